@@ -1,0 +1,174 @@
+"""What a measure of similarity is: a recipe for one layer, and a comparison of two layers prepared by it.
+
+The split is the whole design. What depends on one layer (centring, a decomposition, norms) happens once per layer, in a
+`Recipe`; what depends on two layers happens in `Metric.block`, for many pairs at once, as matrix products.
+"""
+
+import dataclasses
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
+
+Array = np.ndarray[Any, Any]
+Invariance = Literal["permutation", "orthogonal", "isotropic scaling", "translation", "invertible linear"]
+
+
+class Factor(Protocol):
+    """What a recipe makes of one layer: a frozen value that no pair ever changes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, for whoever decides how many factors to keep."""
+
+
+F = TypeVar("F", bound=Factor)
+F_co = TypeVar("F_co", bound=Factor, covariant=True)
+
+
+class Recipe(Protocol[F_co]):
+    """One layer -> one factor. Equal recipes give equal factors, so measures that name the same recipe share the work."""
+
+    def __call__(self, x: Float[Tensor, "n p"], /) -> F_co:
+        """Prepare one layer; `UndefinedValueError` where the layer has nothing to compare (a constant one)."""
+
+
+class Metric(ABC, Generic[F]):
+    """A measure of how alike two representations are. Concrete measures are frozen dataclasses: parameters are fields.
+
+    A subclass with a ``name`` is registered under it. It declares the class attributes below, implements `recipe` and
+    `pair`, and may override `block` where many pairs are cheaper together. `repsim.testing.MetricContract` holds it to
+    every word that it declares.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    """The name in full, as it stands on a figure."""
+    formula: ClassVar[str]
+    citation: ClassVar[str]
+    sense: ClassVar[Literal["similarity", "distance"]]
+    """A similarity grows with likeness, a distance shrinks."""
+    symmetric: ClassVar[bool]
+    min_samples: ClassVar[int] = 4
+    """With fewer samples than this the value is undefined or always the same."""
+
+    registry: ClassVar[dict[str, type["Metric[Any]"]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            taken = cls.registry.setdefault(cls.name, cls)
+            if taken.__qualname__ != cls.__qualname__ or taken.__module__ != cls.__module__:
+                raise TypeError(f"two measures are named {cls.name!r}: {taken.__module__} and {cls.__module__}")
+
+    @property
+    @abstractmethod
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest value that this measure can take."""
+
+    @property
+    @abstractmethod
+    def invariances(self) -> frozenset[Invariance]:
+        """What may be done to the features of either side without changing the value."""
+
+    @property
+    @abstractmethod
+    def recipe(self) -> Recipe[F]:
+        """How one layer is prepared."""
+
+    @abstractmethod
+    def pair(self, a: F, b: F) -> float:
+        """Compare two prepared layers; `UndefinedValueError`, with the reason, where there is no value."""
+
+    def block(self, rows: Sequence[F], columns: Sequence[F]) -> Float64[np.ndarray, "rows columns"]:
+        """Compare every row layer with every column layer. NaN exactly where `pair` raises `UndefinedValueError`."""
+        values = np.full((len(rows), len(columns)), np.nan)
+        for i, a in enumerate(rows):
+            for j, b in enumerate(columns):
+                try:
+                    values[i, j] = self.pair(a, b)
+                except UndefinedValueError:
+                    continue  # stays NaN; whoever shows the block asks `pair` for the reason
+        return values
+
+    def caution(self, a: F, b: F) -> str | None:  # noqa: ARG002 - a hook: most measures have nothing to say
+        """Say why the value of this pair is defined but should not be trusted, and what n would be enough."""
+        return None
+
+    def diagnostics(self, factor: F) -> dict[str, int]:  # noqa: ARG002 - a hook, as above
+        """Numbers about one layer that belong beside the value (how many components were kept, say)."""
+        return {}
+
+    @property
+    def spec(self) -> str:
+        """The spec string that makes this very metric: the name, and the options that differ from their defaults."""
+        assert dataclasses.is_dataclass(self)
+        options = [
+            f"{field.name}={getattr(self, field.name)}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return ":".join([self.name, ",".join(options)]) if options else self.name
+
+    def __call__(self, x: Array | Tensor, y: Array | Tensor) -> float:
+        """Compare two representations of the same samples, x (n, p) and y (n, q), rows in the same order."""
+        x, y = as_samples(x, self.min_samples), as_samples(y, self.min_samples)
+        if len(x) != len(y):
+            raise InvalidInputError(
+                f"x has {len(x)} samples and y has {len(y)}; rows must be the same samples in the same order"
+            )
+        a, b = self.recipe(x), self.recipe(y.to(x.device))
+        if caution := self.caution(a, b):
+            warnings.warn(f"{self.spec}: {caution}", UnreliableValueWarning, stacklevel=2)
+        return self.pair(a, b)
+
+
+def as_samples(x: Array | Tensor, min_samples: int = 1) -> Tensor:
+    """Take an array as (n samples, p features) in a floating dtype, or say what is wrong with it.
+
+    float64 stays float64 and is compared in float64; everything smaller is compared in float32, with sums in float64.
+    """
+    tensor = (x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))).detach()
+    if tensor.ndim != 2:
+        raise InvalidInputError(
+            f"expected an array of shape (n samples, p features), got {tuple(tensor.shape)}; "
+            "reduce or flatten everything after the first axis"
+        )
+    n, p = tensor.shape
+    if n < min_samples:
+        raise InvalidInputError(f"{n} samples are too few: this measure needs at least {min_samples}")
+    if p == 0:
+        raise InvalidInputError("the layer has no features (p = 0)")
+    if tensor.is_complex():
+        raise InvalidInputError("complex features cannot be compared; take their real and imaginary parts as features")
+    if tensor.dtype in {torch.float16, torch.bfloat16}:
+        tensor = tensor.float()
+    elif not tensor.is_floating_point():
+        tensor = tensor.double()
+    finite = torch.isfinite(tensor)
+    if not finite.all():
+        bad = torch.nonzero(~finite)
+        raise InvalidInputError(f"{len(bad)} values are NaN or infinite, the first in sample {int(bad[0, 0])}")
+    return tensor
+
+
+def centre(x: Float[Tensor, "n p"]) -> Float64[Tensor, "n p"]:
+    """Subtract every column's mean, in float64: a large offset costs no digits. Raises where nothing is left.
+
+    A layer counts as constant where no value differs from its column's mean by more than one rounding step of the
+    dtype that it came in.
+    """
+    wide = x.cpu().double() if x.device.type == "mps" else x.double()  # mps has no float64
+    centred = wide - wide.mean(0)
+    if centred.abs().max() <= torch.finfo(x.dtype).eps * wide.abs().max():
+        raise UndefinedValueError(
+            "the layer is constant: every sample has the same features, so there is nothing to compare"
+        )
+    return centred

@@ -1,0 +1,225 @@
+"""The family of canonical correlation analysis: correlations between the subspaces that two layers span."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from repsim.errors import InvalidInputError
+from repsim.metrics.base import Invariance, Metric
+from repsim.metrics.subspace import PrincipalSubspace, Subspace
+
+
+def canonical_correlations(a: Float64[Tensor, "n r"], b: Float64[Tensor, "n t"]) -> Float64[Tensor, "m"]:
+    """rho_1 >= rho_2 >= ...: the singular values of Q_a' Q_b for orthonormal bases, min(r, t) of them."""
+    return torch.linalg.svdvals(a.T @ b).clamp(max=1)  # rounding may leave 1 + 2e-16
+
+
+def _saturation(n: int, r: int, t: int, count: str) -> str | None:
+    """Two subspaces of dimensions r and t in n - 1 dimensions must meet in r + t - (n - 1) of them."""
+    certain = r + t - (n - 1)
+    if certain <= 0:
+        return None
+    return (
+        f"with n = {n} samples and {r} + {t} {count}, {certain} of the correlations are exactly 1 for any data; "
+        f"take at least n = {r + t + 2} samples, and many more for a value that means something"
+    )
+
+
+@dataclass(frozen=True)
+class CCA(Metric[Subspace]):
+    """Mean canonical correlation, or mean squared canonical correlation, between X (n x p) and Y (n x q).
+
+    With orthonormal bases Q_X, Q_Y of the centred layers, rho = singular values of Q_X'Q_Y; the value is
+    mean(rho) over the min(rank X, rank Y) correlations (``summary=rho``), or mean(rho^2) = ||Q_X'Q_Y||_F^2 / min(rank X,
+    rank Y) (``summary=r2``). Range [0, 1]. For unrelated data R^2 is max(p, q) / (n - 1), not 0, and from p + q > n - 1
+    on correlations of exactly 1 appear for any data; a warning says so.
+
+    Parameters
+    ----------
+    summary
+        ``rho`` or ``r2``.
+
+    References
+    ----------
+    Hotelling. Relations between two sets of variates. Biometrika 1936.
+    Kornblith, Norouzi, Lee, Hinton. Similarity of neural network representations revisited. ICML 2019 (R^2_CCA).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(100, 3))
+    >>> round(CCA()(x, x @ np.array([[1.0, 2, 0], [0, 1, 5], [3, 0, 1]])), 6)
+    1.0
+    """
+
+    name: ClassVar[str] = "cca"
+    title: ClassVar[str] = "CCA"
+    formula: ClassVar[str] = "mean rho_i or mean rho_i^2, rho = svd(Q_X' Q_Y)"
+    citation: ClassVar[str] = "Hotelling 1936; Kornblith et al. 2019 (R^2)"
+    sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
+    symmetric: ClassVar[bool] = True
+
+    summary: Literal["rho", "r2"] = "rho"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """[0, 1]."""
+        return 0.0, 1.0
+
+    @property
+    def invariances(self) -> frozenset[Invariance]:
+        """Everything invertible and linear, so everything in the list."""
+        return frozenset({"permutation", "orthogonal", "isotropic scaling", "translation", "invertible linear"})
+
+    @property
+    def recipe(self) -> PrincipalSubspace:
+        """Shared by the whole family."""
+        return PrincipalSubspace()
+
+    def pair(self, a: Subspace, b: Subspace) -> float:
+        """Compare two prepared layers."""
+        if self.summary == "r2":  # needs no singular values
+            return min(1.0, float((a.basis.T @ b.basis).square().sum()) / min(a.rank, b.rank))
+        return float(canonical_correlations(a.basis, b.basis).mean())
+
+    def caution(self, a: Subspace, b: Subspace) -> str | None:
+        """Too few samples for the two ranks."""
+        return _saturation(len(a.basis), a.rank, b.rank, "directions")
+
+    def diagnostics(self, factor: Subspace) -> dict[str, int]:
+        """Rank of the layer."""
+        return {"rank": factor.rank}
+
+
+@dataclass(frozen=True)
+class SVCCA(Metric[Subspace]):
+    """Singular vector CCA: the mean canonical correlation between the leading principal subspaces.
+
+    Each layer is first cut down to its k leading singular directions, k being the smallest number with
+    sum_{i<=k} s_i^2 >= variance x sum s_i^2; then mean(rho) over min(k_X, k_Y). Note the squares: thresholding s itself
+    keeps another number of directions, and implementations that do so disagree. Range [0, 1]. k_X and k_Y are reported.
+
+    Parameters
+    ----------
+    variance
+        Share of the variance that is kept, in (0, 1].
+
+    References
+    ----------
+    Raghu, Gilmer, Yosinski, Sohl-Dickstein. SVCCA: singular vector canonical correlation analysis for deep learning
+    dynamics and interpretability. NeurIPS 2017.
+
+    Examples
+    --------
+    >>> import numpy as np, warnings
+    >>> np.random.seed(0)
+    >>> x, y = np.random.uniform(size=(30, 25)), np.random.uniform(size=(30, 25))
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")  # 30 samples are far too few, as the warning says
+    ...     round(SVCCA()(x, y), 12), round(SVCCA(variance=0.95)(x, y), 12)
+    (0.783181412265, 0.728160558684)
+    """
+
+    name: ClassVar[str] = "svcca"
+    title: ClassVar[str] = "SVCCA"
+    formula: ClassVar[str] = "mean rho_i between the leading subspaces that keep `variance` of the variance"
+    citation: ClassVar[str] = "Raghu et al. 2017"
+    sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
+    symmetric: ClassVar[bool] = True
+
+    variance: float = 0.99
+
+    def __post_init__(self) -> None:
+        if not 0 < self.variance <= 1:
+            raise InvalidInputError(f"variance is a share in (0, 1], got {self.variance}")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """[0, 1]."""
+        return 0.0, 1.0
+
+    @property
+    def invariances(self) -> frozenset[Invariance]:
+        """Not to invertible linear maps: they change which directions lead."""
+        return frozenset({"permutation", "orthogonal", "isotropic scaling", "translation"})
+
+    @property
+    def recipe(self) -> PrincipalSubspace:
+        """Shared by the whole family."""
+        return PrincipalSubspace()
+
+    def pair(self, a: Subspace, b: Subspace) -> float:
+        """Compare two prepared layers."""
+        k, m = a.components(self.variance), b.components(self.variance)
+        return float(canonical_correlations(a.basis[:, :k], b.basis[:, :m]).mean())
+
+    def caution(self, a: Subspace, b: Subspace) -> str | None:
+        """Too few samples for the directions kept."""
+        return _saturation(len(a.basis), a.components(self.variance), b.components(self.variance), "components")
+
+    def diagnostics(self, factor: Subspace) -> dict[str, int]:
+        """k, the number of directions kept."""
+        return {"components": factor.components(self.variance)}
+
+
+@dataclass(frozen=True)
+class PWCCA(Metric[Subspace]):
+    """Projection weighted CCA: canonical correlations weighted by how much of the layer each one accounts for.
+
+    For the side of smaller rank (X where they are equal), with canonical variates h_i = Q_X u_i:
+    a_i = sum_j |<h_i, x_j>| over the features x_j, and the value is sum_i a_i rho_i / sum_i a_i. Range [0, 1].
+    Asymmetric: with equal ranks, exchanging X and Y changes the weights. The widely copied reference code computes
+    something else (directions without the inverse square root, means added back); this is the published definition.
+
+    References
+    ----------
+    Morcos, Raghu, Bengio. Insights on representational similarity in neural networks with canonical correlation.
+    NeurIPS 2018.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(100, 3))
+    >>> round(PWCCA()(x, x * [1, 10, 100]), 6)
+    1.0
+    """
+
+    name: ClassVar[str] = "pwcca"
+    title: ClassVar[str] = "PWCCA"
+    formula: ClassVar[str] = "sum_i a_i rho_i / sum_i a_i, a_i = sum_j |<h_i, x_j>|"
+    citation: ClassVar[str] = "Morcos et al. 2018"
+    sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
+    symmetric: ClassVar[bool] = False
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """[0, 1]."""
+        return 0.0, 1.0
+
+    @property
+    def invariances(self) -> frozenset[Invariance]:
+        """Not to rotations: the weights are sums of absolute values over single features."""
+        return frozenset({"permutation", "isotropic scaling", "translation"})
+
+    @property
+    def recipe(self) -> PrincipalSubspace:
+        """Shared by the whole family."""
+        return PrincipalSubspace()
+
+    def pair(self, a: Subspace, b: Subspace) -> float:
+        """Compare two prepared layers."""
+        small, large = (a, b) if a.rank <= b.rank else (b, a)
+        directions, rho, _ = torch.linalg.svd(small.basis.T @ large.basis, full_matrices=False)
+        weights = (directions.T @ small.loadings).abs().sum(1)
+        return float((weights * rho.clamp(max=1)).sum() / weights.sum())
+
+    def caution(self, a: Subspace, b: Subspace) -> str | None:
+        """Too few samples for the two ranks."""
+        return _saturation(len(a.basis), a.rank, b.rank, "directions")
+
+    def diagnostics(self, factor: Subspace) -> dict[str, int]:
+        """Rank of the layer."""
+        return {"rank": factor.rank}

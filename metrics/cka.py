@@ -1,0 +1,162 @@
+"""Centred kernel alignment: the cosine between two centred Gram matrices."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from repsim.errors import InvalidInputError, UndefinedValueError
+from repsim.metrics.base import Invariance, Metric
+from repsim.metrics.gram import CentredGram, Gram, Kernel, blocks
+
+_TILE_BYTES = 32 * 2**20
+"""What the stacked tiles of all layers may take together; more does not make the products any faster."""
+
+
+@dataclass(frozen=True)
+class CKA(Metric[Gram]):
+    """Centred kernel alignment between X (n x p) and Y (n x q), with Gram matrices K and L.
+
+    With the debiased estimator (the default) CKA = <A, B> / (||A|| ||B||), where A and B are K and L after U-centring:
+    A_ij = K_ij - m_i - m_j off the diagonal and 0 on it. It equals HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)) of
+    Song et al. (2012), its mean over unrelated representations is 0 whatever n, p and q are, and it can therefore be
+    negative: it is never clipped. The biased estimator (Kornblith et al. 2019) centres with H K H instead, and gives
+    sqrt(pq / ((n + p)(n + q))) for independent Gaussian features, not 0.
+
+    Parameters
+    ----------
+    kernel
+        ``linear``: K = X X'. ``rbf``: K_ij = exp(-||x_i - x_j||^2 / (2 s^2)).
+    estimator
+        ``debiased`` or ``biased``.
+    bandwidth
+        RBF only, default 0.5: s^2 = bandwidth^2 x the median of all n^2 squared distances of that representation.
+    sigma
+        RBF only: s itself, instead of ``bandwidth``.
+
+    Raises
+    ------
+    UndefinedValueError
+        For a constant layer, and for one that differs from a constant in a single sample (debiased).
+
+    References
+    ----------
+    Kornblith, Norouzi, Lee, Hinton. Similarity of neural network representations revisited. ICML 2019.
+    Song, Smola, Gretton, Bedo, Borgwardt. Feature selection via dependence maximization. JMLR 2012, eq. 5.
+    Murphy, Zylberberg, Fyshe. Correcting biased centered kernel alignment measures. Re-Align, ICLR 2024.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.random.seed(0)
+    >>> x, y = np.random.uniform(size=(30, 25)), np.random.uniform(size=(30, 25))
+    >>> round(CKA()(x, y), 9), round(CKA(estimator="biased")(x, y), 9)
+    (0.023598699, 0.489342739)
+    """
+
+    name: ClassVar[str] = "cka"
+    title: ClassVar[str] = "CKA"
+    formula: ClassVar[str] = "<A, B> / (||A|| ||B||), A and B the centred Gram matrices"
+    citation: ClassVar[str] = "Kornblith et al. 2019; debiased: Song et al. 2012, eq. 5"
+    sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
+    symmetric: ClassVar[bool] = True
+
+    kernel: Kernel = "linear"
+    estimator: Literal["debiased", "biased"] = "debiased"
+    bandwidth: float | None = None
+    sigma: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("bandwidth", self.bandwidth), ("sigma", self.sigma)):
+            if value is not None and self.kernel == "linear":
+                raise InvalidInputError(f"{name} belongs to the RBF kernel; write cka:kernel=rbf,{name}={value}")
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise InvalidInputError(f"{name} must be a positive number, got {value}")
+        if self.bandwidth is not None and self.sigma is not None:
+            raise InvalidInputError(
+                "give bandwidth (a fraction of the median distance) or sigma (the width itself), not both"
+            )
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """[-1, 1] debiased, [0, 1] biased."""
+        return (-1.0, 1.0) if self.estimator == "debiased" else (0.0, 1.0)
+
+    @property
+    def invariances(self) -> frozenset[Invariance]:
+        """A fixed ``sigma`` sees the scale; everything else does not."""
+        rigid: frozenset[Invariance] = frozenset({"permutation", "orthogonal", "translation"})
+        return rigid if self.sigma is not None else rigid | {"isotropic scaling"}
+
+    @property
+    def recipe(self) -> CentredGram:
+        """Shared by both estimators."""
+        if self.kernel == "linear":
+            return CentredGram()
+        if self.sigma is not None:
+            return CentredGram("rbf", sigma=self.sigma)
+        return CentredGram("rbf", bandwidth=0.5 if self.bandwidth is None else self.bandwidth)
+
+    def pair(self, a: Gram, b: Gram) -> float:
+        """Compare two prepared layers."""
+        value = float(self.block([a], [b])[0, 0])
+        if math.isnan(value):
+            raise UndefinedValueError(
+                "nothing is left of a Gram matrix after U-centring: the layer differs from a constant in too few samples"
+            )
+        return value
+
+    def block(self, rows: Sequence[Gram], columns: Sequence[Gram]) -> Float64[np.ndarray, "rows columns"]:
+        """Compare all pairs in one sweep over tiles of the Gram matrices.
+
+        For each tile, every layer's centred piece is one row of a matrix; all pairs are then one matrix product, summed
+        over tiles in float64. Gram matrices are symmetric, so a tile off the diagonal stands for two.
+        """
+        layers = list(rows) if rows is columns else [*rows, *columns]
+        n, first = len(layers[0].features), layers[0].features
+        unbiased = self.estimator == "debiased"
+        offsets = torch.stack([layer.offsets(unbiased=unbiased) for layer in layers])
+        # on the CPU for good: mps has no float64, and these are a few numbers
+        products = torch.zeros(len(rows), len(columns), dtype=torch.float64)
+        squares = torch.zeros(len(layers), dtype=torch.float64)
+        size = max(64, min(1024, math.isqrt(_TILE_BYTES // (first.element_size() * len(layers)))))
+        shift = offsets.to(first)
+        memory = first.new_empty(len(layers) * min(size, n) ** 2)
+        for i in blocks(n, size):
+            for j in blocks(n, size):
+                if j.start < i.start:
+                    continue
+                shape = (len(layers), i.stop - i.start, j.stop - j.start)
+                tiles = memory[: math.prod(shape)].view(shape)
+                for tile, layer in zip(tiles, layers, strict=True):
+                    tile.copy_(layer.kernel_tile(i, j))
+                tiles -= shift[:, i, None]
+                tiles -= shift[:, None, j]
+                if unbiased and i == j:
+                    tiles.diagonal(dim1=1, dim2=2).zero_()
+                flat = tiles.flatten(1)
+                weight = 1 if i == j else 2
+                products += weight * (flat[: len(rows)] @ flat[-len(columns) :].T).cpu().double()
+                squares += weight * torch.linalg.vector_norm(flat, dim=1).cpu().double().square()
+        squares[squares <= self._vanishing(offsets.cpu(), first.dtype)] = torch.nan
+        norms = squares.sqrt()
+        cosines = products / norms[: len(rows), None] / norms[None, -len(columns) :]
+        return cosines.numpy()
+
+    @staticmethod
+    def _vanishing(offsets: Float64[torch.Tensor, "layers n"], dtype: torch.dtype) -> Float64[torch.Tensor, "layers"]:
+        """||A||^2 below which only rounding errors are left of what centring took away, sum_ij (o_i + o_j)^2."""
+        removed = 2 * (offsets.shape[1] * offsets.square().sum(1) + offsets.sum(1).square())
+        return removed * (100 * torch.finfo(dtype).eps) ** 2
+
+    def caution(self, a: Gram, b: Gram) -> str | None:
+        """Biased CKA of more features than samples is mostly bias."""
+        n, p = a.features.shape
+        q = b.features.shape[1]
+        if self.estimator == "biased" and max(p, q) > n:
+            return f"n = {n} samples but {max(p, q)} features: the biased estimator is inflated; use more samples or estimator=debiased"
+        return None

@@ -1,0 +1,57 @@
+"""repsim: do two neural networks represent the world in the same way?
+
+The public names below load what they need when they are first used (PEP 562), so that ``import repsim`` and
+``repsim --help`` stay instant.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from repsim.comparison import compare, similarity
+    from repsim.errors import RepsimError
+    from repsim.extraction import extract
+    from repsim.figures import heatmap
+    from repsim.results import open_result, save_result
+    from repsim.store import ActivationStore, open_store, write_store
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ActivationStore": "repsim.store",
+    "RepsimError": "repsim.errors",
+    "compare": "repsim.comparison",
+    "extract": "repsim.extraction",
+    "heatmap": "repsim.figures",
+    "open_result": "repsim.results",
+    "open_store": "repsim.store",
+    "save_result": "repsim.results",
+    "similarity": "repsim.comparison",
+    "write_store": "repsim.store",
+}
+
+__all__ = [
+    "ActivationStore",
+    "RepsimError",
+    "__version__",
+    "compare",
+    "extract",
+    "heatmap",
+    "open_result",
+    "open_store",
+    "save_result",
+    "similarity",
+    "write_store",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in {"extractors", "metrics"}:
+        return importlib.import_module(f"repsim.{name}")
+    raise AttributeError(f"module 'repsim' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, "extractors", "metrics"})

@@ -1,0 +1,58 @@
+"""Every error that repsim raises on purpose: one tree, so that ``except RepsimError`` catches them all.
+
+Each is also the builtin that a careful user would catch. A message says what was expected, what came, and what to do.
+The command line turns any of them into one line and exit code 2.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RepsimError(Exception):
+    """Something the user can mend. The message is one line and says how."""
+
+
+class InvalidInputError(RepsimError, ValueError):
+    """A value that cannot be used: wrong shape, too few samples, not finite, an impossible option."""
+
+
+class UnknownNameError(RepsimError, LookupError):
+    """A name that nothing is registered under; the message lists the nearest names."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        known = list(known)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [k for k in known if name and name in k][:3]
+        message = f"unknown {kind} {name!r}"
+        if near:
+            message += f"; did you mean {' or '.join(near)}?"
+        elif 0 < len(known) <= 12:
+            message += f"; known: {', '.join(known)}"
+        super().__init__(f"{message} {hint}".rstrip())
+
+
+class UndefinedValueError(RepsimError, ArithmeticError):
+    """The measure has no value for these representations (a constant layer, say); the message gives the reason."""
+
+
+class SampleMismatchError(RepsimError, ValueError):
+    """Two stores do not hold the same samples in the same order."""
+
+
+class StoreError(RepsimError, OSError):
+    """A file that is missing, damaged, incomplete, or no activation store or result."""
+
+
+class OutputError(RepsimError, OSError):
+    """A place that cannot be written, or that already holds what would be overwritten."""
+
+
+class WeightsError(RepsimError, OSError):
+    """Weights that cannot be had: not in the cache and no network, a damaged file, another architecture's."""
+
+
+class ImageError(RepsimError, OSError):
+    """A picture that cannot be read, or a place in which there are none."""
+
+
+class UnreliableValueWarning(UserWarning):
+    """The value is defined but says little: for instance CCA with more features than samples."""

@@ -1,0 +1,79 @@
+"""Finding things by name: modules of a package, entry points of other distributions, and spec strings."""
+
+import dataclasses
+import importlib
+import pkgutil
+import types
+import typing
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from repsim.errors import InvalidInputError, UnknownNameError
+
+T = TypeVar("T")
+
+
+def load_modules(package: types.ModuleType, group: str) -> None:
+    """Import every module of ``package`` and every entry point of ``group``, so that what they define registers itself.
+
+    Adding a measure is adding a file: nothing else lists it.
+    """
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    for entry in entry_points(group=group):
+        entry.load()
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
+    """Split ``"cka:kernel=rbf,bandwidth=0.5"`` into its name and its options.
+
+    >>> parse_spec("cka:kernel=rbf,bandwidth=0.5")
+    ('cka', {'kernel': 'rbf', 'bandwidth': '0.5'})
+    """
+    name, _, rest = spec.partition(":")
+    options: dict[str, str] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key or not value:
+            raise InvalidInputError(f"cannot read {part!r} in {spec!r}; write name:option=value,option=value")
+        if key in options:
+            raise InvalidInputError(f"option {key!r} is given twice in {spec!r}")
+        options[key] = value
+    return name, options
+
+
+def build(cls: type[T], options: dict[str, str]) -> T:
+    """Make a dataclass from option strings, each read as its field's type.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Point:
+    ...     x: float = 0.0
+    >>> build(Point, {"x": "2"})
+    Point(x=2.0)
+    """
+    assert dataclasses.is_dataclass(cls)
+    hints = typing.get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls) if field.init]
+    values: dict[str, Any] = {}
+    for key, text in options.items():
+        if key not in known:
+            raise UnknownNameError("option", key, known, hint=f"(options: {', '.join(known) or 'none'})")
+        values[key] = _read(text, hints[key], key)
+    return cls(**values)
+
+
+def _read(text: str, hint: Any, key: str) -> Any:
+    """Read ``text`` as the type ``hint``: a float, an int, a bool, one of a Literal's words, or None where allowed."""
+    choices = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        if text not in choices:
+            raise UnknownNameError(f"value of {key}", text, choices)
+        return text
+    if isinstance(hint, types.UnionType):
+        return _read(text, next(c for c in choices if c is not types.NoneType), key)
+    try:
+        if hint is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return hint(text)
+    except (ValueError, KeyError):
+        raise InvalidInputError(f"option {key}={text!r} should be a {hint.__name__}") from None
