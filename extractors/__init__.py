@@ -1,6 +1,12 @@
-"""placeholder"""
+"""Extractors: models that name their layers and stream what those layers make of pictures.
+
+``repsim.extractors.open_images`` opens the pictures; `repsim.extractors.timm_models.TimmExtractor` reads timm's models.
+"""
 
 if __name__ != "repsim.extractors":
-    raise ImportError(
-        "the folder extractors/ is the package repsim.extractors: write 'import repsim.extractors' (is the checkout's root on sys.path?)"
-    )
+    raise ImportError("the folder extractors/ is the package repsim.extractors: write 'import repsim.extractors'")
+
+from repsim.extractors.base import Batch, Extractor, LayerSpec, Readout, Stream
+from repsim.extractors.images import ImageSource, open_images
+
+__all__ = ["Batch", "Extractor", "ImageSource", "LayerSpec", "Readout", "Stream", "open_images"]

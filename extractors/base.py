@@ -1,0 +1,112 @@
+"""What an extractor is: a model that names its layers and streams their readouts, batch by batch."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from repsim.extractors.images import ImageSource
+
+Axes = Literal["NC", "NCHW", "NHWC", "NLC", "NCL", "other"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where in a forward pass a tensor is taken: which module, which of its calls, which of the tensors it returns."""
+
+    module: str
+    call: int = 0
+    item: int = 0
+    side: Literal["output", "input"] = "output"
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer of one model, as a trace of the forward pass found it."""
+
+    name: str
+    """The module's path; ``path#2`` for the second call of a module that runs several times, ``path[1]`` for the second
+    tensor of one that returns several, ``pre_logits`` for what the classifier gets."""
+    type: str
+    shape: tuple[int, ...]
+    """Of the output for one sample."""
+    axes: Axes
+    prefix_tokens: int | None
+    """Class and register tokens before the patch tokens; None where that could not be worked out."""
+    class_token: bool
+    """Whether the first token is a class token."""
+    grid: tuple[int, int] | None
+    """Height and width of the feature map or of the patch grid."""
+    site: Site
+
+    @property
+    def width(self) -> int:
+        """Number of channels."""
+        last = {"NCHW", "NCL"}
+        return self.shape[0] if self.axes in last else self.shape[-1]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one batch of samples gave."""
+
+    rows: tuple[int, ...]
+    """Positions of the samples in the image source."""
+    values: Mapping[tuple[str, str], Tensor]
+    """(layer, readout) -> (b, p), on the CPU."""
+    bad: Mapping[int, str]
+    """Samples that could not be read, and why; they are not among ``rows``."""
+
+
+class Readout(Protocol):
+    """How a layer's output becomes one vector a sample."""
+
+    @property
+    def name(self) -> str:
+        """The spec string, as it is recorded."""
+
+    def shape(self, layer: LayerSpec) -> tuple[int, ...]:
+        """Shape of one sample's readout, before it is flattened to p values; raises where this layer has none."""
+
+    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
+        """(b, p) in new memory: the model may overwrite ``output`` as soon as this returns."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How a pass over the images is run."""
+
+    batch_size: int = 32
+    workers: int = 0
+    device: str = "cpu"
+    amp: bool = False
+    skip_bad: bool = False
+
+
+class Extractor(Protocol):
+    """A model whose layers can be read. `repsim.testing.ExtractorContract` says what is expected of one."""
+
+    @property
+    def name(self) -> str:
+        """Names the store's file and its columns in every result."""
+
+    @property
+    def readouts(self) -> Mapping[tuple[str, str], tuple[LayerSpec, Readout]]:
+        """(layer, readout name) -> what is read, in depth order."""
+
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """The chosen layers in the order in which the forward pass computes them."""
+
+    def stream(self, images: ImageSource, rows: range | list[int], how: Stream) -> Iterator[Batch]:
+        """Read the given samples in order."""
+
+    def provenance(self) -> dict[str, Any]:
+        """Everything that decided the numbers: weights and their hash, preprocessing, versions."""
+
+
+Progress = Callable[[int, int], None]
+"""Called with the number of samples done and their total."""
+
+Values = np.ndarray[Any, Any]

@@ -1,0 +1,180 @@
+"""Forward hooks: find every tensor that a forward pass produces, and read out the chosen ones.
+
+Two facts shape this file. A module's output is often overwritten in place right after its hook ran (65 of the 216
+modules of a ResNet-50: every batch norm before an in-place ReLU), so a hook must copy or reduce at once. And a hook
+that returns anything but None replaces the module's output, so hooks here return nothing.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repsim.errors import InvalidInputError
+from repsim.extractors.base import LayerSpec, Readout, Site
+
+TRACE_BATCH = 3
+"""Samples in the tracing batch: not 1 or 2, which a tensor's first axis may well have for another reason."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A tensor seen while tracing."""
+
+    site: Site
+    name: str
+    type: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Everything that one forward pass calls, in the order in which it is finished."""
+
+    found: tuple[Found, ...]
+    left_out: Mapping[str, str]
+    """Module path -> why nothing can be read there."""
+    started: Mapping[str, int]
+    """Module path -> position, among all starts and ends, at which its first call started."""
+    finished: Mapping[str, int]
+    """The same for where its first call ended."""
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor in a module's output, in order: itself, or what its tuples, lists and dictionaries hold."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in tensors(v)]
+    if isinstance(value, tuple | list):
+        return [t for v in value for t in tensors(v)]
+    return []
+
+
+def trace(model: nn.Module, example: Tensor, classifiers: Sequence[str]) -> Trace:
+    """Run ``example`` through the model once and note every module's calls, outputs and shapes.
+
+    ``classifiers`` are the modules whose inputs are the pre-logits features (more than one in a distilled DeiT).
+    """
+    clock = 0
+    started: dict[str, int] = {}
+    finished: dict[str, int] = {}
+    calls: Counter[str] = Counter()
+    seen: dict[str, list[list[tuple[int, ...]]]] = defaultdict(list)  # path -> call -> shapes
+    inputs: dict[str, tuple[int, ...]] = {}
+    order: list[Site] = []
+
+    def before(path: str, args: tuple[Any, ...]) -> None:
+        nonlocal clock
+        clock += 1
+        started.setdefault(path, clock)
+        if path in classifiers and path not in inputs and (given := tensors(args)):
+            inputs[path] = tuple(given[0].shape)
+            order.append(Site(path, side="input"))
+
+    def after(path: str, output: Any) -> None:
+        nonlocal clock
+        clock += 1
+        finished.setdefault(path, clock)
+        order.append(Site(path, calls[path]))
+        calls[path] += 1
+        seen[path].append([tuple(t.shape) for t in tensors(output)])
+
+    with ExitStack() as stack, torch.inference_mode():
+        for path, module in model.named_modules():
+            if path:
+                stack.callback(_remove(module.register_forward_pre_hook(lambda _, args, path=path: before(path, args))))
+                stack.callback(_remove(module.register_forward_hook(lambda _, __, out, path=path: after(path, out))))
+        model(example)
+
+    found: list[Found] = []
+    left_out = {path: "is never called in the forward pass" for path, _ in model.named_modules() if path and not calls[path]}
+    types = {path: type(module).__name__ for path, module in model.named_modules()}
+    for site in order:
+        path = site.module
+        if site.side == "input":
+            if len(inputs[path]) > 1 and inputs[path][0] == len(example):
+                name = "pre_logits" if len(inputs) == 1 else f"pre_logits[{list(inputs).index(path)}]"
+                found.append(Found(site, name, f"input of {types[path]}", inputs[path][1:]))
+            continue
+        shapes = seen[path][site.call]
+        good = [i for i, shape in enumerate(shapes) if len(shape) > 1 and shape[0] == len(example)]
+        if not shapes:
+            left_out[path] = "returns no tensor"
+        elif not good:
+            left_out[path] = f"returns shape {shapes[0]} for {len(example)} samples (its first axis is not the samples)"
+        for i in good:
+            name = path + (f"#{site.call + 1}" if calls[path] > 1 else "") + (f"[{i}]" if len(shapes) > 1 else "")
+            found.append(Found(Site(path, site.call, i), name, types[path], shapes[i][1:]))
+    return Trace(tuple(found), left_out, started, finished)
+
+
+def _remove(handle: torch.utils.hooks.RemovableHandle) -> Any:
+    return handle.remove
+
+
+@contextmanager
+def reading(
+    model: nn.Module, wanted: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
+) -> Iterator[dict[tuple[str, str], Tensor]]:
+    """Attach hooks that read out ``wanted`` in every forward pass; yields the dictionary that they fill.
+
+    Call `check` after each pass: it empties nothing, but notices what did not come.
+    """
+    values: dict[tuple[str, str], Tensor] = {}
+    calls: Counter[str] = Counter()
+    sites: dict[str, dict[Site, list[tuple[tuple[str, str], LayerSpec, Readout]]]] = defaultdict(lambda: defaultdict(list))
+    for key, (layer, readout) in wanted.items():
+        sites[layer.site.module][layer.site].append((key, layer, readout))
+
+    def take(path: str, site_side: str, value: Any) -> None:
+        call = calls[path] - (site_side == "output")
+        for site, readers in sites[path].items():
+            if site.side != site_side or (site.call != call and site_side == "output"):
+                continue
+            items = tensors(value)
+            for key, layer, readout in readers:
+                values[key] = _read(items[site.item] if site.item < len(items) else None, layer, readout)
+
+    def before(path: str, args: tuple[Any, ...]) -> None:
+        if calls[path] == 0:  # the pre-logits feature is what the classifier's first call gets
+            take(path, "input", args)
+        calls[path] += 1
+
+    def begin(*_: Any) -> None:
+        values.clear()
+        calls.clear()
+
+    modules = dict(model.named_modules())
+    with ExitStack() as stack:
+        stack.callback(_remove(model.register_forward_pre_hook(begin)))
+        for path in sites:
+            module = modules[path]
+            stack.callback(_remove(module.register_forward_pre_hook(lambda _, args, path=path: before(path, args))))
+            stack.callback(
+                _remove(module.register_forward_hook(lambda _, __, out, path=path: take(path, "output", out)))
+            )
+        yield values
+
+
+def _read(output: Tensor | None, layer: LayerSpec, readout: Readout) -> Tensor:
+    if output is None or tuple(output.shape[1:]) != layer.shape:
+        came = "nothing" if output is None else f"shape {tuple(output.shape[1:])}"
+        raise InvalidInputError(
+            f"layer {layer.name!r} gave {came} where the trace saw {layer.shape}: "
+            "its output depends on the input, so samples cannot be compared"
+        )
+    return readout(output, layer)
+
+
+def check(values: Mapping[tuple[str, str], Tensor], wanted: Mapping[tuple[str, str], Any], samples: int) -> None:
+    """Raise unless every wanted readout came, with one row a sample."""
+    for key in wanted:
+        if key not in values:
+            raise InvalidInputError(f"layer {key[0]!r} was not reached in this forward pass, though the trace saw it")
+        if len(values[key]) != samples:
+            raise InvalidInputError(f"layer {key[0]!r} gave {len(values[key])} rows for {samples} samples")

@@ -1,0 +1,177 @@
+"""The extractor for timm's classification models."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from repsim.errors import ImageError, InvalidInputError
+from repsim.extractors import hooks
+from repsim.extractors.base import Batch, LayerSpec, Readout, Stream
+from repsim.extractors.images import ImageSource
+from repsim.extractors.layers import Geometry, blocks, select, stem
+from repsim.extractors.readouts import get_several, plan
+from repsim.extractors.weights import load_model
+
+
+class TimmExtractor:
+    """Reads layers of one timm model.
+
+    Making one traces the model with three random pictures, so everything that can be refused (a layer that does not
+    exist, a readout that it does not have) is refused before the first real picture.
+
+    Parameters
+    ----------
+    model
+        A timm name (``resnet50``, ``vit_base_patch16_224.augreg_in21k_ft_in1k``, ``digits_vit.seed0``).
+    weights
+        ``pretrained``, ``random``, or a ``.safetensors`` or ``.pth`` file.
+    seed
+        Of random weights.
+    layers
+        ``blocks``, ``stages``, ``all``, or globs (`repsim.extractors.layers.select`).
+    readout
+        One or several of ``mean``, ``max``, ``cls``, ``flatten``, ``grid:K``, with commas between.
+
+    Examples
+    --------
+    >>> extractor = TimmExtractor("digits_vit", weights="random", layers="blocks.*")
+    >>> [(layer.name, layer.shape, layer.prefix_tokens) for layer in extractor.layers()][0]
+    ('blocks.0', (65, 64), 1)
+    """
+
+    def __init__(
+        self, model: str, *, weights: str = "pretrained", seed: int = 0, layers: str = "blocks", readout: str = "mean"
+    ) -> None:
+        readouts = get_several(readout)
+        self.model, self._record = load_model(model, weights, seed)
+        self.name = self._record["timm_name"] if weights != "pretrained" else model
+        if weights == "random":
+            self.name += f"+random-seed{seed}"
+        elif weights != "pretrained":
+            self.name += f"+{self._record['weights_file'].rpartition('.')[0]}"
+        self.name = self.name.replace("/", "_").replace(":", "_")
+        self.config = resolve_model_data_config(self.model)
+        self._transform = create_transform(**self.config, is_training=False)
+        found = self._trace()
+        self._layers = select(found, layers, presets=self._presets(), left_out=self.left_out)
+        self.readouts: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
+        self.readouts, self.notes = plan(self._layers, readouts)
+        self.notes += [
+            f"layer {layer.site.module} runs several times in one pass; each call is a layer of its own"
+            for layer in self._layers
+            if layer.name.partition("[")[0].endswith("#1")
+        ]
+
+    def _trace(self) -> list[LayerSpec]:
+        channels, height, width = self.config["input_size"]
+        generator = torch.Generator().manual_seed(0)
+        example = torch.randn(hooks.TRACE_BATCH, channels, height, width, generator=generator)
+        self._seen = hooks.trace(self.model, example, self._classifiers())
+        self.left_out = self._seen.left_out
+        geometry = Geometry(self.model, (height, width))
+        return [geometry.describe(found) for found in self._seen.found]
+
+    def _classifiers(self) -> list[str]:
+        """Paths of the modules that turn the pre-logits feature into logits."""
+        if not hasattr(self.model, "get_classifier"):
+            return []
+        got = self.model.get_classifier()
+        heads: list[nn.Module] = []
+        for head in got if isinstance(got, tuple | list | nn.ModuleList) else [got]:
+            heads += list(head) if isinstance(head, nn.ModuleList) else [head]
+        return [path for path, module in self.model.named_modules() if any(module is head for head in heads)]
+
+    def _presets(self) -> dict[str, list[str]]:
+        stages = [i["module"] for i in _feature_info(self.model)]
+        modules = dict(self.model.named_modules())
+        if not stages or not all(stage in modules for stage in stages):  # in some families they are no modules
+            lists = (name for name in ("stages", "blocks", "layers", "features") if isinstance(modules.get(name), nn.Sequential | nn.ModuleList))
+            top = next(lists, None)
+            stages = [f"{top}.{i}" for i in range(len(list(modules[top].children())))] if top else []
+        reached = self._seen.started
+        repeated = [path for path in blocks(self.model) if path in reached] or [s for s in stages if s in reached]
+        before = stem(self._seen, min(repeated, key=lambda path: reached[path])) if repeated else None
+        last = [found.name for found in self._seen.found if found.site.side == "input"]
+        return {"blocks": [*([before] if before else []), *repeated, *last], "stages": stages}
+
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """The chosen layers, in the order in which the forward pass finishes them."""
+        return self._layers
+
+    def provenance(self) -> dict[str, Any]:
+        """Weights, preprocessing and versions, as plain JSON values."""
+        config = {key: list(value) if isinstance(value, tuple) else value for key, value in self.config.items()}
+        return {
+            "extractor": "timm",
+            **self._record,
+            "preprocessing": config,
+            "transform": " ".join(str(self._transform).split()),
+            "batch_norm": "eval mode, not recalibrated" if self._record["weights"] == "random" else "eval mode",
+            "timm_version": timm.__version__,
+            "torch_version": torch.__version__,
+        }
+
+    def stream(self, images: ImageSource, rows: Sequence[int], how: Stream) -> Iterator[Batch]:
+        """Read the samples at ``rows`` of ``images``, in that order."""
+        device = torch.device(how.device)
+        loader = DataLoader(
+            _Pictures(images, rows, self._transform),
+            batch_size=how.batch_size,
+            num_workers=how.workers,
+            collate_fn=_collate,
+            pin_memory=device.type == "cuda",
+        )
+        model = self.model.to(device)
+        # float16 has no kernels worth having on a CPU; bfloat16 has
+        half = torch.float16 if device.type == "cuda" else torch.bfloat16
+        autocast = torch.autocast(device.type, half) if how.amp else nullcontext()
+        with torch.inference_mode(), hooks.reading(model, self.readouts) as values:
+            for positions, pictures, bad in loader:
+                if bad and not how.skip_bad:
+                    raise ImageError(next(iter(bad.values())))
+                if not positions:
+                    yield Batch((), {}, bad)
+                    continue
+                with autocast:
+                    model(pictures.to(device, non_blocking=True))
+                hooks.check(values, self.readouts, len(positions))
+                yield Batch(tuple(positions), {key: value.cpu() for key, value in values.items()}, bad)
+
+
+def _feature_info(model: nn.Module) -> list[dict[str, Any]]:
+    info = getattr(model, "feature_info", None) or []
+    return [dict(i) for i in (info if isinstance(info, list) else info.info) if "module" in i]
+
+
+class _Pictures(Dataset[tuple[int, Tensor | None, str]]):
+    """One sample: its position in the source, its pixels, and what was wrong with it."""
+
+    def __init__(self, images: ImageSource, rows: Sequence[int], transform: Any) -> None:
+        self.images, self.rows, self.transform = images, rows, transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
+        row = self.rows[index]
+        try:
+            picture: Image.Image = self.images.load(row)
+        except ImageError as error:
+            return row, None, str(error)
+        pixels = self.transform(picture)
+        if not isinstance(pixels, Tensor):
+            raise InvalidInputError("the model's preprocessing gives no tensor")
+        return row, pixels, ""
+
+
+def _collate(samples: list[tuple[int, Tensor | None, str]]) -> tuple[list[int], Tensor | None, dict[int, str]]:
+    good = [(row, pixels) for row, pixels, _ in samples if pixels is not None]
+    bad = {row: why for row, pixels, why in samples if pixels is None}
+    return [row for row, _ in good], torch.stack([p for _, p in good]) if good else None, bad

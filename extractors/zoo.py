@@ -1,0 +1,113 @@
+"""The embedded zoo: six small trained networks that come with the package, so that the whole chain works offline.
+
+Comparing networks needs networks that have learnt something, and a machine without a model hub has none. These are two
+architectures, a narrow ResNet and a small ViT, each trained from three seeds on the even samples of scikit-learn's
+digits by ``scripts/train_zoo.py``. Two seeds of one architecture should represent the digits alike, layer by layer;
+an untrained network should not: a question one can ask, and check, in seconds.
+
+Importing this module makes them timm models like any other:
+``timm.create_model("digits_vit.seed1", pretrained=True)``.
+"""
+
+from importlib.resources import files
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
+SEEDS = (0, 1, 2)
+ZOO: tuple[str, ...] = tuple(f"{net}.seed{seed}" for net in ("digits_resnet", "digits_vit") for seed in SEEDS)
+"""The names that ``timm.create_model(name, pretrained=True)`` takes."""
+
+# a list: timm adds the names of the models it registers
+__all__ = ["SEEDS", "ZOO", "digits_resnet", "digits_vit", "weights_file"]
+
+
+def weights_file(name: str) -> str:
+    """Where the weights of one network of `ZOO` lie in the installed package.
+
+    >>> weights_file("digits_vit.seed1").endswith("digits_vit.seed1.safetensors")
+    True
+    """
+    return str(files("repsim") / "zoo" / f"{name}.safetensors")
+
+
+def _cfg(name: str) -> dict[str, Any]:
+    """What timm knows about one set of weights: where they are, and the preprocessing they were trained with."""
+    vit = name.startswith("digits_vit")
+    return {
+        "file": weights_file(name),
+        "num_classes": 10,
+        "input_size": (3, 32, 32),
+        "fixed_input_size": vit,  # timm then passes img_size, which a ResNet does not take
+        "pool_size": None if vit else (4, 4),
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,  # the digits fill their 8 x 8 pixels: no border to cut off
+        "mean": (0.3, 0.3, 0.3),  # of the training half after resizing, to one digit
+        "std": (0.4, 0.4, 0.4),
+        "first_conv": "patch_embed.proj" if vit else "conv1",
+        "classifier": "head" if vit else "fc",
+        "license": "cc-by-4.0",  # of the digits; see repsim/zoo/README.md
+        "label_names": tuple("0123456789"),
+        "origin_url": "https://archive.ics.uci.edu/dataset/80",
+    }
+
+
+default_cfgs = generate_default_cfgs({name: _cfg(name) for name in ZOO})  # the name where register_model looks
+
+
+def digits_resnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 at a tenth of its width.
+
+    Parameters
+    ----------
+    pretrained
+        Load trained weights: those of the tag, or ``seed0``.
+    **kwargs
+        As for any timm ResNet.
+
+    Returns
+    -------
+    nn.Module
+        The network.
+    """
+    # Feature maps of 8, 4, 4 and 4 pixels. With the usual strides the last stage would have a single pixel, where
+    # there is nothing for the spatial readouts to tell apart.
+    args = {"block": BasicBlock, "layers": (2, 2, 2, 2), "channels": (16, 24, 32, 48), "output_stride": 8}
+    args |= {"stem_width": 16, **kwargs}
+    model: nn.Module = build_model_with_cfg(ResNet, "digits_resnet", pretrained, **args)
+    return model
+
+
+def digits_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Six-block ViT with a class token and 8 x 8 patches of 4 pixels: one patch for each pixel of the original digit.
+
+    Parameters
+    ----------
+    pretrained
+        Load trained weights: those of the tag, or ``seed0``.
+    **kwargs
+        As for any timm VisionTransformer.
+
+    Returns
+    -------
+    nn.Module
+        The network.
+    """
+    args = {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4, "mlp_ratio": 2.0, **kwargs}
+    model: nn.Module = build_model_with_cfg(
+        VisionTransformer,
+        "digits_vit",
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,  # resamples the position embedding where another img_size is asked
+        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        **args,
+    )
+    return model
+
+
+for _entry in (digits_resnet, digits_vit):
+    if not is_model(_entry.__name__):  # a reload would make timm warn that a model is overwritten
+        register_model(_entry)
