@@ -1,0 +1,50 @@
+"""Writing files so that nothing is ever lost or half-written: a temporary name first, the real name when complete."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from repsim.errors import OutputError
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file is written until it is complete."""
+    return path.with_name(path.name + ".partial")
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Raise `OutputError` where ``path`` cannot be written or would lose what is there; make its folder."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists; use --overwrite to replace it, or name another")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {path.parent}: {reason(error)}") from None
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"cannot write into the folder {path.parent}: permission denied")
+
+
+@contextmanager
+def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` to write to; it becomes ``path`` when the block ends well."""
+    check_output(path, overwrite=overwrite)
+    partial = partial_path(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write {path}: {reason(error)}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def reason(error: Exception) -> str:
+    """The system's words where there are some, else the first line of what the library says."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -1,0 +1,71 @@
+"""What rows and columns are called: which layer of which model, and which samples."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class LayerKey:
+    """One array of activations: a layer of a model, read out in one way.
+
+    >>> str(LayerKey("resnet50", "layer3.5", "mean"))
+    'resnet50 layer3.5@mean'
+    """
+
+    model: str
+    layer: str
+    readout: str
+
+    @property
+    def label(self) -> str:
+        """The layer and the readout: what tells the arrays of one model apart."""
+        return f"{self.layer}@{self.readout}"
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.label}"
+
+
+@dataclass(frozen=True)
+class SampleIds:
+    """The ids of the samples, in the order of the rows.
+
+    >>> SampleIds(("a.png", "b.png")).difference(SampleIds(("a.png", "c.png")))
+    '1 of 2 only in the first (b.png), 1 of 2 only in the second (c.png)'
+    """
+
+    ids: tuple[str, ...]
+    content: str = ""
+    """A fingerprint of the pictures themselves where one is known: equal ids can name other pictures."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the ids in their order."""
+        return hashlib.sha256("\n".join(self.ids).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def difference(self, other: "SampleIds") -> str | None:
+        """Say how ``other`` differs, with counts and the first differences; None where both are the same samples."""
+        lonely = [
+            f"{len(only)} of {len(side)} only in the {which} ({', '.join(only[:3])}{', ...' if len(only) > 3 else ''})"
+            for which, side, only in (("first", self, self._not_in(other)), ("second", other, other._not_in(self)))
+            if only
+        ]
+        if lonely:
+            return ", ".join(lonely)
+        if self.ids != other.ids:
+            row = next(i for i, (a, b) in enumerate(zip(self.ids, other.ids, strict=False)) if a != b)
+            return f"the same {len(self)} in another order, from row {row} on ({self.ids[row]} / {other.ids[row]})"
+        if self.content and other.content and self.content != other.content:
+            return f"the same {len(self)} ids, but other pictures behind them (the sizes of their files differ)"
+        return None
+
+    def _not_in(self, other: "SampleIds") -> list[str]:
+        there = set(other.ids)
+        return [i for i in self.ids if i not in there]
