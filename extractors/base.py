@@ -55,9 +55,7 @@ class Batch:
     rows: tuple[int, ...]
     """Positions of the samples in the image source."""
     values: Mapping[tuple[str, str], Tensor]
-    """(layer, readout) -> (b, p), on the CPU."""
-    bad: Mapping[int, str]
-    """Samples that could not be read, and why; they are not among ``rows``."""
+    """(layer, readout) -> (b, p) in float32, on the CPU."""
 
 
 class Readout(Protocol):
@@ -82,7 +80,6 @@ class Stream:
     workers: int = 0
     device: str = "cpu"
     amp: bool = False
-    skip_bad: bool = False
 
 
 class Extractor(Protocol):
@@ -100,7 +97,7 @@ class Extractor(Protocol):
         """The chosen layers in the order in which the forward pass computes them."""
 
     def stream(self, images: ImageSource, rows: range | list[int], how: Stream) -> Iterator[Batch]:
-        """Read the given samples in order."""
+        """Read the given samples in order; `ImageError` with the name of the first that cannot be read."""
 
     def provenance(self) -> dict[str, Any]:
         """Everything that decided the numbers: weights and their hash, preprocessing, versions."""

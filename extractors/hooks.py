@@ -92,7 +92,9 @@ def trace(model: nn.Module, example: Tensor, classifiers: Sequence[str]) -> Trac
         model(example)
 
     found: list[Found] = []
-    left_out = {path: "is never called in the forward pass" for path, _ in model.named_modules() if path and not calls[path]}
+    left_out = {
+        path: "is never called in the forward pass" for path, _ in model.named_modules() if path and not calls[path]
+    }
     types = {path: type(module).__name__ for path, module in model.named_modules()}
     for site in order:
         path = site.module
@@ -127,7 +129,9 @@ def reading(
     """
     values: dict[tuple[str, str], Tensor] = {}
     calls: Counter[str] = Counter()
-    sites: dict[str, dict[Site, list[tuple[tuple[str, str], LayerSpec, Readout]]]] = defaultdict(lambda: defaultdict(list))
+    sites: dict[str, dict[Site, list[tuple[tuple[str, str], LayerSpec, Readout]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for key, (layer, readout) in wanted.items():
         sites[layer.site.module][layer.site].append((key, layer, readout))
 

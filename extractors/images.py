@@ -9,7 +9,8 @@ import hashlib
 import io
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -85,6 +86,35 @@ def choose(total: int, limit: int | None) -> list[int]:
     return [i * total // limit for i in range(limit)]
 
 
+def readable(
+    images: ImageSource, rows: Sequence[int], workers: int = 0, progress: Callable[[int, int], None] | None = None
+) -> tuple[list[int], dict[int, str]]:
+    """Decode every picture once: which can be read, in order, and why the others cannot (row -> reason).
+
+    >>> readable(open_images("digits"), [2, 0, 1])
+    ([2, 0, 1], {})
+    """
+
+    def fault(row: int) -> str:
+        try:
+            images.load(row)
+        except ImageError as error:
+            return str(error)
+        return ""
+
+    good: list[int] = []
+    bad: dict[int, str] = {}
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for done, (row, reason) in enumerate(zip(rows, pool.map(fault, rows), strict=True), 1):
+            if reason:
+                bad[row] = reason
+            else:
+                good.append(row)
+            if progress:
+                progress(done, len(rows))
+    return good, bad
+
+
 def _decode(data: Any, name: str) -> Image.Image:
     try:
         with Image.open(data) as picture:
@@ -137,7 +167,9 @@ class Folder(_Tree):
         try:
             data = (self.root / self.ids[index]).read_bytes()
         except OSError as error:
-            raise ImageError(f"cannot read the picture {self.ids[index]}: {error.strerror}; or pass --skip-bad") from None
+            raise ImageError(
+                f"cannot read the picture {self.ids[index]}: {error.strerror}; or pass --skip-bad"
+            ) from None
         return _decode(io.BytesIO(data), self.ids[index])
 
     def sizes(self) -> Sequence[int]:
@@ -153,7 +185,9 @@ class Tar(_Tree):
         try:
             with tarfile.open(path) as archive:
                 if archive.fileobj is None or path.suffix.lower() != ".tar":
-                    raise ImageError(f"{path.name} is compressed, so its pictures cannot be read in any order; unpack it")
+                    raise ImageError(
+                        f"{path.name} is compressed, so its pictures cannot be read in any order; unpack it"
+                    )
                 members = {m.name.removeprefix("./"): (m.offset_data, m.size) for m in archive if m.isfile()}
         except (tarfile.TarError, EOFError) as error:
             raise ImageError(f"{path.name} is a damaged tar archive: {error}") from None
@@ -175,7 +209,11 @@ class Tar(_Tree):
 class Digits(ImageSource):
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels. Split ``train`` is the even ones, ``test`` the odd ones."""
 
-    splits: ClassVar[dict[str | None, slice]] = {None: slice(None), "train": slice(0, None, 2), "test": slice(1, None, 2)}
+    splits: ClassVar[dict[str | None, slice]] = {
+        None: slice(None),
+        "train": slice(0, None, 2),
+        "test": slice(1, None, 2),
+    }
 
     def __init__(self, split: str | None = None) -> None:
         from sklearn.datasets import load_digits  # noqa: PLC0415 - a second to import, and only this source needs it
@@ -209,7 +247,9 @@ class TimmDataset(ImageSource):
         if name.startswith("torch/") and split not in _SPLITS:  # timm would quietly take another split
             raise UnknownNameError("split", split, sorted(_SPLITS), hint=f"of {name}")
         if name.partition("/")[0].lower() in {"hfids", "tfds", "wds"}:
-            raise ImageError(f"{name} can only be streamed, so its samples have no fixed order or ids; use a folder, .tar, torch/ or hfds/")
+            raise ImageError(
+                f"{name} can only be streamed, so its samples have no fixed order or ids; use a folder, .tar, torch/ or hfds/"
+            )
         if root is None and not name.startswith("hfds/"):
             raise ImageError(f"say where {name} lies, or is to be downloaded to, with --data-root DIR")
         try:
@@ -236,7 +276,9 @@ class TimmDataset(ImageSource):
         try:
             picture = (reader if reader is not None else self._dataset)[index][0]
         except Exception as error:  # noqa: BLE001 - what a foreign data set raises is anything
-            raise ImageError(f"cannot read sample {self.ids[index]} of {self.name}: {error}; or pass --skip-bad") from None
+            raise ImageError(
+                f"cannot read sample {self.ids[index]} of {self.name}: {error}; or pass --skip-bad"
+            ) from None
         if isinstance(picture, Image.Image):
             return picture.convert("RGB")
         return _decode(io.BytesIO(picture) if isinstance(picture, bytes) else picture, str(self.ids[index]))

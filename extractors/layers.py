@@ -33,7 +33,7 @@ def blocks(model: nn.Module) -> list[str]:
             if _ASIDE.search(name) or not any(child.children()):
                 continue
             stage = _STAGE.search(kind) or _lists_composites(child)
-            if not container and (_BLOCK.search(kind) and not _STAGE.search(kind) or listed and not stage):
+            if not container and ((_BLOCK.search(kind) and not _STAGE.search(kind)) or (listed and not stage)):
                 paths.append(here)
             else:
                 walk(child, here)
@@ -58,7 +58,9 @@ def stem(trace: Trace, first_block: str) -> str | None:
     return before[-1] if before else None
 
 
-def select(layers: Sequence[LayerSpec], spec: str, *, presets: Mapping[str, Sequence[str]], left_out: Mapping[str, str]) -> tuple[LayerSpec, ...]:
+def select(
+    layers: Sequence[LayerSpec], spec: str, *, presets: Mapping[str, Sequence[str]], left_out: Mapping[str, str]
+) -> tuple[LayerSpec, ...]:
     """Choose layers by a preset (``blocks``, ``stages``, ``all``) or by globs, e.g. ``layer3.*,norm``.
 
     In a glob ``*`` stays within one dotted part (``layer?.*`` is the 16 blocks of a ResNet-50, not its 204 submodules)
@@ -70,7 +72,9 @@ def select(layers: Sequence[LayerSpec], spec: str, *, presets: Mapping[str, Sequ
         modules = set(presets[spec])
         chosen = tuple(layer for layer in layers if layer.site.module in modules or layer.name in modules)
         if not chosen:
-            raise InvalidInputError(f"found no {spec} in this model; name layers yourself (`repsim layers MODEL --layers all` shows them)")
+            raise InvalidInputError(
+                f"found no {spec} in this model; name layers yourself (`repsim layers MODEL --layers all` shows them)"
+            )
         return chosen
     wanted: set[str] = set()
     for part in filter(None, (p.strip() for p in spec.split(","))):

@@ -41,7 +41,9 @@ def get_several(specs: str) -> tuple[Readout, ...]:
     return tuple({r.name: r for r in readouts}.values())
 
 
-def plan(layers: tuple[LayerSpec, ...], readouts: tuple[Readout, ...]) -> tuple[dict[tuple[str, str], tuple[LayerSpec, Readout]], list[str]]:
+def plan(
+    layers: tuple[LayerSpec, ...], readouts: tuple[Readout, ...]
+) -> tuple[dict[tuple[str, str], tuple[LayerSpec, Readout]], list[str]]:
     """Pair every layer with every readout that it has; say which pairs do not exist.
 
     A readout that none of the layers has is an error. One that only some have (``cls`` of a patch embedding among the
@@ -166,7 +168,9 @@ class Grid:
             return (prod(layer.shape),)
         _spatial(layer, self.name)
         if layer.grid is None:
-            raise InvalidInputError(f"readout {self.name} of layer {layer.name!r}: its positions form no grid; use flatten")
+            raise InvalidInputError(
+                f"readout {self.name} of layer {layer.name!r}: its positions form no grid; use flatten"
+            )
         return (layer.width, self.k, self.k)
 
     def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:

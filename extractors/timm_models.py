@@ -6,12 +6,11 @@ from typing import Any
 
 import timm
 import torch
-from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from repsim.errors import ImageError, InvalidInputError
+from repsim.errors import ImageError
 from repsim.extractors import hooks
 from repsim.extractors.base import Batch, LayerSpec, Readout, Stream
 from repsim.extractors.images import ImageSource
@@ -92,7 +91,11 @@ class TimmExtractor:
         stages = [i["module"] for i in _feature_info(self.model)]
         modules = dict(self.model.named_modules())
         if not stages or not all(stage in modules for stage in stages):  # in some families they are no modules
-            lists = (name for name in ("stages", "blocks", "layers", "features") if isinstance(modules.get(name), nn.Sequential | nn.ModuleList))
+            lists = (
+                name
+                for name in ("stages", "blocks", "layers", "features")
+                if isinstance(modules.get(name), nn.Sequential | nn.ModuleList)
+            )
             top = next(lists, None)
             stages = [f"{top}.{i}" for i in range(len(list(modules[top].children())))] if top else []
         reached = self._seen.started
@@ -119,7 +122,7 @@ class TimmExtractor:
         }
 
     def stream(self, images: ImageSource, rows: Sequence[int], how: Stream) -> Iterator[Batch]:
-        """Read the samples at ``rows`` of ``images``, in that order."""
+        """Read the samples at ``rows`` of ``images``, in that order; the first unreadable one ends it with its name."""
         device = torch.device(how.device)
         loader = DataLoader(
             _Pictures(images, rows, self._transform),
@@ -133,16 +136,13 @@ class TimmExtractor:
         half = torch.float16 if device.type == "cuda" else torch.bfloat16
         autocast = torch.autocast(device.type, half) if how.amp else nullcontext()
         with torch.inference_mode(), hooks.reading(model, self.readouts) as values:
-            for positions, pictures, bad in loader:
-                if bad and not how.skip_bad:
-                    raise ImageError(next(iter(bad.values())))
-                if not positions:
-                    yield Batch((), {}, bad)
-                    continue
+            for positions, pictures in loader:
+                if isinstance(pictures, str):
+                    raise ImageError(pictures)
                 with autocast:
                     model(pictures.to(device, non_blocking=True))
                 hooks.check(values, self.readouts, len(positions))
-                yield Batch(tuple(positions), {key: value.cpu() for key, value in values.items()}, bad)
+                yield Batch(positions, {key: value.cpu() for key, value in values.items()})
 
 
 def _feature_info(model: nn.Module) -> list[dict[str, Any]]:
@@ -150,8 +150,11 @@ def _feature_info(model: nn.Module) -> list[dict[str, Any]]:
     return [dict(i) for i in (info if isinstance(info, list) else info.info) if "module" in i]
 
 
-class _Pictures(Dataset[tuple[int, Tensor | None, str]]):
-    """One sample: its position in the source, its pixels, and what was wrong with it."""
+class _Pictures(Dataset[tuple[int, Tensor | str]]):
+    """One sample: its position in the source, and its pixels or what is wrong with it.
+
+    A worker hands an error back as text: raised there, it would come back wrapped in that process's traceback.
+    """
 
     def __init__(self, images: ImageSource, rows: Sequence[int], transform: Any) -> None:
         self.images, self.rows, self.transform = images, rows, transform
@@ -159,19 +162,17 @@ class _Pictures(Dataset[tuple[int, Tensor | None, str]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
         row = self.rows[index]
         try:
-            picture: Image.Image = self.images.load(row)
+            pixels: Tensor = self.transform(self.images.load(row))
         except ImageError as error:
-            return row, None, str(error)
-        pixels = self.transform(picture)
-        if not isinstance(pixels, Tensor):
-            raise InvalidInputError("the model's preprocessing gives no tensor")
-        return row, pixels, ""
+            return row, str(error)
+        return row, pixels
 
 
-def _collate(samples: list[tuple[int, Tensor | None, str]]) -> tuple[list[int], Tensor | None, dict[int, str]]:
-    good = [(row, pixels) for row, pixels, _ in samples if pixels is not None]
-    bad = {row: why for row, pixels, why in samples if pixels is None}
-    return [row for row, _ in good], torch.stack([p for _, p in good]) if good else None, bad
+def _collate(samples: list[tuple[int, Tensor | str]]) -> tuple[tuple[int, ...], Tensor | str]:
+    """Stack a batch; the first sample that could not be read speaks for all of it."""
+    rows = tuple(row for row, _ in samples)
+    wrong = next((pixels for _, pixels in samples if isinstance(pixels, str)), None)
+    return rows, torch.stack([p for _, p in samples if isinstance(p, Tensor)]) if wrong is None else wrong

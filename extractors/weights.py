@@ -49,7 +49,9 @@ def load_model(name: str, weights: str = "pretrained", seed: int = 0) -> tuple[n
     config = model.pretrained_cfg
     tag = config.get("tag") or ""
     record["architecture"] = config.get("architecture") or name
-    record["timm_name"] = f"{record['architecture']}.{tag}" if tag and weights == "pretrained" else record["architecture"]
+    record["timm_name"] = (
+        f"{record['architecture']}.{tag}" if tag and weights == "pretrained" else record["architecture"]
+    )
     record["weights_sha256"] = fingerprint(model)
     return model.eval(), record
 
@@ -78,14 +80,18 @@ def _pretrained(name: str) -> nn.Module:
                 "Use --weights FILE (.safetensors or .pth), or --weights random; "
                 "HF_HUB_OFFLINE=1 skips the wait for the network"
             ) from error
-        raise WeightsError(f"timm has no pretrained weights for {name}. Use --weights FILE, or --weights random") from error
+        raise WeightsError(
+            f"timm has no pretrained weights for {name}. Use --weights FILE, or --weights random"
+        ) from error
     return model
 
 
 def _from_file(name: str, path: Path) -> nn.Module:
     """Load a checkpoint of tensors, in timm's or its authors' format, with as many classes as it has."""
     if not path.is_file():
-        raise WeightsError(f"no such weights file: {path} (--weights takes pretrained, random, or a .safetensors or .pth file)")
+        raise WeightsError(
+            f"no such weights file: {path} (--weights takes pretrained, random, or a .safetensors or .pth file)"
+        )
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except pickle.UnpicklingError:
