@@ -1,5 +1,473 @@
-"""placeholder"""
+"""The command line: the only place that prints and exits. What is heavy is imported inside the commands."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repsim import __version__, terminal
+from repsim.errors import InvalidInputError, RepsimError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from repsim.extraction import Extraction
+
+_READ = click.Path(path_type=Path)
+_DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="auto (cuda, then mps, then cpu), or a torch device."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 
 
+class _Group(click.Group):
+    """Turns an error that the user can mend into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RepsimError as error:
+            failure = click.ClickException(" ".join(str(error).split()))
+            failure.exit_code = 2
+            raise failure from None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="repsim")
 def main() -> None:
-    """Run the command line."""
+    """Do two neural networks represent the world in the same way?
+
+    Extract the activations of timm models into HDF5 stores, compare every layer of one with every layer of the other,
+    and draw the heatmap:
+
+    \b
+      repsim extract resnet50 vit_base_patch16_224 --data photos/ -o acts/
+      repsim compare acts/resnet50.h5 acts/vit_base_patch16_224.h5 -m cka -m svcca -o result.nc
+      repsim heatmap result.nc -o result.png
+
+    Nothing at hand yet? `repsim demo` does all of it in a minute, with networks and images that come with repsim.
+    """
+
+
+@main.command()
+@click.argument("pattern", default="*")
+@_JSON
+def models(pattern: str, *, as_json: bool) -> None:
+    """List the models that can be extracted: timm's, and the small trained networks that come with repsim.
+
+    PATTERN is a glob over names. The tags after a name are its pretrained weights.
+
+    \b
+    Examples:
+      repsim models 'resnet*'
+      repsim models 'digits_*'
+    """
+    import timm
+
+    from repsim.errors import UnknownNameError
+    from repsim.extractors import weights
+
+    names = timm.list_models(pattern)
+    if not names:
+        raise UnknownNameError("model", pattern, weights.known_models(), hint="(quote a pattern: '*vit*')")
+    tags = {name: [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")] for name in names}
+    if as_json:
+        click.echo(json.dumps(tags))
+        return
+    for name, known in tags.items():
+        click.echo(f"{name}  {click.style(', '.join(filter(None, known)), dim=True)}".rstrip())
+
+
+@main.command()
+@click.argument("model")
+@click.option(
+    "--layers", "spec", default="blocks", show_default=True, help="blocks, stages, all, or globs: 'layer3.*,norm'."
+)
+@_JSON
+def layers(model: str, spec: str, *, as_json: bool) -> None:
+    """List the layers of MODEL that would be read, with type, output shape and width. Needs no weights.
+
+    In a glob, * stays within one dotted part: 'layer?.*' is the 16 blocks of a ResNet-50, not everything inside them.
+
+    \b
+    Examples:
+      repsim layers resnet50
+      repsim layers vit_base_patch16_224 --layers 'blocks.*.attn'
+    """
+    from dataclasses import asdict
+
+    from repsim.extractors.timm_models import TimmExtractor
+
+    extractor = TimmExtractor(model, weights="random", layers=spec)
+    if as_json:
+        click.echo(json.dumps([asdict(layer) for layer in extractor.layers()]))
+        return
+    table = terminal.table("layer", "type", "output shape", "axes", ">width")
+    for layer in extractor.layers():
+        table.add_row(layer.name, layer.type, terminal.times(layer.shape), layer.axes, str(layer.width))
+    terminal.console().print(table)
+    _notes(extractor.notes)
+
+
+@main.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--data", required=True, help="A folder of pictures, a .tar, digits, or a timm data set (torch/cifar10).")
+@click.option(
+    "-o", "--out", type=_READ, default=Path("acts"), show_default=True, help="Folder for the stores, MODEL.h5."
+)
+@click.option("--layers", default="blocks", show_default=True, help="blocks, stages, all, or globs: 'layer3.*,norm'.")
+@click.option(
+    "--readout", default="mean", show_default=True, help="mean, max, cls, flatten, grid:K; several with commas."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="So many pictures, spread evenly over the data.")
+@click.option("--split", help="Part of the data: a folder inside it, or train, test, ... of a data set.")
+@click.option("--data-root", help="Where a timm data set lies.")
+@click.option("--download", is_flag=True, help="Fetch a timm data set that is not there yet.")
+@click.option(
+    "--weights", default="pretrained", show_default=True, help="pretrained, random, or a .safetensors or .pth file."
+)
+@click.option("--seed", default=0, show_default=True, help="Of random weights.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pictures a forward pass."
+)
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that decode pictures.  [default: one a core]")
+@_DEVICE
+@click.option("--amp", is_flag=True, help="Half precision in the forward pass (float16 on cuda, bfloat16 elsewhere).")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Stored as."
+)
+@click.option(
+    "--skip-bad", is_flag=True, help="Leave out and list pictures that cannot be decoded, instead of stopping."
+)
+@_OVERWRITE
+@click.option("--dry-run", is_flag=True, help="Show layers, shapes, bytes and disk room; compute nothing.")
+def extract(
+    models: Sequence[str],
+    data: str,
+    out: Path,
+    layers: str,
+    readout: str,
+    limit: int | None,
+    split: str | None,
+    data_root: str | None,
+    weights: str,
+    seed: int,
+    batch_size: int,
+    workers: int | None,
+    device: str,
+    dtype: Any,
+    *,
+    download: bool,
+    amp: bool,
+    skip_bad: bool,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    """Extract activations of timm MODELS on the same pictures: one HDF5 store a model.
+
+    \b
+    Examples:
+      repsim extract resnet50 vit_base_patch16_224 --data photos/ -o acts/ --limit 500
+      repsim extract vit_base_patch16_224 --data photos/ --layers 'blocks.*' --readout mean,cls
+      repsim extract resnet50 --weights random --seed 1 --data photos/
+      repsim extract resnet18 --weights my_model.safetensors --data photos/ --dry-run
+      repsim extract digits_resnet.seed0 --data digits --split test
+    """
+    from repsim.devices import choose_device
+    from repsim.extraction import Extraction, choose_samples, default_workers
+    from repsim.extractors import Stream, open_images
+    from repsim.extractors.timm_models import TimmExtractor
+    from repsim.extractors.weights import check_name
+
+    for model in models:
+        check_name(model)
+    device = choose_device(device)
+    images = open_images(data, split=split, root=data_root, download=download)
+    with terminal.progress("checking pictures", "images/s") as advance:
+        samples = choose_samples(images, limit=limit, skip_bad=skip_bad, progress=advance)
+    for name, why in samples.skipped.items():
+        click.echo(f"skipped {name}: {why}", err=True)
+    workers = default_workers(samples, batch_size) if workers is None else workers
+    for model in models:
+        job = Extraction(
+            TimmExtractor(model, weights=weights, seed=seed, layers=layers, readout=readout),
+            samples,
+            out,
+            Stream(batch_size=batch_size, workers=workers, device=device, amp=amp),
+            dtype=dtype,
+            overwrite=overwrite,
+            command=_command_line(),
+        )
+        _notes(job.extractor.notes)
+        if dry_run:
+            _show_plan(job)
+            continue
+        start = time.perf_counter()
+        with terminal.progress(job.extractor.name, "images/s") as advance:
+            store = job.run(advance)
+        rate = len(samples.rows) / (time.perf_counter() - start)
+        click.echo(
+            f"{job.path}  {len(store)} pictures x {len(store.layers)} layers, {terminal.size(job.bytes)}, "
+            f"{rate:.1f} images/s on {device}; every hook gave what the trace saw"
+        )
+        store.close()
+
+
+def _show_plan(job: "Extraction") -> None:
+    table = terminal.table(
+        "layer", "type", "output shape", "readout", "readout shape", ">bytes a picture", title=str(job.path)
+    )
+    for spec in job.arrays:
+        facts = spec.facts
+        shape = terminal.times(facts["output_shape"])
+        size = f"{spec.row_bytes(job.dtype):,}"
+        table.add_row(spec.key.layer, facts["type"], shape, spec.key.readout, terminal.times(spec.shape), size)
+    terminal.console().print(table)
+    room = "enough room" if job.bytes * 1.05 <= job.bytes_free else "NOT ENOUGH ROOM"
+    click.echo(
+        f"{terminal.size(job.bytes_per_sample)} a picture, {terminal.size(job.bytes)} for {len(job.samples.rows)} "
+        f"pictures; {terminal.size(job.bytes_free)} free: {room}"
+    )
+
+
+@main.command()
+@click.argument("store", type=_READ)
+@_JSON
+def inspect(store: Path, *, as_json: bool) -> None:
+    """Show what a STORE holds: model, weights, data, preprocessing, and every layer's array.
+
+    \b
+    Example:
+      repsim inspect acts/resnet50.h5
+    """
+    from repsim.store import open_store
+
+    with open_store(store) as opened:
+        rows = [
+            {
+                "layer": name,
+                "readout": opened[name].key.readout,
+                "shape": opened[name].shape,
+                "dtype": str(opened[name].dtype),
+            }
+            | opened.facts(name)
+            for name in opened.layers
+        ]
+        if as_json:
+            facts = {"model": opened.model, "data": opened.data, "samples": len(opened), "layers": rows}
+            click.echo(json.dumps(facts | {"provenance": opened.provenance}))
+            return
+        ids = opened.sample_ids.ids
+        click.echo(f"{store}: {opened.model} on {opened.data}, {len(ids)} samples ({ids[0]} ... {ids[-1]})")
+        if opened.labels is not None:
+            click.echo(f"labels: {len(opened.classes) or len(set(opened.labels.tolist()))} classes")
+        table = terminal.table("layer", "readout", "type", "output shape", "axes", "stored as")
+        for row in rows:
+            stored = f"{terminal.times(row['shape'])} {row['dtype']}"
+            shape = terminal.times(row.get("output_shape", ()))
+            table.add_row(row["layer"], row["readout"], row.get("type", ""), shape, row.get("axes", ""), stored)
+        terminal.console().print(table)
+        for key, value in opened.provenance.items():
+            if value not in (None, "", {}, []):
+                click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+
+
+@main.command()
+@click.argument("name", required=False)
+@_JSON
+def metrics(name: str | None, *, as_json: bool) -> None:
+    """List the measures of similarity; with a NAME, explain one with its options, formula and source.
+
+    \b
+    Examples:
+      repsim metrics
+      repsim metrics cka
+      repsim metrics cka:kernel=rbf
+    """
+    import inspect as introspection
+
+    from repsim import metrics as registry
+
+    if name is not None:
+        metric = registry.get(name)
+        click.echo(f"{metric.spec}: {metric.label}\n{metric.formula}\n\n{introspection.getdoc(type(metric))}")
+        return
+    known = [registry.get(each) for each in registry.names()]
+    if as_json:
+        keys = ("name", "label", "sense", "symmetric", "bounds", "formula", "citation")
+        click.echo(
+            json.dumps([{key: getattr(m, key) for key in keys} | {"invariances": sorted(m.invariances)} for m in known])
+        )
+        return
+    table = terminal.table("metric", "what it is by default", "sense", "range", "invariant to", "citation")
+    for metric in known:
+        low, high = metric.bounds
+        sense = metric.sense + ("" if metric.symmetric else ", asymmetric")
+        table.add_row(
+            metric.name,
+            metric.label,
+            sense,
+            f"[{low:g}, {high:g}]",
+            ", ".join(sorted(metric.invariances)),
+            metric.citation,
+        )
+    terminal.console().print(table)
+
+
+@main.command()
+@click.argument("stores", nargs=-1, required=True, type=_READ)
+@click.option(
+    "-m",
+    "--metric",
+    "specs",
+    multiple=True,
+    default=["cka"],
+    show_default=True,
+    help="As in `repsim metrics`; repeat for several.",
+)
+@click.option("-o", "--out", type=_READ, help="Save the result here, as netCDF (.nc).")
+@_DEVICE
+@_JSON
+@_OVERWRITE
+def compare(
+    stores: Sequence[Path], specs: Sequence[str], out: Path | None, device: str, *, as_json: bool, overwrite: bool
+) -> None:
+    """Compare every layer of one of the STORES with every layer of the other; a single one with itself.
+
+    Prints the best match of each layer. Both stores must hold the same samples in the same order.
+
+    \b
+    Examples:
+      repsim compare acts/resnet50.h5 acts/vit_base_patch16_224.h5 -m cka -m svcca -o result.nc
+      repsim compare acts/resnet50.h5 -m cka:kernel=rbf,bandwidth=0.5 --json
+    """
+    from repsim.comparison import compare as compare_stores
+    from repsim.files import check_output
+    from repsim.results import save_result
+
+    if len(stores) > 2:
+        raise InvalidInputError(f"compare takes one store or two, got {len(stores)}")
+    if out is not None:
+        check_output(out, overwrite=overwrite)
+    with terminal.progress("comparing", "steps/s") as advance:
+        result = compare_stores(stores[0], stores[-1], specs, device=device, progress=advance, command=_command_line())
+    if out is not None:
+        save_result(result, out, overwrite=overwrite)
+    for variable in result.data_vars.values():
+        _remarks(variable)
+    if as_json:
+        click.echo(json.dumps(_as_json(result)))
+        return
+    for variable in result.data_vars.values():
+        _show_matches(variable)
+    if out is not None:
+        click.echo(f"saved {out}; draw it with: {shlex.join(['repsim', 'heatmap', str(out), '-o', f'{out.stem}.png'])}")
+
+
+def _remarks(variable: "xr.DataArray") -> None:
+    """Say on stderr which values are missing and which mean little, a line each kind."""
+    spec = variable.attrs["spec"]
+    for text in json.loads(variable.attrs["undefined"]):
+        click.echo(f"{spec}: no value: {text}", err=True)
+    if cautions := json.loads(variable.attrs["cautions"]):
+        click.echo(
+            f"{spec}: {len(cautions)} of {variable.size} values say little, for instance {cautions[0]}", err=True
+        )
+
+
+def _show_matches(variable: "xr.DataArray") -> None:
+    import numpy as np
+
+    attrs = variable.attrs
+    model_a, model_b = str(variable["model_a"][0].item()), str(variable["model_b"][0].item())
+    table = terminal.table(
+        f"layer of {model_a}", f"closest layer of {model_b}", ">value",
+        title=f"{attrs['label']}: {variable['n_samples'].item()} samples of {variable['data'].item()}",
+    )  # fmt: skip
+    values = variable.values if attrs["sense"] == "similarity" else -variable.values
+    for layer, row, keys in zip(variable["layer_a"].values, variable.values, values, strict=True):
+        if np.isnan(row).all():
+            table.add_row(str(layer), "-", "undefined")
+        else:
+            best = int(np.nanargmax(keys))
+            table.add_row(str(layer), str(variable["layer_b"].values[best]), f"{row[best]:.4f}")
+    terminal.console().print(table)
+
+
+def _as_json(result: "xr.Dataset") -> dict[str, Any]:
+    def plain(variable: "xr.DataArray") -> dict[str, Any]:
+        attrs = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in variable.attrs.items()}
+        attrs |= {key: json.loads(attrs[key]) for key in ("undefined", "cautions")}
+        values = [[None if value != value else value for value in row] for row in variable.values.tolist()]  # noqa: PLR0124 - NaN
+        return {**attrs, "values": values}
+
+    sides = {
+        side: {
+            "model": str(result[f"model_{side}"][0].item()),
+            "layers": result[f"layer_{side}"].values.tolist(),
+            "readouts": result[f"readout_{side}"].values.tolist(),
+        }
+        for side in "ab"
+    }
+    return {
+        **sides,
+        "samples": result["n_samples"].item(),
+        "data": result["data"].item(),
+        "metrics": {str(name): plain(variable) for name, variable in result.data_vars.items()},
+    }
+
+
+@main.command()
+@click.argument("result", type=_READ)
+@click.option("-o", "--out", type=_READ, required=True, help="The figure: .png, .pdf or .svg.")
+@click.option("-m", "--metric", "specs", multiple=True, help="Only these of the result's metrics.  [default: all]")
+def heatmap(result: Path, out: Path, specs: Sequence[str]) -> None:
+    """Draw the layer x layer heatmap of a RESULT of `repsim compare`. An existing figure is replaced.
+
+    \b
+    Examples:
+      repsim heatmap result.nc -o result.png
+      repsim heatmap result.nc -m svcca -o figure.pdf
+    """
+    from repsim import figures
+    from repsim.results import open_result
+
+    figures.save(figures.figure(open_result(result), list(specs) or None), out)
+    click.echo(str(out))
+
+
+@main.command()
+@click.option(
+    "-o", "--out", type=_READ, default=Path("demo"), show_default=True, help="Folder for everything it makes."
+)
+def demo(out: Path) -> None:
+    """Run the whole chain in a minute, with nothing but what comes with repsim.
+
+    Extracts six small networks trained on handwritten digits (a ResNet and a ViT, three seeds each) and untrained ones,
+    on digits they never saw; compares them; draws the heatmaps; says what to look at.
+
+    \b
+    Example:
+      repsim demo -o demo/
+    """
+    from repsim.demo import run
+
+    with terminal.progress("demo", "steps/s") as advance:
+        made = run(out, advance)
+    for path, what in made.items():
+        click.echo(f"{path}  {what}")
+
+
+def _command_line() -> str:
+    return shlex.join(["repsim", *sys.argv[1:]])
+
+
+def _notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        click.echo(f"note: {note}", err=True)

@@ -1,0 +1,37 @@
+"""Results of comparisons: a labelled `xarray.Dataset`, saved as netCDF. docs/result-format.md says what is in it."""
+
+import os
+from pathlib import Path
+
+import xarray as xr
+
+from repsim.errors import StoreError
+from repsim.files import reason, replacing
+
+FORMAT = "repsim-comparison"
+VERSION = 1
+
+
+def save_result(result: xr.Dataset, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Save a result as netCDF 4; `OutputError` where the file exists or cannot be written."""
+    with replacing(Path(path), overwrite=overwrite) as partial:
+        result.to_netcdf(partial, engine="h5netcdf")
+
+
+def open_result(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a result into memory; `StoreError` where it is missing, damaged, or something else."""
+    path = Path(path)
+    if not path.is_file():
+        raise StoreError(f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as file:
+            result = file.load()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise StoreError(f"{path} is no result of repsim compare, or damaged: {reason(error)}") from None
+    kind, version = result.attrs.get("format"), result.attrs.get("format_version")
+    if kind != FORMAT:
+        hint = "; it is an activation store: give it to `repsim compare`" if kind == "repsim-activations" else ""
+        raise StoreError(f"{path} is no result of repsim compare (its 'format' is {kind!r}){hint}")
+    if version != VERSION:
+        raise StoreError(f"{path} has result format {version}; this repsim reads {VERSION}. Install a newer repsim")
+    return result
