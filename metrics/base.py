@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 Invariance = Literal["permutation", "orthogonal", "isotropic scaling", "translation", "invertible linear"]
 
 
@@ -34,7 +35,7 @@ F_co = TypeVar("F_co", bound=Factor, covariant=True)
 
 
 class Recipe(Protocol[F_co]):
-    """One layer -> one factor. Equal recipes give equal factors, so measures that name the same recipe share the work."""
+    """One layer -> one factor. Equal recipes give equal factors, so measures that name the same one share the work."""
 
     def __call__(self, x: Float[Tensor, "n p"], /) -> F_co:
         """Prepare one layer; `UndefinedValueError` where the layer has nothing to compare (a constant one)."""
@@ -117,6 +118,19 @@ class Metric(ABC, Generic[F]):
         ]
         return ":".join([self.name, ",".join(options)]) if options else self.name
 
+    @property
+    def label(self) -> str:
+        """The name as it stands on a colour bar: the title, and the parameters in words.
+
+        >>> import repsim.metrics
+        >>> repsim.metrics.get("cka").label, repsim.metrics.get("svcca").label
+        ('CKA (linear, debiased)', 'SVCCA (variance=0.99)')
+        """
+        assert dataclasses.is_dataclass(self)
+        values = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        words = [value if isinstance(value, str) else f"{name}={value}" for name, value in values if value is not None]
+        return f"{self.title} ({', '.join(words)})" if words else self.title
+
     def __call__(self, x: Array | Tensor, y: Array | Tensor) -> float:
         """Compare two representations of the same samples, x (n, p) and y (n, q), rows in the same order."""
         x, y = as_samples(x, self.min_samples), as_samples(y, self.min_samples)
@@ -130,12 +144,21 @@ class Metric(ABC, Generic[F]):
         return self.pair(a, b)
 
 
+def _from_numpy(array: Array) -> Tensor:
+    """As a tensor: what torch has no word for (float128, big-endian, read-only, reversed) is copied to what it has."""
+    if array.dtype.kind not in "biufc":
+        raise InvalidInputError(f"expected an array of numbers, got dtype {array.dtype}")
+    if array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
+        array = array.astype(np.float64)
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C_CONTIGUOUS", "WRITEABLE"]))
+
+
 def as_samples(x: Array | Tensor, min_samples: int = 1) -> Tensor:
     """Take an array as (n samples, p features) in a floating dtype, or say what is wrong with it.
 
     float64 stays float64 and is compared in float64; everything smaller is compared in float32, with sums in float64.
     """
-    tensor = (x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))).detach()
+    tensor = x.detach() if isinstance(x, Tensor) else _from_numpy(np.asarray(x))
     if tensor.ndim != 2:
         raise InvalidInputError(
             f"expected an array of shape (n samples, p features), got {tuple(tensor.shape)}; "
@@ -162,13 +185,16 @@ def as_samples(x: Array | Tensor, min_samples: int = 1) -> Tensor:
 def centre(x: Float[Tensor, "n p"]) -> Float64[Tensor, "n p"]:
     """Subtract every column's mean, in float64: a large offset costs no digits. Raises where nothing is left.
 
-    A layer counts as constant where no value differs from its column's mean by more than one rounding step of the
-    dtype that it came in.
+    A layer counts as constant where no column's values span more than one rounding step of the dtype they came in.
     """
-    wide = x.cpu().double() if x.device.type == "mps" else x.double()  # mps has no float64
-    centred = wide - wide.mean(0)
-    if centred.abs().max() <= torch.finfo(x.dtype).eps * wide.abs().max():
+    if x.device.type == "mps":  # has no float64
+        x = x.cpu()
+    low, high = x.amin(0).double(), x.amax(0).double()
+    if (high - low <= torch.finfo(x.dtype).eps * torch.maximum(high, -low)).all():
         raise UndefinedValueError(
             "the layer is constant: every sample has the same features, so there is nothing to compare"
         )
-    return centred
+    wide = x.to(torch.float64, copy=True)
+    wide -= x[0].double()  # makes a constant column exactly 0, which subtracting its rounded mean does not promise
+    wide -= wide.mean(0)
+    return wide

@@ -12,9 +12,10 @@ from repsim.metrics.base import Invariance, Metric
 from repsim.metrics.subspace import PrincipalSubspace, Subspace
 
 
-def canonical_correlations(a: Float64[Tensor, "n r"], b: Float64[Tensor, "n t"]) -> Float64[Tensor, "m"]:
+def canonical_correlations(a: Float64[Tensor, "n r"], b: Float64[Tensor, "n t"]) -> Float64[Tensor, " m"]:
     """rho_1 >= rho_2 >= ...: the singular values of Q_a' Q_b for orthonormal bases, min(r, t) of them."""
-    return torch.linalg.svdvals(a.T @ b).clamp(max=1)  # rounding may leave 1 + 2e-16
+    rho: Tensor = torch.linalg.svdvals(a.T @ b)
+    return rho.clamp(max=1)  # rounding may leave 1 + 2e-16
 
 
 def _saturation(n: int, r: int, t: int, count: str) -> str | None:
@@ -33,9 +34,10 @@ class CCA(Metric[Subspace]):
     """Mean canonical correlation, or mean squared canonical correlation, between X (n x p) and Y (n x q).
 
     With orthonormal bases Q_X, Q_Y of the centred layers, rho = singular values of Q_X'Q_Y; the value is
-    mean(rho) over the min(rank X, rank Y) correlations (``summary=rho``), or mean(rho^2) = ||Q_X'Q_Y||_F^2 / min(rank X,
-    rank Y) (``summary=r2``). Range [0, 1]. For unrelated data R^2 is max(p, q) / (n - 1), not 0, and from p + q > n - 1
-    on correlations of exactly 1 appear for any data; a warning says so.
+    mean(rho) over the min(rank X, rank Y) correlations (``summary=rho``), or
+    mean(rho^2) = ||Q_X'Q_Y||_F^2 / min(rank X, rank Y) (``summary=r2``). Range [0, 1]. For unrelated data R^2 is
+    max(p, q) / (n - 1), not 0, and from p + q > n - 1 on correlations of exactly 1 appear for any data; a warning says
+    so.
 
     Parameters
     ----------

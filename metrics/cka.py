@@ -1,5 +1,6 @@
 """Centred kernel alignment: the cosine between two centred Gram matrices."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from jaxtyping import Float64
 
 from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.metrics.base import Invariance, Metric
-from repsim.metrics.gram import CentredGram, Gram, Kernel, blocks
+from repsim.metrics.gram import CentredGram, Gram, Kernel, triangle
 
 _TILE_BYTES = 32 * 2**20
-"""What the stacked tiles of all layers may take together; more does not make the products any faster."""
+"""What the stacked tiles of all layers may take together, so that they stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -106,57 +107,61 @@ class CKA(Metric[Gram]):
         value = float(self.block([a], [b])[0, 0])
         if math.isnan(value):
             raise UndefinedValueError(
-                "nothing is left of a Gram matrix after U-centring: the layer differs from a constant in too few samples"
+                "nothing is left of a Gram matrix after centring: the layer differs from a constant in too few samples"
             )
         return value
 
     def block(self, rows: Sequence[Gram], columns: Sequence[Gram]) -> Float64[np.ndarray, "rows columns"]:
         """Compare all pairs in one sweep over tiles of the Gram matrices.
 
-        For each tile, every layer's centred piece is one row of a matrix; all pairs are then one matrix product, summed
-        over tiles in float64. Gram matrices are symmetric, so a tile off the diagonal stands for two.
+        Gram matrices are symmetric, so a tile off the diagonal stands for two. Of each tile, one row of every layer's
+        piece is a matrix (layers, columns of the tile): all pairs are then one batched matrix product. Sums run over
+        one such row in the features' dtype and from there on in float64, so that no digits are lost to long sums.
         """
+        if not rows or not columns:
+            return np.empty((len(rows), len(columns)))
         layers = list(rows) if rows is columns else [*rows, *columns]
         n, first = len(layers[0].features), layers[0].features
+        dtype = functools.reduce(torch.promote_types, (layer.features.dtype for layer in layers))
         unbiased = self.estimator == "debiased"
         offsets = torch.stack([layer.offsets(unbiased=unbiased) for layer in layers])
+        shift = offsets.to(first.device, dtype)
         # on the CPU for good: mps has no float64, and these are a few numbers
         products = torch.zeros(len(rows), len(columns), dtype=torch.float64)
         squares = torch.zeros(len(layers), dtype=torch.float64)
-        size = max(64, min(1024, math.isqrt(_TILE_BYTES // (first.element_size() * len(layers)))))
-        shift = offsets.to(first)
-        memory = first.new_empty(len(layers) * min(size, n) ** 2)
-        for i in blocks(n, size):
-            for j in blocks(n, size):
-                if j.start < i.start:
-                    continue
-                shape = (len(layers), i.stop - i.start, j.stop - j.start)
-                tiles = memory[: math.prod(shape)].view(shape)
-                for tile, layer in zip(tiles, layers, strict=True):
-                    tile.copy_(layer.kernel_tile(i, j))
-                tiles -= shift[:, i, None]
-                tiles -= shift[:, None, j]
-                if unbiased and i == j:
-                    tiles.diagonal(dim1=1, dim2=2).zero_()
-                flat = tiles.flatten(1)
-                weight = 1 if i == j else 2
-                products += weight * (flat[: len(rows)] @ flat[-len(columns) :].T).cpu().double()
-                squares += weight * torch.linalg.vector_norm(flat, dim=1).cpu().double().square()
-        squares[squares <= self._vanishing(offsets.cpu(), first.dtype)] = torch.nan
+        size = max(64, min(512, math.isqrt(_TILE_BYTES // (dtype.itemsize * len(layers)))))
+        memory = first.new_empty(len(layers) * min(size, n) ** 2, dtype=dtype)
+        for i, j in triangle(n, size):
+            shape = (len(layers), i.stop - i.start, j.stop - j.start)
+            tiles = memory[: math.prod(shape)].view(shape)
+            for tile, layer in zip(tiles, layers, strict=True):
+                tile.copy_(layer.kernel_tile(i, j))
+            tiles -= shift[:, i, None]
+            tiles -= shift[:, None, j]
+            if unbiased and i == j:
+                tiles.diagonal(dim1=1, dim2=2).zero_()
+            by_row = tiles.transpose(0, 1)
+            pairs = by_row[:, : len(rows)] @ by_row[:, -len(columns) :].mT
+            weight = 1 if i == j else 2
+            products += weight * pairs.cpu().sum(0, dtype=torch.float64)
+            squares += weight * torch.linalg.vector_norm(tiles, dim=2).cpu().double().square().sum(1)
+        eps = torch.tensor([torch.finfo(layer.features.dtype).eps for layer in layers], dtype=torch.float64)
+        squares[squares <= self._removed(offsets.cpu()) * (100 * eps) ** 2] = torch.nan
         norms = squares.sqrt()
-        cosines = products / norms[: len(rows), None] / norms[None, -len(columns) :]
-        return cosines.numpy()
+        return (products / norms[: len(rows), None] / norms[None, -len(columns) :]).numpy()
 
     @staticmethod
-    def _vanishing(offsets: Float64[torch.Tensor, "layers n"], dtype: torch.dtype) -> Float64[torch.Tensor, "layers"]:
-        """||A||^2 below which only rounding errors are left of what centring took away, sum_ij (o_i + o_j)^2."""
-        removed = 2 * (offsets.shape[1] * offsets.square().sum(1) + offsets.sum(1).square())
-        return removed * (100 * torch.finfo(dtype).eps) ** 2
+    def _removed(offsets: Float64[torch.Tensor, "layers n"]) -> Float64[torch.Tensor, " layers"]:
+        """What centring took away, sum_ij (o_i + o_j)^2: an ||A||^2 that is nothing beside it is rounding errors."""
+        return 2 * (offsets.shape[1] * offsets.square().sum(1) + offsets.sum(1).square())
 
     def caution(self, a: Gram, b: Gram) -> str | None:
         """Biased CKA of more features than samples is mostly bias."""
         n, p = a.features.shape
         q = b.features.shape[1]
         if self.estimator == "biased" and max(p, q) > n:
-            return f"n = {n} samples but {max(p, q)} features: the biased estimator is inflated; use more samples or estimator=debiased"
+            return (
+                f"n = {n} samples but {max(p, q)} features: the biased estimator is inflated; "
+                "use more samples or estimator=debiased"
+            )
         return None

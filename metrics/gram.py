@@ -4,7 +4,9 @@ No n x n matrix is ever held. A `Gram` keeps the centred features (n, p) and the
 tile of the centred Gram matrix follows, so that exact values at large n take the memory of one tile a layer.
 """
 
-from collections.abc import Iterator
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,17 +22,20 @@ Kernel = Literal["linear", "rbf"]
 
 @dataclass(frozen=True, eq=False)
 class Gram:
-    """One layer's Gram matrix K, K_ij = k(x_i, x_j), as centred features and the row sums of K.
+    """One layer's Gram matrix, as centred features and the row sums of the kernel.
+
+    The linear kernel is x_i'x_j. The RBF kernel is held as exp(-d_ij^2 / (2 s^2)) - 1: no centring can tell the 1, and
+    without it a wide kernel, all of whose values are close to 1, keeps its digits.
 
     Features are scaled to a mean squared norm of 1 before they are rounded to float32, so that a layer of tiny or huge
     activations loses nothing; CKA does not see the scale.
     """
 
     features: Float[Tensor, "n p"]
-    squared_norms: Float64[Tensor, "n"]
-    row_sums: Float64[Tensor, "n"]
+    squared_norms: Float64[Tensor, " n"]
+    row_sums: Float64[Tensor, " n"]
     width: float | None
-    """s of the RBF kernel exp(-d^2 / (2 s^2)), in units of the scaled features; None for the linear kernel."""
+    """s of the RBF kernel, in units of the scaled features; None for the linear kernel."""
 
     @property
     def nbytes(self) -> int:
@@ -38,26 +43,27 @@ class Gram:
         return sum(t.nbytes for t in (self.features, self.squared_norms, self.row_sums))
 
     def kernel_tile(self, i: slice, j: slice) -> Float[Tensor, "rows columns"]:
-        """K[i, j], not centred."""
-        tile = self.features[i] @ self.features[j].T
+        """Rows i and columns j of the Gram matrix, not centred."""
         if self.width is None:
-            return tile
-        norms = self.squared_norms.to(tile.dtype)
-        tile.mul_(-2).add_(norms[i, None]).add_(norms[None, j]).clamp_(min=0)  # squared distances
-        if i == j:
-            tile.fill_diagonal_(0)  # not the rounding error of g_i + g_i - 2 g_i
-        return tile.mul_(-0.5 / self.width**2).exp_()
+            return self.features[i] @ self.features[j].T
+        return self.squared_distances(i, j).mul_(-0.5 / self.width**2).expm1_()
 
-    def offsets(self, *, unbiased: bool) -> Float64[Tensor, "n"]:
-        """o with centred K_ij = K_ij - o_i - o_j.
+    def squared_distances(self, i: slice, j: slice) -> Float[Tensor, "rows columns"]:
+        """d_ij^2 = g_i + g_j - 2 x_i'x_j, never negative and 0 on the diagonal whatever rounding says."""
+        tile = self.features[i] @ self.features[j].T
+        norms = self.squared_norms.to(tile)
+        tile.mul_(-2).add_(norms[i, None]).add_(norms[None, j]).clamp_(min=0)
+        return tile.fill_diagonal_(0) if i == j else tile
+
+    def offsets(self, *, unbiased: bool) -> Float64[Tensor, " n"]:
+        """The vector o with centred K_ij = K_ij - o_i - o_j.
 
         Biased: double centring H K H. Unbiased: U-centring (Szekely & Rizzo 2014), which leaves the diagonal out.
         """
         n = len(self.row_sums)
         if not unbiased:
             return (self.row_sums - self.row_sums.mean() / 2) / n
-        diagonal = self.squared_norms if self.width is None else torch.ones_like(self.row_sums)
-        sums = self.row_sums - diagonal
+        sums = self.row_sums - self.squared_norms if self.width is None else self.row_sums  # the RBF diagonal is 0
         return (sums - sums.sum() / (2 * (n - 1))) / (n - 2)
 
 
@@ -76,41 +82,89 @@ class CentredGram:
     def __call__(self, x: Float[Tensor, "n p"]) -> Gram:
         """Prepare one layer."""
         wide = centre(x)
-        squared_norms = wide.square().sum(1)
-        scale = squared_norms.mean().sqrt()
-        features = (wide / scale).to(x.dtype).to(x.device)
-        squared_norms = squared_norms / scale**2
+        peak = torch.maximum(wide.amax(), -wide.amin())  # first, so that no square overflows
+        norms = torch.linalg.vector_norm(wide.div_(peak), dim=1)
+        scale = norms.square().mean().sqrt()
+        features = wide.div_(scale).to(torch.promote_types(x.dtype, torch.float32)).to(x.device)
+        squared_norms = (norms / scale).square()
+        nothing = torch.zeros_like(squared_norms)
         if self.kernel == "linear":  # the rows of a centred linear kernel sum to 0
-            return Gram(features, squared_norms, torch.zeros_like(squared_norms), None)
-        plain = Gram(features, squared_norms, squared_norms, width=1.0)
-        width = self.sigma / float(scale) if self.sigma is not None else self._fraction_of_median(features)
-        kernel = Gram(features, squared_norms, squared_norms, width)
-        n = len(squared_norms)
-        sums = torch.zeros_like(plain.squared_norms)
-        for i in blocks(n, 2048):
-            for j in blocks(n, 2048):
-                sums[i] += kernel.kernel_tile(i, j).sum(1, dtype=sums.dtype)
-        return Gram(features, squared_norms, sums, width)
+            return Gram(features, squared_norms, nothing, width=None)
+        gram = Gram(features, squared_norms, nothing, width=1.0)
+        width = self.sigma / float(peak * scale) if self.sigma is not None else self._fraction_of_median(gram)
+        gram = dataclasses.replace(gram, width=width)
+        sums = nothing.clone()
+        for i, j in triangle(len(sums)):
+            tile = gram.kernel_tile(i, j).to(sums.device)
+            sums[i] += tile.sum(1, dtype=sums.dtype)
+            if i != j:
+                sums[j] += tile.sum(0, dtype=sums.dtype)
+        return dataclasses.replace(gram, row_sums=sums)
 
-    def _fraction_of_median(self, features: Float[Tensor, "n p"]) -> float:
-        """``bandwidth`` times the root of the median squared distance. Holds one n x n matrix while it looks."""
-        squared = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist").square_().flatten()
-        middle = len(squared) // 2  # numpy's median: the mean of the two middle ones where their number is even
-        low = squared.kthvalue(middle if len(squared) % 2 == 0 else middle + 1).values
-        median = (low + squared.kthvalue(middle + 1).values) / 2
-        if median <= 0:
+    def _fraction_of_median(self, gram: Gram) -> float:
+        """``bandwidth`` times the root of the median squared distance.
+
+        Sorted, the n x n matrix is n zeros and then every distance of the strict upper triangle twice. As numpy has it,
+        the median of an even number of values is the mean of the two in the middle.
+        """
+        n = len(gram.row_sums)
+        middle = {(n * n - 1) // 2, n * n // 2}
+        ranks = [(place - n) // 2 for place in middle]
+
+        def distances() -> Iterator[Float[Tensor, " values"]]:
+            for i, j in triangle(n):
+                tile = gram.squared_distances(i, j)
+                yield tile[torch.ones_like(tile, dtype=torch.bool).triu_(1)] if i == j else tile.flatten()
+
+        values = order_statistics(distances, ranks)
+        median = sum(values) / len(values)
+        if median <= 32 * torch.finfo(gram.features.dtype).eps:  # of a mean squared norm of 1: rounding errors
             raise UndefinedValueError(
-                "the median distance between samples is 0 (most are identical), so the RBF kernel has no width"
+                "the median distance between samples is 0 (most are identical), so the RBF kernel has no width; "
+                "give the width itself: cka:kernel=rbf,sigma=..."
             )
         assert self.bandwidth is not None
-        return self.bandwidth * float(median.sqrt())
+        return self.bandwidth * math.sqrt(median)
 
 
-def blocks(n: int, size: int) -> Iterator[slice]:
-    """Cut range(n) into slices of at most ``size``.
+def triangle(n: int, size: int = 1024) -> Iterator[tuple[slice, slice]]:
+    """Cut the upper triangle of an n x n matrix into tiles of equal sides, at most ``size``; diagonal tiles are whole.
 
-    >>> list(blocks(5, 2))
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    >>> [(i.start, i.stop, j.start, j.stop) for i, j in triangle(5, 3)]
+    [(0, 2, 0, 2), (0, 2, 2, 5), (2, 5, 2, 5)]
     """
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
+    steps = -(-n // size)
+    cuts = [slice(n * k // steps, n * (k + 1) // steps) for k in range(steps)]
+    for k, i in enumerate(cuts):
+        for j in cuts[k:]:
+            yield i, j
+
+
+def order_statistics(pieces: Callable[[], Iterator[Float[Tensor, " values"]]], ranks: Sequence[int]) -> list[float]:
+    """The values at ``ranks`` (from 0) of the sorted whole, none of them negative, without ever holding the whole.
+
+    The bits of floats >= 0, read as integers, sort as the floats do. So the values are counted by their leading 16
+    bits, then those that share the right ones by the next 16, and so on: one sweep over the pieces for every 16 bits.
+
+    >>> order_statistics(lambda: iter([torch.tensor([3.0, 0.5]), torch.tensor([2.0])]), [0, 1])
+    [0.5, 2.0]
+    """
+    first = next(pieces())
+    integer = torch.int64 if first.dtype == torch.float64 else torch.int32
+    found = [(0, rank) for rank in ranks]  # the leading bits, and the rank among the values that have them
+    for shift in range(8 * first.element_size() - 16, -1, -16):
+        counts = {prefix: first.new_zeros(2**16, dtype=torch.int64) for prefix, _ in found}
+        for piece in pieces():
+            bits = piece.view(integer) >> shift
+            for prefix in counts:
+                inside = bits - (prefix << 16)  # negative, or 2^16 and more, where the leading bits are others
+                counts[prefix] += torch.bincount(inside[(inside >= 0) & (inside < 2**16)], minlength=2**16)
+        found = [_descend(counts[prefix], prefix, rank) for prefix, rank in found]
+    return [float(torch.tensor(prefix, dtype=integer).view(first.dtype)) for prefix, _ in found]
+
+
+def _descend(counts: Tensor, prefix: int, rank: int) -> tuple[int, int]:
+    """The leading bits, 16 longer, of the value with this rank among those that start with ``prefix``."""
+    up_to = counts.cumsum(0)
+    digit = int(torch.searchsorted(up_to, rank, right=True))
+    return (prefix << 16) + digit, rank - int(up_to[digit] - counts[digit])

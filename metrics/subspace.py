@@ -18,7 +18,7 @@ class Subspace:
 
     basis: Float64[Tensor, "n r"]
     """Q: orthonormal columns."""
-    singular_values: Float64[Tensor, "r"]
+    singular_values: Float64[Tensor, " r"]
     loadings: Float64[Tensor, "r p"]
     """diag(s) V' = Q'X: how much of each feature each direction carries."""
 
@@ -33,8 +33,8 @@ class Subspace:
         return len(self.singular_values)
 
     def components(self, variance: float) -> int:
-        """The smallest k whose directions explain the share ``variance`` of the variance: sum_{i<=k} s_i^2 >= variance sum s_i^2."""
-        explained = self.singular_values.square().cumsum(0)
+        """The smallest k with sum_{i<=k} s_i^2 >= variance sum s_i^2. Note the squares."""
+        explained = (self.singular_values / self.singular_values[0]).square().cumsum(0)
         # a share of 1 must not ask for more than rounding leaves of the sum
         return min(self.rank, int((explained < variance * explained[-1] * (1 - 1e-12)).sum()) + 1)
 
@@ -44,7 +44,8 @@ class PrincipalSubspace:
     """The recipe of a `Subspace`: a singular value decomposition in float64.
 
     Directions with s_i <= s_1 max(n, p) eps are dropped, eps being that of the dtype that came in: for float32
-    activations such directions are rounding noise, and CCA would weigh them like any other.
+    activations such directions are rounding noise, and CCA would weigh them like any other. (Half precision is widened
+    to float32 before it comes here, and its own, coarser noise is not cut off: for it, 1e-3 max(n, p) would be all.)
     """
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Subspace:
