@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -44,8 +45,9 @@ class LayerSpec:
     @property
     def width(self) -> int:
         """Number of channels."""
-        last = {"NCHW", "NCL"}
-        return self.shape[0] if self.axes in last else self.shape[-1]
+        if self.axes == "NC":
+            return prod(self.shape)
+        return self.shape[0] if self.axes in {"NCHW", "NCL"} else self.shape[-1]
 
 
 @dataclass(frozen=True)

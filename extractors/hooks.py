@@ -45,9 +45,13 @@ class Trace:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """Every tensor in a module's output, in order: itself, or what its tuples, lists and dictionaries hold."""
+    """Every floating-point tensor in a module's output, in order: itself, or what tuples, lists and dictionaries hold.
+
+    >>> [tuple(t.shape) for t in tensors((torch.zeros(2), {"tokens": torch.zeros(3), "index": torch.arange(4)}))]
+    [(2,), (3,)]
+    """
     if isinstance(value, Tensor):
-        return [value]
+        return [value] if value.is_floating_point() else []
     if isinstance(value, Mapping):
         return [t for v in value.values() for t in tensors(v)]
     if isinstance(value, tuple | list):
@@ -99,7 +103,8 @@ def trace(model: nn.Module, example: Tensor, classifiers: Sequence[str]) -> Trac
     for site in order:
         path = site.module
         if site.side == "input":
-            if len(inputs[path]) > 1 and inputs[path][0] == len(example):
+            # VGG's own module of that name computes the same thing
+            if len(inputs[path]) > 1 and inputs[path][0] == len(example) and not calls["pre_logits"]:
                 name = "pre_logits" if len(inputs) == 1 else f"pre_logits[{list(inputs).index(path)}]"
                 found.append(Found(site, name, f"input of {types[path]}", inputs[path][1:]))
             continue

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -17,6 +18,8 @@ from repsim.extractors.hooks import Found, Trace
 _BLOCK = re.compile(r"Block|Bottleneck|Residual|Mixed|Inception[A-E]|Cell|DlaTree|Layer$", re.IGNORECASE)
 _STAGE = re.compile(r"Stage|Level", re.IGNORECASE)
 _ASIDE = re.compile(r"stem|embed|down|head|norm|pool|classifier|pos_|^se$|attn$|mlp$", re.IGNORECASE)
+_NUMBERED = re.compile(r"(stage|layer|level|block)_?\d+")
+_CLASS_TOKEN = re.compile(r"(cls|class)_token")
 _STEMS = ("patch_embed", "stem", "patch_embeds.0", "embeds")
 
 
@@ -48,46 +51,75 @@ def _lists_composites(module: nn.Module) -> bool:
     return any(any(any(m.children()) for m in c) for c in lists)
 
 
-def stem(trace: Trace, first_block: str) -> str | None:
+def presets(model: nn.Module, trace: Trace) -> dict[str, list[str]]:
+    """What ``blocks`` and ``stages`` stand for in this model."""
+    modules = dict(model.named_modules())
+    stages = [i["module"] for i in feature_info(model) if "module" in i]
+    if not stages or not all(stage in modules for stage in stages):  # in some families they are no modules
+        lists = (n for n in ("stages", "blocks", "layers") if isinstance(modules.get(n), nn.Sequential | nn.ModuleList))
+        top = next(lists, None)
+        stages = [f"{top}.{name}" for name, _ in modules[top].named_children()] if top else []
+        stages = stages or [name for name, _ in model.named_children() if _NUMBERED.fullmatch(name)]  # HRNet
+    stages = [end for stage in stages if (end := _end(trace, stage))]
+    repeated = [path for path in blocks(model) if path in trace.started] or stages
+    before = _stem(trace, min(repeated, key=trace.started.__getitem__)) if repeated else None
+    return {"blocks": [*([before] if before else []), *repeated, *_pre_logits(trace)], "stages": stages}
+
+
+def feature_info(model: nn.Module) -> list[dict[str, Any]]:
+    """What timm says of the stages, from a plain model or a wrapped one."""
+    info = getattr(model, "feature_info", None) or []
+    return [dict(i) for i in (info if isinstance(info, list) else info.info)]
+
+
+def _stem(trace: Trace, first_block: str) -> str | None:
     """The stem or patch embedding: by its usual name, or else the last thing computed before the first block."""
     begin = trace.started[first_block]
-    before = [f.site.module for f in trace.found if trace.finished[f.site.module] < begin and f.site.side == "output"]
-    for name in _STEMS:
-        if name in before:
-            return name
-    return before[-1] if before else None
+    outputs = [f.site.module for f in trace.found if f.site.side == "output"]
+    before = [path for path in outputs if trace.finished[path] < begin]
+    return next((name for name in _STEMS if name in before), before[-1] if before else None)
+
+
+def _end(trace: Trace, stage: str) -> str | None:
+    """A stage, or its last module where the model walks through the stage's list by itself."""
+    inside = [f.site.module for f in trace.found if f.site.module == stage or f.site.module.startswith(f"{stage}.")]
+    return stage if stage in inside else max(inside, key=trace.finished.__getitem__, default=None)
+
+
+def _pre_logits(trace: Trace) -> list[str]:
+    return ["pre_logits", *(found.name for found in trace.found if found.site.side == "input")]
 
 
 def select(
     layers: Sequence[LayerSpec], spec: str, *, presets: Mapping[str, Sequence[str]], left_out: Mapping[str, str]
 ) -> tuple[LayerSpec, ...]:
-    """Choose layers by a preset (``blocks``, ``stages``, ``all``) or by globs, e.g. ``layer3.*,norm``.
+    """Choose layers by presets (``blocks``, ``stages``, ``all``), by name, or by globs, with commas between.
 
     In a glob ``*`` stays within one dotted part (``layer?.*`` is the 16 blocks of a ResNet-50, not its 204 submodules)
-    and ``**`` is any number of parts.
+    and ``**`` is any number of parts. A module's path means every call of it and every tensor that it returns.
     """
-    if spec == "all":
-        return tuple(layers)
-    if spec in presets:
-        modules = set(presets[spec])
-        chosen = tuple(layer for layer in layers if layer.site.module in modules or layer.name in modules)
-        if not chosen:
-            raise InvalidInputError(
-                f"found no {spec} in this model; name layers yourself (`repsim layers MODEL --layers all` shows them)"
-            )
-        return chosen
-    wanted: set[str] = set()
+    chosen: set[str] = set()
     for part in filter(None, (p.strip() for p in spec.split(","))):
-        hits = {layer.name for layer in layers if part == layer.name or _matches(_module_path(layer), part)}
+        if part == "all":
+            hits = {layer.name for layer in layers}
+        elif part in presets:
+            hits = {
+                layer.name for layer in layers if layer.site.side == "output" and layer.site.module in presets[part]
+            }
+            hits |= {layer.name for layer in layers if layer.name in presets[part]}
+            if not hits:
+                raise InvalidInputError(f"found no {part} in this model; name layers yourself, or use --layers all")
+        else:
+            hits = {layer.name for layer in layers if part == layer.name or _matches(_module_path(layer), part)}
         if not hits:
-            if reasons := {reason for path, reason in left_out.items() if _matches(path, part)}:
-                raise InvalidInputError(f"layer {part!r} {' and '.join(sorted(reasons))}, so nothing can be read there")
+            if reasons := sorted({reason for path, reason in left_out.items() if _matches(path, part)}):
+                raise InvalidInputError(f"layer {part!r} {' and '.join(reasons)}, so nothing can be read there")
             names = [layer.name for layer in layers]
             raise UnknownNameError("layer", part, names, hint="(`repsim layers MODEL --layers all` lists them)")
-        wanted |= hits
-    if not wanted:
+        chosen |= hits
+    if not chosen:
         raise InvalidInputError(f"--layers {spec!r} names no layer")
-    return tuple(layer for layer in layers if layer.name in wanted)
+    return tuple(layer for layer in layers if layer.name in chosen)
 
 
 def _module_path(layer: LayerSpec) -> str:
@@ -112,12 +144,12 @@ class Geometry:
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int]) -> None:
         self.height, self.width = input_size
-        self.prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
-        # SigLIP and register-only models have prefix tokens, or none, but no class token
-        has_class = getattr(model, "has_class_token", None)
-        self.class_token = bool(has_class) if has_class is not None else getattr(model, "cls_token", None) is not None
-        info = getattr(model, "feature_info", None) or []
-        info = info if isinstance(info, list) else info.info
+        has_parameter = any(_CLASS_TOKEN.match(name.rpartition(".")[2]) for name, _ in model.named_parameters())
+        # SigLIP has neither class token nor registers; some models have registers and no class token
+        self.class_token = bool(getattr(model, "has_class_token", has_parameter))
+        # CoaT, CrossViT, TNT and VOLO have class tokens and do not say how many prefix tokens that makes
+        self.prefix = int(getattr(model, "num_prefix_tokens", has_parameter))
+        info = feature_info(model)
         self.reductions = {int(i["reduction"]) for i in info if i.get("reduction")}
         self.channels = {i["module"]: int(i["num_chs"]) for i in info if "module" in i}
         self.channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
@@ -128,25 +160,26 @@ class Geometry:
         axes: Axes = "other"
         prefix: int | None = 0
         grid: tuple[int, int] | None = None
-        if len(shape) == 1 or (len(shape) == 2 and shape[0] == 1):
-            axes = "NC"  # a single token is a vector too
+        if len(shape) == 1 or (len(shape) == 2 and shape[0] == 1) or (len(shape) == 3 and shape[1:] == (1, 1)):
+            axes = "NC"  # a single token and a map of a single position are vectors too
         elif len(shape) == 2:
             axes, prefix, grid = self._tokens(shape)
         elif len(shape) == 3:
-            axes = self._map_axes(found)
-            grid = (shape[1], shape[2]) if axes == "NCHW" else (shape[0], shape[1])
+            axes, grid = self._map(found)
         has_class = bool(axes == "NLC" and prefix and self.class_token)
         return LayerSpec(found.name, found.type, shape, axes, prefix, has_class, grid, found.site)
 
     def _tokens(self, shape: tuple[int, ...]) -> tuple[Axes, int | None, tuple[int, int] | None]:
         """(tokens, channels) or (channels, tokens): the axis whose length is a patch grid, with or without prefix."""
         prefixes = dict.fromkeys((self.prefix, 0))
-        for grid_of in (self._known_grid, self._any_grid):  # the model's own strides first, any fitting grid after
-            for prefix in prefixes:
-                if grid := grid_of(shape[0] - prefix):
-                    return "NLC", prefix, grid
-            if grid := grid_of(shape[1]):
-                return "NCL", 0, grid
+        for prefix in prefixes:  # the model's own strides first, any fitting grid after
+            if grid := self._known_grid(shape[0] - prefix):
+                return "NLC", prefix, grid
+        if grid := self._known_grid(shape[1]):
+            return "NCL", 0, grid
+        for prefix in prefixes:
+            if grid := self._any_grid(shape[0] - prefix):
+                return "NLC", prefix, grid
         return "NLC", None, None
 
     def _known_grid(self, tokens: int) -> tuple[int, int] | None:
@@ -164,13 +197,13 @@ class Geometry:
         """Whether a grid could come from the picture: the same aspect ratio, up to one step of rounding."""
         return abs(h * self.width - w * self.height) < max(self.height, self.width)
 
-    def _map_axes(self, found: Found) -> Axes:
-        """NCHW or NHWC: where the two spatial axes keep the picture's aspect ratio; what the model says where both do."""
+    def _map(self, found: Found) -> tuple[Axes, tuple[int, int] | None]:
+        """Where the two spatial axes keep the picture's aspect ratio; what the model says of itself where both do."""
         a, b, c = found.shape
         first, last = self._same_aspect(b, c), self._same_aspect(a, b)
-        if first != last:
-            return "NCHW" if first else "NHWC"
-        known = self.channels.get(found.site.module)
-        if known is not None and (a == known) != (c == known):
-            return "NCHW" if a == known else "NHWC"
-        return "NHWC" if self.channels_last and last else "NCHW"
+        if not first and not last:  # NesT's tokens come in blocks: (blocks, tokens, channels), in no order of a grid
+            return ("NHWC", None) if self._known_grid(a * b) else ("other", None)
+        if first and last:
+            known = self.channels.get(found.site.module)
+            first = a == known if known is not None and (a == known) != (c == known) else not self.channels_last
+        return ("NCHW", (b, c)) if first else ("NHWC", (a, b))

@@ -10,11 +10,11 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from repsim.errors import ImageError
+from repsim.errors import ImageError, InvalidInputError
 from repsim.extractors import hooks
 from repsim.extractors.base import Batch, LayerSpec, Readout, Stream
 from repsim.extractors.images import ImageSource
-from repsim.extractors.layers import Geometry, blocks, select, stem
+from repsim.extractors.layers import Geometry, presets, select
 from repsim.extractors.readouts import get_several, plan
 from repsim.extractors.weights import load_model
 
@@ -58,8 +58,10 @@ class TimmExtractor:
         self.name = self.name.replace("/", "_").replace(":", "_")
         self.config = resolve_model_data_config(self.model)
         self._transform = create_transform(**self.config, is_training=False)
-        found = self._trace()
-        self._layers = select(found, layers, presets=self._presets(), left_out=self.left_out)
+        seen = self._trace()
+        geometry = Geometry(self.model, self.config["input_size"][1:])
+        found = [geometry.describe(tensor) for tensor in seen.found]
+        self._layers = select(found, layers, presets=presets(self.model, seen), left_out=seen.left_out)
         self.readouts: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
         self.readouts, self.notes = plan(self._layers, readouts)
         self.notes += [
@@ -68,14 +70,12 @@ class TimmExtractor:
             if layer.name.partition("[")[0].endswith("#1")
         ]
 
-    def _trace(self) -> list[LayerSpec]:
-        channels, height, width = self.config["input_size"]
-        generator = torch.Generator().manual_seed(0)
-        example = torch.randn(hooks.TRACE_BATCH, channels, height, width, generator=generator)
-        self._seen = hooks.trace(self.model, example, self._classifiers())
-        self.left_out = self._seen.left_out
-        geometry = Geometry(self.model, (height, width))
-        return [geometry.describe(found) for found in self._seen.found]
+    def _trace(self) -> hooks.Trace:
+        channels, *_ = size = self.config["input_size"]
+        example = torch.randn(hooks.TRACE_BATCH, *size, generator=torch.Generator().manual_seed(0))
+        if channels != 3:
+            raise InvalidInputError(f"{self.name} takes pictures of {channels} channels; repsim reads RGB pictures")
+        return hooks.trace(self.model, example, self._classifiers())
 
     def _classifiers(self) -> list[str]:
         """Paths of the modules that turn the pre-logits feature into logits."""
@@ -86,23 +86,6 @@ class TimmExtractor:
         for head in got if isinstance(got, tuple | list | nn.ModuleList) else [got]:
             heads += list(head) if isinstance(head, nn.ModuleList) else [head]
         return [path for path, module in self.model.named_modules() if any(module is head for head in heads)]
-
-    def _presets(self) -> dict[str, list[str]]:
-        stages = [i["module"] for i in _feature_info(self.model)]
-        modules = dict(self.model.named_modules())
-        if not stages or not all(stage in modules for stage in stages):  # in some families they are no modules
-            lists = (
-                name
-                for name in ("stages", "blocks", "layers", "features")
-                if isinstance(modules.get(name), nn.Sequential | nn.ModuleList)
-            )
-            top = next(lists, None)
-            stages = [f"{top}.{i}" for i in range(len(list(modules[top].children())))] if top else []
-        reached = self._seen.started
-        repeated = [path for path in blocks(self.model) if path in reached] or [s for s in stages if s in reached]
-        before = stem(self._seen, min(repeated, key=lambda path: reached[path])) if repeated else None
-        last = [found.name for found in self._seen.found if found.site.side == "input"]
-        return {"blocks": [*([before] if before else []), *repeated, *last], "stages": stages}
 
     def layers(self) -> tuple[LayerSpec, ...]:
         """The chosen layers, in the order in which the forward pass finishes them."""
@@ -143,11 +126,6 @@ class TimmExtractor:
                     model(pictures.to(device, non_blocking=True))
                 hooks.check(values, self.readouts, len(positions))
                 yield Batch(positions, {key: value.cpu() for key, value in values.items()})
-
-
-def _feature_info(model: nn.Module) -> list[dict[str, Any]]:
-    info = getattr(model, "feature_info", None) or []
-    return [dict(i) for i in (info if isinstance(info, list) else info.info) if "module" in i]
 
 
 class _Pictures(Dataset[tuple[int, Tensor | str]]):
