@@ -12,6 +12,7 @@ import click
 
 from repsim import __version__, terminal
 from repsim.errors import InvalidInputError, RepsimError
+from repsim.files import check_output, human
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -213,7 +214,7 @@ def extract(
             store = job.run(advance)
         rate = len(samples.rows) / (time.perf_counter() - start)
         click.echo(
-            f"{job.path}  {len(store)} pictures x {len(store.layers)} layers, {terminal.size(job.bytes)}, "
+            f"{job.path}  {len(store)} pictures x {len(store.layers)} layers, {human(job.bytes)}, "
             f"{rate:.1f} images/s on {device}; every hook gave what the trace saw"
         )
         store.close()
@@ -231,8 +232,8 @@ def _show_plan(job: "Extraction") -> None:
     terminal.console().print(table)
     room = "enough room" if job.bytes * 1.05 <= job.bytes_free else "NOT ENOUGH ROOM"
     click.echo(
-        f"{terminal.size(job.bytes_per_sample)} a picture, {terminal.size(job.bytes)} for {len(job.samples.rows)} "
-        f"pictures; {terminal.size(job.bytes_free)} free: {room}"
+        f"{human(job.bytes_per_sample)} a picture, {human(job.bytes)} for {len(job.samples.rows)} "
+        f"pictures; {human(job.bytes_free)} free: {room}"
     )
 
 
@@ -348,7 +349,6 @@ def compare(
       repsim compare acts/resnet50.h5 -m cka:kernel=rbf,bandwidth=0.5 --json
     """
     from repsim.comparison import compare as compare_stores
-    from repsim.files import check_output
     from repsim.results import save_result
 
     if len(stores) > 2:

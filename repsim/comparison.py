@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
 import repsim
@@ -26,7 +27,7 @@ from repsim.store import ActivationStore, open_store
 Progress = Callable[[int, int], None]
 """Called with the number of steps (layers prepared, metrics compared) done, and of all."""
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 StoreLike = ActivationStore | str | os.PathLike[str]
 
 
@@ -224,7 +225,7 @@ def _compare(metric: Metric[Any], rows: Sequence[LayerFactors], columns: Sequenc
             "label": metric.label,
             "spec": metric.spec,
             "sense": metric.sense,
-            "bounds": [low, high],
+            "valid_range": [low, high],
             "symmetric": int(metric.symmetric),
             "formula": metric.formula,
             "citation": metric.citation,

@@ -16,7 +16,7 @@ from repsim.errors import ImageError, OutputError
 from repsim.extractors import Extractor, ImageSource, Stream, open_images
 from repsim.extractors.images import Digits, choose, readable
 from repsim.extractors.timm_models import TimmExtractor
-from repsim.files import check_output
+from repsim.files import check_output, human
 from repsim.labels import LayerKey, SampleIds
 from repsim.store import ActivationStore, ArraySpec, StoreWriter, open_store
 
@@ -127,7 +127,7 @@ class Extraction:
         """Raise `OutputError` unless the disk has room for the store and 5 % more."""
         if self.bytes * 1.05 > self.bytes_free:
             raise OutputError(
-                f"{self.path} needs {self.bytes / 1e9:.1f} GB and the disk has {self.bytes_free / 1e9:.1f} GB free; "
+                f"{self.path} needs {human(self.bytes)} and the disk has {human(self.bytes_free)} free; "
                 "take fewer layers or samples, a smaller readout, or --dtype float16"
             )
 

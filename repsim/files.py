@@ -1,6 +1,7 @@
 """Writing files so that nothing is ever lost or half-written: a temporary name first, the real name when complete."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,4 +48,19 @@ def reason(error: Exception) -> str:
     """The system's words where there are some, else the first line of what the library says."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
+    if quoted := re.search(r"errno = \d+, error message = '([^']+)'", str(error)):  # HDF5 quotes the system
+        return quoted[1]
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
+
+
+def human(size: float) -> str:
+    """Bytes in a readable unit.
+
+    >>> human(1_234_567)
+    '1.23 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

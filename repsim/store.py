@@ -6,7 +6,8 @@ with a store's name always holds everything. All arrays are laid out in full bef
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Self
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError, OutputError, StoreError, UnknownNameError
 from repsim.files import check_output, partial_path, reason
@@ -25,7 +27,7 @@ VERSION = 1
 _CHUNK_BYTES = 2**20
 """Chunks of whole rows of about this size: larger ones than a batch are written slowly, smaller ones read slowly."""
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Activations:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> Array:
+        if not self._dataset:
+            raise StoreError(f"the store of {self.key} is closed; open it again")
         try:
             values: Array = self._dataset[rows]
         except OSError as error:
@@ -169,7 +173,7 @@ class StoreWriter:
     """Writes one store. A context manager: the file gets its name when the block ends well, and is removed when not.
 
     Every array is laid out in full on entry (known sizes, chunks allocated early), so that writing rows changes no HDF5
-    metadata.
+    metadata, and stays open until the end.
     """
 
     def __init__(
@@ -187,8 +191,9 @@ class StoreWriter:
         overwrite: bool = False,
     ) -> None:
         self.path, self.partial, self.overwrite = path, partial_path(path), overwrite
-        self._arrays, self._ids, self._labels, self._classes = arrays, sample_ids, labels, classes
+        self.arrays, self._ids, self._labels, self._classes = arrays, sample_ids, labels, classes
         self._source, self._provenance, self._dtype, self._batch_size = source, provenance, dtype, batch_size
+        self._datasets: dict[LayerKey, h5py.Dataset] = {}
         self._check()
 
     def _check(self) -> None:
@@ -198,9 +203,9 @@ class StoreWriter:
             raise InvalidInputError(f"sample id {ids[twice]!r} occurs twice; ids must be unique")
         if self._labels is not None and len(self._labels) != len(ids):
             raise InvalidInputError(f"{len(self._labels)} labels for {len(ids)} samples")
-        if not self._arrays:
+        if not self.arrays:
             raise InvalidInputError("a store needs at least one layer")
-        for spec in self._arrays:
+        for spec in self.arrays:
             for part in (spec.key.layer, spec.key.readout):
                 if "/" in part or part in {"", "."}:
                     raise InvalidInputError(
@@ -211,19 +216,21 @@ class StoreWriter:
         check_output(self.path, overwrite=self.overwrite)
         _refuse_second_writer(self.partial)
         try:
-            self._file = h5py.File(self.partial, "w")
-            self._lay_out()
-        except OSError as error:
-            raise OutputError(f"cannot write {self.partial}: {reason(error)}") from None
+            with self._guard():
+                self.file = h5py.File(self.partial, "w")
+                self._lay_out()
+        except BaseException:
+            self._abandon()
+            raise
         return self
 
     def _lay_out(self) -> None:
-        file, n = self._file, len(self._ids)
+        file, n = self.file, len(self._ids)
         file.attrs.update(
             format=FORMAT,
             format_version=VERSION,
             state="partial",
-            model=self._arrays[0].key.model,
+            model=self.arrays[0].key.model,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             provenance=json.dumps(self._provenance),
         )
@@ -241,25 +248,30 @@ class StoreWriter:
         if self._labels is not None:
             samples.create_dataset("label", data=np.asarray(self._labels, np.int64))
         layers = file.create_group("layers", track_order=True)  # else blocks.10 comes before blocks.2
-        for spec in self._arrays:
-            group = (
-                layers.require_group(spec.key.layer)
-                if spec.key.layer in layers
-                else layers.create_group(spec.key.layer, track_order=True)
-            )
+        for spec in self.arrays:
+            known = spec.key.layer in layers  # its second readout
+            group = layers[spec.key.layer] if known else layers.create_group(spec.key.layer, track_order=True)
             group.attrs.update({key: value for key, value in spec.facts.items() if value is not None})
             rows = max(1, min(_CHUNK_BYTES // max(1, spec.row_bytes(self._dtype)), self._batch_size or n, n))
             layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            group.create_dataset(
-                spec.key.readout, (n, *spec.shape), self._dtype, chunks=(rows, *spec.shape), dcpl=layout
+            # No chunk cache (h5py takes 0 for its default): where a full disk keeps HDF5 from emptying it, closing the
+            # array loses the rows without an error, and the process crashes at its end.
+            self._datasets[spec.key] = group.create_dataset(
+                spec.key.readout,
+                (n, *spec.shape),
+                self._dtype,
+                chunks=(rows, *spec.shape),
+                dcpl=layout,
+                rdcc_nbytes=1,
+                rdcc_nslots=1,
             )
         file.flush()
 
     def write(self, key: LayerKey, rows: slice, values: Array) -> None:
         """Write some rows of one array: (rows, ...), or flattened to (rows, p)."""
-        dataset = self._file["layers"][key.layer][key.readout]
+        dataset = self._datasets[key]
         with np.errstate(over="ignore"):  # an overflow of float16 is found, and named, right below
             values = values.astype(self._dtype, copy=False).reshape(-1, *dataset.shape[1:])
         finite = np.isfinite(values)
@@ -270,27 +282,42 @@ class StoreWriter:
                 f"{key}: {int((~finite).sum())} values are NaN or infinite, the first in sample "
                 f"{self._ids.ids[rows.start + row]}{hint}"
             )
-        try:
+        with self._guard():
             dataset[rows] = values
-        except OSError as error:
-            raise OutputError(f"cannot write {self.partial}: {reason(error)}") from None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._abandon()
+            return
         try:
-            if kind is None:
-                self._file.flush()
-                self._file.attrs["state"] = "complete"
-            self._file.close()
-            if kind is None:
+            with self._guard():
+                self.file.flush()
+                self.file.attrs["state"] = "complete"
+                self.file.close()
                 with self.partial.open("rb") as file:
                     os.fsync(file.fileno())
                 self.partial.replace(self.path)
-        except OSError as failure:
-            raise OutputError(f"cannot write {self.path}: {reason(failure)}") from None
-        finally:
-            self.partial.unlink(missing_ok=True)
+        except OutputError:
+            self._abandon()
+            raise
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Turn what HDF5 raises when it cannot write (an OSError or a RuntimeError) into one line."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            raise OutputError(f"cannot write {self.path}: {reason(error)}") from None
+
+    def _abandon(self) -> None:
+        """Remove the unfinished file. Emptied first: HDF5 writes once more when it closes, and needs room for that."""
+        if self.partial.exists():
+            os.truncate(self.partial, 0)
+        with suppress(OSError, RuntimeError, AttributeError):  # no file yet, where opening it failed
+            self.file.close()
+        self.partial.unlink(missing_ok=True)
 
 
 def write_store(

@@ -16,15 +16,6 @@ def times(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def size(count: float) -> str:
-    """``1.5 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
 def console(*, stderr: bool = False) -> "Console":
     """Make the place to print tables on."""
     from rich.console import Console

@@ -1,0 +1,42 @@
+"""What all tests share: shapes in signatures are checked while they run, no hub is reached, pictures are made here."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import install_import_hook
+from PIL import Image
+
+hook = install_import_hook(["repsim.metrics", "repsim.factors", "repsim.alignment"], "beartype.beartype")
+
+torch.set_num_threads(2)
+
+Pictures = Callable[..., Path]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Pictures:
+    """Make a folder of small pictures, each another: ``pictures(6)``, or under names of one's own."""
+
+    def make(count: int = 6, names: list[str] | None = None, folder: str = "photos") -> Path:
+        rng = np.random.default_rng(1)
+        root = tmp_path / folder
+        for name in names or [f"photo{i:02d}.png" for i in range(count)]:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+            coarse.resize((80, 60), Image.Resampling.BICUBIC).save(path)
+        return root
+
+    return make

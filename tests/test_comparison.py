@@ -1,0 +1,233 @@
+"""Comparisons: every value is the metric's own, samples are aligned or refused, and what is undefined says why."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+
+import repsim
+from repsim import metrics
+from repsim.comparison import compare, similarity
+from repsim.errors import InvalidInputError, SampleMismatchError, StoreError, UndefinedValueError, UnknownNameError
+from repsim.labels import SampleIds
+from repsim.metrics.subspace import PrincipalSubspace
+from repsim.results import open_result, save_result
+from repsim.store import ActivationStore, open_store, write_store
+
+SPECS = ("cka", "cka:estimator=biased", "cka:kernel=rbf", "cca", "svcca", "pwcca")
+
+
+def store(
+    folder: Path, name: str, rng: np.random.Generator, n: int = 40, widths: tuple[int, ...] = (3, 5, 8), **options: Any
+) -> ActivationStore:
+    shared = np.random.default_rng(7).normal(size=(n, 4))
+    layers = {f"blocks.{i}": shared @ rng.normal(size=(4, p)) + rng.normal(size=(n, p)) for i, p in enumerate(widths)}
+    return write_store(folder / f"{name}.h5", layers, model=name, **options)
+
+
+def test_every_value_is_the_metrics_own(tmp_path: Path, rng: np.random.Generator) -> None:
+    a, b = store(tmp_path, "a", rng), store(tmp_path, "b", rng, widths=(6, 2))
+    result = compare(a, b, SPECS)
+    assert list(result.data_vars) == list(SPECS)
+    for spec in SPECS:
+        assert result[spec].dims == ("layer_a", "layer_b")
+        for name_a in a.layers:
+            for name_b in b.layers:
+                value = result[spec].sel(layer_a=name_a, layer_b=name_b).item()
+                assert value == pytest.approx(similarity(a[name_a][:], b[name_b][:], spec), abs=1e-12), (
+                    spec,
+                    name_a,
+                    name_b,
+                )
+
+
+def test_the_result_says_what_it_is(tmp_path: Path, rng: np.random.Generator) -> None:
+    a, b = store(tmp_path, "a", rng, source="photos"), store(tmp_path, "b", rng, source="photos", readout="cls")
+    result = compare(a, b, ["svcca:variance=0.9"], command="repsim compare a b")
+    assert result["layer_a"].values.tolist() == ["blocks.0", "blocks.1", "blocks.2"]
+    assert result["model_b"].values.tolist() == ["b"] * 3
+    assert result["readout_b"].values.tolist() == ["cls"] * 3
+    assert result["features_a"].values.tolist() == [3, 5, 8]
+    assert (result["n_samples"].item(), result["data"].item()) == (40, "photos")
+    attrs = result["svcca:variance=0.9"].attrs
+    assert attrs["label"] == "SVCCA (variance=0.9)"
+    assert (attrs["sense"], attrs["valid_range"], attrs["symmetric"]) == ("similarity", [0.0, 1.0], 1)
+    assert "Raghu" in attrs["citation"]
+    components = result["svcca:variance=0.9.components_a"]
+    metric: Any = metrics.get("svcca:variance=0.9")
+    wanted = [metric.recipe(_tensor(a[name][:])).components(0.9) for name in a.layers]
+    assert components.values.tolist() == wanted
+    assert json.loads(result.attrs["provenance_a"])["extractor"] == "given"
+    assert result.attrs["command"] == "repsim compare a b"
+
+
+def _tensor(x: Any) -> Any:
+    return metrics.base.as_samples(x)
+
+
+@pytest.mark.parametrize("twice", ["one object", "one path", "two openings"])
+def test_a_store_with_itself(tmp_path: Path, rng: np.random.Generator, twice: str) -> None:
+    a = store(tmp_path, "a", rng)
+    both = {"one object": (a, a), "one path": (a.path, a.path), "two openings": (a, open_store(a.path))}[twice]
+    steps: list[tuple[int, int]] = []
+    result = compare(*both, ["cka", "pwcca"], progress=lambda done, total: steps.append((done, total)))
+    np.testing.assert_allclose(np.diag(result["cka"]), 1, atol=1e-6)
+    np.testing.assert_allclose(result["cka"], result["cka"].values.T, atol=1e-12)
+    assert steps == [(i, 5) for i in range(1, 6)]  # three layers once, not twice, and two metrics
+
+
+def test_each_layer_is_prepared_once_for_all_metrics_that_share_a_recipe(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    original = PrincipalSubspace.__call__
+
+    def counted(self: PrincipalSubspace, x: Any) -> Any:
+        calls.append(x)
+        return original(self, x)
+
+    monkeypatch.setattr(PrincipalSubspace, "__call__", counted)
+    compare(store(tmp_path, "a", rng), store(tmp_path, "b", rng), ["cca", "svcca", "svcca:variance=0.9", "pwcca"])
+    assert len(calls) == 6
+
+
+def test_arrays_of_maps_are_compared_flattened(tmp_path: Path, rng: np.random.Generator) -> None:
+    x, y = rng.normal(size=(20, 3, 4, 4)), rng.normal(size=(20, 5))
+    a = write_store(tmp_path / "a.h5", {"map": x}, model="a")
+    b = write_store(tmp_path / "b.h5", {"vector": y}, model="b")
+    assert compare(a, b)["cka"].item() == pytest.approx(similarity(x.reshape(20, -1), y), abs=1e-12)
+
+
+def test_float16_stores_are_compared_in_float32(tmp_path: Path, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(30, 6)).astype(np.float16)
+    a = write_store(tmp_path / "a.h5", {"x": x}, model="a")
+    assert compare(a, a, ["cka"])["cka"].item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (list("abcd"), list("abce"), r"1 of 4 only in the first \(d\), 1 of 4 only in the second \(e\)"),
+        (list("abcde"), list("abcd"), r"1 of 5 only in the first \(e\)"),
+        (list("abcd"), list("abdc"), r"the same 4 in another order, from row 2 on \(c / d\)"),
+    ],
+)
+def test_other_samples_or_another_order_are_refused(
+    tmp_path: Path, first: list[str], second: list[str], message: str
+) -> None:
+    rng = np.random.default_rng(0)
+    a = write_store(tmp_path / "a.h5", {"x": rng.normal(size=(len(first), 3))}, model="a", sample_ids=first)
+    b = write_store(tmp_path / "b.h5", {"x": rng.normal(size=(len(second), 3))}, model="b", sample_ids=second)
+    with pytest.raises(SampleMismatchError, match=message):
+        compare(a, b)
+
+
+def test_the_same_names_of_other_pictures_are_other_samples() -> None:
+    ids = ("1.png", "2.png")
+    assert SampleIds(ids, "x").difference(SampleIds(ids, "y")) == (
+        "the same 2 ids, but other pictures behind them (the sizes of their files differ)"
+    )
+    assert SampleIds(ids, "x").difference(SampleIds(ids, "")) is None  # one store does not know
+
+
+def test_a_long_list_of_differences_is_cut_short() -> None:
+    text = SampleIds(tuple(map(str, range(100)))).difference(SampleIds(("0",)))
+    assert text == "99 of 100 only in the first (1, 2, 3, ...)"
+
+
+def test_too_few_samples(tmp_path: Path, rng: np.random.Generator) -> None:
+    a = store(tmp_path, "a", rng, n=3)
+    with pytest.raises(InvalidInputError, match="layer blocks.0: 3 samples are too few: .* at least 4"):
+        compare(a, a)
+
+
+def test_a_nan_names_the_layer_and_the_sample(tmp_path: Path, rng: np.random.Generator) -> None:
+    a = store(tmp_path, "a", rng)
+    a.close()
+    with h5py.File(a.path.rename(tmp_path / "b.h5"), "r+") as file:  # no store of ours: they refuse to write one
+        file["layers/blocks.1/given"][5, 2] = np.nan
+    with pytest.raises(
+        InvalidInputError, match=r"b\.h5, layer blocks\.1: 1 values are NaN or infinite, the first in sample 5"
+    ):
+        compare(tmp_path / "b.h5", tmp_path / "b.h5")
+
+
+def test_a_constant_layer_is_nan_with_its_reason_and_the_rest_is_kept(tmp_path: Path, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(30, 4))
+    a = write_store(tmp_path / "a.h5", {"dead": np.ones((30, 4)), "live": x}, model="a")
+    b = write_store(tmp_path / "b.h5", {"live": x}, model="b")
+    for spec in SPECS:
+        values = compare(a, b, [spec])[spec]
+        assert np.isnan(values.values).tolist() == [[True], [False]]
+        assert values[1, 0].item() == pytest.approx(1, abs=1e-6)
+        assert json.loads(values.attrs["undefined"]) == [
+            "layer dead: the layer is constant: every sample has the same features, so there is nothing to compare"
+        ]
+    with pytest.raises(UndefinedValueError, match="no pair of layers has a value; layer dead: the layer is constant"):
+        compare(write_store(tmp_path / "c.h5", {"dead": np.ones((30, 4))}, model="c"), b)
+
+
+def test_a_pair_without_a_value_says_why(tmp_path: Path, rng: np.random.Generator) -> None:
+    """One sample differs: nothing is left of the Gram matrix once its diagonal is gone."""
+    lonely = np.zeros((30, 4))
+    lonely[3] = 1
+    a = write_store(tmp_path / "a.h5", {"lonely": lonely, "live": rng.normal(size=(30, 4))}, model="a")
+    values = compare(a, a)["cka"]
+    assert np.isnan(values.values).tolist() == [[True, True], [True, False]]
+    assert "in too few samples" in json.loads(values.attrs["undefined"])[0]
+
+
+def test_values_that_say_little_are_listed(tmp_path: Path, rng: np.random.Generator) -> None:
+    a = write_store(
+        tmp_path / "a.h5", {"wide": rng.normal(size=(10, 20)), "narrow": rng.normal(size=(10, 2))}, model="a"
+    )
+    cautions = json.loads(compare(a, a, ["cca"])["cca"].attrs["cautions"])
+    assert len(cautions) == 3  # all but narrow with narrow
+    assert cautions[0].startswith("wide and wide: with n = 10 samples")
+
+
+def test_an_unknown_metric_and_none(tmp_path: Path, rng: np.random.Generator) -> None:
+    a = store(tmp_path, "a", rng)
+    with pytest.raises(UnknownNameError, match="did you mean svcca"):
+        compare(a, a, ["svca"])
+    with pytest.raises(InvalidInputError, match="at least one metric"):
+        compare(a, a, [])
+    with pytest.raises(InvalidInputError, match="not usable here|unknown device"):
+        compare(a, a, device="warp")
+
+
+def test_a_result_is_saved_and_read_back(tmp_path: Path, rng: np.random.Generator) -> None:
+    result = compare(store(tmp_path, "a", rng), store(tmp_path, "b", rng), ["cka", "svcca:variance=0.9"])
+    path = tmp_path / "r.nc"
+    save_result(result, path)
+    again = open_result(path)
+    xr.testing.assert_equal(again, result)
+    for name in result.data_vars:
+        assert again[name].attrs["spec"] == name
+        assert np.asarray(again[name].attrs["valid_range"]).tolist() == list(result[name].attrs["valid_range"])
+    assert again.attrs == result.attrs
+    with xr.open_dataset(path) as plain:  # with nothing of ours
+        assert plain["cka"].shape == (3, 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "b.h5", "r.nc"]
+
+
+def test_what_is_no_result_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    with pytest.raises(StoreError, match="no such file"):
+        open_result(tmp_path / "r.nc")
+    (tmp_path / "text.nc").write_text("hello")
+    with pytest.raises(StoreError, match="no result of repsim compare"):
+        open_result(tmp_path / "text.nc")
+    with pytest.raises(StoreError, match="activation store"):
+        open_result(store(tmp_path, "a", rng).path)
+    xr.Dataset({"x": ("i", [1.0])}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
+    with pytest.raises(StoreError, match="no result of repsim compare"):
+        open_result(tmp_path / "other.nc")
+
+
+def test_the_public_names() -> None:
+    assert repsim.compare is compare
+    assert repsim.similarity is similarity
