@@ -6,8 +6,10 @@ from math import prod
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from repsim.errors import InvalidInputError
 from repsim.extractors.images import ImageSource
 
 Axes = Literal["NC", "NCHW", "NHWC", "NLC", "NCL", "other"]
@@ -76,12 +78,25 @@ class Readout(Protocol):
 
 @dataclass(frozen=True)
 class Stream:
-    """How a pass over the images is run."""
+    """How a pass over the images is run: refused at once where this machine cannot."""
 
     batch_size: int = 32
     workers: int = 0
     device: str = "cpu"
     amp: bool = False
+    """Autocast: bfloat16 on a CPU, float16 elsewhere. Readouts are float32 all the same."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0:
+            raise InvalidInputError(
+                f"batch size must be at least 1 and workers at least 0, got {self.batch_size} and {self.workers}"
+            )
+        try:
+            torch.empty(1, device=self.device).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError):
+            has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+            usable = ", ".join(["cpu", *(name for name, there in has.items() if there)])
+            raise InvalidInputError(f"device {self.device!r} cannot be used; this machine has: {usable}") from None
 
 
 class Extractor(Protocol):

@@ -2,11 +2,13 @@
 
 A source gives every sample a stable id and, where there are any, a label. A picture that cannot be decoded raises with
 its name: it is never replaced by its neighbour, as timm's own dataset does, and an unknown split is an error, never the
-whole folder.
+whole folder. Pictures are decoded as timm decodes them for training and evaluation: to RGB, transparency dropped, EXIF
+orientation not applied; only 16-bit greys differ, which are scaled to 8 bits and not cut off at 255.
 """
 
 import hashlib
 import io
+import os
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -55,21 +57,44 @@ class ImageSource(ABC):
 
 
 def open_images(data: str, *, split: str | None = None, root: str | None = None, download: bool = False) -> ImageSource:
-    """Open ``digits``, a folder, a ``.tar`` file, or a data set by timm's name (``torch/cifar10``, under ``root``)."""
+    """Open ``digits``, a folder, a ``.tar`` file, or a data set by timm's name (``torch/cifar10``, under ``root``).
+
+    Parameters
+    ----------
+    data
+        ``digits`` (those that scikit-learn brings; a folder of that name is ``./digits``), a path, or timm's name.
+    split
+        A folder directly inside a folder or tar; ``train`` or ``test`` of the digits; timm's split (``validation``).
+    root
+        Where a ``torch/`` data set lies or is downloaded to; the cache of an ``hfds/`` one.
+    download
+        Let timm fetch the data set.
+
+    Raises
+    ------
+    ImageError
+        Where there is no picture, or nothing of that name, or a damaged archive.
+    UnknownNameError
+        For a split that does not exist.
+
+    Examples
+    --------
+    >>> digits = open_images("digits", split="test")
+    >>> len(digits), digits.ids[0], digits.labels[0].item(), digits.load(0).size
+    (898, 'digits/0001', 1, (8, 8))
+    """
     if data == "digits":
         return Digits(split)
     path = Path(data)
     if path.is_dir():
         return Folder(path, split)
     if path.is_file():
-        if not tarfile.is_tarfile(path):
-            raise ImageError(f"{data} is a file but no tar archive; give a folder of pictures or a .tar")
         return Tar(path, split)
     prefix, slash, rest = data.partition("/")
     if slash and rest and prefix.lower() in {"torch", "hfds", "hfids", "tfds", "wds"}:
-        return TimmDataset(data, split, root, download=download)
+        return TimmDataset(f"{prefix.lower()}/{rest}", split, root, download=download)
     raise ImageError(
-        f"no such folder or file: {data} (known besides folders and .tar files: digits, and timm's names such as torch/cifar10)"
+        f"no such folder or file: {data} (besides folders and .tar files: digits, timm's torch/cifar10 and the like)"
     )
 
 
@@ -118,10 +143,28 @@ def readable(
 def _decode(data: Any, name: str) -> Image.Image:
     try:
         with Image.open(data) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        reason = "not a picture that can be decoded" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise ImageError(f"cannot read the picture {name}: {reason}; mend or remove it, or pass --skip-bad") from None
+            return _rgb(picture)
+    except Exception as error:  # noqa: BLE001 - what the decoders raise on damaged files is anything
+        foreign = isinstance(error, UnidentifiedImageError)
+        raise _unreadable(name, "not a picture that can be decoded" if foreign else _first_line(error)) from None
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
+        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8)).convert("RGB")
+    if picture.mode in {"I", "F"}:
+        raise ValueError(f"its pixels (mode {picture.mode}) have no fixed range; save it with 8 or 16 bits")
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # the same colours, without Pillow's warning
+    return picture.convert("RGB")
+
+
+def _unreadable(name: str, reason: str) -> ImageError:
+    return ImageError(f"cannot read the picture {name}: {reason}; mend or remove it, or pass --skip-bad")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
 def _is_picture(name: str) -> bool:
@@ -155,42 +198,66 @@ class _Tree(ImageSource):
 
 
 class Folder(_Tree):
-    """A folder of pictures, flat or with one folder a class, read recursively."""
+    """A folder of pictures, flat or with one folder a class, read recursively, links included."""
 
     def __init__(self, root: Path, split: str | None = None) -> None:
         self.root = root
-        files = (p.relative_to(root).as_posix() for p in root.rglob("*") if _is_picture(p.name) and p.is_file())
-        super().__init__(root.name or str(root), list(files), split)
+        paths: list[str] = []
+        for folder, inside, files in os.walk(root, followlinks=True, onerror=self._refuse):
+            here = Path(folder)
+            above = {here.resolve(), *here.resolve().parents}
+            inside[:] = [
+                name for name in inside if not ((here / name).is_symlink() and (here / name).resolve() in above)
+            ]
+            paths += [(here / name).relative_to(root).as_posix() for name in files if _is_picture(name)]
+        super().__init__(root.name or str(root), paths, split)
+
+    def _refuse(self, error: OSError) -> None:
+        """A folder that cannot be listed is an error: its pictures would be missing without a word."""
+        raise ImageError(f"cannot list the folder {error.filename}: {error.strerror}")
 
     def load(self, index: int) -> Image.Image:
         """Decode one file."""
         try:
             data = (self.root / self.ids[index]).read_bytes()
         except OSError as error:
-            raise ImageError(
-                f"cannot read the picture {self.ids[index]}: {error.strerror}; or pass --skip-bad"
-            ) from None
+            raise _unreadable(self.ids[index], error.strerror or type(error).__name__) from None
         return _decode(io.BytesIO(data), self.ids[index])
 
     def sizes(self) -> Sequence[int]:
-        """File sizes."""
-        return [(self.root / i).stat().st_size for i in self.ids]
+        """File sizes; 0 for a link that leads nowhere."""
+        files = [self.root / i for i in self.ids]
+        return [file.stat().st_size if file.exists() else 0 for file in files]
 
 
 class Tar(_Tree):
-    """A tar archive of pictures, not unpacked. A member is read by its offset, from a handle a process."""
+    """A tar archive of pictures, not unpacked: a member is read by its offset."""
 
     def __init__(self, path: Path, split: str | None = None) -> None:
         self.path = path
+        members: dict[str, tuple[int, int]] = {}
         try:
-            with tarfile.open(path) as archive:
-                if archive.fileobj is None or path.suffix.lower() != ".tar":
-                    raise ImageError(
-                        f"{path.name} is compressed, so its pictures cannot be read in any order; unpack it"
-                    )
-                members = {m.name.removeprefix("./"): (m.offset_data, m.size) for m in archive if m.isfile()}
-        except (tarfile.TarError, EOFError) as error:
-            raise ImageError(f"{path.name} is a damaged tar archive: {error}") from None
+            with tarfile.open(path, "r:") as archive:
+                for member in archive:
+                    name = member.name.removeprefix("./")
+                    if member.isfile():
+                        members[name] = (member.offset_data, member.size)
+                    elif member.islnk() and (target := member.linkname.removeprefix("./")) in members:
+                        members[name] = members[target]  # the same file under a second name
+                end = archive.offset
+        except (tarfile.TarError, EOFError, OSError) as error:
+            try:
+                compressed = tarfile.is_tarfile(path)
+            except OSError:
+                compressed = False
+            reason = (
+                "is compressed, so its pictures cannot be read in any order" if compressed else "cannot be read as tar"
+            )
+            raise ImageError(f"{path.name} {reason} ({_first_line(error)}); unpack it, or make a plain .tar") from None
+        with path.open("rb") as file:  # tarfile takes a cut between two members, or within a header, for the end
+            file.seek(end)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ImageError(f"{path.name} is damaged or cut off after {len(members)} files: it has no end mark")
         self._members = {name: where for name, where in members.items() if _is_picture(name)}
         super().__init__(path.name, list(self._members), split)
 
@@ -207,7 +274,7 @@ class Tar(_Tree):
 
 
 class Digits(ImageSource):
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels. Split ``train`` is the even ones, ``test`` the odd ones."""
+    """The 1,797 handwritten digits of scikit-learn, 8 x 8 pixels. Split ``train``: the even ones; ``test``: the odd."""
 
     splits: ClassVar[dict[str | None, slice]] = {
         None: slice(None),
@@ -241,47 +308,45 @@ class TimmDataset(ImageSource):
     """A data set that timm's ``create_dataset`` opens by name, read item by item, past timm's own error handling."""
 
     def __init__(self, name: str, split: str | None, root: str | None, *, download: bool = False) -> None:
-        from timm.data import create_dataset  # noqa: PLC0415 - imports a great deal, and only this source needs it
-
+        prefix, _, rest = name.partition("/")
         split = split or "validation"
-        if name.startswith("torch/") and split not in _SPLITS:  # timm would quietly take another split
-            raise UnknownNameError("split", split, sorted(_SPLITS), hint=f"of {name}")
-        if name.partition("/")[0].lower() in {"hfids", "tfds", "wds"}:
+        if prefix in {"hfids", "tfds", "wds"}:
             raise ImageError(
-                f"{name} can only be streamed, so its samples have no fixed order or ids; use a folder, .tar, torch/ or hfds/"
+                f"{name} can only be streamed: its samples have no fixed order; use a folder, a .tar, torch/ or hfds/"
             )
-        if root is None and not name.startswith("hfds/"):
+        if prefix == "torch" and rest in {"folder", "image_folder"}:
+            raise ImageError(f"{name}: give the folder itself, and its split with --split")
+        if prefix == "torch" and split not in _SPLITS:  # timm would quietly take another split
+            raise UnknownNameError("split", split, sorted(_SPLITS), hint=f"of {name}")
+        if root is None and prefix == "torch":
             raise ImageError(f"say where {name} lies, or is to be downloaded to, with --data-root DIR")
         try:
+            from timm.data.dataset_factory import create_dataset  # noqa: PLC0415 - slow, and only this source needs it
+
             self._dataset = create_dataset(name, root=root, split=split, download=download, search_split=False)
         except Exception as error:  # noqa: BLE001 - what a foreign data set raises is anything
-            hint = "" if download else "; --download fetches what can be fetched"
-            first = str(error).strip().split("\n", 1)[0]
-            raise ImageError(f"cannot open {name} under {root}: {first or type(error).__name__}{hint}") from None
+            hint = "" if download or prefix != "torch" else "; --download fetches what can be fetched"
+            where = f" under {root}" if root else ""
+            raise ImageError(f"cannot open {name} [{split}]{where}: {_first_line(error)}{hint}") from None
+        if prefix == "torch":  # timm's many words for two splits: the same samples get the same ids
+            split = "train" if split in _TRAIN else "test"
         self.name = f"{name} [{split}]"
-        self._split = split
-        if hasattr(self._dataset, "filenames"):
-            names = [str(f) for f in self._dataset.filenames()]
-            self.ids = names if len(set(names)) == len(names) else [f"{split}/{i}" for i in range(len(self._dataset))]
-        else:
-            self.ids = [f"{split}/{i}" for i in range(len(self._dataset))]
-        if len(getattr(self._dataset, "targets", ())) == len(self.ids):
-            self.labels = np.asarray(self._dataset.targets, dtype=np.int64)
-        self.classes = [str(c) for c in getattr(self._dataset, "classes", ())]
-        self._dataset.transform = None
+        self.ids = [f"{name}/{split}/{i}" for i in range(len(self._dataset))]
+        reader = getattr(self._dataset, "reader", None)
+        self._items = self._dataset if reader is None else reader
+        given = getattr(reader, "iter_targets", None)
+        targets = list(given()) if given else getattr(self._dataset, "targets", ())
+        if len(targets) == len(self.ids) and all(np.ndim(target) == 0 for target in targets):
+            self.labels = np.asarray(targets, dtype=np.int64)
+        self.classes = [str(c) for c in getattr(self._dataset, "classes", getattr(reader, "class_to_idx", ()))]
 
     def load(self, index: int) -> Image.Image:
         """Read past ``ImageDataset.__getitem__``, which returns the next sample where one cannot be read."""
-        reader = getattr(self._dataset, "reader", None)
         try:
-            picture = (reader if reader is not None else self._dataset)[index][0]
+            picture = self._items[index][0]
         except Exception as error:  # noqa: BLE001 - what a foreign data set raises is anything
-            raise ImageError(
-                f"cannot read sample {self.ids[index]} of {self.name}: {error}; or pass --skip-bad"
-            ) from None
-        if isinstance(picture, Image.Image):
-            return picture.convert("RGB")
-        return _decode(io.BytesIO(picture) if isinstance(picture, bytes) else picture, str(self.ids[index]))
+            raise _unreadable(self.ids[index], _first_line(error)) from None
+        return _rgb(picture) if isinstance(picture, Image.Image) else _decode(picture, self.ids[index])
 
     def sizes(self) -> Sequence[int]:
         """Unknown without reading everything; the ids alone make the fingerprint."""

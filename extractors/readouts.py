@@ -27,10 +27,11 @@ def get(spec: str) -> Readout:
         if not option.isdecimal() or int(option) < 1:
             raise InvalidInputError(f"readout {spec!r}: write grid:K with a whole number K of at least 1, e.g. grid:4")
         return Grid(int(option))
-    simple = {"mean": Pooled("mean"), "max": Pooled("max"), "cls": ClassToken(), "flatten": Flatten()}
-    if spec not in simple:
-        raise UnknownNameError("readout", spec, NAMES)
-    return simple[spec]
+    simple: tuple[Readout, ...] = (Pooled("mean"), Pooled("max"), ClassToken(), Flatten())
+    for readout in simple:
+        if spec == readout.name:
+            return readout
+    raise UnknownNameError("readout", spec, NAMES)
 
 
 def get_several(specs: str) -> tuple[Readout, ...]:
@@ -80,7 +81,8 @@ def _spatial(layer: LayerSpec, readout: str) -> tuple[int, ...]:
     """The axes to reduce over, counting the batch as axis 0."""
     if layer.axes == "other":
         raise InvalidInputError(
-            f"readout {readout} of layer {layer.name!r}: an output of shape {layer.shape} has no spatial axes to reduce; use flatten"
+            f"readout {readout} of layer {layer.name!r}: an output of shape {layer.shape} has no spatial axes "
+            "to reduce; use flatten"
         )
     if layer.prefix_tokens is None:
         raise InvalidInputError(
@@ -180,7 +182,7 @@ class Grid:
         if layer.axes == "NHWC":
             output = output.permute(0, 3, 1, 2)
         elif layer.axes in {"NLC", "NCL"}:
-            assert layer.grid is not None  # noqa: S101 - shape() has refused this layer otherwise
+            assert layer.grid is not None, "shape() refuses such a layer"
             patches = output[:, layer.prefix_tokens :].transpose(1, 2) if layer.axes == "NLC" else output
-            output = patches.unflatten(2, layer.grid)
+            output = patches.reshape(*patches.shape[:2], *layer.grid)
         return _vector(adaptive_avg_pool2d(output.float(), self.k))

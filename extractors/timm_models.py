@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -54,7 +56,7 @@ class TimmExtractor:
         if weights == "random":
             self.name += f"+random-seed{seed}"
         elif weights != "pretrained":
-            self.name += f"+{self._record['weights_file'].rpartition('.')[0]}"
+            self.name += f"+{Path(weights).stem}"
         self.name = self.name.replace("/", "_").replace(":", "_")
         self.config = resolve_model_data_config(self.model)
         self._transform = create_transform(**self.config, is_training=False)
@@ -71,17 +73,16 @@ class TimmExtractor:
         ]
 
     def _trace(self) -> hooks.Trace:
-        channels, *_ = size = self.config["input_size"]
-        example = torch.randn(hooks.TRACE_BATCH, *size, generator=torch.Generator().manual_seed(0))
+        channels, height, width = self.config["input_size"]
         if channels != 3:
             raise InvalidInputError(f"{self.name} takes pictures of {channels} channels; repsim reads RGB pictures")
+        example = torch.randn(hooks.TRACE_BATCH, 3, height, width, generator=torch.Generator().manual_seed(0))
         return hooks.trace(self.model, example, self._classifiers())
 
     def _classifiers(self) -> list[str]:
         """Paths of the modules that turn the pre-logits feature into logits."""
-        if not hasattr(self.model, "get_classifier"):
-            return []
-        got = self.model.get_classifier()
+        find: Any = getattr(self.model, "get_classifier", None)
+        got = find() if find else []
         heads: list[nn.Module] = []
         for head in got if isinstance(got, tuple | list | nn.ModuleList) else [got]:
             heads += list(head) if isinstance(head, nn.ModuleList) else [head]
@@ -115,14 +116,13 @@ class TimmExtractor:
             pin_memory=device.type == "cuda",
         )
         model = self.model.to(device)
-        # float16 has no kernels worth having on a CPU; bfloat16 has
-        half = torch.float16 if device.type == "cuda" else torch.bfloat16
+        half = torch.bfloat16 if device.type == "cpu" else torch.float16  # CPUs have no kernels for float16
         autocast = torch.autocast(device.type, half) if how.amp else nullcontext()
-        with torch.inference_mode(), hooks.reading(model, self.readouts) as values:
+        with hooks.reading(model, self.readouts) as values:
             for positions, pictures in loader:
                 if isinstance(pictures, str):
                     raise ImageError(pictures)
-                with autocast:
+                with torch.no_grad(), autocast:  # not around the yield: the caller's code is no inference
                     model(pictures.to(device, non_blocking=True))
                 hooks.check(values, self.readouts, len(positions))
                 yield Batch(positions, {key: value.cpu() for key, value in values.items()})

@@ -1,5 +1,6 @@
 """Getting a timm model with its weights: timm's own, random, or from a file that cannot run code."""
 
+import argparse
 import contextlib
 import hashlib
 import logging
@@ -7,9 +8,13 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file
+from timm.models import clean_state_dict
 from torch import nn
 
 from repsim.errors import UnknownNameError, WeightsError
@@ -32,9 +37,14 @@ def load_model(name: str, weights: str = "pretrained", seed: int = 0) -> tuple[n
     """Create a timm model in eval mode on the CPU; returns it with what is to be recorded of its weights.
 
     ``weights``: ``pretrained`` (timm's tag, from the hub or its cache), ``random`` (from ``seed``), or a file.
+
+    >>> model, record = load_model("digits_resnet", weights="random", seed=3)
+    >>> record["architecture"], record["seed"], len(record["weights_sha256"]), model.training
+    ('digits_resnet', 3, 64, False)
     """
     check_name(name)
     record: dict[str, Any] = {"weights": weights}
+    model: Any
     if weights == "pretrained":
         model = _pretrained(name)
     elif weights == "random":
@@ -53,7 +63,8 @@ def load_model(name: str, weights: str = "pretrained", seed: int = 0) -> tuple[n
         f"{record['architecture']}.{tag}" if tag and weights == "pretrained" else record["architecture"]
     )
     record["weights_sha256"] = fingerprint(model)
-    return model.eval(), record
+    ready: nn.Module = model.eval()
+    return ready, record
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -65,58 +76,68 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _pretrained(name: str) -> nn.Module:
+def _pretrained(name: str) -> Any:
     try:
         with _quiet_hub():
-            model: nn.Module = timm.create_model(name, pretrained=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        offline = isinstance(error, OSError)
+            return timm.create_model(name, pretrained=True)
+    except Exception as error:
         config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-        source = (config.hf_hub_id or config.url) if config else None
-        if offline or source is not None:
-            reason = "they are not in the cache and the hub cannot be reached" if offline else _first_line(error)
-            raise WeightsError(
-                f"no pretrained weights for {name} ({source or 'no known source'}): {reason}. "
-                "Use --weights FILE (.safetensors or .pth), or --weights random; "
-                "HF_HUB_OFFLINE=1 skips the wait for the network"
-            ) from error
-        raise WeightsError(
-            f"timm has no pretrained weights for {name}. Use --weights FILE, or --weights random"
-        ) from error
-    return model
+        source = config and (config.hf_hub_id or config.url or (config.file and Path(config.file).name))
+        ways = "Use --weights FILE (.safetensors or .pth), or --weights random"
+        if config and not source:
+            raise WeightsError(f"timm has no pretrained weights for {name}. {ways}") from None
+        reason = _first_line(error)
+        if isinstance(error, LocalEntryNotFoundError) or type(error) is URLError:  # a 404 is a URLError too
+            reason = "they are not in the cache and the hub cannot be reached"
+            ways += "; HF_HUB_OFFLINE=1 skips the wait for the network"
+        raise WeightsError(f"no pretrained weights for {name} ({source or name}): {reason}. {ways}") from error
 
 
-def _from_file(name: str, path: Path) -> nn.Module:
+def _from_file(name: str, path: Path) -> Any:
     """Load a checkpoint of tensors, in timm's or its authors' format, with as many classes as it has."""
     if not path.is_file():
         raise WeightsError(
             f"no such weights file: {path} (--weights takes pretrained, random, or a .safetensors or .pth file)"
         )
+    state = _tensors(path)
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    named = config.classifier if config else None
+    heads = [named] if isinstance(named, str) else list(named or [])
+    weights = (state.get(f"{head}.weight") for head in (*heads, "head", "fc", "classifier", "head.fc"))
+    classes = next((len(weight) for weight in weights if weight is not None), 0)
     try:
-        state = timm.models.load_state_dict(str(path), weights_only=True)
+        with _quiet_hub():
+            return timm.create_model(
+                name,
+                pretrained=True,
+                num_classes=classes,
+                pretrained_cfg_overlay={"state_dict": state, "num_classes": classes, "label_offset": 0},
+            )
+    except Exception as error:  # noqa: BLE001 - every family converts its authors' format in its own way
+        raise WeightsError(f"{path.name} does not fit {name}: {_first_line(error, lines=2)}") from None
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    """Read a state_dict, bare or inside a training checkpoint. Nothing but tensors is ever unpickled."""
+    # not with timm.models.load_state_dict: some versions load without weights_only after a TypeError
+    try:
+        if path.suffix == ".safetensors":
+            held: Any = load_file(path)
+        else:
+            torch.serialization.add_safe_globals([argparse.Namespace])  # the options in timm's training checkpoints
+            held = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise WeightsError(
-            f"{path.name} holds more than tensors, and unpickling it could run code: refused. "
+            f"{path.name} holds something else than tensors, and unpickling that could run code: refused. "
             "Save its state_dict alone, best as .safetensors"
         ) from None
     except Exception as error:  # noqa: BLE001 - damaged files raise anything, safetensors its own SafetensorError
-        raise WeightsError(f"cannot read weights from {path.name}: {_first_line(error)}") from None
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise WeightsError(f"cannot read weights from {path.name}, is it damaged? {_first_line(error)}") from None
+    if isinstance(held, dict):
+        held = next((held[key] for key in ("state_dict_ema", "model_ema", "state_dict", "model") if key in held), held)
+    if not isinstance(held, dict) or not held or not all(isinstance(value, torch.Tensor) for value in held.values()):
         raise WeightsError(f"{path.name} is no state_dict: expected names and tensors")
-    head = timm.create_model(name, pretrained=False, num_classes=1).pretrained_cfg.get("classifier")
-    head = head[0] if isinstance(head, list | tuple) else head
-    weight = state.get(f"{head}.weight")
-    classes = len(weight) if weight is not None else 0
-    try:
-        model: nn.Module = timm.create_model(
-            name,
-            pretrained=True,
-            num_classes=classes,
-            pretrained_cfg_overlay={"state_dict": state, "num_classes": classes, "label_offset": 0},
-        )
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise WeightsError(f"{path.name} does not fit {name}: {_first_line(error, lines=2)}") from None
-    return model
+    return dict(clean_state_dict(held))
 
 
 def _first_line(error: Exception, lines: int = 1) -> str:
