@@ -8,7 +8,7 @@ import dataclasses
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ Array = NDArray[Any]
 Invariance = Literal["permutation", "orthogonal", "isotropic scaling", "translation", "invertible linear"]
 
 
+@runtime_checkable
 class Factor(Protocol):
     """What a recipe makes of one layer: a frozen value that no pair ever changes."""
 
@@ -34,6 +35,7 @@ F = TypeVar("F", bound=Factor)
 F_co = TypeVar("F_co", bound=Factor, covariant=True)
 
 
+@runtime_checkable
 class Recipe(Protocol[F_co]):
     """One layer -> one factor. Equal recipes give equal factors, so measures that name the same one share the work."""
 
@@ -61,6 +63,7 @@ class Metric(ABC, Generic[F]):
     """With fewer samples than this the value is undefined or always the same."""
 
     registry: ClassVar[dict[str, type["Metric[Any]"]]] = {}
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # promised, so that type checkers know
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -110,7 +113,6 @@ class Metric(ABC, Generic[F]):
     @property
     def spec(self) -> str:
         """The spec string that makes this very metric: the name, and the options that differ from their defaults."""
-        assert dataclasses.is_dataclass(self)
         options = [
             f"{field.name}={getattr(self, field.name)}"
             for field in dataclasses.fields(self)
@@ -126,7 +128,6 @@ class Metric(ABC, Generic[F]):
         >>> repsim.metrics.get("cka").label, repsim.metrics.get("svcca").label
         ('CKA (linear, debiased)', 'SVCCA (variance=0.99)')
         """
-        assert dataclasses.is_dataclass(self)
         values = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
         words = [value if isinstance(value, str) else f"{name}={value}" for name, value in values if value is not None]
         return f"{self.title} ({', '.join(words)})" if words else self.title

@@ -145,8 +145,9 @@ class SVCCA(Metric[Subspace]):
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Not to invertible linear maps: they change which directions lead."""
-        return frozenset({"permutation", "orthogonal", "isotropic scaling", "translation"})
+        """Not to invertible linear maps, which change what leads, unless nothing is left out (then it is CCA)."""
+        rigid: frozenset[Invariance] = frozenset({"permutation", "orthogonal", "isotropic scaling", "translation"})
+        return rigid | {"invertible linear"} if self.variance == 1 else rigid
 
     @property
     def recipe(self) -> PrincipalSubspace:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -116,7 +117,7 @@ class CentredGram:
                 tile = gram.squared_distances(i, j)
                 yield tile[torch.ones_like(tile, dtype=torch.bool).triu_(1)] if i == j else tile.flatten()
 
-        values = order_statistics(distances, ranks)
+        values = order_statistics(distances, n * (n - 1) // 2, ranks)
         median = sum(values) / len(values)
         if median <= 32 * torch.finfo(gram.features.dtype).eps:  # of a mean squared norm of 1: rounding errors
             raise UndefinedValueError(
@@ -140,15 +141,21 @@ def triangle(n: int, size: int = 1024) -> Iterator[tuple[slice, slice]]:
             yield i, j
 
 
-def order_statistics(pieces: Callable[[], Iterator[Float[Tensor, " values"]]], ranks: Sequence[int]) -> list[float]:
-    """The values at ``ranks`` (from 0) of the sorted whole, none of them negative, without ever holding the whole.
+def order_statistics(
+    pieces: Callable[[], Iterator[Float[Tensor, " values"]]], count: int, ranks: Sequence[int], hold: int = 2**22
+) -> list[float]:
+    """The values at ``ranks`` (from 0) of all ``count`` sorted, none negative, holding at most ``hold`` at once.
 
-    The bits of floats >= 0, read as integers, sort as the floats do. So the values are counted by their leading 16
-    bits, then those that share the right ones by the next 16, and so on: one sweep over the pieces for every 16 bits.
+    Where there are more, they are found by their bits, which, read as integers, sort as floats >= 0 do: the values are
+    counted by their leading 16 bits, then those that share the right ones by the next 16, and so on, one sweep over the
+    pieces each time.
 
-    >>> order_statistics(lambda: iter([torch.tensor([3.0, 0.5]), torch.tensor([2.0])]), [0, 1])
+    >>> order_statistics(lambda: iter([torch.tensor([3.0, 0.5]), torch.tensor([2.0])]), 3, [0, 1])
     [0.5, 2.0]
     """
+    if count <= hold:
+        values = torch.cat(list(pieces())).cpu().numpy()
+        return [float(value) for value in np.partition(values, ranks)[ranks]]
     first = next(pieces())
     integer = torch.int64 if first.dtype == torch.float64 else torch.int32
     found = [(0, rank) for rank in ranks]  # the leading bits, and the rank among the values that have them

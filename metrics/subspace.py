@@ -34,9 +34,10 @@ class Subspace:
 
     def components(self, variance: float) -> int:
         """The smallest k with sum_{i<=k} s_i^2 >= variance sum s_i^2. Note the squares."""
+        if variance == 1:  # all of it, however little the last direction adds
+            return self.rank
         explained = (self.singular_values / self.singular_values[0]).square().cumsum(0)
-        # a share of 1 must not ask for more than rounding leaves of the sum
-        return min(self.rank, int((explained < variance * explained[-1] * (1 - 1e-12)).sum()) + 1)
+        return int((explained < variance * explained[-1]).sum()) + 1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,266 @@
+"""Contracts for third parties (and for ourselves): what a measure must prove before anyone believes its values.
+
+Needs pytest. A measure of your own is proven in a test file like this one::
+
+    class TestMyMeasure(repsim.testing.MetricContract):
+        metrics = (MyMeasure(), MyMeasure(neighbours=5))
+
+        @staticmethod
+        def reference(x, y, neighbours=10):  # slow, plain numpy, written from the formula and not from your code
+            ...
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, get_args
+
+import numpy as np
+import pytest
+import torch
+
+import repsim.metrics
+from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
+from repsim.metrics.base import Array, Invariance, Metric, as_samples
+
+INVARIANCES: tuple[Invariance, ...] = get_args(Invariance)
+
+
+class MetricContract:
+    """Theorems that hold for every measure. A subclass states its `metrics` and its `reference`; pytest does the rest.
+
+    Every word that a measure declares is held against generic data: a declared invariance has to hold, and an
+    undeclared one has to be broken; a measure declared asymmetric has to be asymmetric. A measure for which a theorem
+    is truly another one overrides that test.
+    """
+
+    metrics: ClassVar[Sequence[Metric[Any]]]
+    """The instances to test: every option should appear in one of them."""
+    reference: ClassVar[Callable[..., float]]
+    """The value by another road (a staticmethod): float64 (n, p) and (n, q), and the metric's fields as keywords."""
+    tolerance: ClassVar[float] = 1e-9
+    """Largest error allowed in float64."""
+    tolerance_float32: ClassVar[float] = 1e-6
+    """Largest error allowed where the activations are float32."""
+    breaks: ClassVar[float] = 1e-4
+    """The least change that counts as one: far above rounding, far below what a broken invariance does."""
+
+    def layers(self, seed: int = 0, n: int = 40, widths: Sequence[int] = (6, 6)) -> list[Array]:
+        """Generic layers of the same n samples: a shared signal, noise, features of unequal size, means off zero."""
+        rng = np.random.default_rng(seed)
+        signal = rng.normal(size=(n, 3))
+        return [
+            (signal @ rng.normal(size=(3, p)) + rng.normal(size=(n, p))) * np.geomspace(1, 0.1, p) + rng.normal(size=p)
+            for p in widths
+        ]
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run every test for every metric, and where it asks for one, every invariance."""
+        if "metric" in metafunc.fixturenames:
+            metafunc.parametrize("metric", self.metrics, ids=[metric.spec for metric in self.metrics])
+        if "invariance" in metafunc.fixturenames:
+            metafunc.parametrize("invariance", INVARIANCES)
+
+    # What it says about itself
+
+    def test_declarations_are_complete(self, metric: Metric[Any]) -> None:
+        for word in ("name", "title", "formula", "citation"):
+            assert getattr(metric, word).strip(), f"{word} is empty"
+        assert metric.sense in {"similarity", "distance"}
+        low, high = metric.bounds
+        assert low < high
+        assert metric.invariances <= set(INVARIANCES)
+        assert metric.label.startswith(metric.title)
+
+    def test_docstring_cites_and_shows(self, metric: Metric[Any]) -> None:
+        text = type(metric).__doc__ or ""
+        assert "References\n" in text, "the docstring cites nothing: a section References is missing"
+        assert "Examples\n" in text, "the docstring shows nothing: a section Examples is missing"
+        assert ">>> " in text, "the docstring's Examples do not run"
+        names = [field.name for field in dataclasses.fields(metric)]
+        assert not names or "Parameters\n" in text, "the docstring has no section Parameters"
+        for name in names:
+            assert f"\n    {name}\n" in text, f"the docstring does not say what {name} is"
+
+    def test_is_a_frozen_value(self, metric: Metric[Any]) -> None:
+        twin = dataclasses.replace(metric)
+        assert twin == metric
+        assert hash(twin) == hash(metric)
+        for name in [field.name for field in dataclasses.fields(metric)] or ["anything"]:
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(metric, name, None)
+
+    def test_spec_makes_the_same_metric(self, metric: Metric[Any]) -> None:
+        again = repsim.metrics.get(metric.spec)
+        assert again == metric
+        assert repr(again) == repr(metric)
+
+    def test_equal_recipes_share(self, metric: Metric[Any]) -> None:
+        recipe, twin = metric.recipe, dataclasses.replace(metric).recipe
+        assert recipe == twin
+        assert hash(recipe) == hash(twin)
+
+    # Its values
+
+    @pytest.mark.parametrize(("n", "p", "q"), [(40, 6, 6), (41, 5, 9), (40, 9, 4), (10, 20, 15)])
+    def test_agrees_with_the_reference(self, metric: Metric[Any], n: int, p: int, q: int) -> None:
+        x, y = self.layers(n=n, widths=(p, q))
+        parameters = {field.name: getattr(metric, field.name) for field in dataclasses.fields(metric)}
+        _assert_close(_value(metric, x, y), self.reference(x, y, **parameters), self.tolerance)
+
+    def test_invariance(self, metric: Metric[Any], invariance: Invariance) -> None:
+        """A declared one holds on either side, an undeclared one is broken on at least one."""
+        x, y = self.layers()
+        plain = _value(metric, x, y)
+        transform = _TRANSFORMS[invariance]
+        change = max(abs(_value(metric, transform(x), y) - plain), abs(_value(metric, x, transform(y)) - plain))
+        if invariance in metric.invariances:
+            assert change <= self.tolerance, f"declared invariant to {invariance}, but the value changes by {change}"
+        else:
+            assert change > self.breaks, f"not declared invariant to {invariance}, but the value stays the same"
+
+    def test_symmetry(self, metric: Metric[Any]) -> None:
+        """A metric declared asymmetric must be asymmetric, too."""
+        x, y = self.layers()
+        change = abs(_value(metric, x, y) - _value(metric, y, x))
+        if metric.symmetric:
+            assert change <= self.tolerance, f"declared symmetric, but exchanging x and y changes the value by {change}"
+        else:
+            assert change > self.breaks, "declared asymmetric, but exchanging x and y changes nothing"
+
+    def test_order_of_samples_does_not_matter(self, metric: Metric[Any]) -> None:
+        x, y = self.layers()
+        order = np.random.default_rng(1).permutation(len(x))
+        _assert_close(_value(metric, x[order], y[order]), _value(metric, x, y), self.tolerance)
+
+    @pytest.mark.parametrize("n", [6, 40])
+    def test_a_layer_is_like_itself(self, metric: Metric[Any], n: int) -> None:
+        (x,) = self.layers(n=n, widths=(6,))
+        _assert_close(_value(metric, x, x), 1.0 if metric.sense == "similarity" else 0.0, self.tolerance)
+
+    @pytest.mark.parametrize("n", [4, 6, 40])
+    def test_values_are_within_bounds(self, metric: Metric[Any], n: int) -> None:
+        low, high = metric.bounds
+        for seed in range(5):
+            x, y = self.layers(seed, n=n)
+            (stranger,) = self.layers(seed + 100, n=n, widths=(5,))
+            for other in (x, y, -x, stranger, x**3):
+                value = _value(metric, x, other)
+                assert low - self.tolerance <= value <= high + self.tolerance, f"{value} is outside [{low}, {high}]"
+
+    def test_float32_is_close_to_float64(self, metric: Metric[Any]) -> None:
+        x, y = (layer.astype(np.float32) for layer in self.layers(n=200))
+        wide = _value(metric, x.astype(np.float64), y.astype(np.float64))
+        _assert_close(_value(metric, x, y), wide, self.tolerance_float32)
+
+    def test_every_container_gives_the_same_value(self, metric: Metric[Any]) -> None:
+        x, y = self.layers()
+        value = _value(metric, x, y)
+        assert type(value) is float
+        assert _value(metric, torch.from_numpy(x), torch.from_numpy(y).requires_grad_()) == value
+        frozen = x.astype(">f8", order="F")
+        frozen.flags.writeable = False
+        assert _value(metric, frozen, y[::-1][::-1]) == value, "another memory layout changes the value"
+
+    # Blocks
+
+    def test_block_is_pair_for_all_pairs(self, metric: Metric[Any]) -> None:
+        """And NaN exactly where `pair` raises."""
+        rows, columns = self.layers(0, widths=(6, 3, 8)), self.layers(0, widths=(4, 6, 5, 7))
+        spike = np.zeros((len(rows[0]), 2))
+        spike[0] = 1  # differs from a constant in one sample: prepared by some recipes, undefined for some measures
+        a, b = _prepared(metric, [*rows, spike]), _prepared(metric, [spike, *columns])
+        for left, right in ((a, b), (b, a), (a, a), (a, list(a)), (a[:1], b)):
+            block = metric.block(left, right)
+            assert block.dtype == np.float64
+            assert block.shape == (len(left), len(right))
+            for i, one in enumerate(left):
+                for j, other in enumerate(right):
+                    _assert_close(float(block[i, j]), _pair_or_nan(metric, one, other), self.tolerance)
+        assert metric.block([], b).shape == (0, len(b))
+        assert metric.block(a, []).shape == (len(a), 0)
+
+    def test_nothing_is_changed_in_passing(self, metric: Metric[Any]) -> None:
+        x, y = self.layers()
+        kept = x.copy(), y.copy()
+        a, b = _prepared(metric, [x, y])
+        first = metric.pair(a, b)
+        metric.block([a, b], [b, a])
+        assert metric.pair(a, b) == first, "comparing changed a factor"
+        np.testing.assert_array_equal((x, y), kept, err_msg="preparing changed the activations")
+        assert a.nbytes > 0
+
+    # What has no value
+
+    def test_a_constant_layer_is_undefined(self, metric: Metric[Any]) -> None:
+        (x,) = self.layers(widths=(5,))
+        for constant in (0.0, 0.1, -1e6):
+            layer = np.full_like(x, constant)
+            for pair in ((x, layer), (layer, x), (layer, layer)):
+                with pytest.raises(UndefinedValueError, match="constant"):
+                    _value(metric, *pair)
+
+    def test_what_is_no_layer_is_refused(self, metric: Metric[Any]) -> None:
+        (x,) = self.layers(widths=(5,))
+        hole, abyss = x.copy(), x.copy()
+        hole[2, 3], abyss[0, 0] = np.nan, -np.inf
+        refused = {
+            "NaN": hole,
+            "infinite": abyss,
+            "no features": x[:, :0],
+            "shape": x[:, 0],
+            "features": x.reshape(len(x), 5, 1),
+            "samples": x[:-1],
+            "numbers": x.astype(str),
+        }
+        for word, bad in refused.items():
+            for pair in ((bad, x), (x, bad)):
+                with pytest.raises(InvalidInputError, match=word):
+                    _value(metric, *pair)
+        for n in range(metric.min_samples):
+            with pytest.raises(InvalidInputError, match="samples"):
+                _value(metric, x[:n], x[:n])
+
+
+def _orthogonal(p: int) -> Array:
+    return np.linalg.qr(np.random.default_rng(11).normal(size=(p, p)))[0]
+
+
+_TRANSFORMS: dict[Invariance, Callable[[Array], Array]] = {
+    "permutation": lambda x: np.roll(x, 1, axis=1),
+    "orthogonal": lambda x: x @ _orthogonal(x.shape[1]),
+    "isotropic scaling": lambda x: x * 3.7,
+    "translation": lambda x: x + np.linspace(-5, 4, x.shape[1]),
+    "invertible linear": lambda x: x @ (_orthogonal(x.shape[1]) * np.geomspace(0.3, 3, x.shape[1])),
+}
+
+
+def _value(metric: Metric[Any], x: Array | torch.Tensor, y: Array | torch.Tensor) -> float:
+    """The value, whatever the measure thinks of so few samples."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreliableValueWarning)
+        return metric(x, y)
+
+
+def _prepared(metric: Metric[Any], layers: Sequence[Array]) -> list[Any]:
+    """The factors of the layers that the recipe can prepare."""
+    factors = []
+    for layer in layers:
+        try:
+            factors.append(metric.recipe(as_samples(layer)))
+        except UndefinedValueError:
+            continue
+    return factors
+
+
+def _pair_or_nan(metric: Metric[Any], a: Any, b: Any) -> float:
+    try:
+        return metric.pair(a, b)
+    except UndefinedValueError:
+        return math.nan
+
+
+def _assert_close(value: float, expected: float, tolerance: float) -> None:
+    """Equal to ``tolerance``, absolute below 1 and relative above; NaN equals NaN only."""
+    np.testing.assert_allclose(value, expected, rtol=tolerance, atol=tolerance)

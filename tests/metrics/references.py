@@ -1,0 +1,90 @@
+"""The measures once more: plain numpy in float64, slow, written from the published formulas and not from our code."""
+
+import numpy as np
+
+from repsim.metrics.base import Array
+
+
+def hsic1(K: Array, L: Array) -> float:
+    """Song et al. 2012, eq. 5, for Gram matrices (n, n)."""
+    n, one = len(K), np.ones(len(K))
+    K, L = K - np.diag(np.diag(K)), L - np.diag(np.diag(L))
+    trace = np.trace(K @ L)
+    sums = (one @ K @ one) * (one @ L @ one) / ((n - 1) * (n - 2))
+    return float((trace + sums - 2 / (n - 2) * (one @ K @ L @ one)) / (n * (n - 3)))
+
+
+def hsic0(K: Array, L: Array) -> float:
+    """Gretton et al. 2005: tr(K H L H) / (n - 1)^2."""
+    n = len(K)
+    H = np.eye(n) - 1 / n
+    return float(np.trace(K @ H @ L @ H) / (n - 1) ** 2)
+
+
+def gram(x: Array, kernel: str = "linear", bandwidth: float | None = None, sigma: float | None = None) -> Array:
+    """Gram matrix of centred features; the width of the RBF kernel as Kornblith's published code has it."""
+    x = x - x.mean(0)
+    if kernel == "linear":
+        return x @ x.T
+    squared = np.sum((x[:, None] - x[None]) ** 2, axis=2)
+    s2 = sigma**2 if sigma is not None else (0.5 if bandwidth is None else bandwidth) ** 2 * np.median(squared)
+    return np.asarray(np.exp(-squared / (2 * s2)))
+
+
+def cka(
+    x: Array,
+    y: Array,
+    *,
+    kernel: str = "linear",
+    estimator: str = "debiased",
+    bandwidth: float | None = None,
+    sigma: float | None = None,
+) -> float:
+    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))."""
+    K, L = gram(x, kernel, bandwidth, sigma), gram(y, kernel, bandwidth, sigma)
+    hsic = hsic1 if estimator == "debiased" else hsic0
+    return float(hsic(K, L) / np.sqrt(hsic(K, K) * hsic(L, L)))
+
+
+def projector(x: Array) -> Array:
+    """The orthogonal projection (n, n) on the span of the centred columns."""
+    x = x - x.mean(0)
+    return x @ np.linalg.pinv(x, rcond=1e-12)
+
+
+def cca(x: Array, y: Array, summary: str = "rho") -> float:
+    """The squared correlations are the eigenvalues of P_x P_y."""
+    P, R = projector(x), projector(y)
+    m = min(round(np.trace(P)), round(np.trace(R)))
+    if summary == "r2":
+        return float(np.trace(P @ R) / m)
+    squares = np.sort(np.linalg.eigvals(P @ R).real)[::-1][:m]
+    return float(np.sqrt(squares.clip(0, 1)).mean())
+
+
+def leading(x: Array, variance: float) -> Array:
+    """Scores on the fewest principal components, from the covariance matrix, that explain ``variance``."""
+    x = x - x.mean(0)
+    values, vectors = np.linalg.eigh(x.T @ x)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    kept = 1
+    while kept < np.linalg.matrix_rank(x) and values[:kept].sum() < variance * values.sum():
+        kept += 1
+    return np.asarray(x @ vectors[:, :kept])
+
+
+def svcca(x: Array, y: Array, variance: float = 0.99) -> float:
+    """CCA after PCA."""
+    return cca(leading(x, variance), leading(y, variance))
+
+
+def pwcca(x: Array, y: Array) -> float:
+    """Morcos et al. 2018: the variates h_i of the side of smaller rank are eigenvectors of P_x P_y P_x."""
+    P, R = projector(x), projector(y)
+    if round(np.trace(P)) > round(np.trace(R)):
+        x, P, R = y, R, P
+    squares, h = np.linalg.eigh(P @ R @ P)
+    m = round(np.trace(P))
+    rho, h = np.sqrt(squares[-m:].clip(0, 1)), h[:, -m:]
+    weights = np.abs(h.T @ (x - x.mean(0))).sum(1)
+    return float(weights @ rho / weights.sum())

@@ -1,0 +1,57 @@
+"""Every measure of the registry is held to its contract: a new one fails here until it has a class and a reference."""
+
+import dataclasses
+import typing
+from typing import Any
+
+import pytest
+
+import repsim.metrics
+from repsim.metrics.base import Metric
+from repsim.metrics.cca import CCA, PWCCA, SVCCA
+from repsim.metrics.cka import CKA
+from repsim.testing import MetricContract
+from tests.metrics import references
+
+
+class TestCKA(MetricContract):
+    metrics = (
+        CKA(),
+        CKA(estimator="biased"),
+        CKA(kernel="rbf"),
+        CKA(kernel="rbf", bandwidth=1.5, estimator="biased"),
+        CKA(kernel="rbf", sigma=2.0),
+    )
+    reference = staticmethod(references.cka)
+
+
+class TestCCA(MetricContract):
+    metrics = (CCA(), CCA(summary="r2"))
+    reference = staticmethod(references.cca)
+
+
+class TestSVCCA(MetricContract):
+    metrics = (SVCCA(), SVCCA(variance=0.8), SVCCA(variance=1.0))
+    reference = staticmethod(references.svcca)
+
+
+class TestPWCCA(MetricContract):
+    metrics = (PWCCA(),)
+    reference = staticmethod(references.pwcca)
+
+
+def contracts() -> dict[type[Metric[Any]], type[MetricContract]]:
+    return {type(metric): contract for contract in MetricContract.__subclasses__() for metric in contract.metrics}
+
+
+@pytest.mark.parametrize("name", repsim.metrics.names())
+def test_every_measure_has_a_contract(name: str) -> None:
+    cls = Metric.registry[name]
+    assert cls in contracts(), f"{name} has no contract: add a class to {__file__}, with a reference formula"
+    contract = contracts()[cls]
+    assert hasattr(contract, "reference"), f"the contract of {name} has no reference formula"
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        tried = {getattr(metric, field.name) for metric in contract.metrics}
+        untried = set(typing.get_args(hints[field.name])) - tried - {float, int, bool, type(None)}
+        assert not untried, f"no contract tries {name}:{field.name}={untried.pop()}"
