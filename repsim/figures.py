@@ -19,7 +19,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import TextToPath
 from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator
 from matplotlib.transforms import Affine2DBase, ScaledTranslation, blended_transform_factory
@@ -88,12 +90,12 @@ def heatmap(da: xr.DataArray, ax: Axes | None = None) -> Axes:
     diagonal. Where there is no room to name every layer, every second, third, ... is named; all have a tick.
 
     Bright is alike, for a similarity and for a distance (whose colours are reversed). The colours span the range that
-    the measure declares (``attrs["bounds"]``), never that of the data, so that two figures can be compared; only an
-    infinite bound is replaced by the data's extreme. Values in [0, high] have the perceptually uniform map *magma*. A
-    similarity that may be negative (debiased CKA, [-1, 1]) has the same colours from 0 on, and a green ramp of its own
-    below: 0 means unrelated and half the contrast would be lost on values that hardly occur, yet -0.001 is told from 0
-    at sight. Its colour bar stops short of the lowest values if none is there. NaN, no value, is hatched grey; the
-    colour bar says how many.
+    the measure declares (``attrs["valid_range"]``), never that of the data, so that two figures can be compared; only
+    an infinite bound is replaced by the data's extreme. Values in [0, high] have the perceptually uniform map *magma*.
+    A similarity that may be negative (debiased CKA, [-1, 1]) has the same colours from 0 on, and a green ramp of its
+    own below: 0 means unrelated, and half the contrast would be lost on values that hardly occur, yet -0.001 is told
+    from 0 at sight. Its colour bar stops short of the lowest values where none is there. NaN, no value, is hatched
+    grey; the colour bar says how many.
 
     Parameters
     ----------
@@ -120,7 +122,7 @@ def heatmap(da: xr.DataArray, ax: Axes | None = None) -> Axes:
     >>> layers = ["conv1", "layer1", "layer2"]
     >>> da = xr.DataArray(
     ...     np.eye(3), coords={"layer_a": layers, "layer_b": layers}, dims=["layer_a", "layer_b"], name="cka",
-    ...     attrs={"label": "CKA (linear, debiased)", "sense": "similarity", "bounds": [-1.0, 1.0]},
+    ...     attrs={"label": "CKA (linear, debiased)", "sense": "similarity", "valid_range": [-1.0, 1.0]},
     ... )
     >>> ax = heatmap(da)
     >>> [tick.get_text() for tick in ax.get_yticklabels()]  # from the bottom
@@ -130,7 +132,7 @@ def heatmap(da: xr.DataArray, ax: Axes | None = None) -> Axes:
     """
     da = _checked(da)
     if ax is None:
-        return _lay_out([da], caption="").axes[0]
+        return _lay_out([da], caption=[]).axes[0]
     box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
     _draw(da, ax, box.width, box.height)
     return ax
@@ -139,7 +141,8 @@ def heatmap(da: xr.DataArray, ax: Axes | None = None) -> Axes:
 def figure(result: xr.Dataset | xr.DataArray, metrics: Sequence[str] | None = None) -> Figure:
     """Draw every measure of a result, or those named, side by side, with a caption that says what was compared.
 
-    The figure is as large as its layers ask for: about 3 inches a panel for a dozen layers, 7 for sixty.
+    The figure is as large as its layers ask for: about 3 inches a panel for a dozen layers, 7 for sixty. It is laid out
+    once; to arrange panels otherwise, draw them with `heatmap` on axes of your own.
 
     Parameters
     ----------
@@ -225,7 +228,7 @@ def _draw(da: xr.DataArray, ax: Axes, width: float, height: float) -> None:
         axis.set_minor_locator(_LayerLocator(axis, len(names), 0))
         axis.set_tick_params(which="major", labelsize=size, length=2.5, width=0.6, pad=2)
         axis.set_tick_params(which="minor", length=1.5, width=0.4)
-        axis.set_label_text(_fold(_side(da, dim[-1]), max(inches, _NARROW), _TEXT), fontsize=_TEXT)
+        axis.set_label_text(_fold([_side(da, dim[-1])], max(inches, _NARROW), _TEXT), fontsize=_TEXT)
     ax.tick_params(axis="x", labelrotation=90)
     ax.spines[:].set_linewidth(0.6)
     lines = [_label(da)]
@@ -241,7 +244,7 @@ def _names_of(names: Sequence[str]) -> FuncFormatter:
 
 
 def _scale(da: xr.DataArray, values: NDArray[np.float64]) -> _Scale:
-    low, high = (float(bound) for bound in da.attrs.get("bounds", (-math.inf, math.inf)))
+    low, high = (float(bound) for bound in da.attrs.get("valid_range", (-math.inf, math.inf)))
     finite = values[np.isfinite(values)]
     least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     low = low if math.isfinite(low) else least
@@ -269,15 +272,15 @@ def _add_colour_bar(image: AxesImage, scale: _Scale, lines: Sequence[str], heigh
     place = ax.inset_axes((0.1, 0, 0.13, 1), transform=blended_transform_factory(right, ax.transAxes))
     bar = ax.figure.colorbar(image, cax=place, extend=scale.extend, extendfrac=0.1 / height)
     low, high = scale.shown
-    ticks, slack = np.array(MaxNLocator(6).tick_values(low, high)), 1e-6 * (high - low)
+    ticks, slack = np.array(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)), 1e-6 * (high - low)
     place.set_ylim(low, high)
     bar.set_ticks(ticks[(ticks > low - slack) & (ticks < high + slack)].clip(low, high).tolist())
     place.tick_params(labelsize=_SMALL, length=2.5, width=0.6)
     bar.outline.set_linewidth(0.6)
-    bar.set_label("\n".join(_fold(line, max(height, _NARROW), _TEXT) for line in lines), fontsize=_TEXT)
+    bar.set_label(_fold(lines, max(height, _NARROW), _TEXT), fontsize=_TEXT)
 
 
-def _lay_out(panels: Sequence[xr.DataArray], caption: str) -> Figure:
+def _lay_out(panels: Sequence[xr.DataArray], caption: Sequence[str]) -> Figure:
     """Make a figure in which every panel has the size that its layers need, whatever room the names around it take."""
     rows, columns = panels[0].shape
     most, fewest = max(rows, columns), min(rows, columns)
@@ -288,7 +291,7 @@ def _lay_out(panels: Sequence[xr.DataArray], caption: str) -> Figure:
     down = math.ceil(len(panels) / across)
     across = math.ceil(len(panels) / down)  # four panels are two and two, not three and one
 
-    figure = Figure(figsize=(across * (width + 1.5), down * (height + 1.5)), layout="constrained")
+    figure = Figure(figsize=(across * (width + 1.5), down * (height + 1.5)))
     FigureCanvasAgg(figure)
     grid = figure.subplots(down, across, squeeze=False).flatten()
     for ax in grid[len(panels) :]:
@@ -296,36 +299,41 @@ def _lay_out(panels: Sequence[xr.DataArray], caption: str) -> Figure:
     for ax, panel in zip(grid, panels, strict=False):
         _draw(panel, ax, width, height)
         if len(panels) > 1:
-            ax.set_title(_fold(_label(panel), max(width, _NARROW), _TITLE), fontsize=_TITLE)
-    _fit(figure, np.array([width, height]), np.array([across, down]))
-    if caption:
-        inches = figure.get_size_inches()[0]
-        figure.supxlabel(_fold(caption, inches - 0.2, _SMALL), x=0.1 / inches, ha="left", fontsize=_SMALL)
-        _fit(figure, np.array([width, height]), np.array([across, down]))
-    return figure
-
-
-def _fit(figure: Figure, wanted: NDArray[np.float64], grid: NDArray[np.int64]) -> None:
-    """Size the figure so that every panel of the grid is as large as wanted, and the text around it has its room."""
+            ax.set_title(_fold([_label(panel)], max(width, _NARROW), _TITLE), fontsize=_TITLE)
     aspects = [ax.get_aspect() for ax in figure.axes]
     for ax in figure.axes:
         ax.set_aspect("auto")  # constrained layout is exact for axes that fill their place
-    figure.draw_without_rendering()
-    size = figure.get_size_inches()
-    panel = figure.axes[0].get_position(original=True).size * size
-    figure.set_size_inches(*(size + grid * (wanted - panel)))
-    figure.draw_without_rendering()
+    layout = ConstrainedLayoutEngine()
+    _fit(figure, layout, width * across, height * down)
+    if caption:
+        inches = figure.get_size_inches()[0]
+        figure.supxlabel(_fold(caption, inches - 0.2, _SMALL), x=0.1 / inches, ha="left", fontsize=_SMALL)
+        _fit(figure, layout, width * across, height * down)
+    layout.execute(figure)  # once and for all: laid out anew at every drawing, saving a figure would change it
     for ax, aspect in zip(figure.axes, aspects, strict=True):
         ax.set_aspect(aspect)
+    return figure
 
 
-def _caption(da: xr.DataArray) -> str:
+def _fit(figure: Figure, layout: ConstrainedLayoutEngine, width: float, height: float) -> None:
+    """Size the figure so that its panels are so large together, and the text around them has its room."""
+    layout.execute(figure)
+    size, ax = figure.get_size_inches(), figure.axes[0]
+    rows, columns = cast("SubplotSpec", ax.get_subplotspec()).get_geometry()[:2]
+    panel = ax.get_position(original=True).size * size
+    figure.set_size_inches(size[0] + width - columns * panel[0], size[1] + height - rows * panel[1])
+
+
+def _caption(da: xr.DataArray) -> list[str]:
     """Say what was compared, on what, and how to read the colours."""
-    a, b = (f"{_side(da, side, f'{count} layers')}" for side, count in zip("ab", da.shape, strict=True))
-    what = f"{a}, with itself" if a == b else f"Rows: {a}. Columns: {b}"
+    counts = [f"{count} layer{'s' if count > 1 else ''}" for count in da.shape]
+    a, b = (_side(da, side, count) for side, count in zip("ab", counts, strict=True))
     on = ", ".join(_once(da, "data")) or "not recorded"
     n = "".join(f", {count} samples" for count in _once(da, "n_samples"))
-    return f"{what}. Data: {on}{n}. Bright is alike."
+    return [
+        *([f"{a}, with itself."] if a == b else [f"Rows: {a}.", f"Columns: {b}."]),
+        f"Data: {on}{n}. Bright is alike.",
+    ]
 
 
 def _side(da: xr.DataArray, side: str, *notes: str) -> str:
@@ -352,12 +360,14 @@ def _plain(value: object) -> str:
     return str(value).replace("$", r"\$")
 
 
-def _fold(text: str, inches: float, size: float) -> str:
+def _fold(lines: Sequence[str], inches: float, size: float) -> str:
     """Break lines that would be longer, after a space or, in a long name, after one of its joints."""
-    font, lines = FontProperties(size=size), [""]
-    for piece in re.findall(r"[^ .+_/-]*[ .+_/-]|[^ .+_/-]+", text):
-        width, _, _ = TextToPath().get_text_width_height_descent(lines[-1] + piece.rstrip(), font, ismath=False)
-        if width > 72 * inches and lines[-1]:
-            lines.append("")
-        lines[-1] += piece
-    return "\n".join(line.rstrip() for line in lines)
+    font, folded = FontProperties(size=size), []
+    for line in lines:
+        folded.append("")
+        for piece in re.findall(r"[^ .+_/-]*[ .+_/-]|[^ .+_/-]+", line):
+            width, _, _ = TextToPath().get_text_width_height_descent(folded[-1] + piece.rstrip(), font, ismath=False)
+            if width > 72 * inches and folded[-1]:
+                folded.append("")
+            folded[-1] += piece
+    return "\n".join(line.rstrip() for line in folded)
