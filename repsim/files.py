@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from repsim.errors import OutputError
@@ -41,7 +41,8 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
             raise
         raise OutputError(f"cannot write {path}: {reason(error)}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong above is what to tell
+            partial.unlink()
 
 
 def reason(error: Exception) -> str:
