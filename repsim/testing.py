@@ -105,9 +105,11 @@ class MetricContract:
 
     @pytest.mark.parametrize(("n", "p", "q"), [(40, 6, 6), (41, 5, 9), (40, 9, 4), (10, 20, 15)])
     def test_agrees_with_the_reference(self, metric: Metric[Any], n: int, p: int, q: int) -> None:
-        x, y = self.layers(n=n, widths=(p, q))
         parameters = {field.name: getattr(metric, field.name) for field in dataclasses.fields(metric)}
-        _assert_close(_value(metric, x, y), self.reference(x, y, **parameters), self.tolerance)
+        x, y = self.layers(n=n, widths=(p, q))
+        strangers = [self.layers(seed, n=n, widths=(q,))[0] for seed in range(1, 5)]  # some values below chance, too
+        for other in (y, *strangers):
+            _assert_close(_value(metric, x, other), self.reference(x, other, **parameters), self.tolerance)
 
     def test_invariance(self, metric: Metric[Any], invariance: Invariance) -> None:
         """A declared one holds on either side, an undeclared one is broken on at least one."""

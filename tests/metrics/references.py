@@ -88,3 +88,17 @@ def pwcca(x: Array, y: Array) -> float:
     rho, h = np.sqrt(squares[-m:].clip(0, 1)), h[:, -m:]
     weights = np.abs(h.T @ (x - x.mean(0))).sum(1)
     return float(weights @ rho / weights.sum())
+
+
+def u_centred(K: Array) -> Array:
+    """Szekely & Rizzo 2014, def. 2: every row of the result sums to 0 without its diagonal."""
+    n = len(K)
+    K = K - np.diag(np.diag(K))
+    m = K.sum(1) / (n - 2) - K.sum() / (2 * (n - 1) * (n - 2))
+    A = K - m[:, None] - m
+    return np.asarray(A - np.diag(np.diag(A)))
+
+
+def cosine(A: Array, B: Array) -> float:
+    """<A, B> / (||A|| ||B||)."""
+    return float(np.sum(A * B) / np.sqrt(np.sum(A * A) * np.sum(B * B)))

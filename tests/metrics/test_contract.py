@@ -41,7 +41,11 @@ class TestPWCCA(MetricContract):
 
 
 def contracts() -> dict[type[Metric[Any]], type[MetricContract]]:
-    return {type(metric): contract for contract in MetricContract.__subclasses__() for metric in contract.metrics}
+    return {
+        type(metric): contract
+        for contract in MetricContract.__subclasses__()
+        for metric in getattr(contract, "metrics", ())
+    }
 
 
 @pytest.mark.parametrize("name", repsim.metrics.names())
@@ -52,6 +56,13 @@ def test_every_measure_has_a_contract(name: str) -> None:
     assert hasattr(contract, "reference"), f"the contract of {name} has no reference formula"
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        tried = {getattr(metric, field.name) for metric in contract.metrics}
+        tried = {getattr(metric, field.name) for metric in getattr(contract, "metrics", ())}
         untried = set(typing.get_args(hints[field.name])) - tried - {float, int, bool, type(None)}
         assert not untried, f"no contract tries {name}:{field.name}={untried.pop()}"
+
+
+def test_a_measure_without_a_contract_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Metric, "registry", dict(Metric.registry))
+    type("New", (CKA,), {"name": "new"})
+    with pytest.raises(AssertionError, match="new has no contract"):
+        test_every_measure_has_a_contract("new")

@@ -1,0 +1,105 @@
+"""What all measures share: labels, specs, and what counts as a layer."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repsim.errors import InvalidInputError
+from repsim.metrics import get
+from repsim.metrics.base import Metric, as_samples, centre
+from repsim.metrics.cka import CKA
+
+
+@pytest.mark.parametrize(
+    ("spec", "label"),
+    [
+        ("cka", "CKA (linear, debiased)"),
+        ("cka:estimator=biased", "CKA (linear, biased)"),
+        ("cka:kernel=rbf,bandwidth=0.5", "CKA (rbf, debiased, bandwidth=0.5)"),
+        ("cka:kernel=rbf,sigma=2", "CKA (rbf, debiased, sigma=2.0)"),
+        ("svcca", "SVCCA (variance=0.99)"),
+        ("cca", "CCA (rho)"),
+        ("cca:summary=r2", "CCA (r2)"),
+        ("pwcca", "PWCCA"),
+    ],
+)
+def test_label(spec: str, label: str) -> None:
+    assert get(spec).label == label
+
+
+@given(st.floats(min_value=0, exclude_min=True, allow_infinity=False), st.sampled_from(["debiased", "biased"]))
+def test_every_spec_can_be_read_back(width: float, estimator: str) -> None:
+    metric = get(f"cka:kernel=rbf,sigma={width},estimator={estimator}")
+    assert metric == CKA("rbf", "biased" if estimator == "biased" else "debiased", sigma=width)
+    assert get(metric.spec) == metric
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros(5), "expected an array of shape (n samples, p features), got (5,)"),
+        (np.zeros((5, 3, 2, 2)), "got (5, 3, 2, 2); reduce or flatten everything after the first axis"),
+        (np.array(3.0), "got ()"),
+        (np.zeros((3, 2)), "3 samples are too few: this measure needs at least 4"),
+        (np.zeros((5, 0)), "the layer has no features (p = 0)"),
+        (np.zeros((5, 2), complex), "take their real and imaginary parts as features"),
+        (np.array([["a", "b"]] * 5), "expected an array of numbers, got dtype <U1"),
+        (np.array([[None, 1]] * 5), "expected an array of numbers, got dtype object"),
+        (np.array([[1, 2]] * 4 + [[np.nan, np.inf]]), "2 values are NaN or infinite, the first in sample 4"),
+    ],
+)
+def test_what_is_no_layer(x: np.ndarray, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=re.escape(message)):
+        CKA()(x, np.arange(10.0).reshape(5, 2))
+
+
+def test_unequal_numbers_of_samples() -> None:
+    with pytest.raises(InvalidInputError, match="x has 6 samples and y has 5; rows must be the same samples"):
+        CKA()(np.eye(6), np.eye(5))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "becomes"),
+    [
+        ("f2", torch.float32),
+        ("f4", torch.float32),
+        ("f8", torch.float64),
+        (">f4", torch.float32),
+        ("longdouble", torch.float64),
+        ("u1", torch.float64),
+        ("u2", torch.float64),
+        ("i8", torch.float64),
+        ("bool", torch.float64),
+    ],
+)
+def test_dtypes(dtype: str, becomes: torch.dtype) -> None:
+    x = (np.arange(12).reshape(6, 2) % 3).astype(dtype)
+    tensor = as_samples(x)
+    assert tensor.dtype == becomes
+    np.testing.assert_array_equal(tensor.numpy(), x.astype(float))
+
+
+def test_memory_layouts() -> None:
+    x = np.arange(12.0).reshape(6, 2)
+    x.flags.writeable = False
+    np.testing.assert_array_equal(as_samples(x).numpy(), x)
+    np.testing.assert_array_equal(as_samples(x[::-2]).numpy(), x[::-2])
+    np.testing.assert_array_equal(as_samples(x.T.copy().T).numpy(), x)
+
+
+def test_centring_keeps_every_digit() -> None:
+    """In float64, whatever the offset, and without touching the original."""
+    x = torch.tensor([[1e8, 0.1], [1e8 + 1, 0.1], [1e8 + 2, 0.1]], dtype=torch.float64)
+    kept = x.clone()
+    np.testing.assert_array_equal(centre(x).numpy(), [[-1, 0], [0, 0], [1, 0]])
+    assert torch.equal(x, kept)
+
+
+def test_two_measures_cannot_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Metric, "registry", dict(Metric.registry))
+    with pytest.raises(TypeError, match=r"two measures are named 'cka': repsim\.metrics\.cka and "):
+        type("Impostor", (CKA,), {"name": "cka"})

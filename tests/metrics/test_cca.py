@@ -1,0 +1,121 @@
+"""CCA, SVCCA and PWCCA against published digits and closed forms."""
+
+import itertools
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repsim.errors import InvalidInputError, UnreliableValueWarning
+from repsim.metrics import get
+from repsim.metrics.base import Array, as_samples
+from repsim.metrics.cca import CCA, PWCCA, SVCCA
+from repsim.metrics.subspace import PrincipalSubspace
+
+
+@pytest.fixture
+def uniform() -> tuple[Array, Array]:
+    np.random.seed(0)  # noqa: NPY002 - the published digits are of this generator
+    return np.random.uniform(size=(30, 25)), np.random.uniform(size=(30, 25))  # noqa: NPY002
+
+
+@pytest.mark.parametrize(
+    ("spec", "value"),
+    [
+        ("cca", 0.8901049738157812),
+        ("cca:summary=r2", 0.8583001426315537),
+        ("svcca", 0.7831814122650432),
+        ("svcca:variance=0.95", 0.728160558683519),
+    ],
+)
+def test_digits_on_uniform_data(uniform: tuple[Array, Array], spec: str, value: float) -> None:
+    with pytest.warns(UnreliableValueWarning, match="correlations are exactly 1 for any data"):
+        assert get(spec)(*uniform) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(("variance", "kept"), [(0.99, (21, 21)), (0.95, (16, 17))])
+def test_number_of_components_on_uniform_data(
+    uniform: tuple[Array, Array], variance: float, kept: tuple[int, int]
+) -> None:
+    metric = SVCCA(variance=variance)
+    found = [metric.diagnostics(metric.recipe(as_samples(layer))) for layer in uniform]
+    assert found == [{"components": k} for k in kept]
+
+
+@pytest.mark.parametrize(("variance", "k"), [(0.85, 1), (0.89, 1), (0.91, 2), (0.99, 2), (1.0, 3)])
+def test_components_are_counted_by_squares(rng: np.random.Generator, variance: float, k: int) -> None:
+    """s = 3, 1, 1e-9: the shares of s^2 are .9, .1 and nothing; of s itself they would be .75, .25."""
+    q = np.linalg.qr(np.column_stack([np.ones(20), rng.normal(size=(20, 3))]))[0][:, 1:]
+    factor = PrincipalSubspace()(as_samples(q * [3, 1, 1e-9]))
+    assert factor.rank == 3
+    assert factor.components(variance) == k
+    assert PrincipalSubspace()(as_samples(q * [3e-200, 1e-200, 1e-209])).components(variance) == k
+
+
+@pytest.mark.parametrize(("p", "q"), [(1, 1), (2, 3), (4, 2)])
+def test_mean_r2_over_every_permutation(rng: np.random.Generator, p: int, q: int) -> None:
+    """max(p, q) / (n - 1), exactly, for any data."""
+    n = 6
+    x, y = rng.normal(size=(n, p)), rng.exponential(size=(n, q)) ** 2
+    metric = CCA(summary="r2")
+    a, b = metric.recipe(as_samples(x)), metric.recipe(as_samples(y))
+    orders = itertools.permutations(range(n))
+    values = [np.sum((a.basis.numpy().T @ b.basis.numpy()[list(order)]) ** 2) / min(p, q) for order in orders]
+    assert metric.pair(a, b) == pytest.approx(values[0], rel=1e-12)  # the first order is the identity
+    assert np.mean(values) == pytest.approx(max(p, q) / (n - 1), rel=1e-12)
+
+
+def test_mean_correlation_of_unrelated_gaussians(rng: np.random.Generator) -> None:
+    """Wachter's law: .19078 for p = q = n / 20."""
+    x, y = rng.normal(size=(1600, 80)), rng.normal(size=(1600, 80))
+    assert CCA()(x, y) == pytest.approx(0.19078, abs=0.004)
+
+
+@pytest.mark.parametrize("spec", ["cca", "svcca", "pwcca"])
+def test_of_two_single_features_it_is_their_correlation(rng: np.random.Generator, spec: str) -> None:
+    x = rng.normal(size=(30, 1))
+    y = -0.5 * x + rng.normal(size=(30, 1))
+    assert get(spec)(x, y) == pytest.approx(abs(np.corrcoef(x[:, 0], y[:, 0])[0, 1]), rel=1e-12)
+
+
+def test_pwcca_weighs_by_what_a_direction_carries(rng: np.random.Generator) -> None:
+    """X carries its two directions 9 : 1, Y shares the first with correlation 1, the second with 0."""
+    q = np.linalg.qr(np.column_stack([np.ones(20), rng.normal(size=(20, 3))]))[0][:, 1:]
+    x, y = q[:, :2] * [9, 1], q[:, [0, 2]]
+    assert PWCCA()(x, y) == pytest.approx(0.9, rel=1e-12)
+    assert PWCCA()(y, x) == pytest.approx(0.5, rel=1e-12)
+    assert PWCCA()(x, q[:, :1]) == pytest.approx(1, rel=1e-12)  # the side of smaller rank has only the shared one
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spec", ["cca", "cca:summary=r2", "svcca"])
+def test_a_repeated_feature_adds_no_dimension(
+    rng: np.random.Generator, spec: str, dtype: type[np.floating[Any]]
+) -> None:
+    """Neither does rounding it: the noise of float32 would be a direction like any other."""
+    x, y = rng.normal(size=(60, 4)).astype(dtype), rng.normal(size=(60, 6)).astype(dtype)
+    repeated = np.column_stack([x, x @ rng.normal(size=(4, 3)).astype(dtype)])
+    assert PrincipalSubspace()(as_samples(repeated)).rank == 4
+    if spec.startswith("cca"):  # what leads changes, what is spanned does not
+        assert get(spec)(repeated, y) == pytest.approx(get(spec)(x, y), abs=1e-6)
+    else:
+        assert SVCCA(variance=1.0)(repeated, y) == pytest.approx(CCA()(x, y), abs=1e-6)
+
+
+@pytest.mark.parametrize("spec", ["cca", "svcca:variance=1", "pwcca"])
+def test_saturation_is_announced_where_it_begins(rng: np.random.Generator, spec: str) -> None:
+    """r + t > n - 1: as many correlations as that is too many are exactly 1, for any data."""
+    x, y = rng.normal(size=(16, 9)), rng.normal(size=(16, 7))
+    message = r"with n = 16 samples and 9 \+ 7 \w+, 1 of the correlations are exactly 1 .* at least n = 18 samples"
+    with pytest.warns(UnreliableValueWarning, match=message):
+        get(spec)(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert get(spec)(x, y[:, :6]) < 0.999
+
+
+@pytest.mark.parametrize("variance", [0.0, -0.1, 1.01, float("nan")])
+def test_a_variance_is_a_share(variance: float) -> None:
+    with pytest.raises(InvalidInputError, match=r"variance is a share in \(0, 1\]"):
+        SVCCA(variance=variance)

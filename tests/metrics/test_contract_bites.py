@@ -1,0 +1,187 @@
+"""The contract is a guard, so it has to bite: measures that are wrong in one way each, and the test that notices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from repsim.errors import UndefinedValueError
+from repsim.metrics.base import Array, Metric
+from repsim.metrics.cca import PWCCA, SVCCA
+from repsim.metrics.cka import CKA
+from repsim.metrics.gram import CentredGram, Gram
+from repsim.metrics.subspace import Subspace
+from repsim.testing import MetricContract
+from tests.metrics import references
+
+BITES = (AssertionError, pytest.fail.Exception)
+
+
+@dataclass(frozen=True)
+class NotSymmetric(CKA):
+    """Says that it is asymmetric, and is not."""
+
+    symmetric: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Symmetric(PWCCA):
+    """Says that it is symmetric, and is not."""
+
+    symmetric: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class TooInvariant(CKA):
+    """Declares what does not hold."""
+
+    @property
+    def invariances(self) -> frozenset[Any]:
+        return super().invariances | {"invertible linear"}
+
+
+@dataclass(frozen=True)
+class TooModest(CKA):
+    """Does not declare what holds."""
+
+    @property
+    def invariances(self) -> frozenset[Any]:
+        return super().invariances - {"translation"}
+
+
+@dataclass(frozen=True)
+class OtherBlock(CKA):
+    """Blocks that are not what pairs are."""
+
+    def block(self, rows: Sequence[Gram], columns: Sequence[Gram]) -> Array:
+        return super().block(rows, columns) * (1 if len(rows) == len(columns) == 1 else 1.001)
+
+
+@dataclass(frozen=True)
+class FilledBlock(CKA):
+    """Zeros where pairs have no value."""
+
+    def block(self, rows: Sequence[Gram], columns: Sequence[Gram]) -> Array:
+        block = super().block(rows, columns)
+        return block if len(rows) == len(columns) == 1 else np.nan_to_num(block)
+
+
+@dataclass(frozen=True)
+class Clipped(CKA):
+    """Negative values are chance too; clipped, they are a bias."""
+
+    def pair(self, a: Gram, b: Gram) -> float:
+        return max(0.0, super().pair(a, b))
+
+
+@dataclass(frozen=True)
+class TooLarge(SVCCA):
+    """Leaves its bounds."""
+
+    def pair(self, a: Subspace, b: Subspace) -> float:
+        return 1.5 * super().pair(a, b)
+
+
+class _NeverUndefined(CentredGram):
+    def __call__(self, x: torch.Tensor) -> Gram:
+        try:
+            return super().__call__(x)
+        except UndefinedValueError:
+            return super().__call__(torch.arange(x.numel(), dtype=x.dtype).reshape(x.shape))
+
+
+@dataclass(frozen=True)
+class Swallowed(CKA):
+    """A value for a layer that has none."""
+
+    @property
+    def recipe(self) -> CentredGram:
+        return _NeverUndefined()
+
+
+class _InPlace(CentredGram):
+    def __call__(self, x: torch.Tensor) -> Gram:
+        return super().__call__(x.sub_(x.mean(0)))
+
+
+@dataclass(frozen=True)
+class Careless(CKA):
+    """Centres the caller's own array."""
+
+    @property
+    def recipe(self) -> CentredGram:
+        return _InPlace()
+
+
+class _Ordered(CentredGram):
+    def __call__(self, x: torch.Tensor) -> Gram:
+        return super().__call__(x * torch.linspace(1, 2, len(x))[:, None])
+
+
+@dataclass(frozen=True)
+class Ordered(CKA):
+    """Weighs the first samples less."""
+
+    @property
+    def recipe(self) -> CentredGram:
+        return _Ordered()
+
+
+class Unequal(CentredGram):
+    """Equal to nothing, so shared with nobody."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+@dataclass(frozen=True)
+class Lonely(CKA):
+    """A recipe that no other measure can share."""
+
+    @property
+    def recipe(self) -> CentredGram:
+        return Unequal()
+
+
+class Loose(PWCCA):
+    """Not frozen."""
+
+    __setattr__ = object.__setattr__
+
+
+class Contract(MetricContract):
+    """Not collected: its tests are called below."""
+
+    reference = staticmethod(references.cka)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "test", "arguments"),
+    [
+        (NotSymmetric(), "test_symmetry", ()),
+        (Symmetric(), "test_symmetry", ()),
+        (TooInvariant(), "test_invariance", ("invertible linear",)),
+        (TooModest(), "test_invariance", ("translation",)),
+        (OtherBlock(), "test_block_is_pair_for_all_pairs", ()),
+        (FilledBlock(), "test_block_is_pair_for_all_pairs", ()),
+        (Clipped(), "test_agrees_with_the_reference", (40, 6, 6)),
+        (TooLarge(), "test_values_are_within_bounds", (40,)),
+        (TooLarge(), "test_a_layer_is_like_itself", (40,)),
+        (Swallowed(), "test_a_constant_layer_is_undefined", ()),
+        (Careless(), "test_nothing_is_changed_in_passing", ()),
+        (Ordered(), "test_order_of_samples_does_not_matter", ()),
+        (Lonely(), "test_equal_recipes_share", ()),
+        (Loose(), "test_is_a_frozen_value", ()),
+        (Clipped(), "test_spec_makes_the_same_metric", ()),
+        (Clipped(), "test_docstring_cites_and_shows", ()),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Metric) else None,
+)
+def test_a_wrong_measure_fails(wrong: Metric[Any], test: str, arguments: tuple[Any, ...]) -> None:
+    honest = next(cls for cls in type(wrong).__mro__ if cls in (CKA, SVCCA, PWCCA))
+    getattr(Contract(), test)(honest(), *arguments)  # the same test passes for what it was made from
+    with pytest.raises(BITES):
+        getattr(Contract(), test)(wrong, *arguments)

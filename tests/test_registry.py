@@ -1,0 +1,125 @@
+"""Names, options and plug-ins, and the errors of those who mistype them."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+import repsim.errors
+import repsim.metrics
+from repsim.errors import InvalidInputError, RepsimError, UnknownNameError
+from repsim.metrics.base import Metric
+from repsim.registry import build, parse_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    count: int = 3
+    share: float | None = None
+    strict: bool = False
+    mode: Literal["fast", "exact"] = "exact"
+
+
+@pytest.mark.parametrize(
+    ("spec", "parsed"),
+    [
+        ("cka", ("cka", {})),
+        ("cka:", ("cka", {})),
+        ("cka:kernel=rbf,bandwidth=0.5", ("cka", {"kernel": "rbf", "bandwidth": "0.5"})),
+        ("a:path=x=y", ("a", {"path": "x=y"})),
+    ],
+)
+def test_specs(spec: str, parsed: tuple[str, dict[str, str]]) -> None:
+    assert parse_spec(spec) == parsed
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("cka:rbf", "cannot read 'rbf' in 'cka:rbf'; write name:option=value,option=value"),
+        ("cka:kernel=", "cannot read 'kernel='"),
+        ("cka:=rbf", "cannot read '=rbf'"),
+        ("cka:kernel=rbf,kernel=linear", "option 'kernel' is given twice"),
+    ],
+)
+def test_specs_that_cannot_be_read(spec: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        parse_spec(spec)
+
+
+def test_options_are_read_as_their_types() -> None:
+    options = build(Options, {"count": "5", "share": "0.25", "strict": "True", "mode": "fast"})
+    assert options == Options(5, 0.25, strict=True, mode="fast")
+    assert build(Options, {}) == Options()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"count": "many"}, InvalidInputError, "option count='many' should be a int"),
+        ({"count": "2.5"}, InvalidInputError, "option count='2.5' should be a int"),
+        ({"share": "half"}, InvalidInputError, "option share='half' should be a float"),
+        ({"strict": "yes"}, InvalidInputError, "option strict='yes' should be a bool"),
+        ({"mode": "fats"}, UnknownNameError, "unknown value of mode 'fats'; did you mean fast?"),
+        ({"cuont": "1"}, UnknownNameError, r"unknown option 'cuont'; did you mean count\? \(options: count, share,"),
+    ],
+)
+def test_options_that_cannot_be_read(options: dict[str, str], error: type[RepsimError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build(Options, options)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("ckaa", "unknown metric 'ckaa'; did you mean cka or cca? `repsim metrics` lists them all"),
+        ("zzz", "unknown metric 'zzz'; known: "),
+        ("CKA", "unknown metric 'CKA'"),
+        ("pwcca:variance=1", "unknown option 'variance' (options: none)"),
+        ("cka:kernel=gauss", "unknown value of kernel 'gauss'; known: linear, rbf"),
+    ],
+)
+def test_unknown_names(spec: str, message: str) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        repsim.metrics.get(spec)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_error_is_ours_and_a_builtin_too() -> None:
+    ours = [e for e in vars(repsim.errors).values() if isinstance(e, type) and issubclass(e, RepsimError)]
+    assert len(ours) > 5
+    for error in ours:
+        if error is not RepsimError:
+            assert error.__mro__[1] is RepsimError
+            assert issubclass(error, (ValueError, LookupError, ArithmeticError, OSError))
+
+
+def test_every_file_of_measures_is_found() -> None:
+    """In a fresh interpreter, in which nobody has imported them."""
+    code = "import repsim.metrics as m; print(*m.names())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == repsim.metrics.names() == sorted(Metric.registry)
+
+
+def test_a_distribution_can_announce_a_measure(tmp_path: Path) -> None:
+    """By an entry point of the group repsim.metrics: no file of ours names it."""
+    (tmp_path / "measure.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from repsim.metrics.cka import CKA\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(CKA):\n"
+        "    name = 'mine'\n"
+    )
+    info = tmp_path / "measure-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: measure\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[repsim.metrics]\nmine = measure\n")
+    code = (
+        f"import sys; sys.path.append({str(tmp_path)!r}); import repsim.metrics as m; print(m.get('mine:kernel=rbf'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Mine(kernel='rbf', estimator='debiased'")
