@@ -105,6 +105,9 @@ def test_cells_are_the_values_in_depth_order_from_the_lower_left() -> None:
     data = result(svcca=SVCCA)["svcca"]
     ax = heatmap(data)
     image = ax.images[0]
+    (x0, y0), (x1, y1) = ax.transData.transform([(0, 0), (1, 1)])
+    assert x1 > x0
+    assert y1 > y0
     np.testing.assert_array_equal(image.get_array(), data.values)
     np.testing.assert_allclose(colours(ax), np.array(image.cmap(data.values))[..., :3] * 255, atol=1)
 
