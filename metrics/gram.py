@@ -128,7 +128,7 @@ class CentredGram:
         return self.bandwidth * math.sqrt(median)
 
 
-def triangle(n: int, size: int = 1024) -> Iterator[tuple[slice, slice]]:
+def triangle(n: int, size: int = 512) -> Iterator[tuple[slice, slice]]:
     """Cut the upper triangle of an n x n matrix into tiles of equal sides, at most ``size``; diagonal tiles are whole.
 
     >>> [(i.start, i.stop, j.start, j.stop) for i, j in triangle(5, 3)]
