@@ -237,27 +237,29 @@ class Tar(_Tree):
         self.path = path
         members: dict[str, tuple[int, int]] = {}
         try:
-            with tarfile.open(path, "r:") as archive:
+            if not tarfile.is_tarfile(path):
+                raise ImageError(f"{path.name} is a file but no tar archive; give a folder of pictures or a .tar")
+            archive = tarfile.open(path, "r:")  # noqa: SIM115 - closed below; an error here has a meaning of its own
+        except tarfile.TarError:
+            raise ImageError(
+                f"{path.name} is compressed, so its pictures cannot be read in any order; unpack it, or make a plain .tar"
+            ) from None
+        except OSError as error:
+            raise ImageError(f"cannot read {path.name}: {error.strerror}") from None
+        damaged = f"{path.name} is damaged or cut off"
+        with archive, path.open("rb") as file:
+            try:
                 for member in archive:
                     name = member.name.removeprefix("./")
                     if member.isfile():
                         members[name] = (member.offset_data, member.size)
                     elif member.islnk() and (target := member.linkname.removeprefix("./")) in members:
                         members[name] = members[target]  # the same file under a second name
-                end = archive.offset
-        except (tarfile.TarError, EOFError, OSError) as error:
-            try:
-                compressed = tarfile.is_tarfile(path)
-            except OSError:
-                compressed = False
-            reason = (
-                "is compressed, so its pictures cannot be read in any order" if compressed else "cannot be read as tar"
-            )
-            raise ImageError(f"{path.name} {reason} ({_first_line(error)}); unpack it, or make a plain .tar") from None
-        with path.open("rb") as file:  # tarfile takes a cut between two members, or within a header, for the end
-            file.seek(end)
+            except (tarfile.TarError, OSError) as error:
+                raise ImageError(f"{damaged} after {len(members)} files: {_first_line(error)}") from None
+            file.seek(archive.offset)  # tarfile takes a cut between two members, or within a header, for the end
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise ImageError(f"{path.name} is damaged or cut off after {len(members)} files: it has no end mark")
+                raise ImageError(f"{damaged} after {len(members)} files: it has no end mark")
         self._members = {name: where for name, where in members.items() if _is_picture(name)}
         super().__init__(path.name, list(self._members), split)
 
