@@ -27,6 +27,10 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for pr
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 
 
+class _UserError(click.ClickException):
+    exit_code = 2
+
+
 class _Group(click.Group):
     """Turns an error that the user can mend into one line and exit code 2."""
 
@@ -34,9 +38,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except RepsimError as error:
-            failure = click.ClickException(" ".join(str(error).split()))
-            failure.exit_code = 2
-            raise failure from None
+            raise _UserError(" ".join(str(error).split())) from None
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -72,11 +74,11 @@ def models(pattern: str, *, as_json: bool) -> None:
     import timm
 
     from repsim.errors import UnknownNameError
-    from repsim.extractors import weights
+    from repsim.extractors import zoo  # noqa: F401 - registers the embedded networks with timm
 
     names = timm.list_models(pattern)
     if not names:
-        raise UnknownNameError("model", pattern, weights.known_models(), hint="(quote a pattern: '*vit*')")
+        raise UnknownNameError("model", pattern, timm.list_models(), hint="(quote a pattern: '*vit*')")
     tags = {name: [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")] for name in names}
     if as_json:
         click.echo(json.dumps(tags))
@@ -196,8 +198,9 @@ def extract(
         click.echo(f"skipped {name}: {why}", err=True)
     workers = default_workers(samples, batch_size) if workers is None else workers
     for model in models:
+        extractor = TimmExtractor(model, weights=weights, seed=seed, layers=layers, readout=readout)
         job = Extraction(
-            TimmExtractor(model, weights=weights, seed=seed, layers=layers, readout=readout),
+            extractor,
             samples,
             out,
             Stream(batch_size=batch_size, workers=workers, device=device, amp=amp),
@@ -205,12 +208,12 @@ def extract(
             overwrite=overwrite,
             command=_command_line(),
         )
-        _notes(job.extractor.notes)
+        _notes(extractor.notes)
         if dry_run:
             _show_plan(job)
             continue
         start = time.perf_counter()
-        with terminal.progress(job.extractor.name, "images/s") as advance:
+        with terminal.progress(extractor.name, "images/s") as advance:
             store = job.run(advance)
         rate = len(samples.rows) / (time.perf_counter() - start)
         click.echo(

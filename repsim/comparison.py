@@ -21,11 +21,9 @@ from repsim.devices import choose_device
 from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.factors import LayerFactors, prepare
 from repsim.metrics import Metric
+from repsim.progress import Progress, counter
 from repsim.results import FORMAT, VERSION
 from repsim.store import ActivationStore, open_store
-
-Progress = Callable[[int, int], None]
-"""Called with the number of steps (layers prepared, metrics compared) done, and of all."""
 
 Array = NDArray[Any]
 StoreLike = ActivationStore | str | os.PathLike[str]
@@ -82,7 +80,7 @@ def compare(
     device
         Where to compute: ``auto``, ``cpu``, ``cuda``, ``mps``.
     progress
-        Called as the work goes on.
+        Called with the number of steps (layers prepared, metrics compared) done, and of all.
     command
         Recorded as what made the result.
 
@@ -121,7 +119,7 @@ def compare(
         store_a, store_b = _open_both(a, b, stack)
         view = AlignedView(store_a, store_b)
         total = len(chosen) + sum(len(store.layers) for store in {store_a, store_b})
-        step = _counter(total, progress)
+        step = counter(total, progress)
         rows = [prepare(name, x, chosen) for name, x in _load(view, store_a, chosen, device, step)]
         if store_b is store_a:
             columns = rows
@@ -160,17 +158,6 @@ def _open_both(a: StoreLike, b: StoreLike, stack: ExitStack) -> tuple[Activation
         return store_a, store_a
     store_b = b if isinstance(b, ActivationStore) else stack.enter_context(open_store(b))
     return store_a, store_a if store_b.path.samefile(store_a.path) else store_b
-
-
-def _counter(total: int, progress: Progress | None) -> Callable[[], None]:
-    """A function that reports one more step each time it is called."""
-    done = itertools.count(1)
-
-    def step() -> None:
-        if progress is not None:
-            progress(next(done), total)
-
-    return step
 
 
 def _load(

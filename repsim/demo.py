@@ -1,18 +1,15 @@
 """The demonstration: the whole chain on the embedded zoo, so that a newcomer sees a true result within a minute."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from repsim import figures
 from repsim.comparison import compare
 from repsim.extraction import extract
 from repsim.extractors.zoo import SEEDS
+from repsim.progress import Progress, counter
 from repsim.results import save_result
 
 METRICS = ("cka", "svcca")
-READOUT = "flatten"
-"""Spatial detail tells the layers of these small networks apart; averaged over positions they look alike."""
-
 _FAMILIES = ("digits_resnet", "digits_vit")
 _PAIRS = {
     "resnet_seed0_vs_seed1": (
@@ -26,12 +23,12 @@ _PAIRS = {
     ),
     "resnet_vs_untrained": (
         "digits_resnet.seed0", "digits_resnet+random-seed0",
-        "the same ResNet before training: what the architecture and the pixels alone give",
+        "the same ResNet before it was trained: what training changed, and where",
     ),
 }  # fmt: skip
 
 
-def run(folder: Path, progress: Callable[[int, int], None] | None = None) -> dict[Path, str]:
+def run(folder: Path, progress: Progress | None = None) -> dict[Path, str]:
     """Extract the zoo, trained and untrained, on the held-out digits; compare; draw. What is there is replaced.
 
     Returns
@@ -40,14 +37,14 @@ def run(folder: Path, progress: Callable[[int, int], None] | None = None) -> dic
         Each file that matters, and what to see in it.
     """
     names = [f"{family}.seed{seed}" for family in _FAMILIES for seed in SEEDS]
-    done = _count(len(names) + len(_FAMILIES) + len(_PAIRS), progress)
+    step = counter(len(names) + len(_FAMILIES) + len(_PAIRS), progress)
     acts = folder / "acts"
     for name in names:
-        extract(name, "digits", acts, split="test", readout=READOUT, overwrite=True).close()
-        next(done)
+        extract(name, "digits", acts, split="test", overwrite=True).close()
+        step()
     for family in _FAMILIES:
-        extract(family, "digits", acts, split="test", readout=READOUT, weights="random", overwrite=True).close()
-        next(done)
+        extract(family, "digits", acts, split="test", weights="random", overwrite=True).close()
+        step()
     made = {acts: "the activation stores (repsim inspect)"}
     for title, (a, b, what) in _PAIRS.items():
         result = compare(acts / f"{a}.h5", acts / f"{b}.h5", METRICS)
@@ -55,12 +52,5 @@ def run(folder: Path, progress: Callable[[int, int], None] | None = None) -> dic
         picture = folder / f"{title}.png"
         figures.save(figures.figure(result), picture)
         made[picture] = what
-        next(done)
+        step()
     return made
-
-
-def _count(total: int, progress: Callable[[int, int], None] | None) -> Iterator[int]:
-    for step in range(1, total + 1):
-        if progress is not None:
-            progress(step, total)
-        yield step

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +17,8 @@ from repsim.extractors.images import Digits, choose, readable
 from repsim.extractors.timm_models import TimmExtractor
 from repsim.files import check_output, human
 from repsim.labels import LayerKey, SampleIds
+from repsim.progress import Progress
 from repsim.store import ActivationStore, ArraySpec, StoreWriter, open_store
-
-Progress = Callable[[int, int], None]
-"""Called with the number of samples done, and of all."""
 
 DType = Literal["float32", "float16"]
 
@@ -31,7 +28,7 @@ class Samples:
     """Which pictures are read: the rows of an image source, and those that were left out because they are damaged."""
 
     images: ImageSource
-    rows: Sequence[int]
+    rows: list[int]
     skipped: dict[str, str] = field(default_factory=dict)
     """Id -> why it could not be read."""
 
@@ -53,7 +50,7 @@ def choose_samples(
     Damaged pictures are looked for before the first forward pass, at the cost of decoding everything once more, so that
     the size of every array is known in advance and all models of one command see the same samples.
     """
-    rows: Sequence[int] = choose(len(images), limit)
+    rows = choose(len(images), limit)
     if not skip_bad:
         return Samples(images, rows)
     rows, bad = readable(images, rows, cores(), progress)
@@ -154,7 +151,7 @@ class Extraction:
         check_output(self.path, overwrite=self.overwrite)
         self.check_room()
         images, rows = self.samples.images, self.samples.rows
-        labels = None if images.labels is None else images.labels[list(rows)]
+        labels = None if images.labels is None else images.labels[rows]
         writer = StoreWriter(
             self.path,
             self.arrays,

@@ -72,7 +72,7 @@ def _tensor(x: Any) -> Any:
 @pytest.mark.parametrize("twice", ["one object", "one path", "two openings"])
 def test_a_store_with_itself(tmp_path: Path, rng: np.random.Generator, twice: str) -> None:
     a = store(tmp_path, "a", rng)
-    both = {"one object": (a, a), "one path": (a.path, a.path), "two openings": (a, open_store(a.path))}[twice]
+    both: tuple[Any, Any] = {"one object": (a, a), "one path": (a.path, a.path), "two openings": (a, open_store(a.path))}[twice]
     steps: list[tuple[int, int]] = []
     result = compare(*both, ["cka", "pwcca"], progress=lambda done, total: steps.append((done, total)))
     np.testing.assert_allclose(np.diag(result["cka"]), 1, atol=1e-6)

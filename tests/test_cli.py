@@ -1,0 +1,380 @@
+"""The command line: it teaches, it does the work, and the user's mistakes get one line and exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import click
+import h5py
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from repsim.cli import main
+from repsim.comparison import compare
+from repsim.results import open_result
+from repsim.store import open_store, write_store
+
+COMMANDS = ["compare", "demo", "extract", "heatmap", "inspect", "layers", "metrics", "models"]
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args], catch_exceptions=False)
+
+
+def succeed(*args: object) -> str:
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fail(*args: object) -> str:
+    """What went wrong, after checking that it is one line on stderr and exit code 2."""
+    result = run(*args)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    message = result.stderr.removeprefix("Error: ")
+    assert message.count("\n") == 1, message
+    return message.strip()
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> tuple[Path, Path]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 6))
+    a = write_store(tmp_path / "a.h5", {f"layer{i}.0": x[:, : i + 2] for i in range(3)}, model="net_a", source="photos")
+    b = write_store(tmp_path / "b.h5", {f"blocks.{i}": x[:, i:] for i in range(2)}, model="net_b", source="photos")
+    a.close()
+    b.close()
+    return a.path, b.path
+
+
+# --- help
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    """CPU time of a whole process, as the user waits for it. Generous: 0.1 s where it was written."""
+    code = (
+        "import sys, time; sys.argv = ['repsim', '--help']\n"
+        "from repsim.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'timm', 'h5py', 'xarray', 'rich', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "repsim demo" in done.stdout
+
+
+def test_importing_repsim_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, repsim; assert not {'torch', 'numpy', 'matplotlib', 'timm', 'h5py'} & set(sys.modules);"
+        "repsim.similarity"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_that_names_it(name: str) -> None:
+    text = succeed(name, "--help")
+    assert "Example" in text
+    assert f"  repsim {name}" in text
+
+
+def test_every_command_is_tested_here() -> None:
+    assert sorted(main.commands) == COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_explains_itself(name: str) -> None:
+    for parameter in main.commands[name].params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+
+
+def test_python_m_repsim_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "repsim", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("repsim, version ")
+
+
+# --- what it does
+
+
+def test_models_lists_timm_and_the_zoo() -> None:
+    known = json.loads(succeed("models", "*", "--json"))
+    assert known["digits_vit"] == ["seed0", "seed1", "seed2"]
+    assert "a1_in1k" in known["resnet50"]
+    assert succeed("models", "resnet5*d").split()[0] == "resnet50d"
+
+
+def test_layers_of_a_model() -> None:
+    rows = json.loads(succeed("layers", "resnet18", "--layers", "layer?.*", "--json"))
+    assert [row["name"] for row in rows] == [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    assert [row["shape"] for row in rows][-1] == [512, 7, 7]
+    text = succeed("layers", "resnet18")
+    assert "layer4.1" in text
+    assert "512 x 7 x 7" in text
+
+
+def test_metrics_are_listed_and_explained() -> None:
+    listed = json.loads(succeed("metrics", "--json"))
+    assert [metric["name"] for metric in listed] == ["cca", "cka", "pwcca", "svcca"]
+    assert "Kornblith" in succeed("metrics")
+    assert "asymmetric" in succeed("metrics")
+    assert "HSIC" in succeed("metrics", "cka")
+
+
+def test_extract_inspect_compare_heatmap(tmp_path: Path) -> None:
+    """The main job, as the README shows it."""
+    out = succeed(
+        "extract",
+        "digits_resnet.seed0",
+        "digits_vit.seed0",
+        "--data",
+        "digits",
+        "--split",
+        "test",
+        "--limit",
+        40,
+        "-o",
+        tmp_path,
+    )
+    a, b = tmp_path / "digits_resnet.seed0.h5", tmp_path / "digits_vit.seed0.h5"
+    assert str(a) in out
+    assert "40 pictures" in out
+    facts = json.loads(succeed("inspect", a, "--json"))
+    assert (facts["model"], facts["samples"], facts["data"]) == ("digits_resnet.seed0", 40, "digits [test]")
+    assert facts["layers"][1]["type"] == "BasicBlock"
+    assert facts["provenance"]["weights"] == "pretrained"
+    assert facts["provenance"]["command"].startswith("repsim")
+    assert "digits [test], 40 samples" in succeed("inspect", b)
+    text = succeed("compare", a, b, "-m", "cka", "-m", "svcca", "-o", tmp_path / "r.nc")
+    result = open_result(tmp_path / "r.nc")
+    assert list(result.data_vars) == ["cka", "svcca"]
+    best = result["cka"].isel(layer_a=2)
+    row = next(line for line in text.splitlines() if line.strip().startswith(str(best["layer_a"].item())))
+    assert row.split()[1:] == [str(result["layer_b"].values[np.argmax(best.values)]), f"{best.max().item():.4f}"]
+    succeed("heatmap", tmp_path / "r.nc", "-o", tmp_path / "r.png")
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    succeed("heatmap", tmp_path / "r.nc", "-m", "svcca", "-o", tmp_path / "r.svg")
+    assert "SVCCA" in (tmp_path / "r.svg").read_text()
+
+
+def test_dry_run_computes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "acts"
+    text = succeed(
+        "extract",
+        "resnet18",
+        "--weights",
+        "random",
+        "--data",
+        "digits",
+        "--readout",
+        "mean,grid:2",
+        "-o",
+        out,
+        "--dry-run",
+    )
+    assert not out.exists()
+    row = next(line.split() for line in text.splitlines() if "layer4.1" in line and "grid:2" in line)
+    assert row == ["layer4.1", "BasicBlock", "512", "x", "7", "x", "7", "grid:2", "512", "x", "2", "x", "2", "8,192"]
+    assert "1797 pictures" in text
+    assert "enough room" in text
+
+
+def test_compare_prints_json(stores: tuple[Path, Path]) -> None:
+    got = json.loads(succeed("compare", *stores, "-m", "cka", "--json"))
+    wanted = compare(*stores)["cka"]
+    np.testing.assert_array_equal(got["metrics"]["cka"]["values"], wanted.values)
+    assert got["a"] == {"model": "net_a", "layers": ["layer0.0", "layer1.0", "layer2.0"], "readouts": ["given"] * 3}
+    assert (got["samples"], got["data"]) == (30, "photos")
+
+
+def test_compare_one_store_with_itself(stores: tuple[Path, Path]) -> None:
+    got = json.loads(succeed("compare", stores[0], "--json"))
+    np.testing.assert_allclose(np.diag(got["metrics"]["cka"]["values"]), 1, atol=1e-6)
+
+
+def test_a_constant_layer_is_said_in_one_line_and_the_rest_is_shown(tmp_path: Path, stores: tuple[Path, Path]) -> None:
+    live = np.random.default_rng(1).normal(size=(30, 3))
+    write_store(tmp_path / "c.h5", {"dead": np.ones((30, 3)), "live": live}, model="c").close()
+    result = run("compare", tmp_path / "c.h5", stores[0], "--json")
+    assert result.exit_code == 0
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("cka: no value: layer dead: the layer is constant")
+    assert json.loads(result.stdout)["metrics"]["cka"]["values"][0] == [None, None, None]
+
+
+def test_values_that_say_little_are_announced(tmp_path: Path) -> None:
+    write_store(tmp_path / "w.h5", {"wide": np.random.default_rng(0).normal(size=(10, 20))}, model="w").close()
+    result = run("compare", tmp_path / "w.h5", "-m", "cca")
+    assert "cca: 1 of 1 values say little, for instance wide and wide: with n = 10 samples" in result.stderr
+
+
+def test_the_demo_makes_what_it_says(tmp_path: Path) -> None:
+    text = succeed("demo", "-o", tmp_path / "demo")
+    for line in text.splitlines():
+        assert Path(line.split("  ")[0]).exists()
+    value = open_result(tmp_path / "demo" / "resnet_seed0_vs_seed1.nc")["cka"].values
+    others = value[~np.eye(len(value), dtype=bool)].mean()
+    assert np.diag(value).mean() > others + 0.15  # the diagonal that the demo promises
+    untrained = open_result(tmp_path / "demo" / "resnet_vs_untrained.nc")["cka"].values
+    assert np.diag(untrained).mean() < np.diag(value).mean()
+    succeed("demo", "-o", tmp_path / "demo")  # again: it replaces its own files
+
+
+# --- the user's mistakes
+
+
+def test_no_such_model() -> None:
+    assert fail("extract", "resnet5O", "--data", "digits").startswith("unknown model 'resnet5O'; did you mean resnet50")
+    assert "did you mean resnet" in fail("layers", "resnet5O")
+    assert "did you mean" in fail("models", "resnet5O")
+
+
+def test_no_such_layer(tmp_path: Path) -> None:
+    message = fail(
+        "extract", "resnet18", "--weights", "random", "--data", "digits", "--layers", "layer3.2", "-o", tmp_path
+    )
+    assert message.startswith("unknown layer 'layer3.2'; did you mean layer3.")
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    assert "no such folder or file: nowhere" in fail("extract", "resnet18", "--data", "nowhere", "-o", tmp_path)
+
+
+def test_no_picture_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("hello")
+    assert "no picture found in empty" in fail(
+        "extract", "resnet18", "--data", tmp_path / "empty", "-o", tmp_path / "acts"
+    )
+
+
+def test_a_truncated_jpeg(tmp_path: Path) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "acts"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in "abcdef":
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{name}.jpg")
+    path = folder / "d.jpg"
+    path.write_bytes(path.read_bytes()[:1500])
+    options = ("--weights", "random", "--data", folder, "-o", out)
+    message = fail("extract", "test_resnet", *options)
+    assert message.startswith("cannot read the picture d.jpg: ")
+    assert "--skip-bad" in message
+    assert list(out.iterdir()) == []
+    result = run("extract", "test_resnet", *options, "--skip-bad")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("skipped d.jpg: ")
+    assert len(open_store(out / "test_resnet+random-seed0.h5")) == 5
+
+
+def test_weights_that_cannot_be_had(tmp_path: Path) -> None:
+    """No network here reaches a hub, and HF_HUB_OFFLINE keeps it from trying."""
+    message = fail("extract", "resnet18", "--data", "digits", "-o", tmp_path)
+    for word in ("resnet18", "--weights FILE", "--weights random", "HF_HUB_OFFLINE"):
+        assert word in message
+
+
+def test_a_hostile_pickle(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path}/ran",)
+
+    torch.save({"state_dict": Hostile()}, tmp_path / "w.pth")
+    message = fail("extract", "resnet18", "--weights", tmp_path / "w.pth", "--data", "digits", "-o", tmp_path / "acts")
+    assert "w.pth" in message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_tar_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "photos.tar").write_text("hello")
+    assert "no tar archive" in fail("extract", "resnet18", "--data", tmp_path / "photos.tar", "-o", tmp_path)
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    assert "no picture found" in fail("extract", "resnet18", "--data", tmp_path / "empty.tar", "-o", tmp_path)
+
+
+def test_fewer_than_four_samples(tmp_path: Path) -> None:
+    succeed("extract", "digits_vit.seed0", "--data", "digits", "--limit", 3, "-o", tmp_path)
+    assert "3 samples are too few" in fail("compare", tmp_path / "digits_vit.seed0.h5")
+
+
+def test_a_nan_activation(tmp_path: Path, stores: tuple[Path, Path]) -> None:
+    with h5py.File(stores[0], "r+") as file:
+        file["layers/layer1.0/given"][3, 0] = np.nan
+    message = fail("compare", *stores, "-o", tmp_path / "r.nc")
+    assert "layer layer1.0: 1 values are NaN or infinite, the first in sample 3" in message
+    assert not (tmp_path / "r.nc").exists()
+
+
+def test_nothing_but_constant_layers(tmp_path: Path) -> None:
+    write_store(tmp_path / "c.h5", {"dead": np.ones((30, 3))}, model="c").close()
+    assert "the layer is constant" in fail("compare", tmp_path / "c.h5", "-o", tmp_path / "r.nc")
+    assert not (tmp_path / "r.nc").exists()
+
+
+@pytest.mark.parametrize(("ids", "message"), [("abcdex", "only in the first"), ("abcdfe", "in another order")])
+def test_other_samples_or_another_order(tmp_path: Path, ids: str, message: str) -> None:
+    rng = np.random.default_rng(0)
+    for name, chosen in (("a", "abcdef"), ("b", ids)):
+        write_store(
+            tmp_path / f"{name}.h5", {"x": rng.normal(size=(6, 2))}, model=name, sample_ids=list(chosen)
+        ).close()
+    assert message in fail("compare", tmp_path / "a.h5", tmp_path / "b.h5", "-o", tmp_path / "r.nc")
+    assert not (tmp_path / "r.nc").exists()
+
+
+def test_a_file_that_is_no_hdf5(tmp_path: Path, stores: tuple[Path, Path]) -> None:
+    (tmp_path / "x.h5").write_text("hello")
+    assert "no HDF5 file" in fail("compare", stores[0], tmp_path / "x.h5")
+    assert "no HDF5 file" in fail("inspect", tmp_path / "x.h5")
+    assert "no such file" in fail("inspect", tmp_path / "y.h5")
+
+
+def test_a_store_that_is_cut_off(stores: tuple[Path, Path]) -> None:
+    os.truncate(stores[0], 3000)
+    assert "cut off" in fail("compare", *stores)
+
+
+def test_an_interrupted_extraction(stores: tuple[Path, Path]) -> None:
+    with h5py.File(stores[0], "r+") as file:
+        file.attrs["state"] = "partial"
+    assert "incomplete" in fail("compare", *stores)
+
+
+def test_outputs_that_cannot_be_written(tmp_path: Path, stores: tuple[Path, Path]) -> None:
+    (tmp_path / "file").write_text("keep me")
+    assert "cannot make the folder" in fail(
+        "extract", "digits_vit.seed0", "--data", "digits", "-o", tmp_path / "file" / "acts"
+    )
+    assert "cannot make the folder" in fail("compare", *stores, "-o", tmp_path / "file" / "r.nc")
+    assert "--overwrite" in fail("compare", *stores, "-o", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "keep me"
+    succeed("compare", *stores, "-o", tmp_path / "r.nc")
+    assert "is a folder" in fail("heatmap", tmp_path / "r.nc", "-o", tmp_path)
+    assert ".png" in fail("heatmap", tmp_path / "r.nc", "-o", tmp_path / "r.bmp")
+
+
+def test_heatmaps_of_what_is_no_result(tmp_path: Path, stores: tuple[Path, Path]) -> None:
+    assert "activation store" in fail("heatmap", stores[0], "-o", tmp_path / "r.png")
+    succeed("compare", *stores, "-o", tmp_path / "r.nc")
+    assert "cka" in fail("heatmap", tmp_path / "r.nc", "-m", "svcca", "-o", tmp_path / "r.png")
+    assert not (tmp_path / "r.png").exists()
+
+
+def test_unknown_metrics_and_options() -> None:
+    assert "did you mean svcca" in fail("metrics", "svca")
+    assert "did you mean kernel" in fail("metrics", "cka:kernl=rbf")
+
+
+def test_too_many_stores(stores: tuple[Path, Path]) -> None:
+    assert "one store or two, got 3" in fail("compare", *stores, stores[0])

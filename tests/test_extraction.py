@@ -1,0 +1,216 @@
+"""Extraction end to end: real models, real pictures, real files; what is stored is what the model computes."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config  # type: ignore[attr-defined]
+
+from repsim.errors import ImageError, InvalidInputError, OutputError, RepsimError, UnknownNameError
+from repsim.extraction import Extraction, choose_samples, extract
+from repsim.extractors import Stream, open_images
+from repsim.extractors.timm_models import TimmExtractor
+from repsim.store import open_store
+
+Pictures = Callable[..., Path]
+
+
+def by_hand(name: str, folder: Path, modules: list[str], seed: int = 0) -> dict[str, torch.Tensor]:
+    """What a researcher writes: one picture after the other, a hook a module that keeps a copy."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name).eval()
+    transform: Any = create_transform(**resolve_model_data_config(model), is_training=False)  # type: ignore[no-untyped-call]
+    kept: dict[str, list[torch.Tensor]] = {module: [] for module in modules}
+    for module in modules:
+        model.get_submodule(module).register_forward_hook(
+            lambda _, __, out, module=module: kept[module].append(out.clone()) or None
+        )  # type: ignore[func-returns-value]
+    with torch.inference_mode():
+        for path in sorted(folder.iterdir()):
+            model(transform(Image.open(path).convert("RGB"))[None])
+    return {module: torch.cat(values) for module, values in kept.items()}
+
+
+def test_what_is_stored_is_what_the_model_computes(tmp_path: Path, pictures: Pictures) -> None:
+    """A ResNet and a ViT on pictures; in batches that do not divide their number, and by two worker processes."""
+    folder = pictures(5)
+    blocks = [f"layer{stage}.0" for stage in range(1, 5)]
+    store = extract("test_resnet", folder, tmp_path / "acts", weights="random", seed=3, batch_size=2, workers=2)
+    wanted = by_hand("test_resnet", folder, blocks, seed=3)
+    for module in blocks:
+        np.testing.assert_allclose(store[module][:], wanted[module].mean((2, 3)), atol=1e-5, err_msg=module)
+    store = extract("test_vit", folder, tmp_path / "acts", weights="random", readout="mean,cls,max", batch_size=3)
+    modules = [f"blocks.{i}" for i in range(len(store.layers)) if f"blocks.{i}@cls" in store.layers]
+    assert modules
+    for module, tokens in by_hand("test_vit", folder, modules).items():
+        np.testing.assert_allclose(store[f"{module}@mean"][:], tokens[:, 1:].mean(1), atol=1e-5)
+        np.testing.assert_allclose(store[f"{module}@max"][:], tokens[:, 1:].amax(1), atol=1e-5)
+        np.testing.assert_allclose(store[f"{module}@cls"][:], tokens[:, 0], atol=1e-5)
+
+
+def test_readouts_keep_their_shape(tmp_path: Path) -> None:
+    store = extract(
+        "digits_resnet", "digits", tmp_path, weights="random", readout="flatten,grid:2", layers="layer1.0", limit=5
+    )
+    maps = store["layer1.0@flatten"][:]
+    channels = maps.shape[1]
+    assert maps.shape == (5, channels, 8, 8)
+    grid = maps.reshape(5, channels, 2, 4, 2, 4).mean((3, 5))
+    np.testing.assert_allclose(store["layer1.0@grid:2"][:], grid, atol=1e-5)
+
+
+def test_everything_that_decided_the_numbers_is_recorded(tmp_path: Path, pictures: Pictures) -> None:
+    folder = pictures(names=["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"])
+    store = extract("test_resnet", folder, tmp_path / "acts", weights="random", seed=5, batch_size=3)
+    assert store.path == tmp_path / "acts" / "test_resnet+random-seed5.h5"
+    assert store.model == "test_resnet+random-seed5"
+    assert list(store.sample_ids) == ["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"]
+    assert store.labels is not None
+    assert (store.labels.tolist(), store.classes) == ([0, 0, 1, 1], ("cat", "dog"))
+    record = store.provenance
+    assert (record["weights"], record["seed"], record["architecture"]) == ("random", 5, "test_resnet")
+    assert (record["data"], record["samples"], record["readouts"]) == ("photos", 4, ["mean"])
+    assert (record["batch_size"], record["amp"], record["dtype"]) == (3, False, "float32")
+    assert (record["timm_version"], record["torch_version"]) == (timm.__version__, torch.__version__)
+    assert record["preprocessing"]["interpolation"]
+    assert record["data_fingerprint"] == store.sample_ids.content
+    assert store.facts("layer1.0")["type"] == "BasicBlock"
+    assert store.facts("layer1.0")["axes"] == "NCHW"
+    other = extract("test_resnet", folder, tmp_path / "acts", weights="random", seed=6)
+    assert other.provenance["weights_sha256"] != record["weights_sha256"]
+    assert other.sample_ids.difference(store.sample_ids) is None
+
+
+def test_a_limit_is_spread_over_the_data_and_the_same_for_every_model(tmp_path: Path) -> None:
+    first = extract("digits_resnet", "digits", tmp_path, weights="random", layers="layer1.0", limit=10)
+    second = extract("digits_vit", "digits", tmp_path, weights="random", layers="blocks.0", limit=10)
+    assert first.sample_ids.ids == second.sample_ids.ids
+    assert list(first.sample_ids)[:3] == ["digits/0000", "digits/0179", "digits/0359"]
+
+
+def test_float16(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"weights": "random", "layers": "layer1.*", "limit": 6}
+    wide = extract("digits_resnet", "digits", tmp_path / "wide", **options)
+    narrow = extract("digits_resnet", "digits", tmp_path / "narrow", dtype="float16", **options)
+    assert narrow["layer1.0"].dtype == np.float16
+    np.testing.assert_array_equal(narrow["layer1.0"][:], wide["layer1.0"][:].astype(np.float16))
+
+
+def test_progress_counts_pictures(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    extract(
+        "digits_vit",
+        "digits",
+        tmp_path,
+        weights="random",
+        limit=10,
+        batch_size=4,
+        progress=lambda *step: seen.append(step),
+    )
+    assert seen == [(4, 10), (8, 10), (10, 10)]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def test_an_unreadable_picture_stops_with_its_name_and_leaves_nothing(tmp_path: Path, pictures: Pictures) -> None:
+    folder = pictures(6)
+    truncate(folder / "photo04.png")
+    with pytest.raises(ImageError, match=r"photo04\.png.*--skip-bad"):
+        extract("test_resnet", folder, tmp_path / "acts", weights="random", batch_size=2)
+    assert list((tmp_path / "acts").iterdir()) == []
+
+
+def test_skip_bad_leaves_it_out_and_lists_it(tmp_path: Path, pictures: Pictures) -> None:
+    """The others keep their own values: no picture stands in for another."""
+    folder = pictures(6)
+    whole = extract("test_resnet", folder, tmp_path / "whole", weights="random", layers="layer1.0")
+    truncate(folder / "photo02.png")
+    store = extract("test_resnet", folder, tmp_path / "acts", weights="random", layers="layer1.0", skip_bad=True)
+    assert list(store.sample_ids) == [f"photo{i:02d}.png" for i in (0, 1, 3, 4, 5)]
+    assert list(store.provenance["skipped"]) == ["photo02.png"]
+    np.testing.assert_allclose(store["layer1.0"][:], whole["layer1.0"][[0, 1, 3, 4, 5]], atol=1e-6)
+
+
+def test_nothing_readable_at_all(tmp_path: Path, pictures: Pictures) -> None:
+    folder = pictures(2)
+    for path in folder.iterdir():
+        truncate(path)
+    with pytest.raises(ImageError, match="none of the 2 pictures"):
+        extract("test_resnet", folder, tmp_path / "acts", weights="random", skip_bad=True)
+
+
+def test_a_nan_activation_names_layer_and_sample(tmp_path: Path) -> None:
+    """A network with one broken weight, as a diverged training run leaves it."""
+    torch.manual_seed(0)
+    state = timm.create_model("digits_resnet").state_dict()
+    state["layer3.1.conv2.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, tmp_path / "diverged.pth")
+    with pytest.raises(
+        InvalidInputError,
+        match=r"diverged layer3\.1@mean: \d+ values are NaN or infinite, the first in sample digits/0000",
+    ):
+        extract("digits_resnet", "digits", tmp_path / "acts", weights=str(tmp_path / "diverged.pth"), limit=8)
+    assert list((tmp_path / "acts").iterdir()) == []
+
+
+def test_what_is_there_is_kept(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"weights": "random", "layers": "layer1.0", "limit": 4}
+    extract("digits_resnet", "digits", tmp_path, **options).close()
+    with pytest.raises(OutputError, match="--overwrite"):
+        extract("digits_resnet", "digits", tmp_path, **options)
+    with pytest.raises(RepsimError):
+        extract("digits_resnet", "digits", tmp_path, weights="random", layers="layer9", limit=4, overwrite=True)
+    assert len(open_store(tmp_path / "digits_resnet+random-seed0.h5")) == 4
+    extract("digits_resnet", "digits", tmp_path, overwrite=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"layers": "layer9"}, UnknownNameError, "unknown layer 'layer9'; did you mean layer"),
+        ({"readout": "cls"}, InvalidInputError, "no class token"),
+        ({"readout": "median"}, UnknownNameError, "unknown readout"),
+        ({"split": "dev"}, UnknownNameError, "unknown split"),
+        ({"device": "cuda:99"}, InvalidInputError, "not usable"),
+    ],
+)
+def test_the_users_mistakes_are_found_before_the_first_batch(
+    tmp_path: Path, options: Any, error: type[Exception], message: str
+) -> None:
+    def never(*_: int) -> None:
+        raise AssertionError("a batch was computed")
+
+    with pytest.raises(error, match=message):
+        extract("digits_resnet", "digits", tmp_path / "acts", weights="random", progress=never, **options)
+    assert not (tmp_path / "acts").exists()
+
+
+def test_a_disk_without_room(tmp_path: Path) -> None:
+    job = plan(tmp_path)
+    job.__dict__["arrays"] = [dataclasses.replace(job.arrays[0], shape=(10**13,))]
+    with pytest.raises(OutputError, match="needs .* TB and the disk has"):
+        job.check_room()
+
+
+def test_the_plan_says_how_large_it_will_be(tmp_path: Path) -> None:
+    job = plan(tmp_path / "not" / "there")
+    assert job.bytes_per_sample == 4 * math.prod(job.arrays[0].shape)
+    assert job.bytes == 7 * job.bytes_per_sample
+    assert job.bytes_free > 0
+    assert not job.folder.exists()
+    store = job.run()
+    assert sum(store[name][:].nbytes for name in store.layers) == job.bytes
+
+
+def plan(folder: Path) -> Extraction:
+    extractor = TimmExtractor("digits_resnet", weights="random", layers="layer1.0", readout="flatten")
+    return Extraction(extractor, choose_samples(open_images("digits"), limit=7), folder, Stream(batch_size=4))
