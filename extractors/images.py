@@ -242,7 +242,7 @@ class Tar(_Tree):
             archive = tarfile.open(path, "r:")  # noqa: SIM115 - closed below; an error here has a meaning of its own
         except tarfile.TarError:
             raise ImageError(
-                f"{path.name} is compressed, so its pictures cannot be read in any order; unpack it, or make a plain .tar"
+                f"{path.name} is compressed: its pictures cannot be read in any order; unpack it, or make a plain .tar"
             ) from None
         except OSError as error:
             raise ImageError(f"cannot read {path.name}: {error.strerror}") from None

@@ -142,7 +142,9 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 def _first_line(error: Exception, lines: int = 1) -> str:
     text = " ".join(line.strip() for line in str(error).strip().splitlines()[:lines])
-    return (text[:200] + " ...") if len(text) > 200 else text or type(error).__name__
+    if " " not in text:  # a KeyError says no more than its key
+        text = f"{type(error).__name__} {text}".strip()
+    return (text[:200] + " ...") if len(text) > 200 else text
 
 
 @contextlib.contextmanager
