@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config  # type: ignore[attr-defined]
+from timm.data import create_transform, resolve_model_data_config
 
 from repsim.errors import ImageError, InvalidInputError, OutputError, RepsimError, UnknownNameError
 from repsim.extraction import Extraction, choose_samples, extract
@@ -26,12 +26,17 @@ def by_hand(name: str, folder: Path, modules: list[str], seed: int = 0) -> dict[
     """What a researcher writes: one picture after the other, a hook a module that keeps a copy."""
     torch.manual_seed(seed)
     model = timm.create_model(name).eval()
-    transform: Any = create_transform(**resolve_model_data_config(model), is_training=False)  # type: ignore[no-untyped-call]
+    transform: Any = create_transform(**resolve_model_data_config(model), is_training=False)
     kept: dict[str, list[torch.Tensor]] = {module: [] for module in modules}
+
+    def keep(module: str) -> Callable[..., None]:
+        def hook(_: object, __: object, out: torch.Tensor) -> None:
+            kept[module].append(out.clone())
+
+        return hook
+
     for module in modules:
-        model.get_submodule(module).register_forward_hook(
-            lambda _, __, out, module=module: kept[module].append(out.clone()) or None
-        )  # type: ignore[func-returns-value]
+        model.get_submodule(module).register_forward_hook(keep(module))
     with torch.inference_mode():
         for path in sorted(folder.iterdir()):
             model(transform(Image.open(path).convert("RGB"))[None])
