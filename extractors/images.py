@@ -237,15 +237,17 @@ class Tar(_Tree):
         self.path = path
         members: dict[str, tuple[int, int]] = {}
         try:
-            if not tarfile.is_tarfile(path):
-                raise ImageError(f"{path.name} is a file but no tar archive; give a folder of pictures or a .tar")
+            known = tarfile.is_tarfile(path)
+        except OSError as error:
+            raise ImageError(f"cannot read {path.name}: {error.strerror}") from None
+        if not known:
+            raise ImageError(f"{path.name} is a file but no tar archive; give a folder of pictures or a .tar")
+        try:
             archive = tarfile.open(path, "r:")  # noqa: SIM115 - closed below; an error here has a meaning of its own
         except tarfile.TarError:
             raise ImageError(
                 f"{path.name} is compressed: its pictures cannot be read in any order; unpack it, or make a plain .tar"
             ) from None
-        except OSError as error:
-            raise ImageError(f"cannot read {path.name}: {error.strerror}") from None
         damaged = f"{path.name} is damaged or cut off"
         with archive, path.open("rb") as file:
             try:

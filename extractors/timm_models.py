@@ -40,11 +40,24 @@ class TimmExtractor:
     readout
         One or several of ``mean``, ``max``, ``cls``, ``flatten``, ``grid:K``, with commas between.
 
+    Raises
+    ------
+    UnknownNameError
+        For a model, tag, layer or readout of no known name; with the nearest ones.
+    WeightsError
+        For weights that cannot be had, are damaged, hold code, or are another architecture's.
+    InvalidInputError
+        For a layer that is never called, and for a readout that no chosen layer has (``cls`` of a ResNet).
+
     Examples
     --------
+    >>> from repsim.extractors import Stream, open_images
     >>> extractor = TimmExtractor("digits_vit", weights="random", layers="blocks.*")
     >>> [(layer.name, layer.shape, layer.prefix_tokens) for layer in extractor.layers()][0]
     ('blocks.0', (65, 64), 1)
+    >>> batch = next(extractor.stream(open_images("digits"), range(6), Stream(batch_size=4)))
+    >>> batch.rows, tuple(batch.values["blocks.0", "mean"].shape)
+    ((0, 1, 2, 3), (4, 64))
     """
 
     def __init__(

@@ -120,14 +120,15 @@ def test_a_pass_that_differs_from_the_trace_is_noticed(value: float, message: st
     model = Fickle()
     readers: Mapping[tuple[str, str], tuple[LayerSpec, Readout]] = wanted(model, Flatten(), (4,))
 
-    def run(value: float) -> None:
+    def passes(*fills: float) -> None:
         with reading(model, readers) as values:
-            model(torch.full((5, 4), value))
-            check(values, readers, 5)
+            for fill in fills:
+                model(torch.full((5, 4), fill))
+                check(values, readers, 5)
 
-    run(0.0)
+    passes(0.0, 1.0)
     with pytest.raises(InvalidInputError, match=message):
-        run(value)
+        passes(0.0, value)
 
 
 def test_reading_does_not_change_what_the_model_computes() -> None:

@@ -131,7 +131,7 @@ def test_damaged_archives(pictures: Any, tmp_path: Path) -> None:
         open_images(str(path))
     for name in ("all.tar.gz", "compressed.tar"):
         packed = make_tar(tmp_path / "photos", tmp_path / name, "w:gz")
-        with pytest.raises(ImageError, match="is compressed, .* unpack it"):
+        with pytest.raises(ImageError, match="is compressed: .* unpack it"):
             open_images(str(packed))
 
 
