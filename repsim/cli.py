@@ -370,7 +370,8 @@ def compare(
     for variable in result.data_vars.values():
         _show_matches(variable)
     if out is not None:
-        click.echo(f"saved {out}; draw it with: {shlex.join(['repsim', 'heatmap', str(out), '-o', f'{out.stem}.png'])}")
+        draw = shlex.join(["repsim", "heatmap", str(out), "-o", str(out.with_suffix(".png"))])
+        click.echo(f"saved {out}; draw it with: {draw}")
 
 
 def _remarks(variable: "xr.DataArray") -> None:

@@ -38,6 +38,7 @@ FORMATS: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": None
 _SMALLEST, _LARGEST = 6.0, 9.0  # points: layer names; smaller cannot be read in print
 _TITLE, _TEXT, _SMALL = 10.0, 9.0, 8.0  # points: titles; axis labels; the colour bar's numbers and the caption
 _LEADING = 1.25  # the height of a line of text over its font size, with some air
+_KEPT = 0.92  # what is left of a panel's length when everything around it has been laid out, at least
 _CELL = 0.115  # inches: a layer name of nearly 7 points fits beside it
 _LONGEST = 8.0  # inches: the longer side of a panel; what does not fit is thinned
 _PAGE = 20.0  # inches: panels wider than this together go below each other
@@ -222,7 +223,8 @@ def _draw(da: xr.DataArray, ax: Axes, width: float, height: float) -> None:
         height, width = cell * da.shape[0], cell * da.shape[1]
     for axis, dim, inches in ((ax.yaxis, "layer_a", height), (ax.xaxis, "layer_b", width)):
         names = [_plain(name) for name in da[dim].values]
-        size = float(np.clip(72 * inches / len(names) / _LEADING, _SMALLEST, _LARGEST))
+        room = _KEPT * 72 * inches / len(names)
+        size = float(np.clip(room / _LEADING, _SMALLEST, _LARGEST))
         axis.set_major_locator(_LayerLocator(axis, len(names), size))
         axis.set_major_formatter(_names_of(names))
         axis.set_minor_locator(_LayerLocator(axis, len(names), 0))
