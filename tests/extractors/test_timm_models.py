@@ -93,7 +93,6 @@ def mean(output: Tensor, form: str, prefix: int) -> Tensor:
 
 
 # model -> its stem and that one's form, the number of blocks and their form, prefix tokens of the blocks.
-# resnet50, vit_base_patch16_224, convnext_tiny and mixer_b16_224 were held against the same reference by hand.
 MODELS = [
     ("test_resnet", "maxpool", "NCHW", 4, "NCHW", 0),
     ("test_vit", "patch_embed", "NHWC", 6, "NLC", 1),
@@ -103,7 +102,10 @@ MODELS = [
     ("test_efficientnet", "bn1", "NCHW", 5, "NCHW", 0),
     ("test_maxvit", "stem", "NCHW", 4, "NCHW", 0),
     ("swin_tiny_patch4_window7_224", "patch_embed", "NHWC", 12, "NHWC", 0),
-    ("mixer_s32_224", "stem", "NLC", 8, "NLC", 0),
+    ("resnet50", "maxpool", "NCHW", 16, "NCHW", 0),
+    ("vit_base_patch16_224", "patch_embed", "NLC", 12, "NLC", 1),
+    ("convnext_tiny", "stem", "NCHW", 18, "NCHW", 0),
+    ("mixer_b16_224", "stem", "NLC", 12, "NLC", 0),
     ("deit_tiny_distilled_patch16_224", "patch_embed", "NLC", 12, "NLC", 2),
 ]
 
