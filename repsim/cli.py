@@ -357,6 +357,8 @@ def compare(
     if len(stores) > 2:
         raise InvalidInputError(f"compare takes one store or two, got {len(stores)}")
     if out is not None:
+        if out.suffix != ".nc":  # also keeps a slip of the hand from replacing a store
+            raise InvalidInputError(f"a result is netCDF: name it .nc, not {out.name}")
         check_output(out, overwrite=overwrite)
     with terminal.progress("comparing", "steps/s") as advance:
         result = compare_stores(stores[0], stores[-1], specs, device=device, progress=advance, command=_command_line())

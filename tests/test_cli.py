@@ -356,10 +356,13 @@ def test_outputs_that_cannot_be_written(tmp_path: Path, stores: tuple[Path, Path
         "extract", "digits_vit.seed0", "--data", "digits", "-o", tmp_path / "file" / "acts"
     )
     assert "cannot make the folder" in fail("compare", *stores, "-o", tmp_path / "file" / "r.nc")
-    assert "--overwrite" in fail("compare", *stores, "-o", tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "keep me"
+    assert "name it .nc" in fail("compare", *stores, "-o", stores[0], "--overwrite")
     succeed("compare", *stores, "-o", tmp_path / "r.nc")
-    assert "is a folder" in fail("heatmap", tmp_path / "r.nc", "-o", tmp_path)
+    assert "--overwrite" in fail("compare", *stores, "-o", tmp_path / "r.nc")
+    succeed("compare", *stores, "-o", tmp_path / "r.nc", "--overwrite")
+    assert (tmp_path / "file").read_text() == "keep me"
+    (tmp_path / "r.png").mkdir()
+    assert "is a folder" in fail("heatmap", tmp_path / "r.nc", "-o", tmp_path / "r.png")
     assert ".png" in fail("heatmap", tmp_path / "r.nc", "-o", tmp_path / "r.bmp")
 
 
