@@ -1,14 +1,13 @@
 """What an extractor is: a model that names its layers and streams their readouts, batch by batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from repsim.devices import choose_device
 from repsim.errors import InvalidInputError
 from repsim.extractors.images import ImageSource
 
@@ -91,12 +90,7 @@ class Stream:
             raise InvalidInputError(
                 f"batch size must be at least 1 and workers at least 0, got {self.batch_size} and {self.workers}"
             )
-        try:
-            torch.empty(1, device=self.device).cpu()
-        except (RuntimeError, AssertionError, NotImplementedError):
-            has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-            usable = ", ".join(["cpu", *(name for name, there in has.items() if there)])
-            raise InvalidInputError(f"device {self.device!r} cannot be used; this machine has: {usable}") from None
+        choose_device(self.device)
 
 
 class Extractor(Protocol):
@@ -118,9 +112,3 @@ class Extractor(Protocol):
 
     def provenance(self) -> dict[str, Any]:
         """Everything that decided the numbers: weights and their hash, preprocessing, versions."""
-
-
-Progress = Callable[[int, int], None]
-"""Called with the number of samples done and their total."""
-
-Values = np.ndarray[Any, Any]

@@ -11,7 +11,7 @@ import io
 import os
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from repsim.errors import ImageError, InvalidInputError, UnknownNameError
+from repsim.progress import Progress
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "eval", "evaluation"})
@@ -112,7 +113,7 @@ def choose(total: int, limit: int | None) -> list[int]:
 
 
 def readable(
-    images: ImageSource, rows: Sequence[int], workers: int = 0, progress: Callable[[int, int], None] | None = None
+    images: ImageSource, rows: Sequence[int], workers: int = 0, progress: Progress | None = None
 ) -> tuple[list[int], dict[int, str]]:
     """Decode every picture once: which can be read, in order, and why the others cannot (row -> reason).
 

@@ -116,6 +116,7 @@ class TimmExtractor:
             "batch_norm": "eval mode, not recalibrated" if self._record["weights"] == "random" else "eval mode",
             "timm_version": timm.__version__,
             "torch_version": torch.__version__,
+            "tf32": {"conv": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
         }
 
     def stream(self, images: ImageSource, rows: Sequence[int], how: Stream) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Where to compute: the device that is asked for, and the processes that decode pictures for it."""
+"""Where to compute: the device that is asked for, and the cores there are."""
 
 import os
 
@@ -8,23 +8,19 @@ from repsim.errors import InvalidInputError
 
 
 def choose_device(name: str = "auto") -> str:
-    """The best device there is (cuda, mps, cpu) for ``auto``; otherwise the one that is named, if it is there.
+    """The best device there is (cuda, mps, cpu) for ``auto``; otherwise the one that is named, if it can be used.
 
     >>> choose_device("cpu")
     'cpu'
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [kind for kind, works in there.items() if works]
     if name == "auto":
-        return next(kind for kind, works in there.items() if works)
+        return usable[0]
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InvalidInputError(f"unknown device {name!r}; write auto, cpu, cuda, cuda:1 or mps") from None
-    if not there.get(device.type, False) or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ):
-        usable = ", ".join(kind for kind, works in there.items() if works)
-        raise InvalidInputError(f"device {name!r} is not usable here; usable: {usable}")
+        torch.empty(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError):  # no such word, no such device, no such build of torch
+        raise InvalidInputError(f"device {name!r} cannot be used; this machine has: {', '.join(usable)}") from None
     return name
 
 

@@ -1,4 +1,4 @@
-"""Contracts for third parties (and for ourselves): what a measure must prove before anyone believes its values.
+"""Contracts for third parties (and for ourselves): what a measure, or an extractor, must prove to be believed.
 
 Needs pytest. A measure of your own is proven in a test file like this one::
 
@@ -11,6 +11,7 @@ Needs pytest. A measure of your own is proven in a test file like this one::
 """
 
 import dataclasses
+import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,7 +22,8 @@ import pytest
 import torch
 
 import repsim.metrics
-from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
+from repsim.errors import ImageError, InvalidInputError, UndefinedValueError, UnreliableValueWarning
+from repsim.extractors import Extractor, ImageSource, Stream, open_images
 from repsim.metrics.base import Array, Invariance, Metric, as_samples
 
 INVARIANCES: tuple[Invariance, ...] = get_args(Invariance)
@@ -223,6 +225,89 @@ class MetricContract:
         for n in range(metric.min_samples):
             with pytest.raises(InvalidInputError, match="samples"):
                 _value(metric, x[:n], x[:n])
+
+
+class ExtractorContract:
+    """Theorems that hold for every extractor. A subclass makes one in `extractor`; pytest does the rest.
+
+    ::
+
+        class TestMyExtractor(repsim.testing.ExtractorContract):
+            def extractor(self):
+                return MyExtractor("net")
+    """
+
+    tolerance: ClassVar[float] = 1e-5
+    """Largest difference allowed between batches of different sizes, relative to a layer's largest value."""
+
+    def extractor(self) -> Extractor:
+        """Make a new extractor."""
+        raise NotImplementedError
+
+    def images(self) -> ImageSource:
+        """At least six pictures that it can read."""
+        return open_images("digits")
+
+    def _read(self, extractor: Extractor, rows: Sequence[int], batch_size: int) -> dict[tuple[str, str], Array]:
+        batches = list(extractor.stream(self.images(), list(rows), Stream(batch_size=batch_size)))
+        assert [row for batch in batches for row in batch.rows] == list(rows), (
+            "not the samples asked for, in their order"
+        )
+        assert all(len(batch.rows) <= batch_size for batch in batches)
+        return {key: torch.cat([batch.values[key] for batch in batches]).numpy() for key in batches[0].values}
+
+    def _assert_same(self, got: dict[tuple[str, str], Array], wanted: dict[tuple[str, str], Array]) -> None:
+        for key, values in wanted.items():
+            error = np.abs(got[key] - values).max()
+            assert error <= self.tolerance * np.abs(values).max(), f"{key} differs by {error}"
+
+    def test_layers_and_readouts_are_declared_in_depth_order(self) -> None:
+        extractor = self.extractor()
+        names = [layer.name for layer in extractor.layers()]
+        assert names
+        assert len(set(names)) == len(names), "two layers have one name"
+        keys = list(extractor.readouts)
+        assert keys == sorted(keys, key=lambda key: names.index(key[0])), "readouts are not in the order of the layers"
+        for (name, readout), (layer, how) in extractor.readouts.items():
+            assert (layer.name, how.name) == (name, readout)
+            assert "/" not in name + readout, "HDF5 cannot name this"
+
+    def test_what_is_declared_is_what_comes(self) -> None:
+        extractor = self.extractor()
+        values = self._read(extractor, range(5), batch_size=2)
+        assert set(values) == set(extractor.readouts)
+        for key, (layer, readout) in extractor.readouts.items():
+            assert values[key].shape == (5, math.prod(readout.shape(layer))), key
+            assert values[key].dtype == np.float32, key
+            assert np.isfinite(values[key]).all(), key
+
+    def test_a_sample_has_its_own_values_in_any_batch(self) -> None:
+        extractor = self.extractor()
+        whole = self._read(extractor, range(6), batch_size=6)
+        self._assert_same(self._read(extractor, range(6), batch_size=1), whole)
+        mixed = [4, 0, 5, 2]
+        self._assert_same(self._read(extractor, mixed, 3), {key: values[mixed] for key, values in whole.items()})
+
+    def test_two_of_a_kind_agree(self) -> None:
+        first, second = self.extractor(), self.extractor()
+        assert first.name == second.name
+        assert first.provenance() == second.provenance()
+        self._assert_same(self._read(first, range(4), 2), self._read(second, range(4), 2))
+
+    def test_provenance_is_json(self) -> None:
+        record = self.extractor().provenance()
+        assert record
+        assert json.loads(json.dumps(record)) == record
+
+    def test_an_unreadable_picture_ends_the_stream(self) -> None:
+        class Damaged(type(self.images())):  # type: ignore[misc]
+            def load(self, index: int) -> Any:
+                raise ImageError(f"cannot read the picture {index}")
+
+        images = self.images()
+        images.__class__ = Damaged
+        with pytest.raises(ImageError, match="picture 3"):
+            list(self.extractor().stream(images, [3, 4], Stream(batch_size=2)))
 
 
 def _orthogonal(p: int) -> Array:

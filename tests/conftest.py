@@ -15,7 +15,7 @@ from PIL import Image
 
 hook = install_import_hook(["repsim.metrics", "repsim.factors", "repsim.alignment"], "beartype.beartype")
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # these networks and matrices are small: threads would only wait for each other
 
 Pictures = Callable[..., Path]
 

@@ -185,7 +185,7 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
         ({"readout": "cls"}, InvalidInputError, "no class token"),
         ({"readout": "median"}, UnknownNameError, "unknown readout"),
         ({"split": "dev"}, UnknownNameError, "unknown split"),
-        ({"device": "cuda:99"}, InvalidInputError, "not usable"),
+        ({"device": "cuda:99"}, InvalidInputError, "cannot be used; this machine has: "),
     ],
 )
 def test_the_users_mistakes_are_found_before_the_first_batch(

@@ -76,7 +76,7 @@ def test_the_import_contracts_bite(tmp_path: Path, where: str, what: str, contra
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(path.read_text() + (f"\n{what}\n" if f"{name}/{path.name}" == where else ""))
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    command = [BIN / "lint-imports", "--no-logo", "--no-cache"]
+    command = [str(BIN / "lint-imports"), "--no-logo", "--no-cache"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(tmp_path)}
     )
