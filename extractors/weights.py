@@ -124,8 +124,8 @@ def _tensors(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             held: Any = load_file(path)
         else:
-            torch.serialization.add_safe_globals([argparse.Namespace])  # the options in timm's training checkpoints
-            held = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # the options in timm's training checkpoints
+                held = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise WeightsError(
             f"{path.name} holds something else than tensors, and unpickling that could run code: refused. "

@@ -198,7 +198,8 @@ def extract(
         click.echo(f"skipped {name}: {why}", err=True)
     workers = default_workers(samples, batch_size) if workers is None else workers
     for model in models:
-        extractor = TimmExtractor(model, weights=weights, seed=seed, layers=layers, readout=readout)
+        with terminal.waiting(f"loading {model}, {weights}"):  # a download, or its time-out, takes a while
+            extractor = TimmExtractor(model, weights=weights, seed=seed, layers=layers, readout=readout)
         job = Extraction(
             extractor,
             samples,
@@ -218,7 +219,7 @@ def extract(
         rate = len(samples.rows) / (time.perf_counter() - start)
         click.echo(
             f"{job.path}  {len(store)} pictures x {len(store.layers)} layers, {human(job.bytes)}, "
-            f"{rate:.1f} images/s on {device}; every hook gave what the trace saw"
+            f"{rate:.1f} images/s on {device}; hooks checked on every batch, all as traced"
         )
         store.close()
 

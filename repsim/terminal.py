@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,6 +37,13 @@ def table(*columns: str, title: str | None = None) -> "Table":
             column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
         )
     return made
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A spinner on stderr for work whose length nobody knows; nothing where stderr is no terminal."""
+    with console(stderr=True).status(what) if sys.stderr.isatty() else nullcontext():
+        yield
 
 
 @contextmanager
