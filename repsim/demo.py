@@ -14,7 +14,7 @@ _FAMILIES = ("digits_resnet", "digits_vit")
 _PAIRS = {
     "resnet_seed0_vs_seed1": (
         "digits_resnet.seed0", "digits_resnet.seed1",
-        "two seeds of one ResNet: each layer is most like its namesake, the diagonal",
+        "two seeds of one ResNet: under CKA each layer is most like its namesake or a neighbour, the diagonal",
     ),
     "vit_seed0_vs_seed1": ("digits_vit.seed0", "digits_vit.seed1", "two seeds of one ViT"),
     "resnet_vs_vit": (

@@ -194,6 +194,7 @@ class StoreWriter:
         self.arrays, self._ids, self._labels, self._classes = arrays, sample_ids, labels, classes
         self._source, self._provenance, self._dtype, self._batch_size = source, provenance, dtype, batch_size
         self._datasets: dict[LayerKey, h5py.Dataset] = {}
+        self._written = dict.fromkeys((spec.key for spec in arrays), 0)
         self._check()
 
     def _check(self) -> None:
@@ -201,6 +202,11 @@ class StoreWriter:
         if len(set(ids)) < len(ids):
             twice = next(i for i, s in enumerate(ids) if s in ids[:i])
             raise InvalidInputError(f"sample id {ids[twice]!r} occurs twice; ids must be unique")
+        for name in ids:
+            try:
+                name.encode()
+            except UnicodeEncodeError:  # a file name in another encoding
+                raise InvalidInputError(f"sample id {name!r} is not valid Unicode; rename the file") from None
         if self._labels is not None and len(self._labels) != len(ids):
             raise InvalidInputError(f"{len(self._labels)} labels for {len(ids)} samples")
         if not self.arrays:
@@ -284,6 +290,7 @@ class StoreWriter:
             )
         with self._guard():
             dataset[rows] = values
+        self._written[key] += len(values)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -292,6 +299,7 @@ class StoreWriter:
             self._abandon()
             return
         try:
+            self._check_complete()
             with self._guard():
                 self.file.flush()
                 self.file.attrs["state"] = "complete"
@@ -302,6 +310,12 @@ class StoreWriter:
         except OutputError:
             self._abandon()
             raise
+
+    def _check_complete(self) -> None:
+        """Rows that were never written would hold whatever was on the disk."""
+        for key, count in self._written.items():
+            if count != len(self._ids):
+                raise OutputError(f"{key}: {count} rows were written for {len(self._ids)} samples")
 
     @contextmanager
     def _guard(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -68,7 +69,8 @@ def test_rows_are_chunked_to_a_megabyte_at_most(tmp_path: Path) -> None:
     ]
     ids = SampleIds(tuple(map(str, range(100))))
     with StoreWriter(tmp_path / "s.h5", specs, ids, source="", provenance={}, batch_size=32) as out:
-        out.write(specs[0].key, slice(0, 1), np.zeros((1, 100_000), np.float32))
+        for spec in specs:
+            out.write(spec.key, slice(0, 100), np.zeros((100, *spec.shape), np.float32))
     with h5py.File(tmp_path / "s.h5") as file:
         assert file["layers/wide/flatten"].chunks == (2, 1000, 100)
         assert file["layers/narrow/mean"].chunks == (32, 8)
@@ -91,7 +93,7 @@ def test_several_readouts_of_one_layer(tmp_path: Path, rng: np.random.Generator)
 
 def test_no_metadata_changes_after_the_layout(tmp_path: Path) -> None:
     """Writing rows moves no byte outside the arrays: the file has its final size, and its arrays their final places."""
-    with writer(tmp_path / "s.h5") as out:
+    with suppress(OutputError), writer(tmp_path / "s.h5") as out:
         before = (out.partial.stat().st_size, out.partial.read_bytes())
         out.write(out.arrays[0].key, slice(0, 8), np.ones((8, 5), np.float32))
         out.file.flush()
@@ -100,6 +102,25 @@ def test_no_metadata_changes_after_the_layout(tmp_path: Path) -> None:
     assert before[0] == after[0]
     assert changed
     assert max(changed) - min(changed) < 8 * 5 * 4
+
+
+def test_rows_that_were_never_written_are_noticed(tmp_path: Path) -> None:
+    def write_half_of_one() -> None:
+        with writer(tmp_path / "s.h5") as out:
+            for spec in out.arrays:
+                rows = 4 if spec.key.label == "b@cls" else 8
+                out.write(spec.key, slice(0, rows), np.ones((rows, 5), np.float32))
+
+    with pytest.raises(OutputError, match="m b@cls: 4 rows were written for 8 samples"):
+        write_half_of_one()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_provenance(tmp_path: Path) -> None:
+    """As it is after thousands of pictures were skipped: more than 64 kB, which small HDF5 attributes cannot hold."""
+    record = {"skipped": {f"photo{i}.png": "it is truncated" for i in range(10_000)}}
+    store = write_store(tmp_path / "s.h5", {"a": np.ones((4, 2))}, model="m", provenance=record)
+    assert store.provenance["skipped"] == record["skipped"]
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
@@ -145,6 +166,7 @@ def test_what_exists_is_kept_unless_overwritten(tmp_path: Path) -> None:
         ({"a/b": np.ones((4, 2))}, {}, "slash"),
         ({"a": np.ones((4, 2))}, {"sample_ids": ["x", "y", "x", "z"]}, "'x' occurs twice"),
         ({"a": np.ones((4, 2))}, {"sample_ids": ["x"]}, "1 sample ids for 4 samples"),
+        ({"a": np.ones((4, 2))}, {"sample_ids": ["a", "b", "c", "caf\udce9"]}, "not valid Unicode"),
         ({"a": np.ones((4, 2))}, {"labels": [1]}, "1 labels for 4 samples"),
     ],
 )
@@ -212,6 +234,7 @@ def test_arrays_with_another_number_of_rows(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
+from contextlib import suppress
 from pathlib import Path
 import numpy as np
 from repsim.labels import LayerKey, SampleIds
@@ -237,9 +260,11 @@ def test_killed_while_writing(tmp_path: Path) -> None:
 
 
 def _hold(path: str, ready: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:
-    with writer(Path(path)):
+    with writer(Path(path)) as out:
         ready.set()
         done.wait(60)
+        for spec in out.arrays:
+            out.write(spec.key, slice(0, 8), np.ones((8, 5), np.float32))
 
 
 def test_a_second_process_is_refused_and_spoils_nothing(tmp_path: Path) -> None:
