@@ -6,9 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+LOG_SECONDS = 30.0
+"""Where stderr is no terminal, progress is told this often."""
 
 
 def times(shape: Sequence[int]) -> str:
@@ -48,7 +53,7 @@ def waiting(what: str) -> Iterator[None]:
 
 @contextmanager
 def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr with a rate and the time left; nothing where stderr is no terminal."""
+    """A progress bar on stderr with a rate and the time left; in a log file, a line now and then instead."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -58,12 +63,18 @@ def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    start = time.perf_counter()
-    with Progress(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    start = last = time.perf_counter()
+    live = sys.stderr.isatty()
+    with Progress(*columns, console=console(stderr=True), transient=True, disable=not live) as bar:
         task = bar.add_task(what, total=None, rate="", visible=False)
 
         def advance(done: int, total: int) -> None:
-            rate = done / max(time.perf_counter() - start, 1e-9)
-            bar.update(task, completed=done, total=total, rate=f"{rate:.1f} {unit}", visible=True)
+            nonlocal last
+            now = time.perf_counter()
+            rate = f"{done / max(now - start, 1e-9):.1f} {unit}"
+            bar.update(task, completed=done, total=total, rate=rate, visible=True)
+            if not live and now - last >= LOG_SECONDS:
+                last = now
+                click.echo(f"{what}: {done} of {total}, {rate}", err=True)
 
         yield advance
