@@ -203,7 +203,8 @@ def test_a_disk_without_room(tmp_path: Path) -> None:
     job = plan(tmp_path)
     job.__dict__["arrays"] = [dataclasses.replace(job.arrays[0], shape=(10**13,))]
     with pytest.raises(OutputError, match="needs .* TB and the disk has"):
-        job.check_room()
+        job.run()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_plan_says_how_large_it_will_be(tmp_path: Path) -> None:
