@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from repsim.errors import ImageError, InvalidInputError, UnknownNameError
+from repsim.errors import ImageError, InvalidInputError, UnknownNameError, reason
 from repsim.progress import Progress
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -131,9 +131,9 @@ def readable(
     good: list[int] = []
     bad: dict[int, str] = {}
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for done, (row, reason) in enumerate(zip(rows, pool.map(fault, rows), strict=True), 1):
-            if reason:
-                bad[row] = reason
+        for done, (row, why) in enumerate(zip(rows, pool.map(fault, rows), strict=True), 1):
+            if why:
+                bad[row] = why
             else:
                 good.append(row)
             if progress:
@@ -147,7 +147,7 @@ def _decode(data: Any, name: str) -> Image.Image:
             return _rgb(picture)
     except Exception as error:  # noqa: BLE001 - what the decoders raise on damaged files is anything
         foreign = isinstance(error, UnidentifiedImageError)
-        raise _unreadable(name, "not a picture that can be decoded" if foreign else _first_line(error)) from None
+        raise _unreadable(name, "not a picture that can be decoded" if foreign else reason(error)) from None
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
@@ -160,12 +160,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _unreadable(name: str, reason: str) -> ImageError:
-    return ImageError(f"cannot read the picture {name}: {reason}; mend or remove it, or pass --skip-bad")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+def _unreadable(name: str, why: str) -> ImageError:
+    return ImageError(f"cannot read the picture {name}: {why}; mend or remove it, or pass --skip-bad")
 
 
 def _is_picture(name: str) -> bool:
@@ -222,7 +218,7 @@ class Folder(_Tree):
         try:
             data = (self.root / self.ids[index]).read_bytes()
         except OSError as error:
-            raise _unreadable(self.ids[index], error.strerror or type(error).__name__) from None
+            raise _unreadable(self.ids[index], reason(error)) from None
         return _decode(io.BytesIO(data), self.ids[index])
 
     def sizes(self) -> Sequence[int]:
@@ -259,7 +255,7 @@ class Tar(_Tree):
                     elif member.islnk() and (target := member.linkname.removeprefix("./")) in members:
                         members[name] = members[target]  # the same file under a second name
             except (tarfile.TarError, OSError) as error:
-                raise ImageError(f"{damaged} after {len(members)} files: {_first_line(error)}") from None
+                raise ImageError(f"{damaged} after {len(members)} files: {reason(error)}") from None
             file.seek(archive.offset)  # tarfile takes a cut between two members, or within a header, for the end
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise ImageError(f"{damaged} after {len(members)} files: it has no end mark")
@@ -332,7 +328,7 @@ class TimmDataset(ImageSource):
         except Exception as error:  # noqa: BLE001 - what a foreign data set raises is anything
             hint = "" if download or prefix != "torch" else "; --download fetches what can be fetched"
             where = f" under {root}" if root else ""
-            raise ImageError(f"cannot open {name} [{split}]{where}: {_first_line(error)}{hint}") from None
+            raise ImageError(f"cannot open {name} [{split}]{where}: {reason(error)}{hint}") from None
         if prefix == "torch":  # timm's many words for two splits: the same samples get the same ids
             split = "train" if split in _TRAIN else "test"
         self.name = f"{name} [{split}]"
@@ -350,7 +346,7 @@ class TimmDataset(ImageSource):
         try:
             picture = self._items[index][0]
         except Exception as error:  # noqa: BLE001 - what a foreign data set raises is anything
-            raise _unreadable(self.ids[index], _first_line(error)) from None
+            raise _unreadable(self.ids[index], reason(error)) from None
         return _rgb(picture) if isinstance(picture, Image.Image) else _decode(picture, self.ids[index])
 
     def sizes(self) -> Sequence[int]:

@@ -13,7 +13,7 @@ from repsim.extractors.hooks import Found, Trace
 
 # Blocks are named by convention: *Block, *Bottleneck, Inception*, Mixed_*, *Cell, ... A module with a list of such
 # inside is a stage, unless its own name says that it is a block. What stands in the way (stems, poolings between
-# stages, heads) goes by names of its own. scripts and tests hold this against timm's families; a model that it does
+# stages, heads) goes by names of its own. The tests hold this against timm's families; a model that it does
 # not fit falls back to its stages.
 _BLOCK = re.compile(r"Block|Bottleneck|Residual|Mixed|Inception[A-E]|Cell|DlaTree|Layer$", re.IGNORECASE)
 _STAGE = re.compile(r"Stage|Level", re.IGNORECASE)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import nn
 
-from repsim.errors import UnknownNameError, WeightsError
+from repsim.errors import UnknownNameError, WeightsError, reason
 from repsim.extractors import zoo as _zoo  # noqa: F401 - registers the embedded models with timm
 
 
@@ -86,11 +86,11 @@ def _pretrained(name: str) -> Any:
         ways = "Use --weights FILE (.safetensors or .pth), or --weights random"
         if config and not source:
             raise WeightsError(f"timm has no pretrained weights for {name}. {ways}") from None
-        reason = _first_line(error)
+        why = reason(error)
         if isinstance(error, LocalEntryNotFoundError) or type(error) is URLError:  # a 404 is a URLError too
-            reason = "they are not in the cache and the hub cannot be reached"
+            why = "they are not in the cache and the hub cannot be reached"
             ways += "; HF_HUB_OFFLINE=1 skips the wait for the network"
-        raise WeightsError(f"no pretrained weights for {name} ({source or name}): {reason}. {ways}") from error
+        raise WeightsError(f"no pretrained weights for {name} ({source or name}): {why}. {ways}") from error
 
 
 def _from_file(name: str, path: Path) -> Any:
@@ -114,7 +114,7 @@ def _from_file(name: str, path: Path) -> Any:
                 pretrained_cfg_overlay={"state_dict": state, "num_classes": classes, "label_offset": 0},
             )
     except Exception as error:  # noqa: BLE001 - every family converts its authors' format in its own way
-        raise WeightsError(f"{path.name} does not fit {name}: {_first_line(error, lines=2)}") from None
+        raise WeightsError(f"{path.name} does not fit {name}: {reason(error, lines=2)}") from None
 
 
 def _tensors(path: Path) -> dict[str, Any]:
@@ -132,19 +132,12 @@ def _tensors(path: Path) -> dict[str, Any]:
             "Save its state_dict alone, best as .safetensors"
         ) from None
     except Exception as error:  # noqa: BLE001 - damaged files raise anything, safetensors its own SafetensorError
-        raise WeightsError(f"cannot read weights from {path.name}, is it damaged? {_first_line(error)}") from None
+        raise WeightsError(f"cannot read weights from {path.name}, is it damaged? {reason(error)}") from None
     if isinstance(held, dict):
         held = next((held[key] for key in ("state_dict_ema", "model_ema", "state_dict", "model") if key in held), held)
     if not isinstance(held, dict) or not held or not all(isinstance(value, torch.Tensor) for value in held.values()):
         raise WeightsError(f"{path.name} is no state_dict: expected names and tensors")
     return dict(clean_state_dict(held))
-
-
-def _first_line(error: Exception, lines: int = 1) -> str:
-    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:lines])
-    if " " not in text:  # a KeyError says no more than its key
-        text = f"{type(error).__name__} {text}".strip()
-    return (text[:200] + " ...") if len(text) > 200 else text
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The command line: the only place that prints and exits. What is heavy is imported inside the commands."""
 
 import json
+import math
 import shlex
 import sys
 import time
@@ -183,8 +184,8 @@ def extract(
       repsim extract digits_resnet.seed0 --data digits --split test
     """
     from repsim.devices import choose_device
-    from repsim.extraction import Extraction, choose_samples, default_workers
-    from repsim.extractors import Stream, open_images
+    from repsim.extraction import Extraction, choose_samples, choose_stream
+    from repsim.extractors import open_images
     from repsim.extractors.timm_models import TimmExtractor
     from repsim.extractors.weights import check_name
 
@@ -196,7 +197,7 @@ def extract(
         samples = choose_samples(images, limit=limit, skip_bad=skip_bad, progress=advance)
     for name, why in samples.skipped.items():
         click.echo(f"skipped {name}: {why}", err=True)
-    workers = default_workers(samples, batch_size) if workers is None else workers
+    how = choose_stream(samples, batch_size=batch_size, workers=workers, device=device, amp=amp)
     for model in models:
         with terminal.waiting(f"loading {model}, {weights}"):  # a download, or its time-out, takes a while
             extractor = TimmExtractor(model, weights=weights, seed=seed, layers=layers, readout=readout)
@@ -204,7 +205,7 @@ def extract(
             extractor,
             samples,
             out,
-            Stream(batch_size=batch_size, workers=workers, device=device, amp=amp),
+            how,
             dtype=dtype,
             overwrite=overwrite,
             command=_command_line(),
@@ -411,7 +412,7 @@ def _as_json(result: "xr.Dataset") -> dict[str, Any]:
     def plain(variable: "xr.DataArray") -> dict[str, Any]:
         attrs = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in variable.attrs.items()}
         attrs |= {key: json.loads(attrs[key]) for key in ("undefined", "cautions")}
-        values = [[None if value != value else value for value in row] for row in variable.values.tolist()]  # noqa: PLR0124 - NaN
+        values = [[None if math.isnan(value) else value for value in row] for row in variable.values.tolist()]
         return {**attrs, "values": values}
 
     sides = {

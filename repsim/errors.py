@@ -5,6 +5,8 @@ The command line turns any of them into one line and exit code 2.
 """
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -56,3 +58,19 @@ class ImageError(RepsimError, OSError):
 
 class UnreliableValueWarning(UserWarning):
     """The value is defined but says little: for instance CCA with more features than samples."""
+
+
+def reason(error: Exception, lines: int = 1) -> str:
+    """Why something failed, for the end of a message: the system's words where there are some, else the first lines.
+
+    >>> reason(FileNotFoundError(2, "...")), reason(KeyError("head"))
+    ('No such file or directory', "KeyError 'head'")
+    """
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    if quoted := re.search(r"errno = \d+, error message = '([^']+)'", str(error)):  # HDF5 quotes the system
+        return quoted[1]
+    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:lines])
+    if " " not in text:  # a KeyError says no more than its key
+        text = f"{type(error).__name__} {text}".strip()
+    return (text[:200] + " ...") if len(text) > 200 else text

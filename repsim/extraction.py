@@ -15,7 +15,7 @@ from repsim.errors import ImageError, OutputError
 from repsim.extractors import Extractor, ImageSource, Stream, open_images
 from repsim.extractors.images import Digits, choose, readable
 from repsim.extractors.timm_models import TimmExtractor
-from repsim.files import check_output, human
+from repsim.files import human
 from repsim.labels import LayerKey, SampleIds
 from repsim.progress import Progress
 from repsim.store import ActivationStore, ArraySpec, StoreWriter, open_store
@@ -61,10 +61,12 @@ def choose_samples(
     return Samples(images, rows, {images.ids[row]: why for row, why in bad.items()})
 
 
-def default_workers(samples: Samples, batch_size: int) -> int:
-    """Processes that decode pictures: one a core, none where starting them takes longer than the pictures do."""
-    short = len(samples.rows) <= 2 * batch_size or isinstance(samples.images, Digits)
-    return 0 if short else min(8, cores())
+def choose_stream(samples: Samples, *, batch_size: int, workers: int | None, device: str, amp: bool) -> Stream:
+    """Settle how the passes are run. By default one process a core decodes, none where starting them takes longer."""
+    if workers is None:
+        short = len(samples.rows) <= 2 * batch_size or isinstance(samples.images, Digits)
+        workers = 0 if short else min(8, cores())
+    return Stream(batch_size=batch_size, workers=workers, device=choose_device(device), amp=amp)
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,6 @@ class Extraction:
 
     def run(self, progress: Progress | None = None) -> ActivationStore:
         """Stream all samples through the model and write the store."""
-        check_output(self.path, overwrite=self.overwrite)
         self.check_room()
         images, rows = self.samples.images, self.samples.rows
         labels = None if images.labels is None else images.labels[rows]
@@ -258,12 +259,7 @@ def extract(
         TimmExtractor(model, weights=weights, seed=seed, layers=layers, readout=readout),
         samples,
         Path(out),
-        Stream(
-            batch_size=batch_size,
-            workers=default_workers(samples, batch_size) if workers is None else workers,
-            device=choose_device(device),
-            amp=amp,
-        ),
+        choose_stream(samples, batch_size=batch_size, workers=workers, device=device, amp=amp),
         dtype=dtype,
         overwrite=overwrite,
     )

@@ -1,12 +1,11 @@
 """Writing files so that nothing is ever lost or half-written: a temporary name first, the real name when complete."""
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from repsim.errors import OutputError
+from repsim.errors import OutputError, reason
 
 
 def partial_path(path: Path) -> Path:
@@ -43,15 +42,6 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # what went wrong above is what to tell
             partial.unlink()
-
-
-def reason(error: Exception) -> str:
-    """The system's words where there are some, else the first line of what the library says."""
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    if quoted := re.search(r"errno = \d+, error message = '([^']+)'", str(error)):  # HDF5 quotes the system
-        return quoted[1]
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
 def human(size: float) -> str:

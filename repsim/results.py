@@ -5,8 +5,8 @@ from pathlib import Path
 
 import xarray as xr
 
-from repsim.errors import StoreError
-from repsim.files import reason, replacing
+from repsim.errors import StoreError, reason
+from repsim.files import replacing
 
 FORMAT = "repsim-comparison"
 VERSION = 1

@@ -18,8 +18,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.errors import InvalidInputError, OutputError, StoreError, UnknownNameError
-from repsim.files import check_output, partial_path, reason
+from repsim.errors import InvalidInputError, OutputError, StoreError, UnknownNameError, reason
+from repsim.files import check_output, partial_path
 from repsim.labels import LayerKey, SampleIds
 
 FORMAT = "repsim-activations"

@@ -58,10 +58,10 @@ def stores(tmp_path: Path) -> tuple[Path, Path]:
 # --- help
 
 
-def test_help_is_quick_and_loads_nothing_heavy() -> None:
-    """CPU time of a whole process, as the user waits for it. Generous: 0.1 s where it was written."""
+def test_help_loads_nothing_heavy() -> None:
+    """What makes it quick; how quick is measured by scripts/bench startup."""
     code = (
-        "import sys, time; sys.argv = ['repsim', '--help']\n"
+        "import sys; sys.argv = ['repsim', '--help']\n"
         "from repsim.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
