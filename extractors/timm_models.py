@@ -1,13 +1,11 @@
 """The extractor for timm's classification models."""
 
-from pathlib import Path
-
 import timm
 
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.preprocessing import timm_preprocessing
 from repsim.extractors.readouts import get_several
-from repsim.extractors.weights import load_model
+from repsim.extractors.weights import load_model, suffix
 
 
 class TimmExtractor(ModuleExtractor):
@@ -64,14 +62,3 @@ class TimmExtractor(ModuleExtractor):
                 "timm_version": timm.__version__,
             },
         )
-
-
-def suffix(weights: str, seed: int) -> str:
-    """What a model's name gets where its weights are not those that come with it.
-
-    >>> suffix("random", 3), suffix("runs/epoch9.pth", 0), suffix("pretrained", 0)
-    ('+random-seed3', '+epoch9', '')
-    """
-    if weights == "pretrained":
-        return ""
-    return f"+random-seed{seed}" if weights == "random" else f"+{Path(weights).stem}"
