@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,9 +51,9 @@ class BlockGram:
     def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:  # noqa: ARG002 - as above
         """(b, ...) -> (b // B, B B); a remainder of fewer than B samples is dropped."""
         count = len(output) // self.size
-        x = output[: count * self.size].flatten(1).unflatten(0, (count, self.size))
+        x: Tensor = output[: count * self.size].flatten(1).unflatten(0, (count, self.size))
         wide = torch.float32 if x.device.type == "mps" else torch.float64  # mps has no float64
-        grams = x.new_zeros((count, self.size, self.size), dtype=wide)
+        grams = torch.zeros(count, self.size, self.size, dtype=wide, device=x.device)
         with torch.autocast(x.device.type, enabled=False), _exact_products():
             for piece in x.split(_PIECE, dim=2):
                 centred = piece.float() - piece[:, :1].float()  # makes a constant feature exactly 0
@@ -105,7 +106,7 @@ class Sketch:
     def _project(self, x: Tensor, features: Tensor, signs: Tensor) -> Tensor:
         m = min(self.size, x.shape[1])
         step = max(1, _PIECE // m) * m
-        total = x.new_zeros((len(x), m), dtype=torch.float32)
+        total = torch.zeros(len(x), m, device=x.device)
         for chosen, sign in zip(features.split(step), signs.split(step), strict=True):
             piece = x.index_select(1, chosen).float().mul_(sign)
             total += pad(piece, (0, -len(chosen) % m)).unflatten(1, (-1, m)).sum(1)
@@ -137,7 +138,7 @@ def _exact_products() -> Iterator[None]:
         finally:
             torch.set_float32_matmul_precision(before)
         return
-    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    settings: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     precisions = [setting.fp32_precision for setting in settings]
     try:
         for setting in settings:

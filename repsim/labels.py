@@ -36,8 +36,8 @@ class LayerKey:
         >>> [LayerKey("resnet50", "layer3.5", readout).form for readout in ("mean", "gram:256", "sketch:4096")]
         ['features', 'grams', 'sketches']
         """
-        kind, colon, _ = self.readout.partition(":")
-        return _FORMS.get(kind, "features") if colon else "features"
+        kind, _, option = self.readout.partition(":")
+        return _FORMS.get(kind, "features") if option.partition(":")[0].isdecimal() else "features"
 
     @property
     def size(self) -> int:
