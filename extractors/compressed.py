@@ -16,8 +16,8 @@ from torch.nn.functional import pad
 
 from repsim.extractors.base import LayerSpec
 
-_PIECE = 2**14
-"""Features taken at a time, so that a copy of a huge output never exists in full."""
+_PIECE = 2**12
+"""Features taken at a time: a copy of a huge output never exists in full, and float32 sums stay short."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,13 @@ class BlockGram:
 class Sketch:
     """Two independent random projections of the flattened features to m = min(M, p) values each.
 
-    A balanced count sketch: every feature gets a random sign, and one of m buckets such that each bucket gets p/m
-    features, rounded up or down (a random permutation, cut into rows of m, summed). Then E <Sx, Sy> = <x, y>, at O(p) a
-    sample and with no atomic additions; with p <= M it is a signed permutation, and nothing is lost. Two of them, so
-    that CKA can be estimated without the bias of one (`repsim.metrics.cka.CKA`).
+    A balanced count sketch: features get random signs and are cut into rows of m; each row is permuted at random, and
+    the rows are summed. So every bucket gets p/m features, rounded up or down; two features of different rows share one
+    with probability 1/m, two of a row never; and E <Sx, Sy> = <x, y>. It takes O(p) a sample and no atomic additions.
+    With p <= M there is one row, a signed permutation, and nothing is lost. Two of them, so that CKA can be estimated
+    without the bias of one (`repsim.metrics.cka.CKA`).
 
-    Signs and buckets follow from the seed, which of the two it is, p, m and the layer's name, and not from the model.
+    Signs and orders follow from the seed, which of the two it is, p, m and the layer's name, and not from the model.
 
     References
     ----------
@@ -116,11 +117,13 @@ class Sketch:
         """The order of the features, and their signs, of both sketches: made once a layer and device."""
         key = (layer.name, p, device)
         if key not in self._cache:
-            draws = []
+            draws, m = [], min(self.size, p)
             for which in (1, 2):
-                text = f"seed {self.seed}, sketch {which}, {p} to {min(self.size, p)}, layer {layer.name}"
+                text = f"seed {self.seed}, sketch {which}, {p} to {m}, layer {layer.name}"
                 generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))
-                features = torch.randperm(p, generator=generator, dtype=torch.int32)
+                rows = torch.rand(-(-p // m), m, generator=generator).argsort(1)
+                order = (rows + m * torch.arange(len(rows))[:, None]).flatten()
+                features = order[order < p].int()
                 signs = torch.randint(2, (p,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
                 draws.append((features.to(device), signs.to(device)))
             self._cache[key] = draws
