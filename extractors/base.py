@@ -58,21 +58,25 @@ class Batch:
     rows: tuple[int, ...]
     """Positions of the samples in the image source."""
     values: Mapping[tuple[str, str], Tensor]
-    """(layer, readout) -> (b, p) in float32, on the CPU."""
+    """(layer, readout) -> (b // block, p) in float32, on the CPU."""
 
 
 class Readout(Protocol):
-    """How a layer's output becomes one vector a sample."""
+    """How a layer's output becomes the rows of an array: one a sample, or one a block of samples."""
 
     @property
     def name(self) -> str:
         """The spec string, as it is recorded."""
 
+    @property
+    def block(self) -> int:
+        """Samples that make one row: 1, but for readouts such as ``gram:B``."""
+
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
-        """Shape of one sample's readout, before it is flattened to p values; raises where this layer has none."""
+        """Shape of one row, before it is flattened to p values; raises where this layer has none."""
 
     def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
-        """(b, p) in new memory: the model may overwrite ``output`` as soon as this returns."""
+        """(b // block, p) float32 in new memory: the model may overwrite ``output`` as soon as this returns."""
 
 
 @dataclass(frozen=True)

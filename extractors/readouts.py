@@ -1,5 +1,7 @@
 """Readouts: how a layer's output (feature map, tokens, vector) becomes one vector of p values a sample.
 
+`gram:B` and `sketch:M` are in compressed.py; the others are here.
+
 Every readout is computed on the device inside the hook, in float32, and owns its memory.
 """
 
@@ -12,26 +14,41 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.extractors.base import LayerSpec, Readout
+from repsim.extractors.compressed import BlockGram, Sketch
 
-NAMES = ("mean", "max", "cls", "flatten", "grid:K")
+NAMES = ("mean", "max", "cls", "flatten", "grid:K", "gram:B", "sketch:M")
 
 
 def get(spec: str) -> Readout:
-    """Make a readout from its spec: ``mean``, ``max``, ``cls``, ``flatten`` or ``grid:K``.
+    """Make a readout from its spec: ``mean``, ``max``, ``cls``, ``flatten``, ``grid:K``, ``gram:B`` or ``sketch:M``.
 
-    >>> get("grid:2").name
-    'grid:2'
+    >>> get("grid:2").name, get("gram:256").block
+    ('grid:2', 256)
     """
     name, _, option = spec.partition(":")
     if name == "grid":
-        if not option.isdecimal() or int(option) < 1:
-            raise InvalidInputError(f"readout {spec!r}: write grid:K with a whole number K of at least 1, e.g. grid:4")
-        return Grid(int(option))
+        return Grid(_number(spec, option, "K", 1, 4))
+    if name == "gram":
+        return BlockGram(_number(spec, option, "B", 4, 256))
+    if name == "sketch":
+        size, colon, seed = option.partition(":")
+        number = _number(spec, size, "M", 1, 4096)
+        return Sketch(number, _number(spec, seed, "M:SEED", 0, "4096:1") if colon else 0)
     simple: tuple[Readout, ...] = (Pooled("mean"), Pooled("max"), ClassToken(), Flatten())
     for readout in simple:
         if spec == readout.name:
             return readout
     raise UnknownNameError("readout", spec, NAMES)
+
+
+def _number(spec: str, text: str, letter: str, least: int, example: int | str) -> int:
+    name = spec.partition(":")[0]
+    if not (text.isascii() and text.isdecimal()) or int(text) < least:
+        raise InvalidInputError(
+            f"readout {spec!r}: write {name}:{letter} with a whole number {letter.rpartition(':')[2]} of at least "
+            f"{least}, e.g. {name}:{example}"
+        )
+    return int(text)
 
 
 def get_several(specs: str) -> tuple[Readout, ...]:
@@ -98,6 +115,11 @@ class Pooled:
 
     name: str
 
+    @property
+    def block(self) -> int:
+        """Each sample is a row of its own."""
+        return 1
+
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
         """(channels,)."""
         if layer.axes == "NC":
@@ -122,6 +144,11 @@ class ClassToken:
 
     name: str = "cls"
 
+    @property
+    def block(self) -> int:
+        """Each sample is a row of its own."""
+        return 1
+
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
         """(channels,)."""
         if layer.axes == "NC":
@@ -144,6 +171,11 @@ class Flatten:
 
     name: str = "flatten"
 
+    @property
+    def block(self) -> int:
+        """Each sample is a row of its own."""
+        return 1
+
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
         """The layer's own shape."""
         return layer.shape
@@ -163,6 +195,11 @@ class Grid:
     def name(self) -> str:
         """grid:K."""
         return f"grid:{self.k}"
+
+    @property
+    def block(self) -> int:
+        """Each sample is a row of its own."""
+        return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
         """(channels, K, K)."""

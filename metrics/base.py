@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
+from repsim.labels import Form
 
 Array = NDArray[Any]
 Invariance = Literal["permutation", "orthogonal", "isotropic scaling", "translation", "invertible linear"]
@@ -39,8 +40,11 @@ F_co = TypeVar("F_co", bound=Factor, covariant=True)
 class Recipe(Protocol[F_co]):
     """One layer -> one factor. Equal recipes give equal factors, so measures that name the same one share the work."""
 
-    def __call__(self, x: Float[Tensor, "n p"], /) -> F_co:
-        """Prepare one layer; `UndefinedValueError` where the layer has nothing to compare (a constant one)."""
+    def __call__(self, x: Float[Tensor, "n ..."], /) -> F_co:
+        """Prepare one layer, (n, p) features; `UndefinedValueError` where it has nothing to compare (a constant one).
+
+        The recipes of other forms (`Metric.recipe_for`) take what that form stores.
+        """
 
 
 class Metric(ABC, Generic[F]):
@@ -87,6 +91,15 @@ class Metric(ABC, Generic[F]):
     def recipe(self) -> Recipe[F]:
         """How one layer is prepared."""
 
+    def recipe_for(self, form: Form) -> Recipe[F]:
+        """How one layer is prepared of which only this is stored; `UndefinedValueError` where that is not enough."""
+        if form == "features":
+            return self.recipe
+        kept = {"grams": "Gram matrices", "sketches": "random projections"}[form]
+        raise UndefinedValueError(
+            f"{self.spec} needs the features themselves; this readout keeps only {kept}, which linear cka compares"
+        )
+
     @abstractmethod
     def pair(self, a: F, b: F) -> float:
         """Compare two prepared layers; `UndefinedValueError`, with the reason, where there is no value."""
@@ -128,8 +141,18 @@ class Metric(ABC, Generic[F]):
         >>> repsim.metrics.get("cka").label, repsim.metrics.get("svcca").label
         ('CKA (linear, debiased)', 'SVCCA (variance=0.99)')
         """
+        return self.label_with()
+
+    def label_with(self, *notes: str) -> str:
+        """The label, with more to say than the parameters do.
+
+        >>> import repsim.metrics
+        >>> repsim.metrics.get("cka").label_with("minibatches of 256")
+        'CKA (linear, debiased, minibatches of 256)'
+        """
         values = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
         words = [value if isinstance(value, str) else f"{name}={value}" for name, value in values if value is not None]
+        words += notes
         return f"{self.title} ({', '.join(words)})" if words else self.title
 
     def __call__(self, x: Array | Tensor, y: Array | Tensor) -> float:

@@ -4,22 +4,32 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 
 from repsim.errors import InvalidInputError, UndefinedValueError
-from repsim.metrics.base import Invariance, Metric
-from repsim.metrics.gram import CentredGram, Gram, Kernel, triangle
+from repsim.labels import Form
+from repsim.metrics.base import Factor, Invariance, Metric, Recipe
+from repsim.metrics.compressed import BlockGrams, StoredGrams, TwoSketches
+from repsim.metrics.gram import CentredGram, Gram, Kernel, KernelMatrix
 
 _TILE_BYTES = 32 * 2**20
 """What the stacked tiles of all layers may take together, so that they stay in the cache."""
 
 
+class Kernels(Factor, Protocol):
+    """One layer's kernel matrix: exact, or in several independent estimates."""
+
+    @property
+    def draws(self) -> Sequence[KernelMatrix]:
+        """The estimates."""
+
+
 @dataclass(frozen=True)
-class CKA(Metric[Gram]):
+class CKA(Metric[Kernels]):
     """Centred kernel alignment between X (n x p) and Y (n x q), with Gram matrices K and L.
 
     With the debiased estimator (the default) CKA = <A, B> / (||A|| ||B||), where A and B are K and L after U-centring:
@@ -102,66 +112,88 @@ class CKA(Metric[Gram]):
             return CentredGram("rbf", sigma=self.sigma)
         return CentredGram("rbf", bandwidth=0.5 if self.bandwidth is None else self.bandwidth)
 
-    def pair(self, a: Gram, b: Gram) -> float:
+    def recipe_for(self, form: Form) -> Recipe[Kernels]:
+        """The linear kernel needs no features: Gram matrices of blocks and sketches will do."""
+        if form == "features" or self.kernel != "linear":
+            return super().recipe_for(form)
+        return StoredGrams() if form == "grams" else TwoSketches()
+
+    def pair(self, a: Kernels, b: Kernels) -> float:
         """Compare two prepared layers."""
         value = float(self.block([a], [b])[0, 0])
+        if math.isnan(value) and len(a.draws) > 1:
+            raise UndefinedValueError(
+                "nothing that both sketches of a layer share is left after centring (<K^1, K^2> is not above 0): "
+                "extract it again with more columns, sketch:M"
+            )
         if math.isnan(value):
             raise UndefinedValueError(
                 "nothing is left of a Gram matrix after centring: the layer differs from a constant in too few samples"
             )
         return value
 
-    def block(self, rows: Sequence[Gram], columns: Sequence[Gram]) -> Float64[np.ndarray, "rows columns"]:
+    def block(self, rows: Sequence[Kernels], columns: Sequence[Kernels]) -> Float64[np.ndarray, "rows columns"]:
         """Compare all pairs in one sweep over tiles of the Gram matrices.
 
         Gram matrices are symmetric, so a tile off the diagonal stands for two. Of each tile, one row of every layer's
         piece is a matrix (layers, columns of the tile): all pairs are then one batched matrix product. Sums run over
         one such row in the features' dtype and from there on in float64, so that no digits are lost to long sums.
+
+        Where a layer comes as two independent estimates K^1 and K^2, only products of one with the other are taken:
+        (<A^1, B^2> + <A^2, B^1>) / 2, and <A^1, A^2> for the norm. None of them is biased by the estimates' own noise.
         """
         if not rows or not columns:
             return np.empty((len(rows), len(columns)))
         layers = list(rows) if rows is columns else [*rows, *columns]
-        n, first = len(layers[0].features), layers[0].features
-        dtype = functools.reduce(torch.promote_types, (layer.features.dtype for layer in layers))
+        draws = [draw for each in zip(*(layer.draws for layer in layers), strict=True) for draw in each]
+        times, values = len(draws) // len(layers), draws[0].values
+        dtype = functools.reduce(torch.promote_types, (draw.values.dtype for draw in draws))
         unbiased = self.estimator == "debiased"
-        offsets = torch.stack([layer.offsets(unbiased=unbiased) for layer in layers])
-        shift = offsets.to(first.device, dtype)
+        offsets = torch.stack([draw.offsets(unbiased=unbiased) for draw in draws])
+        shift = offsets.flatten(1).to(values.device, dtype)
         # on the CPU for good: mps has no float64, and these are a few numbers
         products = torch.zeros(len(rows), len(columns), dtype=torch.float64)
         squares = torch.zeros(len(layers), dtype=torch.float64)
-        size = max(64, min(512, math.isqrt(_TILE_BYTES // (dtype.itemsize * len(layers)))))
-        memory = first.new_empty(len(layers) * min(size, n) ** 2, dtype=dtype)
-        for i, j in triangle(n, size):
-            shape = (len(layers), i.stop - i.start, j.stop - j.start)
+        size = max(64, min(512, math.isqrt(_TILE_BYTES // (dtype.itemsize * len(draws)))))
+        memory = values.new_empty(len(draws) * min(size, offsets.shape[2]) ** 2, dtype=dtype)
+        for i, j in draws[0].tiles(size):
+            shape = (len(draws), i.stop - i.start, j.stop - j.start)
             tiles = memory[: math.prod(shape)].view(shape)
-            for tile, layer in zip(tiles, layers, strict=True):
-                tile.copy_(layer.kernel_tile(i, j))
+            for tile, draw in zip(tiles, draws, strict=True):
+                tile.copy_(draw.kernel_tile(i, j))
             tiles -= shift[:, i, None]
             tiles -= shift[:, None, j]
             if unbiased and i == j:
                 tiles.diagonal(dim1=1, dim2=2).zero_()
-            by_row = tiles.transpose(0, 1)
-            pairs = by_row[:, : len(rows)] @ by_row[:, -len(columns) :].mT
+            by_draw = tiles.unflatten(0, (times, len(layers)))
             weight = 1 if i == j else 2
-            products += weight * pairs.cpu().sum(0, dtype=torch.float64)
-            squares += weight * torch.linalg.vector_norm(tiles, dim=2).cpu().double().square().sum(1)
-        eps = torch.tensor([torch.finfo(layer.features.dtype).eps for layer in layers], dtype=torch.float64)
-        squares[squares <= self._removed(offsets.cpu()) * (100 * eps) ** 2] = torch.nan
+            for one, other in zip(by_draw.transpose(1, 2), by_draw.transpose(1, 2).flip(0), strict=True):
+                pairs = one[:, : len(rows)] @ other[:, -len(columns) :].mT
+                products += weight / times * pairs.cpu().sum(0, dtype=torch.float64)
+            squares += weight * torch.linalg.vecdot(by_draw[0], by_draw[-1]).cpu().sum(1, dtype=torch.float64)
+        eps = torch.tensor([draw.eps for draw in draws], dtype=torch.float64)
+        noise = (self._removed(offsets.cpu()) * (100 * eps) ** 2).unflatten(0, (times, len(layers))).amax(0)
+        squares[squares <= noise] = torch.nan
         norms = squares.sqrt()
         return (products / norms[: len(rows), None] / norms[None, -len(columns) :]).numpy()
 
     @staticmethod
-    def _removed(offsets: Float64[torch.Tensor, "layers n"]) -> Float64[torch.Tensor, " layers"]:
+    def _removed(offsets: Float64[torch.Tensor, "draws blocks b"]) -> Float64[torch.Tensor, " draws"]:
         """What centring took away, sum_ij (o_i + o_j)^2: an ||A||^2 that is nothing beside it is rounding errors."""
-        return 2 * (offsets.shape[1] * offsets.square().sum(1) + offsets.sum(1).square())
+        return 2 * (offsets.shape[2] * offsets.square().sum(2) + offsets.sum(2).square()).sum(1)
 
-    def caution(self, a: Gram, b: Gram) -> str | None:
-        """Biased CKA of more features than samples is mostly bias."""
-        n, p = a.features.shape
-        q = b.features.shape[1]
-        if self.estimator == "biased" and max(p, q) > n:
-            return (
-                f"n = {n} samples but {max(p, q)} features: the biased estimator is inflated; "
-                "use more samples or estimator=debiased"
-            )
-        return None
+    def caution(self, a: Kernels, b: Kernels) -> str | None:
+        """Biased CKA of more features than samples is mostly bias; of minibatches, always more than of all samples."""
+        if self.estimator == "debiased":
+            return None
+        if isinstance(a, Gram) and isinstance(b, Gram):
+            n, p = a.features.shape
+            q = b.features.shape[1]
+            if max(p, q) <= n:
+                return None
+            why = f"n = {n} samples but {max(p, q)} features: the biased estimator is inflated; use more samples or"
+        elif isinstance(a, BlockGrams):
+            why = f"the biased estimator is inflated by minibatches, {a.grams.shape[2]} samples small; use"
+        else:
+            why = "the biased estimator is inflated where a sketched layer has more features than samples; use"
+        return f"{why} estimator=debiased"

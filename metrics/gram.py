@@ -6,6 +6,7 @@ tile of the centred Gram matrix follows, so that exact values at large n take th
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,8 +22,53 @@ from repsim.metrics.base import centre
 Kernel = Literal["linear", "rbf"]
 
 
+class KernelMatrix(ABC):
+    """A kernel matrix between samples, whole or in blocks along its diagonal, and what centres it."""
+
+    @property
+    @abstractmethod
+    def values(self) -> Tensor:
+        """What tiles are computed from: its dtype and device are theirs."""
+
+    @property
+    @abstractmethod
+    def eps(self) -> float:
+        """The relative rounding error of an entry."""
+
+    @abstractmethod
+    def tiles(self, size: int) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of the tiles that make the upper triangle, of sides of at most ``size``."""
+
+    @abstractmethod
+    def kernel_tile(self, i: slice, j: slice) -> Float[Tensor, "rows columns"]:
+        """Rows i and columns j, not centred."""
+
+    @abstractmethod
+    def offsets(self, *, unbiased: bool) -> Float64[Tensor, "blocks b"]:
+        """The vector o of every block with centred K_ij = K_ij - o_i - o_j.
+
+        Biased: double centring H K H. Unbiased: U-centring (Szekely & Rizzo 2014), which leaves the diagonal out.
+        """
+
+    @property
+    def draws(self) -> tuple["KernelMatrix", ...]:
+        """The independent estimates of one matrix that there are: of an exact one, itself."""
+        return (self,)
+
+
+def offsets(
+    row_sums: Float64[Tensor, "*blocks b"], diagonal: Float64[Tensor, "*blocks b"], *, unbiased: bool
+) -> Float64[Tensor, "*blocks b"]:
+    """What `KernelMatrix.offsets` gives, from the row sums and the diagonal of each block."""
+    n = row_sums.shape[-1]
+    if not unbiased:
+        return (row_sums - row_sums.mean(-1, keepdim=True) / 2) / n
+    sums = row_sums - diagonal
+    return (sums - sums.sum(-1, keepdim=True) / (2 * (n - 1))) / (n - 2)
+
+
 @dataclass(frozen=True, eq=False)
-class Gram:
+class Gram(KernelMatrix):
     """One layer's Gram matrix, as centred features and the row sums of the kernel.
 
     The linear kernel is x_i'x_j. The RBF kernel is held as exp(-d_ij^2 / (2 s^2)) - 1: no centring can tell the 1, and
@@ -43,8 +89,22 @@ class Gram:
         """Bytes held."""
         return sum(t.nbytes for t in (self.features, self.squared_norms, self.row_sums))
 
+    @property
+    def values(self) -> Tensor:
+        """The features."""
+        return self.features
+
+    @property
+    def eps(self) -> float:
+        """Of the features' dtype."""
+        return torch.finfo(self.features.dtype).eps
+
+    def tiles(self, size: int) -> Iterator[tuple[slice, slice]]:
+        """One block of all samples."""
+        return triangle(len(self.features), size)
+
     def kernel_tile(self, i: slice, j: slice) -> Float[Tensor, "rows columns"]:
-        """Rows i and columns j of the Gram matrix, not centred."""
+        """From the features."""
         if self.width is None:
             return self.features[i] @ self.features[j].T
         return self.squared_distances(i, j).mul_(-0.5 / self.width**2).expm1_()
@@ -56,16 +116,10 @@ class Gram:
         tile.mul_(-2).add_(norms[i, None]).add_(norms[None, j]).clamp_(min=0)
         return tile.fill_diagonal_(0) if i == j else tile
 
-    def offsets(self, *, unbiased: bool) -> Float64[Tensor, " n"]:
-        """The vector o with centred K_ij = K_ij - o_i - o_j.
-
-        Biased: double centring H K H. Unbiased: U-centring (Szekely & Rizzo 2014), which leaves the diagonal out.
-        """
-        n = len(self.row_sums)
-        if not unbiased:
-            return (self.row_sums - self.row_sums.mean() / 2) / n
-        sums = self.row_sums - self.squared_norms if self.width is None else self.row_sums  # the RBF diagonal is 0
-        return (sums - sums.sum() / (2 * (n - 1))) / (n - 2)
+    def offsets(self, *, unbiased: bool) -> Float64[Tensor, "1 n"]:
+        """From the row sums; the diagonal of the RBF kernel, as it is held here, is 0."""
+        diagonal = self.squared_norms if self.width is None else torch.zeros_like(self.squared_norms)
+        return offsets(self.row_sums, diagonal, unbiased=unbiased)[None]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Layers of several stores as tensors over the same samples in the same order, or a refusal."""
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.errors import InvalidInputError, SampleMismatchError
@@ -11,12 +13,13 @@ from repsim.store import ActivationStore
 
 
 class AlignedView:
-    """Stores whose rows are the same samples: ``view[side, name]`` is that layer, (n, p), p = all features of a sample.
+    """Stores whose rows are the same samples: `load` reads a layer of one of them.
 
     Raises
     ------
     SampleMismatchError
-        The stores hold other samples or another order; the message counts them and shows the first.
+        The stores hold other samples or another order; the message counts them and shows the first. Or both hold Gram
+        matrices, of blocks that are not of the same samples.
     """
 
     def __init__(self, *stores: ActivationStore) -> None:
@@ -28,16 +31,41 @@ class AlignedView:
                     f"{first.path} and {store.path} do not hold the same samples: {difference}. "
                     "Extract both from the same --data with the same --limit and --split"
                 )
+            if _has_grams(first) and _has_grams(store) and not np.array_equal(_order(first), _order(store)):
+                raise SampleMismatchError(
+                    f"{first.path} and {store.path} hold Gram matrices of blocks that are not of the same samples: "
+                    "they were read in different orders. Extract one of them again as the other was"
+                )
 
     @property
     def sample_ids(self) -> SampleIds:
         """Of every store."""
         return self.stores[0].sample_ids
 
-    def load(self, store: ActivationStore, name: str, *, min_samples: int = 1) -> Float[Tensor, "n p"]:
-        """Read one layer as it can be compared: flattened, floating, finite, and with enough samples."""
-        array = store[name]
+    def load(self, store: ActivationStore, name: str, *, min_samples: int = 1) -> Float[Tensor, "rows ..."]:
+        """Read one layer as it can be compared: floating, finite, of enough samples.
+
+        Features are flattened to (n, p). Gram matrices (n // B, B, B) and sketches (n, 2, m) keep their shape.
+        """
+        key, values = store[name].key, torch.from_numpy(store[name][:])
+        shape = values.flatten(1).shape if key.form == "features" else values.shape
+        if key.form == "grams":
+            if not len(values):
+                raise InvalidInputError(
+                    f"{store.path}, layer {name}: {len(self.sample_ids)} samples make no block of {key.size}"
+                )
+            min_samples = 1  # a row is a block
         try:
-            return as_samples(torch.from_numpy(array[:]).flatten(1), min_samples)
+            return as_samples(values.flatten(1), min_samples).view(shape)
         except InvalidInputError as error:
             raise InvalidInputError(f"{store.path}, layer {name}: {error}") from None
+
+
+def _has_grams(store: ActivationStore) -> bool:
+    return any(store[name].key.form == "grams" for name in store.layers)
+
+
+def _order(store: ActivationStore) -> NDArray[np.int64]:
+    """The order in which the samples were read, and cut into blocks."""
+    order: NDArray[np.int64] | None = getattr(store, "order", None)
+    return np.arange(len(store.sample_ids)) if order is None else order

@@ -120,11 +120,8 @@ def compare(
         view = AlignedView(store_a, store_b)
         total = len(chosen) + sum(len(store.layers) for store in {store_a, store_b})
         step = counter(total, progress)
-        rows = [prepare(name, x, chosen) for name, x in _load(view, store_a, chosen, device, step)]
-        if store_b is store_a:
-            columns = rows
-        else:
-            columns = [prepare(name, x, chosen) for name, x in _load(view, store_b, chosen, device, step)]
+        rows = list(_prepare(view, store_a, chosen, device, step))
+        columns = rows if store_b is store_a else list(_prepare(view, store_b, chosen, device, step))
         result = xr.Dataset(
             coords={**_side("a", store_a, rows), **_side("b", store_b, columns)}
             | {"n_samples": len(view.sample_ids), "data": store_a.data},
@@ -140,7 +137,7 @@ def compare(
             },
         )
         for metric in chosen:
-            result[metric.spec] = _compare(metric, rows, columns)
+            result[metric.spec] = _compare(metric, rows, columns, len(view.sample_ids))
             for side, prepared in (("a", rows), ("b", columns)):
                 result = result.assign_coords(_diagnostics(metric, prepared, side))
             step()
@@ -160,13 +157,15 @@ def _open_both(a: StoreLike, b: StoreLike, stack: ExitStack) -> tuple[Activation
     return store_a, store_a if store_b.path.samefile(store_a.path) else store_b
 
 
-def _load(
+def _prepare(
     view: AlignedView, store: ActivationStore, metrics: Sequence[Metric[Any]], device: str, step: Callable[[], None]
-) -> Iterator[tuple[str, Tensor]]:
+) -> Iterator[LayerFactors]:
     """Read one layer after the other, so that only one is in memory beside the factors."""
     enough = max(metric.min_samples for metric in metrics)
     for name in store.layers:
-        yield name, view.load(store, name, min_samples=enough).to(device)
+        key, x = store[name].key, view.load(store, name, min_samples=enough)
+        features = x.shape[1] if key.form == "features" else math.prod(store.facts(name).get("output_shape", [-1]))
+        yield prepare(name, key, features, x.to(device), metrics)
         step()
 
 
@@ -176,24 +175,26 @@ def _side(side: str, store: ActivationStore, layers: Sequence[LayerFactors]) -> 
     return {
         dim: list(store.layers),
         f"model_{side}": (dim, [store.model] * len(layers)),
-        f"readout_{side}": (dim, [store[name].key.readout for name in store.layers]),
+        f"readout_{side}": (dim, [layer.key.readout for layer in layers]),
         f"features_{side}": (dim, [layer.features for layer in layers]),
     }
 
 
-def _compare(metric: Metric[Any], rows: Sequence[LayerFactors], columns: Sequence[LayerFactors]) -> xr.Variable:
+def _compare(metric: Metric[Any], rows: Sequence[LayerFactors], columns: Sequence[LayerFactors], n: int) -> xr.Variable:
     """All pairs under one metric. What has no value is NaN with its reason; the rest of the matrix is kept."""
-    recipe = metric.recipe
-    row_index = [i for i, layer in enumerate(rows) if recipe in layer.factors]
-    column_index = [j for j, layer in enumerate(columns) if recipe in layer.factors]
-    row_factors = [rows[i].factors[recipe] for i in row_index]
-    column_factors = row_factors if rows is columns else [columns[j].factors[recipe] for j in column_index]
     undefined = {
-        f"layer {layer.name}: {layer.undefined[recipe]}" for layer in (*rows, *columns) if recipe in layer.undefined
+        f"layer {layer.name}: {layer.undefined[metric]}" for layer in (*rows, *columns) if metric in layer.undefined
     }
     values = np.full((len(rows), len(columns)), np.nan)
     cautions: list[str] = []
-    if row_factors and column_factors:
+    of_kind = _by_kind(metric, rows), _by_kind(metric, columns)
+    for (kind, row_index), (other, column_index) in itertools.product(*(side.items() for side in of_kind)):
+        if kind != other:
+            pair = " and ".join(sorted({rows[row_index[0]].key.readout, columns[column_index[0]].key.readout}))
+            undefined.add(f"layers read out as {pair}: only like can be compared with like")
+            continue
+        row_factors = [rows[i].factors[metric] for i in row_index]
+        column_factors = row_factors if rows is columns else [columns[j].factors[metric] for j in column_index]
         values[np.ix_(row_index, column_index)] = metric.block(row_factors, column_factors)
         for (i, a), (j, b) in itertools.product(
             zip(row_index, row_factors, strict=True), zip(column_index, column_factors, strict=True)
@@ -202,6 +203,9 @@ def _compare(metric: Metric[Any], rows: Sequence[LayerFactors], columns: Sequenc
                 undefined.add(f"layers {rows[i].name} and {columns[j].name}: {_reason(metric, a, b)}")
             elif caution := metric.caution(a, b):
                 cautions.append(f"{rows[i].name} and {columns[j].name}: {caution}")
+        key = rows[row_index[0]].key
+        if key.form == "grams" and n % key.size:
+            cautions.append(f"{key.readout}: {n % key.size} of {n} samples are in no block of {key.size}, and left out")
     if np.isnan(values).all():
         raise UndefinedValueError(f"{metric.spec}: no pair of layers has a value; {min(undefined)}")
     low, high = metric.bounds
@@ -209,7 +213,7 @@ def _compare(metric: Metric[Any], rows: Sequence[LayerFactors], columns: Sequenc
         ("layer_a", "layer_b"),
         values,
         {
-            "label": metric.label,
+            "label": metric.label_with(*_notes(rows, columns)),
             "spec": metric.spec,
             "sense": metric.sense,
             "valid_range": [low, high],
@@ -220,6 +224,25 @@ def _compare(metric: Metric[Any], rows: Sequence[LayerFactors], columns: Sequenc
             "cautions": json.dumps(cautions),
         },
     )
+
+
+def _by_kind(metric: Metric[Any], layers: Sequence[LayerFactors]) -> dict[str, list[int]]:
+    """Positions of the layers that have a factor, by what they can be compared with."""
+    found: dict[str, list[int]] = {}
+    for i, layer in enumerate(layers):
+        if metric in layer.factors:
+            found.setdefault(layer.kind, []).append(i)
+    return found
+
+
+def _notes(rows: Sequence[LayerFactors], columns: Sequence[LayerFactors]) -> list[str]:
+    """What the label has to say beside the parameters, where all layers are compressed in one way."""
+    keys = {layer.kind: layer.key for layer in (*rows, *columns)}
+    if len(keys) > 1:
+        return []
+    (key,) = keys.values()
+    words = {"grams": "minibatches of", "sketches": "two sketches of"}
+    return [f"{words[key.form]} {key.size}"] if key.form in words else []
 
 
 def _reason(metric: Metric[Any], a: Any, b: Any) -> str:
@@ -233,7 +256,7 @@ def _reason(metric: Metric[Any], a: Any, b: Any) -> str:
 
 def _diagnostics(metric: Metric[Any], layers: Sequence[LayerFactors], side: str) -> dict[str, Any]:
     """What the metric tells of each layer (components kept, say), as coordinates; -1 where the layer has no factor."""
-    factors = [layer.factors.get(metric.recipe) for layer in layers]
+    factors = [layer.factors.get(metric) for layer in layers]
     numbers = [{} if factor is None else metric.diagnostics(factor) for factor in factors]
     names = dict.fromkeys(name for number in numbers for name in number)
     return {

@@ -4,6 +4,12 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
+
+Form = Literal["features", "grams", "sketches"]
+"""What an array holds: features (n, ...), Gram matrices of blocks (n // B, B, B), or pairs of sketches (n, 2, m)."""
+
+_FORMS: dict[str, Form] = {"gram": "grams", "sketch": "sketches"}
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,21 @@ class LayerKey:
     def label(self) -> str:
         """The layer and the readout: what tells the arrays of one model apart."""
         return f"{self.layer}@{self.readout}"
+
+    @property
+    def form(self) -> Form:
+        """What the array holds.
+
+        >>> [LayerKey("resnet50", "layer3.5", readout).form for readout in ("mean", "gram:256", "sketch:4096")]
+        ['features', 'grams', 'sketches']
+        """
+        kind, _, option = self.readout.partition(":")
+        return _FORMS.get(kind, "features") if option.partition(":")[0].isdecimal() else "features"
+
+    @property
+    def size(self) -> int:
+        """B of ``gram:B``, M of ``sketch:M``."""
+        return int(self.readout.split(":")[1])
 
     def __str__(self) -> str:
         return f"{self.model} {self.label}"

@@ -100,6 +100,21 @@ def test_impossible(name: str, layer: LayerSpec, message: str) -> None:
 
 def test_specs() -> None:
     assert [readout.name for readout in get_several("mean, cls,mean,grid:3")] == ["mean", "cls", "grid:3"]
+    names = ["gram:4", "sketch:1", "sketch:7:3"]
+    assert [(readout.name, readout.block) for readout in get_several(",".join(names))] == list(
+        zip(names, (4, 1, 1), strict=True)
+    )
+    assert {get(name).block for name in ("mean", "max", "cls", "flatten", "grid:2")} == {1}
+    assert get("sketch:7:0") == get("sketch:7")  # 0 is the seed where none is given
+    for wrong, message in {
+        "gram": "write gram:B with a whole number B of at least 4, e.g. gram:256",
+        "gram:3": "write gram:B with a whole number B of at least 4, e.g. gram:256",
+        "sketch:0": "write sketch:M with a whole number M of at least 1, e.g. sketch:4096",
+        "sketch:²": "write sketch:M with",
+        "sketch:9:": "write sketch:M:SEED with a whole number SEED of at least 0, e.g. sketch:4096:1",
+    }.items():
+        with pytest.raises(InvalidInputError, match=message):
+            get(wrong)
     for wrong in ("grid", "grid:0", "grid:-1", "grid:x"):
         with pytest.raises(InvalidInputError, match="write grid:K"):
             get(wrong)

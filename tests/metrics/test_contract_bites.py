@@ -11,7 +11,7 @@ import torch
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Array, Metric
 from repsim.metrics.cca import PWCCA, SVCCA
-from repsim.metrics.cka import CKA
+from repsim.metrics.cka import CKA, Kernels
 from repsim.metrics.gram import CentredGram, Gram
 from repsim.metrics.subspace import Subspace
 from repsim.testing import MetricContract
@@ -56,7 +56,7 @@ class TooModest(CKA):
 class OtherBlock(CKA):
     """Blocks that are not what pairs are."""
 
-    def block(self, rows: Sequence[Gram], columns: Sequence[Gram]) -> Array:
+    def block(self, rows: Sequence[Kernels], columns: Sequence[Kernels]) -> Array:
         return super().block(rows, columns) * (1 if len(rows) == len(columns) == 1 else 1.001)
 
 
@@ -64,7 +64,7 @@ class OtherBlock(CKA):
 class FilledBlock(CKA):
     """Zeros where pairs have no value."""
 
-    def block(self, rows: Sequence[Gram], columns: Sequence[Gram]) -> Array:
+    def block(self, rows: Sequence[Kernels], columns: Sequence[Kernels]) -> Array:
         block = super().block(rows, columns)
         return block if len(rows) == len(columns) == 1 else np.nan_to_num(block)
 
@@ -73,7 +73,7 @@ class FilledBlock(CKA):
 class Clipped(CKA):
     """Negative values are chance too; clipped, they are a bias."""
 
-    def pair(self, a: Gram, b: Gram) -> float:
+    def pair(self, a: Kernels, b: Kernels) -> float:
         return max(0.0, super().pair(a, b))
 
 
