@@ -224,10 +224,12 @@ def _read(output: Tensor | None, layer: LayerSpec, readout: Readout) -> Tensor:
     return readout(output, layer)
 
 
-def check(values: Mapping[tuple[str, str], Tensor], wanted: Mapping[tuple[str, str], Any], samples: int) -> None:
-    """Raise unless every wanted readout came, with one row a sample."""
-    for key in wanted:
+def check(
+    values: Mapping[tuple[str, str], Tensor], wanted: Mapping[tuple[str, str], tuple[LayerSpec, Readout]], samples: int
+) -> None:
+    """Raise unless every wanted readout came, with one row a sample, or one a block of samples."""
+    for key, (_, readout) in wanted.items():
         if key not in values:
             raise InvalidInputError(f"layer {key[0]!r} was not reached in this forward pass, though the trace saw it")
-        if len(values[key]) != samples:
+        if len(values[key]) != samples // readout.block:
             raise InvalidInputError(f"layer {key[0]!r} gave {len(values[key])} rows for {samples} samples")

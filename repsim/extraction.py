@@ -20,19 +20,23 @@ import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 import repsim
 from repsim.devices import choose_device, cores
 from repsim.errors import ImageError, InvalidInputError, OutputError
 from repsim.extractors import Batch, Extractor, ImageSource, Stream, open_images
+from repsim.extractors.factory import make_extractor
 from repsim.extractors.images import Digits, choose, readable
+from repsim.extractors.loading import stream_together
+from repsim.extractors.modules import ModuleExtractor
+from repsim.extractors.preprocessing import Transform
 from repsim.extractors.readouts import get_several
-from repsim.extractors.timm_models import TimmExtractor
 from repsim.files import human, partial_path
 from repsim.labels import LayerKey, SampleIds
 from repsim.layout import ArraySpec, Contents
 from repsim.progress import Progress
-from repsim.ranks import Ranks
+from repsim.ranks import ALONE, Ranks, ranks
 from repsim.store import ActivationStore, open_store
 from repsim.writing import StoreWriter, stored
 
@@ -123,6 +127,15 @@ class Extraction:
                     f"readout {readout.name} needs batches of whole blocks: make the batch size a multiple of "
                     f"{readout.block}, not {self.how.batch_size}"
                 )
+
+    @property
+    def notes(self) -> list[str]:
+        """What is worth knowing before it begins."""
+        n = len(self.samples.rows)
+        left = {spec.block: n % spec.block for spec in self.arrays if n % spec.block}
+        return [*getattr(self.extractor, "notes", ())] + [
+            f"gram:{block}: {rest} of {n} pictures make no whole block and are in none" for block, rest in left.items()
+        ]
 
     @property
     def path(self) -> Path:
@@ -333,7 +346,7 @@ def _fill(
 def _stream(
     jobs: Sequence[Extraction], shares: Sequence[Sequence[NDArray[np.int64]]]
 ) -> Iterator[tuple[int, NDArray[np.int64], Batch]]:
-    """Which job, the positions of its samples, and what was read; each picture decoded once where that can be shared."""
+    """Which job, the positions of its samples, and what was read; a picture is decoded once where that can be shared."""
     if not jobs:
         return
     extractors, images, how = [job.extractor for job in jobs], jobs[0].samples.images, jobs[0].how
@@ -341,8 +354,8 @@ def _stream(
         [job.samples.rows[i] for batch in share for i in job.order[batch]]
         for job, share in zip(jobs, shares, strict=True)
     ]
-    alike = [e for e in extractors if isinstance(e, ModuleExtractor) and e.preprocessing == extractors[0].preprocessing]
-    if len(alike) == len(jobs):
+    alike = [e for e in extractors if isinstance(e, ModuleExtractor)]
+    if len(alike) == len(jobs) and len({e.preprocessing for e in alike}) == 1:
         batches = stream_together(alike, images, rows, how)
     else:
         batches = ((k, b) for k, e in enumerate(extractors) for b in e.stream(images, rows[k], how))
@@ -365,7 +378,7 @@ def _record(job: Extraction, writer: StoreWriter, positions: NDArray[np.int64], 
 
 
 def extract(
-    model: str,
+    model: str | nn.Module,
     data: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
@@ -373,12 +386,14 @@ def extract(
     readout: str = "mean",
     weights: str = "pretrained",
     seed: int = 0,
+    transform: Transform | None = None,
+    name: str | None = None,
     split: str | None = None,
     data_root: str | None = None,
     download: bool = False,
     limit: int | None = None,
     skip_bad: bool = False,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
     amp: bool = False,
@@ -386,12 +401,14 @@ def extract(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ActivationStore:
-    """Extract the activations of one timm model into ``out/<model>.h5``.
+    """Extract the activations of one model into ``out/<model>.h5``.
+
+    What an earlier call with the same settings has stored, whole or in part, is kept, and only the rest is computed.
 
     Parameters
     ----------
     model
-        A timm name, with a tag or without.
+        A timm name, with a tag or without; ``torchvision/NAME``; or a torch module.
     data
         A folder of pictures (flat, or one folder a class), a ``.tar``, ``digits``, or a data set that timm opens by
         name (``torch/cifar10``, found under ``data_root``).
@@ -401,9 +418,13 @@ def extract(
         ``blocks`` (residual or transformer blocks, with the stem before and the pre-logits feature after), ``stages``,
         ``all``, or globs over module names (``layer3.*,norm``; ``*`` stays within one dotted part).
     readout
-        One or several of ``mean``, ``max``, ``cls``, ``flatten``, ``grid:K``, with commas between.
+        One or several of ``mean``, ``max``, ``cls``, ``flatten``, ``grid:K``, ``gram:B``, ``sketch:M``, with commas
+        between.
     weights, seed
-        ``pretrained``, ``random`` (from ``seed``), or a ``.safetensors`` or ``.pth`` file.
+        ``pretrained``, ``random`` (from ``seed``), or a ``.safetensors`` or ``.pth`` file. A module has its own.
+    transform, name
+        Of a module only: what makes its input (3, H, W) of a PIL picture (a timm model knows itself), and what it is
+        called (by default the class's name).
     split, data_root, download
         Which part of the data, and where timm's data sets lie.
     limit
@@ -411,12 +432,12 @@ def extract(
     skip_bad
         Leave out pictures that cannot be decoded, instead of stopping; they are listed in the provenance.
     batch_size, workers, device, amp
-        How the forward passes run: pictures a pass, processes that decode (None: chosen), ``auto`` or a torch device,
-        half precision where the device is fast at it.
+        How the forward passes run: pictures a pass (None: 32, or what ``gram:B`` needs), processes that decode (None:
+        chosen), ``auto`` or a torch device, half precision where the device is fast at it.
     dtype
         What is stored: ``float32`` or ``float16``.
     overwrite
-        Replace an existing store.
+        Start anew, and replace an existing store.
     progress
         Called after each batch with the number of samples done and of all.
 
@@ -429,7 +450,8 @@ def extract(
     ------
     RepsimError
         An unknown model or layer, an impossible readout, weights or pictures that cannot be read, a NaN activation, a
-        place that cannot be written. Nothing is left behind then.
+        place that cannot be written, a store that was made with other settings. What was computed until then is kept
+        for the next call.
 
     Examples
     --------
@@ -440,13 +462,11 @@ def extract(
     (('blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5'), (16, 64))
     """
     images = open_images(os.fspath(data), split=split, root=data_root, download=download)
-    samples = choose_samples(images, limit=limit, skip_bad=skip_bad)
-    job = Extraction(
-        TimmExtractor(model, weights=weights, seed=seed, layers=layers, readout=readout),
-        samples,
-        Path(out),
-        choose_stream(samples, batch_size=batch_size, workers=workers, device=device, amp=amp),
-        dtype=dtype,
-        overwrite=overwrite,
-    )
-    return job.run(progress)
+    with ranks() as me:
+        samples = choose_samples(images, limit=limit, skip_bad=skip_bad, me=me)
+        how = choose_stream(samples, readout=readout, batch_size=batch_size, workers=workers, device=device, amp=amp)
+        extractor = make_extractor(
+            model, weights=weights, seed=seed, layers=layers, readout=readout, transform=transform, name=name
+        )
+        job = Extraction(extractor, samples, Path(out), how, dtype=dtype, overwrite=overwrite)
+        return job.run(progress, me)

@@ -404,7 +404,7 @@ class _Reader:
 def read_rows(file: int, extent: Extent, start: int, stop: int) -> Array:
     """Read rows start:stop of a dataset as they lie in the file."""
     values = np.empty((stop - start, *extent.shape[1:]), extent.dtype)
-    left = memoryview(values).cast("B") if extent.dtype.kind != "S" else memoryview(values.view("u1")).cast("B")
+    left = as_bytes(values)
     offset = extent.offset + start * extent.row_bytes
     while left:
         got = os.preadv(file, [left], offset)
@@ -414,9 +414,14 @@ def read_rows(file: int, extent: Extent, start: int, stop: int) -> Array:
     return values
 
 
+def as_bytes(values: Array) -> memoryview:
+    """The memory of a contiguous array."""
+    return memoryview(values.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
 def write_at(file: int, offset: int, values: Array) -> None:
     """Write bytes to their place; a system call may take only some of them."""
-    left = memoryview(np.ascontiguousarray(values)).cast("B")
+    left = as_bytes(np.ascontiguousarray(values))
     while left:
         done = os.pwrite(file, left, offset)
         left, offset = left[done:], offset + done

@@ -69,7 +69,7 @@ class Activations:
         values = self._store._read(self._extent, start, stop)
         told = self._store._read(self._checksums, start, stop)
         lines = values.reshape(len(values), -1)
-        return values, [start + i for i, line in enumerate(lines) if zlib.crc32(line) != told[i]]
+        return values, [start + i for i, line in enumerate(lines) if zlib.crc32(layout.as_bytes(line)) != told[i]]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.asarray(self[:], dtype=dtype)

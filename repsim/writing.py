@@ -11,6 +11,7 @@ One process lays out and closes, and holds a lock meanwhile. Others of the same 
 import os
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -144,7 +145,7 @@ class StoreWriter:
         if not len(where):  # a last batch of too few samples for a block
             return
         values = self._checked(spec, where, values).reshape(len(where), -1)
-        sums = np.array([zlib.crc32(line) for line in values], "<u4")
+        sums = np.array([zlib.crc32(layout.as_bytes(line)) for line in values], "<u4")
         with self._guard():
             for run in np.split(np.arange(len(where)), np.flatnonzero(np.diff(where) != 1) + 1):
                 start, part = int(where[run[0]]), slice(run[0], run[-1] + 1)
@@ -294,8 +295,7 @@ def stored(path: Path, contents: Contents) -> int:
 def _check(contents: Contents) -> None:
     ids = contents.sample_ids.ids
     if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = next(i for i in ids if i in seen or seen.add(i))
+        twice = next(name for name, count in Counter(ids).items() if count > 1)
         raise InvalidInputError(f"sample id {twice!r} occurs twice; ids must be unique")
     for name in ids:
         try:

@@ -4,6 +4,7 @@ import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -144,10 +145,10 @@ ROWS = [
 
 
 @pytest.mark.parametrize("rows", ROWS, ids=str)
-def test_rows_are_chosen_as_in_numpy(tmp_path: Path, rng: np.random.Generator, rows: object) -> None:
+def test_rows_are_chosen_as_in_numpy(tmp_path: Path, rng: np.random.Generator, rows: Any) -> None:
     given = arrays(rng)["blocks.0"]
     store = write_store(tmp_path / "s.h5", {"a": given}, model="m")
-    wanted = given[rows]  # type: ignore[index]
+    wanted = given[rows]
     np.testing.assert_array_equal(store["a"][rows], wanted)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,10 +23,10 @@ from repsim.writing import StoreWriter, stored, write_store
 KEYS = [LayerKey("m", layer, readout) for layer in ("b", "a") for readout in ("mean", "cls")]
 
 
-def contents(n: int = 8, **changes: object) -> Contents:
+def contents(n: int = 8, **changes: Any) -> Contents:
     specs = tuple(ArraySpec(key, (5,), {"type": "Block", "grid": None}) for key in KEYS)
     made = Contents(specs, SampleIds(tuple(f"ü{i}.png" for i in range(n))), "photos", {"seed": 3, "command": "x"})
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)
 
 
 def fill(out: StoreWriter, samples: slice, value: float = 1.0) -> None:
@@ -153,7 +154,7 @@ def test_with_nothing_done_nothing_is_left(tmp_path: Path) -> None:
     ],
 )
 def test_other_settings_are_refused_with_the_difference(
-    tmp_path: Path, changes: dict[str, object], message: str | None
+    tmp_path: Path, changes: dict[str, Any], message: str | None
 ) -> None:
     path = tmp_path / "s.h5"
     interrupted(path, contents(sample_ids=SampleIds(contents().sample_ids.ids, "" if message is None else "pictures")))
@@ -182,8 +183,17 @@ def test_commits_come_by_themselves_and_marks_only_after_the_data(
     """The one order that makes a crash harmless: rows, sync, marks."""
     calls: list[str] = []
     sync, write = os.fsync, os.pwrite
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("sync"), sync(fd))[1])
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: (calls.append(f"write {len(data)}"), write(fd, data, at))[1])
+
+    def record_sync(fd: int) -> None:
+        calls.append("sync")
+        sync(fd)
+
+    def record_write(fd: int, data: memoryview, at: int) -> int:
+        calls.append(f"write {len(data)}")
+        return write(fd, data, at)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "pwrite", record_write)
     with StoreWriter(tmp_path / "s.h5", contents()) as out:
         calls.clear()
         fill(out, slice(0, 3))
@@ -224,6 +234,7 @@ def test_an_overflow_of_float16_is_counted_and_named(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 import numpy as np
 from repsim import writing
 from repsim.labels import LayerKey, SampleIds
