@@ -222,7 +222,9 @@ def extract(
         for group in _groups(models, together):
             jobs = []
             for model in group:
-                with terminal.waiting(f"loading {model}, {weights}"):  # a download, or its time-out, takes a while
+                with terminal.waiting(
+                    f"loading {model}, {weights}", quiet=not me.first
+                ):  # a download, or its time-out, takes a while
                     extractor = make_extractor(model, weights=weights, seed=seed, layers=layers, readout=readout)
                 jobs.append(
                     Extraction(extractor, samples, out, how, dtype, overwrite=overwrite, command=_command_line())

@@ -290,6 +290,9 @@ def run_together(
         A picture that cannot be read, a value that is not finite, a disk that is full. What was written before is kept,
         and the same call goes on from there.
     """
+    if len({job.path for job in jobs}) < len(jobs):
+        twice = next(job.path for i, job in enumerate(jobs) if job.path in [other.path for other in jobs[:i]])
+        raise InvalidInputError(f"two of the models would both be written to {twice}")
     done = me.share([job.already() for job in jobs] if me.first else [])
     todo = [job for job, n in zip(jobs, done, strict=True) if n < len(job.order) or not job.path.exists()]
     if me.first:
@@ -325,7 +328,7 @@ def _fill(
 ) -> None:
     """Stream the samples in ``shares``, positions in each job's order, and write what comes in a thread of its own."""
     total = done + sum(len(batch) for share in shares for batch in share)
-    if progress is not None:
+    if progress is not None and done:
         progress(done, total)
     waiting: deque[Future[int]] = deque()
     with ThreadPoolExecutor(1, "repsim-writer") as thread:
@@ -346,7 +349,7 @@ def _fill(
 def _stream(
     jobs: Sequence[Extraction], shares: Sequence[Sequence[NDArray[np.int64]]]
 ) -> Iterator[tuple[int, NDArray[np.int64], Batch]]:
-    """Which job, the positions of its samples, and what was read; a picture is decoded once where that can be shared."""
+    """Which job, positions of samples, and what was read; pictures are decoded once where they can be shared."""
     if not jobs:
         return
     extractors, images, how = [job.extractor for job in jobs], jobs[0].samples.images, jobs[0].how

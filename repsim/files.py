@@ -24,7 +24,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     except OSError as error:
         raise OutputError(f"cannot make the folder {path.parent}: {reason(error)}") from None
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"cannot write into the folder {path.parent}: permission denied")
+        raise OutputError(f"cannot write into the folder {path.parent}: permission denied, or a read-only file system")
 
 
 @contextmanager

@@ -81,12 +81,11 @@ class Contents:
 
     def difference(self, other: "Contents") -> str | None:
         """How ``other`` would hold other values, in words; None where both promise the same to the bit."""
-        found: list[str] = []
+        samples = self.sample_ids.difference(other.sample_ids)
+        found = [f"samples: {samples}"] if samples else []
         for key in dict.fromkeys((*self.provenance, *other.provenance)):
-            if key != "command":
+            if key not in {"command", *(("samples", "data_fingerprint", "skipped") if samples else ())}:
                 found += _differences(key, self.provenance.get(key), other.provenance.get(key))
-        if samples := self.sample_ids.difference(other.sample_ids):
-            found.insert(0, f"samples: {samples}")
         mine, yours = ({spec.key.label: spec for spec in contents.arrays} for contents in (self, other))
         if lonely := [
             *(label for label in mine if label not in yours),
@@ -112,7 +111,9 @@ def _differences(key: str, there: Any, now: Any) -> list[str]:
     if isinstance(there, dict) and isinstance(now, dict):
         return [d for k in dict.fromkeys((*there, *now)) for d in _differences(f"{key}.{k}", there.get(k), now.get(k))]
     texts = ["nothing" if value is None else json.dumps(value) for value in (there, now)]
-    words = [text[:60] + "..." if len(text) > 60 else text for text in texts]
+    words = [
+        text if len(text) <= 40 else text[:16] + '..."' if " " not in text else text[:40] + "..." for text in texts
+    ]
     return [f"{key}: {words[0]} there, {words[1]} now"]
 
 

@@ -105,10 +105,14 @@ def test_samples_that_were_never_written_are_noticed(tmp_path: Path) -> None:
 
 
 def interrupted(path: Path, plan: Contents, done: int = 6) -> None:
-    with pytest.raises(ZeroDivisionError) as caught, StoreWriter(path, plan, resume=True) as out:
-        fill(out, slice(0, done))
-        out.write(KEYS[0], [7], np.full((1, 5), 9, np.float32))  # written and not done: does not count
-        raise ZeroDivisionError
+    def work() -> None:
+        with StoreWriter(path, plan, resume=True) as out:
+            fill(out, slice(0, done))
+            out.write(KEYS[0], [7], np.full((1, 5), 9, np.float32))  # written and not done: does not count
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        work()
     assert f"({done} of 8 samples are kept in {path}.partial" in caught.value.__notes__[0]
 
 
@@ -134,9 +138,13 @@ def test_an_error_keeps_what_was_done_and_the_next_run_goes_on(tmp_path: Path) -
 
 
 def test_with_nothing_done_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), StoreWriter(tmp_path / "s.h5", contents()) as out:
-        out.write(KEYS[0], slice(0, 4), np.ones((4, 5), np.float32))
-        raise ZeroDivisionError
+    def work() -> None:
+        with StoreWriter(tmp_path / "s.h5", contents()) as out:
+            out.write(KEYS[0], slice(0, 4), np.ones((4, 5), np.float32))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
     assert list(tmp_path.iterdir()) == []
 
 
