@@ -230,7 +230,7 @@ def extract(
                     Extraction(extractor, samples, out, how, dtype, overwrite=overwrite, command=_command_line())
                 )
                 for note in jobs[-1].notes:
-                    say(f"note: {note}")
+                    say(f"note: {model}: {note}")
             if dry_run:
                 for job in jobs if me.first else []:
                     _show_plan(job)
