@@ -112,7 +112,14 @@ def minibatch_cka(x: Array, y: Array, size: int, *, estimator: str = "debiased")
     def mean(x: Array, y: Array) -> float:
         return float(np.mean([hsic(gram(x[batch]), gram(y[batch])) for batch in batches]))
 
-    return mean(x, y) / np.sqrt(mean(x, x) * mean(y, y))
+    return float(mean(x, y) / np.sqrt(mean(x, x) * mean(y, y)))
+
+
+def sketched_cka(x: Array, y: Array) -> float:
+    """From two sketches of each side, (n, 2, m): inner products of one with the other only."""
+    A, B = ([u_centred(gram(side[:, k])) for k in (0, 1)] for side in (x, y))
+    product = (np.sum(A[0] * B[1]) + np.sum(A[1] * B[0])) / 2
+    return float(product / np.sqrt(np.sum(A[0] * A[1]) * np.sum(B[0] * B[1])))
 
 
 def sketch_error(x: Array, y: Array, m: int) -> float:
