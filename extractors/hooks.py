@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -59,10 +60,11 @@ def tensors(value: Any) -> list[Tensor]:
     return []
 
 
-def trace(model: nn.Module, example: Tensor, classifiers: Sequence[str]) -> Trace:
+def trace(model: nn.Module, example: Tensor, classifiers: Sequence[str] | None = None) -> Trace:
     """Run ``example`` through the model once and note every module's calls, outputs and shapes.
 
-    ``classifiers`` are the modules whose inputs are the pre-logits features (more than one in a distilled DeiT).
+    ``classifiers`` are the modules whose inputs are the pre-logits features (more than one in a distilled DeiT). Where
+    nobody knows them (None), it is the linear map whose output is the model's, if there is one.
     """
     clock = 0
     started: dict[str, int] = {}
@@ -71,12 +73,15 @@ def trace(model: nn.Module, example: Tensor, classifiers: Sequence[str]) -> Trac
     seen: dict[str, list[list[tuple[int, ...]]]] = defaultdict(list)  # path -> call -> shapes
     inputs: dict[str, tuple[int, ...]] = {}
     order: list[Site] = []
+    linear = [path for path, module in model.named_modules() if path and isinstance(module, nn.Linear)]
+    candidates = frozenset(linear if classifiers is None else classifiers)
+    outputs: dict[str, ref[Tensor]] = {}  # of the candidates, the last to finish at the end; none is kept alive
 
     def before(path: str, args: tuple[Any, ...]) -> None:
         nonlocal clock
         clock += 1
         started.setdefault(path, clock)
-        if path in classifiers and path not in inputs and (given := tensors(args)):
+        if path in candidates and path not in inputs and (given := tensors(args)):
             inputs[path] = tuple(given[0].shape)
             order.append(Site(path, side="input"))
 
@@ -87,37 +92,69 @@ def trace(model: nn.Module, example: Tensor, classifiers: Sequence[str]) -> Trac
         order.append(Site(path, calls[path]))
         calls[path] += 1
         seen[path].append([tuple(t.shape) for t in tensors(output)])
+        if path in candidates and isinstance(output, Tensor):
+            outputs.pop(path, None)
+            outputs[path] = ref(output)
 
-    with ExitStack() as stack, torch.inference_mode():
+    with (
+        ExitStack() as stack,
+        torch.no_grad(),
+    ):  # not inference mode: what a module caches meanwhile may be trained later
         for path, module in model.named_modules():
             if path:
                 stack.callback(_remove(module.register_forward_pre_hook(lambda _, args, path=path: before(path, args))))
                 stack.callback(_remove(module.register_forward_hook(lambda _, __, out, path=path: after(path, out))))
-        model(example)
+        result = model(example)
+    heads = [_head(tensors(result)[:1], outputs, seen)] if classifiers is None else classifiers
+    inputs = {path: shape for path, shape in inputs.items() if path in heads}
+    order = [site for site in order if site.side == "output" or site.module in inputs]
 
-    found: list[Found] = []
-    left_out = {
-        path: "is never called in the forward pass" for path, _ in model.named_modules() if path and not calls[path]
-    }
     types = {path: type(module).__name__ for path, module in model.named_modules()}
+    found, left_out = _found(order, seen, inputs, types, len(example))
+    left_out |= {path: "is never called in the forward pass" for path in types if path and not calls[path]}
+    return Trace(found, left_out, started, finished)
+
+
+def _found(
+    order: Sequence[Site],
+    seen: Mapping[str, Sequence[Sequence[tuple[int, ...]]]],
+    inputs: Mapping[str, tuple[int, ...]],
+    types: Mapping[str, str],
+    samples: int,
+) -> tuple[tuple[Found, ...], dict[str, str]]:
+    """Name every tensor whose first axis is the samples; say of the other modules why there is none."""
+    found: list[Found] = []
+    left_out: dict[str, str] = {}
     for site in order:
         path = site.module
         if site.side == "input":
             # VGG's own module of that name computes the same thing
-            if len(inputs[path]) > 1 and inputs[path][0] == len(example) and not calls["pre_logits"]:
+            if len(inputs[path]) > 1 and inputs[path][0] == samples and "pre_logits" not in seen:
                 name = "pre_logits" if len(inputs) == 1 else f"pre_logits[{list(inputs).index(path)}]"
                 found.append(Found(site, name, f"input of {types[path]}", inputs[path][1:]))
             continue
         shapes = seen[path][site.call]
-        good = [i for i, shape in enumerate(shapes) if len(shape) > 1 and shape[0] == len(example)]
+        good = [i for i, shape in enumerate(shapes) if len(shape) > 1 and shape[0] == samples]
         if not shapes:
             left_out[path] = "returns no tensor"
         elif not good:
-            left_out[path] = f"returns shape {shapes[0]} for {len(example)} samples (its first axis is not the samples)"
+            left_out[path] = f"returns shape {shapes[0]} for {samples} samples (its first axis is not the samples)"
         for i in good:
-            name = path + (f"#{site.call + 1}" if calls[path] > 1 else "") + (f"[{i}]" if len(shapes) > 1 else "")
+            name = path + (f"#{site.call + 1}" if len(seen[path]) > 1 else "") + (f"[{i}]" if len(shapes) > 1 else "")
             found.append(Found(Site(path, site.call, i), name, types[path], shapes[i][1:]))
-    return Trace(tuple(found), left_out, started, finished)
+    return tuple(found), left_out
+
+
+def _head(
+    result: list[Tensor], outputs: Mapping[str, ref[Tensor]], seen: Mapping[str, list[list[tuple[int, ...]]]]
+) -> str | None:
+    """Which linear map made the logits: its output is the model's, or it came last and the logits have its shape."""
+    for path, output in outputs.items():
+        if result and output() is result[0]:
+            return path
+    last = next(reversed(list(outputs)), None)
+    logits = tuple(result[0].shape) if result else ()
+    return last if last and len(logits) == 2 and seen[last][-1] == [logits] else None
 
 
 def _remove(handle: torch.utils.hooks.RemovableHandle) -> Any:
@@ -133,26 +170,19 @@ def reading(
     Call `check` after each pass: it empties nothing, but notices what did not come.
     """
     values: dict[tuple[str, str], Tensor] = {}
-    calls: Counter[str] = Counter()
-    sites: dict[str, dict[Site, list[tuple[tuple[str, str], LayerSpec, Readout]]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
+    calls: Counter[tuple[str, str]] = Counter()
+    sites: dict[tuple[str, str], list[tuple[Site, tuple[str, str], LayerSpec, Readout]]] = defaultdict(list)
     for key, (layer, readout) in wanted.items():
-        sites[layer.site.module][layer.site].append((key, layer, readout))
+        sites[layer.site.module, layer.site.side].append((layer.site, key, layer, readout))
 
-    def take(path: str, site_side: str, value: Any) -> None:
-        call = calls[path] - (site_side == "output")
-        for site, readers in sites[path].items():
-            if site.side != site_side or (site.call != call and site_side == "output"):
-                continue
-            items = tensors(value)
-            for key, layer, readout in readers:
+    def take(where: tuple[str, str], value: Any) -> None:
+        call = calls[where]
+        calls[where] += 1
+        items = [value] if isinstance(value, Tensor) else None
+        for site, key, layer, readout in sites[where]:
+            if site.call == call:  # of the inputs, the pre-logits feature is what the classifier's first call gets
+                items = tensors(value) if items is None else items
                 values[key] = _read(items[site.item] if site.item < len(items) else None, layer, readout)
-
-    def before(path: str, args: tuple[Any, ...]) -> None:
-        if calls[path] == 0:  # the pre-logits feature is what the classifier's first call gets
-            take(path, "input", args)
-        calls[path] += 1
 
     def begin(*_: Any) -> None:
         values.clear()
@@ -161,13 +191,27 @@ def reading(
     modules = dict(model.named_modules())
     with ExitStack() as stack:
         stack.callback(_remove(model.register_forward_pre_hook(begin)))
-        for path in sites:
-            module = modules[path]
-            stack.callback(_remove(module.register_forward_pre_hook(lambda _, args, path=path: before(path, args))))
+        for path, side in sites:
+            where, module = (path, side), modules[path]
             stack.callback(
-                _remove(module.register_forward_hook(lambda _, __, out, path=path: take(path, "output", out)))
+                _remove(module.register_forward_pre_hook(lambda _, args, where=where: take(where, args)))
+                if side == "input"
+                else _remove(module.register_forward_hook(lambda _, __, out, where=where: take(where, out)))
             )
         yield values
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode; afterwards each in the mode in which it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(modes[0][1])  # first, for what a module of the user's does when its mode changes
+        for module, mode in modes:
+            module.training = mode
 
 
 def _read(output: Tensor | None, layer: LayerSpec, readout: Readout) -> Tensor:
@@ -180,10 +224,12 @@ def _read(output: Tensor | None, layer: LayerSpec, readout: Readout) -> Tensor:
     return readout(output, layer)
 
 
-def check(values: Mapping[tuple[str, str], Tensor], wanted: Mapping[tuple[str, str], Any], samples: int) -> None:
-    """Raise unless every wanted readout came, with one row a sample."""
-    for key in wanted:
+def check(
+    values: Mapping[tuple[str, str], Tensor], wanted: Mapping[tuple[str, str], tuple[LayerSpec, Readout]], samples: int
+) -> None:
+    """Raise unless every wanted readout came, with one row a sample, or one a block of samples."""
+    for key, (_, readout) in wanted.items():
         if key not in values:
             raise InvalidInputError(f"layer {key[0]!r} was not reached in this forward pass, though the trace saw it")
-        if len(values[key]) != samples:
+        if len(values[key]) != samples // readout.block:
             raise InvalidInputError(f"layer {key[0]!r} gave {len(values[key])} rows for {samples} samples")

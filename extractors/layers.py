@@ -15,9 +15,10 @@ from repsim.extractors.hooks import Found, Trace
 # inside is a stage, unless its own name says that it is a block. What stands in the way (stems, poolings between
 # stages, heads) goes by names of its own. The tests hold this against timm's families; a model that it does
 # not fit falls back to its stages.
-_BLOCK = re.compile(r"Block|Bottleneck|Residual|Mixed|Inception[A-E]|Cell|DlaTree|Layer$", re.IGNORECASE)
+_BLOCK = re.compile(r"Block|Bottleneck|Residual|Mixed|MBConv$|Inception([A-E]|$)|Cell|DlaTree|Layer$", re.IGNORECASE)
 _STAGE = re.compile(r"Stage|Level", re.IGNORECASE)
 _ASIDE = re.compile(r"stem|embed|down|head|norm|pool|classifier|pos_|^se$|attn$|mlp$", re.IGNORECASE)
+_MERGES = re.compile(r"PatchMerging")  # stand among the blocks in torchvision's Swin
 _NUMBERED = re.compile(r"(stage|layer|level|block)_?\d+")
 _CLASS_TOKEN = re.compile(r"(cls|class)_token")
 _STEMS = ("patch_embed", "stem", "patch_embeds.0", "embeds")
@@ -33,7 +34,7 @@ def blocks(model: nn.Module) -> list[str]:
             here = f"{path}.{name}" if path else name
             kind = type(child).__name__
             container = isinstance(child, nn.Sequential | nn.ModuleList)
-            if _ASIDE.search(name) or not any(child.children()):
+            if _ASIDE.search(name) or _MERGES.search(kind) or not any(child.children()):
                 continue
             stage = _STAGE.search(kind) or _lists_composites(child)
             if not container and ((_BLOCK.search(kind) and not _STAGE.search(kind)) or (listed and not stage)):
@@ -60,7 +61,7 @@ def presets(model: nn.Module, trace: Trace) -> dict[str, list[str]]:
         top = next(lists, None)
         stages = [f"{top}.{name}" for name, _ in modules[top].named_children()] if top else []
         stages = stages or [name for name, _ in model.named_children() if _NUMBERED.fullmatch(name)]  # HRNet
-    stages = [end for stage in stages if (end := _end(trace, stage))]
+    stages = [end for stage in stages if (end := _end(trace, stage))] or _resolutions(modules, trace)
     repeated = [path for path in blocks(model) if path in trace.started] or stages
     before = _stem(trace, min(repeated, key=trace.started.__getitem__)) if repeated else None
     return {"blocks": [*([before] if before else []), *repeated, *_pre_logits(trace)], "stages": stages}
@@ -84,6 +85,16 @@ def _end(trace: Trace, stage: str) -> str | None:
     """A stage, or its last module where the model walks through the stage's list by itself."""
     inside = [f.site.module for f in trace.found if f.site.module == stage or f.site.module.startswith(f"{stage}.")]
     return stage if stage in inside else max(inside, key=trace.finished.__getitem__, default=None)
+
+
+def _resolutions(modules: Mapping[str, nn.Module], trace: Trace) -> list[str]:
+    """In a plain chain (VGG, AlexNet), what comes last at each resolution of the feature maps."""
+    last: dict[tuple[int, ...], str] = {}
+    for found in trace.found:
+        path, size = found.site.module, found.shape[1:]
+        if found.site.side == "output" and len(size) == 2 and size != (1, 1) and not any(modules[path].children()):
+            last[size] = path
+    return list(last.values())
 
 
 def _pre_logits(trace: Trace) -> list[str]:

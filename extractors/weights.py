@@ -5,13 +5,17 @@ import contextlib
 import hashlib
 import logging
 import pickle
-from collections.abc import Iterator
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from urllib.parse import urlparse
 
 import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from timm.models import clean_state_dict
@@ -19,6 +23,8 @@ from torch import nn
 
 from repsim.errors import UnknownNameError, WeightsError, reason
 from repsim.extractors import zoo as _zoo  # noqa: F401 - registers the embedded models with timm
+
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def check_name(name: str) -> None:
@@ -67,39 +73,95 @@ def load_model(name: str, weights: str = "pretrained", seed: int = 0) -> tuple[n
     return ready, record
 
 
+def suffix(weights: str, seed: int) -> str:
+    """What a model's name gets where its weights are not those that come with it.
+
+    >>> suffix("random", 3), suffix("runs/epoch9.pth", 0), suffix("pretrained", 0)
+    ('+random-seed3', '+epoch9', '')
+    """
+    if weights == "pretrained":
+        return ""
+    return f"+random-seed{seed}" if weights == "random" else f"+{Path(weights).stem}"
+
+
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over every parameter and buffer, by sorted name."""
+    """SHA-256 over every parameter and buffer, by sorted name; what else a module adds to its state does not count."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):
+            continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _pretrained(name: str) -> Any:
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     try:
         with _quiet_hub():
-            return timm.create_model(name, pretrained=True)
+            model = timm.create_model(name, pretrained=True)
     except Exception as error:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        _check_cache(config.to_dict() if config else {})
         source = config and (config.hf_hub_id or config.url or (config.file and Path(config.file).name))
         ways = "Use --weights FILE (.safetensors or .pth), or --weights random"
         if config and not source:
             raise WeightsError(f"timm has no pretrained weights for {name}. {ways}") from None
         why = reason(error)
+        status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, LocalEntryNotFoundError) or type(error) is URLError:  # a 404 is a URLError too
             why = "they are not in the cache and the hub cannot be reached"
             ways += "; HF_HUB_OFFLINE=1 skips the wait for the network"
+        elif status in {401, 403}:
+            why = (
+                f"the hub refuses access ({status}). If they exist, accept their terms on the hub's page and "
+                "log in (`hf auth login`, or HF_TOKEN)"
+            )
         raise WeightsError(f"no pretrained weights for {name} ({source or name}): {why}. {ways}") from error
+    _check_cache(model.pretrained_cfg)
+    return model
+
+
+def url_cache(url: str) -> Path:
+    """Where torch keeps what it downloads from there."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+
+
+def check_hash(file: Path) -> None:
+    """Raise where ``file`` exists and is not what its name says: ``resnet18-f37072fd.pth`` ends in its SHA-256."""
+    named = re.search(r"-([0-9a-f]{8})\.", file.name)  # torch would take the 300e of IN1K-vit.h.14-300e.pth for one
+    if named and file.is_file():
+        _compare(file, named[1])
+
+
+def _check_cache(config: Mapping[str, Any]) -> None:
+    """Raise where the weights are damaged in the cache.
+
+    timm does not compare a hash unless told to; and the hub's client names large files by their SHA-256, but never
+    looks whether they still are that.
+    """
+    repo, _, revision = (config.get("hf_hub_id") or "").partition("@")
+    if not repo and config.get("url"):
+        check_hash(url_cache(config["url"]))
+    for name in (config.get("hf_hub_filename"), *_HUB_FILES) if repo else ():
+        cached = try_to_load_from_cache(repo, name, revision=revision or None) if name else None
+        blob = Path(cached).resolve() if isinstance(cached, str) else None
+        if blob is not None and re.fullmatch("[0-9a-f]{64}", blob.name):
+            _compare(blob, blob.name)
+
+
+def _compare(file: Path, expected: str) -> None:
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if not found.startswith(expected):
+        raise WeightsError(
+            f"weights are damaged in the cache (SHA-256 {found[:8]}..., expected {expected[:8]}...); "
+            f"delete this file, and they will be downloaded again: {file}"
+        )
 
 
 def _from_file(name: str, path: Path) -> Any:
     """Load a checkpoint of tensors, in timm's or its authors' format, with as many classes as it has."""
-    if not path.is_file():
-        raise WeightsError(
-            f"no such weights file: {path} (--weights takes pretrained, random, or a .safetensors or .pth file)"
-        )
-    state = _tensors(path)
+    state = read_tensors(path)
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     named = config.classifier if config else None
     heads = [named] if isinstance(named, str) else list(named or [])
@@ -117,8 +179,13 @@ def _from_file(name: str, path: Path) -> Any:
         raise WeightsError(f"{path.name} does not fit {name}: {reason(error, lines=2)}") from None
 
 
-def _tensors(path: Path) -> dict[str, Any]:
+def read_tensors(path: Path) -> dict[str, Any]:
     """Read a state_dict, bare or inside a training checkpoint. Nothing but tensors is ever unpickled."""
+    if not path.is_file():
+        raise WeightsError(
+            f"no such weights file: {path} (--weights takes pretrained, random, or a .safetensors or .pth file)"
+        )
+    _refuse_bomb(path)
     # not with timm.models.load_state_dict: some versions load without weights_only after a TypeError
     try:
         if path.suffix == ".safetensors":
@@ -138,6 +205,20 @@ def _tensors(path: Path) -> dict[str, Any]:
     if not isinstance(held, dict) or not held or not all(isinstance(value, torch.Tensor) for value in held.values()):
         raise WeightsError(f"{path.name} is no state_dict: expected names and tensors")
     return dict(clean_state_dict(held))
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Torch stores tensors as they are: a file that unpacks to far more than its size is made to fill the memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError):
+        return  # no zip, or one that the reader will refuse
+    if unpacked > 4 * path.stat().st_size:
+        raise WeightsError(
+            f"{path.name} has {path.stat().st_size:,} bytes and would unpack to {unpacked:,}: refused. "
+            "Save its state_dict with torch.save, or best as .safetensors"
+        )
 
 
 @contextlib.contextmanager

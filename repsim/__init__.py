@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from repsim.extraction import extract
     from repsim.figures import heatmap
     from repsim.results import open_result, save_result
-    from repsim.store import ActivationStore, open_store, write_store
+    from repsim.store import ActivationStore, open_store, verify
+    from repsim.writing import write_store
 
 __version__ = "0.1.0"
 
@@ -27,7 +28,8 @@ _HOME = {
     "open_store": "repsim.store",
     "save_result": "repsim.results",
     "similarity": "repsim.comparison",
-    "write_store": "repsim.store",
+    "verify": "repsim.store",
+    "write_store": "repsim.writing",
 }
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "open_store",
     "save_result",
     "similarity",
+    "verify",
     "write_store",
 ]
 

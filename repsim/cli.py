@@ -39,7 +39,11 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except RepsimError as error:
-            raise _UserError(" ".join(str(error).split())) from None
+            raise _UserError(" ".join(" ".join([str(error), *getattr(error, "__notes__", ())]).split())) from None
+        except KeyboardInterrupt as stop:
+            for note in getattr(stop, "__notes__", ()):
+                click.echo(note, err=True)
+            raise
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -106,9 +110,9 @@ def layers(model: str, spec: str, *, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from repsim.extractors.timm_models import TimmExtractor
+    from repsim.extractors.factory import make_extractor
 
-    extractor = TimmExtractor(model, weights="random", layers=spec)
+    extractor = make_extractor(model, weights="random", layers=spec)
     if as_json:
         click.echo(json.dumps([asdict(layer) for layer in extractor.layers()]))
         return
@@ -116,7 +120,8 @@ def layers(model: str, spec: str, *, as_json: bool) -> None:
     for layer in extractor.layers():
         table.add_row(layer.name, layer.type, terminal.times(layer.shape), layer.axes, str(layer.width))
     terminal.console().print(table)
-    _notes(extractor.notes)
+    for note in getattr(extractor, "notes", ()):
+        click.echo(f"note: {note}", err=True)
 
 
 @main.command()
@@ -127,7 +132,10 @@ def layers(model: str, spec: str, *, as_json: bool) -> None:
 )
 @click.option("--layers", default="blocks", show_default=True, help="blocks, stages, all, or globs: 'layer3.*,norm'.")
 @click.option(
-    "--readout", default="mean", show_default=True, help="mean, max, cls, flatten, grid:K; several with commas."
+    "--readout",
+    default="mean",
+    show_default=True,
+    help="mean, max, cls, flatten, grid:K, gram:B, sketch:M; several with commas.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="So many pictures, spread evenly over the data.")
 @click.option("--split", help="Part of the data: a folder inside it, or train, test, ... of a data set.")
@@ -138,9 +146,16 @@ def layers(model: str, spec: str, *, as_json: bool) -> None:
 )
 @click.option("--seed", default=0, show_default=True, help="Of random weights.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pictures a forward pass."
+    "--batch-size", type=click.IntRange(min=1), help="Pictures a forward pass.  [default: 32; whole blocks for gram:B]"
 )
 @click.option("--workers", type=click.IntRange(min=0), help="Processes that decode pictures.  [default: one a core]")
+@click.option(
+    "--together",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Models in memory at once; those that prepare pictures alike share the decoding.",
+)
 @_DEVICE
 @click.option("--amp", is_flag=True, help="Half precision in the forward pass (float16 on cuda, bfloat16 elsewhere).")
 @click.option(
@@ -149,7 +164,7 @@ def layers(model: str, spec: str, *, as_json: bool) -> None:
 @click.option(
     "--skip-bad", is_flag=True, help="Leave out and list pictures that cannot be decoded, instead of stopping."
 )
-@_OVERWRITE
+@click.option("--overwrite", is_flag=True, help="Start anew, and replace what is there.")
 @click.option("--dry-run", is_flag=True, help="Show layers, shapes, bytes and disk room; compute nothing.")
 def extract(
     models: Sequence[str],
@@ -162,8 +177,9 @@ def extract(
     data_root: str | None,
     weights: str,
     seed: int,
-    batch_size: int,
+    batch_size: int | None,
     workers: int | None,
+    together: int,
     device: str,
     dtype: Any,
     *,
@@ -173,56 +189,88 @@ def extract(
     overwrite: bool,
     dry_run: bool,
 ) -> None:
-    """Extract activations of timm MODELS on the same pictures: one HDF5 store a model.
+    """Extract activations of timm or torchvision MODELS on the same pictures: one HDF5 store a model.
+
+    The same command again goes on where an interrupted one stopped, and leaves finished stores as they are. Several
+    processes share the work, on one machine or on several with a common file system, when torchrun starts them.
 
     \b
     Examples:
       repsim extract resnet50 vit_base_patch16_224 --data photos/ -o acts/ --limit 500
       repsim extract vit_base_patch16_224 --data photos/ --layers 'blocks.*' --readout mean,cls
-      repsim extract resnet50 --weights random --seed 1 --data photos/
+      repsim extract resnet50 --data photos/ --readout gram:256        (of whole feature maps, for minibatch CKA)
+      repsim extract resnet50 torchvision/resnet50 --weights random --seed 1 --data photos/
       repsim extract resnet18 --weights my_model.safetensors --data photos/ --dry-run
       repsim extract digits_resnet.seed0 --data digits --split test
+      torchrun --nproc-per-node 4 -m repsim extract resnet50 --data photos/ -o acts/
     """
-    from repsim.devices import choose_device
-    from repsim.extraction import Extraction, choose_samples, choose_stream
+    from repsim.extraction import Extraction, choose_samples, choose_stream, run_together
     from repsim.extractors import open_images
-    from repsim.extractors.timm_models import TimmExtractor
-    from repsim.extractors.weights import check_name
+    from repsim.extractors.factory import check_name, make_extractor
+    from repsim.ranks import ranks
 
     for model in models:
         check_name(model)
-    device = choose_device(device)
-    images = open_images(data, split=split, root=data_root, download=download)
-    with terminal.progress("checking pictures", "images/s") as advance:
-        samples = choose_samples(images, limit=limit, skip_bad=skip_bad, progress=advance)
-    for name, why in samples.skipped.items():
-        click.echo(f"skipped {name}: {why}", err=True)
-    how = choose_stream(samples, batch_size=batch_size, workers=workers, device=device, amp=amp)
-    for model in models:
-        with terminal.waiting(f"loading {model}, {weights}"):  # a download, or its time-out, takes a while
-            extractor = TimmExtractor(model, weights=weights, seed=seed, layers=layers, readout=readout)
-        job = Extraction(
-            extractor,
-            samples,
-            out,
-            how,
-            dtype=dtype,
-            overwrite=overwrite,
-            command=_command_line(),
-        )
-        _notes(extractor.notes)
-        if dry_run:
-            _show_plan(job)
-            continue
-        start = time.perf_counter()
-        with terminal.progress(extractor.name, "images/s") as advance:
-            store = job.run(advance)
-        rate = len(samples.rows) / (time.perf_counter() - start)
-        click.echo(
-            f"{job.path}  {len(store)} pictures x {len(store.layers)} layers, {human(job.bytes)}, "
-            f"{rate:.1f} images/s on {device}; hooks checked on every batch, all as traced"
-        )
-        store.close()
+    with ranks() as me:
+        images = open_images(data, split=split, root=data_root, download=download)
+        with terminal.progress("checking pictures", "images/s", quiet=not me.first) as advance:
+            samples = choose_samples(images, limit=limit, skip_bad=skip_bad, progress=advance, me=me)
+        how = choose_stream(samples, readout=readout, batch_size=batch_size, workers=workers, device=device, amp=amp)
+        say = _say if me.first else _say_nothing
+        for name, why in samples.skipped.items():
+            say(f"skipped {name}: {why}")
+        for group in _groups(models, together):
+            jobs = []
+            for model in group:
+                with terminal.waiting(f"loading {model}, {weights}"):  # a download, or its time-out, takes a while
+                    extractor = make_extractor(model, weights=weights, seed=seed, layers=layers, readout=readout)
+                jobs.append(
+                    Extraction(extractor, samples, out, how, dtype, overwrite=overwrite, command=_command_line())
+                )
+                for note in jobs[-1].notes:
+                    say(f"note: {note}")
+            if dry_run:
+                for job in jobs if me.first else []:
+                    _show_plan(job)
+                continue
+            before = me.share([job.already() for job in jobs] if me.first else [])
+            for job, done in zip(jobs, before, strict=True):
+                if job.path.exists() and done:
+                    say(f"{job.path} is complete already; --overwrite makes it anew")
+                elif done:
+                    say(f"{job.path}: going on after {done} of {len(samples.rows)} pictures")
+            start = time.perf_counter()
+            with terminal.progress(
+                " + ".join(job.extractor.name for job in jobs), "images/s", quiet=not me.first
+            ) as advance:
+                stores = run_together(jobs, advance, me)
+            seconds = time.perf_counter() - start
+            for job, done, store in zip(jobs, before, stores, strict=True):
+                new = len(store) - done
+                rate = f", {new / seconds:.1f} images/s on {how.device}" if new else ""
+                if me.first:
+                    click.echo(
+                        f"{job.path}  {len(store)} pictures x {len(store.layers)} layers, {human(job.bytes)}{rate}"
+                    )
+                store.close()
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _say_nothing(_: str) -> None:
+    """Of several processes only the first talks."""
+
+
+def _groups(models: Sequence[str], together: int) -> list[list[str]]:
+    """Models that prepare pictures alike, so many at most, in the order in which they are named."""
+    from repsim.extractors.factory import preprocessing_of
+
+    kinds: dict[str, list[str]] = {}
+    for model in dict.fromkeys(models):
+        kinds.setdefault(preprocessing_of(model) or model, []).append(model)
+    return [kind[i : i + together] for kind in kinds.values() for i in range(0, len(kind), together)]
 
 
 def _show_plan(job: "Extraction") -> None:
@@ -232,7 +280,7 @@ def _show_plan(job: "Extraction") -> None:
     for spec in job.arrays:
         facts = spec.facts
         shape = terminal.times(facts["output_shape"])
-        size = f"{spec.row_bytes(job.dtype):,}"
+        size = f"{spec.row_bytes(job.dtype) / spec.block:,.0f}"
         table.add_row(spec.key.layer, facts["type"], shape, spec.key.readout, terminal.times(spec.shape), size)
     terminal.console().print(table)
     room = "enough room" if job.bytes * 1.05 <= job.bytes_free else "NOT ENOUGH ROOM"
@@ -282,6 +330,33 @@ def inspect(store: Path, *, as_json: bool) -> None:
         for key, value in opened.provenance.items():
             if value not in (None, "", {}, []):
                 click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+
+
+@main.command()
+@click.argument("stores", nargs=-1, required=True, type=_READ)
+def verify(stores: Sequence[Path]) -> None:
+    """Read STORES whole and hold every byte against its checksum. Exit code 1 where something is damaged.
+
+    Comparing checks what it reads in the same way; this is for a copy, or an old disk.
+
+    \b
+    Example:
+      repsim verify acts/*.h5
+    """
+    from repsim.errors import StoreError
+    from repsim.store import verify as find_damage
+
+    damaged = 0
+    for path in stores:
+        try:
+            with terminal.progress(str(path), "layers/s") as advance:
+                found = list(map(str, find_damage(path, advance)))
+        except StoreError as error:
+            found = [str(error)]
+        damaged += bool(found)
+        click.echo(f"{path}: {'; '.join(found) if found else 'as it was written'}")
+    if damaged:
+        raise SystemExit(1)
 
 
 @main.command()
@@ -474,8 +549,3 @@ def demo(out: Path) -> None:
 
 def _command_line() -> str:
     return shlex.join(["repsim", *sys.argv[1:]])
-
-
-def _notes(notes: Sequence[str]) -> None:
-    for note in notes:
-        click.echo(f"note: {note}", err=True)

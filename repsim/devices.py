@@ -5,6 +5,7 @@ import os
 import torch
 
 from repsim.errors import InvalidInputError
+from repsim.ranks import local_rank, local_world
 
 
 def choose_device(name: str = "auto") -> str:
@@ -16,7 +17,9 @@ def choose_device(name: str = "auto") -> str:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     usable = [kind for kind, works in there.items() if works]
     if name == "auto":
-        return usable[0]
+        name = usable[0]
+    if name == "cuda" and local_world() > 1:  # each process of a torchrun its own
+        name = f"cuda:{local_rank() % max(1, torch.cuda.device_count())}"
     try:
         torch.empty(1, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError):  # no such word, no such device, no such build of torch
@@ -25,5 +28,6 @@ def choose_device(name: str = "auto") -> str:
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processor cores that this process may use: its share, where torchrun started several on this machine."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, here // local_world())

@@ -1,24 +1,49 @@
-"""From a model and some images to an activation store: choose samples, stream readouts, write them as they come."""
+"""From models and some images to activation stores: choose samples, stream readouts, write them as they come.
 
+Reading and decoding (worker processes), the forward pass and the readout (here), and writing (a thread) overlap. What
+is in memory at any time is a few batches, however many samples there are.
+"""
+
+import math
 import os
 import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
 
 import repsim
 from repsim.devices import choose_device, cores
-from repsim.errors import ImageError, OutputError
-from repsim.extractors import Extractor, ImageSource, Stream, open_images
+from repsim.errors import ImageError, InvalidInputError, OutputError
+from repsim.extractors import Batch, Extractor, ImageSource, Stream, open_images
+from repsim.extractors.factory import make_extractor
 from repsim.extractors.images import Digits, choose, readable
-from repsim.extractors.timm_models import TimmExtractor
-from repsim.files import human
+from repsim.extractors.loading import stream_together
+from repsim.extractors.modules import ModuleExtractor
+from repsim.extractors.preprocessing import Transform
+from repsim.extractors.readouts import get_several
+from repsim.files import human, partial_path
 from repsim.labels import LayerKey, SampleIds
+from repsim.layout import ArraySpec, Contents
 from repsim.progress import Progress
-from repsim.store import ActivationStore, ArraySpec, StoreWriter, open_store
+from repsim.ranks import ALONE, Ranks, ranks
+from repsim.store import ActivationStore, open_store
+from repsim.writing import StoreWriter, stored
+
+_ON_THEIR_WAY = 4
+"""Batches that may wait to be written: enough to bridge a slow moment of the disk, few enough to be no burden."""
+PARTITION_SEED = 0
+"""Of the random order in which pictures are read where a readout takes blocks of them."""
 
 DType = Literal["float32", "float16"]
 
@@ -44,16 +69,20 @@ def choose_samples(
     limit: int | None = None,
     skip_bad: bool = False,
     progress: Progress | None = None,
+    me: Ranks = ALONE,
 ) -> Samples:
     """Choose ``limit`` samples, spread evenly over the source; with ``skip_bad``, leave out those that do not decode.
 
     Damaged pictures are looked for before the first forward pass, at the cost of decoding everything once more, so that
-    the size of every array is known in advance and all models of one command see the same samples.
+    the size of every array is known in advance and all models of one command see the same samples. Several processes
+    (``me``) share that work.
     """
     rows = choose(len(images), limit)
     if not skip_bad:
         return Samples(images, rows)
-    rows, bad = readable(images, rows, cores(), progress)
+    found = me.gather(readable(images, rows[me.part(len(rows))], cores(), progress))
+    rows = [row for good, _ in found for row in good]
+    bad = {row: why for _, broken in found for row, why in broken.items()}
     if not rows:
         raise ImageError(
             f"none of the {len(bad)} pictures of {images.name} can be read; the first: {next(iter(bad.values()))}"
@@ -61,8 +90,17 @@ def choose_samples(
     return Samples(images, rows, {images.ids[row]: why for row, why in bad.items()})
 
 
-def choose_stream(samples: Samples, *, batch_size: int, workers: int | None, device: str, amp: bool) -> Stream:
-    """Settle how the passes are run. By default one process a core decodes, none where starting them takes longer."""
+def choose_stream(
+    samples: Samples, *, readout: str, batch_size: int | None, workers: int | None, device: str, amp: bool
+) -> Stream:
+    """Settle how the passes are run.
+
+    By default one process a core decodes, none where starting them takes longer; batches are of 32 pictures, or of as
+    many as make whole blocks for the readouts that need such.
+    """
+    if batch_size is None:
+        block = math.lcm(*(each.block for each in get_several(readout)))
+        batch_size = block * -(-32 // block)
     if workers is None:
         short = len(samples.rows) <= 2 * batch_size or isinstance(samples.images, Digits)
         workers = 0 if short else min(8, cores())
@@ -81,6 +119,23 @@ class Extraction:
     overwrite: bool = False
     command: str | None = None
     """Recorded as what made the store."""
+
+    def __post_init__(self) -> None:
+        for _, readout in self.extractor.readouts.values():
+            if self.how.batch_size % readout.block:
+                raise InvalidInputError(
+                    f"readout {readout.name} needs batches of whole blocks: make the batch size a multiple of "
+                    f"{readout.block}, not {self.how.batch_size}"
+                )
+
+    @property
+    def notes(self) -> list[str]:
+        """What is worth knowing before it begins."""
+        n = len(self.samples.rows)
+        left = {spec.block: n % spec.block for spec in self.arrays if n % spec.block}
+        return [*getattr(self.extractor, "notes", ())] + [
+            f"gram:{block}: {rest} of {n} pictures make no whole block and are in none" for block, rest in left.items()
+        ]
 
     @property
     def path(self) -> Path:
@@ -102,25 +157,55 @@ class Extraction:
                     "class_token": layer.class_token,
                     "grid": layer.grid,
                 },
+                readout.block,
             )
             for key, (layer, readout) in self.extractor.readouts.items()
         )
 
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """Positions of the samples in the order in which they are read.
+
+        Blocks of samples (``gram:B``) have to be a random partition, the same for every model: sorted by class, as many
+        folders are, neighbours would be of one class. Without blocks it is the samples' own order.
+        """
+        n = len(self.samples.rows)
+        blocks = any(spec.block > 1 for spec in self.arrays)
+        return np.random.default_rng(PARTITION_SEED).permutation(n) if blocks else np.arange(n)
+
+    @cached_property
+    def contents(self) -> Contents:
+        """Everything of the store but its values."""
+        images = self.samples.images
+        return Contents(
+            self.arrays,
+            self.samples.ids,
+            images.name,
+            self.provenance(),
+            self.dtype,
+            None if images.labels is None else images.labels[self.samples.rows],
+            tuple(images.classes),
+            self.order if any(spec.block > 1 for spec in self.arrays) else None,
+        )
+
     @property
-    def bytes_per_sample(self) -> int:
+    def bytes_per_sample(self) -> float:
         """Bytes that one picture takes in the store."""
-        return sum(spec.row_bytes(self.dtype) for spec in self.arrays)
+        return sum(spec.row_bytes(self.dtype) / spec.block for spec in self.arrays)
 
     @property
     def bytes(self) -> int:
         """Bytes of all arrays."""
-        return self.bytes_per_sample * len(self.samples.rows)
+        n = len(self.samples.rows)
+        return sum(spec.row_bytes(self.dtype) * (n // spec.block) for spec in self.arrays)
 
     @property
     def bytes_free(self) -> int:
-        """Bytes free on the disk that the store goes to."""
+        """Bytes on the disk that are free for the store, those counted that an interrupted run has taken for it."""
         folder = next(p for p in (self.path.parent, *self.path.parent.absolute().parents) if p.is_dir())
-        return shutil.disk_usage(folder).free
+        partial = partial_path(self.path)
+        taken = partial.stat().st_blocks * 512 if partial.exists() else 0
+        return shutil.disk_usage(folder).free + taken
 
     def check_room(self) -> None:
         """Raise `OutputError` unless the disk has room for the store and 5 % more."""
@@ -141,45 +226,159 @@ class Extraction:
             "readouts": sorted({spec.key.readout for spec in self.arrays}),
             "dtype": self.dtype,
             "batch_size": self.how.batch_size,
-            "device": self.how.device,
+            "device": torch.device(self.how.device).type,
             "amp": self.how.amp,
             "repsim_version": repsim.__version__,
             "h5py_version": h5py.__version__,
             "command": self.command,
         }
 
-    def run(self, progress: Progress | None = None) -> ActivationStore:
-        """Stream all samples through the model and write the store."""
-        self.check_room()
-        images, rows = self.samples.images, self.samples.rows
-        labels = None if images.labels is None else images.labels[rows]
-        writer = StoreWriter(
-            self.path,
-            self.arrays,
-            self.samples.ids,
-            labels=labels,
-            classes=images.classes,
-            source=images.name,
-            provenance=self.provenance(),
-            dtype=self.dtype,
-            batch_size=self.how.batch_size,
-            overwrite=self.overwrite,
-        )
-        keys = {(spec.key.layer, spec.key.readout): spec.key for spec in self.arrays}
-        done = 0
-        with writer:
-            for batch in self.extractor.stream(images, rows, self.how):
-                chunk = slice(done, done + len(batch.rows))
-                for name, values in batch.values.items():
-                    writer.write(keys[name], chunk, values.numpy())
-                done = chunk.stop
+    def already(self) -> int:
+        """How many samples are stored already, by an earlier run of the same settings.
+
+        Raises
+        ------
+        OutputError
+            What is there was made with other settings; the message says which.
+        """
+        return 0 if self.overwrite else stored(self.path, self.contents)
+
+    def batches(self, written: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+        """Positions in `order`, a batch each, of what is not written yet.
+
+        The batches are the same however often the work is interrupted and however many processes share it, and so are
+        the numbers.
+        """
+        size, n = self.how.batch_size, len(self.order)
+        every = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+        return [batch for batch in every if not written[self.order[batch]].all()]
+
+    def writer(self, *, first: bool) -> StoreWriter:
+        """Make the store's writer, which takes up what an earlier run has left."""
+        return StoreWriter(self.path, self.contents, overwrite=self.overwrite, resume=not self.overwrite, first=first)
+
+    def run(self, progress: Progress | None = None, me: Ranks = ALONE) -> ActivationStore:
+        """Stream all samples through the model and write the store; see `run_together`."""
+        return run_together([self], progress, me)[0]
+
+
+def run_together(
+    jobs: Sequence[Extraction], progress: Progress | None = None, me: Ranks = ALONE
+) -> list[ActivationStore]:
+    """Extract several models over the same samples, each picture decoded once; write a store each.
+
+    What earlier runs of the same settings have stored is kept. Among several processes (``me``) each reads its share of
+    the pictures and writes its rows into the one file of each model.
+
+    Parameters
+    ----------
+    jobs
+        Over the same samples, in the same batches; where there are several, extractors with equal preprocessing.
+    progress
+        Called after each batch with the samples done and all that are to be done, over all jobs, by this process.
+    me
+        Which of the processes this one is.
+
+    Returns
+    -------
+    list of ActivationStore
+        Finished, open for reading.
+
+    Raises
+    ------
+    RepsimError
+        A picture that cannot be read, a value that is not finite, a disk that is full. What was written before is kept,
+        and the same call goes on from there.
+    """
+    done = me.share([job.already() for job in jobs] if me.first else [])
+    todo = [job for job, n in zip(jobs, done, strict=True) if n < len(job.order) or not job.path.exists()]
+    if me.first:
+        for job in todo:
+            job.check_room()
+    with ExitStack() as stack:
+        writers = [job.writer(first=me.first) for job in todo]
+        if me.first:
+            for writer in writers:
+                stack.enter_context(writer)
+        marks = me.share([writer.written for writer in writers] if me.first else [])
+        if not me.first:
+            for writer in writers:
+                stack.enter_context(writer)
+        shares = [job.batches(written) for job, written in zip(todo, marks, strict=True)]
+        shares = [batches[me.part(len(batches))] for batches in shares]
+        before = sum(int(written.sum()) for written in marks) if me.world == 1 else 0
+        _fill(todo, writers, shares, before, progress)
+        if not me.first:
+            for writer in writers:
+                writer.commit()
+        me.wait()  # the first closes the files as it leaves the block: all rows have to be there
+    me.wait()
+    return [open_store(job.path) for job in jobs]
+
+
+def _fill(
+    jobs: Sequence[Extraction],
+    writers: Sequence[StoreWriter],
+    shares: Sequence[Sequence[NDArray[np.int64]]],
+    done: int,
+    progress: Progress | None,
+) -> None:
+    """Stream the samples in ``shares``, positions in each job's order, and write what comes in a thread of its own."""
+    total = done + sum(len(batch) for share in shares for batch in share)
+    if progress is not None:
+        progress(done, total)
+    waiting: deque[Future[int]] = deque()
+    with ThreadPoolExecutor(1, "repsim-writer") as thread:
+
+        def settle(at_most: int) -> None:
+            nonlocal done
+            while len(waiting) > at_most or (waiting and waiting[0].done()):
+                done += waiting.popleft().result()
                 if progress is not None:
-                    progress(done, len(rows))
-        return open_store(self.path)
+                    progress(done, total)
+
+        for k, positions, batch in _stream(jobs, shares):
+            waiting.append(thread.submit(_record, jobs[k], writers[k], positions, batch))
+            settle(_ON_THEIR_WAY)
+        settle(0)
+
+
+def _stream(
+    jobs: Sequence[Extraction], shares: Sequence[Sequence[NDArray[np.int64]]]
+) -> Iterator[tuple[int, NDArray[np.int64], Batch]]:
+    """Which job, the positions of its samples, and what was read; a picture is decoded once where that can be shared."""
+    if not jobs:
+        return
+    extractors, images, how = [job.extractor for job in jobs], jobs[0].samples.images, jobs[0].how
+    rows = [
+        [job.samples.rows[i] for batch in share for i in job.order[batch]]
+        for job, share in zip(jobs, shares, strict=True)
+    ]
+    alike = [e for e in extractors if isinstance(e, ModuleExtractor)]
+    if len(alike) == len(jobs) and len({e.preprocessing for e in alike}) == 1:
+        batches = stream_together(alike, images, rows, how)
+    else:
+        batches = ((k, b) for k, e in enumerate(extractors) for b in e.stream(images, rows[k], how))
+    left = [iter(share) for share in shares]
+    for k, batch in batches:
+        positions = next(left[k])
+        assert batch.rows == tuple(jobs[k].samples.rows[i] for i in jobs[k].order[positions]), "not what was asked for"
+        yield k, positions, batch
+
+
+def _record(job: Extraction, writer: StoreWriter, positions: NDArray[np.int64], batch: Batch) -> int:
+    """Write one batch; returns how many samples that makes."""
+    samples = job.order[positions]
+    for spec in job.arrays:
+        values = batch.values[spec.key.layer, spec.key.readout].numpy()
+        first = int(positions[0]) // spec.block
+        writer.write(spec.key, samples if spec.block == 1 else slice(first, first + len(values)), values)
+    writer.done(samples)
+    return len(samples)
 
 
 def extract(
-    model: str,
+    model: str | nn.Module,
     data: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
@@ -187,12 +386,14 @@ def extract(
     readout: str = "mean",
     weights: str = "pretrained",
     seed: int = 0,
+    transform: Transform | None = None,
+    name: str | None = None,
     split: str | None = None,
     data_root: str | None = None,
     download: bool = False,
     limit: int | None = None,
     skip_bad: bool = False,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
     amp: bool = False,
@@ -200,12 +401,14 @@ def extract(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ActivationStore:
-    """Extract the activations of one timm model into ``out/<model>.h5``.
+    """Extract the activations of one model into ``out/<model>.h5``.
+
+    What an earlier call with the same settings has stored, whole or in part, is kept, and only the rest is computed.
 
     Parameters
     ----------
     model
-        A timm name, with a tag or without.
+        A timm name, with a tag or without; ``torchvision/NAME``; or a torch module.
     data
         A folder of pictures (flat, or one folder a class), a ``.tar``, ``digits``, or a data set that timm opens by
         name (``torch/cifar10``, found under ``data_root``).
@@ -215,9 +418,13 @@ def extract(
         ``blocks`` (residual or transformer blocks, with the stem before and the pre-logits feature after), ``stages``,
         ``all``, or globs over module names (``layer3.*,norm``; ``*`` stays within one dotted part).
     readout
-        One or several of ``mean``, ``max``, ``cls``, ``flatten``, ``grid:K``, with commas between.
+        One or several of ``mean``, ``max``, ``cls``, ``flatten``, ``grid:K``, ``gram:B``, ``sketch:M``, with commas
+        between.
     weights, seed
-        ``pretrained``, ``random`` (from ``seed``), or a ``.safetensors`` or ``.pth`` file.
+        ``pretrained``, ``random`` (from ``seed``), or a ``.safetensors`` or ``.pth`` file. A module has its own.
+    transform, name
+        Of a module only: what makes its input (3, H, W) of a PIL picture (a timm model knows itself), and what it is
+        called (by default the class's name).
     split, data_root, download
         Which part of the data, and where timm's data sets lie.
     limit
@@ -225,12 +432,12 @@ def extract(
     skip_bad
         Leave out pictures that cannot be decoded, instead of stopping; they are listed in the provenance.
     batch_size, workers, device, amp
-        How the forward passes run: pictures a pass, processes that decode (None: chosen), ``auto`` or a torch device,
-        half precision where the device is fast at it.
+        How the forward passes run: pictures a pass (None: 32, or what ``gram:B`` needs), processes that decode (None:
+        chosen), ``auto`` or a torch device, half precision where the device is fast at it.
     dtype
         What is stored: ``float32`` or ``float16``.
     overwrite
-        Replace an existing store.
+        Start anew, and replace an existing store.
     progress
         Called after each batch with the number of samples done and of all.
 
@@ -243,7 +450,8 @@ def extract(
     ------
     RepsimError
         An unknown model or layer, an impossible readout, weights or pictures that cannot be read, a NaN activation, a
-        place that cannot be written. Nothing is left behind then.
+        place that cannot be written, a store that was made with other settings. What was computed until then is kept
+        for the next call.
 
     Examples
     --------
@@ -254,13 +462,11 @@ def extract(
     (('blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5'), (16, 64))
     """
     images = open_images(os.fspath(data), split=split, root=data_root, download=download)
-    samples = choose_samples(images, limit=limit, skip_bad=skip_bad)
-    job = Extraction(
-        TimmExtractor(model, weights=weights, seed=seed, layers=layers, readout=readout),
-        samples,
-        Path(out),
-        choose_stream(samples, batch_size=batch_size, workers=workers, device=device, amp=amp),
-        dtype=dtype,
-        overwrite=overwrite,
-    )
-    return job.run(progress)
+    with ranks() as me:
+        samples = choose_samples(images, limit=limit, skip_bad=skip_bad, me=me)
+        how = choose_stream(samples, readout=readout, batch_size=batch_size, workers=workers, device=device, amp=amp)
+        extractor = make_extractor(
+            model, weights=weights, seed=seed, layers=layers, readout=readout, transform=transform, name=name
+        )
+        job = Extraction(extractor, samples, Path(out), how, dtype=dtype, overwrite=overwrite)
+        return job.run(progress, me)

@@ -52,8 +52,11 @@ def waiting(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr with a rate and the time left; in a log file, a line now and then instead."""
+def progress(what: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr with a rate and the time left; in a log file, a line now and then instead.
+
+    What is done at the first call was done before, and is no part of the rate.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -64,16 +67,18 @@ def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     start = last = time.perf_counter()
-    live = sys.stderr.isatty()
+    before: int | None = None
+    live = sys.stderr.isatty() and not quiet
     with Progress(*columns, console=console(stderr=True), transient=True, disable=not live) as bar:
         task = bar.add_task(what, total=None, rate="", visible=False)
 
         def advance(done: int, total: int) -> None:
-            nonlocal last
+            nonlocal last, before
             now = time.perf_counter()
-            rate = f"{done / max(now - start, 1e-9):.1f} {unit}"
+            before = done if before is None else before
+            rate = f"{(done - before) / max(now - start, 1e-9):.1f} {unit}"
             bar.update(task, completed=done, total=total, rate=rate, visible=True)
-            if not live and now - last >= LOG_SECONDS:
+            if not live and not quiet and now - last >= LOG_SECONDS:
                 last = now
                 click.echo(f"{what}: {done} of {total}, {rate}", err=True)
 

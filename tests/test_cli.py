@@ -19,7 +19,8 @@ from PIL import Image
 from repsim.cli import main
 from repsim.comparison import compare
 from repsim.results import open_result
-from repsim.store import open_store, write_store
+from repsim.store import open_store
+from repsim.writing import write_store
 
 COMMANDS = ["compare", "demo", "extract", "heatmap", "inspect", "layers", "metrics", "models"]
 

@@ -16,7 +16,8 @@ from repsim.errors import InvalidInputError, SampleMismatchError, StoreError, Un
 from repsim.labels import SampleIds
 from repsim.metrics.subspace import PrincipalSubspace
 from repsim.results import open_result, save_result
-from repsim.store import ActivationStore, open_store, write_store
+from repsim.store import ActivationStore, open_store
+from repsim.writing import write_store
 
 SPECS = ("cka", "cka:estimator=biased", "cka:kernel=rbf", "cca", "svcca", "pwcca")
 

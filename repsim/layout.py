@@ -1,0 +1,443 @@
+"""What is where in a store's file: laid out once, found again with suspicion. docs/store-format.md is normative.
+
+Every array has its final size and its final place from the start, in one piece, without filters. So rows are written,
+read and checked as plain bytes at known places, by as many processes as there are, and HDF5's own structures never
+change again: whatever kills a process, the file stays readable.
+
+A file may come from a stranger. Nothing here follows a link into another file, and no size is believed before it has
+been held against the size of the file.
+"""
+
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from repsim.errors import StoreError, reason
+from repsim.labels import LayerKey, SampleIds
+
+FORMAT = "repsim-activations"
+VERSION = 2
+COMPLETE = 2**32
+"""`checks/structure` of a complete store is this plus the checksum; 1 while rows are being written; 0 before that."""
+_PIECE = 2**22
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a store, before it is written."""
+
+    key: LayerKey
+    shape: tuple[int, ...]
+    """Of one row."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What is recorded of the layer: module type, output shape, axes, tokens."""
+    block: int = 1
+    """Samples that make one row: B where a row is the Gram matrix of B samples."""
+
+    def row_bytes(self, dtype: str) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything of a store but its values."""
+
+    arrays: tuple[ArraySpec, ...]
+    """In depth order."""
+    sample_ids: SampleIds
+    source: str
+    """What the samples are, for people."""
+    provenance: Mapping[str, Any]
+    dtype: str = "float32"
+    labels: Array | None = None
+    classes: tuple[str, ...] = ()
+    order: Array | None = None
+    """Positions of the samples in the order in which they were read, where rows are made of several: row k of an array
+    of blocks is made of the samples order[k * block : (k + 1) * block]."""
+    created: str = ""
+    """ISO 8601, UTC; set when the file is laid out."""
+
+    @property
+    def model(self) -> str:
+        """Names the model in every result."""
+        return self.arrays[0].key.model
+
+    def rows(self, spec: ArraySpec) -> int:
+        """Rows of one array; samples that make no full row are left out."""
+        return len(self.sample_ids) // spec.block
+
+    def difference(self, other: "Contents") -> str | None:
+        """How ``other`` would hold other values, in words; None where both promise the same to the bit."""
+        found: list[str] = []
+        for key in dict.fromkeys((*self.provenance, *other.provenance)):
+            if key != "command":
+                found += _differences(key, self.provenance.get(key), other.provenance.get(key))
+        if samples := self.sample_ids.difference(other.sample_ids):
+            found.insert(0, f"samples: {samples}")
+        mine, yours = ({spec.key.label: spec for spec in contents.arrays} for contents in (self, other))
+        if lonely := [
+            *(label for label in mine if label not in yours),
+            *(label for label in yours if label not in mine),
+        ]:
+            found.append(f"layers: {len(mine)} there, {len(yours)} now (not in both: {_some(lonely)})")
+        elif changed := [label for label, spec in mine.items() if yours[label].shape != spec.shape]:
+            found.append(f"shapes of layers: {_some(changed)}")
+        if self.dtype != other.dtype and "dtype" not in self.provenance:
+            found.append(f"dtype: {self.dtype} there, {other.dtype} now")
+        return "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "") if found else None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _differences(key: str, there: Any, now: Any) -> list[str]:
+    """What differs between two JSON values, down to the entries of dictionaries."""
+    there, now = (json.loads(json.dumps(value)) for value in (there, now))  # tuples as lists, as they are stored
+    if there == now:
+        return []
+    if isinstance(there, dict) and isinstance(now, dict):
+        return [d for k in dict.fromkeys((*there, *now)) for d in _differences(f"{key}.{k}", there.get(k), now.get(k))]
+    texts = ["nothing" if value is None else json.dumps(value) for value in (there, now)]
+    words = [text[:60] + "..." if len(text) > 60 else text for text in texts]
+    return [f"{key}: {words[0]} there, {words[1]} now"]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where a dataset's bytes are."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one entry of the first axis."""
+        return int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
+
+    @property
+    def size(self) -> int:
+        """Of all."""
+        return self.shape[0] * self.row_bytes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything in a file is."""
+
+    arrays: Mapping[LayerKey, Extent]
+    checksums: Mapping[LayerKey, Extent]
+    """CRC-32 of every row."""
+    written: Extent
+    """A byte a sample, 1 once everything of it is on the disk."""
+    structure: Extent
+    """A checksum over everything but the arrays and itself, and how far the store is (`COMPLETE`)."""
+
+
+class _Paper(io.RawIOBase):
+    """A file in memory of which only what is written takes room.
+
+    HDF5 lays out a store here, where arrays take none, and not on the disk: it does not survive a disk that is full.
+    """
+
+    PAGE = 2**16
+
+    def __init__(self) -> None:
+        self.pages: dict[int, bytearray] = {}
+        self.size = self.position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.position = offset + (self.size if whence == os.SEEK_END else self.position if whence == os.SEEK_CUR else 0)
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self.position if size is None else size
+        return self.size
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        written = len(left)
+        while left:
+            page, at = divmod(self.position, self.PAGE)
+            part = left[: self.PAGE - at]
+            self.pages.setdefault(page, bytearray(self.PAGE))[at : at + len(part)] = part
+            left, self.position = left[len(part) :], self.position + len(part)
+        self.size = max(self.size, self.position)
+        return written
+
+    def readinto(self, buffer: Any) -> int:
+        left = memoryview(buffer).cast("B")[: max(0, self.size - self.position)]
+        read = len(left)
+        while left:
+            page, at = divmod(self.position, self.PAGE)
+            part = memoryview(self.pages.get(page, bytes(self.PAGE)))[at : at + len(left)]
+            left[: len(part)] = part
+            left, self.position = left[len(part) :], self.position + len(part)
+        return read
+
+    def copy_to(self, file: int) -> None:
+        """Write all of it; where nothing was written the file has holes."""
+        os.ftruncate(file, 0)
+        os.ftruncate(file, self.size)
+        for page, data in sorted(self.pages.items()):
+            start = page * self.PAGE
+            write_at(file, start, np.frombuffer(data, "u1")[: self.size - start])
+
+
+def lay_out(file: int, contents: Contents) -> None:
+    """Write everything but the values; the rows of arrays are holes in the file, which take no room yet."""
+    paper = _Paper()
+    _draw(paper, contents)
+    paper.copy_to(file)
+
+
+def _draw(paper: _Paper, contents: Contents) -> None:
+    with h5py.File(paper, "w") as file:
+        file.attrs.update(
+            format=FORMAT,
+            format_version=VERSION,
+            model=contents.model,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            provenance=json.dumps(contents.provenance),
+        )
+        ids = contents.sample_ids
+        samples = file.create_group("samples")
+        samples.attrs.update(
+            source=contents.source,
+            content_fingerprint=ids.content,
+            id_fingerprint=ids.fingerprint,
+            classes=json.dumps(list(contents.classes)),
+        )
+        encoded = [i.encode() for i in ids]
+        # fixed width, and so in one place
+        text = h5py.string_dtype("utf-8", max(map(len, encoded)))
+        samples.create_dataset("id", data=np.array(encoded, text))
+        if contents.labels is not None:
+            samples.create_dataset("label", data=np.asarray(contents.labels, "<i8"))
+        if contents.order is not None:
+            samples.create_dataset("order", data=np.asarray(contents.order, "<i8"))
+        checks = file.create_group("checks")
+        checks.create_dataset("written", data=np.zeros(len(ids), "u1"))
+        checks.create_dataset("structure", data=np.zeros(1, "<u8"))
+        layers = file.create_group("layers", track_order=True)  # else blocks.10 comes before blocks.2
+        tables = checks.create_group("rows", track_order=True)
+        for spec in contents.arrays:
+            known = spec.key.layer in layers  # its second readout
+            group = layers[spec.key.layer] if known else layers.create_group(spec.key.layer, track_order=True)
+            table = tables[spec.key.layer] if known else tables.create_group(spec.key.layer, track_order=True)
+            group.attrs.update({key: value for key, value in spec.facts.items() if value is not None})
+            rows = contents.rows(spec)
+            dtype = np.dtype(contents.dtype).newbyteorder("<")
+            array = group.create_dataset(spec.key.readout, (rows, *spec.shape), dtype, dcpl=_in_one_piece())
+            array.attrs["block"] = spec.block
+            table.create_dataset(spec.key.readout, data=np.zeros(rows, "<u4"))
+
+
+def _in_one_piece() -> Any:
+    """Contiguous, with its place in the file from the start, and not filled: no byte is written twice."""
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_layout(h5py.h5d.CONTIGUOUS)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    return layout
+
+
+def read(path: Path) -> tuple[Contents, Layout]:
+    """Find out what a file holds, and where; `StoreError` where that is no store, or not to be trusted."""
+    if not path.is_file():
+        raise StoreError(f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}")
+    try:
+        # no locks: a store that has its name never changes, and some file systems have none
+        with h5py.File(path, "r", locking=False) as file:
+            return _Reader(path, file).all()
+    except StoreError:
+        raise
+    except OSError as error:
+        known = {"truncated": "it is cut off", "signature": "it is no HDF5 file"}
+        why = next((text for word, text in known.items() if word in str(error)), reason(error))
+        raise StoreError(f"cannot read {path}: {why}") from None
+    except Exception as error:  # noqa: BLE001 - what HDF5 makes of damaged structures is anything
+        raise StoreError(f"{path} is a damaged store: {reason(error)}") from None
+
+
+class _Reader:
+    """Reads one file's structure; every step refuses what a store written by repsim cannot hold."""
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.path, self.file = path, file
+        self.bytes = path.stat().st_size
+
+    def all(self) -> tuple[Contents, Layout]:
+        """Everything."""
+        file, path = self.file, self.path
+        kind, version = (
+            self.attribute(file, key) if key in file.attrs else None for key in ("format", "format_version")
+        )
+        if kind != FORMAT:
+            raise StoreError(
+                f"{path} is an HDF5 file but no activation store (its 'format' is {kind!r}, not {FORMAT!r})"
+            )
+        if version != VERSION:
+            newer = isinstance(version, int) and version > VERSION
+            todo = "Install a newer repsim" if newer else "Extract it again"
+            raise StoreError(f"{path} has store format {version}; this repsim reads {VERSION}. {todo}")
+        model, created = self.text(file, "model"), self.text(file, "created")
+        samples, checks = self.group(file, "samples"), self.group(file, "checks")
+        ids = self.extent(samples, "id")
+        encoded = self.values(ids)
+        if ids.dtype.kind != "S" or len(ids.shape) != 1:
+            raise StoreError(f"{path} is a damaged store: its sample ids are no strings")
+        n = len(encoded)
+        sample_ids = SampleIds(tuple(i.decode() for i in encoded.tolist()), self.text(samples, "content_fingerprint"))
+        if sample_ids.fingerprint != self.text(samples, "id_fingerprint"):
+            raise StoreError(f"{path} is a damaged store: its sample ids are not what was written")
+        written, structure = self.extent(checks, "written", (n,), "u1"), self.extent(checks, "structure", (1,), "<u8")
+        arrays: dict[LayerKey, Extent] = {}
+        checksums: dict[LayerKey, Extent] = {}
+        specs: list[ArraySpec] = []
+        layers, tables = self.group(file, "layers"), self.group(checks, "rows")
+        for layer in layers:
+            group = self.group(layers, layer)
+            facts = {key: self.attribute(group, key) for key in group.attrs}
+            for readout in group:
+                key = LayerKey(model, layer, readout)
+                array = self.extent(group, readout)
+                if array.dtype.kind != "f" or len(array.shape) < 2:
+                    raise StoreError(f"{path}: {key} holds no floating-point rows")
+                block = self.attribute(group[readout], "block")
+                if not isinstance(block, int) or block < 1 or array.shape[0] != n // block:
+                    raise StoreError(f"{path}: {key} has {array.shape[0]} rows for {n} samples")
+                arrays[key] = array
+                checksums[key] = self.extent(self.group(tables, layer), readout, array.shape[:1], "<u4")
+                specs.append(ArraySpec(key, array.shape[1:], facts, block))
+        if not specs:
+            raise StoreError(f"{path} holds no layer")
+        contents = Contents(
+            tuple(specs),
+            sample_ids,
+            self.text(samples, "source"),
+            json.loads(self.text(file, "provenance")),
+            next(iter(arrays.values())).dtype.name,
+            self.optional(samples, "label", n),
+            tuple(json.loads(self.text(samples, "classes"))),
+            self.optional(samples, "order", n),
+            created,
+        )
+        return contents, Layout(arrays, checksums, written, structure)
+
+    def child(self, group: h5py.Group, name: str) -> Any:
+        """What a name stands for; never through a link, which could lead into any file of the reader's machine."""
+        link = group.get(name, getlink=True)
+        if link is None:
+            raise StoreError(f"{self.path} is a damaged store: {group.name.rstrip('/')}/{name} is missing")
+        if not isinstance(link, h5py.HardLink):
+            raise StoreError(
+                f"{self.path} is refused: {group.name.rstrip('/')}/{name} is a link, perhaps to another file"
+            )
+        return group[name]
+
+    def group(self, group: h5py.Group, name: str) -> h5py.Group:
+        found = self.child(group, name)
+        if not isinstance(found, h5py.Group):
+            raise StoreError(f"{self.path} is a damaged store: {found.name} is no group")
+        return found
+
+    def extent(
+        self, group: h5py.Group, name: str, shape: tuple[int, ...] | None = None, dtype: str | None = None
+    ) -> Extent:
+        """Where a dataset is: inside this file, in one piece, and no larger than the file."""
+        found = self.child(group, name)
+        where = f"{self.path} is refused: {found.name}"
+        if not isinstance(found, h5py.Dataset):
+            raise StoreError(f"{where} is no dataset")
+        made = found.id.get_create_plist()
+        if made.get_layout() != h5py.h5d.CONTIGUOUS or made.get_external_count():
+            raise StoreError(f"{where} does not lie in this file in one piece")
+        offset, extent = found.id.get_offset(), Extent(0, found.shape, found.dtype)
+        if not found.shape or offset is None or offset + extent.size > self.bytes or extent.size < 1:
+            raise StoreError(f"{where} claims the shape {found.shape}, which the file has no room for")
+        if (shape is not None and found.shape != shape) or (dtype is not None and found.dtype != np.dtype(dtype)):
+            raise StoreError(f"{self.path} is a damaged store: {found.name} is {found.dtype} {found.shape}")
+        return Extent(offset, found.shape, found.dtype)
+
+    def values(self, extent: Extent) -> Array:
+        with self.path.open("rb") as file:
+            return read_rows(file.fileno(), extent, 0, extent.shape[0])
+
+    def optional(self, group: h5py.Group, name: str, n: int) -> Array | None:
+        return self.values(self.extent(group, name, (n,), "<i8")) if name in group else None
+
+    def attribute(self, owner: Any, name: str) -> Any:
+        """A string, a number, or a few of them, as plain Python values."""
+        attribute = owner.attrs.get_id(name)
+        if len(attribute.shape) > 1 or np.prod(attribute.shape, dtype=object) > 64:
+            raise StoreError(
+                f"{self.path} is refused: attribute {name} of {owner.name} has the shape {attribute.shape}"
+            )
+        value = owner.attrs[name]
+        return value.tolist() if hasattr(value, "tolist") else value
+
+    def text(self, owner: Any, name: str) -> str:
+        value = self.attribute(owner, name)
+        if not isinstance(value, str):
+            raise StoreError(f"{self.path} is a damaged store: attribute {name} of {owner.name} is no string")
+        return value
+
+
+def read_rows(file: int, extent: Extent, start: int, stop: int) -> Array:
+    """Read rows start:stop of a dataset as they lie in the file."""
+    values = np.empty((stop - start, *extent.shape[1:]), extent.dtype)
+    left = as_bytes(values)
+    offset = extent.offset + start * extent.row_bytes
+    while left:
+        got = os.preadv(file, [left], offset)
+        if not got:
+            raise StoreError("the file is cut off")
+        left, offset = left[got:], offset + got
+    return values
+
+
+def as_bytes(values: Array) -> memoryview:
+    """The memory of a contiguous array."""
+    return memoryview(values.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
+def write_at(file: int, offset: int, values: Array) -> None:
+    """Write bytes to their place; a system call may take only some of them."""
+    left = as_bytes(np.ascontiguousarray(values))
+    while left:
+        done = os.pwrite(file, left, offset)
+        left, offset = left[done:], offset + done
+
+
+def structure_checksum(file: int, layout: Layout) -> int:
+    """CRC-32 over every byte of the file but the arrays', which have checksums of their own, and the result's."""
+    taken = sorted((e.offset, e.offset + e.size) for e in (*layout.arrays.values(), layout.structure))
+    crc, position, size = 0, 0, os.fstat(file).st_size
+    for start, stop in (*taken, (size, size)):
+        for at, length in _pieces(position, start):
+            crc = zlib.crc32(os.pread(file, length, at), crc)
+        position = max(position, stop)
+    return crc
+
+
+def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    for at in range(start, stop, _PIECE):
+        yield at, min(_PIECE, stop - at)

@@ -1,0 +1,97 @@
+"""The processes of one run, as torchrun starts them: who is who, and the few things that they tell each other."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from repsim.errors import RepsimError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process of a run this one is. One on its own gets at once whatever it asks for."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that prints, and opens and closes files for all."""
+        return self.rank == 0
+
+    def share(self, value: T) -> T:
+        """What the first process gives, in every process. Whoever comes here early waits."""
+        held = [value]
+        if self.world > 1:
+            with _others():
+                dist.broadcast_object_list(held)
+        return held[0]
+
+    def gather(self, value: T) -> list[T]:
+        """What each process gives, by rank, in every process."""
+        if self.world == 1:
+            return [value]
+        held: list[Any] = [None] * self.world
+        with _others():
+            dist.all_gather_object(held, value)
+        return held
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.gather(None)
+
+    def part(self, length: int) -> slice:
+        """The share of this process in so many things: neighbours, so that what it reads and writes lies together.
+
+        >>> [Ranks(rank, 3).part(10) for rank in range(3)]
+        [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
+        """
+        return slice(self.rank * length // self.world, (self.rank + 1) * length // self.world)
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError:
+        raise RepsimError("another process of this run has ended; its own message says why") from None
+
+
+@contextmanager
+def ranks() -> Iterator[Ranks]:
+    """Find the other processes, where torchrun started this one; a process on its own is all there is.
+
+    They only tell each other who does what, so gloo will do, with a GPU or without. A process group that the program
+    has made itself is used as it is.
+    """
+    if dist.is_available() and dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+        return
+    if not (dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1):
+        yield ALONE
+        return
+    dist.init_process_group("gloo", timeout=timedelta(days=30))  # torchrun ends all when one dies; nobody waits in vain
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """The number of this process on its machine: which of the GPUs is its own."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world() -> int:
+    """Processes of this run on this machine, which share its cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,0 +1,396 @@
+"""Writing activation stores so that a kill at any moment costs seconds.
+
+A store grows under the name ``<name>.partial``. Its file is laid out in full at first (`repsim.layout`); from then on
+rows go to their places as plain bytes, and HDF5's own structures never change. Now and then the writer commits: it
+waits until the rows are on the disk, and only then marks their samples as written. Who comes later trusts those
+marks and nothing else. When every sample is marked, a checksum closes the file, and it gets its name.
+
+One process lays out and closes, and holds a lock meanwhile. Others of the same run may write rows of their own.
+"""
+
+import os
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from repsim import layout
+from repsim.errors import InvalidInputError, OutputError, RepsimError, StoreError, reason
+from repsim.files import check_output, partial_path
+from repsim.labels import LayerKey, SampleIds
+from repsim.layout import Array, ArraySpec, Contents
+from repsim.store import ActivationStore, open_store
+
+try:
+    import fcntl
+except ImportError:  # no such locks on this system: there a second writer goes unnoticed
+    fcntl = None  # type: ignore[assignment]
+
+COMMIT_SECONDS = 2.0
+"""What a kill costs at most, apart from what is on its way."""
+_STARTED = 1
+"""`checks/structure` of a file that is laid out and not complete; 0 where even that was interrupted."""
+
+
+class StoreWriter:
+    """Writes one store. A context manager: the file gets its name when the block ends well.
+
+    What an earlier run has committed under the same `Contents` is kept: `written` tells which samples. A block that
+    ends with an error keeps what was committed, for the next run; with nothing committed, nothing is left behind.
+
+    Parameters
+    ----------
+    path
+        The store's name.
+    contents
+        All but the values.
+    overwrite
+        Replace what has the name.
+    resume
+        Go on with what an earlier run has left; otherwise start anew.
+    first
+        Whether this process lays out and closes the file. Another one opens what the first has laid out, and writes
+        rows of its own.
+
+    Raises
+    ------
+    OutputError
+        The name is taken; another process is writing; what an earlier run left was made with other settings; the disk
+        is full.
+    InvalidInputError
+        Ids that are not unique, layers that cannot be named, values that are not finite.
+    """
+
+    def __init__(
+        self, path: Path, contents: Contents, *, overwrite: bool = False, resume: bool = False, first: bool = True
+    ) -> None:
+        self.path, self.partial, self.contents = path, partial_path(path), contents
+        self.overwrite, self.resume, self.first = overwrite, resume, first
+        _check(contents)
+        self._specs = {spec.key: spec for spec in contents.arrays}
+        self._file: int | None = None
+        self._uncommitted: list[Array] = []
+        self._committed = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self.first:
+            check_output(self.path, overwrite=self.overwrite)
+        with self._guard():
+            self._file = os.open(self.partial, os.O_RDWR | (os.O_CREAT if self.first else 0), 0o666)
+        try:
+            if self.first:
+                self._lock()
+                if not (self.resume and self._take_up()):
+                    self._begin()
+            else:
+                self._layout = layout.read(self.partial)[1]
+                self.written = self._marks()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def _lock(self) -> None:
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(f"another process is writing {self.partial}; wait until it is done") from None
+            except OSError:
+                pass  # a file system without locks
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._fd), self.partial.stat()):
+                return
+        raise OutputError(f"another process has just finished {self.path}")
+
+    def _take_up(self) -> bool:
+        """Take up what an earlier run has left; False where that is nothing."""
+        try:
+            there, self._layout = layout.read(self.partial)
+            if not self._structure():
+                return False
+        except StoreError:  # killed while laying out: nothing is in it
+            return False
+        if difference := there.difference(self.contents):
+            raise OutputError(
+                f"{self.partial} was made with other settings: {difference}. Use --overwrite to replace it, or another "
+                "folder"
+            )
+        self.written = self._marks()
+        return True
+
+    def _begin(self) -> None:
+        try:
+            with self._guard():
+                layout.lay_out(self._fd, self.contents)
+                self._layout = layout.read(self.partial)[1]
+                os.fsync(self._fd)
+                self._mark_structure(_STARTED)
+                os.fsync(self._fd)
+        except BaseException:
+            self.partial.unlink(missing_ok=True)
+            raise
+        self.written = np.zeros(len(self.contents.sample_ids), bool)
+
+    def write(self, key: LayerKey, rows: slice | Sequence[int] | Array, values: Array) -> None:
+        """Write rows of one array, (rows, ...) or flattened to (rows, p), and their checksums."""
+        spec, extent = self._specs[key], self._layout.arrays[key]
+        where = np.arange(extent.shape[0])[rows]
+        if not len(where):  # a last batch of too few samples for a block
+            return
+        values = self._checked(spec, where, values).reshape(len(where), -1)
+        sums = np.array([zlib.crc32(layout.as_bytes(line)) for line in values], "<u4")
+        with self._guard():
+            for run in np.split(np.arange(len(where)), np.flatnonzero(np.diff(where) != 1) + 1):
+                start, part = int(where[run[0]]), slice(run[0], run[-1] + 1)
+                layout.write_at(self._fd, extent.offset + start * extent.row_bytes, values[part])
+                layout.write_at(self._fd, self._layout.checksums[key].offset + 4 * start, sums[part])
+
+    def _checked(self, spec: ArraySpec, where: Array, values: Array) -> Array:
+        """In the store's dtype, or a refusal that counts what is not finite and names the layer and the sample."""
+        dtype = self._layout.arrays[spec.key].dtype
+        with np.errstate(over="ignore"):  # an overflow of float16 is found, and named, right below
+            stored = np.ascontiguousarray(values, dtype).reshape(len(where), *spec.shape)
+        finite = np.isfinite(stored)
+        if finite.all():
+            return stored
+        row = int(np.argwhere(~finite)[0, 0])
+        order = self.contents.order if spec.block > 1 else None
+        sample = int(where[row]) * spec.block
+        name = self.contents.sample_ids.ids[sample if order is None else int(order[sample])]
+        at = f"the first in sample {name}" if spec.block == 1 else f"the first in the block that begins with {name}"
+        overflow = int(np.isfinite(np.asarray(values)).sum() - finite.sum())
+        if overflow:
+            raise InvalidInputError(
+                f"{spec.key}: {overflow} values overflow {dtype.name} (beyond {np.finfo(dtype).max:,.0f}), {at}; "
+                "use --dtype float32"
+            )
+        raise InvalidInputError(f"{spec.key}: {int((~finite).sum())} values are NaN or infinite, {at}")
+
+    def done(self, samples: slice | Sequence[int] | Array) -> None:
+        """Everything of these samples has been written; they count once it is committed, which happens now and then."""
+        self._uncommitted.append(np.arange(len(self.contents.sample_ids))[samples])
+        if time.monotonic() - self._committed > COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Wait until what was written is on the disk, and then mark the samples that are `done`."""
+        if not self._uncommitted:
+            return
+        samples = np.concatenate(self._uncommitted)
+        with self._guard():
+            os.fsync(self._fd)
+            for run in np.split(samples, np.flatnonzero(np.diff(samples) != 1) + 1):
+                layout.write_at(self._fd, self._layout.written.offset + int(run[0]), np.ones(len(run), "u1"))
+        self._uncommitted.clear()
+        self._committed = time.monotonic()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.commit()
+                if self.first:
+                    self._complete()
+            else:
+                with suppress(OutputError):  # the first error is the one to tell
+                    self.commit()
+                kept = int(self._marks().sum())
+                if kept and error is not None:
+                    error.add_note(
+                        f"({kept} of {len(self.contents.sample_ids)} samples are kept in {self.partial}: "
+                        "the same command again goes on from there)"
+                    )
+                elif self.first:
+                    self.partial.unlink(missing_ok=True)
+        finally:
+            self._close()
+
+    def _complete(self) -> None:
+        """Every sample is there: close the file with a checksum, and give it its name."""
+        missing = np.flatnonzero(~self._marks())
+        if len(missing):
+            first = self.contents.sample_ids.ids[missing[0]]
+            raise OutputError(f"{self.partial}: {len(missing)} samples were never written, the first {first}")
+        with self._guard():
+            self._mark_structure(layout.COMPLETE + layout.structure_checksum(self._fd, self._layout))
+            os.fsync(self._fd)
+            self.partial.replace(self.path)
+            with suppress(OSError):  # not every file system can: the name itself is on the disk then a little later
+                folder = os.open(self.path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+
+    @property
+    def _fd(self) -> int:
+        assert self._file is not None, "the writer is open"
+        return self._file
+
+    def _marks(self) -> Array:
+        """Which samples are committed, by whichever process."""
+        return layout.read_rows(self._fd, self._layout.written, 0, len(self.contents.sample_ids)).astype(bool)
+
+    def _structure(self) -> int:
+        return int(layout.read_rows(self._fd, self._layout.structure, 0, 1)[0])
+
+    def _mark_structure(self, value: int) -> None:
+        layout.write_at(self._fd, self._layout.structure.offset, np.array([value], "<u8"))
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)  # and with it the lock
+            self._file = None
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Turn what the system or HDF5 raises where it cannot write into one line."""
+        try:
+            yield
+        except RepsimError:
+            raise
+        except (OSError, RuntimeError) as error:
+            raise OutputError(f"cannot write {self.path}: {reason(error)}") from None
+
+
+def stored(path: Path, contents: Contents) -> int:
+    """How many samples of ``contents`` a finished store, or an interrupted run, has on the disk already.
+
+    Raises
+    ------
+    OutputError
+        What is there was made with other settings; the message says which.
+    StoreError
+        A store of that name is damaged.
+    """
+    for there in (path, partial_path(path)):
+        if not there.exists():
+            continue
+        if there == path:
+            with open_store(path) as store:
+                found, count = store.contents, len(store)
+        else:
+            try:
+                found, places = layout.read(there)
+                with there.open("rb") as file:
+                    count = int(layout.read_rows(file.fileno(), places.written, 0, len(found.sample_ids)).sum())
+            except StoreError:  # killed while laying out: the writer starts anew
+                return 0
+        if difference := found.difference(contents):
+            raise OutputError(
+                f"{there} was made with other settings: {difference}. Use --overwrite to replace it, or another folder"
+            )
+        return count
+    return 0
+
+
+def _check(contents: Contents) -> None:
+    ids = contents.sample_ids.ids
+    if len(set(ids)) < len(ids):
+        twice = next(name for name, count in Counter(ids).items() if count > 1)
+        raise InvalidInputError(f"sample id {twice!r} occurs twice; ids must be unique")
+    for name in ids:
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # a file name in another encoding
+            raise InvalidInputError(f"sample id {name!r} is not valid Unicode; rename the file") from None
+        if not name or "\0" in name:
+            raise InvalidInputError(f"sample id {name!r} cannot be stored: it is empty or holds a null character")
+    if contents.labels is not None and len(contents.labels) != len(ids):
+        raise InvalidInputError(f"{len(contents.labels)} labels for {len(ids)} samples")
+    if not contents.arrays:
+        raise InvalidInputError("a store needs at least one layer")
+    for spec in contents.arrays:
+        for part in (spec.key.layer, spec.key.readout):
+            if "/" in part or part in {"", "."}:
+                raise InvalidInputError(f"{part!r} cannot name a layer: it may not be empty or hold a slash (use dots)")
+        if not contents.rows(spec):
+            raise InvalidInputError(f"{spec.key} needs at least {spec.block} samples, got {len(ids)}")
+
+
+def write_store(
+    path: str | os.PathLike[str],
+    layers: Mapping[str, Array],
+    *,
+    model: str,
+    sample_ids: Sequence[str] | None = None,
+    labels: Sequence[int] | Array | None = None,
+    readout: str = "given",
+    source: str = "given",
+    provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> ActivationStore:
+    """Make a store of activations that come from elsewhere.
+
+    Parameters
+    ----------
+    path
+        The new file.
+    layers
+        Layer name -> array (n samples, ...), in depth order; float16, float32 or float64, the same for all.
+    model
+        Names the model in every result.
+    sample_ids
+        One id a sample, unique. Without them samples are numbered, and any two stores of as many samples agree.
+    labels
+        Class numbers.
+    readout
+        How the arrays were read out, as it will stand under figures.
+    source
+        What the samples are, as it will stand under figures.
+    provenance
+        Anything else worth recording, as JSON values.
+    overwrite
+        Replace an existing file.
+
+    Raises
+    ------
+    InvalidInputError
+        Arrays of unequal length, of no floating dtype, or with NaN or infinite values.
+    OutputError
+        The file exists, or cannot be written.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> x = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with write_store(f"{folder}/mine.h5", {"hidden": x, "out": x[:, :2]}, model="mine") as store:
+    ...         store.layers, store["out"].shape
+    (('hidden', 'out'), (10, 2))
+    """
+    arrays = {name: np.asarray(values) for name, values in layers.items()}
+    shapes = {name: values.shape for name, values in arrays.items()}
+    if len({shape[:1] for shape in shapes.values()}) > 1 or any(
+        len(shape) < 2 or 0 in shape for shape in shapes.values()
+    ):
+        raise InvalidInputError(f"every layer must be (n samples, features ...) with the same n, got {shapes}")
+    kinds = {str(values.dtype) for values in arrays.values()}
+    if not kinds <= {"float16", "float32", "float64"} or len(kinds) > 1:
+        raise InvalidInputError(f"layers must all be float16, float32 or float64, got {', '.join(sorted(kinds))}")
+    n = next(iter(shapes.values()))[0] if shapes else 0
+    ids = tuple(str(i) for i in range(n)) if sample_ids is None else tuple(map(str, sample_ids))
+    if len(ids) != n:
+        raise InvalidInputError(f"{len(ids)} sample ids for {n} samples")
+    specs = tuple(ArraySpec(LayerKey(model, name, readout), shape[1:]) for name, shape in shapes.items())
+    contents = Contents(
+        specs,
+        SampleIds(ids),
+        source,
+        {"extractor": "given", **(provenance or {})},
+        next(iter(kinds), "float32"),
+        None if labels is None else np.asarray(labels),
+    )
+    with StoreWriter(Path(path), contents, overwrite=overwrite) as writer:
+        for spec in specs:
+            writer.write(spec.key, slice(None), arrays[spec.key.layer])
+        writer.done(slice(None))
+    return open_store(path)

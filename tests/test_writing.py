@@ -1,0 +1,345 @@
+"""Writing stores: a kill costs seconds, an error keeps what was committed, and nothing is ever half a store."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from repsim import writing
+from repsim.errors import InvalidInputError, OutputError, StoreError, UnknownNameError
+from repsim.labels import LayerKey, SampleIds
+from repsim.layout import ArraySpec, Contents
+from repsim.store import open_store
+from repsim.writing import StoreWriter, stored, write_store
+
+KEYS = [LayerKey("m", layer, readout) for layer in ("b", "a") for readout in ("mean", "cls")]
+
+
+def contents(n: int = 8, **changes: Any) -> Contents:
+    specs = tuple(ArraySpec(key, (5,), {"type": "Block", "grid": None}) for key in KEYS)
+    made = Contents(specs, SampleIds(tuple(f"ü{i}.png" for i in range(n))), "photos", {"seed": 3, "command": "x"})
+    return replace(made, **changes)
+
+
+def fill(out: StoreWriter, samples: slice, value: float = 1.0) -> None:
+    rows = np.arange(len(out.contents.sample_ids))[samples]
+    for key in KEYS:
+        out.write(key, rows, np.repeat(rows[:, None] + value, 5, axis=1).astype(np.float32))
+    out.done(rows)
+
+
+def test_several_readouts_of_one_layer(tmp_path: Path, rng: np.random.Generator) -> None:
+    values = rng.normal(size=(8, 5)).astype(np.float32)
+    with StoreWriter(tmp_path / "s.h5", contents()) as out:
+        for key in KEYS:
+            out.write(key, slice(4, 8), values[4:])
+            out.write(key, [1, 0, 3, 2], values[[1, 0, 3, 2]])
+        out.done(slice(None))
+    with open_store(tmp_path / "s.h5") as store:
+        assert store.layers == ("b@mean", "b@cls", "a@mean", "a@cls")
+        assert store["a@cls"].key == LayerKey("m", "a", "cls")
+        assert store.facts("a@cls") == {"type": "Block"}
+        np.testing.assert_array_equal(store["a@cls"][:], values)
+        with pytest.raises(UnknownNameError, match=r"unknown layer 'a@clss'; did you mean a@cls"):
+            store["a@clss"]
+
+
+def test_rows_that_are_made_of_several_samples(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Rows of blocks, in an order that the store keeps; what makes no whole block is left out."""
+    order = np.array([3, 1, 4, 0, 2])
+    spec = ArraySpec(LayerKey("m", "a", "gram:2"), (2, 2), block=2)
+    plan = contents(5, arrays=(spec,), order=order)
+    grams = rng.normal(size=(2, 2, 2)).astype(np.float32)
+    with StoreWriter(tmp_path / "s.h5", plan) as out:
+        out.write(spec.key, slice(0, 2), grams.reshape(2, 4))
+        out.write(spec.key, slice(2, 2), np.empty((0, 4), np.float32))
+        out.done(order)
+    with open_store(tmp_path / "s.h5") as store:
+        assert store.order is not None
+        assert store.order.tolist() == order.tolist()
+        assert len(store) == 5
+        np.testing.assert_array_equal(store["a"][:], grams)
+    broken = np.full((1, 4), np.nan)
+    with (
+        pytest.raises(
+            InvalidInputError, match="4 values are NaN or infinite, the first in the block that begins with ü4"
+        ),
+        StoreWriter(tmp_path / "t.h5", plan) as out,
+    ):
+        out.write(spec.key, slice(1, 2), broken)
+    with pytest.raises(InvalidInputError, match="m a@gram:2 needs at least 2 samples, got 1"):
+        StoreWriter(tmp_path / "t.h5", replace(plan, sample_ids=SampleIds(("x",))))
+
+
+def test_writing_changes_no_byte_outside_its_rows(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "s.h5", contents()) as out:
+        before = out.partial.read_bytes()
+        out.write(KEYS[0], slice(2, 4), np.ones((2, 5), np.float32))
+        after = out.partial.read_bytes()
+        changed = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+        with h5py.File(out.partial, locking=False) as file:
+            array = file["layers/b/mean"].id.get_offset()
+            sums = file["checks/rows/b/mean"].id.get_offset()
+        places = {*range(array + 40, array + 80), *range(sums + 8, sums + 16)}
+        assert changed
+        assert set(changed) <= places
+        fill(out, slice(None))
+
+
+def test_samples_that_were_never_written_are_noticed(tmp_path: Path) -> None:
+    def write_some() -> None:
+        with StoreWriter(tmp_path / "s.h5", contents()) as out:
+            fill(out, slice(0, 5))
+
+    with pytest.raises(OutputError, match=r"3 samples were never written, the first ü5.png"):
+        write_some()
+    assert [path.name for path in tmp_path.iterdir()] == ["s.h5.partial"]
+
+
+def interrupted(path: Path, plan: Contents, done: int = 6) -> None:
+    with pytest.raises(ZeroDivisionError) as caught, StoreWriter(path, plan, resume=True) as out:
+        fill(out, slice(0, done))
+        out.write(KEYS[0], [7], np.full((1, 5), 9, np.float32))  # written and not done: does not count
+        raise ZeroDivisionError
+    assert f"({done} of 8 samples are kept in {path}.partial" in caught.value.__notes__[0]
+
+
+def test_an_error_keeps_what_was_done_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    path, plan = tmp_path / "s.h5", contents()
+    interrupted(path, plan)
+    assert [p.name for p in tmp_path.iterdir()] == ["s.h5.partial"]
+    assert stored(path, plan) == 6
+    with pytest.raises(StoreError, match="incomplete"):
+        open_store(path.with_name("s.h5.partial"))
+    again = contents(provenance={"command": "another", "seed": 3})
+    with StoreWriter(path, again, resume=True) as out:
+        assert out.written.tolist() == [True] * 6 + [False] * 2
+        fill(out, slice(6, 8))
+    assert [p.name for p in tmp_path.iterdir()] == ["s.h5"]
+    assert stored(path, plan) == 8
+    whole = tmp_path / "whole.h5"
+    with StoreWriter(whole, plan) as out:
+        fill(out, slice(None))
+    with open_store(path) as one, open_store(whole) as other:
+        for name in one.layers:
+            np.testing.assert_array_equal(one[name][:], other[name][:])
+
+
+def test_with_nothing_done_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), StoreWriter(tmp_path / "s.h5", contents()) as out:
+        out.write(KEYS[0], slice(0, 4), np.ones((4, 5), np.float32))
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"provenance": {"seed": 4}}, "seed: 3 there, 4 now"),
+        ({"provenance": {"seed": 3, "amp": True}}, "amp: nothing there, true now"),
+        ({"provenance": {"seed": {"a": [1, 2]}}}, "seed: 3 there"),
+        ({"dtype": "float16"}, "dtype: float32 there, float16 now"),
+        ({"arrays": contents().arrays[:3]}, r"layers: 4 there, 3 now \(not in both: a@cls\)"),
+        ({"arrays": tuple(ArraySpec(key, (5, 1)) for key in KEYS)}, "shapes of layers: b@mean, b@cls, a@mean, ..."),
+        ({"sample_ids": SampleIds(tuple(f"ü{i}.png" for i in range(1, 9)))}, "samples: 1 of 8 only in the first"),
+        ({"sample_ids": SampleIds(contents().sample_ids.ids, "other pictures")}, None),
+    ],
+)
+def test_other_settings_are_refused_with_the_difference(
+    tmp_path: Path, changes: dict[str, Any], message: str | None
+) -> None:
+    path = tmp_path / "s.h5"
+    interrupted(path, contents(sample_ids=SampleIds(contents().sample_ids.ids, "" if message is None else "pictures")))
+    other = contents(**changes)
+    if message is None:  # no fingerprint there: nothing to hold against
+        assert stored(path, other) == 6
+        return
+    before = path.with_name("s.h5.partial").read_bytes()
+    with pytest.raises(OutputError, match=message + ".*--overwrite"):
+        stored(path, other)
+    with pytest.raises(OutputError, match=message + ".*--overwrite"), StoreWriter(path, other, resume=True):
+        raise AssertionError("not reached")
+    assert path.with_name("s.h5.partial").read_bytes() == before, "a refusal has changed what is there"
+    if "arrays" not in changes:
+        with StoreWriter(path, other) as out:  # anew
+            assert not out.written.any()
+            fill(out, slice(None))
+        assert stored(path, other) == 8
+        with pytest.raises(OutputError, match=f"{path.name} was made with other settings"):
+            stored(path, contents(sample_ids=SampleIds(contents().sample_ids.ids, "pictures")))
+
+
+def test_commits_come_by_themselves_and_marks_only_after_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one order that makes a crash harmless: rows, sync, marks."""
+    calls: list[str] = []
+    sync, write = os.fsync, os.pwrite
+
+    def record_sync(fd: int) -> None:
+        calls.append("sync")
+        sync(fd)
+
+    def record_write(fd: int, data: memoryview, at: int) -> int:
+        calls.append(f"write {len(data)}")
+        return write(fd, data, at)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "pwrite", record_write)
+    with StoreWriter(tmp_path / "s.h5", contents()) as out:
+        calls.clear()
+        fill(out, slice(0, 3))
+        assert calls == ["write 60", "write 12"] * 4  # rows of 5 float32 and their checksums, four arrays
+        assert stored(out.path, out.contents) == 0
+        monkeypatch.setattr(writing, "COMMIT_SECONDS", 0.0)
+        calls.clear()
+        fill(out, slice(3, 5))
+        assert calls == ["write 40", "write 8"] * 4 + ["sync", "write 5"]
+        assert stored(out.path, out.contents) == 5
+        fill(out, slice(5, 8))
+
+
+def test_not_finite_is_refused_with_layer_and_sample(tmp_path: Path) -> None:
+    values = np.ones((4, 5), np.float32)
+    values[2, 1] = np.nan
+    with (
+        pytest.raises(InvalidInputError, match=r"m b@mean: 1 values are NaN or infinite, the first in sample ü6.png"),
+        StoreWriter(tmp_path / "s.h5", contents()) as out,
+    ):
+        out.write(KEYS[0], slice(4, 8), values)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_overflow_of_float16_is_counted_and_named(tmp_path: Path) -> None:
+    values = np.ones((4, 5), np.float32)
+    values[1, 2:] = 70_000, -1e9, 65_504
+    with (
+        pytest.raises(
+            InvalidInputError,
+            match=r"m b@mean: 2 values overflow float16 \(beyond 65,504\), the first in sample ü1.png.*float32",
+        ),
+        StoreWriter(tmp_path / "s.h5", contents(dtype="float16")) as out,
+    ):
+        out.write(KEYS[0], slice(0, 4), values)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from typing import Any
+import numpy as np
+from repsim import writing
+from repsim.labels import LayerKey, SampleIds
+from repsim.layout import ArraySpec, Contents
+spec = ArraySpec(LayerKey("m", "a", "mean"), (5,))
+contents = Contents((spec,), SampleIds(tuple("abcd")), "", {})
+writing.COMMIT_SECONDS = 0
+with writing.StoreWriter(Path(sys.argv[1]), contents) as out:
+    out.write(spec.key, slice(0, 2), np.full((2, 5), 7, np.float32))
+    out.done(slice(0, 2))
+    out.write(spec.key, slice(2, 3), np.full((1, 5), 8, np.float32))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed_while_writing(tmp_path: Path) -> None:
+    """The name is not taken, what is left says that it is incomplete, and what was committed counts."""
+    path = tmp_path / "s.h5"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [p.name for p in tmp_path.iterdir()] == ["s.h5.partial"]
+    spec = ArraySpec(LayerKey("m", "a", "mean"), (5,))
+    plan = Contents((spec,), SampleIds(tuple("abcd")), "", {})
+    with StoreWriter(path, plan, resume=True) as out:
+        assert out.written.tolist() == [True, True, False, False]
+        out.write(spec.key, slice(2, 4), np.full((2, 5), 9, np.float32))
+        out.done(slice(2, 4))
+    assert open_store(path)["a"][:, 0].tolist() == [7, 7, 9, 9]
+
+
+@pytest.mark.parametrize("left", [0, 1, 100, 1000, 3000])
+def test_killed_while_laying_out(tmp_path: Path, left: int) -> None:
+    """Whatever such a run leaves holds nothing, and the next one starts anew."""
+    path = tmp_path / "s.h5"
+    with StoreWriter(path, contents()) as out:
+        piece = out.partial.read_bytes()[:left]
+        fill(out, slice(None))
+    path.unlink()
+    path.with_name("s.h5.partial").write_bytes(piece)
+    assert stored(path, contents()) == 0
+    with StoreWriter(path, contents(), resume=True) as out:
+        assert not out.written.any()
+        fill(out, slice(None))
+    assert stored(path, contents()) == 8
+
+
+def test_killed_between_the_last_row_and_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "s.h5"
+    with StoreWriter(path, contents()) as out:
+        fill(out, slice(None))
+    path.rename(path.with_name("s.h5.partial"))
+    with StoreWriter(path, contents(), resume=True) as out:
+        assert out.written.all()
+    assert len(open_store(path)) == 8
+
+
+def test_two_processes_of_one_run_fill_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "s.h5"
+    with StoreWriter(path, contents()) as out:
+        with StoreWriter(path, contents(), first=False) as other:
+            fill(other, slice(5, 8), value=3)
+        assert stored(path, contents()) == 3
+        fill(out, slice(0, 5))
+    assert open_store(path)["b@mean"][:, 0].tolist() == [1, 2, 3, 4, 5, 8, 9, 10]
+
+
+def _hold(path: str, ready: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:
+    with StoreWriter(Path(path), contents()) as out:
+        ready.set()
+        done.wait(60)
+        fill(out, slice(None))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_second_process_is_refused_and_spoils_nothing(tmp_path: Path, overwrite: bool) -> None:
+    path = tmp_path / "s.h5"
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    first = context.Process(target=_hold, args=(str(path), ready, done))
+    first.start()
+    assert ready.wait(60)
+    with pytest.raises(OutputError, match="another process is writing"):
+        write_store(path, {"a": np.ones((4, 2))}, model="second", overwrite=overwrite)
+    done.set()
+    first.join(60)
+    assert first.exitcode == 0
+    assert open_store(path).model == "m"
+
+
+LIMITED = """
+import resource, signal, sys, numpy as np, repsim
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    repsim.write_store(sys.argv[1], {"a": np.ones((1000, 100))}, model="m")
+except repsim.RepsimError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """The system's own limit on the size of files stands in for the disk's."""
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "s.h5")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("OutputError cannot write")
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
