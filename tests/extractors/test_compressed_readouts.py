@@ -125,7 +125,8 @@ def test_a_compressed_readout_owns_its_memory(name: str) -> None:
 
 def matrices(p: int, m: int, name: str = "x", seed: int = 0) -> Tensor:
     """Both sketches as matrices, (2, p, m): what the unit vectors become."""
-    return Sketch(m, seed)(torch.eye(p), spec((p,), "NC", name)).unflatten(1, (2, -1)).transpose(0, 1)
+    sketches: Tensor = Sketch(m, seed)(torch.eye(p), spec((p,), "NC", name)).unflatten(1, (2, -1))
+    return sketches.transpose(0, 1)
 
 
 @pytest.mark.parametrize(("p", "m"), [(1000, 64), (1000, 1000), (2000, 3), (50, 64), (7, 1)])
