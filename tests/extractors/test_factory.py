@@ -1,7 +1,7 @@
 """From names and modules to extractors: timm's, torchvision's, and those of other packages."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def test_options_that_would_be_passed_over_are_refused(model: Any, options: dict
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Install a package that announces a source of models called nets; as far as importlib can tell."""
     (tmp_path / "other_package.py").write_text(
         "from torch import nn\n"
@@ -71,7 +71,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[repsim.extractors]\nnets = other_package:make\n")
-    monkeypatch.syspath_prepend(tmp_path)  # type: ignore[no-untyped-call]
+    monkeypatch.syspath_prepend(tmp_path)
     yield
     sys.modules.pop("other_package", None)
 
@@ -99,7 +99,7 @@ def test_another_package_brings_its_models() -> None:
 def test_names_that_do_not_exist(name: str, message: str) -> None:
     for ask in (check_name, preprocessing_of, lambda each: make_extractor(each, weights="random")):
         with pytest.raises(UnknownNameError, match=message):
-            ask(name)  # type: ignore[operator]
+            ask(name)
 
 
 def test_names_that_exist() -> None:

@@ -244,12 +244,14 @@ def test_a_hub_that_sends_something_else_than_it_says_is_noticed(hub: Any, tmp_p
     assert said.endswith("a" * 64)
 
 
-@register_model
 def by_url(pretrained: bool = False, **options: Any) -> nn.Module:
     """A model whose weights are at a URL and on no hub, as those of timm's gcvit and senet."""
     options |= {"block": BasicBlock, "layers": (1, 1, 1, 1)}
     model: nn.Module = build_model_with_cfg(ResNet, "by_url", pretrained, **options)
     return model
+
+
+register_model(by_url)
 
 
 @pytest.fixture(params=["timm", "torchvision"])

@@ -130,7 +130,8 @@ def test_a_file_brings_its_own_number_of_classes(tmp_path: Path, name: str, clas
 def test_the_models_that_normalise_by_themselves_do_so() -> None:
     """Their published weights expect it, and the transform that goes with them is the usual one."""
     for name in ("googlenet", "inception_v3"):
-        assert load_model(name, "random")[0].transform_input is True
+        model: Any = load_model(name, "random")[0]
+        assert model.transform_input is True
 
 
 def test_weights_of_another_model_are_one_clear_line(tmp_path: Path) -> None:
