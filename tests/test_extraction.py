@@ -282,7 +282,7 @@ def test_batches_that_cut_blocks_are_refused(tmp_path: Path) -> None:
 
 def test_a_model_of_ones_own(tmp_path: Path, pictures: Pictures) -> None:
     torch.manual_seed(0)
-    model = torch.nn.Sequential(
+    model: Any = torch.nn.Sequential(
         OrderedDict(conv=torch.nn.Conv2d(3, 5, 3), act=torch.nn.ReLU(inplace=True), pool=torch.nn.AdaptiveAvgPool2d(1))
     )
     transform = create_transform((3, 32, 40), is_training=False)
