@@ -237,7 +237,7 @@ def extract(
                 continue
             before = me.share([job.already() for job in jobs] if me.first else [])
             for job, done in zip(jobs, before, strict=True):
-                if job.path.exists() and done:
+                if done == len(samples.rows):
                     say(f"{job.path} is complete already; --overwrite makes it anew")
                 elif done:
                     say(f"{job.path}: going on after {done} of {len(samples.rows)} pictures")

@@ -36,7 +36,7 @@ from repsim.files import human, partial_path
 from repsim.labels import LayerKey, SampleIds
 from repsim.layout import ArraySpec, Contents
 from repsim.progress import Progress
-from repsim.ranks import ALONE, Ranks, ranks
+from repsim.ranks import ALONE, Ranks, ranks, restarted
 from repsim.store import ActivationStore, open_store
 from repsim.writing import StoreWriter, stored
 
@@ -207,9 +207,9 @@ class Extraction:
         taken = partial.stat().st_blocks * 512 if partial.exists() else 0
         return shutil.disk_usage(folder).free + taken
 
-    def check_room(self) -> None:
-        """Raise `OutputError` unless the disk has room for the store and 5 % more."""
-        if self.bytes * 1.05 > self.bytes_free:
+    def check_room(self, others: int = 0) -> None:
+        """Raise `OutputError` unless the disk has room for the store and 5 % more, beside what ``others`` will take."""
+        if self.bytes * 1.05 + others > self.bytes_free:
             raise OutputError(
                 f"{self.path} needs {human(self.bytes)} and the disk has {human(self.bytes_free)} free; "
                 "take fewer layers or samples, a smaller readout, or --dtype float16"
@@ -241,7 +241,12 @@ class Extraction:
         OutputError
             What is there was made with other settings; the message says which.
         """
-        return 0 if self.overwrite else stored(self.path, self.contents)
+        return stored(self.path, self.contents, overwrite=self.overwrite) if self._resume else 0
+
+    @property
+    def _resume(self) -> bool:
+        """``overwrite`` starts anew, but not a second time where torchrun has to start the run again."""
+        return not self.overwrite or restarted()
 
     def batches(self, written: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
         """Positions in `order`, a batch each, of what is not written yet.
@@ -255,7 +260,7 @@ class Extraction:
 
     def writer(self, *, first: bool) -> StoreWriter:
         """Make the store's writer, which takes up what an earlier run has left."""
-        return StoreWriter(self.path, self.contents, overwrite=self.overwrite, resume=not self.overwrite, first=first)
+        return StoreWriter(self.path, self.contents, overwrite=self.overwrite, resume=self._resume, first=first)
 
     def run(self, progress: Progress | None = None, me: Ranks = ALONE) -> ActivationStore:
         """Stream all samples through the model and write the store; see `run_together`."""
@@ -293,11 +298,12 @@ def run_together(
     if len({job.path for job in jobs}) < len(jobs):
         twice = next(job.path for i, job in enumerate(jobs) if job.path in [other.path for other in jobs[:i]])
         raise InvalidInputError(f"two of the models would both be written to {twice}")
-    done = me.share([job.already() for job in jobs] if me.first else [])
-    todo = [job for job, n in zip(jobs, done, strict=True) if n < len(job.order) or not job.path.exists()]
+    # only the first looks: on a file system of several machines, others may see for a while what was
+    needed = [job.already() < len(job.order) or not job.path.exists() for job in jobs] if me.first else []
+    todo = [job for job, need in zip(jobs, me.share(needed), strict=True) if need]
     if me.first:
-        for job in todo:
-            job.check_room()
+        for i, job in enumerate(todo):
+            job.check_room(sum(other.bytes for other in todo[:i]))
     with ExitStack() as stack:
         writers = [job.writer(first=me.first) for job in todo]
         if me.first:

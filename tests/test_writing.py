@@ -185,6 +185,29 @@ def test_other_settings_are_refused_with_the_difference(
             stored(path, contents(sample_ids=SampleIds(contents().sample_ids.ids, "pictures")))
 
 
+def test_an_overwriting_run_that_is_started_again_goes_on(tmp_path: Path) -> None:
+    """As torchrun starts it: what it had written counts, what was there before it does not."""
+    path = tmp_path / "s.h5"
+    write_store(path, {"a": np.ones((4, 2))}, model="old").close()
+    assert stored(path, contents(), overwrite=True) == 0
+
+    def work() -> None:
+        with StoreWriter(path, contents(), overwrite=True) as out:
+            fill(out, slice(0, 5))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert open_store(path).model == "old"
+    assert stored(path, contents(), overwrite=True) == 5
+    assert stored(path, contents(provenance={}), overwrite=True) == 0
+    with StoreWriter(path, contents(), overwrite=True, resume=True) as out:
+        assert out.written.sum() == 5
+        fill(out, slice(5, 8))
+    assert open_store(path).model == "m"
+    assert stored(path, contents(), overwrite=True) == 8
+
+
 def test_commits_come_by_themselves_and_marks_only_after_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
