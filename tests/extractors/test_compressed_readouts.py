@@ -176,10 +176,13 @@ def test_what_a_sketch_depends_on() -> None:
     for other in (matrices(200, 16, name="y"), matrices(200, 16, seed=1), first.flip(0)):
         same = ((first * other).sum(2) != 0).float().mean()  # features in one bucket in both
         assert same < 0.2
+    orders = first[0].abs().unflatten(0, (-1, 8))[:24].unflatten(0, (12, 2)).flatten(1, 2)
+    assert len({tuple(order.flatten().tolist()) for order in orders}) == 12  # every row of m has an order of its own
     x, layer = maps(7, 3, 8, 8), spec((3, 8, 8))
     readout = Sketch(16)
     whole = readout(x, layer)
     assert torch.equal(torch.cat([readout(x[:3], layer), readout(x[3:], layer)]), whole)
+    assert not torch.equal(readout(x, spec((3, 8, 8), name="y")), whole)  # one readout reads many layers
     torch.manual_seed(5)
     assert torch.equal(Sketch(16)(x, layer), whole)
 

@@ -113,17 +113,24 @@ def test_far_offsets_are_gone_before_float32_sees_them(rng: np.random.Generator)
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 def test_blocks_in_which_nothing_is_left(rng: np.random.Generator, dtype: type) -> None:
-    """One sample of a block differs from the others: beside its diagonal, the Gram matrix is rounding errors."""
+    """One sample of a block differs from the others, or all have features of their own.
+
+    Then the Gram matrix, beside its diagonal, is u_i + u_j, and what centring leaves of it rounding errors.
+    """
     x, y = related(rng, 32, 4, 5)
     lonely = np.full((32, 3), 0.1)
     lonely[7] = rng.normal(size=3)
-    a, b, c = (StoredGrams()(as_stored(layer, 8, dtype)) for layer in (x, lonely, y))
-    block = CKA().block([a, b, c], [a, b, c])
-    np.testing.assert_array_equal(np.isnan(block), [[False, True, False], [True] * 3, [False, True, False]])
+    own = np.diag(rng.uniform(1, 3, size=32))
+    a, b, c, d = (StoredGrams()(as_stored(layer, 8, dtype)) for layer in (x, lonely, y, own))
+    lost = np.array([False, True, False, True])
+    np.testing.assert_array_equal(np.isnan(CKA().block([a, b, c, d], [a, b, c, d])), lost[:, None] | lost)
     with pytest.raises(UndefinedValueError, match="differs from a constant in too few samples"):
         CKA().pair(a, b)
     with pytest.raises(UndefinedValueError, match="constant: within every block"):
         StoredGrams()(as_stored(np.ones((32, 3)), 8, dtype))
+    if dtype != np.float16:
+        with pytest.raises(UndefinedValueError, match="constant: within every block"):
+            MinibatchGrams(7)(torch.full((32, 3), 0.1, dtype=as_samples(x.astype(dtype)).dtype))
 
 
 def test_blocks_that_are_constant_count_for_nothing(rng: np.random.Generator) -> None:
