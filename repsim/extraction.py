@@ -8,9 +8,9 @@ import math
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -337,7 +337,8 @@ def _fill(
     if progress is not None and done:
         progress(done, total)
     waiting: deque[Future[int]] = deque()
-    with ThreadPoolExecutor(1, "repsim-writer") as thread:
+    # closed at once after an error: no hook may stay on a model of the user's
+    with closing(_stream(jobs, shares)) as batches, ThreadPoolExecutor(1, "repsim-writer") as thread:
 
         def settle(at_most: int) -> None:
             nonlocal done
@@ -346,7 +347,7 @@ def _fill(
                 if progress is not None:
                     progress(done, total)
 
-        for k, positions, batch in _stream(jobs, shares):
+        for k, positions, batch in batches:
             waiting.append(thread.submit(_record, jobs[k], writers[k], positions, batch))
             settle(_ON_THEIR_WAY)
         settle(0)
@@ -354,7 +355,7 @@ def _fill(
 
 def _stream(
     jobs: Sequence[Extraction], shares: Sequence[Sequence[NDArray[np.int64]]]
-) -> Iterator[tuple[int, NDArray[np.int64], Batch]]:
+) -> Generator[tuple[int, NDArray[np.int64], Batch], None, None]:
     """Which job, positions of samples, and what was read; pictures are decoded once where they can be shared."""
     if not jobs:
         return
