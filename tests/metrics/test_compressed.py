@@ -64,6 +64,15 @@ def test_grams_give_minibatch_cka(rng: np.random.Generator, estimator: str, n: i
         assert metric.pair(stored[0], stored[1]) == pytest.approx(expected[0][1], abs=tolerance)
 
 
+@pytest.mark.parametrize("estimator", ["debiased", "biased"])
+def test_grams_that_nobody_centred_are_centred_here(rng: np.random.Generator, estimator: str) -> None:
+    x, y = related(rng, 64, 7, 9)
+    blocks = [torch.from_numpy(layer.reshape(4, 16, -1)) for layer in (x, y)]
+    a, b = (StoredGrams()(block @ block.mT) for block in blocks)
+    expected = minibatch_cka(x, y, 16, estimator=estimator)
+    assert get(f"cka:estimator={estimator}").pair(a, b) == pytest.approx(expected, abs=1e-12)
+
+
 def test_the_partition_is_the_callers(rng: np.random.Generator) -> None:
     x, y = related(rng, 64, 7, 9)
     order = rng.permutation(64)
