@@ -96,10 +96,8 @@ def trace(model: nn.Module, example: Tensor, classifiers: Sequence[str] | None =
             outputs.pop(path, None)
             outputs[path] = ref(output)
 
-    with (
-        ExitStack() as stack,
-        torch.no_grad(),
-    ):  # not inference mode: what a module caches meanwhile may be trained later
+    # not inference mode: what a module caches meanwhile may take part in training later
+    with ExitStack() as stack, torch.no_grad():
         for path, module in model.named_modules():
             if path:
                 stack.callback(_remove(module.register_forward_pre_hook(lambda _, args, path=path: before(path, args))))

@@ -13,9 +13,12 @@ from repsim.extractors.hooks import Found, Trace
 
 # Blocks are named by convention: *Block, *Bottleneck, Inception*, Mixed_*, *Cell, ... A module with a list of such
 # inside is a stage, unless its own name says that it is a block. What stands in the way (stems, poolings between
-# stages, heads) goes by names of its own. The tests hold this against timm's families; a model that it does
-# not fit falls back to its stages.
-_BLOCK = re.compile(r"Block|Bottleneck|Residual|Mixed|MBConv$|Inception([A-E]|$)|Cell|DlaTree|Layer$", re.IGNORECASE)
+# stages, heads) goes by names of its own. scripts/sweep_timm holds this against all of timm's families; a model that
+# it does not fit falls back to its stages.
+_BLOCK = re.compile(
+    r"Block|Bottleneck|Residual|Mixed|MBConv$|Inception([A-E]|$)|XceptionModule|RepDepthwiseSeparable|Cell|DlaTree|Layer$",
+    re.IGNORECASE,
+)
 _STAGE = re.compile(r"Stage|Level", re.IGNORECASE)
 _ASIDE = re.compile(r"stem|embed|down|head|norm|pool|classifier|pos_|^se$|attn$|mlp$", re.IGNORECASE)
 _MERGES = re.compile(r"PatchMerging")  # stand among the blocks in torchvision's Swin
@@ -36,8 +39,9 @@ def blocks(model: nn.Module) -> list[str]:
             container = isinstance(child, nn.Sequential | nn.ModuleList)
             if _ASIDE.search(name) or _MERGES.search(kind) or not any(child.children()):
                 continue
-            stage = _STAGE.search(kind) or _lists_composites(child)
-            if not container and ((_BLOCK.search(kind) and not _STAGE.search(kind)) or (listed and not stage)):
+            stage = _STAGE.search(kind) or _lists_blocks(child)
+            block = not stage and (_is_block(child) or (listed and not _lists_composites(child)))
+            if (listed and _begins_with_block(child)) if container else block:
                 paths.append(here)
             else:
                 walk(child, here)
@@ -50,6 +54,25 @@ def _lists_composites(module: nn.Module) -> bool:
     """Whether the module holds a list of modules that themselves have children."""
     lists = (c for c in module.children() if isinstance(c, nn.Sequential | nn.ModuleList))
     return any(any(any(m.children()) for m in c) for c in lists)
+
+
+def _is_block(module: nn.Module) -> bool:
+    return bool(_BLOCK.search(type(module).__name__))
+
+
+def _lists_blocks(module: nn.Module) -> bool:
+    """Whether a module is a stage whatever its name: FasterNet's Block, with a numbered list of ``blocks`` inside."""
+    inner = getattr(module, "blocks", None)
+    if not isinstance(inner, nn.Sequential) or not all(name.isdecimal() for name, _ in inner.named_children()):
+        return False
+    return any(any(m.children()) for m in inner)
+
+
+def _begins_with_block(sequence: nn.Module) -> bool:
+    """Whether a sequence is one block: ConvMixer's are a residual over the positions and a convolution after it."""
+    first, *others = sequence.children()
+    after = [m for m in others if not any(m.children()) and any(True for _ in m.parameters())]
+    return _is_block(first) and bool(after) and not any(map(_is_block, others))
 
 
 def presets(model: nn.Module, trace: Trace) -> dict[str, list[str]]:

@@ -1,7 +1,5 @@
 """The extractor for torchvision's classification models."""
 
-import contextlib
-import io
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -15,7 +13,7 @@ from repsim.errors import UnknownNameError, WeightsError, reason
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.preprocessing import Preprocessing, preset
 from repsim.extractors.readouts import get_several
-from repsim.extractors.weights import check_hash, fingerprint, read_tensors, suffix, url_cache
+from repsim.extractors.weights import check_hash, fingerprint, quiet_downloads, read_tensors, suffix, url_cache
 
 PREFIX = "torchvision/"
 
@@ -128,7 +126,7 @@ def _pretrained(name: str, chosen: Any) -> nn.Module:
     file = url_cache(chosen.url)
     check_hash(file)  # torch compares the hash in the name when it downloads, and never again
     try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # "Downloading: ..."
+        with quiet_downloads():
             model: nn.Module = models.get_model(name, weights=chosen, progress=False)
     except Exception as error:
         why = reason(error)

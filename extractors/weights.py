@@ -6,6 +6,7 @@ import hashlib
 import logging
 import pickle
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -98,7 +99,7 @@ def fingerprint(model: nn.Module) -> str:
 def _pretrained(name: str) -> Any:
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     try:
-        with _quiet_hub():
+        with quiet_downloads():
             model = timm.create_model(name, pretrained=True)
     except Exception as error:
         _check_cache(config.to_dict() if config else {})
@@ -168,7 +169,7 @@ def _from_file(name: str, path: Path) -> Any:
     weights = (state.get(f"{head}.weight") for head in (*heads, "head", "fc", "classifier", "head.fc"))
     classes = next((len(weight) for weight in weights if weight is not None), 0)
     try:
-        with _quiet_hub():
+        with quiet_downloads():
             return timm.create_model(
                 name,
                 pretrained=True,
@@ -222,14 +223,15 @@ def _refuse_bomb(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Keep the hub's retries off the terminal: one line at the end says what happened."""
+def quiet_downloads() -> Iterator[None]:
+    """Keep the hub's retries off the terminal: one line at the end says what happened. And stdout is for results."""
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # where torch says that it is downloading
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

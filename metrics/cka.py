@@ -38,6 +38,11 @@ class CKA(Metric[Kernels]):
     negative: it is never clipped. The biased estimator (Kornblith et al. 2019) centres with H K H instead, and gives
     sqrt(pq / ((n + p)(n + q))) for independent Gaussian features, not 0.
 
+    With the linear kernel it also compares what compressed readouts keep. From Gram matrices of blocks of samples it is
+    the minibatch CKA of Nguyen et al. (2021), sum_b HSIC(K_b, L_b) / sqrt(sum_b HSIC(K_b, K_b) sum_b HSIC(L_b, L_b));
+    from two sketches of each layer, (<A^1, B^2> + <A^2, B^1>) / 2 / sqrt(<A^1, A^2> <B^1, B^2>), an estimate that one
+    sketch would bias, and that may exceed 1.
+
     Parameters
     ----------
     kernel
@@ -58,6 +63,7 @@ class CKA(Metric[Kernels]):
     ----------
     Kornblith, Norouzi, Lee, Hinton. Similarity of neural network representations revisited. ICML 2019.
     Song, Smola, Gretton, Bedo, Borgwardt. Feature selection via dependence maximization. JMLR 2012, eq. 5.
+    Nguyen, Raghu, Kornblith. Do wide and deep networks learn the same things? ICLR 2021.
     Murphy, Zylberberg, Fyshe. Correcting biased centered kernel alignment measures. Re-Align, ICLR 2024.
 
     Examples

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.errors import InvalidInputError, SampleMismatchError
-from repsim.labels import SampleIds
+from repsim.labels import LayerKey, SampleIds
 from repsim.metrics.base import as_samples
 from repsim.store import ActivationStore
 
@@ -48,17 +48,23 @@ class AlignedView:
         Features are flattened to (n, p). Gram matrices (n // B, B, B) and sketches (n, 2, m) keep their shape.
         """
         key, values = store[name].key, torch.from_numpy(store[name][:])
-        shape = values.flatten(1).shape if key.form == "features" else values.shape
-        if key.form == "grams":
-            if not len(values):
-                raise InvalidInputError(
-                    f"{store.path}, layer {name}: {len(self.sample_ids)} samples make no block of {key.size}"
-                )
-            min_samples = 1  # a row is a block
+        n, shape = len(self.sample_ids), tuple(values.shape)
         try:
-            return as_samples(values.flatten(1), min_samples).view(shape)
+            if key.form == "features":
+                return as_samples(values.flatten(1), min_samples)
+            _check_compressed(key, n, shape)
+            return as_samples(values.flatten(1), 1 if key.form == "grams" else min_samples).view(shape)
         except InvalidInputError as error:
             raise InvalidInputError(f"{store.path}, layer {name}: {error}") from None
+
+
+def _check_compressed(key: LayerKey, n: int, shape: tuple[int, ...]) -> None:
+    """Refuse what does not have the shape that its readout promises."""
+    if key.form == "grams" and n < key.size:
+        raise InvalidInputError(f"{n} samples are too few: {key.readout} needs at least {key.size}, one block")
+    expected = (n // key.size, key.size, key.size) if key.form == "grams" else (n, 2, min(key.size, shape[-1]))
+    if shape != expected:
+        raise InvalidInputError(f"{key.readout} of {n} samples has the shape {expected}, but this is {shape}")
 
 
 def _has_grams(store: ActivationStore) -> bool:
@@ -67,5 +73,4 @@ def _has_grams(store: ActivationStore) -> bool:
 
 def _order(store: ActivationStore) -> NDArray[np.int64]:
     """The order in which the samples were read, and cut into blocks."""
-    order: NDArray[np.int64] | None = getattr(store, "order", None)
-    return np.arange(len(store.sample_ids)) if order is None else order
+    return np.arange(len(store)) if store.order is None else store.order

@@ -222,20 +222,22 @@ def extract(
         for group in _groups(models, together):
             jobs = []
             for model in group:
-                with terminal.waiting(f"loading {model}, {weights}"):  # a download, or its time-out, takes a while
+                with terminal.waiting(
+                    f"loading {model}, {weights}", quiet=not me.first
+                ):  # a download, or its time-out, takes a while
                     extractor = make_extractor(model, weights=weights, seed=seed, layers=layers, readout=readout)
                 jobs.append(
                     Extraction(extractor, samples, out, how, dtype, overwrite=overwrite, command=_command_line())
                 )
                 for note in jobs[-1].notes:
-                    say(f"note: {note}")
+                    say(f"note: {model}: {note}")
             if dry_run:
                 for job in jobs if me.first else []:
                     _show_plan(job)
                 continue
             before = me.share([job.already() for job in jobs] if me.first else [])
             for job, done in zip(jobs, before, strict=True):
-                if job.path.exists() and done:
+                if done == len(samples.rows):
                     say(f"{job.path} is complete already; --overwrite makes it anew")
                 elif done:
                     say(f"{job.path}: going on after {done} of {len(samples.rows)} pictures")

@@ -8,9 +8,9 @@ import math
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,7 @@ from repsim.files import human, partial_path
 from repsim.labels import LayerKey, SampleIds
 from repsim.layout import ArraySpec, Contents
 from repsim.progress import Progress
-from repsim.ranks import ALONE, Ranks, ranks
+from repsim.ranks import ALONE, Ranks, ranks, restarted
 from repsim.store import ActivationStore, open_store
 from repsim.writing import StoreWriter, stored
 
@@ -207,9 +207,9 @@ class Extraction:
         taken = partial.stat().st_blocks * 512 if partial.exists() else 0
         return shutil.disk_usage(folder).free + taken
 
-    def check_room(self) -> None:
-        """Raise `OutputError` unless the disk has room for the store and 5 % more."""
-        if self.bytes * 1.05 > self.bytes_free:
+    def check_room(self, others: int = 0) -> None:
+        """Raise `OutputError` unless the disk has room for the store and 5 % more, beside what ``others`` will take."""
+        if self.bytes * 1.05 + others > self.bytes_free:
             raise OutputError(
                 f"{self.path} needs {human(self.bytes)} and the disk has {human(self.bytes_free)} free; "
                 "take fewer layers or samples, a smaller readout, or --dtype float16"
@@ -241,7 +241,12 @@ class Extraction:
         OutputError
             What is there was made with other settings; the message says which.
         """
-        return 0 if self.overwrite else stored(self.path, self.contents)
+        return stored(self.path, self.contents, overwrite=self.overwrite) if self._resume else 0
+
+    @property
+    def _resume(self) -> bool:
+        """``overwrite`` starts anew, but not a second time where torchrun has to start the run again."""
+        return not self.overwrite or restarted()
 
     def batches(self, written: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
         """Positions in `order`, a batch each, of what is not written yet.
@@ -255,7 +260,7 @@ class Extraction:
 
     def writer(self, *, first: bool) -> StoreWriter:
         """Make the store's writer, which takes up what an earlier run has left."""
-        return StoreWriter(self.path, self.contents, overwrite=self.overwrite, resume=not self.overwrite, first=first)
+        return StoreWriter(self.path, self.contents, overwrite=self.overwrite, resume=self._resume, first=first)
 
     def run(self, progress: Progress | None = None, me: Ranks = ALONE) -> ActivationStore:
         """Stream all samples through the model and write the store; see `run_together`."""
@@ -290,11 +295,15 @@ def run_together(
         A picture that cannot be read, a value that is not finite, a disk that is full. What was written before is kept,
         and the same call goes on from there.
     """
-    done = me.share([job.already() for job in jobs] if me.first else [])
-    todo = [job for job, n in zip(jobs, done, strict=True) if n < len(job.order) or not job.path.exists()]
+    if len({job.path for job in jobs}) < len(jobs):
+        twice = next(job.path for i, job in enumerate(jobs) if job.path in [other.path for other in jobs[:i]])
+        raise InvalidInputError(f"two of the models would both be written to {twice}")
+    # only the first looks: on a file system of several machines, others may see for a while what was
+    needed = [job.already() < len(job.order) or not job.path.exists() for job in jobs] if me.first else []
+    todo = [job for job, need in zip(jobs, me.share(needed), strict=True) if need]
     if me.first:
-        for job in todo:
-            job.check_room()
+        for i, job in enumerate(todo):
+            job.check_room(sum(other.bytes for other in todo[:i]))
     with ExitStack() as stack:
         writers = [job.writer(first=me.first) for job in todo]
         if me.first:
@@ -325,10 +334,11 @@ def _fill(
 ) -> None:
     """Stream the samples in ``shares``, positions in each job's order, and write what comes in a thread of its own."""
     total = done + sum(len(batch) for share in shares for batch in share)
-    if progress is not None:
+    if progress is not None and done:
         progress(done, total)
     waiting: deque[Future[int]] = deque()
-    with ThreadPoolExecutor(1, "repsim-writer") as thread:
+    # closed at once after an error: no hook may stay on a model of the user's
+    with closing(_stream(jobs, shares)) as batches, ThreadPoolExecutor(1, "repsim-writer") as thread:
 
         def settle(at_most: int) -> None:
             nonlocal done
@@ -337,7 +347,7 @@ def _fill(
                 if progress is not None:
                     progress(done, total)
 
-        for k, positions, batch in _stream(jobs, shares):
+        for k, positions, batch in batches:
             waiting.append(thread.submit(_record, jobs[k], writers[k], positions, batch))
             settle(_ON_THEIR_WAY)
         settle(0)
@@ -345,8 +355,8 @@ def _fill(
 
 def _stream(
     jobs: Sequence[Extraction], shares: Sequence[Sequence[NDArray[np.int64]]]
-) -> Iterator[tuple[int, NDArray[np.int64], Batch]]:
-    """Which job, the positions of its samples, and what was read; a picture is decoded once where that can be shared."""
+) -> Generator[tuple[int, NDArray[np.int64], Batch], None, None]:
+    """Which job, positions of samples, and what was read; pictures are decoded once where they can be shared."""
     if not jobs:
         return
     extractors, images, how = [job.extractor for job in jobs], jobs[0].samples.images, jobs[0].how

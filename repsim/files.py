@@ -1,6 +1,5 @@
 """Writing files so that nothing is ever lost or half-written: a temporary name first, the real name when complete."""
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,9 +24,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     except OSError as error:
         raise OutputError(f"cannot make the folder {path.parent}: {reason(error)}") from None
     if not os.access(path.parent, os.W_OK):
-        read_only = hasattr(os, "statvfs") and os.statvfs(path.parent).f_flag & os.ST_RDONLY
-        why = os.strerror(errno.EROFS if read_only else errno.EACCES)
-        raise OutputError(f"cannot write into the folder {path.parent}: {why}")
+        raise OutputError(f"cannot write into the folder {path.parent}: permission denied, or a read-only file system")
 
 
 @contextmanager

@@ -81,12 +81,11 @@ class Contents:
 
     def difference(self, other: "Contents") -> str | None:
         """How ``other`` would hold other values, in words; None where both promise the same to the bit."""
-        found: list[str] = []
+        samples = self.sample_ids.difference(other.sample_ids)
+        found = [f"samples: {samples}"] if samples else []
         for key in dict.fromkeys((*self.provenance, *other.provenance)):
-            if key != "command":
+            if key not in {"command", *(("samples", "data_fingerprint", "skipped") if samples else ())}:
                 found += _differences(key, self.provenance.get(key), other.provenance.get(key))
-        if samples := self.sample_ids.difference(other.sample_ids):
-            found.insert(0, f"samples: {samples}")
         mine, yours = ({spec.key.label: spec for spec in contents.arrays} for contents in (self, other))
         if lonely := [
             *(label for label in mine if label not in yours),
@@ -112,8 +111,12 @@ def _differences(key: str, there: Any, now: Any) -> list[str]:
     if isinstance(there, dict) and isinstance(now, dict):
         return [d for k in dict.fromkeys((*there, *now)) for d in _differences(f"{key}.{k}", there.get(k), now.get(k))]
     texts = ["nothing" if value is None else json.dumps(value) for value in (there, now)]
-    words = [text[:60] + "..." if len(text) > 60 else text for text in texts]
-    return [f"{key}: {words[0]} there, {words[1]} now"]
+    return [f"{key}: {_short(texts[0])} there, {_short(texts[1])} now"]
+
+
+def _short(text: str) -> str:
+    """A hash is known by its beginning."""
+    return text if len(text) <= 40 else text[:16] + '..."' if " " not in text else text[:40] + "..."
 
 
 @dataclass(frozen=True)
@@ -399,6 +402,30 @@ class _Reader:
         if not isinstance(value, str):
             raise StoreError(f"{self.path} is a damaged store: attribute {name} of {owner.name} is no string")
         return value
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise `StoreError` where any HDF5 file leads into another one, or claims more than it has room for."""
+    with h5py.File(path, "r", locking=False) as file:
+        groups: list[h5py.Group] = [file]
+        seen: set[int] = set()
+        while groups:
+            group = groups.pop()
+            if (address := h5py.h5o.get_info(group.id).addr) in seen:
+                continue
+            seen.add(address)
+            for name in group:
+                where = f"{path} is refused: {group.name.rstrip('/')}/{name}"
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise StoreError(f"{where} is a link, perhaps to another file")
+                child = group[name]
+                if isinstance(child, h5py.Group):
+                    groups.append(child)
+                elif isinstance(child, h5py.Dataset):
+                    if child.is_virtual or child.external:
+                        raise StoreError(f"{where} does not lie in this file")
+                    if child.nbytes > path.stat().st_size:
+                        raise StoreError(f"{where} claims the shape {child.shape}, which the file has no room for")
 
 
 def read_rows(file: int, extent: Extent, start: int, stop: int) -> Array:

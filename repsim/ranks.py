@@ -87,6 +87,11 @@ def ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def restarted() -> bool:
+    """Whether torchrun has started this run again, after one of its processes died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def local_rank() -> int:
     """The number of this process on its machine: which of the GPUs is its own."""
     return int(os.environ.get("LOCAL_RANK", "0"))

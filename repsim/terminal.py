@@ -45,9 +45,9 @@ def table(*columns: str, title: str | None = None) -> "Table":
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
+def waiting(what: str, *, quiet: bool = False) -> Iterator[None]:
     """A spinner on stderr for work whose length nobody knows; nothing where stderr is no terminal."""
-    with console(stderr=True).status(what) if sys.stderr.isatty() else nullcontext():
+    with console(stderr=True).status(what) if sys.stderr.isatty() and not quiet else nullcontext():
         yield
 
 

@@ -118,6 +118,8 @@ class StoreWriter:
         except StoreError:  # killed while laying out: nothing is in it
             return False
         if difference := there.difference(self.contents):
+            if self.overwrite:
+                return False
             raise OutputError(
                 f"{self.partial} was made with other settings: {difference}. Use --overwrite to replace it, or another "
                 "folder"
@@ -261,8 +263,10 @@ class StoreWriter:
             raise OutputError(f"cannot write {self.path}: {reason(error)}") from None
 
 
-def stored(path: Path, contents: Contents) -> int:
+def stored(path: Path, contents: Contents, *, overwrite: bool = False) -> int:
     """How many samples of ``contents`` a finished store, or an interrupted run, has on the disk already.
+
+    With ``overwrite``, what was made with other settings counts as nothing.
 
     Raises
     ------
@@ -271,7 +275,7 @@ def stored(path: Path, contents: Contents) -> int:
     StoreError
         A store of that name is damaged.
     """
-    for there in (path, partial_path(path)):
+    for there in (partial_path(path), path) if overwrite else (path, partial_path(path)):
         if not there.exists():
             continue
         if there == path:
@@ -285,6 +289,8 @@ def stored(path: Path, contents: Contents) -> int:
             except StoreError:  # killed while laying out: the writer starts anew
                 return 0
         if difference := found.difference(contents):
+            if overwrite:
+                continue
             raise OutputError(
                 f"{there} was made with other settings: {difference}. Use --overwrite to replace it, or another folder"
             )

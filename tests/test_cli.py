@@ -22,7 +22,7 @@ from repsim.results import open_result
 from repsim.store import open_store
 from repsim.writing import write_store
 
-COMMANDS = ["compare", "demo", "extract", "heatmap", "inspect", "layers", "metrics", "models"]
+COMMANDS = ["compare", "demo", "extract", "heatmap", "inspect", "layers", "metrics", "models", "verify"]
 
 
 def run(*args: object) -> Result:
@@ -317,12 +317,48 @@ def test_fewer_than_four_samples(tmp_path: Path) -> None:
     assert "3 samples are too few" in fail("compare", tmp_path / "digits_vit.seed0.h5")
 
 
-def test_a_nan_activation(tmp_path: Path, stores: tuple[Path, Path]) -> None:
+def test_damage_is_found_by_whoever_reads_it(tmp_path: Path, stores: tuple[Path, Path]) -> None:
+    assert succeed("verify", *stores) == f"{stores[0]}: as it was written\n{stores[1]}: as it was written\n"
     with h5py.File(stores[0], "r+") as file:
         file["layers/layer1.0/given"][3, 0] = np.nan
     message = fail("compare", *stores, "-o", tmp_path / "r.nc")
-    assert "layer layer1.0: 1 values are NaN or infinite, the first in sample 3" in message
+    assert "layer1.0@given is damaged in row 3: the checksum does not match" in message
     assert not (tmp_path / "r.nc").exists()
+    found = run("verify", *stores, tmp_path / "not there.h5")
+    assert found.exit_code == 1
+    lines = found.stdout.splitlines()
+    assert lines[0].startswith(f"{stores[0]}: ")
+    assert lines[0].endswith("layer1.0@given is damaged in row 3")
+    assert lines[1] == f"{stores[1]}: as it was written"
+    assert lines[2].endswith(f"no such file: {tmp_path / 'not there.h5'}")
+
+
+def test_the_same_command_again(tmp_path: Path) -> None:
+    """Finished stores stay; other settings are refused with the difference; --overwrite makes them anew."""
+    command = ("extract", "digits_vit.seed0", "--data", "digits", "-o", tmp_path, "--limit", 6)
+    succeed(*command)
+    path = tmp_path / "digits_vit.seed0.h5"
+    before = path.stat().st_mtime_ns
+    again = run(*command)
+    assert again.exit_code == 0
+    assert again.stderr == f"{path} is complete already; --overwrite makes it anew\n"
+    assert path.stat().st_mtime_ns == before
+    message = fail(*command, "--batch-size", 5)
+    assert f"{path} was made with other settings: batch_size: 32 there, 5 now. Use --overwrite" in message
+    assert "samples: 5 of 6 only in the first" in fail(*command[:-1], 5)
+    succeed(*command, "--batch-size", 5, "--overwrite")
+    assert open_store(path).provenance["batch_size"] == 5
+
+
+def test_models_that_prepare_pictures_alike_are_read_together(tmp_path: Path) -> None:
+    names = ["digits_vit", "test_resnet", "digits_resnet"]
+    options = ("--data", "digits", "--limit", 4, "-o", tmp_path, "--weights", "random")
+    made = [line.split("  ")[0] for line in succeed("extract", *names, *options).splitlines()]
+    stems = [Path(path).name.partition("+")[0] for path in made]
+    assert stems == ["digits_vit", "digits_resnet", "test_resnet"]
+    assert "would both be written to" in fail(
+        "extract", "digits_vit.seed0", "digits_vit.seed1", *options, "-o", tmp_path / "b"
+    )
 
 
 def test_nothing_but_constant_layers(tmp_path: Path) -> None:
@@ -356,7 +392,7 @@ def test_a_store_that_is_cut_off(stores: tuple[Path, Path]) -> None:
 
 def test_an_interrupted_extraction(stores: tuple[Path, Path]) -> None:
     with h5py.File(stores[0], "r+") as file:
-        file.attrs["state"] = "partial"
+        file["checks/structure"][0] = 1
     assert "incomplete" in fail("compare", *stores)
 
 

@@ -1,6 +1,7 @@
 """Comparisons: every value is the metric's own, samples are aligned or refused, and what is undefined says why."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,15 +152,13 @@ def test_too_few_samples(tmp_path: Path, rng: np.random.Generator) -> None:
         compare(a, a)
 
 
-def test_a_nan_names_the_layer_and_the_sample(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_damage_names_the_layer_and_the_row(tmp_path: Path, rng: np.random.Generator) -> None:
     a = store(tmp_path, "a", rng)
     a.close()
-    with h5py.File(a.path.rename(tmp_path / "b.h5"), "r+") as file:  # no store of ours: they refuse to write one
+    with h5py.File(a.path, "r+") as file:
         file["layers/blocks.1/given"][5, 2] = np.nan
-    with pytest.raises(
-        InvalidInputError, match=r"b\.h5, layer blocks\.1: 1 values are NaN or infinite, the first in sample 5"
-    ):
-        compare(tmp_path / "b.h5", tmp_path / "b.h5")
+    with pytest.raises(StoreError, match=r"a\.h5: a blocks\.1@given is damaged in row 5"):
+        compare(a.path, a.path)
 
 
 def test_a_constant_layer_is_nan_with_its_reason_and_the_rest_is_kept(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -237,3 +236,32 @@ def test_what_is_no_result_is_refused(tmp_path: Path, rng: np.random.Generator) 
 def test_the_public_names() -> None:
     assert repsim.compare is compare
     assert repsim.similarity is similarity
+
+
+def elsewhere(file: h5py.File) -> None:
+    del file["cka"]
+    file["cka"] = h5py.ExternalLink("secret.h5", "/x")
+
+
+def in_another_file(file: h5py.File) -> None:
+    del file["cka"]
+    file.create_dataset("cka", (3, 3), "f8", external=[("secret.h5", 0, 72)])
+
+
+def beyond_the_file(file: h5py.File) -> None:
+    del file["cka"]
+    file.create_dataset("cka", (2**20, 2**20), "f8", chunks=(2**10, 2**10), compression="gzip")
+
+
+@pytest.mark.parametrize("change", [elsewhere, in_another_file, beyond_the_file])
+def test_a_strangers_result_reads_no_other_file_and_takes_no_memory(
+    tmp_path: Path, rng: np.random.Generator, change: Callable[[h5py.File], None]
+) -> None:
+    a = store(tmp_path, "a", rng)
+    save_result(compare(a, a), tmp_path / "r.nc")
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["x"] = np.ones((3, 3))
+    with h5py.File(tmp_path / "r.nc", "r+") as file:
+        change(file)
+    with pytest.raises(StoreError, match=r"r\.nc is refused: /cka"):
+        open_result(tmp_path / "r.nc")

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import timm
@@ -14,7 +16,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from repsim.errors import ImageError, InvalidInputError, OutputError, RepsimError, UnknownNameError
-from repsim.extraction import Extraction, choose_samples, extract
+from repsim.extraction import Extraction, choose_samples, extract, run_together
 from repsim.extractors import Stream, open_images
 from repsim.extractors.timm_models import TimmExtractor
 from repsim.store import open_store
@@ -126,12 +128,20 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
 
-def test_an_unreadable_picture_stops_with_its_name_and_leaves_nothing(tmp_path: Path, pictures: Pictures) -> None:
+def test_an_unreadable_picture_stops_with_its_name(tmp_path: Path, pictures: Pictures) -> None:
+    """What was read before it is kept for the next run; with nothing read nothing is left."""
     folder = pictures(6)
     truncate(folder / "photo04.png")
-    with pytest.raises(ImageError, match=r"photo04\.png.*--skip-bad"):
+    with pytest.raises(ImageError, match=r"photo04\.png.*--skip-bad") as caught:
         extract("test_resnet", folder, tmp_path / "acts", weights="random", batch_size=2)
-    assert list((tmp_path / "acts").iterdir()) == []
+    (partial,) = (tmp_path / "acts").iterdir()
+    assert caught.value.__notes__ == [
+        f"(4 of 6 samples are kept in {partial}: the same command again goes on from there)"
+    ]
+    truncate(folder / "photo00.png")
+    with pytest.raises(ImageError, match=r"photo00\.png"):
+        extract("test_resnet", folder, tmp_path / "none", weights="random", batch_size=2)
+    assert list((tmp_path / "none").iterdir()) == []
 
 
 def test_skip_bad_leaves_it_out_and_lists_it(tmp_path: Path, pictures: Pictures) -> None:
@@ -167,11 +177,141 @@ def test_a_nan_activation_names_layer_and_sample(tmp_path: Path) -> None:
     assert list((tmp_path / "acts").iterdir()) == []
 
 
+class StoppedError(Exception):
+    """Of the tests: the program ends in the middle."""
+
+
+def stop_after(samples: int) -> Callable[[int, int], None]:
+    def progress(done: int, _: int) -> None:
+        if done >= samples:
+            raise StoppedError
+
+    return progress
+
+
+def test_the_same_call_goes_on_where_an_interrupted_one_stopped(tmp_path: Path, pictures: Pictures) -> None:
+    """To the same bits, and without another look at the pictures that are done."""
+    options: dict[str, Any] = {"weights": "random", "readout": "mean,gram:4", "batch_size": 4}
+    folder = pictures(18)
+    whole = extract("test_resnet", folder, tmp_path / "whole", **options)
+    with pytest.raises(StoppedError):
+        extract("test_resnet", folder, tmp_path / "acts", progress=stop_after(8), **options)
+    (partial,) = (tmp_path / "acts").iterdir()
+    count = int(whole_marks(partial).sum())
+    assert 8 <= count < 18
+    seen: list[tuple[int, int]] = []
+    store = extract("test_resnet", folder, tmp_path / "acts", progress=lambda *step: seen.append(step), **options)
+    assert seen[0] == (count, 18)
+    assert seen[-1] == (18, 18)
+    for name in whole.layers:
+        np.testing.assert_array_equal(store[name][:], whole[name][:])
+    with pytest.raises(OutputError, match="readouts: .*there.*now"):
+        extract("test_resnet", folder, tmp_path / "acts", **{**options, "readout": "mean"})
+
+
+def whole_marks(path: Path) -> np.ndarray:
+    with h5py.File(path) as file:
+        marks: np.ndarray = file["checks/written"][:]
+    return marks
+
+
+class Counted(type(open_images("digits"))):  # type: ignore[misc]
+    """Digits that count how often each is decoded."""
+
+    def load(self, index: int) -> Image.Image:
+        self.decoded[index] += 1
+        return super().load(index)  # type: ignore[no-any-return]
+
+
+def counted() -> Any:
+    images: Any = open_images("digits")
+    images.__class__ = Counted
+    images.decoded = Counter()
+    return images
+
+
+def test_several_models_share_the_decoded_pictures(tmp_path: Path) -> None:
+    """Each store equals the one made alone, also where one of them has a part of it already."""
+    names = ["digits_resnet.seed0", "digits_vit.seed0", "digits_vit.seed1"]
+
+    def jobs(folder: Path, images: Any) -> list[Extraction]:
+        samples = choose_samples(images, limit=20)
+        how = Stream(batch_size=6)
+        return [Extraction(TimmExtractor(name, readout="mean,max"), samples, folder, how) for name in names]
+
+    alone = [job.run() for job in jobs(tmp_path / "alone", open_images("digits"))]
+    images = counted()
+    together = run_together(jobs(tmp_path / "together", images))
+    assert set(images.decoded.values()) == {1}
+    assert len(images.decoded) == 20
+    with pytest.raises(StoppedError):
+        jobs(tmp_path / "part", open_images("digits"))[1].run(stop_after(12))
+    images = counted()
+    parted = run_together(jobs(tmp_path / "part", images))
+    assert set(images.decoded.values()) == {1}
+    for one, other, third in zip(alone, together, parted, strict=True):
+        assert one.model == other.model
+        for name in one.layers:
+            np.testing.assert_array_equal(other[name][:], one[name][:])
+            np.testing.assert_array_equal(third[name][:], one[name][:])
+
+
+def test_blocks_are_a_random_partition_and_the_same_for_every_model(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"readout": "flatten,gram:8", "limit": 30, "weights": "random"}
+    resnet = extract("digits_resnet", "digits", tmp_path, layers="layer1.0", **options)
+    vit = extract("digits_vit", "digits", tmp_path, layers="blocks.0", **options)
+    assert resnet.order is not None
+    assert vit.order is not None
+    assert resnet.order.tolist() == vit.order.tolist()
+    assert sorted(resnet.order) == list(range(30))
+    assert resnet.order.tolist() != list(range(30))
+    grams, maps = resnet["layer1.0@gram:8"][:], resnet["layer1.0@flatten"][:].reshape(30, -1).astype(np.float64)
+    assert grams.shape == (3, 8, 8)
+    for k, gram in enumerate(grams):
+        x = maps[resnet.order[8 * k : 8 * k + 8]]
+        x -= x.mean(0)
+        np.testing.assert_allclose(gram, x @ x.T / x.shape[1], atol=1e-6 * np.abs(gram).max())
+
+
+def test_batches_that_cut_blocks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="gram:8 needs batches of whole blocks: .* multiple of 8, not 12"):
+        extract("digits_vit.seed0", "digits", tmp_path, readout="gram:8", batch_size=12)
+    with pytest.raises(InvalidInputError, match="at least 40 samples, got 30"):
+        extract("digits_vit.seed0", "digits", tmp_path, readout="gram:40", limit=30)
+
+
+def test_a_model_of_ones_own(tmp_path: Path, pictures: Pictures) -> None:
+    torch.manual_seed(0)
+    model: Any = torch.nn.Sequential(
+        OrderedDict(conv=torch.nn.Conv2d(3, 5, 3), act=torch.nn.ReLU(inplace=True), pool=torch.nn.AdaptiveAvgPool2d(1))
+    )
+    transform = create_transform((3, 32, 40), is_training=False)
+    folder = pictures(5)
+    options: dict[str, Any] = {"transform": transform, "layers": "conv,pool", "batch_size": 2}
+    store = extract(model, folder, tmp_path / "acts", name="mine", readout="flatten", **options)
+    assert store.path == tmp_path / "acts" / "mine.h5"
+    x = torch.stack([transform(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())])
+    with torch.no_grad():
+        np.testing.assert_allclose(store["conv"][:], model.conv(x), atol=1e-5)
+        np.testing.assert_allclose(store["pool"][:].squeeze(), model(x).squeeze(), atol=1e-5)
+    with pytest.raises(InvalidInputError, match="transform="):
+        extract(model, folder, tmp_path / "acts")
+    with torch.no_grad():
+        model.conv.weight[0, 0, 0, 0] += 1
+    with pytest.raises(OutputError, match="weights_sha256: .* there, .* now"):
+        extract(model, folder, tmp_path / "acts", name="mine", readout="flatten", **options)
+
+
 def test_what_is_there_is_kept(tmp_path: Path) -> None:
     options: dict[str, Any] = {"weights": "random", "layers": "layer1.0", "limit": 4}
-    extract("digits_resnet", "digits", tmp_path, **options).close()
-    with pytest.raises(OutputError, match="--overwrite"):
-        extract("digits_resnet", "digits", tmp_path, **options)
+    path = extract("digits_resnet", "digits", tmp_path, **options).path
+    before = path.stat().st_mtime_ns
+    assert len(extract("digits_resnet", "digits", tmp_path, **options)) == 4
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(
+        OutputError, match=r"made with other settings: samples: 2 of 4 only in the first.*data: .*--overwrite"
+    ):
+        extract("digits_resnet", "digits", tmp_path, **{**options, "limit": None}, split="test")
     with pytest.raises(RepsimError):
         extract("digits_resnet", "digits", tmp_path, weights="random", layers="layer9", limit=4, overwrite=True)
     assert len(open_store(tmp_path / "digits_resnet+random-seed0.h5")) == 4

@@ -105,10 +105,14 @@ def test_samples_that_were_never_written_are_noticed(tmp_path: Path) -> None:
 
 
 def interrupted(path: Path, plan: Contents, done: int = 6) -> None:
-    with pytest.raises(ZeroDivisionError) as caught, StoreWriter(path, plan, resume=True) as out:
-        fill(out, slice(0, done))
-        out.write(KEYS[0], [7], np.full((1, 5), 9, np.float32))  # written and not done: does not count
-        raise ZeroDivisionError
+    def work() -> None:
+        with StoreWriter(path, plan, resume=True) as out:
+            fill(out, slice(0, done))
+            out.write(KEYS[0], [7], np.full((1, 5), 9, np.float32))  # written and not done: does not count
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        work()
     assert f"({done} of 8 samples are kept in {path}.partial" in caught.value.__notes__[0]
 
 
@@ -134,9 +138,13 @@ def test_an_error_keeps_what_was_done_and_the_next_run_goes_on(tmp_path: Path) -
 
 
 def test_with_nothing_done_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), StoreWriter(tmp_path / "s.h5", contents()) as out:
-        out.write(KEYS[0], slice(0, 4), np.ones((4, 5), np.float32))
-        raise ZeroDivisionError
+    def work() -> None:
+        with StoreWriter(tmp_path / "s.h5", contents()) as out:
+            out.write(KEYS[0], slice(0, 4), np.ones((4, 5), np.float32))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,6 +183,29 @@ def test_other_settings_are_refused_with_the_difference(
         assert stored(path, other) == 8
         with pytest.raises(OutputError, match=f"{path.name} was made with other settings"):
             stored(path, contents(sample_ids=SampleIds(contents().sample_ids.ids, "pictures")))
+
+
+def test_an_overwriting_run_that_is_started_again_goes_on(tmp_path: Path) -> None:
+    """As torchrun starts it: what it had written counts, what was there before it does not."""
+    path = tmp_path / "s.h5"
+    write_store(path, {"a": np.ones((4, 2))}, model="old").close()
+    assert stored(path, contents(), overwrite=True) == 0
+
+    def work() -> None:
+        with StoreWriter(path, contents(), overwrite=True) as out:
+            fill(out, slice(0, 5))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert open_store(path).model == "old"
+    assert stored(path, contents(), overwrite=True) == 5
+    assert stored(path, contents(provenance={}), overwrite=True) == 0
+    with StoreWriter(path, contents(), overwrite=True, resume=True) as out:
+        assert out.written.sum() == 5
+        fill(out, slice(5, 8))
+    assert open_store(path).model == "m"
+    assert stored(path, contents(), overwrite=True) == 8
 
 
 def test_commits_come_by_themselves_and_marks_only_after_the_data(

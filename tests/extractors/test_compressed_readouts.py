@@ -125,7 +125,8 @@ def test_a_compressed_readout_owns_its_memory(name: str) -> None:
 
 def matrices(p: int, m: int, name: str = "x", seed: int = 0) -> Tensor:
     """Both sketches as matrices, (2, p, m): what the unit vectors become."""
-    return Sketch(m, seed)(torch.eye(p), spec((p,), "NC", name)).unflatten(1, (2, -1)).transpose(0, 1)
+    sketches: Tensor = Sketch(m, seed)(torch.eye(p), spec((p,), "NC", name)).unflatten(1, (2, -1))
+    return sketches.transpose(0, 1)
 
 
 @pytest.mark.parametrize(("p", "m"), [(1000, 64), (1000, 1000), (2000, 3), (50, 64), (7, 1)])
@@ -175,10 +176,13 @@ def test_what_a_sketch_depends_on() -> None:
     for other in (matrices(200, 16, name="y"), matrices(200, 16, seed=1), first.flip(0)):
         same = ((first * other).sum(2) != 0).float().mean()  # features in one bucket in both
         assert same < 0.2
+    orders = first[0].abs().unflatten(0, (-1, 8))[:24].unflatten(0, (12, 2)).flatten(1, 2)
+    assert len({tuple(order.flatten().tolist()) for order in orders}) == 12  # every row of m has an order of its own
     x, layer = maps(7, 3, 8, 8), spec((3, 8, 8))
     readout = Sketch(16)
     whole = readout(x, layer)
     assert torch.equal(torch.cat([readout(x[:3], layer), readout(x[3:], layer)]), whole)
+    assert not torch.equal(readout(x, spec((3, 8, 8), name="y")), whole)  # one readout reads many layers
     torch.manual_seed(5)
     assert torch.equal(Sketch(16)(x, layer), whole)
 

@@ -21,6 +21,11 @@ class TestViT(ExtractorContract):
         return TimmExtractor("digits_vit", weights="random", readout="cls,max")
 
 
+class TestCompressed(ExtractorContract):
+    def extractor(self) -> TimmExtractor:
+        return TimmExtractor("digits_resnet.seed0", layers="layer3.*", readout="gram:4,sketch:16,flatten")
+
+
 class _Swaps(TimmExtractor):
     """Mixes up the samples of a batch."""
 

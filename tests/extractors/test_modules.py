@@ -233,7 +233,7 @@ def test_provenance_says_what_was_read_and_holds_no_address() -> None:
     assert "Resize(size=(16, 16)" in ModuleExtractor(model, TO_TENSOR).provenance()["transform"]
     extractor = ModuleExtractor(model, TO_TENSOR)
     with torch.no_grad():
-        model.out.bias += 1
+        model.out.bias.add_(1)
     assert extractor.provenance()["weights_sha256"] != record["weights_sha256"]  # those of now
 
 

@@ -1,22 +1,16 @@
-"""Weights: random ones, files, and timm's own through a stand-in for the hub that runs on this machine."""
+"""Weights: random ones, and files that are whole, damaged, or hostile. Those from a hub are in test_hub.py."""
 
 import argparse
-import hashlib
 import json
-import os
 import pickle
-import subprocess
-import sys
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import zipfile
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 
 from repsim.errors import UnknownNameError, WeightsError
 from repsim.extractors.weights import check_name, fingerprint, load_model
@@ -157,6 +151,53 @@ def test_a_file_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
         assert len(str(caught.value)) < 500
 
 
+def hostile_headers() -> dict[str, bytes]:
+    """Files that promise what they do not hold."""
+
+    def framed(header: bytes, length: int | None = None) -> bytes:
+        return (len(header) if length is None else length).to_bytes(8, "little") + header
+
+    def one(**changes: Any) -> bytes:
+        entry = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], **changes}
+        return framed(json.dumps({"fc.weight": entry}).encode()) + bytes(16)
+
+    return {
+        "header longer than any memory": framed(b"{}", 2**63 - 1),
+        "header longer than the file": framed(b"{}", 10**6),
+        "offsets beyond the file": one(data_offsets=[0, 2**40], shape=[2**38]),
+        "offsets that wrap around": one(data_offsets=[2**63, 16]),
+        "a shape that overflows": one(shape=[2**40, 2**40]),
+        "a shape unlike the offsets": one(shape=[2**20]),
+        "no JSON": framed(b"{'fc.weight': "),
+    }
+
+
+@pytest.mark.parametrize("form", hostile_headers())
+def test_a_safetensors_file_that_lies_is_one_clear_line(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "lies.safetensors"
+    path.write_bytes(hostile_headers()[form])
+    with pytest.raises(WeightsError, match=r"^cannot read weights from lies\.safetensors, is it damaged\? [^\n]+$"):
+        load_model("test_resnet", str(path))
+
+
+def test_a_zip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    """A checkpoint of zeros, packed again and compressed: a file of a few kB can hold any number of them."""
+    state = {name: torch.zeros_like(value) for name, value in made().state_dict().items()}
+    torch.save(state, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in plain.infolist():
+            bomb.writestr(entry.filename, plain.read(entry))
+    assert torch.load(tmp_path / "bomb.pth", weights_only=True).keys() == state.keys()  # torch itself would unpack it
+    with pytest.raises(
+        WeightsError, match=r"^bomb\.pth has [\d,]+ bytes and would unpack to [\d,]+: refused\. Save its"
+    ):
+        load_model("test_resnet", str(tmp_path / "bomb.pth"))
+    assert same(load_model("test_resnet", str(tmp_path / "plain.pth"))[0], state)
+
+
 def test_unknown_models_get_near_names() -> None:
     with pytest.raises(UnknownNameError, match="unknown model 'resnet5O'; did you mean resnet50"):
         check_name("resnet5O")
@@ -171,126 +212,6 @@ def without_weights() -> str:
     """Some model whose authors never published any."""
     configs = ((name, timm.get_pretrained_cfg(name)) for name in timm.list_models("resnet*"))
     return str(next(name for name, config in configs if config and not (config.hf_hub_id or config.url)))
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of the model hub's protocol as its client asks for: the head and the body of a file of a repository."""
-
-    files: dict[str, bytes]
-    asked: list[str]
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, *, body: bool) -> None:
-        content = self.files.get(self.path)
-        self.asked.append(self.path)
-        self.send_response(404 if content is None else 200)
-        if content is None:
-            known = any(path.rsplit("/", 1)[0] == self.path.rsplit("/", 1)[0] for path in self.files)
-            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-REPOSITORY = "/timm/test_resnet.r160_in1k/resolve/main/"
-
-
-@pytest.fixture
-def hub() -> Iterator[tuple[str, type[Hub]]]:
-    """Its address, and the handler, whose files can be changed."""
-    handler = type(
-        "ThisHub", (Hub,), {"files": {REPOSITORY + "model.safetensors": save(made().state_dict())}, "asked": []}
-    )
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", handler
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-SCRIPT = """
-import json, sys
-from repsim.errors import WeightsError
-from repsim.extractors.weights import load_model
-try:
-    print(json.dumps(load_model(sys.argv[1])[1]))
-except WeightsError as error:
-    print(error)
-"""
-
-
-def in_a_process(model: str, cache: Path, **environment: str) -> str:
-    """The hub's client reads its settings when it is imported, so each answer comes from a process of its own."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, model],
-        env={**inherited, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout.strip()
-
-
-def test_pretrained_weights_come_from_the_hub_and_then_from_its_cache(hub: Any, tmp_path: Path) -> None:
-    address, handler = hub
-    record = json.loads(in_a_process("test_resnet.r160_in1k", tmp_path, HF_ENDPOINT=address))
-    assert record["weights"] == "pretrained"
-    assert record["timm_name"] == "test_resnet.r160_in1k"
-    assert record["weights_sha256"] == fingerprint(made())
-    assert REPOSITORY + "model.safetensors" in handler.asked
-    handler.files = {}
-    offline = json.loads(in_a_process("test_resnet", tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="1"))
-    assert offline == record  # the default tag is named
-
-
-def test_offline_and_not_in_the_cache_names_the_two_other_ways(tmp_path: Path) -> None:
-    assert in_a_process("test_resnet", tmp_path, HF_HUB_OFFLINE="1") == (
-        "no pretrained weights for test_resnet (timm/test_resnet.r160_in1k): they are not in the cache and the hub "
-        "cannot be reached. Use --weights FILE (.safetensors or .pth), or --weights random; "
-        "HF_HUB_OFFLINE=1 skips the wait for the network"
-    )
-
-
-def test_a_model_that_the_hub_does_not_have(hub: Any, tmp_path: Path) -> None:
-    address, handler = hub
-    handler.files = {}
-    said = in_a_process("test_resnet", tmp_path, HF_ENDPOINT=address)
-    assert said.startswith("no pretrained weights for test_resnet (timm/test_resnet.r160_in1k): ")
-    assert "404" in said
-    assert "cannot be reached" not in said
-    assert said.endswith("Use --weights FILE (.safetensors or .pth), or --weights random")
-    assert "\n" not in said
-    assert handler.asked
-
-
-def test_damaged_weights_from_the_hub(hub: Any, tmp_path: Path) -> None:
-    address, handler = hub
-    whole = handler.files[REPOSITORY + "model.safetensors"]
-    handler.files = {REPOSITORY + "model.safetensors": whole[: len(whole) // 2]}
-    said = in_a_process("test_resnet", tmp_path, HF_ENDPOINT=address)
-    assert said.startswith(
-        "no pretrained weights for test_resnet (timm/test_resnet.r160_in1k): Error while deserializing"
-    )
-    assert "\n" not in said
 
 
 def test_saved_weights_are_what_the_file_holds(tmp_path: Path) -> None:

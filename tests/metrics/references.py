@@ -112,7 +112,14 @@ def minibatch_cka(x: Array, y: Array, size: int, *, estimator: str = "debiased")
     def mean(x: Array, y: Array) -> float:
         return float(np.mean([hsic(gram(x[batch]), gram(y[batch])) for batch in batches]))
 
-    return mean(x, y) / np.sqrt(mean(x, x) * mean(y, y))
+    return float(mean(x, y) / np.sqrt(mean(x, x) * mean(y, y)))
+
+
+def sketched_cka(x: Array, y: Array) -> float:
+    """From two sketches of each side, (n, 2, m): inner products of one with the other only."""
+    A, B = ([u_centred(gram(side[:, k])) for k in (0, 1)] for side in (x, y))
+    product = (np.sum(A[0] * B[1]) + np.sum(A[1] * B[0])) / 2
+    return float(product / np.sqrt(np.sum(A[0] * A[1]) * np.sum(B[0] * B[1])))
 
 
 def sketch_error(x: Array, y: Array, m: int) -> float:
@@ -121,8 +128,9 @@ def sketch_error(x: Array, y: Array, m: int) -> float:
     K^1 = K + E1 and so on, E1 = X D1 X', where D1 = SS' - I is 0 on its diagonal, and off it of variance r, the chance
     that two features share a bucket (nearly 1/m). With A, B the U-centred Gram matrices and E = (E1 + E2) / 2,
     d log CKA = <E, G> + <F, G'> + (<E1, F2> + <E2, F1>) / (2 <A, B>) - <E1, E2> / (2 ||A||^2) - <F1, F2> / (2 ||B||^2),
-    G = B / <A, B> - A / ||A||^2, and G' the same with A and B exchanged. The variances add up; of the products only the
-    leading term is taken, r s tr(KL)^2 and so on, which is all but right where no direction holds most of the variance.
+    G = B / <A, B> - A / ||A||^2, and G' the same with A and B exchanged. <E, G> = tr(W (D1 + D2)) / 2 with W = X'GX has
+    the variance r (||W||^2 - ||diag W||^2), ||W||^2 = tr(KGKG). The variances add up; of the products only the leading
+    term is taken, r s tr(KL)^2 and so on, which is all but right where no direction holds most of the variance.
     """
     x, y = x - x.mean(0), y - y.mean(0)
     K, L = x @ x.T, y @ y.T
@@ -132,13 +140,13 @@ def sketch_error(x: Array, y: Array, m: int) -> float:
         counts = np.bincount(np.arange(p) % min(m, p))
         return float(np.sum(counts * (counts - 1)) / (p * (p - 1)))
 
-    def first(x: Array, A: Array, B: Array) -> float:
-        W = x.T @ (B / np.sum(A * B) - A / np.sum(A**2)) @ x
-        return rate(x.shape[1]) * float(np.sum(W**2) - np.sum(np.diag(W) ** 2))
+    def first(x: Array, K: Array, A: Array, B: Array) -> float:
+        G = B / np.sum(A * B) - A / np.sum(A**2)
+        return rate(x.shape[1]) * float(np.trace(K @ G @ K @ G) - np.sum(np.sum(x * (G @ x), axis=0) ** 2))
 
     def second(K: Array, L: Array, A: Array, B: Array) -> float:
         return float((np.sum(K * L) / np.sum(A * B)) ** 2)
 
     r, s = rate(x.shape[1]), rate(y.shape[1])
     products = r * s * second(K, L, A, B) + (r**2 * second(K, K, A, A) + s**2 * second(L, L, B, B)) / 2
-    return abs(cosine(A, B)) * float(np.sqrt(first(x, A, B) + first(y, B, A) + products))
+    return abs(cosine(A, B)) * float(np.sqrt(first(x, K, A, B) + first(y, L, B, A) + products))

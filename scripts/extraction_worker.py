@@ -1,0 +1,237 @@
+"""One timed extraction, alone in its process: settings as JSON in, what was measured as a JSON line out.
+
+Only repsim's own run imports repsim, so that a peer runs in an environment of its own, beside a bare loop there.
+Everyone gets the same links to the same pictures, prepared by timm's own transform, and a model with random weights.
+"""
+
+import contextlib
+import json
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+BLOCKS = re.compile(r"(layer\d|blocks)\.\d+")
+"""What the peer is asked for; repsim's ``blocks`` adds the stem and the pre-logits feature."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run. ``pictures`` is a folder made by `stage`, ``out`` one to write into."""
+
+    contender: str
+    model: str
+    pictures: str
+    out: str
+    batch_size: int = 32
+    workers: int = 2
+    device: str = "cpu"
+    amp: bool = False
+
+
+class Pictures(Dataset[Tensor]):
+    """What anyone would write."""
+
+    def __init__(self, folder: str, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.paths = sorted(Path(folder).iterdir())
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> Tensor:
+        with Image.open(self.paths[row]) as picture:
+            return self.transform(picture.convert("RGB"))
+
+
+class Clock:
+    """Wall clock and CPU time of this process (all threads), each time a batch begins."""
+
+    def __init__(self) -> None:
+        self.marks: list[tuple[float, float]] = []
+        self.start = self.now()
+
+    @staticmethod
+    def now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+    def mark(self, *_: Any) -> None:
+        self.marks.append(self.now())
+
+    def watch(self, model: nn.Module) -> None:
+        model.register_forward_pre_hook(self.mark)
+
+    def result(self, images: int, done: int, mark: int = 1) -> dict[str, Any]:
+        """Up to now: the steady state, from a mark at which so many images were done, and the whole."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        wall, cpu = self.now()
+        if images <= done:
+            sys.exit(f"{images} pictures are too few: {done} go before what is measured")
+        since, cpu_since = self.marks[mark]
+        return {
+            "steady": (images - done) / (wall - since),
+            "whole": images / (wall - self.start[0]),
+            "cpu": (cpu - cpu_since) / (images - done),
+        }
+
+
+def pictures_of(settings: Settings, model: nn.Module) -> DataLoader[Tensor]:
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    return DataLoader(
+        Pictures(settings.pictures, transform),
+        settings.batch_size,
+        num_workers=settings.workers,
+        pin_memory=settings.device.startswith("cuda"),
+    )
+
+
+def bare(settings: Settings) -> dict[str, Any]:
+    """Forward passes, the outputs thrown away."""
+    clock = Clock()
+    model = timm.create_model(settings.model).to(settings.device).eval()
+    clock.watch(model)
+    batches = pictures_of(settings, model)
+    kind = torch.device(settings.device).type
+    half = torch.bfloat16 if kind == "cpu" else torch.float16
+    autocast = torch.autocast(kind, half) if settings.amp else contextlib.nullcontext()
+    with torch.no_grad(), autocast:
+        for pixels in batches:
+            model(pixels.to(settings.device, non_blocking=True))
+    return clock.result(len(batches.dataset), settings.batch_size)  # type: ignore[arg-type]
+
+
+def repsim(settings: Settings) -> dict[str, Any]:
+    """`repsim extract MODEL --layers blocks --readout mean`: from the name to the finished store, open for reading."""
+    from repsim.extraction import Extraction, choose_samples, choose_stream  # noqa: PLC0415
+    from repsim.extractors import open_images  # noqa: PLC0415
+    from repsim.extractors.timm_models import TimmExtractor  # noqa: PLC0415
+
+    clock = Clock()
+    samples = choose_samples(open_images(settings.pictures))
+    how = choose_stream(
+        samples,
+        readout="mean",
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        device=settings.device,
+        amp=settings.amp,
+    )
+    extractor = TimmExtractor(settings.model, weights="random")
+    clock.watch(extractor.model)
+    job = Extraction(extractor, samples, Path(settings.out), how)
+    with job.run() as store:
+        result = clock.result(len(store), settings.batch_size)
+    return result | {
+        "layers": len(job.arrays),
+        "bytes": job.path.stat().st_size,
+        "bytes_per_image": job.bytes_per_sample,
+    }
+
+
+def thingsvision(settings: Settings) -> dict[str, Any]:
+    """All blocks in one call, written as it goes. It pools tokens; feature maps it keeps whole, for it has no mean."""
+    from thingsvision import get_extractor  # type: ignore[import-not-found]  # noqa: PLC0415 - not beside our torch
+
+    clock = Clock()
+    peer = get_extractor(
+        model_name=settings.model,
+        source="timm",
+        device=settings.device,
+        pretrained=False,
+        model_parameters={"token_extraction": "avg_pool"} if "vit" in settings.model else None,
+    )
+    batches = pictures_of(settings, peer.model)
+    blocks = [path for path, _ in peer.model.named_modules() if BLOCKS.fullmatch(path)]
+    clock.watch(peer.model)
+    with contextlib.redirect_stdout(sys.stderr):
+        peer.extract_features(batches, module_names=blocks, flatten_acts=True, output_dir=settings.out, step_size=1)
+    written = sum(path.stat().st_size for path in Path(settings.out).rglob("*.npy"))
+    result = clock.result(len(batches.dataset), settings.batch_size)  # type: ignore[arg-type]
+    return result | {"layers": len(blocks), "bytes": written}
+
+
+def limits(settings: Settings) -> dict[str, Any]:
+    """What the machine could do at best: decode and do nothing else, write, multiply matrices."""
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415 - older versions of torch have none
+
+    model = timm.create_model(settings.model).eval()
+    clock = Clock()
+    batches = pictures_of(settings, model)
+    for _ in batches:
+        clock.mark()
+    first = max(1, settings.workers)  # batches, one of every worker, which come late
+    decode = clock.result(len(batches.dataset), first * settings.batch_size, first - 1)["steady"]  # type: ignore[arg-type]
+    pixels = Pictures(settings.pictures, batches.dataset.transform)[0][None]  # type: ignore[attr-defined]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(pixels)
+    return {
+        "decode": decode,
+        "flop": counter.get_total_flops(),
+        "flops": gemm(settings.device, half=settings.amp),
+        "disk": disk(Path(settings.out)),
+    }
+
+
+def disk(folder: Path, blocks: int = 256) -> float:
+    """Bytes a second of plain writes of 1 MiB, until they are on the disk."""
+    block, path = os.urandom(2**20), folder / "disk"
+    file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        start = time.perf_counter()
+        for i in range(blocks):
+            os.pwrite(file, block, i * len(block))
+        os.fsync(file)
+        return blocks * len(block) / (time.perf_counter() - start)
+    finally:
+        os.close(file)
+        path.unlink()
+
+
+def gemm(device: str, *, half: bool) -> float:
+    """FLOP a second of a large matrix product, in the precision of the forward pass: the best of several."""
+    cuda = device.startswith("cuda")
+    size = 8192 if cuda else 2048
+    dtype = (torch.float16 if cuda else torch.bfloat16) if half else torch.float32
+    x = torch.randn(size, size, device=device).to(dtype)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        torch.mm(x, x)
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def peak_mib() -> tuple[float, float]:
+    """Peak of this process, and of its largest worker that has ended.
+
+    Where the system tells, the peak since this program began: ``ru_maxrss`` begins with what the parent had.
+    """
+    status = Path("/proc/self/status")
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        own = int(found[1])
+    return own / 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+CONTENDERS = {"bare": bare, "repsim": repsim, "thingsvision": thingsvision, "limits": limits}
+
+if __name__ == "__main__":
+    given = Settings(**json.loads(sys.argv[1]))
+    measured = CONTENDERS[given.contender](given)
+    measured["mib"], measured["worker_mib"] = peak_mib()
+    print(json.dumps(measured))

@@ -1,0 +1,331 @@
+"""Weights from a hub, or from a server, through a stand-in for either that runs on this machine."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save
+from timm.models import PretrainedCfg, build_model_with_cfg, register_model
+from timm.models.resnet import BasicBlock, ResNet
+from torch import nn
+from torchvision import models
+
+from repsim.errors import WeightsError
+from repsim.extractors import torchvision_models
+from repsim.extractors.weights import fingerprint, load_model
+
+
+def made(name: str = "test_resnet", seed: int = 7) -> Any:
+    torch.manual_seed(seed)
+    return timm.create_model(name)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the model hub's protocol as its client asks for: the head and the body of a file of a repository."""
+
+    files: dict[str, bytes]
+    asked: list[str]
+    refuses: Mapping[str, tuple[int, str]] = MappingProxyType({})
+    """Name of a model -> status and error code, where it wants a login."""
+    etag: str | None = None
+    """What it says is the SHA-256 of every file, where that is not so."""
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, *, body: bool) -> None:
+        content = self.files.get(self.path)
+        self.asked.append(f"{self.command} {self.path}")
+        refused = next((self.refuses[name] for name in self.refuses if name in self.path), None)
+        if refused or content is None:
+            known = any(path.rsplit("/", 1)[0] == self.path.rsplit("/", 1)[0] for path in self.files)
+            status, code = refused or (404, "EntryNotFound" if known else "RepoNotFound")
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{self.etag or hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+REPOSITORY = "/timm/test_resnet.r160_in1k/resolve/main/"
+
+
+NOBODY = "http://127.0.0.1:9"  # the port of a service that no machine runs any more
+
+
+def standing() -> dict[str, bytes]:
+    return {REPOSITORY + "model.safetensors": save(made().state_dict())}
+
+
+@contextmanager
+def serving(files: dict[str, bytes]) -> Iterator[tuple[str, type[Hub]]]:
+    handler = type("ThisHub", (Hub,), {"files": files, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[str, type[Hub]]]:
+    """Its address, and the handler, whose files can be changed."""
+    with serving(standing()) as running:
+        yield running
+
+
+SCRIPT = """
+import json, sys
+from repsim.errors import WeightsError
+from repsim.extractors.weights import load_model
+for model in sys.argv[1:]:
+    try:
+        print(json.dumps(load_model(model)[1]))
+    except WeightsError as error:
+        print(error)
+"""
+
+
+def run(cache: Path, *names: str, **environment: str) -> list[str]:
+    """What loading these models prints, a line each: the record, or why there is none.
+
+    In a process of its own: the hub's client reads its settings when it is imported.
+    """
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *names],
+        env={**inherited, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(names)
+    return lines
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, list[str]]]:
+    """A cache into which weights were loaded twice, the record that this gave, and what the hub was asked for."""
+    cache = tmp_path_factory.mktemp("cache")
+    with serving(standing()) as (address, handler):
+        first, second = run(cache, "test_resnet.r160_in1k", "test_resnet", HF_ENDPOINT=address)
+        assert second == first  # the default tag is named
+        yield cache, first, handler.asked
+
+
+def test_pretrained_weights_come_from_the_hub_and_then_from_its_cache(
+    loaded: tuple[Path, str, list[str]], tmp_path: Path
+) -> None:
+    cache, line, asked = loaded
+    record = json.loads(line)
+    assert record["weights"] == "pretrained"
+    assert record["timm_name"] == "test_resnet.r160_in1k"
+    assert record["weights_sha256"] == fingerprint(made())
+    file = f"{REPOSITORY}model.safetensors"
+    # the second load asks whether the file is still the same, and does not fetch it again
+    assert [what for what in asked if what.endswith(file)] == [f"HEAD {file}", f"GET {file}", f"HEAD {file}"]
+    # the hub is gone; and with HF_HUB_OFFLINE it is not even asked
+    assert run(cache, "test_resnet", HF_ENDPOINT=NOBODY) == [line]
+    before = list(asked)
+    assert run(cache, "test_resnet", HF_HUB_OFFLINE="1") == [line]
+    assert asked == before
+
+
+def test_offline_and_not_in_the_cache_names_the_two_other_ways(tmp_path: Path) -> None:
+    assert run(tmp_path, "test_resnet", HF_HUB_OFFLINE="1") == [
+        (
+            "no pretrained weights for test_resnet (timm/test_resnet.r160_in1k): they are not in the cache and the hub "
+            "cannot be reached. Use --weights FILE (.safetensors or .pth), or --weights random; "
+            "HF_HUB_OFFLINE=1 skips the wait for the network"
+        )
+    ]
+
+
+def test_a_model_that_the_hub_does_not_have(hub: Any, tmp_path: Path) -> None:
+    address, handler = hub
+    handler.files = {}
+    (said,) = run(tmp_path, "test_resnet", HF_ENDPOINT=address)
+    assert said.startswith("no pretrained weights for test_resnet (timm/test_resnet.r160_in1k): ")
+    assert "404" in said
+    assert "cannot be reached" not in said
+    assert said.endswith("Use --weights FILE (.safetensors or .pth), or --weights random")
+    assert handler.asked
+
+
+def test_damaged_weights_from_the_hub(hub: Any, tmp_path: Path) -> None:
+    address, handler = hub
+    whole = handler.files[REPOSITORY + "model.safetensors"]
+    handler.files = {REPOSITORY + "model.safetensors": whole[: len(whole) // 2]}
+    (said,) = run(tmp_path, "test_resnet", HF_ENDPOINT=address)
+    assert said.startswith(
+        "no pretrained weights for test_resnet (timm/test_resnet.r160_in1k): Error while deserializing"
+    )
+
+
+def test_weights_that_need_a_login(hub: Any, tmp_path: Path) -> None:
+    address, handler = hub
+    handler.refuses = {"test_resnet": (401, "RepoNotFound"), "test_vit": (403, "GatedRepo")}
+    lines = run(tmp_path, *handler.refuses, HF_ENDPOINT=address)
+    for name, (status, _), line in zip(handler.refuses, handler.refuses.values(), lines, strict=True):
+        assert line == (
+            f"no pretrained weights for {name} (timm/{name}.r160_in1k): the hub refuses access "
+            f"({status}). If they exist, accept their terms on the hub's page and log in (`hf auth login`, or "
+            "HF_TOKEN). Use --weights FILE (.safetensors or .pth), or --weights random"
+        )
+
+
+def damage(file: Path) -> None:
+    """Turn one bit in the middle: size and form stay right."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.chmod(0o644)
+    file.write_bytes(content)
+
+
+def said_of(file: Path, digest: str) -> str:
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    return (
+        f"weights are damaged in the cache (SHA-256 {found[:8]}..., expected {digest[:8]}...); "
+        f"delete this file, and they will be downloaded again: {file}"
+    )
+
+
+def test_a_file_damaged_in_the_hubs_cache_is_noticed(
+    hub: Any, loaded: tuple[Path, str, list[str]], tmp_path: Path
+) -> None:
+    cache, line, _ = loaded
+    shutil.copytree(cache, tmp_path / "copy", symlinks=True)
+    (blob,) = (file for file in (tmp_path / "copy").glob("hub/*/blobs/*") if len(file.name) == 64)
+    damage(blob)
+    assert run(tmp_path / "copy", "test_resnet", HF_ENDPOINT=hub[0]) == [said_of(blob, blob.name)]
+    blob.write_bytes(blob.read_bytes()[:1000])  # so that it cannot be read at all: the reason is the same
+    assert run(tmp_path / "copy", "test_resnet", HF_HUB_OFFLINE="1") == [said_of(blob, blob.name)]
+    blob.unlink()
+    assert run(tmp_path / "copy", "test_resnet", HF_ENDPOINT=hub[0]) == [line]
+
+
+def test_a_hub_that_sends_something_else_than_it_says_is_noticed(hub: Any, tmp_path: Path) -> None:
+    address, handler = hub
+    handler.etag = "a" * 64
+    (said,) = run(tmp_path, "test_resnet", HF_ENDPOINT=address)
+    assert said.startswith("weights are damaged in the cache (SHA-256 ")
+    assert said.endswith("a" * 64)
+
+
+def by_url(pretrained: bool = False, **options: Any) -> nn.Module:
+    """A model whose weights are at a URL and on no hub, as those of timm's gcvit and senet."""
+    options |= {"block": BasicBlock, "layers": (1, 1, 1, 1)}
+    model: nn.Module = build_model_with_cfg(ResNet, "by_url", pretrained, **options)
+    return model
+
+
+register_model(by_url)
+
+
+@pytest.fixture(params=["timm", "torchvision"])
+def at(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, bytes, Callable[[str], Callable[[], dict[str, Any]]]]:
+    """A kind of model; a file of its weights; and what loads it when the file is at the given address.
+
+    Only the address is ours: timm and torchvision fetch, compare and keep the file as they do any other.
+    """
+    for name in [name for name in os.environ if "proxy" in name.lower()]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    kind: str = request.param
+
+    def load(where: str) -> Callable[[], dict[str, Any]]:
+        if kind == "torchvision":
+            monkeypatch.setattr(models.get_model_weights("shufflenet_v2_x0_5").DEFAULT.value, "url", where)
+            return lambda: torchvision_models.load_model("shufflenet_v2_x0_5")[1]
+        config = PretrainedCfg(url=where, num_classes=1000, first_conv="conv1", classifier="fc", architecture="by_url")
+        monkeypatch.setitem(timm.models._registry._model_pretrained_cfgs, "by_url", config)
+        return lambda: load_model("by_url")[1]
+
+    buffer = io.BytesIO()
+    model = made("by_url") if kind == "timm" else models.get_model("shufflenet_v2_x0_5")
+    torch.save(model.state_dict(), buffer)
+    return kind, buffer.getvalue(), load
+
+
+def refusal(load: Callable[[], dict[str, Any]]) -> str:
+    with pytest.raises(WeightsError) as caught:
+        load()
+    return str(caught.value)
+
+
+def test_weights_at_a_url_are_fetched_once_and_held_against_the_hash_in_their_name(
+    hub: Any, at: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (address, handler), (_, content, loading) = hub, at
+    digest = hashlib.sha256(content).hexdigest()
+    handler.files = {f"/w-{digest[:8]}.pth": content}
+    load = loading(f"{address}/w-{digest[:8]}.pth")
+    first, second = load(), load()
+    assert first["weights"] == "pretrained"
+    assert second == first
+    assert handler.asked == [f"GET /w-{digest[:8]}.pth"]
+    assert capsys.readouterr().out == ""  # torch says there that it downloads; --json is alone there
+    (file,) = tmp_path.glob("hub/checkpoints/*.pth")
+    damage(file)
+    assert refusal(load) == said_of(file, digest)
+
+
+def test_weights_at_a_url_that_have_another_hash_than_their_name(hub: Any, at: Any, tmp_path: Path) -> None:
+    (address, handler), (kind, content, loading) = hub, at
+    handler.files = {"/w-0badc0de.pth": content}
+    said = refusal(loading(f"{address}/w-0badc0de.pth"))
+    if kind == "timm":
+        assert said == said_of(tmp_path / "hub" / "checkpoints" / "w-0badc0de.pth", "0badc0de")
+        return
+    assert said == (  # torch compares while it downloads, and keeps nothing
+        "no pretrained weights for torchvision/shufflenet_v2_x0_5 (w-0badc0de.pth): invalid hash value (expected "
+        f'"0badc0de", got "{hashlib.sha256(content).hexdigest()}"). Use --weights FILE (.safetensors or .pth), or '
+        "--weights random"
+    )
+    assert not list(tmp_path.glob("hub/checkpoints/*"))
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_server_that_is_not_there_or_has_no_such_file(hub: Any, at: Any, there: bool) -> None:
+    kind, _, loading = at
+    said = refusal(loading(f"{hub[0] if there else NOBODY}/w-0badc0de.pth"))
+    assert ("HTTP Error 404: Not Found. Use --weights FILE" in said) is there
+    assert (
+        "they are not in the cache and the" in said and "cannot be reached. Use --weights FILE" in said
+    ) is not there
+    assert said.startswith("no pretrained weights for ")
+    assert ("w-0badc0de.pth" in said, "\n" in said) == (True, False), kind
