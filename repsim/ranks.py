@@ -1,17 +1,23 @@
 """The processes of one run, as torchrun starts them: who is who, and the few things that they tell each other."""
 
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from repsim.errors import RepsimError
 
 T = TypeVar("T")
+_PATIENCE = timedelta(days=30)
+"""torchrun ends all when one dies: nobody waits in vain."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,28 @@ def _others() -> Iterator[None]:
         raise RepsimError("another process of this run has ended; its own message says why") from None
 
 
+def _attempt(store: Store, rank: int, world: int) -> str:
+    """Agree on a name that no earlier attempt of this run has had.
+
+    torchrun starts all processes again when one has died, and its store still knows the addresses of the dead: without
+    names of their own the living try to reach them (pytorch#135712). Nor can they count attempts: each machine counts
+    its own. So the first makes up a name, and whoever reads it waits until the first has seen that it did.
+    """
+    me = uuid4().hex
+    if rank == 0:
+        store.set("repsim", me)
+        store.set(f"repsim/{me}", " ".join(store.get(f"repsim/{me}/{other}").decode() for other in range(1, world)))
+        return me
+    while True:
+        name: str = store.get("repsim").decode()
+        store.set(f"repsim/{name}/{rank}", me)
+        with suppress(dist.DistStoreError):  # not yet
+            store.wait([f"repsim/{name}"], timedelta(seconds=1))
+            if me in store.get(f"repsim/{name}").decode():
+                return name
+        time.sleep(0.05)  # the name is of an earlier attempt
+
+
 @contextmanager
 def ranks() -> Iterator[Ranks]:
     """Find the other processes, where torchrun started this one; a process on its own is all there is.
@@ -80,7 +108,9 @@ def ranks() -> Iterator[Ranks]:
     if not (dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1):
         yield ALONE
         return
-    dist.init_process_group("gloo", timeout=timedelta(days=30))  # torchrun ends all when one dies; nobody waits in vain
+    store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
+    store = PrefixStore(_attempt(store, rank, world), store)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
