@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.models import cait, vision_transformer
+from timm.models import cait, hiera, vision_transformer
 from torch import nn
 
 from repsim.errors import InvalidInputError, UnknownNameError
@@ -91,6 +91,7 @@ BLOCKS = {
     "lcnetv2_small": (10, "stages.0.0", "stages.3.1"),  # a list of parallel convolutions inside
     "xception41": (13, "blocks.0", "blocks.12"),  # a stack of convolutions inside
     "crossvit_tiny_240": (3, "blocks.0", "blocks.2"),  # one list a scale inside
+    "rdnet_tiny": (7, "dense_stages.0.0", "dense_stages.6.2"),  # what the dense blocks add together
     "densenet121": (4, "features.denseblock1", "features.denseblock4"),  # transitions are plain sequences
     "gcvit_xxtiny": (16, "stages.0.global_block", "stages.3.blocks.1"),  # what a global block lists has names
 }
@@ -134,6 +135,13 @@ def test_blocks_of_cait_have_no_class_token_though_the_model_has() -> None:
     model = cait.Cait(img_size=64, patch_size=16, embed_dim=24, depth=1, num_heads=2)
     assert (layer(model, (16, 24)).prefix_tokens, layer(model, (16, 24)).class_token) == (0, False)
     assert (layer(model, (17, 24)).prefix_tokens, layer(model, (17, 24)).class_token) == (1, True)
+
+
+def test_tokens_of_hiera_have_a_mean_and_no_grid() -> None:
+    """They are unrolled by mask units: a grid of them would mix up places (scripts/sweep_timm noticed)."""
+    model = hiera.Hiera(img_size=(64, 64), embed_dim=24, num_heads=1, stages=(1, 1, 1, 1), mask_unit_size=(2, 2))
+    found = layer(model, (256, 24))
+    assert (found.axes, found.prefix_tokens, found.grid) == ("NLC", 0, None)
 
 
 @pytest.mark.parametrize(
