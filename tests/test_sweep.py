@@ -125,7 +125,7 @@ def test_a_wrong_number_fails(sweep: ModuleType, what: str) -> None:
 def test_layers_that_say_little_fail(sweep: ModuleType) -> None:
     kept, read = (
         {"a": TOKENS, "pre_logits": TOKENS[0]},
-        {("a", "flatten"): TOKENS, ("pre_logits", "flatten"): TOKENS[0]},
+        {("a", "flatten"): TOKENS.ravel(), ("pre_logits", "flatten"): TOKENS[0]},
     )
     row = sweep.Row("family", layers=["a", "pre_logits"])
     sweep.compare(row, read, kept, {}, [])
