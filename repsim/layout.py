@@ -12,7 +12,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -228,25 +228,16 @@ def is_laid_out(file: int) -> bool:
 
 def _draw(paper: _Paper, contents: Contents) -> None:
     with h5py.File(paper, "w") as file:
-        file.attrs.update(
-            format=FORMAT,
-            format_version=VERSION,
-            model=contents.model,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            provenance=json.dumps(contents.provenance),
-        )
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        _describe(file, {"format": FORMAT, "format_version": VERSION, "model": contents.model, "created": now})
+        file.create_dataset("provenance", data=_texts([json.dumps(contents.provenance)]))  # too long for an attribute
         ids = contents.sample_ids
         samples = file.create_group("samples")
-        samples.attrs.update(
-            source=contents.source,
-            content_fingerprint=ids.content,
-            id_fingerprint=ids.fingerprint,
-            classes=json.dumps(list(contents.classes)),
-        )
-        encoded = [i.encode() for i in ids]
-        # fixed width, and so in one place
-        text = h5py.string_dtype("utf-8", max(map(len, encoded)))
-        samples.create_dataset("id", data=np.array(encoded, text))
+        fingerprints = {"content_fingerprint": ids.content, "id_fingerprint": ids.fingerprint}
+        _describe(samples, {"source": contents.source, **fingerprints})
+        samples.create_dataset("id", data=_texts(ids))
+        if contents.classes:
+            samples.create_dataset("classes", data=_texts(contents.classes))
         if contents.labels is not None:
             samples.create_dataset("label", data=np.asarray(contents.labels, "<i8"))
         if contents.order is not None:
@@ -260,12 +251,31 @@ def _draw(paper: _Paper, contents: Contents) -> None:
             known = spec.key.layer in layers  # its second readout
             group = layers[spec.key.layer] if known else layers.create_group(spec.key.layer, track_order=True)
             table = tables[spec.key.layer] if known else tables.create_group(spec.key.layer, track_order=True)
-            group.attrs.update({key: value for key, value in spec.facts.items() if value is not None})
+            _describe(group, spec.facts)
             rows = contents.rows(spec)
             dtype = np.dtype(contents.dtype).newbyteorder("<")
             array = group.create_dataset(spec.key.readout, (rows, *spec.shape), dtype, dcpl=_in_one_piece())
             array.attrs["block"] = spec.block
             table.create_dataset(spec.key.readout, data=np.zeros(rows, "<u4"))
+
+
+def _texts(values: Iterable[str]) -> Array:
+    """Strings of a fixed width, which lie where they belong.
+
+    HDF5 keeps strings of variable length in a heap, and where that is damaged it may read on for ever.
+    """
+    encoded = [value.encode() for value in values]
+    return np.array(encoded, h5py.string_dtype("utf-8", max(1, *map(len, encoded))))
+
+
+def _describe(owner: Any, facts: Mapping[str, Any]) -> None:
+    """Write attributes; what does not apply (None) is left out."""
+    for key, value in facts.items():
+        if isinstance(value, str):
+            text = _texts([value])
+            owner.attrs.create(key, text[0], dtype=text.dtype)
+        elif value is not None:
+            owner.attrs[key] = value
 
 
 def _in_one_piece() -> Any:
@@ -318,12 +328,8 @@ class _Reader:
             raise StoreError(f"{path} has store format {version}; this repsim reads {VERSION}. {todo}")
         model, created = self.text(file, "model"), self.text(file, "created")
         samples, checks = self.group(file, "samples"), self.group(file, "checks")
-        ids = self.extent(samples, "id")
-        encoded = self.values(ids)
-        if ids.dtype.kind != "S" or len(ids.shape) != 1:
-            raise StoreError(f"{path} is a damaged store: its sample ids are no strings")
-        n = len(encoded)
-        sample_ids = SampleIds(tuple(i.decode() for i in encoded.tolist()), self.text(samples, "content_fingerprint"))
+        sample_ids = SampleIds(self.texts(samples, "id"), self.text(samples, "content_fingerprint"))
+        n = len(sample_ids)
         if sample_ids.fingerprint != self.text(samples, "id_fingerprint"):
             raise StoreError(f"{path} is a damaged store: its sample ids are not what was written")
         written, structure = self.extent(checks, "written", (n,), "u1"), self.extent(checks, "structure", (1,), "<u8")
@@ -351,10 +357,10 @@ class _Reader:
             tuple(specs),
             sample_ids,
             self.text(samples, "source"),
-            json.loads(self.text(file, "provenance")),
+            json.loads(self.texts(file, "provenance")[0]),
             next(iter(arrays.values())).dtype.name,
             self.optional(samples, "label", n),
-            tuple(json.loads(self.text(samples, "classes"))),
+            self.texts(samples, "classes") if "classes" in samples else (),
             self.optional(samples, "order", n),
             created,
         )
@@ -402,6 +408,12 @@ class _Reader:
     def optional(self, group: h5py.Group, name: str, n: int) -> Array | None:
         return self.values(self.extent(group, name, (n,), "<i8")) if name in group else None
 
+    def texts(self, group: h5py.Group, name: str) -> tuple[str, ...]:
+        extent = self.extent(group, name)
+        if extent.dtype.kind != "S" or len(extent.shape) != 1:
+            raise StoreError(f"{self.path} is a damaged store: {group.name.rstrip('/')}/{name} holds no strings")
+        return tuple(text.decode() for text in self.values(extent).tolist())
+
     def attribute(self, owner: Any, name: str) -> Any:
         """A string, a number, or a few of them, as plain Python values."""
         attribute = owner.attrs.get_id(name)
@@ -409,8 +421,12 @@ class _Reader:
             raise StoreError(
                 f"{self.path} is refused: attribute {name} of {owner.name} has the shape {attribute.shape}"
             )
-        value = owner.attrs[name]
-        return value.tolist() if hasattr(value, "tolist") else value
+        if attribute.dtype.kind not in "biufS":
+            raise StoreError(
+                f"{self.path} is refused: attribute {name} of {owner.name} is no number and no fixed string"
+            )
+        value = owner.attrs[name].tolist()
+        return value.decode() if isinstance(value, bytes) else value
 
     def text(self, owner: Any, name: str) -> str:
         value = self.attribute(owner, name)
