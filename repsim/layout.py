@@ -435,8 +435,11 @@ class _Reader:
         return value
 
 
-def refuse_foreign(path: Path) -> None:
-    """Raise `StoreError` where any HDF5 file leads into another one, or claims more than it has room for."""
+def refuse_foreign(path: Path) -> str | None:
+    """Raise `StoreError` where any HDF5 file leads into another one, or claims more than it has room for.
+
+    Returns what it says that it is: its attribute ``format``.
+    """
     with h5py.File(path, "r", locking=False) as file:
         groups: list[h5py.Group] = [file]
         seen: set[int] = set()
@@ -457,6 +460,8 @@ def refuse_foreign(path: Path) -> None:
                         raise StoreError(f"{where} does not lie in this file")
                     if child.nbytes > path.stat().st_size:
                         raise StoreError(f"{where} claims the shape {child.shape}, which the file has no room for")
+        kind = file.attrs.get("format")
+    return kind.decode() if isinstance(kind, bytes) else kind
 
 
 def read_rows(file: int, extent: Extent, start: int, stop: int) -> Array:
