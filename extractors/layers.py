@@ -14,12 +14,13 @@ from repsim.extractors.hooks import Found, Trace
 # Blocks are named by convention: *Block, *Bottleneck, Inception*, Mixed_*, *Cell, ... A module with a list of such
 # inside is a stage, unless its own name says that it is a block. What stands in the way (stems, poolings between
 # stages, heads) goes by names of its own. scripts/sweep_timm holds this against all of timm's families; a model that
-# it does not fit falls back to its stages.
+# it does not fit falls back to its stages. RDNet's dense blocks only return what they add: the state is a DenseStage's.
 _BLOCK = re.compile(
-    r"Block|Bottleneck|Residual|Mixed|MBConv$|Inception([A-E]|$)|XceptionModule|RepDepthwiseSeparable|Cell|DlaTree|Layer$",
+    r"Block|Bottleneck|Residual|Mixed|MBConv$|Inception([A-E]|$)|XceptionModule|RepDepthwiseSeparable|DenseStage|Cell|"
+    r"DlaTree|Layer$",
     re.IGNORECASE,
 )
-_STAGE = re.compile(r"Stage|Level", re.IGNORECASE)
+_STAGE = re.compile(r"(?<!Dense)Stage|Level", re.IGNORECASE)
 _ASIDE = re.compile(r"stem|embed|down|head|norm|pool|classifier|pos_|^se$|attn$|mlp$", re.IGNORECASE)
 _MERGES = re.compile(r"PatchMerging")  # stand among the blocks in torchvision's Swin
 _NUMBERED = re.compile(r"(stage|layer|level|block)_?\d+")
@@ -36,7 +37,7 @@ def blocks(model: nn.Module) -> list[str]:
         for name, child in module.named_children():
             here = f"{path}.{name}" if path else name
             kind = type(child).__name__
-            container = isinstance(child, nn.Sequential | nn.ModuleList)
+            container = isinstance(child, nn.Sequential | nn.ModuleList) and kind != "DenseStage"
             if _ASIDE.search(name) or _MERGES.search(kind) or not any(child.children()):
                 continue
             stage = _STAGE.search(kind) or _lists_blocks(child)
@@ -186,6 +187,7 @@ class Geometry:
         info = feature_info(model)
         self.reductions = {int(i["reduction"]) for i in info if i.get("reduction")}
         self.channels = {i["module"]: int(i["num_chs"]) for i in info if "module" in i}
+        self.unrolled = hasattr(model, "unroll")  # Hiera's tokens come by mask units, in no order of a grid
         self.channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
 
     def describe(self, found: Found) -> LayerSpec:
@@ -198,6 +200,7 @@ class Geometry:
             axes = "NC"  # a single token and a map of a single position are vectors too
         elif len(shape) == 2:
             axes, prefix, grid = self._tokens(shape)
+            grid = None if self.unrolled else grid
         elif len(shape) == 3:
             axes, grid = self._map(found)
         has_class = bool(axes == "NLC" and prefix and self.class_token)

@@ -27,8 +27,10 @@ from repsim.labels import LayerKey, SampleIds
 
 FORMAT = "repsim-activations"
 VERSION = 2
-COMPLETE = 2**32
-"""`checks/structure` of a complete store is this plus the checksum; 1 while rows are being written; 0 before that."""
+PARTIAL, COMPLETE = 1, 2**32
+"""`checks/structure` while rows are being written; and, with the checksum added, once the store is complete."""
+_BEGINNING = 2**9
+"""Bytes that a kill cannot cut in two: HDF5's signature and where everything else is."""
 _PIECE = 2**22
 
 Array = NDArray[Any]
@@ -196,19 +198,32 @@ class _Paper(io.RawIOBase):
         return read
 
     def copy_to(self, file: int) -> None:
-        """Write all of it; where nothing was written the file has holes."""
+        """Write all of it, and the beginning last; where nothing was written the file has holes."""
         os.ftruncate(file, 0)
         os.ftruncate(file, self.size)
-        for page, data in sorted(self.pages.items()):
+        for page, data in self.pages.items():
             start = page * self.PAGE
-            write_at(file, start, np.frombuffer(data, "u1")[: self.size - start])
+            skip = _BEGINNING if page == 0 else 0
+            write_at(file, start + skip, np.frombuffer(data, "u1")[skip : self.size - start])
+        os.fsync(file)
+        write_at(file, 0, np.frombuffer(self.pages[0], "u1")[:_BEGINNING])
+        os.fsync(file)
 
 
 def lay_out(file: int, contents: Contents) -> None:
-    """Write everything but the values; the rows of arrays are holes in the file, which take no room yet."""
+    """Write everything but the values; the rows of arrays are holes in the file, which take no room yet.
+
+    The file begins with zeros until all of that is on the disk, so that whoever is interrupted here leaves a file that
+    says so (`is_laid_out`): one that says otherwise and cannot be read is damaged.
+    """
     paper = _Paper()
     _draw(paper, contents)
     paper.copy_to(file)
+
+
+def is_laid_out(file: int) -> bool:
+    """Whether a file that was to become a store got so far that there can be rows in it."""
+    return any(os.pread(file, 8, 0))
 
 
 def _draw(paper: _Paper, contents: Contents) -> None:
@@ -229,7 +244,7 @@ def _draw(paper: _Paper, contents: Contents) -> None:
             samples.create_dataset("order", data=np.asarray(contents.order, "<i8"))
         checks = file.create_group("checks")
         checks.create_dataset("written", data=np.zeros(len(ids), "u1"))
-        checks.create_dataset("structure", data=np.zeros(1, "<u8"))
+        checks.create_dataset("structure", data=np.array([PARTIAL], "<u8"))
         layers = file.create_group("layers", track_order=True)  # else blocks.10 comes before blocks.2
         tables = checks.create_group("rows", track_order=True)
         for spec in contents.arrays:
@@ -420,8 +435,11 @@ class _Reader:
         return value
 
 
-def refuse_foreign(path: Path) -> None:
-    """Raise `StoreError` where any HDF5 file leads into another one, or claims more than it has room for."""
+def refuse_foreign(path: Path) -> str | None:
+    """Raise `StoreError` where any HDF5 file leads into another one, or claims more than it has room for.
+
+    Returns what it says that it is: its attribute ``format``.
+    """
     with h5py.File(path, "r", locking=False) as file:
         groups: list[h5py.Group] = [file]
         seen: set[int] = set()
@@ -442,6 +460,8 @@ def refuse_foreign(path: Path) -> None:
                         raise StoreError(f"{where} does not lie in this file")
                     if child.nbytes > path.stat().st_size:
                         raise StoreError(f"{where} claims the shape {child.shape}, which the file has no room for")
+        kind = file.attrs.get("format")
+    return kind.decode() if isinstance(kind, bytes) else kind
 
 
 def read_rows(file: int, extent: Extent, start: int, stop: int) -> Array:

@@ -7,6 +7,7 @@ import xarray as xr
 
 from repsim.errors import StoreError, reason
 from repsim.files import replacing
+from repsim.layout import FORMAT as STORE_FORMAT
 from repsim.layout import refuse_foreign
 
 FORMAT = "repsim-comparison"
@@ -25,17 +26,17 @@ def open_result(path: str | os.PathLike[str]) -> xr.Dataset:
     if not path.is_file():
         raise StoreError(f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}")
     try:
-        refuse_foreign(path)
+        kind = refuse_foreign(path)
+        if kind != FORMAT:
+            hint = "; it is an activation store: give it to `repsim compare`" if kind == STORE_FORMAT else ""
+            raise StoreError(f"{path} is no result of repsim compare (its 'format' is {kind!r}){hint}")
         with xr.open_dataset(path, engine="h5netcdf") as file:
             result = file.load()
     except StoreError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise StoreError(f"{path} is no result of repsim compare, or damaged: {reason(error)}") from None
-    kind, version = result.attrs.get("format"), result.attrs.get("format_version")
-    if kind != FORMAT:
-        hint = "; it is an activation store: give it to `repsim compare`" if kind == "repsim-activations" else ""
-        raise StoreError(f"{path} is no result of repsim compare (its 'format' is {kind!r}){hint}")
+    version = result.attrs.get("format_version")
     if version != VERSION:
         raise StoreError(f"{path} has result format {version}; this repsim reads {VERSION}. Install a newer repsim")
     return result

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 import numpy as np
 
@@ -34,8 +35,6 @@ except ImportError:  # no such locks on this system: there a second writer goes 
 
 COMMIT_SECONDS = 2.0
 """What a kill costs at most, apart from what is on its way."""
-_STARTED = 1
-"""`checks/structure` of a file that is laid out and not complete; 0 where even that was interrupted."""
 
 
 class StoreWriter:
@@ -83,6 +82,7 @@ class StoreWriter:
             check_output(self.path, overwrite=self.overwrite)
         with self._guard():
             self._file = os.open(self.partial, os.O_RDWR | (os.O_CREAT if self.first else 0), 0o666)
+        _WRITERS.add(self)
         try:
             if self.first:
                 self._lock()
@@ -111,12 +111,9 @@ class StoreWriter:
 
     def _take_up(self) -> bool:
         """Take up what an earlier run has left; False where that is nothing."""
-        try:
-            there, self._layout = layout.read(self.partial)
-            if not self._structure():
-                return False
-        except StoreError:  # killed while laying out: nothing is in it
+        if not layout.is_laid_out(self._fd):
             return False
+        there, self._layout = _read_partial(self.partial)
         if difference := there.difference(self.contents):
             if self.overwrite:
                 return False
@@ -132,9 +129,6 @@ class StoreWriter:
             with self._guard():
                 layout.lay_out(self._fd, self.contents)
                 self._layout = layout.read(self.partial)[1]
-                os.fsync(self._fd)
-                self._mark_structure(_STARTED)
-                os.fsync(self._fd)
         except BaseException:
             self.partial.unlink(missing_ok=True)
             raise
@@ -186,11 +180,11 @@ class StoreWriter:
         if not self._uncommitted:
             return
         samples = np.concatenate(self._uncommitted)
+        self._uncommitted.clear()  # even if the sync fails: the next may succeed, and these rows be lost all the same
         with self._guard():
             os.fsync(self._fd)
             for run in np.split(samples, np.flatnonzero(np.diff(samples) != 1) + 1):
                 layout.write_at(self._fd, self._layout.written.offset + int(run[0]), np.ones(len(run), "u1"))
-        self._uncommitted.clear()
         self._committed = time.monotonic()
 
     def __exit__(
@@ -222,7 +216,8 @@ class StoreWriter:
             first = self.contents.sample_ids.ids[missing[0]]
             raise OutputError(f"{self.partial}: {len(missing)} samples were never written, the first {first}")
         with self._guard():
-            self._mark_structure(layout.COMPLETE + layout.structure_checksum(self._fd, self._layout))
+            closed = layout.COMPLETE + layout.structure_checksum(self._fd, self._layout)
+            layout.write_at(self._fd, self._layout.structure.offset, np.array([closed], "<u8"))
             os.fsync(self._fd)
             self.partial.replace(self.path)
             with suppress(OSError):  # not every file system can: the name itself is on the disk then a little later
@@ -240,12 +235,6 @@ class StoreWriter:
     def _marks(self) -> Array:
         """Which samples are committed, by whichever process."""
         return layout.read_rows(self._fd, self._layout.written, 0, len(self.contents.sample_ids)).astype(bool)
-
-    def _structure(self) -> int:
-        return int(layout.read_rows(self._fd, self._layout.structure, 0, 1)[0])
-
-    def _mark_structure(self, value: int) -> None:
-        layout.write_at(self._fd, self._layout.structure.offset, np.array([value], "<u8"))
 
     def _close(self) -> None:
         if self._file is not None:
@@ -282,12 +271,11 @@ def stored(path: Path, contents: Contents, *, overwrite: bool = False) -> int:
             with open_store(path) as store:
                 found, count = store.contents, len(store)
         else:
-            try:
-                found, places = layout.read(there)
-                with there.open("rb") as file:
-                    count = int(layout.read_rows(file.fileno(), places.written, 0, len(found.sample_ids)).sum())
-            except StoreError:  # killed while laying out: the writer starts anew
-                return 0
+            with there.open("rb") as file:
+                if not layout.is_laid_out(file.fileno()):
+                    return 0
+                found, places = _read_partial(there)
+                count = int(layout.read_rows(file.fileno(), places.written, 0, len(found.sample_ids)).sum())
         if difference := found.difference(contents):
             if overwrite:
                 continue
@@ -296,6 +284,26 @@ def stored(path: Path, contents: Contents, *, overwrite: bool = False) -> int:
             )
         return count
     return 0
+
+
+_WRITERS: WeakSet[StoreWriter] = WeakSet()
+
+
+def _forget_writers() -> None:
+    """In a forked process (one that decodes pictures, say): it would hold the lock on after its parent was killed."""
+    for writer in _WRITERS:
+        writer._close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_writers)
+
+
+def _read_partial(path: Path) -> tuple[Contents, layout.Layout]:
+    try:
+        return layout.read(path)
+    except StoreError as error:
+        raise StoreError(f"what an interrupted run has left is damaged; --overwrite starts anew: {error}") from None
 
 
 def _check(contents: Contents) -> None:

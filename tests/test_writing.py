@@ -1,10 +1,12 @@
 """Writing stores: a kill costs seconds, an error keeps what was committed, and nothing is ever half a store."""
 
+import errno
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -296,20 +298,110 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     assert open_store(path)["a"][:, 0].tolist() == [7, 7, 9, 9]
 
 
-@pytest.mark.parametrize("left", [0, 1, 100, 1000, 3000])
-def test_killed_while_laying_out(tmp_path: Path, left: int) -> None:
-    """Whatever such a run leaves holds nothing, and the next one starts anew."""
+LAYING_OUT = """
+import os, signal, sys
+from pathlib import Path
+from repsim.labels import LayerKey, SampleIds
+from repsim.layout import ArraySpec, Contents
+from repsim.writing import StoreWriter
+calls, count, write = [], int(sys.argv[2]), os.pwrite
+def killed(fd, data, at):
+    calls.append(at)
+    if len(calls) > count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(fd, data, at)
+os.pwrite = killed
+specs = tuple(ArraySpec(LayerKey("m", layer, readout), (5,)) for layer in "ba" for readout in ("mean", "cls"))
+ids = SampleIds(tuple(f"ü{i}.png" for i in range(9000)))
+with StoreWriter(Path(sys.argv[1]), Contents(specs, ids, "photos", {"seed": 3, "command": "x"})):
+    print(len(calls), calls[-1])
+    sys.stdout.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("writes", [0, 1, 4, 7])
+def test_killed_while_laying_out(tmp_path: Path, writes: int) -> None:
+    """Such a run leaves a file that says so, and the next one starts anew."""
     path = tmp_path / "s.h5"
-    with StoreWriter(path, contents()) as out:
-        piece = out.partial.read_bytes()[:left]
-        fill(out, slice(None))
-    path.unlink()
-    path.with_name("s.h5.partial").write_bytes(piece)
+    command = [sys.executable, "-c", LAYING_OUT, str(path)]
+    if not writes:
+        whole = subprocess.run([*command, "99"], capture_output=True, text=True, check=False).stdout
+        count, last = map(int, whole.split())
+        assert count > 7, "pages of 64 kB"
+        assert last == 0, "the beginning comes last"
+        path.with_name("s.h5.partial").unlink()
+    done = subprocess.run([*command, str(writes)], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [p.name for p in tmp_path.iterdir()] == ["s.h5.partial"]
     assert stored(path, contents()) == 0
     with StoreWriter(path, contents(), resume=True) as out:
         assert not out.written.any()
         fill(out, slice(None))
     assert stored(path, contents()) == 8
+
+
+def test_a_damaged_partial_is_not_thrown_away(tmp_path: Path) -> None:
+    """A night of work may be in it."""
+    path = tmp_path / "s.h5"
+    interrupted(path, contents())
+    partial = path.with_name("s.h5.partial")
+    os.truncate(partial, partial.stat().st_size - 100)
+    before = partial.read_bytes()
+    for attempt in (lambda: stored(path, contents()), lambda: StoreWriter(path, contents(), resume=True).__enter__()):
+        with pytest.raises(StoreError, match="run has left is damaged; --overwrite starts anew: .* cut off"):
+            attempt()
+    assert partial.read_bytes() == before
+    with StoreWriter(path, contents()) as out:
+        fill(out, slice(None))
+
+
+def test_a_sync_that_fails_marks_nothing_even_if_the_next_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a full disk: the system reports what it could not write once, and then forgets it."""
+    sync = os.fsync
+
+    def work() -> None:
+        with StoreWriter(tmp_path / "s.h5", contents()) as out:
+            fill(out, slice(0, 2))
+            out.commit()
+            fill(out, slice(2, 4))
+
+            def failing(fd: int) -> None:
+                monkeypatch.setattr(os, "fsync", sync)
+                raise OSError(errno.ENOSPC, "...")
+
+            monkeypatch.setattr(os, "fsync", failing)
+            out.commit()
+
+    with pytest.raises(OutputError, match="No space left on device"):
+        work()
+    assert stored(tmp_path / "s.h5", contents()) == 2
+
+
+def test_a_forked_process_does_not_hold_the_lock(tmp_path: Path) -> None:
+    """The processes that decode pictures outlive for seconds a run that was killed; the next run need not wait."""
+    path = tmp_path / "s.h5"
+    first = StoreWriter(path, contents()).__enter__()
+    here, there = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(there, b"!")
+        time.sleep(60)
+        os._exit(0)
+    try:
+        os.read(here, 1)
+        with pytest.raises(OutputError, match="another process is writing"):
+            StoreWriter(path, contents(), resume=True).__enter__()
+        first._close()  # as a kill does
+        with StoreWriter(path, contents(), resume=True) as again:
+            fill(again, slice(None))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(here)
+        os.close(there)
 
 
 def test_killed_between_the_last_row_and_the_name(tmp_path: Path) -> None:

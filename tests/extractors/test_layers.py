@@ -3,13 +3,15 @@
 from typing import Any
 
 import pytest
-from timm.models import cait, vision_transformer
+import timm
+import torch
+from timm.models import cait, hiera, vision_transformer
 from torch import nn
 
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.extractors.base import Site
 from repsim.extractors.hooks import Found
-from repsim.extractors.layers import Geometry
+from repsim.extractors.layers import Geometry, blocks
 from repsim.extractors.timm_models import TimmExtractor
 
 
@@ -81,6 +83,27 @@ def test_default_layers_of_other_families(model: str) -> None:
     assert {readout for _, readout in extractor.readouts} == {"mean"}
 
 
+# Blocks that a name or a list inside could hide: of the model, how many, and the first and the last.
+BLOCKS = {
+    "convmixer_768_32": (32, "blocks.0", "blocks.31"),  # a plain sequence, a residual in front
+    "fasternet_t0": (13, "stages.0.blocks.0", "stages.3.blocks.1"),  # its stages are called Block
+    "tiny_vit_5m_224": (12, "stages.0.blocks.0", "stages.3.blocks.1"),  # a stage called ConvLayer
+    "lcnetv2_small": (10, "stages.0.0", "stages.3.1"),  # a list of parallel convolutions inside
+    "xception41": (13, "blocks.0", "blocks.12"),  # a stack of convolutions inside
+    "crossvit_tiny_240": (3, "blocks.0", "blocks.2"),  # one list a scale inside
+    "rdnet_tiny": (7, "dense_stages.0.0", "dense_stages.6.2"),  # what the dense blocks add together
+    "densenet121": (4, "features.denseblock1", "features.denseblock4"),  # transitions are plain sequences
+    "gcvit_xxtiny": (16, "stages.0.global_block", "stages.3.blocks.1"),  # what a global block lists has names
+}
+
+
+@pytest.mark.parametrize("model", BLOCKS)
+def test_blocks_are_neither_stages_nor_parts_of_blocks(model: str) -> None:
+    with torch.device("meta"):
+        found = blocks(timm.create_model(model))
+    assert (len(found), found[0], found[-1]) == BLOCKS[model]
+
+
 def layer(model: nn.Module, shape: tuple[int, ...], size: tuple[int, int] = (64, 64), module: str = "x") -> Any:
     return Geometry(model, size).describe(Found(Site(module), module, "Block", shape))
 
@@ -112,6 +135,13 @@ def test_blocks_of_cait_have_no_class_token_though_the_model_has() -> None:
     model = cait.Cait(img_size=64, patch_size=16, embed_dim=24, depth=1, num_heads=2)
     assert (layer(model, (16, 24)).prefix_tokens, layer(model, (16, 24)).class_token) == (0, False)
     assert (layer(model, (17, 24)).prefix_tokens, layer(model, (17, 24)).class_token) == (1, True)
+
+
+def test_tokens_of_hiera_have_a_mean_and_no_grid() -> None:
+    """They are unrolled by mask units: a grid of them would mix up places (scripts/sweep_timm noticed)."""
+    model = hiera.Hiera(img_size=(64, 64), embed_dim=24, num_heads=1, stages=(1, 1, 1, 1), mask_unit_size=(2, 2))
+    found = layer(model, (256, 24))
+    assert (found.axes, found.prefix_tokens, found.grid) == ("NLC", 0, None)
 
 
 @pytest.mark.parametrize(
