@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repsim import __version__, terminal
-from repsim.errors import InvalidInputError, RepsimError
+from repsim.errors import InvalidInputError, OtherProcessError, RepsimError
 from repsim.files import check_output, human
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except RepsimError as error:
+            if isinstance(error, OtherProcessError) and not error.first:  # the first speaks for all
+                raise SystemExit(_UserError.exit_code) from None
             raise _UserError(" ".join(" ".join([str(error), *getattr(error, "__notes__", ())]).split())) from None
         except KeyboardInterrupt as stop:
             for note in getattr(stop, "__notes__", ()):

@@ -56,6 +56,14 @@ class ImageError(RepsimError, OSError):
     """A picture that cannot be read, or a place in which there are none."""
 
 
+class OtherProcessError(RepsimError, ConnectionError):
+    """Another process of the same run has ended; ``first``: whether this one is the first, which speaks for all."""
+
+    def __init__(self, *, first: bool) -> None:
+        self.first = first
+        super().__init__("another process of this run has ended; where it said why, its message is beside this one")
+
+
 class UnreliableValueWarning(UserWarning):
     """The value is defined but says little: for instance CCA with more features than samples."""
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from repsim.errors import RepsimError
+from repsim.errors import OtherProcessError
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=30)
@@ -36,7 +36,7 @@ class Ranks:
         """What the first process gives, in every process. Whoever comes here early waits."""
         held = [value]
         if self.world > 1:
-            with _others():
+            with self._others():
                 dist.broadcast_object_list(held)
         return held[0]
 
@@ -45,9 +45,16 @@ class Ranks:
         if self.world == 1:
             return [value]
         held: list[Any] = [None] * self.world
-        with _others():
+        with self._others():
             dist.all_gather_object(held, value)
         return held
+
+    @contextmanager
+    def _others(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError:
+            raise OtherProcessError(first=self.first) from None
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -63,14 +70,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-@contextmanager
-def _others() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError:
-        raise RepsimError("another process of this run has ended; its own message says why") from None
 
 
 def _attempt(store: Store, rank: int, world: int) -> str:
