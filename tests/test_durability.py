@@ -1,0 +1,185 @@
+"""Real commands in real processes, killed, starved of room, or multiplied: a little of what scripts/torture does.
+
+What is left is held, bit for bit, against an extraction that nobody disturbed.
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import resource
+import signal
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repsim import layout
+from repsim.extraction import extract
+from repsim.files import partial_path
+from repsim.store import open_store, verify
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are watched through /proc")
+
+QUICK = "from repsim import cli, writing; writing.COMMIT_SECONDS = 0.05; cli.main()"
+MODEL = "digits_vit.seed0"
+OPTIONS = [MODEL, "--data", "digits", "--limit", 600, "--batch-size", 2, "--workers", 0]
+COMMAND = [sys.executable, "-c", QUICK, "extract", *OPTIONS]
+
+
+@pytest.fixture(scope="module")
+def torture() -> ModuleType:
+    path = Path(__file__).parent.parent / "scripts" / "torture"
+    loader = importlib.machinery.SourceFileLoader("torture", str(path))
+    spec = importlib.util.spec_from_loader("torture", loader)
+    assert spec is not None
+    module = sys.modules["torture"] = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    with extract(MODEL, "digits", folder, limit=600, batch_size=2, workers=0) as store:
+        return store.path
+
+
+def poison(partial: Path, sample: int) -> None:
+    """Put other values, with checksums that fit, where a sample's are: who computes it again is given away."""
+    with partial.open("r+b") as file:
+        _, places = layout.read(partial)
+        for key, extent in places.arrays.items():
+            row = np.full(extent.shape[1:], 7, extent.dtype)
+            layout.write_at(file.fileno(), extent.offset + sample * extent.row_bytes, row)
+            crc = np.array([zlib.crc32(row.tobytes())], "<u4")
+            layout.write_at(file.fileno(), places.checksums[key].offset + 4 * sample, crc)
+
+
+def test_killed_again_and_again(tmp_path: Path, torture: ModuleType, whole: Path) -> None:
+    """While it lays out the file, in the middle, and further on; what was committed is right, kept, and not redone."""
+    file = torture.Unfinished(tmp_path / whole.name)
+    kept = 0
+    for moment in (
+        file.partial.exists,
+        lambda: file.marks().sum() > 50,
+        lambda: file.marks().sum() > 200,
+    ):
+        with torture.Run([*COMMAND, "-o", tmp_path]) as one:
+            assert torture.wait_until(moment, one), one.end()
+            assert one.kill()
+        marks = file.marks()
+        assert marks.sum() >= kept
+        if marks.any():
+            assert file.right(whole)[marks].all()
+        assert [path.name for path in tmp_path.iterdir()] == [partial_path(whole).name]
+        kept = int(marks.sum())
+    assert kept > 200
+    poison(file.partial, 3)
+    code, _, said = torture.run(*COMMAND, "-o", tmp_path)
+    assert (code, said.count("\n")) == (0, 1), said
+    assert f"going on after {kept} of 600 pictures" in said
+    assert [path.name for path in tmp_path.iterdir()] == [whole.name]
+    assert verify(file.path) == []
+    others = np.arange(600) != 3
+    with open_store(file.path) as store, open_store(whole) as wanted:
+        for name in store.layers:
+            assert (store[name][3] == 7).all(), "what was committed was computed again"
+            np.testing.assert_array_equal(store[name][others], wanted[name][others])
+
+
+def test_a_file_that_may_grow_no_more(tmp_path: Path, torture: ModuleType, whole: Path) -> None:
+    """The system's limit on the size of files, lowered under the running process, stands in for a full disk."""
+    file = torture.Unfinished(tmp_path / whole.name)
+    with torture.Run([*COMMAND, "-o", tmp_path]) as one:
+        assert torture.wait_until(lambda: file.marks().sum() > 50, one), one.end()
+        resource.prlimit(one.process.pid, resource.RLIMIT_FSIZE, (1000, 1000))
+        code, out, said = one.end()
+    kept = int(file.marks().sum())
+    assert (code, out, said.count("\n")) == (2, "", 1), said
+    assert f"cannot write {file.path}: File too large ({kept} of 600 samples are kept" in said
+    assert 50 < kept < 600
+    assert file.right(whole)[file.marks()].all()
+    code, _, said = torture.run(*COMMAND, "-o", tmp_path)
+    assert code == 0, said
+    assert f"going on after {kept} of 600" in said
+    assert torture.bits(file.path) == torture.bits(whole)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB, in memory."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)]
+    done = None
+    with suppress(FileNotFoundError):
+        done = subprocess.run(mount, check=False, capture_output=True, text=True)
+    if done is None or done.returncode:
+        pytest.skip("a file system can be mounted by root only, and not in every container")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)  # noqa: S607
+
+
+def test_a_disk_that_fills_up_and_one_that_is_read_only(small: Path, torture: ModuleType, whole: Path) -> None:
+    file, filler = torture.Unfinished(small / whole.name), small / "filler"
+    with torture.Run([*COMMAND, "-o", small]) as one:
+        assert torture.wait_until(lambda: file.marks().sum() > 50, one), one.end()
+        torture.fill_up(filler)
+        code, out, said = one.end()
+    kept = int(file.marks().sum())
+    assert (code, out, said.count("\n")) == (2, "", 1), said
+    assert f"cannot write {file.path}: No space left on device ({kept} of 600 samples are kept" in said
+    filler.unlink()
+    torture.remount(small, "ro")
+    code, out, said = torture.run(*COMMAND, "-o", small)
+    assert code == 2
+    assert "read-only file system" in said.splitlines()[-1]
+    torture.remount(small, "rw")
+    code, _, said = torture.run(*COMMAND, "-o", small)
+    assert code == 0, said
+    assert f"going on after {kept} of 600" in said
+    assert torture.bits(file.path) == torture.bits(whole)
+
+
+def test_a_rank_that_dies_is_started_again(tmp_path: Path, torture: ModuleType, whole: Path) -> None:
+    """By torchrun, with all others; a second command meanwhile is refused; in the end nobody can tell."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    driver = tmp_path / "driver.py"
+    driver.write_text(QUICK)
+    out = tmp_path / "acts"
+    file = torture.Unfinished(out / whole.name)
+    with torture.Run([*launch, driver, "extract", *OPTIONS, "-o", out]) as one:
+        assert torture.wait_until(lambda: file.marks().sum() > 20, one), one.end()
+        ranks = [torture.worker(one, rank) for rank in (0, 1)]
+        for pid in ranks:
+            os.kill(pid, signal.SIGSTOP)  # while the other command tries
+        code, _, said = torture.run(*COMMAND, "-o", out)
+        assert code == 2
+        assert said.splitlines()[-1] == f"Error: another process is writing {file.partial}; wait until it is done"
+        os.kill(ranks[0], signal.SIGKILL)
+        os.kill(ranks[1], signal.SIGCONT)
+        code, _, said = one.end()
+    assert code == 0, said
+    assert "going on after" in said
+    assert torture.bits(file.path) == torture.bits(whole)
+
+
+def test_a_rank_with_a_damaged_picture_ends_all(tmp_path: Path, torture: ModuleType) -> None:
+    """It is named once; the first says that another has ended, the rest nothing; and nobody waits for ever."""
+    bad = torture.make_pictures(tmp_path / "bad", 24, damaged=20)
+    command: list[Any] = [*torture.torchrun(3), "extract", MODEL, "--data", bad, "--batch-size", 4, "--workers", 0]
+    code, _, said = torture.run(*command, "-o", tmp_path / "acts")
+    assert code
+    lines = [line for line in said.splitlines() if line.startswith("Error:")]
+    assert sum("cannot read the picture p020.png" in line for line in lines) == 1
+    assert sum("another process of this run has ended" in line for line in lines) <= 1
+    assert len(lines) <= 2
