@@ -315,13 +315,10 @@ class _Reader:
     def all(self) -> tuple[Contents, Layout]:
         """Everything."""
         file, path = self.file, self.path
-        kind, version = (
-            self.attribute(file, key) if key in file.attrs else None for key in ("format", "format_version")
-        )
-        if kind != FORMAT:
-            raise StoreError(
-                f"{path} is an HDF5 file but no activation store (its 'format' is {kind!r}, not {FORMAT!r})"
-            )
+        known = "format" in file.attrs and file.attrs.get_id("format").dtype.kind == "S"  # others' are in the heap
+        if not known or self.attribute(file, "format") != FORMAT:
+            raise StoreError(f"{path} is an HDF5 file but no activation store: its 'format' is not {FORMAT!r}")
+        version = self.attribute(file, "format_version") if "format_version" in file.attrs else None
         if version != VERSION:
             newer = isinstance(version, int) and version > VERSION
             todo = "Install a newer repsim" if newer else "Extract it again"

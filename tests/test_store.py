@@ -113,10 +113,13 @@ def test_a_file_that_is_no_hdf5(tmp_path: Path) -> None:
 
 
 def test_hdf5_of_somebody_else(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "s.h5", "w") as file:
-        file["x"] = 1
-    with pytest.raises(StoreError, match="no activation store"):
-        open_store(tmp_path / "s.h5")
+    for kind in (None, "repsim-comparison", b"other"):
+        with h5py.File(tmp_path / "s.h5", "w") as file:
+            file["x"] = 1
+            if kind:
+                file.attrs["format"] = kind
+        with pytest.raises(StoreError, match="no activation store"):
+            open_store(tmp_path / "s.h5")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
