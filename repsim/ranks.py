@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
 from repsim.errors import OtherProcessError
 
@@ -72,7 +70,7 @@ class Ranks:
 ALONE = Ranks()
 
 
-def _attempt(store: Store, rank: int, world: int) -> str:
+def _attempt(store: Any, rank: int, world: int) -> str:
     """Agree on a name that no earlier attempt of this run has had.
 
     torchrun starts all processes again when one has died, and its store still knows the addresses of the dead: without
@@ -107,6 +105,9 @@ def ranks() -> Iterator[Ranks]:
     if not (dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1):
         yield ALONE
         return
+    from torch.distributed.distributed_c10d import PrefixStore  # noqa: PLC0415 - a torch may be built without
+    from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415
+
     store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
     store = PrefixStore(_attempt(store, rank, world), store)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)

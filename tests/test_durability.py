@@ -10,8 +10,10 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +21,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from repsim import layout
+from repsim import layout, ranks
 from repsim.extraction import extract
 from repsim.files import partial_path
 from repsim.store import open_store, verify
@@ -150,23 +153,40 @@ def test_a_disk_that_fills_up_and_one_that_is_read_only(small: Path, torture: Mo
     assert torture.bits(file.path) == torture.bits(whole)
 
 
+def test_an_attempt_has_a_name_of_its_own() -> None:
+    """Whoever comes first to the second attempt meets the name of the first, and does not fall for it."""
+    server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+
+    def attempt(rank: int) -> str:
+        return ranks._attempt(TCPStore("localhost", server.port, is_master=False), rank, 3)
+
+    with ThreadPoolExecutor(3) as pool:
+        (first,) = set(pool.map(attempt, range(3)))
+        late = [pool.submit(attempt, rank) for rank in (2, 1)]
+        time.sleep(0.3)
+        assert not any(each.done() for each in late), "they have taken the name of the first attempt"
+        second = attempt(0)
+        assert [each.result(60) for each in late] == [second, second]
+    assert second != first
+
+
 def test_a_rank_that_dies_is_started_again(tmp_path: Path, torture: ModuleType, whole: Path) -> None:
     """By torchrun, with all others; a second command meanwhile is refused; in the end nobody can tell."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     driver = tmp_path / "driver.py"
     driver.write_text(QUICK)
     out = tmp_path / "acts"
     file = torture.Unfinished(out / whole.name)
     with torture.Run([*launch, driver, "extract", *OPTIONS, "-o", out]) as one:
         assert torture.wait_until(lambda: file.marks().sum() > 20, one), one.end()
-        ranks = [torture.worker(one, rank) for rank in (0, 1)]
-        for pid in ranks:
+        pids = [torture.worker(one, rank) for rank in (0, 1)]
+        for pid in pids:
             os.kill(pid, signal.SIGSTOP)  # while the other command tries
         code, _, said = torture.run(*COMMAND, "-o", out)
         assert code == 2
         assert said.splitlines()[-1] == f"Error: another process is writing {file.partial}; wait until it is done"
-        os.kill(ranks[0], signal.SIGKILL)
-        os.kill(ranks[1], signal.SIGCONT)
+        os.kill(pids[0], signal.SIGKILL)
+        os.kill(pids[1], signal.SIGCONT)
         code, _, said = one.end()
     assert code == 0, said
     assert "going on after" in said
