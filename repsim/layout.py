@@ -227,12 +227,13 @@ def is_laid_out(file: int) -> bool:
 
 
 def _draw(paper: _Paper, contents: Contents) -> None:
-    with h5py.File(paper, "w") as file:
+    """By HDF5. Groups keep the order in which they are made: else blocks.10 comes before blocks.2."""
+    with h5py.File(paper, "w", track_order=True) as file:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         _describe(file, {"format": FORMAT, "format_version": VERSION, "model": contents.model, "created": now})
         file.create_dataset("provenance", data=_texts([json.dumps(contents.provenance)]))  # too long for an attribute
         ids = contents.sample_ids
-        samples = file.create_group("samples")
+        samples = file.create_group("samples", track_order=True)
         fingerprints = {"content_fingerprint": ids.content, "id_fingerprint": ids.fingerprint}
         _describe(samples, {"source": contents.source, **fingerprints})
         samples.create_dataset("id", data=_texts(ids))
@@ -242,10 +243,10 @@ def _draw(paper: _Paper, contents: Contents) -> None:
             samples.create_dataset("label", data=np.asarray(contents.labels, "<i8"))
         if contents.order is not None:
             samples.create_dataset("order", data=np.asarray(contents.order, "<i8"))
-        checks = file.create_group("checks")
+        checks = file.create_group("checks", track_order=True)
         checks.create_dataset("written", data=np.zeros(len(ids), "u1"))
         checks.create_dataset("structure", data=np.array([PARTIAL], "<u8"))
-        layers = file.create_group("layers", track_order=True)  # else blocks.10 comes before blocks.2
+        layers = file.create_group("layers", track_order=True)
         tables = checks.create_group("rows", track_order=True)
         for spec in contents.arrays:
             known = spec.key.layer in layers  # its second readout
@@ -323,6 +324,7 @@ class _Reader:
             newer = isinstance(version, int) and version > VERSION
             todo = "Install a newer repsim" if newer else "Extract it again"
             raise StoreError(f"{path} has store format {version}; this repsim reads {VERSION}. {todo}")
+        self.ordered(file["/"])
         model, created = self.text(file, "model"), self.text(file, "created")
         samples, checks = self.group(file, "samples"), self.group(file, "checks")
         sample_ids = SampleIds(self.texts(samples, "id"), self.text(samples, "content_fingerprint"))
@@ -378,7 +380,13 @@ class _Reader:
         found = self.child(group, name)
         if not isinstance(found, h5py.Group):
             raise StoreError(f"{self.path} is a damaged store: {found.name} is no group")
-        return found
+        return self.ordered(found)
+
+    def ordered(self, group: h5py.Group) -> h5py.Group:
+        """A group without order has its names in a heap, and where that is made to deceive HDF5 reads on for ever."""
+        if not group.id.get_create_plist().get_link_creation_order():
+            raise StoreError(f"{self.path} is refused: the group {group.name} does not keep its order")
+        return group
 
     def extent(
         self, group: h5py.Group, name: str, shape: tuple[int, ...] | None = None, dtype: str | None = None

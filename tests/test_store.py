@@ -366,6 +366,7 @@ def virtual(file: h5py.File) -> None:
         replace("layers/a/given", data=np.ones(4)),
         replace("checks/rows/a/given", data=np.ones(3, "<u4")),
         attribute("layers/a", "grid", np.zeros(5_000)),
+        lambda file: (file.move("samples", "old"), file.create_group("samples")),
         replace("provenance", data=np.array([b"{"])),
         replace("provenance", data=[3]),
         attribute("/", "model", "m"),  # of variable length
