@@ -25,17 +25,21 @@ def open_result(path: str | os.PathLike[str]) -> xr.Dataset:
     path = Path(path)
     if not path.is_file():
         raise StoreError(f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}")
+    broken = f"{path} is no result of repsim compare, or damaged"
     try:
         kind = refuse_foreign(path)
-        if kind != FORMAT:
-            hint = "; it is an activation store: give it to `repsim compare`" if kind == STORE_FORMAT else ""
-            raise StoreError(f"{path} is no result of repsim compare (its 'format' is {kind!r}){hint}")
-        with xr.open_dataset(path, engine="h5netcdf") as file:
-            result = file.load()
     except StoreError:
         raise
+    except (OSError, RuntimeError) as error:
+        raise StoreError(f"{broken}: {reason(error)}") from None
+    if kind != FORMAT:
+        hint = "; it is an activation store: give it to `repsim compare`" if kind == STORE_FORMAT else ""
+        raise StoreError(f"{path} is no result of repsim compare (its 'format' is {kind!r}){hint}")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as file:
+            result = file.load()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise StoreError(f"{path} is no result of repsim compare, or damaged: {reason(error)}") from None
+        raise StoreError(f"{broken}: {reason(error)}") from None
     version = result.attrs.get("format_version")
     if version != VERSION:
         raise StoreError(f"{path} has result format {version}; this repsim reads {VERSION}. Install a newer repsim")
