@@ -176,7 +176,7 @@ class StoreWriter:
             self.commit()
 
     def commit(self) -> None:
-        """Wait until what was written is on the disk, and then mark the samples that are `done`."""
+        """Wait until what was written is on the disk, mark the samples that are `done`, and wait for the marks too."""
         if not self._uncommitted:
             return
         samples = np.concatenate(self._uncommitted)
@@ -185,6 +185,7 @@ class StoreWriter:
             os.fsync(self._fd)
             for run in np.split(samples, np.flatnonzero(np.diff(samples) != 1) + 1):
                 layout.write_at(self._fd, self._layout.written.offset + int(run[0]), np.ones(len(run), "u1"))
+            os.fsync(self._fd)
         self._committed = time.monotonic()
 
     def __exit__(

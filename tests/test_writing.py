@@ -235,7 +235,7 @@ def test_commits_come_by_themselves_and_marks_only_after_the_data(
         monkeypatch.setattr(writing, "COMMIT_SECONDS", 0.0)
         calls.clear()
         fill(out, slice(3, 5))
-        assert calls == ["write 40", "write 8"] * 4 + ["sync", "write 5"]
+        assert calls == ["write 40", "write 8"] * 4 + ["sync", "write 5", "sync"]
         assert stored(out.path, out.contents) == 5
         fill(out, slice(5, 8))
 
