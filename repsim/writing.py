@@ -199,16 +199,21 @@ class StoreWriter:
             else:
                 with suppress(OutputError):  # the first error is the one to tell
                     self.commit()
-                kept = int(self._marks().sum())
-                if kept and error is not None:
-                    error.add_note(
-                        f"({kept} of {len(self.contents.sample_ids)} samples are kept in {self.partial}: "
-                        "the same command again goes on from there)"
-                    )
-                elif self.first:
-                    self.partial.unlink(missing_ok=True)
+                if self.first:  # of several processes one speaks, and tidies up, for all
+                    self._keep(error)
         finally:
             self._close()
+
+    def _keep(self, error: BaseException | None) -> None:
+        """Leave what was committed, and say so; leave nothing where there is nothing."""
+        kept = int(self._marks().sum())
+        if kept and error is not None:
+            error.add_note(
+                f"({kept} of {len(self.contents.sample_ids)} samples are kept in {self.partial}: "
+                "the same command on the same pictures goes on from there)"
+            )
+        elif not kept:
+            self.partial.unlink(missing_ok=True)
 
     def _complete(self) -> None:
         """Every sample is there: close the file with a checksum, and give it its name."""

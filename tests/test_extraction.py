@@ -136,7 +136,7 @@ def test_an_unreadable_picture_stops_with_its_name(tmp_path: Path, pictures: Pic
         extract("test_resnet", folder, tmp_path / "acts", weights="random", batch_size=2)
     (partial,) = (tmp_path / "acts").iterdir()
     assert caught.value.__notes__ == [
-        f"(4 of 6 samples are kept in {partial}: the same command again goes on from there)"
+        f"(4 of 6 samples are kept in {partial}: the same command on the same pictures goes on from there)"
     ]
     truncate(folder / "photo00.png")
     with pytest.raises(ImageError, match=r"photo00\.png"):
