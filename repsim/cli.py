@@ -462,6 +462,8 @@ def _remarks(variable: "xr.DataArray") -> None:
     spec = variable.attrs["spec"]
     for text in json.loads(variable.attrs["undefined"]):
         click.echo(f"{spec}: no value: {text}", err=True)
+    for text in json.loads(variable.attrs.get("remarks", "[]")):
+        click.echo(f"{spec}: {text}", err=True)
     if cautions := json.loads(variable.attrs["cautions"]):
         click.echo(
             f"{spec}: {len(cautions)} of {variable.size} values say little, for instance {cautions[0]}", err=True
@@ -490,7 +492,7 @@ def _show_matches(variable: "xr.DataArray") -> None:
 def _as_json(result: "xr.Dataset") -> dict[str, Any]:
     def plain(variable: "xr.DataArray") -> dict[str, Any]:
         attrs = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in variable.attrs.items()}
-        attrs |= {key: json.loads(attrs[key]) for key in ("undefined", "cautions")}
+        attrs |= {key: json.loads(attrs[key]) for key in ("undefined", "cautions", "remarks") if key in attrs}
         values = [[None if math.isnan(value) else value for value in row] for row in variable.values.tolist()]
         return {**attrs, "values": values}
 

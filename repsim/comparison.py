@@ -187,6 +187,7 @@ def _compare(metric: Metric[Any], rows: Sequence[LayerFactors], columns: Sequenc
     }
     values = np.full((len(rows), len(columns)), np.nan)
     cautions: list[str] = []
+    remarks: set[str] = set()
     of_kind = _by_kind(metric, rows), _by_kind(metric, columns)
     for (kind, row_index), (other, column_index) in itertools.product(*(side.items() for side in of_kind)):
         if kind != other:
@@ -205,7 +206,7 @@ def _compare(metric: Metric[Any], rows: Sequence[LayerFactors], columns: Sequenc
                 cautions.append(f"{rows[i].name} and {columns[j].name}: {caution}")
         key = rows[row_index[0]].key
         if key.form == "grams" and n % key.size:
-            cautions.append(f"{key.readout}: {n % key.size} of {n} samples are in no block of {key.size}, and left out")
+            remarks.add(f"{n % key.size} of {n} samples are in no block of {key.size}, and left out of {key.readout}")
     if np.isnan(values).all():
         raise UndefinedValueError(f"{metric.spec}: no pair of layers has a value; {min(undefined)}")
     low, high = metric.bounds
@@ -222,6 +223,7 @@ def _compare(metric: Metric[Any], rows: Sequence[LayerFactors], columns: Sequenc
             "citation": metric.citation,
             "undefined": json.dumps(sorted(undefined)),
             "cautions": json.dumps(cautions),
+            "remarks": json.dumps(sorted(remarks)),
         },
     )
 

@@ -108,9 +108,10 @@ def test_only_like_is_compared_with_like(stores: list[ActivationStore], result: 
 
 
 def test_what_is_left_out_is_said(result: xr.Dataset) -> None:
-    assert json.loads(result["cka"].attrs["cautions"]) == [
-        "gram:32: 4 of 100 samples are in no block of 32, and left out"
+    assert json.loads(result["cka"].attrs["remarks"]) == [
+        "4 of 100 samples are in no block of 32, and left out of gram:32"
     ]
+    assert result["cka"].attrs["cautions"] == "[]"
     assert result["n_samples"].item() == N
     biased = json.loads(result["cka:estimator=biased"].attrs["cautions"])
     assert sum("inflated by minibatches, 32 samples small" in caution for caution in biased) == 3 * 6
