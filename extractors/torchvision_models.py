@@ -13,7 +13,15 @@ from repsim.errors import UnknownNameError, WeightsError, reason
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.preprocessing import Preprocessing, preset
 from repsim.extractors.readouts import get_several
-from repsim.extractors.weights import check_hash, fingerprint, quiet_downloads, read_tensors, suffix, url_cache
+from repsim.extractors.weights import (
+    check_hash,
+    close_response,
+    fingerprint,
+    quiet_downloads,
+    read_tensors,
+    suffix,
+    url_cache,
+)
 
 PREFIX = "torchvision/"
 
@@ -129,6 +137,7 @@ def _pretrained(name: str, chosen: Any) -> nn.Module:
         with quiet_downloads():
             model: nn.Module = models.get_model(name, weights=chosen, progress=False)
     except Exception as error:
+        close_response(error)
         why = reason(error)
         if type(error) is URLError:  # a 404 is a URLError too
             why = "they are not in the cache and their server cannot be reached"

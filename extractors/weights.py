@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 
 import timm
@@ -102,6 +102,7 @@ def _pretrained(name: str) -> Any:
         with quiet_downloads():
             model = timm.create_model(name, pretrained=True)
     except Exception as error:
+        close_response(error)
         _check_cache(config.to_dict() if config else {})
         source = config and (config.hf_hub_id or config.url or (config.file and Path(config.file).name))
         ways = "Use --weights FILE (.safetensors or .pth), or --weights random"
@@ -120,6 +121,12 @@ def _pretrained(name: str) -> Any:
         raise WeightsError(f"no pretrained weights for {name} ({source or name}): {why}. {ways}") from error
     _check_cache(model.pretrained_cfg)
     return model
+
+
+def close_response(error: Exception) -> None:
+    """A server's refusal holds its connection open, and whoever keeps the error would keep that too."""
+    if isinstance(error, HTTPError):
+        error.close()
 
 
 def url_cache(url: str) -> Path:

@@ -7,6 +7,7 @@ is in memory at any time is a few batches, however many samples there are.
 import math
 import os
 import shutil
+import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import repsim
-from repsim.devices import choose_device, cores
+from repsim.devices import choose_device, cores, return_memory
 from repsim.errors import ImageError, InvalidInputError, OutputError
 from repsim.extractors import Batch, Extractor, ImageSource, Stream, open_images
 from repsim.extractors.factory import make_extractor
@@ -42,6 +43,7 @@ from repsim.writing import StoreWriter, stored
 
 _ON_THEIR_WAY = 4
 """Batches that may wait to be written: enough to bridge a slow moment of the disk, few enough to be no burden."""
+_RETURN_SECONDS = 3.0
 PARTITION_SEED = 0
 """Of the random order in which pictures are read where a readout takes blocks of them."""
 
@@ -347,9 +349,13 @@ def _fill(
                 if progress is not None:
                     progress(done, total)
 
+        returned = time.monotonic()
         for k, positions, batch in batches:
             waiting.append(thread.submit(_record, jobs[k], writers[k], positions, batch))
             settle(_ON_THEIR_WAY)
+            if time.monotonic() - returned > _RETURN_SECONDS:
+                return_memory()
+                returned = time.monotonic()
         settle(0)
 
 

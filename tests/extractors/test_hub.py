@@ -37,6 +37,7 @@ def made(name: str = "test_resnet", seed: int = 7) -> Any:
 class Hub(BaseHTTPRequestHandler):
     """As much of the model hub's protocol as its client asks for: the head and the body of a file of a repository."""
 
+    timeout = 10  # seconds that a silent client is waited for
     files: dict[str, bytes]
     asked: list[str]
     refuses: Mapping[str, tuple[int, str]] = MappingProxyType({})
@@ -88,6 +89,7 @@ def standing() -> dict[str, bytes]:
 def serving(files: dict[str, bytes]) -> Iterator[tuple[str, type[Hub]]]:
     handler = type("ThisHub", (Hub,), {"files": files, "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = False  # closing it waits for what it still has to say
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}", handler
