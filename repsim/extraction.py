@@ -43,7 +43,7 @@ from repsim.writing import StoreWriter, stored
 
 _ON_THEIR_WAY = 4
 """Batches that may wait to be written: enough to bridge a slow moment of the disk, few enough to be no burden."""
-_RETURN_SECONDS = 3.0
+_RETURN_SECONDS = 1.0
 PARTITION_SEED = 0
 """Of the random order in which pictures are read where a readout takes blocks of them."""
 
