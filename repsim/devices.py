@@ -33,7 +33,7 @@ def return_memory() -> None:
     """Give the system back what the C library keeps of freed memory.
 
     Glibc puts blocks of up to 32 MB, as the maps between layers are, on a heap that frays: without this, a process that
-    makes and frees the same tensors for an hour grows by a fifth (docs/benchmarks.md).
+    makes and frees the same tensors over and over grows by a fifth (docs/benchmarks.md).
     """
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
