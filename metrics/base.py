@@ -5,6 +5,7 @@ The split is the whole design. What depends on one layer (centring, a decomposit
 """
 
 import dataclasses
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,8 +19,12 @@ from torch import Tensor
 
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
 from repsim.labels import Form
+from repsim.metrics.rows import Rows
+from repsim.metrics.sweeps import here_and_now
 
 Array = NDArray[Any]
+Road = Literal["gram", "moments", "pairs"]
+"""How all pairs are computed: docs/architecture.md, or `repsim.metrics.sweeps`."""
 Invariance = Literal["permutation", "orthogonal", "isotropic scaling", "translation", "invertible linear"]
 
 
@@ -40,11 +45,26 @@ F_co = TypeVar("F_co", bound=Factor, covariant=True)
 class Recipe(Protocol[F_co]):
     """One layer -> one factor. Equal recipes give equal factors, so measures that name the same one share the work."""
 
-    def __call__(self, x: Float[Tensor, "n ..."], /) -> F_co:
+    def __call__(self, x: Any, /) -> F_co:
         """Prepare one layer, (n, p) features; `UndefinedValueError` where it has nothing to compare (a constant one).
 
-        The recipes of other forms (`Metric.recipe_for`) take what that form stores.
+        The layer is a tensor, unless the recipe is a `StreamingRecipe`. The recipes of other forms
+        (`Metric.recipe_for`) take what that form stores.
         """
+
+
+@runtime_checkable
+class StreamingRecipe(Recipe[F_co], Protocol[F_co]):
+    """A recipe for layers that need not fit into memory: it takes any `Rows`, of which a tensor is one.
+
+    What it finds out is a small state, which one process can tell another; calling it is both steps in one.
+    """
+
+    def fit(self, x: Rows, /) -> Any:
+        """Find out what there is to know of a layer: the work."""
+
+    def apply(self, x: Rows, state: Any, /) -> F_co:
+        """Make the factor. Where x is no tensor it holds on to x, and reads it again."""
 
 
 class Metric(ABC, Generic[F]):
@@ -63,8 +83,8 @@ class Metric(ABC, Generic[F]):
     sense: ClassVar[Literal["similarity", "distance"]]
     """A similarity grows with likeness, a distance shrinks."""
     symmetric: ClassVar[bool]
-    min_samples: ClassVar[int] = 4
-    """With fewer samples than this the value is undefined or always the same."""
+    normalised: ClassVar[bool] = False
+    """Of a measure that knows a road: whether a value is S_ab / sqrt(S_aa S_bb), and not S_ab."""
 
     registry: ClassVar[dict[str, type["Metric[Any]"]]] = {}
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # promised, so that type checkers know
@@ -87,6 +107,11 @@ class Metric(ABC, Generic[F]):
         """What may be done to the features of either side without changing the value."""
 
     @property
+    def min_samples(self) -> int:
+        """With fewer samples than this the value is undefined or always the same."""
+        return 4
+
+    @property
     @abstractmethod
     def recipe(self) -> Recipe[F]:
         """How one layer is prepared."""
@@ -100,19 +125,48 @@ class Metric(ABC, Generic[F]):
             f"{self.spec} needs the features themselves; this readout keeps only {kept}, which linear cka compares"
         )
 
-    @abstractmethod
+    @property
+    def roads(self) -> tuple[Road, ...]:
+        """The ways to compute all pairs at once (`repsim.metrics.sweeps`); pairs: by `pair` alone."""
+        return ("pairs",)
+
+    @property
+    def unbiased(self) -> bool:
+        """Of the road "gram": whether Gram matrices are U-centred, and not centred twice."""
+        return False
+
+    def moment(self, a: F, b: F, cross: Tensor) -> float:
+        """Compare two prepared layers whose ``rows`` have the cross-moments ``cross``: of the road "moments"."""
+        raise NotImplementedError
+
     def pair(self, a: F, b: F) -> float:
         """Compare two prepared layers; `UndefinedValueError`, with the reason, where there is no value."""
+        value = float(self.block([a], [b])[0, 0])
+        if math.isnan(value):
+            raise UndefinedValueError(self.reason(a, b))
+        return value
+
+    def reason(self, a: F, b: F) -> str:
+        """Why these two have no value."""
+        try:
+            self.pair(a, b)
+        except UndefinedValueError as error:
+            return str(error)
+        return "no reason given"
 
     def block(self, rows: Sequence[F], columns: Sequence[F]) -> Float64[np.ndarray, "rows columns"]:
         """Compare every row layer with every column layer. NaN exactly where `pair` raises `UndefinedValueError`."""
+        if not rows or not columns:
+            return np.empty((len(rows), len(columns)))
+        if self.roads != ("pairs",):
+            return here_and_now(rows, columns, self)
         values = np.full((len(rows), len(columns)), np.nan)
         for i, a in enumerate(rows):
             for j, b in enumerate(columns):
                 try:
                     values[i, j] = self.pair(a, b)
                 except UndefinedValueError:
-                    continue  # stays NaN; whoever shows the block asks `pair` for the reason
+                    continue  # stays NaN; whoever shows the block asks for the reason
         return values
 
     def caution(self, a: F, b: F) -> str | None:  # noqa: ARG002 - a hook: most measures have nothing to say
@@ -204,21 +258,3 @@ def as_samples(x: Array | Tensor, min_samples: int = 1) -> Tensor:
         bad = torch.nonzero(~finite)
         raise InvalidInputError(f"{len(bad)} values are NaN or infinite, the first in sample {int(bad[0, 0])}")
     return tensor
-
-
-def centre(x: Float[Tensor, "n p"]) -> Float64[Tensor, "n p"]:
-    """Subtract every column's mean, in float64: a large offset costs no digits. Raises where nothing is left.
-
-    A layer counts as constant where no column's values span more than one rounding step of the dtype they came in.
-    """
-    if x.device.type == "mps":  # has no float64
-        x = x.cpu()
-    low, high = x.amin(0).double(), x.amax(0).double()
-    if (high - low <= torch.finfo(x.dtype).eps * torch.maximum(high, -low)).all():
-        raise UndefinedValueError(
-            "the layer is constant: every sample has the same features, so there is nothing to compare"
-        )
-    wide = x.to(torch.float64, copy=True)
-    wide -= x[0].double()  # makes a constant column exactly 0, which subtracting its rounded mean does not promise
-    wide -= wide.mean(0)
-    return wide

@@ -8,13 +8,13 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from repsim.errors import InvalidInputError
-from repsim.metrics.base import Invariance, Metric
+from repsim.metrics.base import Invariance, Metric, Road
 from repsim.metrics.subspace import PrincipalSubspace, Subspace
 
 
-def canonical_correlations(a: Float64[Tensor, "n r"], b: Float64[Tensor, "n t"]) -> Float64[Tensor, " m"]:
+def canonical_correlations(cross: Float64[Tensor, "r t"]) -> Float64[Tensor, " m"]:
     """rho_1 >= rho_2 >= ...: the singular values of Q_a' Q_b for orthonormal bases, min(r, t) of them."""
-    rho: Tensor = torch.linalg.svdvals(a.T @ b)
+    rho: Tensor = torch.linalg.svdvals(cross)
     return rho.clamp(max=1)  # rounding may leave 1 + 2e-16
 
 
@@ -77,19 +77,24 @@ class CCA(Metric[Subspace]):
         return frozenset({"permutation", "orthogonal", "isotropic scaling", "translation", "invertible linear"})
 
     @property
+    def roads(self) -> tuple[Road, ...]:
+        """From the inner products of two bases."""
+        return ("moments",)
+
+    @property
     def recipe(self) -> PrincipalSubspace:
-        """Shared by the whole family."""
+        """One decomposition serves the whole family: that of whoever wants most of it."""
         return PrincipalSubspace()
 
-    def pair(self, a: Subspace, b: Subspace) -> float:
-        """Compare two prepared layers."""
+    def moment(self, a: Subspace, b: Subspace, cross: Float64[Tensor, "r t"]) -> float:
+        """Compare two prepared layers, whose bases have these inner products."""
         if self.summary == "r2":  # needs no singular values
-            return min(1.0, float((a.basis.T @ b.basis).square().sum()) / min(a.rank, b.rank))
-        return float(canonical_correlations(a.basis, b.basis).mean())
+            return min(1.0, float(cross.square().sum()) / min(a.rank, b.rank))
+        return float(canonical_correlations(cross).mean())
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
         """Too few samples for the two ranks."""
-        return _saturation(len(a.basis), a.rank, b.rank, "directions")
+        return _saturation(a.n, a.rank, b.rank, "directions")
 
     def diagnostics(self, factor: Subspace) -> dict[str, int]:
         """Rank of the layer."""
@@ -150,18 +155,23 @@ class SVCCA(Metric[Subspace]):
         return rigid | {"invertible linear"} if self.variance == 1 else rigid
 
     @property
-    def recipe(self) -> PrincipalSubspace:
-        """Shared by the whole family."""
-        return PrincipalSubspace()
+    def roads(self) -> tuple[Road, ...]:
+        """From the inner products of two bases."""
+        return ("moments",)
 
-    def pair(self, a: Subspace, b: Subspace) -> float:
-        """Compare two prepared layers."""
+    @property
+    def recipe(self) -> PrincipalSubspace:
+        """One decomposition serves the whole family: that of whoever wants most of it."""
+        return PrincipalSubspace(self.variance)
+
+    def moment(self, a: Subspace, b: Subspace, cross: Float64[Tensor, "r t"]) -> float:
+        """Compare two prepared layers, whose bases have these inner products."""
         k, m = a.components(self.variance), b.components(self.variance)
-        return float(canonical_correlations(a.basis[:, :k], b.basis[:, :m]).mean())
+        return float(canonical_correlations(cross[:k, :m]).mean())
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
         """Too few samples for the directions kept."""
-        return _saturation(len(a.basis), a.components(self.variance), b.components(self.variance), "components")
+        return _saturation(a.n, a.components(self.variance), b.components(self.variance), "components")
 
     def diagnostics(self, factor: Subspace) -> dict[str, int]:
         """k, the number of directions kept."""
@@ -208,20 +218,26 @@ class PWCCA(Metric[Subspace]):
         return frozenset({"permutation", "isotropic scaling", "translation"})
 
     @property
-    def recipe(self) -> PrincipalSubspace:
-        """Shared by the whole family."""
-        return PrincipalSubspace()
+    def roads(self) -> tuple[Road, ...]:
+        """From the inner products of two bases."""
+        return ("moments",)
 
-    def pair(self, a: Subspace, b: Subspace) -> float:
-        """Compare two prepared layers."""
-        small, large = (a, b) if a.rank <= b.rank else (b, a)
-        directions, rho, _ = torch.linalg.svd(small.basis.T @ large.basis, full_matrices=False)
+    @property
+    def recipe(self) -> PrincipalSubspace:
+        """One decomposition serves the whole family: that of whoever wants most of it."""
+        return PrincipalSubspace(loadings=True)
+
+    def moment(self, a: Subspace, b: Subspace, cross: Float64[Tensor, "r t"]) -> float:
+        """Compare two prepared layers, whose bases have these inner products."""
+        small, cross = (a, cross) if a.rank <= b.rank else (b, cross.T)
+        assert small.loadings is not None, "the recipe was asked for no loadings"
+        directions, rho, _ = torch.linalg.svd(cross, full_matrices=False)
         weights = (directions.T @ small.loadings).abs().sum(1)
         return float((weights * rho.clamp(max=1)).sum() / weights.sum())
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
         """Too few samples for the two ranks."""
-        return _saturation(len(a.basis), a.rank, b.rank, "directions")
+        return _saturation(a.n, a.rank, b.rank, "directions")
 
     def diagnostics(self, factor: Subspace) -> dict[str, int]:
         """Rank of the layer."""

@@ -1,6 +1,5 @@
 """What the compressed readouts leave of a layer, as kernel matrices that CKA compares like any other."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from repsim.errors import InvalidInputError, UndefinedValueError
-from repsim.metrics.gram import CentredGram, Gram, KernelMatrix, offsets, triangle
+from repsim.metrics.gram import CentredGram, Gram, KernelMatrix, offsets
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,28 +28,38 @@ class BlockGrams(KernelMatrix):
         return self.grams.nbytes
 
     @property
-    def values(self) -> Tensor:
-        """The Gram matrices."""
-        return self.grams
+    def n(self) -> int:
+        """Samples that are in some block."""
+        return self.grams.shape[0] * self.grams.shape[1]
+
+    @property
+    def block(self) -> int:
+        """Samples of each."""
+        return self.grams.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As it was stored."""
+        return self.grams.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.grams.device
 
     @property
     def eps(self) -> float:
         """As it was stored."""
         return self.rounding
 
-    def tiles(self, size: int) -> Iterator[tuple[slice, slice]]:
-        """Those of every block, on the diagonal of the whole."""
-        b = self.grams.shape[2]
-        for start in range(0, b * len(self.grams), b):
-            for i, j in triangle(b, size):
-                yield slice(start + i.start, start + i.stop), slice(start + j.start, start + j.stop)
+    def rows(self, i: slice) -> Float[Tensor, "rows b"]:
+        """Rows of the blocks they are in."""
+        return self.grams.flatten(0, 1)[i]
 
-    def kernel_tile(self, i: slice, j: slice) -> Float[Tensor, "rows columns"]:
+    def tile(self, x: Tensor, y: Tensor, i: slice, j: slice, out: Float[Tensor, "i j"]) -> None:  # noqa: ARG002
         """A piece of the block that both belong to."""
-        b = self.grams.shape[2]
-        k, start = divmod(i.start, b)
-        skip = i.start - start
-        return self.grams[k, start : i.stop - skip, j.start - skip : j.stop - skip]
+        start = j.start - i.start // self.block * self.block
+        out.copy_(x[:, start : start + j.stop - j.start])
 
     def offsets(self, *, unbiased: bool) -> Float64[Tensor, "blocks b"]:
         """From the blocks' row sums."""
@@ -75,21 +84,6 @@ class StoredGrams:
             )
         half = torch.equal(x, x.half().to(x.dtype))  # every digit that float16 has, and no more
         return BlockGrams(x / scale.to(x), torch.finfo(torch.float16 if half else x.dtype).eps)
-
-
-@dataclass(frozen=True)
-class MinibatchGrams:
-    """The recipe of `BlockGrams` from features: blocks of ``size`` consecutive samples, a shorter last one left out."""
-
-    size: int
-
-    def __call__(self, x: Float[Tensor, "n p"]) -> BlockGrams:
-        """Each block is centred by its own means, as the readout ``gram:B`` does it."""
-        count = len(x) // self.size
-        blocks = x[: count * self.size].unflatten(0, (count, self.size))
-        centred = blocks - blocks[:, :1]
-        centred -= centred.mean(1, keepdim=True)
-        return StoredGrams()(centred @ centred.mT / x.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +111,7 @@ class TwoSketches:
     def __call__(self, x: Float[Tensor, "n 2 m"]) -> SketchedGrams:
         """Prepare one layer."""
         whole = CentredGram()(x.flatten(1))
-        first, second = (self._half(half, whole) for half in whole.features.chunk(2, dim=1))
+        first, second = (self._half(half, whole) for half in whole.features[:].chunk(2, dim=1))
         return SketchedGrams(first, second)
 
     @staticmethod

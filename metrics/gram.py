@@ -1,6 +1,6 @@
 """Centred Gram matrices, given tile by tile: what every CKA is computed from.
 
-No n x n matrix is ever held. A `Gram` keeps the centred features (n, p) and the row sums of its kernel, from which any
+No n x n matrix is ever held. A `Gram` knows the centred features (n, p) and the row sums of its kernel, from which any
 tile of the centred Gram matrix follows, so that exact values at large n take the memory of one tile a layer.
 """
 
@@ -17,18 +17,34 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from repsim.errors import UndefinedValueError
-from repsim.metrics.base import centre
+from repsim.labels import partition
+from repsim.metrics.rows import Centred, Rows, column_means, cut, in_memory, pieces, wide
 
 Kernel = Literal["linear", "rbf"]
 
 
 class KernelMatrix(ABC):
-    """A kernel matrix between samples, whole or in blocks along its diagonal, and what centres it."""
+    """A kernel matrix between n samples, whole or in blocks along its diagonal, and what centres it."""
 
     @property
     @abstractmethod
-    def values(self) -> Tensor:
-        """What tiles are computed from: its dtype and device are theirs."""
+    def n(self) -> int:
+        """Samples: rows of the whole matrix."""
+
+    @property
+    @abstractmethod
+    def block(self) -> int:
+        """Samples of one block: n where the matrix is known whole."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of a tile."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Of a tile."""
 
     @property
     @abstractmethod
@@ -36,12 +52,12 @@ class KernelMatrix(ABC):
         """The relative rounding error of an entry."""
 
     @abstractmethod
-    def tiles(self, size: int) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of the tiles that make the upper triangle, of sides of at most ``size``."""
+    def rows(self, i: slice) -> Float[Tensor, "rows columns"]:
+        """What tiles with these rows, or columns, are computed from: read once, it serves many tiles."""
 
     @abstractmethod
-    def kernel_tile(self, i: slice, j: slice) -> Float[Tensor, "rows columns"]:
-        """Rows i and columns j, not centred."""
+    def tile(self, x: Tensor, y: Tensor, i: slice, j: slice, out: Float[Tensor, "i j"]) -> None:
+        """Write rows i and columns j, not centred, into ``out``; x and y are `rows` of i and of j."""
 
     @abstractmethod
     def offsets(self, *, unbiased: bool) -> Float64[Tensor, "blocks b"]:
@@ -49,6 +65,11 @@ class KernelMatrix(ABC):
 
         Biased: double centring H K H. Unbiased: U-centring (Szekely & Rizzo 2014), which leaves the diagonal out.
         """
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether `rows` are at hand, and need not be read from a file."""
+        return True
 
     @property
     def draws(self) -> tuple["KernelMatrix", ...]:
@@ -78,48 +99,132 @@ class Gram(KernelMatrix):
     activations loses nothing; CKA does not see the scale.
     """
 
-    features: Float[Tensor, "n p"]
+    features: Rows
+    """(n, p): a tensor, or read from the store whenever they are asked for."""
     squared_norms: Float64[Tensor, " n"]
     row_sums: Float64[Tensor, " n"]
+    """Of the block that each sample is in."""
     width: float | None
     """s of the RBF kernel, in units of the scaled features; None for the linear kernel."""
+    size: int | None = None
+    """Samples of a minibatch, where the matrix is cut into such blocks."""
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(t.nbytes for t in (self.features, self.squared_norms, self.row_sums))
+        held = [t for t in (self.features, self.squared_norms, self.row_sums) if isinstance(t, Tensor)]
+        return sum(t.nbytes for t in held)
 
     @property
-    def values(self) -> Tensor:
-        """The features."""
-        return self.features
+    def n(self) -> int:
+        """Samples."""
+        return self.features.shape[0]
+
+    @property
+    def p(self) -> int:
+        """Features."""
+        return self.features.shape[1]
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the features are."""
+        return isinstance(self.features, Tensor)
+
+    @property
+    def block(self) -> int:
+        """All samples, or those of a minibatch."""
+        return self.n if self.size is None else self.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the features."""
+        return self.features.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """That of the features."""
+        return self.features.device
 
     @property
     def eps(self) -> float:
         """Of the features' dtype."""
-        return torch.finfo(self.features.dtype).eps
+        return torch.finfo(self.dtype).eps
 
-    def tiles(self, size: int) -> Iterator[tuple[slice, slice]]:
-        """One block of all samples."""
-        return triangle(len(self.features), size)
+    def rows(self, i: slice) -> Float[Tensor, "rows p"]:
+        """The features."""
+        return self.features[i]
 
-    def kernel_tile(self, i: slice, j: slice) -> Float[Tensor, "rows columns"]:
+    def tile(self, x: Tensor, y: Tensor, i: slice, j: slice, out: Float[Tensor, "i j"]) -> None:
         """From the features."""
+        if out.dtype != self.dtype:  # beside layers of another precision: computed in its own
+            out.copy_(self._kernel(x @ y.T, i, j))
+        else:
+            self._kernel(torch.mm(x, y.T, out=out), i, j)
+
+    def _kernel(self, products: Tensor, i: slice, j: slice) -> Tensor:
+        """The kernel of rows i and columns j in place of the features' inner products."""
         if self.width is None:
-            return self.features[i] @ self.features[j].T
-        return self.squared_distances(i, j).mul_(-0.5 / self.width**2).expm1_()
+            return products
+        return self._squared_distances(i, j, products).mul_(-0.5 / self.width**2).expm1_()
 
-    def squared_distances(self, i: slice, j: slice) -> Float[Tensor, "rows columns"]:
-        """d_ij^2 = g_i + g_j - 2 x_i'x_j, never negative and 0 on the diagonal whatever rounding says."""
-        tile = self.features[i] @ self.features[j].T
-        norms = self.squared_norms.to(tile)
-        tile.mul_(-2).add_(norms[i, None]).add_(norms[None, j]).clamp_(min=0)
-        return tile.fill_diagonal_(0) if i == j else tile
+    def _squared_distances(self, i: slice, j: slice, products: Tensor) -> Tensor:
+        """d_ij^2 = g_i + g_j - 2 x_i'x_j in place, never negative and 0 on the diagonal whatever rounding says."""
+        norms = self.squared_norms[i].to(products), self.squared_norms[j].to(products)
+        products.mul_(-2).add_(norms[0][:, None]).add_(norms[1]).clamp_(min=0)
+        return products.fill_diagonal_(0) if i == j else products
 
-    def offsets(self, *, unbiased: bool) -> Float64[Tensor, "1 n"]:
+    def squared_distances(self, panel: int = 2048) -> Iterator[tuple[slice, slice, Tensor]]:
+        """All of them: the tiles of the upper triangle, each to be used before the next is asked for."""
+        for i in cut(self.n, panel):
+            x = self.features[i]
+            for j in cut(self.n, panel):
+                if j.start < i.start:
+                    continue
+                y = x if i == j else self.features[j]
+                yield i, j, self._squared_distances(i, j, x @ y.T)
+
+    def offsets(self, *, unbiased: bool) -> Float64[Tensor, "blocks b"]:
         """From the row sums; the diagonal of the RBF kernel, as it is held here, is 0."""
         diagonal = self.squared_norms if self.width is None else torch.zeros_like(self.squared_norms)
-        return offsets(self.row_sums, diagonal, unbiased=unbiased)[None]
+        blocks = (t.view(-1, self.block) for t in (self.row_sums, diagonal))
+        return offsets(*blocks, unbiased=unbiased)
+
+
+@dataclass(frozen=True)
+class GramState:
+    """What makes a `Gram` of features, without the features: little, so that one process can tell it to another."""
+
+    mean: Float64[Tensor, " p"]
+    scale: float
+    squared_norms: Float64[Tensor, " n"]
+    row_sums: Float64[Tensor, " in_blocks"]
+    width: float | None
+
+
+@dataclass(frozen=True)
+class Reordered:
+    """The samples of some rows in another order."""
+
+    source: Rows
+    order: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(samples in the order, p)."""
+        return len(self.order), self.source.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the source."""
+        return self.source.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the source."""
+        return self.source.device
+
+    def __getitem__(self, rows: "slice | Tensor") -> Tensor:
+        return self.source[self.order[rows]]
 
 
 @dataclass(frozen=True)
@@ -127,34 +232,63 @@ class CentredGram:
     """The recipe of a `Gram`: centre in float64, scale, and find the row sums (free for a linear kernel).
 
     ``bandwidth``: s^2 = bandwidth^2 x the median of the whole n x n matrix of squared distances, diagonal included, of
-    this representation on its own (Kornblith et al. 2019, published code). ``sigma`` gives s itself instead.
+    this representation on its own (Kornblith et al. 2019, published code). ``sigma`` gives s itself instead. ``batch``
+    cuts the samples into minibatches, a random partition that is the same for every layer and model.
     """
 
     kernel: Kernel = "linear"
     bandwidth: float | None = None
     sigma: float | None = None
+    batch: int | None = None
 
-    def __call__(self, x: Float[Tensor, "n p"]) -> Gram:
+    def __call__(self, x: Rows) -> Gram:
         """Prepare one layer."""
-        wide = centre(x)
-        peak = torch.maximum(wide.amax(), -wide.amin())  # first, so that no square overflows
-        norms = torch.linalg.vector_norm(wide.div_(peak), dim=1)
-        scale = norms.square().mean().sqrt()
-        features = wide.div_(scale).to(torch.promote_types(x.dtype, torch.float32)).to(x.device)
+        return self.apply(x, self.fit(x))
+
+    def fit(self, x: Rows) -> GramState:
+        """Pass over the layer, and, for the RBF kernel, over its Gram matrix."""
+        mean, peak = column_means(x)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        norms = torch.empty(x.shape[0], dtype=torch.float64, device=mean.device)
+        relative = Centred(x, mean, peak, dtype)  # to the largest value, so that no square overflows
+        for i in pieces(x):
+            torch.linalg.vector_norm(relative.exact(i), dim=1, out=norms[i])
+        scale = float(norms.square().mean().sqrt())
         squared_norms = (norms / scale).square()
-        nothing = torch.zeros_like(squared_norms)
-        if self.kernel == "linear":  # the rows of a centred linear kernel sum to 0
-            return Gram(features, squared_norms, nothing, width=None)
-        gram = Gram(features, squared_norms, nothing, width=1.0)
-        width = self.sigma / float(peak * scale) if self.sigma is not None else self._fraction_of_median(gram)
-        gram = dataclasses.replace(gram, width=width)
-        sums = nothing.clone()
-        for i, j in triangle(len(sums)):
-            tile = gram.kernel_tile(i, j).to(sums.device)
-            sums[i] += tile.sum(1, dtype=sums.dtype)
-            if i != j:
-                sums[j] += tile.sum(0, dtype=sums.dtype)
-        return dataclasses.replace(gram, row_sums=sums)
+        state = GramState(mean, peak * scale, squared_norms, torch.zeros_like(squared_norms), None)
+        if self.kernel == "rbf":
+            whole = self._whole(x, state)
+            whole = dataclasses.replace(whole, features=in_memory(whole.features, made_of=x), width=1.0)
+            width = self.sigma / state.scale if self.sigma is not None else self._fraction_of_median(whole)
+            state = dataclasses.replace(state, width=width)
+            if self.batch is None:
+                return dataclasses.replace(state, row_sums=_row_sums(dataclasses.replace(whole, width=width)))
+        if self.batch is not None:
+            state = dataclasses.replace(state, row_sums=state.row_sums[: len(self._order(x))])
+            return dataclasses.replace(state, row_sums=_block_row_sums(self.apply(x, state)))
+        return state  # the rows of a centred linear kernel sum to 0
+
+    def apply(self, x: Rows, state: GramState) -> Gram:
+        """Make the factor: features in memory if x is, read from the store as they are needed if it is there."""
+        gram = self._whole(x, state)
+        if self.batch is None:
+            return dataclasses.replace(gram, features=in_memory(gram.features, made_of=x))
+        order = self._order(x)
+        features = Reordered(gram.features, order.to(x.device))
+        norms = state.squared_norms[order.to(state.squared_norms.device)]
+        return Gram(in_memory(features, made_of=x), norms, state.row_sums, state.width, self.batch)
+
+    @staticmethod
+    def _whole(x: Rows, state: GramState) -> Gram:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        features = Centred(x, state.mean, state.scale, dtype)
+        return Gram(features, state.squared_norms, state.row_sums, state.width)
+
+    def _order(self, x: Rows) -> Tensor:
+        """The samples of one minibatch after those of the other; a shorter last one is left out."""
+        assert self.batch is not None
+        n = x.shape[0]
+        return torch.from_numpy(partition(n)[: n // self.batch * self.batch])
 
     def _fraction_of_median(self, gram: Gram) -> float:
         """``bandwidth`` times the root of the median squared distance.
@@ -162,18 +296,17 @@ class CentredGram:
         Sorted, the n x n matrix is n zeros and then every distance of the strict upper triangle twice. As numpy has it,
         the median of an even number of values is the mean of the two in the middle.
         """
-        n = len(gram.row_sums)
+        n = gram.n
         middle = {(n * n - 1) // 2, n * n // 2}
         ranks = [(place - n) // 2 for place in middle]
 
         def distances() -> Iterator[Float[Tensor, " values"]]:
-            for i, j in triangle(n):
-                tile = gram.squared_distances(i, j)
+            for i, j, tile in gram.squared_distances():
                 yield tile[torch.ones_like(tile, dtype=torch.bool).triu_(1)] if i == j else tile.flatten()
 
         values = order_statistics(distances, n * (n - 1) // 2, ranks)
         median = sum(values) / len(values)
-        if median <= 32 * torch.finfo(gram.features.dtype).eps:  # of a mean squared norm of 1: rounding errors
+        if median <= 32 * torch.finfo(gram.dtype).eps:  # of a mean squared norm of 1: rounding errors
             raise UndefinedValueError(
                 "the median distance between samples is 0 (most are identical), so the RBF kernel has no width; "
                 "give the width itself: cka:kernel=rbf,sigma=..."
@@ -182,17 +315,27 @@ class CentredGram:
         return self.bandwidth * math.sqrt(median)
 
 
-def triangle(n: int, size: int = 512) -> Iterator[tuple[slice, slice]]:
-    """Cut the upper triangle of an n x n matrix into tiles of equal sides, at most ``size``; diagonal tiles are whole.
+def _row_sums(gram: Gram) -> Float64[Tensor, " n"]:
+    """Of a whole RBF kernel."""
+    assert gram.width is not None
+    sums = torch.zeros_like(gram.squared_norms)
+    for i, j, distances in gram.squared_distances():
+        tile = distances.mul_(-0.5 / gram.width**2).expm1_().to(sums.device)
+        sums[i] += tile.sum(1, dtype=sums.dtype)
+        if i != j:
+            sums[j] += tile.sum(0, dtype=sums.dtype)
+    return sums
 
-    >>> [(i.start, i.stop, j.start, j.stop) for i, j in triangle(5, 3)]
-    [(0, 2, 0, 2), (0, 2, 2, 5), (2, 5, 2, 5)]
-    """
-    steps = -(-n // size)
-    cuts = [slice(n * k // steps, n * (k + 1) // steps) for k in range(steps)]
-    for k, i in enumerate(cuts):
-        for j in cuts[k:]:
-            yield i, j
+
+def _block_row_sums(gram: Gram) -> Float64[Tensor, " n"]:
+    """Of every block of a kernel."""
+    sums = torch.empty_like(gram.squared_norms)
+    tile = torch.empty(gram.block, gram.block, dtype=gram.dtype, device=gram.device)
+    for i in cut(gram.n, gram.block):
+        features = gram.rows(i)
+        gram.tile(features, features, i, i, tile)
+        sums[i] = tile.to(sums.device).sum(1, dtype=sums.dtype)
+    return sums
 
 
 def order_statistics(

@@ -34,7 +34,7 @@ from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.preprocessing import Transform
 from repsim.extractors.readouts import get_several
 from repsim.files import human, partial_path
-from repsim.labels import LayerKey, SampleIds
+from repsim.labels import LayerKey, SampleIds, partition
 from repsim.layout import ArraySpec, Contents
 from repsim.progress import Progress
 from repsim.ranks import ALONE, Ranks, ranks, restarted
@@ -44,8 +44,6 @@ from repsim.writing import StoreWriter, stored
 _ON_THEIR_WAY = 4
 """Batches that may wait to be written: enough to bridge a slow moment of the disk, few enough to be no burden."""
 _RETURN_SECONDS = 1.0
-PARTITION_SEED = 0
-"""Of the random order in which pictures are read where a readout takes blocks of them."""
 
 DType = Literal["float32", "float16"]
 
@@ -173,7 +171,7 @@ class Extraction:
         """
         n = len(self.samples.rows)
         blocks = any(spec.block > 1 for spec in self.arrays)
-        return np.random.default_rng(PARTITION_SEED).permutation(n) if blocks else np.arange(n)
+        return partition(n) if blocks else np.arange(n)
 
     @cached_property
     def contents(self) -> Contents:

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 Form = Literal["features", "grams", "sketches"]
 """What an array holds: features (n, ...), Gram matrices of blocks (n // B, B, B), or pairs of sketches (n, 2, m)."""
 
+_PARTITION_SEED = 0
 _FORMS: dict[str, Form] = {"gram": "grams", "sketch": "sketches"}
 
 
@@ -90,3 +94,11 @@ class SampleIds:
     def _not_in(self, other: "SampleIds") -> list[str]:
         there = set(other.ids)
         return [i for i in self.ids if i not in there]
+
+
+def partition(n: int) -> NDArray[np.int64]:
+    """The order in which n samples are cut into blocks, random and the same for every layer and model.
+
+    Sorted by class, as many folders are, neighbours would be of one class.
+    """
+    return np.random.default_rng(_PARTITION_SEED).permutation(n)

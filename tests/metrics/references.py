@@ -39,11 +39,20 @@ def cka(
     estimator: str = "debiased",
     bandwidth: float | None = None,
     sigma: float | None = None,
+    batch: int | None = None,
 ) -> float:
-    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))."""
+    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), every HSIC averaged over the minibatches where there are any."""
     K, L = gram(x, kernel, bandwidth, sigma), gram(y, kernel, bandwidth, sigma)
-    hsic = hsic1 if estimator == "debiased" else hsic0
-    return float(hsic(K, L) / np.sqrt(hsic(K, K) * hsic(L, L)))
+    hsic = hsic0 if estimator == "biased" else hsic1
+    batches = [np.arange(len(x))]
+    if batch is not None:  # the partition is that of docs/store-format.md: a permutation from seed 0
+        order = np.random.default_rng(0).permutation(len(x))
+        batches = [order[start : start + batch] for start in range(0, len(x) - batch + 1, batch)]
+
+    def mean(K: Array, L: Array) -> float:
+        return float(np.mean([hsic(K[np.ix_(b, b)], L[np.ix_(b, b)]) for b in batches]))
+
+    return float(mean(K, L) / np.sqrt(mean(K, K) * mean(L, L)))
 
 
 def projector(x: Array) -> Array:

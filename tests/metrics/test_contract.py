@@ -21,8 +21,18 @@ class TestCKA(MetricContract):
         CKA(kernel="rbf"),
         CKA(kernel="rbf", bandwidth=1.5, estimator="biased"),
         CKA(kernel="rbf", sigma=2.0),
+        CKA(estimator="minibatch", batch=4),
+        CKA(kernel="rbf", estimator="minibatch", batch=4),
     )
     reference = staticmethod(references.cka)
+
+    def test_order_of_samples_does_not_matter(self, metric: Metric[Any]) -> None:
+        """But it does for minibatches: it decides who is in which."""
+        if getattr(metric, "batch", None) is None:
+            super().test_order_of_samples_does_not_matter(metric)
+            return
+        with pytest.raises(AssertionError, match="Not equal to tolerance"):
+            super().test_order_of_samples_does_not_matter(metric)
 
 
 class TestCCA(MetricContract):

@@ -1,0 +1,168 @@
+"""Activations that are read a run of samples at a time, and what is computed from them in passing.
+
+A layer of 50,000 samples need not fit into memory: whoever prepares or compares one asks for rows. A tensor is such a
+layer, and so is an array in a file; what is made of one (`Centred`) is one again.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from repsim.errors import UndefinedValueError
+
+T = TypeVar("T")
+_PIECE = 2**19
+"""Values of a piece that are handled at once: in float64 they stay in the cache."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Activations (n, p): ``rows[i]`` gives the samples of a slice, or of an index tensor, as a tensor."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(n, p)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what ``rows[i]`` gives."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of what ``rows[i]`` gives."""
+
+    def __getitem__(self, rows: "slice | Tensor", /) -> Tensor:
+        """The activations of these samples."""
+
+
+def wide(device: torch.device) -> torch.device:
+    """Where float64 is computed for this device: mps has none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def pieces(x: Rows) -> Iterator[slice]:
+    """Runs of samples that are best handled at once."""
+    n, p = x.shape
+    return cut(n, max(1, _PIECE // max(1, p)))
+
+
+def cut(n: int, size: int, start: int = 0) -> Iterator[slice]:
+    """Cut n samples into as few runs of at most ``size`` as there can be, of equal lengths.
+
+    >>> [(i.start, i.stop) for i in cut(5, 3)]
+    [(0, 2), (2, 5)]
+    """
+    steps = -(-n // size)
+    for k in range(steps):
+        yield slice(start + n * k // steps, start + n * (k + 1) // steps)
+
+
+def column_means(x: Rows) -> tuple[Float64[Tensor, " p"], float]:
+    """The mean of every column, and the largest absolute value once they are subtracted, in one pass in float64.
+
+    Raises where nothing would be left: a layer counts as constant where no column's values span more than one rounding
+    step of the dtype they came in.
+    """
+    place = wide(x.device)
+    first = x[:1].to(place, torch.float64)[0]
+    total = torch.zeros_like(first)
+    low, high = first.clone(), first.clone()
+    for i in pieces(x):
+        piece = x[i].to(place)
+        low, high = torch.minimum(low, piece.amin(0)), torch.maximum(high, piece.amax(0))
+        total += (piece.to(torch.float64) - first).sum(0)  # makes the mean of a constant column exact
+    if (high - low <= torch.finfo(x.dtype).eps * torch.maximum(high, -low)).all():
+        raise UndefinedValueError(
+            "the layer is constant: every sample has the same features, so there is nothing to compare"
+        )
+    mean = first + total / x.shape[0]
+    return mean, float(torch.maximum(high - mean, mean - low).max())
+
+
+@dataclass(frozen=True, eq=False)
+class Centred:
+    """Activations minus their column means, in units of ``scale``: computed in float64, then rounded to ``dtype``."""
+
+    source: Rows
+    mean: Float64[Tensor, " p"]
+    scale: float
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(n, p)."""
+        return self.source.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Of the source."""
+        return self.source.device
+
+    def exact(self, rows: "slice | Tensor") -> Float64[Tensor, "rows p"]:
+        """Before they are rounded."""
+        piece = self.source[rows].to(self.mean.device)
+        return (piece.to(torch.float64) - self.mean).div_(self.scale)
+
+    def __getitem__(self, rows: "slice | Tensor") -> Float[Tensor, "rows p"]:
+        return self.exact(rows).to(self.device, self.dtype)
+
+
+def in_memory(x: Rows, *, made_of: Rows) -> Rows:
+    """All of x as a tensor where what it is made of is one; as it is where that is read from somewhere."""
+    if not isinstance(made_of, Tensor):
+        return x
+    whole = torch.empty(*x.shape, dtype=x.dtype, device=x.device)
+    for i in pieces(x):
+        whole[i] = x[i]
+    return whole
+
+
+def ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:
+    """Make the next item in a thread of its own while the caller is busy with this one.
+
+    On CUDA what the thread copies and computes goes to a stream of its own, so that it runs beside the caller's work.
+    """
+    cuda = device.type == "cuda"
+    side = torch.cuda.Stream(device) if cuda else None
+
+    def make() -> tuple[bool, T | None]:
+        with torch.inference_mode():
+            if side is None:
+                return _next(items)
+            with torch.cuda.stream(side):
+                made = _next(items)
+            side.synchronize()  # this thread waits, not the caller
+            return made
+
+    with ThreadPoolExecutor(1, "repsim-reader") as thread:
+        coming = thread.submit(make)
+        while True:
+            there, item = coming.result()
+            if not there:
+                return
+            assert item is not None
+            if cuda:
+                _used_by(item, torch.cuda.current_stream(device))
+            coming = thread.submit(make)
+            yield item
+
+
+def _next(items: Iterator[T]) -> tuple[bool, T | None]:
+    for item in items:
+        return True, item
+    return False, None
+
+
+def _used_by(item: object, stream: "torch.cuda.Stream") -> None:
+    """Keep the memory of what another stream made until this one is done with it."""
+    if isinstance(item, Tensor):
+        if item.is_cuda:
+            item.record_stream(stream)  # type: ignore[no-untyped-call]
+    elif isinstance(item, list | tuple):
+        for each in item:
+            _used_by(each, stream)
