@@ -179,7 +179,9 @@ class CKA(Metric[Kernels]):
         if isinstance(a, Gram) and isinstance(b, Gram):
             if max(a.p, b.p) <= a.n:
                 return None
-            why = f"n = {a.n} samples but {max(a.p, b.p)} features: the biased estimator is inflated; use more samples or"
+            why = (
+                f"n = {a.n} samples but {max(a.p, b.p)} features: the biased estimator is inflated; use more samples or"
+            )
         elif isinstance(a, BlockGrams):
             why = f"the biased estimator is inflated by minibatches, {a.grams.shape[2]} samples small; use"
         else:

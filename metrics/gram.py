@@ -257,8 +257,7 @@ class CentredGram:
         squared_norms = (norms / scale).square()
         state = GramState(mean, peak * scale, squared_norms, torch.zeros_like(squared_norms), None)
         if self.kernel == "rbf":
-            whole = self._whole(x, state)
-            whole = dataclasses.replace(whole, features=in_memory(whole.features, made_of=x), width=1.0)
+            whole = dataclasses.replace(self, batch=None).apply(x, dataclasses.replace(state, width=1.0))
             width = self.sigma / state.scale if self.sigma is not None else self._fraction_of_median(whole)
             state = dataclasses.replace(state, width=width)
             if self.batch is None:
@@ -270,19 +269,12 @@ class CentredGram:
 
     def apply(self, x: Rows, state: GramState) -> Gram:
         """Make the factor: features in memory if x is, read from the store as they are needed if it is there."""
-        gram = self._whole(x, state)
-        if self.batch is None:
-            return dataclasses.replace(gram, features=in_memory(gram.features, made_of=x))
-        order = self._order(x)
-        features = Reordered(gram.features, order.to(x.device))
-        norms = state.squared_norms[order.to(state.squared_norms.device)]
+        features: Rows = Centred(x, state.mean, state.scale, torch.promote_types(x.dtype, torch.float32))
+        norms = state.squared_norms
+        if self.batch is not None:
+            order = self._order(x)
+            features, norms = Reordered(features, order.to(x.device)), norms[order.to(norms.device)]
         return Gram(in_memory(features, made_of=x), norms, state.row_sums, state.width, self.batch)
-
-    @staticmethod
-    def _whole(x: Rows, state: GramState) -> Gram:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        features = Centred(x, state.mean, state.scale, dtype)
-        return Gram(features, state.squared_norms, state.row_sums, state.width)
 
     def _order(self, x: Rows) -> Tensor:
         """The samples of one minibatch after those of the other; a shorter last one is left out."""

@@ -140,9 +140,7 @@ class PrincipalSubspace:
     def covers(self, other: object) -> bool:
         """Whether the factor has everything that the other recipe's has."""
         return (
-            isinstance(other, PrincipalSubspace)
-            and self.variance >= other.variance
-            and self.loadings >= other.loadings
+            isinstance(other, PrincipalSubspace) and self.variance >= other.variance and self.loadings >= other.loadings
         )
 
     def __call__(self, x: Rows) -> Subspace:

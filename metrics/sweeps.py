@@ -88,7 +88,6 @@ class Sweep(ABC):
             found.append(products)
         return found
 
-
     def _noise(self, measure: "Measure") -> Float64[np.ndarray, " layers"]:  # noqa: ARG002 - a hook
         """S_aa that are no larger than this are rounding errors, and the layer has no value."""
         return np.zeros(len(self.layers))
@@ -369,9 +368,7 @@ class MomentSweep(Sweep):
         layers = [self.layers[u] for u in needed]
         device = layers[0].device
         place = wide(device)
-        sums = [
-            torch.zeros(self.layers[u].p, self.layers[v].p, dtype=torch.float64, device=place) for u, v in pairs
-        ]
+        sums = [torch.zeros(self.layers[u].p, self.layers[v].p, dtype=torch.float64, device=place) for u, v in pairs]
         runs = ([layer.rows(i) for layer in layers] for i in cut(layers[0].n, self.chunk))
         for run in runs if all(layer.in_memory for layer in layers) else ahead(runs, device):
             x = dict(zip(needed, run, strict=True))
