@@ -173,6 +173,10 @@ class Metric(ABC, Generic[F]):
         """Say why the value of this pair is defined but should not be trusted, and what n would be enough."""
         return None
 
+    def remark(self, n: int) -> str | None:  # noqa: ARG002 - a hook, as above
+        """Say what is to be known of all values over n samples."""
+        return None
+
     def diagnostics(self, factor: F) -> dict[str, int]:  # noqa: ARG002 - a hook, as above
         """Numbers about one layer that belong beside the value (how many components were kept, say)."""
         return {}

@@ -187,3 +187,8 @@ class CKA(Metric[Kernels]):
         else:
             why = "the biased estimator is inflated where a sketched layer has more features than samples; use"
         return f"{why} estimator=debiased"
+
+    def remark(self, n: int) -> str | None:
+        """Samples that are in no minibatch."""
+        left = n % self.batch if self.batch else 0
+        return f"{left} of {n} samples are in no minibatch of {self.batch}, and left out" if left else None

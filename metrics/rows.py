@@ -4,7 +4,7 @@ A layer of 50,000 samples need not fit into memory: whoever prepares or compares
 layer, and so is an array in a file; what is made of one (`Centred`) is one again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
@@ -109,17 +109,26 @@ class Centred:
         return (piece.to(torch.float64) - self.mean).div_(self.scale)
 
     def __getitem__(self, rows: "slice | Tensor") -> Float[Tensor, "rows p"]:
-        return self.exact(rows).to(self.device, self.dtype)
+        return by_pieces(self, rows, lambda piece: self.exact(piece).to(self.device, self.dtype))
+
+
+def by_pieces(x: Rows, rows: "slice | Tensor", make: Callable[["slice | Tensor"], Tensor]) -> Tensor:
+    """Make some rows a few at a time, so that what goes by the way in float64 stays small, and in the cache."""
+    n, p = x.shape
+    wanted = range(n)[rows] if isinstance(rows, slice) else rows
+    size = max(1, _PIECE // max(1, p))
+    if len(wanted) <= size:
+        return make(rows)
+    whole = torch.empty(len(wanted), p, dtype=x.dtype, device=x.device)
+    for i in cut(len(wanted), size):
+        part = wanted[i]
+        whole[i] = make(slice(part.start, part.stop, part.step) if isinstance(part, range) else part)
+    return whole
 
 
 def in_memory(x: Rows, *, made_of: Rows) -> Rows:
     """All of x as a tensor where what it is made of is one; as it is where that is read from somewhere."""
-    if not isinstance(made_of, Tensor):
-        return x
-    whole = torch.empty(*x.shape, dtype=x.dtype, device=x.device)
-    for i in pieces(x):
-        whole[i] = x[i]
-    return whole
+    return x[:] if isinstance(made_of, Tensor) else x
 
 
 def ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:

@@ -1,5 +1,8 @@
 """Layers of several stores as tensors over the same samples in the same order, or a refusal."""
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -9,7 +12,7 @@ from torch import Tensor
 from repsim.errors import InvalidInputError, SampleMismatchError
 from repsim.labels import LayerKey, SampleIds
 from repsim.metrics.base import as_samples
-from repsim.store import ActivationStore
+from repsim.store import ActivationStore, Activations
 
 
 class AlignedView:
@@ -47,15 +50,62 @@ class AlignedView:
 
         Features are flattened to (n, p). Gram matrices (n // B, B, B) and sketches (n, 2, m) keep their shape.
         """
-        key, values = store[name].key, torch.from_numpy(store[name][:])
-        n, shape = len(self.sample_ids), tuple(values.shape)
+        key = store[name].key
         try:
             if key.form == "features":
-                return as_samples(values.flatten(1), min_samples)
+                return self.stream(store, name, "cpu", min_samples=min_samples)[:]
+            values = torch.from_numpy(store[name][:])
+            n, shape = len(self.sample_ids), tuple(values.shape)
             _check_compressed(key, n, shape)
             return as_samples(values.flatten(1), 1 if key.form == "grams" else min_samples).view(shape)
         except InvalidInputError as error:
             raise InvalidInputError(f"{store.path}, layer {name}: {error}") from None
+
+    def stream(self, store: ActivationStore, name: str, device: str, *, min_samples: int = 1) -> "StoredRows":
+        """A layer's features (n, p) that are read as they are needed."""
+        if len(store) < min_samples:
+            raise InvalidInputError(
+                f"{store.path}, layer {name}: {len(store)} samples are too few: this measure needs at least "
+                f"{min_samples}"
+            )
+        return StoredRows(store[name], torch.device(device))
+
+
+class StoredRows:
+    """A layer of a store, of which rows are read when somebody asks for them (`repsim.metrics.rows.Rows`).
+
+    What is read for the first time is held against its checksum, and has to be finite.
+    """
+
+    def __init__(self, array: Activations, device: torch.device) -> None:
+        self._array = array
+        self.device = device
+        self.shape = (len(array), math.prod(array.shape[1:]))
+        self.dtype = torch.float64 if array.dtype == np.float64 else torch.float32
+        self._seen = np.zeros(len(array), bool)
+
+    def __getitem__(self, rows: slice | Tensor) -> Float[Tensor, "rows p"]:
+        if isinstance(rows, Tensor):
+            wanted = rows.cpu().numpy()
+            values = np.concatenate([self._read(int(i), int(i) + 1) for i in wanted])
+        else:
+            start, stop, step = rows.indices(len(self._array))
+            values = self._read(start, max(start, stop))[::step]
+        tensor = torch.from_numpy(np.ascontiguousarray(values)).flatten(1)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()  # without it the copy would not run beside the computation
+        return tensor.to(self.device, non_blocking=True).to(self.dtype)
+
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
+        known = bool(self._seen[start:stop].all())
+        values = self._array.run(start, stop, check=not known)
+        if not known:
+            finite = np.isfinite(values)
+            if not finite.all():
+                first = start + int(np.argwhere(~finite)[0, 0])
+                raise InvalidInputError(f"{(~finite).sum()} values are NaN or infinite, the first in sample {first}")
+            self._seen[start:stop] = True
+        return values
 
 
 def _check_compressed(key: LayerKey, n: int, shape: tuple[int, ...]) -> None:

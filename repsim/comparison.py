@@ -1,15 +1,15 @@
-"""All layer pairs of two stores under some metrics: each layer prepared once, all pairs in blocks."""
+"""All layer pairs of two stores, or of many, under some metrics: planned, each layer prepared once, shared and resumed."""
 
-import itertools
-import json
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,12 +17,18 @@ from torch import Tensor
 import repsim
 from repsim import metrics as registry
 from repsim.alignment import AlignedView
-from repsim.devices import choose_device
-from repsim.errors import InvalidInputError, UndefinedValueError
-from repsim.factors import LayerFactors, prepare
+from repsim.devices import choose_device, return_memory
+from repsim.errors import InvalidInputError
+from repsim.factors import Source, prepare
+from repsim.machine import memory_now, memory_to_use, parse_size
+from repsim.matrix import Layer, Matrix
 from repsim.metrics import Metric
-from repsim.progress import Progress, counter
-from repsim.results import FORMAT, VERSION
+from repsim.metrics.rows import Rows
+from repsim.metrics.sweeps import GramSweep, MomentSweep, PairSweep, Sweep
+from repsim.plan import Limits, Meter, Plan, Stage, plan
+from repsim.progress import Progress
+from repsim.ranks import ALONE, Ranks
+from repsim.running import Ledger, run
 from repsim.store import ActivationStore, open_store
 
 Array = NDArray[Any]
@@ -61,41 +67,62 @@ def similarity(x: Array | Tensor, y: Array | Tensor, metric: str | Metric[Any] =
 
 
 def compare(
-    a: StoreLike,
-    b: StoreLike,
+    a: StoreLike | Sequence[StoreLike],
+    b: StoreLike | None = None,
     metrics: Sequence[str | Metric[Any]] = ("cka",),
     *,
     device: str = "auto",
+    memory: int | str | None = None,
+    tf32: bool = False,
+    known: xr.Dataset | None = None,
+    parts: str | os.PathLike[str] | None = None,
+    explain: Callable[[Plan, Rows | None], None] | None = None,
     progress: Progress | None = None,
     command: str | None = None,
+    me: Ranks = ALONE,
 ) -> xr.Dataset:
-    """Compare every layer of one store with every layer of another, or of itself.
+    """Compare every layer of one store with every layer of another, or all layers of many stores with one another.
 
     Parameters
     ----------
     a, b
-        Stores, or their files, over the same samples in the same order.
+        Two stores, or their files, over the same samples in the same order: layers of a by layers of b. One store
+        alone is compared with itself. A list of stores gives the matrix of all layers of all models, by themselves.
     metrics
         Spec strings or metrics; one variable of the result each.
     device
         Where to compute: ``auto``, ``cpu``, ``cuda``, ``mps``.
+    memory
+        Bytes to take at most, or words such as ``"2GiB"``; by default half of the machine's memory, or 80 % of the
+        GPU's. Layers that do not fit are read again as they are needed.
+    tf32
+        Let a GPU round products to TensorFloat-32: faster, with errors of 1e-3 instead of 1e-7.
+    known
+        An earlier result over some of the same stores: what it holds is taken from there, and only the rest computed.
+    parts
+        A folder for what is done until all is done, so that the same call goes on after an interruption.
+    explain
+        Called with the plan, and with one of the layers to be read, before anything is computed.
     progress
-        Called with the number of steps (layers prepared, metrics compared) done, and of all.
+        Called with the percentage of the predicted work that is done, and with 100.
     command
         Recorded as what made the result.
+    me
+        This process among those that share the work (`repsim.ranks`).
 
     Returns
     -------
     xarray.Dataset
         One variable a metric, named by its spec, dimensions (layer_a, layer_b). A value is NaN only where there is
         none; the variable's attribute ``undefined`` gives the reasons, and ``cautions`` says which values mean little.
+        Of a list of stores, layers are named ``model/layer``.
 
     Raises
     ------
     SampleMismatchError
         The stores hold other samples, or another order.
     InvalidInputError
-        Too few samples, NaN or infinite activations.
+        Too few samples, NaN or infinite activations, too little memory, two models of one name.
     StoreError
         A file that cannot be read.
     UndefinedValueError
@@ -109,6 +136,8 @@ def compare(
     ...     a = repsim.write_store(f"{folder}/a.h5", {"in": x, "out": x[:, :4]}, model="a")
     ...     b = repsim.write_store(f"{folder}/b.h5", {"all": 2 * x}, model="b")
     ...     compare(a, b)["cka"].sel(layer_a="in").round(6).item()
+    ...     compare([a, b])["cka"].sel(layer_a="b/all", layer_b="a/in").round(6).item()
+    1.0
     1.0
     """
     chosen = list({metric.spec: metric for metric in map(_metric, metrics)}.values())
@@ -116,152 +145,118 @@ def compare(
         raise InvalidInputError("name at least one metric")
     device = choose_device(device)
     with ExitStack() as stack:
-        store_a, store_b = _open_both(a, b, stack)
-        view = AlignedView(store_a, store_b)
-        total = len(chosen) + sum(len(store.layers) for store in {store_a, store_b})
-        step = counter(total, progress)
-        rows = list(_prepare(view, store_a, chosen, device, step))
-        columns = rows if store_b is store_a else list(_prepare(view, store_b, chosen, device, step))
-        result = xr.Dataset(
-            coords={**_side("a", store_a, rows), **_side("b", store_b, columns)}
-            | {"n_samples": len(view.sample_ids), "data": store_a.data},
-            attrs={
-                "format": FORMAT,
-                "format_version": VERSION,
+        stores_a, stores_b = _open(a, b, stack)
+        every = tuple(dict.fromkeys((*stores_a, *stores_b)))
+        view = AlignedView(*every)
+        matrix = Matrix(stores_a, stores_b, len(view.sample_ids))
+        if known is not None:
+            chosen = matrix.take_over(known, chosen)
+        limits = Limits(_bytes(memory, device), 0 if device.startswith("cuda") else memory_now(), device)
+        enough = max(metric.min_samples for metric in chosen)
+        sources = {
+            layer.shape.name: Source(layer.shape.name, layer.name, partial(_read, view, layer, device, enough)) for layer in matrix.layers
+        }
+        jobs = matrix.missing(chosen)
+        whole = Plan(
+            matrix.n, limits, tuple(s for job in jobs for s in plan(*job[:2], matrix.n, job[2], limits).stages)
+        )
+        if explain is not None:
+            streams = (layer for layer in matrix.layers if layer.key.form == "features")
+            explain(whole, next((view.stream(each.store, each.array, device) for each in streams), None))
+        meter = Meter(whole, me, progress)
+        with _precision(tf32=tf32):
+            for stage in whole.stages:
+                _run(stage, matrix, sources, Ledger(None if parts is None else Path(parts)), me, meter)
+                return_memory()
+        return matrix.dataset(
+            chosen,
+            {
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "repsim_version": repsim.__version__,
                 "command": command or "",
+                "device": device.partition(":")[0],
+                "tf32": int(tf32),
                 "samples_fingerprint": view.sample_ids.fingerprint,
-                "provenance_a": json.dumps(store_a.provenance),
-                "provenance_b": json.dumps(store_b.provenance),
             },
         )
-        for metric in chosen:
-            result[metric.spec] = _compare(metric, rows, columns, len(view.sample_ids))
-            for side, prepared in (("a", rows), ("b", columns)):
-                result = result.assign_coords(_diagnostics(metric, prepared, side))
-            step()
-    return result
 
 
 def _metric(spec: str | Metric[Any]) -> Metric[Any]:
     return spec if isinstance(spec, Metric) else registry.get(spec)
 
 
-def _open_both(a: StoreLike, b: StoreLike, stack: ExitStack) -> tuple[ActivationStore, ActivationStore]:
+def _bytes(memory: int | str | None, device: str) -> int:
+    if memory is None:
+        return memory_to_use(device)
+    return parse_size(memory) if isinstance(memory, str) else memory
+
+
+def _open(
+    a: StoreLike | Sequence[StoreLike], b: StoreLike | None, stack: ExitStack
+) -> tuple[list[ActivationStore], list[ActivationStore]]:
     """Open what is not open yet; the same file twice is one store, so that its layers are prepared once."""
-    store_a = a if isinstance(a, ActivationStore) else stack.enter_context(open_store(a))
-    if b is a:
-        return store_a, store_a
-    store_b = b if isinstance(b, ActivationStore) else stack.enter_context(open_store(b))
-    return store_a, store_a if store_b.path.samefile(store_a.path) else store_b
+    opened: list[ActivationStore] = []
+
+    def one(given: StoreLike) -> ActivationStore:
+        path = given.path if isinstance(given, ActivationStore) else Path(given)
+        for store in opened:
+            if store is given or (path.exists() and store.path.samefile(path)):
+                return store
+        opened.append(given if isinstance(given, ActivationStore) else stack.enter_context(open_store(path)))
+        return opened[-1]
+
+    if isinstance(a, ActivationStore | str | os.PathLike):
+        first = one(a)
+        return [first], [first if b is None else one(b)]
+    if b is not None:
+        raise InvalidInputError("give two stores, or one list of them")
+    stores = list(dict.fromkeys(map(one, a)))
+    if not stores:
+        raise InvalidInputError("name at least one store")
+    return stores, stores
 
 
-def _prepare(
-    view: AlignedView, store: ActivationStore, metrics: Sequence[Metric[Any]], device: str, step: Callable[[], None]
-) -> Iterator[LayerFactors]:
-    """Read one layer after the other, so that only one is in memory beside the factors."""
-    enough = max(metric.min_samples for metric in metrics)
-    for name in store.layers:
-        key, x = store[name].key, view.load(store, name, min_samples=enough)
-        features = x.shape[1] if key.form == "features" else math.prod(store.facts(name).get("output_shape", [-1]))
-        yield prepare(name, key, features, x.to(device), metrics)
-        step()
+def _read(view: AlignedView, layer: Layer, device: str, enough: int) -> Rows | Tensor:
+    if layer.key.form == "features":
+        return view.stream(layer.store, layer.array, device, min_samples=enough)
+    return view.load(layer.store, layer.array, min_samples=enough).to(device)
 
 
-def _side(side: str, store: ActivationStore, layers: Sequence[LayerFactors]) -> dict[str, Any]:
-    """The coordinates of one side: names of its layers, and what they are."""
-    dim = f"layer_{side}"
-    return {
-        dim: list(store.layers),
-        f"model_{side}": (dim, [store.model] * len(layers)),
-        f"readout_{side}": (dim, [layer.key.readout for layer in layers]),
-        f"features_{side}": (dim, [layer.features for layer in layers]),
-    }
-
-
-def _compare(metric: Metric[Any], rows: Sequence[LayerFactors], columns: Sequence[LayerFactors], n: int) -> xr.Variable:
-    """All pairs under one metric. What has no value is NaN with its reason; the rest of the matrix is kept."""
-    undefined = {
-        f"layer {layer.name}: {layer.undefined[metric]}" for layer in (*rows, *columns) if metric in layer.undefined
-    }
-    values = np.full((len(rows), len(columns)), np.nan)
-    cautions: list[str] = []
-    remarks: set[str] = set()
-    of_kind = _by_kind(metric, rows), _by_kind(metric, columns)
-    for (kind, row_index), (other, column_index) in itertools.product(*(side.items() for side in of_kind)):
-        if kind != other:
-            pair = " and ".join(sorted({rows[row_index[0]].key.readout, columns[column_index[0]].key.readout}))
-            undefined.add(f"layers read out as {pair}: only like can be compared with like")
-            continue
-        row_factors = [rows[i].factors[metric] for i in row_index]
-        column_factors = row_factors if rows is columns else [columns[j].factors[metric] for j in column_index]
-        values[np.ix_(row_index, column_index)] = metric.block(row_factors, column_factors)
-        for (i, a), (j, b) in itertools.product(
-            zip(row_index, row_factors, strict=True), zip(column_index, column_factors, strict=True)
-        ):
-            if math.isnan(values[i, j]):
-                undefined.add(f"layers {rows[i].name} and {columns[j].name}: {_reason(metric, a, b)}")
-            elif caution := metric.caution(a, b):
-                cautions.append(f"{rows[i].name} and {columns[j].name}: {caution}")
-        key = rows[row_index[0]].key
-        if key.form == "grams" and n % key.size:
-            remarks.add(f"{n % key.size} of {n} samples are in no block of {key.size}, and left out of {key.readout}")
-    if np.isnan(values).all():
-        raise UndefinedValueError(f"{metric.spec}: no pair of layers has a value; {min(undefined)}")
-    low, high = metric.bounds
-    return xr.Variable(
-        ("layer_a", "layer_b"),
-        values,
-        {
-            "label": metric.label_with(*_notes(rows, columns)),
-            "spec": metric.spec,
-            "sense": metric.sense,
-            "valid_range": [low, high],
-            "symmetric": int(metric.symmetric),
-            "formula": metric.formula,
-            "citation": metric.citation,
-            "undefined": json.dumps(sorted(undefined)),
-            "cautions": json.dumps(cautions),
-            "remarks": json.dumps(sorted(remarks)),
-        },
-    )
-
-
-def _by_kind(metric: Metric[Any], layers: Sequence[LayerFactors]) -> dict[str, list[int]]:
-    """Positions of the layers that have a factor, by what they can be compared with."""
-    found: dict[str, list[int]] = {}
-    for i, layer in enumerate(layers):
-        if metric in layer.factors:
-            found.setdefault(layer.kind, []).append(i)
-    return found
-
-
-def _notes(rows: Sequence[LayerFactors], columns: Sequence[LayerFactors]) -> list[str]:
-    """What the label has to say beside the parameters, where all layers are compressed in one way."""
-    keys = {layer.kind: layer.key for layer in (*rows, *columns)}
-    if len(keys) > 1:
-        return []
-    (key,) = keys.values()
-    words = {"grams": "minibatches of", "sketches": "two sketches of"}
-    return [f"{words[key.form]} {key.size}"] if key.form in words else []
-
-
-def _reason(metric: Metric[Any], a: Any, b: Any) -> str:
-    """Why this pair has no value: `Metric.block` says that there is none, `Metric.pair` says why."""
+@contextmanager
+def _precision(*, tf32: bool) -> Iterator[None]:
+    """Full float32 products, unless somebody asks for less."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
-        metric.pair(a, b)
-    except UndefinedValueError as error:
-        return str(error)
-    return "no reason given"
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
-def _diagnostics(metric: Metric[Any], layers: Sequence[LayerFactors], side: str) -> dict[str, Any]:
-    """What the metric tells of each layer (components kept, say), as coordinates; -1 where the layer has no factor."""
-    factors = [layer.factors.get(metric) for layer in layers]
-    numbers = [{} if factor is None else metric.diagnostics(factor) for factor in factors]
-    names = dict.fromkeys(name for number in numbers for name in number)
-    return {
-        f"{metric.spec}.{name}_{side}": (f"layer_{side}", [number.get(name, -1) for number in numbers])
-        for name in names
-    }
+def _run(stage: Stage, matrix: Matrix, sources: Mapping[str, Source], ledger: Ledger, me: Ranks, meter: Meter) -> None:
+    """Prepare the layers of a stage, compare them, and enter the values."""
+    needed = [sources[layer.name] for layer in stage.layers]
+    share = meter.preparing(stage)
+    prepared = prepare(stage.recipe, needed, keep=stage.kept, me=me, step=share)
+    factors = prepared.factors
+    for name, why in prepared.undefined.items():
+        for metric in stage.metrics:
+            matrix.undefined[metric.spec].add(f"layer {sources[name].label}: {why}")
+    rows, columns = ([layer.name for layer in side if layer.name in factors] for side in (stage.rows, stage.columns))
+    if not rows or not columns:
+        return
+    sweep = _sweep(stage, [factors[name] for name in rows], [factors[name] for name in columns])
+    title = repr((repsim.__version__, stage.recipe, [m.spec for m in stage.metrics], stage.road, stage.form, matrix.n))
+    title += repr((stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept))
+    title += repr([matrix.identity(name) for side in (rows, columns) for name in side])
+    found = run(sweep, title, ledger=ledger, me=me, step=meter.comparing(stage, sweep.units))
+    for metric, values in zip(stage.metrics, found, strict=True):
+        matrix.enter(metric, rows, columns, values, factors)
+
+
+def _sweep(stage: Stage, rows: list[Any], columns: list[Any]) -> Sweep:
+    if stage.road == "gram":
+        return GramSweep(rows, columns, stage.metrics, panel=stage.panel, tile=stage.tile, held=stage.held)
+    if stage.road == "moments":
+        return MomentSweep(rows, columns, stage.metrics, chunk=stage.chunk, room=stage.room)
+    return PairSweep(rows, columns, stage.metrics, group=stage.group)

@@ -1,64 +1,101 @@
-"""What depends on one layer, computed once a layer: a factor for every recipe that some metric asks for."""
+"""What depends on one layer, computed once a layer, and shared among the processes of a run."""
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor
 
 from repsim.errors import UndefinedValueError
-from repsim.labels import LayerKey
-from repsim.metrics import Factor, Metric, Recipe
+from repsim.metrics import Factor, Recipe
+from repsim.metrics.base import StreamingRecipe
+from repsim.metrics.rows import Rows
+from repsim.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
-class LayerFactors:
-    """One layer, prepared for a set of metrics."""
+class Source:
+    """A layer that can be read."""
 
     name: str
-    key: LayerKey
-    features: int
-    """p, the number of values that a sample has in the comparison; -1 where that is not known."""
-    factors: Mapping[Metric[Any], Factor]
-    undefined: Mapping[Metric[Any], str]
-    """Metrics for which this layer has no factor, and why (a constant layer, say)."""
+    """Unique among the layers."""
+    label: str
+    """For people."""
+    rows: Callable[[], Rows | Tensor]
+    """Gives the layer as it is read from its store."""
 
-    @property
-    def kind(self) -> str:
-        """Layers of one kind can be compared: all features with one another, and compressed readouts of equal size."""
-        return "features" if self.key.form == "features" else self.key.readout
+
+@dataclass(frozen=True)
+class Prepared:
+    """Layers, prepared by one recipe."""
+
+    factors: Mapping[str, Factor]
+    undefined: Mapping[str, str]
+    """Layers that have nothing to compare (constant ones, say), and why."""
 
 
 def prepare(
-    name: str, key: LayerKey, features: int, x: Float[Tensor, "rows ..."], metrics: Iterable[Metric[Any]]
-) -> LayerFactors:
-    """Apply every distinct recipe of ``metrics`` once."""
-    made: dict[Recipe[Any], Factor | UndefinedValueError] = {}
-    factors: dict[Metric[Any], Factor] = {}
-    undefined: dict[Metric[Any], str] = {}
-    for metric in metrics:
-        try:
-            recipe = metric.recipe_for(key.form)
-        except UndefinedValueError as error:
-            undefined[metric] = str(error)
-            continue
-        if recipe not in made:
-            made[recipe] = _apply(recipe, name, x)
-        factor = made[recipe]
-        if isinstance(factor, UndefinedValueError):
-            undefined[metric] = str(factor)
-        else:
-            factors[metric] = factor
-    return LayerFactors(name, key, features, factors, undefined)
+    recipe: Recipe[Any],
+    sources: Sequence[Source],
+    *,
+    keep: bool = True,
+    me: Ranks = ALONE,
+    step: Callable[[], None] = lambda: None,
+) -> Prepared:
+    """Apply a recipe to every layer.
+
+    A streaming recipe is fitted by one process a layer, which tells the others what it found. ``keep`` reads each layer
+    into memory, and its factor stays there; otherwise factors read their layers again whenever they are used.
+    """
+    shared = me.world > 1 and isinstance(recipe, StreamingRecipe)
+    found: dict[str, Any] = {}
+    for k, source in enumerate(sources):
+        if not shared or k % me.world == me.rank:
+            found[source.name] = _try(recipe, source, keep=keep, only_fit=shared)
+            step()
+    if shared:
+        assert isinstance(recipe, StreamingRecipe)
+        told = {name: state for part in me.gather(_moved(found, "cpu")) for name, state in part.items()}
+        for source in sources:
+            state = told[source.name]
+            if not isinstance(state, UndefinedValueError):
+                x = _read(source, keep=keep)
+                found[source.name] = recipe.apply(x, _moved(state, _place(x)))
+            else:
+                found[source.name] = state
+    undefined = {name: str(each) for name, each in found.items() if isinstance(each, UndefinedValueError)}
+    return Prepared({name: each for name, each in found.items() if name not in undefined}, undefined)
 
 
-def _apply(recipe: Recipe[Any], name: str, x: Float[Tensor, "rows ..."]) -> Factor | UndefinedValueError:
+def _try(recipe: Recipe[Any], source: Source, *, keep: bool, only_fit: bool) -> Any:
+    """The factor, or the state that makes it, or why there is none."""
     try:
-        factor: Factor = recipe(x)
+        x = _read(source, keep=keep)
+        return recipe.fit(x) if only_fit and isinstance(recipe, StreamingRecipe) else recipe(x)
     except UndefinedValueError as error:
         return error
     except Exception as error:
-        error.add_note(f"while preparing layer {name} ({tuple(x.shape)}) with {recipe}")
+        error.add_note(f"while preparing layer {source.label} with {recipe}")
         raise
-    return factor
+
+
+def _read(source: Source, *, keep: bool) -> Rows | Tensor:
+    rows = source.rows()
+    return rows[:] if keep else rows
+
+
+def _place(x: Rows | Tensor) -> str:
+    return "cpu" if x.device.type == "mps" else str(x.device)  # mps has no float64
+
+
+def _moved(value: Any, device: str) -> Any:
+    """The same with every tensor in it on this device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(each, device) for key, each in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: _moved(getattr(value, field.name), device) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **parts)
+    return value

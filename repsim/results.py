@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from repsim.errors import StoreError, reason
@@ -11,7 +12,7 @@ from repsim.layout import FORMAT as STORE_FORMAT
 from repsim.layout import refuse_foreign
 
 FORMAT = "repsim-comparison"
-VERSION = 1
+VERSION = 2
 
 
 def save_result(result: xr.Dataset, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -42,5 +43,7 @@ def open_result(path: str | os.PathLike[str]) -> xr.Dataset:
         raise StoreError(f"{broken}: {reason(error)}") from None
     version = result.attrs.get("format_version")
     if version != VERSION:
-        raise StoreError(f"{path} has result format {version}; this repsim reads {VERSION}. Install a newer repsim")
+        newer = isinstance(version, int | np.integer) and version > VERSION
+        todo = "Install a newer repsim" if newer else "Compare the stores again"
+        raise StoreError(f"{path} has result format {version}; this repsim reads {VERSION}. {todo}")
     return result

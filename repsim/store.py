@@ -55,13 +55,19 @@ class Activations:
         values = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         for run in np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(wanted) != 1) + 1):
             if len(run):
-                start, stop = int(wanted[run[0]]), int(wanted[run[-1]]) + 1
-                values[run[0] : run[-1] + 1], damaged = self.checked(start, stop)
-                if damaged:
-                    raise StoreError(
-                        f"{self._store.path}: {self.key} is damaged in {rows_in_words(damaged)}: the checksum does not "
-                        "match. Extract the store again, or restore it from a copy (`repsim verify` lists all damage)"
-                    )
+                values[run[0] : run[-1] + 1] = self.run(int(wanted[run[0]]), int(wanted[run[-1]]) + 1)
+        return values
+
+    def run(self, start: int, stop: int, *, check: bool = True) -> Array:
+        """Rows start:stop; ``check=False`` is for who has read them before, and need not check them again."""
+        if not check:
+            return self._store._read(self._extent, start, stop)
+        values, damaged = self.checked(start, stop)
+        if damaged:
+            raise StoreError(
+                f"{self._store.path}: {self.key} is damaged in {rows_in_words(damaged)}: the checksum does not "
+                "match. Extract the store again, or restore it from a copy (`repsim verify` lists all damage)"
+            )
         return values
 
     def checked(self, start: int, stop: int) -> tuple[Array, list[int]]:
@@ -157,6 +163,11 @@ class ActivationStore:
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the numbers, or nothing."""
         return self._contents.classes
+
+    @property
+    def checksum(self) -> str:
+        """Of everything in the file, by way of the rows' own checksums: two stores that share it hold the same."""
+        return f"{int(self._read(self._layout.structure, 0, 1)[0]) - layout.COMPLETE:08x}"
 
     @property
     def order(self) -> Array | None:

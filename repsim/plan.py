@@ -1,0 +1,433 @@
+"""How a comparison will be computed, decided from shapes alone: no data is read, and nothing is measured.
+
+For every group of measures that share their preparation there is a `Stage`. It takes the cheaper of the two roads of
+`repsim.metrics.sweeps`, and keeps in memory what fits. The same shapes and the same limits give the same plan, whatever
+else the machine is doing and however many processes share the work, so that results are the same to the bit and an
+interrupted run can go on.
+
+Cost model, with n samples, widths p and q, L layers, R x C pairs:
+
+======================  ==================================================================================
+Gram space              n^2 (sum p + R C) FLOP: one triangle of every Gram matrix, one product a pair and entry
+feature space           2 n sum_pairs p q FLOP, and n sum p^2 for the norms
+decomposition           n p min(n, p) FLOP for X'X or XX', 9 min(n, p)^3 for its eigenvectors, 2 n p r for a basis
+reading                 bytes of the stores, once to prepare, then as often as the layers pass by
+======================  ==================================================================================
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from repsim.errors import InvalidInputError, UndefinedValueError
+from repsim.files import human
+from repsim.labels import Form
+from repsim.metrics import Metric, Recipe
+from repsim.metrics.base import Road
+from repsim.metrics.gram import CentredGram
+from repsim.metrics.subspace import PrincipalSubspace
+from repsim.metrics.sweeps import flop_of_grams, flop_of_moments, tile_side, units_of_moments
+from repsim.progress import Progress
+from repsim.ranks import Ranks
+
+_PANEL = 2048
+"""Samples whose features are read at once, where memory allows."""
+_CHUNK = 4096
+"""Samples over which cross-moments are summed in float32 before they are added in float64."""
+_ROOM = 2**30
+"""Bytes for the cross-moments of one unit, where memory allows; more would save no reading worth the while."""
+_SMALLEST_PANEL = 64
+_SPARE = 64 * 2**20
+"""Bytes for what the plan does not count: the libraries' own buffers, arrays of a few numbers a sample."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What there is to know of a layer before it is read."""
+
+    name: str
+    p: int
+    """Values a sample."""
+    itemsize: int = 4
+    """Bytes of a value in the store."""
+    form: Form = "features"
+    kind: str = "features"
+    """Layers of one kind can be compared with each other."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the plan has to keep to."""
+
+    memory: int
+    """Bytes that the process may take in all."""
+    base: int = 0
+    """Bytes that it took before."""
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage takes, by what limits it."""
+
+    flop32: float = 0
+    """In float32 products."""
+    flop64: float = 0
+    """In float64 products."""
+    decomposed: float = 0
+    """In eigenvalue and singular value decompositions, as if each were the products it is often counted as."""
+    touched: float = 0
+    """Values that pass through float64, one after the other."""
+    added: float = 0
+    """Values of float32 products that are added to float64 sums."""
+    read: float = 0
+    """Bytes from the stores."""
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+    def seconds(self, rates: "Cost") -> float:
+        """How long it takes at these rates, a second of each: one thing after the other."""
+        return sum(
+            amount / rate
+            for amount, rate in zip(dataclasses.astuple(self), dataclasses.astuple(rates), strict=True)
+            if amount
+        )
+
+
+NOMINAL = Cost(flop32=2e11, flop64=1e11, decomposed=1e11, touched=2e9, added=5e8, read=1e9)
+"""Rates a second by which roads are weighed: only their proportions matter, and they are much the same everywhere."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Measures that are computed together, over layers that can be compared."""
+
+    metrics: tuple[Metric[Any], ...]
+    recipe: Recipe[Any]
+    form: Form
+    rows: tuple[LayerShape, ...]
+    columns: tuple[LayerShape, ...]
+    road: Road
+    kept: bool
+    """Whether prepared layers stay in memory; else they are read again as they are needed."""
+    cost: Cost
+    preparing: Cost
+    """The part of it that goes before the first pair."""
+    other: Cost | None
+    """Of the other road, where there is one."""
+    memory: int
+    """Bytes that it takes, beside what the process took before."""
+    panel: int = _PANEL
+    tile: int = 512
+    held: int = 2
+    chunk: int = _CHUNK
+    room: int = _ROOM
+    group: int = 1
+
+    @property
+    def layers(self) -> tuple[LayerShape, ...]:
+        """Every layer once."""
+        return tuple(dict.fromkeys((*self.rows, *self.columns)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of a comparison."""
+
+    n: int
+    limits: Limits
+    stages: tuple[Stage, ...]
+
+    @property
+    def cost(self) -> Cost:
+        """Of all stages."""
+        return sum((stage.cost for stage in self.stages), Cost())
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the process takes at its peak."""
+        return self.limits.base + max((stage.memory for stage in self.stages), default=0)
+
+    def lines(self) -> list[str]:
+        """The plan in words, for people."""
+        return [line for stage in self.stages for line in _lines(stage, self.n)]
+
+
+def plan(
+    rows: Sequence[LayerShape], columns: Sequence[LayerShape], n: int, metrics: Iterable[Metric[Any]], limits: Limits
+) -> Plan:
+    """Decide how to compare every row layer with every column layer.
+
+    Parameters
+    ----------
+    rows, columns
+        The layers; one that is on both sides is the same object, or an equal one.
+    n
+        Samples.
+    metrics
+        Measures. Those whose recipes one recipe covers, and that take the same road, make one stage.
+    limits
+        Memory, and the device.
+
+    Raises
+    ------
+    InvalidInputError
+        Not even the smallest plan fits into the memory; the message says how much it takes.
+
+    Examples
+    --------
+    >>> from repsim.metrics import get
+    >>> resnet = [LayerShape(f"resnet/layer3.{i}", 1024) for i in range(6)]
+    >>> vit = [LayerShape(f"vit/blocks.{i}", 768) for i in range(12)]
+    >>> [plan(resnet, vit, n, [get("cka")], Limits(2 * 2**30)).stages[0].road for n in (1000, 50_000)]
+    ['gram', 'moments']
+    """
+    metrics = list(metrics)
+    stages = []
+    kinds = dict.fromkeys(layer.kind for layer in rows)
+    for kind in kinds:
+        sides = [tuple(layer for layer in side if layer.kind == kind) for side in (rows, columns)]
+        if not all(sides):
+            continue
+        form = sides[0][0].form
+        for recipe, group in _groups(metrics, form):
+            stages.append(_stage(tuple(group), recipe, form, sides[0], sides[1], n, limits))
+    return Plan(n, limits, tuple(stages))
+
+
+def _groups(metrics: Sequence[Metric[Any]], form: Form) -> list[tuple[Recipe[Any], list[Metric[Any]]]]:
+    """Measures by the recipe that serves them, and the roads that they know."""
+    asked: dict[Metric[Any], Recipe[Any]] = {}
+    for metric in metrics:
+        try:
+            asked[metric] = metric.recipe_for(form)
+        except UndefinedValueError:  # the comparison says so
+            continue
+    found: dict[tuple[Any, ...], tuple[Recipe[Any], list[Metric[Any]]]] = {}
+    for metric, recipe in asked.items():
+        best = recipe
+        for other in asked.values():
+            best = other if _covers(other, best) else best
+        found.setdefault((best, metric.roads), (best, []))[1].append(metric)
+    return list(found.values())
+
+
+def _covers(recipe: Recipe[Any], other: Recipe[Any]) -> bool:
+    """Whether the factor of one has everything that the other's has."""
+    return bool(recipe.covers(other)) if hasattr(recipe, "covers") else recipe == other
+
+
+def _stage(
+    metrics: tuple[Metric[Any], ...],
+    recipe: Recipe[Any],
+    form: Form,
+    rows: tuple[LayerShape, ...],
+    columns: tuple[LayerShape, ...],
+    n: int,
+    limits: Limits,
+) -> Stage:
+    def candidate(road: Road) -> Stage:
+        return _by_road(
+            road, Stage(metrics, recipe, form, rows, columns, road, True, Cost(), Cost(), None, 0), n, limits
+        )
+
+    roads = [road for road in metrics[0].roads if form == "features" or road != "moments"]
+    stages = [candidate(road) for road in roads]
+    stages.sort(key=lambda stage: stage.cost.seconds(NOMINAL))
+    fitting = [stage for stage in stages if limits.base + stage.memory <= limits.memory]
+    if not fitting:
+        least = min(stages, key=lambda stage: stage.memory)
+        raise InvalidInputError(
+            f"{', '.join(metric.spec for metric in metrics)} on {len(least.layers)} layers of {n} samples takes "
+            f"{human(limits.base + least.memory)} of memory at least, of which the program itself takes "
+            f"{human(limits.base)}; allowed are {human(limits.memory)}: give --memory more, or compare fewer layers"
+        )
+    best = fitting[0]
+    return dataclasses.replace(best, other=next((s.cost for s in stages if s.road != best.road), None))
+
+
+def _by_road(road: Road, stage: Stage, n: int, limits: Limits) -> Stage:
+    layers = stage.layers
+    free = limits.memory - limits.base
+    widths, prepared, fixed = _prepared(stage, n)
+    itemsize = max(4, *(layer.itemsize for layer in layers))
+    kept = sum(n * width * itemsize for width in widths)
+    largest = max(n * layer.p * (layer.itemsize + 8) for layer in layers)  # one layer as it is read and centred
+    if stage.form != "features":
+        kept = sum(n * layer.p * layer.itemsize for layer in layers)
+    stage = dataclasses.replace(stage, cost=prepared, preparing=prepared)
+    make = {"gram": _gram_space, "moments": _feature_space, "pairs": _pair_by_pair}[road]
+    in_memory = make(stage, n, widths, itemsize, free - kept - fixed)
+    takes = in_memory.memory + kept + fixed + max(0, largest - in_memory.memory)
+    streams = stage.form == "features" and hasattr(stage.recipe, "fit") and road != "pairs"
+    if limits.base + takes + _SPARE <= limits.memory or not streams:
+        return dataclasses.replace(in_memory, kept=True, memory=takes + _SPARE)
+    again = make(dataclasses.replace(stage, kept=False), n, widths, itemsize, free - fixed - _SPARE)
+    return dataclasses.replace(again, memory=again.memory + fixed + _SPARE)
+
+
+def _prepared(stage: Stage, n: int) -> tuple[list[int], Cost, int]:
+    """Widths of what takes part in products, what it costs to get there, and bytes that stay whatever happens."""
+    layers = stage.layers
+    values = float(sum(n * layer.p for layer in layers))
+    stored = float(sum(n * layer.p * layer.itemsize for layer in layers))
+    cost = Cost(touched=2 * values, read=2 * stored)
+    recipe = stage.recipe
+    if isinstance(recipe, PrincipalSubspace):
+        widths = [min(n - 1, layer.p) for layer in layers]
+        smaller = [min(n, layer.p) for layer in layers]
+        cost += Cost(
+            flop64=sum(1.0 * n * layer.p * m for layer, m in zip(layers, smaller, strict=True))
+            + sum(2.0 * n * layer.p * m for layer, m in zip(layers, smaller, strict=True) if layer.p <= n),
+            decomposed=sum(9.0 * m**3 for m in smaller),
+            touched=values,
+        )
+        held = sum(8 * layer.p * m if layer.p <= n else 4 * n * m for layer, m in zip(layers, smaller, strict=True))
+        most = max(3 * 8 * m * m for m in smaller)
+        return widths, cost, held + most
+    if isinstance(recipe, CentredGram) and recipe.kernel == "rbf":
+        sweeps = 1 if recipe.sigma is not None else 3  # for the median, twice, by its bits; and for the row sums
+        cost += Cost(
+            flop32=sweeps * float(n) * n * sum(layer.p for layer in layers), touched=sweeps * n * n * len(layers) / 2
+        )
+    return [layer.p for layer in layers], cost, 4 * 8 * n * len(layers)
+
+
+def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: int) -> Stage:
+    count, pairs, measures = len(widths), len(stage.rows) * len(stage.columns), len(stage.metrics)
+    recipe = stage.recipe
+    block = recipe.batch or n if isinstance(recipe, CentredGram) else n
+    tile = tile_side(count * (1 + (measures > 1)), itemsize)
+    if stage.form == "sketches":
+        tile = tile_side(2 * count, itemsize)
+    panel, held = _PANEL, 2
+    wide = sum(widths) * itemsize
+    if not stage.kept:
+        stack = count * min(tile, n) ** 2 * itemsize * (1 + (measures > 1))
+        room = free - stack
+        while panel > _SMALLEST_PANEL and 4 * min(panel, n) * wide > room:
+            panel //= 2
+        held = max(2, min(-(-n // panel), room // (min(panel, n) * wide) - 1))
+    tile = min(tile, panel)
+    while _units(n, block, panel) * pairs * 8 > max(2**26, free // 8) and panel < n:
+        panel *= 2  # fewer units, whose sums would take more memory than what is summed
+    stack = count * min(tile, n) ** 2 * itemsize * (1 + (measures > 1))
+    sums = (_units(n, block, panel) + 2) * measures * (pairs + count) * 8
+    flop = flop_of_grams(n, min(block, n), widths if stage.form == "features" else [], pairs)
+    cost = stage.cost + Cost(flop32=flop, added=2.0 * n * block * count / 2)
+    if itemsize > 4:
+        cost = dataclasses.replace(cost, flop32=cost.flop32 - flop, flop64=cost.flop64 + flop)
+    memory = stack + sums
+    if stage.kept:
+        cost += Cost(touched=float(n) * sum(widths))
+    else:
+        panels = -(-n // panel)
+        stay = max(1, held - 1)
+        passes = 1 if block < n else sum(panels - start for start in range(0, panels, stay)) / panels
+        memory += (held + 1) * min(panel, n) * wide
+        cost += Cost(touched=passes * n * sum(widths), read=passes * sum(n * l.p * l.itemsize for l in stage.layers))
+    return dataclasses.replace(stage, panel=panel, tile=tile, held=held, cost=cost, memory=memory)
+
+
+def _units(n: int, block: int, panel: int) -> int:
+    panels = -(-n // panel)
+    return panels * (panels + 1) // 2 if block >= n else panels
+
+
+def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: int) -> Stage:
+    symmetric = set(stage.rows) & set(stage.columns) != set()
+    height = len(stage.rows)
+    columns = widths if symmetric else widths[height:]
+    norms = any(metric.normalised for metric in stage.metrics)
+    chunk, room = _CHUNK, 2**27 if stage.kept else _ROOM
+    largest = 12 * max(widths) ** 2
+    if not stage.kept:
+        broad = sum(widths) * itemsize
+        while chunk > 256 and 3 * min(chunk, n) * broad > free // 2:
+            chunk //= 2
+        room = max(largest, min(room, free - 3 * min(chunk, n) * broad - largest))
+    units = units_of_moments(widths[:height], columns, room, symmetric=symmetric, norms=norms)
+    pairs = [pair for unit in units for pair in unit]
+    flop = flop_of_moments(n, widths, pairs)
+    products = sum(widths[u] * widths[v] for u, v in pairs)
+    cost = stage.cost + Cost(flop32=flop, added=products * max(1.0, n / chunk))
+    if itemsize > 4:
+        cost = dataclasses.replace(cost, flop32=cost.flop32 - flop, flop64=cost.flop64 + flop)
+    if isinstance(stage.recipe, PrincipalSubspace):
+        small = [min(widths[u], widths[v]) for u, v in pairs]
+        cost += Cost(
+            decomposed=sum(8.0 * s * s * max(widths[u], widths[v]) for s, (u, v) in zip(small, pairs, strict=True))
+        )
+    memory = min(room, 8 * products) + largest
+    if stage.kept:
+        cost += Cost(touched=float(n) * sum(widths))
+    else:
+        taking = [sorted({u for pair in unit for u in pair}) for unit in units]
+        layers = stage.layers
+        memory += 3 * min(chunk, n) * max(sum(widths[u] for u in unit) for unit in taking) * itemsize
+        cost += Cost(
+            touched=float(n) * sum(widths[u] for unit in taking for u in unit),
+            read=float(n) * sum(layers[u].p * layers[u].itemsize for unit in taking for u in unit),
+        )
+    return dataclasses.replace(stage, chunk=chunk, room=room, cost=cost, memory=memory)
+
+
+def _pair_by_pair(stage: Stage, n: int, widths: list[int], itemsize: int, free: int) -> Stage:
+    """Nothing is known of these measures: what they take is theirs to say."""
+    del n, itemsize, free
+    return dataclasses.replace(stage, group=max(1, math.isqrt(len(widths))), memory=0)
+
+
+def _lines(stage: Stage, n: int) -> list[str]:
+    names = ", ".join(metric.spec for metric in stage.metrics)
+    road = {
+        "gram": f"Gram space, tiles of {min(stage.tile, n)} x {min(stage.tile, n)}, panels of {min(stage.panel, n):,} samples",
+        "moments": f"feature space, runs of {min(stage.chunk, n):,} samples",
+        "pairs": "pair by pair",
+    }[stage.road]
+    if stage.other is not None:
+        other = {"gram": "feature", "moments": "Gram"}[stage.road]
+        road += f" ({_tera(stage.cost)}; {other} space: {_tera(stage.other)})"
+    elif stage.road != "pairs":
+        road += f" ({_tera(stage.cost)})"
+    where = "kept in memory" if stage.kept else f"read again as needed, {human(stage.cost.read)} in all"
+    return [
+        f"{names}: {len(stage.rows)} x {len(stage.columns)} layers, {n:,} samples",
+        f"  {road}",
+        f"  prepared layers {where}",
+    ]
+
+
+def _tera(cost: Cost) -> str:
+    flop = cost.flop32 + cost.flop64 + cost.decomposed
+    return f"{flop / 1e12:.3g} TFLOP" if flop >= 1e11 else f"{flop / 1e9:.3g} GFLOP"
+
+
+class Meter:
+    """How far a planned comparison is, in percent of what it is predicted to take."""
+
+    def __init__(self, plan: Plan, me: Ranks, progress: Progress | None) -> None:
+        self._progress, self._me = progress, me
+        self._total = plan.cost.seconds(NOMINAL) or 1.0
+        self._done, self._told = 0.0, -1
+
+    def preparing(self, stage: Stage) -> Callable[[], None]:
+        """To be called after each layer of a stage."""
+        weight = stage.preparing.seconds(NOMINAL) / len(stage.layers)
+        streams = hasattr(stage.recipe, "fit")
+        return lambda: self._advance(weight * (self._me.world if streams else 1))
+
+    def comparing(self, stage: Stage, units: int) -> Callable[[], None]:
+        """To be called after each unit of a stage."""
+        rest = stage.cost.seconds(NOMINAL) - stage.preparing.seconds(NOMINAL)
+        return lambda: self._advance(rest / units * self._me.world)
+
+    def _advance(self, seconds: float) -> None:
+        self._done += seconds
+        percent = min(100, round(100 * self._done / self._total))
+        if self._progress is not None and percent > self._told:
+            self._told = percent
+            self._progress(percent, 100)

@@ -1,0 +1,95 @@
+"""Doing a sweep: its units are shared among the processes of a run, and what is done stays on disk until all is.
+
+One file a unit lies in a folder beside the result. It is written under a temporary name and renamed, so it is whole or
+not there; it ends in a checksum; its name says, by a hash, which sweep over which stores it is a part of. So a run that
+is killed goes on with the units that are missing, however many processes it has the next time.
+"""
+
+import hashlib
+import io
+import shutil
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from jaxtyping import Float64
+from numpy.typing import NDArray
+
+from repsim.errors import OutputError, reason
+from repsim.metrics.sweeps import Sweep
+from repsim.ranks import ALONE, Ranks
+
+
+class Ledger:
+    """Parts of sweeps that are done: in the folder, or nowhere."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    def done(self, sweep: str) -> dict[int, NDArray[np.float64]]:
+        """The parts there are of the sweep that bears this name; damaged ones count as missing."""
+        if self.folder is None or not self.folder.is_dir():
+            return {}
+        found = {}
+        for path in self.folder.glob(f"{_hash(sweep)}-*.part"):
+            with suppress(OSError, ValueError):
+                found[int(path.stem.rpartition("-")[2])] = _read(path)
+        return found
+
+    def keep(self, sweep: str, unit: int, part: NDArray[np.float64]) -> None:
+        """Write down one part."""
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"{_hash(sweep)}-{unit}.part"
+            partial = path.with_suffix(f".{uuid4().hex}.partial")
+            data = io.BytesIO()
+            np.save(data, part)
+            partial.write_bytes(data.getvalue() + zlib.crc32(data.getvalue()).to_bytes(4, "little"))
+            partial.replace(path)
+        except OSError as error:
+            raise OutputError(f"cannot write into {self.folder}: {reason(error)}") from None
+
+    def clear(self) -> None:
+        """All is done, and saved elsewhere."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _hash(sweep: str) -> str:
+    return hashlib.sha256(sweep.encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> NDArray[np.float64]:
+    data = path.read_bytes()
+    if zlib.crc32(data[:-4]).to_bytes(4, "little") != data[-4:]:
+        raise ValueError("the checksum does not match")
+    part: NDArray[np.float64] = np.load(io.BytesIO(data[:-4]), allow_pickle=False)
+    return part
+
+
+def run(
+    sweep: Sweep,
+    name: str,
+    *,
+    ledger: Ledger | None = None,
+    me: Ranks = ALONE,
+    step: Callable[[], None] = lambda: None,
+) -> list[Float64[np.ndarray, "rows columns"]]:
+    """Compute every unit once, by whichever process; the matrix of every measure, the same in each of them."""
+    ledger = ledger or Ledger()
+    done = me.share(ledger.done(name) if me.first else {})
+    missing = [unit for unit in sweep.order if unit not in done]
+    mine = missing[me.part(len(missing))]
+    made: dict[int, Any] = {}
+    for unit, part in zip(mine, sweep.parts(mine), strict=True):
+        made[unit] = part
+        ledger.keep(name, unit, part)
+        step()
+    parts = done | {unit: part for some in me.gather(made) for unit, part in some.items()}
+    return sweep.values([parts[unit] for unit in range(sweep.units)])
