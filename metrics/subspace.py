@@ -1,18 +1,32 @@
 """One decomposition a layer: the principal directions that the whole CCA family is computed from."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from repsim.metrics.rows import Centred, Rows, column_means, cut, in_memory, pieces
+from repsim.metrics.rows import Centred, Rows, column_means, cut, in_memory, pieces, wide
 
 _SQUARED_FROM = 512
 """From so many samples or features on, X'X (or XX') in float64 tells float32 activations from their own rounding."""
-_PANEL = 2**24
+_PANEL = 2**25
 """Values of a panel of samples, where the n x n matrix XX' is made of pairs of them."""
+_SLAB = 2**23
+"""Values of a run of samples that is multiplied at once elsewhere."""
+_PIECE = 2**20
+"""Values that are widened to float64 at once: what is read of a wide layer stays in its own dtype."""
+_RANDOM_FROM = 4096
+"""From so many samples and features on, part of the variance is looked for in a Krylov space. Below, the matrix
+products and the eigenvalues of X'X or XX' take seconds, and there is little to win."""
+_BLOCK = 128
+"""Columns that the Krylov space grows by. Fewer need fewer operations in all, but more readings of the layer."""
+_SHARE = 4
+"""The Krylov space is given up at min(n, p) / 4 columns: by then the exact road's matrix product was as cheap."""
+_TOLERANCE = torch.finfo(torch.float32).eps / 2
+"""Largest backward error: ||E||_F <= 2^-24 ||X||_F is what rounding every value of X to float32 may do to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +45,15 @@ class Subspace:
     """Whether all directions are kept."""
     loadings: Float64[Tensor, "r p"] | None = None
     """diag(s) V' = Q'X: how much of each feature each direction carries; where somebody asked for it."""
+    backward_error: float = 0.0
+    """This is the decomposition of some X + E with ||E||_F <= ``backward_error`` x ||X||_F, but for float64's rounding.
+    0 on the exact roads; how it is known is said in `krylov`."""
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(t.nbytes for t in (self.basis, self.singular_values, self.loadings) if isinstance(t, Tensor))
+        held = (self.basis, self.singular_values, self.loadings)
+        return sum(t.nbytes for t in held if isinstance(t, Tensor | Projected))
 
     @property
     def rank(self) -> int:
@@ -71,7 +89,13 @@ class Subspace:
         if variance == 1:  # all of it, however little the last direction adds
             assert self.complete, "the recipe was asked for fewer directions"
             return self.rank
-        return leading(self.singular_values, self.total, variance)
+        k = leading(self.singular_values, self.total, variance)
+        assert self.complete or k < self.rank or self._explains(variance), "the recipe was asked for fewer directions"
+        return k
+
+    def _explains(self, variance: float) -> bool:
+        s = self.singular_values
+        return float((s / s[0]).square().sum()) >= variance * self.total * (1 - 1e-12)  # the sum may round otherwise
 
 
 def leading(s: Float64[Tensor, " r"], total: float, variance: float) -> int:
@@ -98,8 +122,21 @@ class Projected:
         """Of the activations."""
         return self.source.device
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, but for the activations."""
+        return self.weights.nbytes + self.source.mean.nbytes
+
     def __getitem__(self, rows: "slice | Tensor") -> Float[Tensor, "rows r"]:
-        return (self.source.exact(rows) @ self.weights).to(self.device, self.dtype)
+        size = max(1, _SLAB // self.source.shape[1])  # whoever asks knows how wide the basis is, not how wide the layer
+        parts: Sequence[slice | Tensor]
+        if isinstance(rows, Tensor):
+            parts = rows.split(size)
+        else:
+            start, stop, _ = rows.indices(self.source.shape[0])
+            parts = list(cut(stop - start, size, start)) or [rows]
+        made = [(self.source.exact(part) @ self.weights).to(self.device, self.dtype) for part in parts]
+        return made[0] if len(made) == 1 else torch.cat(made)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +153,7 @@ class SubspaceState:
     basis: Tensor | None
     weights: Float64[Tensor, "p r"] | None
     loadings: Float64[Tensor, "r p"] | None
+    backward_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -129,6 +167,11 @@ class PrincipalSubspace:
     Of float32 activations with 512 samples or features and more it is the eigenvalue decomposition of X'X or XX',
     whichever is smaller: squares lose what is below 1e-8 s_1, and the directions to keep are all above. Otherwise it is
     the singular value decomposition of X.
+
+    Where n and p are 4096 or more and only part of the variance is wanted, and no loadings, the leading eigenvectors
+    are looked for in a Krylov space first (`krylov`). What it finds is the decomposition of some X + E with
+    ||E||_F <= 2^-24 ||X||_F, as much as rounding X to float32 may do to it; `Subspace.backward_error` says how much.
+    A layer whose variance is spread over too many directions for that takes the exact road.
 
     ``variance`` says which directions are wanted: the fewest that explain so much; 1 for all. ``loadings`` asks
     for those, too.
@@ -156,20 +199,24 @@ class PrincipalSubspace:
             u, s, vh = torch.linalg.svd(centred.exact(slice(None)), full_matrices=False)
             kept, total, complete = self._kept(s, x)
             loadings = s[:kept, None] * vh[:kept] * peak if self.loadings else None
-            return SubspaceState(mean, s[:kept] * peak, total, complete, u[:, :kept].contiguous(), None, loadings)
-        if p <= n:
-            values, vectors = torch.linalg.eigh(_covariance(centred))
-            s, v = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
+            basis = _placed(u[:, :kept].contiguous(), x)
+            return SubspaceState(mean, s[:kept] * peak, total, complete, basis, None, loadings)
+        found = None
+        if self.variance < 1 and not self.loadings and min(n, p) >= _RANDOM_FROM:
+            found = krylov(centred, self.variance, _floor(x))
+        if found is not None:
+            s, vectors, total, complete, error = found.values.sqrt(), found.vectors, found.total, False, found.error
+        else:
+            values, vectors = torch.linalg.eigh(_covariance(centred) if p <= n else _gram(centred), UPLO="U")
+            s, error = values.flip(0).clamp(min=0).sqrt(), 0.0
             kept, total, complete = self._kept(s, x)
-            weights = v[:, :kept] / (s[:kept] * peak)
-            loadings = (v[:, :kept] * (s[:kept] * peak)).T.contiguous() if self.loadings else None
-            return SubspaceState(mean, s[:kept] * peak, total, complete, None, weights, loadings)
-        values, vectors = torch.linalg.eigh(_gram(centred))
-        s, u = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
-        kept, total, complete = self._kept(s, x)
-        basis = u[:, :kept].contiguous()
-        loadings = _times(basis, centred) * peak if self.loadings else None
-        return SubspaceState(mean, s[:kept] * peak, total, complete, basis.to(x.device, x.dtype), None, loadings)
+            s, vectors = s[:kept], vectors.flip(1)[:, :kept]
+        if p <= n:
+            loadings = (vectors * (s * peak)).T.contiguous() if self.loadings else None
+            return SubspaceState(mean, s * peak, total, complete, None, vectors / (s * peak), loadings, error)
+        loadings = _times(vectors.contiguous(), centred) * peak if self.loadings else None
+        basis = vectors.contiguous().to(x.device, x.dtype)
+        return SubspaceState(mean, s * peak, total, complete, basis, None, loadings, error)
 
     def apply(self, x: Rows, state: SubspaceState) -> Subspace:
         """Make the factor: a basis in memory if x is, computed from the store as it is needed if x is there."""
@@ -179,42 +226,163 @@ class PrincipalSubspace:
         else:
             assert state.weights is not None
             basis = in_memory(Projected(Centred(x, state.mean, 1.0, x.dtype), state.weights, x.dtype), made_of=x)
-        return Subspace(basis, state.singular_values, state.total, state.complete, state.loadings)
+        return Subspace(basis, state.singular_values, state.total, state.complete, state.loadings, state.backward_error)
 
     def _kept(self, s: Float64[Tensor, " m"], x: Rows) -> tuple[int, float, bool]:
         """How many directions to keep, the sum of (s_i / s_1)^2 of all, and whether all are kept."""
-        rank = int((s > s[0] * max(x.shape) * torch.finfo(x.dtype).eps).sum())
-        total = float((s[:rank] / s[0]).square().sum())
+        rank = int((s > s[0] * _floor(x)).sum())
+        total = float((s / s[0]).square().sum())
         kept = rank if self.variance == 1 else leading(s[:rank], total, self.variance)
         return kept, total, kept == rank
 
 
+def _floor(x: Rows) -> float:
+    """What is no larger than this share of s_1 is rounding noise."""
+    return float(max(x.shape) * torch.finfo(x.dtype).eps)
+
+
+def _placed(basis: Float64[Tensor, "n r"], x: Rows) -> Float[Tensor, "n r"]:
+    """On the layer's device, in float64 where it has that."""
+    return basis if wide(x.device) == x.device else basis.to(x.device, x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Leading:
+    """The leading eigenvalues s_i^2 and eigenvectors of X'X or XX', whichever is smaller, X being centred."""
+
+    values: Float64[Tensor, " k"]
+    vectors: Float64[Tensor, "m k"]
+    total: float
+    """||X||_F^2 / s_1^2, of all directions that there are."""
+    error: float
+    """The backward error: see `krylov`."""
+
+
+def krylov(x: Centred, variance: float, floor: float) -> Leading | None:
+    """Look for the fewest directions that explain ``variance`` of a layer, in a randomised block Krylov space.
+
+    Let C = XX' (n x n) where n < p; otherwise exchange X and X'. From b random columns the space span(CW, C^2 W, ...)
+    grows by b columns a step, each made orthogonal to all before (twice), until the leading eigenpairs (s_i^2, u_i) of C
+    restricted to it have converged. A step reads the layer twice, a run of samples at a time (once where n >= p), and
+    X is never held; what is held is twice the space, and p x b. The random columns are always the same ones.
+
+    **Certificate.** Let U (n x k) be the Ritz vectors: U'U = I and U'CU = S^2. Put V = X'US^-1. Then V'V = I, and
+    X'U = VS exactly. The residual of the other equation is R = XV - US = (CU - US^2) S^-1, and it is computed as this,
+    from CU itself. Because U'R = (S^2 - S^2) S^-1 = 0, E = -RV' gives (X + E)V = US and (X + E)'U = VS - VR'U = VS:
+    every (s_i, u_i, v_i) is an exact singular triplet of X + E, and ||E||_F = ||R||_F [1]. It is accepted once
+    ||R||_F <= 2^-24 ||X||_F, which is what rounding every value of X to float32 may do to it.
+
+    **The number of directions** is counted against ||X||_F^2, which is computed exactly. By Mirsky's theorem [2],
+    (sum_{i<j} sigma_i^2)^(1/2), over the true singular values, is at most (sum_{i<j} s_i^2)^(1/2) + ||R||_F. As long as
+    this leaves open whether fewer directions would do, the search goes on.
+
+    The certificate does not say that the triplets lead, that is that no larger one was missed. That they do holds with
+    a probability that falls short of 1 by next to nothing [3, 4], for random columns that know nothing of the layer;
+    singular values that repeat exactly more than b times are the exception.
+
+    Returns
+    -------
+    Leading or None
+        None where the space would have to grow beyond min(n, p) / 4 columns: no decomposition of this kind is cheap.
+
+    References
+    ----------
+    [1] Kahan, Parlett, Jiang. Residual bounds on approximate eigensystems of nonnormal matrices. SIAM J. Numer. Anal.
+    1982.
+    [2] Mirsky. Symmetric gauge functions and unitarily invariant norms. Quart. J. Math. 1960.
+    [3] Halko, Martinsson, Tropp. Finding structure with randomness. SIAM Review 2011.
+    [4] Musco, Musco. Randomized block Krylov methods for stronger and faster approximate singular value decomposition.
+    NeurIPS 2015.
+    """
+    m, place = min(x.shape), x.mean.device
+    limit = m // _SHARE
+    total = sum(float(x.exact(i).square().sum()) for i in pieces(x))
+    target, norm = variance * total, math.sqrt(total)
+    start = torch.randn(m, min(_BLOCK, limit), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    new = torch.linalg.qr(_product(x, start.to(place)))[0]
+    space = torch.empty(m, 0, dtype=torch.float64, device=place)
+    images, small = space, torch.empty(0, 0, dtype=torch.float64, device=place)
+    while (size := space.shape[1] + new.shape[1]) <= limit:
+        image = _product(x, new)
+        space, images = torch.cat([space, new], 1), torch.cat([images, image], 1)
+        side = space.T @ image
+        small = torch.cat([torch.cat([small, side[: len(small)].T]), side], 1)
+        values, vectors = (found.flip(-1) for found in torch.linalg.eigh(small, UPLO="U"))
+        explained = values.cumsum(0)
+        if explained[-1] >= target:
+            k = int((explained < target).sum()) + 1
+            vectors, values = vectors[:, :k], values[:k]
+            residual = (images @ vectors).addcmul_(space @ vectors, values, value=-1).div_(values.sqrt())
+            error = float(residual.square().sum().sqrt())
+            fewer = math.sqrt(float(explained[k - 2])) if k > 1 else 0.0
+            if error <= _TOLERANCE * norm and (fewer + error) ** 2 < target and values[-1] > values[0] * floor**2:
+                return Leading(values, space @ vectors, total / float(values[0]), error / norm)
+        elif explained[-1] + (limit - size) * values[-1] < target:  # not even if the values to come were as large
+            return None
+        new = image
+        for _ in range(2):  # the first time cancels digits, the second restores them
+            new = torch.linalg.qr(new - space @ (space.T @ new))[0]
+    return None
+
+
+def _product(x: Centred, block: Float64[Tensor, "m b"]) -> Float64[Tensor, "m b"]:
+    """XX' times the block where n < p, else X'X times it."""
+    n, p = x.shape
+    if p <= n:
+        total = torch.zeros_like(block)
+        for i in cut(n, max(1, _SLAB // p)):
+            rows = x.exact(i)
+            total.addmm_(rows.T, rows @ block)
+        return total
+    back = torch.zeros(p, block.shape[1], dtype=torch.float64, device=block.device)
+    total = torch.zeros_like(block)
+    slabs = list(cut(n, max(64, _SLAB // p)))
+    for i in slabs:
+        for j, piece in _across(x, i):
+            back[j].addmm_(piece.T, block[i])
+    for i in slabs:
+        for j, piece in _across(x, i):
+            total[i].addmm_(piece, back[j])
+    return total
+
+
+def _across(x: Centred, rows: slice) -> Iterator[tuple[slice, Float64[Tensor, "rows some"]]]:
+    """The columns of these samples, some at a time: only so many values at once are float64."""
+    held = x.source[rows].to(x.mean.device)
+    for j in cut(x.shape[1], max(1, _PIECE // len(held))):
+        yield j, Centred(held[:, j], x.mean[j], x.scale, x.dtype).exact(slice(None))
+
+
 def _covariance(x: Centred, block: int = 512) -> Float64[Tensor, "p p"]:
-    """X'X, of whose blocks only the upper triangle is computed."""
+    """X'X: its upper triangle, and whatever below."""
     n, p = x.shape
     total = torch.zeros(p, p, dtype=torch.float64, device=x.mean.device)
-    for i in cut(n, max(block, _PANEL // p // 4)):
+    for i in cut(n, max(block, _SLAB // p)):
         rows = x.exact(i)
         for start in range(0, p, block):
             total[start : start + block, start:].addmm_(rows[:, start : start + block].T, rows[:, start:])
-    return total.triu_().add_(total.triu(1).T)
+    return total
 
 
-def _gram(x: Centred) -> Float64[Tensor, "n n"]:
-    """XX', of whose blocks only the upper triangle is computed."""
+def _gram(x: Centred, block: int = 512) -> Float64[Tensor, "n n"]:
+    """XX': its upper triangle, and whatever below."""
     n, p = x.shape
     total = torch.zeros(n, n, dtype=torch.float64, device=x.mean.device)
-    panels = list(cut(n, max(1, _PANEL // p)))
+    panels = list(cut(n, max(1, min(block, _PANEL // p))))
     for k, i in enumerate(panels):
-        rows = x.exact(i)
-        for j in panels[k:]:
-            total[i, j] = rows @ (rows if i == j else x.exact(j)).T
-    return total.triu_().add_(total.triu(1).T)
+        left = x.exact(i)
+        total[i, i] = left @ left.T
+        for other in panels[k + 1 :]:
+            for j, right in _across(x, other):
+                total[i, other].addmm_(left[:, j], right.T)
+    return total
 
 
 def _times(basis: Float64[Tensor, "n r"], x: Centred) -> Float64[Tensor, "r p"]:
     """Q'X."""
-    total = torch.zeros(basis.shape[1], x.shape[1], dtype=torch.float64, device=basis.device)
-    for i in pieces(x):
-        total.addmm_(basis[i].T, x.exact(i))
+    n, p = x.shape
+    total = torch.zeros(basis.shape[1], p, dtype=torch.float64, device=basis.device)
+    for i in cut(n, max(64, _SLAB // p)):
+        for j, piece in _across(x, i):
+            total[:, j].addmm_(basis[i].T, piece)
     return total

@@ -1,7 +1,6 @@
 """The command line: the only place that prints and exits. What is heavy is imported inside the commands."""
 
 import json
-import math
 import shlex
 import sys
 import time
@@ -16,8 +15,6 @@ from repsim.errors import InvalidInputError, OtherProcessError, RepsimError
 from repsim.files import check_output, human
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from repsim.extraction import Extraction
 
 _READ = click.Path(path_type=Path)
@@ -416,100 +413,85 @@ def metrics(name: str | None, *, as_json: bool) -> None:
     show_default=True,
     help="As in `repsim metrics`; repeat for several.",
 )
-@click.option("-o", "--out", type=_READ, help="Save the result here, as netCDF (.nc).")
+@click.option("-o", "--out", type=_READ, help="Save the result here, as netCDF (.nc); what is there is added to.")
+@click.option(
+    "--all", "square", is_flag=True, help="All layers with all layers, within models too, also of two STORES."
+)
+@click.option("--memory", help="To take at most: 2GiB, 500MB.  [default: half of the machine's, or 80 % of a GPU's]")
 @_DEVICE
+@click.option("--tf32", is_flag=True, help="Let a GPU round products to TensorFloat-32: faster, errors of 1e-3.")
+@click.option("--explain", is_flag=True, help="Say on stderr what will be done, and what it took.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, with time and memory; compute nothing.")
 @_JSON
-@_OVERWRITE
+@click.option("--overwrite", is_flag=True, help="Start anew, and replace what is there.")
 def compare(
-    stores: Sequence[Path], specs: Sequence[str], out: Path | None, device: str, *, as_json: bool, overwrite: bool
+    stores: Sequence[Path],
+    specs: Sequence[str],
+    out: Path | None,
+    memory: str | None,
+    device: str,
+    *,
+    square: bool,
+    tf32: bool,
+    explain: bool,
+    dry_run: bool,
+    as_json: bool,
+    overwrite: bool,
 ) -> None:
-    """Compare every layer of one of the STORES with every layer of the other; a single one with itself.
+    """Compare the layers of STORES: of two, every layer of one with every layer of the other; of more, all with all.
 
-    Prints the best match of each layer. Both stores must hold the same samples in the same order.
+    One store alone is compared with itself. All stores must hold the same samples in the same order. Values are exact
+    at any size: what does not fit into the memory is read again as it is needed.
+
+    With -o, the same command again goes on where an interrupted one stopped. Where the result is there already, what is
+    new (further stores, further metrics) is computed and added. Several processes share the work when torchrun starts
+    them.
 
     \b
     Examples:
       repsim compare acts/resnet50.h5 acts/vit_base_patch16_224.h5 -m cka -m svcca -o result.nc
       repsim compare acts/resnet50.h5 -m cka:kernel=rbf,bandwidth=0.5 --json
+      repsim compare acts/*.h5 -o all.nc --memory 2GiB --explain
+      torchrun --nproc-per-node 4 -m repsim compare acts/*.h5 -o all.nc
     """
-    from repsim.comparison import compare as compare_stores
-    from repsim.results import save_result
+    from repsim.comparison import Comparison
+    from repsim.ranks import ranks
+    from repsim.results import open_result, save_result
 
-    if len(stores) > 2:
-        raise InvalidInputError(f"compare takes one store or two, got {len(stores)}")
-    if out is not None:
-        if out.suffix != ".nc":  # also keeps a slip of the hand from replacing a store
-            raise InvalidInputError(f"a result is netCDF: name it .nc, not {out.name}")
-        check_output(out, overwrite=overwrite)
-    with terminal.progress("comparing", "steps/s") as advance:
-        result = compare_stores(stores[0], stores[-1], specs, device=device, progress=advance, command=_command_line())
-    if out is not None:
-        save_result(result, out, overwrite=overwrite)
+    if out is not None and out.suffix != ".nc":  # also keeps a slip of the hand from replacing a store
+        raise InvalidInputError(f"a result is netCDF: name it .nc, not {out.name}")
+    with ranks() as me:
+        grows = out is not None and out.exists() and not overwrite
+        known = open_result(out) if out is not None and grows else None
+        if out is not None and me.first:
+            check_output(out, overwrite=overwrite or grows)
+        which = (list(stores), None) if square or len(stores) > 2 else (stores[0], stores[-1])
+        with Comparison(*which, specs, device=device, memory=memory, tf32=tf32, known=known) as planned:
+            if (explain or dry_run) and me.first:
+                terminal.plan(planned.plan, planned.rates())
+            if dry_run:
+                return
+            start = time.perf_counter()
+            with terminal.progress("comparing", "%/s", quiet=not me.first) as advance:
+                parts = None if out is None else out.with_name(f"{out.name}.parts")
+                result = planned.run(parts=parts, progress=advance, command=_command_line(), me=me)
+            seconds = time.perf_counter() - start
+        if not me.first:
+            return
+        if out is not None:
+            save_result(result, out, overwrite=overwrite or grows)
+    if explain:
+        terminal.took(seconds)
     for variable in result.data_vars.values():
-        _remarks(variable)
+        terminal.remarks(variable)
     if as_json:
-        click.echo(json.dumps(_as_json(result)))
+        click.echo(json.dumps(terminal.as_json(result)))
         return
     for variable in result.data_vars.values():
-        _show_matches(variable)
+        terminal.matches(variable)
     if out is not None:
         draw = shlex.join(["repsim", "heatmap", str(out), "-o", str(out.with_suffix(".png"))])
         click.echo(f"saved {out}; draw it with: {draw}")
-
-
-def _remarks(variable: "xr.DataArray") -> None:
-    """Say on stderr which values are missing and which mean little, a line each kind."""
-    spec = variable.attrs["spec"]
-    for text in json.loads(variable.attrs["undefined"]):
-        click.echo(f"{spec}: no value: {text}", err=True)
-    for text in json.loads(variable.attrs.get("remarks", "[]")):
-        click.echo(f"{spec}: {text}", err=True)
-    if cautions := json.loads(variable.attrs["cautions"]):
-        click.echo(
-            f"{spec}: {len(cautions)} of {variable.size} values say little, for instance {cautions[0]}", err=True
-        )
-
-
-def _show_matches(variable: "xr.DataArray") -> None:
-    import numpy as np
-
-    attrs = variable.attrs
-    model_a, model_b = str(variable["model_a"][0].item()), str(variable["model_b"][0].item())
-    table = terminal.table(
-        f"layer of {model_a}", f"closest layer of {model_b}", ">value",
-        title=f"{attrs['label']}: {variable['n_samples'].item()} samples of {variable['data'].item()}",
-    )  # fmt: skip
-    values = variable.values if attrs["sense"] == "similarity" else -variable.values
-    for layer, row, keys in zip(variable["layer_a"].values, variable.values, values, strict=True):
-        if np.isnan(row).all():
-            table.add_row(str(layer), "-", "undefined")
-        else:
-            best = int(np.nanargmax(keys))
-            table.add_row(str(layer), str(variable["layer_b"].values[best]), f"{row[best]:.4f}")
-    terminal.console().print(table)
-
-
-def _as_json(result: "xr.Dataset") -> dict[str, Any]:
-    def plain(variable: "xr.DataArray") -> dict[str, Any]:
-        attrs = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in variable.attrs.items()}
-        attrs |= {key: json.loads(attrs[key]) for key in ("undefined", "cautions", "remarks") if key in attrs}
-        values = [[None if math.isnan(value) else value for value in row] for row in variable.values.tolist()]
-        return {**attrs, "values": values}
-
-    sides = {
-        side: {
-            "model": str(result[f"model_{side}"][0].item()),
-            "layers": result[f"layer_{side}"].values.tolist(),
-            "readouts": result[f"readout_{side}"].values.tolist(),
-        }
-        for side in "ab"
-    }
-    return {
-        **sides,
-        "samples": result["n_samples"].item(),
-        "data": result["data"].item(),
-        "metrics": {str(name): plain(variable) for name, variable in result.data_vars.items()},
-    }
 
 
 @main.command()

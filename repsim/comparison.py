@@ -1,12 +1,12 @@
 """All layer pairs of two stores, or of many, under some metrics: planned, each layer prepared once, shared and resumed."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from repsim.alignment import AlignedView
 from repsim.devices import choose_device, return_memory
 from repsim.errors import InvalidInputError
 from repsim.factors import Source, prepare
-from repsim.machine import memory_now, memory_to_use, parse_size
+from repsim.machine import memory_now, memory_to_use, parse_size, rates
 from repsim.matrix import Layer, Matrix
 from repsim.metrics import Metric
 from repsim.metrics.rows import Rows
 from repsim.metrics.sweeps import GramSweep, MomentSweep, PairSweep, Sweep
-from repsim.plan import Limits, Meter, Plan, Stage, plan
+from repsim.plan import Cost, Limits, Meter, Plan, Stage, plan
 from repsim.progress import Progress
 from repsim.ranks import ALONE, Ranks
 from repsim.running import Ledger, run
@@ -76,7 +76,6 @@ def compare(
     tf32: bool = False,
     known: xr.Dataset | None = None,
     parts: str | os.PathLike[str] | None = None,
-    explain: Callable[[Plan, Rows | None], None] | None = None,
     progress: Progress | None = None,
     command: str | None = None,
     me: Ranks = ALONE,
@@ -101,8 +100,6 @@ def compare(
         An earlier result over some of the same stores: what it holds is taken from there, and only the rest computed.
     parts
         A folder for what is done until all is done, so that the same call goes on after an interruption.
-    explain
-        Called with the plan, and with one of the layers to be read, before anything is computed.
     progress
         Called with the percentage of the predicted work that is done, and with 100.
     command
@@ -140,45 +137,95 @@ def compare(
     1.0
     1.0
     """
-    chosen = list({metric.spec: metric for metric in map(_metric, metrics)}.values())
-    if not chosen:
-        raise InvalidInputError("name at least one metric")
-    device = choose_device(device)
-    with ExitStack() as stack:
-        stores_a, stores_b = _open(a, b, stack)
-        every = tuple(dict.fromkeys((*stores_a, *stores_b)))
-        view = AlignedView(*every)
-        matrix = Matrix(stores_a, stores_b, len(view.sample_ids))
-        if known is not None:
-            chosen = matrix.take_over(known, chosen)
-        limits = Limits(_bytes(memory, device), 0 if device.startswith("cuda") else memory_now(), device)
-        enough = max(metric.min_samples for metric in chosen)
+    with Comparison(a, b, metrics, device=device, memory=memory, tf32=tf32, known=known) as planned:
+        return planned.run(parts=parts, progress=progress, command=command, me=me)
+
+
+class Comparison:
+    """A comparison, planned: what ``repsim compare --dry-run`` shows, and `run` does. A context manager.
+
+    The parameters are those of `compare`.
+    """
+
+    def __init__(
+        self,
+        a: StoreLike | Sequence[StoreLike],
+        b: StoreLike | None = None,
+        metrics: Sequence[str | Metric[Any]] = ("cka",),
+        *,
+        device: str = "auto",
+        memory: int | str | None = None,
+        tf32: bool = False,
+        known: xr.Dataset | None = None,
+    ) -> None:
+        self.device, self.tf32 = choose_device(device), tf32
+        self.metrics = list({metric.spec: metric for metric in map(_metric, metrics)}.values())
+        if not self.metrics:
+            raise InvalidInputError("name at least one metric")
+        with ExitStack() as stack:
+            stores_a, stores_b = _open(a, b, stack)
+            self.view = AlignedView(*dict.fromkeys((*stores_a, *stores_b)))
+            self.matrix = Matrix(stores_a, stores_b, len(self.view.sample_ids))
+            if known is not None:
+                self.metrics = self.matrix.take_over(known, self.metrics)
+            limits = Limits(_bytes(memory, self.device), self._base(), self.device)
+            jobs = self.matrix.missing(self.metrics)
+            n = self.matrix.n
+            self.plan = Plan(
+                n, limits, tuple(stage for job in jobs for stage in plan(*job[:2], n, job[2], limits).stages)
+            )
+            self._stack = stack.pop_all()
+
+    def _base(self) -> int:
+        """What the process takes already, where that counts: the memory of a GPU is another."""
+        return 0 if self.device.startswith("cuda") else memory_now()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def rates(self) -> Cost:
+        """Measure how fast this machine is, reading one of the layers: what turns the plan's cost into seconds."""
+        streams = (layer for layer in self.matrix.layers if layer.key.form == "features")
+        first = max(streams, key=lambda layer: layer.shape.p, default=None)
+        return rates(self.device, None if first is None else self.view.stream(first.store, first.array, self.device))
+
+    def run(
+        self,
+        *,
+        parts: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
+        command: str | None = None,
+        me: Ranks = ALONE,
+    ) -> xr.Dataset:
+        """Do it."""
+        enough = max(metric.min_samples for metric in self.metrics)
         sources = {
-            layer.shape.name: Source(layer.shape.name, layer.name, partial(_read, view, layer, device, enough)) for layer in matrix.layers
+            layer.shape.name: Source(layer.shape.name, layer.name, partial(self._read, layer, enough))
+            for layer in self.matrix.layers
         }
-        jobs = matrix.missing(chosen)
-        whole = Plan(
-            matrix.n, limits, tuple(s for job in jobs for s in plan(*job[:2], matrix.n, job[2], limits).stages)
-        )
-        if explain is not None:
-            streams = (layer for layer in matrix.layers if layer.key.form == "features")
-            explain(whole, next((view.stream(each.store, each.array, device) for each in streams), None))
-        meter = Meter(whole, me, progress)
-        with _precision(tf32=tf32):
-            for stage in whole.stages:
-                _run(stage, matrix, sources, Ledger(None if parts is None else Path(parts)), me, meter)
+        ledger, meter = Ledger(None if parts is None else Path(parts)), Meter(self.plan, me, progress)
+        with ledger.claimed(first=me.first), _precision(tf32=self.tf32):
+            for stage in self.plan.stages:
+                _run(stage, self.matrix, sources, ledger, me, meter)
                 return_memory()
-        return matrix.dataset(
-            chosen,
-            {
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "repsim_version": repsim.__version__,
-                "command": command or "",
-                "device": device.partition(":")[0],
-                "tf32": int(tf32),
-                "samples_fingerprint": view.sample_ids.fingerprint,
-            },
-        )
+            me.wait()  # nobody writes any more
+        attrs = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "repsim_version": repsim.__version__,
+            "command": command or "",
+            "device": self.device.partition(":")[0],
+            "tf32": int(self.tf32),
+            "samples_fingerprint": self.view.sample_ids.fingerprint,
+        }
+        return self.matrix.dataset(self.metrics, attrs)
+
+    def _read(self, layer: Layer, enough: int) -> Rows | Tensor:
+        if layer.key.form == "features":
+            return self.view.stream(layer.store, layer.array, self.device, min_samples=enough)
+        return self.view.load(layer.store, layer.array, min_samples=enough).to(self.device)
 
 
 def _metric(spec: str | Metric[Any]) -> Metric[Any]:
@@ -214,12 +261,6 @@ def _open(
     if not stores:
         raise InvalidInputError("name at least one store")
     return stores, stores
-
-
-def _read(view: AlignedView, layer: Layer, device: str, enough: int) -> Rows | Tensor:
-    if layer.key.form == "features":
-        return view.stream(layer.store, layer.array, device, min_samples=enough)
-    return view.load(layer.store, layer.array, min_samples=enough).to(device)
 
 
 @contextmanager

@@ -7,6 +7,11 @@ from pathlib import Path
 
 from repsim.errors import OutputError, reason
 
+try:
+    import fcntl
+except ImportError:  # no such locks on this system: there a second writer goes unnoticed
+    fcntl = None  # type: ignore[assignment]
+
 
 def partial_path(path: Path) -> Path:
     """Where a file is written until it is complete."""
@@ -25,6 +30,17 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"cannot make the folder {path.parent}: {reason(error)}") from None
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"cannot write into the folder {path.parent}: permission denied, or a read-only file system")
+
+
+def lock(file: int, what: Path) -> None:
+    """Lock an open file, until it is closed; `OutputError` where another process has."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"another process is writing {what}; wait until it is done") from None
+        except OSError:
+            pass  # a file system without locks
 
 
 @contextmanager

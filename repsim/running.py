@@ -7,10 +7,11 @@ is killed goes on with the units that are missing, however many processes it has
 
 import hashlib
 import io
+import os
 import shutil
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,6 +21,7 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from repsim.errors import OutputError, reason
+from repsim.files import lock
 from repsim.metrics.sweeps import Sweep
 from repsim.ranks import ALONE, Ranks
 
@@ -29,6 +31,36 @@ class Ledger:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
+
+    @contextmanager
+    def claimed(self, *, first: bool = True) -> Iterator[None]:
+        """Keep other runs away while this one works; the folder goes once the block has ended well.
+
+        One process of a run does it for all; a folder in which nothing was kept goes whatever happens.
+        """
+        if self.folder is None or not first:
+            yield
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise OutputError(f"cannot write into {self.folder}: {reason(error)}") from None
+        try:
+            lock(file, self.folder)
+            try:
+                yield
+            except BaseException:
+                if not any(self.folder.glob("*.part")):
+                    self._clear()
+                raise
+            self._clear()
+        finally:
+            os.close(file)
+
+    def _clear(self) -> None:
+        assert self.folder is not None
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def done(self, sweep: str) -> dict[int, NDArray[np.float64]]:
         """The parts there are of the sweep that bears this name; damaged ones count as missing."""
@@ -54,11 +86,6 @@ class Ledger:
             partial.replace(path)
         except OSError as error:
             raise OutputError(f"cannot write into {self.folder}: {reason(error)}") from None
-
-    def clear(self) -> None:
-        """All is done, and saved elsewhere."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _hash(sweep: str) -> str:

@@ -1,16 +1,23 @@
 """How the command line shows things: tables, progress bars, sizes."""
 
+import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from repsim.files import human
+
 if TYPE_CHECKING:
+    import xarray as xr
     from rich.console import Console
     from rich.table import Table
+
+    from repsim.plan import Cost, Plan
 
 LOG_SECONDS = 30.0
 """Where stderr is no terminal, progress is told this often."""
@@ -83,3 +90,105 @@ def progress(what: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[
                 click.echo(f"{what}: {done} of {total}, {rate}", err=True)
 
         yield advance
+
+
+def remarks(variable: "xr.DataArray") -> None:
+    """Say on stderr which values are missing and which mean little, a line each kind."""
+    spec = variable.attrs["spec"]
+    for text in json.loads(variable.attrs["undefined"]):
+        click.echo(f"{spec}: no value: {text}", err=True)
+    for text in json.loads(variable.attrs.get("remarks", "[]")):
+        click.echo(f"{spec}: {text}", err=True)
+    if cautions := json.loads(variable.attrs["cautions"]):
+        click.echo(
+            f"{spec}: {len(cautions)} of {variable.size} values say little, for instance {cautions[0]}", err=True
+        )
+
+
+def plan(plan: "Plan", rates: "Cost") -> None:
+    """Say on stderr what will be done, and what it is predicted to take on a machine of these rates."""
+    for line in plan.lines():
+        click.echo(line, err=True)
+    if not plan.stages:
+        click.echo("nothing is left to compute", err=True)
+        return
+    click.echo(
+        f"predicted: {duration(plan.cost.seconds(rates))}, {human(plan.memory)} of memory at most "
+        f"(allowed: {human(plan.limits.memory)}), at {rates.flop32 / 1e9:,.0f} GFLOP/s in float32 and "
+        f"{human(rates.read)}/s from the stores",
+        err=True,
+    )
+
+
+def took(seconds: float) -> None:
+    """Say on stderr what it really took."""
+    from repsim.machine import memory_peak
+
+    click.echo(f"took: {duration(seconds)}, {human(memory_peak())} of memory at most", err=True)
+
+
+def duration(seconds: float) -> str:
+    """Time in readable units.
+
+    >>> duration(0.123), duration(75), duration(7500)
+    ('0.12 s', '1 min 15 s', '2 h 5 min')
+    """
+    if seconds < 59.5:
+        return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def matches(variable: "xr.DataArray") -> None:
+    """The closest layer of each: of two models layer by layer, of many on the average of a model's layers."""
+    import numpy as np
+
+    attrs = variable.attrs
+    title = f"{attrs['label']}: {variable['n_samples'].item()} samples of {variable['data'].item()}"
+    similarity = attrs["sense"] == "similarity"
+    values = variable.values if similarity else -variable.values
+    models = [list(dict.fromkeys(variable[f"model_{side}"].values.tolist())) for side in "ab"]
+    if len(models[0]) > 1:
+        mean = table("mean over layers of the closest", *(f">{model}" for model in models[1]), title=title)
+        for a in models[0]:
+            row = values[variable["model_a"].values == a]
+            cells = []
+            for b in models[1]:
+                best = [np.nanmax(each) for each in row[:, variable["model_b"].values == b] if not np.isnan(each).all()]
+                cells.append(f"{np.mean(best) * (1 if similarity else -1):.4f}" if best and a != b else "-")
+            mean.add_row(str(a), *cells)
+        console().print(mean)
+        return
+    closest = table(f"layer of {models[0][0]}", f"closest layer of {models[1][0]}", ">value", title=title)
+    for layer, row, keys in zip(variable["layer_a"].values, variable.values, values, strict=True):
+        if np.isnan(row).all():
+            closest.add_row(str(layer), "-", "undefined")
+        else:
+            best = int(np.nanargmax(keys))
+            closest.add_row(str(layer), str(variable["layer_b"].values[best]), f"{row[best]:.4f}")
+    console().print(closest)
+
+
+def as_json(result: "xr.Dataset") -> dict[str, Any]:
+    """A result for programs."""
+
+    def plain(variable: "xr.DataArray") -> dict[str, Any]:
+        attrs = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in variable.attrs.items()}
+        attrs |= {key: json.loads(attrs[key]) for key in ("undefined", "cautions", "remarks") if key in attrs}
+        values = [[None if math.isnan(value) else value for value in row] for row in variable.values.tolist()]
+        return {**attrs, "values": values}
+
+    sides = {
+        side: {
+            "models": list(dict.fromkeys(result[f"model_{side}"].values.tolist())),
+            "layers": result[f"layer_{side}"].values.tolist(),
+            "readouts": result[f"readout_{side}"].values.tolist(),
+        }
+        for side in "ab"
+    }
+    return {
+        **sides,
+        "samples": result["n_samples"].item(),
+        "data": result["data"].item(),
+        "metrics": {str(name): plain(variable) for name, variable in result.data_vars.items()},
+    }

@@ -23,15 +23,10 @@ import numpy as np
 
 from repsim import layout
 from repsim.errors import InvalidInputError, OutputError, RepsimError, StoreError, reason
-from repsim.files import check_output, partial_path
+from repsim.files import check_output, lock, partial_path
 from repsim.labels import LayerKey, SampleIds
 from repsim.layout import Array, ArraySpec, Contents
 from repsim.store import ActivationStore, open_store
-
-try:
-    import fcntl
-except ImportError:  # no such locks on this system: there a second writer goes unnoticed
-    fcntl = None  # type: ignore[assignment]
 
 COMMIT_SECONDS = 2.0
 """What a kill costs at most, apart from what is on its way."""
@@ -97,13 +92,7 @@ class StoreWriter:
         return self
 
     def _lock(self) -> None:
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutputError(f"another process is writing {self.partial}; wait until it is done") from None
-            except OSError:
-                pass  # a file system without locks
+        lock(self._fd, self.partial)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self._fd), self.partial.stat()):
                 return

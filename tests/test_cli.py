@@ -203,7 +203,7 @@ def test_compare_prints_json(stores: tuple[Path, Path]) -> None:
     got = json.loads(succeed("compare", *stores, "-m", "cka", "--json"))
     wanted = compare(*stores)["cka"]
     np.testing.assert_array_equal(got["metrics"]["cka"]["values"], wanted.values)
-    assert got["a"] == {"model": "net_a", "layers": ["layer0.0", "layer1.0", "layer2.0"], "readouts": ["given"] * 3}
+    assert got["a"] == {"models": ["net_a"], "layers": ["layer0.0", "layer1.0", "layer2.0"], "readouts": ["given"] * 3}
     assert (got["samples"], got["data"]) == (30, "photos")
 
 

@@ -1,0 +1,264 @@
+"""What resampling asks of Gram matrices: samples left out, permuted or drawn, without making any of them again.
+
+Centring a Gram matrix adds offsets to its rows and columns. HSIC does not see offsets, whichever samples it is taken
+over, so a matrix that was centred once, over all samples, serves every permutation and every subsample as it is.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from repsim.errors import InvalidInputError
+from repsim.metrics.gram import KernelMatrix
+from repsim.metrics.rows import cut, wide
+from repsim.metrics.sweeps import GramSweep, Measure, tile_side, tiles
+
+_PANEL = 2048
+"""Samples whose features are read at once."""
+_LINE = 64
+"""Bytes of a cache line."""
+_GATHERED = {"cpu": 2**22, "cuda": 2**27, "mps": 2**26}
+"""Bytes that are gathered at once: what a processor's cache holds, or what keeps a graphics card busy."""
+
+
+class LeaveOneOut(GramSweep):
+    """Every pair's debiased CKA with each sample left out, from one sweep over the tiles.
+
+    Beside <A, B> it keeps D_i = sum_j A_ij B_ij, sample by sample. Of the n - 1 others, m = n - 1, HSIC_1 is
+    m (m - 3) HSIC_1 = tr(A'B') + (1'A'1)(1'B'1) / ((m-1)(m-2)) - 2/(m-2) 1'A'B'1, A' being A without row and column i
+    (it is centred over all samples and not over the others, but HSIC_1 does not see offsets). The rows of A sum to 0,
+    so those of A' sum to -A_ij, and all of them to A_ii = 0. What is left is <A, B> - 2 D_i - 2/(n-3) D_i, that is
+
+        <A, B> - c D_i with c = 2 (n-2) / (n-3).
+
+    A part holds nothing: the sums of a sample are too many for it, and stay here.
+    """
+
+    def __init__(
+        self, rows: Sequence[Any], columns: Sequence[Any], measure: Measure, *, panel: int = _PANEL, tile: int = 0
+    ) -> None:
+        super().__init__(rows, columns, [measure], panel=panel, tile=tile or tile_side(len(rows) + len(columns), 4))
+        n, place = self.draws[0].n, wide(self.device)
+        self._products = torch.zeros(n, self.height, self.width, dtype=torch.float64, device=place)
+        self._squares = torch.zeros(n, len(self.layers), dtype=torch.float64, device=place)
+
+    def left_out(self, step: Callable[[], None]) -> Float64[np.ndarray, "n rows columns"]:
+        """Do everything; ``step`` is called after every unit. NaN where nothing but rounding is left of a norm."""
+        for _ in self.parts(self.order):
+            step()
+        n = self.draws[0].n
+        c = 2 * (n - 2) / (n - 3)
+        products, squares = self._products.cpu().numpy(), self._squares.cpu().numpy()
+        whole = squares.sum(0)
+        left = whole - c * squares
+        eps = np.array([draw.eps for draw in self.draws]).reshape(self.times, -1).max(0)
+        noise = np.maximum(self._noise(self.measures[0]), 100 * eps * whole)  # the difference cancels
+        norms = np.sqrt(np.where((left > noise) & (whole > 0), left, np.nan))
+        values = (products.sum(0) - c * products)[:, :, self._columns]
+        values /= norms[:, : self.height, None]
+        values /= norms[:, [self.first + k for k in self._columns]][:, None]
+        return values
+
+    def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:  # noqa: ARG002
+        """Add what a tile gives to the samples of its rows and, where it stands for two, to those of its columns."""
+        self._add(stack, i)
+        if i == j:
+            return
+        turned = stack.new_empty(*stack.shape[:2], stack.shape[3], stack.shape[2])
+        for source, target in zip(stack.flatten(0, 1), turned.flatten(0, 1), strict=True):
+            target.copy_(source.T)  # one matrix at a time, which torch does in blocks
+        self._add(turned, j)
+
+    def _add(self, stack: Tensor, i: slice) -> None:
+        place = self._products.device
+        for one, other in zip(stack.transpose(1, 2), stack.transpose(1, 2).flip(0), strict=True):
+            pairs = one[:, : self.height] @ other[:, self.first :].mT
+            self._products[i] += pairs.to(place).double() / self.times
+        self._squares[i] += torch.linalg.vecdot(stack[0], stack[-1]).T.to(place).double()
+
+
+class Norms(GramSweep):
+    """||A|| of every layer: what no permutation changes."""
+
+    def __init__(self, layers: Sequence[Any], measure: Measure) -> None:
+        super().__init__(layers, [], [measure], panel=_PANEL, tile=tile_side(len(layers), 4))
+
+    def norms(self) -> Float64[np.ndarray, " layers"]:
+        """One for every layer that was given; NaN where it is nothing but rounding errors."""
+        squares = np.sum(list(self.parts(self.order)), axis=0)
+        return np.sqrt(np.where(squares > self._noise(self.measures[0]), squares, np.nan))
+
+    def noise_within(self, samples: Int64[Tensor, "subsamples m"]) -> Float64[np.ndarray, "subsamples layers"]:
+        """`_noise` of a part of the samples: what centring took away from it, in units of its rounding."""
+        found = np.zeros((len(samples), len(self.layers)))
+        for k, draw in enumerate(self.draws):
+            o = draw.offsets(unbiased=self.measures[0].unbiased).flatten().cpu()[samples.cpu()]
+            removed = 2 * (o.shape[1] * o.square().sum(1) + o.sum(1).square())
+            layer = found[:, k % len(self.layers)]
+            np.maximum(layer, removed.numpy() * (100 * draw.eps) ** 2, out=layer)
+        return found
+
+
+def centred(
+    draw: KernelMatrix, dtype: torch.dtype, *, unbiased: bool, panel: int = _PANEL, tile: int = 512
+) -> Float[Tensor, "n n"]:
+    """The whole centred Gram matrix, of which one triangle is computed."""
+    out = torch.empty(draw.n, draw.n, dtype=dtype, device=draw.device)
+    offsets = draw.offsets(unbiased=unbiased).flatten().to(draw.device, dtype)
+    runs = list(cut(draw.n, panel))
+    for k, left in enumerate(runs):
+        x = draw.rows(left)
+        for right in runs[k:]:
+            y = x if right == left else draw.rows(right)
+            for i, j in tiles(left, right, draw.n, tile):
+                piece = torch.empty(i.stop - i.start, j.stop - j.start, dtype=dtype, device=draw.device)
+                rows, columns = x[i.start - left.start : i.stop - left.start], y[j.start - right.start :]
+                draw.tile(rows, columns[: j.stop - j.start], i, j, piece)
+                out[i, j] = piece.sub_(offsets[i, None]).sub_(offsets[j])
+                if i != j:
+                    out[j, i] = piece.T
+    return out.fill_diagonal_(0) if unbiased else out
+
+
+def padded(layers: int, itemsize: int) -> int:
+    """Numbers that one entry of so many Gram matrices takes: a power of two, or whole cache lines.
+
+    >>> [padded(layers, 4) for layers in (1, 3, 13, 17)]
+    [1, 4, 16, 32]
+    """
+    line = _LINE // itemsize
+    return -(-layers // line) * line if layers > line else 1 << (layers - 1).bit_length()
+
+
+def interleaved(
+    draws: Sequence[KernelMatrix], dtype: torch.dtype, *, unbiased: bool, ones: bool = False
+) -> Float[Tensor, "n n w"]:
+    """Centred Gram matrices with the layers last, so that gathering an entry of all of them reads one cache line.
+
+    ``ones`` adds a matrix of ones after them. What is left of the width is 0.
+    """
+    n = draws[0].n
+    out = torch.zeros(n, n, padded(len(draws) + ones, dtype.itemsize), dtype=dtype, device=draws[0].device)
+    for k, draw in enumerate(draws):
+        out[:, :, k] = centred(draw, dtype, unbiased=unbiased)
+    if ones:
+        out[:, :, len(draws)] = 1
+    return out
+
+
+def halved(draws: Sequence[KernelMatrix], dtype: torch.dtype, *, unbiased: bool) -> Float[Tensor, "n layers half"]:
+    """Every unordered pair of samples once: row i holds the weighted entries (i, i), (i, i + 1), ..., (i, i + n // 2).
+
+    Columns go round from the last sample to the first. So all rows are equally long, which those of a triangle are not.
+    """
+    n, half = draws[0].n, draws[0].n // 2 + 1
+    weights = torch.full((half,), 2, dtype=dtype, device=draws[0].device)
+    weights[0] = 1
+    if n % 2 == 0:
+        weights[-1] = 1  # (i, i + n/2) is there a second time, in row i + n/2
+    out = torch.empty(n, len(draws), half, dtype=dtype, device=draws[0].device)
+    for k, draw in enumerate(draws):
+        whole = centred(draw, dtype, unbiased=unbiased)
+        for i in cut(n, 256):
+            twice = torch.cat([whole[i], whole[i]], 1)
+            round_ = twice.as_strided((i.stop - i.start, half), (2 * n + 1, 1), i.start)
+            out[i, k] = round_ * weights
+    return out
+
+
+def permuted_products(
+    rows: Float[Tensor, "n layers half"],
+    columns: Float[Tensor, "n n w"],
+    permutations: Int64[Tensor, "count n"],
+    step: Callable[[], None],
+) -> Float64[Tensor, "count layers w"]:
+    """<A, B[pi][:, pi]> for every permutation pi: sums over half a row in the matrices' dtype, then in float64.
+
+    One row of B after the other is in the cache, and what many permutations make of it is gathered from there; the
+    rows of A that it meets are copied beside it, for one batched product. ``step`` is called after every `gathers`.
+    """
+    n, layers, half = rows.shape
+    width, place = columns.shape[2], wide(rows.device)
+    total = torch.zeros(len(permutations), layers, width, dtype=torch.float64, device=place)
+    ahead = torch.arange(half, device=rows.device)
+    for chunk in gathers(len(permutations), half * width, rows):
+        some = permutations[chunk].to(rows.device)
+        inverse, round_ = some.argsort(1), torch.cat([some, some], 1)
+        for r in range(n):
+            i = inverse[:, r]  # B's row r stands at A's row i
+            where = round_.gather(1, i[:, None] + ahead).flatten()
+            met = columns[r].index_select(0, where).view(len(i), half, width)
+            total[chunk] += (rows.index_select(0, i) @ met).to(place)
+        step()
+    return total
+
+
+def drawn_products(
+    grams: Float[Tensor, "n n w"], layers: int, samples: Int64[Tensor, "count m"], step: Callable[[], None]
+) -> tuple[
+    Float64[Tensor, "count layers layers"], Float64[Tensor, "count layers layers"], Float64[Tensor, "count layers"]
+]:
+    """Of subsamples: tr(A_S B_S) and 1'A_S B_S 1 of all pairs, and 1'A_S 1 of all layers.
+
+    ``grams`` are `interleaved` with a matrix of ones behind the ``layers``: the product that gives all pairs then gives
+    the row sums, too. ``step`` is called after every `gathers`.
+    """
+    n, _, width = grams.shape
+    count, m = samples.shape
+    place = wide(grams.device)
+    traces = torch.zeros(count, width, width, dtype=torch.float64, device=place)
+    crossed = torch.zeros(count, layers, layers, dtype=torch.float64, device=place)
+    for chunk in gathers(count, m * width, grams):
+        some = samples[chunk].to(grams.device)
+        inside = torch.zeros(len(some), n, dtype=torch.bool, device=grams.device).scatter_(1, some, value=True)
+        for r in range(n):
+            k = inside[:, r].nonzero().flatten()
+            if not len(k):
+                continue
+            drawn = grams[r].index_select(0, some[k].flatten()).view(len(k), m, width)
+            products = (drawn.mT @ drawn).to(place).double()
+            sums = products[:, :layers, layers]
+            k = k.to(place) + chunk.start
+            traces.index_add_(0, k, products)
+            crossed.index_add_(0, k, sums[:, :, None] * sums[:, None])
+        step()
+    return traces[:, :layers, :layers], crossed, traces[:, :layers, layers]
+
+
+def gathers(count: int, numbers: int, like: Tensor) -> list[slice]:
+    """Cut so many permutations, of which each gathers ``numbers`` at a time, into those that are gathered at once."""
+    room = _GATHERED.get(like.device.type, 2**22)
+    return list(cut(count, max(1, room // (numbers * like.element_size()))))
+
+
+def groups(
+    rows: int, columns: int, n: int, memory: int, size: Callable[[int, int, int], int]
+) -> list[tuple[slice, slice]]:
+    """Cut the layers into as few pairs of groups as there can be, of which each takes at most ``memory``.
+
+    ``size(n, r, c)``: bytes that groups of r rows and c columns take. Of one group of columns all pairs are neighbours.
+
+    >>> groups(2, 3, 10, 400, lambda n, r, c: n * n * (r + c))
+    [(slice(0, 1, None), slice(0, 3, None)), (slice(1, 2, None), slice(0, 3, None))]
+    """
+    fitting = [
+        (-(-rows // r) * -(-columns // c), size(n, r, c), r, c)
+        for r in range(1, rows + 1)
+        for c in range(1, columns + 1)
+        if size(n, r, c) <= memory
+    ]
+    if not fitting:
+        needed, enough = size(n, 1, 1), n
+        while size(enough, 1, 1) > memory:
+            enough = min(enough - 1, int(n * math.sqrt(memory / needed)))
+        raise InvalidInputError(
+            f"one layer of each side takes {needed / 2**20:,.1f} MiB at n = {n:,}, more than the {memory / 2**20:,.1f} "
+            f"MiB that memory allows; allow more, or take a subsample of at most {enough:,} samples"
+        )
+    _, _, r, c = min(fitting)
+    return [(i, j) for j in cut(columns, c) for i in cut(rows, r)]
