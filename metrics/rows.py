@@ -171,7 +171,7 @@ def _used_by(item: object, stream: "torch.cuda.Stream") -> None:
     """Keep the memory of what another stream made until this one is done with it."""
     if isinstance(item, Tensor):
         if item.is_cuda:
-            item.record_stream(stream)  # type: ignore[no-untyped-call]
+            item.record_stream(stream)
     elif isinstance(item, list | tuple):
         for each in item:
             _used_by(each, stream)

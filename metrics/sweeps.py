@@ -1,9 +1,10 @@
 """All pairs of many layers at once, as a sum over units of work that anybody can do, in any order.
 
 What depends on two layers is a matrix product, and there are two roads to it. In Gram space (`GramSweep`) the centred
-n x n Gram matrices of all layers pass by tile after tile, and every pair's inner product grows by one product of stacked
-tiles. In feature space (`MomentSweep`) the p x q cross-moments X'Y of every pair grow by a run of samples at a time.
-Either gives the exact value, in memory that does not grow with n; which one is cheaper is for `repsim.plan` to say.
+n x n Gram matrices of all layers pass by tile after tile, and every pair's inner product grows by one product of
+stacked tiles. In feature space (`MomentSweep`) the p x q cross-moments X'Y of every pair grow by a run of samples at a
+time. Either gives the exact value, in memory that does not grow with n; which one is cheaper is for `repsim.plan` to
+say.
 
 A unit is a pure function of the layers. So processes can share the units, and an interrupted run needs only those that
 are missing: the sum, always taken in the same order, is the same to the bit.
@@ -217,7 +218,9 @@ class GramSweep(Sweep):
         o = torch.stack(self._offsets(measure)).cpu().unflatten(1, (-1, self.draws[0].block))
         removed = 2 * (o.shape[2] * o.square().sum(2) + o.sum(2).square()).sum(1)
         eps = torch.tensor([draw.eps for draw in self.draws], dtype=torch.float64)
-        return (removed * (100 * eps) ** 2).unflatten(0, (self.times, len(self.layers))).amax(0).numpy()
+        noise: Float64[np.ndarray, " layers"]
+        noise = (removed * (100 * eps) ** 2).unflatten(0, (self.times, len(self.layers))).amax(0).numpy()
+        return noise
 
     def _read(self, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """What the tiles of each pair of panels are computed from; what is at hand is not read again."""
@@ -375,15 +378,14 @@ class MomentSweep(Sweep):
             for (u, v), total in zip(pairs, sums, strict=True):
                 if u != v:
                     dtype = torch.promote_types(x[u].dtype, x[v].dtype)
-                    total += (x[u].to(dtype).T @ x[v].to(dtype)).to(place)
+                    total.add_((x[u].to(dtype).T @ x[v].to(dtype)).to(place))
                     continue
                 for start in range(0, total.shape[0], self._BLOCK):
-                    rows = x[u][:, start : start + self._BLOCK]
-                    total[start : start + self._BLOCK, start:] += (rows.T @ x[u][:, start:]).to(place)
+                    some = slice(start, start + self._BLOCK)
+                    total[some, start:].add_((x[u][:, some].T @ x[u][:, start:]).to(place))
         for (u, v), total in zip(pairs, sums, strict=True):
             if u == v:
-                total.triu_()
-                total += total.triu(1).T
+                total.triu_().add_(total.triu(1).T)
         return sums
 
 
@@ -410,17 +412,16 @@ def units_of_moments(
         limits = tall, values // tall
     else:
         limits = side, side
-    units = []
-    for group in _groups(rows, limits[0], 0):
-        for other in _groups(columns, limits[1], first):
-            if pairs := [(u, v) for u in group for v in other if not (symmetric and v < len(rows) and v < u)]:
-                units.append(pairs)
+    units = [
+        [(u, v) for u in group for v in other if not (symmetric and v < len(rows) and v < u)]
+        for group in _groups(rows, limits[0], 0)
+        for other in _groups(columns, limits[1], first)
+    ]
     if norms:
         widths = [*rows, *(columns[len(rows) :] if symmetric else columns)]
         alone = range(len(rows), len(widths)) if symmetric else range(len(widths))
-        for group in _groups([widths[u] ** 2 for u in alone], values, alone.start):
-            units.append([(u, u) for u in group])
-    return units
+        units += [[(u, u) for u in group] for group in _groups([widths[u] ** 2 for u in alone], values, alone.start)]
+    return list(filter(None, units))
 
 
 def _groups(sizes: Sequence[int], limit: int, first: int) -> Iterator[list[int]]:

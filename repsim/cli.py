@@ -465,12 +465,13 @@ def compare(
         known = open_result(out) if out is not None and grows else None
         if out is not None and me.first:
             check_output(out, overwrite=overwrite or grows)
-        which = (list(stores), None) if square or len(stores) > 2 else (stores[0], stores[-1])
-        with Comparison(*which, specs, device=device, memory=memory, tf32=tf32, known=known) as planned:
+        a, b = (list(stores), None) if square or len(stores) > 2 else (stores[0], stores[-1])
+        with Comparison(a, b, specs, device=device, memory=memory, tf32=tf32, known=known) as planned:
             if (explain or dry_run) and me.first:
                 terminal.plan(planned.plan, planned.rates())
             if dry_run:
                 return
+            fresh = known is None or bool(planned.plan.stages)
             start = time.perf_counter()
             with terminal.progress("comparing", "%/s", quiet=not me.first) as advance:
                 parts = None if out is None else out.with_name(f"{out.name}.parts")
@@ -478,8 +479,10 @@ def compare(
             seconds = time.perf_counter() - start
         if not me.first:
             return
-        if out is not None:
+        if out is not None and fresh:
             save_result(result, out, overwrite=overwrite or grows)
+        elif out is not None:
+            _say(f"{out} holds all of this already; --overwrite computes it anew")
     if explain:
         terminal.took(seconds)
     for variable in result.data_vars.values():

@@ -1,4 +1,4 @@
-"""All layer pairs of two stores, or of many, under some metrics: planned, each layer prepared once, shared and resumed."""
+"""All layer pairs of two stores, or of many: planned, each layer prepared once, shared among processes, resumed."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
@@ -209,7 +208,7 @@ class Comparison:
         ledger, meter = Ledger(None if parts is None else Path(parts)), Meter(self.plan, me, progress)
         with ledger.claimed(first=me.first), _precision(tf32=self.tf32):
             for stage in self.plan.stages:
-                _run(stage, self.matrix, sources, ledger, me, meter)
+                self._do(stage, sources, ledger, me, meter)
                 return_memory()
             me.wait()  # nobody writes any more
         attrs = {
@@ -221,6 +220,30 @@ class Comparison:
             "samples_fingerprint": self.view.sample_ids.fingerprint,
         }
         return self.matrix.dataset(self.metrics, attrs)
+
+    def _do(self, stage: Stage, sources: Mapping[str, Source], ledger: Ledger, me: Ranks, meter: Meter) -> None:
+        """Prepare the layers of a stage, compare them, and enter the values."""
+        needed = [sources[layer.name] for layer in stage.layers]
+        share = meter.preparing(stage)
+        prepared = prepare(stage.recipe, needed, keep=stage.kept, me=me, step=share)
+        factors = prepared.factors
+        for name, why in prepared.undefined.items():
+            for metric in stage.metrics:
+                self.matrix.undefined[metric.spec].add(f"layer {sources[name].label}: {why}")
+        rows, columns = (
+            [layer.name for layer in side if layer.name in factors] for side in (stage.rows, stage.columns)
+        )
+        if not rows or not columns:
+            return
+        sweep = _sweep(stage, [factors[name] for name in rows], [factors[name] for name in columns])
+        title = repr(
+            (repsim.__version__, stage.recipe, [m.spec for m in stage.metrics], stage.road, stage.form, self.matrix.n)
+        )
+        title += repr((stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept))
+        title += repr([self.matrix.identity(name) for side in (rows, columns) for name in side])
+        found = run(sweep, title, ledger=ledger, me=me, step=meter.comparing(stage, sweep.units))
+        for metric, values in zip(stage.metrics, found, strict=True):
+            self.matrix.enter(metric, rows, columns, values, factors)
 
     def _read(self, layer: Layer, enough: int) -> Rows | Tensor:
         if layer.key.form == "features":
@@ -272,27 +295,6 @@ def _precision(*, tf32: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _run(stage: Stage, matrix: Matrix, sources: Mapping[str, Source], ledger: Ledger, me: Ranks, meter: Meter) -> None:
-    """Prepare the layers of a stage, compare them, and enter the values."""
-    needed = [sources[layer.name] for layer in stage.layers]
-    share = meter.preparing(stage)
-    prepared = prepare(stage.recipe, needed, keep=stage.kept, me=me, step=share)
-    factors = prepared.factors
-    for name, why in prepared.undefined.items():
-        for metric in stage.metrics:
-            matrix.undefined[metric.spec].add(f"layer {sources[name].label}: {why}")
-    rows, columns = ([layer.name for layer in side if layer.name in factors] for side in (stage.rows, stage.columns))
-    if not rows or not columns:
-        return
-    sweep = _sweep(stage, [factors[name] for name in rows], [factors[name] for name in columns])
-    title = repr((repsim.__version__, stage.recipe, [m.spec for m in stage.metrics], stage.road, stage.form, matrix.n))
-    title += repr((stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept))
-    title += repr([matrix.identity(name) for side in (rows, columns) for name in side])
-    found = run(sweep, title, ledger=ledger, me=me, step=meter.comparing(stage, sweep.units))
-    for metric, values in zip(stage.metrics, found, strict=True):
-        matrix.enter(metric, rows, columns, values, factors)
 
 
 def _sweep(stage: Stage, rows: list[Any], columns: list[Any]) -> Sweep:

@@ -90,11 +90,8 @@ class Cost:
 
     def seconds(self, rates: "Cost") -> float:
         """How long it takes at these rates, a second of each: one thing after the other."""
-        return sum(
-            amount / rate
-            for amount, rate in zip(dataclasses.astuple(self), dataclasses.astuple(rates), strict=True)
-            if amount
-        )
+        each = zip(dataclasses.astuple(self), dataclasses.astuple(rates), strict=True)
+        return float(sum(amount / rate for amount, rate in each if amount))
 
 
 NOMINAL = Cost(flop32=2e11, flop64=1e11, decomposed=1e11, touched=2e9, added=5e8, read=1e9)
@@ -110,15 +107,15 @@ class Stage:
     form: Form
     rows: tuple[LayerShape, ...]
     columns: tuple[LayerShape, ...]
-    road: Road
-    kept: bool
+    road: Road = "pairs"
+    kept: bool = True
     """Whether prepared layers stay in memory; else they are read again as they are needed."""
-    cost: Cost
-    preparing: Cost
+    cost: Cost = Cost()
+    preparing: Cost = Cost()
     """The part of it that goes before the first pair."""
-    other: Cost | None
+    other: Cost | None = None
     """Of the other road, where there is one."""
-    memory: int
+    memory: int = 0
     """Bytes that it takes, beside what the process took before."""
     panel: int = _PANEL
     tile: int = 512
@@ -194,7 +191,7 @@ def plan(
             continue
         form = sides[0][0].form
         for recipe, group in _groups(metrics, form):
-            stages.append(_stage(tuple(group), recipe, form, sides[0], sides[1], n, limits))
+            stages.append(_best_road(Stage(tuple(group), recipe, form, sides[0], sides[1]), n, limits))
     return Plan(n, limits, tuple(stages))
 
 
@@ -220,22 +217,10 @@ def _covers(recipe: Recipe[Any], other: Recipe[Any]) -> bool:
     return bool(recipe.covers(other)) if hasattr(recipe, "covers") else recipe == other
 
 
-def _stage(
-    metrics: tuple[Metric[Any], ...],
-    recipe: Recipe[Any],
-    form: Form,
-    rows: tuple[LayerShape, ...],
-    columns: tuple[LayerShape, ...],
-    n: int,
-    limits: Limits,
-) -> Stage:
-    def candidate(road: Road) -> Stage:
-        return _by_road(
-            road, Stage(metrics, recipe, form, rows, columns, road, True, Cost(), Cost(), None, 0), n, limits
-        )
-
-    roads = [road for road in metrics[0].roads if form == "features" or road != "moments"]
-    stages = [candidate(road) for road in roads]
+def _best_road(stage: Stage, n: int, limits: Limits) -> Stage:
+    metrics = stage.metrics
+    roads = [road for road in metrics[0].roads if stage.form == "features" or road != "moments"]
+    stages = [_by_road(dataclasses.replace(stage, road=road), n, limits) for road in roads]
     stages.sort(key=lambda stage: stage.cost.seconds(NOMINAL))
     fitting = [stage for stage in stages if limits.base + stage.memory <= limits.memory]
     if not fitting:
@@ -249,7 +234,7 @@ def _stage(
     return dataclasses.replace(best, other=next((s.cost for s in stages if s.road != best.road), None))
 
 
-def _by_road(road: Road, stage: Stage, n: int, limits: Limits) -> Stage:
+def _by_road(stage: Stage, n: int, limits: Limits) -> Stage:
     layers = stage.layers
     free = limits.memory - limits.base
     widths, prepared, fixed = _prepared(stage, n)
@@ -259,10 +244,10 @@ def _by_road(road: Road, stage: Stage, n: int, limits: Limits) -> Stage:
     if stage.form != "features":
         kept = sum(n * layer.p * layer.itemsize for layer in layers)
     stage = dataclasses.replace(stage, cost=prepared, preparing=prepared)
-    make = {"gram": _gram_space, "moments": _feature_space, "pairs": _pair_by_pair}[road]
+    make = {"gram": _gram_space, "moments": _feature_space, "pairs": _pair_by_pair}[stage.road]
     in_memory = make(stage, n, widths, itemsize, free - kept - fixed)
     takes = in_memory.memory + kept + fixed + max(0, largest - in_memory.memory)
-    streams = stage.form == "features" and hasattr(stage.recipe, "fit") and road != "pairs"
+    streams = stage.form == "features" and hasattr(stage.recipe, "fit") and stage.road != "pairs"
     if limits.base + takes + _SPARE <= limits.memory or not streams:
         return dataclasses.replace(in_memory, kept=True, memory=takes + _SPARE)
     again = make(dataclasses.replace(stage, kept=False), n, widths, itemsize, free - fixed - _SPARE)
@@ -328,7 +313,9 @@ def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: in
         stay = max(1, held - 1)
         passes = 1 if block < n else sum(panels - start for start in range(0, panels, stay)) / panels
         memory += (held + 1) * min(panel, n) * wide
-        cost += Cost(touched=passes * n * sum(widths), read=passes * sum(n * l.p * l.itemsize for l in stage.layers))
+        cost += Cost(
+            touched=passes * n * sum(widths), read=passes * sum(n * layer.p * layer.itemsize for layer in stage.layers)
+        )
     return dataclasses.replace(stage, panel=panel, tile=tile, held=held, cost=cost, memory=memory)
 
 
@@ -382,9 +369,9 @@ def _pair_by_pair(stage: Stage, n: int, widths: list[int], itemsize: int, free: 
 
 
 def _lines(stage: Stage, n: int) -> list[str]:
-    names = ", ".join(metric.spec for metric in stage.metrics)
+    names, side = ", ".join(metric.spec for metric in stage.metrics), min(stage.tile, n)
     road = {
-        "gram": f"Gram space, tiles of {min(stage.tile, n)} x {min(stage.tile, n)}, panels of {min(stage.panel, n):,} samples",
+        "gram": f"Gram space, tiles of {side} x {side}, panels of {min(stage.panel, n):,} samples",
         "moments": f"feature space, runs of {min(stage.chunk, n):,} samples",
         "pairs": "pair by pair",
     }[stage.road]

@@ -4,9 +4,7 @@ What statistics are made of, and no statistics yet: a value for every way to res
 matrix and no decomposition is made a second time where the first one will do.
 """
 
-import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +13,11 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repsim import metrics as registry
-from repsim.errors import InvalidInputError, UndefinedValueError
+from repsim.errors import InvalidInputError
 from repsim.metrics import Metric
-from repsim.metrics.base import as_samples
 from repsim.metrics.resampled import (
     LeaveOneOut,
     Norms,
-    drawn_products,
     gathers,
     groups,
     halved,
@@ -30,8 +25,6 @@ from repsim.metrics.resampled import (
     padded,
     permuted_products,
 )
-from repsim.metrics.rows import Rows
-from repsim.metrics.subspace import Subspace
 from repsim.progress import Progress, counter
 
 Layers = Mapping[str, Any] | Sequence[Any]

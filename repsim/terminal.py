@@ -164,8 +164,8 @@ def matches(variable: "xr.DataArray") -> None:
         if np.isnan(row).all():
             closest.add_row(str(layer), "-", "undefined")
         else:
-            best = int(np.nanargmax(keys))
-            closest.add_row(str(layer), str(variable["layer_b"].values[best]), f"{row[best]:.4f}")
+            at = int(np.nanargmax(keys))
+            closest.add_row(str(layer), str(variable["layer_b"].values[at]), f"{row[at]:.4f}")
     console().print(closest)
 
 
