@@ -259,10 +259,15 @@ class GramSweep(Sweep):
     def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:
         """Add what one tile of every layer, (draws, layers, i, j), gives to every pair."""
         weight = 1 if i == j else 2
-        for one, other in zip(stack.transpose(1, 2), stack.transpose(1, 2).flip(0), strict=True):
+        by_row = stack.transpose(1, 2)
+        for one, other in zip(by_row, reversed(list(by_row)), strict=True):
             pairs = one[:, : self.height] @ other[:, self.first :].mT
             products += weight / self.times * pairs.to(products.device).sum(0, dtype=torch.float64)
-        squares += weight * torch.linalg.vecdot(stack[0], stack[-1]).to(squares.device).sum(1, dtype=torch.float64)
+        if self.times == 1:  # a norm makes no array of products on its way
+            dots = torch.linalg.vector_norm(stack[0], dim=2).to(squares.device).double().square()
+        else:
+            dots = torch.linalg.vecdot(stack[0], stack[-1]).to(squares.device).double()
+        squares += weight * dots.sum(1)
 
 
 def panels(n: int, block: int, size: int) -> Iterator[slice]:

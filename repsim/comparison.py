@@ -225,7 +225,7 @@ class Comparison:
         """Prepare the layers of a stage, compare them, and enter the values."""
         needed = [sources[layer.name] for layer in stage.layers]
         share = meter.preparing(stage)
-        prepared = prepare(stage.recipe, needed, keep=stage.kept, me=me, step=share)
+        prepared = prepare(stage.recipe, needed, device=self.device, keep=stage.kept, me=me, step=share)
         factors = prepared.factors
         for name, why in prepared.undefined.items():
             for metric in stage.metrics:

@@ -113,7 +113,7 @@ def plan(plan: "Plan", rates: "Cost") -> None:
         click.echo("nothing is left to compute", err=True)
         return
     click.echo(
-        f"predicted: {duration(plan.cost.seconds(rates))}, {human(plan.memory)} of memory at most "
+        f"predicted: {duration(plan.seconds(rates))}, {human(plan.memory)} of memory at most "
         f"(allowed: {human(plan.limits.memory)}), at {rates.flop32 / 1e9:,.0f} GFLOP/s in float32 and "
         f"{human(rates.read)}/s from the stores",
         err=True,
