@@ -31,6 +31,7 @@ from repsim.running import Ledger, run
 from repsim.store import ActivationStore, open_store
 
 Array = NDArray[Any]
+_STEP = 2**28
 StoreLike = ActivationStore | str | os.PathLike[str]
 
 
@@ -91,7 +92,7 @@ def compare(
     device
         Where to compute: ``auto``, ``cpu``, ``cuda``, ``mps``.
     memory
-        Bytes to take at most, or words such as ``"2GiB"``; by default half of the machine's memory, or 80 % of the
+        Bytes that a process may take at most, or words such as ``"2GiB"``; by default half of the machine's memory, or 80 % of the
         GPU's. Layers that do not fit are read again as they are needed.
     tf32
         Let a GPU round products to TensorFloat-32: faster, with errors of 1e-3 instead of 1e-7.
@@ -136,8 +137,8 @@ def compare(
     1.0
     1.0
     """
-    with Comparison(a, b, metrics, device=device, memory=memory, tf32=tf32, known=known) as planned:
-        return planned.run(parts=parts, progress=progress, command=command, me=me)
+    with Comparison(a, b, metrics, device=device, memory=memory, tf32=tf32, known=known, me=me) as planned:
+        return planned.run(parts=parts, progress=progress, command=command)
 
 
 class Comparison:
@@ -156,8 +157,9 @@ class Comparison:
         memory: int | str | None = None,
         tf32: bool = False,
         known: xr.Dataset | None = None,
+        me: Ranks = ALONE,
     ) -> None:
-        self.device, self.tf32 = choose_device(device), tf32
+        self.device, self.tf32, self.me = choose_device(device), tf32, me
         self.metrics = list({metric.spec: metric for metric in map(_metric, metrics)}.values())
         if not self.metrics:
             raise InvalidInputError("name at least one metric")
@@ -167,7 +169,7 @@ class Comparison:
             self.matrix = Matrix(stores_a, stores_b, len(self.view.sample_ids))
             if known is not None:
                 self.metrics = self.matrix.take_over(known, self.metrics)
-            limits = Limits(_bytes(memory, self.device), self._base(), self.device)
+            limits = me.share(Limits(_bytes(memory, self.device), self._base(), self.device))  # one plan for all
             jobs = self.matrix.missing(self.metrics)
             n = self.matrix.n
             self.plan = Plan(
@@ -176,8 +178,11 @@ class Comparison:
             self._stack = stack.pop_all()
 
     def _base(self) -> int:
-        """What the process takes already, where that counts: the memory of a GPU is another."""
-        return 0 if self.device.startswith("cuda") else memory_now()
+        """What the process takes already, where that counts: the memory of a GPU is another.
+
+        In large steps, because it is never quite the same, and an interrupted run goes on only by the same plan.
+        """
+        return 0 if self.device.startswith("cuda") else -(-memory_now() // _STEP) * _STEP
 
     def __enter__(self) -> Self:
         return self
@@ -197,7 +202,6 @@ class Comparison:
         parts: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
         command: str | None = None,
-        me: Ranks = ALONE,
     ) -> xr.Dataset:
         """Do it."""
         enough = max(metric.min_samples for metric in self.metrics)
@@ -205,12 +209,12 @@ class Comparison:
             layer.shape.name: Source(layer.shape.name, layer.name, partial(self._read, layer, enough))
             for layer in self.matrix.layers
         }
-        ledger, meter = Ledger(None if parts is None else Path(parts)), Meter(self.plan, me, progress)
-        with ledger.claimed(first=me.first), _precision(tf32=self.tf32):
+        ledger, meter = Ledger(None if parts is None else Path(parts)), Meter(self.plan, self.me, progress)
+        with ledger.claimed(first=self.me.first), _precision(tf32=self.tf32):
             for stage in self.plan.stages:
-                self._do(stage, sources, ledger, me, meter)
+                self._do(stage, sources, ledger, meter)
                 return_memory()
-            me.wait()  # nobody writes any more
+            self.me.wait()  # nobody writes any more
         attrs = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "repsim_version": repsim.__version__,
@@ -221,11 +225,11 @@ class Comparison:
         }
         return self.matrix.dataset(self.metrics, attrs)
 
-    def _do(self, stage: Stage, sources: Mapping[str, Source], ledger: Ledger, me: Ranks, meter: Meter) -> None:
+    def _do(self, stage: Stage, sources: Mapping[str, Source], ledger: Ledger, meter: Meter) -> None:
         """Prepare the layers of a stage, compare them, and enter the values."""
         needed = [sources[layer.name] for layer in stage.layers]
         share = meter.preparing(stage)
-        prepared = prepare(stage.recipe, needed, device=self.device, keep=stage.kept, me=me, step=share)
+        prepared = prepare(stage.recipe, needed, device=self.device, keep=stage.kept, me=self.me, step=share)
         factors = prepared.factors
         for name, why in prepared.undefined.items():
             for metric in stage.metrics:
@@ -241,7 +245,7 @@ class Comparison:
         )
         title += repr((stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept))
         title += repr([self.matrix.identity(name) for side in (rows, columns) for name in side])
-        found = run(sweep, title, ledger=ledger, me=me, step=meter.comparing(stage, sweep.units))
+        found = run(sweep, title, ledger=ledger, me=self.me, step=meter.comparing(stage, sweep.units))
         for metric, values in zip(stage.metrics, found, strict=True):
             self.matrix.enter(metric, rows, columns, values, factors)
 
