@@ -92,8 +92,8 @@ def compare(
     device
         Where to compute: ``auto``, ``cpu``, ``cuda``, ``mps``.
     memory
-        Bytes that a process may take at most, or words such as ``"2GiB"``; by default half of the machine's memory, or 80 % of the
-        GPU's. Layers that do not fit are read again as they are needed.
+        Bytes that a process may take at most, or words such as ``"2GiB"``; by default half of the machine's memory, or
+        80 % of the GPU's. Layers that do not fit are read again as they are needed.
     tf32
         Let a GPU round products to TensorFloat-32: faster, with errors of 1e-3 instead of 1e-7.
     known
