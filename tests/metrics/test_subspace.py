@@ -43,6 +43,17 @@ class Stored:
         return torch.from_numpy(self.array[rows.numpy() if isinstance(rows, Tensor) else rows].copy())
 
 
+class Counted(Stored):
+    """Counts the samples that are read."""
+
+    read = 0
+
+    def __getitem__(self, rows: "slice | Tensor") -> Tensor:
+        found = super().__getitem__(rows)
+        self.read += len(found)
+        return found
+
+
 def given(x: Array, *, stored: bool) -> Rows:
     return Stored(x) if stored else torch.from_numpy(x)
 
@@ -122,6 +133,29 @@ def test_rank_is_found_whatever_the_scale_and_the_offset(
     np.testing.assert_allclose(factor.singular_values.numpy(), scale * s, rtol=1e-5)
     assert off(basis(factor), u[:, :7]) < 1e-6
     assert factor.loadings is None
+
+
+@pytest.mark.parametrize(("n", "p"), [(600, 540), (540, 600)])
+def test_matrices_of_more_than_one_block(n: int, p: int) -> None:
+    """Their lower triangles are left out, and must not be looked at."""
+    s = np.geomspace(1, 0.1, 5)
+    factor = PrincipalSubspace()(torch.from_numpy(layer(n, p, s).astype(np.float32)))
+    np.testing.assert_allclose(factor.singular_values, s, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("n", "p"), [(150, 20), (20, 150)])
+@pytest.mark.parametrize(("share", "rank"), [(100, 1), (200, 2)])
+def test_what_is_below_max_n_p_eps_is_noise(n: int, p: int, share: int, rank: int) -> None:
+    x = layer(n, p, [1, share * np.finfo(np.float32).eps]).astype(np.float32)
+    factor = PrincipalSubspace()(torch.from_numpy(x))
+    assert (factor.rank, factor.complete) == (rank, True)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_variance_that_is_met_exactly(seed: int) -> None:
+    """s = 3, 1 and a share of .9: either count is right, and a factor knows that it has what it was made for."""
+    factor = PrincipalSubspace(0.9)(torch.from_numpy(layer(20, 5, [3, 1], seed)))
+    assert factor.components(0.9) == factor.rank <= 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -305,7 +339,7 @@ def test_the_certificate_holds(small: None, n: int, p: int, spectrum: str) -> No
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize(("n", "p"), SIDES)
 def test_what_the_krylov_road_finds_is_what_leads(
-    small: None, rng: np.random.Generator, n: int, p: int, stored: bool, variance: float
+    small: None, rng: np.random.Generator, n: int, p: int, *, stored: bool, variance: float
 ) -> None:
     x = (10 * layer(n, p, power(2, 150)) + rng.normal(size=p)).astype(np.float32)
     u, s, _ = decomposed(x)
@@ -323,7 +357,7 @@ def test_what_the_krylov_road_finds_is_what_leads(
 @pytest.mark.parametrize("exponent", [1.5, 2.0, 3.0])
 @pytest.mark.parametrize(("n", "p"), SIDES)
 def test_directions_are_counted_right_before_they_are_exact(
-    small: None, monkeypatch: pytest.MonkeyPatch, n: int, p: int, exponent: float, variance: float
+    small: None, monkeypatch: pytest.MonkeyPatch, n: int, p: int, *, exponent: float, variance: float
 ) -> None:
     """Ritz values are too small, so it takes more of them to explain as much: that is waited for."""
     monkeypatch.setattr(subspace, "_TOLERANCE", math.inf)
@@ -338,21 +372,37 @@ def test_directions_are_counted_right_before_they_are_exact(
         (np.ones(150), 0.9, 0.0),  # too many directions
         (power(0.5, 150), 0.99, 0.0),
         (np.ones(60), 0.9, 0.0),  # few enough, but a block sees only so many equal ones
+        (0.96 ** np.arange(150), 0.98, 0.0),  # 48 directions, of 40 columns
         (np.array([1, 0.5, 0.01]), 0.99999, 0.02),  # the third is noise
     ],
 )
 @pytest.mark.parametrize(("n", "p"), SIDES)
 def test_it_gives_up_where_it_has_no_certain_answer(
-    small: None, n: int, p: int, s: Array, variance: float, floor: float
+    small: None, n: int, p: int, s: Array, *, variance: float, floor: float
 ) -> None:
     assert search(layer(n, p, s), variance, floor)[1] is None
+
+
+def test_a_direction_above_the_noise_is_found(small: None) -> None:
+    _, found = search(layer(160, 300, [1, 0.5, 0.05]), 0.9999, floor=0.02)
+    assert found is not None
+    assert len(found.values) == 3
+
+
+@pytest.mark.parametrize(("n", "p", "passes"), [(*SIDES[0], 5), (*SIDES[1], 3)])
+def test_it_gives_up_as_soon_as_there_is_no_hope(small: None, n: int, p: int, passes: int) -> None:
+    """After the norm and two products, each of which reads the layer twice, or once where n >= p."""
+    x = Counted(layer(n, p, np.ones(150)))
+    mean, peak = column_means(torch.from_numpy(x.array))
+    assert krylov(Centred(x, mean, peak, torch.float64), 0.99, 0.0) is None
+    assert x.read == passes * n
 
 
 @pytest.mark.parametrize(
     ("recipe", "s"),
     [
         (PrincipalSubspace(0.99), power(0.5, 150)),  # too slow a spectrum
-        (PrincipalSubspace(1.0), power(2, 60)),  # all directions are wanted
+        (PrincipalSubspace(1.0), power(1, 20)),  # all directions are wanted
         (PrincipalSubspace(0.99, loadings=True), power(2, 150)),
         (PrincipalSubspace(1 - 1e-11), np.array([1, 1e-5])),  # the second is below the noise of float32
     ],
@@ -360,7 +410,7 @@ def test_it_gives_up_where_it_has_no_certain_answer(
 @pytest.mark.parametrize(("n", "p"), SIDES)
 def test_elsewhere_the_exact_road_is_taken(small: None, n: int, p: int, recipe: PrincipalSubspace, s: Array) -> None:
     x = layer(n, p, s).astype(np.float32)
-    u, true, _ = decomposed(x)
+    _, true, _ = decomposed(x)
     rank = int(np.sum(true > true[0] * 300 * np.finfo(np.float32).eps))
     factor = recipe(torch.from_numpy(x))
     assert factor.backward_error == 0
