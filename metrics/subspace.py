@@ -262,8 +262,8 @@ def krylov(x: Centred, variance: float, floor: float) -> Leading | None:
     """Look for the fewest directions that explain ``variance`` of a layer, in a randomised block Krylov space.
 
     Let C = XX' (n x n) where n < p; otherwise exchange X and X'. From b random columns the space span(CW, C^2 W, ...)
-    grows by b columns a step, each made orthogonal to all before (twice), until the leading eigenpairs (s_i^2, u_i) of C
-    restricted to it have converged. A step reads the layer twice, a run of samples at a time (once where n >= p), and
+    grows by b columns a step, each made orthogonal to all before (twice), until the leading eigenpairs (s_i^2, u_i) of
+    C restricted to it have converged. A step reads the layer twice, a run of samples at a time (once where n >= p), and
     X is never held; what is held is twice the space, and p x b. The random columns are always the same ones.
 
     **Certificate.** Let U (n x k) be the Ritz vectors: U'U = I and U'CU = S^2. Put V = X'US^-1. Then V'V = I, and

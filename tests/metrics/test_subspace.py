@@ -146,7 +146,7 @@ def test_matrices_of_more_than_one_block(n: int, p: int) -> None:
 @pytest.mark.parametrize(("n", "p"), [(150, 20), (20, 150)])
 @pytest.mark.parametrize(("share", "rank"), [(100, 1), (200, 2)])
 def test_what_is_below_max_n_p_eps_is_noise(n: int, p: int, share: int, rank: int) -> None:
-    x = layer(n, p, [1, share * np.finfo(np.float32).eps]).astype(np.float32)
+    x = layer(n, p, [1, share * float(np.finfo(np.float32).eps)]).astype(np.float32)
     factor = PrincipalSubspace()(torch.from_numpy(x))
     assert (factor.rank, factor.complete) == (rank, True)
 
@@ -246,7 +246,7 @@ def test_a_streamed_basis_gives_the_rows_that_are_asked_for(
     assert factor.nbytes == 8 * (9 * 9 + 9 + 9)  # the weights, the means, the singular values; no sample
     assert whole.nbytes == 4 * 130 * 9 + 8 * 9
     for rows in (slice(5, 40), slice(-3, None), slice(7, 7), torch.tensor([129, 0, 0, 3]), torch.arange(100)):
-        found, expected = factor.basis[rows], whole.basis[rows]  # type: ignore[index]
+        found, expected = factor.basis[rows], whole.basis[rows]
         assert (found.dtype, found.shape) == (torch.float32, expected.shape)
         np.testing.assert_allclose(found, expected, atol=1e-7)
 
@@ -480,7 +480,7 @@ def test_svcca_of_float32_is_that_of_float64(widths: tuple[int, int], stored: bo
 @pytest.mark.parametrize(("n", "p"), SIDES)
 def test_svcca_from_the_krylov_road_is_that_of_float64(small: None, n: int, p: int) -> None:
     shared, own, other = (layer(n, p, power(1.5, 150), seed) for seed in (0, 1, 2))
-    x, y = (np.float32(shared + noise) for noise in (own, other))
+    x, y = ((shared + noise).astype(np.float32) for noise in (own, other))
     recipe = PrincipalSubspace(0.9)
     a, b = (recipe(torch.from_numpy(each)) for each in (x, y))
     assert min(a.backward_error, b.backward_error) > 0
