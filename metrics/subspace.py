@@ -272,7 +272,8 @@ def krylov(x: Centred, variance: float, floor: float) -> Leading | None:
     every (s_i, u_i, v_i) is an exact singular triplet of X + E, and ||E||_F = ||R||_F [1]. It is accepted once
     ||R||_F <= 2^-24 ||X||_F, which is what rounding every value of X to float32 may do to it.
 
-    **The number of directions** is counted against ||X||_F^2, which is computed exactly. By Mirsky's theorem [2],
+    **The number of directions** is counted against ||X||_F^2, which is computed exactly. More are never needed: Ritz
+    values are at most the true ones (Cauchy's interlacing). Fewer might do. By Mirsky's theorem [2],
     (sum_{i<j} sigma_i^2)^(1/2), over the true singular values, is at most (sum_{i<j} s_i^2)^(1/2) + ||R||_F. As long as
     this leaves open whether fewer directions would do, the search goes on.
 
