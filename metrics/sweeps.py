@@ -13,7 +13,7 @@ are missing: the sum, always taken in the same order, is the same to the bit.
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -223,15 +223,23 @@ class GramSweep(Sweep):
         return noise
 
     def _read(self, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """What the tiles of each pair of panels are computed from; what is at hand is not read again."""
-        kept: OrderedDict[int, list[Tensor]] = OrderedDict()
+        """What the tiles of each pair of panels are computed from; what is at hand is not read again.
+
+        Where there is no more room, the panel goes that is not needed for the longest time.
+        """
+        uses: defaultdict[int, deque[int]] = defaultdict(deque)
+        for when, pair in enumerate(pairs):
+            for i in pair:
+                uses[i].append(when)
+        kept: dict[int, list[Tensor]] = {}
         for pair in pairs:
             for i in pair:
                 if i not in kept:
                     if len(kept) >= max(2, self.held):
-                        del kept[next(old for old in kept if old not in pair)]
+                        others = (old for old in kept if old not in pair)
+                        del kept[max(others, key=lambda old: uses[old][0] if uses[old] else len(pairs))]
                     kept[i] = [draw.rows(self._panels_of[i]) for draw in self.draws]
-                kept.move_to_end(i)
+                uses[i].popleft()
             yield kept[pair[0]], kept[pair[1]]
 
     def _part(self, left: slice, right: slice, x: list[Tensor], y: list[Tensor], shifts: list[Tensor]) -> Sums:
@@ -239,7 +247,8 @@ class GramSweep(Sweep):
         place = wide(self.device)
         products = torch.zeros(len(self.measures), self.height, self.width, dtype=torch.float64, device=place)
         squares = torch.zeros(len(self.measures), layers, dtype=torch.float64, device=place)
-        side = min(self.tile, self.draws[0].block, left.stop - left.start)
+        widest = max(left.stop - left.start, right.stop - right.start)  # panels may differ by one sample
+        side = min(self.tile, self.draws[0].block, widest)
         memory = torch.empty(1 + several, len(self.draws) * side**2, dtype=self.dtype, device=self.device)
         for i, j in tiles(left, right, self.draws[0].block, self.tile):
             shape = (len(self.draws), i.stop - i.start, j.stop - j.start)
