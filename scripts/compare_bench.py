@@ -142,9 +142,12 @@ def flop(sides: Sequence[Mapping[str, int]], n: int, batch: int | None = None) -
 
 def kinds(a: Mapping[str, int], b: Mapping[str, int]) -> dict[tuple[str, str], int]:
     """A pair of layers of every two widths that there are, and how many pairs have these."""
-    counts = Counter((p, q) for p in a.values() for q in b.values())
-    first = {(p, q): (one, other) for one, p in reversed(a.items()) for other, q in reversed(b.items())}
-    return {first[widths]: count for widths, count in counts.items()}
+    first: dict[tuple[int, int], tuple[str, str]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for one, p in a.items():
+        for other, q in b.items():
+            counts[first.setdefault((p, q), (one, other))] += 1
+    return dict(counts)
 
 
 def picked(result: Result, pairs: Sequence[tuple[str, str]], key: str = "values") -> list[float]:
@@ -236,8 +239,8 @@ def svcca(job: Job) -> None:
     found: dict[str, list[Result]] = {name: [] for name in ("repsim", "rates", *others)}
     for _ in range(job.rounds):
         result = job.run("stores", stores=stores, metric="svcca")
-        shapes = [[result[f"components {side}"][result[f"layers {side}"].index(name)] for side, name in
-                   zip("ab", pair, strict=True)] for pair in pairs]  # fmt: skip
+        kept = [dict(zip(result[f"layers {side}"], result[f"components {side}"], strict=True)) for side in "ab"]
+        shapes = [(kept[0][a], kept[1][b]) for a, b in pairs]
         found["repsim"].append({**result, "values": picked(result, pairs)})
         found["rates"].append(job.run("rates", stores=stores, widths=widths, shapes=shapes))
         for name in others:
@@ -248,9 +251,9 @@ def svcca(job: Job) -> None:
         svcca_floor(*each, n, widths, list(counts.values()))
         for each in zip(found["repsim"], found["rates"], strict=True)
     ]
-    least = [{key: sum(part[key] for part in floor.values()) for key in ("seconds", "cpu")} for floor in parts]
-    for what in parts[0]:
-        report.row(f"  {what}", *(f"{median([part[what] for part in parts], key):.2f}" for key in ("seconds", "cpu")))
+    for what in parts[0]["seconds"]:
+        report.row(f"  {what}", *(f"{median([part[key] for part in parts], what):.2f}" for key in ("seconds", "cpu")))
+    least = [{key: sum(part[key].values()) for key in part} for part in parts]
     report.row("floor: their sum", *(f"{median(least, key):.2f}" for key in ("seconds", "cpu")))
     report.contender("repsim", found["repsim"], exact)
     report.ratio("repsim / floor", found["repsim"], least)
@@ -276,23 +279,24 @@ def svcca_floor(
     result: Result, rates: Result, n: int, widths: Sequence[int], counts: Sequence[int]
 ) -> dict[str, dict[str, float]]:
     """Every layer decomposed once, every pair's bases multiplied once: seconds at the rates of this machine."""
-    layers = [*zip(PAIR_WIDTHS[0].values(), result["components a"], strict=True)]
-    layers += zip(PAIR_WIDTHS[1].values(), result["components b"], strict=True)
+    kept = [*result["components a"], *result["components b"]]
+    layers = list(zip([p for side in PAIR_WIDTHS for p in side.values()], kept, strict=True))
     squares = sum(n * p * min(n, p) for p, _ in layers)
-    bases = sum(2 * n * p * k for p, k in layers if p <= n)
+    bases = sum(2 * n * p * k for p, k in layers if p <= n)  # of a wider layer, the eigenvectors are the basis
     products = 2 * n * sum(result["components a"]) * sum(result["components b"])
-    return {
-        part: {key: take(key) for key in ("seconds", "cpu")}
-        for part, take in {
-            f"X'X, {squares / 1e9:,.0f} GFLOP in float64": lambda key: squares / rates["dgemm"][key],
-            "its eigenvectors": lambda key: sum(rates["eigh"][widths.index(min(n, p))][key] for p, _ in layers),
-            f"bases, {bases / 1e9:,.0f} GFLOP in float64": lambda key: bases / rates["dgemm"][key],
-            f"products of bases, {products / 1e9:,.0f} GFLOP in float32": lambda key: products / rates["sgemm"][key],
-            "their singular values": lambda key: sum(
-                count * spent[key] for count, spent in zip(counts, rates["svdvals"], strict=True)
-            ),
-        }.items()
-    }
+
+    def at(key: str) -> dict[str, float]:
+        decomposed = dict(zip(widths, (spent[key] for spent in rates["eigh"]), strict=True))
+        values = (count * spent[key] for count, spent in zip(counts, rates["svdvals"], strict=True))
+        return {
+            f"X'X, {squares / 1e9:,.0f} GFLOP in float64": squares / rates["dgemm"][key],
+            "its eigenvectors": sum(decomposed[min(n, p)] for p, _ in layers),
+            f"bases, {bases / 1e9:,.0f} GFLOP in float64": bases / rates["dgemm"][key],
+            f"products of bases, {products / 1e9:,.0f} GFLOP in float32": products / rates["sgemm"][key],
+            "their singular values": sum(values),
+        }
+
+    return {key: at(key) for key in ("seconds", "cpu")}
 
 
 def models(job: Job) -> None:
@@ -337,7 +341,7 @@ def permutations(job: Job) -> None:
     report.contender("repsim", found["repsim"], exact)
     name, times = found["peer"][0]["name"], count / (FEW + 1)
     all_of_them = [{key: times * result[key] for key in ("seconds", "cpu")} for result in found["peer"]]
-    report.contender(f"{name}: {FEW}, and the order as it is", found["peer"], exact)
+    report.contender(f"{name}, {FEW} and the order as it is", found["peer"], exact)
     report.row(f"  x {count:,} / {FEW + 1}", *(f"{median(all_of_them, key):,.0f}" for key in ("seconds", "cpu")))
     report.ratio("calibrated-similarity / repsim", all_of_them, found["repsim"])
     report.show("errors of the first permutation")

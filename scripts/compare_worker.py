@@ -111,7 +111,8 @@ def in_float64(a: Layers, b: Layers, settings: Settings) -> Work:
     if settings.permutations:
         (order,) = orders(len(next(iter(b.values()))), 1)
         b = {name: y[order] for name, y in b.items()}
-    return by_repsim(*({name: x.astype(np.float64) for name, x in side.items()} for side in (a, b)), settings)
+    left, right = ({name: x.astype(np.float64) for name, x in side.items()} for side in (a, b))
+    return by_repsim(left, right, settings)
 
 
 def by_torch_cka(a: Layers, b: Layers, settings: Settings) -> Work:
@@ -209,7 +210,8 @@ def debiased_cka(x: Tensor, y: Tensor) -> Tensor:
         return gram.sub_(offsets).sub_(offsets[:, None]).fill_diagonal_(0)
 
     a, b = centred(x), centred(y)
-    return (a * b).sum() / a.norm() / b.norm()
+    value: Tensor = (a * b).sum() / a.norm() / b.norm()
+    return value
 
 
 def from_arrays(prepare: Callable[[Layers, Layers, Settings], Work]) -> Callable[[Settings], Result]:
@@ -217,7 +219,7 @@ def from_arrays(prepare: Callable[[Layers, Layers, Settings], Work]) -> Callable
 
     def run(settings: Settings) -> Result:
         a, b = made(settings.samples)
-        prepare(*few(a, b, settings), settings)()
+        prepare(few(a, settings), few(b, settings), settings)()
         try:
             values, spent = timed(prepare(a, b, settings))
         except AssertionError as error:  # how torch-cka reports NaN
@@ -232,9 +234,9 @@ def made(n: int) -> tuple[dict[str, Array], dict[str, Array]]:
     return activations(RESNET50, n, seed=1), activations(VIT_B, n, seed=2)
 
 
-def few(a: Layers, b: Layers, settings: Settings) -> list[dict[str, Array]]:
-    """The first samples of some layers: imports and first calls are not what is measured."""
-    return [{name: side[name][: max(64, settings.batch or 0)] for name in list(side)[:2]} for side in (a, b)]
+def few(side: Layers, settings: Settings) -> Layers:
+    """The first samples of two layers: imports and first calls are not what is measured."""
+    return {name: side[name][: max(64, settings.batch or 0)] for name in list(side)[:2]}
 
 
 def left_out(settings: Settings) -> Result:
@@ -246,8 +248,8 @@ def left_out(settings: Settings) -> Result:
     def work(a: Layers, b: Layers) -> Array:
         return leave_one_out(list(a.values()), list(b.values()), settings.metric)
 
-    by_repsim(*few(a, b, settings), settings)()
-    work(*few(a, b, settings))
+    by_repsim(few(a, settings), few(b, settings), settings)()
+    work(few(a, settings), few(b, settings))
     _, comparison = timed(by_repsim(a, b, settings))
     values, spent = timed(lambda: work(a, b))
     return {**spent, "comparison": comparison, "values": values[0].tolist()}
@@ -260,12 +262,12 @@ def from_stores(settings: Settings) -> Result:
     """`repsim compare` without writing the result: from opening the stores to the matrix."""
     from repsim.comparison import Comparison  # noqa: PLC0415
 
-    by_repsim(*(activations({"few": 64}, 64, seed) for seed in (1, 2)), settings)()
-    sides = (list(settings.stores),) if settings.together else settings.stores
+    by_repsim(activations({"few": 64}, 64, 1), activations({"few": 64}, 64, 2), settings)()
+    a, b = (list(settings.stores), None) if settings.together else settings.stores
     shares = [cached(path) for path in settings.stores]
 
     def planned() -> Comparison:
-        return Comparison(*sides, metrics=[settings.metric], memory=settings.memory)  # type: ignore[arg-type]
+        return Comparison(a, b, [settings.metric], device="cpu", memory=settings.memory)
 
     with planned() as first:
         predicted = first.plan.cost.seconds(first.rates())
@@ -318,7 +320,8 @@ def by_svd(x: Tensor, y: Tensor, metric: str) -> float:
     def leading(x: Tensor) -> Tensor:
         u, s, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
         explained = s.double().square().cumsum(0)
-        return u[:, : int((explained < 0.99 * explained[-1]).sum()) + 1]
+        kept: Tensor = u[:, : int((explained < 0.99 * explained[-1]).sum()) + 1]
+        return kept
 
     return float(torch.linalg.svdvals(leading(x).T @ leading(y)).mean())
 
