@@ -311,16 +311,16 @@ def models(job: Job) -> None:
     exact = job.run("pairs in float64", stores=stores[:2], pairs=[(first, last)])["values"]
     rate = float(np.median([run["sgemm"]["seconds"] for run in found["rates"]]))
     report = Report(
-        f"All layers of k models with one another, 15 layers of 768, n = {n:,}", job,
-        "GFLOP: Grams", "pairs", "of floor", "s a model",
+        f"All layers of some models with one another, 15 layers of 768 each, n = {n:,}", job,
+        "Gram TFLOP", "pair TFLOP", "of floor", "s a model",
     )  # fmt: skip
     for k in MODELS:
         results = [{**result, "values": picked(result, [(f"m1/{first}", f"m2/{last}")])} for result in found[f"{k}"]]
         grams, pairs = float(n) ** 2 * sum(FIFTEEN.values()) * k, float(n) ** 2 * (len(FIFTEEN) * k) ** 2
         seconds = median(results, "seconds")
-        work = [f"{grams / 1e9:,.0f}", f"{pairs / 1e9:,.0f}"]
+        work = [f"{grams / 1e12:.2f}", f"{pairs / 1e12:.2f}"]
         floor = f"{seconds * rate / (grams + pairs):.2f} x"
-        report.contender(f"k = {k}: {15 * k} x {15 * k}", results, exact, *work, floor, f"{seconds / k:.2f}")
+        report.contender(f"{k} models, {15 * k} x {15 * k}", results, exact, *work, floor, f"{seconds / k:.2f}")
     report.show(in_cache(found[f"{MODELS[-1]}"]), f"floor: at {rate / 1e9:,.0f} GFLOP/s", "errors of one pair")
 
 

@@ -47,11 +47,11 @@ def median(results: Sequence[Result], key: str) -> float:
 def table(title: str, *columns: str) -> Table:
     """A table whose first column names the rows."""
     made = Table(title=title)
-    made.add_column("")
+    made.add_column("", no_wrap=True)
     for column in columns:
         made.add_column(column, justify="right")
     return made
 
 
 def show(made: Table) -> None:
-    Console(width=120).print(made)
+    Console(width=140).print(made)
