@@ -92,8 +92,27 @@ def test_the_peers_compute_what_repsim_computes(
     np.testing.assert_allclose(ours, compare.in_float64(*sides, given)(), atol=1e-6)
 
 
+def test_the_yardstick_is_in_float64(compare: ModuleType, sides: list[Any]) -> None:
+    """Song et al. 2012, eq. 5, word for word."""
+
+    def hsic(k: Any, m: Any) -> float:
+        n = len(k)
+        whole = np.trace(k @ m) + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 * (k @ m).sum() / (n - 2)
+        return float(whole) / (n * (n - 3))
+
+    def hollow(x: Any) -> Any:
+        x = x.astype(np.float64)
+        x -= x.mean(0)
+        return x @ x.T * (1 - np.eye(len(x)))
+
+    k, m = (hollow(side[name]) for side, name in zip(sides, ("y", "w"), strict=True))
+    found = compare.in_float64(*sides, compare.Settings("float64"))()
+    assert found[1, 1] == pytest.approx(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)), abs=1e-12)
+
+
 def test_permutations_are_the_same_for_everybody(compare: ModuleType, sides: list[Any]) -> None:
     quietly(lambda: pytest.importorskip("calibrated_similarity"))
+    sides = [{name: x[:12] for name, x in side.items()} for side in sides]  # few, so that debiasing is not little
     few, many = (compare.Settings("any", permutations=count) for count in (2, 5))
     ours = compare.by_permuting(*sides, many)()
     theirs = quietly(compare.by_calibrated_similarity(*sides, few))
@@ -106,6 +125,9 @@ def test_the_yardstick_of_permutations_is_the_first_of_them(compare: ModuleType,
     exact = compare.in_float64(*sides, settings)()
     np.testing.assert_allclose(compare.by_permuting(*sides, settings)()[0], exact, atol=1e-6)
     assert np.abs(exact - compare.in_float64(*sides, compare.Settings("any"))()).max() > 0.01
+    settings = compare.Settings("permuted", samples=32, permutations=2)
+    ours, theirs = (compare.CONTENDERS[name](settings)["values"] for name in ("permuted", "float64"))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_the_yardstick_of_samples_left_out_is_without_the_first(compare: ModuleType) -> None:
@@ -133,7 +155,8 @@ def test_models_share_what_they_show_of_every_sample(compare: ModuleType) -> Non
         assert alike > 0.3
     shifted = compare.by_repsim({"a": a[:300]}, {"b": b[compare.RUN :]}, compare.Settings("any"))()
     assert abs(shifted) < 0.1
-    assert not np.allclose(a[:300], a[compare.RUN :])
+    wide = compare.activations({"x": 100}, n, 1)["x"]
+    assert np.linalg.matrix_rank(wide[:300] - wide[compare.RUN :]) == 100  # with the same noise it would be 64
 
 
 @pytest.mark.parametrize("peer", ["torch-cka", "rsatoolbox", "calibrated-similarity"])
