@@ -383,6 +383,8 @@ def test_limits_are_those_of_the_model(worker: ModuleType, settings: dict[str, A
 def test_ratios_compare_the_runs_of_one_turn(bench: ModuleType) -> None:
     ours, theirs = ([{"steady": x} for x in side] for side in ((9.0, 90.0, 50.0), (10.0, 100.0, 40.0)))
     assert bench.extraction_bench.ratios(ours, theirs, "steady") == 0.9
+    told = [{"seconds": x, "predicted": 2 * x} for x in (1.0, 2.0)]
+    assert bench.extraction_bench.ratios(told, told, "seconds", "predicted") == 0.5
 
 
 def test_a_run_that_fails_says_why_in_one_line(bench: ModuleType, settings: dict[str, Any]) -> None:
