@@ -1,9 +1,6 @@
 """`scripts/bench extract` and `scripts/bench memory`: the runs of extraction_worker.py, in turns, and their tables."""
 
-import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,8 +12,8 @@ import click
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
+from turns import Result, fresh, median, ratios, show, table
 
 WORKER = Path(__file__).with_name("extraction_worker.py")
 MODELS = {"resnet18": 1024, "resnet50": 512, "vit_small_patch16_224": 512}
@@ -24,8 +21,6 @@ MODELS = {"resnet18": 1024, "resnet50": 512, "vit_small_patch16_224": 512}
 MADE = 128
 """Pictures that are made where none are given; they are listed under as many names as are needed."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-
-Result = dict[str, Any]
 
 
 def make_pictures(folder: Path, count: int = MADE) -> list[Path]:
@@ -67,37 +62,19 @@ def workplace(data: Path | None) -> Iterator[tuple[Path, list[Path]]]:
 
 def run(python: str, threads: int, **settings: Any) -> Result:
     """One run in a fresh process, which writes into a folder of its own."""
+    label = f"{settings['contender']} on {settings['model']}"
     with tempfile.TemporaryDirectory(dir=Path(settings["pictures"]).parent) as out:
-        command = [python, str(WORKER), json.dumps({**settings, "out": out})]
-        env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
-        try:
-            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise click.ClickException(f"{python} cannot be run: {error.strerror}") from None
-    if done.returncode:
-        why = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise click.ClickException(f"{settings['contender']} on {settings['model']} failed: {why}")
-    result: Result = json.loads(done.stdout.splitlines()[-1])
-    return result
+        return fresh(WORKER, {**settings, "out": out}, python=python, threads=threads, label=label)
 
 
-def ratios(ours: Sequence[Result], theirs: Sequence[Result], key: str) -> float:
-    """The median over the turns of ours / theirs: what ran side by side is compared, whatever the machine did later."""
-    return float(statistics.median(a[key] / b[key] for a, b in zip(ours, theirs, strict=True)))
-
-
-def median(results: Sequence[Result], key: str) -> float:
-    return float(statistics.median(result[key] for result in results))
-
-
-def add_rows(table: Table, results: dict[str, list[Result]]) -> None:
+def add_rows(made: Table, results: dict[str, list[Result]]) -> None:
     """One model's rows: the machine's limits, and each contender beside the bare loop of its own environment."""
     limits = results["limits"]
     flop, flops, decode, rate = (median(limits, key) for key in ("flop", "flops", "decode", "disk"))
     size = median(results["repsim"], "bytes_per_image")
-    table.add_row(f"  limit: {flop / 1e9:.1f} GFLOP an image at {flops / 1e9:,.0f} GFLOP/s", f"{flops / flop:,.1f}")
-    table.add_row("  limit: decoding and nothing else", f"{decode:,.1f}")
-    table.add_row(f"  limit: {size / 1e3:.1f} kB an image, disk at {rate / 1e6:,.0f} MB/s", f"{rate / size:,.0f}")
+    made.add_row(f"  limit: {flop / 1e9:.1f} GFLOP an image at {flops / 1e9:,.0f} GFLOP/s", f"{flops / flop:,.1f}")
+    made.add_row("  limit: decoding and nothing else", f"{decode:,.1f}")
+    made.add_row(f"  limit: {size / 1e3:.1f} kB an image, disk at {rate / 1e6:,.0f} MB/s", f"{rate / size:,.0f}")
     for name, runs in results.items():
         if name == "limits":
             continue
@@ -105,7 +82,7 @@ def add_rows(table: Table, results: dict[str, list[Result]]) -> None:
         layers = f", {median(runs, 'layers'):.0f} layers" if "layers" in runs[0] else ""
         apart = [f"{ratios(runs, bare, key):.3f}" for key in ("steady", "whole")] if runs is not bare else ["", ""]
         written = f"{median(runs, 'bytes') / 1e6:,.1f}" if "bytes" in runs[0] else ""
-        table.add_row(
+        made.add_row(
             f"  {name}{layers}",
             f"{median(runs, 'steady'):,.1f}",
             f"{median(runs, 'whole'):,.1f}",
@@ -156,13 +133,11 @@ def extract(  # noqa: PLR0917 - click passes by name
     contenders = {"bare": ("bare", sys.executable), "repsim": ("repsim", sys.executable)}
     if peer_python:
         contenders |= {"bare (peer)": ("bare", peer_python), "thingsvision": ("thingsvision", peer_python)}
-    table = Table(
-        title=f"batch {batch_size}, {device}{', half precision' if amp else ''}, {threads} threads, {workers} workers, "
-        f"medians of {rounds}; pictures: {data or 'made, 500 x 375 JPEG'}"
+    made = table(
+        f"batch {batch_size}, {device}{', half precision' if amp else ''}, {threads} threads, {workers} workers, "
+        f"medians of {rounds}; pictures: {data or 'made, 500 x 375 JPEG'}",
+        *("images/s", "whole", "CPU ms/image", "MB written", "of bare", "whole"),
     )
-    table.add_column("")
-    for column in ("images/s", "whole", "CPU ms/image", "MB written", "of bare", "whole"):
-        table.add_column(column, justify="right")
     with workplace(data) as (folder, pictures):
         for model in models.split(","):
             n = images or MODELS.get(model, 512) * (16 if cuda else 1)
@@ -180,9 +155,9 @@ def extract(  # noqa: PLR0917 - click passes by name
                 for name in list(contenders)[:: -1 if turn % 2 else 1]:  # nobody is always first
                     contender, python = contenders[name]
                     results[name].append(run(python, threads, contender=contender, **settings))
-            table.add_row(f"{model}, {n:,} images")
-            add_rows(table, results)
-    Console(width=120).print(table)
+            made.add_row(f"{model}, {n:,} images")
+            add_rows(made, results)
+    show(made)
 
 
 @click.command()
@@ -200,9 +175,8 @@ def memory(model: str, images: str, workers: int, threads: int) -> None:
     scripts/bench memory
     """
     counts = [int(count) for count in images.split(",")]
-    table = Table("images", title=f"Peak memory, {model}, {workers} workers, {threads} threads, batch 32")
-    for column in ("MiB", "worker's MiB", "MB written"):
-        table.add_column(column, justify="right")
+    title = f"Peak memory, {model}, {workers} workers, {threads} threads, batch 32"
+    made = table(title, "MiB", "worker's MiB", "MB written")
     results = []
     with workplace(None) as (folder, pictures):
         for count in counts:
@@ -210,9 +184,12 @@ def memory(model: str, images: str, workers: int, threads: int) -> None:
             settings = {"model": model, "pictures": staged, "workers": workers}
             results.append(run(sys.executable, threads, contender="repsim", **settings))
             result = results[-1]
-            table.add_row(
-                f"{count:,}", f"{result['mib']:.0f}", f"{result['worker_mib']:.0f}", f"{result['bytes'] / 1e6:.1f}"
+            made.add_row(
+                f"{count:,} images",
+                f"{result['mib']:.0f}",
+                f"{result['worker_mib']:.0f}",
+                f"{result['bytes'] / 1e6:.1f}",
             )
     first, last = results[0], results[-1]
-    table.add_row("ratio", *(f"{last[key] / first[key]:.3f}" for key in ("mib", "worker_mib")))
-    Console(width=100).print(table)
+    made.add_row("ratio", *(f"{last[key] / first[key]:.3f}" for key in ("mib", "worker_mib")))
+    show(made)

@@ -18,6 +18,7 @@ from typing import Any
 
 import timm
 import torch
+from machine_rates import gemm, peak_mib
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
@@ -98,6 +99,12 @@ def pictures_of(settings: Settings, model: nn.Module) -> DataLoader[Tensor]:
     )
 
 
+def _precision(settings: Settings) -> torch.dtype:
+    """Of the forward pass."""
+    half = torch.bfloat16 if settings.device == "cpu" else torch.float16
+    return half if settings.amp else torch.float32
+
+
 def bare(settings: Settings) -> dict[str, Any]:
     """Forward passes, the outputs thrown away."""
     clock = Clock()
@@ -105,8 +112,7 @@ def bare(settings: Settings) -> dict[str, Any]:
     clock.watch(model)
     batches = pictures_of(settings, model)
     kind = torch.device(settings.device).type
-    half = torch.bfloat16 if kind == "cpu" else torch.float16
-    autocast = torch.autocast(kind, half) if settings.amp else contextlib.nullcontext()
+    autocast = torch.autocast(kind, _precision(settings)) if settings.amp else contextlib.nullcontext()
     with torch.no_grad(), autocast:
         for pixels in batches:
             model(pixels.to(settings.device, non_blocking=True))
@@ -180,7 +186,7 @@ def limits(settings: Settings) -> dict[str, Any]:
     return {
         "decode": decode,
         "flop": counter.get_total_flops(),
-        "flops": gemm(settings.device, half=settings.amp),
+        "flops": gemm(settings.device, _precision(settings))["seconds"],
         "disk": disk(Path(settings.out)),
     }
 
@@ -200,38 +206,11 @@ def disk(folder: Path, blocks: int = 256) -> float:
         path.unlink()
 
 
-def gemm(device: str, *, half: bool) -> float:
-    """FLOP a second of a large matrix product, in the precision of the forward pass: the best of several."""
-    cuda = device.startswith("cuda")
-    size = 8192 if cuda else 2048
-    dtype = (torch.float16 if cuda else torch.bfloat16) if half else torch.float32
-    x = torch.randn(size, size, device=device).to(dtype)
-    seconds = []
-    for _ in range(6):
-        start = time.perf_counter()
-        torch.mm(x, x)
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
-
-
-def peak_mib() -> tuple[float, float]:
-    """Peak of this process, and of its largest worker that has ended.
-
-    Where the system tells, the peak since this program began: ``ru_maxrss`` begins with what the parent had.
-    """
-    status = Path("/proc/self/status")
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
-        own = int(found[1])
-    return own / 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-
-
 CONTENDERS = {"bare": bare, "repsim": repsim, "thingsvision": thingsvision, "limits": limits}
 
 if __name__ == "__main__":
     given = Settings(**json.loads(sys.argv[1]))
     measured = CONTENDERS[given.contender](given)
-    measured["mib"], measured["worker_mib"] = peak_mib()
+    measured["mib"] = peak_mib()
+    measured["worker_mib"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(json.dumps(measured))

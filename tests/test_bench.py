@@ -3,8 +3,11 @@
 import importlib
 import importlib.machinery
 import importlib.util
+import math
+import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +16,7 @@ import click
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from timm.models import ResNet
 
 from repsim.extractors import open_images
@@ -32,30 +36,269 @@ def bench() -> ModuleType:
     return module
 
 
-def test_both_contenders_compute_the_same(bench: ModuleType) -> None:
-    pytest.importorskip("torch_cka")
-    a, b = (
-        dict(list(bench.activations(bench.RESNET50, 64, 1).items())[:3]),
-        bench.activations({"v": 30, "w": 9}, 64, 2),
-    )
-    ours = bench.by_repsim(a, b)
+# --- comparisons
+
+SMALL = ({"x": 3, "y": 40, "z": 3}, {"v": 30, "w": 9})
+
+
+@pytest.fixture
+def compare(bench: ModuleType) -> ModuleType:
+    return importlib.import_module("compare_worker")  # bench has put its folder on the path
+
+
+@pytest.fixture
+def tables(bench: ModuleType) -> ModuleType:
+    module: ModuleType = bench.compare_bench
+    return module
+
+
+@pytest.fixture
+def sides(compare: ModuleType) -> list[dict[str, Any]]:
+    return [compare.activations(widths, 70, seed) for seed, widths in enumerate(SMALL, start=1)]
+
+
+def quietly(work: Callable[[], Any]) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peer's own
-        theirs = bench.by_torch_cka(a, b)
+        warnings.simplefilter("ignore")  # the peers' own
+        return work()
+
+
+def job(tables: ModuleType, folder: Path, **settings: Any) -> Any:
+    return tables.Job(rounds=1, threads=1, peer_python=sys.executable, folder=folder, **settings)
+
+
+def cells(report: Any) -> list[list[str]]:
+    """Of every row."""
+    return [list(row) for row in zip(*(column.cells for column in report.table.columns), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("peer", "prepare", "settings"),
+    [
+        ("torch_cka", "by_torch_cka", {}),
+        ("torch_cka", "by_torch_cka", {"metric": "cka:estimator=minibatch,batch=16", "batch": 16}),  # 6 are left out
+        ("rsatoolbox", "by_rsatoolbox", {"metric": "cka:estimator=biased"}),
+    ],
+)
+def test_the_peers_compute_what_repsim_computes(
+    compare: ModuleType, sides: list[Any], peer: str, prepare: str, settings: dict[str, Any]
+) -> None:
+    quietly(lambda: pytest.importorskip(peer))
+    given = compare.Settings("any", **settings)
+    ours = compare.by_repsim(*sides, given)()
+    theirs = quietly(getattr(compare, prepare)(*sides, given))
     assert ours.shape == theirs.shape == (3, 2)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    np.testing.assert_allclose(ours, bench.in_float64(a, b), atol=1e-6)
+    np.testing.assert_allclose(ours, compare.in_float64(*sides, given)(), atol=1e-6)
 
 
-def test_the_widths_are_those_of_the_models(bench: ModuleType) -> None:
-    assert (len(bench.RESNET50), sum(bench.RESNET50.values())) == (17, 64 + 3 * 256 + 4 * 512 + 6 * 1024 + 3 * 2048)
-    assert (len(bench.VIT_B), sum(bench.VIT_B.values())) == (13, 13 * 768)
+def test_the_yardstick_is_in_float64(compare: ModuleType, sides: list[Any]) -> None:
+    """Song et al. 2012, eq. 5, word for word."""
+
+    def hsic(k: Any, m: Any) -> float:
+        n = len(k)
+        whole = np.trace(k @ m) + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 * (k @ m).sum() / (n - 2)
+        return float(whole) / (n * (n - 3))
+
+    def hollow(x: Any) -> Any:
+        x = x.astype(np.float64)
+        x -= x.mean(0)
+        return x @ x.T * (1 - np.eye(len(x)))
+
+    k, m = (hollow(side[name]) for side, name in zip(sides, ("y", "w"), strict=True))
+    found = compare.in_float64(*sides, compare.Settings("float64"))()
+    assert found[1, 1] == pytest.approx(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)), abs=1e-12)
 
 
-def test_without_the_peer_it_says_what_to_install(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_cka", None)
-    with pytest.raises(click.ClickException, match=r"torch-cka is not installed: pip install -e '\.\[bench\]'"):
-        bench.by_torch_cka({}, {})
+def test_permutations_are_the_same_for_everybody(compare: ModuleType, sides: list[Any]) -> None:
+    quietly(lambda: pytest.importorskip("calibrated_similarity"))
+    sides = [{name: x[:12] for name, x in side.items()} for side in sides]  # few, so that debiasing is not little
+    few, many = (compare.Settings("any", permutations=count) for count in (2, 5))
+    ours = compare.by_permuting(*sides, many)()
+    theirs = quietly(compare.by_calibrated_similarity(*sides, few))
+    assert (ours.shape, theirs.shape) == ((5, 3, 2), (2, 3, 2))
+    np.testing.assert_allclose(ours[:2], theirs, atol=1e-5)
+
+
+def test_the_yardstick_of_permutations_is_the_first_of_them(compare: ModuleType, sides: list[Any]) -> None:
+    settings = compare.Settings("any", permutations=3)
+    exact = compare.in_float64(*sides, settings)()
+    np.testing.assert_allclose(compare.by_permuting(*sides, settings)()[0], exact, atol=1e-6)
+    assert np.abs(exact - compare.in_float64(*sides, compare.Settings("any"))()).max() > 0.01
+    settings = compare.Settings("permuted", samples=32, permutations=2)
+    ours, theirs = (compare.CONTENDERS[name](settings)["values"] for name in ("permuted", "float64"))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_yardstick_of_samples_left_out_is_without_the_first(compare: ModuleType) -> None:
+    found = compare.CONTENDERS["left out"](compare.Settings("left out", samples=32))
+    settings = compare.Settings("left out in float64", samples=32)
+    exact = compare.CONTENDERS["left out in float64"](settings)["values"]
+    assert np.shape(exact) == (17, 13)
+    np.testing.assert_allclose(found["values"], exact, atol=1e-5)
+    whole = compare.CONTENDERS["float64"](compare.Settings("float64", samples=32))["values"]
+    assert np.abs(np.subtract(exact, whole)).max() > 1e-3
+    assert found["comparison"].keys() == {"seconds", "cpu"}
+
+
+def test_the_widths_are_those_of_the_models(compare: ModuleType) -> None:
+    assert (len(compare.RESNET50), sum(compare.RESNET50.values())) == (17, 64 + 3 * 256 + 4 * 512 + 6 * 1024 + 3 * 2048)
+    assert (len(compare.VIT_B), sum(compare.VIT_B.values())) == (13, 13 * 768)
+
+
+def test_models_share_what_they_show_of_every_sample(compare: ModuleType) -> None:
+    """In the first run of samples and in the next; and no two runs are alike."""
+    n = compare.RUN + 300
+    a, b = (compare.activations({"x": 20}, n, seed)["x"] for seed in (1, 2))
+    for rows in (slice(0, 300), slice(compare.RUN, n)):
+        alike = compare.by_repsim({"a": a[rows]}, {"b": b[rows]}, compare.Settings("any"))()
+        assert alike > 0.3
+    shifted = compare.by_repsim({"a": a[:300]}, {"b": b[compare.RUN :]}, compare.Settings("any"))()
+    assert abs(shifted) < 0.1
+    wide = compare.activations({"x": 100}, n, 1)["x"]
+    assert np.linalg.matrix_rank(wide[:300] - wide[compare.RUN :]) == 100  # with the same noise it would be 64
+
+
+@pytest.mark.parametrize("peer", ["torch-cka", "rsatoolbox", "calibrated-similarity"])
+def test_without_the_peer_it_says_what_to_install(
+    compare: ModuleType, monkeypatch: pytest.MonkeyPatch, peer: str
+) -> None:
+    monkeypatch.setitem(sys.modules, compare.PEERS[peer], None)
+    with pytest.raises(SystemExit, match=rf"{peer} is not installed: pip install -e '\.\[bench\]'"):
+        compare.main(compare.Settings(peer))
+
+
+# --- from stores
+
+
+def test_stores_hold_what_arrays_hold(compare: ModuleType, tables: ModuleType, tmp_path: Path) -> None:
+    n, widths = compare.RUN + 30, {"x": 3, "y": 5}
+    (path,) = job(tables, tmp_path).stores({"small": (widths, 7)}, n)
+    with open_store(path) as store:
+        for name, values in compare.activations(widths, n, 7).items():
+            np.testing.assert_array_equal(store[name][:], values)
+    before = Path(path).stat().st_mtime_ns
+    assert job(tables, tmp_path).stores({"small": (widths, 7)}, n) == [path]
+    assert Path(path).stat().st_mtime_ns == before
+
+
+def test_stores_that_do_not_fit_are_not_begun(tables: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(click.ClickException, match=r"do not fit into .*: --folder"):
+        job(tables, tmp_path).stores({"huge": ({"x": 2**40}, 1)}, 2**20)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_from_stores_it_is_what_arrays_give(
+    compare: ModuleType, tables: ModuleType, sides: list[Any], tmp_path: Path
+) -> None:
+    stores = job(tables, tmp_path).stores({f"m{seed}": (SMALL[seed - 1], seed) for seed in (1, 2)}, 70)
+    exact = compare.in_float64(*sides, compare.Settings("any"))()
+    found = compare.from_stores(compare.Settings("stores", stores=stores))
+    np.testing.assert_allclose(found["values"], exact, atol=1e-6)
+    assert (found["layers a"], found["layers b"]) == (["x", "y", "z"], ["v", "w"])
+    assert 0 < found["predicted"] < math.inf
+
+    whole = compare.from_stores(compare.Settings("stores", stores=stores, together=True))
+    assert np.shape(whole["values"]) == (5, 5)
+    np.testing.assert_allclose(tables.picked(whole, [("m1/y", "m2/w")]), exact[1, 1], atol=1e-6)
+
+
+def test_every_way_to_svcca_gives_the_same(compare: ModuleType, tables: ModuleType, tmp_path: Path) -> None:
+    stores = job(tables, tmp_path).stores({f"m{seed}": (SMALL[seed - 1], seed) for seed in (1, 2)}, 200)
+    settings = compare.Settings("any", stores=stores, metric="svcca", pairs=[("y", "v"), ("x", "w")])
+    found = compare.from_stores(settings)
+    values = tables.picked(found, settings.pairs)
+    assert 0.1 < values[0] < 0.99
+    for name in ("pairs", "pairs in float64", "pairs by SVD", "pairs by SVD in float64"):
+        pairs = compare.CONTENDERS[name](settings)
+        np.testing.assert_allclose(pairs["values"], values, atol=1e-5)
+        assert len(pairs["each"]) == 2
+    assert all(0 < k <= 40 for side in "ab" for k in found[f"components {side}"])
+
+
+def test_how_much_of_a_file_is_in_memory(compare: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2**22))
+    share = compare.cached(str(path))
+    if share is None or not hasattr(os, "posix_fadvise"):
+        pytest.skip("the system does not tell")
+    assert share == 1
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(file)
+    assert compare.cached(str(path)) == 0
+
+
+# --- floors and tables
+
+
+def test_operations_of_a_comparison(tables: ModuleType) -> None:
+    sides = {"x": 3}, {"y": 2, "z": 2}
+    assert tables.flop(sides, 10) == {"Gram space": 100 * (7 + 2), "feature space": 10 * (2 * 3 * 4 + 9 + 4 + 4)}
+    assert tables.flop(sides, 10, 5) == {"Gram space": 10 * 5 * (7 + 2)}
+    large = tables.flop(tables.PAIR_WIDTHS, 10_000)
+    assert large["Gram space"] == 1e8 * (15_168 + 9984 + 221) < large["feature space"]
+    assert tables.flop(tables.PAIR_WIDTHS, 50_000)["feature space"] == 5 * large["feature space"]
+
+
+def test_the_floor_is_that_of_the_cheaper_way(tables: ModuleType, tmp_path: Path) -> None:
+    report = tables.Report("any", job(tables, tmp_path))
+    rates = [{"sgemm": {"seconds": rate, "cpu": rate / 2}} for rate in (1e9, 9e9, 2e9)]
+    assert report.floor({"one": 8e9, "other": 6e9}, rates) == {"seconds": 3.0, "cpu": 6.0}
+    assert cells(report) == [["floor: other, 6 GFLOP at 2 GFLOP/s", "3.00", "6.00", "", "", ""]]
+
+
+def test_one_pair_of_every_two_widths_stands_for_all(tables: ModuleType) -> None:
+    counts = tables.kinds(*SMALL)
+    assert counts == {("x", "v"): 2, ("x", "w"): 2, ("y", "v"): 1, ("y", "w"): 1}
+    assert sum(tables.kinds(*tables.PAIR_WIDTHS).values()) == 221
+    each = [{"seconds": float(SMALL[0][a] * SMALL[1][b]), "cpu": 1.0} for a, b in counts]
+    every = sum(p * q for p in SMALL[0].values() for q in SMALL[1].values())
+    assert tables.scaled({"each": each}, list(counts.values())) == {"each": each, "seconds": every, "cpu": 6.0}
+
+
+def test_the_floor_of_svcca(tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """X'X of (10 x 4), (10 x 2) and, as XX', (10 x 20); of the last the eigenvectors are the basis."""
+    monkeypatch.setattr(tables, "PAIR_WIDTHS", ({"x": 4, "z": 20}, {"y": 2}))
+    kept = {"components a": [3, 7], "components b": [1]}
+    rates = {
+        "dgemm": {"seconds": 2.0, "cpu": 1.0},
+        "sgemm": {"seconds": 4.0, "cpu": 2.0},
+        "eigh": [{"seconds": s, "cpu": 2 * s} for s in (0.25, 0.5, 8.0)],  # widths 2, 4, 10
+        "svdvals": [{"seconds": 3.0, "cpu": 6.0}, {"seconds": 5.0, "cpu": 10.0}],
+    }
+    parts = tables.svcca_floor(kept, rates, 10, [2, 4, 10], [1, 1])
+    flop = 10 * (4 * 4 + 2 * 2 + 20 * 10), 2 * 10 * (4 * 3 + 2 * 1), 2 * 10 * 10 * 1
+    assert list(parts["seconds"].values()) == [flop[0] / 2, 8.75, flop[1] / 2, flop[2] / 4, 8.0]
+    assert list(parts["cpu"].values()) == [2 * seconds for seconds in parts["seconds"].values()]
+
+
+def test_rows_are_medians_and_the_largest_error(tables: ModuleType, tmp_path: Path) -> None:
+    report = tables.Report("any", job(tables, tmp_path))
+    results = [
+        {"seconds": s, "cpu": 2 * s, "mib": 100 * s, "own mib": s, "values": [[0.5 + s / 100]]} for s in (1.0, 2.0, 9.0)
+    ]
+    report.contender("repsim", results, [[0.5]])
+    report.contender("peer", [*results, {"failure": "NaN"}], [[0.5]])
+    report.ratio("peer / repsim", [{"seconds": 9.0, "cpu": 6.0}] * 3, results)
+    assert cells(report) == [
+        ["repsim", "2.00", "4.00", "200", "2", "9.0e-02"],
+        ["peer", "NaN", "", "", "", ""],
+        ["peer / repsim", "4.5 x", "1.5 x", "", "", ""],
+    ]
+    assert np.isnan(tables.apart([[0.5, math.nan]], [[0.5, 0.5]]))
+
+
+def test_a_case_from_the_command_line(bench: ModuleType, tmp_path: Path) -> None:
+    command = ["compare", "disk", "--samples=32", "--rounds=1", "--threads=1", f"--folder={tmp_path}"]
+    done = CliRunner().invoke(bench.main, command)
+    assert done.exit_code == 0, done.output
+    rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in done.stdout.splitlines() if "│" in line}
+    assert float(rows["repsim"][4]) < 1e-5
+    assert float(rows["repsim"][2].replace(",", "")) > float(rows["repsim"][3].replace(",", "")) > 0
+    assert any(label.startswith("floor: Gram space") for label in rows)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["resnet50-32.h5", "vit-32.h5"]
 
 
 # --- extraction
@@ -140,6 +383,8 @@ def test_limits_are_those_of_the_model(worker: ModuleType, settings: dict[str, A
 def test_ratios_compare_the_runs_of_one_turn(bench: ModuleType) -> None:
     ours, theirs = ([{"steady": x} for x in side] for side in ((9.0, 90.0, 50.0), (10.0, 100.0, 40.0)))
     assert bench.extraction_bench.ratios(ours, theirs, "steady") == 0.9
+    told = [{"seconds": x, "predicted": 2 * x} for x in (1.0, 2.0)]
+    assert bench.extraction_bench.ratios(told, told, "seconds", "predicted") == 0.5
 
 
 def test_a_run_that_fails_says_why_in_one_line(bench: ModuleType, settings: dict[str, Any]) -> None:
