@@ -4,6 +4,7 @@ Centring a Gram matrix adds offsets to its rows and columns. HSIC does not see o
 over, so a matrix that was centred once, over all samples, serves every permutation and every subsample as it is.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from repsim.errors import InvalidInputError
 from repsim.metrics.gram import KernelMatrix
 from repsim.metrics.rows import cut, wide
 from repsim.metrics.sweeps import GramSweep, Measure, tile_side, tiles
+from repsim.progress import Progress, counter
 
 _PANEL = 2048
 """Samples whose features are read at once."""
@@ -59,7 +61,7 @@ class LeaveOneOut(GramSweep):
         eps = np.array([draw.eps for draw in self.draws]).reshape(self.times, -1).max(0)
         noise = np.maximum(self._noise(self.measures[0]), 100 * eps * whole)  # the difference cancels
         norms = np.sqrt(np.where((left > noise) & (whole > 0), left, np.nan))
-        values = (products.sum(0) - c * products)[:, :, self._columns]
+        values: Float64[np.ndarray, "n rows columns"] = (products.sum(0) - c * products)[:, :, self._columns]
         values /= norms[:, : self.height, None]
         values /= norms[:, [self.first + k for k in self._columns]][:, None]
         return values
@@ -93,15 +95,120 @@ class Norms(GramSweep):
         squares = np.sum(list(self.parts(self.order)), axis=0)
         return np.sqrt(np.where(squares > self._noise(self.measures[0]), squares, np.nan))
 
-    def noise_within(self, samples: Int64[Tensor, "subsamples m"]) -> Float64[np.ndarray, "subsamples layers"]:
-        """`_noise` of a part of the samples: what centring took away from it, in units of its rounding."""
-        found = np.zeros((len(samples), len(self.layers)))
-        for k, draw in enumerate(self.draws):
-            o = draw.offsets(unbiased=self.measures[0].unbiased).flatten().cpu()[samples.cpu()]
+
+def permuted(
+    rows: Sequence[Any],
+    columns: Sequence[Any],
+    measure: Measure,
+    orders: Int64[Tensor, "count n"],
+    *,
+    memory: int,
+    progress: Progress | None = None,
+) -> Float64[np.ndarray, "count rows columns"]:
+    """Every pair with the columns' samples in other orders: <A, P B P'> / (||A|| ||B||).
+
+    The side with fewer layers is the one that is gathered. ``progress`` counts permutations of groups of layers.
+    """
+    if len(columns) > len(rows):  # <A, P B P'> = <P'A P, B>
+        turned = permuted(columns, rows, measure, orders.argsort(1), memory=memory, progress=progress)
+        return turned.swapaxes(1, 2)
+    n, dtype, times = _common([*rows, *columns])
+
+    def size(n: int, r: int, c: int) -> int:
+        return (n * n * (padded(c, dtype.itemsize) + 1) + n * (n // 2 + 1) * r) * dtype.itemsize
+
+    pairs = groups(len(rows), len(columns), n, memory, size)
+    step = counter(times * len(pairs) * len(orders), progress)
+    values = np.zeros((len(orders), len(rows), len(columns)))
+    for draw in range(times):
+        whole, before = torch.empty(0), slice(0)
+        for i, j in pairs:
+            if j != before:
+                del whole  # before the next is made: there is no room for both
+                whole = interleaved([layer.draws[draw - 1] for layer in columns[j]], dtype, unbiased=measure.unbiased)
+                before = j
+            half = halved([layer.draws[draw] for layer in rows[i]], dtype, unbiased=measure.unbiased)
+            products = permuted_products(half, whole, orders, step)
+            values[:, i, j] += products[:, :, : j.stop - j.start].cpu().numpy() / times
+            del half
+    if measure.normalised:
+        values /= Norms(rows, measure).norms()[:, None]
+        values /= Norms(columns, measure).norms()
+    return values
+
+
+def drawn(
+    rows: Sequence[Any],
+    columns: Sequence[Any],
+    measure: Measure,
+    samples: Int64[Tensor, "count m"],
+    *,
+    memory: int,
+    progress: Progress | None = None,
+) -> Float64[np.ndarray, "count rows columns"]:
+    """Every pair on subsamples. ``progress`` counts subsamples of groups of layers."""
+    n, dtype, times = _common([*rows, *columns])
+
+    def size(n: int, r: int, c: int) -> int:
+        return n * n * (padded((r + c) * times + 1, dtype.itemsize) + 1) * dtype.itemsize
+
+    pairs = groups(len(rows), len(columns), n, memory, size)
+    step = counter(len(pairs) * len(samples), progress)
+    values = np.empty((len(samples), len(rows), len(columns)))
+    for i, j in pairs:
+        place = {id(layer): layer for layer in [*rows[i], *columns[j]]}  # a layer of both sides is there once
+        layers, keys = list(place.values()), list(place)
+        draws = [layer.draws[draw] for draw in range(times) for layer in layers]
+        grams = interleaved(draws, dtype, unbiased=measure.unbiased, ones=True)
+        inner, noise = _centred_again(drawn_products(grams, len(draws), samples, step), samples.shape[1], measure)
+        # of two estimates of one matrix, one is compared with the other
+        inner = inner.unflatten(1, (times, -1)).unflatten(3, (times, -1))
+        inner = torch.stack([inner[:, k, :, times - 1 - k] for k in range(times)]).mean(0)
+        a, b = ([keys.index(id(layer)) for layer in side] for side in (rows[i], columns[j]))
+        found = inner[:, a][:, :, b].cpu().numpy()
+        if measure.normalised:
+            eps = max(draw.eps for draw in draws)
+            lost = (100 * eps * noise.unflatten(1, (times, -1))).amax(1).cpu().numpy()
+            lost = np.maximum(lost, _lost(layers, samples, unbiased=measure.unbiased))
+            squares = inner.diagonal(dim1=1, dim2=2).cpu().numpy()
+            norms = np.sqrt(np.where(squares > lost, squares, np.nan))
+            found = found / norms[:, a, None] / norms[:, None, b]
+        values[:, i, j] = found
+        del grams
+    return values
+
+
+def _common(layers: Sequence[Any]) -> tuple[int, torch.dtype, int]:
+    """Samples, the dtype of all Gram matrices, and how many estimates of each there are."""
+    draws = [draw for layer in layers for draw in layer.draws]
+    dtype = functools.reduce(torch.promote_types, (draw.dtype for draw in draws))
+    return draws[0].n, dtype, len(layers[0].draws)
+
+
+def _centred_again(
+    sums: tuple[Tensor, Tensor, Tensor], m: int, measure: Measure
+) -> tuple[Float64[Tensor, "count layers layers"], Float64[Tensor, "count layers"]]:
+    """<A, B> of what `drawn_products` found, centred over the subsample; and tr(A_S A_S), of which this cancels some.
+
+    Debiased it is m (m - 3) HSIC_1.
+    """
+    traces, crossed, totals = sums
+    of_sums, of_rows = (1 / ((m - 1) * (m - 2)), 2 / (m - 2)) if measure.unbiased else (1 / m**2, 2 / m)
+    inner = traces + of_sums * totals[:, :, None] * totals[:, None] - of_rows * crossed
+    return inner, traces.diagonal(dim1=1, dim2=2).abs()
+
+
+def _lost(
+    layers: Sequence[Any], samples: Int64[Tensor, "count m"], *, unbiased: bool
+) -> Float64[np.ndarray, "count layers"]:
+    """What centring over all samples took away from a subsample, in units of its rounding: as `GramSweep._noise`."""
+    lost = np.zeros((len(samples), len(layers)))
+    for k, layer in enumerate(layers):
+        for draw in layer.draws:
+            o = draw.offsets(unbiased=unbiased).flatten().cpu()[samples.cpu()]
             removed = 2 * (o.shape[1] * o.square().sum(1) + o.sum(1).square())
-            layer = found[:, k % len(self.layers)]
-            np.maximum(layer, removed.numpy() * (100 * draw.eps) ** 2, out=layer)
-        return found
+            lost[:, k] = np.maximum(lost[:, k], removed.numpy() * (100 * draw.eps) ** 2)
+    return lost
 
 
 def centred(
@@ -180,7 +287,8 @@ def permuted_products(
     """<A, B[pi][:, pi]> for every permutation pi: sums over half a row in the matrices' dtype, then in float64.
 
     One row of B after the other is in the cache, and what many permutations make of it is gathered from there; the
-    rows of A that it meets are copied beside it, for one batched product. ``step`` is called after every `gathers`.
+    rows of A that it meets are copied beside it, for one batched product. All of this goes into the same memory again
+    and again. ``step`` is called once a permutation.
     """
     n, layers, half = rows.shape
     width, place = columns.shape[2], wide(rows.device)
@@ -189,12 +297,17 @@ def permuted_products(
     for chunk in gathers(len(permutations), half * width, rows):
         some = permutations[chunk].to(rows.device)
         inverse, round_ = some.argsort(1), torch.cat([some, some], 1)
+        met = rows.new_empty(len(some), half, width)
+        there = rows.new_empty(len(some), layers, half)
+        products = rows.new_empty(len(some), layers, width)
         for r in range(n):
             i = inverse[:, r]  # B's row r stands at A's row i
-            where = round_.gather(1, i[:, None] + ahead).flatten()
-            met = columns[r].index_select(0, where).view(len(i), half, width)
-            total[chunk] += (rows.index_select(0, i) @ met).to(place)
-        step()
+            where = round_.gather(1, i[:, None] + ahead)
+            torch.index_select(columns[r], 0, where.flatten(), out=met.view(-1, width))
+            torch.index_select(rows, 0, i, out=there)
+            total[chunk] += torch.bmm(there, met, out=products).to(place)
+        for _ in range(len(some)):
+            step()
     return total
 
 
@@ -206,7 +319,7 @@ def drawn_products(
     """Of subsamples: tr(A_S B_S) and 1'A_S B_S 1 of all pairs, and 1'A_S 1 of all layers.
 
     ``grams`` are `interleaved` with a matrix of ones behind the ``layers``: the product that gives all pairs then gives
-    the row sums, too. ``step`` is called after every `gathers`.
+    the row sums, too. ``step`` is called once a subsample.
     """
     n, _, width = grams.shape
     count, m = samples.shape
@@ -216,17 +329,18 @@ def drawn_products(
     for chunk in gathers(count, m * width, grams):
         some = samples[chunk].to(grams.device)
         inside = torch.zeros(len(some), n, dtype=torch.bool, device=grams.device).scatter_(1, some, value=True)
+        memory = grams.new_empty(len(some), m, width)
         for r in range(n):
             k = inside[:, r].nonzero().flatten()
-            if not len(k):
-                continue
-            drawn = grams[r].index_select(0, some[k].flatten()).view(len(k), m, width)
-            products = (drawn.mT @ drawn).to(place).double()
+            met = memory[: len(k)]
+            torch.index_select(grams[r], 0, some[k].flatten(), out=met.view(-1, width))
+            products = (met.mT @ met).to(place).double()
             sums = products[:, :layers, layers]
             k = k.to(place) + chunk.start
             traces.index_add_(0, k, products)
             crossed.index_add_(0, k, sums[:, :, None] * sums[:, None])
-        step()
+        for _ in range(len(some)):
+            step()
     return traces[:, :layers, :layers], crossed, traces[:, :layers, layers]
 
 
