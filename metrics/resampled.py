@@ -59,8 +59,8 @@ class LeaveOneOut(GramSweep):
         whole = squares.sum(0)
         left = whole - c * squares
         eps = np.array([draw.eps for draw in self.draws]).reshape(self.times, -1).max(0)
-        noise = np.maximum(self._noise(self.measures[0]), 100 * eps * whole)  # the difference cancels
-        norms = np.sqrt(np.where((left > noise) & (whole > 0), left, np.nan))
+        noise = np.maximum(self._noise(self.measures[0]), 100 * eps * abs(whole))  # the difference cancels
+        norms = np.sqrt(np.where(left > noise, left, np.nan))
         values: Float64[np.ndarray, "n rows columns"] = (products.sum(0) - c * products)[:, :, self._columns]
         values /= norms[:, : self.height, None]
         values /= norms[:, [self.first + k for k in self._columns]][:, None]

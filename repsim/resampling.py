@@ -321,8 +321,6 @@ class _Sides:
             given = list(side.items()) if isinstance(side, Mapping) else list(enumerate(side))
         for label, x in given:
             name = str(id(x))
-            if name in self._given:
-                continue
             self._given[name] = x  # held, so that no other object comes to have its id
             if isinstance(side, ActivationStore):
                 self._layers[name] = self._stored(side, label, enough)

@@ -1,7 +1,7 @@
 """Samples left out, permuted and drawn: each value is that of arrays of which somebody took the rows by hand."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,7 @@ def test_less_memory_gives_the_same_values(rng: np.random.Generator, monkeypatch
         return original(draws, *args, **options)
 
     monkeypatch.setattr(resampled, "interleaved", counted)
-    monkeypatch.setitem(resampled._GATHERED, "cpu", 3 * 20 * 4 * 8)
+    monkeypatch.setitem(resampled._GATHERED, "cpu", 2 * 11 * 8)  # two permutations at once
     less = [permuted(rows, columns, "cka", orders, memory=20 * 20 * 8 * 3)]
     assert asked == [1, 1]  # one layer after the other
     less.append(subsampled(rows, columns, "cka", drawn, memory=20 * 20 * 8 * 5))
@@ -276,6 +276,17 @@ def test_the_width_is_that_of_all_samples(rng: np.random.Generator) -> None:
     assert subsampled([x], [y], "cka:kernel=rbf", drawn).item() == pytest.approx(references.cosine(A, B), abs=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_errors_are_no_value(rng: np.random.Generator, dtype: type) -> None:
+    """One sample differs by 1, and the others by less than the digits of its square: what is left of them is chance."""
+    lonely = rng.normal(size=(20, 3)) * np.finfo(dtype).eps / 10
+    lonely[3] += 1
+    side, others = [lonely.astype(dtype)], related(rng, 20, 4)
+    assert np.isnan(leave_one_out(side, others)[np.arange(20) != 3]).all()
+    assert np.isnan(permuted(side, others, "cka", random_permutations(20, 2))).all()
+    assert np.isnan(subsampled(side, others, "cka", [np.arange(20), np.arange(20)[::-1]])).all()
+
+
 # What may be given
 
 
@@ -304,9 +315,10 @@ class Streamed:
 
     def __init__(self, x: Array) -> None:
         self._x = torch.from_numpy(x)
-        self.shape, self.dtype = x.shape, self._x.dtype
+        self.shape, self.dtype, self.asked = x.shape, self._x.dtype, 0
 
     def __getitem__(self, rows: Any) -> torch.Tensor:
+        self.asked += 1
         return self._x[rows].clone()
 
 
@@ -329,6 +341,40 @@ def test_arrays_tensors_rows_and_stores_are_the_same_layers(
         ([Streamed(x) for x in rows], [torch.from_numpy(y) for y in columns]),
     ):
         np.testing.assert_allclose(resample(some, others, spec), expected, rtol=0, atol=1e-12)
+
+
+def test_rows_are_not_read_again_for_every_permutation(rng: np.random.Generator) -> None:
+    x, (other,) = rng.normal(size=(20, 5)), related(rng, 20, 4)
+    for spec in ("cka", "svcca", "cka:estimator=minibatch,batch=5"):
+        few, many = Streamed(x), Streamed(x)
+        permuted([other], [few], spec, random_permutations(20, 1))
+        permuted([other], [many], spec, random_permutations(20, 9))
+        assert few.asked == many.asked
+
+
+class Passing(Mapping[str, Any]):
+    """Layers that are made when they are asked for, and gone once nobody holds them."""
+
+    def __init__(self, **layers: Array) -> None:
+        self._layers = layers
+
+    def __getitem__(self, name: str) -> Array:
+        return self._layers[name].astype(np.float16)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
+def test_layers_that_nobody_else_holds_are_not_mixed_up(rng: np.random.Generator) -> None:
+    layers = {f"l{k}": x for k, x in enumerate(related(rng, 20, 4, 4, 4, 4, 4, 4))}
+    held = [x.astype(np.float16) for x in layers.values()]
+    for resample in RESAMPLE.values():
+        np.testing.assert_array_equal(
+            resample(Passing(**layers), Passing(**layers), "cka"), resample(held, [x.copy() for x in held], "cka")
+        )
 
 
 def test_factors_are_not_made_again(rng: np.random.Generator) -> None:
@@ -368,6 +414,14 @@ def test_compressed_readouts_in_stores(tmp_path: Path, rng: np.random.Generator)
         permuted(plain, sketched, "cka", orders)
     with pytest.raises(UndefinedValueError, match="needs the features themselves"):
         permuted(sketched, sketched, "svcca", orders)
+    blocks = write_store(tmp_path / "g.h5", {"x": np.ones((4, 5, 5))}, model="g", readout="gram:5")
+    with pytest.raises(
+        InvalidInputError, match=r"g\.h5, layer x: Gram matrices of blocks say nothing of two samples in"
+    ):
+        permuted(blocks, blocks, "cka", orders)
+    small = write_store(tmp_path / "t.h5", {"x": np.ones((2, 5))}, model="t")
+    with pytest.raises(InvalidInputError, match=r"t\.h5, layer x: 2 samples are too few"):
+        permuted(small, small, "cka", orders)
     grams = [StoredGrams()(torch.from_numpy(z.reshape(4, 5, -1) @ z.reshape(4, 5, -1).swapaxes(1, 2))) for z in (x, x)]
     with pytest.raises(InvalidInputError, match="give the layers, and not factors"):
         permuted(grams[:1], grams[1:], "cka", orders)

@@ -9,7 +9,7 @@ import torch
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import as_samples
-from repsim.metrics.resampled import LeaveOneOut, Norms, centred, groups, halved, interleaved, padded
+from repsim.metrics.resampled import LeaveOneOut, Norms, centred, gathers, groups, halved, interleaved, padded
 from tests.metrics.references import gram, u_centred
 
 
@@ -78,6 +78,16 @@ def test_padding_leaves_no_entry_across_two_cache_lines_that_would_fit_into_one(
     width = padded(layers, itemsize)
     assert layers <= width < max(2 * layers, layers + 64 // itemsize)
     assert 64 % (width * itemsize) == 0 or (width * itemsize) % 64 == 0
+
+
+def test_what_is_gathered_at_once_stays_in_the_cache() -> None:
+    like = torch.empty(0, dtype=torch.float64)
+    for count, numbers in ((1000, 2**12), (7, 2**30), (5, 10)):
+        found = gathers(count, numbers, like)
+        assert [k for i in found for k in range(i.start, i.stop)] == list(range(count))
+        fits = max(1, 2**22 // (8 * numbers))
+        assert max(i.stop - i.start for i in found) <= fits
+        assert len(found) == -(-count // fits)
 
 
 def test_groups_cover_every_pair_once_and_none_takes_too_much() -> None:
