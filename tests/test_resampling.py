@@ -281,7 +281,8 @@ def test_rounding_errors_are_no_value(rng: np.random.Generator, dtype: type) -> 
     """One sample differs by 1, and the others by less than the digits of its square: what is left of them is chance."""
     lonely = rng.normal(size=(20, 3)) * np.finfo(dtype).eps / 10
     lonely[3] += 1
-    side, others = [lonely.astype(dtype)], related(rng, 20, 4)
+    side: list[Array] = [lonely.astype(dtype)]
+    others = related(rng, 20, 4)
     assert np.isnan(leave_one_out(side, others)[np.arange(20) != 3]).all()
     assert np.isnan(permuted(side, others, "cka", random_permutations(20, 2))).all()
     assert np.isnan(subsampled(side, others, "cka", [np.arange(20), np.arange(20)[::-1]])).all()
