@@ -147,6 +147,13 @@ def test_no_permutation_gives_the_comparison_itself(rng: np.random.Generator) ->
         np.testing.assert_allclose(found, [block], rtol=0, atol=1e-12)
 
 
+def test_a_single_minibatch_is_not_all_samples(rng: np.random.Generator) -> None:
+    (x,), (y,), (order,) = related(rng, 20, 4), related(rng, 20, 6), random_permutations(20, 1)
+    expected = references.cka(x, y[order], estimator="minibatch", batch=12)
+    found = permuted([x], [y], "cka:estimator=minibatch,batch=12", [order])
+    assert found.item() == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.parametrize("spec", ["cka", "cka:kernel=rbf,sigma=6"])
 @pytest.mark.parametrize("n", [5, 6])
 def test_moments_over_every_permutation(rng: np.random.Generator, spec: str, n: int) -> None:
