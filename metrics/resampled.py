@@ -59,9 +59,9 @@ class LeaveOneOut(GramSweep):
         whole = squares.sum(0)
         left = whole - c * squares
         eps = np.array([draw.eps for draw in self.draws]).reshape(self.times, -1).max(0)
-        noise = np.maximum(self._noise(self.measures[0]), 100 * eps * whole)  # the difference cancels
-        norms = np.sqrt(np.where((left > noise) & (whole > 0), left, np.nan))
-        values = (products.sum(0) - c * products)[:, :, self._columns]
+        noise = np.maximum(self._noise(self.measures[0]), 100 * eps * abs(whole))  # the difference cancels
+        norms = np.sqrt(np.where(left > noise, left, np.nan))
+        values: Float64[np.ndarray, "n rows columns"] = (products.sum(0) - c * products)[:, :, self._columns]
         values /= norms[:, : self.height, None]
         values /= norms[:, [self.first + k for k in self._columns]][:, None]
         return values
@@ -121,7 +121,7 @@ def permuted(
     step = counter(times * len(pairs) * len(orders), progress)
     values = np.zeros((len(orders), len(rows), len(columns)))
     for draw in range(times):
-        whole, before = torch.empty(0), None
+        whole, before = torch.empty(0), slice(0)
         for i, j in pairs:
             if j != before:
                 del whole  # before the next is made: there is no room for both
@@ -130,6 +130,7 @@ def permuted(
             half = halved([layer.draws[draw] for layer in rows[i]], dtype, unbiased=measure.unbiased)
             products = permuted_products(half, whole, orders, step)
             values[:, i, j] += products[:, :, : j.stop - j.start].cpu().numpy() / times
+            del half
     if measure.normalised:
         values /= Norms(rows, measure).norms()[:, None]
         values /= Norms(columns, measure).norms()

@@ -1,11 +1,12 @@
 """One decomposition a layer: the principal directions that the whole CCA family is computed from."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from repsim.metrics.rows import Centred, Rows, column_means, cut, in_memory, pieces, wide
@@ -83,6 +84,10 @@ class Subspace:
     def rows(self, i: slice) -> Float[Tensor, "rows r"]:
         """Of the basis."""
         return self.basis[i]
+
+    def permuted(self, order: Int64[Tensor, " n"]) -> "Subspace":
+        """That of the same layer with its samples in another order: the basis, permuted."""
+        return dataclasses.replace(self, basis=self.basis[order.to(self.device)])
 
     def components(self, variance: float) -> int:
         """The smallest k with sum_{i<=k} s_i^2 >= variance sum s_i^2. Note the squares."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from repsim.errors import RepsimError
     from repsim.extraction import extract
     from repsim.figures import heatmap
+    from repsim.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
     from repsim.results import open_result, save_result
     from repsim.store import ActivationStore, open_store, verify
     from repsim.writing import write_store
@@ -24,10 +25,15 @@ _HOME = {
     "compare": "repsim.comparison",
     "extract": "repsim.extraction",
     "heatmap": "repsim.figures",
+    "leave_one_out": "repsim.resampling",
     "open_result": "repsim.results",
     "open_store": "repsim.store",
+    "permuted": "repsim.resampling",
+    "random_permutations": "repsim.resampling",
+    "random_subsamples": "repsim.resampling",
     "save_result": "repsim.results",
     "similarity": "repsim.comparison",
+    "subsampled": "repsim.resampling",
     "verify": "repsim.store",
     "write_store": "repsim.writing",
 }
@@ -39,10 +45,15 @@ __all__ = [
     "compare",
     "extract",
     "heatmap",
+    "leave_one_out",
     "open_result",
     "open_store",
+    "permuted",
+    "random_permutations",
+    "random_subsamples",
     "save_result",
     "similarity",
+    "subsampled",
     "verify",
     "write_store",
 ]

@@ -19,7 +19,7 @@ from repsim.alignment import AlignedView
 from repsim.devices import choose_device, return_memory
 from repsim.errors import InvalidInputError
 from repsim.factors import Source, prepare
-from repsim.machine import memory_now, memory_to_use, parse_size, rates
+from repsim.machine import memory_now, memory_to_use, rates
 from repsim.matrix import Layer, Matrix
 from repsim.metrics import Metric
 from repsim.metrics.rows import Rows
@@ -169,7 +169,7 @@ class Comparison:
             self.matrix = Matrix(stores_a, stores_b, len(self.view.sample_ids))
             if known is not None:
                 self.metrics = self.matrix.take_over(known, self.metrics)
-            limits = me.share(Limits(_bytes(memory, self.device), self._base(), self.device))  # one plan for all
+            limits = me.share(Limits(memory_to_use(self.device, memory), self._base(), self.device))  # one plan for all
             jobs = self.matrix.missing(self.metrics)
             n = self.matrix.n
             self.plan = Plan(
@@ -257,12 +257,6 @@ class Comparison:
 
 def _metric(spec: str | Metric[Any]) -> Metric[Any]:
     return spec if isinstance(spec, Metric) else registry.get(spec)
-
-
-def _bytes(memory: int | str | None, device: str) -> int:
-    if memory is None:
-        return memory_to_use(device)
-    return parse_size(memory) if isinstance(memory, str) else memory
 
 
 def _open(

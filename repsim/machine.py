@@ -36,11 +36,13 @@ def parse_size(text: str) -> int:
     return size
 
 
-def memory_to_use(device: str) -> int:
-    """Bytes to work in where nobody says how many: half of what this machine has for this process, or 80 % of a GPU.
+def memory_to_use(device: str, asked: int | str | None = None) -> int:
+    """Bytes to work in, or words for them; by default half of what this machine has for this process, or 80 % of a GPU.
 
     What is free at the moment plays no part, so that the same command makes the same plan tomorrow.
     """
+    if asked is not None:
+        return parse_size(asked) if isinstance(asked, str) else asked
     if device.startswith("cuda"):
         return int(0.8 * torch.cuda.get_device_properties(device).total_memory)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

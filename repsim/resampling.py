@@ -5,32 +5,31 @@ matrix and no decomposition is made a second time where the first one will do.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from repsim.errors import InvalidInputError
-from repsim.metrics import Metric
-from repsim.metrics.resampled import (
-    LeaveOneOut,
-    Norms,
-    gathers,
-    groups,
-    halved,
-    interleaved,
-    padded,
-    permuted_products,
-)
+from repsim import metrics as registry
+from repsim.alignment import AlignedView
+from repsim.devices import choose_device
+from repsim.errors import InvalidInputError, UndefinedValueError
+from repsim.factors import Source, prepare
+from repsim.labels import Form
+from repsim.machine import memory_to_use
+from repsim.metrics import Factor, Metric, resampled
+from repsim.metrics.base import StreamingRecipe, as_samples
+from repsim.metrics.rows import Rows
 from repsim.progress import Progress, counter
+from repsim.store import ActivationStore
 
-Layers = Mapping[str, Any] | Sequence[Any]
-"""The layers of one side: arrays (n, p), `Rows`, or what the metric's recipe made of them; None where it made nothing."""
-MEMORY = 2**32
-"""Bytes that Gram matrices may take at once, unless the caller says otherwise."""
+Layers = ActivationStore | Mapping[str, Any] | Sequence[Any]
+"""The layers of one side: all of a store, or arrays (n, p), `Rows`, or what the metric's recipe made of them."""
+Values = Float64[np.ndarray, "count rows columns"]
 
 
 def random_permutations(n: int, count: int, seed: int = 0) -> Int64[np.ndarray, "count n"]:
@@ -42,8 +41,8 @@ def random_permutations(n: int, count: int, seed: int = 0) -> Int64[np.ndarray, 
     Examples
     --------
     >>> random_permutations(5, 2)
-    array([[4, 2, 3, 1, 0],
-           [2, 4, 3, 0, 1]])
+    array([[2, 4, 3, 0, 1],
+           [4, 1, 2, 0, 3]])
     """
     if n < 1 or count < 1:
         raise InvalidInputError(f"expected at least 1 sample and 1 permutation, got n = {n} and count = {count}")
@@ -57,8 +56,8 @@ def random_subsamples(n: int, m: int, count: int, seed: int = 0) -> Int64[np.nda
     Examples
     --------
     >>> random_subsamples(9, 4, 2)
-    array([[1, 4, 5, 8],
-           [0, 1, 3, 6]])
+    array([[2, 4, 5, 7],
+           [0, 1, 5, 6]])
     """
     if not (4 <= m <= n and count >= 1):
         raise InvalidInputError(f"expected 4 <= m <= n and at least 1 subsample, got m = {m}, n = {n}, count = {count}")
@@ -67,8 +66,13 @@ def random_subsamples(n: int, m: int, count: int, seed: int = 0) -> Int64[np.nda
 
 
 def leave_one_out(
-    rows: Layers, columns: Layers, metric: str | Metric[Any] = "cka", *, progress: Progress | None = None
-) -> Float64[np.ndarray, "n rows columns"]:
+    rows: Layers,
+    columns: Layers,
+    metric: str | Metric[Any] = "cka",
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Values:
     """Debiased CKA of all pairs with each sample left out, exactly, for about the price of the comparison.
 
     With A and B the U-centred Gram matrices of all n samples and D_i = sum_j A_ij B_ij, the HSIC_1 of the others is
@@ -82,9 +86,12 @@ def leave_one_out(
     Parameters
     ----------
     rows, columns
-        Layers over the same n samples: arrays (n, p), `Rows` that are read as they are needed, or factors.
+        Layers over the same n samples, several a side: a store, or arrays (n, p), `Rows` that are read as they are
+        needed, or factors.
     metric
         Debiased `CKA`, of either kernel.
+    device
+        Where to compute, as in `repsim.compare`. Factors stay where they are.
     progress
         Called with the number of steps done, and of all.
 
@@ -102,7 +109,7 @@ def leave_one_out(
     References
     ----------
     Song, Smola, Gretton, Bedo, Borgwardt. Feature selection via dependence maximization. JMLR 2012, eq. 5 (HSIC_1).
-    Szekely, Rizzo. Partial distance correlation with methods for dissimilarities. Annals of Statistics 2014 (U-centring).
+    Szekely, Rizzo. Partial distance correlation with methods for dissimilarities. Annals of Statistics 2014.
 
     Examples
     --------
@@ -113,17 +120,15 @@ def leave_one_out(
     ((20, 1, 1), True)
     """
     metric = _metric(metric)
-    if not (_in_gram_space(metric) and metric.unbiased and metric.normalised):
+    both = _Sides(rows, columns, metric, device)
+    if not (both.whole and metric.unbiased and metric.normalised):
         raise InvalidInputError(f"{metric.spec} has no exact leave-one-out; take debiased CKA: cka or cka:kernel=rbf")
-    n, left, right = _prepared(rows, columns, metric)
-    if n < 5:
-        raise InvalidInputError(f"{n} samples are too few: with one left out, debiased CKA needs at least 4")
-    values = np.full((n, len(left), len(right)), np.nan)
-    a, b = _present(left), _present(right)
-    if len(a) and len(b):
-        _check_whole(metric, [*left, *right])
-        sweep = LeaveOneOut([left[i] for i in a], [right[j] for j in b], metric)
-        values[:, a[:, None], b] = sweep.left_out(counter(sweep.units, progress))
+    if both.n < 5:
+        raise InvalidInputError(f"{both.n} samples are too few: with one left out, debiased CKA needs at least 4")
+    values, there = both.room(both.n)
+    if both.present:
+        sweep = resampled.LeaveOneOut(*both.present, metric)
+        values[there] = sweep.left_out(counter(sweep.units, progress))
     return values
 
 
@@ -131,11 +136,12 @@ def permuted(
     rows: Layers,
     columns: Layers,
     metric: str | Metric[Any],
-    permutations: NDArray[Any],
+    permutations: ArrayLike,
     *,
-    memory: int = MEMORY,
+    device: str = "auto",
+    memory: int | str | None = None,
     progress: Progress | None = None,
-) -> Float64[np.ndarray, "count rows columns"]:
+) -> Values:
     """All pairs with the samples of one side permuted, exactly: value k compares rows with columns[permutations[k]].
 
     Permutation and centring commute, and norms do not change. So CKA needs <A, P B P'> alone, from centred Gram
@@ -143,20 +149,22 @@ def permuted(
 
         <A, P B P'> = sum_ij A_ij B_pi(i)pi(j),
 
-    of which every unordered pair of samples is computed once. Metrics on bases (the CCA family) have theirs permuted:
-    the rows of an orthonormal basis, permuted, are the basis of the permuted layer.
+    of which every unordered pair of samples is computed once. The CCA family has bases permuted: the rows of an
+    orthonormal basis, permuted, are the basis of the permuted layer. All else prepares the permuted layers anew.
 
     Parameters
     ----------
     rows, columns
-        Layers over the same n samples: arrays (n, p), `Rows`, or factors.
+        Layers over the same n samples, several a side: a store, or arrays (n, p), `Rows`, or factors.
     metric
         A spec string or a metric.
     permutations
         (K, n), each row a permutation of 0 ... n - 1. The same one holds for all layers.
+    device
+        Where to compute, as in `repsim.compare`. Factors stay where they are.
     memory
-        Bytes that the Gram matrices may take at once. Where they take more, groups of layers are compared one after
-        the other.
+        Bytes that Gram matrices may take at once, or words such as ``"2GiB"``; by default half of the machine's memory,
+        or 80 % of the GPU's. Where they take more, groups of layers are compared one after the other.
     progress
         Called with the number of steps done, and of all.
 
@@ -169,9 +177,10 @@ def permuted(
     Raises
     ------
     InvalidInputError
-        Rows that are no permutations; sides with different samples; a metric of whose factors it is not known what
-        permutes them (the minibatch estimator, compressed readouts of blocks); Gram matrices of which not even one of
-        each side fits.
+        Rows that are no permutations; sides with different samples; Gram matrices of which not even one of each side
+        fits; factors where the layers themselves are needed; the readout ``gram:B``, whose blocks cannot be permuted.
+    SampleMismatchError
+        Stores of other samples, or in another order.
 
     Examples
     --------
@@ -182,24 +191,20 @@ def permuted(
     ((100, 1, 1), True)
     """
     metric = _metric(metric)
-    n, left, right = _prepared(rows, columns, metric)
-    orders = _permutations(permutations, n)
-    values = np.full((len(orders), len(left), len(right)), np.nan)
-    a, b = _present(left), _present(right)
-    if not (len(a) and len(b)):
-        return values
-    some, others = [left[i] for i in a], [right[j] for j in b]
-    if _in_gram_space(metric):
-        _check_whole(metric, some + others)
-        found = _permuted_grams(some, others, metric, orders, memory, progress)
-    else:
+    both = _Sides(rows, columns, metric, device)
+    orders = _drawn(permutations, both.n, "permutations")
+    if orders.shape[1] != both.n:
+        raise InvalidInputError(f"permutations of {orders.shape[1]} samples, but the layers have {both.n}")
+    values, there = both.room(len(orders))
+    if both.whole and both.present:
+        limit = memory_to_use(both.device, memory)
+        values[there] = resampled.permuted(*both.present, metric, orders, memory=limit, progress=progress)
+    elif both.present:
         step = counter(len(orders), progress)
-        found = np.empty((len(orders), len(some), len(others)))
-        others = [_held(factor, metric) for factor in others]
         for k, order in enumerate(orders):
-            found[k] = metric.block(some, [_taken(factor, order) for factor in others])
+            others = [both.permuted(name, order) for name in both.columns]
+            values[k] = _block(metric, [both.factors.get(name) for name in both.rows], others)
             step()
-    values[:, a[:, None], b] = found
     return values
 
 
@@ -207,11 +212,12 @@ def subsampled(
     rows: Layers,
     columns: Layers,
     metric: str | Metric[Any],
-    samples: NDArray[Any],
+    samples: ArrayLike,
     *,
-    memory: int = MEMORY,
+    device: str = "auto",
+    memory: int | str | None = None,
     progress: Progress | None = None,
-) -> Float64[np.ndarray, "count rows columns"]:
+) -> Values:
     """All pairs on subsamples without replacement, exactly: value k compares rows[samples[k]] with columns[samples[k]].
 
     CKA takes the entries A_S, B_S of Gram matrices that were centred once, over all samples. HSIC does not see that
@@ -225,13 +231,13 @@ def subsampled(
     Parameters
     ----------
     rows, columns
-        Layers over the same n samples: arrays (n, p) or `Rows`; for CKA factors will do.
+        Layers over the same n samples, several a side: a store, or arrays (n, p), `Rows`, or, for CKA, factors.
     metric
         A spec string or a metric.
     samples
         (K, m), each row m different samples out of 0 ... n - 1, m >= 4.
-    memory
-        Bytes that the Gram matrices may take at once, as in `permuted`.
+    device, memory
+        As in `permuted`.
     progress
         Called with the number of steps done, and of all.
 
@@ -245,7 +251,9 @@ def subsampled(
     ------
     InvalidInputError
         Samples drawn twice (the bootstrap puts back the bias that the debiased estimator takes away), or out of range;
-        fewer than the metric needs; sides with different samples; factors where the layers themselves are needed.
+        fewer than the metric needs; and as in `permuted`.
+    SampleMismatchError
+        Stores of other samples, or in another order.
 
     References
     ----------
@@ -261,57 +269,157 @@ def subsampled(
     ((100, 1, 1), True)
     """
     metric = _metric(metric)
-    if not _in_gram_space(metric):
-        return _recomputed(rows, columns, metric, samples, progress)
-    n, left, right = _prepared(rows, columns, metric)
-    drawn = _subsamples(samples, n, metric)
-    values = np.full((len(drawn), len(left), len(right)), np.nan)
-    a, b = _present(left), _present(right)
-    if len(a) and len(b):
-        some, others = [left[i] for i in a], [right[j] for j in b]
-        _check_whole(metric, some + others)
-        values[:, a[:, None], b] = _drawn_grams(some, others, metric, drawn, memory, progress)
+    both = _Sides(rows, columns, metric, device)
+    drawn = _drawn(samples, both.n, "subsamples")
+    if drawn.shape[1] < metric.min_samples:
+        raise InvalidInputError(
+            f"subsamples of {drawn.shape[1]} are too small: {metric.spec} needs at least {metric.min_samples} samples"
+        )
+    values, there = both.room(len(drawn))
+    if both.whole and both.present:
+        limit = memory_to_use(both.device, memory)
+        values[there] = resampled.drawn(*both.present, metric, drawn, memory=limit, progress=progress)
+    elif both.present:
+        step = counter(len(drawn), progress)
+        for k, some in enumerate(drawn):
+            parts = {name: both.part(name, some) for name in {*both.rows, *both.columns}}
+            values[k] = _block(metric, *([parts[name] for name in side] for side in (both.rows, both.columns)))
+            step()
     return values
 
 
-def _permuted_grams(
-    rows: list[Any],
-    columns: list[Any],
-    metric: Metric[Any],
-    orders: Int64[Tensor, "count n"],
-    memory: int,
-    progress: Progress | None,
-) -> Float64[np.ndarray, "count rows columns"]:
-    """<A, P B P'> / (||A|| ||B||). The side with fewer layers is the one that is gathered."""
-    if len(columns) > len(rows):  # <A, P B P'> = <P'A P, B>
-        return _permuted_grams(columns, rows, metric, orders.argsort(1), memory, progress).swapaxes(1, 2)
-    n, dtype, times = _common(rows + columns)
+class _Sides:
+    """Both sides, each layer read and prepared once, though it may be on both."""
 
-    def size(n: int, r: int, c: int) -> int:
-        return (n * n * (padded(c, dtype.itemsize) + 1) + n * (n // 2 + 1) * r) * dtype.itemsize
+    def __init__(self, rows: Layers, columns: Layers, metric: Metric[Any], device: str) -> None:
+        self.device = choose_device(device)
+        if stores := [side for side in (rows, columns) if isinstance(side, ActivationStore)]:
+            AlignedView(*stores)  # refuses other samples, and another order
+        self._given: dict[str, Any] = {}
+        self._layers: dict[str, Tensor | Rows] = {}
+        self._forms: dict[str, Form] = {}
+        self.factors: dict[str, Any] = {}
+        """By name; a layer that has nothing to compare has none."""
+        self.rows, self.columns = (self._take(side, metric.min_samples) for side in (rows, columns))
+        self.n = self._samples()
+        if len(self._forms) > 1:
+            raise InvalidInputError(f"only like can be compared with like, not {' with '.join(sorted(self._forms))}")
+        self._recipe = metric.recipe_for(next(iter(self._forms.values()), "features"))
+        by_grams = "gram" in metric.roads
+        keep = not (by_grams and isinstance(self._recipe, StreamingRecipe))
+        sources = [Source(name, name, partial(self._layers.__getitem__, name)) for name in self._layers]
+        self.factors |= prepare(self._recipe, sources, keep=keep).factors
+        self.whole = by_grams and self._whole(metric)
+        """Whether every layer is a Gram matrix of all samples."""
 
-    pairs = groups(len(rows), len(columns), n, memory, size)
-    width = padded(pairs[0][1].stop - pairs[0][1].start, dtype.itemsize)
-    values = np.empty((len(orders), len(rows), len(columns)))
-    like = torch.empty(0, dtype=dtype, device=rows[0].draws[0].device)
-    steps = times * sum(
-        len(gathers(len(orders), (n // 2 + 1) * padded(j.stop - j.start, dtype.itemsize), like)) for _, j in pairs
-    )
-    del width
-    step = counter(steps, progress)
-    values[:] = 0
-    for draw in range(times):
-        before: slice | None = None
-        for i, j in pairs:
-            if j != before:
-                whole = None  # before the next is made: there is no room for both
-                whole = interleaved([layer.draws[draw - 1] for layer in columns[j]], dtype, unbiased=metric.unbiased)
-                before = j
-            assert whole is not None
-            half = halved([layer.draws[draw] for layer in rows[i]], dtype, unbiased=metric.unbiased)
-            products = permuted_products(half, whole, orders, step)
-            values[:, i, j] += products[:, :, : j.stop - j.start].cpu().numpy() / times
-    if metric.normalised:
-        values /= Norms(rows, metric).norms()[:, None]
-        values /= Norms(columns, metric).norms()
+    def _take(self, side: Layers, enough: int) -> list[str]:
+        """Names of a side's layers: one object has one name, on whichever side it is."""
+        given: list[tuple[Any, Any]]
+        if isinstance(side, ActivationStore):
+            given = [(label, side[label]) for label in side.layers]
+        else:
+            given = list(side.items()) if isinstance(side, Mapping) else list(enumerate(side))
+        for label, x in given:
+            name = str(id(x))
+            self._given[name] = x  # held, so that no other object comes to have its id
+            if isinstance(side, ActivationStore):
+                self._layers[name] = self._stored(side, label, enough)
+                self._forms["features" if x.key.form == "features" else x.key.readout] = x.key.form
+            elif isinstance(x, Factor) and not isinstance(x, Rows) and not hasattr(x, "__array__"):
+                self.factors[name] = x
+            else:
+                self._layers[name] = self._at_hand(x, enough)
+                self._forms["features"] = "features"
+        return [str(id(x)) for _, x in given]
+
+    def _at_hand(self, x: Any, enough: int) -> Tensor | Rows:
+        if isinstance(x, Rows) and not hasattr(x, "__array__"):
+            return x
+        return as_samples(x if isinstance(x, Tensor) else np.asarray(x), enough).to(self.device)
+
+    def _stored(self, store: ActivationStore, label: str, enough: int) -> Tensor | Rows:
+        view, form = AlignedView(store), store[label].key.form
+        if form == "grams":
+            raise InvalidInputError(
+                f"{store.path}, layer {label}: Gram matrices of blocks say nothing of two samples in different blocks, "
+                "so samples cannot be left out, permuted or drawn; extract the features, or sketch:M"
+            )
+        if form == "features":
+            return view.stream(store, label, self.device, min_samples=enough)
+        return view.load(store, label, min_samples=enough).to(self.device)
+
+    def _samples(self) -> int:
+        counts = [layer.shape[0] for layer in self._layers.values()]
+        counts += [getattr(factor, "draws", [factor])[0].n for factor in self.factors.values()]
+        if not (self.rows and self.columns):
+            raise InvalidInputError("name at least one layer of each side")
+        if len(set(counts)) > 1:
+            raise InvalidInputError(
+                f"layers have {' and '.join(map(str, sorted(set(counts))))} samples; "
+                "rows must be the same samples in the same order"
+            )
+        return int(counts[0])
+
+    def _whole(self, metric: Metric[Any]) -> bool:
+        draws = [getattr(factor, "draws", ()) for factor in self.factors.values()]
+        if len({len(each) for each in draws} - {0}) > 1 or not all(draws):
+            raise InvalidInputError(f"these are not all factors of one recipe of {metric.spec}")
+        return all(draw.block == draw.n == self.n for each in draws for draw in each)
+
+    @property
+    def present(self) -> tuple[list[Any], list[Any]] | None:
+        """The factors of rows and of columns that there are; None where one side has none."""
+        a, b = ([self.factors[name] for name in side if name in self.factors] for side in (self.rows, self.columns))
+        return (a, b) if a and b else None
+
+    def room(self, count: int) -> tuple[Values, Any]:
+        """NaN for all values, and where among them those of `present` are."""
+        a, b = ([k for k, name in enumerate(side) if name in self.factors] for side in (self.rows, self.columns))
+        return np.full((count, len(self.rows), len(self.columns)), np.nan), np.ix_(range(count), a, b)
+
+    def permuted(self, name: str, order: Int64[Tensor, " n"]) -> Any:
+        """A layer's factor with its samples in another order; None where there is none."""
+        factor: Any = self.factors.get(name)
+        return factor.permuted(order) if hasattr(factor, "permuted") else self.part(name, order)
+
+    def part(self, name: str, samples: Int64[Tensor, " m"]) -> Any:
+        """The factor of some samples of a layer, prepared anew; None where there is none."""
+        if name not in self._layers:
+            raise InvalidInputError("this metric prepares the samples drawn anew: give the layers, and not factors")
+        x = self._layers[name] = self._layers[name][:]
+        try:
+            return self._recipe(x[samples.to(x.device)])
+        except UndefinedValueError:
+            return None
+
+
+def _metric(spec: str | Metric[Any]) -> Metric[Any]:
+    return spec if isinstance(spec, Metric) else registry.get(spec)
+
+
+def _block(metric: Metric[Any], rows: Sequence[Any], columns: Sequence[Any]) -> Float64[np.ndarray, "rows columns"]:
+    """`Metric.block`, and NaN for layers that have no factor."""
+    values = np.full((len(rows), len(columns)), np.nan)
+    a, b = ([k for k, factor in enumerate(side) if factor is not None] for side in (rows, columns))
+    values[np.ix_(a, b)] = metric.block([rows[i] for i in a], [columns[j] for j in b])
     return values
+
+
+def _drawn(given: ArrayLike, n: int, what: str) -> Int64[Tensor, "count m"]:
+    """Rows of different samples, or a refusal."""
+    array = np.asarray(given)
+    if array.ndim != 2 or array.dtype.kind not in "iu" or not array.size:
+        raise InvalidInputError(
+            f"expected {what}: whole numbers of shape (K, samples), got shape {array.shape}, dtype {array.dtype}"
+        )
+    array = array.astype(np.int64)
+    if outside := array[(array < 0) | (array >= n)].tolist():
+        raise InvalidInputError(f"{what} of {n} samples are of the numbers 0 to {n - 1}, got {outside[0]}")
+    for k, row in enumerate(array):
+        numbers, times = np.unique(row, return_counts=True)
+        if times.max() > 1:
+            raise InvalidInputError(
+                f"row {k} of the {what} has sample {numbers[times.argmax()]} {times.max()} times; take every sample "
+                "once: drawn with replacement, a sample is like its double, and that counts as similarity"
+            )
+    return torch.from_numpy(array)

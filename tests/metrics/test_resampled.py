@@ -1,0 +1,105 @@
+"""Gram matrices that are gathered from, against the same cut out and multiplied by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from repsim.errors import InvalidInputError
+from repsim.metrics import get
+from repsim.metrics.base import as_samples
+from repsim.metrics.resampled import LeaveOneOut, Norms, centred, gathers, groups, halved, interleaved, padded
+from tests.metrics.references import gram, u_centred
+
+
+def factors(rng: np.random.Generator, spec: str, n: int, *widths: int) -> tuple[list[Any], list[Any]]:
+    layers = [rng.normal(size=(n, p)) for p in widths]
+    return layers, [get(spec).recipe(as_samples(x)) for x in layers]
+
+
+def test_centred_is_the_matrix_however_it_is_cut(rng: np.random.Generator) -> None:
+    (x,), (factor,) = factors(rng, "cka", 30, 40)
+    expected = u_centred(gram(x))
+    scale = float(np.sum((x - x.mean(0)) ** 2)) / 30  # features have a mean squared norm of 1
+    for panel, tile in ((2048, 512), (11, 4), (7, 3), (1, 1)):
+        found = centred(factor, torch.float64, unbiased=True, panel=panel, tile=tile)
+        np.testing.assert_allclose(found, expected / scale, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [5, 6, 7, 8])
+def test_half_a_matrix_holds_every_pair_once(rng: np.random.Generator, n: int) -> None:
+    """Sums over halves, weighted as they are, are sums over all of a symmetric matrix."""
+    _, (a, b) = factors(rng, "cka:estimator=biased", n, 3, 9)
+    A, B = (centred(factor, torch.float64, unbiased=False) for factor in (a, b))
+    half = halved([a, b], torch.float64, unbiased=False)
+    assert half.shape == (n, 2, n // 2 + 1)
+    weights = torch.full((n // 2 + 1,), 2.0, dtype=torch.float64)
+    weights[0] = 1
+    if n % 2 == 0:
+        weights[-1] = 1
+    for i in range(n):
+        for k in range(n // 2 + 1):
+            torch.testing.assert_close(half[i, :, k], torch.stack([A, B])[:, i, (i + k) % n] * weights[k])
+    assert float(half[:, 0].sum()) == pytest.approx(float(A.sum()), abs=1e-12)
+    assert float((half[:, 0] * half[:, 1] / weights).sum()) == pytest.approx(float((A * B).sum()), rel=1e-12)
+
+
+def test_interleaved_has_layers_last_and_nothing_in_what_is_left(rng: np.random.Generator) -> None:
+    _, both = factors(rng, "cka", 6, 3, 4)
+    both += factors(rng, "cka", 6, 5)[1]
+    whole = interleaved(both, torch.float64, unbiased=True, ones=False)
+    assert whole.shape == (6, 6, 4)
+    for k, factor in enumerate(both):
+        torch.testing.assert_close(whole[:, :, k], centred(factor, torch.float64, unbiased=True))
+    assert not whole[:, :, 3].any()
+    assert (interleaved(both, torch.float64, unbiased=True, ones=True)[:, :, 3] == 1).all()
+
+
+@pytest.mark.parametrize(("panel", "tile"), [(2048, 0), (12, 5), (7, 3), (50, 64)])
+def test_leave_one_out_is_the_same_however_it_is_cut(rng: np.random.Generator, panel: int, tile: int) -> None:
+    _, layers = factors(rng, "cka", 30, 3, 40, 5)
+    expected = LeaveOneOut(layers[:2], layers[1:], get("cka")).left_out(lambda: None)
+    found = LeaveOneOut(layers[:2], layers[1:], get("cka"), panel=panel, tile=tile).left_out(lambda: None)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("spec", ["cka", "cka:estimator=biased", "cka:kernel=rbf"])
+def test_norms_are_those_of_the_whole_matrices(rng: np.random.Generator, spec: str) -> None:
+    metric = get(spec)
+    _, layers = factors(rng, spec, 30, 3, 40)
+    wanted = [float(centred(a, torch.float64, unbiased=metric.unbiased).norm()) for a in layers]
+    np.testing.assert_allclose(Norms(layers, metric).norms(), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("layers", [*range(1, 18), 32, 33])
+@pytest.mark.parametrize("itemsize", [4, 8])
+def test_padding_leaves_no_entry_across_two_cache_lines_that_would_fit_into_one(layers: int, itemsize: int) -> None:
+    width = padded(layers, itemsize)
+    assert layers <= width < max(2 * layers, layers + 64 // itemsize)
+    assert 64 % (width * itemsize) == 0 or (width * itemsize) % 64 == 0
+
+
+def test_what_is_gathered_at_once_stays_in_the_cache() -> None:
+    like = torch.empty(0, dtype=torch.float64)
+    for count, numbers in ((1000, 2**12), (7, 2**30), (5, 10)):
+        found = gathers(count, numbers, like)
+        assert [k for i in found for k in range(i.start, i.stop)] == list(range(count))
+        fits = max(1, 2**22 // (8 * numbers))
+        assert max(i.stop - i.start for i in found) <= fits
+        assert len(found) == -(-count // fits)
+
+
+def test_groups_cover_every_pair_once_and_none_takes_too_much() -> None:
+    def size(n: int, r: int, c: int) -> int:
+        return n * n * (r + 2 * c)
+
+    for rows, columns, memory in ((7, 5, 100 * 19), (7, 5, 100 * 3), (1, 9, 100 * 8), (3, 2, 10**9)):
+        found = groups(rows, columns, 10, memory, size)
+        covered = [(a, b) for i, j in found for a in range(rows)[i] for b in range(columns)[j]]
+        assert sorted(covered) == [(a, b) for a in range(rows) for b in range(columns)]
+        assert all(size(10, i.stop - i.start, j.stop - j.start) <= memory for i, j in found)
+        assert [j for _, j in found] == sorted((j for _, j in found), key=lambda j: j.start)
+    assert groups(3, 2, 10, 10**9, size) == [(slice(0, 3), slice(0, 2))]
+    with pytest.raises(InvalidInputError, match=r"one layer of each side takes .* a subsample of at most 9 samples"):
+        groups(3, 2, 10, 299, size)
