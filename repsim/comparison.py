@@ -1,7 +1,7 @@
 """All layer pairs of two stores, or of many: planned, each layer prepared once, shared among processes, resumed."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -32,6 +32,8 @@ from repsim.store import ActivationStore, open_store
 
 Array = NDArray[Any]
 StoreLike = ActivationStore | str | os.PathLike[str]
+_STEP = 2**26
+"""Bytes in which it is counted what the process takes before the comparison."""
 
 
 def similarity(x: Array | Tensor, y: Array | Tensor, metric: str | Metric[Any] = "cka") -> float:
@@ -136,8 +138,8 @@ def compare(
     1.0
     1.0
     """
-    with Comparison(a, b, metrics, device=device, memory=memory, tf32=tf32, known=known) as planned:
-        return planned.run(parts=parts, progress=progress, command=command, me=me)
+    with Comparison(a, b, metrics, device=device, memory=memory, tf32=tf32, known=known, me=me) as planned:
+        return planned.run(parts=parts, progress=progress, command=command)
 
 
 class Comparison:
@@ -156,8 +158,9 @@ class Comparison:
         memory: int | str | None = None,
         tf32: bool = False,
         known: xr.Dataset | None = None,
+        me: Ranks = ALONE,
     ) -> None:
-        self.device, self.tf32 = choose_device(device), tf32
+        self.device, self.tf32, self._me = choose_device(device), tf32, me
         self.metrics = list({metric.spec: metric for metric in map(_metric, metrics)}.values())
         if not self.metrics:
             raise InvalidInputError("name at least one metric")
@@ -167,7 +170,7 @@ class Comparison:
             self.matrix = Matrix(stores_a, stores_b, len(self.view.sample_ids))
             if known is not None:
                 self.metrics = self.matrix.take_over(known, self.metrics)
-            limits = Limits(_bytes(memory, self.device), self._base(), self.device)
+            limits = Limits(*me.share((_bytes(memory, self.device), self._base())), self.device)  # one plan for all
             jobs = self.matrix.missing(self.metrics)
             n = self.matrix.n
             self.plan = Plan(
@@ -176,8 +179,11 @@ class Comparison:
             self._stack = stack.pop_all()
 
     def _base(self) -> int:
-        """What the process takes already, where that counts: the memory of a GPU is another."""
-        return 0 if self.device.startswith("cuda") else memory_now()
+        """What the process takes already, where that counts: the memory of a GPU is another.
+
+        In large steps: no two runs take the same to the byte, and the same command should make the same plan.
+        """
+        return 0 if self.device.startswith("cuda") else -(-memory_now() // _STEP) * _STEP
 
     def __enter__(self) -> Self:
         return self
@@ -197,9 +203,10 @@ class Comparison:
         parts: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
         command: str | None = None,
-        me: Ranks = ALONE,
+        save: Callable[[xr.Dataset], None] | None = None,
     ) -> xr.Dataset:
-        """Do it."""
+        """Do it. ``save`` is called with the result, in the first process, before its parts go."""
+        me = self._me
         enough = max(metric.min_samples for metric in self.metrics)
         sources = {
             layer.shape.name: Source(layer.shape.name, layer.name, partial(self._read, layer, enough))
@@ -208,24 +215,35 @@ class Comparison:
         ledger, meter = Ledger(None if parts is None else Path(parts)), Meter(self.plan, me, progress)
         with ledger.claimed(first=me.first), _precision(tf32=self.tf32):
             for stage in self.plan.stages:
-                self._do(stage, sources, ledger, me, meter)
+                self._do(stage, sources, ledger, meter)
+                meter.finished(stage)
                 return_memory()
             me.wait()  # nobody writes any more
-        attrs = {
+            result = self.matrix.dataset(self.metrics, self._attrs(command or ""))
+            if save is not None and me.first:
+                save(result)
+        return result
+
+    def _attrs(self, command: str) -> dict[str, Any]:
+        return {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "repsim_version": repsim.__version__,
-            "command": command or "",
-            "device": self.device.partition(":")[0],
+            "command": command,
+            "device": self._kind,
             "tf32": int(self.tf32),
             "samples_fingerprint": self.view.sample_ids.fingerprint,
         }
-        return self.matrix.dataset(self.metrics, attrs)
 
-    def _do(self, stage: Stage, sources: Mapping[str, Source], ledger: Ledger, me: Ranks, meter: Meter) -> None:
+    @property
+    def _kind(self) -> str:
+        """The device, whichever of its kind."""
+        return self.device.partition(":")[0]
+
+    def _do(self, stage: Stage, sources: Mapping[str, Source], ledger: Ledger, meter: Meter) -> None:
         """Prepare the layers of a stage, compare them, and enter the values."""
         needed = [sources[layer.name] for layer in stage.layers]
         share = meter.preparing(stage)
-        prepared = prepare(stage.recipe, needed, keep=stage.kept, me=me, step=share)
+        prepared = prepare(stage.recipe, needed, keep=stage.kept, me=self._me, step=share)
         factors = prepared.factors
         for name, why in prepared.undefined.items():
             for metric in stage.metrics:
@@ -239,9 +257,11 @@ class Comparison:
         title = repr(
             (repsim.__version__, stage.recipe, [m.spec for m in stage.metrics], stage.road, stage.form, self.matrix.n)
         )
-        title += repr((stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept))
+        title += repr(
+            (stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept, self._kind, self.tf32)
+        )
         title += repr([self.matrix.identity(name) for side in (rows, columns) for name in side])
-        found = run(sweep, title, ledger=ledger, me=me, step=meter.comparing(stage, sweep.units))
+        found = run(sweep, title, ledger=ledger, me=self._me, step=meter.comparing(stage, sweep.units))
         for metric, values in zip(stage.metrics, found, strict=True):
             self.matrix.enter(metric, rows, columns, values, factors)
 

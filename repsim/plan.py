@@ -399,7 +399,7 @@ class Meter:
     def __init__(self, plan: Plan, me: Ranks, progress: Progress | None) -> None:
         self._progress, self._me = progress, me
         self._total = plan.cost.seconds(NOMINAL) or 1.0
-        self._done, self._told = 0.0, -1
+        self._done, self._due, self._told = 0.0, 0.0, -1
 
     def preparing(self, stage: Stage) -> Callable[[], None]:
         """To be called after each layer of a stage."""
@@ -411,6 +411,11 @@ class Meter:
         """To be called after each unit of a stage."""
         rest = stage.cost.seconds(NOMINAL) - stage.preparing.seconds(NOMINAL)
         return lambda: self._advance(rest / units * self._me.world)
+
+    def finished(self, stage: Stage) -> None:
+        """To be called after a stage: other processes did their part of it, or it was done before."""
+        self._due += stage.cost.seconds(NOMINAL)
+        self._advance(self._due - self._done)
 
     def _advance(self, seconds: float) -> None:
         self._done += seconds
