@@ -270,42 +270,62 @@ def _prepared(stage: Stage, n: int) -> tuple[list[int], Cost, int]:
             decomposed=sum(9.0 * m**3 for m in smaller),
             touched=values,
         )
-        held = sum(8 * layer.p * m if layer.p <= n else 4 * n * m for layer, m in zip(layers, smaller, strict=True))
-        most = max(3 * 8 * m * m for m in smaller)
+        held = sum(_directions(layer, n, loadings=recipe.loadings) for layer in layers)
+        most = max(
+            3 * 8 * m * m if layer.itemsize < 8 else 2 * 8 * (n + m) * layer.p
+            for layer, m in zip(layers, smaller, strict=True)
+        )
         return widths, cost, held + most
     if isinstance(recipe, CentredGram) and recipe.kernel == "rbf":
         sweeps = 1 if recipe.sigma is not None else 3  # for the median, twice, by its bits; and for the row sums
         cost += Cost(
             flop32=sweeps * float(n) * n * sum(layer.p for layer in layers), touched=sweeps * n * n * len(layers) / 2
         )
-    return [layer.p for layer in layers], cost, 4 * 8 * n * len(layers)
+    fixed = 4 * 8 * n * len(layers)
+    if isinstance(recipe, CentredGram) and (recipe.kernel == "rbf" or recipe.batch):
+        side = min(n, recipe.batch or _PANEL)  # for row sums and the median, tiles of one layer after the other
+        fixed += max(2 * side * layer.p for layer in layers) * 4 + 6 * 4 * side**2
+    return [layer.p for layer in layers], cost, fixed
+
+
+def _directions(layer: LayerShape, n: int, *, loadings: bool) -> int:
+    """Bytes of a basis, or of what activations are multiplied with to get there: of float64 activations the basis."""
+    m = min(n, layer.p)
+    if layer.itemsize == 8:
+        basis = 8 * n * m
+    else:
+        basis = 8 * layer.p * m if layer.p <= n else 4 * n * m
+    return basis + (8 * m * layer.p if loadings else 0)
 
 
 def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: int) -> Stage:
     count, pairs, measures = len(widths), len(stage.rows) * len(stage.columns), len(stage.metrics)
     recipe = stage.recipe
     block = recipe.batch or n if isinstance(recipe, CentredGram) else n
-    tile = tile_side(count * (1 + (measures > 1)), itemsize)
-    if stage.form == "sketches":
-        tile = tile_side(2 * count, itemsize)
-    panel, held = _PANEL, 2
+    copies = (2 if measures > 1 else 1) * (2 if stage.form == "sketches" else 1)
+    tile = min(tile_side(count * copies, itemsize), n)
+    stack = copies * count * tile**2 * itemsize
     wide = sum(widths) * itemsize
-    if not stage.kept:
-        stack = count * min(tile, n) ** 2 * itemsize * (1 + (measures > 1))
-        room = free - stack
-        while panel > _SMALLEST_PANEL and 4 * min(panel, n) * wide > room:
-            panel //= 2
+
+    def sums(panel: int) -> int:
+        return (_units(n, block, panel) + 2) * measures * (pairs + count) * 8
+
+    most = max(2**26, free // 8)
+    panel, held = _SMALLEST_PANEL if block >= n else block, 2
+    while sums(panel) > most and panel < n:
+        panel *= 2  # fewer units, whose sums would take more memory than what is summed
+    if stage.kept:
+        panel = max(panel, _PANEL)
+    else:
+        room = free - stack - min(most, sums(_SMALLEST_PANEL))
+        panel = max(panel, min(_PANEL, room // (4 * wide) // _SMALLEST_PANEL * _SMALLEST_PANEL))
         held = max(2, min(-(-n // panel), room // (min(panel, n) * wide) - 1))
     tile = min(tile, panel)
-    while _units(n, block, panel) * pairs * 8 > max(2**26, free // 8) and panel < n:
-        panel *= 2  # fewer units, whose sums would take more memory than what is summed
-    stack = count * min(tile, n) ** 2 * itemsize * (1 + (measures > 1))
-    sums = (_units(n, block, panel) + 2) * measures * (pairs + count) * 8
-    flop = flop_of_grams(n, min(block, n), widths if stage.form == "features" else [], pairs)
-    cost = stage.cost + Cost(flop32=flop, added=2.0 * n * block * count / 2)
+    flop = flop_of_grams(n, min(block, n), widths if stage.form == "features" else [], pairs * measures)
+    cost = stage.cost + Cost(flop32=flop, added=float(n) * block * count * measures)
     if itemsize > 4:
         cost = dataclasses.replace(cost, flop32=cost.flop32 - flop, flop64=cost.flop64 + flop)
-    memory = stack + sums
+    memory = stack + sums(panel)
     if stage.kept:
         cost += Cost(touched=float(n) * sum(widths))
     else:
@@ -333,7 +353,7 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     largest = 12 * max(widths) ** 2
     if not stage.kept:
         broad = sum(widths) * itemsize
-        while chunk > 256 and 3 * min(chunk, n) * broad > free // 2:
+        while chunk > 256 and 3 * min(chunk, n) * broad > min(free // 2, free - 2 * largest):
             chunk //= 2
         room = max(largest, min(room, free - 3 * min(chunk, n) * broad - largest))
     units = units_of_moments(widths[:height], columns, room, symmetric=symmetric, norms=norms)
