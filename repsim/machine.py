@@ -22,13 +22,13 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 def parse_size(text: str) -> int:
     """Bytes from words such as ``2GiB``, ``500 MB``, ``1.5g``.
 
-    >>> parse_size("2GiB"), parse_size("1.5 kB")
-    (2147483648, 1500)
+    >>> parse_size("2GiB"), parse_size("1.5 kB"), parse_size("67.1MB")
+    (2147483648, 1500, 67100000)
     """
     word = text.strip().lower().removesuffix("b")
     unit = word.lstrip("0123456789. ")
     try:
-        size = int(float(word.removesuffix(unit)) * _UNITS[unit])
+        size = round(float(word.removesuffix(unit)) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError):
         raise InvalidInputError(f"cannot read {text!r} as a size; write 2GiB, or 500MB") from None
     if size < 1:

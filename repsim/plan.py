@@ -227,11 +227,17 @@ def _best_road(stage: Stage, n: int, limits: Limits) -> Stage:
         least = min(stages, key=lambda stage: stage.memory)
         raise InvalidInputError(
             f"{', '.join(metric.spec for metric in metrics)} on {len(least.layers)} layers of {n} samples takes "
-            f"{human(limits.base + least.memory)} of memory at least, of which the program itself takes "
+            f"{human(_rounded_up(limits.base + least.memory))} of memory at least, of which the program itself takes "
             f"{human(limits.base)}; allowed are {human(limits.memory)}: give --memory more, or compare fewer layers"
         )
     best = fitting[0]
     return dataclasses.replace(best, other=next((s.cost for s in stages if s.road != best.road), None))
+
+
+def _rounded_up(size: int) -> int:
+    """To three digits, as `human` shows it: whoever gives this much gives enough."""
+    step = 10 ** max(0, len(str(size)) - 3)
+    return -(-size // step) * step
 
 
 def _by_road(stage: Stage, n: int, limits: Limits) -> Stage:
