@@ -239,7 +239,7 @@ class GramSweep(Sweep):
         place = wide(self.device)
         products = torch.zeros(len(self.measures), self.height, self.width, dtype=torch.float64, device=place)
         squares = torch.zeros(len(self.measures), layers, dtype=torch.float64, device=place)
-        side = min(self.tile, self.draws[0].block, left.stop - left.start)
+        side = min(self.tile, self.draws[0].block, max(left.stop - left.start, right.stop - right.start))
         memory = torch.empty(1 + several, len(self.draws) * side**2, dtype=self.dtype, device=self.device)
         for i, j in tiles(left, right, self.draws[0].block, self.tile):
             shape = (len(self.draws), i.stop - i.start, j.stop - j.start)
