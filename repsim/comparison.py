@@ -16,7 +16,7 @@ from torch import Tensor
 import repsim
 from repsim import metrics as registry
 from repsim.alignment import AlignedView
-from repsim.devices import choose_device, return_memory
+from repsim.devices import choose_device, no_fraying, return_memory
 from repsim.errors import InvalidInputError
 from repsim.factors import Source, prepare
 from repsim.machine import memory_now, memory_to_use, parse_size, rates
@@ -164,6 +164,7 @@ class Comparison:
         self.metrics = list({metric.spec: metric for metric in map(_metric, metrics)}.values())
         if not self.metrics:
             raise InvalidInputError("name at least one metric")
+        no_fraying()
         with ExitStack() as stack:
             stores_a, stores_b = _open(a, b, stack)
             self.view = AlignedView(*dict.fromkeys((*stores_a, *stores_b)))

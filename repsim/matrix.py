@@ -202,7 +202,7 @@ class Matrix:
     def _lonely(self, values: NDArray[np.float64]) -> set[str]:
         """Layers without one value, where others have some: one reason a layer is enough."""
         empty = np.isnan(values)
-        sides = (self.rows, empty.all(1)), (self.columns, empty.all(0))
+        sides = (self.rows, empty.all(axis=1).tolist()), (self.columns, empty.all(axis=0).tolist())
         found = {layer.shape.name for side, alone in sides for layer, is_ in zip(side, alone, strict=True) if is_}
         return set() if empty.all() else found
 

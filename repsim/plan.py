@@ -236,7 +236,7 @@ def _best_road(stage: Stage, n: int, limits: Limits) -> Stage:
 
 def _rounded_up(size: int) -> int:
     """To three digits, as `human` shows it: whoever gives this much gives enough."""
-    step = 10 ** max(0, len(str(size)) - 3)
+    step: int = 10 ** max(0, len(str(size)) - 3)
     return -(-size // step) * step
 
 
@@ -297,10 +297,8 @@ def _prepared(stage: Stage, n: int) -> tuple[list[int], Cost, int]:
 def _directions(layer: LayerShape, n: int, *, loadings: bool) -> int:
     """Bytes of a basis, or of what activations are multiplied with to get there: of float64 activations the basis."""
     m = min(n, layer.p)
-    if layer.itemsize == 8:
-        basis = 8 * n * m
-    else:
-        basis = 8 * layer.p * m if layer.p <= n else 4 * n * m
+    by_weights = 8 * layer.p * m if layer.p <= n else 4 * n * m
+    basis = 8 * n * m if layer.itemsize == 8 else by_weights
     return basis + (8 * m * layer.p if loadings else 0)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +20,10 @@ from repsim.results import open_result
 from repsim.writing import write_store
 from tests.test_durability import torture  # noqa: F401 - a fixture
 
-SMALL_UNITS = "import os; from repsim import cli, plan; plan._PANEL = 64; ballast = b'x' * (2 * 10**8 * int(os.environ.get('RANK', 0))); cli.main()"
+SMALL_UNITS = (
+    "import os; from repsim import cli, plan; plan._PANEL = 64; rank = int(os.environ.get('RANK', 0)); "
+    "ballast = b'x' * (2 * 10**8 * rank); cli.main()"
+)
 
 
 def run(*args: object) -> Result:
@@ -70,8 +72,8 @@ def test_explain_says_the_plan_and_what_it_took(tmp_path: Path, stores: list[Pat
     with Comparison(stores, None, ["cka", "svcca"]) as planned:
         assert lines[: len(planned.plan.lines())] == planned.plan.lines()
     assert re.fullmatch(
-        r"predicted: .+ s, [\d.]+ MB of memory at most \(allowed: [\d.]+ GB\), at [\d,]+ GFLOP/s in float32 and .*B/s from "
-        "the stores",
+        r"predicted: .+ s, [\d.]+ MB of memory at most \(allowed: [\d.]+ GB\), at [\d,]+ GFLOP/s in float32 and .*B/s "
+        "from the stores",
         lines[6],
     )
     assert re.fullmatch(r"took: .+ s, [\d.]+ [MG]B of memory at most", lines[7])
@@ -181,12 +183,10 @@ def test_too_little_memory_says_how_much_is_needed(tmp_path: Path, torture: Modu
     code, _, said = torture.run(*command, amount(said))
     assert code == 0, said
     assert "read again as needed" in said
-    took = re.search(r"took: .*, ([\d.]+ .B) of memory at most", said)
-    assert took is not None, said
-    assert parse_size(took[1]) <= parse_size(command_amount := re.search(r"allowed: ([\d.]+ .B)", said)[1]), (
-        command_amount
-    )  # type: ignore[index]
-    np.testing.assert_allclose(values(tmp_path / "r.nc")["cka"], compare(*paths)["cka"].values, atol=1e-6)
+    told = [re.search(pattern, said) for pattern in (r"took: .*, ([\d.]+ .B) of", r"allowed: ([\d.]+ .B)")]
+    took, allowed = (parse_size(found[1]) for found in told if found is not None)
+    assert took <= allowed
+    np.testing.assert_allclose(values(tmp_path / "r.nc")["cka"], compare(paths[0], paths[1])["cka"].values, atol=1e-6)
 
 
 # --- several processes, and a kill
@@ -194,15 +194,15 @@ def test_too_little_memory_says_how_much_is_needed(tmp_path: Path, torture: Modu
 
 def test_any_number_of_ranks_gives_the_same_result(tmp_path: Path, torture: ModuleType) -> None:  # noqa: F811
     """To the bit; though the others take more memory than the first, and would have planned otherwise."""
-    paths = [make(tmp_path, name, n=700, widths=(600, 700)) for name in "abc"]
+    paths = [make(tmp_path, name, n=400, widths=(300, 350)) for name in "abc"]
     driver = tmp_path / "driver.py"
     driver.write_text(SMALL_UNITS)
-    command = ["compare", *paths, "-m", "cka", "-m", "svcca", "-m", "pwcca", "--memory"]
+    command = ["compare", *paths, "-m", "cka", "-m", "svcca", "--memory"]
     code, _, said = torture.run(sys.executable, driver, *command, "100GB", "--dry-run")
     predicted = re.search(r"predicted: .*, ([\d.]+ .B) of memory at most", said)
     assert predicted is not None, said
     enough = parse_size(predicted[1]) + 8 * 10**7
-    results = []
+    results: list[xr.Dataset] = []
     for launch in ([sys.executable], torture.torchrun(3)[:-2]):
         out = tmp_path / f"{len(results)}.nc"
         code, printed, said = torture.run(*launch, driver, *command, enough, "-o", out)

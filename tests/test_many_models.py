@@ -138,7 +138,7 @@ def test_a_metric_and_a_model_at_once(stores: list[ActivationStore]) -> None:
 
 
 def test_what_would_be_lost_or_mixed_up_is_refused(tmp_path: Path, stores: list[ActivationStore]) -> None:
-    square, sides, one = compare(stores[:2]), compare(*stores[:2]), compare(stores[0])
+    square, sides, one = compare(stores[:2]), compare(stores[0], stores[1]), compare(stores[0])
     refused: list[tuple[xr.Dataset, Any, str]] = [
         (square, ([stores[0], stores[2]],), "the earlier result holds b, which would be lost"),
         (sides, (stores[0],), "the earlier result holds b, which would be lost"),

@@ -83,7 +83,7 @@ def test_a_damaged_part_is_computed_again(tmp_path: Path, damage: str) -> None:
     data = bytearray(path.read_bytes())
     if damage == "a bit flips":
         data[-10] ^= 1
-    path.write_bytes({"cut off": data[:-9], "empty": b"", "its checksum goes": data[:-4]}.get(damage, data))
+    path.write_bytes(bytes({"cut off": data[:-9], "empty": b"", "its checksum goes": data[:-4]}.get(damage, data)))
     if damage == "another name":
         path.rename(path.with_name(path.name.replace("-2.", "-x.")))
     assert computed(tmp_path) == [2]
