@@ -215,8 +215,8 @@ def test_any_number_of_ranks_gives_the_same_result(tmp_path: Path, torture: Modu
 
 def test_a_killed_comparison_goes_on(
     tmp_path: Path,
-    torture: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    torture: ModuleType,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     paths = [make(tmp_path, name, n=3000, widths=(20, 30)) for name in "abc"]
     out, parts = tmp_path / "r.nc", tmp_path / "r.nc.parts"

@@ -171,11 +171,9 @@ def test_a_layer_without_values_is_said_once(tmp_path: Path) -> None:
     a, b = store(tmp_path, "a"), store(tmp_path, "b")
     before = compare([a, odd])
     for result in (before, compare([a, odd, b], known=before), compare([a, b, odd], known=compare([a, b]))):
-        assert told(result["cka"], "undefined") == [
-            "layer z/dead: the layer is constant: every sample has the same features, so there is nothing to compare",
-            "layer z/odd: nothing is left of a Gram matrix after centring: the layer differs from a constant in too few "
-            "samples",
-        ]
+        dead, alone = told(result["cka"], "undefined")
+        assert dead.startswith("layer z/dead: the layer is constant")
+        assert alone.startswith("layer z/odd: nothing is left of a Gram matrix after centring")
         empty = np.isnan(result["cka"].values)
         z = result["model_a"].values == "z"
         np.testing.assert_array_equal(empty, z[:, None] | z[None, :])

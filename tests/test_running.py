@@ -100,7 +100,7 @@ def test_the_folder_is_there_while_there_is_work(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), ledger.claimed():
         raise KeyboardInterrupt
     assert not folder.exists(), "nothing was kept"
-    with pytest.raises(KeyboardInterrupt), ledger.claimed():
+    with pytest.raises(KeyboardInterrupt), ledger.claimed():  # noqa: PT012
         ledger.keep("sweep", 0, PARTS[0])
         raise KeyboardInterrupt
     assert list(ledger.done("sweep")) == [0]
@@ -118,9 +118,9 @@ def test_the_folder_is_there_while_there_is_work(tmp_path: Path) -> None:
 def test_a_second_run_is_refused_and_takes_nothing_away(tmp_path: Path) -> None:
     folder = tmp_path / "parts"
     with Ledger(folder).claimed():
-        with pytest.raises(OutputError, match=f"another process is writing {folder}; wait until it is done"):
-            with Ledger(folder).claimed():  # noqa: PT012 - entering is what fails
-                pytest.fail("two at once")
+        refused = pytest.raises(OutputError, match=f"another process is writing {folder}; wait until it is done")
+        with refused, Ledger(folder).claimed():
+            pytest.fail("two at once")
         assert folder.is_dir()
         Ledger(folder).keep("sweep", 0, PARTS[0])
     assert not folder.exists()
