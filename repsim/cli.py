@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -465,7 +466,7 @@ def compare(
     with ranks() as me:
         grows = out is not None and out.exists() and not overwrite
         known = open_result(out) if out is not None and grows else None
-        if out is not None and me.first:
+        if out is not None and me.first and not dry_run:
             check_output(out, overwrite=overwrite or grows)
         a, b = (list(stores), None) if square or len(stores) > 2 else (stores[0], stores[-1])
         with Comparison(a, b, specs, device=device, memory=memory, tf32=tf32, known=known, me=me) as planned:
@@ -477,13 +478,14 @@ def compare(
             start = time.perf_counter()
             with terminal.progress("comparing", "%/s", quiet=not me.first) as advance:
                 parts = None if out is None else out.with_name(f"{out.name}.parts")
-                result = planned.run(parts=parts, progress=advance, command=_command_line())
+                save = (
+                    partial(save_result, path=out, overwrite=overwrite or grows) if out is not None and fresh else None
+                )
+                result = planned.run(parts=parts, progress=advance, command=_command_line(), save=save)
             seconds = time.perf_counter() - start
         if not me.first:
             return
-        if out is not None and fresh:
-            save_result(result, out, overwrite=overwrite or grows)
-        elif out is not None:
+        if out is not None and not fresh:
             _say(f"{out} holds all of this already; --overwrite computes it anew")
     if explain:
         terminal.took(seconds)

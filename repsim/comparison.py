@@ -1,7 +1,7 @@
 """All layer pairs of two stores, or of many: planned, each layer prepared once, shared among processes, resumed."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +16,7 @@ from torch import Tensor
 import repsim
 from repsim import metrics as registry
 from repsim.alignment import AlignedView
-from repsim.devices import choose_device, return_memory
+from repsim.devices import choose_device, no_fraying, return_memory
 from repsim.errors import InvalidInputError
 from repsim.factors import Source, prepare
 from repsim.machine import memory_now, memory_to_use, rates
@@ -31,8 +31,9 @@ from repsim.running import Ledger, run
 from repsim.store import ActivationStore, open_store
 
 Array = NDArray[Any]
-_STEP = 2**28
 StoreLike = ActivationStore | str | os.PathLike[str]
+_STEP = 2**28
+"""Bytes in which it is counted what the process takes before the comparison."""
 
 
 def similarity(x: Array | Tensor, y: Array | Tensor, metric: str | Metric[Any] = "cka") -> float:
@@ -180,7 +181,7 @@ class Comparison:
     def _base(self) -> int:
         """What the process takes already, where that counts: the memory of a GPU is another.
 
-        In large steps, because it is never quite the same, and an interrupted run goes on only by the same plan.
+        In large steps: no two runs take the same to the byte, and the same command should make the same plan.
         """
         return 0 if self.device.startswith("cuda") else -(-memory_now() // _STEP) * _STEP
 
@@ -202,8 +203,9 @@ class Comparison:
         parts: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
         command: str | None = None,
+        save: Callable[[xr.Dataset], None] | None = None,
     ) -> xr.Dataset:
-        """Do it."""
+        """Do it. ``save`` is called with the result, in the first process, before its parts go."""
         enough = max(metric.min_samples for metric in self.metrics)
         sources = {
             layer.shape.name: Source(layer.shape.name, layer.name, partial(self._read, layer, enough))
@@ -213,20 +215,33 @@ class Comparison:
         with ledger.claimed(first=self.me.first), _precision(tf32=self.tf32):
             for stage in self.plan.stages:
                 self._do(stage, sources, ledger, meter)
+                meter.finished(stage)
                 return_memory()
             self.me.wait()  # nobody writes any more
-        attrs = {
+            result = self.matrix.dataset(self.metrics, self._attrs(command or ""))
+            if save is not None and self.me.first:
+                save(result)
+        return result
+
+    def _attrs(self, command: str) -> dict[str, Any]:
+        return {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "repsim_version": repsim.__version__,
-            "command": command or "",
-            "device": self.device.partition(":")[0],
+            "command": command,
+            "device": self._kind,
             "tf32": int(self.tf32),
             "samples_fingerprint": self.view.sample_ids.fingerprint,
         }
-        return self.matrix.dataset(self.metrics, attrs)
+
+    @property
+    def _kind(self) -> str:
+        """The device, whichever of its kind."""
+        return self.device.partition(":")[0]
 
     def _do(self, stage: Stage, sources: Mapping[str, Source], ledger: Ledger, meter: Meter) -> None:
         """Prepare the layers of a stage, compare them, and enter the values."""
+        if not stage.kept:
+            no_fraying()
         needed = [sources[layer.name] for layer in stage.layers]
         share = meter.preparing(stage)
         prepared = prepare(stage.recipe, needed, device=self.device, keep=stage.kept, me=self.me, step=share)
@@ -243,7 +258,9 @@ class Comparison:
         title = repr(
             (repsim.__version__, stage.recipe, [m.spec for m in stage.metrics], stage.road, stage.form, self.matrix.n)
         )
-        title += repr((stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept))
+        title += repr(
+            (stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept, self._kind, self.tf32)
+        )
         title += repr([self.matrix.identity(name) for side in (rows, columns) for name in side])
         found = run(sweep, title, ledger=ledger, me=self.me, step=meter.comparing(stage, sweep.units))
         for metric, values in zip(stage.metrics, found, strict=True):

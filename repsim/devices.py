@@ -9,6 +9,9 @@ import torch
 from repsim.errors import InvalidInputError
 from repsim.ranks import local_rank, local_world
 
+_M_MMAP_THRESHOLD = -3
+"""In malloc.h."""
+
 
 def choose_device(name: str = "auto") -> str:
     """The best device there is (cuda, mps, cpu) for ``auto``; otherwise the one that is named, if it can be used.
@@ -37,6 +40,16 @@ def return_memory() -> None:
     """
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def no_fraying() -> None:
+    """Make the C library give freed blocks of 128 kB and more back at once, from here on.
+
+    Glibc raises the size from which it does with every such block, up to 32 MB, and a thread that reads ahead gets a
+    heap of its own: layers read over and over took 170 MB more than the tensors that were alive, instead of 30 MB.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**17)
 
 
 def cores() -> int:

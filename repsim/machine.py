@@ -22,13 +22,13 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 def parse_size(text: str) -> int:
     """Bytes from words such as ``2GiB``, ``500 MB``, ``1.5g``.
 
-    >>> parse_size("2GiB"), parse_size("1.5 kB")
-    (2147483648, 1500)
+    >>> parse_size("2GiB"), parse_size("1.5 kB"), parse_size("67.1MB")
+    (2147483648, 1500, 67100000)
     """
     word = text.strip().lower().removesuffix("b")
     unit = word.lstrip("0123456789. ")
     try:
-        size = int(float(word.removesuffix(unit)) * _UNITS[unit])
+        size = round(float(word.removesuffix(unit)) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError):
         raise InvalidInputError(f"cannot read {text!r} as a size; write 2GiB, or 500MB") from None
     if size < 1:
@@ -60,7 +60,13 @@ def memory_now() -> int:
 
 
 def memory_peak() -> int:
-    """Bytes that this process has taken at most."""
+    """Bytes that this process has taken at most.
+
+    Linux's ``ru_maxrss`` begins with what the parent took when it started this process; the kernel's own mark does not.
+    """
+    with suppress(OSError, StopIteration):
+        marks = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+        return next(int(words[1]) for words in marks if words[0] == "VmHWM:") * 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
 
 
@@ -71,11 +77,11 @@ def rates(device: str, stored: Rows | None = None) -> Cost:
     """
     on = torch.device(device)
     wide = torch.device("cpu") if on.type == "mps" else on
-    x = torch.randn(4096, 768, device=on)
-    y = torch.randn(2048, 2048, dtype=torch.float64, device=wide)[:1024]
-    square = torch.randn(768, 768, dtype=torch.float64, device=wide)
-    total = torch.zeros(2048, 1024, dtype=torch.float64, device=wide)
-    product = torch.randn(2048, 1024, device=wide)
+    x = torch.randn(1024, 768, device=on)
+    y = torch.randn(512, 2048, dtype=torch.float64, device=wide)
+    square = torch.randn(512, 512, dtype=torch.float64, device=wide)
+    total = torch.zeros(512, 1024, dtype=torch.float64, device=wide)
+    product = torch.randn(512, 1024, device=wide)
     centred = Centred(x, torch.zeros(768, dtype=torch.float64, device=wide), 1.0, torch.float32)
     read = 1e9
     if stored is not None:
@@ -87,8 +93,8 @@ def rates(device: str, stored: Rows | None = None) -> Cost:
         read = rows * p * 4 / _seconds(lambda: stored[next(left)], device, times=len(some) - 1)
     return Cost(
         flop32=2 * 512 * 512 * 768 * 8 / _seconds(lambda: [x[:512] @ x[512:1024].T for _ in range(8)], device),
-        flop64=2 * 1024 * 1024 * 2048 / _seconds(lambda: y @ y.T, device),
-        decomposed=9 * 768**3 / _seconds(lambda: torch.linalg.eigh(square @ square.T), device),
+        flop64=2 * 512 * 512 * 2048 / _seconds(lambda: y @ y.T, device),
+        decomposed=9 * 512**3 / _seconds(lambda: torch.linalg.eigh(square @ square.T), device),
         touched=x.numel() / _seconds(lambda: centred[:], device),
         added=total.numel() / _seconds(lambda: total.add_(product), device),
         read=read,

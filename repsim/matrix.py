@@ -108,29 +108,31 @@ class Matrix:
         """
         if known.attrs["samples_fingerprint"] != self.stores[0][0].sample_ids.fingerprint:
             raise InvalidInputError("the earlier result is about other samples; name another file, or use --overwrite")
-        there: list[dict[str, str]] = []
-        for side, stores in zip("ab", self.stores, strict=True):
-            told = {each["model"]: each["checksum"] for each in json.loads(known.attrs[f"stores_{side}"])}
-            now = {store.model: self._checksums[store] for store in stores}
-            if lost := [model for model in told if model not in now]:
-                raise InvalidInputError(
-                    f"the earlier result holds {', '.join(lost)}, which would be lost; name its store, too, or another "
-                    "file, or use --overwrite"
-                )
-            if changed := [model for model, checksum in told.items() if now[model] != checksum]:
-                raise InvalidInputError(
-                    f"the store of {', '.join(changed)} has changed since the earlier result; name another file, or "
-                    "use --overwrite"
-                )
-            there.append(told)
-        names = [[str(name) for name in known[f"layer_{side}"].values] for side in "ab"]
-        square = self.stores[0] == self.stores[1]
-        self._old = {layer.shape.name for layer in self.layers if layer.name in names[0]}
-        if (square and names[0] != names[1]) or (not square and len(there[0]) + len(there[1]) != 2):
+        told = [
+            {each["model"]: each["checksum"] for each in json.loads(known.attrs[f"stores_{side}"])} for side in "ab"
+        ]
+        now = [{store.model: self._checksums[store] for store in stores} for stores in self.stores]
+        if lost := [model for model in told[0] | told[1] if model not in now[0] | now[1]]:
             raise InvalidInputError(
-                "the earlier result is of another form (two stores, or all layers of several); name another file, or "
-                "use --overwrite"
+                f"the earlier result holds {', '.join(lost)}, which would be lost; name its store, too, or another "
+                "file, or use --overwrite"
             )
+        square = self.stores[0] == self.stores[1]
+        alike = told[0].keys() == told[1].keys() if square else [*map(list, told)] == [*map(list, now)]
+        if not alike or (len(told[0]) > 1) is not self.several:
+            sides = " by layers of ".join(map(", ".join, told))
+            raise InvalidInputError(
+                f"the earlier result is of another form: layers of {sides}; name another file, or use --overwrite"
+            )
+        if changed := [
+            model for there, here in zip(told, now, strict=True) for model in there if there[model] != here[model]
+        ]:
+            raise InvalidInputError(
+                f"the store of {', '.join(dict.fromkeys(changed))} has changed since the earlier result; name another "
+                "file, or use --overwrite"
+            )
+        names = [[str(name) for name in known[f"layer_{side}"].values] for side in "ab"]
+        self._old = {layer.shape.name for layer in self.layers if layer.name in names[0]}
         metrics = list({m.spec: m for m in (*map(metric_of, map(str, known.data_vars)), *metrics)}.values())
         at = [
             [i for i, layer in enumerate(side) if layer.name in set(there)]
@@ -145,8 +147,8 @@ class Matrix:
             for side, layers, side_names in zip("ab", (self.rows, self.columns), names, strict=True):
                 title = str(name)
                 if "." in title and title.endswith(f"_{side}"):
-                    told = dict(zip(side_names, coordinate.values.tolist(), strict=True))
-                    numbers = {layer.shape.name: told[layer.name] for layer in layers if layer.name in told}
+                    by_name = dict(zip(side_names, coordinate.values.tolist(), strict=True))
+                    numbers = {layer.shape.name: by_name[layer.name] for layer in layers if layer.name in by_name}
                     self.diagnostics[title[:-2]] |= numbers
         return metrics
 
@@ -179,20 +181,33 @@ class Matrix:
         mine = self.values[metric.spec]
         at = [self._place[0][name] for name in rows], [self._place[1][name] for name in columns]
         mine[np.ix_(*at)] = values
+        pairs = [(a, b) for a in rows for b in columns]
         if metric.symmetric and self.stores[0] == self.stores[1]:
             mine[np.ix_(at[1], at[0])] = values.T
-        lonely: set[str] = set()
-        for i, a in enumerate(rows):
-            for j, b in enumerate(columns):
-                pair = f"{self._by_name[a].name} and {self._by_name[b].name}"
-                if math.isnan(values[i, j]):
-                    if lonely.isdisjoint((a, b)):  # one reason a layer is enough
-                        self.undefined[metric.spec].add(f"layers {pair}: {metric.reason(factors[a], factors[b])}")
-                elif caution := metric.caution(factors[a], factors[b]):
-                    self.cautions[metric.spec].append(f"{pair}: {caution}")
+            mine[:] = np.where(np.tri(len(mine), dtype=bool), mine.T, mine)  # a product may round otherwise transposed
+            pairs += [(b, a) for a, b in pairs if b not in set(rows)]
+        lonely = self._lonely(mine)
+        for a, b in pairs:
+            pair = f"{self._by_name[a].name} and {self._by_name[b].name}"
+            if math.isnan(mine[self._place[0][a], self._place[1][b]]):
+                blamed = next((name for name in (a, b) if name in lonely), None)
+                what = f"layers {pair}" if blamed is None else f"layer {self._by_name[blamed].name}"
+                self.undefined[metric.spec].add(f"{what}: {metric.reason(factors[a], factors[b])}")
+            elif caution := metric.caution(factors[a], factors[b]):
+                self.cautions[metric.spec].append(f"{pair}: {caution}")
         for name in {*rows, *columns}:
             for what, number in metric.diagnostics(factors[name]).items():
                 self.diagnostics[f"{metric.spec}.{what}"][name] = number
+
+    def _lonely(self, values: NDArray[np.float64]) -> set[str]:
+        """Layers without one value, where others have some: one reason a layer is enough."""
+        empty = np.isnan(values)
+        found = {
+            side[int(at)].shape.name
+            for axis, side in enumerate((self.rows, self.columns))
+            for at in np.flatnonzero(empty.all(axis=1 - axis))
+        }
+        return set() if empty.all() else found
 
     def _say_what_cannot_be(self, metric: Metric[Any]) -> list[str]:
         """Layers that this metric cannot read, and pairs of unlike readouts; returns the kinds that it can."""

@@ -237,11 +237,17 @@ def _best_road(stage: Stage, n: int, limits: Limits) -> Stage:
         least = min(stages, key=lambda stage: stage.memory)
         raise InvalidInputError(
             f"{', '.join(metric.spec for metric in metrics)} on {len(least.layers)} layers of {n} samples takes "
-            f"{human(limits.base + least.memory)} of memory at least, of which the program itself takes "
+            f"{human(_rounded_up(limits.base + least.memory))} of memory at least, of which the program itself takes "
             f"{human(limits.base)}; allowed are {human(limits.memory)}: give --memory more, or compare fewer layers"
         )
     best = fitting[0]
     return dataclasses.replace(best, other=next((s.cost for s in stages if s.road != best.road), None))
+
+
+def _rounded_up(size: int) -> int:
+    """To three digits, as `human` shows it: whoever gives this much gives enough."""
+    step: int = 10 ** max(0, len(str(size)) - 3)
+    return -(-size // step) * step
 
 
 def _by_road(stage: Stage, n: int, limits: Limits) -> Stage:
@@ -281,42 +287,60 @@ def _prepared(stage: Stage, n: int) -> tuple[list[int], Cost, int]:
             decomposed=sum(9.0 * m**3 for m in smaller),
             touched=values,
         )
-        held = sum(8 * layer.p * m if layer.p <= n else 4 * n * m for layer, m in zip(layers, smaller, strict=True))
-        most = max(3 * 8 * m * m for m in smaller)
+        held = sum(_directions(layer, n, loadings=recipe.loadings) for layer in layers)
+        most = max(
+            3 * 8 * m * m if layer.itemsize < 8 else 2 * 8 * (n + m) * layer.p
+            for layer, m in zip(layers, smaller, strict=True)
+        )
         return widths, cost, held + most
     if isinstance(recipe, CentredGram) and recipe.kernel == "rbf":
         sweeps = 1 if recipe.sigma is not None else 3  # for the median, twice, by its bits; and for the row sums
         cost += Cost(
             flop32=sweeps * float(n) * n * sum(layer.p for layer in layers), touched=sweeps * n * n * len(layers) / 2
         )
-    return [layer.p for layer in layers], cost, 4 * 8 * n * len(layers)
+    fixed = 4 * 8 * n * len(layers)
+    if isinstance(recipe, CentredGram) and (recipe.kernel == "rbf" or recipe.batch):
+        side = min(n, recipe.batch or _PANEL)  # for row sums and the median, tiles of one layer after the other
+        fixed += max(2 * side * layer.p for layer in layers) * 4 + 6 * 4 * side**2
+    return [layer.p for layer in layers], cost, fixed
+
+
+def _directions(layer: LayerShape, n: int, *, loadings: bool) -> int:
+    """Bytes of a basis, or of what activations are multiplied with to get there: of float64 activations the basis."""
+    m = min(n, layer.p)
+    by_weights = 8 * layer.p * m if layer.p <= n else 4 * n * m
+    basis = 8 * n * m if layer.itemsize == 8 else by_weights
+    return basis + (8 * m * layer.p if loadings else 0)
 
 
 def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: int) -> Stage:
     count, pairs, measures = len(widths), len(stage.rows) * len(stage.columns), len(stage.metrics)
     recipe = stage.recipe
     block = recipe.batch or n if isinstance(recipe, CentredGram) else n
-    tile = tile_side(count * (1 + (measures > 1)), itemsize)
-    if stage.form == "sketches":
-        tile = tile_side(2 * count, itemsize)
-    panel, held = _PANEL, 2
+    copies = (2 if measures > 1 else 1) * (2 if stage.form == "sketches" else 1)
+    tile = min(tile_side(count * copies, itemsize), n)
+    stack = copies * count * tile**2 * itemsize
     wide = sum(widths) * itemsize
-    if not stage.kept:
-        stack = count * min(tile, n) ** 2 * itemsize * (1 + (measures > 1))
-        room = free - stack
-        while panel > _SMALLEST_PANEL and 4 * min(panel, n) * wide > room:
-            panel //= 2
+
+    def sums(panel: int) -> int:
+        return (_units(n, block, panel) + 2) * measures * (pairs + count) * 8
+
+    most = max(2**26, free // 8)
+    panel, held = _SMALLEST_PANEL if block >= n else block, 2
+    while sums(panel) > most and panel < n:
+        panel *= 2  # fewer units, whose sums would take more memory than what is summed
+    if stage.kept:
+        panel = max(panel, _PANEL)
+    else:
+        room = free - stack - min(most, sums(_SMALLEST_PANEL))
+        panel = max(panel, min(_PANEL, room // (4 * wide) // _SMALLEST_PANEL * _SMALLEST_PANEL))
         held = max(2, min(-(-n // panel), room // (min(panel, n) * wide) - 1))
     tile = min(tile, panel)
-    while _units(n, block, panel) * pairs * 8 > max(2**26, free // 8) and panel < n:
-        panel *= 2  # fewer units, whose sums would take more memory than what is summed
-    stack = count * min(tile, n) ** 2 * itemsize * (1 + (measures > 1))
-    sums = (_units(n, block, panel) + 2) * measures * (pairs + count) * 8
     block = min(block, n)
-    flop = flop_of_grams(n, block, widths if stage.form == "features" else [], pairs)
+    flop = flop_of_grams(n, block, widths if stage.form == "features" else [], pairs * measures)
     flop *= 1 + min(tile, block) / block  # of tiles on the diagonal both triangles are computed
-    cost = _products(flop, itemsize) + Cost(added=1.0 * n * block * count)
-    memory = stack + sums
+    cost = _products(flop, itemsize) + Cost(added=1.0 * n * block * count * measures)
+    memory = stack + sums(panel)
     if not stage.kept:
         panels = -(-n // panel)
         stay = max(1, held - 1)
@@ -346,7 +370,7 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     largest = 12 * max(widths) ** 2
     if not stage.kept:
         broad = sum(widths) * itemsize
-        while chunk > 256 and 3 * min(chunk, n) * broad > free // 2:
+        while chunk > 256 and 3 * min(chunk, n) * broad > min(free // 2, free - 2 * largest):
             chunk //= 2
         room = max(largest, min(room, free - 3 * min(chunk, n) * broad - largest))
     units = units_of_moments(widths[:height], columns, room, symmetric=symmetric, norms=norms)
@@ -408,7 +432,7 @@ class Meter:
     def __init__(self, plan: Plan, me: Ranks, progress: Progress | None) -> None:
         self._progress, self._me = progress, me
         self._total = plan.seconds(NOMINAL) or 1.0
-        self._done, self._told = 0.0, -1
+        self._done, self._due, self._told = 0.0, 0.0, -1
 
     def preparing(self, stage: Stage) -> Callable[[], None]:
         """To be called after each layer of a stage."""
@@ -420,6 +444,11 @@ class Meter:
         """To be called after each unit of a stage."""
         weight = stage.comparing.seconds(NOMINAL) / units
         return lambda: self._advance(weight * self._me.world)
+
+    def finished(self, stage: Stage) -> None:
+        """To be called after a stage: other processes did their part of it, or it was done before."""
+        self._due += stage.seconds(NOMINAL)
+        self._advance(self._due - self._done)
 
     def _advance(self, seconds: float) -> None:
         self._done += seconds

@@ -82,8 +82,11 @@ class Ledger:
             partial = path.with_suffix(f".{uuid4().hex}.partial")
             data = io.BytesIO()
             np.save(data, part)
-            partial.write_bytes(data.getvalue() + zlib.crc32(data.getvalue()).to_bytes(4, "little"))
-            partial.replace(path)
+            try:
+                partial.write_bytes(data.getvalue() + zlib.crc32(data.getvalue()).to_bytes(4, "little"))
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write into {self.folder}: {reason(error)}") from None
 

@@ -270,7 +270,7 @@ def from_stores(settings: Settings) -> Result:
         return Comparison(a, b, [settings.metric], device="cpu", memory=settings.memory)
 
     with planned() as first:
-        predicted = first.plan.cost.seconds(first.rates())
+        predicted = first.plan.seconds(first.rates())
 
     def work() -> tuple[Any, int]:
         with planned() as job:

@@ -1,0 +1,242 @@
+"""The command `repsim compare`: planned aloud, in little memory, by several processes, killed, and growing a result."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from click.testing import CliRunner, Result
+
+from repsim import plan
+from repsim.cli import main
+from repsim.comparison import Comparison, compare
+from repsim.machine import parse_size
+from repsim.results import open_result
+from repsim.writing import write_store
+from tests.test_durability import torture  # noqa: F401 - a fixture
+
+SMALL_UNITS = (
+    "import os; from repsim import cli, plan; plan._PANEL = 64; rank = int(os.environ.get('RANK', 0)); "
+    "ballast = b'x' * (2 * 10**8 * rank); cli.main()"
+)
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["compare", *map(str, args)], catch_exceptions=False)
+
+
+def succeed(*args: object) -> Result:
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def fail(*args: object) -> str:
+    """One line on stderr, nothing on stdout, exit code 2."""
+    result = run(*args)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.output
+    return result.stderr.removeprefix("Error: ").strip()
+
+
+def make(folder: Path, name: str, n: int = 50, widths: tuple[int, ...] = (4, 6)) -> Path:
+    rng = np.random.default_rng(ord(name))
+    layers = {f"{name}{i}": rng.normal(size=(n, p)).astype(np.float32) for i, p in enumerate(widths)}
+    path = folder / f"{name}.h5"
+    write_store(path, layers, model=f"net_{name}", source="photos").close()
+    return path
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> list[Path]:
+    return [make(tmp_path, name) for name in "abc"]
+
+
+def values(path: Path) -> dict[str, Any]:
+    return {str(spec): variable.values.tolist() for spec, variable in open_result(path).data_vars.items()}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- what it says it will do
+
+
+def test_explain_says_the_plan_and_what_it_took(tmp_path: Path, stores: list[Path]) -> None:
+    lines = succeed(*stores, "-m", "cka", "-m", "svcca", "--explain").stderr.splitlines()
+    with Comparison(stores, None, ["cka", "svcca"]) as planned:
+        assert lines[: len(planned.plan.lines())] == planned.plan.lines()
+    assert re.fullmatch(
+        r"predicted: .+ s, [\d.]+ MB of memory at most \(allowed: [\d.]+ GB\), at [\d,]+ GFLOP/s in float32 and .*B/s "
+        "from the stores",
+        lines[6],
+    )
+    assert re.fullmatch(r"took: .+ s, [\d.]+ [MG]B of memory at most", lines[7])
+
+
+def test_a_dry_run_computes_and_writes_nothing(tmp_path: Path, stores: list[Path]) -> None:
+    before = names(tmp_path)
+    done = succeed(*stores, "-o", tmp_path / "new" / "r.nc", "--dry-run")
+    assert done.stdout == ""
+    assert done.stderr.startswith("cka: 6 x 6 layers, 50 samples\n")
+    assert "predicted: " in done.stderr
+    assert "took" not in done.stderr
+    assert names(tmp_path) == before
+    succeed(*stores, "-o", tmp_path / "r.nc")
+    kept = (tmp_path / "r.nc").stat().st_mtime_ns
+    assert succeed(*stores, "-o", tmp_path / "r.nc", "--dry-run").stderr == "nothing is left to compute\n"
+    assert "svcca: 6 x 6 layers" in succeed(*stores, "-m", "svcca", "-o", tmp_path / "r.nc", "--dry-run").stderr
+    assert (tmp_path / "r.nc").stat().st_mtime_ns == kept
+
+
+# --- many stores, and a result that grows
+
+
+def test_two_stores_are_sides_and_more_are_all_with_all(stores: list[Path]) -> None:
+    told = [json.loads(succeed(*given, "--json").stdout) for given in (stores[:2], stores, [*stores[:2], "--all"])]
+    sides = [(each["a"]["models"], each["b"]["models"]) for each in told]
+    assert sides == [
+        (["net_a"], ["net_b"]),
+        (["net_a", "net_b", "net_c"],) * 2,
+        (["net_a", "net_b"],) * 2,
+    ]
+    assert told[1]["a"]["layers"] == ["net_a/a0", "net_a/a1", "net_b/b0", "net_b/b1", "net_c/c0", "net_c/c1"]
+    assert told[0]["a"]["layers"] == ["a0", "a1"]
+    np.testing.assert_array_equal(told[1]["metrics"]["cka"]["values"], compare(stores)["cka"].values)
+    assert told[1]["metrics"]["cka"]["symmetric"] == 1
+
+
+def test_of_many_models_the_mean_of_the_closest_is_shown(stores: list[Path]) -> None:
+    text = succeed(*stores).stdout
+    value = compare(stores)["cka"]
+    a, b = (value["model_a"].values == f"net_{name}" for name in "ab")
+    wanted = value.values[np.ix_(a, b)].max(1).mean()
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip().startswith("net_")}
+    assert rows["net_a"][:2] == ["-", f"{wanted:.4f}"]
+    assert rows["net_b"][1] == "-"
+
+
+def test_a_result_grows(tmp_path: Path, stores: list[Path]) -> None:
+    out = tmp_path / "r.nc"
+    succeed(*stores[:2], "--all", "-o", out)
+    first, before = values(out), out.stat().st_mtime_ns
+    again = succeed(*stores[:2], "--all", "-o", out)
+    assert again.stderr == f"{out} holds all of this already; --overwrite computes it anew\n"
+    assert "mean over layers of the closest" in again.stdout
+    assert out.stat().st_mtime_ns == before
+    grown = succeed(*stores, "-m", "cka", "-m", "pwcca", "-o", out, "--explain").stderr
+    assert "cka: 2 x 6 layers" in grown
+    assert "pwcca: 6 x 6 layers" in grown
+    np.testing.assert_array_equal(np.array(values(out)["cka"])[:4, :4], first["cka"])
+    np.testing.assert_allclose(values(out)["pwcca"], compare(stores, metrics=["pwcca"])["pwcca"], atol=1e-6)
+    assert "which would be lost" in fail(*stores[:2], "--all", "-o", out)
+    succeed(*stores[:2], "--all", "-o", out, "--overwrite")
+    assert values(out) == first
+    assert names(tmp_path) == ["a.h5", "b.h5", "c.h5", "r.nc"]
+
+
+def test_an_error_in_the_middle_leaves_the_earlier_result(tmp_path: Path, stores: list[Path]) -> None:
+    out = tmp_path / "r.nc"
+    succeed(*stores[:2], "--all", "-o", out)
+    data = out.read_bytes()
+    damaged = stores[2].read_bytes()
+    place = damaged.rindex(np.random.default_rng(ord("c")).normal(size=(50, 4)).astype(np.float32).tobytes())
+    stores[2].write_bytes(damaged[: place + 99] + bytes([damaged[place + 99] ^ 64]) + damaged[place + 100 :])
+    assert "net_c c0@given is damaged in row 6" in fail(*stores, "-o", out)
+    assert "net_c c0@given is damaged in row 6" in fail(*stores, "-o", out, "--overwrite")
+    write_store(tmp_path / "d.h5", {"x": np.ones((50, 2))}, model="net_d").close()
+    assert "no pair of layers has a value" in fail(tmp_path / "d.h5", "-o", out, "--overwrite")
+    assert out.read_bytes() == data
+    assert names(tmp_path) == ["a.h5", "b.h5", "c.h5", "d.h5", "r.nc"]
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("size", ["much", "2 GiBit", "-1GB", "0", "1e"])
+def test_a_size_that_is_none(stores: list[Path], size: str) -> None:
+    message = fail(*stores, "--memory", size)
+    assert message in {
+        f"cannot read {size!r} as a size; write 2GiB, or 500MB",
+        f"a size has to be positive, got {size!r}",
+    }
+
+
+def amount(text: str) -> str:
+    found = re.search(r"takes ([\d.]+ .B) of memory at least", text)
+    assert found is not None, text
+    return found[1]
+
+
+def test_too_little_memory_says_how_much_is_needed(tmp_path: Path, torture: ModuleType) -> None:  # noqa: F811
+    """And that much is enough, for layers that take more: the process's own peak stays below."""
+    paths = [make(tmp_path, name, n=4000, widths=(1000, 1000, 1000)) for name in "ab"]
+    command = [*torture.REPSIM, "compare", *paths, "-o", tmp_path / "r.nc", "--explain", "--memory"]
+    code, out, said = torture.run(*command, "1MB")
+    assert (code, out, said.count("\n")) == (2, "", 1), said
+    assert names(tmp_path) == ["a.h5", "b.h5"]
+    code, _, said = torture.run(*command, amount(said))
+    assert code == 0, said
+    assert "read again as needed" in said
+    told = [re.search(pattern, said) for pattern in (r"took: .*, ([\d.]+ .B) of", r"allowed: ([\d.]+ .B)")]
+    took, allowed = (parse_size(found[1]) for found in told if found is not None)
+    assert took <= allowed
+    np.testing.assert_allclose(values(tmp_path / "r.nc")["cka"], compare(paths[0], paths[1])["cka"].values, atol=1e-6)
+
+
+# --- several processes, and a kill
+
+
+def test_any_number_of_ranks_gives_the_same_result(tmp_path: Path, torture: ModuleType) -> None:  # noqa: F811
+    """To the bit; though the others take more memory than the first, and would have planned otherwise."""
+    paths = [make(tmp_path, name, n=400, widths=(300, 350)) for name in "abc"]
+    driver = tmp_path / "driver.py"
+    driver.write_text(SMALL_UNITS)
+    command = ["compare", *paths, "-m", "cka", "-m", "svcca", "--memory"]
+    code, _, said = torture.run(sys.executable, driver, *command, "100GB", "--dry-run")
+    predicted = re.search(r"predicted: .*, ([\d.]+ .B) of memory at most", said)
+    assert predicted is not None, said
+    enough = parse_size(predicted[1]) + 8 * 10**7
+    results: list[xr.Dataset] = []
+    for launch in ([sys.executable], torture.torchrun(3)[:-2]):
+        out = tmp_path / f"{len(results)}.nc"
+        code, printed, said = torture.run(*launch, driver, *command, enough, "-o", out)
+        assert code == 0, said
+        assert printed.count("saved") == 1
+        results.append(open_result(out))
+        assert not out.with_name(f"{out.name}.parts").exists()
+    xr.testing.assert_equal(*results)
+
+
+def test_a_killed_comparison_goes_on(
+    tmp_path: Path,
+    torture: ModuleType,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths = [make(tmp_path, name, n=3000, widths=(20, 30)) for name in "abc"]
+    out, parts = tmp_path / "r.nc", tmp_path / "r.nc.parts"
+    command = [sys.executable, "-c", SMALL_UNITS, "compare", *paths, "-m", "cka:kernel=rbf,sigma=5.0", "-o", out]
+    with torture.Run(command) as one:
+        assert torture.wait_until(lambda: len(list(parts.glob("*.part"))) > 30, one), one.end()
+        assert one.kill()
+    assert not out.exists()
+    left = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.part")}
+    assert len(left) > 30
+    found: dict[str, int] = {}
+
+    def look(_: xr.Dataset) -> None:
+        found.update({path.name: path.stat().st_mtime_ns for path in parts.glob("*.part")})
+
+    monkeypatch.setattr(plan, "_PANEL", 64)
+    with Comparison(paths, None, ["cka:kernel=rbf,sigma=5.0"]) as planned:
+        again = planned.run(parts=parts, save=look)
+    assert len(found) == 47 * 48 // 2  # pairs of panels
+    assert len(left) < len(found)
+    assert {name: found[name] for name in left} == left, "what was done was done again"
+    assert names(tmp_path) == ["a.h5", "b.h5", "c.h5"]
+    xr.testing.assert_equal(again, compare(paths, metrics=["cka:kernel=rbf,sigma=5.0"]))

@@ -1,0 +1,240 @@
+"""Many models at once: each block is the comparison of two, and adding a model computes only what is new."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from repsim.alignment import StoredRows
+from repsim.comparison import Comparison, compare
+from repsim.errors import InvalidInputError, StoreError
+from repsim.store import ActivationStore
+from repsim.writing import write_store
+
+SPECS = ("cka", "cka:estimator=biased", "cka:kernel=rbf", "cca", "svcca:variance=0.9", "pwcca")
+WIDTHS = {"a": (3, 5, 8), "b": (6, 5), "c": (4, 7), "d": (5,)}
+
+
+def store(folder: Path, name: str, n: int = 60, dtype: Any = np.float64, times: int = 1) -> ActivationStore:
+    signal, rng = np.random.default_rng(7).normal(size=(n, 4)), np.random.default_rng(ord(name))
+    layers = {
+        f"blocks.{i}": (signal @ rng.normal(size=(4, p * times)) + rng.normal(size=(n, p * times))).astype(dtype)
+        for i, p in enumerate(WIDTHS[name])
+    }
+    return write_store(folder / f"{name}.h5", layers, model=name, overwrite=True)
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> list[ActivationStore]:
+    return [store(tmp_path, name) for name in "abcd"]
+
+
+def block(result: xr.DataArray, a: str, b: str) -> Any:
+    return result.values[np.ix_(result["model_a"].values == a, result["model_b"].values == b)]
+
+
+def told(variable: xr.DataArray, what: str) -> list[str]:
+    return sorted(json.loads(variable.attrs[what]))
+
+
+def test_every_block_is_the_comparison_of_two(stores: list[ActivationStore]) -> None:
+    every = compare(stores, metrics=SPECS)
+    assert every["layer_a"].values.tolist() == [f"{s.model}/{layer}" for s in stores for layer in s.layers]
+    assert every["layer_b"].values.tolist() == every["layer_a"].values.tolist()
+    for a in stores:
+        for b in stores:
+            two = compare(a, b, SPECS)
+            for spec in SPECS:
+                np.testing.assert_allclose(block(every[spec], a.model, b.model), two[spec].values, atol=1e-12)
+    assert not np.allclose(every["pwcca"], every["pwcca"].values.T, atol=1e-6)
+
+
+def test_symmetric_measures_are_symmetric_to_the_bit(tmp_path: Path) -> None:
+    made = [store(tmp_path, name, n=130, dtype=np.float32, times=9) for name in "abc"]
+    symmetric = [spec for spec in SPECS if spec != "pwcca"]
+    some = compare(made[:2], metrics=symmetric)
+    for result in (some, compare(made, metrics=symmetric, known=some), compare(made[0], made[0], symmetric)):
+        for spec in symmetric:
+            np.testing.assert_array_equal(result[spec].values, result[spec].values.T)
+
+
+def test_adding_a_model_computes_only_what_is_new_and_changes_nothing_old(stores: list[ActivationStore]) -> None:
+    before = compare(stores[:2], metrics=SPECS)
+    with Comparison(stores[:3], None, ["cka"], known=before) as grown:
+        work = [(m.spec, len(s.rows), len(s.columns)) for s in grown.plan.stages for m in s.metrics]
+        after = grown.run()
+    new, old = len(stores[2].layers), len(before["layer_a"])
+    assert sorted(work) == sorted([*((spec, new, old + new) for spec in SPECS), ("pwcca", old, new)])
+    fresh = compare(stores[:3], metrics=SPECS)
+    same_layers = np.isin(after["layer_a"], before["layer_a"])
+    for spec in SPECS:
+        np.testing.assert_array_equal(after[spec].values[np.ix_(same_layers, same_layers)], before[spec].values)
+        np.testing.assert_allclose(after[spec], fresh[spec], atol=1e-12)
+        plain = {key: value for key, value in fresh[spec].attrs.items() if key != "cautions"}
+        assert {key: after[spec].attrs[key] for key in plain} == plain
+        assert told(after[spec], "cautions") == told(fresh[spec], "cautions")
+    assert set(after.coords) == set(fresh.coords)
+    for name, coordinate in fresh.coords.items():
+        assert after[name].values.tolist() == coordinate.values.tolist(), name
+    assert json.loads(after.attrs["stores_a"]) == json.loads(fresh.attrs["stores_a"])
+
+
+def test_a_model_may_be_added_in_the_middle(stores: list[ActivationStore]) -> None:
+    before = compare([stores[0], stores[2]], metrics=SPECS)
+    after, fresh = compare(stores[:3], known=before, metrics=SPECS), compare(stores[:3], metrics=SPECS)
+    for spec in SPECS:
+        np.testing.assert_allclose(after[spec], fresh[spec], atol=1e-12)
+        np.testing.assert_array_equal(block(after[spec], "c", "a"), block(before[spec], "c", "a"))
+    for name in ("svcca:variance=0.9.components_a", "cca.rank_b", "features_b"):
+        assert after[name].values.tolist() == fresh[name].values.tolist(), name
+
+
+def test_numbers_of_a_layer_are_its_own(tmp_path: Path) -> None:
+    """Layers of the same name have other ranks; growth moves their places."""
+    rng = np.random.default_rng(0)
+    ranks = {"a": 2, "b": 3, "c": 4}
+    made = [
+        write_store(tmp_path / f"{m}.h5", {"x": rng.normal(size=(50, r)) @ rng.normal(size=(r, 6))}, model=m)
+        for m, r in ranks.items()
+    ]
+    before = compare([made[0], made[2]], metrics=["cca"])
+    after = compare(made, metrics=["cca"], known=before)
+    assert before["cca.rank_a"].values.tolist() == [2, 4]
+    assert after["cca.rank_a"].values.tolist() == after["cca.rank_b"].values.tolist() == [2, 3, 4]
+    two = compare(made[0], made[1], ["cca"])
+    assert (two["cca.rank_a"].values.tolist(), two["cca.rank_b"].values.tolist()) == ([2], [3])
+
+
+def test_adding_a_metric_computes_that_one(stores: list[ActivationStore]) -> None:
+    for a, b in ((stores[:2], None), (stores[0], stores[1])):
+        before = compare(a, b, ["cka"])
+        with Comparison(a, b, ["svcca", "cka"], known=before) as grown:
+            assert [[m.spec for m in stage.metrics] for stage in grown.plan.stages] == [["svcca"]]
+            after = grown.run()
+        assert list(after.data_vars) == ["cka", "svcca"]
+        xr.testing.assert_identical(
+            after["cka"].drop_vars(set(after["cka"].coords) - set(before.coords)), before["cka"]
+        )
+        np.testing.assert_allclose(after["svcca"], compare(a, b, ["svcca"])["svcca"], atol=1e-12)
+        with Comparison(a, b, ["cka"], known=after) as nothing:
+            assert nothing.plan.stages == ()
+            assert nothing.plan.memory == nothing.plan.limits.base
+            again = nothing.run()
+        xr.testing.assert_equal(again, after)
+        assert again["svcca"].attrs == after["svcca"].attrs
+
+
+def test_a_metric_and_a_model_at_once(stores: list[ActivationStore]) -> None:
+    before = compare(stores[:2], metrics=["cka"])
+    after = compare(stores[:3], metrics=["pwcca"], known=before)
+    fresh = compare(stores[:3], metrics=["cka", "pwcca"])
+    for spec in ("cka", "pwcca"):
+        np.testing.assert_allclose(after[spec], fresh[spec], atol=1e-12)
+
+
+def test_what_would_be_lost_or_mixed_up_is_refused(tmp_path: Path, stores: list[ActivationStore]) -> None:
+    square, sides, one = compare(stores[:2]), compare(stores[0], stores[1]), compare(stores[0])
+    refused: list[tuple[xr.Dataset, Any, str]] = [
+        (square, ([stores[0], stores[2]],), "the earlier result holds b, which would be lost"),
+        (sides, (stores[0],), "the earlier result holds b, which would be lost"),
+        (sides, (stores[:2],), "another form: layers of a by layers of b; name another file"),
+        (sides, (stores[:3],), "another form: layers of a by layers of b; name another file"),
+        (sides, (stores[1], stores[0]), "another form: layers of a by layers of b; name another file"),
+        (one, (stores[:2],), "another form: layers of a by layers of a; name another file"),
+        (one, (stores[0], stores[1]), "another form: layers of a by layers of a; name another file"),
+        (square, (stores[0], stores[1]), "another form: layers of a, b by layers of a, b; name another file"),
+    ]
+    for known, given, message in refused:
+        with pytest.raises(InvalidInputError, match=message):
+            compare(*given, known=known)
+    others = tmp_path / "other"
+    others.mkdir()
+    with pytest.raises(InvalidInputError, match="about other samples"):
+        compare([store(others, "a", n=50), store(others, "b", n=50)], known=square)
+    stores[1].close()
+    values = {name: 2 + stores[0][name][:] for name in stores[0].layers}
+    changed = write_store(stores[1].path, values, model="b", overwrite=True)
+    with pytest.raises(InvalidInputError, match="the store of b has changed since the earlier result"):
+        compare([stores[0], changed], known=square)
+
+
+def test_a_layer_without_values_is_said_once(tmp_path: Path) -> None:
+    """One sample differs: nothing is left of its Gram matrix once the diagonal is gone."""
+    lonely = np.zeros((60, 3))
+    lonely[3] = 1
+    odd = write_store(tmp_path / "z.h5", {"odd": lonely, "dead": np.ones((60, 2))}, model="z")
+    a, b = store(tmp_path, "a"), store(tmp_path, "b")
+    before = compare([a, odd])
+    for result in (before, compare([a, odd, b], known=before), compare([a, b, odd], known=compare([a, b]))):
+        dead, alone = told(result["cka"], "undefined")
+        assert dead.startswith("layer z/dead: the layer is constant")
+        assert alone.startswith("layer z/odd: nothing is left of a Gram matrix after centring")
+        empty = np.isnan(result["cka"].values)
+        z = result["model_a"].values == "z"
+        np.testing.assert_array_equal(empty, z[:, None] | z[None, :])
+
+
+def streamed(stores: list[ActivationStore], spec: str) -> xr.DataArray:
+    """With too little memory to keep all layers there."""
+    with Comparison(stores, None, [spec]) as plenty:
+        (stage,) = plenty.plan.stages
+        assert stage.kept
+        amount = plenty.plan.memory
+    while True:
+        amount -= 2**20
+        with Comparison(stores, None, [spec], memory=amount) as tight:
+            (stage,) = tight.plan.stages
+            if not stage.kept:
+                return tight.run()[spec]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-6)])
+def test_layers_read_again_give_the_same_values(tmp_path: Path, dtype: Any, tolerance: float) -> None:
+    """On both roads; and a basis that is computed anew whenever it is needed."""
+    specs = ["cka", "cka:kernel=rbf,sigma=30.0", "cka:estimator=minibatch,batch=64", "svcca"]
+    made = [store(tmp_path, name, n=1100, dtype=dtype, times=40) for name in "ab"]
+    here = compare(made, metrics=specs)
+    for spec in specs:
+        np.testing.assert_allclose(streamed(made, spec), here[spec], rtol=0, atol=tolerance, err_msg=spec)
+
+
+# --- layers in their stores
+
+
+def test_rows_of_a_store(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 3, 4))
+    halves = write_store(tmp_path / "b.h5", {"x": x.astype(np.float16)}, model="b")
+    with write_store(tmp_path / "a.h5", {"x": x}, model="a") as made, halves:
+        rows = StoredRows(made["x"], torch.device("cpu"))
+        assert (rows.shape, rows.dtype) == ((20, 12), torch.float64)
+        flat = torch.from_numpy(x).flatten(1)
+        for wanted in (slice(3, 9), slice(None), slice(None, None, 3), slice(15, 99), slice(5, 5), slice(7, 2)):
+            assert torch.equal(rows[wanted], flat[wanted]), wanted
+        order = torch.tensor([5, 0, 19, 5])
+        assert torch.equal(rows[order], flat[order])
+        half = StoredRows(halves["x"], torch.device("cpu"))
+        assert half.dtype == torch.float32
+        assert torch.equal(half[:], torch.from_numpy(x.astype(np.float16)).float().flatten(1))
+
+
+def test_what_is_read_is_held_against_its_checksum(tmp_path: Path) -> None:
+    made = store(tmp_path, "a")
+    name = made.layers[0]
+    with h5py.File(made.path) as file:
+        place = file[f"layers/{name}/given"].id.get_offset()
+    width = made[name][:].nbytes // len(made)
+    with made.path.open("r+b") as damaged:
+        damaged.seek(place + 12 * width)
+        damaged.write(b"\1")
+    rows = StoredRows(made[name], torch.device("cpu"))
+    assert rows[:12].shape == (12, 3)
+    assert rows[torch.tensor([40, 13])].shape == (2, 3)
+    for bad in (slice(5, 15), torch.tensor([3, 12]), slice(12, 13)):
+        with pytest.raises(StoreError, match="is damaged in row 12"):
+            rows[bad]

@@ -1,0 +1,325 @@
+"""Plans: the cheaper road, within the memory, at the cost that the formulas give. No data is read here."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repsim.errors import InvalidInputError
+from repsim.machine import parse_size
+from repsim.metrics import get
+from repsim.metrics.subspace import PrincipalSubspace
+from repsim.plan import NOMINAL, Cost, LayerShape, Limits, Meter, Plan, Stage, plan
+from repsim.ranks import ALONE, Ranks
+
+PLENTY = Limits(2**44)
+RESNET50 = (64, *[256] * 3, *[512] * 4, *[1024] * 6, *[2048] * 3)
+VIT_B = (768,) * 13
+
+
+def net(name: str, widths: Sequence[int], itemsize: int = 4) -> list[LayerShape]:
+    return [LayerShape(f"{name}/{i}", p, itemsize) for i, p in enumerate(widths)]
+
+
+def planned(
+    rows: Sequence[LayerShape], columns: Sequence[LayerShape], n: int, *specs: str, limits: Limits = PLENTY
+) -> Plan:
+    return plan(rows, columns, n, [get(spec) for spec in specs or ("cka",)], limits)
+
+
+def only(*args: object, **options: object) -> Stage:
+    (stage,) = planned(*args, **options).stages  # type: ignore[arg-type]
+    return stage
+
+
+def switch(rows: Sequence[LayerShape], columns: Sequence[LayerShape]) -> int:
+    """The largest n for which Gram space is taken, by bisection."""
+    low, high = 100, 10**6
+    assert (only(rows, columns, low).road, only(rows, columns, high).road) == ("gram", "moments")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if only(rows, columns, middle).road == "gram" else (low, middle)
+    return low
+
+
+# --- the cheaper road
+
+
+def test_a_resnet_and_a_vit_take_gram_space_below_ten_thousand_samples_or_so() -> None:
+    """2nDD' and the norms against n^2 (D + D' + LL'): equal at 13,033; sums in float64 favour features."""
+    resnet, vit = net("resnet", RESNET50), net("vit", VIT_B)
+    here = switch(resnet, vit)
+    stage = only(resnet, vit, here)
+    assert stage.other is not None
+    wide, tall = sum(RESNET50), sum(VIT_B)
+    gram = wide + tall + 17 * 13
+    moments = 2 * wide * tall + sum(p * p for p in RESNET50 + VIT_B)
+    assert stage.cost.flop32 == here**2 * gram
+    assert stage.other.flop32 == here * moments
+    assert moments / gram == pytest.approx(13033, abs=1)
+    # at the switch: (flop at 2e11 and values centred at 5e8 a second) in Gram space = the same in feature space
+    by_hand = (moments / 2e11 + moments / 2 / 4096 / 5e8) / (gram / 2e11 + 30 / 5e8)
+    assert here == pytest.approx(by_hand, rel=0.01)
+    assert here == pytest.approx(9300, rel=0.01)
+
+
+def test_with_more_models_gram_space_wins_up_to_more_samples() -> None:
+    resnet, vit = net("resnet", RESNET50), net("vit", VIT_B)
+    two, three = resnet + vit, resnet + vit + net("resnet2", RESNET50)
+    four = three + net("vit2", VIT_B)
+    found = [switch(resnet, vit), *(switch(many, many) for many in (two, three, four))]
+    assert found == sorted(found)
+    assert found[2] > 20_000
+    assert found[3] > 30_000
+
+
+def test_the_road_is_that_of_the_measure_where_it_knows_one() -> None:
+    a, b = net("a", [8] * 2), net("b", [900] * 2)
+    assert only(a, b, 10**6, "cka:kernel=rbf").road == "gram"
+    assert only(b, a, 100, "svcca").road == "moments"
+    assert only(a, b, 100, "svcca").other is None
+
+
+# --- measures that share their preparation
+
+
+def test_measures_that_one_recipe_serves_make_one_stage() -> None:
+    a = net("a", [30, 40])
+    made = planned(a, a, 1000, "cka", "svcca", "cka:estimator=biased", "cca", "pwcca", "cka:kernel=rbf")
+    assert [[metric.spec for metric in stage.metrics] for stage in made.stages] == [
+        ["cka", "cka:estimator=biased"],
+        ["svcca", "cca", "pwcca"],
+        ["cka:kernel=rbf"],
+    ]
+    assert made.stages[1].recipe == PrincipalSubspace(loadings=True)
+    assert only(a, a, 1000, "svcca", "svcca:variance=0.9").recipe == PrincipalSubspace(variance=0.99)
+
+
+def test_only_like_layers_are_compared_and_by_measures_that_can_read_them() -> None:
+    mean = net("a", [30, 40])
+    gram = [LayerShape("a/gram", 256**2, 4, "grams", "gram:256")]
+    made = planned(mean + gram, mean + gram, 1024, "cka", "svcca")
+    told = [(stage.form, [metric.spec for metric in stage.metrics], len(stage.rows)) for stage in made.stages]
+    assert told == [("features", ["cka"], 2), ("features", ["svcca"], 2), ("grams", ["cka"], 1)]
+    assert planned(mean, gram, 1024).stages == ()
+    assert made.stages[2].kept, "Gram matrices are not read in parts"
+
+
+# --- the cost, by hand
+
+
+def test_the_cost_of_gram_space() -> None:
+    rows, columns, n = net("a", [100, 200]), net("b", [300]), 200
+    stage = only(rows, columns, n)
+    assert stage.road == "gram"
+    assert stage.preparing == Cost(touched=2 * n * 600, read=2 * 4 * n * 600)
+    assert stage.cost == stage.preparing + Cost(flop32=n * n * (600 + 2), added=n * n * 3, touched=n * 600)
+    both = only(rows, columns, n, "cka", "cka:estimator=biased")
+    assert both.cost.flop32 == n * n * (600 + 2 * 2), "every measure has products of its own"
+    assert both.cost.added == 2 * stage.cost.added
+    wide = only(net("a", [100, 200], 8), net("b", [300], 8), n).cost
+    assert (wide.flop32, wide.flop64) == (0, stage.cost.flop32)
+    assert wide.read == 2 * 8 * n * 600
+
+
+def test_the_cost_of_feature_space() -> None:
+    rows, columns, n = net("a", [10, 20]), net("b", [30]), 8192
+    stage = only(rows, columns, n)
+    assert stage.road == "moments"
+    products, squares = (10 + 20) * 30, 10**2 + 20**2 + 30**2
+    assert stage.cost.flop32 == 2 * n * products + n * squares
+    assert stage.cost.added == 2 * (products + squares)  # two runs of 4096 samples
+    assert stage.cost.touched - stage.preparing.touched == n * 60
+    itself = only(rows, rows, n)
+    assert itself.cost.flop32 == 2 * n * 10 * 20 + n * (10**2 + 20**2), "a pair is there once"
+
+
+def test_the_cost_of_a_decomposition() -> None:
+    narrow, wide = (
+        only(net("a", [100]), net("b", [100]), 1000, "svcca"),
+        only(net("a", [900]), net("b", [900]), 200, "svcca"),
+    )
+    assert narrow.preparing.decomposed == 2 * 9 * 100**3
+    assert narrow.preparing.flop64 == 2 * 3 * 1000 * 100**2  # X'X, and the basis
+    assert narrow.cost.decomposed - narrow.preparing.decomposed == 8 * 100**3  # singular values of a pair
+    assert narrow.cost.flop32 == 2 * 1000 * 100**2  # no norms
+    assert wide.preparing.decomposed == 2 * 9 * 200**3
+    assert wide.preparing.flop64 == 2 * 200**2 * 900  # XX'
+    assert wide.cost.flop32 == 2 * 200 * 199**2
+
+
+def test_the_cost_of_an_rbf_kernel_and_of_minibatches() -> None:
+    a, n = net("a", [50]), 4096
+    linear = only(a, a, n, "cka:estimator=minibatch,batch=256")
+    assert linear.cost.flop32 == n * 256 * (50 + 1)
+    assert only(a, a, n, "cka:kernel=rbf").preparing.flop32 == 3 * n * n * 50  # twice for the median, once for row sums
+    assert only(a, a, n, "cka:kernel=rbf,sigma=1.0").preparing.flop32 == n * n * 50
+
+
+def test_layers_that_are_read_again_are_counted_as_often_as_they_are() -> None:
+    rows, columns, n = net("a", [1000] * 5), net("b", [1000] * 5), 8000
+    stage = only(rows, columns, n, "cka:kernel=rbf", limits=Limits(2**28))
+    assert (stage.road, stage.kept) == ("gram", False)
+    panels, stay = math.ceil(n / stage.panel), stage.held - 1
+    passed = sum(panels - first for first in range(0, panels, stay))  # the panels that pass while some stay
+    again = stage.cost.read - stage.preparing.read
+    assert again == pytest.approx(passed / panels * 4 * n * 10_000)
+    assert again > 4 * n * 10_000
+    moments = only(rows, columns, 40_000, limits=Limits(2**28))
+    assert (moments.road, moments.kept) == ("moments", False)
+    assert moments.cost.read > moments.preparing.read + 4 * 40_000 * 10_000
+
+
+def test_stages_add_up() -> None:
+    a = net("a", [30, 40])
+    made = planned(a, a, 1000, "cka", "svcca", limits=Limits(2**40, base=1000))
+    assert made.cost == made.stages[0].cost + made.stages[1].cost
+    assert made.memory == 1000 + max(stage.memory for stage in made.stages)
+    assert Cost(flop32=2e11, read=3e9).seconds(dataclasses.replace(NOMINAL, read=1e9)) == 1 + 3
+
+
+# --- memory
+
+
+def test_layers_stay_in_memory_exactly_where_they_fit() -> None:
+    a, n = net("a", [500] * 8), 6000
+    least = only(a, a, n, "cka:kernel=rbf").memory
+    values = 4 * n * 500 * 8
+    assert least > values
+    assert only(a, a, n, "cka:kernel=rbf", limits=Limits(least)).kept
+    tight = only(a, a, n, "cka:kernel=rbf", limits=Limits(least - 1))
+    assert not tight.kept
+    assert tight.memory <= least - 1
+    assert only(a, a, n, "cka:kernel=rbf", limits=Limits(least + 999, base=999)).kept
+    assert not only(a, a, n, "cka:kernel=rbf", limits=Limits(least + 998, base=999)).kept
+
+
+widths = st.lists(st.integers(1, 3000), min_size=1, max_size=12)
+shapes = st.tuples(widths, st.just([]) | widths, st.sampled_from([2, 4, 8])).map(
+    lambda drawn: (net("a", drawn[0], drawn[2]), net("b", drawn[1], drawn[2]) or net("a", drawn[0], drawn[2]))
+)
+SPECS = ["cka", "cka:estimator=biased", "cka:kernel=rbf", "cka:estimator=minibatch,batch=256", "svcca", "pwcca", "cca"]
+limited = st.builds(Limits, st.integers(2**20, 2**34), st.sampled_from([0, 600 * 2**20]))
+samples = st.integers(256, 100_000)
+
+
+def amount(error: InvalidInputError) -> int:
+    """What the message says is enough."""
+    found = re.search(r"takes ([\d.]+ .B) of memory at least", str(error))
+    assert found is not None, error
+    return parse_size(found[1])
+
+
+@settings(max_examples=150, deadline=None)
+@given(shapes, samples, st.lists(st.sampled_from(SPECS), min_size=1, max_size=3, unique=True), limited)
+def test_a_plan_fits_or_says_what_would(
+    sides: tuple[list[LayerShape], list[LayerShape]], n: int, specs: list[str], limits: Limits
+) -> None:
+    for _ in range(1 + len(specs)):  # each measure speaks for itself, one at a time
+        try:
+            made = planned(*sides, n, *specs, limits=limits)
+        except InvalidInputError as error:
+            limits, before = dataclasses.replace(limits, memory=amount(error)), limits
+            if limits.memory <= before.memory:
+                pytest.fail(f"refused, though there is enough: {error}")
+        else:
+            assert made.memory <= limits.memory
+            return
+    pytest.fail("what was named was not enough")
+
+
+@settings(max_examples=150, deadline=None)
+@given(shapes, samples, st.sampled_from(SPECS), limited, st.floats(1, 10))
+def test_more_memory_never_costs_more(
+    sides: tuple[list[LayerShape], list[LayerShape]], n: int, spec: str, limits: Limits, more: float
+) -> None:
+    try:
+        some = planned(*sides, n, spec, limits=limits)
+    except InvalidInputError:
+        return
+    plenty = planned(*sides, n, spec, limits=dataclasses.replace(limits, memory=int(limits.memory * more)))
+    assert plenty.cost.seconds(NOMINAL) <= some.cost.seconds(NOMINAL) * (1 + 1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes, samples, st.sampled_from(SPECS), limited)
+def test_a_minibatch_is_read_whole_and_a_tile_lies_within_its_panel(
+    sides: tuple[list[LayerShape], list[LayerShape]], n: int, spec: str, limits: Limits
+) -> None:
+    try:
+        stage = only(*sides, n, spec, limits=limits)
+    except InvalidInputError:
+        return
+    assert 1 <= stage.tile <= stage.panel
+    assert stage.held >= 2
+    if "batch" in spec:
+        assert stage.panel >= 256
+
+
+# --- in words
+
+
+def test_a_plan_in_words() -> None:
+    resnet, vit = net("resnet", RESNET50), net("vit", VIT_B)
+    made = planned(resnet, vit, 5000, "cka", "svcca")
+    assert made.lines() == [
+        "cka: 17 x 13 layers, 5,000 samples",
+        "  Gram space, tiles of 512 x 512, panels of 2,048 samples (0.634 TFLOP; feature space: 1.65 TFLOP)",
+        "  prepared layers kept in memory",
+        "svcca: 17 x 13 layers, 5,000 samples",
+        f"  feature space, runs of 4,096 samples ({_tera(made.stages[1].cost)} TFLOP)",
+        "  prepared layers kept in memory",
+    ]
+    tight = planned(resnet, vit, 5000, limits=Limits(3 * 10**8)).lines()
+    assert tight[-1].startswith("  prepared layers read again as needed, ")
+    assert "GFLOP" in planned(net("a", [4]), net("a", [4]), 100).lines()[1]
+
+
+def _tera(cost: Cost) -> str:
+    return f"{(cost.flop32 + cost.flop64 + cost.decomposed) / 1e12:.3g}"
+
+
+# --- how far it is
+
+
+def told(made: Plan, me: Ranks, units: int) -> list[int]:
+    """The percentages that the first of so many processes reports."""
+    seen: list[tuple[int, int]] = []
+    meter = Meter(made, me, lambda done, total: seen.append((done, total)))
+    for stage in made.stages:
+        prepared, compared = meter.preparing(stage), meter.comparing(stage, units)
+        for _ in range(math.ceil(len(stage.layers) / me.world)):
+            prepared()
+        for _ in range(units // me.world):
+            compared()
+        meter.finished(stage)
+    assert {total for _, total in seen} == {100}
+    return [done for done, _ in seen]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("units", [1, 7, 500])
+def test_progress_only_grows_and_ends_at_100(world: int, units: int) -> None:
+    a, b = net("a", [300] * 5), net("b", [200] * 3)
+    made = planned(a, b, 3000, "cka", "svcca")
+    percent = told(made, Ranks(0, world), units)
+    assert percent == sorted(set(percent))
+    assert percent[-1] == 100
+
+
+def test_progress_is_in_proportion_to_the_work() -> None:
+    a = net("a", [300] * 4)
+    made = planned(a, a, 3000)
+    (stage,) = made.stages
+    seen: list[int] = []
+    meter = Meter(made, ALONE, lambda done, _: seen.append(done))
+    step = meter.preparing(stage)
+    for _ in range(4):
+        step()
+    assert seen[-1] == round(100 * stage.preparing.seconds(NOMINAL) / stage.cost.seconds(NOMINAL))
+    meter.comparing(stage, 2)()
+    assert seen[-1] == round(50 + 50 * stage.preparing.seconds(NOMINAL) / stage.cost.seconds(NOMINAL))

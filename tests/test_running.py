@@ -1,0 +1,218 @@
+"""Units of work that stay on disk: whole or absent, of this very sweep, until all is done."""
+
+import io
+import resource
+import signal
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repsim.comparison import Comparison, compare
+from repsim.errors import InvalidInputError, OutputError, UndefinedValueError
+from repsim.running import Ledger, run
+from repsim.store import ActivationStore
+from repsim.writing import write_store
+
+PARTS = [np.arange(4.0), np.full(4, np.nan), np.array([1e-300, -0.0, np.inf, 1 / 3]), np.zeros(4)]
+
+
+class Counted:
+    """A sweep of four units, done from the last to the first, that tells which of them it computed."""
+
+    order = (3, 2, 1, 0)
+    units = 4
+
+    def __init__(self, stops_at: int | None = None) -> None:
+        self.computed: list[int] = []
+        self._stops_at = stops_at
+
+    def parts(self, units: Iterable[int]) -> Iterator[Any]:
+        for unit in units:
+            if unit == self._stops_at:
+                raise InvalidInputError("here it ends")
+            self.computed.append(unit)
+            yield PARTS[unit]
+
+    def values(self, parts: Any) -> Any:
+        return [np.stack(parts)]
+
+
+def computed(folder: Path, name: str = "sweep") -> list[int]:
+    """What is computed of the sweep, and a check that its values are right."""
+    sweep: Any = Counted()
+    (values,) = run(sweep, name, ledger=Ledger(folder))
+    np.testing.assert_array_equal(values, np.stack(PARTS))
+    return sorted(sweep.computed)
+
+
+def test_only_what_is_missing_is_computed(tmp_path: Path) -> None:
+    broken: Any = Counted(stops_at=1)
+    with pytest.raises(InvalidInputError, match="here it ends"):
+        run(broken, "sweep", ledger=Ledger(tmp_path))
+    assert broken.computed == [3, 2], "in the sweep's order"
+    assert computed(tmp_path) == [0, 1]
+    assert computed(tmp_path) == []
+    assert computed(tmp_path, "another sweep") == [0, 1, 2, 3]
+    steps: list[None] = []
+    again: Any = Counted()
+    run(again, "a third", ledger=Ledger(tmp_path), step=lambda: steps.append(None))
+    assert len(steps) == 4
+
+
+def test_parts_come_back_to_the_bit(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for unit, part in enumerate(PARTS):
+        ledger.keep("sweep", unit, part)
+    found = ledger.done("sweep")
+    assert sorted(found) == [0, 1, 2, 3]
+    assert all(found[unit].tobytes() == part.tobytes() for unit, part in enumerate(PARTS))
+    assert not list(tmp_path.glob("*.partial"))
+    assert ledger.done("another") == {}
+    assert Ledger(tmp_path / "nowhere").done("sweep") == {}
+    assert Ledger().done("sweep") == {}
+
+
+@pytest.mark.parametrize("damage", ["a bit flips", "cut off", "empty", "its checksum goes", "another name"])
+def test_a_damaged_part_is_computed_again(tmp_path: Path, damage: str) -> None:
+    computed(tmp_path)
+    path = next(tmp_path.glob("*-2.part"))
+    data = bytearray(path.read_bytes())
+    if damage == "a bit flips":
+        data[-10] ^= 1
+    path.write_bytes(bytes({"cut off": data[:-9], "empty": b"", "its checksum goes": data[:-4]}.get(damage, data)))
+    if damage == "another name":
+        path.rename(path.with_name(path.name.replace("-2.", "-x.")))
+    assert computed(tmp_path) == [2]
+    assert computed(tmp_path) == []
+
+
+def test_the_folder_is_there_while_there_is_work(tmp_path: Path) -> None:
+    folder = tmp_path / "r.nc.parts"
+    ledger = Ledger(folder)
+    with ledger.claimed():
+        ledger.keep("sweep", 0, PARTS[0])
+        assert folder.is_dir()
+    assert not folder.exists(), "all is done"
+    with pytest.raises(KeyboardInterrupt), ledger.claimed():
+        raise KeyboardInterrupt
+    assert not folder.exists(), "nothing was kept"
+    with pytest.raises(KeyboardInterrupt), ledger.claimed():  # noqa: PT012
+        ledger.keep("sweep", 0, PARTS[0])
+        raise KeyboardInterrupt
+    assert list(ledger.done("sweep")) == [0]
+    with ledger.claimed(first=False):
+        pass
+    assert folder.exists(), "one process of a run clears up for all"
+    with ledger.claimed():
+        pass
+    assert not folder.exists()
+    with Ledger().claimed():
+        Ledger().keep("sweep", 0, PARTS[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_run_is_refused_and_takes_nothing_away(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    with Ledger(folder).claimed():
+        refused = pytest.raises(OutputError, match=f"another process is writing {folder}; wait until it is done")
+        with refused, Ledger(folder).claimed():
+            pytest.fail("two at once")
+        assert folder.is_dir()
+        Ledger(folder).keep("sweep", 0, PARTS[0])
+    assert not folder.exists()
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("keep me")
+    ledger = Ledger(tmp_path / "file" / "parts")
+    with pytest.raises(OutputError, match="cannot write into .*parts: Not a directory"), ledger.claimed():
+        pass
+    with pytest.raises(OutputError, match="cannot write into .*parts: Not a directory"):
+        ledger.keep("sweep", 0, PARTS[0])
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """The system's limit on the size of files stands in for it."""
+    ledger = Ledger(tmp_path)
+    ledger.keep("sweep", 0, PARTS[0])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    try:
+        with pytest.raises(OutputError, match=f"cannot write into {tmp_path}: File too large"):
+            ledger.keep("sweep", 1, PARTS[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(ledger.done("sweep")) == [0]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".part"], "nothing half-written stays on a full disk"
+
+
+# --- of a comparison: what is taken up again, and what is not
+
+
+def store(path: Path, seed: int, n: int = 40) -> ActivationStore:
+    rng = np.random.default_rng(seed)
+    layers = {f"blocks.{i}": rng.normal(size=(n, 4 + i)) for i in range(2)}
+    return write_store(path, layers, model=path.stem, overwrite=True)
+
+
+class Interrupted(Exception):  # noqa: N818
+    pass
+
+
+def interrupt(*stores: ActivationStore, parts: Path, metrics: tuple[str, ...] = ("cka",), **options: Any) -> list[Path]:
+    """Compare, but fail where the result would be saved; the parts that are left."""
+
+    def fail(_: object) -> None:
+        raise Interrupted
+
+    with Comparison(stores, None, metrics, **options) as planned, pytest.raises(Interrupted):
+        planned.run(parts=parts, save=fail)
+    return sorted(parts.glob("*.part"))
+
+
+def test_a_result_that_cannot_be_saved_costs_no_work(tmp_path: Path) -> None:
+    a, b, parts = store(tmp_path / "a.h5", 0), store(tmp_path / "b.h5", 1), tmp_path / "parts"
+    left = interrupt(a, b, parts=parts)
+    assert left
+    before = [(path, path.stat().st_mtime_ns) for path in left]
+    assert [(path, path.stat().st_mtime_ns) for path in interrupt(a, b, parts=parts)] == before, "taken up, not redone"
+    for path in left:  # poisoned: nothing has a value any more, unless it is computed again
+        _keep(path, np.zeros_like(np.load(io.BytesIO(path.read_bytes()[:-4]))))
+    with pytest.raises(UndefinedValueError, match="no pair of layers has a value"):
+        compare([a, b], parts=parts)
+    for path in left:
+        path.unlink()
+    np.testing.assert_array_equal(compare([a, b], parts=parts)["cka"], compare([a, b])["cka"])
+    assert not parts.exists()
+
+
+def _keep(path: Path, part: Any) -> None:
+    data = io.BytesIO()
+    np.save(data, part)
+    path.write_bytes(data.getvalue() + zlib.crc32(data.getvalue()).to_bytes(4, "little"))
+
+
+def test_parts_are_of_these_stores_these_metrics_and_this_plan(tmp_path: Path) -> None:
+    a, b, parts = store(tmp_path / "a.h5", 0), store(tmp_path / "b.h5", 1), tmp_path / "parts"
+    left = set(interrupt(a, b, parts=parts))
+    others: list[tuple[tuple[ActivationStore, ...], dict[str, Any]]] = [
+        ((b, a), {}),
+        ((a,), {}),
+        ((a, store(tmp_path / "c.h5", 2)), {}),
+        ((a, b), {"metrics": ("cka:estimator=biased",)}),
+        ((a, b), {"metrics": ("cka", "cka:estimator=biased")}),
+        ((a, b), {"tf32": True}),
+    ]
+    for stores, options in others:
+        more = set(interrupt(*stores, parts=parts, **options)) - left
+        assert more, (stores, options)
+        left |= more
+    b.close()
+    changed = store(tmp_path / "b.h5", 3)
+    assert set(interrupt(a, changed, parts=parts)) - left, "the same file with other activations"
