@@ -95,13 +95,14 @@ class Gram(KernelMatrix):
     The linear kernel is x_i'x_j. The RBF kernel is held as exp(-d_ij^2 / (2 s^2)) - 1: no centring can tell the 1, and
     without it a wide kernel, all of whose values are close to 1, keeps its digits.
 
-    Features are scaled to a mean squared norm of 1 before they are rounded to float32, so that a layer of tiny or huge
-    activations loses nothing; CKA does not see the scale.
+    Features are divided by a power of two that leaves a mean squared norm between 1/4 and 1, so that the squares of tiny
+    or huge activations neither vanish nor overflow; CKA does not see the scale.
     """
 
     features: Rows
     """(n, p): a tensor, or read from the store whenever they are asked for."""
     squared_norms: Float64[Tensor, " n"]
+    """Of the features as they are rounded."""
     row_sums: Float64[Tensor, " n"]
     """Of the block that each sample is in."""
     width: float | None
@@ -129,6 +130,14 @@ class Gram(KernelMatrix):
     def in_memory(self) -> bool:
         """Whether the features are."""
         return isinstance(self.features, Tensor)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether one sample carries more than a tenth of the layer's variance.
+
+        Then almost all of ||X'Y||^2 may be that sample's product with itself, which debiasing takes away again.
+        """
+        return bool(self.squared_norms.max() > 0.1 * self.squared_norms.sum())
 
     @property
     def block(self) -> int:
@@ -248,12 +257,12 @@ class CentredGram:
     def fit(self, x: Rows) -> GramState:
         """Pass over the layer, and, for the RBF kernel, over its Gram matrix."""
         mean, peak = column_means(x)
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        peak = _power_of_two(peak)  # of which the largest value is a part, so that no square overflows
+        relative = Centred(x, mean, peak, torch.promote_types(x.dtype, torch.float32))
         norms = torch.empty(x.shape[0], dtype=torch.float64, device=mean.device)
-        relative = Centred(x, mean, peak, dtype)  # to the largest value, so that no square overflows
         for i in pieces(x):
-            torch.linalg.vector_norm(relative.exact(i), dim=1, out=norms[i])
-        scale = float(norms.square().mean().sqrt())
+            torch.linalg.vector_norm(relative[i].to(norms), dim=1, out=norms[i])
+        scale = _power_of_two(float(norms.square().mean().sqrt()))
         squared_norms = (norms / scale).square()
         state = GramState(mean, peak * scale, squared_norms, torch.zeros_like(squared_norms), None)
         if self.kernel == "rbf":
@@ -305,6 +314,11 @@ class CentredGram:
             )
         assert self.bandwidth is not None
         return self.bandwidth * math.sqrt(median)
+
+
+def _power_of_two(x: float) -> float:
+    """The next one above; to divide by it rounds nothing."""
+    return math.ldexp(1.0, math.frexp(x)[1])
 
 
 def _row_sums(gram: Gram) -> Float64[Tensor, " n"]:

@@ -329,6 +329,8 @@ def _centre(tile: Tensor, offsets: Tensor, i: slice, j: slice, *, hollow: bool) 
 class MomentSweep(Sweep):
     """Cross-moments X'Y of all pairs, a run of samples at a time: products in the layers' dtype, sums in float64.
 
+    Products with a layer that says it is ``uneven`` are made in float64, too.
+
     Parameters
     ----------
     chunk
@@ -386,17 +388,19 @@ class MomentSweep(Sweep):
         device = layers[0].device
         place = wide(device)
         sums = [torch.zeros(self.layers[u].p, self.layers[v].p, dtype=torch.float64, device=place) for u, v in pairs]
+        uneven = {u: getattr(self.layers[u], "uneven", False) for u in needed}
         runs = ([layer.rows(i) for layer in layers] for i in cut(layers[0].n, self.chunk))
         for run in runs if all(layer.in_memory for layer in layers) else ahead(runs, device):
             x = dict(zip(needed, run, strict=True))
             for (u, v), total in zip(pairs, sums, strict=True):
+                a, b = (x[w].to(place, torch.float64) if uneven[w] else x[w] for w in (u, v))
                 if u != v:
-                    dtype = torch.promote_types(x[u].dtype, x[v].dtype)
-                    total.add_((x[u].to(dtype).T @ x[v].to(dtype)).to(place))
+                    dtype = torch.promote_types(a.dtype, b.dtype)
+                    total.add_((a.to(dtype=dtype).T @ b.to(dtype=dtype)).to(place))
                     continue
                 for start in range(0, total.shape[0], self._BLOCK):
                     some = slice(start, start + self._BLOCK)
-                    total[some, start:].add_((x[u][:, some].T @ x[u][:, start:]).to(place))
+                    total[some, start:].add_((a[:, some].T @ b[:, start:]).to(place))
         for (u, v), total in zip(pairs, sums, strict=True):
             if u == v:
                 total.triu_().add_(total.triu(1).T)
