@@ -15,11 +15,11 @@ _SQUARED_FROM = 512
 """From so many samples or features on, X'X (or XX') in float64 tells float32 activations from their own rounding."""
 _PANEL = 2**25
 """Values of a panel of samples, where the n x n matrix XX' is made of pairs of them."""
-_SLAB = 2**23
-"""Values of a run of samples that is multiplied at once elsewhere."""
+_SLAB = 2**20
+"""Values of a run of samples that is multiplied at once elsewhere: little enough to be widened within the cache."""
 _PIECE = 2**20
 """Values that are widened to float64 at once: what is read of a wide layer stays in its own dtype."""
-_RANDOM_FROM = 4096
+_RANDOM_FROM = 8192
 """From so many samples and features on, part of the variance is looked for in a Krylov space. Below, the matrix
 products and the eigenvalues of X'X or XX' take seconds, and there is little to win."""
 _BLOCK = 128

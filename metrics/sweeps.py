@@ -34,6 +34,9 @@ _STACK = 2**27
 class Sweep(ABC):
     """All pairs of ``rows`` and ``columns`` under one or several measures."""
 
+    normalises = True
+    """Whether units give sums, that norms are still to be taken from, and not values."""
+
     def __init__(self, rows: Sequence[Any], columns: Sequence[Any], measures: Sequence["Measure"]) -> None:
         self.measures = tuple(measures)
         seen = {id(layer) for layer in rows}
@@ -81,7 +84,7 @@ class Sweep(ABC):
         found = []
         for measure, sums in zip(self.measures, total.reshape(len(self.measures), -1), strict=True):
             products = sums[: self.height * self.width].reshape(self.height, self.width)[:, self._columns]
-            if measure.normalised:
+            if measure.normalised and self.normalises:
                 squares = sums[self.height * self.width :]
                 norms = np.sqrt(np.where(squares > self._noise(measure), squares, np.nan))
                 column_norms = norms[[self.first + k for k in self._columns]]
@@ -116,6 +119,8 @@ class Measure(Protocol):
 
 class PairSweep(Sweep):
     """Blocks of layers, for measures that know no better than to compare two layers."""
+
+    normalises = False
 
     def __init__(self, rows: Sequence[Any], columns: Sequence[Any], measures: Sequence[Any], *, group: int) -> None:
         super().__init__(rows, columns, measures)

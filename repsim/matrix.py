@@ -202,11 +202,8 @@ class Matrix:
     def _lonely(self, values: NDArray[np.float64]) -> set[str]:
         """Layers without one value, where others have some: one reason a layer is enough."""
         empty = np.isnan(values)
-        found = {
-            side[int(at)].shape.name
-            for axis, side in enumerate((self.rows, self.columns))
-            for at in np.flatnonzero(empty.all(axis=1 - axis))
-        }
+        sides = (self.rows, empty), (self.columns, empty.T)
+        found = {layer.shape.name for side, rows in sides for layer, row in zip(side, rows, strict=True) if row.all()}
         return set() if empty.all() else found
 
     def _say_what_cannot_be(self, metric: Metric[Any]) -> list[str]:

@@ -340,7 +340,7 @@ def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: in
     flop = flop_of_grams(n, block, widths if stage.form == "features" else [], pairs * measures)
     flop *= 1 + min(tile, block) / block  # of tiles on the diagonal both triangles are computed
     cost = _products(flop, itemsize) + Cost(added=1.0 * n * block * count * measures)
-    memory = stack + sums(panel)
+    memory = stack + sums(panel) + tile * pairs * itemsize  # the last: what one tile gives to every pair
     if not stage.kept:
         panels = -(-n // panel)
         stay = max(1, held - 1)

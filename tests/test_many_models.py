@@ -110,6 +110,14 @@ def test_numbers_of_a_layer_are_its_own(tmp_path: Path) -> None:
     assert (two["cca.rank_a"].values.tolist(), two["cca.rank_b"].values.tolist()) == ([2], [3])
 
 
+def test_cautions_grow_with_the_result(tmp_path: Path) -> None:
+    """In both directions, as if all had been compared at once."""
+    made = [store(tmp_path, name, n=12) for name in "abc"]
+    fresh, grown = (compare(made, metrics=["cca"], known=known) for known in (None, compare(made[:2], metrics=["cca"])))
+    assert len(told(fresh["cca"], "cautions")) > 10
+    assert told(grown["cca"], "cautions") == told(fresh["cca"], "cautions")
+
+
 def test_adding_a_metric_computes_that_one(stores: list[ActivationStore]) -> None:
     for a, b in ((stores[:2], None), (stores[0], stores[1])):
         before = compare(a, b, ["cka"])

@@ -202,6 +202,21 @@ def test_layers_stay_in_memory_exactly_where_they_fit() -> None:
     assert not only(a, a, n, "cka:kernel=rbf", limits=Limits(least + 998, base=999)).kept
 
 
+def test_a_minibatch_is_never_cut() -> None:
+    a = net("a", [1000] * 8)
+    stage = only(a, a, 40_000, "cka:estimator=minibatch,batch=1500", limits=Limits(3 * 10**8))
+    assert not stage.kept
+    assert stage.panel >= 1500
+
+
+def test_memory_counts_loadings_and_the_layer_that_is_being_read() -> None:
+    a, n = net("a", [600]), 2000
+    assert only(a, a, n, "pwcca").memory - only(a, a, n, "cca").memory == 8 * 600 * 600
+    one = only(net("a", [30_000]), net("b", [2]), 300)
+    assert one.road == "gram"
+    assert one.memory > 300 * 30_000 * (4 + 4 + 8), "stored, centred, and in float64 in between"
+
+
 widths = st.lists(st.integers(1, 3000), min_size=1, max_size=12)
 shapes = st.tuples(widths, st.just([]) | widths, st.sampled_from([2, 4, 8])).map(
     lambda drawn: (net("a", drawn[0], drawn[2]), net("b", drawn[1], drawn[2]) or net("a", drawn[0], drawn[2]))
@@ -327,3 +342,20 @@ def test_progress_is_in_proportion_to_the_work() -> None:
     assert seen[-1] == round(100 * stage.preparing.seconds(NOMINAL) / stage.seconds(NOMINAL))
     meter.comparing(stage, 2)()
     assert seen[-1] == round(50 + 50 * stage.preparing.seconds(NOMINAL) / stage.seconds(NOMINAL))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_steps_of_one_process_stand_for_those_of_all(world: int) -> None:
+    """Streaming recipes are shared out; so are the units."""
+    a = net("a", [300] * 8)
+    made = planned(a, a, 3000)
+    (stage,) = made.stages
+    seen: list[int] = []
+    meter = Meter(made, Ranks(0, world), lambda done, _: seen.append(done))
+    prepared, compared = meter.preparing(stage), meter.comparing(stage, 12)
+    for _ in range(8 // world):
+        prepared()
+    assert seen[-1] == round(100 * stage.preparing.seconds(NOMINAL) / stage.seconds(NOMINAL))
+    for _ in range(12 // world):
+        compared()
+    assert seen[-1] == 100
