@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from jaxtyping import Float64
@@ -150,7 +150,7 @@ class CKA(Metric[Kernels]):
         """Feature space knows only the linear kernel, and all samples at once."""
         return ("gram", "moments") if self.kernel == "linear" and self.estimator != "minibatch" else ("gram",)
 
-    def moment(self, a: Gram, b: Gram, cross: Float64[Tensor, "p q"]) -> float:
+    def moment(self, a: Any, b: Any, cross: Float64[Tensor, "p q"]) -> float:
         """<A, B> in feature space, no n x n matrix: ||X'Y||_F^2, and what debiasing takes from it.
 
         With g_i = ||x_i||^2 and h_i = ||y_i||^2 of the centred rows it is (Song et al. 2012, eq. 5, for XX' and YY')

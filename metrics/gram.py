@@ -18,7 +18,7 @@ from torch import Tensor
 
 from repsim.errors import UndefinedValueError
 from repsim.labels import partition
-from repsim.metrics.rows import Centred, Rows, column_means, cut, in_memory, pieces, wide
+from repsim.metrics.rows import Centred, Rows, column_means, cut, in_memory, pieces
 
 Kernel = Literal["linear", "rbf"]
 

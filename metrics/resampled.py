@@ -78,7 +78,8 @@ class LeaveOneOut(GramSweep):
 
     def _add(self, stack: Tensor, i: slice) -> None:
         place = self._products.device
-        for one, other in zip(stack.transpose(1, 2), stack.transpose(1, 2).flip(0), strict=True):
+        by_row = stack.transpose(1, 2)
+        for one, other in zip(by_row, reversed(list(by_row)), strict=True):
             pairs = one[:, : self.height] @ other[:, self.first :].mT
             self._products[i] += pairs.to(place).double() / self.times
         self._squares[i] += torch.linalg.vecdot(stack[0], stack[-1]).T.to(place).double()

@@ -54,12 +54,21 @@ def pieces(x: Rows) -> Iterator[slice]:
 def cut(n: int, size: int, start: int = 0) -> Iterator[slice]:
     """Cut n samples into as few runs of at most ``size`` as there can be, of equal lengths.
 
+    Lengths are multiples of 16 where that needs no further run: products of such matrices are a little faster.
+
     >>> [(i.start, i.stop) for i in cut(5, 3)]
-    [(0, 2), (2, 5)]
+    [(0, 3), (3, 5)]
+    >>> [(i.start, i.stop) for i in cut(100, 50)], [(i.start, i.stop) for i in cut(100, 64)]
+    ([(0, 50), (50, 100)], [(0, 64), (64, 100)])
     """
+    if n <= 0:
+        return
     steps = -(-n // size)
-    for k in range(steps):
-        yield slice(start + n * k // steps, start + n * (k + 1) // steps)
+    length = -(-n // steps)
+    if -(-length // 16) * 16 <= size:
+        length = -(-length // 16) * 16
+    for k in range(0, n, length):
+        yield slice(start + k, start + min(n, k + length))
 
 
 def column_means(x: Rows) -> tuple[Float64[Tensor, " p"], float]:
@@ -171,7 +180,7 @@ def _used_by(item: object, stream: "torch.cuda.Stream") -> None:
     """Keep the memory of what another stream made until this one is done with it."""
     if isinstance(item, Tensor):
         if item.is_cuda:
-            item.record_stream(stream)  # type: ignore[no-untyped-call]
+            item.record_stream(stream)
     elif isinstance(item, list | tuple):
         for each in item:
             _used_by(each, stream)

@@ -267,8 +267,8 @@ def krylov(x: Centred, variance: float, floor: float) -> Leading | None:
     """Look for the fewest directions that explain ``variance`` of a layer, in a randomised block Krylov space.
 
     Let C = XX' (n x n) where n < p; otherwise exchange X and X'. From b random columns the space span(CW, C^2 W, ...)
-    grows by b columns a step, each made orthogonal to all before (twice), until the leading eigenpairs (s_i^2, u_i) of C
-    restricted to it have converged. A step reads the layer twice, a run of samples at a time (once where n >= p), and
+    grows by b columns a step, each made orthogonal to all before (twice), until the leading eigenpairs (s_i^2, u_i) of
+    C restricted to it have converged. A step reads the layer twice, a run of samples at a time (once where n >= p), and
     X is never held; what is held is twice the space, and p x b. The random columns are always the same ones.
 
     **Certificate.** Let U (n x k) be the Ritz vectors: U'U = I and U'CU = S^2. Put V = X'US^-1. Then V'V = I, and
@@ -277,7 +277,8 @@ def krylov(x: Centred, variance: float, floor: float) -> Leading | None:
     every (s_i, u_i, v_i) is an exact singular triplet of X + E, and ||E||_F = ||R||_F [1]. It is accepted once
     ||R||_F <= 2^-24 ||X||_F, which is what rounding every value of X to float32 may do to it.
 
-    **The number of directions** is counted against ||X||_F^2, which is computed exactly. By Mirsky's theorem [2],
+    **The number of directions** is counted against ||X||_F^2, which is computed exactly. More are never needed: Ritz
+    values are at most the true ones (Cauchy's interlacing). Fewer might do. By Mirsky's theorem [2],
     (sum_{i<j} sigma_i^2)^(1/2), over the true singular values, is at most (sum_{i<j} s_i^2)^(1/2) + ||R||_F. As long as
     this leaves open whether fewer directions would do, the search goes on.
 

@@ -1,9 +1,10 @@
 """All pairs of many layers at once, as a sum over units of work that anybody can do, in any order.
 
 What depends on two layers is a matrix product, and there are two roads to it. In Gram space (`GramSweep`) the centred
-n x n Gram matrices of all layers pass by tile after tile, and every pair's inner product grows by one product of stacked
-tiles. In feature space (`MomentSweep`) the p x q cross-moments X'Y of every pair grow by a run of samples at a time.
-Either gives the exact value, in memory that does not grow with n; which one is cheaper is for `repsim.plan` to say.
+n x n Gram matrices of all layers pass by tile after tile, and every pair's inner product grows by one product of
+stacked tiles. In feature space (`MomentSweep`) the p x q cross-moments X'Y of every pair grow by a run of samples at a
+time. Either gives the exact value, in memory that does not grow with n; which one is cheaper is for `repsim.plan` to
+say.
 
 A unit is a pure function of the layers. So processes can share the units, and an interrupted run needs only those that
 are missing: the sum, always taken in the same order, is the same to the bit.
@@ -12,7 +13,7 @@ are missing: the sum, always taken in the same order, is the same to the bit.
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -217,18 +218,28 @@ class GramSweep(Sweep):
         o = torch.stack(self._offsets(measure)).cpu().unflatten(1, (-1, self.draws[0].block))
         removed = 2 * (o.shape[2] * o.square().sum(2) + o.sum(2).square()).sum(1)
         eps = torch.tensor([draw.eps for draw in self.draws], dtype=torch.float64)
-        return (removed * (100 * eps) ** 2).unflatten(0, (self.times, len(self.layers))).amax(0).numpy()
+        noise: Float64[np.ndarray, " layers"]
+        noise = (removed * (100 * eps) ** 2).unflatten(0, (self.times, len(self.layers))).amax(0).numpy()
+        return noise
 
     def _read(self, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """What the tiles of each pair of panels are computed from; what is at hand is not read again."""
-        kept: OrderedDict[int, list[Tensor]] = OrderedDict()
+        """What the tiles of each pair of panels are computed from; what is at hand is not read again.
+
+        Where there is no more room, the panel goes that is not needed for the longest time.
+        """
+        uses: defaultdict[int, deque[int]] = defaultdict(deque)
+        for when, pair in enumerate(pairs):
+            for i in pair:
+                uses[i].append(when)
+        kept: dict[int, list[Tensor]] = {}
         for pair in pairs:
             for i in pair:
                 if i not in kept:
                     if len(kept) >= max(2, self.held):
-                        del kept[next(old for old in kept if old not in pair)]
+                        others = (old for old in kept if old not in pair)
+                        del kept[max(others, key=lambda old: uses[old][0] if uses[old] else len(pairs))]
                     kept[i] = [draw.rows(self._panels_of[i]) for draw in self.draws]
-                kept.move_to_end(i)
+                uses[i].popleft()
             yield kept[pair[0]], kept[pair[1]]
 
     def _part(self, left: slice, right: slice, x: list[Tensor], y: list[Tensor], shifts: list[Tensor]) -> Sums:
@@ -236,7 +247,8 @@ class GramSweep(Sweep):
         place = wide(self.device)
         products = torch.zeros(len(self.measures), self.height, self.width, dtype=torch.float64, device=place)
         squares = torch.zeros(len(self.measures), layers, dtype=torch.float64, device=place)
-        side = min(self.tile, self.draws[0].block, left.stop - left.start)
+        widest = max(left.stop - left.start, right.stop - right.start)  # panels may differ by one sample
+        side = min(self.tile, self.draws[0].block, widest)
         memory = torch.empty(1 + several, len(self.draws) * side**2, dtype=self.dtype, device=self.device)
         for i, j in tiles(left, right, self.draws[0].block, self.tile):
             shape = (len(self.draws), i.stop - i.start, j.stop - j.start)
@@ -256,10 +268,15 @@ class GramSweep(Sweep):
     def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:
         """Add what one tile of every layer, (draws, layers, i, j), gives to every pair."""
         weight = 1 if i == j else 2
-        for one, other in zip(stack.transpose(1, 2), stack.transpose(1, 2).flip(0), strict=True):
+        by_row = stack.transpose(1, 2)
+        for one, other in zip(by_row, reversed(list(by_row)), strict=True):
             pairs = one[:, : self.height] @ other[:, self.first :].mT
             products += weight / self.times * pairs.to(products.device).sum(0, dtype=torch.float64)
-        squares += weight * torch.linalg.vecdot(stack[0], stack[-1]).to(squares.device).sum(1, dtype=torch.float64)
+        if self.times == 1:  # a norm makes no array of products on its way
+            dots = torch.linalg.vector_norm(stack[0], dim=2).to(squares.device).double().square()
+        else:
+            dots = torch.linalg.vecdot(stack[0], stack[-1]).to(squares.device).double()
+        squares += weight * dots.sum(1)
 
 
 def panels(n: int, block: int, size: int) -> Iterator[slice]:
@@ -375,15 +392,14 @@ class MomentSweep(Sweep):
             for (u, v), total in zip(pairs, sums, strict=True):
                 if u != v:
                     dtype = torch.promote_types(x[u].dtype, x[v].dtype)
-                    total += (x[u].to(dtype).T @ x[v].to(dtype)).to(place)
+                    total.add_((x[u].to(dtype).T @ x[v].to(dtype)).to(place))
                     continue
                 for start in range(0, total.shape[0], self._BLOCK):
-                    rows = x[u][:, start : start + self._BLOCK]
-                    total[start : start + self._BLOCK, start:] += (rows.T @ x[u][:, start:]).to(place)
+                    some = slice(start, start + self._BLOCK)
+                    total[some, start:].add_((x[u][:, some].T @ x[u][:, start:]).to(place))
         for (u, v), total in zip(pairs, sums, strict=True):
             if u == v:
-                total.triu_()
-                total += total.triu(1).T
+                total.triu_().add_(total.triu(1).T)
         return sums
 
 
@@ -410,17 +426,16 @@ def units_of_moments(
         limits = tall, values // tall
     else:
         limits = side, side
-    units = []
-    for group in _groups(rows, limits[0], 0):
-        for other in _groups(columns, limits[1], first):
-            if pairs := [(u, v) for u in group for v in other if not (symmetric and v < len(rows) and v < u)]:
-                units.append(pairs)
+    units = [
+        [(u, v) for u in group for v in other if not (symmetric and v < len(rows) and v < u)]
+        for group in _groups(rows, limits[0], 0)
+        for other in _groups(columns, limits[1], first)
+    ]
     if norms:
         widths = [*rows, *(columns[len(rows) :] if symmetric else columns)]
         alone = range(len(rows), len(widths)) if symmetric else range(len(widths))
-        for group in _groups([widths[u] ** 2 for u in alone], values, alone.start):
-            units.append([(u, u) for u in group])
-    return units
+        units += [[(u, u) for u in group] for group in _groups([widths[u] ** 2 for u in alone], values, alone.start)]
+    return list(filter(None, units))
 
 
 def _groups(sizes: Sequence[int], limit: int, first: int) -> Iterator[list[int]]:

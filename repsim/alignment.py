@@ -12,7 +12,7 @@ from torch import Tensor
 from repsim.errors import InvalidInputError, SampleMismatchError
 from repsim.labels import LayerKey, SampleIds
 from repsim.metrics.base import as_samples
-from repsim.store import ActivationStore, Activations
+from repsim.store import Activations, ActivationStore
 
 
 class AlignedView:

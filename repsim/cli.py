@@ -417,7 +417,9 @@ def metrics(name: str | None, *, as_json: bool) -> None:
 @click.option(
     "--all", "square", is_flag=True, help="All layers with all layers, within models too, also of two STORES."
 )
-@click.option("--memory", help="To take at most: 2GiB, 500MB.  [default: half of the machine's, or 80 % of a GPU's]")
+@click.option(
+    "--memory", help="A process may take at most: 2GiB, 500MB.  [default: half of the machine's, or 80 % of a GPU's]"
+)
 @_DEVICE
 @click.option("--tf32", is_flag=True, help="Let a GPU round products to TensorFloat-32: faster, errors of 1e-3.")
 @click.option("--explain", is_flag=True, help="Say on stderr what will be done, and what it took.")
@@ -465,21 +467,24 @@ def compare(
         known = open_result(out) if out is not None and grows else None
         if out is not None and me.first:
             check_output(out, overwrite=overwrite or grows)
-        which = (list(stores), None) if square or len(stores) > 2 else (stores[0], stores[-1])
-        with Comparison(*which, specs, device=device, memory=memory, tf32=tf32, known=known) as planned:
+        a, b = (list(stores), None) if square or len(stores) > 2 else (stores[0], stores[-1])
+        with Comparison(a, b, specs, device=device, memory=memory, tf32=tf32, known=known, me=me) as planned:
             if (explain or dry_run) and me.first:
                 terminal.plan(planned.plan, planned.rates())
             if dry_run:
                 return
+            fresh = known is None or bool(planned.plan.stages)
             start = time.perf_counter()
             with terminal.progress("comparing", "%/s", quiet=not me.first) as advance:
                 parts = None if out is None else out.with_name(f"{out.name}.parts")
-                result = planned.run(parts=parts, progress=advance, command=_command_line(), me=me)
+                result = planned.run(parts=parts, progress=advance, command=_command_line())
             seconds = time.perf_counter() - start
         if not me.first:
             return
-        if out is not None:
+        if out is not None and fresh:
             save_result(result, out, overwrite=overwrite or grows)
+        elif out is not None:
+            _say(f"{out} holds all of this already; --overwrite computes it anew")
     if explain:
         terminal.took(seconds)
     for variable in result.data_vars.values():

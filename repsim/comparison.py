@@ -1,4 +1,4 @@
-"""All layer pairs of two stores, or of many, under some metrics: planned, each layer prepared once, shared and resumed."""
+"""All layer pairs of two stores, or of many: planned, each layer prepared once, shared among processes, resumed."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
@@ -32,6 +31,7 @@ from repsim.running import Ledger, run
 from repsim.store import ActivationStore, open_store
 
 Array = NDArray[Any]
+_STEP = 2**28
 StoreLike = ActivationStore | str | os.PathLike[str]
 
 
@@ -92,8 +92,8 @@ def compare(
     device
         Where to compute: ``auto``, ``cpu``, ``cuda``, ``mps``.
     memory
-        Bytes to take at most, or words such as ``"2GiB"``; by default half of the machine's memory, or 80 % of the
-        GPU's. Layers that do not fit are read again as they are needed.
+        Bytes that a process may take at most, or words such as ``"2GiB"``; by default half of the machine's memory, or
+        80 % of the GPU's. Layers that do not fit are read again as they are needed.
     tf32
         Let a GPU round products to TensorFloat-32: faster, with errors of 1e-3 instead of 1e-7.
     known
@@ -137,8 +137,8 @@ def compare(
     1.0
     1.0
     """
-    with Comparison(a, b, metrics, device=device, memory=memory, tf32=tf32, known=known) as planned:
-        return planned.run(parts=parts, progress=progress, command=command, me=me)
+    with Comparison(a, b, metrics, device=device, memory=memory, tf32=tf32, known=known, me=me) as planned:
+        return planned.run(parts=parts, progress=progress, command=command)
 
 
 class Comparison:
@@ -157,8 +157,9 @@ class Comparison:
         memory: int | str | None = None,
         tf32: bool = False,
         known: xr.Dataset | None = None,
+        me: Ranks = ALONE,
     ) -> None:
-        self.device, self.tf32 = choose_device(device), tf32
+        self.device, self.tf32, self.me = choose_device(device), tf32, me
         self.metrics = list({metric.spec: metric for metric in map(_metric, metrics)}.values())
         if not self.metrics:
             raise InvalidInputError("name at least one metric")
@@ -168,7 +169,7 @@ class Comparison:
             self.matrix = Matrix(stores_a, stores_b, len(self.view.sample_ids))
             if known is not None:
                 self.metrics = self.matrix.take_over(known, self.metrics)
-            limits = Limits(memory_to_use(self.device, memory), self._base(), self.device)
+            limits = me.share(Limits(memory_to_use(self.device, memory), self._base(), self.device))  # one plan for all
             jobs = self.matrix.missing(self.metrics)
             n = self.matrix.n
             self.plan = Plan(
@@ -177,8 +178,11 @@ class Comparison:
             self._stack = stack.pop_all()
 
     def _base(self) -> int:
-        """What the process takes already, where that counts: the memory of a GPU is another."""
-        return 0 if self.device.startswith("cuda") else memory_now()
+        """What the process takes already, where that counts: the memory of a GPU is another.
+
+        In large steps, because it is never quite the same, and an interrupted run goes on only by the same plan.
+        """
+        return 0 if self.device.startswith("cuda") else -(-memory_now() // _STEP) * _STEP
 
     def __enter__(self) -> Self:
         return self
@@ -198,7 +202,6 @@ class Comparison:
         parts: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
         command: str | None = None,
-        me: Ranks = ALONE,
     ) -> xr.Dataset:
         """Do it."""
         enough = max(metric.min_samples for metric in self.metrics)
@@ -206,12 +209,12 @@ class Comparison:
             layer.shape.name: Source(layer.shape.name, layer.name, partial(self._read, layer, enough))
             for layer in self.matrix.layers
         }
-        ledger, meter = Ledger(None if parts is None else Path(parts)), Meter(self.plan, me, progress)
-        with ledger.claimed(first=me.first), _precision(tf32=self.tf32):
+        ledger, meter = Ledger(None if parts is None else Path(parts)), Meter(self.plan, self.me, progress)
+        with ledger.claimed(first=self.me.first), _precision(tf32=self.tf32):
             for stage in self.plan.stages:
-                _run(stage, self.matrix, sources, ledger, me, meter)
+                self._do(stage, sources, ledger, meter)
                 return_memory()
-            me.wait()  # nobody writes any more
+            self.me.wait()  # nobody writes any more
         attrs = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "repsim_version": repsim.__version__,
@@ -221,6 +224,30 @@ class Comparison:
             "samples_fingerprint": self.view.sample_ids.fingerprint,
         }
         return self.matrix.dataset(self.metrics, attrs)
+
+    def _do(self, stage: Stage, sources: Mapping[str, Source], ledger: Ledger, meter: Meter) -> None:
+        """Prepare the layers of a stage, compare them, and enter the values."""
+        needed = [sources[layer.name] for layer in stage.layers]
+        share = meter.preparing(stage)
+        prepared = prepare(stage.recipe, needed, device=self.device, keep=stage.kept, me=self.me, step=share)
+        factors = prepared.factors
+        for name, why in prepared.undefined.items():
+            for metric in stage.metrics:
+                self.matrix.undefined[metric.spec].add(f"layer {sources[name].label}: {why}")
+        rows, columns = (
+            [layer.name for layer in side if layer.name in factors] for side in (stage.rows, stage.columns)
+        )
+        if not rows or not columns:
+            return
+        sweep = _sweep(stage, [factors[name] for name in rows], [factors[name] for name in columns])
+        title = repr(
+            (repsim.__version__, stage.recipe, [m.spec for m in stage.metrics], stage.road, stage.form, self.matrix.n)
+        )
+        title += repr((stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept))
+        title += repr([self.matrix.identity(name) for side in (rows, columns) for name in side])
+        found = run(sweep, title, ledger=ledger, me=self.me, step=meter.comparing(stage, sweep.units))
+        for metric, values in zip(stage.metrics, found, strict=True):
+            self.matrix.enter(metric, rows, columns, values, factors)
 
     def _read(self, layer: Layer, enough: int) -> Rows | Tensor:
         if layer.key.form == "features":
@@ -266,27 +293,6 @@ def _precision(*, tf32: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _run(stage: Stage, matrix: Matrix, sources: Mapping[str, Source], ledger: Ledger, me: Ranks, meter: Meter) -> None:
-    """Prepare the layers of a stage, compare them, and enter the values."""
-    needed = [sources[layer.name] for layer in stage.layers]
-    share = meter.preparing(stage)
-    prepared = prepare(stage.recipe, needed, keep=stage.kept, me=me, step=share)
-    factors = prepared.factors
-    for name, why in prepared.undefined.items():
-        for metric in stage.metrics:
-            matrix.undefined[metric.spec].add(f"layer {sources[name].label}: {why}")
-    rows, columns = ([layer.name for layer in side if layer.name in factors] for side in (stage.rows, stage.columns))
-    if not rows or not columns:
-        return
-    sweep = _sweep(stage, [factors[name] for name in rows], [factors[name] for name in columns])
-    title = repr((repsim.__version__, stage.recipe, [m.spec for m in stage.metrics], stage.road, stage.form, matrix.n))
-    title += repr((stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept))
-    title += repr([matrix.identity(name) for side in (rows, columns) for name in side])
-    found = run(sweep, title, ledger=ledger, me=me, step=meter.comparing(stage, sweep.units))
-    for metric, values in zip(stage.metrics, found, strict=True):
-        matrix.enter(metric, rows, columns, values, factors)
 
 
 def _sweep(stage: Stage, rows: list[Any], columns: list[Any]) -> Sweep:

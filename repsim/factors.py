@@ -1,16 +1,18 @@
 """What depends on one layer, computed once a layer, and shared among the processes of a run."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from repsim.errors import UndefinedValueError
 from repsim.metrics import Factor, Recipe
 from repsim.metrics.base import StreamingRecipe
-from repsim.metrics.rows import Rows
+from repsim.metrics.rows import Rows, ahead
 from repsim.ranks import ALONE, Ranks
 
 
@@ -39,42 +41,55 @@ def prepare(
     recipe: Recipe[Any],
     sources: Sequence[Source],
     *,
+    device: str = "cpu",
     keep: bool = True,
     me: Ranks = ALONE,
     step: Callable[[], None] = lambda: None,
 ) -> Prepared:
-    """Apply a recipe to every layer.
+    """Apply a recipe to every layer; the next one is read from its store meanwhile.
 
     A streaming recipe is fitted by one process a layer, which tells the others what it found. ``keep`` reads each layer
     into memory, and its factor stays there; otherwise factors read their layers again whenever they are used.
     """
     shared = me.world > 1 and isinstance(recipe, StreamingRecipe)
+    mine = sources[me.rank :: me.world] if shared else sources
     found: dict[str, Any] = {}
-    for k, source in enumerate(sources):
-        if not shared or k % me.world == me.rank:
-            found[source.name] = _try(recipe, source, keep=keep, only_fit=shared)
-            step()
+    for source, x in _reading(recipe, mine, device, keep=keep):
+        with _telling(recipe, source):
+            try:
+                found[source.name] = recipe.fit(x) if shared else recipe(x)  # type: ignore[attr-defined]
+            except UndefinedValueError as error:
+                found[source.name] = error
+        step()
     if shared:
         assert isinstance(recipe, StreamingRecipe)
         told = {name: state for part in me.gather(_moved(found, "cpu")) for name, state in part.items()}
-        for source in sources:
-            state = told[source.name]
-            if not isinstance(state, UndefinedValueError):
-                x = _read(source, keep=keep)
-                found[source.name] = recipe.apply(x, _moved(state, _place(x)))
-            else:
-                found[source.name] = state
+        found = {name: state for name, state in told.items() if isinstance(state, UndefinedValueError)}
+        some = [source for source in sources if source.name not in found]
+        for source, x in _reading(recipe, some, device, keep=keep):
+            found[source.name] = recipe.apply(x, _moved(told[source.name], _place(x)))
     undefined = {name: str(each) for name, each in found.items() if isinstance(each, UndefinedValueError)}
-    return Prepared({name: each for name, each in found.items() if name not in undefined}, undefined)
+    factors = {source.name: found[source.name] for source in sources if source.name not in undefined}
+    return Prepared(factors, undefined)
 
 
-def _try(recipe: Recipe[Any], source: Source, *, keep: bool, only_fit: bool) -> Any:
-    """The factor, or the state that makes it, or why there is none."""
+def _reading(
+    recipe: Recipe[Any], sources: Sequence[Source], device: str, *, keep: bool
+) -> Iterator[tuple[Source, Rows | Tensor]]:
+    """Every layer, read while the one before is worked on."""
+
+    def read() -> Iterator[Rows | Tensor]:
+        for source in sources:
+            with _telling(recipe, source):
+                yield _read(source, keep=keep)
+
+    return zip(sources, ahead(read(), torch.device(device)) if keep else read(), strict=True)
+
+
+@contextmanager
+def _telling(recipe: Recipe[Any], source: Source) -> Iterator[None]:
     try:
-        x = _read(source, keep=keep)
-        return recipe.fit(x) if only_fit and isinstance(recipe, StreamingRecipe) else recipe(x)
-    except UndefinedValueError as error:
-        return error
+        yield
     except Exception as error:
         error.add_note(f"while preparing layer {source.label} with {recipe}")
         raise

@@ -89,6 +89,7 @@ def heatmap(da: xr.DataArray, ax: Axes | None = None) -> Axes:
     Layers run in depth order from the lower left corner, side a upwards and side b to the right: the way Kornblith et
     al. (2019), Raghu et al. (2021) and Nguyen et al. (2021) draw them, so that corresponding depths lie on the rising
     diagonal. Where there is no room to name every layer, every second, third, ... is named; all have a tick.
+    Where a side has several models, lines part them, and their names stand for those of their layers.
 
     Bright is alike, for a similarity and for a distance (whose colours are reversed). The colours span the range that
     the measure declares (``attrs["valid_range"]``), never that of the data, so that two figures can be compared; only
@@ -222,14 +223,21 @@ def _draw(da: xr.DataArray, ax: Axes, width: float, height: float) -> None:
         cell = min(height / da.shape[0], width / da.shape[1])
         height, width = cell * da.shape[0], cell * da.shape[1]
     for axis, dim, inches in ((ax.yaxis, "layer_a", height), (ax.xaxis, "layer_b", width)):
-        names = [_plain(name) for name in da[dim].values]
+        models = _models(da, dim[-1])
+        names = [_plain(name) for name in (da[dim].values if len(models) < 2 else models)]
         room = _KEPT * 72 * inches / len(names)
         size = float(np.clip(room / _LEADING, _SMALLEST, _LARGEST))
-        axis.set_major_locator(_LayerLocator(axis, len(names), size))
-        axis.set_major_formatter(_names_of(names))
-        axis.set_minor_locator(_LayerLocator(axis, len(names), 0))
         axis.set_tick_params(which="major", labelsize=size, length=2.5, width=0.6, pad=2)
-        axis.set_tick_params(which="minor", length=1.5, width=0.4)
+        if len(models) < 2:
+            axis.set_major_locator(_LayerLocator(axis, len(names), size))
+            axis.set_major_formatter(_names_of(names))
+            axis.set_minor_locator(_LayerLocator(axis, len(names), 0))
+            axis.set_tick_params(which="minor", length=1.5, width=0.4)
+        else:  # layers are told by where they lie in their model
+            axis.set_ticks([(first + last) / 2 for first, last in models.values()], names)
+            line = ax.axhline if axis is ax.yaxis else ax.axvline
+            for first, _ in list(models.values())[1:]:
+                line(first - 0.5, color="white", linewidth=0.8)
         axis.set_label_text(_fold([_side(da, dim[-1])], max(inches, _NARROW), _TEXT), fontsize=_TEXT)
     ax.tick_params(axis="x", labelrotation=90)
     ax.spines[:].set_linewidth(0.6)
@@ -239,6 +247,19 @@ def _draw(da: xr.DataArray, ax: Axes, width: float, height: float) -> None:
         ax.patch.set(facecolor="0.85", edgecolor="0.45", hatch="//////", linewidth=0)
         lines.append(f"hatched: no value ({undefined} of {values.size} pairs)")
     _add_colour_bar(image, scale, lines, height)
+
+
+def _models(da: xr.DataArray, side: str) -> dict[str, tuple[int, int]]:
+    """The first and the last layer of every model of one side, where the layers of each are neighbours."""
+    name = f"model_{side}"
+    if name not in da.coords or da[name].dims != (f"layer_{side}",):
+        return {}
+    found: dict[str, tuple[int, int]] = {}
+    for at, model in enumerate(map(str, da[name].values)):
+        if at and model in found and found[model][1] != at - 1:
+            return {}
+        found[model] = found.get(model, (at, at))[0], at
+    return found
 
 
 def _names_of(names: Sequence[str]) -> FuncFormatter:
@@ -333,17 +354,23 @@ def _caption(da: xr.DataArray) -> list[str]:
     on = ", ".join(_once(da, "data")) or "not recorded"
     n = "".join(f", {count} samples" for count in _once(da, "n_samples"))
     return [
-        *([f"{a}, with itself."] if a == b else [f"Rows: {a}.", f"Columns: {b}."]),
+        *(
+            [f"{a}, {'all with all' if len(_once(da, 'model_a')) > 1 else 'with itself'}."]
+            if a == b
+            else [f"Rows: {a}.", f"Columns: {b}."]
+        ),
         f"Data: {on}{n}. Bright is alike.",
     ]
 
 
 def _side(da: xr.DataArray, side: str, *notes: str) -> str:
-    """Name the models of one side, and the readout where it is the same for all their layers."""
+    """Name the model of one side, or say how many there are, and the readout where all their layers have one."""
+    models = _once(da, f"model_{side}") or [f"side {side}"]
+    who = models if len(models) == 1 else [f"{len(models)} models, layers by depth"]
     readouts = _once(da, f"readout_{side}")
     if len(readouts) == 1:
         notes += (f"readout {readouts[0]}",)
-    return ", ".join([*(_once(da, f"model_{side}") or [f"side {side}"]), *notes])
+    return ", ".join([*who, *notes])
 
 
 def _once(da: xr.DataArray, coord: str) -> list[str]:

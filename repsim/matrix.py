@@ -71,7 +71,7 @@ class Matrix:
         self.undefined: dict[str, set[str]] = defaultdict(set)
         self.cautions: dict[str, list[str]] = defaultdict(list)
         self.diagnostics: dict[str, dict[str, int]] = defaultdict(dict)
-        """What a metric tells of single layers: ``spec.name`` -> layer -> number."""
+        """What a metric tells of single layers: ``spec.name`` -> the layer's unique name -> number."""
         self._old: set[str] = set()
         self._known: set[str] = set()
 
@@ -126,7 +126,7 @@ class Matrix:
         names = [[str(name) for name in known[f"layer_{side}"].values] for side in "ab"]
         square = self.stores[0] == self.stores[1]
         self._old = {layer.shape.name for layer in self.layers if layer.name in names[0]}
-        if (square and names[0] != names[1]) or (not square and len(there[0]) + len(there[1]) != 2):  # noqa: PLR2004
+        if (square and names[0] != names[1]) or (not square and len(there[0]) + len(there[1]) != 2):
             raise InvalidInputError(
                 "the earlier result is of another form (two stores, or all layers of several); name another file, or "
                 "use --overwrite"
@@ -142,10 +142,12 @@ class Matrix:
             self.cautions[str(spec)] += json.loads(variable.attrs["cautions"])
             self._known.add(str(spec))
         for name, coordinate in known.coords.items():
-            for side, side_names in zip("ab", names, strict=True):
+            for side, layers, side_names in zip("ab", (self.rows, self.columns), names, strict=True):
                 title = str(name)
                 if "." in title and title.endswith(f"_{side}"):
-                    self.diagnostics[title[:-2]] |= dict(zip(side_names, coordinate.values.tolist(), strict=True))
+                    told = dict(zip(side_names, coordinate.values.tolist(), strict=True))
+                    numbers = {layer.shape.name: told[layer.name] for layer in layers if layer.name in told}
+                    self.diagnostics[title[:-2]] |= numbers
         return metrics
 
     def missing(self, metrics: Iterable[Metric[Any]]) -> list[Job]:
@@ -190,7 +192,7 @@ class Matrix:
                     self.cautions[metric.spec].append(f"{pair}: {caution}")
         for name in {*rows, *columns}:
             for what, number in metric.diagnostics(factors[name]).items():
-                self.diagnostics[f"{metric.spec}.{what}"][self._by_name[name].name] = number
+                self.diagnostics[f"{metric.spec}.{what}"][name] = number
 
     def _say_what_cannot_be(self, metric: Metric[Any]) -> list[str]:
         """Layers that this metric cannot read, and pairs of unlike readouts; returns the kinds that it can."""
@@ -219,7 +221,7 @@ class Matrix:
 
     def dataset(self, metrics: Sequence[Metric[Any]], attrs: Mapping[str, Any]) -> xr.Dataset:
         """The result; `UndefinedValueError` where not one pair has a value."""
-        sides = {}
+        sides: dict[str, Any] = {}
         for side, layers in zip("ab", (self.rows, self.columns), strict=True):
             dim = f"layer_{side}"
             sides |= {
@@ -238,7 +240,7 @@ class Matrix:
             for title, numbers in self.diagnostics.items():
                 if title.rpartition(".")[0] == metric.spec:
                     for side, layers in zip("ab", (self.rows, self.columns), strict=True):
-                        told = [numbers.get(layer.name, -1) for layer in layers]
+                        told = [numbers.get(layer.shape.name, -1) for layer in layers]
                         result = result.assign_coords({f"{title}_{side}": (f"layer_{side}", told)})
         return result
 
@@ -279,9 +281,8 @@ class Matrix:
         for layer in self.layers:
             key = layer.key
             if key.form == "grams" and layer.shape.kind in readable and self.n % key.size:
-                found.add(
-                    f"{self.n % key.size} of {self.n} samples are in no block of {key.size}, and left out of {key.readout}"
-                )
+                left = self.n % key.size
+                found.add(f"{left} of {self.n} samples are in no block of {key.size}, and left out of {key.readout}")
         return sorted(map(str, found))
 
     def _notes(self, readable: Sequence[str]) -> list[str]:

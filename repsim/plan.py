@@ -89,15 +89,13 @@ class Cost:
         return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
     def seconds(self, rates: "Cost") -> float:
-        """How long it takes at these rates, a second of each: one thing after the other."""
-        return sum(
-            amount / rate
-            for amount, rate in zip(dataclasses.astuple(self), dataclasses.astuple(rates), strict=True)
-            if amount
-        )
+        """How long it takes at these rates, a second of each: one thing after the other, and reading beside them."""
+        reading = self.read / rates.read
+        each = zip(dataclasses.astuple(self), dataclasses.astuple(rates), strict=True)
+        return float(max(reading, sum(amount / rate for amount, rate in each if amount) - reading))
 
 
-NOMINAL = Cost(flop32=2e11, flop64=1e11, decomposed=1e11, touched=2e9, added=5e8, read=1e9)
+NOMINAL = Cost(flop32=2e11, flop64=1e11, decomposed=5e10, touched=1e9, added=2.5e9, read=1e9)
 """Rates a second by which roads are weighed: only their proportions matter, and they are much the same everywhere."""
 
 
@@ -110,15 +108,16 @@ class Stage:
     form: Form
     rows: tuple[LayerShape, ...]
     columns: tuple[LayerShape, ...]
-    road: Road
-    kept: bool
+    road: Road = "pairs"
+    kept: bool = True
     """Whether prepared layers stay in memory; else they are read again as they are needed."""
-    cost: Cost
-    preparing: Cost
-    """The part of it that goes before the first pair."""
-    other: Cost | None
+    preparing: Cost = Cost()
+    """Of what depends on one layer."""
+    comparing: Cost = Cost()
+    """Of what depends on two."""
+    other: Cost | None = None
     """Of the other road, where there is one."""
-    memory: int
+    memory: int = 0
     """Bytes that it takes, beside what the process took before."""
     panel: int = _PANEL
     tile: int = 512
@@ -132,6 +131,15 @@ class Stage:
         """Every layer once."""
         return tuple(dict.fromkeys((*self.rows, *self.columns)))
 
+    @property
+    def cost(self) -> Cost:
+        """Of everything."""
+        return self.preparing + self.comparing
+
+    def seconds(self, rates: Cost) -> float:
+        """How long it takes at these rates: first one thing, then the other."""
+        return self.preparing.seconds(rates) + self.comparing.seconds(rates)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -141,10 +149,9 @@ class Plan:
     limits: Limits
     stages: tuple[Stage, ...]
 
-    @property
-    def cost(self) -> Cost:
-        """Of all stages."""
-        return sum((stage.cost for stage in self.stages), Cost())
+    def seconds(self, rates: Cost) -> float:
+        """How long all stages take at these rates."""
+        return sum(stage.seconds(rates) for stage in self.stages)
 
     @property
     def memory(self) -> int:
@@ -194,7 +201,7 @@ def plan(
             continue
         form = sides[0][0].form
         for recipe, group in _groups(metrics, form):
-            stages.append(_stage(tuple(group), recipe, form, sides[0], sides[1], n, limits))
+            stages.append(_best_road(Stage(tuple(group), recipe, form, sides[0], sides[1]), n, limits))
     return Plan(n, limits, tuple(stages))
 
 
@@ -220,23 +227,11 @@ def _covers(recipe: Recipe[Any], other: Recipe[Any]) -> bool:
     return bool(recipe.covers(other)) if hasattr(recipe, "covers") else recipe == other
 
 
-def _stage(
-    metrics: tuple[Metric[Any], ...],
-    recipe: Recipe[Any],
-    form: Form,
-    rows: tuple[LayerShape, ...],
-    columns: tuple[LayerShape, ...],
-    n: int,
-    limits: Limits,
-) -> Stage:
-    def candidate(road: Road) -> Stage:
-        return _by_road(
-            road, Stage(metrics, recipe, form, rows, columns, road, True, Cost(), Cost(), None, 0), n, limits
-        )
-
-    roads = [road for road in metrics[0].roads if form == "features" or road != "moments"]
-    stages = [candidate(road) for road in roads]
-    stages.sort(key=lambda stage: stage.cost.seconds(NOMINAL))
+def _best_road(stage: Stage, n: int, limits: Limits) -> Stage:
+    metrics = stage.metrics
+    roads = [road for road in metrics[0].roads if stage.form == "features" or road != "moments"]
+    stages = [_by_road(dataclasses.replace(stage, road=road), n, limits) for road in roads]
+    stages.sort(key=lambda stage: stage.seconds(NOMINAL))
     fitting = [stage for stage in stages if limits.base + stage.memory <= limits.memory]
     if not fitting:
         least = min(stages, key=lambda stage: stage.memory)
@@ -249,7 +244,7 @@ def _stage(
     return dataclasses.replace(best, other=next((s.cost for s in stages if s.road != best.road), None))
 
 
-def _by_road(road: Road, stage: Stage, n: int, limits: Limits) -> Stage:
+def _by_road(stage: Stage, n: int, limits: Limits) -> Stage:
     layers = stage.layers
     free = limits.memory - limits.base
     widths, prepared, fixed = _prepared(stage, n)
@@ -258,13 +253,14 @@ def _by_road(road: Road, stage: Stage, n: int, limits: Limits) -> Stage:
     largest = max(n * layer.p * (layer.itemsize + 8) for layer in layers)  # one layer as it is read and centred
     if stage.form != "features":
         kept = sum(n * layer.p * layer.itemsize for layer in layers)
-    stage = dataclasses.replace(stage, cost=prepared, preparing=prepared)
-    make = {"gram": _gram_space, "moments": _feature_space, "pairs": _pair_by_pair}[road]
+    stage = dataclasses.replace(stage, preparing=prepared)
+    make = {"gram": _gram_space, "moments": _feature_space, "pairs": _pair_by_pair}[stage.road]
     in_memory = make(stage, n, widths, itemsize, free - kept - fixed)
     takes = in_memory.memory + kept + fixed + max(0, largest - in_memory.memory)
-    streams = stage.form == "features" and hasattr(stage.recipe, "fit") and road != "pairs"
+    streams = stage.form == "features" and hasattr(stage.recipe, "fit") and stage.road != "pairs"
     if limits.base + takes + _SPARE <= limits.memory or not streams:
-        return dataclasses.replace(in_memory, kept=True, memory=takes + _SPARE)
+        once = dataclasses.replace(prepared, touched=prepared.touched + n * sum(widths), read=prepared.read / 2)
+        return dataclasses.replace(in_memory, kept=True, preparing=once, memory=takes + _SPARE)
     again = make(dataclasses.replace(stage, kept=False), n, widths, itemsize, free - fixed - _SPARE)
     return dataclasses.replace(again, memory=again.memory + fixed + _SPARE)
 
@@ -316,20 +312,24 @@ def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: in
         panel *= 2  # fewer units, whose sums would take more memory than what is summed
     stack = count * min(tile, n) ** 2 * itemsize * (1 + (measures > 1))
     sums = (_units(n, block, panel) + 2) * measures * (pairs + count) * 8
-    flop = flop_of_grams(n, min(block, n), widths if stage.form == "features" else [], pairs)
-    cost = stage.cost + Cost(flop32=flop, added=2.0 * n * block * count / 2)
-    if itemsize > 4:
-        cost = dataclasses.replace(cost, flop32=cost.flop32 - flop, flop64=cost.flop64 + flop)
+    block = min(block, n)
+    flop = flop_of_grams(n, block, widths if stage.form == "features" else [], pairs)
+    flop *= 1 + min(tile, block) / block  # of tiles on the diagonal both triangles are computed
+    cost = _products(flop, itemsize) + Cost(added=1.0 * n * block * count)
     memory = stack + sums
-    if stage.kept:
-        cost += Cost(touched=float(n) * sum(widths))
-    else:
+    if not stage.kept:
         panels = -(-n // panel)
         stay = max(1, held - 1)
         passes = 1 if block < n else sum(panels - start for start in range(0, panels, stay)) / panels
         memory += (held + 1) * min(panel, n) * wide
-        cost += Cost(touched=passes * n * sum(widths), read=passes * sum(n * l.p * l.itemsize for l in stage.layers))
-    return dataclasses.replace(stage, panel=panel, tile=tile, held=held, cost=cost, memory=memory)
+        cost += Cost(
+            touched=passes * n * sum(widths), read=passes * sum(n * layer.p * layer.itemsize for layer in stage.layers)
+        )
+    return dataclasses.replace(stage, panel=panel, tile=tile, held=held, comparing=cost, memory=memory)
+
+
+def _products(flop: float, itemsize: int) -> Cost:
+    return Cost(flop32=flop) if itemsize <= 4 else Cost(flop64=flop)
 
 
 def _units(n: int, block: int, panel: int) -> int:
@@ -353,18 +353,14 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     pairs = [pair for unit in units for pair in unit]
     flop = flop_of_moments(n, widths, pairs)
     products = sum(widths[u] * widths[v] for u, v in pairs)
-    cost = stage.cost + Cost(flop32=flop, added=products * max(1.0, n / chunk))
-    if itemsize > 4:
-        cost = dataclasses.replace(cost, flop32=cost.flop32 - flop, flop64=cost.flop64 + flop)
+    cost = _products(flop, itemsize) + Cost(added=products * max(1.0, n / chunk))
     if isinstance(stage.recipe, PrincipalSubspace):
         small = [min(widths[u], widths[v]) for u, v in pairs]
         cost += Cost(
             decomposed=sum(8.0 * s * s * max(widths[u], widths[v]) for s, (u, v) in zip(small, pairs, strict=True))
         )
     memory = min(room, 8 * products) + largest
-    if stage.kept:
-        cost += Cost(touched=float(n) * sum(widths))
-    else:
+    if not stage.kept:
         taking = [sorted({u for pair in unit for u in pair}) for unit in units]
         layers = stage.layers
         memory += 3 * min(chunk, n) * max(sum(widths[u] for u in unit) for unit in taking) * itemsize
@@ -372,7 +368,7 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
             touched=float(n) * sum(widths[u] for unit in taking for u in unit),
             read=float(n) * sum(layers[u].p * layers[u].itemsize for unit in taking for u in unit),
         )
-    return dataclasses.replace(stage, chunk=chunk, room=room, cost=cost, memory=memory)
+    return dataclasses.replace(stage, chunk=chunk, room=room, comparing=cost, memory=memory)
 
 
 def _pair_by_pair(stage: Stage, n: int, widths: list[int], itemsize: int, free: int) -> Stage:
@@ -382,9 +378,9 @@ def _pair_by_pair(stage: Stage, n: int, widths: list[int], itemsize: int, free: 
 
 
 def _lines(stage: Stage, n: int) -> list[str]:
-    names = ", ".join(metric.spec for metric in stage.metrics)
+    names, side = ", ".join(metric.spec for metric in stage.metrics), min(stage.tile, n)
     road = {
-        "gram": f"Gram space, tiles of {min(stage.tile, n)} x {min(stage.tile, n)}, panels of {min(stage.panel, n):,} samples",
+        "gram": f"Gram space, tiles of {side} x {side}, panels of {min(stage.panel, n):,} samples",
         "moments": f"feature space, runs of {min(stage.chunk, n):,} samples",
         "pairs": "pair by pair",
     }[stage.road]
@@ -411,7 +407,7 @@ class Meter:
 
     def __init__(self, plan: Plan, me: Ranks, progress: Progress | None) -> None:
         self._progress, self._me = progress, me
-        self._total = plan.cost.seconds(NOMINAL) or 1.0
+        self._total = plan.seconds(NOMINAL) or 1.0
         self._done, self._told = 0.0, -1
 
     def preparing(self, stage: Stage) -> Callable[[], None]:
@@ -422,8 +418,8 @@ class Meter:
 
     def comparing(self, stage: Stage, units: int) -> Callable[[], None]:
         """To be called after each unit of a stage."""
-        rest = stage.cost.seconds(NOMINAL) - stage.preparing.seconds(NOMINAL)
-        return lambda: self._advance(rest / units * self._me.world)
+        weight = stage.comparing.seconds(NOMINAL) / units
+        return lambda: self._advance(weight * self._me.world)
 
     def _advance(self, seconds: float) -> None:
         self._done += seconds

@@ -113,7 +113,7 @@ def plan(plan: "Plan", rates: "Cost") -> None:
         click.echo("nothing is left to compute", err=True)
         return
     click.echo(
-        f"predicted: {duration(plan.cost.seconds(rates))}, {human(plan.memory)} of memory at most "
+        f"predicted: {duration(plan.seconds(rates))}, {human(plan.memory)} of memory at most "
         f"(allowed: {human(plan.limits.memory)}), at {rates.flop32 / 1e9:,.0f} GFLOP/s in float32 and "
         f"{human(rates.read)}/s from the stores",
         err=True,
@@ -164,8 +164,8 @@ def matches(variable: "xr.DataArray") -> None:
         if np.isnan(row).all():
             closest.add_row(str(layer), "-", "undefined")
         else:
-            best = int(np.nanargmax(keys))
-            closest.add_row(str(layer), str(variable["layer_b"].values[best]), f"{row[best]:.4f}")
+            at = int(np.nanargmax(keys))
+            closest.add_row(str(layer), str(variable["layer_b"].values[at]), f"{row[at]:.4f}")
     console().print(closest)
 
 

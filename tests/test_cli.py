@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -404,8 +405,8 @@ def test_outputs_that_cannot_be_written(tmp_path: Path, stores: tuple[Path, Path
     assert "cannot make the folder" in fail("compare", *stores, "-o", tmp_path / "file" / "r.nc")
     assert "name it .nc" in fail("compare", *stores, "-o", stores[0], "--overwrite")
     succeed("compare", *stores, "-o", tmp_path / "r.nc")
-    assert "--overwrite" in fail("compare", *stores, "-o", tmp_path / "r.nc")
-    succeed("compare", *stores, "-o", tmp_path / "r.nc", "--overwrite")
+    assert "which would be lost" in fail("compare", stores[0], "-o", tmp_path / "r.nc")
+    succeed("compare", stores[0], "-o", tmp_path / "r.nc", "--overwrite")
     assert (tmp_path / "file").read_text() == "keep me"
     (tmp_path / "r.png").mkdir()
     assert "is a folder" in fail("heatmap", tmp_path / "r.nc", "-o", tmp_path / "r.png")
@@ -424,5 +425,7 @@ def test_unknown_metrics_and_options() -> None:
     assert "did you mean kernel" in fail("metrics", "cka:kernl=rbf")
 
 
-def test_too_many_stores(stores: tuple[Path, Path]) -> None:
-    assert "one store or two, got 3" in fail("compare", *stores, stores[0])
+def test_stores_of_one_model_would_share_names(tmp_path: Path, stores: tuple[Path, Path]) -> None:
+    copy = tmp_path / "copy.h5"
+    shutil.copy(stores[0], copy)
+    assert "are all of a model named 'net_a'" in fail("compare", *stores, copy)

@@ -352,6 +352,38 @@ def test_a_caption_of_long_names_is_folded_and_complete() -> None:
     assert len(caption.split("\n")) > 3
 
 
+def of_models(*models: str) -> xr.Dataset:
+    """A square result whose layers belong to these models, one after the other."""
+    made = result(len(models), len(models), readouts=("mean", "mean"))
+    layers = [f"{model}/{i}" for i, model in enumerate(models)]
+    made = made.assign_coords(layer_a=layers, layer_b=layers)
+    return made.assign_coords(model_a=("layer_a", list(models)), model_b=("layer_b", list(models)))
+
+
+def test_several_models_are_parted_by_lines_and_named_once() -> None:
+    drawn = figure(of_models("m", "m", "m", "n", "o", "o"))
+    ax = drawn.axes[0]
+    for axis in (ax.xaxis, ax.yaxis):
+        named = dict(
+            zip(axis.get_ticklocs().tolist(), [text.get_text() for text in axis.get_ticklabels()], strict=True)
+        )
+        assert named == {1: "m", 3: "n", 4.5: "o"}
+        assert axis.get_label().get_text().replace("\n", " ").startswith("3 models, layers by depth")
+    across = [np.asarray(line.get_xdata()).tolist() for line in ax.lines]
+    up = [np.asarray(line.get_ydata()).tolist() for line in ax.lines]
+    assert sorted(map(str, zip(across, up, strict=True))) == sorted(
+        str(line) for at in (2.5, 3.5) for line in (([0, 1], [at, at]), ([at, at], [0, 1]))
+    )
+    assert "6 layers" in drawn.get_supxlabel()
+    assert "all with all." in drawn.get_supxlabel()
+
+
+def test_layers_of_models_that_are_mixed_keep_their_names() -> None:
+    ax = heatmap(of_models("m", "n", "m")["cka"])
+    assert not ax.lines
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["m/0", "n/1", "m/2"]
+
+
 def test_other_variables_of_a_result_are_no_panels() -> None:
     data = result().assign(null=("layer_a", np.zeros(7)))
     assert len(figure(data).axes) == 1

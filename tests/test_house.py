@@ -90,10 +90,10 @@ def test_the_shape_checks_bite() -> None:
     import torch  # noqa: PLC0415
     from jaxtyping import TypeCheckError  # noqa: PLC0415
 
-    from repsim.metrics.base import centre  # noqa: PLC0415
+    from repsim.metrics.subspace import leading  # noqa: PLC0415
 
     with pytest.raises(TypeCheckError):
-        centre(torch.zeros(3))
+        leading(torch.zeros(3, 3, dtype=torch.float64), 1.0, 0.5)
 
 
 def test_the_readme_names_only_commands_that_exist() -> None:

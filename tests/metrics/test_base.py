@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Metric, as_samples
-from repsim.metrics.rows import Centred, column_means
 from repsim.metrics.cka import CKA
+from repsim.metrics.rows import Centred, column_means
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValu
 from repsim.metrics import get
 from repsim.metrics.base import Array, Metric, as_samples
 from repsim.metrics.cka import CKA
-from repsim.metrics.gram import CentredGram, order_statistics
+from repsim.metrics.gram import CentredGram, Reordered, order_statistics
 from tests.metrics.references import cosine, gram, hsic0, hsic1, u_centred
+from tests.metrics.streamed import Streamed
 
 
 def related(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
@@ -109,6 +110,33 @@ def test_three_roads_to_hsic1(rng: np.random.Generator) -> None:
     assert CKA()(x, y) == pytest.approx(value, rel=1e-12)
 
 
+@pytest.mark.parametrize(("n", "p", "q"), [(4, 1, 1), (25, 7, 40), (30, 30, 2)])
+def test_a_moment_is_hsic(rng: np.random.Generator, n: int, p: int, q: int) -> None:
+    """Debiased: n (n - 3) HSIC_1; biased: (n - 1)^2 HSIC_0. Of the features as they were centred and scaled."""
+    a, b = factors(CKA(), related(rng, n, p, q))
+    x, y = a.features.numpy(), b.features.numpy()
+    for first, second, cross in ((a, b, x.T @ y), (b, a, y.T @ x), (a, a, x.T @ x)):
+        K, L = (factor.features.numpy() @ factor.features.numpy().T for factor in (first, second))
+        debiased = CKA().moment(first, second, torch.from_numpy(cross))
+        biased = CKA(estimator="biased").moment(first, second, torch.from_numpy(cross))
+        assert debiased == pytest.approx(n * (n - 3) * hsic1(K, L), rel=1e-9, abs=1e-9)
+        assert biased == pytest.approx((n - 1) ** 2 * hsic0(K, L), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("spec", "roads"),
+    [
+        ("cka", ("gram", "moments")),
+        ("cka:estimator=biased", ("gram", "moments")),
+        ("cka:estimator=minibatch,batch=8", ("gram",)),
+        ("cka:kernel=rbf", ("gram",)),
+        ("cka:kernel=rbf,estimator=biased", ("gram",)),
+    ],
+)
+def test_roads(spec: str, roads: tuple[str, ...]) -> None:
+    assert get(spec).roads == roads
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-9), (np.float32, 2e-6)])
 @pytest.mark.parametrize("estimator", ["debiased", "biased"])
 def test_a_wide_rbf_kernel_is_the_linear_kernel(
@@ -169,6 +197,52 @@ def test_a_prepared_layer_holds_no_n_by_n_matrix(rng: np.random.Generator) -> No
     n = 3000
     (factor,) = factors(CKA(kernel="rbf", sigma=1.0), [rng.normal(size=(n, 2)).astype(np.float32)])
     assert factor.nbytes == n * 2 * 4 + 2 * n * 8
+
+
+# Layers in files
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("batch", [None, 7])
+def test_a_layer_in_a_file_is_prepared_as_a_tensor_is(
+    rng: np.random.Generator, kernel: Any, batch: int | None, dtype: type[np.floating[Any]]
+) -> None:
+    """Nothing as large as the layer is held, nor read more often than there is something to find.
+
+    The same to the bit, but for the row sums: a product may round differently where its factors lie otherwise.
+    """
+    n, p = 40, 6
+    x = (related(rng, n, p)[0] + 10).astype(dtype)
+    source = Streamed(x)
+    recipe = CentredGram(kernel, bandwidth=0.5 if kernel == "rbf" else None, batch=batch)
+    state, same = recipe.fit(source), recipe.fit(torch.from_numpy(x))
+    for name in ("mean", "scale", "squared_norms", "width"):
+        np.testing.assert_array_equal(getattr(state, name), getattr(same, name))
+    rounding = 32 * float(np.finfo(dtype).eps)  # of sums of a few numbers near 1
+    np.testing.assert_allclose(state.row_sums.numpy(), same.row_sums.numpy(), rtol=0, atol=rounding)
+    if kernel == "linear" and batch is None:
+        assert source.reads == [1, n, n]  # the first sample, the means, the norms
+    source.reads.clear()
+    a, b = recipe.apply(source, state), recipe.apply(torch.from_numpy(x), state)
+    assert source.reads == []
+    count = n if batch is None else 35
+    assert (a.n, a.p, a.block) == (b.n, b.p, b.block) == (count, p, batch or n)
+    assert (a.in_memory, b.in_memory) == (False, True)
+    assert a.nbytes == 2 * count * 8
+    assert b.nbytes == a.nbytes + count * p * dtype(0).nbytes
+    for i in (slice(0, count), slice(3, 20)):
+        np.testing.assert_array_equal(a.rows(i), b.rows(i))
+    assert source.reads == [count, 17]  # only what was asked for, wherever its samples are
+
+
+def test_rows_in_another_order(rng: np.random.Generator) -> None:
+    x, order = rng.normal(size=(9, 3)), torch.tensor([8, 0, 3, 3])
+    rows = Reordered(Streamed(x), order)
+    assert (rows.shape, rows.dtype, rows.device) == ((4, 3), torch.float64, torch.device("cpu"))
+    np.testing.assert_array_equal(rows[:], x[[8, 0, 3, 3]])
+    np.testing.assert_array_equal(rows[1:3], x[[0, 3]])
+    np.testing.assert_array_equal(rows[torch.tensor([3, 0])], x[[3, 8]])
 
 
 # The width of the RBF kernel

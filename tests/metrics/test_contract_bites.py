@@ -13,6 +13,7 @@ from repsim.metrics.base import Array, Metric
 from repsim.metrics.cca import PWCCA, SVCCA
 from repsim.metrics.cka import CKA, Kernels
 from repsim.metrics.gram import CentredGram, Gram
+from repsim.metrics.rows import Rows
 from repsim.metrics.subspace import Subspace
 from repsim.testing import MetricContract
 from tests.metrics import references
@@ -86,11 +87,11 @@ class TooLarge(SVCCA):
 
 
 class _NeverUndefined(CentredGram):
-    def __call__(self, x: torch.Tensor) -> Gram:
+    def __call__(self, x: Rows) -> Gram:
         try:
             return super().__call__(x)
         except UndefinedValueError:
-            return super().__call__(torch.arange(x.numel(), dtype=x.dtype).reshape(x.shape))
+            return super().__call__(torch.arange(x[:].numel(), dtype=x.dtype).reshape(*x.shape))
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class Swallowed(CKA):
 
 
 class _InPlace(CentredGram):
-    def __call__(self, x: torch.Tensor) -> Gram:
-        return super().__call__(x.sub_(x.mean(0)))
+    def __call__(self, x: Rows) -> Gram:
+        return super().__call__(x[:].sub_(x[:].mean(0)))
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ class Careless(CKA):
 
 
 class _Ordered(CentredGram):
-    def __call__(self, x: torch.Tensor) -> Gram:
-        return super().__call__(x * torch.linspace(1, 2, len(x))[:, None])
+    def __call__(self, x: Rows) -> Gram:
+        return super().__call__(x[:] * torch.linspace(1, 2, x.shape[0])[:, None])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,658 @@
+"""All pairs by either road, however the work is cut, are the slow reference; and the parts sum to the same bits."""
+
+import itertools
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from repsim.metrics import get
+from repsim.metrics.base import Array
+from repsim.metrics.cka import CKA
+from repsim.metrics.compressed import StoredGrams, TwoSketches
+from repsim.metrics.gram import CentredGram, Gram, KernelMatrix
+from repsim.metrics.sweeps import (
+    GramSweep,
+    Measure,
+    MomentSweep,
+    PairSweep,
+    Sweep,
+    flop_of_grams,
+    flop_of_moments,
+    here_and_now,
+    panels,
+    tile_side,
+    tiles,
+    units_of_moments,
+)
+from tests.metrics import references
+from tests.metrics.references import minibatch_cka, sketched_cka
+from tests.metrics.streamed import Streamed
+
+CPU = torch.device("cpu")
+
+
+def related(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
+    signal = rng.normal(size=(n, 5))
+    return [signal @ rng.normal(size=(5, p)) + rng.normal(size=(n, p)) for p in widths]
+
+
+def cka(spec: str) -> CKA:
+    metric = get(spec)
+    assert isinstance(metric, CKA)
+    return metric
+
+
+def tensors(recipe: CentredGram, layers: list[Array]) -> list[Gram]:
+    return [recipe(torch.from_numpy(x)) for x in layers]
+
+
+# Either road, any cut
+
+
+SPECS: dict[str, dict[str, Any]] = {
+    "cka": {},
+    "cka:estimator=biased": {"estimator": "biased"},
+    "cka:estimator=minibatch,batch=5": {"batch": 5},
+    "cka:kernel=rbf": {"kernel": "rbf"},
+    "cka:kernel=rbf,estimator=biased,sigma=2.0": {"kernel": "rbf", "estimator": "biased", "sigma": 2.0},
+    "cka:kernel=rbf,estimator=minibatch,batch=4": {"kernel": "rbf", "batch": 4},
+}
+
+
+@dataclass
+class Case:
+    """Layers of all shapes, some in files; rows and columns that may share them, repeat them, and mix their order."""
+
+    layers: list[Array]
+    streamed: list[bool]
+    rows: list[int]
+    columns: list[int]
+
+    def factors(self, recipe: CentredGram) -> list[Gram]:
+        some = zip(self.layers, self.streamed, strict=True)
+        return [recipe(Streamed(x) if streamed else torch.from_numpy(x)) for x, streamed in some]
+
+    def pick(self, factors: list[Any]) -> tuple[list[Any], list[Any]]:
+        return [factors[k] for k in self.rows], [factors[k] for k in self.columns]
+
+    def block(self, square: Any) -> Array:
+        return np.asarray(square)[np.ix_(self.rows, self.columns)]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    n = draw(st.integers(5, 16))
+    widths = draw(st.lists(st.one_of(st.just(1), st.just(n), st.integers(2, 40)), min_size=1, max_size=4))
+    layers = related(np.random.default_rng(draw(st.integers(0, 5))), n, *widths)
+    for k, x in enumerate(layers):
+        offset = draw(st.sampled_from([0, 1, 100])) * np.linspace(-1, 1, x.shape[1])
+        layers[k] = (x + offset) * draw(st.sampled_from([1, 1e-6, 1e6]))
+    some = st.lists(st.integers(0, len(layers) - 1), min_size=1, max_size=4)
+    streamed = draw(st.lists(st.booleans(), min_size=len(layers), max_size=len(layers)))
+    return Case(layers, streamed, draw(some), draw(some))
+
+
+sizes = st.integers(1, 20)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@settings(deadline=None, max_examples=25)
+@given(case=cases(), data=st.data())
+def test_any_cut_gives_the_reference(spec: str, case: Case, data: st.DataObject) -> None:
+    options = SPECS[spec]
+    metric = cka(spec)
+    layers = case.layers
+    if "sigma" in options:  # in units of the features, and so one for all would be no width for most
+        layers = case.layers = [x / np.abs(x).max() for x in layers]
+    expected = case.block([[references.cka(x, y, **options) for y in layers] for x in layers])
+    rows, columns = case.pick(case.factors(metric.recipe))
+    panel, tile, held = data.draw(st.tuples(sizes, sizes, st.integers(1, 6)), label="panel, tile, held")
+    sweeps: list[Sweep] = [GramSweep(rows, columns, [metric], panel=panel, tile=tile, held=held)]
+    if "moments" in metric.roads:
+        chunk, room = data.draw(st.tuples(sizes, st.integers(1, 50_000)), label="chunk, room")
+        sweeps.append(MomentSweep(rows, columns, [metric], chunk=chunk, room=room))
+    for sweep in sweeps:
+        (values,) = sweep.run()
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-9)
+
+
+# Accuracy of float32
+
+
+def hard_layers() -> list[Array]:
+    """Related layers in float32: plain, far from 0, heavy-tailed, of low rank and scaled, with one huge sample."""
+    rng = np.random.default_rng(2)
+    n = 1500
+    signal = rng.normal(size=(n, 5))
+    plain, far, tails, low, huge = (
+        signal @ rng.normal(size=(5, p)) + rng.normal(size=(n, p)) for p in (40, 130, 60, 150, 30)
+    )
+    far += 100 * far.std(0) * rng.choice([-1, 1], size=130)
+    tails += rng.standard_t(3, size=tails.shape)
+    low = 1e-6 * signal[:, :2] @ rng.normal(size=(2, 150))
+    huge[77] *= 30
+    return [x.astype(np.float32) for x in (plain, far, tails, low, huge)]
+
+
+def exact(layers: list[Array], kernel: str, estimator: str) -> Array:
+    """All pairs in float64, from whole Gram matrices that are centred as they are written down."""
+    centred = []
+    for layer in layers:
+        x = layer.astype(np.float64)
+        x -= x.mean(0)
+        K = x @ x.T
+        if kernel == "rbf":
+            g = np.diag(K)
+            squared = (g[:, None] + g - 2 * K).clip(0)
+            np.fill_diagonal(squared, 0)
+            K = np.exp(-2 * squared / np.median(squared))
+        means = K.mean(0)
+        centred.append(
+            references.u_centred(K) if estimator == "debiased" else K - means - means[:, None] + means.mean()
+        )
+    products = np.array([[np.vdot(A, B) for B in centred] for A in centred])
+    return np.asarray(products / np.sqrt(np.outer(np.diag(products), np.diag(products))))
+
+
+@pytest.fixture(scope="module")
+def hard() -> list[Array]:
+    return hard_layers()
+
+
+@pytest.mark.parametrize("estimator", ["debiased", "biased"])
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_float32_is_accurate_whatever_the_cut(hard: list[Array], kernel: str, estimator: str) -> None:
+    expected = exact(hard, kernel, estimator)
+    metric = cka(f"cka:kernel={kernel},estimator={estimator}")
+    factors = tensors(metric.recipe, hard)
+    sweeps: list[Sweep] = [
+        GramSweep(factors, factors, [metric], panel=panel, tile=tile)
+        for panel, tile in ((2048, 2048), (2048, 512), (700, 131), (1500, 40))
+    ]
+    if kernel == "linear":
+        sweeps += [MomentSweep(factors, factors, [metric], chunk=chunk, room=2**22) for chunk in (4096, 1000, 17)]
+    for sweep in sweeps:
+        (values,) = sweep.run()
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6)
+
+
+def test_sums_of_moments_are_kept_in_float64(rng: np.random.Generator) -> None:
+    """Runs of 16 samples: 1,200 partial sums, of which float32 would lose more than the products do."""
+    x, y = (layer.astype(np.float32) for layer in related(rng, 20_000, 3, 4))
+    metric = CKA()
+    a, b = tensors(metric.recipe, [x, y])
+    (values,) = MomentSweep([a], [b], [metric], chunk=16, room=1).run()
+    assert values[0, 0] == pytest.approx(metric(x.astype(np.float64), y.astype(np.float64)), abs=1e-9)
+
+
+# Units
+
+
+@dataclass(frozen=True)
+class Unnormalised:
+    """A measure that knows no road but to compare pairs."""
+
+    of: CKA
+    normalised: bool = False
+
+    def block(self, rows: list[Any], columns: list[Any]) -> Array:
+        return self.of.block(rows, columns)
+
+
+ROADS = ["gram", "moments", "pairs"]
+
+
+def sweep_of(road: str, rows: list[Any], columns: list[Any], measures: list[CKA]) -> Sweep:
+    if road == "gram":
+        return GramSweep(rows, columns, measures, panel=9, tile=4, held=3)
+    if road == "moments":
+        return MomentSweep(rows, columns, measures, chunk=7, room=8 * 41**2)
+    return PairSweep(rows, columns, [Unnormalised(measure) for measure in measures], group=2)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> list[Gram]:
+    layers = [x.astype(np.float32) for x in related(np.random.default_rng(3), 41, 3, 41, 20, 9)]
+    recipe = CentredGram()
+    return [recipe(Streamed(x) if k % 2 else torch.from_numpy(x)) for k, x in enumerate(layers)]
+
+
+@pytest.mark.parametrize("road", ROADS)
+@settings(deadline=None, max_examples=8)
+@given(data=st.data())
+def test_whoever_computes_the_units_in_whatever_order(prepared: list[Gram], road: str, data: st.DataObject) -> None:
+    """Processes share the units and take them in any order: the sum is the same to the bit."""
+    measures = [CKA(), CKA(estimator="biased")]
+    alone = sweep_of(road, prepared[:3], prepared[1:], measures)
+    units = alone.units
+    assert sorted(alone.order) == list(range(units))
+    assert units > 3
+    expected = alone.run()
+    order = data.draw(st.permutations(range(units)))
+    shares = data.draw(st.integers(1, 4))
+    found: dict[int, Array] = {}
+    for k in range(shares):
+        mine = order[k::shares]
+        parts = sweep_of(road, prepared[:3], prepared[1:], measures).parts(mine)
+        found |= dict(zip(mine, parts, strict=True))
+    assert {part.shape for part in found.values()} == {(alone.size,)}
+    for values, same in zip(expected, alone.values([found[unit] for unit in range(units)]), strict=True):
+        assert values.tobytes() == same.tobytes()
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_every_unit_counts(prepared: list[Gram], road: str) -> None:
+    """None is empty: without it some value is another."""
+    sweep = sweep_of(road, prepared[:3], prepared[1:], [CKA()])
+    parts = list(sweep.parts(range(sweep.units)))
+    (expected,) = sweep.values(parts)
+    for unit in range(sweep.units):
+        (values,) = sweep.values([*parts[:unit], *parts[unit + 1 :]])
+        assert not np.array_equal(values, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_several_measures_at_once_are_each_alone(prepared: list[Gram], road: str) -> None:
+    measures = [CKA(), CKA(estimator="biased")]
+    both = sweep_of(road, prepared, prepared, measures).run()
+    for measure, values in zip(measures, both, strict=True):
+        (alone,) = sweep_of(road, prepared, prepared, [measure]).run()
+        np.testing.assert_array_equal(values, alone)
+    assert np.abs(both[0] - both[1]).max() > 0.01
+
+
+# What a Gram sweep covers
+
+
+class Table(KernelMatrix):
+    """A kernel matrix of whole numbers, of which nothing is taken away: its sums are exact. It counts what is read."""
+
+    def __init__(self, n: int, block: int, seed: int, most: int = 9, dtype: torch.dtype = torch.float64) -> None:
+        table = np.random.default_rng(seed).integers(-most, most + 1, (n, n))
+        self.table = torch.from_numpy(table + table.T).to(dtype)
+        self._block = block
+        self.reads: list[int] = []
+        self.most = 0
+        """Panels that were somewhere at once."""
+        self._alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    n = property(lambda self: len(self.table))
+    block = property(lambda self: self._block)
+    dtype = property(lambda self: self.table.dtype)
+    device = CPU
+    eps = 0.0
+    in_memory = False
+
+    def rows(self, i: slice) -> torch.Tensor:
+        x = self.table[i].clone()
+        with self._lock:
+            self.reads.append(i.start)
+            self._alive.add(x)
+            self.most = max(self.most, len(self._alive))
+        return x
+
+    def tile(self, x: torch.Tensor, y: torch.Tensor, i: slice, j: slice, out: torch.Tensor) -> None:  # noqa: ARG002
+        assert torch.equal(y, self.table[j])
+        out.copy_(x[:, j])
+
+    def offsets(self, *, unbiased: bool) -> torch.Tensor:  # noqa: ARG002
+        return torch.zeros(self.n // self.block, self.block, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A measure that is the plain sum S_ab."""
+
+    unbiased: bool = False
+    normalised: bool = False
+    symmetric: bool = True
+
+    def moment(self, a: Any, b: Any, cross: torch.Tensor) -> float:  # noqa: ARG002
+        return float(cross.square().sum())
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), sizes, sizes, st.booleans())
+def test_every_pair_of_samples_counts_once(blocks: int, size: int, panel: int, tile: int, unbiased: bool) -> None:
+    """Whole, or in blocks; the diagonal, too, unless it is left out."""
+    n = blocks * size
+    for block in {n, size}:
+        A, B = Table(n, block, 1), Table(n, block, 2)
+        (values,) = GramSweep([A, B], [A], [Sums(unbiased)], panel=panel, tile=tile).run()
+        counted = np.kron(np.eye(n // block), np.ones((block, block)))
+        if unbiased:
+            np.fill_diagonal(counted, 0)
+        expected = [[np.sum(K.table.numpy() * A.table.numpy() * counted)] for K in (A, B)]
+        np.testing.assert_array_equal(values, expected)
+
+
+def test_rows_of_a_tile_are_summed_in_float64() -> None:
+    """A sum over one row is a whole number that float32 holds, but one over all rows is not."""
+    n = 300
+    A, B = (Table(n, n, seed, 70, torch.float32) for seed in (1, 2))
+    K, L = (table.table.double() for table in (A, B))
+    assert (K * K).sum(1).max() < 2**24 < (K * K).sum() / 10
+    for tile in (n, 128):
+        parts = GramSweep([A], [A, B], [Sums()], panel=n, tile=tile).parts([0])
+        products, squares = np.split(next(parts), 2)
+        np.testing.assert_array_equal(products, [(K * K).sum(), (K * L).sum()])
+        np.testing.assert_array_equal(squares, [(K * K).sum(), (L * L).sum()])
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 8), sizes)
+def test_panels_are_runs_of_samples_and_no_block_is_cut(blocks: int, size: int, panel: int) -> None:
+    n = blocks * size
+    for block in {n, size}:
+        runs = list(panels(n, block, panel))
+        assert [k for run in runs for k in range(run.start, run.stop)] == list(range(n))
+        assert all(run.stop - run.start <= max(panel, block if block < n else 1) for run in runs)
+        if block < n:
+            assert all(run.start % block == 0 == run.stop % block for run in runs)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 4), st.integers(1, 9), sizes)
+def test_no_tile_is_larger_than_asked_for(a: int, size: int, b: int, gap: int, side: int) -> None:
+    panel = slice(gap * size, (gap + a) * size)
+    for i, j in (
+        *tiles(panel, panel, size, side),
+        *tiles(panel, panel, 10**6, side),
+        *tiles(panel, slice(panel.stop, panel.stop + b * size), 10**6, side),
+    ):
+        assert 0 < i.stop - i.start <= side
+        assert 0 < j.stop - j.start <= side
+        assert i == j or i.stop <= j.start  # of the upper triangle
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 13])
+@pytest.mark.parametrize("held", [1, 2, 3, 4, 6, 20])
+def test_held_panels_are_not_read_again(count: int, held: int) -> None:
+    """With r panels that stay, every r-th sweep past the others reads what is right of them: what `repsim.plan` says.
+
+    And no more panels are in memory than those that are held, and one that is read ahead.
+    """
+    table = Table(2 * count, 2 * count, 0)
+    sweep = GramSweep([table], [table], [Sums()], panel=2, tile=2, held=held)
+    sweep.run()
+    stay = max(1, held - 1)
+    assert len(table.reads) <= sum(count - start for start in range(0, count, stay))
+    assert set(table.reads) == set(range(0, 2 * count, 2))
+    assert table.most <= max(2, held) + 1
+    if held >= count:
+        assert len(table.reads) == count
+    other = Table(2 * count, 2 * count, 0)
+    list(GramSweep([other], [other], [Sums()], panel=2, tile=2, held=held).parts(range(sweep.units)))
+    assert len(table.reads) <= len(other.reads)
+    if 2 < held < count - 1:
+        assert len(table.reads) < len(other.reads)  # the order is what saves it
+
+
+def test_blocks_are_read_once() -> None:
+    table = Table(24, 4, 0)
+    GramSweep([table], [table], [Sums()], panel=9, tile=3).run()
+    assert table.reads == [0, 8, 16]
+
+
+# Which layers
+
+
+@dataclass(frozen=True)
+class FirstColumn:
+    """Not symmetric: what the first feature of a has to do with all of b."""
+
+    unbiased: bool = False
+    normalised: bool = False
+    symmetric: bool = False
+
+    def moment(self, a: Any, b: Any, cross: torch.Tensor) -> float:  # noqa: ARG002
+        return float(cross[0].sum())
+
+
+def test_measures_that_are_not_symmetric(rng: np.random.Generator) -> None:
+    factors = tensors(CentredGram(), related(rng, 20, 3, 7, 5))
+    features = [factor.features[:].numpy() for factor in factors]
+    expected = np.array([[(x.T @ y)[0].sum() for y in features] for x in features])
+    for rows, columns in (([0, 1, 2], [0, 1, 2]), ([2, 0], [0, 1, 2]), ([0, 1], [2])):
+        sweep = MomentSweep([factors[k] for k in rows], [factors[k] for k in columns], [FirstColumn()], chunk=6, room=1)
+        np.testing.assert_allclose(sweep.run()[0], expected[np.ix_(rows, columns)], rtol=1e-10)
+
+
+def test_a_layer_that_is_there_twice_is_read_once(rng: np.random.Generator) -> None:
+    x, y = (Streamed(layer) for layer in related(rng, 20, 3, 7))
+    a, b = (CentredGram()(layer) for layer in (x, y))
+    for layer in (x, y):
+        layer.reads.clear()
+    (values,) = MomentSweep([a, b], [b, a], [CKA()], chunk=20, room=10**6).run()
+    assert x.reads == y.reads == [20]
+    assert np.diag(values[:, ::-1]) == pytest.approx(1, abs=1e-12)
+    assert values[0, 0] == pytest.approx(values[1, 1], abs=1e-12)
+    assert abs(values[0, 0]) < 0.99
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+    more=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+    fit=st.sampled_from([0, 0.3, 1, 1.5, 3, 10]),
+    symmetric=st.booleans(),
+    norms=st.booleans(),
+)
+@example(rows=[20] * 6, more=[20], fit=1, symmetric=False, norms=False)  # the columns are few, or the rows
+@example(rows=[20], more=[20] * 6, fit=1, symmetric=False, norms=False)
+def test_moments_are_grouped_to_fit_and_none_is_missing(
+    rows: list[int], more: list[int], fit: float, symmetric: bool, norms: bool
+) -> None:
+    """``fit``: how many of the largest cross-moments have room."""
+    columns = [*rows, *more] if symmetric else more
+    widths = [*rows, *more]
+    room = int(8 * fit * max(widths) ** 2)
+    units = units_of_moments(rows, columns, room, symmetric=symmetric, norms=norms)
+    found = [pair for unit in units for pair in unit]
+    height, count = len(rows), len(widths)
+    wanted = {(u, v) for u in range(height) for v in range(u if symmetric else height, count)}
+    if norms:
+        wanted |= {(u, u) for u in range(count)}
+    assert len(found) == len(set(found))
+    assert set(found) == wanted
+    if fit >= 1:
+        assert all(8 * sum(widths[u] * widths[v] for u, v in unit) <= room for unit in units)
+    if 8 * sum(widths) ** 2 <= room:
+        assert len(units) <= 1 + norms  # what fits is not cut
+
+
+# What it takes
+
+
+class Largest(TorchDispatchMode):
+    """Values of the largest tensor that any operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.values = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, list | tuple) else [out]:
+            if isinstance(each, torch.Tensor):
+                self.values = max(self.values, each.untyped_storage().nbytes() // each.element_size())
+        return out
+
+
+@pytest.mark.parametrize("spec", ["cka", "cka:kernel=rbf,sigma=2.0", "cka:estimator=minibatch,batch=500"])
+def test_nothing_is_as_large_as_a_gram_matrix(rng: np.random.Generator, spec: str) -> None:
+    """Preparing a layer that is in a file, reading panels, and a sweep take pieces, panels, and a stack of tiles."""
+    n, widths, panel, tile = 3000, (50, 90), 400, 100
+    metric = cka(spec)
+    layers = [Streamed(x.astype(np.float32)) for x in related(rng, n, *widths)]
+    with Largest() as preparing:
+        factors = [metric.recipe(layer) for layer in layers]
+    if metric.kernel == "linear":
+        assert preparing.values <= max(2**19, 500**2)
+    else:
+        assert preparing.values <= 2048**2
+    assert not any(factor.in_memory for factor in factors)
+    sweeps: list[Sweep] = [GramSweep(factors, factors, [metric], panel=panel, tile=tile)]
+    bounds = [max(len(factors) * tile**2, max(panel, metric.batch or 0) * max(widths))]
+    if "moments" in metric.roads:
+        sweeps.append(MomentSweep(factors, factors, [metric], chunk=panel, room=8 * 90**2))
+        bounds.append(panel * max(widths))
+    for sweep, bound in zip(sweeps, bounds, strict=True):
+        for layer in layers:
+            layer.reads.clear()
+            layer.readers.clear()
+        with Largest() as sweeping:
+            list(sweep.parts(list(sweep.order)[:4]))
+        assert 0 < sweeping.values <= bound
+        assert {name.split("_")[0] for name in layers[0].readers} == {"repsim-reader"}
+        assert max(layers[0].reads) <= max(panel, metric.batch or 0)
+    with Largest() as reading:  # which the sweep does in another thread
+        factors[1].rows(slice(0, panel))
+    assert reading.values <= 3 * panel * widths[1]
+
+
+@pytest.mark.parametrize("layers", [1, 7, 60, 500, 5000])
+@pytest.mark.parametrize("itemsize", [4, 8])
+def test_a_stack_of_tiles_takes_no_more_than_it_may(layers: int, itemsize: int) -> None:
+    side = tile_side(layers, itemsize)
+    assert 64 <= side <= 512
+    assert side == 64 or layers * itemsize * side**2 <= 2**27
+    assert side == 512 or layers * itemsize * (side + 1) ** 2 > 2**27
+
+
+def counted(sweep: Sweep) -> int:
+    with FlopCounterMode(display=False) as counter:
+        sweep.run()
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("batch", [None, 64])
+def test_operations_of_a_gram_sweep_are_those_it_says(rng: np.random.Generator, batch: int | None) -> None:
+    """But for the lower halves of the tiles on the diagonal."""
+    n, widths, tile = 256, (5, 200, 30), 16
+    factors = tensors(CentredGram(batch=batch), related(rng, n, *widths))
+    sweep = GramSweep(factors[:2], factors, [CKA()], panel=128, tile=tile)
+    assert sweep.flop == flop_of_grams(n, batch or n, widths, 6) == n * (batch or n) * (5 + 200 + 30 + 6)
+    assert counted(sweep) == pytest.approx(sweep.flop * (1 + tile / (batch or n)), rel=1e-12)
+
+
+def test_operations_of_a_moment_sweep_are_those_it_says(rng: np.random.Generator) -> None:
+    """But for the lower halves of the blocks on the diagonal of X'X."""
+    n, widths = 50, (5, 1024, 30)
+    factors = tensors(CentredGram(), related(rng, n, *widths))
+    sweep = MomentSweep(factors[:2], factors, [CKA()], chunk=20, room=2**20)
+    pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
+    assert sweep.flop == flop_of_moments(n, widths, pairs)
+    extra = n * (5 * 5 + 1024 * 512 + 30 * 30)  # X'X as if it were no larger than a block, or in two
+    assert counted(sweep) == sweep.flop + extra
+    alone = MomentSweep(factors[:2], factors[2:], [Sums()], chunk=20, room=2**20)
+    assert alone.flop == counted(alone) == 2 * n * 30 * (5 + 1024)
+
+
+@pytest.mark.parametrize(("n", "widths"), [(300, (4, 8, 6)), (60, (300, 400, 500))], ids=["long", "wide"])
+def test_a_few_layers_take_the_road_of_fewer_operations(
+    rng: np.random.Generator, n: int, widths: tuple[int, ...]
+) -> None:
+    layers = related(rng, n, *widths)
+    factors = tensors(CentredGram(), layers)
+    roads = [
+        GramSweep(factors, factors, [CKA()], panel=2048, tile=64),
+        MomentSweep(factors, factors, [CKA()], chunk=4096, room=2**27),
+    ]
+    with FlopCounterMode(display=False) as counter:
+        values = here_and_now(factors, factors, CKA())
+    fewest = min(counted(sweep) for sweep in roads)
+    most = max(counted(sweep) for sweep in roads)
+    assert counter.get_total_flops() <= 1.3 * fewest < most / 2
+    expected = [[references.cka(x, y) for y in layers] for x in layers]
+    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-10)
+
+
+# Compressed layers
+
+
+@settings(deadline=None, max_examples=20)
+@given(panel=sizes, tile=sizes, held=st.integers(1, 5), estimator=st.sampled_from(["debiased", "biased"]))
+def test_block_grams_in_any_cut(panel: int, tile: int, held: int, estimator: str) -> None:
+    layers = related(np.random.default_rng(1), 40, 3, 8, 20)
+    blocks = [torch.from_numpy(x.reshape(5, 8, -1)) for x in layers]
+    factors = [StoredGrams()(x @ x.mT) for x in blocks]
+    expected = [[minibatch_cka(x, y, 8, estimator=estimator) for y in layers] for x in layers[:2]]
+    sweep = GramSweep(factors[:2], factors, [get(f"cka:estimator={estimator}")], panel=panel, tile=tile, held=held)
+    np.testing.assert_allclose(sweep.run()[0], expected, rtol=0, atol=1e-11)
+
+
+@settings(deadline=None, max_examples=20)
+@given(panel=sizes, tile=sizes, held=st.integers(1, 5), several=st.booleans())
+def test_two_sketches_in_any_cut(panel: int, tile: int, held: int, several: bool) -> None:
+    """Halves are not exchanged, wherever they are in the stack; both measures at once, too."""
+    rng = np.random.default_rng(1)
+    layers = [np.stack([x, x + 0.3 * rng.normal(size=x.shape)], 1) for x in related(rng, 25, 6, 9, 30)]
+    factors = [TwoSketches()(torch.from_numpy(x)) for x in layers]
+    expected = [[sketched_cka(x, y) for y in layers] for x in layers[1:]]
+    measures: list[Measure] = [CKA(), CKA(estimator="biased")] if several else [CKA()]
+    sweep = GramSweep(factors[1:], factors, measures, panel=panel, tile=tile, held=held)
+    np.testing.assert_allclose(sweep.run()[0], expected, rtol=0, atol=1e-10)
+
+
+# What has no value
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("noisy", [False, True], ids=["constant but one", "rounding noise but one"])
+def test_rounding_errors_are_no_value(rng: np.random.Generator, dtype: Any, streamed: bool, noisy: bool) -> None:
+    """A layer that differs from a constant in one sample: what debiasing leaves is noise, never a 0 or a 1."""
+    n = 60
+    x, y = (layer.astype(dtype) for layer in related(rng, n, 4, 70))
+    spike = np.full((n, 3), 0.1, dtype)
+    if noisy:
+        spike[::2] = np.nextafter(dtype(0.1), dtype(1))
+    spike[7] = rng.normal(size=3)
+    layers = [x, spike, y, np.tile(spike, 30) * dtype(1e-6)]
+    factors = [CentredGram()(Streamed(z) if streamed else torch.from_numpy(z)) for z in layers]
+    lost = np.array([False, True, False, True])
+    for panel, tile, chunk, room in ((60, 60, 60, 10**6), (13, 7, 7, 1)):
+        for sweep in (
+            GramSweep(factors, factors, [CKA()], panel=panel, tile=tile),
+            MomentSweep(factors, factors, [CKA()], chunk=chunk, room=room),
+        ):
+            (values,) = sweep.run()
+            np.testing.assert_array_equal(np.isnan(values), lost[:, None] | lost)
+            (values,) = type(sweep)(factors[:1], factors[1:], [CKA()], **_cut(sweep)).run()
+            np.testing.assert_array_equal(np.isnan(values), [lost[1:]])
+            (values,) = type(sweep)(factors, factors, [CKA(estimator="biased")], **_cut(sweep)).run()
+            assert np.isfinite(values).all()  # the biased estimator has a value for it
+            np.testing.assert_allclose(np.diag(values), 1, rtol=0, atol=1e-6)
+
+
+def _cut(sweep: GramSweep | MomentSweep) -> dict[str, Any]:
+    return {"panel": 13, "tile": sweep.tile} if isinstance(sweep, GramSweep) else {"chunk": sweep.chunk, "room": 1}
+
+
+def test_a_pair_without_a_value_spoils_no_other_of_its_block() -> None:
+    """`PairSweep`: NaN where `Metric.block` has it, and what is next to it as it was."""
+
+    class Differences:
+        normalised = False
+
+        def block(self, rows: list[float], columns: list[float]) -> Array:
+            values = np.subtract.outer(rows, columns)
+            return np.where(values == 0, np.nan, values)
+
+    layers = [float(k**2) for k in range(7)]
+    expected = Differences().block(layers[:4], layers[1:])
+    for group in (1, 2, 3, 10):
+        sweep = PairSweep(layers[:4], layers[1:], [Differences()], group=group)
+        np.testing.assert_array_equal(sweep.run()[0], expected)
+        assert sweep.units == len(list(itertools.product(range(-(-4 // group)), range(-(-7 // group)))))
