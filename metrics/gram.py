@@ -95,8 +95,8 @@ class Gram(KernelMatrix):
     The linear kernel is x_i'x_j. The RBF kernel is held as exp(-d_ij^2 / (2 s^2)) - 1: no centring can tell the 1, and
     without it a wide kernel, all of whose values are close to 1, keeps its digits.
 
-    Features are divided by a power of two that leaves a mean squared norm between 1/4 and 1, so that the squares of tiny
-    or huge activations neither vanish nor overflow; CKA does not see the scale.
+    Features are divided by a power of two that leaves a mean squared norm between 1/4 and 1, so that the squares of
+    tiny or huge activations neither vanish nor overflow; CKA does not see the scale.
     """
 
     features: Rows

@@ -26,6 +26,8 @@ _BLOCK = 128
 """Columns that the Krylov space grows by. Fewer need fewer operations in all, but more readings of the layer."""
 _SHARE = 4
 """The Krylov space is given up at min(n, p) / 4 columns: by then the exact road's matrix product was as cheap."""
+_ROUNDINGS = 1024
+"""Directions below so many roundings of the largest are noise: see `_floor`."""
 _TOLERANCE = torch.finfo(torch.float32).eps / 2
 """Largest backward error: ||E||_F <= 2^-24 ||X||_F is what rounding every value of X to float32 may do to it."""
 
@@ -165,15 +167,15 @@ class SubspaceState:
 class PrincipalSubspace:
     """The recipe of a `Subspace`: a decomposition in float64.
 
-    Directions with s_i <= s_1 max(n, p) eps are dropped, eps being that of the dtype that came in: for float32
-    activations such directions are rounding noise, and CCA would weigh them like any other. (Half precision is widened
-    to float32 before it comes here, and its own, coarser noise is not cut off: for it, 1e-3 max(n, p) would be all.)
+    Directions with s_i <= s_1 min(max(n, p), 1024) eps are dropped, eps being that of the dtype that came in: for
+    float32 activations such directions are rounding noise, and CCA would weigh them like any other. (Half precision is
+    widened to float32 before it comes here, and its own, coarser noise is not cut off: so much of it would be all.)
 
     Of float32 activations with 512 samples or features and more it is the eigenvalue decomposition of X'X or XX',
     whichever is smaller: squares lose what is below 1e-8 s_1, and the directions to keep are all above. Otherwise it is
     the singular value decomposition of X.
 
-    Where n and p are 4096 or more and only part of the variance is wanted, and no loadings, the leading eigenvectors
+    Where n and p are 8192 or more and only part of the variance is wanted, and no loadings, the leading eigenvectors
     are looked for in a Krylov space first (`krylov`). What it finds is the decomposition of some X + E with
     ||E||_F <= 2^-24 ||X||_F, as much as rounding X to float32 may do to it; `Subspace.backward_error` says how much.
     A layer whose variance is spread over too many directions for that takes the exact road.
@@ -242,8 +244,13 @@ class PrincipalSubspace:
 
 
 def _floor(x: Rows) -> float:
-    """What is no larger than this share of s_1 is rounding noise."""
-    return float(max(x.shape) * torch.finfo(x.dtype).eps)
+    """What is no larger than this share of s_1 is rounding noise.
+
+    Of a matrix whose values are rounded at random, the noise is at most about eps s_1, however large the matrix: its
+    norm grows with sqrt(n) + sqrt(p), and s_1 with at least sqrt(max(n, p)). What networks compute has noise of its
+    own, from their long sums in float32. So the usual max(n, p) eps, a bound for the worst case, holds up to 1024.
+    """
+    return float(min(max(x.shape), _ROUNDINGS) * torch.finfo(x.dtype).eps)
 
 
 def _placed(basis: Float64[Tensor, "n r"], x: Rows) -> Float[Tensor, "n r"]:

@@ -334,7 +334,8 @@ def _centre(tile: Tensor, offsets: Tensor, i: slice, j: slice, *, hollow: bool) 
 class MomentSweep(Sweep):
     """Cross-moments X'Y of all pairs, a run of samples at a time: products in the layers' dtype, sums in float64.
 
-    Products with a layer that says it is ``uneven`` are made in float64, too.
+    Products with a layer that says it is ``uneven`` are made in float64, too, and those with a narrow one, over whose
+    few features the rounding errors of long sums would not average out.
 
     Parameters
     ----------
@@ -344,6 +345,7 @@ class MomentSweep(Sweep):
         Bytes that the sums of one unit may take. Every unit reads its layers once, from the first sample to the last.
     """
 
+    _NARROW = 32
     _BLOCK = 512
     """Columns that X'X is cut into, so that its lower triangle need not be computed."""
 
@@ -393,12 +395,12 @@ class MomentSweep(Sweep):
         device = layers[0].device
         place = wide(device)
         sums = [torch.zeros(self.layers[u].p, self.layers[v].p, dtype=torch.float64, device=place) for u, v in pairs]
-        uneven = {u: getattr(self.layers[u], "uneven", False) for u in needed}
+        careful = {u: self.layers[u].p < self._NARROW or getattr(self.layers[u], "uneven", False) for u in needed}
         runs = ([layer.rows(i) for layer in layers] for i in cut(layers[0].n, self.chunk))
         for run in runs if all(layer.in_memory for layer in layers) else ahead(runs, device):
             x = dict(zip(needed, run, strict=True))
             for (u, v), total in zip(pairs, sums, strict=True):
-                a, b = (x[w].to(place, torch.float64) if uneven[w] else x[w] for w in (u, v))
+                a, b = (x[w].to(place, torch.float64) if careful[w] else x[w] for w in (u, v))
                 if u != v:
                     dtype = torch.promote_types(a.dtype, b.dtype)
                     total.add_((a.to(dtype=dtype).T @ b.to(dtype=dtype)).to(place))

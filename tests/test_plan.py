@@ -58,7 +58,7 @@ def test_a_resnet_and_a_vit_take_gram_space_below_ten_thousand_samples_or_so() -
     wide, tall = sum(RESNET50), sum(VIT_B)
     gram = wide + tall + 17 * 13
     moments = 2 * wide * tall + sum(p * p for p in RESNET50 + VIT_B)
-    assert stage.cost.flop32 == pytest.approx(here * (here + stage.tile) * gram)  # tiles on the diagonal are computed whole
+    assert stage.cost.flop32 == pytest.approx(here * (here + stage.tile) * gram)  # diagonal tiles are computed whole
     assert stage.other.flop32 == here * moments
     assert moments / gram == pytest.approx(13033, abs=1)
     # at the switch: (flop at 2e11 and values centred at 2.5e9 a second) in Gram space = the same in feature space

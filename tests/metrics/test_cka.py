@@ -15,6 +15,7 @@ from repsim.metrics import get
 from repsim.metrics.base import Array, Metric, as_samples
 from repsim.metrics.cka import CKA
 from repsim.metrics.gram import CentredGram, Reordered, order_statistics
+from repsim.metrics.sweeps import MomentSweep
 from tests.metrics.references import cosine, gram, hsic0, hsic1, u_centred
 from tests.metrics.streamed import Streamed
 
@@ -187,6 +188,20 @@ def test_long_sums_lose_nothing_in_float32(rng: np.random.Generator) -> None:
     assert metric.pair(a, b) == pytest.approx(exact, abs=1e-7)
 
 
+@pytest.mark.parametrize("loud", [30.0, 1000.0, 1e6])
+def test_one_loud_sample_does_not_drown_the_others(rng: np.random.Generator, loud: float) -> None:
+    """In feature space almost all of ||X'Y||^2 is then that sample's, and debiasing takes it away again."""
+    x, y = related(rng, 1500, 60, 300)
+    for layer in (x, y):
+        layer[7] *= loud
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    metric = CKA()
+    a, b = factors(metric, [x, y])
+    (found,) = MomentSweep([a], [b], [metric], chunk=4096, room=2**27).run()
+    expected = cosine(*(u_centred(gram(layer.astype(np.float64))) for layer in (x, y)))
+    assert found[0, 0] == pytest.approx(expected, abs=1e-7)
+
+
 def test_half_precision_is_widened_first(rng: np.random.Generator) -> None:
     x, y = (layer.astype(np.float16) for layer in related(rng, 60, 5, 6))
     assert CKA()(x, y) == CKA()(x.astype(np.float32), y.astype(np.float32))
@@ -252,12 +267,15 @@ def test_rows_in_another_order(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("n", [4, 5, 6, 7, 50, 51, 1100])
 def test_width_is_numpys_median(rng: np.random.Generator, n: int, dtype: type[np.floating[Any]]) -> None:
     x = rng.normal(size=(n, 7)).astype(dtype)
-    factor = CentredGram("rbf", bandwidth=0.3)(torch.from_numpy(x))
+    state = CentredGram("rbf", bandwidth=0.3).fit(torch.from_numpy(x))
+    assert state.width is not None
     wide = x.astype(np.float64)
     g = (wide**2).sum(1)
     median = np.median((g[:, None] + g - 2 * wide @ wide.T).clip(0) * (1 - np.eye(n)))
-    scale = np.sqrt(((wide - wide.mean(0)) ** 2).sum(1).mean())
-    assert factor.width == pytest.approx(0.3 * math.sqrt(median) / scale, rel=1e-12 if dtype == np.float64 else 1e-6)
+    assert math.frexp(state.scale)[0] == 0.5, "to divide by it rounds nothing"
+    assert 0.25 <= float(state.squared_norms.mean()) < 1
+    width = 0.3 * math.sqrt(median) / state.scale
+    assert state.width == pytest.approx(width, rel=1e-12 if dtype == np.float64 else 1e-6)
 
 
 @settings(deadline=None)

@@ -1,5 +1,6 @@
 """Gram matrices that are gathered from, against the same cut out and multiplied by hand."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def factors(rng: np.random.Generator, spec: str, n: int, *widths: int) -> tuple[
 def test_centred_is_the_matrix_however_it_is_cut(rng: np.random.Generator) -> None:
     (x,), (factor,) = factors(rng, "cka", 30, 40)
     expected = u_centred(gram(x))
-    scale = float(np.sum((x - x.mean(0)) ** 2)) / 30  # features have a mean squared norm of 1
+    scale = 4.0 ** math.ceil(math.log2(np.sum((x - x.mean(0)) ** 2) / 30) / 2)  # a power of two, squared
     for panel, tile in ((2048, 512), (11, 4), (7, 3), (1, 1)):
         found = centred(factor, torch.float64, unbiased=True, panel=panel, tile=tile)
         np.testing.assert_allclose(found, expected / scale, rtol=0, atol=1e-12)

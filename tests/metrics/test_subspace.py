@@ -151,6 +151,13 @@ def test_what_is_below_max_n_p_eps_is_noise(n: int, p: int, share: int, rank: in
     assert (factor.rank, factor.complete) == (rank, True)
 
 
+def test_a_wide_layer_has_no_more_noise_than_a_narrow_one() -> None:
+    """max(n, p) eps would be .007 s_1 here, and leave out three of four directions."""
+    x = layer(70, 60_000, 0.9 ** np.arange(65)).astype(np.float32)
+    factor = PrincipalSubspace()(torch.from_numpy(x))
+    assert factor.rank == 65
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_a_variance_that_is_met_exactly(seed: int) -> None:
     """s = 3, 1 and a share of .9: either count is right, and a factor knows that it has what it was made for."""
