@@ -161,7 +161,8 @@ class CKA(Metric[Kernels]):
             return whole
         n, g, h = a.n, a.squared_norms, b.squared_norms
         value = whole - n / (n - 2) * float(g @ h) + float(g.sum()) * float(h.sum()) / ((n - 1) * (n - 2))
-        return math.nan if a is b and value <= 100 * a.eps * whole else value
+        eps = torch.finfo(torch.float64).eps if a.uneven else a.eps  # of the products
+        return math.nan if a is b and value <= 100 * eps * whole else value
 
     def reason(self, a: Kernels, b: Kernels) -> str:  # noqa: ARG002
         """What is wrong with layers whose ||A|| is nothing but rounding errors."""
