@@ -161,7 +161,9 @@ class CKA(Metric[Kernels]):
             return whole
         n, g, h = a.n, a.squared_norms, b.squared_norms
         value = whole - n / (n - 2) * float(g @ h) + float(g.sum()) * float(h.sum()) / ((n - 1) * (n - 2))
-        noise = a.eps / 10 if a.uneven else 100 * a.eps  # of uneven layers the products are exact, and features are not
+        noise = 100 * a.eps
+        if a.uneven and a.dtype != torch.float64:  # products are made in float64, and only the features are rounded
+            noise = a.eps / 10
         return math.nan if a is b and value <= noise * whole else value
 
     def reason(self, a: Kernels, b: Kernels) -> str:  # noqa: ARG002

@@ -14,8 +14,10 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from torch import Tensor
 from repsim.metrics.gram import KernelMatrix
 from repsim.metrics.rows import ahead, cut, wide
 
+T = TypeVar("T")
 Sums = Float64[np.ndarray, "..."]
 _TILE = 512
 _STACK = 2**27
@@ -301,10 +304,12 @@ def panels(n: int, block: int, size: int) -> Iterator[slice]:
 def tiles(left: slice, right: slice, block: int, size: int) -> Iterator[tuple[slice, slice]]:
     """Rows and columns of the tiles between two panels: of one panel with itself, those of its upper triangle.
 
+    Of a tile on the diagonal both triangles would be computed: it is cut in four, of which one is left out.
+
     >>> [(i.start, j.start) for i, j in tiles(slice(0, 4), slice(4, 8), 8, 2)]
     [(0, 4), (0, 6), (2, 4), (2, 6)]
     >>> [(i.start, j.start) for i, j in tiles(slice(0, 4), slice(0, 4), 8, 2)]
-    [(0, 0), (0, 2), (2, 2)]
+    [(0, 0), (0, 1), (1, 1), (0, 2), (2, 2), (2, 3), (3, 3)]
     """
     if left != right:
         columns = list(cut(right.stop - right.start, size, right.start))
@@ -316,7 +321,11 @@ def tiles(left: slice, right: slice, block: int, size: int) -> Iterator[tuple[sl
     for start in range(left.start, left.stop, step):
         cuts = list(cut(step, size, start))
         for k, i in enumerate(cuts):
-            for j in cuts[k:]:
+            quarters = list(cut(i.stop - i.start, -(-(i.stop - i.start) // 2), i.start))
+            for a, u in enumerate(quarters):
+                for v in quarters[a:]:
+                    yield u, v
+            for j in cuts[k + 1 :]:
                 yield i, j
 
 
@@ -376,18 +385,30 @@ class MomentSweep(Sweep):
         for unit in units:
             pairs = self._units[unit]
             part = np.zeros((len(self.measures), self.size // len(self.measures)))
-            for (u, v), cross in zip(pairs, self._moments(pairs), strict=True):
-                a, b = self.layers[u], self.layers[v]
-                for sums, measure in zip(part, self.measures, strict=True):
+            found = _side_by_side(self._compare, pairs, self._moments(pairs))
+            for (u, v), both in zip(pairs, found, strict=True):
+                for sums, (there, back) in zip(part, both, strict=True):
                     products = sums[: self.height * self.width].reshape(self.height, self.width)
-                    value = measure.moment(a, b, cross)
                     if u == v:
-                        sums[self.height * self.width + u] = value
-                    if u < self.height and v >= self.first:
-                        products[u, v - self.first] = value
-                    if v < self.height and u >= self.first and u != v:
-                        products[v, u - self.first] = value if measure.symmetric else measure.moment(b, a, cross.T)
+                        sums[self.height * self.width + u] = there
+                    if self._wanted(u, v):
+                        products[u, v - self.first] = there
+                    if self._wanted(v, u):
+                        products[v, u - self.first] = back
             yield part.ravel()
+
+    def _wanted(self, u: int, v: int) -> bool:
+        return u < self.height and v >= self.first
+
+    def _compare(self, pair: tuple[int, int], cross: Tensor) -> list[tuple[float, float]]:
+        """S_ab and S_ba of every measure; the second only where somebody wants it and it is another."""
+        a, b = (self.layers[u] for u in pair)
+        found = []
+        for measure in self.measures:
+            there = measure.moment(a, b, cross)
+            other = self._wanted(*pair[::-1]) and pair[0] != pair[1] and not measure.symmetric
+            found.append((there, measure.moment(b, a, cross.T) if other else there))
+        return found
 
     def _moments(self, pairs: Sequence[tuple[int, int]]) -> list[Float64[Tensor, "p q"]]:
         needed = sorted({u for pair in pairs for u in pair})
@@ -412,6 +433,18 @@ class MomentSweep(Sweep):
             if u == v:
                 total.triu_().add_(total.triu(1).T)
         return sums
+
+
+def _side_by_side(work: Callable[..., T], *items: Sequence[Any]) -> list[T]:
+    """Do it to all of them, each in one thread, as many at a time as this process has.
+
+    What is done to a pair, such as the decomposition of a small matrix, gains little by more threads for itself.
+    """
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, "repsim-pairs", initializer=partial(torch.set_num_threads, 1)) as pool:
+        done = list(pool.map(work, *items))
+    torch.set_num_threads(threads)
+    return done
 
 
 def units_of_moments(

@@ -338,7 +338,7 @@ def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: in
     tile = min(tile, panel)
     block = min(block, n)
     flop = flop_of_grams(n, block, widths if stage.form == "features" else [], pairs * measures)
-    flop *= 1 + min(tile, block) / block  # of tiles on the diagonal both triangles are computed
+    flop *= 1 + min(tile, block) / 2 / block  # on the diagonal both triangles of half a tile are computed
     cost = _products(flop, itemsize) + Cost(added=1.0 * n * block * count * measures)
     memory = stack + sums(panel) + tile * pairs * itemsize  # the last: what one tile gives to every pair
     if not stage.kept:
@@ -378,11 +378,9 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     flop = flop_of_moments(n, widths, pairs)
     products = sum(widths[u] * widths[v] for u, v in pairs)
     cost = _products(flop, itemsize) + Cost(added=products * max(1.0, n / chunk))
-    if isinstance(stage.recipe, PrincipalSubspace):
-        small = [min(widths[u], widths[v]) for u, v in pairs]
-        cost += Cost(
-            decomposed=sum(8.0 * s * s * max(widths[u], widths[v]) for s, (u, v) in zip(small, pairs, strict=True))
-        )
+    if isinstance(stage.recipe, PrincipalSubspace):  # eigenvalues of CC', where C has min(p, q) rows
+        small = [(min(widths[u], widths[v]), max(widths[u], widths[v])) for u, v in pairs]
+        cost += Cost(flop64=sum(2.0 * s * s * w for s, w in small), decomposed=sum(5.0 * s**3 for s, _ in small))
     memory = min(room, 8 * products) + largest
     if not stage.kept:
         taking = [sorted({u for pair in unit for u in pair}) for unit in units]
