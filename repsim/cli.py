@@ -410,9 +410,7 @@ def metrics(name: str | None, *, as_json: bool) -> None:
     "--metric",
     "specs",
     multiple=True,
-    default=["cka"],
-    show_default=True,
-    help="As in `repsim metrics`; repeat for several.",
+    help="As in `repsim metrics`; repeat for several.  [default: cka, or what the result has that is added to]",
 )
 @click.option("-o", "--out", type=_READ, help="Save the result here, as netCDF (.nc); what is there is added to.")
 @click.option(
@@ -469,15 +467,17 @@ def compare(
         if out is not None and me.first and not dry_run:
             check_output(out, overwrite=overwrite or grows)
         a, b = (list(stores), None) if square or len(stores) > 2 else (stores[0], stores[-1])
-        with Comparison(a, b, specs, device=device, memory=memory, tf32=tf32, known=known, me=me) as planned:
+        with Comparison(a, b, specs or None, device=device, memory=memory, tf32=tf32, known=known, me=me) as planned:
             if (explain or dry_run) and me.first:
                 terminal.plan(planned.plan, planned.rates())
             if dry_run:
                 return
             fresh = known is None or bool(planned.plan.stages)
+            parts = None if out is None else out.with_name(f"{out.name}.parts")
+            if me.first and parts is not None and (done := len(list(parts.glob("*.part")))):
+                _say(f"going on with {done} parts that an interrupted run has left in {parts}")
             start = time.perf_counter()
             with terminal.progress("comparing", "%/s", quiet=not me.first) as advance:
-                parts = None if out is None else out.with_name(f"{out.name}.parts")
                 save = (
                     partial(save_result, path=out, overwrite=overwrite or grows) if out is not None and fresh else None
                 )
@@ -496,7 +496,7 @@ def compare(
         return
     for variable in result.data_vars.values():
         terminal.matches(variable)
-    if out is not None:
+    if out is not None and fresh:
         draw = shlex.join(["repsim", "heatmap", str(out), "-o", str(out.with_suffix(".png"))])
         click.echo(f"saved {out}; draw it with: {draw}")
 

@@ -70,7 +70,7 @@ def similarity(x: Array | Tensor, y: Array | Tensor, metric: str | Metric[Any] =
 def compare(
     a: StoreLike | Sequence[StoreLike],
     b: StoreLike | None = None,
-    metrics: Sequence[str | Metric[Any]] = ("cka",),
+    metrics: Sequence[str | Metric[Any]] | None = None,
     *,
     device: str = "auto",
     memory: int | str | None = None,
@@ -89,7 +89,7 @@ def compare(
         Two stores, or their files, over the same samples in the same order: layers of a by layers of b. One store
         alone is compared with itself. A list of stores gives the matrix of all layers of all models, by themselves.
     metrics
-        Spec strings or metrics; one variable of the result each.
+        Spec strings or metrics; one variable of the result each. By default ``cka``, or what ``known`` has.
     device
         Where to compute: ``auto``, ``cpu``, ``cuda``, ``mps``.
     memory
@@ -152,7 +152,7 @@ class Comparison:
         self,
         a: StoreLike | Sequence[StoreLike],
         b: StoreLike | None = None,
-        metrics: Sequence[str | Metric[Any]] = ("cka",),
+        metrics: Sequence[str | Metric[Any]] | None = None,
         *,
         device: str = "auto",
         memory: int | str | None = None,
@@ -161,15 +161,19 @@ class Comparison:
         me: Ranks = ALONE,
     ) -> None:
         self.device, self.tf32, self.me = choose_device(device), tf32, me
-        self.metrics = list({metric.spec: metric for metric in map(_metric, metrics)}.values())
-        if not self.metrics:
+        self._was_tf32 = False
+        if metrics is None:
+            metrics = ["cka"] if known is None else []
+        elif not metrics:
             raise InvalidInputError("name at least one metric")
+        self.metrics = list({metric.spec: metric for metric in map(_metric, metrics)}.values())
         with ExitStack() as stack:
             stores_a, stores_b = _open(a, b, stack)
             self.view = AlignedView(*dict.fromkeys((*stores_a, *stores_b)))
             self.matrix = Matrix(stores_a, stores_b, len(self.view.sample_ids))
             if known is not None:
                 self.metrics = self.matrix.take_over(known, self.metrics)
+                self._was_tf32 = bool(known.attrs.get("tf32"))
             limits = me.share(Limits(memory_to_use(self.device, memory), self._base(), self.device))  # one plan for all
             jobs = self.matrix.missing(self.metrics)
             n = self.matrix.n
@@ -229,7 +233,7 @@ class Comparison:
             "repsim_version": repsim.__version__,
             "command": command,
             "device": self._kind,
-            "tf32": int(self.tf32),
+            "tf32": int(self.tf32 or self._was_tf32),
             "samples_fingerprint": self.view.sample_ids.fingerprint,
         }
 

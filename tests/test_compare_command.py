@@ -140,6 +140,29 @@ def test_a_result_grows(tmp_path: Path, stores: list[Path]) -> None:
     assert names(tmp_path) == ["a.h5", "b.h5", "c.h5", "r.nc"]
 
 
+def test_without_a_metric_a_result_grows_by_those_that_it_has(tmp_path: Path, stores: list[Path]) -> None:
+    out = tmp_path / "r.nc"
+    succeed(*stores[:2], "--all", "-m", "svcca", "-o", out)
+    succeed(*stores, "-o", out)
+    assert list(values(out)) == ["svcca"]
+    assert open_result(out)["svcca"].shape == (6, 6)
+    assert list(values_of(succeed(*stores, "--json"))) == ["cka"]
+
+
+def values_of(result: Result) -> dict[str, Any]:
+    return dict(json.loads(result.stdout)["metrics"])
+
+
+def test_a_result_that_was_rounded_once_says_so_for_ever(tmp_path: Path, stores: list[Path]) -> None:
+    out = tmp_path / "r.nc"
+    succeed(*stores[:2], "--all", "--tf32", "-o", out)
+    assert open_result(out).attrs["tf32"] == 1
+    succeed(*stores, "-o", out)
+    assert open_result(out).attrs["tf32"] == 1
+    succeed(*stores, "-o", out, "--overwrite")
+    assert open_result(out).attrs["tf32"] == 0
+
+
 def test_an_error_in_the_middle_leaves_the_earlier_result(tmp_path: Path, stores: list[Path]) -> None:
     out = tmp_path / "r.nc"
     succeed(*stores[:2], "--all", "-o", out)
