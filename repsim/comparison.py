@@ -32,7 +32,7 @@ from repsim.store import ActivationStore, open_store
 
 Array = NDArray[Any]
 StoreLike = ActivationStore | str | os.PathLike[str]
-_STEP = 2**28
+_STEP = 2**26
 """Bytes in which it is counted what the process takes before the comparison."""
 
 
