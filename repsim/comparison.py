@@ -60,6 +60,7 @@ def similarity(x: Array | Tensor, y: Array | Tensor, metric: str | Metric[Any] =
 
     Examples
     --------
+    >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(50, 8))
     >>> round(similarity(x, 3 * x[:, ::-1] + 1), 6)
     1.0
@@ -129,6 +130,7 @@ def compare(
     Examples
     --------
     >>> import tempfile
+    >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(50, 8))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     a = repsim.write_store(f"{folder}/a.h5", {"in": x, "out": x[:, :4]}, model="a")

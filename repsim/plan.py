@@ -39,7 +39,7 @@ _CHUNK = 4096
 _ROOM = 2**30
 """Bytes for the cross-moments of one unit, where memory allows; more would save no reading worth the while."""
 _SMALLEST_PANEL = 64
-_SPARE = 64 * 2**20
+_SPARE = 128 * 2**20
 """Bytes for what the plan does not count: the libraries' own buffers, arrays of a few numbers a sample."""
 
 
@@ -319,7 +319,7 @@ def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: in
     block = recipe.batch or n if isinstance(recipe, CentredGram) else n
     copies = (2 if measures > 1 else 1) * (2 if stage.form == "sketches" else 1)
     tile = min(tile_side(count * copies, itemsize), n)
-    stack = copies * count * tile**2 * itemsize
+    stack = (copies * count * tile + pairs) * tile * itemsize  # tiles of all layers, and what they give to all pairs
     wide = sum(widths) * itemsize
 
     def sums(panel: int) -> int:
@@ -340,7 +340,7 @@ def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: in
     flop = flop_of_grams(n, block, widths if stage.form == "features" else [], pairs * measures)
     flop *= 1 + min(tile, block) / 2 / block  # on the diagonal both triangles of half a tile are computed
     cost = _products(flop, itemsize) + Cost(added=1.0 * n * block * count * measures)
-    memory = stack + sums(panel) + tile * pairs * itemsize  # the last: what one tile gives to every pair
+    memory = stack + sums(panel)
     if not stage.kept:
         panels = -(-n // panel)
         stay = max(1, held - 1)

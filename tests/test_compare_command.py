@@ -72,8 +72,8 @@ def test_explain_says_the_plan_and_what_it_took(tmp_path: Path, stores: list[Pat
     with Comparison(stores, None, ["cka", "svcca"]) as planned:
         assert lines[: len(planned.plan.lines())] == planned.plan.lines()
     assert re.fullmatch(
-        r"predicted: .+ s, [\d.]+ MB of memory at most \(allowed: [\d.]+ GB\), at [\d,]+ GFLOP/s in float32 and .*B/s "
-        "from the stores",
+        r"predicted: .+ s, [\d.]+ [MG]B of memory at most \(allowed: [\d.]+ GB\), "
+        r"at [\d,]+ GFLOP/s in float32 and .*B/s from the stores",
         lines[6],
     )
     assert re.fullmatch(r"took: .+ s, [\d.]+ [MG]B of memory at most", lines[7])
