@@ -164,14 +164,14 @@ def test_the_cost_of_an_rbf_kernel_and_of_minibatches() -> None:
 
 def test_layers_that_are_read_again_are_counted_as_often_as_they_are() -> None:
     rows, columns, n = net("a", [1000] * 5), net("b", [1000] * 5), 8000
-    stage = only(rows, columns, n, "cka:kernel=rbf", limits=Limits(2**28))
+    stage = only(rows, columns, n, "cka:kernel=rbf", limits=Limits(2**28 + 2**26))
     assert (stage.road, stage.kept) == ("gram", False)
     panels, stay = math.ceil(n / stage.panel), stage.held - 1
     passed = sum(panels - first for first in range(0, panels, stay))  # the panels that pass while some stay
     again = stage.cost.read - stage.preparing.read
     assert again == pytest.approx(passed / panels * 4 * n * 10_000)
     assert again > 4 * n * 10_000
-    moments = only(rows, columns, 40_000, limits=Limits(2**28))
+    moments = only(rows, columns, 40_000, limits=Limits(2**28 + 2**26))
     assert (moments.road, moments.kept) == ("moments", False)
     assert moments.cost.read > moments.preparing.read + 4 * 40_000 * 10_000
 
