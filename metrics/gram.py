@@ -252,10 +252,15 @@ class CentredGram:
 
     def __call__(self, x: Rows) -> Gram:
         """Prepare one layer."""
-        return self.apply(x, self.fit(x))
+        return self.apply(x, self.fit(x)) if self.batch is None else self._cut(x, self._fit(x))
 
     def fit(self, x: Rows) -> GramState:
         """Pass over the layer, and, for the RBF kernel, over its Gram matrix."""
+        state = self._fit(x)
+        return state if self.batch is None else dataclasses.replace(state, row_sums=self._cut(x, state).row_sums)
+
+    def _fit(self, x: Rows) -> GramState:
+        """But for the row sums of minibatches."""
         mean, peak = column_means(x)
         peak = _power_of_two(peak)  # of which the largest value is a part, so that no square overflows
         relative = Centred(x, mean, peak, torch.promote_types(x.dtype, torch.float32))
@@ -271,10 +276,13 @@ class CentredGram:
             state = dataclasses.replace(state, width=width)
             if self.batch is None:
                 return dataclasses.replace(state, row_sums=_row_sums(dataclasses.replace(whole, width=width)))
-        if self.batch is not None:
-            state = dataclasses.replace(state, row_sums=state.row_sums[: len(self._order(x))])
-            return dataclasses.replace(state, row_sums=_block_row_sums(self.apply(x, state)))
         return state  # the rows of a centred linear kernel sum to 0
+
+    def _cut(self, x: Rows, state: GramState) -> Gram:
+        """Into minibatches, with the row sums of each."""
+        kept = state.row_sums[: len(self._order(x))]
+        gram = self.apply(x, dataclasses.replace(state, row_sums=kept))
+        return dataclasses.replace(gram, row_sums=_block_row_sums(gram))
 
     def apply(self, x: Rows, state: GramState) -> Gram:
         """Make the factor: features in memory if x is, read from the store as they are needed if it is there."""
@@ -334,11 +342,15 @@ def _row_sums(gram: Gram) -> Float64[Tensor, " n"]:
 
 
 def _block_row_sums(gram: Gram) -> Float64[Tensor, " n"]:
-    """Of every block of a kernel."""
+    """Of every block of a kernel: of a linear one X (X'1), without the kernel itself."""
     sums = torch.empty_like(gram.squared_norms)
     tile = torch.empty(gram.block, gram.block, dtype=gram.dtype, device=gram.device)
     for i in cut(gram.n, gram.block):
         features = gram.rows(i)
+        if gram.width is None:
+            exact = features.to(sums)
+            sums[i] = exact @ exact.sum(0)
+            continue
         gram.tile(features, features, i, i, tile)
         sums[i] = tile.to(sums.device).sum(1, dtype=sums.dtype)
     return sums
