@@ -255,7 +255,7 @@ class GramSweep(Sweep):
         place = wide(self.device)
         products = torch.zeros(len(self.measures), self.height, self.width, dtype=torch.float64, device=place)
         squares = torch.zeros(len(self.measures), layers, dtype=torch.float64, device=place)
-        widest = max(left.stop - left.start, right.stop - right.start)  # panels may differ by one sample
+        widest = max(left.stop - left.start, right.stop - right.start)  # the last panel may be shorter
         side = min(self.tile, self.draws[0].block, widest)
         memory = torch.empty(1 + several, len(self.draws) * side**2, dtype=self.dtype, device=self.device)
         for i, j in tiles(left, right, self.draws[0].block, self.tile):
@@ -419,12 +419,13 @@ class MomentSweep(Sweep):
         careful = {u: self.layers[u].p < self._NARROW or getattr(self.layers[u], "uneven", False) for u in needed}
         runs = ([layer.rows(i) for layer in layers] for i in cut(layers[0].n, self.chunk))
         for run in runs if all(layer.in_memory for layer in layers) else ahead(runs, device):
-            x = dict(zip(needed, run, strict=True))
+            x = {u: rows.to(place, torch.float64) if careful[u] else rows for u, rows in zip(needed, run, strict=True)}
             for (u, v), total in zip(pairs, sums, strict=True):
-                a, b = (x[w].to(place, torch.float64) if careful[w] else x[w] for w in (u, v))
+                a, b = x[u], x[v]
                 if u != v:
                     dtype = torch.promote_types(a.dtype, b.dtype)
-                    total.add_((a.to(dtype=dtype).T @ b.to(dtype=dtype)).to(place))
+                    where = place if dtype == torch.float64 else device
+                    total.add_((a.to(where, dtype).T @ b.to(where, dtype)).to(place))
                     continue
                 for start in range(0, total.shape[0], self._BLOCK):
                     some = slice(start, start + self._BLOCK)
