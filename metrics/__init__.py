@@ -25,8 +25,8 @@ def _load() -> None:
 def names() -> list[str]:
     """Names of all measures.
 
-    >>> names()
-    ['cca', 'cka', 'pwcca', 'svcca']
+    >>> "cka" in names()
+    True
     """
     _load()
     return sorted(Metric.registry)

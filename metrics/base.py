@@ -8,24 +8,38 @@ import dataclasses
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
 from repsim.labels import Form
 from repsim.metrics.rows import Rows
-from repsim.metrics.sweeps import here_and_now
+from repsim.metrics.sweeps import Cross, here_and_now
 
 Array = NDArray[Any]
 Road = Literal["gram", "moments", "pairs"]
 """How all pairs are computed: docs/architecture.md, or `repsim.metrics.sweeps`."""
 Invariance = Literal["permutation", "orthogonal", "isotropic scaling", "translation", "invertible linear"]
+Group = Literal["rsm", "cca", "alignment", "neighbours", "statistics", "topology"]
+"""Families of the ReSi benchmark (Klabunde et al. 2025): what of a representation is compared."""
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What a measure gives where the samples of one layer are permuted, so that nothing but chance makes them alike."""
+
+    mean: float
+    sd: float | None = None
+    """Standard deviation over permutations, where it is known."""
+    exact: bool = True
+    """Whether the mean is exact for any data; otherwise it is that of Gaussian features."""
 
 
 @runtime_checkable
@@ -43,7 +57,11 @@ F_co = TypeVar("F_co", bound=Factor, covariant=True)
 
 @runtime_checkable
 class Recipe(Protocol[F_co]):
-    """One layer -> one factor. Equal recipes give equal factors, so measures that name the same one share the work."""
+    """One layer -> one factor. Equal recipes give equal factors, so measures that name the same one share the work.
+
+    A recipe may have a method ``covers(other)``: whether its factor serves those who asked for the other's. And one
+    ``takes(n, p, itemsize)`` -> (floating-point operations, bytes that the factor holds), which a plan counts with.
+    """
 
     def __call__(self, x: Any, /) -> F_co:
         """Prepare one layer, (n, p) features; `UndefinedValueError` where it has nothing to compare (a constant one).
@@ -80,9 +98,27 @@ class Metric(ABC, Generic[F]):
     """The name in full, as it stands on a figure."""
     formula: ClassVar[str]
     citation: ClassVar[str]
+    group: ClassVar[Group]
+    question: ClassVar[str]
+    """What its value answers, as a question."""
+    needs: ClassVar[str]
+    """How many samples its value takes to mean anything, in words; `samples_needed` is the number."""
+    others: ClassVar[Mapping[str, str]] = {}
+    """Known implementations that compute something else: what, and why we do not."""
     sense: ClassVar[Literal["similarity", "distance"]]
     """A similarity grows with likeness, a distance shrinks."""
     symmetric: ClassVar[bool]
+    triangle: ClassVar[bool] = False
+    """Of a distance: whether d(x, z) <= d(x, y) + d(y, z)."""
+    paired: ClassVar[bool] = True
+    """Whether it matters which sample of one layer is which of the other; otherwise two clouds are compared."""
+    differentiable: ClassVar[bool] = True
+    """Whether values of tensors that require gradients have gradients; where it is not smooth (a maximum, a
+    neighbourhood), almost everywhere."""
+    stochastic: ClassVar[bool] = False
+    """Whether its value is a seeded random estimate."""
+    extra: ClassVar[str | None] = None
+    """The module that it needs, which comes with the extra of its group: ``pip install 'repsim-toolkit[topology]'``."""
     normalised: ClassVar[bool] = False
     """Of a measure that knows a road: whether a value is S_ab / sqrt(S_aa S_bb), and not S_ab."""
 
@@ -105,6 +141,22 @@ class Metric(ABC, Generic[F]):
     @abstractmethod
     def invariances(self) -> frozenset[Invariance]:
         """What may be done to the features of either side without changing the value."""
+
+    @property
+    def invariances_of_y(self) -> frozenset[Invariance]:
+        """What may be done to the second layer: the same, and more where the measure is asymmetric."""
+        return self.invariances
+
+    def samples_needed(self, p: int, q: int) -> int | None:  # noqa: ARG002 - a hook: distances have no such scale
+        """Samples from which on unrelated Gaussian layers, p and q features wide, score 0.2 at most on average.
+
+        None where the measure has no scale on which that could be said.
+        """
+        return None
+
+    def chance(self, a: F, b: F) -> Chance | None:  # noqa: ARG002 - a hook: of most measures it is not known
+        """The chance level of these two layers, where it is known in closed form (docs/metrics.md)."""
+        return None
 
     @property
     def min_samples(self) -> int:
@@ -135,12 +187,37 @@ class Metric(ABC, Generic[F]):
         """Of the road "gram": whether Gram matrices are U-centred, and not centred twice."""
         return False
 
-    def moment(self, a: F, b: F, cross: Tensor) -> float:
-        """Compare two prepared layers whose ``rows`` have the cross-moments ``cross``: of the road "moments"."""
+    def moment(self, cross: Cross[F]) -> Tensor | float:
+        """Compare two prepared layers from the cross-moments of their ``rows``: of the road "moments"."""
         raise NotImplementedError
+
+    def finish(self, values: Array) -> Array:
+        """Of a road that sums: the values, of S_ab / sqrt(S_aa S_bb) or S_ab."""
+        return values
+
+    def value(self, a: F, b: F) -> Tensor:
+        """Compare two prepared layers: of the road "pairs". A tensor without dimensions, which may have a gradient.
+
+        `UndefinedValueError`, with the reason, where there is no value.
+        """
+        raise NotImplementedError
+
+    def pair_flop(self, n: int, p: int, q: int) -> float:
+        """Floating-point operations of a pair on the road "pairs", about; a plan counts with it."""
+        return 2.0 * n * (p + q)
+
+    def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
+        """Compare two layers by operations that autograd knows: of a measure that is ``differentiable``.
+
+        Measures of the road "pairs" are made of such operations; the others, which sweep over tiles in place, state
+        their formula once more.
+        """
+        return self.value(self.recipe(x), self.recipe(y))
 
     def pair(self, a: F, b: F) -> float:
         """Compare two prepared layers; `UndefinedValueError`, with the reason, where there is no value."""
+        if self.roads == ("pairs",):
+            return float(self.value(a, b))
         value = float(self.block([a], [b])[0, 0])
         if math.isnan(value):
             raise UndefinedValueError(self.reason(a, b))
@@ -213,13 +290,28 @@ class Metric(ABC, Generic[F]):
         words += notes
         return f"{self.title} ({', '.join(words)})" if words else self.title
 
-    def __call__(self, x: Array | Tensor, y: Array | Tensor) -> float:
-        """Compare two representations of the same samples, x (n, p) and y (n, q), rows in the same order."""
+    @overload
+    def __call__(self, x: Array, y: Array) -> float: ...
+    @overload
+    def __call__(self, x: Array | Tensor, y: Array | Tensor) -> Any: ...
+    def __call__(self, x: Array | Tensor, y: Array | Tensor) -> float | Tensor:
+        """Compare two representations of the same samples, x (n, p) and y (n, q), rows in the same order.
+
+        The value is a float; but a tensor with a gradient where x or y is one that requires it, so that a measure can
+        be a loss.
+        """
         x, y = as_samples(x, self.min_samples), as_samples(y, self.min_samples)
         if len(x) != len(y):
             raise InvalidInputError(
                 f"x has {len(x)} samples and y has {len(y)}; rows must be the same samples in the same order"
             )
+        if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
+            if not self.differentiable:
+                raise InvalidInputError(
+                    f"{self.spec} has no gradient (it counts, ranks or draws); detach() the tensors for its value"
+                )
+            return self.with_gradient(x, y.to(x.device))
+        x, y = x.detach(), y.detach()
         a, b = self.recipe(x), self.recipe(y.to(x.device))
         if caution := self.caution(a, b):
             warnings.warn(f"{self.spec}: {caution}", UnreliableValueWarning, stacklevel=2)
@@ -240,7 +332,7 @@ def as_samples(x: Array | Tensor, min_samples: int = 1) -> Tensor:
 
     float64 stays float64 and is compared in float64; everything smaller is compared in float32, with sums in float64.
     """
-    tensor = x.detach() if isinstance(x, Tensor) else _from_numpy(np.asarray(x))
+    tensor = x if isinstance(x, Tensor) else _from_numpy(np.asarray(x))
     if tensor.ndim != 2:
         raise InvalidInputError(
             f"expected an array of shape (n samples, p features), got {tuple(tensor.shape)}; "

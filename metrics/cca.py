@@ -1,5 +1,7 @@
 """The family of canonical correlation analysis: correlations between the subspaces that two layers span."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -8,11 +10,12 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from repsim.errors import InvalidInputError
-from repsim.metrics.base import Invariance, Metric, Road
-from repsim.metrics.subspace import PrincipalSubspace, Subspace
+from repsim.metrics.base import Chance, Invariance
+from repsim.metrics.subspace import PrincipalSubspace, Subspace, SubspaceMetric
+from repsim.metrics.sweeps import Cross
 
 
-def mean_correlation(cross: Float64[Tensor, "r t"], *, exact: bool) -> float:
+def mean_correlation(cross: Float64[Tensor, "r t"], *, exact: bool) -> Float64[Tensor, ""]:
     """The mean canonical correlation: of the min(r, t) singular values of C = Q_a' Q_b, for orthonormal bases.
 
     Where C is not ``exact``, but a product in float32, they are the roots of the eigenvalues of CC', which take half
@@ -23,7 +26,30 @@ def mean_correlation(cross: Float64[Tensor, "r t"], *, exact: bool) -> float:
     else:
         short = cross if cross.shape[0] <= cross.shape[1] else cross.T
         rho = torch.linalg.eigvalsh(short @ short.T).clamp(min=0).sqrt()
-    return float(rho.clamp(max=1).mean())  # rounding may leave 1 + 2e-16
+    mean: Tensor = rho.clamp(max=1).mean()  # rounding may leave 1 + 2e-16
+    return mean
+
+
+def wachter(n: int, r: int, t: int) -> float:
+    """The mean canonical correlation of unrelated Gaussian layers, of ranks r and t, in the limit of large n.
+
+    With c = r / (n - 1) <= d = t / (n - 1), the squared correlations x are those between the bounds
+    (sqrt(c (1 - d)) -+ sqrt(d (1 - c)))^2, with density sqrt((x - low) (high - x)) / (2 pi c x (1 - x)) (Wachter 1980),
+    and (r + t - n + 1)+ of them are 1.
+
+    >>> round(wachter(10_000, 500, 500), 5)
+    0.19078
+    """
+    c, d = (min(1.0, rank / (n - 1)) for rank in sorted((r, t)))
+    certain = max(0.0, c + d - 1) / c
+    spread = 2 * math.sqrt(c * (1 - d) * d * (1 - c))
+    if spread < 1e-12:  # one layer spans everything: all correlations are 1
+        return 1.0
+    # Gauss-Chebyshev quadrature of the second kind: the weight is the density's own square root
+    angle = torch.arange(1, 2001, dtype=torch.float64) * math.pi / 2001
+    x = c * (1 - d) + d * (1 - c) + spread * angle.cos()
+    mass = spread**2 * angle.sin().square() / (2 * math.pi * c * x * (1 - x)) * math.pi / 2001
+    return float((mass * x.sqrt()).sum()) + certain
 
 
 def _exact(a: Subspace, b: Subspace) -> bool:
@@ -42,7 +68,7 @@ def _saturation(n: int, r: int, t: int, count: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class CCA(Metric[Subspace]):
+class CCA(SubspaceMetric):
     """Mean canonical correlation, or mean squared canonical correlation, between X (n x p) and Y (n x q).
 
     With orthonormal bases Q_X, Q_Y of the centred layers, rho = singular values of Q_X'Q_Y; the value is
@@ -73,15 +99,14 @@ class CCA(Metric[Subspace]):
     title: ClassVar[str] = "CCA"
     formula: ClassVar[str] = "mean rho_i or mean rho_i^2, rho = svd(Q_X' Q_Y)"
     citation: ClassVar[str] = "Hotelling 1936; Kornblith et al. 2019 (R^2)"
-    sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
-    symmetric: ClassVar[bool] = True
+    question: ClassVar[str] = "Do two layers span the same directions, however much variance each direction has?"
+    needs: ClassVar[str] = "5 times the larger rank for R^2 (20 times for rho), else chance alone is above 0.2"
+    others: ClassVar[Mapping[str, str]] = {
+        "svcca (Google, cca_core.py)": "adds epsilon to the covariances and drops small ones, so that values depend on "
+        "both; here the rank is that of the layer, at the rounding errors of its dtype",
+    }
 
     summary: Literal["rho", "r2"] = "rho"
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """[0, 1]."""
-        return 0.0, 1.0
 
     @property
     def invariances(self) -> frozenset[Invariance]:
@@ -89,20 +114,25 @@ class CCA(Metric[Subspace]):
         return frozenset({"permutation", "orthogonal", "isotropic scaling", "translation", "invertible linear"})
 
     @property
-    def roads(self) -> tuple[Road, ...]:
-        """From the inner products of two bases."""
-        return ("moments",)
-
-    @property
     def recipe(self) -> PrincipalSubspace:
         """One decomposition serves the whole family: that of whoever wants most of it."""
         return PrincipalSubspace()
 
-    def moment(self, a: Subspace, b: Subspace, cross: Float64[Tensor, "r t"]) -> float:
+    def moment(self, cross: Cross[Subspace]) -> Tensor:
         """Compare two prepared layers, whose bases have these inner products."""
         if self.summary == "r2":  # needs no singular values
-            return min(1.0, float(cross.square().sum()) / min(a.rank, b.rank))
-        return mean_correlation(cross, exact=_exact(a, b))
+            return (cross.product.square().sum() / min(cross.a.rank, cross.b.rank)).clamp(max=1)
+        return mean_correlation(cross.product, exact=_exact(cross.a, cross.b))
+
+    def samples_needed(self, p: int, q: int) -> int:
+        """From max(p, q) / (n - 1), and from Wachter's law."""
+        return (5 if self.summary == "r2" else 20) * max(p, q) + 1
+
+    def chance(self, a: Subspace, b: Subspace) -> Chance | None:
+        """R^2: max(r, t) / (n - 1), exactly. Rho: Wachter's law."""
+        if self.summary == "r2":
+            return Chance(min(1.0, max(a.rank, b.rank) / (a.n - 1)))
+        return Chance(wachter(a.n, a.rank, b.rank), exact=False)
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
         """Too few samples for the two ranks."""
@@ -114,7 +144,7 @@ class CCA(Metric[Subspace]):
 
 
 @dataclass(frozen=True)
-class SVCCA(Metric[Subspace]):
+class SVCCA(SubspaceMetric):
     """Singular vector CCA: the mean canonical correlation between the leading principal subspaces.
 
     Each layer is first cut down to its k leading singular directions, k being the smallest number with
@@ -146,8 +176,12 @@ class SVCCA(Metric[Subspace]):
     title: ClassVar[str] = "SVCCA"
     formula: ClassVar[str] = "mean rho_i between the leading subspaces that keep `variance` of the variance"
     citation: ClassVar[str] = "Raghu et al. 2017"
-    sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
-    symmetric: ClassVar[bool] = True
+    question: ClassVar[str] = "Do the directions that carry most of the variance of two layers coincide?"
+    needs: ClassVar[str] = "20 times the directions that are kept, else chance alone is above 0.2"
+    others: ClassVar[Mapping[str, str]] = {
+        "ReSi benchmark": "keeps one component, whatever the threshold",
+        "several SVCCA scripts": "threshold sum s_i and not sum s_i^2, which keeps many more directions",
+    }
 
     variance: float = 0.99
 
@@ -156,42 +190,43 @@ class SVCCA(Metric[Subspace]):
             raise InvalidInputError(f"variance is a share in (0, 1], got {self.variance}")
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        """[0, 1]."""
-        return 0.0, 1.0
-
-    @property
     def invariances(self) -> frozenset[Invariance]:
         """Not to invertible linear maps, which change what leads, unless nothing is left out (then it is CCA)."""
         rigid: frozenset[Invariance] = frozenset({"permutation", "orthogonal", "isotropic scaling", "translation"})
         return rigid | {"invertible linear"} if self.variance == 1 else rigid
 
     @property
-    def roads(self) -> tuple[Road, ...]:
-        """From the inner products of two bases."""
-        return ("moments",)
-
-    @property
     def recipe(self) -> PrincipalSubspace:
         """One decomposition serves the whole family: that of whoever wants most of it."""
         return PrincipalSubspace(self.variance)
 
-    def moment(self, a: Subspace, b: Subspace, cross: Float64[Tensor, "r t"]) -> float:
+    def moment(self, cross: Cross[Subspace]) -> Tensor:
         """Compare two prepared layers, whose bases have these inner products."""
-        k, m = a.components(self.variance), b.components(self.variance)
-        return mean_correlation(cross[:k, :m], exact=_exact(a, b))
+        k, m = self._kept(cross.a), self._kept(cross.b)
+        return mean_correlation(cross.product[:k, :m], exact=_exact(cross.a, cross.b))
+
+    def _kept(self, layer: Subspace) -> int:
+        return layer.components(self.variance)
+
+    def samples_needed(self, p: int, q: int) -> int:
+        """As of CCA: of Gaussian features nearly all directions are kept."""
+        return 20 * max(p, q) + 1
+
+    def chance(self, a: Subspace, b: Subspace) -> Chance:
+        """Wachter's law, of the directions that are kept."""
+        return Chance(wachter(a.n, self._kept(a), self._kept(b)), exact=False)
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
         """Too few samples for the directions kept."""
-        return _saturation(a.n, a.components(self.variance), b.components(self.variance), "components")
+        return _saturation(a.n, self._kept(a), self._kept(b), "components")
 
     def diagnostics(self, factor: Subspace) -> dict[str, int]:
         """k, the number of directions kept."""
-        return {"components": factor.components(self.variance)}
+        return {"components": self._kept(factor)}
 
 
 @dataclass(frozen=True)
-class PWCCA(Metric[Subspace]):
+class PWCCA(SubspaceMetric):
     """Projection weighted CCA: canonical correlations weighted by how much of the layer each one accounts for.
 
     For the side of smaller rank (X where they are equal), with canonical variates h_i = Q_X u_i:
@@ -216,13 +251,15 @@ class PWCCA(Metric[Subspace]):
     title: ClassVar[str] = "PWCCA"
     formula: ClassVar[str] = "sum_i a_i rho_i / sum_i a_i, a_i = sum_j |<h_i, x_j>|"
     citation: ClassVar[str] = "Morcos et al. 2018"
-    sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
+    question: ClassVar[str] = (
+        "Do two layers span the same directions, each weighed by how much of one layer it accounts for?"
+    )
+    needs: ClassVar[str] = "some 20 times the larger rank, else chance alone is above 0.2"
+    others: ClassVar[Mapping[str, str]] = {
+        "svcca (Google, pwcca.py) and its copies": "take directions without the inverse square root of the "
+        "covariance, and add the means back before weighing; that is not what Morcos et al. define",
+    }
     symmetric: ClassVar[bool] = False
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """[0, 1]."""
-        return 0.0, 1.0
 
     @property
     def invariances(self) -> frozenset[Invariance]:
@@ -230,22 +267,23 @@ class PWCCA(Metric[Subspace]):
         return frozenset({"permutation", "isotropic scaling", "translation"})
 
     @property
-    def roads(self) -> tuple[Road, ...]:
-        """From the inner products of two bases."""
-        return ("moments",)
-
-    @property
     def recipe(self) -> PrincipalSubspace:
         """One decomposition serves the whole family: that of whoever wants most of it."""
         return PrincipalSubspace(loadings=True)
 
-    def moment(self, a: Subspace, b: Subspace, cross: Float64[Tensor, "r t"]) -> float:
+    def moment(self, cross: Cross[Subspace]) -> Tensor:
         """Compare two prepared layers, whose bases have these inner products."""
-        small, cross = (a, cross) if a.rank <= b.rank else (b, cross.T)
-        assert small.loadings is not None, "the recipe was asked for no loadings"
-        directions, rho, _ = torch.linalg.svd(cross, full_matrices=False)
-        weights = (directions.T @ small.loadings).abs().sum(1)
-        return float((weights * rho.clamp(max=1)).sum() / weights.sum())
+        if cross.a.rank > cross.b.rank:
+            cross = cross.swapped
+        assert cross.a.loadings is not None, "the recipe was asked for no loadings"
+        directions, rho, _ = torch.linalg.svd(cross.product, full_matrices=False)
+        weights = (directions.T @ cross.a.loadings).abs().sum(1)
+        value: Tensor = (weights * rho.clamp(max=1)).sum() / weights.sum()
+        return value
+
+    def samples_needed(self, p: int, q: int) -> int:
+        """As of CCA: of Gaussian features all weights are much the same."""
+        return 20 * max(p, q) + 1
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
         """Too few samples for the two ranks."""

@@ -1,19 +1,20 @@
 """Centred kernel alignment: the cosine between two centred Gram matrices."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from repsim.errors import InvalidInputError
 from repsim.labels import Form
-from repsim.metrics.base import Factor, Invariance, Metric, Recipe, Road
+from repsim.metrics.base import Chance, Factor, Group, Invariance, Metric, Recipe, Road
 from repsim.metrics.compressed import BlockGrams, StoredGrams, TwoSketches
 from repsim.metrics.gram import CentredGram, Gram, Kernel, KernelMatrix
+from repsim.metrics.sweeps import Cross
 
 
 class Kernels(Factor, Protocol):
@@ -82,6 +83,18 @@ class CKA(Metric[Kernels]):
     title: ClassVar[str] = "CKA"
     formula: ClassVar[str] = "<A, B> / (||A|| ||B||), A and B the centred Gram matrices"
     citation: ClassVar[str] = "Kornblith et al. 2019; debiased: Song et al. 2012, eq. 5"
+    group: ClassVar[Group] = "rsm"
+    question: ClassVar[str] = "Do two layers find the same pairs of stimuli alike, large differences counting most?"
+    needs: ClassVar[str] = (
+        "20 debiased (chance is 0 at any n, give or take sqrt(2 / (n (n - 3)))); biased 4 times the wider layer"
+    )
+    others: ClassVar[Mapping[str, str]] = {
+        "torch-cka 0.21, and scripts with one batch after the other": "average a ratio, or the biased HSIC, over "
+        "batches; the value then depends on the batch size (here estimator=minibatch does not)",
+        "ReSi benchmark, and most scripts": "the biased estimator, which is not 0 for unrelated layers where n < p",
+        "several RBF scripts": "take the bandwidth of one side, or a fixed one, for both; here it is a fraction of the "
+        "median distance of each layer on its own, as in Kornblith's published code",
+    }
     sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
     symmetric: ClassVar[bool] = True
     normalised: ClassVar[bool] = True
@@ -150,13 +163,13 @@ class CKA(Metric[Kernels]):
         """Feature space knows only the linear kernel, and all samples at once."""
         return ("gram", "moments") if self.kernel == "linear" and self.estimator != "minibatch" else ("gram",)
 
-    def moment(self, a: Any, b: Any, cross: Float64[Tensor, "p q"]) -> float:
+    def moment(self, cross: Cross[Any]) -> float:
         """<A, B> in feature space, no n x n matrix: ||X'Y||_F^2, and what debiasing takes from it.
 
         With g_i = ||x_i||^2 and h_i = ||y_i||^2 of the centred rows it is (Song et al. 2012, eq. 5, for XX' and YY')
         ||X'Y||^2 - n/(n-2) sum_i g_i h_i + (sum_i g_i)(sum_i h_i)/((n-1)(n-2)).
         """
-        whole = float(torch.linalg.vector_norm(cross)) ** 2
+        a, b, whole = cross.a, cross.b, float(torch.linalg.vector_norm(cross.product)) ** 2
         if not self.unbiased:
             return whole
         n, g, h = a.n, a.squared_norms, b.squared_norms
@@ -165,6 +178,27 @@ class CKA(Metric[Kernels]):
         if a.uneven and a.dtype != torch.float64:  # products are made in float64, and only the features are rounded
             noise = a.eps / 10
         return math.nan if a is b and value <= noise * whole else value
+
+    def samples_needed(self, p: int, q: int) -> int | None:
+        """Debiased: two standard deviations. Biased: sqrt(pq / ((n + p)(n + q))); of RBF kernels it is not known."""
+        if self.unbiased:
+            return 5 * self.batch if self.batch else 20
+        return 4 * max(p, q) if self.kernel == "linear" else None
+
+    def chance(self, a: Kernels, b: Kernels) -> Chance | None:
+        """Debiased: mean 0, variance 2 / (n (n - 3)). Biased: mean tr(K) tr(L) / (n - 1) / (||K|| ||L||), K = HKH."""
+        if len(a.draws) > 1 or not isinstance(a, Gram) or not isinstance(b, Gram):
+            return None
+        if self.unbiased:
+            return Chance(0.0, math.sqrt(2 / (a.n // a.block * a.block * (a.block - 3))))
+        K, L = (gram.centred() for gram in (a, b))
+        norms = torch.linalg.matrix_norm(K) * torch.linalg.matrix_norm(L)
+        return Chance(float(K.trace() * L.trace() / norms) / (a.n - 1))
+
+    def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
+        """<A, B> / (||A|| ||B||), summed over the minibatches where there are any."""
+        A, B = (self.recipe.with_gradient(side, unbiased=self.unbiased) for side in (x, y))
+        return (A * B).sum() / (A.square().sum() * B.square().sum()).sqrt()
 
     def reason(self, a: Kernels, b: Kernels) -> str:  # noqa: ARG002
         """What is wrong with layers whose ||A|| is nothing but rounding errors."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from repsim.errors import UndefinedValueError
 from repsim.labels import partition
-from repsim.metrics.rows import Centred, Rows, column_means, cut, in_memory, pieces
+from repsim.metrics.rows import Centred, Rows, column_means, cut, in_memory, pieces, wide
 
 Kernel = Literal["linear", "rbf"]
 
@@ -192,6 +192,12 @@ class Gram(KernelMatrix):
                 y = x if i == j else self.features[j]
                 yield i, j, self._squared_distances(i, j, x @ y.T)
 
+    def centred(self) -> Float64[Tensor, "n n"]:
+        """H K H, whole, in float64: for looking at one layer, where n is small."""
+        x = self.features[:].to(wide(self.device), torch.float64)
+        K = self._kernel(x @ x.T, slice(0, self.n), slice(0, self.n))
+        return K - K.mean(0) - K.mean(1, keepdim=True) + K.mean()
+
     def offsets(self, *, unbiased: bool) -> Float64[Tensor, "blocks b"]:
         """From the row sums; the diagonal of the RBF kernel, as it is held here, is 0."""
         diagonal = self.squared_norms if self.width is None else torch.zeros_like(self.squared_norms)
@@ -292,6 +298,29 @@ class CentredGram:
             order = self._order(x)
             features, norms = Reordered(features, order.to(x.device)), norms[order.to(norms.device)]
         return Gram(in_memory(features, made_of=x), norms, state.row_sums, state.width, self.batch)
+
+    def with_gradient(self, x: Float[Tensor, "n p"], *, unbiased: bool) -> Float64[Tensor, "*blocks b b"]:
+        """The centred Gram matrix, or those of the minibatches, by operations that autograd knows."""
+        column_means(x.detach())  # refuses what is constant
+        x = (x - x.mean(0)).to(wide(x.device), torch.float64)
+        K = x @ x.T
+        if self.kernel == "rbf":
+            squared = (K.diagonal()[:, None] + K.diagonal() - 2 * K).clamp(min=0)
+            if self.sigma is not None:
+                width: Tensor | float = self.sigma
+            else:  # torch's median of an even number of values is the lower one of the two in the middle
+                middle = squared.flatten().sort().values[[(x.shape[0] ** 2 - 1) // 2, x.shape[0] ** 2 // 2]]
+                width = (self.bandwidth or 0.5) * middle.mean().sqrt()
+            K = torch.exp(-squared / (2 * width**2))
+        if self.batch is not None:
+            order = self._order(x).to(K.device)
+            K = torch.stack([K[part][:, part] for part in order.split(self.batch)])
+        n = K.shape[-1]
+        if unbiased:
+            K = K - torch.diag_embed(K.diagonal(dim1=-2, dim2=-1))
+        o = offsets(K.sum(-1), torch.zeros_like(K[..., 0]), unbiased=unbiased)
+        centred = K - o[..., None] - o[..., None, :]
+        return centred * (1 - torch.eye(n, dtype=K.dtype, device=K.device)) if unbiased else centred
 
     def _order(self, x: Rows) -> Tensor:
         """The samples of one minibatch after those of the other; a shorter last one is left out."""

@@ -135,7 +135,7 @@ def permuted(
     if measure.normalised:
         values /= Norms(rows, measure).norms()[:, None]
         values /= Norms(columns, measure).norms()
-    return values
+    return measure.finish(values)
 
 
 def drawn(
@@ -176,7 +176,7 @@ def drawn(
             found = found / norms[:, a, None] / norms[:, None, b]
         values[:, i, j] = found
         del grams
-    return values
+    return measure.finish(values)
 
 
 def _common(layers: Sequence[Any]) -> tuple[int, torch.dtype, int]:

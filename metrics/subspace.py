@@ -2,14 +2,18 @@
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from repsim.metrics.base import Group, Metric, Road
 from repsim.metrics.rows import Centred, Rows, column_means, cut, in_memory, pieces, wide
+from repsim.metrics.sweeps import Cross
 
 _SQUARED_FROM = 512
 """From so many samples or features on, X'X (or XX') in float64 tells float32 activations from their own rounding."""
@@ -103,6 +107,36 @@ class Subspace:
     def _explains(self, variance: float) -> bool:
         s = self.singular_values
         return float((s / s[0]).square().sum()) >= variance * self.total * (1 - 1e-12)  # the sum may round otherwise
+
+
+class SubspaceMetric(Metric[Subspace], ABC):
+    """What is compared by the inner products of two layers' bases: states a `recipe` and a `moment`."""
+
+    group: ClassVar[Group] = "cca"
+    sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
+    symmetric: ClassVar[bool] = True
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """[0, 1]."""
+        return 0.0, 1.0
+
+    @property
+    def roads(self) -> tuple[Road, ...]:
+        """From the inner products of two bases."""
+        return ("moments",)
+
+    @property
+    @abstractmethod
+    def recipe(self) -> "PrincipalSubspace":
+        """One decomposition serves all such measures: that of whoever wants most of it."""
+
+    def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
+        """By the singular value decomposition of each layer."""
+        a, b = self.recipe.with_gradient(x), self.recipe.with_gradient(y)
+        assert isinstance(a.basis, Tensor)
+        assert isinstance(b.basis, Tensor)
+        return torch.as_tensor(self.moment(Cross(a, b, a.basis.T @ b.basis)))
 
 
 def leading(s: Float64[Tensor, " r"], total: float, variance: float) -> int:
@@ -224,6 +258,14 @@ class PrincipalSubspace:
         loadings = _times(vectors.contiguous(), centred) * peak if self.loadings else None
         basis = vectors.contiguous().to(x.device, x.dtype)
         return SubspaceState(mean, s * peak, total, complete, basis, None, loadings, error)
+
+    def with_gradient(self, x: Float[Tensor, "n p"]) -> Subspace:
+        """Prepare one layer by operations that autograd knows; the gradient needs singular values that differ."""
+        centred = (x - x.mean(0)).to(wide(x.device), torch.float64)
+        u, s, vh = torch.linalg.svd(centred, full_matrices=False)
+        column_means(x.detach())  # refuses what is constant
+        kept, total, complete = self._kept(s.detach(), x)
+        return Subspace(u[:, :kept], s[:kept], total, complete, s[:kept, None] * vh[:kept] if self.loadings else None)
 
     def apply(self, x: Rows, state: SubspaceState) -> Subspace:
         """Make the factor: a basis in memory if x is, computed from the store as it is needed if x is there."""

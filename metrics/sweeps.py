@@ -16,8 +16,9 @@ from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,10 +29,33 @@ from repsim.metrics.gram import KernelMatrix
 from repsim.metrics.rows import ahead, cut, wide
 
 T = TypeVar("T")
+F = TypeVar("F")
 Sums = Float64[np.ndarray, "..."]
 _TILE = 512
 _STACK = 2**27
 """Bytes of a stack of tiles, one of every layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cross(Generic[F]):
+    """Two prepared layers, and the cross-moments of what their ``rows`` give."""
+
+    a: F
+    b: F
+    product: Tensor
+    """(p, q)."""
+    _found: dict[Callable[["Cross[F]"], Any], Any] = field(default_factory=dict, repr=False)
+
+    def once(self, find: Callable[["Cross[F]"], T]) -> T:
+        """What ``find`` finds in it, found once for all measures that ask: singular values, say."""
+        if find not in self._found:
+            self._found[find] = find(self)
+        return self._found[find]  # type: ignore[no-any-return]
+
+    @property
+    def swapped(self) -> "Cross[F]":
+        """The same with the layers exchanged."""
+        return Cross(self.b, self.a, self.product.T)
 
 
 class Sweep(ABC):
@@ -92,7 +116,7 @@ class Sweep(ABC):
                 norms = np.sqrt(np.where(squares > self._noise(measure), squares, np.nan))
                 column_norms = norms[[self.first + k for k in self._columns]]
                 products = products / norms[: self.height, None] / column_norms
-            found.append(products)
+            found.append(measure.finish(products) if self.normalises else products)
         return found
 
     def _noise(self, measure: "Measure") -> Float64[np.ndarray, " layers"]:  # noqa: ARG002 - a hook
@@ -116,8 +140,11 @@ class Measure(Protocol):
     def unbiased(self) -> bool:
         """Gram space: whether Gram matrices are U-centred, or centred twice."""
 
-    def moment(self, a: Any, b: Any, cross: Tensor) -> float:
-        """Feature space: S_ab of two layers, from the cross-moments (p, q) of what their ``rows`` give."""
+    def moment(self, cross: Cross[Any]) -> Tensor | float:
+        """Feature space: S_ab of two layers."""
+
+    def finish(self, values: Sums) -> Sums:
+        """The values, of S_ab / sqrt(S_aa S_bb) or S_ab."""
 
 
 class PairSweep(Sweep):
@@ -403,11 +430,13 @@ class MomentSweep(Sweep):
     def _compare(self, pair: tuple[int, int], cross: Tensor) -> list[tuple[float, float]]:
         """S_ab and S_ba of every measure; the second only where somebody wants it and it is another."""
         a, b = (self.layers[u] for u in pair)
+        there = Cross(a, b, cross)
+        back = there.swapped
+        both_ways = self._wanted(*pair[::-1]) and pair[0] != pair[1]
         found = []
         for measure in self.measures:
-            there = measure.moment(a, b, cross)
-            other = self._wanted(*pair[::-1]) and pair[0] != pair[1] and not measure.symmetric
-            found.append((there, measure.moment(b, a, cross.T) if other else there))
+            value = float(measure.moment(there))
+            found.append((value, float(measure.moment(back)) if both_ways and not measure.symmetric else value))
         return found
 
     def _moments(self, pairs: Sequence[tuple[int, int]]) -> list[Float64[Tensor, "p q"]]:

@@ -24,7 +24,7 @@ import torch
 import repsim.metrics
 from repsim.errors import ImageError, InvalidInputError, UndefinedValueError, UnreliableValueWarning
 from repsim.extractors import Extractor, ImageSource, Stream, open_images
-from repsim.metrics.base import Array, Invariance, Metric, as_samples
+from repsim.metrics.base import Array, Group, Invariance, Metric, as_samples
 
 INVARIANCES: tuple[Invariance, ...] = get_args(Invariance)
 
@@ -72,7 +72,11 @@ class MetricContract:
         assert metric.sense in {"similarity", "distance"}
         low, high = metric.bounds
         assert low < high
-        assert metric.invariances <= set(INVARIANCES)
+        assert metric.invariances <= metric.invariances_of_y <= set(INVARIANCES)
+        assert metric.group in get_args(Group)
+        assert metric.question.endswith("?")
+        assert metric.needs.strip(), "needs is empty: how many samples does a value take to mean anything?"
+        assert metric.sense == "distance" or not metric.triangle, "a similarity knows no triangle inequality"
         assert metric.label.startswith(metric.title)
 
     def test_docstring_cites_and_shows(self, metric: Metric[Any]) -> None:
@@ -114,15 +118,18 @@ class MetricContract:
             _assert_close(_value(metric, x, other), self.reference(x, other, **parameters), self.tolerance)
 
     def test_invariance(self, metric: Metric[Any], invariance: Invariance) -> None:
-        """A declared one holds on either side, an undeclared one is broken on at least one."""
+        """A declared one holds on either side, or on that of y; an undeclared one is broken on at least one."""
         x, y = self.layers()
         plain = _value(metric, x, y)
         transform = _TRANSFORMS[invariance]
-        change = max(abs(_value(metric, transform(x), y) - plain), abs(_value(metric, x, transform(y)) - plain))
+        changes = abs(_value(metric, transform(x), y) - plain), abs(_value(metric, x, transform(y)) - plain)
+        change = changes[1] if invariance in metric.invariances_of_y else max(changes)
         if invariance in metric.invariances:
+            change = max(changes)
+        if invariance in metric.invariances_of_y:
             assert change <= self.tolerance, f"declared invariant to {invariance}, but the value changes by {change}"
-        else:
-            assert change > self.breaks, f"not declared invariant to {invariance}, but the value stays the same"
+        if invariance not in metric.invariances:
+            assert max(changes) > self.breaks, f"not declared invariant to {invariance}, but the value stays the same"
 
     def test_symmetry(self, metric: Metric[Any]) -> None:
         """A metric declared asymmetric must be asymmetric, too."""
@@ -137,6 +144,80 @@ class MetricContract:
         x, y = self.layers()
         order = np.random.default_rng(1).permutation(len(x))
         _assert_close(_value(metric, x[order], y[order]), _value(metric, x, y), self.tolerance)
+
+    def test_triangle_inequality(self, metric: Metric[Any]) -> None:
+        """Where it is declared."""
+        if not metric.triangle:
+            return
+        for seed in range(5):
+            x, y, z = self.layers(seed, widths=(6, 4, 7))
+            near = x + 0.1 * self.layers(seed + 50)[0]
+            for a, b, c in ((x, y, z), (y, x, z), (x, z, y), (x, near, y), (near, x, z)):
+                around = _value(metric, a, b) + _value(metric, b, c)
+                assert _value(metric, a, c) <= around + self.tolerance, (
+                    "declared a metric, but d(x, z) > d(x, y) + d(y, z)"
+                )
+
+    def test_which_sample_is_which_matters(self, metric: Metric[Any]) -> None:
+        """Unless it is declared not to."""
+        x, y = self.layers()
+        order = np.random.default_rng(3).permutation(len(x))
+        change = abs(_value(metric, x, y[order]) - _value(metric, x, y))
+        if metric.paired:
+            assert change > self.breaks, "declared paired, but permuting the samples of one layer changes nothing"
+        else:
+            assert change <= self.tolerance, (
+                f"declared not paired, but permuting one side changes the value by {change}"
+            )
+
+    def test_chance_level(self, metric: Metric[Any], draws: int = 300) -> None:
+        """The mean, and the standard deviation, over permutations of one layer's samples, where they are declared."""
+        x, y = self.layers(n=24, widths=(5, 7))
+        chance = metric.chance(*_prepared(metric, [x, y]))
+        if chance is None:
+            return
+        rng = np.random.default_rng(5)
+        values = np.array([_value(metric, x, y[rng.permutation(len(y))]) for _ in range(draws)])
+        error, sd = abs(values.mean() - chance.mean), values.std(ddof=1)
+        allowed = 4 * sd / math.sqrt(draws) + (0 if chance.exact else 0.1 * abs(chance.mean))
+        assert error <= allowed + self.tolerance, f"chance is {values.mean():.4f} here, and not {chance.mean:.4f}"
+        if chance.sd is not None:
+            assert 0.85 < sd / chance.sd < 1.18, f"the standard deviation is {sd:.4f} here, and not {chance.sd:.4f}"
+
+    def test_as_many_samples_as_it_needs(self, metric: Metric[Any]) -> None:
+        """From `samples_needed` on, unrelated layers score 0.2 at most; a similarity has to say how many that is."""
+        p, q = 5, 8
+        n = metric.samples_needed(p, q)
+        if n is None:
+            known = any(each.samples_needed(p, q) for each in self.metrics)
+            assert known or metric.sense == "distance", "how many samples does this similarity need?"
+            return
+        rng = np.random.default_rng(7)
+        for size in (n, 2 * n):
+            values = [_value(metric, rng.normal(size=(size, p)), rng.normal(size=(size, q))) for _ in range(20)]
+            assert abs(np.mean(values)) <= 0.21, (
+                f"{size} samples should do, but unrelated layers score {np.mean(values)}"
+            )
+
+    @pytest.mark.parametrize(("n", "p", "q"), [(10, 3, 4), (6, 8, 7)])
+    def test_gradient(self, metric: Metric[Any], n: int, p: int, q: int) -> None:
+        """That of a differentiable measure is right (by finite differences); any other one says that it has none."""
+        n = max(n, metric.min_samples + 2)
+        x, y = (torch.from_numpy(layer) for layer in self.layers(n=n, widths=(p, q)))
+        plain = _value(metric, x, y)
+        x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+        if not metric.differentiable:
+            with pytest.raises(InvalidInputError, match="gradient"):
+                metric(x, y)
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnreliableValueWarning)
+            value = metric(x, y)
+            assert value.ndim == 0
+            _assert_close(float(value.detach()), plain, max(self.tolerance, 1e-8))
+            assert torch.autograd.gradcheck(metric, (x, y), eps=1e-6, atol=1e-5, rtol=1e-4)
+            with torch.no_grad():
+                assert metric(x, y) == plain
 
     @pytest.mark.parametrize("n", [6, 40])
     def test_a_layer_is_like_itself(self, metric: Metric[Any], n: int) -> None:
@@ -162,7 +243,7 @@ class MetricContract:
         x, y = self.layers()
         value = _value(metric, x, y)
         assert type(value) is float
-        assert _value(metric, torch.from_numpy(x), torch.from_numpy(y).requires_grad_()) == value
+        assert _value(metric, torch.from_numpy(x), torch.from_numpy(y)) == value
         frozen = x.astype(">f8", order="F")
         frozen.flags.writeable = False
         assert _value(metric, frozen, y[::-1][::-1]) == value, "another memory layout changes the value"

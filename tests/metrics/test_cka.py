@@ -15,7 +15,7 @@ from repsim.metrics import get
 from repsim.metrics.base import Array, Metric, as_samples
 from repsim.metrics.cka import CKA
 from repsim.metrics.gram import CentredGram, Reordered, order_statistics
-from repsim.metrics.sweeps import MomentSweep
+from repsim.metrics.sweeps import Cross, MomentSweep
 from tests.metrics.references import cosine, gram, hsic0, hsic1, u_centred
 from tests.metrics.streamed import Streamed
 
@@ -116,10 +116,11 @@ def test_a_moment_is_hsic(rng: np.random.Generator, n: int, p: int, q: int) -> N
     """Debiased: n (n - 3) HSIC_1; biased: (n - 1)^2 HSIC_0. Of the features as they were centred and scaled."""
     a, b = factors(CKA(), related(rng, n, p, q))
     x, y = a.features.numpy(), b.features.numpy()
-    for first, second, cross in ((a, b, x.T @ y), (b, a, y.T @ x), (a, a, x.T @ x)):
+    for first, second, product in ((a, b, x.T @ y), (b, a, y.T @ x), (a, a, x.T @ x)):
+        cross = Cross(first, second, torch.from_numpy(product))
         K, L = (factor.features.numpy() @ factor.features.numpy().T for factor in (first, second))
-        debiased = CKA().moment(first, second, torch.from_numpy(cross))
-        biased = CKA(estimator="biased").moment(first, second, torch.from_numpy(cross))
+        debiased = CKA().moment(cross)
+        biased = CKA(estimator="biased").moment(cross)
         assert debiased == pytest.approx(n * (n - 3) * hsic1(K, L), rel=1e-9, abs=1e-9)
         assert biased == pytest.approx((n - 1) ** 2 * hsic0(K, L), rel=1e-9)
 

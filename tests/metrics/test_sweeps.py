@@ -20,6 +20,7 @@ from repsim.metrics.cka import CKA
 from repsim.metrics.compressed import StoredGrams, TwoSketches
 from repsim.metrics.gram import CentredGram, Gram, KernelMatrix
 from repsim.metrics.sweeps import (
+    Cross,
     GramSweep,
     Measure,
     MomentSweep,
@@ -317,8 +318,11 @@ class Sums:
     normalised: bool = False
     symmetric: bool = True
 
-    def moment(self, a: Any, b: Any, cross: torch.Tensor) -> float:  # noqa: ARG002
-        return float(cross.square().sum())
+    def moment(self, cross: Cross[Any]) -> torch.Tensor:
+        return cross.product.square().sum()
+
+    def finish(self, values: Array) -> Array:
+        return values
 
 
 @settings(deadline=None)
@@ -415,8 +419,11 @@ class FirstColumn:
     normalised: bool = False
     symmetric: bool = False
 
-    def moment(self, a: Any, b: Any, cross: torch.Tensor) -> float:  # noqa: ARG002
-        return float(cross[0].sum())
+    def moment(self, cross: Cross[Any]) -> torch.Tensor:
+        return cross.product[0].sum()
+
+    def finish(self, values: Array) -> Array:
+        return values
 
 
 def test_measures_that_are_not_symmetric(rng: np.random.Generator) -> None:
