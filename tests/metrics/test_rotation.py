@@ -68,8 +68,15 @@ class TestAlignedCosine:
     def test_gradient_where_singular_values_repeat(self, rng: np.random.Generator) -> None:
         a = torch.from_numpy(3 * orthonormal(rng, 4, 4)).requires_grad_()
         assert torch.autograd.gradcheck(Polar.apply, (a,))
-        wide = torch.from_numpy(3 * orthonormal(rng, 6, 4).T).requires_grad_()
-        assert torch.autograd.gradcheck(Polar.apply, (wide,))
+        for side in (orthonormal(rng, 6, 4), orthonormal(rng, 6, 4).T):
+            assert torch.autograd.gradcheck(Polar.apply, (torch.from_numpy(3 * side).requires_grad_(),))
+
+    def test_gradient_where_samples_repeat(self, rng: np.random.Generator) -> None:
+        """There is a kink, but nothing infinite."""
+        x, y = (torch.from_numpy(rng.normal(size=(6, p))[[0, 0, 1, 2, 3, 3]]).requires_grad_() for p in (9, 8))
+        for gradient in torch.autograd.grad(AlignedCosine()(x, y), (x, y)):
+            assert gradient.isfinite().all()
+            assert gradient.abs().max() < 10
 
     def test_gradient_of_one_side_of_a_wide_pair(self, rng: np.random.Generator) -> None:
         x, y = (torch.from_numpy(rng.normal(size=(6, p))) for p in (9, 8))
