@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from repsim.errors import UndefinedValueError
@@ -71,12 +71,8 @@ def cut(n: int, size: int, start: int = 0) -> Iterator[slice]:
         yield slice(start + k, start + min(n, k + length))
 
 
-def column_means(x: Rows) -> tuple[Float64[Tensor, " p"], float]:
-    """The mean of every column, and the largest absolute value once they are subtracted, in one pass in float64.
-
-    Raises where nothing would be left: a layer counts as constant where no column's values span more than one rounding
-    step of the dtype they came in.
-    """
+def column_ranges(x: Rows) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"], Float64[Tensor, " p"]]:
+    """The mean of every column, its smallest value and its largest one, in one pass in float64."""
     place = wide(x.device)
     first = x[:1].to(place, torch.float64)[0]
     total = torch.zeros_like(first)
@@ -85,12 +81,30 @@ def column_means(x: Rows) -> tuple[Float64[Tensor, " p"], float]:
         piece = x[i].to(place)
         low, high = torch.minimum(low, piece.amin(0)), torch.maximum(high, piece.amax(0))
         total += (piece.to(torch.float64) - first).sum(0)  # makes the mean of a constant column exact
-    if (high - low <= torch.finfo(x.dtype).eps * torch.maximum(high, -low)).all():
-        raise UndefinedValueError(
-            "the layer is constant: every sample has the same features, so there is nothing to compare"
-        )
-    mean = first + total / x.shape[0]
+    return first + total / x.shape[0], low, high
+
+
+def varies(low: Float64[Tensor, " p"], high: Float64[Tensor, " p"], dtype: torch.dtype) -> Bool[Tensor, " p"]:
+    """Whether a column's values span more than one rounding step of the dtype that they came in."""
+    return high - low > torch.finfo(dtype).eps * torch.maximum(high, -low)
+
+
+def column_means(x: Rows) -> tuple[Float64[Tensor, " p"], float]:
+    """The mean of every column, and the largest absolute value once they are subtracted.
+
+    Raises where nothing would be left: a layer counts as constant where no column `varies`.
+    """
+    mean, low, high = column_ranges(x)
+    if not varies(low, high, x.dtype).any():
+        raise constant_layer()
     return mean, float(torch.maximum(high - mean, mean - low).max())
+
+
+def constant_layer() -> UndefinedValueError:
+    """What is raised where no column varies."""
+    return UndefinedValueError(
+        "the layer is constant: every sample has the same features, so there is nothing to compare"
+    )
 
 
 @dataclass(frozen=True, eq=False)

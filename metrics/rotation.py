@@ -1,0 +1,288 @@
+"""Measures that move one layer's features onto the other's, without centring: by a rotation, or by a permutation."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from repsim.errors import UndefinedValueError
+from repsim.metrics.base import Group, Invariance, Metric
+from repsim.metrics.rows import column_means, wide
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """One layer's samples in an orthonormal basis of the space that they span, where that is smaller than p."""
+
+    samples: Float64[Tensor, "n m"]
+    """In units of the layer's largest value."""
+    norms: Float64[Tensor, " n"]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.samples.nbytes + self.norms.nbytes
+
+
+@dataclass(frozen=True)
+class SampleSpace:
+    """The recipe of `Coordinates`: X' = Q R is decomposed where p > n, in float64, and the coordinates are R'.
+
+    Norms and angles stay as they are, so that a measure which sees nothing else takes n x n matrices instead of p x q.
+    """
+
+    def __call__(self, x: Float[Tensor, "n p"]) -> Coordinates:
+        """Prepare one layer."""
+        column_means(x.detach())  # refuses what is constant
+        zero = int((x == 0).all(1).sum())
+        if zero:
+            raise UndefinedValueError(f"{zero} of {len(x)} samples are 0 in every feature: they have no direction")
+        x = x.to(wide(x.device), torch.float64)
+        x = x / x.detach().abs().max()
+        if x.shape[1] > x.shape[0]:
+            x = _folded(x) if x.requires_grad else torch.linalg.qr(x.T, mode="r")[1].T
+        return Coordinates(x, torch.linalg.vector_norm(x, dim=1))
+
+    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, int]:  # noqa: ARG002 - always float64
+        """Floating-point operations, and bytes that the factor holds."""
+        m = min(n, p)
+        return (2.0 * n * n * p if p > n else 2.0 * n * p), 8 * n * (m + 1)
+
+
+def _folded(x: Float64[Tensor, "n p"]) -> Float64[Tensor, "n n"]:
+    """The coordinates, with a gradient: a step out of the basis changes XX' in second order only, so it stays fixed."""
+    basis: Tensor = torch.linalg.qr(x.detach().T)[0]
+    return x @ basis
+
+
+class Polar(torch.autograd.Function):
+    """The rotation R = U V' that maximises tr(R'A), for A = U S V' without its zero singular values.
+
+    The gradient divides by s_i + s_j and by s_i, and not by differences, as that of a singular value decomposition
+    does: it is finite where singular values repeat.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Float64[Tensor, "p q"]) -> Float64[Tensor, "p q"]:
+        """R."""
+        u, s, vh = torch.linalg.svd(a, full_matrices=False)
+        rank = int((s > s[0] * max(a.shape) * torch.finfo(a.dtype).eps).sum())
+        u, s, vh = u[:, :rank], s[:rank], vh[:rank]
+        ctx.save_for_backward(u, s, vh)
+        found: Tensor = u @ vh
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Float64[Tensor, "p q"]) -> Float64[Tensor, "p q"]:
+        """U [(K - K') / (s_i + s_j)] V' with K = U'GV, and what leaves the spans of U and V: both divided by s."""
+        u, s, vh = ctx.saved_tensors
+        left, right = u.T @ g, g @ vh.T
+        k = left @ vh.T
+        within = u @ ((k - k.T) / (s[:, None] + s)) @ vh
+        out_of_u = ((right - u @ k) / s) @ vh
+        out_of_v = u @ ((left - k @ vh) / s[:, None])
+        found: Tensor = within + out_of_u + out_of_v
+        return found
+
+
+@dataclass(frozen=True)
+class AlignedCosine(Metric[Coordinates]):
+    """Mean cosine between the samples of X (n x p), rotated, and those of Y (n x q).
+
+    The narrower layer is padded with zeros, and nothing is centred. With X'Y = U S V', the rotation R = U V' brings X
+    as close to Y as any (Schoenemann 1966); the value is 1/n sum_i cos(x_i R, y_i). Range [-1, 1]. Because nothing is
+    centred, a mean that all samples share counts like anything else: layers after a ReLU look alike for that alone.
+
+    Notes
+    -----
+    Where X'Y has a lower rank than X and Y, several rotations are as good; they differ in what they do to directions
+    that have no counterpart. Only singular values above 0 are used, so such a direction contributes 0 to the inner
+    product x_i R y_i' (the mean over the choice and its opposite), and its full length to ||x_i||. So the value is
+    defined, and symmetric: rotating Y instead takes R'.
+
+    Raises
+    ------
+    UndefinedValueError
+        For a constant layer, for one with a sample that is 0 in every feature, which has no cosine, and where X'Y = 0.
+
+    References
+    ----------
+    Hamilton, Leskovec, Jurafsky. Cultural shift or linguistic drift? Comparing two computational measures of semantic
+    change. EMNLP 2016.
+    Schoenemann. A generalized solution of the orthogonal Procrustes problem. Psychometrika 1966.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.random.seed(0)
+    >>> x, y = np.random.uniform(size=(30, 25)), np.random.uniform(size=(30, 25))
+    >>> round(AlignedCosine()(x, y), 12)
+    0.928461484863
+    """
+
+    name: ClassVar[str] = "aligned_cosine"
+    title: ClassVar[str] = "Aligned cosine"
+    formula: ClassVar[str] = "mean_i cos(x_i R, y_i), R = U V' with X'Y = U S V'"
+    citation: ClassVar[str] = "Hamilton et al. 2016"
+    group: ClassVar[Group] = "alignment"
+    question: ClassVar[str] = "Do the samples of two layers, one of them rotated, point the same way from the origin?"
+    needs: ClassVar[str] = "25 times the narrower layer, of features with mean 0; a mean of its own lifts chance higher"
+    sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
+    symmetric: ClassVar[bool] = True
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """[-1, 1]."""
+        return -1.0, 1.0
+
+    @property
+    def invariances(self) -> frozenset[Invariance]:
+        """Not to translation: nothing is centred."""
+        return frozenset({"permutation", "orthogonal", "isotropic scaling"})
+
+    @property
+    def recipe(self) -> SampleSpace:
+        """Angles between samples are all that counts."""
+        return SampleSpace()
+
+    def value(self, a: Coordinates, b: Coordinates) -> Tensor:
+        """Compare two prepared layers."""
+        product = a.samples.T @ b.samples
+        largest = torch.linalg.vector_norm(a.norms.detach()) * torch.linalg.vector_norm(b.norms.detach())
+        if product.detach().abs().max() <= torch.finfo(product.dtype).eps * largest:
+            raise UndefinedValueError("the two layers have nothing in common (X'Y = 0): every rotation is as good")
+        rotated: Tensor = a.samples @ Polar.apply(product)
+        return ((rotated * b.samples).sum(1) / (a.norms * b.norms)).mean()
+
+    def samples_needed(self, p: int, q: int) -> int:
+        """Chance is sqrt(min(p, q) / n) at most, from ||X'Y||_* <= sqrt(min(p, q)) ||X'Y||_F."""
+        return 25 * min(p, q)
+
+    def caution(self, a: Coordinates, b: Coordinates) -> str | None:
+        """As many dimensions as samples on both sides."""
+        n, dimensions = len(a.norms), min(a.samples.shape[1], b.samples.shape[1])
+        if dimensions < n:
+            return None
+        return (
+            f"n = {n} samples and no fewer features on either side: a rotation brings even unrelated layers close to "
+            "each other; take 25 times as many samples as the narrower layer has features"
+        )
+
+    def pair_flop(self, n: int, p: int, q: int) -> float:
+        """X'Y, its decomposition, and one layer's rotation."""
+        m, k = min(n, p), min(n, q)
+        return 4.0 * n * m * k + 20.0 * max(m, k) * min(m, k) ** 2
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """One layer's features as they are, in units of ``scale``."""
+
+    values: Float[Tensor, "n p"]
+    scale: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.values.nbytes
+
+
+@dataclass(frozen=True)
+class AsTheyAre:
+    """The recipe of `Features`: divided by a power of two above the largest, so that no product overflows."""
+
+    def __call__(self, x: Float[Tensor, "n p"]) -> Features:
+        """Prepare one layer."""
+        column_means(x.detach())  # refuses what is constant
+        scale = math.ldexp(1.0, math.frexp(float(x.detach().abs().max()))[1])
+        return Features(x.to(torch.promote_types(x.dtype, torch.float32)) / scale, scale)
+
+    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, int]:
+        """Floating-point operations, and bytes that the factor holds."""
+        return 1.0 * n * p, n * p * max(4, itemsize)
+
+
+@dataclass(frozen=True)
+class PermutationProcrustes(Metric[Features]):
+    """Distance between X (n x p) and Y (n x q) after the best one-to-one matching of their features.
+
+    The narrower layer is padded with zeros, and nothing is centred. The matching pi maximises sum_i x_i'y_pi(i), and
+    the distance is ||X_pi - Y||_F, features without a partner counting with their whole norm. Range [0, inf), in the
+    units of the activations, and it grows with sqrt(n).
+
+    Notes
+    -----
+    A metric between layers of equal width, and between layers without negative values (after a ReLU). Otherwise the
+    triangle inequality may fail: layers of one feature, x and -x, have to be matched with each other, while beside
+    the wider layer (x/2, -x/2) each finds a partner. The assignment is exact, and takes one to three seconds a pair
+    for 2,048 x 2,048 features.
+
+    References
+    ----------
+    Williams, Kunz, Kornblith, Linderman. Generalized shape metrics on neural representations. NeurIPS 2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.random.seed(0)
+    >>> x, y = np.random.uniform(size=(30, 25)), np.random.uniform(size=(30, 25))
+    >>> round(PermutationProcrustes()(x, y), 12), PermutationProcrustes()(x, x[:, ::-1])
+    (9.346931991014, 0.0)
+    """
+
+    name: ClassVar[str] = "permutation_procrustes"
+    title: ClassVar[str] = "Permutation Procrustes"
+    formula: ClassVar[str] = "min over matchings pi of ||X_pi - Y||_F"
+    citation: ClassVar[str] = "Williams et al. 2021"
+    group: ClassVar[Group] = "alignment"
+    question: ClassVar[str] = "How far apart are two layers once each feature is put beside its partner?"
+    needs: ClassVar[str] = "any number: a distance has no chance level, and compares layers over the same samples only"
+    others: ClassVar[Mapping[str, str]] = {
+        "netrep (PermutationMetric)": "centres, and gives the angle between the two layers, unless it is told not to; "
+        "here, as in the ReSi benchmark, the activations count as they are",
+    }
+    sense: ClassVar[Literal["similarity", "distance"]] = "distance"
+    symmetric: ClassVar[bool] = True
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """[0, inf)."""
+        return 0.0, math.inf
+
+    @property
+    def invariances(self) -> frozenset[Invariance]:
+        """Of features; nothing is centred or scaled."""
+        return frozenset({"permutation"})
+
+    @property
+    def recipe(self) -> AsTheyAre:
+        """The features."""
+        return AsTheyAre()
+
+    def value(self, a: Features, b: Features) -> Tensor:
+        """Compare two prepared layers, whose partners are fixed for the gradient: they change on a null set only."""
+        from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - only whoever matches features waits for it
+
+        dtype = torch.promote_types(a.values.dtype, b.values.dtype)
+        product = a.values.detach().to(dtype).T @ b.values.detach().to(dtype)
+        i, j = (torch.from_numpy(k) for k in linear_sum_assignment(product.cpu().double().numpy(), maximize=True))
+        unit, place = max(a.scale, b.scale), wide(product.device)
+        sides = [
+            (layer.values.to(place, torch.float64) * (layer.scale / unit), partners.to(place))
+            for layer, partners in ((a, i), (b, j))
+        ]
+        (x, i), (y, j) = sides
+        alone = [side.index_fill(1, partners, 0) for side, partners in sides if side.shape[1] > len(partners)]
+        parts = [x[:, i] - y[:, j], *alone]
+        distance: Tensor = torch.linalg.vector_norm(torch.cat(parts, 1)) * unit
+        return distance
+
+    def pair_flop(self, n: int, p: int, q: int) -> float:
+        """X'Y, and the assignment."""
+        return 2.0 * n * p * q + 10.0 * p * q * min(p, q)
