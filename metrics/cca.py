@@ -269,11 +269,12 @@ class PWCCA(SubspaceMetric):
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
         """By the directions one by one, so they have to be determined: `UndefinedValueError` where correlations tie.
 
-        But not where one layer spans everything: all correlations are 1 then, and the weights do not matter.
+        But not where one layer spans everything: all correlations are 1 then, and it does not matter how they are
+        weighed, or whether they are squared.
         """
         cross = self.cross_with_gradient(x, y)
         if max(cross.a.rank, cross.b.rank) == cross.a.n - 1:
-            return mean_correlation(cross.product, exact=True)
+            return cross.product.square().sum() / min(cross.a.rank, cross.b.rank)
         refuse_ties(torch.linalg.svdvals(cross.product.detach()), "canonical correlations")
         return self.moment(cross)
 

@@ -112,9 +112,11 @@ class GULP(SubspaceMetric):
     Both layers are centred and scaled to ||X~||_F = sqrt n; S_X = X~'X~ / n, and S_X^-l = (S_X + ridge I)^-1. Then
     d^2 = tr(S_X^-l S_X S_X^-l S_X) + tr(S_Y^-l S_Y S_Y^-l S_Y) - 2 tr(S_X^-l S_XY S_Y^-l S_XY'),
     which is ||H_X - H_Y||_F^2, where H_X = X~ S_X^-l X~' / n takes a target to what ridge regression on X predicts. So
-    it is the squared difference between the predictions, summed over an orthonormal basis of targets. With the shares s_i, t_j of the variance in each principal direction, f_i = s_i / (s_i + ridge), g_j = t_j / (t_j + ridge),
-    and C = Q_X'Q_Y, it is sum f_i^2 + sum g_j^2 - 2 sum_ij f_i g_j C_ij^2. With ``ridge=0`` that is
-    rank X + rank Y - 2 sum rho_i^2, of the canonical correlations. Range [0, infinity); its root is a metric.
+    it is the squared difference between the predictions, summed over an orthonormal basis of targets.
+
+    With the shares s_i, t_j of the variance in each principal direction, f_i = s_i / (s_i + ridge),
+    g_j = t_j / (t_j + ridge), and C = Q_X'Q_Y, it is sum f_i^2 + sum g_j^2 - 2 sum_ij f_i g_j C_ij^2. With ``ridge=0``
+    that is rank X + rank Y - 2 sum rho_i^2, of the canonical correlations. Range [0, infinity); its root is a metric.
 
     Parameters
     ----------

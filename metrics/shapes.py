@@ -12,14 +12,14 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from repsim.errors import UndefinedValueError
-from repsim.metrics.base import Chance, Group, Invariance
+from repsim.metrics.base import Array, Chance, Group, Invariance
 from repsim.metrics.rows import cut, wide
 from repsim.metrics.subspace import PrincipalSubspace, Subspace, SubspaceMetric, exact, layer_with_gradient
 from repsim.metrics.sweeps import Cross
 
 _RUN = 2**20
 """Values of a run of samples whose residual is computed at once."""
-_CLOSE, _CLOSE_FLOAT32 = 1e-6, 1e-2
+_CLOSE, _CLOSE_FLOAT32 = 1e-4, 1e-2
 """Below, 1 - ||X^'Y^||_* is taken from the residual: its square root, the distance, would show the product's errors."""
 _NOTHING = 1e-26
 """1 - ||X^'Y^||_* that is no more than this is nothing but rounding."""
@@ -50,7 +50,7 @@ def _half_residual(
 ) -> Float64[Tensor, ""]:
     """(||X A - Y B||^2 + what one has more of than the other) / 2, for X'Y = A D B' and some samples after the other.
 
-    Stationary in A and B, so their gradient does not count, and neither do their rounding errors.
+    Stationary in A and B, so their first derivatives do not count, and neither do their rounding errors.
     """
     left, _, right = torch.linalg.svd(product.detach())
     k = min(product.shape)
@@ -89,10 +89,10 @@ def chance_alignment(s: Float64[Tensor, " r"], t: Float64[Tensor, " t"], n: int)
     return (n - 1) / math.pi * float(np.trapezoid(h * np.exp(-log_z / 2), log_z))
 
 
-def _means(eigenvalues: np.ndarray, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+def _means(eigenvalues: Array, dimensions: int) -> tuple[Array, Array]:
     """A grid of a, and h(a) on it."""
     a = np.geomspace(1e-8, 1e8, 2000) / eigenvalues.max()
-    return a, sum(a * l / (1 + a * l) for l in eigenvalues) / dimensions
+    return a, sum(a * each / (1 + a * each) for each in eigenvalues) / dimensions
 
 
 class ShapeMetric(SubspaceMetric):
@@ -127,7 +127,8 @@ class ShapeMetric(SubspaceMetric):
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
         """By the nuclear norm of X'Y itself; `UndefinedValueError` for a distance of 0, which has no gradient.
 
-        Where X'Y loses rank the nuclear norm has a kink, and what is given is the smallest of its subgradients.
+        Where X'Y loses rank the nuclear norm has a kink, and what is given is the smallest of its subgradients. Second
+        derivatives of layers that all but coincide are without the part that comes from the rotation's own.
         """
         whole = [layer_with_gradient(side) for side in (x, y)]
         x_norm, y_norm = map(torch.linalg.matrix_norm, whole)

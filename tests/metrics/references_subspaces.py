@@ -9,7 +9,7 @@ def root(K: Array) -> Array:
     """The square root of a positive semidefinite matrix."""
     values, vectors = np.linalg.eigh(K)
     values[values < 1e-12 * values.max()] = 0  # rounding errors, whose roots would count
-    return np.asarray(vectors * np.sqrt(values)) @ vectors.T
+    return np.asarray(vectors * np.sqrt(values) @ vectors.T)
 
 
 def rotated(x: Array, y: Array, *, scaled: bool) -> tuple[Array, Array]:
