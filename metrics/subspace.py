@@ -75,6 +75,17 @@ class Subspace:
         return len(self.singular_values)
 
     @property
+    def shares(self) -> Float64[Tensor, " r"]:
+        """Of the variance that is kept, in each direction."""
+        squares = (self.singular_values / self.singular_values[0]).square()  # s itself might overflow
+        return squares / squares.sum()
+
+    @property
+    def norm(self) -> Float64[Tensor, ""]:
+        """||X||_F, of what is kept."""
+        return self.singular_values[0] / self.shares[0].sqrt()
+
+    @property
     def n(self) -> int:
         """Samples."""
         return self.basis.shape[0]
@@ -273,8 +284,10 @@ class PrincipalSubspace:
         """Decompose."""
         mean, peak = column_means(x)  # refuses what is constant, centred or not
         if not self.centred:
-            mean, peak = torch.zeros_like(mean), peak + float(mean.abs().max())
-        centred = Centred(x, mean, peak, torch.float64)  # in units of the largest value, so that no square overflows
+            mean = torch.zeros_like(mean)
+        centred = Centred(
+            x, mean, peak, torch.float64
+        )  # in units of the largest deviation, so that no square overflows
         n, p = x.shape
         if x.dtype == torch.float64 or max(n, p) < _SQUARED_FROM:
             u, s, vh = torch.linalg.svd(centred.exact(slice(None)), full_matrices=False)
@@ -307,7 +320,7 @@ class PrincipalSubspace:
         leading directions are less: they depend on the gaps between singular values, and where there are none
         `UndefinedValueError` is raised.
         """
-        whole = layer_with_gradient(x, centred=self.centred)
+        whole, peak = layer_with_gradient(x, centred=self.centred)
         _, s, vh = torch.linalg.svd(whole.detach(), full_matrices=False)
         kept, total, complete = self._kept(s, x)
         rank = _rank(s, x)
@@ -317,7 +330,8 @@ class PrincipalSubspace:
         else:
             refuse_ties(s[:rank], "singular values of the layer")
             basis = torch.linalg.svd(turned * s[:rank], full_matrices=False)[0][:, :kept]
-        return Subspace(basis, s[:kept], total, complete, x.shape[1], basis.T @ whole if self.loadings else None)
+        loadings = basis.T @ whole * peak if self.loadings else None
+        return Subspace(basis, s[:kept] * peak, total, complete, x.shape[1], loadings)
 
     def apply(self, x: Rows, state: SubspaceState) -> Subspace:
         """Make the factor: a basis in memory if x is, computed from the store as it is needed if x is there."""
@@ -339,11 +353,14 @@ class PrincipalSubspace:
         return kept, total, kept == rank
 
 
-def layer_with_gradient(x: Float[Tensor, "n p"], *, centred: bool = True) -> Float64[Tensor, "n p"]:
-    """One layer in float64, minus its means unless that is not asked for; refuses what is constant."""
-    column_means(x.detach())
-    whole = x.to(wide(x.device), torch.float64)
-    return whole - whole.mean(0) if centred else whole
+def layer_with_gradient(x: Float[Tensor, "n p"], *, centred: bool = True) -> tuple[Float64[Tensor, "n p"], float]:
+    """One layer in float64, minus its means unless that is not asked for, in a unit of its own; and that unit.
+
+    Refuses what is constant.
+    """
+    _, peak = column_means(x.detach())
+    whole = x.to(wide(x.device), torch.float64) / peak
+    return whole - whole.mean(0) if centred else whole, peak
 
 
 def _floor(x: Rows) -> float:

@@ -235,9 +235,9 @@ def test_chance_of_shapes_over_permutations(n: int, p: int, q: int) -> None:
 
 def test_chance_of_white_layers() -> None:
     """8 / (3 pi) sqrt(d / n) of few directions; Wachter's law of many, as all correlations count alike."""
-    white = torch.ones(400, dtype=torch.float64)
+    white = torch.full((400,), 1 / 400, dtype=torch.float64)
     assert chance_alignment(white, white, 10**6) == pytest.approx(8 / (3 * math.pi) * math.sqrt(400 / 10**6), rel=1e-3)
-    assert chance_alignment(white, 7 * white, 8001) == pytest.approx(0.19078, abs=1e-4)
+    assert chance_alignment(white, white, 8001) == pytest.approx(0.19078, abs=1e-4)
 
 
 @pytest.mark.parametrize("metric", SHAPES, ids=lambda metric: metric.name)
@@ -283,6 +283,25 @@ def test_equal_singular_values_and_dead_units_have_gradients(metric: Metric[Any]
         for gradient in gradients(metric, x, y):
             assert bool(torch.isfinite(gradient).all())
             assert float(gradient.abs().max()) > 1e-6
+
+
+@pytest.mark.parametrize("metric", SHAPES, ids=lambda metric: metric.name)
+def test_a_dead_unit_gets_the_smallest_subgradient(metric: Metric[Any]) -> None:
+    """0: whichever way it moves, the nuclear norm grows."""
+    (y,) = layers(30, (5,))
+    gradient = gradients(metric, np.column_stack([y[:, :3] ** 2, np.zeros(30)]), y)[0]
+    assert float(gradient[:, 3].abs().max()) < 1e-12 < float(gradient[:, :3].abs().max())
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_no_square_overflows(scale: float) -> None:
+    x, y = layers(30, (4, 5))
+    """Nor becomes 0: a value, and gradients of values."""
+    for metric in (*CENTRED, EigenspaceOverlap()):
+        unit = scale if metric.name == "procrustes_size" else 1
+        assert metric(scale * x, scale * y) == pytest.approx(unit * metric(x, y), rel=1e-12)
+        for found, expected in zip(gradients(metric, scale * x, scale * y), gradients(metric, x, y), strict=True):
+            torch.testing.assert_close(found * scale / unit, expected, rtol=1e-8, atol=1e-10)
 
 
 def test_equal_singular_values_have_gradients_that_are_right() -> None:
