@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from repsim.errors import InvalidInputError
 from repsim.metrics.base import Chance, Invariance
-from repsim.metrics.subspace import PrincipalSubspace, Subspace, SubspaceMetric
+from repsim.metrics.subspace import PrincipalSubspace, Subspace, SubspaceMetric, exact, refuse_ties, saturation
 from repsim.metrics.sweeps import Cross
 
 
@@ -50,21 +50,6 @@ def wachter(n: int, r: int, t: int) -> float:
     x = c * (1 - d) + d * (1 - c) + spread * angle.cos()
     mass = spread**2 * angle.sin().square() / (2 * math.pi * c * x * (1 - x)) * math.pi / 2001
     return float((mass * x.sqrt()).sum()) + certain
-
-
-def _exact(a: Subspace, b: Subspace) -> bool:
-    return torch.promote_types(a.basis.dtype, b.basis.dtype) == torch.float64
-
-
-def _saturation(n: int, r: int, t: int, count: str) -> str | None:
-    """Two subspaces of dimensions r and t in n - 1 dimensions must meet in r + t - (n - 1) of them."""
-    certain = r + t - (n - 1)
-    if certain <= 0:
-        return None
-    return (
-        f"with n = {n} samples and {r} + {t} {count}, {certain} of the correlations are exactly 1 for any data; "
-        f"take at least n = {r + t + 2} samples, and many more for a value that means something"
-    )
 
 
 @dataclass(frozen=True)
@@ -122,7 +107,7 @@ class CCA(SubspaceMetric):
         """Compare two prepared layers, whose bases have these inner products."""
         if self.summary == "r2":  # needs no singular values
             return (cross.product.square().sum() / min(cross.a.rank, cross.b.rank)).clamp(max=1)
-        return mean_correlation(cross.product, exact=_exact(cross.a, cross.b))
+        return mean_correlation(cross.product, exact=exact(cross.a, cross.b))
 
     def samples_needed(self, p: int, q: int) -> int:
         """From max(p, q) / (n - 1), and from Wachter's law."""
@@ -136,7 +121,7 @@ class CCA(SubspaceMetric):
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
         """Too few samples for the two ranks."""
-        return _saturation(a.n, a.rank, b.rank, "directions")
+        return saturation(a.n, a.rank, b.rank, "directions")
 
     def diagnostics(self, factor: Subspace) -> dict[str, int]:
         """Rank of the layer."""
@@ -203,7 +188,7 @@ class SVCCA(SubspaceMetric):
     def moment(self, cross: Cross[Subspace]) -> Tensor:
         """Compare two prepared layers, whose bases have these inner products."""
         k, m = self._kept(cross.a), self._kept(cross.b)
-        return mean_correlation(cross.product[:k, :m], exact=_exact(cross.a, cross.b))
+        return mean_correlation(cross.product[:k, :m], exact=exact(cross.a, cross.b))
 
     def _kept(self, layer: Subspace) -> int:
         return layer.components(self.variance)
@@ -218,7 +203,7 @@ class SVCCA(SubspaceMetric):
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
         """Too few samples for the directions kept."""
-        return _saturation(a.n, self._kept(a), self._kept(b), "components")
+        return saturation(a.n, self._kept(a), self._kept(b), "components")
 
     def diagnostics(self, factor: Subspace) -> dict[str, int]:
         """k, the number of directions kept."""
@@ -281,13 +266,25 @@ class PWCCA(SubspaceMetric):
         value: Tensor = (weights * rho.clamp(max=1)).sum() / weights.sum()
         return value
 
+    def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
+        """By the directions one by one, so they have to be determined: `UndefinedValueError` where correlations tie.
+
+        But not where one layer spans everything: all correlations are 1 then, and it does not matter how they are
+        weighed, or whether they are squared.
+        """
+        cross = self.cross_with_gradient(x, y)
+        if max(cross.a.rank, cross.b.rank) == cross.a.n - 1:
+            return cross.product.square().sum() / min(cross.a.rank, cross.b.rank)
+        refuse_ties(torch.linalg.svdvals(cross.product.detach()), "canonical correlations")
+        return self.moment(cross)
+
     def samples_needed(self, p: int, q: int) -> int:
         """As of CCA: of Gaussian features all weights are much the same."""
         return 20 * max(p, q) + 1
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
         """Too few samples for the two ranks."""
-        return _saturation(a.n, a.rank, b.rank, "directions")
+        return saturation(a.n, a.rank, b.rank, "directions")
 
     def diagnostics(self, factor: Subspace) -> dict[str, int]:
         """Rank of the layer."""

@@ -1,4 +1,4 @@
-"""One decomposition a layer: the principal directions that the whole CCA family is computed from."""
+"""One decomposition a layer: the principal directions that CCA, shape distances and regression are computed from."""
 
 import dataclasses
 import math
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Group, Metric, Road
 from repsim.metrics.rows import Centred, Rows, column_means, cut, in_memory, pieces, wide
 from repsim.metrics.sweeps import Cross
@@ -32,13 +33,17 @@ _SHARE = 4
 """The Krylov space is given up at min(n, p) / 4 columns: by then the exact road's matrix product was as cheap."""
 _ROUNDINGS = 1024
 """Directions below so many roundings of the largest are noise: see `_floor`."""
+_TIE = 1e-8
+"""Values that differ by no more than this share of themselves tie: gradients divide by the difference."""
 _TOLERANCE = torch.finfo(torch.float32).eps / 2
 """Largest backward error: ||E||_F <= 2^-24 ||X||_F is what rounding every value of X to float32 may do to it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Subspace:
-    """The thin, rank-revealing decomposition X = Q diag(s) V' of a centred layer, directions by falling variance.
+    """The thin, rank-revealing decomposition X = Q diag(s) V' of a layer, directions by falling variance.
+
+    The layer is centred, unless the recipe was told otherwise.
 
     A truncation to the first k directions is a slice, so every SVCCA threshold shares one decomposition.
     """
@@ -50,6 +55,8 @@ class Subspace:
     """Sum of (s_i / s_1)^2, of all directions that there are: more than those that are kept here, perhaps."""
     complete: bool
     """Whether all directions are kept."""
+    features: int
+    """Of the layer, which may be more than there are directions."""
     loadings: Float64[Tensor, "r p"] | None = None
     """diag(s) V' = Q'X: how much of each feature each direction carries; where somebody asked for it."""
     backward_error: float = 0.0
@@ -66,6 +73,17 @@ class Subspace:
     def rank(self) -> int:
         """Number of directions that are kept."""
         return len(self.singular_values)
+
+    @property
+    def shares(self) -> Float64[Tensor, " r"]:
+        """Of the variance that is kept, in each direction."""
+        squares = (self.singular_values / self.singular_values[0]).square()  # s itself might overflow
+        return squares / squares.sum()
+
+    @property
+    def norm(self) -> Float64[Tensor, ""]:
+        """||X||_F, of what is kept."""
+        return self.singular_values[0] / self.shares[0].sqrt()
 
     @property
     def n(self) -> int:
@@ -132,11 +150,38 @@ class SubspaceMetric(Metric[Subspace], ABC):
         """One decomposition serves all such measures: that of whoever wants most of it."""
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
-        """By the singular value decomposition of each layer."""
+        """By an orthonormal basis of each layer."""
+        return torch.as_tensor(self.moment(self.cross_with_gradient(x, y)))
+
+    def cross_with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Cross[Subspace]:
+        """Two layers, and the inner products of their bases, by operations that autograd knows."""
         a, b = self.recipe.with_gradient(x), self.recipe.with_gradient(y)
         assert isinstance(a.basis, Tensor)
         assert isinstance(b.basis, Tensor)
-        return torch.as_tensor(self.moment(Cross(a, b, a.basis.T @ b.basis)))
+        return Cross(a, b, a.basis.T @ b.basis)
+
+
+def exact(a: Subspace, b: Subspace) -> bool:
+    """Whether the inner products of their bases are those of float64."""
+    return torch.promote_types(a.basis.dtype, b.basis.dtype) == torch.float64
+
+
+def saturation(n: int, r: int, t: int, count: str, *, centred: bool = True) -> str | None:
+    """Warn that two subspaces of dimensions r and t, which are in n - 1 dimensions, must meet (in n, uncentred)."""
+    certain = r + t - (n - centred)
+    if certain <= 0:
+        return None
+    return (
+        f"with n = {n} samples and {r} + {t} {count}, {certain} of the correlations are exactly 1 for any data; "
+        f"take at least n = {r + t + 1 + centred} samples, and many more for a value that means something"
+    )
+
+
+def refuse_ties(values: Float64[Tensor, " r"], what: str) -> None:
+    """Of falling values: raise where two are so close that their directions have no gradient."""
+    values = values.detach()
+    if bool((values[:-1] - values[1:] <= _TIE * values[:-1]).any()):
+        raise UndefinedValueError(f"two {what} are equal, so their directions, and the gradient, are not determined")
 
 
 def leading(s: Float64[Tensor, " r"], total: float, variance: float) -> int:
@@ -199,7 +244,7 @@ class SubspaceState:
 
 @dataclass(frozen=True)
 class PrincipalSubspace:
-    """The recipe of a `Subspace`: a decomposition in float64.
+    """The recipe of a `Subspace`: a decomposition in float64, of the layer as it is where it is not to be ``centred``.
 
     Directions with s_i <= s_1 min(max(n, p), 1024) eps are dropped, eps being that of the dtype that came in: for
     float32 activations such directions are rounding noise, and CCA would weigh them like any other. (Half precision is
@@ -220,11 +265,15 @@ class PrincipalSubspace:
 
     variance: float = 1.0
     loadings: bool = False
+    centred: bool = True
 
     def covers(self, other: object) -> bool:
         """Whether the factor has everything that the other recipe's has."""
         return (
-            isinstance(other, PrincipalSubspace) and self.variance >= other.variance and self.loadings >= other.loadings
+            isinstance(other, PrincipalSubspace)
+            and self.centred == other.centred
+            and self.variance >= other.variance
+            and self.loadings >= other.loadings
         )
 
     def __call__(self, x: Rows) -> Subspace:
@@ -233,8 +282,12 @@ class PrincipalSubspace:
 
     def fit(self, x: Rows) -> SubspaceState:
         """Decompose."""
-        mean, peak = column_means(x)
-        centred = Centred(x, mean, peak, torch.float64)  # in units of the largest value, so that no square overflows
+        mean, peak = column_means(x)  # refuses what is constant, centred or not
+        if not self.centred:
+            mean = torch.zeros_like(mean)
+        centred = Centred(
+            x, mean, peak, torch.float64
+        )  # in units of the largest deviation, so that no square overflows
         n, p = x.shape
         if x.dtype == torch.float64 or max(n, p) < _SQUARED_FROM:
             u, s, vh = torch.linalg.svd(centred.exact(slice(None)), full_matrices=False)
@@ -260,12 +313,25 @@ class PrincipalSubspace:
         return SubspaceState(mean, s * peak, total, complete, basis, None, loadings, error)
 
     def with_gradient(self, x: Float[Tensor, "n p"]) -> Subspace:
-        """Prepare one layer by operations that autograd knows; the gradient needs singular values that differ."""
-        centred = (x - x.mean(0)).to(wide(x.device), torch.float64)
-        u, s, vh = torch.linalg.svd(centred, full_matrices=False)
-        column_means(x.detach())  # refuses what is constant
-        kept, total, complete = self._kept(s.detach(), x)
-        return Subspace(u[:, :kept], s[:kept], total, complete, s[:kept, None] * vh[:kept] if self.loadings else None)
+        """Prepare one layer by operations that autograd knows. Singular values have no gradient, the basis has.
+
+        Where all directions are kept, only what they span counts: the basis is that of a QR decomposition of XVS^-1, V
+        and S held fixed, which spans the same and is orthonormal already, so that the gradient divides by nothing. The
+        leading directions are less: they depend on the gaps between singular values, and where there are none
+        `UndefinedValueError` is raised.
+        """
+        whole, peak = layer_with_gradient(x, centred=self.centred)
+        _, s, vh = torch.linalg.svd(whole.detach(), full_matrices=False)
+        kept, total, complete = self._kept(s, x)
+        rank = _rank(s, x)
+        turned = whole @ (vh[:rank].T / s[:rank])
+        if complete:
+            basis = torch.linalg.qr(turned)[0]
+        else:
+            refuse_ties(s[:rank], "singular values of the layer")
+            basis = torch.linalg.svd(turned * s[:rank], full_matrices=False)[0][:, :kept]
+        loadings = basis.T @ whole * peak if self.loadings else None
+        return Subspace(basis, s[:kept] * peak, total, complete, x.shape[1], loadings)
 
     def apply(self, x: Rows, state: SubspaceState) -> Subspace:
         """Make the factor: a basis in memory if x is, computed from the store as it is needed if x is there."""
@@ -275,14 +341,26 @@ class PrincipalSubspace:
         else:
             assert state.weights is not None
             basis = in_memory(Projected(Centred(x, state.mean, 1.0, x.dtype), state.weights, x.dtype), made_of=x)
-        return Subspace(basis, state.singular_values, state.total, state.complete, state.loadings, state.backward_error)
+        return Subspace(
+            basis, state.singular_values, state.total, state.complete, x.shape[1], state.loadings, state.backward_error
+        )
 
     def _kept(self, s: Float64[Tensor, " m"], x: Rows) -> tuple[int, float, bool]:
         """How many directions to keep, the sum of (s_i / s_1)^2 of all, and whether all are kept."""
-        rank = int((s > s[0] * _floor(x)).sum())
+        rank = _rank(s, x)
         total = float((s / s[0]).square().sum())
         kept = rank if self.variance == 1 else leading(s[:rank], total, self.variance)
         return kept, total, kept == rank
+
+
+def layer_with_gradient(x: Float[Tensor, "n p"], *, centred: bool = True) -> tuple[Float64[Tensor, "n p"], float]:
+    """One layer in float64, minus its means unless that is not asked for, in a unit of its own; and that unit.
+
+    Refuses what is constant.
+    """
+    _, peak = column_means(x.detach())
+    whole = x.to(wide(x.device), torch.float64) / peak
+    return whole - whole.mean(0) if centred else whole, peak
 
 
 def _floor(x: Rows) -> float:
@@ -293,6 +371,11 @@ def _floor(x: Rows) -> float:
     own, from their long sums in float32. So the usual max(n, p) eps, a bound for the worst case, holds up to 1024.
     """
     return float(min(max(x.shape), _ROUNDINGS) * torch.finfo(x.dtype).eps)
+
+
+def _rank(s: Float64[Tensor, " m"], x: Rows) -> int:
+    """How many of the singular values are more than noise."""
+    return int((s > s[0] * _floor(x)).sum())
 
 
 def _placed(basis: Float64[Tensor, "n r"], x: Rows) -> Float[Tensor, "n r"]:

@@ -281,7 +281,7 @@ def _prepared(stage: Stage, n: int) -> tuple[list[int], Cost, int]:
     cost = Cost(touched=2 * values, read=2 * stored)
     recipe = stage.recipe
     if isinstance(recipe, PrincipalSubspace):
-        widths = [min(n - 1, layer.p) for layer in layers]
+        widths = [min(n - recipe.centred, layer.p) for layer in layers]
         smaller = [min(n, layer.p) for layer in layers]
         cost += Cost(
             flop64=sum(1.0 * n * layer.p * m for layer, m in zip(layers, smaller, strict=True))

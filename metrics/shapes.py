@@ -1,0 +1,338 @@
+"""Shapes: how well one layer fits another once it has been rotated onto it."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from repsim.errors import UndefinedValueError
+from repsim.metrics.base import Array, Chance, Group, Invariance
+from repsim.metrics.rows import cut, wide
+from repsim.metrics.subspace import PrincipalSubspace, Subspace, SubspaceMetric, exact, layer_with_gradient
+from repsim.metrics.sweeps import Cross
+
+_RUN = 2**20
+"""Values of a run of samples whose residual is computed at once."""
+_CLOSE, _CLOSE_FLOAT32 = 1e-4, 1e-2
+"""Below, 1 - ||X^'Y^||_* is taken from the residual: its square root, the distance, would show the product's errors."""
+_NOTHING = 1e-26
+"""1 - ||X^'Y^||_* that is no more than this is nothing but rounding."""
+
+
+def misfit(cross: Cross[Subspace]) -> Float64[Tensor, ""]:
+    """1 - ||X^'Y^||_*, X^ and Y^ being of unit norm, to all digits: all that shape measures need to know of a pair.
+
+    With X^ = Q S V' and Y^ = P T W', the nuclear norm is the sum of the singular values of S Q'P T. Where it is nearly
+    1 the difference is half the squared residual, once Y^ is rotated onto X^, of the samples themselves.
+    """
+    a, b = cross.a, cross.b
+    if a is b:
+        return torch.zeros((), dtype=torch.float64)
+    s, t = a.shares.sqrt(), b.shares.sqrt()
+    product = s[:, None] * cross.product * t
+    gap: Tensor = 1 - torch.linalg.svdvals(product).sum()
+    if gap >= (_CLOSE if exact(a, b) else _CLOSE_FLOAT32):
+        return gap
+    place = wide(a.device)
+    runs = cut(a.n, max(64, _RUN // max(a.rank, b.rank)))
+    pairs = ((a.rows(i).to(place, torch.float64) * s, b.rows(i).to(place, torch.float64) * t) for i in runs)
+    return _half_residual(pairs, product)
+
+
+def _half_residual(
+    runs: Iterable[tuple[Float64[Tensor, "some r"], Float64[Tensor, "some t"]]], product: Float64[Tensor, "r t"]
+) -> Float64[Tensor, ""]:
+    """(||X A - Y B||^2 + what one has more of than the other) / 2, for X'Y = A D B' and some samples after the other.
+
+    Stationary in A and B, so their first derivatives do not count, and neither do their rounding errors.
+    """
+    left, _, right = torch.linalg.svd(product.detach())
+    k = min(product.shape)
+    total = torch.zeros((), dtype=torch.float64, device=product.device)
+    for x, y in runs:
+        u, v = x @ left, y @ right.T
+        total = total + (u[:, :k] - v[:, :k]).square().sum() + u[:, k:].square().sum() + v[:, k:].square().sum()
+    return total / 2
+
+
+def chance_alignment(x: Float64[Tensor, " r"], y: Float64[Tensor, " t"], n: int) -> float:
+    """The mean of ||X^'Y^||_* over permutations of n samples, nearly, from the shares of variance in all directions.
+
+    Permuted samples are taken for rotated ones. In the n - 1 dimensions that centring leaves, XX' and a rotated YY' are
+    then free, and the spectrum of (XX')^1/2 YY' (XX')^1/2 is the free multiplicative convolution of theirs. With
+    h_A(a) the mean of a l / (1 + a l) over the n - 1 eigenvalues l of A, and h_A(a) = h_B(b) = h, the convolution M
+    has h_M(z) = h at z = a b (1 - h) / h [1]; and the mean root of its eigenvalues is the integral of
+    h z^-3/2 dz / pi.
+    For two white layers of d << n directions it is 8 / (3 pi) sqrt(d / n).
+
+    References
+    ----------
+    [1] Voiculescu. Multiplication of certain non-commuting random variables. J. Operator Theory 1987.
+
+    Examples
+    --------
+    >>> white = torch.full((50,), 1 / 50, dtype=torch.float64)
+    >>> round(chance_alignment(white, white, 20_001), 3), round(8 / (3 * math.pi) * (50 / 20_000) ** 0.5, 3)
+    (0.042, 0.042)
+    >>> round(chance_alignment(white, white, 51), 4)  # both span everything
+    1.0
+    """
+    few, many = sorted((side.cpu().numpy() for side in (x, y)), key=len)
+    (a, h), (b, other) = (_means(spectrum, n - 1) for spectrum in (few, many))
+    log_z = np.log(a) + np.interp(np.log(h), np.log(other), np.log(b)) + np.log((1 - h) / h)
+    heights = h * np.exp(-log_z / 2)
+    ends = 2 * (heights[0] + heights[-1])  # before the grid h grows like z, and after it is constant
+    return (n - 1) / math.pi * float(np.trapezoid(heights, log_z) + ends)
+
+
+def _means(eigenvalues: Array, dimensions: int) -> tuple[Array, Array]:
+    """A grid of a, and h(a) on it."""
+    a = np.geomspace(1e-8, 1e8, 2000) / eigenvalues.max()
+    return a, sum(a * each / (1 + a * each) for each in eigenvalues) / dimensions
+
+
+class ShapeMetric(SubspaceMetric):
+    """What follows from `misfit` and the norms of two layers: states how."""
+
+    group: ClassVar[Group] = "alignment"
+    sense: ClassVar[Literal["similarity", "distance"]] = "distance"
+    triangle: ClassVar[bool] = True
+    needs: ClassVar[str] = "18 times the wider layer's features, else chance alone makes the nuclear norm exceed 0.2"
+
+    @abstractmethod
+    def of(
+        self, misfit: Float64[Tensor, ""], x_norm: Float64[Tensor, ""], y_norm: Float64[Tensor, ""]
+    ) -> Float64[Tensor, ""]:
+        """The value, of 1 - ||X^'Y^||_* and the norms of both layers."""
+
+    @property
+    def invariances(self) -> frozenset[Invariance]:
+        """All that keeps a shape."""
+        return frozenset({"permutation", "orthogonal", "isotropic scaling", "translation"})
+
+    @property
+    def recipe(self) -> PrincipalSubspace:
+        """One decomposition serves the whole family, and that of CCA."""
+        return PrincipalSubspace()
+
+    def moment(self, cross: Cross[Subspace]) -> Tensor:
+        """Compare two prepared layers, whose bases have these inner products."""
+        return self.of(cross.once(misfit), cross.a.norm, cross.b.norm)
+
+    def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
+        """By the nuclear norm of X'Y itself; `UndefinedValueError` for a distance of 0, which has no gradient.
+
+        Where X'Y loses rank the nuclear norm has a kink, and what is given is the smallest of its subgradients. Second
+        derivatives of layers that all but coincide are without the part that comes from the rotation's own.
+        """
+        (left, x_unit), (right, y_unit) = layer_with_gradient(x), layer_with_gradient(y)
+        x_norm, y_norm = torch.linalg.matrix_norm(left), torch.linalg.matrix_norm(right)
+        left, right, x_norm, y_norm = left / x_norm, right / y_norm, x_norm * x_unit, y_norm * y_unit
+        product = left.T @ right
+        values = torch.linalg.svdvals(product)
+        noise = values[0].detach() * max(product.shape) * torch.finfo(torch.float64).eps
+        gap: Tensor = 1 - values[values > noise].sum()
+        if gap < _CLOSE:
+            gap = _half_residual([(left, right)], product)
+        value = self.of(gap, x_norm, y_norm)
+        if self.sense == "distance" and value <= self.of(torch.full_like(gap, _NOTHING), x_norm, x_norm):
+            raise UndefinedValueError(f"the layers have the same shape: {self.name} has no gradient where it is 0")
+        return value
+
+    def chance(self, a: Subspace, b: Subspace) -> Chance:
+        """That of the mean nuclear norm."""
+        gap = torch.tensor(1 - chance_alignment(a.shares, b.shares, a.n), dtype=torch.float64)
+        return Chance(float(self.of(gap, a.norm, b.norm)), exact=False)
+
+    def caution(self, a: Subspace, b: Subspace) -> str | None:
+        """A layer spans all that there is."""
+        widest = max(a.rank, b.rank)
+        if widest < a.n - 1:
+            return None
+        return f"{widest} directions are all that n = {a.n} samples have: unrelated layers fit, too; take more samples"
+
+    def diagnostics(self, factor: Subspace) -> dict[str, int]:
+        """Rank of the layer."""
+        return {"rank": factor.rank}
+
+
+@dataclass(frozen=True)
+class Nuclear(ShapeMetric):
+    """Normalised Bures similarity, ||X~'Y~||_* / (||X~||_F ||Y~||_F): the cosine left after the best rotation.
+
+    X~ (n x p) and Y~ (n x q) are the centred layers, ||.||_* is the sum of singular values. It is the fidelity of the
+    two Gram matrices, tr (K^1/2 L K^1/2)^1/2 / sqrt(tr K tr L), and the largest inner product <X^, Y^R> over rotations
+    R. Range [0, 1]. For unrelated layers it is not 0 but about 8 / (3 pi) sqrt(d / n) for d equally strong directions.
+
+    References
+    ----------
+    Tang, Maddox, Dickens, Diethe, Damianou. Similarity of neural networks with gradients. 2020.
+    Harvey, Larsen, Williams. Duality of Bures and shape distances with implications for comparing neural
+    representations. UniReps 2023.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, y = (np.random.default_rng(seed).normal(size=(500, 4)) for seed in (0, 1))
+    >>> round(Nuclear()(x, 3 * x[:, ::-1]), 6), round(Nuclear()(x, y), 2)
+    (1.0, 0.09)
+    """
+
+    name: ClassVar[str] = "nuclear"
+    title: ClassVar[str] = "Normalised Bures similarity"
+    formula: ClassVar[str] = "||X'Y||_* / (||X||_F ||Y||_F), centred"
+    citation: ClassVar[str] = "Tang et al. 2020; Harvey et al. 2023"
+    question: ClassVar[str] = "How large is the cosine between two layers once one is rotated onto the other?"
+    sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
+    triangle: ClassVar[bool] = False
+
+    def of(
+        self,
+        misfit: Float64[Tensor, ""],
+        x_norm: Float64[Tensor, ""],  # noqa: ARG002 - scale does not count
+        y_norm: Float64[Tensor, ""],  # noqa: ARG002
+    ) -> Float64[Tensor, ""]:
+        """||X^'Y^||_*."""
+        return 1 - misfit
+
+    def samples_needed(self, p: int, q: int) -> int:
+        """From 8 / (3 pi) sqrt(d / n); layers of unequal widths need fewer."""
+        return 18 * max(p, q) + 1
+
+
+@dataclass(frozen=True)
+class AngularShape(ShapeMetric):
+    """Angular shape distance: the angle between two layers once one is rotated onto the other.
+
+    arccos ||X^'Y^||_*, where X^ = X~ / ||X~||_F is centred and of unit norm: the Riemannian distance of Kendall's shape
+    space. A metric, in radians. Range [0, pi/2].
+
+    References
+    ----------
+    Williams, Kunz, Kornblith, Linderman. Generalized shape metrics on neural representations. NeurIPS 2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, y = (np.random.default_rng(seed).normal(size=(500, 4)) for seed in (0, 1))
+    >>> round(AngularShape()(x, 3 * x[:, ::-1]), 6), round(AngularShape()(x, y), 2)
+    (0.0, 1.48)
+    """
+
+    name: ClassVar[str] = "angular_shape"
+    title: ClassVar[str] = "Angular shape distance"
+    formula: ClassVar[str] = "arccos(||X'Y||_* / (||X||_F ||Y||_F)), centred"
+    citation: ClassVar[str] = "Williams et al. 2021"
+    question: ClassVar[str] = "By what angle do two layers differ once one is rotated onto the other?"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """[0, pi/2]."""
+        return 0.0, math.pi / 2
+
+    def of(
+        self,
+        misfit: Float64[Tensor, ""],
+        x_norm: Float64[Tensor, ""],  # noqa: ARG002 - scale does not count
+        y_norm: Float64[Tensor, ""],  # noqa: ARG002
+    ) -> Float64[Tensor, ""]:
+        """By half the chord: arccos loses half the digits of small angles."""
+        return 2 * (misfit / 2).sqrt().asin()
+
+
+@dataclass(frozen=True)
+class Procrustes(ShapeMetric):
+    """Orthogonal Procrustes distance between centred layers of unit norm: what is left after the best rotation.
+
+    min_R ||X^ - Y^R||_F = sqrt(2 - 2 ||X^'Y^||_*) over orthogonal R, the narrower layer padded with zeros, where
+    X^ = X~ / ||X~||_F. A metric. Range [0, sqrt 2].
+
+    References
+    ----------
+    Ding, Denain, Steinhardt. Grounding representation similarity through statistical testing. NeurIPS 2021.
+    Williams, Kunz, Kornblith, Linderman. Generalized shape metrics on neural representations. NeurIPS 2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, y = (np.random.default_rng(seed).normal(size=(500, 4)) for seed in (0, 1))
+    >>> round(Procrustes()(x, 3 * x[:, ::-1]), 6), round(Procrustes()(x, y), 2)
+    (0.0, 1.35)
+    """
+
+    name: ClassVar[str] = "procrustes"
+    title: ClassVar[str] = "Procrustes distance"
+    formula: ClassVar[str] = "sqrt(2 - 2 ||X'Y||_* / (||X||_F ||Y||_F)), centred"
+    citation: ClassVar[str] = "Ding et al. 2021; Williams et al. 2021"
+    question: ClassVar[str] = "What is left between two layers once one is rotated onto the other, at equal scale?"
+    others: ClassVar[Mapping[str, str]] = {
+        "Ding et al. 2021, sim_metric": "its square; which is no metric",
+        "scipy.spatial.procrustes": "1 - ||X'Y||_*^2: one layer is also scaled to fit, and the residual squared",
+    }
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """[0, sqrt 2]."""
+        return 0.0, math.sqrt(2)
+
+    def of(
+        self,
+        misfit: Float64[Tensor, ""],
+        x_norm: Float64[Tensor, ""],  # noqa: ARG002 - scale does not count
+        y_norm: Float64[Tensor, ""],  # noqa: ARG002
+    ) -> Float64[Tensor, ""]:
+        """The chord."""
+        return (2 * misfit).sqrt()
+
+
+@dataclass(frozen=True)
+class ProcrustesSize(ShapeMetric):
+    """Procrustes size-and-shape distance: what is left after the best rotation, scale included.
+
+    min_R ||X~ - Y~R||_F = sqrt(||X~||_F^2 + ||Y~||_F^2 - 2 ||X~'Y~||_*) over orthogonal R, the narrower layer padded
+    with zeros; X~ and Y~ are centred. It is the Bures distance between their Gram matrices. A metric. Range
+    [0, infinity), in the units of the activations; it grows with sqrt n.
+
+    References
+    ----------
+    Williams, Kunz, Kornblith, Linderman. Generalized shape metrics on neural representations. NeurIPS 2021.
+    Harvey, Larsen, Williams. Duality of Bures and shape distances with implications for comparing neural
+    representations. UniReps 2023.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
+    >>> round(ProcrustesSize()(x, x[:, ::-1]), 6), round(ProcrustesSize()(x, 3 * x), 6)
+    (0.0, 4.0)
+    """
+
+    name: ClassVar[str] = "procrustes_size"
+    title: ClassVar[str] = "Procrustes size-and-shape distance"
+    formula: ClassVar[str] = "sqrt(||X||_F^2 + ||Y||_F^2 - 2 ||X'Y||_*), centred"
+    citation: ClassVar[str] = "Williams et al. 2021; Harvey et al. 2023"
+    question: ClassVar[str] = "What is left between two layers once one is rotated onto the other, scale included?"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """[0, infinity)."""
+        return 0.0, math.inf
+
+    @property
+    def invariances(self) -> frozenset[Invariance]:
+        """Scale is seen."""
+        return frozenset({"permutation", "orthogonal", "translation"})
+
+    def of(
+        self, misfit: Float64[Tensor, ""], x_norm: Float64[Tensor, ""], y_norm: Float64[Tensor, ""]
+    ) -> Float64[Tensor, ""]:
+        """From parts that do not cancel: (||X|| - ||Y||)^2 + 2 ||X|| ||Y|| (1 - ||X^'Y^||_*)."""
+        unit = torch.maximum(x_norm, y_norm).detach()
+        a, b = x_norm / unit, y_norm / unit
+        return unit * ((a - b).square() + 2 * a * b * misfit).sqrt()
