@@ -16,10 +16,12 @@ from repsim.metrics.rows import Rows, by_pieces, column_means, cut, in_memory, p
 T = TypeVar("T")
 _SIDE = 2048
 """Samples of a tile's side: of the matrix of all similarities, this much is there at a time."""
-_TABLE = 2**24
-"""Numbers of a table of some samples by all samples."""
-_GATHERED = 2**22
-"""Values of features that are gathered at once."""
+_TABLE = 2**22
+"""Similarities of some samples with all."""
+_RANKS = 2**20
+"""Ranks of some samples' neighbours, in a table of all samples: little enough for the cache."""
+_GATHERED = 2**18
+"""Values of features that are gathered at once: the same."""
 _TIE = 8
 """Similarities that differ by so many rounding steps of 1 are equal: those of duplicates do, by how products are cut."""
 
@@ -246,7 +248,7 @@ def ranks_among(a: Neighbours, others: Sequence[Neighbours], k: int) -> list[Int
     neighbours, so that n k numbers are touched and not n^2.
     """
     n, place = a.n, a.indices.device
-    table = torch.zeros(min(n, max(1, _TABLE // n)), n, dtype=torch.int32, device=place)
+    table = torch.zeros(min(n, max(64, _RANKS // n)), n, dtype=torch.int32, device=place)
     ranks = torch.arange(1, k + 1, dtype=table.dtype, device=place)
     found = [torch.empty(n, k, dtype=torch.int64, device=place) for _ in others]
     for i in cut(n, len(table)):
