@@ -23,7 +23,7 @@ _RANKS = 2**20
 _GATHERED = 2**18
 """Values of features that are gathered at once: the same."""
 _TIE = 8
-"""Similarities that differ by so many rounding steps of 1 are equal: those of duplicates do, by how products are cut."""
+"""Similarities that differ by so many rounding steps of 1 are equal: those of duplicates do, by how sums are cut."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,8 @@ def direction(x: Float[Tensor, "rows p"]) -> Float64[Tensor, "rows p"]:
     """Every row divided by its norm; by its largest value first, so that no square overflows."""
     x = x.to(wide(x.device)).to(torch.float64)
     x = x / x.detach().abs().amax(1, keepdim=True)
-    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    unit: Tensor = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return unit
 
 
 @dataclass(frozen=True)
