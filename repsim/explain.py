@@ -158,7 +158,7 @@ def letters(metric: Metric[Any]) -> str:
     'P O S T'
     """
     mine, more = (" ".join(INVARIANCES[each][0] for each in invariances(metric, of_y=of_y)) for of_y in (False, True))
-    return f"{mine} ({more})" if more else mine or "-"
+    return f"{mine or '-'} ({more})" if more else mine or "-"
 
 
 def forms(metric: Metric[Any]) -> list[Form]:

@@ -13,7 +13,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def pages() -> dict[Path, str]:
     return {docs / name: filled((docs / name).read_text(), parts) for name, parts in blocks.items()}
 
 
-def filled(page: str, parts: dict[str, Iterable[str]]) -> str:
+def filled(page: str, parts: Mapping[str, Iterable[str]]) -> str:
     """The page, with these parts between their marks."""
     for name, lines in parts.items():
         start, end = f"<!-- {name}: written by scripts/metrics_docs.py -->", f"<!-- /{name} -->"
