@@ -95,9 +95,8 @@ def families() -> dict[Group, list[Metric[Any]]]:
     >>> [metric.name for metric in families()["cca"]][:2]
     ['cca', 'pwcca']
     """
-    every = [metrics.get(name) for name in metrics.names()]
-    grouped = {group: [metric for metric in every if metric.group == group] for group in GROUPS}
-    return {group: members for group, members in grouped.items() if members}
+    known = metrics.groups()
+    return {group: [metrics.get(name) for name in known[group]] for group in GROUPS if known[group]}
 
 
 def traits(metric: Metric[Any]) -> dict[str, str]:
