@@ -183,13 +183,15 @@ def measures() -> None:
     """All measures by group, a line each."""
     from repsim import explain
 
-    listed = table("group", "metric", "question", "sense", "range", "unchanged by", "citation")
+    listed = table("group", "metric", "question", "sense", "range", "unchanged by")
+    for column in listed.columns:
+        column.no_wrap = column.header not in {"question", "sense"}
     for group, members in explain.families().items():
         for metric in members:
             sense = metric.sense + ("" if metric.symmetric else ", asymmetric")
             said = metric.name, metric.question, sense, explain.range_of(metric), explain.letters(metric)
             first, last = metric is members[0], metric is members[-1]
-            listed.add_row(group if first else "", *said, metric.citation, end_section=last)
+            listed.add_row(group if first else "", *said, end_section=last)
     console().print(listed)
     click.echo(f"unchanged by {explain.LEGEND}; in brackets, of the second layer only")
     click.echo("`repsim metrics NAME` explains one; docs/metrics.md says which to take.")

@@ -34,8 +34,6 @@ except ModuleNotFoundError as missing:  # not the project's interpreter: go ther
 
 WIDTH = 512
 """Features, in the table's column of samples needed."""
-BAR = "\\|"
-"""What a table takes for a bar in a cell, and not for its end; also in code."""
 
 
 def pages() -> dict[Path, str]:
@@ -181,7 +179,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield f"| {' | '.join(head.removeprefix('>') for head in heads)} |"
     yield f"|{'|'.join('--:' if head.startswith('>') else '---' for head in heads)}|"
     for row in rows:
-        yield f"| {' | '.join(cell.replace('|', BAR) for cell in row)} |"
+        yield f"| {' | '.join(_BAR.sub(_ESCAPED_BAR, cell) for cell in row)} |"
 
 
 def prose(text: str) -> Iterator[str]:
@@ -202,11 +200,13 @@ def escaped(text: str) -> str:
     return "".join(part if i % 2 else _SPECIAL.sub(r"\\\g<0>", part) for i, part in enumerate(parts))
 
 
+_BAR, _ESCAPED_BAR = re.compile(r"(?<!\\)\|"), r"\\|"  # of a table's cell; in code, too
 _SPECIAL = re.compile(
     r"[\\*~]"  # emphasis, struck out
     r"|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"  # within a word an underscore is one
     r"|<(?=[A-Za-z/!?])"  # HTML
     r"|\](?=[(\[])"  # a link
+    r"|^(?:[|#>]|[+-](?= ))"  # a table, a heading, a quotation, a list
 )
 
 

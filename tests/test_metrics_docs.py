@@ -104,8 +104,16 @@ def test_the_guide_names_only_measures_that_exist() -> None:
 
 
 def shown(markdown: str) -> str:
-    """What a reader sees."""
-    return "".join(token.content for token in inline(MARKDOWN.parseInline(markdown)) if token.type != "inline")
+    """What a reader sees of a paragraph, which it has to be."""
+    tokens = MARKDOWN.parse(markdown)
+    assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
+    return "".join(token.content for token in inline(tokens) if token.type != "inline")
+
+
+def test_a_bar_in_a_cell_ends_no_cell(script: ModuleType) -> None:
+    cells = ["`||a||`", script.escaped("|b| and ||c||_F")]
+    tokens = MARKDOWN.parse("\n".join(script.table(("one", "two"), [cells])))
+    assert [shown(token.content) for token in tokens if token.type == "inline"][2:] == ["||a||", "|b| and ||c||_F"]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +122,9 @@ def shown(markdown: str) -> str:
         "||X'Y||_F^2 / sum_{i<=k} a_i and `sum_{i}` again, ||Y||_F",
         "<K^1, K^2>, <b>, a * b * c, X~ and Y~, [x](y), a\\b",
         "_F of U_i_ is __not__ emphasis",
+        "|a| is no table",
+        "# is no heading",
+        "- b is no list",
     ],
 )
 def test_formulas_are_shown_as_they_are(script: ModuleType, text: str) -> None:
