@@ -144,6 +144,16 @@ def range_of(metric: Metric[Any]) -> str:
     return f"{low} to {high}"
 
 
+def interval(metric: Metric[Any]) -> str:
+    """The bounds for a table.
+
+    >>> interval(metrics.get("cka"))
+    '[-1, 1]'
+    """
+    text = range_of(metric).replace("infinity", "inf").replace(" to ", ", ")
+    return f"{'(' if text.startswith('-inf') else '['}{text}{')' if text.endswith('inf') else ']'}"
+
+
 def invariances(metric: Metric[Any], *, of_y: bool = False) -> list[Invariance]:
     """What leaves the value as it is, in the order of the field: of either layer, or what more of the second one."""
     mine = metric.invariances_of_y - metric.invariances if of_y else metric.invariances

@@ -186,10 +186,11 @@ def measures() -> None:
     listed = table("group", "metric", "question", "sense", "range", "unchanged by")
     for column in listed.columns:
         column.no_wrap = column.header not in {"question", "sense"}
+    listed.columns[3].max_width = len("similarity,")  # what is asymmetric says so below; questions need the room
     for group, members in explain.families().items():
         for metric in members:
             sense = metric.sense + ("" if metric.symmetric else ", asymmetric")
-            said = metric.name, metric.question, sense, explain.range_of(metric), explain.letters(metric)
+            said = metric.name, metric.question, sense, explain.interval(metric), explain.letters(metric)
             first, last = metric is members[0], metric is members[-1]
             listed.add_row(group if first else "", *said, end_section=last)
     console().print(listed)

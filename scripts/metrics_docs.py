@@ -85,7 +85,7 @@ def traits() -> Iterator[str]:
             n = metric.samples_needed(WIDTH, WIDTH)
             sense = metric.sense + (", a metric" if metric.triangle else "")
             symmetric = "yes" if metric.symmetric else "**no**"
-            said = sense, escaped(explain.range_of(metric)), symmetric, explain.letters(metric)
+            said = sense, escaped(explain.interval(metric)), symmetric, explain.letters(metric)
             rows.append((link(metric), *said, escaped(explain.chance(metric)), "–" if n is None else f"{n:,}"))
     heads = ("measure", "sense", "range", "symmetric", "unchanged by", "chance", f">n for {WIDTH} features")
     yield from table(heads, rows)
@@ -166,7 +166,7 @@ def references() -> Iterator[str]:
 def contracts(cls: type[MetricContract]) -> Iterator[type[MetricContract]]:
     """Those that state metrics of ours."""
     for each in cls.__subclasses__():
-        if each.__module__.startswith("tests.metrics.test_contract") and getattr(each, "metrics", ()):
+        if each.__module__.startswith("tests.metrics.test_contract") and each.__dict__.get("metrics"):
             yield each
         yield from contracts(each)
 

@@ -94,6 +94,7 @@ def test_what_is_unusual_is_said(odd: Metric[Any]) -> None:
     said = explain.traits(odd)
     assert said["sense"].startswith("distance: it shrinks")
     assert said["range"] == "0 to infinity"
+    assert explain.interval(odd) == "[0, inf)"
     assert said["symmetric"].startswith("no")
     assert said["unchanged by"] == (
         "nothing that is done to the features; in the second layer also permutation of features, translation"
