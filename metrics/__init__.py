@@ -8,13 +8,14 @@ if __name__ != "repsim.metrics":
 
 import functools
 import sys
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, get_args
 
 from repsim.errors import UnknownNameError
-from repsim.metrics.base import Factor, Metric, Recipe
+from repsim.metrics.base import Factor, Group, Metric, Recipe
 from repsim.registry import build, load_modules, parse_spec
 
-__all__ = ["Factor", "Metric", "Recipe", "get", "names"]
+__all__ = ["Factor", "Metric", "Recipe", "get", "groups", "members", "names", "select"]
 
 
 @functools.cache
@@ -30,6 +31,52 @@ def names() -> list[str]:
     """
     _load()
     return sorted(Metric.registry)
+
+
+def groups() -> dict[str, list[str]]:
+    """Groups of measures (`repsim.metrics.base.Group`), and the names of those in each.
+
+    >>> "svcca" in groups()["cca"]
+    True
+    """
+    found: dict[str, list[str]] = {group: [] for group in get_args(Group)}
+    for name in names():
+        found[Metric.registry[name].group].append(name)
+    return found
+
+
+def select(spec: str) -> list[Metric[Any]]:
+    """Make the measures that a word stands for: a spec string, the name of a group, or ``all``.
+
+    Where a measure has the name of its group, write ``group:cca`` for all of them. Of a group, measures whose library
+    is not installed are left out.
+
+    >>> [metric.spec for metric in select("group:cca")]
+    ['cca', 'pwcca', 'svcca']
+    >>> select("cca"), select("svcca:variance=0.95")
+    ([CCA(summary='rho')], [SVCCA(variance=0.95)])
+    """
+    chosen = members(spec)
+    if chosen is None:
+        return [get(spec)]
+    made = [build(Metric.registry[name], {}) for name in chosen]
+    return [metric for metric in made if metric.extra is None or find_spec(metric.extra) is not None]
+
+
+def members(word: str) -> list[str] | None:
+    """Names of the measures of a group, or of ``all``; None where the word is the spec of one measure.
+
+    >>> members("group:cca"), members("cca")
+    (['cca', 'pwcca', 'svcca'], None)
+    """
+    group = word.removeprefix("group:")
+    if group == "all":
+        return names()
+    if group == word and (word in names() or word not in groups()):
+        return None
+    if group not in groups():
+        raise UnknownNameError("group", group, ["all", *groups()])
+    return groups()[group]
 
 
 def get(spec: str) -> Metric[Any]:

@@ -410,7 +410,14 @@ def metrics(name: str | None, *, as_json: bool) -> None:
     "--metric",
     "specs",
     multiple=True,
-    help="As in `repsim metrics`; repeat for several.  [default: cka, or what the result has that is added to]",
+    help="As in `repsim metrics`; repeat for several. all, or a group: alignment, rsm, neighbours, group:cca, "
+    "statistics, topology.  [default: cka, or what the result has that is added to]",
+)
+@click.option(
+    "--readout",
+    "readouts",
+    multiple=True,
+    help="Compare only layers read out so, like with like; repeat for several.  [default: all arrays with all]",
 )
 @click.option("-o", "--out", type=_READ, help="Save the result here, as netCDF (.nc); what is there is added to.")
 @click.option(
@@ -428,6 +435,7 @@ def metrics(name: str | None, *, as_json: bool) -> None:
 def compare(
     stores: Sequence[Path],
     specs: Sequence[str],
+    readouts: Sequence[str],
     out: Path | None,
     memory: str | None,
     device: str,
@@ -452,6 +460,8 @@ def compare(
     Examples:
       repsim compare acts/resnet50.h5 acts/vit_base_patch16_224.h5 -m cka -m svcca -o result.nc
       repsim compare acts/resnet50.h5 -m cka:kernel=rbf,bandwidth=0.5 --json
+      repsim compare acts/a.h5 acts/b.h5 -m all -o all.nc
+      repsim compare acts/a.h5 acts/b.h5 --readout mean --readout flatten -o readouts.nc
       repsim compare acts/*.h5 -o all.nc --memory 2GiB --explain
       torchrun --nproc-per-node 4 -m repsim compare acts/*.h5 -o all.nc
     """
@@ -467,7 +477,9 @@ def compare(
         if out is not None and me.first and not dry_run:
             check_output(out, overwrite=overwrite or grows)
         a, b = (list(stores), None) if square or len(stores) > 2 else (stores[0], stores[-1])
-        with Comparison(a, b, specs or None, device=device, memory=memory, tf32=tf32, known=known, me=me) as planned:
+        with Comparison(
+            a, b, specs or None, device=device, memory=memory, tf32=tf32, readouts=readouts, known=known, me=me
+        ) as planned:
             if (explain or dry_run) and me.first:
                 terminal.plan(planned.plan, planned.rates())
             if dry_run:
@@ -489,8 +501,7 @@ def compare(
             _say(f"{out} holds all of this already; --overwrite computes it anew")
     if explain:
         terminal.took(seconds)
-    for variable in result.data_vars.values():
-        terminal.remarks(variable)
+    terminal.remarks(result)
     if as_json:
         click.echo(json.dumps(terminal.as_json(result)))
         return

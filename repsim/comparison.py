@@ -17,7 +17,7 @@ import repsim
 from repsim import metrics as registry
 from repsim.alignment import AlignedView
 from repsim.devices import choose_device, no_fraying, return_memory
-from repsim.errors import InvalidInputError
+from repsim.errors import InvalidInputError, TooLittleMemoryError
 from repsim.factors import Source, prepare
 from repsim.machine import memory_now, memory_to_use, rates
 from repsim.matrix import Layer, Matrix
@@ -76,6 +76,7 @@ def compare(
     device: str = "auto",
     memory: int | str | None = None,
     tf32: bool = False,
+    readouts: Sequence[str] = (),
     known: xr.Dataset | None = None,
     parts: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -90,7 +91,9 @@ def compare(
         Two stores, or their files, over the same samples in the same order: layers of a by layers of b. One store
         alone is compared with itself. A list of stores gives the matrix of all layers of all models, by themselves.
     metrics
-        Spec strings or metrics; one variable of the result each. By default ``cka``, or what ``known`` has.
+        Spec strings or metrics; one variable of the result each. By default ``cka``, or what ``known`` has. ``all``, or
+        the name of a group (``alignment``, ``rsm``, ``neighbours``, ``group:cca``, ``statistics``, ``topology``),
+        stands for its measures; those of them that cannot be had here are left out, and the result says why.
     device
         Where to compute: ``auto``, ``cpu``, ``cuda``, ``mps``.
     memory
@@ -98,6 +101,9 @@ def compare(
         80 % of the GPU's. Layers that do not fit are read again as they are needed.
     tf32
         Let a GPU round products to TensorFloat-32: faster, with errors of 1e-3 instead of 1e-7.
+    readouts
+        Compare only arrays of these readouts, like with like: of several there is one variable a metric and readout,
+        named ``cka@mean``. By default every array of a store is a layer of its own, compared with all others.
     known
         An earlier result over some of the same stores: what it holds is taken from there, and only the rest computed.
     parts
@@ -121,7 +127,9 @@ def compare(
     SampleMismatchError
         The stores hold other samples, or another order.
     InvalidInputError
-        Too few samples, NaN or infinite activations, too little memory, two models of one name.
+        Too few samples, NaN or infinite activations, two models of one name, a readout that a store has not.
+    TooLittleMemoryError
+        Not even the smallest plan fits.
     StoreError
         A file that cannot be read.
     UndefinedValueError
@@ -140,7 +148,9 @@ def compare(
     1.0
     1.0
     """
-    with Comparison(a, b, metrics, device=device, memory=memory, tf32=tf32, known=known, me=me) as planned:
+    with Comparison(
+        a, b, metrics, device=device, memory=memory, tf32=tf32, readouts=readouts, known=known, me=me
+    ) as planned:
         return planned.run(parts=parts, progress=progress, command=command)
 
 
@@ -159,6 +169,7 @@ class Comparison:
         device: str = "auto",
         memory: int | str | None = None,
         tf32: bool = False,
+        readouts: Sequence[str] = (),
         known: xr.Dataset | None = None,
         me: Ranks = ALONE,
     ) -> None:
@@ -168,21 +179,42 @@ class Comparison:
             metrics = ["cka"] if known is None else []
         elif not metrics:
             raise InvalidInputError("name at least one metric")
-        self.metrics = list({metric.spec: metric for metric in map(_metric, metrics)}.values())
+        self.metrics, self.optional = _chosen(metrics)
         with ExitStack() as stack:
             stores_a, stores_b = _open(a, b, stack)
             self.view = AlignedView(*dict.fromkeys((*stores_a, *stores_b)))
-            self.matrix = Matrix(stores_a, stores_b, len(self.view.sample_ids))
+            self.matrix = Matrix(stores_a, stores_b, len(self.view.sample_ids), readouts)
+            self._leave_out_what_needs_more_samples()
             if known is not None:
                 self.metrics = self.matrix.take_over(known, self.metrics)
                 self._was_tf32 = bool(known.attrs.get("tf32"))
             limits = me.share(Limits(memory_to_use(self.device, memory), self._base(), self.device))  # one plan for all
-            jobs = self.matrix.missing(self.metrics)
-            n = self.matrix.n
-            self.plan = Plan(
-                n, limits, tuple(stage for job in jobs for stage in plan(*job[:2], n, job[2], limits).stages)
-            )
+            self.plan = self._planned(limits)
             self._stack = stack.pop_all()
+
+    def _leave_out_what_needs_more_samples(self) -> None:
+        """Of a group; who asked for such a measure by name is told that it is impossible."""
+        for metric in self.metrics:
+            if metric.spec in self.optional and metric.min_samples > self.matrix.n:
+                self.matrix.left_out.append(f"{metric.spec}: needs at least {metric.min_samples} samples")
+        self.metrics = [m for m in self.metrics if m.spec not in self.optional or m.min_samples <= self.matrix.n]
+        if self.matrix.left_out and not self.metrics:
+            raise InvalidInputError(f"{self.matrix.n} samples are too few; {self.matrix.left_out[0]}")
+
+    def _planned(self, limits: Limits) -> Plan:
+        """A plan for what is missing, of which measures that nobody named are left out where they take too much."""
+        n = self.matrix.n
+        while True:
+            jobs = self.matrix.missing(self.metrics)
+            try:
+                return Plan(
+                    n, limits, tuple(stage for job in jobs for stage in plan(*job[:2], n, job[2], limits).stages)
+                )
+            except TooLittleMemoryError as error:
+                if not set(error.metrics) <= self.optional or len(error.metrics) == len(self.metrics):
+                    raise
+                self.matrix.left_out.append(str(error))
+                self.metrics = [metric for metric in self.metrics if metric.spec not in error.metrics]
 
     def _base(self) -> int:
         """What the process takes already, where that counts: the memory of a GPU is another.
@@ -224,7 +256,7 @@ class Comparison:
                 meter.finished(stage)
                 return_memory()
             self.me.wait()  # nobody writes any more
-            result = self.matrix.dataset(self.metrics, self._attrs(command or ""))
+            result = self.matrix.dataset(self.metrics, self._attrs(command or ""), self.optional)
             if save is not None and self.me.first:
                 save(result)
         return result
@@ -254,7 +286,7 @@ class Comparison:
         factors = prepared.factors
         for name, why in prepared.undefined.items():
             for metric in stage.metrics:
-                self.matrix.undefined[metric.spec].add(f"layer {sources[name].label}: {why}")
+                self.matrix.no_value(metric, name, why)
         rows, columns = (
             [layer.name for layer in side if layer.name in factors] for side in (stage.rows, stage.columns)
         )
@@ -280,6 +312,20 @@ class Comparison:
 
 def _metric(spec: str | Metric[Any]) -> Metric[Any]:
     return spec if isinstance(spec, Metric) else registry.get(spec)
+
+
+def _chosen(words: Sequence[str | Metric[Any]]) -> tuple[list[Metric[Any]], set[str]]:
+    """Every metric once, and the specs of those that nobody asked for by name."""
+    found: dict[str, Metric[Any]] = {}
+    named = set()
+    for word in words:
+        if isinstance(word, Metric) or registry.members(word) is None:
+            metric = _metric(word)
+            found[metric.spec] = metric
+            named.add(metric.spec)
+        else:
+            found |= {metric.spec: metric for metric in registry.select(word)}
+    return list(found.values()), set(found) - named
 
 
 def _open(

@@ -18,6 +18,14 @@ class InvalidInputError(RepsimError, ValueError):
     """A value that cannot be used: wrong shape, too few samples, not finite, an impossible option."""
 
 
+class TooLittleMemoryError(RepsimError, MemoryError):
+    """Not even the smallest plan for these metrics fits into the memory that is allowed."""
+
+    def __init__(self, message: str, metrics: Iterable[str]) -> None:
+        self.metrics = frozenset(metrics)
+        super().__init__(message)
+
+
 class UnknownNameError(RepsimError, LookupError):
     """A name that nothing is registered under; the message lists the nearest names."""
 

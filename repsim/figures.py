@@ -163,14 +163,19 @@ def figure(result: xr.Dataset | xr.DataArray, metrics: Sequence[str] | None = No
     if isinstance(result, xr.DataArray):
         result = result.to_dataset(name=result.name if result.name is not None else "value")
     known = [str(name) for name, variable in result.data_vars.items() if set(variable.dims) == set(_DIMS)]
-    names = known if metrics is None else list(metrics)
-    for name in names:
-        if name not in known:
-            raise UnknownNameError("measure in this result", name, known)
+    names = known if metrics is None else [name for metric in metrics for name in _variables(result, metric, known)]
     if not names:
         raise InvalidInputError("there is nothing to draw: expected at least one measure with dims (layer_a, layer_b)")
     panels = [_checked(result[name]) for name in names]
     return _lay_out(panels, caption=_caption(panels[0]))
+
+
+def _variables(result: xr.Dataset, metric: str, known: Sequence[str]) -> list[str]:
+    """One by its name, or those of a metric under every readout."""
+    names = [metric] if metric in known else [name for name in known if result[name].attrs.get("spec") == metric]
+    if not names:
+        raise UnknownNameError("measure in this result", metric, known)
+    return names
 
 
 def save(figure: Figure, path: str | Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -49,10 +49,21 @@ class Layer:
 
 
 class Matrix:
-    """Layers of ``stores_a`` by layers of ``stores_b``; where both are the same list, all layers by themselves."""
+    """Layers of ``stores_a`` by layers of ``stores_b``; where both are the same list, all layers by themselves.
 
-    def __init__(self, stores_a: Sequence[ActivationStore], stores_b: Sequence[ActivationStore], n: int) -> None:
+    Every array is a layer of its own. But where ``readouts`` are named, only those arrays count, like is compared with
+    like, and a matrix of the same layers is made for every readout, under titles such as ``cka@mean``.
+    """
+
+    def __init__(
+        self,
+        stores_a: Sequence[ActivationStore],
+        stores_b: Sequence[ActivationStore],
+        n: int,
+        readouts: Sequence[str] = (),
+    ) -> None:
         self.n, self.stores = n, (list(stores_a), list(stores_b))
+        self.readouts = tuple(dict.fromkeys(readouts))
         every = list(dict.fromkeys((*stores_a, *stores_b)))
         self.several = len(stores_a) > 1
         models = [store.model for store in every]
@@ -60,32 +71,62 @@ class Matrix:
             twice = next(model for model in models if models.count(model) > 1)
             files = ", ".join(str(store.path) for store in every if store.model == twice)
             raise InvalidInputError(f"{files} are all of a model named {twice!r}, so their layers would share names")
-        layers = [[self._layer(store, k, name) for name in store.layers] for k, store in enumerate(every)]
-        of = dict(zip(every, layers, strict=True))
+        of = {store: self._layers(store, k) for k, store in enumerate(every)}
         self.rows, self.columns = ([layer for store in side for layer in of[store]] for side in self.stores)
-        self.layers = [layer for some in layers for layer in some]
-        self._place = tuple({layer.shape.name: i for i, layer in enumerate(side)} for side in (self.rows, self.columns))
+        self.layers = [layer for some in of.values() for layer in some]
+        self._names = tuple(list(dict.fromkeys(layer.name for layer in side)) for side in (self.rows, self.columns))
+        """Of the rows and columns of the result, each of which may be several arrays."""
+        self._place = tuple(
+            {layer.shape.name: names.index(layer.name) for layer in side}
+            for side, names in zip((self.rows, self.columns), self._names, strict=True)
+        )
         self._by_name = {layer.shape.name: layer for layer in self.layers}
-        shape = len(self.rows), len(self.columns)
+        shape = len(self._names[0]), len(self._names[1])
         self.values: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.full(shape, np.nan))
         self.undefined: dict[str, set[str]] = defaultdict(set)
         self.cautions: dict[str, list[str]] = defaultdict(list)
         self.diagnostics: dict[str, dict[str, int]] = defaultdict(dict)
-        """What a metric tells of single layers: ``spec.name`` -> the layer's unique name -> number."""
+        """What a metric tells of single layers: ``title.name`` -> the layer's unique name -> number."""
+        self.left_out: list[str] = []
+        """Which variables are not in the result, and why: nobody asked for them by name."""
         self._old: set[str] = set()
         self._known: set[str] = set()
 
-    def _layer(self, store: ActivationStore, k: int, name: str) -> Layer:
-        array = store[name]
+    def _layers(self, store: ActivationStore, k: int) -> list[Layer]:
+        """The arrays of a store that count."""
+        there = list(dict.fromkeys(store[name].key.readout for name in store.layers))
+        if lacking := [readout for readout in self.readouts if readout not in there]:
+            raise InvalidInputError(
+                f"{store.path} holds no layer that is read out by {' or '.join(lacking)}, only by {', '.join(there)}; "
+                "extract it with this --readout, or name another"
+            )
+        return [
+            self._layer(store, k, name)
+            for name in store.layers
+            if not self.readouts or store[name].key.readout in self.readouts
+        ]
+
+    def _layer(self, store: ActivationStore, k: int, array_name: str) -> Layer:
+        array = store[array_name]
         key = array.key
+        name = key.layer if self.readouts else array_name
         shape = LayerShape(
-            f"{k}/{name}",
+            f"{k}/{array_name}",
             math.prod(array.shape[1:]),
             array.dtype.itemsize,
             key.form,
             "features" if key.form == "features" else key.readout,
         )
-        return Layer(store, name, f"{store.model}/{name}" if self.several else name, shape)
+        return Layer(store, array_name, f"{store.model}/{name}" if self.several else name, shape)
+
+    def title(self, metric: Metric[Any], readout: str) -> str:
+        """The name of a variable of the result."""
+        return f"{metric.spec}@{readout}" if len(self.readouts) > 1 else metric.spec
+
+    def no_value(self, metric: Metric[Any], name: str, why: str) -> None:
+        """A layer cannot even be prepared."""
+        layer = self._by_name[name]
+        self.undefined[self.title(metric, layer.key.readout)].add(f"layer {layer.name}: {why}")
 
     @cached_property
     def _checksums(self) -> dict[ActivationStore, str]:
@@ -131,12 +172,19 @@ class Matrix:
                 f"the store of {', '.join(dict.fromkeys(changed))} has changed since the earlier result; name another "
                 "file, or use --overwrite"
             )
+        before = json.loads(known.attrs.get("readouts", "[]"))
+        if before != list(self.readouts):
+            raise InvalidInputError(
+                f"the earlier result is about {'these readouts: ' + ', '.join(before) if before else 'all readouts'}; "
+                "name the same, or another file, or use --overwrite"
+            )
         names = [[str(name) for name in known[f"layer_{side}"].values] for side in "ab"]
         self._old = {layer.shape.name for layer in self.layers if layer.name in names[0]}
-        metrics = list({m.spec: m for m in (*map(metric_of, map(str, known.data_vars)), *metrics)}.values())
+        specs = [str(variable.attrs["spec"]) for variable in known.data_vars.values()]
+        metrics = list({m.spec: m for m in (*map(metric_of, specs), *metrics)}.values())
         at = [
-            [i for i, layer in enumerate(side) if layer.name in set(there)]
-            for side, there in zip((self.rows, self.columns), names, strict=True)
+            [i for i, name in enumerate(side) if name in set(there)]
+            for side, there in zip(self._names, names, strict=True)
         ]
         for spec, variable in known.data_vars.items():
             self.values[str(spec)][np.ix_(*at)] = variable.values
@@ -154,17 +202,21 @@ class Matrix:
 
     def missing(self, metrics: Iterable[Metric[Any]]) -> list[Job]:
         """Which rows have to be compared with which columns, under which measures."""
-        rows, columns = ([layer.shape for layer in side] for side in (self.rows, self.columns))
-        old, new = ([shape for shape in rows if (shape.name in self._old) is was] for was in (True, False))
-        jobs: list[Job] = []
-        fresh = [metric for metric in metrics if metric.spec not in self._known]
-        grown = [metric for metric in metrics if metric.spec in self._known]
-        if fresh:
-            jobs.append((rows, columns, fresh))
-        if grown and new:
-            jobs.append((new, columns, grown))
-            if one_way := [metric for metric in grown if not metric.symmetric]:
-                jobs.append((old, new, one_way))
+        metrics, jobs = list(metrics), []
+        for readout in self.readouts or [""]:
+            rows, columns = (
+                [layer.shape for layer in side if readout in {"", layer.key.readout}]
+                for side in (self.rows, self.columns)
+            )
+            old, new = ([shape for shape in rows if (shape.name in self._old) is was] for was in (True, False))
+            known = {metric.spec: self.title(metric, readout) in self._known for metric in metrics}
+            fresh, grown = ([metric for metric in metrics if known[metric.spec] is was] for was in (False, True))
+            if fresh:
+                jobs.append((rows, columns, fresh))
+            if grown and new:
+                jobs.append((new, columns, grown))
+                if one_way := [metric for metric in grown if not metric.symmetric]:
+                    jobs.append((old, new, one_way))
         return jobs
 
     # What comes in
@@ -178,7 +230,8 @@ class Matrix:
         factors: Mapping[str, Factor],
     ) -> None:
         """Values of some rows and columns, and what their factors tell."""
-        mine = self.values[metric.spec]
+        title = self.title(metric, self._by_name[rows[0]].key.readout)
+        mine = self.values[title]
         at = [self._place[0][name] for name in rows], [self._place[1][name] for name in columns]
         mine[np.ix_(*at)] = values
         pairs = [(a, b) for a in rows for b in columns]
@@ -190,70 +243,103 @@ class Matrix:
         for a, b in pairs:
             pair = f"{self._by_name[a].name} and {self._by_name[b].name}"
             if math.isnan(mine[self._place[0][a], self._place[1][b]]):
-                blamed = next((name for name in (a, b) if name in lonely), None)
-                what = f"layers {pair}" if blamed is None else f"layer {self._by_name[blamed].name}"
-                self.undefined[metric.spec].add(f"{what}: {metric.reason(factors[a], factors[b])}")
+                blamed = next((self._by_name[x].name for x in (a, b) if self._by_name[x].name in lonely), None)
+                what = f"layers {pair}" if blamed is None else f"layer {blamed}"
+                self.undefined[title].add(f"{what}: {metric.reason(factors[a], factors[b])}")
             elif caution := metric.caution(factors[a], factors[b]):
-                self.cautions[metric.spec].append(f"{pair}: {caution}")
+                self.cautions[title].append(f"{pair}: {caution}")
         for name in {*rows, *columns}:
             for what, number in metric.diagnostics(factors[name]).items():
-                self.diagnostics[f"{metric.spec}.{what}"][name] = number
+                self.diagnostics[f"{title}.{what}"][name] = number
 
     def _lonely(self, values: NDArray[np.float64]) -> set[str]:
         """Layers without one value, where others have some: one reason a layer is enough."""
         empty = np.isnan(values)
-        sides = (self.rows, empty), (self.columns, empty.T)
-        found = {layer.shape.name for side, rows in sides for layer, row in zip(side, rows, strict=True) if row.all()}
+        sides = zip(self._names, (empty, empty.T), strict=True)
+        found = {name for names, rows in sides for name, row in zip(names, rows, strict=True) if row.all()}
         return set() if empty.all() else found
 
-    def _say_what_cannot_be(self, metric: Metric[Any]) -> list[str]:
+    def _say_what_cannot_be(self, metric: Metric[Any], readout: str, undefined: set[str]) -> list[str]:
         """Layers that this metric cannot read, and pairs of unlike readouts; returns the kinds that it can."""
-        kinds = {layer.shape.kind: layer for layer in self.layers}
+        rows, columns, layers = (
+            [layer for layer in some if readout in {"", layer.key.readout}]
+            for some in (self.rows, self.columns, self.layers)
+        )
+        for names, side in zip(self._names, (rows, columns), strict=True):
+            for name in dict.fromkeys(names) if readout else ():
+                if name not in {layer.name for layer in side}:
+                    undefined.add(f"layer {name}: it is not read out by {readout}")
+        kinds = {layer.shape.kind: layer for layer in layers}
         readable = []
         for kind, layer in kinds.items():
             try:
                 metric.recipe_for(layer.key.form)
                 readable.append(kind)
             except UndefinedValueError as error:
-                for each in self.layers:
+                for each in layers:
                     if each.shape.kind == kind:
-                        self.undefined[metric.spec].add(f"layer {each.name}: {error}")
-        for a in self.rows:
-            for b in self.columns:
+                        undefined.add(f"layer {each.name}: {error}")
+        for a in rows:
+            for b in columns:
                 if a.shape.kind != b.shape.kind and {a.shape.kind, b.shape.kind} <= set(readable):
                     first = (
-                        next(x for x in side if x.shape.kind == y.shape.kind)
-                        for side, y in ((self.rows, a), (self.columns, b))
+                        next(x for x in side if x.shape.kind == y.shape.kind) for side, y in ((rows, a), (columns, b))
                     )
                     pair = " and ".join(sorted(layer.key.readout for layer in first))
-                    self.undefined[metric.spec].add(f"layers read out as {pair}: only like can be compared with like")
+                    undefined.add(f"layers read out as {pair}: only like can be compared with like")
         return readable
 
     # What comes out
 
-    def dataset(self, metrics: Sequence[Metric[Any]], attrs: Mapping[str, Any]) -> xr.Dataset:
-        """The result; `UndefinedValueError` where not one pair has a value."""
+    def dataset(
+        self, metrics: Sequence[Metric[Any]], attrs: Mapping[str, Any], optional: Collection[str] = ()
+    ) -> xr.Dataset:
+        """The result; `UndefinedValueError` where not one pair has a value, unless the metric is ``optional``."""
         sides: dict[str, Any] = {}
-        for side, layers in zip("ab", (self.rows, self.columns), strict=True):
-            dim = f"layer_{side}"
-            sides |= {
-                dim: [layer.name for layer in layers],
-                f"model_{side}": (dim, [layer.store.model for layer in layers]),
-                f"readout_{side}": (dim, [layer.key.readout for layer in layers]),
-                f"features_{side}": (dim, [layer.features for layer in layers]),
-            }
+        for side, names, layers in zip("ab", self._names, (self.rows, self.columns), strict=True):
+            dim, first = f"layer_{side}", {layer.name: layer for layer in reversed(layers)}
+            sides |= {dim: names, f"model_{side}": (dim, [first[name].store.model for name in names])}
+            for readout in self.readouts or [""]:
+                of = {layer.name: layer for layer in layers if readout in {"", layer.key.readout}}
+                features = [of[name].features if name in of else -1 for name in names]
+                if len(self.readouts) > 1:  # each variable says which one it is of
+                    sides[f"features@{readout}_{side}"] = (dim, features)
+                else:
+                    sides[f"features_{side}"] = (dim, features)
+                    sides[f"readout_{side}"] = (dim, [of[name].key.readout for name in names])
         result = xr.Dataset(
             coords={**sides, "n_samples": self.n, "data": self.stores[0][0].data},
             attrs={"format": FORMAT, "format_version": VERSION, **attrs}
             | {f"stores_{side}": self._told(stores) for side, stores in zip("ab", self.stores, strict=True)},
         )
+        if self.readouts:
+            result.attrs["readouts"] = json.dumps(self.readouts)
         for metric in metrics:
-            result[metric.spec] = self._variable(metric)
-            for title, numbers in self.diagnostics.items():
-                if title.rpartition(".")[0] == metric.spec:
-                    for side, layers in zip("ab", (self.rows, self.columns), strict=True):
-                        told = [numbers.get(layer.shape.name, -1) for layer in layers]
-                        result = result.assign_coords({f"{title}_{side}": (f"layer_{side}", told)})
+            failed = []
+            for readout in self.readouts or [""]:
+                try:
+                    variable = self._variable(metric, readout)
+                except UndefinedValueError as error:
+                    failed.append(error)
+                    continue
+                title = self.title(metric, readout)
+                result[title] = variable
+                result = self._with_diagnostics(result, title)
+            if len(failed) == max(1, len(self.readouts)) and metric.spec not in optional:
+                raise failed[0]
+            self.left_out += map(str, failed)
+        if not result.data_vars:
+            raise UndefinedValueError(f"not one of these metrics has a value; {self.left_out[0]}")
+        result.attrs["left_out"] = json.dumps(self.left_out)
+        return result
+
+    def _with_diagnostics(self, result: xr.Dataset, title: str) -> xr.Dataset:
+        for name, numbers in self.diagnostics.items():
+            if name.rpartition(".")[0] == title:
+                for side, names, layers in zip("ab", self._names, (self.rows, self.columns), strict=True):
+                    of = {layer.name: numbers[layer.shape.name] for layer in layers if layer.shape.name in numbers}
+                    told = [of.get(each, -1) for each in names]
+                    result = result.assign_coords({f"{name}_{side}": (f"layer_{side}", told)})
         return result
 
     def _told(self, stores: Sequence[ActivationStore]) -> str:
@@ -264,44 +350,50 @@ class Matrix:
             ]
         )
 
-    def _variable(self, metric: Metric[Any]) -> xr.Variable:
-        readable = self._say_what_cannot_be(metric)
-        values, undefined = self.values[metric.spec], self.undefined[metric.spec]
+    def _variable(self, metric: Metric[Any], readout: str) -> xr.Variable:
+        title = self.title(metric, readout)
+        values, undefined = self.values[title], self.undefined[title]
+        readable = self._say_what_cannot_be(metric, readout, undefined)
         if np.isnan(values).all():
-            raise UndefinedValueError(f"{metric.spec}: no pair of layers has a value; {min(undefined)}")
+            raise UndefinedValueError(f"{title}: no pair of layers has a value; {min(undefined)}")
         low, high = metric.bounds
         return xr.Variable(
             ("layer_a", "layer_b"),
             values,
             {
-                "label": metric.label_with(*self._notes(readable)),
+                "label": metric.label_with(*self._notes(readable, readout)),
                 "spec": metric.spec,
+                **({"readout": readout} if readout else {}),
                 "sense": metric.sense,
                 "valid_range": [low, high],
                 "symmetric": int(metric.symmetric),
                 "formula": metric.formula,
                 "citation": metric.citation,
                 "undefined": json.dumps(sorted(undefined)),
-                "cautions": json.dumps(self.cautions[metric.spec]),
-                "remarks": json.dumps(self._remarks(metric, readable)),
+                "cautions": json.dumps(self.cautions[title]),
+                "remarks": json.dumps(self._remarks(metric, readable, readout)),
             },
         )
 
-    def _remarks(self, metric: Metric[Any], readable: Sequence[str]) -> list[str]:
+    def _remarks(self, metric: Metric[Any], readable: Sequence[str], readout: str) -> list[str]:
         """What is to be known of all values."""
         found = {metric.remark(self.n)} - {None}
         for layer in self.layers:
             key = layer.key
+            if readout not in {"", key.readout}:
+                continue
             if key.form == "grams" and layer.shape.kind in readable and self.n % key.size:
                 left = self.n % key.size
                 found.add(f"{left} of {self.n} samples are in no block of {key.size}, and left out of {key.readout}")
         return sorted(map(str, found))
 
-    def _notes(self, readable: Sequence[str]) -> list[str]:
-        """What the label has to say beside the parameters, where all layers are compressed in one way."""
-        keys = {layer.shape.kind: layer.key for layer in self.layers}
+    def _notes(self, readable: Sequence[str], readout: str) -> list[str]:
+        """What the label has to say beside the parameters: how all layers are compressed, or of several the readout."""
+        keys = {layer.shape.kind: layer.key for layer in self.layers if readout in {"", layer.key.readout}}
         if len(keys) > 1 or not readable:
             return []
         (key,) = keys.values()
         words = {"grams": "minibatches of", "sketches": "two sketches of"}
-        return [f"{words[key.form]} {key.size}"] if key.form in words else []
+        if key.form in words:
+            return [f"{words[key.form]} {key.size}"]
+        return [f"readout {readout}"] if len(self.readouts) > 1 else []

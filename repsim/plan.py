@@ -17,11 +17,12 @@ reading                 bytes of the stores, once to prepare, then as often as t
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repsim.errors import InvalidInputError, UndefinedValueError
+from repsim.errors import TooLittleMemoryError, UndefinedValueError
 from repsim.files import human
 from repsim.labels import Form
 from repsim.metrics import Metric, Recipe
@@ -181,7 +182,7 @@ def plan(
 
     Raises
     ------
-    InvalidInputError
+    TooLittleMemoryError
         Not even the smallest plan fits into the memory; the message says how much it takes.
 
     Examples
@@ -235,10 +236,11 @@ def _best_road(stage: Stage, n: int, limits: Limits) -> Stage:
     fitting = [stage for stage in stages if limits.base + stage.memory <= limits.memory]
     if not fitting:
         least = min(stages, key=lambda stage: stage.memory)
-        raise InvalidInputError(
+        raise TooLittleMemoryError(
             f"{', '.join(metric.spec for metric in metrics)} on {len(least.layers)} layers of {n} samples takes "
             f"{human(_rounded_up(limits.base + least.memory))} of memory at least, of which the program itself takes "
-            f"{human(limits.base)}; allowed are {human(limits.memory)}: give --memory more, or compare fewer layers"
+            f"{human(limits.base)}; allowed are {human(limits.memory)}: give --memory more, or compare fewer layers",
+            (metric.spec for metric in metrics),
         )
     best = fitting[0]
     return dataclasses.replace(best, other=next((s.cost for s in stages if s.road != best.road), None))
@@ -293,6 +295,11 @@ def _prepared(stage: Stage, n: int) -> tuple[list[int], Cost, int]:
             for layer, m in zip(layers, smaller, strict=True)
         )
         return widths, cost, held + most
+    if hasattr(recipe, "takes"):  # it says what it takes, and what it makes is kept whole
+        told = [recipe.takes(n, layer.p, max(4, layer.itemsize)) for layer in layers]
+        flop = sum(flop for flop, _ in told)
+        cost += Cost(flop32=flop) if max(layer.itemsize for layer in layers) <= 4 else Cost(flop64=flop)
+        return [0 for _ in layers], cost, sum(held for _, held in told)
     if isinstance(recipe, CentredGram) and recipe.kernel == "rbf":
         sweeps = 1 if recipe.sigma is not None else 3  # for the median, twice, by its bits; and for the row sums
         cost += Cost(
@@ -394,9 +401,11 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
 
 
 def _pair_by_pair(stage: Stage, n: int, widths: list[int], itemsize: int, free: int) -> Stage:
-    """Nothing is known of these measures: what they take is theirs to say."""
-    del n, itemsize, free
-    return dataclasses.replace(stage, group=max(1, math.isqrt(len(widths))), memory=0)
+    """What these measures take is theirs to say."""
+    del free, widths
+    count = sum(metric.pair_flop(n, a.p, b.p) for a in stage.rows for b in stage.columns for metric in stage.metrics)
+    group = max(1, math.isqrt(len(stage.layers)))
+    return dataclasses.replace(stage, group=group, comparing=_products(count, itemsize), memory=0)
 
 
 def _lines(stage: Stage, n: int) -> list[str]:
@@ -412,11 +421,18 @@ def _lines(stage: Stage, n: int) -> list[str]:
     elif stage.road != "pairs":
         road += f" ({_tera(stage.cost)})"
     where = "kept in memory" if stage.kept else f"read again as needed, {human(stage.cost.read)} in all"
+    once = f"one {_in_words(stage.recipe)} a layer"
+    if len(stage.metrics) > 1:
+        once += f", for all {len(stage.metrics)} metrics"
     return [
         f"{names}: {len(stage.rows)} x {len(stage.columns)} layers, {n:,} samples",
         f"  {road}",
-        f"  prepared layers {where}",
+        f"  {once}, {where}",
     ]
+
+
+def _in_words(recipe: Recipe[Any]) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(recipe).__name__).lower()
 
 
 def _tera(cost: Cost) -> str:

@@ -92,16 +92,23 @@ def progress(what: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[
         yield advance
 
 
-def remarks(variable: "xr.DataArray") -> None:
-    """Say on stderr which values are missing and which mean little, a line each kind."""
-    spec = variable.attrs["spec"]
+def remarks(result: "xr.Dataset") -> None:
+    """Say on stderr what was left out, which values are missing, and which mean little, a line each kind."""
+    for text in json.loads(result.attrs["left_out"]):
+        click.echo(f"left out: {text}", err=True)
+    for variable in result.data_vars.values():
+        _remarks(variable)
+
+
+def _remarks(variable: "xr.DataArray") -> None:
     for text in json.loads(variable.attrs["undefined"]):
-        click.echo(f"{spec}: no value: {text}", err=True)
+        click.echo(f"{variable.name}: no value: {text}", err=True)
     for text in json.loads(variable.attrs.get("remarks", "[]")):
-        click.echo(f"{spec}: {text}", err=True)
+        click.echo(f"{variable.name}: {text}", err=True)
     if cautions := json.loads(variable.attrs["cautions"]):
         click.echo(
-            f"{spec}: {len(cautions)} of {variable.size} values say little, for instance {cautions[0]}", err=True
+            f"{variable.name}: {len(cautions)} of {variable.size} values say little, for instance {cautions[0]}",
+            err=True,
         )
 
 
@@ -182,13 +189,14 @@ def as_json(result: "xr.Dataset") -> dict[str, Any]:
         side: {
             "models": list(dict.fromkeys(result[f"model_{side}"].values.tolist())),
             "layers": result[f"layer_{side}"].values.tolist(),
-            "readouts": result[f"readout_{side}"].values.tolist(),
         }
+        | ({"readouts": result[f"readout_{side}"].values.tolist()} if f"readout_{side}" in result.coords else {})
         for side in "ab"
     }
     return {
         **sides,
         "samples": result["n_samples"].item(),
         "data": result["data"].item(),
+        "left_out": json.loads(result.attrs["left_out"]),
         "metrics": {str(name): plain(variable) for name, variable in result.data_vars.items()},
     }

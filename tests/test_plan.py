@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repsim.errors import InvalidInputError
+from repsim.errors import TooLittleMemoryError
 from repsim.machine import parse_size
 from repsim.metrics import get
 from repsim.metrics.subspace import PrincipalSubspace
@@ -227,7 +227,7 @@ limited = st.builds(Limits, st.integers(2**20, 2**34), st.sampled_from([0, 600 *
 samples = st.integers(256, 100_000)
 
 
-def amount(error: InvalidInputError) -> int:
+def amount(error: TooLittleMemoryError) -> int:
     """What the message says is enough."""
     found = re.search(r"takes ([\d.]+ .B) of memory at least", str(error))
     assert found is not None, error
@@ -242,7 +242,7 @@ def test_a_plan_fits_or_says_what_would(
     for _ in range(1 + len(specs)):  # each measure speaks for itself, one at a time
         try:
             made = planned(*sides, n, *specs, limits=limits)
-        except InvalidInputError as error:
+        except TooLittleMemoryError as error:
             limits, before = dataclasses.replace(limits, memory=amount(error)), limits
             if limits.memory <= before.memory:
                 pytest.fail(f"refused, though there is enough: {error}")
@@ -259,7 +259,7 @@ def test_more_memory_never_costs_more(
 ) -> None:
     try:
         some = planned(*sides, n, spec, limits=limits)
-    except InvalidInputError:
+    except TooLittleMemoryError:
         return
     plenty = planned(*sides, n, spec, limits=dataclasses.replace(limits, memory=int(limits.memory * more)))
     assert plenty.seconds(NOMINAL) <= some.seconds(NOMINAL) * (1 + 1e-9)
@@ -272,7 +272,7 @@ def test_a_minibatch_is_read_whole_and_a_tile_lies_within_its_panel(
 ) -> None:
     try:
         stage = only(*sides, n, spec, limits=limits)
-    except InvalidInputError:
+    except TooLittleMemoryError:
         return
     assert 1 <= stage.tile <= stage.panel
     assert stage.held >= 2
@@ -289,13 +289,16 @@ def test_a_plan_in_words() -> None:
     assert made.lines() == [
         "cka: 17 x 13 layers, 5,000 samples",
         "  Gram space, tiles of 512 x 512, panels of 2,048 samples (0.667 TFLOP; feature space: 1.65 TFLOP)",
-        "  prepared layers kept in memory",
+        "  one centred gram a layer, kept in memory",
         "svcca: 17 x 13 layers, 5,000 samples",
         f"  feature space, runs of 4,096 samples ({_tera(made.stages[1].cost)} TFLOP)",
-        "  prepared layers kept in memory",
+        "  one principal subspace a layer, kept in memory",
     ]
     tight = planned(resnet, vit, 5000, limits=Limits(3 * 10**8)).lines()
-    assert tight[-1].startswith("  prepared layers read again as needed, ")
+    assert tight[-1].startswith("  one centred gram a layer, read again as needed, ")
+    family = planned(resnet, vit, 5000, "cca", "svcca", "pwcca").lines()
+    assert family[0].startswith("cca, svcca, pwcca: 17 x 13 layers")
+    assert family[2] == "  one principal subspace a layer, for all 3 metrics, kept in memory"
     assert "GFLOP" in planned(net("a", [4]), net("a", [4]), 100).lines()[1]
 
 
