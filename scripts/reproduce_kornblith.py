@@ -273,7 +273,7 @@ class Training:
 
 def measures() -> list[str]:
     """What is compared by default: the paper's measures, and all others but those of topology, as they are."""
-    every = [name for name in registry.names() if Metric.registry[name].group != "topology"]
+    every = [name for group, names in registry.groups().items() if group != "topology" for name in sorted(names)]
     specs = [registry.get(spec).spec for spec in PAPER if exists(spec)]
     return list(dict.fromkeys([*specs, *every]))
 
@@ -384,7 +384,9 @@ def cell(found: Identification) -> str:
 @click.option("--networks", type=click.IntRange(min=2), default=10, show_default=True, help="How many are trained.")
 @click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True)
 @click.option("--bf16", is_flag=True, help="Train in bfloat16: half the time on a processor that knows it.")
-@click.option("-m", "--metric", "specs", multiple=True, help="Measures; all but those of topology where none is named.")
+@click.option(
+    "-m", "--metric", "specs", multiple=True, help="Measures, or groups; all but topology where none is named."
+)
 @click.option("-r", "--readout", "readouts", multiple=True, default=["flatten", "mean"], show_default=True)
 @click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="Pictures.")
 @click.option("--limit", type=click.IntRange(min=4), help="So many of them, spread evenly over the classes.")
@@ -422,7 +424,7 @@ def main(
       scripts/reproduce_kornblith.py --zoo -r mean
     """
     try:
-        chosen = [registry.get(spec).spec for spec in specs] or measures()
+        chosen = [metric.spec for word in specs for metric in registry.select(word)] or measures()
         parts = []
         for title, models, pictures, paper in families(data, zoo, work, networks, epochs, bf16=bf16):
             columns = {}
