@@ -336,7 +336,7 @@ def examine(
         group, began = todo.pop(0), time.perf_counter()
         try:
             with Comparison(stores, metrics=group, memory=memory, known=known) as planned:
-                known = planned.run(command=" ".join(sys.argv))
+                known = planned.run(parts=file.with_suffix(".parts"), command=" ".join(sys.argv))
         except RepsimError as error:
             if len(group) > 1:  # one of them: which?
                 todo[:0] = [[metric] for metric in group]
