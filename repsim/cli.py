@@ -365,42 +365,27 @@ def verify(stores: Sequence[Path]) -> None:
 @click.argument("name", required=False)
 @_JSON
 def metrics(name: str | None, *, as_json: bool) -> None:
-    """List the measures of similarity; with a NAME, explain one with its options, formula and source.
+    """List the measures of similarity; with a NAME, explain one: what it answers, its formula, what it needs.
 
     \b
     Examples:
       repsim metrics
       repsim metrics cka
-      repsim metrics cka:kernel=rbf
+      repsim metrics cka:kernel=rbf --json
     """
-    import inspect as introspection
-
+    from repsim import explain
     from repsim import metrics as registry
 
     if name is not None:
         metric = registry.get(name)
-        click.echo(f"{metric.spec}: {metric.label}\n{metric.formula}\n\n{introspection.getdoc(type(metric))}")
-        return
-    known = [registry.get(each) for each in registry.names()]
-    if as_json:
-        keys = ("name", "label", "sense", "symmetric", "bounds", "formula", "citation")
-        click.echo(
-            json.dumps([{key: getattr(m, key) for key in keys} | {"invariances": sorted(m.invariances)} for m in known])
-        )
-        return
-    table = terminal.table("metric", "what it is by default", "sense", "range", "invariant to", "citation")
-    for metric in known:
-        low, high = metric.bounds
-        sense = metric.sense + ("" if metric.symmetric else ", asymmetric")
-        table.add_row(
-            metric.name,
-            metric.label,
-            sense,
-            f"[{low:g}, {high:g}]",
-            ", ".join(sorted(metric.invariances)),
-            metric.citation,
-        )
-    terminal.console().print(table)
+        if as_json:
+            click.echo(json.dumps(explain.facts(metric)))
+        else:
+            terminal.explanation(metric)
+    elif as_json:
+        click.echo(json.dumps([explain.facts(each) for members in explain.families().values() for each in members]))
+    else:
+        terminal.measures()
 
 
 @main.command()

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from repsim.metrics import Metric
     from repsim.plan import Cost, Plan
 
 LOG_SECONDS = 30.0
 """Where stderr is no terminal, progress is told this often."""
+PROSE = 100
+"""Columns of running text at most, however wide the terminal is."""
 
 
 def times(shape: Sequence[int]) -> str:
@@ -32,7 +35,7 @@ def console(*, stderr: bool = False) -> "Console":
     """Make the place to print tables on."""
     from rich.console import Console
 
-    made = Console(stderr=stderr, highlight=False)
+    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)  # [a] and :b: are what they look like
     if not made.is_terminal:
         made.width = 200  # in a pipe or a file nothing should be cut off
     return made
@@ -174,6 +177,33 @@ def matches(variable: "xr.DataArray") -> None:
             at = int(np.nanargmax(keys))
             closest.add_row(str(layer), str(variable["layer_b"].values[at]), f"{row[at]:.4f}")
     console().print(closest)
+
+
+def measures() -> None:
+    """All measures by group, a line each."""
+    from repsim import explain
+
+    listed = table("group", "metric", "question", "sense", "range", "unchanged by")
+    for column in listed.columns:
+        column.no_wrap = column.header not in {"question", "sense"}
+    listed.columns[3].max_width = len("similarity,")  # what is asymmetric says so below; questions need the room
+    for group, members in explain.families().items():
+        for metric in members:
+            sense = metric.sense + ("" if metric.symmetric else ", asymmetric")
+            said = metric.name, metric.question, sense, explain.interval(metric), explain.letters(metric)
+            first, last = metric is members[0], metric is members[-1]
+            listed.add_row(group if first else "", *said, end_section=last)
+    console().print(listed)
+    click.echo(f"unchanged by {explain.LEGEND}; in brackets, of the second layer only")
+    click.echo("`repsim metrics NAME` explains one; docs/metrics.md says which to take.")
+
+
+def explanation(metric: "Metric[Any]") -> None:
+    """All that a measure says of itself."""
+    from repsim import explain
+
+    for line in explain.lines(metric, min(console().width, PROSE)):
+        click.echo(click.style(line, bold=True) if line[:1].strip() else line)
 
 
 def as_json(result: "xr.Dataset") -> dict[str, Any]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import h5py
@@ -17,8 +17,10 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+import repsim.metrics
 from repsim.cli import main
 from repsim.comparison import compare
+from repsim.metrics.base import Group
 from repsim.results import open_result
 from repsim.store import open_store
 from repsim.writing import write_store
@@ -125,12 +127,49 @@ def test_layers_of_a_model() -> None:
     assert "512 x 7 x 7" in text
 
 
-def test_metrics_are_listed_and_explained() -> None:
+def test_metrics_are_listed_by_group() -> None:
     listed = json.loads(succeed("metrics", "--json"))
-    assert [metric["name"] for metric in listed] == ["cca", "cka", "pwcca", "svcca"]
-    assert "Kornblith" in succeed("metrics")
-    assert "asymmetric" in succeed("metrics")
-    assert "HSIC" in succeed("metrics", "cka")
+    assert sorted(metric["name"] for metric in listed) == repsim.metrics.names()
+    groups = [metric["group"] for metric in listed]
+    assert list(dict.fromkeys(groups)) == [group for group in get_args(Group) if group in groups]  # each in one run
+    rows = [line.split() for line in succeed("metrics").splitlines()]
+    heads = [row[:2] for row in rows if len(row) > 1 and row[0] in get_args(Group) and row[1] in repsim.metrics.names()]
+    assert heads == [[group, members[0]] for group, members in repsim.metrics.groups().items() if members]
+    row = " ".join(succeed("metrics").split(" pwcca ")[1].split(" svcca ")[0].split("\n")[:2])
+    for word in ("similarity,", "asymmetric", "[0, 1]", "P S T", "Do two layers span the same"):
+        assert word in row
+
+
+def test_a_metric_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = repsim.metrics.get("cka:kernel=rbf")
+    text = succeed("metrics", "cka:kernel=rbf")
+    assert text.startswith("cka:kernel=rbf: CKA (rbf, debiased)\n")
+    words = " ".join(text.split())  # however the lines are folded
+    for said in (
+        metric.question,
+        metric.formula,
+        metric.citation,
+        metric.needs,
+        *metric.others,
+        *metric.others.values(),
+    ):
+        assert said in words
+    for said in ("kernel=rbf, or linear", "-1 to 1", "JMLR 2012, eq. 5.", ">>> from repsim.metrics.cka import CKA"):
+        assert said in words
+    assert max(map(len, text.splitlines())) <= 100
+    assert "\x1b" not in text  # a pipe wants no colours
+    monkeypatch.setattr("repsim.terminal.PROSE", 50)
+    assert len(succeed("metrics", "cka:kernel=rbf").splitlines()) > len(text.splitlines()) + 10
+
+
+def test_a_metric_is_explained_to_programs() -> None:
+    said = json.loads(succeed("metrics", "svcca:variance=0.9", "--json"))
+    assert (said["spec"], said["group"], said["bounds"]) == ("svcca:variance=0.9", "cca", [0, 1])
+    assert said["samples_needed"] == {"64": 1281, "512": 10241, "2048": 40961}
+    assert said["chance"].startswith("Wachter's law")
+    option = {"name": "variance", "default": 0.99, "value": 0.9, "choices": []}
+    assert said["parameters"] == [{**option, "text": "Share of the variance that is kept, in (0, 1]."}]
+    assert "did you mean svcca" in fail("metrics", "svca", "--json")
 
 
 def test_extract_inspect_compare_heatmap(tmp_path: Path) -> None:

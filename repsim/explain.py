@@ -1,0 +1,402 @@
+"""What a measure says of itself, in words: for ``repsim metrics NAME``, and for docs/metrics.md.
+
+Nothing is written twice: the words are those that the measure declares, and those of its docstring.
+"""
+
+import dataclasses
+import inspect
+import math
+import re
+import textwrap
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from repsim import metrics
+from repsim.errors import UndefinedValueError
+from repsim.labels import Form
+from repsim.metrics.base import Group, Invariance, Metric, Road
+
+GROUPS: dict[Group, tuple[str, str]] = {
+    "rsm": (
+        "Similarity matrices",
+        "how alike every two samples are in one layer, against how alike they are in the other",
+    ),
+    "cca": ("Subspaces", "the directions that two layers span, however they are mixed"),
+    "alignment": ("Alignment", "what is left when one layer is turned, permuted or regressed onto the other"),
+    "neighbours": ("Neighbourhoods", "which samples are next to which, and nothing of how far apart they are"),
+    "statistics": ("Statistics", "one number a layer, and the difference of two"),
+    "topology": ("Topology", "the shape of the cloud of samples: its holes, its pieces, its scales"),
+}
+"""A heading, and what of two layers is compared."""
+EXAMPLE_WIDTHS = (64, 512, 2048)
+"""Features for which the samples needed are given as a number."""
+
+INVARIANCES: dict[Invariance, tuple[str, str]] = {
+    "permutation": ("P", "permutation of features"),
+    "orthogonal": ("O", "rotation (any orthogonal map)"),
+    "isotropic scaling": ("S", "scaling (one factor for all features)"),
+    "translation": ("T", "translation"),
+    "invertible linear": ("L", "any invertible linear map"),
+}
+"""A letter for tables, and the words."""
+_ROADS: dict[Road, str] = {
+    "gram": "products of Gram matrices, tile by tile, for all pairs at once",
+    "moments": "cross-moments X'Y, a run of samples at a time",
+    "pairs": "one pair after the other, of layers that are prepared once",
+}
+_FORMS: dict[Form, str] = {
+    "features": "features",
+    "grams": "Gram matrices of blocks (gram:B)",
+    "sketches": "random projections (sketch:M)",
+}
+_CLOSED_FORMS = {
+    math.pi: "pi",
+    math.pi / 2: "pi/2",
+    math.sqrt(2): "sqrt 2",
+    math.inf: "infinity",
+    -math.inf: "-infinity",
+}
+
+
+LEGEND = ", ".join(f"{letter} {words}" for letter, words in INVARIANCES.values())
+"""What the letters mean."""
+
+
+class Paragraph(NamedTuple):
+    """Of a docstring: prose in one line, items of a list in one line each, or lines as they stand."""
+
+    kind: Literal["prose", "list", "literal"]
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One option of a measure."""
+
+    name: str
+    default: Any
+    value: Any
+    choices: tuple[str, ...]
+    """The words that it may be, if it is one of few."""
+    text: str
+
+    @property
+    def assignment(self) -> str:
+        """As it stands in a spec string, with what else it may be."""
+        others = ", ".join(choice for choice in self.choices if choice != self.value)
+        return (self.name if self.value is None else f"{self.name}={self.value}") + (f", or {others}" if others else "")
+
+
+def families() -> dict[Group, list[Metric[Any]]]:
+    """All measures with their default options, by group.
+
+    >>> [metric.name for metric in families()["cca"]][:2]
+    ['cca', 'pwcca']
+    """
+    known = metrics.groups()
+    return {group: [metrics.get(name) for name in known[group]] for group in GROUPS if known[group]}
+
+
+def traits(metric: Metric[Any]) -> dict[str, str]:
+    """What it declares, a few words each.
+
+    >>> traits(metrics.get("cka"))["range"]
+    '-1 to 1'
+    """
+    said = {
+        "sense": f"{metric.sense}: it {'grows' if metric.sense == 'similarity' else 'shrinks'} with likeness",
+        "range": range_of(metric),
+        "symmetric": "yes" if metric.symmetric else "no: exchanging the layers changes the value",
+        "unchanged by": _unchanged(metric),
+        "samples": "must be the same, in the same order"
+        if metric.paired
+        else "are two clouds: which sample of one is which of the other does not matter",
+    }
+    if metric.sense == "distance":
+        said["triangle"] = (
+            "holds: d(x, z) <= d(x, y) + d(y, z)" if metric.triangle else "does not hold, or is not known to"
+        )
+    said["gradient"] = "yes: it can be a loss" if metric.differentiable else "none: it counts, ranks or draws"
+    if metric.stochastic:
+        said["random"] = "the value is a seeded estimate"
+    said["readouts"] = ", ".join(text for form, text in _FORMS.items() if form in forms(metric))
+    said["computed by"] = "; or ".join(_ROADS[road] for road in metric.roads)
+    said["needs"] = metric.needs
+    said["samples needed"] = samples(metric)
+    said["chance"] = chance(metric)
+    for word, hook in (("warns of", "caution"), ("reports", "diagnostics")):
+        if text := _own(metric, hook):
+            said[word] = text
+    if metric.extra is not None:
+        said["installed by"] = f"pip install 'repsim-toolkit[{metric.group}]'"
+    return said
+
+
+def range_of(metric: Metric[Any]) -> str:
+    """The bounds in words.
+
+    >>> range_of(metrics.get("cca"))
+    '0 to 1'
+    """
+    low, high = (_CLOSED_FORMS.get(bound, f"{bound:g}") for bound in metric.bounds)
+    return f"{low} to {high}"
+
+
+def interval(metric: Metric[Any]) -> str:
+    """The bounds for a table.
+
+    >>> interval(metrics.get("cka"))
+    '[-1, 1]'
+    """
+    text = range_of(metric).replace("infinity", "inf").replace(" to ", ", ")
+    return f"{'(' if text.startswith('-inf') else '['}{text}{')' if text.endswith('inf') else ']'}"
+
+
+def invariances(metric: Metric[Any], *, of_y: bool = False) -> list[Invariance]:
+    """What leaves the value as it is, in the order of the field: of either layer, or what more of the second one."""
+    mine = metric.invariances_of_y - metric.invariances if of_y else metric.invariances
+    return [each for each in INVARIANCES if each in mine]
+
+
+def letters(metric: Metric[Any]) -> str:
+    """The invariances for a table; in brackets, what the second layer has more.
+
+    >>> letters(metrics.get("cka"))
+    'P O S T'
+    """
+    mine, more = (" ".join(INVARIANCES[each][0] for each in invariances(metric, of_y=of_y)) for of_y in (False, True))
+    return f"{mine or '-'} ({more})" if more else mine or "-"
+
+
+def forms(metric: Metric[Any]) -> list[Form]:
+    """What a layer may be stored as."""
+
+    def taken(form: Form) -> bool:
+        try:
+            metric.recipe_for(form)
+        except UndefinedValueError:
+            return False
+        return True
+
+    return [form for form in _FORMS if taken(form)]
+
+
+def samples(metric: Metric[Any]) -> str:
+    """`Metric.samples_needed` of a few widths.
+
+    >>> samples(metrics.get("cka")), samples(metrics.get("cca:summary=r2"))
+    ('20 at any width', '321 for 64 features, 2,561 for 512, 10,241 for 2,048')
+    """
+    needed = {width: metric.samples_needed(width, width) for width in EXAMPLE_WIDTHS}
+    numbers = [f"{n:,} for {width:,}" for width, n in needed.items() if n is not None]
+    if not numbers:
+        why = "it has no scale on which that could be said" if metric.sense == "distance" else "not known"
+        return f"no number: {why}"
+    if len(set(needed.values())) == 1:
+        return f"{needed[EXAMPLE_WIDTHS[0]]:,} at any width"
+    numbers[0] += " features"
+    return ", ".join(numbers)
+
+
+def chance(metric: Metric[Any]) -> str:
+    """The law of unrelated layers, where one is known."""
+    if not metric.paired:
+        return "none: permuting the samples of one layer changes nothing"
+    return _own(metric, "chance") or "not known in closed form; permute the samples (repsim.permuted)"
+
+
+def parameters(metric: Metric[Any]) -> list[Parameter]:
+    """Its options, with what the docstring says of each."""
+    hints = typing.get_type_hints(type(metric))
+    texts = dict(entries(sections(type(metric)).get("Parameters", "")))
+    return [
+        Parameter(
+            field.name,
+            field.default,
+            getattr(metric, field.name),
+            tuple(typing.get_args(hints[field.name])) if typing.get_origin(hints[field.name]) is Literal else (),
+            texts.get(field.name, ""),
+        )
+        for field in dataclasses.fields(metric)
+    ]
+
+
+def facts(metric: Metric[Any]) -> dict[str, Any]:
+    """For programs: what it declares, and what its docstring says."""
+    plain = (
+        "name",
+        "spec",
+        "label",
+        "title",
+        "group",
+        "question",
+        "formula",
+        "citation",
+        "needs",
+        "sense",
+        "symmetric",
+    )
+    flags = ("triangle", "paired", "differentiable", "stochastic", "extra", "min_samples")
+    said = sections(type(metric))
+    return {
+        **{key: getattr(metric, key) for key in (*plain, *flags)},
+        "bounds": [bound if math.isfinite(bound) else None for bound in metric.bounds],
+        "invariances": sorted(metric.invariances),
+        "invariances_of_y": sorted(metric.invariances_of_y),
+        "forms": forms(metric),
+        "roads": list(metric.roads),
+        "samples_needed": {str(width): metric.samples_needed(width, width) for width in EXAMPLE_WIDTHS},
+        "chance": chance(metric),
+        "others": dict(metric.others),
+        "parameters": [dataclasses.asdict(parameter) for parameter in parameters(metric)],
+        "description": said.pop(""),
+        "notes": said.get("Notes", ""),
+        "references": references(metric),
+        "examples": "\n".join(examples(metric)),
+    }
+
+
+def sections(cls: type) -> dict[str, str]:
+    """A numpydoc docstring by its headings; what comes before them under "".
+
+    >>> list(sections(metrics.Metric.registry["svcca"]))
+    ['', 'Parameters', 'References', 'Examples']
+    """
+    parts = re.split(r"^(\w[\w ]*)\n-{3,}\n", inspect.getdoc(cls) or "", flags=re.MULTILINE)
+    return {
+        "": parts[0].strip(),
+        **{head: text.strip("\n") for head, text in zip(parts[1::2], parts[2::2], strict=True)},
+    }
+
+
+def references(metric: Metric[Any]) -> list[str]:
+    """One a line: a line goes on until a year has been named, and a sentence ended.
+
+    >>> len(references(metrics.get("cka")))
+    4
+    """
+    found: list[str] = []
+    open_ = False
+    for line in filter(None, map(str.strip, sections(type(metric)).get("References", "").splitlines())):
+        found = [*found[:-1], f"{found[-1]} {line}"] if open_ else [*found, line]
+        open_ = not (re.search(r"\b(19|20)\d\d\b", found[-1]) and line.endswith((".", ")")))
+    return found
+
+
+def examples(metric: Metric[Any]) -> list[str]:
+    """Lines to type, from the import on.
+
+    >>> examples(metrics.get("cka"))[0]
+    '>>> from repsim.metrics.cka import CKA'
+    """
+    cls = type(metric)
+    text = sections(cls).get("Examples", "")
+    return [f">>> from {cls.__module__} import {cls.__name__}", *text.splitlines()]
+
+
+def paragraphs(text: str) -> list[Paragraph]:
+    r"""Prose and lists without the docstring's line breaks; what is indented as it stands.
+
+    >>> paragraphs('One\nline.\n\n- a\n  b\n- c')
+    [Paragraph(kind='prose', lines=['One line.']), Paragraph(kind='list', lines=['a b', 'c'])]
+    """
+    found = []
+    for block in re.split(r"\n\s*\n", text.strip("\n")):
+        lines = block.replace("``", "`").splitlines()
+        if not lines:
+            continue
+        if lines[0].startswith("- "):
+            items = re.split(r"^- ", "\n".join(lines), flags=re.MULTILINE)[1:]
+            found.append(Paragraph("list", [" ".join(item.split()) for item in items]))
+        elif lines[0].startswith("    "):
+            found.append(Paragraph("literal", inspect.cleandoc(f"\n{block}").splitlines()))
+        else:
+            prose = " ".join(" ".join(lines).split())
+            found.append(Paragraph("prose", [prose[:-1] if prose.endswith("::") else prose]))
+    return found
+
+
+def entries(text: str) -> list[tuple[str, str]]:
+    r"""Of a section like Parameters: names, and what is indented below them.
+
+    >>> entries('one\n    The first.\ntwo\n    The\n    second.')
+    [('one', 'The first.'), ('two', 'The second.')]
+    """
+    parts = re.split(r"^(\w+).*\n(?=[ ]+)", text, flags=re.MULTILINE)
+    return [
+        (name, " ".join(body.replace("``", "`").split())) for name, body in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+
+
+def lines(metric: Metric[Any], width: int) -> Iterator[str]:
+    """All that it says, as a page of a manual: headings, and what is below them, indented."""
+    said = sections(type(metric))
+    yield f"{metric.spec}: {metric.label}"
+    yield from _folded(metric.question, width)
+    yield ""
+    yield from _beside({"formula": metric.formula, "source": metric.citation, **traits(metric)}.items(), width)
+    if options := parameters(metric):
+        yield from ("", "Options")
+        for option in options:
+            yield f"  {option.assignment}"
+            yield from _folded(option.text, width, 6)
+    yield from ("", "Definition", *_prose(said[""], width))
+    if metric.others:
+        yield from ("", "Who computes something else")
+        for who, what in metric.others.items():
+            yield from _folded(who, width)
+            yield from _folded(what, width, 6)
+    for heading, text in said.items():
+        if heading == "References":
+            yield from ("", heading, *_beside((("-", each) for each in references(metric)), width))
+        elif heading == "Examples":
+            yield from ("", heading, *(f"  {line}" for line in examples(metric)))
+        elif heading == "Raises":
+            yield from ("", heading, *_beside(entries(text), width))
+        elif heading not in {"", "Parameters"}:
+            yield from ("", heading, *_prose(text, width))
+
+
+def _prose(text: str, width: int) -> Iterator[str]:
+    for i, paragraph in enumerate(paragraphs(text)):
+        if i:
+            yield ""
+        if paragraph.kind == "list":
+            yield from _beside((("-", item) for item in paragraph.lines), width)
+        elif paragraph.kind == "literal":
+            yield from (f"      {line}" for line in paragraph.lines)
+        else:
+            yield from _folded(paragraph.lines[0], width)
+
+
+def _beside(rows: Iterable[tuple[str, str]], width: int) -> Iterator[str]:
+    """Terms, and beside them what there is to say of each."""
+    rows = list(rows)
+    margin = 4 + max((len(term) for term, _ in rows), default=0)
+    for term, text in rows:
+        first, *rest = _folded(text, width, margin)
+        yield f"  {term}".ljust(margin) + first.strip()
+        yield from rest
+
+
+def _folded(text: str, width: int, indent: int = 2) -> list[str]:
+    margin = " " * indent
+    return textwrap.wrap(
+        text, width, initial_indent=margin, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _unchanged(metric: Metric[Any]) -> str:
+    mine, more = ([INVARIANCES[each][1] for each in invariances(metric, of_y=of_y)] for of_y in (False, True))
+    text = ", ".join(mine) or "nothing that is done to the features"
+    return f"{text}; in the second layer also {', '.join(more)}" if more else text
+
+
+def _own(metric: Metric[Any], hook: str) -> str:
+    """The first paragraph of a hook's docstring, where the measure has a hook of its own."""
+    method: Callable[..., Any] = getattr(type(metric), hook)
+    if method is getattr(Metric, hook):
+        return ""
+    return paragraphs(inspect.getdoc(method) or "")[0].lines[0].removesuffix(".")

@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Write what docs/metrics.md and docs/conformance.md say of each measure, out of the measures themselves.
+
+Between the marks ``<!-- NAME ... -->`` and ``<!-- /NAME -->`` a page is written anew; the rest is written by hand, and
+stays.
+
+\b
+scripts/metrics_docs.py            writes both
+scripts/metrics_docs.py --check    says which are not what would be written, and exits with 1
+"""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for tests.metrics
+try:
+    import click
+
+    from repsim import explain
+    from repsim.metrics.base import Metric
+    from repsim.testing import MetricContract
+    from tests.metrics import oracles
+except ModuleNotFoundError as missing:  # not the project's interpreter: go there, once
+    python = ROOT / ".venv" / "bin" / "python"
+    if __name__ != "__main__" or Path(sys.prefix) == ROOT / ".venv" or not python.exists():
+        sys.exit(f"scripts/metrics_docs.py needs {missing.name}; run scripts/setup first")
+    os.execv(python, [str(python), __file__, *sys.argv[1:]])  # noqa: S606
+
+WIDTH = 512
+"""Features, in the table's column of samples needed."""
+
+
+def pages() -> dict[Path, str]:
+    """Every page as it should be."""
+    docs = ROOT / "docs"
+    blocks = {
+        "metrics.md": {"questions": questions(), "traits": traits(), "measures": measures()},
+        "conformance.md": {"data": data(), "numbers": numbers(), "without": without(), "references": references()},
+    }
+    return {docs / name: filled((docs / name).read_text(), parts) for name, parts in blocks.items()}
+
+
+def filled(page: str, parts: Mapping[str, Iterable[str]]) -> str:
+    """The page, with these parts between their marks."""
+    for name, lines in parts.items():
+        start, end = f"<!-- {name}: written by scripts/metrics_docs.py -->", f"<!-- /{name} -->"
+        if page.count(start) != 1 or page.count(end) != 1:
+            raise click.ClickException(f"the page needs the marks {start} and {end} once")
+        before, rest = page.split(start)
+        page = "\n".join([before + start, "", *lines, "", end]) + rest.split(end)[1]
+    return page
+
+
+# docs/metrics.md
+
+
+def families() -> Iterator[tuple[str, str, list[Metric[Any]]]]:
+    """Heading, what is compared, and the measures that come with repsim."""
+    for group, members in explain.families().items():
+        ours = [metric for metric in members if type(metric).__module__.startswith("repsim.")]
+        if ours:
+            yield *explain.GROUPS[group], ours
+
+
+def questions() -> Iterator[str]:
+    rows = []
+    for heading, what, members in families():
+        rows.append((f"**{heading}**: {what}", ""))
+        rows += [(escaped(metric.question), link(metric)) for metric in members]
+    return table(("question", "measure"), rows)
+
+
+def traits() -> Iterator[str]:
+    yield f"Unchanged by {explain.LEGEND}; in brackets, of the second layer only."
+    yield ""
+    rows = []
+    for _, _, members in families():
+        for metric in members:
+            n = metric.samples_needed(WIDTH, WIDTH)
+            sense = metric.sense + (", a metric" if metric.triangle else "")
+            symmetric = "yes" if metric.symmetric else "**no**"
+            said = sense, escaped(explain.interval(metric)), symmetric, explain.letters(metric)
+            rows.append((link(metric), *said, escaped(explain.chance(metric)), "–" if n is None else f"{n:,}"))
+    heads = ("measure", "sense", "range", "symmetric", "unchanged by", "chance", f">n for {WIDTH} features")
+    yield from table(heads, rows)
+
+
+def measures() -> Iterator[str]:
+    for heading, what, members in families():
+        yield from (f"### {heading}", "", f"What is compared: {what}.", "")
+        for metric in members:
+            yield from measure(metric)
+
+
+def measure(metric: Metric[Any]) -> Iterator[str]:
+    """One section."""
+    said = explain.sections(type(metric))
+    yield from (f"#### {metric.name}", "", f"**{escaped(metric.label)}**. {escaped(metric.question)}", "")
+    yield from ("```text", metric.formula, "```", "")
+    yield from (*prose(said[""]), "")
+    rows = [(word, escaped(text)) for word, text in explain.traits(metric).items()]
+    yield from (*table(("trait", ""), rows), "")
+    if options := explain.parameters(metric):
+        yield from ("Options:", "")
+        yield from (f"- `{option.assignment}`: {escaped(option.text)}" for option in options)
+        yield ""
+    if metric.others:
+        yield from ("Who computes something else:", "")
+        yield from (f"- {escaped(who)}: {escaped(what)}." for who, what in metric.others.items())
+        yield ""
+    if "Notes" in said:
+        yield from (*prose(said["Notes"]), "")
+    yield from ("```pycon", *explain.examples(metric), "```", "")
+    yield from (f"- {escaped(reference)}" for reference in explain.references(metric))
+    yield ""
+
+
+def link(metric: Metric[Any]) -> str:
+    return f"[`{metric.name}`](#{metric.name})"
+
+
+# docs/conformance.md
+
+
+def data() -> Iterator[str]:
+    yield from (f"- **{name}**: `{code}`" for name, code in oracles.DATA.items())
+
+
+def numbers() -> Iterator[str]:
+    rows = []
+    for oracle in oracles.ORACLES:
+        if oracle.name in Metric.registry:
+            call = f"`{oracle.spec}`" + (", Y against X" if oracle.swapped else "")
+            rows.append((call, oracle.data, escaped(oracle.source), f"{oracle.value!r}", f"< {oracle.within:.0e}"))
+    yield from table(("measure", "data", "source of truth", ">number", ">difference"), rows)
+
+
+def without() -> Iterator[str]:
+    yield from (f"- `{name}`: {escaped(why)}." for name, why in oracles.WITHOUT.items() if name in Metric.registry)
+
+
+def references() -> Iterator[str]:
+    """Every contract: what it tries, against what, and how near."""
+    for path in sorted((ROOT / "tests" / "metrics").glob("test_contract*.py")):
+        importlib.import_module(f"tests.metrics.{path.stem}")
+    found = list(contracts(MetricContract))
+    rows = []
+    for _, _, members in families():
+        for metric in members:
+            for contract in (each for each in found if type(each.metrics[0]) is type(metric)):
+                slow = contract.reference
+                where = f"`{slow.__module__.replace('.', '/')}.py`"
+                where = where if slow.__name__ == "<lambda>" else f"`{slow.__name__}` in {where}"
+                tolerances = f"{contract.tolerance:.0e}", f"{contract.tolerance_float32:.0e}"
+                specs = ", ".join(f"`{each.spec}`" for each in contract.metrics)
+                rows.append((specs, where, *tolerances))
+    yield from table(("measures", "reference", ">float64", ">float32"), rows)
+
+
+def contracts(cls: type[MetricContract]) -> Iterator[type[MetricContract]]:
+    """Those that state metrics of ours."""
+    for each in cls.__subclasses__():
+        if each.__module__.startswith("tests.metrics.test_contract") and each.__dict__.get("metrics"):
+            yield each
+        yield from contracts(each)
+
+
+# Markdown
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table; a column whose head begins with > is set flush right."""
+    yield f"| {' | '.join(head.removeprefix('>') for head in heads)} |"
+    yield f"|{'|'.join('--:' if head.startswith('>') else '---' for head in heads)}|"
+    for row in rows:
+        yield f"| {' | '.join(_BAR.sub(_ESCAPED_BAR, cell) for cell in row)} |"
+
+
+def prose(text: str) -> Iterator[str]:
+    for i, paragraph in enumerate(explain.paragraphs(text)):
+        if i:
+            yield ""
+        if paragraph.kind == "literal":
+            yield from ("```text", *paragraph.lines, "```")
+        elif paragraph.kind == "list":
+            yield from (f"- {escaped(item)}" for item in paragraph.lines)
+        else:
+            yield escaped(paragraph.lines[0])
+
+
+def escaped(text: str) -> str:
+    """Text with formulas as Markdown that shows it as it is; what stands between backticks is code already."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if i % 2 else _SPECIAL.sub(r"\\\g<0>", part) for i, part in enumerate(parts))
+
+
+_BAR, _ESCAPED_BAR = re.compile(r"(?<!\\)\|"), r"\\|"  # of a table's cell; in code, too
+_SPECIAL = re.compile(
+    r"[\\*~]"  # emphasis, struck out
+    r"|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"  # within a word an underscore is one
+    r"|<(?=[A-Za-z/!?])"  # HTML
+    r"|\](?=[(\[])"  # a link
+    r"|^(?:[|#>]|[+-](?= ))"  # a table, a heading, a quotation, a list
+)
+
+
+@click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 where a page is stale.")
+def main(*, check: bool) -> None:
+    stale = [path for path, text in pages().items() if path.read_text() != text]
+    for path in stale:
+        if check:
+            click.echo(f"{path.relative_to(ROOT)} is stale: run scripts/metrics_docs.py", err=True)
+        else:
+            path.write_text(pages()[path])
+            click.echo(path.relative_to(ROOT))
+    if check and stale:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
