@@ -293,13 +293,13 @@ def _prepared(stage: Stage, n: int) -> tuple[list[int], Cost, int]:
             for layer, m in zip(layers, smaller, strict=True)
         )
         return widths, cost, held + most
-    if isinstance(recipe, CentredGram) and recipe.kernel == "rbf":
-        sweeps = 1 if recipe.sigma is not None else 3  # for the median, twice, by its bits; and for the row sums
+    if isinstance(recipe, CentredGram) and recipe.kernel != "linear":
+        sweeps = 1 if recipe.bandwidth is None else 3  # for the median, twice, by its bits; and for the row sums
         cost += Cost(
             flop32=sweeps * float(n) * n * sum(layer.p for layer in layers), touched=sweeps * n * n * len(layers) / 2
         )
     fixed = 4 * 8 * n * len(layers)
-    if isinstance(recipe, CentredGram) and (recipe.kernel == "rbf" or recipe.batch):
+    if isinstance(recipe, CentredGram) and (recipe.kernel != "linear" or recipe.batch):
         side = min(n, recipe.batch or _PANEL)  # for row sums and the median, tiles of one layer after the other
         fixed += max(2 * side * layer.p for layer in layers) * 4 + 6 * 4 * side**2
     return [layer.p for layer in layers], cost, fixed
