@@ -13,7 +13,7 @@ from repsim.errors import InvalidInputError
 from repsim.labels import Form
 from repsim.metrics.base import Chance, Factor, Group, Invariance, Metric, Recipe, Road
 from repsim.metrics.compressed import BlockGrams, StoredGrams, TwoSketches
-from repsim.metrics.gram import CentredGram, Gram, Kernel, KernelMatrix
+from repsim.metrics.gram import CentredGram, Gram, KernelMatrix
 from repsim.metrics.sweeps import Cross
 
 
@@ -99,7 +99,7 @@ class CKA(Metric[Kernels]):
     symmetric: ClassVar[bool] = True
     normalised: ClassVar[bool] = True
 
-    kernel: Kernel = "linear"
+    kernel: Literal["linear", "rbf"] = "linear"
     estimator: Literal["debiased", "biased", "minibatch"] = "debiased"
     bandwidth: float | None = None
     sigma: float | None = None

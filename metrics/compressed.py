@@ -117,4 +117,4 @@ class TwoSketches:
     @staticmethod
     def _half(features: Float[Tensor, "n m"], whole: Gram) -> Gram:
         squared_norms = features.to(whole.squared_norms).square().sum(1)
-        return Gram(features, squared_norms, whole.row_sums, width=None)
+        return Gram(features, squared_norms, whole.row_sums)

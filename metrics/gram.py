@@ -1,4 +1,4 @@
-"""Centred Gram matrices, given tile by tile: what every CKA is computed from.
+"""Centred Gram matrices, given tile by tile: what every CKA, and distance correlation, is computed from.
 
 No n x n matrix is ever held. A `Gram` knows the centred features (n, p) and the row sums of its kernel, from which any
 tile of the centred Gram matrix follows, so that exact values at large n take the memory of one tile a layer.
@@ -20,7 +20,10 @@ from repsim.errors import UndefinedValueError
 from repsim.labels import partition
 from repsim.metrics.rows import Centred, Rows, column_means, cut, in_memory, pieces, wide
 
-Kernel = Literal["linear", "rbf"]
+Kernel = Literal["linear", "rbf", "distance"]
+NEAR = 2.0**-12
+"""Squared distances below this, of samples whose squared norms are 1 on average, lose digits in float32: they are what
+two numbers of that size differ by, and their roots are wanted."""
 
 
 class KernelMatrix(ABC):
@@ -93,10 +96,10 @@ class Gram(KernelMatrix):
     """One layer's Gram matrix, as centred features and the row sums of the kernel.
 
     The linear kernel is x_i'x_j. The RBF kernel is held as exp(-d_ij^2 / (2 s^2)) - 1: no centring can tell the 1, and
-    without it a wide kernel, all of whose values are close to 1, keeps its digits.
+    without it a wide kernel, all of whose values are close to 1, keeps its digits. The distance kernel is -d_ij.
 
     Features are divided by a power of two that leaves a mean squared norm between 1/4 and 1, so that the squares of
-    tiny or huge activations neither vanish nor overflow; CKA does not see the scale.
+    tiny or huge activations neither vanish nor overflow; what is a cosine does not see the scale.
     """
 
     features: Rows
@@ -105,8 +108,9 @@ class Gram(KernelMatrix):
     """Of the features as they are rounded."""
     row_sums: Float64[Tensor, " n"]
     """Of the block that each sample is in."""
-    width: float | None
-    """s of the RBF kernel, in units of the scaled features; None for the linear kernel."""
+    kernel: Kernel = "linear"
+    width: float | None = None
+    """s of the RBF kernel, in units of the scaled features."""
     size: int | None = None
     """Samples of a minibatch, where the matrix is cut into such blocks."""
 
@@ -166,41 +170,81 @@ class Gram(KernelMatrix):
     def tile(self, x: Tensor, y: Tensor, i: slice, j: slice, out: Float[Tensor, "i j"]) -> None:
         """From the features."""
         if out.dtype != self.dtype:  # beside layers of another precision: computed in its own
-            out.copy_(self._kernel(x @ y.T, i, j))
+            out.copy_(self._kernel(x @ y.T, x, y, i, j))
         else:
-            self._kernel(torch.mm(x, y.T, out=out), i, j)
+            self._kernel(torch.mm(x, y.T, out=out), x, y, i, j)
 
-    def _kernel(self, products: Tensor, i: slice, j: slice) -> Tensor:
-        """The kernel of rows i and columns j in place of the features' inner products."""
-        if self.width is None:
+    def _kernel(self, products: Tensor, x: Tensor, y: Tensor, i: slice, j: slice) -> Tensor:
+        """The kernel of rows i and columns j in place of the inner products of x and y, their features."""
+        if self.kernel == "linear":
             return products
-        return self._squared_distances(i, j, products).mul_(-0.5 / self.width**2).expm1_()
+        return self._of_distances(self._squared_distances(products, x, y, i, j, near=self._near))
 
-    def _squared_distances(self, i: slice, j: slice, products: Tensor) -> Tensor:
-        """d_ij^2 = g_i + g_j - 2 x_i'x_j in place, never negative and 0 on the diagonal whatever rounding says."""
+    def _of_distances(self, squared: Tensor) -> Tensor:
+        """The kernel in place of squared distances."""
+        if self.kernel == "distance":
+            return squared.sqrt_().neg_()
+        assert self.width is not None
+        return squared.mul_(-0.5 / self.width**2).expm1_()
+
+    @property
+    def _near(self) -> float:
+        return NEAR if self.kernel == "distance" else 0.0
+
+    def _squared_distances(
+        self, products: Tensor, x: Tensor, y: Tensor, i: slice, j: slice, *, near: float
+    ) -> Float[Tensor, "i j"]:
+        """d_ij^2 = g_i + g_j - 2 x_i'x_j in place, never negative and 0 on the diagonal whatever rounding says.
+
+        A float32 tile with samples that are ``near`` each other is made once more, in float64.
+        """
+        squared = self._from_products(products, i, j)
+        if near and products.dtype != torch.float64:
+            if i == j:
+                squared.fill_diagonal_(math.inf)
+            if bool(squared.amin() < near):
+                place = wide(self.device)
+                squared.copy_(self._from_products(x.to(place, torch.float64) @ y.to(place, torch.float64).T, i, j))
+        squared.clamp_(min=0)
+        return squared.fill_diagonal_(0) if i == j else squared
+
+    def _from_products(self, products: Tensor, i: slice, j: slice) -> Tensor:
         norms = self.squared_norms[i].to(products), self.squared_norms[j].to(products)
-        products.mul_(-2).add_(norms[0][:, None]).add_(norms[1]).clamp_(min=0)
-        return products.fill_diagonal_(0) if i == j else products
+        return products.mul_(-2).add_(norms[0][:, None]).add_(norms[1])
 
-    def squared_distances(self, panel: int = 2048) -> Iterator[tuple[slice, slice, Tensor]]:
-        """All of them: the tiles of the upper triangle, each to be used before the next is asked for."""
+    def squared_distances(self, panel: int = 2048, *, near: float = 0.0) -> Iterator[tuple[slice, slice, Tensor]]:
+        """All of them: the tiles of the upper triangle, each to be used before the next is asked for.
+
+        Those below ``near`` are as exact as float64 products of the features are.
+        """
         for i in cut(self.n, panel):
             x = self.features[i]
             for j in cut(self.n, panel):
                 if j.start < i.start:
                     continue
                 y = x if i == j else self.features[j]
-                yield i, j, self._squared_distances(i, j, x @ y.T)
+                yield i, j, self._squared_distances(x @ y.T, x, y, i, j, near=near)
+
+    def sum_rows(self) -> Float64[Tensor, " n"]:
+        """The row sums of a whole kernel, which is not linear."""
+        sums = torch.zeros_like(self.squared_norms)
+        for i, j, squared in self.squared_distances(near=self._near):
+            tile = self._of_distances(squared).to(sums.device)
+            sums[i] += tile.sum(1, dtype=sums.dtype)
+            if i != j:
+                sums[j] += tile.sum(0, dtype=sums.dtype)
+        return sums
 
     def centred(self) -> Float64[Tensor, "n n"]:
         """H K H, whole, in float64: for looking at one layer, where n is small."""
         x = self.features[:].to(wide(self.device), torch.float64)
-        K = self._kernel(x @ x.T, slice(0, self.n), slice(0, self.n))
+        whole = slice(0, self.n)
+        K = self._kernel(x @ x.T, x, x, whole, whole)
         return K - K.mean(0) - K.mean(1, keepdim=True) + K.mean()
 
     def offsets(self, *, unbiased: bool) -> Float64[Tensor, "blocks b"]:
-        """From the row sums; the diagonal of the RBF kernel, as it is held here, is 0."""
-        diagonal = self.squared_norms if self.width is None else torch.zeros_like(self.squared_norms)
+        """From the row sums; the diagonal of the RBF kernel, as it is held here, is 0, as that of distances is."""
+        diagonal = self.squared_norms if self.kernel == "linear" else torch.zeros_like(self.squared_norms)
         blocks = (t.view(-1, self.block) for t in (self.row_sums, diagonal))
         return offsets(*blocks, unbiased=unbiased)
 
@@ -261,7 +305,7 @@ class CentredGram:
         return self.apply(x, self.fit(x)) if self.batch is None else self._cut(x, self._fit(x))
 
     def fit(self, x: Rows) -> GramState:
-        """Pass over the layer, and, for the RBF kernel, over its Gram matrix."""
+        """Pass over the layer, and, unless the kernel is linear, over its Gram matrix."""
         state = self._fit(x)
         return state if self.batch is None else dataclasses.replace(state, row_sums=self._cut(x, state).row_sums)
 
@@ -276,12 +320,13 @@ class CentredGram:
         scale = _power_of_two(float(norms.square().mean().sqrt()))
         squared_norms = (norms / scale).square()
         state = GramState(mean, peak * scale, squared_norms, torch.zeros_like(squared_norms), None)
-        if self.kernel == "rbf":
-            whole = dataclasses.replace(self, batch=None).apply(x, dataclasses.replace(state, width=1.0))
-            width = self.sigma / state.scale if self.sigma is not None else self._fraction_of_median(whole)
-            state = dataclasses.replace(state, width=width)
+        if self.kernel != "linear":
+            whole = dataclasses.replace(self, batch=None).apply(x, state)
+            if self.kernel == "rbf":
+                width = self.sigma / state.scale if self.sigma is not None else self._fraction_of_median(whole)
+                whole, state = dataclasses.replace(whole, width=width), dataclasses.replace(state, width=width)
             if self.batch is None:
-                return dataclasses.replace(state, row_sums=_row_sums(dataclasses.replace(whole, width=width)))
+                return dataclasses.replace(state, row_sums=whole.sum_rows())
         return state  # the rows of a centred linear kernel sum to 0
 
     def _cut(self, x: Rows, state: GramState) -> Gram:
@@ -297,14 +342,16 @@ class CentredGram:
         if self.batch is not None:
             order = self._order(x)
             features, norms = Reordered(features, order.to(x.device)), norms[order.to(norms.device)]
-        return Gram(in_memory(features, made_of=x), norms, state.row_sums, state.width, self.batch)
+        return Gram(in_memory(features, made_of=x), norms, state.row_sums, self.kernel, state.width, self.batch)
 
     def with_gradient(self, x: Float[Tensor, "n p"], *, unbiased: bool) -> Float64[Tensor, "*blocks b b"]:
         """The centred Gram matrix, or those of the minibatches, by operations that autograd knows."""
         column_means(x.detach())  # refuses what is constant
         x = (x - x.mean(0)).to(wide(x.device), torch.float64)
         K = x @ x.T
-        if self.kernel == "rbf":
+        if self.kernel == "distance":
+            K = -distances(x)
+        elif self.kernel == "rbf":
             squared = (K.diagonal()[:, None] + K.diagonal() - 2 * K).clamp(min=0)
             if self.sigma is not None:
                 width: Tensor | float = self.sigma
@@ -353,21 +400,14 @@ class CentredGram:
         return self.bandwidth * math.sqrt(median)
 
 
+def distances(x: Float64[Tensor, "n p"]) -> Float64[Tensor, "n n"]:
+    """All Euclidean distances, with a gradient, which is 0 where they are 0."""
+    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def _power_of_two(x: float) -> float:
     """The next one above; to divide by it rounds nothing."""
     return math.ldexp(1.0, math.frexp(x)[1])
-
-
-def _row_sums(gram: Gram) -> Float64[Tensor, " n"]:
-    """Of a whole RBF kernel."""
-    assert gram.width is not None
-    sums = torch.zeros_like(gram.squared_norms)
-    for i, j, distances in gram.squared_distances():
-        tile = distances.mul_(-0.5 / gram.width**2).expm1_().to(sums.device)
-        sums[i] += tile.sum(1, dtype=sums.dtype)
-        if i != j:
-            sums[j] += tile.sum(0, dtype=sums.dtype)
-    return sums
 
 
 def _block_row_sums(gram: Gram) -> Float64[Tensor, " n"]:
@@ -376,7 +416,7 @@ def _block_row_sums(gram: Gram) -> Float64[Tensor, " n"]:
     tile = torch.empty(gram.block, gram.block, dtype=gram.dtype, device=gram.device)
     for i in cut(gram.n, gram.block):
         features = gram.rows(i)
-        if gram.width is None:
+        if gram.kernel == "linear":
             exact = features.to(sums)
             sums[i] = exact @ exact.sum(0)
             continue

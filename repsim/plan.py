@@ -255,12 +255,10 @@ def _rounded_up(size: int) -> int:
 def _by_road(stage: Stage, n: int, limits: Limits) -> Stage:
     layers = stage.layers
     free = limits.memory - limits.base
-    widths, prepared, fixed = _prepared(stage, n)
+    found = _prepared(stage, n)
+    widths, prepared, fixed, kept = found.widths, found.cost, found.fixed, found.kept
     itemsize = max(4, *(layer.itemsize for layer in layers))
-    kept = sum(n * width * itemsize for width in widths)
     largest = max(n * layer.p * (layer.itemsize + 8) for layer in layers)  # one layer as it is read and centred
-    if stage.form != "features":
-        kept = sum(n * layer.p * layer.itemsize for layer in layers)
     stage = dataclasses.replace(stage, preparing=prepared)
     make = {"gram": _gram_space, "moments": _feature_space, "pairs": _pair_by_pair}[stage.road]
     in_memory = make(stage, n, widths, itemsize, free - kept - fixed)
@@ -273,9 +271,23 @@ def _by_road(stage: Stage, n: int, limits: Limits) -> Stage:
     return dataclasses.replace(again, memory=again.memory + fixed + _SPARE)
 
 
-def _prepared(stage: Stage, n: int) -> tuple[list[int], Cost, int]:
-    """Widths of what takes part in products, what it costs to get there, and bytes that stay whatever happens."""
+@dataclass(frozen=True)
+class _Prepared:
+    """Layers of a stage, once they are prepared."""
+
+    widths: list[int]
+    """Of what takes part in products."""
+    cost: Cost
+    """What it costs to get there."""
+    fixed: int
+    """Bytes that stay whatever happens."""
+    kept: int
+    """Bytes that stay where layers are kept in memory."""
+
+
+def _prepared(stage: Stage, n: int) -> _Prepared:
     layers = stage.layers
+    itemsize = max(4, *(layer.itemsize for layer in layers))
     values = float(sum(n * layer.p for layer in layers))
     stored = float(sum(n * layer.p * layer.itemsize for layer in layers))
     cost = Cost(touched=2 * values, read=2 * stored)
@@ -294,22 +306,24 @@ def _prepared(stage: Stage, n: int) -> tuple[list[int], Cost, int]:
             3 * 8 * m * m if layer.itemsize < 8 else 2 * 8 * (n + m) * layer.p
             for layer, m in zip(layers, smaller, strict=True)
         )
-        return widths, cost, held + most
-    if hasattr(recipe, "takes"):  # it says what it takes, and what it makes is kept whole
+        return _Prepared(widths, cost, held + most, sum(n * width * itemsize for width in widths))
+    if hasattr(recipe, "takes"):
         told = [recipe.takes(n, layer.p, max(4, layer.itemsize)) for layer in layers]
         flop = sum(flop for flop, _ in told)
         cost += Cost(flop32=flop) if max(layer.itemsize for layer in layers) <= 4 else Cost(flop64=flop)
-        return [0 for _ in layers], cost, sum(held for _, held in told)
-    if isinstance(recipe, CentredGram) and recipe.kernel == "rbf":
-        sweeps = 1 if recipe.sigma is not None else 3  # for the median, twice, by its bits; and for the row sums
+        return _Prepared([layer.p for layer in layers], cost, 0, sum(math.ceil(held) for _, held in told))
+    if isinstance(recipe, CentredGram) and recipe.kernel != "linear":
+        sweeps = 1 if recipe.bandwidth is None else 3  # for the median, twice, by its bits; and for the row sums
         cost += Cost(
             flop32=sweeps * float(n) * n * sum(layer.p for layer in layers), touched=sweeps * n * n * len(layers) / 2
         )
     fixed = 4 * 8 * n * len(layers)
-    if isinstance(recipe, CentredGram) and (recipe.kernel == "rbf" or recipe.batch):
+    if isinstance(recipe, CentredGram) and (recipe.kernel != "linear" or recipe.batch):
         side = min(n, recipe.batch or _PANEL)  # for row sums and the median, tiles of one layer after the other
         fixed += max(2 * side * layer.p for layer in layers) * 4 + 6 * 4 * side**2
-    return [layer.p for layer in layers], cost, fixed
+    if stage.form != "features":
+        itemsize = max(layer.itemsize for layer in layers)
+    return _Prepared([layer.p for layer in layers], cost, fixed, sum(n * layer.p * itemsize for layer in layers))
 
 
 def _directions(layer: LayerShape, n: int, *, loadings: bool) -> int:

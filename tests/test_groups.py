@@ -13,11 +13,11 @@ from repsim.cli import main
 from repsim.comparison import Comparison, compare
 from repsim.errors import InvalidInputError, TooLittleMemoryError, UndefinedValueError, UnknownNameError
 from repsim.labels import LayerKey, SampleIds
-from repsim.layout import ArraySpec
+from repsim.layout import ArraySpec, Contents
 from repsim.metrics.base import Metric
 from repsim.metrics.cca import SVCCA
 from repsim.store import ActivationStore
-from repsim.writing import Contents, StoreWriter, write_store
+from repsim.writing import StoreWriter, write_store
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from repsim.comparison import compare
 from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.figures import figure
 from repsim.labels import LayerKey, SampleIds
-from repsim.layout import ArraySpec
+from repsim.layout import ArraySpec, Contents
 from repsim.metrics import get
 from repsim.metrics.base import Array
 from repsim.results import open_result, save_result
 from repsim.store import open_store
-from repsim.writing import Contents, StoreWriter
+from repsim.writing import StoreWriter
 
 N = 40
 
@@ -31,7 +31,7 @@ def values(rng: np.random.Generator) -> dict[LayerKey, Array]:
 
 
 @pytest.fixture
-def stores(tmp_path: Path, values: dict[LayerKey, Array]) -> list[Path]:
+def stores(tmp_path: Path, values: dict[LayerKey, Array]) -> tuple[Path, Path]:
     made = []
     for model in "ab":
         keys = [key for key in values if key.model == model]
@@ -42,10 +42,10 @@ def stores(tmp_path: Path, values: dict[LayerKey, Array]) -> list[Path]:
             for key in keys:
                 out.write(key, slice(0, N), values[key])
             out.done(slice(None))
-    return made
+    return made[0], made[1]
 
 
-def test_like_is_compared_with_like(stores: list[Path], values: dict[LayerKey, Array]) -> None:
+def test_like_is_compared_with_like(stores: tuple[Path, Path], values: dict[LayerKey, Array]) -> None:
     result = compare(*stores, ["cka", "pwcca"], readouts=["mean", "cls"])
     assert list(result.data_vars) == ["cka@mean", "cka@cls", "pwcca@mean", "pwcca@cls"]
     assert result["layer_a"].values.tolist() == ["x", "y"]
@@ -67,7 +67,7 @@ def test_like_is_compared_with_like(stores: list[Path], values: dict[LayerKey, A
     assert "readout_a" not in result.coords
 
 
-def test_one_readout_is_a_choice_of_layers(stores: list[Path], values: dict[LayerKey, Array]) -> None:
+def test_one_readout_is_a_choice_of_layers(stores: tuple[Path, Path], values: dict[LayerKey, Array]) -> None:
     result = compare(*stores, readouts=["cls"])
     assert result["cka"].shape == (2, 2)
     assert result["readout_b"].values.tolist() == ["cls", "cls"]
@@ -76,15 +76,15 @@ def test_one_readout_is_a_choice_of_layers(stores: list[Path], values: dict[Laye
     )
 
 
-def test_many_models(stores: list[Path]) -> None:
-    both = compare(stores, None, ["cka", "pwcca"], readouts=["mean", "cls"])
+def test_many_models(stores: tuple[Path, Path]) -> None:
+    both = compare(list(stores), None, ["cka", "pwcca"], readouts=["mean", "cls"])
     assert both["layer_a"].values.tolist() == ["a/x", "a/y", "b/x", "b/y", "b/z"]
     for name, variable in compare(*stores, ["cka", "pwcca"], readouts=["mean", "cls"]).data_vars.items():
         np.testing.assert_allclose(both[name].values[:2, 2:], variable.values, rtol=1e-12)
     np.testing.assert_array_equal(np.isnan(both["cka@cls"].values[4]), [True] * 5)
 
 
-def test_it_grows_by_metrics_and_keeps_what_it_has(stores: list[Path], tmp_path: Path) -> None:
+def test_it_grows_by_metrics_and_keeps_what_it_has(stores: tuple[Path, Path], tmp_path: Path) -> None:
     save_result(compare(*stores, ["cka"], readouts=["mean", "cls"]), tmp_path / "r.nc")
     known = open_result(tmp_path / "r.nc")
     known["cka@cls"][0, 0] = 0.125  # as no comparison would give it
@@ -101,13 +101,13 @@ def test_it_grows_by_metrics_and_keeps_what_it_has(stores: list[Path], tmp_path:
         compare(*stores, readouts=["cls"], known=compare(*stores))
 
 
-def test_a_readout_that_a_store_has_not(stores: list[Path]) -> None:
+def test_a_readout_that_a_store_has_not(stores: tuple[Path, Path]) -> None:
     with pytest.raises(InvalidInputError, match=r"a\.h5 holds no layer that is read out by max, only by mean, cls"):
         compare(*stores, readouts=["mean", "max"])
 
 
 def test_a_metric_without_any_value_under_one_readout_is_left_out(
-    stores: list[Path], tmp_path: Path, values: dict[LayerKey, Array]
+    stores: tuple[Path, Path], tmp_path: Path, values: dict[LayerKey, Array]
 ) -> None:
     """But not where it has none under any."""
     x = values[LayerKey("a", "x", "mean")]
@@ -128,7 +128,7 @@ def test_a_metric_without_any_value_under_one_readout_is_left_out(
         compare(tmp_path / "g.h5", None, ["cka", "svcca"], readouts=["gram:4"])
 
 
-def test_on_the_command_line(stores: list[Path], tmp_path: Path) -> None:
+def test_on_the_command_line(stores: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "r.nc"
     words = ["compare", *map(str, stores), "--readout", "mean", "--readout", "cls", "-o", str(out)]
     done = CliRunner().invoke(main, words)
@@ -144,7 +144,7 @@ def test_on_the_command_line(stores: list[Path], tmp_path: Path) -> None:
     ]
 
 
-def test_all_arrays_with_all_by_default(stores: list[Path]) -> None:
+def test_all_arrays_with_all_by_default(stores: tuple[Path, Path]) -> None:
     with open_store(stores[0]) as store:
         names = list(store.layers)
     result = compare(*stores)

@@ -1,7 +1,11 @@
 """Every measure of the registry is held to its contract: a new one fails here until it has a class and a reference."""
 
 import dataclasses
+import importlib
+import pkgutil
 import typing
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,11 +54,20 @@ class TestPWCCA(MetricContract):
     reference = staticmethod(references.pwcca)
 
 
+for _module in pkgutil.iter_modules([str(Path(__file__).parent)]):  # the contracts of the other families
+    if _module.name.startswith("test_contract_") and not _module.name.endswith("_bites"):
+        importlib.import_module(f"tests.metrics.{_module.name}")
+
+
+def _below(cls: type[MetricContract]) -> Iterator[type[MetricContract]]:
+    for each in cls.__subclasses__():
+        yield each
+        yield from _below(each)
+
+
 def contracts() -> dict[type[Metric[Any]], type[MetricContract]]:
     return {
-        type(metric): contract
-        for contract in MetricContract.__subclasses__()
-        for metric in getattr(contract, "metrics", ())
+        type(metric): contract for contract in _below(MetricContract) for metric in getattr(contract, "metrics", ())
     }
 
 

@@ -1,0 +1,35 @@
+"""Measures of similarity matrices once more: plain numpy in float64, from the published formulas, not from our code."""
+
+import numpy as np
+
+from repsim.metrics.base import Array
+from tests.metrics.references import cosine
+
+
+def euclidean(x: Array) -> Array:
+    """All distances, by differences."""
+    return np.asarray(np.sqrt(np.sum((x[:, None] - x[None]) ** 2, axis=2)))
+
+
+def distance_correlation(x: Array, y: Array) -> float:
+    """Szekely et al. 2007, def. 4: the root of the ratio of V-statistics."""
+    H = np.eye(len(x)) - 1 / len(x)
+    return float(np.sqrt(cosine(H @ euclidean(x) @ H, H @ euclidean(y) @ H)))
+
+
+def average_ranks(values: Array) -> Array:
+    """How many are smaller, and half of those that are equal, by counting."""
+    smaller = (values[None] < values[:, None]).sum(1)
+    return np.asarray(smaller + ((values[None] == values[:, None]).sum(1) + 1) / 2)
+
+
+def rsa(x: Array, y: Array) -> float:
+    """Pearson between samples, Spearman over the upper triangles; correlations to 12 digits, so that ties are ties."""
+    above = np.triu_indices(len(x), 1)
+    ranks = [average_ranks(np.corrcoef(side)[above].round(12)) for side in (x, y)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def rsm_difference(x: Array, y: Array) -> float:
+    """The largest singular value of the difference."""
+    return float(np.linalg.norm(euclidean(x) - euclidean(y), 2))
