@@ -435,9 +435,9 @@ def _lines(stage: Stage, n: int) -> list[str]:
     elif stage.road != "pairs":
         road += f" ({_tera(stage.cost)})"
     where = "kept in memory" if stage.kept else f"read again as needed, {human(stage.cost.read)} in all"
-    once = f"one {_in_words(stage.recipe)} a layer"
+    once = f"each layer prepared once ({_in_words(stage.recipe)})"
     if len(stage.metrics) > 1:
-        once += f", for all {len(stage.metrics)} metrics"
+        once += f" for all {len(stage.metrics)} metrics"
     return [
         f"{names}: {len(stage.rows)} x {len(stage.columns)} layers, {n:,} samples",
         f"  {road}",

@@ -69,7 +69,7 @@ def test_a_group_shares_its_preparation(store: ActivationStore) -> None:
     assert {metric.spec for metric in family.metrics} == {"cca", "pwcca", "svcca"}
     assert {metric.spec for metric in kernels.metrics} == {"cka", "cka:estimator=biased"}
     (line,) = [line for line in planned.plan.lines() if "principal" in line]
-    assert line == "  one principal subspace a layer, for all 3 metrics, kept in memory"
+    assert line == "  each layer prepared once (principal subspace) for all 3 metrics, kept in memory"
 
 
 def test_who_has_no_value_is_left_out_of_a_group_only(tmp_path: Path, rng: np.random.Generator) -> None:

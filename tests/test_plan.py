@@ -289,16 +289,16 @@ def test_a_plan_in_words() -> None:
     assert made.lines() == [
         "cka: 17 x 13 layers, 5,000 samples",
         "  Gram space, tiles of 512 x 512, panels of 2,048 samples (0.667 TFLOP; feature space: 1.65 TFLOP)",
-        "  one centred gram a layer, kept in memory",
+        "  each layer prepared once (centred gram), kept in memory",
         "svcca: 17 x 13 layers, 5,000 samples",
         f"  feature space, runs of 4,096 samples ({_tera(made.stages[1].cost)} TFLOP)",
-        "  one principal subspace a layer, kept in memory",
+        "  each layer prepared once (principal subspace), kept in memory",
     ]
     tight = planned(resnet, vit, 5000, limits=Limits(3 * 10**8)).lines()
-    assert tight[-1].startswith("  one centred gram a layer, read again as needed, ")
+    assert tight[-1].startswith("  each layer prepared once (centred gram), read again as needed, ")
     family = planned(resnet, vit, 5000, "cca", "svcca", "pwcca").lines()
     assert family[0].startswith("cca, svcca, pwcca: 17 x 13 layers")
-    assert family[2] == "  one principal subspace a layer, for all 3 metrics, kept in memory"
+    assert family[2] == "  each layer prepared once (principal subspace) for all 3 metrics, kept in memory"
     assert "GFLOP" in planned(net("a", [4]), net("a", [4]), 100).lines()[1]
 
 
