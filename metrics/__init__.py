@@ -54,7 +54,7 @@ def select(spec: str) -> list[Metric[Any]]:
     >>> [metric.spec for metric in select("group:cca")]
     ['cca', 'pwcca', 'svcca']
     >>> select("cca"), select("svcca:variance=0.95")
-    ([CCA(summary='rho')], [SVCCA(variance=0.95)])
+    ([CCA(summary='rho')], [SVCCA(variance=0.95, summary='rho')])
     """
     chosen = members(spec)
     if chosen is None:
@@ -83,7 +83,7 @@ def get(spec: str) -> Metric[Any]:
     """Make a measure from its spec string: a name, and options where they differ from their defaults.
 
     >>> get("svcca:variance=0.95")
-    SVCCA(variance=0.95)
+    SVCCA(variance=0.95, summary='rho')
     >>> get("ckaa")
     Traceback (most recent call last):
     ...

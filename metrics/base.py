@@ -274,7 +274,7 @@ class Metric(ABC, Generic[F]):
 
         >>> import repsim.metrics
         >>> repsim.metrics.get("cka").label, repsim.metrics.get("svcca").label
-        ('CKA (linear, debiased)', 'SVCCA (variance=0.99)')
+        ('CKA (linear, debiased)', 'SVCCA (variance=0.99, rho)')
         """
         return self.label_with()
 

@@ -140,6 +140,8 @@ class SVCCA(SubspaceMetric):
     ----------
     variance
         Share of the variance that is kept, in (0, 1].
+    summary
+        ``rho``, or ``r2`` for mean(rho^2) over the same directions (Kornblith et al. 2019, Table 2).
 
     References
     ----------
@@ -169,6 +171,7 @@ class SVCCA(SubspaceMetric):
     }
 
     variance: float = 0.99
+    summary: Literal["rho", "r2"] = "rho"
 
     def __post_init__(self) -> None:
         if not 0 < self.variance <= 1:
@@ -188,18 +191,24 @@ class SVCCA(SubspaceMetric):
     def moment(self, cross: Cross[Subspace]) -> Tensor:
         """Compare two prepared layers, whose bases have these inner products."""
         k, m = self._kept(cross.a), self._kept(cross.b)
-        return mean_correlation(cross.product[:k, :m], exact=exact(cross.a, cross.b))
+        product = cross.product[:k, :m]
+        if self.summary == "r2":
+            return (product.square().sum() / min(k, m)).clamp(max=1)
+        return mean_correlation(product, exact=exact(cross.a, cross.b))
 
     def _kept(self, layer: Subspace) -> int:
         return layer.components(self.variance)
 
     def samples_needed(self, p: int, q: int) -> int:
         """As of CCA: of Gaussian features nearly all directions are kept."""
-        return 20 * max(p, q) + 1
+        return (5 if self.summary == "r2" else 20) * max(p, q) + 1
 
     def chance(self, a: Subspace, b: Subspace) -> Chance:
-        """Wachter's law, of the directions that are kept."""
-        return Chance(wachter(a.n, self._kept(a), self._kept(b)), exact=False)
+        """Of R^2 max(k, m) / (n - 1), exactly; of rho Wachter's law; k and m directions are kept."""
+        k, m = self._kept(a), self._kept(b)
+        if self.summary == "r2":
+            return Chance(min(1.0, max(k, m) / (a.n - 1)))
+        return Chance(wachter(a.n, k, m), exact=False)
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
         """Too few samples for the directions kept."""

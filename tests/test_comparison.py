@@ -56,7 +56,7 @@ def test_the_result_says_what_it_is(tmp_path: Path, rng: np.random.Generator) ->
     assert result["features_a"].values.tolist() == [3, 5, 8]
     assert (result["n_samples"].item(), result["data"].item()) == (40, "photos")
     attrs = result["svcca:variance=0.9"].attrs
-    assert attrs["label"] == "SVCCA (variance=0.9)"
+    assert attrs["label"] == "SVCCA (variance=0.9, rho)"
     assert (attrs["sense"], attrs["valid_range"], attrs["symmetric"]) == ("similarity", [0.0, 1.0], 1)
     assert "Raghu" in attrs["citation"]
     components = result["svcca:variance=0.9.components_a"]

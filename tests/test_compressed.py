@@ -104,7 +104,7 @@ def test_only_like_is_compared_with_like(stores: list[ActivationStore], result: 
         "which linear cka compares"
     )
     assert result["cka"].attrs["label"] == "CKA (linear, debiased)"  # several forms: each layer's readout says which
-    assert result["svcca"].attrs["label"] == "SVCCA (variance=0.99)"
+    assert result["svcca"].attrs["label"] == "SVCCA (variance=0.99, rho)"
 
 
 def test_what_is_left_out_is_said(result: xr.Dataset) -> None:

@@ -82,9 +82,9 @@ def leading(x: Array, variance: float) -> Array:
     return np.asarray(x @ vectors[:, :kept])
 
 
-def svcca(x: Array, y: Array, variance: float = 0.99) -> float:
+def svcca(x: Array, y: Array, variance: float = 0.99, summary: str = "rho") -> float:
     """CCA after PCA."""
-    return cca(leading(x, variance), leading(y, variance))
+    return cca(leading(x, variance), leading(y, variance), summary)
 
 
 def pwcca(x: Array, y: Array) -> float:

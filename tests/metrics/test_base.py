@@ -22,7 +22,7 @@ from repsim.metrics.rows import Centred, column_means
         ("cka:estimator=biased", "CKA (linear, biased)"),
         ("cka:kernel=rbf,bandwidth=0.5", "CKA (rbf, debiased, bandwidth=0.5)"),
         ("cka:kernel=rbf,sigma=2", "CKA (rbf, debiased, sigma=2.0)"),
-        ("svcca", "SVCCA (variance=0.99)"),
+        ("svcca", "SVCCA (variance=0.99, rho)"),
         ("cca", "CCA (rho)"),
         ("cca:summary=r2", "CCA (r2)"),
         ("pwcca", "PWCCA"),

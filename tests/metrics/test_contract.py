@@ -45,7 +45,7 @@ class TestCCA(MetricContract):
 
 
 class TestSVCCA(MetricContract):
-    metrics = (SVCCA(), SVCCA(variance=0.8), SVCCA(variance=1.0))
+    metrics = (SVCCA(), SVCCA(variance=0.8), SVCCA(variance=1.0), SVCCA(summary="r2"))
     reference = staticmethod(references.svcca)
 
 
