@@ -87,7 +87,7 @@ def get(spec: str) -> Metric[Any]:
     >>> get("ckaa")
     Traceback (most recent call last):
     ...
-    repsim.errors.UnknownNameError: unknown metric 'ckaa'; did you mean cka or cca? `repsim metrics` lists them all
+    repsim.errors.UnknownNameError: unknown metric 'ckaa'; did you mean cka or ... `repsim metrics` lists them all
     """
     name, options = parse_spec(spec)
     if name not in names():
