@@ -489,7 +489,7 @@ class DistanceBatches:
                 "nine tenths of the distances between samples are 0, so that there is no unit to measure the others "
                 "in: the layer is nearly constant"
             )
-        scaled = distances / unit
+        scaled: Square = distances / unit
         scaled[scaled < _ZERO] = 0
         return scaled
 
@@ -520,7 +520,7 @@ def single_linkage(d: Square) -> tuple[float, Square]:
     return length, joined
 
 
-def two_view(a: Square, b: Square) -> tuple[Square, float]:
+def two_view(a: Square, b: Square) -> tuple[Float64[np.ndarray, "2*n 2*n"], float]:
     """A distance matrix (2n, 2n), and a length to add to that of its H_1 bars: together R-Cross-Barcode_1's length.
 
     The graph of min(a, b) <= t contains that of a <= t. Barannikov et al. glue a second copy of all samples to it, all
