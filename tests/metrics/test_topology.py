@@ -7,7 +7,9 @@ from unittest.mock import Mock, patch
 import numpy as np
 import pytest
 import torch
+from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.linalg import expm
+from scipy.spatial.distance import squareform
 
 from repsim.errors import MissingExtraError, UndefinedValueError, UnreliableValueWarning
 from repsim.metrics import topology
@@ -93,6 +95,20 @@ def test_a_batch_of_all_samples_is_drawn_once() -> None:
     assert RTD(batch=20)(x, y) != RTD(batch=20, seed=1)(x, y)
 
 
+def test_equal_samples_are_at_no_distance() -> None:
+    x = np.concatenate([cloud(0, 50, 50)] * 2)
+    (d,) = RTD().recipe(torch.from_numpy(x)).distances
+    np.testing.assert_array_equal(d == 0, np.tile(np.eye(50, dtype=bool), (2, 2)))
+
+
+def test_single_linkage_is_that_of_scipy() -> None:
+    d = references_topology.distances(cloud(0, 50))
+    tree = linkage(squareform(d), "single")
+    length, joined = topology.single_linkage(d)
+    assert length == pytest.approx(tree[:, 2].sum())
+    np.testing.assert_allclose(joined, squareform(cophenet(tree)))
+
+
 def test_a_layer_of_one_sample_that_differs_has_no_unit() -> None:
     x = np.zeros((40, 3))
     x[0] = 1
@@ -115,6 +131,14 @@ def test_landmarks_that_cannot_matter_change_nothing(n: int, landmarks: int, gam
         found.append({tuple(simplex): value for simplex, value in tree.get_simplices()})
     assert found[0] == found[1]
     assert found[0] == pytest.approx(references_topology.witness_complex(d, slack))
+
+
+def test_a_loop_needs_no_triangle() -> None:
+    """The corners of a square, and the middles of its sides, which witness them."""
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1.0]])
+    samples = np.concatenate([corners, (corners + np.roll(corners, 1, axis=0)) / 2])
+    d = np.linalg.norm(samples[:, None] - corners, axis=2)
+    np.testing.assert_array_equal(topology.witness_bars(d, 0.01), [[0, np.inf]])
 
 
 def test_most_draws_see_the_loop_of_a_circle() -> None:
