@@ -95,7 +95,7 @@ def test_every_error_is_ours_and_a_builtin_too() -> None:
     for error in ours:
         if error is not RepsimError:
             assert error.__mro__[1] is RepsimError
-            assert issubclass(error, (ValueError, LookupError, ArithmeticError, OSError))
+            assert issubclass(error, (ValueError, LookupError, ArithmeticError, OSError, ImportError))
 
 
 def test_every_file_of_measures_is_found() -> None:
