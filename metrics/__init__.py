@@ -48,8 +48,9 @@ def groups() -> dict[str, list[str]]:
 def select(spec: str) -> list[Metric[Any]]:
     """Make the measures that a word stands for: a spec string, the name of a group, or ``all``.
 
-    Where a measure has the name of its group, write ``group:cca`` for all of them. Of a group, measures whose library
-    is not installed are left out.
+    Where a measure has the name of its group, write ``group:cca`` for all of them. ``all`` is without the group
+    ``topology``, of which a single pair may take minutes. Measures of a group whose library is not installed are left
+    out.
 
     >>> [metric.spec for metric in select("group:cca")]
     ['cca', 'pwcca', 'svcca']
@@ -64,14 +65,14 @@ def select(spec: str) -> list[Metric[Any]]:
 
 
 def members(word: str) -> list[str] | None:
-    """Names of the measures of a group, or of ``all``; None where the word is the spec of one measure.
+    """Names of the measures of a group, or of ``all`` (but for topology); None where the word is the spec of one measure.
 
     >>> members("group:cca"), members("cca")
     (['cca', 'pwcca', 'svcca'], None)
     """
     group = word.removeprefix("group:")
     if group == "all":
-        return names()
+        return [name for name in names() if Metric.registry[name].group != "topology"]
     if group == word and (word in names() or word not in groups()):
         return None
     if group not in groups():

@@ -395,8 +395,8 @@ def metrics(name: str | None, *, as_json: bool) -> None:
     "--metric",
     "specs",
     multiple=True,
-    help="As in `repsim metrics`; repeat for several. all, or a group: alignment, rsm, neighbours, group:cca, "
-    "statistics, topology.  [default: cka, or what the result has that is added to]",
+    help="As in `repsim metrics`; repeat for several. all, or a group: alignment, rsm, neighbours, "
+    "group:cca, statistics, and topology, which all is without.  [default: cka, or what the result has that is added to]",
 )
 @click.option(
     "--readout",

@@ -44,6 +44,13 @@ class UndefinedValueError(RepsimError, ArithmeticError):
     """The measure has no value for these representations (a constant layer, say); the message gives the reason."""
 
 
+class MissingExtraError(RepsimError, ImportError):
+    """A library that is not installed, because it comes with one of the optional extras only."""
+
+    def __init__(self, who: str, library: str, *, extra: str) -> None:
+        super().__init__(f"{who} needs {library}: pip install 'repsim-toolkit[{extra}]'")
+
+
 class SampleMismatchError(RepsimError, ValueError):
     """Two stores do not hold the same samples in the same order."""
 

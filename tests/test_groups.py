@@ -43,6 +43,12 @@ def test_what_a_word_stands_for(word: str, names: list[str]) -> None:
     assert [metric.spec for metric in metrics.select(word)] == names
 
 
+def test_all_is_every_measure_but_the_slow_ones() -> None:
+    there = {metric.spec for metric in metrics.select("all")}
+    assert there == set(metrics.names()) - set(metrics.groups()["topology"])
+    assert {"geometry_score", "imd", "rtd"} == set(metrics.groups()["topology"])
+
+
 def test_all_is_every_measure_whose_library_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Metric, "registry", dict(Metric.registry))
     there = [metric.spec for metric in metrics.select("all")]

@@ -1,0 +1,47 @@
+"""The topological measures are held to their contracts, with few draws of few landmarks, and small batches."""
+
+from typing import Any
+
+import pytest
+
+from repsim.metrics.base import Metric
+from repsim.metrics.topology import IMD, RTD, GeometryScore
+from repsim.testing import MetricContract
+from tests.metrics import references_topology
+
+
+class WithEnoughSamples(MetricContract):
+    """No contract by itself: of fewer samples than these measures take there is nothing to be said."""
+
+    @pytest.mark.parametrize("n", [6, 40])
+    def test_a_layer_is_like_itself(self, metric: Metric[Any], n: int) -> None:
+        super().test_a_layer_is_like_itself(metric, max(n, metric.min_samples))
+
+    @pytest.mark.parametrize("n", [4, 6, 40])
+    def test_values_are_within_bounds(self, metric: Metric[Any], n: int) -> None:
+        super().test_values_are_within_bounds(metric, max(n, metric.min_samples))
+
+
+class TestGeometryScore(WithEnoughSamples, MetricContract):
+    metrics = (
+        GeometryScore(landmarks=8, gamma=0.3, draws=6),
+        GeometryScore(landmarks=10, gamma=0.2, i_max=2, draws=4, seed=1),
+    )
+    reference = staticmethod(references_topology.geometry_score)
+
+
+class TestIMD(WithEnoughSamples, MetricContract):
+    metrics = (IMD(), IMD(neighbours=2))
+    reference = staticmethod(references_topology.imd)
+    tolerance = 1e-7  # its unit is 1e6
+
+
+class TestRTD(WithEnoughSamples, MetricContract):
+    metrics = (RTD(batch=12, trials=2), RTD(batch=10, trials=1, seed=3))
+    reference = staticmethod(references_topology.rtd)
+
+    def test_order_of_samples_does_not_matter(self, metric: Metric[Any]) -> None:
+        """But it decides who is in which batch; where all are in one, it does not matter."""
+        with pytest.raises(AssertionError, match="Not equal to tolerance"):
+            super().test_order_of_samples_does_not_matter(metric)
+        super().test_order_of_samples_does_not_matter(RTD(batch=40))
