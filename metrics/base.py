@@ -60,7 +60,8 @@ class Recipe(Protocol[F_co]):
     """One layer -> one factor. Equal recipes give equal factors, so measures that name the same one share the work.
 
     A recipe may have a method ``covers(other)``: whether its factor serves those who asked for the other's. And one
-    ``takes(n, p, itemsize)`` -> (floating-point operations, bytes that the factor holds), which a plan counts with.
+    ``takes(n, p, itemsize)`` -> (floating-point operations, bytes that the factor holds), which a plan counts with, and
+    with it ``aside(n, p, itemsize)`` -> bytes that preparing or comparing layers takes beside them, if these are many.
     """
 
     def __call__(self, x: Any, /) -> F_co:

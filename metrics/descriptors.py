@@ -50,7 +50,8 @@ class StatisticDifference(Metric[Statistic], ABC):
     def block(self, rows: Sequence[Statistic], columns: Sequence[Statistic]) -> Float64[np.ndarray, "rows columns"]:
         """Every number with every other."""
         left, right = (np.array([float(layer.value) for layer in side]) for side in (rows, columns))
-        return np.abs(left[:, None] - right)
+        differences: Float64[np.ndarray, "rows columns"] = np.abs(left[:, None] - right)
+        return differences
 
     def pair_flop(self, n: int, p: int, q: int) -> float:  # noqa: ARG002
         """One."""
@@ -143,7 +144,8 @@ class Concentricity:
 def _unit(rows: Float64[Tensor, "*rows p"]) -> Float64[Tensor, "*rows p"]:
     """Of unit length."""
     scaled = rows / rows.detach().abs().amax(-1, keepdim=True)  # so that no square overflows
-    return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    unit: Tensor = scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return unit
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Array, Chance, Group, Invariance, Metric, Road
-from repsim.metrics.gram import NEAR, CentredGram, Gram, distances
+from repsim.metrics.gram import CentredGram, Gram, distances
 from repsim.metrics.rows import column_means, cut, wide
 
 _CHUNK = 2**15
@@ -151,6 +151,10 @@ class RankedCorrelations:
         pairs = n * (n - 1) / 2
         return 1.0 * n * n * p + 30 * pairs * math.log2(max(2.0, pairs)), pairs * itemsize
 
+    def aside(self, n: int, p: int, itemsize: int) -> float:  # noqa: ARG002
+        """Bytes that sorting takes beside the layer: the correlations, their order, and some memory of its own."""
+        return 40 * n * (n - 1) / 2
+
     def __call__(self, x: Float[Tensor, "n p"]) -> Ranks:
         """Prepare one layer."""
         column_means(x)  # refuses what is constant
@@ -174,15 +178,20 @@ class RankedCorrelations:
                 "all pairs of samples are equally correlated, so their order is constant: there is nothing to compare"
             )
         ranks /= norm
-        sums = torch.zeros(n, dtype=ranks.dtype, device=ranks.device)
-        start = 0
-        for i in range(n - 1):
-            row = ranks[start : start + n - 1 - i]
-            sums[i] += row.sum()
-            sums[i + 1 :] += row
-            start += len(row)
-        hubs = float(sums.square().sum()) / (n - 2)
+        hubs = float(_row_sums(ranks, n).square().sum()) / (n - 2)
         return Ranks(ranks.to(x.device, x.dtype), n, hubs)
+
+
+def _row_sums(above: Float64[Tensor, " pairs"], n: int) -> Float64[Tensor, " n"]:
+    """Of the symmetric matrix whose strict upper triangle this is, row by row, and whose diagonal is 0."""
+    sums = above.new_zeros(n)
+    start = 0
+    for k in range(n - 1):
+        row = above[start : start + n - 1 - k]
+        sums[k] += row.sum()
+        sums[k + 1 :] += row
+        start += len(row)
+    return sums
 
 
 def _standardised(x: Float[Tensor, "n p"]) -> Float64[Tensor, "n p"]:
@@ -206,11 +215,16 @@ def average_ranks(values: Tensor) -> Float64[Tensor, " n"]:
     [2.5, 1.0, 2.5, 4.0]
     """
     ordered, order = torch.sort(values)
-    _, counts = torch.unique_consecutive(ordered, return_counts=True)
+    first, last = values.new_zeros(1, dtype=torch.int64), values.new_full((1,), len(values), dtype=torch.int64)
+    edges = torch.cat(
+        [first, (ordered[1:] != ordered[:-1]).nonzero().flatten().add_(1), last]
+    )  # of runs that are equal
     del ordered
-    middle = counts.cumsum(0).double().sub_((counts - 1) / 2)
     ranks = torch.empty_like(order, dtype=torch.float64)
-    ranks[order] = middle.repeat_interleave(counts)
+    for some in cut(len(edges) - 1, 2**20):
+        begin, end = edges[some], edges[some.start + 1 : some.stop + 1]
+        middle = (begin + end + 1).double() / 2
+        ranks[order[begin[0] : end[-1]]] = middle.repeat_interleave(end - begin)
     return ranks
 
 
@@ -313,7 +327,7 @@ def _products(rows: Sequence[Tensor], columns: Sequence[Tensor]) -> Float64[Tens
 class DistanceMatrix:
     """All Euclidean distances between the samples of a layer."""
 
-    matrix: Float[Tensor, "n n"]
+    matrix: Float64[Tensor, "n n"]
 
     @property
     def nbytes(self) -> int:
@@ -323,18 +337,24 @@ class DistanceMatrix:
 
 @dataclass(frozen=True)
 class EuclideanDistances:
-    """The recipe of a `DistanceMatrix`: by inner products, those between near duplicates in float64."""
+    """The recipe of a `DistanceMatrix`, in float64: distances of two layers that are alike cancel."""
 
-    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:
+    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:  # noqa: ARG002
         """Floating-point operations, and bytes held."""
-        return 1.0 * n * n * p, 1.0 * n * n * itemsize
+        return 1.0 * n * n * p, 8.0 * n * n
+
+    def aside(self, n: int, p: int, itemsize: int) -> float:  # noqa: ARG002
+        """Bytes of the difference of two."""
+        return 8.0 * n * n
 
     def __call__(self, x: Float[Tensor, "n p"]) -> DistanceMatrix:
         """Prepare one layer."""
+        column_means(x)  # refuses what is constant at the precision that it came in
+        x = x.to(wide(x.device), torch.float64)
         state = CentredGram().fit(x)
         gram = CentredGram().apply(x, state)
-        matrix = torch.empty(gram.n, gram.n, dtype=gram.dtype, device=gram.device)
-        for i, j, squared in gram.squared_distances(near=NEAR):
+        matrix = torch.empty(gram.n, gram.n, dtype=torch.float64, device=x.device)
+        for i, j, squared in gram.squared_distances():
             matrix[i, j] = squared.sqrt_().mul_(state.scale)
             if i != j:
                 matrix[j, i] = squared.T
@@ -351,13 +371,13 @@ class RSMDifference(Metric[DistanceMatrix]):
     Notes
     -----
     The matrix is symmetric. Below 512 samples all its eigenvalues are computed; from there on the largest, by Lanczos
-    iteration from a fixed start, to a relative error of 1e-9 (of float32 layers 1e-7, which their distances have).
+    iteration from a fixed start, to a relative error of 1e-9.
 
     References
     ----------
     Yin, Shen. On the dimensionality of word embedding. NeurIPS 2018 (norms of differences of similarity matrices).
     Klabunde, Schumacher, Strohmaier, Lemmerich. Similarity of neural network models: a survey. ACM Computing Surveys
-    2025, section 3.3.
+    2025.
 
     Examples
     --------
@@ -414,31 +434,33 @@ class RSMDifference(Metric[DistanceMatrix]):
         return 4 / 3 * n**3 if n < _EXACT_BELOW else 80.0 * n * n
 
 
-def spectral_norm(matrix: Float[Tensor, "n n"]) -> Float64[Tensor, ""]:
+def spectral_norm(matrix: Float64[Tensor, "n n"]) -> Float64[Tensor, ""]:
     """The largest absolute eigenvalue of a symmetric matrix, with a gradient."""
+    largest: Tensor
     if len(matrix) < _EXACT_BELOW:
-        return torch.linalg.eigvalsh(matrix.to(wide(matrix.device), torch.float64)).abs().max()
-    v = _leading_vector(matrix.detach())
-    image = (matrix @ v.to(matrix)).to(v)
-    return (v @ image).abs()  # Rayleigh's quotient: its error, and what v owes to the matrix, are of second order
+        largest = torch.linalg.eigvalsh(matrix).abs().max()
+    else:
+        v = _leading_vector(matrix.detach())
+        largest = (v @ matrix @ v).abs()  # Rayleigh's quotient, of which v's error, and its own gradient, vanish
+    return largest
 
 
-def _leading_vector(matrix: Float[Tensor, "n n"]) -> Float64[Tensor, " n"]:
+def _leading_vector(matrix: Float64[Tensor, "n n"]) -> Float64[Tensor, " n"]:
     """The eigenvector, of unit length, of the largest absolute eigenvalue."""
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh  # noqa: PLC0415 - takes long to import
 
-    n, place = len(matrix), wide(matrix.device)
+    def times(v: Array) -> Array:
+        product: Array = (matrix @ torch.from_numpy(v.ravel()).to(matrix)).cpu().numpy()
+        return product
 
-    def times(v: Array) -> Any:
-        return (matrix @ torch.from_numpy(v.ravel()).to(matrix)).double().cpu().numpy()
-
+    n = len(matrix)
     start = np.random.default_rng(0).normal(size=n)
-    if not bool(matrix.any()):
-        return torch.from_numpy(start / np.linalg.norm(start)).to(place)
+    if not matrix.any():  # nothing leads, and Lanczos iteration has nowhere to go
+        return torch.from_numpy(start / np.linalg.norm(start)).to(matrix)
     try:
-        tolerance = 1e-9 if matrix.dtype == torch.float64 else 1e-7
-        _, vectors = eigsh(LinearOperator((n, n), times, dtype=np.float64), k=1, which="LM", v0=start, tol=tolerance)
-    except ArpackNoConvergence:  # many eigenvalues as large as the largest
-        values, found = torch.linalg.eigh(matrix.to(place, torch.float64))
-        return found[:, values.abs().argmax()]
-    return torch.from_numpy(vectors[:, 0]).to(place)
+        _, vectors = eigsh(LinearOperator((n, n), times, dtype=np.float64), k=1, which="LM", v0=start, tol=1e-9)
+    except ArpackNoConvergence:  # many eigenvalues are as large as the largest
+        values, every = torch.linalg.eigh(matrix)
+        leading: Tensor = every[:, values.abs().argmax()]
+        return leading
+    return torch.from_numpy(vectors[:, 0]).to(matrix)

@@ -311,7 +311,9 @@ def _prepared(stage: Stage, n: int) -> _Prepared:
         told = [recipe.takes(n, layer.p, max(4, layer.itemsize)) for layer in layers]
         flop = sum(flop for flop, _ in told)
         cost += Cost(flop32=flop) if max(layer.itemsize for layer in layers) <= 4 else Cost(flop64=flop)
-        return _Prepared([layer.p for layer in layers], cost, 0, sum(math.ceil(held) for _, held in told))
+        aside = [recipe.aside(n, layer.p, layer.itemsize) for layer in layers] if hasattr(recipe, "aside") else [0]
+        held = sum(math.ceil(each) for _, each in told)
+        return _Prepared([layer.p for layer in layers], cost, math.ceil(max(aside)), held)
     if isinstance(recipe, CentredGram) and recipe.kernel != "linear":
         sweeps = 1 if recipe.bandwidth is None else 3  # for the median, twice, by its bits; and for the row sums
         cost += Cost(
