@@ -160,6 +160,7 @@ def test_the_cost_of_an_rbf_kernel_and_of_minibatches() -> None:
     assert linear.cost.flop32 == 1.5 * n * 256 * (50 + 1)
     assert only(a, a, n, "cka:kernel=rbf").preparing.flop32 == 3 * n * n * 50  # twice for the median, once for row sums
     assert only(a, a, n, "cka:kernel=rbf,sigma=1.0").preparing.flop32 == n * n * 50
+    assert only(a, a, n, "distance_correlation").preparing.flop32 == n * n * 50
 
 
 def test_layers_that_are_read_again_are_counted_as_often_as_they_are() -> None:
@@ -216,6 +217,16 @@ def test_memory_counts_loadings_and_the_layer_that_is_being_read() -> None:
     one = only(net("a", [30_000]), net("b", [2]), 300)
     assert one.road == "gram"
     assert one.memory > 300 * 30_000 * (4 + 4 + 8), "stored, centred, and in float64 in between"
+
+
+def test_memory_counts_what_a_recipe_takes_aside() -> None:
+    """Ranks of one layer are sorted while those of the others are held."""
+    n = 6000
+    pairs = n * (n - 1) // 2
+    one, two = (only(net("a", [10] * count), net("a", [10] * count), n, "rsa").memory for count in (1, 2))
+    assert two - one == 4 * pairs
+    assert one > (4 + 40) * pairs
+    assert only(net("a", [10]), net("b", [10]), n, "rsm_difference").memory > 3 * 8 * n * n  # two, and their difference
 
 
 widths = st.lists(st.integers(1, 3000), min_size=1, max_size=12)

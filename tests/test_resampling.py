@@ -18,6 +18,7 @@ from repsim.metrics.compressed import StoredGrams, TwoSketches
 from repsim.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
 from repsim.writing import write_store
 from tests.metrics import references
+from tests.metrics.references_distances import distance_correlation
 
 Reference = Callable[[Array, Array], float]
 GRAM: dict[str, Reference] = {
@@ -25,6 +26,7 @@ GRAM: dict[str, Reference] = {
     "cka:kernel=rbf,sigma=6": partial(references.cka, kernel="rbf", sigma=6.0),
     "cka:estimator=biased": partial(references.cka, estimator="biased"),
     "cka:kernel=rbf,estimator=biased,sigma=6": partial(references.cka, kernel="rbf", estimator="biased", sigma=6.0),
+    "distance_correlation": distance_correlation,
 }
 OTHERS: dict[str, Reference] = {
     "cca": references.cca,

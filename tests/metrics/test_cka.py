@@ -222,7 +222,7 @@ def test_a_prepared_layer_holds_no_n_by_n_matrix(rng: np.random.Generator) -> No
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("kernel", ["linear", "rbf", "distance"])
 @pytest.mark.parametrize("batch", [None, 7])
 def test_a_layer_in_a_file_is_prepared_as_a_tensor_is(
     rng: np.random.Generator, kernel: Any, batch: int | None, dtype: type[np.floating[Any]]

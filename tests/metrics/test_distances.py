@@ -1,0 +1,205 @@
+"""Similarity matrices: chance by enumeration, ties, duplicates, tiles, and the largest eigenvalue."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import rankdata, spearmanr
+
+from repsim.errors import UndefinedValueError, UnknownNameError, UnreliableValueWarning
+from repsim.metrics import get
+from repsim.metrics.base import Array, as_samples
+from repsim.metrics.distances import RSA, DistanceCorrelation, RSMDifference, average_ranks, spectral_norm
+from tests.metrics.references import cosine
+from tests.metrics.references_distances import distance_correlation, euclidean, rsa
+
+
+def related(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
+    signal = rng.normal(size=(n, 5))
+    return [signal @ rng.normal(size=(5, p)) + rng.normal(size=(n, p)) for p in widths]
+
+
+def centred_distances(x: Array) -> Array:
+    """By inner products in float64, for many samples."""
+    g = (x**2).sum(1)
+    d = np.sqrt((g[:, None] + g - 2 * x @ x.T).clip(0) * (1 - np.eye(len(x))))
+    return np.asarray(d - d.mean(0) - d.mean(1, keepdims=True) + d.mean())
+
+
+# Distance correlation
+
+
+def test_distances_are_no_kernel_of_cka() -> None:
+    with pytest.raises(UnknownNameError, match="unknown value of kernel 'distance'"):
+        get("cka:kernel=distance")
+
+
+def test_it_sees_what_is_not_linear(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(1000, 1))
+    assert get("cka")(x, x**2 - 1) < 0.05
+    assert DistanceCorrelation()(x, x**2) > 0.45
+
+
+def test_independent_designs_give_zero_and_no_root_of_a_rounding_error() -> None:
+    """Every pair of levels equally often: the square is 0, give or take a rounding error of either sign."""
+    for levels in range(2, 7):
+        x, y = np.indices((levels, levels)).reshape(2, -1, 1)
+        assert DistanceCorrelation()(x / 3, y / 7) == pytest.approx(0, abs=1e-7)
+
+
+def test_no_value_is_the_root_of_a_negative_number() -> None:
+    values = DistanceCorrelation().finish(np.array([-1e-17, 0.25, np.nan]))
+    np.testing.assert_array_equal(values, [0, 0.5, np.nan])
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_duplicates_keep_their_digits_in_float32(rng: np.random.Generator, both: bool) -> None:
+    """Distances of 0, from float32 products alone, are off by their root: 1e-5 of the value here."""
+    label = rng.integers(0, 3, size=800)
+    x = rng.normal(size=(3, 300))[label].astype(np.float32)
+    y = x[:, :50] + 0.3 * rng.normal(size=(3, 50))[rng.integers(0, 3, size=800)] if both else related(rng, 800, 64)[0]
+    y = y.astype(np.float32)
+    exact = distance_correlation(x.astype(np.float64), y.astype(np.float64))
+    assert DistanceCorrelation()(x, y) == pytest.approx(exact, abs=1e-7)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-11), (np.float32, 1e-7)])
+def test_many_tiles(rng: np.random.Generator, dtype: type, tolerance: float) -> None:
+    x, y = (layer.astype(dtype) for layer in related(rng, 2100, 3, 8))
+    exact = math.sqrt(cosine(*(centred_distances(side.astype(np.float64)) for side in (x, y))))
+    assert DistanceCorrelation()(x, y) == pytest.approx(exact, abs=tolerance)
+
+
+def test_the_mean_square_over_every_permutation(rng: np.random.Generator) -> None:
+    """Is that of the chance level exactly, for any data; so the mean is below."""
+    n, metric = 6, DistanceCorrelation()
+    x, y = rng.normal(size=(n, 3)), rng.exponential(size=(n, 5)) ** 2
+    a, b = (metric.recipe(as_samples(side)) for side in (x, y))
+    orders = itertools.permutations(range(n))
+    values = metric.block([a], [metric.recipe(as_samples(y[list(order)])) for order in orders])
+    chance = metric.chance(a, b)
+    assert not chance.exact
+    assert (values**2).mean() == pytest.approx(chance.mean**2, rel=1e-12)
+    assert values.mean() < chance.mean
+
+
+def test_more_features_than_samples_warn(rng: np.random.Generator) -> None:
+    x, y = related(rng, 20, 4, 21)
+    with pytest.warns(UnreliableValueWarning, match=r"n = 20 samples but 21 features: .* 2,100 score 0.2"):
+        DistanceCorrelation()(x, y)
+    DistanceCorrelation()(x, y[:, :20])  # warnings are errors here: this one must not warn
+
+
+# RSA
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=50))
+def test_average_ranks(values: list[int]) -> None:
+    np.testing.assert_array_equal(average_ranks(torch.tensor(values)), rankdata(values))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-11), (np.float32, 1e-6)])
+def test_rsa_of_many_samples(rng: np.random.Generator, dtype: type, tolerance: float) -> None:
+    """More than one panel, and more pairs than are multiplied at once."""
+    n = 700
+    x, y, z = (layer.astype(dtype) for layer in related(rng, n, 20, 30, 4))
+    above = np.triu_indices(n, 1)
+    x64, y64, z64 = (np.corrcoef(layer.astype(np.float64))[above] for layer in (x, y, z))
+    metric = RSA()
+    a, b, c = (metric.recipe(as_samples(layer)) for layer in (x, y, z))
+    assert a.nbytes == n * (n - 1) // 2 * np.dtype(dtype).itemsize
+    expected = [[spearmanr(u, v).statistic for v in (y64, z64)] for u in (x64, z64)]
+    np.testing.assert_allclose(metric.block([a, c], [b, c]), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_ties_are_ties(rng: np.random.Generator, dtype: type) -> None:
+    """Labels have two correlations, and samples of two features have 1 and -1: rounding errors would order them."""
+    n = 60
+    labels = np.eye(7)[rng.integers(0, 7, size=n)].astype(dtype)
+    pairs = rng.normal(size=(n, 2)).astype(dtype)
+    layer = related(rng, n, 9)[0].astype(dtype)
+    for tied in (labels, pairs):
+        exact = rsa(tied.astype(np.float64), layer.astype(np.float64))
+        assert RSA()(tied, layer) == pytest.approx(exact, abs=1e-9 if dtype == np.float64 else 1e-6)
+
+
+def test_rsa_over_every_permutation(rng: np.random.Generator) -> None:
+    """Mean exactly 0, and the variance of the docstring exactly, for any data; hubs or none."""
+    n, metric = 6, RSA()
+    skewed = rng.exponential(size=(n, 4)) ** 2
+    for x, y in ((rng.normal(size=(n, 5)), skewed), (skewed, skewed[::-1] + 0.1 * rng.normal(size=(n, 4)))):
+        a, b = (metric.recipe(as_samples(side)) for side in (x, y))
+        orders = itertools.permutations(range(n))
+        values = metric.block([a], [metric.recipe(as_samples(y[list(order)])) for order in orders])
+        chance = metric.chance(a, b)
+        assert values.mean() == pytest.approx(0, abs=1e-12)
+        assert chance.sd is not None
+        assert values.var() == pytest.approx(chance.sd**2, rel=1e-9)
+
+
+def test_samples_without_a_correlation_are_counted(rng: np.random.Generator) -> None:
+    x, y = (layer.astype(np.float32) for layer in related(rng, 30, 6, 1))
+    with pytest.raises(UndefinedValueError, match="single feature"):
+        RSA()(x, y)
+    dead = x.copy()
+    dead[3], dead[8] = 0, 0.1
+    with pytest.raises(UndefinedValueError, match="2 of 30 samples have features that are all equal"):
+        RSA()(dead, x)
+    with pytest.raises(UndefinedValueError, match="equally correlated"):
+        RSA()(np.outer(np.arange(1.0, 31), [1, 2, 4]), x)
+
+
+def test_rsa_of_huge_and_of_tiny_features(rng: np.random.Generator) -> None:
+    x, y = related(rng, 30, 6, 7)
+    value = RSA()(x, y)
+    assert RSA()(x * 1e200, y * 1e-200) == pytest.approx(value, abs=1e-12)
+
+
+# RSM difference
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_from_512_samples_on_the_largest_eigenvalue_alone_is_found(rng: np.random.Generator, sign: int) -> None:
+    x, y = related(rng, 600, 9, 20)
+    difference = euclidean(x) - euclidean(y)
+    values = np.linalg.eigvalsh(difference)
+    assert RSMDifference()(x, y) == pytest.approx(np.abs(values).max(), rel=1e-12)
+    assert float(spectral_norm(torch.from_numpy(sign * difference))) == pytest.approx(np.abs(values).max(), rel=1e-12)
+    assert RSMDifference()(x, x) == 0
+
+
+@pytest.mark.parametrize("n", [511, 512])
+def test_spectra_in_which_nothing_leads(rng: np.random.Generator, n: int) -> None:
+    signs = rng.choice([-3.0, 3.0], size=n)
+    noise = rng.normal(size=(n, n))
+    q = np.linalg.qr(noise)[0]
+    for matrix in (np.zeros((n, n)), 3 * np.eye(n), np.diag(signs), q * signs @ q.T, noise + noise.T):
+        symmetric = torch.from_numpy((matrix + matrix.T) / 2)
+        expected = float(torch.linalg.eigvalsh(symmetric).abs().max())
+        assert float(spectral_norm(symmetric)) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_layers_that_are_alike_keep_the_digits_of_their_difference(rng: np.random.Generator) -> None:
+    """Of float32 features, whose distances in float32 would leave 4 of 7 digits here."""
+    (x,) = related(rng, 256, 64)
+    near = x + 1e-3 * rng.normal(size=x.shape)
+    x, near = x.astype(np.float32), near.astype(np.float32)
+    exact = np.linalg.norm(euclidean(x.astype(np.float64)) - euclidean(near.astype(np.float64)), 2)
+    assert RSMDifference()(x, near) == pytest.approx(exact, rel=1e-9)
+
+
+def test_the_gradient_of_many_samples(rng: np.random.Generator) -> None:
+    """By Lanczos iteration, too: along a direction, by finite differences."""
+    x, y = (torch.from_numpy(layer) for layer in related(rng, 520, 4, 5))
+    direction = torch.from_numpy(rng.normal(size=x.shape))
+    tracked = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(RSMDifference()(tracked, y), tracked)
+    step = 1e-6
+    slope = (RSMDifference()(x + step * direction, y) - RSMDifference()(x - step * direction, y)) / (2 * step)
+    assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-6)
