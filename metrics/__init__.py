@@ -65,7 +65,7 @@ def select(spec: str) -> list[Metric[Any]]:
 
 
 def members(word: str) -> list[str] | None:
-    """Names of the measures of a group, or of ``all`` (but for topology); None where the word is the spec of one measure.
+    """Names of the measures of a group, or of ``all`` (without topology); None where the word is one measure's spec.
 
     >>> members("group:cca"), members("cca")
     (['cca', 'pwcca', 'svcca'], None)

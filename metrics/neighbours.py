@@ -206,14 +206,18 @@ def _nearest(x: Rows, count: int) -> tuple[Float[Tensor, "n count"], Int64[Tenso
 def _first_by_index(
     x: Rows, rows: Int64[Tensor, " rows"], last: Float[Tensor, " rows"], count: int, tie: float
 ) -> tuple[Float[Tensor, "rows count"], Int64[Tensor, "rows count"]]:
-    """Of samples whose ``last`` similarity is that of several others: all that are larger, and the first of these."""
-    own = x[rows]
-    table = torch.cat([own @ x[j].T for j in cut(x.shape[0], _SIDE)], 1)
+    """Of samples whose ``last`` similarity is that of several others: all that are larger, and the first of these.
+
+    Similarities are computed again, which may round otherwise, so that there may be fewer within ``tie`` than were
+    found before: the next largest then fill up.
+    """
+    own, n = x[rows], x.shape[0]
+    table = torch.cat([own @ x[j].T for j in cut(n, _SIDE)], 1)
     table.scatter_(1, rows[:, None], -torch.inf)
-    equal = (table - last[:, None]).abs() <= tie
-    sure = table > last[:, None] + tie
-    room = count - sure.sum(1, keepdim=True)
-    whose = torch.nonzero(sure | (equal & (equal.cumsum(1) <= room)))[:, 1].view(len(rows), count)
+    cosines, last = (t.to(wide(x.device)).double() for t in (table, last[:, None]))
+    by_index = 3 - torch.arange(n, dtype=torch.float64, device=cosines.device) / n  # larger than any cosine
+    order = torch.where((cosines - last).abs() <= tie, by_index, cosines + 6 * (cosines > last + tie))
+    whose = order.topk(count, dim=1).indices.to(table.device)
     return table.gather(1, whose), whose
 
 

@@ -396,7 +396,7 @@ def metrics(name: str | None, *, as_json: bool) -> None:
     "specs",
     multiple=True,
     help="As in `repsim metrics`; repeat for several. all, or a group: alignment, rsm, neighbours, "
-    "group:cca, statistics, and topology, which all is without.  [default: cka, or what the result has that is added to]",
+    "group:cca, statistics, and topology, which all is without.  [default: cka, or what the result has that grows]",
 )
 @click.option(
     "--readout",

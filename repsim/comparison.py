@@ -93,8 +93,8 @@ def compare(
     metrics
         Spec strings or metrics; one variable of the result each. By default ``cka``, or what ``known`` has. ``all``, or
         the name of a group (``alignment``, ``rsm``, ``neighbours``, ``group:cca``, ``statistics``, ``topology``),
-        stands for its measures (``all`` is without topology, of which a pair may take minutes); those of them that cannot
-        be had here are left out, and the result says why.
+        stands for its measures; ``all`` is without topology, of which a pair may take minutes. Those of a group that
+        cannot be had here are left out, and the result says why.
     device
         Where to compute: ``auto``, ``cpu``, ``cuda``, ``mps``.
     memory

@@ -75,8 +75,8 @@ def test_options_that_cannot_be_read(options: dict[str, str], error: type[Repsim
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("ckaa", "unknown metric 'ckaa'; did you mean cka or cca? `repsim metrics` lists them all"),
-        ("zzz", "unknown metric 'zzz'; known: "),
+        ("ckaa", "unknown metric 'ckaa'; did you mean cka or cknna or cca? `repsim metrics`"),
+        ("zzz", "unknown metric 'zzz'"),
         ("CKA", "unknown metric 'CKA'"),
         ("pwcca:variance=1", "unknown option 'variance' (options: none)"),
         ("cka:kernel=gauss", "unknown value of kernel 'gauss'; known: linear, rbf"),

@@ -85,6 +85,27 @@ def test_duplicates_come_by_their_index(rng: np.random.Generator, side: int, dty
     assert found.undecided(2) == 100
 
 
+@pytest.mark.parametrize("off", [-1.5, 0.0, 0.5, 1.5])
+def test_similarities_that_round_otherwise_give_as_many_neighbours(rng: np.random.Generator, off: float) -> None:
+    """The window of what ties with the last one holds fewer, or more, than when it was found: by half a tie here."""
+    unit = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(60, 8)).astype(np.float32)))
+    unit[30:34] = unit[0]
+    tie = neighbours._TIE * torch.finfo(torch.float32).eps
+    rows = torch.tensor([0, 7, 31])
+    cosines = unit @ unit.T
+    cosines.fill_diagonal_(-torch.inf)
+    last = cosines[rows].topk(3, dim=1).values[:, -1]
+    found, whose = neighbours._first_by_index(unit, rows, last + off * tie, 4, tie)
+    expected = cosines[rows].topk(4, dim=1).values
+    torch.testing.assert_close(found.sort(dim=1, descending=True).values, expected)
+    torch.testing.assert_close(found, cosines[rows].gather(1, whose))
+    assert all(len(set(row)) == 4 for row in whose.tolist())
+    if abs(off) < 1:
+        assert set(whose[2].tolist()) == {0, 30, 32, 33}
+        _, first = neighbours._first_by_index(unit, rows, last + off * tie, 2, tie)
+        assert set(first[2].tolist()) == {0, 30}
+
+
 def test_neighbours_that_hang_on_ties_are_told(rng: np.random.Generator) -> None:
     x, y = rng.normal(size=(60, 8)), rng.normal(size=(60, 8))
     x[30:36] = x[0]  # seven alike: each has six at similarity 1, of whom it takes four, and so has who is near them
