@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_duplicates_keep_their_digits_in_float32(rng: np.random.Generator, both:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-11), (np.float32, 1e-7)])
-def test_many_tiles(rng: np.random.Generator, dtype: type, tolerance: float) -> None:
+def test_many_tiles(rng: np.random.Generator, dtype: type[np.floating[Any]], tolerance: float) -> None:
     x, y = (layer.astype(dtype) for layer in related(rng, 2100, 3, 8))
     exact = math.sqrt(cosine(*(centred_distances(side.astype(np.float64)) for side in (x, y))))
     assert DistanceCorrelation()(x, y) == pytest.approx(exact, abs=tolerance)
@@ -85,6 +86,14 @@ def test_the_mean_square_over_every_permutation(rng: np.random.Generator) -> Non
     assert not chance.exact
     assert (values**2).mean() == pytest.approx(chance.mean**2, rel=1e-12)
     assert values.mean() < chance.mean
+
+
+def test_the_centred_kernel_is_positive_semidefinite(rng: np.random.Generator) -> None:
+    """As -d is on vectors that sum to 0 (Schoenberg): what is made of Gram matrices can be made of it."""
+    (x,) = related(rng, 30, 4)
+    values = torch.linalg.eigvalsh(DistanceCorrelation().recipe(as_samples(x)).centred())
+    assert values.min() > -1e-12
+    assert values.max() > 1
 
 
 def test_more_features_than_samples_warn(rng: np.random.Generator) -> None:
@@ -104,12 +113,12 @@ def test_average_ranks(values: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-11), (np.float32, 1e-6)])
-def test_rsa_of_many_samples(rng: np.random.Generator, dtype: type, tolerance: float) -> None:
+def test_rsa_of_many_samples(rng: np.random.Generator, dtype: type[np.floating[Any]], tolerance: float) -> None:
     """More than one panel, and more pairs than are multiplied at once."""
     n = 700
     x, y, z = (layer.astype(dtype) for layer in related(rng, n, 20, 30, 4))
     above = np.triu_indices(n, 1)
-    x64, y64, z64 = (np.corrcoef(layer.astype(np.float64))[above] for layer in (x, y, z))
+    x64, y64, z64 = (np.asarray(np.corrcoef(layer.astype(np.float64)))[above] for layer in (x, y, z))
     metric = RSA()
     a, b, c = (metric.recipe(as_samples(layer)) for layer in (x, y, z))
     assert a.nbytes == n * (n - 1) // 2 * np.dtype(dtype).itemsize
@@ -118,7 +127,7 @@ def test_rsa_of_many_samples(rng: np.random.Generator, dtype: type, tolerance: f
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_ties_are_ties(rng: np.random.Generator, dtype: type) -> None:
+def test_ties_are_ties(rng: np.random.Generator, dtype: type[np.floating[Any]]) -> None:
     """Labels have two correlations, and samples of two features have 1 and -1: rounding errors would order them."""
     n = 60
     labels = np.eye(7)[rng.integers(0, 7, size=n)].astype(dtype)
