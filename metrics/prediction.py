@@ -168,7 +168,7 @@ class GULP(SubspaceMetric):
         """Compare two prepared layers, whose bases have these inner products."""
         f, g = self._kept(cross.a), self._kept(cross.b)
         value: Tensor = f @ f + g @ g - 2 * (f @ cross.product.square() @ g)
-        return value
+        return value.clamp(min=0)  # rounding may leave -1e-15, whose root is wanted
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
         """By H = QQ', Q being the first n rows of an orthonormal basis of X~ over sqrt(ridge) I.
