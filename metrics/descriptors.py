@@ -212,7 +212,7 @@ class Uniformity:
         state = CentredGram().fit(x)
         gram = CentredGram().apply(x, state)
         factor = -2 * state.scale**2 if state.scale < 1e100 else -math.inf
-        near = _UNDERFLOW / -factor if factor < -8 else 0.0
+        near = _UNDERFLOW / -factor if factor < -8 and x.dtype != torch.float64 else 0.0
         total = torch.zeros((), dtype=torch.float64, device=state.mean.device)
         for i, j, squared in gram.squared_distances(near=near):
             terms = squared.to(total.device).mul_(factor).exp_()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Array, Chance, Group, Invariance, Metric, Road
-from repsim.metrics.gram import CentredGram, Gram, distances
+from repsim.metrics.gram import NEAR, CentredGram, Gram, distances
 from repsim.metrics.rows import column_means, cut, wide
 
 _CHUNK = 2**15
@@ -36,7 +36,8 @@ class DistanceCorrelation(Metric[Gram]):
 
     Notes
     -----
-    Distances of float32 layers are float32, but for those between near duplicates, which are of float64 products.
+    Distances of float32 layers are float32, but for those between near duplicates, which are of float64 products (of
+    float64 layers: of differences).
 
     References
     ----------
@@ -91,23 +92,23 @@ class DistanceCorrelation(Metric[Gram]):
         return np.sqrt(np.maximum(values, 0))
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
-        """The formula, on whole matrices."""
+        """The formula, on whole matrices. Where it is 0 the root has no derivative, and the gradient is NaN."""
         A, B = (self.recipe.with_gradient(side, unbiased=False) for side in (x, y))
-        return ((A * B).sum() / (A.square().sum() * B.square().sum()).sqrt()).sqrt()
+        return ((A * B).sum() / (A.square().sum() * B.square().sum()).sqrt()).clamp(min=0).sqrt()
 
     def samples_needed(self, p: int, q: int) -> int:
         """Of Gaussian features as many as p, its square is about 4p / (n + 4p) by chance."""
         return 100 * max(p, q)
 
     def chance(self, a: Gram, b: Gram) -> Chance:
-        """The mean of its square is tr(A) tr(B) / (n - 1) / (||A|| ||B||) for any data; the mean is a little less."""
+        """At most sqrt(tr(A) tr(B) / ((n - 1) ||A|| ||B||)), the root of the mean square, exact for any data."""
         A, B = a.centred(), b.centred()
         norms = torch.linalg.matrix_norm(A) * torch.linalg.matrix_norm(B)
         return Chance(math.sqrt(float(A.trace() * B.trace() / norms) / (a.n - 1)), exact=False)
 
     def reason(self, a: Gram, b: Gram) -> str:  # noqa: ARG002
         """What is wrong with layers whose ||A|| is nothing but rounding errors."""
-        return "nothing is left of the distances after centring: all samples are equally far from each other"
+        return "nothing but rounding errors is left of the distances after centring"
 
     def caution(self, a: Gram, b: Gram) -> str | None:
         """Of more features than samples it is mostly bias."""
@@ -241,8 +242,9 @@ class RSA(Metric[Ranks]):
     -----
     A permutation of the samples of one layer takes every pair to every other pair equally often, and ranks are centred.
     So the mean over permutations is exactly 0 for any data. As a matrix with rows that do not sum to 0 is the sum of
-    u_i + u_j and of one with rows that do, the variance is exactly s_x s_y / (n - 1) + 2 (1 - s_x)(1 - s_y) / (n(n-3)),
-    s being the share of the former: single samples that are like, or unlike, all others make chance wider.
+    u_i + u_j and of one with rows that do, the variance is exactly s t / (n - 1) + 2 (1 - s)(1 - t) / (n (n - 3)), s
+    and t being the two layers' shares of the former: single samples that are like, or unlike, all others make chance
+    wider.
 
     References
     ----------
@@ -307,7 +309,7 @@ class RSA(Metric[Ranks]):
         return 20
 
     def chance(self, a: Ranks, b: Ranks) -> Chance:
-        """Mean 0; the standard deviation of the docstring."""
+        """0, with variance st / (n - 1) + 2 (1 - s)(1 - t) / (n (n - 3)), s and t of the Notes; exact for any data."""
         n, s, t = a.n, a.hubs, b.hubs
         return Chance(0.0, math.sqrt(s * t / (n - 1) + 2 * (1 - s) * (1 - t) / (n * (n - 3))))
 
@@ -354,7 +356,7 @@ class EuclideanDistances:
         state = CentredGram().fit(x)
         gram = CentredGram().apply(x, state)
         matrix = torch.empty(gram.n, gram.n, dtype=torch.float64, device=x.device)
-        for i, j, squared in gram.squared_distances():
+        for i, j, squared in gram.squared_distances(near=NEAR):
             matrix[i, j] = squared.sqrt_().mul_(state.scale)
             if i != j:
                 matrix[j, i] = squared.T

@@ -196,15 +196,20 @@ class Gram(KernelMatrix):
     ) -> Float[Tensor, "i j"]:
         """d_ij^2 = g_i + g_j - 2 x_i'x_j in place, never negative and 0 on the diagonal whatever rounding says.
 
-        A float32 tile with samples that are ``near`` each other is made once more, in float64.
+        A float32 tile with samples that are ``near`` each other is made once more, in float64. A float64 tile has twice
+        as many digits: only its pairs that are near squared are made once more, from differences.
         """
         squared = self._from_products(products, i, j)
-        if near and products.dtype != torch.float64:
-            if i == j:
-                squared.fill_diagonal_(math.inf)
-            if bool(squared.amin() < near):
-                place = wide(self.device)
-                squared.copy_(self._from_products(x.to(place, torch.float64) @ y.to(place, torch.float64).T, i, j))
+        if near and i == j:
+            squared.fill_diagonal_(math.inf)
+        if near and products.dtype == torch.float64:
+            rows, columns = (squared < near**2).nonzero(as_tuple=True)
+            for some in cut(len(rows), max(1, 2**20 // x.shape[1])):
+                r, c = rows[some], columns[some]
+                squared[r, c] = (x[r] - y[c]).square().sum(1)
+        elif near and bool(squared.amin() < near):
+            place = wide(self.device)
+            squared.copy_(self._from_products(x.to(place, torch.float64) @ y.to(place, torch.float64).T, i, j))
         squared.clamp_(min=0)
         return squared.fill_diagonal_(0) if i == j else squared
 
@@ -215,7 +220,7 @@ class Gram(KernelMatrix):
     def squared_distances(self, panel: int = 2048, *, near: float = 0.0) -> Iterator[tuple[slice, slice, Tensor]]:
         """All of them: the tiles of the upper triangle, each to be used before the next is asked for.
 
-        Those below ``near`` are as exact as float64 products of the features are.
+        Those below ``near`` are as exact as float64 products of the features are (`_squared_distances`).
         """
         for i in cut(self.n, panel):
             x = self.features[i]

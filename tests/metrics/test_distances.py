@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
+from repsim import compare
 from repsim.errors import UndefinedValueError, UnknownNameError, UnreliableValueWarning
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.distances import RSA, DistanceCorrelation, RSMDifference, average_ranks, spectral_norm
+from repsim.metrics.sweeps import GramSweep
+from repsim.writing import write_store
 from tests.metrics.references import cosine
-from tests.metrics.references_distances import distance_correlation, euclidean, rsa
+from tests.metrics.references_distances import distance_correlation, euclidean, rsa, rsm_difference
+from tests.metrics.streamed import Streamed
 
 
 def related(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
@@ -73,6 +78,63 @@ def test_many_tiles(rng: np.random.Generator, dtype: type[np.floating[Any]], tol
     x, y = (layer.astype(dtype) for layer in related(rng, 2100, 3, 8))
     exact = math.sqrt(cosine(*(centred_distances(side.astype(np.float64)) for side in (x, y))))
     assert DistanceCorrelation()(x, y) == pytest.approx(exact, abs=tolerance)
+
+
+def clustered(rng: np.random.Generator, n: int, p: int) -> Array:
+    """Near and exact duplicates: three clusters, and every sample of a cluster there twice."""
+    centres, jitter = rng.normal(size=(3, p)), 1e-4 * rng.normal(size=(n // 2, p))
+    return np.repeat(centres[rng.integers(0, 3, size=n // 2)] + jitter, 2, axis=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-7)])
+@pytest.mark.parametrize(("panel", "tile"), [(40, 40), (40, 7), (17, 17), (13, 5), (3, 1)])
+def test_any_cut_of_a_sweep(rng: np.random.Generator, panel: int, tile: int, dtype: Any, tolerance: float) -> None:
+    """Of layers in memory and in files, with duplicates and without: the dense formula."""
+    layers = [layer.astype(dtype) for layer in (*related(rng, 40, 3, 50), clustered(rng, 40, 30))]
+    metric = DistanceCorrelation()
+    factors = [metric.recipe(as_samples(layers[0])), *(metric.recipe(Streamed(layer)) for layer in layers[1:])]
+    (values,) = GramSweep(factors, factors[::-1], [metric], panel=panel, tile=tile).run()
+    exact = [layer.astype(np.float64) for layer in layers]
+    expected = [[distance_correlation(x, y) for y in exact[::-1]] for x in exact]
+    np.testing.assert_allclose(values, expected, rtol=0, atol=tolerance)
+
+
+def test_stores_are_compared_as_arrays_are(tmp_path: Path, rng: np.random.Generator) -> None:
+    rows, columns = related(rng, 40, 3, 20), [*related(rng, 40, 4), clustered(rng, 40, 6)]
+    a, b = (
+        write_store(tmp_path / f"{name}.h5", {f"l{k}": x for k, x in enumerate(side)}, model=name)
+        for name, side in (("a", rows), ("b", columns))
+    )
+    expected = [[distance_correlation(x, y) for y in columns] for x in rows]
+    values = compare(a, b, ["distance_correlation"])["distance_correlation"].values
+    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-11)
+
+
+def test_duplicates_keep_their_digits_in_float64(rng: np.random.Generator) -> None:
+    """A distance of 0 is not the root of a rounding error, 1e-8, which a sum over all duplicates would show."""
+    x, y = np.eye(4)[rng.integers(0, 4, size=60)] + 0.1, rng.normal(size=(60, 3))
+    for side in (x, clustered(rng, 60, 20)):
+        assert DistanceCorrelation()(side, y) == pytest.approx(distance_correlation(side, y), abs=1e-12)
+        turned = side @ np.linalg.qr(rng.normal(size=(side.shape[1],) * 2))[0]
+        assert RSMDifference()(side, turned) == pytest.approx(0, abs=1e-11)
+        assert RSMDifference()(side, y) == pytest.approx(rsm_difference(side, y), rel=1e-12)
+
+
+def test_of_equal_distances_every_order_is_the_same(rng: np.random.Generator) -> None:
+    """Centred they are a projection, not nothing: the value is its chance level."""
+    x, y = np.eye(12), rng.normal(size=(12, 3))
+    metric = DistanceCorrelation()
+    chance = metric.chance(*(metric.recipe(as_samples(side)) for side in (x, y)))
+    assert metric(x, y) == pytest.approx(distance_correlation(x, y), abs=1e-12)
+    assert metric(x, y) == pytest.approx(chance.mean, abs=1e-12)
+    assert metric(x, 3 * x) == pytest.approx(1, abs=1e-12)
+
+
+def test_with_a_gradient_too_no_value_is_the_root_of_a_negative_number() -> None:
+    for levels in range(2, 7):
+        x, y = (torch.from_numpy(side) for side in np.indices((levels, levels)).reshape(2, -1, 1) / 3)
+        value = DistanceCorrelation()(x.requires_grad_(), y)
+        assert float(value.detach()) == pytest.approx(0, abs=1e-7)
 
 
 def test_the_mean_square_over_every_permutation(rng: np.random.Generator) -> None:
