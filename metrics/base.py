@@ -325,6 +325,8 @@ def _from_numpy(array: Array) -> Tensor:
         raise InvalidInputError(f"expected an array of numbers, got dtype {array.dtype}")
     if array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
         array = array.astype(np.float64)
+    if min(array.strides, default=1) < 0:  # of a single column this is contiguous to numpy, but not to torch
+        array = array.copy()
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C_CONTIGUOUS", "WRITEABLE"]))
 
 

@@ -228,6 +228,12 @@ class PWCCA(SubspaceMetric):
     Asymmetric: with equal ranks, exchanging X and Y changes the weights. The widely copied reference code computes
     something else (directions without the inverse square root, means added back); this is the published definition.
 
+    Notes
+    -----
+    Where correlations tie their directions are not determined, and neither are the weights: from rank X + rank Y > n on,
+    where several are exactly 1, the value hangs on rounding errors, in its third digit. The warning about too few
+    samples comes then, too.
+
     References
     ----------
     Morcos, Raghu, Bengio. Insights on representational similarity in neural networks with canonical correlation.

@@ -387,7 +387,7 @@ class RSMDifference(Metric[DistanceMatrix]):
     >>> np.random.seed(0)
     >>> x, y = np.random.uniform(size=(30, 25)), np.random.uniform(size=(30, 25))
     >>> round(RSMDifference()(x, y), 9)
-    4.28402087
+    4.284020876
     """
 
     name: ClassVar[str] = "rsm_difference"

@@ -165,7 +165,7 @@ class MutualKNN(NeighbourMetric):
         return (ranks > 0).double().mean()
 
     def chance(self, a: Neighbours, b: Neighbours) -> Chance:
-        """Mean k / (n - 1); the variance knows who is a hub, and whose neighbours choose it in turn."""
+        """Exactly k / (n - 1); the variance knows who is a hub, and whose neighbours choose it in turn."""
         n, k = a.n, self.k
         ones = torch.ones(n, k, dtype=torch.float64, device=a.indices.device)
         graphs = [edge_pairs(layer, k, ones, ones) for layer in (a, b)]
@@ -214,7 +214,7 @@ class JaccardKNN(NeighbourMetric):
         return (shared / (2 * self.k - shared)).mean()
 
     def chance(self, a: Neighbours, b: Neighbours) -> Chance:  # noqa: ARG002
-        """Over the hypergeometric number of shared neighbours."""
+        """Exactly the mean of c / (2k - c), c hypergeometric: how many of k among n - 1 are shared."""
         return Chance(sum(chance * c / (2 * self.k - c) for c, chance in _numbers_shared(a.n, self.k)))
 
 
@@ -265,7 +265,7 @@ class RankSimilarity(NeighbourMetric):
         return 2 / ((1 + (r[:, None] - r).abs()) * (r[:, None] + r))
 
     def chance(self, a: Neighbours, b: Neighbours) -> Chance:  # noqa: ARG002
-        """Each of c shared neighbours has any two ranks, so that it adds the mean weight."""
+        """Exactly the mean over c, hypergeometric, of c times the mean weight of any two ranks, over 1 + ... + 1/c."""
         mean = float(self._weights().mean())
         return Chance(
             sum(chance * c * mean / sum(1 / m for m in range(1, c + 1)) for c, chance in _numbers_shared(a.n, self.k))
@@ -429,7 +429,7 @@ class CKNNA(NeighbourMetric):
         return _hsic(K, L, b.indices[:, : self.k], both) / (norms[0] * norms[1]).sqrt()
 
     def chance(self, a: Neighbours, b: Neighbours) -> Chance:
-        """The mean of HSIC_1 over permutations: of each of its sums over pairs of edges that both graphs have."""
+        """Exactly the mean of HSIC_1 over permutations, which sees edges that both graphs have; norms do not change."""
         n, k = a.n, self.k
         K, L = (layer.similarities[:, :k] for layer in (a, b))
         ones = torch.ones_like(K)
@@ -491,7 +491,7 @@ class CycleKNN(NeighbourMetric):
         return ranks.any(1).double().mean()
 
     def chance(self, a: Neighbours, b: Neighbours) -> Chance:  # noqa: ARG002
-        """One less the chance to miss all who have the sample as a neighbour in a."""
+        """Exactly 1 - the probability that k neighbours at random miss all who have the sample as theirs in X."""
         others = a.n - 1.0
         miss = torch.ones(a.n, dtype=torch.float64, device=a.indices.device)
         for taken in range(self.k):

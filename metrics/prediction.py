@@ -168,7 +168,7 @@ class GULP(SubspaceMetric):
         """Compare two prepared layers, whose bases have these inner products."""
         f, g = self._kept(cross.a), self._kept(cross.b)
         value: Tensor = f @ f + g @ g - 2 * (f @ cross.product.square() @ g)
-        return value
+        return value.clamp(min=0)  # rounding may leave -1e-15, whose root is wanted
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
         """By H = QQ', Q being the first n rows of an orthonormal basis of X~ over sqrt(ridge) I.
@@ -190,7 +190,7 @@ class GULP(SubspaceMetric):
         return smoother
 
     def chance(self, a: Subspace, b: Subspace) -> Chance:
-        """The mean of C_ij^2 is 1 / (n - 1), exactly, so that this is, too."""
+        """Exactly sum f_i^2 + sum g_j^2 - 2 (sum f_i) (sum g_j) / (n - 1); r + t - 2rt / (n - 1) without a ridge."""
         f, g = self._kept(a), self._kept(b)
         return Chance(float(f @ f + g @ g - 2 * f.sum() * g.sum() / (a.n - 1)))
 
@@ -253,9 +253,9 @@ class EigenspaceOverlap(SubspaceMetric):
         return 5 * min(p, q)
 
     def chance(self, a: Subspace, b: Subspace) -> Chance:
-        """Exact: permutations keep the constant direction, of which the spans hold u and v, and mix the n - 1 others.
+        """Exactly (uv + (r - u)(t - v) / (n - 1)) / max(p, q); the spans hold u and v of the constant direction.
 
-        (u v + (r - u) (t - v) / (n - 1)) / max(p, q).
+        Permutations keep that direction, and mix the n - 1 others.
         """
         u, v = _constant(a), _constant(b)
         return Chance((u * v + (a.rank - u) * (b.rank - v) / (a.n - 1)) / max(a.features, b.features))

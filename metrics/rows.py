@@ -16,6 +16,8 @@ from torch import Tensor
 from repsim.errors import UndefinedValueError
 
 T = TypeVar("T")
+_LARGEST = 2.0**1000
+"""Values larger than this, which only float64 has, would overflow where they are subtracted, added or squared."""
 _PIECE = 2**19
 """Values of a piece that are handled at once: in float64 they stay in the cache."""
 
@@ -72,7 +74,10 @@ def cut(n: int, size: int, start: int = 0) -> Iterator[slice]:
 
 
 def column_ranges(x: Rows) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"], Float64[Tensor, " p"]]:
-    """The mean of every column, its smallest value and its largest one, in one pass in float64."""
+    """The mean of every column, its smallest value and its largest one, in one pass in float64.
+
+    Raises where values are too large to be added.
+    """
     place = wide(x.device)
     first = x[:1].to(place, torch.float64)[0]
     total = torch.zeros_like(first)
@@ -81,6 +86,11 @@ def column_ranges(x: Rows) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"]
         piece = x[i].to(place)
         low, high = torch.minimum(low, piece.amin(0)), torch.maximum(high, piece.amax(0))
         total += (piece.to(torch.float64) - first).sum(0)  # makes the mean of a constant column exact
+    largest = float(torch.maximum(high, -low).max())
+    if largest > _LARGEST:
+        raise UndefinedValueError(
+            f"the layer has values as large as {largest:.1e}, with which float64 cannot compute: scale them down"
+        )
     return first + total / x.shape[0], low, high
 
 

@@ -146,7 +146,7 @@ class ShapeMetric(SubspaceMetric):
         return value
 
     def chance(self, a: Subspace, b: Subspace) -> Chance:
-        """That of the mean nuclear norm."""
+        """Nearly the value at the mean ||X^'Y^||_* over permutations: free convolution of the two spectra."""
         gap = torch.tensor(1 - chance_alignment(a.shares, b.shares, a.n), dtype=torch.float64)
         return Chance(float(self.of(gap, a.norm, b.norm)), exact=False)
 

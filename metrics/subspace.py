@@ -290,7 +290,10 @@ class PrincipalSubspace:
         )  # in units of the largest deviation, so that no square overflows
         n, p = x.shape
         if x.dtype == torch.float64 or max(n, p) < _SQUARED_FROM:
-            u, s, vh = torch.linalg.svd(centred.exact(slice(None)), full_matrices=False)
+            values = centred.exact(slice(None))
+            if self.centred:
+                values -= values.mean(0)  # a large mean is rounded coarsely, and what it leaves would be a direction
+            u, s, vh = torch.linalg.svd(values, full_matrices=False)
             kept, total, complete = self._kept(s, x)
             loadings = s[:kept, None] * vh[:kept] * peak if self.loadings else None
             basis = _placed(u[:, :kept].contiguous(), x)
@@ -360,7 +363,10 @@ def layer_with_gradient(x: Float[Tensor, "n p"], *, centred: bool = True) -> tup
     """
     _, peak = column_means(x.detach())
     whole = x.to(wide(x.device), torch.float64) / peak
-    return whole - whole.mean(0) if centred else whole, peak
+    if centred:
+        whole = whole - whole.mean(0)
+        whole = whole - whole.mean(0)  # as in `PrincipalSubspace.fit`
+    return whole, peak
 
 
 def _floor(x: Rows) -> float:

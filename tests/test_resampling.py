@@ -271,7 +271,7 @@ def test_a_subsample_on_which_a_layer_is_constant_has_no_value(rng: np.random.Ge
             side = [(half * (3 if "rbf" in spec else 1e3)).astype(dtype), lonely.astype(dtype)]
             values = subsampled(side, [live.astype(dtype)], spec, drawn)[:, :, 0]
             assert np.isnan(values[:, 0]).tolist() == [True, False, False], (spec, dtype)
-            assert np.isnan(values[:, 1]).tolist() == ["biased" not in spec, True, True], (spec, dtype)
+            assert np.isnan(values[:, 1]).tolist() == [get(spec).unbiased, True, True], (spec, dtype)
 
 
 def test_the_width_is_that_of_all_samples(rng: np.random.Generator) -> None:

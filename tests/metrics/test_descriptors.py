@@ -87,7 +87,7 @@ def test_without_an_angle_there_is_no_value(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-7)])
 @pytest.mark.parametrize("scale", [0.1, 1.0])
-def test_many_tiles(rng: np.random.Generator, scale: float, dtype: Any, tolerance: float) -> None:
+def test_many_tiles(rng: np.random.Generator, scale: float, dtype: type[np.floating[Any]], tolerance: float) -> None:
     x = (scale * rng.normal(size=(2100, 3)) + 2).astype(dtype)
     assert described("uniformity_difference", x) == pytest.approx(uniformity(x), abs=tolerance)
 

@@ -74,7 +74,7 @@ def test_duplicates_keep_their_digits_in_float32(rng: np.random.Generator, both:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-11), (np.float32, 1e-7)])
-def test_many_tiles(rng: np.random.Generator, dtype: Any, tolerance: float) -> None:
+def test_many_tiles(rng: np.random.Generator, dtype: type[np.floating[Any]], tolerance: float) -> None:
     x, y = (layer.astype(dtype) for layer in related(rng, 2100, 3, 8))
     exact = math.sqrt(cosine(*(centred_distances(side.astype(np.float64)) for side in (x, y))))
     assert DistanceCorrelation()(x, y) == pytest.approx(exact, abs=tolerance)
@@ -150,6 +150,14 @@ def test_the_mean_square_over_every_permutation(rng: np.random.Generator) -> Non
     assert values.mean() < chance.mean
 
 
+def test_the_centred_kernel_is_positive_semidefinite(rng: np.random.Generator) -> None:
+    """As -d is on vectors that sum to 0 (Schoenberg): what is made of Gram matrices can be made of it."""
+    (x,) = related(rng, 30, 4)
+    values = torch.linalg.eigvalsh(DistanceCorrelation().recipe(as_samples(x)).centred())
+    assert values.min() > -1e-12
+    assert values.max() > 1
+
+
 def test_more_features_than_samples_warn(rng: np.random.Generator) -> None:
     x, y = related(rng, 20, 4, 21)
     with pytest.warns(UnreliableValueWarning, match=r"n = 20 samples but 21 features: .* 2,100 score 0.2"):
@@ -167,7 +175,7 @@ def test_average_ranks(values: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-11), (np.float32, 1e-6)])
-def test_rsa_of_many_samples(rng: np.random.Generator, dtype: Any, tolerance: float) -> None:
+def test_rsa_of_many_samples(rng: np.random.Generator, dtype: type[np.floating[Any]], tolerance: float) -> None:
     """More than one panel, and more pairs than are multiplied at once."""
     n = 700
     x, y, z = (layer.astype(dtype) for layer in related(rng, n, 20, 30, 4))
@@ -181,7 +189,7 @@ def test_rsa_of_many_samples(rng: np.random.Generator, dtype: Any, tolerance: fl
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_ties_are_ties(rng: np.random.Generator, dtype: Any) -> None:
+def test_ties_are_ties(rng: np.random.Generator, dtype: type[np.floating[Any]]) -> None:
     """Labels have two correlations, and samples of two features have 1 and -1: rounding errors would order them."""
     n = 60
     labels = np.eye(7)[rng.integers(0, 7, size=n)].astype(dtype)

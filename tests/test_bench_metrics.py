@@ -1,0 +1,75 @@
+"""The benchmark of all measures: its naive formulas are right, and what it was not given time for is scaled up."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import repsim.metrics
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def worker() -> ModuleType:
+    if str(SCRIPTS) not in sys.path:
+        sys.path.insert(0, str(SCRIPTS))
+    return import_module("metrics_worker")
+
+
+@pytest.fixture(scope="module")
+def bench(worker: ModuleType) -> ModuleType:
+    return import_module("metrics_bench")
+
+
+def test_every_measure_but_the_topological_ones_has_a_naive_formula(worker: ModuleType) -> None:
+    assert set(worker.NAIVE) == set(repsim.metrics.names()) - set(repsim.metrics.groups()["topology"])
+
+
+def test_naive_formulas_agree(worker: ModuleType, bench: ModuleType) -> None:
+    """Float32 on both sides: by rounding, two neighbours that are as near may change places."""
+    names = tuple(worker.NAIVE)
+    settings = {"samples": 120, "measures": names, "few": True}
+    ours = worker.by_repsim(worker.Settings("repsim", **settings))
+    naive = worker.CONTENDERS["naive"](worker.Settings("naive", **settings))
+    for name in names:
+        assert len(naive[name]["values"]) == np.size(ours[name]["values"]) == 12
+        allowed = 5e-3 if name == "rank_similarity" else 2e-6
+        assert bench.apart(ours[name]["values"], naive[name]["values"]) < allowed, name
+
+
+def test_without_time_it_is_scaled_up(worker: ModuleType) -> None:
+    """By the widths of the pairs: one of 4 x 3, whose rows are 8 to 40 and whose columns are 12 to 20 wide."""
+    settings = worker.Settings("naive", 50, ("magnitude_difference",), limit=0.0, few=True)
+    seen = []
+
+    def measure(x: np.ndarray, y: np.ndarray) -> float:
+        seen.append((x.shape[1], y.shape[1]))
+        return 0.0
+
+    found = worker.pair_by_pair(lambda _: measure)(settings)["magnitude_difference"]
+    _, (p, q) = seen  # the first is to warm up
+    assert len(found["values"]) == 1
+    whole = sum(x + y for x in (8, 16, 24, 40) for y in (12, 20, 20))
+    assert worker.share([(0, 0)], {(0, 0): p + q, (1, 0): whole - p - q}) == pytest.approx((p + q) / whole)
+
+
+def test_apart_is_relative_and_of_the_same_pairs(bench: ModuleType) -> None:
+    assert bench.apart([[1.0, 2.0], [3.0, 4.0]], {"0 1": 2.0, "1 0": 3.3}) == pytest.approx(0.1)
+
+
+def test_the_table(bench: ModuleType) -> None:
+    done = CliRunner().invoke(
+        bench.metrics, ["magnitude_difference", "mutual_knn", "--samples", "60", "--few", "--threads", "1"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "n = 60, 4 x 3 layers; seconds, 1 threads" in done.output
+    assert "magnitude_difference" in done.output
+    assert "scikit-learn" in done.output
+    refused = CliRunner().invoke(bench.metrics, ["rtd"])
+    assert refused.exit_code == 1
+    assert "no naive formula for rtd" in refused.output
