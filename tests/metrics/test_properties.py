@@ -299,6 +299,28 @@ def test_awkward_layers_have_a_value_or_a_reason(metric: Metric[Any], case: str)
             value(metric, *pair)
 
 
+@pytest.mark.parametrize(
+    ("word", "case"),
+    [
+        *(
+            ("neighbours", case)
+            for case in ("two samples", "one sample differs", "one feature", "unit vectors", "a line")
+        ),
+        *(("neighbours", case) for case in ("one value is not zero", "zero samples", "few samples")),
+        *(("cka", case) for case in ("one sample differs", "one value is not zero", "unit vectors")),
+        *(("rsa", case) for case in ("one feature", "all features alike", "unit vectors")),
+        *(("aligned_cosine", case) for case in ("one value is not zero", "zero samples")),
+        *(("concentricity_difference", case) for case in ("centred", "zero samples")),
+    ],
+)
+def test_what_cannot_be_judged_has_no_value(word: str, case: str) -> None:
+    x, y = _awkward()[case]
+    for metric in MEASURES:
+        if word in (metric.name, metric.group):
+            assert value(metric, x, y) is None, metric.spec
+            assert value(metric, x, x) is None, metric.spec
+
+
 @every_measure
 def test_the_largest_numbers_are_refused(metric: Metric[Any]) -> None:
     """Differences of those that only just fit into float64 do not."""
