@@ -230,9 +230,9 @@ class PWCCA(SubspaceMetric):
 
     Notes
     -----
-    Where correlations tie their directions are not determined, and neither are the weights: from rank X + rank Y > n on,
-    where several are exactly 1, the value hangs on rounding errors, in its third digit. The warning about too few
-    samples comes then, too.
+    Where correlations tie, their directions are not determined, and neither are the weights. So where rank X + rank Y
+    exceeds n, and several are exactly 1, the value hangs on rounding errors, in its third digit perhaps. The warning
+    about too few samples comes then, too.
 
     References
     ----------

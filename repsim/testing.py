@@ -118,7 +118,10 @@ class MetricContract:
             _assert_close(_value(metric, x, other), self.reference(x, other, **parameters), self.tolerance)
 
     def test_invariance(self, metric: Metric[Any], invariance: Invariance) -> None:
-        """A declared one holds on either side, or on that of y; an undeclared one is broken on at least one."""
+        """A declared one holds on either side, or on that of y; an undeclared one is broken on at least one.
+
+        Of an asymmetric measure, on that of y: for the narrower layer, or for the wider one.
+        """
         x, y = self.layers()
         plain = _value(metric, x, y)
         transform = _TRANSFORMS[invariance]
@@ -130,6 +133,12 @@ class MetricContract:
             assert change <= self.tolerance, f"declared invariant to {invariance}, but the value changes by {change}"
         if invariance not in metric.invariances:
             assert max(changes) > self.breaks, f"not declared invariant to {invariance}, but the value stays the same"
+        if invariance not in metric.invariances_of_y and not metric.symmetric:
+            orders = [self.layers(widths=widths) for widths in ((6, 4), (4, 6))]
+            changes_of_y = [abs(_value(metric, x, transform(y)) - _value(metric, x, y)) for x, y in orders]
+            assert max(changes_of_y) > self.breaks, (
+                f"invariances_of_y do not name {invariance}, but on that side the value stays the same"
+            )
 
     def test_symmetry(self, metric: Metric[Any]) -> None:
         """A metric declared asymmetric must be asymmetric, too."""

@@ -92,6 +92,12 @@ def test_memory_layouts() -> None:
     np.testing.assert_array_equal(as_samples(x.T.copy().T).numpy(), x)
 
 
+def test_a_single_column_read_backwards() -> None:
+    """Contiguous to numpy, whose stride of a single column means nothing; torch would refuse it."""
+    x = np.arange(5.0)[:, None]
+    assert as_samples(x[:, ::-1]).tolist() == x.tolist()
+
+
 def test_centring_keeps_every_digit() -> None:
     """In float64, whatever the offset, and without touching the original."""
     x = torch.tensor([[1e8, 0.1], [1e8 + 1, 0.1], [1e8 + 2, 0.1]], dtype=torch.float64)

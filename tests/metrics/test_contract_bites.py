@@ -13,6 +13,7 @@ from repsim.metrics.base import Array, Metric
 from repsim.metrics.cca import PWCCA, SVCCA
 from repsim.metrics.cka import CKA, Kernels
 from repsim.metrics.gram import CentredGram, Gram
+from repsim.metrics.prediction import LinearRegression
 from repsim.metrics.rows import Rows
 from repsim.metrics.subspace import Subspace
 from repsim.testing import MetricContract
@@ -51,6 +52,15 @@ class TooModest(CKA):
     @property
     def invariances(self) -> frozenset[Any]:
         return super().invariances - {"translation"}
+
+
+@dataclass(frozen=True)
+class TooModestOfY(LinearRegression):
+    """Does not declare what holds on one side."""
+
+    @property
+    def invariances_of_y(self) -> frozenset[Any]:
+        return self.invariances
 
 
 @dataclass(frozen=True)
@@ -166,6 +176,7 @@ class Contract(MetricContract):
         (Symmetric(), "test_symmetry", ()),
         (TooInvariant(), "test_invariance", ("invertible linear",)),
         (TooModest(), "test_invariance", ("translation",)),
+        (TooModestOfY(), "test_invariance", ("invertible linear",)),
         (OtherBlock(), "test_block_is_pair_for_all_pairs", ()),
         (FilledBlock(), "test_block_is_pair_for_all_pairs", ()),
         (Clipped(), "test_agrees_with_the_reference", (40, 6, 6)),
@@ -182,7 +193,7 @@ class Contract(MetricContract):
     ids=lambda value: type(value).__name__ if isinstance(value, Metric) else None,
 )
 def test_a_wrong_measure_fails(wrong: Metric[Any], test: str, arguments: tuple[Any, ...]) -> None:
-    honest = next(cls for cls in type(wrong).__mro__ if cls in (CKA, SVCCA, PWCCA))
+    honest = next(cls for cls in type(wrong).__mro__ if cls in (CKA, SVCCA, PWCCA, LinearRegression))
     getattr(Contract(), test)(honest(), *arguments)  # the same test passes for what it was made from
     with pytest.raises(BITES):
         getattr(Contract(), test)(wrong, *arguments)

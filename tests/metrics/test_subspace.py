@@ -135,6 +135,12 @@ def test_rank_is_found_whatever_the_scale_and_the_offset(
     assert factor.loadings is None
 
 
+def test_what_rounding_leaves_of_a_large_mean_is_no_direction(rng: np.random.Generator) -> None:
+    x = torch.from_numpy(rng.normal(size=(12, 30)) + 1e6 * rng.normal(size=30))
+    assert PrincipalSubspace()(x).rank == 11
+    assert PrincipalSubspace().with_gradient(x.requires_grad_()).rank == 11
+
+
 @pytest.mark.parametrize(("n", "p"), [(600, 540), (540, 600)])
 def test_matrices_of_more_than_one_block(n: int, p: int) -> None:
     """Their lower triangles are left out, and must not be looked at."""
