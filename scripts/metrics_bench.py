@@ -26,14 +26,16 @@ def apart(ours: Sequence[Sequence[float]], theirs: Mapping[str, float]) -> float
     """The largest difference, relative to the largest value, over the pairs that both have."""
     places = [tuple(map(int, pair.split())) for pair in theirs]
     mine = np.array([ours[i][j] for i, j in places])
-    return float(np.abs(mine - np.array(list(theirs.values()))).max() / np.abs(mine).max())
+    known = np.isfinite(mine)
+    return float(np.abs(mine - np.array(list(theirs.values())))[known].max() / np.abs(mine[known]).max())
 
 
 def rows(found: Result, naive: Result, peers: Result | None) -> list[list[str]]:
     """One a measure."""
     made = []
     for name, ours in found["measures"].items():
-        cells = [name, f"{ours['seconds']:.2f}", f"{ours['preparing']:.2f}"]
+        all_of_them = bool(np.isfinite(ours["values"]).all())
+        cells = [name, f"{'' if all_of_them else '~'}{ours['seconds']:.2f}", f"{ours['preparing']:.2f}"]
         for other in (naive["measures"].get(name), peers and peers["measures"].get(name)):
             if not other:
                 cells += ["", "", ""]
@@ -71,7 +73,7 @@ def metrics(
 
     repsim prepares every layer once and compares all pairs. The naive loop computes everything anew for each pair, by
     the same formula in numpy (scripts/naive_measures.py); so do the peers. Both are given so many seconds a measure, on
-    pairs of all widths; ~ says that they were stopped, and scaled up.
+    pairs of all widths; ~ says that they were stopped, and scaled up (repsim: after a layer of every width, six times later).
 
     \b
     scripts/bench metrics

@@ -55,7 +55,7 @@ def test_without_time_it_is_scaled_up(worker: ModuleType) -> None:
     _, (p, q) = seen  # the first is to warm up
     assert len(found["values"]) == 1
     whole = sum(x + y for x in (8, 16, 24, 40) for y in (12, 20, 20))
-    assert worker.share([(0, 0)], {(0, 0): p + q, (1, 0): whole - p - q}) == pytest.approx((p + q) / whole)
+    assert worker.part([(0, 0)], {(0, 0): p + q, (1, 0): whole - p - q}) == pytest.approx((p + q) / whole)
 
 
 def test_apart_is_relative_and_of_the_same_pairs(bench: ModuleType) -> None:
