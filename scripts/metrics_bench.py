@@ -73,8 +73,8 @@ def metrics(
 
     repsim prepares every layer once and compares all pairs. The naive loop computes everything anew for each pair, by
     the same formula in numpy (scripts/naive_measures.py); so do the peers. Both are given so many seconds a measure, on
-    pairs of all widths; ~ says that they were stopped, and scaled up. So is repsim, from a layer of every width, where all
-    pairs would take it six times as long.
+    pairs of all widths; ~ says that they were stopped, and scaled up. So is repsim, from a layer of every width, where
+    all pairs would take it six times as long.
 
     \b
     scripts/bench metrics
@@ -84,11 +84,11 @@ def metrics(
         raise click.ClickException(f"no naive formula for {', '.join(unknown)}; there are: {', '.join(NAIVE)}")
     chosen = list(names) or [name for name in repsim.metrics.names() if name in NAIVE]
     for n in samples:
-        how = {"threads": threads, "samples": n, "few": few}
+        how = {"threads": threads, "samples": n, "few": few, "limit": limit}
         ours = run("repsim", chosen, python=sys.executable, **how)
-        naive = run("naive", chosen, python=sys.executable, limit=limit, **how)
+        naive = run("naive", chosen, python=sys.executable, **how)
         with_peer = [name for name in chosen if name in PEERS and not no_peers]
-        peers = run("peers", with_peer, python=peer_python, limit=limit, **how) if with_peer else None
+        peers = run("peers", with_peer, python=peer_python, **how) if with_peer else None
         pairs = "4 x 3" if few else f"{len(RESNET50)} x {len(VIT_B)}"
         made = table(
             f"n = {n:,}, {pairs} layers; seconds, {threads} threads",

@@ -44,7 +44,7 @@ def sides(settings: Settings) -> list[list[Array]]:
 
 
 def by_repsim(settings: Settings) -> Found:
-    """Every measure by itself; and of each group all of its measures together, which share what they can."""
+    """Every measure by itself, layers prepared once and all pairs at once."""
     from repsim import metrics  # noqa: PLC0415
     from repsim.metrics.base import as_samples  # noqa: PLC0415
 
@@ -58,8 +58,8 @@ def by_repsim(settings: Settings) -> Found:
         middle = len(rows) // 2
         _, probe = timed(lambda: metric.block(rows[middle : middle + 1], columns))  # noqa: B023
         widths = [x.shape[1] for x in layers[0]]
-        few = [widths.index(width) for width in sorted(set(widths))]  # a layer of every width, where all take too long
-        chosen = few if len(rows) * probe["seconds"] > SLOW * settings.limit else list(range(len(rows)))
+        slow = len(rows) * probe["seconds"] > SLOW * settings.limit
+        chosen = of_every_width(layers[0]) if slow else list(range(len(rows)))
         block, comparing = timed(lambda: metric.block([rows[i] for i in chosen], columns))  # noqa: B023
         values = np.full((len(rows), len(columns)), np.nan)
         values[chosen] = block
@@ -70,10 +70,18 @@ def by_repsim(settings: Settings) -> Found:
     return found
 
 
-def pairs(height: int, width: int) -> list[tuple[int, int]]:
-    """All of them, spread over the widths however few there is time for."""
-    every = list(product(range(height), range(width)))
-    return [every[k] for k in np.random.default_rng(0).permutation(len(every))]
+def of_every_width(layers: Sequence[Array]) -> list[int]:
+    """The first layer of each."""
+    widths = [x.shape[1] for x in layers]
+    return [widths.index(width) for width in sorted(set(widths))]
+
+
+def pairs(left: Sequence[Array], right: Sequence[Array]) -> list[tuple[int, int]]:
+    """All of them, in an order that begins with a pair of every width on the left, and is random from there on."""
+    rng = np.random.default_rng(0)
+    first = [(i, int(rng.integers(len(right)))) for i in rng.permutation(of_every_width(left)).tolist()]
+    every = list(product(range(len(left)), range(len(right))))
+    return first + [every[k] for k in rng.permutation(len(every)) if every[k] not in first]
 
 
 def part(done: Sequence[tuple[int, int]], weight: Mapping[tuple[int, int], float]) -> float:
@@ -86,7 +94,7 @@ def pair_by_pair(of: Callable[[str], Callable[[Array, Array], float]]) -> Callab
 
     def run(settings: Settings) -> Found:
         left, right = sides(settings)
-        order = pairs(len(left), len(right))
+        order = pairs(left, right)
         weight = {(i, j): float(left[i].shape[1] + right[j].shape[1]) for i, j in order}
         found: Found = {}
         for name in settings.measures:
