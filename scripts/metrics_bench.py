@@ -27,7 +27,8 @@ def apart(ours: Sequence[Sequence[float]], theirs: Mapping[str, float]) -> float
     places = [tuple(map(int, pair.split())) for pair in theirs]
     mine = np.array([ours[i][j] for i, j in places])
     known = np.isfinite(mine)
-    return float(np.abs(mine - np.array(list(theirs.values())))[known].max() / np.abs(mine[known]).max())
+    largest = float(np.abs(mine[known]).max())
+    return float(np.abs(mine - np.array(list(theirs.values())))[known].max()) / (largest or 1.0)
 
 
 def rows(found: Result, naive: Result, peers: Result | None) -> list[list[str]]:
