@@ -85,7 +85,7 @@ def metrics(
         raise click.ClickException(f"no naive formula for {', '.join(unknown)}; there are: {', '.join(NAIVE)}")
     chosen = list(names) or [name for name in repsim.metrics.names() if name in NAIVE]
     for n in samples:
-        how = {"threads": threads, "samples": n, "few": few, "limit": limit}
+        how: dict[str, Any] = {"threads": threads, "samples": n, "few": few, "limit": limit}
         ours = run("repsim", chosen, python=sys.executable, **how)
         naive = run("naive", chosen, python=sys.executable, **how)
         with_peer = [name for name in chosen if name in PEERS and not no_peers]

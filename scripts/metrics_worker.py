@@ -70,7 +70,7 @@ def by_repsim(settings: Settings) -> Found:
     return found
 
 
-def of_every_width(layers: Sequence[Array]) -> list[int]:
+def of_every_width(layers: Sequence[Any]) -> list[int]:
     """The first layer of each."""
     widths = [x.shape[1] for x in layers]
     return [widths.index(width) for width in sorted(set(widths))]

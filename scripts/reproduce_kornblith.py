@@ -419,7 +419,7 @@ def main(
 
     \b
     Examples:
-      scripts/reproduce_kornblith.py --data cifar10.tar --work /tmp/kornblith --bf16 -o table.md
+      scripts/reproduce_kornblith.py --data cifar10.tar --work kornblith --bf16 -o table.md
       scripts/reproduce_kornblith.py --data cifar10.tar -m cka -m procrustes -r mean
       scripts/reproduce_kornblith.py --zoo -r mean
     """
