@@ -14,7 +14,7 @@ from torch import Tensor
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Group, Invariance, Metric
 from repsim.metrics.gram import CentredGram
-from repsim.metrics.rows import column_means, pieces, wide
+from repsim.metrics.rows import column_means, direction, pieces, wide
 
 _UNDERFLOW = 40.0
 """exp(-40) beside 1 is below the rounding errors of what float32 layers give."""
@@ -136,16 +136,9 @@ class Concentricity:
             raise UndefinedValueError("the mean of all samples is 0, and so no sample has an angle with it")
         if empty := len(x) - int(x.detach().any(1).sum()):
             raise UndefinedValueError(f"{empty} of {len(x)} samples are 0, and so have no angle with their mean")
-        direction = _unit(_mean(x))
-        cosines = [_unit(x[i].to(direction)) @ direction for i in pieces(x)]
+        mean = direction(_mean(x))
+        cosines = [direction(x[i]) @ mean for i in pieces(x)]
         return Statistic(torch.cat(cosines).mean(), len(x))
-
-
-def _unit(rows: Float64[Tensor, "*rows p"]) -> Float64[Tensor, "*rows p"]:
-    """Of unit length."""
-    scaled = rows / rows.detach().abs().amax(-1, keepdim=True)  # so that no square overflows
-    unit: Tensor = scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    return unit
 
 
 @dataclass(frozen=True)

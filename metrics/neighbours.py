@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from repsim.errors import InvalidInputError, UndefinedValueError
-from repsim.metrics.rows import Rows, by_pieces, column_means, cut, in_memory, pieces, wide
+from repsim.metrics.rows import Rows, by_pieces, column_means, cut, direction, in_memory, pieces, wide
 
 T = TypeVar("T")
 _SIDE = 2048
@@ -98,14 +98,6 @@ class Directions:
 
     def __getitem__(self, rows: "slice | Tensor") -> Float[Tensor, "rows p"]:
         return by_pieces(self, rows, lambda piece: direction(self.source[piece]).to(self.device, self.dtype))
-
-
-def direction(x: Float[Tensor, "rows p"]) -> Float64[Tensor, "rows p"]:
-    """Every row divided by its norm; by its largest value first, so that no square overflows."""
-    x = x.to(wide(x.device)).to(torch.float64)
-    x = x / x.detach().abs().amax(1, keepdim=True)
-    unit: Tensor = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return unit
 
 
 @dataclass(frozen=True)

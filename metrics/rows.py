@@ -145,6 +145,14 @@ class Centred:
         return by_pieces(self, rows, lambda piece: self.exact(piece).to(self.device, self.dtype))
 
 
+def direction(x: Float[Tensor, "*rows p"]) -> Float64[Tensor, "*rows p"]:
+    """Every row divided by its norm; by its largest value first, so that no square overflows."""
+    x = x.to(wide(x.device)).to(torch.float64)
+    x = x / x.detach().abs().amax(-1, keepdim=True)
+    unit: Tensor = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return unit
+
+
 def by_pieces(x: Rows, rows: "slice | Tensor", make: Callable[["slice | Tensor"], Tensor]) -> Tensor:
     """Make some rows a few at a time, so that what goes by the way in float64 stays small, and in the cache."""
     n, p = x.shape
