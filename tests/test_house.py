@@ -20,12 +20,14 @@ def test_the_packages_table_is_what_is_on_the_disk() -> None:
         "repsim": ROOT / "repsim",
         "repsim.extractors": ROOT / "extractors",
         "repsim.metrics": ROOT / "metrics",
+        "repsim.study": ROOT / "repsim" / "study",
     }
     assert sorted(table["packages"]) == sorted(table["package-dir"])
-    for folder in ("extractors", "metrics"):
+    for folder in ("extractors", "metrics", "repsim/study"):
         assert not [p for p in (ROOT / folder).iterdir() if p.is_dir() and p.name != "__pycache__"], (
             "the folders stay flat"
         )
+    for folder in ("extractors", "metrics"):
         assert (ROOT / "repsim" / folder).resolve() == ROOT / folder
 
 

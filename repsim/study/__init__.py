@@ -1,0 +1,1 @@
+"""Are representations universal? Statistics over comparisons of many models (docs/universality.md)."""
