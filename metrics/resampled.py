@@ -1,4 +1,4 @@
-"""What resampling asks of Gram matrices: samples left out, permuted or drawn, without making any of them again.
+"""What resampling asks of Gram matrices: samples permuted or drawn, without making any of them again.
 
 Centring a Gram matrix adds offsets to its rows and columns. HSIC does not see offsets, whichever samples it is taken
 over, so a matrix that was centred once, over all samples, serves every permutation and every subsample as it is.
@@ -26,63 +26,6 @@ _LINE = 64
 """Bytes of a cache line."""
 _GATHERED = {"cpu": 2**22, "cuda": 2**27, "mps": 2**26}
 """Bytes that are gathered at once: what a processor's cache holds, or what keeps a graphics card busy."""
-
-
-class LeaveOneOut(GramSweep):
-    """Every pair's debiased CKA with each sample left out, from one sweep over the tiles.
-
-    Beside <A, B> it keeps D_i = sum_j A_ij B_ij, sample by sample. Of the n - 1 others, m = n - 1, HSIC_1 is
-    m (m - 3) HSIC_1 = tr(A'B') + (1'A'1)(1'B'1) / ((m-1)(m-2)) - 2/(m-2) 1'A'B'1, A' being A without row and column i
-    (it is centred over all samples and not over the others, but HSIC_1 does not see offsets). The rows of A sum to 0,
-    so those of A' sum to -A_ij, and all of them to A_ii = 0. What is left is <A, B> - 2 D_i - 2/(n-3) D_i, that is
-
-        <A, B> - c D_i with c = 2 (n-2) / (n-3).
-
-    A part holds nothing: the sums of a sample are too many for it, and stay here.
-    """
-
-    def __init__(
-        self, rows: Sequence[Any], columns: Sequence[Any], measure: Measure, *, panel: int = _PANEL, tile: int = 0
-    ) -> None:
-        super().__init__(rows, columns, [measure], panel=panel, tile=tile or tile_side(len(rows) + len(columns), 4))
-        n, place = self.draws[0].n, wide(self.device)
-        self._products = torch.zeros(n, self.height, self.width, dtype=torch.float64, device=place)
-        self._squares = torch.zeros(n, len(self.layers), dtype=torch.float64, device=place)
-
-    def left_out(self, step: Callable[[], None]) -> Float64[np.ndarray, "n rows columns"]:
-        """Do everything; ``step`` is called after every unit. NaN where nothing but rounding is left of a norm."""
-        for _ in self.parts(self.order):
-            step()
-        n = self.draws[0].n
-        c = 2 * (n - 2) / (n - 3)
-        products, squares = self._products.cpu().numpy(), self._squares.cpu().numpy()
-        whole = squares.sum(0)
-        left = whole - c * squares
-        eps = np.array([draw.eps for draw in self.draws]).reshape(self.times, -1).max(0)
-        noise = np.maximum(self._noise(self.measures[0]), 100 * eps * abs(whole))  # the difference cancels
-        norms = np.sqrt(np.where(left > noise, left, np.nan))
-        values: Float64[np.ndarray, "n rows columns"] = (products.sum(0) - c * products)[:, :, self._columns]
-        values /= norms[:, : self.height, None]
-        values /= norms[:, [self.first + k for k in self._columns]][:, None]
-        return values
-
-    def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:  # noqa: ARG002
-        """Add what a tile gives to the samples of its rows and, where it stands for two, to those of its columns."""
-        self._add(stack, i)
-        if i == j:
-            return
-        turned = stack.new_empty(*stack.shape[:2], stack.shape[3], stack.shape[2])
-        for source, target in zip(stack.flatten(0, 1), turned.flatten(0, 1), strict=True):
-            target.copy_(source.T)  # one matrix at a time, which torch does in blocks
-        self._add(turned, j)
-
-    def _add(self, stack: Tensor, i: slice) -> None:
-        place = self._products.device
-        by_row = stack.transpose(1, 2)
-        for one, other in zip(by_row, reversed(list(by_row)), strict=True):
-            pairs = one[:, : self.height] @ other[:, self.first :].mT
-            self._products[i] += pairs.to(place).double() / self.times
-        self._squares[i] += torch.linalg.vecdot(stack[0], stack[-1]).T.to(place).double()
 
 
 class Norms(GramSweep):

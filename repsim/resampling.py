@@ -23,6 +23,7 @@ from repsim.labels import Form
 from repsim.machine import memory_to_use
 from repsim.metrics import Factor, Metric, resampled
 from repsim.metrics.base import StreamingRecipe, as_samples
+from repsim.metrics.jackknife import LeaveOneOut
 from repsim.metrics.rows import Rows
 from repsim.progress import Progress, counter
 from repsim.store import ActivationStore
@@ -127,7 +128,7 @@ def leave_one_out(
         raise InvalidInputError(f"{both.n} samples are too few: with one left out, debiased CKA needs at least 4")
     values, there = both.room(both.n)
     if both.present:
-        sweep = resampled.LeaveOneOut(*both.present, metric)
+        sweep = LeaveOneOut(*both.present, metric)
         values[there] = sweep.left_out(counter(sweep.units, progress))
     return values
 

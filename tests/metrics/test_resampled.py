@@ -10,7 +10,8 @@ import torch
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import as_samples
-from repsim.metrics.resampled import LeaveOneOut, Norms, centred, gathers, groups, halved, interleaved, padded
+from repsim.metrics.jackknife import LeaveOneOut
+from repsim.metrics.resampled import Norms, centred, gathers, groups, halved, interleaved, padded
 from tests.metrics.references import gram, u_centred
 
 
@@ -58,11 +59,18 @@ def test_interleaved_has_layers_last_and_nothing_in_what_is_left(rng: np.random.
 
 
 @pytest.mark.parametrize(("panel", "tile"), [(2048, 0), (12, 5), (7, 3), (50, 64)])
-def test_leave_one_out_is_the_same_however_it_is_cut(rng: np.random.Generator, panel: int, tile: int) -> None:
+@pytest.mark.parametrize("samples", [30, 12, 1])
+def test_leave_one_out_is_the_same_however_it_is_cut(
+    rng: np.random.Generator, panel: int, tile: int, samples: int
+) -> None:
     _, layers = factors(rng, "cka", 30, 3, 40, 5)
     expected = LeaveOneOut(layers[:2], layers[1:], get("cka")).left_out(lambda: None)
-    found = LeaveOneOut(layers[:2], layers[1:], get("cka"), panel=panel, tile=tile).left_out(lambda: None)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
+    room = samples * 8 * (2 * 3 + 3)  # sums of so many samples at a time
+    sweep = LeaveOneOut(layers[:2], layers[1:], get("cka"), panel=panel, tile=tile, room=room)
+    runs = list(sweep.runs(lambda: None))
+    assert [k for run, _ in runs for k in range(run.start, run.stop)] == list(range(30))
+    assert max(len(values) for _, values in runs) <= samples
+    np.testing.assert_allclose(np.concatenate([values for _, values in runs]), expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("spec", ["cka", "cka:estimator=biased", "cka:kernel=rbf"])
