@@ -107,6 +107,22 @@ def preprocessing_of(model: str) -> str | None:
     return timm_preprocessing(config.to_dict()).key if config else None
 
 
+def family_of(architecture: str) -> str | None:
+    """The family that an architecture is of: the module of timm's, or of torchvision's, that defines it.
+
+    None where neither does: a network of the embedded zoo, or a module of the user's own, is a family by itself.
+
+    >>> family_of("resnet50"), family_of("vit_base_patch16_224"), family_of("vit_b_16"), family_of("digits_vit")
+    ('resnet', 'vision_transformer', 'vision_transformer', None)
+    """
+    if timm.is_model(architecture):
+        home = timm.model_entrypoint(architecture).__module__
+        return home.rpartition(".")[2] if home.startswith("timm.") else None
+    if architecture in torchvision_models.names():
+        return torchvision_models.family(architecture)
+    return None
+
+
 def _announced(model: str) -> EntryPoint | None:
     """The entry point that a name's prefix means, if it has one."""
     prefix, slash, _ = model.partition("/")

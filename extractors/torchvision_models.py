@@ -92,6 +92,16 @@ def names() -> list[str]:
     return found
 
 
+def family(architecture: str) -> str:
+    """The module that defines it.
+
+    >>> family("resnext50_32x4d")
+    'resnet'
+    """
+    home: str = models.get_model_builder(architecture).__module__
+    return home.rpartition(".")[2]
+
+
 def check_name(model: str) -> str:
     """The name without its prefix; raises, with near names, unless torchvision knows it."""
     name = model.removeprefix(PREFIX)
