@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from repsim.extraction import extract
     from repsim.figures import heatmap
     from repsim.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
-    from repsim.results import open_result, save_result
+    from repsim.results import open_result, open_study, save_result
     from repsim.store import ActivationStore, open_store, verify
+    from repsim.study.conduct import universality
     from repsim.writing import write_store
 
 __version__ = "0.1.0"
@@ -28,12 +29,14 @@ _HOME = {
     "leave_one_out": "repsim.resampling",
     "open_result": "repsim.results",
     "open_store": "repsim.store",
+    "open_study": "repsim.results",
     "permuted": "repsim.resampling",
     "random_permutations": "repsim.resampling",
     "random_subsamples": "repsim.resampling",
     "save_result": "repsim.results",
     "similarity": "repsim.comparison",
     "subsampled": "repsim.resampling",
+    "universality": "repsim.study.conduct",
     "verify": "repsim.store",
     "write_store": "repsim.writing",
 }
@@ -48,12 +51,14 @@ __all__ = [
     "leave_one_out",
     "open_result",
     "open_store",
+    "open_study",
     "permuted",
     "random_permutations",
     "random_subsamples",
     "save_result",
     "similarity",
     "subsampled",
+    "universality",
     "verify",
     "write_store",
 ]

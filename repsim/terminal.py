@@ -3,9 +3,10 @@
 import json
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -204,6 +205,121 @@ def explanation(metric: "Metric[Any]") -> None:
 
     for line in explain.lines(metric, min(console().width, PROSE)):
         click.echo(click.style(line, bold=True) if line[:1].strip() else line)
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Progress of work that has several parts: a bar for the part that is being done."""
+    with ExitStack() as stack:
+
+        def step(name: str) -> Callable[[int, int], None]:
+            stack.close()
+            return stack.enter_context(progress(name, "a second"))
+
+        yield step
+
+
+def study(found: "xr.Dataset") -> None:
+    """What a study found: warnings on stderr, tables, and the summary at the end."""
+    for text in json.loads(found.attrs["warnings"]):
+        click.echo(f"note: {text}", err=True)
+    out = console()
+    if found.sizes.get("pair"):
+        out.print(_pairs(found))
+        out.print(_by_measure(found))
+    if found.sizes.get("state"):
+        out.print(_shares(found))
+    for text in json.loads(found.attrs["summary"]):
+        click.echo(textwrap.fill(text, min(out.width, PROSE), subsequent_indent="  "))
+
+
+def _pairs(found: "xr.Dataset") -> "Table":
+    """All pairs under the strictest kernel."""
+    from repsim.study.words import number, strictest
+
+    kernel = strictest(found)
+    at = found.sel(measure=kernel)
+    made = table(
+        "models", "relation", ">best match (95 %)", ">split half", ">calibrated", ">p (Holm)", ">control", ">learned (95 %)",
+        title=f"{kernel}: mean along the best match of layers; calibrated against permuted samples",
+    )  # fmt: skip
+    for k, pair in enumerate(found["pair"].values.tolist()):
+        row = {name: float(at[name].values[k]) for name in (
+            "index", "index_low", "index_high", "split_half", "calibrated_index", "p_index_holm", "control", "learned",
+            "learned_low", "learned_high",
+        )}  # fmt: skip
+        cells = [
+            number(row["index"], row["index_low"], row["index_high"]),
+            *(number(row[name]) for name in ("split_half", "calibrated_index", "p_index_holm", "control")),
+            number(row["learned"], row["learned_low"], row["learned_high"]),
+        ]
+        made.add_row(pair, str(found["relation"].values[k]), *("-" if "nan" in cell else cell for cell in cells))
+    return made
+
+
+def _by_measure(found: "xr.Dataset") -> "Table":
+    """Every measure, mean over pairs of one kind."""
+    import numpy as np
+
+    from repsim.study.words import number
+
+    made = table(
+        "measure", "pairs", ">best match", ">untrained or other control", ">learned", ">calibrated", ">largest p",
+        title="every measure, mean over pairs of models",
+    )  # fmt: skip
+    relations = list(dict.fromkeys(found["relation"].values.tolist()))
+    for measure in found["measure"].values.tolist():
+        for relation in relations:
+            some = found.sel(measure=measure).isel(pair=found["relation"].values == relation)
+            cells = [number(float(some[name].mean())) for name in ("index", "control", "learned", "calibrated_index")]
+            p = some["p_index"].values
+            cells.append(number(float(np.nanmax(p))) if not np.isnan(p).all() else "-")
+            made.add_row(measure, relation, *("-" if "nan" in cell else cell for cell in cells))
+    return made
+
+
+def _shares(found: "xr.Dataset") -> "Table":
+    """The four shares by depth."""
+    from repsim.study.words import number
+
+    shares = [name for name in found["share_of"].values.tolist() if "_and_" not in name]
+    made = table("networks", "depth", *(f">{name}" for name in shares), title="where the energy of kernels comes from")
+    for state in found["state"].values.tolist():
+        for depth in found["depth"].values.tolist():
+            cells = [number(float(found["share"].sel(state=state, share_of=name, depth=depth))) for name in shares]
+            made.add_row(state, f"{depth:.2f}", *("-" if "nan" in cell else cell for cell in cells))
+        cells = [number(float(found["mean_share"].sel(state=state, share_of=name))) for name in shares]
+        made.add_row(state, "mean", *("-" if "nan" in cell else cell for cell in cells), end_section=True)
+    return made
+
+
+def study_as_json(found: "xr.Dataset") -> dict[str, Any]:
+    """A study for programs: the numbers of pairs and shares, and what was said. Matrices of layers are in the file."""
+
+    def plain(name: str) -> dict[str, Any]:
+        variable = found[name]
+        values = variable.values.tolist()
+        return {"dims": list(variable.dims), "values": _without_nan(values)}
+
+    small = [str(name) for name, each in found.data_vars.items() if not {"layer_a", "sample"} & set(each.dims)]
+    return {
+        "summary": json.loads(found.attrs["summary"]),
+        "warnings": json.loads(found.attrs["warnings"]),
+        "samples": found["n_samples"].item(),
+        "data": found["data"].item(),
+        "coordinates": {
+            str(dim): found[dim].values.tolist()
+            for dim in found.dims
+            if dim in found.coords and dim not in {"sample", "layer_a", "layer_b"}
+        },
+        "variables": {name: plain(name) for name in small},
+    }
+
+
+def _without_nan(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_without_nan(each) for each in values]
+    return None if isinstance(values, float) and math.isnan(values) else values
 
 
 def as_json(result: "xr.Dataset") -> dict[str, Any]:

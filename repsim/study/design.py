@@ -114,11 +114,19 @@ class Design:
         return ((k, pair) for k, pair in enumerate(self.pairs) if pair.relation == relation)
 
     def controls_of(self, pair: Pair) -> tuple[Pair, ...]:
-        """Untrained networks of the same two architectures: of other seeds where there are any, else of all."""
+        """Untrained networks of the same two architectures, seed by seed; of one architecture, of two seeds."""
         sides = [[m for m in self.untrained if m.architecture == side.architecture] for side in (pair.a, pair.b)]
-        every = [Pair(a, b) for a in sides[0] for b in sides[1] if a is not b]
-        once = {frozenset({id(each.a), id(each.b)}): each for each in every}
-        return tuple(once.values())
+        if pair.a.architecture == pair.b.architecture:
+            return tuple(Pair(a, b) for a, b in combinations(sides[0], 2))
+        return tuple(map(Pair, *sides)) if min(map(len, sides)) else ()
+
+
+def half_trained(design: Design, pair: Pair) -> tuple[Pair, ...]:
+    """One of the two with an untrained network of the other's architecture."""
+    found = []
+    for one, other in ((pair.a, pair.b), (pair.b, pair.a)):
+        found += [Pair(one, twin) for twin in design.untrained if twin.architecture == other.architecture]
+    return tuple({frozenset({each.a.name, each.b.name}): each for each in found}.values())
 
 
 def design(

@@ -1,0 +1,158 @@
+"""What could make representations alike without any learning: the input, the classes, and untrained networks.
+
+The input and the classes are kernels like those of layers: pixels that went into the networks, stored at extraction,
+and which samples are of one class. Untrained networks of the same architectures are extracted where they are asked for.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from repsim.errors import InvalidInputError
+from repsim.extraction import Extraction, Samples, choose_stream
+from repsim.extractors import ImageSource, open_images
+from repsim.extractors.factory import make_extractor
+from repsim.store import ActivationStore
+from repsim.study.design import Design, Member
+
+Kind = Literal["input", "labels"]
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """A kernel that is given: the similarity that is left when it is projected out is not its doing."""
+
+    kind: Kind
+    name: str
+    features: Float[np.ndarray, "n p"]
+
+
+def inputs(design: Design) -> list[Control]:
+    """What went into the networks, once for all that prepare pictures alike; nothing of stores that did not keep it."""
+    found: list[Control] = []
+    for member in design.members:
+        if member.store.pixels is None:
+            continue
+        values = member.store.pixels[:].reshape(len(member.store), -1)
+        values = values.astype(np.float64 if values.dtype == np.float64 else np.float32)
+        if not any(np.array_equal(values, other.features) for other in found):
+            found.append(Control("input", f"input of {member.name}", values))
+    return found
+
+
+def classes(design: Design) -> Control | None:
+    """Which samples are of one class: the linear kernel of one-hot labels; None where there are no two classes."""
+    labels = next((m.store.labels for m in design.members if m.store.labels is not None), None)
+    if labels is None:
+        return None
+    numbers = np.unique(labels, return_inverse=True)[1]
+    return Control("labels", "class labels", np.eye(numbers.max() + 1)[numbers]) if numbers.max() > 0 else None
+
+
+def duplicates(design: Design) -> list[tuple[str, str]]:
+    """Pairs of samples that are the same: in what went into a network or, where that is not kept, in its first layer."""
+    first = design.trained[0]
+    array = first.store.pixels if first.store.pixels is not None else first.store[first.arrays[0]]
+    values = np.ascontiguousarray(array[:].reshape(len(first.store), -1))
+    seen: dict[bytes, int] = {}
+    ids = design.ids.ids
+    return [(ids[k], ids[i]) for i, row in enumerate(values) if (k := seen.setdefault(row.tobytes(), i)) != i]
+
+
+def untrained(
+    design: Design,
+    seeds: int,
+    folder: Path,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    data_root: str | None = None,
+    device: str = "auto",
+    step: Callable[[], None] = lambda: None,
+) -> list[ActivationStore]:
+    """Extract untrained networks of every trained architecture, on the same samples, into ``folder``.
+
+    Batch norm is recalibrated on the samples: without that it would do nothing. What an earlier call has stored is kept.
+
+    Parameters
+    ----------
+    seeds
+        How many of each architecture: random seeds 0, 1, ...
+    data, split, data_root
+        The pictures, as for `repsim.extract`; by default what the stores say that they were made from.
+
+    Raises
+    ------
+    InvalidInputError
+        The pictures are not those of the stores; a model that was not extracted from a name.
+    """
+    some = {member.architecture: member for member in reversed(design.trained)}
+    first = design.trained[0]
+    images = open_images(*_source(first, data, split), root=data_root)
+    samples = _same_samples(images, first)
+    made = []
+    for member in reversed(some.values()):
+        for seed in range(seeds):
+            made.append(_extract(member, seed, samples, folder, device))
+            step()
+    return made
+
+
+def to_extract(design: Design) -> int:
+    """Architectures of which untrained networks can be made."""
+    return len({member.architecture for member in design.trained})
+
+
+def _source(member: Member, data: str | None, split: str | None) -> tuple[str, str | None]:
+    if data is not None:
+        return data, split
+    told = str(member.store.provenance.get("data") or member.store.data)
+    name, bracket, rest = told.rpartition(" [")
+    return (name, rest.removesuffix("]")) if bracket and rest.endswith("]") else (told, None)
+
+
+def _same_samples(images: ImageSource, member: Member) -> Samples:
+    place = {name: k for k, name in enumerate(images.ids)}
+    ids = member.store.sample_ids
+    missing = [name for name in ids if name not in place]
+    if missing:
+        raise InvalidInputError(
+            f"{images.name} lacks {len(missing)} of the {len(ids)} samples of {member.store.path}, the first {missing[0]}; "
+            "name the pictures that it was extracted from with --data"
+        )
+    samples = Samples(images, [place[name] for name in ids])
+    if ids.content and samples.ids.content != ids.content:
+        raise InvalidInputError(
+            f"the pictures in {images.name} have the names of those of {member.store.path}, but are others; "
+            "name the ones that it was extracted from with --data"
+        )
+    return samples
+
+
+def _extract(member: Member, seed: int, samples: Samples, folder: Path, device: str) -> ActivationStore:
+    told = member.store.provenance
+    kind = told.get("extractor")
+    if kind not in {"timm", "torchvision"}:
+        raise InvalidInputError(
+            f"{member.store.path} was not extracted from a model's name, so no untrained one can be made; "
+            "extract it yourself (weights of no training, provenance weights='random') and name its store"
+        )
+    prefix = "torchvision/" if kind == "torchvision" else ""
+    name = prefix + str(told.get("timm_name") or member.architecture)
+    layers = [member.store[array].key.layer for array in member.arrays]
+    extractor = make_extractor(
+        name, weights="random", seed=seed, layers=",".join(layers), readout=member.readout, recalibrate=True
+    )
+    how = choose_stream(samples, readout=member.readout, batch_size=None, workers=None, device=device, amp=False)
+    dtype = "float16" if member.store[member.arrays[0]].dtype == np.float16 else "float32"
+    job = Extraction(extractor, samples, folder, how, dtype=dtype)
+    return job.run()
+
+
+def given(kernels_of: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Which controls are projected out: each kind of kernel alone."""
+    yield from ((kind,) for kind in kernels_of)

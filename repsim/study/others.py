@@ -1,0 +1,156 @@
+"""Measures that know no partial similarity and no leave-one-out formula: values, chance, permutations, half-samples."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from repsim.errors import InvalidInputError
+from repsim.factors import Source, prepare
+from repsim.metrics import Metric
+from repsim.plan import NOMINAL, LayerShape, Limits, plan
+from repsim.progress import Progress
+from repsim.resampling import permuted, random_subsamples, subsampled
+from repsim.study.design import Member, Pair
+from repsim.study.passes import sources
+
+Values = Float64[np.ndarray, "a b"]
+SECONDS = 40.0
+"""That permutations, and half-samples, of one measure may take, at the nominal rates of `repsim.plan`. A bound on
+arithmetic and not on time: the same study does the same on every machine."""
+FEWEST = 19
+"""Permutations with which p = .05 can be reached."""
+_HALVES = 20
+
+
+@dataclass(eq=False)
+class Measured:
+    """One measure on all pairs of models that are compared, layers of a by layers of b."""
+
+    metric: Metric[Any]
+    values: dict[str, Values] = field(default_factory=dict)
+    """By pair; a similarity, whatever the measure is (see `as_similarity`)."""
+    chance: dict[str, Values] = field(default_factory=dict)
+    """What permuted samples would give on average, where that is known in closed form."""
+    chance_sd: dict[str, Values] = field(default_factory=dict)
+    permuted: dict[str, Float64[np.ndarray, "count a b"]] = field(default_factory=dict)
+    halves: dict[str, Float64[np.ndarray, "count a b"]] = field(default_factory=dict)
+    """On random half-samples, the same for all pairs."""
+    cautions: dict[str, set[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def measure(
+    metric: Metric[Any],
+    pairs: Sequence[Pair],
+    tested: Sequence[Pair],
+    orders: Int64[np.ndarray, "count n"],
+    *,
+    device: str,
+    memory: int | None,
+    seed: int,
+    progress: Progress | None = None,
+) -> Measured:
+    """Compare the layers of all pairs; permute those of the pairs that are ``tested``."""
+    members = {member.name: member for pair in pairs for member in (pair.a, pair.b)}
+    every = {source.name: source for source in sources(tuple(members.values()), device, metric.min_samples)}
+    prepared = prepare(metric.recipe_for("features"), list(every.values()), device=device)
+    n = orders.shape[1]
+    found = Measured(metric, notes=[f"layer {name}: {why}" for name, why in prepared.undefined.items()])
+    draws = _affordable(metric, tested, n, len(orders), prepared=True)
+    if draws < len(orders):
+        found.notes.append(
+            f"{draws} of {len(orders)} permutations, which is what is affordable at this size"
+            if draws
+            else "not permuted: fewer than 19 permutations are affordable at this size"
+        )
+    halves = _affordable(metric, pairs, n // 2, _HALVES, prepared=False, fewest=8)
+    if not halves:
+        found.notes.append("no interval: half-samples take too long at this size")
+    samples = random_subsamples(n, n // 2, halves, seed) if halves else None
+    for k, pair in enumerate(pairs):
+        a, b = ([prepared.factors.get(name) for name in side.layers] for side in (pair.a, pair.b))
+        found.values[pair.name] = as_similarity(metric, _blocks(metric, a, b))
+        both = [(x, y) for x in a for y in b if x is not None and y is not None]
+        found.cautions[pair.name] = {caution for x, y in both if (caution := metric.caution(x, y))}
+        level = [[metric.chance(x, y) if x is not None and y is not None else None for y in b] for x in a]
+        found.chance[pair.name] = as_similarity(metric, _numbers(level, "mean"))
+        found.chance_sd[pair.name] = _numbers(level, "sd")
+        if draws and pair in tested:
+            found.permuted[pair.name] = as_similarity(metric, _permuted(metric, a, b, orders[:draws], memory))
+        if samples is not None:
+            found.halves[pair.name] = as_similarity(metric, _on_halves(metric, pair, every, samples, n, memory))
+        if progress is not None:
+            progress(k + 1, len(pairs))
+    return found
+
+
+def as_similarity(metric: Metric[Any], values: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
+    """The values themselves; of a distance their negative, so that more is always more alike."""
+    return values if metric.sense == "similarity" else -values
+
+
+def _affordable(
+    metric: Metric[Any], pairs: Sequence[Pair], n: int, most: int, *, prepared: bool, fewest: int = FEWEST
+) -> int:
+    """How many times all pairs can be compared, with layers that are prepared or not; 0 for fewer than ``fewest``."""
+    seconds = 0.0
+    for pair in pairs:
+        for stage in plan(_shapes(pair.a), _shapes(pair.b), n, [metric], Limits(2**62)).stages:
+            seconds += (stage.comparing if prepared else stage.cost).seconds(NOMINAL)
+    count = min(most, int(SECONDS / max(seconds, 1e-9))) if pairs else 0
+    return count if count >= min(fewest, most) else 0
+
+
+def _shapes(member: Member) -> list[LayerShape]:
+    return [
+        LayerShape(name, int(np.prod(member.store[array].shape[1:])), member.store[array].dtype.itemsize)
+        for name, array in zip(member.layers, member.arrays, strict=True)
+    ]
+
+
+def _blocks(metric: Metric[Any], a: Sequence[Any], b: Sequence[Any]) -> Values:
+    values = np.full((len(a), len(b)), np.nan)
+    i, j = ([k for k, factor in enumerate(side) if factor is not None] for side in (a, b))
+    values[np.ix_(i, j)] = metric.block([a[k] for k in i], [b[k] for k in j])
+    return values
+
+
+def _permuted(
+    metric: Metric[Any], a: Sequence[Any], b: Sequence[Any], orders: Int64[np.ndarray, "count n"], memory: int | None
+) -> Float64[np.ndarray, "count a b"]:
+    values = np.full((len(orders), len(a), len(b)), np.nan)
+    i, j = ([k for k, factor in enumerate(side) if factor is not None] for side in (a, b))
+    if i and j:
+        values[np.ix_(range(len(orders)), i, j)] = permuted(
+            [a[k] for k in i], [b[k] for k in j], metric, orders, memory=memory
+        )
+    return values
+
+
+def _on_halves(
+    metric: Metric[Any],
+    pair: Pair,
+    every: Mapping[str, Source],
+    samples: Int64[np.ndarray, "count m"],
+    n: int,
+    memory: int | None,
+) -> Float64[np.ndarray, "count a b"]:
+    """Of neighbours, k stays the same part of n: with it changes what is local, and the level of chance."""
+    if "k" in {option.name for option in dataclasses.fields(metric)}:
+        k: int = metric.k  # type: ignore[attr-defined]
+        metric = dataclasses.replace(metric, k=max(1, round(k * samples.shape[1] / n)))
+    a, b = ([every[name].rows() for name in side.layers] for side in (pair.a, pair.b))
+    try:
+        return subsampled(a, b, metric, samples, memory=memory)
+    except InvalidInputError:  # half of the samples are too few for it
+        return np.full((len(samples), len(a), len(b)), np.nan)
+
+
+def _numbers(level: Sequence[Sequence[Any]], what: str) -> Values:
+    return np.array(
+        [[np.nan if x is None or getattr(x, what) is None else getattr(x, what) for x in row] for row in level]
+    )

@@ -1,0 +1,308 @@
+"""What a study found, in plain sentences that follow from its numbers.
+
+The word "universal" is used only where the learned effect across families is above 0 with its whole interval.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+if TYPE_CHECKING:
+    from repsim.study.findings import Evidence
+
+_FEW = 100
+"""Samples: with fewer, intervals are wide, and those of skewed numbers too short."""
+_LEVERAGE = 0.1
+_ALPHA = 0.05
+_NAMED = 3
+"""Samples, layers and the like that are named."""
+
+
+def quantile(n: int, level: float = 0.95) -> float:
+    """How many standard errors an interval reaches to either side.
+
+    >>> round(quantile(1000), 2)
+    1.96
+    """
+    return float(stats.t.ppf((1 + level) / 2, n - 1))
+
+
+def number(value: float, low: float | None = None, high: float | None = None) -> str:
+    """A value, and its interval where there is one.
+
+    >>> number(0.4182), number(0.4182, 0.401, 0.436), number(-0.0012)
+    ('.418', '.418 (.401 to .436)', '-.001')
+    """
+
+    def plain(each: float) -> str:
+        text = f"{each:.3f}"
+        return (
+            text.replace("0.", ".", 1)
+            if abs(each) < 1 and text not in {"0.000", "-0.000", "1.000", "-1.000"}
+            else ("0" if text in {"0.000", "-0.000"} else text)
+        )
+
+    if low is None or high is None or np.isnan(low):
+        return plain(value)
+    return f"{plain(value)} ({plain(low)} to {plain(high)})"
+
+
+def listed(names: list[str], most: int = _NAMED) -> str:
+    """The first few names.
+
+    >>> listed(["a", "b", "c", "d", "e"]), listed(["a"])
+    ('a, b, c and 2 more', 'a')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+# Warnings
+
+
+def warnings(evidence: "Evidence") -> Iterator[str]:
+    """What is to be known before any of the numbers is believed."""
+    design, kernels = evidence.design, evidence.kernels
+    yield from design.notes
+    n = design.n
+    if n < _FEW:
+        yield f"{n} samples: intervals are wide, and their coverage is known from 200 on; take more pictures"
+    if evidence.duplicates:
+        twins = [f"{a} = {b}" for a, b in evidence.duplicates]
+        yield (
+            f"{len(twins)} samples are the same as another one ({listed(twins)}): a sample and its double count as "
+            "similarity, and the samples are not independent; leave one of each out"
+        )
+    if "input" not in kernels.of:
+        yield (
+            "no store holds the pixels that went into its network, so nothing is said of what the input alone explains; "
+            "extract the models again, or give write_store(..., pixels=)"
+        )
+    else:
+        lacking = [member.name for member in design.members if member.store.pixels is None]
+        if lacking:
+            yield f"the pixels that went into {listed(lacking)} are not stored; the input of the others stands for them"
+    if "labels" not in kernels.of:
+        yield "the samples have no class labels: no within-class permutations, and nothing given the classes"
+    for what, text in kernels.undefined.items():
+        yield f"{what} is left out: {text}"
+    loud = [
+        f"{kernels.names[k]} ({share:.0%})"
+        for k, gram in enumerate(kernels.grams)
+        if (share := float(gram.squared_norms.max() / gram.squared_norms.sum())) > _LEVERAGE
+    ]
+    if loud:
+        yield f"one sample carries more than a tenth of the variance of {listed(loud)}: similarities there are its own"
+    thin = [name for name, gram in zip(kernels.names, kernels.grams, strict=True) if gram.p == 1]
+    if thin:
+        yield f"{listed(thin)} has one feature: a kernel of rank 1, which is like any other with that one direction"
+    yield from _of_untrained(evidence)
+    for each in evidence.measured:
+        yield from (f"{each.metric.spec}: {note}" for note in each.notes)
+        cautions = {caution for pair in design.pairs for caution in each.cautions.get(pair.name, ())}
+        if cautions:
+            yield f"{each.metric.spec}: {listed(sorted(cautions), 1)}"
+
+
+def _of_untrained(evidence: "Evidence") -> Iterator[str]:
+    design = evidence.design
+    if not design.untrained:
+        yield (
+            "no untrained networks: it cannot be said how much of the similarity is learned; add --controls untrained:3"
+        )
+        return
+    stale = [
+        member.name
+        for member in design.untrained
+        if "not recalibrated" in str(member.store.provenance.get("batch_norm", ""))
+    ]
+    if stale:
+        yield (
+            f"batch norm of {listed(stale)} was not recalibrated on the samples: in eval mode it does nothing in an "
+            "untrained network; extract with --weights random --recalibrate"
+        )
+    lacking = {m.architecture for m in design.trained} - {m.architecture for m in design.untrained}
+    if lacking:
+        yield f"no untrained network of {listed(sorted(lacking))}: pairs with it have no control"
+    same = [m.name for m in design.untrained if _repeats(evidence, m.name)]
+    if same:
+        yield (
+            f"neighbouring layers of {listed(same)} are the same: timm starts the last batch norm of residual blocks at "
+            "0, so an untrained block adds nothing"
+        )
+
+
+def _repeats(evidence: "Evidence", model: str) -> bool:
+    where = evidence.kernels.of[model]
+    beside = evidence.indices.R[where[:-1], where[1:]]
+    return bool((beside > 1 - 1e-6).any())
+
+
+# The summary
+
+
+def summary(study: xr.Dataset) -> list[str]:
+    """A handful of sentences, each from numbers of the study."""
+    said = [_who(study), *_raw(study), *_learned(study), *_shares(study), *_ceilings(study), *_tested(study)]
+    said += [*_depth(study), *_map(study), *_stimuli(study)]
+    return said
+
+
+def verdict(study: xr.Dataset) -> bool | None:
+    """Whether something learned is shared across families; None where that cannot be said."""
+    kernel = strictest(study)
+    low = float(study["learned_mean_low"].sel(kernel=kernel, kind_of_pair="other family"))
+    return None if np.isnan(low) else low > 0
+
+
+def strictest(study: xr.Dataset) -> str:
+    """Given the input, where it is known."""
+    return "cka given input" if "cka given input" in study["kernel"].values else "cka"
+
+
+def _who(study: xr.Dataset) -> str:
+    families: dict[str, int] = {}
+    for family in study["family"].values.tolist():
+        families[family] = families.get(family, 0) + 1
+    counted = ", ".join(f"{family} ({count})" for family, count in families.items())
+    return (
+        f"{study.sizes['model']} trained models of {len(families)} {'family' if len(families) == 1 else 'families'}: "
+        f"{counted}; {study['n_samples'].item()} samples of {study['data'].item()}, readout {study['readout'].item()}."
+    )
+
+
+def _means(study: xr.Dataset, what: str, kernel: str, relation: str = "other family") -> tuple[float, float, float]:
+    at = {"kernel": kernel, "kind_of_pair": relation}
+    found = [float(study[f"{what}_mean{end}"].sel(at)) for end in ("", "_low", "_high")]
+    return found[0], found[1], found[2]
+
+
+def _raw(study: xr.Dataset) -> Iterator[str]:
+    value = _means(study, "index", "cka")
+    if np.isnan(value[0]):
+        within = [
+            each
+            for each in ("same architecture", "same family")
+            if not np.isnan(_means(study, "index", "cka", each)[0])
+        ]
+        for relation in within:
+            yield (
+                f"Models of the {relation}: best-matching layers have a debiased CKA of "
+                f"{number(*_means(study, 'index', 'cka', relation))}."
+            )
+        return
+    text = f"Across families, best-matching layers have a debiased CKA of {number(*value)}"
+    control, learned = _means(study, "control", "cka"), _means(study, "learned", "cka")
+    if np.isnan(control[0]):
+        yield f"{text}."
+    elif learned[1] > 0:
+        yield f"{text}; with untrained networks it is {number(*control)}."
+    else:
+        yield (
+            f"{text}; with untrained networks it is {number(*control)}: raw similarity does not tell trained networks "
+            "from untrained ones here."
+        )
+
+
+def _learned(study: xr.Dataset) -> Iterator[str]:
+    kernel, found = strictest(study), verdict(study)
+    learned, value, control = (_means(study, what, kernel) for what in ("learned", "index", "control"))
+    if np.isnan(value[0]):
+        return
+    what = "With the input projected out" if kernel == "cka given input" else "Without knowing the input"
+    if found is None:
+        if kernel != "cka":
+            yield f"{what}, {number(*value)} is left; without untrained networks it cannot be said how much is learned."
+        return
+    text = f"{what}, {number(*value)} is left, and {number(*control)} with untrained networks: "
+    if found:
+        yield f"{text}the learned effect is {number(*learned)}, above 0. To this extent what was learned is universal across these families."
+    else:
+        yield f"{text}the learned effect is {number(*learned)}, which may be 0. Nothing learned is shown to be shared across these families."
+
+
+def _shares(study: xr.Dataset) -> Iterator[str]:
+    for state in study["state"].values.tolist():
+        shares: dict[str, Any] = {
+            name: study["mean_share"].sel(state=state, share_of=name).item()
+            for name in study["share_of"].values.tolist()
+        }
+        parts = [f"input {number(shares['input'])}"]
+        parts += [
+            f"{name} {number(shares[name])}" for name in ("universal", "family", "seed") if not np.isnan(shares[name])
+        ]
+        if np.isnan(shares["universal"]) and not np.isnan(shares["universal_and_family"]):
+            parts.append(f"universal and family together {number(shares['universal_and_family'])}")
+        if np.isnan(shares["family"]) and not np.isnan(shares["family_and_seed"]):
+            parts.append(f"family and seed together {number(shares['family_and_seed'])}")
+        yield f"Shares of the energy of {state} representations, mean over depth: {', '.join(parts)}."
+
+
+def _ceilings(study: xr.Dataset) -> Iterator[str]:
+    kernel = strictest(study)
+    for k, families in enumerate(study["families"].values.tolist()):
+        at = {"kernel": kernel}
+        ratio, low, high = (float(study[name].sel(at)[k]) for name in ("ratio", "ratio_low", "ratio_high"))
+        if not np.isnan(ratio):
+            made = {str(kind) for kind in study["ceiling_of"].values.tolist() if not str(kind).startswith("one model")}
+            yield f"{families}: {number(ratio, low, high)} of the ceiling that {' and '.join(sorted(made))} set ({kernel})."
+
+
+def _tested(study: xr.Dataset) -> Iterator[str]:
+    if not study.sizes.get("pair"):
+        return
+    for measure in [strictest(study)]:
+        p = study["p_index_holm"].sel(measure=measure).values
+        p = p[~np.isnan(p)]
+        if len(p):
+            yield (
+                f"{int((p <= _ALPHA).sum())} of {len(p)} pairs of models are more alike than chance at 5 % (best match of "
+                f"all layers, {study.attrs['permutations']} permutations, Holm; {measure})."
+            )
+
+
+def _depth(study: xr.Dataset) -> Iterator[str]:
+    kernel = strictest(study)
+    across = study["relation"].values == "other family" if study.sizes.get("pair") else np.zeros(0, bool)
+    if across.any():
+        split = float(study["split_half"].sel(measure=kernel).values[across].mean())
+        whole = float(study["index"].sel(measure=kernel).values[across].mean())
+        yield (
+            f"Matches of layers found on one half of the samples hold on the other: {number(split)} there, "
+            f"{number(whole)} on all ({kernel})."
+        )
+
+
+def _map(study: xr.Dataset) -> Iterator[str]:
+    if "cluster" not in study:
+        return
+    kernel = strictest(study)
+    at = {"map": kernel if kernel in study["map"].values else study["map"].values[0]}
+    labels = study["cluster"].sel(at).values
+    common = [float(study[f"common_share{end}"].sel(at)) for end in ("", "_low", "_high")]
+    yield f"The first common component carries {number(*common)} of what the models have ({at['map']})."
+    if labels.max() < 1:
+        yield "The models form no clear clusters."
+        return
+    groups = [study["model"].values[labels == label].tolist() for label in range(labels.max() + 1)]
+    firm = float(study["cluster_stability"].sel(at))
+    stable = (
+        "" if np.isnan(firm) else f"; found again in resampled stimuli with an adjusted Rand index of {number(firm)}"
+    )
+    yield f"Candidate universality classes: {' | '.join(listed(group, 4) for group in groups)}{stable}."
+
+
+def _stimuli(study: xr.Dataset) -> Iterator[str]:
+    if "agreement" not in study:
+        return
+    kernel = strictest(study)
+    values = study["agreement"].sel(kernel=kernel)
+    order = np.argsort(values.values)
+    names = values["sample"].values
+    yield (
+        f"Networks agree most on {listed([str(names[k]) for k in order[::-1][:_NAMED]])}, and least on "
+        f"{listed([str(names[k]) for k in order[:_NAMED]])} ({kernel})."
+    )
