@@ -58,7 +58,7 @@ class Batch:
     rows: tuple[int, ...]
     """Positions of the samples in the image source."""
     values: Mapping[tuple[str, str], Tensor]
-    """(layer, readout) -> (b // block, p) in float32, on the CPU."""
+    """(layer, readout) -> (b // block, p) in float32, on the CPU. Of the controls, too, where an extractor has any."""
 
 
 class Readout(Protocol):
@@ -98,7 +98,11 @@ class Stream:
 
 
 class Extractor(Protocol):
-    """A model whose layers can be read. `repsim.testing.ExtractorContract` says what is expected of one."""
+    """A model whose layers can be read. `repsim.testing.ExtractorContract` says what is expected of one.
+
+    It may have ``notes``, a list of what is worth knowing before it begins, and ``controls``, a mapping like `readouts`
+    of what is stored beside the layers.
+    """
 
     @property
     def name(self) -> str:

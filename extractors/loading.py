@@ -70,6 +70,19 @@ def stream_together(
     return _stream(extractors, images, batches, needed, how) if batches else iter(())
 
 
+def picture_loader(
+    images: ImageSource, transform: Transform, batches: Sequence[Rows], how: Stream
+) -> "DataLoader[tuple[tuple[int, ...], Tensor | str]]":
+    """Batches of pictures, prepared: their positions, and (b, 3, H, W) or what is wrong with the first bad one."""
+    return DataLoader(
+        cast("Any", _Pictures(images, transform)),
+        batch_sampler=cast("Any", batches),
+        num_workers=how.workers,
+        collate_fn=_collate,
+        pin_memory=torch.device(how.device).type == "cuda",
+    )
+
+
 def _stream(
     extractors: Sequence["ModuleExtractor"],
     images: ImageSource,
@@ -79,13 +92,7 @@ def _stream(
 ) -> Iterator[tuple[int, Batch]]:
     device = torch.device(how.device)
     cuda = device.type == "cuda"
-    loader = DataLoader(
-        _Pictures(images, extractors[0].transform),
-        batch_sampler=cast("Any", batches),
-        num_workers=how.workers,
-        collate_fn=_collate,
-        pin_memory=cuda,
-    )
+    loader = picture_loader(images, extractors[0].transform, batches, how)
     half = torch.bfloat16 if device.type == "cpu" else torch.float16  # CPUs have no kernels for float16
     fault = None
     with ExitStack() as stack:
@@ -100,6 +107,8 @@ def _stream(
             if isinstance(pictures, str):
                 fault = pictures
                 break
+            # here, and not on the device: the same on all, and a model may overwrite what it is given
+            controls = {key: readout(pictures, layer) for key, (layer, readout) in extractors[0].controls.items()}
             pixels = pictures.to(device, non_blocking=cuda)
             before, launched = launched, []
             for k in users:
@@ -108,6 +117,7 @@ def _stream(
                 with torch.no_grad(), autocast:  # not around the yield: the caller's code is no inference
                     models[k](given)
                 hooks.check(values[k], extractors[k].readouts, len(positions))
+                values[k].update(controls)
                 launched.append((k, _Copied(positions, values[k], device)))
             del pictures, pixels, given
             if not cuda:

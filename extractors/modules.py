@@ -8,13 +8,14 @@ from torch import nn
 
 from repsim.errors import InvalidInputError, reason
 from repsim.extractors import hooks
-from repsim.extractors.base import Batch, LayerSpec, Readout, Stream
+from repsim.extractors.base import Batch, LayerSpec, Readout, Site, Stream
 from repsim.extractors.images import ImageSource
 from repsim.extractors.layers import Geometry, presets, select
 from repsim.extractors.loading import stream_together
 from repsim.extractors.preprocessing import Preprocessing, Transform, choose_preprocessing, example_batch
-from repsim.extractors.readouts import get_several, plan
+from repsim.extractors.readouts import Pixels, get_several, plan
 from repsim.extractors.weights import fingerprint
+from repsim.labels import INPUT
 
 
 class ModuleExtractor:
@@ -86,6 +87,9 @@ class ModuleExtractor:
         self._layers = select(found, layers, presets=presets(model, seen), left_out=seen.left_out)
         self.readouts: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
         self.readouts, self.notes = plan(self._layers, readouts)
+        entry = LayerSpec(INPUT[0], "input", (3, *size), "NCHW", None, class_token=False, grid=size, site=Site(""))
+        self.controls: Mapping[tuple[str, str], tuple[LayerSpec, Readout]] = {INPUT: (entry, Pixels())}
+        """What is read beside the layers, to hold them against: the model's input, at low resolution."""
         self.notes += [
             f"layer {layer.site.module} runs several times in one pass; each call is a layer of its own"
             for layer in self._layers

@@ -15,6 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.extractors.base import LayerSpec, Readout
 from repsim.extractors.compressed import BlockGram, Sketch
+from repsim.labels import INPUT
 
 NAMES = ("mean", "max", "cls", "flatten", "grid:K", "gram:B", "sketch:M")
 
@@ -39,6 +40,10 @@ def get(spec: str) -> Readout:
         if spec == readout.name:
             return readout
     raise UnknownNameError("readout", spec, NAMES)
+
+
+INPUT_PIXELS = 8
+"""Of the input so many pixels a side are kept: docs/store-format.md has the measurement."""
 
 
 def _number(spec: str, text: str, letter: str, least: int, example: int | str) -> int:
@@ -223,3 +228,25 @@ class Grid:
             patches = output[:, layer.prefix_tokens :].transpose(1, 2) if layer.axes == "NLC" else output
             output = patches.reshape(*patches.shape[:2], *layer.grid)
         return _vector(adaptive_avg_pool2d(output.float(), self.k))
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The model's input, averaged to at most 8 x 8 pixels a channel: what any network could know without computing."""
+
+    name: str = INPUT[1]
+
+    @property
+    def block(self) -> int:
+        """Each sample is a row of its own."""
+        return 1
+
+    def shape(self, layer: LayerSpec) -> tuple[int, ...]:
+        """(3 h w,), with h and w at most 8."""
+        channels, height, width = layer.shape
+        return (channels * min(INPUT_PIXELS, height) * min(INPUT_PIXELS, width),)
+
+    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
+        """Average in float32."""
+        _, height, width = layer.shape
+        return _vector(adaptive_avg_pool2d(output.float(), (min(INPUT_PIXELS, height), min(INPUT_PIXELS, width))))

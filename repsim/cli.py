@@ -146,6 +146,11 @@ def layers(model: str, spec: str, *, as_json: bool) -> None:
 )
 @click.option("--seed", default=0, show_default=True, help="Of random weights.")
 @click.option(
+    "--recalibrate",
+    is_flag=True,
+    help="First give batch norm of random weights the statistics of up to 512 of the pictures; else it does nothing.",
+)
+@click.option(
     "--batch-size", type=click.IntRange(min=1), help="Pictures a forward pass.  [default: 32; whole blocks for gram:B]"
 )
 @click.option("--workers", type=click.IntRange(min=0), help="Processes that decode pictures.  [default: one a core]")
@@ -183,6 +188,7 @@ def extract(
     device: str,
     dtype: Any,
     *,
+    recalibrate: bool,
     download: bool,
     amp: bool,
     skip_bad: bool,
@@ -199,18 +205,17 @@ def extract(
       repsim extract resnet50 vit_base_patch16_224 --data photos/ -o acts/ --limit 500
       repsim extract vit_base_patch16_224 --data photos/ --layers 'blocks.*' --readout mean,cls
       repsim extract resnet50 --data photos/ --readout gram:256        (of whole feature maps, for minibatch CKA)
-      repsim extract resnet50 torchvision/resnet50 --weights random --seed 1 --data photos/
+      repsim extract resnet50 torchvision/resnet50 --weights random --seed 1 --recalibrate --data photos/
       repsim extract resnet18 --weights my_model.safetensors --data photos/ --dry-run
       repsim extract digits_resnet.seed0 --data digits --split test
       torchrun --nproc-per-node 4 -m repsim extract resnet50 --data photos/ -o acts/
     """
     from repsim.extraction import Extraction, choose_samples, choose_stream, run_together
     from repsim.extractors import open_images
-    from repsim.extractors.factory import check_name, make_extractor
+    from repsim.extractors.factory import make_extractor
     from repsim.ranks import ranks
 
-    for model in models:
-        check_name(model)
+    _check(models, weights, recalibrate=recalibrate)
     with ranks() as me:
         images = open_images(data, split=split, root=data_root, download=download)
         with terminal.progress("checking pictures", "images/s", quiet=not me.first) as advance:
@@ -227,7 +232,16 @@ def extract(
                 ):  # a download, or its time-out, takes a while
                     extractor = make_extractor(model, weights=weights, seed=seed, layers=layers, readout=readout)
                 jobs.append(
-                    Extraction(extractor, samples, out, how, dtype, overwrite=overwrite, command=_command_line())
+                    Extraction(
+                        extractor,
+                        samples,
+                        out,
+                        how,
+                        dtype,
+                        overwrite=overwrite,
+                        recalibrate=recalibrate,
+                        command=_command_line(),
+                    )
                 )
                 for note in jobs[-1].notes:
                     say(f"note: {model}: {note}")
@@ -255,6 +269,17 @@ def extract(
                         f"{job.path}  {len(store)} pictures x {len(store.layers)} layers, {human(job.bytes)}{rate}"
                     )
                 store.close()
+
+
+def _check(models: Sequence[str], weights: str, *, recalibrate: bool) -> None:
+    """What can be refused before anything is opened or downloaded."""
+    from repsim.extractors.factory import check_name
+    from repsim.extractors.recalibration import check_weights
+
+    if recalibrate:
+        check_weights(weights)
+    for model in models:
+        check_name(model)
 
 
 def _say(text: str) -> None:
@@ -317,6 +342,7 @@ def inspect(store: Path, *, as_json: bool) -> None:
         ]
         if as_json:
             facts = {"model": opened.model, "data": opened.data, "samples": len(opened), "layers": rows}
+            facts["pixels"] = None if opened.pixels is None else opened.pixels.shape
             click.echo(json.dumps(facts | {"provenance": opened.provenance}))
             return
         ids = opened.sample_ids.ids
@@ -329,6 +355,8 @@ def inspect(store: Path, *, as_json: bool) -> None:
             shape = terminal.times(row.get("output_shape", ()))
             table.add_row(row["layer"], row["readout"], row.get("type", ""), shape, row.get("axes", ""), stored)
         terminal.console().print(table)
+        if opened.pixels is not None:
+            click.echo(f"pixels of the input: {terminal.times(opened.pixels.shape)}, a control beside the layers")
         for key, value in opened.provenance.items():
             if value not in (None, "", {}, []):
                 click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")

@@ -33,6 +33,7 @@ from repsim.extractors.loading import stream_together
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.preprocessing import Transform
 from repsim.extractors.readouts import get_several
+from repsim.extractors.recalibration import SAMPLES, assign, batch_norms, check_weights, measure
 from repsim.files import human, partial_path
 from repsim.labels import LayerKey, SampleIds, partition
 from repsim.layout import ArraySpec, Contents
@@ -117,10 +118,18 @@ class Extraction:
     how: Stream = field(default_factory=Stream)
     dtype: DType = "float32"
     overwrite: bool = False
+    recalibrate: bool = False
+    """Give batch norm of random weights the statistics of the samples (`repsim.extractors.recalibration`)."""
     command: str | None = None
     """Recorded as what made the store."""
 
     def __post_init__(self) -> None:
+        if self.recalibrate:
+            check_weights(self.extractor.provenance().get("weights"))
+            if not isinstance(self.extractor, ModuleExtractor):
+                raise InvalidInputError(
+                    f"{self.extractor.name} is no torch module whose batch norm can be recalibrated"
+                )
         for _, readout in self.extractor.readouts.values():
             if self.how.batch_size % readout.block:
                 raise InvalidInputError(
@@ -144,7 +153,7 @@ class Extraction:
 
     @cached_property
     def arrays(self) -> tuple[ArraySpec, ...]:
-        """What will be written, in depth order."""
+        """What will be written: layers in depth order, and what is stored beside them."""
         return tuple(
             ArraySpec(
                 LayerKey(self.extractor.name, *key),
@@ -159,7 +168,7 @@ class Extraction:
                 },
                 readout.block,
             )
-            for key, (layer, readout) in self.extractor.readouts.items()
+            for key, (layer, readout) in {**self.extractor.readouts, **getattr(self.extractor, "controls", {})}.items()
         )
 
     @cached_property
@@ -219,11 +228,12 @@ class Extraction:
         """Everything that decided the numbers, as JSON values."""
         return {
             **self.extractor.provenance(),
+            **({"batch_norm": self._batch_norm} if self.recalibrate else {}),
             "data": self.samples.images.name,
             "samples": len(self.samples.rows),
             "skipped": self.samples.skipped,
             "data_fingerprint": self.samples.ids.content,
-            "readouts": sorted({spec.key.readout for spec in self.arrays}),
+            "readouts": sorted({spec.key.readout for spec in self.arrays if not spec.key.control}),
             "dtype": self.dtype,
             "batch_size": self.how.batch_size,
             "device": torch.device(self.how.device).type,
@@ -232,6 +242,20 @@ class Extraction:
             "h5py_version": h5py.__version__,
             "command": self.command,
         }
+
+    @property
+    def _batch_norm(self) -> str:
+        """What is recorded of it where it is recalibrated, known before that is done."""
+        if isinstance(self.extractor, ModuleExtractor) and batch_norms(self.extractor.model):
+            return f"recalibrated on {min(SAMPLES, len(self.samples.rows))} samples"
+        return "none in this network"
+
+    def prepare(self, me: Ranks = ALONE) -> None:
+        """Recalibrate batch norm, if that is asked for: one process for all, so that none has other last digits."""
+        if self.recalibrate and isinstance(self.extractor, ModuleExtractor) and batch_norms(self.extractor.model):
+            model, samples = self.extractor.model, self.samples
+            found = measure(model, self.extractor.transform, samples.images, samples.rows, self.how) if me.first else {}
+            assign(model, me.share(found))
 
     def already(self) -> int:
         """How many samples are stored already, by an earlier run of the same settings.
@@ -316,6 +340,8 @@ def run_together(
         shares = [job.batches(written) for job, written in zip(todo, marks, strict=True)]
         shares = [batches[me.part(len(batches))] for batches in shares]
         before = sum(int(written.sum()) for written in marks) if me.world == 1 else 0
+        for job in todo:
+            job.prepare(me)
         _fill(todo, writers, shares, before, progress)
         if not me.first:
             for writer in writers:
@@ -400,6 +426,7 @@ def extract(
     readout: str = "mean",
     weights: str = "pretrained",
     seed: int = 0,
+    recalibrate: bool = False,
     transform: Transform | None = None,
     name: str | None = None,
     split: str | None = None,
@@ -436,6 +463,9 @@ def extract(
         between.
     weights, seed
         ``pretrained``, ``random`` (from ``seed``), or a ``.safetensors`` or ``.pth`` file. A module has its own.
+    recalibrate
+        Of random weights only: before the first batch, batch norm gets the statistics of up to 512 of the samples.
+        Without, it does nothing in an untrained network.
     transform, name
         Of a module only: what makes its input (3, H, W) of a PIL picture (a timm model knows itself), and what it is
         called (by default the class's name).
@@ -475,6 +505,8 @@ def extract(
     ...     store.layers, store["blocks.5"].shape
     (('blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5'), (16, 64))
     """
+    if recalibrate:
+        check_weights(weights)
     images = open_images(os.fspath(data), split=split, root=data_root, download=download)
     with ranks() as me:
         samples = choose_samples(images, limit=limit, skip_bad=skip_bad, me=me)
@@ -482,5 +514,5 @@ def extract(
         extractor = make_extractor(
             model, weights=weights, seed=seed, layers=layers, readout=readout, transform=transform, name=name
         )
-        job = Extraction(extractor, samples, Path(out), how, dtype=dtype, overwrite=overwrite)
+        job = Extraction(extractor, samples, Path(out), how, dtype, overwrite=overwrite, recalibrate=recalibrate)
         return job.run(progress, me)

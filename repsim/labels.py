@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 Form = Literal["features", "grams", "sketches"]
 """What an array holds: features (n, ...), Gram matrices of blocks (n // B, B, B), or pairs of sketches (n, 2, m)."""
 
+INPUT = ("input", "pixels")
+"""Layer and readout of what went into a model, which is stored beside its layers: a control, and none of them."""
+
 _PARTITION_SEED = 0
 _FORMS: dict[str, Form] = {"gram": "grams", "sketch": "sketches"}
 
@@ -42,6 +45,15 @@ class LayerKey:
         """
         kind, _, option = self.readout.partition(":")
         return _FORMS.get(kind, "features") if option.partition(":")[0].isdecimal() else "features"
+
+    @property
+    def control(self) -> bool:
+        """Whether this is what went into the model, to hold layers against, and no layer.
+
+        >>> LayerKey("resnet50", "input", "pixels").control, LayerKey("resnet50", "input", "mean").control
+        (True, False)
+        """
+        return (self.layer, self.readout) == INPUT
 
     @property
     def size(self) -> int:

@@ -58,7 +58,7 @@ class Contents:
     """Everything of a store but its values."""
 
     arrays: tuple[ArraySpec, ...]
-    """In depth order."""
+    """In depth order, and then the control, if there is one (`LayerKey.control`)."""
     sample_ids: SampleIds
     source: str
     """What the samples are, for people."""
@@ -246,18 +246,22 @@ def _draw(paper: _Paper, contents: Contents) -> None:
         checks = file.create_group("checks", track_order=True)
         checks.create_dataset("written", data=np.zeros(len(ids), "u1"))
         checks.create_dataset("structure", data=np.array([PARTIAL], "<u8"))
-        layers = file.create_group("layers", track_order=True)
-        tables = checks.create_group("rows", track_order=True)
         for spec in contents.arrays:
-            known = spec.key.layer in layers  # its second readout
-            group = layers[spec.key.layer] if known else layers.create_group(spec.key.layer, track_order=True)
-            table = tables[spec.key.layer] if known else tables.create_group(spec.key.layer, track_order=True)
+            group = _group(file, "controls" if spec.key.control else "layers", spec.key.layer)
+            table = _group(checks, "rows", spec.key.layer)
             _describe(group, spec.facts)
             rows = contents.rows(spec)
             dtype = np.dtype(contents.dtype).newbyteorder("<")
             array = group.create_dataset(spec.key.readout, (rows, *spec.shape), dtype, dcpl=_in_one_piece())
             array.attrs["block"] = spec.block
             table.create_dataset(spec.key.readout, data=np.zeros(rows, "<u4"))
+
+
+def _group(parent: h5py.Group, *names: str) -> h5py.Group:
+    """A group in a group, made where it is not there yet."""
+    for name in names:
+        parent = parent[name] if name in parent else parent.create_group(name, track_order=True)
+    return parent
 
 
 def _texts(values: Iterable[str]) -> Array:
@@ -332,38 +336,42 @@ class _Reader:
         if sample_ids.fingerprint != self.text(samples, "id_fingerprint"):
             raise StoreError(f"{path} is a damaged store: its sample ids are not what was written")
         written, structure = self.extent(checks, "written", (n,), "u1"), self.extent(checks, "structure", (1,), "<u8")
-        arrays: dict[LayerKey, Extent] = {}
-        checksums: dict[LayerKey, Extent] = {}
-        specs: list[ArraySpec] = []
-        layers, tables = self.group(file, "layers"), self.group(checks, "rows")
-        for layer in layers:
-            group = self.group(layers, layer)
-            facts = {key: self.attribute(group, key) for key in group.attrs}
-            for readout in group:
-                key = LayerKey(model, layer, readout)
-                array = self.extent(group, readout)
-                if array.dtype.kind != "f" or len(array.shape) < 2:
-                    raise StoreError(f"{path}: {key} holds no floating-point rows")
-                block = self.attribute(group[readout], "block")
-                if not isinstance(block, int) or block < 1 or array.shape[0] != n // block:
-                    raise StoreError(f"{path}: {key} has {array.shape[0]} rows for {n} samples")
-                arrays[key] = array
-                checksums[key] = self.extent(self.group(tables, layer), readout, array.shape[:1], "<u4")
-                specs.append(ArraySpec(key, array.shape[1:], facts, block))
-        if not specs:
+        found = [*self.arrays("layers", model, n), *(self.arrays("controls", model, n) if "controls" in file else ())]
+        specs = tuple(spec for spec, _, _ in found)
+        if all(spec.key.control for spec in specs):
             raise StoreError(f"{path} holds no layer")
         contents = Contents(
-            tuple(specs),
+            specs,
             sample_ids,
             self.text(samples, "source"),
             json.loads(self.texts(file, "provenance")[0]),
-            next(iter(arrays.values())).dtype.name,
+            found[0][1].dtype.name,
             self.optional(samples, "label", n),
             self.texts(samples, "classes") if "classes" in samples else (),
             self.optional(samples, "order", n),
             created,
         )
-        return contents, Layout(arrays, checksums, written, structure)
+        arrays = {spec.key: extent for spec, extent, _ in found}
+        return contents, Layout(arrays, {spec.key: sums for spec, _, sums in found}, written, structure)
+
+    def arrays(self, home: str, model: str, n: int) -> Iterator[tuple[ArraySpec, Extent, Extent]]:
+        """Everything under ``layers`` or ``controls``: what it is, where its rows are, and where their checksums."""
+        groups, tables = self.group(self.file, home), self.group(self.group(self.file, "checks"), "rows")
+        for layer in groups:
+            group = self.group(groups, layer)
+            facts = {key: self.attribute(group, key) for key in group.attrs}
+            for readout in group:
+                key = LayerKey(model, layer, readout)
+                if key.control != (home == "controls"):
+                    raise StoreError(f"{self.path} is refused: {key} does not belong under {home}")
+                array = self.extent(group, readout)
+                if array.dtype.kind != "f" or len(array.shape) < 2:
+                    raise StoreError(f"{self.path}: {key} holds no floating-point rows")
+                block = self.attribute(group[readout], "block")
+                if not isinstance(block, int) or block < 1 or array.shape[0] != n // block:
+                    raise StoreError(f"{self.path}: {key} has {array.shape[0]} rows for {n} samples")
+                sums = self.extent(self.group(tables, layer), readout, array.shape[:1], "<u4")
+                yield ArraySpec(key, array.shape[1:], facts, block), array, sums
 
     def child(self, group: h5py.Group, name: str) -> Any:
         """What a name stands for; never through a link, which could lead into any file of the reader's machine."""

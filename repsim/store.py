@@ -99,10 +99,11 @@ class ActivationStore:
         except BaseException:
             self.close()
             raise
-        keys = [spec.key for spec in self._contents.arrays]
-        several = len({key.readout for key in keys}) > 1
-        self._arrays = {key.label if several else key.layer: Activations(self, key) for key in keys}
-        self._facts = {name: spec.facts for name, spec in zip(self._arrays, self._contents.arrays, strict=True)}
+        specs = [spec for spec in self._contents.arrays if not spec.key.control]
+        several = len({spec.key.readout for spec in specs}) > 1
+        names = [spec.key.label if several else spec.key.layer for spec in specs]
+        self._arrays = {name: Activations(self, spec.key) for name, spec in zip(names, specs, strict=True)}
+        self._facts = {name: spec.facts for name, spec in zip(names, specs, strict=True)}
 
     def _check_structure(self) -> None:
         told = int(self._read(self._layout.structure, 0, 1)[0])
@@ -178,8 +179,17 @@ class ActivationStore:
         return self._contents.order
 
     @property
+    def pixels(self) -> Activations | None:
+        """What went into the model, at low resolution; None where it is not stored.
+
+        A control to hold layers against, and none of them: what two networks share because they see the same pictures.
+        """
+        keys = (spec.key for spec in self._contents.arrays if spec.key.control)
+        return next((Activations(self, key) for key in keys), None)
+
+    @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the arrays, in depth order."""
+        """Names of the layers' arrays, in depth order."""
         return tuple(self._arrays)
 
     def __getitem__(self, name: str) -> Activations:
@@ -261,8 +271,8 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> li
     """
     found: list[Damage] = []
     with open_store(path) as store:
-        for done, name in enumerate(store.layers, start=1):
-            array = store[name]
+        arrays = [Activations(store, spec.key) for spec in store.contents.arrays]
+        for done, array in enumerate(arrays, start=1):
             step = max(1, _PIECE // array._extent.row_bytes)
             rows = [
                 row
@@ -272,7 +282,7 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> li
             if rows:
                 found.append(Damage(array.key, tuple(rows)))
             if progress is not None:
-                progress(done, len(store.layers))
+                progress(done, len(arrays))
     return found
 
 

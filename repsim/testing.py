@@ -23,7 +23,7 @@ import torch
 
 import repsim.metrics
 from repsim.errors import ImageError, InvalidInputError, UndefinedValueError, UnreliableValueWarning
-from repsim.extractors import Extractor, ImageSource, Stream, open_images
+from repsim.extractors import Extractor, ImageSource, LayerSpec, Readout, Stream, open_images
 from repsim.metrics.base import Array, Group, Invariance, Metric, as_samples
 
 INVARIANCES: tuple[Invariance, ...] = get_args(Invariance)
@@ -366,8 +366,8 @@ class ExtractorContract:
     def test_what_is_declared_is_what_comes(self) -> None:
         extractor = self.extractor()
         values = self._read(extractor, range(5), batch_size=4)
-        assert set(values) == set(extractor.readouts)
-        for key, (layer, readout) in extractor.readouts.items():
+        assert set(values) == set(_declared(extractor))
+        for key, (layer, readout) in _declared(extractor).items():
             rows = 4 // readout.block + 1 // readout.block
             assert values[key].shape == (rows, math.prod(readout.shape(layer))), key
             assert values[key].dtype == np.float32, key
@@ -376,7 +376,7 @@ class ExtractorContract:
     def test_a_sample_has_its_own_values_in_any_batch(self) -> None:
         extractor = self.extractor()
         whole = self._read(extractor, range(6), batch_size=6)
-        whole = {key: values for key, values in whole.items() if extractor.readouts[key][1].block == 1}
+        whole = {key: values for key, values in whole.items() if _declared(extractor)[key][1].block == 1}
         self._assert_same(self._read(extractor, range(6), batch_size=1), whole)
         mixed = [4, 0, 5, 2]
         self._assert_same(self._read(extractor, mixed, 3), {key: values[mixed] for key, values in whole.items()})
@@ -401,6 +401,11 @@ class ExtractorContract:
         images.__class__ = Damaged
         with pytest.raises(ImageError, match="picture 3"):
             list(self.extractor().stream(images, [3, 4], Stream(batch_size=2)))
+
+
+def _declared(extractor: Extractor) -> dict[tuple[str, str], tuple[LayerSpec, Readout]]:
+    """Everything that a batch holds: of the layers, and of the controls, where there are any."""
+    return {**extractor.readouts, **getattr(extractor, "controls", {})}
 
 
 def _orthogonal(p: int) -> Array:

@@ -24,7 +24,7 @@ import numpy as np
 from repsim import layout
 from repsim.errors import InvalidInputError, OutputError, RepsimError, StoreError, reason
 from repsim.files import check_output, lock, partial_path
-from repsim.labels import LayerKey, SampleIds
+from repsim.labels import INPUT, LayerKey, SampleIds
 from repsim.layout import Array, ArraySpec, Contents
 from repsim.store import ActivationStore, open_store
 
@@ -315,7 +315,7 @@ def _check(contents: Contents) -> None:
             raise InvalidInputError(f"sample id {name!r} cannot be stored: it is empty or holds a null character")
     if contents.labels is not None and len(contents.labels) != len(ids):
         raise InvalidInputError(f"{len(contents.labels)} labels for {len(ids)} samples")
-    if not contents.arrays:
+    if all(spec.key.control for spec in contents.arrays):
         raise InvalidInputError("a store needs at least one layer")
     for spec in contents.arrays:
         for part in (spec.key.layer, spec.key.readout):
@@ -330,6 +330,7 @@ def write_store(
     layers: Mapping[str, Array],
     *,
     model: str,
+    pixels: Array | None = None,
     sample_ids: Sequence[str] | None = None,
     labels: Sequence[int] | Array | None = None,
     readout: str = "given",
@@ -347,6 +348,9 @@ def write_store(
         Layer name -> array (n samples, ...), in depth order; float16, float32 or float64, the same for all.
     model
         Names the model in every result.
+    pixels
+        What went into the model, an array (n samples, ...) of numbers, best at low resolution: it becomes the store's
+        `ActivationStore.pixels`, in the dtype of the layers.
     sample_ids
         One id a sample, unique. Without them samples are numbered, and any two stores of as many samples agree.
     labels
@@ -389,7 +393,14 @@ def write_store(
     ids = tuple(str(i) for i in range(n)) if sample_ids is None else tuple(map(str, sample_ids))
     if len(ids) != n:
         raise InvalidInputError(f"{len(ids)} sample ids for {n} samples")
-    specs = tuple(ArraySpec(LayerKey(model, name, readout), shape[1:]) for name, shape in shapes.items())
+    keys = {LayerKey(model, name, readout): values for name, values in arrays.items()}
+    if any(key.control for key in keys):
+        raise InvalidInputError(
+            f"{'@'.join(INPUT)} is no layer: give it as pixels=, or name layer or readout otherwise"
+        )
+    if pixels is not None:
+        keys[LayerKey(model, *INPUT)] = _as_pixels(np.asarray(pixels), n)
+    specs = tuple(ArraySpec(key, values.shape[1:]) for key, values in keys.items())
     contents = Contents(
         specs,
         SampleIds(ids),
@@ -399,7 +410,15 @@ def write_store(
         None if labels is None else np.asarray(labels),
     )
     with StoreWriter(Path(path), contents, overwrite=overwrite) as writer:
-        for spec in specs:
-            writer.write(spec.key, slice(None), arrays[spec.key.layer])
+        for key, values in keys.items():
+            writer.write(key, slice(None), values)
         writer.done(slice(None))
     return open_store(path)
+
+
+def _as_pixels(pixels: Array, n: int) -> Array:
+    if pixels.dtype.kind not in "uif" or pixels.ndim < 2 or len(pixels) != n or not pixels.size:
+        raise InvalidInputError(
+            f"pixels must be numbers (n samples, ...) for {n} samples, got {pixels.dtype} {pixels.shape}"
+        )
+    return pixels

@@ -141,7 +141,7 @@ def repsim(settings: Settings) -> dict[str, Any]:
     with job.run() as store:
         result = clock.result(len(store), settings.batch_size)
     return result | {
-        "layers": len(job.arrays),
+        "layers": len(job.extractor.readouts),
         "bytes": job.path.stat().st_size,
         "bytes_per_image": job.bytes_per_sample,
     }
