@@ -8,13 +8,13 @@ import dataclasses
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -246,6 +246,20 @@ class Metric(ABC, Generic[F]):
                 except UndefinedValueError:
                     continue  # stays NaN; whoever shows the block asks for the reason
         return values
+
+    def permuted(
+        self,
+        rows: Sequence[F],  # noqa: ARG002 - a hook: most measures know nothing better
+        columns: Sequence[F],  # noqa: ARG002
+        orders: Int64[Tensor, "count n"],  # noqa: ARG002
+        step: Callable[[], None],  # noqa: ARG002
+    ) -> Float64[np.ndarray, "count rows columns"] | None:
+        """Of a measure that knows a faster way than one `block` an order: all pairs, the columns' samples permuted.
+
+        Value (k, a, b) is what `block` gives for rows[a] and columns[b] with its samples in the order orders[k]. Calls
+        ``step`` once an order. None from a measure that knows no such way; `repsim.permuted` then makes the blocks.
+        """
+        return None
 
     def caution(self, a: F, b: F) -> str | None:  # noqa: ARG002 - a hook: most measures have nothing to say
         """Say why the value of this pair is defined but should not be trusted, and what n would be enough."""

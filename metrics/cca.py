@@ -11,22 +11,21 @@ from torch import Tensor
 
 from repsim.errors import InvalidInputError
 from repsim.metrics.base import Chance, Invariance
-from repsim.metrics.subspace import PrincipalSubspace, Subspace, SubspaceMetric, exact, refuse_ties, saturation
+from repsim.metrics.subspace import (
+    PrincipalSubspace,
+    Subspace,
+    SubspaceMetric,
+    exact,
+    refuse_ties,
+    saturation,
+    singular_values,
+)
 from repsim.metrics.sweeps import Cross
 
 
 def mean_correlation(cross: Float64[Tensor, "r t"], *, exact: bool) -> Float64[Tensor, ""]:
-    """The mean canonical correlation: of the min(r, t) singular values of C = Q_a' Q_b, for orthonormal bases.
-
-    Where C is not ``exact``, but a product in float32, they are the roots of the eigenvalues of CC', which take half
-    the time: below 1e-8 they are lost, but C has errors of 1e-7.
-    """
-    if exact:
-        rho = torch.linalg.svdvals(cross)
-    else:
-        short = cross if cross.shape[0] <= cross.shape[1] else cross.T
-        rho = torch.linalg.eigvalsh(short @ short.T).clamp(min=0).sqrt()
-    mean: Tensor = rho.clamp(max=1).mean()  # rounding may leave 1 + 2e-16
+    """The mean canonical correlation: of the min(r, t) singular values of C = Q_a' Q_b, for orthonormal bases."""
+    mean: Tensor = singular_values(cross, exact=exact).clamp(max=1).mean()  # rounding may leave 1 + 2e-16
     return mean
 
 

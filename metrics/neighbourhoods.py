@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from repsim.metrics.neighbours import (
     edge_pairs,
     mutual,
     ranks_among,
+    shared_when_permuted,
     too_few,
 )
 
@@ -163,6 +164,20 @@ class MutualKNN(NeighbourMetric):
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:  # noqa: ARG002
         """How many are shared."""
         return (ranks > 0).double().mean()
+
+    def permuted(
+        self,
+        rows: Sequence[Neighbours],
+        columns: Sequence[Neighbours],
+        orders: Int64[Tensor, "count n"],
+        step: Callable[[], None],
+    ) -> Float64[np.ndarray, "count rows columns"]:
+        """By one look-up for all row layers."""
+        shared = shared_when_permuted(rows, columns, orders, self.k, step)
+        values: Float64[np.ndarray, "count rows columns"] = shared.cpu().numpy() / (rows[0].n * self.k)
+        nobody = [[layer.once(Neighbours.undecided, self.k) == layer.n for layer in side] for side in (rows, columns)]
+        values[:, nobody[0]] = values[:, :, nobody[1]] = np.nan
+        return values
 
     def chance(self, a: Neighbours, b: Neighbours) -> Chance:
         """Exactly k / (n - 1); the variance knows who is a hub, and whose neighbours choose it in turn."""

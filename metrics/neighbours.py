@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from repsim.errors import InvalidInputError, UndefinedValueError
+from repsim.metrics.gram import Reordered
 from repsim.metrics.rows import Rows, by_pieces, column_means, cut, direction, in_memory, pieces, wide
 
 T = TypeVar("T")
@@ -20,6 +21,8 @@ _TABLE = 2**22
 """Similarities of some samples with all."""
 _RANKS = 2**20
 """Ranks of some samples' neighbours, in a table of all samples: little enough for the cache."""
+_BITS = 31
+"""Layers whose neighbours are bits of one word."""
 _GATHERED = 2**18
 """Values of features that are gathered at once: the same."""
 _TIE = 8
@@ -52,8 +55,28 @@ class Neighbours:
         """Samples."""
         return len(self.indices)
 
+    def permuted(self, order: Int64[Tensor, " n"]) -> "Neighbours":
+        """Those of the same layer with its samples in another order: sample i is the one that was order[i].
+
+        Nothing is found again: neighbours get the new numbers of who they are. Among equally near samples they stay
+        whom the old order had put first; neighbours of the permuted layer itself would be those that are first in it.
+        """
+        order = order.to(self.indices.device)
+        features, distances = self.features, self.distances
+        if features is not None:
+            there = order.to(features.device)
+            features = in_memory(Reordered(features, there), made_of=features)
+        return Neighbours(
+            order.argsort()[self.indices[order]],
+            self.similarities[order],
+            self.tie,
+            None if distances is None else distances[order],
+            features,
+            self._found,  # numbers for all samples together, whatever their order
+        )
+
     def once(self, find: Callable[["Neighbours", int], T], k: int) -> T:
-        """What ``find`` finds in the first k neighbours, found once for all pairs."""
+        """What ``find`` finds in the first k neighbours, found once for all pairs: no order of the samples changes it."""
         if (find, k) not in self._found:
             self._found[find, k] = find(self, k)
         return self._found[find, k]  # type: ignore[no-any-return]
@@ -256,6 +279,54 @@ def ranks_among(a: Neighbours, others: Sequence[Neighbours], k: int) -> list[Int
             into[i] = part.gather(1, other.indices[i, :k])
         part.scatter_(1, own, 0)
     return found
+
+
+def shared_when_permuted(
+    rows: Sequence[Neighbours],
+    columns: Sequence[Neighbours],
+    orders: Int64[Tensor, "count n"],
+    k: int,
+    step: Callable[[], None],
+) -> Int64[Tensor, "count rows columns"]:
+    """How many neighbours of all samples two layers share, of the first k, once the columns' samples are permuted.
+
+    A table of some samples by all samples has a bit for each row layer: whether the one is a neighbour of the other. So
+    one look-up, which stays in the cache, serves all of them; and nearly everywhere it finds 0, so that only some
+    k^2 places a pair of layers and order are looked at. ``step`` is called once an order.
+    """
+    if len(columns) > len(rows):  # whose edges are looked up: the side that has fewer
+        return shared_when_permuted(columns, rows, orders.argsort(1), k, step).mT
+    n, device = rows[0].n, rows[0].indices.device
+    edges = torch.cat([layer.indices[:, :k] for layer in columns], 1)
+    found = torch.zeros(len(orders), len(columns), len(rows), dtype=torch.int64, device=device)
+    side = min(n, max(64, _RANKS // n))
+    table = torch.zeros(side, n, dtype=torch.int32, device=device)
+    starts = n * torch.arange(side, dtype=torch.int32, device=device)[:, None]
+    for chunk in cut(len(orders), max(1, _RANKS // (side * edges.shape[1]))):
+        some = orders[chunk].to(device)
+        places = some.argsort(1).to(torch.int32)
+        for group in cut(len(rows), _BITS):
+            bits = torch.arange(group.stop - group.start, dtype=torch.int32, device=device)
+            sums = found[chunk, :, group].flatten(0, 1)
+            for i in cut(n, side):
+                part, size = table[: i.stop - i.start], (i.stop - i.start) * edges.shape[1]
+                own = [layer.indices[i, :k] for layer in rows[group]]
+                for bit, whose in enumerate(own):
+                    part.scatter_(1, whose, part.gather(1, whose) + (1 << bit))
+                words = torch.empty(len(some), size, dtype=torch.int32, device=device)
+                for place, order, into in zip(places, some[:, i], words, strict=True):
+                    where = place.index_select(0, edges.index_select(0, order).flatten())
+                    where.view(len(part), -1).add_(starts[: len(part)])
+                    torch.index_select(part.view(-1), 0, where, out=into)
+                there = words.view(-1).nonzero()[:, 0]
+                pairs = there // size * len(columns) + there % edges.shape[1] // k
+                sums.index_add_(0, pairs, (words.view(-1)[there, None] >> bits & 1).long())
+                for whose in own:
+                    part.scatter_(1, whose, 0)
+            found[chunk, :, group] = sums.unflatten(0, (len(some), -1))
+        for _ in range(len(some)):
+            step()
+    return found.mT
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,14 @@ from torch import Tensor
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Array, Chance, Group, Invariance
 from repsim.metrics.rows import cut, wide
-from repsim.metrics.subspace import PrincipalSubspace, Subspace, SubspaceMetric, exact, layer_with_gradient
+from repsim.metrics.subspace import (
+    PrincipalSubspace,
+    Subspace,
+    SubspaceMetric,
+    exact,
+    layer_with_gradient,
+    singular_values,
+)
 from repsim.metrics.sweeps import Cross
 
 _RUN = 2**20
@@ -36,7 +43,7 @@ def misfit(cross: Cross[Subspace]) -> Float64[Tensor, ""]:
         return torch.zeros((), dtype=torch.float64)
     s, t = a.shares.sqrt(), b.shares.sqrt()
     product = s[:, None] * cross.product * t
-    gap: Tensor = 1 - torch.linalg.svdvals(product).sum()
+    gap: Tensor = 1 - singular_values(product, exact=exact(a, b)).sum()
     if gap >= (_CLOSE if exact(a, b) else _CLOSE_FLOAT32):
         return gap
     place = wide(a.device)

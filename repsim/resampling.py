@@ -202,6 +202,9 @@ def permuted(
         values[there] = resampled.permuted(*both.present, metric, orders, memory=limit, progress=progress)
     elif both.present:
         step = counter(len(orders), progress)
+        if (found := metric.permuted(*both.present, orders, step)) is not None:
+            values[there] = found
+            return values
         for k, order in enumerate(orders):
             others = [both.permuted(name, order) for name in both.columns]
             values[k] = _block(metric, [both.factors.get(name) for name in both.rows], others)

@@ -85,6 +85,54 @@ def test_duplicates_come_by_their_index(rng: np.random.Generator, side: int, dty
     assert found.undecided(2) == 100
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_permuted_layer_has_the_neighbours_of_the_permuted_samples(
+    rng: np.random.Generator, side: int, *, stored: bool
+) -> None:
+    x, order = rng.normal(size=(101, 7)), torch.from_numpy(rng.permutation(101))
+    recipe = NearestNeighbours(5, features=True)
+    source = Streamed(x) if stored else as_samples(x)
+    whole = recipe(source)
+    before = len(source.reads) if isinstance(source, Streamed) else 0
+    moved, anew = whole.permuted(order), recipe(as_samples(x[order]))
+    if isinstance(source, Streamed):
+        assert len(source.reads) == before  # nothing is read until somebody asks
+    for name in ("indices", "returned"):
+        torch.testing.assert_close(getattr(moved, name), getattr(anew, name), rtol=0, atol=0)
+    for name in ("similarities", "distances"):
+        torch.testing.assert_close(getattr(moved, name), getattr(anew, name), rtol=0, atol=1e-14)
+    assert moved.features is not None
+    assert anew.features is not None
+    torch.testing.assert_close(moved.features[:], anew.features[:], rtol=0, atol=1e-15)
+    assert isinstance(moved.features, torch.Tensor) != stored
+    assert (moved.tie, moved.undecided(5)) == (anew.tie, 0)
+    torch.testing.assert_close(moved.permuted(order.argsort()).indices, whole.indices, rtol=0, atol=0)
+
+
+def test_what_is_found_once_serves_every_order(rng: np.random.Generator) -> None:
+    asked: list[int] = []
+
+    def find(layer: Neighbours, k: int) -> int:
+        asked.append(k)
+        return layer.undecided(k)
+
+    x = NearestNeighbours(3)(as_samples(rng.normal(size=(20, 4))))
+    x.permuted(torch.randperm(20)).once(find, 3)
+    x.once(find, 3)
+    assert asked == [3]
+
+
+def test_among_equals_a_permuted_layer_keeps_its_choice(rng: np.random.Generator) -> None:
+    """Four copies of ten samples: neighbours are those that the old order put first, whatever numbers they have now."""
+    x = np.tile(rng.normal(size=(10, 6)), (4, 1))
+    order = torch.from_numpy(rng.permutation(40))
+    whole = NearestNeighbours(2)(as_samples(x))
+    moved = whole.permuted(order)
+    for i in range(40):
+        assert order[moved.indices[i]].tolist() == whole.indices[order[i]].tolist()
+    assert (moved.indices != NearestNeighbours(2)(as_samples(x[order])).indices).any()
+
+
 @pytest.mark.parametrize("off", [-1.5, 0.0, 0.5, 1.5])
 def test_similarities_that_round_otherwise_give_as_many_neighbours(rng: np.random.Generator, off: float) -> None:
     """The window of what ties with the last one holds fewer, or more, than when it was found: by half a tie here."""
