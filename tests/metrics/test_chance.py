@@ -1,0 +1,94 @@
+"""Sums over U-centred Gram matrices, against the matrices themselves."""
+
+import numpy as np
+import pytest
+import torch
+
+from repsim.errors import InvalidInputError
+from repsim.metrics import chance, get
+from repsim.metrics.base import Array, as_samples
+from repsim.metrics.chance import CubicMoments, moments
+from repsim.metrics.gram import Gram
+from tests.metrics.references import gram, u_centred
+
+
+def prepared(x: Array, spec: str = "cka") -> Gram:
+    factor = get(spec).recipe(as_samples(x))
+    assert isinstance(factor, Gram)
+    return factor
+
+
+def by_hand(factor: Gram, spec: str = "cka") -> CubicMoments:
+    """From the matrix of the features as they are scaled."""
+    x = factor.features[:].double().numpy()
+    A = u_centred(gram(x, "rbf", sigma=factor.width) if "rbf" in spec else gram(x))
+    return CubicMoments(len(A), float(np.sum(A**2)), float(np.trace(A @ A @ A)), float(np.sum(A**3)))
+
+
+def skewed(rng: np.random.Generator, n: int, p: int) -> Array:
+    """Few directions carry most, some samples are large, and means are off zero."""
+    return rng.exponential(size=(n, 1)) ** 2 * rng.normal(size=(n, p)) / np.arange(1, p + 1) + rng.normal(size=p)
+
+
+def close(found: CubicMoments, expected: CubicMoments, rel: float) -> None:
+    scale = expected.norm2**1.5
+    assert found.n == expected.n
+    assert found.norm2 == pytest.approx(expected.norm2, rel=rel)
+    assert found.triangles == pytest.approx(expected.triangles, rel=rel, abs=rel * scale)
+    assert found.cubes == pytest.approx(expected.cubes, rel=rel, abs=rel * scale)
+
+
+@pytest.mark.parametrize("panel", [2048, 17])
+@pytest.mark.parametrize("shape", [(5, 1), (6, 3), (6, 4), (6, 9), (40, 7), (40, 37), (40, 38), (40, 100), (300, 20)])
+def test_moments_are_those_of_the_matrix(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], panel: int
+) -> None:
+    monkeypatch.setattr(chance, "_PANEL", panel)
+    layers = [prepared(skewed(rng, *shape)), prepared(rng.normal(size=shape)), prepared(skewed(rng, shape[0], 2))]
+    for layer, found in zip(layers, moments(layers), strict=True):
+        close(found, by_hand(layer), 1e-10)
+
+
+def test_both_roads_agree_where_either_can_be_gone(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [prepared(skewed(rng, 50, p)) for p in (3, 47)]
+    features = moments(layers)
+    monkeypatch.setattr(chance, "_narrow", lambda _: False)
+    for found, expected in zip(moments(layers), features, strict=True):
+        close(found, expected, 1e-12)
+        assert found != expected  # it was another road
+
+
+def test_float32(rng: np.random.Generator) -> None:
+    layers = [prepared(skewed(rng, 200, p).astype(np.float32)) for p in (5, 64, 300)]
+    for layer, found in zip(layers, moments(layers), strict=True):
+        close(found, by_hand(layer), 2e-6)
+
+
+def test_another_kernel(rng: np.random.Generator) -> None:
+    layer = prepared(rng.normal(size=(30, 4)), "cka:kernel=rbf")
+    close(moments([layer])[0], by_hand(layer, "rbf"), 1e-10)
+
+
+def test_no_layers_no_moments() -> None:
+    assert moments([]) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("p", [2, 40])
+def test_nothing_is_left_of_a_single_sample(dtype: torch.dtype, p: int) -> None:
+    lonely = torch.zeros(20, p, dtype=dtype)
+    lonely[3] = torch.arange(1, p + 1)
+    (found,) = moments([prepared(lonely.numpy())])
+    assert np.isnan([found.norm2, found.triangles, found.cubes]).all()
+
+
+def test_minibatches_are_refused(rng: np.random.Generator) -> None:
+    layer = prepared(rng.normal(size=(20, 3)), "cka:estimator=minibatch,batch=5")
+    with pytest.raises(InvalidInputError, match="cut into minibatches"):
+        moments([layer])
+
+
+def test_progress(rng: np.random.Generator) -> None:
+    said: list[tuple[int, int]] = []
+    moments([prepared(rng.normal(size=(20, 3))) for _ in range(2)], progress=lambda done, of: said.append((done, of)))
+    assert said == [(1, 3), (2, 3), (3, 3)]
