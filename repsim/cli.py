@@ -566,7 +566,7 @@ def heatmap(result: Path, out: Path, specs: Sequence[str]) -> None:
 @click.option(
     "--controls",
     metavar="untrained:N",
-    help="Extract N untrained networks of every architecture, batch norm recalibrated, and keep them for the next time.",
+    help="Extract N untrained networks of every architecture, batch norm recalibrated, and keep them.",
 )
 @click.option("--data", help="The pictures that they are to see.  [default: what the stores say they were made from]")
 @click.option("--split", help="Part of --data.")
@@ -597,10 +597,10 @@ def universality(
     as_json: bool,
     overwrite: bool,
 ) -> None:
-    """Are the representations of the models in STORES universal across architectures, and how much of that is learned?
+    """Are the representations of models universal across architectures, and how much of that is learned?
 
-    Compares all models with all, layer by layer and as wholes, and holds each value against chance (in closed form, and
-    by permutations of the samples), against what the networks share anyway (their input, the classes, untrained
+    Compares all models in STORES, layer by layer and as wholes, and holds each value against chance (in closed form and
+    by permuted samples), against what the networks share anyway (their input, the classes, untrained
     networks), and against other seeds of the same architecture. Says in plain sentences what follows.
 
     Take several trained models of two families or more, several seeds or recipes of each where there are any. The word

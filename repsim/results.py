@@ -33,15 +33,16 @@ def save_result(result: xr.Dataset, path: str | os.PathLike[str], *, overwrite: 
 
 def open_result(path: str | os.PathLike[str]) -> xr.Dataset:
     """Read a result into memory; `StoreError` where it is missing, damaged, or something else."""
-    return _open(Path(path), FORMAT, VERSION, "result", "repsim compare", "Compare the stores again")
+    return _open(Path(path), FORMAT, VERSION, again="Compare the stores again")
 
 
 def open_study(path: str | os.PathLike[str]) -> xr.Dataset:
     """Read a study into memory; `StoreError` where it is missing, damaged, or something else."""
-    return _open(Path(path), STUDY, STUDY_VERSION, "study", "repsim universality", "Conduct the study again")
+    return _open(Path(path), STUDY, STUDY_VERSION, again="Conduct the study again")
 
 
-def _open(path: Path, form: str, version: int, what: str, command: str, again: str) -> xr.Dataset:
+def _open(path: Path, form: str, version: int, *, again: str) -> xr.Dataset:
+    what, command = ("result", "repsim compare") if form == FORMAT else ("study", "repsim universality")
     if not path.is_file():
         raise StoreError(f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}")
     broken = f"{path} is no {what} of {command}, or damaged"

@@ -240,7 +240,8 @@ def _pairs(found: "xr.Dataset") -> "Table":
     kernel = strictest(found)
     at = found.sel(measure=kernel)
     made = table(
-        "models", "relation", ">best match (95 %)", ">split half", ">calibrated", ">p (Holm)", ">control", ">learned (95 %)",
+        "models", "relation", ">best match (95 %)", ">split half", ">calibrated", ">p (Holm)", ">control",
+        ">learned (95 %)",
         title=f"{kernel}: mean along the best match of layers; calibrated against permuted samples",
     )  # fmt: skip
     for k, pair in enumerate(found["pair"].values.tolist()):

@@ -155,12 +155,19 @@ def universality(
             there = {store.model for store in opened}
             opened += [store for store in made if store.model not in there]
             study = design(opened, families=families, readout=readout)
-        evidence = _gather(study, asked, permutations, seed, place, room, steps)
+        evidence = _gather(study, asked, permutations=permutations, seed=seed, device=place, memory=room, steps=steps)
         return findings(evidence, draws=draws, seed=seed, command=command or "")
 
 
 def _gather(
-    study: Design, asked: Sequence[Metric[Any]], permutations: int, seed: int, device: str, memory: int, steps: Steps
+    study: Design,
+    asked: Sequence[Metric[Any]],
+    *,
+    permutations: int,
+    seed: int,
+    device: str,
+    memory: int,
+    steps: Steps,
 ) -> Evidence:
     """All passes over the data."""
     given = [*control.inputs(study)]

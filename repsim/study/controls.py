@@ -4,7 +4,7 @@ The input and the classes are kernels like those of layers: pixels that went int
 and which samples are of one class. Untrained networks of the same architectures are extracted where they are asked for.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,7 +54,7 @@ def classes(design: Design) -> Control | None:
 
 
 def duplicates(design: Design) -> list[tuple[str, str]]:
-    """Pairs of samples that are the same: in what went into a network or, where that is not kept, in its first layer."""
+    """Pairs of samples that are the same: in what went into a network or, if that is not kept, in its first layer."""
     first = design.trained[0]
     array = first.store.pixels if first.store.pixels is not None else first.store[first.arrays[0]]
     values = np.ascontiguousarray(array[:].reshape(len(first.store), -1))
@@ -76,7 +76,7 @@ def untrained(
 ) -> list[ActivationStore]:
     """Extract untrained networks of every trained architecture, on the same samples, into ``folder``.
 
-    Batch norm is recalibrated on the samples: without that it would do nothing. What an earlier call has stored is kept.
+    Batch norm is recalibrated on the samples: without that it would do nothing. What an earlier call stored is kept.
 
     Parameters
     ----------
@@ -121,7 +121,8 @@ def _same_samples(images: ImageSource, member: Member) -> Samples:
     missing = [name for name in ids if name not in place]
     if missing:
         raise InvalidInputError(
-            f"{images.name} lacks {len(missing)} of the {len(ids)} samples of {member.store.path}, the first {missing[0]}; "
+            f"{images.name} lacks {len(missing)} of the {len(ids)} samples of {member.store.path}, the first "
+            f"{missing[0]}; "
             "name the pictures that it was extracted from with --data"
         )
     samples = Samples(images, [place[name] for name in ids])
@@ -151,8 +152,3 @@ def _extract(member: Member, seed: int, samples: Samples, folder: Path, device: 
     dtype = "float16" if member.store[member.arrays[0]].dtype == np.float16 else "float32"
     job = Extraction(extractor, samples, folder, how, dtype=dtype)
     return job.run()
-
-
-def given(kernels_of: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Which controls are projected out: each kind of kernel alone."""
-    yield from ((kind,) for kind in kernels_of)

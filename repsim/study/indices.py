@@ -48,7 +48,7 @@ class Indices:
 
     @cached_property
     def pairs(self) -> tuple[Pair, ...]:
-        """All pairs that have an index: of trained models, their untrained twins, and one trained with the other's twin."""
+        """All pairs with an index: trained models, their untrained twins, and one trained with the other's twin."""
         wanted: dict[frozenset[str], Pair] = {}
         for pair in self.design.pairs:
             for each in (pair, *self.design.controls_of(pair), *half_trained(self.design, pair)):
@@ -153,11 +153,11 @@ class Indices:
             for start in range(0, len(run), step):
                 piece = run[start : start + step]
                 rows.append(self.evaluate(piece))
-                for kind, (count, total, squares) in moments.items():
+                for kind in self.given:
                     change = self._of_layers(piece, kind) - whole[kind]
-                    count += len(piece)
-                    total += change.sum(0)
-                    squares += np.square(change).sum(0)
+                    moments[kind] += np.stack(
+                        [np.full(change.shape[1:], len(piece)), change.sum(0), np.square(change).sum(0)]
+                    )
         errors = {
             kind: np.sqrt((count - 1) / count * np.maximum(squares - total**2 / count, 0))
             for kind, (count, total, squares) in moments.items()

@@ -25,11 +25,11 @@ STATISTICS = ("index", "largest")
 class Null:
     """Two statistics of one pair of models, and what they are when samples are permuted."""
 
-    observed: Float64[np.ndarray, "2"]
-    permuted: Float64[np.ndarray, "count 2"]
+    observed: Float64[np.ndarray, " two"]
+    permuted: Float64[np.ndarray, "count two"]
 
 
-def statistics(S: Float64[np.ndarray, "*batch a b"]) -> Float64[np.ndarray, "*batch 2"]:
+def statistics(S: Float64[np.ndarray, "*batch a b"]) -> Float64[np.ndarray, "*batch two"]:
     """MBM and the maximum of a matrix of layers by layers, or of each of many."""
     largest = np.where(np.isnan(S), -np.inf, S).max((-1, -2))
     return np.stack([mbm(S), np.where(np.isinf(largest), np.nan, largest)], -1)
@@ -64,8 +64,8 @@ def of_cka(
     R = kernels.values()
     rows, columns = (np.concatenate([*some, controls]) for some in (models[:-1], models[1:]))
     row_at, column_at = ({k: i for i, k in enumerate(side)} for side in (rows, columns))
-    observed: dict[tuple[str, str], Float64[np.ndarray, "2"]] = {}
-    found: dict[tuple[str, str], list[Float64[np.ndarray, "some 2"]]] = {}
+    observed: dict[tuple[str, str], Float64[np.ndarray, " two"]] = {}
+    found: dict[tuple[str, str], list[Float64[np.ndarray, "some two"]]] = {}
     tested = [pair for pair in design.pairs if len(kernels.of[pair.a.name]) and len(kernels.of[pair.b.name])]
     for start in range(0, len(orders), _ORDERS):
         some = orders[start : start + _ORDERS]

@@ -82,7 +82,9 @@ def measure(
         if draws and pair in tested:
             found.permuted[pair.name] = as_similarity(metric, _permuted(metric, a, b, orders[:draws], memory))
         if samples is not None:
-            found.halves[pair.name] = as_similarity(metric, _on_halves(metric, pair, every, samples, n, memory))
+            found.halves[pair.name] = as_similarity(
+                metric, _on_halves(metric, pair, every, samples, n=n, memory=memory)
+            )
         if progress is not None:
             progress(k + 1, len(pairs))
     return found
@@ -136,6 +138,7 @@ def _on_halves(
     pair: Pair,
     every: Mapping[str, Source],
     samples: Int64[np.ndarray, "count m"],
+    *,
     n: int,
     memory: int | None,
 ) -> Float64[np.ndarray, "count a b"]:

@@ -1,4 +1,4 @@
-"""The passes over all layers of a study that debiased CKA takes: all values, without each sample, on halves, permuted."""
+"""The passes over all layers that debiased CKA takes: all values, without each sample, on halves, permuted."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

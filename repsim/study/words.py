@@ -78,7 +78,7 @@ def warnings(evidence: "Evidence") -> Iterator[str]:
         )
     if "input" not in kernels.of:
         yield (
-            "no store holds the pixels that went into its network, so nothing is said of what the input alone explains; "
+            "no store holds the pixels that went into its network, so it is not known what the input alone explains; "
             "extract the models again, or give write_store(..., pixels=)"
         )
     else:
@@ -130,8 +130,8 @@ def _of_untrained(evidence: "Evidence") -> Iterator[str]:
     same = [m.name for m in design.untrained if _repeats(evidence, m.name)]
     if same:
         yield (
-            f"neighbouring layers of {listed(same)} are the same: timm starts the last batch norm of residual blocks at "
-            "0, so an untrained block adds nothing"
+            f"neighbouring layers of {listed(same)} are the same: timm starts the last batch norm of residual blocks "
+            "at 0, so an untrained block adds nothing"
         )
 
 
@@ -219,9 +219,15 @@ def _learned(study: xr.Dataset) -> Iterator[str]:
         return
     text = f"{what}, {number(*value)} is left, and {number(*control)} with untrained networks: "
     if found:
-        yield f"{text}the learned effect is {number(*learned)}, above 0. To this extent what was learned is universal across these families."
+        yield (
+            f"{text}the learned effect is {number(*learned)}, above 0. To this extent what was learned is universal "
+            "across these families."
+        )
     else:
-        yield f"{text}the learned effect is {number(*learned)}, which may be 0. Nothing learned is shown to be shared across these families."
+        yield (
+            f"{text}the learned effect is {number(*learned)}, which may be 0. Nothing learned is shown to be shared "
+            "across these families."
+        )
 
 
 def _shares(study: xr.Dataset) -> Iterator[str]:
@@ -247,8 +253,8 @@ def _ceilings(study: xr.Dataset) -> Iterator[str]:
         at = {"kernel": kernel}
         ratio, low, high = (float(study[name].sel(at)[k]) for name in ("ratio", "ratio_low", "ratio_high"))
         if not np.isnan(ratio):
-            made = {str(kind) for kind in study["ceiling_of"].values.tolist() if not str(kind).startswith("one model")}
-            yield f"{families}: {number(ratio, low, high)} of the ceiling that {' and '.join(sorted(made))} set ({kernel})."
+            made = sorted({kind for kind in study["ceiling_of"].values.tolist() if not kind.startswith("one model")})
+            yield f"{families}: {number(ratio, low, high)} of the ceiling that {' and '.join(made)} set ({kernel})."
 
 
 def _tested(study: xr.Dataset) -> Iterator[str]:
@@ -259,8 +265,8 @@ def _tested(study: xr.Dataset) -> Iterator[str]:
         p = p[~np.isnan(p)]
         if len(p):
             yield (
-                f"{int((p <= _ALPHA).sum())} of {len(p)} pairs of models are more alike than chance at 5 % (best match of "
-                f"all layers, {study.attrs['permutations']} permutations, Holm; {measure})."
+                f"{int((p <= _ALPHA).sum())} of {len(p)} pairs of models are more alike than chance at 5 % (best match "
+                f"of all layers, {study.attrs['permutations']} permutations, Holm; {measure})."
             )
 
 
