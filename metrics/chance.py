@@ -23,6 +23,8 @@ from repsim.progress import Progress, counter
 
 _PANEL = 2048
 """Samples whose features are read, and widened to float64, at once."""
+_CANCELLED = 1e-6
+"""||A||^2 that is less than this share of ||B||^2 has lost digits; tr(A^3) is right to 1e-7 ||A||^3 until there."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def moments(layers: Sequence[Gram], *, progress: Progress | None = None) -> list
 
     in O(n p^2) and float64. (The last sum is 3 tr(B D^2) + tr(D^3), whose first half is -3 sum_i d_i^3.) The cubes have
     no such road: they are summed over the tiles of all layers' Gram matrices, as those pass by. Nothing n x n is held,
-    unless there are as many features as samples, or the kernel is not linear: then A is made, and multiplied by itself.
+    unless there are as many features as samples, or the kernel is not linear, or one sample is all but nearly all of
+    the layer, so that its product with itself drowns the rest: then A is made, and multiplied by itself.
 
     Parameters
     ----------
@@ -91,7 +94,7 @@ def moments(layers: Sequence[Gram], *, progress: Progress | None = None) -> list
         step()
     found = []
     for layer, cube, noise in zip(layers, cubes, sweep.noise, strict=True):
-        norm2, triangles = _by_features(layer) if _narrow(layer) else _whole(layer)
+        norm2, triangles = (_narrow(layer) and _by_features(layer)) or _whole(layer)
         kept = (norm2, triangles, float(cube)) if norm2 > noise else (math.nan,) * 3
         found.append(CubicMoments(layer.n, *kept))
         step()
@@ -118,8 +121,8 @@ def _narrow(layer: Gram) -> bool:
     return layer.kernel == "linear" and layer.p + 2 < layer.n
 
 
-def _by_features(layer: Gram) -> tuple[float, float]:
-    """||A||^2 and tr(A^3) of fewer features than samples, without A."""
+def _by_features(layer: Gram) -> tuple[float, float] | None:
+    """||A||^2 and tr(A^3) of fewer features than samples, without A; None where the difference cancels."""
     place = wide(layer.device)
     m = layer.offsets(unbiased=True).flatten().to(place)
     d = 2 * m - layer.squared_norms.to(place)
@@ -142,8 +145,9 @@ def _by_features(layer: Gram) -> tuple[float, float]:
         z = turned(factor(i))
         q[i] = torch.linalg.vecdot(z @ G, z)
     GS = turned(G)
+    norm2 = float((q - d.square()).sum())
     triangles = ((GS @ GS) * GS.T).sum() + 3 * (d @ q) - 2 * d.pow(3).sum()
-    return float((q - d.square()).sum()), float(triangles)
+    return (norm2, float(triangles)) if norm2 > _CANCELLED * float(q.sum()) else None
 
 
 def _whole(layer: Gram) -> tuple[float, float]:

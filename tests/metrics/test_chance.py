@@ -73,8 +73,16 @@ def test_no_layers_no_moments() -> None:
     assert moments([]) == []
 
 
+@pytest.mark.parametrize("size", [1e2, 1e3, 1e4, 1e6])
+def test_a_sample_that_is_almost_all_of_a_layer(rng: np.random.Generator, size: float) -> None:
+    x = rng.normal(size=(30, 3))
+    x[4] *= size
+    layer = prepared(x)
+    close(moments([layer])[0], by_hand(layer), 1e-7)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("p", [2, 40])
+@pytest.mark.parametrize("p", [1, 2, 40])
 def test_nothing_is_left_of_a_single_sample(dtype: torch.dtype, p: int) -> None:
     lonely = torch.zeros(20, p, dtype=dtype)
     lonely[3] = torch.arange(1, p + 1)
