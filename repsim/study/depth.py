@@ -68,7 +68,7 @@ def best_match(S: ArrayLike) -> Match:
     counted = rows - left_out.sum(-1)
     found = np.isfinite(total[..., -1]) & (counted > 0)
     value = np.where(found, total[..., -1], np.nan) / np.maximum(counted, 1)
-    return Match(value, np.where(found[..., None] & ~left_out, columns, -1))
+    return Match(np.asarray(value), np.where(found[..., None] & ~left_out, columns, -1))
 
 
 def mbm(S: ArrayLike) -> Float64[np.ndarray, "*batch"]:
@@ -83,7 +83,7 @@ def mbm(S: ArrayLike) -> Float64[np.ndarray, "*batch"]:
     0.65
     """
     S = _matrices(S)
-    return (best_match(S).value + best_match(S.swapaxes(-1, -2)).value) / 2
+    return np.asarray((best_match(S).value + best_match(S.swapaxes(-1, -2)).value) / 2)
 
 
 def split_half(first: ArrayLike, second: ArrayLike) -> Float64[np.ndarray, "*batch"]:
@@ -113,7 +113,7 @@ def split_half(first: ArrayLike, second: ArrayLike) -> Float64[np.ndarray, "*bat
     halves = np.stack([_matrices(first), _matrices(second)])
     halves = np.where(np.isnan(halves).any(0), np.nan, halves)
     directions = (halves, halves.swapaxes(-1, -2))
-    return np.mean([_along(S[::-1], best_match(S).columns).mean(0) for S in directions], axis=0)
+    return np.asarray(np.mean([_along(S[::-1], best_match(S).columns).mean(0) for S in directions], axis=0))
 
 
 def relative(columns: ArrayLike, width: int) -> Float64[np.ndarray, "*batch A"]:

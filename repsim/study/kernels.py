@@ -212,11 +212,11 @@ def shares(C: ArrayLike, families: Sequence[str]) -> Shares:
     energy = _diagonal(C).mean(-1)
     within, across = _mean(C, roles.within), _mean(C, roles.across)
     return Shares(
-        input=1 - energy,
+        input=np.asarray(1 - energy),
         universal=across,
-        family=within - across,
-        seed=energy - within,
-        family_and_seed=energy - across,
+        family=np.asarray(within - across),
+        seed=np.asarray(energy - within),
+        family_and_seed=np.asarray(energy - across),
         universal_and_family=within,
     )
 
@@ -276,7 +276,7 @@ def ceiling(C: ArrayLike, families: Sequence[str]) -> Ceiling:
     several = np.array([roles.families.count(name) > 1 for name in names])
     counted = np.triu(np.outer(several, several), 1)
     overall = _mean(means, counted) / _mean(limit, counted)
-    return Ceiling(names, within, np.where(np.eye(len(names), dtype=bool), np.nan, means / limit), overall)
+    return Ceiling(names, within, np.where(np.eye(len(names), dtype=bool), np.nan, means / limit), np.asarray(overall))
 
 
 def _matrices(R: ArrayLike) -> Matrices:
@@ -301,4 +301,4 @@ def _diagonal(C: Matrices) -> PerLayer:
 
 def _mean(C: Matrices, pairs: Bool[np.ndarray, "L L"]) -> Batch:
     """Of the pairs; NaN where there are none."""
-    return C[..., pairs].mean(-1) if pairs.any() else np.full(C.shape[:-2], np.nan)
+    return np.asarray(C[..., pairs].mean(-1) if pairs.any() else np.full(C.shape[:-2], np.nan))

@@ -118,7 +118,7 @@ def test_relative_depth() -> None:
 def test_warp_is_the_distance_from_the_diagonal() -> None:
     assert warp(range(9), 9) == 0
     assert warp([0, 2, 4], 5) == 0
-    assert (warp([4, 4, 4], 5), warp([0, 0, 0], 5)) == (0.5, -0.5)
+    assert warp([[4, 4, 4], [0, 0, 0]], 5).tolist() == [0.5, -0.5]
     assert warp([1, -1, 2], 3) == pytest.approx((0.5 + 0) / 2)
     assert np.isnan(warp([[-1, -1], [0, 0]], 3)).tolist() == [True, False]
     assert np.isnan(warp([0], 3))
