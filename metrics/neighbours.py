@@ -76,7 +76,7 @@ class Neighbours:
         )
 
     def once(self, find: Callable[["Neighbours", int], T], k: int) -> T:
-        """What ``find`` finds in the first k neighbours, found once for all pairs; their order does not matter."""
+        """What ``find`` finds in the first k neighbours, once for all pairs: no order of samples may change it."""
         if (find, k) not in self._found:
             self._found[find, k] = find(self, k)
         return self._found[find, k]  # type: ignore[no-any-return]

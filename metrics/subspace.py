@@ -173,9 +173,11 @@ def singular_values(product: Float64[Tensor, "r t"], *, exact: bool) -> Float64[
     the time: below 1e-8 of the largest they are lost, but C has errors of 1e-7.
     """
     if exact:
-        return torch.linalg.svdvals(product)
-    short = product if product.shape[0] <= product.shape[1] else product.T
-    return torch.linalg.eigvalsh(short @ short.T).clamp(min=0).sqrt()
+        values: Tensor = torch.linalg.svdvals(product)
+    else:
+        short = product if product.shape[0] <= product.shape[1] else product.T
+        values = torch.linalg.eigvalsh(short @ short.T).clamp(min=0).sqrt()
+    return values
 
 
 def saturation(n: int, r: int, t: int, count: str, *, centred: bool = True) -> str | None:

@@ -92,7 +92,8 @@ def untrained(
     """
     some = {member.architecture: member for member in reversed(design.trained)}
     first = design.trained[0]
-    images = open_images(*_source(first, data, split), root=data_root)
+    where, part = _source(first, data, split)
+    images = open_images(where, split=part, root=data_root)
     samples = _same_samples(images, first)
     made = []
     for member in reversed(some.values()):
@@ -145,10 +146,8 @@ def _extract(member: Member, seed: int, samples: Samples, folder: Path, device: 
     prefix = "torchvision/" if kind == "torchvision" else ""
     name = prefix + str(told.get("timm_name") or member.architecture)
     layers = [member.store[array].key.layer for array in member.arrays]
-    extractor = make_extractor(
-        name, weights="random", seed=seed, layers=",".join(layers), readout=member.readout, recalibrate=True
-    )
+    extractor = make_extractor(name, weights="random", seed=seed, layers=",".join(layers), readout=member.readout)
     how = choose_stream(samples, readout=member.readout, batch_size=None, workers=None, device=device, amp=False)
     dtype = "float16" if member.store[member.arrays[0]].dtype == np.float16 else "float32"
-    job = Extraction(extractor, samples, folder, how, dtype=dtype)
+    job = Extraction(extractor, samples, folder, how, dtype=dtype, recalibrate=True)
     return job.run()

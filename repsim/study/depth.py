@@ -113,7 +113,27 @@ def split_half(first: ArrayLike, second: ArrayLike) -> Float64[np.ndarray, "*bat
     halves = np.stack([_matrices(first), _matrices(second)])
     halves = np.where(np.isnan(halves).any(0), np.nan, halves)
     directions = (halves, halves.swapaxes(-1, -2))
-    return np.asarray(np.mean([_along(S[::-1], best_match(S).columns).mean(0) for S in directions], axis=0))
+    return np.asarray(np.mean([along(S[::-1], best_match(S).columns).mean(0) for S in directions], axis=0))
+
+
+def along(S: ArrayLike, columns: ArrayLike) -> Float64[np.ndarray, "*batch"]:
+    """Take the mean of S along a map that was found before: in other stimuli, or in all of them but one.
+
+    Parameters
+    ----------
+    S
+        (..., A, B), as in `best_match`.
+    columns
+        (..., A), as in `Match`: one map, or one for each matrix of the batch.
+
+    Examples
+    --------
+    >>> along([[0.9, 0.2], [0.3, 0.8]], [0, 1]).round(3).item()
+    0.85
+    """
+    S, columns = _matrices(S), np.asarray(columns)
+    columns = np.broadcast_to(columns, S.shape[:-1])
+    return _mean(np.take_along_axis(S, np.maximum(columns, 0)[..., None], -1)[..., 0], columns >= 0)
 
 
 def relative(columns: ArrayLike, width: int) -> Float64[np.ndarray, "*batch A"]:
@@ -187,13 +207,6 @@ def _matrices(S: ArrayLike) -> Float64[np.ndarray, "*batch A B"]:
     if S.ndim < 2 or 0 in S.shape[-2:]:
         raise InvalidInputError(f"expected similarities of layers with layers, (..., A, B), got the shape {S.shape}")
     return S
-
-
-def _along(
-    S: Float64[np.ndarray, "*batch A B"], columns: Int64[np.ndarray, "*batch A"]
-) -> Float64[np.ndarray, "*batch"]:
-    """The mean of S along a map."""
-    return _mean(np.take_along_axis(S, np.maximum(columns, 0)[..., None], -1)[..., 0], columns >= 0)
 
 
 def _mean(values: Float64[np.ndarray, "*batch A"], there: np.ndarray) -> Float64[np.ndarray, "*batch"]:

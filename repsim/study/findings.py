@@ -262,7 +262,8 @@ def _row_of_cka(known: _Inference, kind: str, pair: Pair) -> tuple[dict[str, flo
         if np.isnan(column) or known.theta[columns].mean() > column:
             name, column = title, float(known.theta[columns].mean())
             drawn = known.drawn[:, k] - known.drawn[:, columns].mean(1)
-            row["learned_low"], row["learned_high"] = interval_of(drawn)
+            interval = interval_of(drawn)
+            row |= {"learned_low": float(interval.low), "learned_high": float(interval.high)}
     row |= {"control": column, "learned": float(known.theta[k]) - column}
     return (
         {name: value for name, value in row.items() if name in _COLUMNS},
@@ -328,7 +329,8 @@ def _of_relations(known: _Inference) -> xr.Dataset:
                 )  # fmt: skip
             for name, (value, drawn) in columns.items():
                 table[f"{name}_mean"][m, r] = value
-                table[f"{name}_mean_low"][m, r], table[f"{name}_mean_high"][m, r] = interval_of(drawn)
+                interval = interval_of(drawn)
+                table[f"{name}_mean_low"][m, r], table[f"{name}_mean_high"][m, r] = interval.low, interval.high
     return xr.Dataset(
         {name: (("kernel", "kind_of_pair"), values) for name, values in table.items()},
         coords={"kernel": list(known.given), "kind_of_pair": list(RELATIONS)},
@@ -442,7 +444,8 @@ def _of_the_map(known: _Inference) -> xr.Dataset:
         labels[k], single["silhouette"][k] = grouped.labels, grouped.silhouette
         single["common"][k] = common_share(R)
         if replicates is not None:
-            single["common_low"][k], single["common_high"][k] = interval_of(common_share(replicates))
+            interval = interval_of(common_share(replicates))
+            single["common_low"][k], single["common_high"][k] = interval.low, interval.high
             firm = stability(replicates, grouped.labels)
             single["ari"][k], together[k] = firm.ari, firm.together
     layers = _place_of_layers(known)

@@ -109,7 +109,7 @@ class Indices:
 
     def evaluate(self, R: Float64[np.ndarray, "*batch L L"]) -> Float64[np.ndarray, "*batch T"]:
         """All numbers of one matrix, or of each of many."""
-        columns: list[Float64[np.ndarray, ...]] = []
+        columns: list[Float64[np.ndarray, "..."]] = []
         by_kind = {kind: self.similarities(R, kind) for kind in self.given}
         for kind, values in by_kind.items():
             for pair in self.pairs:
@@ -124,7 +124,7 @@ class Indices:
             ]
         return np.stack(np.broadcast_arrays(*columns), -1) if columns else np.zeros((*R.shape[:-2], 0))
 
-    def _shares(self, R: Float64[np.ndarray, "*batch L L"]) -> list[Float64[np.ndarray, ...]]:
+    def _shares(self, R: Float64[np.ndarray, "*batch L L"]) -> list[Float64[np.ndarray, "..."]]:
         """The four shares at every depth, and the sums of those that may not be told apart."""
         columns = []
         C = residual(R, self.of["input"].tolist()) if "input" in self.given else R

@@ -138,7 +138,7 @@ def multiplier_bootstrap(theta: ArrayLike, influences: ArrayLike, draws: int = 2
     step = max(1, AT_ONCE // n)
     for start in range(0, draws, step):
         rows = moves[start : start + step]
-        np.matmul(rng.standard_exponential((len(rows), n)) - 1, centred, out=rows)
+        np.matmul(rng.standard_exponential((len(rows), n)), centred, out=rows)  # as for w - 1: their sum is 0
     return theta + moves.reshape(draws, *theta.shape)
 
 
