@@ -32,6 +32,7 @@ Say = Callable[[str], None]
 
 _MEMORY = 2**30
 _ALPHAS = (0.05, 0.01, 0.001)
+_ANY = (-np.inf, np.inf)
 
 
 # --- what was found
@@ -55,6 +56,11 @@ class Cell:
         return self.low <= self.value <= self.high
 
     @property
+    def bounded(self) -> bool:
+        """Whether it could be anywhere else."""
+        return np.isfinite(self.low)
+
+    @property
     def text(self) -> str:
         """As a table shows it: bold and with a cross where it is out of bounds."""
         text = self.form.format(self.value)
@@ -70,8 +76,7 @@ def tables(cells: Sequence[Cell], seconds: dict[str, float]) -> str:
         lines = [[part, *columns], ["---", *["--:"] * len(columns)]]
         lines += [[row, *(own.get((row, c), "") for c in columns)] for row in dict.fromkeys(row for row, _ in own)]
         blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    outside = sum(not cell.kept for cell in cells)
-    bounded = sum(np.isfinite(cell.low) or np.isfinite(cell.high) for cell in cells)
+    outside, bounded = sum(not cell.kept for cell in cells), sum(cell.bounded for cell in cells)
     spent = ", ".join(f"{name} {count:,.0f}" for name, count in seconds.items())
     return "\n\n".join([*blocks, f"Out of bounds (✗): {outside} of {bounded}. CPU seconds: {spent}."])
 
@@ -154,10 +159,10 @@ def null(say: Say, runs: int, few: int, n: int = 100, count: int = 199) -> Itera
                 ps.append(smallest(some, R))
             found.append(ps)
         rates = np.mean(np.array(found) <= 0.05, axis=0)
-        bounds = {"low": 0.035, "high": 0.065} if given != "filtered" else {}
+        low, high = (0.035, 0.065) if given != "filtered" else _ANY
         yield Cell(part, row, "runs", times, form="{:,}")
         for column, rate in zip(("MBM", "maximum"), rates, strict=False):
-            yield Cell(part, row, column, float(rate), **bounds)
+            yield Cell(part, row, column, float(rate), low, high)
         if not given:
             yield Cell(part, row, "smallest p of a layer pair", float(rates[2]))
         say(f"null: {row}: {rates.round(3).tolist()}")
@@ -182,8 +187,9 @@ def pearson(say: Say, count: int, n: int = 100) -> Iterator[Cell]:
         layers = [rng.normal(size=(n, _WIDTH)) * spectrum(kind, _WIDTH) for kind in kinds]
         some = kernels(layers, {})
         gamma = skewness(*moments(some.grams))
+        a, b = np.array([[0], [1]])
         values = [
-            permuted_values(some, *np.array([[0], [1]]), random_permutations(n, 10_000, k), memory=_MEMORY).ravel()
+            permuted_values(some, a, b, random_permutations(n, 10_000, k), memory=_MEMORY).ravel()
             for k in range(count // 10_000)
         ]
         drawn = np.concatenate(values)
@@ -206,7 +212,7 @@ _LEARNT = {"universal": (0.12, 0.2, 0.25), "family": (0.1, 0.15, 0.2)}
 _NEAR = np.array([[0.7, 0.3, 0.0], [0.15, 0.7, 0.15], [0.0, 0.3, 0.7]])
 """How a share is divided among three latents, by depth: neighbouring layers have more in common than distant ones."""
 _STUDY = Design(
-    tuple(member(f"{family}{seed}", family) for family in "AB" for seed in (0, 1)),
+    (member("A0", "A"), member("A1", "A"), member("B0", "B")),
     tuple(member(f"{family}.untrained", family, trained=False) for family in "AB"),
 )
 _SIZES = {"input": 16, "universal": 8, "family": 8, "own": 12}
@@ -237,7 +243,7 @@ class Population:
 
 
 def population(kind: str) -> Population:
-    """Four trained networks of two families, an untrained one of each, of three layers, and their input."""
+    """Three trained networks of two families, an untrained one of each, of three layers, and their input."""
     latents: dict[tuple[str, str], Array] = {}
     names = [("input", ""), *(("universal", str(d)) for d in range(3))]
     names += [("family", f"{family}{d}") for family in "AB" for d in range(3)]
@@ -254,7 +260,8 @@ def population(kind: str) -> Population:
             loads[place[key]] = share**0.25 * latents[key]
         return loads
 
-    loads, of = [], {}
+    loads: list[Array] = []
+    of = {}
     for each in _STUDY.members:
         of[each.name] = np.arange(len(loads), len(loads) + 3)
         for depth in range(3):
@@ -308,6 +315,7 @@ def questions(exact: Indices) -> list[Question]:
 
 def coverage(say: Say, runs: int, sizes: Sequence[int] = (200, 1000)) -> Iterator[Cell]:
     """How often nominal 95 % intervals hold what infinitely many samples would give."""
+    part = "intervals of 95 % hold the truth"
     for seed, kind in enumerate(("flat", "1/i")):
         true = population(kind)
         exact = Indices(_STUDY, true.of, true.R)
@@ -321,7 +329,7 @@ def coverage(say: Say, runs: int, sizes: Sequence[int] = (200, 1000)) -> Iterato
                 if run % 100 == 99:
                     say(f"coverage: spectrum {kind}, n = {n:,}: {run + 1} of {runs}")
             for row, hits in inside.items():
-                yield Cell("intervals of 95 % hold the truth", row, f"truth, {kind}", truth[row], form="{:.3f}")
+                yield Cell(part, row, f"truth, {kind}", truth[row], form="{:.3f}")
                 bounds = {} if "nothing shared" in row else {"low": 0.93, "high": 0.97}
                 yield Cell(
                     "intervals of 95 % hold the truth", row, f"{kind}, n = {n:,}", float(np.mean(hits)), **bounds
@@ -340,7 +348,7 @@ def intervals(some: Kernels, exact: Indices, seed: int) -> Iterator[tuple[str, f
         "partial CKA of a layer pair, the input given": [each[..., i, j] for each in given],
         "the same of a pair with nothing shared but the input": [each[..., k, l] for each in given],
     }
-    here, truth, effects = Indices(_STUDY, some.of, R), exact.evaluate(exact.R), []
+    here, truth, effects = Indices(_STUDY, dict(some.of), R), exact.evaluate(exact.R), list[int]()
     fixed, found = (evaluated(each, R, left) for each in (exact, here))
     for asked in questions(exact):
         for title, both in (("population", fixed), ("sample", found)):
@@ -371,13 +379,13 @@ def power(say: Say, runs: int) -> Iterator[Cell]:
             true = shared(r2, p)
             R = true.R
             exact = np.array([R[0, 1], R[2, 3], partial(R, [4])[2, 3]])
-            found, small = np.empty((runs, 4)), 0
+            found, small = np.empty((runs, 4)), 0.0
             for run in range(runs):
                 some = true.drawn(np.random.default_rng([4, seed, round(100 * r2), run]), n)
                 R = some.values()
                 biased = CKA(estimator="biased").block(some.grams[:1], some.grams[1:2])[0, 0]
                 found[run] = R[0, 1], R[2, 3], partial(R, [4])[2, 3], biased
-                small += pearson3(R[0, 1], n, skewness(*moments(some.grams[:2]))) <= 0.05
+                small += float(pearson3(R[0, 1], n, skewness(*moments(some.grams[:2])))) <= 0.05
             mean, se = found.mean(0), found.std(0, ddof=1) / np.sqrt(runs)
             for k, name in enumerate(("CKA", "CKA, the input shared, too", "partial CKA")):
                 row, off = f"{name} {exact[k]:.2f}", mean[k] - exact[k]
@@ -405,10 +413,10 @@ def shared(r2: float, p: int) -> Population:
 
 Part = Callable[[Say, bool], Iterator[Cell]]
 PARTS: dict[str, Part] = {
-    "null": lambda say, quick: null(say, *((40, 10) if quick else (1000, 200))),
-    "pearson": lambda say, quick: pearson(say, 20_000 if quick else 100_000),
-    "coverage": lambda say, quick: coverage(say, *((60, (100,)) if quick else (1000,))),
-    "power": lambda say, quick: power(say, 50 if quick else 600),
+    "null": lambda say, quick: null(say, *((20, 5) if quick else (1000, 200))),
+    "pearson": lambda say, quick: pearson(say, 10_000 if quick else 100_000),
+    "coverage": lambda say, quick: coverage(say, *((40, (100,)) if quick else (1000,))),
+    "power": lambda say, quick: power(say, 30 if quick else 600),
 }
 
 
