@@ -360,7 +360,7 @@ def intervals(some: Kernels, exact: Indices, seed: int) -> Iterator[tuple[str, f
     drawn = interval_of(multiplier_bootstrap(theta[effects], influence(theta, without)[:, effects], 1000, seed))
     joint.low[effects], joint.high[effects] = drawn.low, drawn.high
     for row, *each in zip(numbers, values, joint.low, joint.high, joint.se, strict=True):
-        yield row, float(each[0]), Interval(*each[1:])
+        yield row, round(float(each[0]), 9) + 0.0, Interval(*each[1:])
 
 
 def evaluated(indices: Indices, R: Array, left: Array) -> tuple[Array, Array]:
