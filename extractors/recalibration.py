@@ -85,7 +85,7 @@ def measure(
     >>> found = measure(extractor.model, extractor.transform, open_images("digits"), range(40), Stream())
     >>> mean, variance = found["bn1"]
     >>> mean.shape, bool((variance > 0).all())
-    (torch.Size([24]), True)
+    (torch.Size([64]), True)
     >>> assign(extractor.model, found)
     """
     chosen = np.asarray(rows, np.int64)[choose(len(rows), SAMPLES)]

@@ -398,7 +398,7 @@ def write_store(
         raise InvalidInputError(
             f"{'@'.join(INPUT)} is no layer: give it as pixels=, or name layer or readout otherwise"
         )
-    if pixels is not None:
+    if pixels is not None and keys:  # without a layer it is no store
         keys[LayerKey(model, *INPUT)] = _as_pixels(np.asarray(pixels), n)
     specs = tuple(ArraySpec(key, values.shape[1:]) for key, values in keys.items())
     contents = Contents(

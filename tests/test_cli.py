@@ -195,7 +195,9 @@ def test_extract_inspect_compare_heatmap(tmp_path: Path) -> None:
     assert facts["layers"][1]["type"] == "BasicBlock"
     assert facts["provenance"]["weights"] == "pretrained"
     assert facts["provenance"]["command"].startswith("repsim")
+    assert (facts["pixels"], "input" in [layer["layer"] for layer in facts["layers"]]) == ([40, 192], False)
     assert "digits [test], 40 samples" in succeed("inspect", b)
+    assert "\npixels of the input: 40 x 192, a control beside the layers\n" in succeed("inspect", b)
     text = succeed("compare", a, b, "-m", "cka", "-m", "svcca", "-o", tmp_path / "r.nc")
     result = open_result(tmp_path / "r.nc")
     assert list(result.data_vars) == ["cka", "svcca"]
@@ -235,6 +237,8 @@ def test_dry_run_computes_nothing(tmp_path: Path) -> None:
     assert not out.exists()
     row = next(line.split() for line in text.splitlines() if "layer4.1" in line and "grid:2" in line)
     assert row == ["layer4.1", "BasicBlock", "512", "x", "7", "x", "7", "grid:2", "512", "x", "2", "x", "2", "8,192"]
+    row = next(line.split() for line in text.splitlines() if "pixels" in line)
+    assert row == ["input", "input", "3", "x", "224", "x", "224", "pixels", "192", "768"]
     assert "1797 pictures" in text
     assert "enough room" in text
 
@@ -286,6 +290,14 @@ def test_no_such_model() -> None:
     assert fail("extract", "resnet5O", "--data", "digits").startswith("unknown model 'resnet5O'; did you mean resnet50")
     assert "did you mean resnet" in fail("layers", "resnet5O")
     assert "did you mean" in fail("models", "resnet5O")
+
+
+def test_trained_networks_are_not_recalibrated(tmp_path: Path) -> None:
+    command = ("extract", "digits_resnet", "--data", "digits", "--limit", 6, "-o", tmp_path, "--recalibrate")
+    assert "--weights random" in fail(*command)
+    assert list(tmp_path.iterdir()) == []
+    succeed(*command, "--weights", "random")
+    assert "\nbatch_norm: recalibrated on 6 samples\n" in succeed("inspect", tmp_path / "digits_resnet+random-seed0.h5")
 
 
 def test_no_such_layer(tmp_path: Path) -> None:

@@ -14,10 +14,13 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+from torchvision import transforms
 
 from repsim.errors import ImageError, InvalidInputError, OutputError, RepsimError, UnknownNameError
 from repsim.extraction import Extraction, choose_samples, extract, run_together
 from repsim.extractors import Stream, open_images
+from repsim.extractors.images import choose
+from repsim.extractors.recalibration import assign, measure
 from repsim.extractors.timm_models import TimmExtractor
 from repsim.store import open_store
 
@@ -191,7 +194,7 @@ def stop_after(samples: int) -> Callable[[int, int], None]:
 
 def test_the_same_call_goes_on_where_an_interrupted_one_stopped(tmp_path: Path, pictures: Pictures) -> None:
     """To the same bits, and without another look at the pictures that are done."""
-    options: dict[str, Any] = {"weights": "random", "readout": "mean,gram:4", "batch_size": 4}
+    options: dict[str, Any] = {"weights": "random", "readout": "mean,gram:4", "batch_size": 4, "recalibrate": True}
     folder = pictures(18)
     whole = extract("test_resnet", folder, tmp_path / "whole", **options)
     with pytest.raises(StoppedError):
@@ -205,8 +208,10 @@ def test_the_same_call_goes_on_where_an_interrupted_one_stopped(tmp_path: Path, 
     assert seen[-1] == (18, 18)
     for name in whole.layers:
         np.testing.assert_array_equal(store[name][:], whole[name][:])
-    with pytest.raises(OutputError, match="readouts: .*there.*now"):
-        extract("test_resnet", folder, tmp_path / "acts", **{**options, "readout": "mean"})
+    np.testing.assert_array_equal(store.pixels, whole.pixels)
+    for change, difference in ({"readout": "mean"}, "readouts"), ({"recalibrate": False}, "batch_norm"):
+        with pytest.raises(OutputError, match=f"{difference}: .*there.*now"):
+            extract("test_resnet", folder, tmp_path / "acts", **{**options, **change})
 
 
 def whole_marks(path: Path) -> np.ndarray:
@@ -254,6 +259,8 @@ def test_several_models_share_the_decoded_pictures(tmp_path: Path) -> None:
         for name in one.layers:
             np.testing.assert_array_equal(other[name][:], one[name][:])
             np.testing.assert_array_equal(third[name][:], one[name][:])
+        np.testing.assert_array_equal(other.pixels, one.pixels)
+        np.testing.assert_array_equal(third.pixels, one.pixels)
 
 
 def test_blocks_are_a_random_partition_and_the_same_for_every_model(tmp_path: Path) -> None:
@@ -271,6 +278,89 @@ def test_blocks_are_a_random_partition_and_the_same_for_every_model(tmp_path: Pa
         x = maps[resnet.order[8 * k : 8 * k + 8]]
         x -= x.mean(0)
         np.testing.assert_allclose(gram, x @ x.T / x.shape[1], atol=1e-6 * np.abs(gram).max())
+
+
+def block_means(x: np.ndarray, size: int) -> np.ndarray:
+    """(n, 3, H, W), cut into size x size blocks."""
+    n, _, height, width = x.shape
+    means: np.ndarray = x.reshape(n, 3, height // size, size, width // size, size).mean((3, 5))
+    return means.reshape(n, -1)
+
+
+@pytest.mark.parametrize("readout", ["mean", "mean,gram:4"])
+def test_pixels_are_what_went_into_the_model(tmp_path: Path, pictures: Pictures, readout: str) -> None:
+    """After preprocessing, in the order of the samples whatever the order of reading; and they are no layer."""
+    folder = pictures(10)
+    options: dict[str, Any] = {"weights": "random", "layers": "layer1.0", "batch_size": 4}
+    store = extract("test_resnet", folder, tmp_path / "acts", readout=readout, **options)
+    transform: Any = create_transform(**resolve_model_data_config(timm.create_model("test_resnet")), is_training=False)
+    x = np.stack([transform(Image.open(path).convert("RGB")).double().numpy() for path in sorted(folder.iterdir())])
+    assert store.pixels is not None
+    assert store.pixels.shape == (10, 192)
+    assert store.pixels.dtype == np.float32
+    np.testing.assert_allclose(store.pixels, block_means(x, x.shape[-1] // 8), atol=1e-5)
+    assert set(store.layers) <= {"layer1.0", "layer1.0@mean", "layer1.0@gram:4"}
+    assert store.provenance["readouts"] == sorted(readout.split(","))
+    narrow = extract("test_resnet", folder, tmp_path / "narrow", dtype="float16", **options)
+    np.testing.assert_array_equal(narrow.pixels, np.asarray(store.pixels).astype(np.float16))
+
+
+@pytest.mark.parametrize(("size", "shape"), [((4, 6), (4, 6)), ((16, 6), (8, 6)), ((12, 20), (8, 8))])
+def test_pixels_of_small_and_of_odd_inputs(tmp_path: Path, size: tuple[int, int], shape: tuple[int, int]) -> None:
+    """None is invented, and a model that overwrites its input does not change them."""
+
+    class Overwrites(torch.nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.zero_())  # type: ignore[no-any-return, no-untyped-call]
+
+    torch.manual_seed(0)
+    transform = transforms.Compose([transforms.Resize(size), transforms.ToTensor()])
+    model = Overwrites(OrderedDict(input=torch.nn.Conv2d(3, 2, 1)))  # and a layer of the same name is another thing
+    store = extract(model, "digits", tmp_path, transform=transform, name="mine", layers="input", limit=5)
+    assert store.pixels is not None
+    assert store.layers == ("input",)
+    assert store.facts("input")["type"] == "Conv2d"
+    assert store["input"].shape == (5, 2)
+    x = torch.stack([transform(open_images("digits").load(row)) for row in choose(1797, 5)])
+    np.testing.assert_allclose(store["input"][:], np.broadcast_to(model.input.bias.detach(), (5, 2)))  # type: ignore[operator, union-attr]
+    assert store.pixels.shape == (5, 3 * math.prod(shape))
+    cuts = [[slice(i * s // k, -(-(i + 1) * s // k)) for i in range(k)] for s, k in zip(size, shape, strict=True)]
+    wanted = np.stack([x[:, :, a, b].mean((2, 3)) for a in cuts[0] for b in cuts[1]], -1).reshape(5, -1)
+    np.testing.assert_allclose(store.pixels, wanted, atol=1e-6)
+
+
+def test_untrained_batch_norm_is_recalibrated(tmp_path: Path) -> None:
+    """On request, and recorded; the layers are then those of a network that has these statistics."""
+    options: dict[str, Any] = {"weights": "random", "limit": 50, "layers": "layer4.1,pre_logits"}
+    plain = extract("digits_resnet", "digits", tmp_path / "plain", **options)
+    store = extract("digits_resnet", "digits", tmp_path / "acts", recalibrate=True, **options)
+    assert plain.provenance["batch_norm"] == "eval mode, not recalibrated"
+    assert store.provenance["batch_norm"] == "recalibrated on 50 samples"
+    assert store.provenance["weights_sha256"] == plain.provenance["weights_sha256"]
+    extractor = TimmExtractor("digits_resnet", weights="random", layers=options["layers"])
+    images = open_images("digits")
+    rows = choose(len(images), 50)
+    assign(extractor.model, measure(extractor.model, extractor.transform, images, rows, Stream()))
+    batches = list(extractor.stream(images, rows, Stream(batch_size=32)))
+    for name in store.layers:
+        wanted = torch.cat([batch.values[name, "mean"] for batch in batches])
+        np.testing.assert_array_equal(store[name][:], wanted)
+        assert np.abs(store[name][:] - plain[name][:]).max() > 0.1
+    np.testing.assert_array_equal(store.pixels, plain.pixels)
+    vit = extract("digits_vit", "digits", tmp_path, recalibrate=True, weights="random", limit=4, layers="blocks.0")
+    assert vit.provenance["batch_norm"] == "none in this network"
+
+
+def test_only_untrained_networks_are_recalibrated(tmp_path: Path) -> None:
+    for weights in ("pretrained", "no such file.pth"):  # refused before they are looked for
+        with pytest.raises(InvalidInputError, match="is for untrained networks: use it with random weights"):
+            extract("resnet18", "digits", tmp_path, weights=weights, recalibrate=True)
+    extractor = TimmExtractor("digits_resnet.seed0", layers="layer1.0")
+    with pytest.raises(InvalidInputError, match="is for untrained networks"):
+        Extraction(extractor, choose_samples(open_images("digits"), limit=7), tmp_path, recalibrate=True)
+    with pytest.raises(InvalidInputError, match="at least 2 samples"):
+        extract("digits_resnet", "digits", tmp_path, weights="random", limit=1, recalibrate=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_batches_that_cut_blocks_are_refused(tmp_path: Path) -> None:
@@ -349,12 +439,13 @@ def test_a_disk_without_room(tmp_path: Path) -> None:
 
 def test_the_plan_says_how_large_it_will_be(tmp_path: Path) -> None:
     job = plan(tmp_path / "not" / "there")
-    assert job.bytes_per_sample == 4 * math.prod(job.arrays[0].shape)
+    assert job.bytes_per_sample == 4 * (math.prod(job.arrays[0].shape) + 3 * 8 * 8)
     assert job.bytes == 7 * job.bytes_per_sample
     assert job.bytes_free > 0
     assert not job.folder.exists()
     store = job.run()
-    assert sum(store[name][:].nbytes for name in store.layers) == job.bytes
+    assert store.pixels is not None
+    assert sum(array[:].nbytes for array in (store["layer1.0"], store.pixels)) == job.bytes
 
 
 def plan(folder: Path) -> Extraction:

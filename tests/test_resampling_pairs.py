@@ -35,8 +35,8 @@ ALL = KNN | SUBSPACES
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of 64 samples at most, one permutation at a time, and two layers in a word."""
-    monkeypatch.setattr(neighbours, "_RANKS", 1)
+    """Runs of 64 samples at most, a few permutations at once, and two layers in a word."""
+    monkeypatch.setattr(neighbours, "_RANKS", 1200)
     monkeypatch.setattr(neighbours, "_BITS", 2)
 
 

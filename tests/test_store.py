@@ -229,6 +229,53 @@ def test_another_format(tmp_path: Path, version: int) -> None:
         open_store(tmp_path / "s.h5")
 
 
+def test_pixels_lie_beside_the_layers(tmp_path: Path, rng: np.random.Generator) -> None:
+    """In the dtype of the layers; a layer of the same name is another thing; a store without says so."""
+    pixels = rng.integers(0, 256, (7, 3, 4, 4), dtype=np.uint8)
+    given = {"input": rng.normal(size=(7, 2)), **arrays(rng)}
+    given = {name: values.astype(np.float16) for name, values in given.items()}
+    with write_store(tmp_path / "s.h5", given, model="net", pixels=pixels) as store:
+        assert store.layers == tuple(given)
+        assert store.pixels is not None
+        assert store.pixels.dtype == np.float16
+        np.testing.assert_array_equal(store.pixels, pixels)
+        np.testing.assert_array_equal(store["input"], given["input"])
+    with h5py.File(tmp_path / "s.h5") as file:
+        assert list(file["layers"]) == list(given)
+        np.testing.assert_array_equal(file["controls/input/pixels"][:], pixels)
+        place = file["controls/input/pixels"].id.get_offset()
+    assert verify(tmp_path / "s.h5") == []
+    flip(tmp_path / "s.h5", place + 3 * 48 * 2)
+    assert [str(damage) for damage in verify(tmp_path / "s.h5")] == ["net input@pixels is damaged in row 3"]
+    assert write_store(tmp_path / "t.h5", given, model="net").pixels is None
+
+
+@pytest.mark.parametrize("pixels", [np.ones(4), np.ones((5, 3)), np.ones((4, 0)), np.full((4, 3), "a")])
+def test_pixels_of_other_samples_are_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+    with pytest.raises(InvalidInputError, match=r"pixels must be numbers \(n samples, ...\) for 4 samples, got "):
+        write_store(tmp_path / "s.h5", {"a": np.ones((4, 2))}, model="m", pixels=pixels)
+    with pytest.raises(InvalidInputError, match="input@pixels is no layer"):
+        write_store(tmp_path / "s.h5", {"input": np.ones((4, 2))}, model="m", readout="pixels")
+    with pytest.raises(InvalidInputError, match="at least one layer"):
+        write_store(tmp_path / "s.h5", {}, model="m", pixels=np.ones((4, 2)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lies_out_of_place_is_refused(tmp_path: Path) -> None:
+    """A control among the layers, a layer among the controls, and controls alone."""
+    for change, message in (
+        (lambda file: file.move("controls/input", "layers/input"), "input@pixels does not belong under layers"),
+        (lambda file: file.move("layers/a", "controls/a"), "a@given does not belong under controls"),
+        (lambda file: file.__delitem__("layers/a"), "holds no layer"),
+    ):
+        write_store(
+            tmp_path / "s.h5", {"a": np.ones((4, 2))}, model="m", pixels=np.ones((4, 3)), overwrite=True
+        ).close()
+        edit(tmp_path / "s.h5", change)
+        with pytest.raises(StoreError, match=message):
+            open_store(tmp_path / "s.h5")
+
+
 GONE = ["samples/id", "samples", "layers", "layers/a", "checks", "checks/rows/a/given", "checks/written"]
 
 
@@ -297,7 +344,8 @@ def test_a_flipped_bit_in_an_array_is_found_and_named(tmp_path: Path, rng: np.ra
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     """Anywhere in the file: no byte is beyond the checksums, and no damage to HDF5's structures gets past us."""
     path = tmp_path / "s.h5"
-    write_store(path, {"a": np.ones((4, 2)), "b": np.ones((4, 3))}, model="m", labels=range(4)).close()
+    layers = {"a": np.ones((4, 2)), "b": np.ones((4, 3))}
+    write_store(path, layers, model="m", labels=range(4), pixels=np.ones((4, 2))).close()
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     for at in sorted(rng.choice(len(whole), 700, replace=False)):

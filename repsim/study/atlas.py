@@ -100,7 +100,7 @@ def common_share(R: ArrayLike) -> Float64[np.ndarray, "*batch"]:
     R = _square(R)
     there = np.isfinite(R).all((-2, -1))
     largest = np.linalg.eigvalsh(np.where(there[..., None, None], R, np.eye(R.shape[-1])))[..., -1]
-    return np.where(there, largest, np.nan) / np.trace(R, axis1=-2, axis2=-1)
+    return np.asarray(np.where(there, largest, np.nan) / np.trace(R, axis1=-2, axis2=-1))
 
 
 @dataclass(frozen=True, eq=False)

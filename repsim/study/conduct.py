@@ -250,7 +250,7 @@ def _halves(
         first, second = (np.sort(half) for half in (order[: study.n // 2], order[study.n // 2 :]))
         both: list[Float64[np.ndarray, "L L"]] = [kernels.on(half, where) for half in (first, second)]
         here = Indices(study, of, both[0])
-        for kind in indices.given:
+        for kind in indices.kernels:
             values = [here.similarities(R, kind) for R in both]
             for pair in study.pairs:
                 if len(of[pair.a.name]) and len(of[pair.b.name]):

@@ -32,16 +32,31 @@ class Control:
 
 
 def inputs(design: Design) -> list[Control]:
-    """What went into the networks, once for all that prepare pictures alike; nothing of stores that did not keep it."""
+    """What went into the networks, once for all that prepare pictures alike; nothing of stores that did not keep it.
+
+    Two kernels each: that of all pixels, and that of their mean over the picture, which is what a readout that averages
+    over positions leaves of them. A layer's mean follows the mean of the input much more than any single pixel.
+    """
     found: list[Control] = []
     for member in design.members:
-        if member.store.pixels is None:
+        values = _pixels(member.store)
+        if values is None or any(np.array_equal(values.reshape(len(values), -1), other.features) for other in found):
             continue
-        values = member.store.pixels[:].reshape(len(member.store), -1)
-        values = values.astype(np.float64 if values.dtype == np.float64 else np.float32)
-        if not any(np.array_equal(values, other.features) for other in found):
-            found.append(Control("input", f"input of {member.name}", values))
+        found.append(Control("input", f"input of {member.name}", values.reshape(len(values), -1)))
+        mean = values.mean(-1)
+        if np.ptp(mean, axis=0).max() > 0:  # pictures may have been given a mean of 0
+            found.append(Control("input", f"mean input of {member.name}", mean))
     return found
+
+
+def _pixels(store: ActivationStore) -> Float[np.ndarray, "n channels positions"] | None:
+    """What `repsim.extract` keeps has three channels; arrays that were given have those that their shape says."""
+    if store.pixels is None:
+        return None
+    values = store.pixels[:]
+    channels = values.shape[1] if values.ndim > 2 else 3 if store.provenance.get("extractor") != "given" else 1
+    values = values.astype(np.float64 if values.dtype == np.float64 else np.float32)
+    return np.ascontiguousarray(values.reshape(len(values), channels, -1))
 
 
 def classes(design: Design) -> Control | None:

@@ -19,7 +19,7 @@ from repsim.study.atlas import clusters, common_share, embed, stability
 from repsim.study.chance import benjamini_hochberg, calibrated, holm, null_sd, p_value, pearson3, skewness, threshold
 from repsim.study.depth import Match, best_match, mbm, nearest, warp
 from repsim.study.design import Design, Pair, half_trained
-from repsim.study.indices import RAW, SHARES, Indices
+from repsim.study.indices import RAW, SHARES, TWINS, Indices
 from repsim.study.kernels import ceiling
 from repsim.study.nulls import Null, of_values
 from repsim.study.others import Measured
@@ -27,7 +27,7 @@ from repsim.study.passes import Kernels
 from repsim.study.uncertainty import half_samples, influence, interval_of, jackknife, multiplier_bootstrap
 
 RELATIONS = ("other family", "same family", "same architecture")
-TITLES = {RAW: "cka", "input": "cka given input", "labels": "cka given labels"}
+TITLES = {RAW: "cka", "input": "cka given input", "labels": "cka given labels", TWINS: "cka given untrained"}
 """Of debiased CKA, and partial CKA."""
 _STABILITY = 200
 """Bootstrap draws of which clusters are found anew."""
@@ -87,6 +87,11 @@ class _Inference:
     def given(self) -> dict[str, str]:
         """Title -> what is given, of debiased CKA."""
         return {TITLES[kind]: kind for kind in self.indices.given}
+
+    @cached_property
+    def kernels(self) -> dict[str, str]:
+        """Those of which the same is given for all layers: matrices of them are positive semidefinite."""
+        return {TITLES[kind]: kind for kind in self.indices.kernels}
 
     @cached_property
     def titles(self) -> list[str]:
@@ -308,9 +313,9 @@ def _tested(null: Null) -> dict[str, float]:
 def _of_relations(known: _Inference) -> xr.Dataset:
     """Means over all pairs that have the same in common, of debiased CKA: with joint intervals."""
     names = ("index", "control", "learned")
-    shape = len(known.given), len(RELATIONS)
+    shape = len(known.kernels), len(RELATIONS)
     table = {f"{name}_mean{end}": np.full(shape, np.nan) for name in names for end in ("", "_low", "_high")}
-    for m, kind in enumerate(known.given.values()):
+    for m, kind in enumerate(known.kernels.values()):
         for r, relation in enumerate(RELATIONS):
             some = [pair for pair in known.pairs if pair.relation == relation]
             if not some:
@@ -333,7 +338,7 @@ def _of_relations(known: _Inference) -> xr.Dataset:
                 table[f"{name}_mean_low"][m, r], table[f"{name}_mean_high"][m, r] = interval.low, interval.high
     return xr.Dataset(
         {name: (("kernel", "kind_of_pair"), values) for name, values in table.items()},
-        coords={"kernel": list(known.given), "kind_of_pair": list(RELATIONS)},
+        coords={"kernel": list(known.kernels), "kind_of_pair": list(RELATIONS)},
     )
 
 
@@ -367,10 +372,12 @@ def _of_ceilings(known: _Inference) -> xr.Dataset:
     families = [member.family for member in known.design.trained]
     names = list(dict.fromkeys(families))
     both = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
-    shape = len(known.given), len(both)
+    shape = len(known.kernels), len(both)
     table = {name: np.full(shape, np.nan) for name in ("across", "ceiling", "ratio", "ratio_low", "ratio_high")}
-    within = {name: np.full((len(known.given), len(names)), np.nan) for name in ("within", "within_low", "within_high")}
-    for m, kind in enumerate(known.given.values()):
+    within = {
+        name: np.full((len(known.kernels), len(names)), np.nan) for name in ("within", "within_low", "within_high")
+    }
+    for m, kind in enumerate(known.kernels.values()):
         C, without = _models(known, kind, known.theta), _models(known, kind, known.evidence.left_out)
         found, replicates = ceiling(C, families), ceiling(without, families)
         for f in range(len(names)):
@@ -424,7 +431,7 @@ def _of_the_map(known: _Inference) -> xr.Dataset:
         return xr.Dataset()
     drawn = known.drawn[:_STABILITY]
     maps: list[tuple[str, Any, Any]] = [
-        (title, _models(known, kind, known.theta), _models(known, kind, drawn)) for title, kind in known.given.items()
+        (title, _models(known, kind, known.theta), _models(known, kind, drawn)) for title, kind in known.kernels.items()
     ]
     maps += [
         (each.metric.spec, _from_pairs(known, each), None)
@@ -494,5 +501,7 @@ def _of_samples(known: _Inference) -> xr.Dataset:
     wanted = [pair for pair in known.pairs if pair.relation == "other family"] or known.pairs
     if not wanted:
         return xr.Dataset()
-    rows = [known.influences[:, [known.column(kind, pair) for pair in wanted]].mean(1) for kind in known.given.values()]
-    return xr.Dataset({"agreement": (("kernel", "sample"), np.stack(rows))}, coords={"kernel": list(known.given)})
+    rows = [
+        known.influences[:, [known.column(kind, pair) for pair in wanted]].mean(1) for kind in known.kernels.values()
+    ]
+    return xr.Dataset({"agreement": (("kernel", "sample"), np.stack(rows))}, coords={"kernel": list(known.kernels)})

@@ -13,10 +13,11 @@ from jaxtyping import Float64, Int64
 
 from repsim.study.depth import Match, along, best_match, nearest
 from repsim.study.design import Design, Member, Pair, half_trained
-from repsim.study.kernels import partial, residual, shares
+from repsim.study.kernels import partial, partial_of_two, residual, shares
 
 RAW = ""
 """No control is given."""
+TWINS = "untrained"
 SHARES = ("input", "universal", "family", "seed", "family_and_seed", "universal_and_family")
 _DEPTHS = 10
 _PIECE = 2**26
@@ -36,10 +37,16 @@ class Indices:
     """Model, or kind of control -> where in R its layers are."""
     R: Float64[np.ndarray, "L L"]
 
-    @property
-    def given(self) -> tuple[str, ...]:
-        """What is projected out, one after the other: nothing, the input, the class labels."""
+    @cached_property
+    def kernels(self) -> tuple[str, ...]:
+        """What is projected out of all layers, one after the other: nothing, the input, the class labels."""
         return (RAW, *(kind for kind in ("input", "labels") if len(self.of.get(kind, ()))))
+
+    @cached_property
+    def given(self) -> tuple[str, ...]:
+        """The same, and untrained networks, of which every pair of layers has its own."""
+        twins = any(len(self.of[member.name]) for member in self.design.untrained)
+        return (*self.kernels, TWINS) if twins else self.kernels
 
     @cached_property
     def layers(self) -> Int64[np.ndarray, " layers"]:
@@ -73,7 +80,21 @@ class Indices:
 
     def similarities(self, R: Float64[np.ndarray, "*batch L L"], kind: str) -> Float64[np.ndarray, "*batch L L"]:
         """Debiased CKA, partial where something is given."""
+        if kind == TWINS:
+            return partial_of_two(R, self._twins)
         return R if kind == RAW else partial(R, self.of[kind].tolist())
+
+    @cached_property
+    def _twins(self) -> Float64[np.ndarray, "L L"]:
+        """For every layer of a trained network the mean of its untrained twins, as weights of layers; else 0."""
+        weights = np.zeros(self.R.shape)
+        for member in self.design.trained:
+            own = self.of[member.name]
+            twins = [self.of[m.name] for m in self.design.untrained if m.architecture == member.architecture]
+            twins = [layers for layers in twins if len(layers) == len(own)]
+            for layers in twins:
+                weights[own, layers] += 1 / len(twins)
+        return weights
 
     def block(self, values: Float64[np.ndarray, "*batch L L"], pair: Pair) -> Float64[np.ndarray, "*batch A B"]:
         """The layers of a by those of b."""
@@ -98,7 +119,7 @@ class Indices:
             found += [("share", state, str(d), share) for d in range(self.depths) for share in SHARES]
         count = len(self.design.trained)
         found += [
-            ("models", kind, str(i), str(j)) for kind in self.given for i in range(count) for j in range(i + 1, count)
+            ("models", kind, str(i), str(j)) for kind in self.kernels for i in range(count) for j in range(i + 1, count)
         ]
         return tuple(found)
 
@@ -109,7 +130,7 @@ class Indices:
 
     def evaluate(self, R: Float64[np.ndarray, "*batch L L"]) -> Float64[np.ndarray, "*batch T"]:
         """All numbers of one matrix, or of each of many."""
-        columns: list[Float64[np.ndarray, "..."]] = []
+        columns: list[Float64[np.ndarray, ...]] = []
         by_kind = {kind: self.similarities(R, kind) for kind in self.given}
         for kind, values in by_kind.items():
             for pair in self.pairs:
@@ -117,8 +138,8 @@ class Indices:
                 there, back = self.matches[kind, pair.name]
                 columns.append((along(S, there.columns) + along(np.swapaxes(S, -1, -2), back.columns)) / 2)
         columns += self._shares(R)
-        for values in by_kind.values():
-            similarity = self.of_models(values, self.design.trained)
+        for kind in self.kernels:
+            similarity = self.of_models(by_kind[kind], self.design.trained)
             columns += [
                 similarity[..., i, j] for i, j in zip(*np.triu_indices(len(self.design.trained), 1), strict=True)
             ]
@@ -127,7 +148,7 @@ class Indices:
     def _shares(self, R: Float64[np.ndarray, "*batch L L"]) -> list[Float64[np.ndarray, "..."]]:
         """The four shares at every depth, and the sums of those that may not be told apart."""
         columns = []
-        C = residual(R, self.of["input"].tolist()) if "input" in self.given else R
+        C = residual(R, self.of["input"].tolist()) if "input" in self.kernels else R
         for _, some in self.states():
             where = np.stack([self.at_depths(member) for member in some], 1)
             for rows in where:

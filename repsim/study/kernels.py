@@ -109,6 +109,51 @@ def partial(R: ArrayLike, controls: Sequence[int]) -> Matrices:
     return C / norm[..., :, None] / norm[..., None, :]
 
 
+def partial_of_two(R: ArrayLike, weights: ArrayLike) -> Matrices:
+    """Debiased CKA of two layers given two kernels, each layer's own: its untrained twin, say.
+
+    partial_ab = C_ab / sqrt(C_aa C_bb), with C of `residual` for the controls u_a and u_b, u_a = sum_c W_ac v_c.
+
+    Parameters
+    ----------
+    R
+        (..., L, L), as in `residual`.
+    weights
+        (L, L), W: row a says which kernels make up the control of layer a. A row of zeros: it has none.
+
+    Returns
+    -------
+    array
+        (..., L, L), in [-1, 1], and never clipped. As every pair has controls of its own, it need not be positive
+        semidefinite. NaN for layers that have no control, and where nothing is left of one.
+
+    Examples
+    --------
+    >>> R = np.array([[1, 0.8, 0.6], [0.8, 1, 0.6], [0.6, 0.6, 1]])
+    >>> float(partial_of_two(R, [[0, 0, 1], [0, 0, 1], [0, 0, 0]])[0, 1].round(4))  # as given the third
+    0.6875
+    """
+    R, W = _matrices(R), np.asarray(weights, np.float64)
+    with_control = R @ W.T  # <v_a, u_b>
+    controls = W @ with_control
+    own = _diagonal(controls)
+    s, t, st = own[..., :, None], own[..., None, :], controls
+    a_s, b_t = _diagonal(with_control)[..., :, None], _diagonal(with_control)[..., None, :]
+    a_t, b_s = with_control, with_control.swapaxes(-1, -2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        alone = s * t - st**2 <= TOLERANCE * s * t  # both controls are one: the second adds nothing
+        det = np.where(alone, np.nan, s * t - st**2)
+
+        def left(x_s: Matrices, x_t: Matrices, y_s: Matrices, y_t: Matrices) -> Matrices:
+            both = (t * x_s * y_s - st * (x_s * y_t + x_t * y_s) + s * x_t * y_t) / det
+            return np.where(alone, x_s * y_s / s, both)
+
+        C = R - left(a_s, a_t, b_s, b_t)
+        first, second = 1 - left(a_s, a_t, a_s, a_t), 1 - left(b_s, b_t, b_s, b_t)
+        there = (s > 0) & (t > 0) & (first > NOTHING) & (second > NOTHING)
+        return np.where(there, C / np.sqrt(np.where(there, first * second, 1)), np.nan)
+
+
 def explained(R: ArrayLike, controls: Sequence[int]) -> PerLayer:
     """Find the share of each layer's energy that the controls explain: ||P_Z v_a||^2 = 1 - C_aa, in [0, 1].
 

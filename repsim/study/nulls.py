@@ -52,7 +52,7 @@ def of_cka(
     With more than 4,000 samples the layers are cut to the components that carry 99.99 % of their kernels' energy, for
     the statistic as for its permutations: a test is exact for any statistic.
     """
-    design, given = indices.design, indices.given
+    design, given = indices.design, indices.kernels
     controls = np.concatenate([indices.of[kind] for kind in given if kind != RAW] or [np.zeros(0, int)])
     models = [indices.of[member.name] for member in design.trained]
     if not design.pairs:

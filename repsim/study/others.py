@@ -1,19 +1,20 @@
 """Measures that know no partial similarity and no leave-one-out formula: values, chance, permutations, half-samples."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int64
 
-from repsim.errors import InvalidInputError
 from repsim.factors import Source, prepare
 from repsim.metrics import Metric
 from repsim.plan import NOMINAL, LayerShape, Limits, plan
-from repsim.progress import Progress
-from repsim.resampling import permuted, random_subsamples, subsampled
+from repsim.progress import Progress, counter
+from repsim.resampling import permuted, random_subsamples
 from repsim.study.design import Member, Pair
 from repsim.study.passes import sources
 
@@ -70,8 +71,8 @@ def measure(
     halves = _affordable(metric, pairs, n // 2, _HALVES, prepared=False, fewest=8)
     if not halves:
         found.notes.append("no interval: half-samples take too long at this size")
-    samples = random_subsamples(n, n // 2, halves, seed) if halves else None
-    for k, pair in enumerate(pairs):
+    step = counter(len(pairs) + halves, progress)
+    for pair in pairs:
         a, b = ([prepared.factors.get(name) for name in side.layers] for side in (pair.a, pair.b))
         found.values[pair.name] = as_similarity(metric, _blocks(metric, a, b))
         both = [(x, y) for x in a for y in b if x is not None and y is not None]
@@ -79,14 +80,13 @@ def measure(
         level = [[metric.chance(x, y) if x is not None and y is not None else None for y in b] for x in a]
         found.chance[pair.name] = as_similarity(metric, _numbers(level, "mean"))
         found.chance_sd[pair.name] = _numbers(level, "sd")
-        if draws and pair in tested:
+        if draws and pair.name in {each.name for each in tested}:
             found.permuted[pair.name] = as_similarity(metric, _permuted(metric, a, b, orders[:draws], memory))
-        if samples is not None:
-            found.halves[pair.name] = as_similarity(
-                metric, _on_halves(metric, pair, every, samples, n=n, memory=memory)
-            )
-        if progress is not None:
-            progress(k + 1, len(pairs))
+        step()
+    if halves:
+        samples = random_subsamples(n, n // 2, halves, seed)
+        for name, values in _on_halves(metric, pairs, every, samples, n=n, step=step).items():
+            found.halves[name] = as_similarity(metric, values)
     return found
 
 
@@ -135,22 +135,33 @@ def _permuted(
 
 def _on_halves(
     metric: Metric[Any],
-    pair: Pair,
+    pairs: Sequence[Pair],
     every: Mapping[str, Source],
     samples: Int64[np.ndarray, "count m"],
     *,
     n: int,
-    memory: int | None,
-) -> Float64[np.ndarray, "count a b"]:
-    """Of neighbours, k stays the same part of n: with it changes what is local, and the level of chance."""
+    step: Callable[[], None],
+) -> dict[str, Float64[np.ndarray, "count a b"]]:
+    """All pairs on each half. Of neighbours, k stays the same part of n: with it changes what is local, and chance."""
     if "k" in {option.name for option in dataclasses.fields(metric)}:
         k: int = metric.k  # type: ignore[attr-defined]
         metric = dataclasses.replace(metric, k=max(1, round(k * samples.shape[1] / n)))
-    a, b = ([every[name].rows() for name in side.layers] for side in (pair.a, pair.b))
-    try:
-        return subsampled(a, b, metric, samples, memory=memory)
-    except InvalidInputError:  # half of the samples are too few for it
-        return np.full((len(samples), len(a), len(b)), np.nan)
+    found: dict[str, list[Values]] = {pair.name: [] for pair in pairs}
+    if metric.min_samples > samples.shape[1]:
+        return {}
+    for half in torch.from_numpy(samples):
+        some = [Source(name, name, partial(_taken, source, half)) for name, source in every.items()]
+        factors = prepare(metric.recipe_for("features"), some).factors
+        for pair in pairs:
+            sides = ([factors.get(name) for name in side.layers] for side in (pair.a, pair.b))
+            found[pair.name].append(_blocks(metric, *sides))
+        step()
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+def _taken(source: Source, samples: torch.Tensor) -> torch.Tensor:
+    x = source.rows()
+    return x[:][samples.to(x.device)]
 
 
 def _numbers(level: Sequence[Sequence[Any]], what: str) -> Values:

@@ -55,7 +55,7 @@ def influence(theta: ArrayLike, left_out: ArrayLike) -> Replicates:
     array([-2., -1.,  3.])
     """
     theta, left_out = _replicates(theta, left_out)
-    return (len(left_out) - 1) * (theta - left_out)
+    return np.asarray((len(left_out) - 1) * (theta - left_out))
 
 
 def jackknife(theta: ArrayLike, left_out: ArrayLike, level: float = 0.95) -> Interval:

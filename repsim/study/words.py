@@ -99,6 +99,12 @@ def warnings(evidence: "Evidence") -> Iterator[str]:
     thin = [name for name, gram in zip(kernels.names, kernels.grams, strict=True) if gram.p == 1]
     if thin:
         yield f"{listed(thin)} has one feature: a kernel of rank 1, which is like any other with that one direction"
+    needed = int(np.ceil(len(design.pairs) / _ALPHA)) - 1
+    if evidence.permutations < needed:
+        yield (
+            f"{evidence.permutations} permutations are too few for {len(design.pairs)} pairs of models: no p-value can "
+            f"be below {_ALPHA} after Holm's correction; use --permutations {needed} or more"
+        )
     yield from _of_untrained(evidence)
     for each in evidence.measured:
         yield from (f"{each.metric.spec}: {note}" for note in each.notes)
@@ -222,6 +228,11 @@ def _learned(study: xr.Dataset) -> Iterator[str]:
         yield (
             f"{text}the learned effect is {number(*learned)}, above 0. To this extent what was learned is universal "
             "across these families."
+        )
+    elif learned[2] < 0:
+        yield (
+            f"{text}{number(*learned)} less. The trained networks of different families are less alike than the "
+            "control; nothing learned is shown to be shared."
         )
     else:
         yield (

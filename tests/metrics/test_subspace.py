@@ -16,7 +16,7 @@ from repsim.metrics import subspace
 from repsim.metrics.base import Array
 from repsim.metrics.cca import CCA, PWCCA, SVCCA
 from repsim.metrics.rows import Centred, Rows, column_means
-from repsim.metrics.subspace import Leading, PrincipalSubspace, Subspace, krylov
+from repsim.metrics.subspace import Leading, PrincipalSubspace, Subspace, krylov, singular_values
 from repsim.metrics.sweeps import MomentSweep
 from tests.metrics import references
 
@@ -502,3 +502,13 @@ def test_svcca_from_the_krylov_road_is_that_of_float64(small: None, n: int, p: i
     (u, s, _), (v, t, _) = decomposed(x), decomposed(y)
     rho = np.linalg.svd(u[:, : count(s, 0.9)].T @ v[:, : count(t, 0.9)], compute_uv=False)
     assert value == pytest.approx(rho.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
+def test_singular_values_of_a_product(rng: np.random.Generator, shape: tuple[int, int], *, exact: bool) -> None:
+    """Those that are 1e-6 of the largest, too: by eigenvalues their squares are 1e-12 of it."""
+    left, right = (np.linalg.qr(rng.normal(size=(side, 5)))[0] for side in shape)
+    values = np.geomspace(1e-6, 1, 5)
+    found = singular_values(torch.from_numpy(left * values @ right.T), exact=exact).sort().values
+    np.testing.assert_allclose(found, values, rtol=1e-12 if exact else 1e-3)
