@@ -58,7 +58,7 @@ class Cell:
     @property
     def bounded(self) -> bool:
         """Whether it could be anywhere else."""
-        return np.isfinite(self.low)
+        return bool(np.isfinite(self.low))
 
     @property
     def text(self) -> str:
@@ -412,10 +412,10 @@ def shared(r2: float, p: int) -> Population:
 
 Part = Callable[[Say, bool], Iterator[Cell]]
 PARTS: dict[str, Part] = {
-    "null": lambda say, quick: null(say, *((20, 5) if quick else (1000, 200))),
+    "null": lambda say, quick: null(say, *((8, 2) if quick else (1000, 200))),
     "pearson": lambda say, quick: pearson(say, 10_000 if quick else 100_000),
-    "coverage": lambda say, quick: coverage(say, *((40, _CASES[:1]) if quick else (1000, _CASES))),
-    "power": lambda say, quick: power(say, 30 if quick else 600),
+    "coverage": lambda say, quick: coverage(say, *((25, _CASES[:1]) if quick else (1000, _CASES))),
+    "power": lambda say, quick: power(say, 12 if quick else 600),
 }
 
 
