@@ -10,7 +10,8 @@ import torch
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import as_samples
-from repsim.metrics.resampled import LeaveOneOut, Norms, centred, gathers, groups, halved, interleaved, padded
+from repsim.metrics.permuting import halved
+from repsim.metrics.resampled import LeaveOneOut, Norms, centred, gathers, groups, interleaved, padded
 from tests.metrics.references import gram, u_centred
 
 
