@@ -14,7 +14,7 @@ from repsim.factors import Source, prepare
 from repsim.metrics.cka import CKA
 from repsim.metrics.gram import CentredGram, Gram
 from repsim.metrics.jackknife import LeaveOneOut
-from repsim.metrics.permuting import leading
+from repsim.metrics.truncation import leading
 from repsim.progress import Progress
 from repsim.resampling import permuted
 from repsim.study.controls import Control

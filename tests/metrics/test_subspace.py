@@ -284,8 +284,8 @@ def test_matrix_products_in_pieces(rng: np.random.Generator, monkeypatch: pytest
     block = rng.normal(size=(min(n, p), 4))
     basis = rng.normal(size=(n, 3))
     for found, expected in [
-        (subspace._covariance(rows, 32).triu(), np.triu(true.T @ true)),
-        (subspace._gram(rows, 32).triu(), np.triu(true @ true.T)),
+        (subspace.covariance(rows, 32).triu(), np.triu(true.T @ true)),
+        (subspace.inner_products(rows, 32).triu(), np.triu(true @ true.T)),
         (subspace._times(torch.from_numpy(basis), rows), basis.T @ true),
         (
             subspace._product(rows, torch.from_numpy(block)),
