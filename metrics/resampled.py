@@ -1,4 +1,4 @@
-"""What resampling asks of Gram matrices: samples permuted or drawn, without making any of them again.
+"""What subsampling asks of Gram matrices: samples drawn, without making any of them again.
 
 Centring a Gram matrix adds offsets to its rows and columns. HSIC does not see offsets, whichever samples it is taken
 over, so a matrix that was centred once, over all samples, serves every permutation and every subsample as it is.
@@ -40,47 +40,6 @@ class Norms(GramSweep):
         return np.sqrt(np.where(squares > self._noise(self.measures[0]), squares, np.nan))
 
 
-def permuted(
-    rows: Sequence[Any],
-    columns: Sequence[Any],
-    measure: Measure,
-    orders: Int64[Tensor, "count n"],
-    *,
-    memory: int,
-    progress: Progress | None = None,
-) -> Float64[np.ndarray, "count rows columns"]:
-    """Every pair with the columns' samples in other orders: <A, P B P'> / (||A|| ||B||).
-
-    The side with fewer layers is the one that is gathered. ``progress`` counts permutations of groups of layers.
-    """
-    if len(columns) > len(rows):  # <A, P B P'> = <P'A P, B>
-        turned = permuted(columns, rows, measure, orders.argsort(1), memory=memory, progress=progress)
-        return turned.swapaxes(1, 2)
-    n, dtype, times = _common([*rows, *columns])
-
-    def size(n: int, r: int, c: int) -> int:
-        return (n * n * (padded(c, dtype.itemsize) + 1) + n * (n // 2 + 1) * r) * dtype.itemsize
-
-    pairs = groups(len(rows), len(columns), n, memory, size)
-    step = counter(times * len(pairs) * len(orders), progress)
-    values = np.zeros((len(orders), len(rows), len(columns)))
-    for draw in range(times):
-        whole, before = torch.empty(0), slice(0)
-        for i, j in pairs:
-            if j != before:
-                del whole  # before the next is made: there is no room for both
-                whole = interleaved([layer.draws[draw - 1] for layer in columns[j]], dtype, unbiased=measure.unbiased)
-                before = j
-            half = halved([layer.draws[draw] for layer in rows[i]], dtype, unbiased=measure.unbiased)
-            products = permuted_products(half, whole, orders, step)
-            values[:, i, j] += products[:, :, : j.stop - j.start].cpu().numpy() / times
-            del half
-    if measure.normalised:
-        values /= Norms(rows, measure).norms()[:, None]
-        values /= Norms(columns, measure).norms()
-    return measure.finish(values)
-
-
 def drawn(
     rows: Sequence[Any],
     columns: Sequence[Any],
@@ -91,7 +50,7 @@ def drawn(
     progress: Progress | None = None,
 ) -> Float64[np.ndarray, "count rows columns"]:
     """Every pair on subsamples. ``progress`` counts subsamples of groups of layers."""
-    n, dtype, times = _common([*rows, *columns])
+    n, dtype, times = common([*rows, *columns])
 
     def size(n: int, r: int, c: int) -> int:
         return n * n * (padded((r + c) * times + 1, dtype.itemsize) + 1) * dtype.itemsize
@@ -122,7 +81,7 @@ def drawn(
     return measure.finish(values)
 
 
-def _common(layers: Sequence[Any]) -> tuple[int, torch.dtype, int]:
+def common(layers: Sequence[Any]) -> tuple[int, torch.dtype, int]:
     """Samples, the dtype of all Gram matrices, and how many estimates of each there are."""
     draws = [draw for layer in layers for draw in layer.draws]
     dtype = functools.reduce(torch.promote_types, (draw.dtype for draw in draws))
@@ -200,59 +159,6 @@ def interleaved(
     if ones:
         out[:, :, len(draws)] = 1
     return out
-
-
-def halved(draws: Sequence[KernelMatrix], dtype: torch.dtype, *, unbiased: bool) -> Float[Tensor, "n layers half"]:
-    """Every unordered pair of samples once: row i holds the weighted entries (i, i), (i, i + 1), ..., (i, i + n // 2).
-
-    Columns go round from the last sample to the first. So all rows are equally long, which those of a triangle are not.
-    """
-    n, half = draws[0].n, draws[0].n // 2 + 1
-    weights = torch.full((half,), 2, dtype=dtype, device=draws[0].device)
-    weights[0] = 1
-    if n % 2 == 0:
-        weights[-1] = 1  # (i, i + n/2) is there a second time, in row i + n/2
-    out = torch.empty(n, len(draws), half, dtype=dtype, device=draws[0].device)
-    for k, draw in enumerate(draws):
-        whole = centred(draw, dtype, unbiased=unbiased)
-        for i in cut(n, 256):
-            twice = torch.cat([whole[i], whole[i]], 1)
-            round_ = twice.as_strided((i.stop - i.start, half), (2 * n + 1, 1), i.start)
-            out[i, k] = round_ * weights
-    return out
-
-
-def permuted_products(
-    rows: Float[Tensor, "n layers half"],
-    columns: Float[Tensor, "n n w"],
-    permutations: Int64[Tensor, "count n"],
-    step: Callable[[], None],
-) -> Float64[Tensor, "count layers w"]:
-    """<A, B[pi][:, pi]> for every permutation pi: sums over half a row in the matrices' dtype, then in float64.
-
-    One row of B after the other is in the cache, and what many permutations make of it is gathered from there; the
-    rows of A that it meets are copied beside it, for one batched product. All of this goes into the same memory again
-    and again. ``step`` is called once a permutation.
-    """
-    n, layers, half = rows.shape
-    width, place = columns.shape[2], wide(rows.device)
-    total = torch.zeros(len(permutations), layers, width, dtype=torch.float64, device=place)
-    ahead = torch.arange(half, device=rows.device)
-    for chunk in gathers(len(permutations), half * width, rows):
-        some = permutations[chunk].to(rows.device)
-        inverse, round_ = some.argsort(1), torch.cat([some, some], 1)
-        met = rows.new_empty(len(some), half, width)
-        there = rows.new_empty(len(some), layers, half)
-        products = rows.new_empty(len(some), layers, width)
-        for r in range(n):
-            i = inverse[:, r]  # B's row r stands at A's row i
-            where = round_.gather(1, i[:, None] + ahead)
-            torch.index_select(columns[r], 0, where.flatten(), out=met.view(-1, width))
-            torch.index_select(rows, 0, i, out=there)
-            total[chunk] += torch.bmm(there, met, out=products).to(place)
-        for _ in range(len(some)):
-            step()
-    return total
 
 
 def drawn_products(

@@ -318,7 +318,7 @@ class PrincipalSubspace:
         if found is not None:
             s, vectors, total, complete, error = found.values.sqrt(), found.vectors, found.total, False, found.error
         else:
-            values, vectors = torch.linalg.eigh(_covariance(centred) if p <= n else _gram(centred), UPLO="U")
+            values, vectors = torch.linalg.eigh(covariance(centred) if p <= n else inner_products(centred), UPLO="U")
             s, error = values.flip(0).clamp(min=0).sqrt(), 0.0
             kept, total, complete = self._kept(s, x)
             s, vectors = s[:kept], vectors.flip(1)[:, :kept]
@@ -511,7 +511,7 @@ def _across(x: Centred, rows: slice) -> Iterator[tuple[slice, Float64[Tensor, "r
         yield j, Centred(held[:, j], x.mean[j], x.scale, x.dtype).exact(slice(None))
 
 
-def _covariance(x: Centred, block: int = 512) -> Float64[Tensor, "p p"]:
+def covariance(x: Centred, block: int = 512) -> Float64[Tensor, "p p"]:
     """X'X: its upper triangle, and whatever below."""
     n, p = x.shape
     total = torch.zeros(p, p, dtype=torch.float64, device=x.mean.device)
@@ -522,7 +522,7 @@ def _covariance(x: Centred, block: int = 512) -> Float64[Tensor, "p p"]:
     return total
 
 
-def _gram(x: Centred, block: int = 512) -> Float64[Tensor, "n n"]:
+def inner_products(x: Centred, block: int = 512) -> Float64[Tensor, "n n"]:
     """XX': its upper triangle, and whatever below."""
     n, p = x.shape
     total = torch.zeros(n, n, dtype=torch.float64, device=x.mean.device)

@@ -21,7 +21,7 @@ from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.factors import Source, prepare
 from repsim.labels import Form
 from repsim.machine import memory_to_use
-from repsim.metrics import Factor, Metric, resampled
+from repsim.metrics import Factor, Metric, permuting, resampled
 from repsim.metrics.base import StreamingRecipe, as_samples
 from repsim.metrics.jackknife import LeaveOneOut
 from repsim.metrics.rows import Rows
@@ -150,8 +150,15 @@ def permuted(
 
         <A, P B P'> = sum_ij A_ij B_pi(i)pi(j),
 
-    of which every unordered pair of samples is computed once. The CCA family has bases permuted: the rows of an
-    orthonormal basis, permuted, are the basis of the permuted layer. All else prepares the permuted layers anew.
+    of which every unordered pair of samples is computed once. Of a linear kernel the same follows from the features,
+
+        <A, P B P'> = ||X'PY||^2 - n/(n-2) sum_i g_i h_pi(i) + (sum_i g_i)(sum_i h_i)/((n-1)(n-2)),
+
+    g_i and h_i being squared norms of samples (biased, the first term alone): whichever takes less is what is done.
+    Few features are far cheaper than Gram matrices, and `repsim.metrics.truncation.leading` makes them few.
+
+    The CCA family has bases permuted: the rows of an orthonormal basis, permuted, are the basis of the permuted layer.
+    All else prepares the permuted layers anew.
 
     Parameters
     ----------
@@ -164,8 +171,9 @@ def permuted(
     device
         Where to compute, as in `repsim.compare`. Factors stay where they are.
     memory
-        Bytes that Gram matrices may take at once, or words such as ``"2GiB"``; by default half of the machine's memory,
-        or 80 % of the GPU's. Where they take more, groups of layers are compared one after the other.
+        Bytes that Gram matrices, or features, may take at once, or words such as ``"2GiB"``; by default half of the
+        machine's memory, or 80 % of the GPU's. Where Gram matrices take more, groups of layers are compared one after
+        the other.
     progress
         Called with the number of steps done, and of all.
 
@@ -199,7 +207,7 @@ def permuted(
     values, there = both.room(len(orders))
     if both.whole and both.present:
         limit = memory_to_use(both.device, memory)
-        values[there] = resampled.permuted(*both.present, metric, orders, memory=limit, progress=progress)
+        values[there] = permuting.permuted(*both.present, metric, orders, memory=limit, progress=progress)
     elif both.present:
         step = counter(len(orders), progress)
         if (found := metric.permuted(*both.present, orders, step)) is not None:

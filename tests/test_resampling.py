@@ -12,7 +12,7 @@ import torch
 
 import repsim
 from repsim.errors import InvalidInputError, SampleMismatchError, UndefinedValueError
-from repsim.metrics import get, resampled
+from repsim.metrics import get, permuting, resampled
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.compressed import StoredGrams, TwoSketches
 from repsim.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
@@ -129,6 +129,16 @@ def test_leave_one_out_needs_five_samples(rng: np.random.Generator) -> None:
 # Permutations
 
 
+@pytest.fixture(params=["grams", "features"])
+def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both roads of permuted samples, of the linear kernel: whichever would be the cheaper one."""
+    if request.param == "features":
+        monkeypatch.setattr(permuting, "_ENTRY", 1e30)
+    else:
+        monkeypatch.setattr(permuting, "_features_are_cheaper", lambda *_: False)
+
+
+@pytest.mark.usefixtures("road")
 @pytest.mark.parametrize("n", [20, 21])
 @pytest.mark.parametrize("spec", ALL)
 def test_permuted(rng: np.random.Generator, spec: str, n: int) -> None:
@@ -140,6 +150,7 @@ def test_permuted(rng: np.random.Generator, spec: str, n: int) -> None:
             np.testing.assert_allclose(permuted(*rounded(rows, columns), spec, orders), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("road")
 def test_no_permutation_gives_the_comparison_itself(rng: np.random.Generator) -> None:
     rows, columns = sides(rng, 20)
     for spec in ALL:
@@ -156,6 +167,7 @@ def test_a_single_minibatch_is_not_all_samples(rng: np.random.Generator) -> None
     assert found.item() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.usefixtures("road")
 @pytest.mark.parametrize("spec", ["cka", "cka:kernel=rbf,sigma=6"])
 @pytest.mark.parametrize("n", [5, 6])
 def test_moments_over_every_permutation(rng: np.random.Generator, spec: str, n: int) -> None:
@@ -167,6 +179,7 @@ def test_moments_over_every_permutation(rng: np.random.Generator, spec: str, n: 
     np.testing.assert_allclose(values.var(0), 2 / (n * (n - 3)), rtol=1e-12)
 
 
+@pytest.mark.usefixtures("road")
 def test_the_mean_of_biased_cka_over_every_permutation(rng: np.random.Generator) -> None:
     """sqrt(PR PR') / (n - 1) for participation ratios PR = tr(K)^2 / ||K||^2."""
     n = 6
@@ -176,6 +189,7 @@ def test_the_mean_of_biased_cka_over_every_permutation(rng: np.random.Generator)
     assert values.mean() == pytest.approx(np.sqrt(ratios[0] * ratios[1]) / (n - 1), rel=1e-12)
 
 
+@pytest.mark.usefixtures("road")
 @pytest.mark.parametrize("counts", [(1, 1), (3, 17), (18, 17)], ids=str)
 def test_many_layers(rng: np.random.Generator, counts: tuple[int, int]) -> None:
     """Widths beside, at and above a cache line."""
@@ -190,6 +204,7 @@ def test_many_layers(rng: np.random.Generator, counts: tuple[int, int]) -> None:
 def test_less_memory_gives_the_same_values(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, columns = sides(rng, 20)
     orders, drawn = random_permutations(20, 7), random_subsamples(20, 9, 7)
+    monkeypatch.setattr(permuting, "_features_are_cheaper", lambda *_: False)
     enough = [permuted(rows, columns, "cka", orders), subsampled(rows, columns, "cka", drawn)]
     asked: list[int] = []
     original = resampled.interleaved
@@ -198,7 +213,8 @@ def test_less_memory_gives_the_same_values(rng: np.random.Generator, monkeypatch
         asked.append(len(draws))
         return original(draws, *args, **options)
 
-    monkeypatch.setattr(resampled, "interleaved", counted)
+    for module in (permuting, resampled):
+        monkeypatch.setattr(module, "interleaved", counted)
     monkeypatch.setitem(resampled._GATHERED, "cpu", 2 * 11 * 8)  # two permutations at once
     less = [permuted(rows, columns, "cka", orders, memory=20 * 20 * 8 * 3)]
     assert asked == [1, 1]  # one layer after the other
@@ -216,7 +232,8 @@ def test_what_does_not_fit_is_refused_and_what_the_message_says_would_fit_does(
 
     def first(n: int) -> Array:
         some = np.arange(n if resample is permuted else 4)[None]
-        return np.asarray(resample([x[:n] for x in rows], [y[:n] for y in columns], "cka", some, memory="10kB"))
+        sides = [x[:n] for x in rows], [y[:n] for y in columns]
+        return np.asarray(resample(*sides, "cka:kernel=rbf", some, memory="10kB"))
 
     with pytest.raises(InvalidInputError, match=r"takes 0\.\d MiB at n = 40, .* at most (\d+) samples") as refused:
         first(40)
@@ -227,6 +244,7 @@ def test_what_does_not_fit_is_refused_and_what_the_message_says_would_fit_does(
         first(enough + 1)
 
 
+@pytest.mark.usefixtures("road")
 def test_constant_layers_are_nan_and_the_rest_is_not(rng: np.random.Generator) -> None:
     (x, y), dead, lonely = related(rng, 20, 4, 5), np.ones((20, 3)), np.zeros((20, 3))
     lonely[3] = 1
@@ -285,6 +303,7 @@ def test_the_width_is_that_of_all_samples(rng: np.random.Generator) -> None:
     assert subsampled([x], [y], "cka:kernel=rbf", drawn).item() == pytest.approx(references.cosine(A, B), abs=1e-12)
 
 
+@pytest.mark.usefixtures("road")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_rounding_errors_are_no_value(rng: np.random.Generator, dtype: type) -> None:
     """One sample differs by 1, and the others by less than the digits of its square: what is left of them is chance."""

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from repsim.errors import InvalidInputError
-from repsim.extraction import Extraction, Samples, choose_stream
+from repsim.extraction import DType, Extraction, Samples, choose_stream
 from repsim.extractors import ImageSource, open_images
 from repsim.extractors.factory import make_extractor
 from repsim.store import ActivationStore
@@ -163,6 +163,6 @@ def _extract(member: Member, seed: int, samples: Samples, folder: Path, device: 
     layers = [member.store[array].key.layer for array in member.arrays]
     extractor = make_extractor(name, weights="random", seed=seed, layers=",".join(layers), readout=member.readout)
     how = choose_stream(samples, readout=member.readout, batch_size=None, workers=None, device=device, amp=False)
-    dtype = "float16" if member.store[member.arrays[0]].dtype == np.float16 else "float32"
+    dtype: DType = "float16" if member.store[member.arrays[0]].dtype == np.float16 else "float32"
     job = Extraction(extractor, samples, folder, how, dtype=dtype, recalibrate=True)
     return job.run()

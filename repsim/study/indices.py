@@ -103,7 +103,7 @@ class Indices:
     def at_depths(self, member: Member) -> Int64[np.ndarray, " depths"]:
         """Where a model's layers at the common depths are."""
         own = self.of[member.name]
-        return own[nearest(len(own), self.depths)]
+        return np.asarray(own[nearest(len(own), self.depths)])
 
     def states(self) -> Iterator[tuple[str, tuple[Member, ...]]]:
         """Trained and untrained models, where there are several."""
@@ -161,7 +161,7 @@ class Indices:
     ) -> Float64[np.ndarray, "*batch M M"]:
         """Similarity of models: the mean over the common depths. Where R is positive semidefinite, so is this."""
         where = np.stack([self.at_depths(member) for member in some], 1)
-        return np.mean([values[..., rows[:, None], rows] for rows in where], axis=0)
+        return np.asarray(np.mean([values[..., rows[:, None], rows] for rows in where], axis=0))
 
     def without_each(
         self, runs: Iterator[Float64[np.ndarray, "run L L"]]

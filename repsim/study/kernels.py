@@ -146,7 +146,7 @@ def partial_of_two(R: ArrayLike, weights: ArrayLike) -> Matrices:
 
         def left(x_s: Matrices, x_t: Matrices, y_s: Matrices, y_t: Matrices) -> Matrices:
             both = (t * x_s * y_s - st * (x_s * y_t + x_t * y_s) + s * x_t * y_t) / det
-            return np.where(alone, x_s * y_s / s, both)
+            return np.asarray(np.where(alone, x_s * y_s / s, both))
 
         C = R - left(a_s, a_t, b_s, b_t)
         first, second = 1 - left(a_s, a_t, a_s, a_t), 1 - left(b_s, b_t, b_s, b_t)

@@ -14,7 +14,7 @@ from repsim.factors import Source, prepare
 from repsim.metrics.cka import CKA
 from repsim.metrics.gram import CentredGram, Gram
 from repsim.metrics.jackknife import LeaveOneOut
-from repsim.metrics.permuting import leading
+from repsim.metrics.truncation import leading
 from repsim.progress import Progress
 from repsim.resampling import permuted
 from repsim.study.controls import Control
@@ -73,7 +73,7 @@ class Kernels:
         some = [Source(self.names[k], self.names[k], partial(_taken, self.grams[k], rows)) for k in where]
         prepared = prepare(CentredGram(), some)
         there = [k for k, source in enumerate(some) if source.name in prepared.factors]
-        grams = [prepared.factors[some[k].name] for k in there]
+        grams: list[Any] = [prepared.factors[some[k].name] for k in there]
         found = np.full((len(where), len(where)), np.nan)
         found[np.ix_(there, there)] = _symmetric(_CKA.block(grams, grams))
         return found
@@ -112,8 +112,8 @@ def permuted_values(
     progress: Progress | None = None,
 ) -> Float64[np.ndarray, "count rows columns"]:
     """Debiased CKA with the samples of the columns permuted, all layers alike."""
-    sides = [[kernels.grams[k] for k in side] for side in (rows, columns)]
-    return permuted(*sides, _CKA, orders, memory=memory, progress=progress)
+    a, b = ([kernels.grams[k] for k in side] for side in (rows, columns))
+    return permuted(a, b, _CKA, orders, memory=memory, progress=progress)
 
 
 def _symmetric(values: Float64[np.ndarray, "L L"]) -> Float64[np.ndarray, "L L"]:

@@ -11,7 +11,8 @@ from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import as_samples
 from repsim.metrics.jackknife import LeaveOneOut
-from repsim.metrics.resampled import Norms, centred, gathers, groups, halved, interleaved, padded
+from repsim.metrics.permuting import halved
+from repsim.metrics.resampled import Norms, centred, gathers, groups, interleaved, padded
 from tests.metrics.references import gram, u_centred
 
 

@@ -284,8 +284,8 @@ def test_matrix_products_in_pieces(rng: np.random.Generator, monkeypatch: pytest
     block = rng.normal(size=(min(n, p), 4))
     basis = rng.normal(size=(n, 3))
     for found, expected in [
-        (subspace._covariance(rows, 32).triu(), np.triu(true.T @ true)),
-        (subspace._gram(rows, 32).triu(), np.triu(true @ true.T)),
+        (subspace.covariance(rows, 32).triu(), np.triu(true.T @ true)),
+        (subspace.inner_products(rows, 32).triu(), np.triu(true @ true.T)),
         (subspace._times(torch.from_numpy(basis), rows), basis.T @ true),
         (
             subspace._product(rows, torch.from_numpy(block)),
@@ -511,4 +511,4 @@ def test_singular_values_of_a_product(rng: np.random.Generator, shape: tuple[int
     left, right = (np.linalg.qr(rng.normal(size=(side, 5)))[0] for side in shape)
     values = np.geomspace(1e-6, 1, 5)
     found = singular_values(torch.from_numpy(left * values @ right.T), exact=exact).sort().values
-    np.testing.assert_allclose(found, values, rtol=1e-12 if exact else 1e-3)
+    np.testing.assert_allclose(found, values, rtol=1e-9 if exact else 1e-3)

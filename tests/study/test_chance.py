@@ -28,14 +28,14 @@ from tests.metrics.references import gram, u_centred
 
 
 def cubic(*layers: Array) -> list[CubicMoments]:
-    return moments([get("cka").recipe(as_samples(x)) for x in layers])  # type: ignore[misc]
+    return moments([get("cka").recipe(as_samples(x)) for x in layers])
 
 
 def over_every_permutation(x: Array, y: Array) -> Array:
     """Debiased CKA for all n! orders of the samples of y."""
     A, B = (K / np.linalg.norm(K) for K in (u_centred(gram(x)), u_centred(gram(y))))
     orders = np.array(list(itertools.permutations(range(len(x)))))
-    return np.einsum("ij,kij->k", A, B[orders[:, :, None], orders[:, None]])
+    return np.asarray(np.einsum("ij,kij->k", A, B[orders[:, :, None], orders[:, None]]))
 
 
 LAYERS: dict[str, Callable[[np.random.Generator, int], Array]] = {
@@ -92,7 +92,7 @@ def many_permutations(rng: np.random.Generator, x: Array, y: Array, count: int) 
         products = x.T @ y[orders].swapaxes(0, 1).reshape(n, -1)
         squares = np.square(products).reshape(x.shape[1], size, -1).sum((0, 2))
         found.append(squares - n / (n - 2) * (h[orders] @ g) + g.sum() * h.sum() / ((n - 1) * (n - 2)))
-    return np.concatenate(found) / np.prod(norms)
+    return np.asarray(np.concatenate(found) / np.prod(norms))
 
 
 @pytest.mark.parametrize("shape", ["heavy", "steep"])
@@ -138,7 +138,8 @@ def pearson3_tail(z: float, gamma: float) -> float:
         return peak * math.exp((k - 1) * math.log1p(half) - k * half) if half > -1 else 0.0
 
     cuts = np.linspace(z, max(0, z) + 12, 61)
-    return sum(integrate.quad(density, *cut, epsabs=0, epsrel=1e-10)[0] for cut in itertools.pairwise(cuts))
+    parts = [integrate.quad(density, *cut, epsabs=0, epsrel=1e-10)[0] for cut in itertools.pairwise(cuts)]
+    return float(np.sum(parts))
 
 
 @pytest.mark.parametrize("gamma", [0.3, 0.1, 0.021, 0.019, 0.01, 0.003, 0.001])
@@ -234,7 +235,7 @@ def test_calibrated_by_hand() -> None:
 def test_holm_by_hand() -> None:
     """Four p-values times 4, 3, 2, 1, never falling: the third is as large as the second."""
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-    np.testing.assert_allclose(holm([[0.5, 0.6], [np.nan, 0.02]]), [[1, 1], [np.nan, 0.06]])
+    np.testing.assert_allclose(holm([[0.5, 0.6], [np.nan, 0.02]]), [[1.0, 1.0], [np.nan, 0.06]])
 
 
 def test_benjamini_hochberg_by_hand() -> None:

@@ -1,0 +1,89 @@
+"""A layer cut to its leading components keeps its Gram matrix but for a certified rest."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from repsim.errors import InvalidInputError
+from repsim.metrics import get
+from repsim.metrics.base import Array, as_samples
+from repsim.metrics.gram import Gram
+from repsim.metrics.truncation import leading
+
+BIASED = get("cka:estimator=biased")
+
+
+def prepared(x: Array) -> Gram:
+    factor = BIASED.recipe(as_samples(x))
+    assert isinstance(factor, Gram)
+    return factor
+
+
+def decaying(rng: np.random.Generator, n: int, p: int, power: float = 1.0) -> Array:
+    """A signal that all layers share, and singular values that fall."""
+    signal = np.random.default_rng(7).normal(size=(n, 5)) @ rng.normal(size=(5, p))
+    u, _, vt = np.linalg.svd(signal + 2 * rng.normal(size=(n, p)), full_matrices=False)
+    return np.asarray(u * np.arange(1, min(n, p) + 1.0) ** -power @ vt + rng.normal(size=p))
+
+
+def spectrum(x: Array) -> Array:
+    return np.asarray(np.linalg.svd(x - x.mean(0), compute_uv=False))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(100, 30), (40, 40), (30, 100)])
+@pytest.mark.parametrize("share", [0.5, 0.99, 0.9999])
+def test_it_is_the_best_approximation_of_that_rank(
+    rng: np.random.Generator, shape: tuple[int, int], share: float, dtype: type
+) -> None:
+    x: Array = decaying(rng, *shape).astype(dtype)
+    whole, few = prepared(x), leading(prepared(x), share)
+    s4 = spectrum(whole.features[:].double().numpy()) ** 4
+    assert few.p == np.flatnonzero(s4.cumsum() >= share * s4.sum())[0] + 1
+    K, K_r = (g.features[:].double() @ g.features[:].double().T for g in (whole, few))
+    tolerance = 1e-6 if dtype is np.float32 else 1e-12
+    assert float((K - K_r).square().sum()) == pytest.approx(s4[few.p :].sum(), rel=1e-3, abs=tolerance * s4.sum())
+    assert few.dtype == whole.dtype
+    torch.testing.assert_close(few.squared_norms, K_r.diagonal(), rtol=1e-12, atol=0)
+    assert float(few.features[:].sum(0).abs().max()) < 1e-5  # centred as it was
+
+
+@pytest.mark.parametrize("shapes", [(60, 20, 90), (60, 100, 30), (60, 80, 80)])
+@pytest.mark.parametrize("share", [0.6, 0.9, 0.99, 0.9999])
+def test_certificate(rng: np.random.Generator, shapes: tuple[int, int, int], share: float) -> None:
+    n, *widths = shapes
+    for power in (1.5, 2.5):
+        whole = [prepared(decaying(rng, n, p, power)) for p in widths]
+        few = [leading(layer, share) for layer in whole]
+        norms = [[float(np.sum(spectrum(z.features[:].numpy()) ** 4)) for z in side] for side in (few, whole)]
+        kept = [math.sqrt(part / all_) for part, all_ in zip(*norms, strict=True)]
+        assert all(math.sqrt(share) <= c < 1 for c in kept)
+        bound = sum(map(math.acos, kept))
+        moved = abs(math.acos(BIASED.pair(*whole)) - math.acos(BIASED.pair(*few)))
+        assert 1e-9 < moved <= bound
+        for a, b, c in zip(whole, few, kept, strict=True):
+            assert BIASED.pair(a, b) == pytest.approx(c, abs=1e-12)
+
+
+def test_all_of_it_is_the_layer_itself(rng: np.random.Generator) -> None:
+    x, y = decaying(rng, 50, 10), decaying(rng, 50, 70)
+    for metric in (get("cka"), BIASED):
+        whole, few = [prepared(x), prepared(y)], [leading(prepared(z), share=1.0) for z in (x, y)]
+        assert few[0].p == 10
+        assert metric.pair(*few) == pytest.approx(metric.pair(*whole), abs=1e-12)
+
+
+def test_one_direction_is_one_feature(rng: np.random.Generator) -> None:
+    assert leading(prepared(np.outer(rng.normal(size=30), np.arange(1, 5)))).p == 1
+
+
+def test_what_has_no_components_is_refused(rng: np.random.Generator) -> None:
+    x = as_samples(rng.normal(size=(20, 3)))
+    for spec in ("cka:kernel=rbf", "cka:estimator=minibatch,batch=5"):
+        with pytest.raises(InvalidInputError, match="linear kernel of all samples"):
+            leading(get(spec).recipe(x))
+    for share in (0.0, -1.0, 1.01, math.nan):
+        with pytest.raises(InvalidInputError, match="share is a part"):
+            leading(get("cka").recipe(x), share)
