@@ -302,8 +302,8 @@ def questions(exact: Indices) -> list[Question]:
 
     for kind in exact.kernels:
         given = ", input given" if kind else ""
-        controls = [columns(kind, some(_STUDY, pair)) for some in (Design.controls_of, half_trained)]
-        best = max(controls, key=lambda where: float(theta[list(where)].mean()))
+        controls = [columns(kind, some(_STUDY, pair)) for some in (half_trained, Design.controls_of)]
+        best = max(controls, key=lambda where: round(float(theta[list(where)].mean()), 9))
         found += [
             Question(f"MBM{given}", columns(kind, [pair])),
             Question(f"learned effect{given}", columns(kind, [pair]), best),
@@ -387,11 +387,11 @@ def power(say: Say, runs: int) -> Iterator[Cell]:
                 small += float(pearson3(R[0, 1], n, skewness(*moments(some.grams[:2])))) <= 0.05
             mean, se = found.mean(0), found.std(0, ddof=1) / np.sqrt(runs)
             for k, name in enumerate(("CKA", "CKA, the input shared, too", "partial CKA")):
-                row, off = f"{name} {exact[k]:.2f}", mean[k] - exact[k]
+                row, off = f"{name} {exact[k]:.3g}", mean[k] - exact[k]
                 yield Cell(part, row, "mean", mean[k], form="{:.4f}")
                 yield Cell(part, row, "less the truth", off, -0.01, 0.01, "{:+.4f}")
                 yield Cell(part, row, "in standard errors of the simulation", off / se[k], -3, 3, "{:+.1f}")
-            row = f"CKA {exact[0]:.2f}"
+            row = f"CKA {exact[0]:.3g}"
             yield Cell(part, row, "biased CKA", mean[3], form="{:.4f}")
             yield Cell(part, row, "p <= .05 (Pearson III)", small / runs)
             say(f"power: n = {n}, p = {p}, r^2 = {r2}: {(mean[:3] - exact).round(4).tolist()}")
