@@ -8,8 +8,12 @@ from repsim.extraction import extract
 from repsim.extractors.zoo import SEEDS
 from repsim.progress import Progress, counter
 from repsim.results import save_result
+from repsim.study.conduct import universality
 
 METRICS = ("cka", "svcca")
+STUDY = "study.nc"
+_OF_STUDY = ("cka", "mutual_knn")
+_PERMUTATIONS = 299
 _FAMILIES = ("digits_resnet", "digits_vit")
 _PAIRS = {
     "resnet_seed0_vs_seed1": (
@@ -29,7 +33,9 @@ _PAIRS = {
 
 
 def run(folder: Path, progress: Progress | None = None) -> dict[Path, str]:
-    """Extract the zoo, trained and untrained, on the held-out digits; compare; draw. What is there is replaced.
+    """Extract the zoo, trained and untrained, on the held-out digits; compare; draw; study how universal it all is.
+
+    What is there is replaced.
 
     Returns
     -------
@@ -37,14 +43,17 @@ def run(folder: Path, progress: Progress | None = None) -> dict[Path, str]:
         Each file that matters, and what to see in it.
     """
     names = [f"{family}.seed{seed}" for family in _FAMILIES for seed in SEEDS]
-    step = counter(len(names) + len(_FAMILIES) + len(_PAIRS), progress)
+    step = counter(len(names) + len(_FAMILIES) * len(SEEDS) + len(_PAIRS) + 1, progress)
     acts = folder / "acts"
     for name in names:
         extract(name, "digits", acts, split="test", overwrite=True).close()
         step()
     for family in _FAMILIES:
-        extract(family, "digits", acts, split="test", weights="random", overwrite=True).close()
-        step()
+        for seed in SEEDS:
+            extract(
+                family, "digits", acts, split="test", weights="random", seed=seed, recalibrate=True, overwrite=True
+            ).close()
+            step()
     made = {acts: "the activation stores (repsim inspect)"}
     for title, (a, b, what) in _PAIRS.items():
         result = compare(acts / f"{a}.h5", acts / f"{b}.h5", METRICS)
@@ -53,4 +62,10 @@ def run(folder: Path, progress: Progress | None = None) -> dict[Path, str]:
         figures.save(figures.figure(result), picture)
         made[picture] = what
         step()
+    stores = [acts / f"{name}.h5" for name in names]
+    stores += [acts / f"{family}+random-seed{seed}.h5" for family in _FAMILIES for seed in SEEDS]
+    study = universality(stores, _OF_STUDY, permutations=_PERMUTATIONS)
+    save_result(study, folder / STUDY, overwrite=True)
+    made[folder / STUDY] = "how universal it all is: the summary below"
+    step()
     return made

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from repsim.errors import InvalidInputError
+from repsim.errors import InvalidInputError, OutputError, RepsimError
 from repsim.extraction import DType, Extraction, Samples, choose_stream
 from repsim.extractors import ImageSource, open_images
 from repsim.extractors.factory import make_extractor
@@ -20,6 +20,8 @@ from repsim.store import ActivationStore
 from repsim.study.design import Design, Member
 
 Kind = Literal["input", "labels"]
+_ROUNDING = 1e-5
+"""Of the largest pixel: means that differ by less are equal, but for rounding errors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,7 @@ def inputs(design: Design) -> list[Control]:
             continue
         found.append(Control("input", f"input of {member.name}", values.reshape(len(values), -1)))
         mean = values.mean(-1)
-        if np.ptp(mean, axis=0).max() > 0:  # pictures may have been given a mean of 0
+        if np.ptp(mean, axis=0).max() > _ROUNDING * np.abs(values).max():  # pictures may have been given a mean of 0
             found.append(Control("input", f"mean input of {member.name}", mean))
     return found
 
@@ -104,12 +106,17 @@ def untrained(
     ------
     InvalidInputError
         The pictures are not those of the stores; a model that was not extracted from a name.
+    OutputError
+        What the folder keeps was made with other settings.
     """
     some = {member.architecture: member for member in reversed(design.trained)}
-    first = design.trained[0]
-    where, part = _source(first, data, split)
-    images = open_images(where, split=part, root=data_root)
-    samples = _same_samples(images, first)
+    for member in some.values():
+        if member.store.provenance.get("extractor") not in {"timm", "torchvision"}:
+            raise InvalidInputError(
+                f"{member.store.path} was not extracted from a model's name, so no untrained one can be made; "
+                "extract it yourself (weights of no training, provenance weights='random') and name its store"
+            )
+    samples = _same_samples(_images(design.trained[0], data, split, data_root), design.trained[0])
     made = []
     for member in reversed(some.values()):
         for seed in range(seeds):
@@ -123,12 +130,19 @@ def to_extract(design: Design) -> int:
     return len({member.architecture for member in design.trained})
 
 
-def _source(member: Member, data: str | None, split: str | None) -> tuple[str, str | None]:
+def _images(member: Member, data: str | None, split: str | None, root: str | None) -> ImageSource:
+    """What is named, or what the store says that it was made from: of a folder that is its name, and not its place."""
     if data is not None:
-        return data, split
+        return open_images(data, split=split, root=root)
     told = str(member.store.provenance.get("data") or member.store.data)
     name, bracket, rest = told.rpartition(" [")
-    return (name, rest.removesuffix("]")) if bracket and rest.endswith("]") else (told, None)
+    where, part = (name, rest.removesuffix("]")) if bracket and rest.endswith("]") else (told, split)
+    try:
+        return open_images(where, split=part, root=root)
+    except RepsimError as error:
+        raise InvalidInputError(
+            f"{member.store.path} was made from {told}, and {error}; name the pictures with --data"
+        ) from None
 
 
 def _same_samples(images: ImageSource, member: Member) -> Samples:
@@ -152,17 +166,15 @@ def _same_samples(images: ImageSource, member: Member) -> Samples:
 
 def _extract(member: Member, seed: int, samples: Samples, folder: Path, device: str) -> ActivationStore:
     told = member.store.provenance
-    kind = told.get("extractor")
-    if kind not in {"timm", "torchvision"}:
-        raise InvalidInputError(
-            f"{member.store.path} was not extracted from a model's name, so no untrained one can be made; "
-            "extract it yourself (weights of no training, provenance weights='random') and name its store"
-        )
-    prefix = "torchvision/" if kind == "torchvision" else ""
+    prefix = "torchvision/" if told.get("extractor") == "torchvision" else ""
     name = prefix + str(told.get("timm_name") or member.architecture)
     layers = [member.store[array].key.layer for array in member.arrays]
     extractor = make_extractor(name, weights="random", seed=seed, layers=",".join(layers), readout=member.readout)
     how = choose_stream(samples, readout=member.readout, batch_size=None, workers=None, device=device, amp=False)
     dtype: DType = "float16" if member.store[member.arrays[0]].dtype == np.float16 else "float32"
     job = Extraction(extractor, samples, folder, how, dtype=dtype, recalibrate=True)
+    try:
+        job.already()
+    except OutputError as error:  # it speaks of extract's --overwrite; ours replaces the study
+        raise OutputError(f"{str(error).partition('. Use ')[0]}; delete it, and it is made anew") from None
     return job.run()

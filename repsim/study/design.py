@@ -114,8 +114,12 @@ class Design:
         return ((k, pair) for k, pair in enumerate(self.pairs) if pair.relation == relation)
 
     def controls_of(self, pair: Pair) -> tuple[Pair, ...]:
-        """Untrained networks of the same two architectures, seed by seed; of one architecture, of two seeds."""
-        sides = [[m for m in self.untrained if m.architecture == side.architecture] for side in (pair.a, pair.b)]
+        """Untrained networks of the same two architectures, seed by seed; of one architecture, of two seeds.
+
+        a x b and b x a have the very same ones.
+        """
+        order = sorted([pair.a.architecture, pair.b.architecture])
+        sides = [[m for m in self.untrained if m.architecture == architecture] for architecture in order]
         if pair.a.architecture == pair.b.architecture:
             return tuple(Pair(a, b) for a, b in combinations(sides[0], 2))
         return tuple(map(Pair, *sides)) if min(map(len, sides)) else ()
@@ -225,7 +229,7 @@ def _readout(stores: Sequence[ActivationStore], wanted: str | None) -> str:
 def _notes(trained: Sequence[Member]) -> Iterator[str]:
     families = list(dict.fromkeys(member.family for member in trained))
     if len(trained) == 1:
-        yield f"one trained model ({trained[0].name}): nothing can be said of how universal its representation is"
+        yield f"one trained model ({trained[0].name}): there is nothing to compare its representation with"
     elif len(families) == 1:
         yield f"all trained models are of one family ({families[0]}): nothing can be said across architectures"
     alone = [family for family in families if sum(member.family == family for member in trained) == 1]

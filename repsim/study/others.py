@@ -57,8 +57,9 @@ def measure(
 ) -> Measured:
     """Compare the layers of all pairs; permute those of the pairs that are ``tested``."""
     members = {member.name: member for pair in pairs for member in (pair.a, pair.b)}
-    every = {source.name: source for source in sources(tuple(members.values()), device, metric.min_samples)}
-    prepared = prepare(metric.recipe_for("features"), list(every.values()), device=device)
+    read = {source.name: source.rows()[:] for source in sources(tuple(members.values()), device, metric.min_samples)}
+    every = [Source(name, name, partial(read.__getitem__, name)) for name in read]
+    prepared = prepare(metric.recipe_for("features"), every, device=device)
     n = orders.shape[1]
     found = Measured(metric, notes=[f"layer {name}: {why}" for name, why in prepared.undefined.items()])
     draws = _affordable(metric, tested, n, len(orders), prepared=True)
@@ -75,17 +76,20 @@ def measure(
     for pair in pairs:
         a, b = ([prepared.factors.get(name) for name in side.layers] for side in (pair.a, pair.b))
         found.values[pair.name] = as_similarity(metric, _blocks(metric, a, b))
+        if pair.name not in {each.name for each in tested}:
+            step()
+            continue
         both = [(x, y) for x in a for y in b if x is not None and y is not None]
         found.cautions[pair.name] = {caution for x, y in both if (caution := metric.caution(x, y))}
         level = [[metric.chance(x, y) if x is not None and y is not None else None for y in b] for x in a]
         found.chance[pair.name] = as_similarity(metric, _numbers(level, "mean"))
         found.chance_sd[pair.name] = _numbers(level, "sd")
-        if draws and pair.name in {each.name for each in tested}:
+        if draws:
             found.permuted[pair.name] = as_similarity(metric, _permuted(metric, a, b, orders[:draws], memory))
         step()
     if halves:
         samples = random_subsamples(n, n // 2, halves, seed)
-        for name, values in _on_halves(metric, pairs, every, samples, n=n, step=step).items():
+        for name, values in _on_halves(metric, pairs, read, samples, n=n, step=step).items():
             found.halves[name] = as_similarity(metric, values)
     return found
 
@@ -136,7 +140,7 @@ def _permuted(
 def _on_halves(
     metric: Metric[Any],
     pairs: Sequence[Pair],
-    every: Mapping[str, Source],
+    read: Mapping[str, torch.Tensor],
     samples: Int64[np.ndarray, "count m"],
     *,
     n: int,
@@ -150,7 +154,7 @@ def _on_halves(
     if metric.min_samples > samples.shape[1]:
         return {}
     for half in torch.from_numpy(samples):
-        some = [Source(name, name, partial(_taken, source, half)) for name, source in every.items()]
+        some = [Source(name, name, partial(_taken, x, half)) for name, x in read.items()]
         factors = prepare(metric.recipe_for("features"), some).factors
         for pair in pairs:
             sides = ([factors.get(name) for name in side.layers] for side in (pair.a, pair.b))
@@ -159,9 +163,8 @@ def _on_halves(
     return {name: np.stack(values) for name, values in found.items()}
 
 
-def _taken(source: Source, samples: torch.Tensor) -> torch.Tensor:
-    x = source.rows()
-    return x[:][samples.to(x.device)]
+def _taken(x: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    return x[samples.to(x.device)]
 
 
 def _numbers(level: Sequence[Sequence[Any]], what: str) -> Values:

@@ -21,7 +21,7 @@ from repsim.study.controls import Control
 from repsim.study.design import Design, Member
 
 _CKA = CKA()
-EXACT = 4000
+EXACT = 500
 """With more samples, permutations are of layers that are cut to their leading components (`leading`)."""
 SHARE = 0.9999
 """Of sum s^4, what these carry."""

@@ -1,0 +1,215 @@
+"""What is given: the input once, the classes, samples that are there twice; untrained networks, made on demand."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repsim import extract
+from repsim.errors import InvalidInputError, OutputError, RepsimError
+from repsim.store import ActivationStore, open_store
+from repsim.study import controls
+from repsim.study.design import design
+from repsim.study.passes import kernels
+from tests.study.networks import Array, network, noise, unit_kernel
+
+N = 20
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def names(found: list[controls.Control]) -> list[str]:
+    return [each.name for each in found]
+
+
+# The input
+
+
+def test_equal_pixels_are_one_input(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
+    pixels = rng.normal(size=(N, 3, 2, 2))
+    stores = [
+        stack.enter_context(network(tmp_path, model, noise(rng, N), pixels=each))
+        for model, each in (("a", pixels), ("b", pixels), ("c", 2 * pixels + 1), ("d", None), ("e", 2 * pixels + 1))
+    ]
+    found = controls.inputs(design(stores))
+    assert names(found) == ["input of a", "mean input of a", "input of c", "mean input of c"]
+    assert {each.kind for each in found} == {"input"}
+    np.testing.assert_array_equal(found[0].features, pixels.reshape(N, -1))
+    np.testing.assert_allclose(found[1].features, pixels.mean((2, 3)), atol=1e-15)
+
+
+def test_pixels_of_one_channel_are_averaged_over_all(
+    tmp_path: Path, stack: ExitStack, rng: np.random.Generator
+) -> None:
+    pixels = rng.normal(size=(N, 8)).astype(np.float32)
+    found = controls.inputs(design([stack.enter_context(network(tmp_path, "a", noise(rng, N), pixels=pixels))]))
+    np.testing.assert_allclose(found[1].features, pixels.mean(1, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_pictures_without_a_mean_have_no_mean_input(
+    tmp_path: Path, stack: ExitStack, rng: np.random.Generator, dtype: str
+) -> None:
+    """Rounding errors are no input."""
+    pixels = rng.normal(size=(N, 3, 4, 4)).astype(dtype)
+    pixels -= pixels.mean((2, 3), keepdims=True)
+    layers = [x.astype(dtype) for x in noise(rng, N)]
+    store = stack.enter_context(network(tmp_path, "a", layers, pixels=pixels))
+    assert names(controls.inputs(design([store]))) == ["input of a"]
+
+
+def test_no_pixels_no_input(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
+    study = design([stack.enter_context(network(tmp_path, "a", noise(rng, N)))])
+    assert controls.inputs(study) == []
+    assert controls.classes(study) is None
+
+
+# The classes
+
+
+def test_the_kernel_of_classes_is_that_of_being_of_one_class(
+    tmp_path: Path, stack: ExitStack, rng: np.random.Generator
+) -> None:
+    """Debiased CKA of a layer with it, from an n x n matrix of ones and zeros."""
+    labels, x = np.array([7, 3, 3, 9, 7, 7, 3, 9, 9, 3]), rng.normal(size=(10, 4))
+    study = design([stack.enter_context(network(tmp_path, "a", [x], labels=labels))])
+    found = controls.classes(study)
+    assert found is not None
+    same = labels[:, None] == labels
+    np.testing.assert_array_equal(found.features @ found.features.T, same)
+    measured = kernels(study, [found], "cpu", keep=True, step=lambda: None)
+    A = same - np.eye(10)  # U-centred
+    A = A - A.sum(0) / 8 - A.sum(1)[:, None] / 8 + A.sum() / 72
+    np.fill_diagonal(A, 0)
+    expected = A.ravel() / np.linalg.norm(A) @ unit_kernel(x)
+    assert measured.values()[0, measured.of["labels"][0]] == pytest.approx(expected, abs=1e-12)
+
+
+def test_one_class_is_no_control(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
+    store = stack.enter_context(network(tmp_path, "a", noise(rng, N), labels=np.ones(N, int)))
+    assert controls.classes(design([store])) is None
+
+
+# Samples that are there twice
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_duplicates_are_named(tmp_path: Path, stack: ExitStack, rng: np.random.Generator, kept: bool) -> None:
+    x = rng.normal(size=(N, 2, 3))
+    x[[4, 9, 7]] = x[[2, 2, 6]]
+    layers: list[Array] = noise(rng, N) if kept else [x.reshape(N, -1), *noise(rng, N)]
+    ids = [f"photo{k}" for k in range(N)]
+    store = stack.enter_context(network(tmp_path, "a", layers, sample_ids=ids, pixels=x if kept else None))
+    assert controls.duplicates(design([store])) == [("photo2", "photo4"), ("photo6", "photo7"), ("photo2", "photo9")]
+
+
+# Untrained networks
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained network of the zoo, two of its layers."""
+    folder = tmp_path_factory.mktemp("digits")
+    options: dict[str, Any] = {"data": "digits", "split": "test", "limit": 24, "layers": "blocks.0,blocks.5"}
+    extract("digits_vit.seed1", out=folder, **options).close()
+    return folder / "digits_vit.seed1.h5"
+
+
+@pytest.fixture
+def trained(digits: Path, stack: ExitStack) -> ActivationStore:
+    return stack.enter_context(open_store(digits))
+
+
+def make(store: ActivationStore, stack: ExitStack, seeds: int, folder: Path, **options: Any) -> list[ActivationStore]:
+    return [stack.enter_context(made) for made in controls.untrained(design([store]), seeds, folder, **options)]
+
+
+def test_untrained_networks_see_the_same_samples(trained: ActivationStore, stack: ExitStack, tmp_path: Path) -> None:
+    steps: list[int] = []
+    made = make(trained, stack, 2, tmp_path, step=lambda: steps.append(0))
+    assert [store.model for store in made] == ["digits_vit+random-seed0", "digits_vit+random-seed1"]
+    assert len(steps) == 2
+    for store in made:
+        assert store.sample_ids == trained.sample_ids
+        assert store.layers == trained.layers
+        assert store.provenance["weights"] == "random"
+        np.testing.assert_array_equal(store.pixels[:], trained.pixels[:])  # type: ignore[index]
+    assert not np.allclose(made[0][made[0].layers[0]][:], made[1][made[1].layers[0]][:])
+    study = design([trained, *made])
+    assert [member.architecture for member in study.untrained] == ["digits_vit"] * 2
+    assert len(controls.inputs(study)) == 2  # one input: all of it and its mean
+
+
+def test_they_are_kept_for_the_next_time(trained: ActivationStore, stack: ExitStack, tmp_path: Path) -> None:
+    make(trained, stack, 1, tmp_path)
+    path = tmp_path / "digits_vit+random-seed0.h5"
+    before = path.stat()
+    make(trained, stack, 2, tmp_path)
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert sorted(each.name for each in tmp_path.iterdir()) == [f"digits_vit+random-seed{seed}.h5" for seed in (0, 1)]
+
+
+def test_what_was_kept_of_other_samples_is_one_clear_line(
+    trained: ActivationStore, stack: ExitStack, tmp_path: Path
+) -> None:
+    extract("digits_vit", data="digits", split="test", limit=10, out=tmp_path, weights="random").close()
+    with pytest.raises(OutputError, match=r"random-seed0.h5 was made with other settings: .*; delete it") as told:
+        make(trained, stack, 1, tmp_path)
+    assert "--overwrite" not in str(told.value)  # which would replace the study, and not this
+
+
+def test_samples_in_another_order_are_found(trained: ActivationStore, stack: ExitStack, tmp_path: Path) -> None:
+    """The store's own order is what counts, however it came about."""
+    order = np.random.default_rng(0).permutation(len(trained))
+    layers = {name: trained[name][:][order] for name in trained.layers}
+    mixed = stack.enter_context(
+        network(
+            tmp_path, "digits_vit.seed1", {name.partition("@")[0]: x for name, x in layers.items()}, readout="mean",
+            sample_ids=[trained.sample_ids.ids[k] for k in order], provenance=trained.provenance, source=trained.data,
+        )
+    )  # fmt: skip
+    made = make(mixed, stack, 1, tmp_path / "mixed")[0]
+    straight = make(trained, stack, 1, tmp_path / "straight")[0]
+    assert made.sample_ids.ids == mixed.sample_ids.ids
+    for name in trained.layers:
+        np.testing.assert_allclose(made[name][:], straight[name][:][order], rtol=1e-3, atol=1e-4)
+
+
+def test_other_pictures_are_one_clear_line(
+    trained: ActivationStore, stack: ExitStack, tmp_path: Path, pictures: Any
+) -> None:
+    with pytest.raises(InvalidInputError, match=r"lacks 24 of the 24 samples of .*seed1\.h5, the first .*--data"):
+        make(trained, stack, 1, tmp_path, data=str(pictures(3)))
+    with pytest.raises(InvalidInputError, match=r"lacks 24 of the 24 samples"):
+        make(trained, stack, 1, tmp_path, data="digits", split="train")
+    with pytest.raises(RepsimError, match="nowhere"):
+        make(trained, stack, 1, tmp_path, data="nowhere")
+    assert not [path for path in tmp_path.rglob("*.h5*")]
+
+
+def test_pictures_of_the_same_names_but_others(stack: ExitStack, tmp_path: Path, pictures: Any) -> None:
+    folder = pictures(8)
+    store = stack.enter_context(
+        extract("digits_vit.seed0", data=str(folder), out=tmp_path / "acts", layers="blocks.0", workers=0)
+    )
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(InvalidInputError, match=r"have the names of those of .*, but are others"):
+        make(store, stack, 1, tmp_path, data=str(folder))
+    with pytest.raises(
+        InvalidInputError, match=r"was made from photos, and no such folder.*; name the pictures with --da"
+    ):
+        make(store, stack, 1, tmp_path)
+
+
+def test_networks_without_a_name_cannot_be_made(stack: ExitStack, tmp_path: Path, rng: np.random.Generator) -> None:
+    store = stack.enter_context(network(tmp_path, "mine", noise(rng, N)))
+    with pytest.raises(InvalidInputError, match=r"mine\.h5 was not extracted from a model's name"):
+        make(store, stack, 1, tmp_path)

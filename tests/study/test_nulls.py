@@ -1,0 +1,126 @@
+"""Permuted comparisons: plain values as `repsim.permuted` has them, partial ones from permuted residual kernels."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+from repsim.resampling import permuted, random_permutations
+from repsim.study import controls, nulls
+from repsim.study.chance import p_value
+from repsim.study.depth import mbm
+from repsim.study.design import Design, design
+from repsim.study.indices import RAW, Indices
+from repsim.study.passes import Kernels, kernels
+from tests.study.networks import FOUR, TWINS, Array, family, unit_kernel, without
+
+N, COUNT = 24, 12
+ORDERS = random_permutations(N, COUNT, 5)
+Study = tuple[Design, list[controls.Control], Kernels, Indices]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+    with ExitStack() as stack:
+        rng, folder = np.random.default_rng(4), tmp_path_factory.mktemp("stores")
+        stores = family(folder, rng, N, learned=0.6, seen=0.8, models=(*FOUR[:3], TWINS[0]))
+        made = design([stack.enter_context(store) for store in stores])
+        given = [*controls.inputs(made), *filter(None, [controls.classes(made)])]
+        found = kernels(made, given, "cpu", keep=True, step=lambda: None)
+        yield made, given, found, Indices(made, dict(found.of), found.values())
+
+
+def of_cka(study: Study) -> dict[tuple[str, str], nulls.Null]:
+    return nulls.of_cka(study[2], study[3], ORDERS, memory=2**30)
+
+
+def features(study: Study) -> dict[str, list[Array]]:
+    return {member.name: [member.store[array][:] for array in member.arrays] for member in study[0].trained}
+
+
+def test_plain_values_are_those_of_permuted(study: Study) -> None:
+    found, layers = of_cka(study), features(study)
+    for pair in study[0].pairs:
+        a, b = layers[pair.a.name], layers[pair.b.name]
+        values = permuted(a, b, "cka", [np.arange(N), *ORDERS])
+        expected = np.stack([mbm(values), values.max((1, 2))], -1)
+        null = found[RAW, pair.name]
+        np.testing.assert_allclose(null.observed, expected[0], atol=1e-12)
+        np.testing.assert_allclose(null.permuted, expected[1:], atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["input", "labels"])
+def test_partial_values_are_those_of_permuted_residuals(study: Study, kind: str) -> None:
+    """What the controls leave of b's kernel, an n x n matrix, with its rows and columns in another order."""
+    found, layers = of_cka(study), features(study)
+    Z = np.array([unit_kernel(each.features) for each in study[1] if each.kind == kind])
+    for pair in study[0].pairs:
+        left = {}
+        for side in (pair.a.name, pair.b.name):
+            some = without(np.stack([unit_kernel(x) for x in layers[side]]), Z)
+            left[side] = some / np.linalg.norm(some, axis=1, keepdims=True)
+        b = left[pair.b.name].reshape(-1, N, N)
+        values = np.stack(
+            [left[pair.a.name] @ b[:, order][:, :, order].reshape(len(b), -1).T for order in (np.arange(N), *ORDERS)]
+        )
+        expected = np.stack([mbm(values), values.max((1, 2))], -1)
+        null = found[kind, pair.name]
+        np.testing.assert_allclose(null.observed, expected[0], atol=1e-10)
+        np.testing.assert_allclose(null.permuted, expected[1:], atol=1e-10)
+
+
+def test_all_pairs_and_all_that_is_given(study: Study) -> None:
+    """Untrained twins are another kernel for every pair of layers, and have no null here."""
+    names = [pair.name for pair in study[0].pairs]
+    assert set(of_cka(study)) == {(kind, name) for kind in (RAW, "input", "labels") for name in names}
+
+
+def test_observed_is_the_index_of_the_study(study: Study) -> None:
+    indices = study[3]
+    theta = dict(zip(indices.names, indices.evaluate(indices.R), strict=True))
+    for (kind, name), null in of_cka(study).items():
+        assert null.observed[0] == pytest.approx(theta["mbm", kind, name], abs=1e-12)
+
+
+def test_runs_of_permutations_are_one_after_the_other(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, told = of_cka(study), []
+    monkeypatch.setattr(nulls, "_ORDERS", 5)
+    parts = nulls.of_cka(study[2], study[3], ORDERS, memory=2**30, progress=lambda *done: told.append(done))
+    assert told == [(5, COUNT), (10, COUNT), (12, COUNT)]
+    for key, null in whole.items():
+        np.testing.assert_allclose(parts[key].permuted, null.permuted, atol=1e-13)
+
+
+def test_many_samples_are_cut_to_leading_components(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = of_cka(study)
+    monkeypatch.setattr(nulls, "EXACT", N - 1)
+    cut = of_cka(study)
+    assert cut.keys() == whole.keys()
+    moved = max(abs(cut[key].permuted - null.permuted).max() for key, null in whole.items())
+    assert 0 < moved < 5e-3  # with 1e-4 of a kernel's energy gone, its direction has moved by 1e-2
+    for key, null in whole.items():
+        np.testing.assert_allclose(cut[key].observed, null.observed, atol=2e-3)
+        difference = abs(p_value(cut[key].observed, cut[key].permuted) - p_value(null.observed, null.permuted))
+        assert difference.max() <= 1 / (COUNT + 1) + 1e-12
+
+
+def test_one_model_has_nothing_to_permute(study: Study) -> None:
+    alone = Design(study[0].trained[:1], ())
+    assert nulls.of_cka(study[2], Indices(alone, study[3].of, study[3].R), ORDERS, memory=2**30) == {}
+
+
+def test_statistics() -> None:
+    S = np.array([[0.1, 0.9, np.nan], [0.8, 0.2, 0.3]])
+    np.testing.assert_allclose(nulls.statistics(S), [mbm(S), 0.9])
+    assert np.isnan(nulls.statistics(np.full((2, 2), np.nan))).all()
+    batch = np.stack([S, -S])
+    np.testing.assert_array_equal(nulls.statistics(batch)[1], nulls.statistics(-S))
+
+
+def test_of_values() -> None:
+    rng = np.random.default_rng(0)
+    observed, values = rng.normal(size=(2, 3)), rng.normal(size=(4, 2, 3))
+    null = nulls.of_values(observed, values)
+    np.testing.assert_array_equal(null.observed, [mbm(observed), observed.max()])
+    np.testing.assert_array_equal(null.permuted[:, 1], values.max((1, 2)))
