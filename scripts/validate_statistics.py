@@ -436,8 +436,8 @@ def validate(names: Sequence[str], say: Say, *, quick: bool) -> tuple[list[Cell]
 def main(parts: Sequence[str], *, quick: bool, out: Path | None) -> None:
     """Simulate networks of which everything is known, and count how often the statistics of a study are right.
 
-    About a quarter of an hour on one core. The seeds are fixed: the same versions of torch and numpy give the same tables.
-    docs/statistics.md shows them.
+    About a quarter of an hour on one core. The seeds are fixed: the same versions of torch and numpy give the same
+    tables. docs/statistics.md shows them.
     """
     torch.set_num_threads(1)
     cells, seconds = validate(parts or list(PARTS), lambda line: print(line, file=sys.stderr, flush=True), quick=quick)
