@@ -43,7 +43,9 @@ class CubicMoments:
     """sum_ij A_ij^3."""
 
 
-def moments(layers: Sequence[Gram], *, progress: Progress | None = None) -> list[CubicMoments]:
+def moments(
+    layers: Sequence[Gram], cubes: Float64[np.ndarray, " layers"] | None = None, *, progress: Progress | None = None
+) -> list[CubicMoments]:
     """||A||^2, tr(A^3) and sum_ij A_ij^3 of every layer, A being its U-centred Gram matrix.
 
     Of a linear kernel A = B + D, where B = XX' - m1' - 1m' has the offsets m of U-centring, and D = diag(d) takes away
@@ -62,6 +64,8 @@ def moments(layers: Sequence[Gram], *, progress: Progress | None = None) -> list
     ----------
     layers
         Factors of `CKA`, over the same n samples.
+    cubes
+        sum_ij A_ij^3 of each, where a sweep has found them already.
     progress
         Called with the number of steps done, and of all.
 
@@ -87,11 +91,12 @@ def moments(layers: Sequence[Gram], *, progress: Progress | None = None) -> list
     if not layers:
         return []
     sweep = _Cubes(layers)
-    step = counter(sweep.units + len(layers), progress)
-    cubes = np.zeros(len(layers))
-    for part in sweep.parts(sweep.order):
-        cubes += part
-        step()
+    step = counter((sweep.units if cubes is None else 0) + len(layers), progress)
+    if cubes is None:
+        cubes = np.zeros(len(layers))
+        for part in sweep.parts(sweep.order):
+            cubes += part
+            step()
     found = []
     for layer, cube, noise in zip(layers, cubes, sweep.noise, strict=True):
         norm2, triangles = (_narrow(layer) and _by_features(layer)) or _whole(layer)

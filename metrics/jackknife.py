@@ -41,8 +41,9 @@ class LeaveOneOut(GramSweep):
         panel: int = _PANEL,
         tile: int = 0,
         room: int = _ROOM,
+        cubes: bool = False,
     ) -> None:
-        tile = tile or tile_side(len(rows) + len(columns), 4)
+        tile = tile or tile_side(len({id(layer) for layer in [*rows, *columns]}), 4)
         super().__init__(rows, columns, [measure], panel=panel, tile=tile)
         n, sample = self.draws[0].n, 8 * (self.height * self.width + len(self.layers))
         self._twice = n * sample > room
@@ -50,6 +51,10 @@ class LeaveOneOut(GramSweep):
             super().__init__(rows, columns, [measure], panel=max(1, min(panel, room // sample)), tile=tile)
             count = len(self._panels_of)
             self._pairs = [(i, j) for i in range(count) for j in range(count)]
+        self.whole = np.full((self.height, len(self._columns)), np.nan)
+        """The values of all samples; found with the first run of those without one."""
+        self.cubes = np.zeros(len(self.layers)) if cubes else None
+        """sum_ij A_ij^3 of every layer, where they are wanted, once all runs are done."""
         self._run = slice(0, 0)
         self._products = self._squares = torch.empty(0)
 
@@ -89,6 +94,15 @@ class LeaveOneOut(GramSweep):
         for _ in self.parts(units):
             step()
 
+    def _values(
+        self, products: Float64[np.ndarray, "*run height width"], norms: Float64[np.ndarray, "*run layers"]
+    ) -> Float64[np.ndarray, "*run rows columns"]:
+        """<A, B> / (||A|| ||B||)."""
+        values: Float64[np.ndarray, "*run rows columns"] = products[..., self._columns]
+        values /= norms[..., : self.height, None]
+        values /= norms[..., None, [self.first + k for k in self._columns]]
+        return values
+
     def _without(
         self, products: Float64[np.ndarray, "height width"], squares: Float64[np.ndarray, " layers"]
     ) -> Float64[np.ndarray, "run rows columns"]:
@@ -97,17 +111,18 @@ class LeaveOneOut(GramSweep):
         left = squares - c * self._squares.cpu().numpy()
         eps = np.array([draw.eps for draw in self.draws]).reshape(self.times, -1).max(0)
         noise = np.maximum(self._noise(self.measures[0]), 100 * eps * abs(squares))  # the difference cancels
+        self.whole = self._values(products, np.sqrt(np.where(squares > noise, squares, np.nan)))
         norms = np.sqrt(np.where(left > noise, left, np.nan))
-        values: Float64[np.ndarray, "run rows columns"]
-        values = (products - c * self._products.cpu().numpy())[:, :, self._columns]
-        values /= norms[:, : self.height, None]
-        values /= norms[:, [self.first + k for k in self._columns]][:, None]
-        return values
+        return self._values(products - c * self._products.cpu().numpy(), norms)
 
     def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:  # noqa: ARG002
         """Add what a tile gives to the samples of its rows and, where it stands for two, to those of its columns."""
         self._add(stack, i)
-        if i == j or not self._run.start <= j.start < self._run.stop:
+        once = i == j or not self._run.start <= j.start < self._run.stop  # else the tile stands for two
+        if self.cubes is not None:
+            rows = torch.linalg.vecdot(stack[0].square(), stack[-1])
+            self.cubes += (1 if once else 2) * rows.double().sum(1).cpu().numpy()
+        if once:
             return
         turned = stack.new_empty(*stack.shape[:2], stack.shape[3], stack.shape[2])
         for source, target in zip(stack.flatten(0, 1), turned.flatten(0, 1), strict=True):

@@ -46,6 +46,8 @@ def permuted(
     ``measure`` is a metric that knows the road "gram", and its factors are of all samples. ``progress`` counts
     permutations of groups of layers.
     """
+    if "moments" in measure.roads and _directions([*rows, *columns]) is not None:
+        return _by_directions(rows, columns, measure, orders, progress=progress)
     if _features_are_cheaper(rows, columns, measure, len(orders), memory):
         return _by_features(rows, columns, measure, orders, progress=progress)
     return _by_grams(rows, columns, measure, orders, memory=memory, progress=progress)
@@ -143,6 +145,18 @@ def _by_features(
     for i, j, precision in parts:
         found = permuted_moments([rows[k] for k in i], [columns[k] for k in j], orders, precision, step)
         values[:, np.array(i)[:, None], j] = found.cpu().numpy()
+    return _finished(values, rows, columns, measure, orders)
+
+
+def _finished(
+    values: Float64[np.ndarray, "count rows columns"],
+    rows: Sequence[Gram],
+    columns: Sequence[Gram],
+    measure: Metric[Any],
+    orders: Int64[Tensor, "count n"],
+) -> Float64[np.ndarray, "count rows columns"]:
+    """What debiasing takes from ||X'PY||^2, and norms."""
+    n = rows[0].n
     if measure.unbiased:
         g, h = (
             torch.stack([layer.squared_norms for layer in side]).to(wide(rows[0].device)) for side in (rows, columns)
@@ -154,6 +168,34 @@ def _by_features(
         values /= np.array([_norm(layer, measure) for layer in rows])[:, None]
         values /= np.array([_norm(layer, measure) for layer in columns])
     return measure.finish(values)
+
+
+def _directions(layers: Sequence[Any]) -> Float64[Tensor, "n k"] | None:
+    """The directions that all of these layers are combinations of, where they share some (`truncation.together`)."""
+    found = [getattr(getattr(layer, "features", None), "directions", None) for layer in layers]
+    return found[0] if found[0] is not None and all(each is found[0] for each in found) else None
+
+
+def _by_directions(
+    rows: Sequence[Gram],
+    columns: Sequence[Gram],
+    measure: Metric[Any],
+    orders: Int64[Tensor, "count n"],
+    *,
+    progress: Progress | None,
+) -> Float64[np.ndarray, "count rows columns"]:
+    """From shared directions, X = Q C and Y = Q D: ||X'PY||^2 = ||C' (Q'PQ) D||^2, and only Q is permuted."""
+    Q = _directions(rows)
+    assert Q is not None, "the caller has looked"
+    C, D = (torch.cat([layer.features.loadings for layer in side], 1) for side in (rows, columns))  # type: ignore[attr-defined]
+    of_rows, of_columns = (_membership(side).to(Q) for side in (rows, columns))
+    step = counter(len(orders), progress)
+    values = np.empty((len(orders), len(rows), len(columns)))
+    for k, order in enumerate(orders):
+        squares = (C.T @ (Q.T @ Q[order.to(Q.device)]) @ D).square_()
+        values[k] = (of_rows @ squares @ of_columns.T).cpu().numpy()
+        step()
+    return _finished(values, rows, columns, measure, orders)
 
 
 def _norm(layer: Gram, measure: Metric[Any]) -> float:

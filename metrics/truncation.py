@@ -1,6 +1,8 @@
 """A layer cut to its leading principal components: few features with nearly the same Gram matrix."""
 
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from repsim.errors import InvalidInputError
 from repsim.metrics.gram import Gram
-from repsim.metrics.rows import Centred, cut
+from repsim.metrics.rows import Centred, cut, wide
 from repsim.metrics.subspace import covariance, inner_products
 
 _RUN = 2048
@@ -69,6 +71,87 @@ def leading(gram: Gram, share: float = 0.9999) -> Gram:
     rounded = features.to(gram.device, gram.dtype)
     squared_norms = rounded.to(features).square().sum(1)
     return dataclasses.replace(gram, features=rounded, squared_norms=squared_norms)
+
+
+@dataclass(frozen=True, eq=False)
+class Spanned:
+    """Features that are combinations of a few directions, which several layers share: Q C (`Rows`)."""
+
+    directions: Float64[Tensor, "n k"]
+    """Q, orthonormal; the same object for all layers that share it."""
+    loadings: Float64[Tensor, "k r"]
+    """C."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, r)."""
+        return len(self.directions), self.loadings.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the directions."""
+        return self.directions.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the directions."""
+        return self.directions.device
+
+    def __getitem__(self, rows: slice | Tensor) -> Float64[Tensor, "rows r"]:
+        return self.directions[rows] @ self.loadings
+
+
+def together(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]:
+    """Cut several layers to leading components, all of them combinations of as few directions as will do.
+
+    Layers of one network, and of two that are alike, have much in common: their leading components span far fewer
+    directions than there are components. Each layer keeps the share that `leading` keeps, or as little as its square
+    of it: its components are those of `leading`, projected on the k directions that carry most of all layers together,
+    each with ||K|| = 1, and k is the least with which every layer still has ``share`` of what `leading` left of it.
+
+    Parameters
+    ----------
+    grams, share
+        As in `leading`; layers over the same samples.
+
+    Returns
+    -------
+    list of Gram
+        One a layer, in float64, with features Q C (`Spanned`) of one Q. `repsim.permuted` needs nothing but Q, permuted.
+
+    Examples
+    --------
+    >>> from repsim.metrics.gram import CentredGram
+    >>> x = torch.randn(100, 50, generator=torch.Generator().manual_seed(0)) / torch.arange(1, 51)
+    >>> one, other = together([CentredGram()(x), CentredGram()(x[:, :8])])
+    >>> one.features.directions is other.features.directions, one.features.directions.shape[1] < one.p + other.p
+    (True, True)
+    """
+    cut_down = [leading(gram, share) for gram in grams]
+    place = wide(cut_down[0].device)
+    features = [gram.features[:].to(place, torch.float64) for gram in cut_down]
+    features = [x / torch.linalg.matrix_norm(x.T @ x).sqrt() for x in features]
+    X = torch.cat(features, 1)
+    values, vectors = torch.linalg.eigh(X.T @ X if X.shape[1] <= len(X) else X @ X.T)
+    values, vectors = values.flip(0), vectors.flip(1)
+    most = int((values > 1e-12 * values[0]).sum())
+    Q = (X @ vectors[:, :most]) / values[:most].sqrt() if X.shape[1] <= len(X) else vectors[:, :most]
+    loadings = [Q.T @ x for x in features]
+
+    def enough(k: int) -> bool:
+        return all(float(torch.linalg.matrix_norm(C[:k].T @ C[:k])) ** 2 >= share for C in loadings)
+
+    low, high = 1, most
+    while low < high:  # what is kept grows with k
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    directions = Q[:, :high].contiguous()
+    found = []
+    for gram, C in zip(cut_down, loadings, strict=True):
+        spanned = Spanned(directions, C[:high].contiguous())
+        norms = torch.cat([spanned[i].square().sum(1) for i in cut(gram.n, _RUN)]).to(gram.squared_norms)
+        found.append(dataclasses.replace(gram, features=spanned, squared_norms=norms))
+    return found
 
 
 def _kept(values: Float64[Tensor, " m"], share: float) -> int:

@@ -14,7 +14,7 @@ from repsim.factors import Source, prepare
 from repsim.metrics.cka import CKA
 from repsim.metrics.gram import CentredGram, Gram
 from repsim.metrics.jackknife import LeaveOneOut
-from repsim.metrics.truncation import leading
+from repsim.metrics.truncation import together
 from repsim.progress import Progress
 from repsim.resampling import permuted
 from repsim.study.controls import Control
@@ -22,7 +22,7 @@ from repsim.study.design import Design, Member
 
 _CKA = CKA()
 EXACT = 500
-"""With more samples, permutations are of layers that are cut to their leading components (`leading`)."""
+"""With more samples, permutations are of layers that are cut to their leading components (`together`)."""
 SHARE = 0.9999
 """Of sum s^4, what these carry."""
 
@@ -56,14 +56,13 @@ class Kernels:
         """Samples."""
         return self.grams[0].n
 
-    def leave_one_out(self, room: int, step: Callable[[], None]) -> Iterator[Float64[np.ndarray, "run L L"]]:
+    def leave_one_out(self, room: int) -> LeaveOneOut:
         """Debiased CKA of everything with everything, without each sample, run after run."""
-        for _, values in LeaveOneOut(self.grams, self.grams, _CKA, room=room).runs(step):
-            yield values
+        return LeaveOneOut(self.grams, self.grams, _CKA, room=room, cubes=True)
 
     def values(self) -> Float64[np.ndarray, "L L"]:
         """Debiased CKA of everything with everything: positive semidefinite, and 1 on its diagonal."""
-        return _symmetric(_CKA.block(self.grams, self.grams))
+        return symmetric(_CKA.block(self.grams, self.grams))
 
     def on(
         self, samples: Int64[np.ndarray, " m"], where: Int64[np.ndarray, " some"]
@@ -75,12 +74,12 @@ class Kernels:
         there = [k for k, source in enumerate(some) if source.name in prepared.factors]
         grams: list[Any] = [prepared.factors[some[k].name] for k in there]
         found = np.full((len(where), len(where)), np.nan)
-        found[np.ix_(there, there)] = _symmetric(_CKA.block(grams, grams))
+        found[np.ix_(there, there)] = symmetric(_CKA.block(grams, grams))
         return found
 
     def cut(self, where: Sequence[int]) -> "Kernels":
-        """Some of the layers, each by the components that carry almost all of its kernel."""
-        grams = tuple(leading(self.grams[k], SHARE) for k in where)
+        """Some of the layers, by the components that carry almost all of their kernels, in directions that they share."""
+        grams = tuple(together([self.grams[k] for k in where], SHARE))
         place = {k: i for i, k in enumerate(where)}
         of = {name: np.array([place[k] for k in some if k in place], int) for name, some in self.of.items()}
         return Kernels(tuple(self.names[k] for k in where), grams, of, self.undefined)
@@ -116,7 +115,7 @@ def permuted_values(
     return permuted(a, b, _CKA, orders, memory=memory, progress=progress)
 
 
-def _symmetric(values: Float64[np.ndarray, "L L"]) -> Float64[np.ndarray, "L L"]:
+def symmetric(values: Float64[np.ndarray, "L L"]) -> Float64[np.ndarray, "L L"]:
     values = (values + values.T) / 2
     np.fill_diagonal(values, np.where(np.isnan(np.diagonal(values)), np.nan, 1.0))
     return values
