@@ -22,7 +22,7 @@ from repsim.study.design import Design, Pair, half_trained
 from repsim.study.indices import RAW, SHARES, TWINS, Indices
 from repsim.study.kernels import ceiling
 from repsim.study.nulls import Null, of_values
-from repsim.study.others import Measured
+from repsim.study.others import Measured, most
 from repsim.study.passes import Kernels
 from repsim.study.uncertainty import half_samples, influence, interval_of, jackknife, multiplier_bootstrap
 
@@ -195,7 +195,9 @@ def _of_layers(known: _Inference) -> xr.Dataset:
                     for b, other in enumerate(pair.b.layers):
                         if name in place and other in place:
                             i, j = place[name], place[other]
-                            table[what][m, i, j] = table[what][m, j, i] = found[pair.name][a, b]
+                            table[what][m, i, j] = found[pair.name][a, b]
+                            if each.metric.symmetric:
+                                table[what][m, j, i] = table[what][m, i, j]
     with np.errstate(invalid="ignore", divide="ignore"):
         table["z"] = (table["value"] - table["chance"]) / table["chance_sd"]
     dims = ("measure", "layer_a", "layer_b")
@@ -286,7 +288,7 @@ def _row_of_other(known: _Inference, each: Measured, pair: Pair) -> tuple[dict[s
         interval = half_samples(theta, halves, known.design.n)
         row |= {"index_low": interval.low, "index_high": interval.high}
     if pair.name in each.permuted:
-        row |= _tested(of_values(values, each.permuted[pair.name]))
+        row |= _tested(of_values(values, each.permuted[pair.name]), most(each.metric))
     name = ""
     for title, some in known.controls(pair, half=False):
         name, level = title, float(np.mean([mbm(each.values[other.name]) for other in some]))
@@ -298,9 +300,10 @@ def _row_of_other(known: _Inference, each: Measured, pair: Pair) -> tuple[dict[s
     return row, name, (best_match(values), best_match(values.T))
 
 
-def _tested(null: Null) -> dict[str, float]:
+def _tested(null: Null, most: float = 1) -> dict[str, float]:
+    """``most`` is what equal layers have: the end of the calibrated scale."""
     p, tau = p_value(null.observed, null.permuted), threshold(null.observed, null.permuted)
-    level = calibrated(null.observed, tau)
+    level = calibrated(null.observed + 1 - most, tau + 1 - most) if np.isfinite(most) else np.full(2, np.nan)
     return {
         "p_index": p[0], "p_largest": p[1], "threshold_index": tau[0], "threshold_largest": tau[1],
         "calibrated_index": level[0], "calibrated_largest": level[1], "permuted": len(null.permuted),
