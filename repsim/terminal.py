@@ -281,10 +281,11 @@ def _by_measure(found: "xr.Dataset") -> "Table":
 
 def _shares(found: "xr.Dataset") -> "Table":
     """The four shares by depth."""
-    from repsim.study.words import number
+    from repsim.study.words import name_of, number
 
     shares = [name for name in found["share_of"].values.tolist() if "_and_" not in name]
-    made = table("networks", "depth", *(f">{name}" for name in shares), title="where the energy of kernels comes from")
+    names = (f">{name_of(found, name)}" for name in shares)
+    made = table("networks", "depth", *names, title="where the energy of kernels comes from")
     for state in found["state"].values.tolist():
         for depth in found["depth"].values.tolist():
             cells = [number(float(found["share"].sel(state=state, share_of=name, depth=depth))) for name in shares]

@@ -201,7 +201,7 @@ def _of_layers(known: _Inference) -> xr.Dataset:
     with np.errstate(invalid="ignore", divide="ignore"):
         table["z"] = (table["value"] - table["chance"]) / table["chance_sd"]
     dims = ("measure", "layer_a", "layer_b")
-    models = [name.partition("/")[0] for name in names]
+    models = [member.name for member in known.design.trained for _ in known.indices.of[member.name]]
     sides = {f"layer_{side}": names for side in "ab"} | {f"model_{side}": (f"layer_{side}", models) for side in "ab"}
     return xr.Dataset({name: (dims, values) for name, values in table.items()}, coords=sides)
 
@@ -258,7 +258,7 @@ def _row_of_cka(known: _Inference, kind: str, pair: Pair) -> tuple[dict[str, flo
     row = {"index": known.theta[k], "index_low": interval.low, "index_high": interval.high}
     row["split_half"] = known.evidence.halves.get((kind, pair.name), np.nan)
     values = known.indices.block(known.indices.similarities(known.indices.R, kind), pair)
-    row["largest"] = np.nanmax(values)
+    row["largest"] = _largest(values)
     if null := known.evidence.nulls.get((kind, pair.name)):
         row |= _tested(null)
     if null := known.evidence.within_classes.get((kind, pair.name)):
@@ -282,7 +282,7 @@ def _row_of_cka(known: _Inference, kind: str, pair: Pair) -> tuple[dict[str, flo
 def _row_of_other(known: _Inference, each: Measured, pair: Pair) -> tuple[dict[str, float], str, tuple[Match, Match]]:
     values = each.values[pair.name]
     theta = float(mbm(values))
-    row = {"index": theta, "largest": np.nanmax(values) if not np.isnan(values).all() else np.nan}
+    row = {"index": theta, "largest": _largest(values)}
     halves = mbm(each.halves[pair.name]) if pair.name in each.halves else None
     if halves is not None:
         interval = half_samples(theta, halves, known.design.n)
@@ -298,6 +298,10 @@ def _row_of_other(known: _Inference, each: Measured, pair: Pair) -> tuple[dict[s
             interval = half_samples(theta - level, halves - others, known.design.n)
             row |= {"learned_low": interval.low, "learned_high": interval.high}
     return row, name, (best_match(values), best_match(values.T))
+
+
+def _largest(values: Float64[np.ndarray, "a b"]) -> float:
+    return float(np.nanmax(values)) if not np.isnan(values).all() else np.nan
 
 
 def _tested(null: Null, most: float = 1) -> dict[str, float]:
@@ -432,9 +436,8 @@ def _of_the_map(known: _Inference) -> xr.Dataset:
     count = len(known.design.trained)
     if count < 2:
         return xr.Dataset()
-    drawn = known.drawn[:_STABILITY]
     maps: list[tuple[str, Any, Any]] = [
-        (title, _models(known, kind, known.theta), _models(known, kind, drawn)) for title, kind in known.kernels.items()
+        (title, _models(known, kind, known.theta), kind) for title, kind in known.kernels.items()
     ]
     maps += [
         (each.metric.spec, _from_pairs(known, each), None)
@@ -447,16 +450,16 @@ def _of_the_map(known: _Inference) -> xr.Dataset:
     labels, together = np.full(shape, -1), np.full((*shape, count), np.nan)
     single = {name: np.full(len(maps), np.nan) for name in ("common", "common_low", "common_high", "silhouette", "ari")}
     similarity = np.stack([R for _, R, _ in maps])
-    for k, (_, R, replicates) in enumerate(maps):
+    for k, (_, R, kind) in enumerate(maps):
         placed, grouped = embed(R), clusters(R)
         coordinates[k, :, : placed.coordinates.shape[1]] = placed.coordinates
         eigenvalues[k, : len(placed.eigenvalues)] = placed.eigenvalues
         labels[k], single["silhouette"][k] = grouped.labels, grouped.silhouette
         single["common"][k] = common_share(R)
-        if replicates is not None:
-            interval = interval_of(common_share(replicates))
+        if kind is not None:
+            interval = jackknife(common_share(R), common_share(_models(known, kind, known.evidence.left_out)))
             single["common_low"][k], single["common_high"][k] = interval.low, interval.high
-            firm = stability(replicates, grouped.labels)
+            firm = stability(_models(known, kind, known.drawn[:_STABILITY]), grouped.labels)
             single["ari"][k], together[k] = firm.ari, firm.together
     layers = _place_of_layers(known)
     square = ("map", "model", "other_model")

@@ -148,12 +148,15 @@ class Indices:
     def _shares(self, R: Float64[np.ndarray, "*batch L L"]) -> list[Float64[np.ndarray, "..."]]:
         """The four shares at every depth, and the sums of those that may not be told apart."""
         columns = []
-        C = residual(R, self.of["input"].tolist()) if "input" in self.kernels else R
+        known = "input" in self.kernels
+        C = residual(R, self.of["input"].tolist()) if known else R
         for _, some in self.states():
             where = np.stack([self.at_depths(member) for member in some], 1)
             for rows in where:
                 found = shares(C[..., rows[:, None], rows], [member.family for member in some])
                 columns += [getattr(found, name) for name in SHARES]
+                if not known:  # it is in the share that is common to all
+                    columns[-len(SHARES)] = np.full_like(found.input, np.nan)
         return columns
 
     def of_models(

@@ -164,6 +164,11 @@ def verdict(study: xr.Dataset) -> bool | None:
     return None if np.isnan(low) else low > 0
 
 
+def name_of(study: xr.Dataset, share: str) -> str:
+    """What a share is called, where it is printed: calling it universal would claim what only `verdict` may."""
+    return "common to all families" if share == "universal" and not verdict(study) else share
+
+
 def strictest(study: xr.Dataset) -> str:
     """Given the input, where it is known."""
     return "cka given input" if "cka given input" in study["kernel"].values else "cka"
@@ -175,9 +180,13 @@ def _who(study: xr.Dataset) -> str:
         families[family] = families.get(family, 0) + 1
     counted = ", ".join(f"{family} ({count})" for family, count in families.items())
     return (
-        f"{study.sizes['model']} trained models of {len(families)} {'family' if len(families) == 1 else 'families'}: "
+        f"{_many(study.sizes['model'], 'trained model')} of {_many(len(families), 'family', 'families')}: "
         f"{counted}; {study['n_samples'].item()} samples of {study['data'].item()}, readout {study['readout'].item()}."
     )
+
+
+def _many(count: int, one: str, several: str = "") -> str:
+    return f"{count} {one if count == 1 else several or one + 's'}"
 
 
 def _means(study: xr.Dataset, what: str, kernel: str, relation: str = "other family") -> tuple[float, float, float]:
@@ -247,12 +256,15 @@ def _shares(study: xr.Dataset) -> Iterator[str]:
             name: study["mean_share"].sel(state=state, share_of=name).item()
             for name in study["share_of"].values.tolist()
         }
-        parts = [f"input {number(shares['input'])}"]
+        with_input = "" if "cka given input" in study["kernel"].values else "input and "
+        parts = [] if with_input else [f"input {number(shares['input'])}"]
         parts += [
-            f"{name} {number(shares[name])}" for name in ("universal", "family", "seed") if not np.isnan(shares[name])
+            f"{with_input if name == 'universal' else ''}{name_of(study, name)} {number(shares[name])}"
+            for name in ("universal", "family", "seed")
+            if not np.isnan(shares[name])
         ]
         if np.isnan(shares["universal"]) and not np.isnan(shares["universal_and_family"]):
-            parts.append(f"universal and family together {number(shares['universal_and_family'])}")
+            parts.append(f"{with_input}family and what families share together {number(shares['universal_and_family'])}")
         if np.isnan(shares["family"]) and not np.isnan(shares["family_and_seed"]):
             parts.append(f"family and seed together {number(shares['family_and_seed'])}")
         yield f"Shares of the energy of {state} representations, mean over depth: {', '.join(parts)}."
@@ -287,6 +299,8 @@ def _depth(study: xr.Dataset) -> Iterator[str]:
     if across.any():
         split = float(study["split_half"].sel(measure=kernel).values[across].mean())
         whole = float(study["index"].sel(measure=kernel).values[across].mean())
+        if np.isnan(split):  # halves too small for a control
+            return
         yield (
             f"Matches of layers found on one half of the samples hold on the other: {number(split)} there, "
             f"{number(whole)} on all ({kernel})."
@@ -309,7 +323,8 @@ def _map(study: xr.Dataset) -> Iterator[str]:
     stable = (
         "" if np.isnan(firm) else f"; found again in resampled stimuli with an adjusted Rand index of {number(firm)}"
     )
-    yield f"Candidate universality classes: {' | '.join(listed(group, 4) for group in groups)}{stable}."
+    what = "Candidate universality classes" if verdict(study) else "Clusters of models"
+    yield f"{what}: {' | '.join(listed(group, 4) for group in groups)}{stable}."
 
 
 def _stimuli(study: xr.Dataset) -> Iterator[str]:
