@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -21,11 +22,13 @@ import repsim.metrics
 from repsim.cli import main
 from repsim.comparison import compare
 from repsim.metrics.base import Group
-from repsim.results import open_result
+from repsim.results import open_result, open_study
 from repsim.store import open_store
 from repsim.writing import write_store
 
-COMMANDS = ["compare", "demo", "extract", "heatmap", "inspect", "layers", "metrics", "models", "verify"]
+COMMANDS = [
+    "compare", "demo", "extract", "heatmap", "inspect", "layers", "metrics", "models", "universality", "verify",
+]  # fmt: skip
 
 
 def run(*args: object) -> Result:
@@ -274,13 +277,32 @@ def test_values_that_say_little_are_announced(tmp_path: Path) -> None:
 
 def test_the_demo_makes_what_it_says(tmp_path: Path) -> None:
     text = succeed("demo", "-o", tmp_path / "demo")
-    for line in text.splitlines():
-        assert Path(line.split("  ")[0]).exists()
+    files = [line.split("  ")[0] for line in text.splitlines() if line.startswith(str(tmp_path))]
+    assert len(files) == 6
+    assert all(Path(file).exists() for file in files)
     value = open_result(tmp_path / "demo" / "resnet_seed0_vs_seed1.nc")["cka"].values
     others = value[~np.eye(len(value), dtype=bool)].mean()
     assert np.diag(value).mean() > others + 0.15  # the diagonal that the demo promises
     untrained = open_result(tmp_path / "demo" / "resnet_vs_untrained.nc")["cka"].values
     assert np.diag(untrained).mean() < np.diag(value).mean()
+    _zoo_shows_what_is_learned(open_study(tmp_path / "demo" / "study.nc"))
+    assert "To this extent what was learned is universal across these families." in " ".join(text.split())
+
+
+def _zoo_shows_what_is_learned(study: xr.Dataset) -> None:
+    """Raw similarity sees hardly any difference between trained and untrained networks; given the input, all of it."""
+    across = study.sel(kind_of_pair="other family")
+    raw, given = (across.sel(kernel=kernel) for kernel in ("cka", "cka given input"))
+    assert abs(raw["learned_mean"].item()) < 0.1 * raw["index_mean"].item()
+    assert given["control_mean"].item() < given["index_mean"].item() / 2
+    assert given["learned_mean_low"].item() > 0.2
+    trained, untrained = (study["mean_share"].sel(state=state) for state in ("trained", "untrained"))
+    names = ("input", "family", "universal", "seed")
+    assert sorted(names, key=lambda name: -trained.sel(share_of=name).item()) == list(names)
+    assert untrained.sel(share_of="input").item() > 0.5
+    assert abs(untrained.sel(share_of="universal").item()) < 0.1 < trained.sel(share_of="universal").item()
+    for state in (trained, untrained):
+        assert sum(state.sel(share_of=name).item() for name in names) == pytest.approx(1, abs=1e-10)
 
 
 # --- the user's mistakes

@@ -79,7 +79,7 @@ def universality(
         Stores, or their files, over the same samples in the same order; trained models, several of a family where
         there are any, and untrained ones (``repsim extract --weights random --recalibrate``).
     metrics
-        Spec strings or metrics; by default debiased CKA, mutual kNN, the nuclear norm (Procrustes), and SVCCA. Debiased
+        Spec strings, groups (as in `repsim.compare`) or metrics; by default debiased CKA, mutual kNN, the nuclear norm (Procrustes), and SVCCA. Debiased
         CKA is always among them.
     families
         Name -> globs over models' names, for models whose family is not the module that timm defines them in.
@@ -135,7 +135,9 @@ def universality(
     >>> study["index"].sel(measure="cka", pair="net.seed0 x other.seed0").round(1).item()
     0.5
     """
-    asked = [spec if isinstance(spec, Metric) else registry.get(spec) for spec in metrics or METRICS]
+    asked = [
+        each for spec in metrics or METRICS for each in ([spec] if isinstance(spec, Metric) else registry.select(spec))
+    ]
     place = choose_device(device)
     room = memory_to_use(place, memory)
     with ExitStack() as stack:

@@ -215,6 +215,8 @@ def _raw(study: xr.Dataset) -> Iterator[str]:
         yield f"{text}."
     elif learned[1] > 0:
         yield f"{text}; with untrained networks it is {number(*control)}."
+    elif learned[2] < 0:
+        yield f"{text}; with untrained networks it is {number(*control)}, which is more."
     else:
         yield (
             f"{text}; with untrained networks it is {number(*control)}: raw similarity does not tell trained networks "
@@ -240,8 +242,8 @@ def _learned(study: xr.Dataset) -> Iterator[str]:
         )
     elif learned[2] < 0:
         yield (
-            f"{text}{number(*learned)} less. The trained networks of different families are less alike than the "
-            "control; nothing learned is shown to be shared."
+            f"{text}the difference is {number(*learned)}, below 0. Trained networks of different families are less "
+            "alike than the control; nothing learned is shown to be shared."
         )
     else:
         yield (

@@ -45,7 +45,9 @@ def test_equal_pixels_are_one_input(tmp_path: Path, stack: ExitStack, rng: np.ra
     np.testing.assert_allclose(found[1].features, pixels.mean((2, 3)), atol=1e-15)
 
 
-def test_pixels_of_one_channel_are_averaged_over_all(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
+def test_pixels_of_one_channel_are_averaged_over_all(
+    tmp_path: Path, stack: ExitStack, rng: np.random.Generator
+) -> None:
     pixels = rng.normal(size=(N, 8)).astype(np.float32)
     found = controls.inputs(design([stack.enter_context(network(tmp_path, "a", noise(rng, N), pixels=pixels))]))
     np.testing.assert_allclose(found[1].features, pixels.mean(1, keepdims=True), atol=1e-6)
@@ -201,7 +203,9 @@ def test_pictures_of_the_same_names_but_others(stack: ExitStack, tmp_path: Path,
         path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(InvalidInputError, match=r"have the names of those of .*, but are others"):
         make(store, stack, 1, tmp_path, data=str(folder))
-    with pytest.raises(InvalidInputError, match=r"was made from photos, and no such folder.*; name the pictures with --da"):
+    with pytest.raises(
+        InvalidInputError, match=r"was made from photos, and no such folder.*; name the pictures with --da"
+    ):
         make(store, stack, 1, tmp_path)
 
 

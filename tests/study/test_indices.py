@@ -215,7 +215,9 @@ def test_pieces_give_what_the_whole_gives(
     case: Case, left_out: tuple[Array, dict[str, Array]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("repsim.study.indices._PIECE", 1)  # one sample at a time
-    rows, errors = case.indices.without_each(case.kernels.leave_one_out(100_000, lambda: None))  # and a few samples a run
+    rows, errors = case.indices.without_each(
+        case.kernels.leave_one_out(100_000, lambda: None)
+    )  # and a few samples a run
     np.testing.assert_allclose(rows, left_out[0], atol=1e-12)
     for kind, expected in left_out[1].items():
         np.testing.assert_allclose(errors[kind], expected, atol=1e-9)

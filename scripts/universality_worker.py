@@ -1,0 +1,75 @@
+"""One timed study, alone in its process: settings as JSON in, what was measured as a JSON line out."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from compare_worker import RESNET50, VIT_B, runs
+from machine_rates import gemm, peak_mib
+
+MODELS = {"resnet50": (RESNET50, 1), "vit_base": (VIT_B, 2)}
+
+
+def stores(folder: Path, n: int) -> list[Path]:
+    """Two networks, and untrained twins of both, of synthetic activations over the same n samples of 100 classes."""
+    from repsim.labels import LayerKey, SampleIds  # noqa: PLC0415
+    from repsim.layout import ArraySpec, Contents  # noqa: PLC0415
+    from repsim.writing import StoreWriter  # noqa: PLC0415
+
+    pixels = np.random.default_rng(0).standard_normal((n, 3 * 64), dtype=np.float32)
+    labels = np.random.default_rng(1).integers(0, 100, n)
+    paths = []
+    for model, (widths, seed) in MODELS.items():
+        for weights in ("pretrained", "random"):
+            name = model if weights == "pretrained" else f"{model}+random-seed0"
+            path = folder / f"{name}.h5"
+            paths.append(path)
+            keys = {LayerKey(name, layer, "given"): p for layer, p in widths.items()}
+            keys[LayerKey(name, "input", "pixels")] = pixels.shape[1]
+            specs = tuple(ArraySpec(key, (p,)) for key, p in keys.items())
+            provenance = {"extractor": "given", "architecture": model, "weights": weights}
+            contents = Contents(specs, SampleIds(tuple(map(str, range(n)))), "made", provenance, labels=labels)
+            with StoreWriter(path, contents) as writer:
+                for rows, layers in runs(widths, n, seed + (10 if weights == "random" else 0)):
+                    for spec in specs:
+                        values = pixels[rows] if spec.key.control else layers[spec.key.layer]
+                        writer.write(spec.key, rows, values)
+                    writer.done(rows)
+    return paths
+
+
+def main(settings: dict[str, Any]) -> dict[str, Any]:
+    from repsim import compare, universality  # noqa: PLC0415
+
+    paths = stores(Path(settings["folder"]), settings["samples"])
+    rate = gemm("cpu", torch.float32)["seconds"]
+    start = time.perf_counter()
+    compare(paths[0], paths[2], ["cka"])
+    comparison = time.perf_counter() - start
+    told: list[tuple[str, float]] = []
+    start = time.perf_counter()
+    study = universality(
+        paths,
+        settings["metrics"] or None,
+        permutations=settings["permutations"],
+        steps=lambda name: told.append((name, time.perf_counter())),
+    )
+    end = time.perf_counter()
+    ends = [*(when for _, when in told[1:]), end]
+    return {
+        "seconds": end - start,
+        "steps": {name: after - before for (name, before), after in zip(told, ends, strict=True)},
+        "comparison": comparison,
+        "peak": peak_mib(),
+        "rate": rate,
+        "warnings": json.loads(study.attrs["warnings"]),
+        "permuted": {name: float(study["permuted"].sel(measure=name)[0]) for name in study["measure"].values.tolist()},
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
