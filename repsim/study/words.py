@@ -266,7 +266,9 @@ def _shares(study: xr.Dataset) -> Iterator[str]:
             if not np.isnan(shares[name])
         ]
         if np.isnan(shares["universal"]) and not np.isnan(shares["universal_and_family"]):
-            parts.append(f"{with_input}family and what families share together {number(shares['universal_and_family'])}")
+            parts.append(
+                f"{with_input}family and what families share together {number(shares['universal_and_family'])}"
+            )
         if np.isnan(shares["family"]) and not np.isnan(shares["family_and_seed"]):
             parts.append(f"family and seed together {number(shares['family_and_seed'])}")
         yield f"Shares of the energy of {state} representations, mean over depth: {', '.join(parts)}."

@@ -191,7 +191,7 @@ def test_other_pictures_are_one_clear_line(
         make(trained, stack, 1, tmp_path, data="digits", split="train")
     with pytest.raises(RepsimError, match="nowhere"):
         make(trained, stack, 1, tmp_path, data="nowhere")
-    assert not [path for path in tmp_path.rglob("*.h5*")]
+    assert not list(tmp_path.rglob("*.h5*"))
 
 
 def test_pictures_of_the_same_names_but_others(stack: ExitStack, tmp_path: Path, pictures: Any) -> None:

@@ -98,7 +98,8 @@ class Slow:
 
     def shares(self, state: str, d: int) -> dict[str, float]:
         some = self.case.design.trained if state == "trained" else self.case.design.untrained
-        left = self.left["input" if "input" in self.left else RAW]
+        known = "input" in self.left
+        left = self.left["input" if known else RAW]
         w = [left[self.at_depth(member, d)] for member in some]
         energy = np.mean([x @ x for x in w])
         pairs = list(itertools.combinations(range(len(some)), 2))
@@ -106,8 +107,8 @@ class Slow:
         other = [w[i] @ w[j] for i, j in pairs if some[i].family != some[j].family]
         within, across = (np.mean(each) if each else np.nan for each in (same, other))
         return {
-            "input": 1 - energy, "universal": across, "family": within - across, "seed": energy - within,
-            "family_and_seed": energy - across, "universal_and_family": within,
+            "input": 1 - energy if known else np.nan, "universal": across,
+            "family": within - across, "seed": energy - within, "family_and_seed": energy - across, "universal_and_family": within,
         }  # fmt: skip
 
     def number(self, name: tuple[str, ...]) -> float:

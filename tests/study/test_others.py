@@ -88,7 +88,9 @@ def test_what_is_not_affordable_is_said(study: Design, monkeypatch: pytest.Monke
     orders = random_permutations(N, 30, 0)
     some = measure(registry.get("svcca"), study.pairs, study.pairs, orders, device="cpu", memory=None, seed=0)
     assert some.notes[0] == "19 of 30 permutations, which is what is affordable at this size"
-    np.testing.assert_array_equal(some.permuted[study.pairs[0].name], found(study, "svcca").permuted[study.pairs[0].name])
+    np.testing.assert_array_equal(
+        some.permuted[study.pairs[0].name], found(study, "svcca").permuted[study.pairs[0].name]
+    )
     monkeypatch.setattr(others, "SECONDS", 0)
     assert "no interval: half-samples take too long at this size" in found(study, "svcca").notes
 
