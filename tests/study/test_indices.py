@@ -108,7 +108,8 @@ class Slow:
         within, across = (np.mean(each) if each else np.nan for each in (same, other))
         return {
             "input": 1 - energy if known else np.nan, "universal": across,
-            "family": within - across, "seed": energy - within, "family_and_seed": energy - across, "universal_and_family": within,
+            "family": within - across, "seed": energy - within,
+            "family_and_seed": energy - across, "universal_and_family": within,
         }  # fmt: skip
 
     def number(self, name: tuple[str, ...]) -> float:
