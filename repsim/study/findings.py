@@ -266,11 +266,12 @@ def _row_of_cka(known: _Inference, kind: str, pair: Pair) -> tuple[dict[str, flo
     name, column = "", np.nan
     for title, some in known.controls(pair, half=True):
         columns = [known.column(kind, each) for each in some]
-        if np.isnan(column) or known.theta[columns].mean() > column:
-            name, column = title, float(known.theta[columns].mean())
-            drawn = known.drawn[:, k] - known.drawn[:, columns].mean(1)
-            interval = interval_of(drawn)
-            row |= {"learned_low": float(interval.low), "learned_high": float(interval.high)}
+        level = float(known.theta[columns].mean())
+        if np.isnan(level) or level <= column:
+            continue
+        name, column = title, level
+        interval = interval_of(known.drawn[:, k] - known.drawn[:, columns].mean(1))
+        row |= {"learned_low": float(interval.low), "learned_high": float(interval.high)}
     row |= {"control": column, "learned": float(known.theta[k]) - column}
     return (
         {name: value for name, value in row.items() if name in _COLUMNS},
