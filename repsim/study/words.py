@@ -4,6 +4,7 @@ The word "universal" is used only where the learned effect across families is ab
 """
 
 from collections.abc import Iterator
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,15 @@ def number(value: float, low: float | None = None, high: float | None = None) ->
     if low is None or high is None or np.isnan(low):
         return plain(value)
     return f"{plain(value)} ({plain(low)} to {plain(high)})"
+
+
+def probability(p: float) -> str:
+    """A p-value, which is never 0.
+
+    >>> probability(0.04), probability(0.0002)
+    ('.040', '< .001')
+    """
+    return "< .001" if p < 0.0005 else number(p)  # what three digits show as 0
 
 
 def listed(names: list[str], most: int = _NAMED) -> str:
@@ -276,12 +286,13 @@ def _shares(study: xr.Dataset) -> Iterator[str]:
 
 def _ceilings(study: xr.Dataset) -> Iterator[str]:
     kernel = strictest(study)
-    for k, families in enumerate(study["families"].values.tolist()):
+    both = combinations(study["ceiling_of"].values.tolist(), 2)
+    for k, (families, kinds) in enumerate(zip(study["families"].values.tolist(), both, strict=True)):
         at = {"kernel": kernel}
         ratio, low, high = (float(study[name].sel(at)[k]) for name in ("ratio", "ratio_low", "ratio_high"))
         if not np.isnan(ratio):
-            made = sorted({kind for kind in study["ceiling_of"].values.tolist() if not kind.startswith("one model")})
-            yield f"{families}: {number(ratio, low, high)} of the ceiling that {' and '.join(made)} set ({kernel})."
+            made = " and ".join(sorted(set(kinds)))
+            yield f"{families}: {number(ratio, low, high)} of the ceiling that {made} set ({kernel})."
 
 
 def _tested(study: xr.Dataset) -> Iterator[str]:
