@@ -135,9 +135,9 @@ def universality(
     >>> study["index"].sel(measure="cka", pair="net.seed0 x other.seed0").round(1).item()
     0.5
     """
-    asked = [
-        each for spec in metrics or METRICS for each in ([spec] if isinstance(spec, Metric) else registry.select(spec))
-    ]
+    asked: list[Metric[Any]] = []
+    for word in metrics or METRICS:
+        asked += [word] if isinstance(word, Metric) else registry.select(word)
     place = choose_device(device)
     room = memory_to_use(place, memory)
     with ExitStack() as stack:

@@ -1,0 +1,451 @@
+#!/usr/bin/env python3
+"""Whether the statistics of a study are right, by simulation: see ``scripts/validate_statistics.py --help``."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import special
+
+from repsim.metrics.chance import moments
+from repsim.metrics.cka import CKA
+from repsim.metrics.gram import CentredGram
+from repsim.resampling import random_permutations
+from repsim.store import ActivationStore
+from repsim.study import nulls
+from repsim.study.chance import p_value, pearson3, skewness, z_value
+from repsim.study.design import Design, Member, Pair, half_trained
+from repsim.study.indices import RAW, TWINS, Indices
+from repsim.study.kernels import partial
+from repsim.study.passes import Kernels, permuted_values
+from repsim.study.uncertainty import Interval, influence, interval_of, jackknife, multiplier_bootstrap
+
+Array = NDArray[np.float64]
+Say = Callable[[str], None]
+
+_MEMORY = 2**30
+_ALPHAS = (0.05, 0.01, 0.001)
+_ANY = (-np.inf, np.inf)
+
+
+# --- what was found
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table, and the bounds that it was to keep, if any."""
+
+    part: str
+    row: str
+    column: str
+    value: float
+    low: float = -np.inf
+    high: float = np.inf
+    form: str = "{:.1%}"
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is where it was to be."""
+        return self.low <= self.value <= self.high
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it could be anywhere else."""
+        return bool(np.isfinite(self.low))
+
+    @property
+    def text(self) -> str:
+        """As a table shows it: bold and with a cross where it is out of bounds."""
+        text = self.form.format(self.value)
+        return text if self.kept else f"**{text}** ✗"
+
+
+def tables(cells: Sequence[Cell], seconds: dict[str, float]) -> str:
+    """A table of markdown for every part."""
+    blocks = []
+    for part in dict.fromkeys(cell.part for cell in cells):
+        own = {(cell.row, cell.column): cell.text for cell in cells if cell.part == part}
+        columns = list(dict.fromkeys(column for _, column in own))
+        lines = [[part, *columns], ["---", *["--:"] * len(columns)]]
+        lines += [[row, *(own.get((row, c), "") for c in columns)] for row in dict.fromkeys(row for row, _ in own)]
+        blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    outside, bounded = sum(not cell.kept for cell in cells), sum(cell.bounded for cell in cells)
+    spent = ", ".join(f"{name} {count:,.0f}" for name, count in seconds.items())
+    return "\n\n".join([*blocks, f"Out of bounds (✗): {outside} of {bounded}. CPU seconds: {spent}."])
+
+
+# --- networks that are simulated
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a study asks of a store, beside the activations."""
+
+    model: str
+    provenance: dict[str, str]
+
+
+def member(name: str, family: str, *, trained: bool = True) -> Member:
+    """A model of a study without a file."""
+    provenance = {"architecture": family} | ({} if trained else {"weights": "random"})
+    return Member(cast("ActivationStore", Network(name, provenance)), family, "mean")
+
+
+def kernels(layers: Sequence[Array], of: dict[str, NDArray[np.int64]]) -> Kernels:
+    """Prepare layers (float32, as they are stored) for a study."""
+    grams = tuple(cast("Any", CentredGram()(torch.from_numpy(x.astype(np.float32)))) for x in layers)
+    return Kernels(tuple(f"layer {k}" for k in range(len(layers))), grams, of, {})
+
+
+def spectrum(kind: str, count: int) -> Array:
+    """Singular values, the first one 1."""
+    if kind == "flat":
+        return np.ones(count)
+    return 1 / np.arange(1, count + 1) if kind == "1/i" else np.r_[1, np.full(count - 1, 0.2)]
+
+
+# --- 1. chance for a whole comparison
+
+_PAIR = Design((member("a", "A"), member("b", "B")), ())
+_DEPTHS = {"a": 8, "b": 10}
+_WIDTH = 40
+
+
+def unrelated(rng: np.random.Generator, kind: str, n: int, *, given: str | None) -> Kernels:
+    """Two networks of 8 and 10 layers with nothing in common; within a network, debiased CKA of layers is about .6.
+
+    A layer is what all layers of its network have, and half as much of its own. ``given`` "the input": every layer has
+    the input's features beside that, and the input is a control. "filtered": the features of the input as a random
+    matrix of each network mixes them.
+    """
+    scale, layers = spectrum(kind, _WIDTH), []
+    u = rng.normal(size=(n, _WIDTH)) * scale
+    for depth in _DEPTHS.values():
+        common = rng.normal(size=(n, _WIDTH))
+        seen = u @ rng.normal(size=(_WIDTH, _WIDTH)) / np.sqrt(_WIDTH) if given == "filtered" else u
+        for _ in range(depth):
+            own = (common + rng.normal(size=(n, _WIDTH)) / 2) * scale
+            layers.append(np.hstack([own, seen]) if given else own)
+    ends = np.cumsum([0, *_DEPTHS.values()])
+    of = {name: np.arange(*ends[k : k + 2]) for k, name in enumerate(_DEPTHS)}
+    return kernels([*layers, u], of | {"input": np.array([ends[-1]])}) if given else kernels(layers, of)
+
+
+def null(say: Say, runs: int, few: int, n: int = 100, count: int = 199) -> Iterator[Cell]:
+    """How often networks that share nothing are found to be alike."""
+    part = "rejected at 5 %"
+    cases = [
+        *((f"nothing shared, spectrum {kind}", kind, None, runs) for kind in ("flat", "1/i")),
+        *((f"the input shared, and given; spectrum {kind}", kind, "the input", runs) for kind in ("flat", "1/i")),
+        ("each network mixes the input in its own way, the input given; flat (no null)", "flat", "filtered", few),
+    ]
+    for seed, (row, kind, given, times) in enumerate(cases):
+        found = []
+        for run in range(times):
+            rng = np.random.default_rng([1, seed, run])
+            some = unrelated(rng, kind, n, given=given)
+            R, key = some.values(), ("input" if given else RAW, "a x b")
+            orders = random_permutations(n, count, run)
+            tested = nulls.of_cka(some, Indices(_PAIR, dict(some.of), R), orders, memory=_MEMORY)[key]
+            ps = [*p_value(tested.observed, tested.permuted)]
+            if not given:
+                ps.append(smallest(some, R))
+            found.append(ps)
+        rates = np.mean(np.array(found) <= 0.05, axis=0)
+        low, high = (0.035, 0.065) if given != "filtered" else _ANY
+        yield Cell(part, row, "runs", times, form="{:,}")
+        for column, rate in zip(("MBM", "maximum"), rates, strict=False):
+            yield Cell(part, row, column, float(rate), low, high)
+        if not given:
+            yield Cell(part, row, "smallest p of a layer pair", float(rates[2]))
+        say(f"null: {row}: {rates.round(3).tolist()}")
+
+
+def smallest(some: Kernels, R: Array) -> float:
+    """The naive test: the smallest p-value of all pairs of layers, each right by itself."""
+    a, b = some.of["a"], some.of["b"]
+    cubic = moments(some.grams)
+    skewed = np.array([[skewness(cubic[i], cubic[j]) for j in b] for i in a])
+    return float(pearson3(R[np.ix_(a, b)], some.n, skewed).min())
+
+
+# --- 2. Pearson III
+
+
+def pearson(say: Say, count: int, n: int = 100) -> Iterator[Cell]:
+    """How often p-values of single layer pairs are as small as they should rarely be, over random permutations."""
+    part = "share of permutations with p at most alpha, over alpha"
+    for seed, kinds in enumerate([("flat", "flat"), ("1/i", "1/i"), ("flat", "1/i"), ("one direction",) * 2]):
+        rng = np.random.default_rng([2, seed])
+        layers = [rng.normal(size=(n, _WIDTH)) * spectrum(kind, _WIDTH) for kind in kinds]
+        some = kernels(layers, {})
+        gamma = skewness(*moments(some.grams))
+        a, b = np.array([[0], [1]])
+        values = [
+            permuted_values(some, a, b, random_permutations(n, 10_000, k), memory=_MEMORY).ravel()
+            for k in range(count // 10_000)
+        ]
+        drawn = np.concatenate(values)
+        ps, normal = pearson3(drawn, n, gamma), special.ndtr(-z_value(drawn, n))
+        row = " x ".join(dict.fromkeys(kinds))
+        yield Cell(part, row, "skewness", gamma, form="{:.2f}")
+        for alpha in _ALPHAS:
+            rate = float((ps <= alpha).mean() / alpha)
+            yield Cell(part, row, f"Pearson III, {alpha}", rate, 1 / 1.5, 1.5, "{:.2f}")
+        for alpha in _ALPHAS:
+            yield Cell(part, row, f"normal, {alpha}", float((normal <= alpha).mean() / alpha), form="{:.2f}")
+        say(f"pearson: {row}, skewness {gamma:.2f}")
+
+
+# --- 3. coverage
+
+_SEEN = {True: (0.6, 0.45, 0.3), False: (0.75, 0.7, 0.65)}
+"""Trained or not -> share of the input in a layer's kernel, by depth."""
+_LEARNT = {"universal": (0.12, 0.2, 0.25), "family": (0.1, 0.15, 0.2)}
+_NEAR = np.array([[0.7, 0.3, 0.0], [0.15, 0.7, 0.15], [0.0, 0.3, 0.7]])
+"""How a share is divided among three latents, by depth: neighbouring layers have more in common than distant ones."""
+_STUDY = Design(
+    (member("A0", "A"), member("A1", "A"), member("B0", "B")),
+    tuple(member(f"{family}.untrained", family, trained=False) for family in "AB"),
+)
+_CASES = [("flat", 200), ("1/i", 200), ("flat", 1000), ("1/i", 1000)]
+_SIZES = {"input": 16, "universal": 8, "family": 8, "own": 12}
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """Gaussian layers x_j = a_j z_j, of latents z with unit variance: everything about them is known.
+
+    Debiased CKA of two of them is ||Sigma_xy||^2 / (||Sigma_xx|| ||Sigma_yy||), Sigma being diagonal: the cosine of the
+    vectors a_j^2. What else a study says is algebra on that.
+    """
+
+    loads: Array
+    """(layers, latents)."""
+    of: dict[str, NDArray[np.int64]]
+
+    @property
+    def R(self) -> Array:  # noqa: N802
+        """Debiased CKA of infinitely many samples."""
+        unit = self.loads**2 / np.linalg.norm(self.loads**2, axis=1, keepdims=True)
+        return np.asarray(unit @ unit.T)
+
+    def drawn(self, rng: np.random.Generator, n: int) -> Kernels:
+        """Layers of n samples."""
+        z = rng.normal(size=(n, self.loads.shape[1]))
+        return kernels([z[:, a > 0] * a[a > 0] for a in self.loads], self.of)
+
+
+def population(kind: str) -> Population:
+    """Three trained networks of two families, an untrained one of each, of three layers, and their input."""
+    latents: dict[tuple[str, str], Array] = {}
+    names = [("input", ""), *(("universal", str(d)) for d in range(3))]
+    names += [("family", f"{family}{d}") for family in "AB" for d in range(3)]
+    names += [("own", f"{each.name}{d}") for each in _STUDY.members for d in range(3)]
+    for part, name in names:
+        s = spectrum(kind, _SIZES[part])
+        latents[part, name] = s / (s**4).sum() ** 0.25  # its kernel has the norm 1
+    ends = np.cumsum([0, *(len(s) for s in latents.values())])
+    place = {key: slice(*ends[k : k + 2]) for k, key in enumerate(latents)}
+
+    def layer(shares: dict[tuple[str, str], float]) -> Array:
+        loads = np.zeros(ends[-1])
+        for key, share in shares.items():
+            loads[place[key]] = share**0.25 * latents[key]
+        return loads
+
+    loads: list[Array] = []
+    of = {}
+    for each in _STUDY.members:
+        of[each.name] = np.arange(len(loads), len(loads) + 3)
+        for depth in range(3):
+            shares = {("input", ""): _SEEN[each.trained][depth]}
+            for part, name in (("universal", ""), ("family", each.family)) if each.trained else ():
+                shares |= {(part, f"{name}{d}"): _LEARNT[part][depth] * _NEAR[depth, d] for d in range(3)}
+            rest = 1 - sum(shares.values())
+            shares |= {("own", f"{each.name}{d}"): rest * _NEAR[depth, d] for d in range(3)}
+            loads.append(layer(shares))
+    of["input"] = np.array([len(loads)])
+    return Population(np.stack([*loads, layer({("input", ""): 1.0})]), of)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A number that a study gives with an interval."""
+
+    row: str
+    columns: tuple[int, ...]
+    """Of `Indices.evaluate`; their mean is meant."""
+    minus: tuple[int, ...] = ()
+    """Less the mean of these."""
+
+    def of(self, numbers: Array) -> Array:
+        """Of one row of numbers, or of each of many."""
+        less = numbers[..., list(self.minus)].mean(-1) if self.minus else 0
+        return np.asarray(numbers[..., list(self.columns)].mean(-1) - less)
+
+
+def questions(exact: Indices) -> list[Question]:
+    """MBM, shares and learned effects of a study."""
+    pair = next(each for each in _STUDY.pairs if each.relation == "other family")
+    theta, found = exact.evaluate(exact.R), []
+
+    def columns(kind: str, some: Sequence[Pair]) -> tuple[int, ...]:
+        return tuple(exact.at["mbm", kind, each.name] for each in some)
+
+    for kind in exact.kernels:
+        given = ", input given" if kind else ""
+        controls = [columns(kind, some(_STUDY, pair)) for some in (half_trained, Design.controls_of)]
+        best = max(controls, key=lambda where: round(float(theta[list(where)].mean()), 9))
+        found += [
+            Question(f"MBM{given}", columns(kind, [pair])),
+            Question(f"learned effect{given}", columns(kind, [pair]), best),
+        ]
+    found.append(Question("MBM, untrained twins given", columns(TWINS, [pair])))
+    for share in ("input", "universal", "family", "seed"):
+        where = tuple(exact.at["share", "trained", str(d), share] for d in range(exact.depths))
+        found.append(Question(f"share: {share}, mean over depths", where))
+    return found
+
+
+def coverage(say: Say, runs: int, cases: Sequence[tuple[str, int]]) -> Iterator[Cell]:
+    """How often nominal 95 % intervals hold what infinitely many samples would give, by spectrum and n."""
+    part = "intervals of 95 % hold the truth"
+    for kind, n in cases:
+        true = population(kind)
+        exact = Indices(_STUDY, true.of, true.R)
+        truth, inside = dict[str, float](), dict[str, list[bool]]()
+        for run in range(runs):
+            some = true.drawn(np.random.default_rng([3, len(kind), n, run]), n)
+            for row, value, interval in intervals(some, exact, run):
+                truth[row] = value
+                inside.setdefault(row, []).append(bool(interval.low <= value <= interval.high))
+            if run % 100 == 99:
+                say(f"coverage: spectrum {kind}, n = {n:,}: {run + 1} of {runs}")
+        for row, hits in inside.items():
+            yield Cell(part, row, "truth", truth[row], form="{:.3f}")
+            low, high = _ANY if "nothing shared" in row else (0.93, 0.97)
+            yield Cell(part, row, f"{kind}, n = {n:,}", float(np.mean(hits)), low, high)
+
+
+def intervals(some: Kernels, exact: Indices, seed: int) -> Iterator[tuple[str, float, Interval]]:
+    """What is asked, its true value, and its interval from these samples, as `repsim.study.findings` computes it."""
+    R = some.values()
+    left = np.concatenate(list(some.leave_one_out(_MEMORY, lambda: None)))
+    controls = some.of["input"].tolist()
+    given = [partial(each, controls) for each in (exact.R, R, left)]
+    i, j, k, l = (some.of[name][1] for name in ("A0", "B0", "A.untrained", "B.untrained"))  # noqa: E741
+    numbers = {
+        "CKA of a layer pair": [each[..., i, j] for each in (exact.R, R, left)],
+        "partial CKA of a layer pair, the input given": [each[..., i, j] for each in given],
+        "the same of a pair with nothing shared but the input": [each[..., k, l] for each in given],
+    }
+    here, truth, effects = Indices(_STUDY, dict(some.of), R), exact.evaluate(exact.R), list[int]()
+    fixed, found = (evaluated(each, R, left) for each in (exact, here))
+    for asked in questions(exact):
+        for title, both in (("population", fixed), ("sample", found)):
+            row = asked.row if asked.row.startswith("share") else f"{asked.row}; best match of the {title}"
+            numbers[row] = [asked.of(each) for each in (truth, *both)]
+            effects += [len(numbers) - 1] if asked.minus else []
+    values, theta, without = (np.stack(each, -1) for each in zip(*numbers.values(), strict=True))
+    joint = jackknife(theta, without)
+    drawn = interval_of(multiplier_bootstrap(theta[effects], influence(theta, without)[:, effects], 1000, seed))
+    joint.low[effects], joint.high[effects] = drawn.low, drawn.high
+    for row, *each in zip(numbers, values, joint.low, joint.high, joint.se, strict=True):
+        yield row, round(float(each[0]), 9) + 0.0, Interval(*each[1:])
+
+
+def evaluated(indices: Indices, R: Array, left: Array) -> tuple[Array, Array]:
+    """All numbers of all samples, and without each of them."""
+    return indices.evaluate(R), indices.without_each(iter([left]))[0]
+
+
+# --- 4. power
+
+
+def power(say: Say, runs: int) -> Iterator[Cell]:
+    """Whether networks that share a known part of their kernels are found to share it, with more features and fewer."""
+    for seed, (n, p) in enumerate([(100, 240), (500, 60)]):
+        part = f"shared, n = {n}, p = {p}"
+        for r2 in (0.05, 0.25, 0.5):
+            true = shared(r2, p)
+            R = true.R
+            exact = np.array([R[0, 1], R[2, 3], partial(R, [4])[2, 3]])
+            found, small = np.empty((runs, 4)), 0.0
+            for run in range(runs):
+                some = true.drawn(np.random.default_rng([4, seed, round(100 * r2), run]), n)
+                R = some.values()
+                biased = CKA(estimator="biased").block(some.grams[:1], some.grams[1:2])[0, 0]
+                found[run] = R[0, 1], R[2, 3], partial(R, [4])[2, 3], biased
+                small += float(pearson3(R[0, 1], n, skewness(*moments(some.grams[:2])))) <= 0.05
+            mean, se = found.mean(0), found.std(0, ddof=1) / np.sqrt(runs)
+            for k, name in enumerate(("CKA", "CKA, the input shared, too", "partial CKA")):
+                row, off = f"{name} {exact[k]:.3g}", mean[k] - exact[k]
+                yield Cell(part, row, "mean", mean[k], form="{:.4f}")
+                yield Cell(part, row, "less the truth", off, -0.01, 0.01, "{:+.4f}")
+                yield Cell(part, row, "in standard errors of the simulation", off / se[k], -3, 3, "{:+.1f}")
+            row = f"CKA {exact[0]:.3g}"
+            yield Cell(part, row, "biased CKA", mean[3], form="{:.4f}")
+            yield Cell(part, row, "p <= .05 (Pearson III)", small / runs)
+            say(f"power: n = {n}, p = {p}, r^2 = {r2}: {(mean[:3] - exact).round(4).tolist()}")
+
+
+def shared(r2: float, p: int) -> Population:
+    """Two layers with CKA r2, which share a third of their latents; the same two with the input; the input."""
+    common, q = p // 3, 20
+    own = p - common
+    one, other = np.zeros((2, common + 2 * own + q))
+    one[:common] = other[:common] = (r2 / common) ** 0.25
+    one[common : common + own] = other[common + own : common + 2 * own] = ((1 - r2) / own) ** 0.25
+    seen = np.r_[np.zeros(common + 2 * own), np.full(q, q**-0.25)]
+    return Population(np.stack([one, other, one + seen, other + seen, seen]), {})
+
+
+# --- command
+
+Part = Callable[[Say, bool], Iterator[Cell]]
+PARTS: dict[str, Part] = {
+    "null": lambda say, quick: null(say, *((8, 2) if quick else (1000, 200))),
+    "pearson": lambda say, quick: pearson(say, 10_000 if quick else 100_000),
+    "coverage": lambda say, quick: coverage(say, *((25, _CASES[:1]) if quick else (1000, _CASES))),
+    "power": lambda say, quick: power(say, 12 if quick else 600),
+}
+
+
+def validate(names: Sequence[str], say: Say, *, quick: bool) -> tuple[list[Cell], dict[str, float]]:
+    """All cells of the tables of these parts, and the CPU seconds of each."""
+    cells, seconds = [], {}
+    for name in names:
+        began = time.process_time()
+        cells += list(PARTS[name](say, quick))
+        seconds[name] = time.process_time() - began
+    return cells, seconds
+
+
+@click.command()
+@click.argument("parts", nargs=-1, type=click.Choice(list(PARTS)))
+@click.option("--quick", is_flag=True, help="Few runs, of which the bounds say little: to see that it works.")
+@click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the tables (markdown).")
+def main(parts: Sequence[str], *, quick: bool, out: Path | None) -> None:
+    """Simulate networks of which everything is known, and count how often the statistics of a study are right.
+
+    About a quarter of an hour on one core. The seeds are fixed: the same versions of torch and numpy give the same
+    tables. docs/statistics.md shows them.
+    """
+    torch.set_num_threads(1)
+    cells, seconds = validate(parts or list(PARTS), lambda line: print(line, file=sys.stderr, flush=True), quick=quick)
+    text = tables(cells, seconds)
+    print(text)
+    if out is not None:
+        out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
