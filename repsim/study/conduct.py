@@ -79,8 +79,8 @@ def universality(
         Stores, or their files, over the same samples in the same order; trained models, several of a family where
         there are any, and untrained ones (``repsim extract --weights random --recalibrate``).
     metrics
-        Spec strings, groups (as in `repsim.compare`) or metrics; by default debiased CKA, mutual kNN, the nuclear norm (Procrustes), and SVCCA. Debiased
-        CKA is always among them.
+        Spec strings, groups (as in `repsim.compare`) or metrics; by default debiased CKA, mutual kNN, the nuclear norm
+        (Procrustes), and SVCCA. Debiased CKA is always among them.
     families
         Name -> globs over models' names, for models whose family is not the module that timm defines them in.
     readout

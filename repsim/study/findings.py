@@ -287,7 +287,7 @@ def _row_of_other(known: _Inference, each: Measured, pair: Pair) -> tuple[dict[s
     halves = mbm(each.halves[pair.name]) if pair.name in each.halves else None
     if halves is not None:
         interval = half_samples(theta, halves, known.design.n)
-        row |= {"index_low": interval.low, "index_high": interval.high}
+        row |= {"index_low": float(interval.low), "index_high": float(interval.high)}
     if pair.name in each.permuted:
         row |= _tested(of_values(values, each.permuted[pair.name]), most(each.metric))
     name = ""
@@ -297,7 +297,7 @@ def _row_of_other(known: _Inference, each: Measured, pair: Pair) -> tuple[dict[s
         if halves is not None:
             others = np.mean([mbm(each.halves[other.name]) for other in some], axis=0)
             interval = half_samples(theta - level, halves - others, known.design.n)
-            row |= {"learned_low": interval.low, "learned_high": interval.high}
+            row |= {"learned_low": float(interval.low), "learned_high": float(interval.high)}
     return row, name, (best_match(values), best_match(values.T))
 
 

@@ -85,4 +85,4 @@ def without(V: Array, Z: Array) -> Array:
 
 def cosines(A: Array, B: Array) -> Array:
     """Of rows with rows."""
-    return (A / np.linalg.norm(A, axis=1, keepdims=True)) @ (B / np.linalg.norm(B, axis=1, keepdims=True)).T
+    return np.asarray((A / np.linalg.norm(A, axis=1, keepdims=True)) @ (B / np.linalg.norm(B, axis=1, keepdims=True)).T)

@@ -179,7 +179,7 @@ def test_saved_and_opened_it_is_equal(
 
 
 def test_a_comparison_is_no_study(learned: tuple[list[ActivationStore], xr.Dataset], tmp_path: Path) -> None:
-    save_result(compare(*learned[0][:2], ["cka"]), tmp_path / "result.nc")
+    save_result(compare(learned[0][0], learned[0][1], ["cka"]), tmp_path / "result.nc")
     with pytest.raises(StoreError, match=r"is no study of repsim universality .*; it is a comparison: give it to"):
         open_study(tmp_path / "result.nc")
     with pytest.raises(StoreError, match="it is an activation store"):

@@ -139,7 +139,7 @@ def everything() -> Keep:
 
 
 def all_but(i: int) -> Keep:
-    return np.arange(N) != i
+    return np.asarray(np.arange(N) != i)
 
 
 def defined(indices: Indices) -> list[bool]:
