@@ -13,7 +13,13 @@ from repsim import extract, terminal
 from repsim.cli import main
 from repsim.results import open_study, save_result
 from repsim.store import ActivationStore
+from repsim.study import others
 from tests.study.networks import FOUR, TWINS, family
+
+
+@pytest.fixture(autouse=True)
+def few_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(others, "_HALVES", 8)
 
 
 def run(*args: object) -> Result:

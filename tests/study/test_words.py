@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import xarray as xr
 
 from repsim.study import words
 from repsim.study.conduct import universality
-from tests.study.networks import family
+from repsim.writing import write_store
+from tests.study.networks import family, network, noise
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +184,29 @@ def test_lists() -> None:
     assert words.listed(["a", "b", "c"]) == "a, b, c"
     assert words.listed(["a", "b", "c", "d"]) == "a, b, c and 1 more"
     assert words.listed(["a", "b", "c"], 1) == "a and 2 more"
+
+
+def test_warnings_of_layers_and_untrained_networks(tmp_path: Path) -> None:
+    rng, n = np.random.default_rng(0), 110
+    odd = rng.normal(size=(n, 3))
+    odd[17] *= 30
+    twin = rng.normal(size=(n, 6))
+    stale = {"weights": "random", "architecture": "cnn", "batch_norm": "not recalibrated: as it was made"}
+    with ExitStack() as stack:
+        stores = [
+            stack.enter_context(each)
+            for each in (
+                network(tmp_path, "cnn.seed0", [odd, rng.normal(size=(n, 1)), rng.normal(size=(n, 6))]),
+                network(tmp_path, "vit.seed0", noise(rng, n)),
+                write_store(tmp_path / "twin.h5", {"a": twin, "b": 2 * twin, "c": odd[:, :2]}, model="cnn+random-seed0",
+                            provenance=stale),
+            )
+        ]  # fmt: skip
+        told = json.loads(universality(stores, ["cka"], permutations=19, draws=50).attrs["warnings"])
+    text = "\n".join(told)
+    assert "samples: intervals are wide" not in text
+    assert re.search(r"more than a tenth of the variance of cnn.seed0/block0 \(\d+%\), cnn\+random-seed0/c", text)
+    assert "cnn.seed0/block1 has one feature: a kernel of rank 1" in text
+    assert "batch norm of cnn+random-seed0 was not recalibrated on the samples" in text
+    assert "no untrained network of vit" in text
+    assert "neighbouring layers of cnn+random-seed0 are the same" in text
