@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from repsim.study.depth import Match, along, best_match, nearest
-from repsim.study.design import Design, Member, Pair, half_trained
+from repsim.study.design import Design, Member, Pair, half_trained, is_twin
 from repsim.study.kernels import partial, partial_of_two, residual, shares
 
 RAW = ""
@@ -86,12 +86,15 @@ class Indices:
 
     @cached_property
     def _twins(self) -> Float64[np.ndarray, "L L"]:
-        """For every layer of a trained network the mean of its untrained twins, as weights of layers; else 0."""
+        """For every layer of a trained network the mean of its untrained twins, as weights of layers; else 0.
+
+        Twins are networks that have the same layers, all of them: where one is left out, it is not known which.
+        """
         weights = np.zeros(self.R.shape)
         for member in self.design.trained:
             own = self.of[member.name]
-            twins = [self.of[m.name] for m in self.design.untrained if m.architecture == member.architecture]
-            twins = [layers for layers in twins if len(layers) == len(own)]
+            twins = [self.of[m.name] for m in self.design.untrained if is_twin(m, member)]
+            twins = [layers for layers in twins if len(layers) == len(own) == len(member.blocks)]
             for layers in twins:
                 weights[own, layers] += 1 / len(twins)
         return weights

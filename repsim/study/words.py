@@ -11,6 +11,8 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from repsim.study.design import is_twin
+
 if TYPE_CHECKING:
     from repsim.study.findings import Evidence
 
@@ -143,6 +145,13 @@ def _of_untrained(evidence: "Evidence") -> Iterator[str]:
     lacking = {m.architecture for m in design.trained} - {m.architecture for m in design.untrained}
     if lacking:
         yield f"no untrained network of {listed(sorted(lacking))}: pairs with it have no control"
+    others = [
+        trained.name
+        for trained in design.trained
+        if trained.architecture not in lacking and not any(is_twin(m, trained) for m in design.untrained)
+    ]
+    if others:
+        yield f"the untrained networks of {listed(others)} have other layers: nothing is given them there"
     same = [m.name for m in design.untrained if _repeats(evidence, m.name)]
     if same:
         yield (
