@@ -235,7 +235,7 @@ def study(found: "xr.Dataset") -> None:
 
 def _pairs(found: "xr.Dataset") -> "Table":
     """All pairs under the strictest kernel."""
-    from repsim.study.words import number, strictest
+    from repsim.study.words import number, probability, strictest
 
     kernel = strictest(found)
     at = found.sel(measure=kernel)
@@ -251,7 +251,10 @@ def _pairs(found: "xr.Dataset") -> "Table":
         )}  # fmt: skip
         cells = [
             number(row["index"], row["index_low"], row["index_high"]),
-            *(number(row[name]) for name in ("split_half", "calibrated_index", "p_index_holm", "control")),
+            number(row["split_half"]),
+            number(row["calibrated_index"]),
+            probability(row["p_index_holm"]),
+            number(row["control"]),
             number(row["learned"], row["learned_low"], row["learned_high"]),
         ]
         made.add_row(pair, str(found["relation"].values[k]), *("-" if "nan" in cell else cell for cell in cells))
@@ -262,7 +265,7 @@ def _by_measure(found: "xr.Dataset") -> "Table":
     """Every measure, mean over pairs of one kind."""
     import numpy as np
 
-    from repsim.study.words import number
+    from repsim.study.words import number, probability
 
     made = table(
         "measure", "pairs", ">best match", ">untrained or other control", ">learned", ">calibrated", ">largest p",
@@ -274,17 +277,18 @@ def _by_measure(found: "xr.Dataset") -> "Table":
             some = found.sel(measure=measure).isel(pair=found["relation"].values == relation)
             cells = [number(float(some[name].mean())) for name in ("index", "control", "learned", "calibrated_index")]
             p = some["p_index"].values
-            cells.append(number(float(np.nanmax(p))) if not np.isnan(p).all() else "-")
+            cells.append(probability(float(np.nanmax(p))) if not np.isnan(p).all() else "-")
             made.add_row(measure, relation, *("-" if "nan" in cell else cell for cell in cells))
     return made
 
 
 def _shares(found: "xr.Dataset") -> "Table":
     """The four shares by depth."""
-    from repsim.study.words import number
+    from repsim.study.words import name_of, number
 
     shares = [name for name in found["share_of"].values.tolist() if "_and_" not in name]
-    made = table("networks", "depth", *(f">{name}" for name in shares), title="where the energy of kernels comes from")
+    names = (f">{name_of(found, name)}" for name in shares)
+    made = table("networks", "depth", *names, title="where the energy of kernels comes from")
     for state in found["state"].values.tolist():
         for depth in found["depth"].values.tolist():
             cells = [number(float(found["share"].sel(state=state, share_of=name, depth=depth))) for name in shares]

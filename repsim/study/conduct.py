@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64
 
 from repsim import metrics as registry
 from repsim.devices import choose_device
-from repsim.errors import InvalidInputError
+from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.machine import memory_to_use
 from repsim.metrics import Metric
 from repsim.metrics.chance import moments
@@ -79,8 +79,8 @@ def universality(
         Stores, or their files, over the same samples in the same order; trained models, several of a family where
         there are any, and untrained ones (``repsim extract --weights random --recalibrate``).
     metrics
-        Spec strings, groups (as in `repsim.compare`) or metrics; by default debiased CKA, mutual kNN, the nuclear norm (Procrustes), and SVCCA. Debiased
-        CKA is always among them.
+        Spec strings, groups (as in `repsim.compare`) or metrics; by default debiased CKA, mutual kNN, the nuclear norm
+        (Procrustes), and SVCCA. Debiased CKA is always among them.
     families
         Name -> globs over models' names, for models whose family is not the module that timm defines them in.
     readout
@@ -181,6 +181,10 @@ def _gather(
     all_kernels = kernels(
         study, given, device, keep=size <= memory // 2, step=counter(count, steps("preparing layers"))
     )
+    for member in study.members:
+        if not len(all_kernels.of[member.name]):
+            why = all_kernels.undefined[member.layers[0]]
+            raise InvalidInputError(f"{member.store.path}: none of its layers can be compared ({why}); leave it out")
     R = all_kernels.values()
     indices = Indices(study, dict(all_kernels.of), R)
     told = steps("leaving out each sample")
@@ -253,7 +257,10 @@ def _halves(
         both: list[Float64[np.ndarray, "L L"]] = [kernels.on(half, where) for half in (first, second)]
         here = Indices(study, of, both[0])
         for kind in indices.kernels:
-            values = [here.similarities(R, kind) for R in both]
+            try:
+                values = [here.similarities(R, kind) for R in both]
+            except UndefinedValueError:  # a control without a value: no two samples of one class in this half
+                continue
             for pair in study.pairs:
                 if len(of[pair.a.name]) and len(of[pair.b.name]):
                     blocks = [here.block(each, pair) for each in values]

@@ -62,12 +62,13 @@ def _pixels(store: ActivationStore) -> Float[np.ndarray, "n channels positions"]
 
 
 def classes(design: Design) -> Control | None:
-    """Which samples are of one class: the linear kernel of one-hot labels; None where there are no two classes."""
+    """Which samples are of one class: the linear kernel of one-hot labels; None where that is all pairs, or none."""
     labels = next((m.store.labels for m in design.members if m.store.labels is not None), None)
     if labels is None:
         return None
     numbers = np.unique(labels, return_inverse=True)[1]
-    return Control("labels", "class labels", np.eye(numbers.max() + 1)[numbers]) if numbers.max() > 0 else None
+    count = numbers.max() + 1
+    return Control("labels", "class labels", np.eye(count)[numbers]) if 1 < count < design.n else None
 
 
 def duplicates(design: Design) -> list[tuple[str, str]]:

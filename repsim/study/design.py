@@ -55,9 +55,14 @@ class Member:
         return tuple(name for name in self.store.layers if self.store[name].key.readout == self.readout)
 
     @property
+    def blocks(self) -> tuple[str, ...]:
+        """What the layers are called within the model."""
+        return tuple(self.store[array].key.layer for array in self.arrays)
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """Their names in the study."""
-        return tuple(f"{self.name}/{self.store[array].key.layer}" for array in self.arrays)
+        return tuple(f"{self.name}/{block}" for block in self.blocks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +128,11 @@ class Design:
         if pair.a.architecture == pair.b.architecture:
             return tuple(Pair(a, b) for a, b in combinations(sides[0], 2))
         return tuple(map(Pair, *sides)) if min(map(len, sides)) else ()
+
+
+def is_twin(untrained: Member, trained: Member) -> bool:
+    """Whether it is the same network before it has learnt, layer by layer."""
+    return (untrained.architecture, untrained.blocks) == (trained.architecture, trained.blocks)
 
 
 def half_trained(design: Design, pair: Pair) -> tuple[Pair, ...]:

@@ -22,7 +22,7 @@ from repsim.study.design import Design, Pair, half_trained
 from repsim.study.indices import RAW, SHARES, TWINS, Indices
 from repsim.study.kernels import ceiling
 from repsim.study.nulls import Null, of_values
-from repsim.study.others import Measured
+from repsim.study.others import Measured, most
 from repsim.study.passes import Kernels
 from repsim.study.uncertainty import half_samples, influence, interval_of, jackknife, multiplier_bootstrap
 
@@ -195,11 +195,13 @@ def _of_layers(known: _Inference) -> xr.Dataset:
                     for b, other in enumerate(pair.b.layers):
                         if name in place and other in place:
                             i, j = place[name], place[other]
-                            table[what][m, i, j] = table[what][m, j, i] = found[pair.name][a, b]
+                            table[what][m, i, j] = found[pair.name][a, b]
+                            if each.metric.symmetric:
+                                table[what][m, j, i] = table[what][m, i, j]
     with np.errstate(invalid="ignore", divide="ignore"):
         table["z"] = (table["value"] - table["chance"]) / table["chance_sd"]
     dims = ("measure", "layer_a", "layer_b")
-    models = [name.partition("/")[0] for name in names]
+    models = [member.name for member in known.design.trained for _ in known.indices.of[member.name]]
     sides = {f"layer_{side}": names for side in "ab"} | {f"model_{side}": (f"layer_{side}", models) for side in "ab"}
     return xr.Dataset({name: (dims, values) for name, values in table.items()}, coords=sides)
 
@@ -256,7 +258,7 @@ def _row_of_cka(known: _Inference, kind: str, pair: Pair) -> tuple[dict[str, flo
     row = {"index": known.theta[k], "index_low": interval.low, "index_high": interval.high}
     row["split_half"] = known.evidence.halves.get((kind, pair.name), np.nan)
     values = known.indices.block(known.indices.similarities(known.indices.R, kind), pair)
-    row["largest"] = np.nanmax(values)
+    row["largest"] = _largest(values)
     if null := known.evidence.nulls.get((kind, pair.name)):
         row |= _tested(null)
     if null := known.evidence.within_classes.get((kind, pair.name)):
@@ -264,11 +266,12 @@ def _row_of_cka(known: _Inference, kind: str, pair: Pair) -> tuple[dict[str, flo
     name, column = "", np.nan
     for title, some in known.controls(pair, half=True):
         columns = [known.column(kind, each) for each in some]
-        if np.isnan(column) or known.theta[columns].mean() > column:
-            name, column = title, float(known.theta[columns].mean())
-            drawn = known.drawn[:, k] - known.drawn[:, columns].mean(1)
-            interval = interval_of(drawn)
-            row |= {"learned_low": float(interval.low), "learned_high": float(interval.high)}
+        level = float(known.theta[columns].mean())
+        if np.isnan(level) or level <= column:
+            continue
+        name, column = title, level
+        interval = interval_of(known.drawn[:, k] - known.drawn[:, columns].mean(1))
+        row |= {"learned_low": float(interval.low), "learned_high": float(interval.high)}
     row |= {"control": column, "learned": float(known.theta[k]) - column}
     return (
         {name: value for name, value in row.items() if name in _COLUMNS},
@@ -280,13 +283,13 @@ def _row_of_cka(known: _Inference, kind: str, pair: Pair) -> tuple[dict[str, flo
 def _row_of_other(known: _Inference, each: Measured, pair: Pair) -> tuple[dict[str, float], str, tuple[Match, Match]]:
     values = each.values[pair.name]
     theta = float(mbm(values))
-    row = {"index": theta, "largest": np.nanmax(values) if not np.isnan(values).all() else np.nan}
+    row = {"index": theta, "largest": _largest(values)}
     halves = mbm(each.halves[pair.name]) if pair.name in each.halves else None
     if halves is not None:
         interval = half_samples(theta, halves, known.design.n)
-        row |= {"index_low": interval.low, "index_high": interval.high}
+        row |= {"index_low": float(interval.low), "index_high": float(interval.high)}
     if pair.name in each.permuted:
-        row |= _tested(of_values(values, each.permuted[pair.name]))
+        row |= _tested(of_values(values, each.permuted[pair.name]), most(each.metric))
     name = ""
     for title, some in known.controls(pair, half=False):
         name, level = title, float(np.mean([mbm(each.values[other.name]) for other in some]))
@@ -294,13 +297,18 @@ def _row_of_other(known: _Inference, each: Measured, pair: Pair) -> tuple[dict[s
         if halves is not None:
             others = np.mean([mbm(each.halves[other.name]) for other in some], axis=0)
             interval = half_samples(theta - level, halves - others, known.design.n)
-            row |= {"learned_low": interval.low, "learned_high": interval.high}
+            row |= {"learned_low": float(interval.low), "learned_high": float(interval.high)}
     return row, name, (best_match(values), best_match(values.T))
 
 
-def _tested(null: Null) -> dict[str, float]:
+def _largest(values: Float64[np.ndarray, "a b"]) -> float:
+    return float(np.nanmax(values)) if not np.isnan(values).all() else np.nan
+
+
+def _tested(null: Null, most: float = 1) -> dict[str, float]:
+    """``most`` is what equal layers have: the end of the calibrated scale."""
     p, tau = p_value(null.observed, null.permuted), threshold(null.observed, null.permuted)
-    level = calibrated(null.observed, tau)
+    level = calibrated(null.observed + 1 - most, tau + 1 - most) if np.isfinite(most) else np.full(2, np.nan)
     return {
         "p_index": p[0], "p_largest": p[1], "threshold_index": tau[0], "threshold_largest": tau[1],
         "calibrated_index": level[0], "calibrated_largest": level[1], "permuted": len(null.permuted),
@@ -429,9 +437,8 @@ def _of_the_map(known: _Inference) -> xr.Dataset:
     count = len(known.design.trained)
     if count < 2:
         return xr.Dataset()
-    drawn = known.drawn[:_STABILITY]
     maps: list[tuple[str, Any, Any]] = [
-        (title, _models(known, kind, known.theta), _models(known, kind, drawn)) for title, kind in known.kernels.items()
+        (title, _models(known, kind, known.theta), kind) for title, kind in known.kernels.items()
     ]
     maps += [
         (each.metric.spec, _from_pairs(known, each), None)
@@ -444,16 +451,16 @@ def _of_the_map(known: _Inference) -> xr.Dataset:
     labels, together = np.full(shape, -1), np.full((*shape, count), np.nan)
     single = {name: np.full(len(maps), np.nan) for name in ("common", "common_low", "common_high", "silhouette", "ari")}
     similarity = np.stack([R for _, R, _ in maps])
-    for k, (_, R, replicates) in enumerate(maps):
+    for k, (_, R, kind) in enumerate(maps):
         placed, grouped = embed(R), clusters(R)
         coordinates[k, :, : placed.coordinates.shape[1]] = placed.coordinates
         eigenvalues[k, : len(placed.eigenvalues)] = placed.eigenvalues
         labels[k], single["silhouette"][k] = grouped.labels, grouped.silhouette
         single["common"][k] = common_share(R)
-        if replicates is not None:
-            interval = interval_of(common_share(replicates))
+        if kind is not None:
+            interval = jackknife(common_share(R), common_share(_models(known, kind, known.evidence.left_out)))
             single["common_low"][k], single["common_high"][k] = interval.low, interval.high
-            firm = stability(replicates, grouped.labels)
+            firm = stability(_models(known, kind, known.drawn[:_STABILITY]), grouped.labels)
             single["ari"][k], together[k] = firm.ari, firm.together
     layers = _place_of_layers(known)
     square = ("map", "model", "other_model")

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from repsim.study.depth import Match, along, best_match, nearest
-from repsim.study.design import Design, Member, Pair, half_trained
+from repsim.study.design import Design, Member, Pair, half_trained, is_twin
 from repsim.study.kernels import partial, partial_of_two, residual, shares
 
 RAW = ""
@@ -86,12 +86,15 @@ class Indices:
 
     @cached_property
     def _twins(self) -> Float64[np.ndarray, "L L"]:
-        """For every layer of a trained network the mean of its untrained twins, as weights of layers; else 0."""
+        """For every layer of a trained network the mean of its untrained twins, as weights of layers; else 0.
+
+        Twins are networks that have the same layers, all of them: where one is left out, it is not known which.
+        """
         weights = np.zeros(self.R.shape)
         for member in self.design.trained:
             own = self.of[member.name]
-            twins = [self.of[m.name] for m in self.design.untrained if m.architecture == member.architecture]
-            twins = [layers for layers in twins if len(layers) == len(own)]
+            twins = [self.of[m.name] for m in self.design.untrained if is_twin(m, member)]
+            twins = [layers for layers in twins if len(layers) == len(own) == len(member.blocks)]
             for layers in twins:
                 weights[own, layers] += 1 / len(twins)
         return weights
@@ -148,12 +151,15 @@ class Indices:
     def _shares(self, R: Float64[np.ndarray, "*batch L L"]) -> list[Float64[np.ndarray, "..."]]:
         """The four shares at every depth, and the sums of those that may not be told apart."""
         columns = []
-        C = residual(R, self.of["input"].tolist()) if "input" in self.kernels else R
+        known = "input" in self.kernels
+        C = residual(R, self.of["input"].tolist()) if known else R
         for _, some in self.states():
             where = np.stack([self.at_depths(member) for member in some], 1)
             for rows in where:
                 found = shares(C[..., rows[:, None], rows], [member.family for member in some])
                 columns += [getattr(found, name) for name in SHARES]
+                if not known:  # it is in the share that is common to all
+                    columns[-len(SHARES)] = np.full_like(found.input, np.nan)
         return columns
 
     def of_models(

@@ -56,14 +56,25 @@ def measure(
     progress: Progress | None = None,
 ) -> Measured:
     """Compare the layers of all pairs; permute those of the pairs that are ``tested``."""
+    found = Measured(metric)
+    n = orders.shape[1]
+    if not pairs or n < metric.min_samples:
+        found.values = {pair.name: np.full((len(pair.a.layers), len(pair.b.layers)), np.nan) for pair in pairs}
+        found.chance = found.chance_sd = found.values
+        if pairs:
+            found.notes.append(f"{n} samples are too few: it needs at least {metric.min_samples}")
+        return found
     members = {member.name: member for pair in pairs for member in (pair.a, pair.b)}
     read = {source.name: source.rows()[:] for source in sources(tuple(members.values()), device, metric.min_samples)}
     every = [Source(name, name, partial(read.__getitem__, name)) for name in read]
     prepared = prepare(metric.recipe_for("features"), every, device=device)
-    n = orders.shape[1]
-    found = Measured(metric, notes=[f"layer {name}: {why}" for name, why in prepared.undefined.items()])
-    draws = _affordable(metric, tested, n, len(orders), prepared=True)
-    if draws < len(orders):
+    found.notes += [f"layer {name}: {why}" for name, why in prepared.undefined.items()]
+    if not metric.symmetric:
+        found.notes.append("asymmetric: the first model of each pair given the second, and not the other way round")
+    draws = _affordable(metric, tested, n, len(orders), prepared=True) if metric.paired else 0
+    if not metric.paired:
+        found.notes.append("not permuted: it compares clouds, and which sample is which is nothing to it")
+    elif draws < len(orders):
         found.notes.append(
             f"{draws} of {len(orders)} permutations, which is what is affordable at this size"
             if draws
@@ -72,6 +83,9 @@ def measure(
     halves = _affordable(metric, pairs, n // 2, _HALVES, prepared=False, fewest=8)
     if not halves:
         found.notes.append("no interval: half-samples take too long at this size")
+    elif _on_half(metric, n).min_samples > n // 2:
+        found.notes.append("no interval: half of the samples are too few for it")
+        halves = 0
     step = counter(len(pairs) + halves, progress)
     for pair in pairs:
         a, b = ([prepared.factors.get(name) for name in side.layers] for side in (pair.a, pair.b))
@@ -99,16 +113,21 @@ def as_similarity(metric: Metric[Any], values: Float64[np.ndarray, "..."]) -> Fl
     return values if metric.sense == "similarity" else -values
 
 
+def most(metric: Metric[Any]) -> float:
+    """How similar two layers can be, as `as_similarity` has it: what equal layers are."""
+    return metric.bounds[1] if metric.sense == "similarity" else -metric.bounds[0]
+
+
 def _affordable(
-    metric: Metric[Any], pairs: Sequence[Pair], n: int, most: int, *, prepared: bool, fewest: int = FEWEST
+    metric: Metric[Any], pairs: Sequence[Pair], n: int, count: int, *, prepared: bool, fewest: int = FEWEST
 ) -> int:
     """How many times all pairs can be compared, with layers that are prepared or not; 0 for fewer than ``fewest``."""
     seconds = 0.0
     for pair in pairs:
         for stage in plan(_shapes(pair.a), _shapes(pair.b), n, [metric], Limits(2**62)).stages:
             seconds += (stage.comparing if prepared else stage.cost).seconds(NOMINAL)
-    count = min(most, int(SECONDS / max(seconds, 1e-9))) if pairs else 0
-    return count if count >= min(fewest, most) else 0
+    possible = min(count, int(SECONDS / max(seconds, 1e-9)))
+    return possible if possible >= min(fewest, count) else 0
 
 
 def _shapes(member: Member) -> list[LayerShape]:
@@ -146,13 +165,9 @@ def _on_halves(
     n: int,
     step: Callable[[], None],
 ) -> dict[str, Float64[np.ndarray, "count a b"]]:
-    """All pairs on each half. Of neighbours, k stays the same part of n: with it changes what is local, and chance."""
-    if "k" in {option.name for option in dataclasses.fields(metric)}:
-        k: int = metric.k  # type: ignore[attr-defined]
-        metric = dataclasses.replace(metric, k=max(1, round(k * samples.shape[1] / n)))
+    """All pairs on each half."""
+    metric = _on_half(metric, n)
     found: dict[str, list[Values]] = {pair.name: [] for pair in pairs}
-    if metric.min_samples > samples.shape[1]:
-        return {}
     for half in torch.from_numpy(samples):
         some = [Source(name, name, partial(_taken, x, half)) for name, x in read.items()]
         factors = prepare(metric.recipe_for("features"), some).factors
@@ -161,6 +176,14 @@ def _on_halves(
             found[pair.name].append(_blocks(metric, *sides))
         step()
     return {name: np.stack(values) for name, values in found.items()}
+
+
+def _on_half(metric: Metric[Any], n: int) -> Metric[Any]:
+    """Of neighbours, k stays the same part of n: with it changes what is local, and chance."""
+    if "k" not in {option.name for option in dataclasses.fields(metric)}:
+        return metric
+    k: int = metric.k  # type: ignore[attr-defined]
+    return dataclasses.replace(metric, k=max(1, round(k * (n // 2) / n)))
 
 
 def _taken(x: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:

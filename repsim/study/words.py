@@ -4,11 +4,14 @@ The word "universal" is used only where the learned effect across families is ab
 """
 
 from collections.abc import Iterator
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from scipy import stats
+
+from repsim.study.design import is_twin
 
 if TYPE_CHECKING:
     from repsim.study.findings import Evidence
@@ -48,6 +51,15 @@ def number(value: float, low: float | None = None, high: float | None = None) ->
     if low is None or high is None or np.isnan(low):
         return plain(value)
     return f"{plain(value)} ({plain(low)} to {plain(high)})"
+
+
+def probability(p: float) -> str:
+    """A p-value, which is never 0.
+
+    >>> probability(0.04), probability(0.0002)
+    ('.040', '< .001')
+    """
+    return "< .001" if p < 0.0005 else number(p)  # what three digits show as 0
 
 
 def listed(names: list[str], most: int = _NAMED) -> str:
@@ -133,6 +145,13 @@ def _of_untrained(evidence: "Evidence") -> Iterator[str]:
     lacking = {m.architecture for m in design.trained} - {m.architecture for m in design.untrained}
     if lacking:
         yield f"no untrained network of {listed(sorted(lacking))}: pairs with it have no control"
+    others = [
+        trained.name
+        for trained in design.trained
+        if trained.architecture not in lacking and not any(is_twin(m, trained) for m in design.untrained)
+    ]
+    if others:
+        yield f"the untrained networks of {listed(others)} have other layers: nothing is given them there"
     same = [m.name for m in design.untrained if _repeats(evidence, m.name)]
     if same:
         yield (
@@ -164,6 +183,11 @@ def verdict(study: xr.Dataset) -> bool | None:
     return None if np.isnan(low) else low > 0
 
 
+def name_of(study: xr.Dataset, share: str) -> str:
+    """What a share is called, where it is printed: calling it universal would claim what only `verdict` may."""
+    return "common to all families" if share == "universal" and not verdict(study) else share
+
+
 def strictest(study: xr.Dataset) -> str:
     """Given the input, where it is known."""
     return "cka given input" if "cka given input" in study["kernel"].values else "cka"
@@ -175,9 +199,13 @@ def _who(study: xr.Dataset) -> str:
         families[family] = families.get(family, 0) + 1
     counted = ", ".join(f"{family} ({count})" for family, count in families.items())
     return (
-        f"{study.sizes['model']} trained models of {len(families)} {'family' if len(families) == 1 else 'families'}: "
+        f"{_many(study.sizes['model'], 'trained model')} of {_many(len(families), 'family', 'families')}: "
         f"{counted}; {study['n_samples'].item()} samples of {study['data'].item()}, readout {study['readout'].item()}."
     )
+
+
+def _many(count: int, one: str, several: str = "") -> str:
+    return f"{count} {one if count == 1 else several or one + 's'}"
 
 
 def _means(study: xr.Dataset, what: str, kernel: str, relation: str = "other family") -> tuple[float, float, float]:
@@ -249,12 +277,17 @@ def _shares(study: xr.Dataset) -> Iterator[str]:
             name: study["mean_share"].sel(state=state, share_of=name).item()
             for name in study["share_of"].values.tolist()
         }
-        parts = [f"input {number(shares['input'])}"]
+        with_input = "" if "cka given input" in study["kernel"].values else "input and "
+        parts = [] if with_input else [f"input {number(shares['input'])}"]
         parts += [
-            f"{name} {number(shares[name])}" for name in ("universal", "family", "seed") if not np.isnan(shares[name])
+            f"{with_input if name == 'universal' else ''}{name_of(study, name)} {number(shares[name])}"
+            for name in ("universal", "family", "seed")
+            if not np.isnan(shares[name])
         ]
         if np.isnan(shares["universal"]) and not np.isnan(shares["universal_and_family"]):
-            parts.append(f"universal and family together {number(shares['universal_and_family'])}")
+            parts.append(
+                f"{with_input}family and what families share together {number(shares['universal_and_family'])}"
+            )
         if np.isnan(shares["family"]) and not np.isnan(shares["family_and_seed"]):
             parts.append(f"family and seed together {number(shares['family_and_seed'])}")
         yield f"Shares of the energy of {state} representations, mean over depth: {', '.join(parts)}."
@@ -262,12 +295,13 @@ def _shares(study: xr.Dataset) -> Iterator[str]:
 
 def _ceilings(study: xr.Dataset) -> Iterator[str]:
     kernel = strictest(study)
-    for k, families in enumerate(study["families"].values.tolist()):
+    both = combinations(study["ceiling_of"].values.tolist(), 2)
+    for k, (families, kinds) in enumerate(zip(study["families"].values.tolist(), both, strict=True)):
         at = {"kernel": kernel}
         ratio, low, high = (float(study[name].sel(at)[k]) for name in ("ratio", "ratio_low", "ratio_high"))
         if not np.isnan(ratio):
-            made = sorted({kind for kind in study["ceiling_of"].values.tolist() if not kind.startswith("one model")})
-            yield f"{families}: {number(ratio, low, high)} of the ceiling that {' and '.join(made)} set ({kernel})."
+            made = " and ".join(sorted(set(kinds)))
+            yield f"{families}: {number(ratio, low, high)} of the ceiling that {made} set ({kernel})."
 
 
 def _tested(study: xr.Dataset) -> Iterator[str]:
@@ -289,6 +323,8 @@ def _depth(study: xr.Dataset) -> Iterator[str]:
     if across.any():
         split = float(study["split_half"].sel(measure=kernel).values[across].mean())
         whole = float(study["index"].sel(measure=kernel).values[across].mean())
+        if np.isnan(split):  # halves too small for a control
+            return
         yield (
             f"Matches of layers found on one half of the samples hold on the other: {number(split)} there, "
             f"{number(whole)} on all ({kernel})."
@@ -311,7 +347,8 @@ def _map(study: xr.Dataset) -> Iterator[str]:
     stable = (
         "" if np.isnan(firm) else f"; found again in resampled stimuli with an adjusted Rand index of {number(firm)}"
     )
-    yield f"Candidate universality classes: {' | '.join(listed(group, 4) for group in groups)}{stable}."
+    what = "Candidate universality classes" if verdict(study) else "Clusters of models"
+    yield f"{what}: {' | '.join(listed(group, 4) for group in groups)}{stable}."
 
 
 def _stimuli(study: xr.Dataset) -> Iterator[str]:

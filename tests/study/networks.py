@@ -47,6 +47,7 @@ def family(
     learned: float,
     seen: float,
     models: Sequence[str] = FOUR + TWINS,
+    depth: int = 3,
     **options: Any,
 ) -> list[ActivationStore]:
     """Networks that have something learned in common (the trained ones), and something of their input (all)."""
@@ -55,7 +56,7 @@ def family(
         network(
             folder,
             model,
-            beside(noise(rng, n), seen * pixels.reshape(n, -1), common * (0 if "+random" in model else learned)),
+            beside(noise(rng, n, depth), seen * pixels.reshape(n, -1), common * (0 if "+random" in model else learned)),
             **{"pixels": pixels, "labels": np.arange(n) % 4, **options},
         )
         for model in models
@@ -84,4 +85,4 @@ def without(V: Array, Z: Array) -> Array:
 
 def cosines(A: Array, B: Array) -> Array:
     """Of rows with rows."""
-    return (A / np.linalg.norm(A, axis=1, keepdims=True)) @ (B / np.linalg.norm(B, axis=1, keepdims=True)).T
+    return np.asarray((A / np.linalg.norm(A, axis=1, keepdims=True)) @ (B / np.linalg.norm(B, axis=1, keepdims=True)).T)

@@ -4,12 +4,14 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from repsim.study import controls
+from repsim.study.conduct import universality
 from repsim.study.design import Design, design
 from repsim.study.indices import RAW, TWINS, Indices
 from repsim.study.passes import Kernels, kernels
@@ -98,7 +100,8 @@ class Slow:
 
     def shares(self, state: str, d: int) -> dict[str, float]:
         some = self.case.design.trained if state == "trained" else self.case.design.untrained
-        left = self.left["input" if "input" in self.left else RAW]
+        known = "input" in self.left
+        left = self.left["input" if known else RAW]
         w = [left[self.at_depth(member, d)] for member in some]
         energy = np.mean([x @ x for x in w])
         pairs = list(itertools.combinations(range(len(some)), 2))
@@ -106,7 +109,8 @@ class Slow:
         other = [w[i] @ w[j] for i, j in pairs if some[i].family != some[j].family]
         within, across = (np.mean(each) if each else np.nan for each in (same, other))
         return {
-            "input": 1 - energy, "universal": across, "family": within - across, "seed": energy - within,
+            "input": 1 - energy if known else np.nan, "universal": across,
+            "family": within - across, "seed": energy - within,
             "family_and_seed": energy - across, "universal_and_family": within,
         }  # fmt: skip
 
@@ -137,7 +141,7 @@ def everything() -> Keep:
 
 
 def all_but(i: int) -> Keep:
-    return np.arange(N) != i
+    return np.asarray(np.arange(N) != i)
 
 
 def defined(indices: Indices) -> list[bool]:
@@ -261,3 +265,23 @@ def test_few_models_and_no_controls(tmp_path: Any, models: tuple[str, ...], numb
         there = [name for name in indices.names if TWINS not in name]
         found = indices.evaluate(indices.R)[[indices.at[name] for name in there]]
         np.testing.assert_allclose(found, [slow.number(name) for name in there], atol=1e-10)
+
+
+def test_layers_of_other_names_are_no_twins(tmp_path: Path) -> None:
+    """As many layers, but others: which is whose twin is not known, and no number is made of it."""
+    rng = np.random.default_rng(0)
+    with ExitStack() as stack:
+        stores = [
+            stack.enter_context(network(tmp_path, model, dict(zip(names, noise(rng, N), strict=True))))
+            for model, names in (
+                ("cnn.seed0", "abc"),
+                ("vit.seed0", "abc"),
+                (UNTRAINED[0], "abc"),
+                (UNTRAINED[2], "abd"),
+            )
+        ]
+        study = universality(stores, ["cka"], permutations=19, draws=50)
+    values = study["value"].sel(measure="cka given untrained").values
+    assert np.isfinite(values[:3, :3]).all()
+    assert np.isnan(values[3:]).all()
+    assert "the untrained networks of vit.seed0 have other layers" in study.attrs["warnings"]

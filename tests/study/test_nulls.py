@@ -112,7 +112,7 @@ def test_one_model_has_nothing_to_permute(study: Study) -> None:
 
 def test_statistics() -> None:
     S = np.array([[0.1, 0.9, np.nan], [0.8, 0.2, 0.3]])
-    np.testing.assert_allclose(nulls.statistics(S), [mbm(S), 0.9])
+    np.testing.assert_allclose(nulls.statistics(S), [float(mbm(S)), 0.9])
     assert np.isnan(nulls.statistics(np.full((2, 2), np.nan))).all()
     batch = np.stack([S, -S])
     np.testing.assert_array_equal(nulls.statistics(batch)[1], nulls.statistics(-S))

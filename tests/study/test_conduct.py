@@ -1,0 +1,316 @@
+"""Whole studies: what is shared by learning is found, what is only seen is not claimed; few models, few samples."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from repsim import compare
+from repsim.errors import InvalidInputError, StoreError
+from repsim.results import open_result, open_study, save_result
+from repsim.store import ActivationStore
+from repsim.study import others
+from repsim.study.conduct import universality
+from repsim.study.depth import mbm
+from repsim.writing import write_store
+from tests.study.networks import FOUR, TWINS, family, network, noise, unit_kernel
+
+N = 60
+Shelf = Callable[..., list[ActivationStore]]
+
+
+def conduct(stores: Sequence[ActivationStore], metrics: Sequence[str] = ("cka",), **options: Any) -> xr.Dataset:
+    return universality(stores, metrics, **{"permutations": 119, "draws": 400, **options})
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    """Makes networks as `family` does."""
+    with ExitStack() as stack:
+
+        def make(n: int = N, seed: int = 1, **options: Any) -> list[ActivationStore]:
+            told = {"learned": 1.0, "seen": 0.6, **options}
+            stores = family(tmp_path_factory.mktemp("stores"), np.random.default_rng(seed), n, **told)
+            return [stack.enter_context(store) for store in stores]
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def learned(shelf: Shelf) -> tuple[list[ActivationStore], xr.Dataset]:
+    stores = shelf()
+    return stores, conduct(stores)
+
+
+@pytest.fixture(scope="module")
+def seen(shelf: Shelf) -> xr.Dataset:
+    """Nothing in common but the input."""
+    return conduct(shelf(learned=0.0, seen=1.0))
+
+
+@pytest.fixture(autouse=True)
+def few_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(others, "_HALVES", 8)
+
+
+def summary(study: xr.Dataset) -> str:
+    return "\n".join(json.loads(study.attrs["summary"]))
+
+
+def warnings(study: xr.Dataset) -> str:
+    return "\n".join(json.loads(study.attrs["warnings"]))
+
+
+def gaps(study: xr.Dataset) -> set[str]:
+    """Variables of which everything is NaN."""
+    return {
+        str(name)
+        for name, each in study.data_vars.items()
+        if each.dtype.kind == "f" and each.size and np.isnan(each.values).all()
+    }
+
+
+# What was learned
+
+
+def test_what_was_learned_is_found(learned: tuple[list[ActivationStore], xr.Dataset]) -> None:
+    at = {"kernel": "cka given input", "kind_of_pair": "other family"}
+    low, value, high = (float(learned[1][f"learned_mean{end}"].sel(at)) for end in ("_low", "", "_high"))
+    assert 0.2 < low < value < high < 1
+    assert "To this extent what was learned is universal across these families." in summary(learned[1])
+    across = learned[1]["relation"].values == "other family"
+    assert (learned[1]["p_index_holm"].sel(measure="cka given input").values[across] <= 0.05).all()
+    assert (learned[1]["calibrated_index"].sel(measure="cka").values > 0.1).all()
+
+
+def test_what_is_only_seen_is_not_claimed(seen: xr.Dataset) -> None:
+    """Raw similarity is high and significant; with the input taken away nothing is left."""
+    assert float(seen["index_mean"].sel(kernel="cka", kind_of_pair="other family")) > 0.2
+    assert (seen["p_index"].sel(measure="cka").values <= 0.05).all()
+    at = {"kernel": "cka given input", "kind_of_pair": "other family"}
+    assert float(seen["learned_mean_low"].sel(at)) <= 0
+    assert abs(float(seen["index_mean"].sel(at))) < 0.1
+    assert "universal" not in summary(seen) + warnings(seen)
+    assert "common to all families" in summary(seen)
+    assert "raw similarity does not tell trained networks from untrained ones here" in summary(seen)
+
+
+@pytest.mark.parametrize("seed", range(2, 5))
+def test_no_claim_without_learning_in_other_draws(shelf: Shelf, seed: int) -> None:
+    study = conduct(shelf(40, seed, learned=0.0, seen=1.0, depth=2), permutations=19)
+    low = float(study["learned_mean_low"].sel(kernel="cka given input", kind_of_pair="other family"))
+    assert ("universal" in summary(study)) == (low > 0)
+    assert low < 0.05
+
+
+def test_intervals_hold_their_values(learned: tuple[list[ActivationStore], xr.Dataset], seen: xr.Dataset) -> None:
+    for study in (learned[1], seen):
+        for low in (str(name) for name in study.data_vars if str(name).endswith("low")):
+            name = {"low": "value"}.get(low, low.removesuffix("_low"))
+            value, least, most = (study[each].values for each in (name, low, low[:-3] + "high"))
+            there = ~np.isnan(least)
+            assert (least[there] <= value[there] + 1e-12).all(), name
+            assert (value[there] <= most[there] + 1e-12).all(), name
+
+
+def test_the_control_is_the_best_of_two(learned: tuple[list[ActivationStore], xr.Dataset]) -> None:
+    """Untrained networks of both architectures, seed by seed; or each trained one with the other's twins."""
+    stores, study = learned
+    kernels = {store.model: np.stack([unit_kernel(store[name][:]) for name in store.layers]) for store in stores}
+
+    def index(a: str, b: str) -> float:
+        return float(mbm(kernels[a] @ kernels[b].T))
+
+    both = np.mean([index(f"cnn+random-seed{k}", f"vit+random-seed{k}") for k in (0, 1)])
+    one = np.mean([index("cnn.seed0", f"vit+random-seed{k}") for k in (0, 1)] +
+                  [index("vit.seed0", f"cnn+random-seed{k}") for k in (0, 1)])  # fmt: skip
+    found = study.sel(measure="cka", pair="cnn.seed0 x vit.seed0")
+    assert found["control"] == pytest.approx(max(both, one), abs=1e-10)
+    assert found["control_name"] == ("both untrained" if both > one else "one untrained")
+    assert found["learned"] == pytest.approx(index("cnn.seed0", "vit.seed0") - max(both, one), abs=1e-10)
+    one_seed_each = index("cnn+random-seed0", "cnn+random-seed1")
+    half = np.mean([index(f"cnn.seed{i}", f"cnn+random-seed{k}") for i in (0, 1) for k in (0, 1)])
+    within = study.sel(measure="cka", pair="cnn.seed0 x cnn.seed1")
+    assert within["control"] == pytest.approx(max(one_seed_each, half), abs=1e-10)
+
+
+def test_no_pair_loses_its_control_to_the_order_of_the_stores(shelf: Shelf) -> None:
+    stores = shelf(30, depth=2)
+    mixed = [stores[k] for k in (0, 2, 1, 3, 6, 4, 5, 7)]
+    study, other = conduct(stores, permutations=19), conduct(mixed, permutations=19)
+
+    def controls(study: xr.Dataset) -> dict[frozenset[str], tuple[float, str]]:
+        found = study.sel(measure="cka")
+        both = zip(found["control"].values.round(9).tolist(), found["control_name"].values.tolist(), strict=True)
+        return {frozenset(name.split(" x ")): each for name, each in zip(found["pair"].values, both, strict=True)}
+
+    assert controls(study) == controls(other)
+    at = {"kernel": "cka given input", "kind_of_pair": "other family"}
+    for name in ("index_mean", "control_mean", "learned_mean"):
+        assert float(study[name].sel(at)) == pytest.approx(float(other[name].sel(at)), abs=1e-12)
+
+
+# What it is made of
+
+
+def test_the_same_seed_is_the_same_study_to_the_bit(
+    learned: tuple[list[ActivationStore], xr.Dataset],
+) -> None:
+    stores, study = learned
+    again, other = conduct(stores), conduct(stores, seed=1)
+    for each in (again, other):
+        each.attrs["created"] = study.attrs["created"]
+    assert study.identical(again)
+    assert not np.array_equal(study["threshold_index"], other["threshold_index"])
+    np.testing.assert_array_equal(study["index"], other["index"])
+
+
+def test_saved_and_opened_it_is_equal(
+    learned: tuple[list[ActivationStore], xr.Dataset], tmp_path: Path, shelf: Shelf
+) -> None:
+    alone = conduct(shelf(20, models=FOUR[:1]), permutations=19)
+    for study in (learned[1], alone):
+        path = tmp_path / f"{len(study['model'])}.nc"
+        save_result(study, path)
+        assert open_study(path).identical(study)
+        with pytest.raises(
+            StoreError, match=r"is no result of repsim compare .*; it is a study of `repsim universality`"
+        ):
+            open_result(path)
+
+
+def test_a_comparison_is_no_study(learned: tuple[list[ActivationStore], xr.Dataset], tmp_path: Path) -> None:
+    save_result(compare(learned[0][0], learned[0][1], ["cka"]), tmp_path / "result.nc")
+    with pytest.raises(StoreError, match=r"is no study of repsim universality .*; it is a comparison: give it to"):
+        open_study(tmp_path / "result.nc")
+    with pytest.raises(StoreError, match="it is an activation store"):
+        open_study(learned[0][0].path)
+
+
+def test_models_and_layers_are_named_whatever_their_names(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with ExitStack() as stack:
+        stores = [
+            stack.enter_context(
+                write_store(tmp_path / f"{k}.h5", dict(zip("xy", noise(rng, 20), strict=False)), model=model)
+            )
+            for k, model in enumerate(["hub/net", "hub/other"])
+        ]
+        study = conduct(stores, permutations=19)
+    assert study["layer_a"].values.tolist() == ["hub/net/x", "hub/net/y", "hub/other/x", "hub/other/y"]
+    assert study["model_a"].values.tolist() == ["hub/net"] * 2 + ["hub/other"] * 2
+
+
+# What is lacking
+
+INDEX = {"index", "index_low", "index_high", "split_half", "largest", "p_index", "p_largest", "calibrated_index"}
+
+
+def test_one_model(shelf: Shelf) -> None:
+    study = conduct(shelf(40, models=FOUR[:1]), ["cka", "mutual_knn:k=5", "procrustes"], permutations=19)
+    assert study.sizes["pair"] == 0
+    assert np.isfinite(study["value"].sel(measure="cka")).all()
+    assert np.isfinite(study["low"].sel(measure="cka given input")).all()
+    assert "one trained model (cnn.seed0)" in warnings(study)
+    assert summary(study) == "1 trained model of 1 family: cnn (1); 40 samples of given, readout given."
+    assert "affordable" not in warnings(study)
+
+
+def test_one_family(shelf: Shelf) -> None:
+    study = conduct(shelf(40, models=FOUR[:2] + TWINS[:2]), permutations=19)
+    assert "all trained models are of one family (cnn)" in warnings(study)
+    assert not INDEX & gaps(study)
+    shares = study["mean_share"].sel(state="trained")
+    known = shares.sel(share_of=["input", "seed", "universal_and_family"])
+    assert np.isnan(shares.sel(share_of=["universal", "family"])).all()
+    assert float(known.sum()) == pytest.approx(1, abs=1e-10)
+    assert "family and what families share together" in summary(study)
+    assert "universal" not in summary(study) + warnings(study)
+
+
+def test_one_seed_of_each(shelf: Shelf) -> None:
+    study = conduct(shelf(40, models=FOUR[::2] + TWINS[::2]), permutations=19)
+    assert "one model of cnn, vit: what is a family's own and what is a seed's own cannot be told apart" in warnings(
+        study
+    )
+    assert not (INDEX | {"learned", "learned_low"}) & gaps(study)
+    assert {"ceiling", "ratio", "within"} <= gaps(study)
+    assert "family and seed together" in summary(study)
+    assert study["ceiling_of"].values.tolist() == ["one model, no ceiling"] * 2
+
+
+def test_no_labels_no_pixels_no_untrained(shelf: Shelf) -> None:
+    study = conduct(shelf(40, models=FOUR, pixels=None, labels=None), permutations=119)
+    told = warnings(study)
+    for part in ("no store holds the pixels", "the samples have no class labels", "no untrained networks: it cannot"):
+        assert part in told
+    assert study["measure"].values.tolist() == ["cka"]
+    assert not INDEX & gaps(study)
+    assert {"learned", "learned_mean", "p_index_within_classes"} <= gaps(study)
+    assert np.isnan(study["mean_share"].sel(share_of="input")).all()  # and not 0
+    assert "input and common to all families" in summary(study)
+    assert "universal" not in summary(study) + told
+
+
+def test_every_sample_of_another_class(shelf: Shelf) -> None:
+    study = conduct(shelf(20, labels=np.arange(20)), permutations=19)
+    assert "cka given labels" not in study["measure"].values
+
+
+@pytest.mark.parametrize("n", [8, 20])
+def test_few_samples(shelf: Shelf, n: int) -> None:
+    study = conduct(shelf(n), ["cka", "mutual_knn"], permutations=119)
+    assert f"{n} samples: intervals are wide" in warnings(study)
+    assert not (INDEX | {"learned", "learned_low", "share", "share_low", "agreement"}) & gaps(study)
+    assert ("mutual_knn: 8 samples are too few: it needs at least 12" in warnings(study)) == (n == 8)
+    assert np.isnan(study["index"].sel(measure="mutual_knn")).all() == (n == 8)
+    assert "nan" not in summary(study)
+
+
+def test_too_few_samples_are_refused(shelf: Shelf) -> None:
+    with pytest.raises(InvalidInputError, match="7 samples are too few for a study: it needs at least 8"):
+        conduct(shelf(7))
+
+
+def test_duplicates_are_warned_of(shelf: Shelf) -> None:
+    pixels = np.random.default_rng(0).normal(size=(20, 3, 2, 2))
+    pixels[[3, 11]] = pixels[7]
+    study = conduct(shelf(20, models=FOUR[::2], pixels=pixels), permutations=19)
+    assert "2 samples are the same as another one (3 = 7, 3 = 11)" in warnings(study)
+
+
+def test_a_constant_layer_is_left_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    with ExitStack() as stack:
+        layers = {model: noise(rng, 30) for model in FOUR}
+        layers["cnn.seed0"][1] = np.ones((30, 6))
+        stores = [stack.enter_context(network(tmp_path, model, each)) for model, each in layers.items()]
+        study = conduct(stores, ["cka", "procrustes"], permutations=19)
+        assert "cnn.seed0/block1 is left out: the layer is constant" in warnings(study)
+        assert study["layer_a"].values.tolist()[:3] == ["cnn.seed0/block0", "cnn.seed0/block2", "cnn.seed1/block0"]
+        assert not INDEX - {"split_half"} & gaps(study)
+        layers = {"mlp": [np.ones((30, 6))] * 2}
+        stores += [stack.enter_context(network(tmp_path, model, each)) for model, each in layers.items()]
+        with pytest.raises(
+            InvalidInputError, match=r"mlp\.h5: none of its layers can be compared .*constant.*leave it out"
+        ):
+            conduct(stores)
+
+
+def test_an_architecture_without_untrained_networks(shelf: Shelf) -> None:
+    study = conduct(shelf(30, models=FOUR + TWINS[:2]), permutations=19)
+    assert "no untrained network of vit: pairs with it have no control" in warnings(study)
+    assert not np.isnan(study["control"].sel(measure="cka", pair="cnn.seed0 x vit.seed0"))
+    assert np.isnan(study["control"].sel(measure="cka", pair="vit.seed0 x vit.seed1"))
+
+
+def test_too_few_permutations_for_so_many_pairs(shelf: Shelf) -> None:
+    for count, lacking in ((118, True), (119, False)):  # 6 pairs: 6 / 120 is .05
+        study = conduct(shelf(20, models=FOUR, depth=2), permutations=count)
+        assert ("permutations are too few for 6 pairs of models" in warnings(study)) == lacking
+        assert "use --permutations 119 or more" in warnings(study) or not lacking

@@ -1,0 +1,242 @@
+"""The data set of a study: each table once more from layers, kernels and permutations."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from repsim.metrics.chance import moments
+from repsim.metrics.gram import CentredGram
+from repsim.resampling import permuted, random_permutations
+from repsim.store import ActivationStore
+from repsim.study import controls
+from repsim.study.chance import (
+    benjamini_hochberg,
+    holm,
+    null_sd,
+    p_value,
+    pearson3,
+    skewness,
+    threshold,
+    within_classes,
+)
+from repsim.study.conduct import universality
+from repsim.study.depth import best_match, mbm, split_half
+from repsim.study.design import design
+from repsim.study.uncertainty import jackknife
+from tests.study.networks import FOUR, TWINS, Array, cosines, family, network, unit_kernel, without
+
+N, COUNT, LABELS = 32, 39, np.arange(32) % 4
+
+Rows = np.ndarray[Any, Any] | slice
+
+
+@dataclass
+class Case:
+    study: xr.Dataset
+    layers: dict[str, list[Array]]
+    """Of trained models."""
+    inputs: list[Array]
+
+    def unit(self, model: str, rows: Rows = slice(None)) -> Array:
+        return np.stack([unit_kernel(x[rows]) for x in self.layers[model]])
+
+    def given_input(self, a: str, b: str, rows: Rows = slice(None)) -> Array:
+        Z = np.stack([unit_kernel(x[rows]) for x in self.inputs])
+        return cosines(without(self.unit(a, rows), Z), without(self.unit(b, rows), Z))
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    with ExitStack() as stack:
+        rng, folder = np.random.default_rng(8), tmp_path_factory.mktemp("stores")
+        stores = [stack.enter_context(s) for s in family(folder, rng, N, learned=0.7, seen=0.5, models=FOUR + TWINS)]
+        study = universality(stores, ["mutual_knn:k=4"], permutations=COUNT, draws=300, seed=2)
+        layers = {store.model: [store[name][:] for name in store.layers] for store in stores[:4]}
+        yield Case(study, layers, [each.features for each in controls.inputs(design(stores))])
+
+
+def stacked(case: Case) -> list[Array]:
+    return [x for model in FOUR for x in case.layers[model]]
+
+
+# Layer by layer
+
+
+def test_layers_and_their_intervals(case: Case) -> None:
+    V = np.stack([unit_kernel(x) for x in stacked(case)])
+    found = case.study.sel(measure="cka")
+    np.testing.assert_allclose(found["value"], V @ V.T, atol=1e-12)
+    left_out = np.array([
+        (W := np.stack([unit_kernel(np.delete(x, i, 0)) for x in stacked(case)])) @ W.T for i in range(N)
+    ])  # fmt: skip
+    interval = jackknife(V @ V.T, left_out)
+    np.testing.assert_allclose(found["low"], interval.low, atol=1e-7)
+    np.testing.assert_allclose(found["high"], interval.high, atol=1e-7)
+
+
+def test_chance_of_layers(case: Case) -> None:
+    found = case.study.sel(measure="cka")
+    assert (found["chance"] == 0).all()
+    np.testing.assert_allclose(found["chance_sd"], np.sqrt(2 / (N * (N - 3))), rtol=1e-14)
+    np.testing.assert_allclose(found["z"], found["value"] / null_sd(N), rtol=1e-12)
+    grams = [CentredGram()(torch.from_numpy(x)) for x in stacked(case)]
+    skewed = np.array([[skewness(a, b) for b in moments(grams)] for a in moments(grams)])
+    np.testing.assert_allclose(found["p"], pearson3(found["value"].values, N, skewed), rtol=1e-8)
+    assert np.isnan(case.study["p"].sel(measure="cka given input")).all()  # its law is another
+    neighbours = case.study.sel(measure="mutual_knn:k=4")
+    there = ~np.isnan(neighbours["value"].values)
+    assert there.sum() == 12 * 12 - 4 * 9  # pairs of models, both ways
+    np.testing.assert_allclose(neighbours["chance"].values[there], 4 / (N - 1))
+    assert np.isfinite(neighbours["z"].values[there]).all()
+
+
+# Pair by pair
+
+
+@pytest.mark.parametrize(("a", "b"), [("cnn.seed0", "vit.seed1"), ("vit.seed0", "vit.seed1")])
+def test_indices_and_matches(case: Case, a: str, b: str) -> None:
+    for measure, S in (("cka", case.unit(a) @ case.unit(b).T), ("cka given input", case.given_input(a, b))):
+        row = case.study.sel(measure=measure, pair=f"{a} x {b}")
+        assert row["index"] == pytest.approx(float(mbm(S)), abs=1e-10)
+        assert row["largest"] == pytest.approx(S.max(), abs=1e-10)
+        np.testing.assert_array_equal(row["match"], [best_match(S).columns, best_match(S.T).columns])
+        here = best_match(S).columns / 2 - np.arange(3) / 2
+        assert row["warp"] == pytest.approx(here.mean(), abs=1e-12)
+
+
+def test_split_halves(case: Case) -> None:
+    a, b = "cnn.seed0", "vit.seed1"
+    plain, partial = [], []
+    for order in random_permutations(N, 8, 2):
+        halves = np.sort(order[: N // 2]), np.sort(order[N // 2 :])
+        plain.append(float(split_half(*(case.unit(a, half) @ case.unit(b, half).T for half in halves))))
+        partial.append(float(split_half(*(case.given_input(a, b, half) for half in halves))))
+    found = case.study["split_half"].sel(pair=f"{a} x {b}")
+    assert found.sel(measure="cka") == pytest.approx(np.mean(plain), abs=1e-10)
+    assert found.sel(measure="cka given input") == pytest.approx(np.mean(partial), abs=1e-10)
+    assert np.isnan(found.sel(measure="mutual_knn:k=4"))
+
+
+def test_permutations(case: Case) -> None:
+    a, b = case.layers["cnn.seed1"], case.layers["vit.seed0"]
+    row = case.study.sel(measure="cka", pair="cnn.seed1 x vit.seed0")
+    S = case.unit("cnn.seed1") @ case.unit("vit.seed0").T
+    for end, orders in (("", random_permutations(N, COUNT, 2)), ("_within_classes", within_classes(LABELS, COUNT, 2))):
+        drawn = permuted(a, b, "cka", orders)
+        for statistic, observed, values in (
+            ("index", float(mbm(S)), mbm(drawn)),
+            ("largest", S.max(), drawn.max((1, 2))),
+        ):
+            assert row[f"p_{statistic}{end}"] == p_value(observed, values)
+            tau = float(threshold(observed, values))
+            if not end:
+                assert row[f"threshold_{statistic}"] == pytest.approx(tau, abs=1e-10)
+            if not end or statistic == "index":
+                expected = max(0, (observed - tau) / (1 - tau))
+                assert row[f"calibrated_{statistic}{end}"] == pytest.approx(expected, abs=1e-10)
+    assert row["permuted"] == COUNT
+
+
+def test_corrections_are_over_pairs(case: Case) -> None:
+    for measure in ("cka", "cka given labels", "mutual_knn:k=4"):
+        p = case.study["p_index"].sel(measure=measure).values
+        np.testing.assert_array_equal(case.study["p_index_holm"].sel(measure=measure), holm(p))
+        np.testing.assert_array_equal(case.study["p_index_bh"].sel(measure=measure), benjamini_hochberg(p))
+
+
+def test_what_only_the_classes_share_is_not_significant_within_them(tmp_path_factory: pytest.TempPathFactory) -> None:
+    rng, folder, labels = np.random.default_rng(0), tmp_path_factory.mktemp("classes"), np.arange(60) % 3
+    with ExitStack() as stack:
+        stores: list[ActivationStore] = []
+        for model in ("a", "b"):
+            layers = [np.eye(3)[labels] @ rng.normal(size=(3, 5)) * 2 + rng.normal(size=(60, 5)) for _ in range(2)]
+            stores.append(stack.enter_context(network(folder, model, layers, labels=labels)))
+        row = universality(stores, ["cka"], permutations=99, draws=50).isel(pair=0).sel(measure="cka")
+    assert row["index"] > 0.2
+    assert row["p_index"] == 0.01
+    assert row["p_index_within_classes"] > 0.05
+
+
+# Families and models
+
+
+def models(case: Case, kind: str) -> Array:
+    """Similarity of models: three layers each, so that depths are layers."""
+    pick = case.given_input if kind == "cka given input" else lambda a, b: case.unit(a) @ case.unit(b).T
+    return np.array([[np.diagonal(pick(a, b)).mean() for b in FOUR] for a in FOUR])
+
+
+@pytest.mark.parametrize("kind", ["cka", "cka given input"])
+def test_similarities_of_models_and_ceilings(case: Case, kind: str) -> None:
+    C, study = models(case, kind), case.study
+    np.testing.assert_allclose(study["model_similarity"].sel(map=kind), C, atol=1e-10)
+    assert study["common_share"].sel(map=kind) == pytest.approx(np.linalg.eigvalsh(C)[-1] / 4, abs=1e-10)
+    across = np.mean([C[0, 2], C[0, 3], C[1, 2], C[1, 3]])
+    found = study.sel(kernel=kind, families="cnn x vit")
+    np.testing.assert_allclose(study["within"].sel(kernel=kind), [C[0, 1], C[2, 3]], atol=1e-10)
+    assert found["across"] == pytest.approx(across, abs=1e-10)
+    assert found["ceiling"] == pytest.approx(np.sqrt(C[0, 1] * C[2, 3]), abs=1e-10)
+    assert found["ratio"] == pytest.approx(across / np.sqrt(C[0, 1] * C[2, 3]), abs=1e-10)
+
+
+def test_the_map_keeps_distances(case: Case) -> None:
+    placed = case.study["map_coordinates"].sel(map="cka").values
+    squared = ((placed[:, None] - placed) ** 2).sum(-1)
+    np.testing.assert_allclose(squared, 2 * (1 - models(case, "cka")), atol=1e-9)
+
+
+def test_means_over_pairs(case: Case) -> None:
+    study = case.study
+    for kernel in ("cka", "cka given input", "cka given labels"):
+        for relation in ("other family", "same architecture"):
+            some = study["index"].sel(measure=kernel).values[study["relation"].values == relation]
+            found = study.sel(kernel=kernel, kind_of_pair=relation)
+            assert found["index_mean"] == pytest.approx(some.mean(), abs=1e-12)
+            assert found["learned_mean"] == pytest.approx(float(found["index_mean"] - found["control_mean"]), abs=1e-12)
+    assert np.isnan(study["index_mean"].sel(kind_of_pair="same family")).all()
+
+
+def test_shares_sum_to_one(case: Case) -> None:
+    four = case.study["share"].sel(share_of=["input", "universal", "family", "seed"])
+    np.testing.assert_allclose(four.sum("share_of"), 1, atol=1e-10)
+    np.testing.assert_allclose(case.study["mean_share"], case.study["share"].mean("depth"), atol=1e-12)
+    universal = case.study["mean_share"].sel(share_of="universal")
+    assert universal.sel(state="trained") > 0.08
+    assert abs(universal.sel(state="untrained")) < 0.02
+
+
+# Stimuli
+
+
+def test_agreement_is_how_much_a_sample_moves_the_mean_index(case: Case) -> None:
+    """(n - 1) (index - index without it), the matches kept, mean over pairs of families."""
+    pairs = [(a, b) for a in FOUR[:2] for b in FOUR[2:]]
+    for i in (0, 7, 31):
+        rows, moved = np.delete(np.arange(N), i), []
+        for a, b in pairs:
+            S, T = case.unit(a) @ case.unit(b).T, case.unit(a, rows) @ case.unit(b, rows).T
+            there, back = best_match(S).columns, best_match(S.T).columns
+            before, after = ((X[np.arange(3), there].mean() + X.T[np.arange(3), back].mean()) / 2 for X in (S, T))
+            moved.append((N - 1) * (before - after))
+        assert case.study["agreement"].sel(kernel="cka", sample=str(i)) == pytest.approx(np.mean(moved), abs=1e-8)
+
+
+def test_a_sample_that_all_networks_single_out_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Two samples that are far from all others, and near each other, in every network: they agree on these."""
+    rng, folder = np.random.default_rng(1), tmp_path_factory.mktemp("outliers")
+    with ExitStack() as stack:
+        stores = []
+        for model in FOUR:
+            layers = [rng.normal(size=(30, 8)) for _ in range(2)]
+            for x in layers:
+                x[[4, 9]] += 2 * np.abs(rng.normal(size=8))
+            stores.append(stack.enter_context(network(folder, model, layers)))
+        study = universality(stores, ["cka"], permutations=19, draws=50)
+    agreement = study["agreement"].sel(kernel="cka")
+    assert set(agreement.sortby(agreement)["sample"].values[-2:]) == {"4", "9"}

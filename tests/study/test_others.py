@@ -1,0 +1,175 @@
+"""Measures beside CKA: their chance, what is affordable, half-samples, and distances turned into similarities."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from repsim import metrics as registry
+from repsim.metrics import Metric
+from repsim.resampling import permuted, random_permutations, random_subsamples
+from repsim.study import others
+from repsim.study.chance import calibrated, p_value, threshold
+from repsim.study.conduct import universality
+from repsim.study.depth import mbm
+from repsim.study.design import Design, design
+from repsim.study.others import Measured, measure
+from repsim.study.uncertainty import half_samples
+from tests.study.networks import FOUR, TWINS, Array, family
+
+N, COUNT, HALVES = 26, 19, 8
+ORDERS = random_permutations(N, COUNT, 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_halves() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(others, "_HALVES", HALVES)
+        yield
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Design]:
+    with ExitStack() as stack:
+        rng, folder = np.random.default_rng(6), tmp_path_factory.mktemp("stores")
+        models = (FOUR[0], FOUR[2], TWINS[0], TWINS[2])
+        stores = family(folder, rng, N, learned=1, seen=0.5, models=models, depth=2)
+        yield design([stack.enter_context(store) for store in stores])
+
+
+def layers(study: Design, model: int) -> list[Array]:
+    member = study.members[model]
+    return [member.store[array][:] for array in member.arrays]
+
+
+def found(study: Design, spec: str, **options: Any) -> Measured:
+    both = [*study.pairs, *study.controls_of(study.pairs[0])]
+    told = {"device": "cpu", "memory": None, "seed": 3, **options}
+    return measure(registry.get(spec), both, study.pairs, ORDERS, **told)
+
+
+def test_values_and_chance_of_neighbours(study: Design) -> None:
+    """k / (n - 1) by chance, and a deviation that all permutations on average have."""
+    measured, metric = found(study, "mutual_knn:k=4"), registry.get("mutual_knn:k=4")
+    (pair,) = study.pairs
+    a, b = layers(study, 0), layers(study, 1)
+    np.testing.assert_allclose(measured.values[pair.name], [[metric(x, y) for y in b] for x in a], atol=1e-12)
+    np.testing.assert_allclose(measured.chance[pair.name], 4 / (N - 1), atol=1e-12)
+    drawn = permuted(a, b, metric, random_permutations(N, 300, 9))
+    np.testing.assert_allclose(measured.chance_sd[pair.name], drawn.std(0), rtol=0.15)
+    np.testing.assert_array_equal(measured.permuted[pair.name], permuted(a, b, metric, ORDERS))
+    twins = [name for name in measured.values if name != pair.name]
+    assert twins == ["cnn+random-seed0 x vit+random-seed0"]
+    assert set(measured.permuted) == set(measured.chance) == {pair.name}  # what is tested
+
+
+def test_half_samples_keep_the_share_of_neighbours(study: Design) -> None:
+    measured, (pair,) = found(study, "mutual_knn:k=6"), study.pairs
+    a, b, metric = layers(study, 0), layers(study, 1), registry.get("mutual_knn:k=3")
+    samples = random_subsamples(N, N // 2, HALVES, 3)
+    expected = [[[metric(x[half], y[half]) for y in b] for x in a] for half in samples]
+    np.testing.assert_allclose(measured.halves[pair.name], expected, atol=1e-12)
+    assert len(measured.halves) == 2  # of the untrained ones on the same halves
+
+
+def test_what_is_not_affordable_is_said(study: Design, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found(study, "svcca").notes == []
+    (once,) = [others._affordable(registry.get("svcca"), study.pairs, N, 10**9, prepared=True)]
+    seconds = others.SECONDS / once
+    monkeypatch.setattr(others, "SECONDS", 18.5 * seconds)
+    few = found(study, "svcca")
+    assert few.notes[0] == "not permuted: fewer than 19 permutations are affordable at this size"
+    assert few.permuted == {}
+    assert np.isfinite(few.values[study.pairs[0].name]).all()
+    monkeypatch.setattr(others, "SECONDS", 19.5 * seconds)
+    orders = random_permutations(N, 30, 0)
+    some = measure(registry.get("svcca"), study.pairs, study.pairs, orders, device="cpu", memory=None, seed=0)
+    assert some.notes[0] == "19 of 30 permutations, which is what is affordable at this size"
+    np.testing.assert_array_equal(
+        some.permuted[study.pairs[0].name], found(study, "svcca").permuted[study.pairs[0].name]
+    )
+    monkeypatch.setattr(others, "SECONDS", 0)
+    assert "no interval: half-samples take too long at this size" in found(study, "svcca").notes
+
+
+def test_too_few_samples(study: Design) -> None:
+    measured = found(study, "mutual_knn:k=40")
+    assert measured.notes == ["26 samples are too few: it needs at least 42"]
+    assert all(np.isnan(values).all() for values in measured.values.values())
+    assert measured.permuted == measured.halves == {}
+
+
+def test_clouds_are_not_permuted(study: Design) -> None:
+    measured = found(study, "uniformity_difference")
+    assert measured.permuted == {}
+    assert measured.notes == ["not permuted: it compares clouds, and which sample is which is nothing to it"]
+
+
+def test_no_pairs(study: Design) -> None:
+    alone = measure(registry.get("svcca"), [], [], ORDERS, device="cpu", memory=None, seed=0)
+    assert (alone.values, alone.notes) == ({}, [])
+
+
+@pytest.fixture(scope="module")
+def whole(study: Design) -> xr.Dataset:
+    stores = [member.store for member in study.members]
+    return universality(stores, ["procrustes", "linear_regression"], permutations=COUNT, draws=50)
+
+
+def test_a_distance_is_there_as_its_negative(study: Design, whole: xr.Dataset) -> None:
+    metric, (pair,) = registry.get("procrustes"), study.pairs
+    S = -np.array([[metric(x, y) for y in layers(study, 1)] for x in layers(study, 0)])
+    row = whole.sel(measure="procrustes", pair=pair.name)
+    assert row["index"] == pytest.approx(mbm(S), abs=1e-12)
+    assert row["largest"] == pytest.approx(S.max(), abs=1e-12)
+    shape = whole["value"].sel(measure="procrustes").values[:2, 2:]
+    np.testing.assert_allclose(shape, S, atol=1e-12)
+    drawn = -permuted(layers(study, 0), layers(study, 1), metric, random_permutations(N, COUNT, 0))
+    assert row["p_index"] == p_value(mbm(S), mbm(drawn)) == 1 / (COUNT + 1)
+    tau = threshold(mbm(S), mbm(drawn))
+    assert row["threshold_index"] == pytest.approx(tau, abs=1e-12)
+    assert row["calibrated_index"] == pytest.approx((mbm(S) - tau) / (0 - tau), abs=1e-12)  # 1 at a distance of 0
+    assert 0 < row["calibrated_index"] < 1
+
+
+@pytest.mark.filterwarnings("ignore::repsim.errors.UnreliableValueWarning")
+def test_what_a_distance_has_learned(study: Design, whole: xr.Dataset) -> None:
+    """More alike than the untrained networks: less distance, and so above 0; an interval from halves taken together."""
+    metric: Metric[Any] = registry.get("procrustes")
+
+    def index(rows: Any = slice(None)) -> tuple[float, float]:
+        trained, twins = (
+            mbm(-np.array([[metric(x[rows], y[rows]) for y in layers(study, b)] for x in layers(study, a)]))
+            for a, b in ((0, 1), (2, 3))
+        )
+        return float(trained), float(twins)
+
+    row = whole.sel(measure="procrustes", pair=study.pairs[0].name)
+    trained, twins = index()
+    assert row["control_name"] == "both untrained"
+    assert row["control"] == pytest.approx(twins, abs=1e-12)
+    assert row["learned"] == pytest.approx(trained - twins, abs=1e-12)
+    assert row["learned"] > 0.1
+    halves = np.array([index(half) for half in random_subsamples(N, N // 2, HALVES, 0)])
+    interval = half_samples(trained - twins, halves[:, 0] - halves[:, 1], N)
+    np.testing.assert_allclose([row["learned_low"], row["learned_high"]], [interval.low, interval.high], atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::repsim.errors.UnreliableValueWarning")
+def test_an_asymmetric_measure_is_not_mirrored(study: Design, whole: xr.Dataset) -> None:
+    metric = registry.get("linear_regression")
+    values = whole["value"].sel(measure="linear_regression").values
+    expected = [[metric(x, y) for y in layers(study, 1)] for x in layers(study, 0)]
+    np.testing.assert_allclose(values[:2, 2:], expected, atol=1e-12)
+    assert np.isnan(values[2:, :2]).all()
+    assert "linear_regression: asymmetric: the first model of each pair given the second" in whole.attrs["warnings"]
+
+
+def test_scales() -> None:
+    assert others.most(registry.get("procrustes")) == 0
+    assert others.most(registry.get("mutual_knn")) == 1
+    assert others.most(registry.get("cknna")) == np.inf
+    assert calibrated(0.5, 0.2) == pytest.approx(0.375)

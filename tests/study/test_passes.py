@@ -1,0 +1,90 @@
+"""All layers and controls of a study against each other: whole, on some samples, cut, read again and again."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+from repsim.study.controls import Control
+from repsim.study.design import Design, design
+from repsim.study.passes import Kernels, kernels, sources
+from tests.study.networks import network, noise, unit_kernel
+
+N = 30
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Design, list[Control]]]:
+    """The second layer of a is constant in the first half of the samples, the first one of b in all."""
+    with ExitStack() as stack:
+        rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("stores")
+        layers = {model: noise(rng, N) for model in ("a", "b")}
+        layers["a"][1][: N // 2] = 1
+        layers["b"][0][:] = 1
+        stores = [stack.enter_context(network(folder, model, each)) for model, each in layers.items()]
+        names = ("input", "input of a"), ("input", "mean input of a"), ("labels", "class labels")
+        yield design(stores), [Control(kind, name, rng.normal(size=(N, 2))) for kind, name in names]  # type: ignore[arg-type]
+
+
+def prepared(study: tuple[Design, list[Control]], *, keep: bool = True) -> Kernels:
+    return kernels(*study, "cpu", keep=keep, step=lambda: None)
+
+
+def features(study: tuple[Design, list[Control]]) -> list[np.ndarray]:
+    members = [np.asarray(m.store[array][:]) for m in study[0].members for array in m.arrays]
+    return [x for x in [*members, *(control.features for control in study[1])] if np.ptp(x) > 0]
+
+
+def test_the_matrix_and_where_everything_is(study: tuple[Design, list[Control]]) -> None:
+    found = prepared(study)
+    V = np.stack([unit_kernel(x) for x in features(study)])
+    np.testing.assert_allclose(found.values(), V @ V.T, atol=1e-12)
+    assert np.array_equal(np.diagonal(found.values()), np.ones(len(V)))
+    assert {name: where.tolist() for name, where in found.of.items()} == {
+        "a": [0, 1, 2], "b": [3, 4], "input": [5, 6], "labels": [7],
+    }  # fmt: skip
+    assert found.names[1:4] == ("a/block1", "a/block2", "b/block1")
+    assert list(found.undefined) == ["b/block0"]
+    assert "constant" in found.undefined["b/block0"]
+
+
+def test_layers_that_are_read_anew_are_the_same(study: tuple[Design, list[Control]]) -> None:
+    np.testing.assert_allclose(prepared(study, keep=False).values(), prepared(study).values(), atol=1e-13)
+
+
+def test_on_some_samples(study: tuple[Design, list[Control]]) -> None:
+    """NaN for what is constant there."""
+    found, where = prepared(study), np.array([1, 0, 4, 7])
+    late = np.arange(N // 2 - 3, N)
+    V = np.stack([unit_kernel(features(study)[k][late]) for k in where])
+    np.testing.assert_allclose(found.on(late, where), V @ V.T, atol=1e-12)
+    early = found.on(np.arange(N // 2), where)
+    assert np.isnan(early[0]).all()
+    assert np.isnan(early[:, 0]).all()
+    V = np.stack([unit_kernel(features(study)[k][: N // 2]) for k in where[1:]])
+    np.testing.assert_allclose(early[1:, 1:], V @ V.T, atol=1e-12)
+
+
+def test_without_each_sample(study: tuple[Design, list[Control]]) -> None:
+    runs = list(prepared(study).leave_one_out(6_000, lambda: None))
+    assert len(runs) > 1
+    values = np.concatenate(runs)
+    for i in (0, 15, 29):
+        V = np.stack([unit_kernel(np.delete(x, i, 0)) for x in features(study)])
+        np.testing.assert_allclose(values[i], V @ V.T, atol=1e-11)
+
+
+def test_cut(study: tuple[Design, list[Control]]) -> None:
+    """Some of the layers in another order, each by its leading components."""
+    found = prepared(study)
+    cut = found.cut([7, 4, 0])
+    assert cut.names == ("class labels", "b/block2", "a/block0")
+    assert {name: where.tolist() for name, where in cut.of.items() if len(where)} == {"a": [2], "b": [1], "labels": [0]}
+    np.testing.assert_allclose(cut.values(), found.values()[np.ix_([7, 4, 0], [7, 4, 0])], atol=5e-3)
+
+
+def test_every_layer_is_a_source(study: tuple[Design, list[Control]]) -> None:
+    some = sources(study[0].members, "cpu")
+    assert [each.name for each in some] == [f"{model}/block{k}" for model in "ab" for k in range(3)]
+    np.testing.assert_array_equal(some[2].rows()[:], study[0].members[0].store["block2"][:])

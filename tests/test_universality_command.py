@@ -1,0 +1,237 @@
+"""The command `repsim universality`: what it prints, what it saves, and one line where the input is bad."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from repsim import extract, terminal
+from repsim.cli import main
+from repsim.results import open_study, save_result
+from repsim.store import ActivationStore
+from repsim.study import others
+from tests.study.networks import FOUR, TWINS, family
+
+
+@pytest.fixture(autouse=True)
+def few_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(others, "_HALVES", 8)
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["universality", *map(str, args)], catch_exceptions=False)
+
+
+def succeed(*args: object) -> Result:
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def fail(*args: object) -> str:
+    """One line on stderr, nothing on stdout, exit code 2."""
+    result = run(*args)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.output
+    return result.stderr.removeprefix("Error: ").strip()
+
+
+def make(folder: Path, learned: float, seen: float, models: tuple[str, ...] = FOUR + TWINS) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    for store in family(folder, np.random.default_rng(1), 40, learned=learned, seen=seen, models=models, depth=2):
+        store.close()
+    return [folder / f"{model}.h5" for model in models]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return make(tmp_path_factory.mktemp("stores"), learned=1.0, seen=0.5)
+
+
+FAST = ("-m", "cka", "--permutations", 119)
+
+
+def test_help() -> None:
+    text = succeed("--help").stdout
+    for word in ("--family", "--controls untrained:N", "--permutations", "--json", "Examples:"):
+        assert word in text
+
+
+def test_it_prints_warnings_tables_and_the_summary(stores: list[Path]) -> None:
+    found = succeed(*stores, *FAST, "-m", "procrustes")
+    assert all(line.startswith("note: ") for line in found.stderr.splitlines() if "samples" in line)
+    assert "note: 40 samples: intervals are wide" in found.stderr
+    text = " ".join(found.stdout.split())
+    for part in (
+        "cka given input: mean along the best match",
+        "every measure, mean over",
+        "where the energy of kernels",
+    ):
+        assert part in text
+    assert "is universal across these families" in text
+    assert "nan" not in text
+    assert text.count("cnn.seed0 x vit.seed1") == 1
+
+
+def test_the_study_is_saved(stores: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "new" / "study.nc"
+    found = succeed(*stores, *FAST, "-o", out)
+    assert found.stdout.endswith(f"saved {out}\n")
+    study = open_study(out)
+    assert study["pair"].size == 6
+    assert study.attrs["permutations"] == 119
+    summary = json.loads(study.attrs["summary"])
+    assert all(" ".join(sentence.split()) in " ".join(found.stdout.split()) for sentence in summary)
+    assert [path.name for path in out.parent.iterdir()] == ["study.nc"]
+
+
+def test_json_is_json(stores: list[Path], tmp_path: Path) -> None:
+    found = succeed(*stores[:3], *FAST, "--json", "-o", tmp_path / "study.nc")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    told = json.loads(found.stdout, parse_constant=refuse)
+    study = open_study(tmp_path / "study.nc")
+    assert told["samples"] == 40
+    assert told["summary"] == json.loads(study.attrs["summary"])
+    assert told["warnings"] == json.loads(study.attrs["warnings"])
+    assert told["coordinates"]["pair"] == study["pair"].values.tolist()
+    assert told["variables"]["index"]["dims"] == ["measure", "pair"]
+    np.testing.assert_array_equal(told["variables"]["index"]["values"], study["index"].values)
+    missing = told["variables"]["learned"]["values"]
+    assert {each for row in missing for each in row} == {None}  # no untrained networks
+
+
+@pytest.mark.parametrize("models", [FOUR[:1], FOUR[:2], FOUR[::2]])
+def test_few_models_are_printed_without_the_word(tmp_path: Path, models: tuple[str, ...]) -> None:
+    found = succeed(*make(tmp_path, 1.0, 0.5, models), *FAST)
+    assert "universal" not in found.output
+    assert "nan" not in found.stdout
+
+
+def test_what_is_only_seen_is_printed_without_the_word(tmp_path: Path) -> None:
+    out = tmp_path / "study.nc"
+    found = succeed(*make(tmp_path / "acts", learned=0.0, seen=1.0), *FAST, "-o", out)
+    low = float(open_study(out)["learned_mean_low"].sel(kernel="cka given input", kind_of_pair="other family"))
+    assert low <= 0
+    assert "universal" not in found.output
+    assert "common to all families" in " ".join(found.stdout.split())
+
+
+def test_families_by_hand(stores: list[Path], tmp_path: Path) -> None:
+    succeed(*stores[:4], *FAST, "--family", "first=*.seed0", "--family", "second=cnn.seed1,vit.seed1", "-o",
+            tmp_path / "study.nc")  # fmt: skip
+    assert open_study(tmp_path / "study.nc")["family"].values.tolist() == ["first", "second", "first", "second"]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("digits")
+    for name, layers in (("digits_resnet", "layer1.1,layer4.1"), ("digits_vit", "blocks.0,blocks.5")):
+        extract(f"{name}.seed0", data="digits", split="test", limit=40, layers=layers, out=folder).close()
+    return sorted(folder.glob("*.h5"))
+
+
+def test_untrained_networks_on_demand(digits: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "study.nc"
+    succeed(*digits, *FAST, "--controls", "untrained:1", "-o", out)
+    kept = sorted((tmp_path / "study.controls").iterdir())
+    assert [path.name for path in kept] == ["digits_resnet+random-seed0.h5", "digits_vit+random-seed0.h5"]
+    study = open_study(out)
+    assert json.loads(study.attrs["untrained"]) == ["digits_resnet+random-seed0", "digits_vit+random-seed0"]
+    assert np.isfinite(study["learned"][:3]).all()
+    assert np.isfinite(study["index_low"]).all()
+    assert (
+        study["control_name"].values.ravel().tolist()[3] == ""
+    )  # given their own twins, untrained networks are nothing
+    assert study["measure"].values.tolist() == ["cka", "cka given input", "cka given labels", "cka given untrained"]
+    before = [path.stat().st_mtime_ns for path in kept]
+    succeed(*digits, *FAST, "--controls", "untrained:1", "-o", out, "--overwrite")
+    assert [path.stat().st_mtime_ns for path in kept] == before
+    assert open_study(out).drop_attrs().identical(study.drop_attrs())
+
+
+def test_controls_of_other_pictures(digits: list[Path], tmp_path: Path, pictures: Any) -> None:
+    told = fail(*digits, "--controls", "untrained:1", "--data", pictures(3), "-o", tmp_path / "study.nc")
+    assert re.search(r"photos lacks 40 of the 40 samples of .*digits_resnet\.seed0\.h5", told)
+    assert not list(tmp_path.rglob("study*"))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["missing.h5"], "no such file: missing.h5"),
+        (["truncated.h5"], "truncated.h5"),
+        (["cut.h5"], "cut.h5"),
+        (["STORES", "flipped.h5"], "flipped.h5"),
+        (["notes.txt"], "notes.txt"),
+        (["STORES", "-o", "."], "a study is netCDF"),
+        (["STORES", "--family", "cnn"], "--family takes NAME=GLOB"),
+        (["STORES", "--family", "cnn=nothing*"], "no model's name matches"),
+        (["STORES", "--controls", "junk"], "--controls takes untrained:N, as in --controls untrained:3, not 'junk'"),
+        (["STORES", "--controls", "untrained:0"], "--controls takes untrained:N"),
+        (["STORES", "--controls", "untrained:1"], "was not extracted from a model's name"),
+        (["STORES", "-m", "ckaa"], "unknown metric 'ckaa'; did you mean cka"),
+        (["STORES", "--readout", "mean"], "holds no layer that is read out by mean, only by given"),
+        (["STORES", "--memory", "much"], "much"),
+        (["STORES", "-o", "study.png"], "a study is netCDF: name it .nc, not study.png"),
+        (["STORES", "STORES"], "are all of a model named"),
+        (["TWINS"], "all of these networks are untrained"),
+    ],
+)
+def test_bad_input_is_one_line(
+    stores: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = stores[2].read_bytes()
+    Path("truncated.h5").write_bytes(whole[:3000])
+    Path("cut.h5").write_bytes(whole[:-100])
+    at = whole.index(ActivationStore(stores[2])["block1"][20].tobytes())
+    Path("flipped.h5").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    Path("notes.txt").write_text("no store")
+    words = [word for arg in args for word in {"STORES": stores[:2], "TWINS": stores[4:6]}.get(arg, [arg])]
+    out = [] if "-o" in args else ["-o", "study.nc"]
+    assert message in fail(*words, *out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.h5", "flipped.h5", "notes.txt", "truncated.h5"]
+
+
+def test_what_is_there_is_not_replaced(stores: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "study.nc"
+    out.write_text("precious")
+    assert fail(*stores[:2], *FAST, "-o", out).startswith(f"{out} exists; use --overwrite")
+    assert out.read_text() == "precious"
+    succeed(*stores[:2], *FAST, "-o", out, "--overwrite")
+    assert open_study(out)["pair"].size == 1
+
+
+def test_a_comparison_command_refuses_a_study(stores: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "study.nc"
+    succeed(*stores[:2], *FAST, "-o", out)
+    result = CliRunner().invoke(main, ["heatmap", str(out), "-o", str(tmp_path / "x.png")], catch_exceptions=False)
+    assert result.exit_code == 2
+    assert "it is a study of `repsim universality`" in result.stderr
+    study = open_study(out)
+    study.attrs["format_version"] = 99
+    save_result(study, tmp_path / "new.nc")
+    with pytest.raises(OSError, match="has study format 99; this repsim reads 1. Install a newer repsim"):
+        open_study(tmp_path / "new.nc")
+
+
+def test_progress_in_a_log(stores: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line for the steps of the work, where stderr is no terminal; no control characters."""
+    monkeypatch.setattr(terminal, "LOG_SECONDS", 0.0)
+    log = succeed(*stores[:2], *FAST, "-m", "procrustes").stderr
+    for line in (
+        r"preparing layers: 7 of 7, [\d.]+ a second",  # 2 x 2, the input twice, classes
+        r"leaving out each sample: ",
+        r"permuting samples: 119 of 119, ",
+        r"permuting samples within classes: 119 of 119, ",
+        r"splitting samples: 8 of 8, ",
+        r"measuring procrustes: ",
+    ):
+        assert re.search(rf"(?m)^{line}", log), line
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", log)
