@@ -138,7 +138,7 @@ def _by_features(
     if sum(layer.p for layer in columns) > sum(layer.p for layer in rows):
         turned = _by_features(columns, rows, measure, orders.argsort(1), progress=progress)
         return turned.swapaxes(1, 2)
-    n, dtype, _ = common([*rows, *columns])
+    _, dtype, _ = common([*rows, *columns])
     parts = _precisions(rows, columns, dtype)
     step = counter(len(parts) * len(orders), progress)
     values = np.zeros((len(orders), len(rows), len(columns)))

@@ -107,7 +107,7 @@ def together(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]:
     Layers of one network, and of two that are alike, have much in common: their leading components span far fewer
     directions than there are components. Each layer keeps the share that `leading` keeps, or as little as its square
     of it: its components are those of `leading`, projected on the k directions that carry most of all layers together,
-    each with ||K|| = 1, and k is the least with which every layer still has ``share`` of what `leading` left of it.
+    each with ||K|| = 1, and k is the least with which every layer keeps ``share`` of what `leading` left of it.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def together(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]:
     Returns
     -------
     list of Gram
-        One a layer, in float64, with features Q C (`Spanned`) of one Q. `repsim.permuted` needs nothing but Q, permuted.
+        One a layer, in float64, with features Q C (`Spanned`) of one Q: `repsim.permuted` permutes Q alone.
 
     Examples
     --------

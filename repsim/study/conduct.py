@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from repsim.study.design import Design, Pair, design
 from repsim.study.findings import Evidence, findings
 from repsim.study.indices import Indices
 from repsim.study.others import Measured, measure
-from repsim.study.passes import Kernels, kernels
+from repsim.study.passes import Kernels, kernels, symmetric
 
 StoreLike = ActivationStore | str | os.PathLike[str]
 METRICS = ("cka", "mutual_knn", "nuclear", "svcca")
@@ -38,7 +39,7 @@ _FEWEST = 8
 _ROOM = 2**29
 """Bytes of leave-one-out values that are there at once."""
 _SPLITS = 8
-_SPLIT_SAMPLES = 40_000
+_SPLIT_SAMPLES = 20_000
 """Samples of all splits taken together: of many samples one split says as much as several of few."""
 
 Steps = Callable[[str], Progress | None]
@@ -185,21 +186,24 @@ def _gather(
         if not len(all_kernels.of[member.name]):
             why = all_kernels.undefined[member.layers[0]]
             raise InvalidInputError(f"{member.store.path}: none of its layers can be compared ({why}); leave it out")
-    R = all_kernels.values()
-    indices = Indices(study, dict(all_kernels.of), R)
-    told = steps("leaving out each sample")
-    runs = all_kernels.leave_one_out(_ROOM, _percent(told))
-    left_out, errors = indices.without_each(runs)
+    sweep = all_kernels.leave_one_out(_ROOM)
+    runs = sweep.runs(counter(sweep.units, steps("leaving out each sample")))
+    first = next(runs)
+    indices = Indices(study, dict(all_kernels.of), symmetric(sweep.whole))
+    left_out, errors = indices.without_each(values for _, values in chain([first], runs))
+    assert sweep.cubes is not None, "asked for"
+    trained = np.concatenate([all_kernels.of[member.name] for member in study.trained])
+    cubic = tuple(moments([all_kernels.grams[k] for k in trained], sweep.cubes[trained]))
+    del sweep, runs, first
 
     orders = random_permutations(study.n, permutations, seed)
-    null = nulls.of_cka(all_kernels, indices, orders, memory=memory, progress=steps("permuting samples"))
+    short = nulls.shortened(all_kernels, study)
+    null = nulls.of_cka(short, indices, orders, memory=memory, progress=steps("permuting samples"))
     within: dict[tuple[str, str], nulls.Null] = {}
     if labels is not None and study.pairs and labels.features.sum(0).max() > 1:
         classes = labels.features.argmax(1)
         inside = within_classes(classes, permutations, seed)
-        within = nulls.of_cka(
-            all_kernels, indices, inside, memory=memory, progress=steps("permuting samples within classes")
-        )
+        within = nulls.of_cka(short, indices, inside, memory=memory, progress=steps("permuting samples within classes"))
     halves = _halves(study, all_kernels, indices, seed, steps("splitting samples"))
     measured: list[Measured] = []
     pairs = _wanted(study)
@@ -210,7 +214,6 @@ def _gather(
         measured.append(
             measure(metric, pairs, study.pairs, orders, device=device, memory=memory, seed=seed, progress=progress)
         )
-    cubic = tuple(moments([all_kernels.grams[k] for m in study.trained for k in all_kernels.of[m.name]]))
     return Evidence(
         study, all_kernels, indices, left_out, errors, cubic, null, within, halves, tuple(measured), permutations,
         tuple(control.duplicates(study)),
@@ -224,19 +227,6 @@ def _wanted(study: Design) -> list[Pair]:
         for each in (pair, *study.controls_of(pair)):
             found.setdefault(frozenset({each.a.name, each.b.name}), each)
     return list(found.values())
-
-
-def _percent(progress: Progress | None) -> Callable[[], None]:
-    """A step for work of which only whoever does it knows the length."""
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, done)
-
-    return step
 
 
 def _halves(

@@ -18,6 +18,8 @@ from repsim.study.kernels import partial, partial_of_two, residual, shares
 RAW = ""
 """No control is given."""
 TWINS = "untrained"
+CONTROLS = ("input", "labels")
+"""Kinds of kernels that can be given for all layers."""
 SHARES = ("input", "universal", "family", "seed", "family_and_seed", "universal_and_family")
 _DEPTHS = 10
 _PIECE = 2**26
@@ -40,7 +42,7 @@ class Indices:
     @cached_property
     def kernels(self) -> tuple[str, ...]:
         """What is projected out of all layers, one after the other: nothing, the input, the class labels."""
-        return (RAW, *(kind for kind in ("input", "labels") if len(self.of.get(kind, ()))))
+        return (RAW, *(kind for kind in CONTROLS if len(self.of.get(kind, ()))))
 
     @cached_property
     def given(self) -> tuple[str, ...]:

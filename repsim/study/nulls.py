@@ -12,7 +12,8 @@ from jaxtyping import Float64, Int64
 
 from repsim.progress import Progress
 from repsim.study.depth import mbm
-from repsim.study.indices import RAW, Indices
+from repsim.study.design import Design
+from repsim.study.indices import CONTROLS, RAW, Indices
 from repsim.study.passes import EXACT, Kernels, permuted_values
 
 _ORDERS = 100
@@ -53,14 +54,11 @@ def of_cka(
     the statistic as for its permutations: a test is exact for any statistic.
     """
     design, given = indices.design, indices.kernels
-    controls = np.concatenate([indices.of[kind] for kind in given if kind != RAW] or [np.zeros(0, int)])
-    models = [indices.of[member.name] for member in design.trained]
     if not design.pairs:
         return {}
-    if kernels.n > EXACT:
-        kernels = kernels.cut(np.concatenate([*models, controls]).tolist())
-        models = [kernels.of[member.name] for member in design.trained]
-        controls = np.concatenate([kernels.of[kind] for kind in given if kind != RAW] or [np.zeros(0, int)])
+    kernels = shortened(kernels, design)
+    models = [kernels.of[member.name] for member in design.trained]
+    controls = np.concatenate([kernels.of[kind] for kind in given if kind != RAW] or [np.zeros(0, int)])
     R = kernels.values()
     rows, columns = (np.concatenate([*some, controls]) for some in (models[:-1], models[1:]))
     row_at, column_at = ({k: i for i, k in enumerate(side)} for side in (rows, columns))
@@ -89,6 +87,13 @@ def of_cka(
                     S = S + beta[:, a].T @ values[:, u[:, None], v] @ beta[:, b]
                 found.setdefault((kind, pair.name), []).append(statistics(S / norms))
     return {key: Null(observed[key], np.concatenate(parts)) for key, parts in found.items()}
+
+
+def shortened(kernels: Kernels, design: Design) -> Kernels:
+    """The layers of trained models and the controls; of many samples in a few directions that all of them share."""
+    names = [*(member.name for member in design.trained), *CONTROLS]
+    wanted = np.concatenate([kernels.of[name] for name in names if name in kernels.of])
+    return kernels.cut(wanted.tolist()) if kernels.n > EXACT and not kernels.short else kernels
 
 
 def of_values(observed: Float64[np.ndarray, "a b"], permuted: Float64[np.ndarray, "count a b"]) -> Null:

@@ -1,6 +1,6 @@
 """The passes over all layers that debiased CKA takes: all values, without each sample, on halves, permuted."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -50,6 +50,8 @@ class Kernels:
     """Model, or kind of control -> where its layers are."""
     undefined: Mapping[str, str]
     """Layers without a value (constant ones), and why; they are in none of the above."""
+    short: bool = False
+    """Whether layers were `cut`."""
 
     @property
     def n(self) -> int:
@@ -78,11 +80,11 @@ class Kernels:
         return found
 
     def cut(self, where: Sequence[int]) -> "Kernels":
-        """Some of the layers, by the components that carry almost all of their kernels, in directions that they share."""
+        """Some of the layers, by components that carry almost all of their kernels, in directions that they share."""
         grams = tuple(together([self.grams[k] for k in where], SHARE))
         place = {k: i for i, k in enumerate(where)}
         of = {name: np.array([place[k] for k in some if k in place], int) for name, some in self.of.items()}
-        return Kernels(tuple(self.names[k] for k in where), grams, of, self.undefined)
+        return Kernels(tuple(self.names[k] for k in where), grams, of, self.undefined, short=True)
 
 
 def kernels(
@@ -116,6 +118,7 @@ def permuted_values(
 
 
 def symmetric(values: Float64[np.ndarray, "L L"]) -> Float64[np.ndarray, "L L"]:
+    """The same without what rounding did to one triangle and not to the other; 1 on the diagonal."""
     values = (values + values.T) / 2
     np.fill_diagonal(values, np.where(np.isnan(np.diagonal(values)), np.nan, 1.0))
     return values

@@ -1,5 +1,6 @@
 """Two roads to permuted values, and which one is taken."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from repsim.errors import InvalidInputError
 from repsim.metrics import get, permuting
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.permuting import permuted
-from repsim.metrics.truncation import leading
+from repsim.metrics.truncation import leading, together
 from repsim.resampling import random_permutations
 from tests.metrics import references
 
@@ -150,3 +151,22 @@ def test_progress_counts_permutations(rng: np.random.Generator, monkeypatch: pyt
         both = layers[:2], layers[2:]
         on("features", monkeypatch, *both, get("cka"), orders, progress=lambda *done, to=said: to.extend(done))
         assert said == [number for k in range(1, 9) for number in (k, 8)]
+
+
+@pytest.mark.parametrize("spec", ["cka", "cka:estimator=biased"])
+def test_shared_directions_give_what_features_give(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    layers = together(factors(spec, *related(rng, 60, 40, 3, 100, 35, 2)), 0.99)
+    apart = [dataclasses.replace(layer, features=layer.features[:]) for layer in layers]
+    orders = torch.from_numpy(random_permutations(60, 5))
+    called = []
+    original = permuting._by_directions
+    monkeypatch.setattr(permuting, "_by_directions", lambda *a, **k: called.append(1) or original(*a, **k))
+    for i, j in ((slice(0, 3), slice(3, 5)), (slice(3, 5), slice(0, 5))):
+        found = permuted(layers[i], layers[j], get(spec), orders, memory=ENOUGH)
+        expected = on("grams", monkeypatch, apart[i], apart[j], get(spec), orders)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    assert len(called) == 2
+    permuted(layers[:1], apart[1:], get(spec), orders, memory=ENOUGH)
+    assert len(called) == 2  # they do not share all directions

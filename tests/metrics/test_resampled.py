@@ -69,9 +69,19 @@ def test_leave_one_out_is_the_same_however_it_is_cut(
     room = samples * 8 * (2 * 3 + 3)  # sums of so many samples at a time
     sweep = LeaveOneOut(layers[:2], layers[1:], get("cka"), panel=panel, tile=tile, room=room)
     runs = list(sweep.runs(lambda: None))
+    np.testing.assert_allclose(sweep.whole, get("cka").block(layers[:2], layers[1:]), rtol=0, atol=1e-13)
     assert [k for run, _ in runs for k in range(run.start, run.stop)] == list(range(30))
     assert max(len(values) for _, values in runs) <= samples
     np.testing.assert_allclose(np.concatenate([values for _, values in runs]), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("room", [10**6, 500])
+def test_cubes_come_with_it(rng: np.random.Generator, room: int) -> None:
+    _, layers = factors(rng, "cka", 30, 3, 40, 5)
+    sweep = LeaveOneOut(layers, layers, get("cka"), tile=7, room=room, cubes=True)
+    assert len(list(sweep.runs(lambda: None))) == (1 if room > 500 else 6)
+    wanted = [float((centred(layer, torch.float64, unbiased=True) ** 3).sum()) for layer in layers]
+    np.testing.assert_allclose(sweep.cubes, wanted, rtol=1e-11)
 
 
 @pytest.mark.parametrize("spec", ["cka", "cka:estimator=biased", "cka:kernel=rbf"])

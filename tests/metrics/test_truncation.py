@@ -10,7 +10,7 @@ from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.gram import Gram
-from repsim.metrics.truncation import leading
+from repsim.metrics.truncation import Spanned, leading, together
 
 BIASED = get("cka:estimator=biased")
 
@@ -87,3 +87,47 @@ def test_what_has_no_components_is_refused(rng: np.random.Generator) -> None:
     for share in (0.0, -1.0, 1.01, math.nan):
         with pytest.raises(InvalidInputError, match="share is a part"):
             leading(get("cka").recipe(x), share)
+
+
+def one_network(rng: np.random.Generator, n: int = 80) -> list[Gram]:
+    """Layers that share most of what they have, of several widths."""
+    shared = rng.normal(size=(n, 12)) * np.arange(1, 13) ** -0.5
+    widths = (6, 40, 100)
+    return [prepared(shared @ rng.normal(size=(12, p)) + 0.1 * rng.normal(size=(n, p))) for p in widths]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.999, 0.9999])
+def test_together_keeps_of_every_layer_what_it_promises_in_as_few_directions_as_will_do(
+    rng: np.random.Generator, share: float
+) -> None:
+    layers = one_network(rng)
+    few = together(layers, share)
+    spanned = [layer.features for layer in few]
+    assert all(isinstance(x, Spanned) for x in spanned)
+    (Q,) = {id(x.directions): x.directions for x in spanned if isinstance(x, Spanned)}.values()
+    torch.testing.assert_close(Q.T @ Q, torch.eye(Q.shape[1], dtype=torch.float64), rtol=0, atol=1e-10)
+    alone = [leading(layer, share) for layer in layers]
+    assert Q.shape[1] < sum(layer.p for layer in alone) or len(layers) == 1
+    kept = []
+    for one, other in zip(alone, few, strict=True):
+        K, K_r = (g.features[:].double() @ g.features[:].double().T for g in (one, other))
+        scale = torch.linalg.matrix_norm(K)
+        projected = Q @ Q.T @ K @ Q @ Q.T
+        kept.append(float(torch.linalg.matrix_norm(projected) / scale) ** 2)
+        torch.testing.assert_close(K_r / torch.linalg.matrix_norm(K_r), projected / torch.linalg.matrix_norm(projected))
+        torch.testing.assert_close(other.squared_norms, K_r.diagonal(), rtol=1e-12, atol=1e-15)
+    assert min(kept) >= share
+    smaller = [Q[:, :-1] @ Q[:, :-1].T for _ in alone]
+    left = [
+        float(torch.linalg.matrix_norm(P @ K @ P) / torch.linalg.matrix_norm(K)) ** 2
+        for P, K in zip(smaller, (g.features[:].double() @ g.features[:].double().T for g in alone), strict=True)
+    ]
+    assert min(left) < share  # one direction less would not do
+
+
+def test_together_is_not_far_from_the_layers_themselves(rng: np.random.Generator) -> None:
+    layers = [*one_network(rng), prepared(decaying(rng, 80, 30))]
+    few = together(layers)
+    for i, a in enumerate(layers):
+        for j, b in enumerate(layers):
+            assert get("cka").pair(few[i], few[j]) == pytest.approx(get("cka").pair(a, b), abs=2e-3)

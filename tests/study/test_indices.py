@@ -189,9 +189,13 @@ def test_two_layers_with_one_twin_are_given_it_once(case: Case) -> None:
         assert found == pytest.approx(float(w @ x / np.sqrt((w @ w) * (x @ x))), abs=1e-10)
 
 
+def runs(case: Case, room: int) -> Iterator[Array]:
+    return (values for _, values in case.kernels.leave_one_out(room).runs(lambda: None))
+
+
 @pytest.fixture(scope="module")
 def left_out(case: Case) -> tuple[Array, dict[str, Array]]:
-    return case.indices.without_each(case.kernels.leave_one_out(2**29, lambda: None))
+    return case.indices.without_each(runs(case, 2**29))
 
 
 def test_without_each_sample_is_everything_anew(case: Case, left_out: tuple[Array, dict[str, Array]]) -> None:
@@ -219,9 +223,7 @@ def test_pieces_give_what_the_whole_gives(
     case: Case, left_out: tuple[Array, dict[str, Array]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("repsim.study.indices._PIECE", 1)  # one sample at a time
-    rows, errors = case.indices.without_each(
-        case.kernels.leave_one_out(100_000, lambda: None)
-    )  # and a few samples a run
+    rows, errors = case.indices.without_each(runs(case, 100_000))  # and a few samples a run
     np.testing.assert_allclose(rows, left_out[0], atol=1e-12)
     for kind, expected in left_out[1].items():
         np.testing.assert_allclose(errors[kind], expected, atol=1e-9)

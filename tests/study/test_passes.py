@@ -67,9 +67,12 @@ def test_on_some_samples(study: tuple[Design, list[Control]]) -> None:
 
 
 def test_without_each_sample(study: tuple[Design, list[Control]]) -> None:
-    runs = list(prepared(study).leave_one_out(6_000, lambda: None))
+    sweep = prepared(study).leave_one_out(6_000)
+    runs = [values for _, values in sweep.runs(lambda: None)]
     assert len(runs) > 1
     values = np.concatenate(runs)
+    V = np.stack([unit_kernel(x) for x in features(study)])
+    np.testing.assert_allclose(sweep.whole, V @ V.T, atol=1e-12)
     for i in (0, 15, 29):
         V = np.stack([unit_kernel(np.delete(x, i, 0)) for x in features(study)])
         np.testing.assert_allclose(values[i], V @ V.T, atol=1e-11)
