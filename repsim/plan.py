@@ -201,12 +201,12 @@ def plan(
         if not all(sides):
             continue
         form = sides[0][0].form
-        for recipe, group in _groups(metrics, form):
+        for recipe, group in by_recipe(metrics, form):
             stages.append(_best_road(Stage(tuple(group), recipe, form, sides[0], sides[1]), n, limits))
     return Plan(n, limits, tuple(stages))
 
 
-def _groups(metrics: Sequence[Metric[Any]], form: Form) -> list[tuple[Recipe[Any], list[Metric[Any]]]]:
+def by_recipe(metrics: Sequence[Metric[Any]], form: Form) -> list[tuple[Recipe[Any], list[Metric[Any]]]]:
     """Measures by the recipe that serves them, and the roads that they know."""
     asked: dict[Metric[Any], Recipe[Any]] = {}
     for metric in metrics:

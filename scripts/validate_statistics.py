@@ -338,7 +338,7 @@ def coverage(say: Say, runs: int, cases: Sequence[tuple[str, int]]) -> Iterator[
 def intervals(some: Kernels, exact: Indices, seed: int) -> Iterator[tuple[str, float, Interval]]:
     """What is asked, its true value, and its interval from these samples, as `repsim.study.findings` computes it."""
     R = some.values()
-    left = np.concatenate(list(some.leave_one_out(_MEMORY, lambda: None)))
+    left = some.leave_one_out(_MEMORY).left_out(lambda: None)
     controls = some.of["input"].tolist()
     given = [partial(each, controls) for each in (exact.R, R, left)]
     i, j, k, l = (some.of[name][1] for name in ("A0", "B0", "A.untrained", "B.untrained"))  # noqa: E741

@@ -18,6 +18,7 @@ from repsim.machine import memory_to_use
 from repsim.metrics import Metric
 from repsim.metrics.chance import moments
 from repsim.metrics.cka import CKA
+from repsim.plan import by_recipe
 from repsim.progress import Progress, counter
 from repsim.resampling import random_permutations
 from repsim.store import ActivationStore, open_store
@@ -28,7 +29,7 @@ from repsim.study.depth import split_half
 from repsim.study.design import Design, Pair, design
 from repsim.study.findings import Evidence, findings
 from repsim.study.indices import Indices
-from repsim.study.others import Measured, measure
+from repsim.study.others import Measured, measure, read
 from repsim.study.passes import Kernels, kernels, symmetric
 
 StoreLike = ActivationStore | str | os.PathLike[str]
@@ -205,15 +206,16 @@ def _gather(
         inside = within_classes(classes, permutations, seed)
         within = nulls.of_cka(short, indices, inside, memory=memory, progress=steps("permuting samples within classes"))
     halves = _halves(study, all_kernels, indices, seed, steps("splitting samples"))
-    measured: list[Measured] = []
-    pairs = _wanted(study)
-    for metric in asked:
-        if isinstance(metric, CKA) and metric == CKA():
-            continue
-        progress = steps(f"measuring {metric.spec}")
-        measured.append(
-            measure(metric, pairs, study.pairs, orders, device=device, memory=memory, seed=seed, progress=progress)
-        )
+    found: dict[str, Measured] = {}
+    pairs, others = _wanted(study), [metric for metric in asked if metric != CKA()]
+    for recipe, some in by_recipe(others, "features"):  # measures that share a decomposition share it here, too
+        layers = read(pairs, recipe, device) if study.pairs else None
+        for metric in some:
+            found[metric.spec] = measure(
+                metric, pairs, study.pairs, orders, device=device, memory=memory, seed=seed, layers=layers,
+                progress=steps(f"measuring {metric.spec}"),
+            )  # fmt: skip
+    measured = [found[metric.spec] for metric in others]
     return Evidence(
         study, all_kernels, indices, left_out, errors, cubic, null, within, halves, tuple(measured), permutations,
         tuple(control.duplicates(study)),

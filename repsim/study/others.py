@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from repsim.factors import Source, prepare
-from repsim.metrics import Metric
+from repsim.factors import Prepared, Source, prepare
+from repsim.metrics import Metric, Recipe
 from repsim.plan import NOMINAL, LayerShape, Limits, plan
 from repsim.progress import Progress, counter
 from repsim.resampling import permuted, random_subsamples
@@ -44,6 +44,22 @@ class Measured:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """Every layer of some pairs of models, in memory, and prepared for measures that share a recipe."""
+
+    values: Mapping[str, torch.Tensor]
+    prepared: Prepared
+
+
+def read(pairs: Sequence[Pair], recipe: Recipe[Any], device: str, min_samples: int = 4) -> Layers:
+    """Read and prepare each layer once."""
+    members = {member.name: member for pair in pairs for member in (pair.a, pair.b)}
+    values = {source.name: source.rows()[:] for source in sources(tuple(members.values()), device, min_samples)}
+    every = [Source(name, name, partial(values.__getitem__, name)) for name in values]
+    return Layers(values, prepare(recipe, every, device=device))
+
+
 def measure(
     metric: Metric[Any],
     pairs: Sequence[Pair],
@@ -53,9 +69,13 @@ def measure(
     device: str,
     memory: int | None,
     seed: int,
+    layers: Layers | None = None,
     progress: Progress | None = None,
 ) -> Measured:
-    """Compare the layers of all pairs; permute those of the pairs that are ``tested``."""
+    """Compare the layers of all pairs; permute those of the pairs that are ``tested``.
+
+    ``layers`` have been read already, and prepared by a recipe that covers the measure's.
+    """
     found = Measured(metric)
     n = orders.shape[1]
     if not pairs or n < metric.min_samples:
@@ -64,10 +84,9 @@ def measure(
         if pairs:
             found.notes.append(f"{n} samples are too few: it needs at least {metric.min_samples}")
         return found
-    members = {member.name: member for pair in pairs for member in (pair.a, pair.b)}
-    read = {source.name: source.rows()[:] for source in sources(tuple(members.values()), device, metric.min_samples)}
-    every = [Source(name, name, partial(read.__getitem__, name)) for name in read]
-    prepared = prepare(metric.recipe_for("features"), every, device=device)
+    if layers is None:
+        layers = read(pairs, metric.recipe_for("features"), device, metric.min_samples)
+    prepared = layers.prepared
     found.notes += [f"layer {name}: {why}" for name, why in prepared.undefined.items()]
     if not metric.symmetric:
         found.notes.append("asymmetric: the first model of each pair given the second, and not the other way round")
@@ -103,7 +122,7 @@ def measure(
         step()
     if halves:
         samples = random_subsamples(n, n // 2, halves, seed)
-        for name, values in _on_halves(metric, pairs, read, samples, n=n, step=step).items():
+        for name, values in _on_halves(metric, pairs, layers.values, samples, n=n, step=step).items():
             found.halves[name] = as_similarity(metric, values)
     return found
 
