@@ -125,7 +125,7 @@ def universality(
 
     Examples
     --------
-    >>> import tempfile, json
+    >>> import repsim, tempfile
     >>> rng = np.random.default_rng(0)
     >>> shared = rng.normal(size=(100, 5))
     >>> with tempfile.TemporaryDirectory() as where:
