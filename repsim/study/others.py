@@ -88,23 +88,7 @@ def measure(
         layers = read(pairs, metric.recipe_for("features"), device, metric.min_samples)
     prepared = layers.prepared
     found.notes += [f"layer {name}: {why}" for name, why in prepared.undefined.items()]
-    if not metric.symmetric:
-        found.notes.append("asymmetric: the first model of each pair given the second, and not the other way round")
-    draws = _affordable(metric, tested, n, len(orders), prepared=True) if metric.paired else 0
-    if not metric.paired:
-        found.notes.append("not permuted: it compares clouds, and which sample is which is nothing to it")
-    elif draws < len(orders):
-        found.notes.append(
-            f"{draws} of {len(orders)} permutations, which is what is affordable at this size"
-            if draws
-            else "not permuted: fewer than 19 permutations are affordable at this size"
-        )
-    halves = _affordable(metric, pairs, n // 2, _HALVES, prepared=False, fewest=8)
-    if not halves:
-        found.notes.append("no interval: half-samples take too long at this size")
-    elif _on_half(metric, n).min_samples > n // 2:
-        found.notes.append("no interval: half of the samples are too few for it")
-        halves = 0
+    draws, halves = _planned(found, pairs, tested, n, len(orders))
     step = counter(len(pairs) + halves, progress)
     for pair in pairs:
         a, b = ([prepared.factors.get(name) for name in side.layers] for side in (pair.a, pair.b))
@@ -125,6 +109,29 @@ def measure(
         for name, values in _on_halves(metric, pairs, layers.values, samples, n=n, step=step).items():
             found.halves[name] = as_similarity(metric, values)
     return found
+
+
+def _planned(found: Measured, pairs: Sequence[Pair], tested: Sequence[Pair], n: int, count: int) -> tuple[int, int]:
+    """How many permutations of ``count`` there will be, and how many half-samples; notes why there are fewer."""
+    metric = found.metric
+    if not metric.symmetric:
+        found.notes.append("asymmetric: the first model of each pair given the second, and not the other way round")
+    draws = _affordable(metric, tested, n, count, prepared=True) if metric.paired else 0
+    if not metric.paired:
+        found.notes.append("not permuted: it compares clouds, and which sample is which is nothing to it")
+    elif draws < count:
+        found.notes.append(
+            f"{draws} of {count} permutations, which is what is affordable at this size"
+            if draws
+            else "not permuted: fewer than 19 permutations are affordable at this size"
+        )
+    halves = _affordable(metric, pairs, n // 2, _HALVES, prepared=False, fewest=8)
+    if not halves:
+        found.notes.append("no interval: half-samples take too long at this size")
+    elif _on_half(metric, n).min_samples > n // 2:
+        found.notes.append("no interval: half of the samples are too few for it")
+        halves = 0
+    return draws, halves
 
 
 def as_similarity(metric: Metric[Any], values: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:

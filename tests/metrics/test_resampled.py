@@ -81,6 +81,7 @@ def test_cubes_come_with_it(rng: np.random.Generator, room: int) -> None:
     sweep = LeaveOneOut(layers, layers, get("cka"), tile=7, room=room, cubes=True)
     assert len(list(sweep.runs(lambda: None))) == (1 if room > 500 else 6)
     wanted = [float((centred(layer, torch.float64, unbiased=True) ** 3).sum()) for layer in layers]
+    assert sweep.cubes is not None
     np.testing.assert_allclose(sweep.cubes, wanted, rtol=1e-11)
 
 
