@@ -21,7 +21,8 @@ WORKER = Path(__file__).with_name("universality_worker.py")
 def universality(samples: int, permutations: int, metrics: tuple[str, ...], threads: int, folder: Path | None) -> None:
     """A study of a ResNet-50 (17 layers) and a ViT-B (13), and of an untrained twin of each; once.
 
-    Synthetic activations of the true widths, 64 shared directions of falling strength and noise, 100 classes, pixels.
+    Synthetic activations of the true widths, 64 shared directions whose strengths fall as 1/i, and noise; 100 classes;
+    pixels.
 
     \b
     scripts/bench universality                                       as in docs/benchmarks.md

@@ -3,15 +3,42 @@
 import json
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from compare_worker import RESNET50, VIT_B, runs
+from compare_worker import RESNET50, RUN, VIT_B
 from machine_rates import gemm, peak_mib
 
 MODELS = {"resnet50": (RESNET50, 1), "vit_base": (VIT_B, 2)}
+_DIRECTIONS = 64
+
+
+def runs(widths: Mapping[str, int], n: int, seed: int) -> Iterator[tuple[slice, dict[str, Any]]]:
+    """Float32 layers, some samples at a time: shared directions that drift from layer to layer, and noise.
+
+    Singular values fall as 1/i, as those of the zoo's layers do. How fast they fall decides what permutations cost.
+    """
+    rng = np.random.default_rng(seed)
+    strengths = (np.roll(1 / np.arange(1, _DIRECTIONS + 1), depth) for depth in range(len(widths)))
+    mixing = {
+        name: (rng.standard_normal((_DIRECTIONS, p)) * strength[:, None]).astype(np.float32)
+        for (name, p), strength in zip(widths.items(), strengths, strict=True)
+    }
+    for start in range(0, n, RUN):
+        rows = slice(start, min(start + RUN, n))
+        count = rows.stop - start
+        signal = np.random.default_rng([0, start]).standard_normal((count, _DIRECTIONS), dtype=np.float32)
+        noise = np.random.default_rng([seed, start])
+        yield (
+            rows,
+            {
+                name: signal @ directions + noise.standard_normal((count, widths[name]), dtype=np.float32) / 50
+                for name, directions in mixing.items()
+            },
+        )
 
 
 def stores(folder: Path, n: int) -> list[Path]:
@@ -21,6 +48,7 @@ def stores(folder: Path, n: int) -> list[Path]:
     from repsim.writing import StoreWriter  # noqa: PLC0415
 
     pixels = np.random.default_rng(0).standard_normal((n, 3 * 64), dtype=np.float32)
+    pixels /= np.arange(1, pixels.shape[1] + 1, dtype=np.float32)
     labels = np.random.default_rng(1).integers(0, 100, n)
     paths = []
     for model, (widths, seed) in MODELS.items():

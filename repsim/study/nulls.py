@@ -50,7 +50,7 @@ def of_cka(
     kernels: <w_a, P w_b P'> = S_ab - beta_a' S_Zb - S_aZ beta_b + beta_a' S_ZZ beta_b, with S = <., P . P'> of layers
     and controls. The null hypothesis is that what is left of b is in no relation to what is left of a.
 
-    With more than 500 samples the layers are cut to the components that carry 99.99 % of their kernels' energy, for
+    With more than 500 samples the layers are cut to the components that carry 99.9 % of their kernels' energy, for
     the statistic as for its permutations: a test is exact for any statistic.
     """
     design, given = indices.design, indices.kernels
