@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import click
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import special
 
+from repsim.labels import LayerKey
 from repsim.metrics.chance import moments
 from repsim.metrics.cka import CKA
 from repsim.metrics.gram import CentredGram
@@ -90,6 +92,11 @@ class Network:
 
     model: str
     provenance: dict[str, str]
+    layers: tuple[str, ...] = ("layer 0", "layer 1", "layer 2")
+    """Untrained twins are those that have the same."""
+
+    def __getitem__(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(key=LayerKey(self.model, name, "mean"))
 
 
 def member(name: str, family: str, *, trained: bool = True) -> Member:

@@ -142,7 +142,7 @@ def test_the_default_layers_are_stem_blocks_and_what_the_classifier_gets(name: s
 def _grams(model: str, seed: int, weights: str) -> list[Any]:
     extractor, source = TimmExtractor(model, weights=weights, seed=seed), Digits("test")
     batches = [batch.values for batch in extractor.stream(source, range(0, len(source), 3), Stream(100))]
-    return [metrics.get("cka").recipe(torch.cat([batch[key] for batch in batches])) for key in batches[0]]
+    return [metrics.get("cka").recipe(torch.cat([batch[key] for batch in batches])) for key in extractor.readouts]
 
 
 def _diagonal_lead(matrix: NDArray[np.float64]) -> float:

@@ -209,7 +209,8 @@ def _gather(
     found: dict[str, Measured] = {}
     pairs, others = _wanted(study), [metric for metric in asked if metric != CKA()]
     for recipe, some in by_recipe(others, "features"):  # measures that share a decomposition share it here, too
-        layers = read(pairs, recipe, device) if study.pairs else None
+        possible = study.pairs and study.n >= max(metric.min_samples for metric in some)
+        layers = read(pairs, recipe, device) if possible else None
         for metric in some:
             found[metric.spec] = measure(
                 metric, pairs, study.pairs, orders, device=device, memory=memory, seed=seed, layers=layers,

@@ -98,9 +98,9 @@ def test_many_samples_are_cut_to_leading_components(study: Study, monkeypatch: p
     cut = of_cka(study)
     assert cut.keys() == whole.keys()
     moved = max(abs(cut[key].permuted - null.permuted).max() for key, null in whole.items())
-    assert 0 < moved < 5e-3  # with 1e-4 of a kernel's energy gone, its direction has moved by 1e-2
+    assert 0 < moved < 2e-2  # with 1e-3 of a kernel's energy gone, its direction has moved by 3e-2
     for key, null in whole.items():
-        np.testing.assert_allclose(cut[key].observed, null.observed, atol=2e-3)
+        np.testing.assert_allclose(cut[key].observed, null.observed, atol=1e-2)
         difference = abs(p_value(cut[key].observed, cut[key].permuted) - p_value(null.observed, null.permuted))
         assert difference.max() <= 1 / (COUNT + 1) + 1e-12
 
