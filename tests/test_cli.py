@@ -301,6 +301,8 @@ def _zoo_shows_what_is_learned(study: xr.Dataset) -> None:
     assert sorted(names, key=lambda name: -trained.sel(share_of=name).item()) == list(names)
     assert untrained.sel(share_of="input").item() > 0.5
     assert abs(untrained.sel(share_of="universal").item()) < 0.1 < trained.sel(share_of="universal").item()
+    for R in study["model_similarity"].values:
+        assert np.linalg.eigvalsh(R).min() > -1e-10
     for state in (trained, untrained):
         assert sum(state.sel(share_of=name).item() for name in names) == pytest.approx(1, abs=1e-10)
 
