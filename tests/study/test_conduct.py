@@ -257,6 +257,15 @@ def test_no_labels_no_pixels_no_untrained(shelf: Shelf) -> None:
     assert "universal" not in summary(study) + told
 
 
+def test_without_the_input_nothing_is_claimed(shelf: Shelf) -> None:
+    """However much more alike trained networks are than untrained ones."""
+    study = conduct(shelf(80, models=(*FOUR, *TWINS), pixels=None), permutations=119)
+    assert float(study["learned_mean_low"].sel(kernel="cka", kind_of_pair="other family")) > 0
+    summary = " ".join(json.loads(study.attrs["summary"]))
+    assert "What the input alone explains is not known" in summary
+    assert "universal" not in summary.lower().replace("universality classes", "")
+
+
 def test_every_sample_of_another_class(shelf: Shelf) -> None:
     study = conduct(shelf(20, labels=np.arange(20)), permutations=19)
     assert "cka given labels" not in study["measure"].values
