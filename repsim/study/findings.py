@@ -177,8 +177,7 @@ def _of_layers(known: _Inference) -> xr.Dataset:
     table = {name: np.full(shape, np.nan) for name in ("value", "low", "high", "chance", "chance_sd", "p")}
     at = {k: i for i, k in enumerate(known.indices.layers.tolist())}
     own = np.array([at[k] for k in where], int)
-    for m, (title, kind) in enumerate(known.given.items()):
-        del title
+    for m, kind in enumerate(known.given.values()):
         values = known.indices.similarities(known.indices.R, kind)[np.ix_(where, where)]
         table["value"][m] = values
         margin = words.quantile(n) * evidence.errors[kind][np.ix_(own, own)]

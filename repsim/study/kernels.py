@@ -154,20 +154,6 @@ def partial_of_two(R: ArrayLike, weights: ArrayLike) -> Matrices:
         return np.where(there, C / np.sqrt(np.where(there, first * second, 1)), np.nan)
 
 
-def explained(R: ArrayLike, controls: Sequence[int]) -> PerLayer:
-    """Find the share of each layer's energy that the controls explain: ||P_Z v_a||^2 = 1 - C_aa, in [0, 1].
-
-    Parameters, errors and NaN are those of `residual`.
-
-    Examples
-    --------
-    >>> R = np.array([[1, 0.8, 0.6], [0.8, 1, 0.6], [0.6, 0.6, 1]])
-    >>> explained(R, [2]).round(3)
-    array([0.36, 0.36, 1.  ])
-    """
-    return 1 - _diagonal(residual(R, controls))
-
-
 @dataclass(frozen=True)
 class Roles:
     """Which pairs of models are of one family, and which of two."""

@@ -157,43 +157,6 @@ def interval_of(draws: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(np.asarray(low), np.asarray(high), np.asarray(draws.std(0, ddof=1)))
 
 
-def simultaneous(theta: ArrayLike, draws: ArrayLike, level: float = 0.95) -> Interval:
-    """Intervals theta +- c se that hold all at once: c is the level quantile of the largest |draw - theta| / se.
-
-    Parameters
-    ----------
-    theta
-        (...), all values of the statement.
-    draws
-        (count, ...), joint draws of them, as of `multiplier_bootstrap`.
-    level
-        How often all intervals together are to hold their values.
-
-    Returns
-    -------
-    Interval
-        A value that never moves has itself for an interval. NaN for values of which a draw has none; those have no say
-        in c.
-
-    References
-    ----------
-    Chernozhukov, Chetverikov, Kato. Gaussian approximations and multiplier bootstrap for maxima of sums of
-    high-dimensional random vectors. Annals of Statistics 2013.
-
-    Examples
-    --------
-    >>> draws = np.random.default_rng(0).normal(size=(20000, 10))
-    >>> simultaneous(np.zeros(10), draws).high.round(1)  # normal quantile .975^(1/10), and not .975
-    array([2.8, 2.8, 2.8, 2.8, 2.8, 2.8, 2.8, 2.8, 2.8, 2.8])
-    """
-    theta, draws = _replicates(theta, draws)
-    _upper(level)
-    se = draws.std(0, ddof=1)
-    moves = se > 0
-    t = np.where(moves, np.abs(draws - theta) / np.where(moves, se, 1), 0)
-    return _interval(theta, se, np.quantile(t.reshape(len(t), -1).max(1, initial=0), level))
-
-
 def half_samples(theta: ArrayLike, values: ArrayLike, n: int, m: int | None = None, level: float = 0.95) -> Interval:
     """Interval theta +- t se from values on random subsamples without replacement, for what has no formula.
 

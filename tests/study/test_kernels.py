@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.metrics import get
-from repsim.study.kernels import Roles, ceiling, explained, partial, residual, shares
+from repsim.study.kernels import Roles, ceiling, partial, residual, shares
 
 Array = NDArray[np.float64]
 
@@ -43,7 +43,6 @@ def test_it_is_the_projection_of_the_kernels(rng: np.random.Generator, controls:
     v = unit_kernels(related(rng, 6))
     w = projected(v, controls)
     np.testing.assert_allclose(residual(v @ v.T, controls), w @ w.T, atol=1e-13)
-    np.testing.assert_allclose(explained(v @ v.T, controls), 1 - (w**2).sum(1), atol=1e-13)
     others = [a for a in range(6) if a not in controls]
     left = w[others] / np.linalg.norm(w[others], axis=1, keepdims=True)
     values = partial(v @ v.T, controls)
@@ -95,13 +94,12 @@ def test_without_controls_nothing_changes(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(result, given)
         result[0, 0] = 5
         assert given[0, 0] != 5
-    np.testing.assert_allclose(explained(v @ v.T, []), 0, atol=1e-14)
 
 
 def test_batches_are_one_matrix_after_the_other(rng: np.random.Generator) -> None:
     layers = [related(rng, 5) for _ in range(6)]
     R = np.stack([v @ v.T for v in map(unit_kernels, layers)]).reshape(2, 3, 5, 5)
-    for do in (residual, partial, explained):
+    for do in (residual, partial):
         for i, j in np.ndindex(2, 3):
             np.testing.assert_allclose(do(R, [1, 4])[i, j], do(R[i, j], [1, 4]), atol=1e-14)
 

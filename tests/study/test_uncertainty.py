@@ -1,7 +1,5 @@
 """Standard errors: exact for means, by every half-sample, and intervals that cover what they say."""
 
-import itertools
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -17,7 +15,6 @@ from repsim.study.uncertainty import (
     interval_of,
     jackknife,
     multiplier_bootstrap,
-    simultaneous,
 )
 
 Array = NDArray[np.float64]
@@ -96,62 +93,6 @@ def test_percentiles(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(found.se, np.arange(201.0).std(ddof=1), rtol=1e-12)
 
 
-def test_bands_hold_all_values_at_once(rng: np.random.Generator) -> None:
-    """Exactly the share of draws that was asked for lies within all bands, whatever the scales of the values are."""
-    scales = np.array([[1.0, 100.0], [0.01, 3.0]])
-    theta = rng.normal(size=(2, 2))
-    draws = theta + scales * rng.normal(size=(1000, 2, 2))
-    found = simultaneous(theta, draws, level=0.9)
-    inside = ((draws > found.low) & (draws < found.high)).all((1, 2))
-    assert inside.sum() == 900
-    np.testing.assert_allclose((found.high - theta) / found.se, (theta - found.low)[0, 0] / found.se[0, 0], rtol=1e-12)
-
-
-def test_bands_of_equal_values_are_those_of_one(rng: np.random.Generator) -> None:
-    draws = rng.normal(size=(500, 1))
-    one, many = simultaneous([0.0], draws), simultaneous(np.zeros(20), np.tile(draws, 20))
-    np.testing.assert_allclose(many.high, one.high[0], rtol=1e-12)
-
-
-def test_bands_of_what_does_not_move_or_has_no_value(rng: np.random.Generator) -> None:
-    draws = rng.normal(size=(500, 3))
-    draws[:, 1], draws[7, 2] = 1, np.nan
-    found = simultaneous([0.0, 1.0, 0.0], draws)
-    assert found.high[0] == simultaneous(0.0, draws[:, 0]).high
-    assert (found.low[1], found.high[1]) == (1, 1)
-    assert np.isnan([found.low[2], found.high[2], found.se[2]]).all()
-
-
-@pytest.mark.parametrize(("n", "m"), [(10, 5), (9, 4), (8, 2)])
-def test_all_half_samples_of_a_mean_give_its_standard_error(rng: np.random.Generator, n: int, m: int) -> None:
-    x = rng.normal(size=(n, 2))
-    values = np.stack([x[list(rows)].mean(0) for rows in itertools.combinations(range(n), m)])
-    found = half_samples(x.mean(0), values, n, m, level=0.8)
-    every = np.sqrt((len(values) - 1) / len(values))  # all there are, and no sample of them
-    np.testing.assert_allclose(found.se * every, stats.sem(x), rtol=1e-12)
-    np.testing.assert_allclose(found.high - x.mean(0), stats.t.ppf(0.9, n - 1) * found.se, rtol=1e-12)
-    if m == n // 2:
-        np.testing.assert_array_equal(half_samples(x.mean(0), values, n).se, found.se)
-
-
-def test_few_subsamples_have_few_degrees_of_freedom(rng: np.random.Generator) -> None:
-    found = half_samples(0.0, rng.normal(size=5), 1000)
-    assert found.high == pytest.approx(float(stats.t.ppf(0.975, 4) * found.se))
-
-
-def test_a_replicate_without_a_value_gives_no_interval(rng: np.random.Generator) -> None:
-    values = rng.normal(size=(30, 2))
-    values[3, 0] = np.nan
-    for found in (
-        jackknife([0.0, 0.0], values),
-        half_samples([0.0, 0.0], values, 60),
-        interval_of(values),
-        interval_of(multiplier_bootstrap([0.0, 0.0], values, 100)),
-    ):
-        for x in (found.low, found.high, found.se):
-            assert np.isnan(x).tolist() == [True, False]
-
-
 def test_bad_input_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="at least 2 replicates"):
         jackknife(0.0, [1.0])
@@ -160,8 +101,6 @@ def test_bad_input_is_refused() -> None:
     for level in (0, 1, 95):
         with pytest.raises(InvalidInputError, match="level between 0 and 1"):
             jackknife(0.0, [1.0, 2.0], level)
-        with pytest.raises(InvalidInputError, match="level between 0 and 1"):
-            simultaneous(0.0, [1.0, 2.0], level)
     with pytest.raises(InvalidInputError, match="at least 2 draws"):
         multiplier_bootstrap(0.0, [1.0, 2.0], 1)
     for m in (0, 10):
