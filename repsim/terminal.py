@@ -283,11 +283,16 @@ def _by_measure(found: "xr.Dataset") -> "Table":
 
 
 def _shares(found: "xr.Dataset") -> "Table":
-    """The four shares by depth."""
+    """The four shares by depth; of what cannot be told apart, the sum."""
+    import numpy as np
+
     from repsim.study.words import name_of, number
 
-    shares = [name for name in found["share_of"].values.tolist() if "_and_" not in name]
-    names = (f">{name_of(found, name)}" for name in shares)
+    known = [
+        name for name in found["share_of"].values.tolist() if not np.isnan(found["mean_share"].sel(share_of=name)).all()
+    ]
+    shares = [name for name in known if "_and_" not in name or not set(name.split("_and_")) & set(known)]
+    names = (f">{' + '.join(name_of(found, part) for part in name.split('_and_'))}" for name in shares)
     made = table("networks", "depth", *names, title="where the energy of kernels comes from")
     for state in found["state"].values.tolist():
         for depth in found["depth"].values.tolist():

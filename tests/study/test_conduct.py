@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from repsim import compare
+from repsim import compare, terminal
 from repsim.errors import InvalidInputError, StoreError
 from repsim.results import open_result, open_study, save_result
 from repsim.store import ActivationStore
@@ -211,6 +211,11 @@ def test_models_and_layers_are_named_whatever_their_names(tmp_path: Path) -> Non
 INDEX = {"index", "index_low", "index_high", "split_half", "largest", "p_index", "p_largest", "calibrated_index"}
 
 
+def _columns(study: xr.Dataset) -> list[str]:
+    """Of the table of shares: what cannot be told apart is there as a sum."""
+    return [str(column.header) for column in terminal._shares(study).columns]
+
+
 def test_one_model(shelf: Shelf) -> None:
     study = conduct(shelf(40, models=FOUR[:1]), ["cka", "mutual_knn:k=5", "procrustes"], permutations=19)
     assert study.sizes["pair"] == 0
@@ -231,6 +236,7 @@ def test_one_family(shelf: Shelf) -> None:
     assert float(known.sum()) == pytest.approx(1, abs=1e-10)
     assert "family and what families share together" in summary(study)
     assert "universal" not in summary(study) + warnings(study)
+    assert _columns(study) == ["networks", "depth", "input", "seed", "common to all families + family"]
 
 
 def test_one_seed_of_each(shelf: Shelf) -> None:
@@ -242,6 +248,7 @@ def test_one_seed_of_each(shelf: Shelf) -> None:
     assert {"ceiling", "ratio", "within"} <= gaps(study)
     assert "family and seed together" in summary(study)
     assert study["ceiling_of"].values.tolist() == ["one model, no ceiling"] * 2
+    assert _columns(study) == ["networks", "depth", "input", "universal", "family + seed"]
 
 
 def test_no_labels_no_pixels_no_untrained(shelf: Shelf) -> None:
