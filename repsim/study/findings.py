@@ -188,15 +188,15 @@ def _of_layers(known: _Inference) -> xr.Dataset:
     place = {name: k for k, name in enumerate(names)}
     for m, each in enumerate(evidence.measured, len(known.given)):
         for pair in known.design.pairs:
+            (a, i), (b, j) = (
+                np.array([(k, place[name]) for k, name in enumerate(side.layers) if name in place], int).T
+                for side in (pair.a, pair.b)
+            )
             blocks = {"value": each.values, "chance": each.chance, "chance_sd": each.chance_sd}
             for what, found in blocks.items():
-                for a, name in enumerate(pair.a.layers):
-                    for b, other in enumerate(pair.b.layers):
-                        if name in place and other in place:
-                            i, j = place[name], place[other]
-                            table[what][m, i, j] = found[pair.name][a, b]
-                            if each.metric.symmetric:
-                                table[what][m, j, i] = table[what][m, i, j]
+                table[what][m][np.ix_(i, j)] = found[pair.name][np.ix_(a, b)]
+                if each.metric.symmetric:
+                    table[what][m][np.ix_(j, i)] = found[pair.name][np.ix_(a, b)].T
     with np.errstate(invalid="ignore", divide="ignore"):
         table["z"] = (table["value"] - table["chance"]) / table["chance_sd"]
     dims = ("measure", "layer_a", "layer_b")

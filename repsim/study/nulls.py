@@ -14,6 +14,7 @@ from repsim.progress import Progress
 from repsim.study.depth import mbm
 from repsim.study.design import Design
 from repsim.study.indices import CONTROLS, RAW, Indices
+from repsim.study.kernels import NOTHING, TOLERANCE
 from repsim.study.passes import EXACT, Kernels, permuted_values
 
 _ORDERS = 100
@@ -107,6 +108,6 @@ def _projection(
     """How much of each control is in each kernel, and the energy that is left; NaN where nothing is."""
     if not len(Z):
         return np.zeros((0, len(R))), np.ones(len(R))
-    beta = np.linalg.pinv(R[np.ix_(Z, Z)], rcond=1e-6, hermitian=True) @ R[Z]
+    beta = np.linalg.pinv(R[np.ix_(Z, Z)], rcond=TOLERANCE, hermitian=True) @ R[Z]
     energy = 1 - (R[:, Z] * beta.T).sum(1)
-    return beta, np.where(energy > 1e-9, energy, np.nan)
+    return beta, np.where(energy > NOTHING, energy, np.nan)
