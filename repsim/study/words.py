@@ -179,8 +179,8 @@ def summary(study: xr.Dataset) -> list[str]:
 def verdict(study: xr.Dataset) -> bool | None:
     """Whether something learned is shared across families; None where that cannot be said.
 
-    It takes the input: on ImageNet pictures random checkpoints that posed as trained ones were more alike than untrained
-    networks in plain CKA, and were not once the input was projected out.
+    It takes the input: on ImageNet pictures random checkpoints that posed as trained ones were more alike than
+    untrained networks in plain CKA, and were not once the input was projected out.
     """
     if strictest(study) == "cka":
         return None
