@@ -18,12 +18,15 @@ def test_the_packages_table_is_what_is_on_the_disk() -> None:
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert {name: (ROOT / folder).resolve() for name, folder in table["package-dir"].items()} == {
         "repsim": ROOT / "repsim",
+        "repsim.commands": ROOT / "repsim" / "commands",
         "repsim.extractors": ROOT / "extractors",
+        "repsim.figures": ROOT / "repsim" / "figures",
         "repsim.metrics": ROOT / "metrics",
+        "repsim.report": ROOT / "repsim" / "report",
         "repsim.study": ROOT / "repsim" / "study",
     }
     assert sorted(table["packages"]) == sorted(table["package-dir"])
-    for folder in ("extractors", "metrics", "repsim/study"):
+    for folder in ("extractors", "metrics", "repsim/commands", "repsim/figures", "repsim/report", "repsim/study"):
         assert not [p for p in (ROOT / folder).iterdir() if p.is_dir() and p.name != "__pycache__"], (
             "the folders stay flat"
         )
@@ -73,7 +76,12 @@ def test_every_public_name_is_there() -> None:
 )
 def test_the_import_contracts_bite(tmp_path: Path, where: str, what: str, contract: str) -> None:
     """In a copy of the sources, plant a forbidden import: the contract must break."""
-    for name in ("repsim", "repsim/study", "extractors", "metrics"):
+    for name in (
+        "repsim",
+        *(f"repsim/{name}" for name in ("commands", "figures", "report", "study")),
+        "extractors",
+        "metrics",
+    ):
         for path in (ROOT / name).glob("*.py"):
             package = name if name.startswith("repsim") else f"repsim/{name}"
             target = tmp_path / package / path.name

@@ -1,0 +1,96 @@
+"""What there is: models, layers, metrics."""
+
+import json
+
+import click
+
+from repsim import terminal
+from repsim.commands.shared import JSON
+
+
+@click.command()
+@click.argument("pattern", default="*")
+@JSON
+def models(pattern: str, *, as_json: bool) -> None:
+    """List the models that can be extracted: timm's, and the small trained networks that come with repsim.
+
+    PATTERN is a glob over names. The tags after a name are its pretrained weights.
+
+    \b
+    Examples:
+      repsim models 'resnet*'
+      repsim models 'digits_*'
+    """
+    import timm
+
+    from repsim.errors import UnknownNameError
+    from repsim.extractors import zoo  # noqa: F401 - registers the embedded networks with timm
+
+    names = timm.list_models(pattern)
+    if not names:
+        raise UnknownNameError("model", pattern, timm.list_models(), hint="(quote a pattern: '*vit*')")
+    tags = {name: [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")] for name in names}
+    if as_json:
+        click.echo(json.dumps(tags))
+        return
+    for name, known in tags.items():
+        click.echo(f"{name}  {click.style(', '.join(filter(None, known)), dim=True)}".rstrip())
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--layers", "spec", default="blocks", show_default=True, help="blocks, stages, all, or globs: 'layer3.*,norm'."
+)
+@JSON
+def layers(model: str, spec: str, *, as_json: bool) -> None:
+    """List the layers of MODEL that would be read, with type, output shape and width. Needs no weights.
+
+    In a glob, * stays within one dotted part: 'layer?.*' is the 16 blocks of a ResNet-50, not everything inside them.
+
+    \b
+    Examples:
+      repsim layers resnet50
+      repsim layers vit_base_patch16_224 --layers 'blocks.*.attn'
+    """
+    from dataclasses import asdict
+
+    from repsim.extractors.factory import make_extractor
+
+    extractor = make_extractor(model, weights="random", layers=spec)
+    if as_json:
+        click.echo(json.dumps([asdict(layer) for layer in extractor.layers()]))
+        return
+    table = terminal.table("layer", "type", "output shape", "axes", ">width")
+    for layer in extractor.layers():
+        table.add_row(layer.name, layer.type, terminal.times(layer.shape), layer.axes, str(layer.width))
+    terminal.console().print(table)
+    for note in getattr(extractor, "notes", ()):
+        click.echo(f"note: {note}", err=True)
+
+
+@click.command()
+@click.argument("name", required=False)
+@JSON
+def metrics(name: str | None, *, as_json: bool) -> None:
+    """List the measures of similarity; with a NAME, explain one: what it answers, its formula, what it needs.
+
+    \b
+    Examples:
+      repsim metrics
+      repsim metrics cka
+      repsim metrics cka:kernel=rbf --json
+    """
+    from repsim import explain
+    from repsim import metrics as registry
+
+    if name is not None:
+        metric = registry.get(name)
+        if as_json:
+            click.echo(json.dumps(explain.facts(metric)))
+        else:
+            terminal.explanation(metric)
+    elif as_json:
+        click.echo(json.dumps([explain.facts(each) for members in explain.families().values() for each in members]))
+    else:
+        terminal.measures()

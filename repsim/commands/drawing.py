@@ -1,0 +1,27 @@
+"""Results as figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from repsim.commands.shared import PATH
+
+
+@click.command()
+@click.argument("result", type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, help="The figure: .png, .pdf or .svg.")
+@click.option("-m", "--metric", "specs", multiple=True, help="Only these of the result's metrics.  [default: all]")
+def heatmap(result: Path, out: Path, specs: Sequence[str]) -> None:
+    """Draw the layer x layer heatmap of a RESULT of `repsim compare`. An existing figure is replaced.
+
+    \b
+    Examples:
+      repsim heatmap result.nc -o result.png
+      repsim heatmap result.nc -m svcca -o figure.pdf
+    """
+    from repsim import figures
+    from repsim.results import open_result
+
+    figures.save(figures.figure(open_result(result), list(specs) or None), out)
+    click.echo(str(out))

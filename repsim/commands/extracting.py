@@ -1,0 +1,200 @@
+"""Activations of models into stores."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repsim import terminal
+from repsim.commands.shared import DEVICE, PATH, command_line, say, say_nothing
+from repsim.files import human
+
+if TYPE_CHECKING:
+    from repsim.extraction import Extraction
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--data", required=True, help="A folder of pictures, a .tar, digits, or a timm data set (torch/cifar10).")
+@click.option(
+    "-o", "--out", type=PATH, default=Path("acts"), show_default=True, help="Folder for the stores, MODEL.h5."
+)
+@click.option("--layers", default="blocks", show_default=True, help="blocks, stages, all, or globs: 'layer3.*,norm'.")
+@click.option(
+    "--readout",
+    default="mean",
+    show_default=True,
+    help="mean, max, cls, flatten, grid:K, gram:B, sketch:M; several with commas.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="So many pictures, spread evenly over the data.")
+@click.option("--split", help="Part of the data: a folder inside it, or train, test, ... of a data set.")
+@click.option("--data-root", help="Where a timm data set lies.")
+@click.option("--download", is_flag=True, help="Fetch a timm data set that is not there yet.")
+@click.option(
+    "--weights", default="pretrained", show_default=True, help="pretrained, random, or a .safetensors or .pth file."
+)
+@click.option("--seed", default=0, show_default=True, help="Of random weights.")
+@click.option(
+    "--recalibrate",
+    is_flag=True,
+    help="First give batch norm of random weights the statistics of up to 512 of the pictures; else it does nothing.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="Pictures a forward pass.  [default: 32; whole blocks for gram:B]"
+)
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that decode pictures.  [default: one a core]")
+@click.option(
+    "--together",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Models in memory at once; those that prepare pictures alike share the decoding.",
+)
+@DEVICE
+@click.option("--amp", is_flag=True, help="Half precision in the forward pass (float16 on cuda, bfloat16 elsewhere).")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Stored as."
+)
+@click.option(
+    "--skip-bad", is_flag=True, help="Leave out and list pictures that cannot be decoded, instead of stopping."
+)
+@click.option("--overwrite", is_flag=True, help="Start anew, and replace what is there.")
+@click.option("--dry-run", is_flag=True, help="Show layers, shapes, bytes and disk room; compute nothing.")
+def extract(
+    models: Sequence[str],
+    data: str,
+    out: Path,
+    layers: str,
+    readout: str,
+    limit: int | None,
+    split: str | None,
+    data_root: str | None,
+    weights: str,
+    seed: int,
+    batch_size: int | None,
+    workers: int | None,
+    together: int,
+    device: str,
+    dtype: Any,
+    *,
+    recalibrate: bool,
+    download: bool,
+    amp: bool,
+    skip_bad: bool,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    """Extract activations of timm or torchvision MODELS on the same pictures: one HDF5 store a model.
+
+    The same command again goes on where an interrupted one stopped, and leaves finished stores as they are. Several
+    processes share the work, on one machine or on several with a common file system, when torchrun starts them.
+
+    \b
+    Examples:
+      repsim extract resnet50 vit_base_patch16_224 --data photos/ -o acts/ --limit 500
+      repsim extract vit_base_patch16_224 --data photos/ --layers 'blocks.*' --readout mean,cls
+      repsim extract resnet50 --data photos/ --readout gram:256        (of whole feature maps, for minibatch CKA)
+      repsim extract resnet50 torchvision/resnet50 --weights random --seed 1 --recalibrate --data photos/
+      repsim extract resnet18 --weights my_model.safetensors --data photos/ --dry-run
+      repsim extract digits_resnet.seed0 --data digits --split test
+      torchrun --nproc-per-node 4 -m repsim extract resnet50 --data photos/ -o acts/
+    """
+    from repsim.extraction import Extraction, choose_samples, choose_stream, run_together
+    from repsim.extractors import open_images
+    from repsim.extractors.factory import make_extractor
+    from repsim.ranks import ranks
+
+    _check(models, weights, recalibrate=recalibrate)
+    with ranks() as me:
+        images = open_images(data, split=split, root=data_root, download=download)
+        with terminal.progress("checking pictures", "images/s", quiet=not me.first) as advance:
+            samples = choose_samples(images, limit=limit, skip_bad=skip_bad, progress=advance, me=me)
+        how = choose_stream(samples, readout=readout, batch_size=batch_size, workers=workers, device=device, amp=amp)
+        tell = say if me.first else say_nothing
+        for name, why in samples.skipped.items():
+            tell(f"skipped {name}: {why}")
+        for group in _groups(models, together):
+            jobs = []
+            for model in group:
+                with terminal.waiting(
+                    f"loading {model}, {weights}", quiet=not me.first
+                ):  # a download, or its time-out, takes a while
+                    extractor = make_extractor(model, weights=weights, seed=seed, layers=layers, readout=readout)
+                jobs.append(
+                    Extraction(
+                        extractor,
+                        samples,
+                        out,
+                        how,
+                        dtype,
+                        overwrite=overwrite,
+                        recalibrate=recalibrate,
+                        command=command_line(),
+                    )
+                )
+                for note in jobs[-1].notes:
+                    tell(f"note: {model}: {note}")
+            if dry_run:
+                for job in jobs if me.first else []:
+                    _show_plan(job)
+                continue
+            before = me.share([job.already() for job in jobs] if me.first else [])
+            for job, done in zip(jobs, before, strict=True):
+                if done == len(samples.rows):
+                    tell(f"{job.path} is complete already; --overwrite makes it anew")
+                elif done:
+                    tell(f"{job.path}: going on after {done} of {len(samples.rows)} pictures")
+            start = time.perf_counter()
+            with terminal.progress(
+                " + ".join(job.extractor.name for job in jobs), "images/s", quiet=not me.first
+            ) as advance:
+                stores = run_together(jobs, advance, me)
+            seconds = time.perf_counter() - start
+            for job, done, store in zip(jobs, before, stores, strict=True):
+                new = len(store) - done
+                rate = f", {new / seconds:.1f} images/s on {how.device}" if new else ""
+                if me.first:
+                    click.echo(
+                        f"{job.path}  {len(store)} pictures x {len(store.layers)} layers, {human(job.bytes)}{rate}"
+                    )
+                store.close()
+
+
+def _check(models: Sequence[str], weights: str, *, recalibrate: bool) -> None:
+    """What can be refused before anything is opened or downloaded."""
+    from repsim.extractors.factory import check_name
+    from repsim.extractors.recalibration import check_weights
+
+    if recalibrate:
+        check_weights(weights)
+    for model in models:
+        check_name(model)
+
+
+def _groups(models: Sequence[str], together: int) -> list[list[str]]:
+    """Models that prepare pictures alike, so many at most, in the order in which they are named."""
+    from repsim.extractors.factory import preprocessing_of
+
+    kinds: dict[str, list[str]] = {}
+    for model in dict.fromkeys(models):
+        kinds.setdefault(preprocessing_of(model) or model, []).append(model)
+    return [kind[i : i + together] for kind in kinds.values() for i in range(0, len(kind), together)]
+
+
+def _show_plan(job: "Extraction") -> None:
+    table = terminal.table(
+        "layer", "type", "output shape", "readout", "readout shape", ">bytes a picture", title=str(job.path)
+    )
+    for spec in job.arrays:
+        facts = spec.facts
+        shape = terminal.times(facts["output_shape"])
+        size = f"{spec.row_bytes(job.dtype) / spec.block:,.0f}"
+        table.add_row(spec.key.layer, facts["type"], shape, spec.key.readout, terminal.times(spec.shape), size)
+    terminal.console().print(table)
+    room = "enough room" if job.bytes * 1.05 <= job.bytes_free else "NOT ENOUGH ROOM"
+    click.echo(
+        f"{human(job.bytes_per_sample)} a picture, {human(job.bytes)} for {len(job.samples.rows)} "
+        f"pictures; {human(job.bytes_free)} free: {room}"
+    )

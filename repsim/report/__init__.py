@@ -1,0 +1,1 @@
+"""A study or a result as one self-contained page."""
