@@ -3,7 +3,7 @@
 What a reader does not see says how, in a comment on the line before a block:
 
 ``<!-- file: NAME -->``      the block is written to this file
-``<!-- given: acts -->``     before it runs, ``acts/`` holds stores of four networks that come with repsim (``no acts``: nothing)
+``<!-- given: acts -->``     before it runs, ``acts/`` holds stores of four of repsim's networks (``no acts``: nothing)
 ``<!-- not run: WHY -->``    it cannot run here; `REASONS` says which reasons there are
 
 Python blocks of a page share their names; of ``>>>`` blocks, and of ``console`` blocks, what they show is compared. A
@@ -51,13 +51,13 @@ REASONS = {
     "several processes": "it takes torchrun, or a scheduler",
     "other software": "it shows how something else is used",
     "not here": "it needs data, or hardware, that is not here",
-    "sketch": "it shows a shape, with gaps",
 }
 SHELL = {"", "sh", "bash", "console"}
 SHOWN_ONLY = {"text", "bibtex"}
 COMMAND = re.compile(r"\$ |repsim |torchrun |pip |scripts/|srun |sbatch |python |pytest |git |cd |mkdir |export |apt")
 FENCE = re.compile(
-    r"^(?:<!-- (?P<key>[a-z ]+?)(?:: (?P<value>.*?))? -->\n)?^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S
+    r"^(?:<!-- (?P<key>[a-z ]+?)(?:: (?P<value>.*?))? -->\n)?^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 SMALL = {
     "resnet18": {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)},
@@ -123,7 +123,7 @@ def acts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The hub's cache as its client leaves it, with checkpoints of random numbers; timm's code loads them from there."""
+    """The hub's cache as its client leaves it, with random checkpoints; timm's code loads them from there."""
     cache = tmp_path_factory.mktemp("hub")
     with pytest.MonkeyPatch.context() as patch:
         for name, size in SMALL.items():
@@ -324,9 +324,9 @@ def test_the_test_bites(text: str, complaint: str, folder: Path) -> None:
     path = folder / "page.md"
     path.write_text(text)
     page = Page(path, folder)
+    (block,) = blocks(path)
     with pytest.raises((AssertionError, ZeroDivisionError, click.UsageError)) as caught:
-        for block in blocks(path):
-            page.run(block)
+        page.run(block)
     assert complaint in str(caught.value)
 
 
