@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from repsim.results import open_result, open_study, save_result
     from repsim.store import ActivationStore, open_store, verify
     from repsim.study.conduct import universality
+    from repsim.views import view
     from repsim.writing import write_store
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ _HOME = {
     "subsampled": "repsim.resampling",
     "universality": "repsim.study.conduct",
     "verify": "repsim.store",
+    "view": "repsim.views",
     "write_store": "repsim.writing",
 }
 
@@ -60,6 +62,7 @@ __all__ = [
     "subsampled",
     "universality",
     "verify",
+    "view",
     "write_store",
 ]
 

@@ -1,10 +1,23 @@
-"""How long work tells how far it is, without knowing who listens."""
+"""How long work tells how far it is, without knowing who listens.
+
+Work that is called from Python is silent in a script: what a program prints is its author's business. In a notebook,
+where somebody sits and waits, it shows a bar (`repsim.notebook`), unless it is given ``progress=False``. The command
+line has bars of its own. Whatever is given as ``progress`` is called, and nothing else is shown.
+"""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from repsim import notebook
 
 Progress = Callable[[int, int], None]
 """Called with the number of steps done, and of all."""
+Steps = Callable[[str], Progress | None]
+"""Called with the name of each step of the work; returns what is told about its progress."""
+Listener = Progress | Literal[False] | None
+"""Who is told: a function, nobody, or (None) whoever waits in a notebook."""
 
 
 def counter(total: int, progress: Progress | None) -> Callable[[], None]:
@@ -23,3 +36,35 @@ def counter(total: int, progress: Progress | None) -> Callable[[], None]:
             progress(next(done), total)
 
     return step
+
+
+@contextmanager
+def told(what: str, listener: Listener) -> Iterator[Progress | None]:
+    """Find out what to call while ``what`` is done.
+
+    >>> with told("counting", print) as progress:
+    ...     progress(1, 2)
+    1 2
+    >>> with told("counting", None) as progress:  # no notebook
+    ...     progress is None
+    True
+    """
+    if callable(listener):
+        yield listener
+    elif listener is None and notebook.running():
+        with notebook.bar(what) as step:
+            yield step(what)
+    else:
+        yield None
+
+
+@contextmanager
+def told_stepwise(what: str, listener: Steps | Literal[False] | None) -> Iterator[Steps]:
+    """Find out what to call while ``what``, which has several steps, is done."""
+    if callable(listener):
+        yield listener
+    elif listener is None and notebook.running():
+        with notebook.bar(what) as step:
+            yield step
+    else:
+        yield lambda _: None
