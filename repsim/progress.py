@@ -7,7 +7,8 @@ line has bars of its own. Whatever is given as ``progress`` is called, and nothi
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Literal
 
 from repsim import notebook
@@ -18,6 +19,8 @@ Steps = Callable[[str], Progress | None]
 """Called with the name of each step of the work; returns what is told about its progress."""
 Listener = Progress | Literal[False] | None
 """Who is told: a function, nobody, or (None) whoever waits in a notebook."""
+_SPOKEN_FOR = ContextVar("spoken for", default=False)
+"""Whether this is part of work that tells, or does not tell, how far it is."""
 
 
 def counter(total: int, progress: Progress | None) -> Callable[[], None]:
@@ -49,22 +52,20 @@ def told(what: str, listener: Listener) -> Iterator[Progress | None]:
     ...     progress is None
     True
     """
-    if callable(listener):
-        yield listener
-    elif listener is None and notebook.running():
-        with notebook.bar(what) as step:
-            yield step(what)
-    else:
-        yield None
+    with told_stepwise(what, (lambda _: listener) if callable(listener) else listener) as step:
+        yield step(what)
 
 
 @contextmanager
 def told_stepwise(what: str, listener: Steps | Literal[False] | None) -> Iterator[Steps]:
-    """Find out what to call while ``what``, which has several steps, is done."""
-    if callable(listener):
-        yield listener
-    elif listener is None and notebook.running():
-        with notebook.bar(what) as step:
+    """Find out what to call while ``what``, which has several steps, is done.
+
+    Whoever is called by others leaves it to them: a study that compares shows one bar, or none.
+    """
+    shown = listener is None and not _SPOKEN_FOR.get() and notebook.running()
+    token = _SPOKEN_FOR.set(True)
+    try:
+        with notebook.bar(what) if shown else nullcontext(listener or (lambda _: None)) as step:
             yield step
-    else:
-        yield lambda _: None
+    finally:
+        _SPOKEN_FOR.reset(token)

@@ -10,7 +10,7 @@ from html import escape
 
 FOLDED = 12
 """Rows: longer tables are folded in a notebook."""
-_CELL = "padding:.15em .8em .15em 0;border:0"
+_CELL = "padding:.15em .8em .15em 0;border:0;white-space:nowrap"
 _LINE = "border-bottom:1px solid color-mix(in srgb,currentColor 30%,transparent)"
 
 
@@ -44,8 +44,8 @@ class Table:
         ]
         return "\n".join([*([self.title] if self.title else []), *lines])
 
-    def html(self) -> str:
-        """For a notebook: folded where it is long.
+    def html(self, *, folded: bool = False) -> str:
+        """For a notebook; a long one is folded in any case.
 
         >>> "&lt;script&gt;" in Table("", ("layer",), (("<script>",),)).html()
         True
@@ -66,12 +66,13 @@ class Table:
             for k, row in enumerate(self.rows)
         )
         table = (
-            '<table style="border-collapse:collapse;margin:.3em 0;color:inherit;font-variant-numeric:tabular-nums">'
-            f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+            '<div style="overflow-x:auto"><table style="border-collapse:collapse;margin:.3em 0;color:inherit;'
+            'font-variant-numeric:tabular-nums">'
+            f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
         )
         if not self.title:
             return table
-        opened = "" if len(self.rows) > FOLDED else " open"
+        opened = "" if folded or len(self.rows) > FOLDED else " open"
         return f'<details{opened}><summary style="cursor:pointer">{escape(self.title)}</summary>{table}</details>'
 
 

@@ -18,6 +18,8 @@ from repsim.tables import Table, card, paragraphs
 
 _DOTS = 110
 """Dots per inch of pictures in notebooks."""
+_MANY = 4
+"""Measures: of more, tables are folded, and only the first have a picture."""
 
 
 class View:
@@ -56,7 +58,9 @@ class View:
 
     def _repr_html_(self) -> str:
         said = paragraphs([*self.summary, *(f"Note: {text}" for text in self.warnings)])
-        return card(self.heading, said, *(table.html() for table in self.tables), self._pictures())
+        tables = self.tables
+        shown = "".join(table.html(folded=len(tables) > _MANY) for table in tables)
+        return card(self.heading, said, self._pictures(), shown)
 
 
 class ResultView(View):
@@ -96,7 +100,7 @@ class ResultView(View):
         if not self._measures:
             return ""
         picture = io.BytesIO()
-        figures.figure(self._found, self._measures).savefig(picture, format="png", dpi=_DOTS)
+        figures.figure(self._found, self._measures[:_MANY]).savefig(picture, format="png", dpi=_DOTS)
         data = base64.b64encode(picture.getvalue()).decode()
         return f'<img style="max-width:100%" alt="Heatmap of all pairs of layers" src="data:image/png;base64,{data}">'
 
