@@ -213,8 +213,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Shown:
         return SimpleNamespace(update=lambda more, area=shown[-1]: area.append(repr(more)))
 
     shell = SimpleNamespace(kernel=object())
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
     monkeypatch.setattr(notebook, "_PATIENCE", 0.0)
     monkeypatch.setattr(notebook, "_EVERY", 0.0)
     return shown
