@@ -1,0 +1,128 @@
+"""How Sphinx makes the site of the pages in this folder: `scripts/docs` calls it."""
+
+import inspect
+import re
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+from numpy.typing import ArrayLike
+from sphinx.application import Sphinx
+from sphinx.util.typing import stringify_annotation
+
+from repsim.metrics.base import Array
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SOURCES = PROJECT["urls"]["Documentation"].partition("#")[0] + "/blob/main/"
+
+project = "repsim"
+author = PROJECT["authors"][0]["name"]
+copyright = author  # noqa: A001 - Sphinx's name for it
+release = version = PROJECT["version"]
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_click"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+default_role = "py:obj"  # `repsim.compare` in a docstring is a link where there is such a name, and code where not
+
+html_theme = "furo"
+html_title = f"repsim {release}"
+html_static_path = ["_static"]
+html_css_files = ["repsim.css"]
+html_copy_source = html_show_sourcelink = False
+pygments_style, pygments_dark_style = "friendly", "monokai"
+
+# Markdown, as GitHub shows it, too: headings have GitHub's anchors
+myst_enable_extensions = [
+    "colon_fence"
+]  # no dollarmath: formulas are text, and MathJax would be fetched from elsewhere
+myst_heading_anchors = 4
+suppress_warnings = ["misc.highlighting_failure", "toc.empty_glob"]  # shell globs; pages that are yet to come
+
+# notebooks of examples/ run here, so that pages have outputs; an error in one is a warning, and a warning an error
+nb_execution_mode = "force"
+nb_execution_timeout = 170
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+nb_execution_show_tb = True
+
+# the API: signatures one parameter a line, with types as short as they are read
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": True}
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+
+
+def outside(_: Sphinx, __: str, text: list[str]) -> None:
+    """Links to files outside docs/, which work on GitHub, lead there from the site, too."""
+    text[0] = re.sub(r"(\]\()\.\./(?!examples/)([^)\s]+)", rf"\1{SOURCES}\2", text[0])
+
+
+ALIASES = {  # what autodoc writes out in full -> what the code says
+    stringify_annotation(Array, "smart"): "Array",
+    stringify_annotation(ArrayLike, "smart"): "ArrayLike",
+    "(*args, **kwargs)": "",  # of a protocol
+}
+
+
+def signature(*said: Any) -> tuple[str | None, str | None]:
+    """Types as they are written in the code."""
+    written, returned = (text and _short(text) for text in said[-2:])
+    return written, returned
+
+
+def _short(text: str) -> str:
+    for long, short in ALIASES.items():
+        text = text.replace(long, short)
+    return text
+
+
+def described(_: Sphinx, context: click.Context, lines: list[str]) -> None:
+    """A command's help: its paragraphs, and its examples as a block of code."""
+    lines.clear()
+    for paragraph in inspect.cleandoc(context.command.help or "").split("\n\n"):
+        literal = [line for line in paragraph.splitlines() if line != "\b"]
+        if "\b" not in paragraph:
+            lines += [*literal, ""]
+            escaped(_, context, lines)
+        else:
+            lines += [line for line in literal[:1] if not line.startswith(" ")]
+            lines += [
+                "",
+                ".. code-block:: sh",
+                "",
+                *(f"    {line.strip()}" for line in literal if line.startswith(" ")),
+                "",
+            ]
+
+
+def escaped(_: Sphinx, __: click.Context, lines: list[str]) -> None:
+    """Globs in a help text are no emphasis."""
+    lines[:] = [line if line.lstrip().startswith((".. ", ":")) else re.sub(r"(?<!\\)\*", r"\*", line) for line in lines]
+
+
+def copy_examples() -> None:
+    """Sphinx reads only what is in its folder."""
+    folder = HERE / "examples"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for notebook in sorted((ROOT / "examples").glob("*.ipynb")):
+        shutil.copy(notebook, folder)
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what is above."""
+    copy_examples()
+    app.connect("source-read", outside)
+    app.connect("autodoc-process-signature", signature)
+    app.connect("sphinx-click-process-description", described)
+    app.connect("sphinx-click-process-options", escaped)
