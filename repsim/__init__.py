@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from repsim.errors import RepsimError
     from repsim.extraction import extract
     from repsim.figures import heatmap
+    from repsim.report.page import write_report
     from repsim.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
     from repsim.results import open_result, open_study, save_result
     from repsim.store import ActivationStore, open_store, verify
@@ -38,6 +39,7 @@ _HOME = {
     "subsampled": "repsim.resampling",
     "universality": "repsim.study.conduct",
     "verify": "repsim.store",
+    "write_report": "repsim.report.page",
     "write_store": "repsim.writing",
 }
 
@@ -60,6 +62,7 @@ __all__ = [
     "subsampled",
     "universality",
     "verify",
+    "write_report",
     "write_store",
 ]
 
