@@ -7,7 +7,6 @@ class About {
 
   draw() {
     const { part, data } = this.page;
-    byId("kind").textContent = part.isStudy ? "study of universality" : "comparison of layers";
     byId("kind").textContent = part.isStudy ? "study" : "comparison";
     const { facts } = part;
     byId("subtitle").textContent = [
@@ -22,7 +21,8 @@ class About {
     this.facts();
     byId("citation").textContent = data.citation.text;
     byId("bibtex").textContent = data.citation.bibtex;
-    byId("sources").textContent = `Please also cite whose measures you report. ${part.measures.filter(({ about }) => about).map(({ name, about }) => `${name}: ${about}`).filter((text, k, all) => all.indexOf(text) === k).join(". ")}.`;
+    const cited = part.measures.filter(({ citation }) => citation).map(({ name, citation }) => `${name.split(" given ")[0]}: ${citation}`);
+    byId("sources").textContent = `Please also cite whose measures you report. ${[...new Set(cited)].join(". ")}.`;
   }
 
   // The few numbers that everything else explains.
@@ -54,7 +54,7 @@ class About {
     const rows = part.models.map((model) => [
       model.name, ...(part.isStudy ? [model.family || MISSING, model.trained ? "trained" : "untrained"] : []),
       ...known.map((key) => (key.endsWith("sha256") ? (model[key] ?? MISSING).slice(0, 12) : model[key] ?? MISSING))]);
-    byId("networks").replaceChildren(table(["Network", ...(part.isStudy ? ["Family", ""] : []), ...known.map((key) => told[key])], rows, "Networks"));
+    byId("networks").replaceChildren(table(["Network", ...(part.isStudy ? ["Family", ""] : []), ...known.map((key) => told[key])], rows, "Networks", 99));
   }
 
   async copy() {

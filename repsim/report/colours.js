@@ -47,12 +47,13 @@ function scaleOf(values, [lowest, highest], distance) {
 }
 
 function layoutOf(more) {
-  const axis = { color: token("soft"), gridcolor: token("line"), zerolinecolor: token("soft"), linecolor: token("soft") };
+  const axis = { ticklabeloverflow: "allow", color: token("soft"), gridcolor: token("line"), zerolinecolor: token("soft"), linecolor: token("soft") };
   const made = {
     font: { family: token("sans"), size: 12, color: token("ink") },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 50, r: 16, t: 12, b: 46 },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: token("soft"), activecolor: token("accent") },
     hoverlabel: { font: { family: token("sans"), color: token("ink") }, bgcolor: token("sheet"), bordercolor: token("soft"), align: "left" },
     ...more,
   };
@@ -65,6 +66,6 @@ const CONFIG = {
   showLink: false,
   plotlyServerURL: "",
   responsive: false,
-  modeBarButtonsToRemove: ["sendDataToCloud", "editInChartStudio", "autoScale2d", "select2d"],
+  modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]], // and none that leads to a server
   toImageButtonOptions: { format: "svg", filename: "repsim" },
 };

@@ -21,7 +21,7 @@ class Heatmap {
     const z = [...Array(rows).keys()].map((i) => Array.from(values.subarray(i * columns, (i + 1) * columns)));
     const trace = {
       type: "heatmap", z, zmin: what.zmin, zmax: what.zmax, colorscale: what.colorscale, hoverinfo: "none", xgap: 0, ygap: 0,
-      colorbar: { thickness: 11, outlinewidth: 0, len: 1, ypad: 0, xpad: 8, tickfont: { color: token("soft"), size: 11 }, nticks: 7 },
+      colorbar: { thickness: 11, outlinewidth: 0, len: 1, ypad: 0, xpad: 8, tickfont: { color: token("soft"), size: 11 }, nticks: 7, ticklabeloverflow: "allow" },
     };
     const side = (names, room) => ({ ...ticksOf(names, room), range: [-0.5, names.count - 0.5], zeroline: false, showgrid: false, ticks: "outside", ticklen: 3 });
     const layout = layoutOf({
@@ -100,21 +100,22 @@ function linesBetween(up, across, style) {
 
 // Square cells where that is possible; room for the longest name.
 function frameOf(box, { rows, columns, up, across }) {
-  const longest = (names) => Math.max(...(names.ticks ?? names.names).map((name) => short(plain(name)).length));
+  const longest = (names) => Math.max(...(names.ticks ?? names.names).map((name) => widthOf(short(name), names.ticks ? 12 : 11)));
   const width = Math.max(box.clientWidth, 240);
-  const left = Math.min(12 + 6.3 * longest(up), width * 0.34);
-  const right = 58;
-  const cellOf = () => (width - left - right) / columns;
-  const tilted = Boolean(across.ticks) && 6.3 * longest(across) > (cellOf() * columns) / across.ticks.length;
-  const bottom = across.ticks && !tilted ? 26 : 14 + 6.3 * longest(across) * (across.ticks ? 0.72 : 1);
+  const left = 14 + longest(up);
+  const right = 54;
+  const wide = Math.max(width - left - right, 80);
+  const tilted = Boolean(across.ticks) && longest(across) + 8 > wide / across.ticks.length;
+  const bottom = tilted ? 20 + 0.71 * longest(across) : 14 + (across.ticks ? 12 : longest(across));
   const square = Math.max(rows, columns) <= 4 * Math.min(rows, columns);
-  const tall = square ? cellOf() * rows : Math.min(Math.max(cellOf() * rows, 220), 560);
-  const shrunk = Math.min(1, 640 / tall);
-  const spare = square ? (width - left - right) * (1 - shrunk) : 0;
+  const tall = (wide / columns) * rows;
+  const shrunk = square ? Math.min(1, 540 / tall) : 1;
+  const high = square ? tall * shrunk : Math.min(Math.max(tall, 220), 560);
+  const spare = wide * (1 - shrunk);
   return {
-    size: { width, height: tall * shrunk + bottom + 8 },
+    size: { width, height: high + bottom + 8 },
     margin: { l: left, r: right + spare, t: 8, b: bottom },
-    cell: { across: ((width - left - right) - spare) / columns, up: (tall * shrunk) / rows },
+    cell: { across: (wide - spare) / columns, up: high / rows },
     tilted,
   };
 }

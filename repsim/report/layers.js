@@ -107,7 +107,7 @@ class Layers {
       type: "scatter", hoverinfo: "skip", x: this.path(way).map(([, j]) => j), y: this.path(way).map(([i]) => i), ...style,
     });
     const other = WAYS.find((way) => way !== this.way);
-    const [row, column] = this.path(this.way)[byId("step").value] ?? [];
+    const [row, column] = (!this.page.printing && this.path(this.way)[byId("step").value]) || [];
     return [
       line(other, { mode: "markers", marker: { symbol: "diamond-open", size: 7, color: "#fff", line: { color: "#fff", width: 1.2 } }, opacity: 0.75 }),
       line(this.way, { mode: "lines", line: { color: "#000", width: 5 } }),

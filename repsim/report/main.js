@@ -71,8 +71,8 @@ class Page {
     const views = VIEWS.map(([name, label]) => [name, label, Boolean(part.view(name, this.measure))]);
     byId("view").hidden = views.filter(([, , possible]) => possible).length < 2;
     offerChoices(byId("view"), "view", views, this.view, (view) => this.state.set({ view }));
-    const { label, about } = part.measure(this.measure);
-    byId("about").textContent = [label, about].filter(Boolean).join(". ");
+    const { label, formula, citation } = part.measure(this.measure);
+    byId("about").textContent = [label, formula, citation].filter(Boolean).join(" — ");
   }
 
   drawMatrix() {
@@ -187,11 +187,13 @@ class Page {
 }
 
 async function start() {
+  const library = inflate(byId("library").textContent); // beside what follows
   const data = JSON.parse(byId("data").textContent);
   const page = new Page(data);
   page.about.draw();
   page.offer();
-  document.head.append(element("script", {}, await inflate(byId("library").textContent)));
+  performance.mark("read");
+  document.head.append(element("script", {}, await library));
   page.drawMatrix();
   page.listen();
   performance.mark("drawn");

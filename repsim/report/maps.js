@@ -53,7 +53,7 @@ class Maps {
     Plotly.react(box, traces, layoutOf({
       ...square, dragmode: "lasso", selectionrevision: 1,
       xaxis: { ...square.xaxis, title: { text: share(0) } }, yaxis: { ...square.yaxis, title: { text: share(1) } },
-    }), { ...CONFIG, modeBarButtonsToRemove: ["sendDataToCloud", "editInChartStudio", "autoScale2d"], displayModeBar: true });
+    }), { ...CONFIG, modeBarButtons: [["lasso2d", "select2d", ...CONFIG.modeBarButtons[0]]], displayModeBar: true });
     if (!this.listening) {
       this.listening = true;
       box.on("plotly_selected", (event) => event && this.choose(event.points.map((point) => point.customdata)));
@@ -63,7 +63,7 @@ class Maps {
     this.chips(model);
     offerTable(box.parentElement, () => table(
       ["Network", "Family", "Cluster", "Axis 1", "Axis 2"],
-      model.map((name, k) => [name, family[k], clusters.length ? String(clusters[k] + 1) : MISSING, fixed(x[k]), fixed(y[k])]), map));
+      model.map((name, k) => [name, family[k], clusters.length ? String(clusters[k] + 1) : MISSING, fixed(x[k]), fixed(y[k])]), map, 3));
   }
 
   say(map, clusters) {

@@ -15,12 +15,12 @@ from typing import Any
 import xarray as xr
 
 import repsim
-from repsim.errors import RepsimError, StoreError
+from repsim.errors import StoreError
 from repsim.files import check_output, replacing
 from repsim.report.payload import payload
 from repsim.report.pictures import SHOWN, without_pictures
 from repsim.report.pictures import thumbnails as thumbnails_of
-from repsim.results import open_result, open_study
+from repsim.results import FORMAT, open_result, open_study
 
 Source = xr.Dataset | str | os.PathLike[str]
 
@@ -29,7 +29,7 @@ SCRIPTS = ("unpacking", "text", "colours", "state", "part", "heatmap", "layers",
 """What the page's script is made of, in this order."""
 _HOME = "https://github.com/repsim/repsim-toolkit"
 _NAME = "repsim: do two neural networks represent the world in the same way?"
-_HARMLESS = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+_HARMLESS = {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}
 
 
 def write_report(
@@ -95,7 +95,7 @@ def write_report(
     data |= without_pictures() if thumbnails is None else thumbnails_of(data["parts"], os.fspath(thumbnails))
     page = render(data)
     with replacing(path, overwrite=overwrite) as partial:
-        partial.write_text(page, encoding="utf-8", newline="\n")
+        partial.write_text(page, encoding="utf-8", errors="replace", newline="\n")
 
 
 def _open(path: Path) -> xr.Dataset:
@@ -103,11 +103,9 @@ def _open(path: Path) -> xr.Dataset:
     try:
         return open_study(path)
     except StoreError as no_study:
-        try:
-            return open_result(path)
-        except RepsimError as no_result:
-            told = str(no_study) if "repsim compare" in str(no_study).rsplit(";", 1)[-1] else str(no_result)
-            raise StoreError(told) from None
+        if repr(FORMAT) not in str(no_study):
+            raise
+    return open_result(path)
 
 
 def render(data: Mapping[str, Any]) -> str:
@@ -124,7 +122,7 @@ def render(data: Mapping[str, Any]) -> str:
         version=repsim.__version__,
         title=html.escape(str(data["title"])),
         css=read["page.css"],
-        data=json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).translate(_HARMLESS),
+        data=json.dumps(data, allow_nan=False, separators=(",", ":")).translate(_HARMLESS),
         library=base64.b64encode(zlib.compress(library.encode(), 9)).decode(),
         script=script,
     )

@@ -37,30 +37,29 @@ class Pairs {
     );
     const rows = part.measures.map(({ name }) => {
       const own = (what) => this.number(what, pair.name, name);
+      const spread = (what) => valueWithin(own(what), own(`${what}_low`), own(`${what}_high`));
       return [
-        name, fixed(own("index")), interval(own("index_low"), own("index_high")) || MISSING, fixed(own("control")), fixed(own("learned")),
-        interval(own("learned_low"), own("learned_high")) || MISSING, fixed(own("calibrated_index")), probability(own("p_index_holm")),
-      ];
+        name, spread("index"), fixed(own("split_half")), fixed(own("calibrated_index")), probability(own("p_index_holm")),
+        fixed(own("control")), spread("learned")];
     });
     byId("details-measures").replaceChildren(table(
-      ["Measure", "Index", "95 % interval", "Control", "Learned", "95 % interval", "Calibrated", "p (Holm)"], rows, "This pair under every measure"));
+      ["Measure", "Index (95 %)", "Split half", "Calibrated", "p (Holm)", "Control", "Learned (95 %)"], rows, "This pair under every measure"));
   }
 
   // The table
 
   get columns() {
     const at = (name) => (pair) => this.number(name, pair.name);
+    const spread = (name) => (_, pair) => valueWithin(at(name)(pair), at(`${name}_low`)(pair), at(`${name}_high`)(pair));
     return [
-      { key: "name", label: "Pair", value: (pair) => pair.name, show: null },
-      { key: "relation", label: "Relation", value: (pair) => pair.relation, show: String },
-      { key: "index", label: "Index", value: at("index"), show: fixed },
-      { key: "interval", label: "95 % interval", value: at("index_low"), show: (_, pair) => interval(at("index_low")(pair), at("index_high")(pair)) || MISSING },
-      { key: "split_half", label: "Split half", value: at("split_half"), show: fixed },
-      { key: "calibrated_index", label: "Calibrated", value: at("calibrated_index"), show: fixed },
+      { key: "name", label: "Pair", value: (pair) => pair.name },
+      { key: "relation", label: "Relation", value: (pair) => pair.relation, show: (text) => text },
+      { key: "index", label: "Index (95 %)", value: at("index"), show: spread("index") },
+      { key: "split_half", label: "Split half", value: at("split_half"), show: (value) => fixed(value) },
+      { key: "calibrated_index", label: "Calibrated", value: at("calibrated_index"), show: (value) => fixed(value) },
       { key: "p_index_holm", label: "p (Holm)", value: at("p_index_holm"), show: probability },
-      { key: "control", label: "Control", value: at("control"), show: fixed },
-      { key: "learned", label: "Learned", value: at("learned"), show: fixed },
-      { key: "learned_interval", label: "95 % interval", value: at("learned_low"), show: (_, pair) => interval(at("learned_low")(pair), at("learned_high")(pair)) || MISSING },
+      { key: "control", label: "Control", value: at("control"), show: (value) => fixed(value) },
+      { key: "learned", label: "Learned (95 %)", value: at("learned"), show: spread("learned") },
     ];
   }
 
@@ -80,18 +79,19 @@ class Pairs {
       element("button", { type: "button", onclick: () => this.page.state.set({ pair: pair.name }) }, pair.name),
       ...columns.slice(1).map(({ value, show }) => show(value(pair), pair)),
     ]);
-    const made = table(columns.map(({ label }) => label), rows, `${this.page.measure}, ${rows.length} pairs`);
-    [...made.tHead.rows[0].cells].forEach((cell, k) => {
-      const { key, label } = columns[k];
+    const heads = columns.map(({ key, label }, k) => {
       const sort = () => {
         this.order = { key, down: this.order.key === key ? !this.order.down : k > 1 };
         this.list();
-        box.querySelectorAll("thead button")[k].focus();
+        box.querySelector(`thead button[data-key=${key}]`).focus();
       };
-      cell.replaceChildren(element("button", { type: "button", onclick: sort }, label));
-      cell.setAttribute("aria-sort", this.order.key !== key ? "none" : this.order.down ? "descending" : "ascending");
-      if (k < 2) cell.classList.add("text");
+      return element("button", { type: "button", "data-key": key, onclick: sort }, label);
     });
+    const made = table(heads, rows, `${this.page.measure}, ${rows.length} pairs`, 2);
+    for (const button of heads.filter((head) => head.parentElement)) {
+      const own = button.dataset.key === this.order.key;
+      button.parentElement.setAttribute("aria-sort", own ? (this.order.down ? "descending" : "ascending") : "none");
+    }
     box.replaceChildren(made);
     this.mark();
   }
@@ -139,15 +139,15 @@ class Pairs {
       ];
     });
     const width = Math.max(box.clientWidth, 260);
-    const left = Math.min(14 + 6.1 * Math.max(...ordered.map(({ name }) => short(name, 44).length)), width * 0.45);
-    const room = Math.floor((left - 14) / 6.1);
+    const most = width < 640 ? 24 : 44;
+    const left = 12 + Math.max(...ordered.map(({ name }) => widthOf(short(name, most), 11)));
     Plotly.react(box, traces, layoutOf({
       width,
       height: 62 + 19 * ordered.length + 24,
       margin: { l: left, r: 16, t: 30, b: 46 },
       legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, font: { color: token("ink") } },
       xaxis: { title: { text: plain(this.page.measure) }, zeroline: true },
-      yaxis: { tickvals: ordered.map((_, i) => -i), ticktext: ordered.map(({ name }) => plain(short(name, Math.max(room, 16)))), range: [-ordered.length + 0.4, 0.6], showgrid: false, tickfont: { size: 11 }, zeroline: false },
+      yaxis: { tickvals: ordered.map((_, i) => -i), ticktext: ordered.map(({ name }) => plain(short(name, most))), range: [-ordered.length + 0.4, 0.6], showgrid: false, tickfont: { size: 11 }, zeroline: false },
       dragmode: false,
     }), { ...CONFIG, displayModeBar: false });
     if (this.listening) return;

@@ -141,12 +141,14 @@ def _of_study(study: xr.Dataset) -> dict[str, Any]:
     return {
         "kind": "study",
         "readout": str(study["readout"].item()),
-        "summary": _told(study.attrs["summary"]),
-        "warnings": _told(study.attrs["warnings"]),
+        "summary": _told(study.attrs.get("summary", "[]")),
+        "warnings": _told(study.attrs.get("warnings", "[]")),
         "verdict": words.verdict(study),
         "strictest": kernel,
         "share_names": {name: words.name_of(study, name) for name in study["share_of"].values.tolist()},
-        "models": list(_models(_told(study.attrs["stores"]), _told(study.attrs["untrained"]), families)),
+        "models": list(
+            _models(_told(study.attrs.get("stores", "[]")), _told(study.attrs.get("untrained", "[]")), families)
+        ),
         "sides": {side: _side(study, side) for side in "ab"},
         "measures": [_measure(spec) for spec in study["measure"].values.tolist()],
         "coords": {
@@ -154,9 +156,7 @@ def _of_study(study: xr.Dataset) -> dict[str, Any]:
             for name, each in study.coords.items()
             if each.ndim == 1 and not set(LAYERS) & set(each.dims)
         },
-        "variables": {
-            name: {"dims": list(map(str, each.dims)), **_packed(each)} for name, each in small.items()
-        },
+        "variables": {name: {"dims": list(map(str, each.dims)), **_packed(each)} for name, each in small.items()},
         "matrices": _matrices(study),
         "facts": _facts(study),
     }
@@ -193,16 +193,23 @@ def _side(result: xr.Dataset, side: str) -> dict[str, list[str]]:
 def _measure(spec: str, attrs: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What is to be known of a measure in order to draw it. ``most``: what equal layers have, in a study."""
     base, _, given = spec.partition(_GIVEN)
-    made = {"name": spec, "label": spec, "sense": "similarity", "range": [None, None], "most": 1, "about": ""}
+    made = {
+        "name": spec,
+        "label": spec,
+        "sense": "similarity",
+        "range": [None, None],
+        "most": 1,
+        "formula": "",
+        "citation": "",
+    }
     try:
         metric = metrics.get(base)
     except RepsimError:  # a third party's, which is not installed here
         metric = None
     if attrs is not None:
         low, high = map(float, attrs.get("valid_range", (math.nan, math.nan)))
-        about = "; ".join(str(attrs[key]) for key in ("formula", "citation") if attrs.get(key))
-        made |= {"label": str(attrs.get("label", spec)), "sense": str(attrs.get("sense", "similarity"))}
-        return made | {"range": _finite(low, high), "about": about}
+        told = {key: str(attrs[key]) for key in ("label", "sense", "formula", "citation") if attrs.get(key)}
+        return made | told | {"range": _finite(low, high)}
     if metric is None:
         return made
     low, high = metric.bounds
@@ -214,7 +221,8 @@ def _measure(spec: str, attrs: Mapping[str, Any] | None = None) -> dict[str, Any
         "label": label + sign,
         "range": _finite(low, high),
         "most": high if math.isfinite(high) else None,
-        "about": f"{metric.formula}; {metric.citation}",
+        "formula": metric.formula,
+        "citation": metric.citation,
     }
 
 
@@ -232,7 +240,7 @@ def _models(
         if name in seen:
             continue
         seen.add(name)
-        told = {key: str(provenance[key]) for key in _STORES if provenance.get(key) not in {None, ""}}
+        told = {key: str(provenance[key]) for key in _STORES if provenance.get(key) is not None}
         yield {
             "name": name,
             "family": (families or {}).get(name, ""),
@@ -257,7 +265,7 @@ def _facts(result: xr.Dataset) -> dict[str, str]:
         "device": result.attrs.get("device"),
     }
     values = {key: value.item() if hasattr(value, "item") else value for key, value in known.items()}
-    return {key: str(value) for key, value in values.items() if value not in {None, ""}}
+    return {key: str(value) for key, value in values.items() if value is not None and value != ""}
 
 
 def _told(text: Any) -> Any:

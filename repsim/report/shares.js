@@ -41,7 +41,7 @@ class Shares {
       return [...band, {
         ...on, x: depth, y: mid, mode: "lines+markers", name: plain(this.name(share)), showlegend: !s, line: { color: colours[k], width: 2.4, dash: DASHES[k] },
         marker: { symbol: SYMBOLS[k], size: 8, color: colours[k] }, hoverinfo: "text",
-        text: depth.map((at, i) => `${plain(this.name(share))}, ${state}, depth ${fixed(at, 2)}<br>${fixed(mid[i])} (${interval(low[i], high[i])})`),
+        text: depth.map((at, i) => `${plain(this.name(share))}, ${plain(state)}, depth ${fixed(at, 2)}<br>${fixed(mid[i])} (${interval(low[i], high[i])})`),
       }];
     }));
     const [least, most] = extremes(["share_low", "share_high", "share"].flatMap((name) => this.known.flatMap((share) => part.take(name, { share_of: share }))));
@@ -58,7 +58,7 @@ class Shares {
       ...axes, width, height: stacked ? 680 : 380, dragmode: false, margin: { l: 54, r: 12, t: 58, b: 46 },
       legend: { orientation: "h", y: 1 + 26 / (stacked ? 576 : 276), yanchor: "bottom", x: 0 },
       annotations: states.map((state, s) => ({
-        text: `<b>${state}</b>`, xref: stacked ? "paper" : `x${s ? "2" : ""} domain`, x: 0, xanchor: "left", yref: `y${s ? "2" : ""} domain`, y: 1.02, yanchor: "bottom", showarrow: false, font: { size: 13, color: token("ink") },
+        text: `<b>${plain(state)}</b>`, xref: stacked ? "paper" : `x${s ? "2" : ""} domain`, x: 0, xanchor: "left", yref: `y${s ? "2" : ""} domain`, y: 1.02, yanchor: "bottom", showarrow: false, font: { size: 13, color: token("ink") },
       })),
     }), { ...CONFIG, displayModeBar: false });
     offerTable(box.parentElement, () => table(

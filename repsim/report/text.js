@@ -20,6 +20,12 @@ const fixed = (value, digits = 4) => (Number.isFinite(value) ? value.toFixed(dig
 const interval = (low, high, digits = 4) =>
   Number.isFinite(low) && Number.isFinite(high) ? `${fixed(low, digits)} to ${fixed(high, digits)}` : "";
 
+// A value and, fainter, its interval.
+function valueWithin(value, low, high) {
+  const within = interval(low, high);
+  return element("span", {}, fixed(value), within ? element("small", {}, ` (${within})`) : null);
+}
+
 function probability(p) {
   if (!Number.isFinite(p)) return MISSING;
   if (p < 1e-30) return "< 1e-30";
@@ -27,6 +33,14 @@ function probability(p) {
 }
 
 const short = (text, most = 26) => (text.length <= most ? text : `${text.slice(0, most - 12)}…${text.slice(-11)}`);
+
+// How wide a text is, in pixels.
+const ruler = document.createElement("canvas").getContext("2d");
+
+function widthOf(text, size) {
+  ruler.font = `${size}px ${token("sans")}`;
+  return ruler.measureText(text).width;
+}
 
 // Plotly reads <b>, <a href> and entities in labels.
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -37,11 +51,15 @@ function tile(term, value, more = "", strong = false) {
   return element("div", strong ? { class: "strong" } : {}, ...parts);
 }
 
-// Rows of cells below named columns; the first cell of a row names it. A cell is a text or an element.
-function table(columns, rows, caption = "") {
-  const head = columns.map((name, k) => element("th", { scope: "col", class: k ? "" : "text" }, name));
-  const body = rows.map(([first, ...cells]) =>
-    element("tr", {}, element("th", { scope: "row" }, first), ...cells.map((cell) => element("td", {}, cell))));
+// Rows of cells below named columns; the first cell of a row names it, the first few are words. A cell is a text or an
+// element. Columns in which nothing is known are left out.
+function table(columns, rows, caption = "", words = 1) {
+  const empty = (cell) => (cell?.textContent ?? cell) === MISSING;
+  const shown = columns.map((_, k) => k).filter((k) => k < words || !rows.every((row) => empty(row[k])));
+  const kind = (k) => ({ class: k < words ? "text" : null });
+  const head = shown.map((k) => element("th", { scope: "col", ...kind(k) }, columns[k]));
+  const body = rows.map((row) => element("tr", {}, ...shown.map((k) =>
+    (k ? element("td", kind(k), row[k]) : element("th", { scope: "row" }, row[0])))));
   const made = element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
   if (caption) made.prepend(element("caption", {}, caption));
   return made;
