@@ -1,13 +1,13 @@
 """Numbers for a page: text that is short, and from which the page gets them back to the bit.
 
-An array is ``{"shape": ..., TYPE: BASE64}`` with TYPE ``f8``, ``f4`` or ``i4``, little-endian. A matrix over all pairs of
-layers is one of
+An array is ``{"shape": ..., TYPE: BASE64}`` with TYPE ``f8``, ``f4`` or ``i4``, little-endian. A matrix over all pairs
+of layers is one of
 
 - ``{"constant": value}``, wherever the measure has a value;
 - ``{"triangle": {TYPE: BASE64}}``: the upper one, row by row, of a symmetric matrix;
 - ``{"rows": {TYPE: BASE64}}``: all of it;
-- ``{}``: what follows from the others (`derived`);
-- None: nothing known.
+- ``{}``, which follows from others (`derived`);
+- None, of which nothing is known.
 """
 
 import base64
