@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from repsim.errors import RepsimError
     from repsim.extraction import extract
     from repsim.figures import heatmap
+    from repsim.report.page import write_report
     from repsim.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
     from repsim.results import open_result, open_study, save_result
     from repsim.store import ActivationStore, open_store, verify
@@ -40,6 +41,7 @@ _HOME = {
     "universality": "repsim.study.conduct",
     "verify": "repsim.store",
     "view": "repsim.views",
+    "write_report": "repsim.report.page",
     "write_store": "repsim.writing",
 }
 
@@ -63,6 +65,7 @@ __all__ = [
     "universality",
     "verify",
     "view",
+    "write_report",
     "write_store",
 ]
 
