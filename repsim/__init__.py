@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from repsim.errors import RepsimError
     from repsim.extraction import extract
     from repsim.figures import heatmap
+    from repsim.report.page import write_report
     from repsim.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
     from repsim.results import open_result, open_study, save_result
     from repsim.store import ActivationStore, open_store, verify
     from repsim.study.conduct import universality
+    from repsim.views import view
     from repsim.writing import write_store
 
 __version__ = "0.1.0"
@@ -38,6 +40,8 @@ _HOME = {
     "subsampled": "repsim.resampling",
     "universality": "repsim.study.conduct",
     "verify": "repsim.store",
+    "view": "repsim.views",
+    "write_report": "repsim.report.page",
     "write_store": "repsim.writing",
 }
 
@@ -60,6 +64,8 @@ __all__ = [
     "subsampled",
     "universality",
     "verify",
+    "view",
+    "write_report",
     "write_store",
 ]
 

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from repsim import __version__
-from repsim.commands import catalogue, comparing, demonstration, drawing, extracting, stores, studying
+from repsim.commands import catalogue, comparing, demonstration, drawing, extracting, reporting, stores, studying
 from repsim.errors import OtherProcessError, RepsimError
 
 
@@ -56,6 +56,7 @@ for _command in (
     comparing.compare,
     drawing.heatmap,
     studying.universality,
+    reporting.report,
     demonstration.demo,
 ):
     main.add_command(_command)

@@ -6,6 +6,7 @@ import click
 
 from repsim import terminal
 from repsim.commands.shared import JSON
+from repsim.tables import times
 
 
 @click.command()
@@ -63,7 +64,7 @@ def layers(model: str, spec: str, *, as_json: bool) -> None:
         return
     table = terminal.table("layer", "type", "output shape", "axes", ">width")
     for layer in extractor.layers():
-        table.add_row(layer.name, layer.type, terminal.times(layer.shape), layer.axes, str(layer.width))
+        table.add_row(layer.name, layer.type, times(layer.shape), layer.axes, str(layer.width))
     terminal.console().print(table)
     for note in getattr(extractor, "notes", ()):
         click.echo(f"note: {note}", err=True)

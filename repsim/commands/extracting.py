@@ -10,6 +10,7 @@ import click
 from repsim import terminal
 from repsim.commands.shared import DEVICE, PATH, command_line, say, say_nothing
 from repsim.files import human
+from repsim.tables import times
 
 if TYPE_CHECKING:
     from repsim.extraction import Extraction
@@ -189,9 +190,9 @@ def _show_plan(job: "Extraction") -> None:
     )
     for spec in job.arrays:
         facts = spec.facts
-        shape = terminal.times(facts["output_shape"])
+        shape = times(facts["output_shape"])
         size = f"{spec.row_bytes(job.dtype) / spec.block:,.0f}"
-        table.add_row(spec.key.layer, facts["type"], shape, spec.key.readout, terminal.times(spec.shape), size)
+        table.add_row(spec.key.layer, facts["type"], shape, spec.key.readout, times(spec.shape), size)
     terminal.console().print(table)
     room = "enough room" if job.bytes * 1.05 <= job.bytes_free else "NOT ENOUGH ROOM"
     click.echo(

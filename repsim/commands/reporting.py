@@ -1,0 +1,40 @@
+"""Studies and results as one page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from repsim.commands.shared import OVERWRITE, PATH
+from repsim.errors import InvalidInputError
+from repsim.files import human
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, help="The page (.html).")
+@click.option(
+    "--thumbnails",
+    metavar="DIR",
+    help="The pictures (a folder, a .tar, digits): put small copies of those that networks agree on into the page.",
+)
+@click.option("--title", help="Of the page.")
+@OVERWRITE
+def report(files: Sequence[Path], out: Path, thumbnails: str | None, title: str | None, *, overwrite: bool) -> None:
+    """Make one interactive page of FILES: a study of `repsim universality`, or a result of `repsim compare`.
+
+    The page is a single file that opens from disk and asks nothing of any server. Several studies of the same models
+    and samples, a readout each, share one page with a switch.
+
+    \b
+    Examples:
+      repsim report study.nc -o report.html
+      repsim report study.nc -o report.html --thumbnails photos/
+      repsim report mean.nc cls.nc -o readouts.html --title "ResNets and ViTs"
+    """
+    from repsim.report.page import write_report
+
+    if out.suffix != ".html":
+        raise InvalidInputError(f"a report is a page: name it .html, not {out.name}")
+    write_report(files, out, thumbnails=thumbnails, title=title, overwrite=overwrite)
+    click.echo(f"{out} ({human(out.stat().st_size)})")

@@ -1,0 +1,145 @@
+// A heatmap that pointer and keyboard can read.
+
+class Heatmap {
+  // `describe(row, column)`: lines about a cell; `choose(row, column)`: what Enter and a click do.
+  constructor(box, { describe, choose }) {
+    Object.assign(this, { box, describe, choose, cursor: null, drawn: null });
+    box.tabIndex = 0;
+    box.setAttribute("role", "application");
+    box.setAttribute("aria-roledescription", "heatmap");
+    box.addEventListener("keydown", (event) => this.key(event));
+    box.addEventListener("focus", () => this.move(0, 0));
+    box.addEventListener("blur", () => this.mark(null));
+    box.addEventListener("mouseleave", hideTip);
+  }
+
+  // `what`: rows, columns, values, zmin, zmax, colorscale, names of both sides, label, lines, extra traces.
+  draw(what) {
+    this.drawn = what;
+    const { rows, columns, values } = what;
+    const frame = frameOf(this.box, what);
+    const z = [...Array(rows).keys()].map((i) => Array.from(values.subarray(i * columns, (i + 1) * columns)));
+    const trace = {
+      type: "heatmap", z, zmin: what.zmin, zmax: what.zmax, colorscale: what.colorscale, hoverinfo: "none", xgap: 0, ygap: 0,
+      colorbar: { thickness: 11, outlinewidth: 0, len: 1, ypad: 0, xpad: 8, tickfont: { color: token("soft"), size: 11 }, nticks: 7, ticklabeloverflow: "allow" },
+    };
+    const side = (names, room) => ({ ...ticksOf(names, room), range: [-0.5, names.count - 0.5], zeroline: false, showgrid: false, ticks: "outside", ticklen: 3 });
+    const layout = layoutOf({
+      ...frame.size,
+      margin: frame.margin,
+      plot_bgcolor: token("empty"),
+      dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+      showlegend: false,
+      xaxis: { ...side(what.across, frame.cell), tickangle: what.across.ticks ? 0 : -90 },
+      yaxis: side(what.up, frame.cell),
+      shapes: this.shapes(),
+    });
+    if (what.across.ticks && frame.tilted) layout.xaxis.tickangle = -45;
+    this.box.setAttribute("aria-label", what.label);
+    Plotly.react(this.box, [trace, ...(what.extra ?? [])], layout, CONFIG);
+    if (!this.listening) {
+      this.listening = true;
+      this.box.on("plotly_hover", ({ points, event }) => {
+        const [row, column] = points[0].pointIndex ?? points[0].pointNumber;
+        showTip(this.describe(row, column), event.clientX, event.clientY);
+      });
+      this.box.on("plotly_unhover", hideTip);
+      this.box.on("plotly_click", ({ points }) => this.choose(...(points[0].pointIndex ?? points[0].pointNumber)));
+    }
+  }
+
+  // Only the marks on top.
+  overlay(extra) {
+    this.drawn.extra = extra;
+    Plotly.react(this.box, [this.box.data[0], ...extra], this.box.layout, CONFIG);
+  }
+
+  key(event) {
+    const steps = { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1] };
+    const [up, right] = steps[event.key] ?? [];
+    if (up !== undefined) this.move(up, right);
+    else if (event.key === "Home") this.move(-Infinity, -Infinity);
+    else if (event.key === "End") this.move(Infinity, Infinity);
+    else if ((event.key === "Enter" || event.key === " ") && this.cursor) this.choose(...this.cursor);
+    else return;
+    event.preventDefault();
+  }
+
+  move(up, right) {
+    if (!this.drawn) return;
+    const within = (value, count) => Math.min(Math.max(value, 0), count - 1);
+    const [row, column] = this.cursor ?? [0, 0];
+    this.mark([within(row + up, this.drawn.rows), within(column + right, this.drawn.columns)]);
+    byId("live").textContent = this.describe(...this.cursor).filter(Boolean).join("; ");
+  }
+
+  mark(cursor) {
+    this.cursor = cursor ?? this.cursor;
+    this.marked = cursor !== null;
+    if (this.drawn) Plotly.relayout(this.box, { shapes: this.shapes() });
+  }
+
+  shapes() {
+    const shapes = [...this.drawn.lines];
+    if (this.marked && this.cursor && document.activeElement === this.box) {
+      const [row, column] = this.cursor;
+      const at = { type: "rect", x0: column - 0.5, x1: column + 0.5, y0: row - 0.5, y1: row + 0.5 };
+      shapes.push({ ...at, line: { color: "#000", width: 5 } }, { ...at, line: { color: "#fff", width: 2.5 } });
+    }
+    return shapes;
+  }
+}
+
+// Lines between groups of layers: positions along both sides.
+function linesBetween(up, across, style) {
+  return [
+    ...across.map((x) => ({ type: "line", x0: x - 0.5, x1: x - 0.5, y0: 0, y1: 1, yref: "paper", line: style })),
+    ...up.map((y) => ({ type: "line", y0: y - 0.5, y1: y - 0.5, x0: 0, x1: 1, xref: "paper", line: style })),
+  ];
+}
+
+// Square cells where that is possible; room for the longest name.
+function frameOf(box, { rows, columns, up, across }) {
+  const longest = (names) => Math.max(...(names.ticks ?? names.names).map((name) => widthOf(short(name), names.ticks ? 12 : 11)));
+  const width = Math.max(box.clientWidth, 240);
+  const left = 14 + longest(up);
+  const right = 54;
+  const wide = Math.max(width - left - right, 80);
+  const tilted = Boolean(across.ticks) && longest(across) + 8 > wide / across.ticks.length;
+  const bottom = tilted ? 20 + 0.71 * longest(across) : 14 + (across.ticks ? 12 : longest(across));
+  const square = Math.max(rows, columns) <= 4 * Math.min(rows, columns);
+  const tall = (wide / columns) * rows;
+  const shrunk = square ? Math.min(1, 540 / tall) : 1;
+  const high = square ? tall * shrunk : Math.min(Math.max(tall, 220), 560);
+  const spare = wide * (1 - shrunk);
+  return {
+    size: { width, height: high + bottom + 8 },
+    margin: { l: left, r: right + spare, t: 8, b: bottom },
+    cell: { across: (wide - spare) / columns, up: high / rows },
+    tilted,
+  };
+}
+
+function ticksOf(names, cell) {
+  if (names.ticks) return { tickvals: names.at, ticktext: names.ticks.map((name) => plain(short(name))), automargin: false };
+  const every = Math.max(1, Math.ceil(12.5 / (names.side === "up" ? cell.up : cell.across)));
+  const shown = [...Array(names.count).keys()].filter((k) => k % every === 0);
+  return { tickvals: shown, ticktext: shown.map((k) => plain(short(names.names[k]))), tickfont: { size: 11 }, automargin: false };
+}
+
+function showTip([title, value, ...lines], x, y) {
+  const tip = byId("tip");
+  tip.replaceChildren(
+    element("b", {}, title),
+    element("div", { class: "big" }, value),
+    ...lines.filter(Boolean).map((line) => element("div", {}, line)),
+  );
+  tip.hidden = false;
+  const box = tip.getBoundingClientRect();
+  tip.style.left = `${Math.max(6, x + 18 + box.width > innerWidth ? x - box.width - 14 : x + 18)}px`;
+  tip.style.top = `${Math.max(6, y + 18 + box.height > innerHeight ? y - box.height - 14 : y + 18)}px`;
+}
+
+const hideTip = () => {
+  byId("tip").hidden = true;
+};

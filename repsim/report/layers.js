@@ -1,0 +1,194 @@
+// All layers of all networks, and the layers of one pair with their best match.
+
+const VIEWS = [["value", "value"], ["calibrated", "calibrated"], ["z", "z above chance"]];
+const WAYS = ["a to b", "b to a"];
+
+class Layers {
+  constructor(page) {
+    this.page = page;
+    this.all = new Heatmap(byId("all-map"), {
+      describe: (row, column) => this.describe(row, column),
+      choose: (row, column) => this.chosen(row, column),
+    });
+    this.one = new Heatmap(byId("one-map"), {
+      describe: (row, column) => this.describe(...this.inAll(row, column)),
+      choose: (row, column) => this.follow(row, column),
+    });
+    byId("step").addEventListener("input", () => this.step());
+    byId("csv").addEventListener("click", () => this.download());
+    this.way = WAYS[0];
+  }
+
+  get part() {
+    return this.page.part;
+  }
+
+  get pair() {
+    return this.page.pair;
+  }
+
+  drawAll() {
+    const { part, measure, view } = this.page;
+    byId("all").hidden = !part.several;
+    if (!part.several) return;
+    const between = (side) => part.runs[side].slice(1).map((run) => run.first);
+    const names = (side) => ({
+      side, count: part.sides[side].layers.length, ticks: part.runs[side].map((run) => run.name),
+      at: part.runs[side].map((run) => run.first + (run.count - 1) / 2),
+    });
+    this.all.draw({
+      ...this.page.shown, rows: part.rows, columns: part.columns, up: names("a"), across: names("b"),
+      lines: linesBetween(between("a"), between("b"), { color: "rgba(255,255,255,.85)", width: 1 }),
+      label: `${view} of ${measure} of all layers of all networks. Arrow keys walk from cell to cell; Enter shows the two networks.`,
+    });
+    offerTable(byId("all"), () => this.asTable(0, part.rows, 0, part.columns, true));
+  }
+
+  // Rows and columns of the pair.
+  get block() {
+    const [up, across] = [this.part.run("a", this.pair.a), this.part.run("b", this.pair.b)];
+    return { up, across, rows: up.count, columns: across.count };
+  }
+
+  inAll(row, column) {
+    return [this.block.up.first + row, this.block.across.first + column];
+  }
+
+  drawOne() {
+    const { part, pair } = this;
+    const { up, across, rows, columns } = this.block;
+    const values = new Float64Array(rows * columns);
+    for (let i = 0; i < rows; i += 1) {
+      for (let j = 0; j < columns; j += 1) values[i * columns + j] = this.page.shown.values[(up.first + i) * part.columns + across.first + j];
+    }
+    const names = (side, run, place) => ({ side: place, count: run.count, names: part.sides[side].layers.slice(run.first, run.first + run.count) });
+    const stages = ({ names: layers }) => layers.map((_, k) => k).filter((k) => k && stageOf(layers[k]) !== stageOf(layers[k - 1]));
+    const [upward, rightward] = [names("a", up, "up"), names("b", across, "across")];
+    byId("one-title").replaceChildren(`${pair.a} `, element("span", { class: "note" }, "(upwards)"), ` × ${pair.b} `, element("span", { class: "note" }, "(to the right)"));
+    this.prepare();
+    this.one.draw({
+      ...this.page.shown, values, rows, columns, up: upward, across: rightward,
+      lines: linesBetween(stages(upward), stages(rightward), { color: "rgba(255,255,255,.6)", width: 0.8 }),
+      extra: this.marks(),
+      label: `${this.page.view} of ${this.page.measure}, ${pair.a} upwards, ${pair.b} to the right. Arrow keys walk from cell to cell; Enter goes to that layer of the best match.`,
+    });
+    offerTable(byId("one"), () => this.asTable(up.first, rows, across.first, columns, false));
+  }
+
+  // The best match
+
+  matches(way) {
+    const { up, across } = this.block;
+    const found = this.part.take("match", { measure: this.page.measure, pair: this.pair.name, direction: way });
+    return found.slice(0, way === WAYS[0] ? up.count : across.count);
+  }
+
+  prepare() {
+    const there = this.matches(WAYS[0]).some((k) => k >= 0);
+    byId("path").hidden = !there;
+    if (!there) return;
+    const { a, b } = this.pair;
+    offerChoices(byId("direction"), "direction", [[WAYS[0], `${short(a)} → ${short(b)}`], [WAYS[1], `${short(b)} → ${short(a)}`]], this.way, (way) => {
+      this.way = way;
+      byId("step").value = 0;
+      this.step();
+    });
+    this.say();
+  }
+
+  // [row, column] of every layer of the first network of a direction.
+  path(way) {
+    return this.matches(way).map((other, own) => (way === WAYS[0] ? [own, other] : [other, own])).filter(([i, j]) => i >= 0 && j >= 0);
+  }
+
+  marks() {
+    if (byId("path").hidden) return [];
+    const line = (way, style) => ({
+      type: "scatter", hoverinfo: "skip", x: this.path(way).map(([, j]) => j), y: this.path(way).map(([i]) => i), ...style,
+    });
+    const other = WAYS.find((way) => way !== this.way);
+    const [row, column] = (!this.page.printing && this.path(this.way)[byId("step").value]) || [];
+    return [
+      line(other, { mode: "markers", marker: { symbol: "diamond-open", size: 7, color: "#fff", line: { color: "#fff", width: 1.2 } }, opacity: 0.75 }),
+      line(this.way, { mode: "lines", line: { color: "#000", width: 5 } }),
+      line(this.way, { mode: "lines+markers", line: { color: "#fff", width: 2 }, marker: { symbol: "circle", size: 8, color: "#fff", line: { color: "#000", width: 1.5 } } }),
+      { type: "scatter", hoverinfo: "skip", mode: "markers", x: [column], y: [row], marker: { symbol: "circle", size: 15, color: "#56b4e9", line: { color: "#000", width: 2 } } },
+    ];
+  }
+
+  step() {
+    this.say();
+    this.one.overlay(this.marks());
+  }
+
+  say() {
+    const path = this.path(this.way);
+    const input = byId("step");
+    input.max = path.length - 1;
+    const [row, column] = path[input.value] ?? path[0];
+    const [from, to] = this.way === WAYS[0] ? ["a", "b"] : ["b", "a"];
+    const at = { a: this.block.up.first + row, b: this.block.across.first + column };
+    const [, value, ...more] = this.describe(at.a, at.b);
+    const text = `Layer ${Number(input.value) + 1} of ${path.length}: ${this.part.sides[from].layers[at[from]]} is matched to ${this.part.sides[to].layers[at[to]]}: ${value}`;
+    byId("matched").textContent = [text, ...more.filter(Boolean)].join("; ");
+    input.setAttribute("aria-valuetext", text);
+  }
+
+  follow(row, column) {
+    if (byId("path").hidden) return;
+    byId("step").value = this.way === WAYS[0] ? row : column;
+    this.step();
+  }
+
+  chosen(row, column) {
+    const pair = this.part.pairs[this.part.pairOf(row, column)];
+    if (pair) this.page.state.set({ pair: pair.name });
+    else byId("live").textContent = "Both layers are of one and the same network; choose a cell of two networks.";
+  }
+
+  // Words and numbers
+
+  // Title, value, and whatever else is known of two layers.
+  describe(row, column) {
+    const { part, measure } = this.page;
+    const at = (name) => part.matrix(name, measure)?.[row * part.columns + column];
+    const name = (side, k) => (part.several ? `${part.sides[side].models[k]} ${part.sides[side].layers[k]}` : part.sides[side].layers[k]);
+    const level = interval(at("low"), at("high"));
+    const chance = Number.isFinite(at("chance")) ? `chance ${fixed(at("chance"))}${Number.isFinite(at("chance_sd")) ? ` (sd ${fixed(at("chance_sd"))})` : ""}` : "";
+    const z = Number.isFinite(at("z")) ? `z ${fixed(at("z"), 1)}` : "";
+    const p = Number.isFinite(at("p")) ? `p ${probability(at("p"))}` : "";
+    return [
+      `${name("a", row)} × ${name("b", column)}`,
+      Number.isFinite(at("value")) ? `${measure} ${fixed(at("value"))}` : `${measure}: no value`,
+      level && `95 % interval ${level}`,
+      [chance, z, p].filter(Boolean).join(", "),
+      Number.isFinite(at("calibrated")) ? `calibrated ${fixed(at("calibrated"))}` : "",
+    ];
+  }
+
+  asTable(top, rows, left, columns, named) {
+    const { part, shown, measure, view } = this.page;
+    const name = (side, k) => (named ? `${part.sides[side].models[k]}/` : "") + part.sides[side].layers[k];
+    const across = [...Array(columns).keys()].map((j) => name("b", left + j));
+    const up = [...Array(rows).keys()].map((i) => [
+      name("a", top + i), ...across.map((_, j) => fixed(shown.values[(top + i) * part.columns + left + j]))]);
+    return table(["", ...across], up, `${measure}, ${view}`);
+  }
+
+  // Values as they are in the file, to the last digit.
+  download() {
+    const { part, shown, measure, view } = this.page;
+    // a spreadsheet takes what begins with = for a formula
+    const quoted = (text) => (/^\w[\w.\-/ ]*$/.test(text) ? text : `"${text.replace(/^(?=[=+\-@\t\r])/, "'").replace(/"/g, '""')}"`);
+    const name = (side, k) => quoted(`${part.sides[side].models[k]}/${part.sides[side].layers[k]}`);
+    const lines = part.sides.a.layers.map((_, i) => [
+      name("a", i), ...Array.from(shown.values.subarray(i * part.columns, (i + 1) * part.columns), (value) => (Number.isNaN(value) ? "" : value))].join(","));
+    const head = ["", ...part.sides.b.layers.map((_, j) => name("b", j))].join(",");
+    const link = element("a", {
+      href: URL.createObjectURL(new Blob([[head, ...lines, ""].join("\n")], { type: "text/csv" })),
+      download: `${measure} ${view}.csv`.replace(/[^\w.]+/g, "-"),
+    });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+}

@@ -1,0 +1,81 @@
+"""Numbers for a page: text that is short, and from which the page gets them back to the bit.
+
+An array is ``{"shape": ..., TYPE: BASE64}`` with TYPE ``f8``, ``f4`` or ``i4``, little-endian. A matrix over all pairs
+of layers is one of
+
+- ``{"constant": value}``, wherever the measure has a value;
+- ``{"triangle": {TYPE: BASE64}}``: the upper one, row by row, of a symmetric matrix;
+- ``{"rows": {TYPE: BASE64}}``: all of it;
+- ``{}``, which follows from others (`derived`);
+- None, of which nothing is known.
+"""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+
+
+def array(values: NDArray[Any]) -> dict[str, Any]:
+    """Pack an array as it is: integers as ``i4``, numbers as ``f8``.
+
+    >>> array(np.array([1.0, 2.0]))
+    {'shape': [2], 'f8': 'AAAAAAAA8D8AAAAAAAAAQA=='}
+    """
+    kind = "i4" if values.dtype.kind in "biu" else "f8"
+    return {"shape": list(values.shape), kind: _text(values, kind)}
+
+
+def single(values: NDArray[Any]) -> dict[str, Any]:
+    """Pack a long array in single precision.
+
+    >>> single(np.array([1.0, 2.0]))
+    {'shape': [2], 'f4': 'AACAPwAAAEA='}
+    """
+    return {"shape": list(values.shape), "f4": _text(values, "f4")}
+
+
+def matrix(values: Matrix, known: NDArray[np.bool_], kind: str = "f4") -> dict[str, Any] | None:
+    """Pack a matrix over pairs of layers; ``known``: where the measure has a value.
+
+    >>> known = np.ones((2, 2), bool)
+    >>> matrix(np.full((2, 2), 0.5), known), matrix(np.full((2, 2), np.nan), known)
+    ({'constant': 0.5}, None)
+    >>> matrix(np.array([[1.0, 2.0], [2.0, 1.0]]), known)
+    {'triangle': {'f4': 'AACAPwAAAEAAAIA/'}}
+    """
+    there = np.isfinite(values)
+    if not there.any():
+        return None
+    if np.array_equal(there, known) and np.ptp(values[there]) == 0:
+        return {"constant": float(values[there][0])}
+    if values.shape[0] == values.shape[1] and np.allclose(values, values.T, rtol=1e-7, atol=1e-9, equal_nan=True):
+        return {"triangle": {kind: _text(values[np.triu_indices(len(values))], kind)}}
+    return {"rows": {kind: _text(values, kind)}}
+
+
+def derived(matrices: Mapping[str, Matrix]) -> set[str]:
+    """Which of ``high`` and ``z`` follow from the others: intervals are symmetric, and z is a fraction.
+
+    >>> some = {"value": np.array([[0.5]]), "low": np.array([[0.4]]), "high": np.array([[0.6]])}
+    >>> derived(some), derived(some | {"high": np.array([[0.7]])})
+    ({'high'}, set())
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        follow = {
+            "high": lambda: 2 * matrices["value"] - matrices["low"],
+            "z": lambda: (matrices["value"] - matrices["chance"]) / matrices["chance_sd"],
+        }
+        return {
+            name
+            for name, value in follow.items()
+            if name in matrices and np.allclose(matrices[name], value(), rtol=1e-7, atol=1e-9, equal_nan=True)
+        }
+
+
+def _text(values: NDArray[Any], kind: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, f"<{kind}").tobytes()).decode()

@@ -1,0 +1,118 @@
+// A study, or a comparison, under one readout.
+
+class Part {
+  constructor(raw) {
+    Object.assign(this, raw);
+    this.cache = new Map();
+    this.arrays = new Map();
+    this.runs = { a: runsOf(raw.sides.a.models), b: runsOf(raw.sides.b.models) };
+    this.square = raw.sides.a.models.join("\0") === raw.sides.b.models.join("\0");
+    this.rows = raw.sides.a.layers.length;
+    this.columns = raw.sides.b.layers.length;
+    this.pairs = this.pairsOf();
+    this.pairAt = new Map(this.pairs.flatMap((pair, k) => [[`${pair.a}\0${pair.b}`, k], [`${pair.b}\0${pair.a}`, k]]));
+  }
+
+  get isStudy() {
+    return this.kind === "study";
+  }
+
+  get several() { // whether there is more to see than one pair
+    return this.runs.a.length > 1 || this.runs.b.length > 1;
+  }
+
+  pairsOf() {
+    if (this.isStudy) {
+      return this.coords.pair.map((name, k) => (
+        { name, a: this.coords.pair_a[k], b: this.coords.pair_b[k], relation: this.coords.relation[k] }));
+    }
+    const names = (side) => this.runs[side].map((run) => run.name);
+    const all = names("a").flatMap((a, i) => names("b").filter((_, j) => !this.square || !this.several || j > i).map((b) => [a, b]));
+    return all.map(([a, b]) => ({ name: `${a} x ${b}`, a, b, relation: "" }));
+  }
+
+  run(side, name) {
+    return this.runs[side].find((run) => run.name === name);
+  }
+
+  measure(name) {
+    return this.measures.find((each) => each.name === name) ?? this.measures[0];
+  }
+
+  // What a variable has at labels (or positions) of some of its dimensions, in order of the others.
+  take(name, at = {}) {
+    const variable = this.variables[name];
+    if (!variable) return [];
+    if (!this.arrays.has(name)) this.arrays.set(name, unpackArray(variable));
+    let found = [0];
+    variable.dims.forEach((dim, k) => {
+      const stride = variable.shape.slice(k + 1).reduce((a, b) => a * b, 1);
+      const where = dim in at ? [this.place(dim, at[dim])] : [...Array(variable.shape[k]).keys()];
+      found = where.includes(-1) ? [] : found.flatMap((offset) => where.map((i) => offset + i * stride));
+    });
+    return found.map((i) => this.arrays.get(name)[i]);
+  }
+
+  one(name, at) {
+    return this.take(name, at)[0];
+  }
+
+  place(dim, label) {
+    return typeof label === "number" ? label : (this.coords[dim] ?? []).indexOf(label);
+  }
+
+  // All pairs of layers: value, low, high, chance, chance_sd, z, p, or calibrated.
+  matrix(name, measure) {
+    const key = `${name}\0${measure}`;
+    if (!this.cache.has(key)) this.cache.set(key, this.makeMatrix(name, measure));
+    return this.cache.get(key);
+  }
+
+  makeMatrix(name, measure) {
+    if (name === "calibrated") return this.calibrated(measure);
+    const known = name === "value" ? null : this.matrix("value", measure);
+    const packed = this.matrices[name]?.[this.measures.findIndex((each) => each.name === measure)];
+    if (packed && !Object.keys(packed).length) return this.derived(name, measure, known);
+    return unpackMatrix(packed, this.rows, this.columns, known);
+  }
+
+  derived(name, measure, value) {
+    if (name === "high") return value.map(((low) => (each, i) => 2 * each - low[i])(this.matrix("low", measure)));
+    const [chance, sd] = [this.matrix("chance", measure), this.matrix("chance_sd", measure)];
+    return value.map((each, i) => (each - chance[i]) / sd[i]);
+  }
+
+  // max(0, (value - tau) / (most - tau)), with tau of the largest value of each pair of networks.
+  calibrated(measure) {
+    const taus = this.take("threshold_largest", { measure });
+    const { most } = this.measure(measure);
+    if (most === null || !taus.some(Number.isFinite)) return null;
+    return this.matrix("value", measure).map((value, k) => {
+      const tau = taus[this.pairOf(Math.floor(k / this.columns), k % this.columns)] ?? NaN;
+      return Math.max(0, (value - tau) / (most - tau));
+    });
+  }
+
+  pairOf(row, column) {
+    return this.pairAt.get(`${this.sides.a.models[row]}\0${this.sides.b.models[column]}`) ?? -1;
+  }
+
+  view(name, measure) {
+    const values = this.matrix(name === "z" ? "z" : name, measure);
+    const about = this.measure(measure);
+    const ranges = { value: about.range, calibrated: [0, 1], z: [null, null] };
+    return values && { values, ...scaleOf(values, ranges[name], name === "value" && about.sense === "distance") };
+  }
+}
+
+// Where each model's layers are.
+function runsOf(models) {
+  const runs = [];
+  models.forEach((name, k) => {
+    if (!runs.length || runs.at(-1).name !== name) runs.push({ name, first: k, count: 0 });
+    runs.at(-1).count += 1;
+  });
+  return runs;
+}
+
+const stageOf = (layer) => (layer.includes(".") ? layer.slice(0, layer.lastIndexOf(".")) : layer);

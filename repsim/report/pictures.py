@@ -1,0 +1,77 @@
+"""Small copies of the pictures that networks agree on most and least, inside the page."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from repsim.errors import ImageError
+from repsim.extractors.images import ImageSource, open_images
+
+SHOWN = 12
+"""How many of either kind."""
+SIZE = 96
+"""Pixels of the longer side."""
+
+
+def without_pictures() -> dict[str, Any]:
+    """Say why there are none: whether pictures may be passed on is not for a tool to say."""
+    return {
+        "pictures": {},
+        "pictures_note": "The pictures themselves are not in this page, as they may be private; "
+        "repsim report --thumbnails DIR puts small copies of these into it.",
+    }
+
+
+def thumbnails(parts: Sequence[Mapping[str, Any]], source: str) -> dict[str, Any]:
+    """Make small copies of what the parts of a page show.
+
+    A picture is looked up among those that ``source`` lists, so no name leads out of it. One that is not there, or
+    cannot be read, says so in its place.
+
+    Raises
+    ------
+    ImageError
+        If there is no picture in ``source`` at all.
+    """
+    images = open_images(source)
+    places = {name: row for row, name in enumerate(images.ids)}
+    pictures = {name: _picture(images, places.get(name)) for name in sorted(_extremes(parts))}
+    found = sum("url" in each for each in pictures.values())
+    note = (
+        "" if found else f"None of these pictures is in the {len(images)} that --thumbnails names; give their folder."
+    )
+    return {"pictures": pictures, "pictures_note": note}
+
+
+def _extremes(parts: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Names of samples, under any kernel."""
+    names: set[str] = set()
+    for part in parts:
+        packed = part["variables"].get("agreement")
+        if packed is None:
+            continue
+        for values in np.frombuffer(base64.b64decode(packed["f4"]), "<f4").reshape(packed["shape"]):
+            order = np.argsort(-values, kind="stable")
+            order = order[np.isfinite(values[order])]
+            names |= {part["coords"]["sample"][k] for k in [*order[:SHOWN], *order[-SHOWN:]]}
+    return names
+
+
+def _picture(images: ImageSource, row: int | None) -> dict[str, str]:
+    if row is None:
+        return {"missing": "no such picture there"}
+    try:
+        picture = images.load(row)
+    except ImageError:
+        return {"missing": "cannot be read"}
+    if max(picture.size) < SIZE:  # pixels of a digit stay pixels
+        times = SIZE // max(picture.size)
+        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    picture.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    picture.save(data, "WEBP", quality=80, method=6)
+    return {"url": f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"}

@@ -1,0 +1,94 @@
+// Words and elements. Names come from strangers' files: they become text, and never markup.
+
+const MISSING = "–";
+
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (value === true) made.setAttribute(name, "");
+    else if (value !== false && value !== undefined && value !== null) made.setAttribute(name, value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+const byId = (id) => document.getElementById(id);
+
+const fixed = (value, digits = 4) => (Number.isFinite(value) ? value.toFixed(digits).replace(/^-(0\.?0*)$/, "$1") : MISSING);
+
+const interval = (low, high, digits = 4) =>
+  Number.isFinite(low) && Number.isFinite(high) ? `${fixed(low, digits)} to ${fixed(high, digits)}` : "";
+
+// A value and, fainter, its interval.
+function valueWithin(value, low, high) {
+  const within = interval(low, high);
+  return element("span", {}, fixed(value), within ? element("small", {}, ` (${within})`) : null);
+}
+
+function probability(p) {
+  if (!Number.isFinite(p)) return MISSING;
+  if (p < 1e-30) return "< 1e-30";
+  return p < 0.0005 ? p.toExponential(1) : fixed(p);
+}
+
+const short = (text, most = 26) => (text.length <= most ? text : `${text.slice(0, most - 12)}…${text.slice(-11)}`);
+
+// How wide a text is, in pixels.
+const ruler = document.createElement("canvas").getContext("2d");
+
+function widthOf(text, size) {
+  ruler.font = `${size}px ${token("sans")}`;
+  return ruler.measureText(text).width;
+}
+
+// Plotly reads <b>, <a href> and entities in labels.
+const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+function tile(term, value, more = "", strong = false) {
+  const parts = [element("dt", {}, term), element("dd", { class: "big" }, value)];
+  if (more) parts.push(element("dd", {}, more));
+  return element("div", strong ? { class: "strong" } : {}, ...parts);
+}
+
+// Rows of cells below named columns; the first cell of a row names it, the first few are words. A cell is a text or an
+// element. Columns in which nothing is known are left out.
+function table(columns, rows, caption = "", words = 1) {
+  const empty = (cell) => (cell?.textContent ?? cell) === MISSING;
+  const shown = columns.map((_, k) => k).filter((k) => k < words || !rows.every((row) => empty(row[k])));
+  const kind = (k) => ({ class: k < words ? "text" : null });
+  const head = shown.map((k) => element("th", { scope: "col", ...kind(k) }, columns[k]));
+  const body = rows.map((row) => element("tr", {}, ...shown.map((k) =>
+    (k ? element("td", kind(k), row[k]) : element("th", { scope: "row" }, row[0])))));
+  const made = element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
+  if (caption) made.prepend(element("caption", {}, caption));
+  return made;
+}
+
+// The text alternative of a figure: a table that is made when somebody opens it.
+function offerTable(figure, make) {
+  const details = figure.querySelector("details.data");
+  const fill = () => {
+    details.querySelector(".scroll")?.remove();
+    if (details.open) {
+      details.append(element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, make()));
+    }
+  };
+  details.ontoggle = fill;
+  fill();
+}
+
+// A group of radio buttons: [value, label, possible].
+function offerChoices(fieldset, name, options, chosen, choose) {
+  fieldset.querySelectorAll(".choice").forEach((old) => old.remove());
+  for (const [value, label, possible = true] of options) {
+    const input = element("input", { type: "radio", name, value, checked: value === chosen, disabled: !possible });
+    input.addEventListener("change", () => choose(value));
+    fieldset.append(element("label", { class: "choice" }, input, element("span", {}, label)));
+  }
+}
+
+function offerOptions(select, options, chosen) {
+  select.replaceChildren(...options.map(([value, label]) => element("option", { value, selected: value === chosen }, label)));
+  select.value = chosen;
+}

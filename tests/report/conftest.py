@@ -1,0 +1,93 @@
+"""A small study with all its parts, its pictures, and a browser for pages."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+from repsim.comparison import compare
+from repsim.study.conduct import universality
+from tests.study.networks import FOUR, TWINS, family, network
+
+N = 40
+NAMES = [f"class{i % 4}/photo{i:02d}.png" for i in range(N)]
+HOSTILE = '</script><script>window.hurt=1</script><img src=x onerror="window.hurt=2"><b>{x}</b>%{y}&amp;\u2028=1'
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
+    rng, folder = np.random.default_rng(8), tmp_path_factory.mktemp("stores")
+    with ExitStack() as stack:
+        made = family(folder, rng, N, learned=0.7, seen=0.5, models=FOUR + TWINS, sample_ids=NAMES)
+        stores = [stack.enter_context(store) for store in made]
+        return universality(stores, ["mutual_knn:k=4", "procrustes"], permutations=39, draws=50)
+
+
+@pytest.fixture(scope="session")
+def readouts(study: xr.Dataset) -> list[xr.Dataset]:
+    """The same study as if of another readout, with other values."""
+    other = study.assign_coords(readout="cls")
+    return [study, other.assign(value=other["value"] / 2, low=other["low"] - other["value"] / 2)]
+
+
+@pytest.fixture(scope="session")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
+    """Of two networks with layers of their own, under three measures, with a value that is not there."""
+    rng, folder = np.random.default_rng(3), tmp_path_factory.mktemp("pair")
+    a = {f"layer1.{k}": rng.normal(size=(N, 5)) for k in range(3)}
+    b = {f"blocks.{k}": rng.normal(size=(N, 4)) for k in range(2)} | {"head": np.ones((N, 3))}
+    with network(folder, "left", a) as left, network(folder, "right", b) as right:
+        return compare(left, right, metrics=["cka", "procrustes", "linear_regression"])
+
+
+def hostile(study: xr.Dataset) -> xr.Dataset:
+    """All names are markup, and more than that."""
+    text = np.frompyfunc(lambda name: f"{HOSTILE} {name}", 1, 1)
+    models = {name: str(text(name)) for name in study["model"].values.tolist()}
+
+    def renamed(name: str) -> str:
+        model, slash, layer = name.partition("/")
+        return models[model] + slash + (f"{HOSTILE}{layer}" if slash else "")
+
+    changed: dict[str, Any] = {
+        name: (study[name].dims, [renamed(each) for each in study[name].values.tolist()])
+        for name in ("model", "other_model", "layer_a", "layer_b", "model_a", "model_b", "pair_a", "pair_b")
+    }
+    for name in ("family", "sample", "pair", "one_family", "families", "architecture"):
+        changed[name] = (study[name].dims, text(study[name].values).astype(str))
+    made = study.assign_coords(**changed, readout=HOSTILE, data=HOSTILE)
+    made["control_name"] = (study["control_name"].dims, text(study["control_name"].values).astype(str))
+    told = '["' + HOSTILE.replace('"', '\\"') + '"]'
+    return made.assign_attrs(summary=told, warnings=told, command=HOSTILE)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures of the study."""
+    root = tmp_path_factory.mktemp("photos")
+    for k, name in enumerate(NAMES):
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (120, 80), (6 * k, 20, 200)).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, once for all tests."""
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine: install the system's package `chromium`")
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+               "--disable-sync", "--no-first-run"]  # fmt: skip
+    with driver.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=options)
+        yield chromium
+        chromium.close()

@@ -1,0 +1,124 @@
+"""What a page knows is what the file says: every name and every number."""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from numpy.typing import NDArray
+
+from repsim.errors import InvalidInputError, SampleMismatchError
+from repsim.report.payload import payload
+from repsim.study import words
+
+MATRICES = ("value", "low", "high", "chance", "chance_sd", "z", "p")
+
+
+def numbers(packed: Mapping[str, Any]) -> NDArray[Any]:
+    kind = next(name for name in ("f8", "f4", "i4") if name in packed)
+    return np.frombuffer(base64.b64decode(packed[kind]), f"<{kind}")
+
+
+def matrix(part: Mapping[str, Any], name: str, k: int) -> NDArray[np.float64]:
+    """As part.js has it."""
+    rows, columns = (len(part["sides"][side]["layers"]) for side in "ab")
+    packed = part["matrices"][name][k]
+    if packed is None:
+        return np.full((rows, columns), np.nan)
+    if packed == {}:
+        value, low, chance, sd = (matrix(part, each, k) for each in ("value", "low", "chance", "chance_sd"))
+        return 2 * value - low if name == "high" else (value - chance) / sd
+    if "constant" in packed:
+        return np.where(np.isnan(matrix(part, "value", k)), np.nan, packed["constant"])
+    if "rows" in packed:
+        return numbers(packed["rows"]).reshape(rows, columns).astype(float)
+    made = np.empty((rows, columns))
+    upper = np.triu_indices(rows)
+    made[upper] = made.T[upper] = numbers(packed["triangle"])
+    return made
+
+
+def test_every_value_of_a_study_is_in_the_page(study: xr.Dataset) -> None:
+    part = payload([study])["parts"][0]
+    assert [each["name"] for each in part["measures"]] == study["measure"].values.tolist()
+    for k in range(study.sizes["measure"]):
+        for name in MATRICES:
+            expected = study[name].isel(measure=k).values
+            np.testing.assert_allclose(matrix(part, name, k), expected, rtol=2e-6, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(matrix(part, "value", k), study["value"].isel(measure=k).values, rtol=0, atol=1e-12)
+    small = {str(name) for name, each in study.data_vars.items() if "layer_a" not in each.dims or each.ndim == 2}
+    assert set(part["variables"]) == small - set(MATRICES)
+    for name, packed in part["variables"].items():
+        assert packed["dims"] == list(study[name].dims)
+        assert packed["shape"] == list(study[name].shape)
+        if "text" in packed:
+            assert packed["text"] == study[name].values.ravel().tolist()
+        elif "sample" in packed["dims"]:
+            np.testing.assert_array_equal(numbers(packed), study[name].values.ravel().astype("f4"))
+        else:
+            np.testing.assert_array_equal(numbers(packed), study[name].values.ravel())
+    for name, labels in part["coords"].items():
+        assert labels == list(map(str, study[name].values.tolist()))
+
+
+def test_what_is_equal_or_follows_is_there_once(study: xr.Dataset) -> None:
+    part = payload([study])["parts"][0]
+    assert part["matrices"]["chance"][0] == {"constant": 0.0}
+    assert "triangle" in part["matrices"]["value"][0]
+    assert part["matrices"]["high"][0] == part["matrices"]["z"][0] == {}
+    assert "f8" in part["matrices"]["value"][0]["triangle"]
+    changed = study.copy(deep=True)
+    changed["high"][0, 0, 1] += 0.1
+    changed["value"][0, 1, 0] += 0.1
+    part = payload([changed])["parts"][0]
+    assert "rows" in part["matrices"]["high"][0]
+    assert "rows" in part["matrices"]["value"][0]
+    np.testing.assert_allclose(matrix(part, "high", 0), changed["high"].values[0], rtol=1e-6)
+
+
+def test_a_comparison_is_a_page_with_fewer_parts(comparison: xr.Dataset) -> None:
+    part = payload([comparison])["parts"][0]
+    assert part["kind"] == "comparison"
+    for k, each in enumerate(part["measures"]):
+        np.testing.assert_array_equal(matrix(part, "value", k), comparison[each["name"]].values)
+        low, high = (float(x) for x in comparison[each["name"]].attrs["valid_range"])
+        assert each["range"] == [low if np.isfinite(low) else None, high if np.isfinite(high) else None]
+    assert part["sides"]["b"] == {"models": ["right"] * 3, "layers": ["blocks.0", "blocks.1", "head"]}
+    assert any("head" in text for text in part["warnings"])
+
+
+def test_variables_of_readouts_become_parts(comparison: xr.Dataset) -> None:
+    both = xr.Dataset(coords=comparison.coords, attrs=comparison.attrs)
+    for readout, factor in (("mean", 1), ("cls", 0.5)):
+        variable = (comparison["cka"] * factor).assign_attrs(comparison["cka"].attrs, readout=readout)
+        both[f"cka@{readout}"] = variable
+    parts = payload([both])["parts"]
+    assert [part["readout"] for part in parts] == ["mean", "cls"]
+    np.testing.assert_array_equal(matrix(parts[1], "value", 0), both["cka@cls"].values)
+
+
+def test_names_of_shares_claim_no_more_than_the_verdict(study: xr.Dataset) -> None:
+    assert words.verdict(study) is True
+    assert payload([study])["parts"][0]["share_names"]["universal"] == "universal"
+    modest = study.copy(deep=True)
+    modest["learned_mean_low"][:] = -0.1
+    part = payload([modest])["parts"][0]
+    assert part["share_names"]["universal"] == "common to all families"
+
+
+def test_files_of_different_things_are_refused(study: xr.Dataset, comparison: xr.Dataset) -> None:
+    with pytest.raises(InvalidInputError, match="give one study or result at least"):
+        payload([])
+    with pytest.raises(InvalidInputError, match="make a page of each"):
+        payload([study, comparison])
+    with pytest.raises(InvalidInputError, match="given is the readout of more than one"):
+        payload([study, study])
+    fewer = study.isel(layer_a=study["model_a"] != "cnn.seed0").assign_coords(readout="cls")
+    with pytest.raises(InvalidInputError, match="one page is about one set of models"):
+        payload([study, fewer])
+    with pytest.raises(SampleMismatchError, match="different samples"):
+        payload([study, study.assign_coords(readout="cls").assign_attrs(samples_fingerprint="0")])
+    with pytest.raises(InvalidInputError, match="no measure"):
+        payload([comparison.drop_vars(["cka", "procrustes", "linear_regression"])])
