@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from repsim import __version__
-from repsim.commands import catalogue, comparing, demonstration, drawing, extracting, stores, studying
+from repsim.commands import catalogue, comparing, demonstration, drawing, exporting, extracting, stores, studying
 from repsim.errors import OtherProcessError, RepsimError
 
 
@@ -55,6 +55,7 @@ for _command in (
     stores.verify,
     comparing.compare,
     drawing.heatmap,
+    exporting.export,
     studying.universality,
     demonstration.demo,
 ):

@@ -80,6 +80,7 @@ def compare(
     from repsim.comparison import Comparison
     from repsim.ranks import ranks
     from repsim.results import open_result, save_result
+    from repsim.tables import result_as_json
 
     if out is not None and out.suffix != ".nc":  # also keeps a slip of the hand from replacing a store
         raise InvalidInputError(f"a result is netCDF: name it .nc, not {out.name}")
@@ -115,7 +116,7 @@ def compare(
         terminal.took(seconds)
     terminal.remarks(result)
     if as_json:
-        click.echo(json.dumps(terminal.as_json(result)))
+        click.echo(json.dumps(result_as_json(result)))
         return
     for variable in result.data_vars.values():
         terminal.matches(variable)

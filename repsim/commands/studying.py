@@ -82,6 +82,7 @@ def universality(
     """
     from repsim.results import save_result
     from repsim.study.conduct import universality as conduct
+    from repsim.tables import study_as_json
 
     if out is not None and out.suffix != ".nc":  # also keeps a slip of the hand from replacing a store
         raise InvalidInputError(f"a study is netCDF: name it .nc, not {out.name}")
@@ -109,7 +110,7 @@ def universality(
     if out is not None:
         save_result(study, out, overwrite=overwrite)
     if as_json:
-        click.echo(json.dumps(terminal.study_as_json(study)))
+        click.echo(json.dumps(study_as_json(study)))
         return
     terminal.study(study)
     if out is not None:
