@@ -35,7 +35,7 @@ STUDY_TABLES: dict[str, tuple[str, ...]] = {
 """Table of a study -> the dimensions that a row is of. Every variable over just these is a column."""
 _AXES = {"axis", "layer_axis"}
 """Dimensions that become columns: a point on a map is a row."""
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t")
 """What a spreadsheet takes for the beginning of a formula."""
 
 _ENDS = {
@@ -212,8 +212,8 @@ def to_csv(frame: pd.DataFrame) -> str:
     """Write a table as CSV, in which every number reads back to the last bit, and nothing is a formula.
 
     A spreadsheet runs a cell that begins with ``=``, and layers, samples and classes in a stranger's file can have any
-    name: text that begins with ``= + - @``, a tab or a carriage return gets an apostrophe in front, which is how
-    spreadsheets mark text. Frames and JSON keep names as they are.
+    name: text that begins with ``= + - @`` or a tab gets an apostrophe in front, which is how spreadsheets mark text. A
+    carriage return, which would end a row for some readers, becomes a space. Frames and JSON keep names as they are.
 
     >>> print(to_csv(pd.DataFrame({"layer": ["=cmd|' /C calc'!A0", "fc"], "cka": [-0.1, 1 / 3]})), end="")
     layer,cka
@@ -225,7 +225,10 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 
 def _harmless(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+    if not isinstance(cell, str):
+        return cell
+    text = cell.replace("\r", " ")
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def to_json(found: xr.Dataset, table: str | None = None) -> dict[str, Any]:
