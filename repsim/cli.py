@@ -5,7 +5,17 @@ from typing import Any
 import click
 
 from repsim import __version__
-from repsim.commands import catalogue, comparing, demonstration, drawing, exporting, extracting, stores, studying
+from repsim.commands import (
+    catalogue,
+    comparing,
+    demonstration,
+    drawing,
+    exporting,
+    extracting,
+    running,
+    stores,
+    studying,
+)
 from repsim.errors import OtherProcessError, RepsimError
 
 
@@ -57,6 +67,7 @@ for _command in (
     drawing.heatmap,
     exporting.export,
     studying.universality,
+    running.run,
     demonstration.demo,
 ):
     main.add_command(_command)
