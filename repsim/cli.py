@@ -8,6 +8,7 @@ from repsim import __version__
 from repsim.commands import (
     catalogue,
     comparing,
+    completing,
     demonstration,
     drawing,
     exporting,
@@ -69,5 +70,6 @@ for _command in (
     studying.universality,
     running.run,
     demonstration.demo,
+    completing.completion,
 ):
     main.add_command(_command)

@@ -10,18 +10,20 @@ from pathlib import Path
 import click
 
 from repsim import terminal
+from repsim.commands import completing
 from repsim.commands.shared import DEVICE, JSON, PATH, command_line, say
 from repsim.errors import InvalidInputError
 from repsim.files import check_output
 
 
 @click.command()
-@click.argument("stores", nargs=-1, required=True, type=PATH)
+@click.argument("stores", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5"))
 @click.option(
     "-m",
     "--metric",
     "specs",
     multiple=True,
+    shell_complete=completing.metrics,
     help="As in `repsim metrics`; repeat for several. all, or a group: alignment, rsm, neighbours, "
     "group:cca, statistics, and topology, which all is without.  [default: cka, or what the result has that grows]",
 )

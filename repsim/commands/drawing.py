@@ -5,11 +5,12 @@ from pathlib import Path
 
 import click
 
+from repsim.commands import completing
 from repsim.commands.shared import PATH
 
 
 @click.command()
-@click.argument("result", type=PATH)
+@click.argument("result", type=PATH, shell_complete=completing.files(".nc"))
 @click.option("-o", "--out", type=PATH, required=True, help="The figure: .png, .pdf or .svg.")
 @click.option("-m", "--metric", "specs", multiple=True, help="Only these of the result's metrics.  [default: all]")
 def heatmap(result: Path, out: Path, specs: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repsim import terminal
+from repsim.commands import completing
 from repsim.commands.shared import DEVICE, PATH, command_line, say, say_nothing
 from repsim.files import human
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True)
+@click.argument("models", nargs=-1, required=True, shell_complete=completing.models)
 @click.option("--data", required=True, help="A folder of pictures, a .tar, digits, or a timm data set (torch/cifar10).")
 @click.option(
     "-o", "--out", type=PATH, default=Path("acts"), show_default=True, help="Folder for the stores, MODEL.h5."

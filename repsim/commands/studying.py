@@ -7,19 +7,21 @@ from pathlib import Path
 import click
 
 from repsim import terminal
+from repsim.commands import completing
 from repsim.commands.shared import DEVICE, JSON, OVERWRITE, PATH, command_line
 from repsim.errors import InvalidInputError
 from repsim.files import check_output
 
 
 @click.command()
-@click.argument("stores", nargs=-1, required=True, type=PATH)
+@click.argument("stores", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5"))
 @click.option("-o", "--out", type=PATH, help="Save the study here, as netCDF (.nc).")
 @click.option(
     "-m",
     "--metric",
     "specs",
     multiple=True,
+    shell_complete=completing.metrics,
     help="As in `repsim metrics`; repeat for several. Debiased CKA, and partial CKA, are always there.  "
     "[default: cka, mutual_knn, nuclear, svcca]",
 )
