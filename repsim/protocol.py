@@ -165,7 +165,8 @@ def _check_events(text: str, path: Path) -> None:
     """Refuse what a study file has no use for before anything is made of it: a small file can name a huge one."""
     depth = documents = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        where = f"{path}, line {event.start_mark.line + 1}"
+        mark = event.start_mark
+        where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise InvalidInputError(
                 f"{where}: anchors and aliases (& and *) have no place in a study file; quote a glob"

@@ -157,9 +157,10 @@ def _columns(found: xr.Dataset, dims: tuple[str, ...]) -> Iterator[tuple[str, An
     for dim in dims:
         for name, values in _labels(found, dim):
             yield name, spread(values, dim)
-    for name, variable in found.data_vars.items():
+    for key, variable in found.data_vars.items():
+        name = str(key)
         if set(variable.dims) == set(dims):
-            yield str(name), variable.transpose(*dims).values.ravel()
+            yield name, variable.transpose(*dims).values.ravel()
         elif variable.dims[:-1] == dims and variable.dims[-1] in _AXES:
             for k in range(variable.shape[-1]):
                 yield f"{name}_{k + 1}", variable.values[..., k].ravel()
@@ -240,7 +241,7 @@ def to_json(found: xr.Dataset, table: str | None = None) -> dict[str, Any]:
         frame = to_frame(found, table)
         columns = {str(name): without_nan(column.tolist()) for name, column in frame.items()}
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return {**frame.attrs, "rows": rows}
+        return {**{str(key): each for key, each in frame.attrs.items()}, "rows": rows}
     tables_of(found)  # refuses what is neither
     return study_as_json(found) if found.attrs["format"] == STUDY else result_as_json(found)
 
