@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from repsim.results import open_result, open_study, save_result
     from repsim.store import ActivationStore, open_store, verify
     from repsim.study.conduct import universality
-    from repsim.tables import to_frame
+    from repsim.frames import to_frame
     from repsim.writing import write_store
 
 __version__ = "0.1.0"
@@ -37,7 +37,7 @@ _HOME = {
     "save_result": "repsim.results",
     "similarity": "repsim.comparison",
     "subsampled": "repsim.resampling",
-    "to_frame": "repsim.tables",
+    "to_frame": "repsim.frames",
     "universality": "repsim.study.conduct",
     "verify": "repsim.store",
     "write_store": "repsim.writing",

@@ -82,7 +82,7 @@ def compare(
     from repsim.comparison import Comparison
     from repsim.ranks import ranks
     from repsim.results import open_result, save_result
-    from repsim.tables import result_as_json
+    from repsim.frames import result_as_json
 
     if out is not None and out.suffix != ".nc":  # also keeps a slip of the hand from replacing a store
         raise InvalidInputError(f"a result is netCDF: name it .nc, not {out.name}")

@@ -41,12 +41,12 @@ def export(result: Path, out: Path | None, table: str | None, form: str | None, 
             raise InvalidInputError(f"name a table .csv or .json, not {file.name}; netCDF is what {result.name} is")
         check_output(file, overwrite=overwrite)
 
-    from repsim import tables
+    from repsim import frames
     from repsim.results import open_either
 
     found = open_either(result)
     if file is None:
-        click.echo(tables.as_text(found, form or "csv", table), nl=False)
+        click.echo(frames.as_text(found, form or "csv", table), nl=False)
         return
-    tables.export(found, file, table, overwrite=overwrite)
+    frames.export(found, file, table, overwrite=overwrite)
     click.echo(f"saved {file}")

@@ -84,7 +84,7 @@ def universality(
     """
     from repsim.results import save_result
     from repsim.study.conduct import universality as conduct
-    from repsim.tables import study_as_json
+    from repsim.frames import study_as_json
 
     if out is not None and out.suffix != ".nc":  # also keeps a slip of the hand from replacing a store
         raise InvalidInputError(f"a study is netCDF: name it .nc, not {out.name}")
