@@ -3,7 +3,6 @@
 import inspect
 import re
 import shutil
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ suppress_warnings = ["misc.highlighting_failure", "toc.empty_glob"]  # shell glo
 
 # notebooks of examples/ run here, so that pages have outputs; an error in one is a warning, and a warning an error
 nb_execution_mode = "force"
+nb_execution_in_temp = True  # each from an empty folder
 nb_execution_timeout = 170
 nb_execution_raise_on_error = True
 nb_merge_streams = True

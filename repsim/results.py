@@ -6,6 +6,7 @@ docs/result-format.md and docs/study-format.md say what is in them.
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,15 @@ def open_result(path: str | os.PathLike[str]) -> xr.Dataset:
 def open_study(path: str | os.PathLike[str]) -> xr.Dataset:
     """Read a study into memory; `StoreError` where it is missing, damaged, or something else."""
     return _open(Path(path), STUDY, STUDY_VERSION, again="Conduct the study again")
+
+
+def open_either(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a result or a study, whichever it is; `StoreError` where it is neither, missing or damaged."""
+    path = Path(path)
+    with suppress(OSError, RuntimeError):  # what is wrong is said by who opens it as a result
+        if path.is_file() and refuse_foreign(path) == STUDY:
+            return open_study(path)
+    return open_result(path)
 
 
 def _open(path: Path, form: str, version: int, *, again: str) -> xr.Dataset:

@@ -27,7 +27,8 @@ from repsim.store import open_store
 from repsim.writing import write_store
 
 COMMANDS = [
-    "compare", "demo", "extract", "heatmap", "inspect", "layers", "metrics", "models", "universality", "verify",
+    "compare", "completion", "demo", "export", "extract", "heatmap", "inspect", "layers", "metrics", "models", "run",
+    "universality", "verify",
 ]  # fmt: skip
 
 

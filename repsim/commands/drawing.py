@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
+from repsim.commands import completing
 from repsim.commands.shared import PATH
 from repsim.errors import InvalidInputError
 
 
 @click.command()
-@click.argument("result", type=PATH)
+@click.argument("result", type=PATH, shell_complete=completing.files(".nc"))
 @click.option(
     "-o", "--out", type=PATH, required=True, help="The figure: .png, .pdf or .svg; or an interactive page: .html."
 )
