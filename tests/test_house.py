@@ -114,25 +114,3 @@ def test_the_shape_checks_bite() -> None:
             for _ in range(shapes.CHECKS):
                 leading(torch.ones(3, dtype=torch.float64), 1.0, 0.5)
             assert jaxtyping.config.jaxtyping_disable
-
-
-def test_the_readme_names_only_commands_that_exist() -> None:
-    from repsim.cli import main  # noqa: PLC0415
-
-    words = [
-        line.split()
-        for line in (ROOT / "README.md").read_text().splitlines()
-        if line.startswith(("repsim ", "$ repsim "))
-    ]
-    named = {row[row.index("repsim") + 1] for row in words}
-    assert named
-    assert named <= set(main.commands)
-
-
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(code, names)  # noqa: S102
-    assert {path.name for path in tmp_path.iterdir()} == {"mine.h5", "yours.h5", "mine-yours.png", "acts"}
-    assert 0.5 < names["repsim"].similarity(names["x"], names["y"]) < 1  # type: ignore[attr-defined]
