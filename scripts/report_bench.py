@@ -94,9 +94,7 @@ def timed(browser: Any, page: Path) -> dict[str, float]:
 
 
 def pictures(browser: Any, page: Path, folder: Path) -> None:
-    """The screenshots of docs/report.md, as small PNGs."""
-    from PIL import Image  # noqa: PLC0415 - with the above
-
+    """The screenshots of docs/report.md."""
     folder.mkdir(parents=True, exist_ok=True)
     link = "#measure=cka+given+input"
     for theme, (first, last) in {"light": ("layers", "details"), "dark": ("maps", "stimuli")}.items():
@@ -108,9 +106,7 @@ def pictures(browser: Any, page: Path, folder: Path) -> None:
         top, bottom = tab.evaluate(corners, [first, last])
         end = bottom["bottom"] if theme == "light" else bottom["top"]
         clip = {"x": 0, "y": top["top"], "width": WINDOW["width"], "height": end - top["top"]}
-        path = folder / f"report-{first}.png"
-        tab.screenshot(path=path, clip=clip, full_page=True)
-        Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(path, optimize=True)
+        tab.screenshot(path=folder / f"report-{first}.png", clip=clip, full_page=True)
         context.close()
 
 
