@@ -97,7 +97,7 @@ def pictures(browser: Any, page: Path, folder: Path) -> None:
     """The screenshots of docs/report.md."""
     folder.mkdir(parents=True, exist_ok=True)
     link = "#measure=cka+given+input"
-    for theme, (first, last) in {"light": ("layers", "details"), "dark": ("maps", "stimuli")}.items():
+    for theme, (first, last) in {"light": ("layers", "details-facts"), "dark": ("maps", "stimuli")}.items():
         context = browser.new_context(viewport=WINDOW, color_scheme=theme)
         tab = context.new_page()
         tab.goto(page.as_uri() + link)
