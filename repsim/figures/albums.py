@@ -14,7 +14,7 @@ from repsim.figures.maps import plot_map
 from repsim.figures.scatters import plot_measures
 from repsim.figures.shares import plot_shares
 
-FEW = 30
+FEW = 60
 """Pairs of models whose heatmaps fit a page."""
 
 

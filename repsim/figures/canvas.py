@@ -88,8 +88,11 @@ def blank(width: float, height: float) -> Axes:
 
 def tidy(ax: Axes, x: str, y: str) -> None:
     """Give axes of curves or points their labels, in the sizes of a column, and thin lines."""
-    ax.set_xlabel(x, fontsize=NOTE + 0.5)
-    ax.set_ylabel(y, fontsize=NOTE + 0.5)
+    inches = ax.get_window_extent().size / ax.figure.figure.dpi
+    for name, text, room in (("x", x, inches[0]), ("y", y, inches[1])):
+        ax.set(**{f"{name}label": fold([text], 0.85 * room, NOTE + 0.5)})
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set_fontsize(NOTE + 0.5)
     ax.tick_params(labelsize=NOTE, length=2.5, width=0.6, pad=2)
     ax.spines[:].set_linewidth(0.6)
     ax.spines[["top", "right"]].set_visible(False)
@@ -120,16 +123,16 @@ def settle(figure: Figure, caption: Sequence[str]) -> None:
 
 
 def footnote(study: xr.Dataset, *said: str) -> list[str]:
-    """Say what was compared, on what; and what the measure is, and how the figure is to be read."""
+    """Say what was compared, on what; and then what is said of the figure itself."""
     count, families = study.sizes["model"], len(set(study["family"].values.tolist()))
     models = f"{count} trained model{'s' * (count > 1)} of {families} famil{'ies' if families > 1 else 'y'}"
     on = f"{study['n_samples'].item()} samples of {study['data'].item()}, readout {study['readout'].item()}"
-    return [plain(f"{models}; {on}."), *map(plain, said)]
+    return [" ".join([plain(f"{models}; {on}."), *said])]
 
 
 def known_measure(study: xr.Dataset, measure: str | None, *, among: str = "measure") -> str:
     """Take the measure of this name; by default the strictest kernel: given the input, where that is known."""
-    from repsim.study.words import strictest  # loads torch, which a comparison's figures can do without
+    from repsim.study.words import strictest  # noqa: PLC0415 - loads torch, which no comparison's figure needs
 
     if study.attrs.get("format") != "repsim-study":
         raise InvalidInputError("expected a study of repsim.universality or repsim.open_study")

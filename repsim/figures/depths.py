@@ -9,7 +9,19 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import COLUMN, NOTE, blank, footnote, has_pairs, known_measure, plain, settle, style, tidy
+from repsim.figures.canvas import (
+    COLUMN,
+    NOTE,
+    RELATIONS,
+    blank,
+    footnote,
+    has_pairs,
+    known_measure,
+    plain,
+    settle,
+    style,
+    tidy,
+)
 from repsim.figures.excerpts import pick, traits
 from repsim.study.depth import relative
 
@@ -72,14 +84,14 @@ def plot_depths(
         ax.set(ylim=(-0.02, 1.02), aspect="equal")
     tidy(ax, "relative depth in the first model", "relative depth of its best match" if show == "depth" else label)
     ax.set_xlim(-0.02, 1.02)
-    for group in dict.fromkeys(curve.group for curve in curves):
+    for group in dict.fromkeys(
+        curve.group for curve in sorted(curves, key=lambda curve: RELATIONS.index(curve.relation))
+    ):
         some = [curve for curve in curves if curve.group == group]
         look = style(some[0].relation)
         for curve in some:
             y = curve.there if show == "depth" else curve.value
-            ax.plot(
-                curve.here, y, color=look["color"], linestyle=look["linestyle"], linewidth=0.5, alpha=0.35, gid="pair"
-            )
+            ax.plot(curve.here, y, color=look["color"], linewidth=0.5, alpha=0.35, gid="pair")
         at = np.unique(np.concatenate([curve.here for curve in some]))
         mean = np.mean([np.interp(at, c.here, c.there if show == "depth" else c.value) for c in some], axis=0)
         many = f"{len(some)} pair{'s' * (len(some) > 1)}"
@@ -87,7 +99,7 @@ def plot_depths(
     ax.legend(fontsize=NOTE, frameon=False, loc="best", handlelength=2.6)
     if own:
         how = "Thin: pairs of models; thick: their mean. Match: the best one that keeps the order of layers."
-        settle(ax.figure.figure, footnote(study, f"{label}. {how}"))
+        settle(ax.figure.figure, footnote(study, f"{label}.", how))
     return ax
 
 

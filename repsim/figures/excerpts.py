@@ -84,15 +84,16 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
 
 
 def every_pair(study: xr.Dataset, measure: str | None = None) -> Iterator[xr.DataArray]:
-    """Take all pairs, one after the other."""
+    """Take all pairs, one after the other, the model that the study names later along the rows."""
     has_pairs(study)
-    for pair in study["pair"].values.tolist():
-        yield pick(study, pair, measure)
+    order = study["model"].values.tolist()
+    for pair, a, b in zip(*(study[name].values.tolist() for name in ("pair", "pair_a", "pair_b")), strict=True):
+        yield pick(study, pair if order.index(a) > order.index(b) else f"{b} x {a}", measure)
 
 
 def traits(measure: str) -> dict[str, Any]:
     """What a measure of a study declares: label, sense and range, as a result's variable has them."""
-    from repsim import metrics  # loads torch, which a comparison's figures can do without
+    from repsim import metrics  # noqa: PLC0415 - loads torch, which no comparison's figure needs
 
     spec, _, given = measure.partition(" given ")
     metric = metrics.get(spec)

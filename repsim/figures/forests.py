@@ -1,7 +1,11 @@
 """How alike each pair of models is, with its interval, beside what it is to be held against."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import xarray as xr
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.transforms import blended_transform_factory
 
@@ -17,18 +21,20 @@ from repsim.figures.canvas import (
     known_measure,
     plain,
     settle,
+    style,
     tidy,
     width_of,
 )
-from repsim.figures.canvas import style as style_of
 from repsim.figures.excerpts import traits
 
 _PITCH = 0.135  # inches: a line of text of a row
-_CONTROLS = {
-    "control": ("control: untrained", {"marker": "D", "facecolors": "white", "edgecolors": "black", "s": 11}),
-    "threshold_index": ("chance, 95 % point", {"marker": "|", "color": "black", "s": 34}),
-    "split_half": ("split half", {"marker": "x", "color": "0.35", "s": 11}),
-}
+_CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "control": (
+        "control: untrained", {"marker": "D", "facecolors": "white", "edgecolors": "black", "s": 11, "zorder": 2.5}
+    ),
+    "threshold_index": ("chance, 95 % point", {"marker": "|", "color": "black", "s": 34, "zorder": 2.5}),
+    "split_half": ("split half", {"marker": "+", "color": "black", "s": 22, "zorder": 4}),
+}  # fmt: skip
 
 
 def plot_pairs(study: xr.Dataset, measure: str | None = None, ax: Axes | None = None, *, width: float = COLUMN) -> Axes:
@@ -60,61 +66,69 @@ def plot_pairs(study: xr.Dataset, measure: str | None = None, ax: Axes | None = 
     if np.isnan(at["index"].values).all():
         raise InvalidInputError(f"there is nothing to draw: no pair of models has an index under {measure}")
     own = ax is None
-    inches = width if ax is None else ax.get_window_extent().width / ax.figure.dpi + 1
-    names = {
-        name: fold([plain(name.replace(" x ", " \N{MULTIPLICATION SIGN} "))], 0.42 * inches, NOTE)
-        for name in at["pair"].values.tolist()
-    }
+    inches = width if ax is None else ax.get_window_extent().width / ax.figure.figure.dpi + 1
+    names = {name: _name(name, 0.4 * inches) for name in at["pair"].values.tolist()}
     lines = max(name.count("\n") + 1 for name in names.values())
     relations = [each for each in RELATIONS if each in at["relation"].values]
-    if ax is None:
-        ax = blank(width, _PITCH * (lines * len(names) + 1.4 * len(relations)) + 0.3)
-    tidy(ax, plain(traits(measure)["label"]) + ", best match", "")
-    row, ticks = 0.0, []
-    right = blended_transform_factory(ax.transAxes, ax.transData)
-    said = {"transform": right, "fontsize": NOTE, "va": "center"}
-    ax.text(1.02, 0, "calibr.", **said)
-    seen: dict[str, object] = {}
+    ax = blank(width, _PITCH * lines * (len(names) + len(relations)) + 0.4) if ax is None else ax
+    tidy(ax, "", "")
+    ax.set_xlabel(fold([plain(traits(measure)["label"])], 0.5 * inches, NOTE + 0.5), fontsize=NOTE + 0.5)
+    rows: list[str] = []
+    seen: dict[str, Artist] = {}
     for relation in relations:
-        ax.text(0.0, row, relation, **said, fontweight="bold")
-        row += 1.4 / lines if lines > 1 else 1
+        rows.append(relation)
         for pair in at["pair"].values[at["relation"].values == relation].tolist():
-            one = at.sel(pair=pair)
-            index, low, high, level = (
-                float(one[name]) for name in ("index", "index_low", "index_high", "calibrated_index")
-            )
-            look = style_of(relation)
-            if not np.isnan(low):
-                ax.plot(
-                    [low, high], [row, row], color=look["color"], linewidth=1.2, solid_capstyle="butt", gid="interval"
-                )
-            ax.scatter(index, row, color=look["color"], marker=look["marker"], s=13, zorder=3, gid="index")
-            for name, (label, how) in _CONTROLS.items():
-                if not np.isnan(value := float(one[name])):
-                    seen[label] = ax.scatter(value, row, linewidths=0.7, zorder=2.5, gid=name, **how)
-            ax.text(1.02, row, "-" if np.isnan(level) else f"{level:.2f}", **said)
-            ticks.append((row, names[pair]))
-            row += 1
-        row += 0.3
-    ax.set_yticks([place for place, _ in ticks], [name for _, name in ticks], fontsize=NOTE)
+            seen |= _draw_row(at.sel(pair=pair), ax, len(rows), style(relation))
+            rows.append(names[pair])
+    ax.set_yticks(range(len(rows)), rows, fontsize=NOTE)
+    for label in ax.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() in relations else "normal")
+    ax.text(1.02, 0, "calibrated", **_beside(ax))
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    ax.set_ylim(row - 0.2, -0.7)
+    ax.set_ylim(len(rows) - 0.3, -0.6)
     ax.axvline(0, color="0.6", linewidth=0.6, zorder=0)
-    if seen:
-        columns = max(1, int(inches * 72 // (max(width_of(label, NOTE) for label in seen) + 22)))
-        ax.legend(
-            [*seen.values()], [*seen], fontsize=NOTE, frameon=False, ncols=columns, loc="lower right",
-            bbox_to_anchor=(1.15, 1.0), handletextpad=0.2, columnspacing=0.8, borderpad=0.1,
-        )  # fmt: skip
+    ax.legend(
+        [*seen.values()], [*seen], fontsize=NOTE, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.2, 1.0),
+        handletextpad=0.2, columnspacing=0.8, borderpad=0.1,
+    )  # fmt: skip
     if own:
         settle(ax.figure.figure, footnote(study, _reading(at, seen)))
     return ax
 
 
-def _reading(at: xr.Dataset, seen: dict[str, object]) -> str:
+def _name(pair: str, inches: float) -> str:
+    """A pair on one line, or its models on one each."""
+    first, second = (plain(model) for model in pair.split(" x ", 1))
+    one = f"{first} \N{MULTIPLICATION SIGN} {second}"
+    return one if width_of(one, NOTE) <= 72 * inches else f"{first}\n\N{MULTIPLICATION SIGN} {second}"
+
+
+def _draw_row(one: xr.Dataset, ax: Axes, row: int, look: dict[str, Any]) -> dict[str, Artist]:
+    """Draw one pair; what was drawn, by what it is called."""
+    index, low, high, level = (float(one[name]) for name in ("index", "index_low", "index_high", "calibrated_index"))
+    if not np.isnan(low):
+        ax.plot([low, high], [row, row], color=look["color"], linewidth=1.2, solid_capstyle="butt", gid="interval")
+    drawn: dict[str, Artist] = {
+        "index": ax.scatter(index, row, color=look["color"], marker=look["marker"], s=15, zorder=3, gid="index")
+    }
+    for name, (label, how) in _CONTROLS.items():
+        if not np.isnan(value := float(one[name])):
+            drawn[label] = ax.scatter(value, row, linewidths=0.7, gid=name, **how)
+    ax.text(1.02, row, "-" if np.isnan(level) else f"{level:.2f}", **_beside(ax))
+    return drawn
+
+
+def _beside(ax: Axes) -> dict[str, Any]:
+    """Text to the right of a row."""
+    return {"transform": blended_transform_factory(ax.transAxes, ax.transData), "fontsize": NOTE, "va": "center"}
+
+
+def _reading(at: xr.Dataset, seen: Mapping[str, Artist]) -> str:
     missing = [label for label, _ in _CONTROLS.values() if label not in seen]
-    text = "Filled: mean along the best match of layers, line: 95 % interval; calibr.: 0 is chance, 1 equal networks."
+    text = (
+        "Index: mean along the best match of layers, with its 95 % interval; calibrated: 0 is chance, 1 equal networks."
+    )
     names = sorted({name for name in at["control_name"].values.tolist() if name})
     if names:
         text += f" Control: {' or '.join(names)}."

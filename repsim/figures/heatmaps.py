@@ -252,7 +252,8 @@ def _name_layers(da: xr.DataArray, axis: XAxis | YAxis, dim: str, inches: float,
         axis.set_ticks([(first + last) / 2 for first, last in models.values()], names)
         for first, _ in list(models.values())[1:]:
             line(first - 0.5, color="white", linewidth=0.8)
-    axis.set_label_text(fold([side_of(da, dim[-1])], max(inches, min(NARROW, inches * 1.2 + 0.3)), size), fontsize=size)
+    name = side_of(da, dim[-1]) if size >= TEXT else _whose(da, dim[-1])  # small panels say the readout in the caption
+    axis.set_label_text(fold([name], max(inches, NARROW) if size >= TEXT else inches, size), fontsize=size)
 
 
 def _draw_path(da: xr.DataArray, ax: Axes, cell: float) -> None:
@@ -263,17 +264,17 @@ def _draw_path(da: xr.DataArray, ax: Axes, cell: float) -> None:
     sign = 1 if da.attrs.get("sense", "similarity") == "similarity" else -1
     columns = da["match"].values if "match" in da.coords else best_match(sign * values).columns
     rows = np.flatnonzero(columns >= 0)
-    size = float(np.clip(cell / 3, 1.5, 4.5))
+    size = float(np.clip(cell / 3, 1.2, 4))
     (drawn,) = ax.plot(
-        columns[rows], rows, color="white", linewidth=size / 4, marker="o", markersize=size, markerfacecolor="none",
-        markeredgewidth=size / 5, gid="path", scalex=False, scaley=False,
+        columns[rows], rows, color="white", linewidth=size / 4, marker="o", markersize=size, markeredgewidth=0,
+        gid="path", scalex=False, scaley=False,
     )  # fmt: skip
-    drawn.set_path_effects([withStroke(linewidth=size / 4 + 1.2, foreground="black")])
+    drawn.set_path_effects([withStroke(linewidth=size / 4 + 1, foreground="black")])
 
 
 def _draw_marks(da: xr.DataArray, ax: Axes, scale: Scale, cell: float) -> None:
     """Cross out what is not above chance, white on dark cells and black on bright ones."""
-    from repsim.study.chance import holm  # loads torch, which a comparison's figures can do without
+    from repsim.study.chance import holm  # noqa: PLC0415 - loads torch, which no comparison's figure needs
 
     if "p" not in da.coords:
         raise InvalidInputError(
@@ -358,12 +359,15 @@ def caption_of(da: xr.DataArray, reading: str = "Bright is alike.") -> list[str]
 
 def side_of(da: xr.DataArray, side: str, *notes: str) -> str:
     """Name the model of one side, or say how many there are, and the readout where all their layers have one."""
-    models = once(da, f"model_{side}") or [f"side {side}"]
-    who = models if len(models) == 1 else [f"{len(models)} models, layers by depth"]
     readouts = once(da, f"readout_{side}")
     if len(readouts) == 1:
         notes += (f"readout {readouts[0]}",)
-    return ", ".join([*who, *notes])
+    return ", ".join([_whose(da, side), *notes])
+
+
+def _whose(da: xr.DataArray, side: str) -> str:
+    models = once(da, f"model_{side}") or [f"side {side}"]
+    return models[0] if len(models) == 1 else f"{len(models)} models, layers by depth"
 
 
 def once(da: xr.DataArray, coord: str) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
@@ -73,17 +74,8 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
         some = places[np.array(clusters) == cluster]
         colour = COLOURS[max(cluster, 0) % len(COLOURS)]
         if several and len(some) > 1:
-            around = _hull(some)
-            ax.fill(
-                *around.T,
-                facecolor=colour,
-                alpha=0.12,
-                edgecolor=colour,
-                linewidth=9,
-                joinstyle="round",
-                zorder=0,
-                gid="cluster",
-            )
+            light = 1 - 0.18 * (1 - np.array(to_rgb(colour)))  # opaque: edge and ground would add up to a darker seam
+            ax.fill(*_hull(some).T, color=light, linewidth=14, joinstyle="round", zorder=0, gid="cluster")
     for (x, y), cluster, family in zip(places, clusters, families, strict=True):
         ax.scatter(
             x, y, s=22, color=COLOURS[max(cluster, 0) % len(COLOURS)], marker=MARKERS[of.index(family) % len(MARKERS)],

@@ -30,7 +30,7 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
     InvalidInputError
         If the study has no shares: it takes two trained models.
     """
-    from repsim.study.words import name_of  # loads torch, which a comparison's figures can do without
+    from repsim.study.words import name_of  # noqa: PLC0415 - loads torch, which no comparison's figure needs
 
     known_measure(study, None)
     if not study.sizes.get("state") or np.isnan(study["share"].values).all():
@@ -62,6 +62,8 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
                 linewidth=0,
             )
     ax.set_xlim(-0.02, 1.02)
+    if len(states) > 1:
+        ax.plot([], [], color="0.3", linestyle="--", linewidth=0.9, label="untrained")
     ax.legend(
         fontsize=NOTE, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0), handlelength=2,
         columnspacing=1, borderpad=0.1,
