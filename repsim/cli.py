@@ -55,6 +55,7 @@ for _command in (
     stores.verify,
     comparing.compare,
     drawing.heatmap,
+    drawing.figures,
     studying.universality,
     reporting.report,
     demonstration.demo,

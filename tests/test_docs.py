@@ -54,7 +54,9 @@ REASONS = {
 SHELL = {"", "sh", "bash", "console"}
 SHOWN_ONLY = {"text", "bibtex"}
 COMMAND = re.compile(r"\$ |repsim |torchrun |pip |scripts/|srun |sbatch |python |pytest |git |cd |mkdir |export |apt")
-FENCE = re.compile(r"^(?:<!-- (?P<key>[a-z ]+?)(?:: (?P<value>.*?))? -->\n)?^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S)
+FENCE = re.compile(
+    r"^(?:<!-- (?P<key>[a-z ]+?)(?:: (?P<value>.*?))? -->\n)?^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S
+)
 SMALL = {
     "resnet18": {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)},
     "resnet50": {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)},

@@ -3,7 +3,7 @@
 Only matplotlib's object interface is used: no pyplot, no display, no global setting is read into or changed.
 """
 
-from repsim.figures.albums import draw_all
+from repsim.figures.albums import FEW, draw_all, save_all
 from repsim.figures.canvas import FORMATS, save
 from repsim.figures.depths import plot_depths
 from repsim.figures.excerpts import pick
@@ -16,6 +16,7 @@ from repsim.figures.shares import plot_shares
 from repsim.figures.stages import boundaries
 
 __all__ = [
+    "FEW",
     "FORMATS",
     "boundaries",
     "draw_all",
@@ -29,4 +30,5 @@ __all__ = [
     "plot_pairs",
     "plot_shares",
     "save",
+    "save_all",
 ]

@@ -1,12 +1,15 @@
 """All figures of a study, one after the other."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
 
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import COLUMN, PAGE, known_measure
+from repsim.figures.canvas import COLUMN, PAGE, known_measure, save
 from repsim.figures.depths import plot_depths
 from repsim.figures.forests import plot_pairs
 from repsim.figures.grids import plot_grid
@@ -59,11 +62,22 @@ def draw_all(study: xr.Dataset, *, width: float | None = None) -> Iterator[tuple
             yield name, what, figure
 
 
+def save_all(
+    study: xr.Dataset, folder: Path, *, form: str = "png", width: float | None = None
+) -> Iterator[tuple[str, str, Path | None]]:
+    """Write every figure of a study into a folder, as `draw_all` gives them: a file each, or the reason for none."""
+    for name, what, figure in draw_all(study, width=width):
+        path = folder / f"{name}.{form}" if figure else None
+        if figure and path:
+            save(figure, path)
+        yield name, what, path
+
+
 def _grid(study: xr.Dataset, measure: str, width: float) -> Figure:
     if (count := study.sizes.get("pair", 0)) > FEW:
         raise InvalidInputError(f"{count} pairs of models are too many for one page; name some (repsim heatmap --pair)")
     return plot_grid(study, [measure], width=width)
 
 
-def _of(ax: "object") -> Figure:
-    return ax.figure.figure  # type: ignore[attr-defined]
+def _of(ax: Axes) -> Figure:
+    return cast("Figure", ax.figure.figure)

@@ -67,16 +67,13 @@ def save(figure: Figure, path: str | Path) -> None:
         figure.savefig(partial, format=suffix[1:], dpi=200, metadata=FORMATS[suffix])
 
 
-def fit(
-    figure: Figure, layout: ConstrainedLayoutEngine, width: float, height: float, *, keep_width: bool = False
-) -> None:
+def fit(figure: Figure, layout: ConstrainedLayoutEngine, width: float, height: float) -> None:
     """Size the figure so that its panels are so large together, and the text around them has its room."""
     layout.execute(figure)
     size, ax = figure.get_size_inches(), figure.axes[0]
     rows, columns = cast("SubplotSpec", ax.get_subplotspec()).get_geometry()[:2]
     panel = ax.get_position(original=True).size * size
-    wider = 0 if keep_width else width - columns * panel[0]
-    figure.set_size_inches(size[0] + wider, size[1] + height - rows * panel[1])
+    figure.set_size_inches(size[0] + width - columns * panel[0], size[1] + height - rows * panel[1])
 
 
 def blank(width: float, height: float) -> Axes:

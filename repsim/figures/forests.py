@@ -78,7 +78,7 @@ def plot_pairs(study: xr.Dataset, measure: str | None = None, ax: Axes | None = 
     for relation in relations:
         rows.append(relation)
         for pair in at["pair"].values[at["relation"].values == relation].tolist():
-            seen |= _draw_row(at.sel(pair=pair), ax, len(rows), style(relation))
+            seen = _draw_row(at.sel(pair=pair), ax, len(rows), style(relation)) | seen
             rows.append(names[pair])
     ax.set_yticks(range(len(rows)), rows, fontsize=NOTE)
     for label in ax.get_yticklabels():

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import NOTE, PAGE, fit, fold
+from repsim.figures.canvas import NOTE, PAGE, fold
 from repsim.figures.excerpts import every_pair, pick
 from repsim.figures.heatmaps import ALPHA, checked, draw, known_variables, label_of, once
 from repsim.figures.scales import label_colour_bar, scale_of
@@ -89,8 +89,8 @@ def plot_grid(
     figure.supxlabel(note, x=0.06 / width, ha="left", fontsize=NOTE)
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
     layout.execute(figure)
-    panel = drawn[0].get_position(original=True).width * width
-    fit(figure, layout, panel * across, panel * down, keep_width=True)
+    one = drawn[0].get_position(original=True).size * figure.get_size_inches()
+    figure.set_figheight(figure.get_figheight() + down * (one[0] - one[1]))  # square panels
     layout.execute(figure)
     return figure
 
