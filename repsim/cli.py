@@ -68,6 +68,7 @@ for _command in (
     comparing.compare,
     drawing.heatmap,
     exporting.export,
+    drawing.figures,
     studying.universality,
     reporting.report,
     running.run,

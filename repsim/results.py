@@ -6,7 +6,6 @@ docs/result-format.md and docs/study-format.md say what is in them.
 import json
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,11 +59,15 @@ def open_study(path: str | os.PathLike[str]) -> xr.Dataset:
 
 def open_either(path: str | os.PathLike[str]) -> xr.Dataset:
     """Read a result or a study, whichever it is; `StoreError` where it is neither, missing or damaged."""
-    path = Path(path)
-    with suppress(OSError, RuntimeError):  # what is wrong is said by who opens it as a result
-        if path.is_file() and refuse_foreign(path) == STUDY:
-            return open_study(path)
-    return open_result(path)
+    return open_study(path) if is_study(path) else open_result(path)
+
+
+def is_study(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it is a study. Of what cannot be read, `open_result` says why."""
+    try:
+        return refuse_foreign(Path(path)) == STUDY
+    except (OSError, RuntimeError):
+        return False
 
 
 def _open(path: Path, form: str, version: int, *, again: str) -> xr.Dataset:

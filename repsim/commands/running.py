@@ -165,13 +165,14 @@ def _known(target: Path, protocol: "Protocol", file: Path, stores: Sequence[Path
 
 
 def _draw(study: "xr.Dataset", protocol: "Protocol", out: Path) -> None:
-    """The one place where figures and the report page are made of the study."""
-    from repsim import figures
+    """Figures and the report page; those that are there are replaced."""
+    if protocol.figures:
+        from repsim.figures import save_all
 
-    if protocol.figures and (draw := getattr(figures, "draw_all", None)) is not None:
-        draw(study, out / "figures")
+        for name, what, path in save_all(study, out / "figures"):
+            click.echo(f"saved {path}: {what}" if path else f"no {name}: {what}")
     if protocol.report:
-        from repsim import report
+        from repsim.report.page import write_report
 
-        if (write := getattr(report, "write_report", None)) is not None:
-            write(study, out / "report.html", overwrite=True)
+        write_report(study, out / "report.html", overwrite=True)
+        click.echo(f"saved {out / 'report.html'}")
