@@ -57,6 +57,19 @@ def open_study(path: str | os.PathLike[str]) -> xr.Dataset:
     return _open(Path(path), STUDY, STUDY_VERSION, again="Conduct the study again")
 
 
+def open_either(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a result or a study, whichever it is; `StoreError` where it is neither, missing or damaged."""
+    return open_study(path) if is_study(path) else open_result(path)
+
+
+def is_study(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it is a study. Of what cannot be read, `open_result` says why."""
+    try:
+        return refuse_foreign(Path(path)) == STUDY
+    except (OSError, RuntimeError):
+        return False
+
+
 def _open(path: Path, form: str, version: int, *, again: str) -> xr.Dataset:
     what, command = ("result", "repsim compare") if form == FORMAT else ("study", "repsim universality")
     if not path.is_file():

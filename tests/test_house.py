@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import repsim
+from tests import shapes
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -99,10 +100,17 @@ def test_the_import_contracts_bite(tmp_path: Path, where: str, what: str, contra
 
 def test_the_shape_checks_bite() -> None:
     """Without this the import hook could be off and nobody would notice."""
+    import jaxtyping  # noqa: PLC0415
     import torch  # noqa: PLC0415
     from jaxtyping import TypeCheckError  # noqa: PLC0415
 
     from repsim.metrics.subspace import leading  # noqa: PLC0415
 
-    with pytest.raises(TypeCheckError):
-        leading(torch.zeros(3, 3, dtype=torch.float64), 1.0, 0.5)
+    for _ in range(2):  # and again in the next test, after one that used them up
+        with shapes.checks():
+            for _ in range(2):
+                with pytest.raises(TypeCheckError):
+                    leading(torch.zeros(3, 3, dtype=torch.float64), 1.0, 0.5)
+            for _ in range(shapes.CHECKS):
+                leading(torch.ones(3, dtype=torch.float64), 1.0, 0.5)
+            assert jaxtyping.config.jaxtyping_disable
