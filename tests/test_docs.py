@@ -3,7 +3,8 @@
 What a reader does not see says how, in a comment on the line before a block:
 
 ``<!-- file: NAME -->``      the block is written to this file
-``<!-- given: acts -->``     before it runs, ``acts/`` holds stores of four of repsim's networks (``no acts``: nothing)
+``<!-- given: acts -->``     before it runs, ``acts/`` holds stores of four of repsim's networks (``no acts``: nothing;
+                             ``study``: and ``study.nc`` is one of them)
 ``<!-- not run: WHY -->``    it cannot run here; `REASONS` says which reasons there are
 
 Python blocks of a page share their names; of ``>>>`` blocks, and of ``console`` blocks, what they show is compared. A
@@ -185,6 +186,9 @@ def run_command(line: str, page: "Page") -> str:
         return ""
     words = [found for word in words for found in expanded(word, line)]
     assert words[0] in COMMANDS, f"{page.path.name}: cannot run {line!r}; mark its block: <!-- not run: ... -->"
+    if words[-2:-1] == [">"]:
+        Path(words[-1]).write_text(COMMANDS[words[0]](words[1:-2], page))
+        return ""
     return COMMANDS[words[0]](words[1:], page)
 
 
@@ -254,10 +258,12 @@ class Page:
     def run(self, block: Block) -> None:
         where = f"{self.path.name}, line {block.line}"
         if block.key == "given":
-            assert block.value in {"acts", "no acts"}, where
+            assert block.value in {"acts", "no acts", "study"}, where
             shutil.rmtree("acts", ignore_errors=True)
-            if block.value == "acts":
+            if block.value != "no acts":
                 shutil.copytree(self.acts, "acts")
+            if block.value == "study":
+                run_command("repsim universality acts/*.h5 -o study.nc", self)
         if block.key == "not run":
             check_commands(block, where)
         elif block.key == "file":
