@@ -60,7 +60,7 @@ FENCE = re.compile(
     r"^(?:<!-- (?P<key>[a-z ]+?)(?:: (?P<value>.*?))? -->\n)?^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "resnet18": {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)},
     "resnet50": {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)},
     "vit_base_patch16_224": {"embed_dim": 24, "depth": 3, "num_heads": 3},
