@@ -4,6 +4,7 @@ What a reader does not see says how, in a comment on the line before a block:
 
 ``<!-- file: NAME -->``      the block is written to this file
 ``<!-- given: acts -->``     before it runs, ``acts/`` holds stores of four of repsim's networks (``no acts``: nothing)
+``<!-- given: demo -->``     before it runs, ``demo/`` holds comparisons and a study of them, as `repsim demo` leaves them
 ``<!-- not run: WHY -->``    it cannot run here; `REASONS` says which reasons there are
 
 Python blocks of a page share their names; of ``>>>`` blocks, and of ``console`` blocks, what they show is compared. A
@@ -118,6 +119,17 @@ def acts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("given") / "acts"
     for name in (f"digits_{kind}.seed{seed}" for kind in ("resnet", "vit") for seed in SEEDS[:2]):
         repsim.extract(name, "digits", folder, split="test", limit=40, layers="stages").close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(acts: Path) -> Path:
+    """Names as `repsim demo` has them, on less."""
+    folder = acts.parent / "demo"
+    stores = sorted(acts.glob("*.h5"))
+    for name, (a, b) in {"resnet_seed0_vs_seed1": (0, 1), "resnet_vs_vit": (0, 2)}.items():
+        repsim.save_result(repsim.compare(stores[a], stores[b], ["cka", "svcca"]), folder / f"{name}.nc")
+    repsim.save_result(repsim.universality(stores, ["cka", "mutual_knn"], permutations=19), folder / "study.nc")
     return folder
 
 
@@ -247,17 +259,18 @@ def compare_output(wanted: str, said: str, where: str) -> None:
 
 
 class Page:
-    def __init__(self, path: Path, acts: Path) -> None:
-        self.path, self.acts = path, acts
+    def __init__(self, path: Path, given: Callable[[str], Path]) -> None:
+        self.path, self.given = path, given
         self.names: dict[str, Any] = {"__name__": "__main__"}
 
     def run(self, block: Block) -> None:
         where = f"{self.path.name}, line {block.line}"
         if block.key == "given":
-            assert block.value in {"acts", "no acts"}, where
-            shutil.rmtree("acts", ignore_errors=True)
-            if block.value == "acts":
-                shutil.copytree(self.acts, "acts")
+            assert block.value in {"acts", "no acts", "demo"}, where
+            folder = block.value.removeprefix("no ")
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder == block.value:
+                shutil.copytree(self.given(folder), folder)
         if block.key == "not run":
             check_commands(block, where)
         elif block.key == "file":
@@ -293,8 +306,8 @@ def check_commands(block: Block, where: str) -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[page.stem for page in EXAMPLES])
-def test_the_examples_run(path: Path, folder: Path, acts: Path) -> None:
-    page = Page(path, acts)
+def test_the_examples_run(path: Path, folder: Path, request: pytest.FixtureRequest) -> None:
+    page = Page(path, request.getfixturevalue)
     for block in blocks(path):
         if block.is_example:
             page.run(block)
