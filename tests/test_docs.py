@@ -3,8 +3,9 @@
 What a reader does not see says how, in a comment on the line before a block:
 
 ``<!-- file: NAME -->``      the block is written to this file
-``<!-- given: acts -->``     before it runs, ``acts/`` holds stores of four of repsim's networks (``no acts``: nothing;
-                             ``study``: and ``study.nc`` is one of them)
+``<!-- given: acts -->``     before it runs, ``acts/`` holds stores of four of repsim's networks (``no acts``: nothing)
+``<!-- given: demo -->``     before it runs, ``demo/`` holds comparisons and a study of these, as `repsim demo` has it
+``<!-- given: study -->``    before it runs, ``study.nc`` is that study
 ``<!-- not run: WHY -->``    it cannot run here; `REASONS` says which reasons there are
 
 Python blocks of a page share their names; of ``>>>`` blocks, and of ``console`` blocks, what they show is compared. A
@@ -119,6 +120,17 @@ def acts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("given") / "acts"
     for name in (f"digits_{kind}.seed{seed}" for kind in ("resnet", "vit") for seed in SEEDS[:2]):
         repsim.extract(name, "digits", folder, split="test", limit=40, layers="stages").close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(acts: Path) -> Path:
+    """Names as `repsim demo` has them, on less."""
+    folder = acts.parent / "demo"
+    stores = sorted(acts.glob("*.h5"))
+    for name, (a, b) in {"resnet_seed0_vs_seed1": (0, 1), "resnet_vs_vit": (0, 2)}.items():
+        repsim.save_result(repsim.compare(stores[a], stores[b], ["cka", "svcca"]), folder / f"{name}.nc")
+    repsim.save_result(repsim.universality(stores, ["cka", "mutual_knn"], permutations=19), folder / "study.nc")
     return folder
 
 
@@ -251,19 +263,20 @@ def compare_output(wanted: str, said: str, where: str) -> None:
 
 
 class Page:
-    def __init__(self, path: Path, acts: Path) -> None:
-        self.path, self.acts = path, acts
+    def __init__(self, path: Path, given: Callable[[str], Path]) -> None:
+        self.path, self.given = path, given
         self.names: dict[str, Any] = {"__name__": "__main__"}
 
     def run(self, block: Block) -> None:
         where = f"{self.path.name}, line {block.line}"
         if block.key == "given":
-            assert block.value in {"acts", "no acts", "study"}, where
-            shutil.rmtree("acts", ignore_errors=True)
-            if block.value != "no acts":
-                shutil.copytree(self.acts, "acts")
-            if block.value == "study":
-                run_command("repsim universality acts/*.h5 -o study.nc", self)
+            assert block.value in {"acts", "no acts", "demo", "study"}, where
+            folder = block.value.removeprefix("no ")
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder == "study":
+                shutil.copy(self.given("demo") / "study.nc", ".")
+            elif folder == block.value:
+                shutil.copytree(self.given(folder), folder)
         if block.key == "not run":
             check_commands(block, where)
         elif block.key == "file":
@@ -299,8 +312,8 @@ def check_commands(block: Block, where: str) -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[page.stem for page in EXAMPLES])
-def test_the_examples_run(path: Path, folder: Path, acts: Path) -> None:
-    page = Page(path, acts)
+def test_the_examples_run(path: Path, folder: Path, request: pytest.FixtureRequest) -> None:
+    page = Page(path, request.getfixturevalue)
     for block in blocks(path):
         if block.is_example:
             page.run(block)

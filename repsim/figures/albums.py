@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import COLUMN, PAGE, known_measure, save
+from repsim.figures.canvas import COLUMN, known_measure, save
 from repsim.figures.depths import plot_depths
 from repsim.figures.forests import plot_pairs
 from repsim.figures.grids import plot_grid
@@ -40,7 +40,7 @@ def draw_all(study: xr.Dataset, *, width: float | None = None) -> Iterator[tuple
     column = width or COLUMN
     others = [name for name in study["measure"].values.tolist() if name != "cka"]
     drawn: dict[str, tuple[str, Callable[[], Figure]]] = {
-        "heatmaps": ("every layer with every layer", lambda: _grid(study, measure, width or PAGE)),
+        "heatmaps": ("every layer with every layer", lambda: _grid(study, measure, width)),
         "depths": ("which depth matches which", lambda: _of(plot_depths(study, width=column))),
         "similarity": (
             "how alike layers and their matches are", lambda: _of(plot_depths(study, show="similarity", width=column))
@@ -63,17 +63,17 @@ def draw_all(study: xr.Dataset, *, width: float | None = None) -> Iterator[tuple
 
 
 def save_all(
-    study: xr.Dataset, folder: Path, *, form: str = "png", width: float | None = None
+    study: xr.Dataset, folder: str | Path, *, form: str = "png", width: float | None = None
 ) -> Iterator[tuple[str, str, Path | None]]:
     """Write every figure of a study into a folder, as `draw_all` gives them: a file each, or the reason for none."""
     for name, what, figure in draw_all(study, width=width):
-        path = folder / f"{name}.{form}" if figure else None
+        path = Path(folder) / f"{name}.{form}" if figure else None
         if figure and path:
             save(figure, path)
         yield name, what, path
 
 
-def _grid(study: xr.Dataset, measure: str, width: float) -> Figure:
+def _grid(study: xr.Dataset, measure: str, width: float | None) -> Figure:
     if (count := study.sizes.get("pair", 0)) > FEW:
         raise InvalidInputError(f"{count} pairs of models are too many for one page; name some (repsim heatmap --pair)")
     return plot_grid(study, [measure], width=width)

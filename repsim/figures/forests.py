@@ -87,6 +87,7 @@ def plot_pairs(study: xr.Dataset, measure: str | None = None, ax: Axes | None = 
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.set_ylim(len(rows) - 0.3, -0.6)
+    ax.margins(x=0.08)
     ax.axvline(0, color="0.6", linewidth=0.6, zorder=0)
     ax.legend(
         [*seen.values()], [*seen], fontsize=NOTE, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.2, 1.0),
@@ -101,7 +102,9 @@ def _name(pair: str, inches: float) -> str:
     """A pair on one line, or its models on one each."""
     first, second = (plain(model) for model in pair.split(" x ", 1))
     one = f"{first} \N{MULTIPLICATION SIGN} {second}"
-    return one if width_of(one, NOTE) <= 72 * inches else f"{first}\n\N{MULTIPLICATION SIGN} {second}"
+    if width_of(one, NOTE) <= 72 * inches:
+        return one
+    return fold([first, f"\N{MULTIPLICATION SIGN} {second}"], inches, NOTE)
 
 
 def _draw_row(one: xr.Dataset, ax: Axes, row: int, look: dict[str, Any]) -> dict[str, Artist]:

@@ -19,6 +19,7 @@ from repsim.figures.scales import label_colour_bar, scale_of
 from repsim.figures.stages import boundaries
 
 _BAR = 0.75  # inches: the colour bar with its numbers and its label
+_CELL = 0.115  # inches: the name of a layer fits beside it
 _LEAST = 1.45  # inches: a panel with its names; narrower, it goes to the next row
 
 
@@ -29,7 +30,7 @@ def plot_grid(
     pairs: Sequence[str] | None = None,
     path: bool | None = None,
     marks: bool | None = None,
-    width: float = PAGE,
+    width: float | None = None,
 ) -> Figure:
     """Draw several models or measures as heatmaps with one scale and one colour bar.
 
@@ -44,7 +45,7 @@ def plot_grid(
     path, marks
         As in `heatmap`.
     width
-        Inches.
+        Inches; by default a page's, or less where a few small panels do not fill it.
 
     Raises
     ------
@@ -64,8 +65,9 @@ def plot_grid(
         )
     scale = scale_of(panels[0], np.concatenate([np.asarray(panel.values, np.float64).ravel() for panel in panels]))
     labels = list(dict.fromkeys(map(label_of, panels)))
-    places = _triangle(panels) or _rows(panels, len(labels), width)
+    places = _triangle(panels) or _rows(panels, len(labels), width or PAGE)
     down, across = (max(place[k] for place in places) + 1 for k in (0, 1))
+    width = width or min(PAGE, 2 * _BAR + across * max(2.3, _CELL * max(max(panel.shape) for panel in panels)))
     figure = Figure(figsize=(width, width * down / across))
     FigureCanvasAgg(figure)
     grid = figure.subplots(down, across, squeeze=False)

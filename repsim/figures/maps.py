@@ -75,7 +75,9 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
         colour = COLOURS[max(cluster, 0) % len(COLOURS)]
         if several and len(some) > 1:
             light = 1 - 0.18 * (1 - np.array(to_rgb(colour)))  # opaque: edge and ground would add up to a darker seam
-            ax.fill(*_hull(some).T, color=light, linewidth=14, joinstyle="round", zorder=0, gid="cluster")
+            ax.fill(
+                *_hull(some).T, color=light, linewidth=14, joinstyle="round", capstyle="round", zorder=0, gid="cluster"
+            )
     for (x, y), cluster, family in zip(places, clusters, families, strict=True):
         ax.scatter(
             x, y, s=22, color=COLOURS[max(cluster, 0) % len(COLOURS)], marker=MARKERS[of.index(family) % len(MARKERS)],
