@@ -382,6 +382,8 @@ def test_hostile_names_are_read_and_do_nothing(open_page: Open) -> None:
         page.click(f"{figure} summary")
     for map_ in ("forest", "models-map", "layers-map", "shares"):  # what plotly makes of hover texts
         page.evaluate("id => Plotly.Fx.hover(id, [{curveNumber: id === 'forest' ? 1 : 0, pointNumber: 0}])", map_)
+        said = page.evaluate("id => document.querySelector(`#${id} .hoverlayer`).textContent", map_)
+        assert map_ == "shares" or "<b>{x}</b>" in said, map_
     page.wait_for_timeout(100)
     assert page.evaluate("window.hurt") is None
     assert page.evaluate("document.querySelectorAll('img, .plot a[href], .plot script').length") == 0
