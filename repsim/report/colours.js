@@ -46,6 +46,22 @@ function scaleOf(values, [lowest, highest], distance) {
   };
 }
 
+// From 0 to 1 to a colour of a scale.
+function painterOf(colorscale) {
+  const steps = 512;
+  const strip = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  strip.canvas.width = steps;
+  const ramp = strip.createLinearGradient(0, 0, steps, 0);
+  for (const [at, colour] of colorscale) ramp.addColorStop(Math.min(at, 1), colour);
+  strip.fillStyle = ramp;
+  strip.fillRect(0, 0, steps, 1);
+  const { data } = strip.getImageData(0, 0, steps, 1);
+  return (share) => {
+    const k = 4 * Math.round(Math.min(Math.max(share, 0), 1) * (steps - 1));
+    return `rgb(${data[k]},${data[k + 1]},${data[k + 2]})`;
+  };
+}
+
 function layoutOf(more) {
   const axis = { ticklabeloverflow: "allow", color: token("soft"), gridcolor: token("line"), zerolinecolor: token("soft"), linecolor: token("soft") };
   const made = {

@@ -16,6 +16,14 @@ class Heatmap {
   // `what`: rows, columns, values, zmin, zmax, colorscale, names of both sides, label, lines, extra traces.
   draw(what) {
     this.drawn = what;
+    if (!("Plotly" in window)) {
+      this.preview(what);
+      return;
+    }
+    if (this.box.querySelector("canvas.preview")) {
+      this.box.replaceChildren();
+      this.box.style.height = "";
+    }
     const { rows, columns, values } = what;
     const frame = frameOf(this.box, what);
     const z = [...Array(rows).keys()].map((i) => Array.from(values.subarray(i * columns, (i + 1) * columns)));
@@ -48,6 +56,25 @@ class Heatmap {
     }
   }
 
+  // The same cells at the same place while plotly.js is still being read: half a second and more.
+  preview({ rows, columns, values, zmin, zmax, colorscale, ...names }) {
+    const { size, margin } = frameOf(this.box, { rows, columns, ...names });
+    const canvas = element("canvas", { class: "preview", width: columns, height: rows, "aria-hidden": "true" });
+    const place = { left: margin.l, top: margin.t, width: size.width - margin.l - margin.r, height: size.height - margin.t - margin.b };
+    for (const [name, value] of Object.entries(place)) canvas.style[name] = `${value}px`;
+    const painted = canvas.getContext("2d");
+    const [colour, empty] = [painterOf(colorscale), token("empty")];
+    for (let i = 0; i < rows; i += 1) {
+      for (let j = 0; j < columns; j += 1) {
+        const value = values[i * columns + j];
+        painted.fillStyle = Number.isNaN(value) ? empty : colour((value - zmin) / (zmax - zmin));
+        painted.fillRect(j, rows - 1 - i, 1, 1);
+      }
+    }
+    this.box.style.height = `${size.height}px`;
+    this.box.replaceChildren(canvas);
+  }
+
   // Only the marks on top.
   overlay(extra) {
     this.drawn.extra = extra;
@@ -76,7 +103,7 @@ class Heatmap {
   mark(cursor) {
     this.cursor = cursor ?? this.cursor;
     this.marked = cursor !== null;
-    if (this.drawn) Plotly.relayout(this.box, { shapes: this.shapes() });
+    if (this.listening) Plotly.relayout(this.box, { shapes: this.shapes() });
   }
 
   shapes() {
@@ -103,7 +130,7 @@ function frameOf(box, { rows, columns, up, across }) {
   const longest = (names) => Math.max(...(names.ticks ?? names.names).map((name) => widthOf(short(name), names.ticks ? 12 : 11)));
   const width = Math.max(box.clientWidth, 240);
   const left = 14 + longest(up);
-  const right = 54;
+  const right = 76; // of the colour bar: with less, plotly.js would take its own
   const wide = Math.max(width - left - right, 80);
   const tilted = Boolean(across.ticks) && longest(across) + 8 > wide / across.ticks.length;
   const bottom = tilted ? 20 + 0.71 * longest(across) : 14 + (across.ticks ? 12 : longest(across));

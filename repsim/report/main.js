@@ -192,12 +192,15 @@ async function start() {
   const page = new Page(data);
   page.about.draw();
   page.offer();
-  performance.mark("read");
+  page.drawMatrix();
+  const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  await painted();
+  performance.mark("seen");
   document.head.append(element("script", {}, await library));
   page.drawMatrix();
   page.listen();
   performance.mark("drawn");
-  await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  await painted();
   page.drawRest();
   performance.mark("complete");
   document.documentElement.dataset.ready = "";

@@ -382,6 +382,8 @@ def test_hostile_names_are_read_and_do_nothing(open_page: Open) -> None:
         page.click(f"{figure} summary")
     for map_ in ("forest", "models-map", "layers-map", "shares"):  # what plotly makes of hover texts
         page.evaluate("id => Plotly.Fx.hover(id, [{curveNumber: id === 'forest' ? 1 : 0, pointNumber: 0}])", map_)
+        said = page.evaluate("id => document.querySelector(`#${id} .hoverlayer`).textContent", map_)
+        assert map_ == "shares" or "<b>{x}</b>" in said, map_
     page.wait_for_timeout(100)
     assert page.evaluate("window.hurt") is None
     assert page.evaluate("document.querySelectorAll('img, .plot a[href], .plot script').length") == 0
@@ -389,6 +391,27 @@ def test_hostile_names_are_read_and_do_nothing(open_page: Open) -> None:
     assert len(labels) == 4
     assert all(label.startswith("</script><s") for label in labels)
     assert page.problems == []
+
+
+def test_heatmaps_are_seen_before_the_library_is_there_and_a_failure_is_told(
+    browser: Any, folder: Path, page: Any, study: xr.Dataset
+) -> None:
+    """Of a page without its library: cells lie where they will lie, and the page says that it cannot go on."""
+    whole = (folder / "study.html").read_text(encoding="utf-8")
+    (folder / "broken.html").write_text(re.sub(r'(id="library">).*?<', r"\1AAAA<", whole), encoding="utf-8")
+    broken = browser.new_page(viewport={"width": 1280, "height": 900})
+    broken.goto(f"file://{folder / 'broken.html'}")
+    broken.wait_for_selector("#failure:not([hidden])")
+    assert "could not be drawn" in broken.inner_text("#failure")
+    box = "document.querySelector('#one-map %s').getBoundingClientRect().toJSON()"
+    first, later = broken.evaluate(box % "canvas"), page.evaluate(box % ".nsewdrag")
+    sides = ("left", "right", "width", "height")
+    np.testing.assert_allclose([first[side] for side in sides], [later[side] for side in sides], atol=1)
+    canvas = "[...document.querySelector('#all-map canvas').getContext('2d').getImageData(0, 11, 2, 1).data]"
+    same, other = np.array(broken.evaluate(canvas)).reshape(2, 4).tolist()
+    assert same == [252, 253, 191, 255]  # a layer with itself, lower left: 1
+    assert sum(other[:3]) < sum(same[:3])
+    broken.close()
 
 
 def test_tab_reaches_everything_in_reading_order(open_page: Open) -> None:
