@@ -77,7 +77,7 @@ def plot_depths(
     if not curves:
         raise InvalidInputError(f"there is nothing to draw: no two models match under {measure}")
     own = ax is None
-    ax = blank(width, width * 0.9 if show == "depth" else width * 0.7) if ax is None else ax
+    ax = blank(width, width * (0.84 if show == "depth" else 0.6)) if ax is None else ax
     label = plain(traits(measure)["label"])
     if show == "depth":
         ax.plot([0, 1], [0, 1], color="0.5", linewidth=0.8, linestyle=(0, (1, 2)), gid="identity", zorder=0)

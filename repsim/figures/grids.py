@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import NOTE, PAGE, fold
+from repsim.figures.canvas import NOTE, PAGE, add_caption, fold
 from repsim.figures.excerpts import every_pair, pick
 from repsim.figures.heatmaps import ALPHA, checked, draw, known_variables, label_of, once
 from repsim.figures.scales import label_colour_bar, scale_of
@@ -87,8 +87,7 @@ def plot_grid(
     )
     label_colour_bar(bar, scale, NOTE)
     bar.set_label(labels[0] if len(labels) == 1 else "one scale for all panels", fontsize=NOTE + 0.5)
-    note = fold(_caption(panels, path=path, marks=marks), width - 0.12, NOTE)
-    figure.supxlabel(note, x=0.06 / width, ha="left", fontsize=NOTE)
+    add_caption(figure, _caption(panels, path=path, marks=marks))
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
     layout.execute(figure)
     one = drawn[0].get_position(original=True).size * figure.get_size_inches()

@@ -65,7 +65,7 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
     if places.shape[1] < 2 or not eigenvalues.sum() > 0:
         raise InvalidInputError(f"there is nothing to draw: under {measure} all models are in one place")
     own = ax is None
-    ax = blank(width, width) if ax is None else ax
+    ax = blank(width, 0.85 * width) if ax is None else ax
     parts = eigenvalues / eigenvalues.sum()
     tidy(ax, f"axis 1 ({parts[0]:.0%} of squared distances)", f"axis 2 ({parts[1]:.0%})")
     ax.set_aspect("equal", adjustable="datalim")

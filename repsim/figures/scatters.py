@@ -50,7 +50,7 @@ def plot_measures(found: xr.Dataset, a: str, b: str, ax: Axes | None = None, *, 
     if both.sum() < 3:
         raise InvalidInputError(f"there is nothing to draw: fewer than three pairs of layers have both {a} and {b}")
     own = ax is None
-    ax = blank(width, width * 0.95) if ax is None else ax
+    ax = blank(width, 0.82 * width) if ax is None else ax
     tidy(ax, plain(attrs[0]["label"]), plain(attrs[1]["label"]))
     for relation, values in groups.items():
         look = style(relation)

@@ -38,7 +38,7 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
             "there is nothing to draw: this study has no shares; it takes two trained models or more"
         )
     own = ax is None
-    ax = blank(width, 0.75 * width) if ax is None else ax
+    ax = blank(width, 0.6 * width) if ax is None else ax
     tidy(ax, "relative depth", "share of the energy")
     ax.axhline(0, color="0.4", linewidth=0.6, zorder=0)
     states = study["state"].values.tolist()
