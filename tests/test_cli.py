@@ -27,7 +27,8 @@ from repsim.store import open_store
 from repsim.writing import write_store
 
 COMMANDS = [
-    "compare", "demo", "extract", "figures", "heatmap", "inspect", "layers", "metrics", "models", "universality", "verify",
+    "compare", "demo", "extract", "figures", "heatmap", "inspect", "layers", "metrics", "models", "universality",
+    "verify",
 ]  # fmt: skip
 
 

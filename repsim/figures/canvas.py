@@ -86,8 +86,8 @@ def blank(width: float, height: float) -> Axes:
 
 def tidy(ax: Axes, x: str, y: str) -> None:
     """Give axes of curves or points their labels, in the sizes of a column, and thin lines."""
-    inches = ax.get_window_extent().size / ax.figure.figure.dpi
-    for name, text, room in (("x", x, inches[0]), ("y", y, inches[1])):
+    box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
+    for name, text, room in (("x", x, box.width), ("y", y, box.height)):
         ax.set(**{f"{name}label": fold([text], 0.85 * room, NOTE + 0.5)})
     for axis in (ax.xaxis, ax.yaxis):
         axis.label.set_fontsize(NOTE + 0.5)

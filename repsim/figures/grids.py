@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import NOTE, PAGE, add_caption, fold
+from repsim.figures.canvas import NOTE, PAGE, add_caption, fold, known_measure
 from repsim.figures.excerpts import every_pair, pick
 from repsim.figures.heatmaps import ALPHA, checked, draw, known_variables, label_of, once
 from repsim.figures.scales import label_colour_bar, scale_of
@@ -121,10 +121,10 @@ def _rows(panels: Sequence[xr.DataArray], kinds: int, width: float) -> list[tupl
 def _name_once(at: Mapping[tuple[int, int], xr.DataArray], place: tuple[int, int], ax: Axes) -> None:
     """Leave the names of layers to the neighbour on the left, and to the one below, where it has the same."""
     row, column = place
-    for axis, side, beside in (("y", "a", (row, column - 1)), ("x", "b", (row + 1, column))):
+    for axis, side, beside in ((ax.yaxis, "a", (row, column - 1)), (ax.xaxis, "b", (row + 1, column))):
         if beside in at and _names(at[place], side) == _names(at[beside], side):
-            ax.tick_params(axis=axis, labelleft=False, labelbottom=False)
-            ax.set(**{f"{axis}label": ""})
+            axis.set_tick_params(labelleft=False, labelbottom=False)
+            axis.set_label_text("")
 
 
 def _names(panel: xr.DataArray, side: str) -> tuple[list[str], list[str]]:
@@ -137,7 +137,7 @@ def _panels(
     pairs: Sequence[str] | None,
 ) -> Iterator[xr.DataArray]:
     if isinstance(found, xr.Dataset) and found.attrs.get("format") == "repsim-study":
-        for measure in measures or [None]:
+        for measure in measures or [known_measure(found, None)]:
             yield from every_pair(found, measure) if pairs is None else (pick(found, pair, measure) for pair in pairs)
         return
     if pairs is not None:
