@@ -3,7 +3,6 @@
 import inspect
 import re
 import shutil
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -37,16 +36,14 @@ html_copy_source = html_show_sourcelink = False
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
 # Markdown, as GitHub shows it, too: headings have GitHub's anchors
-myst_enable_extensions = [
-    "colon_fence"
-]  # no dollarmath: formulas are text, and MathJax would be fetched from elsewhere
+myst_enable_extensions = ["colon_fence"]  # no dollarmath: MathJax would be fetched from elsewhere
 myst_heading_anchors = 4
-suppress_warnings = ["misc.highlighting_failure", "toc.empty_glob"]  # shell globs; pages that are yet to come
+highlight_language = "none"  # a block without a language is a command, or a drawing
 
 # notebooks of examples/ run here, so that pages have outputs; an error in one is a warning, and a warning an error
 nb_execution_mode = "force"
-nb_execution_timeout = 170
-nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_execution_in_temp = True
 nb_merge_streams = True
 nb_execution_show_tb = True
 
@@ -63,8 +60,9 @@ napoleon_use_ivar = True
 
 
 def outside(_: Sphinx, __: str, text: list[str]) -> None:
-    """Links to files outside docs/, which work on GitHub, lead there from the site, too."""
-    text[0] = re.sub(r"(\]\()\.\./(?!examples/)([^)\s]+)", rf"\1{SOURCES}\2", text[0])
+    """Links to files outside docs/ work on GitHub; from the site they lead to the copied notebooks, or to GitHub."""
+    text[0] = text[0].replace("](../examples/", "](examples/")
+    text[0] = re.sub(r"\]\(\.\./([^)\s]+)", rf"]({SOURCES}\1", text[0])
 
 
 ALIASES = {  # what autodoc writes out in full -> what the code says
@@ -90,24 +88,25 @@ def described(_: Sphinx, context: click.Context, lines: list[str]) -> None:
     """A command's help: its paragraphs, and its examples as a block of code."""
     lines.clear()
     for paragraph in inspect.cleandoc(context.command.help or "").split("\n\n"):
-        literal = [line for line in paragraph.splitlines() if line != "\b"]
-        if "\b" not in paragraph:
-            lines += [*literal, ""]
-            escaped(_, context, lines)
-        else:
-            lines += [line for line in literal[:1] if not line.startswith(" ")]
-            lines += [
-                "",
-                ".. code-block:: sh",
-                "",
-                *(f"    {line.strip()}" for line in literal if line.startswith(" ")),
-                "",
-            ]
+        if not paragraph.startswith("\b"):
+            lines += [*map(_plain, paragraph.splitlines()), ""]
+            continue
+        said = paragraph.splitlines()[1:]
+        lines += [*(line for line in said if not line.startswith(" ")), "", ".. code-block:: sh", ""]
+        lines += [*(f"    {line.strip()}" for line in said if line.startswith(" ")), ""]
 
 
-def escaped(_: Sphinx, __: click.Context, lines: list[str]) -> None:
-    """Globs in a help text are no emphasis."""
-    lines[:] = [line if line.lstrip().startswith((".. ", ":")) else re.sub(r"(?<!\\)\*", r"\*", line) for line in lines]
+def options(_: Sphinx, __: click.Context, lines: list[str]) -> None:
+    """Of an option, the default is what is typed."""
+    lines[:] = [
+        re.sub(r"PosixPath\('(.*?)'\)", r"\1", line) if line.lstrip().startswith((".. ", ":")) else _plain(line)
+        for line in lines
+    ]
+
+
+def _plain(line: str) -> str:
+    """Globs are no emphasis."""
+    return line.replace("*", r"\*")
 
 
 def copy_examples() -> None:
@@ -125,4 +124,4 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", outside)
     app.connect("autodoc-process-signature", signature)
     app.connect("sphinx-click-process-description", described)
-    app.connect("sphinx-click-process-options", escaped)
+    app.connect("sphinx-click-process-options", options)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from repsim.errors import RepsimError
     from repsim.extraction import extract
     from repsim.figures import heatmap
+    from repsim.frames import to_frame
     from repsim.report.page import write_report
     from repsim.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
     from repsim.results import open_result, open_study, save_result
@@ -38,6 +39,7 @@ _HOME = {
     "save_result": "repsim.results",
     "similarity": "repsim.comparison",
     "subsampled": "repsim.resampling",
+    "to_frame": "repsim.frames",
     "universality": "repsim.study.conduct",
     "verify": "repsim.store",
     "view": "repsim.views",
@@ -62,6 +64,7 @@ __all__ = [
     "save_result",
     "similarity",
     "subsampled",
+    "to_frame",
     "universality",
     "verify",
     "view",

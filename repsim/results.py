@@ -57,6 +57,11 @@ def open_study(path: str | os.PathLike[str]) -> xr.Dataset:
     return _open(Path(path), STUDY, STUDY_VERSION, again="Conduct the study again")
 
 
+def open_either(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a result or a study, whichever it is; `StoreError` where it is neither, missing or damaged."""
+    return open_study(path) if is_study(path) else open_result(path)
+
+
 def is_study(path: str | os.PathLike[str]) -> bool:
     """Whether a file says that it is a study. Of what cannot be read, `open_result` says why."""
     try:

@@ -1,7 +1,6 @@
 """How the command line shows things: tables, progress bars, sizes."""
 
 import json
-import math
 import sys
 import textwrap
 import time
@@ -186,58 +185,3 @@ def study(found: "xr.Dataset") -> None:
         show(each)
     for text in json.loads(found.attrs["summary"]):
         click.echo(textwrap.fill(text, min(console().width, PROSE), subsequent_indent="  "))
-
-
-def study_as_json(found: "xr.Dataset") -> dict[str, Any]:
-    """A study for programs: the numbers of pairs and shares, and what was said. Matrices of layers are in the file."""
-
-    def plain(name: str) -> dict[str, Any]:
-        variable = found[name]
-        values = variable.values.tolist()
-        return {"dims": list(variable.dims), "values": _without_nan(values)}
-
-    small = [str(name) for name, each in found.data_vars.items() if not {"layer_a", "sample"} & set(each.dims)]
-    return {
-        "summary": json.loads(found.attrs["summary"]),
-        "warnings": json.loads(found.attrs["warnings"]),
-        "samples": found["n_samples"].item(),
-        "data": found["data"].item(),
-        "coordinates": {
-            str(dim): found[dim].values.tolist()
-            for dim in found.dims
-            if dim in found.coords and dim not in {"sample", "layer_a", "layer_b"}
-        },
-        "variables": {name: plain(name) for name in small},
-    }
-
-
-def _without_nan(values: Any) -> Any:
-    if isinstance(values, list):
-        return [_without_nan(each) for each in values]
-    return None if isinstance(values, float) and math.isnan(values) else values
-
-
-def as_json(result: "xr.Dataset") -> dict[str, Any]:
-    """A result for programs."""
-
-    def plain(variable: "xr.DataArray") -> dict[str, Any]:
-        attrs = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in variable.attrs.items()}
-        attrs |= {key: json.loads(attrs[key]) for key in ("undefined", "cautions", "remarks") if key in attrs}
-        values = [[None if math.isnan(value) else value for value in row] for row in variable.values.tolist()]
-        return {**attrs, "values": values}
-
-    sides = {
-        side: {
-            "models": list(dict.fromkeys(result[f"model_{side}"].values.tolist())),
-            "layers": result[f"layer_{side}"].values.tolist(),
-        }
-        | ({"readouts": result[f"readout_{side}"].values.tolist()} if f"readout_{side}" in result.coords else {})
-        for side in "ab"
-    }
-    return {
-        **sides,
-        "samples": result["n_samples"].item(),
-        "data": result["data"].item(),
-        "left_out": json.loads(result.attrs["left_out"]),
-        "metrics": {str(name): plain(variable) for name, variable in result.data_vars.items()},
-    }

@@ -3,7 +3,7 @@
 What a reader does not see says how, in a comment on the line before a block:
 
 ``<!-- file: NAME -->``      the block is written to this file
-``<!-- given: acts -->``     before it runs, ``acts/`` holds stores of four networks that come with repsim (``no acts``: nothing)
+``<!-- given: acts -->``     before it runs, ``acts/`` holds stores of four of repsim's networks (``no acts``: nothing)
 ``<!-- given: demo -->``     before it runs, ``demo/`` holds comparisons and a study of them, as `repsim demo` leaves them
 ``<!-- not run: WHY -->``    it cannot run here; `REASONS` says which reasons there are
 
@@ -26,12 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import huggingface_hub
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import timm
 from click.testing import CliRunner
+from jaxtyping import config
 from PIL import Image
 from safetensors.torch import save_file
 from timm.models._registry import _model_entrypoints
@@ -40,7 +42,7 @@ import repsim
 from repsim.cli import main
 from repsim.extractors.zoo import SEEDS
 from repsim.metrics.base import Metric
-from repsim.study import findings
+from repsim.study import conduct, findings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,13 +52,13 @@ REASONS = {
     "several processes": "it takes torchrun, or a scheduler",
     "other software": "it shows how something else is used",
     "not here": "it needs data, or hardware, that is not here",
-    "sketch": "it shows a shape, with gaps",
 }
 SHELL = {"", "sh", "bash", "console"}
 SHOWN_ONLY = {"text", "bibtex"}
 COMMAND = re.compile(r"\$ |repsim |torchrun |pip |scripts/|srun |sbatch |python |pytest |git |cd |mkdir |export |apt")
 FENCE = re.compile(
-    r"^(?:<!-- (?P<key>[a-z ]+?)(?:: (?P<value>.*?))? -->\n)?^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S
+    r"^(?:<!-- (?P<key>[a-z ]+?)(?:: (?P<value>.*?))? -->\n)?^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 SMALL = {
     "resnet18": {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)},
@@ -105,7 +107,7 @@ EXAMPLES = [
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(1)
     root = tmp_path_factory.mktemp("given") / "photos"
-    for i in range(8):
+    for i in range(14):
         path = root / ("cats", "dogs")[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((80, 60)).save(path)
@@ -133,7 +135,7 @@ def demo(acts: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The hub's cache as its client leaves it, with checkpoints of random numbers; timm's code loads them from there."""
+    """The hub's cache as its client leaves it, with random checkpoints; timm's code loads them from there."""
     cache = tmp_path_factory.mktemp("hub")
     with pytest.MonkeyPatch.context() as patch:
         for name, size in SMALL.items():
@@ -154,11 +156,14 @@ def folder(tmp_path: Path, photos: Path, hub: Path, monkeypatch: pytest.MonkeyPa
     shutil.copytree(photos, tmp_path / "photos")
     (tmp_path / "my_model.safetensors").symlink_to(next(hub.glob("*--resnet50.*/snapshots/*/*")))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(findings, "_STABILITY", 5)  # most of a small study's time
+    monkeypatch.setattr(findings, "_STABILITY", 5)  # most of a small study's time, as are
+    monkeypatch.setattr(conduct, "_SPLITS", 2)
+    config.update("jaxtyping_disable", True)  # the checks of shapes, which the other tests make
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     repsim.metrics.names()  # all of ours are there
     measures, modules = dict(Metric.registry), set(sys.modules)
     yield tmp_path
+    config.update("jaxtyping_disable", False)
     plt.close("all")
     Metric.registry.clear()
     Metric.registry.update(measures)
@@ -306,3 +311,55 @@ def test_the_examples_run(path: Path, folder: Path, request: pytest.FixtureReque
     for block in blocks(path):
         if block.is_example:
             page.run(block)
+
+
+def test_a_block_that_does_not_run_says_why() -> None:
+    """And there is no reason that nothing gives."""
+    given = [block.value for page in EXAMPLES for block in blocks(page) if block.is_example and block.key == "not run"]
+    assert set(given) == set(REASONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("```\nrepsim compare nothing.h5\n```\n", "no such"),
+        ("```\ntorchrun -m repsim compare a.h5\n```\n", "mark its block"),
+        ("<!-- not run: several processes -->\n```\ntorchrun -m repsim compare a.h5 --quick\n```\n", "No such option"),
+        ("<!-- not run: several processes -->\n```\ntorchrun -m repsim heat a.nc\n```\n", "there is no repsim heat"),
+        ("<!-- not run: because -->\n```\nrepsim demo\n```\n", "is none of"),
+        ("```pycon\n>>> 1 + 1\n3\n```\n", "Expected"),
+        ("```console\n$ repsim metrics cka --json\n{}\n```\n", "shown"),
+        ("```python\n1 / 0\n```\n", "division by zero"),
+        ("```yaml\na: 1\n```\n", "a block of yaml"),
+    ],
+)
+def test_the_test_bites(text: str, complaint: str, folder: Path) -> None:
+    path = folder / "page.md"
+    path.write_text(text)
+    page = Page(path, folder)
+    (block,) = blocks(path)
+    with pytest.raises((AssertionError, ZeroDivisionError, click.UsageError)) as caught:
+        page.run(block)
+    assert complaint in str(caught.value)
+
+
+def test_links_of_the_pages_that_are_not_on_the_site() -> None:
+    """Sphinx follows those of the site."""
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for page in (ROOT / "docs").glob("*.md"):
+        for target in re.findall(r"\]\((\.\./[^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_reference_names_every_public_module() -> None:
+    """What is in a module's ``__all__`` then follows by itself, with its documentation."""
+    page = (ROOT / "docs" / "api.md").read_text()
+    documented = set(re.findall(r"automodule:: ([\w.]+)", page))
+    assert documented == {
+        f"repsim{part}" for part in ("", ".metrics", ".extractors", ".figures", ".testing", ".errors")
+    }
+    for module in (importlib.import_module(name) for name in documented):
+        for name in getattr(module, "__all__", ()):
+            assert name == "__version__" or (getattr(module, name).__doc__ or "").strip(), name

@@ -5,14 +5,17 @@ from pathlib import Path
 
 import click
 
+from repsim.commands import completing
 from repsim.commands.shared import PATH
 
 WIDTH = click.FloatRange(min=2, max=30)
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=PATH)
-@click.option("-o", "--out", type=PATH, required=True, help="The figure: .png, .pdf or .svg.")
+@click.argument("files", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".nc"))
+@click.option(
+    "-o", "--out", type=PATH, required=True, help="The figure: .png, .pdf or .svg; or an interactive page: .html."
+)
 @click.option("-m", "--metric", "specs", multiple=True, help="Only these of the metrics.  [default: all of a result]")
 @click.option("--pair", "pairs", multiple=True, metavar="'A x B'", help="Of a study: these models.  [default: all]")
 @click.option("--path/--no-path", default=None, help="The best order-preserving match.  [default: of a study]")
@@ -29,7 +32,7 @@ def heatmap(
     """Draw the layer x layer heatmaps of FILES: results of `repsim compare`, or one study of `repsim universality`.
 
     Several results share one scale and one colour bar, and so do the pairs of models of a study. An existing figure is
-    replaced.
+    replaced. As .html it is the page of `repsim report`.
 
     \b
     Examples:
@@ -42,6 +45,14 @@ def heatmap(
     from repsim.errors import InvalidInputError
     from repsim.results import is_study, open_result, open_study
 
+    if out.suffix == ".html":
+        from repsim.report.page import write_report
+
+        if specs or pairs:
+            raise InvalidInputError("a page has switches for measures and pairs; leave -m and --pair out")
+        write_report(files, out, overwrite=True)
+        click.echo(str(out))
+        return
     measures = list(specs) or None
     if any(is_study(file) for file in files):
         if len(files) > 1:
@@ -66,7 +77,7 @@ def heatmap(
 
 
 @click.command()
-@click.argument("study", type=PATH)
+@click.argument("study", type=PATH, shell_complete=completing.files(".nc"))
 @click.option(
     "-o", "--out", type=PATH, required=True, help="Folder for the figures; those that are there are replaced."
 )

@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from repsim import terminal
+from repsim.commands import completing
 from repsim.commands.shared import JSON, PATH
 from repsim.tables import times
 
 
 @click.command()
-@click.argument("store", type=PATH)
+@click.argument("store", type=PATH, shell_complete=completing.files(".h5"))
 @JSON
 def inspect(store: Path, *, as_json: bool) -> None:
     """Show what a STORE holds: model, weights, data, preprocessing, and every layer's array.
@@ -52,7 +53,7 @@ def inspect(store: Path, *, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("stores", nargs=-1, required=True, type=PATH)
+@click.argument("stores", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5"))
 def verify(stores: Sequence[Path]) -> None:
     """Read STORES whole and hold every byte against its checksum. Exit code 1 where something is damaged.
 

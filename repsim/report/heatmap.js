@@ -113,8 +113,8 @@ function frameOf(box, { rows, columns, up, across }) {
   const high = square ? tall * shrunk : Math.min(Math.max(tall, 220), 560);
   const spare = wide * (1 - shrunk);
   return {
-    size: { width, height: high + bottom + 8 },
-    margin: { l: left, r: right + spare, t: 8, b: bottom },
+    size: { width, height: high + bottom + 28 },
+    margin: { l: left, r: right + spare, t: 28, b: bottom },
     cell: { across: (wide - spare) / columns, up: high / rows },
     tilted,
   };

@@ -66,15 +66,16 @@ def derived(matrices: Mapping[str, Matrix]) -> set[str]:
     ({'high'}, set())
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        follow = {
-            "high": lambda: 2 * matrices["value"] - matrices["low"],
-            "z": lambda: (matrices["value"] - matrices["chance"]) / matrices["chance_sd"],
-        }
-        return {
-            name
-            for name, value in follow.items()
-            if name in matrices and np.allclose(matrices[name], value(), rtol=1e-7, atol=1e-9, equal_nan=True)
-        }
+        follow = {}
+        if "high" in matrices:
+            follow["high"] = 2 * matrices["value"] - matrices["low"]
+        if "z" in matrices:
+            follow["z"] = (matrices["value"] - matrices["chance"]) / matrices["chance_sd"]
+    return {
+        name
+        for name, value in follow.items()
+        if np.allclose(matrices[name], value, rtol=1e-7, atol=1e-9, equal_nan=True)
+    }
 
 
 def _text(values: NDArray[Any], kind: str) -> str:

@@ -252,7 +252,7 @@ def _models(
 
 def _facts(result: xr.Dataset) -> dict[str, str]:
     """How a file was made, in the order in which it is told."""
-    known = {
+    known: dict[str, Any] = {
         "data": result.coords.get("data"),
         "samples": result.coords.get("n_samples"),
         "samples fingerprint (SHA-256 of their ids)": result.attrs.get("samples_fingerprint"),

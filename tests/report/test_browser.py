@@ -288,12 +288,12 @@ def test_shares_maps_and_stimuli_are_those_of_the_file(page: Any, study: xr.Data
         for state in ("trained", "untrained")
         for share in ("input", "universal", "family", "seed")
     ]
-    for (_, line), values in zip(lines, expected, strict=True):
-        np.testing.assert_array_equal(line, values)
+    for (_, line), shares in zip(lines, expected, strict=True):
+        np.testing.assert_array_equal(line, shares)
     points = page.evaluate("document.getElementById('models-map').data.flatMap(x => x.x.map((v, k) => [v, x.y[k]]))")
     np.testing.assert_array_equal(points, study["map_coordinates"].sel(map="cka given input").values[:, :2])
-    values = study["agreement"].sel(kernel="cka given input")
-    order = np.argsort(-values.values, kind="stable")[:12]
+    values = study["agreement"].sel(kernel="cka given input").values
+    order = np.argsort(-values, kind="stable")[:12]
     cards = page.locator("#most li").all_inner_texts()
     for card, k in zip(cards, order, strict=True):
         assert NAMES[k] in card
@@ -393,7 +393,7 @@ def test_hostile_names_are_read_and_do_nothing(open_page: Open) -> None:
 
 def test_tab_reaches_everything_in_reading_order(open_page: Open) -> None:
     page = open_page("study")
-    order = []
+    order: list[str] = []
     for _ in range(60):
         page.keyboard.press("Tab")
         where = page.evaluate(

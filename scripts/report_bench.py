@@ -1,0 +1,134 @@
+"""How fast a report page opens and reacts, and its size: of the demo, and of ten models of 15 layers.
+
+    scripts/report_bench.py [STUDY.nc ...]          # of other studies
+    scripts/report_bench.py --pictures docs/pictures STUDY.nc
+
+Times are wall-clock milliseconds in headless Chromium, the median of some runs, until the picture is on the screen:
+`open` from the start of loading to the first heatmaps, `all` to the last figure.
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import repsim
+from repsim import demo
+
+RUNS = 5
+WINDOW = {"width": 1280, "height": 900}
+FRAME = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+TIMED = f"""async act => {{
+  const start = performance.now();
+  new Function(act)();
+  await {FRAME};
+  return performance.now() - start;
+}}"""
+ACTIONS = {
+    "measure": "const x = document.getElementById('measure'); x.selectedIndex = (x.selectedIndex + 1) % x.length; "
+    "x.dispatchEvent(new Event('change'))",
+    "view": "const x = document.querySelector('#view input:not(:checked):enabled'); x.click()",
+    "pair": "const x = [...document.querySelectorAll('#pairs-table tbody button')]; "
+    "x[Math.floor(x.length / 2)].click()",
+    "path": "const x = document.getElementById('step'); x.value = Number(x.value) + 1; "
+    "x.dispatchEvent(new Event('input'))",
+}
+
+
+def ten_models(folder: Path, layers: int = 15, n: int = 120) -> Path:
+    """A study of ten made-up networks of four families, with everything that a study can have."""
+    rng = np.random.default_rng(0)
+    pixels, common = rng.normal(size=(n, 3, 4, 4)), rng.normal(size=(n, 12))
+    stores = []
+    for family, seeds in {"alpha": 3, "beta": 3, "gamma": 2, "delta": 2}.items():
+        own = rng.normal(size=(n, 8))
+        for seed in range(seeds):
+            for name, learned in ((f"{family}.seed{seed}", 1.0), (f"{family}+random-seed{seed}", 0.0)):
+                acts = {}
+                for k in range(layers):
+                    t = k / (layers - 1)
+                    parts = [pixels.reshape(n, -1) * (1 - t), learned * t * common, learned * t * own]
+                    x = np.hstack([*parts, rng.normal(size=(n, 10))])
+                    acts[f"blocks.{k}"] = (x @ rng.normal(size=(x.shape[1], 48))).astype(np.float32)
+                random = {"weights": "random", "architecture": family} if "+" in name else None
+                options: dict[str, Any] = {"pixels": pixels.astype(np.float32), "labels": np.arange(n) % 10}
+                path = folder / f"{name}.h5"
+                stores.append(repsim.write_store(path, acts, model=name, provenance=random, **options))
+    metrics = ["cka", "mutual_knn", "svcca"]
+    study = repsim.universality(stores, metrics, permutations=19, draws=50)
+    repsim.save_result(study, folder / "ten.nc")
+    return folder / "ten.nc"
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - of the extra `dev`
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+def timed(browser: Any, page: Path) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for _ in range(RUNS):
+        context = browser.new_context(viewport=WINDOW, bypass_csp=True)  # so that the actions above may be evaluated
+        tab = context.new_page()
+        tab.goto(page.as_uri())
+        tab.wait_for_selector("html[data-ready]", state="attached")
+        marks = dict(tab.evaluate("performance.getEntriesByType('mark').map(x => [x.name, x.startTime])"))
+        once = {"open": marks["drawn"], "all": marks["complete"]}
+        once |= {name: tab.evaluate(TIMED, act) for name, act in ACTIONS.items()}
+        for name, value in once.items():
+            found.setdefault(name, []).append(value)
+        context.close()
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def pictures(browser: Any, page: Path, folder: Path) -> None:
+    """The screenshots of docs/report.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    link = "#measure=cka+given+input"
+    for theme, (first, last) in {"light": ("layers", "details-facts"), "dark": ("maps", "stimuli")}.items():
+        context = browser.new_context(viewport=WINDOW, color_scheme=theme)
+        tab = context.new_page()
+        tab.goto(page.as_uri() + link)
+        tab.wait_for_selector("html[data-ready]", state="attached")
+        corners = "ids => ids.map(x => document.getElementById(x).getBoundingClientRect().toJSON())"
+        top, bottom = tab.evaluate(corners, [first, last])
+        end = bottom["bottom"] if theme == "light" else bottom["top"]
+        clip = {"x": 0, "y": top["top"], "width": WINDOW["width"], "height": end - top["top"]}
+        tab.screenshot(path=folder / f"report-{first}.png", clip=clip, full_page=True)
+        context.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", type=Path)
+    parser.add_argument("--pictures", type=Path, help="write the screenshots of the documentation here instead")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, chromium() as browser:
+        folder, studies = Path(scratch), options.studies
+        if not studies:
+            demo.run(folder / "demo")
+            studies = [folder / "demo" / demo.STUDY, ten_models(folder)]
+        for study in studies:
+            page = folder / "report.html"
+            repsim.write_report(study, page, overwrite=True)
+            if options.pictures:
+                pictures(browser, page, options.pictures)
+                continue
+            times = "  ".join(f"{name} {value:5.0f}" for name, value in timed(browser, page).items())
+            print(f"{study.name:12} {page.stat().st_size / 1e6:.2f} MB  {times}")
+
+
+if __name__ == "__main__":
+    main()
