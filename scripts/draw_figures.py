@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the pictures of docs/figures.md again, with the page's own code: draw_figures.py DEMO, what `repsim demo` made."""
+"""Draw the pictures of docs/figures.md again, with the page's own code: draw_figures.py DEMO (of `repsim demo`)."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def draw(demo: Path) -> list[Path]:
         (Path(folder) / "demo").symlink_to(demo.resolve())
         os.chdir(folder)
         names: dict[str, Any] = {}
-        for block in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S):
+        for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
             exec(block, names)  # noqa: S102 - our own page
         made = [DOCS / "pictures" / name for name in wanted]
         for picture in made:  # 256 colours are all that they have, nearly, and a third of the bytes

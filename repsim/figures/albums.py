@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
 
 import xarray as xr
 from matplotlib.axes import Axes
@@ -80,4 +79,4 @@ def _grid(study: xr.Dataset, measure: str, width: float | None) -> Figure:
 
 
 def _of(ax: Axes) -> Figure:
-    return cast("Figure", ax.figure.figure)
+    return ax.figure.figure

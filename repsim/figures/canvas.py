@@ -41,6 +41,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 """Beside the colours, for print without any."""
 RELATIONS = ("other family", "same family", "same architecture")
 """What two models have in common, each with a colour, a marker and a line of its own (`style`)."""
+_AROUND = 4.0  # inches: room for any text around axes, until it is known how much it takes
 _LINES = ("-", "--", ":")
 NARROW = 2.0
 """Inches: text is not folded to less than this."""
@@ -77,7 +78,7 @@ def fit(figure: Figure, layout: ConstrainedLayoutEngine, width: float, height: f
 
 
 def blank(width: float, height: float) -> Axes:
-    """Make a figure that so far has nothing but axes."""
+    """Make a figure that so far has nothing but axes of this height; `settle` gives the text around them its room."""
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure.subplots()
@@ -85,8 +86,8 @@ def blank(width: float, height: float) -> Axes:
 
 def tidy(ax: Axes, x: str, y: str) -> None:
     """Give axes of curves or points their labels, in the sizes of a column, and thin lines."""
-    inches = ax.get_window_extent().size / ax.figure.figure.dpi
-    for name, text, room in (("x", x, inches[0]), ("y", y, inches[1])):
+    box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
+    for name, text, room in (("x", x, box.width), ("y", y, box.height)):
         ax.set(**{f"{name}label": fold([text], 0.85 * room, NOTE + 0.5)})
     for axis in (ax.xaxis, ax.yaxis):
         axis.label.set_fontsize(NOTE + 0.5)
@@ -102,21 +103,23 @@ def style(relation: str) -> dict[str, Any]:
 
 
 def settle(figure: Figure, caption: Sequence[str]) -> None:
-    """Lay a figure out, once and for all, with its caption below: it grows for it, and its axes keep their size.
+    """Lay a figure out, once and for all: as high as its axes and the text around them, with its caption below.
 
-    Laid out anew at every drawing, saving a figure would change it.
+    Laid out anew at every drawing, saving a figure would change it. The height it was made with is that of the axes.
     """
-    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
+    layout, height = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03), figure.get_figheight()
+    add_caption(figure, caption)
+    figure.set_figheight(height + _AROUND)
     layout.execute(figure)
-    before = figure.axes[0].get_position().height * figure.get_figheight()
+    around = (1 - figure.axes[0].get_position(original=True).height) * (height + _AROUND)
+    figure.set_figheight(height + around)
+    layout.execute(figure)
+
+
+def add_caption(figure: Figure, caption: Sequence[str]) -> None:
+    """Write below a figure, as wide as it is; on a screen letters can be wider by some percent than in print."""
     inches = figure.get_figwidth()
-    figure.supxlabel(fold(caption, inches - 0.12, NOTE), x=0.06 / inches, ha="left", fontsize=NOTE)
-    for _ in range(2):  # the room that text takes does not depend on the height, but constrained layout needs one
-        layout.execute(figure)
-        figure.set_figheight(
-            figure.get_figheight() + before - figure.axes[0].get_position().height * figure.get_figheight()
-        )
-    layout.execute(figure)
+    figure.supxlabel(fold(caption, 0.95 * inches - 0.12, NOTE), x=0.06 / inches, ha="left", fontsize=NOTE)
 
 
 def footnote(study: xr.Dataset, *said: str) -> list[str]:

@@ -47,9 +47,9 @@ def plot_depths(
     """Draw, along the depth of one network, the depth of the best match in another one, or the similarity there.
 
     Relative depth is j / (B - 1), 0 for the first layer and 1 for the last. Each pair of models is a thin line; a
-    thick one is the mean over pairs of a kind, at every depth between which lines are straight. On the dotted diagonal
-    both networks do the same at the same relative depth; above it the second one needs longer (Raghu et al. 2021). Pairs
-    of two families run from the family that the study names first.
+    thick one is the mean over pairs of a kind, at every depth that one of them has a layer at. On the dotted diagonal
+    both networks do the same at the same relative depth; above it the second one needs longer (Raghu et al. 2021).
+    Pairs of two families run from the family that the study names first.
 
     Parameters
     ----------
@@ -77,16 +77,15 @@ def plot_depths(
     if not curves:
         raise InvalidInputError(f"there is nothing to draw: no two models match under {measure}")
     own = ax is None
-    ax = blank(width, width * 0.9 if show == "depth" else width * 0.7) if ax is None else ax
+    ax = blank(width, width * (0.84 if show == "depth" else 0.6)) if ax is None else ax
     label = plain(traits(measure)["label"])
     if show == "depth":
         ax.plot([0, 1], [0, 1], color="0.5", linewidth=0.8, linestyle=(0, (1, 2)), gid="identity", zorder=0)
         ax.set(ylim=(-0.02, 1.02), aspect="equal")
     tidy(ax, "relative depth in the first model", "relative depth of its best match" if show == "depth" else label)
     ax.set_xlim(-0.02, 1.02)
-    for group in dict.fromkeys(
-        curve.group for curve in sorted(curves, key=lambda curve: RELATIONS.index(curve.relation))
-    ):
+    curves.sort(key=lambda curve: RELATIONS.index(curve.relation))
+    for group in dict.fromkeys(curve.group for curve in curves):
         some = [curve for curve in curves if curve.group == group]
         look = style(some[0].relation)
         for curve in some:
@@ -106,12 +105,12 @@ def plot_depths(
 def _curves(study: xr.Dataset, measure: str) -> Iterator[Curve]:
     families = dict(zip(study["model"].values.tolist(), study["family"].values.tolist(), strict=True))
     order = list(dict.fromkeys(families.values()))
-    for k, name in enumerate(study["pair"].values.tolist()):
-        relation = str(study["relation"].values[k])
+    for k, relation in enumerate(study["relation"].values.tolist()):
+        pair = str(study["pair"].values[k])
         a, b = (families[str(study[f"pair_{side}"].values[k])] for side in "ab")
         if relation == "other family" and order.index(a) > order.index(b):
-            name, a, b = " x ".join(reversed(name.split(" x "))), b, a
-        panel = pick(study, name, measure)
+            pair, a, b = " x ".join(reversed(pair.split(" x "))), b, a
+        panel = pick(study, pair, measure)
         there = relative(panel["match"].values, panel.shape[1])
         here = relative(np.arange(panel.shape[0]), panel.shape[0])
         rows = np.flatnonzero(~np.isnan(there) & ~np.isnan(here))

@@ -25,8 +25,8 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
     Returns
     -------
     DataArray
-        (layer_a, layer_b), with the attributes of a result's variable. A distance, which a study has as its negative, is
-        a distance again. The coordinate ``match`` has for every layer of a the layer of b, -1 for none; ``p``, where
+        (layer_a, layer_b), with the attributes of a result's variable. A distance, which a study has as its negative,
+        is a distance again. The coordinate ``match`` has for every layer of a the layer of b, -1 for none; ``p``, where
         there are p-values, is not corrected.
 
     Raises

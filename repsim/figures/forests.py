@@ -70,7 +70,7 @@ def plot_pairs(study: xr.Dataset, measure: str | None = None, ax: Axes | None = 
     names = {name: _name(name, 0.4 * inches) for name in at["pair"].values.tolist()}
     lines = max(name.count("\n") + 1 for name in names.values())
     relations = [each for each in RELATIONS if each in at["relation"].values]
-    ax = blank(width, _PITCH * lines * (len(names) + len(relations)) + 0.4) if ax is None else ax
+    ax = blank(width, _PITCH * lines * (len(names) + len(relations))) if ax is None else ax
     tidy(ax, "", "")
     ax.set_xlabel(fold([plain(traits(measure)["label"])], 0.5 * inches, NOTE + 0.5), fontsize=NOTE + 0.5)
     rows: list[str] = []

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import NOTE, PAGE, fold
+from repsim.figures.canvas import NOTE, PAGE, add_caption, fold, known_measure
 from repsim.figures.excerpts import every_pair, pick
 from repsim.figures.heatmaps import ALPHA, checked, draw, known_variables, label_of, once
 from repsim.figures.scales import label_colour_bar, scale_of
@@ -87,8 +87,7 @@ def plot_grid(
     )
     label_colour_bar(bar, scale, NOTE)
     bar.set_label(labels[0] if len(labels) == 1 else "one scale for all panels", fontsize=NOTE + 0.5)
-    note = fold(_caption(panels, path=path, marks=marks), width - 0.12, NOTE)
-    figure.supxlabel(note, x=0.06 / width, ha="left", fontsize=NOTE)
+    add_caption(figure, _caption(panels, path=path, marks=marks))
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
     layout.execute(figure)
     one = drawn[0].get_position(original=True).size * figure.get_size_inches()
@@ -122,10 +121,10 @@ def _rows(panels: Sequence[xr.DataArray], kinds: int, width: float) -> list[tupl
 def _name_once(at: Mapping[tuple[int, int], xr.DataArray], place: tuple[int, int], ax: Axes) -> None:
     """Leave the names of layers to the neighbour on the left, and to the one below, where it has the same."""
     row, column = place
-    for axis, side, beside in (("y", "a", (row, column - 1)), ("x", "b", (row + 1, column))):
+    for axis, side, beside in ((ax.yaxis, "a", (row, column - 1)), (ax.xaxis, "b", (row + 1, column))):
         if beside in at and _names(at[place], side) == _names(at[beside], side):
-            ax.tick_params(axis=axis, labelleft=False, labelbottom=False)
-            ax.set(**{f"{axis}label": ""})
+            axis.set_tick_params(labelleft=False, labelbottom=False)
+            axis.set_label_text("")
 
 
 def _names(panel: xr.DataArray, side: str) -> tuple[list[str], list[str]]:
@@ -138,7 +137,7 @@ def _panels(
     pairs: Sequence[str] | None,
 ) -> Iterator[xr.DataArray]:
     if isinstance(found, xr.Dataset) and found.attrs.get("format") == "repsim-study":
-        for measure in measures or [None]:
+        for measure in measures or [known_measure(found, None)]:
             yield from every_pair(found, measure) if pairs is None else (pick(found, pair, measure) for pair in pairs)
         return
     if pairs is not None:

@@ -278,7 +278,7 @@ def _draw_marks(da: xr.DataArray, ax: Axes, scale: Scale, cell: float) -> None:
 
     if "p" not in da.coords:
         raise InvalidInputError(
-            f"{label_of(da)} has no p-values to mark cells by; plain debiased CKA of a study has them (repsim.figures.pick)"
+            f"{label_of(da)} has no p-values to mark cells by; plain debiased CKA of a study has (figures.pick)"
         )
     rows, columns = np.nonzero(holm(da["p"].values) > ALPHA)
     dark = scale.colours(scale.norm(np.asarray(da.values, np.float64)[rows, columns]))[:, :3] @ _LUMINANCE < 0.5

@@ -65,7 +65,7 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
     if places.shape[1] < 2 or not eigenvalues.sum() > 0:
         raise InvalidInputError(f"there is nothing to draw: under {measure} all models are in one place")
     own = ax is None
-    ax = blank(width, width) if ax is None else ax
+    ax = blank(width, 0.85 * width) if ax is None else ax
     parts = eigenvalues / eigenvalues.sum()
     tidy(ax, f"axis 1 ({parts[0]:.0%} of squared distances)", f"axis 2 ({parts[1]:.0%})")
     ax.set_aspect("equal", adjustable="datalim")
@@ -90,15 +90,12 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
     ]
     ax.legend(
         handles=keys, fontsize=NOTE, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderpad=0.1,
-        ncols=max(1, int(width * 60 // (max(width_of(family, NOTE) for family in of) + 22))), handletextpad=0.1, columnspacing=0.8,
+        ncols=max(1, int(width * 60 // (max(width_of(family, NOTE) for family in of) + 22))), handletextpad=0.1,
+        columnspacing=0.8,
     )  # fmt: skip
     if own:
-        settle(
-            ax.figure.figure,
-            footnote(
-                study, f"{plain(traits(measure)['label'])}, mean over matched depths. {_reading(at, several=several)}"
-            ),
-        )
+        label = f"{plain(traits(measure)['label'])}, mean over matched depths."
+        settle(ax.figure.figure, footnote(study, label, _reading(at, several=several)))
     _name_points(ax, places, models)
     return ax
 
@@ -151,8 +148,8 @@ def _name_points(ax: Axes, places: NDArray[np.float64], names: Sequence[str]) ->
                     None if near else {"arrowstyle": "-", "color": "0.5", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
                 )
                 ax.annotate(
-                    name, places[k], middle, textcoords="offset points", ha="center", va="center", fontsize=NOTE, gid="name",
-                    arrowprops=line, annotation_clip=False,
+                    name, places[k], middle, textcoords="offset points", ha="center", va="center", fontsize=NOTE,
+                    gid="name", arrowprops=line, annotation_clip=False,
                 )  # fmt: skip
                 break
 

@@ -50,7 +50,7 @@ def plot_measures(found: xr.Dataset, a: str, b: str, ax: Axes | None = None, *, 
     if both.sum() < 3:
         raise InvalidInputError(f"there is nothing to draw: fewer than three pairs of layers have both {a} and {b}")
     own = ax is None
-    ax = blank(width, width * 0.95) if ax is None else ax
+    ax = blank(width, 0.82 * width) if ax is None else ax
     tidy(ax, plain(attrs[0]["label"]), plain(attrs[1]["label"]))
     for relation, values in groups.items():
         look = style(relation)
@@ -62,37 +62,24 @@ def plot_measures(found: xr.Dataset, a: str, b: str, ax: Axes | None = None, *, 
     if ranges[0] == ranges[1]:
         ends = [min(x[both].min(), y[both].min()), max(x[both].max(), y[both].max())]
         ax.plot(ends, ends, color="0.5", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0, gid="identity")
-    if any(groups) and len(groups) > 0 and "" not in groups:
+    if "" not in groups:
         ax.legend(
-            fontsize=NOTE,
-            frameon=False,
-            loc="lower left",
-            bbox_to_anchor=(-0.02, 1.0),
-            ncols=3,
-            handletextpad=0.1,
-            columnspacing=0.8,
-            borderpad=0.1,
-        )
-    constant = len(set(x[both])) < 2 or len(set(y[both])) < 2
-    rho, tau = (
-        (math.nan, math.nan)
-        if constant
-        else (stats.spearmanr(x[both], y[both]).statistic, stats.kendalltau(x[both], y[both]).statistic)
-    )
-    text = f"Spearman \N{GREEK SMALL LETTER RHO} {_sized(rho)}, Kendall \N{GREEK SMALL LETTER TAU} {_sized(tau)} ({both.sum()} layer pairs)"
-    ax.set_title(text, fontsize=NOTE, loc="left", pad=14 if "" not in groups else 4)
+            fontsize=NOTE, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, handletextpad=0.1,
+            columnspacing=0.8, borderpad=0.1,
+        )  # fmt: skip
+    ax.set_title(_ranked(x[both], y[both]), fontsize=NOTE, loc="left", pad=4 if "" in groups else 14)
     if own:
         settle(ax.figure.figure, said)
     return ax
 
 
-Values = tuple[NDArray[np.float64], NDArray[np.float64]]
-_Found = tuple[dict[str, Values], tuple[Mapping[str, Any], Mapping[str, Any]], list[str]]
+_Values = tuple[NDArray[np.float64], NDArray[np.float64]]
+_Found = tuple[dict[str, _Values], tuple[Mapping[str, Any], Mapping[str, Any]], list[str]]
 
 
 def _of_study(study: xr.Dataset, a: str, b: str) -> _Found:
     a, b = known_measure(study, a), known_measure(study, b)
-    groups: dict[str, list[Values]] = {}
+    groups: dict[str, list[_Values]] = {}
     attrs: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
     for pair, relation in zip(study["pair"].values.tolist(), study["relation"].values.tolist(), strict=True):
         both = pick(study, pair, a), pick(study, pair, b)
@@ -112,7 +99,7 @@ def _of_result(result: xr.Dataset, a: str, b: str) -> _Found:
     if {"model_a", "model_b"} <= set(result.coords) and (
         result["model_a"].values.tolist() == result["model_b"].values.tolist()
     ):
-        apart = ~np.tri(*values[0].shape, dtype=bool)  # each pair once, and no layer with itself
+        apart = np.triu(np.ones(values[0].shape, bool), 1)  # each pair once, and no layer with itself
         values = values[0][apart], values[1][apart]
     attrs = tuple(
         {"sense": "similarity", "valid_range": (-math.inf, math.inf), "label": label_of(each)} | each.attrs
@@ -125,5 +112,10 @@ def _of_result(result: xr.Dataset, a: str, b: str) -> _Found:
     )
 
 
-def _sized(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+def _ranked(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
+    """Both rank correlations; a constant has none."""
+    text = f"{len(x)} layer pairs"
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return f"{text}, all equal under one measure: no rank correlation"
+    rho, tau = stats.spearmanr(x, y).statistic, stats.kendalltau(x, y).statistic
+    return f"Spearman \N{GREEK SMALL LETTER RHO} {rho:.2f}, Kendall \N{GREEK SMALL LETTER TAU} {tau:.2f} ({text})"

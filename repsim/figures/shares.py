@@ -1,5 +1,7 @@
 """Where the energy of representations comes from, at every depth: the input, all families, one family, a seed."""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -38,7 +40,7 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
             "there is nothing to draw: this study has no shares; it takes two trained models or more"
         )
     own = ax is None
-    ax = blank(width, 0.75 * width) if ax is None else ax
+    ax = blank(width, 0.6 * width) if ax is None else ax
     tidy(ax, "relative depth", "share of the energy")
     ax.axhline(0, color="0.4", linewidth=0.6, zorder=0)
     states = study["state"].values.tolist()
@@ -48,19 +50,16 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
         for state in states:
             at = study.sel(state=state, share_of=name)
             trained = state == "trained"
+            look: dict[str, Any] = (
+                {"linestyle": "-", "linewidth": 1.3} if trained else {"linestyle": "--", "linewidth": 0.9}
+            )
             ax.plot(
-                at["depth"], at["share"], color=COLOURS[k], linestyle="-" if trained else "--", linewidth=1.3 if trained else 0.9,
-                marker=MARKERS[k], markersize=3, markerfacecolor=COLOURS[k] if trained else "white", markeredgewidth=0.8,
+                at["depth"], at["share"], color=COLOURS[k], **look, marker=MARKERS[k], markersize=3,
+                markerfacecolor=COLOURS[k] if trained else "white", markeredgewidth=0.8,
                 label=label if trained else None, gid=f"{state} {name}",
             )  # fmt: skip
-            ax.fill_between(
-                at["depth"],
-                at["share_low"],
-                at["share_high"],
-                color=COLOURS[k],
-                alpha=0.2 if trained else 0.1,
-                linewidth=0,
-            )
+            shade: dict[str, Any] = {"color": COLOURS[k], "alpha": 0.2 if trained else 0.1, "linewidth": 0}
+            ax.fill_between(at["depth"], at["share_low"], at["share_high"], **shade)
     ax.set_xlim(-0.02, 1.02)
     if len(states) > 1:
         ax.plot([], [], color="0.3", linestyle="--", linewidth=0.9, label="untrained")
