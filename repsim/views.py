@@ -4,11 +4,11 @@ Both are `xarray.Dataset`, and xarray shows them as it shows everything; this is
 """
 
 import base64
-import io
 import json
 
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from repsim import figures
 from repsim.errors import InvalidInputError, UnknownNameError
@@ -16,8 +16,8 @@ from repsim.results import FORMAT, STUDY, closest, notes
 from repsim.study.tables import all_tables
 from repsim.tables import Table, card, paragraphs
 
-_DOTS = 110
-"""Dots per inch of pictures in notebooks."""
+_OF_STUDY = {"pairs": "How alike all pairs of models are", "shares": "Shares of energy by depth"}
+"""Figures of a study that are shown, and what they are to those who cannot see them."""
 _MANY = 4
 """Measures: of more, tables are folded, and only the first have a picture."""
 
@@ -99,10 +99,7 @@ class ResultView(View):
     def _pictures(self) -> str:
         if not self._measures:
             return ""
-        picture = io.BytesIO()
-        figures.figure(self._found, self._measures[:_MANY]).savefig(picture, format="png", dpi=_DOTS)
-        data = base64.b64encode(picture.getvalue()).decode()
-        return f'<img style="max-width:100%" alt="Heatmap of all pairs of layers" src="data:image/png;base64,{data}">'
+        return _picture(figures.figure(self._found, self._measures[:_MANY]), "Heatmap of all pairs of layers")
 
 
 class StudyView(View):
@@ -128,6 +125,15 @@ class StudyView(View):
     def warnings(self) -> list[str]:
         """What is to be known before any of the numbers is believed."""
         return [str(text) for text in json.loads(self._found.attrs["warnings"])]
+
+    def _pictures(self) -> str:
+        drawn = {name: figure for name, _, figure in figures.draw_all(self._found, among=_OF_STUDY) if figure}
+        return "".join(_picture(figure, _OF_STUDY[name]) for name, figure in drawn.items())
+
+
+def _picture(figure: Figure, what: str) -> str:
+    data = base64.b64encode(figures.png(figure)).decode()
+    return f'<img style="max-width:100%" alt="{what}" src="data:image/png;base64,{data}">'
 
 
 def view(found: xr.Dataset) -> View:

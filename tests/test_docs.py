@@ -342,7 +342,7 @@ def test_a_block_that_does_not_run_says_why() -> None:
 def test_the_test_bites(text: str, complaint: str, folder: Path) -> None:
     path = folder / "page.md"
     path.write_text(text)
-    page = Page(path, folder)
+    page = Page(path, lambda _: folder)
     (block,) = blocks(path)
     with pytest.raises((AssertionError, ZeroDivisionError, click.UsageError)) as caught:
         page.run(block)

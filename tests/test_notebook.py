@@ -163,6 +163,16 @@ def test_a_study_shows_its_sentences_and_the_tables_of_the_terminal(
     assert tables.pairs(study).rows[0][0] == "net.seed0 x net.seed1"
 
 
+def test_a_study_shows_the_figures_that_it_has(study: xr.Dataset) -> None:
+    shown = study.repsim._repr_html_()
+    assert re.findall('alt="([^"]*)" src="data:image/png;base64,iVBOR', shown) == [
+        "How alike all pairs of models are",
+        "Shares of energy by depth",
+    ]
+    alone = study.isel(pair=[]).repsim._repr_html_()
+    assert re.findall('alt="([^"]*)"', alone) == ["Shares of energy by depth"]
+
+
 def test_other_data_sets_have_nothing_to_show() -> None:
     with pytest.raises(InvalidInputError, match="no result of repsim.compare and no study"):
         repsim.view(xr.Dataset())
@@ -300,12 +310,14 @@ def test_in_a_real_kernel(stores: list[ActivationStore]) -> None:
         "damaged = repsim.verify(path)",
         "damaged = repsim.verify(path, progress=False)",
         "repsim.open_store(path)",
+        "from repsim import figures\nfigures.figure(repsim.compare(path))",
     ]
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])  # type: ignore[no-untyped-call]
     NotebookClient(made, timeout=60).execute()
-    bar, silent, store = (cell.outputs for cell in made.cells[1:])
+    bar, silent, store, figure = (cell.outputs for cell in made.cells[1:])
     assert [output.output_type for output in bar] == ["display_data"]
     assert re.search("verifying net.seed0.h5: .* s</div>", bar[0].data["text/html"]), "the bar was replaced by its end"
     assert silent == []
     assert "<strong>net.seed0</strong>" in store[0].data["text/html"]
     assert store[0].data["text/plain"].startswith("<ActivationStore net.seed0.h5")
+    assert figure[-1].data["image/png"].startswith("iVBOR"), "a figure is shown, though pyplot knows nothing of it"

@@ -310,7 +310,7 @@ def test_what_cannot_be_told_apart_is_its_sum() -> None:
     ax = figures.plot_shares(alone)
     labels = [text.get_text() for text in ax.get_legend().get_texts()]  # type: ignore[union-attr]
     assert labels == ["input", "seed", "common to all families + family"]
-    assert "Only trained networks" in ax.figure.get_supxlabel().replace("\n", " ")  # type: ignore[union-attr]
+    assert "Only trained networks" in ax.figure.get_supxlabel().replace("\n", " ")
 
 
 # The map

@@ -4,7 +4,7 @@ Only matplotlib's object interface is used: no pyplot, no display, no global set
 """
 
 from repsim.figures.albums import FEW, draw_all, save_all
-from repsim.figures.canvas import FORMATS, save
+from repsim.figures.canvas import FORMATS, png, save
 from repsim.figures.depths import plot_depths
 from repsim.figures.excerpts import pick
 from repsim.figures.forests import plot_pairs
@@ -29,6 +29,7 @@ __all__ = [
     "plot_measures",
     "plot_pairs",
     "plot_shares",
+    "png",
     "save",
     "save_all",
 ]

@@ -1,6 +1,6 @@
 """All figures of a study, one after the other."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import xarray as xr
@@ -20,7 +20,9 @@ FEW = 60
 """Pairs of models whose heatmaps fit a page."""
 
 
-def draw_all(study: xr.Dataset, *, width: float | None = None) -> Iterator[tuple[str, str, Figure | None]]:
+def draw_all(
+    study: xr.Dataset, *, width: float | None = None, among: Collection[str] | None = None
+) -> Iterator[tuple[str, str, Figure | None]]:
     """Draw every figure that a study has.
 
     Parameters
@@ -29,6 +31,8 @@ def draw_all(study: xr.Dataset, *, width: float | None = None) -> Iterator[tuple
         What `repsim.universality` returns.
     width
         Inches; by default a column's, and a page's for the grid of heatmaps.
+    among
+        Only those of these names.
 
     Yields
     ------
@@ -53,6 +57,8 @@ def draw_all(study: xr.Dataset, *, width: float | None = None) -> Iterator[tuple
             f"cka against {others[-1]}", lambda: _of(plot_measures(study, "cka", others[-1], width=column))
         )  # fmt: skip
     for name, (what, make) in drawn.items():
+        if among is not None and name not in among:
+            continue
         try:
             figure = make()
         except InvalidInputError as error:

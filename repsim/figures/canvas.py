@@ -4,6 +4,7 @@ Only matplotlib's object interface is used: no pyplot, no display, no global set
 made here belongs to whoever asked for it and goes away with its last reference.
 """
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 RELATIONS = ("other family", "same family", "same architecture")
 """What two models have in common, each with a colour, a marker and a line of its own (`style`)."""
 _AROUND = 4.0  # inches: room for any text around axes, until it is known how much it takes
+_SCREEN = 110  # dots per inch in notebooks
 _LINES = ("-", "--", ":")
 NARROW = 2.0
 """Inches: text is not folded to less than this."""
@@ -77,11 +79,30 @@ def fit(figure: Figure, layout: ConstrainedLayoutEngine, width: float, height: f
     figure.set_size_inches(size[0] + width - columns * panel[0], size[1] + height - rows * panel[1])
 
 
+class Shown(Figure):
+    """A figure that notebooks show by itself: pyplot, whose figures they show, knows nothing of it."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+def png(figure: Figure) -> bytes:
+    """Draw a figure for the screen."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=_SCREEN)
+    return picture.getvalue()
+
+
+def sized(width: float, height: float) -> Figure:
+    """Make an empty figure of so many inches."""
+    figure = Shown(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def blank(width: float, height: float) -> Axes:
     """Make a figure that so far has nothing but axes of this height; `settle` gives the text around them its room."""
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure.subplots()
+    return sized(width, height).subplots()
 
 
 def tidy(ax: Axes, x: str, y: str) -> None:

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import NOTE, PAGE, add_caption, fold, known_measure
+from repsim.figures.canvas import NOTE, PAGE, add_caption, fold, known_measure, sized
 from repsim.figures.excerpts import every_pair, pick
 from repsim.figures.heatmaps import ALPHA, checked, draw, known_variables, label_of, once
 from repsim.figures.scales import label_colour_bar, scale_of
@@ -68,8 +67,7 @@ def plot_grid(
     places = _triangle(panels) or _rows(panels, len(labels), width or PAGE)
     down, across = (max(place[k] for place in places) + 1 for k in (0, 1))
     width = width or min(PAGE, 2 * _BAR + across * max(2.3, _CELL * max(max(panel.shape) for panel in panels)))
-    figure = Figure(figsize=(width, width * down / across))
-    FigureCanvasAgg(figure)
+    figure = sized(width, width * down / across)
     grid = figure.subplots(down, across, squeeze=False)
     at = dict(zip(places, panels, strict=True))
     side = (width - _BAR - 0.7) / across - 0.08

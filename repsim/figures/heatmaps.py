@@ -7,7 +7,6 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -15,7 +14,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, Locator
 
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.figures.canvas import LARGEST, LEADING, NARROW, SMALL, SMALLEST, TEXT, TITLE, fit, fold, plain
+from repsim.figures.canvas import LARGEST, LEADING, NARROW, SMALL, SMALLEST, TEXT, TITLE, fit, fold, plain, sized
 from repsim.figures.scales import Scale, add_colour_bar, scale_of
 from repsim.figures.stages import boundaries
 from repsim.study.depth import best_match
@@ -317,8 +316,7 @@ def _lay_out(
     down = math.ceil(len(panels) / across)
     across = math.ceil(len(panels) / down)  # four panels are two and two, not three and one
 
-    figure = Figure(figsize=(across * (width + 1.5), down * (height + 1.5)))
-    FigureCanvasAgg(figure)
+    figure = sized(across * (width + 1.5), down * (height + 1.5))
     grid = figure.subplots(down, across, squeeze=False).flatten()
     for ax in grid[len(panels) :]:
         ax.remove()
