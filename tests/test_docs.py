@@ -4,7 +4,7 @@ What a reader does not see says how, in a comment on the line before a block:
 
 ``<!-- file: NAME -->``      the block is written to this file
 ``<!-- given: acts -->``     before it runs, ``acts/`` holds stores of four of repsim's networks (``no acts``: nothing)
-``<!-- given: demo -->``     before it runs, ``demo/`` holds comparisons and a study of them, as `repsim demo` leaves them
+``<!-- given: demo -->``     before it runs, ``demo/`` has comparisons and a study of them, as `repsim demo` makes them
 ``<!-- not run: WHY -->``    it cannot run here; `REASONS` says which reasons there are
 
 Python blocks of a page share their names; of ``>>>`` blocks, and of ``console`` blocks, what they show is compared. A
@@ -336,7 +336,7 @@ def test_a_block_that_does_not_run_says_why() -> None:
 def test_the_test_bites(text: str, complaint: str, folder: Path) -> None:
     path = folder / "page.md"
     path.write_text(text)
-    page = Page(path, folder)
+    page = Page(path, lambda _: folder)
     (block,) = blocks(path)
     with pytest.raises((AssertionError, ZeroDivisionError, click.UsageError)) as caught:
         page.run(block)
