@@ -150,6 +150,14 @@ def test_stages_end_where_the_names_say(layers: Sequence[str], expected: list[in
     assert figures.boundaries(layers) == expected
 
 
+def test_a_figure_of_a_result_says_what_its_line_is(study: xr.Dataset) -> None:
+    one = figures.pick(study, "net.seed0 x vit.seed0", "cka")
+    said = figures.figure(one).get_supxlabel()
+    assert "White line: the best order-preserving match" in said.replace("\n", " ")
+    assert "Holm over the cells" in said.replace("\n", " ")
+    assert "White" not in figures.figure(one.drop_vars(["match", "p"])).get_supxlabel()
+
+
 def test_stages_are_parted_between_their_layers(study: xr.Dataset) -> None:
     ax = figures.heatmap(figures.pick(study, "net.seed0 x vit.seed0", "cka"))
     across = [line.get_ydata()[0] for line in ax.lines if line.get_gid() is None]  # type: ignore[index]
@@ -215,6 +223,21 @@ def test_panels_share_one_scale(study: xr.Dataset) -> None:
     assert len(drawn.axes) == 7  # one colour bar
     sizes = {tuple(np.round(ax.get_position().size, 4)) for ax in drawn.axes[:6]}
     assert len(sizes) == 1
+
+
+def test_equal_colours_are_equal_values_where_only_the_data_bound_the_range() -> None:
+    layers = {f"layer_{side}": ["x", "y"] for side in "ab"}
+    few, many = (
+        xr.DataArray(
+            [[0.0, 0.5], [1.0, top]], layers, ("layer_a", "layer_b"),
+            attrs={"sense": "distance", "valid_range": [0.0, np.inf]},
+        )
+        for top in (1.0, 3.0)
+    )  # fmt: skip
+    left, right = (ax.images[0] for ax in figures.plot_grid([few, many]).axes[:2])
+    shown = [one.to_rgba(np.asarray(one.get_array())) for one in (left, right)]
+    np.testing.assert_array_equal(shown[0][0], shown[1][0])
+    assert left.norm.vmax == 3
 
 
 def test_every_panel_is_where_its_models_say_and_named_once(study: xr.Dataset) -> None:

@@ -13,7 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from repsim.errors import InvalidInputError
 from repsim.figures.canvas import NOTE, PAGE, add_caption, fold, known_measure, sized
 from repsim.figures.excerpts import every_pair, pick
-from repsim.figures.heatmaps import ALPHA, checked, draw, known_variables, label_of, once
+from repsim.figures.heatmaps import checked, draw, explained, known_variables, label_of, once
 from repsim.figures.scales import label_colour_bar, scale_of
 from repsim.figures.stages import boundaries
 
@@ -160,10 +160,7 @@ def _caption(panels: Sequence[xr.DataArray], *, path: bool | None, marks: bool |
     said = [f"{all_of('data') or 'Data not recorded'}{counts}{readout}. Layers by depth; bright is alike."]
     if any(boundaries(panel[dim].values.tolist()) for panel in panels for dim in ("layer_a", "layer_b")):
         said.append("Dashed: stages.")
-    if path or (path is None and any("match" in panel.coords for panel in panels)):
-        said.append("White line: the best order-preserving match of every row.")
-    if marks or (marks is None and any("p" in panel.coords for panel in panels)):
-        said.append(f"Crosses: not above chance (p > {ALPHA}, Pearson III, after Holm over the cells of a panel).")
+    said += explained(panels, path=path, marks=marks)
     if any(np.isnan(panel.values).any() for panel in panels):
         said.append("Hatched: no value.")
     return [" ".join(said)]

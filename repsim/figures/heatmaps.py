@@ -1,7 +1,7 @@
 """Comparison results as heatmaps: one a measure, in the form in which a paper would print it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import xarray as xr
@@ -158,7 +158,8 @@ def figure(
     if not names:
         raise InvalidInputError("there is nothing to draw: expected at least one measure with dims (layer_a, layer_b)")
     panels = [checked(result[name]) for name in names]
-    return _lay_out(panels, caption_of(panels[0]), stages=True, path=path, marks=marks)
+    reading = " ".join(["Bright is alike.", *explained(panels, path=path, marks=marks)])
+    return _lay_out(panels, caption_of(panels[0], reading), stages=True, path=path, marks=marks)
 
 
 def known_variables(result: xr.Dataset, metrics: Sequence[str] | None) -> list[str]:
@@ -353,6 +354,14 @@ def caption_of(da: xr.DataArray, reading: str = "Bright is alike.") -> list[str]
         ),
         f"Data: {on}{n}. {reading}",
     ]
+
+
+def explained(panels: Sequence[xr.DataArray], *, path: bool | None, marks: bool | None) -> Iterator[str]:
+    """Say what the path and the marks are, where there are any."""
+    if path or (path is None and any("match" in panel.coords for panel in panels)):
+        yield "White line: the best order-preserving match of every row."
+    if marks or (marks is None and any("p" in panel.coords for panel in panels)):
+        yield f"Crosses: not above chance (p > {ALPHA}, Pearson III, after Holm over the cells of a panel)."
 
 
 def side_of(da: xr.DataArray, side: str, *notes: str) -> str:
