@@ -6,7 +6,16 @@
 if __name__ != "repsim.extractors":
     raise ImportError("the folder extractors/ is the package repsim.extractors: write 'import repsim.extractors'")
 
+import importlib
+import warnings
+
+from repsim import notebook
 from repsim.extractors.base import Batch, Extractor, LayerSpec, Readout, Stream
 from repsim.extractors.images import ImageSource, open_images
+
+if notebook.running():
+    with warnings.catch_warnings():  # tqdm, which timm's hub brings, misses ipywidgets; its bars do without
+        warnings.filterwarnings("ignore", "IProgress not found")
+        importlib.import_module("tqdm.auto")
 
 __all__ = ["Batch", "Extractor", "ImageSource", "LayerSpec", "Readout", "Stream", "open_images"]

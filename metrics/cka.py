@@ -89,8 +89,10 @@ class CKA(Metric[Kernels]):
         "20 debiased (chance is 0 at any n, give or take sqrt(2 / (n (n - 3)))); biased 4 times the wider layer"
     )
     others: ClassVar[Mapping[str, str]] = {
-        "torch-cka 0.21, and scripts with one batch after the other": "average a ratio, or the biased HSIC, over "
-        "batches; the value then depends on the batch size (here estimator=minibatch does not)",
+        "torch-cka 0.21": "takes batches in its loader's order, and each network may be given another; "
+        "estimator=minibatch is its formula, over one random partition for all",
+        "scripts with one batch after the other": "average a ratio, or the biased HSIC, over batches; the value then "
+        "depends on the batch size (here estimator=minibatch does not)",
         "ReSi benchmark, and most scripts": "the biased estimator, which is not 0 for unrelated layers where n < p",
         "several RBF scripts": "take the bandwidth of one side, or a fixed one, for both; here it is a fraction of the "
         "median distance of each layer on its own, as in Kornblith's published code",

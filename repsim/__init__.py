@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from repsim.errors import RepsimError
     from repsim.extraction import extract
     from repsim.figures import heatmap
+    from repsim.frames import to_frame
     from repsim.report.page import write_report
     from repsim.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
     from repsim.results import open_result, open_study, save_result
     from repsim.store import ActivationStore, open_store, verify
     from repsim.study.conduct import universality
+    from repsim.views import view
     from repsim.writing import write_store
 
 __version__ = "0.1.0"
@@ -37,8 +39,10 @@ _HOME = {
     "save_result": "repsim.results",
     "similarity": "repsim.comparison",
     "subsampled": "repsim.resampling",
+    "to_frame": "repsim.frames",
     "universality": "repsim.study.conduct",
     "verify": "repsim.store",
+    "view": "repsim.views",
     "write_report": "repsim.report.page",
     "write_store": "repsim.writing",
 }
@@ -60,8 +64,10 @@ __all__ = [
     "save_result",
     "similarity",
     "subsampled",
+    "to_frame",
     "universality",
     "verify",
+    "view",
     "write_report",
     "write_store",
 ]

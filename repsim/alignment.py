@@ -45,6 +45,10 @@ class AlignedView:
         """Of every store."""
         return self.stores[0].sample_ids
 
+    def __repr__(self) -> str:
+        models = ", ".join(store.model for store in self.stores)
+        return f"<AlignedView of {len(self.sample_ids)} samples of {self.stores[0].data}: {models}>"
+
     def load(self, store: ActivationStore, name: str, *, min_samples: int = 1) -> Float[Tensor, "rows ..."]:
         """Read one layer as it can be compared: floating, finite, of enough samples.
 

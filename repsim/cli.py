@@ -5,7 +5,19 @@ from typing import Any
 import click
 
 from repsim import __version__
-from repsim.commands import catalogue, comparing, demonstration, drawing, extracting, reporting, stores, studying
+from repsim.commands import (
+    catalogue,
+    comparing,
+    completing,
+    demonstration,
+    drawing,
+    exporting,
+    extracting,
+    reporting,
+    running,
+    stores,
+    studying,
+)
 from repsim.errors import OtherProcessError, RepsimError
 
 
@@ -55,8 +67,12 @@ for _command in (
     stores.verify,
     comparing.compare,
     drawing.heatmap,
+    exporting.export,
+    drawing.figures,
     studying.universality,
     reporting.report,
+    running.run,
     demonstration.demo,
+    completing.completion,
 ):
     main.add_command(_command)

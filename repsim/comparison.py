@@ -25,7 +25,7 @@ from repsim.metrics import Metric
 from repsim.metrics.rows import Rows
 from repsim.metrics.sweeps import GramSweep, MomentSweep, PairSweep, Sweep
 from repsim.plan import Cost, Limits, Meter, Plan, Stage, plan
-from repsim.progress import Progress
+from repsim.progress import Listener, Progress, told
 from repsim.ranks import ALONE, Ranks
 from repsim.running import Ledger, run
 from repsim.store import ActivationStore, open_store
@@ -79,7 +79,7 @@ def compare(
     readouts: Sequence[str] = (),
     known: xr.Dataset | None = None,
     parts: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Listener = None,
     command: str | None = None,
     me: Ranks = ALONE,
 ) -> xr.Dataset:
@@ -110,7 +110,8 @@ def compare(
     parts
         A folder for what is done until all is done, so that the same call goes on after an interruption.
     progress
-        Called with the percentage of the predicted work that is done, and with 100.
+        Called with the percentage of the predicted work that is done, and with 100. By default a notebook shows a bar;
+        False is silent.
     command
         Recorded as what made the result.
     me
@@ -149,10 +150,13 @@ def compare(
     1.0
     1.0
     """
-    with Comparison(
-        a, b, metrics, device=device, memory=memory, tf32=tf32, readouts=readouts, known=known, me=me
-    ) as planned:
-        return planned.run(parts=parts, progress=progress, command=command)
+    with (
+        told("comparing", progress) as advance,
+        Comparison(
+            a, b, metrics, device=device, memory=memory, tf32=tf32, readouts=readouts, known=known, me=me
+        ) as planned,
+    ):
+        return planned.run(parts=parts, progress=advance, command=command)
 
 
 class Comparison:

@@ -67,5 +67,6 @@ def run(folder: Path, progress: Progress | None = None) -> dict[Path, str]:
     study = universality(stores, _OF_STUDY, permutations=_PERMUTATIONS)
     save_result(study, folder / STUDY, overwrite=True)
     made[folder / STUDY] = "how universal it all is: the summary below"
+    made |= {path: what for _, what, path in figures.save_all(study, folder / "figures") if path}
     step()
     return made

@@ -37,7 +37,7 @@ from repsim.extractors.recalibration import SAMPLES, assign, batch_norms, check_
 from repsim.files import human, partial_path
 from repsim.labels import LayerKey, SampleIds, partition
 from repsim.layout import ArraySpec, Contents
-from repsim.progress import Progress
+from repsim.progress import Listener, Progress, told
 from repsim.ranks import ALONE, Ranks, ranks, restarted
 from repsim.store import ActivationStore, open_store
 from repsim.writing import StoreWriter, stored
@@ -122,6 +122,12 @@ class Extraction:
     """Give batch norm of random weights the statistics of the samples (`repsim.extractors.recalibration`)."""
     command: str | None = None
     """Recorded as what made the store."""
+
+    def __repr__(self) -> str:
+        return (
+            f"<Extraction of {self.extractor.name}: {len(self.arrays)} arrays, {len(self.samples.rows)} samples of "
+            f"{self.samples.images.name}, {human(self.bytes)} for {self.path.name}>"
+        )
 
     def __post_init__(self) -> None:
         if self.recalibrate:
@@ -440,7 +446,7 @@ def extract(
     amp: bool = False,
     dtype: DType = "float32",
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Listener = None,
 ) -> ActivationStore:
     """Extract the activations of one model into ``out/<model>.h5``.
 
@@ -483,7 +489,8 @@ def extract(
     overwrite
         Start anew, and replace an existing store.
     progress
-        Called after each batch with the number of samples done and of all.
+        Called after each batch with the number of samples done and of all. By default a notebook shows a bar; False is
+        silent.
 
     Returns
     -------
@@ -509,10 +516,12 @@ def extract(
         check_weights(weights)
     images = open_images(os.fspath(data), split=split, root=data_root, download=download)
     with ranks() as me:
-        samples = choose_samples(images, limit=limit, skip_bad=skip_bad, me=me)
+        with told("checking pictures", None if progress is None else False) as advance:
+            samples = choose_samples(images, limit=limit, skip_bad=skip_bad, progress=advance, me=me)
         how = choose_stream(samples, readout=readout, batch_size=batch_size, workers=workers, device=device, amp=amp)
         extractor = make_extractor(
             model, weights=weights, seed=seed, layers=layers, readout=readout, transform=transform, name=name
         )
         job = Extraction(extractor, samples, Path(out), how, dtype, overwrite=overwrite, recalibrate=recalibrate)
-        return job.run(progress, me)
+        with told(f"extracting {extractor.name}", progress) as advance:
+            return job.run(advance, me)

@@ -71,3 +71,15 @@ def human(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Time in readable units.
+
+    >>> duration(0.123), duration(75), duration(7500)
+    ('0.12 s', '1 min 15 s', '2 h 5 min')
+    """
+    if seconds < 59.5:
+        return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -21,6 +21,7 @@ from repsim.results import FORMAT, VERSION
 from repsim.store import ActivationStore
 
 Job = tuple[list[LayerShape], list[LayerShape], list[Metric[Any]]]
+_LONG_NAMES = {"features": "values a sample", "n_samples": "number of samples", "data": "what the samples are"}
 
 
 @dataclass(frozen=True)
@@ -331,6 +332,10 @@ class Matrix:
         if not result.data_vars:
             raise UndefinedValueError(f"not one of these metrics has a value; {self.left_out[0]}")
         result.attrs["left_out"] = json.dumps(self.left_out)
+        for name in map(str, result.coords):
+            stem, _, side = name.rpartition("_")
+            what = stem if side in {"a", "b"} else name
+            result[name].attrs["long_name"] = _LONG_NAMES.get(what, what) + (f" ({side})" if what == stem else "")
         return result
 
     def _with_diagnostics(self, result: xr.Dataset, title: str) -> xr.Dataset:

@@ -160,6 +160,10 @@ class Plan:
         """Bytes that the process takes at its peak."""
         return self.limits.base + max((stage.memory for stage in self.stages), default=0)
 
+    def __repr__(self) -> str:
+        said = f"<Plan over {self.n} samples, {human(self.memory)} at most>"
+        return "\n".join([said, *self.lines()])
+
     def lines(self) -> list[str]:
         """The plan in words, for people."""
         return [line for stage in self.stages for line in _lines(stage, self.n)]

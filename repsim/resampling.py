@@ -25,7 +25,7 @@ from repsim.metrics import Factor, Metric, permuting, resampled
 from repsim.metrics.base import StreamingRecipe, as_samples
 from repsim.metrics.jackknife import LeaveOneOut
 from repsim.metrics.rows import Rows
-from repsim.progress import Progress, counter
+from repsim.progress import Listener, counter, told
 from repsim.store import ActivationStore
 
 Layers = ActivationStore | Mapping[str, Any] | Sequence[Any]
@@ -72,7 +72,7 @@ def leave_one_out(
     metric: str | Metric[Any] = "cka",
     *,
     device: str = "auto",
-    progress: Progress | None = None,
+    progress: Listener = None,
 ) -> Values:
     """Debiased CKA of all pairs with each sample left out, exactly, for about the price of the comparison.
 
@@ -94,7 +94,7 @@ def leave_one_out(
     device
         Where to compute, as in `repsim.compare`. Factors stay where they are.
     progress
-        Called with the number of steps done, and of all.
+        Called with the number of steps done, and of all. By default a notebook shows a bar; False is silent.
 
     Returns
     -------
@@ -129,7 +129,8 @@ def leave_one_out(
     values, there = both.room(both.n)
     if both.present:
         sweep = LeaveOneOut(*both.present, metric)
-        values[there] = sweep.left_out(counter(sweep.units, progress))
+        with told("leaving out each sample", progress) as advance:
+            values[there] = sweep.left_out(counter(sweep.units, advance))
     return values
 
 
@@ -141,7 +142,7 @@ def permuted(
     *,
     device: str = "auto",
     memory: int | str | None = None,
-    progress: Progress | None = None,
+    progress: Listener = None,
 ) -> Values:
     """All pairs with the samples of one side permuted, exactly: value k compares rows with columns[permutations[k]].
 
@@ -175,7 +176,7 @@ def permuted(
         machine's memory, or 80 % of the GPU's. Where Gram matrices take more, groups of layers are compared one after
         the other.
     progress
-        Called with the number of steps done, and of all.
+        Called with the number of steps done, and of all. By default a notebook shows a bar; False is silent.
 
     Returns
     -------
@@ -205,18 +206,19 @@ def permuted(
     if orders.shape[1] != both.n:
         raise InvalidInputError(f"permutations of {orders.shape[1]} samples, but the layers have {both.n}")
     values, there = both.room(len(orders))
-    if both.whole and both.present:
-        limit = memory_to_use(both.device, memory)
-        values[there] = permuting.permuted(*both.present, metric, orders, memory=limit, progress=progress)
-    elif both.present:
-        step = counter(len(orders), progress)
-        if (found := metric.permuted(*both.present, orders, step)) is not None:
-            values[there] = found
-            return values
-        for k, order in enumerate(orders):
-            others = [both.permuted(name, order) for name in both.columns]
-            values[k] = _block(metric, [both.factors.get(name) for name in both.rows], others)
-            step()
+    with told("permuting samples", progress) as advance:
+        if both.whole and both.present:
+            limit = memory_to_use(both.device, memory)
+            values[there] = permuting.permuted(*both.present, metric, orders, memory=limit, progress=advance)
+        elif both.present:
+            step = counter(len(orders), advance)
+            if (found := metric.permuted(*both.present, orders, step)) is not None:
+                values[there] = found
+                return values
+            for k, order in enumerate(orders):
+                others = [both.permuted(name, order) for name in both.columns]
+                values[k] = _block(metric, [both.factors.get(name) for name in both.rows], others)
+                step()
     return values
 
 
@@ -228,7 +230,7 @@ def subsampled(
     *,
     device: str = "auto",
     memory: int | str | None = None,
-    progress: Progress | None = None,
+    progress: Listener = None,
 ) -> Values:
     """All pairs on subsamples without replacement, exactly: value k compares rows[samples[k]] with columns[samples[k]].
 
@@ -251,7 +253,7 @@ def subsampled(
     device, memory
         As in `permuted`.
     progress
-        Called with the number of steps done, and of all.
+        Called with the number of steps done, and of all. By default a notebook shows a bar; False is silent.
 
     Returns
     -------
@@ -288,15 +290,16 @@ def subsampled(
             f"subsamples of {drawn.shape[1]} are too small: {metric.spec} needs at least {metric.min_samples} samples"
         )
     values, there = both.room(len(drawn))
-    if both.whole and both.present:
-        limit = memory_to_use(both.device, memory)
-        values[there] = resampled.drawn(*both.present, metric, drawn, memory=limit, progress=progress)
-    elif both.present:
-        step = counter(len(drawn), progress)
-        for k, some in enumerate(drawn):
-            parts = {name: both.part(name, some) for name in {*both.rows, *both.columns}}
-            values[k] = _block(metric, *([parts[name] for name in side] for side in (both.rows, both.columns)))
-            step()
+    with told("drawing subsamples", progress) as advance:
+        if both.whole and both.present:
+            limit = memory_to_use(both.device, memory)
+            values[there] = resampled.drawn(*both.present, metric, drawn, memory=limit, progress=advance)
+        elif both.present:
+            step = counter(len(drawn), advance)
+            for k, some in enumerate(drawn):
+                parts = {name: both.part(name, some) for name in {*both.rows, *both.columns}}
+                values[k] = _block(metric, *([parts[name] for name in side] for side in (both.rows, both.columns)))
+                step()
     return values
 
 

@@ -14,9 +14,11 @@ import numpy as np
 
 from repsim import layout
 from repsim.errors import StoreError, UnknownNameError, reason
+from repsim.files import human
 from repsim.labels import LayerKey, SampleIds
 from repsim.layout import Array, Contents, Extent
-from repsim.progress import Progress
+from repsim.progress import Listener, told
+from repsim.tables import Table, card, paragraphs, times
 
 _PIECE = 2**24
 """Bytes of an array that `verify` holds at once."""
@@ -221,8 +223,39 @@ class ActivationStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def table(self) -> Table:
+        """All layers: what they are, and how they are stored."""
+        rows = []
+        for name, array in self._arrays.items():
+            facts = self._facts[name]
+            stored = f"{times(array.shape)} {array.dtype}"
+            output = times(facts.get("output_shape", ()))
+            rows.append(
+                (name, array.key.readout, str(facts.get("type", "")), output, str(facts.get("axes", "")), stored)
+            )
+        return Table(
+            f"{len(rows)} layers", ("layer", "readout", "type", "output shape", "axes", "stored as"), tuple(rows)
+        )
+
+    @property
+    def _state(self) -> str:
+        """The file's size, if it is still there, and whether it is open."""
+        size = human(self.path.stat().st_size) if self.path.exists() else "no longer there"
+        return size if self._file is not None else f"{size}, closed"
+
     def __repr__(self) -> str:
-        return f"<ActivationStore {self.path.name}: {self.model}, {len(self.layers)} layers, {len(self)} samples>"
+        return (
+            f"<ActivationStore {self.path.name}: {self.model}, {len(self.layers)} layers, {len(self)} samples of "
+            f"{self.data} ({self._state})>"
+        )
+
+    def _repr_html_(self) -> str:
+        told = self.provenance.get("weights")
+        weights = f"weights {told}" if told else ""
+        labels = "" if self.labels is None else f"{len(self.classes) or len(set(self.labels.tolist()))} classes"
+        pixels = "" if self.pixels is None else f"pixels of the input {times(self.pixels.shape[1:])}"
+        facts = [weights, f"{len(self):,} samples of {self.data}", labels, pixels, f"{self.path.name}, {self._state}"]
+        return card(self.model, paragraphs(["; ".join(filter(None, facts))]), self.table().html())
 
 
 def open_store(path: str | os.PathLike[str]) -> ActivationStore:
@@ -241,7 +274,7 @@ class Damage:
         return f"{self.key} is damaged in {rows_in_words(self.rows)}"
 
 
-def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> list[Damage]:
+def verify(path: str | os.PathLike[str], progress: Listener = None) -> list[Damage]:
     """Read a whole store and hold every byte against its checksum.
 
     Parameters
@@ -249,7 +282,7 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> li
     path
         The store.
     progress
-        Called with the number of arrays done, and of all.
+        Called with the number of arrays done, and of all. By default a notebook shows a bar; False is silent.
 
     Returns
     -------
@@ -270,7 +303,7 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> li
     []
     """
     found: list[Damage] = []
-    with open_store(path) as store:
+    with open_store(path) as store, told(f"verifying {store.path.name}", progress) as advance:
         arrays = [Activations(store, spec.key) for spec in store.contents.arrays]
         for done, array in enumerate(arrays, start=1):
             step = max(1, _PIECE // array._extent.row_bytes)
@@ -281,8 +314,8 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> li
             ]
             if rows:
                 found.append(Damage(array.key, tuple(rows)))
-            if progress is not None:
-                progress(done, len(arrays))
+            if advance is not None:
+                advance(done, len(arrays))
     return found
 
 

@@ -1,17 +1,16 @@
 """How the command line shows things: tables, progress bars, sizes."""
 
 import json
-import math
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from repsim.files import human
+from repsim.files import duration, human
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -20,16 +19,12 @@ if TYPE_CHECKING:
 
     from repsim.metrics import Metric
     from repsim.plan import Cost, Plan
+    from repsim.tables import Table as Plain
 
 LOG_SECONDS = 30.0
 """Where stderr is no terminal, progress is told this often."""
 PROSE = 100
 """Columns of running text at most, however wide the terminal is."""
-
-
-def times(shape: Sequence[int]) -> str:
-    """``64 x 7 x 7``."""
-    return " x ".join(map(str, shape))
 
 
 def console(*, stderr: bool = False) -> "Console":
@@ -53,6 +48,14 @@ def table(*columns: str, title: str | None = None) -> "Table":
             column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
         )
     return made
+
+
+def show(plain: "Plain") -> None:
+    """Print a table."""
+    made = table(*plain.heads, title=plain.title or None)
+    for k, row in enumerate(plain.rows):
+        made.add_row(*row, end_section=k in plain.ends)
+    console().print(made)
 
 
 @contextmanager
@@ -98,22 +101,10 @@ def progress(what: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[
 
 def remarks(result: "xr.Dataset") -> None:
     """Say on stderr what was left out, which values are missing, and which mean little, a line each kind."""
-    for text in json.loads(result.attrs["left_out"]):
-        click.echo(f"left out: {text}", err=True)
-    for variable in result.data_vars.values():
-        _remarks(variable)
+    from repsim.results import notes
 
-
-def _remarks(variable: "xr.DataArray") -> None:
-    for text in json.loads(variable.attrs["undefined"]):
-        click.echo(f"{variable.name}: no value: {text}", err=True)
-    for text in json.loads(variable.attrs.get("remarks", "[]")):
-        click.echo(f"{variable.name}: {text}", err=True)
-    if cautions := json.loads(variable.attrs["cautions"]):
-        click.echo(
-            f"{variable.name}: {len(cautions)} of {variable.size} values say little, for instance {cautions[0]}",
-            err=True,
-        )
+    for text in notes(result):
+        click.echo(text, err=True)
 
 
 def plan(plan: "Plan", rates: "Cost") -> None:
@@ -138,46 +129,11 @@ def took(seconds: float) -> None:
     click.echo(f"took: {duration(seconds)}, {human(memory_peak())} of memory at most", err=True)
 
 
-def duration(seconds: float) -> str:
-    """Time in readable units.
-
-    >>> duration(0.123), duration(75), duration(7500)
-    ('0.12 s', '1 min 15 s', '2 h 5 min')
-    """
-    if seconds < 59.5:
-        return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def matches(variable: "xr.DataArray") -> None:
     """The closest layer of each: of two models layer by layer, of many on the average of a model's layers."""
-    import numpy as np
+    from repsim.results import closest
 
-    attrs = variable.attrs
-    title = f"{attrs['label']}: {variable['n_samples'].item()} samples of {variable['data'].item()}"
-    similarity = attrs["sense"] == "similarity"
-    values = variable.values if similarity else -variable.values
-    models = [list(dict.fromkeys(variable[f"model_{side}"].values.tolist())) for side in "ab"]
-    if len(models[0]) > 1:
-        mean = table("mean over layers of the closest", *(f">{model}" for model in models[1]), title=title)
-        for a in models[0]:
-            row = values[variable["model_a"].values == a]
-            cells = []
-            for b in models[1]:
-                best = [np.nanmax(each) for each in row[:, variable["model_b"].values == b] if not np.isnan(each).all()]
-                cells.append(f"{np.mean(best) * (1 if similarity else -1):.4f}" if best and a != b else "-")
-            mean.add_row(str(a), *cells)
-        console().print(mean)
-        return
-    closest = table(f"layer of {models[0][0]}", f"closest layer of {models[1][0]}", ">value", title=title)
-    for layer, row, keys in zip(variable["layer_a"].values, variable.values, values, strict=True):
-        if np.isnan(row).all():
-            closest.add_row(str(layer), "-", "undefined")
-        else:
-            at = int(np.nanargmax(keys))
-            closest.add_row(str(layer), str(variable["layer_b"].values[at]), f"{row[at]:.4f}")
-    console().print(closest)
+    show(closest(variable))
 
 
 def measures() -> None:
@@ -221,138 +177,11 @@ def steps() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
 def study(found: "xr.Dataset") -> None:
     """What a study found: warnings on stderr, tables, and the summary at the end."""
+    from repsim.study.tables import all_tables
+
     for text in json.loads(found.attrs["warnings"]):
         click.echo(f"note: {text}", err=True)
-    out = console()
-    if found.sizes.get("pair"):
-        out.print(_pairs(found))
-        out.print(_by_measure(found))
-    if found.sizes.get("state"):
-        out.print(_shares(found))
+    for each in all_tables(found):
+        show(each)
     for text in json.loads(found.attrs["summary"]):
-        click.echo(textwrap.fill(text, min(out.width, PROSE), subsequent_indent="  "))
-
-
-def _pairs(found: "xr.Dataset") -> "Table":
-    """All pairs under the strictest kernel."""
-    from repsim.study.words import number, probability, strictest
-
-    kernel = strictest(found)
-    at = found.sel(measure=kernel)
-    made = table(
-        "models", "relation", ">best match (95 %)", ">split half", ">calibrated", ">p (Holm)", ">control",
-        ">learned (95 %)",
-        title=f"{kernel}: mean along the best match of layers; calibrated against permuted samples",
-    )  # fmt: skip
-    for k, pair in enumerate(found["pair"].values.tolist()):
-        row = {name: float(at[name].values[k]) for name in (
-            "index", "index_low", "index_high", "split_half", "calibrated_index", "p_index_holm", "control", "learned",
-            "learned_low", "learned_high",
-        )}  # fmt: skip
-        cells = [
-            number(row["index"], row["index_low"], row["index_high"]),
-            number(row["split_half"]),
-            number(row["calibrated_index"]),
-            probability(row["p_index_holm"]),
-            number(row["control"]),
-            number(row["learned"], row["learned_low"], row["learned_high"]),
-        ]
-        made.add_row(pair, str(found["relation"].values[k]), *("-" if "nan" in cell else cell for cell in cells))
-    return made
-
-
-def _by_measure(found: "xr.Dataset") -> "Table":
-    """Every measure, mean over pairs of one kind."""
-    import numpy as np
-
-    from repsim.study.words import number, probability
-
-    made = table(
-        "measure", "pairs", ">best match", ">untrained or other control", ">learned", ">calibrated", ">largest p",
-        title="every measure, mean over pairs of models",
-    )  # fmt: skip
-    relations = list(dict.fromkeys(found["relation"].values.tolist()))
-    for measure in found["measure"].values.tolist():
-        for relation in relations:
-            some = found.sel(measure=measure).isel(pair=found["relation"].values == relation)
-            cells = [number(float(some[name].mean())) for name in ("index", "control", "learned", "calibrated_index")]
-            p = some["p_index"].values
-            cells.append(probability(float(np.nanmax(p))) if not np.isnan(p).all() else "-")
-            made.add_row(measure, relation, *("-" if "nan" in cell else cell for cell in cells))
-    return made
-
-
-def _shares(found: "xr.Dataset") -> "Table":
-    """The four shares by depth; of what cannot be told apart, the sum."""
-    import numpy as np
-
-    from repsim.study.words import name_of, number
-
-    known = [
-        name for name in found["share_of"].values.tolist() if not np.isnan(found["mean_share"].sel(share_of=name)).all()
-    ]
-    shares = [name for name in known if "_and_" not in name or not set(name.split("_and_")) & set(known)]
-    names = (f">{' + '.join(name_of(found, part) for part in name.split('_and_'))}" for name in shares)
-    made = table("networks", "depth", *names, title="where the energy of kernels comes from")
-    for state in found["state"].values.tolist():
-        for depth in found["depth"].values.tolist():
-            cells = [number(float(found["share"].sel(state=state, share_of=name, depth=depth))) for name in shares]
-            made.add_row(state, f"{depth:.2f}", *("-" if "nan" in cell else cell for cell in cells))
-        cells = [number(float(found["mean_share"].sel(state=state, share_of=name))) for name in shares]
-        made.add_row(state, "mean", *("-" if "nan" in cell else cell for cell in cells), end_section=True)
-    return made
-
-
-def study_as_json(found: "xr.Dataset") -> dict[str, Any]:
-    """A study for programs: the numbers of pairs and shares, and what was said. Matrices of layers are in the file."""
-
-    def plain(name: str) -> dict[str, Any]:
-        variable = found[name]
-        values = variable.values.tolist()
-        return {"dims": list(variable.dims), "values": _without_nan(values)}
-
-    small = [str(name) for name, each in found.data_vars.items() if not {"layer_a", "sample"} & set(each.dims)]
-    return {
-        "summary": json.loads(found.attrs["summary"]),
-        "warnings": json.loads(found.attrs["warnings"]),
-        "samples": found["n_samples"].item(),
-        "data": found["data"].item(),
-        "coordinates": {
-            str(dim): found[dim].values.tolist()
-            for dim in found.dims
-            if dim in found.coords and dim not in {"sample", "layer_a", "layer_b"}
-        },
-        "variables": {name: plain(name) for name in small},
-    }
-
-
-def _without_nan(values: Any) -> Any:
-    if isinstance(values, list):
-        return [_without_nan(each) for each in values]
-    return None if isinstance(values, float) and math.isnan(values) else values
-
-
-def as_json(result: "xr.Dataset") -> dict[str, Any]:
-    """A result for programs."""
-
-    def plain(variable: "xr.DataArray") -> dict[str, Any]:
-        attrs = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in variable.attrs.items()}
-        attrs |= {key: json.loads(attrs[key]) for key in ("undefined", "cautions", "remarks") if key in attrs}
-        values = [[None if math.isnan(value) else value for value in row] for row in variable.values.tolist()]
-        return {**attrs, "values": values}
-
-    sides = {
-        side: {
-            "models": list(dict.fromkeys(result[f"model_{side}"].values.tolist())),
-            "layers": result[f"layer_{side}"].values.tolist(),
-        }
-        | ({"readouts": result[f"readout_{side}"].values.tolist()} if f"readout_{side}" in result.coords else {})
-        for side in "ab"
-    }
-    return {
-        **sides,
-        "samples": result["n_samples"].item(),
-        "data": result["data"].item(),
-        "left_out": json.loads(result.attrs["left_out"]),
-        "metrics": {str(name): plain(variable) for name, variable in result.data_vars.items()},
-    }
+        click.echo(textwrap.fill(text, min(console().width, PROSE), subsequent_indent="  "))

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Write what docs/metrics.md and docs/conformance.md say of each measure, out of the measures themselves.
+"""Write what docs/metrics.md and docs/conformance.md say of each measure, out of the measures themselves, and what
+docs/study-format.md says of each variable of a study.
 
 Between the marks ``<!-- NAME ... -->`` and ``<!-- /NAME -->`` a page is written anew; the rest is written by hand, and
 stays.
 
 \b
-scripts/metrics_docs.py            writes both
+scripts/metrics_docs.py            writes them
 scripts/metrics_docs.py --check    says which are not what would be written, and exits with 1
 """
 
@@ -24,6 +25,7 @@ try:
 
     from repsim import explain
     from repsim.metrics.base import Metric
+    from repsim.study import vocabulary
     from repsim.testing import MetricContract
     from tests.metrics import oracles
 except ModuleNotFoundError as missing:  # not the project's interpreter: go there, once
@@ -42,6 +44,7 @@ def pages() -> dict[Path, str]:
     blocks = {
         "metrics.md": {"questions": questions(), "traits": traits(), "measures": measures()},
         "conformance.md": {"data": data(), "numbers": numbers(), "without": without(), "references": references()},
+        "study-format.md": {"variables": table(("variable", "dimensions", "what it is"), vocabulary.rows())},
     }
     return {docs / name: filled((docs / name).read_text(), parts) for name, parts in blocks.items()}
 

@@ -4,20 +4,28 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
-from jaxtyping import install_import_hook
 from PIL import Image
 
-hook = install_import_hook(["repsim.metrics", "repsim.factors", "repsim.alignment"], "beartype.beartype")
+from tests import shapes
+
+hook = jaxtyping.install_import_hook(["repsim.metrics", "repsim.factors", "repsim.alignment"], "tests.shapes.checked")
 
 torch.set_num_threads(1)  # these networks and matrices are small: threads would only wait for each other
 
 Pictures = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _shapes_are_checked_anew() -> Iterator[None]:
+    with shapes.checks():
+        yield
 
 
 @pytest.fixture

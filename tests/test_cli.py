@@ -27,7 +27,8 @@ from repsim.store import open_store
 from repsim.writing import write_store
 
 COMMANDS = [
-    "compare", "demo", "extract", "heatmap", "inspect", "layers", "metrics", "models", "universality", "verify",
+    "compare", "completion", "demo", "export", "extract", "figures", "heatmap", "inspect", "layers", "metrics",
+    "models", "report", "run", "universality", "verify",
 ]  # fmt: skip
 
 

@@ -5,7 +5,9 @@ import json
 import click
 
 from repsim import terminal
+from repsim.commands import completing
 from repsim.commands.shared import JSON
+from repsim.tables import times
 
 
 @click.command()
@@ -38,7 +40,7 @@ def models(pattern: str, *, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=completing.models)
 @click.option(
     "--layers", "spec", default="blocks", show_default=True, help="blocks, stages, all, or globs: 'layer3.*,norm'."
 )
@@ -63,14 +65,14 @@ def layers(model: str, spec: str, *, as_json: bool) -> None:
         return
     table = terminal.table("layer", "type", "output shape", "axes", ">width")
     for layer in extractor.layers():
-        table.add_row(layer.name, layer.type, terminal.times(layer.shape), layer.axes, str(layer.width))
+        table.add_row(layer.name, layer.type, times(layer.shape), layer.axes, str(layer.width))
     terminal.console().print(table)
     for note in getattr(extractor, "notes", ()):
         click.echo(f"note: {note}", err=True)
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completing.metrics)
 @JSON
 def metrics(name: str | None, *, as_json: bool) -> None:
     """List the measures of similarity; with a NAME, explain one: what it answers, its formula, what it needs.

@@ -10,18 +10,20 @@ from pathlib import Path
 import click
 
 from repsim import terminal
+from repsim.commands import completing
 from repsim.commands.shared import DEVICE, JSON, PATH, command_line, say
 from repsim.errors import InvalidInputError
 from repsim.files import check_output
 
 
 @click.command()
-@click.argument("stores", nargs=-1, required=True, type=PATH)
+@click.argument("stores", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5"))
 @click.option(
     "-m",
     "--metric",
     "specs",
     multiple=True,
+    shell_complete=completing.metrics,
     help="As in `repsim metrics`; repeat for several. all, or a group: alignment, rsm, neighbours, "
     "group:cca, statistics, and topology, which all is without.  [default: cka, or what the result has that grows]",
 )
@@ -78,6 +80,7 @@ def compare(
       torchrun --nproc-per-node 4 -m repsim compare acts/*.h5 -o all.nc
     """
     from repsim.comparison import Comparison
+    from repsim.frames import result_as_json
     from repsim.ranks import ranks
     from repsim.results import open_result, save_result
 
@@ -115,7 +118,7 @@ def compare(
         terminal.took(seconds)
     terminal.remarks(result)
     if as_json:
-        click.echo(json.dumps(terminal.as_json(result)))
+        click.echo(json.dumps(result_as_json(result)))
         return
     for variable in result.data_vars.values():
         terminal.matches(variable)

@@ -1,40 +1,101 @@
-"""Results as figures."""
+"""Results and studies as figures."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from repsim.commands import completing
 from repsim.commands.shared import PATH
-from repsim.errors import InvalidInputError
+
+WIDTH = click.FloatRange(min=2, max=30)
 
 
 @click.command()
-@click.argument("result", type=PATH)
+@click.argument("files", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".nc"))
 @click.option(
     "-o", "--out", type=PATH, required=True, help="The figure: .png, .pdf or .svg; or an interactive page: .html."
 )
-@click.option("-m", "--metric", "specs", multiple=True, help="Only these of the result's metrics.  [default: all]")
-def heatmap(result: Path, out: Path, specs: Sequence[str]) -> None:
-    """Draw the layer x layer heatmap of a RESULT of `repsim compare`. An existing figure is replaced.
+@click.option("-m", "--metric", "specs", multiple=True, help="Only these of the metrics.  [default: all of a result]")
+@click.option("--pair", "pairs", multiple=True, metavar="'A x B'", help="Of a study: these models.  [default: all]")
+@click.option("--path/--no-path", default=None, help="The best order-preserving match.  [default: of a study]")
+@click.option("--marks/--no-marks", default=None, help="Cross out what chance explains.  [default: where p is known]")
+def heatmap(
+    files: Sequence[Path],
+    out: Path,
+    specs: Sequence[str],
+    pairs: Sequence[str],
+    *,
+    path: bool | None,
+    marks: bool | None,
+) -> None:
+    """Draw the layer x layer heatmaps of FILES: results of `repsim compare`, or one study of `repsim universality`.
 
-    As .html it is the page of `repsim report`.
+    Several results share one scale and one colour bar, and so do the pairs of models of a study. An existing figure is
+    replaced. As .html it is the page of `repsim report`.
 
     \b
     Examples:
       repsim heatmap result.nc -o result.png
-      repsim heatmap result.nc -m svcca -o figure.pdf
+      repsim heatmap result.nc -m svcca --path -o figure.pdf
+      repsim heatmap seeds.nc families.nc -m cka -o grid.pdf
+      repsim heatmap study.nc -m cka --pair 'resnet50 x vit_base' -o pair.png
     """
     from repsim import figures
-    from repsim.results import open_result
+    from repsim.errors import InvalidInputError
+    from repsim.results import is_study, open_result, open_study
 
     if out.suffix == ".html":
         from repsim.report.page import write_report
 
-        if specs:
-            raise InvalidInputError("a page has all measures of a result, and a switch; leave -m out")
-        write_report(open_result(result), out, overwrite=True)
+        if specs or pairs:
+            raise InvalidInputError("a page has switches for measures and pairs; leave -m and --pair out")
+        write_report(files, out, overwrite=True)
         click.echo(str(out))
         return
-    figures.save(figures.figure(open_result(result), list(specs) or None), out)
+    measures = list(specs) or None
+    if any(is_study(file) for file in files):
+        if len(files) > 1:
+            raise InvalidInputError(
+                f"expected one study, or results of `repsim compare`, got {len(files)} files with a study"
+            )
+        study = open_study(files[0])
+        if not pairs and study.sizes.get("pair", 0) > figures.FEW:
+            raise InvalidInputError(
+                f"{study.sizes['pair']} pairs of models are too many for one page; name some with --pair, for instance "
+                f"--pair '{study['pair'].values[0]}'"
+            )
+        drawn = figures.plot_grid(study, measures, pairs=list(pairs) or None, path=path, marks=marks)
+    elif pairs:
+        raise InvalidInputError("--pair takes pairs of models out of a study; a result is drawn as it is")
+    elif len(files) == 1:
+        drawn = figures.figure(open_result(files[0]), measures, path=path, marks=marks)
+    else:
+        drawn = figures.plot_grid([open_result(file) for file in files], measures, path=path, marks=marks)
+    figures.save(drawn, out)
     click.echo(str(out))
+
+
+@click.command()
+@click.argument("study", type=PATH, shell_complete=completing.files(".nc"))
+@click.option(
+    "-o", "--out", type=PATH, required=True, help="Folder for the figures; those that are there are replaced."
+)
+@click.option("--format", "form", type=click.Choice(["png", "pdf", "svg"]), default="png", show_default=True)
+@click.option("--width", type=WIDTH, metavar="INCHES", help="Of all figures.  [default: a column's 3.3, heatmaps 7]")
+def figures(study: Path, out: Path, form: str, width: float | None) -> None:
+    """Draw every figure of a STUDY of `repsim universality`, a file each.
+
+    Heatmaps of all pairs, matching depths, similarity along depth, all pairs with their controls, shares, the map of
+    models, and measure against measure. What a study cannot show is said.
+
+    \b
+    Examples:
+      repsim figures study.nc -o figures/
+      repsim figures study.nc -o figures/ --format pdf --width 7
+    """
+    from repsim.figures import save_all
+    from repsim.results import open_study
+
+    for name, what, path in save_all(open_study(study), out, form=form, width=width):
+        click.echo(f"{path}  {what}" if path else f"no {name}: {what}")

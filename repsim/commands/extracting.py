@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repsim import terminal
+from repsim.commands import completing
 from repsim.commands.shared import DEVICE, PATH, command_line, say, say_nothing
 from repsim.files import human
+from repsim.tables import times
 
 if TYPE_CHECKING:
     from repsim.extraction import Extraction
+    from repsim.protocol import Data, Model
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True)
+@click.argument("models", nargs=-1, required=True, shell_complete=completing.models)
 @click.option("--data", required=True, help="A folder of pictures, a .tar, digits, or a timm data set (torch/cifar10).")
 @click.option(
     "-o", "--out", type=PATH, default=Path("acts"), show_default=True, help="Folder for the stores, MODEL.h5."
@@ -101,16 +104,58 @@ def extract(
       repsim extract digits_resnet.seed0 --data digits --split test
       torchrun --nproc-per-node 4 -m repsim extract resnet50 --data photos/ -o acts/
     """
+    from repsim.protocol import Data, Model
+
+    extract_models(
+        [Model(name=name, weights=weights, seed=seed, recalibrate=recalibrate) for name in dict.fromkeys(models)],
+        Data(source=data, split=split, root=data_root, limit=limit, download=download, skip_bad=skip_bad),
+        out,
+        layers=layers,
+        readout=readout,
+        batch_size=batch_size,
+        workers=workers,
+        together=together,
+        device=device,
+        amp=amp,
+        dtype=dtype,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+
+
+def extract_models(
+    models: Sequence["Model"],
+    data: "Data",
+    out: Path,
+    *,
+    layers: str,
+    readout: str,
+    batch_size: int | None,
+    workers: int | None,
+    together: int,
+    device: str,
+    amp: bool,
+    dtype: Any,
+    overwrite: bool,
+    dry_run: bool,
+    anew: str = "; --overwrite makes it anew",
+) -> list[Path]:
+    """Extract, and tell how far it is; the work of `repsim extract`, and the first half of `repsim run`.
+
+    ``anew`` says how what is complete can be made again. Returns the stores, in the order of the models; of several
+    processes, only to the first.
+    """
     from repsim.extraction import Extraction, choose_samples, choose_stream, run_together
     from repsim.extractors import open_images
     from repsim.extractors.factory import make_extractor
     from repsim.ranks import ranks
 
-    _check(models, weights, recalibrate=recalibrate)
+    _check(models)
+    paths: dict[Model, Path] = {}
     with ranks() as me:
-        images = open_images(data, split=split, root=data_root, download=download)
+        images = open_images(data.source, split=data.split, root=data.root, download=data.download)
         with terminal.progress("checking pictures", "images/s", quiet=not me.first) as advance:
-            samples = choose_samples(images, limit=limit, skip_bad=skip_bad, progress=advance, me=me)
+            samples = choose_samples(images, limit=data.limit, skip_bad=data.skip_bad, progress=advance, me=me)
         how = choose_stream(samples, readout=readout, batch_size=batch_size, workers=workers, device=device, amp=amp)
         tell = say if me.first else say_nothing
         for name, why in samples.skipped.items():
@@ -119,9 +164,11 @@ def extract(
             jobs = []
             for model in group:
                 with terminal.waiting(
-                    f"loading {model}, {weights}", quiet=not me.first
+                    f"loading {model.name}, {model.weights}", quiet=not me.first
                 ):  # a download, or its time-out, takes a while
-                    extractor = make_extractor(model, weights=weights, seed=seed, layers=layers, readout=readout)
+                    extractor = make_extractor(
+                        model.name, weights=model.weights, seed=model.seed, layers=layers, readout=readout
+                    )
                 jobs.append(
                     Extraction(
                         extractor,
@@ -130,12 +177,13 @@ def extract(
                         how,
                         dtype,
                         overwrite=overwrite,
-                        recalibrate=recalibrate,
+                        recalibrate=model.recalibrate,
                         command=command_line(),
                     )
                 )
+                paths[model] = jobs[-1].path
                 for note in jobs[-1].notes:
-                    tell(f"note: {model}: {note}")
+                    tell(f"note: {model.name}: {note}")
             if dry_run:
                 for job in jobs if me.first else []:
                     _show_plan(job)
@@ -143,7 +191,7 @@ def extract(
             before = me.share([job.already() for job in jobs] if me.first else [])
             for job, done in zip(jobs, before, strict=True):
                 if done == len(samples.rows):
-                    tell(f"{job.path} is complete already; --overwrite makes it anew")
+                    tell(f"{job.path} is complete already{anew}")
                 elif done:
                     tell(f"{job.path}: going on after {done} of {len(samples.rows)} pictures")
             start = time.perf_counter()
@@ -160,26 +208,27 @@ def extract(
                         f"{job.path}  {len(store)} pictures x {len(store.layers)} layers, {human(job.bytes)}{rate}"
                     )
                 store.close()
+        return [paths[model] for model in models] if me.first else []
 
 
-def _check(models: Sequence[str], weights: str, *, recalibrate: bool) -> None:
+def _check(models: Sequence["Model"]) -> None:
     """What can be refused before anything is opened or downloaded."""
     from repsim.extractors.factory import check_name
     from repsim.extractors.recalibration import check_weights
 
-    if recalibrate:
-        check_weights(weights)
     for model in models:
-        check_name(model)
+        if model.recalibrate:
+            check_weights(model.weights)
+        check_name(model.name)
 
 
-def _groups(models: Sequence[str], together: int) -> list[list[str]]:
+def _groups(models: Sequence["Model"], together: int) -> list[list["Model"]]:
     """Models that prepare pictures alike, so many at most, in the order in which they are named."""
     from repsim.extractors.factory import preprocessing_of
 
-    kinds: dict[str, list[str]] = {}
+    kinds: dict[str, list[Model]] = {}
     for model in dict.fromkeys(models):
-        kinds.setdefault(preprocessing_of(model) or model, []).append(model)
+        kinds.setdefault(preprocessing_of(model.name) or model.name, []).append(model)
     return [kind[i : i + together] for kind in kinds.values() for i in range(0, len(kind), together)]
 
 
@@ -189,9 +238,9 @@ def _show_plan(job: "Extraction") -> None:
     )
     for spec in job.arrays:
         facts = spec.facts
-        shape = terminal.times(facts["output_shape"])
+        shape = times(facts["output_shape"])
         size = f"{spec.row_bytes(job.dtype) / spec.block:,.0f}"
-        table.add_row(spec.key.layer, facts["type"], shape, spec.key.readout, terminal.times(spec.shape), size)
+        table.add_row(spec.key.layer, facts["type"], shape, spec.key.readout, times(spec.shape), size)
     terminal.console().print(table)
     room = "enough room" if job.bytes * 1.05 <= job.bytes_free else "NOT ENOUGH ROOM"
     click.echo(

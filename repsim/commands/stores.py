@@ -7,11 +7,13 @@ from pathlib import Path
 import click
 
 from repsim import terminal
+from repsim.commands import completing
 from repsim.commands.shared import JSON, PATH
+from repsim.tables import times
 
 
 @click.command()
-@click.argument("store", type=PATH)
+@click.argument("store", type=PATH, shell_complete=completing.files(".h5"))
 @JSON
 def inspect(store: Path, *, as_json: bool) -> None:
     """Show what a STORE holds: model, weights, data, preprocessing, and every layer's array.
@@ -23,17 +25,17 @@ def inspect(store: Path, *, as_json: bool) -> None:
     from repsim.store import open_store
 
     with open_store(store) as opened:
-        rows = [
-            {
-                "layer": name,
-                "readout": opened[name].key.readout,
-                "shape": opened[name].shape,
-                "dtype": str(opened[name].dtype),
-            }
-            | opened.facts(name)
-            for name in opened.layers
-        ]
         if as_json:
+            rows = [
+                {
+                    "layer": name,
+                    "readout": opened[name].key.readout,
+                    "shape": opened[name].shape,
+                    "dtype": str(opened[name].dtype),
+                }
+                | opened.facts(name)
+                for name in opened.layers
+            ]
             facts = {"model": opened.model, "data": opened.data, "samples": len(opened), "layers": rows}
             facts["pixels"] = None if opened.pixels is None else opened.pixels.shape
             click.echo(json.dumps(facts | {"provenance": opened.provenance}))
@@ -42,21 +44,16 @@ def inspect(store: Path, *, as_json: bool) -> None:
         click.echo(f"{store}: {opened.model} on {opened.data}, {len(ids)} samples ({ids[0]} ... {ids[-1]})")
         if opened.labels is not None:
             click.echo(f"labels: {len(opened.classes) or len(set(opened.labels.tolist()))} classes")
-        table = terminal.table("layer", "readout", "type", "output shape", "axes", "stored as")
-        for row in rows:
-            stored = f"{terminal.times(row['shape'])} {row['dtype']}"
-            shape = terminal.times(row.get("output_shape", ()))
-            table.add_row(row["layer"], row["readout"], row.get("type", ""), shape, row.get("axes", ""), stored)
-        terminal.console().print(table)
+        terminal.show(opened.table())
         if opened.pixels is not None:
-            click.echo(f"pixels of the input: {terminal.times(opened.pixels.shape)}, a control beside the layers")
+            click.echo(f"pixels of the input: {times(opened.pixels.shape)}, a control beside the layers")
         for key, value in opened.provenance.items():
             if value not in (None, "", {}, []):
                 click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
 
 
 @click.command()
-@click.argument("stores", nargs=-1, required=True, type=PATH)
+@click.argument("stores", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5"))
 def verify(stores: Sequence[Path]) -> None:
     """Read STORES whole and hold every byte against its checksum. Exit code 1 where something is damaged.
 

@@ -7,19 +7,21 @@ from pathlib import Path
 import click
 
 from repsim import terminal
+from repsim.commands import completing
 from repsim.commands.shared import DEVICE, JSON, OVERWRITE, PATH, command_line
 from repsim.errors import InvalidInputError
 from repsim.files import check_output
 
 
 @click.command()
-@click.argument("stores", nargs=-1, required=True, type=PATH)
+@click.argument("stores", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5"))
 @click.option("-o", "--out", type=PATH, help="Save the study here, as netCDF (.nc).")
 @click.option(
     "-m",
     "--metric",
     "specs",
     multiple=True,
+    shell_complete=completing.metrics,
     help="As in `repsim metrics`; repeat for several. Debiased CKA, and partial CKA, are always there.  "
     "[default: cka, mutual_knn, nuclear, svcca]",
 )
@@ -80,6 +82,7 @@ def universality(
       repsim universality acts/*.h5 --family cnn='resnet*,convnext*' --family vit='*vit*' -o study.nc
       repsim universality acts/*.h5 -m cka -m mutual_knn:k=5 --permutations 200 --json
     """
+    from repsim.frames import study_as_json
     from repsim.results import save_result
     from repsim.study.conduct import universality as conduct
 
@@ -109,7 +112,7 @@ def universality(
     if out is not None:
         save_result(study, out, overwrite=overwrite)
     if as_json:
-        click.echo(json.dumps(terminal.study_as_json(study)))
+        click.echo(json.dumps(study_as_json(study)))
         return
     terminal.study(study)
     if out is not None:

@@ -1,11 +1,11 @@
 """Conducting a study: from stores of many models to all that can be said of how universal their representations are."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -19,7 +19,7 @@ from repsim.metrics import Metric
 from repsim.metrics.chance import moments
 from repsim.metrics.cka import CKA
 from repsim.plan import by_recipe
-from repsim.progress import Progress, counter
+from repsim.progress import Progress, Steps, counter, told_stepwise
 from repsim.resampling import random_permutations
 from repsim.store import ActivationStore, open_store
 from repsim.study import controls as control
@@ -43,13 +43,6 @@ _SPLITS = 8
 _SPLIT_SAMPLES = 20_000
 """Samples of all splits taken together: of many samples one split says as much as several of few."""
 
-Steps = Callable[[str], Progress | None]
-"""Gives, for the name of a step of the work, what is called with how much of it is done and of all."""
-
-
-def _silent(_: str) -> None:
-    return None
-
 
 def universality(
     stores: Sequence[StoreLike],
@@ -67,7 +60,7 @@ def universality(
     seed: int = 0,
     device: str = "auto",
     memory: int | str | None = None,
-    steps: Steps = _silent,
+    steps: Steps | Literal[False] | None = None,
     command: str | None = None,
 ) -> xr.Dataset:
     """Find out how universal the representations of several networks are, and how much of that is learned.
@@ -103,7 +96,8 @@ def universality(
     device, memory
         As in `repsim.compare`.
     steps
-        Called with the name of each step of the work; returns what is told about its progress.
+        Called with the name of each step of the work; returns what is told about its progress. By default a notebook
+        shows a bar; False is silent.
     command
         Recorded as what made the study.
 
@@ -143,6 +137,7 @@ def universality(
     place = choose_device(device)
     room = memory_to_use(place, memory)
     with ExitStack() as stack:
+        step = stack.enter_context(told_stepwise("the study", steps))
         opened = [
             each if isinstance(each, ActivationStore) else stack.enter_context(open_store(each)) for each in stores
         ]
@@ -152,14 +147,14 @@ def universality(
         if untrained:
             made = control.untrained(
                 study, untrained, Path(folder), data=data, split=split, data_root=data_root, device=device,
-                step=counter(untrained * control.to_extract(study), steps("extracting untrained networks")),
+                step=counter(untrained * control.to_extract(study), step("extracting untrained networks")),
             )  # fmt: skip
             for store in made:
                 stack.enter_context(store)
             there = {store.model for store in opened}
             opened += [store for store in made if store.model not in there]
             study = design(opened, families=families, readout=readout)
-        evidence = _gather(study, asked, permutations=permutations, seed=seed, device=place, memory=room, steps=steps)
+        evidence = _gather(study, asked, permutations=permutations, seed=seed, device=place, memory=room, steps=step)
         return findings(evidence, draws=draws, seed=seed, command=command or "")
 
 

@@ -25,6 +25,7 @@ from repsim.study.nulls import Null, of_values
 from repsim.study.others import Measured, most
 from repsim.study.passes import Kernels
 from repsim.study.uncertainty import half_samples, influence, interval_of, jackknife, multiplier_bootstrap
+from repsim.study.vocabulary import describe
 
 RELATIONS = ("other family", "same family", "same architecture")
 TITLES = {RAW: "cka", "input": "cka given input", "labels": "cka given labels", TWINS: "cka given untrained"}
@@ -163,6 +164,7 @@ def findings(evidence: Evidence, *, draws: int, seed: int, command: str) -> xr.D
     warnings = list(words.warnings(evidence))
     result.attrs["warnings"] = json.dumps(warnings)
     result.attrs["summary"] = json.dumps(words.summary(result))
+    describe(result)
     return result
 
 

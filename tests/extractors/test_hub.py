@@ -42,8 +42,8 @@ class Hub(BaseHTTPRequestHandler):
     asked: list[str]
     refuses: Mapping[str, tuple[int, str]] = MappingProxyType({})
     """Name of a model -> status and error code, where it wants a login."""
-    etag: str | None = None
-    """What it says is the SHA-256 of every file, where that is not so."""
+    etags: Mapping[str, str] = MappingProxyType({})
+    """What it says is the SHA-256 of a file, where that is not so."""
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -65,7 +65,7 @@ class Hub(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("ETag", f'"{self.etag or hashlib.sha256(content).hexdigest()}"')
+        self.send_header("ETag", f'"{self.etags.get(self.path) or hashlib.sha256(content).hexdigest()}"')
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if body:
@@ -75,14 +75,16 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-REPOSITORY = "/timm/test_resnet.r160_in1k/resolve/main/"
+def weights_of(model: str) -> str:
+    """Where the hub has them."""
+    return f"/timm/{model}.r160_in1k/resolve/main/model.safetensors"
 
 
 NOBODY = "http://127.0.0.1:9"  # the port of a service that no machine runs any more
 
 
 def standing() -> dict[str, bytes]:
-    return {REPOSITORY + "model.safetensors": save(made().state_dict())}
+    return {weights_of("test_resnet"): save(made().state_dict())}
 
 
 @contextmanager
@@ -155,7 +157,7 @@ def test_pretrained_weights_come_from_the_hub_and_then_from_its_cache(
     assert record["weights"] == "pretrained"
     assert record["timm_name"] == "test_resnet.r160_in1k"
     assert record["weights_sha256"] == fingerprint(made())
-    file = f"{REPOSITORY}model.safetensors"
+    file = weights_of("test_resnet")
     # the second load asks whether the file is still the same, and does not fetch it again
     assert [what for what in asked if what.endswith(file)] == [f"HEAD {file}", f"GET {file}", f"HEAD {file}"]
     # the hub is gone; and with HF_HUB_OFFLINE it is not even asked
@@ -175,33 +177,45 @@ def test_offline_and_not_in_the_cache_names_the_two_other_ways(tmp_path: Path) -
     ]
 
 
-def test_a_model_that_the_hub_does_not_have(hub: Any, tmp_path: Path) -> None:
-    address, handler = hub
-    handler.files = {}
-    (said,) = run(tmp_path, "test_resnet", HF_ENDPOINT=address)
-    assert said.startswith("no pretrained weights for test_resnet (timm/test_resnet.r160_in1k): ")
+REFUSED = {"test_resnet": (401, "RepoNotFound"), "test_vit": (403, "GatedRepo")}
+MISSING, CUT_OFF, ANOTHER = "test_byobnet", "test_convnext", "test_efficientnet"
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """Why each of these has no weights, all asked for by one process; and what the hub was asked for."""
+    whole = save(made().state_dict())
+    names = [*REFUSED, MISSING, CUT_OFF, ANOTHER]
+    with serving({weights_of(CUT_OFF): whole[: len(whole) // 2], weights_of(ANOTHER): whole}) as (address, handler):
+        handler.refuses, handler.etags = REFUSED, {weights_of(ANOTHER): "a" * 64}
+        lines = run(tmp_path_factory.mktemp("empty"), *names, HF_ENDPOINT=address)
+        yield dict(zip(names, lines, strict=True)), handler.asked
+
+
+def test_a_model_that_the_hub_does_not_have(failed: tuple[dict[str, str], list[str]]) -> None:
+    said, asked = failed[0][MISSING], failed[1]
+    assert said.startswith(f"no pretrained weights for {MISSING} (timm/{MISSING}.r160_in1k): ")
     assert "404" in said
     assert "cannot be reached" not in said
     assert said.endswith("Use --weights FILE (.safetensors or .pth), or --weights random")
-    assert handler.asked
+    assert any(MISSING in what for what in asked)
 
 
-def test_damaged_weights_from_the_hub(hub: Any, tmp_path: Path) -> None:
-    address, handler = hub
-    whole = handler.files[REPOSITORY + "model.safetensors"]
-    handler.files = {REPOSITORY + "model.safetensors": whole[: len(whole) // 2]}
-    (said,) = run(tmp_path, "test_resnet", HF_ENDPOINT=address)
-    assert said.startswith(
-        "no pretrained weights for test_resnet (timm/test_resnet.r160_in1k): Error while deserializing"
+def test_damaged_weights_from_the_hub(failed: tuple[dict[str, str], list[str]]) -> None:
+    assert failed[0][CUT_OFF].startswith(
+        f"no pretrained weights for {CUT_OFF} (timm/{CUT_OFF}.r160_in1k): Error while deserializing"
     )
 
 
-def test_weights_that_need_a_login(hub: Any, tmp_path: Path) -> None:
-    address, handler = hub
-    handler.refuses = {"test_resnet": (401, "RepoNotFound"), "test_vit": (403, "GatedRepo")}
-    lines = run(tmp_path, *handler.refuses, HF_ENDPOINT=address)
-    for name, (status, _), line in zip(handler.refuses, handler.refuses.values(), lines, strict=True):
-        assert line == (
+def test_a_hub_that_sends_something_else_than_it_says_is_noticed(failed: tuple[dict[str, str], list[str]]) -> None:
+    said = failed[0][ANOTHER]
+    assert said.startswith("weights are damaged in the cache (SHA-256 ")
+    assert said.endswith("a" * 64)
+
+
+def test_weights_that_need_a_login(failed: tuple[dict[str, str], list[str]]) -> None:
+    for name, (status, _) in REFUSED.items():
+        assert failed[0][name] == (
             f"no pretrained weights for {name} (timm/{name}.r160_in1k): the hub refuses access "
             f"({status}). If they exist, accept their terms on the hub's page and log in (`hf auth login`, or "
             "HF_TOKEN). Use --weights FILE (.safetensors or .pth), or --weights random"
@@ -236,14 +250,6 @@ def test_a_file_damaged_in_the_hubs_cache_is_noticed(
     assert run(tmp_path / "copy", "test_resnet", HF_HUB_OFFLINE="1") == [said_of(blob, blob.name)]
     blob.unlink()
     assert run(tmp_path / "copy", "test_resnet", HF_ENDPOINT=hub[0]) == [line]
-
-
-def test_a_hub_that_sends_something_else_than_it_says_is_noticed(hub: Any, tmp_path: Path) -> None:
-    address, handler = hub
-    handler.etag = "a" * 64
-    (said,) = run(tmp_path, "test_resnet", HF_ENDPOINT=address)
-    assert said.startswith("weights are damaged in the cache (SHA-256 ")
-    assert said.endswith("a" * 64)
 
 
 def by_url(pretrained: bool = False, **options: Any) -> nn.Module:

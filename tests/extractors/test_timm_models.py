@@ -103,9 +103,9 @@ MODELS = [
     ("test_maxvit", "stem", "NCHW", 4, "NCHW", 0),
     ("swin_tiny_patch4_window7_224", "patch_embed", "NHWC", 12, "NHWC", 0),
     ("resnet50", "maxpool", "NCHW", 16, "NCHW", 0),
-    ("vit_base_patch16_224", "patch_embed", "NLC", 12, "NLC", 1),
+    ("vit_tiny_patch16_224", "patch_embed", "NLC", 12, "NLC", 1),
     ("convnext_tiny", "stem", "NCHW", 18, "NCHW", 0),
-    ("mixer_b16_224", "stem", "NLC", 12, "NLC", 0),
+    ("mixer_s16_224", "stem", "NLC", 8, "NLC", 0),
     ("deit_tiny_distilled_patch16_224", "patch_embed", "NLC", 12, "NLC", 2),
 ]
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from repsim import compare, terminal
+from repsim import compare
 from repsim.errors import InvalidInputError, StoreError
 from repsim.results import open_result, open_study, save_result
 from repsim.store import ActivationStore
-from repsim.study import others
+from repsim.study import others, tables
 from repsim.study.conduct import universality
 from repsim.study.depth import mbm
 from repsim.writing import write_store
@@ -213,7 +213,7 @@ INDEX = {"index", "index_low", "index_high", "split_half", "largest", "p_index",
 
 def _columns(study: xr.Dataset) -> list[str]:
     """Of the table of shares: what cannot be told apart is there as a sum."""
-    return [str(column.header) for column in terminal._shares(study).columns]
+    return [head.removeprefix(">") for head in tables.shares(study).heads]
 
 
 def test_one_model(shelf: Shelf) -> None:

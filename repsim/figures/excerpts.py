@@ -1,0 +1,101 @@
+"""What of a study a figure draws: one pair of models under one measure, as a comparison would hold it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from repsim.errors import UnknownNameError
+from repsim.figures.canvas import has_pairs, known_measure
+
+
+def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArray:
+    """Take one pair of models out of a study, as `heatmap` draws it.
+
+    Parameters
+    ----------
+    study
+        What `repsim.universality` returns.
+    pair
+        As the study calls it, ``a x b``, or the other way round, which gives the transposed.
+    measure
+        One of the study's; by default debiased CKA given the input, where that is known.
+
+    Returns
+    -------
+    DataArray
+        (layer_a, layer_b), with the attributes of a result's variable. A distance, which a study has as its negative,
+        is a distance again. The coordinate ``match`` has for every layer of a the layer of b, -1 for none; ``p``, where
+        there are p-values, is not corrected.
+
+    Raises
+    ------
+    UnknownNameError
+        For a pair or a measure that the study does not have.
+
+    Examples
+    --------
+    >>> study = repsim.open_study("study.nc")  # doctest: +SKIP
+    >>> heatmap(pick(study, "resnet50 x vit_base", "cka"))  # doctest: +SKIP
+    """
+    measure = known_measure(study, measure)
+    has_pairs(study)
+    names = study["pair"].values.tolist()
+    turned = " x ".join(reversed(pair.split(" x ")))
+    if pair not in names and turned not in names:
+        raise UnknownNameError("pair of this study", pair, names)
+    at = study.sel(measure=measure, pair=pair if pair in names else turned)
+    a, b = (str(at[f"pair_{side}"].item()) for side in "ab")
+    rows, columns = study["model_a"].values == a, study["model_b"].values == b
+    attrs = traits(measure)
+    table = at[["value", "p"]].isel(layer_a=rows, layer_b=columns)
+    value = table["value"] if attrs["sense"] == "similarity" else -table["value"]
+    one = xr.DataArray(
+        value.values,
+        dims=("layer_a", "layer_b"),
+        coords={
+            **{
+                f"layer_{side}": [str(layer).removeprefix(f"{model}/") for layer in table[f"layer_{side}"].values]
+                for side, model in (("a", a), ("b", b))
+            },
+            **{
+                f"model_{side}": (f"layer_{side}", [model] * n)
+                for side, model, n in zip("ab", (a, b), value.shape, strict=True)
+            },
+            **{
+                f"readout_{side}": (f"layer_{side}", [study["readout"].item()] * n)
+                for side, n in zip("ab", value.shape, strict=True)
+            },
+            "n_samples": study["n_samples"].item(),
+            "data": study["data"].item(),
+        },
+        name=measure,
+        attrs=attrs,
+    )
+    if not np.isnan(table["p"].values).all():
+        one = one.assign_coords(p=(one.dims, table["p"].values))
+    direction = 0
+    if pair not in names:
+        swap = {f"{name}_{x}": f"{name}_{y}" for name in ("layer", "model", "readout") for x, y in ("ab", "ba")}
+        one, direction = one.rename(swap).transpose("layer_a", "layer_b"), 1
+    match = at["match"].isel(direction=direction).values[: one.shape[0]]
+    return one.assign_coords(match=("layer_a", match))
+
+
+def every_pair(study: xr.Dataset, measure: str | None = None) -> Iterator[xr.DataArray]:
+    """Take all pairs, one after the other, the model that the study names later along the rows."""
+    has_pairs(study)
+    order = study["model"].values.tolist()
+    for pair, a, b in zip(*(study[name].values.tolist() for name in ("pair", "pair_a", "pair_b")), strict=True):
+        yield pick(study, pair if order.index(a) > order.index(b) else f"{b} x {a}", measure)
+
+
+def traits(measure: str) -> dict[str, Any]:
+    """What a measure of a study declares: label, sense and range, as a result's variable has them."""
+    from repsim import metrics  # noqa: PLC0415 - loads torch, which no comparison's figure needs
+
+    spec, _, given = measure.partition(" given ")
+    metric = metrics.get(spec)
+    label = f"{metric.label}, given {given}" if given else metric.label
+    return {"label": label, "spec": measure, "sense": metric.sense, "valid_range": list(metric.bounds)}

@@ -1,0 +1,41 @@
+"""Where one stage of a network ends and the next begins, as far as the names of layers tell."""
+
+import re
+from collections.abc import Iterable
+
+
+def boundaries(layers: Iterable[str]) -> list[int]:
+    """Find the layers that another stage, or none, begins with.
+
+    A stage is what comes before the number of a block, if it has a number itself: ``layer1`` of ``layer1.0``,
+    ``stages.0`` of ``stages.0.blocks.2``, ``blocks.1`` of ``blocks.1.0``. The blocks of a ViT, ``blocks.0``, have one
+    number and no stage. Nor has a network whose every layer would be a stage of its own.
+
+    Parameters
+    ----------
+    layers
+        Names of one network's layers in order of depth, with or without a readout (``layer1.0@mean``).
+
+    Returns
+    -------
+    list of int
+        Positions, counted from 0; the first layer is none.
+
+    Examples
+    --------
+    >>> boundaries(["conv1", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "fc"])
+    [1, 3, 5]
+    >>> boundaries(["patch_embed", "blocks.0", "blocks.1", "norm"])
+    []
+    """
+    stages = [_stage(layer.split("@")[0]) for layer in layers]
+    named = [stage for stage in stages if stage]
+    if len(set(named)) < 2 or len(set(named)) == len(named):
+        return []
+    return [at for at in range(1, len(stages)) if stages[at] != stages[at - 1]]
+
+
+def _stage(layer: str) -> str:
+    """The name up to its first number, if another number follows: of a block, which that of a sublayer is not."""
+    found = re.match(r"(?:(.*?[^\d.]\d+)\.(?:.*?\d+)(?:\.|$)|(.*?\.\d+)\.(?:.*\.)?\d+(?:\.|$))", layer)
+    return (found[1] or found[2]) if found else ""

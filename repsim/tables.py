@@ -1,0 +1,96 @@
+"""Tables before anybody shows them: one source for the terminal, plain text and notebooks.
+
+The HTML inherits its colours, so that it is legible on light and dark pages; it has no script, asks nothing of the
+network, and names are escaped, because a store may be a stranger's.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+
+FOLDED = 12
+"""Rows: longer tables are folded in a notebook."""
+_CELL = "padding:.15em .8em .15em 0;border:0;white-space:nowrap"
+_LINE = "border-bottom:1px solid color-mix(in srgb,currentColor 30%,transparent)"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under heads; a column whose head begins with > is set flush right."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    ends: frozenset[int] = frozenset()
+    """Rows that end a section."""
+
+    def __str__(self) -> str:
+        """In plain text.
+
+        >>> print(Table("two layers", ("layer", ">cka"), (("stem", ".912"), ("head", "1"))))
+        two layers
+        layer   cka
+        stem   .912
+        head      1
+        """
+        heads = [head.removeprefix(">") for head in self.heads]
+        widths = [max(map(len, column)) for column in zip(heads, *self.rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if head.startswith(">") else cell.ljust(width)
+                for cell, width, head in zip(row, widths, self.heads, strict=True)
+            ).rstrip()
+            for row in (heads, *self.rows)
+        ]
+        return "\n".join([*([self.title] if self.title else []), *lines])
+
+    def html(self, *, folded: bool = False) -> str:
+        """For a notebook; a long one is folded in any case.
+
+        >>> "&lt;script&gt;" in Table("", ("layer",), (("<script>",),)).html()
+        True
+        """
+        sides = ["right" if head.startswith(">") else "left" for head in self.heads]
+        heads = "".join(
+            f'<th scope="col" style="text-align:{side};font-weight:600;{_CELL};{_LINE}">'
+            f"{escape(head.removeprefix('>'))}</th>"
+            for head, side in zip(self.heads, sides, strict=True)
+        )
+        rows = "".join(
+            "<tr>"
+            + "".join(
+                f'<td style="text-align:{side};{_CELL}{";" + _LINE if k in self.ends else ""}">{escape(cell)}</td>'
+                for cell, side in zip(row, sides, strict=True)
+            )
+            + "</tr>"
+            for k, row in enumerate(self.rows)
+        )
+        table = (
+            '<div style="overflow-x:auto"><table style="border-collapse:collapse;margin:.3em 0;color:inherit;'
+            'font-variant-numeric:tabular-nums">'
+            f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+        )
+        if not self.title:
+            return table
+        opened = "" if folded or len(self.rows) > FOLDED else " open"
+        return f'<details{opened}><summary style="cursor:pointer">{escape(self.title)}</summary>{table}</details>'
+
+
+def times(shape: Iterable[int]) -> str:
+    """Show a shape.
+
+    >>> times((64, 7, 7))
+    '64 x 7 x 7'
+    """
+    return " x ".join(map(str, shape))
+
+
+def card(heading: str, *parts: str) -> str:
+    """Make one block of HTML of a heading, which is escaped, and parts, which are HTML."""
+    body = "".join(parts)
+    return f'<div style="color:inherit;line-height:1.4"><div><strong>{escape(heading)}</strong></div>{body}</div>'
+
+
+def paragraphs(texts: Iterable[str]) -> str:
+    """Make a paragraph of HTML of each text."""
+    return "".join(f'<p style="margin:.3em 0;max-width:60em">{escape(text)}</p>' for text in texts)

@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""Draw the pictures of docs/figures.md again, with the page's own code: draw_figures.py DEMO (of `repsim demo`)."""
+
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def draw(demo: Path) -> list[Path]:
+    """Run the page's Python in a folder of its own, and keep the pictures that it shows."""
+    page = (DOCS / "figures.md").read_text()
+    wanted = re.findall(r"\]\(pictures/(.+?)\)", page)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "demo").symlink_to(demo.resolve())
+        os.chdir(folder)
+        names: dict[str, Any] = {}
+        for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+            exec(block, names)  # noqa: S102 - our own page
+        made = [DOCS / "pictures" / name for name in wanted]
+        for picture in made:  # 256 colours are all that they have, nearly, and a third of the bytes
+            Image.open(picture.name).convert("RGB").quantize(256).save(picture, optimize=True)
+        os.chdir(DOCS)
+    return made
+
+
+if __name__ == "__main__":
+    for picture in draw(Path(sys.argv[1])):
+        print(f"{picture.relative_to(DOCS.parent)}  {picture.stat().st_size / 1000:.0f} kB")

@@ -1,0 +1,371 @@
+"""Every example of the documentation runs, page by page, each in an empty folder of its own.
+
+What a reader does not see says how, in a comment on the line before a block:
+
+``<!-- file: NAME -->``      the block is written to this file
+``<!-- given: acts -->``     before it runs, ``acts/`` holds stores of four of repsim's networks (``no acts``: nothing)
+``<!-- given: demo -->``     before it runs, ``demo/`` holds comparisons and a study of these, as `repsim demo` has it
+``<!-- given: study -->``    before it runs, ``study.nc`` is that study
+``<!-- not run: WHY -->``    it cannot run here; `REASONS` says which reasons there are
+
+Python blocks of a page share their names; of ``>>>`` blocks, and of ``console`` blocks, what they show is compared. A
+block that neither runs nor says why fails its page. Pages find a folder ``photos/``, the file ``my_model.safetensors``,
+and in the cache of the model hub checkpoints of the timm models that they name.
+"""
+
+import doctest
+import functools
+import glob
+import importlib
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import huggingface_hub
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import timm
+from click.testing import CliRunner
+from jaxtyping import config
+from PIL import Image
+from safetensors.torch import save_file
+from timm.models._registry import _model_entrypoints
+
+import repsim
+from repsim.cli import main
+from repsim.extractors.zoo import SEEDS
+from repsim.metrics.base import Metric
+from repsim.study import conduct, findings
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+REASONS = {
+    "installs": "it changes the environment, or needs the network",
+    "long": "it takes minutes",
+    "several processes": "it takes torchrun, or a scheduler",
+    "other software": "it shows how something else is used",
+    "not here": "it needs data, or hardware, that is not here",
+}
+SHELL = {"", "sh", "bash", "console"}
+SHOWN_ONLY = {"text", "bibtex"}
+COMMAND = re.compile(r"\$ |repsim |torchrun |pip |scripts/|srun |sbatch |python |pytest |git |cd |mkdir |export |apt")
+FENCE = re.compile(
+    r"^(?:<!-- (?P<key>[a-z ]+?)(?:: (?P<value>.*?))? -->\n)?^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+SMALL: dict[str, dict[str, Any]] = {
+    "resnet18": {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)},
+    "resnet50": {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)},
+    "vit_base_patch16_224": {"embed_dim": 24, "depth": 3, "num_heads": 3},
+    "vit_tiny_patch16_224": {"embed_dim": 24, "depth": 2, "num_heads": 3},
+}
+"""The timm models that pages name are small ones here: most of the time would go into making weights."""
+REVISION = "0" * 40
+
+
+@dataclass(frozen=True)
+class Block:
+    lang: str
+    text: str
+    line: int
+    key: str
+    value: str
+
+    @property
+    def is_example(self) -> bool:
+        if self.lang in SHOWN_ONLY or self.lang.startswith("{"):
+            return False
+        return self.lang != "" or any(COMMAND.match(line) for line in self.text.splitlines())
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text()
+    return [
+        Block(m["lang"], m["text"], text[: m.start("lang")].count("\n") + 1, m["key"] or "", m["value"] or "")
+        for m in FENCE.finditer(text)
+    ]
+
+
+TESTED_ELSEWHERE = {"metrics"}
+"""Its examples are those of docstrings (test_metrics_docs.py), which are doctests."""
+EXAMPLES = [
+    page for page in PAGES if page.stem not in TESTED_ELSEWHERE and any(block.is_example for block in blocks(page))
+]
+
+
+# What the pages find
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(1)
+    root = tmp_path_factory.mktemp("given") / "photos"
+    for i in range(14):
+        path = root / ("cats", "dogs")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((80, 60)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def acts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("given") / "acts"
+    for name in (f"digits_{kind}.seed{seed}" for kind in ("resnet", "vit") for seed in SEEDS[:2]):
+        repsim.extract(name, "digits", folder, split="test", limit=40, layers="stages").close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(acts: Path) -> Path:
+    """Names as `repsim demo` has them, on less."""
+    folder = acts.parent / "demo"
+    stores = sorted(acts.glob("*.h5"))
+    for name, (a, b) in {"resnet_seed0_vs_seed1": (0, 1), "resnet_vs_vit": (0, 2)}.items():
+        repsim.save_result(repsim.compare(stores[a], stores[b], ["cka", "svcca"]), folder / f"{name}.nc")
+    repsim.save_result(repsim.universality(stores, ["cka", "mutual_knn"], permutations=19), folder / "study.nc")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The hub's cache as its client leaves it, with random checkpoints; timm's code loads them from there."""
+    cache = tmp_path_factory.mktemp("hub")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in SMALL.items():
+            made = timm.model_entrypoint(name)
+            patch.setitem(_model_entrypoints, name, functools.wraps(made)(functools.partial(made, **size)))
+            repository = cache / "models--{}".format(timm.get_pretrained_cfg(name).hf_hub_id.replace("/", "--"))
+            for file in ("refs/main", f"snapshots/{REVISION}/model.safetensors"):
+                (repository / file).parent.mkdir(parents=True)
+            (repository / "refs/main").write_text(REVISION)
+            save_file(timm.create_model(name).state_dict(), repository / f"snapshots/{REVISION}/model.safetensors")
+        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+        yield cache
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photos: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """What a page begins in; what is registered, imported or plotted there is forgotten afterwards."""
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "my_model.safetensors").symlink_to(next(hub.glob("*--resnet50.*/snapshots/*/*")))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(findings, "_STABILITY", 5)  # most of a small study's time, as are
+    monkeypatch.setattr(conduct, "_SPLITS", 2)
+    config.update("jaxtyping_disable", True)  # the checks of shapes, which the other tests make
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    repsim.metrics.names()  # all of ours are there
+    measures, modules = dict(Metric.registry), set(sys.modules)
+    yield tmp_path
+    config.update("jaxtyping_disable", False)
+    plt.close("all")
+    Metric.registry.clear()
+    Metric.registry.update(measures)
+    repsim.metrics._load.cache_clear()
+    for name in set(sys.modules) - modules:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+# How they run
+
+
+def run_shell(text: str, page: "Page") -> None:
+    """Run every command, and compare what is shown after one in a ``console`` block."""
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    shows = any(line.startswith("$ ") for line in lines)
+    while lines:
+        line = lines.pop(0)
+        if not shows or line.startswith("$ "):
+            wanted = []
+            while shows and lines and not lines[0].startswith("$ "):
+                wanted.append(lines.pop(0))
+            said = run_command(line.removeprefix("$ "), page)
+            if wanted:
+                compare_output("\n".join(wanted), said, f"{page.path.name}: {line}")
+
+
+def run_command(line: str, page: "Page") -> str:
+    words = shlex.split(line, comments=True)
+    if not words:
+        return ""
+    words = [found for word in words for found in expanded(word, line)]
+    assert words[0] in COMMANDS, f"{page.path.name}: cannot run {line!r}; mark its block: <!-- not run: ... -->"
+    if words[-2:-1] == [">"]:
+        Path(words[-1]).write_text(COMMANDS[words[0]](words[1:-2], page))
+        return ""
+    return COMMANDS[words[0]](words[1:], page)
+
+
+def expanded(word: str, line: str) -> list[str]:
+    """Globs, as a shell has them."""
+    quoted = f"'{word}'" in line or f'"{word}"' in line
+    return [word] if quoted else sorted(glob.glob(word)) or [word]  # noqa: PTH207 - relative, as a shell has them
+
+
+def run_repsim(words: list[str], page: "Page") -> str:
+    repsim.metrics._load.cache_clear()  # a package may have been installed meanwhile
+    words = [*words, *(word for pair in LIGHT.get(words[0], {}).items() if pair[0] not in words for word in pair)]
+    done = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert done.exit_code == 0, f"{page.path.name}: repsim {shlex.join(words)} says: {done.output}"
+    return done.stdout
+
+
+def run_pip(words: list[str], page: "Page") -> str:
+    """``pip install -e .`` in a folder of one's own: what it leaves behind, without a network."""
+    assert words == ["install", "-e", "."], page.path.name
+    table = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    folder = Path(f"{table['name'].replace('-', '_')}-{table['version']}.dist-info")
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Name: {table['name']}\nVersion: {table['version']}\n")
+    groups = [
+        "\n".join([f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())])
+        for group, entries in table["entry-points"].items()
+    ]
+    (folder / "entry_points.txt").write_text("\n\n".join(groups))
+    importlib.invalidate_caches()
+    return ""
+
+
+def run_pytest(words: list[str], page: "Page") -> str:
+    code = pytest.main(["-q", "-c", "/dev/null", "--rootdir", ".", "-p", "no:cacheprovider", "-p", "no:xdist", *words])
+    assert code == 0, f"{page.path.name}: pytest {shlex.join(words)} fails"
+    return ""
+
+
+def run_python(words: list[str], page: "Page") -> str:
+    assert len(words) == 1, page.path.name
+    exec(compile(Path(words[0]).read_text(), words[0], "exec"), {"__name__": "__main__"})  # noqa: S102 - ours
+    return ""
+
+
+LIGHT = {"extract": {"--limit": "40"}, "universality": {"--permutations": "19", "-m": "cka"}}
+"""What a command gets that does not say so itself: the same work, on less."""
+
+COMMANDS: dict[str, Callable[[list[str], "Page"], str]] = {
+    "repsim": run_repsim,
+    "pip": run_pip,
+    "pytest": run_pytest,
+    "python": run_python,
+}
+
+
+def compare_output(wanted: str, said: str, where: str) -> None:
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert doctest.OutputChecker().check_output(wanted + "\n", said, flags), f"{where}\nshown:\n{wanted}\nsaid:\n{said}"
+
+
+class Page:
+    def __init__(self, path: Path, given: Callable[[str], Path]) -> None:
+        self.path, self.given = path, given
+        self.names: dict[str, Any] = {"__name__": "__main__"}
+
+    def run(self, block: Block) -> None:
+        where = f"{self.path.name}, line {block.line}"
+        if block.key == "given":
+            assert block.value in {"acts", "no acts", "demo", "study"}, where
+            folder = block.value.removeprefix("no ")
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder == "study":
+                shutil.copy(self.given("demo") / "study.nc", ".")
+            elif folder == block.value:
+                shutil.copytree(self.given(folder), folder)
+        if block.key == "not run":
+            check_commands(block, where)
+        elif block.key == "file":
+            Path(block.value).parent.mkdir(parents=True, exist_ok=True)
+            Path(block.value).write_text(block.text)
+        elif block.lang == "python":
+            code = compile("\n" * block.line + block.text, str(self.path), "exec")
+            exec(code, self.names)  # noqa: S102 - ours
+        elif block.lang == "pycon":
+            self.compare(block, where)
+        else:
+            assert block.lang in SHELL, f"{where}: a block of {block.lang}: say what is done with it"
+            run_shell(block.text, self)
+
+    def compare(self, block: Block, where: str) -> None:
+        test = doctest.DocTestParser().get_doctest(block.text, {}, where, str(self.path), block.line)
+        test.globs = self.names
+        said: list[str] = []
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+        failed, tried = runner.run(test, out=said.append, clear_globs=False)
+        assert tried, where
+        assert not failed, "".join(said)
+
+
+def check_commands(block: Block, where: str) -> None:
+    """A command that cannot run here has options that exist all the same."""
+    assert block.value in REASONS, f"{where}: {block.value!r} is none of {sorted(REASONS)}"
+    for line in re.sub(r"\\\n\s*", " ", block.text).splitlines():
+        if found := re.match(r"(?:.*-m )?(?:\$ )?repsim (?P<command>[a-z]+)(?P<rest>.*)", line):
+            assert found["command"] in main.commands, f"{where}: there is no repsim {found['command']}"
+            words = shlex.split(found["rest"], comments=True)
+            main.commands[found["command"]].make_context(found["command"], words)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[page.stem for page in EXAMPLES])
+def test_the_examples_run(path: Path, folder: Path, request: pytest.FixtureRequest) -> None:
+    page = Page(path, request.getfixturevalue)
+    for block in blocks(path):
+        if block.is_example:
+            page.run(block)
+
+
+def test_a_block_that_does_not_run_says_why() -> None:
+    """And there is no reason that nothing gives."""
+    given = [block.value for page in EXAMPLES for block in blocks(page) if block.is_example and block.key == "not run"]
+    assert set(given) == set(REASONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("```\nrepsim compare nothing.h5\n```\n", "no such"),
+        ("```\ntorchrun -m repsim compare a.h5\n```\n", "mark its block"),
+        ("<!-- not run: several processes -->\n```\ntorchrun -m repsim compare a.h5 --quick\n```\n", "No such option"),
+        ("<!-- not run: several processes -->\n```\ntorchrun -m repsim heat a.nc\n```\n", "there is no repsim heat"),
+        ("<!-- not run: because -->\n```\nrepsim demo\n```\n", "is none of"),
+        ("```pycon\n>>> 1 + 1\n3\n```\n", "Expected"),
+        ("```console\n$ repsim metrics cka --json\n{}\n```\n", "shown"),
+        ("```python\n1 / 0\n```\n", "division by zero"),
+        ("```yaml\na: 1\n```\n", "a block of yaml"),
+    ],
+)
+def test_the_test_bites(text: str, complaint: str, folder: Path) -> None:
+    path = folder / "page.md"
+    path.write_text(text)
+    page = Page(path, folder)
+    (block,) = blocks(path)
+    with pytest.raises((AssertionError, ZeroDivisionError, click.UsageError)) as caught:
+        page.run(block)
+    assert complaint in str(caught.value)
+
+
+def test_links_of_the_pages_that_are_not_on_the_site() -> None:
+    """Sphinx follows those of the site."""
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for page in (ROOT / "docs").glob("*.md"):
+        for target in re.findall(r"\]\((\.\./[^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_reference_names_every_public_module() -> None:
+    """What is in a module's ``__all__`` then follows by itself, with its documentation."""
+    page = (ROOT / "docs" / "api.md").read_text()
+    documented = set(re.findall(r"automodule:: ([\w.]+)", page))
+    assert documented == {
+        f"repsim{part}" for part in ("", ".metrics", ".extractors", ".figures", ".testing", ".errors")
+    }
+    for module in (importlib.import_module(name) for name in documented):
+        for name in getattr(module, "__all__", ()):
+            assert name == "__version__" or (getattr(module, name).__doc__ or "").strip(), name
