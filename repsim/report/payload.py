@@ -1,4 +1,4 @@
-"""What a page knows: studies, or comparisons, as one value that JSON can say. What it draws from this is in page.js."""
+"""What a page knows: studies, or comparisons, as one value that JSON can say. The scripts beside this file draw it."""
 
 import json
 import math
@@ -43,8 +43,6 @@ def payload(results: Sequence[xr.Dataset]) -> dict[str, Any]:
 
     Examples
     --------
-    >>> import repsim
-    >>> x, y = np.random.default_rng(0).normal(size=(2, 30, 5))
     >>> result = xr.Dataset(
     ...     {"cka": (LAYERS, [[0.5]], {"label": "CKA"})},
     ...     coords={"layer_a": ["conv1"], "layer_b": ["blocks.0"], "model_a": ("layer_a", ["r"]),

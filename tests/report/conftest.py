@@ -26,7 +26,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
     with ExitStack() as stack:
         made = family(folder, rng, N, learned=0.7, seen=0.5, models=FOUR + TWINS, sample_ids=NAMES)
         stores = [stack.enter_context(store) for store in made]
-        return universality(stores, ["mutual_knn:k=4", "procrustes"], permutations=39, draws=50)
+        return universality(stores, ["mutual_knn:k=4", "procrustes"], permutations=19, draws=20)
 
 
 @pytest.fixture(scope="session")
