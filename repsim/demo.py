@@ -7,11 +7,13 @@ from repsim.comparison import compare
 from repsim.extraction import extract
 from repsim.extractors.zoo import SEEDS
 from repsim.progress import Progress, counter
+from repsim.report.page import write_report
 from repsim.results import save_result
 from repsim.study.conduct import universality
 
 METRICS = ("cka", "svcca")
 STUDY = "study.nc"
+REPORT = "report.html"
 _OF_STUDY = ("cka", "mutual_knn")
 _PERMUTATIONS = 299
 _FAMILIES = ("digits_resnet", "digits_vit")
@@ -68,5 +70,7 @@ def run(folder: Path, progress: Progress | None = None) -> dict[Path, str]:
     save_result(study, folder / STUDY, overwrite=True)
     made[folder / STUDY] = "how universal it all is: the summary below"
     made |= {path: what for _, what, path in figures.save_all(study, folder / "figures") if path}
+    write_report(study, folder / REPORT, thumbnails="digits", overwrite=True)
+    made[folder / REPORT] = "all of it as one page, to explore in a browser"
     step()
     return made

@@ -14,8 +14,8 @@ def demo(out: Path) -> None:
     """Run the whole chain in a minute or two, with nothing but what comes with repsim.
 
     Extracts six small networks trained on handwritten digits (a ResNet and a ViT, three seeds each) and untrained ones,
-    on digits they never saw; compares them; draws the heatmaps; says what to look at, and how universal their
-    representations are.
+    on digits they never saw; compares them; draws the heatmaps; asks how universal their representations are, and
+    puts all of it on a page, report.html. Says what to look at.
 
     \b
     Example:

@@ -16,12 +16,11 @@ from typing import Any
 import xarray as xr
 
 import repsim
-from repsim.errors import StoreError
 from repsim.files import check_output, replacing
 from repsim.report.payload import payload
 from repsim.report.pictures import SHOWN, without_pictures
 from repsim.report.pictures import thumbnails as thumbnails_of
-from repsim.results import FORMAT, open_result, open_study
+from repsim.results import open_either
 
 Source = xr.Dataset | str | os.PathLike[str]
 
@@ -90,23 +89,13 @@ def write_report(
     check_output(path, overwrite=overwrite)
     given = [studies] if isinstance(studies, xr.Dataset | str | os.PathLike) else list(studies)
     files = [Path(each) for each in given if not isinstance(each, xr.Dataset)]
-    data = payload([each if isinstance(each, xr.Dataset) else _open(Path(each)) for each in given])
+    data = payload([each if isinstance(each, xr.Dataset) else open_either(each) for each in given])
     data |= {"title": title or data["title"], "citation": _citation(), "shown": SHOWN}
     data["files"] = {f"{file.name} (SHA-256)": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     data |= without_pictures() if thumbnails is None else thumbnails_of(data["parts"], os.fspath(thumbnails))
     page = render(data)
     with replacing(path, overwrite=overwrite) as partial:
         partial.write_text(page, encoding="utf-8", errors="replace", newline="\n")
-
-
-def _open(path: Path) -> xr.Dataset:
-    """A study or a result, whichever it is."""
-    try:
-        return open_study(path)
-    except StoreError as no_study:
-        if repr(FORMAT) not in str(no_study):
-            raise
-    return open_result(path)
 
 
 def render(data: Mapping[str, Any]) -> str:
