@@ -16,12 +16,11 @@ from typing import Any
 import xarray as xr
 
 import repsim
-from repsim.errors import StoreError
 from repsim.files import check_output, replacing
 from repsim.report.payload import payload
 from repsim.report.pictures import SHOWN, without_pictures
 from repsim.report.pictures import thumbnails as thumbnails_of
-from repsim.results import FORMAT, open_result, open_study
+from repsim.results import is_study, open_result, open_study
 
 Source = xr.Dataset | str | os.PathLike[str]
 
@@ -101,12 +100,7 @@ def write_report(
 
 def _open(path: Path) -> xr.Dataset:
     """A study or a result, whichever it is."""
-    try:
-        return open_study(path)
-    except StoreError as no_study:
-        if repr(FORMAT) not in str(no_study):
-            raise
-    return open_result(path)
+    return open_study(path) if is_study(path) else open_result(path)
 
 
 def render(data: Mapping[str, Any]) -> str:
