@@ -110,7 +110,7 @@ def test_the_command_makes_a_page_and_says_what_is_wrong(
         (("report", tmp_path / "study.nc", "-o", page), "use --overwrite"),
         (("report", tmp_path / "study.nc", "-o", tmp_path / "page.pdf"), "name it .html"),
         (("report", tmp_path / "nothing.nc", "-o", tmp_path / "x.html"), "no such file"),
-        (("heatmap", tmp_path / "result.nc", "-m", "cka", "-o", page), "leave -m out"),
+        (("heatmap", tmp_path / "result.nc", "-m", "cka", "-o", page), "leave -m and --pair out"),
     ):
         failed = cli(*words)
         assert failed.exit_code == 2
