@@ -17,12 +17,12 @@ class About {
     const warnings = byId("warnings");
     warnings.hidden = !part.warnings.length;
     warnings.querySelector("ul").replaceChildren(...part.warnings.map((text) => element("li", {}, text)));
-    byId("findings").hidden = !part.isStudy && warnings.hidden;
+    byId("findings-title").textContent = part.isStudy ? "What was found" : "What is compared";
     this.facts();
     byId("citation").textContent = data.citation.text;
     byId("bibtex").textContent = data.citation.bibtex;
     const cited = part.measures.filter(({ citation }) => citation).map(({ name, citation }) => `${name.split(" given ")[0]}: ${citation}`);
-    byId("sources").textContent = `Please also cite whose measures you report. ${[...new Set(cited)].join(". ")}.`;
+    byId("sources").textContent = cited.length ? `Please also cite whose measures you report: ${[...new Set(cited)].join(". ")}.` : "";
   }
 
   // The few numbers that everything else explains.
@@ -54,7 +54,7 @@ class About {
     const rows = part.models.map((model) => [
       model.name, ...(part.isStudy ? [model.family || MISSING, model.trained ? "trained" : "untrained"] : []),
       ...known.map((key) => (key.endsWith("sha256") ? (model[key] ?? MISSING).slice(0, 12) : model[key] ?? MISSING))]);
-    byId("networks").replaceChildren(table(["Network", ...(part.isStudy ? ["Family", ""] : []), ...known.map((key) => told[key])], rows, "Networks", 99));
+    byId("networks").replaceChildren(table(["Network", ...(part.isStudy ? ["Family", "State"] : []), ...known.map((key) => told[key])], rows, "Networks", 99));
   }
 
   async copy() {

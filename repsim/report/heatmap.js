@@ -127,8 +127,9 @@ function linesBetween(up, across, style) {
 
 // Square cells where that is possible; room for the longest name.
 function frameOf(box, { rows, columns, up, across }) {
-  const longest = (names) => Math.max(...(names.ticks ?? names.names).map((name) => widthOf(short(name), names.ticks ? 12 : 11)));
   const width = Math.max(box.clientWidth, 240);
+  const most = width < 480 ? 18 : 26;
+  const longest = (names) => Math.max(...(names.ticks ?? names.names).map((name) => widthOf(short(name, most), names.ticks ? 12 : 11)));
   const left = 14 + longest(up);
   const right = 76; // of the colour bar: with less, plotly.js would take its own
   const wide = Math.max(width - left - right, 80);
@@ -142,16 +143,16 @@ function frameOf(box, { rows, columns, up, across }) {
   return {
     size: { width, height: high + bottom + 28 },
     margin: { l: left, r: right + spare, t: 28, b: bottom },
-    cell: { across: (wide - spare) / columns, up: high / rows },
+    cell: { across: (wide - spare) / columns, up: high / rows, most },
     tilted,
   };
 }
 
 function ticksOf(names, cell) {
-  if (names.ticks) return { tickvals: names.at, ticktext: names.ticks.map((name) => plain(short(name))), automargin: false };
+  if (names.ticks) return { tickvals: names.at, ticktext: names.ticks.map((name) => plain(short(name, cell.most))), automargin: false };
   const every = Math.max(1, Math.ceil(12.5 / (names.side === "up" ? cell.up : cell.across)));
   const shown = [...Array(names.count).keys()].filter((k) => k % every === 0);
-  return { tickvals: shown, ticktext: shown.map((k) => plain(short(names.names[k]))), tickfont: { size: 11 }, automargin: false };
+  return { tickvals: shown, ticktext: shown.map((k) => plain(short(names.names[k], cell.most))), tickfont: { size: 11 }, automargin: false };
 }
 
 function showTip([title, value, ...lines], x, y) {

@@ -29,8 +29,8 @@ class Layers {
 
   drawAll() {
     const { part, measure, view } = this.page;
-    byId("all").hidden = !part.several;
-    if (!part.several) return;
+    byId("all").hidden = !part.several && Boolean(this.pair); // of one pair the figure beside it shows all
+    if (byId("all").hidden) return;
     const between = (side) => part.runs[side].slice(1).map((run) => run.first);
     const names = (side) => ({
       side, count: part.sides[side].layers.length, ticks: part.runs[side].map((run) => run.name),
@@ -172,7 +172,7 @@ class Layers {
     const across = [...Array(columns).keys()].map((j) => name("b", left + j));
     const up = [...Array(rows).keys()].map((i) => [
       name("a", top + i), ...across.map((_, j) => fixed(shown.values[(top + i) * part.columns + left + j]))]);
-    return table(["", ...across], up, `${measure}, ${view}`);
+    return table(["Layer", ...across], up, `${measure}, ${view}`);
   }
 
   // Values as they are in the file, to the last digit.

@@ -92,7 +92,7 @@ class Page {
     const study = part.isStudy;
     byId("pairs").hidden = !study || !part.pairs.length;
     byId("depth").hidden = !study || !(part.coords.state ?? []).length || !this.shares.known.length;
-    byId("maps").hidden = !study || !(part.coords.map ?? []).length;
+    byId("maps").hidden = !study || !(part.coords.map ?? []).length || !part.take("map_coordinates").some(Number.isFinite);
     byId("stimuli").hidden = true;
     if (!byId("pairs").hidden) this.drawPairs();
     if (!byId("depth").hidden) this.shares.draw();
@@ -151,6 +151,7 @@ class Page {
       this.shade();
       this.drawAll();
     });
+    addEventListener("keydown", ({ key }) => key === "Escape" && hideTip());
     this.listenToSizes();
   }
 

@@ -63,7 +63,7 @@ class Maps {
     this.chips(model);
     offerTable(box.parentElement, () => table(
       ["Network", "Family", "Cluster", "Axis 1", "Axis 2"],
-      model.map((name, k) => [name, family[k], clusters.length ? String(clusters[k] + 1) : MISSING, fixed(x[k]), fixed(y[k])]), map, 3));
+      model.map((name, k) => [name, family[k], clusters.length ? String(clusters[k] + 1) : MISSING, fixed(x[k]), fixed(y[k])]), `Places of networks (${map})`, 3));
   }
 
   say(map, clusters) {
@@ -73,7 +73,7 @@ class Maps {
     const found = count > 1
       ? `${count} clusters, silhouette ${fixed(at("silhouette"), 3)}${Number.isFinite(at("cluster_stability")) ? `; found again in resampled stimuli with an adjusted Rand index of ${fixed(at("cluster_stability"), 3)}` : ""}.`
       : "No clear clusters.";
-    const common = Number.isFinite(at("common_share")) ? ` The first common component carries ${fixed(at("common_share"), 3)} (${interval(at("common_share_low"), at("common_share_high"), 3)}).` : "";
+    const common = Number.isFinite(at("common_share")) ? ` The first common component carries ${fixed(at("common_share"), 3)}${bracketed(at("common_share_low"), at("common_share_high"), 3)} of what the networks have.` : "";
     byId("maps-note").textContent = `What is near is alike (${map} for networks, cka for layers). ${found}${common}`;
   }
 
@@ -151,6 +151,6 @@ class Maps {
     offerTable(box.parentElement, () => table(
       ["Layer", "Depth", "Axis 1", "Axis 2", "Axis 3"],
       part.sides.a.layers.map((layer, k) => [`${part.sides.a.models[k]}/${layer}`, fixed(deep[k], 2), ...[0, 1, 2].map((axis) => fixed(place(axis)[k]))]),
-      "Larger marks are deeper layers"));
+      "Places of layers (cka); larger marks are deeper layers"));
   }
 }

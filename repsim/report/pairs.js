@@ -28,8 +28,8 @@ class Pairs {
       tile(`Index (${measure})`, fixed(at("index")), interval(at("index_low"), at("index_high")), true),
       tile("Split half", fixed(at("split_half")), "match found on one half, measured on the other"),
       tile("p (index)", probability(at("p_index")), Number.isFinite(at("p_index_holm")) ? `Holm ${probability(at("p_index_holm"))}; ${at("permuted")} permutations` : ""),
-      tile("Control", fixed(at("control")), part.one("control_name", { measure, pair: pair.name }) || "no untrained networks"),
-      tile("Learned effect", fixed(at("learned")), interval(at("learned_low"), at("learned_high"))),
+      tile("Control", fixed(at("control")), part.one("control_name", { measure, pair: pair.name }) || this.uncontrolled),
+      tile("Learned effect", fixed(at("learned")), Number.isFinite(at("learned")) ? interval(at("learned_low"), at("learned_high")) : "needs a control"),
       tile("Calibrated index", fixed(at("calibrated_index")), Number.isFinite(at("threshold_index")) ? `above ${fixed(at("threshold_index"))}` : ""),
       tile("Largest of any two layers", fixed(at("largest")), Number.isFinite(at("calibrated_largest")) ? `calibrated ${fixed(at("calibrated_largest"))}` : ""),
       tile("Warp", fixed(at("warp")), "how much deeper in the second the match lies"),
@@ -44,6 +44,11 @@ class Pairs {
     });
     byId("details-measures").replaceChildren(table(
       ["Measure", "Index (95 %)", "Split half", "Calibrated", "p (Holm)", "Control", "Learned (95 %)"], rows, "This pair under every measure"));
+  }
+
+  // Why there is no control.
+  get uncontrolled() {
+    return this.part.models.some(({ trained }) => !trained) ? "none of this pair under this measure" : "no untrained networks";
   }
 
   // The table
@@ -111,6 +116,10 @@ class Pairs {
 
   forest() {
     const { part } = this;
+    const controlled = part.take("control", { measure: this.page.measure }).some(Number.isFinite);
+    byId("pairs-note").textContent = `The index of every pair: the mean along its best order-preserving match of layers, both ways. ${controlled
+      ? "Filled: the pair, with its 95 % interval. Hollow: its best control. What lies between the two is the learned effect."
+      : "With 95 % intervals. There is no control under this measure, hence no learned effect."}`;
     const box = byId("forest");
     const colours = hues();
     const there = RELATIONS.filter((relation) => part.pairs.some((pair) => pair.relation === relation));

@@ -3,19 +3,24 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from repsim import metrics
-from repsim.errors import InvalidInputError, RepsimError, SampleMismatchError
+from repsim.errors import InvalidInputError, RepsimError, SampleMismatchError, StoreError, reason
 from repsim.report import packing
 from repsim.results import STUDY
 from repsim.study import words
 
 LAYERS = ("layer_a", "layer_b")
 _MATRICES = ("value", "low", "high", "chance", "chance_sd", "z", "p")
+_BARE = (
+    "A comparison: how alike two layers are, and no more. Chance levels, intervals, controls and the match of whole "
+    "networks are in a study (repsim universality)."
+)
 _GIVEN = " given "
 _STORES = ("extractor", "architecture", "weights", "weights_sha256", "seed", "batch_norm", "device", "repsim_version")
 """What is told of every store; the rest of its provenance is in the file."""
@@ -40,6 +45,8 @@ def payload(results: Sequence[xr.Dataset]) -> dict[str, Any]:
         If there is nothing in them, or if they are of different models, or of one readout twice.
     SampleMismatchError
         If they are of different samples.
+    StoreError
+        If something that belongs to a study or result is missing, or is not what it should be.
 
     Examples
     --------
@@ -54,7 +61,7 @@ def payload(results: Sequence[xr.Dataset]) -> dict[str, Any]:
     """
     if not results:
         raise InvalidInputError("there is nothing to report: give one study or result at least")
-    parts = [part for result in results for part in _parts(result)]
+    parts = [part for result in results for part in _read(result)]
     _check(results, parts)
     return {"title": _title(parts[0]), "parts": parts}
 
@@ -89,8 +96,23 @@ def _title(part: Mapping[str, Any]) -> str:
     a, b = (list(dict.fromkeys(part["sides"][side]["models"])) for side in "ab")
     if part["kind"] == "study":
         families = list(dict.fromkeys(model["family"] for model in part["models"] if model["trained"]))
+        if len(a) == 1:
+            return f"One network: {a[0]}"
         return f"How alike are {len(a)} networks of {words.listed(families)}?"
     return " and ".join(words.listed(names) for names in ([a] if a == b else [a, b]))
+
+
+def _read(result: xr.Dataset) -> list[dict[str, Any]]:
+    try:
+        return list(_parts(result))
+    except RepsimError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # written by something else
+        what = "study" if _is_study(result) else "result"
+        name = Path(result.encoding.get("source", f"this {what}")).name
+        raise StoreError(
+            f"{name} is damaged, or no whole {what}: {reason(error).partition('. ')[0]}; make it again"
+        ) from error
 
 
 def _parts(result: xr.Dataset) -> Iterator[dict[str, Any]]:
@@ -109,19 +131,19 @@ def _parts(result: xr.Dataset) -> Iterator[dict[str, Any]]:
 
 def _of_comparison(result: xr.Dataset, names: Sequence[str], readout: str) -> dict[str, Any]:
     values = [result[name].transpose(*LAYERS) for name in names]
-    stores = [each for side in "ab" for each in _told(result.attrs.get(f"stores_{side}", "[]"))]
+    stores = [each for side in "ab" for each in _told(result, f"stores_{side}", dict)]
     notes = [
         f"{each.attrs.get('spec', name)}: {note}"
         for name, each in zip(names, values, strict=True)
         for kind in ("undefined", "cautions", "remarks")
-        for note in _told(each.attrs.get(kind, "[]"))
+        for note in _told(each, kind)
     ]
     own = {str(each) for side in "ab" for each in np.atleast_1d(result.coords.get(f"readout_{side}", ""))} - {""}
     return {
         "kind": "comparison",
         "readout": readout or ", ".join(sorted(own)),
-        "summary": [],
-        "warnings": [*dict.fromkeys(notes), *_told(result.attrs.get("left_out", "[]"))],
+        "summary": [_BARE],
+        "warnings": [*dict.fromkeys(notes), *_told(result, "left_out")],
         "models": list(_models(stores, [])),
         "sides": {side: _side(result, side) for side in "ab"},
         "measures": [_measure(str(each.attrs.get("spec", each.name)), each.attrs) for each in values],
@@ -139,14 +161,12 @@ def _of_study(study: xr.Dataset) -> dict[str, Any]:
     return {
         "kind": "study",
         "readout": str(study["readout"].item()),
-        "summary": _told(study.attrs.get("summary", "[]")),
-        "warnings": _told(study.attrs.get("warnings", "[]")),
+        "summary": _told(study, "summary"),
+        "warnings": _told(study, "warnings"),
         "verdict": words.verdict(study),
         "strictest": kernel,
         "share_names": {name: words.name_of(study, name) for name in study["share_of"].values.tolist()},
-        "models": list(
-            _models(_told(study.attrs.get("stores", "[]")), _told(study.attrs.get("untrained", "[]")), families)
-        ),
+        "models": list(_models(_told(study, "stores", dict), _told(study, "untrained"), families)),
         "sides": {side: _side(study, side) for side in "ab"},
         "measures": [_measure(spec) for spec in study["measure"].values.tolist()],
         "coords": {
@@ -213,7 +233,7 @@ def _measure(spec: str, attrs: Mapping[str, Any] | None = None) -> dict[str, Any
     low, high = metric.bounds
     if metric.sense == "distance":  # a study has distances as their negatives: more is more alike
         low, high = -high, -low
-    sign = "" if metric.sense == "similarity" else ", negative"
+    sign = "" if metric.sense == "similarity" else " (a distance, shown as its negative: more is more alike)"
     label = metric.label if not given else f"Partial {metric.label}, given {given}"
     return made | {
         "label": label + sign,
@@ -266,8 +286,15 @@ def _facts(result: xr.Dataset) -> dict[str, str]:
     return {key: str(value) for key, value in values.items() if value is not None and value != ""}
 
 
-def _told(text: Any) -> Any:
-    return json.loads(text)
+def _told(of: xr.Dataset | xr.DataArray, name: str, kind: type = str) -> list[Any]:
+    """What an attribute lists, as JSON; nothing where it is missing."""
+    try:
+        told = json.loads(of.attrs.get(name, "[]"))
+    except (TypeError, ValueError):
+        told = None
+    if not isinstance(told, list) or not all(isinstance(each, kind) for each in told):
+        raise ValueError(f"the attribute {name!r} is no JSON list of {'texts' if kind is str else 'objects'}")
+    return told
 
 
 def _plain(values: Any) -> list[str]:

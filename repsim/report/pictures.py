@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from repsim.errors import ImageError
-from repsim.extractors.images import ImageSource, open_images
+from repsim.extractors.images import Folder, ImageSource, open_images
 
 SHOWN = 12
 """How many of either kind."""
@@ -29,8 +30,8 @@ def without_pictures() -> dict[str, Any]:
 def thumbnails(parts: Sequence[Mapping[str, Any]], source: str) -> dict[str, Any]:
     """Make small copies of what the parts of a page show.
 
-    A picture is looked up among those that ``source`` lists, so no name leads out of it. One that is not there, or
-    cannot be read, says so in its place.
+    A picture is looked up among those that ``source`` lists, so no name leads out of it, and links that do are not
+    followed: a page is passed on. One that is not there, or cannot be read, says so in its place.
 
     Raises
     ------
@@ -64,8 +65,14 @@ def _extremes(parts: Sequence[Mapping[str, Any]]) -> set[str]:
 def _picture(images: ImageSource, row: int | None) -> dict[str, str]:
     if row is None:
         return {"missing": "no such picture there"}
+    if isinstance(images, Folder) and not (images.root / images.ids[row]).resolve().is_relative_to(
+        images.root.resolve()
+    ):
+        return {"missing": "a link to another folder"}
     try:
-        picture = images.load(row)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, but the user's own
+            picture = images.load(row)
     except ImageError:
         return {"missing": "cannot be read"}
     if max(picture.size) < SIZE:  # pixels of a digit stay pixels

@@ -41,7 +41,7 @@ class Shares {
       return [...band, {
         ...on, x: depth, y: mid, mode: "lines+markers", name: plain(this.name(share)), showlegend: !s, line: { color: colours[k], width: 2.4, dash: DASHES[k] },
         marker: { symbol: SYMBOLS[k], size: 8, color: colours[k] }, hoverinfo: "text",
-        text: depth.map((at, i) => `${plain(this.name(share))}, ${plain(state)}, depth ${fixed(at, 2)}<br>${fixed(mid[i])} (${interval(low[i], high[i])})`),
+        text: depth.map((at, i) => `${plain(this.name(share))}, ${plain(state)}, depth ${fixed(at, 2)}<br>${fixed(mid[i])}${bracketed(low[i], high[i])}`),
       }];
     }));
     const [least, most] = extremes(["share_low", "share_high", "share"].flatMap((name) => this.known.flatMap((share) => part.take(name, { share_of: share }))));
@@ -62,7 +62,7 @@ class Shares {
       })),
     }), { ...CONFIG, displayModeBar: false });
     offerTable(box.parentElement, () => table(
-      ["", ...depth.map((at) => fixed(at, 2))],
+      ["Share, at depth", ...depth.map((at) => fixed(at, 2))],
       states.flatMap((state) => this.known.map((share) => [`${this.name(share)}, ${state}`, ...part.take("share", { state, share_of: share }).map((v) => fixed(v))])),
       "Shares by relative depth"));
     this.ceilings();
@@ -77,7 +77,7 @@ class Shares {
       interval(at("ratio_low", families), at("ratio_high", families)) || MISSING]);
     byId("ceilings").replaceChildren(...(rows.length ? [
       element("h3", {}, "How near to the ceiling"),
-      element("p", { class: "note" }, "How alike two families are, of what the likeness of their own members allows."),
+      element("p", { class: "note" }, `How alike two families are, of what the likeness of their own members allows.${part.take("ratio", { kernel }).every(Number.isFinite) ? "" : " Without a ratio: a family of one network sets no ceiling, and one that is not clearly above 0 is none."}`),
       element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Ceilings" },
         table(["Families", "Across", "Ceiling", "Ratio", "95 % interval"], rows, `${kernel}, mean over matched depths`)),
     ] : []));

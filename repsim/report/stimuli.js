@@ -11,7 +11,8 @@ class Stimuli {
     const there = values.some(Number.isFinite);
     byId("stimuli").hidden = !there;
     if (!there) return;
-    byId("stimuli-note").textContent = `How much a stimulus adds to, or takes from, the mean index across families (${kernel}). ${data.pictures_note}`;
+    const several = new Set(part.coords.family).size > 1;
+    byId("stimuli-note").textContent = `How much a stimulus adds to, or takes from, the mean index ${several ? "across families" : "of all pairs"} (${kernel}). ${data.pictures_note}`;
     const order = values.map((_, k) => k).filter((k) => Number.isFinite(values[k])).sort((a, b) => values[b] - values[a]);
     const count = Math.min(data.shown, Math.floor(order.length / 2));
     const list = (id, some) => byId(id).replaceChildren(...some.map((k) => this.card(part.coords.sample[k], values[k])));

@@ -20,11 +20,11 @@ const fixed = (value, digits = 4) => (Number.isFinite(value) ? value.toFixed(dig
 const interval = (low, high, digits = 4) =>
   Number.isFinite(low) && Number.isFinite(high) ? `${fixed(low, digits)} to ${fixed(high, digits)}` : "";
 
+// The same in brackets behind a value; nothing where there is none.
+const bracketed = (low, high, digits = 4) => (interval(low, high, digits) ? ` (${interval(low, high, digits)})` : "");
+
 // A value and, fainter, its interval.
-function valueWithin(value, low, high) {
-  const within = interval(low, high);
-  return element("span", {}, fixed(value), within ? element("small", {}, ` (${within})`) : null);
-}
+const valueWithin = (value, low, high) => element("span", {}, fixed(value), element("small", {}, bracketed(low, high)));
 
 function probability(p) {
   if (!Number.isFinite(p)) return MISSING;
@@ -70,9 +70,9 @@ function offerTable(figure, make) {
   const details = figure.querySelector("details.data");
   const fill = () => {
     details.querySelector(".scroll")?.remove();
-    if (details.open) {
-      details.append(element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, make()));
-    }
+    if (!details.open) return;
+    const label = `Table of ${figure.querySelector(".plot").dataset.name}`;
+    details.append(element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, make()));
   };
   details.ontoggle = fill;
   fill();

@@ -32,6 +32,8 @@ def folder(
     write_report(readouts, made / "study.html", thumbnails=photos)
     write_report(comparison, made / "comparison.html")
     write_report(hostile(readouts[0]), made / "hostile.html", title=HOSTILE)
+    empty = readouts[0].map(lambda each: each * np.nan if each.dtype.kind == "f" else each, keep_attrs=True)
+    write_report(empty.drop_vars(["control_name", "map_coordinates", "mean_share"]), made / "empty.html")
     return made
 
 
@@ -458,6 +460,37 @@ def test_it_prints_light_whole_and_without_controls(open_page: Open) -> None:
     )
     assert len(widths) >= 6
     assert max(widths) <= 681  # 180 mm
+
+
+@pytest.mark.parametrize("name", ["study", "comparison", "empty"])
+def test_no_hole_is_shown_as_one(open_page: Open, name: str) -> None:
+    page = open_page(name)
+    for measure in page.locator("#measure option").all_inner_texts():
+        choose(page, measure=measure)
+        page.wait_for_timeout(60)
+        text = page.inner_text("body")
+        hovers = page.evaluate(
+            "JSON.stringify([...document.querySelectorAll('.plot')].flatMap(x => (x.data ?? []).map(y => y.text)))"
+        )
+        assert not re.search(r"NaN|undefined|Infinity|\bnull\b|\[object|\(\)", text), measure
+        assert not re.search(r"NaN|undefined|\(\)", hovers), measure
+    assert page.problems == []
+
+
+def test_tables_fit_the_page_and_say_what_they_are(open_page: Open, page: Any) -> None:
+    tables = "document.querySelectorAll('main > section > .scroll, #details-measures')"
+    assert page.evaluate(f"[...{tables}].filter(x => x.scrollWidth > x.clientWidth).map(x => x.id)") == []
+    heads = page.evaluate("[...document.querySelectorAll('th')].filter(x => !x.textContent || !x.scope).length")
+    captions = page.evaluate("[...document.querySelectorAll('table')].every(x => x.caption?.textContent)")
+    assert (heads, captions) == (0, True)
+    labels = page.evaluate("[...document.querySelectorAll('[role=region]')].map(x => x.ariaLabel)")
+    assert len(labels) == len(set(labels)) > 3
+    page.locator("#all-map").scroll_into_view_if_needed()
+    page.mouse.move(*page.evaluate(CELL, ["all-map", 1, 3]))
+    page.mouse.move(*page.evaluate(CELL, ["all-map", 1, 4]))
+    page.wait_for_selector("#tip:not([hidden])")
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#tip")
 
 
 def luminance(colour: str) -> float:

@@ -167,3 +167,20 @@ def test_pictures_are_there_only_when_asked_for(study: xr.Dataset, photos: Path,
     (tmp_path / "small.webp").write_bytes(base64.b64decode(data))
     with Image.open(tmp_path / "small.webp") as picture:
         assert picture.size == (96, 64)
+
+
+def test_no_link_leads_out_of_the_folder_of_pictures_and_large_ones_are_no_warning(
+    study: xr.Dataset, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = study.copy(deep=True)
+    changed["agreement"][:, :2] = [[9.0, 8.0]] * changed.sizes["kernel"]  # these two are shown
+    mine = tmp_path / "mine"
+    for name in NAMES[:2]:
+        (mine / name).parent.mkdir(parents=True)
+    (mine / NAMES[0]).symlink_to(photos / NAMES[0])
+    Image.new("RGB", (120, 80)).save(mine / NAMES[1])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)  # of which Pillow warns; of twice as many it makes an error
+    write_report(changed, tmp_path / "page.html", thumbnails=mine)
+    data = json.loads(block(text_of(tmp_path / "page.html"), ' type="application/json" id="data"'))
+    assert data["pictures"][NAMES[0]] == {"missing": "a link to another folder"}
+    assert data["pictures"][NAMES[1]]["url"].startswith("data:image/webp")

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 from numpy.typing import NDArray
 
-from repsim.errors import InvalidInputError, SampleMismatchError
+from repsim.errors import InvalidInputError, SampleMismatchError, StoreError
 from repsim.report.payload import payload
 from repsim.study import words
 
@@ -122,3 +122,22 @@ def test_files_of_different_things_are_refused(study: xr.Dataset, comparison: xr
         payload([study, study.assign_coords(readout="cls").assign_attrs(samples_fingerprint="0")])
     with pytest.raises(InvalidInputError, match="no measure"):
         payload([comparison.drop_vars(["cka", "procrustes", "linear_regression"])])
+
+
+@pytest.mark.parametrize("name", ["summary", "warnings", "stores", "untrained"])
+@pytest.mark.parametrize("told", ["no JSON {", 5, "5", '{"a": 1}', "[[1]]"])
+def test_attributes_that_are_not_what_they_should_be_are_named(study: xr.Dataset, name: str, told: object) -> None:
+    with pytest.raises(StoreError, match=f"the attribute '{name}' is no JSON list") as caught:
+        payload([study.assign_attrs({name: told})])
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_named(study: xr.Dataset, comparison: xr.Dataset) -> None:
+    for name in ("value", "chance", "learned_mean_low", "family", "readout", "model_a"):
+        with pytest.raises(StoreError, match=f"no whole study: .*'{name}'.*; make it again$"):
+            payload([study.drop_vars(name)])
+    with pytest.raises(StoreError, match="no whole result"):
+        payload([comparison.assign_attrs(stores_a='["left"]')])
+    bare = study.copy()
+    bare.attrs = {"format": study.attrs["format"]}
+    assert payload([bare])["parts"][0]["summary"] == []
