@@ -56,7 +56,7 @@ def main() -> None:
 
     \b
       repsim extract resnet50 vit_base_patch16_224 --data photos/ -o acts/
-      repsim compare acts/resnet50.h5 acts/vit_base_patch16_224.h5 -m cka -m svcca -o result.nc
+      repsim compare acts/*.h5 -m cka -m svcca -o result.nc
       repsim heatmap result.nc -o result.png
 
     Nothing at hand yet? `repsim demo` does all of it in a minute, with networks and images that come with repsim.
