@@ -15,6 +15,8 @@ CHECKS = 1500
 """How many a test has: of the arguments of a call, and of what it returns."""
 
 _left = CHECKS
+_SWITCHED_OFF = jaxtyping.config.jaxtyping_disable
+"""Whether somebody wants no checks at all."""
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,8 +37,12 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def checks() -> Iterator[None]:
     """A test of its own: all checks are left, and nothing of it remains."""
-    global _left  # noqa: PLW0603
-    before = jaxtyping.config.jaxtyping_disable
-    _left = CHECKS
+    _renew()  # fixtures of modules use checks up, too
     yield
-    jaxtyping.config.update("jaxtyping_disable", before)
+    _renew()
+
+
+def _renew() -> None:
+    global _left  # noqa: PLW0603
+    jaxtyping.config.update("jaxtyping_disable", _SWITCHED_OFF)
+    _left = CHECKS

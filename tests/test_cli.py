@@ -279,7 +279,12 @@ def test_values_that_say_little_are_announced(tmp_path: Path) -> None:
 def test_the_demo_makes_what_it_says(tmp_path: Path) -> None:
     text = succeed("demo", "-o", tmp_path / "demo")
     files = [line.split("  ")[0] for line in text.splitlines() if line.startswith(str(tmp_path))]
-    assert len(files) == 6
+    assert [Path(file).relative_to(tmp_path / "demo").as_posix() for file in files] == [
+        "acts", "resnet_seed0_vs_seed1.png", "vit_seed0_vs_seed1.png", "resnet_vs_vit.png", "resnet_vs_untrained.png",
+        "study.nc",
+        *(f"figures/{name}.png" for name in ("heatmaps", "depths", "similarity", "pairs", "shares", "map", "measures")),
+        "report.html",
+    ]  # fmt: skip
     assert all(Path(file).exists() for file in files)
     value = open_result(tmp_path / "demo" / "resnet_seed0_vs_seed1.nc")["cka"].values
     others = value[~np.eye(len(value), dtype=bool)].mean()

@@ -106,7 +106,8 @@ def test_the_shape_checks_bite() -> None:
 
     from repsim.metrics.subspace import leading  # noqa: PLC0415
 
-    for _ in range(2):  # and again in the next test, after one that used them up
+    jaxtyping.config.update("jaxtyping_disable", True)  # as a fixture that used them up leaves it
+    for _ in range(2):  # and again in the next test
         with shapes.checks():
             for _ in range(2):
                 with pytest.raises(TypeCheckError):

@@ -81,7 +81,9 @@ def heatmap(
 @click.option(
     "-o", "--out", type=PATH, required=True, help="Folder for the figures; those that are there are replaced."
 )
-@click.option("--format", "form", type=click.Choice(["png", "pdf", "svg"]), default="png", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["png", "pdf", "svg"]), default="png", show_default=True, help="Of the files."
+)
 @click.option("--width", type=WIDTH, metavar="INCHES", help="Of all figures.  [default: a column's 3.3, heatmaps 7]")
 def figures(study: Path, out: Path, form: str, width: float | None) -> None:
     """Draw every figure of a STUDY of `repsim universality`, a file each.
