@@ -1,5 +1,6 @@
 """The command line: the only place that prints and exits. The commands are in `repsim.commands`."""
 
+import errno
 from typing import Any
 
 import click
@@ -18,7 +19,7 @@ from repsim.commands import (
     stores,
     studying,
 )
-from repsim.errors import OtherProcessError, RepsimError
+from repsim.errors import OtherProcessError, RepsimError, reason
 
 
 class _UserError(click.ClickException):
@@ -35,6 +36,10 @@ class _Group(click.Group):
             if isinstance(error, OtherProcessError) and not error.first:  # the first speaks for all
                 raise SystemExit(_UserError.exit_code) from None
             raise _UserError(" ".join(" ".join([str(error), *getattr(error, "__notes__", ())]).split())) from None
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise _UserError(f"cannot write: {reason(error)}") from None
         except KeyboardInterrupt as stop:
             for note in getattr(stop, "__notes__", ()):
                 click.echo(note, err=True)
@@ -51,7 +56,7 @@ def main() -> None:
 
     \b
       repsim extract resnet50 vit_base_patch16_224 --data photos/ -o acts/
-      repsim compare acts/resnet50.h5 acts/vit_base_patch16_224.h5 -m cka -m svcca -o result.nc
+      repsim compare acts/*.h5 -m cka -m svcca -o result.nc
       repsim heatmap result.nc -o result.png
 
     Nothing at hand yet? `repsim demo` does all of it in a minute, with networks and images that come with repsim.

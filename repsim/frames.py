@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,44 +39,11 @@ _AXES = {"axis", "layer_axis"}
 _FORMULA = ("=", "+", "-", "@", "\t")
 """What a spreadsheet takes for the beginning of a formula."""
 
-_ENDS = {
-    "_low": "lower end of the 95 % interval of {}",
-    "_high": "upper end of the 95 % interval of {}",
+_OF_LAYERS = {
+    "features": "values a sample of layer {}",
+    "depth": "relative depth of layer {} among those compared of its model, 0 the first and 1 the last",
 }
-_MEANINGS = {
-    "value": "similarity of the two layers under the measure",
-    "chance": "mean of value over permutations of the samples",
-    "chance_sd": "standard deviation of value over permutations of the samples",
-    "z": "(value - chance) / chance_sd",
-    "p": "one-sided p-value of value, not corrected for the number of pairs of layers",
-    "index": "mean along the best order-preserving match of layers, both directions",
-    "split_half": "index with the match found on one half of the samples and measured on the other",
-    "largest": "the largest similarity of any two layers",
-    "p_index": "p-value of index, from permutations shared by all layers",
-    "p_index_holm": "p_index, corrected for the number of pairs of models (Holm)",
-    "p_index_bh": "p_index, corrected for the number of pairs of models (Benjamini-Hochberg)",
-    "threshold_index": "95 % point of index over permutations",
-    "calibrated_index": "index above threshold_index, rescaled to end at 1",
-    "permuted": "number of permutations",
-    "control": "index of the best control",
-    "control_name": "what the best control is",
-    "learned": "index minus control",
-    "warp": "how much deeper in b the layers of a find their match, in relative depth",
-    "match": "the layer of the other network, counted from 0; -1 for none",
-    "share": "share of representational energy, between 0 and 1",
-    "mean_share": "share, mean over depth",
-    "depth": "relative depth, 0 the first layer and 1 the last",
-    "within": "similarity of the members of one family, mean over depth",
-    "across": "similarity across two families, mean over depth",
-    "ceiling": "the most that the likeness of members of each family allows",
-    "ratio": "across / ceiling",
-    "cluster": "class of models that look alike on this map, a number",
-    "agreement": "how much the sample adds to the agreement across families",
-    "features_a": "values a sample of layer a",
-    "features_b": "values a sample of layer b",
-    "depth_a": "relative depth of layer a among those compared of its model, 0 the first and 1 the last",
-    "depth_b": "relative depth of layer b among those compared of its model, 0 the first and 1 the last",
-}
+"""What is told of the layers of a side; whatever was found is explained in the file."""
 
 
 def to_frame(found: xr.Dataset, table: str | None = None) -> pd.DataFrame:
@@ -199,14 +167,15 @@ def _depths(models: Any) -> Any:
 
 
 def _meaning(found: xr.Dataset, column: str) -> str:
-    if column in found.data_vars and "label" in found[column].attrs:
-        attrs = found[column].attrs
+    name = column if column in found.variables else re.sub(r"_\d+$", "", column)
+    attrs = found[name].attrs if name in found.variables else {}
+    if "label" in attrs:
         low, high = np.ravel(attrs["valid_range"])
         return f"{attrs['label']}: a {attrs['sense']}, from {low:g} to {high:g}"
-    for end, text in _ENDS.items():
-        if column.endswith(end):
-            return text.format(column.removesuffix(end))
-    return _MEANINGS.get(column, "")
+    what, _, side = column.rpartition("_")
+    if what in _OF_LAYERS:
+        return _OF_LAYERS[what].format(side)
+    return ": ".join(attrs[key] for key in ("long_name", "description") if key in attrs)
 
 
 def to_csv(frame: pd.DataFrame) -> str:

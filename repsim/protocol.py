@@ -158,6 +158,12 @@ def parse_protocol(text: str, path: Path = Path("study.yaml")) -> Protocol:
     protocol: Protocol = _Reader(path).section(node, Protocol)
     if not protocol.models:
         raise InvalidInputError(f"{path}: models: name at least one")
+    if twice := [model.name for k, model in enumerate(protocol.models) if model in protocol.models[:k]]:
+        raise InvalidInputError(f"{path}: models: {twice[0]} is there twice; a study takes every network once")
+    if "," in protocol.readout:
+        raise InvalidInputError(
+            f"{path}: readout: a study takes one readout, not {protocol.readout!r}; make one of each"
+        )
     return protocol
 
 
@@ -273,6 +279,8 @@ def _said(node: yaml.Node) -> str:
         return _WORDS[dict]
     if isinstance(node, yaml.SequenceNode):
         return _WORDS[list]
+    if not node.value:
+        return "nothing" if node.tag.endswith(":null") else "an empty text"
     tag = node.tag.rpartition(":")[2]
     meant = {"bool": "true or false", "null": "nothing", "int": "a number", "float": "a number", "timestamp": "a date"}
     return f"`{node.value}`, which YAML takes for {meant.get(tag, tag)}" if tag != "str" else f"{node.value!r}"

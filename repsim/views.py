@@ -109,7 +109,8 @@ class StudyView(View):
     def heading(self) -> str:
         """What it is a study of."""
         samples = f"{self._found['n_samples'].item():,} samples of {self._found['data'].item()}"
-        return f"A universality study of {self._found.sizes['model']} models: {samples}"
+        count = self._found.sizes["model"]
+        return f"A universality study of {count} model{'s' * (count > 1)}: {samples}"
 
     @property
     def tables(self) -> list[Table]:

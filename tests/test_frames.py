@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,15 @@ def test_a_row_says_where_its_number_is_in_the_file(study: tuple[xr.Dataset, Pat
         np.testing.assert_array_equal([row.map_coordinates_1, row.map_coordinates_2], place.values[:2])
 
 
+def test_every_column_that_was_found_is_explained_as_the_study_explains_it(study: tuple[xr.Dataset, Path]) -> None:
+    found, _ = study
+    for table in STUDY_TABLES:
+        frame = repsim.to_frame(found, table)
+        for column in frame.columns.intersection(list(found.data_vars)):
+            assert found[column].attrs["description"] in frame.attrs["columns"][column]
+    assert "classical scaling" in repsim.to_frame(found, "models").attrs["columns"]["map_coordinates_2"]
+
+
 def test_a_row_of_a_comparison_is_a_pair_of_layers(result: tuple[xr.Dataset, Path]) -> None:
     found, _ = result
     frame = repsim.to_frame(found)
@@ -91,6 +102,7 @@ def test_a_row_of_a_comparison_is_a_pair_of_layers(result: tuple[xr.Dataset, Pat
         at = {side: f"{getattr(row, f'model_{side}')}/{getattr(row, f'layer_{side}')}" for side in "ab"}
         assert row.cka == found["cka"].sel(layer_a=at["a"], layer_b=at["b"]).item()
     assert frame.attrs["columns"]["svcca"].endswith("a similarity, from 0 to 1")
+    assert frame.attrs["columns"]["depth_b"].startswith("relative depth of layer b")
     assert frame.attrs["samples"] == 24
 
 
@@ -182,3 +194,11 @@ def test_what_cannot_be_written_is_refused(
 def test_help_names_every_table() -> None:
     listed = " ".join(run("export", "--help").split())
     assert ", ".join(STUDY_TABLES) in listed
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_is_said_in_a_line(result: tuple[xr.Dataset, Path]) -> None:
+    command = [sys.executable, "-m", "repsim", "export", result[1]]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "Error: cannot write: No space left on device\n")

@@ -108,9 +108,13 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_an_unknown_metric_or_model_costs_no_extraction(tmp_path: Path) -> None:
+def test_a_slip_of_the_hand_costs_no_extraction(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
-    for old, new, said in [("[cka]", "[ckaa]", "did you mean cka"), ("digits_vit.seed1", "digits_vti", "digits_vit")]:
+    for old, new, said in [
+        ("[cka]", "[ckaa]", "did you mean cka"),
+        ("digits_vit.seed1", "digits_vti", "digits_vit"),
+        ("metrics", "memory: lots\nmetrics", "write 2GiB"),
+    ]:
         file.write_text(SMALL.replace(old, new))
         refused = run(file)
         assert refused.exit_code == 2
@@ -168,7 +172,9 @@ BASE = "models: [a]\ndata: digits\n"
         (BASE + "permutations: 3", "line 3: permutations is at least 19, not 3"),
         (BASE + "report: 1", "line 3: report is true or false, not `1`"),
         (BASE + "dtype: float46", "did you mean float16"),
-        (BASE + "device:", "line 3: device is text, not ``, which YAML takes for nothing"),
+        (BASE + "device:", "line 3: device is text, not nothing"),
+        (BASE + "readout: mean,max", "a study takes one readout, not 'mean,max'"),
+        ("models: [a, b, a]\ndata: x", "a is there twice"),
         (BASE + "layers: ''", "line 3: layers is empty"),
         (BASE + "layers:\n\t- a", "line 4: this is no YAML: a tab"),
         (BASE + "layers: [a", "this is no YAML"),

@@ -334,6 +334,9 @@ def test_what_cannot_be_told_apart_is_its_sum() -> None:
     labels = [text.get_text() for text in ax.get_legend().get_texts()]  # type: ignore[union-attr]
     assert labels == ["input", "seed", "common to all families + family"]
     assert "Only trained networks" in ax.figure.get_supxlabel().replace("\n", " ")
+    alone["share"].loc[{"share_of": "input"}] = np.nan
+    said = figures.plot_shares(alone).figure.get_supxlabel().replace("\n", " ")
+    assert "Without pixels the input is part of: common to all families + family." in said
 
 
 # The map

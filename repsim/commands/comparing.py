@@ -72,10 +72,10 @@ def compare(
 
     \b
     Examples:
-      repsim compare acts/resnet50.h5 acts/vit_base_patch16_224.h5 -m cka -m svcca -o result.nc
+      repsim compare acts/resnet50.h5 acts/vit_b_16.h5 -m cka -m svcca -o two.nc
       repsim compare acts/resnet50.h5 -m cka:kernel=rbf,bandwidth=0.5 --json
       repsim compare acts/a.h5 acts/b.h5 -m all -o all.nc
-      repsim compare acts/a.h5 acts/b.h5 --readout mean --readout flatten -o readouts.nc
+      repsim compare acts/a.h5 acts/b.h5 --readout mean --readout cls -o both.nc
       repsim compare acts/*.h5 -o all.nc --memory 2GiB --explain
       torchrun --nproc-per-node 4 -m repsim compare acts/*.h5 -o all.nc
     """

@@ -96,13 +96,13 @@ def extract(
 
     \b
     Examples:
-      repsim extract resnet50 vit_base_patch16_224 --data photos/ -o acts/ --limit 500
-      repsim extract vit_base_patch16_224 --data photos/ --layers 'blocks.*' --readout mean,cls
-      repsim extract resnet50 --data photos/ --readout gram:256        (of whole feature maps, for minibatch CKA)
-      repsim extract resnet50 torchvision/resnet50 --weights random --seed 1 --recalibrate --data photos/
-      repsim extract resnet18 --weights my_model.safetensors --data photos/ --dry-run
-      repsim extract digits_resnet.seed0 --data digits --split test
-      torchrun --nproc-per-node 4 -m repsim extract resnet50 --data photos/ -o acts/
+      repsim extract resnet50 vit_base_patch16_224 --data photos/ -o acts/
+      repsim extract deit_tiny_patch16_224 --data photos/ --layers 'blocks.*'
+      repsim extract vit_base_patch16_224 --data photos/ --readout mean,cls
+      repsim extract torchvision/resnet50 --weights random --seed 1 --data photos/
+      repsim extract resnet18 --weights my.safetensors --data photos/ --dry-run
+      repsim extract digits_resnet.seed0 --data digits --split test --limit 500
+      torchrun --nproc-per-node 4 -m repsim extract resnet50 --data photos/
     """
     from repsim.protocol import Data, Model
 

@@ -63,10 +63,13 @@ def _text_of(study: Path) -> str:
 
 def _run(file: Path, protocol: "Protocol", text: str, *, dry_run: bool, overwrite: bool) -> None:
     from repsim import metrics
+    from repsim.machine import parse_size
     from repsim.results import save_result
 
-    for spec in protocol.metrics:
-        metrics.select(spec)  # a slip of the hand there should not cost an extraction
+    for spec in protocol.metrics:  # a slip of the hand, here or below, should not cost an extraction
+        metrics.select(spec)
+    if protocol.memory:
+        parse_size(protocol.memory)
     out = Path(protocol.out) if protocol.out else file.with_suffix("")
     if out == file or out.is_file():
         raise OutputError(f"{out} is a file; name another folder with the key `out`")
@@ -114,7 +117,9 @@ def _extract(protocol: "Protocol", folder: Path, *, dry_run: bool) -> list[Path]
     except OutputError as error:  # it speaks of extract's --overwrite; ours replaces the study
         if "other settings" not in str(error):
             raise
-        raise OutputError(f"{str(error).partition('. Use ')[0]}; delete it, or name another folder `out`") from None
+        raise OutputError(
+            f"{str(error).partition('. Use ')[0]}; delete it, or name another folder with the key `out`"
+        ) from None
 
 
 def _conduct(protocol: "Protocol", stores: Sequence[Path], out: Path) -> "xr.Dataset":

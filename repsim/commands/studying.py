@@ -79,8 +79,8 @@ def universality(
     \b
     Examples:
       repsim universality acts/*.h5 --controls untrained:3 -o study.nc
-      repsim universality acts/*.h5 --family cnn='resnet*,convnext*' --family vit='*vit*' -o study.nc
-      repsim universality acts/*.h5 -m cka -m mutual_knn:k=5 --permutations 200 --json
+      repsim universality acts/*.h5 --family cnn='*net*' --family vit='*vit*'
+      repsim universality acts/*.h5 -m cka -m mutual_knn:k=5 --json
     """
     from repsim.frames import study_as_json
     from repsim.results import save_result

@@ -94,8 +94,11 @@ def png(figure: Figure) -> bytes:
 
 
 def sized(width: float, height: float) -> Figure:
-    """Make an empty figure of so many inches."""
-    figure = Shown(figsize=(width, height))
+    """Make an empty figure of so many inches.
+
+    It is laid out for the screen, where hinted letters are widest: in print the names around axes then fit, too.
+    """
+    figure = Shown(figsize=(width, height), dpi=_SCREEN)
     FigureCanvasAgg(figure)
     return figure
 

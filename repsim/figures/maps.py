@@ -18,6 +18,7 @@ from repsim.figures.canvas import (
     MARKERS,
     NOTE,
     blank,
+    fold,
     footnote,
     known_measure,
     plain,
@@ -84,14 +85,15 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
             edgecolors="black", linewidths=0.5, zorder=3, gid="model",
         )  # fmt: skip
     ax.margins(0.22)
+    named = [fold([plain(family)], 0.75 * width, NOTE) for family in of]
+    widest = max(width_of(line, NOTE) for name in named for line in name.split("\n"))
     keys = [
-        Line2D([], [], linestyle="", marker=MARKERS[k % len(MARKERS)], color="0.4", markersize=4, label=plain(family))
-        for k, family in enumerate(of)
+        Line2D([], [], linestyle="", marker=MARKERS[k % len(MARKERS)], color="0.4", markersize=4, label=name)
+        for k, name in enumerate(named)
     ]
     ax.legend(
         handles=keys, fontsize=NOTE, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderpad=0.1,
-        ncols=max(1, int(width * 60 // (max(width_of(family, NOTE) for family in of) + 22))), handletextpad=0.1,
-        columnspacing=0.8,
+        ncols=max(1, int(width * 60 // (widest + 22))), handletextpad=0.1, columnspacing=0.8,
     )  # fmt: skip
     if own:
         label = f"{plain(traits(measure)['label'])}, mean over matched depths."

@@ -32,7 +32,7 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
     InvalidInputError
         If the study has no shares: it takes two trained models.
     """
-    from repsim.study.words import name_of  # noqa: PLC0415 - loads torch, which no comparison's figure needs
+    from repsim.study.words import known_shares  # noqa: PLC0415 - loads torch, which no comparison's figure needs
 
     known_measure(study, None)
     if not study.sizes.get("state") or np.isnan(study["share"].values).all():
@@ -44,9 +44,9 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
     tidy(ax, "relative depth", "share of the energy")
     ax.axhline(0, color="0.4", linewidth=0.6, zorder=0)
     states = study["state"].values.tolist()
-    for name in known_shares(study):
+    shares = known_shares(study)
+    for name, label in shares.items():
         k = _LOOKS.index(name)
-        label = " + ".join(name_of(study, part) for part in name.split("_and_"))
         for state in states:
             at = study.sel(state=state, share_of=name)
             trained = state == "trained"
@@ -73,17 +73,10 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
             if len(states) > 1
             else f"Only {states[0]} networks: no others are in this study."
         )
-        left = ("family_and_seed", "universal_and_family")
-        sums = " Sums: these models cannot tell the parts apart." if set(left) & set(known_shares(study)) else ""
-        nothing = "" if "input" in known_shares(study) else " Without pixels the input's part is in the first share."
+        sums = " Sums: these models cannot tell the parts apart." if any("_and_" in name for name in shares) else ""
+        whose = next((label for name, label in shares.items() if name.startswith("universal")), "")
+        nothing = "" if "input" in shares or not whose else f" Without pixels the input is part of: {whose}."
         settle(
             ax.figure.figure, footnote(study, f"Debiased linear kernels. {lines} Bands: 95 % intervals.{sums}{nothing}")
         )
     return ax
-
-
-def known_shares(study: xr.Dataset) -> list[str]:
-    """The shares that these models can tell apart; of the others, their sum."""
-    names = study["share_of"].values.tolist()
-    known = [name for name in names if not np.isnan(study["share"].sel(share_of=name).values).all()]
-    return [name for name in known if "_and_" not in name or not set(name.split("_and_")) & set(known)]

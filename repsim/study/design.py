@@ -208,7 +208,7 @@ def _named(names: Sequence[str], families: Mapping[str, Sequence[str]]) -> dict[
             hits = [name for name in names if fnmatchcase(name, glob)]
             if not hits:
                 raise InvalidInputError(
-                    f"--family {family}={glob}: no model's name matches; they are {', '.join(names)}"
+                    f"family {family!r}: no model's name matches {glob!r}; they are {', '.join(names)}"
                 )
             for name in hits:
                 if found.setdefault(name, family) != family:

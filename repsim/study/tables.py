@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from repsim.study.words import name_of, number, probability, strictest
+from repsim.study.words import known_shares, number, probability, strictest
 from repsim.tables import Table
 
 
@@ -57,11 +57,7 @@ def by_measure(found: xr.Dataset) -> Table:
 
 def shares(found: xr.Dataset) -> Table:
     """The four shares by depth; of what cannot be told apart, the sum."""
-    known = [
-        name for name in found["share_of"].values.tolist() if not np.isnan(found["mean_share"].sel(share_of=name)).all()
-    ]
-    names = [name for name in known if "_and_" not in name or not set(name.split("_and_")) & set(known)]
-    heads = (f">{' + '.join(name_of(found, part) for part in name.split('_and_'))}" for name in names)
+    names = known_shares(found)
     rows, ends = [], set()
     for state in found["state"].values.tolist():
         for depth in found["depth"].values.tolist():
@@ -71,7 +67,9 @@ def shares(found: xr.Dataset) -> Table:
         ends.add(len(rows))
         rows.append((state, "mean", *_shown(*cells)))
     title = "where the energy of kernels comes from"
-    return Table(title, ("networks", "depth", *heads), tuple(rows), frozenset(ends))
+    return Table(
+        title, ("networks", "depth", *(f">{called}" for called in names.values())), tuple(rows), frozenset(ends)
+    )
 
 
 def _shown(*cells: str) -> tuple[str, ...]:

@@ -193,6 +193,14 @@ def name_of(study: xr.Dataset, share: str) -> str:
     return "common to all families" if share == "universal" and not verdict(study) else share
 
 
+def known_shares(study: xr.Dataset) -> dict[str, str]:
+    """The shares that these models can tell apart, and of the others their sum: each with what it is called."""
+    names = study["share_of"].values.tolist()
+    known = [name for name in names if not np.isnan(study["share"].sel(share_of=name).values).all()]
+    apart = [name for name in known if "_and_" not in name or not set(name.split("_and_")) & set(known)]
+    return {name: " + ".join(name_of(study, part) for part in name.split("_and_")) for name in apart}
+
+
 def strictest(study: xr.Dataset) -> str:
     """Given the input, where it is known."""
     return "cka given input" if "cka given input" in study["kernel"].values else "cka"

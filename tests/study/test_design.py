@@ -152,7 +152,7 @@ def test_refusals(shelf: Shelf) -> None:
     a, again, b = shelf("a"), shelf("a"), shelf("b")
     refuse("name at least one store")
     refuse(r"0\.h5, .*1\.h5 are all of a model named 'a'", a, again)
-    refuse(r"--family cnn=resnet\*: no model's name matches; they are a, b", a, b, families={"cnn": ["resnet*"]})
+    refuse(r"family 'cnn': no model's name matches 'resnet\*'; they are a, b", a, b, families={"cnn": ["resnet*"]})
     refuse("a is in two families, x and y", a, b, families={"x": ["*"], "y": ["a"]})
     refuse(r"0\.h5 holds no layer that is read out by cls, only by given", a, b, readout="cls")
     refuse(r"no readout in common \(given, mean\)", a, shelf("c", readout="mean"))
