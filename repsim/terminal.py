@@ -90,7 +90,8 @@ def progress(what: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[
             nonlocal last, before
             now = time.perf_counter()
             before = done if before is None else before
-            rate = f"{(done - before) / max(now - start, 1e-9):.1f} {unit}"
+            speed = (done - before) / max(now - start, 1e-9)
+            rate = f"{speed:.1f} {unit}" if speed >= 0.1 or not speed else f"{duration(1 / speed)} each"
             bar.update(task, completed=done, total=total, rate=rate, visible=True)
             if not live and not quiet and now - last >= LOG_SECONDS:
                 last = now

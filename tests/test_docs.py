@@ -17,6 +17,7 @@ import doctest
 import functools
 import glob
 import importlib
+import itertools
 import re
 import shlex
 import shutil
@@ -307,7 +308,7 @@ def check_commands(block: Block, where: str) -> None:
     for line in re.sub(r"\\\n\s*", " ", block.text).splitlines():
         if found := re.match(r"(?:.*-m )?(?:\$ )?repsim (?P<command>[a-z]+)(?P<rest>.*)", line):
             assert found["command"] in main.commands, f"{where}: there is no repsim {found['command']}"
-            words = shlex.split(found["rest"], comments=True)
+            words = list(itertools.takewhile(">".__ne__, shlex.split(found["rest"], comments=True)))
             main.commands[found["command"]].make_context(found["command"], words)
 
 

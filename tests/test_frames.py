@@ -87,7 +87,7 @@ def test_every_column_that_was_found_is_explained_as_the_study_explains_it(study
     found, _ = study
     for table in STUDY_TABLES:
         frame = repsim.to_frame(found, table)
-        for column in frame.columns.intersection(list(found.data_vars)):
+        for column in (str(name) for name in found.data_vars if name in frame.columns):
             assert found[column].attrs["description"] in frame.attrs["columns"][column]
     assert "classical scaling" in repsim.to_frame(found, "models").attrs["columns"]["map_coordinates_2"]
 
@@ -198,7 +198,7 @@ def test_help_names_every_table() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_full_disk_is_said_in_a_line(result: tuple[xr.Dataset, Path]) -> None:
-    command = [sys.executable, "-m", "repsim", "export", result[1]]
+    command = [sys.executable, "-m", "repsim", "export", str(result[1])]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "Error: cannot write: No space left on device\n")
