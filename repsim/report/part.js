@@ -73,7 +73,8 @@ class Part {
     const known = name === "value" ? null : this.matrix("value", measure);
     const packed = this.matrices[name]?.[this.measures.findIndex((each) => each.name === measure)];
     if (packed && !Object.keys(packed).length) return this.derived(name, measure, known);
-    return unpackMatrix(packed, this.rows, this.columns, known);
+    const none = known ? null : new Float64Array(this.rows * this.columns).fill(NaN); // a measure without any value is shown so
+    return unpackMatrix(packed, this.rows, this.columns, known) ?? none;
   }
 
   derived(name, measure, value) {
