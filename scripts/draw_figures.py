@@ -24,8 +24,8 @@ def draw(demo: Path) -> list[Path]:
         for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
             exec(block, names)  # noqa: S102 - our own page
         made = [DOCS / "pictures" / name for name in wanted]
-        for picture in made:  # 256 colours are all that they have, nearly, and a third of the bytes
-            Image.open(picture.name).convert("RGB").quantize(256).save(picture, optimize=True)
+        for picture in made:
+            Image.open(picture.name).convert("RGB").save(picture, optimize=True)
         os.chdir(DOCS)
     return made
 

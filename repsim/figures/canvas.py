@@ -43,6 +43,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 RELATIONS = ("other family", "same family", "same architecture")
 """What two models have in common, each with a colour, a marker and a line of its own (`style`)."""
 _AROUND = 4.0  # inches: room for any text around axes, until it is known how much it takes
+PAD = 0.06
+"""Inches at both sides: letters are a little wider at some resolutions than at that of the layout."""
 _SCREEN = 110  # dots per inch in notebooks
 _LINES = ("-", "--", ":")
 NARROW = 2.0
@@ -131,7 +133,7 @@ def settle(figure: Figure, caption: Sequence[str]) -> None:
 
     Laid out anew at every drawing, saving a figure would change it. The height it was made with is that of the axes.
     """
-    layout, height = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03), figure.get_figheight()
+    layout, height = ConstrainedLayoutEngine(w_pad=PAD, h_pad=0.03), figure.get_figheight()
     add_caption(figure, caption)
     figure.set_figheight(height + _AROUND)
     layout.execute(figure)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import NOTE, PAGE, add_caption, fold, known_measure, sized
+from repsim.figures.canvas import NOTE, PAD, PAGE, add_caption, fold, known_measure, sized
 from repsim.figures.excerpts import every_pair, pick
 from repsim.figures.heatmaps import checked, draw, explained, known_variables, label_of, once
 from repsim.figures.scales import label_colour_bar, scale_of
@@ -86,7 +86,7 @@ def plot_grid(
     label_colour_bar(bar, scale, NOTE)
     bar.set_label(labels[0] if len(labels) == 1 else "one scale for all panels", fontsize=NOTE + 0.5)
     add_caption(figure, _caption(panels, path=path, marks=marks))
-    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
+    layout = ConstrainedLayoutEngine(w_pad=PAD, h_pad=0.03)
     layout.execute(figure)
     one = drawn[0].get_position(original=True).size * figure.get_size_inches()
     figure.set_figheight(figure.get_figheight() + down * (one[0] - one[1]))  # square panels
