@@ -17,6 +17,7 @@ from repsim.study import words
 
 LAYERS = ("layer_a", "layer_b")
 _MATRICES = ("value", "low", "high", "chance", "chance_sd", "z", "p")
+_NAMED = ("measure", "model", "layer_a", "layer_b", "pair", "pair_a", "pair_b", "relation")
 _BARE = (
     "A comparison: how alike two layers are, and no more. Chance levels, intervals, controls and the match of whole "
     "networks are in a study (repsim universality)."
@@ -158,6 +159,8 @@ def _of_study(study: xr.Dataset) -> dict[str, Any]:
     families = dict(zip(study["model"].values.tolist(), study["family"].values.tolist(), strict=True))
     small = {str(name): each for name, each in study.data_vars.items() if not set(LAYERS) <= set(each.dims)}
     kernel = words.strictest(study)
+    if missing := [name for name in _NAMED if name not in study.coords]:  # a study of one model has them, too
+        raise KeyError(missing[0])
     return {
         "kind": "study",
         "readout": str(study["readout"].item()),

@@ -124,6 +124,12 @@ def test_files_of_different_things_are_refused(study: xr.Dataset, comparison: xr
         payload([comparison.drop_vars(["cka", "procrustes", "linear_regression"])])
 
 
+@pytest.mark.parametrize("name", ["pair", "pair_b", "relation", "model", "layer_a"])
+def test_coordinates_that_are_missing_are_named(study: xr.Dataset, name: str) -> None:
+    with pytest.raises(StoreError, match=f"is damaged, or no whole study: .*{name}"):
+        payload([study.drop_vars(name)])
+
+
 @pytest.mark.parametrize("name", ["summary", "warnings", "stores", "untrained"])
 @pytest.mark.parametrize("told", ["no JSON {", 5, "5", '{"a": 1}', "[[1]]"])
 def test_attributes_that_are_not_what_they_should_be_are_named(study: xr.Dataset, name: str, told: object) -> None:
