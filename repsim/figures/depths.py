@@ -51,6 +51,8 @@ def plot_depths(
     both networks do the same at the same relative depth; above it the second one needs longer (Raghu et al. 2021).
     Pairs of two families run from the family that the study names first.
 
+    docs/figures.md has an example, which the tests run, and its picture.
+
     Parameters
     ----------
     study

@@ -36,8 +36,14 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
 
     Examples
     --------
-    >>> study = repsim.open_study("study.nc")  # doctest: +SKIP
-    >>> heatmap(pick(study, "resnet50 x vit_base", "cka"))  # doctest: +SKIP
+    >>> import numpy as np, repsim, tempfile
+    >>> rng = np.random.default_rng(0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     stores = [repsim.write_store(f"{folder}/{model}.h5", {"one": rng.normal(size=(20, 3))}, model=model)
+    ...               for model in ("net.a", "other.b")]
+    ...     study = repsim.universality(stores, ["cka"], permutations=19)
+    >>> pick(study, "net.a x other.b", "cka").shape
+    (1, 1)
     """
     measure = known_measure(study, measure)
     has_pairs(study)

@@ -44,6 +44,8 @@ def plot_pairs(study: xr.Dataset, measure: str | None = None, ax: Axes | None = 
     have learned nothing), the 95 % point of permuted samples, the match of one half of the samples measured on the
     other; and as a number the calibrated index, max(0, (T - tau) / (1 - tau)), 0 for chance and 1 for equal networks.
 
+    docs/figures.md has an example, which the tests run, and its picture.
+
     Parameters
     ----------
     study

@@ -33,6 +33,8 @@ def plot_grid(
 ) -> Figure:
     """Draw several models or measures as heatmaps with one scale and one colour bar.
 
+    docs/figures.md has an example, which the tests run, and its picture.
+
     Parameters
     ----------
     found

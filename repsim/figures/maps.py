@@ -40,6 +40,8 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
     Squared distances of all axes together are 2 (1 - similarity); each axis says which part of their sum it carries.
     Both axes have one scale.
 
+    docs/figures.md has an example, which the tests run, and its picture.
+
     Parameters
     ----------
     study

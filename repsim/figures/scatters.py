@@ -24,6 +24,8 @@ def plot_measures(found: xr.Dataset, a: str, b: str, ax: Axes | None = None, *, 
     Rank correlations (Spearman's rho, Kendall's tau-b) say how far both order the pairs of layers alike. They are over
     layer pairs, which are not independent, so there is no p-value. There is a diagonal only where both have one range.
 
+    docs/figures.md has an example, which the tests run, and its picture.
+
     Parameters
     ----------
     found

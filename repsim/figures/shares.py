@@ -18,6 +18,8 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
     Lines and not a stack: a share is estimated without bias, may be a little below 0, and is then seen to be. What
     these models cannot tell apart is drawn as its sum. Bands are 95 % intervals.
 
+    docs/figures.md has an example, which the tests run, and its picture.
+
     Parameters
     ----------
     study
