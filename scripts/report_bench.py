@@ -5,7 +5,8 @@
 
 Times are wall-clock milliseconds in headless Chromium, the median of some runs, until the picture is on the screen:
 from the start of loading `open` to the text and the first heatmaps, `live` until they answer, `all` to the last figure.
-These three are taken in a browser that nobody debugs, as a reader's is: for a debugger V8 reads plotly.js several times.
+These three are taken in a browser that nobody debugs, as a reader's is: for a debugger V8 reads plotly.js again and
+again.
 """
 
 import argparse
