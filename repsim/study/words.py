@@ -129,8 +129,8 @@ def _of_untrained(evidence: "Evidence") -> Iterator[str]:
     design = evidence.design
     if not design.untrained:
         yield (
-            "no untrained networks: it cannot be said how much of the similarity is learned; add --controls untrained:3 "
-            "(in a study file, untrained: 3)"
+            "no untrained networks: it cannot be said how much of the similarity is learned; add "
+            "--controls untrained:3 (in a study file, untrained: 3)"
         )
         return
     stale = [
