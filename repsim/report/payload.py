@@ -168,6 +168,7 @@ def _of_study(study: xr.Dataset) -> dict[str, Any]:
         "warnings": _told(study, "warnings"),
         "verdict": words.verdict(study),
         "strictest": kernel,
+        "known_shares": list(words.known_shares(study)),
         "share_names": {name: words.name_of(study, name) for name in study["share_of"].values.tolist()},
         "models": list(_models(_told(study, "stores", dict), _told(study, "untrained"), families)),
         "sides": {side: _side(study, side) for side in "ab"},

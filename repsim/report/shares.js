@@ -1,6 +1,6 @@
 // The shares of representational energy by depth, and how near families are to their ceiling.
 
-const SHARES = ["input", "universal", "family", "seed", "family_and_seed", "universal_and_family"];
+const SHARES = ["input", "universal", "family", "seed", "family_and_seed", "universal_and_family"]; // a colour each
 
 class Shares {
   constructor(page) {
@@ -8,11 +8,7 @@ class Shares {
   }
 
   get known() {
-    const { part } = this.page;
-    const there = (name) => part.take("mean_share", { share_of: name }).some(Number.isFinite);
-    const single = SHARES.slice(0, 4).filter(there);
-    const sums = SHARES.slice(4).filter((name) => there(name) && name.split("_and_").some((each) => !single.includes(each)));
-    return [...single, ...sums];
+    return this.page.part.known_shares;
   }
 
   name(share) {
