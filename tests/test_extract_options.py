@@ -109,13 +109,13 @@ def test_seeds_pair_with_models(tmp_path: Path) -> None:
 def test_a_study_file_says_the_same(tmp_path: Path) -> None:
     protocol = parse_protocol(
         "models:\n"
-        "  - {name: test_vit, weights: e1.pth, weights_key: state_dict, img_size: 96, mean: 0.3, std: [0.2, 0.2, 0.3]}\n"
+        "  - {name: test_vit, weights: e1.pth, weights_key: state_dict, img_size: 96, mean: 0.3, std: [0.2, 0.2, 1]}\n"
         "  - {name: test_vit, img_size: 96x64, model_kwargs: {reg_tokens: 2, global_pool: avg, mlp_ratio: 3.0}}\n"
         "data: digits\n",
         tmp_path / "study.yaml",
     )
     first, second = protocol.models
-    assert (first.weights_key, first.img_size, first.mean, first.std) == ("state_dict", "96", "0.3", "0.2,0.2,0.3")
+    assert (first.weights_key, first.img_size, first.mean, first.std) == ("state_dict", "96", "0.3", "0.2,0.2,1")
     assert second.img_size == "96x64"
     assert second.model_kwargs == ("reg_tokens=2", "global_pool='avg'", "mlp_ratio=3.0")
     assert len({first, second}) == 2
