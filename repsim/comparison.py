@@ -48,7 +48,8 @@ def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float:
     Returns
     -------
     float
-        The value; ``repsim.metrics.get(metric)`` tells its range, and whether it grows or shrinks with likeness.
+        The value; ``repsim.metrics.get(metric)`` tells its range, and whether it grows or shrinks with likeness. A
+        tensor with a gradient where x or y is one that requires it.
 
     Raises
     ------
@@ -65,7 +66,8 @@ def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float:
     >>> round(similarity(x, 3 * x[:, ::-1] + 1), 6)
     1.0
     """
-    return _metric(metric)(x, y)
+    value: float = _metric(metric)(x, y)
+    return value
 
 
 def compare(
