@@ -272,17 +272,22 @@ def _from_tensors(settings: Settings, base: Any, state: Mapping[str, Tensor], as
         if held != has and "blocks.0.attn.proj.weight" in state and _accepts(base, key):
             settings.infer(f"{names[0]} is {'' if held else 'not '}there", **{key: yes if held else no})
     if _accepts(base, "global_pool") and "pos_embed" in own:
-        norms = ("norm.weight", "fc_norm.weight", "attn_pool.q.weight")
-        held, has = ([part in names_of for part in norms] for names_of in (state, own))
-        if held != has:
-            if held[2] and not has[2]:
-                settings.infer("attn_pool is there", global_pool="map")
-            elif held[1] and not held[0]:
-                settings.infer("fc_norm is there, and norm is not", global_pool="avg")
-            elif held[0] and not held[1] and tokens:
-                settings.infer("norm is there, and fc_norm is not", global_pool="token")
-        elif not tokens and not held[2] and getattr(base, "global_pool", "") == "token":
-            settings.infer("there is no class token to pool", global_pool="avg", fc_norm=held[1])
+        _from_pooling(settings, base, state, own, tokens)
+
+
+def _from_pooling(settings: Settings, base: Any, state: Mapping[str, Tensor], own: Shapes, token: bool) -> None:
+    """Take from its norms, and from whether there is a class token, how the network pools its tokens."""
+    norms = ("norm.weight", "fc_norm.weight", "attn_pool.q.weight")
+    (norm, after, attention), mine = ([part in names for part in norms] for names in (state, own))
+    if [norm, after, attention] != mine:
+        if attention and not mine[2]:
+            settings.infer("attn_pool is there", global_pool="map")
+        elif after and not norm:
+            settings.infer("fc_norm is there, and norm is not", global_pool="avg")
+        elif norm and not after and token:
+            settings.infer("norm is there, and fc_norm is not", global_pool="token")
+    elif not token and not attention and getattr(base, "global_pool", "") == "token":
+        settings.infer("there is no class token to pool", global_pool="avg", fc_norm=after)
 
 
 def _from_tokens(
@@ -541,7 +546,7 @@ def _verify(name: str, model: Any, checkpoint: Checkpoint, settings: Settings, o
     state = checkpoint.state
     own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     converted = "mask_token" in state and "mask_token" not in own
-    changed = {
+    changed: dict[str, tuple[Any, Any]] = {
         key: (state[key].shape, value.shape)
         for key, value in own.items()
         if key in state and state[key].numel() != value.numel() and not (converted and key == "pos_embed")

@@ -205,12 +205,12 @@ def _preprocessing(name: str, options: ModelOptions, size: tuple[int, int] | Non
         return preset(usual)
     prepared = {key: getattr(options, key) for key in ("mean", "std", "interpolation", "crop_pct")}
     record["prepared"] = {k: v for k, v in prepared.items() if v is not None} | ({"img_size": size} if size else {})
-    settings = {
+    arguments = {
         "crop_size": usual.crop_size[0],
         "resize_size": usual.resize_size[0],
         **{key: getattr(usual, key) for key in ("mean", "std", "interpolation", "antialias")},
     }
-    return preset(type(usual)(**{**settings, **changed}))
+    return preset(type(usual)(**{**arguments, **changed}))
 
 
 def _build(name: str, **options: Any) -> nn.Module:

@@ -134,6 +134,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def _pretrained(name: str, options: ModelOptions) -> tuple[Any, fitting.Settings]:
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    model: Any
     try:
         with quiet_downloads():
             model, settings = fitting.build(name, options, pretrained=True)

@@ -149,7 +149,8 @@ def test_pretrained_weights_at_another_size_say_that_they_are_resampled() -> Non
 
 
 def test_a_module_of_timms_gets_the_pictures_that_it_was_built_for(root: Path) -> None:
-    for options, size in (({"img_size": 96}, 96), ({"in_chans": 1}, 160)):
+    cases: list[tuple[dict[str, Any], int]] = [({"img_size": 96}, 96), ({"in_chans": 1}, 160)]
+    for options, size in cases:
         model = made(**options)
         extractor: Any = make_extractor(model, layers="blocks.5")
         expected = plain(model, root, size, 0.5, 0.5, grey="in_chans" in options)
