@@ -133,7 +133,11 @@ def _read(path: Path, images: ImageSource) -> tuple[list[tuple[str, str]], dict[
         raise InvalidInputError(f"{path} is no table of labels: it has more than a gigabyte")
     separator, rows = _rows(text, path)
     name_column, label_column, has_head = _columns(rows, images, path)
-    record = {"file": path.name, "sha256": hashlib.sha256(raw).hexdigest(), "separated_by": _SEPARATORS[separator]}
+    record: dict[str, Any] = {
+        "file": path.name,
+        "sha256": hashlib.sha256(raw).hexdigest(),
+        "separated_by": _SEPARATORS[separator],
+    }
     if has_head:
         record["columns"] = [rows[0][name_column], rows[0][label_column]]
     return [(row[name_column], row[label_column]) for row in rows[has_head:]], record

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from repsim.errors import ImageError, InvalidInputError
 from repsim.extractors import hooks
 from repsim.extractors.base import Batch, Stream
-from repsim.extractors.images import ImageSource
 from repsim.extractors.preprocessing import Transform
+from repsim.extractors.sources import ImageSource
 
 if TYPE_CHECKING:
     from repsim.extractors.modules import ModuleExtractor

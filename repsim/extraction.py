@@ -77,8 +77,9 @@ class Samples:
         """What the source left out, and the frames that are not read."""
         left_out = LeftOut()
         left_out.reasons.update(self.images.left_out.reasons)
-        for row in self.rows if self.contents is not None else ():
-            if self.contents[row].frames:
+        contents = self.contents or {}
+        for row in self.rows if contents else ():
+            if contents[row].frames:
                 left_out.add("with further frames, of which the first is taken", self.images.ids[row])
         return left_out
 

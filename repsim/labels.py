@@ -1,10 +1,11 @@
 """What rows and columns are called: which layer of which model, and which samples."""
 
 import hashlib
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,8 @@ INPUT = ("input", "pixels")
 OTHER_PICTURES = "other pictures behind the same names"
 _HASH = 8
 """Bytes of a hash."""
-_LONGEST_NAME = 200
+_LONGEST_FILE = 200
+"""Bytes of a name, so that `.h5.partial` may follow."""
 _PARTITION_SEED = 0
 _FORMS: dict[str, Form] = {"gram": "grams", "sketch": "sketches"}
 
@@ -130,29 +132,69 @@ class SampleIds:
         return [i for i in self.ids if i not in there]
 
 
+def check_name(what: str, name: Any, limit: int = 1000) -> None:
+    r"""Refuse a name that a store cannot hold, or that would break every line it is printed on.
+
+    Parameters
+    ----------
+    what
+        What it is the name of, for messages.
+    name
+        Text, of ``limit`` bytes of UTF-8 at most, without control characters.
+
+    Raises
+    ------
+    InvalidInputError
+        Anything else.
+
+    Examples
+    --------
+    >>> check_name("the model", "resnet50 (größer)")
+    >>> check_name("layer", "blocks.0\n")
+    Traceback (most recent call last):
+    ...
+    repsim.errors.InvalidInputError: layer 'blocks.0\n' holds the control character '\n'; rename it
+    """
+    if not isinstance(name, str):
+        raise InvalidInputError(f"{what}: expected text, got {_short(name)} of type {type(name).__name__}")
+    if not name:
+        raise InvalidInputError(f"{what} is empty; give it a name")
+    for letter in name:
+        if unicodedata.category(letter) in {"Cc", "Zl", "Zp"}:
+            raise InvalidInputError(f"{what} {_short(name)} holds the control character {letter!r}; rename it")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:  # a file name in another encoding
+        raise InvalidInputError(f"{what} {_short(name)} is not valid Unicode; rename it") from None
+    if size > limit:
+        raise InvalidInputError(f"{what} {_short(name)} takes {size:,} bytes, more than {limit:,}; shorten it")
+
+
+def _short(name: Any) -> str:
+    text = repr(name)
+    return text if len(text) <= 80 else f"{text[:50]} ... {text[-20:]}"
+
+
 def check_model_name(name: str) -> str:
-    """Return a name that can stand for a model: in results, and as that of a file.
+    """Return a name that can stand for a model: in results, and as that of a store's file.
 
     >>> check_model_name("mine (epoch 3)")
     'mine (epoch 3)'
     >>> check_model_name("a/b")
     Traceback (most recent call last):
     ...
-    repsim.errors.InvalidInputError: 'a/b' cannot name a model: it holds a slash; ...
+    repsim.errors.InvalidInputError: the name 'a/b' cannot be a model's: it holds a slash, and names the store's file
     """
+    check_name("the model's name", name, _LONGEST_FILE)
     why = ""
-    if not name or name != name.strip():
-        why = "it is empty, or begins or ends with a space"
+    if name != name.strip() or not name.isprintable():
+        why = "it begins or ends with a space, or holds what cannot be printed"
     elif name.startswith("."):
         why = "it begins with a dot"
-    elif any(char in "/\\" for char in name):
+    elif "/" in name or "\\" in name:
         why = "it holds a slash"
-    elif not name.isprintable():
-        why = "it holds characters that cannot be printed"
-    elif len(name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
-        why = f"it has more than {_LONGEST_NAME} bytes"
     if why:
-        raise InvalidInputError(f"{name!r} cannot name a model: {why}; it names the store's file and stands in results")
+        raise InvalidInputError(f"the name {name!r} cannot be a model's: {why}, and names the store's file")
     return name
 
 

@@ -123,6 +123,7 @@ def extract(
     """
     from repsim.protocol import Data, Model
 
+    called: Sequence[str | None] = names or [None] * len(models)
     if names and len(names) != len(models):
         raise InvalidInputError(
             f"{len(names)} --name for {len(models)} models; give one for each, in their order, or none"
@@ -130,7 +131,7 @@ def extract(
     extract_models(
         [
             Model(name=model, weights=weights, seed=seed, recalibrate=recalibrate, store=name)
-            for model, name in dict.fromkeys(zip(models, names or [None] * len(models), strict=True))
+            for model, name in dict.fromkeys(zip(models, called, strict=True))
         ],
         Data(
             source=data,

@@ -11,7 +11,8 @@ from PIL import Image
 
 from repsim.errors import ImageError
 from repsim.extractors.folders import EVERYTHING, Folder
-from repsim.extractors.images import ImageSource, open_images
+from repsim.extractors.images import open_images
+from repsim.extractors.sources import ImageSource
 
 SHOWN = 12
 """How many of either kind."""
