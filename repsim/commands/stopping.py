@@ -67,7 +67,7 @@ class StoppableGroup(click.Group):
                 if line:
                     click.echo(line, err=True)
             except OSError:  # the terminal is gone: that is what SIGHUP says
-                sys.stderr = None  # type: ignore[assignment]  # nor can the interpreter flush it at its end
+                sys.stderr = None  # nor can the interpreter flush it at its end
 
         interrupts.speak(say)
         raise SystemExit(interrupts.exit_code(signum)) from None
