@@ -62,17 +62,18 @@ def pair_models(
     names: Sequence[str],
     weights: Sequence[str],
     seeds: Sequence[int],
+    called: Sequence[str] = (),
     *,
     recalibrate: bool,
     model_kwargs: Sequence[str] = (),
     **chosen: Any,
 ) -> list["Model"]:
-    """Give every model its weights and seed: one for all, or one for each in order.
+    """Give every model its weights and seed, one for all or one for each in order, and what it is called.
 
     Raises
     ------
     InvalidInputError
-        There are neither one nor as many weights or seeds as models.
+        There are neither one nor as many weights or seeds as models, or neither none nor as many names.
     """
     from repsim.protocol import Model
 
@@ -83,10 +84,21 @@ def pair_models(
                 "give one for all, or one for each, in order"
             )
     count = len(names)
+    if called and len(called) != count:
+        raise InvalidInputError(f"{len(called)} --name for {count} models; give one for each, in their order, or none")
     return [
-        Model(name=name, weights=file, seed=seed, recalibrate=recalibrate, model_kwargs=tuple(model_kwargs), **chosen)
-        for name, file, seed in zip(
+        Model(
+            name=name,
+            weights=file,
+            seed=seed,
+            store=store,
+            recalibrate=recalibrate,
+            model_kwargs=tuple(model_kwargs),
+            **chosen,
+        )
+        for name, store, file, seed in zip(
             names,
+            called or [None] * count,
             weights if len(weights) == count else list(weights or ["pretrained"]) * count,
             seeds if len(seeds) == count else list(seeds or [0]) * count,
             strict=True,
