@@ -84,6 +84,7 @@ def pair_models(
                 "give one for all, or one for each, in order"
             )
     count = len(names)
+    stores: Sequence[str | None] = called or [None] * count
     if called and len(called) != count:
         raise InvalidInputError(f"{len(called)} --name for {count} models; give one for each, in their order, or none")
     return [
@@ -98,7 +99,7 @@ def pair_models(
         )
         for name, store, file, seed in zip(
             names,
-            called or [None] * count,
+            stores,
             weights if len(weights) == count else list(weights or ["pretrained"]) * count,
             seeds if len(seeds) == count else list(seeds or [0]) * count,
             strict=True,
