@@ -24,8 +24,8 @@ from repsim.extractors import open_images
 from repsim.extractors.factory import make_extractor
 from repsim.progress import told
 from repsim.study import tables
-from repsim.study.vocabulary import COORDINATES, VARIABLES
 from repsim.tables import FOLDED, Table
+from repsim.vocabulary import COORDINATES, VARIABLES
 
 N = 40
 HOSTILE = '<script>"&'
