@@ -100,7 +100,7 @@ def is_study(path: str | os.PathLike[str]) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MissingDigestWarning)
-            return open_either(path).attrs["format"] == STUDY
+            return bool(open_either(path).attrs["format"] == STUDY)
     except StoreError:
         return False
 

@@ -160,7 +160,7 @@ def _coordinate_problems(data: xr.Dataset, fields: Mapping[str, Field]) -> Itera
             yield f"{name} names {next(v for v in values.tolist() if values.tolist().count(v) > 1)!r} twice"
         if field.kind == "number" and np.isnan(values).any():
             yield f"{name} has places without a number (NaN)"
-    for name, coordinate in data.coords.items():
+    for name, coordinate in ((str(key), values) for key, values in data.coords.items()):
         if name not in fields and (coordinate.ndim > 1 or not (coordinate.dtype.kind in "iuf" or _is_text(coordinate))):
             yield f"the further coordinate {name} is {_what(coordinate)}; expected numbers or text along one dimension"
 
@@ -200,9 +200,8 @@ def _is_of_kind(value: Any, field: Field) -> bool:
     if field.kind == "text":
         return isinstance(value, str)
     if field.kind == "whole":
-        return (
-            isinstance(value, int | np.integer) and not isinstance(value, bool) and field.least <= value <= field.most
-        )
+        is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        return is_whole and bool(field.least <= value <= field.most)
     if field.kind == "range":
         numbers = np.asarray(value)
         return numbers.shape == (2,) and numbers.dtype.kind in "iuf" and bool(numbers[0] <= numbers[1])

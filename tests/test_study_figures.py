@@ -26,8 +26,7 @@ from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.results import STUDY_VERSION, save_result
 from repsim.study.chance import holm
 from repsim.study.depth import best_match
-from repsim.study.findings import RELATIONS
-from repsim.vocabulary import STUDY_ATTRIBUTES, VARIABLES
+from repsim.vocabulary import RELATIONS, STUDY_ATTRIBUTES, VARIABLES
 
 PAGE = Path(__file__).parents[1] / "docs" / "figures.md"
 DRAWN = ("heatmap", "figure", "plot_grid", "plot_depths", "plot_pairs", "plot_shares", "plot_map", "plot_measures")

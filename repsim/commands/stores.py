@@ -9,11 +9,11 @@ import click
 
 from repsim import terminal
 from repsim.commands import completing
-from repsim.commands.shared import JSON, PATH
+from repsim.commands.shared import JSON, PATH, Command
 from repsim.tables import times
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("store", type=PATH, shell_complete=completing.files(".h5", ".nc"))
 @JSON
 def inspect(store: Path, *, as_json: bool) -> None:
@@ -90,7 +90,7 @@ def _value(attribute: Any) -> Any:
         return attribute
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("files", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5", ".nc"))
 def verify(files: Sequence[Path]) -> None:
     """Read FILES whole and hold every byte against its checksum: stores, results, studies. Exit code 1 for damage.
