@@ -494,7 +494,7 @@ def test_labels_of_a_file(tmp_path: Path, text: str, labels: list[int], classes:
         ("0,x\n1,x\n2,y\n3,x\n", r": 1 labels without a picture \(0\)$"),  # and no head
         ("1,0.5\n2,1\n3,1\n", "a class is a whole number from 0 or a text: a/1.png has 0.5"),
         ("1,1.0\n2,0.0\n3,1.0\n", "a/1.png has 1.0"),
-        ("1,-1\n2,1\n3,1\n", "a/1.png has -1"),
+        ("1,-1\n2,1\n3,1\n", "sample 0 has -1, which is negative"),
         ("1,x\n2,\n3,x\n", r"a/2.png has no class \(''\)"),
         ("1,1\n2,NaN\n3,1\n", r"a/2.png has no class \('NaN'\)"),
         ("id,w,h\n1,2,3\n2,3,4\n3,4,5\n", r"has 3 columns \(id, w, h\), and which holds the classes is not clear"),
@@ -527,7 +527,7 @@ def test_labels_from_python(tmp_path: Path) -> None:
     assert (store.labels.tolist(), store.classes) == ([0, 1, 0], ("x", "y"))
     assert store.provenance["labels"] == {"source": "given", "matched_by": "file name without suffix"}
     assert open_images(str(root), labels=np.array([3, 1, 3])).labels.tolist() == [3, 1, 3]  # type: ignore[union-attr]
-    for wrong in ([1, 2], [0.5, 1, 2], [float("nan"), 1.0, 2.0], [None, 1, 2], [[1, 0], [0, 1], [1, 0]]):
+    for wrong in ([1, 2], [0.5, 1, 2], [float("nan"), 1.0, 2.0], [None, 1, 2], [[1, 0], [0, 1], [1, 0]], {"1": 0}):
         with pytest.raises(InvalidInputError):
             open_images(str(root), labels=wrong)
 
