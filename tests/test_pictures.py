@@ -632,3 +632,18 @@ def test_nothing_hangs_and_nothing_warns_in_a_process_of_its_own(tmp_path: Path)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.decode().splitlines() == ["note: photos: left out: no regular files: 1 (pipe.jpg)"]
+
+
+def test_a_report_finds_the_pictures_of_one_split(tmp_path: Path) -> None:
+    """Its ids begin with the split, below a folder that holds others, too."""
+    import base64  # noqa: PLC0415
+
+    from repsim.report.pictures import thumbnails  # noqa: PLC0415
+
+    root = folder(tmp_path / "photos", "train/a/1.png", "val/a/2.png", "val/a/3.png")
+    names = list(open_images(str(root), split="val").ids)
+    values = base64.b64encode(np.array([[0.5, 0.1]], "<f4").tobytes()).decode()
+    part = {"variables": {"agreement": {"f4": values, "shape": [1, 2]}}, "coords": {"sample": names}}
+    pictures = thumbnails([part], str(root))["pictures"]
+    assert sorted(pictures) == names
+    assert all("url" in entry for entry in pictures.values())
