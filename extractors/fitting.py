@@ -10,6 +10,7 @@ import inspect
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from math import isqrt
 from typing import Any
 
@@ -373,20 +374,22 @@ def _try_sizes(
         return
     if not all(any(part in key for part in _OF_SIZE) for key in wrong):
         return
-    tables = [state[key] for key in wrong if key.endswith("relative_position_bias_table")]
-    side = isqrt(tables[0].shape[0]) if tables else 0
-    window = {"window_size": (side + 1) // 2} if side % 2 and side * side == len(tables[0]) else {}
+    table = next((key for key in wrong if key.endswith("relative_position_bias_table")), None)
+    side, mine = (isqrt(len(tensors[table])) if table else 0 for tensors in (state, base.state_dict()))
+    window = {"window_size": (side + 1) // 2} if table and side % 2 and side * side == len(state[table]) else {}
     patch = next((m.patch_size for m in base.modules() if isinstance(getattr(m, "patch_size", None), tuple)), (1, 1))
     sizes = [asked] if asked else [(s, s) for s in _SIZES if s % patch[0] == 0]
-    for extra in ({}, window) if window else ({},):
-        good = [size for size in sizes if mismatches(img_size=size, **extra) == []]
+    none: dict[str, int] = {}
+    for extra in [none] * (side <= mine) + [window] * bool(window):  # a window only shrinks with the picture
+        good = list(islice((size for size in sizes if mismatches(img_size=size, **extra) == []), 3))
         if len(good) == 1:
             settings.infer(f"shape of {wrong[0]}", img_size=good[0], **extra)
             return
         if good:
             raise WeightsError(
                 f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, which fits pictures of "
-                f"{listed(f'{h} x {w}' for h, w in good)}: say which with --img-size"
+                f"{listed(f'{h} x {w}' for h, w in good)} (and perhaps others): "
+                "say which with --img-size"
             )
 
 

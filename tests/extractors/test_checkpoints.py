@@ -144,10 +144,10 @@ def test_an_argument_that_says_nothing_of_the_size_is_no_leave_to_resample(tmp_p
     path = saved(tmp_path, made(img_size=96).state_dict())
     options = ModelOptions.read(model_kwargs={"drop_rate": 0.1})
     assert load_model("test_vit", path, options=options).record["model_kwargs"]["img_size"] == (96, 96)
+    assert load_model("test_vit", path, options=ModelOptions.read(model_kwargs={"img_size": 160})).record["resampled"]
     table = made().state_dict() | {"pos_embed": torch.ones(1, 38, 64)}
     with pytest.raises(WeightsError, match="pos_embed has 38 positions"):
         load_model("test_vit", saved(tmp_path, table), options=options)
-    assert load_model("test_vit", path, options=ModelOptions.read(model_kwargs={"img_size": 160})).record["resampled"]
 
 
 def test_pretrained_weights_at_another_size_say_that_they_are_resampled() -> None:
@@ -179,15 +179,15 @@ def test_a_convolutional_network_takes_the_pictures_of_its_args(tmp_path: Path) 
 
 
 def test_tables_that_fit_several_sizes_ask_which(tmp_path: Path) -> None:
-    """A window of 3 says nothing of the picture; at the size that is said the network is the one that was saved."""
+    """A window of 8 says nothing of the picture; at the size that is said the network is the one that was saved."""
     name = "swin_tiny_patch4_window7_224"
-    model = made(name, img_size=96, window_size=3, depths=(1, 1, 1, 1))
+    model = made(name, img_size=256, window_size=8, depths=(1, 1, 1, 1))
     path = saved(tmp_path, model.state_dict())
     with pytest.raises(WeightsError, match=r"which fits pictures of .*: say which with --img-size"):
         load_model(name, path, options=ModelOptions.read(model_kwargs={"depths": (1, 1, 1, 1)}))
-    loaded = load_model(name, path, options=ModelOptions.read(img_size=96, model_kwargs={"depths": (1, 1, 1, 1)}))
+    loaded = load_model(name, path, options=ModelOptions.read(img_size=256, model_kwargs={"depths": (1, 1, 1, 1)}))
     assert same(loaded.model, model.state_dict())
-    assert loaded.record["model_kwargs"]["window_size"] == 3
+    assert loaded.record["model_kwargs"]["window_size"] == 8
     assert "resampled" not in loaded.record
 
 
@@ -204,7 +204,8 @@ def test_a_window_of_any_picture_takes_that_of_the_args(tmp_path: Path) -> None:
 
 def test_formats_of_the_authors_are_converted_as_before(tmp_path: Path) -> None:
     """Swin's downsampling is named by the stage before it; DINOv2 has a position for its class token."""
-    name, small = "swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}
+    name = "swin_tiny_patch4_window7_224"
+    small: dict[str, Any] = {"depths": (1, 1, 1, 1)}
     good = made(name, **small).state_dict()
     official = {
         re.sub(r"(\d+)\.downsample", lambda found: f"{int(found[1]) - 1}.downsample", key).replace("head.fc", "head"): v
@@ -212,7 +213,7 @@ def test_formats_of_the_authors_are_converted_as_before(tmp_path: Path) -> None:
     }
     path = saved(tmp_path, {"model": official})
     assert same(load_model(name, path, options=ModelOptions.read(model_kwargs=small)).model, good)
-    built = {"reg_tokens": 4, "no_embed_class": True}
+    built: dict[str, Any] = {"reg_tokens": 4, "no_embed_class": True}
     for size in (160, 96):
         good = made(img_size=size, num_classes=0, **built).state_dict()
         official = {key.replace("reg_token", "register_tokens"): value for key, value in good.items()}
