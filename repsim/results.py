@@ -26,6 +26,8 @@ FORMAT = "repsim-comparison"
 VERSION = 2
 STUDY = "repsim-study"
 STUDY_VERSION = 1
+LEVEL = 1e-8
+"""Values that differ by less than this share of the largest are level, and the first of them is named."""
 _HINTS = {
     STORE_FORMAT: "; it is an activation store: give it to `repsim compare`",
     FORMAT: "; it is a comparison: give it to `repsim heatmap`",
@@ -113,15 +115,16 @@ def closest(variable: xr.DataArray) -> Table:
                 best = [
                     np.nanmax(each) for each in some[:, variable["model_b"].values == b] if not np.isnan(each).all()
                 ]
-                cells.append(f"{np.mean(best) * sign:.4f}" if best and a != b else "-")
+                cells.append(f"{np.mean(best) * sign:z.4f}" if best and a != b else "-")
             rows.append((str(a), *cells))
         return Table(title, ("mean over layers of the closest", *(f">{model}" for model in models[1])), tuple(rows))
     for layer, row in zip(variable["layer_a"].values, likeness, strict=True):
         if np.isnan(row).all():
             rows.append((str(layer), "-", "undefined"))
         else:
-            at = int(np.nanargmax(row))
-            rows.append((str(layer), str(variable["layer_b"].values[at]), f"{row[at] * sign:.4f}"))
+            # of layers that hold the same the first, and not the one that rounding errors favour
+            at = int(np.argmax(row >= np.nanmax(row) - LEVEL * np.nanmax(np.abs(row))))
+            rows.append((str(layer), str(variable["layer_b"].values[at]), f"{row[at] * sign:z.4f}"))
     return Table(title, (f"layer of {models[0][0]}", f"closest layer of {models[1][0]}", ">value"), tuple(rows))
 
 

@@ -6,12 +6,12 @@ import click
 
 from repsim import terminal
 from repsim.commands import completing
-from repsim.commands.shared import OVERWRITE, PATH, say
+from repsim.commands.shared import OVERWRITE, PATH, Command, say
 from repsim.errors import InvalidInputError
 from repsim.files import check_output
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("result", type=PATH, shell_complete=completing.files(".nc"))
 @click.option("-o", "--out", type=PATH, help="OUT.csv or OUT.json; - is the terminal.  [default: CSV on the terminal]")
 @click.option(

@@ -336,7 +336,7 @@ def _of_relations(known: _Inference) -> xr.Dataset:
                 for title, others in known.controls(pair, half=True):
                     candidates.setdefault(title, []).extend(known.column(kind, each) for each in others)
             if candidates:
-                best = max(candidates.values(), key=lambda where: float(known.theta[where].mean()))
+                best = max(candidates.values(), key=lambda where: round(float(known.theta[where].mean()), 9))
                 columns["control"] = known.theta[best].mean(), known.drawn[:, best].mean(1)
                 columns["learned"] = (
                     columns["index"][0] - columns["control"][0], columns["index"][1] - columns["control"][1]
