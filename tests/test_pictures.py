@@ -472,6 +472,7 @@ NAMES = ("a/1.png", "a/2.png", "b/3.png")
         ("label\tid\n7\t1\n0\t2\n7\t3\n", [7, 0, 7], ()),
         ('"a/1.png","grey, wild cat"\n"a/2.png","dog"\n"b/3.png","dog"\n', [1, 0, 0], ("dog", "grey, wild cat")),
         ("1.png 3\n2.png 4\n3.png 5", [3, 4, 5], ()),
+        ("img_path,true class\n1.png,x\n2.png,y\n3.png,y\n", [0, 1, 1], ("x", "y")),
         ("id,width,label\n1,640,x\n2,480,y\n\n3,480,y\n", [0, 1, 1], ("x", "y")),
         ("1,007\n2,7\n3,7\n", [0, 1, 1], ("007", "7")),
     ],
