@@ -469,6 +469,7 @@ NAMES = ("a/1.png", "a/2.png", "b/3.png")
         ("a/1.png,cat\na/2.png,dog\nb/3.png,cat\n", [0, 1, 0], ("cat", "dog")),
         ("id,label\r\nb/3.png,cat\r\na/2.png,dog\r\na/1.png,cat\r\n", [0, 1, 0], ("cat", "dog")),
         ("\ufefffilename;class\n1.png;7\n2.png;0\n3.png;7\n", [7, 0, 7], ()),
+        ("\ufeff1.png,7\n2.png,0\n3.png,7\n", [7, 0, 7], ()),
         ("label\tid\n7\t1\n0\t2\n7\t3\n", [7, 0, 7], ()),
         ('"a/1.png","grey, wild cat"\n"a/2.png","dog"\n"b/3.png","dog"\n', [1, 0, 0], ("dog", "grey, wild cat")),
         ("1.png 3\n2.png 4\n3.png 5", [3, 4, 5], ()),
