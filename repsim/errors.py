@@ -106,6 +106,10 @@ class MissingFontWarning(UserWarning):
     """No font of this machine has some characters of a name, which a figure writes as escapes."""
 
 
+class MissingDigestWarning(UserWarning):
+    """A result or a study of an earlier format, which carries no digest: damage in it may go unnoticed."""
+
+
 def reason(error: Exception, lines: int = 1) -> str:
     """Why something failed, for the end of a message: the system's words where there are some, else the first lines.
 

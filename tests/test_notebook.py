@@ -25,8 +25,8 @@ from repsim.extractors.factory import make_extractor
 from repsim.progress import told
 from repsim.results import closest
 from repsim.study import tables
-from repsim.study.vocabulary import COORDINATES, VARIABLES
 from repsim.tables import FOLDED, Table
+from repsim.vocabulary import COORDINATES, VARIABLES
 
 N = 40
 HOSTILE = '<script>"&'
@@ -188,9 +188,10 @@ def test_everything_in_a_study_says_what_it_is(study: xr.Dataset, tmp_path: Path
     for name, (long, dims, said) in known.items():
         assert saved[name].attrs == {"long_name": long, "description": said}
         assert ", ".join(map(str, saved[name].dims)) == dims
-    assert {name: saved[name].attrs["long_name"] for name in COORDINATES} == COORDINATES
+    longs = {name: field.said for name, field in COORDINATES.items()}
+    assert {name: saved[name].attrs["long_name"] for name in COORDINATES} == longs
     assert len({long for long, _, _ in known.values()}) == len(known), "two variables of one name"
-    told = [*COORDINATES.values(), *(text for entry in known.values() for text in entry)]
+    told: list[str] = [*longs.values(), *(text for entry in known.values() for text in entry)]
     assert "universal" not in " ".join(told), "claims what only the words of a study may"
 
 

@@ -25,9 +25,8 @@ from repsim.study.nulls import Null, of_values
 from repsim.study.others import Measured, most
 from repsim.study.passes import Kernels
 from repsim.study.uncertainty import half_samples, influence, interval_of, jackknife, multiplier_bootstrap
-from repsim.study.vocabulary import describe
+from repsim.vocabulary import RELATIONS, describe
 
-RELATIONS = ("other family", "same family", "same architecture")
 TITLES = {RAW: "cka", "input": "cka given input", "labels": "cka given labels", TWINS: "cka given untrained"}
 """Of debiased CKA, and partial CKA."""
 _STABILITY = 200
