@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,7 @@ def to_json(found: xr.Dataset, table: str | None = None) -> dict[str, Any]:
     """
     if table is not None:
         frame = to_frame(found, table)
-        columns = {str(name): without_nan(column.tolist()) for name, column in frame.items()}
+        columns = {str(name): finite(column.tolist()) for name, column in frame.items()}
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return {**{str(key): each for key, each in frame.attrs.items()}, "rows": rows}
     tables_of(found)  # refuses what is neither
@@ -247,7 +247,7 @@ def study_as_json(found: xr.Dataset) -> dict[str, Any]:
 
     def plain(name: str) -> dict[str, Any]:
         variable = found[name]
-        return {"dims": list(variable.dims), "values": without_nan(variable.values.tolist())}
+        return {"dims": list(variable.dims), "values": finite(variable.values.tolist())}
 
     small = [str(name) for name, each in found.data_vars.items() if not {"layer_a", "sample"} & set(each.dims)]
     return {
@@ -268,9 +268,11 @@ def result_as_json(result: xr.Dataset) -> dict[str, Any]:
     """A result for programs."""
 
     def plain(variable: xr.DataArray) -> dict[str, Any]:
-        attrs = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in variable.attrs.items()}
+        attrs = {
+            key: finite(value.tolist() if hasattr(value, "tolist") else value) for key, value in variable.attrs.items()
+        }
         attrs |= {key: json.loads(attrs[key]) for key in ("undefined", "cautions", "remarks") if key in attrs}
-        return {**attrs, "values": without_nan(variable.values.tolist())}
+        return {**attrs, "values": finite(variable.values.tolist())}
 
     sides = {
         side: {
@@ -289,8 +291,10 @@ def result_as_json(result: xr.Dataset) -> dict[str, Any]:
     }
 
 
-def without_nan(values: Any) -> Any:
-    """Lists in lists with None for NaN, which JSON has not."""
-    if isinstance(values, list):
-        return [without_nan(each) for each in values]
-    return None if isinstance(values, float) and math.isnan(values) else values
+def finite(values: Any) -> Any:
+    """Lists in lists with None for NaN and infinities, which JSON has not."""
+    if isinstance(values, Mapping):
+        return {key: finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

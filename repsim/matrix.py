@@ -185,13 +185,17 @@ class Matrix:
                 "name the same, or another file, or use --overwrite"
             )
         names = [[str(name) for name in known[f"layer_{side}"].values] for side in "ab"]
+        for there, layers, models in zip(names, (self.rows, self.columns), told, strict=True):
+            whole = {layer.name for layer in layers if layer.store.model in models}
+            if other := sorted(whole.symmetric_difference(there)):
+                raise InvalidInputError(
+                    f"the earlier result holds a part of the layers, or others: {schema.short(other[0])} is not both in it "
+                    "and in the stores; name another file, or use --overwrite"
+                )
         self._old = {layer.shape.name for layer in self.layers if layer.name in names[0]}
         specs = [str(variable.attrs["spec"]) for variable in known.data_vars.values()]
         metrics = list({m.spec: m for m in (*map(metric_of, specs), *metrics)}.values())
-        at = [
-            [i for i, name in enumerate(side) if name in set(there)]
-            for side, there in zip(self._names, names, strict=True)
-        ]
+        at = [[ours.index(name) for name in side] for ours, side in zip(self._names, names, strict=True)]
         for spec, variable in known.data_vars.items():
             self.values[str(spec)][np.ix_(*at)] = variable.values
             self.undefined[str(spec)] |= set(json.loads(variable.attrs["undefined"]))

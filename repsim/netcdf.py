@@ -1,12 +1,14 @@
 """netCDF-4 files without variable-length strings, made of a data set and read back with suspicion.
 
 Every netCDF and HDF5 library reads them. Text has a fixed width, every variable lies in one piece, and nothing is
-compressed: so what a file claims can be held against its size before memory is taken, and none of HDF5's heaps has to
-be read. (netCDF's DIMENSION_LIST lies in one, for other libraries; here the numbers of dimensions are read instead.)
+compressed: so what a file claims can be held against its size before memory is taken, and `repsim.hdf5` can read it
+without HDF5. (netCDF's DIMENSION_LIST lies in a heap, for other libraries; here the numbers of dimensions are read.)
 """
 
 import io
+import math
 import re
+import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,10 +18,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError, StoreError, reason
+from repsim.hdf5 import SIGNATURE, Object, Structures, Values
 from repsim.layout import in_one_piece
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
-"""Beginning of every HDF5 file."""
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
 _HIDDEN = {"CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates", "_NCProperties"}
 """Attributes by which netCDF describes its variables."""
@@ -118,6 +119,8 @@ def _describe(owner: Any, attrs: Mapping[str, Any], name: str = "the file") -> N
     """Write attributes: a text, a number, or a list of either. One byte would be a character to netCDF, no text."""
     for key, value in attrs.items():
         where = f"attribute {key} of {name}"
+        if not _NAME.fullmatch(key):
+            raise InvalidInputError(f"netCDF has no attribute {key!r}; leave out '/' and control characters")
         array = np.asarray(value)
         if array.ndim > 1 or not array.size or array.dtype.kind not in "iufbUO":
             raise InvalidInputError(
@@ -143,11 +146,8 @@ def from_bytes(data: bytes | bytearray | memoryview, path: object) -> xr.Dataset
     Values are not copied, so they can be changed where ``data`` can.
     """
     try:
-        with h5py.File(io.BytesIO(data), "r") as file:
-            return _Reader(file, memoryview(data), path).all()
-    except StoreError:
-        raise
-    except Exception as error:  # noqa: BLE001 - what HDF5 makes of damaged structures is anything
+        return _Reader(memoryview(data), path).all()
+    except (ValueError, struct.error, LookupError) as error:  # what does not fit together
         raise StoreError(f"{path} is damaged: {reason(error)}") from None
 
 
@@ -159,110 +159,110 @@ def is_strict(data: bytes | bytearray | memoryview) -> bool:
 class _Reader:
     """Reads one file; every step refuses what `to_bytes` cannot have made."""
 
-    def __init__(self, file: h5py.File, data: memoryview, path: object) -> None:
-        self.file, self.data, self.path = file, data, path
+    def __init__(self, data: memoryview, path: object) -> None:
+        self.data, self.path = data, path
+        self.structures = Structures(data)
         self.room = len(data)
 
     def all(self) -> xr.Dataset:
         """Everything."""
-        if not is_strict(self.data) or self.file.userblock_size:
-            raise StoreError(f"{self.path} is refused: its HDF5 structures have no checksums; save it with save_result")
-        datasets = {name: self.dataset(name) for name in self.file}
-        dims = self.dimensions(datasets)
-        attrs = self.attributes(self.file, "the file")
+        variables = {name: self.structures.object(at) for name, at in self.structures.root.links.items()}
+        for name, variable in variables.items():
+            self.check(name, variable)
+        dims = self.dimensions(variables)
+        attrs = self.attributes(self.structures.root, "the file")
         beside = set(str(attrs.pop("coordinates", "")).split())
-        variables = {
-            name: xr.Variable(dims[name], self.values(dataset), attributes)
-            for name, dataset in datasets.items()
+        made = {
+            name: xr.Variable(dims[name], self.values(variable, name), self.attributes(variable, name))
+            for name, variable in variables.items()
             if name in dims
-            for attributes in [self.attributes(dataset, name)]
         }
-        for variable in variables.values():
+        for array in made.values():
             for key in _CODED:
-                variable.attrs.pop(key, None)
-        coordinates = {name for name, variable in variables.items() if name in beside or variable.dims == (name,)}
+                array.attrs.pop(key, None)
+        coordinates = {name for name, array in made.items() if name in beside or array.dims == (name,)}
         return xr.Dataset(
-            {name: variable for name, variable in variables.items() if name not in coordinates},
-            {name: variable for name, variable in variables.items() if name in coordinates},
+            {name: array for name, array in made.items() if name not in coordinates},
+            {name: array for name, array in made.items() if name in coordinates},
             attrs,
         )
 
-    def dataset(self, name: str) -> h5py.Dataset:
-        """One variable, which lies in this file, in one piece, and not on top of what was claimed before."""
-        where = f"{self.path} is refused: /{name}"
-        if not isinstance(self.file.get(name, getlink=True), h5py.HardLink):
-            raise StoreError(f"{where} is a link, perhaps to another file")
-        dataset = self.file[name]
-        if not isinstance(dataset, h5py.Dataset):
+    def check(self, name: str, variable: Object) -> None:
+        """Hold one variable against the size of the file, and against what others have claimed of it."""
+        where, values = f"{self.path} is refused: /{name}", variable.values
+        if not _NAME.fullmatch(name):
+            raise StoreError(f"{self.path} is damaged: it has a variable {name!r}")
+        if values is None:
             raise StoreError(f"{where} is no variable")
-        made = dataset.id.get_create_plist()
-        if made.get_layout() != h5py.h5d.CONTIGUOUS or made.get_external_count() or made.get_nfilters():
-            raise StoreError(f"{where} does not lie in this file in one piece")
-        if dataset.dtype.kind not in "iufS" or (dataset.dtype.kind == "S" and dataset.dtype.itemsize > 1):
+        if values.dtype is None or (values.dtype.kind == "S" and values.dtype.itemsize > 1):
             raise StoreError(f"{where} holds neither numbers nor characters")
-        size = int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
-        self.room -= size if self.holds_values(dataset) else 0
-        if self.room < 0 or max(dataset.shape, default=0) > 2**40:
-            raise StoreError(f"{where} claims the shape {dataset.shape}, which the file has no room for")
-        return dataset
+        self.room -= values.nbytes if self.holds_values(variable) else 0
+        if self.room < 0 or max(values.shape, default=0) > 2**40:
+            raise StoreError(f"{where} claims the shape {values.shape}, which the file has no room for")
 
-    def holds_values(self, dataset: h5py.Dataset) -> bool:
+    def holds_values(self, variable: Object) -> bool:
         """Tell a variable from a dimension that has none."""
-        return not (
-            "NAME" in dataset.attrs and str(self.attribute(dataset, "NAME", "a dimension")).startswith(_NO_VARIABLE)
-        )
+        scale = variable.attributes.get("NAME")
+        return scale is None or not str(self.attribute(scale, "NAME", "a dimension")).startswith(_NO_VARIABLE)
 
-    def dimensions(self, datasets: Mapping[str, h5py.Dataset]) -> dict[str, tuple[str, ...]]:
+    def dimensions(self, variables: Mapping[str, Object]) -> dict[str, tuple[str, ...]]:
         """Dimensions of every variable, held against its shape."""
+        shapes = {name: variable.values.shape for name, variable in variables.items() if variable.values}
         numbered: dict[Any, tuple[str, int]] = {}
-        for name, dataset in datasets.items():
-            if "_Netcdf4Dimid" in dataset.attrs:
-                number = self.attribute(dataset, "_Netcdf4Dimid", name)
-                if not isinstance(number, int) or number in numbered or not dataset.shape:
+        for name, variable in variables.items():
+            if "_Netcdf4Dimid" in variable.attributes:
+                number = self.attribute(variable.attributes["_Netcdf4Dimid"], "_Netcdf4Dimid", name)
+                if not isinstance(number, int) or number in numbered or not shapes[name]:
                     raise StoreError(f"{self.path} is damaged: the dimension {name} has no number of its own")
-                numbered[number] = name, dataset.shape[0]
+                numbered[number] = name, shapes[name][0]
         dims = {}
-        for name, dataset in datasets.items():
-            if not self.holds_values(dataset):
+        for name, variable in variables.items():
+            if not self.holds_values(variable):
                 continue
-            own = self.attribute(dataset, "_Netcdf4Coordinates", name) if dataset.shape else []
-            places = own if isinstance(own, list) else [own]
-            if [numbered.get(place, ("", -1))[1] for place in places] != list(dataset.shape):
+            own = variable.attributes.get("_Netcdf4Coordinates")
+            places = [] if own is None else self.attribute(own, "_Netcdf4Coordinates", name)
+            places = places if isinstance(places, list) else [places]
+            if [numbered.get(place, ("", -1))[1] for place in places] != list(shapes[name]):
                 raise StoreError(
-                    f"{self.path} is damaged: the shape {dataset.shape} of {name} is not that of its dimensions"
+                    f"{self.path} is damaged: the shape {shapes[name]} of {name} is not that of its dimensions"
                 )
             dims[name] = tuple(numbered[place][0] for place in places)
-            if dataset.dtype.kind == "S":
-                if not dims[name] or not dataset.shape[-1]:
+            if variable.values and variable.values.dtype == np.dtype("S1"):
+                if not dims[name] or not shapes[name][-1]:
                     raise StoreError(f"{self.path} is damaged: {name} holds single characters, and no texts")
                 dims[name] = dims[name][:-1]
         return dims
 
-    def values(self, dataset: h5py.Dataset) -> NDArray[Any]:
-        count, dtype = int(np.prod(dataset.shape, dtype=object)), dataset.dtype
-        offset = dataset.id.get_offset()
-        if not count:
-            raw = np.empty(dataset.shape, dtype)
-        elif offset is None or offset + count * dtype.itemsize > len(self.data):
-            raise StoreError(f"{self.path} is refused: {dataset.name} lies beyond the end of the file")
-        else:
-            raw = np.frombuffer(self.data, dtype, count, offset).reshape(dataset.shape)
-        if dtype.kind == "S":
+    def values(self, variable: Object, name: str) -> NDArray[Any]:
+        """Values of a variable; text decoded."""
+        raw = self.raw(variable.values, f"{self.path} is refused: /{name}")
+        if raw.dtype.kind == "S":
             texts = [text.decode() for text in np.ascontiguousarray(raw).view(f"S{raw.shape[-1]}").ravel().tolist()]
-            return np.array(texts, dtype=object).reshape(dataset.shape[:-1]).astype(str)
-        return raw.astype(dtype.newbyteorder("="), copy=not raw.flags.aligned)  # else the file's own memory, read once
+            return np.array(texts, dtype=object).reshape(raw.shape[:-1]).astype(str)
+        return raw.astype(raw.dtype.newbyteorder("="), copy=not raw.flags.aligned)  # else the file's own memory
 
-    def attributes(self, owner: Any, name: str) -> dict[str, Any]:
-        return {key: self.attribute(owner, key, name) for key in owner.attrs if key not in _HIDDEN}
-
-    def attribute(self, owner: Any, key: str, name: str) -> Any:
-        """A text or a number, or a list of several, as plain Python values."""
-        attribute = owner.attrs.get_id(key)
-        where = f"{self.path} is refused: attribute {key} of {name}"
-        if attribute.dtype.kind not in "iufS" or len(attribute.shape) > 1:
+    def raw(self, values: Values | None, where: str) -> NDArray[Any]:
+        """Numbers and characters as they are in the file."""
+        if values is None or values.dtype is None:
             raise StoreError(f"{where} is no number and no text of a fixed width")
-        if int(np.prod(attribute.shape, dtype=object)) * attribute.dtype.itemsize > len(self.data):
-            raise StoreError(f"{where} claims the shape {attribute.shape}, which the file has no room for")
-        values = np.atleast_1d(owner.attrs[key]).tolist()
-        values = [value.decode() if isinstance(value, bytes) else value for value in values]
-        return values[0] if len(values) == 1 else values
+        count = math.prod(values.shape)
+        if not count:
+            return np.empty(values.shape, values.dtype)
+        if values.offset is None or values.offset + values.nbytes > len(self.data):
+            raise StoreError(f"{where} lies beyond the end of the file")
+        return np.frombuffer(self.data, values.dtype, count, values.offset).reshape(values.shape)
+
+    def attributes(self, owner: Object, name: str) -> dict[str, Any]:
+        own = {key: value for key, value in owner.attributes.items() if key not in _HIDDEN}
+        if wrong := [key for key in own if not _NAME.fullmatch(key)]:
+            raise StoreError(f"{self.path} is damaged: {name} has an attribute {wrong[0]!r}")
+        return {key: self.attribute(value, key, name) for key, value in own.items()}
+
+    def attribute(self, value: Values, key: str, name: str) -> Any:
+        """A text or a number, or a list of several, as plain Python values."""
+        where = f"{self.path} is refused: attribute {key} of {name}"
+        raw = self.raw(value, where)
+        if raw.ndim > 1:
+            raise StoreError(f"{where} is no list of numbers or texts, but a table")
+        items = [item.decode() if isinstance(item, bytes) else item for item in np.atleast_1d(raw).tolist()]
+        return items[0] if len(items) == 1 else items

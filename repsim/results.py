@@ -18,6 +18,7 @@ from repsim import digest, netcdf, schema
 from repsim.earlier import read_earlier
 from repsim.errors import InvalidInputError, MissingDigestWarning, StoreError, reason
 from repsim.files import check_output, replacing
+from repsim.hdf5 import SIGNATURE
 from repsim.layout import FORMAT as STORE_FORMAT
 from repsim.layout import stated_format
 from repsim.tables import Table
@@ -147,7 +148,7 @@ def _open(path: Path, form: str | None = None) -> xr.Dataset:
             f"{path} is damaged, or was changed by another program: its digest does not match what is in it. Take "
             "another copy, or make it anew; what you have changed yourself is saved by repsim.save_result"
         )
-    elif data[:8] != netcdf.SIGNATURE:
+    elif data[:8] != SIGNATURE:
         raise StoreError(f"{path} is no {what} of {command}, or damaged: it is no HDF5 file")
     elif netcdf.is_strict(data):
         raise StoreError(
@@ -159,7 +160,7 @@ def _open(path: Path, form: str | None = None) -> xr.Dataset:
     kind = result.attrs.get("format")
     if not isinstance(kind, str) or kind not in _KINDS or form not in {None, kind}:
         hint = _HINTS.get(str(kind), "")
-        raise StoreError(f"{path} is no {what} of {command} (its 'format' is {kind!r}){hint}")
+        raise StoreError(f"{path} is no {what} of {command} (its 'format' is {schema.short(kind)}){hint}")
     _check_version(path, result, str(kind), sealed=digest.is_sealed(data))
     if wrong := schema.problem(result):
         raise StoreError(f"{path} is refused, because it is no {_name(result)} as repsim makes them: {wrong}")
@@ -201,7 +202,7 @@ def _check_version(path: Path, result: xr.Dataset, kind: str, *, sealed: bool) -
     elif version != today:
         newer = isinstance(version, int) and version > today
         todo = "Install a newer repsim" if newer else f"Make it again with {command}"
-        raise StoreError(f"{path} has {what} format {version}; this repsim reads {today}. {todo}")
+        raise StoreError(f"{path} has {what} format {schema.short(version)}; this repsim reads {today}. {todo}")
     elif not sealed:
         raise StoreError(
             f"{path} was written by another program and carries no digest; save it with repsim.save_result"

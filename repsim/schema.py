@@ -7,6 +7,7 @@ one dimension, are allowed: people add notes to results.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -63,7 +64,7 @@ def _result_problems(result: xr.Dataset) -> Iterator[str]:
         yield from _attribute_problems(variable.attrs, METRIC_ATTRIBUTES, f" of {name}")
         values, readout, spec = variable.values, str(variable.attrs.get("readout", "")), variable.attrs["spec"]
         if name not in {spec, f"{spec}@{readout}"}:
-            yield f"attribute spec of {name} is {spec!r}; expected the name of the variable, without its readout"
+            yield f"attribute spec of {name} is {short(spec)}; expected the name of the variable, without its readout"
         low, high = map(float, variable.attrs["valid_range"])
         if np.isnan(values).any() and not json.loads(variable.attrs["undefined"]):
             yield f"{name} has no value (NaN) for {np.isnan(values).sum()} pairs, and 'undefined' gives no reason"
@@ -110,7 +111,7 @@ def _disagreements(study: xr.Dataset) -> Iterator[str]:
         "kernel": measures, "map": measures, "one_family": set(study["family"].values.tolist()),
     }.items():  # fmt: skip
         if name in study.coords and (others := set(study[name].values.tolist()) - allowed):
-            yield f"{name} names {min(others)!r}, which is not in this study"
+            yield f"{name} names {short(min(others))}, which is not in this study"
     for side in "ab":
         if (study[f"layer_{side}"].values != study["layer_a"].values).any():
             yield "layer_a and layer_b are not the same layers"
@@ -159,7 +160,7 @@ def _coordinate_problems(data: xr.Dataset, fields: Mapping[str, Field]) -> Itera
         values = np.atleast_1d(coordinate.values)
         yield from _value_problems(values, field, name)
         if field.unique and len(set(values.tolist())) < len(values):
-            yield f"{name} names {next(v for v in values.tolist() if values.tolist().count(v) > 1)!r} twice"
+            yield f"{name} names {short(Counter(values.tolist()).most_common(1)[0][0])} twice"
         if field.kind == "number" and np.isnan(values).any():
             yield f"{name} has places without a number (NaN)"
     for name, coordinate in ((str(key), values) for key, values in data.coords.items()):
@@ -170,7 +171,7 @@ def _coordinate_problems(data: xr.Dataset, fields: Mapping[str, Field]) -> Itera
 def _value_problems(values: Any, allowed: Entry | Field, name: str) -> Iterator[str]:
     if allowed.kind == "text":
         if allowed.only and (others := set(values.ravel().tolist()) - set(allowed.only)):
-            yield f"{name} holds {min(others)!r}; expected {' or '.join(map(repr, allowed.only))}"
+            yield f"{name} holds {short(min(others))}; expected {' or '.join(map(repr, allowed.only))}"
     elif (outside := _outside(values, allowed.least, allowed.most)) is not None:
         yield f"{name} holds {outside}; expected {allowed.values}"
 
@@ -193,9 +194,9 @@ def _attribute_problems(attrs: Mapping[Any, Any], fields: Mapping[str, Field], w
             "texts": "a list of texts, as JSON", "stores": "a list of objects, as JSON",
         }[field.kind]  # fmt: skip
         if not _is_of_kind(value, field):
-            yield f"attribute {name}{where} is {_short(value)}; expected {expected}"
+            yield f"attribute {name}{where} is {short(value)}; expected {expected}"
         elif field.only and value not in field.only:
-            yield f"attribute {name}{where} is {value!r}; expected {' or '.join(map(repr, field.only))}"
+            yield f"attribute {name}{where} is {short(value)}; expected {' or '.join(map(repr, field.only))}"
 
 
 def _is_of_kind(value: Any, field: Field) -> bool:
@@ -240,6 +241,7 @@ def _what(variable: xr.DataArray) -> str:
     return f"{dtype} ({', '.join(map(str, variable.dims))})"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Make one short line of any value, for messages."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -84,9 +84,13 @@ def _inspect_saved(path: Path, *, as_json: bool) -> None:
 
 def _value(attribute: Any) -> Any:
     """Give an attribute as the value that it is JSON of; a text that is no JSON as it is."""
+    from repsim.frames import finite
+
     try:
-        return json.loads(attribute) if isinstance(attribute, str) and attribute[:1] in {"[", "{"} else attribute
-    except ValueError:
+        return finite(
+            json.loads(attribute) if isinstance(attribute, str) and attribute[:1] in {"[", "{"} else attribute
+        )
+    except (ValueError, RecursionError):
         return attribute
 
 
