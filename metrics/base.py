@@ -18,6 +18,7 @@ from jaxtyping import Float, Float64, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from repsim.arrays import as_array, check_tensor, same_rows
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
 from repsim.labels import Form
 from repsim.metrics.rows import Rows
@@ -308,14 +309,15 @@ class Metric(ABC, Generic[F]):
     @overload
     def __call__(self, x: Array, y: Array) -> float: ...
     @overload
-    def __call__(self, x: Array | Tensor, y: Array | Tensor) -> Any: ...
-    def __call__(self, x: Array | Tensor, y: Array | Tensor) -> float | Tensor:
+    def __call__(self, x: Any, y: Any) -> Any: ...
+    def __call__(self, x: Any, y: Any) -> float | Tensor:
         """Compare two representations of the same samples, x (n, p) and y (n, q), rows in the same order.
 
         The value is a float; but a tensor with a gradient where x or y is one that requires it, so that a measure can
         be a loss.
         """
-        x, y = as_samples(x, self.min_samples), as_samples(y, self.min_samples)
+        same_rows({"x": x, "y": y})
+        x, y = as_samples(x, self.min_samples), as_samples(y, self.min_samples, "y")
         if len(x) != len(y):
             raise InvalidInputError(
                 f"x has {len(x)} samples and y has {len(y)}; rows must be the same samples in the same order"
@@ -333,23 +335,35 @@ class Metric(ABC, Generic[F]):
         return self.pair(a, b)
 
 
-def _from_numpy(array: Array) -> Tensor:
+def _from_numpy(array: Array, what: str) -> Tensor:
     """As a tensor: what torch has no word for (float128, big-endian, read-only, reversed) is copied to what it has."""
-    if array.dtype.kind not in "biufc":
-        raise InvalidInputError(f"expected an array of numbers, got dtype {array.dtype}")
-    if array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
+    if array.dtype.kind == "c":
+        raise InvalidInputError(_COMPLEX)
+    if array.dtype.kind in "iu" and array.size and max(abs(int(array.min())), abs(int(array.max()))) > 2**53:
+        raise InvalidInputError(
+            f"{what} holds whole numbers beyond 2**53, which float64 does not tell apart; take them as categories"
+        )
+    if array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     if min(array.strides, default=1) < 0:  # of a single column this is contiguous to numpy, but not to torch
         array = array.copy()
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C_CONTIGUOUS", "WRITEABLE"]))
 
 
-def as_samples(x: Array | Tensor, min_samples: int = 1) -> Tensor:
-    """Take an array as (n samples, p features) in a floating dtype, or say what is wrong with it.
+_COMPLEX = "complex features cannot be compared; take their real and imaginary parts as features"
+
+
+def as_samples(x: Any, min_samples: int = 1, what: str = "x") -> Tensor:
+    """Take an array of any library as (n samples, p features) in a floating dtype, or say what is wrong with it.
 
     float64 stays float64 and is compared in float64; everything smaller is compared in float32, with sums in float64.
+    Masked and sparse arrays, objects, text and dates are refused (`repsim.arrays.as_array`).
     """
-    tensor = x if isinstance(x, Tensor) else _from_numpy(np.asarray(x))
+    if isinstance(x, Tensor):
+        check_tensor(x, what)
+        tensor = x
+    else:
+        tensor = _from_numpy(as_array(x, what), what)
     if tensor.ndim != 2:
         raise InvalidInputError(
             f"expected an array of shape (n samples, p features), got {tuple(tensor.shape)}; "
@@ -361,8 +375,8 @@ def as_samples(x: Array | Tensor, min_samples: int = 1) -> Tensor:
     if p == 0:
         raise InvalidInputError("the layer has no features (p = 0)")
     if tensor.is_complex():
-        raise InvalidInputError("complex features cannot be compared; take their real and imaginary parts as features")
-    if tensor.dtype in {torch.float16, torch.bfloat16}:
+        raise InvalidInputError(_COMPLEX)
+    if tensor.is_floating_point() and tensor.dtype.itemsize < 4:
         tensor = tensor.float()
     elif not tensor.is_floating_point():
         tensor = tensor.double()

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor
 
 import repsim
@@ -28,33 +27,35 @@ from repsim.plan import Cost, Limits, Meter, Plan, Stage, plan
 from repsim.progress import Listener, Progress, told
 from repsim.ranks import ALONE, Ranks
 from repsim.running import Ledger, run
-from repsim.store import ActivationStore, open_store
+from repsim.store import ActivationStore, open_store, several, store_path
 
-Array = NDArray[Any]
 StoreLike = ActivationStore | str | os.PathLike[str]
 _STEP = 2**26
 """Bytes in which it is counted what the process takes before the comparison."""
 
 
-def similarity(x: Array | Tensor, y: Array | Tensor, metric: str | Metric[Any] = "cka") -> float:
+def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float:
     """Compare two representations of the same samples.
 
     Parameters
     ----------
     x, y
-        (n, p) and (n, q), numpy or torch; rows are the same samples in the same order.
+        (n, p) and (n, q), of numpy, torch, jax, pandas or xarray; rows are the same samples in the same order. Where
+        both name their rows (the index of a data frame), the names have to be the same.
     metric
         A spec string such as ``cka``, ``cka:kernel=rbf`` or ``svcca:variance=0.95``, or a `Metric`.
 
     Returns
     -------
     float
-        The value; ``repsim.metrics.get(metric)`` tells its range, and whether it grows or shrinks with likeness.
+        The value; ``repsim.metrics.get(metric)`` tells its range, and whether it grows or shrinks with likeness. A
+        tensor with a gradient where x or y is one that requires it.
 
     Raises
     ------
     InvalidInputError
-        Shapes that do not fit, too few samples, NaN or infinite values.
+        Shapes that do not fit, too few samples, NaN or infinite values; arrays that are masked, sparse, of objects,
+        text or dates; rows whose names differ.
     UndefinedValueError
         There is no value: a constant layer.
 
@@ -65,7 +66,8 @@ def similarity(x: Array | Tensor, y: Array | Tensor, metric: str | Metric[Any] =
     >>> round(similarity(x, 3 * x[:, ::-1] + 1), 6)
     1.0
     """
-    return _metric(metric)(x, y)
+    value: float = _metric(metric)(x, y)
+    return value
 
 
 def compare(
@@ -340,7 +342,7 @@ def _open(
     opened: list[ActivationStore] = []
 
     def one(given: StoreLike) -> ActivationStore:
-        path = given.path if isinstance(given, ActivationStore) else Path(given)
+        path = given.path if isinstance(given, ActivationStore) else store_path(given)
         for store in opened:
             if store is given or (path.exists() and store.path.samefile(path)):
                 return store
@@ -352,7 +354,7 @@ def _open(
         return [first], [first if b is None else one(b)]
     if b is not None:
         raise InvalidInputError("give two stores, or one list of them")
-    stores = list(dict.fromkeys(map(one, a)))
+    stores = list(dict.fromkeys(map(one, several(a))))
     if not stores:
         raise InvalidInputError("name at least one store")
     return stores, stores

@@ -1,13 +1,16 @@
 """What rows and columns are called: which layer of which model, and which samples."""
 
 import hashlib
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from repsim.errors import InvalidInputError
 
 Form = Literal["features", "grams", "sketches"]
 """What an array holds: features (n, ...), Gram matrices of blocks (n // B, B, B), or pairs of sketches (n, 2, m)."""
@@ -106,6 +109,49 @@ class SampleIds:
     def _not_in(self, other: "SampleIds") -> list[str]:
         there = set(other.ids)
         return [i for i in self.ids if i not in there]
+
+
+def check_name(what: str, name: Any, limit: int = 1000) -> None:
+    r"""Refuse a name that a store cannot hold, or that would break every line it is printed on.
+
+    Parameters
+    ----------
+    what
+        What it is the name of, for messages.
+    name
+        Text, of ``limit`` bytes of UTF-8 at most, without control characters.
+
+    Raises
+    ------
+    InvalidInputError
+        Anything else.
+
+    Examples
+    --------
+    >>> check_name("the model", "resnet50 (größer)")
+    >>> check_name("layer", "blocks.0\n")
+    Traceback (most recent call last):
+    ...
+    repsim.errors.InvalidInputError: layer 'blocks.0\n' holds the control character '\n'; rename it
+    """
+    if not isinstance(name, str):
+        raise InvalidInputError(f"{what}: expected text, got {_short(name)} of type {type(name).__name__}")
+    if not name:
+        raise InvalidInputError(f"{what} is empty; give it a name")
+    for letter in name:
+        if unicodedata.category(letter) in {"Cc", "Zl", "Zp"}:
+            raise InvalidInputError(f"{what} {_short(name)} holds the control character {letter!r}; rename it")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:  # a file name in another encoding
+        raise InvalidInputError(f"{what} {_short(name)} is not valid Unicode; rename it") from None
+    if size > limit:
+        raise InvalidInputError(f"{what} {_short(name)} takes {size:,} bytes, more than {limit:,}; shorten it")
+
+
+def _short(name: Any) -> str:
+    text = repr(name)
+    return text if len(text) <= 80 else f"{text[:50]} ... {text[-20:]}"
 
 
 def partition(n: int) -> NDArray[np.int64]:

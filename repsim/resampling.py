@@ -4,7 +4,7 @@ What statistics are made of, and no statistics yet: a value for every way to res
 matrix and no decomposition is made a second time where the first one will do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from repsim import metrics as registry
 from repsim.alignment import AlignedView
+from repsim.arrays import as_array
 from repsim.devices import choose_device
 from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.factors import Source, prepare
@@ -332,6 +333,11 @@ class _Sides:
         given: list[tuple[Any, Any]]
         if isinstance(side, ActivationStore):
             given = [(label, side[label]) for label in side.layers]
+        elif isinstance(side, str | bytes) or not isinstance(side, Iterable) or getattr(side, "ndim", 3) != 3:
+            raise InvalidInputError(
+                "expected an array of shape (n samples, p features) a layer, in a list of the layers of a side, or an "
+                f"open store; got {_kind(side)}"
+            )
         else:
             given = list(side.items()) if isinstance(side, Mapping) else list(enumerate(side))
         for label, x in given:
@@ -340,7 +346,12 @@ class _Sides:
             if isinstance(side, ActivationStore):
                 self._layers[name] = self._stored(side, label, enough)
                 self._forms["features" if x.key.form == "features" else x.key.readout] = x.key.form
-            elif isinstance(x, Factor) and not isinstance(x, Rows) and not hasattr(x, "__array__"):
+            elif (
+                not isinstance(x, Tensor)
+                and isinstance(x, Factor)
+                and not isinstance(x, Rows)
+                and not hasattr(x, "__array__")
+            ):
                 self.factors[name] = x
             else:
                 self._layers[name] = self._at_hand(x, enough)
@@ -350,7 +361,7 @@ class _Sides:
     def _at_hand(self, x: Any, enough: int) -> Tensor | Rows:
         if isinstance(x, Rows) and not hasattr(x, "__array__"):
             return x
-        return as_samples(x if isinstance(x, Tensor) else np.asarray(x), enough).to(self.device)
+        return as_samples(x, enough, "a layer").to(self.device)
 
     def _stored(self, store: ActivationStore, label: str, enough: int) -> Tensor | Rows:
         view, form = AlignedView(store), store[label].key.form
@@ -408,6 +419,11 @@ class _Sides:
             return None
 
 
+def _kind(side: Any) -> str:
+    shape = getattr(side, "shape", None)
+    return type(side).__name__ if shape is None else f"{type(side).__name__} of shape {tuple(shape)}"
+
+
 def _metric(spec: str | Metric[Any]) -> Metric[Any]:
     return spec if isinstance(spec, Metric) else registry.get(spec)
 
@@ -422,7 +438,7 @@ def _block(metric: Metric[Any], rows: Sequence[Any], columns: Sequence[Any]) -> 
 
 def _drawn(given: ArrayLike, n: int, what: str) -> Int64[Tensor, "count m"]:
     """Rows of different samples, or a refusal."""
-    array = np.asarray(given)
+    array = as_array(given, what)
     if array.ndim != 2 or array.dtype.kind not in "iu" or not array.size:
         raise InvalidInputError(
             f"expected {what}: whole numbers of shape (K, samples), got shape {array.shape}, dtype {array.dtype}"

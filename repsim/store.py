@@ -5,7 +5,7 @@ Whatever is read is checked: opening a store checks everything but the arrays, r
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from repsim import layout
-from repsim.errors import StoreError, UnknownNameError, reason
+from repsim.errors import InvalidInputError, StoreError, UnknownNameError, reason
 from repsim.files import human
 from repsim.labels import LayerKey, SampleIds
 from repsim.layout import Array, Contents, Extent
@@ -93,7 +93,7 @@ class ActivationStore:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = store_path(path)
         self._contents, self._layout = layout.read(self.path)
         self._file: int | None = os.open(self.path, os.O_RDONLY)
         try:
@@ -256,6 +256,28 @@ class ActivationStore:
         pixels = "" if self.pixels is None else f"pixels of the input {times(self.pixels.shape[1:])}"
         facts = [weights, f"{len(self):,} samples of {self.data}", labels, pixels, f"{self.path.name}, {self._state}"]
         return card(self.model, paragraphs(["; ".join(filter(None, facts))]), self.table().html())
+
+
+def store_path(path: Any) -> Path:
+    """Take the name of a store's file; `InvalidInputError` where it is something else, an array, say."""
+    if not isinstance(path, str | os.PathLike) or isinstance(path, bytes) or not str(path):
+        kind = "empty text" if isinstance(path, str) else f"a {type(path).__name__}"
+        raise InvalidInputError(
+            f"expected a store or the name of its file, got {kind}; arrays are compared by repsim.similarity, and "
+            "become a store by repsim.write_store"
+        )
+    if "\0" in str(path):
+        raise InvalidInputError(f"a file name holds no null character: {str(path)!r}")
+    return Path(path)
+
+
+def several(stores: Any) -> list[Any]:
+    """Take one store or many, open or by name, as a list; `InvalidInputError` for arrays and other things."""
+    if isinstance(stores, ActivationStore | str | os.PathLike):
+        return [stores]
+    if isinstance(stores, bytes | Mapping) or hasattr(stores, "__array__") or not isinstance(stores, Iterable):
+        store_path(stores)
+    return list(stores)
 
 
 def open_store(path: str | os.PathLike[str]) -> ActivationStore:

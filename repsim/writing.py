@@ -12,7 +12,7 @@ import os
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,12 +22,16 @@ from weakref import WeakSet
 import numpy as np
 
 from repsim import layout
+from repsim.arrays import as_array, as_classes, is_tensor, same_rows
 from repsim.errors import InvalidInputError, OutputError, RepsimError, StoreError, reason
 from repsim.files import check_output, lock, partial_path
-from repsim.labels import INPUT, LayerKey, SampleIds
+from repsim.labels import INPUT, LayerKey, SampleIds, check_name
 from repsim.layout import Array, ArraySpec, Contents
-from repsim.store import ActivationStore, open_store
+from repsim.records import as_json
+from repsim.store import ActivationStore, open_store, store_path
 
+_LONGEST_ID = 4096
+"""Bytes: a path may be so long on Linux. All ids of a store take as much room as the longest."""
 COMMIT_SECONDS = 2.0
 """What a kill costs at most, apart from what is on its way."""
 
@@ -307,32 +311,33 @@ def _check(contents: Contents) -> None:
         twice = next(name for name, count in Counter(ids).items() if count > 1)
         raise InvalidInputError(f"sample id {twice!r} occurs twice; ids must be unique")
     for name in ids:
-        try:
-            name.encode()
-        except UnicodeEncodeError:  # a file name in another encoding
-            raise InvalidInputError(f"sample id {name!r} is not valid Unicode; rename the file") from None
-        if not name or "\0" in name:
-            raise InvalidInputError(f"sample id {name!r} cannot be stored: it is empty or holds a null character")
+        check_name("sample id", name, _LONGEST_ID)
+    for name in contents.classes:
+        check_name("class", name)
     if contents.labels is not None and len(contents.labels) != len(ids):
         raise InvalidInputError(f"{len(contents.labels)} labels for {len(ids)} samples")
     if all(spec.key.control for spec in contents.arrays):
         raise InvalidInputError("a store needs at least one layer")
+    if contents.source != "":
+        check_name("the source", contents.source, _LONGEST_ID)
     for spec in contents.arrays:
-        for part in (spec.key.layer, spec.key.readout):
-            if "/" in part or part in {"", "."}:
-                raise InvalidInputError(f"{part!r} cannot name a layer: it may not be empty or hold a slash (use dots)")
+        check_name("the model", spec.key.model)
+        for what, part in (("layer", spec.key.layer), ("readout", spec.key.readout)):
+            check_name(what, part)
+            if "/" in part or part == ".":
+                raise InvalidInputError(f"{part!r} cannot name a {what}: it may not hold a slash (use dots)")
         if not contents.rows(spec):
             raise InvalidInputError(f"{spec.key} needs at least {spec.block} samples, got {len(ids)}")
 
 
 def write_store(
     path: str | os.PathLike[str],
-    layers: Mapping[str, Array],
+    layers: Mapping[str, Any],
     *,
     model: str,
-    pixels: Array | None = None,
-    sample_ids: Sequence[str] | None = None,
-    labels: Sequence[int] | Array | None = None,
+    pixels: Any = None,
+    sample_ids: Iterable[str | int] | None = None,
+    labels: Any = None,
     readout: str = "given",
     source: str = "given",
     provenance: Mapping[str, Any] | None = None,
@@ -340,34 +345,44 @@ def write_store(
 ) -> ActivationStore:
     """Make a store of activations that come from elsewhere.
 
+    Values are stored as they are, or refused. Arrays of numpy, torch (of any device, with or without gradient), jax,
+    pandas and xarray are taken.
+
     Parameters
     ----------
     path
         The new file.
     layers
-        Layer name -> array (n samples, ...), in depth order; float16, float32 or float64, the same for all.
+        Layer name -> array (n samples, ...), in depth order; float16, float32 or float64, the same for all. bfloat16
+        and 8-bit floats become float32, which holds each of their values exactly; the provenance records from what.
     model
         Names the model in every result.
     pixels
         What went into the model, an array (n samples, ...) of numbers, best at low resolution: it becomes the store's
         `ActivationStore.pixels`, in the dtype of the layers.
     sample_ids
-        One id a sample, unique. Without them samples are numbered, and any two stores of as many samples agree.
+        One id a sample, unique: text, or whole numbers. By default the names of the rows, where the arrays are data
+        frames or carry coordinates; otherwise samples are numbered, and any two stores of as many samples agree.
     labels
-        Class numbers.
+        One class a sample: whole numbers from 0 on, or names. Names become `ActivationStore.classes`, in alphabetical
+        order, and their numbers `ActivationStore.labels`. A pandas Categorical keeps the order of its categories;
+        booleans become the classes False and True.
     readout
         How the arrays were read out, as it will stand under figures.
     source
         What the samples are, as it will stand under figures.
     provenance
-        Anything else worth recording, as JSON values.
+        Anything else worth recording, as JSON values; numbers and arrays of numpy, paths and dates are turned into
+        such.
     overwrite
         Replace an existing file.
 
     Raises
     ------
     InvalidInputError
-        Arrays of unequal length, of no floating dtype, or with NaN or infinite values.
+        Arrays of unequal length, of no floating dtype, of several dtypes, masked, sparse, or with NaN or infinite
+        values; labels that are no classes, one-hot ones, too, or missing; names with control characters; a provenance
+        that JSON cannot hold; data frames whose rows have different names.
     OutputError
         The file exists, or cannot be written.
 
@@ -379,46 +394,117 @@ def write_store(
     ...     with write_store(f"{folder}/mine.h5", {"hidden": x, "out": x[:, :2]}, model="mine") as store:
     ...         store.layers, store["out"].shape
     (('hidden', 'out'), (10, 2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = write_store(f"{folder}/a.h5", {"out": x[:3]}, model="mine", labels=["dog", "cat", "dog"])
+    ...     store.classes, store.labels.tolist()
+    (('cat', 'dog'), [1, 0, 1])
     """
-    arrays = {name: np.asarray(values) for name, values in layers.items()}
+    if not isinstance(layers, Mapping):
+        raise InvalidInputError(
+            f"layers: expected a dictionary {{name: array (n samples, ...)}}, got {type(layers).__name__}"
+        )
+    for what, name in (("the model", model), ("readout", readout), *(("layer", name) for name in layers)):
+        check_name(what, name)
+    arrays = {str(name): as_array(values, f"layer {name!r}") for name, values in layers.items()}
     shapes = {name: values.shape for name, values in arrays.items()}
     if len({shape[:1] for shape in shapes.values()}) > 1 or any(
         len(shape) < 2 or 0 in shape for shape in shapes.values()
     ):
-        raise InvalidInputError(f"every layer must be (n samples, features ...) with the same n, got {shapes}")
-    kinds = {str(values.dtype) for values in arrays.values()}
-    if not kinds <= {"float16", "float32", "float64"} or len(kinds) > 1:
-        raise InvalidInputError(f"layers must all be float16, float32 or float64, got {', '.join(sorted(kinds))}")
+        raise InvalidInputError(f"every layer must be (n samples, features ...) with the same n, got {_shown(shapes)}")
+    dtype = _dtype(arrays)
     n = next(iter(shapes.values()))[0] if shapes else 0
-    ids = tuple(str(i) for i in range(n)) if sample_ids is None else tuple(map(str, sample_ids))
-    if len(ids) != n:
-        raise InvalidInputError(f"{len(ids)} sample ids for {n} samples")
+    rows = {f"layer {name!r}": values for name, values in layers.items()}
+    names = same_rows(rows | {"pixels": pixels, "labels": labels})
+    ids = _ids(sample_ids, names, n)
     keys = {LayerKey(model, name, readout): values for name, values in arrays.items()}
     if any(key.control for key in keys):
         raise InvalidInputError(
             f"{'@'.join(INPUT)} is no layer: give it as pixels=, or name layer or readout otherwise"
         )
     if pixels is not None and keys:  # without a layer it is no store
-        keys[LayerKey(model, *INPUT)] = _as_pixels(np.asarray(pixels), n)
+        keys[LayerKey(model, *INPUT)] = _as_pixels(pixels, n)
     specs = tuple(ArraySpec(key, values.shape[1:]) for key, values in keys.items())
-    contents = Contents(
-        specs,
-        SampleIds(ids),
-        source,
-        {"extractor": "given", **(provenance or {})},
-        next(iter(kinds), "float32"),
-        None if labels is None else np.asarray(labels),
-    )
-    with StoreWriter(Path(path), contents, overwrite=overwrite) as writer:
+    numbers, classes = (None, ()) if labels is None else as_classes(labels, n)
+    if not isinstance(provenance, Mapping | None):
+        raise InvalidInputError(f"provenance: expected a dictionary, got {type(provenance).__name__}")
+    record = {"extractor": "given", **_converted(layers, arrays), **as_json(provenance or {}, "provenance")}
+    contents = Contents(specs, SampleIds(ids), source, record, dtype, numbers, classes)
+    with StoreWriter(store_path(path), contents, overwrite=overwrite) as writer:
         for key, values in keys.items():
             writer.write(key, slice(None), values)
         writer.done(slice(None))
     return open_store(path)
 
 
-def _as_pixels(pixels: Array, n: int) -> Array:
-    if pixels.dtype.kind not in "uif" or pixels.ndim < 2 or len(pixels) != n or not pixels.size:
+def _dtype(arrays: Mapping[str, Array]) -> str:
+    """The one dtype of all layers; a store has one, and none is picked where they differ."""
+    kinds = {name: values.dtype.name for name, values in arrays.items()}
+    wrong = next((name for name, kind in kinds.items() if kind not in {"float16", "float32", "float64"}), None)
+    if wrong is not None:
         raise InvalidInputError(
-            f"pixels must be numbers (n samples, ...) for {n} samples, got {pixels.dtype} {pixels.shape}"
+            f"layers must all be float16, float32 or float64, got {kinds[wrong]} in layer {wrong!r}; convert it with "
+            "astype, as in x.astype('float32')"
         )
-    return pixels
+    first = next(iter(kinds), "")
+    other = next((name for name, kind in kinds.items() if kind != kinds[first]), None)
+    if other is not None:
+        raise InvalidInputError(
+            f"layers must all be float16, float32 or float64, the same for all, got {kinds[first]} in layer {first!r} "
+            f"and {kinds[other]} in layer {other!r}; convert them to the widest with astype"
+        )
+    return kinds.get(first, "float32")
+
+
+def _ids(sample_ids: Any, names: tuple[str, ...] | None, n: int) -> tuple[str, ...]:
+    """The ids that are given, else the names of rows, else numbers."""
+    if sample_ids is None:
+        return names or tuple(map(str, range(n)))
+    if isinstance(sample_ids, str | bytes | set | frozenset | Mapping):
+        raise InvalidInputError(f"sample_ids: expected a sequence of {n} ids, got a {type(sample_ids).__name__}")
+    if is_tensor(sample_ids) or isinstance(sample_ids, np.ma.MaskedArray):
+        sample_ids = as_array(sample_ids, "sample_ids").tolist()
+    try:
+        ids = list(sample_ids)
+    except TypeError as error:
+        raise InvalidInputError(f"sample_ids: expected a sequence of {n} ids: {error}") from None
+    for k, name in enumerate(ids):
+        if isinstance(name, bool) or not isinstance(name, str | int | np.integer | os.PathLike):
+            raise InvalidInputError(
+                f"sample_ids are text or whole numbers; sample {k} has {name!r} of type {type(name).__name__}"
+            )
+    if len(ids) != n:
+        raise InvalidInputError(f"{len(ids)} sample ids for {n} samples")
+    if names is not None and tuple(map(str, ids)) != names:
+        k = next(k for k, (a, b) in enumerate(zip(ids, names, strict=True)) if str(a) != b)
+        raise InvalidInputError(
+            f"sample_ids and the rows of the arrays are named differently: sample {k} is {str(ids[k])!r} and "
+            f"{names[k]!r}. Leave sample_ids out, or give plain arrays (to_numpy())"
+        )
+    return tuple(map(str, ids))
+
+
+def _converted(layers: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """For the provenance: dtypes that no store has, of the layers that were converted from them."""
+    before = {name: str(getattr(layers[name], "dtype", "")).removeprefix("torch.") for name in arrays}
+    changed = {name: kind for name, kind in before.items() if kind == "bfloat16" or kind.startswith("float8")}
+    return {"converted_from": changed} if changed else {}
+
+
+def _shown(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The shapes that say what is wrong: of many layers, the first of each number of samples."""
+    firsts = {shape[:1] if len(shape) > 1 and 0 not in shape else shape: name for name, shape in shapes.items()}
+    return ", ".join(f"{shapes[name]} for {name!r}" for name in list(firsts.values())[:4])
+
+
+def _as_pixels(pixels: Any, n: int) -> Array:
+    try:
+        values = as_array(pixels, "pixels")
+    except InvalidInputError as error:
+        raise InvalidInputError(
+            f"pixels must be numbers (n samples, ...) for {n} samples, got something else: {error}"
+        ) from None
+    if values.dtype.kind not in "uif" or values.ndim < 2 or len(values) != n or not values.size:
+        raise InvalidInputError(
+            f"pixels must be numbers (n samples, ...) for {n} samples, got {values.dtype} {values.shape}"
+        )
+    return values

@@ -10,14 +10,11 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tests import shapes
 
 hook = jaxtyping.install_import_hook(["repsim.metrics", "repsim.factors", "repsim.alignment"], "tests.shapes.checked")
-
-torch.set_num_threads(1)  # these networks and matrices are small: threads would only wait for each other
 
 Pictures = Callable[..., Path]
 

@@ -15,7 +15,7 @@ from repsim.errors import InvalidInputError, UndefinedValueError
 APART = 0.25
 """The mean silhouette below which clusters are not apart enough to be called so (Kaufman and Rousseeuw 1990)."""
 ROUNDING = 1e-13
-"""Eigenvalues of less than this share of the trace are rounding errors."""
+"""Eigenvalues of less than this share of the trace are rounding errors, as are entries of vectors below M of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +80,7 @@ def embed(R: ArrayLike, dims: int | None = None) -> Embedding:
     size = np.abs(vectors)
     farthest = np.argmax(size > size.max(0) - 1e-9, axis=0)  # rounding errors do not choose between two that are level
     vectors = vectors * np.where(vectors[farthest, range(M)] < 0, -1, 1)
+    vectors[np.abs(vectors) < ROUNDING * M] = 0  # nor have they a sign: also of -0. this makes 0.
     coordinates = np.zeros((M, dims))
     coordinates[:, :M] = (vectors * np.sqrt(np.maximum(values, 0)))[:, :dims]
     total = np.abs(values).sum()

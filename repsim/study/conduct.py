@@ -21,7 +21,7 @@ from repsim.metrics.cka import CKA
 from repsim.plan import by_recipe
 from repsim.progress import Progress, Steps, counter, told_stepwise
 from repsim.resampling import random_permutations
-from repsim.store import ActivationStore, open_store
+from repsim.store import ActivationStore, open_store, several
 from repsim.study import controls as control
 from repsim.study import nulls
 from repsim.study.chance import within_classes
@@ -139,7 +139,8 @@ def universality(
     with ExitStack() as stack:
         step = stack.enter_context(told_stepwise("the study", steps))
         opened = [
-            each if isinstance(each, ActivationStore) else stack.enter_context(open_store(each)) for each in stores
+            each if isinstance(each, ActivationStore) else stack.enter_context(open_store(each))
+            for each in several(stores)
         ]
         study = design(opened, families=families, readout=readout)
         if study.n < _FEWEST:

@@ -146,9 +146,20 @@ def hangs_on_ties(metric: Metric[Any], *layers: Array) -> bool:
             cosines = np.sort(references_knn.cosines(x.astype(np.float64)) - 3 * np.eye(len(x)), axis=1)[:, ::-1]
             if len(x) >= K + 2 and (cosines[:, :K] - cosines[:, 1 : K + 1]).min() < 100 * eps:
                 return True
-        if metric.name == "rsa" and x.shape[1] < 4:  # correlations of 2 values are 1 or -1, of 3 near that
-            return True
+        if metric.name == "rsa" and (x.shape[1] < 4 or keys_hang_on_rounding(x)):
+            return True  # correlations of 2 values are 1 or -1, of 3 near that
     return False
+
+
+def keys_hang_on_rounding(x: Array) -> bool:
+    """Whether two correlations are close, and one could be rounded elsewhere: rsa ties those that are equal then."""
+    steps = 2.0 ** (46 if x.dtype == np.float64 else 30)
+    z = x.astype(np.longdouble)
+    z = z - z.mean(1, keepdims=True)
+    z /= np.maximum(np.sqrt((z * z).sum(1, keepdims=True)), np.finfo(np.longdouble).tiny)
+    keys = np.sort((z @ z.T)[np.triu_indices(len(z), 1)] * steps)
+    near_half = np.abs(keys - np.floor(keys) - 0.5) < 16 * np.finfo(np.float64).eps * steps
+    return bool(((np.diff(keys) < 1.5) & (near_half[1:] | near_half[:-1])).any())
 
 
 @every_measure

@@ -57,6 +57,19 @@ def test_models_that_are_all_the_same_are_one_place() -> None:
     assert found.negative == 0
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_what_is_0_by_symmetry_is_0_without_a_sign(order: tuple[int, ...]) -> None:
+    """Processors differ in the rounding errors that would stand there, and in their sign."""
+    R = np.array([[1, 0.7, 0.1, 0.1], [0.7, 1, 0.1, 0.1], [0.1, 0.1, 1, 0.3], [0.1, 0.1, 0.3, 1]])
+    coordinates = embed(R[np.ix_(order, order)]).coordinates
+    zero = np.array([[0, 1, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 1, 1]], bool)[list(order)]
+    assert (coordinates[zero] == 0).all()
+    assert not np.signbit(coordinates[zero]).any()
+    assert (np.abs(coordinates[~zero]) > 0.1).all()
+    farthest = [np.abs(column.round(9)).argmax() for column in coordinates.T[:3]]
+    assert (coordinates[farthest, range(3)] > 0).all()
+
+
 def test_a_map_of_more_axes_than_models_has_zeros() -> None:
     found = embed([[1, 0.5], [0.5, 1]], dims=3)
     np.testing.assert_allclose(found.coordinates, [[0.5, 0, 0], [-0.5, 0, 0]], atol=1e-15)

@@ -1,0 +1,31 @@
+"""Sets, for tests and doctests alike, how many threads torch has, and adds `--shuffle SEED`: tests in another order."""
+
+import os
+import random
+
+import pytest
+import torch
+
+# these networks and matrices are small: threads would only wait for each other. torch itself takes no more than cores
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the option."""
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in another order, of this seed")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Show the seed, with which the order can be had again."""
+    seed = config.getoption("--shuffle")
+    return None if seed is None else f"shuffled: --shuffle {seed}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffle the modules, the classes of each and the tests of each, so that what they share is still made once."""
+    seed = config.getoption("--shuffle")
+    if seed is not None:
+        places = random.Random(seed)  # noqa: S311
+        drawn = {node: places.random() for item in items for node in item.listchain()}
+        items.sort(key=lambda item: [drawn[node] for node in item.listchain()])

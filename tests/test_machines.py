@@ -1,0 +1,98 @@
+"""The tests under other settings (scripts/machines), on tests that are made here."""
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARIES = ("ATEN_", "MKL_", "ONEDNN_", "OPENBLAS_", "NPY_")
+ORDER = """
+from pathlib import Path
+import pytest
+
+@pytest.mark.parametrize("k", range(30))
+def test_passes(k):
+    with Path(__file__).with_name("order").open("a") as file:
+        print(k, file=file)
+"""
+KINDS = """
+import locale
+import os
+import numpy
+import pytest
+import torch
+from threadpoolctl import threadpool_info
+
+def test_processor():
+    assert torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+    assert {pool["architecture"] for pool in threadpool_info() if pool.get("architecture")} == {"Nehalem"}
+
+def test_threads():
+    assert torch.get_num_threads() == 3
+
+def test_locale():
+    assert locale.setlocale(locale.LC_ALL) == "C"
+
+def test_seed():
+    assert os.environ["PYTHONHASHSEED"] == "4242"
+
+def test_skipped():
+    pytest.skip("as it is")
+
+def test_fails():
+    raise AssertionError
+"""
+
+
+def machines(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "machines"), *map(str, arguments)]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(LIBRARIES)}
+    return subprocess.run(
+        command, env=inherited | environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="the settings name x86 processors")
+def test_what_settings_change_and_what_is_counted(tmp_path: Path) -> None:
+    """In one run, under three at once."""
+    file, out = tmp_path / "test_kinds.py", tmp_path / "table.md"
+    file.write_text(KINDS)
+    arguments = ["--", "-q", "-c", ROOT / "pyproject.toml", "-p", "no:cacheprovider", "-p", "conftest", file]
+    done = machines("old-processor+c-locale+hash-seed", "-o", out, *arguments, OMP_NUM_THREADS="3")
+    assert done.returncode == 1, done.stderr
+    assert "ATen DEFAULT, OpenBLAS Nehalem" in done.stdout
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("| `")]
+    assert row.split(" | ")[2:5] == ["4", "1", "1"], done.stdout + done.stderr
+    assert done.stdout.endswith("\n`old-processor+c-locale+hash-seed`: test_fails\n")
+    assert out.read_text() == done.stdout
+
+
+def test_a_shuffled_order_is_another_and_the_same_again(tmp_path: Path) -> None:
+    file = tmp_path / "test_order.py"
+    file.write_text(ORDER)
+    spec = importlib.util.spec_from_file_location("shuffling", ROOT / "conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    shuffling = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(shuffling)
+    orders = []
+    for seed in (1, 1, 2):
+        options = ["-q", "-c", os.devnull, "--rootdir", tmp_path, "-p", "no:cacheprovider", "-p", "no:xdist"]
+        assert pytest.main([*map(str, options), f"--shuffle={seed}", str(file)], [shuffling]) == 0
+        orders.append([int(line) for line in (tmp_path / "order").read_text().split()])
+        (tmp_path / "order").unlink()
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == list(range(30)) != orders[0]
+
+
+@pytest.mark.parametrize("name", ["nothing", "plain+nothing"])
+def test_an_unknown_setting_is_one_line_before_anything_runs(name: str) -> None:
+    done = machines("plain", name)
+    assert done.returncode == 2
+    assert "no setting 'nothing'; expected of plain, " in done.stderr
+    assert "---" not in done.stderr
