@@ -347,6 +347,10 @@ class SecondOrderCosine(NeighbourMetric):
     def samples_needed(self, p: int, q: int) -> None:
         """Chance hangs on the features, and of many it hardly falls with n."""
 
+    def scarcity(self, n: int, p: int, q: int) -> str:  # noqa: ARG002 - whatever they are
+        """Say it of any number."""
+        return "no number of samples is enough for unrelated layers to score low; compare with permuted samples"
+
     def pair_flop(self, n: int, p: int, q: int) -> float:
         """The distances to the other layer's neighbours."""
         return 3.0 * n * self.k * (p + q)

@@ -133,6 +133,7 @@ class SubspaceMetric(Metric[Subspace], ABC):
     group: ClassVar[Group] = "cca"
     sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
     symmetric: ClassVar[bool] = True
+    counted: ClassVar[str] = "rank"
 
     @property
     def bounds(self) -> tuple[float, float]:
