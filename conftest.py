@@ -1,13 +1,19 @@
-"""Sets, for tests and doctests alike, how many threads torch has, and adds `--shuffle SEED`: tests in another order."""
+"""What tests and doctests share: torch's threads, Hypothesis without a clock or chance, and `--shuffle SEED`."""
 
 import os
 import random
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # these networks and matrices are small: threads would only wait for each other. torch itself takes no more than cores
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+# the same examples everywhere, however busy the machine is, and nothing left behind in the folder
+calm = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("calm", calm)
+settings.load_profile("calm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

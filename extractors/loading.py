@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from repsim import interrupts
 from repsim.errors import ImageError, InvalidInputError
 from repsim.extractors import hooks
 from repsim.extractors.base import Batch, Stream
@@ -79,6 +80,7 @@ def picture_loader(
         batch_sampler=cast("Any", batches),
         num_workers=how.workers,
         collate_fn=_collate,
+        worker_init_fn=interrupts.leave_to_parent,
         pin_memory=torch.device(how.device).type == "cuda",
     )
 

@@ -200,6 +200,7 @@ def ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:
                 _used_by(item, torch.cuda.current_stream(device))
             coming = thread.submit(make)
             yield item
+            del item  # whoever took it may be done with it before the next is there
 
 
 def _next(items: Iterator[T]) -> tuple[bool, T | None]:

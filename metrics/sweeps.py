@@ -242,8 +242,11 @@ class GramSweep(Sweep):
         features = self._read(wanted)
         if not all(draw.in_memory for draw in self.draws):
             features = ahead(features, self.device)
-        for (i, j), (x, y) in zip(wanted, features, strict=True):
-            yield self._part(self._panels_of[i], self._panels_of[j], x, y, shifts)
+        for i, j in wanted:
+            x, y = next(features)
+            part = self._part(self._panels_of[i], self._panels_of[j], x, y, shifts)
+            del x, y  # before the next pair is taken: another thread then reads the one after, beside no more than that
+            yield part
 
     def _offsets(self, measure: Measure) -> list[Float64[Tensor, " n"]]:
         return [draw.offsets(unbiased=measure.unbiased).flatten() for draw in self.draws]

@@ -16,6 +16,7 @@ from repsim.commands import (
     extracting,
     reporting,
     running,
+    stopping,
     stores,
     studying,
 )
@@ -26,7 +27,7 @@ class _UserError(click.ClickException):
     exit_code = 2
 
 
-class _Group(click.Group):
+class _Group(stopping.StoppableGroup):
     """Turns an error that the user can mend into one line and exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -40,10 +41,6 @@ class _Group(click.Group):
             if error.errno != errno.ENOSPC:
                 raise
             raise _UserError(f"cannot write: {reason(error)}") from None
-        except KeyboardInterrupt as stop:
-            for note in getattr(stop, "__notes__", ()):
-                click.echo(note, err=True)
-            raise
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

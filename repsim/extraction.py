@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import repsim
+from repsim import interrupts
 from repsim.devices import choose_device, cores, return_memory
 from repsim.errors import ImageError, InvalidInputError, OutputError
 from repsim.extractors import Batch, Extractor, ImageSource, Stream, open_images
@@ -383,6 +384,7 @@ def _fill(
         for k, positions, batch in batches:
             waiting.append(thread.submit(_record, jobs[k], writers[k], positions, batch))
             settle(_ON_THEIR_WAY)
+            interrupts.check()
             if time.monotonic() - returned > _RETURN_SECONDS:
                 return_memory()
                 returned = time.monotonic()

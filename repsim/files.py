@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from repsim import interrupts
 from repsim.errors import OutputError, reason
 
 try:
@@ -44,20 +45,68 @@ def lock(file: int, what: Path) -> None:
 
 
 @contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep other processes from writing ``path`` meanwhile; `OutputError` where one does.
+
+    The lock is on a file of its own, ``.NAME.lock``: HDF5 locks what it writes itself. Where a process was killed its
+    lock is gone, and the next one removes the file.
+    """
+    place = path.with_name(f".{path.name}.lock")
+
+    def remove() -> None:
+        with suppress(OSError):
+            place.unlink()
+
+    while True:
+        try:
+            file = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {reason(error)}") from None
+        try:
+            lock(file, path)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), place.stat()):
+                    break
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # its owner has just finished and removed it
+    try:
+        with interrupts.cleaned_up(remove):
+            yield
+    finally:
+        remove()
+        os.close(file)
+
+
+@contextmanager
 def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to; it becomes ``path`` when the block ends well."""
+    interrupts.check()
     check_output(path, overwrite=overwrite)
     partial = partial_path(path)
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"cannot write {path}: {reason(error)}") from None
-    finally:
-        with suppress(OSError):  # what went wrong above is what to tell
+
+    def remove() -> None:
+        with suppress(OSError):  # what went wrong before is what to tell
             partial.unlink()
+
+    with claimed(path), interrupts.cleaned_up(remove):
+        check_output(path, overwrite=overwrite)  # another process may have finished it just now
+        try:
+            yield partial
+            partial.replace(path)
+        except OSError as error:
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"cannot write {path}: {reason(error)}") from None
+        finally:
+            remove()
+
+
+def tidy(path: Path) -> None:
+    """Remove what killed processes have left of writing ``path``, unless another process is writing it now."""
+    with suppress(OutputError), claimed(path):
+        partial_path(path).unlink(missing_ok=True)
 
 
 def human(size: float) -> str:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Literal
 
-from repsim import notebook
+from repsim import interrupts, notebook
 
 Progress = Callable[[int, int], None]
 """Called with the number of steps done, and of all."""
@@ -26,6 +26,8 @@ _SPOKEN_FOR = ContextVar("spoken for", default=False)
 def counter(total: int, progress: Progress | None) -> Callable[[], None]:
     """Make a function that reports one more step each time it is called.
 
+    Between two steps the command line may stop (`repsim.interrupts`).
+
     >>> step = counter(2, lambda done, total: print(f"{done} of {total}"))
     >>> step()
     1 of 2
@@ -37,6 +39,7 @@ def counter(total: int, progress: Progress | None) -> Callable[[], None]:
     def step() -> None:
         if progress is not None:
             progress(next(done), total)
+        interrupts.check()
 
     return step
 

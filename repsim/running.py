@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy.typing import NDArray
 
+from repsim import interrupts
 from repsim.errors import OutputError, reason
 from repsim.files import lock
 from repsim.metrics.sweeps import Sweep
@@ -48,15 +49,27 @@ class Ledger:
             raise OutputError(f"cannot write into {self.folder}: {reason(error)}") from None
         try:
             lock(file, self.folder)
+            for litter in self.folder.glob("*.partial"):  # of runs that were killed
+                litter.unlink(missing_ok=True)
             try:
-                yield
-            except BaseException:
-                if not any(self.folder.glob("*.part")):
-                    self._clear()
+                with interrupts.cleaned_up(self._keep_or_clear):
+                    yield
+            except BaseException as error:
+                if note := self._keep_or_clear():
+                    error.add_note(note)
                 raise
             self._clear()
         finally:
             os.close(file)
+
+    def _keep_or_clear(self) -> str | None:
+        """After an interruption: say which parts are kept; where there are none, leave nothing."""
+        assert self.folder is not None
+        count = len(list(self.folder.glob("*.part")))
+        if count:
+            return f"({count} parts are kept in {self.folder}: the same command goes on from there)"
+        self._clear()
+        return None
 
     def _clear(self) -> None:
         assert self.folder is not None
@@ -82,11 +95,12 @@ class Ledger:
             partial = path.with_suffix(f".{uuid4().hex}.partial")
             data = io.BytesIO()
             np.save(data, part)
-            try:
-                partial.write_bytes(data.getvalue() + zlib.crc32(data.getvalue()).to_bytes(4, "little"))
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            with interrupts.cleaned_up(lambda: partial.unlink(missing_ok=True)):
+                try:
+                    partial.write_bytes(data.getvalue() + zlib.crc32(data.getvalue()).to_bytes(4, "little"))
+                    partial.replace(path)
+                finally:
+                    partial.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write into {self.folder}: {reason(error)}") from None
 
@@ -121,5 +135,6 @@ def run(
         made[unit] = part
         ledger.keep(name, unit, part)
         step()
+        interrupts.check()
     parts = done | {unit: part for some in me.gather(made) for unit, part in some.items()}
     return sweep.values([parts[unit] for unit in range(sweep.units)])

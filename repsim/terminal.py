@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repsim import interrupts
 from repsim.files import duration, human
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def progress(what: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[
             if not live and not quiet and now - last >= LOG_SECONDS:
                 last = now
                 click.echo(f"{what}: {done} of {total}, {rate}", err=True)
+            interrupts.check()
 
         yield advance
 

@@ -21,7 +21,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from repsim import layout
+from repsim import interrupts, layout
 from repsim.arrays import as_array, as_classes, is_tensor, same_rows
 from repsim.errors import InvalidInputError, OutputError, RepsimError, StoreError, reason
 from repsim.files import check_output, lock, partial_path
@@ -73,6 +73,7 @@ class StoreWriter:
         _check(contents)
         self._specs = {spec.key: spec for spec in contents.arrays}
         self._file: int | None = None
+        self._cleanup: int | None = None
         self._uncommitted: list[Array] = []
         self._committed = time.monotonic()
 
@@ -93,6 +94,7 @@ class StoreWriter:
         except BaseException:
             self._close()
             raise
+        self._cleanup = interrupts.register(self._give_up)
         return self
 
     def _lock(self) -> None:
@@ -119,7 +121,7 @@ class StoreWriter:
 
     def _begin(self) -> None:
         try:
-            with self._guard():
+            with self._guard(), interrupts.cleaned_up(lambda: self.partial.unlink(missing_ok=True)):
                 layout.lay_out(self._fd, self.contents)
                 self._layout = layout.read(self.partial)[1]
         except BaseException:
@@ -192,21 +194,30 @@ class StoreWriter:
             else:
                 with suppress(OutputError):  # the first error is the one to tell
                     self.commit()
-                if self.first:  # of several processes one speaks, and tidies up, for all
-                    self._keep(error)
+                # of several processes one speaks, and tidies up, for all
+                if self.first and (note := self._keep()) and error is not None:
+                    error.add_note(note)
         finally:
             self._close()
 
-    def _keep(self, error: BaseException | None) -> None:
+    def _keep(self) -> str | None:
         """Leave what was committed, and say so; leave nothing where there is nothing."""
         kept = int(self._marks().sum())
-        if kept and error is not None:
-            error.add_note(
-                f"({kept} of {len(self.contents.sample_ids)} samples are kept in {self.partial}: "
-                "the same command on the same pictures goes on from there)"
-            )
-        elif not kept:
+        if not kept or not self.partial.exists():
             self.partial.unlink(missing_ok=True)
+            return None
+        told = f"{kept} of {len(self.contents.sample_ids)} samples are kept in {self.partial}"
+        if not self.overwrite:
+            return f"({told}: the same command on the same pictures goes on from there)"
+        if self.path.exists():  # then only --overwrite starts it, and starts it anew
+            return f"({self.path} is still the one from before)"
+        return f"({told}: the same command without --overwrite goes on from there)"
+
+    def _give_up(self) -> str | None:
+        """What `__exit__` does after an error, from another thread, where the process ends without it."""
+        with suppress(OutputError):
+            self.commit()
+        return self._keep() if self.first else None
 
     def _complete(self) -> None:
         """Every sample is there: close the file with a checksum, and give it its name."""
@@ -236,6 +247,9 @@ class StoreWriter:
         return layout.read_rows(self._fd, self._layout.written, 0, len(self.contents.sample_ids)).astype(bool)
 
     def _close(self) -> None:
+        if self._cleanup is not None:
+            interrupts.unregister(self._cleanup)
+            self._cleanup = None
         if self._file is not None:
             os.close(self._file)  # and with it the lock
             self._file = None

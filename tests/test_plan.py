@@ -245,7 +245,7 @@ def amount(error: TooLittleMemoryError) -> int:
     return parse_size(found[1])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(shapes, samples, st.lists(st.sampled_from(SPECS), min_size=1, max_size=3, unique=True), limited)
 def test_a_plan_fits_or_says_what_would(
     sides: tuple[list[LayerShape], list[LayerShape]], n: int, specs: list[str], limits: Limits
@@ -263,7 +263,7 @@ def test_a_plan_fits_or_says_what_would(
     pytest.fail("what was named was not enough")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(shapes, samples, st.sampled_from(SPECS), limited, st.floats(1, 10))
 def test_more_memory_never_costs_more(
     sides: tuple[list[LayerShape], list[LayerShape]], n: int, spec: str, limits: Limits, more: float
@@ -276,7 +276,7 @@ def test_more_memory_never_costs_more(
     assert plenty.seconds(NOMINAL) <= some.seconds(NOMINAL) * (1 + 1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(shapes, samples, st.sampled_from(SPECS), limited)
 def test_a_minibatch_is_read_whole_and_a_tile_lies_within_its_panel(
     sides: tuple[list[LayerShape], list[LayerShape]], n: int, spec: str, limits: Limits

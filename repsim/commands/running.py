@@ -11,7 +11,7 @@ from repsim import terminal
 from repsim.commands.extracting import extract_models
 from repsim.commands.shared import OVERWRITE, PATH, command_line, say
 from repsim.errors import InvalidInputError, OutputError
-from repsim.files import check_output, replacing
+from repsim.files import check_output, claimed, replacing, tidy
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -82,18 +82,26 @@ def _run(file: Path, protocol: "Protocol", text: str, *, dry_run: bool, overwrit
         )
     if dry_run or not stores:
         return
-    study = None if overwrite or not target.exists() else _known(target, protocol, file, stores)
-    if study is None:
-        check_output(target, overwrite=overwrite)
-        study = _conduct(protocol, stores, out).assign_attrs(study_file=text)
-        save_result(study, target, overwrite=overwrite)
-        with replacing(out / "study.yaml", overwrite=True) as partial:
-            partial.write_text(text, encoding="utf-8", newline="")
-    else:
-        say(f"{target} holds this study already; --overwrite makes it anew")
-    terminal.study(study)
-    click.echo(f"saved {target}")
-    _draw(study, protocol, out)
+    with claimed(out / "study"):  # for hours: a second run would find the study there at its end
+        study = None if overwrite or not target.exists() else _known(target, protocol, file, stores)
+        if study is None:
+            check_output(target, overwrite=overwrite)
+            study = _conduct(protocol, stores, out).assign_attrs(study_file=text)
+            save_result(study, target, overwrite=overwrite)
+            _keep_text(text, out)
+        else:
+            say(f"{target} holds this study already; --overwrite makes it anew")
+            tidy(target)
+            if not (out / "study.yaml").exists():  # the run that saved the study was killed right then
+                _keep_text(str(study.attrs["study_file"]), out)
+        terminal.study(study)
+        click.echo(f"saved {target}")
+        _draw(study, protocol, out)
+
+
+def _keep_text(text: str, out: Path) -> None:
+    with replacing(out / "study.yaml", overwrite=True) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
 
 
 def _extract(protocol: "Protocol", folder: Path, *, dry_run: bool) -> list[Path]:

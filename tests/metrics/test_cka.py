@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
@@ -282,7 +282,6 @@ def test_width_is_numpys_median(rng: np.random.Generator, n: int, dtype: type[np
     assert state.width == pytest.approx(width, rel=1e-12 if dtype == np.float64 else 1e-6)
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([np.float32, np.float64]),
     st.lists(st.one_of(st.floats(0, 1e30), st.just(1.5), st.just(0.0)), min_size=2, max_size=30),

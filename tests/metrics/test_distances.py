@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
@@ -168,7 +168,6 @@ def test_more_features_than_samples_warn(rng: np.random.Generator) -> None:
 # RSA
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=50))
 def test_average_ranks(values: list[int]) -> None:
     np.testing.assert_array_equal(average_ranks(torch.tensor(values)), rankdata(values))

@@ -1,0 +1,360 @@
+"""SIGTERM, SIGHUP, SIGINT and SIGKILL: what a stopped command prints, returns, keeps and leaves.
+
+Real processes get real signals. Most are a small command that needs no torch; `repsim run` is killed at the moments at
+which it gives files their names.
+"""
+
+import os
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import repsim
+from repsim import interrupts
+from repsim.cli import main
+from repsim.errors import OutputError
+from repsim.files import claimed, partial_path, replacing, tidy
+from repsim.running import Ledger
+from tests.test_run_command import SMALL
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+SIGNALS = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: 130}
+ROOT = Path(repsim.__file__).parents[1]
+WORK = """
+import os, sys, time
+from pathlib import Path
+import click
+from repsim import interrupts
+from repsim.commands.stopping import StoppableGroup
+from repsim.files import replacing
+
+@click.group(cls=StoppableGroup)
+def main(): pass
+
+@main.command()
+@click.argument("way")
+@click.argument("file", type=Path)
+def export(way, file):
+    if way == "quick":
+        print("ready", flush=True)
+        sys.stdin.readline()
+        file.write_text("whole")
+        return
+    with replacing(file, overwrite=True) as partial:
+        partial.write_text("half")
+        if way == "worker" and (child := os.fork()) == 0:
+            interrupts.leave_to_parent()
+            print("ready", flush=True)
+            time.sleep(600)
+        if way != "worker":
+            print("ready", flush=True)
+        while way == "stuck":
+            time.sleep(600)
+        if way == "last":
+            sys.stdin.readline()
+            partial.write_text("whole")
+            return
+        while True:
+            time.sleep(0.01)
+            if way == "worker" and interrupts.noted():
+                print("alive" if os.waitpid(child, os.WNOHANG) == (0, 0) else "dead", flush=True)
+            interrupts.check()
+
+main()
+"""
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def ready(process: "subprocess.Popen[str]") -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n", process.communicate()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start the small command in a process group of its own; nothing of it is left behind."""
+    started = []
+
+    def begin(way: str, *before: str, file: str = "a b.csv") -> "subprocess.Popen[str]":
+        program = tmp_path / "repsim"
+        program.write_text(WORK)
+        process = subprocess.Popen(
+            [*before, sys.executable, program, "export", way, file], cwd=tmp_path, text=True, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_stopped_command_says_in_one_line_how_to_start_again(start: Start, tmp_path: Path, signum: int) -> None:
+    process = start("steps")
+    ready(process)
+    process.send_signal(signum)
+    out, said = process.communicate(timeout=60)
+    again = shlex.join([str(tmp_path / "repsim"), "export", "steps", "a b.csv"])
+    assert said == f"Stopped by {signal.Signals(signum).name}. The same command starts again: {again}\n"
+    assert (process.returncode, out) == (SIGNALS[signal.Signals(signum)], "")
+    assert [path.name for path in tmp_path.iterdir()] == ["repsim"]
+
+
+def test_a_step_that_does_not_end_is_given_up(start: Start, tmp_path: Path) -> None:
+    process = start("stuck")
+    ready(process)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a b.csv.lock", "a b.csv.partial", "repsim"]
+    began = time.monotonic()
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - began >= interrupts.GRACE_SECONDS, "the step had no time to end"
+    assert (process.returncode, said.count("\n")) == (143, 1)
+    assert said.startswith("Stopped by SIGTERM. The same command starts again: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["repsim"]
+
+
+def test_a_second_signal_stops_at_once(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "WORK", WORK.replace("\nmain()", "\ninterrupts.GRACE_SECONDS = 600\nmain()"))
+    process = start("stuck")
+    ready(process)
+    process.terminate()
+    process.terminate()  # so close to the first one it is the same, sent by somebody else
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2 * interrupts._SAME_SECONDS)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.count("\n")) == (143, 1), said
+    assert [path.name for path in tmp_path.iterdir()] == ["repsim"]
+
+
+def test_what_is_ignored_at_the_start_stays_ignored(start: Start) -> None:
+    process = start("last", "nohup")
+    ready(process)
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate("go on\n", timeout=60) == ("", "")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("way", ["last", "quick"])
+def test_a_signal_during_the_last_step_loses_nothing(start: Start, tmp_path: Path, way: str) -> None:
+    process = start(way)
+    ready(process)
+    process.terminate()
+    _, said = process.communicate("go on\n", timeout=60)
+    assert process.returncode == 143
+    if said == "Stopped by SIGTERM. Everything was done already.\n":  # else it waited for its input too long
+        assert (tmp_path / "a b.csv").read_text() == "whole"
+    else:
+        assert said.startswith("Stopped by SIGTERM. The same command starts again: ")
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_workers_leave_signals_to_their_parent(start: Start, signum: int) -> None:
+    """A batch system sends its signal to all processes of a job."""
+    process = start("worker")
+    ready(process)
+    os.killpg(process.pid, signum)
+    out, said = process.communicate(timeout=60)  # which waits for the worker, too: it holds the pipes
+    assert (process.returncode, said.count("\n"), out) == (SIGNALS[signal.Signals(signum)], 1, "alive\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_workers_do_not_outlive_a_killed_parent(start: Start, tmp_path: Path) -> None:
+    process = start("worker")
+    ready(process)
+    process.kill()
+    process.communicate(timeout=60)  # ends when the worker has closed the pipes, which sleeps for ten minutes
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a b.csv.lock", "a b.csv.partial", "repsim"]
+    with replacing(tmp_path / "a b.csv", overwrite=False) as partial:
+        partial.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a b.csv", "repsim"]
+
+
+def test_two_processes_that_write_the_same_file(start: Start, tmp_path: Path) -> None:
+    process = start("stuck")
+    ready(process)
+    file = tmp_path / "a b.csv"
+    with pytest.raises(OutputError, match=f"another process is writing {file}; wait until it is done"):
+        replacing(file, overwrite=True).__enter__()
+    tidy(file)
+    assert partial_path(file).read_text() == "half", "it belongs to the process that is writing"
+    process.kill()
+    process.communicate(timeout=60)
+    tidy(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["repsim"]
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    with claimed(tmp_path / "b.csv"), replacing(file, overwrite=False) as partial:  # another file is another matter
+        partial.write_text("first")
+    with pytest.raises(OutputError, match="exists; use --overwrite"):
+        replacing(file, overwrite=False).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_the_terminal_has_its_cursor_again(tmp_path: Path) -> None:
+    """A progress bar hides it; both ways to end show it."""
+    pty = pytest.importorskip("pty")
+    code = """
+import time
+from repsim import interrupts, terminal
+from repsim.commands.stopping import StoppableGroup
+import click
+@click.group(cls=StoppableGroup)
+def main(): pass
+@main.command()
+@click.argument("way")
+def work(way):
+    with terminal.progress("working", "steps/s") as advance, interrupts.cleaned_up(lambda: None):
+        while True:
+            advance(1, 10)
+            time.sleep(600 if way == "stuck" else 0.01)
+interrupts.GRACE_SECONDS = 0.1
+main()
+"""
+    for way in ("steps", "stuck"):
+        leader, follower = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, "work", way], stderr=follower, env=os.environ | {"TERM": "xterm"}, cwd=ROOT
+        )
+        os.close(follower)
+        shown = b""
+        while b"\x1b[?25l" not in shown:
+            shown += os.read(leader, 1000)
+        process.terminate()
+        assert process.wait(60) == 143
+        while select.select([leader], [], [], 0)[0]:
+            try:
+                shown += os.read(leader, 1000)
+            except OSError:  # all has been read
+                break
+        os.close(leader)
+        assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l"), shown
+        assert b"Traceback" not in shown
+        assert shown.endswith(b"Stopped by SIGTERM. The same command starts again.\r\n")
+
+
+def test_python_keeps_its_own_handlers() -> None:
+    code = (
+        "import signal; before = {s: signal.getsignal(s) for s in (1, 2, 15)}\n"
+        "import repsim, repsim.cli, repsim.interrupts, repsim.terminal, repsim.commands.stopping\n"
+        "from click.testing import CliRunner; CliRunner().invoke(repsim.cli.main, ['run', '--example'])\n"
+        "assert before == {s: signal.getsignal(s) for s in (1, 2, 15)}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_from_python_an_interruption_stays_one_and_says_what_is_kept(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "r.nc.parts")
+    with pytest.raises(KeyboardInterrupt) as caught, ledger.claimed():  # noqa: PT012
+        ledger.keep("sweep", 0, np.zeros(3))
+        (tmp_path / "r.nc.parts" / "x.0.partial").touch()  # of a run that was killed
+        raise KeyboardInterrupt
+    assert type(caught.value) is KeyboardInterrupt
+    note = f"(1 parts are kept in {tmp_path}/r.nc.parts: the same command goes on from there)"
+    assert caught.value.__notes__ == [note]
+    with ledger.claimed():
+        assert [path.suffix for path in sorted((tmp_path / "r.nc.parts").iterdir())] == [".part", ""]
+
+
+@pytest.mark.parametrize(
+    ("typed", "advice"),
+    [
+        ("extract a --data d", "The same command goes on where this one stopped"),
+        ("extract a --data d --overwrite", "The same command starts anew (--overwrite)"),
+        ("compare a.h5", "Nothing is kept without -o, so the same command starts again"),
+        ("compare a.h5 -o r.nc", "The same command goes on where this one stopped"),
+        ("compare a.h5 --out=r.nc", "The same command goes on where this one stopped"),
+        ("universality a.h5", "The same command starts again, but for untrained networks that are extracted already"),
+        ("run s.yaml", "The same command goes on: it keeps what is saved, and starts an unfinished study again"),
+        ("run s.yaml --overwrite", "The same command keeps the stores and starts the study anew (--overwrite)"),
+        ("verify a.h5", "The same command starts again"),
+    ],
+)
+def test_every_command_says_what_it_will_do(typed: str, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = typed.split(maxsplit=1)[0]
+
+    def stop(**_: object) -> None:
+        stop = KeyboardInterrupt()
+        stop.add_note(
+            "(3 of 8 samples are kept in a.h5.partial: the same command on the same pictures goes on from there)"
+        )
+        raise stop
+
+    monkeypatch.setattr(main.commands[name], "callback", stop)
+    done = CliRunner().invoke(main, typed.split())
+    assert done.exit_code == 130
+    assert done.stderr == f"Stopped by SIGINT (3 of 8 samples are kept in a.h5.partial). {advice}.\n"
+
+
+STUDY = """
+import os, sys
+victim, signum = sys.argv.pop(1), int(sys.argv.pop(1))
+
+def watch(event, arguments):  # Python tells of every file that gets its name
+    if event == "os.rename" and os.fspath(arguments[1]).endswith(victim):
+        os.kill(os.getpid(), signum)
+
+sys.addaudithook(watch)
+from repsim.__main__ import run
+run()
+"""
+
+
+def contents(folder: Path) -> Mapping[str, object]:
+    """Everything of a study's folder that has to be the same however often it was interrupted."""
+    study = repsim.open_study(folder / "study.nc")
+    values: dict[str, object] = {str(name): variable.values.tobytes() for name, variable in study.variables.items()}
+    for path in (folder / "acts").iterdir():
+        with repsim.open_store(path) as store:
+            values |= {f"{path.name}/{name}": store[name][:].tobytes() for name in store.layers}
+    return values | {"files": sorted(path.relative_to(folder) for path in folder.rglob("*"))}
+
+
+def test_a_study_that_is_stopped_at_every_file(tmp_path: Path) -> None:
+    """Each time it goes on; what a kill leaves is removed; in the end it is the study that nobody stopped."""
+    text = SMALL.replace("limit: 16", "limit: 12") + "figures: false\nreport: false\n"
+    for name in ("whole", "stopped"):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    assert CliRunner().invoke(main, ["run", str(tmp_path / "whole.yaml")]).exit_code == 0
+    out, file = tmp_path / "stopped", tmp_path / "stopped.yaml"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def run(victim: str, signum: int) -> tuple[int, str]:
+        command = [sys.executable, "-c", STUDY, victim, str(int(signum)), "run", str(file)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        return done.returncode, done.stderr
+
+    code, said = run("digits_vit.seed0.h5", signal.SIGTERM)
+    assert code == 143, said
+    assert said.splitlines()[-1].startswith("Stopped by SIGTERM")
+    assert said.count("Stopped by") == 1
+    assert said.endswith("The same command goes on: it keeps what is saved, and starts an unfinished study again.\n")
+    assert "Traceback" not in said
+    assert {path.name for path in out.iterdir()} == {"acts"}
+    assert run("study.nc", signal.SIGKILL)[0] == -signal.SIGKILL
+    assert {".study.lock", ".study.nc.lock", "study.nc.partial"} < {path.name for path in out.iterdir()}
+    assert run("study.yaml", signal.SIGKILL)[0] == -signal.SIGKILL
+    assert {"study.nc", "study.yaml.partial"} < {path.name for path in out.iterdir()}
+    (out / ".study.nc.lock").touch()  # as a kill between a name and the end of its lock leaves it
+    code, said = run("nothing", signal.SIGKILL)
+    assert code == 0, said
+    assert "holds this study already" in said
+    assert contents(out) == contents(tmp_path / "whole")
+    assert (out / "study.yaml").read_text() == text
