@@ -176,7 +176,8 @@ class Metric(ABC, Generic[F]):
             why = "unrelated layers may score above 0.2 by chance"
         else:
             why = "unrelated layers may be close by chance"
-        return f"n = {n} samples are too few for {p} and {q} {self.counted}: {why} with fewer than {needed:,}"
+        what = "directions" if self.counted == "rank" else self.counted
+        return f"n = {n} samples are too few for {p} and {q} {what}: {why} with fewer than {needed:,}"
 
     def scarcity_of_all(self, n: int, widths: Sequence[tuple[int, int]]) -> str | None:
         """Say once that n samples are too few for some of these pairs of widths: for how many, and why for the worst.
