@@ -509,7 +509,8 @@ def _more_than_noise(s: Float64[Tensor, " m"], x: Rows, unit: float, directions:
 def _rounding(x: Rows, rows: Float64[Tensor, "some p"], largest: Float64[Tensor, " p"]) -> Float64[Tensor, " some"]:
     """Singular values that the rounding of x can have in these directions, of unit length."""
     step = torch.finfo(x.dtype).eps * (math.sqrt(x.shape[0]) + math.sqrt(x.shape[1]))
-    return step * torch.linalg.vector_norm(rows * largest, dim=1)
+    sizes: Tensor = torch.linalg.vector_norm(rows * largest, dim=1)
+    return step * sizes
 
 
 def _column_sizes(x: Rows, unit: float) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"]]:

@@ -398,10 +398,10 @@ class _Sides:
 
     def warn(self, metric: Metric[Any], samples: int) -> None:
         """Warn once where these are too few for some pairs of layers."""
-        wide = [
+        rows, columns = (
             [self._width(metric, name) for name in side if name in self.factors] for side in (self.rows, self.columns)
-        ]
-        if scarce := metric.scarcity_of_all(samples, list(itertools.product(*wide))):
+        )
+        if scarce := metric.scarcity_of_all(samples, list(itertools.product(rows, columns))):
             warnings.warn(f"{metric.spec}: {scarce}", UnreliableValueWarning, stacklevel=3)
 
     def _width(self, metric: Metric[Any], name: str) -> int:

@@ -104,15 +104,15 @@ def measure(
             continue
         both = [(x, y) for x in a for y in b if x is not None and y is not None]
         found.cautions[pair.name] = {caution for x, y in both if (caution := metric.caution(x, y))}
-        wide = [
+        rows, columns = (
             [
                 metric.width(x, layers.features(name))
                 for name, x in zip(side.layers, factors, strict=True)
                 if x is not None
             ]
             for side, factors in ((pair.a, a), (pair.b, b))
-        ]
-        widths += itertools.product(*wide)
+        )
+        widths += itertools.product(rows, columns)
         level = [[metric.chance(x, y) if x is not None and y is not None else None for y in b] for x in a]
         found.chance[pair.name] = as_similarity(metric, _numbers(level, "mean"))
         found.chance_sd[pair.name] = _numbers(level, "sd")

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def layers(n: int, *widths: int) -> list[Array]:
     return [signal @ rng.normal(size=(4, p)) + rng.normal(size=(n, p)) for p in widths]
 
 
-def value(metric: metrics.Metric[object], x: Array, y: Array) -> float | str:
+def value(metric: metrics.Metric[Any], x: Array, y: Array) -> float | str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
