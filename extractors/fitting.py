@@ -10,6 +10,7 @@ import inspect
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from math import isqrt
 from typing import Any
 
@@ -28,6 +29,8 @@ _SIZES = (
 """Sizes that are tried where tensors of a family do not spell theirs out."""
 _POSITIONS = ("pos_embed", "rel_pos", "relative_position", "attention_bias", "position")
 """Parts of names of tensors that say where in a picture something is."""
+_RESAMPLED = ("pos", "attention_bias", "patch_embed")
+"""Parts of names of tensors that timm resamples."""
 _OF_SIZE = ("pos", "tokens", "attention_bias", "spatial", "sgu")
 """Parts of names of tensors whose shapes depend on the size of the pictures."""
 _WAYS = "--weights-key, --weights-prefix, --weights-match order, --img-size, --model-kwarg say how it is to be read"
@@ -259,8 +262,9 @@ def _from_tensors(settings: Settings, base: Any, state: Mapping[str, Tensor], as
                 f"{tuple(weight.shape)}); repsim feeds RGB, or grey for 1 channel"
             )
         settings.infer(f"{conv}.weight has {weight.shape[1]} input channels", in_chans=int(channels))
-    if "mask_token" in state and "mask_token" not in own:
-        return  # DINOv2's own format, which timm converts
+    if "mask_token" in state and "mask_token" not in own:  # DINOv2's own format, which timm converts
+        _from_dinov2(settings, base, state)
+        return
     tokens = _from_tokens(settings, base, state, own, asked)
     for key, yes, no, names in (
         ("init_values", 1e-5, None, ("blocks.0.ls1.gamma",)),
@@ -273,6 +277,16 @@ def _from_tensors(settings: Settings, base: Any, state: Mapping[str, Tensor], as
             settings.infer(f"{names[0]} is {'' if held else 'not '}there", **{key: yes if held else no})
     if _accepts(base, "global_pool") and "pos_embed" in own:
         _from_pooling(settings, base, state, own, tokens)
+
+
+def _from_dinov2(settings: Settings, base: Any, state: Mapping[str, Tensor]) -> None:
+    """Take the picture's size from a position embedding that has one position more, for the class token."""
+    patches: Any = getattr(base, "patch_embed", None)
+    table = state.get("pos_embed")
+    side = isqrt(table.shape[1] - 1) if table is not None and table.ndim == 3 else 0
+    if side and side * side == state["pos_embed"].shape[1] - 1 and (side, side) != tuple(patches.grid_size):
+        pixels = (side * patches.patch_size[0], side * patches.patch_size[1])
+        settings.infer(f"pos_embed has {side} x {side} positions", img_size=pixels)
 
 
 def _from_pooling(settings: Settings, base: Any, state: Mapping[str, Tensor], own: Shapes, token: bool) -> None:
@@ -353,24 +367,29 @@ def _try_sizes(
         return [key for key, shape in own.items() if key in state and state[key].shape != shape and key not in heads]
 
     wrong = mismatches()
+    fixed = base.pretrained_cfg.get("fixed_input_size") and not getattr(base, "dynamic_img_size", False)
+    if wrong == [] and asked and fixed and mismatches(img_size=asked) == []:
+        settings.infer("all tensors fit this size, too", img_size=asked)
     if not wrong or "img_size" in settings.kwargs:
         return
     if not all(any(part in key for part in _OF_SIZE) for key in wrong):
         return
-    tables = [state[key] for key in wrong if key.endswith("relative_position_bias_table")]
-    side = isqrt(tables[0].shape[0]) if tables else 0
-    window = {"window_size": (side + 1) // 2} if side % 2 and side * side == len(tables[0]) else {}
+    table = next((key for key in wrong if key.endswith("relative_position_bias_table")), None)
+    side, mine = (isqrt(len(tensors[table])) if table else 0 for tensors in (state, base.state_dict()))
+    window = {"window_size": (side + 1) // 2} if table and side % 2 and side * side == len(state[table]) else {}
     patch = next((m.patch_size for m in base.modules() if isinstance(getattr(m, "patch_size", None), tuple)), (1, 1))
     sizes = [asked] if asked else [(s, s) for s in _SIZES if s % patch[0] == 0]
-    for extra in ({}, window) if window else ({},):
-        good = [size for size in sizes if mismatches(img_size=size, **extra) == []]
+    none: dict[str, int] = {}
+    for extra in [none] * (side <= mine) + [window] * bool(window):  # a window only shrinks with the picture
+        good = list(islice((size for size in sizes if mismatches(img_size=size, **extra) == []), 3))
         if len(good) == 1:
             settings.infer(f"shape of {wrong[0]}", img_size=good[0], **extra)
             return
         if good:
             raise WeightsError(
                 f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, which fits pictures of "
-                f"{listed(f'{h} x {w}' for h, w in good)}: say which with --img-size"
+                f"{listed(f'{h} x {w}' for h, w in good)} (and perhaps others): "
+                "say which with --img-size"
             )
 
 
@@ -545,12 +564,15 @@ def _verify(name: str, model: Any, checkpoint: Checkpoint, settings: Settings, o
     """Raise unless every tensor of the network is one of the file, and none was resampled without being asked to."""
     state = checkpoint.state
     own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    converted = "mask_token" in state and "mask_token" not in own
     changed: dict[str, tuple[Any, Any]] = {
         key: (state[key].shape, value.shape)
         for key, value in own.items()
-        if key in state and state[key].numel() != value.numel() and not (converted and key == "pos_embed")
+        if key in state and state[key].numel() != value.numel() and any(part in key for part in _RESAMPLED)
     }
+    if "mask_token" in state and "mask_token" not in own and "pos_embed" in changed:
+        before, after = changed["pos_embed"]  # of DINOv2 timm adds the class token's position to the token itself
+        if abs(before[1] - after[1]) <= 1:
+            del changed["pos_embed"]
     if fits(state, own) < 0.5:  # another format: names say nothing, but sizes do
         sizes = {value.numel() for value in state.values()}
         for key, value in own.items():
@@ -559,7 +581,7 @@ def _verify(name: str, model: Any, checkpoint: Checkpoint, settings: Settings, o
             if any(part in key for part in _POSITIONS) and not near:
                 changed[key] = (("another size",), value.shape)
     if changed:
-        if options.img_size is None and not options.model_kwargs:
+        if options.img_size is None and not {"img_size", "patch_size", "window_size"} & set(options.model_kwargs):
             raise WeightsError(
                 f"{checkpoint.name} does not fit {name} as it is: "
                 f"{differences(shapes_of(model), state, checkpoint.name)}; timm would resample: say --img-size (or "
@@ -567,7 +589,9 @@ def _verify(name: str, model: Any, checkpoint: Checkpoint, settings: Settings, o
             )
         _resampled(settings, changed)
     if fits(state, own) >= 0.5:  # some families load what is there and leave the rest random
-        spare = Counter(value.numel() for key, value in state.items() if key not in own)
+        spare = Counter(
+            value.numel() for key, value in state.items() if key not in own or own[key].numel() != value.numel()
+        )
         missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
         if Counter(own[key].numel() for key in missing) - spare:
             raise WeightsError(

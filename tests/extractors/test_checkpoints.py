@@ -5,6 +5,7 @@ Every file is written by torch.save, and held against a forward pass of the save
 
 import argparse
 import pathlib
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,16 @@ def test_another_size_resamples_only_where_it_is_asked_for(tmp_path: Path, root:
     assert features(extractor, root, "blocks.5").shape == (3, 64)
 
 
+def test_an_argument_that_says_nothing_of_the_size_is_no_leave_to_resample(tmp_path: Path) -> None:
+    path = saved(tmp_path, made(img_size=96).state_dict())
+    options = ModelOptions.read(model_kwargs={"drop_rate": 0.1})
+    assert load_model("test_vit", path, options=options).record["model_kwargs"]["img_size"] == (96, 96)
+    assert load_model("test_vit", path, options=ModelOptions.read(model_kwargs={"img_size": 160})).record["resampled"]
+    table = made().state_dict() | {"pos_embed": torch.ones(1, 38, 64)}
+    with pytest.raises(WeightsError, match="pos_embed has 38 positions"):
+        load_model("test_vit", saved(tmp_path, table), options=options)
+
+
 def test_pretrained_weights_at_another_size_say_that_they_are_resampled() -> None:
     extractor: Any = make_extractor("digits_vit.seed0", img_size="64", mean=0.5, std=0.5)
     assert extractor.name == "digits_vit.seed0+64px"
@@ -168,16 +179,50 @@ def test_a_convolutional_network_takes_the_pictures_of_its_args(tmp_path: Path) 
 
 
 def test_tables_that_fit_several_sizes_ask_which(tmp_path: Path) -> None:
-    """A window of 3 says nothing of the picture; at the size that is said the network is the one that was saved."""
+    """A window of 8 says nothing of the picture; at the size that is said the network is the one that was saved."""
     name = "swin_tiny_patch4_window7_224"
-    model = made(name, img_size=96, window_size=3, depths=(1, 1, 1, 1))
+    model = made(name, img_size=256, window_size=8, depths=(1, 1, 1, 1))
     path = saved(tmp_path, model.state_dict())
     with pytest.raises(WeightsError, match=r"which fits pictures of .*: say which with --img-size"):
         load_model(name, path, options=ModelOptions.read(model_kwargs={"depths": (1, 1, 1, 1)}))
-    loaded = load_model(name, path, options=ModelOptions.read(img_size=96, model_kwargs={"depths": (1, 1, 1, 1)}))
+    loaded = load_model(name, path, options=ModelOptions.read(img_size=256, model_kwargs={"depths": (1, 1, 1, 1)}))
     assert same(loaded.model, model.state_dict())
-    assert loaded.record["model_kwargs"]["window_size"] == 3
+    assert loaded.record["model_kwargs"]["window_size"] == 8
     assert "resampled" not in loaded.record
+
+
+def test_a_window_of_any_picture_takes_that_of_the_args(tmp_path: Path) -> None:
+    """The tables of a Swin Transformer are the same for 224 and for 448 pixels; only the training's options tell."""
+    name, args = "swin_tiny_patch4_window7_224", argparse.Namespace(img_size=448)
+    small = ModelOptions.read(model_kwargs={"depths": (1, 1, 1, 1)})
+    model = made(name, depths=(1, 1, 1, 1))
+    loaded: Any = load_model(name, saved(tmp_path, {"model": model.state_dict(), "args": args}), options=small)
+    assert loaded.record["model_kwargs"]["img_size"] == (448, 448)
+    assert loaded.model.pretrained_cfg["input_size"] == (3, 448, 448)
+    assert same(loaded.model, model.state_dict())
+
+
+def test_formats_of_the_authors_are_converted_as_before(tmp_path: Path) -> None:
+    """Swin's downsampling is named by the stage before it; DINOv2 has a position for its class token."""
+    name = "swin_tiny_patch4_window7_224"
+    small: dict[str, Any] = {"depths": (1, 1, 1, 1)}
+    good = made(name, **small).state_dict()
+    official = {
+        re.sub(r"(\d+)\.downsample", lambda found: f"{int(found[1]) - 1}.downsample", key).replace("head.fc", "head"): v
+        for key, v in good.items()
+    }
+    path = saved(tmp_path, {"model": official})
+    assert same(load_model(name, path, options=ModelOptions.read(model_kwargs=small)).model, good)
+    built: dict[str, Any] = {"reg_tokens": 4, "no_embed_class": True}
+    for size in (160, 96):
+        good = made(img_size=size, num_classes=0, **built).state_dict()
+        official = {key.replace("reg_token", "register_tokens"): value for key, value in good.items()}
+        official["mask_token"] = torch.zeros(1, 64)
+        official["pos_embed"] = torch.cat([torch.zeros(1, 1, 64), good["pos_embed"]], 1)
+        loaded: Any = load_model("test_vit", saved(tmp_path, official), options=ModelOptions.read(model_kwargs=built))
+        assert same(loaded.model, good)
+        assert loaded.model.pretrained_cfg["input_size"] == (3, size, size)
+        assert "resampled" not in loaded.record
 
 
 def test_a_family_whose_tables_have_one_size_is_built_for_it(tmp_path: Path) -> None:
