@@ -30,6 +30,12 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
 SIGNALS = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: 130}
 ROOT = Path(repsim.__file__).parents[1]
+DEFAULT = """
+import signal, sys
+for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # ignored in the background
+    if "nohup" not in sys.argv:
+        signal.signal(each, signal.SIG_DFL)
+"""
 WORK = """
 import os, sys, time
 from pathlib import Path
@@ -60,7 +66,7 @@ def export(way, file):
             print("ready", flush=True)
         while way == "stuck":
             time.sleep(600)
-        if way == "last":
+        if way in ("last", "nohup"):
             sys.stdin.readline()
             partial.write_text("whole")
             return
@@ -87,7 +93,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def begin(way: str, *before: str, file: str = "a b.csv") -> "subprocess.Popen[str]":
         program = tmp_path / "repsim"
-        program.write_text(WORK)
+        program.write_text(DEFAULT + WORK)
         process = subprocess.Popen(
             [*before, sys.executable, program, "export", way, file], cwd=tmp_path, text=True, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -143,7 +149,7 @@ def test_a_second_signal_stops_at_once(start: Start, tmp_path: Path, monkeypatch
 
 
 def test_what_is_ignored_at_the_start_stays_ignored(start: Start) -> None:
-    process = start("last", "nohup")
+    process = start("nohup", "nohup")
     ready(process)
     process.send_signal(signal.SIGHUP)
     assert process.communicate("go on\n", timeout=60) == ("", "")
@@ -231,7 +237,10 @@ main()
     for way in ("steps", "stuck"):
         leader, follower = pty.openpty()
         process = subprocess.Popen(
-            [sys.executable, "-c", code, "work", way], stderr=follower, env=os.environ | {"TERM": "xterm"}, cwd=ROOT
+            [sys.executable, "-c", DEFAULT + code, "work", way],
+            stderr=follower,
+            env=os.environ | {"TERM": "xterm"},
+            cwd=ROOT,
         )
         os.close(follower)
         shown = b""
@@ -337,7 +346,7 @@ def test_a_study_that_is_stopped_at_every_file(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def run(victim: str, signum: int) -> tuple[int, str]:
-        command = [sys.executable, "-c", STUDY, victim, str(int(signum)), "run", str(file)]
+        command = [sys.executable, "-c", DEFAULT + STUDY, victim, str(int(signum)), "run", str(file)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
         return done.returncode, done.stderr
 
@@ -349,7 +358,7 @@ def test_a_study_that_is_stopped_at_every_file(tmp_path: Path) -> None:
     assert "Traceback" not in said
     assert {path.name for path in out.iterdir()} == {"acts"}
     assert run("study.nc", signal.SIGKILL)[0] == -signal.SIGKILL
-    assert {".study.lock", ".study.nc.lock", "study.nc.partial"} < {path.name for path in out.iterdir()}
+    assert {".study.nc.lock", "study.nc.partial"} < {path.name for path in out.iterdir()}
     assert run("study.yaml", signal.SIGKILL)[0] == -signal.SIGKILL
     assert {"study.nc", "study.yaml.partial"} < {path.name for path in out.iterdir()}
     (out / ".study.nc.lock").touch()  # as a kill between a name and the end of its lock leaves it
