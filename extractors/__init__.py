@@ -11,7 +11,8 @@ import warnings
 
 from repsim import notebook
 from repsim.extractors.base import Batch, Extractor, LayerSpec, Readout, Stream
-from repsim.extractors.images import ImageSource, open_images
+from repsim.extractors.images import open_images
+from repsim.extractors.sources import ImageSource
 
 if notebook.running():
     with warnings.catch_warnings():  # tqdm, which timm's hub brings, misses ipywidgets; its bars do without

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from repsim.devices import choose_device
 from repsim.errors import InvalidInputError
-from repsim.extractors.images import ImageSource
+from repsim.extractors.sources import ImageSource
 
 Axes = Literal["NC", "NCHW", "NHWC", "NLC", "NCL", "other"]
 

@@ -2,62 +2,39 @@
 
 A source gives every sample a stable id and, where there are any, a label. A picture that cannot be decoded raises with
 its name: it is never replaced by its neighbour, as timm's own dataset does, and an unknown split is an error, never the
-whole folder. Pictures are decoded as timm decodes them for training and evaluation: to RGB, transparency dropped, EXIF
-orientation not applied; only 16-bit greys differ, which are scaled to 8 bits and not cut off at 255.
+whole folder.
 """
 
-import hashlib
-import io
-import os
-import tarfile
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from repsim.errors import ImageError, InvalidInputError, UnknownNameError, reason
+from repsim.extractors.decoding import MAX_PIXELS, as_rgb, decode, unreadable
+from repsim.extractors.folders import Folder, Tar
+from repsim.extractors.label_files import Labels, assign_labels
+from repsim.extractors.sources import Content, ImageSource, pixel_content
 from repsim.progress import Progress
 
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "eval", "evaluation"})
 _TRAIN = frozenset({"train", "training"})
+_RUN = 4096
+"""Pictures that are handed to the threads at once."""
 
 
-class ImageSource(ABC):
-    """Pictures in a fixed order, with ids and perhaps labels."""
-
-    name: str
-    """What the user wrote, with the split."""
-    ids: Sequence[str]
-    labels: np.ndarray[Any, np.dtype[np.int64]] | None = None
-    classes: Sequence[str] = ()
-    """Class names, in the order of the label numbers."""
-
-    @abstractmethod
-    def load(self, index: int) -> Image.Image:
-        """Decode one picture as RGB, or raise `ImageError` with its name."""
-
-    @abstractmethod
-    def sizes(self) -> Sequence[int]:
-        """Bytes of each picture as stored: with the ids, what the fingerprint is made of."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def fingerprint(self, rows: Sequence[int]) -> str:
-        """SHA-256 over the ids and sizes of these samples: the same pictures in the same order, or another value."""
-        sizes = self.sizes()
-        digest = hashlib.sha256()
-        for row in rows:
-            digest.update(f"{self.ids[row]}\0{sizes[row]}\n".encode())
-        return digest.hexdigest()
-
-
-def open_images(data: str, *, split: str | None = None, root: str | None = None, download: bool = False) -> ImageSource:
+def open_images(
+    data: str,
+    *,
+    split: str | None = None,
+    root: str | None = None,
+    download: bool = False,
+    labels: Labels | None = None,
+    max_pixels: int | None = None,
+) -> ImageSource:
     """Open ``digits``, a folder, a ``.tar`` file, or a data set by timm's name (``torch/cifar10``, under ``root``).
 
     Parameters
@@ -65,11 +42,17 @@ def open_images(data: str, *, split: str | None = None, root: str | None = None,
     data
         ``digits`` (those that scikit-learn brings; a folder of that name is ``./digits``), a path, or timm's name.
     split
-        A folder directly inside a folder or tar; ``train`` or ``test`` of the digits; timm's split (``validation``).
+        A folder inside a folder or tar (``.``: all of it, where its folders only look like splits); ``train`` or
+        ``test`` of the digits; timm's split (``validation``).
     root
         Where a ``torch/`` data set lies or is downloaded to; the cache of an ``hfds/`` one.
     download
         Let timm fetch the data set.
+    labels
+        Classes of the pictures, in place of those of the source: a file of two columns, id or file name and class; a
+        mapping from the one to the other; or a class for each picture, in the order of the ids.
+    max_pixels
+        Refuse larger pictures; by default those of more than 178,956,970 pixels.
 
     Raises
     ------
@@ -77,6 +60,8 @@ def open_images(data: str, *, split: str | None = None, root: str | None = None,
         Where there is no picture, or nothing of that name, or a damaged archive.
     UnknownNameError
         For a split that does not exist.
+    InvalidInputError
+        Where training pictures lie beside others and no split is named; for labels that do not fit the pictures.
 
     Examples
     --------
@@ -84,16 +69,25 @@ def open_images(data: str, *, split: str | None = None, root: str | None = None,
     >>> len(digits), digits.ids[0], digits.labels[0].item(), digits.load(0).size
     (898, 'digits/0001', 1, (8, 8))
     """
+    if max_pixels is not None and max_pixels < 1:
+        raise InvalidInputError(f"--max-pixels must be at least 1, got {max_pixels}")
+    images = _open(data, split, root, max_pixels or MAX_PIXELS, download=download)
+    if labels is not None:
+        assign_labels(images, labels)
+    return images
+
+
+def _open(data: str, split: str | None, root: str | None, max_pixels: int, *, download: bool) -> ImageSource:
     if data == "digits":
         return Digits(split)
     path = Path(data)
     if path.is_dir():
-        return Folder(path, split)
+        return Folder(path, split, max_pixels)
     if path.is_file():
-        return Tar(path, split)
+        return Tar(path, split, max_pixels)
     prefix, slash, rest = data.partition("/")
     if slash and rest and prefix.lower() in {"torch", "hfds", "hfids", "tfds", "wds"}:
-        return TimmDataset(f"{prefix.lower()}/{rest}", split, root, download=download)
+        return TimmDataset(f"{prefix.lower()}/{rest}", split, root, max_pixels, download=download)
     raise ImageError(
         f"no such folder or file: {data} (besides folders and .tar files: digits, timm's torch/cifar10 and the like)"
     )
@@ -112,166 +106,56 @@ def choose(total: int, limit: int | None) -> list[int]:
     return [i * total // limit for i in range(limit)]
 
 
-def readable(
-    images: ImageSource, rows: Sequence[int], workers: int = 0, progress: Progress | None = None
-) -> tuple[list[int], dict[int, str]]:
-    """Decode every picture once: which can be read, in order, and why the others cannot (row -> reason).
+def examine(
+    images: ImageSource,
+    rows: Sequence[int],
+    workers: int = 0,
+    progress: Progress | None = None,
+    *,
+    skip_bad: bool = False,
+) -> tuple[dict[int, Content], dict[int, str]]:
+    """Look at every picture once, in threads: hash its contents and, with ``skip_bad``, decode it.
 
-    >>> readable(open_images("digits"), [2, 0, 1])
-    ([2, 0, 1], {})
+    Returns
+    -------
+    dict, dict
+        Row -> what was seen, in the order of ``rows``; and row -> why it cannot be read, which without ``skip_bad`` is
+        empty.
+
+    Raises
+    ------
+    ImageError
+        Without ``skip_bad``: with the name of the first picture that cannot be read.
+
+    Examples
+    --------
+    >>> contents, bad = examine(open_images("digits"), [2, 0, 1])
+    >>> list(contents), len(contents[2].digest), bad
+    ([2, 0, 1], 8, {})
     """
 
-    def fault(row: int) -> str:
+    def look(row: int) -> Content | ImageError:
         try:
-            images.load(row)
+            return images.examine(row, decode=skip_bad)
         except ImageError as error:
-            return str(error)
-        return ""
+            return error
 
-    good: list[int] = []
+    contents: dict[int, Content] = {}
     bad: dict[int, str] = {}
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for done, (row, why) in enumerate(zip(rows, pool.map(fault, rows), strict=True), 1):
-            if why:
-                bad[row] = why
-            else:
-                good.append(row)
-            if progress:
-                progress(done, len(rows))
-    return good, bad
-
-
-def _decode(data: Any, name: str) -> Image.Image:
-    try:
-        with Image.open(data) as picture:
-            return _rgb(picture)
-    except Exception as error:  # noqa: BLE001 - what the decoders raise on damaged files is anything
-        foreign = isinstance(error, UnidentifiedImageError)
-        raise _unreadable(name, "not a picture that can be decoded" if foreign else reason(error)) from None
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
-        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8)).convert("RGB")
-    if picture.mode in {"I", "F"}:
-        raise ValueError(f"its pixels (mode {picture.mode}) have no fixed range; save it with 8 or 16 bits")
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # the same colours, without Pillow's warning
-    return picture.convert("RGB")
-
-
-def _unreadable(name: str, why: str) -> ImageError:
-    return ImageError(f"cannot read the picture {name}: {why}; mend or remove it, or pass --skip-bad")
-
-
-def _is_picture(name: str) -> bool:
-    return Path(name).suffix.lower() in _SUFFIXES and not Path(name).name.startswith(".")
-
-
-class _Tree(ImageSource):
-    """Pictures by relative path: a flat list, or one folder a class."""
-
-    def __init__(self, name: str, paths: Sequence[str], split: str | None) -> None:
-        """``paths`` are relative, with / between their parts; ``split`` keeps those under that first folder."""
-        paths = sorted(paths)
-        if not paths:
-            raise ImageError(f"no picture found in {name} (looked for {', '.join(sorted(_SUFFIXES))})")
-        tops = sorted({p.split("/", 1)[0] for p in paths if "/" in p})
-        if split is not None:
-            if split not in tops:
-                raise UnknownNameError("split", split, tops, hint=f"(--split names a folder directly inside {name})")
-            paths = [p for p in paths if p.startswith(f"{split}/")]
-        elif len(tops) > 1 and _SPLITS.issuperset(tops):
-            raise InvalidInputError(f"{name} holds the splits {', '.join(tops)}; choose one with --split")
-        self.name = name if split is None else f"{name} [{split}]"
-        self.ids = paths
-        parents = [p.rpartition("/")[0].removeprefix(f"{split}/" if split else "") for p in paths]
-        if split is not None:
-            parents = ["" if parent == split else parent for parent in parents]
-        if all(parents):  # a picture beside the class folders means that folders are not classes
-            self.classes = sorted(set(parents))
-            number = {c: i for i, c in enumerate(self.classes)}
-            self.labels = np.array([number[parent] for parent in parents], dtype=np.int64)
-
-
-class Folder(_Tree):
-    """A folder of pictures, flat or with one folder a class, read recursively, links included."""
-
-    def __init__(self, root: Path, split: str | None = None) -> None:
-        self.root = root
-        paths: list[str] = []
-        for folder, inside, files in os.walk(root, followlinks=True, onerror=self._refuse):
-            here = Path(folder)
-            above = {here.resolve(), *here.resolve().parents}
-            inside[:] = [
-                name for name in inside if not ((here / name).is_symlink() and (here / name).resolve() in above)
-            ]
-            paths += [(here / name).relative_to(root).as_posix() for name in files if _is_picture(name)]
-        super().__init__(root.name or str(root), paths, split)
-
-    def _refuse(self, error: OSError) -> None:
-        """A folder that cannot be listed is an error: its pictures would be missing without a word."""
-        raise ImageError(f"cannot list the folder {error.filename}: {error.strerror}")
-
-    def load(self, index: int) -> Image.Image:
-        """Decode one file."""
-        try:
-            data = (self.root / self.ids[index]).read_bytes()
-        except OSError as error:
-            raise _unreadable(self.ids[index], reason(error)) from None
-        return _decode(io.BytesIO(data), self.ids[index])
-
-    def sizes(self) -> Sequence[int]:
-        """File sizes; 0 for a link that leads nowhere."""
-        files = [self.root / i for i in self.ids]
-        return [file.stat().st_size if file.exists() else 0 for file in files]
-
-
-class Tar(_Tree):
-    """A tar archive of pictures, not unpacked: a member is read by its offset."""
-
-    def __init__(self, path: Path, split: str | None = None) -> None:
-        self.path = path
-        members: dict[str, tuple[int, int]] = {}
-        try:
-            known = tarfile.is_tarfile(path)
-        except OSError as error:
-            raise ImageError(f"cannot read {path.name}: {error.strerror}") from None
-        if not known:
-            raise ImageError(f"{path.name} is a file but no tar archive; give a folder of pictures or a .tar")
-        try:
-            archive = tarfile.open(path, "r:")  # noqa: SIM115 - closed below; an error here has a meaning of its own
-        except tarfile.TarError:
-            raise ImageError(
-                f"{path.name} is compressed: its pictures cannot be read in any order; unpack it, or make a plain .tar"
-            ) from None
-        damaged = f"{path.name} is damaged or cut off"
-        with archive, path.open("rb") as file:
-            try:
-                for member in archive:
-                    name = member.name.removeprefix("./")
-                    if member.isfile():
-                        members[name] = (member.offset_data, member.size)
-                    elif member.islnk() and (target := member.linkname.removeprefix("./")) in members:
-                        members[name] = members[target]  # the same file under a second name
-            except (tarfile.TarError, OSError) as error:
-                raise ImageError(f"{damaged} after {len(members)} files: {reason(error)}") from None
-            file.seek(archive.offset)  # tarfile takes a cut between two members, or within a header, for the end
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise ImageError(f"{damaged} after {len(members)} files: it has no end mark")
-        self._members = {name: where for name, where in members.items() if _is_picture(name)}
-        super().__init__(path.name, list(self._members), split)
-
-    def load(self, index: int) -> Image.Image:
-        """Decode one member."""
-        offset, size = self._members[self.ids[index]]
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            return _decode(io.BytesIO(file.read(size)), self.ids[index])
-
-    def sizes(self) -> Sequence[int]:
-        """Member sizes."""
-        return [self._members[i][1] for i in self.ids]
+        for start in range(0, len(rows), _RUN):
+            part = rows[start : start + _RUN]
+            for done, (row, seen) in enumerate(zip(part, pool.map(look, part), strict=True), start + 1):
+                if isinstance(seen, Content):
+                    contents[row] = seen
+                elif skip_bad:
+                    bad[row] = str(seen)
+                else:
+                    pool.shutdown(cancel_futures=True)
+                    raise seen
+                if progress:
+                    progress(done, len(rows))
+    return contents, bad
 
 
 class Digits(ImageSource):
@@ -300,6 +184,10 @@ class Digits(ImageSource):
         """Grey as RGB."""
         return Image.fromarray(self._pixels[index]).convert("RGB")
 
+    def examine(self, index: int, *, decode: bool = False) -> Content:  # noqa: ARG002 - they are in memory
+        """Hash the pixels."""
+        return pixel_content(Digits.load(self, index))
+
     def sizes(self) -> Sequence[int]:
         """All the same."""
         return [self._pixels[0].size] * len(self.ids)
@@ -308,7 +196,16 @@ class Digits(ImageSource):
 class TimmDataset(ImageSource):
     """A data set that timm's ``create_dataset`` opens by name, read item by item, past timm's own error handling."""
 
-    def __init__(self, name: str, split: str | None, root: str | None, *, download: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        split: str | None,
+        root: str | None,
+        max_pixels: int = MAX_PIXELS,
+        *,
+        download: bool = False,
+    ) -> None:
+        self.max_pixels = max_pixels
         prefix, _, rest = name.partition("/")
         split = split or "validation"
         if prefix in {"hfids", "tfds", "wds"}:
@@ -335,19 +232,35 @@ class TimmDataset(ImageSource):
         self.ids = [f"{name}/{split}/{i}" for i in range(len(self._dataset))]
         reader = getattr(self._dataset, "reader", None)
         self._items = self._dataset if reader is None else reader
-        given = getattr(reader, "iter_targets", None)
-        targets = list(given()) if given else getattr(self._dataset, "targets", ())
-        if len(targets) == len(self.ids) and all(np.ndim(target) == 0 for target in targets):
-            self.labels = np.asarray(targets, dtype=np.int64)
+        iterate = getattr(reader, "iter_targets", None)
+        self._take_labels(list(iterate()) if iterate else getattr(self._dataset, "targets", ()))
         self.classes = [str(c) for c in getattr(self._dataset, "classes", getattr(reader, "class_to_idx", ()))]
 
-    def load(self, index: int) -> Image.Image:
+    def _take_labels(self, targets: Sequence[Any]) -> None:
+        """Keep whole numbers, one a sample; of others, say that they were left out."""
+        if len(targets) != len(self.ids) or not len(targets):
+            return
+        if all(np.ndim(target) == 0 and np.asarray(target).dtype.kind in "iub" for target in targets):
+            self.labels = np.asarray(targets, dtype=np.int64)
+        else:
+            self.left_out.add("targets of samples that are no class numbers", str(targets[0]))
+
+    def _item(self, index: int) -> Any:
         """Read past ``ImageDataset.__getitem__``, which returns the next sample where one cannot be read."""
         try:
-            picture = self._items[index][0]
+            return self._items[index][0]
         except Exception as error:  # noqa: BLE001 - what a foreign data set raises is anything
-            raise _unreadable(self.ids[index], reason(error)) from None
-        return _rgb(picture) if isinstance(picture, Image.Image) else _decode(picture, self.ids[index])
+            raise unreadable(self.ids[index], reason(error)) from None
+
+    def load(self, index: int) -> Image.Image:
+        """Decode one sample."""
+        picture = self._item(index)
+        if not isinstance(picture, Image.Image):  # an open file
+            return decode(picture, self.ids[index], self.max_pixels)
+        try:
+            return as_rgb(picture)
+        except Exception as error:  # noqa: BLE001 - what the decoders raise on damaged files is anything
+            raise unreadable(self.ids[index], reason(error)) from None
 
     def sizes(self) -> Sequence[int]:
         """Unknown without reading everything; the ids alone make the fingerprint."""

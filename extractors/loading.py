@@ -15,8 +15,8 @@ from repsim import interrupts
 from repsim.errors import ImageError, InvalidInputError
 from repsim.extractors import hooks
 from repsim.extractors.base import Batch, Stream
-from repsim.extractors.images import ImageSource
 from repsim.extractors.preprocessing import Transform
+from repsim.extractors.sources import ImageSource
 
 if TYPE_CHECKING:
     from repsim.extractors.modules import ModuleExtractor

@@ -9,11 +9,11 @@ from torch import nn
 from repsim.errors import InvalidInputError, reason
 from repsim.extractors import hooks
 from repsim.extractors.base import Batch, LayerSpec, Readout, Site, Stream
-from repsim.extractors.images import ImageSource
 from repsim.extractors.layers import Geometry, presets, select
 from repsim.extractors.loading import stream_together
 from repsim.extractors.preprocessing import Preprocessing, Transform, choose_preprocessing, example_batch
 from repsim.extractors.readouts import Pixels, get_several, plan
+from repsim.extractors.sources import ImageSource
 from repsim.extractors.weights import fingerprint
 from repsim.labels import INPUT
 

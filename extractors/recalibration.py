@@ -16,9 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from repsim.errors import ImageError, InvalidInputError
 from repsim.extractors import hooks
 from repsim.extractors.base import Stream
-from repsim.extractors.images import ImageSource, choose
+from repsim.extractors.images import choose
 from repsim.extractors.loading import picture_loader
 from repsim.extractors.preprocessing import Transform
+from repsim.extractors.sources import ImageSource
 
 SAMPLES = 512
 """At most so many are looked at, spread evenly over the chosen ones."""

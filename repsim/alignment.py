@@ -14,6 +14,8 @@ from repsim.labels import LayerKey, SampleIds
 from repsim.metrics.base import as_samples
 from repsim.store import Activations, ActivationStore
 
+_UNCHECKED = "whether the pictures behind the names are the same was not checked"
+
 
 class AlignedView:
     """Stores whose rows are the same samples: `load` reads a layer of one of them.
@@ -28,17 +30,34 @@ class AlignedView:
     def __init__(self, *stores: ActivationStore) -> None:
         self.stores = stores
         first = stores[0]
-        for store in stores[1:]:
-            if difference := first.sample_ids.difference(store.sample_ids):
-                raise SampleMismatchError(
-                    f"{first.path} and {store.path} do not hold the same samples: {difference}. "
-                    "Extract both from the same --data with the same --limit and --split"
-                )
+        references: dict[tuple[bool, str], ActivationStore] = {}  # one of each kind of knowledge of what pictures are
+        for store in stores:
+            ids = store.sample_ids
+            for other in (first, *references.values()):
+                if difference := other.sample_ids.difference(ids):
+                    raise SampleMismatchError(
+                        f"{other.path} and {store.path} do not hold the same samples: {difference}. "
+                        "Extract both from the same --data with the same --limit and --split"
+                    )
+            references.setdefault((bool(ids.content), ids.hashed), store)
             if _has_grams(first) and _has_grams(store) and not np.array_equal(_order(first), _order(store)):
                 raise SampleMismatchError(
                     f"{first.path} and {store.path} hold Gram matrices of blocks that are not of the same samples: "
                     "they were read in different orders. Extract one of them again as the other was"
                 )
+
+    @property
+    def notes(self) -> list[str]:
+        """What could not be checked: the contents of pictures, where not all stores keep hashes of them."""
+        first = self.stores[0].sample_ids
+        hashed = [store for store in self.stores if store.sample_ids.hashes]
+        if not hashed or all(first.contents_known(store.sample_ids) for store in self.stores):
+            return []
+        bare = [store.path.name for store in self.stores if not store.sample_ids.hashes]
+        if not bare:
+            return [f"{_UNCHECKED}: stores hash different things of them"]
+        missing = f"no hashes of contents in {', '.join(bare[:3])}{', ...' if len(bare) > 3 else ''}"
+        return [f"{_UNCHECKED}: {missing}; stores that this version extracts have them"]
 
     @property
     def sample_ids(self) -> SampleIds:

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -24,19 +24,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 import repsim
-from repsim import interrupts
+from repsim import interrupts, layout
 from repsim.devices import choose_device, cores, return_memory
 from repsim.errors import ImageError, InvalidInputError, OutputError
 from repsim.extractors import Batch, Extractor, ImageSource, Stream, open_images
+from repsim.extractors.decoding import MAX_PIXELS
 from repsim.extractors.factory import make_extractor
-from repsim.extractors.images import Digits, choose, readable
+from repsim.extractors.images import Digits, choose, examine
+from repsim.extractors.label_files import Labels
 from repsim.extractors.loading import stream_together
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.preprocessing import Transform
 from repsim.extractors.readouts import get_several
 from repsim.extractors.recalibration import SAMPLES, assign, batch_norms, check_weights, measure
+from repsim.extractors.sources import Content, LeftOut
 from repsim.files import human, partial_path
-from repsim.labels import LayerKey, SampleIds, partition
+from repsim.labels import LayerKey, SampleIds, check_model_name, partition
 from repsim.layout import ArraySpec, Contents
 from repsim.progress import Listener, Progress, told
 from repsim.ranks import ALONE, Ranks, ranks, restarted
@@ -58,11 +61,32 @@ class Samples:
     rows: list[int]
     skipped: dict[str, str] = field(default_factory=dict)
     """Id -> why it could not be read."""
+    contents: Mapping[int, Content] | None = None
+    """Row -> what looking at the picture gave; None: it is looked at when that is asked for."""
 
     @cached_property
     def ids(self) -> SampleIds:
-        """Ids with the fingerprint of the pictures behind them."""
-        return SampleIds(tuple(self.images.ids[row] for row in self.rows), self.images.fingerprint(self.rows))
+        """Ids with the sizes of the pictures behind them, and hashes of what is in these."""
+        images, rows = self.images, self.rows
+        contents = self.contents if self.contents is not None else examine(images, rows, cores())[0]
+        hashes = b"".join(contents[row].digest for row in rows)
+        return SampleIds(tuple(images.ids[row] for row in rows), images.fingerprint(rows), hashes, images.content_kind)
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What the source left out, and the frames that are not read."""
+        left_out = LeftOut()
+        left_out.reasons.update(self.images.left_out.reasons)
+        contents = self.contents or {}
+        for row in self.rows if contents else ():
+            if contents[row].frames:
+                left_out.add("with further frames, of which the first is taken", self.images.ids[row])
+        return left_out
+
+    @property
+    def notes(self) -> list[str]:
+        """What was chosen without being asked for."""
+        return [f"{self.images.name}: left out: {self.left_out}"] if self.left_out else []
 
 
 def choose_samples(
@@ -72,24 +96,27 @@ def choose_samples(
     skip_bad: bool = False,
     progress: Progress | None = None,
     me: Ranks = ALONE,
+    check: bool = True,
 ) -> Samples:
     """Choose ``limit`` samples, spread evenly over the source; with ``skip_bad``, leave out those that do not decode.
 
-    Damaged pictures are looked for before the first forward pass, at the cost of decoding everything once more, so that
-    the size of every array is known in advance and all models of one command see the same samples. Several processes
-    (``me``) share that work.
+    Every picture is read before the first forward pass: its contents are hashed, so that a store knows what it was made
+    from, and is not filled up with other pictures of the same names. With ``skip_bad`` it is decoded in the same pass,
+    and once more for the models: the size of every array is known in advance, and all models of one command see the
+    same samples. Several processes (``me``) share that work. Without ``check`` only names are chosen.
     """
     rows = choose(len(images), limit)
-    if not skip_bad:
+    if not check and not skip_bad:
         return Samples(images, rows)
-    found = me.gather(readable(images, rows[me.part(len(rows))], cores(), progress))
-    rows = [row for good, _ in found for row in good]
-    bad = {row: why for _, broken in found for row, why in broken.items()}
+    passes = me.gather(examine(images, rows[me.part(len(rows))], cores(), progress, skip_bad=skip_bad))
+    contents = {row: content for seen, _ in passes for row, content in seen.items()}
+    bad = {row: why for _, broken in passes for row, why in broken.items()}
+    rows = [row for row in rows if row in contents]
     if not rows:
         raise ImageError(
             f"none of the {len(bad)} pictures of {images.name} can be read; the first: {next(iter(bad.values()))}"
         )
-    return Samples(images, rows, {images.ids[row]: why for row, why in bad.items()})
+    return Samples(images, rows, {images.ids[row]: why for row, why in bad.items()}, contents)
 
 
 def choose_stream(
@@ -123,14 +150,18 @@ class Extraction:
     """Give batch norm of random weights the statistics of the samples (`repsim.extractors.recalibration`)."""
     command: str | None = None
     """Recorded as what made the store."""
+    name: str | None = None
+    """Names the store and the model in results; by default the extractor's name."""
 
     def __repr__(self) -> str:
         return (
-            f"<Extraction of {self.extractor.name}: {len(self.arrays)} arrays, {len(self.samples.rows)} samples of "
+            f"<Extraction of {self.model}: {len(self.arrays)} arrays, {len(self.samples.rows)} samples of "
             f"{self.samples.images.name}, {human(self.bytes)} for {self.path.name}>"
         )
 
     def __post_init__(self) -> None:
+        if self.name is not None:
+            check_model_name(self.name)
         if self.recalibrate:
             check_weights(self.extractor.provenance().get("weights"))
             if not isinstance(self.extractor, ModuleExtractor):
@@ -154,16 +185,21 @@ class Extraction:
         ]
 
     @property
+    def model(self) -> str:
+        """What the model is called."""
+        return self.name or self.extractor.name
+
+    @property
     def path(self) -> Path:
         """The store's file."""
-        return self.folder / f"{self.extractor.name}.h5"
+        return self.folder / f"{self.model}.h5"
 
     @cached_property
     def arrays(self) -> tuple[ArraySpec, ...]:
         """What will be written: layers in depth order, and what is stored beside them."""
         return tuple(
             ArraySpec(
-                LayerKey(self.extractor.name, *key),
+                LayerKey(self.model, *key),
                 readout.shape(layer),
                 {
                     "type": layer.type,
@@ -240,6 +276,7 @@ class Extraction:
             "samples": len(self.samples.rows),
             "skipped": self.samples.skipped,
             "data_fingerprint": self.samples.ids.content,
+            **self._remarks,
             "readouts": sorted({spec.key.readout for spec in self.arrays if not spec.key.control}),
             "dtype": self.dtype,
             "batch_size": self.how.batch_size,
@@ -249,6 +286,17 @@ class Extraction:
             "h5py_version": h5py.__version__,
             "command": self.command,
         }
+
+    @property
+    def _remarks(self) -> dict[str, Any]:
+        """What is recorded of the pictures only where there is something to record."""
+        images, left_out = self.samples.images, self.samples.left_out
+        entries: dict[str, Any] = {
+            "left_out": left_out.counts,
+            "labels": dict(images.label_record),
+            "max_pixels": images.max_pixels if images.max_pixels != MAX_PIXELS else None,
+        }
+        return {key: value for key, value in entries.items() if value}
 
     @property
     def _batch_norm(self) -> str:
@@ -273,6 +321,14 @@ class Extraction:
             What is there was made with other settings; the message says which.
         """
         return stored(self.path, self.contents, overwrite=self.overwrite) if self._resume else 0
+
+    def contents_unchecked(self) -> bool:
+        """Whether what is stored already keeps no hashes that the pictures could be held against.
+
+        Names and sizes of the files, which every store keeps, are the same: `already` refuses all else.
+        """
+        there = next((path for path in (self.path, partial_path(self.path)) if path.exists()), None)
+        return there is not None and not layout.read(there)[0].sample_ids.contents_known(self.samples.ids)
 
     @property
     def _resume(self) -> bool:
@@ -442,6 +498,8 @@ def extract(
     download: bool = False,
     limit: int | None = None,
     skip_bad: bool = False,
+    labels: Labels | None = None,
+    max_pixels: int | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
@@ -474,15 +532,22 @@ def extract(
     recalibrate
         Of random weights only: before the first batch, batch norm gets the statistics of up to 512 of the samples.
         Without, it does nothing in an untrained network.
-    transform, name
-        Of a module only: what makes its input (3, H, W) of a PIL picture (a timm model knows itself), and what it is
-        called (by default the class's name).
+    transform
+        Of a module only: what makes its input (3, H, W) of a PIL picture (a timm model knows itself).
+    name
+        What the model is called in results, and its store: by default the model's name, of a module its class's.
     split, data_root, download
-        Which part of the data, and where timm's data sets lie.
+        Which part of the data (a folder inside it; ``.`` for all, where folders only look like splits), and where
+        timm's data sets lie.
     limit
         So many samples, spread evenly over the data.
     skip_bad
         Leave out pictures that cannot be decoded, instead of stopping; they are listed in the provenance.
+    labels
+        Classes of the pictures: a CSV file of two columns (id or file name, and class), a mapping, or a class for each
+        picture in the order of the ids. By default those of the data: its folders, say.
+    max_pixels
+        Refuse larger pictures; by default those of more than 178,956,970 pixels.
     batch_size, workers, device, amp
         How the forward passes run: pictures a pass (None: 32, or what ``gram:B`` needs), processes that decode (None:
         chosen), ``auto`` or a torch device, half precision where the device is fast at it.
@@ -516,14 +581,26 @@ def extract(
     """
     if recalibrate:
         check_weights(weights)
-    images = open_images(os.fspath(data), split=split, root=data_root, download=download)
+    if name is not None:
+        check_model_name(name)
+    images = open_images(
+        os.fspath(data), split=split, root=data_root, download=download, labels=labels, max_pixels=max_pixels
+    )
     with ranks() as me:
         with told("checking pictures", None if progress is None else False) as advance:
             samples = choose_samples(images, limit=limit, skip_bad=skip_bad, progress=advance, me=me)
         how = choose_stream(samples, readout=readout, batch_size=batch_size, workers=workers, device=device, amp=amp)
         extractor = make_extractor(
-            model, weights=weights, seed=seed, layers=layers, readout=readout, transform=transform, name=name
+            model,
+            weights=weights,
+            seed=seed,
+            layers=layers,
+            readout=readout,
+            transform=transform,
+            name=name if isinstance(model, nn.Module) else None,
         )
-        job = Extraction(extractor, samples, Path(out), how, dtype, overwrite=overwrite, recalibrate=recalibrate)
-        with told(f"extracting {extractor.name}", progress) as advance:
+        job = Extraction(
+            extractor, samples, Path(out), how, dtype, overwrite=overwrite, recalibrate=recalibrate, name=name
+        )
+        with told(f"extracting {job.model}", progress) as advance:
             return job.run(advance, me)

@@ -18,6 +18,11 @@ Form = Literal["features", "grams", "sketches"]
 INPUT = ("input", "pixels")
 """Layer and readout of what went into a model, which is stored beside its layers: a control, and none of them."""
 
+OTHER_PICTURES = "other pictures behind the same names"
+_HASH = 8
+"""Bytes of a hash."""
+_LONGEST_FILE = 200
+"""Bytes of a name, so that `.h5.partial` may follow."""
 _PARTITION_SEED = 0
 _FORMS: dict[str, Form] = {"gram": "grams", "sketch": "sketches"}
 
@@ -77,7 +82,15 @@ class SampleIds:
 
     ids: tuple[str, ...]
     content: str = ""
-    """A fingerprint of the pictures themselves where one is known: equal ids can name other pictures."""
+    """A fingerprint of ids and sizes of the files, where they are known: equal ids can name other pictures."""
+    hashes: bytes = b""
+    """Eight bytes a sample, hashes of what is in the pictures, where they are known."""
+    hashed: str = ""
+    """What of the pictures is hashed: `files`, or `pixels`. Only hashes of the same kind can be compared."""
+
+    def __post_init__(self) -> None:
+        if self.hashes and len(self.hashes) != _HASH * len(self.ids):
+            raise InvalidInputError(f"{len(self.hashes)} bytes of hashes for {len(self.ids)} samples of {_HASH} each")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,9 +115,17 @@ class SampleIds:
         if self.ids != other.ids:
             row = next(i for i, (a, b) in enumerate(zip(self.ids, other.ids, strict=False)) if a != b)
             return f"the same {len(self)} in another order, from row {row} on ({self.ids[row]} / {other.ids[row]})"
-        if self.content and other.content and self.content != other.content:
-            return f"the same {len(self)} ids, but other pictures behind them (the sizes of their files differ)"
+        if self.contents_known(other):
+            changed = np.flatnonzero(np.frombuffer(self.hashes, "<u8") != np.frombuffer(other.hashes, "<u8"))
+            if len(changed):
+                return f"{OTHER_PICTURES}, the first: {self.ids[changed[0]]} ({len(changed)} of {len(self)})"
+        elif self.content and other.content and self.content != other.content:
+            return f"{OTHER_PICTURES}: the sizes of the files of the {len(self)} samples differ"
         return None
+
+    def contents_known(self, other: "SampleIds") -> bool:
+        """Whether `difference` sees other pictures of the same names and sizes."""
+        return bool(self.hashes and other.hashes) and self.hashed == other.hashed
 
     def _not_in(self, other: "SampleIds") -> list[str]:
         there = set(other.ids)
@@ -152,6 +173,29 @@ def check_name(what: str, name: Any, limit: int = 1000) -> None:
 def _short(name: Any) -> str:
     text = repr(name)
     return text if len(text) <= 80 else f"{text[:50]} ... {text[-20:]}"
+
+
+def check_model_name(name: str) -> str:
+    """Return a name that can stand for a model: in results, and as that of a store's file.
+
+    >>> check_model_name("mine (epoch 3)")
+    'mine (epoch 3)'
+    >>> check_model_name("a/b")
+    Traceback (most recent call last):
+    ...
+    repsim.errors.InvalidInputError: the name 'a/b' cannot be a model's: it holds a slash, and names the store's file
+    """
+    check_name("the model's name", name, _LONGEST_FILE)
+    why = ""
+    if name != name.strip() or not name.isprintable():
+        why = "it begins or ends with a space, or holds what cannot be printed"
+    elif name.startswith("."):
+        why = "it begins with a dot"
+    elif "/" in name or "\\" in name:
+        why = "it holds a slash"
+    if why:
+        raise InvalidInputError(f"the name {name!r} cannot be a model's: {why}, and names the store's file")
+    return name
 
 
 def partition(n: int) -> NDArray[np.int64]:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repsim.errors import StoreError, reason
-from repsim.labels import LayerKey, SampleIds
+from repsim.labels import OTHER_PICTURES, LayerKey, SampleIds
 
 FORMAT = "repsim-activations"
 VERSION = 2
@@ -32,6 +32,9 @@ PARTIAL, COMPLETE = 1, 2**32
 _BEGINNING = 2**9
 """Bytes that a kill cannot cut in two: HDF5's signature and where everything else is."""
 _PIECE = 2**22
+
+_NO_SETTINGS = frozenset({"command", "left_out", "labels", "max_pixels"})
+"""What is recorded and decides no value: labels themselves are compared, not the file that they come from."""
 
 Array = NDArray[Any]
 
@@ -84,10 +87,12 @@ class Contents:
     def difference(self, other: "Contents") -> str | None:
         """How ``other`` would hold other values, in words; None where both promise the same to the bit."""
         samples = self.sample_ids.difference(other.sample_ids)
-        found = [f"samples: {samples}"] if samples else []
+        found = [samples if samples.startswith(OTHER_PICTURES) else f"samples: {samples}"] if samples else []
         for key in dict.fromkeys((*self.provenance, *other.provenance)):
-            if key not in {"command", *(("samples", "data_fingerprint", "skipped") if samples else ())}:
+            if key not in _NO_SETTINGS and not (samples and key in {"samples", "data_fingerprint", "skipped"}):
                 found += _differences(key, self.provenance.get(key), other.provenance.get(key))
+        if not samples and (classes := self._other_classes(other)):
+            found.append(f"labels: {classes}")
         mine, yours = ({spec.key.label: spec for spec in contents.arrays} for contents in (self, other))
         if lonely := [
             *(label for label in mine if label not in yours),
@@ -99,6 +104,30 @@ class Contents:
         if self.dtype != other.dtype and "dtype" not in self.provenance:
             found.append(f"dtype: {self.dtype} there, {other.dtype} now")
         return "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "") if found else None
+
+    def _other_classes(self, other: "Contents") -> str | None:
+        """How the samples' classes differ."""
+        mine, yours = self.class_of, other.class_of
+        if mine is None or yours is None:
+            return (
+                None
+                if mine is yours
+                else f"{'none' if mine is None else 'some'} there, " + ("none now" if yours is None else "some now")
+            )
+        changed = [k for k, (there, now) in enumerate(zip(mine, yours, strict=True)) if there != now]
+        if not changed:
+            return None
+        k = changed[0]
+        first = f"{self.sample_ids.ids[k]} ({mine[k]} there, {yours[k]} now)"
+        return f"{len(changed)} of {len(mine)} differ, the first: {first}"
+
+    @property
+    def class_of(self) -> list[Any] | None:
+        """Name of every sample's class, or its number where classes have no names; None without labels."""
+        if self.labels is None:
+            return None
+        names = dict(enumerate(self.classes))
+        return [names.get(number, number) for number in np.asarray(self.labels).tolist()]
 
 
 def _some(names: list[str]) -> str:
@@ -235,8 +264,11 @@ def _draw(paper: _Paper, contents: Contents) -> None:
         ids = contents.sample_ids
         samples = file.create_group("samples", track_order=True)
         fingerprints = {"content_fingerprint": ids.content, "id_fingerprint": ids.fingerprint}
-        _describe(samples, {"source": contents.source, **fingerprints})
+        hashed = {"content_kind": ids.hashed} if ids.hashes else {}
+        _describe(samples, {"source": contents.source, **fingerprints, **hashed})
         samples.create_dataset("id", data=_texts(ids))
+        if ids.hashes:
+            samples.create_dataset("content", data=np.frombuffer(ids.hashes, "<u8"))
         if contents.classes:
             samples.create_dataset("classes", data=_texts(contents.classes))
         if contents.labels is not None:
@@ -331,7 +363,7 @@ class _Reader:
         self.ordered(file["/"])
         model, created = self.text(file, "model"), self.text(file, "created")
         samples, checks = self.group(file, "samples"), self.group(file, "checks")
-        sample_ids = SampleIds(self.texts(samples, "id"), self.text(samples, "content_fingerprint"))
+        sample_ids = self.sample_ids(samples)
         n = len(sample_ids)
         if sample_ids.fingerprint != self.text(samples, "id_fingerprint"):
             raise StoreError(f"{path} is a damaged store: its sample ids are not what was written")
@@ -353,6 +385,17 @@ class _Reader:
         )
         arrays = {spec.key: extent for spec, extent, _ in found}
         return contents, Layout(arrays, {spec.key: sums for spec, _, sums in found}, written, structure)
+
+    def sample_ids(self, samples: h5py.Group) -> SampleIds:
+        """Ids, with what is known of the pictures behind them; stores made before contents were hashed have no more."""
+        ids, sizes = self.texts(samples, "id"), self.text(samples, "content_fingerprint")
+        if ("content" in samples) != ("content_kind" in samples.attrs):
+            raise StoreError(f"{self.path} is a damaged store: content and content_kind of its samples go together")
+        if "content" not in samples:
+            return SampleIds(ids, sizes)
+        hashes = self.optional(samples, "content", len(ids), "<u8")
+        assert hashes is not None, "it is there"
+        return SampleIds(ids, sizes, hashes.tobytes(), self.text(samples, "content_kind"))
 
     def arrays(self, home: str, model: str, n: int) -> Iterator[tuple[ArraySpec, Extent, Extent]]:
         """Everything under ``layers`` or ``controls``: what it is, where its rows are, and where their checksums."""
@@ -418,8 +461,8 @@ class _Reader:
         with self.path.open("rb") as file:
             return read_rows(file.fileno(), extent, 0, extent.shape[0])
 
-    def optional(self, group: h5py.Group, name: str, n: int) -> Array | None:
-        return self.values(self.extent(group, name, (n,), "<i8")) if name in group else None
+    def optional(self, group: h5py.Group, name: str, n: int, dtype: str = "<i8") -> Array | None:
+        return self.values(self.extent(group, name, (n,), dtype)) if name in group else None
 
     def texts(self, group: h5py.Group, name: str) -> tuple[str, ...]:
         extent = self.extent(group, name)

@@ -38,6 +38,7 @@ class Model:
     weights: str = _key("`pretrained`, `random`, or a .safetensors or .pth file", "pretrained", path=True)
     seed: int = _key("of random weights", 0, least=0)
     recalibrate: bool = _key("give batch norm of random weights the statistics of the pictures", default=False)
+    store: str | None = _key("what it is called in results, and its store; none: the name, with what was chosen", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +46,13 @@ class Data:
     """The pictures that every network sees."""
 
     source: str = _key("a folder, a .tar, `digits`, or a timm data set", path=True)
-    split: str | None = _key("part of it: a folder inside it, or `train`, `test`, ... of a data set", None)
+    split: str | None = _key("part of it: a folder inside it (`.`: all), or `train`, `test`, ... of a data set", None)
     root: str | None = _key("where a timm data set lies", None, path=True)
     limit: int | None = _key("so many pictures, spread evenly", None, least=8)
     download: bool = _key("fetch a timm data set that is not there yet", default=False)
     skip_bad: bool = _key("leave out pictures that cannot be decoded", default=False)
+    labels: str | None = _key("a CSV file: id or file name, and class", None, path=True)
+    max_pixels: int | None = _key("refuse larger pictures; none: 178956970", None, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

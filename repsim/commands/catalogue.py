@@ -6,11 +6,11 @@ import click
 
 from repsim import terminal
 from repsim.commands import completing
-from repsim.commands.shared import JSON
+from repsim.commands.shared import JSON, Command
 from repsim.tables import times
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("pattern", default="*")
 @JSON
 def models(pattern: str, *, as_json: bool) -> None:
@@ -39,7 +39,7 @@ def models(pattern: str, *, as_json: bool) -> None:
         click.echo(f"{name}  {click.style(', '.join(filter(None, known)), dim=True)}".rstrip())
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", shell_complete=completing.models)
 @click.option(
     "--layers", "spec", default="blocks", show_default=True, help="blocks, stages, all, or globs: 'layer3.*,norm'."
@@ -71,7 +71,7 @@ def layers(model: str, spec: str, *, as_json: bool) -> None:
         click.echo(f"note: {note}", err=True)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", required=False, shell_complete=completing.metrics)
 @JSON
 def metrics(name: str | None, *, as_json: bool) -> None:

@@ -11,12 +11,12 @@ import click
 
 from repsim import terminal
 from repsim.commands import completing
-from repsim.commands.shared import DEVICE, JSON, PATH, command_line, say
+from repsim.commands.shared import DEVICE, JSON, PATH, Command, command_line, say
 from repsim.errors import InvalidInputError
 from repsim.files import check_output
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("stores", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5"))
 @click.option(
     "-m",
@@ -95,6 +95,8 @@ def compare(
         with Comparison(
             a, b, specs or None, device=device, memory=memory, tf32=tf32, readouts=readouts, known=known, me=me
         ) as planned:
+            for note in planned.view.notes if me.first else ():
+                say(f"note: {note}")
             if (explain or dry_run) and me.first:
                 terminal.plan(planned.plan, planned.rates())
             if dry_run:

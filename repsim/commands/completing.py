@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from repsim.commands.shared import Command
+
 _MODEL = re.compile(r"^@register_model\ndef (\w+)", re.MULTILINE)
 _METRIC = re.compile(r'^    name: ClassVar\[str\] = "(\w+)"', re.MULTILINE)
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -57,7 +59,7 @@ def files(suffix: str) -> Completer:
     return complete
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print a script with which SHELL completes commands, options, models, measures, stores and results.

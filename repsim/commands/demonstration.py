@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from repsim import terminal
-from repsim.commands.shared import PATH
+from repsim.commands.shared import PATH, Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("-o", "--out", type=PATH, default=Path("demo"), show_default=True, help="Folder for everything it makes.")
 def demo(out: Path) -> None:
     """Run the whole chain in a minute or two, with nothing but what comes with repsim.

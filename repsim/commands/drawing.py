@@ -6,12 +6,12 @@ from pathlib import Path
 import click
 
 from repsim.commands import completing
-from repsim.commands.shared import PATH
+from repsim.commands.shared import PATH, Command
 
 WIDTH = click.FloatRange(min=2, max=30)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("files", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".nc"))
 @click.option(
     "-o", "--out", type=PATH, required=True, help="The figure: .png, .pdf or .svg; or an interactive page: .html."
@@ -76,7 +76,7 @@ def heatmap(
     click.echo(str(out))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("study", type=PATH, shell_complete=completing.files(".nc"))
 @click.option(
     "-o", "--out", type=PATH, required=True, help="Folder for the figures; those that are there are replaced."

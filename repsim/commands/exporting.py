@@ -5,12 +5,12 @@ from pathlib import Path
 import click
 
 from repsim.commands import completing
-from repsim.commands.shared import OVERWRITE, PATH
+from repsim.commands.shared import OVERWRITE, PATH, Command
 from repsim.errors import InvalidInputError
 from repsim.files import check_output
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("result", type=PATH, shell_complete=completing.files(".nc"))
 @click.option("-o", "--out", type=PATH, help="OUT.csv or OUT.json; - is the terminal.  [default: CSV on the terminal]")
 @click.option(

@@ -1,6 +1,8 @@
 """Activations of models into stores."""
 
 import time
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,8 @@ import click
 
 from repsim import terminal
 from repsim.commands import completing
-from repsim.commands.shared import DEVICE, PATH, command_line, say, say_nothing
+from repsim.commands.shared import DEVICE, PATH, Command, command_line, say, say_nothing
+from repsim.errors import InvalidInputError
 from repsim.files import human
 from repsim.tables import times
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from repsim.protocol import Data, Model
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("models", nargs=-1, required=True, shell_complete=completing.models)
 @click.option("--data", required=True, help="A folder of pictures, a .tar, digits, or a timm data set (torch/cifar10).")
 @click.option(
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     help="mean, max, cls, flatten, grid:K, gram:B, sketch:M; several with commas.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="So many pictures, spread evenly over the data.")
-@click.option("--split", help="Part of the data: a folder inside it, or train, test, ... of a data set.")
+@click.option("--split", help="Part of the data: a folder inside it (.: all of it), or train, test, ... of a data set.")
 @click.option("--data-root", help="Where a timm data set lies.")
 @click.option("--download", is_flag=True, help="Fetch a timm data set that is not there yet.")
 @click.option(
@@ -63,6 +66,16 @@ if TYPE_CHECKING:
 @click.option(
     "--skip-bad", is_flag=True, help="Leave out and list pictures that cannot be decoded, instead of stopping."
 )
+@click.option("--labels", type=PATH, help="Classes of the pictures, a CSV of two columns: id or file name, and class.")
+@click.option(
+    "--max-pixels", type=click.IntRange(min=1), help="Refuse larger pictures.  [default: 178956970, 179 megapixels]"
+)
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    help="What the model is called in results, and its store NAME.h5; of several models once for each, in order.",
+)
 @click.option("--overwrite", is_flag=True, help="Start anew, and replace what is there.")
 @click.option("--dry-run", is_flag=True, help="Show layers, shapes, bytes and disk room; compute nothing.")
 def extract(
@@ -81,6 +94,9 @@ def extract(
     together: int,
     device: str,
     dtype: Any,
+    labels: Path | None,
+    max_pixels: int | None,
+    names: Sequence[str],
     *,
     recalibrate: bool,
     download: bool,
@@ -102,13 +118,31 @@ def extract(
       repsim extract torchvision/resnet50 --weights random --seed 1 --data photos/
       repsim extract resnet18 --weights my.safetensors --data photos/ --dry-run
       repsim extract digits_resnet.seed0 --data digits --split test --limit 500
+      repsim extract resnet18 --data photos/ --labels labels.csv --name 'my network'
       torchrun --nproc-per-node 4 -m repsim extract resnet50 --data photos/
     """
     from repsim.protocol import Data, Model
 
+    called: Sequence[str | None] = names or [None] * len(models)
+    if names and len(names) != len(models):
+        raise InvalidInputError(
+            f"{len(names)} --name for {len(models)} models; give one for each, in their order, or none"
+        )
     extract_models(
-        [Model(name=name, weights=weights, seed=seed, recalibrate=recalibrate) for name in dict.fromkeys(models)],
-        Data(source=data, split=split, root=data_root, limit=limit, download=download, skip_bad=skip_bad),
+        [
+            Model(name=model, weights=weights, seed=seed, recalibrate=recalibrate, store=name)
+            for model, name in dict.fromkeys(zip(models, called, strict=True))
+        ],
+        Data(
+            source=data,
+            split=split,
+            root=data_root,
+            limit=limit,
+            download=download,
+            skip_bad=skip_bad,
+            labels=str(labels) if labels else None,
+            max_pixels=max_pixels,
+        ),
         out,
         layers=layers,
         readout=readout,
@@ -151,15 +185,28 @@ def extract_models(
     from repsim.ranks import ranks
 
     _check(models)
+    # metadata that Pillow cannot make sense of: no pixel depends on it, and what cannot be decoded is an error
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     paths: dict[Model, Path] = {}
     with ranks() as me:
-        images = open_images(data.source, split=data.split, root=data.root, download=data.download)
+        images = open_images(
+            data.source,
+            split=data.split,
+            root=data.root,
+            download=data.download,
+            labels=data.labels,
+            max_pixels=data.max_pixels,
+        )
         with terminal.progress("checking pictures", "images/s", quiet=not me.first) as advance:
-            samples = choose_samples(images, limit=data.limit, skip_bad=data.skip_bad, progress=advance, me=me)
+            samples = choose_samples(
+                images, limit=data.limit, skip_bad=data.skip_bad, progress=advance, me=me, check=not dry_run
+            )
         how = choose_stream(samples, readout=readout, batch_size=batch_size, workers=workers, device=device, amp=amp)
         tell = say if me.first else say_nothing
         for name, why in samples.skipped.items():
             tell(f"skipped {name}: {why}")
+        for note in samples.notes:
+            tell(f"note: {note}")
         for group in _groups(models, together):
             jobs = []
             for model in group:
@@ -179,6 +226,7 @@ def extract_models(
                         overwrite=overwrite,
                         recalibrate=model.recalibrate,
                         command=command_line(),
+                        name=model.store,
                     )
                 )
                 paths[model] = jobs[-1].path
@@ -189,15 +237,10 @@ def extract_models(
                     _show_plan(job)
                 continue
             before = me.share([job.already() for job in jobs] if me.first else [])
-            for job, done in zip(jobs, before, strict=True):
-                if done == len(samples.rows):
-                    tell(f"{job.path} is complete already{anew}")
-                elif done:
-                    tell(f"{job.path}: going on after {done} of {len(samples.rows)} pictures")
+            if me.first:
+                _tell_before(jobs, before, anew)
             start = time.perf_counter()
-            with terminal.progress(
-                " + ".join(job.extractor.name for job in jobs), "images/s", quiet=not me.first
-            ) as advance:
+            with terminal.progress(" + ".join(job.model for job in jobs), "images/s", quiet=not me.first) as advance:
                 stores = run_together(jobs, advance, me)
             seconds = time.perf_counter() - start
             for job, done, store in zip(jobs, before, stores, strict=True):
@@ -211,15 +254,32 @@ def extract_models(
         return [paths[model] for model in models] if me.first else []
 
 
+def _tell_before(jobs: Sequence["Extraction"], before: Sequence[int], anew: str) -> None:
+    """Say what earlier runs have left, and how far it was checked that it fits."""
+    for job, done in zip(jobs, before, strict=True):
+        if done == len(job.samples.rows):
+            say(f"{job.path} is complete already{anew}")
+        elif done:
+            say(f"{job.path}: going on after {done} of {len(job.samples.rows)} pictures")
+        if done and job.contents_unchecked():
+            say(f"note: {job.path} keeps no hashes of pictures: only their names and sizes were checked")
+
+
 def _check(models: Sequence["Model"]) -> None:
     """What can be refused before anything is opened or downloaded."""
     from repsim.extractors.factory import check_name
     from repsim.extractors.recalibration import check_weights
+    from repsim.labels import check_model_name
 
     for model in models:
         if model.recalibrate:
             check_weights(model.weights)
         check_name(model.name)
+        if model.store is not None:
+            check_model_name(model.store)
+    twice = [name for name, count in Counter(model.store for model in models if model.store).items() if count > 1]
+    if twice:
+        raise InvalidInputError(f"two models cannot both be called {twice[0]}: each has a store of its own")
 
 
 def _groups(models: Sequence["Model"], together: int) -> list[list["Model"]]:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from repsim.commands.shared import OVERWRITE, PATH
+from repsim.commands.shared import OVERWRITE, PATH, Command
 from repsim.errors import InvalidInputError
 from repsim.files import human
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("files", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--out", type=PATH, required=True, help="The page (.html).")
 @click.option(

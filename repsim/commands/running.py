@@ -9,7 +9,7 @@ import click
 
 from repsim import terminal
 from repsim.commands.extracting import extract_models
-from repsim.commands.shared import OVERWRITE, PATH, command_line, say
+from repsim.commands.shared import OVERWRITE, PATH, Command, command_line, say
 from repsim.errors import InvalidInputError, OutputError
 from repsim.files import check_output, claimed, replacing, tidy
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from repsim.protocol import Protocol
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=PATH, required=False)
 @click.option("--dry-run", is_flag=True, help="Show what would be done; compute nothing.")
 @click.option("--example", is_flag=True, help="Print a study file that runs as it is.")

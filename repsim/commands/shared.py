@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -12,6 +13,29 @@ DEVICE = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what is there.")
+
+
+class Command(click.Command):
+    """A command whose options are never dropped: one that takes one value is refused where it is there twice.
+
+    click takes the last and says nothing.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does, after a look at what occurs how often."""
+        with ctx.scope(cleanup=False):
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option, count in Counter(given).items():
+            if isinstance(option, click.Option) and count > 1 and not _takes_many(option):
+                raise click.UsageError(
+                    f"{max(option.opts, key=len)} is there {count} times, and takes one value; give it once", ctx
+                )
+        return super().parse_args(ctx, args)
+
+
+def _takes_many(option: click.Option) -> bool:
+    """Whether nothing is lost where an option occurs again."""
+    return option.multiple or option.count or (option.is_bool_flag and not option.secondary_opts)
 
 
 def say(text: str) -> None:

@@ -8,11 +8,11 @@ import click
 
 from repsim import terminal
 from repsim.commands import completing
-from repsim.commands.shared import JSON, PATH
+from repsim.commands.shared import JSON, PATH, Command
 from repsim.tables import times
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("store", type=PATH, shell_complete=completing.files(".h5"))
 @JSON
 def inspect(store: Path, *, as_json: bool) -> None:
@@ -52,7 +52,7 @@ def inspect(store: Path, *, as_json: bool) -> None:
                 click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("stores", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5"))
 def verify(stores: Sequence[Path]) -> None:
     """Read STORES whole and hold every byte against its checksum. Exit code 1 where something is damaged.

@@ -9,12 +9,12 @@ import click
 
 from repsim import terminal
 from repsim.commands import completing
-from repsim.commands.shared import DEVICE, JSON, OVERWRITE, PATH, command_line
+from repsim.commands.shared import DEVICE, JSON, OVERWRITE, PATH, Command, command_line
 from repsim.errors import InvalidInputError
 from repsim.files import check_output, claimed
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("stores", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5"))
 @click.option("-o", "--out", type=PATH, help="Save the study here, as netCDF (.nc).")
 @click.option(

@@ -2,15 +2,17 @@
 
 import base64
 import io
-import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from repsim.errors import ImageError
-from repsim.extractors.images import Folder, ImageSource, open_images
+from repsim.extractors.folders import EVERYTHING, Folder
+from repsim.extractors.images import open_images
+from repsim.extractors.sources import ImageSource
 
 SHOWN = 12
 """How many of either kind."""
@@ -38,7 +40,9 @@ def thumbnails(parts: Sequence[Mapping[str, Any]], source: str) -> dict[str, Any
     ImageError
         If there is no picture in ``source`` at all.
     """
-    images = open_images(source)
+    # a study of one split has ids of the whole
+    everything = EVERYTHING if source != "digits" and Path(source).exists() else None
+    images = open_images(source, split=everything)
     places = {name: row for row, name in enumerate(images.ids)}
     pictures = {name: _picture(images, places.get(name)) for name in sorted(_extremes(parts))}
     found = sum("url" in each for each in pictures.values())
@@ -65,14 +69,10 @@ def _extremes(parts: Sequence[Mapping[str, Any]]) -> set[str]:
 def _picture(images: ImageSource, row: int | None) -> dict[str, str]:
     if row is None:
         return {"missing": "no such picture there"}
-    if isinstance(images, Folder) and not (images.root / images.ids[row]).resolve().is_relative_to(
-        images.root.resolve()
-    ):
+    if isinstance(images, Folder) and not images.path(row).resolve().is_relative_to(images.root.resolve()):
         return {"missing": "a link to another folder"}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, but the user's own
-            picture = images.load(row)
+        picture = images.load(row)
     except ImageError:
         return {"missing": "cannot be read"}
     if max(picture.size) < SIZE:  # pixels of a digit stay pixels

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError, OutputError, RepsimError
 from repsim.extraction import DType, Extraction, Samples, choose_stream
@@ -63,12 +64,24 @@ def _pixels(store: ActivationStore) -> Float[np.ndarray, "n channels positions"]
 
 def classes(design: Design) -> Control | None:
     """Which samples are of one class: the linear kernel of one-hot labels; None where that is all pairs, or none."""
-    labels = next((m.store.labels for m in design.members if m.store.labels is not None), None)
-    if labels is None:
+    labelled = [member.store for member in design.members if member.store.labels is not None]
+    if not labelled:
         return None
-    numbers = np.unique(labels, return_inverse=True)[1]
+    numbers = _partition(labelled[0])
+    for other in labelled[1:]:
+        if not np.array_equal(_partition(other), numbers):
+            raise InvalidInputError(
+                f"{labelled[0].path} and {other.path} give the same samples different class labels; extract one of "
+                "them again, with the same --labels"
+            )
     count = numbers.max() + 1
     return Control("labels", "class labels", np.eye(count)[numbers]) if 1 < count < design.n else None
+
+
+def _partition(store: ActivationStore) -> NDArray[np.intp]:
+    """Which samples are of one class, whatever classes are called: classes are numbered as they first occur."""
+    first, numbers = np.unique(np.asarray(store.labels), return_index=True, return_inverse=True)[1:]
+    return np.argsort(np.argsort(first))[numbers]
 
 
 def duplicates(design: Design) -> list[tuple[str, str]]:
@@ -133,13 +146,15 @@ def to_extract(design: Design) -> int:
 
 def _images(member: Member, data: str | None, split: str | None, root: str | None) -> ImageSource:
     """What is named, or what the store says that it was made from: of a folder that is its name, and not its place."""
+    limit = member.store.provenance.get("max_pixels")  # what was allowed then is allowed now
+    max_pixels = limit if isinstance(limit, int) and limit > 0 else None
     if data is not None:
-        return open_images(data, split=split, root=root)
+        return open_images(data, split=split, root=root, max_pixels=max_pixels)
     told = str(member.store.provenance.get("data") or member.store.data)
     name, bracket, rest = told.rpartition(" [")
     where, part = (name, rest.removesuffix("]")) if bracket and rest.endswith("]") else (told, split)
     try:
-        return open_images(where, split=part, root=root)
+        return open_images(where, split=part, root=root, max_pixels=max_pixels)
     except RepsimError as error:
         raise InvalidInputError(
             f"{member.store.path} was made from {told}, and {error}; name the pictures with --data"
@@ -157,11 +172,15 @@ def _same_samples(images: ImageSource, member: Member) -> Samples:
             "name the pictures that it was extracted from with --data"
         )
     samples = Samples(images, [place[name] for name in ids])
-    if ids.content and samples.ids.content != ids.content:
+    if difference := ids.difference(samples.ids):
         raise InvalidInputError(
-            f"the pictures in {images.name} have the names of those of {member.store.path}, but are others; "
-            "name the ones that it was extracted from with --data"
+            f"the pictures in {images.name} have the names of those of {member.store.path}, but are others "
+            f"({difference}); name the ones that it was extracted from with --data"
         )
+    if member.store.labels is not None:  # they may come from a table
+        labels = np.zeros(len(images), np.int64)
+        labels[samples.rows] = member.store.labels
+        images.labels, images.classes = labels, member.store.classes
     return samples
 
 

@@ -174,7 +174,7 @@ def design(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         files = ", ".join(str(store.path) for store in stores if store.model == twice[0])
         raise InvalidInputError(f"{files} are all of a model named {twice[0]!r}; a study takes every model once")
-    AlignedView(*stores)
+    view = AlignedView(*stores)
     named = _named(names, families or {})
     chosen = _readout(stores, readout)
     members = [Member(store, named.get(store.model) or _family(store), chosen) for store in stores]
@@ -192,7 +192,7 @@ def design(
             f"all of these networks are untrained ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); "
             "add stores of trained ones"
         )
-    return Design(trained, untrained, tuple(_notes(trained)))
+    return Design(trained, untrained, (*_notes(trained), *view.notes))
 
 
 def _family(store: ActivationStore) -> str:

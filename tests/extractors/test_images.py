@@ -16,7 +16,8 @@ from timm.data.dataset import ImageDataset
 from torchvision import transforms
 
 from repsim.errors import ImageError, InvalidInputError, UnknownNameError
-from repsim.extractors.images import ImageSource, choose, open_images, readable
+from repsim.extractors.images import choose, examine, open_images
+from repsim.extractors.sources import ImageSource
 
 CLASSES = ["cat/b.png", "cat/a.JPG", "dog/x.png", "ant/deep/1.png"]
 
@@ -53,7 +54,9 @@ def test_links_are_followed_but_not_in_circles(pictures: Any) -> None:
     root = pictures(names=["a/1.png"])
     (root / "b").symlink_to(root / "a")
     (root / "a" / "round").symlink_to(root)
-    assert open_images(str(root)).ids == ["a/1.png", "b/1.png"]
+    images = open_images(str(root))
+    assert images.ids == ["a/1.png"]
+    assert str(images.left_out) == "links to folders that are read already: 2 (a/round, ...)"
 
 
 def test_the_fingerprint_is_of_these_pictures_in_this_order(pictures: Any, tmp_path: Path) -> None:
@@ -171,7 +174,7 @@ def test_choose_spreads_over_the_whole() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 3])
-def test_readable_finds_every_bad_picture_and_keeps_the_order(pictures: Any, workers: int) -> None:
+def test_examine_finds_every_bad_picture_and_keeps_the_order(pictures: Any, workers: int) -> None:
     root = pictures(names=[f"{i}.jpg" for i in range(5)])
     whole = (root / "1.jpg").read_bytes()
     (root / "1.jpg").write_bytes(whole[: len(whole) // 2])
@@ -179,8 +182,10 @@ def test_readable_finds_every_bad_picture_and_keeps_the_order(pictures: Any, wor
     images = open_images(str(root))
     (root / "4.jpg").unlink()
     seen: list[tuple[int, int]] = []
-    good, bad = readable(images, [4, 3, 2, 1, 0], workers, lambda done, total: seen.append((done, total)))
-    assert good == [2, 0]
+    contents, bad = examine(
+        images, [4, 3, 2, 1, 0], workers, lambda done, total: seen.append((done, total)), skip_bad=True
+    )
+    assert list(contents) == [2, 0]
     assert list(bad) == [4, 3, 1]
     way_out = "; mend or remove it, or pass --skip-bad"
     assert bad[4] == f"cannot read the picture 4.jpg: No such file or directory{way_out}"
@@ -285,8 +290,8 @@ def test_a_sample_of_a_data_set_that_cannot_be_read_is_not_its_neighbour(tmp_pat
     mnist(tmp_path)
     images: Any = open_images("torch/mnist", root=str(tmp_path))
     images._dataset.data = images._dataset.data[:3]  # as if the file had lost its end
-    good, bad = readable(images, range(5))
-    assert good == [0, 1, 2]
+    contents, bad = examine(images, range(5), skip_bad=True)
+    assert list(contents) == [0, 1, 2]
     assert bad[3].startswith("cannot read the picture torch/mnist/test/3: index 3")
 
 
