@@ -1,4 +1,4 @@
-"""What tests and doctests share: torch's threads, Hypothesis without a clock or chance, and `--shuffle SEED`."""
+"""What tests and doctests share: no settings of the user, torch's threads, no clock or chance, and `--shuffle SEED`."""
 
 import os
 import random
@@ -6,6 +6,8 @@ import random
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+os.environ["MATPLOTLIBRC"] = os.devnull  # matplotlib's own defaults, and not those of whoever runs the tests
 
 # these networks and matrices are small: threads would only wait for each other. torch itself takes no more than cores
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

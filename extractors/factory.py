@@ -8,6 +8,7 @@ models' names, and it leads to a function that makes their extractors::
 """
 
 from importlib.metadata import EntryPoint, entry_points
+from typing import Unpack
 
 import timm
 from torch import nn
@@ -16,10 +17,12 @@ from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.extractors import torchvision_models
 from repsim.extractors.base import Extractor
 from repsim.extractors.modules import ModuleExtractor
+from repsim.extractors.options import Choices, ModelOptions
 from repsim.extractors.preprocessing import Transform, timm_preprocessing
 from repsim.extractors.timm_models import TimmExtractor
 from repsim.extractors.torchvision_models import TorchvisionExtractor
 from repsim.extractors.weights import check_name as check_timm_name
+from repsim.extractors.weights import suffix
 
 GROUP = "repsim.extractors"
 
@@ -33,6 +36,7 @@ def make_extractor(
     readout: str = "mean",
     transform: Transform | None = None,
     name: str | None = None,
+    **choices: Unpack[Choices],
 ) -> Extractor:
     """Make the extractor of a model.
 
@@ -47,11 +51,16 @@ def make_extractor(
         What is read of it.
     transform, name
         Of a module only: how its pictures are prepared, and what it is called.
+    **choices
+        Of timm's and torchvision's models: ``weights_key``, ``weights_prefix`` and ``weights_match`` of a file,
+        ``img_size``, ``mean``, ``std``, ``interpolation`` and ``crop_pct`` of the pictures, and ``model_kwargs`` of the
+        function that builds the model, each as `ModelOptions.read` takes it.
 
     Raises
     ------
     UnknownNameError, WeightsError, InvalidInputError
-        As the extractor that is made; and for a transform or a name given with a model's name.
+        As the extractor that is made; for a transform or a name given with a model's name, and for options that it
+        does not know.
 
     Examples
     --------
@@ -62,20 +71,28 @@ def make_extractor(
     >>> make_extractor(net, transform=Compose([Resize((4, 4)), ToTensor()]), name="mine", layers="pre_logits").name
     'mine'
     """
+    options = ModelOptions.read(**choices)
     if isinstance(model, nn.Module):
+        if options.chosen:
+            raise InvalidInputError(
+                f"{', '.join(options.chosen)}: not for a torch module, which is built already; transform= prepares "
+                "its pictures"
+            )
         if (weights, seed) != ("pretrained", 0):
             raise InvalidInputError(f"a torch module has its weights: weights={weights!r}, seed={seed} cannot be given")
         return ModuleExtractor(model, transform, name=name, layers=layers, readout=readout)
     if transform is not None or name is not None:
         raise InvalidInputError(f"transform= and name= are for a torch module; {model} has its own")
     if model.startswith(torchvision_models.PREFIX):
-        return TorchvisionExtractor(model, weights=weights, seed=seed, layers=layers, readout=readout)
+        return TorchvisionExtractor(model, weights=weights, seed=seed, options=options, layers=layers, readout=readout)
     if entry := _announced(model):
+        if options.chosen:
+            raise InvalidInputError(f"{', '.join(options.chosen)}: not for {model}, which another package makes")
         made: Extractor = entry.load()(
             model.partition("/")[2], weights=weights, seed=seed, layers=layers, readout=readout
         )
         return made
-    return TimmExtractor(model, weights=weights, seed=seed, layers=layers, readout=readout)
+    return TimmExtractor(model, weights=weights, seed=seed, options=options, layers=layers, readout=readout)
 
 
 def check_name(model: str) -> None:
@@ -92,12 +109,27 @@ def check_name(model: str) -> None:
         check_timm_name(model)
 
 
-def preprocessing_of(model: str) -> str | None:
-    """What will be the extractor's `ModuleExtractor.preprocessing`, without its weights; None where only they tell.
+def store_name(model: str, weights: str = "pretrained", seed: int = 0, **choices: Unpack[Choices]) -> str:
+    """Name an extractor before it is made; one that another package makes has a name of its own instead.
+
+    >>> store_name("digits_vit.seed1"), store_name("digits_vit.seed1", "runs/epoch9.pth")
+    ('digits_vit.seed1', 'digits_vit+epoch9')
+    """
+    end = suffix(weights, seed, ModelOptions.read(**choices))
+    if weights != "pretrained" and "/" not in model and ":" not in model:
+        model = model.partition(".")[0]
+    return model.replace("/", "_").replace(":", "_") + end
+
+
+def preprocessing_of(model: str, weights: str = "pretrained", **choices: Unpack[Choices]) -> str | None:
+    """What will be the extractor's `ModuleExtractor.preprocessing`, without weights; None where these have a say in it.
 
     >>> preprocessing_of("digits_vit.seed1") == preprocessing_of("digits_resnet")
     True
     """
+    if weights not in {"pretrained", "random"} or ModelOptions.read(**choices).chosen:
+        check_name(model)
+        return None
     if model.startswith(torchvision_models.PREFIX):
         return torchvision_models.torchvision_preprocessing(model).key
     if ":" in model or _announced(model):  # hf-hub:..., local-dir:...: what a file says that comes with the weights

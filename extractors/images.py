@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from repsim import interrupts
 from repsim.errors import ImageError, InvalidInputError, UnknownNameError, reason
 from repsim.extractors.decoding import MAX_PIXELS, as_rgb, decode, unreadable
 from repsim.extractors.folders import Folder, Tar
@@ -155,6 +156,7 @@ def examine(
                     raise seen
                 if progress:
                     progress(done, len(rows))
+                interrupts.check()
     return contents, bad
 
 

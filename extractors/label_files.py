@@ -6,7 +6,6 @@ Names and pictures have to match one to one. Nothing is cut, filled in or guesse
 import csv
 import hashlib
 import io
-import math
 import os
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from repsim.arrays import as_classes
 from repsim.errors import InvalidInputError, reason
 from repsim.extractors.sources import ImageSource
 
@@ -24,8 +24,10 @@ Labels = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any] | np.ndarray
 
 _LARGEST = 2**30
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", " ": "spaces"}
-_LABEL_HEADS = ("label", "class", "target", "category", "labels", "class_name", "classname", "class_label", "y")
-_NAME_HEADS = ("id", "image_id", "file", "filename", "file_name", "image", "path", "filepath", "picture", "name", "img")
+_LABEL_HEADS = frozenset({"label", "labels", "class", "classes", "target", "category", "species", "y"})
+_NAME_HEADS = frozenset(
+    {"id", "ids", "image", "img", "file", "filename", "filepath", "path", "name", "picture", "photo"}
+)
 _MISSING = frozenset({"", "nan"})
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")  # 007 is a text: as a number it would be another class's
 _FLOAT = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=e))(e[+-]?[0-9]+)?", re.IGNORECASE)
@@ -56,65 +58,30 @@ def assign_labels(images: ImageSource, labels: Labels) -> None:
     (['even', 'odd'], [0, 1, 0, 1])
     """
     record: dict[str, Any] = {"source": "given"}
+    values: Any = labels
     if isinstance(labels, str | os.PathLike):
-        table, record = _read(Path(labels), images)
-        what = Path(labels).name
-        values, record["matched_by"] = _match(images, table, what)
+        path = Path(labels)
+        table, record = _read(path, images)
+        texts, record["matched_by"] = _match(images, table, path.name)
+        values = _of_texts(texts, images.ids, path.name)
     elif isinstance(labels, Mapping):
-        what = "labels"
-        values, record["matched_by"] = _match(images, [(str(name), value) for name, value in labels.items()], what)
-    else:
-        what, values = "labels", list(labels)
-        if len(values) != len(images):
-            raise InvalidInputError(f"{len(values)} labels for the {len(images)} pictures of {images.name}")
-    images.labels, images.classes = as_classes(values, list(images.ids), what)
+        table = [(str(name), value) for name, value in labels.items()]
+        values, record["matched_by"] = _match(images, table, "labels")
+    images.labels, images.classes = as_classes(values, len(images))
     images.label_record = record
 
 
-def as_classes(
-    values: Sequence[Any], names: Sequence[str], what: str
-) -> tuple[np.ndarray[Any, np.dtype[np.int64]], tuple[str, ...]]:
-    """Class numbers, and class names where the classes are texts.
-
-    >>> as_classes(["dog", "cat"], ["1.png", "2.png"], "labels.csv")
-    (array([1, 0]), ('cat', 'dog'))
-    >>> as_classes(["0.5", "1"], ["1.png", "2.png"], "labels.csv")
-    Traceback (most recent call last):
-    ...
-    repsim.errors.InvalidInputError: labels.csv: a class is a whole number from 0 or a text: 1.png has 0.5
-    """
-    plain = [value.item() if isinstance(value, np.generic) else value for value in values]
-    numbers = [_number(value) for value in plain]
-    texts = [value for value, number in zip(plain, numbers, strict=True) if number is None]
-    for name, value, number in zip(names, plain, numbers, strict=True):
-        if (
-            value is None
-            or (isinstance(value, str) and value.strip().lower() in _MISSING)
-            or (isinstance(number, float) and math.isnan(number))
-        ):
-            raise InvalidInputError(f"{what}: {name} has no class ({value!r}); give it one, or leave the picture out")
-        broken = number is not None and not texts and (isinstance(number, float) or not 0 <= number < 2**63)
-        if broken or not isinstance(value, str | int):
-            raise InvalidInputError(f"{what}: a class is a whole number from 0 or a text: {name} has {value}")
-    if not texts:
-        return np.array([int(number or 0) for number in numbers], np.int64), ()
-    classes = sorted({str(value).strip() for value in plain})
-    place = {name: k for k, name in enumerate(classes)}
-    return np.array([place[str(value).strip()] for value in plain], np.int64), tuple(classes)
-
-
-def _number(value: Any) -> int | float | None:
-    """Return the number that a value is, or that a text spells; None for other texts."""
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float):
-        return value
-    text = value.strip() if isinstance(value, str) else ""
-    if _WHOLE.fullmatch(text):
-        return int(text)
-    return float(text) if _FLOAT.fullmatch(text) else None
+def _of_texts(texts: Sequence[str], names: Sequence[str], what: str) -> list[int] | list[str]:
+    """Classes as a file spells them: whole numbers where all are, else texts; a quantity is no class."""
+    for name, text in zip(names, texts, strict=True):
+        if text.lower() in _MISSING:
+            raise InvalidInputError(f"{what}: {name} has no class ({text!r}); give it one, or leave the picture out")
+    if all(_WHOLE.fullmatch(text) for text in texts):
+        return [int(text) for text in texts]
+    if all(_WHOLE.fullmatch(text) or _FLOAT.fullmatch(text) for text in texts):
+        name, text = next((n, t) for n, t in zip(names, texts, strict=True) if not _WHOLE.fullmatch(t))
+        raise InvalidInputError(f"{what}: a class is a whole number from 0 or a text: {name} has {text}")
+    return list(texts)
 
 
 def _read(path: Path, images: ImageSource) -> tuple[list[tuple[str, str]], dict[str, Any]]:
@@ -166,21 +133,25 @@ def _columns(rows: list[list[str]], images: ImageSource, path: Path) -> tuple[in
     keys = {key for names in _keys(images).values() for key in names}
     matches = [sum(row[k] in keys for row in rows) for k in range(len(rows[0]))]
     name_column = max(range(len(matches)), key=lambda k: (matches[k], -k))
-    heads = [field.lower().replace(" ", "_") for field in rows[0]]
+    heads = [_words(field) for field in rows[0]]
     others = [k for k in range(len(heads)) if k != name_column]
+    called = [k for k in others if heads[k] & _LABEL_HEADS]
     has_head = (
-        len(rows) > 1
-        and rows[0][name_column] not in keys
-        and (heads[name_column] in _NAME_HEADS or any(heads[k] in _LABEL_HEADS for k in others))
+        len(rows) > 1 and rows[0][name_column] not in keys and (bool(heads[name_column] & _NAME_HEADS) or bool(called))
     )
     if len(others) > 1:
-        others = [k for k in others if has_head and heads[k] in _LABEL_HEADS]
+        others = called if has_head else []
     if len(others) != 1:
         raise InvalidInputError(
             f"{path} has {len(rows[0])} columns ({', '.join(rows[0][:6])}), and which holds the classes is not clear; "
             f"call one of them label, or keep two"
         )
     return name_column, others[0], has_head
+
+
+def _words(head: str) -> set[str]:
+    """Words of a column's head: `image_id` and `Image Id` are of the same two."""
+    return set(re.split(r"[\W_]+", head.lower()))
 
 
 def _keys(images: ImageSource) -> dict[str, list[str]]:

@@ -28,7 +28,8 @@ class ModuleExtractor:
     Parameters
     ----------
     model
-        Called with a batch (b, 3, H, W). What it returns does not matter.
+        Called with a batch (b, 3, H, W), or (b, 1, H, W) where timm says that it takes grey pictures. What it returns
+        does not matter.
     transform
         Makes a tensor (3, H, W), of one H and W, of a PIL picture in RGB. Not needed for a model of timm's, which says
         itself how its pictures are prepared.
@@ -40,6 +41,8 @@ class ModuleExtractor:
         One or several readouts, with commas between (`repsim.extractors.readouts.get`).
     provenance
         What else is to be recorded of it, as JSON values.
+    notes
+        What was chosen when it was made, for people.
 
     Raises
     ------
@@ -73,10 +76,11 @@ class ModuleExtractor:
         layers: str = "blocks",
         readout: str = "mean",
         provenance: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         readouts = get_several(readout)
         prepared = choose_preprocessing(model, transform)
-        self.model, self.transform = model, prepared.transform
+        self.model, self.transform, self._channels = model, prepared.transform, prepared.channels
         self.name = (name or type(model).__name__.lower()).replace("/", "_").replace(":", "_")
         self.preprocessing = prepared.key
         """Extractors of equal keys make equal pixels of a picture, and can share them (`stream_together`)."""
@@ -87,9 +91,13 @@ class ModuleExtractor:
         self._layers = select(found, layers, presets=presets(model, seen), left_out=seen.left_out)
         self.readouts: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
         self.readouts, self.notes = plan(self._layers, readouts)
-        entry = LayerSpec(INPUT[0], "input", (3, *size), "NCHW", None, class_token=False, grid=size, site=Site(""))
+        entry = LayerSpec(
+            INPUT[0], "input", (self._channels, *size), "NCHW", None, class_token=False, grid=size, site=Site("")
+        )
         self.controls: Mapping[tuple[str, str], tuple[LayerSpec, Readout]] = {INPUT: (entry, Pixels())}
         """What is read beside the layers, to hold them against: the model's input, at low resolution."""
+        self.notes = [*notes, *prepared.notes, *self.notes]
+        """What is worth knowing before it is read."""
         self.notes += [
             f"layer {layer.site.module} runs several times in one pass; each call is a layer of its own"
             for layer in self._layers
@@ -97,7 +105,7 @@ class ModuleExtractor:
         ]
 
     def _trace(self) -> tuple[hooks.Trace, tuple[int, int]]:
-        example = example_batch(self.transform)
+        example = example_batch(self.transform, self._channels)
         height, width = example.shape[2:]
         weight = next(self.model.parameters(), example)
         with hooks.evaluating(self.model):

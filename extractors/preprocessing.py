@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
+from torchvision.transforms import Compose, Grayscale
 
 from repsim.errors import InvalidInputError, reason
 
 Transform = Callable[[Image.Image], Tensor]
-"""A PIL picture, RGB, to (3, H, W)."""
+"""A PIL picture, RGB, to (3, H, W); (1, H, W) for a network that takes grey ones."""
 
 _SIZES = ((320, 256), (256, 320), (288, 288))
 """Of the pictures that a transform is tried on: wide, high and square."""
@@ -31,6 +32,9 @@ class Preprocessing:
     """Equal keys: equal pixels, so that models may share them."""
     record: Mapping[str, Any]
     """For the provenance, as JSON values."""
+    channels: int = 3
+    notes: tuple[str, ...] = ()
+    """What was chosen, for people."""
 
 
 def timm_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
@@ -41,13 +45,15 @@ def timm_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
     """
     config = resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
     channels = config["input_size"][0]
-    if channels != 3:
-        raise InvalidInputError(f"this model takes pictures of {channels} channels; repsim reads RGB pictures")
+    if channels not in {1, 3}:
+        raise InvalidInputError(f"this model takes pictures of {channels} channels; repsim feeds RGB, or grey for 1")
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
     transform: Transform = create_transform(**config, is_training=False)
+    if channels == 1:
+        transform = Compose([Grayscale(), transform])
     text = _text(transform)
     key = f"timm {json.dumps(plain, sort_keys=True)} {text}"
-    return Preprocessing(transform, key, {"preprocessing": plain, "transform": text})
+    return Preprocessing(transform, key, {"preprocessing": plain, "transform": text}, channels)
 
 
 def preset(transform: Transform) -> Preprocessing:
@@ -72,16 +78,32 @@ def choose_preprocessing(model: nn.Module, transform: Transform | Preprocessing 
             f"a {type(model).__name__} does not say how its pictures are prepared: pass transform=, "
             "which makes (3, H, W) of a PIL picture"
         )
-    return timm_preprocessing(config)
+    overlay, notes = _as_built(model, config)
+    return replace(timm_preprocessing({**config, **overlay}), notes=notes)
 
 
-def example_batch(transform: Transform) -> Tensor:
-    """Three pictures of noise, prepared: (3, 3, H, W), whatever the size of the pictures.
+def _as_built(model: nn.Module, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a network of timm's was built for, where that is not what its ``pretrained_cfg`` says: size and channels."""
+    channels, *usual = config.get("input_size") or (3, 224, 224)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    built = tuple(size) if size is not None and config.get("fixed_input_size") else tuple(usual)
+    own = getattr(model, "in_chans", channels)
+    if (own, *built) == (channels, *usual):
+        return {}, ()
+    overlay: dict[str, Any] = {"input_size": (own, *built)}
+    if own == 1:
+        overlay |= {key: (sum(value) / len(value),) for key in ("mean", "std") if (value := config.get(key))}
+    return overlay, (f"pictures of {own} x {built[0]} x {built[1]}, for which the network was built",)
+
+
+def example_batch(transform: Transform, channels: int = 3) -> Tensor:
+    """Three pictures of noise, prepared: (3, ``channels``, H, W), whatever the size of the pictures.
 
     Raises
     ------
     InvalidInputError
-        Where the transform fails on a picture, does not give (3, H, W), or gives another H and W for another picture.
+        Where the transform fails on a picture, does not give (``channels``, H, W), or gives another H and W for another
+        picture.
     """
     random = np.random.default_rng(0)
     made: list[Tensor] = []
@@ -93,9 +115,9 @@ def example_batch(transform: Transform) -> Tensor:
             raise InvalidInputError(
                 f"transform fails on an RGB picture of {width} x {height} pixels: {reason(error)}"
             ) from error
-        if not isinstance(pixels, Tensor) or pixels.ndim != 3 or len(pixels) != 3:
+        if not isinstance(pixels, Tensor) or pixels.ndim != 3 or len(pixels) != channels:
             came = f"shape {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else f"a {type(pixels).__name__}"
-            raise InvalidInputError(f"transform must make a tensor (3, H, W) of a picture, got {came}")
+            raise InvalidInputError(f"transform must make a tensor ({channels}, H, W) of a picture, got {came}")
         made.append(pixels)
     sizes = [tuple(pixels.shape[1:]) for pixels in made]
     if len(set(sizes)) > 1:

@@ -3,6 +3,7 @@
 import timm
 
 from repsim.extractors.modules import ModuleExtractor
+from repsim.extractors.options import ModelOptions
 from repsim.extractors.preprocessing import timm_preprocessing
 from repsim.extractors.readouts import get_several
 from repsim.extractors.weights import load_model, suffix
@@ -19,6 +20,8 @@ class TimmExtractor(ModuleExtractor):
         ``pretrained``, ``random``, or a ``.safetensors`` or ``.pth`` file.
     seed
         Of random weights.
+    options
+        Of which weights of a file, of which size and normalisation, built how (`repsim.extractors.options`).
     layers
         ``blocks``, ``stages``, ``all``, or globs (`repsim.extractors.layers.select`).
     readout
@@ -31,7 +34,8 @@ class TimmExtractor(ModuleExtractor):
     WeightsError
         For weights that cannot be had, are damaged, hold code, or are another architecture's.
     InvalidInputError
-        For a layer that is never called, and for a readout that no chosen layer has (``cls`` of a ResNet).
+        For an option that the model does not know, a layer that is never called, and a readout that no chosen layer has
+        (``cls`` of a ResNet).
 
     Examples
     --------
@@ -45,14 +49,21 @@ class TimmExtractor(ModuleExtractor):
     """
 
     def __init__(
-        self, model: str, *, weights: str = "pretrained", seed: int = 0, layers: str = "blocks", readout: str = "mean"
+        self,
+        model: str,
+        *,
+        weights: str = "pretrained",
+        seed: int = 0,
+        options: ModelOptions | None = None,
+        layers: str = "blocks",
+        readout: str = "mean",
     ) -> None:
         get_several(readout)  # a slip of the hand there should not cost a download
-        loaded, record = load_model(model, weights, seed)
+        loaded, record, notes = load_model(model, weights, seed, options)
         super().__init__(
             loaded,
             timm_preprocessing(loaded.pretrained_cfg),  # type: ignore[arg-type]
-            name=model if weights == "pretrained" else record["timm_name"] + suffix(weights, seed),
+            name=(model if weights == "pretrained" else record["timm_name"]) + suffix(weights, seed, options),
             layers=layers,
             readout=readout,
             provenance={
@@ -61,4 +72,5 @@ class TimmExtractor(ModuleExtractor):
                 "batch_norm": "eval mode, not recalibrated" if weights == "random" else "eval mode",
                 "timm_version": timm.__version__,
             },
+            notes=notes,
         )

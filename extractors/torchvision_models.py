@@ -1,16 +1,24 @@
 """The extractor for torchvision's classification models."""
 
+from collections import OrderedDict
+from dataclasses import replace
+from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.vision_transformer import interpolate_embeddings
+from torchvision.transforms import InterpolationMode
 
-from repsim.errors import UnknownNameError, WeightsError, reason
+from repsim.errors import InvalidInputError, UnknownNameError, WeightsError, reason
+from repsim.extractors.checkpoints import Checkpoint, Contents, read_checkpoint
+from repsim.extractors.fitting import ORDERED, Settings, check_dtypes, in_order, misfit, read_pair, shapes_of, written
 from repsim.extractors.modules import ModuleExtractor
+from repsim.extractors.options import ModelOptions
 from repsim.extractors.preprocessing import Preprocessing, preset
 from repsim.extractors.readouts import get_several
 from repsim.extractors.weights import (
@@ -18,12 +26,13 @@ from repsim.extractors.weights import (
     close_response,
     fingerprint,
     quiet_downloads,
-    read_tensors,
     suffix,
     url_cache,
 )
 
 PREFIX = "torchvision/"
+_POSITIONS = "encoder.pos_embedding"
+"""The position embedding of its Vision Transformers."""
 
 # These two normalise their input in the model, as their published weights expect; and torchvision warns that another
 # initialisation will be the default.
@@ -42,6 +51,8 @@ class TorchvisionExtractor(ModuleExtractor):
         ``.safetensors`` or ``.pth`` file.
     seed
         Of random weights.
+    options
+        Of which weights of a file, of which size and normalisation, built how (`repsim.extractors.options`).
     layers, readout
         As for every `ModuleExtractor`.
 
@@ -62,15 +73,22 @@ class TorchvisionExtractor(ModuleExtractor):
     """
 
     def __init__(
-        self, model: str, *, weights: str = "pretrained", seed: int = 0, layers: str = "blocks", readout: str = "mean"
+        self,
+        model: str,
+        *,
+        weights: str = "pretrained",
+        seed: int = 0,
+        options: ModelOptions | None = None,
+        layers: str = "blocks",
+        readout: str = "mean",
     ) -> None:
         get_several(readout)  # a slip of the hand there should not cost a download
         name = check_name(model)
-        loaded, record = load_model(name, weights, seed)
+        loaded, record, notes, prepared = load_model(name, weights, seed, options)
         super().__init__(
             loaded,
-            torchvision_preprocessing(name),
-            name=PREFIX + name + suffix(weights, seed),
+            prepared,
+            name=PREFIX + name + suffix(weights, seed, options),
             layers=layers,
             readout=readout,
             provenance={
@@ -79,6 +97,7 @@ class TorchvisionExtractor(ModuleExtractor):
                 "batch_norm": "eval mode, not recalibrated" if weights == "random" else "eval mode",
                 "torchvision_version": torchvision.__version__,
             },
+            notes=notes,
         )
 
 
@@ -115,31 +134,97 @@ def torchvision_preprocessing(model: str) -> Preprocessing:
     return preset(models.get_model_weights(check_name(model)).DEFAULT.transforms())
 
 
-def load_model(name: str, weights: str = "pretrained", seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
-    """Make a model in eval mode on the CPU; returns it with what is to be recorded of its weights."""
-    record: dict[str, Any] = {"architecture": name, "weights": weights}
+class Loaded(NamedTuple):
+    """A network with its weights, in eval mode on the CPU, and what prepares its pictures."""
+
+    model: nn.Module
+    record: dict[str, Any]
+    """What is recorded of its weights."""
+    notes: list[str]
+    """What was chosen among several possibilities, for people."""
+    preprocessing: Preprocessing
+
+
+def load_model(name: str, weights: str = "pretrained", seed: int = 0, options: ModelOptions | None = None) -> Loaded:
+    """Make a model in eval mode on the CPU, with its weights and its preprocessing."""
+    options = options or ModelOptions()
+    options.check_weights(weights)
+    settings = Settings(dict(options.model_kwargs), record={"architecture": name, "weights": weights})
+    kwargs, record, notes = settings.kwargs, settings.record, settings.notes
+    key = _size_key(name)
+    size = options.img_size
+    if size and key and key not in kwargs:
+        if size[0] != size[1]:
+            raise InvalidInputError(f"{PREFIX}{name} takes square pictures, not --img-size {size[0]}x{size[1]}")
+        kwargs[key] = size[0] if key == "image_size" else size
     if weights == "pretrained":
         chosen = models.get_model_weights(name).DEFAULT
         record["torchvision_weights"] = str(chosen)
-        model = _pretrained(name, chosen)
+        model = _pretrained(name, chosen, settings)
     elif weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = _build(name)
+            model = _build(name, **kwargs)
         record["seed"] = seed
     else:
-        model = _from_file(name, Path(weights))
+        contents = read_checkpoint(Path(weights), key=options.weights_key, prefix=options.weights_prefix)
+        model = _from_file(name, contents, options, settings)
+        size = size or (read_pair(kwargs["image_size"]) if "image_size" in kwargs else None)
         record |= {"weights": "file", "weights_file": Path(weights).name}
+    if kwargs:
+        record["model_kwargs"] = kwargs
     record["weights_sha256"] = fingerprint(model)
-    return model.eval(), record
+    return Loaded(model.eval(), record, notes, _preprocessing(name, options, size, settings))
+
+
+def _size_key(name: str) -> str | None:
+    """The argument that fixes the size of an architecture's pictures, if one does."""
+    return {"vision_transformer": "image_size", "maxvit": "input_size"}.get(family(name))
+
+
+def _preprocessing(name: str, options: ModelOptions, size: tuple[int, int] | None, settings: Settings) -> Preprocessing:
+    """Prepare pictures as for the default weights, but for what was chosen."""
+    record, notes = settings.record, settings.notes
+    usual: Any = models.get_model_weights(name).DEFAULT.transforms()
+    changed: dict[str, Any] = {}
+    if size is not None and list(size) != usual.crop_size * 2:
+        if size[0] != size[1]:
+            raise InvalidInputError(f"torchvision's models take square pictures, not --img-size {size[0]}x{size[1]}")
+        share = options.crop_pct or usual.crop_size[0] / usual.resize_size[0]
+        changed |= {"crop_size": size[0], "resize_size": round(size[0] / share)}
+        notes.append(f"pictures of {size[0]} x {size[1]} pixels{', as asked' if options.img_size else ': the weights'}")
+    elif options.crop_pct is not None:
+        changed["resize_size"] = round(usual.crop_size[0] / options.crop_pct)
+    for key, value in (("mean", options.mean), ("std", options.std)):
+        if value is not None:
+            changed[key] = value * 3 if len(value) == 1 else value
+            notes.append(f"{key} {', '.join(f'{v:g}' for v in value)}, as asked")
+    if options.interpolation is not None:
+        changed["interpolation"] = InterpolationMode(options.interpolation)
+    if not changed:
+        return preset(usual)
+    prepared = {key: getattr(options, key) for key in ("mean", "std", "interpolation", "crop_pct")}
+    record["prepared"] = {k: v for k, v in prepared.items() if v is not None} | ({"img_size": size} if size else {})
+    arguments = {
+        "crop_size": usual.crop_size[0],
+        "resize_size": usual.resize_size[0],
+        **{key: getattr(usual, key) for key in ("mean", "std", "interpolation", "antialias")},
+    }
+    return preset(type(usual)(**{**arguments, **changed}))
 
 
 def _build(name: str, **options: Any) -> nn.Module:
-    model: nn.Module = models.get_model(name, weights=None, **_OPTIONS.get(name, {}), **options)
+    try:
+        model: nn.Module = models.get_model(name, weights=None, **{**_OPTIONS.get(name, {}), **options})
+    except (TypeError, ValueError) as error:
+        if not options:
+            raise
+        raise InvalidInputError(f"{PREFIX}{name} cannot be built with {written(options)}: {reason(error)}") from None
     return model
 
 
-def _pretrained(name: str, chosen: Any) -> nn.Module:
+def _pretrained(name: str, chosen: Any, settings: Settings) -> nn.Module:
+    kwargs = settings.kwargs
     ways = "Use --weights FILE (.safetensors or .pth), or --weights random"
     file = url_cache(chosen.url)
     check_hash(file)  # torch compares the hash in the name when it downloads, and never again
@@ -152,16 +237,69 @@ def _pretrained(name: str, chosen: Any) -> nn.Module:
         if type(error) is URLError:  # a 404 is a URLError too
             why = "they are not in the cache and their server cannot be reached"
         raise WeightsError(f"no pretrained weights for {PREFIX}{name} ({file.name}): {why}. {ways}") from error
+    if not kwargs:
+        return model
+    other, state = _build(name, **kwargs), dict(model.state_dict())
+    if "image_size" in kwargs:
+        state = _resample(other, state, read_pair(kwargs["image_size"])[0], settings)
+    _load(other, Checkpoint("its pretrained file", state), name)
+    return other
+
+
+def _resample(model: Any, state: dict[str, Tensor], size: int, settings: Settings) -> dict[str, Tensor]:
+    """Resample the position embedding of a Vision Transformer, as the user has asked for another size."""
+    before = state[_POSITIONS].shape
+    state = dict(interpolate_embeddings(size, model.patch_size, OrderedDict(state)))
+    if state[_POSITIONS].shape != before:
+        settings.record["resampled"] = [_POSITIONS]
+        settings.notes.append(
+            f"resampled, as another size was asked for: {_POSITIONS} from {tuple(before)} to "
+            f"{tuple(state[_POSITIONS].shape)}"
+        )
+    return state
+
+
+def _from_file(name: str, contents: Contents, options: ModelOptions, settings: Settings) -> nn.Module:
+    """Load a state_dict with as many classes, and for pictures of the size, that it has."""
+    kwargs, record, notes = settings.kwargs, settings.record, settings.notes
+    base = _build(name, **kwargs)
+    own = shapes_of(base)
+    checkpoint = contents.fit(own)
+    record.update(checkpoint.record)
+    notes += checkpoint.notes
+    state = checkpoint.state
+    if options.weights_match == "order":
+        state = in_order(state, own, checkpoint.name)
+        record["weights_match"] = "order"
+        notes.append(ORDERED.format(len(state), checkpoint.name))
+    check_dtypes(state, base, checkpoint.name, notes)
+    first = next(key for key, shape in own.items() if len(shape) == 4)
+    if first in state and state[first].shape[1:2] != own[first][1:2]:
+        raise InvalidInputError(
+            f"{checkpoint.name} takes pictures of {state[first].shape[1]} channels ({first}); torchvision's networks "
+            "take 3"
+        )
+    built = dict(kwargs)
+    last = next(key for key in reversed(own) if key.endswith(".weight"))
+    if last in state and len(state[last]) != own[last][0]:
+        built.setdefault("num_classes", len(state[last]))
+    table = state.get(_POSITIONS)
+    if table is not None and _POSITIONS in own and table.shape[1:2] != own[_POSITIONS][1:2]:
+        side = isqrt(table.shape[1] - 1)
+        if "image_size" in kwargs:
+            state = _resample(base, state, read_pair(kwargs["image_size"])[0], settings)
+        elif side * side == table.shape[1] - 1:
+            patch: Any = base.patch_size
+            kwargs["image_size"] = built["image_size"] = side * patch
+            notes.append(f"built with image_size={side * patch}: {_POSITIONS} has {side} x {side} positions")
+    model = _build(name, **built)
+    _load(model, replace(checkpoint, state=state), name)
     return model
 
 
-def _from_file(name: str, path: Path) -> nn.Module:
-    """Load a state_dict with as many classes as it has."""
-    state = read_tensors(path)
-    last = next(key for key in reversed(_build(name).state_dict()) if key.endswith(".weight"))
-    model = _build(name, num_classes=len(state[last])) if last in state else _build(name)
+def _load(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
+    """Load tensors, or raise the one line that says why they do not fit."""
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(checkpoint.state)
     except RuntimeError as error:
-        raise WeightsError(f"{path.name} does not fit {PREFIX}{name}: {reason(error, lines=2)}") from None
-    return model
+        raise misfit(PREFIX + name, shapes_of(model), checkpoint, error) from None

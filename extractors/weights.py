@@ -1,16 +1,13 @@
 """Getting a timm model with its weights: timm's own, random, or from a file that cannot run code."""
 
-import argparse
 import contextlib
 import hashlib
 import logging
-import pickle
 import re
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 
@@ -18,12 +15,13 @@ import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors.torch import load_file
-from timm.models import clean_state_dict
 from torch import nn
 
-from repsim.errors import UnknownNameError, WeightsError, reason
+from repsim.errors import InvalidInputError, UnknownNameError, WeightsError, reason
+from repsim.extractors import fitting
 from repsim.extractors import zoo as _zoo  # noqa: F401 - registers the embedded models with timm
+from repsim.extractors.checkpoints import read_checkpoint
+from repsim.extractors.options import ModelOptions
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
@@ -40,49 +38,87 @@ def check_name(name: str) -> None:
         raise UnknownNameError("pretrained tag", tag, tags, hint=f"of {base}")
 
 
-def load_model(name: str, weights: str = "pretrained", seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
-    """Create a timm model in eval mode on the CPU; returns it with what is to be recorded of its weights.
+class Loaded(NamedTuple):
+    """A network with its weights, in eval mode on the CPU."""
 
-    ``weights``: ``pretrained`` (timm's tag, from the hub or its cache), ``random`` (from ``seed``), or a file.
+    model: nn.Module
+    record: dict[str, Any]
+    """What is recorded of its weights."""
+    notes: list[str]
+    """What was chosen among several possibilities, for people."""
 
-    >>> model, record = load_model("digits_resnet", weights="random", seed=3)
+
+def load_model(name: str, weights: str = "pretrained", seed: int = 0, options: ModelOptions | None = None) -> Loaded:
+    """Create a timm model in eval mode on the CPU.
+
+    Parameters
+    ----------
+    name
+        Of timm.
+    weights
+        ``pretrained`` (timm's tag, from the hub or its cache), ``random`` (from ``seed``), or a file.
+    seed
+        Of random weights.
+    options
+        How it is built and how its pictures are prepared; its ``pretrained_cfg`` then says the same.
+
+    Returns
+    -------
+    Loaded
+        The model, what is to be recorded of its weights, and notes.
+
+    Examples
+    --------
+    >>> model, record, notes = load_model("digits_resnet", weights="random", seed=3)
     >>> record["architecture"], record["seed"], len(record["weights_sha256"]), model.training
     ('digits_resnet', 3, 64, False)
     """
     check_name(name)
+    options = options or ModelOptions()
+    options.check_weights(weights)
     record: dict[str, Any] = {"weights": weights}
     model: Any
     if weights == "pretrained":
-        model = _pretrained(name)
+        model, settings = _pretrained(name, options)
     elif weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = timm.create_model(name, pretrained=False)
+            model, settings = fitting.build(name, options)
         record["seed"] = seed
     else:
-        model = _from_file(name, Path(weights))
-        record["weights"] = "file"
-        record["weights_file"] = Path(weights).name
+        contents = read_checkpoint(Path(weights), key=options.weights_key, prefix=options.weights_prefix)
+        with quiet_downloads():
+            model, settings = fitting.build_from(name, contents, options)
+        record |= {"weights": "file", "weights_file": Path(weights).name}
     config = model.pretrained_cfg
     tag = config.get("tag") or ""
     record["architecture"] = config.get("architecture") or name
     record["timm_name"] = (
         f"{record['architecture']}.{tag}" if tag and weights == "pretrained" else record["architecture"]
     )
+    record |= settings.record
     record["weights_sha256"] = fingerprint(model)
-    ready: nn.Module = model.eval()
-    return ready, record
+    return Loaded(model.eval(), record, settings.notes)
 
 
-def suffix(weights: str, seed: int) -> str:
-    """What a model's name gets where its weights are not those that come with it.
+def suffix(weights: str, seed: int, options: ModelOptions | None = None) -> str:
+    """What a model's name gets where its weights, or the size of its pictures, are not those that come with it.
 
     >>> suffix("random", 3), suffix("runs/epoch9.pth", 0), suffix("pretrained", 0)
     ('+random-seed3', '+epoch9', '')
+    >>> suffix("runs/epoch9.pth", 0, ModelOptions.read(weights_key="state_dict", img_size=96))
+    '+epoch9.state_dict+96px'
     """
+    options = options or ModelOptions()
     if weights == "pretrained":
-        return ""
-    return f"+random-seed{seed}" if weights == "random" else f"+{Path(weights).stem}"
+        text = ""
+    else:
+        part = "".join(f".{text.strip('.')}" for text in (options.weights_key, options.weights_prefix) if text)
+        text = f"+random-seed{seed}" if weights == "random" else f"+{Path(weights).stem}{part}"
+    if options.img_size is not None:
+        height, width = options.img_size
+        text += f"+{height}px" if height == width else f"+{height}x{width}px"
+    return text
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -96,11 +132,14 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _pretrained(name: str) -> Any:
+def _pretrained(name: str, options: ModelOptions) -> tuple[Any, fitting.Settings]:
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    model: Any
     try:
         with quiet_downloads():
-            model = timm.create_model(name, pretrained=True)
+            model, settings = fitting.build(name, options, pretrained=True)
+    except InvalidInputError:  # an option of the user's
+        raise
     except Exception as error:
         close_response(error)
         _check_cache(config.to_dict() if config else {})
@@ -120,7 +159,7 @@ def _pretrained(name: str) -> Any:
             )
         raise WeightsError(f"no pretrained weights for {name} ({source or name}): {why}. {ways}") from error
     _check_cache(model.pretrained_cfg)
-    return model
+    return model, settings
 
 
 def close_response(error: Exception) -> None:
@@ -164,68 +203,6 @@ def _compare(file: Path, expected: str) -> None:
         raise WeightsError(
             f"weights are damaged in the cache (SHA-256 {found[:8]}..., expected {expected[:8]}...); "
             f"delete this file, and they will be downloaded again: {file}"
-        )
-
-
-def _from_file(name: str, path: Path) -> Any:
-    """Load a checkpoint of tensors, in timm's or its authors' format, with as many classes as it has."""
-    state = read_tensors(path)
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    named = config.classifier if config else None
-    heads = [named] if isinstance(named, str) else list(named or [])
-    weights = (state.get(f"{head}.weight") for head in (*heads, "head", "fc", "classifier", "head.fc"))
-    classes = next((len(weight) for weight in weights if weight is not None), 0)
-    try:
-        with quiet_downloads():
-            return timm.create_model(
-                name,
-                pretrained=True,
-                num_classes=classes,
-                pretrained_cfg_overlay={"state_dict": state, "num_classes": classes, "label_offset": 0},
-            )
-    except Exception as error:  # noqa: BLE001 - every family converts its authors' format in its own way
-        raise WeightsError(f"{path.name} does not fit {name}: {reason(error, lines=2)}") from None
-
-
-def read_tensors(path: Path) -> dict[str, Any]:
-    """Read a state_dict, bare or inside a training checkpoint. Nothing but tensors is ever unpickled."""
-    if not path.is_file():
-        raise WeightsError(
-            f"no such weights file: {path} (--weights takes pretrained, random, or a .safetensors or .pth file)"
-        )
-    _refuse_bomb(path)
-    # not with timm.models.load_state_dict: some versions load without weights_only after a TypeError
-    try:
-        if path.suffix == ".safetensors":
-            held: Any = load_file(path)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # the options in timm's training checkpoints
-                held = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path.name} holds something else than tensors, and unpickling that could run code: refused. "
-            "Save its state_dict alone, best as .safetensors"
-        ) from None
-    except Exception as error:  # noqa: BLE001 - damaged files raise anything, safetensors its own SafetensorError
-        raise WeightsError(f"cannot read weights from {path.name}, is it damaged? {reason(error)}") from None
-    if isinstance(held, dict):
-        held = next((held[key] for key in ("state_dict_ema", "model_ema", "state_dict", "model") if key in held), held)
-    if not isinstance(held, dict) or not held or not all(isinstance(value, torch.Tensor) for value in held.values()):
-        raise WeightsError(f"{path.name} is no state_dict: expected names and tensors")
-    return dict(clean_state_dict(held))
-
-
-def _refuse_bomb(path: Path) -> None:
-    """Torch stores tensors as they are: a file that unpacks to far more than its size is made to fill the memory."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError):
-        return  # no zip, or one that the reader will refuse
-    if unpacked > 4 * path.stat().st_size:
-        raise WeightsError(
-            f"{path.name} has {path.stat().st_size:,} bytes and would unpack to {unpacked:,}: refused. "
-            "Save its state_dict with torch.save, or best as .safetensors"
         )
 
 

@@ -1,6 +1,8 @@
 """The command line: the only place that prints and exits. The commands are in `repsim.commands`."""
 
 import errno
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -20,11 +22,23 @@ from repsim.commands import (
     stores,
     studying,
 )
-from repsim.errors import OtherProcessError, RepsimError, reason
+from repsim.errors import MissingDigestWarning, OtherProcessError, RepsimError, reason
 
 
 class _UserError(click.ClickException):
     exit_code = 2
+
+
+def _show_in_one_line(others: Callable[..., None]) -> Callable[..., None]:
+    """Give a function that shows our own warnings as a line without a place in the code, and leaves the others."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+        if issubclass(category, MissingDigestWarning):
+            click.echo(f"warning: {message}", err=True)
+        else:
+            others(message, category, *where, **options)
+
+    return show
 
 
 class _Group(stopping.StoppableGroup):
@@ -32,7 +46,10 @@ class _Group(stopping.StoppableGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", MissingDigestWarning)
+                warnings.showwarning = _show_in_one_line(warnings.showwarning)
+                return super().invoke(ctx)
         except RepsimError as error:
             if isinstance(error, OtherProcessError) and not error.first:  # the first speaks for all
                 raise SystemExit(_UserError.exit_code) from None

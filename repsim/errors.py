@@ -83,6 +83,10 @@ class UnreliableValueWarning(UserWarning):
     """The value is defined but says little: for instance CCA with more features than samples."""
 
 
+class MissingDigestWarning(UserWarning):
+    """A result or a study of an earlier format, which carries no digest: damage in it may go unnoticed."""
+
+
 def reason(error: Exception, lines: int = 1) -> str:
     """Why something failed, for the end of a message: the system's words where there are some, else the first lines.
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import h5py
 import numpy as np
@@ -34,6 +34,7 @@ from repsim.extractors.images import Digits, choose, examine
 from repsim.extractors.label_files import Labels
 from repsim.extractors.loading import stream_together
 from repsim.extractors.modules import ModuleExtractor
+from repsim.extractors.options import Choices
 from repsim.extractors.preprocessing import Transform
 from repsim.extractors.readouts import get_several
 from repsim.extractors.recalibration import SAMPLES, assign, batch_norms, check_weights, measure
@@ -507,6 +508,7 @@ def extract(
     dtype: DType = "float32",
     overwrite: bool = False,
     progress: Listener = None,
+    **choices: Unpack[Choices],
 ) -> ActivationStore:
     """Extract the activations of one model into ``out/<model>.h5``.
 
@@ -558,6 +560,12 @@ def extract(
     progress
         Called after each batch with the number of samples done and of all. By default a notebook shows a bar; False is
         silent.
+    **choices
+        Of a model's name only. Of a file of weights: ``weights_key`` and ``weights_prefix`` choose the set of weights,
+        ``weights_match="order"`` takes tensors in order where their names differ. ``img_size`` (a number, or height and
+        width), ``mean``, ``std`` (a number, or three), ``interpolation``, ``crop_pct``: how pictures are prepared.
+        ``model_kwargs``: arguments of the function that builds the model. What is not said is as the weights and the
+        options of their training say, and else as the model's name says.
 
     Returns
     -------
@@ -598,6 +606,7 @@ def extract(
             readout=readout,
             transform=transform,
             name=name if isinstance(model, nn.Module) else None,
+            **choices,
         )
         job = Extraction(
             extractor, samples, Path(out), how, dtype, overwrite=overwrite, recalibrate=recalibrate, name=name

@@ -284,7 +284,7 @@ def _draw(paper: _Paper, contents: Contents) -> None:
             _describe(group, spec.facts)
             rows = contents.rows(spec)
             dtype = np.dtype(contents.dtype).newbyteorder("<")
-            array = group.create_dataset(spec.key.readout, (rows, *spec.shape), dtype, dcpl=_in_one_piece())
+            array = group.create_dataset(spec.key.readout, (rows, *spec.shape), dtype, dcpl=in_one_piece())
             array.attrs["block"] = spec.block
             table.create_dataset(spec.key.readout, data=np.zeros(rows, "<u4"))
 
@@ -315,7 +315,7 @@ def _describe(owner: Any, facts: Mapping[str, Any]) -> None:
             owner.attrs[key] = value
 
 
-def _in_one_piece() -> Any:
+def in_one_piece() -> Any:
     """Contiguous, with its place in the file from the start, and not filled: no byte is written twice."""
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_layout(h5py.h5d.CONTIGUOUS)
@@ -489,6 +489,17 @@ class _Reader:
         if not isinstance(value, str):
             raise StoreError(f"{self.path} is a damaged store: attribute {name} of {owner.name} is no string")
         return value
+
+
+def stated_format(path: Path) -> str | None:
+    """Read what an HDF5 file says that it is, its attribute ``format``; None where that is no text of a fixed width."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if "format" not in file.attrs or file.attrs.get_id("format").dtype.kind != "S":
+                return None
+            return str(_Reader(path, file).attribute(file, "format"))
+    except Exception:  # noqa: BLE001 - who reads it next says why it cannot be read
+        return None
 
 
 def refuse_foreign(path: Path) -> str | None:

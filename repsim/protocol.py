@@ -39,6 +39,30 @@ class Model:
     seed: int = _key("of random weights", 0, least=0)
     recalibrate: bool = _key("give batch norm of random weights the statistics of the pictures", default=False)
     store: str | None = _key("what it is called in results, and its store; none: the name, with what was chosen", None)
+    weights_key: str | None = _key("of a file with several sets of weights: the key of the one that is taken", None)
+    weights_prefix: str | None = _key("of a file: only names that begin so, without it", None)
+    weights_match: Literal["names", "order"] = _key("of a file: tensors by their `names`, or in their `order`", "names")
+    img_size: str | None = _key("pixels of the pictures: a number, or `HxW`", None, numbers="x")
+    mean: str | None = _key("of the pixels, to normalise them: a number, or a list of three", None, numbers=",")
+    std: str | None = _key("the same", None, numbers=",")
+    interpolation: str | None = _key("with which pictures are resized: `bicubic`, `bilinear`, ...", None)
+    crop_pct: str | None = _key("share of the resized picture that the crop takes", None, numbers=",")
+    model_kwargs: tuple[str, ...] = _key("arguments of the function that builds the model", (), arguments=True)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Keywords of `repsim.extractors.factory.make_extractor` beyond name, weights and seed."""
+        keys = (
+            "weights_key",
+            "weights_prefix",
+            "weights_match",
+            "img_size",
+            "mean",
+            "std",
+            "interpolation",
+            "crop_pct",
+        )
+        return {**{key: getattr(self, key) for key in keys}, "model_kwargs": self.model_kwargs}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +252,9 @@ class _Reader:
         if isinstance(hint, types.UnionType):  # text or nothing; nothing is dealt with
             hint = next(each for each in typing.get_args(hint) if each is not types.NoneType)
         kind = typing.get_origin(hint) or hint
+        text = isinstance(node, yaml.ScalarNode) and node.tag.endswith(":str")
+        if options.get("arguments") or (options.get("numbers") and not text):
+            return self.values(node, name, options.get("numbers"))
         if kind in {Model, Data}:
             if isinstance(node, yaml.ScalarNode):  # the short form
                 first = next(each for each in fields(kind))
@@ -262,6 +289,28 @@ class _Reader:
         if kind is bool:
             return node.value.lower() in {"true", "yes", "on"}
         return self.place(node.value) if options.get("path") else node.value
+
+    def literal(self, node: yaml.Node) -> Any:
+        """A number, a text, true, false, or a list of these."""
+        if isinstance(node, yaml.SequenceNode):
+            return [self.literal(each) for each in node.value]
+        if not isinstance(node, yaml.ScalarNode) or node.tag.rpartition(":")[2] not in {
+            "str", "int", "float", "bool", "null",
+        }:  # fmt: skip
+            raise InvalidInputError(
+                f"{self.where(node)}: an argument is a number, a text, or a list, not {_said(node)}"
+            )
+        return yaml.SafeLoader("").construct_object(node)
+
+    def values(self, node: yaml.Node, name: str, join: str | None) -> Any:
+        """Numbers, or arguments, as the command line would have them."""
+        if join is None:
+            return tuple(f"{key}={self.literal(each)!r}" for key, _, each in self.items(node, name))
+        values = self.literal(node)
+        values = values if isinstance(values, list) else [values]
+        if not values or any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
+            raise InvalidInputError(f"{self.where(node)}: {name} is a number or a list of numbers, not {_said(node)}")
+        return join.join(str(value) for value in values)
 
     def place(self, text: str) -> str:
         """A path as the file means it: relative to the file. Names of weights and data sets stay what they are."""

@@ -5,6 +5,7 @@ docs/result-format.md and docs/study-format.md say what is in them.
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,19 +14,24 @@ import numpy as np
 import xarray as xr
 
 import repsim
-from repsim.errors import StoreError, reason
-from repsim.files import replacing
+from repsim import digest, netcdf, schema
+from repsim.earlier import read_earlier
+from repsim.errors import InvalidInputError, MissingDigestWarning, StoreError, reason
+from repsim.files import check_output, replacing
 from repsim.layout import FORMAT as STORE_FORMAT
-from repsim.layout import refuse_foreign
+from repsim.layout import stated_format
 from repsim.tables import Table
 
 if TYPE_CHECKING:
     from repsim.views import View
 
 FORMAT = "repsim-comparison"
-VERSION = 2
+VERSION = 3
 STUDY = "repsim-study"
-STUDY_VERSION = 1
+STUDY_VERSION = 2
+_KINDS = {FORMAT: ("result", "repsim compare"), STUDY: ("study", "repsim universality")}
+LEVEL = 1e-8
+"""Values that differ by less than this share of the largest are level, and the first of them is named."""
 _HINTS = {
     STORE_FORMAT: "; it is an activation store: give it to `repsim compare`",
     FORMAT: "; it is a comparison: give it to `repsim heatmap`",
@@ -42,59 +48,162 @@ xr.register_dataset_accessor("repsim")(_view)
 
 
 def save_result(result: xr.Dataset, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Save a result, or a study, as netCDF 4; `OutputError` where the file exists or cannot be written."""
-    with replacing(Path(path), overwrite=overwrite) as partial:
-        result.to_netcdf(partial, engine="h5netcdf")
+    """Save a result, or a study, as netCDF 4 with a digest at its end.
+
+    Parameters
+    ----------
+    result
+        What `repsim.compare`, `repsim.universality`, `open_result` or `open_study` return. It may have been changed,
+        as long as it is what docs/result-format.md or docs/study-format.md describe; further attributes are kept.
+    path
+        The file; it appears under this name once it is complete.
+    overwrite
+        Replace what is there.
+
+    Raises
+    ------
+    InvalidInputError
+        It is neither a result nor a study, or something in it is not what its format says; nothing is written.
+    OutputError
+        The file exists or cannot be written.
+    """
+    path = Path(path)
+    check_output(path, overwrite=overwrite)
+    result = _in_todays_version(result)
+    if wrong := schema.problem(result):
+        raise InvalidInputError(f"{path} is not saved, because it would be no {_name(result)}: {wrong}")
+    data = netcdf.to_bytes(result)
+    with replacing(path, overwrite=overwrite) as partial, partial.open("wb") as file:
+        file.write(data)
+        file.write(digest.seal(data))
 
 
 def open_result(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a result into memory; `StoreError` where it is missing, damaged, or something else."""
-    return _open(Path(path), FORMAT, VERSION, again="Compare the stores again")
+    """Read a result into memory; `StoreError` where it is missing, damaged, or something else.
+
+    The digest of the whole file is checked before anything in it is read. A result of the format before has none, which
+    is a `MissingDigestWarning`.
+    """
+    return _open(Path(path), FORMAT)
 
 
 def open_study(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a study into memory; `StoreError` where it is missing, damaged, or something else."""
-    return _open(Path(path), STUDY, STUDY_VERSION, again="Conduct the study again")
+    """Read a study into memory, as `open_result` reads a result."""
+    return _open(Path(path), STUDY)
 
 
 def open_either(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a result or a study, whichever it is; `StoreError` where it is neither, missing or damaged."""
-    return open_study(path) if is_study(path) else open_result(path)
+    """Read a result or a study, whichever it is, as `open_result` does; `StoreError` where it is neither."""
+    return _open(Path(path))
 
 
 def is_study(path: str | os.PathLike[str]) -> bool:
-    """Whether a file says that it is a study. Of what cannot be read, `open_result` says why."""
+    """Tell whether a file is a study; False where it cannot be read, of which `open_result` says why."""
     try:
-        return refuse_foreign(Path(path)) == STUDY
-    except (OSError, RuntimeError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MissingDigestWarning)
+            return bool(open_either(path).attrs["format"] == STUDY)
+    except StoreError:
         return False
 
 
-def _open(path: Path, form: str, version: int, *, again: str) -> xr.Dataset:
-    what, command = ("result", "repsim compare") if form == FORMAT else ("study", "repsim universality")
-    if not path.is_file():
-        raise StoreError(f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}")
-    broken = f"{path} is no {what} of {command}, or damaged"
+def is_saved(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file claims to be a result or a study rather than a store: by its seal, or else by its name."""
+    path = Path(path)
     try:
-        kind = refuse_foreign(path)
-    except StoreError:
-        raise
-    except (OSError, RuntimeError) as error:
-        raise StoreError(f"{broken}: {reason(error)}") from None
-    if kind != form:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - digest.SIZE))
+            if digest.is_sealed(file.read()):
+                return True
+    except OSError:
+        pass
+    return path.suffix == ".nc" and stated_format(path) != STORE_FORMAT
+
+
+def verify_saved(path: str | os.PathLike[str]) -> bool:
+    """Check a result or a study; whether it carries a digest. `StoreError` where it is damaged, or something else."""
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always", MissingDigestWarning)
+        open_either(path)
+    return not any(issubclass(warning.category, MissingDigestWarning) for warning in raised)
+
+
+def _open(path: Path, form: str | None = None) -> xr.Dataset:
+    what, command = _KINDS.get(str(form), ("result or study", "repsim compare or repsim universality"))
+    if not path.is_file():
+        if path.is_dir() or not path.exists():
+            raise StoreError(f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}")
+        raise StoreError(f"{path} is no file that can be read: a pipe, or a device")
+    try:
+        data = bytearray(path.read_bytes())
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {reason(error)}") from None
+    if digest.is_intact(data):
+        result = netcdf.from_bytes(memoryview(data)[: -digest.SIZE], path)
+    elif digest.is_sealed(data):
+        raise StoreError(
+            f"{path} is damaged, or was changed by another program: its digest does not match what is in it. Take "
+            "another copy, or make it anew; what you have changed yourself is saved by repsim.save_result"
+        )
+    elif data[:8] != netcdf.SIGNATURE:
+        raise StoreError(f"{path} is no {what} of {command}, or damaged: it is no HDF5 file")
+    elif netcdf.is_strict(data):
+        raise StoreError(
+            f"{path} is damaged, cut off, or was changed by another program: the digest at its end is missing. Take "
+            "another copy, or make it anew"
+        )
+    else:
+        result = _without_digest(path, data)
+    kind = result.attrs.get("format")
+    if not isinstance(kind, str) or kind not in _KINDS or form not in {None, kind}:
         hint = _HINTS.get(str(kind), "")
         raise StoreError(f"{path} is no {what} of {command} (its 'format' is {kind!r}){hint}")
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as file:
-            result = file.load()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise StoreError(f"{broken}: {reason(error)}") from None
-    found = result.attrs.get("format_version")
-    if found != version:
-        newer = isinstance(found, int | np.integer) and found > version
-        todo = "Install a newer repsim" if newer else again
-        raise StoreError(f"{path} has {what} format {found}; this repsim reads {version}. {todo}")
+    _check_version(path, result, str(kind), sealed=digest.is_sealed(data))
+    if wrong := schema.problem(result):
+        raise StoreError(f"{path} is refused, because it is no {_name(result)} as repsim makes them: {wrong}")
+    result.encoding["source"] = str(path.absolute())
     return result
+
+
+def _name(result: xr.Dataset) -> str:
+    """Name what a data set claims to be."""
+    return _KINDS.get(str(result.attrs.get("format")), ("result or study",))[0]
+
+
+def _in_todays_version(result: xr.Dataset) -> xr.Dataset:
+    """Raise the version of what an earlier repsim computed: in memory the formats are the same."""
+    version = result.attrs.get("format_version")
+    today = {FORMAT: VERSION, STUDY: STUDY_VERSION}.get(str(result.attrs.get("format")))
+    return result.assign_attrs(format_version=today) if today is not None and version == today - 1 else result
+
+
+def _without_digest(path: Path, data: bytearray) -> xr.Dataset:
+    """Read what another program has written, or an earlier repsim."""
+    if stated_format(path) == STORE_FORMAT:
+        return xr.Dataset(attrs={"format": STORE_FORMAT})
+    return read_earlier(path, data)
+
+
+def _check_version(path: Path, result: xr.Dataset, kind: str, *, sealed: bool) -> None:
+    what, command = _KINDS[kind]
+    today = VERSION if kind == FORMAT else STUDY_VERSION
+    version = result.attrs.get("format_version")
+    if version == today - 1 and not sealed:
+        warnings.warn(
+            f"{path} has {what} format {version}, which carries no digest: damage in it may go unnoticed. Save it "
+            "again with repsim.save_result, or make it anew",
+            MissingDigestWarning,
+            stacklevel=4,
+        )
+        result.attrs = dict(_in_todays_version(result).attrs)
+    elif version != today:
+        newer = isinstance(version, int) and version > today
+        todo = "Install a newer repsim" if newer else f"Make it again with {command}"
+        raise StoreError(f"{path} has {what} format {version}; this repsim reads {today}. {todo}")
+    elif not sealed:
+        raise StoreError(
+            f"{path} was written by another program and carries no digest; save it with repsim.save_result"
+        )
 
 
 def closest(variable: xr.DataArray) -> Table:
@@ -113,15 +222,16 @@ def closest(variable: xr.DataArray) -> Table:
                 best = [
                     np.nanmax(each) for each in some[:, variable["model_b"].values == b] if not np.isnan(each).all()
                 ]
-                cells.append(f"{np.mean(best) * sign:.4f}" if best and a != b else "-")
+                cells.append(f"{np.mean(best) * sign:z.4f}" if best and a != b else "-")
             rows.append((str(a), *cells))
         return Table(title, ("mean over layers of the closest", *(f">{model}" for model in models[1])), tuple(rows))
     for layer, row in zip(variable["layer_a"].values, likeness, strict=True):
         if np.isnan(row).all():
             rows.append((str(layer), "-", "undefined"))
         else:
-            at = int(np.nanargmax(row))
-            rows.append((str(layer), str(variable["layer_b"].values[at]), f"{row[at] * sign:.4f}"))
+            # of layers that hold the same the first, and not the one that rounding errors favour
+            at = int(np.argmax(row >= np.nanmax(row) - LEVEL * np.nanmax(np.abs(row))))
+            rows.append((str(layer), str(variable["layer_b"].values[at]), f"{row[at] * sign:z.4f}"))
     return Table(title, (f"layer of {models[0][0]}", f"closest layer of {models[1][0]}", ">value"), tuple(rows))
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Write what docs/metrics.md and docs/conformance.md say of each measure, out of the measures themselves, and what
-docs/study-format.md says of each variable of a study.
+docs/study-format.md and docs/result-format.md say of everything in studies and results.
 
 Between the marks ``<!-- NAME ... -->`` and ``<!-- /NAME -->`` a page is written anew; the rest is written by hand, and
 stays.
@@ -23,9 +23,8 @@ sys.path.insert(0, str(ROOT))  # for tests.metrics
 try:
     import click
 
-    from repsim import explain
+    from repsim import explain, vocabulary
     from repsim.metrics.base import Metric
-    from repsim.study import vocabulary
     from repsim.testing import MetricContract
     from tests.metrics import oracles
 except ModuleNotFoundError as missing:  # not the project's interpreter: go there, once
@@ -44,9 +43,24 @@ def pages() -> dict[Path, str]:
     blocks = {
         "metrics.md": {"questions": questions(), "traits": traits(), "measures": measures()},
         "conformance.md": {"data": data(), "numbers": numbers(), "without": without(), "references": references()},
-        "study-format.md": {"variables": table(("variable", "dimensions", "what it is"), vocabulary.rows())},
+        "study-format.md": {
+            "coordinates": _fields("coordinate", vocabulary.COORDINATES, dims=True),
+            "variables": table(("variable", "dimensions", "values", "what it is"), vocabulary.rows()),
+            "attributes": _fields("attribute of the file", vocabulary.STUDY_ATTRIBUTES),
+        },
+        "result-format.md": {
+            "coordinates": _fields("coordinate", vocabulary.RESULT_COORDINATES, dims=True),
+            "variables": _fields("attribute of a variable", vocabulary.METRIC_ATTRIBUTES),
+            "attributes": _fields("attribute of the file", vocabulary.RESULT_ATTRIBUTES),
+        },
     }
     return {docs / name: filled((docs / name).read_text(), parts) for name, parts in blocks.items()}
+
+
+def _fields(kind: str, fields: Mapping[str, vocabulary.Field], *, dims: bool = False) -> Iterator[str]:
+    """Give the lines of the table of coordinates or attributes."""
+    head = (kind, *(("dimension",) if dims else ()), "values", "what it is")
+    return table(head, vocabulary.field_rows(fields, dims=dims))
 
 
 def filled(page: str, parts: Mapping[str, Iterable[str]]) -> str:

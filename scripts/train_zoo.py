@@ -85,7 +85,7 @@ def train(name: str, pictures: Tensor, labels: Tensor, schedule: Schedule, say: 
     result, bit for bit.
     """
     architecture, _, seed = name.partition(".seed")
-    model, _ = load_model(architecture, "random", int(seed))
+    model, _, _ = load_model(architecture, "random", int(seed))
     draw = torch.Generator().manual_seed(int(seed))
     optimizer = create_optimizer_v2(model, "adamw", lr=schedule.rate, weight_decay=schedule.decay)
     per_epoch = len(pictures) // schedule.batch  # the rest of a shuffled epoch is left out: full batches for batch norm

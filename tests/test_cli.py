@@ -219,7 +219,9 @@ def test_a_log_file_gets_a_line_of_progress_now_and_then(tmp_path: Path, monkeyp
     assert run("extract", "digits_vit.seed0", *options).stderr == ""  # it was over before the first line was due
     monkeypatch.setattr("repsim.terminal.LOG_SECONDS", 0.0)
     lines = run("extract", "digits_vit.seed0", *options).stderr.splitlines()
-    assert [line.split(",")[0] for line in lines] == [f"digits_vit.seed0: {done} of 6" for done in (2, 4, 6)]
+    expected = [f"checking pictures: {done} of 6" for done in range(1, 7)]
+    expected += [f"digits_vit.seed0: {done} of 6" for done in (2, 4, 6)]
+    assert [line.split(",")[0] for line in lines] == expected
     assert all(line.endswith(" images/s") for line in lines)
 
 
@@ -400,7 +402,7 @@ def test_fewer_than_four_samples(tmp_path: Path) -> None:
 
 
 def test_damage_is_found_by_whoever_reads_it(tmp_path: Path, stores: tuple[Path, Path]) -> None:
-    assert succeed("verify", *stores) == f"{stores[0]}: as it was written\n{stores[1]}: as it was written\n"
+    assert succeed("verify", *stores) == f"{stores[0]}: OK: all checksums match\n{stores[1]}: OK: all checksums match\n"
     with h5py.File(stores[0], "r+") as file:
         file["layers/layer1.0/given"][3, 0] = np.nan
     message = fail("compare", *stores, "-o", tmp_path / "r.nc")
@@ -411,7 +413,7 @@ def test_damage_is_found_by_whoever_reads_it(tmp_path: Path, stores: tuple[Path,
     lines = found.stdout.splitlines()
     assert lines[0].startswith(f"{stores[0]}: ")
     assert lines[0].endswith("layer1.0@given is damaged in row 3")
-    assert lines[1] == f"{stores[1]}: as it was written"
+    assert lines[1] == f"{stores[1]}: OK: all checksums match"
     assert lines[2].endswith(f"no such file: {tmp_path / 'not there.h5'}")
 
 

@@ -1,7 +1,6 @@
 """Comparisons: every value is the metric's own, samples are aligned or refused, and what is undefined says why."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -240,32 +239,3 @@ def test_what_is_no_result_is_refused(tmp_path: Path, rng: np.random.Generator) 
 def test_the_public_names() -> None:
     assert repsim.compare is compare
     assert repsim.similarity is similarity
-
-
-def elsewhere(file: h5py.File) -> None:
-    del file["cka"]
-    file["cka"] = h5py.ExternalLink("secret.h5", "/x")
-
-
-def in_another_file(file: h5py.File) -> None:
-    del file["cka"]
-    file.create_dataset("cka", (3, 3), "f8", external=[("secret.h5", 0, 72)])
-
-
-def beyond_the_file(file: h5py.File) -> None:
-    del file["cka"]
-    file.create_dataset("cka", (2**20, 2**20), "f8", chunks=(2**10, 2**10), compression="gzip")
-
-
-@pytest.mark.parametrize("change", [elsewhere, in_another_file, beyond_the_file])
-def test_a_strangers_result_reads_no_other_file_and_takes_no_memory(
-    tmp_path: Path, rng: np.random.Generator, change: Callable[[h5py.File], None]
-) -> None:
-    a = store(tmp_path, "a", rng)
-    save_result(compare(a, a), tmp_path / "r.nc")
-    with h5py.File(tmp_path / "secret.h5", "w") as file:
-        file["x"] = np.ones((3, 3))
-    with h5py.File(tmp_path / "r.nc", "r+") as file:
-        change(file)
-    with pytest.raises(StoreError, match=r"r\.nc is refused: /cka"):
-        open_result(tmp_path / "r.nc")

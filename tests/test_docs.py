@@ -10,7 +10,8 @@ What a reader does not see says how, in a comment on the line before a block:
 
 Python blocks of a page share their names; of ``>>>`` blocks, and of ``console`` blocks, what they show is compared. A
 block that neither runs nor says why fails its page. Pages find a folder ``photos/``, the file ``my_model.safetensors``,
-and in the cache of the model hub checkpoints of the timm models that they name.
+the checkpoints ``epoch1.pth`` and ``epoch90.pth`` of ResNet-50, and in the cache of the model hub checkpoints of the
+timm models that they name.
 """
 
 import doctest
@@ -34,10 +35,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import timm
+import torch
 from click.testing import CliRunner
 from jaxtyping import config
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models._registry import _model_entrypoints
 
 import repsim
@@ -156,7 +158,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def folder(tmp_path: Path, photos: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """What a page begins in; what is registered, imported or plotted there is forgotten afterwards."""
     shutil.copytree(photos, tmp_path / "photos")
-    (tmp_path / "my_model.safetensors").symlink_to(next(hub.glob("*--resnet50.*/snapshots/*/*")))
+    weights = next(hub.glob("*--resnet50.*/snapshots/*/*"))
+    (tmp_path / "my_model.safetensors").symlink_to(weights)
+    state = load_file(weights)
+    for epoch in (1, 90):
+        torch.save({"state_dict": state, "state_dict_ema": state, "epoch": epoch}, tmp_path / f"epoch{epoch}.pth")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(findings, "_STABILITY", 5)  # most of a small study's time, as are
     monkeypatch.setattr(conduct, "_SPLITS", 2)

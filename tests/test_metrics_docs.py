@@ -18,7 +18,7 @@ from repsim import explain
 from tests.metrics.oracles import AWAITED
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("metrics.md", "conformance.md", "study-format.md")
+PAGES = ("metrics.md", "conformance.md", "study-format.md", "result-format.md")
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 

@@ -23,9 +23,10 @@ from repsim.extraction import Extraction, choose_samples
 from repsim.extractors import open_images
 from repsim.extractors.factory import make_extractor
 from repsim.progress import told
+from repsim.results import closest
 from repsim.study import tables
-from repsim.study.vocabulary import COORDINATES, VARIABLES
 from repsim.tables import FOLDED, Table
+from repsim.vocabulary import COORDINATES, VARIABLES
 
 N = 40
 HOSTILE = '<script>"&'
@@ -113,8 +114,8 @@ def test_views_plans_and_extractions_are_told_in_a_line(stores: list[ActivationS
 
 def test_a_result_shows_the_closest_layers_and_a_heatmap(result: xr.Dataset) -> None:
     view = result.repsim
-    closest = [table.rows for table in view.tables]
-    for rows, (name, pick) in zip(closest, (("cka", np.argmax), ("procrustes", np.argmin)), strict=True):
+    tables_shown = [table.rows for table in view.tables]
+    for rows, (name, pick) in zip(tables_shown, (("cka", np.argmax), ("procrustes", np.argmin)), strict=True):
         for row, values in zip(rows, result[name].values, strict=True):
             assert row[1:] == (result["layer_b"].values[pick(values)], f"{values[pick(values)]:.4f}")
     assert view.heading == "net.seed0 x other.seed0: 40 samples of given"
@@ -187,9 +188,10 @@ def test_everything_in_a_study_says_what_it_is(study: xr.Dataset, tmp_path: Path
     for name, (long, dims, said) in known.items():
         assert saved[name].attrs == {"long_name": long, "description": said}
         assert ", ".join(map(str, saved[name].dims)) == dims
-    assert {name: saved[name].attrs["long_name"] for name in COORDINATES} == COORDINATES
+    longs = {name: field.said for name, field in COORDINATES.items()}
+    assert {name: saved[name].attrs["long_name"] for name in COORDINATES} == longs
     assert len({long for long, _, _ in known.values()}) == len(known), "two variables of one name"
-    told = [*COORDINATES.values(), *(text for entry in known.values() for text in entry)]
+    told: list[str] = [*longs.values(), *(text for entry in known.values() for text in entry)]
     assert "universal" not in " ".join(told), "claims what only the words of a study may"
 
 
@@ -200,6 +202,18 @@ def test_every_coordinate_of_a_result_says_what_it_is(result: xr.Dataset) -> Non
     assert names["features_b"] == "values a sample (b)"
     assert names["procrustes.rank_a"] == "procrustes.rank (a)"
     assert names["n_samples"] == "number of samples"
+
+
+@pytest.mark.parametrize("noise", [1e-12, -1e-12])
+def test_of_layers_that_are_level_the_first_is_closest_and_zero_has_no_sign(result: xr.Dataset, noise: float) -> None:
+    cka = result["cka"].copy()
+    cka.values[:] = 0.3
+    cka.values[0, 1:] = 0.9 + noise, *[0.1] * (cka.shape[1] - 2)
+    cka.values[0, 0] = 0.9
+    cka.values[1] = noise
+    rows = closest(cka).rows
+    first = str(cka["layer_b"].values[0])
+    assert [row[1:] for row in rows[:3]] == [(first, "0.9000"), (first, "0.0000"), (first, "0.3000")]
 
 
 def test_plain_tables_align() -> None:
@@ -313,7 +327,7 @@ def test_in_a_real_kernel(stores: list[ActivationStore]) -> None:
         "from repsim import figures\nfigures.figure(repsim.compare(path))",
     ]
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])  # type: ignore[no-untyped-call]
-    NotebookClient(made, timeout=60).execute()
+    NotebookClient(made, timeout=600, startup_timeout=600).execute()
     bar, silent, store, figure = (cell.outputs for cell in made.cells[1:])
     assert [output.output_type for output in bar] == ["display_data"]
     assert re.search("verifying net.seed0.h5: .* s</div>", bar[0].data["text/html"]), "the bar was replaced by its end"

@@ -469,9 +469,11 @@ NAMES = ("a/1.png", "a/2.png", "b/3.png")
         ("a/1.png,cat\na/2.png,dog\nb/3.png,cat\n", [0, 1, 0], ("cat", "dog")),
         ("id,label\r\nb/3.png,cat\r\na/2.png,dog\r\na/1.png,cat\r\n", [0, 1, 0], ("cat", "dog")),
         ("\ufefffilename;class\n1.png;7\n2.png;0\n3.png;7\n", [7, 0, 7], ()),
+        ("\ufeff1.png,7\n2.png,0\n3.png,7\n", [7, 0, 7], ()),
         ("label\tid\n7\t1\n0\t2\n7\t3\n", [7, 0, 7], ()),
         ('"a/1.png","grey, wild cat"\n"a/2.png","dog"\n"b/3.png","dog"\n', [1, 0, 0], ("dog", "grey, wild cat")),
         ("1.png 3\n2.png 4\n3.png 5", [3, 4, 5], ()),
+        ("img_path,true class\n1.png,x\n2.png,y\n3.png,y\n", [0, 1, 1], ("x", "y")),
         ("id,width,label\n1,640,x\n2,480,y\n\n3,480,y\n", [0, 1, 1], ("x", "y")),
         ("1,007\n2,7\n3,7\n", [0, 1, 1], ("007", "7")),
     ],
@@ -494,7 +496,7 @@ def test_labels_of_a_file(tmp_path: Path, text: str, labels: list[int], classes:
         ("0,x\n1,x\n2,y\n3,x\n", r": 1 labels without a picture \(0\)$"),  # and no head
         ("1,0.5\n2,1\n3,1\n", "a class is a whole number from 0 or a text: a/1.png has 0.5"),
         ("1,1.0\n2,0.0\n3,1.0\n", "a/1.png has 1.0"),
-        ("1,-1\n2,1\n3,1\n", "a/1.png has -1"),
+        ("1,-1\n2,1\n3,1\n", "sample 0 has -1, which is negative"),
         ("1,x\n2,\n3,x\n", r"a/2.png has no class \(''\)"),
         ("1,1\n2,NaN\n3,1\n", r"a/2.png has no class \('NaN'\)"),
         ("id,w,h\n1,2,3\n2,3,4\n3,4,5\n", r"has 3 columns \(id, w, h\), and which holds the classes is not clear"),
@@ -527,7 +529,7 @@ def test_labels_from_python(tmp_path: Path) -> None:
     assert (store.labels.tolist(), store.classes) == ([0, 1, 0], ("x", "y"))
     assert store.provenance["labels"] == {"source": "given", "matched_by": "file name without suffix"}
     assert open_images(str(root), labels=np.array([3, 1, 3])).labels.tolist() == [3, 1, 3]  # type: ignore[union-attr]
-    for wrong in ([1, 2], [0.5, 1, 2], [float("nan"), 1.0, 2.0], [None, 1, 2], [[1, 0], [0, 1], [1, 0]]):
+    for wrong in ([1, 2], [0.5, 1, 2], [float("nan"), 1.0, 2.0], [None, 1, 2], [[1, 0], [0, 1], [1, 0]], {"1": 0}):
         with pytest.raises(InvalidInputError):
             open_images(str(root), labels=wrong)
 
@@ -632,3 +634,18 @@ def test_nothing_hangs_and_nothing_warns_in_a_process_of_its_own(tmp_path: Path)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.decode().splitlines() == ["note: photos: left out: no regular files: 1 (pipe.jpg)"]
+
+
+def test_a_report_finds_the_pictures_of_one_split(tmp_path: Path) -> None:
+    """Its ids begin with the split, below a folder that holds others, too."""
+    import base64  # noqa: PLC0415
+
+    from repsim.report.pictures import thumbnails  # noqa: PLC0415
+
+    root = folder(tmp_path / "photos", "train/a/1.png", "val/a/2.png", "val/a/3.png")
+    names = list(open_images(str(root), split="val").ids)
+    values = base64.b64encode(np.array([[0.5, 0.1]], "<f4").tobytes()).decode()
+    part = {"variables": {"agreement": {"f4": values, "shape": [1, 2]}}, "coords": {"sample": names}}
+    pictures = thumbnails([part], str(root))["pictures"]
+    assert sorted(pictures) == names
+    assert all("url" in entry for entry in pictures.values())

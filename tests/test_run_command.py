@@ -221,6 +221,6 @@ def test_the_page_explains_every_key() -> None:
         expected = []
         for each in fields(kind):
             default = "" if each.default_factory is not MISSING else each.default
-            told = {MISSING: "needed", None: "none", "": "none"}.get(default, f"`{str(default).lower()}`")
+            told = {MISSING: "needed", None: "none", "": "none", (): "none"}.get(default, f"`{str(default).lower()}`")
             expected.append((each.name, told, each.metadata["text"]))
         assert rows == expected

@@ -23,10 +23,10 @@ from scipy import stats
 from repsim import figures
 from repsim.cli import main
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.results import save_result
+from repsim.results import STUDY_VERSION, save_result
 from repsim.study.chance import holm
 from repsim.study.depth import best_match
-from repsim.study.findings import RELATIONS
+from repsim.vocabulary import RELATIONS, STUDY_ATTRIBUTES, VARIABLES
 
 PAGE = Path(__file__).parents[1] / "docs" / "figures.md"
 DRAWN = ("heatmap", "figure", "plot_grid", "plot_depths", "plot_pairs", "plot_shares", "plot_map", "plot_measures")
@@ -98,6 +98,29 @@ def make_study(models: dict[str, str] | None = None, *, untrained: bool = True) 
         made["cluster"] = (("map", "model"), np.tile([0 if f == "cnn" else 1 for f in models.values()], (3, 1)))
         made["cluster_stability"] = ("map", np.full(3, 0.9))
     return made
+
+
+def whole(study: xr.Dataset) -> xr.Dataset:
+    """The same, with everything that a study file has to hold: no number where the figures need none."""
+    study = study.assign_coords(
+        architecture=("model", study["family"].values),
+        other_model=study["model"].values,
+        sample=[str(k) for k in range(120)],
+        direction=["a to b", "b to a"],
+        families=["cnn x vit"],
+        one_family=["cnn", "vit"],
+        ceiling_of=("one_family", ["one model, no ceiling"] * 2),
+    )
+    sizes = dict(study.sizes) | {"layer_axis": 3}
+    for entry in VARIABLES:
+        dims = entry.dims.split(", ")
+        for name in entry.names.keys() - study.data_vars.keys():
+            study[name] = (dims, np.full([sizes[dim] for dim in dims], np.nan))
+    for name, field in STUDY_ATTRIBUTES.items():
+        value = {"text": "", "whole": 0, "texts": "[]", "stores": ""}[field.kind]
+        study.attrs.setdefault(name, value)
+    stores = [{"model": model, "checksum": "", "provenance": {}} for model in study["model"].values]
+    return study.assign_attrs(stores=json.dumps(stores), format_version=STUDY_VERSION)
 
 
 @pytest.fixture(scope="module")
@@ -455,7 +478,7 @@ def test_every_figure_is_on_its_page() -> None:
 
 
 def test_the_commands_draw_studies(tmp_path: Path) -> None:
-    study = make_study({"net.seed0": "cnn", "vit.seed0": "vit"})
+    study = whole(make_study({"net.seed0": "cnn", "vit.seed0": "vit"}))
 
     def run(*args: object) -> Any:
         return CliRunner().invoke(main, [str(arg) for arg in args])

@@ -153,7 +153,7 @@ def test_encoders_are_not_read(sweep: ModuleType) -> None:
 
 def test_what_kills_or_delays_a_process_is_a_row_and_not_the_end(sweep: ModuleType, tmp_path: Path) -> None:
     """A process of 0.1 GiB dies at once, and one of 0.1 s does not come far."""
-    rows = list(sweep.read_all(["starnet", "vgg"], jobs=1, timeout=100, memory=0.1))
+    rows = list(sweep.read_all(["starnet", "vgg"], jobs=1, timeout=600, memory=0.1))
     assert [row.family for row in rows] == ["starnet", "vgg"]
     assert all(
         re.match(r"MemoryError|RuntimeError|the process ended with -?\d+ \(memory is", row.error) for row in rows

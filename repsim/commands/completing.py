@@ -45,13 +45,13 @@ def metrics(_: click.Context, __: click.Parameter, word: str) -> list[Completion
     return _beginning([name for text in _texts("repsim", "metrics") for name in _METRIC.findall(text)], word)
 
 
-def files(suffix: str) -> Completer:
-    """Files of one kind, where there are any; else whatever the shell finds, folders to go into first of all."""
+def files(*suffixes: str) -> Completer:
+    """Files of some kinds, where there are any; else whatever the shell finds, folders to go into first of all."""
 
     def complete(_: click.Context, __: click.Parameter, word: str) -> list[CompletionItem]:
         folder, start = Path(word or ".").parent if not word.endswith("/") else Path(word), word.rpartition("/")[2]
         there = [path for path in folder.glob("*") if path.name.startswith(start)] if folder.is_dir() else []
-        fitting = sorted(path.name for path in there if path.suffix == suffix)
+        fitting = sorted(path.name for path in there if path.suffix in suffixes)
         if not fitting or any(path.is_dir() for path in there):
             return [CompletionItem(word, type="file")]
         return [CompletionItem(word[: len(word) - len(start)] + name) for name in fitting]

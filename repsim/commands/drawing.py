@@ -43,7 +43,7 @@ def heatmap(
     """
     from repsim import figures
     from repsim.errors import InvalidInputError
-    from repsim.results import is_study, open_result, open_study
+    from repsim.results import STUDY, open_either
 
     if out.suffix == ".html":
         from repsim.report.page import write_report
@@ -54,12 +54,13 @@ def heatmap(
         click.echo(str(out))
         return
     measures = list(specs) or None
-    if any(is_study(file) for file in files):
+    opened = [open_either(file) for file in files]
+    if any(data.attrs["format"] == STUDY for data in opened):
         if len(files) > 1:
             raise InvalidInputError(
                 f"expected one study, or results of `repsim compare`, got {len(files)} files with a study"
             )
-        study = open_study(files[0])
+        (study,) = opened
         if not pairs and study.sizes.get("pair", 0) > figures.FEW:
             raise InvalidInputError(
                 f"{study.sizes['pair']} pairs of models are too many for one page; name some with --pair, for instance "
@@ -69,9 +70,9 @@ def heatmap(
     elif pairs:
         raise InvalidInputError("--pair takes pairs of models out of a study; a result is drawn as it is")
     elif len(files) == 1:
-        drawn = figures.figure(open_result(files[0]), measures, path=path, marks=marks)
+        drawn = figures.figure(opened[0], measures, path=path, marks=marks)
     else:
-        drawn = figures.plot_grid([open_result(file) for file in files], measures, path=path, marks=marks)
+        drawn = figures.plot_grid(opened, measures, path=path, marks=marks)
     figures.save(drawn, out)
     click.echo(str(out))
 

@@ -11,6 +11,7 @@ import click
 
 from repsim import terminal
 from repsim.commands import completing
+from repsim.commands.choosing import model_options, pair_models
 from repsim.commands.shared import DEVICE, PATH, Command, command_line, say, say_nothing
 from repsim.errors import InvalidInputError
 from repsim.files import human
@@ -38,10 +39,7 @@ if TYPE_CHECKING:
 @click.option("--split", help="Part of the data: a folder inside it (.: all of it), or train, test, ... of a data set.")
 @click.option("--data-root", help="Where a timm data set lies.")
 @click.option("--download", is_flag=True, help="Fetch a timm data set that is not there yet.")
-@click.option(
-    "--weights", default="pretrained", show_default=True, help="pretrained, random, or a .safetensors or .pth file."
-)
-@click.option("--seed", default=0, show_default=True, help="Of random weights.")
+@model_options
 @click.option(
     "--recalibrate",
     is_flag=True,
@@ -87,8 +85,8 @@ def extract(
     limit: int | None,
     split: str | None,
     data_root: str | None,
-    weights: str,
-    seed: int,
+    weights: Sequence[str],
+    seed: Sequence[int],
     batch_size: int | None,
     workers: int | None,
     together: int,
@@ -104,6 +102,7 @@ def extract(
     skip_bad: bool,
     overwrite: bool,
     dry_run: bool,
+    **chosen: Any,
 ) -> None:
     """Extract activations of timm or torchvision MODELS on the same pictures: one HDF5 store a model.
 
@@ -117,22 +116,19 @@ def extract(
       repsim extract vit_base_patch16_224 --data photos/ --readout mean,cls
       repsim extract torchvision/resnet50 --weights random --seed 1 --data photos/
       repsim extract resnet18 --weights my.safetensors --data photos/ --dry-run
+      repsim extract resnet18 resnet18 --weights epoch1.pth --weights epoch9.pth --data photos/
+      repsim extract vit_small_patch16_224 --weights my.pth --img-size 384 --mean 0.5 --data photos/
       repsim extract digits_resnet.seed0 --data digits --split test --limit 500
       repsim extract resnet18 --data photos/ --labels labels.csv --name 'my network'
       torchrun --nproc-per-node 4 -m repsim extract resnet50 --data photos/
     """
-    from repsim.protocol import Data, Model
+    from repsim.protocol import Data
 
-    called: Sequence[str | None] = names or [None] * len(models)
-    if names and len(names) != len(models):
-        raise InvalidInputError(
-            f"{len(names)} --name for {len(models)} models; give one for each, in their order, or none"
-        )
+    pairs = pair_models(models, weights, seed, names, recalibrate=recalibrate, **chosen)
+    if repeated := [model for k, model in enumerate(pairs) if model in pairs[:k]]:
+        raise InvalidInputError(f"{_said(repeated[0])} is there twice; name it once")
     extract_models(
-        [
-            Model(name=model, weights=weights, seed=seed, recalibrate=recalibrate, store=name)
-            for model, name in dict.fromkeys(zip(models, called, strict=True))
-        ],
+        pairs,
         Data(
             source=data,
             split=split,
@@ -214,7 +210,12 @@ def extract_models(
                     f"loading {model.name}, {model.weights}", quiet=not me.first
                 ):  # a download, or its time-out, takes a while
                     extractor = make_extractor(
-                        model.name, weights=model.weights, seed=model.seed, layers=layers, readout=readout
+                        model.name,
+                        weights=model.weights,
+                        seed=model.seed,
+                        layers=layers,
+                        readout=readout,
+                        **model.choices,
                     )
                 jobs.append(
                     Extraction(
@@ -267,7 +268,8 @@ def _tell_before(jobs: Sequence["Extraction"], before: Sequence[int], anew: str)
 
 def _check(models: Sequence["Model"]) -> None:
     """What can be refused before anything is opened or downloaded."""
-    from repsim.extractors.factory import check_name
+    from repsim.extractors.factory import check_name, store_name
+    from repsim.extractors.options import ModelOptions
     from repsim.extractors.recalibration import check_weights
     from repsim.labels import check_model_name
 
@@ -275,11 +277,24 @@ def _check(models: Sequence["Model"]) -> None:
         if model.recalibrate:
             check_weights(model.weights)
         check_name(model.name)
+        ModelOptions.read(**model.choices).check_weights(model.weights)
         if model.store is not None:
             check_model_name(model.store)
     twice = [name for name, count in Counter(model.store for model in models if model.store).items() if count > 1]
     if twice:
         raise InvalidInputError(f"two models cannot both be called {twice[0]}: each has a store of its own")
+    stores: dict[str, Model] = {}
+    for model in models:
+        name = model.store or store_name(model.name, model.weights, model.seed, **model.choices)
+        if (other := stores.setdefault(name, model)) is not model:
+            raise InvalidInputError(
+                f"{_said(other)} and {_said(model)} would have the same store, {name}.h5; give each a name of its own "
+                "(--name, once for each)"
+            )
+
+
+def _said(model: "Model") -> str:
+    return f"{model.name} with {model.weights}" + f", seed {model.seed}" * (model.weights == "random")
 
 
 def _groups(models: Sequence["Model"], together: int) -> list[list["Model"]]:
@@ -288,7 +303,8 @@ def _groups(models: Sequence["Model"], together: int) -> list[list["Model"]]:
 
     kinds: dict[str, list[Model]] = {}
     for model in dict.fromkeys(models):
-        kinds.setdefault(preprocessing_of(model.name) or model.name, []).append(model)
+        kind = preprocessing_of(model.name, model.weights, **model.choices) or model.name
+        kinds.setdefault(kind, []).append(model)
     return [kind[i : i + together] for kind in kinds.values() for i in range(0, len(kind), together)]
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,17 +14,24 @@ from repsim.tables import times
 
 
 @click.command(cls=Command)
-@click.argument("store", type=PATH, shell_complete=completing.files(".h5"))
+@click.argument("store", type=PATH, shell_complete=completing.files(".h5", ".nc"))
 @JSON
 def inspect(store: Path, *, as_json: bool) -> None:
     """Show what a STORE holds: model, weights, data, preprocessing, and every layer's array.
 
+    Of a result or a study: what was compared, its variables, and how it was made.
+
     \b
-    Example:
+    Examples:
       repsim inspect acts/resnet50.h5
+      repsim inspect result.nc
     """
+    from repsim.results import is_saved
     from repsim.store import open_store
 
+    if is_saved(store):
+        _inspect_saved(store, as_json=as_json)
+        return
     with open_store(store) as opened:
         if as_json:
             rows = [
@@ -52,28 +60,66 @@ def inspect(store: Path, *, as_json: bool) -> None:
                 click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
 
 
-@click.command(cls=Command)
-@click.argument("stores", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5"))
-def verify(stores: Sequence[Path]) -> None:
-    """Read STORES whole and hold every byte against its checksum. Exit code 1 where something is damaged.
+def _inspect_saved(path: Path, *, as_json: bool) -> None:
+    """Show what a result or a study holds, without its values."""
+    from repsim.results import open_either
 
-    Comparing checks what it reads in the same way; this is for a copy, or an old disk.
+    data = open_either(path)
+    attrs = {str(key): _value(text) for key, text in data.attrs.items()}
+    variables = {str(name): dict(variable.sizes) for name, variable in data.data_vars.items()}
+    if as_json:
+        facts = {"samples": data["n_samples"].item(), "data": data["data"].item(), "variables": variables}
+        click.echo(json.dumps(facts | {"attributes": attrs}))
+        return
+    click.echo(f"{path}: {attrs['format']} on {data['data'].item()}, {data['n_samples'].item()} samples")
+    for name, sizes in variables.items():
+        click.echo(f"{name}: {' x '.join(f'{size} {dim}' for dim, size in sizes.items())}")
+    for key, value in attrs.items():
+        if key.startswith("stores"):
+            models = [f"{store['model']} ({store['checksum']})" for store in value]
+            click.echo(f"{key}: {', '.join(models)}")
+        elif value not in ("", [], {}):
+            click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+
+
+def _value(attribute: Any) -> Any:
+    """Give an attribute as the value that it is JSON of; a text that is no JSON as it is."""
+    try:
+        return json.loads(attribute) if isinstance(attribute, str) and attribute[:1] in {"[", "{"} else attribute
+    except ValueError:
+        return attribute
+
+
+@click.command(cls=Command)
+@click.argument("files", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5", ".nc"))
+def verify(files: Sequence[Path]) -> None:
+    """Read FILES whole and hold every byte against its checksum: stores, results, studies. Exit code 1 for damage.
+
+    Every command checks what it reads in the same way; this is for a copy, or an old disk.
 
     \b
-    Example:
+    Examples:
       repsim verify acts/*.h5
+      repsim verify result.nc study.nc
     """
     from repsim.errors import StoreError
+    from repsim.results import is_saved, verify_saved
     from repsim.store import verify as find_damage
 
     damaged = 0
-    for path in stores:
+    for path in files:
+        damage, verdict = [], "OK: all checksums match"
         try:
-            with terminal.progress(str(path), "layers/s") as advance:
-                found = list(map(str, find_damage(path, advance)))
+            if is_saved(path):
+                verdict = "OK: the digest matches"
+                if not verify_saved(path):
+                    verdict = "no damage seen, but a file of this earlier format carries no digest; save it again"
+            else:
+                with terminal.progress(str(path), "layers/s") as advance:
+                    damage = list(map(str, find_damage(path, advance)))
         except StoreError as error:
-            found = [str(error)]
-        damaged += bool(found)
-        click.echo(f"{path}: {'; '.join(found) if found else 'as it was written'}")
+            damage = [str(error)]
+        damaged += bool(damage)
+        click.echo(f"{path}: {'; '.join(damage) or verdict}")
     if damaged:
         raise SystemExit(1)

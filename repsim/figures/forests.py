@@ -120,7 +120,7 @@ def _draw_row(one: xr.Dataset, ax: Axes, row: int, look: dict[str, Any]) -> dict
     for name, (label, how) in _CONTROLS.items():
         if not np.isnan(value := float(one[name])):
             drawn[label] = ax.scatter(value, row, linewidths=0.7, gid=name, **how)
-    ax.text(1.02, row, "-" if np.isnan(level) else f"{level:.2f}", **_beside(ax))
+    ax.text(1.02, row, "-" if np.isnan(level) else f"{level:z.2f}", **_beside(ax))
     return drawn
 
 

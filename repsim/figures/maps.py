@@ -108,7 +108,7 @@ def _reading(at: xr.Dataset, *, several: bool) -> str:
     firm = float(at["cluster_stability"])
     if not several:
         return "Markers: families. The models form no clear clusters."
-    found = "" if math.isnan(firm) else f" (found again under resampled stimuli: adjusted Rand index {firm:.2f})"
+    found = "" if math.isnan(firm) else f" (found again under resampled stimuli: adjusted Rand index {firm:z.2f})"
     return f"Markers: families; colours and outlines: clusters{found}."
 
 

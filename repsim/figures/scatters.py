@@ -120,4 +120,4 @@ def _ranked(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
     if len(set(x)) < 2 or len(set(y)) < 2:
         return f"{text}, all equal under one measure: no rank correlation"
     rho, tau = stats.spearmanr(x, y).statistic, stats.kendalltau(x, y).statistic
-    return f"Spearman \N{GREEK SMALL LETTER RHO} {rho:.2f}, Kendall \N{GREEK SMALL LETTER TAU} {tau:.2f} ({text})"
+    return f"Spearman \N{GREEK SMALL LETTER RHO} {rho:z.2f}, Kendall \N{GREEK SMALL LETTER TAU} {tau:z.2f} ({text})"

@@ -167,7 +167,7 @@ def clusters(R: ArrayLike, max_clusters: int | None = None) -> Clusters:
             found.append(Clusters(labels, count, float(silhouette_score(distances, labels, metric="precomputed"))))
     if not found:
         return best
-    best = max(found, key=lambda clustering: clustering.silhouette)
+    best = max(found, key=lambda clustering: round(clustering.silhouette, 9))
     return best if best.silhouette >= APART else Clusters(np.zeros(M, np.int64), 1, best.silhouette)
 
 
@@ -248,7 +248,8 @@ def _distances(R: ArrayLike) -> Float64[np.ndarray, "M M"]:
 
 
 def _tree(distances: Float64[np.ndarray, "M M"]) -> Any:
-    return linkage(squareform(distances, checks=False), "average")
+    """Link models whose distances differ by rounding errors only at one height, whichever of them comes first."""
+    return linkage(squareform(distances.round(9), checks=False), "average")
 
 
 def _cut(tree: Any, count: int) -> Int64[np.ndarray, " M"]:

@@ -4,10 +4,10 @@ The input and the classes are kernels like those of layers: pixels that went int
 and which samples are of one class. Untrained networks of the same architectures are extracted where they are asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from repsim.errors import InvalidInputError, OutputError, RepsimError
 from repsim.extraction import DType, Extraction, Samples, choose_stream
 from repsim.extractors import ImageSource, open_images
 from repsim.extractors.factory import make_extractor
+from repsim.extractors.options import Choices
 from repsim.store import ActivationStore
 from repsim.study.design import Design, Member
 
@@ -184,12 +185,24 @@ def _same_samples(images: ImageSource, member: Member) -> Samples:
     return samples
 
 
+def _like(provenance: Mapping[str, Any]) -> Choices:
+    """How the trained network was built and its pictures prepared, where its name alone does not say so."""
+    choices: Choices = {}
+    if kwargs := provenance.get("model_kwargs"):
+        choices["model_kwargs"] = {key: tuple(v) if isinstance(v, list) else v for key, v in kwargs.items()}
+    for key, value in (provenance.get("prepared") or {}).items():
+        choices[key] = tuple(value) if isinstance(value, list) else value  # type: ignore[literal-required]
+    return choices
+
+
 def _extract(member: Member, seed: int, samples: Samples, folder: Path, device: str) -> ActivationStore:
     told = member.store.provenance
     prefix = "torchvision/" if told.get("extractor") == "torchvision" else ""
     name = prefix + str(told.get("timm_name") or member.architecture)
     layers = [member.store[array].key.layer for array in member.arrays]
-    extractor = make_extractor(name, weights="random", seed=seed, layers=",".join(layers), readout=member.readout)
+    extractor = make_extractor(
+        name, weights="random", seed=seed, layers=",".join(layers), readout=member.readout, **_like(told)
+    )
     how = choose_stream(samples, readout=member.readout, batch_size=None, workers=None, device=device, amp=False)
     dtype: DType = "float16" if member.store[member.arrays[0]].dtype == np.float16 else "float32"
     job = Extraction(extractor, samples, folder, how, dtype=dtype, recalibrate=True)

@@ -8,6 +8,9 @@ from numpy.typing import ArrayLike
 
 from repsim.errors import InvalidInputError
 
+LEVEL = 1e-8
+"""Sums that differ by less than this share of the largest similarity are equal: float32 rounds more than that."""
+
 
 @dataclass(frozen=True, eq=False)
 class Match:
@@ -33,7 +36,8 @@ def best_match(S: ArrayLike) -> Match:
     Returns
     -------
     Match
-        The value lies within the range of S. Of several best maps it is the one whose every column is smallest.
+        The value lies within the range of S. Of several best maps it is the one whose every column is smallest; sums
+        that differ by less than 1e-8 of the largest similarity are equal, as layers that hold the same differ by that.
 
     Notes
     -----
@@ -50,6 +54,7 @@ def best_match(S: ArrayLike) -> Match:
     *batch, rows, width = S.shape
     missing = np.isnan(S)
     left_out = missing.all(-1)
+    level = LEVEL * np.where(missing, 0, np.abs(S)).max((-2, -1))[..., None]
     gains = np.where(left_out[..., None], 0, np.where(missing, -np.inf, S))  # a row left out may go anywhere for 0
 
     total = np.zeros((*batch, width))
@@ -57,7 +62,7 @@ def best_match(S: ArrayLike) -> Match:
     for i in range(rows):
         total = total + gains[..., i, :]
         ahead = np.maximum.accumulate(total, axis=-1)
-        rises = np.concatenate([np.zeros((*batch, 1), bool), total[..., 1:] > ahead[..., :-1]], -1)
+        rises = np.concatenate([np.zeros((*batch, 1), bool), total[..., 1:] > ahead[..., :-1] + level], -1)
         before[i] = np.maximum.accumulate(np.where(rises, np.arange(width), 0), axis=-1)
         total = ahead
 

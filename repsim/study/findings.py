@@ -25,9 +25,8 @@ from repsim.study.nulls import Null, of_values
 from repsim.study.others import Measured, most
 from repsim.study.passes import Kernels
 from repsim.study.uncertainty import half_samples, influence, interval_of, jackknife, multiplier_bootstrap
-from repsim.study.vocabulary import describe
+from repsim.vocabulary import RELATIONS, describe
 
-RELATIONS = ("other family", "same family", "same architecture")
 TITLES = {RAW: "cka", "input": "cka given input", "labels": "cka given labels", TWINS: "cka given untrained"}
 """Of debiased CKA, and partial CKA."""
 _STABILITY = 200
@@ -336,7 +335,7 @@ def _of_relations(known: _Inference) -> xr.Dataset:
                 for title, others in known.controls(pair, half=True):
                     candidates.setdefault(title, []).extend(known.column(kind, each) for each in others)
             if candidates:
-                best = max(candidates.values(), key=lambda where: float(known.theta[where].mean()))
+                best = max(candidates.values(), key=lambda where: round(float(known.theta[where].mean()), 9))
                 columns["control"] = known.theta[best].mean(), known.drawn[:, best].mean(1)
                 columns["learned"] = (
                     columns["index"][0] - columns["control"][0], columns["index"][1] - columns["control"][1]

@@ -371,9 +371,10 @@ def _stimuli(study: xr.Dataset) -> Iterator[str]:
         return
     kernel = strictest(study)
     values = study["agreement"].sel(kernel=kernel)
-    order = np.argsort(values.values)
+    agreement = values.values.round(9)  # rounding errors do not choose between stimuli that are level
+    least, most = (np.argsort(sign * agreement, kind="stable")[:_NAMED] for sign in (1, -1))
     names = values["sample"].values
     yield (
-        f"Networks agree most on {listed([str(names[k]) for k in order[::-1][:_NAMED]])}, and least on "
-        f"{listed([str(names[k]) for k in order[:_NAMED]])} ({kernel})."
+        f"Networks agree most on {listed([str(names[k]) for k in most])}, and least on "
+        f"{listed([str(names[k]) for k in least])} ({kernel})."
     )

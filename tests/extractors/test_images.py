@@ -16,6 +16,7 @@ from timm.data.dataset import ImageDataset
 from torchvision import transforms
 
 from repsim.errors import ImageError, InvalidInputError, UnknownNameError
+from repsim.extraction import choose_samples
 from repsim.extractors.images import choose, examine, open_images
 from repsim.extractors.sources import ImageSource
 
@@ -264,6 +265,19 @@ def test_a_data_set_by_timms_name(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(images.load(i)), expected[..., None].repeat(3, 2))
     assert images.fingerprint([0]) == open_images("torch/mnist", split="val", root=str(tmp_path)).fingerprint([0])
     assert images.fingerprint([0]) != open_images("torch/mnist", split="train", root=str(tmp_path)).fingerprint([0])
+
+
+def test_other_pixels_in_a_data_set_are_other_pictures(tmp_path: Path) -> None:
+    """Its sizes are unknown, and its ids are numbers."""
+    mnist(tmp_path)
+    before = choose_samples(open_images("torch/mnist", root=str(tmp_path))).ids
+    assert choose_samples(open_images("torch/mnist", root=str(tmp_path))).ids.difference(before) is None
+    path = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    data = bytearray(path.read_bytes())
+    data[16 + 2 * 28 * 28] ^= 1
+    path.write_bytes(data)
+    after = choose_samples(open_images("torch/mnist", root=str(tmp_path))).ids
+    assert before.difference(after) == ("other pictures behind the same names, the first: torch/mnist/test/2 (1 of 5)")
 
 
 @pytest.mark.parametrize(

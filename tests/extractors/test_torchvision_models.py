@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.transforms import InterpolationMode
 
-from repsim.errors import UnknownNameError, WeightsError
+from repsim.errors import InvalidInputError, UnknownNameError, WeightsError
 from repsim.extractors import Stream, open_images
+from repsim.extractors.options import ModelOptions
 from repsim.extractors.torchvision_models import TorchvisionExtractor, load_model
 from repsim.testing import ExtractorContract
 
@@ -97,7 +99,7 @@ def test_a_vit_has_a_class_token_and_a_swin_is_channels_last() -> None:
 def test_random_weights_come_from_their_seed() -> None:
     torch.manual_seed(99)
     before = torch.get_rng_state()
-    model, record = load_model("resnet18", "random", seed=7)
+    model, record, *_ = load_model("resnet18", "random", seed=7)
     assert torch.equal(torch.get_rng_state(), before)
     expected = made("resnet18").state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
@@ -115,7 +117,7 @@ def test_a_file_brings_its_own_number_of_classes(tmp_path: Path, name: str, clas
         torch.save({"model": {f"module.{key}": value for key, value in state.items()}, "epoch": 9}, path)
     else:
         save_file(state, path)
-    model, record = load_model(name, str(path))
+    model, record, *_ = load_model(name, str(path))
     own = model.state_dict()
     assert set(own) == set(state)
     assert all(torch.equal(own[key], state[key]) for key in own)
@@ -136,7 +138,7 @@ def test_the_models_that_normalise_by_themselves_do_so() -> None:
 
 def test_weights_of_another_model_are_one_clear_line(tmp_path: Path) -> None:
     save_file(made("shufflenet_v2_x0_5").state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(WeightsError, match=r"^w\.safetensors does not fit torchvision/resnet18: Error\(s\) in loading"):
+    with pytest.raises(WeightsError, match=r"^w\.safetensors does not fit torchvision/resnet18: its names are "):
         load_model("resnet18", str(tmp_path / "w.safetensors"))
     with pytest.raises(WeightsError, match=r"^no such weights file: .*absent\.pth"):
         load_model("resnet18", str(tmp_path / "absent.pth"))
@@ -162,3 +164,35 @@ def test_no_model_says_less_than_all_of_its_transform() -> None:
         own = {key for key in vars(transform) if not key.startswith("_") and key not in {"training", "antialias"}}
         assert own
         assert all(f"{key}=" in str(transform) for key in own), (name, own)
+
+
+def test_pictures_are_prepared_as_asked() -> None:
+    asked = {"img_size": 96, "mean": 0.3, "std": (0.1, 0.2, 0.3), "interpolation": "bicubic"}
+    options = ModelOptions.read(**asked)  # type: ignore[arg-type]
+    extractor = TorchvisionExtractor("shufflenet_v2_x0_5", weights="random", options=options, layers="stages")
+    prepare: Any = extractor.transform
+    assert (prepare.crop_size, prepare.resize_size, prepare.mean) == ([96], [110], [0.3] * 3)  # 96 of 110 as 224 of 256
+    assert (prepare.std, prepare.interpolation) == ([0.1, 0.2, 0.3], InterpolationMode.BICUBIC)
+    record = extractor.provenance()
+    assert record["prepared"]["img_size"] == (96, 96)
+    assert extractor.name == "torchvision_shufflenet_v2_x0_5+random-seed0+96px"
+    assert any("mean 0.3, as asked" in note for note in extractor.notes)
+    assert extractor.layers()[0].shape == (48, 12, 12)
+
+
+def test_checkpoints_are_read_as_those_of_timms_models(tmp_path: Path) -> None:
+    good = made("shufflenet_v2_x0_5").state_dict()
+    zero = {key: value * 0 for key, value in good.items()}
+    averaged = {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in good.items()}}
+    torch.save({"model": zero, "model_ema": averaged}, tmp_path / "w.pth")
+    loaded = load_model("shufflenet_v2_x0_5", str(tmp_path / "w.pth"))
+    assert all(torch.equal(value, good[key]) for key, value in loaded.model.state_dict().items())
+    assert loaded.record["weights_key"] == "model_ema"
+    torch.save({f"p{i}": value for i, value in enumerate(good.values()) if value.ndim}, tmp_path / "order.pth")
+    options = ModelOptions.read(weights_match="order")
+    loaded = load_model("shufflenet_v2_x0_5", str(tmp_path / "order.pth"), options=options)
+    assert all(torch.equal(value, good[key]) for key, value in loaded.model.state_dict().items() if value.ndim)
+    grey = {**good, "conv1.0.weight": good["conv1.0.weight"][:, :1]}
+    torch.save(grey, tmp_path / "grey.pth")
+    with pytest.raises(InvalidInputError, match=r"grey\.pth takes pictures of 1 channels .* take 3$"):
+        load_model("shufflenet_v2_x0_5", str(tmp_path / "grey.pth"))

@@ -90,7 +90,7 @@ def choose(page: Any, **what: str) -> None:
 
 def until(page: Any, expression: str) -> None:
     """Wait; Playwright's own `wait_for_function` would need a page that may evaluate text."""
-    for _ in range(200):
+    for _ in range(2400):  # a minute, as others may be at work
         if page.evaluate(expression):
             return
         page.wait_for_timeout(25)

@@ -1,0 +1,599 @@
+"""Builds the timm network that the tensors of a checkpoint fit: its size, channels, classes, tokens and pooling.
+
+What the names and shapes of the tensors say with certainty is taken from them, what the training program stored in its
+options from there, and what the user says goes before both. All of it is reported and recorded. timm resamples position
+embeddings and tables to the network that it is asked for, without a word: here that is refused unless the user has
+asked for another size.
+"""
+
+import inspect
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from math import isqrt
+from typing import Any
+
+import timm
+import torch
+from timm.utils.model import reparameterize_model
+from torch import Tensor, nn
+
+from repsim.errors import InvalidInputError, WeightsError, reason
+from repsim.extractors.checkpoints import Checkpoint, Contents, fits, listed
+from repsim.extractors.options import INTERPOLATIONS, ModelOptions
+
+_SIZES = (
+    96, 112, 128, 160, 192, 224, 240, 256, 288, 320, 336, 384, 448, 512, 518, 640, 768, 1024,
+)  # fmt: skip
+"""Sizes that are tried where tensors of a family do not spell theirs out."""
+_POSITIONS = ("pos_embed", "rel_pos", "relative_position", "attention_bias", "position")
+"""Parts of names of tensors that say where in a picture something is."""
+_RESAMPLED = ("pos", "attention_bias", "patch_embed")
+"""Parts of names of tensors that timm resamples."""
+_OF_SIZE = ("pos", "tokens", "attention_bias", "spatial", "sgu")
+"""Parts of names of tensors whose shapes depend on the size of the pictures."""
+_WAYS = "--weights-key, --weights-prefix, --weights-match order, --img-size, --model-kwarg say how it is to be read"
+_CHANNELS = (1, 3)
+
+_ARGS = "args of the checkpoint"
+ORDERED = "weights: {} tensors of {} taken in order, as all shapes are equal"
+
+Shapes = dict[str, torch.Size]
+
+
+@dataclass
+class Settings:
+    """How a network is built, and why so."""
+
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    """Of the pictures, where it is not the architecture's own."""
+    record: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def infer(self, why: str, **kwargs: Any) -> None:
+        """Add arguments of the model that the weights ask for, unless they are there already."""
+        fresh = {k: v for k, v in kwargs.items() if k not in self.kwargs}
+        if fresh:
+            self.kwargs |= fresh
+            self.notes.append(f"built with {written(fresh)}: {why}")
+
+
+def written(kwargs: Mapping[str, Any]) -> str:
+    """Arguments as they are written in Python.
+
+    >>> written({"img_size": (96, 96), "global_pool": "avg"})
+    "img_size=(96, 96), global_pool='avg'"
+    """
+    return ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+
+
+def skeleton(name: str, **kwargs: Any) -> nn.Module:
+    """Build a timm network without memory for its weights, to look at names and shapes."""
+    model: nn.Module
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name, pretrained=False, **kwargs)
+        except (NotImplementedError, RuntimeError):  # LeViT computes with values while it is built
+            model = timm.create_model(name, pretrained=False, **kwargs)
+    return model
+
+
+def shapes_of(model: nn.Module) -> Shapes:
+    """Shapes of all parameters and buffers by name, in the order of the network."""
+    return {name: value.shape for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def build(name: str, options: ModelOptions, *, pretrained: bool = False) -> tuple[nn.Module, Settings]:
+    """Build a timm network whose weights are random, or those of its tag, with the options of the user."""
+    settings = Settings(dict(options.model_kwargs))
+    if not options.chosen:
+        return timm.create_model(name, pretrained=pretrained), settings
+    plain = _skeleton(name, {})
+    base = _skeleton(name, settings.kwargs)
+    _size(settings, base, options, {})
+    model = timm.create_model(name, pretrained=pretrained, **settings.kwargs)
+    if pretrained and settings.kwargs:
+        before, after = shapes_of(plain), shapes_of(model)
+        if changed := [key for key in before if key in after and before[key] != after[key]]:
+            _resampled(settings, {key: (before[key], after[key]) for key in changed})
+    _prepare(settings, model, options, {})
+    return model, settings
+
+
+def build_from(name: str, contents: Contents, options: ModelOptions) -> tuple[nn.Module, Settings]:
+    """Build the timm network that the tensors of a file fit, with these tensors.
+
+    Raises
+    ------
+    WeightsError
+        The tensors are another network's, or would have to be resampled; the message names those at fault.
+    InvalidInputError
+        The network cannot be built with the options, or takes pictures of other channels than 1 or 3.
+    """
+    args, kwargs = contents.args, dict(options.model_kwargs)
+    base = _skeleton(name, kwargs)
+    merged = _merged(name, contents, kwargs, base)
+    checkpoint = contents.fit(shapes_of(merged or base))
+    settings = Settings(kwargs, record=dict(checkpoint.record), notes=list(checkpoint.notes))
+    if options.weights_match == "order":
+        checkpoint = replace(checkpoint, state=in_order(checkpoint.state, shapes_of(base), checkpoint.name))
+        settings.record["weights_match"] = "order"
+        settings.notes.append(ORDERED.format(len(checkpoint.state), checkpoint.name))
+    state = checkpoint.state
+    check_dtypes(state, base, checkpoint.name, settings.notes)
+    _from_args(settings, base, args, checkpoint.name)
+    native = fits(state, shapes_of(base)) >= 0.5
+    if native and merged is None:
+        asked = options.img_size or _args_size(args)
+        _from_tensors(settings, base, state, asked)
+        _try_sizes(settings, name, base, state, asked)
+    _size(settings, base, options, args)
+    classes = _classes(base, state)
+    try:
+        if merged is not None:
+            model = _reparameterised(name, state, classes, settings)
+        else:
+            channels = settings.kwargs.get("in_chans", base.pretrained_cfg["input_size"][0])
+            size = settings.kwargs.get("img_size") or base.pretrained_cfg["input_size"][1:]
+            model = timm.create_model(
+                name,
+                pretrained=True,
+                pretrained_cfg_overlay={
+                    "state_dict": dict(state),
+                    "num_classes": classes,
+                    "label_offset": 0,
+                    "input_size": (channels, *read_pair(size)),
+                },
+                **{"num_classes": classes, **settings.kwargs},
+            )
+    except WeightsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - every family converts its authors' format in its own way
+        try:
+            own = shapes_of(skeleton(name, **{"num_classes": classes, **settings.kwargs}))
+        except Exception:  # noqa: BLE001 - arguments that the weights ask for and the family does not take
+            raise InvalidInputError(
+                f"{name} cannot be built with {written(settings.kwargs)}: {reason(error, lines=2)}"
+            ) from None
+        raise misfit(name, own, checkpoint, error) from None
+    model.pretrained_cfg.pop("state_dict", None)
+    _verify(name, model, checkpoint, settings, options)
+    _prepare(settings, model, options, args)
+    return model, settings
+
+
+def read_pair(size: Any) -> tuple[int, int]:
+    """Height and width of a size that may be one number."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def in_order(state: Mapping[str, Tensor], own: Shapes, name: str) -> dict[str, Tensor]:
+    """Give tensors the names of a network's, one by one in order; their number and axes have to agree."""
+    if name.endswith(".safetensors"):
+        raise WeightsError(
+            f"--weights-match order: {name} keeps no order of its tensors; save the state_dict with torch.save"
+        )
+    mine = [key for key in own if not key.endswith("num_batches_tracked")]
+    theirs = [key for key in state if not key.endswith("num_batches_tracked")]
+    if len(mine) != len(theirs):
+        raise WeightsError(
+            f"--weights-match order: {name} has {len(theirs)} tensors ({listed(theirs, 3)}), the network {len(mine)} "
+            f"({listed(mine, 3)}); order needs as many"
+        )
+    for i, (a, b) in enumerate(zip(theirs, mine, strict=True)):
+        if state[a].ndim != len(own[b]):
+            raise WeightsError(
+                f"--weights-match order: tensor {i + 1} of {name}, {a}, has shape {tuple(state[a].shape)} where the "
+                f"network has {b} of {tuple(own[b])}"
+            )
+    return {b: state[a] for a, b in zip(theirs, mine, strict=True)}
+
+
+def _skeleton(name: str, kwargs: Mapping[str, Any]) -> Any:
+    try:
+        return skeleton(name, **kwargs)
+    except Exception as error:  # the keys and values are the user's
+        if not kwargs:
+            raise
+        raise InvalidInputError(f"{name} cannot be built with {written(kwargs)}: {reason(error)}") from None
+
+
+def _accepts(model: nn.Module, key: str) -> bool:
+    return key in inspect.signature(type(model).__init__).parameters
+
+
+def _heads(model: Any) -> list[str]:
+    heads = model.pretrained_cfg.get("classifier")
+    return [heads] if isinstance(heads, str) else list(heads or [])
+
+
+def _classes(model: Any, state: Mapping[str, Tensor]) -> int:
+    """How many classes the classifier among the tensors has; 0 where there is none."""
+    names = (*_heads(model), "head", "fc", "classifier", "head.fc")
+    weights = (state.get(f"{head}.weight") for head in names)
+    return next((len(weight) for weight in weights if weight is not None), 0)
+
+
+def check_dtypes(state: Mapping[str, Tensor], base: nn.Module, name: str, notes: list[str]) -> None:
+    """Refuse integers where a network has real numbers, and report other precisions."""
+    own = {key: value for key, value in base.state_dict().items() if isinstance(value, Tensor)}
+    real = [key for key, value in own.items() if value.is_floating_point()]
+    kinds = {state[key].dtype for key in real if key in state}
+    exact = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
+    if wrong := kinds - exact:
+        first = next(key for key in real if key in state and state[key].dtype in wrong)
+        raise WeightsError(
+            f"{name}: {first} is {str(state[first].dtype).removeprefix('torch.')}, not a plain real number: quantised "
+            "weights need their scales; dequantise them, and save the state_dict again"
+        )
+    if others := sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32}):
+        notes.append(f"weights: {', '.join(others)} in {name}, float32 in the network")
+
+
+def _from_args(settings: Settings, base: nn.Module, args: Mapping[str, Any], name: str) -> None:
+    """Take what timm's training program stores of how it built the network."""
+    why = f"args of {name}"
+    stored = args.get("model_kwargs")
+    if isinstance(stored, Mapping):
+        settings.infer(why, **{key: value for key, value in stored.items() if key != "num_classes"})
+    pool = args.get("gp")
+    if isinstance(pool, str) and pool and pool != getattr(base, "global_pool", pool):
+        settings.infer(why, global_pool=pool)
+    eps = args.get("bn_eps")
+    if isinstance(eps, float):
+        settings.infer(why, bn_eps=eps)
+
+
+def _from_tensors(settings: Settings, base: Any, state: Mapping[str, Tensor], asked: tuple[int, int] | None) -> None:
+    """Take from names and shapes what they say with certainty."""
+    own = shapes_of(base)
+    convs = base.pretrained_cfg.get("first_conv") or ()
+    for conv in [convs] if isinstance(convs, str) else convs:
+        weight, mine = state.get(f"{conv}.weight"), own.get(f"{conv}.weight")
+        if weight is None or mine is None or weight.ndim != 4 or weight.shape[1] == mine[1]:
+            continue
+        channels = weight.shape[1] * settings.kwargs.get("in_chans", 3) / mine[1]
+        if channels not in _CHANNELS:
+            raise InvalidInputError(
+                f"these weights take pictures of {channels:g} channels ({conv}.weight has shape "
+                f"{tuple(weight.shape)}); repsim feeds RGB, or grey for 1 channel"
+            )
+        settings.infer(f"{conv}.weight has {weight.shape[1]} input channels", in_chans=int(channels))
+    if "mask_token" in state and "mask_token" not in own:  # DINOv2's own format, which timm converts
+        _from_dinov2(settings, base, state)
+        return
+    tokens = _from_tokens(settings, base, state, own, asked)
+    for key, yes, no, names in (
+        ("init_values", 1e-5, None, ("blocks.0.ls1.gamma",)),
+        ("qkv_bias", True, False, ("blocks.0.attn.qkv.bias",)),
+        ("qk_norm", True, False, ("blocks.0.attn.q_norm.weight",)),
+        ("pre_norm", True, False, ("norm_pre.weight",)),
+    ):
+        held, has = (any(part in names_of for part in names) for names_of in (state, own))
+        if held != has and "blocks.0.attn.proj.weight" in state and _accepts(base, key):
+            settings.infer(f"{names[0]} is {'' if held else 'not '}there", **{key: yes if held else no})
+    if _accepts(base, "global_pool") and "pos_embed" in own:
+        _from_pooling(settings, base, state, own, tokens)
+
+
+def _from_dinov2(settings: Settings, base: Any, state: Mapping[str, Tensor]) -> None:
+    """Take the picture's size from a position embedding that has one position more, for the class token."""
+    patches: Any = getattr(base, "patch_embed", None)
+    table = state.get("pos_embed")
+    side = isqrt(table.shape[1] - 1) if table is not None and table.ndim == 3 else 0
+    if side and side * side == state["pos_embed"].shape[1] - 1 and (side, side) != tuple(patches.grid_size):
+        pixels = (side * patches.patch_size[0], side * patches.patch_size[1])
+        settings.infer(f"pos_embed has {side} x {side} positions", img_size=pixels)
+
+
+def _from_pooling(settings: Settings, base: Any, state: Mapping[str, Tensor], own: Shapes, token: bool) -> None:
+    """Take from its norms, and from whether there is a class token, how the network pools its tokens."""
+    norms = ("norm.weight", "fc_norm.weight", "attn_pool.q.weight")
+    (norm, after, attention), mine = ([part in names for part in norms] for names in (state, own))
+    if [norm, after, attention] != mine:
+        if attention and not mine[2]:
+            settings.infer("attn_pool is there", global_pool="map")
+        elif after and not norm:
+            settings.infer("fc_norm is there, and norm is not", global_pool="avg")
+        elif norm and not after and token:
+            settings.infer("norm is there, and fc_norm is not", global_pool="token")
+    elif not token and not attention and getattr(base, "global_pool", "") == "token":
+        settings.infer("there is no class token to pool", global_pool="avg", fc_norm=after)
+
+
+def _from_tokens(
+    settings: Settings, base: Any, state: Mapping[str, Tensor], own: Shapes, asked: tuple[int, int] | None
+) -> bool:
+    """Take prefix tokens and the picture's size from a position embedding; gives whether there is a class token."""
+    token = "cls_token" in state
+    if token != ("cls_token" in own) and _accepts(base, "class_token"):
+        settings.infer(f"cls_token is {'' if token else 'not '}there", class_token=token)
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    key = next((key for key in ("reg_tokens", "num_reg_tokens") if _accepts(base, key)), None)
+    if key and registers != (own["reg_token"][1] if "reg_token" in own else 0):
+        settings.infer(f"reg_token has {registers}", **{key: registers})
+    table = state.get("pos_embed")
+    patch = getattr(getattr(base, "patch_embed", None), "patch_size", None)
+    grid = getattr(getattr(base, "patch_embed", None), "grid_size", None)
+    kernel = state.get("patch_embed.proj.weight")
+    if table is None or "pos_embed" not in own or table.ndim != 3 or patch is None or grid is None:
+        return token
+    if kernel is not None and kernel.ndim == 4 and tuple(kernel.shape[2:]) != tuple(patch):
+        raise WeightsError(
+            f"patch_embed.proj.weight has patches of {kernel.shape[2]} x {kernel.shape[3]} pixels, the network of "
+            f"{patch[0]} x {patch[1]}: name another model, or --model-kwarg patch_size={kernel.shape[2]}"
+        )
+    count, prefix = table.shape[1], token + registers + ("dist_token" in state)
+    embedded = own["pos_embed"][1] - grid[0] * grid[1]
+    orders = dict.fromkeys((prefix, 0) if embedded or not prefix else (0, prefix))
+    asked = settings.kwargs.get("img_size") or asked
+    for extra in orders:
+        cells = count - extra
+        side = isqrt(max(cells, 0))
+        wanted = None if asked is None else tuple(s // p for s, p in zip(read_pair(asked), patch, strict=True))
+        square = (side, side) if side * side == cells and side else None
+        size = next((g for g in (wanted, tuple(grid), square) if g and g[0] * g[1] == cells), None)
+        if size is None:
+            continue
+        if bool(extra) != bool(embedded) and prefix and _accepts(base, "no_embed_class"):
+            settings.infer(f"pos_embed has {count} positions", no_embed_class=not extra)
+        if size != tuple(grid):
+            pixels = (size[0] * patch[0], size[1] * patch[1])
+            settings.infer(f"pos_embed has {size[0]} x {size[1]} positions", img_size=pixels)
+        break
+    else:
+        if asked is None:
+            raise WeightsError(
+                f"pos_embed has {count} positions, {prefix} of them for other tokens: that is no square; "
+                f"say the picture's size with --img-size HxW (patches are {patch[0]} x {patch[1]})"
+            )
+    return token
+
+
+def _try_sizes(
+    settings: Settings, name: str, base: Any, state: Mapping[str, Tensor], asked: tuple[int, int] | None
+) -> None:
+    """Find the size at which all tensors have their shapes, in families whose tensors do not spell it out."""
+    heads = {f"{head}.{part}" for head in (*_heads(base), "head", "fc", "head.fc") for part in ("weight", "bias")}
+
+    def mismatches(**kwargs: Any) -> list[str] | None:
+        try:
+            own = shapes_of(skeleton(name, **{**settings.kwargs, **kwargs}))
+        except Exception:  # noqa: BLE001 - a size that this family refuses is none that fits
+            return None
+        return [key for key, shape in own.items() if key in state and state[key].shape != shape and key not in heads]
+
+    wrong = mismatches()
+    fixed = base.pretrained_cfg.get("fixed_input_size") and not getattr(base, "dynamic_img_size", False)
+    if wrong == [] and asked and fixed and mismatches(img_size=asked) == []:
+        settings.infer("all tensors fit this size, too", img_size=asked)
+    if not wrong or "img_size" in settings.kwargs:
+        return
+    if not all(any(part in key for part in _OF_SIZE) for key in wrong):
+        return
+    table = next((key for key in wrong if key.endswith("relative_position_bias_table")), None)
+    side, mine = (isqrt(len(tensors[table])) if table else 0 for tensors in (state, base.state_dict()))
+    window = {"window_size": (side + 1) // 2} if table and side % 2 and side * side == len(state[table]) else {}
+    patch = next((m.patch_size for m in base.modules() if isinstance(getattr(m, "patch_size", None), tuple)), (1, 1))
+    sizes = [asked] if asked else [(s, s) for s in _SIZES if s % patch[0] == 0]
+    none: dict[str, int] = {}
+    for extra in [none] * (side <= mine) + [window] * bool(window):  # a window only shrinks with the picture
+        good = list(islice((size for size in sizes if mismatches(img_size=size, **extra) == []), 3))
+        if len(good) == 1:
+            settings.infer(f"shape of {wrong[0]}", img_size=good[0], **extra)
+            return
+        if good:
+            raise WeightsError(
+                f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, which fits pictures of "
+                f"{listed(f'{h} x {w}' for h, w in good)} (and perhaps others): "
+                "say which with --img-size"
+            )
+
+
+def _args_size(args: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The picture's size in the options of a training program."""
+    for key in ("input_size", "img_size"):
+        value = args.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value, value
+        if isinstance(value, list | tuple) and len(value) in {2, 3} and all(isinstance(v, int) for v in value):
+            return value[-2], value[-1]
+    return None
+
+
+def _size(settings: Settings, base: Any, options: ModelOptions, args: Mapping[str, Any]) -> None:
+    """Settle the size that the network is built for, and that of the pictures."""
+    config = base.pretrained_cfg
+    usual = tuple(config["input_size"][1:])
+    fixed = bool(config.get("fixed_input_size")) or "img_size" in settings.kwargs
+    built = read_pair(settings.kwargs.get("img_size") or usual)
+    stored = _args_size(args)
+    if options.img_size is not None:
+        if fixed and built != options.img_size:
+            settings.kwargs["img_size"] = options.img_size
+        settings.size = options.img_size
+        settings.notes.append(f"pictures of {options.img_size[0]} x {options.img_size[1]} pixels, as asked")
+    elif stored is not None:
+        if fixed and stored != built and not getattr(base, "dynamic_img_size", False):
+            raise WeightsError(
+                f"the checkpoint's args say pictures of {stored[0]} x {stored[1]}, its tensors are of {built[0]} x "
+                f"{built[1]}: say --img-size {built[0]}x{built[1]}, or another size, for which they are resampled"
+            )
+        if stored != usual:
+            settings.size = stored
+            settings.notes.append(f"pictures of {stored[0]} x {stored[1]} pixels: {_ARGS}")
+            if fixed and stored != built:
+                settings.kwargs["img_size"] = built  # timm would build it for the pictures
+                settings.notes.append(
+                    f"the position embedding is of {built[0]} x {built[1]}; the network itself resamples it in every "
+                    "pass, as in its training"
+                )
+    elif built != usual:
+        settings.size = built
+
+
+def _asked(options: ModelOptions, args: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """What of the preprocessing the user says, or else the options of the training, and which of the two."""
+    values: dict[str, tuple[Any, str]] = {}
+    for key in ("mean", "std", "interpolation", "crop_pct"):
+        asked, stored = getattr(options, key), args.get(key)
+        if asked is not None:
+            values[key] = asked, "as asked"
+        elif key in {"mean", "std"}:
+            numbers = (stored,) if isinstance(stored, float) else stored
+            if isinstance(numbers, list | tuple) and numbers and all(isinstance(v, float | int) for v in numbers):
+                values[key] = tuple(numbers), _ARGS
+        elif (isinstance(stored, str) and stored in INTERPOLATIONS) or (isinstance(stored, float) and 0 < stored <= 1):
+            values[key] = stored, _ARGS  # not "random", which is for training
+    return values
+
+
+def _prepare(settings: Settings, model: Any, options: ModelOptions, args: Mapping[str, Any]) -> None:
+    """Settle how pictures are prepared; the network's `pretrained_cfg` says so from then on."""
+    config = model.pretrained_cfg
+    chosen = settings.size
+    size = chosen or tuple(config["input_size"][1:])
+    channels = settings.kwargs.get("in_chans", config["input_size"][0])
+    if channels not in _CHANNELS:
+        raise InvalidInputError(f"this network takes pictures of {channels} channels; repsim feeds RGB, or grey for 1")
+    overlay: dict[str, Any] = {"input_size": (channels, *size)}
+    for key, (value, why) in _asked(options, args).items():
+        if value != config.get(key):
+            overlay[key] = value
+            settings.notes.append(f"{key} {_text(value)}: {why}")
+    for key in ("mean", "std"):  # as many numbers as channels
+        value = tuple(overlay.get(key) or config.get(key) or ())
+        if len(value) == 1:
+            overlay[key] = value * channels
+        elif value and channels == 1:
+            overlay[key] = (sum(value) / len(value),)
+    if channels == 1:
+        settings.notes.append(
+            f"pictures as grey, of 1 channel, normalised with mean {_text(overlay.get('mean', ()))} and std "
+            f"{_text(overlay.get('std', ()))}"
+        )
+    model.pretrained_cfg = {**config, **overlay}
+    prepared = {key: value for key, value in overlay.items() if key != "input_size"}
+    if chosen:
+        prepared["img_size"] = chosen
+    if prepared:
+        settings.record["prepared"] = prepared
+    if settings.kwargs:
+        settings.record["model_kwargs"] = settings.kwargs
+
+
+def _text(value: Any) -> str:
+    return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+
+
+def _merged(name: str, contents: Contents, kwargs: Mapping[str, Any], base: nn.Module) -> nn.Module | None:
+    """Build the inference form of a network, where the names of the tensors speak of it and it has one."""
+    if not any("reparam" in key for key in contents.tensors) or any("reparam" in key for key in shapes_of(base)):
+        return None
+    with torch.random.fork_rng(devices=[]):
+        merged: nn.Module = reparameterize_model(timm.create_model(name, pretrained=False, **kwargs).eval())
+    return merged if any("reparam" in key for key in shapes_of(merged)) else None
+
+
+def _reparameterised(name: str, state: Mapping[str, Tensor], classes: int, settings: Settings) -> Any:
+    """Build the inference form of a network whose branches were merged into one convolution each."""
+    with torch.random.fork_rng(devices=[]):
+        plain = timm.create_model(name, pretrained=False, **{"num_classes": classes, **settings.kwargs})
+    model: Any = reparameterize_model(plain.eval())
+    model.load_state_dict(state)
+    model.pretrained_cfg = {**plain.pretrained_cfg, "num_classes": classes}
+    settings.record["reparameterised"] = True
+    settings.notes.append("built in its inference form: the branches of the weights are merged (reparameterised)")
+    return model
+
+
+def differences(own: Shapes, state: Mapping[str, Tensor], name: str) -> str:
+    """What does not fit, in words: shapes, what is missing, what is too much."""
+    wrong = [
+        f"{key} has shape {tuple(state[key].shape)} in {name} and {tuple(shape)} in the network"
+        for key, shape in own.items()
+        if key in state and state[key].shape != shape
+    ]
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    extra = [key for key in state if key not in own]
+    parts = [f"{'; '.join(wrong[:2])}{f' and {len(wrong) - 2} more' if len(wrong) > 2 else ''}"] if wrong else []
+    parts += [f"{len(missing)} missing: {listed(missing, 3)}"] if missing else []
+    parts += [f"{len(extra)} that the network does not have: {listed(extra, 3)}"] if extra else []
+    return "; ".join(parts)
+
+
+def misfit(name: str, own: Shapes, checkpoint: Checkpoint, error: Exception) -> WeightsError:
+    """Make the one line that says why tensors do not fit a network, and what can be done."""
+    state, source = checkpoint.state, checkpoint.name
+    said = differences(own, state, source)
+    if fits(state, own) < 0.5:
+        said = f"its names are {listed(state, 3)}, those of the network {listed(own, 3)}"
+        if inside := prefixed(state, own):
+            return WeightsError(f"{source} does not fit {name}: {said}; --weights-prefix {inside} would make them fit")
+    said = said or reason(error, lines=2)
+    sets = f"; sets of weights in it: {listed(checkpoint.keys)}" if len(checkpoint.keys) > 1 else ""
+    return WeightsError(f"{source} does not fit {name}: {said}{sets}. {_WAYS}")
+
+
+def prefixed(state: Mapping[str, Tensor], own: Shapes) -> str | None:
+    """A prefix without which most names are those of the network."""
+    anchors = [key for key in own if "." in key][:1] or list(own)[:1]
+    for anchor in anchors:
+        for key in state:
+            if key.endswith("." + anchor):
+                prefix = key.removesuffix(anchor)
+                inside = {k[len(prefix) :] for k in state if k.startswith(prefix)}
+                if fits(inside, own) >= 0.5:
+                    return prefix
+    return None
+
+
+def _resampled(settings: Settings, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    settings.record["resampled"] = sorted(changed)
+    first, (before, after) = next(iter(changed.items()))
+    settings.notes.append(
+        f"resampled, as another size was asked for: {first} from {tuple(before)} to {tuple(after)}"
+        + (f", and {len(changed) - 1} more" if len(changed) > 1 else "")
+    )
+
+
+def _verify(name: str, model: Any, checkpoint: Checkpoint, settings: Settings, options: ModelOptions) -> None:
+    """Raise unless every tensor of the network is one of the file, and none was resampled without being asked to."""
+    state = checkpoint.state
+    own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    changed: dict[str, tuple[Any, Any]] = {
+        key: (state[key].shape, value.shape)
+        for key, value in own.items()
+        if key in state and state[key].numel() != value.numel() and any(part in key for part in _RESAMPLED)
+    }
+    if "mask_token" in state and "mask_token" not in own and "pos_embed" in changed:
+        before, after = changed["pos_embed"]  # of DINOv2 timm adds the class token's position to the token itself
+        if abs(before[1] - after[1]) <= 1:
+            del changed["pos_embed"]
+    if fits(state, own) < 0.5:  # another format: names say nothing, but sizes do
+        sizes = {value.numel() for value in state.values()}
+        for key, value in own.items():
+            width = value.shape[-1] if value.ndim else 1
+            near = any((value.numel() + extra * width) in sizes for extra in range(-8, 9))
+            if any(part in key for part in _POSITIONS) and not near:
+                changed[key] = (("another size",), value.shape)
+    if changed:
+        if options.img_size is None and not {"img_size", "patch_size", "window_size"} & set(options.model_kwargs):
+            raise WeightsError(
+                f"{checkpoint.name} does not fit {name} as it is: "
+                f"{differences(shapes_of(model), state, checkpoint.name)}; timm would resample: say --img-size (or "
+                "--model-kwarg) if that is what you want"
+            )
+        _resampled(settings, changed)
+    if fits(state, own) >= 0.5:  # some families load what is there and leave the rest random
+        spare = Counter(
+            value.numel() for key, value in state.items() if key not in own or own[key].numel() != value.numel()
+        )
+        missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+        if Counter(own[key].numel() for key in missing) - spare:
+            raise WeightsError(
+                f"{checkpoint.name} does not fit {name}: {len(missing)} missing: {listed(missing, 3)}. {_WAYS}"
+            )

@@ -1,0 +1,495 @@
+"""Results and studies as files: a digest that everything is held against, structures that are safe, and one schema."""
+
+import importlib.machinery
+import importlib.util
+import json
+import struct
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+from click.testing import CliRunner
+
+import repsim
+from repsim import digest, netcdf, schema, vocabulary
+from repsim.cli import main
+from repsim.errors import InvalidInputError, MissingDigestWarning, StoreError
+from repsim.results import open_either, open_result, open_study, save_result, verify_saved
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader("damage", str(ROOT / "scripts" / "damage"))
+    spec = importlib.util.spec_from_loader("damage", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, script: ModuleType) -> Path:
+    """A result, a study, and the stores that they are of."""
+    folder = tmp_path_factory.mktemp("files")
+    script.make_files(folder)
+    return folder
+
+
+@pytest.fixture(params=["result", "study"])
+def path(request: pytest.FixtureRequest, folder: Path) -> Path:
+    return folder / f"{request.param}.nc"
+
+
+def run(*args: object) -> Any:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def refused(*args: object) -> str:
+    """The one line with which a command refuses."""
+    outcome = run(*args)
+    assert outcome.exit_code == 2, (outcome.output, outcome.exception)
+    lines = outcome.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("Error: ")
+    return str(lines[0])
+
+
+def sealed(path: Path, data: bytes | bytearray) -> Path:
+    """A file of these bytes, with the digest that a stranger would compute."""
+    path.write_bytes(bytes(data) + digest.seal(data))
+    return path
+
+
+# The file
+
+
+def test_a_file_is_read_as_it_was_saved(path: Path, tmp_path: Path) -> None:
+    data = open_either(path)
+    save_result(data, tmp_path / "again.nc")
+    again = open_either(tmp_path / "again.nc")
+    xr.testing.assert_identical(again, data)
+    assert [p.name for p in tmp_path.iterdir()] == ["again.nc"]
+    assert again["layer_a"].values.flags.writeable
+
+
+def test_xarray_and_h5py_read_it_with_nothing_of_ours(path: Path) -> None:
+    data = open_either(path)
+    with xr.open_dataset(path, engine="h5netcdf") as plain:
+        xr.testing.assert_identical(plain.load(), data)
+    with h5py.File(path) as file:
+        name = next(iter(data.data_vars))
+        np.testing.assert_array_equal(file[name][:], data[name].values)
+        assert [dim[0].name for dim in file[name].dims] == [f"/{dim}" for dim in data[name].dims]
+
+
+def test_texts_of_any_length_and_alphabet(tmp_path: Path, folder: Path) -> None:
+    result = open_result(folder / "result.nc").assign_attrs(command="é" * 100_000, note="日本", empty="", one="x")
+    result = result.assign_coords(layer_a=["", "日本", "a" * 300])
+    save_result(result, tmp_path / "r.nc")
+    xr.testing.assert_identical(open_result(tmp_path / "r.nc"), result)
+    with xr.open_dataset(tmp_path / "r.nc", engine="h5netcdf") as plain:
+        xr.testing.assert_identical(plain.load(), result)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"note": "a\0b"}, "holds a NUL"),
+        ({"note": "\udc80"}, "no Unicode"),
+        ({"note": object()}, "neither text nor numbers"),
+        ({"note": None}, "neither text nor numbers"),
+        ({"note": 1j}, "a complex; expected a text, a number"),
+        ({"coordinates": "x"}, "netCDF keeps for itself"),
+    ],
+)
+def test_what_cannot_be_written_is_not_begun(
+    change: dict[str, Any], message: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        save_result(open_result(folder / "result.nc").assign_attrs(change), tmp_path / "r.nc")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_of_a_file_is_parsed_before_its_digest_is_checked(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / path.name).write_bytes(data)
+    monkeypatch.setattr(h5py, "File", None)
+    for read in (open_either, open_result, open_study):
+        with pytest.raises(StoreError, match=r"its digest does not match what is in it\. Take another copy"):
+            read(tmp_path / path.name)
+
+
+def test_random_damage(script: ModuleType, folder: Path, tmp_path: Path) -> None:
+    """A little of scripts/damage; the table of all of it is in docs/durability.md."""
+    for name in ("family0.seed0.h5", "family1.seed0.h5"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    files = [folder / "result.nc", folder / "study.nc"]
+    assert {outcome for _, outcome in script.trials(files, script.UNFIT, 120, 1, tmp_path)} == {"refused in one line"}
+    outcomes = {outcome for _, outcome in script.trials(files, script.FIT, 24, 1, tmp_path)}
+    assert outcomes <= {"refused in one line", "read as what it says", "equal"}
+
+
+def test_every_object_of_the_heap_with_a_digest_that_fits(path: Path, script: ModuleType, tmp_path: Path) -> None:
+    """HDF5 finds no end in a heap with such an object; it is not read."""
+    whole = path.read_bytes()
+    places = script.heap_objects(whole)
+    assert len(places) > 10
+    for at in places[:: len(places) // 5]:
+        for end in (struct.pack("<HHIQ", 0, 0, 0, 0), struct.pack("<HHIQ", 1, 1, 0, 2**64 - 16)):
+            data = bytearray(whole[: -digest.SIZE])
+            data[at : at + 16] = end
+            xr.testing.assert_identical(open_either(sealed(tmp_path / path.name, data)), open_either(path))
+
+
+def elsewhere(file: h5py.File) -> None:
+    file["cka"] = h5py.ExternalLink("secret.h5", "/x")
+
+
+def in_another_file(file: h5py.File) -> None:
+    file.create_dataset("cka", (3, 3), "f8", external=[("secret.h5", 0, 72)])
+
+
+def beyond_the_file(file: h5py.File) -> None:
+    file.create_dataset("cka", (2**20, 2**20), "f8", chunks=(2**10, 2**10), compression="gzip")
+
+
+def in_a_heap(file: h5py.File) -> None:
+    file.create_dataset("cka", data=["a", "b"], dtype=h5py.string_dtype())
+
+
+def in_a_group(file: h5py.File) -> None:
+    file.create_group("cka")
+
+
+def without_dimensions(file: h5py.File) -> None:
+    file.create_dataset("cka", data=np.ones((3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (elsewhere, "is a link, perhaps to another file"),
+        (in_another_file, "does not lie in this file in one piece"),
+        (beyond_the_file, "does not lie in this file in one piece"),
+        (in_a_heap, "holds neither numbers nor characters"),
+        (in_a_group, "is no variable"),
+        (without_dimensions, "_Netcdf4Coordinates"),
+    ],
+)
+def test_a_strangers_result_reads_no_other_file_and_takes_no_memory(
+    tmp_path: Path, folder: Path, change: Callable[[h5py.File], None], message: str
+) -> None:
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["x"] = np.ones((3, 3))
+    (tmp_path / "r.nc").write_bytes((folder / "result.nc").read_bytes())
+    with h5py.File(tmp_path / "r.nc", "r+") as file:
+        del file["cka"]
+        change(file)
+    with pytest.raises(StoreError, match=r"r\.nc is damaged, cut off, or was changed by another program: the digest"):
+        open_result(tmp_path / "r.nc")
+    sealed(tmp_path / "r.nc", (tmp_path / "r.nc").read_bytes())
+    with pytest.raises(StoreError, match=message):
+        open_result(tmp_path / "r.nc")
+
+
+def test_variables_that_lie_on_top_of_one_another(tmp_path: Path, folder: Path) -> None:
+    """A thousand names of the same bytes would be a thousand times the file in memory."""
+    result = open_result(folder / "result.nc")
+    result = result.assign_coords({f"further{k}_a": ("layer_a", np.arange(3)) for k in range(20)})
+    with h5py.File(tmp_path / "r.h5", "w", libver=("v108", "v108"), track_order=True) as file:
+        netcdf._write(file, result)
+        file["big"] = np.zeros(10_000)
+        for k in range(20):
+            file[f"again{k}"] = file["big"]
+    with pytest.raises(StoreError, match="which the file has no room for"):
+        open_result(sealed(tmp_path / "r.nc", (tmp_path / "r.h5").read_bytes()))
+
+
+# The format before
+
+
+def as_before(path: Path, target: Path) -> Path:
+    """The file as the repsim before wrote it: by xarray, with text in HDF5's heaps and without a digest."""
+    data = open_either(path)
+    data.encoding = {}
+    data.attrs["format_version"] -= 1
+    data.to_netcdf(target, engine="h5netcdf")
+    return target
+
+
+def test_a_file_of_the_format_before_is_read_with_a_warning(path: Path, tmp_path: Path) -> None:
+    old = as_before(path, tmp_path / path.name)
+    with pytest.warns(MissingDigestWarning, match="carries no digest: damage in it may go unnoticed. Save it"):
+        data = open_either(old)
+    xr.testing.assert_identical(data, open_either(path))
+    outcome = run("export", old)
+    assert outcome.exit_code == 0
+    assert outcome.stdout == run("export", path).stdout
+    (line,) = outcome.stderr.splitlines()
+    assert line.startswith(f"warning: {old} has ")
+
+
+def test_heaps_without_end_in_a_file_of_the_format_before(path: Path, script: ModuleType, tmp_path: Path) -> None:
+    old = as_before(path, tmp_path / path.name)
+    whole = old.read_bytes()
+    places = script.heap_objects(whole)
+    assert len(places) > 50
+    for at in places[:: len(places) // 10]:
+        for end in (struct.pack("<HHIQ", 0, 0, 0, 0), struct.pack("<HHIQ", 1, 1, 0, 2**64 - 16)):
+            old.write_bytes(whole[:at] + end + whole[at + 16 :])
+            with pytest.raises(StoreError, match="a heap of texts in it has no end"):
+                open_either(old)
+
+
+def test_a_list_of_free_places_that_comes_back(tmp_path: Path) -> None:
+    """Older groups have a heap of names, whose free places are a list."""
+    with h5py.File(tmp_path / "x.nc", "w") as file:
+        for name in ("some long name", "another long name", "x"):
+            file[name] = 1
+        del file["another long name"]
+    data = bytearray((tmp_path / "x.nc").read_bytes())
+    heap = data.find(b"HEAP")
+    free, segment = struct.unpack_from("<QQ", data, heap + 16)
+    assert free != 1
+    struct.pack_into("<Q", data, segment + free, free)
+    (tmp_path / "x.nc").write_bytes(data)
+    with pytest.raises(StoreError, match="a heap of texts in it has no end"):
+        open_result(tmp_path / "x.nc")
+
+
+def test_a_process_without_end_is_given_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else HDF5 may do for ever: the process that reads has a limit of its own."""
+    old = as_before(folder / "result.nc", tmp_path / "old.nc")
+    monkeypatch.setattr("repsim.earlier._sound_global_heaps", lambda _: True)
+    data = bytearray(old.read_bytes())
+    at = data.find(b"GCOL") + 16
+    data[at : at + 16] = bytes(16)
+    old.write_bytes(data)
+    with pytest.raises(StoreError, match="HDF5 comes to no end reading it"):
+        open_either(old)
+
+
+def test_a_file_of_another_program(path: Path, tmp_path: Path) -> None:
+    data = open_either(path)
+    data.encoding = {}
+    data.to_netcdf(tmp_path / path.name, engine="h5netcdf")
+    with pytest.raises(StoreError, match=r"was written by another program and carries no digest; save it with"):
+        open_either(tmp_path / path.name)
+
+
+# The schema
+
+
+def wrong_attribute(name: str, value: Any, of: str | None = None) -> Callable[[xr.Dataset], xr.Dataset]:
+    def change(data: xr.Dataset) -> xr.Dataset:
+        attrs = data.attrs if of is None else data[of].attrs
+        if value is None:
+            del attrs[name]
+        else:
+            attrs[name] = value
+        return data
+
+    return change
+
+
+def wrong_values(name: str, make: Callable[[Any], Any]) -> Callable[[xr.Dataset], xr.Dataset]:
+    """Other values for a variable or coordinate, over the same dimensions."""
+
+    def change(data: xr.Dataset) -> xr.Dataset:
+        variable = data[name]
+        made = xr.Variable(variable.dims, make(variable.values.copy()), variable.attrs)
+        return data.assign_coords({name: made}) if name in data.coords else data.assign({name: made})
+
+    return change
+
+
+def first(value: Any) -> Callable[[Any], Any]:
+    def put(values: Any) -> Any:
+        values.flat[0] = value
+        return values
+
+    return put
+
+
+RESULTS: dict[str, tuple[Callable[[xr.Dataset], xr.Dataset], str]] = {
+    "format version as text": (wrong_attribute("format_version", "3"), "format"),
+    "left_out missing": (wrong_attribute("left_out", None), "attribute left_out is missing"),
+    "left_out a number": (wrong_attribute("left_out", 3), "attribute left_out is 3; expected a list of texts, as JSON"),
+    "left_out no JSON": (wrong_attribute("left_out", "[1"), "expected a list of texts, as JSON"),
+    "left_out nested": (wrong_attribute("left_out", "[" * 100_000), "expected a list of texts, as JSON"),
+    "stores a list of texts": (wrong_attribute("stores_a", '["a"]'), "expected a list of objects, as JSON"),
+    "stores without checksum": (wrong_attribute("stores_b", '[{"model": "a"}]'), "expected a list of objects"),
+    "tf32 is 2": (wrong_attribute("tf32", 2), "attribute tf32 is 2; expected an integer"),
+    "created an array": (wrong_attribute("created", [1.0, 2.0]), "expected a text"),
+    "cautions text": (wrong_attribute("cautions", "beware", "cka"), "attribute cautions of cka is 'beware'"),
+    "cautions of numbers": (wrong_attribute("cautions", "[1, 2]", "cka"), "expected a list of texts"),
+    "undefined missing": (wrong_attribute("undefined", None, "svcca"), "attribute undefined of svcca is missing"),
+    "sense unknown": (wrong_attribute("sense", "likeness", "cka"), "expected 'similarity' or 'distance'"),
+    "range upside down": (wrong_attribute("valid_range", [1.0, -1.0], "cka"), "two numbers, the smaller first"),
+    "range of one": (wrong_attribute("valid_range", 1.0, "cka"), "two numbers, the smaller first"),
+    "label a number": (wrong_attribute("label", 5, "cka"), "attribute label of cka is 5; expected a text"),
+    "NaN for a value": (wrong_values("cka", first(np.nan)), r"cka has no value \(NaN\) for 1 pairs"),
+    "a value out of range": (wrong_values("cka", first(1.5)), "cka holds 1.5; expected -1 to 1"),
+    "an infinite value": (wrong_values("cka", first(np.inf)), "cka holds inf"),
+    "values as text": (wrong_values("cka", lambda v: v.astype(str)), "cka is text .* expected float64"),
+    "values as integers": (wrong_values("cka", lambda v: v.astype(int)), "cka is int64 .* expected float64"),
+    "values in float32": (wrong_values("cka", lambda v: v.astype("f4")), "cka is float32 .* expected float64"),
+    "values the other way round": (
+        lambda data: data.assign(cka=data["cka"].T),
+        "float64 .layer_b, layer_a.; expected",
+    ),
+    "one layer only": (lambda data: data.isel(layer_a=0), "layer_a"),
+    "a further variable": (
+        lambda data: data.assign(x=1.0),
+        r"x is float64 \(\); expected float64",
+    ),
+    "no variable": (lambda data: data.drop_vars(["cka", "svcca"]), "it holds no variable"),
+    "layers missing": (lambda data: data.drop_vars("layer_b"), "coordinate layer_b is missing"),
+    "layers as numbers": (wrong_values("layer_a", lambda v: np.arange(len(v))), "layer_a is int64"),
+    "layers twice": (wrong_values("layer_a", lambda v: [v[0]] * len(v)), "layer_a names 'l0' twice"),
+    "features as text": (
+        wrong_values("features_a", lambda v: v.astype(str)),
+        "features_a is text .* integers",
+    ),
+    "features negative": (wrong_values("features_b", first(-2)), "features_b holds -2"),
+    "samples negative": (wrong_values("n_samples", lambda _: np.array(-40)), "n_samples holds -40"),
+    "samples in part": (wrong_values("n_samples", lambda _: np.array(40.5)), "n_samples is float64"),
+    "data a number": (wrong_values("data", lambda _: np.array(3)), "data is int64"),
+}
+STUDIES: dict[str, tuple[Callable[[xr.Dataset], xr.Dataset], str]] = {
+    "warnings a number": (wrong_attribute("warnings", 3), "attribute warnings is 3; expected a list of texts"),
+    "summary of numbers": (wrong_attribute("summary", "[1]"), "attribute summary is"),
+    "stores missing": (wrong_attribute("stores", None), "attribute stores is missing"),
+    "draws negative": (wrong_attribute("draws", -1), "attribute draws is -1"),
+    "seed a text": (wrong_attribute("seed", "0"), "attribute seed is '0'; expected an integer"),
+    "value as text": (wrong_values("value", lambda v: v.astype(str)), "value is text .* expected float64"),
+    "value missing": (lambda data: data.drop_vars("value"), "the variable value is missing"),
+    "value lost": (wrong_values("value", lambda v: np.full_like(v, np.nan)), "value has no value .* where"),
+    "index as text": (wrong_values("index", lambda v: v.astype(str)), "index is text .* expected float64"),
+    "index lost": (wrong_values("index", first(np.nan)), "index has no value .* where index_low has one"),
+    "p beyond 1": (wrong_values("p_index", first(1.5)), "p_index holds 1.5; expected number, 0 to 1"),
+    "p below 0": (wrong_values("p", first(-0.1)), "p holds -0.1"),
+    "low above high": (wrong_values("index_low", first(3.0)), "index_low is above index_high"),
+    "z of another value": (wrong_values("z", first(1e6)), "z is not"),
+    "match beyond the layers": (wrong_values("match", first(99)), "match holds 99"),
+    "match in part": (wrong_values("match", lambda v: v + 0.5), "match is float64"),
+    "a cluster below 0": (wrong_values("cluster", first(-3)), "cluster holds -3"),
+    "a negative spread": (wrong_values("chance_sd", first(-1.0)), "chance_sd holds -1"),
+    "complex": (wrong_values("largest", lambda v: v.astype("f4")), "largest is float32"),
+    "an unknown relation": (wrong_values("relation", lambda v: ["cousins"] * len(v)), "relation holds 'cousins'"),
+    "an unknown model": (wrong_values("pair_a", lambda v: ["x"] * len(v)), "pair_a names 'x'"),
+    "depth beyond 1": (wrong_values("depth", lambda v: v + 1), "depth holds 1.5"),
+    "pairs twice": (wrong_values("pair", lambda v: [v[0]] * len(v)), "twice"),
+    "one pair": (lambda data: data.isel(pair=0), "pair"),
+    "a further variable": (lambda data: data.assign(x=1.0), "x is no variable of a study"),
+    "no maps": (lambda data: data.drop_vars("model_similarity"), "the variable model_similarity is missing"),
+    "a share that is not the mean": (wrong_values("mean_share", lambda v: v + 1), "mean_share is not"),
+}
+
+
+@pytest.mark.parametrize("name", [*(f"result: {name}" for name in RESULTS), *(f"study: {name}" for name in STUDIES)])
+def test_what_is_of_the_wrong_kind_is_refused_in_one_line(name: str, folder: Path, tmp_path: Path) -> None:
+    """Not saved; and from a stranger, who writes it with a digest that fits, not read."""
+    kind, _, case = name.partition(": ")
+    change, message = (RESULTS if kind == "result" else STUDIES)[case]
+    changed = change(open_either(folder / f"{kind}.nc"))
+    if "format_version" not in message and case != "format version as text":
+        with pytest.raises(InvalidInputError, match=message):
+            save_result(changed, tmp_path / "x.nc")
+        assert not list(tmp_path.iterdir())
+    stranger = sealed(tmp_path / "x.nc", netcdf.to_bytes(changed))
+    with pytest.raises(StoreError, match=message):
+        open_either(stranger)
+    assert str(stranger) in refused("export", stranger)
+
+
+def test_every_reader_refuses(folder: Path, tmp_path: Path, script: ModuleType) -> None:
+    for name in ("family0.seed0.h5", "family1.seed0.h5"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    for kind, name in (("result", "cka"), ("study", "value")):
+        data = wrong_values(name, lambda v: v.astype("f4"))(open_either(folder / f"{kind}.nc"))
+        stranger = sealed(tmp_path / f"{kind}.nc", netcdf.to_bytes(data))
+        for command, arguments in script.commands(stranger, tmp_path).items():
+            if command != "verify":
+                assert f"{name} is float32" in refused(*arguments), command
+        assert run("verify", stranger).exit_code == 1
+
+
+@pytest.mark.parametrize("value", [[1, 2], 3, 1.5, ""])
+def test_a_format_that_is_no_text(value: Any, folder: Path, tmp_path: Path) -> None:
+    data = open_result(folder / "result.nc").assign_attrs(format=value)
+    assert "its 'format' is" in refused("export", sealed(tmp_path / "x.nc", netcdf.to_bytes(data)))
+
+
+def test_a_result_that_was_changed_can_be_saved(folder: Path, tmp_path: Path) -> None:
+    result = open_result(folder / "result.nc")
+    mine = result.drop_vars("svcca").isel(layer_a=[0, 2]).assign_attrs(note="mine", numbers=[1, 2])
+    mine = mine.assign_coords(block=("layer_a", [1, 3]))
+    save_result(mine, tmp_path / "mine.nc")
+    xr.testing.assert_identical(open_result(tmp_path / "mine.nc"), mine)
+    assert run("export", tmp_path / "mine.nc").exit_code == 0
+
+
+def test_the_page_lists_what_studies_are_held_against() -> None:
+    """That the tables are the ones that would be written is in tests/test_metrics_docs.py."""
+    page = (ROOT / "docs" / "study-format.md").read_text()
+    for entry in vocabulary.VARIABLES:
+        assert all(f"`{name}`" in page for name in entry.names)
+        assert f"| {entry.dims} | {entry.values} |" in page
+
+
+def test_a_schema_of_what_is_neither(tmp_path: Path) -> None:
+    assert schema.problem(xr.Dataset()) == "attribute format is missing"
+    with pytest.raises(InvalidInputError, match="would be no result or study: attribute format is missing"):
+        save_result(xr.Dataset({"x": 1.0}), tmp_path / "x.nc")
+
+
+# Commands
+
+
+def test_verify(folder: Path, tmp_path: Path) -> None:
+    path = folder / "study.nc"
+    assert verify_saved(path)
+    store = folder / "family0.seed0.h5"
+    outcome = run("verify", path, store)
+    assert outcome.exit_code == 0
+    assert outcome.stdout == f"{path}: OK: the digest matches\n{store}: OK: all checksums match\n"
+    damaged = tmp_path / "x.nc"
+    damaged.write_bytes(path.read_bytes()[:-1])
+    outcome = run("verify", damaged, path, tmp_path / "none.nc")
+    assert outcome.exit_code == 1
+    lines = outcome.stdout.splitlines()
+    assert len(lines) == 3
+    assert "the digest at its end is missing" in lines[0]
+    assert lines[1] == f"{path}: OK: the digest matches"
+    assert "no such file" in lines[2]
+    old = as_before(path, tmp_path / "old.nc")
+    outcome = run("verify", old)
+    assert (outcome.exit_code, "carries no digest" in outcome.stdout) == (0, True)
+
+
+def test_inspect(folder: Path) -> None:
+    lines = run("inspect", folder / "result.nc").stdout.splitlines()
+    assert lines[0] == f"{folder / 'result.nc'}: repsim-comparison on given, 40 samples"
+    assert "cka: 3 layer_a x 3 layer_b" in lines
+    facts = json.loads(run("inspect", folder / "study.nc", "--json").stdout)
+    assert facts["samples"] == 40
+    assert facts["variables"]["index"] == {"measure": 2, "pair": 6}
+    assert facts["attributes"]["stores"][0]["model"] == "family0.seed0"
+
+
+def test_no_warning_of_a_file_with_a_digest(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        repsim.view(open_either(path))
