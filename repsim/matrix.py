@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from repsim import schema
 from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.labels import LayerKey
 from repsim.metrics import Factor, Metric
@@ -146,8 +147,12 @@ class Matrix:
         Raises
         ------
         InvalidInputError
-            It is about other samples, about stores that have changed since, or holds what would be lost.
+            It is no result, is about other samples, about stores that have changed since, or holds what would be lost.
         """
+        form = known.attrs.get("format")
+        wrong = schema.problem(known) if form == FORMAT else f"its 'format' is {form!r}"
+        if wrong:
+            raise InvalidInputError(f"the earlier result is no result of repsim compare: {wrong}")
         if known.attrs["samples_fingerprint"] != self.stores[0][0].sample_ids.fingerprint:
             raise InvalidInputError("the earlier result is about other samples; name another file, or use --overwrite")
         told = [

@@ -135,7 +135,9 @@ def _open(path: Path, form: str | None = None) -> xr.Dataset:
             raise StoreError(f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}")
         raise StoreError(f"{path} is no file that can be read: a pipe, or a device")
     try:
-        data = bytearray(path.read_bytes())
+        with path.open("rb") as file:
+            data = bytearray(os.fstat(file.fileno()).st_size)
+            del data[file.readinto(data) :]
     except OSError as error:
         raise StoreError(f"cannot read {path}: {reason(error)}") from None
     if digest.is_intact(data):
