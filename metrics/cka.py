@@ -178,7 +178,9 @@ class CKA(Metric[Kernels]):
         n, g, h = a.n, a.squared_norms, b.squared_norms
         value = whole - n / (n - 2) * float(g @ h) + float(g.sum()) * float(h.sum()) / ((n - 1) * (n - 2))
         noise = 100 * a.eps
-        if a.uneven and a.dtype != torch.float64:  # products are made in float64, and only the features are rounded
+        if (
+            a.uneven and a.eps > torch.finfo(torch.float64).eps
+        ):  # products are made in float64, and only the features are rounded
             noise = a.eps / 10
         return math.nan if a is b and value <= noise * whole else value
 

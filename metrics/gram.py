@@ -115,6 +115,8 @@ class Gram(KernelMatrix):
     """s of the RBF kernel, in units of the scaled features."""
     size: int | None = None
     """Samples of a minibatch, where the matrix is cut into such blocks."""
+    known: torch.dtype | None = None
+    """The dtype that the layer came in, where the features have a wider one."""
 
     @property
     def nbytes(self) -> int:
@@ -162,8 +164,8 @@ class Gram(KernelMatrix):
 
     @property
     def eps(self) -> float:
-        """Of the features' dtype."""
-        return torch.finfo(self.dtype).eps
+        """Of the dtype that the layer came in: what float32 rounded away is not known in float64 either."""
+        return torch.finfo(self.dtype if self.known is None else self.known).eps
 
     def rows(self, i: slice) -> Float[Tensor, "rows p"]:
         """The features."""
@@ -362,7 +364,9 @@ class CentredGram:
         if self.batch is not None:
             order = self._order(x)
             features, norms = Reordered(features, order.to(x.device)), norms[order.to(norms.device)]
-        return Gram(in_memory(features, made_of=x), norms, state.row_sums, self.kernel, state.width, self.batch)
+        kept = in_memory(features, made_of=x)
+        known = torch.promote_types(x.dtype, torch.float32)
+        return Gram(kept, norms, state.row_sums, self.kernel, state.width, self.batch, known)
 
     def with_gradient(self, x: Float[Tensor, "n p"], *, unbiased: bool) -> Float64[Tensor, "*blocks b b"]:
         """The centred Gram matrix, or those of the minibatches, by operations that autograd knows."""
