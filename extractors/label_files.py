@@ -24,8 +24,10 @@ Labels = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any] | np.ndarray
 
 _LARGEST = 2**30
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", " ": "spaces"}
-_LABEL_HEADS = ("label", "class", "target", "category", "labels", "class_name", "classname", "class_label", "y")
-_NAME_HEADS = ("id", "image_id", "file", "filename", "file_name", "image", "path", "filepath", "picture", "name", "img")
+_LABEL_HEADS = frozenset({"label", "labels", "class", "classes", "target", "category", "species", "y"})
+_NAME_HEADS = frozenset(
+    {"id", "ids", "image", "img", "file", "filename", "filepath", "path", "name", "picture", "photo"}
+)
 _MISSING = frozenset({"", "nan"})
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")  # 007 is a text: as a number it would be another class's
 _FLOAT = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=e))(e[+-]?[0-9]+)?", re.IGNORECASE)
@@ -131,21 +133,25 @@ def _columns(rows: list[list[str]], images: ImageSource, path: Path) -> tuple[in
     keys = {key for names in _keys(images).values() for key in names}
     matches = [sum(row[k] in keys for row in rows) for k in range(len(rows[0]))]
     name_column = max(range(len(matches)), key=lambda k: (matches[k], -k))
-    heads = [field.lower().replace(" ", "_") for field in rows[0]]
+    heads = [_words(field) for field in rows[0]]
     others = [k for k in range(len(heads)) if k != name_column]
+    called = [k for k in others if heads[k] & _LABEL_HEADS]
     has_head = (
-        len(rows) > 1
-        and rows[0][name_column] not in keys
-        and (heads[name_column] in _NAME_HEADS or any(heads[k] in _LABEL_HEADS for k in others))
+        len(rows) > 1 and rows[0][name_column] not in keys and (bool(heads[name_column] & _NAME_HEADS) or bool(called))
     )
     if len(others) > 1:
-        others = [k for k in others if has_head and heads[k] in _LABEL_HEADS]
+        others = called if has_head else []
     if len(others) != 1:
         raise InvalidInputError(
             f"{path} has {len(rows[0])} columns ({', '.join(rows[0][:6])}), and which holds the classes is not clear; "
             f"call one of them label, or keep two"
         )
     return name_column, others[0], has_head
+
+
+def _words(head: str) -> set[str]:
+    """Words of a column's head: `image_id` and `Image Id` are of the same two."""
+    return set(re.split(r"[\W_]+", head.lower()))
 
 
 def _keys(images: ImageSource) -> dict[str, list[str]]:

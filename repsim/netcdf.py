@@ -138,7 +138,10 @@ def _describe(owner: Any, attrs: Mapping[str, Any], name: str = "the file") -> N
 
 
 def from_bytes(data: bytes | bytearray | memoryview, path: object) -> xr.Dataset:
-    """Read what `to_bytes` makes; `StoreError`, which names ``path``, where it is anything else."""
+    """Read what `to_bytes` makes; `StoreError`, which names ``path``, where it is anything else.
+
+    Values are not copied, so they can be changed where ``data`` can.
+    """
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
             return _Reader(file, memoryview(data), path).all()
@@ -247,7 +250,7 @@ class _Reader:
         if dtype.kind == "S":
             texts = [text.decode() for text in np.ascontiguousarray(raw).view(f"S{raw.shape[-1]}").ravel().tolist()]
             return np.array(texts, dtype=object).reshape(dataset.shape[:-1]).astype(str)
-        return np.array(raw, dtype.newbyteorder("="))
+        return raw.astype(dtype.newbyteorder("="), copy=not raw.flags.aligned)  # else the file's own memory, read once
 
     def attributes(self, owner: Any, name: str) -> dict[str, Any]:
         return {key: self.attribute(owner, key, name) for key in owner.attrs if key not in _HIDDEN}

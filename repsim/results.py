@@ -5,6 +5,7 @@ docs/result-format.md and docs/study-format.md say what is in them.
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,7 +136,9 @@ def _open(path: Path, form: str | None = None) -> xr.Dataset:
             raise StoreError(f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}")
         raise StoreError(f"{path} is no file that can be read: a pipe, or a device")
     try:
-        data = bytearray(path.read_bytes())
+        with path.open("rb") as file:
+            data = bytearray(os.fstat(file.fileno()).st_size)
+            del data[file.readinto(data) :]
     except OSError as error:
         raise StoreError(f"cannot read {path}: {reason(error)}") from None
     if digest.is_intact(data):
@@ -245,5 +248,17 @@ def notes(result: xr.Dataset) -> Iterator[str]:
             yield f"{variable.name}: no value: {text}"
         for text in json.loads(attrs.get("remarks", "[]")):
             yield f"{variable.name}: {text}"
-        if cautions := json.loads(attrs["cautions"]):
-            yield f"{variable.name}: {len(cautions)} of {variable.size} values say little, for instance {cautions[0]}"
+        cautions = json.loads(attrs["cautions"])
+        for text in filter(of_all, cautions):
+            yield f"{variable.name}: {text}"
+        if single := [text for text in cautions if not of_all(text)]:
+            yield f"{variable.name}: {len(single)} of {variable.size} values say little, for instance {single[0]}"
+
+
+def of_all(caution: str) -> bool:
+    """Whether a caution is about all values, or a number of them, and not about one pair of layers.
+
+    >>> of_all("all values: n = 10"), of_all("3 of 9 values: n = 10"), of_all("a and b: n = 10")
+    (True, True, False)
+    """
+    return re.match(r"(all|\d+ of \d+) values: ", caution) is not None

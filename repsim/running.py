@@ -7,6 +7,7 @@ is killed goes on with the units that are missing, however many processes it has
 
 import hashlib
 import io
+import math
 import os
 import shutil
 import zlib
@@ -39,8 +40,12 @@ class Ledger:
 
         One process of a run does it for all; a folder in which nothing was kept goes whatever happens.
         """
-        if self.folder is None or not first:
+        if self.folder is None:
             yield
+            return
+        if not first:
+            with interrupts.cleaned_up(lambda: None):  # its unit is worth waiting for, too
+                yield
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -75,14 +80,14 @@ class Ledger:
         assert self.folder is not None
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def done(self, sweep: str) -> dict[int, NDArray[np.float64]]:
-        """The parts there are of the sweep that bears this name; damaged ones count as missing."""
+    def done(self, sweep: str, shape: tuple[int, ...]) -> dict[int, NDArray[np.float64]]:
+        """Read the parts of the sweep of this name; damaged ones, and those of another shape, count as missing."""
         if self.folder is None or not self.folder.is_dir():
             return {}
         found = {}
         for path in self.folder.glob(f"{_hash(sweep)}-*.part"):
-            with suppress(OSError, ValueError):
-                found[int(path.stem.rpartition("-")[2])] = _read(path)
+            with suppress(OSError, ValueError, MemoryError):
+                found[int(path.stem.rpartition("-")[2])] = _read(path, shape)
         return found
 
     def keep(self, sweep: str, unit: int, part: NDArray[np.float64]) -> None:
@@ -109,11 +114,15 @@ def _hash(sweep: str) -> str:
     return hashlib.sha256(sweep.encode()).hexdigest()[:16]
 
 
-def _read(path: Path) -> NDArray[np.float64]:
+def _read(path: Path, shape: tuple[int, ...]) -> NDArray[np.float64]:
     data = path.read_bytes()
     if zlib.crc32(data[:-4]).to_bytes(4, "little") != data[-4:]:
         raise ValueError("the checksum does not match")
-    part: NDArray[np.float64] = np.load(io.BytesIO(data[:-4]), allow_pickle=False)
+    if len(data) > 8 * math.prod(shape) + 4096:  # nothing is allocated that the file may claim
+        raise ValueError("it is too long")
+    part: NDArray[np.float64] = np.load(io.BytesIO(data[:-4]), allow_pickle=False, max_header_size=4000)
+    if part.shape != shape or part.dtype != np.float64:
+        raise ValueError("it is of another shape")
     return part
 
 
@@ -127,7 +136,8 @@ def run(
 ) -> list[Float64[np.ndarray, "rows columns"]]:
     """Compute every unit once, by whichever process; the matrix of every measure, the same in each of them."""
     ledger = ledger or Ledger()
-    done = me.share(ledger.done(name) if me.first else {})
+    done = me.share(ledger.done(name, (sweep.size,)) if me.first else {})
+    done = {unit: part for unit, part in done.items() if unit in range(sweep.units)}
     missing = [unit for unit in sweep.order if unit not in done]
     mine = missing[me.part(len(missing))]
     made: dict[int, Any] = {}

@@ -61,7 +61,9 @@ def _result_problems(result: xr.Dataset) -> Iterator[str]:
             yield f"{name} is {_what(variable)}; expected float64 (layer_a, layer_b), as of every metric"
             continue
         yield from _attribute_problems(variable.attrs, METRIC_ATTRIBUTES, f" of {name}")
-        values, readout = variable.values, str(variable.attrs.get("readout", ""))
+        values, readout, spec = variable.values, str(variable.attrs.get("readout", "")), variable.attrs["spec"]
+        if name not in {spec, f"{spec}@{readout}"}:
+            yield f"attribute spec of {name} is {spec!r}; expected the name of the variable, without its readout"
         low, high = map(float, variable.attrs["valid_range"])
         if np.isnan(values).any() and not json.loads(variable.attrs["undefined"]):
             yield f"{name} has no value (NaN) for {np.isnan(values).sum()} pairs, and 'undefined' gives no reason"

@@ -220,9 +220,10 @@ def test_a_log_file_gets_a_line_of_progress_now_and_then(tmp_path: Path, monkeyp
     assert run("extract", "digits_vit.seed0", *options).stderr == ""  # it was over before the first line was due
     monkeypatch.setattr("repsim.terminal.LOG_SECONDS", 0.0)
     lines = run("extract", "digits_vit.seed0", *options).stderr.splitlines()
-    model = [line for line in lines if not line.startswith("checking pictures: ")]
-    assert [line.split(",")[0] for line in model] == [f"digits_vit.seed0: {done} of 6" for done in (2, 4, 6)]
-    assert all(line.endswith((" images/s", " each")) for line in model)
+    expected = [f"checking pictures: {done} of 6" for done in range(1, 7)]
+    expected += [f"digits_vit.seed0: {done} of 6" for done in (2, 4, 6)]
+    assert [line.split(",")[0] for line in lines] == expected
+    assert all(line.endswith((" images/s", " each")) for line in lines)
 
 
 def test_dry_run_computes_nothing(tmp_path: Path) -> None:

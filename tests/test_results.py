@@ -336,6 +336,7 @@ RESULTS: dict[str, tuple[Callable[[xr.Dataset], xr.Dataset], str]] = {
     "cautions of numbers": (wrong_attribute("cautions", "[1, 2]", "cka"), "expected a list of texts"),
     "undefined missing": (wrong_attribute("undefined", None, "svcca"), "attribute undefined of svcca is missing"),
     "sense unknown": (wrong_attribute("sense", "likeness", "cka"), "expected 'similarity' or 'distance'"),
+    "spec of another": (wrong_attribute("spec", "svcca", "cka"), "attribute spec of cka is 'svcca'"),
     "range upside down": (wrong_attribute("valid_range", [1.0, -1.0], "cka"), "two numbers, the smaller first"),
     "range of one": (wrong_attribute("valid_range", 1.0, "cka"), "two numbers, the smaller first"),
     "label a number": (wrong_attribute("label", 5, "cka"), "attribute label of cka is 5; expected a text"),
@@ -424,6 +425,18 @@ def test_every_reader_refuses(folder: Path, tmp_path: Path, script: ModuleType) 
             if command != "verify":
                 assert f"{name} is float32" in refused(*arguments), command
         assert run("verify", stranger).exit_code == 1
+
+
+def test_an_earlier_result_that_is_none(folder: Path) -> None:
+    """From memory, where no file was checked."""
+    stores = folder / "family0.seed0.h5", folder / "family1.seed0.h5"
+    result, study = open_result(folder / "result.nc"), open_study(folder / "study.nc")
+    for known, message in (
+        (study, "its 'format' is 'repsim-study'"),
+        (result.drop_vars("layer_a"), "layer_a is missing"),
+    ):
+        with pytest.raises(InvalidInputError, match=f"the earlier result is no result of repsim compare: .*{message}"):
+            repsim.compare(*stores, ["cka"], known=known)
 
 
 @pytest.mark.parametrize("value", [[1, 2], 3, 1.5, ""])

@@ -25,6 +25,7 @@ class Counted:
 
     order = (3, 2, 1, 0)
     units = 4
+    size = 4
 
     def __init__(self, stops_at: int | None = None) -> None:
         self.computed: list[int] = []
@@ -67,16 +68,18 @@ def test_parts_come_back_to_the_bit(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     for unit, part in enumerate(PARTS):
         ledger.keep("sweep", unit, part)
-    found = ledger.done("sweep")
+    found = ledger.done("sweep", (4,))
     assert sorted(found) == [0, 1, 2, 3]
     assert all(found[unit].tobytes() == part.tobytes() for unit, part in enumerate(PARTS))
     assert not list(tmp_path.glob("*.partial"))
-    assert ledger.done("another") == {}
-    assert Ledger(tmp_path / "nowhere").done("sweep") == {}
-    assert Ledger().done("sweep") == {}
+    assert ledger.done("another", (4,)) == {}
+    assert Ledger(tmp_path / "nowhere").done("sweep", (4,)) == {}
+    assert Ledger().done("sweep", (4,)) == {}
 
 
-@pytest.mark.parametrize("damage", ["a bit flips", "cut off", "empty", "its checksum goes", "another name"])
+@pytest.mark.parametrize(
+    "damage", ["a bit flips", "cut off", "empty", "its checksum goes", "another name", "shape", "dtype"]
+)
 def test_a_damaged_part_is_computed_again(tmp_path: Path, damage: str) -> None:
     computed(tmp_path)
     path = next(tmp_path.glob("*-2.part"))
@@ -84,6 +87,8 @@ def test_a_damaged_part_is_computed_again(tmp_path: Path, damage: str) -> None:
     if damage == "a bit flips":
         data[-10] ^= 1
     path.write_bytes(bytes({"cut off": data[:-9], "empty": b"", "its checksum goes": data[:-4]}.get(damage, data)))
+    if damage in {"shape", "dtype"}:  # whose checksum fits
+        _keep(path, np.zeros(3) if damage == "shape" else np.zeros(4, "f4"))
     if damage == "another name":
         path.rename(path.with_name(path.name.replace("-2.", "-x.")))
     assert computed(tmp_path) == [2]
@@ -103,7 +108,7 @@ def test_the_folder_is_there_while_there_is_work(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), ledger.claimed():  # noqa: PT012
         ledger.keep("sweep", 0, PARTS[0])
         raise KeyboardInterrupt
-    assert list(ledger.done("sweep")) == [0]
+    assert list(ledger.done("sweep", (4,))) == [0]
     with ledger.claimed(first=False):
         pass
     assert folder.exists(), "one process of a run clears up for all"
@@ -148,7 +153,7 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    assert list(ledger.done("sweep")) == [0]
+    assert list(ledger.done("sweep", (4,))) == [0]
     assert [path.suffix for path in tmp_path.iterdir()] == [".part"], "nothing half-written stays on a full disk"
 
 
