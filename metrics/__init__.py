@@ -73,7 +73,11 @@ def members(word: str) -> list[str] | None:
     group = word.removeprefix("group:")
     if group == "all":
         return [name for name in names() if Metric.registry[name].group != "topology"]
-    if group == word and (word in names() or word not in groups()):
+    if group == word and word not in names() and word not in groups():
+        if (meant := word.casefold()) in {"all", *groups()}:
+            raise UnknownNameError("metric", word, [meant])
+        return None
+    if group == word and word in names():
         return None
     if group not in groups():
         raise UnknownNameError("group", group, ["all", *groups()])

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from repsim import __version__
+from repsim import __version__, terminal
 from repsim.commands import (
     catalogue,
     comparing,
@@ -42,7 +42,12 @@ def _show_in_one_line(others: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Group(stopping.StoppableGroup):
-    """Turns an error that the user can mend into one line and exit code 2."""
+    """Turns an error that the user can mend into one line and exit code 2, whatever characters it holds."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        terminal.show_any_text()
+        with terminal.warnings_as_notes():
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

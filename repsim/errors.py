@@ -27,17 +27,36 @@ class TooLittleMemoryError(RepsimError, MemoryError):
 
 
 class UnknownNameError(RepsimError, LookupError):
-    """A name that nothing is registered under; the message lists the nearest names."""
+    """A name that nothing is registered under; the message lists the nearest names, whatever their case."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known = list(known)
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [k for k in known if name and name in k][:3]
+        near = nearest(name, known)
         message = f"unknown {kind} {name!r}"
         if near:
             message += f"; did you mean {' or '.join(near)}?"
         elif 0 < len(known) <= 12:
             message += f"; known: {', '.join(known)}"
         super().__init__(f"{message} {hint}".rstrip())
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Names that somebody who wrote ``name`` may have meant, the nearest first, three at most.
+
+    Case does not count: a name that differs in nothing else is the only one.
+
+    >>> nearest("CKA", ["cka", "cca", "svcca"]), nearest("ResNet-50", ["resnet50", "resnet101", "vit"])
+    (['cka'], ['resnet50', 'resnet101'])
+    """
+    wanted = name.casefold()
+    spelled: dict[str, list[str]] = {}
+    for candidate in dict.fromkeys(known):
+        spelled.setdefault(candidate.casefold(), []).append(candidate)
+    if wanted in spelled:
+        return spelled[wanted][:3]
+    near = difflib.get_close_matches(wanted, spelled, n=3, cutoff=0.5)
+    near = near or [folded for folded in spelled if wanted and wanted in folded]
+    return [candidate for folded in near for candidate in spelled[folded]][:3]
 
 
 class UndefinedValueError(RepsimError, ArithmeticError):
@@ -81,6 +100,10 @@ class OtherProcessError(RepsimError, ConnectionError):
 
 class UnreliableValueWarning(UserWarning):
     """The value is defined but says little: for instance CCA with more features than samples."""
+
+
+class MissingFontWarning(UserWarning):
+    """No font of this machine has some characters of a name, which a figure writes as escapes."""
 
 
 class MissingDigestWarning(UserWarning):

@@ -1,9 +1,11 @@
 """How the command line shows things: tables, progress bars, sizes."""
 
+import codecs
 import json
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repsim import interrupts
+from repsim.errors import MissingFontWarning
 from repsim.files import duration, human
 
 if TYPE_CHECKING:
@@ -24,8 +27,60 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 30.0
 """Where stderr is no terminal, progress is told this often."""
+_ESCAPED = "ascii_escaped"
 PROSE = 100
 """Columns of running text at most, however wide the terminal is."""
+
+
+def show_any_text() -> None:
+    r"""Let stdout and stderr take every character: one that their encoding lacks appears as ``\u65e5``.
+
+    Names of layers, models and files may be in any language, and file names in no valid encoding at all. Without this,
+    printing one on a terminal that is set to ASCII or Latin-1 ends in a traceback.
+    """
+    codecs.register(_escaped_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if (change := getattr(stream, "reconfigure", None)) is not None:
+            plain = codecs.lookup(stream.encoding or "ascii").name == "ascii"
+            change(encoding=_ESCAPED if plain else None, errors="backslashreplace")
+
+
+def _escaped_ascii(name: str) -> codecs.CodecInfo | None:
+    """ASCII by a name that click does not know: to what is called ASCII it writes UTF-8."""
+    if name != _ESCAPED:
+        return None
+    same = codecs.lookup("ascii")
+    return codecs.CodecInfo(
+        same.encode, same.decode, incrementalencoder=same.incrementalencoder,
+        incrementaldecoder=same.incrementaldecoder, name=_ESCAPED,
+    )  # fmt: skip
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Show warnings that are repsim's own as notes, a line each, and not with a line of its source."""
+    ordinary = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, MissingFontWarning):
+            click.echo(f"note: {message}", err=True)
+        else:
+            ordinary(message, category, *where, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = ordinary
+
+
+def printable(text: str) -> bool:
+    """Whether stdout shows a text as it is, and escapes nothing."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def console(*, stderr: bool = False) -> "Console":
@@ -62,7 +117,7 @@ def show(plain: "Plain") -> None:
 @contextmanager
 def waiting(what: str, *, quiet: bool = False) -> Iterator[None]:
     """A spinner on stderr for work whose length nobody knows; nothing where stderr is no terminal."""
-    with console(stderr=True).status(what) if sys.stderr.isatty() and not quiet else nullcontext():
+    with console(stderr=True).status(what, spinner="line") if sys.stderr.isatty() and not quiet else nullcontext():
         yield
 
 

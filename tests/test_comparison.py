@@ -194,8 +194,9 @@ def test_values_that_say_little_are_listed(tmp_path: Path, rng: np.random.Genera
         tmp_path / "a.h5", {"wide": rng.normal(size=(10, 20)), "narrow": rng.normal(size=(10, 2))}, model="a"
     )
     cautions = json.loads(compare(a, a, ["cca"])["cca"].attrs["cautions"])
-    assert len(cautions) == 3  # all but narrow with narrow
-    assert cautions[0].startswith("wide and wide: with n = 10 samples")
+    assert cautions[0].startswith("all values: n = 10 samples are too few for 9 and 9 directions")
+    assert len(cautions) == 1 + 3  # all but narrow with narrow
+    assert cautions[1].startswith("wide and wide: with n = 10 samples")
 
 
 def test_an_unknown_metric_and_none(tmp_path: Path, rng: np.random.Generator) -> None:

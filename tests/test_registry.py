@@ -77,7 +77,10 @@ def test_options_that_cannot_be_read(options: dict[str, str], error: type[Repsim
     [
         ("ckaa", "unknown metric 'ckaa'; did you mean cka or cknna or cca? `repsim metrics`"),
         ("zzz", "unknown metric 'zzz'"),
-        ("CKA", "unknown metric 'CKA'"),
+        ("CKA", "unknown metric 'CKA'; did you mean cka? `repsim"),
+        ("Mutual-KNN", "unknown metric 'Mutual-KNN'; did you mean mutual_knn? `repsim"),
+        ("cka:Kernel=rbf", "unknown option 'Kernel'; did you mean kernel? (options"),
+        ("cka:kernel=RBF", "unknown value of kernel 'RBF'; did you mean rbf?"),
         ("pwcca:variance=1", "unknown option 'variance' (options: none)"),
         ("cka:kernel=gauss", "unknown value of kernel 'gauss'; known: linear, rbf"),
     ],
@@ -87,6 +90,12 @@ def test_unknown_names(spec: str, message: str) -> None:
         repsim.metrics.get(spec)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("word", "meant"), [("ALL", "all"), ("Alignment", "alignment"), ("group:CCA", "cca")])
+def test_groups_in_another_case(word: str, meant: str) -> None:
+    with pytest.raises(UnknownNameError, match=rf"{word.removeprefix('group:')}'; did you mean {meant}\?"):
+        repsim.metrics.select(word)
 
 
 def test_every_error_is_ours_and_a_builtin_too() -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
+from repsim import terminal
 from repsim.commands import completing
-from repsim.commands.shared import OVERWRITE, PATH, Command
+from repsim.commands.shared import OVERWRITE, PATH, Command, say
 from repsim.errors import InvalidInputError
 from repsim.files import check_output
 
@@ -46,7 +47,10 @@ def export(result: Path, out: Path | None, table: str | None, form: str | None, 
 
     found = open_either(result)
     if file is None:
-        click.echo(frames.as_text(found, form or "csv", table), nl=False)
+        text = frames.as_text(found, form or "csv", table)
+        if not terminal.printable(text):
+            say("note: this terminal's encoding lacks characters of some names, which are escaped; -o FILE is UTF-8")
+        click.echo(text, nl=False)
         return
     frames.export(found, file, table, overwrite=overwrite)
     click.echo(f"saved {file}")

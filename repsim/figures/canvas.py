@@ -5,7 +5,6 @@ made here belongs to whoever asked for it and goes away with its last reference.
 """
 
 import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +14,11 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.textpath import TextToPath
 
 from repsim.errors import InvalidInputError, UnknownNameError
+from repsim.figures.lettering import dress, fold, plain
 from repsim.files import replacing
 
 FORMATS: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
@@ -135,6 +133,7 @@ def settle(figure: Figure, caption: Sequence[str]) -> None:
     """
     layout, height = ConstrainedLayoutEngine(w_pad=PAD, h_pad=0.03), figure.get_figheight()
     add_caption(figure, caption)
+    dress(figure)
     figure.set_figheight(height + _AROUND)
     layout.execute(figure)
     around = (1 - figure.axes[0].get_position(original=True).height) * (height + _AROUND)
@@ -176,27 +175,3 @@ def has_pairs(study: xr.Dataset) -> None:
     """Refuse a study without any pair of trained models."""
     if not study.sizes.get("pair"):
         raise InvalidInputError("there is nothing to draw: this study has no pair of trained models")
-
-
-def plain(value: object) -> str:
-    """Text that matplotlib shows as it is: between two dollars it would see a formula."""
-    return str(value).replace("$", r"\$")
-
-
-def width_of(text: str, size: float) -> float:
-    """Points that a line of text takes."""
-    width, _, _ = TextToPath().get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
-    return float(width)
-
-
-def fold(lines: Sequence[str], inches: float, size: float) -> str:
-    """Break lines that would be longer, after a space or, in a long name, after one of its joints."""
-    font, folded = FontProperties(size=size), []
-    for line in lines:
-        folded.append("")
-        for piece in re.findall(r"[^ .+_/-]*[ .+_/-]|[^ .+_/-]+", line):
-            width, _, _ = TextToPath().get_text_width_height_descent(folded[-1] + piece.rstrip(), font, ismath=False)
-            if width > 72 * inches and folded[-1]:
-                folded.append("")
-            folded[-1] += piece
-    return "\n".join(line.rstrip() for line in folded)

@@ -17,12 +17,12 @@ from repsim.figures.canvas import (
     footnote,
     has_pairs,
     known_measure,
-    plain,
     settle,
     style,
     tidy,
 )
 from repsim.figures.excerpts import pick, traits
+from repsim.figures.lettering import fold, plain
 from repsim.study.depth import relative
 
 
@@ -96,7 +96,15 @@ def plot_depths(
         at = np.unique(np.concatenate([curve.here for curve in some]))
         mean = np.mean([np.interp(at, c.here, c.there if show == "depth" else c.value) for c in some], axis=0)
         many = f"{len(some)} pair{'s' * (len(some) > 1)}"
-        ax.plot(at, mean, **look, linewidth=1.4, markersize=3, label=plain(f"{group} ({many})"), gid="mean")
+        ax.plot(
+            at,
+            mean,
+            **look,
+            linewidth=1.4,
+            markersize=3,
+            label=fold([plain(f"{group} ({many})")], 0.5 * width, NOTE),
+            gid="mean",
+        )
     ax.legend(fontsize=NOTE, frameon=False, loc="best", handlelength=2.6)
     if own:
         how = "Thin: pairs of models; thick: their mean. Match: the best one that keeps the order of layers."

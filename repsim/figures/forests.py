@@ -15,17 +15,15 @@ from repsim.figures.canvas import (
     NOTE,
     RELATIONS,
     blank,
-    fold,
     footnote,
     has_pairs,
     known_measure,
-    plain,
     settle,
     style,
     tidy,
-    width_of,
 )
 from repsim.figures.excerpts import traits
+from repsim.figures.lettering import fold, plain, width_of
 
 _PITCH = 0.135  # inches: a line of text of a row
 _CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -11,14 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import NOTE, PAD, PAGE, add_caption, fold, known_measure, sized
+from repsim.figures.canvas import NOTE, PAD, PAGE, add_caption, known_measure, sized
 from repsim.figures.excerpts import every_pair, pick
 from repsim.figures.heatmaps import checked, draw, explained, known_variables, label_of, once
+from repsim.figures.lettering import dress, fold
 from repsim.figures.scales import label_colour_bar, scale_of
 from repsim.figures.stages import boundaries
 
 _BAR = 0.75  # inches: the colour bar with its numbers and its label
 _CELL = 0.115  # inches: the name of a layer fits beside it
+_NAMES = 1.0  # inches: a longer name of a layer is shortened
 _LEAST = 1.45  # inches: a panel with its names; narrower, it goes to the next row
 
 
@@ -77,7 +79,7 @@ def plot_grid(
         if place not in at:
             ax.remove()
             continue
-        draw(at[place], ax, side, side, scale=scale, size=NOTE + 0.5, path=path, marks=marks)
+        draw(at[place], ax, side, side, scale=scale, size=NOTE + 0.5, names=_NAMES, path=path, marks=marks)
         if len(labels) > 1:
             ax.set_title(fold([label_of(at[place])], side, NOTE + 0.5), fontsize=NOTE + 0.5, pad=3)
         _name_once(at, place, ax)
@@ -86,12 +88,15 @@ def plot_grid(
         ScalarMappable(scale.norm, scale.colours), ax=drawn, extend=scale.extend, aspect=30, pad=0.02, fraction=0.05
     )
     label_colour_bar(bar, scale, NOTE)
-    bar.set_label(labels[0] if len(labels) == 1 else "one scale for all panels", fontsize=NOTE + 0.5)
+    label = labels[0] if len(labels) == 1 else "one scale for all panels"
+    bar.set_label(label, fontsize=NOTE + 0.5)
     add_caption(figure, _caption(panels, path=path, marks=marks))
+    dress(figure)
     layout = ConstrainedLayoutEngine(w_pad=PAD, h_pad=0.03)
     layout.execute(figure)
     one = drawn[0].get_position(original=True).size * figure.get_size_inches()
     figure.set_figheight(figure.get_figheight() + down * (one[0] - one[1]))  # square panels
+    bar.set_label(fold([label], max(1.05 * down * one[0], 0.8), NOTE + 0.5))
     layout.execute(figure)
     return figure
 

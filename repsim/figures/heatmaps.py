@@ -14,7 +14,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, Locator
 
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.figures.canvas import LARGEST, LEADING, NARROW, SMALL, SMALLEST, TEXT, TITLE, fit, fold, plain, sized
+from repsim.figures.canvas import LARGEST, LEADING, NARROW, SMALL, SMALLEST, TEXT, TITLE, fit, sized
+from repsim.figures.lettering import dress, fold, plain, shorten, width_of
 from repsim.figures.scales import Scale, add_colour_bar, scale_of
 from repsim.figures.stages import boundaries
 from repsim.study.depth import best_match
@@ -22,6 +23,8 @@ from repsim.study.depth import best_match
 _KEPT = 0.92  # what is left of a panel's length when everything around it has been laid out, at least
 _CELL = 0.115  # inches: a layer name of nearly 7 points fits beside it
 _LONGEST = 8.0  # inches: the longer side of a panel; what does not fit is thinned
+_NAMES = 2.4  # inches: a longer name of a layer is shortened
+_USUAL = 0.7  # inches: room for names that a grid of small panels counts with
 _PAGE = 20.0  # inches: panels wider than this together go below each other
 _SLENDER = 4  # cells are square unless one side has this many times the layers of the other
 _DIMS = ("layer_a", "layer_b")
@@ -120,7 +123,9 @@ def heatmap(
     if ax is None:
         return _lay_out([da], [], stages=stages, path=path, marks=marks).axes[0]
     box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
-    draw(da, ax, box.width, box.height, stages=stages, path=path, marks=marks)
+    names = float(np.clip(0.6 * min(box.width, box.height), 0.8, _NAMES))
+    draw(da, ax, box.width, box.height, names=names, stages=stages, path=path, marks=marks)
+    dress(ax)
     return ax
 
 
@@ -196,11 +201,15 @@ def draw(
     *,
     scale: Scale | None = None,
     size: float = TEXT,
+    names: float = _NAMES,
     stages: bool = True,
     path: bool | None = None,
     marks: bool | None = None,
 ) -> None:
-    """Draw on axes that are, or will be, so many inches wide and high; with a bar unless the scale is given."""
+    """Draw on axes that are, or will be, so many inches wide and high; with a bar unless the scale is given.
+
+    Names of layers take so many inches, ``names``, at most.
+    """
     values = np.asarray(da.values, dtype=np.float64)
     colours = scale or scale_of(da, values)
     square = scale is None and max(da.shape) <= _SLENDER * min(da.shape)
@@ -216,7 +225,7 @@ def draw(
         cell = min(height / da.shape[0], width / da.shape[1])
         height, width = cell * da.shape[0], cell * da.shape[1]
     for axis, dim, inches in ((ax.yaxis, "layer_a", height), (ax.xaxis, "layer_b", width)):
-        _name_layers(da, axis, dim, inches, size, stages=stages)
+        _name_layers(da, axis, dim, inches, size, longest=names, stages=stages)
     ax.tick_params(axis="x", labelrotation=90)
     ax.spines[:].set_linewidth(0.6)
     lines = [label_of(da)]
@@ -233,12 +242,15 @@ def draw(
         add_colour_bar(image, colours, lines, height)
 
 
-def _name_layers(da: xr.DataArray, axis: XAxis | YAxis, dim: str, inches: float, size: float, *, stages: bool) -> None:
+def _name_layers(
+    da: xr.DataArray, axis: XAxis | YAxis, dim: str, inches: float, size: float, *, longest: float, stages: bool
+) -> None:
     """Name the layers along one axis, or the models where there are several, and part these or the stages."""
     models = _models(da, dim[-1])
     names = [plain(name) for name in (da[dim].values if len(models) < 2 else models)]
     room = _KEPT * 72 * inches / len(names)
     small = float(np.clip(room / LEADING, SMALLEST, min(LARGEST, size)))
+    names = shorten(names, longest, small)
     axis.set_tick_params(which="major", labelsize=small, length=2.5, width=0.6, pad=2)
     line = axis.axes.axhline if axis is axis.axes.yaxis else axis.axes.axvline
     if len(models) < 2:
@@ -253,7 +265,10 @@ def _name_layers(da: xr.DataArray, axis: XAxis | YAxis, dim: str, inches: float,
         for first, _ in list(models.values())[1:]:
             line(first - 0.5, color="white", linewidth=0.8)
     name = side_of(da, dim[-1]) if size >= TEXT else _whose(da, dim[-1])  # small panels say the readout in the caption
-    axis.set_label_text(fold([name], max(inches, NARROW) if size >= TEXT else inches, size), fontsize=size)
+    wide = max(inches, NARROW) if size >= TEXT else inches
+    if size < TEXT and (taken := max(width_of(name, small) for name in names) / 72) > _USUAL:
+        wide = max(inches - taken, 0.6)  # of small panels in a figure of fixed width, long names leave less
+    axis.set_label_text(fold(shorten([name], 1.8 * wide, size), wide, size), fontsize=size)  # two lines, or some more
 
 
 def _draw_path(da: xr.DataArray, ax: Axes, cell: float) -> None:
@@ -300,6 +315,13 @@ def _models(da: xr.DataArray, side: str) -> dict[str, tuple[int, int]]:
     return found
 
 
+def _name_width(da: xr.DataArray, dim: str) -> float:
+    """Inches that the longest name along one axis takes."""
+    models = _models(da, dim[-1])
+    widest = max((plain(name) for name in (da[dim].values if len(models) < 2 else models)), key=len)
+    return min(width_of(widest, LARGEST) / 72, _NAMES)
+
+
 def _names_of(names: Sequence[str]) -> FuncFormatter:
     return FuncFormatter(lambda at, _: names[round(at)] if 0 <= round(at) < len(names) else "")
 
@@ -316,8 +338,9 @@ def _lay_out(
     across = min(len(panels), max(1, int(_PAGE // (width + 1.5))))
     down = math.ceil(len(panels) / across)
     across = math.ceil(len(panels) / down)  # four panels are two and two, not three and one
-
-    figure = sized(across * (width + 1.5), down * (height + 1.5))
+    longest = max(_name_width(panel, dim) for panel in panels for dim in _DIMS)
+    around = 1.5 + (longest if longest > 1 else 0)
+    figure = sized(across * (width + around), down * (height + around))
     grid = figure.subplots(down, across, squeeze=False).flatten()
     for ax in grid[len(panels) :]:
         ax.remove()
@@ -325,10 +348,12 @@ def _lay_out(
         draw(panel, ax, width, height, stages=stages, path=path, marks=marks)
         if len(panels) > 1:
             ax.set_title(fold([label_of(panel)], max(width, NARROW), TITLE), fontsize=TITLE)
+    dress(figure)
     aspects = [ax.get_aspect() for ax in figure.axes]
     for ax in figure.axes:
         ax.set_aspect("auto")  # constrained layout is exact for axes that fill their place
-    layout = ConstrainedLayoutEngine()
+    slack = 0.04 * (1 + (longest if longest > 1 else 0))  # in print, letters of a long name add up to another width
+    layout = ConstrainedLayoutEngine(w_pad=slack, h_pad=slack)
     fit(figure, layout, width * across, height * down)
     if caption:
         inches = figure.get_size_inches()[0]

@@ -18,15 +18,13 @@ from repsim.figures.canvas import (
     MARKERS,
     NOTE,
     blank,
-    fold,
     footnote,
     known_measure,
-    plain,
     settle,
     tidy,
-    width_of,
 )
 from repsim.figures.excerpts import traits
+from repsim.figures.lettering import fold, plain, shorten, width_of
 
 _AROUND = 16
 _FAR = 90  # points: a name further from its point than this is left out
@@ -62,7 +60,7 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
     at = study.sel({"map": measure})
     places = np.nan_to_num(at["map_coordinates"].values[:, :2])
     clusters, families = at["cluster"].values.tolist(), study["family"].values.tolist()
-    models = [plain(model) for model in study["model"].values]
+    models = shorten([plain(model) for model in study["model"].values], 0.4 * width, NOTE)
     of = list(dict.fromkeys(families))
     eigenvalues = np.nan_to_num(at["map_eigenvalues"].values).clip(0)
     if places.shape[1] < 2 or not eigenvalues.sum() > 0:

@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2DBase, ScaledTranslation, blended_transform_factory
 from numpy.typing import NDArray
 
-from repsim.figures.canvas import NARROW, SMALL, TEXT, fold
+from repsim.figures.canvas import NARROW, SMALL, TEXT
+from repsim.figures.lettering import fold
 
 Extend = Literal["neither", "min", "max", "both"]
 _NEGATIVE = ("#c9f7e4", "#0a4a3a")  # from the lowest value up to 0: a hue that magma does not have

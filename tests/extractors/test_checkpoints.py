@@ -150,6 +150,15 @@ def test_an_argument_that_says_nothing_of_the_size_is_no_leave_to_resample(tmp_p
         load_model("test_vit", saved(tmp_path, table), options=options)
 
 
+def test_patches_of_another_size_are_not_resampled_either(tmp_path: Path) -> None:
+    path = saved(tmp_path, made(patch_size=8, pos_embed="none").state_dict())
+    options = ModelOptions.read(model_kwargs={"pos_embed": "none"})
+    with pytest.raises(
+        WeightsError, match=r"patch_embed\.proj\.weight has shape \(64, 3, 8, 8\) .*timm would resample"
+    ):
+        load_model("test_vit", path, options=options)
+
+
 def test_pretrained_weights_at_another_size_say_that_they_are_resampled() -> None:
     extractor: Any = make_extractor("digits_vit.seed0", img_size="64", mean=0.5, std=0.5)
     assert extractor.name == "digits_vit.seed0+64px"
