@@ -437,11 +437,11 @@ def test_the_same_command_again(tmp_path: Path) -> None:
 
 def test_models_that_prepare_pictures_alike_are_read_together(tmp_path: Path) -> None:
     names = ["digits_vit", "test_resnet", "digits_resnet"]
-    options = ("--data", "digits", "--limit", 4, "-o", tmp_path, "--weights", "random")
-    made = [line.split("  ")[0] for line in succeed("extract", *names, *options).splitlines()]
+    options = ("--data", "digits", "--limit", 4, "--weights", "random")
+    made = [line.split("  ")[0] for line in succeed("extract", *names, *options, "-o", tmp_path).splitlines()]
     stems = [Path(path).name.partition("+")[0] for path in made]
     assert stems == ["digits_vit", "digits_resnet", "test_resnet"]
-    assert "would both be written to" in fail(
+    assert "would have the same store, digits_vit+random-seed0.h5" in fail(
         "extract", "digits_vit.seed0", "digits_vit.seed1", *options, "-o", tmp_path / "b"
     )
 
