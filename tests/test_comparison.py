@@ -139,7 +139,7 @@ def test_other_samples_or_another_order_are_refused(
 def test_the_same_names_of_other_pictures_are_other_samples() -> None:
     ids = ("1.png", "2.png")
     assert SampleIds(ids, "x").difference(SampleIds(ids, "y")) == (
-        "the same 2 ids, but other pictures behind them (the sizes of their files differ)"
+        "other pictures behind the same names: the sizes of the files of the 2 samples differ"
     )
     assert SampleIds(ids, "x").difference(SampleIds(ids, "")) is None  # one store does not know
 
