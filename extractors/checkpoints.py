@@ -7,7 +7,10 @@ in this file, reported and recorded; what the rules do not decide is an error th
 
 import argparse
 import collections
+import contextlib
 import pickle
+import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -32,18 +35,41 @@ _PLAIN = {"state_dict_ema", "model_ema", "state_dict", "model"}
 """Keys that say nothing worth recording where a file has only the one set of weights."""
 _PREFIXES = (
     "ema", "ema_model", "model_ema", "teacher", "module", "_orig_mod", "model", "net", "network", "backbone", "encoder",
-    "student", "online_network", "classifier", "visual", "trunk", "_forward_module", "state_dict",
+    "student", "online_network", "classifier", "visual", "trunk", "_forward_module", "state_dict", "encoder_q",
+    "base_encoder", "timm_model", "image_encoder", "feature_extractor", "convnet", "_feature_blocks",
+    "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
 )  # fmt: skip
 """Parts of names that programs put before those of the network they train."""
+_AROUND = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Parts of names that torch puts before a module that it parallelises or compiles."""
+_INSIDE = re.compile(r"\.(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
 _ASIDE = ("optim", "sched", "scaler", "loss", "criterion", "callback", "loop", "rng", "hyper_parameters", "args")
 """Parts of keys under which no weights of a network lie."""
 _COUNTERS = {"total_ops", "total_params", "n_averaged"}
 """Names of tensors that thop and AveragedModel put beside the weights."""
 _BESIDE = ("decoder", "projector.", "predictor.", "prototypes.", "queue", "proj_head.", "projection_head.")
 """Beginnings of names of tensors that self-supervised training needs beside the network."""
+_NEW_HEAD = re.compile(r"(head|heads|fc|classifier)\.(\d+|mlp|layers?|last_layer|block)\.")
+"""Names of tensors of several layers that were put in the place of a classifier of one."""
 _OPTIONS = ("args", "hyper_parameters", "config", "cfg", "opt")
 """Keys of the options that a network was trained with."""
+_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt"}
+_MAGIC = {
+    b"version https://git-lfs": "It is a pointer of Git LFS: `git lfs pull` fetches the file itself",
+    b"<": "It is a web page, not what was to be downloaded",
+    b"{": "It is JSON: of weights in several files, perhaps; save them with torch.save as one state_dict",
+    b"\x1f\x8b": "It is compressed: unpack it with gunzip",
+    b"\x89hdf": "It is an HDF5 file, of Keras perhaps: save the tensors with torch.save",
+}
+"""First bytes of files that are no weights of torch's, and what they are; in lower case."""
 _DEEPEST = 4
+_LONGEST = 16
+"""Depth of a tree, and length of its lists, to which weights are looked for."""
+_VALUES = ("collections.", "datetime.", "decimal.", "fractions.", "functools.partial", "logging.", "types.", "uuid.")
+"""Beginnings of names of Python's own classes that checkpoints hold, beside those of other packages."""
+_BUILTINS = frozenset(
+    {"frozenset", "slice", "range", "complex", "int", "float", "bool", "str", "bytes", "list", "tuple"}
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +94,34 @@ class _Inert:
 
     def __init__(self, *_: Any) -> None: ...
     def __setstate__(self, _: Any) -> None: ...
+
+
+class _StandIn:
+    """Makes an empty mapping where a checkpoint asks for a class of another package; that class is never imported.
+
+    A subclass of dict so keeps its items, and everything else is nothing.
+    """
+
+    def __new__(cls, *_: Any) -> Any:
+        """Return a mapping, to which torch's reader lets a file add items, and never an object of this class."""
+        return collections.OrderedDict()
+
+
+def _foreign(path: Path) -> list[str]:
+    """Name the classes in a file of torch.save that torch does not know, and that hold values."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # noqa: BLE001 - no such file: whoever reads it says so
+        return []
+    return sorted(names)
+
+
+def _holds_values(name: str) -> bool:
+    """Whether a name is of a class whose objects programs keep in checkpoints; Python's own functions are none."""
+    module, _, rest = name.partition(".")
+    if module in {"builtins", "__builtin__"}:
+        return rest in _BUILTINS
+    return module not in sys.stdlib_module_names or name.startswith(_VALUES)
 
 
 def _harmless() -> list[Any]:
@@ -95,26 +149,66 @@ def read_checkpoint(path: Path, *, key: str | None = None, prefix: str | None = 
         The file is missing, damaged, holds something else than tensors, has no set of weights, or no such ``key``.
     """
     if not path.is_file():
+        inside = [file.name for file in sorted(path.glob("*")) if file.suffix in _SUFFIXES] if path.is_dir() else []
+        what = f"{path} is a folder; of its files --weights takes one: {listed(inside)}" if inside else str(path)
         raise WeightsError(
-            f"no such weights file: {path} (--weights takes pretrained, random, or a .safetensors or .pth file)"
+            f"no such weights file: {what} (--weights takes pretrained, random, or a .safetensors or .pth file)"
         )
     _refuse_bomb(path)
+    stand_ins: list[str] = []
     # not with timm.models.load_state_dict: some versions load without weights_only after a TypeError
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             held: Any = load_file(path)
         else:
             with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch's, about the kinds of tensors that other programs save
-                held = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path.name} holds something else than tensors, and unpickling that could run code: refused. "
-            "Save its state_dict alone, best as .safetensors"
-        ) from None
+                foreign = _foreign(path)
+                if all(map(_holds_values, foreign)):
+                    stand_ins = foreign
+                with (
+                    torch.serialization.safe_globals([(_StandIn, name) for name in stand_ins]),
+                    path.open("rb") as file,
+                ):
+                    held = torch.load(file, map_location="cpu", weights_only=True)
+        refused = bool(stand_ins) and not any(_sets(held))  # a whole module
     except Exception as error:  # noqa: BLE001 - damaged files raise anything, safetensors its own SafetensorError
-        raise WeightsError(f"cannot read weights from {path.name}, is it damaged? {reason(error)}") from None
-    return Contents(path.name, held, key, prefix)
+        if kind := _kind(path):
+            raise WeightsError(f"cannot read weights from {path.name}, is it damaged? {kind}") from None
+        refused = bool(stand_ins) or isinstance(error, pickle.UnpicklingError)
+        if not refused:
+            raise WeightsError(f"cannot read weights from {path.name}, is it damaged? {reason(error)}") from None
+    if refused:
+        names = f" ({listed(foreign, 3)})" if foreign else ""
+        raise WeightsError(
+            f"{path.name} holds something else than tensors, and unpickling that could run code{names}: refused. "
+            "Save its state_dict alone, best as .safetensors"
+        )
+    contents = Contents(path.name, held, key, prefix)
+    if stand_ins:
+        contents.notes.append(f"beside the weights of {path.name}, and not read: {listed(stand_ins, 3)}")
+    return contents
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is of safetensors: by its first bytes, and by its suffix where these are not of torch.save."""
+    with path.open("rb") as file:
+        start = file.read(10)
+    return start[8:] == b'{"' or (path.suffix == ".safetensors" and not start.startswith((b"PK", b"\x80")))
+
+
+def _kind(path: Path) -> str:
+    """Say what a file is that holds no weights that can be read, where its first bytes tell."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"PK"):
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            parts = {name.rpartition("/")[2] for name in archive.namelist()}
+            if "constants.pkl" in parts:
+                return "It is a TorchScript archive: load it with torch.jit.load, and save its state_dict"
+            if parts and all(name.endswith(".npy") for name in parts):
+                return "It is an archive of numpy: make tensors of its arrays, and save them with torch.save"
+    return next((kind for magic, kind in _MAGIC.items() if start.lstrip().lower().startswith(magic)), "")
 
 
 def _refuse_bomb(path: Path) -> None:
@@ -148,6 +242,7 @@ class Contents:
         self.name, self._prefix = name, prefix
         self.sets = dict(_sets(held))
         self.args = _options(held)
+        self.notes: list[str] = []
         if not self.sets:
             inside = f"; its keys are {listed(held)}" if isinstance(held, Mapping) and held else ""
             raise WeightsError(f"{name} is no state_dict: expected names and tensors{inside}")
@@ -180,7 +275,7 @@ class Contents:
     def fit(self, own: Collection[str]) -> Checkpoint:
         """Take the wrappers off the names, until they are the names ``own`` of a network's tensors if they can be."""
         record: dict[str, Any] = {}
-        notes: list[str] = []
+        notes = list(self.notes)
         others = [k for k in self.sets if k not in {self.key, ""}]
         if others and self.key:
             record["weights_key"] = self.key
@@ -193,13 +288,15 @@ class Contents:
         if prefix:
             left = sum(name not in _COUNTERS for name in self.tensors) - len(state)
             beside = f"; {left} under other names left out" if left else ""
+            also = [other for other in prefixed(self.tensors, own) if other != prefix] if left else []
+            beside += f", a network under {listed(also)} among them (--weights-prefix takes it)" if also else ""
             notes.append(f"weights: {len(state)} tensors of {self.name}, their names without {prefix!r}{beside}")
-            if prefix not in {"module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."} or left:
+            if not set(prefix.split(".")) <= {*_AROUND, ""} or left:
                 record["weights_prefix"] = prefix
-        if aside := [k for k in state if k.rpartition(".")[2] in _COUNTERS and k not in own]:
+        if aside := [k for k in state if k not in own and _is_number(k, state[k])]:
             state = {k: tensor for k, tensor in state.items() if k not in aside}
-            notes.append(f"weights: {listed(aside)} of {self.name} left out: counters, no weights")
-        decoder = [k for k in state if k not in own and k.startswith(_BESIDE)]
+            notes.append(f"weights: {listed(aside)} of {self.name} left out: numbers, no weights")
+        decoder = [k for k in state if k not in own and (k.startswith(_BESIDE) or _is_new_head(k, state, own))]
         if decoder and fits(state, own) >= 0.5:
             aside = [k for k in state if k in decoder or (k == "mask_token" and k not in own)]
             state = {k: tensor for k, tensor in state.items() if k not in aside}
@@ -209,11 +306,16 @@ class Contents:
 
     def _unwrapped(self, own: Collection[str]) -> tuple[dict[str, Tensor], str]:
         """Tensors without what is before their names, and what that was."""
-        every = {name.replace("._orig_mod.", "."): tensor for name, tensor in self.tensors.items()}
+        every = {_INSIDE.sub("", name): tensor for name, tensor in self.tensors.items()}
+        around = _around(every)
         if self._prefix is not None:
             prefix = self._prefix
             if prefix and not any(name.startswith(prefix) for name in every):
-                raise WeightsError(f"no name in {self.name} begins with {prefix!r}; its names are {listed(every)}")
+                prefix = around + prefix
+            if prefix and not any(name.startswith(prefix) for name in every):
+                raise WeightsError(
+                    f"no name in {self.name} begins with {self._prefix!r}; its names are {listed(every)}"
+                )
             state = _strip(every, prefix)
             if prefix and all(name.startswith(".") for name in state):
                 prefix += "."
@@ -236,10 +338,37 @@ class Contents:
                 )
             return _strip(tensors, first[0]), first[0]
         # in the authors' own format, perhaps, which timm may know: only what wraps every name is taken off
-        around = [prefix for prefix in shares if set(prefix.split(".")) <= {"module", "_orig_mod", ""}]
-        whole = [prefix for prefix in around if all(name.startswith(prefix) for name in tensors)]
-        prefix = max(whole, key=len, default="")
-        return (_strip(tensors, prefix) if prefix else every), prefix
+        return (_strip(tensors, around) if around else every), around
+
+
+def _is_number(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor is a number beside the weights: a counter, or an epoch."""
+    return name.rpartition(".")[2] in _COUNTERS or (not tensor.ndim and "." not in name)
+
+
+def _is_new_head(name: str, state: Collection[str], own: Collection[str]) -> bool:
+    """Whether a name is of layers in the place of the whole classifier, none of which the network has."""
+    head = _NEW_HEAD.match(name)
+    return head is not None and not any(key.startswith(f"{head[1]}.") and key in own for key in state)
+
+
+def _around(names: Collection[str]) -> str:
+    """What torch's wrappers put before every name."""
+    parts = next(iter(names), "").split(".")
+    count = next((k for k, part in enumerate(parts) if part not in _AROUND), 0)
+    leading = ["".join(f"{part}." for part in parts[:k]) for k in range(count, 0, -1)]
+    return next((prefix for prefix in leading if all(name.startswith(prefix) for name in names)), "")
+
+
+def prefixed(names: Collection[str], own: Collection[str]) -> list[str]:
+    """Prefixes without which most names are those of a network.
+
+    >>> prefixed(["q.conv.weight", "k.conv.weight", "conv.bias"], ["conv.weight"])
+    ['q.', 'k.']
+    """
+    anchor = next((key for key in own if "." in key), "")
+    prefixes = [name.removesuffix(anchor) for name in names if name.endswith(f".{anchor}")] if anchor else []
+    return [p for p in prefixes if fits([n.removeprefix(p) for n in names if n.startswith(p)], own) >= 0.5]
 
 
 def _rank(key: str) -> tuple[int, int]:
@@ -277,7 +406,14 @@ def _strip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _sets(held: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every mapping of names to tensors in a tree, with its dotted key; optimisers and the like are passed over."""
+    """Every mapping of names to tensors in a tree, with its dotted key; optimisers and the like are passed over.
+
+    In a list the keys are positions.
+    """
+    if isinstance(held, list | tuple) and depth < _DEEPEST:
+        for position, value in enumerate(held[:_LONGEST]):
+            yield from _sets(value, f"{path}.{position}" if path else str(position), depth + 1)
+        return
     if not isinstance(held, Mapping) or depth > _DEEPEST or not all(isinstance(k, str) for k in held):
         return
     arrays = [v for v in held.values() if isinstance(v, Tensor | np.ndarray)]
@@ -285,7 +421,7 @@ def _sets(held: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Mapp
     if any(array.ndim for array in arrays) and (not path or len(arrays) * 2 > len(held)):
         yield path, held
     for key, value in held.items():
-        if isinstance(value, Mapping) and not any(part in key.lower() for part in _ASIDE):
+        if isinstance(value, Mapping | list | tuple) and not any(part in key.lower() for part in _ASIDE):
             yield from _sets(value, f"{path}.{key}" if path else key, depth + 1)
 
 
@@ -306,16 +442,25 @@ def _tensors(name: str, held: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _options(held: Any) -> dict[str, Any]:
-    """Options that the training program stored, from the first of the keys that it may have them under."""
+    """Options that the training program stored, from the first of the keys that it may have them under.
+
+    Those of torchvision's (``val_crop_size``, ``val_resize_size``) get timm's names.
+    """
     if not isinstance(held, Mapping):
         return {}
+    options: dict[str, Any] = {}
     for key in _OPTIONS:
         value = held.get(key)
-        if isinstance(value, argparse.Namespace):
-            return vars(value)
+        value = vars(value) if isinstance(value, argparse.Namespace) else value
         if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
-            return dict(value)
-    return {}
+            options = dict(value)
+            break
+    crop, resize = options.get("val_crop_size"), options.get("val_resize_size")
+    if isinstance(crop, int) and crop > 0:
+        options.setdefault("img_size", crop)
+        if isinstance(resize, int) and resize >= crop:
+            options.setdefault("crop_pct", crop / resize)
+    return options
 
 
 def listed(names: Any, most: int = 6) -> str:

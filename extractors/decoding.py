@@ -45,6 +45,8 @@ def decode(data: Any, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         with _open(data) as picture:
             _check_size(picture, max_pixels)
             return as_rgb(picture)
+    except MemoryError:  # no fault of the picture, which --skip-bad would leave out
+        raise
     except Exception as error:  # noqa: BLE001 - what the decoders raise on damaged files is anything
         foreign = isinstance(error, UnidentifiedImageError)
         raise unreadable(name, "not a picture that can be decoded" if foreign else reason(error)) from None

@@ -20,7 +20,7 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from repsim.errors import InvalidInputError, WeightsError, reason
-from repsim.extractors.checkpoints import Checkpoint, Contents, fits, listed
+from repsim.extractors.checkpoints import Checkpoint, Contents, fits, listed, prefixed
 from repsim.extractors.options import INTERPOLATIONS, ModelOptions
 
 _SIZES = (
@@ -36,7 +36,7 @@ _OF_SIZE = ("pos", "tokens", "attention_bias", "spatial", "sgu")
 _WAYS = "--weights-key, --weights-prefix, --weights-match order, --img-size, --model-kwarg say how it is to be read"
 _CHANNELS = (1, 3)
 
-_ARGS = "args of the checkpoint"
+ARGS = "args of the checkpoint"
 ORDERED = "weights: {} tensors of {} taken in order, as all shapes are equal"
 
 Shapes = dict[str, torch.Size]
@@ -127,7 +127,7 @@ def build_from(name: str, contents: Contents, options: ModelOptions) -> tuple[nn
     _from_args(settings, base, args, checkpoint.name)
     native = fits(state, shapes_of(base)) >= 0.5
     if native and merged is None:
-        asked = options.img_size or _args_size(args)
+        asked = options.img_size or args_size(args)
         _from_tensors(settings, base, state, asked)
         _try_sizes(settings, name, base, state, asked)
     _size(settings, base, options, args)
@@ -393,7 +393,7 @@ def _try_sizes(
             )
 
 
-def _args_size(args: Mapping[str, Any]) -> tuple[int, int] | None:
+def args_size(args: Mapping[str, Any]) -> tuple[int, int] | None:
     """The picture's size in the options of a training program."""
     for key in ("input_size", "img_size"):
         value = args.get(key)
@@ -410,7 +410,7 @@ def _size(settings: Settings, base: Any, options: ModelOptions, args: Mapping[st
     usual = tuple(config["input_size"][1:])
     fixed = bool(config.get("fixed_input_size")) or "img_size" in settings.kwargs
     built = read_pair(settings.kwargs.get("img_size") or usual)
-    stored = _args_size(args)
+    stored = args_size(args)
     if options.img_size is not None:
         if fixed and built != options.img_size:
             settings.kwargs["img_size"] = options.img_size
@@ -424,7 +424,7 @@ def _size(settings: Settings, base: Any, options: ModelOptions, args: Mapping[st
             )
         if stored != usual:
             settings.size = stored
-            settings.notes.append(f"pictures of {stored[0]} x {stored[1]} pixels: {_ARGS}")
+            settings.notes.append(f"pictures of {stored[0]} x {stored[1]} pixels: {ARGS}")
             if fixed and stored != built:
                 settings.kwargs["img_size"] = built  # timm would build it for the pictures
                 settings.notes.append(
@@ -435,7 +435,7 @@ def _size(settings: Settings, base: Any, options: ModelOptions, args: Mapping[st
         settings.size = built
 
 
-def _asked(options: ModelOptions, args: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+def asked(options: ModelOptions, args: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """What of the preprocessing the user says, or else the options of the training, and which of the two."""
     values: dict[str, tuple[Any, str]] = {}
     for key in ("mean", "std", "interpolation", "crop_pct"):
@@ -445,9 +445,9 @@ def _asked(options: ModelOptions, args: Mapping[str, Any]) -> dict[str, tuple[An
         elif key in {"mean", "std"}:
             numbers = (stored,) if isinstance(stored, float) else stored
             if isinstance(numbers, list | tuple) and numbers and all(isinstance(v, float | int) for v in numbers):
-                values[key] = tuple(numbers), _ARGS
+                values[key] = tuple(numbers), ARGS
         elif (isinstance(stored, str) and stored in INTERPOLATIONS) or (isinstance(stored, float) and 0 < stored <= 1):
-            values[key] = stored, _ARGS  # not "random", which is for training
+            values[key] = stored, ARGS  # not "random", which is for training
     return values
 
 
@@ -460,10 +460,10 @@ def _prepare(settings: Settings, model: Any, options: ModelOptions, args: Mappin
     if channels not in _CHANNELS:
         raise InvalidInputError(f"this network takes pictures of {channels} channels; repsim feeds RGB, or grey for 1")
     overlay: dict[str, Any] = {"input_size": (channels, *size)}
-    for key, (value, why) in _asked(options, args).items():
+    for key, (value, why) in asked(options, args).items():
         if value != config.get(key):
             overlay[key] = value
-            settings.notes.append(f"{key} {_text(value)}: {why}")
+            settings.notes.append(f"{key} {as_text(value)}: {why}")
     for key in ("mean", "std"):  # as many numbers as channels
         value = tuple(overlay.get(key) or config.get(key) or ())
         if len(value) == 1:
@@ -472,8 +472,8 @@ def _prepare(settings: Settings, model: Any, options: ModelOptions, args: Mappin
             overlay[key] = (sum(value) / len(value),)
     if channels == 1:
         settings.notes.append(
-            f"pictures as grey, of 1 channel, normalised with mean {_text(overlay.get('mean', ()))} and std "
-            f"{_text(overlay.get('std', ()))}"
+            f"pictures as grey, of 1 channel, normalised with mean {as_text(overlay.get('mean', ()))} and std "
+            f"{as_text(overlay.get('std', ()))}"
         )
     model.pretrained_cfg = {**config, **overlay}
     prepared = {key: value for key, value in overlay.items() if key != "input_size"}
@@ -485,7 +485,8 @@ def _prepare(settings: Settings, model: Any, options: ModelOptions, args: Mappin
         settings.record["model_kwargs"] = settings.kwargs
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value of the preprocessing, for people."""
     return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
 
 
@@ -532,23 +533,11 @@ def misfit(name: str, own: Shapes, checkpoint: Checkpoint, error: Exception) -> 
     if fits(state, own) < 0.5:
         said = f"its names are {listed(state, 3)}, those of the network {listed(own, 3)}"
         if inside := prefixed(state, own):
-            return WeightsError(f"{source} does not fit {name}: {said}; --weights-prefix {inside} would make them fit")
+            ways = " or ".join(inside[:4])
+            return WeightsError(f"{source} does not fit {name}: {said}; --weights-prefix {ways} would make them fit")
     said = said or reason(error, lines=2)
     sets = f"; sets of weights in it: {listed(checkpoint.keys)}" if len(checkpoint.keys) > 1 else ""
     return WeightsError(f"{source} does not fit {name}: {said}{sets}. {_WAYS}")
-
-
-def prefixed(state: Mapping[str, Tensor], own: Shapes) -> str | None:
-    """A prefix without which most names are those of the network."""
-    anchors = [key for key in own if "." in key][:1] or list(own)[:1]
-    for anchor in anchors:
-        for key in state:
-            if key.endswith("." + anchor):
-                prefix = key.removesuffix(anchor)
-                inside = {k[len(prefix) :] for k in state if k.startswith(prefix)}
-                if fits(inside, own) >= 0.5:
-                    return prefix
-    return None
 
 
 def _resampled(settings: Settings, changed: Mapping[str, tuple[Any, Any]]) -> None:

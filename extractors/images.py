@@ -251,6 +251,8 @@ class TimmDataset(ImageSource):
         """Read past ``ImageDataset.__getitem__``, which returns the next sample where one cannot be read."""
         try:
             return self._items[index][0]
+        except MemoryError:  # no fault of the sample
+            raise
         except Exception as error:  # noqa: BLE001 - what a foreign data set raises is anything
             raise unreadable(self.ids[index], reason(error)) from None
 
@@ -261,6 +263,8 @@ class TimmDataset(ImageSource):
             return decode(picture, self.ids[index], self.max_pixels)
         try:
             return as_rgb(picture)
+        except MemoryError:  # no fault of the sample
+            raise
         except Exception as error:  # noqa: BLE001 - what the decoders raise on damaged files is anything
             raise unreadable(self.ids[index], reason(error)) from None
 

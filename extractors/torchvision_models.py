@@ -1,6 +1,7 @@
 """The extractor for torchvision's classification models."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import replace
 from math import isqrt
 from pathlib import Path
@@ -15,8 +16,21 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.transforms import InterpolationMode
 
 from repsim.errors import InvalidInputError, UnknownNameError, WeightsError, reason
-from repsim.extractors.checkpoints import Checkpoint, Contents, read_checkpoint
-from repsim.extractors.fitting import ORDERED, Settings, check_dtypes, in_order, misfit, read_pair, shapes_of, written
+from repsim.extractors.checkpoints import Checkpoint, Contents, fits, read_checkpoint
+from repsim.extractors.fitting import (
+    ARGS,
+    ORDERED,
+    Settings,
+    args_size,
+    as_text,
+    asked,
+    check_dtypes,
+    in_order,
+    misfit,
+    read_pair,
+    shapes_of,
+    written,
+)
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import ModelOptions
 from repsim.extractors.preprocessing import Preprocessing, preset
@@ -151,6 +165,7 @@ def load_model(name: str, weights: str = "pretrained", seed: int = 0, options: M
     options.check_weights(weights)
     settings = Settings(dict(options.model_kwargs), record={"architecture": name, "weights": weights})
     kwargs, record, notes = settings.kwargs, settings.record, settings.notes
+    args: Mapping[str, Any] = {}
     key = _size_key(name)
     size = options.img_size
     if size and key and key not in kwargs:
@@ -169,12 +184,13 @@ def load_model(name: str, weights: str = "pretrained", seed: int = 0, options: M
     else:
         contents = read_checkpoint(Path(weights), key=options.weights_key, prefix=options.weights_prefix)
         model = _from_file(name, contents, options, settings)
+        args = contents.args
         size = size or (read_pair(kwargs["image_size"]) if "image_size" in kwargs else None)
         record |= {"weights": "file", "weights_file": Path(weights).name}
     if kwargs:
         record["model_kwargs"] = kwargs
     record["weights_sha256"] = fingerprint(model)
-    return Loaded(model.eval(), record, notes, _preprocessing(name, options, size, settings))
+    return Loaded(model.eval(), record, notes, _preprocessing(name, options, args, size, settings))
 
 
 def _size_key(name: str) -> str | None:
@@ -182,35 +198,44 @@ def _size_key(name: str) -> str | None:
     return {"vision_transformer": "image_size", "maxvit": "input_size"}.get(family(name))
 
 
-def _preprocessing(name: str, options: ModelOptions, size: tuple[int, int] | None, settings: Settings) -> Preprocessing:
-    """Prepare pictures as for the default weights, but for what was chosen."""
-    record, notes = settings.record, settings.notes
+def _preprocessing(
+    name: str, options: ModelOptions, args: Mapping[str, Any], size: tuple[int, int] | None, settings: Settings
+) -> Preprocessing:
+    """Prepare pictures as for the default weights, but for what was chosen, and for what a checkpoint's args say."""
     usual: Any = models.get_model_weights(name).DEFAULT.transforms()
-    changed: dict[str, Any] = {}
-    if size is not None and list(size) != usual.crop_size * 2:
-        if size[0] != size[1]:
-            raise InvalidInputError(f"torchvision's models take square pictures, not --img-size {size[0]}x{size[1]}")
-        share = options.crop_pct or usual.crop_size[0] / usual.resize_size[0]
-        changed |= {"crop_size": size[0], "resize_size": round(size[0] / share)}
-        notes.append(f"pictures of {size[0]} x {size[1]} pixels{', as asked' if options.img_size else ': the weights'}")
-    elif options.crop_pct is not None:
-        changed["resize_size"] = round(usual.crop_size[0] / options.crop_pct)
-    for key, value in (("mean", options.mean), ("std", options.std)):
-        if value is not None:
-            changed[key] = value * 3 if len(value) == 1 else value
-            notes.append(f"{key} {', '.join(f'{v:g}' for v in value)}, as asked")
-    if options.interpolation is not None:
-        changed["interpolation"] = InterpolationMode(options.interpolation)
+    crop, resize = usual.crop_size[0], usual.resize_size[0]
+    why = "as asked" if options.img_size else "the weights"
+    if size is None and _size_key(name) is None and (size := args_size(args)):
+        why = ARGS
+    if size is not None and size[0] != size[1]:
+        raise InvalidInputError(f"torchvision's models take square pictures, not {size[0]}x{size[1]} ({why})")
+    values = asked(options, args)
+    share = values["crop_pct"][0] if "crop_pct" in values else crop / resize
+    wanted: dict[str, Any] = {"crop_size": size[0] if size else crop}
+    wanted["resize_size"] = round(wanted["crop_size"] / share)
+    for key in ("mean", "std"):
+        if key in values:
+            wanted[key] = [*values[key][0]] * (3 // len(values[key][0]))
+    if "interpolation" in values:
+        wanted["interpolation"] = InterpolationMode(values["interpolation"][0])
+    present = {"crop_size": crop, "resize_size": resize, "interpolation": usual.interpolation}
+    present |= {key: list(getattr(usual, key)) for key in ("mean", "std")}
+    changed = {key: value for key, value in wanted.items() if value != present[key]}
     if not changed:
         return preset(usual)
-    prepared = {key: getattr(options, key) for key in ("mean", "std", "interpolation", "crop_pct")}
-    record["prepared"] = {k: v for k, v in prepared.items() if v is not None} | ({"img_size": size} if size else {})
-    arguments = {
-        "crop_size": usual.crop_size[0],
-        "resize_size": usual.resize_size[0],
-        **{key: getattr(usual, key) for key in ("mean", "std", "interpolation", "antialias")},
-    }
-    return preset(type(usual)(**{**arguments, **changed}))
+    if size and "crop_size" in changed:
+        settings.notes.append(f"pictures of {size[0]} x {size[1]} pixels{_because(why)}")
+    for key in ("mean", "std", "interpolation", "crop_pct"):
+        if key in changed or (key == "crop_pct" and key in values and "resize_size" in changed):
+            settings.notes.append(f"{key} {as_text(values[key][0])}{_because(values[key][1])}")
+    settings.record["prepared"] = {key: value for key, (value, _) in values.items()} | (
+        {"img_size": size} if size else {}
+    )
+    return preset(type(usual)(**{**present, **changed, "antialias": usual.antialias}))
+
+
+def _because(why: str) -> str:
+    return f", {why}" if why == "as asked" else f": {why}"
 
 
 def _build(name: str, **options: Any) -> nn.Module:
@@ -293,6 +318,10 @@ def _from_file(name: str, contents: Contents, options: ModelOptions, settings: S
             kwargs["image_size"] = built["image_size"] = side * patch
             notes.append(f"built with image_size={side * patch}: {_POSITIONS} has {side} x {side} positions")
     model = _build(name, **built)
+    head = last.removesuffix(".weight")
+    if f"{head}.bias" in own and fits(state, own) >= 0.5 and not {last, f"{head}.bias"} & set(state):
+        model.set_submodule(head, nn.Identity())
+        notes.append(f"without {head}, the classifier: {checkpoint.name} has none")
     _load(model, replace(checkpoint, state=state), name)
     return model
 

@@ -104,7 +104,10 @@ class Metric(ABC, Generic[F]):
     question: ClassVar[str]
     """What its value answers, as a question."""
     needs: ClassVar[str]
-    """How many samples its value takes to mean anything, in words; `samples_needed` is the number."""
+    """How many samples its value takes to mean anything, in words; `samples_needed` is the number, and `scarcity` warns
+    of fewer."""
+    counted: ClassVar[str] = "features"
+    """What of a layer decides how many samples that is: its features, or one of its `diagnostics`."""
     others: ClassVar[Mapping[str, str]] = {}
     """Known implementations that compute something else: what, and why we do not."""
     sense: ClassVar[Literal["similarity", "distance"]]
@@ -152,9 +155,45 @@ class Metric(ABC, Generic[F]):
     def samples_needed(self, p: int, q: int) -> int | None:  # noqa: ARG002 - a hook: distances have no such scale
         """Samples from which on unrelated Gaussian layers, p and q features wide, score 0.2 at most on average.
 
-        None where the measure has no scale on which that could be said.
+        Of a distance: are, by chance, no closer than four fifths of what they would be with any number of samples. Of
+        what compares clouds: from which on its value is more than that of a few samples. What p and q count is
+        ``counted``. None where no number can be named.
         """
         return None
+
+    def width(self, factor: F, features: int) -> int:
+        """What `samples_needed` counts of a layer."""
+        return self.diagnostics(factor).get(self.counted, features)
+
+    def scarcity(self, n: int, p: int, q: int) -> str | None:
+        """Say that n samples are fewer than are needed for layers that are p and q wide."""
+        needed = self.samples_needed(p, q)
+        if needed is None or n >= needed:
+            return None
+        if not self.paired:
+            why = "its value depends on which samples they are"
+        elif self.sense == "similarity":
+            why = "unrelated layers may score above 0.2 by chance"
+        else:
+            why = "unrelated layers may be close by chance"
+        what = "directions" if self.counted == "rank" else self.counted
+        return f"n = {n} samples are too few for {p} and {q} {what}: {why} with fewer than {needed:,}"
+
+    def scarcity_of_all(self, n: int, widths: Sequence[tuple[int, int]]) -> str | None:
+        """Say once that n samples are too few for some of these pairs of widths: for how many, and why for the worst.
+
+        >>> import repsim.metrics
+        >>> repsim.metrics.get("rsa").scarcity_of_all(10, [(5, 5), (5, 8)])
+        'all values: n = 10 samples are too few for 5 and 8 features: unrelated layers may score above 0.2 by chance
+        with fewer than 20'
+        """
+        scarce = [pair for pair in set(widths) if self.scarcity(n, *pair)]
+        if not scarce:
+            return None
+        number = sum(pair in set(scarce) for pair in widths)
+        share = "all values" if number == len(widths) else f"{number} of {len(widths)} values"
+        worst = max(scarce, key=lambda pair: (self.samples_needed(*pair) or 0, sum(pair), pair))
+        return f"{share}: {self.scarcity(n, *worst)}"
 
     def chance(self, a: F, b: F) -> Chance | None:  # noqa: ARG002 - a hook: of most measures it is not known
         """The chance level of these two layers, where it is known in closed form (docs/metrics.md)."""
@@ -330,8 +369,10 @@ class Metric(ABC, Generic[F]):
             return self.with_gradient(x, y.to(x.device))
         x, y = x.detach(), y.detach()
         a, b = self.recipe(x), self.recipe(y.to(x.device))
-        if caution := self.caution(a, b):
-            warnings.warn(f"{self.spec}: {caution}", UnreliableValueWarning, stacklevel=2)
+        few = self.scarcity(len(x), self.width(a, x.shape[1]), self.width(b, y.shape[1]))
+        for caution in (self.caution(a, b), few):
+            if caution:
+                warnings.warn(f"{self.spec}: {caution}", UnreliableValueWarning, stacklevel=2)
         return self.pair(a, b)
 
 

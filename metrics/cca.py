@@ -169,6 +169,8 @@ class SVCCA(SubspaceMetric):
         "several SVCCA scripts": "threshold sum s_i and not sum s_i^2, which keeps many more directions",
     }
 
+    counted: ClassVar[str] = "components"
+
     variance: float = 0.99
     summary: Literal["rho", "r2"] = "rho"
 

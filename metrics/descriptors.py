@@ -43,6 +43,10 @@ class StatisticDifference(Metric[Statistic], ABC):
     triangle: ClassVar[bool] = True
     paired: ClassVar[bool] = False
 
+    def samples_needed(self, p: int, q: int) -> int:  # noqa: ARG002 - of any layer
+        """A few hundred, as of any mean."""
+        return 200
+
     def value(self, a: Statistic, b: Statistic) -> Tensor:
         """The absolute difference."""
         return (a.value - b.value).abs()

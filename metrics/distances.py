@@ -17,6 +17,10 @@ from repsim.metrics.rows import column_means, cut, wide
 
 _CHUNK = 2**15
 """Pairs of samples whose ranks are multiplied in float32 before they are added in float64; they stay in the cache."""
+_ALIKE = 2.0**-6
+"""1 - the mean correlation that is below this leaves correlations few digits."""
+_EQUAL = 2.0**-90
+"""The same, where it is nothing but rounding errors."""
 _PANEL = 512
 """Samples whose correlations with all others are computed at once."""
 _EXACT_BELOW = 512
@@ -144,7 +148,8 @@ class RankedCorrelations:
     """The recipe of `RSA`: Pearson correlations between samples, over features, and their ranks.
 
     Correlations are computed in float64, and those that agree to 2^-30 (2^-46 of float64 layers) are tied: rounding
-    errors would otherwise put ties (there are many where features have few values) in an order of their own.
+    errors would otherwise put ties (there are many where features have few values) in an order of their own. Where all
+    correlations are close to 1, it is to 2^-30 of what they differ by.
     """
 
     def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:
@@ -163,12 +168,18 @@ class RankedCorrelations:
         if p == 1:
             raise UndefinedValueError("samples of a single feature have no correlation: rsa takes at least 2 features")
         z = _standardised(x)
+        z, halves, unit = _spread(z)
         coarse = x.dtype != torch.float64
-        keys = torch.empty(n * (n - 1) // 2, dtype=torch.int32 if coarse else torch.int64, device=z.device)
+        keys = torch.empty(
+            n * (n - 1) // 2, dtype=torch.int32 if coarse and halves is None else torch.int64, device=z.device
+        )
         steps = 2.0**30 if coarse else 2.0**46
         start = 0
         for i in cut(n, _PANEL):
-            products = (z[i] @ z[i.start :].T).mul_(steps).round_()
+            products = z[i] @ z[i.start :].T
+            if halves is not None:
+                products = products.sub_(halves[i, None]).sub_(halves[i.start :])
+            products = products.mul_(steps / unit).round_()
             above = products[torch.ones_like(products, dtype=torch.bool).triu_(1)]
             keys[start : start + len(above)] = above
             start += len(above)
@@ -181,6 +192,23 @@ class RankedCorrelations:
         ranks /= norm
         hubs = float(_row_sums(ranks, n).square().sum()) / (n - 2)
         return Ranks(ranks.to(x.device, x.dtype), n, hubs)
+
+
+def _spread(z: Float64[Tensor, "n p"]) -> tuple[Float64[Tensor, "n p"], Float64[Tensor, " n"] | None, float]:
+    """What correlations are computed from, so that those that are all but 1 differ by more than rounding errors.
+
+    1 - r_ij = ||z_i - z_j||^2 / 2 sees no mean of all z. Where it is nearly all of z (a channel that is large in every
+    sample), it is taken away: the halves of the squared norms that are left, and a unit for what is left.
+    """
+    mean = z.mean(0)
+    if 1 - float(mean.square().sum()) > _ALIKE:
+        return z, None, 1.0
+    rest = z - mean
+    halves = rest.square().sum(1) / 2
+    spread = float(2 * halves.mean())
+    if spread < _EQUAL:
+        return z, None, 1.0
+    return rest, halves, 2.0 ** math.floor(math.log2(spread))
 
 
 def _row_sums(above: Float64[Tensor, " pairs"], n: int) -> Float64[Tensor, " n"]:

@@ -21,6 +21,8 @@ from repsim.labels import partition
 from repsim.metrics.rows import Centred, Rows, column_means, cut, in_memory, pieces, wide
 
 Kernel = Literal["linear", "rbf", "distance"]
+_FAR = 2.0**-10
+"""A median squared norm below this share of the mean loses half of float32's digits."""
 NEAR = 2.0**-12
 """Squared distances below this, of samples whose squared norms are 1 on average, lose digits in float32: they are what
 two numbers of that size differ by, and their roots are wanted. Without care duplicates cost 1e-5, with it 1e-8."""
@@ -113,6 +115,8 @@ class Gram(KernelMatrix):
     """s of the RBF kernel, in units of the scaled features."""
     size: int | None = None
     """Samples of a minibatch, where the matrix is cut into such blocks."""
+    known: torch.dtype | None = None
+    """The dtype that the layer came in, where the features have a wider one."""
 
     @property
     def nbytes(self) -> int:
@@ -160,8 +164,8 @@ class Gram(KernelMatrix):
 
     @property
     def eps(self) -> float:
-        """Of the features' dtype."""
-        return torch.finfo(self.dtype).eps
+        """Of the dtype that the layer came in: what float32 rounded away is not known in float64 either."""
+        return torch.finfo(self.dtype if self.known is None else self.known).eps
 
     def rows(self, i: slice) -> Float[Tensor, "rows p"]:
         """The features."""
@@ -263,6 +267,8 @@ class GramState:
     squared_norms: Float64[Tensor, " n"]
     row_sums: Float64[Tensor, " in_blocks"]
     width: float | None
+    dtype: torch.dtype
+    """Of the features: float64 where float32 would lose what most samples differ by."""
 
 
 @dataclass(frozen=True)
@@ -318,13 +324,14 @@ class CentredGram:
         """But for the row sums of minibatches."""
         mean, peak = column_means(x)
         peak = _power_of_two(peak)  # of which the largest value is a part, so that no square overflows
-        relative = Centred(x, mean, peak, torch.promote_types(x.dtype, torch.float32))
-        norms = torch.empty(x.shape[0], dtype=torch.float64, device=mean.device)
-        for i in pieces(x):
-            torch.linalg.vector_norm(relative[i].to(norms), dim=1, out=norms[i])
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        norms = _norms(Centred(x, mean, peak, dtype))
+        if wide(x.device) == x.device and self._far_apart(norms):
+            dtype = torch.float64
+            norms = _norms(Centred(x, mean, peak, dtype))
         scale = _power_of_two(float(norms.square().mean().sqrt()))
         squared_norms = (norms / scale).square()
-        state = GramState(mean, peak * scale, squared_norms, torch.zeros_like(squared_norms), None)
+        state = GramState(mean, peak * scale, squared_norms, torch.zeros_like(squared_norms), None, dtype)
         if self.kernel != "linear":
             whole = dataclasses.replace(self, batch=None).apply(x, state)
             if self.kernel == "rbf":
@@ -334,6 +341,16 @@ class CentredGram:
                 return dataclasses.replace(state, row_sums=whole.sum_rows())
         return state  # the rows of a centred linear kernel sum to 0
 
+    def _far_apart(self, norms: Float64[Tensor, " n"]) -> bool:
+        """Whether some samples are so far from the others that float32 loses what these differ by.
+
+        Either a single one carries more than a tenth of the variance (`Gram.uneven`), and what centring and debiasing
+        take away again is as large; or the distances of most samples, which kernels are of, are far below the largest.
+        """
+        squares = (norms / norms.max()).square()
+        uneven = float(squares.max()) > 0.1 * float(squares.sum())
+        return uneven or (self.kernel != "linear" and float(squares.median()) < _FAR * float(squares.mean()))
+
     def _cut(self, x: Rows, state: GramState) -> Gram:
         """Into minibatches, with the row sums of each."""
         kept = state.row_sums[: len(self._order(x))]
@@ -342,12 +359,14 @@ class CentredGram:
 
     def apply(self, x: Rows, state: GramState) -> Gram:
         """Make the factor: features in memory if x is, read from the store as they are needed if it is there."""
-        features: Rows = Centred(x, state.mean, state.scale, torch.promote_types(x.dtype, torch.float32))
+        features: Rows = Centred(x, state.mean, state.scale, state.dtype)
         norms = state.squared_norms
         if self.batch is not None:
             order = self._order(x)
             features, norms = Reordered(features, order.to(x.device)), norms[order.to(norms.device)]
-        return Gram(in_memory(features, made_of=x), norms, state.row_sums, self.kernel, state.width, self.batch)
+        kept = in_memory(features, made_of=x)
+        known = torch.promote_types(x.dtype, torch.float32)
+        return Gram(kept, norms, state.row_sums, self.kernel, state.width, self.batch, known)
 
     def with_gradient(self, x: Float[Tensor, "n p"], *, unbiased: bool) -> Float64[Tensor, "*blocks b b"]:
         """The centred Gram matrix, or those of the minibatches, by operations that autograd knows."""
@@ -408,6 +427,14 @@ class CentredGram:
 def distances(x: Float64[Tensor, "n p"]) -> Float64[Tensor, "n n"]:
     """All Euclidean distances, with a gradient, which is 0 where they are 0."""
     return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _norms(x: Centred) -> Float64[Tensor, " n"]:
+    """Of every sample, as it is rounded."""
+    norms = torch.empty(x.shape[0], dtype=torch.float64, device=x.mean.device)
+    for i in pieces(x):
+        torch.linalg.vector_norm(x[i].to(norms), dim=1, out=norms[i])
+    return norms
 
 
 def _power_of_two(x: float) -> float:

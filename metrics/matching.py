@@ -194,6 +194,7 @@ class MatchingMetric(Metric[Units], ABC):
     group: ClassVar[Group] = "alignment"
     sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
     symmetric: ClassVar[bool] = True
+    counted: ClassVar[str] = "units"
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -24,6 +24,8 @@ from repsim.metrics.neighbours import (
     too_few,
 )
 
+_NOTHING = (8 * torch.finfo(torch.float64).eps) ** 2
+"""Distances that are no larger are those of equal directions, but for rounding."""
 _UNDECIDED = 0.01
 """Share of the samples whose neighbours hang on ties: from here on a value should not be trusted."""
 
@@ -110,7 +112,7 @@ class NeighbourMetric(Metric[Neighbours], ABC):
             return None
         return (
             f"{ties} of {n} samples have a neighbour {self.k} that is no nearer than the next one (duplicates?): "
-            "the order of the samples decides; leave duplicates out"
+            "which of them counts is drawn by lot; leave duplicates out"
         )
 
     def diagnostics(self, factor: Neighbours) -> dict[str, int]:
@@ -131,8 +133,8 @@ class MutualKNN(NeighbourMetric):
 
     With N_X(i) the k samples most similar to sample i by the cosine (nothing is centred), the value is
     mean_i |N_X(i) & N_Y(i)| / k. Range [0, 1]. For unrelated data it is k / (n - 1) on average, exactly, whatever the
-    data are. Equally near samples (duplicates) are ordered by their index; diagnostics count the samples whose
-    neighbours that decides.
+    data are. Equally near samples (duplicates, one-hot layers) are ordered by lot, in every layer by another one
+    (`NearestNeighbours`); diagnostics count the samples whose neighbours that decides.
 
     Parameters
     ----------
@@ -345,6 +347,10 @@ class SecondOrderCosine(NeighbourMetric):
     def samples_needed(self, p: int, q: int) -> None:
         """Chance hangs on the features, and of many it hardly falls with n."""
 
+    def scarcity(self, n: int, p: int, q: int) -> str:  # noqa: ARG002 - whatever they are
+        """Say it of any number."""
+        return "no number of samples is enough for unrelated layers to score low; compare with permuted samples"
+
     def pair_flop(self, n: int, p: int, q: int) -> float:
         """The distances to the other layer's neighbours."""
         return 3.0 * n * self.k * (p + q)
@@ -352,13 +358,11 @@ class SecondOrderCosine(NeighbourMetric):
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
         """Over a's neighbours, and those of b's that are not among them."""
         whose = [layer.indices[:, : self.k] for layer in (a, b)]
-        assert a.distances is not None
-        assert b.distances is not None
         new = (ranks == 0).double()
         d = torch.cat([a.distances[:, : self.k], distances_to(a, whose[1]) * new], 1)
         e = torch.cat([distances_to(b, whose[0]), b.distances[:, : self.k] * new], 1)
         norms = torch.linalg.vector_norm(d, dim=1), torch.linalg.vector_norm(e, dim=1)
-        none = (norms[0] <= a.tie**2) | (norms[1] <= b.tie**2)
+        none = (norms[0] <= _NOTHING) | (norms[1] <= _NOTHING)
         if none.any():
             raise UndefinedValueError(
                 f"{int(none.sum())} of {a.n} samples are at distance 0 from all of their neighbours (duplicates), and "
@@ -432,7 +436,7 @@ class CKNNA(NeighbourMetric):
         """From the edges that both graphs have; what a single layer gives is computed once."""
         norms = [layer.once(_own_hsic, self.k) for layer in (a, b)]
         for layer, norm in zip((a, b), norms, strict=True):
-            if float(norm.detach()) <= layer.tie * float(layer.similarities.detach().square().sum()):
+            if float(norm.detach()) <= layer.rounding * float(layer.similarities.detach().square().sum()):
                 raise UndefinedValueError(
                     f"HSIC of the {self.k} nearest neighbours with themselves is not positive in one of the layers, so "
                     f"there is nothing to divide by: take fewer neighbours, or more samples than {layer.n}"

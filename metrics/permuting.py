@@ -138,8 +138,7 @@ def _by_features(
     if sum(layer.p for layer in columns) > sum(layer.p for layer in rows):
         turned = _by_features(columns, rows, measure, orders.argsort(1), progress=progress)
         return turned.swapaxes(1, 2)
-    _, dtype, _ = common([*rows, *columns])
-    parts = _precisions(rows, columns, dtype)
+    parts = _precisions(rows, columns)
     step = counter(len(parts) * len(orders), progress)
     values = np.zeros((len(orders), len(rows), len(columns)))
     for i, j, precision in parts:
@@ -204,21 +203,20 @@ def _norm(layer: Gram, measure: Metric[Any]) -> float:
     return float(np.sqrt(np.sum(list(sweep.parts(sweep.order)), axis=0)[-1]))
 
 
-def _precisions(
-    rows: Sequence[Gram], columns: Sequence[Gram], dtype: torch.dtype
-) -> list[tuple[list[int], list[int], torch.dtype]]:
+def _precisions(rows: Sequence[Gram], columns: Sequence[Gram]) -> list[tuple[list[int], list[int], torch.dtype]]:
     """Groups of rows and of columns that are multiplied in the layers' dtype, and in float64 where that is not enough.
 
     That is where a layer is narrow, or uneven: then debiasing takes away almost all of ||X'PY||^2.
     """
-    if dtype == torch.float64:
-        return [(list(range(len(rows))), list(range(len(columns))), dtype)]
-    careful = [[layer.p < _NARROW or layer.uneven for layer in side] for side in (rows, columns)]
+    careful = [
+        [layer.p < _NARROW or layer.uneven or layer.dtype == torch.float64 for layer in side]
+        for side in (rows, columns)
+    ]
     (loose_rows, exact_rows), (loose_columns, exact_columns) = (
         [[k for k, each in enumerate(side) if each is exact] for exact in (False, True)] for side in careful
     )
     groups = [
-        (loose_rows, loose_columns, dtype),
+        (loose_rows, loose_columns, torch.float32),
         (loose_rows, exact_columns, torch.float64),
         (exact_rows, list(range(len(columns))), torch.float64),
     ]

@@ -135,7 +135,9 @@ class GULP(SubspaceMetric):
     citation: ClassVar[str] = "Boix-Adsera et al. 2022"
     group: ClassVar[Group] = "rsm"
     question: ClassVar[str] = "How differently do ridge regressions on two layers predict, over all targets?"
-    needs: ClassVar[str] = "many times the sum of both ranks: unrelated layers are r + t - 2 r t / (n - 1) apart"
+    needs: ClassVar[str] = (
+        "5 times the rank (of ranks r and t, 10 r t / (r + t)): unrelated layers are r + t - 2 r t / (n - 1) apart"
+    )
     sense: ClassVar[Literal["similarity", "distance"]] = "distance"
 
     ridge: float = 0.0
@@ -188,6 +190,10 @@ class GULP(SubspaceMetric):
         stacked = torch.cat([whole / torch.linalg.matrix_norm(whole), penalty])
         smoother: Tensor = torch.linalg.qr(stacked)[0][: len(whole)]
         return smoother
+
+    def samples_needed(self, p: int, q: int) -> int:
+        """From 2 r t / (n - 1), which is a fifth of r + t then."""
+        return math.ceil(10 * p * q / (p + q)) + 1
 
     def chance(self, a: Subspace, b: Subspace) -> Chance:
         """Exactly sum f_i^2 + sum g_j^2 - 2 (sum f_i) (sum g_j) / (n - 1); r + t - 2rt / (n - 1) without a ridge."""

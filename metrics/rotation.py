@@ -269,10 +269,10 @@ class PermutationProcrustes(Metric[Features]):
         """Compare two prepared layers, whose partners are fixed for the gradient: they change on a null set only."""
         from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - only whoever matches features waits for it
 
-        dtype = torch.promote_types(a.values.dtype, b.values.dtype)
-        product = a.values.detach().to(dtype).T @ b.values.detach().to(dtype)
-        i, j = (torch.from_numpy(k) for k in linear_sum_assignment(product.cpu().double().numpy(), maximize=True))
-        unit, place = max(a.scale, b.scale), wide(product.device)
+        place = wide(a.values.device)
+        product = a.values.detach().to(place, torch.float64).T @ b.values.detach().to(place, torch.float64)
+        i, j = (torch.from_numpy(k) for k in linear_sum_assignment(product.cpu().numpy(), maximize=True))
+        unit = max(a.scale, b.scale)
         sides = [
             (layer.values.to(place, torch.float64) * (layer.scale / unit), partners.to(place))
             for layer, partners in ((a, i), (b, j))

@@ -152,6 +152,10 @@ class ShapeMetric(SubspaceMetric):
             raise UndefinedValueError(f"the layers have the same shape: {self.name} has no gradient where it is 0")
         return value
 
+    def samples_needed(self, p: int, q: int) -> int:
+        """From 8 / (3 pi) sqrt(d / n), the nuclear norm; layers of unequal widths need fewer."""
+        return 18 * max(p, q) + 1
+
     def chance(self, a: Subspace, b: Subspace) -> Chance:
         """Nearly the value at the mean ||X^'Y^||_* over permutations: free convolution of the two spectra."""
         gap = torch.tensor(1 - chance_alignment(a.shares, b.shares, a.n), dtype=torch.float64)
@@ -207,10 +211,6 @@ class Nuclear(ShapeMetric):
     ) -> Float64[Tensor, ""]:
         """||X^'Y^||_*."""
         return 1 - misfit
-
-    def samples_needed(self, p: int, q: int) -> int:
-        """From 8 / (3 pi) sqrt(d / n); layers of unequal widths need fewer."""
-        return 18 * max(p, q) + 1
 
 
 @dataclass(frozen=True)

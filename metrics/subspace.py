@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Group, Metric, Road
-from repsim.metrics.rows import Centred, Rows, column_means, cut, in_memory, pieces, wide
+from repsim.metrics.rows import Centred, Rows, column_means, column_ranges, cut, in_memory, pieces, wide
 from repsim.metrics.sweeps import Cross
 
 _SQUARED_FROM = 512
@@ -33,10 +33,20 @@ _SHARE = 4
 """The Krylov space is given up at min(n, p) / 4 columns: by then the exact road's matrix product was as cheap."""
 _ROUNDINGS = 1024
 """Directions below so many roundings of the largest are noise: see `_floor`."""
+_SQUARES_TELL = 1e-5
+"""Singular values above this share of s_1 are known from the eigenvalues of X'X to 1e-6 of themselves."""
+_UNEQUAL = 8.0
+"""Columns are of unequal size where one is more than so many times as large as others."""
+_LOST = 1e-9
+"""Below this share of s_1 not even float32's smallest columns are told from rounding errors of float64."""
 _TIE = 1e-8
 """Values that differ by no more than this share of themselves tie: gradients divide by the difference."""
 _TOLERANCE = torch.finfo(torch.float32).eps / 2
 """Largest backward error: ||E||_F <= 2^-24 ||X||_F is what rounding every value of X to float32 may do to it."""
+
+
+Directions = Callable[[Int64[Tensor, " some"]], Float64[Tensor, "some p"]]
+"""Gives right singular vectors, of any length, by their numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +143,7 @@ class SubspaceMetric(Metric[Subspace], ABC):
     group: ClassVar[Group] = "cca"
     sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
     symmetric: ClassVar[bool] = True
+    counted: ClassVar[str] = "rank"
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -206,11 +217,12 @@ def leading(s: Float64[Tensor, " r"], total: float, variance: float) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Projected:
-    """A basis, as the centred activations times a matrix: computed in float64, then rounded to ``dtype``."""
+    """A basis: the centred activations times a matrix, plus ``bias``; in float64, then rounded to ``dtype``."""
 
     source: Centred
     weights: Float64[Tensor, "p r"]
     dtype: torch.dtype
+    bias: Float64[Tensor, " r"] | None = None
 
     @property
     def shape(self) -> Sequence[int]:
@@ -235,8 +247,12 @@ class Projected:
         else:
             start, stop, _ = rows.indices(self.source.shape[0])
             parts = list(cut(stop - start, size, start)) or [rows]
-        made = [(self.source.exact(part) @ self.weights).to(self.device, self.dtype) for part in parts]
+        made = [self._exact(part).to(self.device, self.dtype) for part in parts]
         return made[0] if len(made) == 1 else torch.cat(made)
+
+    def _exact(self, rows: "slice | Tensor") -> Float64[Tensor, "rows r"]:
+        product = self.source.exact(rows) @ self.weights
+        return product if self.bias is None else product + self.bias
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,6 +270,8 @@ class SubspaceState:
     weights: Float64[Tensor, "p r"] | None
     loadings: Float64[Tensor, "r p"] | None
     backward_error: float = 0.0
+    bias: Float64[Tensor, " r"] | None = None
+    """What is added to the product with the weights."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +281,8 @@ class PrincipalSubspace:
     Directions with s_i <= s_1 min(max(n, p), 1024) eps are dropped, eps being that of the dtype that came in: for
     float32 activations such directions are rounding noise, and CCA would weigh them like any other. (Half precision is
     widened to float32 before it comes here, and its own, coarser noise is not cut off: so much of it would be all.)
+    But float32 rounds every column relative to itself. So where columns are of unequal size, the bound for a direction
+    is that of the columns that it is made of (`_more_than_noise`), and small columns count.
 
     Of float32 activations with 512 samples or features and more it is the eigenvalue decomposition of X'X or XX',
     whichever is smaller: squares lose what is below 1e-8 s_1, and the directions to keep are all above. Otherwise it is
@@ -303,31 +323,100 @@ class PrincipalSubspace:
             x, mean, peak, torch.float64
         )  # in units of the largest deviation, so that no square overflows
         n, p = x.shape
+        if not self.centred and not self.loadings and x.dtype != torch.float64:
+            return self._uncentred(x)
         if x.dtype == torch.float64 or max(n, p) < _SQUARED_FROM:
             values = centred.exact(slice(None))
             if self.centred:
                 values -= values.mean(0)  # a large mean is rounded coarsely, and what it leaves would be a direction
             u, s, vh = torch.linalg.svd(values, full_matrices=False)
-            kept, total, complete = self._kept(s, x)
-            loadings = s[:kept, None] * vh[:kept] * peak if self.loadings else None
-            basis = _placed(u[:, :kept].contiguous(), x)
-            return SubspaceState(mean, s[:kept] * peak, total, complete, basis, None, loadings)
+            kept, total, complete = self._kept(s, x, peak, vh.__getitem__)
+            s = s[kept]
+            loadings = s[:, None] * vh[kept] * peak if self.loadings else None
+            basis = _placed(u[:, kept].contiguous(), x)
+            return SubspaceState(mean, s * peak, total, complete, basis, None, loadings)
         found = None
         if self.variance < 1 and not self.loadings and min(n, p) >= _RANDOM_FROM:
             found = krylov(centred, self.variance, _floor(x))
         if found is not None:
             s, vectors, total, complete, error = found.values.sqrt(), found.vectors, found.total, False, found.error
         else:
-            values, vectors = torch.linalg.eigh(covariance(centred) if p <= n else inner_products(centred), UPLO="U")
-            s, error = values.flip(0).clamp(min=0).sqrt(), 0.0
-            kept, total, complete = self._kept(s, x)
-            s, vectors = s[:kept], vectors.flip(1)[:, :kept]
+            products = covariance(centred) if p <= n else inner_products(centred)
+            values, vectors = torch.linalg.eigh(products, UPLO="U")
+            s, vectors, error = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1), 0.0
+
+            def directions(some: Int64[Tensor, " some"]) -> Float64[Tensor, "some p"]:
+                return vectors[:, some].T if p <= n else _times(vectors[:, some].contiguous(), centred)
+
+            kept, total, complete = self._kept(s, x, peak, directions)
+            if p <= n and float(s[kept].min()) < _SQUARES_TELL * float(s[0]):
+                return self._equilibrated(x, mean, peak, products)
+            s, vectors = s[kept], vectors[:, kept]
         if p <= n:
             loadings = (vectors * (s * peak)).T.contiguous() if self.loadings else None
             return SubspaceState(mean, s * peak, total, complete, None, vectors / (s * peak), loadings, error)
         loadings = _times(vectors.contiguous(), centred) * peak if self.loadings else None
         basis = vectors.contiguous().to(x.device, x.dtype)
         return SubspaceState(mean, s * peak, total, complete, basis, None, loadings, error)
+
+    def _equilibrated(
+        self, x: Rows, mean: Float64[Tensor, " p"], peak: float, products: Float64[Tensor, "p p"]
+    ) -> SubspaceState:
+        """Decompose a layer whose columns are of very unequal size, from the upper triangle of X'X.
+
+        With the columns' norms D, X D^-1 = Q S V', from (X D^-1)'(X D^-1), has no small directions but noise. X is then
+        Q times the matrix S V' D, which is small enough for a singular value decomposition, A T W': so X = (QA) T W'.
+        """
+        products = products.triu() + products.triu(1).T
+        sizes, largest = _column_sizes(x, peak)
+        sizes = torch.where(sizes > 0, sizes, 1)
+        values, vectors = torch.linalg.eigh(products / (sizes[:, None] * sizes))
+        s = values.clamp(min=0).sqrt()
+        kept = s > torch.maximum(s.max() * _floor(x), _rounding(x, vectors.T, largest / sizes))
+        s, vectors = s[kept], vectors[:, kept]
+        left, t, right = torch.linalg.svd(s[:, None] * vectors.T * sizes, full_matrices=False)
+        total = float((t / t[0]).square().sum())
+        count = len(t) if self.variance == 1 else leading(t, total, self.variance)
+        weights = (vectors / sizes[:, None] / s) @ left[:, :count] / peak
+        loadings = t[:count, None] * right[:count] * peak if self.loadings else None
+        return SubspaceState(mean, t[:count] * peak, total, count == len(t), None, weights, loadings)
+
+    def _uncentred(self, x: Rows) -> SubspaceState:
+        """The span of a layer that is not centred, from that of the centred one, Q: a large mean costs no digits.
+
+        With the mean m and the centred layer Q S V', the layer is [Q, 1 / sqrt(n)] [S V'; sqrt(n) m']. If m is no
+        combination of the rows of V', its span is that of [Q, 1]. Otherwise, m = V a, it is what in that span is
+        orthogonal to Q w - 1 / sqrt(n), w_i = sqrt(n) a_i / s_i: a reflection moves that onto the last direction, which
+        is left out.
+        """
+        state = dataclasses.replace(self, centred=True, variance=1.0, loadings=True).fit(x)
+        assert state.loadings is not None
+        n, p = x.shape
+        mean, s = state.mean, state.singular_values
+        _, largest = _column_sizes(x, 1.0)
+        rows = state.loadings / s[:, None]
+        a = rows @ mean
+        rest = mean - rows.T @ a
+        rest -= rows.T @ (rows @ rest)  # once more, for the digits that cancelled
+        size = torch.linalg.vector_norm(rest)
+        inside = len(s) == p or float(size) <= _floor(x) * float((rest / size * largest).norm() if size > 0 else 1.0)
+        reflection = torch.eye(len(s) + 1, dtype=torch.float64, device=s.device)
+        if inside:
+            w = torch.cat([math.sqrt(n) * a / s, -torch.ones_like(s[:1])])
+            w = w / torch.linalg.vector_norm(w)
+            w[-1] -= 1  # the last entry is negative, so that nothing cancels
+            w = w / torch.linalg.vector_norm(w)
+            reflection -= 2 * w[:, None] * w
+            reflection = reflection[:, :-1]
+        products = torch.cat([s[:, None] * rows, math.sqrt(n) * mean[None]])
+        values = torch.linalg.eigvalsh(products @ products.T).flip(0)[: reflection.shape[1]].clamp(min=0).sqrt()
+        total = float((values / values[0]).square().sum())
+        ones = reflection[-1:] / math.sqrt(n)
+        if state.basis is not None:
+            basis = state.basis.to(reflection) @ reflection[:-1] + ones
+            return SubspaceState(mean, values, total, True, basis.to(state.basis.device, state.basis.dtype), None, None)
+        assert state.weights is not None
+        return SubspaceState(mean, values, total, True, None, state.weights @ reflection[:-1], None, bias=ones[0])
 
     def with_gradient(self, x: Float[Tensor, "n p"]) -> Subspace:
         """Prepare one layer by operations that autograd knows. Singular values have no gradient, the basis has.
@@ -339,16 +428,16 @@ class PrincipalSubspace:
         """
         whole, peak = layer_with_gradient(x, centred=self.centred)
         _, s, vh = torch.linalg.svd(whole.detach(), full_matrices=False)
-        kept, total, complete = self._kept(s, x)
-        rank = _rank(s, x)
-        turned = whole @ (vh[:rank].T / s[:rank])
+        kept, total, complete = self._kept(s, x.detach(), peak, vh.__getitem__)
+        every = _more_than_noise(s, x.detach(), peak, vh.__getitem__)
+        turned = whole @ (vh[every].T / s[every])
         if complete:
             basis = torch.linalg.qr(turned)[0]
         else:
-            refuse_ties(s[:rank], "singular values of the layer")
-            basis = torch.linalg.svd(turned * s[:rank], full_matrices=False)[0][:, :kept]
+            refuse_ties(s[every], "singular values of the layer")
+            basis = torch.linalg.svd(turned * s[every], full_matrices=False)[0][:, : len(kept)]
         loadings = basis.T @ whole * peak if self.loadings else None
-        return Subspace(basis, s[:kept] * peak, total, complete, x.shape[1], loadings)
+        return Subspace(basis, s[kept] * peak, total, complete, x.shape[1], loadings)
 
     def apply(self, x: Rows, state: SubspaceState) -> Subspace:
         """Make the factor: a basis in memory if x is, computed from the store as it is needed if x is there."""
@@ -357,17 +446,20 @@ class PrincipalSubspace:
             basis = state.basis
         else:
             assert state.weights is not None
-            basis = in_memory(Projected(Centred(x, state.mean, 1.0, x.dtype), state.weights, x.dtype), made_of=x)
+            source = Centred(x, state.mean, 1.0, x.dtype)
+            basis = in_memory(Projected(source, state.weights, x.dtype, state.bias), made_of=x)
         return Subspace(
             basis, state.singular_values, state.total, state.complete, x.shape[1], state.loadings, state.backward_error
         )
 
-    def _kept(self, s: Float64[Tensor, " m"], x: Rows) -> tuple[int, float, bool]:
-        """How many directions to keep, the sum of (s_i / s_1)^2 of all, and whether all are kept."""
-        rank = _rank(s, x)
+    def _kept(
+        self, s: Float64[Tensor, " m"], x: Rows, unit: float, directions: Directions
+    ) -> tuple[Int64[Tensor, " r"], float, bool]:
+        """Which directions to keep, the sum of (s_i / s_1)^2 of all, and whether all are kept."""
+        kept = _more_than_noise(s, x, unit, directions)
         total = float((s / s[0]).square().sum())
-        kept = rank if self.variance == 1 else leading(s[:rank], total, self.variance)
-        return kept, total, kept == rank
+        count = len(kept) if self.variance == 1 else leading(s[kept], total, self.variance)
+        return kept[:count], total, count == len(kept)
 
 
 def layer_with_gradient(x: Float[Tensor, "n p"], *, centred: bool = True) -> tuple[Float64[Tensor, "n p"], float]:
@@ -393,9 +485,42 @@ def _floor(x: Rows) -> float:
     return float(min(max(x.shape), _ROUNDINGS) * torch.finfo(x.dtype).eps)
 
 
-def _rank(s: Float64[Tensor, " m"], x: Rows) -> int:
-    """How many of the singular values are more than noise."""
-    return int((s > s[0] * _floor(x)).sum())
+def _more_than_noise(s: Float64[Tensor, " m"], x: Rows, unit: float, directions: Directions) -> Int64[Tensor, " r"]:
+    """Find the directions that are more than noise, of falling singular values s in ``unit`` of x.
+
+    A direction that is small because its columns are is held against noise of those columns alone. With c_j the size
+    of a column that is the bound for all directions times 8 sqrt(sum_j v_j^2 c_j^2) / max_j c_j, if this is less than
+    1. It has to be larger than the rounding of numbers as large as those that came in, too: a mean, which is not in
+    c_j, is rounded with them.
+    """
+    certain = s > s[0] * _floor(x)
+    doubtful = (~certain & (s > _LOST * s[0])).nonzero()[:, 0]
+    if x.dtype == torch.float64 or not len(doubtful):
+        return certain.nonzero()[:, 0]
+    rows = directions(doubtful)
+    rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    sizes, largest = _column_sizes(x, unit)
+    shares = torch.linalg.vector_norm(rows * sizes, dim=1) / sizes.max()
+    noise = s[0] * _floor(x) * (_UNEQUAL * shares).clamp(max=1)
+    real = s[doubtful] > torch.maximum(noise, _rounding(x, rows, largest))
+    return torch.cat([certain.nonzero()[:, 0], doubtful[real]])
+
+
+def _rounding(x: Rows, rows: Float64[Tensor, "some p"], largest: Float64[Tensor, " p"]) -> Float64[Tensor, " some"]:
+    """Singular values that the rounding of x can have in these directions, of unit length."""
+    step = torch.finfo(x.dtype).eps * (math.sqrt(x.shape[0]) + math.sqrt(x.shape[1]))
+    sizes: Tensor = torch.linalg.vector_norm(rows * largest, dim=1)
+    return step * sizes
+
+
+def _column_sizes(x: Rows, unit: float) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"]]:
+    """The standard deviation of every column, and its largest absolute value."""
+    mean, low, high = column_ranges(x)
+    squares = torch.zeros_like(mean)
+    centred = Centred(x, mean, unit, torch.float64)
+    for i in pieces(x):
+        squares += centred.exact(i).square().sum(0)
+    return (squares / x.shape[0]).sqrt(), torch.maximum(high, -low) / unit
 
 
 def _placed(basis: Float64[Tensor, "n r"], x: Rows) -> Float[Tensor, "n r"]:

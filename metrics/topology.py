@@ -245,6 +245,10 @@ class GeometryScore(TopologyMetric[Loops]):
         """The squared distance of the living times."""
         return (a.times - b.times).square().sum()
 
+    def samples_needed(self, p: int, q: int) -> int:  # noqa: ARG002 - of any layer
+        """The default range of scales is that of 1,000 samples."""
+        return 1000
+
     def pair_flop(self, n: int, p: int, q: int) -> float:  # noqa: ARG002 - of vectors of one length
         """A difference of two vectors."""
         return 3.0 * self.i_max
@@ -434,6 +438,10 @@ class IMD(TopologyMetric[Heat]):
     def value(self, a: Heat, b: Heat) -> Tensor:
         """The largest weighted difference."""
         return _UNIT * (_WEIGHTS * (a.traces - b.traces).abs()).max()
+
+    def samples_needed(self, p: int, q: int) -> int:  # noqa: ARG002 - of any layer
+        """Of fewer the graph's heat is mostly that of its few vertices."""
+        return 500
 
     def pair_flop(self, n: int, p: int, q: int) -> float:  # noqa: ARG002 - of vectors of one length
         """A difference of two vectors."""
@@ -630,6 +638,10 @@ class RTD(TopologyMetric[Batches]):
         bars: list[Bars] = persistence.fit_transform([matrix for matrix, _ in views])
         lengths = [float((each[:, 1] - each[:, 0]).sum()) for each in bars]
         return torch.tensor(np.mean(lengths) + np.mean([rest for _, rest in views]), dtype=torch.float64)
+
+    def samples_needed(self, p: int, q: int) -> int:  # noqa: ARG002 - of any layer
+        """A batch: values of smaller ones cannot be compared with it."""
+        return self.batch
 
     def pair_flop(self, n: int, p: int, q: int) -> float:  # noqa: ARG002 - of distances
         """Some ten operations for every triangle of the two views."""

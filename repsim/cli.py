@@ -59,6 +59,8 @@ class _Group(stopping.StoppableGroup):
             if isinstance(error, OtherProcessError) and not error.first:  # the first speaks for all
                 raise SystemExit(_UserError.exit_code) from None
             raise _UserError(" ".join(" ".join([str(error), *getattr(error, "__notes__", ())]).split())) from None
+        except MemoryError as error:
+            raise _UserError(f"the memory is full: {reason(error)}; try fewer workers, or smaller batches") from None
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise

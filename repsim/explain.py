@@ -235,6 +235,7 @@ def facts(metric: Metric[Any]) -> dict[str, Any]:
         "formula",
         "citation",
         "needs",
+        "counted",
         "sense",
         "symmetric",
     )

@@ -1,6 +1,7 @@
 """Writing files so that nothing is ever lost or half-written: a temporary name first, the real name when complete."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,10 @@ try:
     import fcntl
 except ImportError:  # no such locks on this system: there a second writer goes unnoticed
     fcntl = None  # type: ignore[assignment]
+
+
+_CLAIMED: dict[Path, tuple[int, int]] = {}
+"""Lock files of this process, and the process and thread that hold them."""
 
 
 def partial_path(path: Path) -> Path:
@@ -48,10 +53,14 @@ def lock(file: int, what: Path) -> None:
 def claimed(path: Path) -> Iterator[None]:
     """Keep other processes from writing ``path`` meanwhile; `OutputError` where one does.
 
-    The lock is on a file of its own, ``.NAME.lock``: HDF5 locks what it writes itself. Where a process was killed its
-    lock is gone, and the next one removes the file.
+    Inside such a block the same thread may claim it again. The lock is on a file of its own, ``.NAME.lock``: HDF5 locks
+    what it writes itself. Where a process was killed its lock is gone, and the next one removes the file.
     """
-    place = path.with_name(f".{path.name}.lock")
+    place = path.parent.resolve() / f".{path.name}.lock"
+    owner = os.getpid(), threading.get_ident()
+    if _CLAIMED.get(place) == owner:
+        yield
+        return
 
     def remove() -> None:
         with suppress(OSError):
@@ -72,9 +81,11 @@ def claimed(path: Path) -> Iterator[None]:
             raise
         os.close(file)  # its owner has just finished and removed it
     try:
+        _CLAIMED[place] = owner
         with interrupts.cleaned_up(remove):
             yield
     finally:
+        _CLAIMED.pop(place, None)
         remove()
         os.close(file)
 

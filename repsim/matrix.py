@@ -18,7 +18,7 @@ from repsim.labels import LayerKey
 from repsim.metrics import Factor, Metric
 from repsim.metrics import get as metric_of
 from repsim.plan import LayerShape
-from repsim.results import FORMAT, VERSION
+from repsim.results import FORMAT, VERSION, of_all
 from repsim.store import ActivationStore
 
 Job = tuple[list[LayerShape], list[LayerShape], list[Metric[Any]]]
@@ -87,6 +87,7 @@ class Matrix:
         self.values: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.full(shape, np.nan))
         self.undefined: dict[str, set[str]] = defaultdict(set)
         self.cautions: dict[str, list[str]] = defaultdict(list)
+        """Of single pairs; that there are too few samples is found once all values are there (`_cautions`)."""
         self.diagnostics: dict[str, dict[str, int]] = defaultdict(dict)
         """What a metric tells of single layers: ``title.name`` -> the layer's unique name -> number."""
         self.left_out: list[str] = []
@@ -199,7 +200,9 @@ class Matrix:
         for spec, variable in known.data_vars.items():
             self.values[str(spec)][np.ix_(*at)] = variable.values
             self.undefined[str(spec)] |= set(json.loads(variable.attrs["undefined"]))
-            self.cautions[str(spec)] += json.loads(variable.attrs["cautions"])
+            self.cautions[str(spec)] += [
+                caution for caution in json.loads(variable.attrs["cautions"]) if not of_all(caution)
+            ]
             self._known.add(str(spec))
         for name, coordinate in known.coords.items():
             for side, layers, side_names in zip("ab", (self.rows, self.columns), names, strict=True):
@@ -384,10 +387,26 @@ class Matrix:
                 "formula": metric.formula,
                 "citation": metric.citation,
                 "undefined": json.dumps(sorted(undefined)),
-                "cautions": json.dumps(self.cautions[title]),
+                "cautions": json.dumps(self._cautions(metric, readout)),
                 "remarks": json.dumps(self._remarks(metric, readable, readout)),
             },
         )
+
+    def _cautions(self, metric: Metric[Any], readout: str) -> list[str]:
+        """Those of single pairs, after what concerns many: too few samples."""
+        title = self.title(metric, readout)
+        measured = self.diagnostics.get(f"{title}.{metric.counted}", {})
+        widths = [
+            {
+                place[layer.shape.name]: measured.get(layer.shape.name, layer.features)
+                for layer in layers
+                if readout in {"", layer.key.readout}
+            }
+            for place, layers in zip(self._place, (self.rows, self.columns), strict=True)
+        ]
+        pairs = [(widths[0][i], widths[1][j]) for i, j in np.argwhere(~np.isnan(self.values[title])).tolist()]
+        scarce = metric.scarcity_of_all(self.n, [pair for pair in pairs if min(pair) > 0])
+        return [*([scarce] if scarce else []), *self.cautions[title]]
 
     def _remarks(self, metric: Metric[Any], readable: Sequence[str], readout: str) -> list[str]:
         """What is to be known of all values."""

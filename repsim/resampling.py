@@ -4,6 +4,8 @@ What statistics are made of, and no statistics yet: a value for every way to res
 matrix and no decomposition is made a second time where the first one will do.
 """
 
+import itertools
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +20,7 @@ from repsim import metrics as registry
 from repsim.alignment import AlignedView
 from repsim.arrays import as_array
 from repsim.devices import choose_device
-from repsim.errors import InvalidInputError, UndefinedValueError
+from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
 from repsim.factors import Source, prepare
 from repsim.labels import Form
 from repsim.machine import memory_to_use
@@ -128,6 +130,7 @@ def leave_one_out(
     if both.n < 5:
         raise InvalidInputError(f"{both.n} samples are too few: with one left out, debiased CKA needs at least 4")
     values, there = both.room(both.n)
+    both.warn(metric, both.n - 1)
     if both.present:
         sweep = LeaveOneOut(*both.present, metric)
         with told("leaving out each sample", progress) as advance:
@@ -291,6 +294,7 @@ def subsampled(
             f"subsamples of {drawn.shape[1]} are too small: {metric.spec} needs at least {metric.min_samples} samples"
         )
     values, there = both.room(len(drawn))
+    both.warn(metric, drawn.shape[1])
     with told("drawing subsamples", progress) as advance:
         if both.whole and both.present:
             limit = memory_to_use(both.device, memory)
@@ -391,6 +395,19 @@ class _Sides:
         if len({len(each) for each in draws} - {0}) > 1 or not all(draws):
             raise InvalidInputError(f"these are not all factors of one recipe of {metric.spec}")
         return all(draw.block == draw.n == self.n for each in draws for draw in each)
+
+    def warn(self, metric: Metric[Any], samples: int) -> None:
+        """Warn once where these are too few for some pairs of layers."""
+        rows, columns = (
+            [self._width(metric, name) for name in side if name in self.factors] for side in (self.rows, self.columns)
+        )
+        if scarce := metric.scarcity_of_all(samples, list(itertools.product(rows, columns))):
+            warnings.warn(f"{metric.spec}: {scarce}", UnreliableValueWarning, stacklevel=3)
+
+    def _width(self, metric: Metric[Any], name: str) -> int:
+        factor = self.factors[name]
+        features = self._layers[name].shape[1] if name in self._layers else getattr(factor, "p", 1)
+        return metric.width(factor, features)
 
     @property
     def present(self) -> tuple[list[Any], list[Any]] | None:

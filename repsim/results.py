@@ -5,6 +5,7 @@ docs/result-format.md and docs/study-format.md say what is in them.
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -248,5 +249,17 @@ def notes(result: xr.Dataset) -> Iterator[str]:
             yield f"{variable.name}: no value: {text}"
         for text in json.loads(attrs.get("remarks", "[]")):
             yield f"{variable.name}: {text}"
-        if cautions := json.loads(attrs["cautions"]):
-            yield f"{variable.name}: {len(cautions)} of {variable.size} values say little, for instance {cautions[0]}"
+        cautions = json.loads(attrs["cautions"])
+        for text in filter(of_all, cautions):
+            yield f"{variable.name}: {text}"
+        if single := [text for text in cautions if not of_all(text)]:
+            yield f"{variable.name}: {len(single)} of {variable.size} values say little, for instance {single[0]}"
+
+
+def of_all(caution: str) -> bool:
+    """Whether a caution is about all values, or a number of them, and not about one pair of layers.
+
+    >>> of_all("all values: n = 10"), of_all("3 of 9 values: n = 10"), of_all("a and b: n = 10")
+    (True, True, False)
+    """
+    return re.match(r"(all|\d+ of \d+) values: ", caution) is not None

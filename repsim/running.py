@@ -40,8 +40,12 @@ class Ledger:
 
         One process of a run does it for all; a folder in which nothing was kept goes whatever happens.
         """
-        if self.folder is None or not first:
+        if self.folder is None:
             yield
+            return
+        if not first:
+            with interrupts.cleaned_up(lambda: None):  # its unit is worth waiting for, too
+                yield
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -195,19 +195,48 @@ class MetricContract:
             assert 0.85 < sd / chance.sd < 1.18, f"the standard deviation is {sd:.4f} here, and not {chance.sd:.4f}"
 
     def test_as_many_samples_as_it_needs(self, metric: Metric[Any]) -> None:
-        """From `samples_needed` on, unrelated layers score 0.2 at most; a similarity has to say how many that is."""
+        """From `samples_needed` on, unrelated layers score 0.2 at most, or are four fifths of the range apart.
+
+        A measure that names no number warns of every number, or is a distance that has no such scale.
+        """
         p, q = 5, 8
         n = metric.samples_needed(p, q)
         if n is None:
-            known = any(each.samples_needed(p, q) for each in self.metrics)
-            assert known or metric.sense == "distance", "how many samples does this similarity need?"
+            free = metric.sense == "distance" and metric.needs.startswith("any number")
+            assert free or metric.scarcity(10**9, p, q), "how many samples does this measure need?"
+            return
+        if not metric.paired or math.isinf(metric.bounds[1]):
             return
         rng = np.random.default_rng(7)
         for size in (n, 2 * n):
             values = [_value(metric, rng.normal(size=(size, p)), rng.normal(size=(size, q))) for _ in range(20)]
-            assert abs(np.mean(values)) <= 0.21, (
-                f"{size} samples should do, but unrelated layers score {np.mean(values)}"
-            )
+            if metric.sense == "similarity":
+                assert abs(np.mean(values)) <= 0.21, f"of {size} samples unrelated layers score {np.mean(values)}"
+            else:
+                assert np.mean(values) >= 0.79 * metric.bounds[1], f"of {size} samples they are {np.mean(values)} apart"
+
+    def test_fewer_samples_than_it_needs_are_said(self, metric: Metric[Any]) -> None:
+        """By a warning that names the number, up to the number."""
+        p, q = 5, 8
+        n = metric.samples_needed(p, q)
+        few = max(metric.min_samples, 12)
+        x, y = self.layers(n=few, widths=(p, q))
+        if n is None or n <= few:
+            said = metric.scarcity(few, p, q)
+        else:
+            assert metric.scarcity(n, p, q) is None
+            said = metric.scarcity(n - 1, p, q)
+            assert said
+            assert f"{n:,}" in said
+        with warnings.catch_warnings(record=True) as raised:
+            warnings.simplefilter("always")
+            try:
+                metric(x, y)
+            except UndefinedValueError:
+                return
+        texts = [str(each.message) for each in raised if each.category is UnreliableValueWarning]
+        assert any("samples are too few" in text or text.endswith(str(said)) for text in texts) == bool(said), texts
+        assert all(text.startswith(f"{metric.spec}: ") for text in texts)
 
     @pytest.mark.parametrize(("n", "p", "q"), [(10, 3, 4), (6, 8, 7)])
     def test_gradient(self, metric: Metric[Any], n: int, p: int, q: int) -> None:

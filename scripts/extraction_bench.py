@@ -1,6 +1,7 @@
 """`scripts/bench extract` and `scripts/bench memory`: the runs of extraction_worker.py, in turns, and their tables."""
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -35,14 +36,21 @@ def make_pictures(folder: Path, count: int = MADE) -> list[Path]:
 
 
 def stage(folder: Path, pictures: Sequence[Path], images: int) -> Path:
-    """A folder with so many names, links to the pictures in turn: the same for every contender."""
+    """Make a folder with so many names for the pictures in turn: the same for every contender.
+
+    They are hard links, or copies: a picture is read once, whatever symbolic links lead to it.
+    """
     staged = folder / f"{images}-images"
     staged.mkdir(exist_ok=True)
     for i in range(images):
         picture = pictures[i % len(pictures)]
-        link = staged / f"{i:06d}{picture.suffix.lower()}"
-        if not link.is_symlink():
-            link.symlink_to(picture.absolute())
+        name = staged / f"{i:06d}{picture.suffix.lower()}"
+        if name.exists():
+            continue
+        try:
+            name.hardlink_to(picture)
+        except OSError:  # on another file system
+            shutil.copyfile(picture, name)
     return staged
 
 

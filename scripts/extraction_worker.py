@@ -1,7 +1,7 @@
 """One timed extraction, alone in its process: settings as JSON in, what was measured as a JSON line out.
 
 Only repsim's own run imports repsim, so that a peer runs in an environment of its own, beside a bare loop there.
-Everyone gets the same links to the same pictures, prepared by timm's own transform, and a model with random weights.
+Everyone gets the same pictures, prepared by timm's own transform, and a model with random weights.
 """
 
 import contextlib

@@ -56,7 +56,7 @@ def test_what_is_taken_is_stored_as_it_is(tmp_path: Path, given: Any) -> None:
     np.testing.assert_array_equal(store.pixels, X)
     assert store.provenance == {"extractor": "given"}
     with torch.no_grad():
-        assert repsim.similarity(given, X) == repsim.similarity(X, X)
+        assert repsim.similarity(given, X) == pytest.approx(1, rel=1e-6)  # strides decide how a product is summed
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])

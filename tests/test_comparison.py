@@ -139,7 +139,7 @@ def test_other_samples_or_another_order_are_refused(
 def test_the_same_names_of_other_pictures_are_other_samples() -> None:
     ids = ("1.png", "2.png")
     assert SampleIds(ids, "x").difference(SampleIds(ids, "y")) == (
-        "the same 2 ids, but other pictures behind them (the sizes of their files differ)"
+        "other pictures behind the same names: the sizes of the files of the 2 samples differ"
     )
     assert SampleIds(ids, "x").difference(SampleIds(ids, "")) is None  # one store does not know
 
@@ -194,8 +194,9 @@ def test_values_that_say_little_are_listed(tmp_path: Path, rng: np.random.Genera
         tmp_path / "a.h5", {"wide": rng.normal(size=(10, 20)), "narrow": rng.normal(size=(10, 2))}, model="a"
     )
     cautions = json.loads(compare(a, a, ["cca"])["cca"].attrs["cautions"])
-    assert len(cautions) == 3  # all but narrow with narrow
-    assert cautions[0].startswith("wide and wide: with n = 10 samples")
+    assert cautions[0].startswith("all values: n = 10 samples are too few for 9 and 9 directions")
+    assert len(cautions) == 1 + 3  # all but narrow with narrow
+    assert cautions[1].startswith("wide and wide: with n = 10 samples")
 
 
 def test_an_unknown_metric_and_none(tmp_path: Path, rng: np.random.Generator) -> None:

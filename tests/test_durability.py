@@ -99,6 +99,24 @@ def test_killed_again_and_again(tmp_path: Path, torture: ModuleType, whole: Path
             np.testing.assert_array_equal(store[name][others], wanted[name][others])
 
 
+def test_a_batch_system_stops_all_processes(tmp_path: Path, torture: ModuleType, whole: Path) -> None:
+    """SIGTERM to all of them; those that decode pictures neither die of it nor speak, and nothing stays behind."""
+    file = torture.Unfinished(tmp_path / whole.name)
+    with torture.Run([*COMMAND[:-1], 2, "-o", tmp_path]) as one:
+        assert torture.wait_until(lambda: file.marks().sum() > 20, one), one.end()
+        os.killpg(one.process.pid, signal.SIGTERM)
+        code, out, said = one.end()
+        with pytest.raises(ProcessLookupError):
+            os.killpg(one.process.pid, 0)
+    kept = int(file.marks().sum())
+    kept_words = f"Stopped by SIGTERM ({kept} of 600 samples are kept in {file.partial}). "
+    assert (code, out, said) == (143, "", kept_words + "The same command goes on where this one stopped.\n")
+    assert 20 < kept < 600
+    assert file.right(whole)[file.marks()].all()
+    assert resume(tmp_path) == kept
+    assert torture.bits(file.path) == torture.bits(whole)
+
+
 def test_a_file_that_may_grow_no_more(tmp_path: Path, torture: ModuleType, whole: Path) -> None:
     """The system's limit on the size of files, lowered under the running process, stands in for a full disk."""
     file = torture.Unfinished(tmp_path / whole.name)
@@ -186,6 +204,27 @@ def test_a_rank_that_dies_is_started_again(tmp_path: Path, torture: ModuleType, 
         code, _, said = one.end()
     assert code == 0, said
     assert "going on after" in said
+    assert torture.bits(file.path) == torture.bits(whole)
+
+
+def test_torchrun_that_is_stopped(tmp_path: Path, torture: ModuleType, whole: Path) -> None:
+    """It sends SIGTERM to all ranks; the first speaks for all, and every rank keeps its rows."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(QUICK)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", driver]
+    out = tmp_path / "acts"
+    file = torture.Unfinished(out / whole.name)
+    with torture.Run([*launch, "extract", *OPTIONS, "-o", out]) as one:
+        assert torture.wait_until(lambda: file.marks()[:300].any() and file.marks()[300:].any(), one), one.end()
+        one.process.terminate()
+        code, _, said = one.end()
+    kept = int(file.marks().sum())
+    assert code
+    assert said.count("Stopped by") == 1
+    assert "The same command goes on where this one stopped.\n" in said
+    assert not any(line.startswith("Error:") for line in said.splitlines()), said
+    assert file.right(whole)[file.marks()].all()
+    assert resume(out) == kept
     assert torture.bits(file.path) == torture.bits(whole)
 
 

@@ -262,7 +262,8 @@ def works(stores: list[ActivationStore], folder: Path) -> dict[str, Callable[...
 def test_long_work_shows_one_bar_in_a_notebook(kernel: Shown, stores: list[ActivationStore], tmp_path: Path) -> None:
     for what, work in works(stores, tmp_path).items():
         work()
-        (area,) = kernel
+        *checks, area = kernel
+        assert [check[0].partition(":")[0] for check in checks] == ["checking pictures"] * what.startswith("extracting")
         assert re.fullmatch(rf"{re.escape(what)}: [\d,]+ of [\d,]+(, .* left)?", area[0])
         assert re.fullmatch(rf"{re.escape(what)}: .* s", area[-1]), "at the end it says how long it took"
         kernel.clear()

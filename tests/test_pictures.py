@@ -458,6 +458,21 @@ def test_pillows_own_limits_neither_warn_nor_refuse(tmp_path: Path, monkeypatch:
     assert Image.MAX_IMAGE_PIXELS == 50
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its size from /proc")
+def test_a_full_memory_is_no_fault_of_the_picture(tmp_path: Path) -> None:
+    """Left out as if it were damaged, it would be missing without a reason."""
+    Image.new("RGB", (6000, 6000)).save(tmp_path / "large.png")
+    program = (
+        "import resource, repsim.extractors.images as i; s = i.open_images({0!r}); "
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize(); "
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 2**26,) * 2); print(i.examine(s, [0], skip_bad=True))"
+    )
+    command = [sys.executable, "-c", program.format(str(tmp_path))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith("MemoryError")
+
+
 # --- labels ----------------------------------------------------------------------------------------------------------
 
 NAMES = ("a/1.png", "a/2.png", "b/3.png")

@@ -82,7 +82,7 @@ def _run(file: Path, protocol: "Protocol", text: str, *, dry_run: bool, overwrit
         )
     if dry_run or not stores:
         return
-    with claimed(out / "study"):  # for hours: a second run would find the study there at its end
+    with claimed(target):  # for hours: a second run would find the study there at its end
         study = None if overwrite or not target.exists() else _known(target, protocol, file, stores)
         if study is None:
             check_output(target, overwrite=overwrite)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ from repsim import terminal
 from repsim.commands import completing
 from repsim.commands.shared import DEVICE, JSON, OVERWRITE, PATH, Command, command_line
 from repsim.errors import InvalidInputError
-from repsim.files import check_output
+from repsim.files import check_output, claimed
 
 
 @click.command(cls=Command)
@@ -91,7 +92,7 @@ def universality(
     if out is not None:
         check_output(out, overwrite=overwrite)
     folder = Path("controls") if out is None else out.with_name(f"{out.stem}.controls")
-    with terminal.steps() as steps:
+    with nullcontext() if out is None else claimed(out), terminal.steps() as steps:  # hours, so nobody does it twice
         study = conduct(
             stores,
             specs or None,
@@ -109,8 +110,8 @@ def universality(
             steps=steps,
             command=command_line(),
         )
-    if out is not None:
-        save_result(study, out, overwrite=overwrite)
+        if out is not None:
+            save_result(study, out, overwrite=overwrite)
     if as_json:
         click.echo(json.dumps(study_as_json(study)))
         return

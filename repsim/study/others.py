@@ -1,6 +1,7 @@
 """Measures that know no partial similarity and no leave-one-out formula: values, chance, permutations, half-samples."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,6 +52,10 @@ class Layers:
     values: Mapping[str, torch.Tensor]
     prepared: Prepared
 
+    def features(self, name: str) -> int:
+        """Of a layer."""
+        return self.values[name].shape[1]
+
 
 def read(pairs: Sequence[Pair], recipe: Recipe[Any], device: str, min_samples: int = 4) -> Layers:
     """Read and prepare each layer once."""
@@ -90,6 +95,7 @@ def measure(
     found.notes += [f"layer {name}: {why}" for name, why in prepared.undefined.items()]
     draws, halves = _planned(found, pairs, tested, n, len(orders))
     step = counter(len(pairs) + halves, progress)
+    widths: list[tuple[int, int]] = []
     for pair in pairs:
         a, b = ([prepared.factors.get(name) for name in side.layers] for side in (pair.a, pair.b))
         found.values[pair.name] = as_similarity(metric, _blocks(metric, a, b))
@@ -98,12 +104,23 @@ def measure(
             continue
         both = [(x, y) for x in a for y in b if x is not None and y is not None]
         found.cautions[pair.name] = {caution for x, y in both if (caution := metric.caution(x, y))}
+        rows, columns = (
+            [
+                metric.width(x, layers.features(name))
+                for name, x in zip(side.layers, factors, strict=True)
+                if x is not None
+            ]
+            for side, factors in ((pair.a, a), (pair.b, b))
+        )
+        widths += itertools.product(rows, columns)
         level = [[metric.chance(x, y) if x is not None and y is not None else None for y in b] for x in a]
         found.chance[pair.name] = as_similarity(metric, _numbers(level, "mean"))
         found.chance_sd[pair.name] = _numbers(level, "sd")
         if draws:
             found.permuted[pair.name] = as_similarity(metric, _permuted(metric, a, b, orders[:draws], memory))
         step()
+    if scarce := metric.scarcity_of_all(n, widths):
+        found.notes.append(scarce)
     if halves:
         samples = random_subsamples(n, n // 2, halves, seed)
         for name, values in _on_halves(metric, pairs, layers.values, samples, n=n, step=step).items():

@@ -4,10 +4,14 @@ Every file is written by torch.save, and held against a forward pass of the save
 """
 
 import argparse
+import enum
+import gzip
 import pathlib
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,16 @@ from repsim.extractors.options import ModelOptions
 from repsim.extractors.weights import load_model
 
 ARGS = argparse.Namespace(model="test_vit", img_size=96, mean=[0.2], std=[0.1], interpolation="", crop_pct=None, lr=0.1)
+
+
+class Attributes(dict[str, Any]):
+    """A mapping as Lightning's."""
+
+
+class Kind(enum.Enum):
+    """A choice of a program."""
+
+    A = 1
 
 
 def made(name: str = "test_vit", **options: Any) -> Any:
@@ -309,6 +323,28 @@ WRAPPED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], dict[str, Any], str
         {"weights_left_out": 2},
         "left out what serves the training only: decoder_embed.weight, mask_token",
     ),
+    "sharded": (lambda good: before("_fsdp_wrapped_module.", good), {}, "without '_fsdp_wrapped_module.'"),
+    "sharded and recomputed inside": (
+        lambda good: {
+            key.replace(".attn.", "._fsdp_wrapped_module.attn._checkpoint_wrapped_module."): value
+            for key, value in good.items()
+        },
+        {},
+        "",
+    ),
+    "a pair": (
+        lambda good: (good, {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"params": [0]}]}),
+        {"weights_key": "0"},
+        "weights: 0 of w.pth",
+    ),
+    "classes of other programs": (
+        lambda good: {"state_dict": good, "hyper_parameters": Attributes(lr=0.1), "x": Kind.A, "on": datetime(1, 1, 1)},
+        {},
+        "beside the weights of w.pth, and not read: datetime.datetime, ",
+    ),
+    "a dict of another program": (Attributes, {}, "and not read: tests.extractors.test_checkpoints.Attributes"),
+    "a number in a tensor": (lambda good: {**good, "acc": torch.tensor(0.3)}, {}, "acc of w.pth left out: numbers"),
+    "transformers": (lambda good: before("timm_model.", good), {"weights_prefix": "timm_model."}, "'timm_model.'"),
 }  # fmt: skip
 
 
@@ -558,3 +594,78 @@ def test_a_plain_file_is_recorded_as_it_always_was(tmp_path: Path) -> None:
     assert set(record) == {"weights", "weights_file", "architecture", "timm_name", "weights_sha256"}
     record = load_model("test_vit", "random").record
     assert set(record) == {"weights", "seed", "architecture", "timm_name", "weights_sha256"}
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "torchvision/shufflenet_v2_x0_5"])
+def test_contrastive_networks_are_read_without_their_head(tmp_path: Path, name: str) -> None:
+    """MoCo: the query encoder, whose classifier became two layers; the key encoder is named."""
+    extractor: Any = make_extractor(name, weights="random", seed=3)
+    body = {key: value for key, value in extractor.model.state_dict().items() if not key.startswith("fc.")}
+    head = {"fc.0.weight": torch.ones(4, 4), "fc.2.weight": torch.ones(2, 4)}
+    queries, keys = (before(f"module.encoder_{x}.", half) for x, half in (("q", body | head), ("k", zeros(body))))
+    path = saved(tmp_path, {"epoch": 3, "state_dict": {**queries, **keys, "module.queue": torch.ones(4, 8)}})
+    for prefix in (None, "module.encoder_q.", "encoder_q."):
+        loaded: Any = make_extractor(name, weights=path, weights_prefix=prefix)
+        assert same(loaded.model, body)
+        assert loaded.provenance()["weights_prefix"] == "module.encoder_q."
+        assert any("a network under module.encoder_k. among them" in note for note in loaded.notes)
+        assert any("serves the training only: fc.0.weight, fc.2.weight" in note for note in loaded.notes)
+    assert same(make_extractor(name, weights=path, weights_prefix="encoder_k").model, zeros(body))  # type: ignore[attr-defined]
+
+
+def test_every_prefix_that_would_fit_is_listed(tmp_path: Path) -> None:
+    good = made().state_dict()
+    path = saved(tmp_path, before("a.net.", good) | before("b.", zeros(good)))
+    with pytest.raises(WeightsError, match=r"--weights-prefix a\.net\. or b\. would make them fit"):
+        load_model("test_vit", path)
+    assert same(load_model("test_vit", path, options=ModelOptions.read(weights_prefix="a.net.")).model, good)
+
+
+def test_the_size_of_torchvisions_own_training_is_taken(tmp_path: Path) -> None:
+    args = argparse.Namespace(train_crop_size=40, val_crop_size=48, val_resize_size=60, interpolation="bicubic")
+    for name in ("torchvision/shufflenet_v2_x0_5", "test_resnet"):
+        model: Any = make_extractor(name, weights="random", seed=3)
+        path = saved(tmp_path, {"model": model.model.state_dict(), "epoch": 3, "args": args})
+        extractor: Any = make_extractor(name, weights=path)
+        assert extractor.transform(Image.new("RGB", (70, 80))).shape == (3, 48, 48)
+        record = extractor.provenance()
+        assert record["prepared"]["img_size"] == (48, 48)
+        assert record["prepared"]["crop_pct"] == 0.8
+        assert "pictures of 48 x 48 pixels: args of the checkpoint" in extractor.notes
+
+
+def test_a_file_is_read_for_what_it_is_whatever_its_suffix(tmp_path: Path) -> None:
+    good = made().state_dict()
+    save_file(good, tmp_path / "w.bin")
+    torch.save(good, tmp_path / "w.safetensors")
+    for name in ("w.bin", "w.safetensors"):
+        assert same(load_model("test_vit", str(tmp_path / name)).model, good)
+
+
+def test_a_file_of_another_kind_is_called_so(tmp_path: Path) -> None:
+    kinds = {
+        "w.pth.gz": (gzip.compress(b"0" * 99), "compressed: unpack it with gunzip"),
+        "lfs.safetensors": (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS: `git lfs pull`"),
+        "page.pth": (b"\n<!DOCTYPE html>", "a web page"),
+        "model.safetensors.index.json": (b'{"weight_map": {}}', "JSON: of weights in several files"),
+    }
+    for name, (data, message) in kinds.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(WeightsError, match=rf"^cannot read weights from {name}, is it damaged\? It is {message}"):
+            load_model("test_vit", str(tmp_path / name))
+    np.savez(tmp_path / "w.npz", a=np.ones(3))
+    with pytest.raises(WeightsError, match="It is an archive of numpy"):
+        load_model("test_vit", str(tmp_path / "w.npz"))
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        archive.writestr("w/constants.pkl", b"")
+    with pytest.raises(WeightsError, match="It is a TorchScript archive"):
+        load_model("test_vit", str(tmp_path / "w.pt"))
+    with pytest.raises(
+        WeightsError, match=r"is a folder; of its files --weights takes one: lfs\.safetensors, page\.pth"
+    ):
+        load_model("test_vit", str(tmp_path))
+
+
+def test_a_whole_module_is_refused_with_the_names_of_its_classes(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"could run code \(.*torch\.nn\.modules.*\): refused\. Save its state_dict"):
+        load_model("test_vit", saved(tmp_path, {"model": nn.Linear(1, 1), "epoch": 3}))

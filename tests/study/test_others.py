@@ -76,7 +76,8 @@ def test_half_samples_keep_the_share_of_neighbours(study: Design) -> None:
 
 
 def test_what_is_not_affordable_is_said(study: Design, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert found(study, "svcca").notes == []
+    (scarce,) = found(study, "svcca").notes
+    assert scarce.startswith(f"all values: n = {N} samples are too few for ")
     (once,) = [others._affordable(registry.get("svcca"), study.pairs, N, 10**9, prepared=True)]
     seconds = others.SECONDS / once
     monkeypatch.setattr(others, "SECONDS", 18.5 * seconds)
@@ -105,7 +106,10 @@ def test_too_few_samples(study: Design) -> None:
 def test_clouds_are_not_permuted(study: Design) -> None:
     measured = found(study, "uniformity_difference")
     assert measured.permuted == {}
-    assert measured.notes == ["not permuted: it compares clouds, and which sample is which is nothing to it"]
+    unpaired, scarce = measured.notes
+    assert unpaired == "not permuted: it compares clouds, and which sample is which is nothing to it"
+    assert scarce.startswith(f"all values: n = {N} samples are too few for ")
+    assert scarce.endswith("its value depends on which samples they are with fewer than 200")
 
 
 def test_no_pairs(study: Design) -> None:
