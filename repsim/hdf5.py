@@ -224,11 +224,13 @@ class Structures:
     def dense(self, at: int, *, of_links: bool) -> Iterator[tuple[int, int, int]]:
         """Go through what a heap holds, in the order of creation: number, where, how long."""
         version, flags = self.unpack("<BB", at)
-        if version or flags != 3:
-            raise ValueError("names have no order")
-        start, _, tree = self.unpack("<QQQ", at + (10 if of_links else 4))
+        at += 2 + (0 if not flags & 1 else 8 if of_links else 2)
+        start = self.number(at)
         if start == _NOWHERE:
             return
+        if version or flags != 3:
+            raise ValueError("names have no order")
+        tree = self.number(at + 16)
         heap = self.heap(start)
         huge: dict[int, tuple[int, int]] = {}
         if heap.huge != _NOWHERE:

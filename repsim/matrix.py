@@ -190,8 +190,8 @@ class Matrix:
             whole = {layer.name for layer in layers if layer.store.model in models}
             if other := sorted(whole.symmetric_difference(there)):
                 raise InvalidInputError(
-                    f"the earlier result holds a part of the layers, or others: {schema.short(other[0])} is not both in it "
-                    "and in the stores; name another file, or use --overwrite"
+                    f"the earlier result holds a part of the layers, or others: {schema.short(other[0])} is not both "
+                    "in it and in the stores; name another file, or use --overwrite"
                 )
         self._old = {layer.shape.name for layer in self.layers if layer.name in names[0]}
         specs = [str(variable.attrs["spec"]) for variable in known.data_vars.values()]
