@@ -20,7 +20,7 @@ _NO_PICTURES = frozenset({"BUFR", "EPS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", 
 for which some other library has to be there."""
 _REFUSED_SUFFIXES = frozenset({".pfm"})
 """Floating-point pixels without a fixed range: depth maps, beside the pictures that they belong to."""
-_WITH_FRAMES = frozenset({"AVIF", "DCX", "GIF", "PNG", "TIFF", "WEBP"})
+_WITH_FRAMES = frozenset({"AVIF", "DCX", "GIF", "MPO", "PNG", "TIFF", "WEBP"})
 """Formats whose files may hold several pictures in a row."""
 _limits = threading.Lock()
 
@@ -31,11 +31,11 @@ def suffixes() -> frozenset[str]:
     >>> sorted({".png", ".jfif", ".jpe", ".eps", ".mpg", ".txt"} & suffixes())
     ['.jfif', '.jpe', '.png']
     """
-    Image.init()
+    Image.init()  # MPO, which stereo cameras write, is opened as JPEG is
     return frozenset(
         suffix.lower()
         for suffix, name in Image.registered_extensions().items()
-        if name in Image.OPEN and name not in _NO_PICTURES and suffix not in _REFUSED_SUFFIXES
+        if (name in Image.OPEN or name == "MPO") and name not in _NO_PICTURES and suffix not in _REFUSED_SUFFIXES
     )
 
 

@@ -11,7 +11,7 @@ import posixpath
 import re
 import stat
 import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -35,7 +35,8 @@ _SPLIT = re.compile(
     r"([-_ ]?(set|split|data|images|imgs|\d+))*",
     re.IGNORECASE,
 )
-_MAY_HAVE_FRAMES = frozenset({".apng", ".avif", ".avifs", ".dcx", ".gif", ".png", ".tif", ".tiff", ".webp"})
+_SPLIT_WORD = re.compile(r"(?<![^\W\d_])(?i:train(?:ing)?|val(?:id|idation)?|test(?:ing)?|eval(?:uation)?)(?![a-z])")
+_MAY_HAVE_FRAMES = frozenset({".apng", ".avif", ".avifs", ".dcx", ".gif", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 _Key = tuple[int, int]
 
 
@@ -46,6 +47,18 @@ def is_split(name: str) -> bool:
     ['train', 'Val', 'test2017', 'training_set']
     """
     return _SPLIT.fullmatch(name) is not None
+
+
+def splits_among(names: Iterable[str]) -> list[str]:
+    """Names of folders that are called like a split, and of those that differ in the word for their split only.
+
+    >>> splits_among(["seg_train", "seg_test", "trainA", "testA", "val", "cat", "test_tube"])
+    ['seg_test', 'seg_train', 'testA', 'trainA', 'val']
+    """
+    names = sorted(names)
+    rests = {name: _SPLIT_WORD.sub("*", name, count=1) for name in names}
+    counts = Counter(rest for name, rest in rests.items() if rest != name)
+    return [name for name in names if is_split(name) or counts[rests[name]] > 1]
 
 
 def is_hidden(name: str) -> bool:
@@ -136,7 +149,7 @@ class Folder(_Tree):
         paths: list[str] = []
         if not (inside and (_invalid(inside) or not (root / inside).is_dir())):
             paths = _Walk(root, self.left_out).run(inside or "")
-        tops = [entry.name for entry in _listed(str(root)) if entry.is_dir() and not is_hidden(entry.name)]
+        tops = [entry.name for entry in _listed(str(root)) if _is_folder(entry) and not is_hidden(entry.name)]
         super().__init__(root.name or str(root), paths, split, tops if inside else ())
 
     def path(self, index: int) -> Path:
@@ -331,7 +344,7 @@ def _refuse_splits(name: str, paths: Sequence[str]) -> None:
     while len(children[top]) == 1 and not any(path.rpartition("/")[0] == top for path in paths):
         top = f"{top}/{next(iter(children[top]))}".lstrip("/")
     for parent in sorted(children, key=lambda path: (path != top, path)):
-        splits = sorted(filter(is_split, children[parent]))
+        splits = splits_among(children[parent])
         others = sorted(children[parent].difference(splits))
         if len(splits) > 1 or (splits and others and parent == top):
             under = f"{parent}/" if parent else ""

@@ -81,6 +81,8 @@ def open_images(
 def _open(data: str, split: str | None, root: str | None, max_pixels: int, *, download: bool) -> ImageSource:
     if data == "digits":
         return Digits(split)
+    if not data:
+        raise ImageError("the name of the data is empty: give a folder of pictures, a .tar, or digits")
     path = Path(data)
     if path.is_dir():
         return Folder(path, split, max_pixels)

@@ -274,6 +274,7 @@ def _of_numbers(labels: Array) -> NDArray[np.int64]:
     if labels.dtype.kind not in "iuf":
         raise InvalidInputError(f"labels are classes: whole numbers or names, not dtype {labels.dtype}")
     if labels.dtype.kind == "f":
+        labels = labels.astype(np.float64)
         wrong = ~np.isfinite(labels) | (labels != np.round(labels))
         if wrong.any():
             k = int(np.flatnonzero(wrong)[0])

@@ -255,6 +255,8 @@ def test_hidden_folders_are_no_classes_and_disarm_nothing(tmp_path: Path, kind: 
         (["Train/a/1.png", "test2017/a/1.png"], "holds the splits Train, test2017; choose"),
         (["train/1.png", "car/1.png"], "holds the split train beside car; choose"),
         (["set/train/a/1.png", "set/val/a/1.png"], "holds the splits set/train, set/val; choose"),
+        (["seg_train/a/1.png", "seg_test/a/1.png", "pred/1.png"], "holds the splits seg_test, seg_train beside pred;"),
+        (["trainA/1.png", "testA/1.png", "trainB/1.png"], "holds the splits testA, trainA beside trainB; choose"),
         (["bottle/train/1.png", "bottle/test/1.png", "nut/train/1.png"], "holds the splits bottle/test, bottle/train;"),
     ],
 )
@@ -274,15 +276,15 @@ def test_training_pictures_are_not_mixed_with_others(tmp_path: Path, kind: str, 
 
 
 def test_folders_that_only_remind_of_splits_are_classes(tmp_path: Path) -> None:
-    root = folder(tmp_path / "photos", "trains/1.png", "tests_of_time/1.png", "cars/test/1.png")
-    assert len(open_images(str(root))) == 3
+    root = folder(tmp_path / "photos", "trains/1.png", "tests_of_time/1.png", "cars/test/1.png", "train_car/1.png")
+    assert len(open_images(str(root))) == 4
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_whatever_pillow_opens_is_a_picture_and_the_rest_is_counted(tmp_path: Path, kind: str) -> None:
     root = tmp_path / "photos"
     made = []
-    for suffix in ("jfif", "avif", "jpe", "jp2", "webp", "JPG", "tiff", "tga", "ppm", "qoi", "pcx"):
+    for suffix in ("jfif", "avif", "jpe", "jp2", "webp", "JPG", "tiff", "tga", "ppm", "qoi", "pcx", "mpo"):
         if f".{suffix.lower()}" in suffixes():
             made.append(f"{suffix}.{suffix}")
             picture(root / made[-1], format="JPEG" if suffix == "jfif" else None)
@@ -297,6 +299,15 @@ def test_whatever_pillow_opens_is_a_picture_and_the_rest_is_counted(tmp_path: Pa
         ".heic": 2, ".eps": 1, ".h5": 1, ".mpg": 1, ".pfm": 1, ".txt": 1, "without a suffix": 1,
     }  # fmt: skip
     assert str(images.left_out).startswith(".heic: 2 (1.heic, ...), .eps: 1 (page.eps), ")
+
+
+def test_a_link_to_itself_is_left_out(tmp_path: Path) -> None:
+    root = folder(tmp_path / "photos", "train/1.png", "val/1.png")
+    (root / "one").symlink_to("two")
+    (root / "two").symlink_to("one")
+    assert open_images(str(root), split="val").ids == ["val/1.png"]
+    with pytest.raises(ImageError, match="the name of the data is empty"):
+        open_images("")
 
 
 def test_a_disguised_document_is_no_picture(tmp_path: Path) -> None:
