@@ -10,6 +10,7 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests import shapes
@@ -45,3 +46,12 @@ def pictures(tmp_path: Path) -> Pictures:
         return root
 
     return make
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, as processes do whose results these are held against to the bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -38,6 +38,9 @@ SETTINGS: dict[str, Any] = {"limit": 600, "batch_size": 2, "workers": 0}
 COMMAND = [sys.executable, "-c", QUICK, "extract", *OPTIONS]
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # held to the bit against processes of one thread
+
+
 @pytest.fixture(scope="module")
 def torture() -> ModuleType:
     path = Path(__file__).parent.parent / "scripts" / "torture"
@@ -50,7 +53,7 @@ def torture() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     with extract(MODEL, "digits", folder, **SETTINGS) as store:
         return store.path

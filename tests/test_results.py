@@ -77,7 +77,7 @@ def test_a_file_is_read_as_it_was_saved(path: Path, tmp_path: Path) -> None:
     again = open_either(tmp_path / "again.nc")
     xr.testing.assert_identical(again, data)
     assert [p.name for p in tmp_path.iterdir()] == ["again.nc"]
-    assert again["layer_a"].values.flags.writeable
+    assert next(iter(again.data_vars.values())).values.flags.writeable
 
 
 def test_xarray_and_h5py_read_it_with_nothing_of_ours(path: Path) -> None:

@@ -37,7 +37,7 @@ for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # ignored in the ba
         signal.signal(each, signal.SIG_DFL)
 """
 WORK = """
-import os, sys, time
+import os, sys, time, warnings
 from pathlib import Path
 import click
 from repsim import interrupts
@@ -58,6 +58,7 @@ def export(way, file):
         return
     with replacing(file, overwrite=True) as partial:
         partial.write_text("half")
+        warnings.simplefilter("ignore")  # from 3.12 on Python warns of forks beside threads, in programs of their own
         if way == "worker" and (child := os.fork()) == 0:
             interrupts.leave_to_parent()
             print("ready", flush=True)
@@ -351,7 +352,7 @@ def contents(folder: Path) -> Mapping[str, object]:
     return values | {"files": sorted(path.relative_to(folder) for path in folder.rglob("*"))}
 
 
-def test_a_study_that_is_stopped_while_files_get_their_names(tmp_path: Path) -> None:
+def test_a_study_that_is_stopped_while_files_get_their_names(tmp_path: Path, one_thread: None) -> None:
     """Each time it goes on; what a kill leaves is removed; in the end it is the study that nobody stopped."""
     text = SMALL.replace("limit: 16", "limit: 12") + "figures: false\nreport: false\n"
     for name in ("whole", "stopped"):
