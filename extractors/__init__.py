@@ -9,10 +9,10 @@ if __name__ != "repsim.extractors":
 import importlib
 import warnings
 
-from repsim import notebook
 from repsim.extractors.base import Batch, Extractor, LayerSpec, Readout, Stream
 from repsim.extractors.images import open_images
 from repsim.extractors.sources import ImageSource
+from repsim.runtime import notebook
 
 if notebook.running():
     with warnings.catch_warnings():  # tqdm, which timm's hub brings, misses ipywidgets; its bars do without

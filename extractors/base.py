@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from repsim.devices import choose_device
 from repsim.errors import InvalidInputError
 from repsim.extractors.sources import ImageSource
+from repsim.runtime.hardware import choose_device
 
 Axes = Literal["NC", "NCHW", "NHWC", "NLC", "NCL", "other"]
 

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from repsim import interrupts
 from repsim.errors import ImageError, InvalidInputError, UnknownNameError, reason
 from repsim.extractors.decoding import MAX_PIXELS, as_rgb, decode, unreadable
 from repsim.extractors.folders import Folder, Tar
 from repsim.extractors.label_files import Labels, assign_labels
 from repsim.extractors.sources import Content, ImageSource, pixel_content
-from repsim.progress import Progress
+from repsim.runtime import interrupts
+from repsim.runtime.progress import Progress
 
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "eval", "evaluation"})
 _TRAIN = frozenset({"train", "training"})

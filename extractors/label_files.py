@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from repsim.arrays import as_classes
 from repsim.errors import InvalidInputError, reason
 from repsim.extractors.sources import ImageSource
+from repsim.runtime.arrays import as_classes
 
 Labels = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any] | np.ndarray[Any, Any]
 """A file; id or file name -> class; or classes in the order of the ids."""

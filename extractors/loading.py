@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from repsim import interrupts
 from repsim.errors import ImageError, InvalidInputError
 from repsim.extractors import hooks
 from repsim.extractors.base import Batch, Stream
 from repsim.extractors.preprocessing import Transform
 from repsim.extractors.sources import ImageSource
+from repsim.runtime import interrupts
 
 if TYPE_CHECKING:
     from repsim.extractors.modules import ModuleExtractor

@@ -18,11 +18,11 @@ from jaxtyping import Float, Float64, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repsim.arrays import as_array, check_tensor, same_rows
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
 from repsim.labels import Form
-from repsim.metrics.rows import Rows
+from repsim.metrics.recipes.rows import Rows
 from repsim.metrics.sweeps import Cross, here_and_now
+from repsim.runtime.arrays import as_array, check_tensor, same_rows
 
 Array = NDArray[Any]
 Road = Literal["gram", "moments", "pairs"]
@@ -398,7 +398,7 @@ def as_samples(x: Any, min_samples: int = 1, what: str = "x") -> Tensor:
     """Take an array of any library as (n samples, p features) in a floating dtype, or say what is wrong with it.
 
     float64 stays float64 and is compared in float64; everything smaller is compared in float32, with sums in float64.
-    Masked and sparse arrays, objects, text and dates are refused (`repsim.arrays.as_array`).
+    Masked and sparse arrays, objects, text and dates are refused (`repsim.runtime.arrays.as_array`).
     """
     if isinstance(x, Tensor):
         check_tensor(x, what)

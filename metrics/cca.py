@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repsim.errors import InvalidInputError
 from repsim.metrics.base import Chance, Invariance
-from repsim.metrics.subspace import (
+from repsim.metrics.recipes.subspace import (
     PrincipalSubspace,
     Subspace,
     SubspaceMetric,

@@ -12,8 +12,8 @@ from torch import Tensor
 from repsim.errors import InvalidInputError
 from repsim.labels import Form
 from repsim.metrics.base import Chance, Factor, Group, Invariance, Metric, Recipe, Road
-from repsim.metrics.compressed import BlockGrams, StoredGrams, TwoSketches
-from repsim.metrics.gram import CentredGram, Gram, KernelMatrix
+from repsim.metrics.recipes.gram import CentredGram, Gram, KernelMatrix
+from repsim.metrics.recipes.stored_kernels import BlockGrams, StoredGrams, TwoSketches
 from repsim.metrics.sweeps import Cross
 
 

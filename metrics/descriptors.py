@@ -13,8 +13,8 @@ from torch import Tensor
 
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Group, Invariance, Metric
-from repsim.metrics.gram import CentredGram
-from repsim.metrics.rows import column_means, direction, pieces, wide
+from repsim.metrics.recipes.gram import CentredGram
+from repsim.metrics.recipes.rows import column_means, direction, pieces, wide
 
 _UNDERFLOW = 40.0
 """exp(-40) beside 1 is below the rounding errors of what float32 layers give."""

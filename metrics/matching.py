@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.metrics.base import Group, Invariance, Metric, Road
-from repsim.metrics.rows import Rows, by_pieces, column_ranges, constant_layer, in_memory, pieces, varies, wide
+from repsim.metrics.recipes.rows import Rows, by_pieces, column_ranges, constant_layer, in_memory, pieces, varies, wide
 from repsim.metrics.sweeps import Cross
 
 

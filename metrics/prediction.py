@@ -11,8 +11,8 @@ from torch import Tensor
 
 from repsim.errors import InvalidInputError
 from repsim.metrics.base import Chance, Group, Invariance
-from repsim.metrics.rows import pieces, wide
-from repsim.metrics.subspace import (
+from repsim.metrics.recipes.rows import pieces, wide
+from repsim.metrics.recipes.subspace import (
     PrincipalSubspace,
     Subspace,
     SubspaceMetric,

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Group, Invariance, Metric
-from repsim.metrics.rows import column_means, wide
+from repsim.metrics.recipes.rows import column_means, wide
 
 
 @dataclass(frozen=True, eq=False)

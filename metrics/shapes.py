@@ -13,8 +13,8 @@ from torch import Tensor
 
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Array, Chance, Group, Invariance
-from repsim.metrics.rows import cut, wide
-from repsim.metrics.subspace import (
+from repsim.metrics.recipes.rows import cut, wide
+from repsim.metrics.recipes.subspace import (
     PrincipalSubspace,
     Subspace,
     SubspaceMetric,

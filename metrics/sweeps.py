@@ -1,10 +1,10 @@
 """All pairs of many layers at once, as a sum over units of work that anybody can do, in any order.
 
-What depends on two layers is a matrix product, and there are two roads to it. In Gram space (`GramSweep`) the centred
-n x n Gram matrices of all layers pass by tile after tile, and every pair's inner product grows by one product of
-stacked tiles. In feature space (`MomentSweep`) the p x q cross-moments X'Y of every pair grow by a run of samples at a
-time. Either gives the exact value, in memory that does not grow with n; which one is cheaper is for `repsim.plan` to
-say.
+What depends on two layers is a matrix product, and there are two roads to it. In Gram space (`GramSweep`) the centred n
+x n Gram matrices of all layers pass by tile after tile, and every pair's inner product grows by one product of stacked
+tiles. In feature space (`MomentSweep`) the p x q cross-moments X'Y of every pair grow by a run of samples at a time.
+Either gives the exact value, in memory that does not grow with n; which one is cheaper is for `repsim.engine.planning`
+to say.
 
 A unit is a pure function of the layers. So processes can share the units, and an interrupted run needs only those that
 are missing: the sum, always taken in the same order, is the same to the bit.
@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from repsim.metrics.gram import KernelMatrix
-from repsim.metrics.rows import ahead, cut, wide
+from repsim.metrics.recipes.gram import KernelMatrix
+from repsim.metrics.recipes.rows import ahead, cut, wide
 
 T = TypeVar("T")
 F = TypeVar("F")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from repsim.errors import InvalidInputError, MissingExtraError, UndefinedValueError
 from repsim.metrics.base import F, Group, Invariance, Metric
-from repsim.metrics.rows import Centred, column_means, cut, wide
+from repsim.metrics.recipes.rows import Centred, column_means, cut, wide
 
 Square = Float64[np.ndarray, "n n"]
 Bars = Float64[np.ndarray, "bars 2"]

@@ -8,43 +8,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from repsim.comparison import compare, similarity
+    from repsim.display import view
+    from repsim.engine.comparison import compare, similarity
+    from repsim.engine.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
     from repsim.errors import RepsimError
     from repsim.extraction import extract
     from repsim.figures import heatmap
-    from repsim.frames import to_frame
     from repsim.report.page import write_report
-    from repsim.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
-    from repsim.results import open_result, open_study, save_result
-    from repsim.store import ActivationStore, open_store, verify
-    from repsim.study.conduct import universality
-    from repsim.views import view
-    from repsim.writing import write_store
+    from repsim.results.export import to_frame
+    from repsim.results.files import open_result, open_study, save_result
+    from repsim.stores.store import ActivationStore, open_store, verify
+    from repsim.stores.writer import write_store
+    from repsim.study.universality import universality
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "ActivationStore": "repsim.store",
+    "ActivationStore": "repsim.stores.store",
     "RepsimError": "repsim.errors",
-    "compare": "repsim.comparison",
+    "compare": "repsim.engine.comparison",
     "extract": "repsim.extraction",
     "heatmap": "repsim.figures",
-    "leave_one_out": "repsim.resampling",
-    "open_result": "repsim.results",
-    "open_store": "repsim.store",
-    "open_study": "repsim.results",
-    "permuted": "repsim.resampling",
-    "random_permutations": "repsim.resampling",
-    "random_subsamples": "repsim.resampling",
-    "save_result": "repsim.results",
-    "similarity": "repsim.comparison",
-    "subsampled": "repsim.resampling",
-    "to_frame": "repsim.frames",
-    "universality": "repsim.study.conduct",
-    "verify": "repsim.store",
-    "view": "repsim.views",
+    "leave_one_out": "repsim.engine.resampling",
+    "open_result": "repsim.results.files",
+    "open_store": "repsim.stores.store",
+    "open_study": "repsim.results.files",
+    "permuted": "repsim.engine.resampling",
+    "random_permutations": "repsim.engine.resampling",
+    "random_subsamples": "repsim.engine.resampling",
+    "save_result": "repsim.results.files",
+    "similarity": "repsim.engine.comparison",
+    "subsampled": "repsim.engine.resampling",
+    "to_frame": "repsim.results.export",
+    "universality": "repsim.study.universality",
+    "verify": "repsim.stores.store",
+    "view": "repsim.display",
     "write_report": "repsim.report.page",
-    "write_store": "repsim.writing",
+    "write_store": "repsim.stores.writer",
 }
 
 __all__ = [

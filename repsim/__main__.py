@@ -1,6 +1,6 @@
 """``python -m repsim`` is the command ``repsim``."""
 
-from repsim import interrupts
+from repsim.runtime import interrupts
 
 
 def run() -> None:

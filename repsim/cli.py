@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from repsim import __version__, terminal
+from repsim import __version__
 from repsim.commands import (
     catalogue,
     comparing,
@@ -21,6 +21,7 @@ from repsim.commands import (
     stopping,
     stores,
     studying,
+    terminal,
 )
 from repsim.errors import MissingDigestWarning, OtherProcessError, RepsimError, reason
 

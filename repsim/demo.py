@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from repsim import figures
-from repsim.comparison import compare
+from repsim.engine.comparison import compare
 from repsim.extraction import extract
 from repsim.extractors.zoo import SEEDS
-from repsim.progress import Progress, counter
 from repsim.report.page import write_report
-from repsim.results import save_result
-from repsim.study.conduct import universality
+from repsim.results.files import save_result
+from repsim.runtime.progress import Progress, counter
+from repsim.study.universality import universality
 
 METRICS = ("cka", "svcca")
 STUDY = "study.nc"

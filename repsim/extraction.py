@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 import repsim
-from repsim import interrupts, layout
-from repsim.devices import choose_device, cores, return_memory
 from repsim.errors import ImageError, InvalidInputError, OutputError
 from repsim.extractors import Batch, Extractor, ImageSource, Stream, open_images
 from repsim.extractors.decoding import MAX_PIXELS
@@ -39,13 +37,16 @@ from repsim.extractors.preprocessing import Transform
 from repsim.extractors.readouts import get_several
 from repsim.extractors.recalibration import SAMPLES, assign, batch_norms, check_weights, measure
 from repsim.extractors.sources import Content, LeftOut
-from repsim.files import human, partial_path
 from repsim.labels import LayerKey, SampleIds, check_model_name, partition
-from repsim.layout import ArraySpec, Contents
-from repsim.progress import Listener, Progress, told
-from repsim.ranks import ALONE, Ranks, ranks, restarted
-from repsim.store import ActivationStore, open_store
-from repsim.writing import StoreWriter, stored
+from repsim.runtime import interrupts
+from repsim.runtime.files import human, partial_path
+from repsim.runtime.hardware import choose_device, cores, return_memory
+from repsim.runtime.processes import ALONE, Ranks, ranks, restarted
+from repsim.runtime.progress import Listener, Progress, told
+from repsim.stores import layout
+from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.store import ActivationStore, open_store
+from repsim.stores.writer import StoreWriter, stored
 
 _ON_THEIR_WAY = 4
 """Batches that may wait to be written: enough to bridge a slow moment of the disk, few enough to be no burden."""

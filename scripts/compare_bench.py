@@ -16,10 +16,10 @@ import torch
 from compare_worker import PEERS, RESNET50, VIT_B, runs
 from turns import Result, fresh, median, ratios, show, table
 
-from repsim.files import human
 from repsim.labels import LayerKey, SampleIds
-from repsim.layout import ArraySpec, Contents
-from repsim.writing import StoreWriter
+from repsim.runtime.files import human
+from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.writer import StoreWriter
 
 WORKER = Path(__file__).with_name("compare_worker.py")
 BATCH = 256

@@ -171,7 +171,7 @@ def by_rsatoolbox(a: Layers, b: Layers, settings: Settings) -> Work:  # noqa: AR
 
 def by_permuting(a: Layers, b: Layers, settings: Settings) -> Work:
     """All permutations of all pairs."""
-    from repsim.resampling import permuted  # noqa: PLC0415
+    from repsim.engine.resampling import permuted  # noqa: PLC0415
 
     drawn = orders(len(next(iter(a.values()))), settings.permutations)
     return lambda: permuted(list(a.values()), list(b.values()), settings.metric, drawn)
@@ -241,7 +241,7 @@ def few(side: Layers, settings: Settings) -> Layers:
 
 def left_out(settings: Settings) -> Result:
     """The comparison, and then every sample left out of it, in one process."""
-    from repsim.resampling import leave_one_out  # noqa: PLC0415
+    from repsim.engine.resampling import leave_one_out  # noqa: PLC0415
 
     a, b = made(settings.samples)
 
@@ -260,7 +260,7 @@ def left_out(settings: Settings) -> Result:
 
 def from_stores(settings: Settings) -> Result:
     """`repsim compare` without writing the result: from opening the stores to the matrix."""
-    from repsim.comparison import Comparison  # noqa: PLC0415
+    from repsim.engine.comparison import Comparison  # noqa: PLC0415
 
     by_repsim(activations({"few": 64}, 64, 1), activations({"few": 64}, 64, 2), settings)()
     a, b = (list(settings.stores), None) if settings.together else settings.stores
@@ -290,7 +290,7 @@ def pair_by_pair(measure: Callable[[Tensor, Tensor, str], float], dtype: torch.d
     """Some pairs of layers, each from the beginning: what each takes once it is read, and its value."""
 
     def run(settings: Settings) -> Result:
-        from repsim.store import open_store  # noqa: PLC0415
+        from repsim.stores.store import open_store  # noqa: PLC0415
 
         x = torch.randn(64, 8, dtype=dtype)
         measure(x, x, settings.metric)
@@ -308,7 +308,7 @@ def pair_by_pair(measure: Callable[[Tensor, Tensor, str], float], dtype: torch.d
 
 def by_similarity(x: Tensor, y: Tensor, metric: str) -> float:
     """`repsim.similarity`: both layers are prepared anew for every pair."""
-    from repsim.comparison import similarity  # noqa: PLC0415
+    from repsim.engine.comparison import similarity  # noqa: PLC0415
 
     return similarity(x, y, metric)
 
@@ -362,7 +362,7 @@ def main(settings: Settings) -> Result:
     """Run it; and how much memory the process took, in all and beyond what it took before there were any data."""
     peer = settings.contender in PEERS
     try:
-        __import__(PEERS[settings.contender] if peer else "repsim.comparison")
+        __import__(PEERS[settings.contender] if peer else "repsim.engine.comparison")
         before = now_mib()
         found = CONTENDERS[settings.contender](settings)
     except ModuleNotFoundError as missing:

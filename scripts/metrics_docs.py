@@ -23,8 +23,9 @@ sys.path.insert(0, str(ROOT))  # for tests.metrics
 try:
     import click
 
-    from repsim import explain, vocabulary
+    from repsim.metrics import describe
     from repsim.metrics.base import Metric
+    from repsim.results import variables
     from repsim.testing import MetricContract
     from tests.metrics import oracles
 except ModuleNotFoundError as missing:  # not the project's interpreter: go there, once
@@ -44,23 +45,23 @@ def pages() -> dict[Path, str]:
         "metrics.md": {"questions": questions(), "traits": traits(), "measures": measures()},
         "conformance.md": {"data": data(), "numbers": numbers(), "without": without(), "references": references()},
         "study-format.md": {
-            "coordinates": _fields("coordinate", vocabulary.COORDINATES, dims=True),
-            "variables": table(("variable", "dimensions", "values", "what it is"), vocabulary.rows()),
-            "attributes": _fields("attribute of the file", vocabulary.STUDY_ATTRIBUTES),
+            "coordinates": _fields("coordinate", variables.COORDINATES, dims=True),
+            "variables": table(("variable", "dimensions", "values", "what it is"), variables.rows()),
+            "attributes": _fields("attribute of the file", variables.STUDY_ATTRIBUTES),
         },
         "result-format.md": {
-            "coordinates": _fields("coordinate", vocabulary.RESULT_COORDINATES, dims=True),
-            "variables": _fields("attribute of a variable", vocabulary.METRIC_ATTRIBUTES),
-            "attributes": _fields("attribute of the file", vocabulary.RESULT_ATTRIBUTES),
+            "coordinates": _fields("coordinate", variables.RESULT_COORDINATES, dims=True),
+            "variables": _fields("attribute of a variable", variables.METRIC_ATTRIBUTES),
+            "attributes": _fields("attribute of the file", variables.RESULT_ATTRIBUTES),
         },
     }
     return {docs / name: filled((docs / name).read_text(), parts) for name, parts in blocks.items()}
 
 
-def _fields(kind: str, fields: Mapping[str, vocabulary.Field], *, dims: bool = False) -> Iterator[str]:
+def _fields(kind: str, fields: Mapping[str, variables.Field], *, dims: bool = False) -> Iterator[str]:
     """Give the lines of the table of coordinates or attributes."""
     head = (kind, *(("dimension",) if dims else ()), "values", "what it is")
-    return table(head, vocabulary.field_rows(fields, dims=dims))
+    return table(head, variables.field_rows(fields, dims=dims))
 
 
 def filled(page: str, parts: Mapping[str, Iterable[str]]) -> str:
@@ -79,10 +80,10 @@ def filled(page: str, parts: Mapping[str, Iterable[str]]) -> str:
 
 def families() -> Iterator[tuple[str, str, list[Metric[Any]]]]:
     """Heading, what is compared, and the measures that come with repsim."""
-    for group, members in explain.families().items():
+    for group, members in describe.families().items():
         ours = [metric for metric in members if type(metric).__module__.startswith("repsim.")]
         if ours:
-            yield *explain.GROUPS[group], ours
+            yield *describe.GROUPS[group], ours
 
 
 def questions() -> Iterator[str]:
@@ -94,7 +95,7 @@ def questions() -> Iterator[str]:
 
 
 def traits() -> Iterator[str]:
-    yield f"Unchanged by {explain.LEGEND}; in brackets, of the second layer only."
+    yield f"Unchanged by {describe.LEGEND}; in brackets, of the second layer only."
     yield ""
     rows = []
     for _, _, members in families():
@@ -102,8 +103,8 @@ def traits() -> Iterator[str]:
             n = metric.samples_needed(WIDTH, WIDTH)
             sense = metric.sense + (", a metric" if metric.triangle else "")
             symmetric = "yes" if metric.symmetric else "**no**"
-            said = sense, escaped(explain.interval(metric)), symmetric, explain.letters(metric)
-            rows.append((link(metric), *said, escaped(explain.chance(metric)), "–" if n is None else f"{n:,}"))
+            said = sense, escaped(describe.interval(metric)), symmetric, describe.letters(metric)
+            rows.append((link(metric), *said, escaped(describe.chance(metric)), "–" if n is None else f"{n:,}"))
     heads = ("measure", "sense", "range", "symmetric", "unchanged by", "chance", f">n for {WIDTH} features")
     yield from table(heads, rows)
 
@@ -117,13 +118,13 @@ def measures() -> Iterator[str]:
 
 def measure(metric: Metric[Any]) -> Iterator[str]:
     """One section."""
-    said = explain.sections(type(metric))
+    said = describe.sections(type(metric))
     yield from (f"#### {metric.name}", "", f"**{escaped(metric.label)}**. {escaped(metric.question)}", "")
     yield from ("```text", metric.formula, "```", "")
     yield from (*prose(said[""]), "")
-    rows = [(word, escaped(text)) for word, text in explain.traits(metric).items()]
+    rows = [(word, escaped(text)) for word, text in describe.traits(metric).items()]
     yield from (*table(("trait", ""), rows), "")
-    if options := explain.parameters(metric):
+    if options := describe.parameters(metric):
         yield from ("Options:", "")
         yield from (f"- `{option.assignment}`: {escaped(option.text)}" for option in options)
         yield ""
@@ -133,8 +134,8 @@ def measure(metric: Metric[Any]) -> Iterator[str]:
         yield ""
     if "Notes" in said:
         yield from (*prose(said["Notes"]), "")
-    yield from ("```pycon", *explain.examples(metric), "```", "")
-    yield from (f"- {escaped(reference)}" for reference in explain.references(metric))
+    yield from ("```pycon", *describe.examples(metric), "```", "")
+    yield from (f"- {escaped(reference)}" for reference in describe.references(metric))
     yield ""
 
 
@@ -200,7 +201,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def prose(text: str) -> Iterator[str]:
-    for i, paragraph in enumerate(explain.paragraphs(text)):
+    for i, paragraph in enumerate(describe.paragraphs(text)):
         if i:
             yield ""
         if paragraph.kind == "literal":

@@ -25,12 +25,12 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import repsim
 from repsim import metrics as registry
-from repsim.comparison import Comparison
+from repsim.engine.comparison import Comparison
 from repsim.errors import RepsimError
 from repsim.extractors import open_images
 from repsim.extractors.zoo import ZOO
-from repsim.files import replacing
 from repsim.metrics import Metric
+from repsim.runtime.files import replacing
 
 PAPER = {
     "cca": 1.4,

@@ -15,18 +15,18 @@ import torch
 from numpy.typing import NDArray
 from scipy import special
 
+from repsim.engine.null_moments import moments
+from repsim.engine.resampling import random_permutations
 from repsim.labels import LayerKey
-from repsim.metrics.chance import moments
 from repsim.metrics.cka import CKA
-from repsim.metrics.gram import CentredGram
-from repsim.resampling import random_permutations
-from repsim.store import ActivationStore
-from repsim.study import nulls
+from repsim.metrics.recipes.gram import CentredGram
+from repsim.stores.store import ActivationStore
+from repsim.study import permutation_nulls
 from repsim.study.chance import p_value, pearson3, skewness, z_value
 from repsim.study.design import Design, Member, Pair, half_trained
+from repsim.study.gram_passes import Kernels, permuted_values
 from repsim.study.indices import RAW, TWINS, Indices
-from repsim.study.kernels import partial
-from repsim.study.passes import Kernels, permuted_values
+from repsim.study.partial_cka import partial
 from repsim.study.uncertainty import Interval, influence, interval_of, jackknife, multiplier_bootstrap
 
 Array = NDArray[np.float64]
@@ -160,7 +160,7 @@ def null(say: Say, runs: int, few: int, n: int = 100, count: int = 199) -> Itera
             some = unrelated(rng, kind, n, given=given)
             R, key = some.values(), ("input" if given else RAW, "a x b")
             orders = random_permutations(n, count, run)
-            tested = nulls.of_cka(some, Indices(_PAIR, dict(some.of), R), orders, memory=_MEMORY)[key]
+            tested = permutation_nulls.of_cka(some, Indices(_PAIR, dict(some.of), R), orders, memory=_MEMORY)[key]
             ps = [*p_value(tested.observed, tested.permuted)]
             if not given:
                 ps.append(smallest(some, R))
@@ -343,7 +343,7 @@ def coverage(say: Say, runs: int, cases: Sequence[tuple[str, int]]) -> Iterator[
 
 
 def intervals(some: Kernels, exact: Indices, seed: int) -> Iterator[tuple[str, float, Interval]]:
-    """What is asked, its true value, and its interval from these samples, as `repsim.study.findings` computes it."""
+    """What is asked, its true value, and its interval from these samples, as `repsim.study.dataset` computes it."""
     R = some.values()
     left = some.leave_one_out(_MEMORY).left_out(lambda: None)
     controls = some.of["input"].tolist()

@@ -15,7 +15,9 @@ from PIL import Image
 
 from tests import shapes
 
-hook = jaxtyping.install_import_hook(["repsim.metrics", "repsim.factors", "repsim.alignment"], "tests.shapes.checked")
+hook = jaxtyping.install_import_hook(
+    ["repsim.metrics", "repsim.engine.preparation", "repsim.stores.alignment"], "tests.shapes.checked"
+)
 
 Pictures = Callable[..., Path]
 

@@ -14,7 +14,7 @@ import xarray as xr
 
 import repsim
 from repsim.errors import InvalidInputError
-from repsim.store import ActivationStore
+from repsim.stores.store import ActivationStore
 
 X = np.random.default_rng(0).normal(size=(6, 3)).astype("f4")
 T = torch.from_numpy(X)

@@ -22,7 +22,7 @@ from timm.models import ResNet
 
 from repsim.extractors import open_images
 from repsim.extractors.timm_models import TimmExtractor
-from repsim.store import open_store
+from repsim.stores.store import open_store
 
 MODEL = "test_resnet.r160_in1k"
 

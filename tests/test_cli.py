@@ -20,11 +20,11 @@ from PIL import Image
 
 import repsim.metrics
 from repsim.cli import main
-from repsim.comparison import compare
+from repsim.engine.comparison import compare
 from repsim.metrics.base import Group
-from repsim.results import open_result, open_study
-from repsim.store import open_store
-from repsim.writing import write_store
+from repsim.results.files import open_result, open_study
+from repsim.stores.store import open_store
+from repsim.stores.writer import write_store
 
 COMMANDS = [
     "compare", "completion", "demo", "export", "extract", "figures", "heatmap", "inspect", "layers", "metrics",
@@ -162,7 +162,7 @@ def test_a_metric_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
         assert said in words
     assert max(map(len, text.splitlines())) <= 100
     assert "\x1b" not in text  # a pipe wants no colours
-    monkeypatch.setattr("repsim.terminal.PROSE", 50)
+    monkeypatch.setattr("repsim.commands.terminal.PROSE", 50)
     assert len(succeed("metrics", "cka:kernel=rbf").splitlines()) > len(text.splitlines()) + 10
 
 
@@ -216,9 +216,9 @@ def test_extract_inspect_compare_heatmap(tmp_path: Path) -> None:
 
 def test_a_log_file_gets_a_line_of_progress_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--data", "digits", "--limit", 6, "--batch-size", 2, "-o", tmp_path, "--overwrite")
-    monkeypatch.setattr("repsim.terminal.LOG_SECONDS", 1e9)  # however busy the machine is
+    monkeypatch.setattr("repsim.commands.terminal.LOG_SECONDS", 1e9)  # however busy the machine is
     assert run("extract", "digits_vit.seed0", *options).stderr == ""  # it was over before the first line was due
-    monkeypatch.setattr("repsim.terminal.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("repsim.commands.terminal.LOG_SECONDS", 0.0)
     lines = run("extract", "digits_vit.seed0", *options).stderr.splitlines()
     expected = [f"checking pictures: {done} of 6" for done in range(1, 7)]
     expected += [f"digits_vit.seed0: {done} of 6" for done in (2, 4, 6)]

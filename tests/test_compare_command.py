@@ -12,16 +12,16 @@ import pytest
 import xarray as xr
 from click.testing import CliRunner, Result
 
-from repsim import plan
 from repsim.cli import main
-from repsim.comparison import Comparison, compare
-from repsim.machine import parse_size
-from repsim.results import open_result
-from repsim.writing import write_store
+from repsim.engine import planning
+from repsim.engine.calibration import parse_size
+from repsim.engine.comparison import Comparison, compare
+from repsim.results.files import open_result
+from repsim.stores.writer import write_store
 from tests.test_durability import torture  # noqa: F401 - a fixture
 
 SMALL_UNITS = (
-    "import os; from repsim import cli, plan; plan._PANEL = 64; rank = int(os.environ.get('RANK', 0)); "
+    "import os; from repsim import cli, plan; planning._PANEL = 64; rank = int(os.environ.get('RANK', 0)); "
     "ballast = b'x' * (2 * 10**8 * rank); cli.main()"
 )
 
@@ -255,7 +255,7 @@ def test_a_killed_comparison_goes_on(
     def look(_: xr.Dataset) -> None:
         found.update({path.name: path.stat().st_mtime_ns for path in parts.glob("*.part")})
 
-    monkeypatch.setattr(plan, "_PANEL", 64)
+    monkeypatch.setattr(planning, "_PANEL", 64)
     with Comparison(paths, None, ["cka:kernel=rbf,sigma=5.0"]) as planned:
         again = planned.run(parts=parts, save=look)
     assert len(found) == 47 * 48 // 2  # pairs of panels

@@ -11,13 +11,13 @@ import xarray as xr
 
 import repsim
 from repsim import metrics
-from repsim.comparison import compare, similarity
+from repsim.engine.comparison import compare, similarity
 from repsim.errors import InvalidInputError, SampleMismatchError, StoreError, UndefinedValueError, UnknownNameError
 from repsim.labels import SampleIds
-from repsim.metrics.subspace import PrincipalSubspace
-from repsim.results import open_result, save_result
-from repsim.store import ActivationStore, open_store
-from repsim.writing import write_store
+from repsim.metrics.recipes.subspace import PrincipalSubspace
+from repsim.results.files import open_result, save_result
+from repsim.stores.store import ActivationStore, open_store
+from repsim.stores.writer import write_store
 
 SPECS = ("cka", "cka:estimator=biased", "cka:kernel=rbf", "cca", "svcca", "pwcca")
 

@@ -12,10 +12,10 @@ import xarray as xr
 import repsim
 from repsim.errors import InvalidInputError, SampleMismatchError, UndefinedValueError
 from repsim.labels import LayerKey, SampleIds
-from repsim.layout import ArraySpec, Contents
 from repsim.metrics.base import Array
-from repsim.store import ActivationStore
-from repsim.writing import StoreWriter, write_store
+from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.store import ActivationStore
+from repsim.stores.writer import StoreWriter, write_store
 from tests.metrics.references import minibatch_cka, sketch_error
 
 MODELS = ("digits_resnet.seed0", "digits_vit.seed0")

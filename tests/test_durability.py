@@ -23,11 +23,12 @@ import numpy as np
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from repsim import layout, ranks
 from repsim.errors import OutputError
 from repsim.extraction import extract
-from repsim.files import partial_path
-from repsim.store import open_store, verify
+from repsim.runtime import processes
+from repsim.runtime.files import partial_path
+from repsim.stores import layout
+from repsim.stores.store import open_store, verify
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are watched through /proc")
 
@@ -176,7 +177,7 @@ def test_an_attempt_has_a_name_of_its_own() -> None:
     server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
 
     def attempt(rank: int) -> str:
-        return ranks._attempt(TCPStore("localhost", server.port, is_master=False), rank, 3)
+        return processes._attempt(TCPStore("localhost", server.port, is_master=False), rank, 3)
 
     with ThreadPoolExecutor(3) as pool:
         (first,) = set(pool.map(attempt, range(3)))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 import repsim.metrics
-from repsim import explain
+from repsim.metrics import describe
 from repsim.metrics.base import Factor, Invariance, Metric, Recipe
 
 BOUNDS = (0.0, math.inf)
@@ -91,10 +91,10 @@ def odd(monkeypatch: pytest.MonkeyPatch) -> Metric[Any]:
 
 
 def test_what_is_unusual_is_said(odd: Metric[Any]) -> None:
-    said = explain.traits(odd)
+    said = describe.traits(odd)
     assert said["sense"].startswith("distance: it shrinks")
     assert said["range"] == "0 to infinity"
-    assert explain.interval(odd) == "[0, inf)"
+    assert describe.interval(odd) == "[0, inf)"
     assert said["symmetric"].startswith("no")
     assert said["unchanged by"] == (
         "nothing that is done to the features; in the second layer also permutation of features, translation"
@@ -106,13 +106,13 @@ def test_what_is_unusual_is_said(odd: Metric[Any]) -> None:
     assert said["samples needed"].startswith("no number")
     assert "changes nothing" in said["chance"]
     assert said["installed by"] == "pip install 'repsim-toolkit[topology]'"
-    assert explain.letters(odd) == "- (P T)"
+    assert describe.letters(odd) == "- (P T)"
 
 
 @pytest.mark.parametrize("name", repsim.metrics.names())
 def test_facts_are_json_and_complete(name: str) -> None:
     metric = repsim.metrics.get(name)
-    said = json.loads(json.dumps(explain.facts(metric), allow_nan=False))
+    said = json.loads(json.dumps(describe.facts(metric), allow_nan=False))
     declared = {word for word in Metric.__annotations__ if not word.startswith("_")} - {"registry", "normalised"}
     assert declared <= set(said)
     assert said["description"]
@@ -122,32 +122,32 @@ def test_facts_are_json_and_complete(name: str) -> None:
 
 
 def test_infinity_is_null_to_programs(odd: Metric[Any]) -> None:
-    assert explain.facts(odd)["bounds"] == [0.0, None]
+    assert describe.facts(odd)["bounds"] == [0.0, None]
 
 
 def test_a_docstring_is_read_as_it_is_meant(odd: Metric[Any]) -> None:
-    said = explain.sections(type(odd))
+    said = describe.sections(type(odd))
     assert list(said) == ["", "Parameters", "Notes", "References"]
-    assert explain.paragraphs(said[""]) == [
+    assert describe.paragraphs(said[""]) == [
         ("prose", ["A measure with all that is unusual."]),
         ("prose", ["One paragraph of two lines, with `code`:"]),
         ("literal", ["a_ij = 1", "  where i = j"]),
     ]
-    assert explain.paragraphs(said["Notes"]) == [
+    assert describe.paragraphs(said["Notes"]) == [
         ("prose", ["Either of"]),
         ("list", ["the first, on two lines;", "the second."]),
     ]
-    assert explain.references(odd) == [
+    assert describe.references(odd) == [
         "Somebody, Somebody Else. A title of 1984 that goes on and on. A Journal 2001.",
         "Another. A book, 1999 (chapter 3).",
     ]
-    mode, scale = explain.parameters(odd)
+    mode, scale = describe.parameters(odd)
     assert (mode.assignment, mode.text) == ("mode=plain, or fancy", "`plain` or `fancy`: which of the two.")
     assert (scale.assignment, scale.default, scale.text) == ("scale=2.0", None, "A number.")
 
 
 def test_a_page_is_folded_and_formulas_are_not(odd: Metric[Any]) -> None:
-    page = list(explain.lines(odd, 50))
+    page = list(describe.lines(odd, 50))
     assert page[0] == "odd:scale=2.0: Odd (plain, scale=2.0)"
     assert "        where i = j" in page
     assert 40 < max(map(len, page)) <= 50

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 import repsim
 from repsim.cli import main
 from repsim.errors import InvalidInputError
-from repsim.protocol import parse_protocol
+from repsim.study.study_file import parse_protocol
 
 COMMON = ("--data", "digits", "--limit", 8, "--layers", "blocks.0", "--together", 1)
 

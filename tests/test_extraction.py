@@ -22,7 +22,7 @@ from repsim.extractors import Stream, open_images
 from repsim.extractors.images import choose
 from repsim.extractors.recalibration import assign, measure
 from repsim.extractors.timm_models import TimmExtractor
-from repsim.store import open_store
+from repsim.stores.store import open_store
 
 Pictures = Callable[..., Path]
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import repsim
 from repsim.cli import main
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.frames import STUDY_TABLES, to_csv, to_json
+from repsim.results.export import STUDY_TABLES, to_csv, to_json
 
 MODELS = ("net.seed0", "net.seed1", "other.seed0", "other.seed1")
 

@@ -10,14 +10,14 @@ from click.testing import CliRunner
 
 from repsim import metrics
 from repsim.cli import main
-from repsim.comparison import Comparison, compare
+from repsim.engine.comparison import Comparison, compare
 from repsim.errors import InvalidInputError, TooLittleMemoryError, UndefinedValueError, UnknownNameError
 from repsim.labels import LayerKey, SampleIds
-from repsim.layout import ArraySpec, Contents
 from repsim.metrics.base import Metric
 from repsim.metrics.cca import SVCCA
-from repsim.store import ActivationStore
-from repsim.writing import StoreWriter, write_store
+from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.store import ActivationStore
+from repsim.stores.writer import StoreWriter, write_store
 
 
 @pytest.fixture

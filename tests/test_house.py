@@ -67,10 +67,10 @@ def test_every_public_name_is_there() -> None:
 @pytest.mark.parametrize(
     ("where", "what", "contract"),
     [
-        ("metrics/gram.py", "import h5py", "Metrics know no models"),
-        ("metrics/gram.py", "from repsim import store", "Layers"),
+        ("metrics/recipes/gram.py", "import h5py", "Metrics know no models"),
+        ("metrics/recipes/gram.py", "from repsim import store", "Layers"),
         ("extractors/layers.py", "from repsim.metrics import get", "know nothing of each other"),
-        ("repsim/store.py", "import rich", "Only the command line talks"),
+        ("repsim/stores/store.py", "import rich", "Only the command line talks"),
         ("repsim/study/words.py", "import rich", "Only the command line talks"),
         ("repsim/study/words.py", "from repsim import figures", "Layers"),
     ],
@@ -104,7 +104,7 @@ def test_the_shape_checks_bite() -> None:
     import torch  # noqa: PLC0415
     from jaxtyping import TypeCheckError  # noqa: PLC0415
 
-    from repsim.metrics.subspace import leading  # noqa: PLC0415
+    from repsim.metrics.recipes.subspace import leading  # noqa: PLC0415
 
     jaxtyping.config.update("jaxtyping_disable", True)  # as a fixture that used them up leaves it
     for _ in range(2):  # and again in the next test

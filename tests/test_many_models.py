@@ -10,11 +10,11 @@ import pytest
 import torch
 import xarray as xr
 
-from repsim.alignment import StoredRows
-from repsim.comparison import Comparison, compare
+from repsim.engine.comparison import Comparison, compare
 from repsim.errors import InvalidInputError, StoreError
-from repsim.store import ActivationStore
-from repsim.writing import write_store
+from repsim.stores.alignment import StoredRows
+from repsim.stores.store import ActivationStore
+from repsim.stores.writer import write_store
 
 SPECS = ("cka", "cka:estimator=biased", "cka:kernel=rbf", "cca", "svcca:variance=0.9", "pwcca")
 WIDTHS = {"a": (3, 5, 8), "b": (6, 5), "c": (4, 7), "d": (5,)}

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt  # rich brings it
 from markdown_it.token import Token
 
 import repsim.metrics
-from repsim import explain
+from repsim.metrics import describe
 from tests.metrics.oracles import AWAITED
 
 ROOT = Path(__file__).parent.parent
@@ -134,9 +134,9 @@ def test_formulas_are_shown_as_they_are(script: ModuleType, text: str) -> None:
 @pytest.mark.parametrize("name", repsim.metrics.names())
 def test_all_that_a_measure_says_is_shown_as_it_is(script: ModuleType, name: str) -> None:
     metric: Any = repsim.metrics.get(name)
-    said = explain.sections(type(metric))
-    texts = [metric.question, *metric.others, *metric.others.values(), *explain.references(metric)]
-    texts += explain.traits(metric).values()
-    texts += [line for head in ("", "Notes") for each in explain.paragraphs(said.get(head, "")) for line in each.lines]
+    said = describe.sections(type(metric))
+    texts = [metric.question, *metric.others, *metric.others.values(), *describe.references(metric)]
+    texts += describe.traits(metric).values()
+    texts += [line for head in ("", "Notes") for each in describe.paragraphs(said.get(head, "")) for line in each.lines]
     for text in texts:
         assert shown(script.escaped(text)) == text.replace("`", "")

@@ -15,18 +15,20 @@ import xarray as xr
 from nbclient import NotebookClient
 
 import repsim
-from repsim import ActivationStore, notebook, terminal
-from repsim.alignment import AlignedView
-from repsim.comparison import Comparison
+from repsim import ActivationStore
+from repsim.commands import terminal
+from repsim.engine.comparison import Comparison
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.extraction import Extraction, choose_samples
 from repsim.extractors import open_images
 from repsim.extractors.factory import make_extractor
-from repsim.progress import told
-from repsim.results import closest
+from repsim.results.files import closest
+from repsim.results.variables import COORDINATES, VARIABLES
+from repsim.runtime import notebook
+from repsim.runtime.progress import told
+from repsim.runtime.text_tables import FOLDED, Table
+from repsim.stores.alignment import AlignedView
 from repsim.study import tables
-from repsim.tables import FOLDED, Table
-from repsim.vocabulary import COORDINATES, VARIABLES
 
 N = 40
 HOSTILE = '<script>"&'
@@ -321,7 +323,7 @@ def test_a_script_is_silent(stores: list[ActivationStore], capfd: pytest.Capture
 
 def test_in_a_real_kernel(stores: list[ActivationStore]) -> None:
     cells = [
-        f"import repsim.notebook\nrepsim.notebook._PATIENCE = 0\npath = {str(stores[0].path)!r}",
+        f"import repsim.runtime.notebook\nrepsim.notebook._PATIENCE = 0\npath = {str(stores[0].path)!r}",
         "damaged = repsim.verify(path)",
         "damaged = repsim.verify(path, progress=False)",
         "repsim.open_store(path)",

@@ -17,7 +17,6 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import repsim
-from repsim import layout
 from repsim.cli import main
 from repsim.commands.shared import Command
 from repsim.errors import ImageError, InvalidInputError, OutputError, SampleMismatchError, StoreError, UnknownNameError
@@ -26,9 +25,10 @@ from repsim.extractors import open_images
 from repsim.extractors.decoding import suffixes
 from repsim.extractors.images import examine
 from repsim.labels import LayerKey, SampleIds
-from repsim.layout import ArraySpec, Contents
-from repsim.store import open_store
-from repsim.writing import StoreWriter
+from repsim.stores import layout
+from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.store import open_store
+from repsim.stores.writer import StoreWriter
 
 Pictures = Callable[..., Path]
 MODEL = ["test_resnet", "--weights", "random", "--layers", "layer1.0"]
@@ -631,7 +631,7 @@ def test_flags_and_several_values_may_be_repeated(tmp_path: Path) -> None:
 
 
 def test_a_study_file_takes_what_the_command_takes(tmp_path: Path) -> None:
-    from repsim.protocol import read_protocol  # noqa: PLC0415
+    from repsim.study.study_file import read_protocol  # noqa: PLC0415
 
     folder(tmp_path / "photos", *(f"{k}.png" for k in range(8)))
     (tmp_path / "labels.csv").write_text("".join(f"{k},{'xy'[k % 2]}\n" for k in range(8)))

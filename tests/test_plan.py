@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from repsim.engine.calibration import parse_size
+from repsim.engine.planning import NOMINAL, Cost, LayerShape, Limits, Meter, Plan, Stage, plan
 from repsim.errors import TooLittleMemoryError
-from repsim.machine import parse_size
 from repsim.metrics import get
-from repsim.metrics.subspace import PrincipalSubspace
-from repsim.plan import NOMINAL, Cost, LayerShape, Limits, Meter, Plan, Stage, plan
-from repsim.ranks import ALONE, Ranks
+from repsim.metrics.recipes.subspace import PrincipalSubspace
+from repsim.runtime.processes import ALONE, Ranks
 
 PLENTY = Limits(2**44)
 RESNET50 = (64, *[256] * 3, *[512] * 4, *[1024] * 6, *[2048] * 3)

@@ -9,16 +9,16 @@ import xarray as xr
 from click.testing import CliRunner
 
 from repsim.cli import main
-from repsim.comparison import compare
+from repsim.engine.comparison import compare
 from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.figures import figure
 from repsim.labels import LayerKey, SampleIds
-from repsim.layout import ArraySpec, Contents
 from repsim.metrics import get
 from repsim.metrics.base import Array
-from repsim.results import open_result, save_result
-from repsim.store import open_store
-from repsim.writing import StoreWriter
+from repsim.results.files import open_result, save_result
+from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.store import open_store
+from repsim.stores.writer import StoreWriter
 
 N = 40
 

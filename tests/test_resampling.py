@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import repsim
+from repsim.engine import permutation, subsampling
+from repsim.engine.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
 from repsim.errors import InvalidInputError, SampleMismatchError, UndefinedValueError
-from repsim.metrics import get, permuting, resampled
+from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
-from repsim.metrics.compressed import StoredGrams, TwoSketches
-from repsim.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
-from repsim.writing import write_store
+from repsim.metrics.recipes.stored_kernels import StoredGrams, TwoSketches
+from repsim.stores.writer import write_store
 from tests.metrics import references
 from tests.metrics.references_distances import distance_correlation
 
@@ -133,9 +134,9 @@ def test_leave_one_out_needs_five_samples(rng: np.random.Generator) -> None:
 def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both roads of permuted samples, of the linear kernel: whichever would be the cheaper one."""
     if request.param == "features":
-        monkeypatch.setattr(permuting, "_ENTRY", 1e30)
+        monkeypatch.setattr(permuted, "_ENTRY", 1e30)
     else:
-        monkeypatch.setattr(permuting, "_features_are_cheaper", lambda *_: False)
+        monkeypatch.setattr(permuted, "_features_are_cheaper", lambda *_: False)
 
 
 @pytest.mark.usefixtures("road")
@@ -204,18 +205,18 @@ def test_many_layers(rng: np.random.Generator, counts: tuple[int, int]) -> None:
 def test_less_memory_gives_the_same_values(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, columns = sides(rng, 20)
     orders, drawn = random_permutations(20, 7), random_subsamples(20, 9, 7)
-    monkeypatch.setattr(permuting, "_features_are_cheaper", lambda *_: False)
+    monkeypatch.setattr(permuted, "_features_are_cheaper", lambda *_: False)
     enough = [permuted(rows, columns, "cka", orders), subsampled(rows, columns, "cka", drawn)]
     asked: list[int] = []
-    original = resampled.interleaved
+    original = subsampling.interleaved
 
     def counted(draws: Any, *args: Any, **options: Any) -> torch.Tensor:
         asked.append(len(draws))
         return original(draws, *args, **options)
 
-    for module in (permuting, resampled):
+    for module in (permutation, subsampling):
         monkeypatch.setattr(module, "interleaved", counted)
-    monkeypatch.setitem(resampled._GATHERED, "cpu", 2 * 11 * 8)  # two permutations at once
+    monkeypatch.setitem(subsampling._GATHERED, "cpu", 2 * 11 * 8)  # two permutations at once
     less = [permuted(rows, columns, "cka", orders, memory=20 * 20 * 8 * 3)]
     assert asked == [1, 1]  # one layer after the other
     less.append(subsampled(rows, columns, "cka", drawn, memory=20 * 20 * 8 * 5))

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from repsim.engine.resampling import permuted, random_permutations, random_subsamples, subsampled
 from repsim.errors import InvalidInputError
-from repsim.metrics import get, neighbours
+from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
-from repsim.metrics.neighbourhoods import JaccardKNN
-from repsim.metrics.neighbours import NearestNeighbours, shared_when_permuted
-from repsim.metrics.subspace import PrincipalSubspace
-from repsim.resampling import permuted, random_permutations, random_subsamples, subsampled
+from repsim.metrics.knn import JaccardKNN
+from repsim.metrics.recipes import neighbours
+from repsim.metrics.recipes.neighbours import NearestNeighbours, shared_when_permuted
+from repsim.metrics.recipes.subspace import PrincipalSubspace
 from tests.metrics import references, references_knn, references_subspaces
 
 Reference = Callable[[Array, Array], float]

@@ -17,10 +17,10 @@ import xarray as xr
 from click.testing import CliRunner
 
 import repsim
-from repsim import digest, netcdf, schema, vocabulary
 from repsim.cli import main
 from repsim.errors import InvalidInputError, MissingDigestWarning, StoreError
-from repsim.results import open_either, open_result, open_study, save_result, verify_saved
+from repsim.results import digest, netcdf, schema, variables
+from repsim.results.files import open_either, open_result, open_study, save_result, verify_saved
 
 ROOT = Path(__file__).parent.parent
 
@@ -271,7 +271,7 @@ def test_a_list_of_free_places_that_comes_back(tmp_path: Path) -> None:
 def test_a_process_without_end_is_given_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else HDF5 may do for ever: the process that reads has a limit of its own."""
     old = as_before(folder / "result.nc", tmp_path / "old.nc")
-    monkeypatch.setattr("repsim.earlier._sound_global_heaps", lambda _: True)
+    monkeypatch.setattr("repsim.results.earlier._sound_global_heaps", lambda _: True)
     data = bytearray(old.read_bytes())
     at = data.find(b"GCOL") + 16
     data[at : at + 16] = bytes(16)
@@ -457,7 +457,7 @@ def test_a_result_that_was_changed_can_be_saved(folder: Path, tmp_path: Path) ->
 def test_the_page_lists_what_studies_are_held_against() -> None:
     """That the tables are the ones that would be written is in tests/test_metrics_docs.py."""
     page = (ROOT / "docs" / "study-format.md").read_text()
-    for entry in vocabulary.VARIABLES:
+    for entry in variables.VARIABLES:
         assert all(f"`{name}`" in page for name in entry.names)
         assert f"| {entry.dims} | {entry.values} |" in page
 

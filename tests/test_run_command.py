@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 import repsim
 from repsim.cli import main
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.protocol import EXAMPLE, Data, Model, Protocol, parse_protocol
+from repsim.study.study_file import EXAMPLE, Data, Model, Protocol, parse_protocol
 
 SMALL = """\
 models: [digits_vit.seed0, {name: digits_vit, weights: random, seed: 3}, digits_vit.seed1]
@@ -69,7 +69,7 @@ def test_again_it_computes_nothing_and_a_change_is_named(done: Path, monkeypatch
     def fails(*args: object, **options: object) -> None:
         pytest.fail("nothing is to be computed")
 
-    monkeypatch.setattr("repsim.study.conduct.universality", fails)
+    monkeypatch.setattr("repsim.study.universality.universality", fails)
     done.write_text("# a comment changes nothing\n" + SMALL)
     again = run(done)
     assert again.exit_code == 0, again.output

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repsim.comparison import Comparison, compare
+from repsim.engine.checkpoints import Ledger, run
+from repsim.engine.comparison import Comparison, compare
 from repsim.errors import InvalidInputError, OutputError, UndefinedValueError
-from repsim.running import Ledger, run
-from repsim.store import ActivationStore
-from repsim.writing import write_store
+from repsim.stores.store import ActivationStore
+from repsim.stores.writer import write_store
 
 PARTS = [np.arange(4.0), np.full(4, np.nan), np.array([1e-300, -0.0, np.inf, 1 / 3]), np.zeros(4)]
 

@@ -19,11 +19,11 @@ import pytest
 from click.testing import CliRunner
 
 import repsim
-from repsim import interrupts
 from repsim.cli import main
+from repsim.engine.checkpoints import Ledger
 from repsim.errors import OutputError
-from repsim.files import claimed, partial_path, replacing, tidy
-from repsim.running import Ledger
+from repsim.runtime import interrupts
+from repsim.runtime.files import claimed, partial_path, replacing, tidy
 from tests.test_run_command import SMALL
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -40,9 +40,9 @@ WORK = """
 import os, sys, time, warnings
 from pathlib import Path
 import click
-from repsim import interrupts
+from repsim.runtime import interrupts
 from repsim.commands.stopping import StoppableGroup
-from repsim.files import replacing
+from repsim.runtime.files import replacing
 
 @click.group(cls=StoppableGroup)
 def main(): pass
@@ -229,7 +229,8 @@ def test_the_terminal_has_its_cursor_again(tmp_path: Path) -> None:
     pty = pytest.importorskip("pty")
     code = """
 import os, time
-from repsim import interrupts, terminal
+from repsim.runtime import interrupts
+from repsim.commands import terminal
 from repsim.commands.stopping import StoppableGroup
 import click
 @click.group(cls=StoppableGroup)
@@ -278,7 +279,7 @@ main()
 def test_python_keeps_its_own_handlers() -> None:
     code = (
         "import signal; before = {s: signal.getsignal(s) for s in (1, 2, 15)}\n"
-        "import repsim, repsim.cli, repsim.interrupts, repsim.terminal, repsim.commands.stopping\n"
+        "import repsim, repsim.cli, repsim.runtime.interrupts, repsim.commands.terminal, repsim.commands.stopping\n"
         "from click.testing import CliRunner; CliRunner().invoke(repsim.cli.main, ['run', '--example'])\n"
         "assert before == {s: signal.getsignal(s) for s in (1, 2, 15)}"
     )

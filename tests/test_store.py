@@ -14,9 +14,9 @@ import pytest
 
 from repsim.errors import InvalidInputError, OutputError, StoreError
 from repsim.labels import LayerKey, SampleIds
-from repsim.layout import ArraySpec, Contents
-from repsim.store import ActivationStore, open_store, verify
-from repsim.writing import StoreWriter, write_store
+from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.store import ActivationStore, open_store, verify
+from repsim.stores.writer import StoreWriter, write_store
 
 LAYERS = [f"blocks.{i}" for i in range(12)]
 

@@ -23,10 +23,10 @@ from scipy import stats
 from repsim import figures
 from repsim.cli import main
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.results import STUDY_VERSION, save_result
+from repsim.results.files import STUDY_VERSION, save_result
+from repsim.results.variables import RELATIONS, STUDY_ATTRIBUTES, VARIABLES
 from repsim.study.chance import holm
-from repsim.study.depth import best_match
-from repsim.vocabulary import RELATIONS, STUDY_ATTRIBUTES, VARIABLES
+from repsim.study.layer_matching import best_match
 
 PAGE = Path(__file__).parents[1] / "docs" / "figures.md"
 DRAWN = ("heatmap", "figure", "plot_grid", "plot_depths", "plot_pairs", "plot_shares", "plot_map", "plot_measures")

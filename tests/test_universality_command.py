@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from repsim import extract, terminal
+from repsim import extract
 from repsim.cli import main
-from repsim.results import open_result, open_study, save_result
-from repsim.store import ActivationStore
-from repsim.study import others
+from repsim.commands import terminal
+from repsim.results.files import open_result, open_study, save_result
+from repsim.stores.store import ActivationStore
+from repsim.study import other_measures
 from tests.study.networks import FOUR, TWINS, family
 
 
 @pytest.fixture(autouse=True)
 def few_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(others, "_HALVES", 8)
+    monkeypatch.setattr(other_measures, "_HALVES", 8)
 
 
 def run(*args: object) -> Result:

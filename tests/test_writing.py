@@ -15,12 +15,12 @@ import h5py
 import numpy as np
 import pytest
 
-from repsim import writing
 from repsim.errors import InvalidInputError, OutputError, StoreError, UnknownNameError
 from repsim.labels import LayerKey, SampleIds
-from repsim.layout import ArraySpec, Contents
-from repsim.store import open_store
-from repsim.writing import StoreWriter, stored, write_store
+from repsim.stores import writer
+from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.store import open_store
+from repsim.stores.writer import StoreWriter, stored, write_store
 
 KEYS = [LayerKey("m", layer, readout) for layer in ("b", "a") for readout in ("mean", "cls")]
 
@@ -232,7 +232,7 @@ def test_commits_come_by_themselves_and_marks_only_after_the_data(
         fill(out, slice(0, 3))
         assert calls == ["write 60", "write 12"] * 4  # rows of 5 float32 and their checksums, four arrays
         assert stored(out.path, out.contents) == 0
-        monkeypatch.setattr(writing, "COMMIT_SECONDS", 0.0)
+        monkeypatch.setattr(writer, "COMMIT_SECONDS", 0.0)
         calls.clear()
         fill(out, slice(3, 5))
         assert calls == ["write 40", "write 8"] * 4 + ["sync", "write 5", "sync"]
@@ -269,13 +269,13 @@ import os, signal, sys
 from pathlib import Path
 from typing import Any
 import numpy as np
-from repsim import writing
+from repsim.stores import writer
 from repsim.labels import LayerKey, SampleIds
-from repsim.layout import ArraySpec, Contents
+from repsim.stores.layout import ArraySpec, Contents
 spec = ArraySpec(LayerKey("m", "a", "mean"), (5,))
 contents = Contents((spec,), SampleIds(tuple("abcd")), "", {})
-writing.COMMIT_SECONDS = 0
-with writing.StoreWriter(Path(sys.argv[1]), contents) as out:
+writer.COMMIT_SECONDS = 0
+with writer.StoreWriter(Path(sys.argv[1]), contents) as out:
     out.write(spec.key, slice(0, 2), np.full((2, 5), 7, np.float32))
     out.done(slice(0, 2))
     out.write(spec.key, slice(2, 3), np.full((1, 5), 8, np.float32))
@@ -302,8 +302,8 @@ LAYING_OUT = """
 import os, signal, sys
 from pathlib import Path
 from repsim.labels import LayerKey, SampleIds
-from repsim.layout import ArraySpec, Contents
-from repsim.writing import StoreWriter
+from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.writer import StoreWriter
 calls, count, write = [], int(sys.argv[2]), os.pwrite
 def killed(fd, data, at):
     calls.append(at)

@@ -4,10 +4,9 @@ import json
 
 import click
 
-from repsim import terminal
-from repsim.commands import completing
+from repsim.commands import completing, terminal
 from repsim.commands.shared import JSON, Command
-from repsim.tables import times
+from repsim.runtime.text_tables import times
 
 
 @click.command(cls=Command)
@@ -83,16 +82,16 @@ def metrics(name: str | None, *, as_json: bool) -> None:
       repsim metrics cka
       repsim metrics cka:kernel=rbf --json
     """
-    from repsim import explain
     from repsim import metrics as registry
+    from repsim.metrics import describe
 
     if name is not None:
         metric = registry.get(name)
         if as_json:
-            click.echo(json.dumps(explain.facts(metric)))
+            click.echo(json.dumps(describe.facts(metric)))
         else:
             terminal.explanation(metric)
     elif as_json:
-        click.echo(json.dumps([explain.facts(each) for members in explain.families().values() for each in members]))
+        click.echo(json.dumps([describe.facts(each) for members in describe.families().values() for each in members]))
     else:
         terminal.measures()

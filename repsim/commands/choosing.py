@@ -8,7 +8,7 @@ import click
 from repsim.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from repsim.protocol import Model
+    from repsim.study.study_file import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -75,7 +75,7 @@ def pair_models(
     InvalidInputError
         There are neither one nor as many weights or seeds as models, or neither none nor as many names.
     """
-    from repsim.protocol import Model
+    from repsim.study.study_file import Model
 
     for flag, values in (("--weights", weights), ("--seed", seeds)):
         if len(values) > 1 and len(values) != len(names):

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import click
 
-from repsim import terminal
-from repsim.commands import completing
+from repsim.commands import completing, terminal
 from repsim.commands.shared import DEVICE, JSON, PATH, Command, command_line, say
 from repsim.errors import InvalidInputError
-from repsim.files import check_output
+from repsim.runtime.files import check_output
 
 
 @click.command(cls=Command)
@@ -79,10 +78,10 @@ def compare(
       repsim compare acts/*.h5 -o all.nc --memory 2GiB --explain
       torchrun --nproc-per-node 4 -m repsim compare acts/*.h5 -o all.nc
     """
-    from repsim.comparison import Comparison
-    from repsim.frames import result_as_json
-    from repsim.ranks import ranks
-    from repsim.results import open_result, save_result
+    from repsim.engine.comparison import Comparison
+    from repsim.results.export import result_as_json
+    from repsim.results.files import open_result, save_result
+    from repsim.runtime.processes import ranks
 
     if out is not None and out.suffix != ".nc":  # also keeps a slip of the hand from replacing a store
         raise InvalidInputError(f"a result is netCDF: name it .nc, not {out.name}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from repsim import terminal
+from repsim.commands import terminal
 from repsim.commands.shared import PATH, Command
 
 
@@ -22,7 +22,7 @@ def demo(out: Path) -> None:
       repsim demo -o demo/
     """
     from repsim.demo import STUDY, run
-    from repsim.results import open_study
+    from repsim.results.files import open_study
 
     with terminal.progress("demo", "steps/s") as advance:
         made = run(out, advance)

@@ -43,7 +43,7 @@ def heatmap(
     """
     from repsim import figures
     from repsim.errors import InvalidInputError
-    from repsim.results import STUDY, open_either
+    from repsim.results.files import STUDY, open_either
 
     if out.suffix == ".html":
         from repsim.report.page import write_report
@@ -98,7 +98,7 @@ def figures(study: Path, out: Path, form: str, width: float | None) -> None:
       repsim figures study.nc -o figures/ --format pdf --width 7
     """
     from repsim.figures import save_all
-    from repsim.results import open_study
+    from repsim.results.files import open_study
 
     for name, what, path in save_all(open_study(study), out, form=form, width=width):
         click.echo(f"{path}  {what}" if path else f"no {name}: {what}")

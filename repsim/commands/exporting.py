@@ -4,11 +4,10 @@ from pathlib import Path
 
 import click
 
-from repsim import terminal
-from repsim.commands import completing
+from repsim.commands import completing, terminal
 from repsim.commands.shared import OVERWRITE, PATH, Command, say
 from repsim.errors import InvalidInputError
-from repsim.files import check_output
+from repsim.runtime.files import check_output
 
 
 @click.command(cls=Command)
@@ -42,15 +41,15 @@ def export(result: Path, out: Path | None, table: str | None, form: str | None, 
             raise InvalidInputError(f"name a table .csv or .json, not {file.name}; netCDF is what {result.name} is")
         check_output(file, overwrite=overwrite)
 
-    from repsim import frames
-    from repsim.results import open_either
+    from repsim.results import export
+    from repsim.results.files import open_either
 
     found = open_either(result)
     if file is None:
-        text = frames.as_text(found, form or "csv", table)
+        text = export.as_text(found, form or "csv", table)
         if not terminal.printable(text):
             say("note: this terminal's encoding lacks characters of some names, which are escaped; -o FILE is UTF-8")
         click.echo(text, nl=False)
         return
-    frames.export(found, file, table, overwrite=overwrite)
+    export.export(found, file, table, overwrite=overwrite)
     click.echo(f"saved {file}")

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repsim import terminal
-from repsim.commands import completing
+from repsim.commands import completing, terminal
 from repsim.commands.choosing import model_options, pair_models
 from repsim.commands.shared import DEVICE, PATH, Command, command_line, say, say_nothing
 from repsim.errors import InvalidInputError
-from repsim.files import human
-from repsim.tables import times
+from repsim.runtime.files import human
+from repsim.runtime.text_tables import times
 
 if TYPE_CHECKING:
     from repsim.extraction import Extraction
-    from repsim.protocol import Data, Model
+    from repsim.study.study_file import Data, Model
 
 
 @click.command(cls=Command)
@@ -122,7 +121,7 @@ def extract(
       repsim extract resnet18 --data photos/ --labels labels.csv --name 'my network'
       torchrun --nproc-per-node 4 -m repsim extract resnet50 --data photos/
     """
-    from repsim.protocol import Data
+    from repsim.study.study_file import Data
 
     pairs = pair_models(models, weights, seed, names, recalibrate=recalibrate, **chosen)
     if repeated := [model for k, model in enumerate(pairs) if model in pairs[:k]]:
@@ -178,7 +177,7 @@ def extract_models(
     from repsim.extraction import Extraction, choose_samples, choose_stream, run_together
     from repsim.extractors import open_images
     from repsim.extractors.factory import make_extractor
-    from repsim.ranks import ranks
+    from repsim.runtime.processes import ranks
 
     _check(models)
     # metadata that Pillow cannot make sense of: no pixel depends on it, and what cannot be decoded is an error

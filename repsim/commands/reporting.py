@@ -7,7 +7,7 @@ import click
 
 from repsim.commands.shared import OVERWRITE, PATH, Command
 from repsim.errors import InvalidInputError
-from repsim.files import human
+from repsim.runtime.files import human
 
 
 @click.command(cls=Command)

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from repsim import terminal
+from repsim.commands import terminal
 from repsim.commands.extracting import extract_models
 from repsim.commands.shared import OVERWRITE, PATH, Command, command_line, say
 from repsim.errors import InvalidInputError, OutputError
-from repsim.files import check_output, claimed, replacing, tidy
+from repsim.runtime.files import check_output, claimed, replacing, tidy
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from repsim.protocol import Protocol
+    from repsim.study.study_file import Protocol
 
 
 @click.command(cls=Command)
@@ -41,7 +41,7 @@ def run(file: Path | None, made: Path | None, *, dry_run: bool, example: bool, o
     """
     if sum([file is not None, example, made is not None]) != 1:
         raise InvalidInputError("name one study file, or one of --example and --from STUDY.nc")
-    from repsim.protocol import EXAMPLE, read_protocol
+    from repsim.study.study_file import EXAMPLE, read_protocol
 
     if example:
         click.echo(EXAMPLE, nl=False)
@@ -53,7 +53,7 @@ def run(file: Path | None, made: Path | None, *, dry_run: bool, example: bool, o
 
 
 def _text_of(study: Path) -> str:
-    from repsim.results import open_study
+    from repsim.results.files import open_study
 
     text = open_study(study).attrs.get("study_file")
     if text is None:
@@ -63,8 +63,8 @@ def _text_of(study: Path) -> str:
 
 def _run(file: Path, protocol: "Protocol", text: str, *, dry_run: bool, overwrite: bool) -> None:
     from repsim import metrics
-    from repsim.machine import parse_size
-    from repsim.results import save_result
+    from repsim.engine.calibration import parse_size
+    from repsim.results.files import save_result
 
     for spec in protocol.metrics:  # a slip of the hand, here or below, should not cost an extraction
         metrics.select(spec)
@@ -131,7 +131,7 @@ def _extract(protocol: "Protocol", folder: Path, *, dry_run: bool) -> list[Path]
 
 
 def _conduct(protocol: "Protocol", stores: Sequence[Path], out: Path) -> "xr.Dataset":
-    from repsim.study.conduct import universality
+    from repsim.study.universality import universality
 
     with terminal.steps() as steps:
         return universality(
@@ -155,9 +155,9 @@ def _conduct(protocol: "Protocol", stores: Sequence[Path], out: Path) -> "xr.Dat
 
 def _known(target: Path, protocol: "Protocol", file: Path, stores: Sequence[Path]) -> "xr.Dataset":
     """The study that is there, if it is the one that the file describes; else an error that says what differs."""
-    from repsim.protocol import parse_protocol
-    from repsim.results import open_study
-    from repsim.store import open_store
+    from repsim.results.files import open_study
+    from repsim.stores.store import open_store
+    from repsim.study.study_file import parse_protocol
 
     study = open_study(target)
     text = study.attrs.get("study_file")

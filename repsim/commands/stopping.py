@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from repsim import interrupts
 from repsim.errors import OtherProcessError, RepsimError
+from repsim.runtime import interrupts
 
 _GOES_ON = "The same command goes on where this one stopped"
 _LONGEST = 1500

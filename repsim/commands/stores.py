@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
-from repsim import terminal
-from repsim.commands import completing
+from repsim.commands import completing, terminal
 from repsim.commands.shared import JSON, PATH, Command
-from repsim.tables import times
+from repsim.runtime.text_tables import times
 
 
 @click.command(cls=Command)
@@ -26,8 +25,8 @@ def inspect(store: Path, *, as_json: bool) -> None:
       repsim inspect acts/resnet50.h5
       repsim inspect result.nc
     """
-    from repsim.results import is_saved
-    from repsim.store import open_store
+    from repsim.results.files import is_saved
+    from repsim.stores.store import open_store
 
     if is_saved(store):
         _inspect_saved(store, as_json=as_json)
@@ -62,7 +61,7 @@ def inspect(store: Path, *, as_json: bool) -> None:
 
 def _inspect_saved(path: Path, *, as_json: bool) -> None:
     """Show what a result or a study holds, without its values."""
-    from repsim.results import open_either
+    from repsim.results.files import open_either
 
     data = open_either(path)
     attrs = {str(key): _value(text) for key, text in data.attrs.items()}
@@ -84,7 +83,7 @@ def _inspect_saved(path: Path, *, as_json: bool) -> None:
 
 def _value(attribute: Any) -> Any:
     """Give an attribute as the value that it is JSON of; a text that is no JSON as it is."""
-    from repsim.frames import finite
+    from repsim.results.export import finite
 
     try:
         return finite(
@@ -107,8 +106,8 @@ def verify(files: Sequence[Path]) -> None:
       repsim verify result.nc study.nc
     """
     from repsim.errors import StoreError
-    from repsim.results import is_saved, verify_saved
-    from repsim.store import verify as find_damage
+    from repsim.results.files import is_saved, verify_saved
+    from repsim.stores.store import verify as find_damage
 
     damaged = 0
     for path in files:

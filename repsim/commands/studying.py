@@ -7,11 +7,10 @@ from pathlib import Path
 
 import click
 
-from repsim import terminal
-from repsim.commands import completing
+from repsim.commands import completing, terminal
 from repsim.commands.shared import DEVICE, JSON, OVERWRITE, PATH, Command, command_line
 from repsim.errors import InvalidInputError
-from repsim.files import check_output, claimed
+from repsim.runtime.files import check_output, claimed
 
 
 @click.command(cls=Command)
@@ -83,9 +82,9 @@ def universality(
       repsim universality acts/*.h5 --family cnn='*net*' --family vit='*vit*'
       repsim universality acts/*.h5 -m cka -m mutual_knn:k=5 --json
     """
-    from repsim.frames import study_as_json
-    from repsim.results import save_result
-    from repsim.study.conduct import universality as conduct
+    from repsim.results.export import study_as_json
+    from repsim.results.files import save_result
+    from repsim.study.universality import universality as conduct
 
     if out is not None and out.suffix != ".nc":  # also keeps a slip of the hand from replacing a store
         raise InvalidInputError(f"a study is netCDF: name it .nc, not {out.name}")

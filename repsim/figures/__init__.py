@@ -3,15 +3,15 @@
 Only matplotlib's object interface is used: no pyplot, no display, no global setting is read into or changed.
 """
 
-from repsim.figures.albums import FEW, draw_all, save_all
 from repsim.figures.canvas import FORMATS, png, save
 from repsim.figures.depths import plot_depths
-from repsim.figures.excerpts import pick
+from repsim.figures.figure_set import FEW, draw_all, save_all
 from repsim.figures.forests import plot_pairs
 from repsim.figures.grids import plot_grid
 from repsim.figures.heatmaps import figure, heatmap
 from repsim.figures.maps import plot_map
 from repsim.figures.scatters import plot_measures
+from repsim.figures.selection import pick
 from repsim.figures.shares import plot_shares
 from repsim.figures.stages import boundaries
 

@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.figures.lettering import dress, fold, plain
-from repsim.files import replacing
+from repsim.runtime.files import replacing
 
 FORMATS: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 """What can be saved, each with the metadata that would make two equal figures differ."""

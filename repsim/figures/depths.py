@@ -21,9 +21,9 @@ from repsim.figures.canvas import (
     style,
     tidy,
 )
-from repsim.figures.excerpts import pick, traits
 from repsim.figures.lettering import fold, plain
-from repsim.study.depth import relative
+from repsim.figures.selection import pick, traits
+from repsim.study.layer_matching import relative
 
 
 class Curve(NamedTuple):

@@ -22,8 +22,8 @@ from repsim.figures.canvas import (
     style,
     tidy,
 )
-from repsim.figures.excerpts import traits
 from repsim.figures.lettering import fold, plain, width_of
+from repsim.figures.selection import traits
 
 _PITCH = 0.135  # inches: a line of text of a row
 _CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -12,10 +12,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from repsim.errors import InvalidInputError
 from repsim.figures.canvas import NOTE, PAD, PAGE, add_caption, known_measure, sized
-from repsim.figures.excerpts import every_pair, pick
 from repsim.figures.heatmaps import checked, draw, explained, known_variables, label_of, once
 from repsim.figures.lettering import dress, fold
 from repsim.figures.scales import label_colour_bar, scale_of
+from repsim.figures.selection import every_pair, pick
 from repsim.figures.stages import boundaries
 
 _BAR = 0.75  # inches: the colour bar with its numbers and its label

@@ -18,7 +18,7 @@ from repsim.figures.canvas import LARGEST, LEADING, NARROW, SMALL, SMALLEST, TEX
 from repsim.figures.lettering import dress, fold, plain, shorten, width_of
 from repsim.figures.scales import Scale, add_colour_bar, scale_of
 from repsim.figures.stages import boundaries
-from repsim.study.depth import best_match
+from repsim.study.layer_matching import best_match
 
 _KEPT = 0.92  # what is left of a panel's length when everything around it has been laid out, at least
 _CELL = 0.115  # inches: a layer name of nearly 7 points fits beside it
@@ -88,8 +88,9 @@ def heatmap(
     stages
         Whether to part the stages.
     path
-        Whether to draw the best order-preserving match of every layer of side a (`repsim.study.depth.best_match`). By
-        default where ``da`` brings one, as what `pick` takes out of a study does; else it is computed.
+        Whether to draw the best order-preserving match of every layer of side a
+        (`repsim.study.layer_matching.best_match`). By default where ``da`` brings one, as what `pick` takes out of a
+        study does; else it is computed.
     marks
         Whether to cross out cells that are not above chance: those whose coordinate ``p`` is above 5 % after Holm's
         correction over all cells. By default where ``da`` has p-values, as plain debiased CKA of a study does.

@@ -23,8 +23,8 @@ from repsim.figures.canvas import (
     settle,
     tidy,
 )
-from repsim.figures.excerpts import traits
 from repsim.figures.lettering import fold, plain, shorten, width_of
+from repsim.figures.selection import traits
 
 _AROUND = 16
 _FAR = 90  # points: a name further from its point than this is left out

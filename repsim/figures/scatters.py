@@ -12,9 +12,9 @@ from scipy import stats
 
 from repsim.errors import InvalidInputError
 from repsim.figures.canvas import COLUMN, NOTE, RELATIONS, blank, footnote, known_measure, settle, style, tidy
-from repsim.figures.excerpts import pick
 from repsim.figures.heatmaps import caption_of, checked, known_variables, label_of
 from repsim.figures.lettering import plain
+from repsim.figures.selection import pick
 
 _MANY = 2000  # points: as shapes they would make a file that no viewer is glad of
 

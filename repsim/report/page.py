@@ -16,11 +16,11 @@ from typing import Any
 import xarray as xr
 
 import repsim
-from repsim.files import check_output, replacing
 from repsim.report.payload import payload
 from repsim.report.pictures import SHOWN, without_pictures
 from repsim.report.pictures import thumbnails as thumbnails_of
-from repsim.results import open_either
+from repsim.results.files import open_either
+from repsim.runtime.files import check_output, replacing
 
 Source = xr.Dataset | str | os.PathLike[str]
 

@@ -12,7 +12,7 @@ import xarray as xr
 from repsim import metrics
 from repsim.errors import InvalidInputError, RepsimError, SampleMismatchError, StoreError, reason
 from repsim.report import packing
-from repsim.results import STUDY
+from repsim.results.files import STUDY
 from repsim.study import words
 
 LAYERS = ("layer_a", "layer_b")

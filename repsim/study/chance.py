@@ -12,8 +12,8 @@ from jaxtyping import Float64, Int64
 from numpy.typing import ArrayLike
 from scipy import special
 
+from repsim.engine.null_moments import CubicMoments
 from repsim.errors import InvalidInputError
-from repsim.metrics.chance import CubicMoments
 
 _SYMMETRIC = 1e-8
 """With less skewness than this, digits are lost, and the law is the normal one."""
@@ -62,7 +62,7 @@ def skewness(a: CubicMoments, b: CubicMoments) -> float:
     Parameters
     ----------
     a, b
-        Of each layer, from `repsim.metrics.chance.moments`.
+        Of each layer, from `repsim.engine.null_moments.moments`.
 
     Returns
     -------

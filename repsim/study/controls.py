@@ -18,7 +18,7 @@ from repsim.extraction import DType, Extraction, Samples, choose_stream
 from repsim.extractors import ImageSource, open_images
 from repsim.extractors.factory import make_extractor
 from repsim.extractors.options import Choices
-from repsim.store import ActivationStore
+from repsim.stores.store import ActivationStore
 from repsim.study.design import Design, Member
 
 Kind = Literal["input", "labels"]

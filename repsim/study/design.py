@@ -10,11 +10,11 @@ from fnmatch import fnmatchcase
 from itertools import combinations
 from typing import Literal
 
-from repsim.alignment import AlignedView
 from repsim.errors import InvalidInputError
 from repsim.extractors.factory import family_of
 from repsim.labels import SampleIds
-from repsim.store import ActivationStore
+from repsim.stores.alignment import AlignedView
+from repsim.stores.store import ActivationStore
 
 Relation = Literal["other family", "same family", "same architecture"]
 _SEED = re.compile(r"[.+_-]?(?:random-)?seed-?(\d+)$")

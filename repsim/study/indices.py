@@ -11,9 +11,9 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from repsim.study.depth import Match, along, best_match, nearest
 from repsim.study.design import Design, Member, Pair, half_trained, is_twin
-from repsim.study.kernels import partial, partial_of_two, residual, shares
+from repsim.study.layer_matching import Match, along, best_match, nearest
+from repsim.study.partial_cka import partial, partial_of_two, residual, shares
 
 RAW = ""
 """No control is given."""

@@ -3,8 +3,8 @@
 import numpy as np
 import xarray as xr
 
+from repsim.runtime.text_tables import Table
 from repsim.study.words import known_shares, number, probability, strictest
-from repsim.tables import Table
 
 
 def all_tables(found: xr.Dataset) -> list[Table]:

@@ -66,7 +66,7 @@ def jackknife(theta: ArrayLike, left_out: ArrayLike, level: float = 0.95) -> Int
     theta
         (...), values from all n stimuli.
     left_out
-        (n, ...), values without each of them, as of `repsim.resampling.leave_one_out`.
+        (n, ...), values without each of them, as of `repsim.engine.resampling.leave_one_out`.
     level
         How often the interval is to hold the value that infinitely many stimuli would give.
 
@@ -168,7 +168,7 @@ def half_samples(theta: ArrayLike, values: ArrayLike, n: int, m: int | None = No
     theta
         (...), values from all n stimuli.
     values
-        (count, ...), values from subsamples, as of `repsim.resampling.subsampled`.
+        (count, ...), values from subsamples, as of `repsim.engine.resampling.subsampled`.
     n, m
         The number of stimuli, and of those in a subsample: n // 2 if not given.
     level

@@ -14,7 +14,7 @@ from scipy import stats
 from repsim.study.design import is_twin
 
 if TYPE_CHECKING:
-    from repsim.study.findings import Evidence
+    from repsim.study.dataset import Evidence
 
 _FEW = 100
 """Samples: with fewer, intervals are wide, and those of skewed numbers too short."""

@@ -12,7 +12,7 @@ from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Metric, as_samples
 from repsim.metrics.cka import CKA
-from repsim.metrics.rows import Centred, column_means
+from repsim.metrics.recipes.rows import Centred, column_means
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from repsim.errors import InvalidInputError, UnreliableValueWarning
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.cca import CCA, PWCCA, SVCCA
-from repsim.metrics.subspace import PrincipalSubspace
+from repsim.metrics.recipes.subspace import PrincipalSubspace
 
 
 @pytest.fixture

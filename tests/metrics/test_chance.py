@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from repsim.engine import null_moments
+from repsim.engine.null_moments import CubicMoments, moments
 from repsim.errors import InvalidInputError
-from repsim.metrics import chance, get
+from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
-from repsim.metrics.chance import CubicMoments, moments
-from repsim.metrics.gram import Gram
+from repsim.metrics.recipes.gram import Gram
 from tests.metrics.references import gram, u_centred
 
 
@@ -43,7 +44,7 @@ def close(found: CubicMoments, expected: CubicMoments, rel: float) -> None:
 def test_moments_are_those_of_the_matrix(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], panel: int
 ) -> None:
-    monkeypatch.setattr(chance, "_PANEL", panel)
+    monkeypatch.setattr(null_moments, "_PANEL", panel)
     layers = [prepared(skewed(rng, *shape)), prepared(rng.normal(size=shape)), prepared(skewed(rng, shape[0], 2))]
     for layer, found in zip(layers, moments(layers), strict=True):
         close(found, by_hand(layer), 1e-10)
@@ -52,7 +53,7 @@ def test_moments_are_those_of_the_matrix(
 def test_both_roads_agree_where_either_can_be_gone(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [prepared(skewed(rng, 50, p)) for p in (3, 47)]
     features = moments(layers)
-    monkeypatch.setattr(chance, "_narrow", lambda _: False)
+    monkeypatch.setattr(null_moments, "_narrow", lambda _: False)
     for found, expected in zip(moments(layers), features, strict=True):
         close(found, expected, 1e-12)
         assert found != expected  # it was another road

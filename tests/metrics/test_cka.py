@@ -14,7 +14,7 @@ from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValu
 from repsim.metrics import get
 from repsim.metrics.base import Array, Metric, as_samples
 from repsim.metrics.cka import CKA
-from repsim.metrics.gram import CentredGram, Reordered, order_statistics
+from repsim.metrics.recipes.gram import CentredGram, Reordered, order_statistics
 from repsim.metrics.sweeps import Cross, MomentSweep
 from tests.metrics.references import cosine, gram, hsic0, hsic1, u_centred
 from tests.metrics.streamed import Streamed

@@ -13,7 +13,7 @@ from repsim.labels import Form
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.cka import CKA
-from repsim.metrics.compressed import StoredGrams, TwoSketches
+from repsim.metrics.recipes.stored_kernels import StoredGrams, TwoSketches
 from tests.metrics.references import minibatch_cka, sketch_error, sketched_cka, u_centred
 
 

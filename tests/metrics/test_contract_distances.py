@@ -1,6 +1,6 @@
 """Measures of similarity matrices are held to the contract."""
 
-from repsim.metrics.distances import RSA, DistanceCorrelation, RSMDifference
+from repsim.metrics.rsm import RSA, DistanceCorrelation, RSMDifference
 from repsim.testing import MetricContract
 from tests.metrics import references_distances as references
 

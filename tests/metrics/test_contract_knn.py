@@ -7,7 +7,7 @@ import pytest
 
 from repsim.errors import UnreliableValueWarning
 from repsim.metrics.base import Metric
-from repsim.metrics.neighbourhoods import CKNNA, CycleKNN, JaccardKNN, MutualKNN, RankSimilarity, SecondOrderCosine
+from repsim.metrics.knn import CKNNA, CycleKNN, JaccardKNN, MutualKNN, RankSimilarity, SecondOrderCosine
 from repsim.testing import MetricContract
 from tests.metrics import references_knn
 

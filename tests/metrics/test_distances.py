@@ -16,9 +16,9 @@ from repsim import compare
 from repsim.errors import UndefinedValueError, UnknownNameError, UnreliableValueWarning
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
-from repsim.metrics.distances import RSA, DistanceCorrelation, RSMDifference, average_ranks, spectral_norm
+from repsim.metrics.rsm import RSA, DistanceCorrelation, RSMDifference, average_ranks, spectral_norm
 from repsim.metrics.sweeps import GramSweep
-from repsim.writing import write_store
+from repsim.stores.writer import write_store
 from tests.metrics.references import cosine
 from tests.metrics.references_distances import distance_correlation, euclidean, rsa, rsm_difference
 from tests.metrics.streamed import Streamed

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
-from repsim.metrics import get, neighbours
+from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
-from repsim.metrics.neighbourhoods import CKNNA
-from repsim.metrics.neighbours import NearestNeighbours, Neighbours, ranks_among
+from repsim.metrics.knn import CKNNA
+from repsim.metrics.recipes import neighbours
+from repsim.metrics.recipes.neighbours import NearestNeighbours, Neighbours, ranks_among
 from tests.metrics import references_knn
 from tests.metrics.streamed import Streamed
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from repsim.engine import permutation
+from repsim.engine.permutation import permuted
+from repsim.engine.resampling import random_permutations
+from repsim.engine.shared_directions import leading, together
 from repsim.errors import InvalidInputError
-from repsim.metrics import get, permuting
+from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
-from repsim.metrics.permuting import permuted
-from repsim.metrics.truncation import leading, together
-from repsim.resampling import random_permutations
 from tests.metrics import references
 
 ENOUGH = 2**30
@@ -24,7 +25,7 @@ def factors(spec: str, *layers: Array) -> list[Any]:
 
 def on(road: str, monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> Array:
     with monkeypatch.context() as patch:
-        patch.setattr(permuting, "_features_are_cheaper", lambda *_: road == "features")
+        patch.setattr(permuted, "_features_are_cheaper", lambda *_: road == "features")
         return permuted(*args, memory=ENOUGH, **options)
 
 
@@ -42,8 +43,8 @@ def test_features_are_the_same_however_they_are_cut(
     orders = torch.from_numpy(random_permutations(60, 5))
     for rows, columns in ((layers[:3], layers[3:]), (layers[3:], layers[:3]), (layers, layers)):
         expected = on("grams", monkeypatch, rows, columns, get(spec), orders)
-        monkeypatch.setattr(permuting, "_SIDE", side)
-        monkeypatch.setattr(permuting, "_RUN", run)
+        monkeypatch.setattr(permuted, "_SIDE", side)
+        monkeypatch.setattr(permuted, "_RUN", run)
         found = on("features", monkeypatch, rows, columns, get(spec), orders)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -72,13 +73,13 @@ def test_uneven_and_narrow_layers_are_multiplied_in_float64(
     layers = [x.astype(np.float32) for x in related(rng, 100, 40, 50, 3, 60)]
     layers[3][7] *= 100
     seen: list[tuple[list[int], list[int], torch.dtype]] = []
-    original = permuting.permuted_moments
+    original = permutation.permuted_moments
 
     def noted(rows: Any, columns: Any, orders: Any, dtype: torch.dtype, step: Any) -> torch.Tensor:
         seen.append(([a.p for a in rows], [b.p for b in columns], dtype))
         return original(rows, columns, orders, dtype, step)
 
-    monkeypatch.setattr(permuting, "permuted_moments", noted)
+    monkeypatch.setattr(permuted, "permuted_moments", noted)
     orders = torch.from_numpy(random_permutations(100, 1))
     on("features", monkeypatch, factors("cka", *layers), factors("cka", *layers[:3]), get("cka"), orders)
     assert seen == [
@@ -120,7 +121,7 @@ def road_of(monkeypatch: pytest.MonkeyPatch, *args: Any, memory: int = ENOUGH) -
 
     with monkeypatch.context() as patch:
         for name in ("_by_grams", "_by_features"):
-            patch.setattr(permuting, name, noted(name, getattr(permuting, name)))
+            patch.setattr(permutation, name, noted(name, getattr(permutation, name)))
         permuted(*args, memory=memory)
     return taken[0]
 
@@ -146,7 +147,7 @@ def test_progress_counts_permutations(rng: np.random.Generator, monkeypatch: pyt
     layers = factors("cka", *(x.astype(np.float32) for x in related(rng, 60, 40, 3, 50)))
     orders = torch.from_numpy(random_permutations(60, 4))
     for side in (2048, 30):
-        monkeypatch.setattr(permuting, "_SIDE", side)
+        monkeypatch.setattr(permuted, "_SIDE", side)
         said: list[int] = []
         both = layers[:2], layers[2:]
         on("features", monkeypatch, *both, get("cka"), orders, progress=lambda *done, to=said: to.extend(done))
@@ -161,13 +162,13 @@ def test_shared_directions_give_what_features_give(
     apart = [dataclasses.replace(layer, features=layer.features[:]) for layer in layers]
     orders = torch.from_numpy(random_permutations(60, 5))
     called = []
-    original = permuting._by_directions
+    original = permutation._by_directions
 
     def counted(*args: Any, **options: Any) -> Array:
         called.append(1)
         return original(*args, **options)
 
-    monkeypatch.setattr(permuting, "_by_directions", counted)
+    monkeypatch.setattr(permuted, "_by_directions", counted)
     for i, j in ((slice(0, 3), slice(3, 5)), (slice(3, 5), slice(0, 5))):
         found = permuted(layers[i], layers[j], get(spec), orders, memory=ENOUGH)
         expected = on("grams", monkeypatch, apart[i], apart[j], get(spec), orders)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from repsim.engine.jackknife import LeaveOneOut
+from repsim.engine.permutation import halved
+from repsim.engine.subsampling import Norms, centred, gathers, groups, interleaved, padded
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import as_samples
-from repsim.metrics.jackknife import LeaveOneOut
-from repsim.metrics.permuting import halved
-from repsim.metrics.resampled import Norms, centred, gathers, groups, interleaved, padded
 from tests.metrics.references import gram, u_centred
 
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repsim.errors import UndefinedValueError
-from repsim.metrics import rows
 from repsim.metrics.base import Array
-from repsim.metrics.rows import Centred, Rows, ahead, by_pieces, column_means, cut, in_memory, pieces, wide
+from repsim.metrics.recipes import rows
+from repsim.metrics.recipes.rows import Centred, Rows, ahead, by_pieces, column_means, cut, in_memory, pieces, wide
 from tests.metrics.streamed import Streamed
 
 CPU = torch.device("cpu")

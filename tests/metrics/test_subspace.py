@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from repsim.errors import UndefinedValueError
-from repsim.metrics import subspace
 from repsim.metrics.base import Array
 from repsim.metrics.cca import CCA, PWCCA, SVCCA
-from repsim.metrics.rows import Centred, Rows, column_means
-from repsim.metrics.subspace import Leading, PrincipalSubspace, Subspace, krylov, singular_values
+from repsim.metrics.recipes import subspace
+from repsim.metrics.recipes.rows import Centred, Rows, column_means
+from repsim.metrics.recipes.subspace import Leading, PrincipalSubspace, Subspace, krylov, singular_values
 from repsim.metrics.sweeps import MomentSweep
 from tests.metrics import references
 

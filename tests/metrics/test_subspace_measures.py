@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from repsim.engine.planning import LayerShape, Limits, plan
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
-from repsim.metrics import get, subspace
+from repsim.metrics import get
 from repsim.metrics.base import Array, Metric, as_samples
 from repsim.metrics.cca import CCA, PWCCA, SVCCA
 from repsim.metrics.prediction import GULP, EigenspaceOverlap, LinearRegression
+from repsim.metrics.recipes import subspace
+from repsim.metrics.recipes.subspace import PrincipalSubspace
 from repsim.metrics.shapes import AngularShape, Nuclear, Procrustes, ProcrustesSize, chance_alignment
-from repsim.metrics.subspace import PrincipalSubspace
 from repsim.metrics.sweeps import MomentSweep
-from repsim.plan import LayerShape, Limits, plan
 from tests.metrics import references_subspaces as references
 from tests.metrics.streamed import Streamed
 

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from repsim.metrics import get
 from repsim.metrics.base import Array
 from repsim.metrics.cka import CKA
-from repsim.metrics.compressed import StoredGrams, TwoSketches
-from repsim.metrics.gram import CentredGram, Gram, KernelMatrix
+from repsim.metrics.recipes.gram import CentredGram, Gram, KernelMatrix
+from repsim.metrics.recipes.stored_kernels import StoredGrams, TwoSketches
 from repsim.metrics.sweeps import (
     Cross,
     GramSweep,
@@ -389,11 +389,12 @@ class FastReader(ThreadPoolExecutor):
 @pytest.mark.parametrize("count", [1, 2, 5, 8, 13])
 @pytest.mark.parametrize("held", [1, 2, 3, 4, 6, 20])
 def test_held_panels_are_not_read_again(count: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With r panels that stay, every r-th sweep past the others reads what is right of them: what `repsim.plan` says.
+    """With r panels that stay, every r-th sweep past the others reads what is right of them: what
+    `repsim.engine.planning` says.
 
     And no more panels are in memory than those that are held, and one that is read ahead.
     """
-    monkeypatch.setattr("repsim.metrics.rows.ThreadPoolExecutor", FastReader)
+    monkeypatch.setattr("repsim.metrics.recipes.rows.ThreadPoolExecutor", FastReader)
     table = Table(2 * count, 2 * count, 0)
     sweep = GramSweep([table], [table], [Sums()], panel=2, tile=2, held=held)
     sweep.run()

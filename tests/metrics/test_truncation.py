@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from repsim.engine.shared_directions import Spanned, leading, together
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
-from repsim.metrics.gram import Gram
-from repsim.metrics.truncation import Spanned, leading, together
+from repsim.metrics.recipes.gram import Gram
 
 BIASED = get("cka:estimator=biased")
 

@@ -11,8 +11,8 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from repsim.comparison import compare
-from repsim.study.conduct import universality
+from repsim.engine.comparison import compare
+from repsim.study.universality import universality
 from tests.study.networks import FOUR, TWINS, family, network
 
 N = 40

@@ -17,7 +17,7 @@ from repsim import write_report
 from repsim.cli import main
 from repsim.errors import ImageError, InvalidInputError, OutputError, StoreError
 from repsim.report.page import SCRIPTS
-from repsim.results import save_result
+from repsim.results.files import save_result
 from tests.report.conftest import HOSTILE, NAMES, hostile
 from tests.study.networks import network
 

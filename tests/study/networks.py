@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.store import ActivationStore
-from repsim.writing import write_store
+from repsim.stores.store import ActivationStore
+from repsim.stores.writer import write_store
 
 Array = NDArray[np.float64]
 FOUR = ("cnn.seed0", "cnn.seed1", "vit.seed0", "vit.seed1")

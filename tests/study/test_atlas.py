@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import silhouette_samples
 
 from repsim.errors import InvalidInputError, UndefinedValueError
-from repsim.study.atlas import clusters, common_share, embed, stability
+from repsim.study.model_map import clusters, common_share, embed, stability
 
 Array = NDArray[np.float64]
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from repsim.engine.null_moments import CubicMoments, moments
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
-from repsim.metrics.chance import CubicMoments, moments
 from repsim.study.chance import (
     benjamini_hochberg,
     calibrated,

@@ -12,12 +12,12 @@ import xarray as xr
 
 from repsim import compare
 from repsim.errors import InvalidInputError, StoreError
-from repsim.results import open_result, open_study, save_result
-from repsim.store import ActivationStore
-from repsim.study import others, tables
-from repsim.study.conduct import universality
-from repsim.study.depth import mbm
-from repsim.writing import write_store
+from repsim.results.files import open_result, open_study, save_result
+from repsim.stores.store import ActivationStore
+from repsim.stores.writer import write_store
+from repsim.study import other_measures, tables
+from repsim.study.layer_matching import mbm
+from repsim.study.universality import universality
 from tests.study.networks import FOUR, TWINS, family, network, noise, unit_kernel
 
 N = 60
@@ -55,7 +55,7 @@ def seen(shelf: Shelf) -> xr.Dataset:
 
 @pytest.fixture(autouse=True)
 def few_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(others, "_HALVES", 8)
+    monkeypatch.setattr(other_measures, "_HALVES", 8)
 
 
 def summary(study: xr.Dataset) -> str:

@@ -10,10 +10,10 @@ import pytest
 
 from repsim import extract
 from repsim.errors import InvalidInputError, OutputError, RepsimError
-from repsim.store import ActivationStore, open_store
+from repsim.stores.store import ActivationStore, open_store
 from repsim.study import controls
 from repsim.study.design import design
-from repsim.study.passes import kernels
+from repsim.study.gram_passes import kernels
 from tests.study.networks import Array, network, noise, unit_kernel
 
 N = 20

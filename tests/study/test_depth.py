@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError
-from repsim.study.depth import best_match, mbm, nearest, relative, split_half, warp
+from repsim.study.layer_matching import best_match, mbm, nearest, relative, split_half, warp
 
 Array = NDArray[np.float64]
 

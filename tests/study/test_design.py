@@ -10,9 +10,9 @@ import pytest
 
 from repsim import extract
 from repsim.errors import InvalidInputError, SampleMismatchError
-from repsim.store import ActivationStore
+from repsim.stores.store import ActivationStore
+from repsim.stores.writer import write_store
 from repsim.study.design import Design, Pair, design, half_trained
-from repsim.writing import write_store
 
 MODELS = {  # model -> what its provenance says
     "resnet50.a1_in1k": {"architecture": "resnet50", "weights": "a1_in1k"},

@@ -10,10 +10,10 @@ import pytest
 import torch
 import xarray as xr
 
-from repsim.metrics.chance import moments
-from repsim.metrics.gram import CentredGram
-from repsim.resampling import permuted, random_permutations
-from repsim.store import ActivationStore
+from repsim.engine.null_moments import moments
+from repsim.engine.resampling import permuted, random_permutations
+from repsim.metrics.recipes.gram import CentredGram
+from repsim.stores.store import ActivationStore
 from repsim.study import controls
 from repsim.study.chance import (
     benjamini_hochberg,
@@ -25,10 +25,10 @@ from repsim.study.chance import (
     threshold,
     within_classes,
 )
-from repsim.study.conduct import universality
-from repsim.study.depth import best_match, mbm, split_half
 from repsim.study.design import design
+from repsim.study.layer_matching import best_match, mbm, split_half
 from repsim.study.uncertainty import jackknife
+from repsim.study.universality import universality
 from tests.study.networks import FOUR, TWINS, Array, cosines, family, network, unit_kernel, without
 
 N, COUNT, LABELS = 32, 39, np.arange(32) % 4

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from repsim.study import controls
-from repsim.study.conduct import universality
 from repsim.study.design import Design, design
+from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.indices import RAW, TWINS, Indices
-from repsim.study.passes import Kernels, kernels
 from repsim.study.uncertainty import jackknife
+from repsim.study.universality import universality
 from tests.study.networks import FOUR, Array, beside, cosines, network, noise, unit_kernel, without
 from tests.study.networks import TWINS as UNTRAINED
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.metrics import get
-from repsim.study.kernels import Roles, ceiling, partial, residual, shares
+from repsim.study.partial_cka import Roles, ceiling, partial, residual, shares
 
 Array = NDArray[np.float64]
 

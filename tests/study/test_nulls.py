@@ -6,13 +6,13 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from repsim.resampling import permuted, random_permutations
-from repsim.study import controls, nulls
+from repsim.engine.resampling import permuted, random_permutations
+from repsim.study import controls, permutation_nulls
 from repsim.study.chance import p_value
-from repsim.study.depth import mbm
 from repsim.study.design import Design, design
+from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.indices import RAW, Indices
-from repsim.study.passes import Kernels, kernels
+from repsim.study.layer_matching import mbm
 from tests.study.networks import FOUR, TWINS, Array, family, unit_kernel, without
 
 N, COUNT = 24, 12
@@ -31,8 +31,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
         yield made, given, found, Indices(made, dict(found.of), found.values())
 
 
-def of_cka(study: Study) -> dict[tuple[str, str], nulls.Null]:
-    return nulls.of_cka(study[2], study[3], ORDERS, memory=2**30)
+def of_cka(study: Study) -> dict[tuple[str, str], permutation_nulls.Null]:
+    return permutation_nulls.of_cka(study[2], study[3], ORDERS, memory=2**30)
 
 
 def features(study: Study) -> dict[str, list[Array]]:
@@ -85,8 +85,8 @@ def test_observed_is_the_index_of_the_study(study: Study) -> None:
 
 def test_runs_of_permutations_are_one_after_the_other(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, told = of_cka(study), []
-    monkeypatch.setattr(nulls, "_ORDERS", 5)
-    parts = nulls.of_cka(study[2], study[3], ORDERS, memory=2**30, progress=lambda *done: told.append(done))
+    monkeypatch.setattr(permutation_nulls, "_ORDERS", 5)
+    parts = permutation_nulls.of_cka(study[2], study[3], ORDERS, memory=2**30, progress=lambda *done: told.append(done))
     assert told == [(5, COUNT), (10, COUNT), (12, COUNT)]
     for key, null in whole.items():
         np.testing.assert_allclose(parts[key].permuted, null.permuted, atol=1e-13)
@@ -94,7 +94,7 @@ def test_runs_of_permutations_are_one_after_the_other(study: Study, monkeypatch:
 
 def test_many_samples_are_cut_to_leading_components(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = of_cka(study)
-    monkeypatch.setattr(nulls, "EXACT", N - 1)
+    monkeypatch.setattr(permutation_nulls, "EXACT", N - 1)
     cut = of_cka(study)
     assert cut.keys() == whole.keys()
     moved = max(abs(cut[key].permuted - null.permuted).max() for key, null in whole.items())
@@ -107,20 +107,20 @@ def test_many_samples_are_cut_to_leading_components(study: Study, monkeypatch: p
 
 def test_one_model_has_nothing_to_permute(study: Study) -> None:
     alone = Design(study[0].trained[:1], ())
-    assert nulls.of_cka(study[2], Indices(alone, study[3].of, study[3].R), ORDERS, memory=2**30) == {}
+    assert permutation_nulls.of_cka(study[2], Indices(alone, study[3].of, study[3].R), ORDERS, memory=2**30) == {}
 
 
 def test_statistics() -> None:
     S = np.array([[0.1, 0.9, np.nan], [0.8, 0.2, 0.3]])
-    np.testing.assert_allclose(nulls.statistics(S), [float(mbm(S)), 0.9])
-    assert np.isnan(nulls.statistics(np.full((2, 2), np.nan))).all()
+    np.testing.assert_allclose(permutation_nulls.statistics(S), [float(mbm(S)), 0.9])
+    assert np.isnan(permutation_nulls.statistics(np.full((2, 2), np.nan))).all()
     batch = np.stack([S, -S])
-    np.testing.assert_array_equal(nulls.statistics(batch)[1], nulls.statistics(-S))
+    np.testing.assert_array_equal(permutation_nulls.statistics(batch)[1], permutation_nulls.statistics(-S))
 
 
 def test_of_values() -> None:
     rng = np.random.default_rng(0)
     observed, values = rng.normal(size=(2, 3)), rng.normal(size=(4, 2, 3))
-    null = nulls.of_values(observed, values)
+    null = permutation_nulls.of_values(observed, values)
     np.testing.assert_array_equal(null.observed, [mbm(observed), observed.max()])
     np.testing.assert_array_equal(null.permuted[:, 1], values.max((1, 2)))

@@ -9,15 +9,15 @@ import pytest
 import xarray as xr
 
 from repsim import metrics as registry
+from repsim.engine.resampling import permuted, random_permutations, random_subsamples
 from repsim.metrics import Metric
-from repsim.resampling import permuted, random_permutations, random_subsamples
-from repsim.study import others
+from repsim.study import other_measures
 from repsim.study.chance import calibrated, p_value, threshold
-from repsim.study.conduct import universality
-from repsim.study.depth import mbm
 from repsim.study.design import Design, design
-from repsim.study.others import Measured, measure
+from repsim.study.layer_matching import mbm
+from repsim.study.other_measures import Measured, measure
 from repsim.study.uncertainty import half_samples
+from repsim.study.universality import universality
 from tests.study.networks import FOUR, TWINS, Array, family
 
 N, COUNT, HALVES = 26, 19, 8
@@ -27,7 +27,7 @@ ORDERS = random_permutations(N, COUNT, 0)
 @pytest.fixture(scope="module", autouse=True)
 def few_halves() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(others, "_HALVES", HALVES)
+        patch.setattr(other_measures, "_HALVES", HALVES)
         yield
 
 
@@ -78,21 +78,21 @@ def test_half_samples_keep_the_share_of_neighbours(study: Design) -> None:
 def test_what_is_not_affordable_is_said(study: Design, monkeypatch: pytest.MonkeyPatch) -> None:
     (scarce,) = found(study, "svcca").notes
     assert scarce.startswith(f"all values: n = {N} samples are too few for ")
-    (once,) = [others._affordable(registry.get("svcca"), study.pairs, N, 10**9, prepared=True)]
-    seconds = others.SECONDS / once
-    monkeypatch.setattr(others, "SECONDS", 18.5 * seconds)
+    (once,) = [other_measures._affordable(registry.get("svcca"), study.pairs, N, 10**9, prepared=True)]
+    seconds = other_measures.SECONDS / once
+    monkeypatch.setattr(other_measures, "SECONDS", 18.5 * seconds)
     few = found(study, "svcca")
     assert few.notes[0] == "not permuted: fewer than 19 permutations are affordable at this size"
     assert few.permuted == {}
     assert np.isfinite(few.values[study.pairs[0].name]).all()
-    monkeypatch.setattr(others, "SECONDS", 19.5 * seconds)
+    monkeypatch.setattr(other_measures, "SECONDS", 19.5 * seconds)
     orders = random_permutations(N, 30, 0)
     some = measure(registry.get("svcca"), study.pairs, study.pairs, orders, device="cpu", memory=None, seed=0)
     assert some.notes[0] == "19 of 30 permutations, which is what is affordable at this size"
     np.testing.assert_array_equal(
         some.permuted[study.pairs[0].name], found(study, "svcca").permuted[study.pairs[0].name]
     )
-    monkeypatch.setattr(others, "SECONDS", 0)
+    monkeypatch.setattr(other_measures, "SECONDS", 0)
     assert "no interval: half-samples take too long at this size" in found(study, "svcca").notes
 
 
@@ -173,7 +173,7 @@ def test_an_asymmetric_measure_is_not_mirrored(study: Design, whole: xr.Dataset)
 
 
 def test_scales() -> None:
-    assert others.most(registry.get("procrustes")) == 0
-    assert others.most(registry.get("mutual_knn")) == 1
-    assert others.most(registry.get("cknna")) == np.inf
+    assert other_measures.most(registry.get("procrustes")) == 0
+    assert other_measures.most(registry.get("mutual_knn")) == 1
+    assert other_measures.most(registry.get("cknna")) == np.inf
     assert calibrated(0.5, 0.2) == pytest.approx(0.375)

@@ -8,7 +8,7 @@ import pytest
 
 from repsim.study.controls import Control
 from repsim.study.design import Design, design
-from repsim.study.passes import Kernels, kernels, sources
+from repsim.study.gram_passes import Kernels, kernels, sources
 from tests.study.networks import network, noise, unit_kernel
 
 N = 30

@@ -8,7 +8,7 @@ from scipy import stats
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.study import uncertainty
-from repsim.study.kernels import partial
+from repsim.study.partial_cka import partial
 from repsim.study.uncertainty import (
     half_samples,
     influence,

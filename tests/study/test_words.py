@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from repsim.stores.writer import write_store
 from repsim.study import words
-from repsim.study.conduct import universality
-from repsim.writing import write_store
+from repsim.study.universality import universality
 from tests.study.networks import family, network, noise
 
 

@@ -1,0 +1,1 @@
+"""What is computed once a layer: centred rows, Gram matrices, subspaces, neighbours."""

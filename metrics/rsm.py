@@ -1,0 +1,496 @@
+"""Similarity matrices of representations: how far apart a layer finds two stimuli, compared between layers."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from repsim.errors import UndefinedValueError
+from repsim.metrics.base import Array, Chance, Group, Invariance, Metric, Road
+from repsim.metrics.recipes.gram import NEAR, CentredGram, Gram, distances
+from repsim.metrics.recipes.rows import column_means, cut, wide
+
+_CHUNK = 2**15
+"""Pairs of samples whose ranks are multiplied in float32 before they are added in float64; they stay in the cache."""
+_ALIKE = 2.0**-6
+"""1 - the mean correlation that is below this leaves correlations few digits."""
+_EQUAL = 2.0**-90
+"""The same, where it is nothing but rounding errors."""
+_PANEL = 512
+"""Samples whose correlations with all others are computed at once."""
+_EXACT_BELOW = 512
+"""Samples up to which all eigenvalues take no longer than the largest."""
+
+
+@dataclass(frozen=True)
+class DistanceCorrelation(Metric[Gram]):
+    """Distance correlation between X (n x p) and Y (n x q), from their Euclidean distances d_ij and e_ij.
+
+    With A = H d H and B = H e H, centred over rows and columns, it is the square root of <A, B> / (||A|| ||B||): the
+    square root of the biased alignment of the kernels -d and -e. In the population it is 0 for independent layers
+    only, whatever their relation. Range [0, 1].
+
+    This is the V-statistic of the first paper, which is biased: of unrelated Gaussian layers as wide as n it is about
+    0.9. Its squared mean over permutations of the samples is known (`chance`).
+
+    Notes
+    -----
+    Distances of float32 layers are float32, but for those between near duplicates, which are of float64 products (of
+    float64 layers: of differences).
+
+    References
+    ----------
+    Szekely, Rizzo, Bakirov. Measuring and testing dependence by correlation of distances. Annals of Statistics 2007.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.random.seed(0)
+    >>> x, y = np.random.uniform(size=(30, 25)), np.random.uniform(size=(30, 25))
+    >>> round(DistanceCorrelation()(x, y), 9)
+    0.885269652
+    """
+
+    name: ClassVar[str] = "distance_correlation"
+    title: ClassVar[str] = "Distance correlation"
+    formula: ClassVar[str] = "sqrt(<A, B> / (||A|| ||B||)), A and B the centred matrices of Euclidean distances"
+    citation: ClassVar[str] = "Szekely, Rizzo, Bakirov 2007"
+    group: ClassVar[Group] = "rsm"
+    question: ClassVar[str] = "Do two layers depend on each other in any way, linear or not?"
+    needs: ClassVar[str] = "100 times the wider layer: it is biased, and chance alone is above 0.2 with fewer"
+    others: ClassVar[Mapping[str, str]] = {
+        "dcor.u_distance_correlation_sqr": "the unbiased estimate of the square (Szekely & Rizzo 2014), which has "
+        "mean 0 for unrelated layers, can be negative and has no root",
+    }
+    sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
+    symmetric: ClassVar[bool] = True
+    normalised: ClassVar[bool] = True
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """[0, 1]."""
+        return 0.0, 1.0
+
+    @property
+    def invariances(self) -> frozenset[Invariance]:
+        """What leaves all ratios of distances as they are."""
+        return frozenset({"permutation", "orthogonal", "isotropic scaling", "translation"})
+
+    @property
+    def recipe(self) -> CentredGram:
+        """That of CKA, with another kernel."""
+        return CentredGram("distance")
+
+    @property
+    def roads(self) -> tuple[Road, ...]:
+        """Feature space knows no distances."""
+        return ("gram",)
+
+    def finish(self, values: Array) -> Array:
+        """Its square is a cosine, which is never negative but by rounding."""
+        return np.sqrt(np.maximum(values, 0))
+
+    def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
+        """The formula, on whole matrices. Where it is 0 the root has no derivative, and the gradient is NaN."""
+        A, B = (self.recipe.with_gradient(side, unbiased=False) for side in (x, y))
+        return ((A * B).sum() / (A.square().sum() * B.square().sum()).sqrt()).clamp(min=0).sqrt()
+
+    def samples_needed(self, p: int, q: int) -> int:
+        """Of Gaussian features as many as p, its square is about 4p / (n + 4p) by chance."""
+        return 100 * max(p, q)
+
+    def chance(self, a: Gram, b: Gram) -> Chance:
+        """At most sqrt(tr(A) tr(B) / ((n - 1) ||A|| ||B||)), the root of the mean square, exact for any data."""
+        A, B = a.centred(), b.centred()
+        norms = torch.linalg.matrix_norm(A) * torch.linalg.matrix_norm(B)
+        return Chance(math.sqrt(float(A.trace() * B.trace() / norms) / (a.n - 1)), exact=False)
+
+    def reason(self, a: Gram, b: Gram) -> str:  # noqa: ARG002
+        """What is wrong with layers whose ||A|| is nothing but rounding errors."""
+        return "nothing but rounding errors is left of the distances after centring"
+
+    def caution(self, a: Gram, b: Gram) -> str | None:
+        """Of more features than samples it is mostly bias."""
+        widest = max(a.p, b.p)
+        if widest <= a.n:
+            return None
+        return (
+            f"n = {a.n} samples but {widest} features: unrelated layers score far above 0, too; compare with "
+            f"permuted samples, or use cka, or more samples (of unrelated layers {100 * widest:,} score 0.2)"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """The ranks of the correlations between samples, as a vector of unit length and mean 0."""
+
+    ranks: Float[Tensor, " pairs"]
+    """One for each pair of samples, row by row of the strict upper triangle."""
+    n: int
+    """Samples."""
+    hubs: float
+    """Share of the ranks' variance that belongs to single samples: ||K||^2 of K_ij = u_i + u_j, the nearest such matrix
+    off the diagonal, where the whole matrix has norm 1."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.ranks.nbytes
+
+
+@dataclass(frozen=True)
+class RankedCorrelations:
+    """The recipe of `RSA`: Pearson correlations between samples, over features, and their ranks.
+
+    Correlations are computed in float64, and those that agree to 2^-30 (2^-46 of float64 layers) are tied: rounding
+    errors would otherwise put ties (there are many where features have few values) in an order of their own. Where all
+    correlations are close to 1, it is to 2^-30 of what they differ by.
+    """
+
+    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:
+        """Floating-point operations, sorting counted as 30 a pair and halving; and bytes held."""
+        pairs = n * (n - 1) / 2
+        return 1.0 * n * n * p + 30 * pairs * math.log2(max(2.0, pairs)), pairs * itemsize
+
+    def aside(self, n: int, p: int, itemsize: int) -> float:  # noqa: ARG002
+        """Bytes that sorting takes beside the layer: the correlations, their order, and some memory of its own."""
+        return 40 * n * (n - 1) / 2
+
+    def __call__(self, x: Float[Tensor, "n p"]) -> Ranks:
+        """Prepare one layer."""
+        column_means(x)  # refuses what is constant
+        n, p = x.shape
+        if p == 1:
+            raise UndefinedValueError("samples of a single feature have no correlation: rsa takes at least 2 features")
+        z = _standardised(x)
+        z, halves, unit = _spread(z)
+        coarse = x.dtype != torch.float64
+        keys = torch.empty(
+            n * (n - 1) // 2, dtype=torch.int32 if coarse and halves is None else torch.int64, device=z.device
+        )
+        steps = 2.0**30 if coarse else 2.0**46
+        start = 0
+        for i in cut(n, _PANEL):
+            products = z[i] @ z[i.start :].T
+            if halves is not None:
+                products = products.sub_(halves[i, None]).sub_(halves[i.start :])
+            products = products.mul_(steps / unit).round_()
+            above = products[torch.ones_like(products, dtype=torch.bool).triu_(1)]
+            keys[start : start + len(above)] = above
+            start += len(above)
+        ranks = average_ranks(keys).sub_((len(keys) + 1) / 2)
+        norm = torch.linalg.vector_norm(ranks)
+        if norm == 0:
+            raise UndefinedValueError(
+                "all pairs of samples are equally correlated, so their order is constant: there is nothing to compare"
+            )
+        ranks /= norm
+        hubs = float(_row_sums(ranks, n).square().sum()) / (n - 2)
+        return Ranks(ranks.to(x.device, x.dtype), n, hubs)
+
+
+def _spread(z: Float64[Tensor, "n p"]) -> tuple[Float64[Tensor, "n p"], Float64[Tensor, " n"] | None, float]:
+    """What correlations are computed from, so that those that are all but 1 differ by more than rounding errors.
+
+    1 - r_ij = ||z_i - z_j||^2 / 2 sees no mean of all z. Where it is nearly all of z (a channel that is large in every
+    sample), it is taken away: the halves of the squared norms that are left, and a unit for what is left.
+    """
+    mean = z.mean(0)
+    if 1 - float(mean.square().sum()) > _ALIKE:
+        return z, None, 1.0
+    rest = z - mean
+    halves = rest.square().sum(1) / 2
+    spread = float(2 * halves.mean())
+    if spread < _EQUAL:
+        return z, None, 1.0
+    return rest, halves, 2.0 ** math.floor(math.log2(spread))
+
+
+def _row_sums(above: Float64[Tensor, " pairs"], n: int) -> Float64[Tensor, " n"]:
+    """Of the symmetric matrix whose strict upper triangle this is, row by row, and whose diagonal is 0."""
+    sums = above.new_zeros(n)
+    start = 0
+    for k in range(n - 1):
+        row = above[start : start + n - 1 - k]
+        sums[k] += row.sum()
+        sums[k + 1 :] += row
+        start += len(row)
+    return sums
+
+
+def _standardised(x: Float[Tensor, "n p"]) -> Float64[Tensor, "n p"]:
+    """Every sample minus the mean of its features, and of unit length."""
+    z = x.to(wide(x.device), torch.float64, copy=True)
+    flat = z.amax(1) - z.amin(1) <= torch.finfo(x.dtype).eps * z.abs().amax(1)
+    if flat.any():
+        raise UndefinedValueError(
+            f"{int(flat.sum())} of {len(x)} samples have features that are all equal, and so no correlation with others"
+        )
+    z -= z.mean(1, keepdim=True)
+    z /= z.abs().amax(1, keepdim=True)  # so that no square overflows
+    z /= torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    return z
+
+
+def average_ranks(values: Tensor) -> Float64[Tensor, " n"]:
+    """From 1; of those that are equal, the mean of their ranks.
+
+    >>> average_ranks(torch.tensor([5, 2, 5, 9])).tolist()
+    [2.5, 1.0, 2.5, 4.0]
+    """
+    ordered, order = torch.sort(values)
+    first, last = values.new_zeros(1, dtype=torch.int64), values.new_full((1,), len(values), dtype=torch.int64)
+    edges = torch.cat(
+        [first, (ordered[1:] != ordered[:-1]).nonzero().flatten().add_(1), last]
+    )  # of runs that are equal
+    del ordered
+    ranks = torch.empty_like(order, dtype=torch.float64)
+    for some in cut(len(edges) - 1, 2**20):
+        begin, end = edges[some], edges[some.start + 1 : some.stop + 1]
+        middle = (begin + end + 1).double() / 2
+        ranks[order[begin[0] : end[-1]]] = middle.repeat_interleave(end - begin)
+    return ranks
+
+
+@dataclass(frozen=True)
+class RSA(Metric[Ranks]):
+    """Representational similarity analysis: the rank correlation between two layers' similarities of samples.
+
+    Of each layer the n x n matrix of Pearson correlations between samples, over their features; then Spearman's
+    correlation between the strict upper triangles of the two, ties with their average ranks. Range [-1, 1].
+
+    Adding a vector to all samples changes it, unless all entries of the vector are equal.
+
+    Notes
+    -----
+    A permutation of the samples of one layer takes every pair to every other pair equally often, and ranks are centred.
+    So the mean over permutations is exactly 0 for any data. As a matrix with rows that do not sum to 0 is the sum of
+    u_i + u_j and of one with rows that do, the variance is exactly s t / (n - 1) + 2 (1 - s)(1 - t) / (n (n - 3)), s
+    and t being the two layers' shares of the former: single samples that are like, or unlike, all others make chance
+    wider.
+
+    References
+    ----------
+    Kriegeskorte, Mur, Bandettini. Representational similarity analysis: connecting the branches of systems
+    neuroscience. Frontiers in Systems Neuroscience 2008.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.random.seed(0)
+    >>> x, y = np.random.uniform(size=(30, 25)), np.random.uniform(size=(30, 25))
+    >>> round(RSA()(x, y), 9)
+    -0.004092796
+    """
+
+    name: ClassVar[str] = "rsa"
+    title: ClassVar[str] = "RSA"
+    formula: ClassVar[str] = "Spearman correlation of the upper triangles of corr(x_i, x_j) and corr(y_i, y_j)"
+    citation: ClassVar[str] = "Kriegeskorte, Mur, Bandettini 2008"
+    group: ClassVar[Group] = "rsm"
+    question: ClassVar[str] = "Do two layers put the pairs of stimuli in the same order, from alike to unlike?"
+    needs: ClassVar[str] = "20 (chance is 0 at any n)"
+    others: ClassVar[Mapping[str, str]] = {
+        "rsatoolbox": "compares dissimilarities (1 - r), with a choice of distance and of correlation; with its "
+        "'correlation' and 'spearman' it is the same, as ranks do not see what turns both sides around",
+    }
+    sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
+    symmetric: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = False
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """[-1, 1]."""
+        return -1.0, 1.0
+
+    @property
+    def invariances(self) -> frozenset[Invariance]:
+        """Not to translations, nor to rotations: either changes the mean of a sample's features."""
+        return frozenset({"permutation", "isotropic scaling"})
+
+    @property
+    def recipe(self) -> RankedCorrelations:
+        """Sorted once a layer."""
+        return RankedCorrelations()
+
+    def value(self, a: Ranks, b: Ranks) -> Tensor:
+        """The inner product of the ranks."""
+        return _products([a.ranks], [b.ranks])[0, 0]
+
+    def block(self, rows: Sequence[Ranks], columns: Sequence[Ranks]) -> Float64[np.ndarray, "rows columns"]:
+        """One matrix product for all pairs."""
+        if not rows or not columns:
+            return np.empty((len(rows), len(columns)))
+        return _products([a.ranks for a in rows], [b.ranks for b in columns]).cpu().numpy()
+
+    def pair_flop(self, n: int, p: int, q: int) -> float:  # noqa: ARG002
+        """A product a pair of samples."""
+        return 1.0 * n * n
+
+    def samples_needed(self, p: int, q: int) -> int:  # noqa: ARG002
+        """A few, for the value not to be chance alone."""
+        return 20
+
+    def chance(self, a: Ranks, b: Ranks) -> Chance:
+        """0, with variance st / (n - 1) + 2 (1 - s)(1 - t) / (n (n - 3)), s and t of the Notes; exact for any data."""
+        n, s, t = a.n, a.hubs, b.hubs
+        return Chance(0.0, math.sqrt(s * t / (n - 1) + 2 * (1 - s) * (1 - t) / (n * (n - 3))))
+
+
+def _products(rows: Sequence[Tensor], columns: Sequence[Tensor]) -> Float64[Tensor, "rows columns"]:
+    """Of all vectors with all, in the dtype that they have, and runs of them added in float64."""
+    place = wide(rows[0].device)
+    dtype = max((v.dtype for v in (*rows, *columns)), key=lambda dtype: dtype.itemsize)
+    total = torch.zeros(len(rows), len(columns), dtype=torch.float64, device=place)
+    for i in cut(len(rows[0]), _CHUNK):
+        left, right = (torch.stack([v[i].to(dtype) for v in side]) for side in (rows, columns))
+        total += (left @ right.T).to(place)
+    return total
+
+
+@dataclass(frozen=True, eq=False)
+class DistanceMatrix:
+    """All Euclidean distances between the samples of a layer."""
+
+    matrix: Float64[Tensor, "n n"]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.matrix.nbytes
+
+
+@dataclass(frozen=True)
+class EuclideanDistances:
+    """The recipe of a `DistanceMatrix`, in float64: distances of two layers that are alike cancel."""
+
+    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:  # noqa: ARG002
+        """Floating-point operations, and bytes held."""
+        return 1.0 * n * n * p, 8.0 * n * n
+
+    def aside(self, n: int, p: int, itemsize: int) -> float:  # noqa: ARG002
+        """Bytes of the difference of two."""
+        return 8.0 * n * n
+
+    def __call__(self, x: Float[Tensor, "n p"]) -> DistanceMatrix:
+        """Prepare one layer."""
+        column_means(x)  # refuses what is constant at the precision that it came in
+        x = x.to(wide(x.device), torch.float64)
+        state = CentredGram().fit(x)
+        gram = CentredGram().apply(x, state)
+        matrix = torch.empty(gram.n, gram.n, dtype=torch.float64, device=x.device)
+        for i, j, squared in gram.squared_distances(near=NEAR):
+            matrix[i, j] = squared.sqrt_().mul_(state.scale)
+            if i != j:
+                matrix[j, i] = squared.T
+        return DistanceMatrix(matrix)
+
+
+@dataclass(frozen=True)
+class RSMDifference(Metric[DistanceMatrix]):
+    """The spectral norm of the difference between two layers' matrices of Euclidean distances: max |lambda(D_x - D_y)|.
+
+    A metric between matrices of distances, so 0 for layers that differ by a rigid motion. Range [0, inf): it is in
+    units of the features, and grows in proportion to n, so that only values over the same samples can be compared.
+
+    Notes
+    -----
+    The matrix is symmetric. Below 512 samples all its eigenvalues are computed; from there on the largest, by Lanczos
+    iteration from a fixed start, to a relative error of 1e-9.
+
+    References
+    ----------
+    Yin, Shen. On the dimensionality of word embedding. NeurIPS 2018 (norms of differences of similarity matrices).
+    Klabunde, Schumacher, Strohmaier, Lemmerich. Similarity of neural network models: a survey. ACM Computing Surveys
+    2025.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.random.seed(0)
+    >>> x, y = np.random.uniform(size=(30, 25)), np.random.uniform(size=(30, 25))
+    >>> round(RSMDifference()(x, y), 9)
+    4.284020876
+    """
+
+    name: ClassVar[str] = "rsm_difference"
+    title: ClassVar[str] = "RSM difference"
+    formula: ClassVar[str] = "||D_x - D_y||_2, the spectral norm, D the matrices of Euclidean distances"
+    citation: ClassVar[str] = "Yin & Shen 2018; Klabunde et al. 2025"
+    group: ClassVar[Group] = "rsm"
+    question: ClassVar[str] = "How far do the distances between stimuli in one layer deviate from those in the other?"
+    needs: ClassVar[str] = "any number, but the same: values grow in proportion to n"
+    others: ClassVar[Mapping[str, str]] = {
+        "implementations with the Frobenius norm": "sum over all pairs; the spectral norm is that of the deviation "
+        "that most samples share",
+    }
+    sense: ClassVar[Literal["similarity", "distance"]] = "distance"
+    symmetric: ClassVar[bool] = True
+    triangle: ClassVar[bool] = True
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """[0, inf)."""
+        return 0.0, math.inf
+
+    @property
+    def invariances(self) -> frozenset[Invariance]:
+        """Rigid motions."""
+        return frozenset({"permutation", "orthogonal", "translation"})
+
+    @property
+    def recipe(self) -> EuclideanDistances:
+        """Distances once a layer."""
+        return EuclideanDistances()
+
+    def value(self, a: DistanceMatrix, b: DistanceMatrix) -> Tensor:
+        """Compare two prepared layers."""
+        return spectral_norm(a.matrix - b.matrix)
+
+    def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
+        """The formula, with distances that have a gradient."""
+        for side in (x, y):
+            column_means(side.detach())  # refuses what is constant
+        x, y = (side.to(wide(side.device), torch.float64) for side in (x, y))
+        return spectral_norm(distances(x) - distances(y))
+
+    def pair_flop(self, n: int, p: int, q: int) -> float:  # noqa: ARG002
+        """All eigenvalues, or some 40 products with a vector."""
+        return 4 / 3 * n**3 if n < _EXACT_BELOW else 80.0 * n * n
+
+
+def spectral_norm(matrix: Float64[Tensor, "n n"]) -> Float64[Tensor, ""]:
+    """The largest absolute eigenvalue of a symmetric matrix, with a gradient."""
+    largest: Tensor
+    if len(matrix) < _EXACT_BELOW:
+        largest = torch.linalg.eigvalsh(matrix).abs().max()
+    else:
+        v = _leading_vector(matrix.detach())
+        largest = (v @ matrix @ v).abs()  # Rayleigh's quotient, of which v's error, and its own gradient, vanish
+    return largest
+
+
+def _leading_vector(matrix: Float64[Tensor, "n n"]) -> Float64[Tensor, " n"]:
+    """The eigenvector, of unit length, of the largest absolute eigenvalue."""
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh  # noqa: PLC0415 - takes long to import
+
+    def times(v: Array) -> Array:
+        product: Array = (matrix @ torch.from_numpy(v.ravel()).to(matrix)).cpu().numpy()
+        return product
+
+    n = len(matrix)
+    start = np.random.default_rng(0).normal(size=n)
+    if not matrix.any():  # nothing leads, and Lanczos iteration has nowhere to go
+        return torch.from_numpy(start / np.linalg.norm(start)).to(matrix)
+    try:
+        _, vectors = eigsh(LinearOperator((n, n), times, dtype=np.float64), k=1, which="LM", v0=start, tol=1e-9)
+    except ArpackNoConvergence:  # many eigenvalues are as large as the largest
+        values, every = torch.linalg.eigh(matrix)
+        leading: Tensor = every[:, values.abs().argmax()]
+        return leading
+    return torch.from_numpy(vectors[:, 0]).to(matrix)

@@ -1,0 +1,1 @@
+"""All pairs of layers: planned, prepared once a layer, summed, shared among processes, resumed, resampled."""

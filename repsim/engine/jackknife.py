@@ -1,0 +1,139 @@
+"""Debiased CKA with every sample left out once, exactly, a run of samples at a time: what a jackknife is made of."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from repsim.metrics.recipes.rows import wide
+from repsim.metrics.sweeps import GramSweep, Measure, tile_side
+
+_PANEL = 2048
+"""Samples whose features are read at once."""
+_ROOM = 2**30
+"""Bytes that sums of single samples may take, where nobody says otherwise."""
+
+
+class LeaveOneOut(GramSweep):
+    """Every pair's debiased CKA with each sample left out, from one sweep over the tiles.
+
+    Beside <A, B> it keeps D_i = sum_j A_ij B_ij, sample by sample. Of the n - 1 others, m = n - 1, HSIC_1 is
+    m (m - 3) HSIC_1 = tr(A'B') + (1'A'1)(1'B'1) / ((m-1)(m-2)) - 2/(m-2) 1'A'B'1, A' being A without row and column i
+    (it is centred over all samples and not over the others, but HSIC_1 does not see offsets). The rows of A sum to 0,
+    so those of A' sum to -A_ij, and all of them to A_ii = 0. What is left is <A, B> - 2 D_i - 2/(n-3) D_i, that is
+
+        <A, B> - c D_i with c = 2 (n-2) / (n-3).
+
+    The sums of single samples are too many for a part. They stay here, of all samples where these take at most ``room``
+    bytes; otherwise of one run of samples after the other, and every tile is made twice, once for each side.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Any],
+        columns: Sequence[Any],
+        measure: Measure,
+        *,
+        panel: int = _PANEL,
+        tile: int = 0,
+        room: int = _ROOM,
+        cubes: bool = False,
+    ) -> None:
+        tile = tile or tile_side(len({id(layer) for layer in [*rows, *columns]}), 4)
+        super().__init__(rows, columns, [measure], panel=panel, tile=tile)
+        n, sample = self.draws[0].n, 8 * (self.height * self.width + len(self.layers))
+        self._twice = n * sample > room
+        if self._twice:
+            super().__init__(rows, columns, [measure], panel=max(1, min(panel, room // sample)), tile=tile)
+            count = len(self._panels_of)
+            self._pairs = [(i, j) for i in range(count) for j in range(count)]
+        self.whole = np.full((self.height, len(self._columns)), np.nan)
+        """The values of all samples; found with the first run of those without one."""
+        self.cubes = np.zeros(len(self.layers)) if cubes else None
+        """sum_ij A_ij^3 of every layer, where they are wanted, once all runs are done."""
+        self._run = slice(0, 0)
+        self._products = self._squares = torch.empty(0)
+
+    def left_out(self, step: Callable[[], None]) -> Float64[np.ndarray, "n rows columns"]:
+        """All `runs` at once."""
+        return np.concatenate([values for _, values in self.runs(step)])
+
+    def runs(self, step: Callable[[], None]) -> Iterator[tuple[slice, Float64[np.ndarray, "run rows columns"]]]:
+        """The values without each sample of a run, run after run.
+
+        NaN where nothing but rounding is left of a norm. ``step`` is called after every unit.
+        """
+        squares: Float64[np.ndarray, " layers"]
+        if self._twice:
+            products, squares = self._totals()
+            for run in self._panels_of:
+                self._sum(run, [u for u, (i, _) in enumerate(self._pairs) if self._panels_of[i] == run], step)
+                yield run, self._without(products, squares)
+        else:
+            whole = slice(0, self.draws[0].n)
+            self._sum(whole, self.order, step)
+            yield whole, self._without(self._products.sum(0).cpu().numpy(), self._squares.sum(0).cpu().numpy())
+
+    def _totals(self) -> tuple[Float64[np.ndarray, "height width"], Float64[np.ndarray, " layers"]]:
+        """<A, B> of all pairs and ||A||^2 of all layers, before any sample is left out."""
+        columns = [self.layers[self.first + k] for k in self._columns]
+        sweep = GramSweep(self.layers[: self.height], columns, self.measures, panel=_PANEL, tile=self.tile)
+        sums = functools.reduce(np.add, sweep.parts(sweep.order))
+        return sums[: self.height * self.width].reshape(self.height, self.width), sums[self.height * self.width :]
+
+    def _sum(self, run: slice, units: Sequence[int], step: Callable[[], None]) -> None:
+        """Find the sums of the samples of a run."""
+        count, place = run.stop - run.start, wide(self.device)
+        self._run = run
+        self._products = torch.zeros(count, self.height, self.width, dtype=torch.float64, device=place)
+        self._squares = torch.zeros(count, len(self.layers), dtype=torch.float64, device=place)
+        for _ in self.parts(units):
+            step()
+
+    def _values(
+        self, products: Float64[np.ndarray, "*run height width"], norms: Float64[np.ndarray, "*run layers"]
+    ) -> Float64[np.ndarray, "*run rows columns"]:
+        """<A, B> / (||A|| ||B||)."""
+        values: Float64[np.ndarray, "*run rows columns"] = products[..., self._columns]
+        values /= norms[..., : self.height, None]
+        values /= norms[..., None, [self.first + k for k in self._columns]]
+        return values
+
+    def _without(
+        self, products: Float64[np.ndarray, "height width"], squares: Float64[np.ndarray, " layers"]
+    ) -> Float64[np.ndarray, "run rows columns"]:
+        n = self.draws[0].n
+        c = 2 * (n - 2) / (n - 3)
+        left = squares - c * self._squares.cpu().numpy()
+        eps = np.array([draw.eps for draw in self.draws]).reshape(self.times, -1).max(0)
+        noise = np.maximum(self._noise(self.measures[0]), 100 * eps * abs(squares))  # the difference cancels
+        self.whole = self._values(products, np.sqrt(np.where(squares > noise, squares, np.nan)))
+        norms = np.sqrt(np.where(left > noise, left, np.nan))
+        return self._values(products - c * self._products.cpu().numpy(), norms)
+
+    def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:  # noqa: ARG002
+        """Add what a tile gives to the samples of its rows and, where it stands for two, to those of its columns."""
+        self._add(stack, i)
+        once = i == j or not self._run.start <= j.start < self._run.stop  # else the tile stands for two
+        if self.cubes is not None:
+            rows = torch.linalg.vecdot(stack[0].square(), stack[-1])
+            self.cubes += (1 if once else 2) * rows.double().sum(1).cpu().numpy()
+        if once:
+            return
+        turned = stack.new_empty(*stack.shape[:2], stack.shape[3], stack.shape[2])
+        for source, target in zip(stack.flatten(0, 1), turned.flatten(0, 1), strict=True):
+            target.copy_(source.T)  # one matrix at a time, which torch does in blocks
+        self._add(turned, j)
+
+    def _add(self, stack: Tensor, i: slice) -> None:
+        place = self._products.device
+        samples = slice(i.start - self._run.start, i.stop - self._run.start)
+        by_row = stack.transpose(1, 2)
+        for one, other in zip(by_row, reversed(list(by_row)), strict=True):
+            pairs = one[:, : self.height] @ other[:, self.first :].mT
+            self._products[samples] += pairs.to(place).double() / self.times
+        self._squares[samples] += torch.linalg.vecdot(stack[0], stack[-1]).T.to(place).double()

@@ -1,0 +1,265 @@
+"""Results of comparisons, and studies: a labelled `xarray.Dataset`, saved as netCDF.
+
+docs/result-format.md and docs/study-format.md say what is in them.
+"""
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+import repsim
+from repsim.errors import InvalidInputError, MissingDigestWarning, StoreError, reason
+from repsim.results import digest, netcdf, schema
+from repsim.results.earlier import read_earlier
+from repsim.results.hdf5 import SIGNATURE
+from repsim.runtime.files import check_output, replacing
+from repsim.runtime.text_tables import Table
+from repsim.stores.layout import FORMAT as STORE_FORMAT
+from repsim.stores.layout import stated_format
+
+if TYPE_CHECKING:
+    from repsim.display import View
+
+FORMAT = "repsim-comparison"
+VERSION = 3
+STUDY = "repsim-study"
+STUDY_VERSION = 2
+_KINDS = {FORMAT: ("result", "repsim compare"), STUDY: ("study", "repsim universality")}
+LEVEL = 1e-8
+"""Values that differ by less than this share of the largest are level, and the first of them is named."""
+_HINTS = {
+    STORE_FORMAT: "; it is an activation store: give it to `repsim compare`",
+    FORMAT: "; it is a comparison: give it to `repsim heatmap`",
+    STUDY: "; it is a study of `repsim universality`",
+}
+
+
+def _view(found: xr.Dataset) -> "View":
+    """``result.repsim``: what it shows is made by a module above this one, loaded when it is first asked for."""
+    return repsim.view(found)
+
+
+xr.register_dataset_accessor("repsim")(_view)
+
+
+def save_result(result: xr.Dataset, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Save a result, or a study, as netCDF 4 with a digest at its end.
+
+    Parameters
+    ----------
+    result
+        What `repsim.compare`, `repsim.universality`, `open_result` or `open_study` return. It may have been changed,
+        as long as it is what docs/result-format.md or docs/study-format.md describe; further attributes are kept.
+    path
+        The file; it appears under this name once it is complete.
+    overwrite
+        Replace what is there.
+
+    Raises
+    ------
+    InvalidInputError
+        It is neither a result nor a study, or something in it is not what its format says; nothing is written.
+    OutputError
+        The file exists or cannot be written.
+    """
+    path = Path(path)
+    check_output(path, overwrite=overwrite)
+    result = _in_todays_version(result)
+    if wrong := schema.problem(result):
+        raise InvalidInputError(f"{path} is not saved, because it would be no {_name(result)}: {wrong}")
+    data = netcdf.to_bytes(result)
+    with replacing(path, overwrite=overwrite) as partial, partial.open("wb") as file:
+        file.write(data)
+        file.write(digest.seal(data))
+
+
+def open_result(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a result into memory; `StoreError` where it is missing, damaged, or something else.
+
+    The digest of the whole file is checked before anything in it is read. A result of the format before has none, which
+    is a `MissingDigestWarning`.
+    """
+    return _open(Path(path), FORMAT)
+
+
+def open_study(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a study into memory, as `open_result` reads a result."""
+    return _open(Path(path), STUDY)
+
+
+def open_either(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a result or a study, whichever it is, as `open_result` does; `StoreError` where it is neither."""
+    return _open(Path(path))
+
+
+def is_study(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file is a study; False where it cannot be read, of which `open_result` says why."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MissingDigestWarning)
+            return bool(open_either(path).attrs["format"] == STUDY)
+    except StoreError:
+        return False
+
+
+def is_saved(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file claims to be a result or a study rather than a store: by its seal, or else by its name."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - digest.SIZE))
+            if digest.is_sealed(file.read()):
+                return True
+    except OSError:
+        pass
+    return path.suffix == ".nc" and stated_format(path) != STORE_FORMAT
+
+
+def verify_saved(path: str | os.PathLike[str]) -> bool:
+    """Check a result or a study; whether it carries a digest. `StoreError` where it is damaged, or something else."""
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always", MissingDigestWarning)
+        open_either(path)
+    return not any(issubclass(warning.category, MissingDigestWarning) for warning in raised)
+
+
+def _open(path: Path, form: str | None = None) -> xr.Dataset:
+    what, command = _KINDS.get(str(form), ("result or study", "repsim compare or repsim universality"))
+    if not path.is_file():
+        if path.is_dir() or not path.exists():
+            raise StoreError(f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}")
+        raise StoreError(f"{path} is no file that can be read: a pipe, or a device")
+    try:
+        with path.open("rb") as file:
+            data = bytearray(os.fstat(file.fileno()).st_size)
+            del data[file.readinto(data) :]
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {reason(error)}") from None
+    if digest.is_intact(data):
+        result = netcdf.from_bytes(memoryview(data)[: -digest.SIZE], path)
+    elif digest.is_sealed(data):
+        raise StoreError(
+            f"{path} is damaged, or was changed by another program: its digest does not match what is in it. Take "
+            "another copy, or make it anew; what you have changed yourself is saved by repsim.save_result"
+        )
+    elif data[:8] != SIGNATURE:
+        raise StoreError(f"{path} is no {what} of {command}, or damaged: it is no HDF5 file")
+    elif netcdf.is_strict(data):
+        raise StoreError(
+            f"{path} is damaged, cut off, or was changed by another program: the digest at its end is missing. Take "
+            "another copy, or make it anew"
+        )
+    else:
+        result = _without_digest(path, data)
+    kind = result.attrs.get("format")
+    if not isinstance(kind, str) or kind not in _KINDS or form not in {None, kind}:
+        hint = _HINTS.get(str(kind), "")
+        raise StoreError(f"{path} is no {what} of {command} (its 'format' is {schema.short(kind)}){hint}")
+    _check_version(path, result, str(kind), sealed=digest.is_sealed(data))
+    if wrong := schema.problem(result):
+        raise StoreError(f"{path} is refused, because it is no {_name(result)} as repsim makes them: {wrong}")
+    result.encoding["source"] = str(path.absolute())
+    return result
+
+
+def _name(result: xr.Dataset) -> str:
+    """Name what a data set claims to be."""
+    return _KINDS.get(str(result.attrs.get("format")), ("result or study",))[0]
+
+
+def _in_todays_version(result: xr.Dataset) -> xr.Dataset:
+    """Raise the version of what an earlier repsim computed: in memory the formats are the same."""
+    version = result.attrs.get("format_version")
+    today = {FORMAT: VERSION, STUDY: STUDY_VERSION}.get(str(result.attrs.get("format")))
+    return result.assign_attrs(format_version=today) if today is not None and version == today - 1 else result
+
+
+def _without_digest(path: Path, data: bytearray) -> xr.Dataset:
+    """Read what another program has written, or an earlier repsim."""
+    if stated_format(path) == STORE_FORMAT:
+        return xr.Dataset(attrs={"format": STORE_FORMAT})
+    return read_earlier(path, data)
+
+
+def _check_version(path: Path, result: xr.Dataset, kind: str, *, sealed: bool) -> None:
+    what, command = _KINDS[kind]
+    today = VERSION if kind == FORMAT else STUDY_VERSION
+    version = result.attrs.get("format_version")
+    if version == today - 1 and not sealed:
+        warnings.warn(
+            f"{path} has {what} format {version}, which carries no digest: damage in it may go unnoticed. Save it "
+            "again with repsim.save_result, or make it anew",
+            MissingDigestWarning,
+            stacklevel=4,
+        )
+        result.attrs = dict(_in_todays_version(result).attrs)
+    elif version != today:
+        newer = isinstance(version, int) and version > today
+        todo = "Install a newer repsim" if newer else f"Make it again with {command}"
+        raise StoreError(f"{path} has {what} format {schema.short(version)}; this repsim reads {today}. {todo}")
+    elif not sealed:
+        raise StoreError(
+            f"{path} was written by another program and carries no digest; save it with repsim.save_result"
+        )
+
+
+def closest(variable: xr.DataArray) -> Table:
+    """The closest layer of each: of two models layer by layer, of many on the average of a model's layers."""
+    attrs = variable.attrs
+    title = f"{attrs['label']}: {variable['n_samples'].item()} samples of {variable['data'].item()}"
+    sign = 1 if attrs["sense"] == "similarity" else -1
+    likeness = sign * variable.values
+    models = [list(dict.fromkeys(variable[f"model_{side}"].values.tolist())) for side in "ab"]
+    rows = []
+    if len(models[0]) > 1:
+        for a in models[0]:
+            some = likeness[variable["model_a"].values == a]
+            cells = []
+            for b in models[1]:
+                best = [
+                    np.nanmax(each) for each in some[:, variable["model_b"].values == b] if not np.isnan(each).all()
+                ]
+                cells.append(f"{np.mean(best) * sign:z.4f}" if best and a != b else "-")
+            rows.append((str(a), *cells))
+        return Table(title, ("mean over layers of the closest", *(f">{model}" for model in models[1])), tuple(rows))
+    for layer, row in zip(variable["layer_a"].values, likeness, strict=True):
+        if np.isnan(row).all():
+            rows.append((str(layer), "-", "undefined"))
+        else:
+            # of layers that hold the same the first, and not the one that rounding errors favour
+            at = int(np.argmax(row >= np.nanmax(row) - LEVEL * np.nanmax(np.abs(row))))
+            rows.append((str(layer), str(variable["layer_b"].values[at]), f"{row[at] * sign:z.4f}"))
+    return Table(title, (f"layer of {models[0][0]}", f"closest layer of {models[1][0]}", ">value"), tuple(rows))
+
+
+def notes(result: xr.Dataset) -> Iterator[str]:
+    """What was left out, which values are missing, and which mean little, a line each kind."""
+    for text in json.loads(result.attrs["left_out"]):
+        yield f"left out: {text}"
+    for variable in result.data_vars.values():
+        attrs = variable.attrs
+        for text in json.loads(attrs["undefined"]):
+            yield f"{variable.name}: no value: {text}"
+        for text in json.loads(attrs.get("remarks", "[]")):
+            yield f"{variable.name}: {text}"
+        cautions = json.loads(attrs["cautions"])
+        for text in filter(of_all, cautions):
+            yield f"{variable.name}: {text}"
+        if single := [text for text in cautions if not of_all(text)]:
+            yield f"{variable.name}: {len(single)} of {variable.size} values say little, for instance {single[0]}"
+
+
+def of_all(caution: str) -> bool:
+    """Whether a caution is about all values, or a number of them, and not about one pair of layers.
+
+    >>> of_all("all values: n = 10"), of_all("3 of 9 values: n = 10"), of_all("a and b: n = 10")
+    (True, True, False)
+    """
+    return re.match(r"(all|\d+ of \d+) values: ", caution) is not None

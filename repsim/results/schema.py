@@ -1,0 +1,247 @@
+"""Checks that a result or a study is what its format says: names, dimensions, kinds, ranges, and how they fit together.
+
+A checksum tells whether a file is as it was written; whoever wrote it may have written anything.
+`repsim.results.variables` lists what there can be, `problem` finds the first thing that is otherwise. Further
+attributes, and coordinates along one dimension, are allowed: people add notes to results.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from repsim.results.variables import (
+    COORDINATES,
+    METRIC_ATTRIBUTES,
+    RESULT_ATTRIBUTES,
+    RESULT_COORDINATES,
+    STUDY_ATTRIBUTES,
+    VARIABLES,
+    Entry,
+    Field,
+)
+
+_SLACK = 0.01
+"""By how much a value may lie outside of what a metric can take: products may have been rounded to TensorFloat-32."""
+_ESTIMATES = ("gram:", "sketch:")
+"""Readouts from which values are estimated, which can lie outside by more."""
+_BOTH_SIDES = {
+    name[:-1] + side: field if side == "a" else Field(**{**vars(field), "dim": field.dim.replace("_a", "_b")})
+    for name, field in RESULT_COORDINATES.items()
+    for side in ("ab" if field.dim else name[-1])
+}
+
+
+def problem(data: xr.Dataset) -> str | None:
+    """Find the first thing in a result or a study that its format does not allow, in words; None where all is right.
+
+    >>> problem(xr.Dataset(attrs={"format": "repsim-comparison", "format_version": "three"}))
+    "attribute format_version is 'three'; expected an integer"
+    """
+    is_study = data.attrs.get("format") == STUDY_ATTRIBUTES["format"].only[0]
+    return next(_study_problems(data) if is_study else _result_problems(data), None)
+
+
+def _result_problems(result: xr.Dataset) -> Iterator[str]:
+    yield from _attribute_problems(result.attrs, RESULT_ATTRIBUTES, "")
+    yield from _coordinate_problems(result, _BOTH_SIDES)
+    if not result.data_vars:
+        yield "it holds no variable; expected one a metric"
+    estimates = [
+        str(text).startswith(_ESTIMATES)
+        for name in ("readout_a", "readout_b")
+        if name in result.coords
+        for text in result[name].values.tolist()
+    ]
+    for name, variable in result.data_vars.items():
+        if variable.dims != ("layer_a", "layer_b") or variable.dtype != np.float64:
+            yield f"{name} is {_what(variable)}; expected float64 (layer_a, layer_b), as of every metric"
+            continue
+        yield from _attribute_problems(variable.attrs, METRIC_ATTRIBUTES, f" of {name}")
+        values, readout, spec = variable.values, str(variable.attrs.get("readout", "")), variable.attrs["spec"]
+        if name not in {spec, f"{spec}@{readout}"}:
+            yield f"attribute spec of {name} is {short(spec)}; expected the name of the variable, without its readout"
+        low, high = map(float, variable.attrs["valid_range"])
+        if np.isnan(values).any() and not json.loads(variable.attrs["undefined"]):
+            yield f"{name} has no value (NaN) for {np.isnan(values).sum()} pairs, and 'undefined' gives no reason"
+        slack = math.inf if any(estimates) or readout.startswith(_ESTIMATES) else _SLACK
+        if (outside := _outside(values, low - slack * max(1, abs(low)), high + slack * max(1, abs(high)))) is not None:
+            yield f"{name} holds {outside}; expected {low:g} to {high:g}, its valid_range"
+
+
+def _study_problems(study: xr.Dataset) -> Iterator[str]:
+    yield from _attribute_problems(study.attrs, STUDY_ATTRIBUTES, "")
+    yield from _coordinate_problems(study, COORDINATES)
+    entries = {name: entry for entry in VARIABLES for name in entry.names}
+    if further := [str(name) for name in study.data_vars if name not in entries]:
+        yield f"{further[0]} is no variable of a study; keep it in a file of its own"
+    for name, entry in entries.items():
+        if name in study.data_vars:
+            yield from _variable_problems(study, name, entry)
+        elif not entry.pairs_only or study.sizes["pair" if name == "agreement" else "model"] > (name != "agreement"):
+            yield f"the variable {name} is missing"
+    for name in entries:
+        if f"{name}_low" in entries or name == "value":
+            ends = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
+            if ends[0] in study.data_vars and (study[ends[0]].values > study[ends[1]].values).any():
+                yield f"{ends[0]} is above {ends[1]}"
+    yield from _disagreements(study)
+
+
+def _disagreements(study: xr.Dataset) -> Iterator[str]:
+    """Numbers and names that do not fit together."""
+    value, chance, sd, z, index, control, learned, share, mean = (
+        study[name].values
+        for name in ("value", "chance", "chance_sd", "z", "index", "control", "learned", "share", "mean_share")
+    )
+    with np.errstate(all="ignore"):
+        if _differ(z * sd, value - chance):
+            yield "z is not (value - chance) / chance_sd"
+        if _differ(learned, index - control):
+            yield "learned is not index - control"
+        if _differ(share.mean(-1), mean):
+            yield "mean_share is not the mean of share over depth"
+    models, measures = set(study["model"].values.tolist()), set(study["measure"].values.tolist())
+    for name, allowed in {
+        "model_a": models, "model_b": models, "pair_a": models, "pair_b": models, "other_model": models,
+        "kernel": measures, "map": measures, "one_family": set(study["family"].values.tolist()),
+    }.items():  # fmt: skip
+        if name in study.coords and (others := set(study[name].values.tolist()) - allowed):
+            yield f"{name} names {short(min(others))}, which is not in this study"
+    for side in "ab":
+        if (study[f"layer_{side}"].values != study["layer_a"].values).any():
+            yield "layer_a and layer_b are not the same layers"
+    match, last = study["match"].values, study.sizes["position"]
+    if match.size and match.max() >= last:
+        yield f"match holds {match.max()}; expected a layer's place, below {last}"
+
+
+def _differ(a: Any, b: Any) -> bool:
+    both = np.isfinite(a) & np.isfinite(b)
+    return not np.allclose(a[both], b[both], rtol=1e-6, atol=1e-9)
+
+
+def _variable_problems(study: xr.Dataset, name: str, entry: Entry) -> Iterator[str]:
+    variable, dims = study[name], tuple(entry.dims.split(", "))
+    kinds = {"number": variable.dtype == np.float64, "whole": variable.dtype.kind in "iu", "text": _is_text(variable)}
+    if variable.dims != dims or not (kinds[entry.kind] or variable.size == 0):
+        dtype = {"number": "float64", "whole": "integers", "text": "text"}[entry.kind]
+        yield f"{name} is {_what(variable)}; expected {dtype} ({entry.dims})"
+        return
+    yield from _value_problems(variable.values, entry, name)
+    for other in entry.needs:
+        needed = study.get(other)
+        if other != name and needed is not None and needed.dims == variable.dims and needed.dtype == np.float64:
+            lost = np.isnan(needed.values) & ~np.isnan(variable.values)
+            if lost.any():
+                yield f"{other} has no value (NaN) for {lost.sum()} places where {name} has one"
+
+
+def _coordinate_problems(data: xr.Dataset, fields: Mapping[str, Field]) -> Iterator[str]:
+    for name, field in fields.items():
+        if name not in data.coords:
+            if field.required:
+                yield f"the coordinate {name} is missing"
+            continue
+        coordinate = data[name]
+        dims = (field.dim,) if field.dim else ()
+        kinds = {
+            "number": coordinate.dtype.kind == "f", "whole": coordinate.dtype.kind in "iu", "text": _is_text(coordinate)
+        }  # fmt: skip
+        if coordinate.dims != dims or not (kinds[field.kind] or coordinate.size == 0):
+            place = f"({field.dim})" if field.dim else "one value"
+            dtype = {"number": "numbers", "whole": "integers", "text": "text"}[field.kind]
+            yield f"{name} is {_what(coordinate)}; expected {dtype}, {place}"
+            continue
+        values = np.atleast_1d(coordinate.values)
+        yield from _value_problems(values, field, name)
+        if field.unique and len(set(values.tolist())) < len(values):
+            yield f"{name} names {short(Counter(values.tolist()).most_common(1)[0][0])} twice"
+        if field.kind == "number" and np.isnan(values).any():
+            yield f"{name} has places without a number (NaN)"
+    for name, coordinate in ((str(key), values) for key, values in data.coords.items()):
+        if name not in fields and (coordinate.ndim > 1 or not (coordinate.dtype.kind in "iuf" or _is_text(coordinate))):
+            yield f"the further coordinate {name} is {_what(coordinate)}; expected numbers or text along one dimension"
+
+
+def _value_problems(values: Any, allowed: Entry | Field, name: str) -> Iterator[str]:
+    if allowed.kind == "text":
+        if allowed.only and (others := set(values.ravel().tolist()) - set(allowed.only)):
+            yield f"{name} holds {short(min(others))}; expected {' or '.join(map(repr, allowed.only))}"
+    elif (outside := _outside(values, allowed.least, allowed.most)) is not None:
+        yield f"{name} holds {outside}; expected {allowed.values}"
+
+
+def _outside(values: Any, least: float, most: float) -> str | None:
+    """Give the first value that is out of a range; NaN never is."""
+    wrong = values[(values < least) | (values > most)]
+    return f"{wrong.flat[0]:g}" if wrong.size else None
+
+
+def _attribute_problems(attrs: Mapping[Any, Any], fields: Mapping[str, Field], where: str) -> Iterator[str]:
+    for name, field in fields.items():
+        if name not in attrs:
+            if field.required:
+                yield f"attribute {name}{where} is missing"
+            continue
+        value = attrs[name]
+        expected = {
+            "text": "a text", "whole": "an integer", "number": "a number", "range": "two numbers, the smaller first",
+            "texts": "a list of texts, as JSON", "stores": "a list of objects, as JSON",
+        }[field.kind]  # fmt: skip
+        if not _is_of_kind(value, field):
+            yield f"attribute {name}{where} is {short(value)}; expected {expected}"
+        elif field.only and value not in field.only:
+            yield f"attribute {name}{where} is {short(value)}; expected {' or '.join(map(repr, field.only))}"
+
+
+def _is_of_kind(value: Any, field: Field) -> bool:
+    if field.kind == "text":
+        return isinstance(value, str)
+    if field.kind == "whole":
+        is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        return is_whole and bool(field.least <= value <= field.most)
+    if field.kind == "range":
+        numbers = np.asarray(value)
+        return numbers.shape == (2,) and numbers.dtype.kind in "iuf" and bool(numbers[0] <= numbers[1])
+    items = _json(value)
+    if field.kind == "texts":
+        return isinstance(items, list) and all(isinstance(item, str) for item in items)
+    return isinstance(items, list) and bool(items) and all(map(_is_store, items))
+
+
+def _is_store(item: Any) -> bool:
+    return (
+        isinstance(item, dict)
+        and isinstance(item.get("model"), str)
+        and isinstance(item.get("checksum"), str)
+        and isinstance(item.get("provenance"), dict)
+    )
+
+
+def _json(text: Any) -> Any:
+    """The value that a text is JSON of; None where it is none."""
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_text(variable: xr.DataArray) -> bool:
+    values: Iterable[Any] = variable.values.ravel().tolist() if variable.dtype.kind in "OT" else ()
+    return variable.dtype.kind in "UOT" and all(isinstance(value, str) for value in values)
+
+
+def _what(variable: xr.DataArray) -> str:
+    dtype = "text" if _is_text(variable) else str(variable.dtype)
+    return f"{dtype} ({', '.join(map(str, variable.dims))})"
+
+
+def short(value: Any) -> str:
+    """Make one short line of any value, for messages."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,453 @@
+"""Names, dimensions, kinds and meanings of everything in results and studies.
+
+From here come what files say of themselves, the tables of docs/result-format.md and docs/study-format.md, and what
+`repsim.results.schema` holds a file against. Nothing here claims that anything is shared by all families:
+`repsim.study.words` may, where the numbers allow it.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import xarray as xr
+
+_ENDS = {"low": "lower end of the 95 % interval", "high": "upper end of the 95 % interval"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Variables that are explained together."""
+
+    names: Mapping[str, str]
+    """Variable -> long name."""
+    dims: str
+    said: str
+    kind: str = "number"
+    """``number`` (float64), ``whole`` (integers), or ``text``."""
+    least: float = -math.inf
+    most: float = math.inf
+    needs: tuple[str, ...] = ()
+    """Variables that have a value wherever these have one."""
+    only: tuple[str, ...] = ()
+    """Texts that there can be."""
+    pairs_only: bool = False
+    """Whether a study of one model is without them."""
+
+    @property
+    def values(self) -> str:
+        """Kind and range in words."""
+        return _in_words(self.kind, self.least, self.most, self.only)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One coordinate or attribute."""
+
+    said: str
+    kind: str = "text"
+    """``text``, ``number``, ``whole``, ``range``, or JSON: ``texts``, ``stores``."""
+    dim: str = ""
+    """Dimension of a coordinate; none of a single value."""
+    least: float = -math.inf
+    most: float = math.inf
+    only: tuple[str, ...] = ()
+    required: bool = True
+    unique: bool = False
+
+    @property
+    def values(self) -> str:
+        """Kind and range in words."""
+        words = _in_words(self.kind, self.least, self.most, self.only) + (", each once" if self.unique else "")
+        return words if self.required else f"{words}; may be missing"
+
+
+def _in_words(kind: str, least: float, most: float, only: tuple[str, ...]) -> str:
+    words = {
+        "number": "number", "whole": "integer", "text": "text", "range": "two numbers", "texts": "JSON list of texts",
+        "stores": "JSON list of objects",
+    }[kind]  # fmt: skip
+    if only:
+        return f"{words}: {', '.join(f'`{value}`' for value in only if value)}{', or empty' if '' in only else ''}"
+    if math.isfinite(least) and math.isfinite(most):
+        return f"{words}, {least:g} to {most:g}"
+    return f"{words}, {least:g} or more" if math.isfinite(least) else words
+
+
+def _with_ends(**names: str) -> dict[str, str]:
+    """Each with the ends of its interval."""
+    return {
+        f"{name}{end and '_' + end}": f"{long}{end and ', ' + _ENDS[end]}"
+        for name, long in names.items()
+        for end in ("", *_ENDS)
+    }
+
+
+_LAYERS = "measure, layer_a, layer_b"
+_PAIRS = "measure, pair"
+
+VARIABLES = (
+    Entry(
+        {"value": "similarity", "low": f"similarity, {_ENDS['low']}", "high": f"similarity, {_ENDS['high']}"},
+        _LAYERS,
+        "similarity of two layers, and its 95 % jackknife interval (debiased CKA, plain and partial); of an asymmetric "
+        "measure only the first model of a pair by the second",
+        needs=("value",),
+    ),
+    Entry(
+        {"chance": "similarity by chance, mean"},
+        _LAYERS,
+        "mean over permutations of the samples, in closed form where there is one",
+    ),
+    Entry(
+        {"chance_sd": "similarity by chance, standard deviation"},
+        _LAYERS,
+        "standard deviation over permutations of the samples, in closed form where there is one",
+        least=0,
+    ),
+    Entry({"z": "standard deviations above chance"}, _LAYERS, "(value - chance) / chance_sd", needs=("value",)),
+    Entry(
+        {"p": "p-value of the similarity"},
+        _LAYERS,
+        "Pearson III, one-sided, of plain debiased CKA; not corrected for the number of pairs of layers",
+        least=0,
+        most=1,
+        needs=("value",),
+    ),
+    Entry(
+        _with_ends(index="mean similarity of best-matching layers"),
+        _PAIRS,
+        "mean along the best order-preserving match of layers, both directions (MBM), with its 95 % interval",
+        needs=("index",),
+    ),
+    Entry(
+        {"split_half": "mean similarity of best-matching layers, split half"},
+        _PAIRS,
+        "the match found on one half of the samples, measured on the other",
+    ),
+    Entry({"largest": "largest similarity"}, _PAIRS, "the largest similarity of any two layers"),
+    Entry(
+        {"p_index": "p-value of the index", "p_largest": "p-value of the largest similarity"},
+        _PAIRS,
+        "from permutations shared by all layers",
+        least=0,
+        most=1,
+    ),
+    Entry(
+        {
+            "p_index_holm": "p-value of the index, Holm's correction",
+            "p_index_bh": "p-value of the index, Benjamini and Hochberg's correction",
+        },
+        _PAIRS,
+        "corrected for the number of pairs of models (Holm; Benjamini-Hochberg)",
+        least=0,
+        most=1,
+    ),
+    Entry(
+        {
+            "threshold_index": "95 % point of the permuted index",
+            "calibrated_index": "calibrated index",
+            "threshold_largest": "95 % point of the permuted largest similarity",
+            "calibrated_largest": "calibrated largest similarity",
+        },
+        _PAIRS,
+        "tau, the 95 % point of the permuted values; max(0, (T - tau) / (1 - tau)); of a distance, which is there as "
+        "its negative, max(0, 1 - T / tau)",
+    ),
+    Entry(
+        {"permuted": "permutations"},
+        _PAIRS,
+        "how many permutations there were",
+        least=0,
+    ),
+    Entry(
+        {
+            "p_index_within_classes": "p-value of the index, permuted within classes",
+            "p_largest_within_classes": "p-value of the largest similarity, permuted within classes",
+        },
+        _PAIRS,
+        "p-values with permutations inside classes: similarity beyond class membership",
+        least=0,
+        most=1,
+    ),
+    Entry(
+        {"calibrated_index_within_classes": "calibrated index, permuted within classes"},
+        _PAIRS,
+        "the calibrated index with permutations inside classes",
+    ),
+    Entry(
+        {"control": "index of the best control"},
+        _PAIRS,
+        "the index of the best control: both networks untrained or, of debiased CKA, one of them",
+    ),
+    Entry(
+        {"control_name": "the best control"},
+        _PAIRS,
+        "which control that is",
+        kind="text",
+        only=("both untrained", "one untrained", ""),
+    ),
+    Entry(
+        _with_ends(learned="learned effect"),
+        _PAIRS,
+        "index minus control, and its joint 95 % interval",
+        needs=("index", "control"),
+    ),
+    Entry(
+        {"match": "matching layer"},
+        f"{_PAIRS}, direction, position",
+        "for every layer of a the layer of b, and the other way round, counted from 0; -1 for none",
+        kind="whole",
+        least=-1,
+    ),
+    Entry(
+        {"warp": "shift in relative depth"},
+        _PAIRS,
+        "how much deeper in b the layers of a find their match, in relative depth",
+    ),
+    Entry(
+        _with_ends(index_mean="mean index", control_mean="mean control", learned_mean="mean learned effect"),
+        "kernel, kind_of_pair",
+        "means over pairs, with joint intervals",
+    ),
+    Entry(
+        _with_ends(share="share of representational energy"),
+        "state, share_of, depth",
+        "where the energy of kernels comes from, with 95 % intervals; the four shares sum to 1; without pixels that of "
+        "the input is NaN, and part of what all families have",
+        needs=("share",),
+    ),
+    Entry(
+        _with_ends(mean_share="share of representational energy, mean over depth"),
+        "state, share_of",
+        "their mean over depth",
+        needs=("mean_share",),
+    ),
+    Entry(
+        _with_ends(within="similarity within a family"),
+        "kernel, one_family",
+        "similarity of the members of one family, mean over depth",
+        needs=("within",),
+    ),
+    Entry(
+        {"across": "similarity across two families", "ceiling": "ceiling of the similarity across two families"}
+        | _with_ends(ratio="share of the ceiling that is reached"),
+        "kernel, families",
+        "similarity across two families, the most that their members' own likeness allows, and the ratio (NaN where "
+        "the ceiling is not above 0 with its whole interval)",
+    ),
+    Entry(
+        {"model_similarity": "similarity of models"},
+        "map, model, other_model",
+        "mean over matched depths",
+        pairs_only=True,
+    ),
+    Entry(
+        {"map_coordinates": "place on the map"},
+        "map, model, axis",
+        "classical scaling of 2 (1 - similarity) of models",
+        pairs_only=True,
+    ),
+    Entry(
+        {"map_eigenvalues": "eigenvalue of the map's axis"},
+        "map, axis",
+        "those of the classical scaling",
+        pairs_only=True,
+    ),
+    Entry(
+        {"layer_coordinates": "place on the map of layers"},
+        "layer_a, layer_axis",
+        "classical scaling of layers (plain CKA), three axes",
+        pairs_only=True,
+    ),
+    Entry(
+        _with_ends(common_share="share of the first common component"),
+        "map",
+        "how much of what the models have the first eigenvector of their similarities carries",
+        needs=("common_share",),
+        pairs_only=True,
+    ),
+    Entry(
+        {"cluster": "cluster of models"},
+        "map, model",
+        "average linkage, as many clusters as the silhouette says, counted from 0",
+        kind="whole",
+        least=0,
+        pairs_only=True,
+    ),
+    Entry(
+        {"silhouette": "mean silhouette width"},
+        "map",
+        "how distinct the clusters are",
+        least=-1,
+        most=1,
+        pairs_only=True,
+    ),
+    Entry(
+        {"cluster_stability": "adjusted Rand index of clusters"},
+        "map",
+        "how alike clusters are when stimuli are reweighted, and these",
+        most=1,
+        pairs_only=True,
+    ),
+    Entry(
+        {"together": "share of draws in one cluster"},
+        "map, model, other_model",
+        "how often two models are in one cluster when stimuli are reweighted",
+        least=0,
+        most=1,
+        pairs_only=True,
+    ),
+    Entry(
+        {"agreement": "influence on the agreement across families"},
+        "kernel, sample",
+        "how much each sample adds to the agreement across families (influence values)",
+        pairs_only=True,
+    ),
+)
+
+RELATIONS = ("other family", "same family", "same architecture")
+"""What the models of a pair have in common, the least first."""
+
+COORDINATES = {
+    "measure": Field("measure", dim="measure", unique=True),
+    "kernel": Field("kind of debiased CKA", dim="kernel", unique=True),
+    "model": Field("trained model", dim="model", unique=True),
+    "family": Field("family of the model", dim="model"),
+    "architecture": Field("architecture of the model", dim="model"),
+    "other_model": Field("trained model, the second", dim="other_model", unique=True, required=False),
+    "sample": Field("sample", dim="sample", unique=True),
+    "n_samples": Field("number of samples", "whole", least=1),
+    "data": Field("what the samples are"),
+    "readout": Field("how a layer becomes one vector"),
+    "layer_a": Field("layer", dim="layer_a", unique=True),
+    "layer_b": Field("layer, the second", dim="layer_b", unique=True),
+    "model_a": Field("model of the layer", dim="layer_a"),
+    "model_b": Field("model of the second layer", dim="layer_b"),
+    "pair": Field("pair of trained models", dim="pair", unique=True),
+    "pair_a": Field("first model of the pair", dim="pair"),
+    "pair_b": Field("second model of the pair", dim="pair"),
+    "relation": Field("what the models of the pair have in common", dim="pair", only=RELATIONS),
+    "direction": Field("from which model layers are matched", dim="direction", unique=True, only=("a to b", "b to a")),
+    "kind_of_pair": Field("what the models of a pair have in common", dim="kind_of_pair", unique=True, only=RELATIONS),
+    "state": Field("whether networks are trained", dim="state", unique=True, only=("trained", "untrained")),
+    "share_of": Field("where the energy comes from", dim="share_of", unique=True),
+    "depth": Field("relative depth", "number", dim="depth", least=0, most=1, unique=True),
+    "families": Field("pair of families", dim="families", unique=True),
+    "one_family": Field("family", dim="one_family", unique=True),
+    "ceiling_of": Field("what the members of the family differ in", dim="one_family"),
+    "map": Field("measure of the map", dim="map", unique=True, required=False),
+}
+"""Coordinates of a study; what they say is their long name."""
+
+_MADE = {
+    "created": Field("when it was made: ISO 8601, UTC"),
+    "repsim_version": Field("with what"),
+    "command": Field("how: the command that was typed; empty where it was made in Python"),
+    "samples_fingerprint": Field("SHA-256 of the sample ids"),
+}
+
+STUDY_ATTRIBUTES = {
+    "format": Field("what the file is", only=("repsim-study",)),
+    "format_version": Field("version of this format", "whole"),
+    **_MADE,
+    "summary": Field("sentences: what can be said", "texts"),
+    "warnings": Field("sentences: what cannot be told, and what to be careful with", "texts"),
+    "stores": Field("what was compared: `model`, `checksum`, `provenance` of every store", "stores"),
+    "untrained": Field("names of the untrained networks", "texts"),
+    "permutations": Field("permutations of the samples, a setting", "whole", least=0),
+    "draws": Field("draws of the bootstrap, a setting", "whole", least=0),
+    "seed": Field("seed of both, a setting", "whole"),
+    "study_file": Field("text of the [study file](study-file.md), of `repsim run`", required=False),
+}
+
+RESULT_COORDINATES = {
+    "layer_a": Field(
+        "names of the arrays, in depth order: `layer3.5`, or `blocks.3@cls` where a store has several readouts. Of "
+        "several models, one after the other, `model/layer`; both sides are then the same",
+        dim="layer_a",
+        unique=True,
+    ),
+    "model_a": Field("model of each layer", dim="layer_a"),
+    "readout_a": Field(
+        "readout of each layer; not there where several were asked for, as each variable has its own",
+        dim="layer_a",
+        required=False,
+    ),
+    "features_a": Field(
+        "values a sample, p and q; of `gram:B` and `sketch:M`, before they were compressed (-1 where the store does "
+        "not say). Of several readouts, `features@mean_a` and so on",
+        "whole",
+        dim="layer_a",
+        least=-1,
+        required=False,
+    ),
+    "n_samples": Field("number of samples", "whole", least=1),
+    "data": Field("what the samples are"),
+}
+"""Coordinates of a result; those of ``_a`` have a twin of ``_b``."""
+
+RESULT_ATTRIBUTES = {
+    "format": Field("what the file is", only=("repsim-comparison",)),
+    "format_version": Field("version of this format", "whole"),
+    **_MADE,
+    "readouts": Field("readouts that were asked for; not there where none was", "texts", required=False),
+    "left_out": Field(
+        "measures of a group that have no value here, too few samples, or take too much memory, and why", "texts"
+    ),
+    "device": Field("where it was computed"),
+    "tf32": Field("1 if products were rounded to TensorFloat-32", "whole", least=0, most=1),
+    "stores_a": Field(
+        "a store each: its `model`, its `checksum`, its `provenance` ([the store format](store-format.md)). By the "
+        "checksum a result that grows knows a store again",
+        "stores",
+    ),
+    "stores_b": Field("the same of the other side", "stores"),
+}
+
+METRIC_ATTRIBUTES = {
+    "spec": Field("the metric, for `repsim.metrics.get`"),
+    "label": Field(
+        "the metric, for people: also what was computed where all layers are compressed in one way, as in `CKA "
+        "(linear, debiased, minibatches of 256)`"
+    ),
+    "readout": Field("which one the values came from, where readouts were asked for", required=False),
+    "sense": Field("`similarity` grows with likeness, `distance` shrinks", only=("similarity", "distance")),
+    "valid_range": Field(
+        "smallest and largest value that the metric can take (an estimate from sketches can lie outside: "
+        "[compressed readouts](compressed-readouts.md))",
+        "range",
+    ),
+    "symmetric": Field("1 if exchanging the two sides changes nothing", "whole", least=0, most=1),
+    "formula": Field("what it computes"),
+    "citation": Field("whose it is"),
+    "undefined": Field("why values are missing, a sentence each; empty where none is", "texts"),
+    "cautions": Field("which pairs have a value that says little, and why", "texts"),
+    "remarks": Field(
+        "what is to be known of all values: samples that are in no block of `gram:B`, say", "texts", required=False
+    ),
+}
+"""Attributes of a variable of a result."""
+
+
+def describe(study: xr.Dataset) -> None:
+    """Give every variable and coordinate its names."""
+    for entry in VARIABLES:
+        for name in entry.names.keys() & study.data_vars.keys():
+            study[name].attrs |= {"long_name": entry.names[name], "description": entry.said}
+    for name in COORDINATES.keys() & study.coords.keys():
+        study[name].attrs["long_name"] = COORDINATES[name].said
+
+
+def rows() -> Iterator[tuple[str, str, str, str]]:
+    """List the variables of a study for docs/study-format.md: names, dimensions, values, what they are."""
+    for entry in VARIABLES:
+        yield ", ".join(f"`{name}`" for name in entry.names), entry.dims, entry.values, entry.said
+
+
+def field_rows(fields: Mapping[str, Field], *, dims: bool = False) -> Iterator[tuple[str, ...]]:
+    """List coordinates or attributes for a page: names, perhaps dimensions, values, what they are."""
+    for name, field in fields.items():
+        both_sides = fields is RESULT_COORDINATES and field.dim
+        names = f"`{name}`, `{name[:-2]}_b`" if both_sides else f"`{name}`"
+        dim = "layer" if both_sides else field.dim or "none"
+        yield (names, *((dim,) if dims else ()), field.values, field.said)

@@ -1,0 +1,1 @@
+"""What the machine gives: files, progress bars, processes, devices, signals, text tables."""

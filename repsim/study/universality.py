@@ -1,0 +1,260 @@
+"""Conducting a study: from stores of many models to all that can be said of how universal their representations are."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float64, Int64
+
+from repsim import metrics as registry
+from repsim.engine.calibration import memory_to_use
+from repsim.engine.null_moments import moments
+from repsim.engine.planning import by_recipe
+from repsim.engine.resampling import random_permutations
+from repsim.errors import InvalidInputError, UndefinedValueError
+from repsim.metrics import Metric
+from repsim.metrics.cka import CKA
+from repsim.runtime.hardware import choose_device
+from repsim.runtime.progress import Progress, Steps, counter, told_stepwise
+from repsim.stores.store import ActivationStore, open_store, several
+from repsim.study import controls as control
+from repsim.study import permutation_nulls
+from repsim.study.chance import within_classes
+from repsim.study.dataset import Evidence, findings
+from repsim.study.design import Design, Pair, design
+from repsim.study.gram_passes import Kernels, kernels, symmetric
+from repsim.study.indices import Indices
+from repsim.study.layer_matching import split_half
+from repsim.study.other_measures import Measured, measure, read
+
+StoreLike = ActivationStore | str | os.PathLike[str]
+METRICS = ("cka", "mutual_knn", "nuclear", "svcca")
+"""Measures of a study, where nobody names others. Partial CKA comes with cka."""
+_FEWEST = 8
+"""Samples: with fewer not even an interval means anything."""
+_ROOM = 2**29
+"""Bytes of leave-one-out values that are there at once."""
+_SPLITS = 8
+_SPLIT_SAMPLES = 20_000
+"""Samples of all splits taken together: of many samples one split says as much as several of few."""
+
+
+def universality(
+    stores: Sequence[StoreLike],
+    metrics: Sequence[str | Metric[Any]] | None = None,
+    *,
+    families: Mapping[str, Sequence[str]] | None = None,
+    readout: str | None = None,
+    untrained: int = 0,
+    folder: str | os.PathLike[str] = "controls",
+    data: str | None = None,
+    split: str | None = None,
+    data_root: str | None = None,
+    permutations: int = 1000,
+    draws: int = 2000,
+    seed: int = 0,
+    device: str = "auto",
+    memory: int | str | None = None,
+    steps: Steps | Literal[False] | None = None,
+    command: str | None = None,
+) -> xr.Dataset:
+    """Find out how universal the representations of several networks are, and how much of that is learned.
+
+    Debiased CKA of all layers with all layers, with what the networks share anyway: their input, the class labels, and
+    what untrained networks have in common. What is computed, and with which formulas, is in docs/universality.md.
+
+    Parameters
+    ----------
+    stores
+        Stores, or their files, over the same samples in the same order; trained models, several of a family where
+        there are any, and untrained ones (``repsim extract --weights random --recalibrate``).
+    metrics
+        Spec strings, groups (as in `repsim.compare`) or metrics; by default debiased CKA, mutual kNN, the nuclear norm
+        (Procrustes), and SVCCA. Debiased CKA is always among them.
+    families
+        Name -> globs over models' names, for models whose family is not the module that timm defines them in.
+    readout
+        Which arrays take part, where stores hold several.
+    untrained
+        Extract so many untrained networks of every architecture, with these random seeds on: 0, 1, ...
+    folder
+        Where these are kept, for the next time too.
+    data, split, data_root
+        The pictures that untrained networks are to see; by default what the stores were made from.
+    permutations
+        Of the samples, for the chance level of whole comparisons. Measures without a fast way are permuted less often,
+        and the study says how often.
+    draws
+        Of the multiplier bootstrap, for joint intervals.
+    seed
+        Of permutations, splits and draws: the same one gives the same study.
+    device, memory
+        As in `repsim.compare`.
+    steps
+        Called with the name of each step of the work; returns what is told about its progress. By default a notebook
+        shows a bar; False is silent.
+    command
+        Recorded as what made the study.
+
+    Returns
+    -------
+    xarray.Dataset
+        docs/study-format.md says what is in it; ``attrs["summary"]`` and ``attrs["warnings"]`` are sentences (JSON).
+
+    Raises
+    ------
+    InvalidInputError
+        No trained model, two of one name, families that match nothing, a compressed readout, fewer than 8 samples.
+    SampleMismatchError
+        Stores of other samples, or in another order.
+
+    References
+    ----------
+    docs/universality.md names them, formula by formula.
+
+    Examples
+    --------
+    >>> import repsim, tempfile
+    >>> rng = np.random.default_rng(0)
+    >>> shared = rng.normal(size=(100, 5))
+    >>> with tempfile.TemporaryDirectory() as where:
+    ...     stores = []
+    ...     for model in ("net.seed0", "net.seed1", "other.seed0", "other.seed1"):
+    ...         own = {f"layer{k}": np.hstack([shared, rng.normal(size=(100, 5))]) for k in range(3)}
+    ...         stores.append(repsim.write_store(f"{where}/{model}.h5", own, model=model))
+    ...     study = universality(stores, ["cka"], permutations=99)
+    >>> study["index"].sel(measure="cka", pair="net.seed0 x other.seed0").round(1).item()
+    0.5
+    """
+    asked: list[Metric[Any]] = []
+    for word in metrics or METRICS:
+        asked += [word] if isinstance(word, Metric) else registry.select(word)
+    place = choose_device(device)
+    room = memory_to_use(place, memory)
+    with ExitStack() as stack:
+        step = stack.enter_context(told_stepwise("the study", steps))
+        opened = [
+            each if isinstance(each, ActivationStore) else stack.enter_context(open_store(each))
+            for each in several(stores)
+        ]
+        study = design(opened, families=families, readout=readout)
+        if study.n < _FEWEST:
+            raise InvalidInputError(f"{study.n} samples are too few for a study: it needs at least {_FEWEST}")
+        if untrained:
+            made = control.untrained(
+                study, untrained, Path(folder), data=data, split=split, data_root=data_root, device=device,
+                step=counter(untrained * control.to_extract(study), step("extracting untrained networks")),
+            )  # fmt: skip
+            for store in made:
+                stack.enter_context(store)
+            there = {store.model for store in opened}
+            opened += [store for store in made if store.model not in there]
+            study = design(opened, families=families, readout=readout)
+        evidence = _gather(study, asked, permutations=permutations, seed=seed, device=place, memory=room, steps=step)
+        return findings(evidence, draws=draws, seed=seed, command=command or "")
+
+
+def _gather(
+    study: Design,
+    asked: Sequence[Metric[Any]],
+    *,
+    permutations: int,
+    seed: int,
+    device: str,
+    memory: int,
+    steps: Steps,
+) -> Evidence:
+    """All passes over the data."""
+    given = [*control.inputs(study)]
+    labels = control.classes(study)
+    if labels is not None:
+        given.append(labels)
+    size = sum(4 * study.n * int(np.prod(m.store[array].shape[1:])) for m in study.members for array in m.arrays)
+    count = sum(len(m.arrays) for m in study.members) + len(given)
+    all_kernels = kernels(
+        study, given, device, keep=size <= memory // 2, step=counter(count, steps("preparing layers"))
+    )
+    for member in study.members:
+        if not len(all_kernels.of[member.name]):
+            why = all_kernels.undefined[member.layers[0]]
+            raise InvalidInputError(f"{member.store.path}: none of its layers can be compared ({why}); leave it out")
+    sweep = all_kernels.leave_one_out(_ROOM)
+    runs = sweep.runs(counter(sweep.units, steps("leaving out each sample")))
+    first = next(runs)
+    indices = Indices(study, dict(all_kernels.of), symmetric(sweep.whole))
+    left_out, errors = indices.without_each(values for _, values in chain([first], runs))
+    assert sweep.cubes is not None, "asked for"
+    trained = np.concatenate([all_kernels.of[member.name] for member in study.trained])
+    cubic = tuple(moments([all_kernels.grams[k] for k in trained], sweep.cubes[trained]))
+    del sweep, runs, first
+
+    orders = random_permutations(study.n, permutations, seed)
+    short = permutation_nulls.shortened(all_kernels, study)
+    null = permutation_nulls.of_cka(short, indices, orders, memory=memory, progress=steps("permuting samples"))
+    within: dict[tuple[str, str], permutation_nulls.Null] = {}
+    if labels is not None and study.pairs and labels.features.sum(0).max() > 1:
+        classes = labels.features.argmax(1)
+        inside = within_classes(classes, permutations, seed)
+        within = permutation_nulls.of_cka(
+            short, indices, inside, memory=memory, progress=steps("permuting samples within classes")
+        )
+    halves = _halves(study, all_kernels, indices, seed, steps("splitting samples"))
+    found: dict[str, Measured] = {}
+    pairs, others = _wanted(study), [metric for metric in asked if metric != CKA()]
+    for recipe, some in by_recipe(others, "features"):  # measures that share a decomposition share it here, too
+        possible = study.pairs and study.n >= max(metric.min_samples for metric in some)
+        layers = read(pairs, recipe, device) if possible else None
+        for metric in some:
+            found[metric.spec] = measure(
+                metric, pairs, study.pairs, orders, device=device, memory=memory, seed=seed, layers=layers,
+                progress=steps(f"measuring {metric.spec}"),
+            )  # fmt: skip
+    measured = [found[metric.spec] for metric in others]
+    return Evidence(
+        study, all_kernels, indices, left_out, errors, cubic, null, within, halves, tuple(measured), permutations,
+        tuple(control.duplicates(study)),
+    )  # fmt: skip
+
+
+def _wanted(study: Design) -> list[Pair]:
+    """Pairs of trained models and of their untrained twins."""
+    found: dict[frozenset[str], Pair] = {}
+    for pair in study.pairs:
+        for each in (pair, *study.controls_of(pair)):
+            found.setdefault(frozenset({each.a.name, each.b.name}), each)
+    return list(found.values())
+
+
+def _halves(
+    study: Design, kernels: Kernels, indices: Indices, seed: int, progress: Progress | None
+) -> dict[tuple[str, str], float]:
+    """(given, pair) -> the split-half index: matches found on one half of the samples, measured on the other."""
+    controls = [kernels.of[kind] for kind in ("input", "labels") if kind in kernels.of]
+    where = np.concatenate([*(kernels.of[member.name] for member in study.trained), *controls])
+    place = {k: i for i, k in enumerate(where)}
+    of: dict[str, Int64[np.ndarray, " layers"]] = {
+        name: np.array([place[k] for k in some if k in place], int) for name, some in kernels.of.items()
+    }
+    splits = max(1, min(_SPLITS, _SPLIT_SAMPLES // study.n))
+    step = counter(splits, progress)
+    found: dict[tuple[str, str], list[float]] = {}
+    for order in random_permutations(study.n, splits, seed):
+        first, second = (np.sort(half) for half in (order[: study.n // 2], order[study.n // 2 :]))
+        both: list[Float64[np.ndarray, "L L"]] = [kernels.on(half, where) for half in (first, second)]
+        here = Indices(study, of, both[0])
+        for kind in indices.kernels:
+            try:
+                values = [here.similarities(R, kind) for R in both]
+            except UndefinedValueError:  # a control without a value: no two samples of one class in this half
+                continue
+            for pair in study.pairs:
+                if len(of[pair.a.name]) and len(of[pair.b.name]):
+                    blocks = [here.block(each, pair) for each in values]
+                    found.setdefault((kind, pair.name), []).append(float(split_half(*blocks)))
+        step()
+    return {key: float(np.mean(values)) for key, values in found.items()}
