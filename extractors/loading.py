@@ -1,38 +1,47 @@
 """Streaming: each picture is decoded once, every model that needs it reads it, and the device is never left waiting."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from graphlib import CycleError, TopologicalSorter
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from repsim.errors import ImageError, InvalidInputError
 from repsim.extractors import hooks
-from repsim.extractors.base import Batch, Stream
+from repsim.extractors.base import Batch, LayerSpec, Readout, Stream
 from repsim.extractors.preprocessing import Transform
 from repsim.extractors.sources import ImageSource
 from repsim.runtime import interrupts
 
-if TYPE_CHECKING:
-    from repsim.extractors.modules import ModuleExtractor
-
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
+class StreamedModel(Protocol):
+    """What streaming needs of a model: `repsim.extractors.modules.ModuleExtractor` is one."""
+
+    name: str
+    model: nn.Module
+    transform: Transform
+    preprocessing: Any
+    """Models of equal keys make equal pixels of a picture."""
+    readouts: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
+    controls: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
+
+
 def stream_together(
-    extractors: Sequence["ModuleExtractor"], images: ImageSource, rows: Sequence[Sequence[int]], how: Stream
+    extractors: Sequence[StreamedModel], images: ImageSource, rows: Sequence[Sequence[int]], how: Stream
 ) -> Iterator[tuple[int, Batch]]:
     """Read several models in one pass over the pictures, each of which is decoded once.
 
     Parameters
     ----------
     extractors
-        Models of equal `ModuleExtractor.preprocessing`. They all are on ``how.device`` at once.
+        Models of equal ``preprocessing``. They all are on ``how.device`` at once.
     images
         The pictures.
     rows
@@ -86,7 +95,7 @@ def picture_loader(
 
 
 def _stream(
-    extractors: Sequence["ModuleExtractor"],
+    extractors: Sequence[StreamedModel],
     images: ImageSource,
     batches: list[Rows],
     needed: list[list[int]],

@@ -7,6 +7,8 @@ The public names below load what they need when they are first used (PEP 562), s
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from repsim._version import __version__
+
 if TYPE_CHECKING:
     from repsim.display import view
     from repsim.engine.comparison import compare, similarity
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from repsim.stores.store import ActivationStore, open_store, verify
     from repsim.stores.writer import write_store
     from repsim.study.universality import universality
-
-__version__ = "0.1.0"
 
 _HOME = {
     "ActivationStore": "repsim.stores.store",
@@ -46,6 +46,9 @@ _HOME = {
     "write_report": "repsim.report.page",
     "write_store": "repsim.stores.writer",
 }
+
+_SHOWN = {"compare", "open_result", "open_study", "universality", "view"}
+"""Functions whose data sets have the accessor ``.repsim``, which `repsim.display` registers."""
 
 __all__ = [
     "ActivationStore",
@@ -74,6 +77,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SHOWN:
+        importlib.import_module("repsim.display")
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     if name in {"extractors", "metrics"}:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from repsim import __version__
+from repsim._version import __version__
 from repsim.commands import (
     catalogue,
     comparing,

@@ -1,20 +1,23 @@
 """What results and studies show of themselves: ``result.repsim`` and ``study.repsim``, in a notebook or as plain text.
 
-Both are `xarray.Dataset`, and xarray shows them as it shows everything; this is the answer in them.
+Both are `xarray.Dataset`, and xarray shows them as it shows everything; this is the answer in them. `repsim` loads this
+module with the first of its functions that return or open one.
 """
 
 import base64
 import json
+from typing import TYPE_CHECKING
 
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from repsim import figures
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.results.files import FORMAT, STUDY, closest, notes
 from repsim.runtime.text_tables import Table, card, paragraphs
 from repsim.study.tables import all_tables
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _OF_STUDY = {"pairs": "How alike all pairs of models are", "shares": "Shares of energy by depth"}
 """Figures of a study that are shown, and what they are to those who cannot see them."""
@@ -89,16 +92,20 @@ class ResultView(View):
         """What was left out, which values are missing, and which say little."""
         return list(notes(self._found[self._measures]))
 
-    def heatmap(self, metric: str | None = None, ax: Axes | None = None) -> Axes:
+    def heatmap(self, metric: str | None = None, ax: "Axes | None" = None) -> "Axes":
         """Draw one measure, by default the first; see `repsim.heatmap`."""
+        from repsim.figures import heatmap  # noqa: PLC0415 - loads matplotlib
+
         name = next(iter(self._measures), "") if metric is None else metric
         if name not in self._measures:
             raise UnknownNameError("measure in this result", name, self._measures)
-        return figures.heatmap(self._found[name], ax)
+        return heatmap(self._found[name], ax)
 
     def _pictures(self) -> str:
         if not self._measures:
             return ""
+        from repsim import figures  # noqa: PLC0415 - loads matplotlib
+
         return _picture(figures.figure(self._found, self._measures[:_MANY]), "Heatmap of all pairs of layers")
 
 
@@ -128,11 +135,15 @@ class StudyView(View):
         return [str(text) for text in json.loads(self._found.attrs["warnings"])]
 
     def _pictures(self) -> str:
+        from repsim import figures  # noqa: PLC0415 - loads matplotlib
+
         drawn = {name: figure for name, _, figure in figures.draw_all(self._found, among=_OF_STUDY) if figure}
         return "".join(_picture(figure, _OF_STUDY[name]) for name, figure in drawn.items())
 
 
-def _picture(figure: Figure, what: str) -> str:
+def _picture(figure: "Figure", what: str) -> str:
+    from repsim import figures  # noqa: PLC0415 - loads matplotlib
+
     data = base64.b64encode(figures.png(figure)).decode()
     return f'<img style="max-width:100%" alt="{what}" src="data:image/png;base64,{data}">'
 
@@ -178,3 +189,6 @@ def view(found: xr.Dataset) -> View:
             f"its 'format' is {kind!r}"
         )
     return kinds[kind](found)
+
+
+xr.register_dataset_accessor("repsim")(view)

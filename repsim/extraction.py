@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-import repsim
+from repsim._version import __version__
 from repsim.errors import ImageError, InvalidInputError, OutputError
 from repsim.extractors import Batch, Extractor, ImageSource, Stream, open_images
 from repsim.extractors.decoding import MAX_PIXELS
@@ -284,7 +284,7 @@ class Extraction:
             "batch_size": self.how.batch_size,
             "device": torch.device(self.how.device).type,
             "amp": self.how.amp,
-            "repsim_version": repsim.__version__,
+            "repsim_version": __version__,
             "h5py_version": h5py.__version__,
             "command": self.command,
         }

@@ -12,8 +12,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-import repsim
 from repsim import metrics as registry
+from repsim._version import __version__
 from repsim.engine.calibration import memory_now, memory_to_use, rates
 from repsim.engine.checkpoints import Ledger, run
 from repsim.engine.pair_matrix import Layer, Matrix
@@ -271,7 +271,7 @@ class Comparison:
     def _attrs(self, command: str) -> dict[str, Any]:
         return {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "repsim_version": repsim.__version__,
+            "repsim_version": __version__,
             "command": command,
             "device": self._kind,
             "tf32": int(self.tf32 or self._was_tf32),
@@ -301,7 +301,7 @@ class Comparison:
             return
         sweep = _sweep(stage, [factors[name] for name in rows], [factors[name] for name in columns])
         title = repr(
-            (repsim.__version__, stage.recipe, [m.spec for m in stage.metrics], stage.road, stage.form, self.matrix.n)
+            (__version__, stage.recipe, [m.spec for m in stage.metrics], stage.road, stage.form, self.matrix.n)
         )
         title += repr(
             (stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept, self._kind, self.tf32)

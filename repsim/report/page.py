@@ -15,7 +15,7 @@ from typing import Any
 
 import xarray as xr
 
-import repsim
+from repsim._version import __version__
 from repsim.report.payload import payload
 from repsim.report.pictures import SHOWN, without_pictures
 from repsim.report.pictures import thumbnails as thumbnails_of
@@ -107,7 +107,7 @@ def render(data: Mapping[str, Any]) -> str:
     library, packed = _library()
     return Template(read["page.html"]).substitute(
         csp=policy(script, library),
-        version=repsim.__version__,
+        version=__version__,
         title=html.escape(str(data["title"])),
         css=read["page.css"],
         data=json.dumps(data, allow_nan=False, separators=(",", ":")).translate(_HARMLESS),
@@ -144,10 +144,10 @@ def policy(*scripts: str) -> str:
 def _citation() -> dict[str, str]:
     """What CITATION.cff says; a test holds the two together."""
     return {
-        "text": f"The repsim authors. {_NAME} Version {repsim.__version__}. {_HOME}",
+        "text": f"The repsim authors. {_NAME} Version {__version__}. {_HOME}",
         "bibtex": (
             "@software{repsim,\n  author  = {{The repsim authors}},\n"
-            f"  title   = {{{{{_NAME}}}}},\n  version = {{{repsim.__version__}}},\n  url     = {{{_HOME}}},\n"
+            f"  title   = {{{{{_NAME}}}}},\n  version = {{{__version__}}},\n  url     = {{{_HOME}}},\n"
             "  license = {Apache-2.0}\n}"
         ),
     }

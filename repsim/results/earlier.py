@@ -13,7 +13,6 @@ from pathlib import Path
 
 import xarray as xr
 
-import repsim
 from repsim.errors import InvalidInputError, RepsimError, StoreError, reason
 from repsim.results import netcdf
 from repsim.stores.layout import refuse_foreign
@@ -30,7 +29,7 @@ def read_earlier(path: Path, data: bytes | bytearray) -> xr.Dataset:
     """Read any netCDF file, of which ``data`` are the bytes; `StoreError` where it is damaged, or HDF5 finds no end."""
     if not (_sound_global_heaps(data) and _sound_local_heaps(data)):
         raise StoreError(f"{path} is damaged: a heap of texts in it has no end")
-    folder = str(Path(repsim.__file__).parent.parent)
+    folder = str(Path(__file__).parents[2])  # where the package is, for a process that may run elsewhere
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]).rstrip(":")}
     command = [sys.executable, "-P", "-W", "ignore", "-m", "repsim.results.earlier", str(path.absolute())]
     try:

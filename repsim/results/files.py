@@ -9,12 +9,10 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
-import repsim
 from repsim.errors import InvalidInputError, MissingDigestWarning, StoreError, reason
 from repsim.results import digest, netcdf, schema
 from repsim.results.earlier import read_earlier
@@ -23,9 +21,6 @@ from repsim.runtime.files import check_output, replacing
 from repsim.runtime.text_tables import Table
 from repsim.stores.layout import FORMAT as STORE_FORMAT
 from repsim.stores.layout import stated_format
-
-if TYPE_CHECKING:
-    from repsim.display import View
 
 FORMAT = "repsim-comparison"
 VERSION = 3
@@ -39,14 +34,6 @@ _HINTS = {
     FORMAT: "; it is a comparison: give it to `repsim heatmap`",
     STUDY: "; it is a study of `repsim universality`",
 }
-
-
-def _view(found: xr.Dataset) -> "View":
-    """``result.repsim``: what it shows is made by a module above this one, loaded when it is first asked for."""
-    return repsim.view(found)
-
-
-xr.register_dataset_accessor("repsim")(_view)
 
 
 def save_result(result: xr.Dataset, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -11,14 +11,13 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float64
 
-import repsim
-from repsim.engine.null_moments import CubicMoments
+from repsim._version import __version__
 from repsim.results.files import STUDY, STUDY_VERSION
 from repsim.results.variables import RELATIONS, describe
 from repsim.study import words
 from repsim.study.chance import benjamini_hochberg, calibrated, holm, null_sd, p_value, pearson3, skewness, threshold
 from repsim.study.design import Design, Pair, half_trained
-from repsim.study.gram_passes import Kernels
+from repsim.study.evidence import Evidence
 from repsim.study.indices import RAW, SHARES, TWINS, Indices
 from repsim.study.layer_matching import Match, best_match, mbm, nearest, warp
 from repsim.study.model_map import clusters, common_share, embed, stability
@@ -31,27 +30,6 @@ TITLES = {RAW: "cka", "input": "cka given input", "labels": "cka given labels", 
 """Of debiased CKA, and partial CKA."""
 _STABILITY = 200
 """Bootstrap draws of which clusters are found anew."""
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What the passes over the data gave."""
-
-    design: Design
-    kernels: Kernels
-    indices: Indices
-    left_out: Float64[np.ndarray, "n T"]
-    """All indices without each sample."""
-    errors: dict[str, Float64[np.ndarray, "layers layers"]]
-    """Given -> standard errors of similarities of layers."""
-    moments: tuple[CubicMoments, ...]
-    """Of the trained models' layers."""
-    nulls: dict[tuple[str, str], Null]
-    within_classes: dict[tuple[str, str], Null]
-    halves: dict[tuple[str, str], float]
-    measured: tuple[Measured, ...]
-    permutations: int
-    duplicates: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +121,7 @@ def findings(evidence: Evidence, *, draws: int, seed: int, command: str) -> xr.D
             "format": STUDY,
             "format_version": STUDY_VERSION,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "repsim_version": repsim.__version__,
+            "repsim_version": __version__,
             "command": command,
             "permutations": evidence.permutations,
             "draws": draws,

@@ -25,8 +25,9 @@ from repsim.stores.store import ActivationStore, open_store, several
 from repsim.study import controls as control
 from repsim.study import permutation_nulls
 from repsim.study.chance import within_classes
-from repsim.study.dataset import Evidence, findings
+from repsim.study.dataset import findings
 from repsim.study.design import Design, Pair, design
+from repsim.study.evidence import Evidence
 from repsim.study.gram_passes import Kernels, kernels, symmetric
 from repsim.study.indices import Indices
 from repsim.study.layer_matching import split_half

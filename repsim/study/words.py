@@ -5,16 +5,14 @@ The word "universal" is used only where the learned effect across families is ab
 
 from collections.abc import Iterator
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from scipy import stats
 
 from repsim.study.design import is_twin
-
-if TYPE_CHECKING:
-    from repsim.study.dataset import Evidence
+from repsim.study.evidence import Evidence
 
 _FEW = 100
 """Samples: with fewer, intervals are wide, and those of skewed numbers too short."""
@@ -75,7 +73,7 @@ def listed(names: list[str], most: int = _NAMED) -> str:
 # Warnings
 
 
-def warnings(evidence: "Evidence") -> Iterator[str]:
+def warnings(evidence: Evidence) -> Iterator[str]:
     """What is to be known before any of the numbers is believed."""
     design, kernels = evidence.design, evidence.kernels
     yield from design.notes
@@ -125,7 +123,7 @@ def warnings(evidence: "Evidence") -> Iterator[str]:
             yield f"{each.metric.spec}: {listed(sorted(cautions), 1)}"
 
 
-def _of_untrained(evidence: "Evidence") -> Iterator[str]:
+def _of_untrained(evidence: Evidence) -> Iterator[str]:
     design = evidence.design
     if not design.untrained:
         yield (
@@ -161,7 +159,7 @@ def _of_untrained(evidence: "Evidence") -> Iterator[str]:
         )
 
 
-def _repeats(evidence: "Evidence", model: str) -> bool:
+def _repeats(evidence: Evidence, model: str) -> bool:
     where = evidence.kernels.of[model]
     beside = evidence.indices.R[where[:-1], where[1:]]
     return bool((beside > 1 - 1e-6).any())
