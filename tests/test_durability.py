@@ -79,7 +79,7 @@ def poison(partial: Path, sample: int) -> None:
 
 
 def test_killed_again_and_again(tmp_path: Path, torture: ModuleType, whole: Path) -> None:
-    """What was committed is right, kept, and not computed again. (While laying out: tests/test_writing.py.)"""
+    """What was committed is right, kept, and not computed again. (While laying out: tests/stores/test_writer.py.)"""
     file = torture.Unfinished(tmp_path / whole.name)
     kept = 0
     for least in (50, 200):

@@ -19,7 +19,7 @@ from repsim.metrics.base import Array, as_samples
 from repsim.metrics.recipes.stored_kernels import StoredGrams, TwoSketches
 from repsim.stores.writer import write_store
 from tests.metrics import references
-from tests.metrics.references_distances import distance_correlation
+from tests.metrics.references_rsm import distance_correlation
 
 Reference = Callable[[Array, Array], float]
 GRAM: dict[str, Reference] = {

@@ -2,7 +2,7 @@
 
 from repsim.metrics.rsm import RSA, DistanceCorrelation, RSMDifference
 from repsim.testing import MetricContract
-from tests.metrics import references_distances as references
+from tests.metrics import references_rsm as references
 
 
 class TestDistanceCorrelation(MetricContract):

@@ -28,7 +28,7 @@ from repsim.results.variables import RELATIONS, STUDY_ATTRIBUTES, VARIABLES
 from repsim.study.chance import holm
 from repsim.study.layer_matching import best_match
 
-PAGE = Path(__file__).parents[1] / "docs" / "figures.md"
+PAGE = Path(__file__).parents[2] / "docs" / "figures.md"
 DRAWN = ("heatmap", "figure", "plot_grid", "plot_depths", "plot_pairs", "plot_shares", "plot_map", "plot_measures")
 MODELS = {"net.seed0": "cnn", "net.seed1": "cnn", "vit.seed0": "vit", "vit.seed1": "vit"}
 CNN = ("stem", "layer1.0", "layer1.1", "layer2.0", "layer2.1")

@@ -20,7 +20,7 @@ from repsim.metrics.rsm import RSA, DistanceCorrelation, RSMDifference, average_
 from repsim.metrics.sweeps import GramSweep
 from repsim.stores.writer import write_store
 from tests.metrics.references import cosine
-from tests.metrics.references_distances import distance_correlation, euclidean, rsa, rsm_difference
+from tests.metrics.references_rsm import distance_correlation, euclidean, rsa, rsm_difference
 from tests.metrics.streamed import Streamed
 
 

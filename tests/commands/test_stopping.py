@@ -24,7 +24,7 @@ from repsim.engine.checkpoints import Ledger
 from repsim.errors import OutputError
 from repsim.runtime import interrupts
 from repsim.runtime.files import claimed, partial_path, replacing, tidy
-from tests.test_run_command import SMALL
+from tests.commands.test_run_command import SMALL
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 

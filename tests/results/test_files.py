@@ -22,7 +22,7 @@ from repsim.errors import InvalidInputError, MissingDigestWarning, StoreError
 from repsim.results import digest, netcdf, schema, variables
 from repsim.results.files import open_either, open_result, open_study, save_result, verify_saved
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
