@@ -43,8 +43,8 @@ from repsim.runtime.files import human, partial_path
 from repsim.runtime.hardware import choose_device, cores, return_memory
 from repsim.runtime.processes import ALONE, Ranks, ranks, restarted
 from repsim.runtime.progress import Listener, Progress, told
-from repsim.stores import layout
-from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores import reader
+from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store
 from repsim.stores.writer import StoreWriter, stored
 
@@ -330,7 +330,7 @@ class Extraction:
         Names and sizes of the files, which every store keeps, are the same: `already` refuses all else.
         """
         there = next((path for path in (self.path, partial_path(self.path)) if path.exists()), None)
-        return there is not None and not layout.read(there)[0].sample_ids.contents_known(self.samples.ids)
+        return there is not None and not reader.read(there)[0].sample_ids.contents_known(self.samples.ids)
 
     @property
     def _resume(self) -> bool:

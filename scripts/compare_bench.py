@@ -18,7 +18,7 @@ from turns import Result, fresh, median, ratios, show, table
 
 from repsim.labels import LayerKey, SampleIds
 from repsim.runtime.files import human
-from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.writer import StoreWriter
 
 WORKER = Path(__file__).with_name("compare_worker.py")

@@ -44,7 +44,7 @@ def runs(widths: Mapping[str, int], n: int, seed: int) -> Iterator[tuple[slice, 
 def stores(folder: Path, n: int) -> list[Path]:
     """Two networks, and untrained twins of both, of synthetic activations over the same n samples of 100 classes."""
     from repsim.labels import LayerKey, SampleIds  # noqa: PLC0415
-    from repsim.stores.layout import ArraySpec, Contents  # noqa: PLC0415
+    from repsim.stores.schema import ArraySpec, Contents  # noqa: PLC0415
     from repsim.stores.writer import StoreWriter  # noqa: PLC0415
 
     pixels = np.random.default_rng(0).standard_normal((n, 3 * 64), dtype=np.float32)

@@ -27,7 +27,7 @@ from repsim.errors import OutputError
 from repsim.extraction import extract
 from repsim.runtime import processes
 from repsim.runtime.files import partial_path
-from repsim.stores import layout
+from repsim.stores import extents, reader
 from repsim.stores.store import open_store, verify
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are watched through /proc")
@@ -70,12 +70,12 @@ def resume(folder: Path) -> int:
 def poison(partial: Path, sample: int) -> None:
     """Put other values, with checksums that fit, where a sample's are: who computes it again is given away."""
     with partial.open("r+b") as file:
-        _, places = layout.read(partial)
+        _, places = reader.read(partial)
         for key, extent in places.arrays.items():
             row = np.full(extent.shape[1:], 7, extent.dtype)
-            layout.write_at(file.fileno(), extent.offset + sample * extent.row_bytes, row)
+            extents.write_at(file.fileno(), extent.offset + sample * extent.row_bytes, row)
             crc = np.array([zlib.crc32(row.tobytes())], "<u4")
-            layout.write_at(file.fileno(), places.checksums[key].offset + 4 * sample, crc)
+            extents.write_at(file.fileno(), places.checksums[key].offset + 4 * sample, crc)
 
 
 def test_killed_again_and_again(tmp_path: Path, torture: ModuleType, whole: Path) -> None:

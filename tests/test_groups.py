@@ -15,7 +15,7 @@ from repsim.errors import InvalidInputError, TooLittleMemoryError, UndefinedValu
 from repsim.labels import LayerKey, SampleIds
 from repsim.metrics.base import Metric
 from repsim.metrics.cca import SVCCA
-from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import ActivationStore
 from repsim.stores.writer import StoreWriter, write_store
 

@@ -25,8 +25,8 @@ from repsim.extractors import open_images
 from repsim.extractors.decoding import suffixes
 from repsim.extractors.images import examine
 from repsim.labels import LayerKey, SampleIds
-from repsim.stores import layout
-from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores import reader
+from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import open_store
 from repsim.stores.writer import StoreWriter
 
@@ -195,7 +195,7 @@ def test_hashes_in_a_store_are_read_with_suspicion(tmp_path: Path, damage: str) 
             if damage != "hashes":
                 samples.create_dataset("content", data=values)
     with pytest.raises(StoreError, match="damaged"):
-        layout.read(path)
+        reader.read(path)
     with pytest.raises(InvalidInputError, match="16 bytes of hashes for 3 samples"):
         SampleIds(("a", "b", "c"), "", bytes(16), "files")
 

@@ -16,7 +16,7 @@ from repsim.labels import LayerKey, SampleIds
 from repsim.metrics import get
 from repsim.metrics.base import Array
 from repsim.results.files import open_result, save_result
-from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import open_store
 from repsim.stores.writer import StoreWriter
 

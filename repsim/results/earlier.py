@@ -15,7 +15,7 @@ import xarray as xr
 
 from repsim.errors import InvalidInputError, RepsimError, StoreError, reason
 from repsim.results import netcdf
-from repsim.stores.layout import refuse_foreign
+from repsim.stores.reader import refuse_foreign
 
 _SECONDS = 3
 """CPU time that the smallest file may take; reading one takes hundredths."""

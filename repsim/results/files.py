@@ -19,8 +19,8 @@ from repsim.results.earlier import read_earlier
 from repsim.results.hdf5 import SIGNATURE
 from repsim.runtime.files import check_output, replacing
 from repsim.runtime.text_tables import Table
-from repsim.stores.layout import FORMAT as STORE_FORMAT
-from repsim.stores.layout import stated_format
+from repsim.stores.reader import stated_format
+from repsim.stores.schema import FORMAT as STORE_FORMAT
 
 FORMAT = "repsim-comparison"
 VERSION = 3

@@ -17,8 +17,9 @@ from repsim.labels import LayerKey, SampleIds
 from repsim.runtime.files import human
 from repsim.runtime.progress import Listener, told
 from repsim.runtime.text_tables import Table, card, paragraphs, times
-from repsim.stores import layout
-from repsim.stores.layout import Array, Contents, Extent
+from repsim.stores import extents, layout, reader
+from repsim.stores.extents import Extent
+from repsim.stores.schema import Array, Contents
 
 _PIECE = 2**24
 """Bytes of an array that `verify` holds at once."""
@@ -77,7 +78,7 @@ class Activations:
         values = self._store._read(self._extent, start, stop)
         told = self._store._read(self._checksums, start, stop)
         lines = values.reshape(len(values), -1)
-        return values, [start + i for i, line in enumerate(lines) if zlib.crc32(layout.as_bytes(line)) != told[i]]
+        return values, [start + i for i, line in enumerate(lines) if zlib.crc32(extents.as_bytes(line)) != told[i]]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.asarray(self[:], dtype=dtype)
@@ -94,7 +95,7 @@ class ActivationStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = store_path(path)
-        self._contents, self._layout = layout.read(self.path)
+        self._contents, self._layout = reader.read(self.path)
         self._file: int | None = os.open(self.path, os.O_RDONLY)
         try:
             self._check_structure()
@@ -122,13 +123,13 @@ class ActivationStore:
 
     def _structure_checksum(self) -> int:
         assert self._file is not None, "called while open"
-        return layout.structure_checksum(self._file, self._layout)
+        return extents.structure_checksum(self._file, self._layout)
 
     def _read(self, extent: Extent, start: int, stop: int) -> Array:
         if self._file is None:
             raise StoreError(f"the store {self.path} is closed; open it again")
         try:
-            return layout.read_rows(self._file, extent, start, stop)
+            return extents.read_rows(self._file, extent, start, stop)
         except OSError as error:
             raise StoreError(f"cannot read {self.path}: {reason(error)}") from None
 

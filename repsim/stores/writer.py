@@ -26,9 +26,9 @@ from repsim.labels import INPUT, LayerKey, SampleIds, check_name
 from repsim.runtime import interrupts
 from repsim.runtime.arrays import as_array, as_classes, is_tensor, same_rows
 from repsim.runtime.files import check_output, lock, partial_path
-from repsim.stores import layout
-from repsim.stores.layout import Array, ArraySpec, Contents
+from repsim.stores import extents, layout, reader
 from repsim.stores.records import as_json
+from repsim.stores.schema import Array, ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store, store_path
 
 _LONGEST_ID = 4096
@@ -90,7 +90,7 @@ class StoreWriter:
                 if not (self.resume and self._take_up()):
                     self._begin()
             else:
-                self._layout = layout.read(self.partial)[1]
+                self._layout = reader.read(self.partial)[1]
                 self.written = self._marks()
         except BaseException:
             self._close()
@@ -124,7 +124,7 @@ class StoreWriter:
         try:
             with self._guard(), interrupts.cleaned_up(lambda: self.partial.unlink(missing_ok=True)):
                 layout.lay_out(self._fd, self.contents)
-                self._layout = layout.read(self.partial)[1]
+                self._layout = reader.read(self.partial)[1]
         except BaseException:
             self.partial.unlink(missing_ok=True)
             raise
@@ -137,12 +137,12 @@ class StoreWriter:
         if not len(where):  # a last batch of too few samples for a block
             return
         values = self._checked(spec, where, values).reshape(len(where), -1)
-        sums = np.array([zlib.crc32(layout.as_bytes(line)) for line in values], "<u4")
+        sums = np.array([zlib.crc32(extents.as_bytes(line)) for line in values], "<u4")
         with self._guard():
             for run in np.split(np.arange(len(where)), np.flatnonzero(np.diff(where) != 1) + 1):
                 start, part = int(where[run[0]]), slice(run[0], run[-1] + 1)
-                layout.write_at(self._fd, extent.offset + start * extent.row_bytes, values[part])
-                layout.write_at(self._fd, self._layout.checksums[key].offset + 4 * start, sums[part])
+                extents.write_at(self._fd, extent.offset + start * extent.row_bytes, values[part])
+                extents.write_at(self._fd, self._layout.checksums[key].offset + 4 * start, sums[part])
 
     def _checked(self, spec: ArraySpec, where: Array, values: Array) -> Array:
         """In the store's dtype, or a refusal that counts what is not finite and names the layer and the sample."""
@@ -180,7 +180,7 @@ class StoreWriter:
         with self._guard():
             os.fsync(self._fd)
             for run in np.split(samples, np.flatnonzero(np.diff(samples) != 1) + 1):
-                layout.write_at(self._fd, self._layout.written.offset + int(run[0]), np.ones(len(run), "u1"))
+                extents.write_at(self._fd, self._layout.written.offset + int(run[0]), np.ones(len(run), "u1"))
             os.fsync(self._fd)
         self._committed = time.monotonic()
 
@@ -227,8 +227,8 @@ class StoreWriter:
             first = self.contents.sample_ids.ids[missing[0]]
             raise OutputError(f"{self.partial}: {len(missing)} samples were never written, the first {first}")
         with self._guard():
-            closed = layout.COMPLETE + layout.structure_checksum(self._fd, self._layout)
-            layout.write_at(self._fd, self._layout.structure.offset, np.array([closed], "<u8"))
+            closed = layout.COMPLETE + extents.structure_checksum(self._fd, self._layout)
+            extents.write_at(self._fd, self._layout.structure.offset, np.array([closed], "<u8"))
             os.fsync(self._fd)
             self.partial.replace(self.path)
             with suppress(OSError):  # not every file system can: the name itself is on the disk then a little later
@@ -245,7 +245,7 @@ class StoreWriter:
 
     def _marks(self) -> Array:
         """Which samples are committed, by whichever process."""
-        return layout.read_rows(self._fd, self._layout.written, 0, len(self.contents.sample_ids)).astype(bool)
+        return extents.read_rows(self._fd, self._layout.written, 0, len(self.contents.sample_ids)).astype(bool)
 
     def _close(self) -> None:
         if self._cleanup is not None:
@@ -289,7 +289,7 @@ def stored(path: Path, contents: Contents, *, overwrite: bool = False) -> int:
                 if not layout.is_laid_out(file.fileno()):
                     return 0
                 found, places = _read_partial(there)
-                count = int(layout.read_rows(file.fileno(), places.written, 0, len(found.sample_ids)).sum())
+                count = int(extents.read_rows(file.fileno(), places.written, 0, len(found.sample_ids)).sum())
         if difference := found.difference(contents):
             if overwrite:
                 continue
@@ -313,9 +313,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_writers)
 
 
-def _read_partial(path: Path) -> tuple[Contents, layout.Layout]:
+def _read_partial(path: Path) -> tuple[Contents, extents.Layout]:
     try:
-        return layout.read(path)
+        return reader.read(path)
     except StoreError as error:
         raise StoreError(f"what an interrupted run has left is damaged; --overwrite starts anew: {error}") from None
 

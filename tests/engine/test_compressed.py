@@ -13,7 +13,7 @@ import repsim
 from repsim.errors import InvalidInputError, SampleMismatchError, UndefinedValueError
 from repsim.labels import LayerKey, SampleIds
 from repsim.metrics.base import Array
-from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import ActivationStore
 from repsim.stores.writer import StoreWriter, write_store
 from tests.metrics.references import minibatch_cka, sketch_error

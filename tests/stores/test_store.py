@@ -14,7 +14,7 @@ import pytest
 
 from repsim.errors import InvalidInputError, OutputError, StoreError
 from repsim.labels import LayerKey, SampleIds
-from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store, verify
 from repsim.stores.writer import StoreWriter, write_store
 

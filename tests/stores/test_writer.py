@@ -18,7 +18,7 @@ import pytest
 from repsim.errors import InvalidInputError, OutputError, StoreError, UnknownNameError
 from repsim.labels import LayerKey, SampleIds
 from repsim.stores import writer
-from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import open_store
 from repsim.stores.writer import StoreWriter, stored, write_store
 
@@ -271,7 +271,7 @@ from typing import Any
 import numpy as np
 from repsim.stores import writer
 from repsim.labels import LayerKey, SampleIds
-from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.schema import ArraySpec, Contents
 spec = ArraySpec(LayerKey("m", "a", "mean"), (5,))
 contents = Contents((spec,), SampleIds(tuple("abcd")), "", {})
 writer.COMMIT_SECONDS = 0
@@ -302,7 +302,7 @@ LAYING_OUT = """
 import os, signal, sys
 from pathlib import Path
 from repsim.labels import LayerKey, SampleIds
-from repsim.stores.layout import ArraySpec, Contents
+from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.writer import StoreWriter
 calls, count, write = [], int(sys.argv[2]), os.pwrite
 def killed(fd, data, at):
