@@ -11,15 +11,8 @@ from torch import Tensor
 
 from repsim.errors import InvalidInputError
 from repsim.metrics.base import Chance, Invariance
-from repsim.metrics.recipes.subspace import (
-    PrincipalSubspace,
-    Subspace,
-    SubspaceMetric,
-    exact,
-    refuse_ties,
-    saturation,
-    singular_values,
-)
+from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace, refuse_ties
+from repsim.metrics.subspaces import SubspaceMetric, exact, saturation, singular_values
 from repsim.metrics.sweeps import Cross
 
 

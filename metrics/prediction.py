@@ -12,13 +12,8 @@ from torch import Tensor
 from repsim.errors import InvalidInputError
 from repsim.metrics.base import Chance, Group, Invariance
 from repsim.metrics.recipes.rows import pieces, wide
-from repsim.metrics.recipes.subspace import (
-    PrincipalSubspace,
-    Subspace,
-    SubspaceMetric,
-    layer_with_gradient,
-    saturation,
-)
+from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace, layer_with_gradient
+from repsim.metrics.subspaces import SubspaceMetric, saturation
 from repsim.metrics.sweeps import Cross
 
 

@@ -14,14 +14,8 @@ from torch import Tensor
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Array, Chance, Group, Invariance
 from repsim.metrics.recipes.rows import cut, wide
-from repsim.metrics.recipes.subspace import (
-    PrincipalSubspace,
-    Subspace,
-    SubspaceMetric,
-    exact,
-    layer_with_gradient,
-    singular_values,
-)
+from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace, layer_with_gradient
+from repsim.metrics.subspaces import SubspaceMetric, exact, singular_values
 from repsim.metrics.sweeps import Cross
 
 _RUN = 2**20

@@ -22,7 +22,7 @@ from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.extraction import Extraction, choose_samples
 from repsim.extractors import open_images
 from repsim.extractors.factory import make_extractor
-from repsim.results.files import closest
+from repsim.results.summary import closest
 from repsim.results.variables import COORDINATES, VARIABLES
 from repsim.runtime import notebook
 from repsim.runtime.progress import told

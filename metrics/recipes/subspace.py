@@ -2,35 +2,24 @@
 
 import dataclasses
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from repsim.errors import UndefinedValueError
-from repsim.metrics.base import Group, Metric, Road
+from repsim.metrics.recipes import products
+from repsim.metrics.recipes.krylov import leading_by_krylov
+from repsim.metrics.recipes.products import covariance, inner_products, project
 from repsim.metrics.recipes.rows import Centred, Rows, column_means, column_ranges, cut, in_memory, pieces, wide
-from repsim.metrics.sweeps import Cross
 
 _SQUARED_FROM = 512
 """From so many samples or features on, X'X (or XX') in float64 tells float32 activations from their own rounding."""
-_PANEL = 2**25
-"""Values of a panel of samples, where the n x n matrix XX' is made of pairs of them."""
-_SLAB = 2**20
-"""Values of a run of samples that is multiplied at once elsewhere: little enough to be widened within the cache."""
-_PIECE = 2**20
-"""Values that are widened to float64 at once: what is read of a wide layer stays in its own dtype."""
 _RANDOM_FROM = 8192
 """From so many samples and features on, part of the variance is looked for in a Krylov space. Below, the matrix
 products and the eigenvalues of X'X or XX' take seconds, and there is little to win."""
-_BLOCK = 128
-"""Columns that the Krylov space grows by. Fewer need fewer operations in all, but more readings of the layer."""
-_SHARE = 4
-"""The Krylov space is given up at min(n, p) / 4 columns: by then the exact road's matrix product was as cheap."""
 _ROUNDINGS = 1024
 """Directions below so many roundings of the largest are noise: see `_floor`."""
 _SQUARES_TELL = 1e-5
@@ -41,8 +30,6 @@ _LOST = 1e-9
 """Below this share of s_1 not even float32's smallest columns are told from rounding errors of float64."""
 _TIE = 1e-8
 """Values that differ by no more than this share of themselves tie: gradients divide by the difference."""
-_TOLERANCE = torch.finfo(torch.float32).eps / 2
-"""Largest backward error: ||E||_F <= 2^-24 ||X||_F is what rounding every value of X to float32 may do to it."""
 
 
 Directions = Callable[[Int64[Tensor, " some"]], Float64[Tensor, "some p"]]
@@ -71,7 +58,7 @@ class Subspace:
     """diag(s) V' = Q'X: how much of each feature each direction carries; where somebody asked for it."""
     backward_error: float = 0.0
     """This is the decomposition of some X + E with ||E||_F <= ``backward_error`` x ||X||_F, but for float64's rounding.
-    0 on the exact roads; how it is known is said in `krylov`."""
+    0 on the exact roads; how it is known is said in `leading_by_krylov`."""
 
     @property
     def nbytes(self) -> int:
@@ -137,71 +124,6 @@ class Subspace:
         return float((s / s[0]).square().sum()) >= variance * self.total * (1 - 1e-12)  # the sum may round otherwise
 
 
-class SubspaceMetric(Metric[Subspace], ABC):
-    """What is compared by the inner products of two layers' bases: states a `recipe` and a `moment`."""
-
-    group: ClassVar[Group] = "cca"
-    sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
-    symmetric: ClassVar[bool] = True
-    counted: ClassVar[str] = "rank"
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """[0, 1]."""
-        return 0.0, 1.0
-
-    @property
-    def roads(self) -> tuple[Road, ...]:
-        """From the inner products of two bases."""
-        return ("moments",)
-
-    @property
-    @abstractmethod
-    def recipe(self) -> "PrincipalSubspace":
-        """One decomposition serves all such measures: that of whoever wants most of it."""
-
-    def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
-        """By an orthonormal basis of each layer."""
-        return torch.as_tensor(self.moment(self.cross_with_gradient(x, y)))
-
-    def cross_with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Cross[Subspace]:
-        """Two layers, and the inner products of their bases, by operations that autograd knows."""
-        a, b = self.recipe.with_gradient(x), self.recipe.with_gradient(y)
-        assert isinstance(a.basis, Tensor)
-        assert isinstance(b.basis, Tensor)
-        return Cross(a, b, a.basis.T @ b.basis)
-
-
-def exact(a: Subspace, b: Subspace) -> bool:
-    """Whether the inner products of their bases are those of float64."""
-    return torch.promote_types(a.basis.dtype, b.basis.dtype) == torch.float64
-
-
-def singular_values(product: Float64[Tensor, "r t"], *, exact: bool) -> Float64[Tensor, " m"]:
-    """All min(r, t) singular values of a product of two bases, in any order.
-
-    Where the product C is not ``exact``, but of float32, they are the roots of the eigenvalues of CC', which take half
-    the time: below 1e-8 of the largest they are lost, but C has errors of 1e-7.
-    """
-    if exact:
-        values: Tensor = torch.linalg.svdvals(product)
-    else:
-        short = product if product.shape[0] <= product.shape[1] else product.T
-        values = torch.linalg.eigvalsh(short @ short.T).clamp(min=0).sqrt()
-    return values
-
-
-def saturation(n: int, r: int, t: int, count: str, *, centred: bool = True) -> str | None:
-    """Warn that two subspaces of dimensions r and t, which are in n - 1 dimensions, must meet (in n, uncentred)."""
-    certain = r + t - (n - centred)
-    if certain <= 0:
-        return None
-    return (
-        f"with n = {n} samples and {r} + {t} {count}, {certain} of the correlations are exactly 1 for any data; "
-        f"take at least n = {r + t + 1 + centred} samples, and many more for a value that means something"
-    )
-
-
 def refuse_ties(values: Float64[Tensor, " r"], what: str) -> None:
     """Of falling values: raise where two are so close that their directions have no gradient."""
     values = values.detach()
@@ -240,7 +162,9 @@ class Projected:
         return self.weights.nbytes + self.source.mean.nbytes
 
     def __getitem__(self, rows: "slice | Tensor") -> Float[Tensor, "rows r"]:
-        size = max(1, _SLAB // self.source.shape[1])  # whoever asks knows how wide the basis is, not how wide the layer
+        size = max(
+            1, products.SLAB // self.source.shape[1]
+        )  # whoever asks knows how wide the basis is, not how wide the layer
         parts: Sequence[slice | Tensor]
         if isinstance(rows, Tensor):
             parts = rows.split(size)
@@ -289,7 +213,7 @@ class PrincipalSubspace:
     the singular value decomposition of X.
 
     Where n and p are 8192 or more and only part of the variance is wanted, and no loadings, the leading eigenvectors
-    are looked for in a Krylov space first (`krylov`). What it finds is the decomposition of some X + E with
+    are looked for in a Krylov space first (`leading_by_krylov`). What it finds is the decomposition of some X + E with
     ||E||_F <= 2^-24 ||X||_F, as much as rounding X to float32 may do to it; `Subspace.backward_error` says how much.
     A layer whose variance is spread over too many directions for that takes the exact road.
 
@@ -337,7 +261,7 @@ class PrincipalSubspace:
             return SubspaceState(mean, s * peak, total, complete, basis, None, loadings)
         found = None
         if self.variance < 1 and not self.loadings and min(n, p) >= _RANDOM_FROM:
-            found = krylov(centred, self.variance, _floor(x))
+            found = leading_by_krylov(centred, self.variance, _floor(x))
         if found is not None:
             s, vectors, total, complete, error = found.values.sqrt(), found.vectors, found.total, False, found.error
         else:
@@ -346,7 +270,7 @@ class PrincipalSubspace:
             s, vectors, error = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1), 0.0
 
             def directions(some: Int64[Tensor, " some"]) -> Float64[Tensor, "some p"]:
-                return vectors[:, some].T if p <= n else _times(vectors[:, some].contiguous(), centred)
+                return vectors[:, some].T if p <= n else project(vectors[:, some].contiguous(), centred)
 
             kept, total, complete = self._kept(s, x, peak, directions)
             if p <= n and float(s[kept].min()) < _SQUARES_TELL * float(s[0]):
@@ -355,7 +279,7 @@ class PrincipalSubspace:
         if p <= n:
             loadings = (vectors * (s * peak)).T.contiguous() if self.loadings else None
             return SubspaceState(mean, s * peak, total, complete, None, vectors / (s * peak), loadings, error)
-        loadings = _times(vectors.contiguous(), centred) * peak if self.loadings else None
+        loadings = project(vectors.contiguous(), centred) * peak if self.loadings else None
         basis = vectors.contiguous().to(x.device, x.dtype)
         return SubspaceState(mean, s * peak, total, complete, basis, None, loadings, error)
 
@@ -526,146 +450,3 @@ def _column_sizes(x: Rows, unit: float) -> tuple[Float64[Tensor, " p"], Float64[
 def _placed(basis: Float64[Tensor, "n r"], x: Rows) -> Float[Tensor, "n r"]:
     """On the layer's device, in float64 where it has that."""
     return basis if wide(x.device) == x.device else basis.to(x.device, x.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class Leading:
-    """The leading eigenvalues s_i^2 and eigenvectors of X'X or XX', whichever is smaller, X being centred."""
-
-    values: Float64[Tensor, " k"]
-    vectors: Float64[Tensor, "m k"]
-    total: float
-    """||X||_F^2 / s_1^2, of all directions that there are."""
-    error: float
-    """The backward error: see `krylov`."""
-
-
-def krylov(x: Centred, variance: float, floor: float) -> Leading | None:
-    """Look for the fewest directions that explain ``variance`` of a layer, in a randomised block Krylov space.
-
-    Let C = XX' (n x n) where n < p; otherwise exchange X and X'. From b random columns the space span(CW, C^2 W, ...)
-    grows by b columns a step, each made orthogonal to all before (twice), until the leading eigenpairs (s_i^2, u_i) of
-    C restricted to it have converged. A step reads the layer twice, a run of samples at a time (once where n >= p), and
-    X is never held; what is held is twice the space, and p x b. The random columns are always the same ones.
-
-    **Certificate.** Let U (n x k) be the Ritz vectors: U'U = I and U'CU = S^2. Put V = X'US^-1. Then V'V = I, and
-    X'U = VS exactly. The residual of the other equation is R = XV - US = (CU - US^2) S^-1, and it is computed as this,
-    from CU itself. Because U'R = (S^2 - S^2) S^-1 = 0, E = -RV' gives (X + E)V = US and (X + E)'U = VS - VR'U = VS:
-    every (s_i, u_i, v_i) is an exact singular triplet of X + E, and ||E||_F = ||R||_F [1]. It is accepted once
-    ||R||_F <= 2^-24 ||X||_F, which is what rounding every value of X to float32 may do to it.
-
-    **The number of directions** is counted against ||X||_F^2, which is computed exactly. More are never needed: Ritz
-    values are at most the true ones (Cauchy's interlacing). Fewer might do. By Mirsky's theorem [2],
-    (sum_{i<j} sigma_i^2)^(1/2), over the true singular values, is at most (sum_{i<j} s_i^2)^(1/2) + ||R||_F. As long as
-    this leaves open whether fewer directions would do, the search goes on.
-
-    The certificate does not say that the triplets lead, that is that no larger one was missed. That they do holds with
-    a probability that falls short of 1 by next to nothing [3, 4], for random columns that know nothing of the layer;
-    singular values that repeat exactly more than b times are the exception.
-
-    Returns
-    -------
-    Leading or None
-        None where the space would have to grow beyond min(n, p) / 4 columns: no decomposition of this kind is cheap.
-
-    References
-    ----------
-    [1] Kahan, Parlett, Jiang. Residual bounds on approximate eigensystems of nonnormal matrices. SIAM J. Numer. Anal.
-    1982.
-    [2] Mirsky. Symmetric gauge functions and unitarily invariant norms. Quart. J. Math. 1960.
-    [3] Halko, Martinsson, Tropp. Finding structure with randomness. SIAM Review 2011.
-    [4] Musco, Musco. Randomized block Krylov methods for stronger and faster approximate singular value decomposition.
-    NeurIPS 2015.
-    """
-    m, place = min(x.shape), x.mean.device
-    limit = m // _SHARE
-    total = sum(float(x.exact(i).square().sum()) for i in pieces(x))
-    target, norm = variance * total, math.sqrt(total)
-    start = torch.randn(m, min(_BLOCK, limit), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    new = torch.linalg.qr(_product(x, start.to(place)))[0]
-    space = torch.empty(m, 0, dtype=torch.float64, device=place)
-    images, small = space, torch.empty(0, 0, dtype=torch.float64, device=place)
-    while (size := space.shape[1] + new.shape[1]) <= limit:
-        image = _product(x, new)
-        space, images = torch.cat([space, new], 1), torch.cat([images, image], 1)
-        side = space.T @ image
-        small = torch.cat([torch.cat([small, side[: len(small)].T]), side], 1)
-        values, vectors = (found.flip(-1) for found in torch.linalg.eigh(small, UPLO="U"))
-        explained = values.cumsum(0)
-        if explained[-1] >= target:
-            k = int((explained < target).sum()) + 1
-            vectors, values = vectors[:, :k], values[:k]
-            residual = (images @ vectors).addcmul_(space @ vectors, values, value=-1).div_(values.sqrt())
-            error = float(residual.square().sum().sqrt())
-            fewer = math.sqrt(float(explained[k - 2])) if k > 1 else 0.0
-            if error <= _TOLERANCE * norm and (fewer + error) ** 2 < target and values[-1] > values[0] * floor**2:
-                return Leading(values, space @ vectors, total / float(values[0]), error / norm)
-        elif explained[-1] + (limit - size) * values[-1] < target:  # not even if the values to come were as large
-            return None
-        new = image
-        for _ in range(2):  # the first time cancels digits, the second restores them
-            new = torch.linalg.qr(new - space @ (space.T @ new))[0]
-    return None
-
-
-def _product(x: Centred, block: Float64[Tensor, "m b"]) -> Float64[Tensor, "m b"]:
-    """XX' times the block where n < p, else X'X times it."""
-    n, p = x.shape
-    if p <= n:
-        total = torch.zeros_like(block)
-        for i in cut(n, max(1, _SLAB // p)):
-            rows = x.exact(i)
-            total.addmm_(rows.T, rows @ block)
-        return total
-    back = torch.zeros(p, block.shape[1], dtype=torch.float64, device=block.device)
-    total = torch.zeros_like(block)
-    slabs = list(cut(n, max(64, _SLAB // p)))
-    for i in slabs:
-        for j, piece in _across(x, i):
-            back[j].addmm_(piece.T, block[i])
-    for i in slabs:
-        for j, piece in _across(x, i):
-            total[i].addmm_(piece, back[j])
-    return total
-
-
-def _across(x: Centred, rows: slice) -> Iterator[tuple[slice, Float64[Tensor, "rows some"]]]:
-    """The columns of these samples, some at a time: only so many values at once are float64."""
-    held = x.source[rows].to(x.mean.device)
-    for j in cut(x.shape[1], max(1, _PIECE // len(held))):
-        yield j, Centred(held[:, j], x.mean[j], x.scale, x.dtype).exact(slice(None))
-
-
-def covariance(x: Centred, block: int = 512) -> Float64[Tensor, "p p"]:
-    """X'X: its upper triangle, and whatever below."""
-    n, p = x.shape
-    total = torch.zeros(p, p, dtype=torch.float64, device=x.mean.device)
-    for i in cut(n, max(block, _SLAB // p)):
-        rows = x.exact(i)
-        for start in range(0, p, block):
-            total[start : start + block, start:].addmm_(rows[:, start : start + block].T, rows[:, start:])
-    return total
-
-
-def inner_products(x: Centred, block: int = 512) -> Float64[Tensor, "n n"]:
-    """XX': its upper triangle, and whatever below."""
-    n, p = x.shape
-    total = torch.zeros(n, n, dtype=torch.float64, device=x.mean.device)
-    panels = list(cut(n, max(1, min(block, _PANEL // p))))
-    for k, i in enumerate(panels):
-        left = x.exact(i)
-        total[i, i] = left @ left.T
-        for other in panels[k + 1 :]:
-            for j, right in _across(x, other):
-                total[i, other].addmm_(left[:, j], right.T)
-    return total
-
-
-def _times(basis: Float64[Tensor, "n r"], x: Centred) -> Float64[Tensor, "r p"]:
-    """Q'X."""
-    n, p = x.shape
-    total = torch.zeros(basis.shape[1], p, dtype=torch.float64, device=basis.device)
-    for i in cut(n, max(64, _SLAB // p)):
-        for j, piece in _across(x, i):
-            total[:, j].addmm_(basis[i].T, piece)
-    return total

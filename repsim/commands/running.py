@@ -63,8 +63,8 @@ def _text_of(study: Path) -> str:
 
 def _run(file: Path, protocol: "Protocol", text: str, *, dry_run: bool, overwrite: bool) -> None:
     from repsim import metrics
-    from repsim.engine.calibration import parse_size
     from repsim.results.files import save_result
+    from repsim.runtime.memory import parse_size
 
     for spec in protocol.metrics:  # a slip of the hand, here or below, should not cost an extraction
         metrics.select(spec)

@@ -159,7 +159,7 @@ def progress(what: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[
 
 def remarks(result: "xr.Dataset") -> None:
     """Say on stderr what was left out, which values are missing, and which mean little, a line each kind."""
-    from repsim.results.files import notes
+    from repsim.results.summary import notes
 
     for text in notes(result):
         click.echo(text, err=True)
@@ -182,14 +182,14 @@ def plan(plan: "Plan", rates: "Cost") -> None:
 
 def took(seconds: float) -> None:
     """Say on stderr what it really took."""
-    from repsim.engine.calibration import memory_peak
+    from repsim.runtime.memory import memory_peak
 
     click.echo(f"took: {duration(seconds)}, {human(memory_peak())} of memory at most", err=True)
 
 
 def matches(variable: "xr.DataArray") -> None:
     """The closest layer of each: of two models layer by layer, of many on the average of a model's layers."""
-    from repsim.results.files import closest
+    from repsim.results.summary import closest
 
     show(closest(variable))
 

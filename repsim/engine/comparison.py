@@ -14,7 +14,7 @@ from torch import Tensor
 
 from repsim import metrics as registry
 from repsim._version import __version__
-from repsim.engine.calibration import memory_now, memory_to_use, rates
+from repsim.engine.calibration import rates
 from repsim.engine.checkpoints import Ledger, run
 from repsim.engine.pair_matrix import Layer, Matrix
 from repsim.engine.planning import Cost, Limits, Meter, Plan, Stage, plan
@@ -24,6 +24,7 @@ from repsim.metrics import Metric
 from repsim.metrics.recipes.rows import Rows
 from repsim.metrics.sweeps import GramSweep, MomentSweep, PairSweep, Sweep
 from repsim.runtime.hardware import choose_device, no_fraying, return_memory
+from repsim.runtime.memory import memory_now, memory_to_use
 from repsim.runtime.processes import ALONE, Ranks
 from repsim.runtime.progress import Listener, Progress, told
 from repsim.stores.alignment import AlignedView

@@ -18,7 +18,8 @@ from repsim.labels import LayerKey
 from repsim.metrics import Factor, Metric
 from repsim.metrics import get as metric_of
 from repsim.results import schema
-from repsim.results.files import FORMAT, VERSION, of_all
+from repsim.results.files import FORMAT, VERSION
+from repsim.results.summary import of_all
 from repsim.stores.store import ActivationStore
 
 Job = tuple[list[LayerShape], list[LayerShape], list[Metric[Any]]]

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from repsim import metrics as registry
 from repsim.engine import permutation, subsampling
-from repsim.engine.calibration import memory_to_use
 from repsim.engine.jackknife import LeaveOneOut
 from repsim.engine.preparation import Source, prepare
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
@@ -28,6 +27,7 @@ from repsim.metrics.base import StreamingRecipe, as_samples
 from repsim.metrics.recipes.rows import Rows
 from repsim.runtime.arrays import as_array
 from repsim.runtime.hardware import choose_device
+from repsim.runtime.memory import memory_to_use
 from repsim.runtime.progress import Listener, counter, told
 from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore

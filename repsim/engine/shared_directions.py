@@ -10,8 +10,8 @@ from torch import Tensor
 
 from repsim.errors import InvalidInputError
 from repsim.metrics.recipes.gram import Gram
+from repsim.metrics.recipes.products import covariance, inner_products
 from repsim.metrics.recipes.rows import Centred, cut, wide
-from repsim.metrics.recipes.subspace import covariance, inner_products
 
 _RUN = 2048
 """Samples that are widened to float64 at once."""

@@ -12,7 +12,6 @@ import xarray as xr
 from jaxtyping import Float64, Int64
 
 from repsim import metrics as registry
-from repsim.engine.calibration import memory_to_use
 from repsim.engine.null_moments import moments
 from repsim.engine.planning import by_recipe
 from repsim.engine.resampling import random_permutations
@@ -20,6 +19,7 @@ from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.metrics import Metric
 from repsim.metrics.cka import CKA
 from repsim.runtime.hardware import choose_device
+from repsim.runtime.memory import memory_to_use
 from repsim.runtime.progress import Progress, Steps, counter, told_stepwise
 from repsim.stores.store import ActivationStore, open_store, several
 from repsim.study import controls as control

@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 
 from repsim.cli import main
 from repsim.engine import planning
-from repsim.engine.calibration import parse_size
 from repsim.engine.comparison import Comparison, compare
 from repsim.results.files import open_result
+from repsim.runtime.memory import parse_size
 from repsim.stores.writer import write_store
 from tests.test_durability import torture  # noqa: F401 - a fixture
 

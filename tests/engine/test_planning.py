@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repsim.engine.calibration import parse_size
 from repsim.engine.planning import NOMINAL, Cost, LayerShape, Limits, Meter, Plan, Stage, plan
 from repsim.errors import TooLittleMemoryError
 from repsim.metrics import get
 from repsim.metrics.recipes.subspace import PrincipalSubspace
+from repsim.runtime.memory import parse_size
 from repsim.runtime.processes import ALONE, Ranks
 
 PLENTY = Limits(2**44)

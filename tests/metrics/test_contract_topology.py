@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from repsim.metrics.base import Metric
-from repsim.metrics.topology import IMD, RTD, GeometryScore
+from repsim.metrics.geometry_score import GeometryScore
+from repsim.metrics.imd import IMD
+from repsim.metrics.rtd import RTD
 from repsim.testing import MetricContract
 from tests.metrics import references_topology
 

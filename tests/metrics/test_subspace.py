@@ -14,9 +14,11 @@ from torch import Tensor
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Array
 from repsim.metrics.cca import CCA, PWCCA, SVCCA
-from repsim.metrics.recipes import subspace
+from repsim.metrics.recipes import krylov, products, subspace
+from repsim.metrics.recipes.krylov import Leading, leading_by_krylov
 from repsim.metrics.recipes.rows import Centred, Rows, column_means
-from repsim.metrics.recipes.subspace import Leading, PrincipalSubspace, Subspace, krylov, singular_values
+from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace
+from repsim.metrics.subspaces import singular_values
 from repsim.metrics.sweeps import MomentSweep
 from tests.metrics import references
 
@@ -251,7 +253,7 @@ def test_a_streamed_basis_gives_the_rows_that_are_asked_for(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, slab: int
 ) -> None:
     """However few samples it multiplies at once."""
-    monkeypatch.setattr(subspace, "_SLAB", slab)
+    monkeypatch.setattr(products, "SLAB", slab)
     x = rng.normal(size=(130, 9)).astype(np.float32)
     factor, whole = PrincipalSubspace()(Stored(x)), PrincipalSubspace()(torch.from_numpy(x))
     assert not factor.in_memory
@@ -274,9 +276,9 @@ def test_a_constant_layer_has_no_directions(n: int, stored: bool) -> None:
 @pytest.mark.parametrize(("n", "p"), [(350, 70), (70, 350)])
 def test_matrix_products_in_pieces(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, n: int, p: int) -> None:
     """However little is widened to float64, multiplied or kept at once."""
-    monkeypatch.setattr(subspace, "_SLAB", 3 * 350)
-    monkeypatch.setattr(subspace, "_PANEL", 7 * 350)
-    monkeypatch.setattr(subspace, "_PIECE", 400)
+    monkeypatch.setattr(products, "SLAB", 3 * 350)
+    monkeypatch.setattr(products, "_PANEL", 7 * 350)
+    monkeypatch.setattr(products, "_PIECE", 400)
     x = rng.normal(size=(n, p)) + 3
     mean, peak = column_means(torch.from_numpy(x))
     rows = Centred(Stored(x), mean, peak, torch.float64)
@@ -284,11 +286,11 @@ def test_matrix_products_in_pieces(rng: np.random.Generator, monkeypatch: pytest
     block = rng.normal(size=(min(n, p), 4))
     basis = rng.normal(size=(n, 3))
     for found, expected in [
-        (subspace.covariance(rows, 32).triu(), np.triu(true.T @ true)),
-        (subspace.inner_products(rows, 32).triu(), np.triu(true @ true.T)),
-        (subspace._times(torch.from_numpy(basis), rows), basis.T @ true),
+        (products.covariance(rows, 32).triu(), np.triu(true.T @ true)),
+        (products.inner_products(rows, 32).triu(), np.triu(true @ true.T)),
+        (products.project(torch.from_numpy(basis), rows), basis.T @ true),
         (
-            subspace._product(rows, torch.from_numpy(block)),
+            krylov._product(rows, torch.from_numpy(block)),
             true @ (true.T @ block) if n < p else true.T @ (true @ block),
         ),
     ]:
@@ -303,13 +305,13 @@ SIDES = [(160, 300), (300, 160)]
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subspace, "_RANDOM_FROM", 160)
-    monkeypatch.setattr(subspace, "_BLOCK", 8)
+    monkeypatch.setattr(krylov, "_BLOCK", 8)
 
 
 def search(x: Array, variance: float = 0.99, floor: float = 0.0) -> tuple[Array, Leading | None]:
     """The centred layer in units of its largest value, turned so that its rows are the smaller side."""
     mean, peak = column_means(torch.from_numpy(x))
-    found = krylov(Centred(Stored(x), mean, peak, torch.float64), variance, floor)
+    found = leading_by_krylov(Centred(Stored(x), mean, peak, torch.float64), variance, floor)
     true = (x - x.mean(0)) / peak
     return true if x.shape[0] < x.shape[1] else true.T, found
 
@@ -373,7 +375,7 @@ def test_directions_are_counted_right_before_they_are_exact(
     small: None, monkeypatch: pytest.MonkeyPatch, n: int, p: int, *, exponent: float, variance: float
 ) -> None:
     """Ritz values are too small, so it takes more of them to explain as much: that is waited for."""
-    monkeypatch.setattr(subspace, "_TOLERANCE", math.inf)
+    monkeypatch.setattr(krylov, "_TOLERANCE", math.inf)
     X, found = search(layer(n, p, power(exponent, 150)), variance)
     assert found is not None
     assert len(found.values) == count(np.linalg.svd(X, compute_uv=False), variance)
@@ -407,7 +409,7 @@ def test_it_gives_up_as_soon_as_there_is_no_hope(small: None, n: int, p: int, pa
     """After the norm and two products, each of which reads the layer twice, or once where n >= p."""
     x = Counted(layer(n, p, np.ones(150)))
     mean, peak = column_means(torch.from_numpy(x.array))
-    assert krylov(Centred(x, mean, peak, torch.float64), 0.99, 0.0) is None
+    assert leading_by_krylov(Centred(x, mean, peak, torch.float64), 0.99, 0.0) is None
     assert x.read == passes * n
 
 

@@ -12,9 +12,11 @@ from scipy.linalg import expm
 from scipy.spatial.distance import squareform
 
 from repsim.errors import MissingExtraError, UndefinedValueError, UnreliableValueWarning
-from repsim.metrics import topology
+from repsim.metrics import geometry_score, imd, rtd
 from repsim.metrics.base import Array
-from repsim.metrics.topology import IMD, RTD, GeometryScore
+from repsim.metrics.geometry_score import GeometryScore
+from repsim.metrics.imd import IMD
+from repsim.metrics.rtd import RTD
 from tests.metrics import references_topology
 
 
@@ -39,7 +41,7 @@ def length(a: Array, b: Array) -> float:
     """The total length of the bars of one direction."""
     from gudhi.sklearn.rips_persistence import RipsPersistence  # noqa: PLC0415 - as the package: where it is needed
 
-    matrix, rest = topology.two_view(a, b)
+    matrix, rest = rtd.two_view(a, b)
     (bars,) = RipsPersistence(1, input_type="full distance matrix", homology_coeff_field=2).fit_transform([matrix])
     return float((bars[:, 1] - bars[:, 0]).sum()) + rest
 
@@ -70,21 +72,21 @@ def test_both_roads_give_the_published_matrix_its_length(
     apart: float, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the components counted on their own, and without."""
-    monkeypatch.setattr(topology, "_APART", apart)
+    monkeypatch.setattr(rtd, "_APART", apart)
     x, y = cloud(seed, 14, 2 + 4 * seed), cloud(seed + 10, 14, 2)
     if seed == 3:
         y[:5] = y[0]  # equal samples
     a, b = scaled(x), scaled(y)
     for one, other in ((a, b), (b, a)):
         assert length(one, other) == pytest.approx(references_topology.cross_barcode(one, other), abs=1e-12)
-    assert topology.two_view(a, b)[1] == 0 or apart == 0
+    assert rtd.two_view(a, b)[1] == 0 or apart == 0
 
 
 def test_components_are_counted_on_their_own_where_they_would_take_long() -> None:
     """High-dimensional noise joins its samples late; the plane joins them early."""
     noise, plane = scaled(cloud(0, 60, 100)), scaled(cloud(1, 60, 2))
-    assert topology.two_view(noise, plane)[1] > 0.25 * 60
-    assert topology.two_view(plane, noise)[1] == 0
+    assert rtd.two_view(noise, plane)[1] > 0.25 * 60
+    assert rtd.two_view(plane, noise)[1] == 0
 
 
 def test_a_batch_of_all_samples_is_drawn_once() -> None:
@@ -104,7 +106,7 @@ def test_equal_samples_are_at_no_distance() -> None:
 def test_single_linkage_is_that_of_scipy() -> None:
     d = references_topology.distances(cloud(0, 50))
     tree = linkage(squareform(d), "single")
-    length, joined = topology.single_linkage(d)
+    length, joined = rtd.single_linkage(d)
     assert length == pytest.approx(tree[:, 2].sum())
     np.testing.assert_allclose(joined, squareform(cophenet(tree)))
 
@@ -126,7 +128,7 @@ def test_landmarks_that_cannot_matter_change_nothing(n: int, landmarks: int, gam
     d = np.linalg.norm(cloud(0, n)[:, None] - cloud(1, landmarks), axis=2)
     slack = gamma * d.max()
     found = []
-    for table in (topology.nearest_landmarks(d, slack), topology.nearest_landmarks(d, math.inf)):
+    for table in (geometry_score.nearest_landmarks(d, slack), geometry_score.nearest_landmarks(d, math.inf)):
         tree = gudhi.WitnessComplex(table).create_simplex_tree(max_alpha_square=slack, limit_dimension=2)
         found.append({tuple(simplex): value for simplex, value in tree.get_simplices()})
     assert found[0] == found[1]
@@ -138,7 +140,7 @@ def test_a_loop_needs_no_triangle() -> None:
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1.0]])
     samples = np.concatenate([corners, (corners + np.roll(corners, 1, axis=0)) / 2])
     d = np.linalg.norm(samples[:, None] - corners, axis=2)
-    np.testing.assert_array_equal(topology.witness_bars(d, 0.01), [[0, np.inf]])
+    np.testing.assert_array_equal(geometry_score.witness_bars(d, 0.01), [[0, np.inf]])
 
 
 def test_most_draws_see_the_loop_of_a_circle() -> None:
@@ -166,7 +168,7 @@ def test_heat_is_the_trace_of_the_exponential() -> None:
     x = torch.from_numpy(cloud(0, 30))
     traces = IMD().recipe(x).traces
     nearest = torch.cdist(x, x).argsort(1)[:, 1:6]
-    graph = topology.normalised_adjacency(nearest).to_dense().numpy()
+    graph = imd.normalised_adjacency(nearest).to_dense().numpy()
     for k in (0, 100, 255):
         t = np.logspace(-1, 1, 256)[k]
         assert traces[k] == pytest.approx(np.trace(expm(-t * (np.eye(30) - graph))) / 30, abs=1e-12)
@@ -176,20 +178,20 @@ def test_estimated_traces_are_those_of_all_eigenvalues() -> None:
     """To the standard error of the probes; without noise where every sign is tried."""
     n = 10
     x = torch.from_numpy(cloud(0, n))
-    graph = topology.normalised_adjacency(torch.cdist(x, x).argsort(1)[:, 1:3])
-    exact = topology.exact_traces(graph)
+    graph = imd.normalised_adjacency(torch.cdist(x, x).argsort(1)[:, 1:3])
+    exact = imd.exact_traces(graph)
     every = Mock()
     every.integers.side_effect = np.split(np.array(np.meshgrid(*[[0, 1]] * n)).reshape(n, -1), 16, axis=1)
     with patch("numpy.random.default_rng", return_value=every):
-        torch.testing.assert_close(topology.estimated_traces(graph, 2**n, 0), exact, rtol=0, atol=1e-12)
-    error = (topology.estimated_traces(graph, 1000, 0) - exact).abs().max()
+        torch.testing.assert_close(imd.estimated_traces(graph, 2**n, 0), exact, rtol=0, atol=1e-12)
+    error = (imd.estimated_traces(graph, 1000, 0) - exact).abs().max()
     assert 1e-6 < error < 0.01
 
 
 def test_large_layers_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = cloud(0, 300, 10), cloud(1, 300, 2)
     exact = IMD()(x, y)
-    monkeypatch.setattr(topology, "_EXACT", 299)
+    monkeypatch.setattr(imd, "_EXACT", 299)
     assert IMD()(x, y) == pytest.approx(exact, rel=0.05)
     assert IMD()(x, y) != exact
     assert IMD(seed=1)(x, y) != IMD()(x, y)
@@ -207,7 +209,7 @@ def test_the_largest_distance_is_that_between_pairs_and_a_complete_graph() -> No
     """Eigenvalues 0 and 2, and about 1."""
     pairs = torch.tensor([[1], [0]] * 500) + 2 * torch.arange(500).repeat_interleave(2)[:, None]
     complete = torch.arange(1000).expand(1000, 1000)[~torch.eye(1000, dtype=torch.bool)].view(1000, 999)
-    a, b = (topology.Heat(topology.exact_traces(topology.normalised_adjacency(g)), 0) for g in (pairs, complete))
+    a, b = (imd.Heat(imd.exact_traces(imd.normalised_adjacency(g)), 0) for g in (pairs, complete))
     value, (_, high) = IMD().pair(a, b), IMD().bounds
     assert 0.99 * high < value <= high
 

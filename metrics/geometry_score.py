@@ -1,0 +1,211 @@
+"""Geometry score: the loops that a cloud of samples has at every scale."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from repsim.errors import InvalidInputError
+from repsim.metrics.topology import Bars, TopologyMetric, centred_samples, distances_within, load_gudhi
+
+
+@dataclass(frozen=True, eq=False)
+class Loops:
+    """How many loops there are, over how much of the range of scales: MRLT."""
+
+    times: Float64[Tensor, " i_max"]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.times.nbytes
+
+
+@dataclass(frozen=True)
+class LoopCounts:
+    """Mean relative living times of the numbers of loops in witness complexes on random landmarks."""
+
+    landmarks: int
+    gamma: float | None
+    i_max: int
+    draws: int
+    seed: int
+
+    def __call__(self, x: Float[Tensor, "n p"]) -> Loops:
+        """Average over draws.
+
+        Landmarks are drawn from the samples in the order of their mean distance to all others, so that the order in
+        which a layer comes decides nothing, but among samples at equal distances.
+        """
+        load_gudhi("geometry_score", "gudhi")
+        z = centred_samples(x).exact(slice(None))
+        distances = distances_within(z)
+        far = distances.sum(1)
+        order = np.argsort((far / far.max()).round(9), kind="stable")  # rounding errors decide nothing either
+        n = len(order)
+        gamma = n / 5000 / 128 if self.gamma is None else self.gamma
+        rng = np.random.default_rng(self.seed)
+        times = np.zeros(self.i_max)
+        for _ in range(self.draws):
+            to_landmarks = distances[order[rng.choice(n, self.landmarks)]].T
+            highest = gamma * to_landmarks.max()
+            times += living_times(witness_bars(to_landmarks, highest), highest, self.i_max)
+        return Loops(torch.from_numpy(times / self.draws))
+
+    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:  # noqa: ARG002 - all is float64
+        """All distances once; sorting them for every draw."""
+        return 2.0 * n * n * p + 200.0 * self.draws * n * self.landmarks, 8.0 * self.i_max
+
+
+def witness_bars(distances: Float64[np.ndarray, "n landmarks"], highest: float) -> Bars:
+    """Births and deaths of the loops of a witness complex whose relaxation grows to ``highest``."""
+    witnesses = load_gudhi("geometry_score", "gudhi").WitnessComplex(nearest_landmarks(distances, highest))
+    tree = witnesses.create_simplex_tree(max_alpha_square=highest, limit_dimension=2)
+    tree.compute_persistence(homology_coeff_field=2, persistence_dim_max=True)  # loops, even if there are no triangles
+    bars: Bars = tree.persistence_intervals_in_dimension(1).reshape(-1, 2)
+    return bars
+
+
+def nearest_landmarks(distances: Float64[np.ndarray, "n landmarks"], slack: float) -> list[list[tuple[int, float]]]:
+    """Every sample's landmarks by distance, but only those that may be the corner of a triangle that it witnesses.
+
+    A sample w witnesses a simplex s at max_{l in s} d(w, l) - min_{l not in s} d(w, l), or at 0 where that is negative.
+    What is not in a triangle is at most at the distance of the third landmark, unless the triangle is the first three;
+    so corners are no farther than that plus ``slack``. Leaving the others out changes nothing, and saves most of the
+    time.
+
+    >>> nearest_landmarks(np.array([[0.0, 3, 1, 2, 9]]), 0.5)
+    [[(0, 0.0), (2, 1.0), (3, 2.0)]]
+    """
+    order = np.argsort(distances, axis=1, kind="stable")
+    ordered = np.take_along_axis(distances, order, axis=1)
+    kept = (ordered <= ordered[:, 2:3] + slack).sum(1)
+    width = kept.max()
+    rows = zip(order[:, :width].tolist(), ordered[:, :width].tolist(), kept.tolist(), strict=True)
+    return [list(zip(numbers[:k], values[:k], strict=True)) for numbers, values, k in rows]
+
+
+def living_times(bars: Bars, highest: float, i_max: int) -> Float64[np.ndarray, " i_max"]:
+    """The share of [0, highest] in which there are exactly i loops, for i below ``i_max``.
+
+    >>> living_times(np.array([[0.0, 2.0], [1.0, np.inf]]), 4.0, 3)
+    array([0.  , 0.75, 0.25])
+    """
+    bars = bars.clip(max=highest)
+    steps = np.unique([0, highest, *bars.ravel()])
+    middle = (steps[1:] + steps[:-1]) / 2
+    loops = ((bars[:, 0] <= middle[:, None]) & (middle[:, None] < bars[:, 1])).sum(1)
+    times: Float64[np.ndarray, " i_max"] = np.bincount(loops, np.diff(steps) / highest, minlength=i_max)[:i_max]
+    return times
+
+
+@dataclass(frozen=True)
+class GeometryScore(TopologyMetric[Loops]):
+    """Geometry Score: how many loops a cloud of samples has, and over how much of a range of scales.
+
+    In a witness complex on random landmarks, whose relaxation grows from 0 to a = gamma max d(sample, landmark), the
+    relative living time RLT(i) is the share of [0, a] in which there are exactly i loops (the rank of H_1 over Z_2).
+    Averaged over draws of landmarks it is MRLT, and the value is sum_{i < i_max} (MRLT_X(i) - MRLT_Y(i))^2. Range
+    [0, 2]. The two clouds need not be of the same samples: which is which does not matter.
+
+    Parameters
+    ----------
+    landmarks
+        How many samples are landmarks of a draw; drawn with replacement, as the published code does.
+    gamma
+        The largest relaxation, relative to the largest distance. By default n / 5000 / 128, the published code's.
+    i_max
+        Numbers of loops from this on do not count.
+    draws
+        How many draws of landmarks are averaged.
+    seed
+        Of the draws.
+
+    Notes
+    -----
+    Two estimates of the same layer with other seeds differ by about the sum of the variances of MRLT, some
+    2 / ``draws``: smaller values mean nothing. As in the published code, distances are not squared. A layer of 1,000
+    samples takes about 6 seconds with 1,000 draws, in proportion to samples and draws; a pair takes microseconds.
+
+    References
+    ----------
+    Khrulkov, Oseledets. Geometry Score: a method for comparing generative adversarial networks. ICML 2018.
+    De Silva, Carlsson. Topological estimation using witness complexes. 2004.
+
+    Examples
+    --------
+    A circle is not like a line; with enough slack most draws see its one loop.
+
+    >>> import numpy as np
+    >>> t = np.linspace(0, 2 * np.pi, 100, endpoint=False)
+    >>> circle, line = np.stack([np.cos(t), np.sin(t)], axis=1), np.stack([t, 2 * t], axis=1)
+    >>> score = GeometryScore(landmarks=16, gamma=0.2, draws=20)
+    >>> score(circle, line) > 0.5, score(circle, 3 * circle) < 1e-9
+    (True, True)
+    """
+
+    name: ClassVar[str] = "geometry_score"
+    title: ClassVar[str] = "Geometry Score"
+    formula: ClassVar[str] = "sum_i (MRLT_X(i) - MRLT_Y(i))^2, MRLT(i) = mean share of scales with i loops"
+    citation: ClassVar[str] = "Khrulkov & Oseledets 2018"
+    question: ClassVar[str] = "Have two clouds of samples as many loops, over as wide a range of scales?"
+    needs: ClassVar[str] = "1,000 or more (the default range of scales shrinks with n); memory for n x n distances"
+    others: ClassVar[Mapping[str, str]] = {
+        "gs (published), ReSi": "the same but for the draws, which are not seeded there and depend on the order of "
+        "samples, and for a complex without any triangle, whose loops the published code does not see",
+    }
+    paired: ClassVar[bool] = False
+    extra: ClassVar[str | None] = "gudhi"
+
+    landmarks: int = 64
+    gamma: float | None = None
+    i_max: int = 100
+    draws: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.landmarks < 4:
+            raise InvalidInputError(f"landmarks={self.landmarks}: a loop needs at least 4")
+        if self.gamma is not None and not self.gamma > 0:
+            raise InvalidInputError(f"gamma={self.gamma} should be positive")
+        if self.i_max < 1 or self.draws < 1:
+            raise InvalidInputError(f"i_max={self.i_max} and draws={self.draws} should be at least 1")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Living times sum to 1 at most: [0, 2]."""
+        return 0.0, 2.0
+
+    @property
+    def min_samples(self) -> int:
+        """As many as there are landmarks."""
+        return self.landmarks
+
+    @property
+    def recipe(self) -> LoopCounts:
+        """All the work; a pair compares two short vectors."""
+        return LoopCounts(self.landmarks, self.gamma, self.i_max, self.draws, self.seed)
+
+    def value(self, a: Loops, b: Loops) -> Tensor:
+        """The squared distance of the living times."""
+        return (a.times - b.times).square().sum()
+
+    def samples_needed(self, p: int, q: int) -> int:  # noqa: ARG002 - of any layer
+        """The default range of scales is that of 1,000 samples."""
+        return 1000
+
+    def pair_flop(self, n: int, p: int, q: int) -> float:  # noqa: ARG002 - of vectors of one length
+        """A difference of two vectors."""
+        return 3.0 * self.i_max
+
+    def caution(self, a: Loops, b: Loops) -> str | None:
+        """Without any loop, all layers are alike; and so they are where there are too many."""
+        if min(a.times[0], b.times[0]) > 1 - 1e-9:
+            return "no draw of landmarks saw a loop in either layer, which is all that is compared; take a larger gamma"
+        if min(a.times.sum(), b.times.sum()) < 0.99:
+            return f"a layer has {self.i_max} loops or more at some scales, which do not count; take a larger i_max"
+        return None

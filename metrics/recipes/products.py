@@ -1,0 +1,58 @@
+"""X'X and XX' of a centred layer in float64, a slab of it at a time."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from repsim.metrics.recipes.rows import Centred, cut
+
+_PANEL = 2**25
+"""Values of a panel of samples, where the n x n matrix XX' is made of pairs of them."""
+SLAB = 2**20
+"""Values of a run of samples that is multiplied at once elsewhere: little enough to be widened within the cache."""
+_PIECE = 2**20
+"""Values that are widened to float64 at once: what is read of a wide layer stays in its own dtype."""
+
+
+def column_pieces(x: Centred, rows: slice) -> Iterator[tuple[slice, Float64[Tensor, "rows some"]]]:
+    """The columns of these samples, some at a time: only so many values at once are float64."""
+    held = x.source[rows].to(x.mean.device)
+    for j in cut(x.shape[1], max(1, _PIECE // len(held))):
+        yield j, Centred(held[:, j], x.mean[j], x.scale, x.dtype).exact(slice(None))
+
+
+def covariance(x: Centred, block: int = 512) -> Float64[Tensor, "p p"]:
+    """X'X: its upper triangle, and whatever below."""
+    n, p = x.shape
+    total = torch.zeros(p, p, dtype=torch.float64, device=x.mean.device)
+    for i in cut(n, max(block, SLAB // p)):
+        rows = x.exact(i)
+        for start in range(0, p, block):
+            total[start : start + block, start:].addmm_(rows[:, start : start + block].T, rows[:, start:])
+    return total
+
+
+def inner_products(x: Centred, block: int = 512) -> Float64[Tensor, "n n"]:
+    """XX': its upper triangle, and whatever below."""
+    n, p = x.shape
+    total = torch.zeros(n, n, dtype=torch.float64, device=x.mean.device)
+    panels = list(cut(n, max(1, min(block, _PANEL // p))))
+    for k, i in enumerate(panels):
+        left = x.exact(i)
+        total[i, i] = left @ left.T
+        for other in panels[k + 1 :]:
+            for j, right in column_pieces(x, other):
+                total[i, other].addmm_(left[:, j], right.T)
+    return total
+
+
+def project(basis: Float64[Tensor, "n r"], x: Centred) -> Float64[Tensor, "r p"]:
+    """Q'X."""
+    n, p = x.shape
+    total = torch.zeros(basis.shape[1], p, dtype=torch.float64, device=basis.device)
+    for i in cut(n, max(64, SLAB // p)):
+        for j, piece in column_pieces(x, i):
+            total[:, j].addmm_(basis[i].T, piece)
+    return total
