@@ -157,7 +157,7 @@ def footnote(study: xr.Dataset, *said: str) -> list[str]:
 
 def known_measure(study: xr.Dataset, measure: str | None, *, among: str = "measure") -> str:
     """Take the measure of this name; by default the strictest kernel: given the input, where that is known."""
-    from repsim.study.words import strictest  # noqa: PLC0415 - loads torch, which no comparison's figure needs
+    from repsim.study.reading import strictest  # noqa: PLC0415 - loads torch, which no comparison's figure needs
 
     if study.attrs.get("format") != "repsim-study":
         raise InvalidInputError("expected a study of repsim.universality or repsim.open_study")

@@ -34,7 +34,7 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
     InvalidInputError
         If the study has no shares: it takes two trained models.
     """
-    from repsim.study.words import known_shares  # noqa: PLC0415 - loads torch, which no comparison's figure needs
+    from repsim.study.reading import known_shares  # noqa: PLC0415 - loads torch, which no comparison's figure needs
 
     known_measure(study, None)
     if not study.sizes.get("state") or np.isnan(study["share"].values).all():

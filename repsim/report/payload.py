@@ -13,7 +13,7 @@ from repsim import metrics
 from repsim.errors import InvalidInputError, RepsimError, SampleMismatchError, StoreError, reason
 from repsim.report import packing
 from repsim.results.files import STUDY
-from repsim.study import words
+from repsim.study import formatting, reading
 
 LAYERS = ("layer_a", "layer_b")
 _MATRICES = ("value", "low", "high", "chance", "chance_sd", "z", "p")
@@ -77,7 +77,7 @@ def _check(results: Sequence[xr.Dataset], parts: Sequence[Mapping[str, Any]]) ->
             if mine != yours:
                 raise InvalidInputError(
                     f"one page is about one set of models, under one readout or several: the first file has "
-                    f"{words.listed(mine)}, another one {words.listed(yours)}; make a page of each"
+                    f"{formatting.listed(mine)}, another one {formatting.listed(yours)}; make a page of each"
                 )
         if result.attrs.get("samples_fingerprint") != results[0].attrs.get("samples_fingerprint"):
             raise SampleMismatchError("these files are of different samples; one page needs the same for all readouts")
@@ -85,7 +85,7 @@ def _check(results: Sequence[xr.Dataset], parts: Sequence[Mapping[str, Any]]) ->
     twice = sorted({each for each in readouts if readouts.count(each) > 1})
     if twice:
         raise InvalidInputError(
-            f"{words.listed(twice)} is the readout of more than one of these files; give one file a readout"
+            f"{formatting.listed(twice)} is the readout of more than one of these files; give one file a readout"
         )
 
 
@@ -99,8 +99,8 @@ def _title(part: Mapping[str, Any]) -> str:
         families = list(dict.fromkeys(model["family"] for model in part["models"] if model["trained"]))
         if len(a) == 1:
             return f"One network: {a[0]}"
-        return f"How alike are {len(a)} networks of {words.listed(families)}?"
-    return " and ".join(words.listed(names) for names in ([a] if a == b else [a, b]))
+        return f"How alike are {len(a)} networks of {formatting.listed(families)}?"
+    return " and ".join(formatting.listed(names) for names in ([a] if a == b else [a, b]))
 
 
 def _read(result: xr.Dataset) -> list[dict[str, Any]]:
@@ -158,7 +158,7 @@ def _of_comparison(result: xr.Dataset, names: Sequence[str], readout: str) -> di
 def _of_study(study: xr.Dataset) -> dict[str, Any]:
     families = dict(zip(study["model"].values.tolist(), study["family"].values.tolist(), strict=True))
     small = {str(name): each for name, each in study.data_vars.items() if not set(LAYERS) <= set(each.dims)}
-    kernel = words.strictest(study)
+    kernel = reading.strictest(study)
     if missing := [name for name in _NAMED if name not in study.coords]:  # a study of one model has them, too
         raise KeyError(missing[0])
     return {
@@ -166,10 +166,10 @@ def _of_study(study: xr.Dataset) -> dict[str, Any]:
         "readout": str(study["readout"].item()),
         "summary": _told(study, "summary"),
         "warnings": _told(study, "warnings"),
-        "verdict": words.verdict(study),
+        "verdict": reading.verdict(study),
         "strictest": kernel,
-        "known_shares": list(words.known_shares(study)),
-        "share_names": {name: words.name_of(study, name) for name in study["share_of"].values.tolist()},
+        "known_shares": list(reading.known_shares(study)),
+        "share_names": {name: reading.name_of(study, name) for name in study["share_of"].values.tolist()},
         "models": list(_models(_told(study, "stores", dict), _told(study, "untrained"), families)),
         "sides": {side: _side(study, side) for side in "ab"},
         "measures": [_measure(spec) for spec in study["measure"].values.tolist()],

@@ -4,7 +4,8 @@ import numpy as np
 import xarray as xr
 
 from repsim.runtime.text_tables import Table
-from repsim.study.words import known_shares, number, probability, strictest
+from repsim.study.formatting import number, probability
+from repsim.study.reading import known_shares, strictest
 
 
 def all_tables(found: xr.Dataset) -> list[Table]:

@@ -9,163 +9,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
-from repsim.study.design import is_twin
-from repsim.study.evidence import Evidence
-
-_FEW = 100
-"""Samples: with fewer, intervals are wide, and those of skewed numbers too short."""
-_LEVERAGE = 0.1
-_ALPHA = 0.05
-_NAMED = 3
-"""Samples, layers and the like that are named."""
-
-
-def quantile(n: int, level: float = 0.95) -> float:
-    """How many standard errors an interval reaches to either side.
-
-    >>> round(quantile(1000), 2)
-    1.96
-    """
-    return float(stats.t.ppf((1 + level) / 2, n - 1))
-
-
-def number(value: float, low: float | None = None, high: float | None = None) -> str:
-    """A value, and its interval where there is one.
-
-    >>> number(0.4182), number(0.4182, 0.401, 0.436), number(-0.0012)
-    ('.418', '.418 (.401 to .436)', '-.001')
-    """
-
-    def plain(each: float) -> str:
-        text = f"{each:.3f}"
-        return (
-            text.replace("0.", ".", 1)
-            if abs(each) < 1 and text not in {"0.000", "-0.000", "1.000", "-1.000"}
-            else ("0" if text in {"0.000", "-0.000"} else text)
-        )
-
-    if low is None or high is None or np.isnan(low):
-        return plain(value)
-    return f"{plain(value)} ({plain(low)} to {plain(high)})"
-
-
-def probability(p: float) -> str:
-    """A p-value, which is never 0.
-
-    >>> probability(0.04), probability(0.0002)
-    ('.040', '< .001')
-    """
-    return "< .001" if p < 0.0005 else number(p)  # what three digits show as 0
-
-
-def listed(names: list[str], most: int = _NAMED) -> str:
-    """The first few names.
-
-    >>> listed(["a", "b", "c", "d", "e"]), listed(["a"])
-    ('a, b, c and 2 more', 'a')
-    """
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-# Warnings
-
-
-def warnings(evidence: Evidence) -> Iterator[str]:
-    """What is to be known before any of the numbers is believed."""
-    design, kernels = evidence.design, evidence.kernels
-    yield from design.notes
-    n = design.n
-    if n < _FEW:
-        yield f"{n} samples: intervals are wide, and their coverage is known from 200 on; take more pictures"
-    if evidence.duplicates:
-        twins = [f"{a} = {b}" for a, b in evidence.duplicates]
-        yield (
-            f"{len(twins)} samples are the same as another one ({listed(twins)}): a sample and its double count as "
-            "similarity, and the samples are not independent; leave one of each out"
-        )
-    if "input" not in kernels.of:
-        yield (
-            "no store holds the pixels that went into its network, so it is not known what the input alone explains; "
-            "extract the models again, or give write_store(..., pixels=)"
-        )
-    else:
-        lacking = [member.name for member in design.members if member.store.pixels is None]
-        if lacking:
-            yield f"the pixels that went into {listed(lacking)} are not stored; the input of the others stands for them"
-    if "labels" not in kernels.of:
-        yield "the samples have no class labels: no within-class permutations, and nothing given the classes"
-    for what, text in kernels.undefined.items():
-        yield f"{what} is left out: {text}"
-    loud = [
-        f"{kernels.names[k]} ({share:.0%})"
-        for k, gram in enumerate(kernels.grams)
-        if (share := float(gram.squared_norms.max() / gram.squared_norms.sum())) > _LEVERAGE
-    ]
-    if loud:
-        yield f"one sample carries more than a tenth of the variance of {listed(loud)}: similarities there are its own"
-    thin = [name for name, gram in zip(kernels.names, kernels.grams, strict=True) if gram.p == 1]
-    if thin:
-        yield f"{listed(thin)} has one feature: a kernel of rank 1, which is like any other with that one direction"
-    needed = int(np.ceil(len(design.pairs) / _ALPHA)) - 1
-    if evidence.permutations < needed:
-        yield (
-            f"{evidence.permutations} permutations are too few for {len(design.pairs)} pairs of models: no p-value can "
-            f"be below {_ALPHA} after Holm's correction; use --permutations {needed} or more"
-        )
-    yield from _of_untrained(evidence)
-    for each in evidence.measured:
-        yield from (f"{each.metric.spec}: {note}" for note in each.notes)
-        cautions = {caution for pair in design.pairs for caution in each.cautions.get(pair.name, ())}
-        if cautions:
-            yield f"{each.metric.spec}: {listed(sorted(cautions), 1)}"
-
-
-def _of_untrained(evidence: Evidence) -> Iterator[str]:
-    design = evidence.design
-    if not design.untrained:
-        yield (
-            "no untrained networks: it cannot be said how much of the similarity is learned; add "
-            "--controls untrained:3 (in a study file, untrained: 3)"
-        )
-        return
-    stale = [
-        member.name
-        for member in design.untrained
-        if "not recalibrated" in str(member.store.provenance.get("batch_norm", ""))
-    ]
-    if stale:
-        yield (
-            f"batch norm of {listed(stale)} was not recalibrated on the samples: in eval mode it does nothing in an "
-            "untrained network; extract with --weights random --recalibrate"
-        )
-    lacking = {m.architecture for m in design.trained} - {m.architecture for m in design.untrained}
-    if lacking:
-        yield f"no untrained network of {listed(sorted(lacking))}: pairs with it have no control"
-    others = [
-        trained.name
-        for trained in design.trained
-        if trained.architecture not in lacking and not any(is_twin(m, trained) for m in design.untrained)
-    ]
-    if others:
-        yield f"the untrained networks of {listed(others)} have other layers: nothing is given them there"
-    same = [m.name for m in design.untrained if _repeats(evidence, m.name)]
-    if same:
-        yield (
-            f"neighbouring layers of {listed(same)} are the same: timm starts the last batch norm of residual blocks "
-            "at 0, so an untrained block adds nothing"
-        )
-
-
-def _repeats(evidence: Evidence, model: str) -> bool:
-    where = evidence.kernels.of[model]
-    beside = evidence.indices.R[where[:-1], where[1:]]
-    return bool((beside > 1 - 1e-6).any())
-
-
-# The summary
+from repsim.study.formatting import _NAMED, listed, number
+from repsim.study.reading import ALPHA, means_over_pairs, name_of, strictest, verdict
 
 
 def summary(study: xr.Dataset) -> list[str]:
@@ -173,36 +19,6 @@ def summary(study: xr.Dataset) -> list[str]:
     said = [_who(study), *_raw(study), *_learned(study), *_shares(study), *_ceilings(study), *_tested(study)]
     said += [*_depth(study), *_map(study), *_stimuli(study)]
     return said
-
-
-def verdict(study: xr.Dataset) -> bool | None:
-    """Whether something learned is shared across families; None where that cannot be said.
-
-    It takes the input: on ImageNet pictures random checkpoints that posed as trained ones were more alike than
-    untrained networks in plain CKA, and were not once the input was projected out.
-    """
-    if strictest(study) == "cka":
-        return None
-    low = float(study["learned_mean_low"].sel(kernel=strictest(study), kind_of_pair="other family"))
-    return None if np.isnan(low) else low > 0
-
-
-def name_of(study: xr.Dataset, share: str) -> str:
-    """What a share is called, where it is printed: calling it universal would claim what only `verdict` may."""
-    return "common to all families" if share == "universal" and not verdict(study) else share
-
-
-def known_shares(study: xr.Dataset) -> dict[str, str]:
-    """The shares that these models can tell apart, and of the others their sum: each with what it is called."""
-    names = study["share_of"].values.tolist()
-    known = [name for name in names if not np.isnan(study["share"].sel(share_of=name).values).all()]
-    apart = [name for name in known if "_and_" not in name or not set(name.split("_and_")) & set(known)]
-    return {name: " + ".join(name_of(study, part) for part in name.split("_and_")) for name in apart}
-
-
-def strictest(study: xr.Dataset) -> str:
-    """Given the input, where it is known."""
-    return "cka given input" if "cka given input" in study["kernel"].values else "cka"
 
 
 def _who(study: xr.Dataset) -> str:
@@ -220,28 +36,22 @@ def _many(count: int, one: str, several: str = "") -> str:
     return f"{count} {one if count == 1 else several or one + 's'}"
 
 
-def _means(study: xr.Dataset, what: str, kernel: str, relation: str = "other family") -> tuple[float, float, float]:
-    at = {"kernel": kernel, "kind_of_pair": relation}
-    found = [float(study[f"{what}_mean{end}"].sel(at)) for end in ("", "_low", "_high")]
-    return found[0], found[1], found[2]
-
-
 def _raw(study: xr.Dataset) -> Iterator[str]:
-    value = _means(study, "index", "cka")
+    value = means_over_pairs(study, "index", "cka")
     if np.isnan(value[0]):
         within = [
             each
             for each in ("same architecture", "same family")
-            if not np.isnan(_means(study, "index", "cka", each)[0])
+            if not np.isnan(means_over_pairs(study, "index", "cka", each)[0])
         ]
         for relation in within:
             yield (
                 f"Models of the {relation}: best-matching layers have a debiased CKA of "
-                f"{number(*_means(study, 'index', 'cka', relation))}."
+                f"{number(*means_over_pairs(study, 'index', 'cka', relation))}."
             )
         return
     text = f"Across families, best-matching layers have a debiased CKA of {number(*value)}"
-    control, learned = _means(study, "control", "cka"), _means(study, "learned", "cka")
+    control, learned = means_over_pairs(study, "control", "cka"), means_over_pairs(study, "learned", "cka")
     if np.isnan(control[0]):
         yield f"{text}."
     elif learned[1] > 0:
@@ -257,7 +67,7 @@ def _raw(study: xr.Dataset) -> Iterator[str]:
 
 def _learned(study: xr.Dataset) -> Iterator[str]:
     kernel, found = strictest(study), verdict(study)
-    learned, value, control = (_means(study, what, kernel) for what in ("learned", "index", "control"))
+    learned, value, control = (means_over_pairs(study, what, kernel) for what in ("learned", "index", "control"))
     if np.isnan(value[0]):
         return
     if kernel == "cka":
@@ -325,7 +135,7 @@ def _tested(study: xr.Dataset) -> Iterator[str]:
     p = p[~np.isnan(p)]
     if len(p):
         yield (
-            f"{int((p <= _ALPHA).sum())} of {len(p)} pairs of models are more alike than chance at 5 % (best match "
+            f"{int((p <= ALPHA).sum())} of {len(p)} pairs of models are more alike than chance at 5 % (best match "
             f"of all layers, {study.attrs['permutations']} permutations, Holm; {strictest(study)})."
         )
 

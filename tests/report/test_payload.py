@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError, SampleMismatchError, StoreError
 from repsim.report.payload import payload
-from repsim.study import words
+from repsim.study import reading
 
 MATRICES = ("value", "low", "high", "chance", "chance_sd", "z", "p")
 
@@ -100,7 +100,7 @@ def test_variables_of_readouts_become_parts(comparison: xr.Dataset) -> None:
 
 
 def test_names_of_shares_claim_no_more_than_the_verdict(study: xr.Dataset) -> None:
-    assert words.verdict(study) is True
+    assert reading.verdict(study) is True
     assert payload([study])["parts"][0]["share_names"]["universal"] == "universal"
     modest = study.copy(deep=True)
     modest["learned_mean_low"][:] = -0.1

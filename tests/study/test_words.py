@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 from repsim.stores.writer import write_store
-from repsim.study import words
+from repsim.study import formatting, reading, words
 from repsim.study.universality import universality
 from tests.study.networks import family, network, noise
 
@@ -114,9 +114,9 @@ def test_the_verdict_is_that_of_the_interval(study: xr.Dataset, low: float, high
     assert said in sentence(other, "With the input projected out")
     text = " ".join(words.summary(other))
     assert ("universal" in text) == (low > 0)
-    assert (words.name_of(other, "universal") == "universal") == (low > 0)
-    assert words.name_of(other, "family") == "family"
-    assert words.verdict(other) is (None if np.isnan(low) else low > 0)
+    assert (reading.name_of(other, "universal") == "universal") == (low > 0)
+    assert reading.name_of(other, "family") == "family"
+    assert reading.verdict(other) is (None if np.isnan(low) else low > 0)
 
 
 def test_raw_similarity_that_does_not_tell(study: xr.Dataset) -> None:
@@ -163,27 +163,27 @@ def test_ceilings_are_named_for_the_families_of_the_pair(study: xr.Dataset) -> N
     ],
 )  # fmt: skip
 def test_numbers(value: float, text: str) -> None:
-    assert words.number(value) == text
-    assert words.number(value, np.nan, np.nan) == text
-    assert words.number(value, value, value) == f"{text} ({text} to {text})"
+    assert formatting.number(value) == text
+    assert formatting.number(value, np.nan, np.nan) == text
+    assert formatting.number(value, value, value) == f"{text} ({text} to {text})"
 
 
 def test_probabilities_are_never_0() -> None:
-    assert [words.probability(p) for p in (1e-9, 0.0004, 0.0005, 0.02, 1)] == [
+    assert [formatting.probability(p) for p in (1e-9, 0.0004, 0.0005, 0.02, 1)] == [
         "< .001",
         "< .001",
         ".001",
         ".020",
         "1.000",
     ]
-    assert "nan" in words.probability(np.nan)
+    assert "nan" in formatting.probability(np.nan)
 
 
 def test_lists() -> None:
-    assert words.listed([]) == ""
-    assert words.listed(["a", "b", "c"]) == "a, b, c"
-    assert words.listed(["a", "b", "c", "d"]) == "a, b, c and 1 more"
-    assert words.listed(["a", "b", "c"], 1) == "a and 2 more"
+    assert formatting.listed([]) == ""
+    assert formatting.listed(["a", "b", "c"]) == "a, b, c"
+    assert formatting.listed(["a", "b", "c", "d"]) == "a, b, c and 1 more"
+    assert formatting.listed(["a", "b", "c"], 1) == "a and 2 more"
 
 
 def test_warnings_of_layers_and_untrained_networks(tmp_path: Path) -> None:
