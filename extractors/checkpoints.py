@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from repsim.errors import WeightsError, reason
+from repsim.errors import Argument, Note, Remedy, WeightsError, reason
 
 _PREFERRED = (
     "state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema", "ema_model", "params_ema",
@@ -31,6 +31,8 @@ _PREFERRED = (
     "net_state_dict", "module", "weights", "params", "backbone", "encoder", "student",
 )  # fmt: skip
 """Keys of sets of weights, the first that a file has is taken: averaged ones as timm does, the teacher as DINO does."""
+_BY_USER = "the user"
+"""Who chose a set of weights."""
 _PLAIN = {"state_dict_ema", "model_ema", "state_dict", "model"}
 """Keys that say nothing worth recording where a file has only the one set of weights."""
 _PREFIXES = (
@@ -150,9 +152,10 @@ def read_checkpoint(path: Path, *, key: str | None = None, prefix: str | None = 
     """
     if not path.is_file():
         inside = [file.name for file in sorted(path.glob("*")) if file.suffix in _SUFFIXES] if path.is_dir() else []
-        what = f"{path} is a folder; of its files --weights takes one: {listed(inside)}" if inside else str(path)
+        what = f"{path} is a folder, with the files {listed(inside)}" if inside else str(path)
         raise WeightsError(
-            f"no such weights file: {what} (--weights takes pretrained, random, or a .safetensors or .pth file)"
+            f"no such weights file: {what}",
+            remedy=Remedy(Argument("weights"), " takes pretrained, random, or a .safetensors or .pth file"),
         )
     _refuse_bomb(path)
     stand_ins: list[str] = []
@@ -253,12 +256,17 @@ class Contents:
         """Which set of weights, and why that one."""
         if key is not None:
             if key not in self.sets:
+                keys = Argument("weights_key")
+                if not any(self.sets):
+                    raise WeightsError(
+                        f"{self.name} is a bare state_dict, without keys to choose from",
+                        remedy=Remedy("leave ", keys, " out"),
+                    )
                 raise WeightsError(
-                    f"{self.name} has no weights under {key!r}; --weights-key takes {listed(filter(None, self.sets))}"
-                    if any(self.sets)
-                    else f"{self.name} is a bare state_dict, without keys to choose from: leave --weights-key out"
+                    f"{self.name} has no weights under {key!r}",
+                    remedy=Remedy(keys, f" takes {listed(filter(None, self.sets))}"),
                 )
-            return key, "--weights-key"
+            return key, _BY_USER
         if len(self.sets) == 1:
             return next(iter(self.sets)), "the only one"
         if "" in self.sets and not any(k.rpartition(".")[2] in _PREFERRED for k in self.sets):
@@ -268,7 +276,8 @@ class Contents:
         first = [k for k, rank in ranks.items() if rank == best]
         if len(first) > 1 or best[0] == len(_PREFERRED):
             raise WeightsError(
-                f"{self.name} holds several sets of weights: {listed(ranks)}; say which with --weights-key KEY"
+                f"{self.name} holds several sets of weights: {listed(ranks)}",
+                remedy=Remedy("say which with ", Argument("weights_key", metavar="KEY")),
             )
         return first[0], "preferred"
 
@@ -279,9 +288,9 @@ class Contents:
         others = [k for k in self.sets if k not in {self.key, ""}]
         if others and self.key:
             record["weights_key"] = self.key
-            how = "chosen with --weights-key" if self._chosen_by == "--weights-key" else "--weights-key takes another"
-            notes.append(f"weights: {self.key} of {self.name}, which also holds {listed(others)} ({how})")
-        elif self.key and (self.key not in _PLAIN or self._chosen_by == "--weights-key"):
+            remedy = None if self._chosen_by == _BY_USER else Remedy(Argument("weights_key"), " takes another")
+            notes.append(Note(f"weights: {self.key} of {self.name}, which also holds {listed(others)}", remedy=remedy))
+        elif self.key and (self.key not in _PLAIN or self._chosen_by == _BY_USER):
             record["weights_key"] = self.key
             notes.append(f"weights: {self.key} of {self.name}")
         state, prefix = self._unwrapped(own)
@@ -289,8 +298,14 @@ class Contents:
             left = sum(name not in _COUNTERS for name in self.tensors) - len(state)
             beside = f"; {left} under other names left out" if left else ""
             also = [other for other in prefixed(self.tensors, own) if other != prefix] if left else []
-            beside += f", a network under {listed(also)} among them (--weights-prefix takes it)" if also else ""
-            notes.append(f"weights: {len(state)} tensors of {self.name}, their names without {prefix!r}{beside}")
+            beside += f", a network under {listed(also)} among them" if also else ""
+            remedy = Remedy(Argument("weights_prefix"), " takes it") if also else None
+            notes.append(
+                Note(
+                    f"weights: {len(state)} tensors of {self.name}, their names without {prefix!r}{beside}",
+                    remedy=remedy,
+                )
+            )
             if not set(prefix.split(".")) <= {*_AROUND, ""} or left:
                 record["weights_prefix"] = prefix
         if aside := [k for k in state if k not in own and _is_number(k, state[k])]:
@@ -333,8 +348,8 @@ class Contents:
             first = [prefix for prefix in first if _rank(prefix) == best]
             if len(first) > 1:
                 raise WeightsError(
-                    f"{self.name} holds several networks that fit, under {listed(first)}; say which with "
-                    "--weights-prefix PREFIX"
+                    f"{self.name} holds several networks that fit, under {listed(first)}",
+                    remedy=Remedy("say which with ", Argument("weights_prefix", metavar="PREFIX")),
                 )
             return _strip(tensors, first[0]), first[0]
         # in the authors' own format, perhaps, which timm may know: only what wraps every name is taken off

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from repsim.errors import ImageError, reason
+from repsim.errors import Argument, ImageError, Part, Remedy, reason
 
 MAX_PIXELS = 178_956_970
 """Pixels of a picture at most, unless more are allowed: where Pillow refuses by default."""
@@ -43,9 +43,9 @@ def decode(data: Any, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode the first picture of a file that is open for reading; `ImageError` with its name where that fails."""
     try:
         with _open(data) as picture:
-            _check_size(picture, max_pixels)
+            _check_size(picture, name, max_pixels)
             return as_rgb(picture)
-    except MemoryError:  # no fault of the picture, which --skip-bad would leave out
+    except (ImageError, MemoryError):  # the latter is no fault of the picture, which skip_bad=True would leave out
         raise
     except Exception as error:  # noqa: BLE001 - what the decoders raise on damaged files is anything
         foreign = isinstance(error, UnidentifiedImageError)
@@ -72,9 +72,10 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def unreadable(name: str, why: str) -> ImageError:
-    """Make the error for a picture that cannot be read."""
-    return ImageError(f"cannot read the picture {name}: {why}; mend or remove it, or pass --skip-bad")
+def unreadable(name: str, why: str, *allow: Part) -> ImageError:
+    """Make the error for a picture that cannot be read; ``allow`` is what would allow it, for the remedy."""
+    remedy = Remedy(*allow, "mend or remove it, or pass ", Argument("skip_bad", value=True))
+    return ImageError(f"cannot read the picture {name}: {why}", remedy=remedy)
 
 
 def _open(data: Any) -> Image.Image:
@@ -92,10 +93,12 @@ def _open(data: Any) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _check_size(picture: Image.Image, max_pixels: int) -> None:
+def _check_size(picture: Image.Image, name: str, max_pixels: int) -> None:
     pixels = picture.width * picture.height
     if pixels > max_pixels:
-        raise ValueError(
-            f"it has {picture.width:,} x {picture.height:,} = {pixels:,} pixels, and {max_pixels:,} are allowed; "
-            f"--max-pixels {pixels} allows it"
+        raise unreadable(
+            name,
+            f"it has {picture.width:,} x {picture.height:,} = {pixels:,} pixels, and {max_pixels:,} are allowed",
+            Argument("max_pixels", pixels),
+            " allows it; ",
         )

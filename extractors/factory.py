@@ -13,7 +13,7 @@ from typing import Unpack
 import timm
 from torch import nn
 
-from repsim.errors import InvalidInputError, UnknownNameError
+from repsim.errors import Argument, InvalidInputError, Remedy, UnknownNameError
 from repsim.extractors import torchvision_models
 from repsim.extractors.base import Extractor
 from repsim.extractors.modules import ModuleExtractor
@@ -75,8 +75,9 @@ def make_extractor(
     if isinstance(model, nn.Module):
         if options.chosen:
             raise InvalidInputError(
-                f"{', '.join(options.chosen)}: not for a torch module, which is built already; transform= prepares "
-                "its pictures"
+                *options.chosen,
+                ": not for a torch module, which is built already",
+                remedy=Remedy(Argument("transform"), " prepares its pictures"),
             )
         if (weights, seed) != ("pretrained", 0):
             raise InvalidInputError(f"a torch module has its weights: weights={weights!r}, seed={seed} cannot be given")
@@ -87,7 +88,7 @@ def make_extractor(
         return TorchvisionExtractor(model, weights=weights, seed=seed, options=options, layers=layers, readout=readout)
     if entry := _announced(model):
         if options.chosen:
-            raise InvalidInputError(f"{', '.join(options.chosen)}: not for {model}, which another package makes")
+            raise InvalidInputError(*options.chosen, f": not for {model}, which another package makes")
         made: Extractor = entry.load()(
             model.partition("/")[2], weights=weights, seed=seed, layers=layers, readout=readout
         )
@@ -162,5 +163,5 @@ def _announced(model: str) -> EntryPoint | None:
         return None
     known = {entry.name: entry for entry in entry_points(group=GROUP)}
     if prefix not in known:
-        raise UnknownNameError("source of models", prefix, ["torchvision", *known], hint=f"(in {model})")
+        raise UnknownNameError("source of models", prefix, ["torchvision", *known], where=f"in {model}")
     return known[prefix]

@@ -19,7 +19,7 @@ import torch
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from repsim.errors import InvalidInputError, WeightsError, reason
+from repsim.errors import Argument, InvalidInputError, Remedy, WeightsError, reason
 from repsim.extractors.checkpoints import Checkpoint, Contents, fits, listed, prefixed
 from repsim.extractors.options import INTERPOLATIONS, ModelOptions
 
@@ -33,7 +33,11 @@ _RESAMPLED = ("pos", "attention_bias", "patch_embed")
 """Parts of names of tensors that timm resamples."""
 _OF_SIZE = ("pos", "tokens", "attention_bias", "spatial", "sgu")
 """Parts of names of tensors whose shapes depend on the size of the pictures."""
-_WAYS = "--weights-key, --weights-prefix, --weights-match order, --img-size, --model-kwarg say how it is to be read"
+_WAYS = Remedy(
+    Argument("weights_key"), ", ", Argument("weights_prefix"), ", ", Argument("weights_match", "order"), ", ",
+    Argument("img_size"), ", ", Argument("model_kwargs"), " say how it is to be read",
+)  # fmt: skip
+_IN_ORDER = Argument("weights_match", "order")
 _CHANNELS = (1, 3)
 
 ARGS = "args of the checkpoint"
@@ -173,21 +177,21 @@ def read_pair(size: Any) -> tuple[int, int]:
 def in_order(state: Mapping[str, Tensor], own: Shapes, name: str) -> dict[str, Tensor]:
     """Give tensors the names of a network's, one by one in order; their number and axes have to agree."""
     if name.endswith(".safetensors"):
-        raise WeightsError(
-            f"--weights-match order: {name} keeps no order of its tensors; save the state_dict with torch.save"
-        )
+        raise WeightsError(_IN_ORDER, f": {name} keeps no order of its tensors; save the state_dict with torch.save")
     mine = [key for key in own if not key.endswith("num_batches_tracked")]
     theirs = [key for key in state if not key.endswith("num_batches_tracked")]
     if len(mine) != len(theirs):
         raise WeightsError(
-            f"--weights-match order: {name} has {len(theirs)} tensors ({listed(theirs, 3)}), the network {len(mine)} "
-            f"({listed(mine, 3)}); order needs as many"
+            _IN_ORDER,
+            f": {name} has {len(theirs)} tensors ({listed(theirs, 3)}), the network {len(mine)} "
+            f"({listed(mine, 3)}); order needs as many",
         )
     for i, (a, b) in enumerate(zip(theirs, mine, strict=True)):
         if state[a].ndim != len(own[b]):
             raise WeightsError(
-                f"--weights-match order: tensor {i + 1} of {name}, {a}, has shape {tuple(state[a].shape)} where the "
-                f"network has {b} of {tuple(own[b])}"
+                _IN_ORDER,
+                f": tensor {i + 1} of {name}, {a}, has shape {tuple(state[a].shape)} where the network has {b} of "
+                f"{tuple(own[b])}",
             )
     return {b: state[a] for a, b in zip(theirs, mine, strict=True)}
 
@@ -324,7 +328,8 @@ def _from_tokens(
     if kernel is not None and kernel.ndim == 4 and tuple(kernel.shape[2:]) != tuple(patch):
         raise WeightsError(
             f"patch_embed.proj.weight has patches of {kernel.shape[2]} x {kernel.shape[3]} pixels, the network of "
-            f"{patch[0]} x {patch[1]}: name another model, or --model-kwarg patch_size={kernel.shape[2]}"
+            f"{patch[0]} x {patch[1]}",
+            remedy=Remedy("name another model, or ", Argument("model_kwargs", {"patch_size": kernel.shape[2]})),
         )
     count, prefix = table.shape[1], token + registers + ("dist_token" in state)
     embedded = own["pos_embed"][1] - grid[0] * grid[1]
@@ -347,8 +352,12 @@ def _from_tokens(
     else:
         if asked is None:
             raise WeightsError(
-                f"pos_embed has {count} positions, {prefix} of them for other tokens: that is no square; "
-                f"say the picture's size with --img-size HxW (patches are {patch[0]} x {patch[1]})"
+                f"pos_embed has {count} positions, {prefix} of them for other tokens: that is no square",
+                remedy=Remedy(
+                    "say the picture's size with ",
+                    Argument("img_size", metavar="HxW"),
+                    f" (patches are {patch[0]} x {patch[1]})",
+                ),
             )
     return token
 
@@ -388,8 +397,8 @@ def _try_sizes(
         if good:
             raise WeightsError(
                 f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, which fits pictures of "
-                f"{listed(f'{h} x {w}' for h, w in good)} (and perhaps others): "
-                "say which with --img-size"
+                f"{listed(f'{h} x {w}' for h, w in good)} (and perhaps others)",
+                remedy=Remedy("say which with ", Argument("img_size", metavar="HxW")),
             )
 
 
@@ -420,7 +429,12 @@ def _size(settings: Settings, base: Any, options: ModelOptions, args: Mapping[st
         if fixed and stored != built and not getattr(base, "dynamic_img_size", False):
             raise WeightsError(
                 f"the checkpoint's args say pictures of {stored[0]} x {stored[1]}, its tensors are of {built[0]} x "
-                f"{built[1]}: say --img-size {built[0]}x{built[1]}, or another size, for which they are resampled"
+                f"{built[1]}",
+                remedy=Remedy(
+                    "say ",
+                    Argument("img_size", f"{built[0]}x{built[1]}"),
+                    ", or another size, for which they are resampled",
+                ),
             )
         if stored != usual:
             settings.size = stored
@@ -533,11 +547,14 @@ def misfit(name: str, own: Shapes, checkpoint: Checkpoint, error: Exception) -> 
     if fits(state, own) < 0.5:
         said = f"its names are {listed(state, 3)}, those of the network {listed(own, 3)}"
         if inside := prefixed(state, own):
-            ways = " or ".join(inside[:4])
-            return WeightsError(f"{source} does not fit {name}: {said}; --weights-prefix {ways} would make them fit")
+            ways = [part for prefix in inside[:4] for part in (" or ", Argument("weights_prefix", prefix))][1:]
+            return WeightsError(
+                f"{source} does not fit {name}: {said}",
+                remedy=Remedy(*ways, " would make them fit"),
+            )
     said = said or reason(error, lines=2)
     sets = f"; sets of weights in it: {listed(checkpoint.keys)}" if len(checkpoint.keys) > 1 else ""
-    return WeightsError(f"{source} does not fit {name}: {said}{sets}. {_WAYS}")
+    return WeightsError(f"{source} does not fit {name}: {said}{sets}", remedy=_WAYS)
 
 
 def _resampled(settings: Settings, changed: Mapping[str, tuple[Any, Any]]) -> None:
@@ -573,8 +590,10 @@ def _verify(name: str, model: Any, checkpoint: Checkpoint, settings: Settings, o
         if options.img_size is None and not {"img_size", "patch_size", "window_size"} & set(options.model_kwargs):
             raise WeightsError(
                 f"{checkpoint.name} does not fit {name} as it is: "
-                f"{differences(shapes_of(model), state, checkpoint.name)}; timm would resample: say --img-size (or "
-                "--model-kwarg) if that is what you want"
+                f"{differences(shapes_of(model), state, checkpoint.name)}; timm would resample",
+                remedy=Remedy(
+                    "say ", Argument("img_size"), " (or ", Argument("model_kwargs"), ") if that is what you want"
+                ),
             )
         _resampled(settings, changed)
     if fits(state, own) >= 0.5:  # some families load what is there and leave the rest random
@@ -584,5 +603,5 @@ def _verify(name: str, model: Any, checkpoint: Checkpoint, settings: Settings, o
         missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
         if Counter(own[key].numel() for key in missing) - spare:
             raise WeightsError(
-                f"{checkpoint.name} does not fit {name}: {len(missing)} missing: {listed(missing, 3)}. {_WAYS}"
+                f"{checkpoint.name} does not fit {name}: {len(missing)} missing: {listed(missing, 3)}", remedy=_WAYS
             )

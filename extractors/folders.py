@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from repsim.errors import ImageError, InvalidInputError, UnknownNameError, reason
+from repsim.errors import Argument, ImageError, InvalidInputError, Remedy, UnknownNameError, reason
 from repsim.extractors.decoding import MAX_PIXELS, decode, has_frames, suffixes, unreadable
 from repsim.extractors.sources import Content, ImageSource, LeftOut, digest
 
@@ -99,7 +99,12 @@ class _Tree(ImageSource):
             known = sorted({*tops, *(path.split("/", 1)[0] for path in self.paths if "/" in path)})
             if inside in known:
                 raise ImageError(f"no picture found in {name} [{inside}]{beside}")
-            raise UnknownNameError("split", inside, known, hint=f"(--split names a folder directly inside {name})")
+            raise UnknownNameError(
+                "split",
+                inside,
+                known,
+                remedy=Remedy(Argument("split"), f" names a folder directly inside {name}"),
+            )
         if not self.paths:
             raise ImageError(
                 f"no picture found in {name} (looked for .jpg, .png, .webp and whatever else Pillow opens){beside}"
@@ -351,8 +356,13 @@ def _refuse_splits(name: str, paths: Sequence[str]) -> None:
             which = ", ".join(printable(under + split) for split in splits)
             beside = f" beside {', '.join(map(printable, others[:3]))}{', ...' if len(others) > 3 else ''}"
             raise InvalidInputError(
-                f"{name} holds the split{'s' if len(splits) > 1 else ''} {which}{beside if others else ''}; choose one "
-                f"with --split, or take everything with --split {EVERYTHING}"
+                f"{name} holds the split{'s' if len(splits) > 1 else ''} {which}{beside if others else ''}",
+                remedy=Remedy(
+                    "choose one with ",
+                    Argument("split", metavar="NAME"),
+                    ", or take everything with ",
+                    Argument("split", EVERYTHING),
+                ),
             )
 
 

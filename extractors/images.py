@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from repsim.errors import ImageError, InvalidInputError, UnknownNameError, reason
+from repsim.errors import Argument, ImageError, InvalidArgumentError, Remedy, UnknownNameError, reason
 from repsim.extractors.decoding import MAX_PIXELS, as_rgb, decode, unreadable
 from repsim.extractors.folders import Folder, Tar
 from repsim.extractors.label_files import Labels, assign_labels
@@ -71,7 +71,7 @@ def open_images(
     (898, 'digits/0001', 1, (8, 8))
     """
     if max_pixels is not None and max_pixels < 1:
-        raise InvalidInputError(f"--max-pixels must be at least 1, got {max_pixels}")
+        raise InvalidArgumentError("max_pixels", "at least 1", max_pixels)
     images = _open(data, split, root, max_pixels or MAX_PIXELS, download=download)
     if labels is not None:
         assign_labels(images, labels)
@@ -105,7 +105,7 @@ def choose(total: int, limit: int | None) -> list[int]:
     if limit is None or limit >= total:
         return list(range(total))
     if limit < 1:
-        raise InvalidInputError(f"--limit must be at least 1, got {limit}")
+        raise InvalidArgumentError("limit", "at least 1", limit)
     return [i * total // limit for i in range(limit)]
 
 
@@ -152,7 +152,7 @@ def examine(
                 if isinstance(seen, Content):
                     contents[row] = seen
                 elif skip_bad:
-                    bad[row] = str(seen)
+                    bad[row] = seen.problem
                 else:
                     pool.shutdown(cancel_futures=True)
                     raise seen
@@ -175,7 +175,7 @@ class Digits(ImageSource):
         from sklearn.datasets import load_digits  # noqa: PLC0415 - a second to import, and only this source needs it
 
         if split not in self.splits:
-            raise UnknownNameError("split", str(split), [s for s in self.splits if s], hint="of digits")
+            raise UnknownNameError("split", str(split), [s for s in self.splits if s], where="of digits")
         digits = load_digits()
         chosen = range(len(digits.target))[self.splits[split]]
         self.name = "digits" if split is None else f"digits [{split}]"
@@ -217,19 +217,28 @@ class TimmDataset(ImageSource):
                 f"{name} can only be streamed: its samples have no fixed order; use a folder, a .tar, torch/ or hfds/"
             )
         if prefix == "torch" and rest in {"folder", "image_folder"}:
-            raise ImageError(f"{name}: give the folder itself, and its split with --split")
+            raise ImageError(
+                f"{name} is a folder of pictures",
+                remedy=Remedy("give the folder itself, and its split with ", Argument("split")),
+            )
         if prefix == "torch" and split not in _SPLITS:  # timm would quietly take another split
-            raise UnknownNameError("split", split, sorted(_SPLITS), hint=f"of {name}")
+            raise UnknownNameError("split", split, sorted(_SPLITS), where=f"of {name}")
         if root is None and prefix == "torch":
-            raise ImageError(f"say where {name} lies, or is to be downloaded to, with --data-root DIR")
+            raise ImageError(
+                f"it is not known where {name} lies, or is to be downloaded to",
+                remedy=Remedy("say so with ", Argument("data_root", metavar="DIR")),
+            )
         try:
             from timm.data.dataset_factory import create_dataset  # noqa: PLC0415 - slow, and only this source needs it
 
             self._dataset = create_dataset(name, root=root, split=split, download=download, search_split=False)
         except Exception as error:  # noqa: BLE001 - what a foreign data set raises is anything
-            hint = "" if download or prefix != "torch" else "; --download fetches what can be fetched"
+            fetch = Remedy(Argument("download", value=True), " fetches what can be fetched")
             where = f" under {root}" if root else ""
-            raise ImageError(f"cannot open {name} [{split}]{where}: {reason(error)}{hint}") from None
+            raise ImageError(
+                f"cannot open {name} [{split}]{where}: {reason(error)}",
+                remedy=None if download or prefix != "torch" else fetch,
+            ) from None
         if prefix == "torch":  # timm's many words for two splits: the same samples get the same ids
             split = "train" if split in _TRAIN else "test"
         self.name = f"{name} [{split}]"

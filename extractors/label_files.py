@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from repsim.errors import InvalidInputError, reason
+from repsim.errors import Argument, InvalidInputError, Remedy, reason
 from repsim.extractors.sources import ImageSource
 from repsim.runtime.arrays import as_classes
 
@@ -87,7 +87,10 @@ def _of_texts(texts: Sequence[str], names: Sequence[str], what: str) -> list[int
 def _read(path: Path, images: ImageSource) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """Read names and classes of a file, and what is recorded of it."""
     if not path.is_file():
-        raise InvalidInputError(f"{path} is no file; --labels takes a CSV of two columns: id or file name, and class")
+        raise InvalidInputError(
+            f"{path} is no file",
+            remedy=Remedy(Argument("labels"), " takes a CSV of two columns: id or file name, and class"),
+        )
     try:
         with path.open("rb") as file:
             raw = file.read(_LARGEST + 1)

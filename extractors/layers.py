@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from repsim.errors import InvalidInputError, UnknownNameError
+from repsim.errors import Argument, Function, InvalidInputError, Remedy, UnknownNameError
 from repsim.extractors.base import Axes, LayerSpec
 from repsim.extractors.hooks import Found, Trace
 
@@ -143,17 +143,30 @@ def select(
             }
             hits |= {layer.name for layer in layers if layer.name in presets[part]}
             if not hits:
-                raise InvalidInputError(f"found no {part} in this model; name layers yourself, or use --layers all")
+                raise InvalidInputError(
+                    f"found no {part} in this model",
+                    remedy=Remedy("name layers yourself, or use ", Argument("layers", "all")),
+                )
         else:
             hits = {layer.name for layer in layers if part == layer.name or _matches(_module_path(layer), part)}
         if not hits:
             if reasons := sorted({reason for path, reason in left_out.items() if _matches(path, part)}):
                 raise InvalidInputError(f"layer {part!r} {' and '.join(reasons)}, so nothing can be read there")
             names = [layer.name for layer in layers]
-            raise UnknownNameError("layer", part, names, hint="(`repsim layers MODEL --layers all` lists them)")
+            raise UnknownNameError(
+                "layer",
+                part,
+                names,
+                remedy=Remedy(
+                    Function("repsim.extractors.factory.make_extractor"),
+                    " with ",
+                    Argument("layers", "all"),
+                    " lists them",
+                ),
+            )
         chosen |= hits
     if not chosen:
-        raise InvalidInputError(f"--layers {spec!r} names no layer")
+        raise InvalidInputError(Argument("layers", spec), " names no layer")
     return tuple(layer for layer in layers if layer.name in chosen)
 
 

@@ -82,7 +82,7 @@ def stream_together(
 
 def picture_loader(
     images: ImageSource, transform: Transform, batches: Sequence[Rows], how: Stream
-) -> "DataLoader[tuple[tuple[int, ...], Tensor | str]]":
+) -> "DataLoader[tuple[tuple[int, ...], Tensor | ImageError]]":
     """Batches of pictures, prepared: their positions, and (b, 3, H, W) or what is wrong with the first bad one."""
     return DataLoader(
         cast("Any", _Pictures(images, transform)),
@@ -115,7 +115,7 @@ def _stream(
         # On a GPU one batch stays on its way, so that the next is computed while the caller is busy with this one.
         launched: list[tuple[int, _Copied]] = []
         for users, (positions, pictures) in zip(needed, loader, strict=False):
-            if isinstance(pictures, str):
+            if isinstance(pictures, ImageError):
                 fault = pictures
                 break
             # here, and not on the device: the same on all, and a model may overwrite what it is given
@@ -138,7 +138,7 @@ def _stream(
         for k, copied in launched:
             yield k, copied.batch()
     if fault is not None:
-        raise ImageError(fault)
+        raise fault
 
 
 class _Copied:
@@ -194,24 +194,24 @@ def _batches(rows: Sequence[Sequence[int]], size: int) -> tuple[list[Rows], list
     return [batches[first] for first in sequence], [needed[first] for first in sequence]
 
 
-class _Pictures(Dataset[tuple[int, Tensor | str]]):
+class _Pictures(Dataset[tuple[int, Tensor | ImageError]]):
     """One sample: its position in the source, and its pixels or what is wrong with it.
 
-    A worker hands an error back as text: raised there, it would come back wrapped in that process's traceback.
+    A worker hands an error back as a value: raised there, it would come back wrapped in that process's traceback.
     """
 
     def __init__(self, images: ImageSource, transform: Transform) -> None:
         self.images, self.transform = images, transform
 
-    def __getitem__(self, row: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, row: int) -> tuple[int, Tensor | ImageError]:
         try:
             return int(row), self.transform(self.images.load(int(row)))
         except ImageError as error:
-            return int(row), str(error)
+            return int(row), error
 
 
-def _collate(samples: list[tuple[int, Tensor | str]]) -> tuple[tuple[int, ...], Tensor | str]:
+def _collate(samples: list[tuple[int, Tensor | ImageError]]) -> tuple[tuple[int, ...], Tensor | ImageError]:
     """Stack a batch; the first sample that could not be read speaks for all of it."""
     rows = tuple(row for row, _ in samples)
-    wrong = next((pixels for _, pixels in samples if isinstance(pixels, str)), None)
+    wrong = next((pixels for _, pixels in samples if isinstance(pixels, ImageError)), None)
     return rows, torch.stack([p for _, p in samples if isinstance(p, Tensor)]) if wrong is None else wrong

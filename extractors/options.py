@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, TypedDict, get_args
 
-from repsim.errors import InvalidInputError, UnknownNameError
+from repsim.errors import Argument, InvalidArgumentError, InvalidInputError, Part, UnknownNameError
 
 Match = Literal["names", "order"]
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
@@ -97,10 +97,10 @@ class ModelOptions:
             raise UnknownNameError("interpolation", str(interpolation), INTERPOLATIONS)
         share = None if crop_pct is None else _numbers("crop_pct", crop_pct)
         if share is not None and not (len(share) == 1 and 0 < share[0] <= 1):
-            raise InvalidInputError(f"--crop-pct is one number above 0 and at most 1, not {crop_pct!r}")
+            raise InvalidArgumentError("crop_pct", "one number above 0 and at most 1", crop_pct)
         chosen = None if std is None else _numbers("std", std)
         if chosen and min(chosen) <= 0:
-            raise InvalidInputError(f"--std divides, so it is above 0, not {std!r}")
+            raise InvalidArgumentError("std", "above 0, as it divides", std)
         return cls(
             weights_key=weights_key,
             weights_prefix=weights_prefix,
@@ -114,27 +114,31 @@ class ModelOptions:
         )
 
     @property
-    def of_file(self) -> list[str]:
-        """Options that were set and concern a file of weights only, as they are written on the command line."""
-        chosen = {"weights_key": None, "weights_prefix": None, "weights_match": "names"}
-        return [_flag(name) for name, default in chosen.items() if getattr(self, name) != default]
+    def of_file(self) -> list[Part]:
+        """Names of the options that were set and concern a file of weights only, with commas between, for a message."""
+        return self._set("weights_key", "weights_prefix", "weights_match")
 
     @property
-    def chosen(self) -> list[str]:
-        """All options that were set, as they are written on the command line."""
+    def chosen(self) -> list[Part]:
+        """Names of all options that were set, with commas between, for a message."""
+        return self._set(*(option.name for option in fields(self)))
+
+    def _set(self, *names: str) -> list[Part]:
         default = ModelOptions()
-        return [_flag(each.name) for each in fields(self) if getattr(self, each.name) != getattr(default, each.name)]
+        changed = [name for name in names if getattr(self, name) != getattr(default, name)]
+        parts: list[Part] = [part for name in changed for part in (", ", Argument(name))]
+        return parts[1:]
 
     def check_weights(self, weights: str) -> None:
         """Raise `InvalidInputError` where an option of a file comes without a file."""
         if weights in {"pretrained", "random"} and self.of_file:
             raise InvalidInputError(
-                f"{', '.join(self.of_file)}: for a file of weights only (--weights FILE), not for --weights {weights}"
+                *self.of_file,
+                ": for a file of weights only (",
+                Argument("weights", metavar="FILE"),
+                "), not for ",
+                Argument("weights", weights),
             )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-").replace("kwargs", "kwarg")
 
 
 def read_size(size: int | str | Sequence[int]) -> tuple[int, int]:
@@ -150,7 +154,7 @@ def read_size(size: int | str | Sequence[int]) -> tuple[int, int]:
     else:
         parts = list(size) if isinstance(size, Sequence) else [size]
     if len(parts) not in {1, 2} or any(isinstance(p, bool) or not isinstance(p, int) or p < 1 for p in parts):
-        raise InvalidInputError(f"--img-size is a number of pixels, or HEIGHTxWIDTH (224, 256x320), not {size!r}")
+        raise InvalidArgumentError("img_size", "a number of pixels, or HEIGHTxWIDTH (224, 256x320)", size)
     return parts[0], parts[-1]
 
 
@@ -164,10 +168,7 @@ def _numbers(name: str, value: float | str | Sequence[float]) -> tuple[float, ..
     except (TypeError, ValueError):
         numbers = ()
     if len(numbers) not in {1, 3} or not all(math.isfinite(number) for number in numbers):
-        raise InvalidInputError(
-            f"--{name.replace('_', '-')} is one number, or three with commas between (0.5, or 0.48,0.46,0.41), "
-            f"not {value!r}"
-        )
+        raise InvalidArgumentError(name, "one number, or three with commas between (0.5, or 0.48,0.46,0.41)", value)
     return numbers
 
 
@@ -184,9 +185,11 @@ def read_kwargs(texts: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         key = key.strip()
         if not equals or not key.isidentifier():
-            raise InvalidInputError(f"--model-kwarg is KEY=VALUE (global_pool=avg, reg_tokens=4), not {text!r}")
+            raise InvalidArgumentError("model_kwargs", "KEY=VALUE (global_pool=avg, reg_tokens=4)", text)
         if key in values:
-            raise InvalidInputError(f"--model-kwarg {key} is given twice: {values[key]!r} and {value!r}")
+            raise InvalidInputError(
+                Argument("model_kwargs"), f": {key} is given twice, as {values[key]!r} and {value!r}"
+            )
         try:
             values[key] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):  # a word without quotes

@@ -75,18 +75,18 @@ def plan(
     wanted: dict[tuple[str, str], tuple[LayerSpec, Readout]] = {}
     notes: list[str] = []
     for readout in readouts:
-        missing: list[tuple[LayerSpec, str]] = []
+        missing: list[tuple[LayerSpec, InvalidInputError]] = []
         real = 0
         for layer in layers:
             try:
                 readout.shape(layer)
             except InvalidInputError as error:
-                missing.append((layer, str(error)))
+                missing.append((layer, error))
                 continue
             real += layer.axes != "NC"
             wanted[layer.name, readout.name] = (layer, readout)
         if missing and not real:
-            raise InvalidInputError(missing[0][1])
+            raise missing[0][1]
         if missing:
             names = ", ".join(layer.name for layer, _ in missing)
             notes.append(f"readout {readout.name} is left out where there is none: {names}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from repsim.errors import ImageError, InvalidInputError
+from repsim.errors import Argument, ImageError, InvalidInputError, Remedy
 from repsim.extractors import hooks
 from repsim.extractors.base import Stream
 from repsim.extractors.images import choose
@@ -34,8 +34,8 @@ def check_weights(weights: object) -> None:
     """Refuse to replace statistics that were learnt."""
     if weights != "random":
         raise InvalidInputError(
-            "recalibrating batch norm is for untrained networks: use it with random weights (--weights random); "
-            "trained ones have statistics of their own"
+            "recalibrating batch norm is for untrained networks, as trained ones have statistics of their own",
+            remedy=Remedy("use it with ", Argument("weights", "random")),
         )
 
 
@@ -96,8 +96,8 @@ def measure(
     device = torch.device(how.device)
     with _watching(model.to(device)) as moments, torch.no_grad():
         for _, pictures in picture_loader(images, transform, batches, how):
-            if isinstance(pictures, str):
-                raise ImageError(pictures)
+            if isinstance(pictures, ImageError):
+                raise pictures
             model(pictures.to(device))
     return {path: pooled.statistics() for path, pooled in moments.items()}
 

@@ -15,7 +15,7 @@ from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.transforms import InterpolationMode
 
-from repsim.errors import InvalidInputError, UnknownNameError, WeightsError, reason
+from repsim.errors import Argument, InvalidInputError, UnknownNameError, WeightsError, reason
 from repsim.extractors.checkpoints import Checkpoint, Contents, fits, read_checkpoint
 from repsim.extractors.fitting import (
     ARGS,
@@ -36,6 +36,7 @@ from repsim.extractors.options import ModelOptions
 from repsim.extractors.preprocessing import Preprocessing, preset
 from repsim.extractors.readouts import get_several
 from repsim.extractors.weights import (
+    OTHERS,
     check_hash,
     close_response,
     fingerprint,
@@ -170,7 +171,9 @@ def load_model(name: str, weights: str = "pretrained", seed: int = 0, options: M
     size = options.img_size
     if size and key and key not in kwargs:
         if size[0] != size[1]:
-            raise InvalidInputError(f"{PREFIX}{name} takes square pictures, not --img-size {size[0]}x{size[1]}")
+            raise InvalidInputError(
+                f"{PREFIX}{name} takes square pictures, not ", Argument("img_size", f"{size[0]}x{size[1]}")
+            )
         kwargs[key] = size[0] if key == "image_size" else size
     if weights == "pretrained":
         chosen = models.get_model_weights(name).DEFAULT
@@ -250,7 +253,6 @@ def _build(name: str, **options: Any) -> nn.Module:
 
 def _pretrained(name: str, chosen: Any, settings: Settings) -> nn.Module:
     kwargs = settings.kwargs
-    ways = "Use --weights FILE (.safetensors or .pth), or --weights random"
     file = url_cache(chosen.url)
     check_hash(file)  # torch compares the hash in the name when it downloads, and never again
     try:
@@ -261,7 +263,7 @@ def _pretrained(name: str, chosen: Any, settings: Settings) -> nn.Module:
         why = reason(error)
         if type(error) is URLError:  # a 404 is a URLError too
             why = "they are not in the cache and their server cannot be reached"
-        raise WeightsError(f"no pretrained weights for {PREFIX}{name} ({file.name}): {why}. {ways}") from error
+        raise WeightsError(f"no pretrained weights for {PREFIX}{name} ({file.name}): {why}", remedy=OTHERS) from error
     if not kwargs:
         return model
     other, state = _build(name, **kwargs), dict(model.state_dict())

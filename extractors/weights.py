@@ -17,12 +17,16 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
-from repsim.errors import InvalidInputError, UnknownNameError, WeightsError, reason
+from repsim.errors import Argument, Function, InvalidInputError, Remedy, UnknownNameError, WeightsError, reason
 from repsim.extractors import fitting
 from repsim.extractors import zoo as _zoo  # noqa: F401 - registers the embedded models with timm
 from repsim.extractors.checkpoints import read_checkpoint
 from repsim.extractors.options import ModelOptions
 
+OTHERS = Remedy(
+    "use ", Argument("weights", metavar="FILE"), " (.safetensors or .pth), or ", Argument("weights", "random")
+)
+"""What to do without pretrained weights."""
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -32,10 +36,12 @@ def check_name(name: str) -> None:
     if ":" in name:  # hf-hub:..., local-dir:...: timm resolves these itself
         return
     if not timm.is_model(base):
-        raise UnknownNameError("model", name, timm.list_models(), hint="(`repsim models '*PATTERN*'` lists them)")
+        raise UnknownNameError(
+            "model", name, timm.list_models(), remedy=Remedy(Function("timm.list_models"), " lists them")
+        )
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
-        raise UnknownNameError("pretrained tag", tag, tags, hint=f"of {base}")
+        raise UnknownNameError("pretrained tag", tag, tags, where=f"of {base}")
 
 
 class Loaded(NamedTuple):
@@ -144,20 +150,19 @@ def _pretrained(name: str, options: ModelOptions) -> tuple[Any, fitting.Settings
         close_response(error)
         _check_cache(config.to_dict() if config else {})
         source = config and (config.hf_hub_id or config.url or (config.file and Path(config.file).name))
-        ways = "Use --weights FILE (.safetensors or .pth), or --weights random"
         if config and not source:
-            raise WeightsError(f"timm has no pretrained weights for {name}. {ways}") from None
-        why = reason(error)
+            raise WeightsError(f"timm has no pretrained weights for {name}", remedy=OTHERS) from None
+        why, remedy = reason(error), OTHERS
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, LocalEntryNotFoundError) or type(error) is URLError:  # a 404 is a URLError too
             why = "they are not in the cache and the hub cannot be reached"
-            ways += "; HF_HUB_OFFLINE=1 skips the wait for the network"
+            remedy = Remedy(*OTHERS.parts, "; HF_HUB_OFFLINE=1 skips the wait for the network")
         elif status in {401, 403}:
             why = (
                 f"the hub refuses access ({status}). If they exist, accept their terms on the hub's page and "
                 "log in (`hf auth login`, or HF_TOKEN)"
             )
-        raise WeightsError(f"no pretrained weights for {name} ({source or name}): {why}. {ways}") from error
+        raise WeightsError(f"no pretrained weights for {name} ({source or name}): {why}", remedy=remedy) from error
     _check_cache(model.pretrained_cfg)
     return model, settings
 

@@ -11,7 +11,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any, get_args
 
-from repsim.errors import UnknownNameError
+from repsim.errors import Function, Remedy, UnknownNameError
 from repsim.metrics.base import Factor, Group, Metric, Recipe
 from repsim.registry import build, load_modules, parse_spec
 
@@ -92,9 +92,9 @@ def get(spec: str) -> Metric[Any]:
     >>> get("ckaa")
     Traceback (most recent call last):
     ...
-    repsim.errors.UnknownNameError: unknown metric 'ckaa'; did you mean cka or ... `repsim metrics` lists them all
+    repsim.errors.UnknownNameError: unknown metric 'ckaa'; did you mean cka or ...? repsim.metrics.names lists them
     """
     name, options = parse_spec(spec)
     if name not in names():
-        raise UnknownNameError("metric", name, names(), hint="`repsim metrics` lists them all")
+        raise UnknownNameError("metric", name, names(), remedy=Remedy(Function("repsim.metrics.names"), " lists them"))
     return build(Metric.registry[name], options)

@@ -269,7 +269,7 @@ class Metric(ABC, Generic[F]):
         try:
             self.pair(a, b)
         except UndefinedValueError as error:
-            return str(error)
+            return error.problem
         return "no reason given"
 
     def block(self, rows: Sequence[F], columns: Sequence[F]) -> Float64[np.ndarray, "rows columns"]:

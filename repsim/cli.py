@@ -16,6 +16,7 @@ from repsim.commands import (
     drawing,
     exporting,
     extracting,
+    remedies,
     reporting,
     running,
     stopping,
@@ -59,7 +60,7 @@ class _Group(stopping.StoppableGroup):
         except RepsimError as error:
             if isinstance(error, OtherProcessError) and not error.first:  # the first speaks for all
                 raise SystemExit(_UserError.exit_code) from None
-            raise _UserError(" ".join(" ".join([str(error), *getattr(error, "__notes__", ())]).split())) from None
+            raise _UserError(remedies.said(error, self.commands.get(ctx.invoked_subcommand or ""))) from None
         except MemoryError as error:
             raise _UserError(f"the memory is full: {reason(error)}; try fewer workers, or smaller batches") from None
         except OSError as error:

@@ -56,7 +56,7 @@ def run(folder: Path, progress: Progress | None = None) -> dict[Path, str]:
                 family, "digits", acts, split="test", weights="random", seed=seed, recalibrate=True, overwrite=True
             ).close()
             step()
-    made = {acts: "the activation stores (repsim inspect)"}
+    made = {acts: "the activation stores (inspect)"}
     for title, (a, b, what) in _PAIRS.items():
         result = compare(acts / f"{a}.h5", acts / f"{b}.h5", METRICS)
         save_result(result, folder / f"{title}.nc", overwrite=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.results.files import FORMAT, STUDY
 from repsim.results.summary import closest, notes
+from repsim.results.versions import FORMAT, STUDY
 from repsim.runtime.text_tables import Table, card, paragraphs
 from repsim.study.tables import all_tables
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from repsim._version import __version__
-from repsim.errors import ImageError, InvalidInputError, OutputError
+from repsim.errors import Argument, ImageError, InvalidInputError, OutputError, Remedy
 from repsim.extractors import Batch, Extractor, ImageSource, Stream, open_images
 from repsim.extractors.decoding import MAX_PIXELS
 from repsim.extractors.factory import make_extractor
@@ -265,8 +265,9 @@ class Extraction:
         """Raise `OutputError` unless the disk has room for the store and 5 % more, beside what ``others`` will take."""
         if self.bytes * 1.05 + others > self.bytes_free:
             raise OutputError(
-                f"{self.path} needs {human(self.bytes)} and the disk has {human(self.bytes_free)} free; "
-                "take fewer layers or samples, a smaller readout, or --dtype float16"
+                f"{self.path} needs {human(self.bytes)} and the disk has {human(self.bytes_free)} free",
+                path=self.path,
+                remedy=Remedy("take fewer layers or samples, a smaller readout, or ", Argument("dtype", "float16")),
             )
 
     def provenance(self) -> dict[str, Any]:

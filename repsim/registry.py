@@ -57,7 +57,7 @@ def build(cls: type[T], options: dict[str, str]) -> T:
     values: dict[str, Any] = {}
     for key, text in options.items():
         if key not in known:
-            raise UnknownNameError("option", key, known, hint=f"(options: {', '.join(known) or 'none'})")
+            raise UnknownNameError("option", key, known, where=f"options: {', '.join(known) or 'none'}")
         values[key] = _read(text, hints[key], key)
     return cls(**values)
 

@@ -135,11 +135,11 @@ def test_an_unreadable_picture_stops_with_its_name(tmp_path: Path, pictures: Pic
     """What was read before it is kept for the next run; with nothing read nothing is left."""
     folder = pictures(6)
     truncate(folder / "photo04.png")
-    with pytest.raises(ImageError, match=r"photo04\.png.*--skip-bad") as caught:
+    with pytest.raises(ImageError, match=r"photo04\.png.*skip_bad=True") as caught:
         extract("test_resnet", folder, tmp_path / "acts", weights="random", batch_size=2)
     (partial,) = (tmp_path / "acts").iterdir()
     assert caught.value.__notes__ == [
-        f"(4 of 6 samples are kept in {partial}: the same command on the same pictures goes on from there)"
+        f"4 of 6 samples are kept in {partial}; the same call on the same pictures goes on from there"
     ]
     truncate(folder / "photo00.png")
     with pytest.raises(ImageError, match=r"photo00\.png"):
@@ -353,7 +353,7 @@ def test_untrained_batch_norm_is_recalibrated(tmp_path: Path) -> None:
 
 def test_only_untrained_networks_are_recalibrated(tmp_path: Path) -> None:
     for weights in ("pretrained", "no such file.pth"):  # refused before they are looked for
-        with pytest.raises(InvalidInputError, match="is for untrained networks: use it with random weights"):
+        with pytest.raises(InvalidInputError, match="is for untrained networks, .*; use it with weights='random'"):
             extract("resnet18", "digits", tmp_path, weights=weights, recalibrate=True)
     extractor = TimmExtractor("digits_resnet.seed0", layers="layer1.0")
     with pytest.raises(InvalidInputError, match="is for untrained networks"):
@@ -399,7 +399,7 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
     assert len(extract("digits_resnet", "digits", tmp_path, **options)) == 4
     assert path.stat().st_mtime_ns == before
     with pytest.raises(
-        OutputError, match=r"made with other settings: samples: 2 of 4 only in the first.*data: .*--overwrite"
+        OutputError, match=r"made with other settings: samples: 2 of 4 only in the first.*data: .*overwrite=True"
     ):
         extract("digits_resnet", "digits", tmp_path, **{**options, "limit": None}, split="test")
     with pytest.raises(RepsimError):

@@ -5,6 +5,7 @@ import json
 import click
 
 from repsim.commands import completing, terminal
+from repsim.commands.remedies import said
 from repsim.commands.shared import JSON, Command
 from repsim.runtime.text_tables import times
 
@@ -24,12 +25,12 @@ def models(pattern: str, *, as_json: bool) -> None:
     """
     import timm
 
-    from repsim.errors import UnknownNameError
+    from repsim.errors import Remedy, UnknownNameError
     from repsim.extractors import zoo  # noqa: F401 - registers the embedded networks with timm
 
     names = timm.list_models(pattern)
     if not names:
-        raise UnknownNameError("model", pattern, timm.list_models(), hint="(quote a pattern: '*vit*')")
+        raise UnknownNameError("model", pattern, timm.list_models(), remedy=Remedy("quote a pattern: '*vit*'"))
     tags = {name: [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")] for name in names}
     if as_json:
         click.echo(json.dumps(tags))
@@ -67,7 +68,7 @@ def layers(model: str, spec: str, *, as_json: bool) -> None:
         table.add_row(layer.name, layer.type, times(layer.shape), layer.axes, str(layer.width))
     terminal.console().print(table)
     for note in getattr(extractor, "notes", ()):
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {said(note)}", err=True)
 
 
 @click.command(cls=Command)

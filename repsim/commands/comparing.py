@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from repsim.commands import completing, terminal
+from repsim.commands.remedies import said
 from repsim.commands.shared import DEVICE, JSON, PATH, Command, command_line, say
 from repsim.errors import InvalidInputError
 from repsim.runtime.files import check_output
@@ -95,7 +96,7 @@ def compare(
             a, b, specs or None, device=device, memory=memory, tf32=tf32, readouts=readouts, known=known, me=me
         ) as planned:
             for note in planned.view.notes if me.first else ():
-                say(f"note: {note}")
+                say(f"note: {said(note)}")
             if (explain or dry_run) and me.first:
                 terminal.plan(planned.plan, planned.rates())
             if dry_run:

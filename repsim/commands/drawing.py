@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from repsim.commands import completing
+from repsim.commands.remedies import said
 from repsim.commands.shared import PATH, Command
 
 WIDTH = click.FloatRange(min=2, max=30)
@@ -43,7 +44,8 @@ def heatmap(
     """
     from repsim import figures
     from repsim.errors import InvalidInputError
-    from repsim.results.files import STUDY, open_either
+    from repsim.results.files import open_either
+    from repsim.results.versions import STUDY
 
     if out.suffix == ".html":
         from repsim.report.page import write_report
@@ -101,4 +103,4 @@ def figures(study: Path, out: Path, form: str, width: float | None) -> None:
     from repsim.results.files import open_study
 
     for name, what, path in save_all(open_study(study), out, form=form, width=width):
-        click.echo(f"{path}  {what}" if path else f"no {name}: {what}")
+        click.echo(f"{path}  {what}" if path else f"no {name}: {said(what)}")

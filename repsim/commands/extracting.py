@@ -11,6 +11,7 @@ import click
 
 from repsim.commands import completing, terminal
 from repsim.commands.choosing import model_options, pair_models
+from repsim.commands.remedies import said
 from repsim.commands.shared import DEVICE, PATH, Command, command_line, say, say_nothing
 from repsim.errors import InvalidInputError
 from repsim.runtime.files import human
@@ -201,7 +202,7 @@ def extract_models(
         for name, why in samples.skipped.items():
             tell(f"skipped {name}: {why}")
         for note in samples.notes:
-            tell(f"note: {note}")
+            tell(f"note: {said(note)}")
         for group in _groups(models, together):
             jobs = []
             for model in group:
@@ -231,7 +232,7 @@ def extract_models(
                 )
                 paths[model] = jobs[-1].path
                 for note in jobs[-1].notes:
-                    tell(f"note: {model.name}: {note}")
+                    tell(f"note: {model.name}: {said(note)}")
             if dry_run:
                 for job in jobs if me.first else []:
                     _show_plan(job)

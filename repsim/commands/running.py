@@ -9,8 +9,9 @@ import click
 
 from repsim.commands import terminal
 from repsim.commands.extracting import extract_models
+from repsim.commands.remedies import said
 from repsim.commands.shared import OVERWRITE, PATH, Command, command_line, say
-from repsim.errors import InvalidInputError, OutputError
+from repsim.errors import Argument, InvalidInputError, OtherSettingsError, OutputError, Remedy
 from repsim.runtime.files import check_output, claimed, replacing, tidy
 
 if TYPE_CHECKING:
@@ -122,12 +123,9 @@ def _extract(protocol: "Protocol", folder: Path, *, dry_run: bool) -> list[Path]
             dry_run=dry_run,
             anew="",
         )
-    except OutputError as error:  # it speaks of extract's --overwrite; ours replaces the study
-        if "other settings" not in str(error):
-            raise
-        raise OutputError(
-            f"{str(error).partition('. Use ')[0]}; delete it, or name another folder with the key `out`"
-        ) from None
+    except OtherSettingsError as error:  # extract's --overwrite would replace it; ours replaces the study
+        error.remedy = Remedy("delete it, or name another folder with ", Argument("out", of="study file"))
+        raise
 
 
 def _conduct(protocol: "Protocol", stores: Sequence[Path], out: Path) -> "xr.Dataset":
@@ -183,7 +181,7 @@ def _draw(study: "xr.Dataset", protocol: "Protocol", out: Path) -> None:
         from repsim.figures import save_all
 
         for name, what, path in save_all(study, out / "figures"):
-            click.echo(f"saved {path}: {what}" if path else f"no {name}: {what}")
+            click.echo(f"saved {path}: {what}" if path else f"no {name}: {said(what)}")
     if protocol.report:
         from repsim.report.page import write_report
 

@@ -1,7 +1,6 @@
 """Ends a command that a signal has stopped: one line that says what is kept and how to go on, and its exit code."""
 
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -13,7 +12,7 @@ from typing import Any
 
 import click
 
-from repsim.errors import OtherProcessError, RepsimError
+from repsim.errors import Note, OtherProcessError, RepsimError
 from repsim.runtime import interrupts
 
 _GOES_ON = "The same command goes on where this one stopped"
@@ -79,8 +78,8 @@ class StoppableGroup(click.Group):
         if advice is None:
             again = None if launched else _repeated(self.typed)
             advice = _advice(self.running, self.typed) + (f": {again}" if again else ".")
-        shorter = [re.sub(r": the same command( on the same pictures)? goes on from there\)$", ")", n) for n in notes]
-        return interrupts.stop_line(signum, shorter, advice)
+        kept = [note.problem if isinstance(note, Note) else note for note in notes]  # the advice says how to go on
+        return interrupts.stop_line(signum, kept, advice)
 
 
 def _advice(command: str, typed: Sequence[str]) -> str:

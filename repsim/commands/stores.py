@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from repsim.commands import completing, terminal
+from repsim.commands.remedies import said
 from repsim.commands.shared import JSON, PATH, Command
 from repsim.runtime.text_tables import times
 
@@ -121,7 +122,7 @@ def verify(files: Sequence[Path]) -> None:
                 with terminal.progress(str(path), "layers/s") as advance:
                     damage = list(map(str, find_damage(path, advance)))
         except StoreError as error:
-            damage = [str(error)]
+            damage = [said(error)]
         damaged += bool(damage)
         click.echo(f"{path}: {'; '.join(damage) or verdict}")
     if damaged:

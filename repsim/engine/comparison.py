@@ -221,7 +221,7 @@ class Comparison:
             except TooLittleMemoryError as error:
                 if not set(error.metrics) <= self.optional or len(error.metrics) == len(self.metrics):
                     raise
-                self.matrix.left_out.append(str(error))
+                self.matrix.left_out.append(error.problem)
                 self.metrics = [metric for metric in self.metrics if metric.spec not in error.metrics]
 
     def _base(self) -> int:

@@ -13,16 +13,17 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim.engine.planning import LayerShape
-from repsim.errors import InvalidInputError, UndefinedValueError
+from repsim.errors import Argument, Function, InvalidInputError, Remedy, UndefinedValueError
 from repsim.labels import LayerKey
 from repsim.metrics import Factor, Metric
 from repsim.metrics import get as metric_of
 from repsim.results import schema
-from repsim.results.files import FORMAT, VERSION
 from repsim.results.summary import of_all
+from repsim.results.versions import FORMAT, VERSION
 from repsim.stores.store import ActivationStore
 
 Job = tuple[list[LayerShape], list[LayerShape], list[Metric[Any]]]
+_ANOTHER = Remedy("name another file, or use ", Argument("overwrite", value=True))
 _LONG_NAMES = {"features": "values a sample", "n_samples": "number of samples", "data": "what the samples are"}
 
 
@@ -101,8 +102,10 @@ class Matrix:
         there = list(dict.fromkeys(store[name].key.readout for name in store.layers))
         if lacking := [readout for readout in self.readouts if readout not in there]:
             raise InvalidInputError(
-                f"{store.path} holds no layer that is read out by {' or '.join(lacking)}, only by {', '.join(there)}; "
-                "extract it with this --readout, or name another"
+                f"{store.path} holds no layer that is read out by {' or '.join(lacking)}, only by {', '.join(there)}",
+                remedy=Remedy(
+                    "extract it with ", Argument("readout", ",".join(lacking), of="extract"), ", or name another"
+                ),
             )
         return [
             self._layer(store, k, name)
@@ -154,37 +157,35 @@ class Matrix:
         form = known.attrs.get("format")
         wrong = schema.problem(known) if form == FORMAT else f"its 'format' is {form!r}"
         if wrong:
-            raise InvalidInputError(f"the earlier result is no result of repsim compare: {wrong}")
+            raise InvalidInputError("the earlier result is no result of ", Function("repsim.compare"), f": {wrong}")
         if known.attrs["samples_fingerprint"] != self.stores[0][0].sample_ids.fingerprint:
-            raise InvalidInputError("the earlier result is about other samples; name another file, or use --overwrite")
+            raise InvalidInputError("the earlier result is about other samples", remedy=_ANOTHER)
         told = [
             {each["model"]: each["checksum"] for each in json.loads(known.attrs[f"stores_{side}"])} for side in "ab"
         ]
         now = [{store.model: self._checksums[store] for store in stores} for stores in self.stores]
         if lost := [model for model in told[0] | told[1] if model not in now[0] | now[1]]:
             raise InvalidInputError(
-                f"the earlier result holds {', '.join(lost)}, which would be lost; name its store, too, or another "
-                "file, or use --overwrite"
+                f"the earlier result holds {', '.join(lost)}, which would be lost",
+                remedy=Remedy("name its store, too, or another file, or use ", Argument("overwrite", value=True)),
             )
         square = self.stores[0] == self.stores[1]
         alike = told[0].keys() == told[1].keys() if square else [*map(list, told)] == [*map(list, now)]
         if not alike or (len(told[0]) > 1) is not self.several:
             sides = " by layers of ".join(map(", ".join, told))
-            raise InvalidInputError(
-                f"the earlier result is of another form: layers of {sides}; name another file, or use --overwrite"
-            )
+            raise InvalidInputError(f"the earlier result is of another form: layers of {sides}", remedy=_ANOTHER)
         if changed := [
             model for there, here in zip(told, now, strict=True) for model in there if there[model] != here[model]
         ]:
             raise InvalidInputError(
-                f"the store of {', '.join(dict.fromkeys(changed))} has changed since the earlier result; name another "
-                "file, or use --overwrite"
+                f"the store of {', '.join(dict.fromkeys(changed))} has changed since the earlier result",
+                remedy=_ANOTHER,
             )
         before = json.loads(known.attrs.get("readouts", "[]"))
         if before != list(self.readouts):
             raise InvalidInputError(
-                f"the earlier result is about {'these readouts: ' + ', '.join(before) if before else 'all readouts'}; "
-                "name the same, or another file, or use --overwrite"
+                f"the earlier result is about {'these readouts: ' + ', '.join(before) if before else 'all readouts'}",
+                remedy=Remedy("name the same, or another file, or use ", Argument("overwrite", value=True)),
             )
         names = [[str(name) for name in known[f"layer_{side}"].values] for side in "ab"]
         for there, layers, models in zip(names, (self.rows, self.columns), told, strict=True):
@@ -192,7 +193,8 @@ class Matrix:
             if other := sorted(whole.symmetric_difference(there)):
                 raise InvalidInputError(
                     f"the earlier result holds a part of the layers, or others: {schema.short(other[0])} is not both "
-                    "in it and in the stores; name another file, or use --overwrite"
+                    "in it and in the stores",
+                    remedy=_ANOTHER,
                 )
         self._old = {layer.shape.name for layer in self.layers if layer.name in names[0]}
         specs = [str(variable.attrs["spec"]) for variable in known.data_vars.values()]

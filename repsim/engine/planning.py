@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repsim.errors import TooLittleMemoryError, UndefinedValueError
+from repsim.errors import Argument, Remedy, TooLittleMemoryError, UndefinedValueError
 from repsim.labels import Form
 from repsim.metrics import Metric, Recipe
 from repsim.metrics.base import Road
@@ -241,11 +241,15 @@ def _best_road(stage: Stage, n: int, limits: Limits) -> Stage:
     fitting = [stage for stage in stages if limits.base + stage.memory <= limits.memory]
     if not fitting:
         least = min(stages, key=lambda stage: stage.memory)
+        needed = _rounded_up(limits.base + least.memory)
         raise TooLittleMemoryError(
             f"{', '.join(metric.spec for metric in metrics)} on {len(least.layers)} layers of {n} samples takes "
-            f"{human(_rounded_up(limits.base + least.memory))} of memory at least, of which the program itself takes "
-            f"{human(limits.base)}; allowed are {human(limits.memory)}: give --memory more, or compare fewer layers",
-            (metric.spec for metric in metrics),
+            f"{human(needed)} of memory at least, of which the program itself takes {human(limits.base)}; allowed are "
+            f"{human(limits.memory)}",
+            metrics=(metric.spec for metric in metrics),
+            needed=needed,
+            allowed=limits.memory,
+            remedy=Remedy("give ", Argument("memory"), " more, or compare fewer layers"),
         )
     best = fitting[0]
     return dataclasses.replace(best, other=next((s.cost for s in stages if s.road != best.road), None))

@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from repsim.errors import InvalidInputError
+from repsim.errors import Argument, Function, InvalidInputError, Note, Remedy
 from repsim.figures.canvas import COLUMN, known_measure, save
 from repsim.figures.depths import plot_depths
 from repsim.figures.forests import plot_pairs
@@ -62,7 +62,7 @@ def draw_all(
         try:
             figure = make()
         except InvalidInputError as error:
-            yield name, str(error), None
+            yield name, Note(error.problem, remedy=error.remedy), None
         else:
             yield name, what, figure
 
@@ -80,7 +80,10 @@ def save_all(
 
 def _grid(study: xr.Dataset, measure: str, width: float | None) -> Figure:
     if (count := study.sizes.get("pair", 0)) > FEW:
-        raise InvalidInputError(f"{count} pairs of models are too many for one page; name some (repsim heatmap --pair)")
+        raise InvalidInputError(
+            f"{count} pairs of models are too many for one page",
+            remedy=Remedy("name some (", Argument("pairs"), " of ", Function("repsim.heatmap"), ")"),
+        )
     return plot_grid(study, [measure], width=width)
 
 

@@ -12,7 +12,8 @@ import xarray as xr
 from repsim import metrics
 from repsim.errors import InvalidInputError, RepsimError, SampleMismatchError, StoreError, reason
 from repsim.report import packing
-from repsim.results.files import STUDY
+from repsim.results import schema
+from repsim.results.versions import STUDY
 from repsim.study import formatting, reading
 
 LAYERS = ("layer_a", "layer_b")
@@ -20,7 +21,7 @@ _MATRICES = ("value", "low", "high", "chance", "chance_sd", "z", "p")
 _NAMED = ("measure", "model", "layer_a", "layer_b", "pair", "pair_a", "pair_b", "relation")
 _BARE = (
     "A comparison: how alike two layers are, and no more. Chance levels, intervals, controls and the match of whole "
-    "networks are in a study (repsim universality)."
+    "networks are in a study."
 )
 _GIVEN = " given "
 _STORES = ("extractor", "architecture", "weights", "weights_sha256", "seed", "batch_norm", "device", "repsim_version")
@@ -111,9 +112,8 @@ def _read(result: xr.Dataset) -> list[dict[str, Any]]:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # written by something else
         what = "study" if _is_study(result) else "result"
         name = Path(result.encoding.get("source", f"this {what}")).name
-        raise StoreError(
-            f"{name} is damaged, or no whole {what}: {reason(error).partition('. ')[0]}; make it again"
-        ) from error
+        why = schema.problem(result) or reason(error)
+        raise StoreError(f"{name} is damaged, or no whole {what}: {why}; make it again") from error
 
 
 def _parts(result: xr.Dataset) -> Iterator[dict[str, Any]]:

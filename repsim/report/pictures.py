@@ -25,7 +25,7 @@ def without_pictures() -> dict[str, Any]:
     return {
         "pictures": {},
         "pictures_note": "The pictures themselves are not in this page, as they may be private; "
-        "repsim report --thumbnails DIR puts small copies of these into it.",
+        "whoever makes the page can put small copies of these into it (thumbnails).",
     }
 
 
@@ -46,9 +46,7 @@ def thumbnails(parts: Sequence[Mapping[str, Any]], source: str) -> dict[str, Any
     places = {name: row for row, name in enumerate(images.ids)}
     pictures = {name: _picture(images, places.get(name)) for name in sorted(_extremes(parts))}
     found = sum("url" in each for each in pictures.values())
-    note = (
-        "" if found else f"None of these pictures is in the {len(images)} that --thumbnails names; give their folder."
-    )
+    note = "" if found else f"None of these pictures is in the {len(images)} that thumbnails names; give their folder."
     return {"pictures": pictures, "pictures_note": note}
 
 

@@ -110,7 +110,7 @@ def _main(path: Path) -> None:
         with xr.open_dataset(path, engine="h5netcdf", decode_times=False, decode_timedelta=False) as file:
             data = netcdf.to_bytes(_plain(file.load()))
     except RepsimError as error:
-        why = f"{path} is damaged: {error}" if isinstance(error, InvalidInputError) else str(error)
+        why = f"{path} is damaged: {error}" if isinstance(error, InvalidInputError) else error.problem
     except MemoryError:
         why = f"{path} is damaged: it asks for far more memory than it has bytes"
     except Exception as error:  # noqa: BLE001 - what HDF5 makes of damaged structures is anything

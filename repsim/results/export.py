@@ -13,7 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.results.files import FORMAT, STUDY
+from repsim.results.versions import FORMAT, STUDY
 from repsim.runtime.files import replacing
 
 RESULT_TABLE = "layers"
@@ -89,7 +89,7 @@ def to_frame(found: xr.Dataset, table: str | None = None) -> pd.DataFrame:
     tables = tables_of(found)
     name = table or next(iter(tables))
     if name not in tables:
-        raise UnknownNameError("table", name, tables, hint=f"(there are {', '.join(tables)})")
+        raise UnknownNameError("table", name, tables, where=f"there are {', '.join(tables)}")
     dims = tables[name]
     if missing := [dim for dim in dims if dim not in found.sizes]:
         raise InvalidInputError(f"this study has no table {name!r}: there is no {missing[0]} in it")

@@ -9,23 +9,25 @@ from pathlib import Path
 
 import xarray as xr
 
-from repsim.errors import InvalidInputError, MissingDigestWarning, StoreError, reason
+from repsim.errors import Function, InvalidInputError, MissingDigestWarning, Part, Remedy, StoreError, reason
 from repsim.results import digest, netcdf, schema
 from repsim.results.earlier import read_earlier
 from repsim.results.hdf5 import SIGNATURE
+from repsim.results.versions import FORMAT, READERS, STUDY, in_newest_version
 from repsim.runtime.files import check_output, replacing
 from repsim.stores.reader import stated_format
 from repsim.stores.schema import FORMAT as STORE_FORMAT
 
-FORMAT = "repsim-comparison"
-VERSION = 3
-STUDY = "repsim-study"
-STUDY_VERSION = 2
-_KINDS = {FORMAT: ("result", "repsim compare"), STUDY: ("study", "repsim universality")}
-_HINTS = {
-    STORE_FORMAT: "; it is an activation store: give it to `repsim compare`",
-    FORMAT: "; it is a comparison: give it to `repsim heatmap`",
-    STUDY: "; it is a study of `repsim universality`",
+_COMPARE, _UNIVERSALITY = Function("repsim.compare"), Function("repsim.universality")
+_KINDS: dict[str, tuple[Part, ...]] = {
+    FORMAT: ("result of ", _COMPARE),
+    STUDY: ("study of ", _UNIVERSALITY),
+}
+_EITHER: tuple[Part, ...] = ("result or study of ", _COMPARE, " or ", _UNIVERSALITY)
+_USES = {
+    STORE_FORMAT: Remedy("it is an activation store: give it to ", _COMPARE),
+    FORMAT: Remedy("it is a comparison: give it to ", Function("repsim.heatmap")),
+    STUDY: Remedy("it is a study of ", _UNIVERSALITY),
 }
 
 
@@ -51,7 +53,7 @@ def save_result(result: xr.Dataset, path: str | os.PathLike[str], *, overwrite: 
     """
     path = Path(path)
     check_output(path, overwrite=overwrite)
-    result = _in_todays_version(result)
+    result = in_newest_version(result)
     if wrong := schema.problem(result):
         raise InvalidInputError(f"{path} is not saved, because it would be no {_name(result)}: {wrong}")
     data = netcdf.to_bytes(result)
@@ -111,54 +113,63 @@ def verify_saved(path: str | os.PathLike[str]) -> bool:
 
 
 def _open(path: Path, form: str | None = None) -> xr.Dataset:
-    what, command = _KINDS.get(str(form), ("result or study", "repsim compare or repsim universality"))
+    what = _KINDS.get(str(form), _EITHER)
     if not path.is_file():
         if path.is_dir() or not path.exists():
-            raise StoreError(f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}")
-        raise StoreError(f"{path} is no file that can be read: a pipe, or a device")
+            raise StoreError(
+                f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}", path=path
+            )
+        raise StoreError(f"{path} is no file that can be read: a pipe, or a device", path=path)
     try:
         with path.open("rb") as file:
             data = bytearray(os.fstat(file.fileno()).st_size)
             del data[file.readinto(data) :]
     except OSError as error:
-        raise StoreError(f"cannot read {path}: {reason(error)}") from None
+        raise StoreError(f"cannot read {path}: {reason(error)}", path=path) from None
     if digest.is_intact(data):
         result = netcdf.from_bytes(memoryview(data)[: -digest.SIZE], path)
     elif digest.is_sealed(data):
         raise StoreError(
-            f"{path} is damaged, or was changed by another program: its digest does not match what is in it. Take "
-            "another copy, or make it anew; what you have changed yourself is saved by repsim.save_result"
+            f"{path} is damaged, or was changed by another program: its digest does not match what is in it",
+            path=path,
+            remedy=Remedy(
+                "take another copy, or make it anew; what you have changed yourself is saved by ",
+                Function("repsim.save_result"),
+            ),
         )
     elif data[:8] != SIGNATURE:
-        raise StoreError(f"{path} is no {what} of {command}, or damaged: it is no HDF5 file")
+        raise StoreError(f"{path} is no ", *what, ", or damaged: it is no HDF5 file", path=path)
     elif netcdf.is_strict(data):
         raise StoreError(
-            f"{path} is damaged, cut off, or was changed by another program: the digest at its end is missing. Take "
-            "another copy, or make it anew"
+            f"{path} is damaged, cut off, or was changed by another program: the digest at its end is missing",
+            path=path,
+            remedy=Remedy("take another copy, or make it anew"),
         )
     else:
         result = _without_digest(path, data)
     kind = result.attrs.get("format")
     if not isinstance(kind, str) or kind not in _KINDS or form not in {None, kind}:
-        hint = _HINTS.get(str(kind), "")
-        raise StoreError(f"{path} is no {what} of {command} (its 'format' is {schema.short(kind)}){hint}")
-    _check_version(path, result, str(kind), sealed=digest.is_sealed(data))
+        raise StoreError(
+            f"{path} is no ",
+            *what,
+            f" (its 'format' is {schema.short(kind)})",
+            path=path,
+            remedy=_USES.get(str(kind)),
+        )
+    read = READERS[kind].get(result.attrs.get("format_version"), path)
+    result = read(path, result, digest.is_sealed(data))
     if wrong := schema.problem(result):
-        raise StoreError(f"{path} is refused, because it is no {_name(result)} as repsim makes them: {wrong}")
+        raise StoreError(
+            f"{path} is refused, because it is no {_name(result)} as repsim makes them: {wrong}", path=path
+        )
     result.encoding["source"] = str(path.absolute())
     return result
 
 
 def _name(result: xr.Dataset) -> str:
     """Name what a data set claims to be."""
-    return _KINDS.get(str(result.attrs.get("format")), ("result or study",))[0]
-
-
-def _in_todays_version(result: xr.Dataset) -> xr.Dataset:
-    """Raise the version of what an earlier repsim computed: in memory the formats are the same."""
-    version = result.attrs.get("format_version")
-    today = {FORMAT: VERSION, STUDY: STUDY_VERSION}.get(str(result.attrs.get("format")))
-    return result.assign_attrs(format_version=today) if today is not None and version == today - 1 else result
+    readers = READERS.get(str(result.attrs.get("format")))
+    return "result or study" if readers is None else readers.what
 
 
 def _without_digest(path: Path, data: bytearray) -> xr.Dataset:
@@ -166,25 +177,3 @@ def _without_digest(path: Path, data: bytearray) -> xr.Dataset:
     if stated_format(path) == STORE_FORMAT:
         return xr.Dataset(attrs={"format": STORE_FORMAT})
     return read_earlier(path, data)
-
-
-def _check_version(path: Path, result: xr.Dataset, kind: str, *, sealed: bool) -> None:
-    what, command = _KINDS[kind]
-    today = VERSION if kind == FORMAT else STUDY_VERSION
-    version = result.attrs.get("format_version")
-    if version == today - 1 and not sealed:
-        warnings.warn(
-            f"{path} has {what} format {version}, which carries no digest: damage in it may go unnoticed. Save it "
-            "again with repsim.save_result, or make it anew",
-            MissingDigestWarning,
-            stacklevel=4,
-        )
-        result.attrs = dict(_in_todays_version(result).attrs)
-    elif version != today:
-        newer = isinstance(version, int) and version > today
-        todo = "Install a newer repsim" if newer else f"Make it again with {command}"
-        raise StoreError(f"{path} has {what} format {schema.short(version)}; this repsim reads {today}. {todo}")
-    elif not sealed:
-        raise StoreError(
-            f"{path} was written by another program and carries no digest; save it with repsim.save_result"
-        )

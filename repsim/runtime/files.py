@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from repsim.errors import OutputError, reason
+from repsim.errors import Argument, OutputError, Remedy, reason
 from repsim.runtime import interrupts
 
 try:
@@ -29,7 +29,11 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists; use --overwrite to replace it, or name another")
+        raise OutputError(
+            f"{path} exists",
+            path=path,
+            remedy=Remedy("use ", Argument("overwrite", value=True), " to replace it, or name another"),
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -221,12 +221,12 @@ def exit_code(signum: int) -> int:
 def stop_line(signum: int, notes: list[str], advice: str = "") -> str:
     """Make the line that tells the user what has happened, what is kept and how to go on.
 
-    >>> stop_line(15, ["(3 of 8 samples are kept in a.h5.partial)"], "The same command goes on from there")
+    >>> stop_line(15, ["3 of 8 samples are kept in a.h5.partial"], "The same command goes on from there")
     'Stopped by SIGTERM (3 of 8 samples are kept in a.h5.partial). The same command goes on from there'
     """
     line = f"Stopped by {signal.Signals(signum).name}"
     if notes:
-        line += f" ({'; '.join(note.removeprefix('(').removesuffix(')') for note in notes)})"
+        line += f" ({'; '.join(notes)})"
     return f"{line}. {advice}" if advice else line
 
 

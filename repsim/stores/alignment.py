@@ -9,11 +9,15 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repsim.errors import InvalidInputError, SampleMismatchError
+from repsim.errors import Argument, InvalidInputError, Remedy, SampleMismatchError
 from repsim.labels import LayerKey, SampleIds
 from repsim.metrics.base import as_samples
 from repsim.stores.store import Activations, ActivationStore
 
+_ALIKE = Remedy(
+    "extract both from the same ", Argument("data", of="extract"), " with the same ", Argument("limit", of="extract"),
+    " and ", Argument("split", of="extract"),
+)  # fmt: skip
 _UNCHECKED = "whether the pictures behind the names are the same was not checked"
 
 
@@ -36,14 +40,17 @@ class AlignedView:
             for other in (first, *references.values()):
                 if difference := other.sample_ids.difference(ids):
                     raise SampleMismatchError(
-                        f"{other.path} and {store.path} do not hold the same samples: {difference}. "
-                        "Extract both from the same --data with the same --limit and --split"
+                        f"{other.path} and {store.path} do not hold the same samples: {difference}",
+                        paths=(other.path, store.path),
+                        remedy=_ALIKE,
                     )
             references.setdefault((bool(ids.content), ids.hashed), store)
             if _has_grams(first) and _has_grams(store) and not np.array_equal(_order(first), _order(store)):
                 raise SampleMismatchError(
                     f"{first.path} and {store.path} hold Gram matrices of blocks that are not of the same samples: "
-                    "they were read in different orders. Extract one of them again as the other was"
+                    "they were read in different orders",
+                    paths=(first.path, store.path),
+                    remedy=Remedy("extract one of them again as the other was"),
                 )
 
     @property

@@ -12,10 +12,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from repsim.errors import StoreError, reason
+from repsim.errors import Remedy, StoreError, reason
 from repsim.labels import LayerKey, SampleIds
+from repsim.runtime.formats import Readers
 from repsim.stores.extents import Extent, Layout, read_rows
 from repsim.stores.schema import FORMAT, VERSION, Array, ArraySpec, Contents
+
+READERS: Readers[type["_Reader"]] = Readers("store", Remedy("extract it again"))
 
 
 def read(path: Path) -> tuple[Contents, Layout]:
@@ -25,7 +28,7 @@ def read(path: Path) -> tuple[Contents, Layout]:
     try:
         # no locks: a store that has its name never changes, and some file systems have none
         with h5py.File(path, "r", locking=False) as file:
-            return _Reader(path, file).all()
+            return READERS.get(_stated_version(path, file), path)(path, file).all()
     except StoreError:
         raise
     except OSError as error:
@@ -36,6 +39,16 @@ def read(path: Path) -> tuple[Contents, Layout]:
         raise StoreError(f"{path} is a damaged store: {reason(error)}") from None
 
 
+def _stated_version(path: Path, file: h5py.File) -> Any:
+    """Read the version of a store's format; `StoreError` where a file is something else."""
+    header = _Reader(path, file)
+    known = "format" in file.attrs and file.attrs.get_id("format").dtype.kind == "S"  # others' are in the heap
+    if not known or header.attribute(file, "format") != FORMAT:
+        raise StoreError(f"{path} is an HDF5 file but no activation store: its 'format' is not {FORMAT!r}", path=path)
+    return header.attribute(file, "format_version") if "format_version" in file.attrs else None
+
+
+@READERS.of(VERSION)
 class _Reader:
     """Reads one file's structure; every step refuses what a store written by repsim cannot hold."""
 
@@ -46,14 +59,6 @@ class _Reader:
     def all(self) -> tuple[Contents, Layout]:
         """Everything."""
         file, path = self.file, self.path
-        known = "format" in file.attrs and file.attrs.get_id("format").dtype.kind == "S"  # others' are in the heap
-        if not known or self.attribute(file, "format") != FORMAT:
-            raise StoreError(f"{path} is an HDF5 file but no activation store: its 'format' is not {FORMAT!r}")
-        version = self.attribute(file, "format_version") if "format_version" in file.attrs else None
-        if version != VERSION:
-            newer = isinstance(version, int) and version > VERSION
-            todo = "Install a newer repsim" if newer else "Extract it again"
-            raise StoreError(f"{path} has store format {version}; this repsim reads {VERSION}. {todo}")
         self.ordered(file["/"])
         model, created = self.text(file, "model"), self.text(file, "created")
         samples, checks = self.group(file, "samples"), self.group(file, "checks")

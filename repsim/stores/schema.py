@@ -66,9 +66,10 @@ class Contents:
         """How ``other`` would hold other values, in words; None where both promise the same to the bit."""
         samples = self.sample_ids.difference(other.sample_ids)
         found = [samples if samples.startswith(OTHER_PICTURES) else f"samples: {samples}"] if samples else []
-        for key in dict.fromkeys((*self.provenance, *other.provenance)):
-            if key not in _NO_SETTINGS and not (samples and key in {"samples", "data_fingerprint", "skipped"}):
-                found += _differences(key, self.provenance.get(key), other.provenance.get(key))
+        settings, others = (_settings(contents.provenance) for contents in (self, other))
+        for key in dict.fromkeys((*settings, *others)):
+            if not (samples and key in {"samples", "data_fingerprint", "skipped"}):
+                found += _differences(key, settings.get(key), others.get(key))
         if not samples and (classes := self._other_classes(other)):
             found.append(f"labels: {classes}")
         mine, yours = ({spec.key.label: spec for spec in contents.arrays} for contents in (self, other))
@@ -106,6 +107,14 @@ class Contents:
             return None
         names = dict(enumerate(self.classes))
         return [names.get(number, number) for number in np.asarray(self.labels).tolist()]
+
+
+def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Select what decides values; of pictures that were left out their names, and not why, which is a message."""
+    settings = {key: value for key, value in provenance.items() if key not in _NO_SETTINGS}
+    if isinstance(skipped := settings.get("skipped"), Mapping):
+        settings["skipped"] = sorted(skipped)
+    return settings
 
 
 def _some(names: list[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from repsim.errors import InvalidInputError, StoreError, UnknownNameError, reason
+from repsim.errors import Function, InvalidInputError, Remedy, StoreError, UnknownNameError, reason
 from repsim.labels import LayerKey, SampleIds
 from repsim.runtime.files import human
 from repsim.runtime.progress import Listener, told
@@ -68,8 +68,13 @@ class Activations:
         values, damaged = self.checked(start, stop)
         if damaged:
             raise StoreError(
-                f"{self._store.path}: {self.key} is damaged in {rows_in_words(damaged)}: the checksum does not "
-                "match. Extract the store again, or restore it from a copy (`repsim verify` lists all damage)"
+                f"{self._store.path}: {self.key} is damaged in {rows_in_words(damaged)}: the checksum does not match",
+                path=self._store.path,
+                remedy=Remedy(
+                    "extract the store again, or restore it from a copy (",
+                    Function("repsim.verify"),
+                    " lists all damage)",
+                ),
             )
         return values
 
@@ -112,13 +117,16 @@ class ActivationStore:
         told = int(self._read(self._layout.structure, 0, 1)[0])
         if told < layout.COMPLETE:
             raise StoreError(
-                f"{self.path} is incomplete: its extraction was interrupted, or is still running. "
-                "The same command again goes on where it stopped"
+                f"{self.path} is incomplete: its extraction was interrupted, or is still running",
+                path=self.path,
+                remedy=Remedy("the same extraction again goes on where it stopped"),
             )
         if told != layout.COMPLETE + self._structure_checksum():
             raise StoreError(
                 f"{self.path} is damaged outside of its arrays: its header, names, attributes, labels or checksums are "
-                "not what was written. Extract it again, or restore it from a copy"
+                "not what was written",
+                path=self.path,
+                remedy=Remedy("extract it again, or restore it from a copy"),
             )
 
     def _structure_checksum(self) -> int:
@@ -197,7 +205,7 @@ class ActivationStore:
 
     def __getitem__(self, name: str) -> Activations:
         if name not in self._arrays:
-            raise UnknownNameError("layer", name, self.layers, hint=f"in {self.path.name}")
+            raise UnknownNameError("layer", name, self.layers, where=f"in {self.path.name}")
         return self._arrays[name]
 
     def facts(self, name: str) -> dict[str, Any]:

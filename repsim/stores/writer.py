@@ -21,7 +21,18 @@ from weakref import WeakSet
 
 import numpy as np
 
-from repsim.errors import InvalidInputError, OutputError, RepsimError, StoreError, reason
+from repsim.errors import (
+    SAME_CALL,
+    Argument,
+    InvalidInputError,
+    Note,
+    OtherSettingsError,
+    OutputError,
+    Remedy,
+    RepsimError,
+    StoreError,
+    reason,
+)
 from repsim.labels import INPUT, LayerKey, SampleIds, check_name
 from repsim.runtime import interrupts
 from repsim.runtime.arrays import as_array, as_classes, is_tensor, same_rows
@@ -113,10 +124,7 @@ class StoreWriter:
         if difference := there.difference(self.contents):
             if self.overwrite:
                 return False
-            raise OutputError(
-                f"{self.partial} was made with other settings: {difference}. Use --overwrite to replace it, or another "
-                "folder"
-            )
+            raise OtherSettingsError(self.partial, difference)
         self.written = self._marks()
         return True
 
@@ -160,8 +168,8 @@ class StoreWriter:
         overflow = int(np.isfinite(np.asarray(values)).sum() - finite.sum())
         if overflow:
             raise InvalidInputError(
-                f"{spec.key}: {overflow} values overflow {dtype.name} (beyond {np.finfo(dtype).max:,.0f}), {at}; "
-                "use --dtype float32"
+                f"{spec.key}: {overflow} values overflow {dtype.name} (beyond {np.finfo(dtype).max:,.0f}), {at}",
+                remedy=Remedy("use ", Argument("dtype", "float32")),
             )
         raise InvalidInputError(f"{spec.key}: {int((~finite).sum())} values are NaN or infinite, {at}")
 
@@ -201,20 +209,23 @@ class StoreWriter:
         finally:
             self._close()
 
-    def _keep(self) -> str | None:
+    def _keep(self) -> Note | None:
         """Leave what was committed, and say so; leave nothing where there is nothing."""
-        kept = int(self._marks().sum())
-        if not kept or not self.partial.exists():
+        count = int(self._marks().sum())
+        if not count or not self.partial.exists():
             self.partial.unlink(missing_ok=True)
             return None
-        told = f"{kept} of {len(self.contents.sample_ids)} samples are kept in {self.partial}"
+        kept = f"{count} of {len(self.contents.sample_ids)} samples are kept in {self.partial}"
         if not self.overwrite:
-            return f"({told}: the same command on the same pictures goes on from there)"
-        if self.path.exists():  # then only --overwrite starts it, and starts it anew
-            return f"({self.path} is still the one from before)"
-        return f"({told}: the same command without --overwrite goes on from there)"
+            return Note(kept, remedy=Remedy(SAME_CALL, " on the same pictures goes on from there"))
+        if self.path.exists():  # then only overwrite=True starts it, and starts it anew
+            return Note(f"{self.path} is still the one from before")
+        return Note(
+            kept,
+            remedy=Remedy(SAME_CALL, " without ", Argument("overwrite", value=True), " goes on from there"),
+        )
 
-    def _give_up(self) -> str | None:
+    def _give_up(self) -> Note | None:
         """What `__exit__` does after an error, from another thread, where the process ends without it."""
         with suppress(OutputError):
             self.commit()
@@ -293,9 +304,7 @@ def stored(path: Path, contents: Contents, *, overwrite: bool = False) -> int:
         if difference := found.difference(contents):
             if overwrite:
                 continue
-            raise OutputError(
-                f"{there} was made with other settings: {difference}. Use --overwrite to replace it, or another folder"
-            )
+            raise OtherSettingsError(there, difference)
         return count
     return 0
 
@@ -317,7 +326,11 @@ def _read_partial(path: Path) -> tuple[Contents, extents.Layout]:
     try:
         return reader.read(path)
     except StoreError as error:
-        raise StoreError(f"what an interrupted run has left is damaged; --overwrite starts anew: {error}") from None
+        raise StoreError(
+            f"what an interrupted run has left is damaged: {error}",
+            path=path,
+            remedy=Remedy(Argument("overwrite", value=True), " starts anew"),
+        ) from None
 
 
 def _check(contents: Contents) -> None:

@@ -54,7 +54,7 @@ def warnings(evidence: Evidence) -> Iterator[str]:
     if evidence.permutations < needed:
         yield (
             f"{evidence.permutations} permutations are too few for {len(design.pairs)} pairs of models: no p-value can "
-            f"be below {ALPHA} after Holm's correction; use --permutations {needed} or more"
+            f"be below {ALPHA} after Holm's correction; {needed} or more are needed"
         )
     yield from _of_untrained(evidence)
     for each in evidence.measured:
@@ -69,7 +69,7 @@ def _of_untrained(evidence: Evidence) -> Iterator[str]:
     if not design.untrained:
         yield (
             "no untrained networks: it cannot be said how much of the similarity is learned; add "
-            "--controls untrained:3 (in a study file, untrained: 3)"
+            "untrained controls, three of each architecture for instance"
         )
         return
     stale = [
@@ -80,7 +80,7 @@ def _of_untrained(evidence: Evidence) -> Iterator[str]:
     if stale:
         yield (
             f"batch norm of {listed(stale)} was not recalibrated on the samples: in eval mode it does nothing in an "
-            "untrained network; extract with --weights random --recalibrate"
+            "untrained network; extract them again, recalibrated"
         )
     lacking = {m.architecture for m in design.trained} - {m.architecture for m in design.untrained}
     if lacking:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from repsim.errors import InvalidInputError, OutputError, RepsimError
+from repsim.errors import Argument, InvalidInputError, OtherSettingsError, Remedy, RepsimError
 from repsim.extraction import DType, Extraction, Samples, choose_stream
 from repsim.extractors import ImageSource, open_images
 from repsim.extractors.factory import make_extractor
@@ -72,8 +72,8 @@ def classes(design: Design) -> Control | None:
     for other in labelled[1:]:
         if not np.array_equal(_partition(other), numbers):
             raise InvalidInputError(
-                f"{labelled[0].path} and {other.path} give the same samples different class labels; extract one of "
-                "them again, with the same --labels"
+                f"{labelled[0].path} and {other.path} give the same samples different class labels",
+                remedy=Remedy("extract one of them again, with the same ", Argument("labels", of="extract")),
             )
     count = numbers.max() + 1
     return Control("labels", "class labels", np.eye(count)[numbers]) if 1 < count < design.n else None
@@ -158,7 +158,8 @@ def _images(member: Member, data: str | None, split: str | None, root: str | Non
         return open_images(where, split=part, root=root, max_pixels=max_pixels)
     except RepsimError as error:
         raise InvalidInputError(
-            f"{member.store.path} was made from {told}, and {error}; name the pictures with --data"
+            f"{member.store.path} was made from {told}, and {error.problem}",
+            remedy=Remedy("name the pictures with ", Argument("data")),
         ) from None
 
 
@@ -169,14 +170,15 @@ def _same_samples(images: ImageSource, member: Member) -> Samples:
     if missing:
         raise InvalidInputError(
             f"{images.name} lacks {len(missing)} of the {len(ids)} samples of {member.store.path}, the first "
-            f"{missing[0]}; "
-            "name the pictures that it was extracted from with --data"
+            f"{missing[0]}",
+            remedy=Remedy("name the pictures that it was extracted from with ", Argument("data")),
         )
     samples = Samples(images, [place[name] for name in ids])
     if difference := ids.difference(samples.ids):
         raise InvalidInputError(
             f"the pictures in {images.name} have the names of those of {member.store.path}, but are others "
-            f"({difference}); name the ones that it was extracted from with --data"
+            f"({difference})",
+            remedy=Remedy("name the ones that it was extracted from with ", Argument("data")),
         )
     if member.store.labels is not None:  # they may come from a table
         labels = np.zeros(len(images), np.int64)
@@ -208,6 +210,7 @@ def _extract(member: Member, seed: int, samples: Samples, folder: Path, device: 
     job = Extraction(extractor, samples, folder, how, dtype=dtype, recalibrate=True)
     try:
         job.already()
-    except OutputError as error:  # it speaks of extract's --overwrite; ours replaces the study
-        raise OutputError(f"{str(error).partition('. Use ')[0]}; delete it, and it is made anew") from None
+    except OtherSettingsError as error:  # overwrite=True of a study replaces the study, and not this
+        error.remedy = Remedy("delete it, and it is made anew")
+        raise
     return job.run()

@@ -7,8 +7,8 @@ import numpy as np
 import xarray as xr
 
 from repsim._version import __version__
-from repsim.results.files import STUDY, STUDY_VERSION
 from repsim.results.variables import describe
+from repsim.results.versions import STUDY, STUDY_VERSION
 from repsim.study import cautions, reading, words
 from repsim.study.chance import null_sd, pearson3, skewness
 from repsim.study.dataset_map import map_of_models, values_between_models

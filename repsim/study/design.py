@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from itertools import combinations
 from typing import Literal
 
-from repsim.errors import InvalidInputError
+from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.extractors.factory import family_of
 from repsim.labels import SampleIds
 from repsim.stores.alignment import AlignedView
@@ -183,7 +183,8 @@ def design(
         if forms != {"features"}:
             raise InvalidInputError(
                 f"{member.store.path}: a study needs the features of every sample, and {chosen} keeps only what CKA "
-                "needs; extract with --readout mean, cls or grid:K"
+                "needs",
+                remedy=Remedy("extract with ", Argument("readout", "mean", of="extract"), ", cls or grid:K"),
             )
     trained = tuple(member for member in members if member.trained)
     untrained = tuple(member for member in members if not member.trained)
@@ -228,11 +229,12 @@ def _readout(stores: Sequence[ActivationStore], wanted: str | None) -> str:
     common = [readout for readout in held[0] if all(readout in there for there in held)]
     if len(common) != 1:
         every = ", ".join(dict.fromkeys(readout for there in held for readout in there))
-        raise InvalidInputError(
-            f"the stores hold these readouts: {every}; name one that all of them have with --readout"
-            if common
-            else f"the stores have no readout in common ({every}); extract them alike"
-        )
+        if common:
+            raise InvalidInputError(
+                f"the stores hold these readouts: {every}",
+                remedy=Remedy("name one that all of them have with ", Argument("readout")),
+            )
+        raise InvalidInputError(f"the stores have no readout in common ({every})", remedy=Remedy("extract them alike"))
     return common[0]
 
 

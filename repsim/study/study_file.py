@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from repsim.errors import InvalidInputError, StoreError, UnknownNameError, reason
+from repsim.errors import Function, InvalidInputError, Remedy, StoreError, UnknownNameError, reason
 
 _LARGEST = 2**20
 """Bytes of a study file: more is another file, named by mistake."""
@@ -177,11 +177,13 @@ def parse_protocol(text: str, path: Path = Path("study.yaml")) -> Protocol:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        tab = mark is not None and "\t" in str(error)
+        tab = mark is not None and text[mark.index : mark.index + 1] == "\t"
         why = "a tab; YAML is indented with spaces" if tab else getattr(error, "problem", None) or reason(error)
         raise InvalidInputError(f"{path}{line}: this is no YAML: {why}") from None
     if node is None:
-        raise InvalidInputError(f"{path} is empty; `repsim run --example` prints a study file")
+        raise InvalidInputError(
+            f"{path} is empty", remedy=Remedy(Function("repsim.study.study_file.EXAMPLE"), " is a study file")
+        )
     protocol: Protocol = _Reader(path).section(node, Protocol)
     if not protocol.models:
         raise InvalidInputError(f"{path}: models: name at least one")
@@ -226,7 +228,7 @@ class _Reader:
         values = {}
         for name, at, value in self.items(node, what):
             if name not in known:
-                raise UnknownNameError("key", name, known, hint=f"({self.where(at)})")
+                raise UnknownNameError("key", name, known, where=self.where(at))
             if value.tag == "tag:yaml.org,2002:null" and known[name].default is None:
                 continue  # `limit:` with nothing after it is what it is by default
             values[name] = self.value(value, hints[name], name, known[name].metadata)
@@ -280,7 +282,7 @@ class _Reader:
         if kind is str and not node.value.strip():
             raise InvalidInputError(f"{self.where(node)}: {name} is empty")
         if choices and node.value not in choices:
-            raise UnknownNameError(f"value of {name}", node.value, choices, hint=f"({self.where(node)})")
+            raise UnknownNameError(f"value of {name}", node.value, choices, where=self.where(node))
         if kind is int:
             number = int(yaml.SafeLoader("").construct_yaml_int(node))
             if number < options.get("least", number):

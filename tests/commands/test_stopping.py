@@ -21,7 +21,7 @@ from click.testing import CliRunner
 import repsim
 from repsim.cli import main
 from repsim.engine.checkpoints import Ledger
-from repsim.errors import OutputError
+from repsim.errors import SAME_CALL, Note, OutputError, Remedy
 from repsim.runtime import interrupts
 from repsim.runtime.files import claimed, partial_path, replacing, tidy
 from tests.commands.test_run_command import SMALL
@@ -219,7 +219,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     with claimed(tmp_path / "b.csv"), replacing(file, overwrite=False) as partial:  # another file is another matter
         partial.write_text("first")
-    with pytest.raises(OutputError, match="exists; use --overwrite"):
+    with pytest.raises(OutputError, match="exists; use overwrite=True"):
         replacing(file, overwrite=False).__enter__()
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
@@ -293,7 +293,7 @@ def test_from_python_an_interruption_stays_one_and_says_what_is_kept(tmp_path: P
         (tmp_path / "r.nc.parts" / "x.0.partial").touch()  # of a run that was killed
         raise KeyboardInterrupt
     assert type(caught.value) is KeyboardInterrupt
-    note = f"(1 parts are kept in {tmp_path}/r.nc.parts: the same command goes on from there)"
+    note = f"1 parts are kept in {tmp_path}/r.nc.parts; the same call goes on from there"
     assert caught.value.__notes__ == [note]
     with ledger.claimed():
         assert [path.suffix for path in sorted((tmp_path / "r.nc.parts").iterdir())] == [".part", ""]
@@ -318,9 +318,8 @@ def test_every_command_says_what_it_will_do(typed: str, advice: str, monkeypatch
 
     def stop(**_: object) -> None:
         stop = KeyboardInterrupt()
-        stop.add_note(
-            "(3 of 8 samples are kept in a.h5.partial: the same command on the same pictures goes on from there)"
-        )
+        kept = "3 of 8 samples are kept in a.h5.partial"
+        stop.add_note(Note(kept, remedy=Remedy(SAME_CALL, " on the same pictures goes on from there")))
         raise stop
 
     monkeypatch.setattr(main.commands[name], "callback", stop)

@@ -212,12 +212,12 @@ def test_what_is_there_is_not_replaced(stores: list[Path], tmp_path: Path) -> No
 def test_a_comparison_command_refuses_a_study(stores: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "study.nc"
     succeed(*stores[:2], *FAST, "-o", out)
-    with pytest.raises(OSError, match="it is a study of `repsim universality`"):
+    with pytest.raises(OSError, match="it is a study of repsim.universality"):
         open_result(out)
     study = open_study(out)
     study.attrs["format_version"] = 99
     save_result(study, tmp_path / "new.nc")
-    with pytest.raises(OSError, match="has study format 99; this repsim reads 2. Install a newer repsim"):
+    with pytest.raises(OSError, match="has study format 99; this repsim reads 2; install a newer repsim"):
         open_study(tmp_path / "new.nc")
 
 

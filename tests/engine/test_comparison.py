@@ -228,12 +228,12 @@ def test_what_is_no_result_is_refused(tmp_path: Path, rng: np.random.Generator) 
     with pytest.raises(StoreError, match="no such file"):
         open_result(tmp_path / "r.nc")
     (tmp_path / "text.nc").write_text("hello")
-    with pytest.raises(StoreError, match="no result of repsim compare"):
+    with pytest.raises(StoreError, match="no result of repsim.compare"):
         open_result(tmp_path / "text.nc")
     with pytest.raises(StoreError, match="activation store"):
         open_result(store(tmp_path, "a", rng).path)
     xr.Dataset({"x": ("i", [1.0])}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
-    with pytest.raises(StoreError, match="no result of repsim compare"):
+    with pytest.raises(StoreError, match="no result of repsim.compare"):
         open_result(tmp_path / "other.nc")
 
 

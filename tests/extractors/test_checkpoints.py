@@ -134,7 +134,7 @@ def test_a_network_that_resamples_in_every_pass_is_trained_on_pictures_of_its_ar
 def test_a_network_of_fixed_size_whose_args_say_another_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, {"model": made("test_vit3").state_dict(), "args": ARGS})
     with pytest.raises(
-        WeightsError, match=r"args say pictures of 96 x 96, its tensors are of 160 x 160: say --img-size"
+        WeightsError, match=r"args say pictures of 96 x 96, its tensors are of 160 x 160; say img_size='160x160'"
     ):
         load_model("test_vit3", path)
 
@@ -206,7 +206,7 @@ def test_tables_that_fit_several_sizes_ask_which(tmp_path: Path) -> None:
     name = "swin_tiny_patch4_window7_224"
     model = made(name, img_size=256, window_size=8, depths=(1, 1, 1, 1))
     path = saved(tmp_path, model.state_dict())
-    with pytest.raises(WeightsError, match=r"which fits pictures of .*: say which with --img-size"):
+    with pytest.raises(WeightsError, match=r"which fits pictures of .*; say which with img_size="):
         load_model(name, path, options=ModelOptions.read(model_kwargs={"depths": (1, 1, 1, 1)}))
     loaded = load_model(name, path, options=ModelOptions.read(img_size=256, model_kwargs={"depths": (1, 1, 1, 1)}))
     assert same(loaded.model, model.state_dict())
@@ -442,7 +442,7 @@ def test_the_inference_form_of_a_network_is_built(tmp_path: Path) -> None:
 def test_weights_of_other_names_are_taken_in_order(tmp_path: Path) -> None:
     good = made("test_resnet", num_classes=5).state_dict()
     path = saved(tmp_path, {f"layer_{i}": value for i, value in enumerate(good.values())})
-    with pytest.raises(WeightsError, match=r"its names are layer_0, layer_1, .* --weights-match order"):
+    with pytest.raises(WeightsError, match=r"its names are layer_0, layer_1, .* weights_match='order'"):
         load_model("test_resnet", path)
     counted = {f"p{i}": value for i, (key, value) in enumerate(good.items()) if "tracked" not in key}
     loaded = load_model("test_resnet", saved(tmp_path, counted), options=ModelOptions.read(weights_match="order"))
@@ -481,21 +481,21 @@ def refused() -> dict[str, tuple[Any, dict[str, Any], str]]:
     more = good | {key.replace("blocks.5", "blocks.6"): value for key, value in good.items()}
     two = {"a": good, "b": zeros(good)}
     return {
-        "two that nothing tells apart": (two, {}, r"several sets of weights: a, b; say which with --weights-key"),
-        "a key it lacks": (two, {"weights_key": "c"}, r"no weights under 'c'; --weights-key takes a, b"),
+        "two that nothing tells apart": (two, {}, r"several sets of weights: a, b; say which with weights_key=KEY"),
+        "a key it lacks": (two, {"weights_key": "c"}, r"no weights under 'c'; weights_key takes a, b"),
         "a key of a bare one": (good, {"weights_key": "c"}, r"is a bare state_dict, without keys"),
         "a prefix it lacks": (good, {"weights_prefix": "c."}, r"no name in w\.pth begins with 'c\.'; .* cls_token, "),
         "an unknown prefix": (
             before("mine.", good),
             {},
-            r"its names are mine\.cls_token, .*--weights-prefix mine\. would",
+            r"its names are mine\.cls_token, .*weights_prefix='mine\.' would",
         ),
         "two networks in one": (
             before("net.", good) | before("network.", good),
             {"weights_prefix": "n"},
             r"does not fit",
         ),
-        "a block too few": (fewer, {}, r"12 missing: blocks\.5\.norm1\.weight, .*--model-kwarg"),
+        "a block too few": (fewer, {}, r"12 missing: blocks\.5\.norm1\.weight, .*model_kwargs"),
         "a block too many": (more, {}, r"12 that the network does not have: blocks\.6\.norm1\.weight, "),
         "other widths": (
             made(embed_dim=32).state_dict(),
@@ -505,9 +505,9 @@ def refused() -> dict[str, tuple[Any, dict[str, Any], str]]:
         "other patches": (
             made(patch_size=8).state_dict(),
             {},
-            r"patches of 8 x 8 pixels, .* of 16 x 16: .*patch_size=8",
+            r"patches of 8 x 8 pixels, .* of 16 x 16: .*patch_size': 8",
         ),
-        "no square": (made(img_size=(64, 128)).state_dict(), {}, r"pos_embed has 33 positions.* --img-size HxW"),
+        "no square": (made(img_size=(64, 128)).state_dict(), {}, r"pos_embed has 33 positions.* img_size=HxW"),
         "four channels": (made(in_chans=4).state_dict(), {}, r"pictures of 4 channels \(patch_embed\.proj\.weight"),
         "integers": (whole, {}, r"cls_token is int8, not a plain real"),
         "an unknown argument": (good, {"model_kwargs": ["nonsense=3"]}, r"cannot be built with nonsense=3: "),
@@ -558,16 +558,16 @@ def test_batch_norms_without_counters_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"img_size": 0}, r"--img-size is a number of pixels, or HEIGHTxWIDTH .*, not 0"),
-        ({"img_size": "96x"}, r"--img-size is .* not '96x'"),
-        ({"img_size": True}, r"--img-size is .* not True"),
-        ({"mean": "a"}, r"--mean is one number, or three .*, not 'a'"),
-        ({"mean": (0.1, 0.2)}, r"--mean is one number, or three"),
-        ({"std": "nan"}, r"--std is one number, or three"),
-        ({"std": 0}, r"--std divides, so it is above 0, not 0"),
-        ({"crop_pct": 2}, r"--crop-pct is one number above 0 and at most 1, not 2"),
-        ({"model_kwargs": ["a"]}, r"--model-kwarg is KEY=VALUE .*, not 'a'"),
-        ({"model_kwargs": ["a=1", "a=2"]}, r"--model-kwarg a is given twice: 1 and '2'"),
+        ({"img_size": 0}, r"img_size is a number of pixels, or HEIGHTxWIDTH .*, not 0"),
+        ({"img_size": "96x"}, r"img_size is .* not '96x'"),
+        ({"img_size": True}, r"img_size is .* not True"),
+        ({"mean": "a"}, r"mean is one number, or three .*, not 'a'"),
+        ({"mean": (0.1, 0.2)}, r"mean is one number, or three"),
+        ({"std": "nan"}, r"std is one number, or three"),
+        ({"std": 0}, r"std is above 0, as it divides, not 0"),
+        ({"crop_pct": 2}, r"crop_pct is one number above 0 and at most 1, not 2"),
+        ({"model_kwargs": ["a"]}, r"model_kwargs is KEY=VALUE .*, not 'a'"),
+        ({"model_kwargs": ["a=1", "a=2"]}, r"model_kwargs: a is given twice, as 1 and '2'"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(choices: Any, message: str) -> None:
@@ -577,14 +577,14 @@ def test_options_that_mean_nothing_are_refused(choices: Any, message: str) -> No
 
 def test_options_of_a_file_need_one_and_names_are_checked(tmp_path: Path) -> None:
     with pytest.raises(
-        InvalidInputError, match=r"--weights-key: for a file of weights only .*, not for --weights random"
+        InvalidInputError, match=r"weights_key: for a file of weights only .*, not for weights='random'"
     ):
         make_extractor("test_vit", weights="random", weights_key="model")
     with pytest.raises(UnknownNameError, match="unknown way to match weights 'ordr'; did you mean order"):
         ModelOptions.read(weights_match="ordr")
     with pytest.raises(UnknownNameError, match="unknown interpolation 'bicubc'; did you mean bicubic"):
         ModelOptions.read(interpolation="bicubc")
-    with pytest.raises(InvalidInputError, match="--img-size: not for a torch module"):
+    with pytest.raises(InvalidInputError, match="img_size: not for a torch module"):
         make_extractor(nn.Linear(3, 3), transform=lambda _: torch.ones(3, 4, 4), img_size=3)
 
 
@@ -616,7 +616,7 @@ def test_contrastive_networks_are_read_without_their_head(tmp_path: Path, name: 
 def test_every_prefix_that_would_fit_is_listed(tmp_path: Path) -> None:
     good = made().state_dict()
     path = saved(tmp_path, before("a.net.", good) | before("b.", zeros(good)))
-    with pytest.raises(WeightsError, match=r"--weights-prefix a\.net\. or b\. would make them fit"):
+    with pytest.raises(WeightsError, match=r"weights_prefix='a\.net\.' or weights_prefix='b\.' would make them fit"):
         load_model("test_vit", path)
     assert same(load_model("test_vit", path, options=ModelOptions.read(weights_prefix="a.net.")).model, good)
 
@@ -660,9 +660,7 @@ def test_a_file_of_another_kind_is_called_so(tmp_path: Path) -> None:
         archive.writestr("w/constants.pkl", b"")
     with pytest.raises(WeightsError, match="It is a TorchScript archive"):
         load_model("test_vit", str(tmp_path / "w.pt"))
-    with pytest.raises(
-        WeightsError, match=r"is a folder; of its files --weights takes one: lfs\.safetensors, page\.pth"
-    ):
+    with pytest.raises(WeightsError, match=r"is a folder, with the files lfs\.safetensors, page\.pth"):
         load_model("test_vit", str(tmp_path))
 
 

@@ -171,7 +171,7 @@ def test_offline_and_not_in_the_cache_names_the_two_other_ways(tmp_path: Path) -
     assert run(tmp_path, "test_resnet", HF_HUB_OFFLINE="1") == [
         (
             "no pretrained weights for test_resnet (timm/test_resnet.r160_in1k): they are not in the cache and the hub "
-            "cannot be reached. Use --weights FILE (.safetensors or .pth), or --weights random; "
+            "cannot be reached; use weights=FILE (.safetensors or .pth), or --weights random; "
             "HF_HUB_OFFLINE=1 skips the wait for the network"
         )
     ]
@@ -197,7 +197,7 @@ def test_a_model_that_the_hub_does_not_have(failed: tuple[dict[str, str], list[s
     assert said.startswith(f"no pretrained weights for {MISSING} (timm/{MISSING}.r160_in1k): ")
     assert "404" in said
     assert "cannot be reached" not in said
-    assert said.endswith("Use --weights FILE (.safetensors or .pth), or --weights random")
+    assert said.endswith("use weights=FILE (.safetensors or .pth), or weights='random'")
     assert any(MISSING in what for what in asked)
 
 
@@ -331,9 +331,7 @@ def test_weights_at_a_url_that_have_another_hash_than_their_name(hub: Any, at: A
 def test_a_server_that_is_not_there_or_has_no_such_file(hub: Any, at: Any, there: bool) -> None:
     kind, _, loading = at
     said = refusal(loading(f"{hub[0] if there else NOBODY}/w-0badc0de.pth"))
-    assert ("HTTP Error 404: Not Found. Use --weights FILE" in said) is there
-    assert (
-        "they are not in the cache and the" in said and "cannot be reached. Use --weights FILE" in said
-    ) is not there
+    assert ("HTTP Error 404: Not Found; use weights=FILE" in said) is there
+    assert ("they are not in the cache and the" in said and "cannot be reached; use weights=FILE" in said) is not there
     assert said.startswith("no pretrained weights for ")
     assert ("w-0badc0de.pth" in said, "\n" in said) == (True, False), kind

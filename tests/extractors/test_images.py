@@ -73,7 +73,7 @@ def test_the_fingerprint_is_of_these_pictures_in_this_order(pictures: Any, tmp_p
 
 def test_splits(pictures: Any) -> None:
     root = pictures(names=["train/cat/1.png", "train/dog/1.png", "val/cat/2.png", "val/dog/2.png"])
-    with pytest.raises(InvalidInputError, match="photos holds the splits train, val; choose one with --split"):
+    with pytest.raises(InvalidInputError, match="photos holds the splits train, val; choose one with split=NAME"):
         open_images(str(root))
     with pytest.raises(UnknownNameError, match="unknown split 'vall'; did you mean val"):
         open_images(str(root), split="vall")

@@ -245,7 +245,7 @@ def test_the_first_unreadable_picture_stops_the_stream_with_its_name(pictures: A
     extractor = TimmExtractor("test_resnet", weights="random")
     running = extractor.stream(open_images(str(root)), range(4), Stream(batch_size=2, workers=workers))
     assert next(running).rows == (0, 1)
-    with pytest.raises(ImageError, match=r"^cannot read the picture photo02.png: not a picture .* --skip-bad$"):
+    with pytest.raises(ImageError, match=r"^cannot read the picture photo02.png: not a picture .* skip_bad=True$"):
         next(running)
 
 

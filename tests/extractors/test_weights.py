@@ -204,7 +204,7 @@ def test_unknown_models_get_near_names() -> None:
     with pytest.raises(UnknownNameError, match="unknown pretrained tag 'a1_in2k'; did you mean a1_in1k"):
         check_name("resnet50.a1_in2k")
     check_name("resnet50.a1_in1k")
-    with pytest.raises(WeightsError, match=r"^timm has no pretrained weights for resnet\w+\. .*--weights random$"):
+    with pytest.raises(WeightsError, match=r"^timm has no pretrained weights for resnet\w+; .*weights='random'$"):
         load_model(without_weights())
 
 

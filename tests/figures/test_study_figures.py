@@ -23,8 +23,9 @@ from scipy import stats
 from repsim import figures
 from repsim.cli import main
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.results.files import STUDY_VERSION, save_result
+from repsim.results.files import save_result
 from repsim.results.variables import RELATIONS, STUDY_ATTRIBUTES, VARIABLES
+from repsim.results.versions import STUDY_VERSION
 from repsim.study.chance import holm
 from repsim.study.layer_matching import best_match
 

@@ -81,7 +81,7 @@ def test_names_cannot_leave_their_place(study: xr.Dataset, tmp_path: Path) -> No
 def test_a_page_is_never_overwritten_unasked_nor_half_written(study: xr.Dataset, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text("mine")
-    with pytest.raises(OutputError, match="use --overwrite"):
+    with pytest.raises(OutputError, match="use overwrite=True"):
         write_report(study, path)
     assert text_of(path) == "mine"
     with pytest.raises(InvalidInputError):
@@ -156,7 +156,7 @@ def test_pictures_are_there_only_when_asked_for(study: xr.Dataset, photos: Path,
         for name in ("without", "with")
     )
     assert without["pictures"] == {}
-    assert "--thumbnails DIR" in without["pictures_note"]
+    assert "(thumbnails)" in without["pictures_note"]
     pictures = with_them["pictures"]
     assert pictures["../../../etc/passwd"] == {"missing": "no such picture there"}
     assert pictures[NAMES[1]] == {"missing": "cannot be read"}

@@ -126,7 +126,7 @@ def test_nothing_of_a_file_is_parsed_before_its_digest_is_checked(
     (tmp_path / path.name).write_bytes(data)
     monkeypatch.setattr(h5py, "File", None)
     for read in (open_either, open_result, open_study):
-        with pytest.raises(StoreError, match=r"its digest does not match what is in it\. Take another copy"):
+        with pytest.raises(StoreError, match=r"its digest does not match what is in it; take another copy"):
             read(tmp_path / path.name)
 
 
@@ -435,7 +435,7 @@ def test_an_earlier_result_that_is_none(folder: Path) -> None:
         (study, "its 'format' is 'repsim-study'"),
         (result.drop_vars("layer_a"), "layer_a is missing"),
     ):
-        with pytest.raises(InvalidInputError, match=f"the earlier result is no result of repsim compare: .*{message}"):
+        with pytest.raises(InvalidInputError, match=f"the earlier result is no result of repsim.compare: .*{message}"):
             repsim.compare(*stores, ["cka"], known=known)
 
 

@@ -68,7 +68,7 @@ def test_a_long_provenance(tmp_path: Path) -> None:
 
 def test_what_exists_is_kept_unless_overwritten(tmp_path: Path) -> None:
     write_store(tmp_path / "s.h5", {"a": np.ones((4, 2))}, model="old").close()
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="use overwrite=True to replace it"):
         write_store(tmp_path / "s.h5", {"a": np.ones((4, 2))}, model="new")
     with pytest.raises(InvalidInputError):
         write_store(tmp_path / "s.h5", {"a": np.full((4, 2), np.inf)}, model="new", overwrite=True)
@@ -224,8 +224,8 @@ def test_nothing_is_kept_in_the_heap_of_hdf5(tmp_path: Path) -> None:
 def test_another_format(tmp_path: Path, version: int) -> None:
     write_store(tmp_path / "s.h5", {"a": np.ones((4, 2))}, model="m").close()
     edit(tmp_path / "s.h5", attribute("/", "format_version", version))
-    todo = "Extract it again" if version == 1 else "Install a newer repsim"
-    with pytest.raises(StoreError, match=f"format {version}; this repsim reads 2. {todo}"):
+    todo = "extract it again" if version == 1 else "install a newer repsim"
+    with pytest.raises(StoreError, match=f"format {version}; this repsim reads 2; {todo}"):
         open_store(tmp_path / "s.h5")
 
 

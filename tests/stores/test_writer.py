@@ -115,7 +115,7 @@ def interrupted(path: Path, plan: Contents, done: int = 6) -> None:
 
     with pytest.raises(ZeroDivisionError) as caught:
         work()
-    assert f"({done} of 8 samples are kept in {path}.partial" in caught.value.__notes__[0]
+    assert f"{done} of 8 samples are kept in {path}.partial" in caught.value.__notes__[0]
 
 
 def test_an_error_keeps_what_was_done_and_the_next_run_goes_on(tmp_path: Path) -> None:
@@ -173,9 +173,9 @@ def test_other_settings_are_refused_with_the_difference(
         assert stored(path, other) == 6
         return
     before = path.with_name("s.h5.partial").read_bytes()
-    with pytest.raises(OutputError, match=message + ".*--overwrite"):
+    with pytest.raises(OutputError, match=message + ".*overwrite=True"):
         stored(path, other)
-    with pytest.raises(OutputError, match=message + ".*--overwrite"), StoreWriter(path, other, resume=True):
+    with pytest.raises(OutputError, match=message + ".*overwrite=True"), StoreWriter(path, other, resume=True):
         raise AssertionError("not reached")
     assert path.with_name("s.h5.partial").read_bytes() == before, "a refusal has changed what is there"
     if "arrays" not in changes:
@@ -349,7 +349,7 @@ def test_a_damaged_partial_is_not_thrown_away(tmp_path: Path) -> None:
     os.truncate(partial, partial.stat().st_size - 100)
     before = partial.read_bytes()
     for attempt in (lambda: stored(path, contents()), lambda: StoreWriter(path, contents(), resume=True).__enter__()):
-        with pytest.raises(StoreError, match="run has left is damaged; --overwrite starts anew: .* cut off"):
+        with pytest.raises(StoreError, match="run has left is damaged: .* cut off; overwrite=True starts anew"):
             attempt()
     assert partial.read_bytes() == before
     with StoreWriter(path, contents()) as out:

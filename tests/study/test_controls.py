@@ -162,7 +162,7 @@ def test_what_was_kept_of_other_samples_is_one_clear_line(
     extract("digits_vit", data="digits", split="test", limit=10, out=tmp_path, weights="random").close()
     with pytest.raises(OutputError, match=r"random-seed0.h5 was made with other settings: .*; delete it") as told:
         make(trained, stack, 1, tmp_path)
-    assert "--overwrite" not in str(told.value)  # which would replace the study, and not this
+    assert "overwrite" not in str(told.value)  # which would replace the study, and not this
 
 
 def test_samples_in_another_order_are_found(trained: ActivationStore, stack: ExitStack, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_samples_in_another_order_are_found(trained: ActivationStore, stack: Exi
 def test_other_pictures_are_one_clear_line(
     trained: ActivationStore, stack: ExitStack, tmp_path: Path, pictures: Any
 ) -> None:
-    with pytest.raises(InvalidInputError, match=r"lacks 24 of the 24 samples of .*seed1\.h5, the first .*--data"):
+    with pytest.raises(InvalidInputError, match=r"lacks 24 of the 24 samples of .*seed1\.h5, the first .* with data"):
         make(trained, stack, 1, tmp_path, data=str(pictures(3)))
     with pytest.raises(InvalidInputError, match=r"lacks 24 of the 24 samples"):
         make(trained, stack, 1, tmp_path, data="digits", split="train")
@@ -204,7 +204,7 @@ def test_pictures_of_the_same_names_but_others(stack: ExitStack, tmp_path: Path,
     with pytest.raises(InvalidInputError, match=r"have the names of those of .*, but are others"):
         make(store, stack, 1, tmp_path, data=str(folder))
     with pytest.raises(
-        InvalidInputError, match=r"was made from photos, and no such folder.*; name the pictures with --da"
+        InvalidInputError, match=r"was made from photos, and no such folder.*; name the pictures with da"
     ):
         make(store, stack, 1, tmp_path)
 
