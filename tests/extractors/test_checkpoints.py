@@ -505,7 +505,7 @@ def refused() -> dict[str, tuple[Any, dict[str, Any], str]]:
         "other patches": (
             made(patch_size=8).state_dict(),
             {},
-            r"patches of 8 x 8 pixels, .* of 16 x 16: .*patch_size': 8",
+            r"patches of 8 x 8 pixels, .* of 16 x 16; .*patch_size': 8",
         ),
         "no square": (made(img_size=(64, 128)).state_dict(), {}, r"pos_embed has 33 positions.* img_size=HxW"),
         "four channels": (made(in_chans=4).state_dict(), {}, r"pictures of 4 channels \(patch_embed\.proj\.weight"),

@@ -171,7 +171,7 @@ def test_offline_and_not_in_the_cache_names_the_two_other_ways(tmp_path: Path) -
     assert run(tmp_path, "test_resnet", HF_HUB_OFFLINE="1") == [
         (
             "no pretrained weights for test_resnet (timm/test_resnet.r160_in1k): they are not in the cache and the hub "
-            "cannot be reached; use weights=FILE (.safetensors or .pth), or --weights random; "
+            "cannot be reached; use weights=FILE (.safetensors or .pth), or weights='random'; "
             "HF_HUB_OFFLINE=1 skips the wait for the network"
         )
     ]
@@ -218,7 +218,7 @@ def test_weights_that_need_a_login(failed: tuple[dict[str, str], list[str]]) -> 
         assert failed[0][name] == (
             f"no pretrained weights for {name} (timm/{name}.r160_in1k): the hub refuses access "
             f"({status}). If they exist, accept their terms on the hub's page and log in (`hf auth login`, or "
-            "HF_TOKEN). Use --weights FILE (.safetensors or .pth), or --weights random"
+            "HF_TOKEN); use weights=FILE (.safetensors or .pth), or weights='random'"
         )
 
 
@@ -321,8 +321,8 @@ def test_weights_at_a_url_that_have_another_hash_than_their_name(hub: Any, at: A
         return
     assert said == (  # torch compares while it downloads, and keeps nothing
         "no pretrained weights for torchvision/shufflenet_v2_x0_5 (w-0badc0de.pth): invalid hash value (expected "
-        f'"0badc0de", got "{hashlib.sha256(content).hexdigest()}"). Use --weights FILE (.safetensors or .pth), or '
-        "--weights random"
+        f'"0badc0de", got "{hashlib.sha256(content).hexdigest()}"); use weights=FILE (.safetensors or .pth), or '
+        "weights='random'"
     )
     assert not list(tmp_path.glob("hub/checkpoints/*"))
 
