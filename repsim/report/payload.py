@@ -112,7 +112,8 @@ def _read(result: xr.Dataset) -> list[dict[str, Any]]:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # written by something else
         what = "study" if _is_study(result) else "result"
         name = Path(result.encoding.get("source", f"this {what}")).name
-        why = schema.problem(result) or reason(error)
+        missing = schema.problem(result) if isinstance(error, KeyError) else None  # xarray would list all that is there
+        why = missing or reason(error)
         raise StoreError(f"{name} is damaged, or no whole {what}: {why}; make it again") from error
 
 
