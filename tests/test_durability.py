@@ -32,7 +32,7 @@ from repsim.stores.store import open_store, verify
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are watched through /proc")
 
-QUICK = "from repsim import cli, writing; writing.COMMIT_SECONDS = 0.05; cli.main()"
+QUICK = "from repsim import cli; from repsim.stores import writer; writer.COMMIT_SECONDS = 0.05; cli.main()"
 MODEL = "digits_vit.seed0"
 OPTIONS = [MODEL, "--data", "digits", "--limit", 600, "--batch-size", 2, "--workers", 0]
 SETTINGS: dict[str, Any] = {"limit": 600, "batch_size": 2, "workers": 0}
