@@ -1,7 +1,7 @@
 """How fast a report page opens and reacts, and its size: of the demo, and of ten models of 15 layers.
 
-    scripts/report_bench.py [STUDY.nc ...]          # of other studies
-    scripts/report_bench.py --pictures docs/pictures STUDY.nc
+    scripts/benchmarks/report_bench.py [STUDY.nc ...]          # of other studies
+    scripts/benchmarks/report_bench.py --pictures docs/pictures STUDY.nc
 
 Times are wall-clock milliseconds in headless Chromium, the median of some runs, until the picture is on the screen:
 from the start of loading `open` to the text and the first heatmaps, `live` until they answer, `all` to the last figure.
