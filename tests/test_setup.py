@@ -16,6 +16,18 @@ ROOT = Path(__file__).parents[1]
 INSTALLER = ROOT / "scripts" / "maintenance" / "install_with_uv.py"
 
 
+def test_the_top_of_scripts_is_what_everybody_runs() -> None:
+    top = {path.name for path in (ROOT / "scripts").iterdir()} - {"__pycache__"}
+    assert top == {"setup", "demo", "test", "check", "docs", "bench", "benchmarks", "validation", "maintenance"}
+
+
+def test_no_script_hides_a_library() -> None:
+    """Python looks into a script's own folder first."""
+    names = {path.stem for path in (ROOT / "scripts").rglob("*.py")}
+    assert names.isdisjoint(sys.stdlib_module_names)
+    assert not [name for name in names if importlib.util.find_spec(name)]
+
+
 @pytest.fixture(scope="module")
 def installer() -> ModuleType:
     spec = importlib.util.spec_from_file_location("install_with_uv", INSTALLER)
