@@ -119,6 +119,11 @@ def test_certificates_that_pip_finds_through_requests(installer: ModuleType, tmp
     assert variables["SSL_CERT_FILE"] == str(bundle)
 
 
+def test_bytecode_is_compiled_where_python_may_not_keep_it(installer: ModuleType) -> None:
+    assert "UV_COMPILE_BYTECODE" not in installer.translate({}, {"PYTHONDONTWRITEBYTECODE": ""})[0]
+    assert installer.translate({}, {"PYTHONDONTWRITEBYTECODE": "1"})[0]["UV_COMPILE_BYTECODE"] == "true"
+
+
 @pytest.mark.parametrize("name", ["target", "prefer-binary", "no-binary", "a-setting-of-tomorrow"])
 def test_a_setting_that_uv_would_ignore_is_left_to_pip(installer: ModuleType, name: str) -> None:
     with pytest.raises(installer.NotPossibleError, match=f"no counterpart of pip's setting `{name}`"):

@@ -78,6 +78,8 @@ def translate(pip: Mapping[str, str], environment: Mapping[str, str]) -> tuple[d
     # a new pip trusts the certificates of the system, uv those that it carries; requests, in pip, follows the others
     bundle = environment.get("REQUESTS_CA_BUNDLE") or environment.get("CURL_CA_BUNDLE")
     variables |= {"SSL_CERT_FILE": bundle} if bundle and Path(bundle).is_file() else {"UV_NATIVE_TLS": "true"}
+    # uv leaves it to Python to keep the bytecode of what is imported; where Python may not, each process would compile
+    variables |= {"UV_COMPILE_BYTECODE": "true"} if environment.get("PYTHONDONTWRITEBYTECODE") else {}
     overriding = dict[str, str]()
     for name, value in pip.items():
         if name == "no-index":
