@@ -1,4 +1,4 @@
-"""Real commands in real processes, killed, starved of room, or multiplied: a little of what scripts/torture does.
+"""Real commands in real processes, killed, starved of room, or multiplied: a little of scripts/validation/torture.
 
 What is left is held, bit for bit, against an extraction that nobody disturbed.
 """
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")  # held to the bit against pr
 
 @pytest.fixture(scope="module")
 def torture() -> ModuleType:
-    path = Path(__file__).parent.parent / "scripts" / "torture"
+    path = Path(__file__).parent.parent / "scripts" / "validation" / "torture"
     loader = importlib.machinery.SourceFileLoader("torture", str(path))
     spec = importlib.util.spec_from_loader("torture", loader)
     assert spec is not None
