@@ -12,7 +12,6 @@ from repsim.errors import InvalidInputError
 from repsim.figures.canvas import (
     COLUMN,
     NOTE,
-    RELATIONS,
     blank,
     footnote,
     has_pairs,
@@ -23,6 +22,7 @@ from repsim.figures.canvas import (
 )
 from repsim.figures.lettering import fold, plain
 from repsim.figures.selection import pick, traits
+from repsim.results.variables import RELATIONS
 from repsim.study.layer_matching import relative
 
 

@@ -13,7 +13,6 @@ from repsim.errors import InvalidInputError
 from repsim.figures.canvas import (
     COLUMN,
     NOTE,
-    RELATIONS,
     blank,
     footnote,
     has_pairs,
@@ -24,6 +23,7 @@ from repsim.figures.canvas import (
 )
 from repsim.figures.lettering import fold, plain, width_of
 from repsim.figures.selection import traits
+from repsim.results.variables import RELATIONS
 
 _PITCH = 0.135  # inches: a line of text of a row
 _CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {

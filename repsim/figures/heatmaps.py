@@ -19,6 +19,7 @@ from repsim.figures.lettering import dress, fold, plain, shorten, width_of
 from repsim.figures.scales import Scale, add_colour_bar, scale_of
 from repsim.figures.stages import boundaries
 from repsim.study.layer_matching import best_match
+from repsim.study.multiple_tests import holm
 
 _KEPT = 0.92  # what is left of a panel's length when everything around it has been laid out, at least
 _CELL = 0.115  # inches: a layer name of nearly 7 points fits beside it
@@ -290,8 +291,6 @@ def _draw_path(da: xr.DataArray, ax: Axes, cell: float) -> None:
 
 def _draw_marks(da: xr.DataArray, ax: Axes, scale: Scale, cell: float) -> None:
     """Cross out what is not above chance, white on dark cells and black on bright ones."""
-    from repsim.study.chance import holm  # noqa: PLC0415 - loads torch, which no comparison's figure needs
-
     if "p" not in da.coords:
         raise InvalidInputError(
             f"{label_of(da)} has no p-values to mark cells by; plain debiased CKA of a study has (figures.pick)"

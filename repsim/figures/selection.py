@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from repsim import metrics
 from repsim.errors import UnknownNameError
 from repsim.figures.canvas import has_pairs, known_measure
 
@@ -99,8 +100,6 @@ def every_pair(study: xr.Dataset, measure: str | None = None) -> Iterator[xr.Dat
 
 def traits(measure: str) -> dict[str, Any]:
     """What a measure of a study declares: label, sense and range, as a result's variable has them."""
-    from repsim import metrics  # noqa: PLC0415 - loads torch, which no comparison's figure needs
-
     spec, _, given = measure.partition(" given ")
     metric = metrics.get(spec)
     label = f"{metric.label}, given {given}" if given else metric.label

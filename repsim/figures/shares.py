@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from repsim.errors import InvalidInputError
 from repsim.figures.canvas import COLOURS, COLUMN, MARKERS, NOTE, blank, footnote, known_measure, settle, tidy
+from repsim.study.reading import known_shares
 
 _LOOKS = ("input", "universal", "family", "seed", "family_and_seed", "universal_and_family")
 
@@ -34,8 +35,6 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
     InvalidInputError
         If the study has no shares: it takes two trained models.
     """
-    from repsim.study.reading import known_shares  # noqa: PLC0415 - loads torch, which no comparison's figure needs
-
     known_measure(study, None)
     if not study.sizes.get("state") or np.isnan(study["share"].values).all():
         raise InvalidInputError(

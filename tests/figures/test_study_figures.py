@@ -25,8 +25,8 @@ from repsim.cli import main
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.results.files import STUDY_VERSION, save_result
 from repsim.results.variables import RELATIONS, STUDY_ATTRIBUTES, VARIABLES
-from repsim.study.chance import holm
 from repsim.study.layer_matching import best_match
+from repsim.study.multiple_tests import holm
 
 PAGE = Path(__file__).parents[2] / "docs" / "figures.md"
 DRAWN = ("heatmap", "figure", "plot_grid", "plot_depths", "plot_pairs", "plot_shares", "plot_map", "plot_measures")
