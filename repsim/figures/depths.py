@@ -21,7 +21,8 @@ from repsim.figures.canvas import (
     tidy,
 )
 from repsim.figures.lettering import fold, plain
-from repsim.figures.selection import pick, traits
+from repsim.figures.selection import pick
+from repsim.presentation.measures import traits
 from repsim.results.variables import RELATIONS
 from repsim.study.layer_matching import relative
 
@@ -80,7 +81,7 @@ def plot_depths(
         raise InvalidInputError(f"there is nothing to draw: no two models match under {measure}")
     own = ax is None
     ax = blank(width, width * (0.84 if show == "depth" else 0.6)) if ax is None else ax
-    label = plain(traits(measure)["label"])
+    label = plain(traits(measure).label)
     if show == "depth":
         ax.plot([0, 1], [0, 1], color="0.5", linewidth=0.8, linestyle=(0, (1, 2)), gid="identity", zorder=0)
         ax.set(ylim=(-0.02, 1.02), aspect="equal")

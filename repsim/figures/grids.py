@@ -14,9 +14,10 @@ from repsim.errors import InvalidInputError
 from repsim.figures.canvas import NOTE, PAD, PAGE, add_caption, known_measure, sized
 from repsim.figures.heatmaps import checked, draw, explained, known_variables, label_of, once
 from repsim.figures.lettering import dress, fold
-from repsim.figures.scales import label_colour_bar, scale_of
+from repsim.figures.scales import colours_of, extension, label_colour_bar
 from repsim.figures.selection import every_pair, pick
-from repsim.figures.stages import boundaries
+from repsim.presentation.scales import declared, scale_of
+from repsim.presentation.stages import boundaries
 
 _BAR = 0.75  # inches: the colour bar with its numbers and its label
 _CELL = 0.115  # inches: the name of a layer fits beside it
@@ -66,7 +67,8 @@ def plot_grid(
             f"one scale takes measures of one sense and one range, which {' and '.join(kinds.values())} do not have; "
             "draw them apart, or name one"
         )
-    scale = scale_of(panels[0], np.concatenate([np.asarray(panel.values, np.float64).ravel() for panel in panels]))
+    values = np.concatenate([np.asarray(panel.values, np.float64).ravel() for panel in panels])
+    scale = scale_of(values, *declared(panels[0].attrs))
     labels = list(dict.fromkeys(map(label_of, panels)))
     places = _triangle(panels) or _rows(panels, len(labels), width or PAGE)
     down, across = (max(place[k] for place in places) + 1 for k in (0, 1))
@@ -85,7 +87,7 @@ def plot_grid(
         _name_once(at, place, ax)
     drawn = [grid[place] for place in places]
     bar = figure.colorbar(
-        ScalarMappable(scale.norm, scale.colours), ax=drawn, extend=scale.extend, aspect=30, pad=0.02, fraction=0.05
+        ScalarMappable(*colours_of(scale)), ax=drawn, extend=extension(scale), aspect=30, pad=0.02, fraction=0.05
     )
     label_colour_bar(bar, scale, NOTE)
     label = labels[0] if len(labels) == 1 else "one scale for all panels"
@@ -155,7 +157,7 @@ def _panels(
 
 
 def _kind(panel: xr.DataArray) -> tuple[object, ...]:
-    return panel.attrs.get("sense", "similarity"), *map(float, panel.attrs.get("valid_range", (-math.inf, math.inf)))
+    return declared(panel.attrs)
 
 
 def _caption(panels: Sequence[xr.DataArray], *, path: bool | None, marks: bool | None) -> list[str]:

@@ -24,7 +24,8 @@ from repsim.figures.canvas import (
     tidy,
 )
 from repsim.figures.lettering import fold, plain, shorten, width_of
-from repsim.figures.selection import traits
+from repsim.presentation.measures import traits
+from repsim.study.reading import axis_shares
 
 _AROUND = 16
 _FAR = 90  # points: a name further from its point than this is left out
@@ -62,12 +63,11 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
     clusters, families = at["cluster"].values.tolist(), study["family"].values.tolist()
     models = shorten([plain(model) for model in study["model"].values], 0.4 * width, NOTE)
     of = list(dict.fromkeys(families))
-    eigenvalues = np.nan_to_num(at["map_eigenvalues"].values).clip(0)
-    if places.shape[1] < 2 or not eigenvalues.sum() > 0:
+    parts = axis_shares(at["map_eigenvalues"].values)
+    if places.shape[1] < 2 or not parts.any():
         raise InvalidInputError(f"there is nothing to draw: under {measure} all models are in one place")
     own = ax is None
     ax = blank(width, 0.85 * width) if ax is None else ax
-    parts = eigenvalues / eigenvalues.sum()
     tidy(ax, f"axis 1 ({parts[0]:.0%} of squared distances)", f"axis 2 ({parts[1]:.0%})")
     ax.set_aspect("equal", adjustable="datalim")
     several = max(clusters) > 0
@@ -96,7 +96,7 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
         ncols=max(1, int(width * 60 // (widest + 22))), handletextpad=0.1, columnspacing=0.8,
     )  # fmt: skip
     if own:
-        label = f"{plain(traits(measure)['label'])}, mean over matched depths."
+        label = f"{plain(traits(measure).label)}, mean over matched depths."
         settle(ax.figure.figure, footnote(study, label, _reading(at, several=several)))
     _name_points(ax, places, models)
     return ax

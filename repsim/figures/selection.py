@@ -1,14 +1,13 @@
-"""What of a study a figure draws: one pair of models under one measure, as a comparison would hold it."""
+"""Selects one pair of models of a study under one measure, as a comparison would hold it."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from repsim import metrics
 from repsim.errors import UnknownNameError
 from repsim.figures.canvas import has_pairs, known_measure
+from repsim.presentation.measures import traits
 
 
 def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArray:
@@ -55,9 +54,9 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
     at = study.sel(measure=measure, pair=pair if pair in names else turned)
     a, b = (str(at[f"pair_{side}"].item()) for side in "ab")
     rows, columns = study["model_a"].values == a, study["model_b"].values == b
-    attrs = traits(measure)
+    declares = traits(measure)
     table = at[["value", "p"]].isel(layer_a=rows, layer_b=columns)
-    value = table["value"] if attrs["sense"] == "similarity" else -table["value"]
+    value = table["value"] if declares.sense == "similarity" else -table["value"]
     one = xr.DataArray(
         value.values,
         dims=("layer_a", "layer_b"),
@@ -78,7 +77,12 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
             "data": study["data"].item(),
         },
         name=measure,
-        attrs=attrs,
+        attrs={
+            "label": declares.label,
+            "spec": measure,
+            "sense": declares.sense,
+            "valid_range": list(declares.valid_range),
+        },
     )
     if not np.isnan(table["p"].values).all():
         one = one.assign_coords(p=(one.dims, table["p"].values))
@@ -96,11 +100,3 @@ def every_pair(study: xr.Dataset, measure: str | None = None) -> Iterator[xr.Dat
     order = study["model"].values.tolist()
     for pair, a, b in zip(*(study[name].values.tolist() for name in ("pair", "pair_a", "pair_b")), strict=True):
         yield pick(study, pair if order.index(a) > order.index(b) else f"{b} x {a}", measure)
-
-
-def traits(measure: str) -> dict[str, Any]:
-    """What a measure of a study declares: label, sense and range, as a result's variable has them."""
-    spec, _, given = measure.partition(" given ")
-    metric = metrics.get(spec)
-    label = f"{metric.label}, given {given}" if given else metric.label
-    return {"label": label, "spec": measure, "sense": metric.sense, "valid_range": list(metric.bounds)}

@@ -1,4 +1,8 @@
-"""What a page knows: studies, or comparisons, as one value that JSON can say. The scripts beside this file draw it."""
+"""Makes of studies, or comparisons, everything that a page shows, as one value that JSON can hold.
+
+What is shown, in which order, under which name and on which scale is decided here; the scripts beside this file
+draw it.
+"""
 
 import json
 import math
@@ -8,12 +12,18 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
-from repsim import metrics
 from repsim.errors import InvalidInputError, RepsimError, SampleMismatchError, StoreError, reason
-from repsim.report import packing
+from repsim.presentation.measures import traits
+from repsim.presentation.scales import declared, scale_of
+from repsim.presentation.stages import boundaries, runs
+from repsim.report import captions, packing
+from repsim.report.pictures import SHOWN
 from repsim.results.files import STUDY
+from repsim.results.variables import RELATIONS
 from repsim.study import formatting, reading
+from repsim.study.layer_matching import relative
 
 LAYERS = ("layer_a", "layer_b")
 _MATRICES = ("value", "low", "high", "chance", "chance_sd", "z", "p")
@@ -22,9 +32,6 @@ _BARE = (
     "A comparison: how alike two layers are, and no more. Chance levels, intervals, controls and the match of whole "
     "networks are in a study (repsim universality)."
 )
-_GIVEN = " given "
-_STORES = ("extractor", "architecture", "weights", "weights_sha256", "seed", "batch_norm", "device", "repsim_version")
-"""What is told of every store; the rest of its provenance is in the file."""
 
 
 def payload(results: Sequence[xr.Dataset]) -> dict[str, Any]:
@@ -96,7 +103,7 @@ def _is_study(result: xr.Dataset) -> bool:
 def _title(part: Mapping[str, Any]) -> str:
     a, b = (list(dict.fromkeys(part["sides"][side]["models"])) for side in "ab")
     if part["kind"] == "study":
-        families = list(dict.fromkeys(model["family"] for model in part["models"] if model["trained"]))
+        families = list(dict.fromkeys(part["coords"]["family"]))
         if len(a) == 1:
             return f"One network: {a[0]}"
         return f"How alike are {len(a)} networks of {formatting.listed(families)}?"
@@ -140,39 +147,46 @@ def _of_comparison(result: xr.Dataset, names: Sequence[str], readout: str) -> di
         for note in _told(each, kind)
     ]
     own = {str(each) for side in "ab" for each in np.atleast_1d(result.coords.get(f"readout_{side}", ""))} - {""}
-    return {
-        "kind": "comparison",
-        "readout": readout or ", ".join(sorted(own)),
+    palettes = _Palettes()
+    measures = []
+    for each in values:
+        value, bounds = np.asarray(each.values, np.float64), declared(each.attrs)
+        measures.append(_about_result(each) | {"views": {"value": palettes.view(value, *bounds)}})
+    sides = {side: _side(result, side) for side in "ab"}
+    return _common(result, readout or ", ".join(sorted(own)), stores, measures) | {
         "summary": [_BARE],
         "warnings": [*dict.fromkeys(notes), *_told(result, "left_out")],
-        "models": list(_models(stores, [])),
-        "sides": {side: _side(result, side) for side in "ab"},
-        "measures": [_measure(str(each.attrs.get("spec", each.name)), each.attrs) for each in values],
-        "coords": {},
+        "sides": sides,
+        "palettes": palettes.stops,
+        "coords": _pairs_of(sides),
         "variables": {},
         "matrices": {"value": [packing.matrix(each.values, ~np.isnan(each.values), "f8") for each in values]},
-        "facts": _facts(result),
     }
 
 
 def _of_study(study: xr.Dataset) -> dict[str, Any]:
-    families = dict(zip(study["model"].values.tolist(), study["family"].values.tolist(), strict=True))
     small = {str(name): each for name, each in study.data_vars.items() if not set(LAYERS) <= set(each.dims)}
-    kernel = reading.strictest(study)
     if missing := [name for name in _NAMED if name not in study.coords]:  # a study of one model has them, too
         raise KeyError(missing[0])
-    return {
-        "kind": "study",
-        "readout": str(study["readout"].item()),
+    untrained = _told(study, "untrained")
+    palettes = _Palettes()
+    measures = [_about_study(study, spec, palettes) for spec in study["measure"].values.tolist()]
+    return _common(study, str(study["readout"].item()), _told(study, "stores", dict), measures) | {
         "summary": _told(study, "summary"),
         "warnings": _told(study, "warnings"),
-        "verdict": reading.verdict(study),
-        "strictest": kernel,
-        "known_shares": list(reading.known_shares(study)),
-        "share_names": {name: reading.name_of(study, name) for name in study["share_of"].values.tolist()},
-        "models": list(_models(_told(study, "stores", dict), _told(study, "untrained"), families)),
+        "tiles": list(captions.tiles(study)),
         "sides": {side: _side(study, side) for side in "ab"},
-        "measures": [_measure(spec) for spec in study["measure"].values.tolist()],
+        "palettes": palettes.stops,
+        "uncontrolled": "none of this pair under this measure" if untrained else "no untrained networks",
+        "relations": [relation for relation in RELATIONS if relation in study["relation"].values],
+        "shares": _shares(study),
+        "shares_note": captions.shares_note(study["state"].values.tolist()),
+        "ceilings": {kernel: captions.ceilings(study, kernel) for kernel in study["kernel"].values.tolist()},
+        "maps": {
+            name: captions.map_of(study, name)
+            for name in (study["map"].values.tolist() if "map_coordinates" in study else ())
+        },
+        "stimuli": _stimuli(study),
         "coords": {
             str(name): _plain(each.values)
             for name, each in study.coords.items()
@@ -180,7 +194,113 @@ def _of_study(study: xr.Dataset) -> dict[str, Any]:
         },
         "variables": {name: {"dims": list(map(str, each.dims)), **_packed(each)} for name, each in small.items()},
         "matrices": _matrices(study),
-        "facts": _facts(study),
+    }
+
+
+def _common(
+    result: xr.Dataset, readout: str, stores: Sequence[Mapping[str, Any]], measures: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Make what studies and comparisons both have."""
+    facts, is_study = _facts(result), _is_study(result)
+    return {
+        "kind": "study" if is_study else "comparison",
+        "readout": readout,
+        "subtitle": captions.subtitle(readout, facts),
+        "measures": measures,
+        "sources": captions.sources(measures),
+        "networks": captions.networks(list(_models(result, stores)), study=is_study),
+        "facts": facts,
+    }
+
+
+class _Palettes:
+    """The colours of all views of a part, each kept once."""
+
+    def __init__(self) -> None:
+        self.stops: list[list[tuple[float, str]]] = []
+
+    def view(
+        self, values: NDArray[np.float64], valid_range: tuple[float, float], sense: str = "similarity"
+    ) -> dict[str, Any]:
+        """Choose the scale of a matrix: its ends, and the place of its colours."""
+        scale = scale_of(values, valid_range, sense)
+        if scale.stops not in self.stops:
+            self.stops.append(scale.stops)
+        low, high = scale.shown
+        return {"low": float(low), "high": float(high), "palette": self.stops.index(scale.stops)}
+
+
+def _about_study(study: xr.Dataset, measure: str, palettes: _Palettes) -> dict[str, Any]:
+    """Describe a measure of a study: its names, its views, and what is shown beside it elsewhere on the page.
+
+    ``most`` is what equal layers have, the 1 of the calibrated view.
+    """
+    about: dict[str, Any] = {"name": measure, "label": measure, "formula": "", "citation": "", "most": 1}
+    bounds = -math.inf, math.inf
+    try:
+        declares = traits(measure)
+    except RepsimError:  # a third party's, which is not installed here
+        pass
+    else:
+        bounds = declares.similarity_range
+        sign = "" if declares.sense == "similarity" else " (a distance, shown as its negative: more is more alike)"
+        about["label"] = declares.label + sign
+        about |= {"formula": declares.formula, "citation": declares.citation}
+        about["most"] = bounds[1] if math.isfinite(bounds[1]) else None
+    at = study.sel(measure=measure)
+    value, z = at["value"].values, at["z"].values
+    views = {"value": palettes.view(value, bounds)}
+    if about["most"] is not None and np.isfinite(at["threshold_largest"].values).any():
+        views["calibrated"] = palettes.view(value, (0.0, 1.0))
+    if (finite := z[np.isfinite(z)]).size:
+        views["z"] = palettes.view(z, (min(0.0, finite.min()), max(0.0, finite.max())))
+    kernel = measure if measure in study["kernel"].values else reading.strictest(study)
+    maps = study["map"].values.tolist() if "map" in study.coords else []
+    return about | {
+        "views": views,
+        "kernel": kernel,
+        "map": next((name for name in (measure, kernel, *maps[:1]) if name in maps), None),
+        "pairs_note": captions.pairs_note(study, measure),
+    }
+
+
+def _about_result(variable: xr.DataArray) -> dict[str, Any]:
+    name = str(variable.attrs.get("spec", variable.name))
+    told = {key: str(variable.attrs.get(key) or "") for key in ("label", "formula", "citation")}
+    return {"name": name, **told, "label": told["label"] or name}
+
+
+def _shares(study: xr.Dataset) -> list[dict[str, Any]]:
+    """Name the shares that these models can tell apart, each with the place of its colour."""
+    places = reading.share_places(study)
+    return [
+        {"name": name, "label": label, "place": places[name]} for name, label in reading.known_shares(study).items()
+    ]
+
+
+def _stimuli(study: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Choose, under every kernel, the samples that networks agree on most and least."""
+    if "agreement" not in study:
+        return {}
+    whose = "across families" if len(set(study["family"].values)) > 1 else "of all pairs"
+    chosen = {}
+    for kernel in study["kernel"].values.tolist():
+        most, least = reading.extremes(study["agreement"].sel(kernel=kernel).values, SHOWN)
+        note = f"How much a stimulus adds to, or takes from, the mean index {whose} ({kernel})."
+        chosen[kernel] = {"most": most, "least": least, "note": note}
+    return chosen
+
+
+def _pairs_of(sides: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Name the pairs of models of a comparison, as a study has them: each once where both sides are the same."""
+    a, b = ([run["model"] for run in sides[side]["runs"]] for side in "ab")
+    once = sides["a"]["models"] == sides["b"]["models"] and len(a) > 1
+    pairs = [(first, second) for i, first in enumerate(a) for j, second in enumerate(b) if not once or j > i]
+    return {
+        "pair": [f"{first} x {second}" for first, second in pairs],
+        "pair_a": [first for first, _ in pairs],
+        "pair_b": [second for _, second in pairs],
+        "relation": [""] * len(pairs),
     }
 
 
@@ -202,73 +322,43 @@ def _matrices(study: xr.Dataset) -> dict[str, list[dict[str, Any] | None]]:
     return made
 
 
-def _side(result: xr.Dataset, side: str) -> dict[str, list[str]]:
-    """Names of layers without their models', and the models."""
+def _side(result: xr.Dataset, side: str) -> dict[str, Any]:
+    """List the layers of one side without their models' names, and where models and their stages begin."""
     models = _plain(result[f"model_{side}"].values)
-    layers = _plain(result[f"layer_{side}"].values)
-    return {
-        "models": models,
-        "layers": [layer.removeprefix(f"{model}/") for model, layer in zip(models, layers, strict=True)],
-    }
+    layers = [
+        layer.removeprefix(f"{model}/")
+        for model, layer in zip(models, _plain(result[f"layer_{side}"].values), strict=True)
+    ]
+    along = [
+        {
+            "model": run.model,
+            "first": run.first,
+            "count": run.count,
+            "stages": boundaries(layers[run.first : run.first + run.count]),
+            "depths": np.nan_to_num(relative(range(run.count), run.count)).round(4).tolist(),
+        }
+        for run in runs(models)
+    ]
+    return {"models": models, "layers": layers, "runs": along}
 
 
-def _measure(spec: str, attrs: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What is to be known of a measure in order to draw it. ``most``: what equal layers have, in a study."""
-    base, _, given = spec.partition(_GIVEN)
-    made = {
-        "name": spec,
-        "label": spec,
-        "sense": "similarity",
-        "range": [None, None],
-        "most": 1,
-        "formula": "",
-        "citation": "",
-    }
-    try:
-        metric = metrics.get(base)
-    except RepsimError:  # a third party's, which is not installed here
-        metric = None
-    if attrs is not None:
-        low, high = map(float, attrs.get("valid_range", (math.nan, math.nan)))
-        told = {key: str(attrs[key]) for key in ("label", "sense", "formula", "citation") if attrs.get(key)}
-        return made | told | {"range": _finite(low, high)}
-    if metric is None:
-        return made
-    low, high = metric.bounds
-    if metric.sense == "distance":  # a study has distances as their negatives: more is more alike
-        low, high = -high, -low
-    sign = "" if metric.sense == "similarity" else " (a distance, shown as its negative: more is more alike)"
-    label = metric.label if not given else f"Partial {metric.label}, given {given}"
-    return made | {
-        "label": label + sign,
-        "range": _finite(low, high),
-        "most": high if math.isfinite(high) else None,
-        "formula": metric.formula,
-        "citation": metric.citation,
-    }
-
-
-def _finite(*bounds: float) -> list[float | None]:
-    return [bound if math.isfinite(bound) else None for bound in bounds]
-
-
-def _models(
-    stores: Sequence[Mapping[str, Any]], untrained: Sequence[str], families: Mapping[str, str] | None = None
-) -> Iterator[dict[str, Any]]:
-    """What is known of every network, once."""
+def _models(result: xr.Dataset, stores: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Describe every network, once; family and training are a study's."""
+    known = [_plain(result[name].values) for name in ("model", "family")] if _is_study(result) else ([], [])
+    families = dict(zip(*known, strict=True))
+    untrained = _told(result, "untrained")
     seen: set[str] = set()
     for store in stores:
         name, provenance = str(store.get("model", "")), store.get("provenance") or {}
         if name in seen:
             continue
         seen.add(name)
-        told = {key: str(provenance[key]) for key in _STORES if provenance.get(key) is not None}
-        yield {
+        told = {str(key): str(value) for key, value in provenance.items() if value is not None}
+        yield told | {
             "name": name,
-            "family": (families or {}).get(name, ""),
+            "family": families.get(name, ""),
             "trained": name not in untrained,
             "checksum": str(store.get("checksum", "")),
-            **told,
         }
 
 
