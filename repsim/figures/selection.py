@@ -1,6 +1,7 @@
 """Selects one pair of models of a study under one measure, as a comparison would hold it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -60,22 +61,7 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
     one = xr.DataArray(
         value.values,
         dims=("layer_a", "layer_b"),
-        coords={
-            **{
-                f"layer_{side}": [str(layer).removeprefix(f"{model}/") for layer in table[f"layer_{side}"].values]
-                for side, model in (("a", a), ("b", b))
-            },
-            **{
-                f"model_{side}": (f"layer_{side}", [model] * n)
-                for side, model, n in zip("ab", (a, b), value.shape, strict=True)
-            },
-            **{
-                f"readout_{side}": (f"layer_{side}", [study["readout"].item()] * n)
-                for side, n in zip("ab", value.shape, strict=True)
-            },
-            "n_samples": study["n_samples"].item(),
-            "data": study["data"].item(),
-        },
+        coords=_sides_of(table, a, b) | {name: study[name].item() for name in ("n_samples", "data")},
         name=measure,
         attrs={
             "label": declares.label,
@@ -92,6 +78,18 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
         one, direction = one.rename(swap).transpose("layer_a", "layer_b"), 1
     match = at["match"].isel(direction=direction).values[: one.shape[0]]
     return one.assign_coords(match=("layer_a", match))
+
+
+def _sides_of(table: xr.Dataset, a: str, b: str) -> dict[str, Any]:
+    """Name the layers of two models as a comparison does: the layer, its model, its readout."""
+    coords: dict[str, Any] = {}
+    for side, model in (("a", a), ("b", b)):
+        dim = f"layer_{side}"
+        layers = [str(layer).removeprefix(f"{model}/") for layer in table[dim].values]
+        coords[dim] = layers
+        coords[f"model_{side}"] = (dim, [model] * len(layers))
+        coords[f"readout_{side}"] = (dim, [table["readout"].item()] * len(layers))
+    return coords
 
 
 def every_pair(study: xr.Dataset, measure: str | None = None) -> Iterator[xr.DataArray]:

@@ -67,5 +67,5 @@ def boundaries(layers: Iterable[str]) -> list[int]:
 
 def _stage(layer: str) -> str:
     """The name up to its first number, if another number follows: of a block, which that of a sublayer is not."""
-    found = re.match(r"(?:(.*?[^\d.]\d+)\.(?:.*?\d+)(?:\.|$)|(.*?\.\d+)\.(?:.*\.)?\d+(?:\.|$))", layer)
-    return (found[1] or found[2]) if found else ""
+    match = re.match(r"(?:(.*?[^\d.]\d+)\.(?:.*?\d+)(?:\.|$)|(.*?\.\d+)\.(?:.*\.)?\d+(?:\.|$))", layer)
+    return (match[1] or match[2]) if match else ""

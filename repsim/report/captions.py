@@ -51,11 +51,11 @@ def interval(low: float, high: float, digits: int) -> str:
 
 def subtitle(readout: str, facts: Mapping[str, str]) -> str:
     """Say on what networks were compared, and when."""
-    told = [f"{facts.get('samples', MISSING)} samples of {facts.get('data', MISSING)}"]
-    told += [f"readout {readout}"] if readout else []
-    told += [f"{facts['permutations']} permutations"] if facts.get("permutations") else []
-    told += [f"made {facts['created'][:10]}"] if facts.get("created") else []
-    return " · ".join(told)
+    parts = [f"{facts.get('samples', MISSING)} samples of {facts.get('data', MISSING)}"]
+    parts += [f"readout {readout}"] if readout else []
+    parts += [f"{facts['permutations']} permutations"] if facts.get("permutations") else []
+    parts += [f"made {facts['created'][:10]}"] if facts.get("created") else []
+    return " · ".join(parts)
 
 
 def tiles(study: xr.Dataset) -> Iterator[dict[str, Any]]:
@@ -141,13 +141,14 @@ def networks(models: Sequence[Mapping[str, Any]], *, study: bool) -> dict[str, l
     rows = []
     for model in models:
         state = [model["family"] or MISSING, "trained" if model["trained"] else "untrained"] if study else []
-        told = [str(model.get(key, MISSING))[: _HASH if key == "weights_sha256" else None] for key in columns]
-        rows.append([model["name"], *state, *told])
+        cells = [str(model.get(key, MISSING))[: _HASH if key == "weights_sha256" else None] for key in columns]
+        rows.append([model["name"], *state, *cells])
     return {"columns": ["Network", *(["Family", "State"] if study else []), *columns.values()], "rows": rows}
 
 
 def sources(measures: Sequence[Mapping[str, Any]]) -> str:
     """Ask to cite those whose measures these are."""
-    known = [(each["name"].split(GIVEN)[0], each["citation"]) for each in measures if each["citation"]]
-    cited = dict.fromkeys(f"{name}: {citation}" for name, citation in known)
+    cited = dict.fromkeys(
+        f"{about['name'].split(GIVEN)[0]}: {about['citation']}" for about in measures if about["citation"]
+    )
     return f"Please also cite whose measures you report: {'. '.join(cited)}." if cited else ""

@@ -1,4 +1,4 @@
-"""One self-contained page: one file, which asks nothing of any server and runs nothing but its own script."""
+"""Writes one self-contained page: a file that makes no network requests and runs nothing but its own scripts."""
 
 import base64
 import hashlib

@@ -1,5 +1,8 @@
 """Page and figures show the same stages, colours, shares, maps and pairs, wherever both draw them."""
 
+import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from repsim import figures
 from repsim.figures.canvas import COLOURS
 from repsim.figures.scales import colours_of
 from repsim.presentation.scales import scale_of
+from repsim.report import captions
 from repsim.report.payload import payload
 from repsim.study.chance import calibrated
 from tests.figures.test_study_figures import make_study, whole
@@ -183,3 +187,23 @@ def test_nothing_is_decided_twice() -> None:
     scripts = "".join(path.read_text("utf-8") for path in SCRIPTS)
     for word in ("#000004", "family_and_seed", "same architecture", "valid_range", "lastIndexOf"):
         assert word not in scripts, word
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node, which runs scripts without a browser, is not installed")
+def test_numbers_are_written_alike() -> None:
+    """By text.js in what a pointer reads, and by captions.py in what stands beside the figures."""
+    rng = np.random.default_rng(0)
+    values = [*rng.normal(size=50), *(rng.normal(size=50) / 1e4), 0.0, 1.0, -1.0, 1e-9, -1e-9, -0.00004, float("nan")]
+    script = SCRIPTS[0].with_name("text.js").read_text("utf-8")
+    code = f"""
+const document = {{ createElement: () => ({{ getContext: () => null }}) }};
+{script}
+const values = {json.dumps([None if np.isnan(value) else value for value in values])}.map((value) => value ?? NaN);
+const digits = [0, 1, 2, 3, 4];
+const written = (value, other, n) => [fixed(value, n), interval(value, other, n)];
+console.log(JSON.stringify(values.map((value, k) => digits.map((n) => written(value, values[k - 1] ?? 0, n)))));
+"""
+    run = subprocess.run([str(shutil.which("node")), "-e", code], capture_output=True, encoding="utf-8", check=True)
+    for k, (value, row) in enumerate(zip(values, json.loads(run.stdout), strict=True)):
+        other = values[k - 1] if k else 0.0
+        assert row == [[captions.fixed(value, n), captions.interval(value, other, n)] for n in range(5)]
