@@ -1,0 +1,66 @@
+"""Options of commands, made of the classes in which the library writes them once (`repsim.runtime.options`)."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from repsim.runtime.options import Option, options_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def options(
+    *kinds: type,
+    flags: Mapping[str, Sequence[str]] | None = None,
+    several: Collection[str] = (),
+    without: Collection[str] = (),
+    complete: Mapping[str, Any] | None = None,
+) -> Callable[[F], F]:
+    """Add the options of these classes to a command, which gets each as the keyword of its name.
+
+    Parameters
+    ----------
+    flags
+        What is written on the command line where that is not ``--name``, and the keyword where that is another.
+    several
+        Options that may occur several times; the command gets a tuple.
+    without
+        Options that the command takes in another way.
+    complete
+        How the shell completes an option's value.
+    """
+
+    def add(command: F) -> F:
+        for kind in reversed(kinds):
+            for each in reversed(options_of(kind)):
+                if each.name not in without:
+                    names = (flags or {}).get(each.name, [f"--{each.name.replace('_', '-')}"])
+                    command = click.option(
+                        *names, **_settings(each, several=each.name in several),
+                        shell_complete=(complete or {}).get(each.name),
+                    )(command)  # fmt: skip
+        return command
+
+    return add
+
+
+def _settings(each: Option, *, several: bool) -> dict[str, Any]:
+    """What click is told of an option."""
+    info = each.type
+    if isinstance(info, msgspec.inspect.BoolType):
+        return {"is_flag": True, "help": each.text.replace("`", "")}
+    kind: Any = str
+    if isinstance(info, msgspec.inspect.LiteralType):
+        kind = click.Choice(list(info.values))
+    elif isinstance(info, msgspec.inspect.IntType):
+        kind = int if info.ge is None else click.IntRange(min=info.ge)
+    several = several or isinstance(info, msgspec.inspect.ListType | msgspec.inspect.DictType)
+    plain = not several and not each.required and each.default is not None
+    said = "" if plain or each.required or each.default_text == "none" else f"  [default: {each.default_text}]"
+    settings: dict[str, Any] = {
+        "type": kind, "multiple": several, "required": each.required and not several, "help": each.text.replace("`", "") + said,
+        "metavar": each.extra.get("metavar"),
+    }  # fmt: skip
+    return settings | ({"default": each.default, "show_default": True} if plain else {})
