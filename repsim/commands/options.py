@@ -60,7 +60,10 @@ def _settings(each: Option, *, several: bool) -> dict[str, Any]:
     plain = not several and not each.required and each.default is not None
     said = "" if plain or each.required or each.default_text == "none" else f"  [default: {each.default_text}]"
     settings: dict[str, Any] = {
-        "type": kind, "multiple": several, "required": each.required and not several, "help": each.text.replace("`", "") + said,
+        "type": kind,
+        "multiple": several,
+        "required": each.required and not several,
+        "help": each.text.replace("`", "") + said,
         "metavar": each.extra.get("metavar"),
-    }  # fmt: skip
+    }
     return settings | ({"default": each.default, "show_default": True} if plain else {})

@@ -253,8 +253,8 @@ _EARLIER_KEYWORDS = {
 class Comparison:
     """A comparison, planned: what ``repsim compare --dry-run`` shows, and `run` does. A context manager.
 
-    The parameters are those of `compare`, and ``known``, an earlier result over some of the same stores: what it holds is
-    taken from there, and only the rest computed. ``me`` is this process among those that share the work.
+    The parameters are those of `compare`, and ``known``, an earlier result over some of the same stores: what it holds
+    is taken from there, and only the rest computed. ``me`` is this process among those that share the work.
     """
 
     def __init__(

@@ -104,13 +104,17 @@ def options_of(kind: type) -> tuple[Option, ...]:
 
 def type_of(hint: Any) -> msgspec.inspect.Type:
     """Ask msgspec what a type is, without its description, and without None."""
-    info = msgspec.inspect.type_info(hint)
-    while isinstance(info, msgspec.inspect.Metadata):
-        info = info.type
-    if isinstance(info, msgspec.inspect.UnionType):
-        rest = tuple(each for each in info.types if not isinstance(each, msgspec.inspect.NoneType))
-        info = rest[0] if len(rest) == 1 else msgspec.inspect.UnionType(rest)
-    return info
+    return plain_type(msgspec.inspect.type_info(hint))
+
+
+def plain_type(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
+    """Leave out descriptions, and None, of what msgspec says of a type."""
+    while isinstance(kind, msgspec.inspect.Metadata):
+        kind = kind.type
+    if isinstance(kind, msgspec.inspect.UnionType):
+        rest = tuple(each for each in kind.types if not isinstance(each, msgspec.inspect.NoneType))
+        return plain_type(rest[0]) if len(rest) == 1 else msgspec.inspect.UnionType(rest)
+    return kind
 
 
 def takes(

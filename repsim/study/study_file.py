@@ -17,7 +17,7 @@ from msgspec.inspect import BoolType, DataclassType, DictType, FloatType, IntTyp
 
 from repsim.errors import InvalidInputError, StoreError, UnknownNameError, reason
 from repsim.extraction.options import Data, Model, Passes
-from repsim.runtime.options import Option, Text, option, options_of, type_of
+from repsim.runtime.options import Option, Text, option, options_of, plain_type, type_of
 from repsim.study.options import StatisticsOptions
 
 _LARGEST = 2**20
@@ -243,12 +243,11 @@ class _Reader:
         try:
             return msgspec.convert(value, hint)
         except msgspec.ValidationError as error:
-            for index in re.findall(
-                r"\[(\d+)\]", str(error).rpartition(" - at ")[2]
-            ):  # the item of a list that is wrong
-                if len(type_of(hint).__struct_fields__) and isinstance(node, yaml.SequenceNode):
-                    node, hint = node.value[int(index)], (typing.get_args(hint) or (Any,))[0]
-            raise self.wrong(node, type_of(hint), name, written) from None
+            kind = type_of(hint)
+            for index in re.findall(r"\[(\d+)\]", str(error).rpartition(" - at ")[2]):  # the item that is wrong
+                if isinstance(kind, ListType) and isinstance(node, yaml.SequenceNode):
+                    node, kind = node.value[int(index)], plain_type(kind.item_type)
+            raise self.wrong(node, kind, name, written) from None
 
     def wrong(self, node: yaml.Node, kind: msgspec.inspect.Type, name: str, written: str | None) -> Exception:
         """Say what a value is meant to be, and what YAML makes of it."""
@@ -290,8 +289,7 @@ def _words(kind: msgspec.inspect.Type) -> str:
             words.pop(_WORDS[IntType], None)
         first, last = list(words)[:-1], list(words)[-1]
         return f"{', '.join(first)} or {last}"
-    if isinstance(kind, msgspec.inspect.Metadata):
-        return _words(kind.type)
+    kind = plain_type(kind)
     return _WORDS[StrType if isinstance(kind, LiteralType) else type(kind)]
 
 

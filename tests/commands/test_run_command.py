@@ -12,8 +12,9 @@ from click.testing import CliRunner, Result
 import repsim
 from repsim.cli import main
 from repsim.errors import InvalidInputError, UnknownNameError
+from repsim.extraction.options import Data, Model
 from repsim.runtime.options import markdown_table
-from repsim.study.study_file import EXAMPLE, Data, Model, Protocol, parse_protocol, schema
+from repsim.study.study_file import EXAMPLE, Protocol, parse_protocol, schema
 
 SMALL = """\
 models: [digits_vit.seed0, {name: digits_vit, weights: random, seed: 3}, digits_vit.seed1]
