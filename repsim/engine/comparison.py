@@ -211,7 +211,7 @@ def compare_steps(
     if out is not None and out.suffix != ".nc":  # also keeps a slip of the hand from replacing a store
         raise InvalidInputError(f"a result is netCDF: name it .nc, not {out.name}")
     with ranks() as me:
-        grows = out is not None and out.exists() and not options.overwrite
+        grows = me.share(out is not None and out.exists() and not options.overwrite)
         if out is not None:
             known = open_result(out) if grows else known
             parts = out.with_name(f"{out.name}.parts")
@@ -235,6 +235,7 @@ def compare_steps(
             with told("comparing", progress) as advance:
                 save = partial(save_result, path=out, overwrite=options.overwrite or grows) if out and saved else None
                 result = planned.run(parts=parts, progress=advance, command=command, save=save)
+            me.wait()  # until the first has saved it
             if options.explain and me.first:
                 yield Note(f"took: {duration(time.perf_counter() - start)}, {human(memory_peak())} of memory at most")
         if out is not None and not saved and me.first:

@@ -26,6 +26,8 @@ from repsim.runtime.processes import ranks
 from repsim.runtime.progress import Listener, told
 from repsim.stores.store import ActivationStore, open_store
 
+Models = list[str] | Sequence[nn.Module] | list[str | nn.Module] | tuple[str | nn.Module, ...]
+"""Several models; no sequence of texts, of which a single name is one."""
 _KINDS = (Model, Data, ExtractOptions)
 _RENAMED = {"store": "name", "root": "data_root"}
 """Options whose keyword in Python, and on the command line, has to be clear without its section of a study file."""
@@ -311,7 +313,7 @@ def extract(
 ) -> ActivationStore: ...
 @overload
 def extract(
-    model: list[str | nn.Module] | list[str] | tuple[str | nn.Module, ...],
+    model: Models,
     data: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
@@ -321,7 +323,7 @@ def extract(
 ) -> list[ActivationStore]: ...
 @takes(*_KINDS, renamed=_RENAMED, without=("name", "source"))
 def extract(
-    model: str | nn.Module | list[str | nn.Module] | list[str] | tuple[str | nn.Module, ...],
+    model: str | nn.Module | Models,
     data: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,

@@ -125,10 +125,10 @@ def universality(
     0.5
     """
     values = _without_earlier_keywords(dict(keywords))
-    progress = values.pop("progress", progress)
+    progress, command = values.pop("progress", progress), values.pop("command", None)
     given = {name: value for name, value in values.items() if value is not None}
     (options,) = sort_keywords("universality", given, UniversalityOptions)
-    return conduct(stores, UniversalityOptions(**options), metrics=metrics, out=out, steps=progress)
+    return conduct(stores, UniversalityOptions(**options), metrics=metrics, out=out, steps=progress, command=command)
 
 
 def conduct(
@@ -167,7 +167,6 @@ def _without_earlier_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
             keywords[new] = value(keywords.pop(old))
     if "command" in keywords:
         deprecated("universality", "command", "set study.attrs['command']")
-        del keywords["command"]
     return keywords
 
 
