@@ -34,36 +34,36 @@ def options(
 
     def add(command: F) -> F:
         for kind in reversed(kinds):
-            for each in reversed(options_of(kind)):
-                if each.name not in without:
-                    names = (flags or {}).get(each.name, [f"--{each.name.replace('_', '-')}"])
+            for entry in reversed(options_of(kind)):
+                if entry.name not in without:
+                    names = (flags or {}).get(entry.name, [f"--{entry.name.replace('_', '-')}"])
                     command = click.option(
-                        *names, **_settings(each, several=each.name in several),
-                        shell_complete=(complete or {}).get(each.name),
+                        *names, **_settings(entry, several=entry.name in several),
+                        shell_complete=(complete or {}).get(entry.name),
                     )(command)  # fmt: skip
         return command
 
     return add
 
 
-def _settings(each: Option, *, several: bool) -> dict[str, Any]:
+def _settings(entry: Option, *, several: bool) -> dict[str, Any]:
     """What click is told of an option."""
-    info = each.type
+    info = entry.type
     if isinstance(info, msgspec.inspect.BoolType):
-        return {"is_flag": True, "help": each.text.replace("`", "")}
+        return {"is_flag": True, "help": entry.text.replace("`", "")}
     kind: Any = str
     if isinstance(info, msgspec.inspect.LiteralType):
         kind = click.Choice(list(info.values))
     elif isinstance(info, msgspec.inspect.IntType):
         kind = int if info.ge is None else click.IntRange(min=info.ge)
     several = several or isinstance(info, msgspec.inspect.ListType | msgspec.inspect.DictType)
-    plain = not several and not each.required and each.default is not None
-    said = "" if plain or each.required or each.default_text == "none" else f"  [default: {each.default_text}]"
+    plain = not several and not entry.required and entry.default is not None
+    said = "" if plain or entry.required or entry.default_text == "none" else f"  [default: {entry.default_text}]"
     settings: dict[str, Any] = {
         "type": kind,
         "multiple": several,
-        "required": each.required and not several,
-        "help": each.text.replace("`", "") + said,
-        "metavar": each.extra.get("metavar"),
+        "required": entry.required and not several,
+        "help": entry.text.replace("`", "") + said,
+        "metavar": entry.extra.get("metavar"),
     }
-    return settings | ({"default": each.default, "show_default": True} if plain else {})
+    return settings | ({"default": entry.default, "show_default": True} if plain else {})

@@ -58,7 +58,7 @@ class Choices:
     @property
     def choices(self) -> dict[str, Any]:
         """The same as keywords of `repsim.extractors.factory.make_extractor`."""
-        return {each.name: getattr(self, each.name) for each in fields(Choices)}
+        return {choice.name: getattr(self, choice.name) for choice in fields(Choices)}
 
 
 @dataclass(frozen=True, kw_only=True)

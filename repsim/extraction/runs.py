@@ -337,6 +337,9 @@ def extract(
     Under torchrun, where every process makes the same call, the processes share the work. Notes (pictures that were
     left out, say) go to ``logging.getLogger("repsim")``.
 
+    Of several models, ``weights`` and ``seed`` are one for all or a list of one for each, and ``name`` is a list.
+    ``labels`` may also be a mapping, or a class for each picture in the order of the ids.
+
     Parameters
     ----------
     model
@@ -353,8 +356,6 @@ def extract(
         Called after each batch with the number of samples done and of all. By default a notebook shows a bar; False is
         silent.
     {options}
-    Of several models, ``weights`` and ``seed`` are one for all or a list of one for each, and ``name`` is a list.
-    ``labels`` may also be a mapping, or a class for each picture in the order of the ids.
 
     Returns
     -------

@@ -75,7 +75,7 @@ class Option:
         ... class Example:
         ...     limit: Annotated[int | None, option("Number of pictures.", unset="all of them")] = None
         ...     amp: Annotated[bool, option("Half precision.")] = False
-        >>> [each.default_text for each in options_of(Example)]
+        >>> [entry.default_text for entry in options_of(Example)]
         ['all of them', 'false']
         """
         if self.required:
@@ -99,7 +99,7 @@ def options_of(kind: type) -> tuple[Option, ...]:
             Option(field.name, plain[field.name], hints[field.name], type_of(hints[field.name]), default, text, extra)
         )
     home = {name: k for k, base in reversed([*enumerate(kind.__mro__)]) for name in inspect.get_annotations(base)}
-    return tuple(sorted(listed, key=lambda each: (not each.required, home[each.name])))
+    return tuple(sorted(listed, key=lambda entry: (not entry.required, home[entry.name])))
 
 
 def type_of(hint: Any) -> msgspec.inspect.Type:
@@ -112,7 +112,7 @@ def plain_type(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
     while isinstance(kind, msgspec.inspect.Metadata):
         kind = kind.type
     if isinstance(kind, msgspec.inspect.UnionType):
-        rest = tuple(each for each in kind.types if not isinstance(each, msgspec.inspect.NoneType))
+        rest = tuple(entry for entry in kind.types if not isinstance(entry, msgspec.inspect.NoneType))
         return plain_type(rest[0]) if len(rest) == 1 else msgspec.inspect.UnionType(rest)
     return kind
 
@@ -128,19 +128,19 @@ def takes(
 
     def complete(function: Function) -> Function:
         own = inspect.signature(function)
-        kept = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        kept = [entry for entry in own.parameters.values() if entry.kind is not entry.VAR_KEYWORD]
         added = {
-            (renamed or {}).get(each.name, each.name): each
+            (renamed or {}).get(entry.name, entry.name): entry
             for kind in kinds
-            for each in options_of(kind)
-            if each.name not in without
+            for entry in options_of(kind)
+            if entry.name not in without
         }
         keywords = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.annotation)
-            for name, each in added.items()
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=entry.default, annotation=entry.annotation)
+            for name, entry in added.items()
         ]
         function.__signature__ = own.replace(parameters=[*kept, *keywords])  # type: ignore[attr-defined]
-        entries = [f"    {name}\n{_indented(each)}" for name, each in added.items()]
+        entries = [f"    {name}\n{_indented(entry)}" for name, entry in added.items()]
         if function.__doc__:  # python -OO drops it
             function.__doc__ = function.__doc__.replace("    {options}\n", "".join(entries))
         return function
@@ -190,7 +190,8 @@ def deprecated(function: str, old: str, instead: str) -> None:
 def markdown_table(kind: type) -> str:
     """Write the options of a class as a table of the documentation."""
     rows = [
-        f"| `{each.name}` | {_marked(each)} | {each.text.replace('|', chr(92) + '|')} |" for each in options_of(kind)
+        f"| `{entry.name}` | {_marked(entry)} | {entry.text.replace('|', chr(92) + '|')} |"
+        for entry in options_of(kind)
     ]
     return "\n".join(["| key | default | what it is |", "|---|---|---|", *rows])
 

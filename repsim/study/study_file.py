@@ -53,9 +53,9 @@ class Protocol(Passes, StatisticsOptions):
         """Keys that another study has otherwise; where it is computed and what is drawn of it are no difference."""
         free = {"out", "figures", "report", "memory", "workers", "together"}
         return [
-            each.name
-            for each in fields(self)
-            if each.name not in free and getattr(self, each.name) != getattr(other, each.name)
+            item.name
+            for item in fields(self)
+            if item.name not in free and getattr(self, item.name) != getattr(other, item.name)
         ]
 
 
@@ -253,7 +253,7 @@ class _Reader:
         """Say what a value is meant to be, and what YAML makes of it."""
         value, where = self.plain(node), self.where(node)
         if isinstance(kind, LiteralType) and isinstance(value, str):
-            return UnknownNameError(f"value of {name}", value, [str(each) for each in kind.values], hint=f"({where})")
+            return UnknownNameError(f"value of {name}", value, [str(item) for item in kind.values], hint=f"({where})")
         if isinstance(kind, IntType) and type(value) is int:
             return InvalidInputError(f"{where}: {name} is at least {kind.ge}, not {value}")
         if isinstance(kind, StrType) and isinstance(value, str):
@@ -269,7 +269,7 @@ class _Reader:
     def plain(self, node: yaml.Node) -> Any:
         """What YAML makes of a node, for which no tag of its own counts."""
         if isinstance(node, yaml.SequenceNode):
-            return [self.plain(each) for each in node.value]
+            return [self.plain(item) for item in node.value]
         if isinstance(node, yaml.MappingNode):
             return {name: self.plain(value) for name, _, value in self.items(node, "a value")}
         return yaml.SafeLoader("").construct_object(node) if node.tag.startswith("tag:yaml.org,2002:") else object()
@@ -284,7 +284,7 @@ class _Reader:
 def _words(kind: msgspec.inspect.Type) -> str:
     """What a value of this type is called."""
     if isinstance(kind, msgspec.inspect.UnionType):
-        words = dict.fromkeys(_words(each) for each in kind.types if not isinstance(each, msgspec.inspect.NoneType))
+        words = dict.fromkeys(_words(item) for item in kind.types if not isinstance(item, msgspec.inspect.NoneType))
         if _WORDS[FloatType] in words:
             words.pop(_WORDS[IntType], None)
         first, last = list(words)[:-1], list(words)[-1]
