@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import xarray as xr
 
@@ -64,7 +65,9 @@ class StudyPlan:
         return ExtractOptions(**fields_of(self.protocol, Passes))
 
 
-def run_study(file: str | os.PathLike[str], *, overwrite: bool = False, progress: Steps | None = None) -> xr.Dataset:
+def run_study(
+    file: str | os.PathLike[str], *, overwrite: bool = False, progress: Steps | Literal[False] | None = None
+) -> xr.Dataset:
     r"""Do what a study file says: extract its models, study how universal they are, draw what was found.
 
     Leaves the stores, the study, figures, the report page and a copy of the file in one folder (docs/study-file.md).
@@ -79,7 +82,7 @@ def run_study(file: str | os.PathLike[str], *, overwrite: bool = False, progress
         Replace a study of other settings; stores are kept.
     progress
         Called with the name of each step of the work; returns what is called with the number of steps done and of all.
-        By default a notebook shows bars.
+        By default a notebook shows bars; False is silent.
 
     Returns
     -------
@@ -98,8 +101,8 @@ def run_study(file: str | os.PathLike[str], *, overwrite: bool = False, progress
     Examples
     --------
     >>> import tempfile
-    >>> text = "models: [digits_vit.seed0, digits_vit.seed1]\\ndata: {source: digits, limit: 16}\\n"
-    >>> more = "metrics: [cka]\\npermutations: 19\\ndraws: 20\\nfigures: false\\nreport: false\\n"
+    >>> text = "models: [digits_vit.seed0, digits_vit.seed1]\ndata: {source: digits, limit: 16}\n"
+    >>> more = "metrics: [cka]\npermutations: 19\ndraws: 20\nfigures: false\nreport: false\n"
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     written = Path(folder, "study.yaml").write_text(text + more)
     ...     study = run_study(f"{folder}/study.yaml")
@@ -108,7 +111,7 @@ def run_study(file: str | os.PathLike[str], *, overwrite: bool = False, progress
     """
     plan = plan_study(Path(file))
     with ranks() as me:
-        for _ in logged(study_steps(plan, overwrite=overwrite, listeners=progress or (lambda _: None))):
+        for _ in logged(study_steps(plan, overwrite=overwrite, progress=progress)):
             pass
         me.wait()  # for the first, which alone makes the study
     return open_study(plan.target)
@@ -134,19 +137,23 @@ def planned_extractions(plan: StudyPlan, *, listeners: Listeners = lambda _: Non
 
 
 def study_steps(
-    plan: StudyPlan, *, overwrite: bool = False, listeners: Steps = lambda _: None, command: str | None = None
+    plan: StudyPlan,
+    *,
+    overwrite: bool = False,
+    progress: Steps | Literal[False] | None = None,
+    command: str | None = None,
 ) -> Iterator[Note | Kept | Extracted | Studied | Drawn]:
     """Do a study, and yield what happens: stores, the study, figures and the report page, as each is finished.
 
     Among the processes of torchrun only the first goes on after the extraction, and yields more than stores.
     """
     protocol, target = plan.protocol, plan.target
-    acts = plan.out / "acts"
+    listeners: Listeners = progress if callable(progress) else lambda _: progress
     stores: dict[int, Path] = {}
     with ranks() as me:
         try:
             for event in extract_steps(
-                protocol.models, protocol.data, acts, plan.options, listeners=listeners, command=command
+                protocol.models, protocol.data, plan.out / "acts", plan.options, listeners=listeners, command=command
             ):
                 if isinstance(event, Extracted):
                     stores[event.model] = event.path
@@ -163,7 +170,7 @@ def study_steps(
         study = None if overwrite or not target.exists() else _same_study(plan, list(stores.values()))
         if study is None:
             check_output(target, overwrite=overwrite)
-            study = _conduct(plan, [stores[k] for k in sorted(stores)], listeners, command).assign_attrs(
+            study = _conduct(plan, [stores[k] for k in sorted(stores)], progress, command).assign_attrs(
                 study_file=plan.text
             )
             save_result(study, target, overwrite=overwrite)
@@ -177,7 +184,9 @@ def study_steps(
         yield from _draw(study, protocol, plan.out)
 
 
-def _conduct(plan: StudyPlan, stores: Sequence[Path], steps: Steps, command: str | None) -> xr.Dataset:
+def _conduct(
+    plan: StudyPlan, stores: Sequence[Path], steps: Steps | Literal[False] | None, command: str | None
+) -> xr.Dataset:
     protocol = plan.protocol
     options = UniversalityOptions(
         **fields_of(protocol, StatisticsOptions),

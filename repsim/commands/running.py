@@ -79,7 +79,7 @@ def _run(file: Path, *, overwrite: bool) -> None:
 
     plan = plan_study(file)
     with terminal.steps() as steps:
-        for event in study_steps(plan, overwrite=overwrite, listeners=steps, command=command_line()):
+        for event in study_steps(plan, overwrite=overwrite, progress=steps, command=command_line()):
             match event:
                 case Extracted():
                     show_store(event)
