@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from repsim.errors import Argument, Note, Remedy, WeightsError, reason
+from repsim.errors import Argument, Hint, Remedy, WeightsError, reason
 
 _PREFERRED = (
     "state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema", "ema_model", "params_ema",
@@ -289,7 +289,7 @@ class Contents:
         if others and self.key:
             record["weights_key"] = self.key
             remedy = None if self._chosen_by == _BY_USER else Remedy(Argument("weights_key"), " takes another")
-            notes.append(Note(f"weights: {self.key} of {self.name}, which also holds {listed(others)}", remedy=remedy))
+            notes.append(Hint(f"weights: {self.key} of {self.name}, which also holds {listed(others)}", remedy=remedy))
         elif self.key and (self.key not in _PLAIN or self._chosen_by == _BY_USER):
             record["weights_key"] = self.key
             notes.append(f"weights: {self.key} of {self.name}")
@@ -301,7 +301,7 @@ class Contents:
             beside += f", a network under {listed(also)} among them" if also else ""
             remedy = Remedy(Argument("weights_prefix"), " takes it") if also else None
             notes.append(
-                Note(
+                Hint(
                     f"weights: {len(state)} tensors of {self.name}, their names without {prefix!r}{beside}",
                     remedy=remedy,
                 )

@@ -81,10 +81,10 @@ class Remedy:
         return spelled(self.parts)
 
 
-class Note(str):
+class Hint(str):
     """A line for the user that is no error: what was chosen, or is kept. It is text, and knows its remedy.
 
-    >>> note = Note("weights: ema of net.pth", remedy=Remedy(Argument("weights_key"), " takes another"))
+    >>> note = Hint("weights: ema of net.pth", remedy=Remedy(Argument("weights_key"), " takes another"))
     >>> note
     'weights: ema of net.pth; weights_key takes another'
     """

@@ -18,9 +18,9 @@ from repsim.errors import (
     Argument,
     FormatVersionError,
     Function,
+    Hint,
     InvalidArgumentError,
     MissingExtraError,
-    Note,
     OtherSettingsError,
     Remedy,
     RepsimError,
@@ -28,7 +28,8 @@ from repsim.errors import (
     TooLittleMemoryError,
     UnknownNameError,
 )
-from repsim.study.study_file import Data, Model, Protocol
+from repsim.extraction.options import Data, Model
+from repsim.study.study_file import Protocol
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
@@ -39,10 +40,10 @@ SOURCES = sorted(
 )
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 OF_THE_COMMAND_LINE = re.compile(rf"(?<![\w-])--[a-z]|\brepsim ({'|'.join(main.commands)})\b")
-DESCRIPTIONS = {"_key", "Field"}
+DESCRIPTIONS = {"option", "Field"}
 """Functions whose texts describe formats, for the documentation; no message is made of them."""
-FOREIGN = {"repsim/stores/reader.py"}
-"""Files that read messages of HDF5, which has no other word for what is wrong."""
+FOREIGN = {"repsim/stores/reader.py", "repsim/study/study_file.py"}
+"""Files that read messages of HDF5 and msgspec, which have no field for what is wrong."""
 
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -112,13 +113,13 @@ def test_every_argument_that_is_named_is_an_option_of_a_command() -> None:
     of_python_only = {"transform"}
     study_file = {"out"}
     for name in names - of_python_only - study_file:
-        assert said(Note("x", remedy=Remedy(Argument(name)))).removeprefix("x; ") in options, name
+        assert said(Hint("x", remedy=Remedy(Argument(name)))).removeprefix("x; ") in options, name
     keys = {field for kind in (Protocol, Data, Model) for field in kind.__dataclass_fields__}
     renamed = {"metrics", "pairs", "readouts"}  # no message of an extraction or a study names them
     of_functions = {"overwrite", "memory"} | of_python_only
     of_model = {"labels", "download", "skip_bad"}
     for name in names - renamed - of_functions - of_model:
-        key = said(Note("x", remedy=Remedy(Argument(name))), click.Command("run"))
+        key = said(Hint("x", remedy=Remedy(Argument(name))), click.Command("run"))
         assert key.removeprefix("x; the key `").removesuffix("`") in keys | {"data"}, name
 
 
@@ -153,11 +154,11 @@ def test_an_error_is_said_as_its_reader_knows_it() -> None:
 
 
 def test_a_note_is_a_text_that_knows_its_remedy() -> None:
-    note = Note("3 parts are kept", remedy=Remedy(SAME_CALL, " goes on"))
+    note = Hint("3 parts are kept", remedy=Remedy(SAME_CALL, " goes on"))
     assert note == "3 parts are kept; the same call goes on"
     assert said(note) == "3 parts are kept; the same command goes on"
     assert note.problem == "3 parts are kept"
-    assert Note("bare") == "bare"
+    assert Hint("bare") == "bare"
 
 
 LIMIT = InvalidArgumentError("limit", "at least 1", 0)

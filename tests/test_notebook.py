@@ -288,7 +288,7 @@ def test_a_study_shows_one_bar_with_its_steps(kernel: Shown, stores: list[Activa
     assert {"preparing layers", "leaving out each sample", "permuting samples", "measuring mutual_knn"} <= steps
     assert area[-1].startswith("the study: ")
     kernel.clear()
-    repsim.universality(stores[:2], ["cka"], permutations=9, draws=9, steps=False)
+    repsim.universality(stores[:2], ["cka"], permutations=9, draws=9, progress=False)
     assert kernel == []
 
 
@@ -323,7 +323,7 @@ def test_a_script_is_silent(stores: list[ActivationStore], capfd: pytest.Capture
 
 def test_in_a_real_kernel(stores: list[ActivationStore]) -> None:
     cells = [
-        f"import repsim.runtime.notebook\nrepsim.notebook._PATIENCE = 0\npath = {str(stores[0].path)!r}",
+        f"import repsim.runtime.notebook\nrepsim.runtime.notebook._PATIENCE = 0\npath = {str(stores[0].path)!r}",
         "damaged = repsim.verify(path)",
         "damaged = repsim.verify(path, progress=False)",
         "repsim.open_store(path)",

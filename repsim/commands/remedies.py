@@ -6,7 +6,8 @@ from functools import partial
 
 import click
 
-from repsim.errors import SAME_CALL, Argument, Function, Note, RepsimError
+from repsim.errors import SAME_CALL, Argument, Function, Hint, RepsimError
+from repsim.runtime.events import Note
 
 _OPTIONS = {
     "metrics": "metric",
@@ -25,6 +26,7 @@ _COMMANDS = {
     "repsim.heatmap": "`repsim heatmap`",
     "repsim.metrics.names": "`repsim metrics`",
     "repsim.study.study_file.EXAMPLE": "`repsim run --example`",
+    "repsim.run_study": "`repsim run`",
     "repsim.universality": "`repsim universality`",
     "repsim.verify": "`repsim verify`",
     "timm.list_models": "`repsim models '*PATTERN*'`",
@@ -51,13 +53,15 @@ def said(text: RepsimError | Note | str, command: click.Command | None = None) -
     >>> said(RepsimError("damaged", remedy=Remedy("give ", Argument("skip_bad", True))), click.Command("run"))
     'damaged; give the key `skip_bad: true`'
     """
+    if isinstance(text, Note):
+        return text.prefix + said(text.text, command)
     context = click.get_current_context(silent=True)
     command = command or (context.command if context else None)
     if isinstance(text, RepsimError):
         lines = [text.spelled(partial(_word, command=command))]
         lines += [f"({said(note, command)})" for note in getattr(text, "__notes__", ())]
         return " ".join(" ".join(lines).split())
-    return text.spelled(partial(_word, command=command)) if isinstance(text, Note) else text
+    return text.spelled(partial(_word, command=command)) if isinstance(text, Hint) else text
 
 
 def _word(part: Argument | Function, command: click.Command | None) -> str:

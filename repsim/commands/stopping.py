@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from repsim.errors import Note, OtherProcessError, RepsimError
+from repsim.commands.shared import first_process
+from repsim.errors import Hint, OtherProcessError, RepsimError
 from repsim.runtime import interrupts
 
 _GOES_ON = "The same command goes on where this one stopped"
@@ -72,13 +73,13 @@ class StoppableGroup(click.Group):
         raise SystemExit(interrupts.exit_code(signum)) from None
 
     def _last_words(self, signum: int, notes: list[str], advice: str | None = None) -> str:
+        if not first_process():
+            return ""
         launched = "TORCHELASTIC_RUN_ID" in os.environ
-        if launched and os.environ.get("RANK", "0") != "0":
-            return ""  # the first of several processes speaks for all
         if advice is None:
             again = None if launched else _repeated(self.typed)
             advice = _advice(self.running, self.typed) + (f": {again}" if again else ".")
-        kept = [note.problem if isinstance(note, Note) else note for note in notes]  # the advice says how to go on
+        kept = [note.problem if isinstance(note, Hint) else note for note in notes]  # the advice says how to go on
         return interrupts.stop_line(signum, kept, advice)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy.typing import NDArray
 
-from repsim.errors import SAME_CALL, Note, OutputError, Remedy, reason
+from repsim.errors import SAME_CALL, Hint, OutputError, Remedy, reason
 from repsim.metrics.sweeps import Sweep
 from repsim.runtime import interrupts
 from repsim.runtime.files import lock
@@ -67,12 +67,12 @@ class Ledger:
         finally:
             os.close(file)
 
-    def _keep_or_clear(self) -> Note | None:
+    def _keep_or_clear(self) -> Hint | None:
         """After an interruption: say which parts are kept; where there are none, leave nothing."""
         assert self.folder is not None
         count = len(list(self.folder.glob("*.part")))
         if count:
-            return Note(
+            return Hint(
                 f"{count} parts are kept in {self.folder}",
                 remedy=Remedy(SAME_CALL, " goes on from there"),
             )

@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from repsim.errors import Argument, Function, InvalidInputError, Note, Remedy
+from repsim.errors import Argument, Function, Hint, InvalidInputError, Remedy
 from repsim.figures.canvas import COLUMN, known_measure, save
 from repsim.figures.depths import plot_depths
 from repsim.figures.forests import plot_pairs
@@ -62,7 +62,7 @@ def draw_all(
         try:
             figure = make()
         except InvalidInputError as error:
-            yield name, Note(error.problem, remedy=error.remedy), None
+            yield name, Hint(error.problem, remedy=error.remedy), None
         else:
             yield name, what, figure
 

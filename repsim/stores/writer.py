@@ -24,8 +24,8 @@ import numpy as np
 from repsim.errors import (
     SAME_CALL,
     Argument,
+    Hint,
     InvalidInputError,
-    Note,
     OtherSettingsError,
     OutputError,
     Remedy,
@@ -209,7 +209,7 @@ class StoreWriter:
         finally:
             self._close()
 
-    def _keep(self) -> Note | None:
+    def _keep(self) -> Hint | None:
         """Leave what was committed, and say so; leave nothing where there is nothing."""
         count = int(self._marks().sum())
         if not count or not self.partial.exists():
@@ -217,15 +217,15 @@ class StoreWriter:
             return None
         kept = f"{count} of {len(self.contents.sample_ids)} samples are kept in {self.partial}"
         if not self.overwrite:
-            return Note(kept, remedy=Remedy(SAME_CALL, " on the same pictures goes on from there"))
+            return Hint(kept, remedy=Remedy(SAME_CALL, " on the same pictures goes on from there"))
         if self.path.exists():  # then only overwrite=True starts it, and starts it anew
-            return Note(f"{self.path} is still the one from before")
-        return Note(
+            return Hint(f"{self.path} is still the one from before")
+        return Hint(
             kept,
             remedy=Remedy(SAME_CALL, " without ", Argument("overwrite", value=True), " goes on from there"),
         )
 
-    def _give_up(self) -> Note | None:
+    def _give_up(self) -> Hint | None:
         """What `__exit__` does after an error, from another thread, where the process ends without it."""
         with suppress(OutputError):
             self.commit()

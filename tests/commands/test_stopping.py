@@ -21,7 +21,7 @@ from click.testing import CliRunner
 import repsim
 from repsim.cli import main
 from repsim.engine.checkpoints import Ledger
-from repsim.errors import SAME_CALL, Note, OutputError, Remedy
+from repsim.errors import SAME_CALL, Hint, OutputError, Remedy
 from repsim.runtime import interrupts
 from repsim.runtime.files import claimed, partial_path, replacing, tidy
 from tests.commands.test_run_command import SMALL
@@ -319,7 +319,7 @@ def test_every_command_says_what_it_will_do(typed: str, advice: str, monkeypatch
     def stop(**_: object) -> None:
         stop = KeyboardInterrupt()
         kept = "3 of 8 samples are kept in a.h5.partial"
-        stop.add_note(Note(kept, remedy=Remedy(SAME_CALL, " on the same pictures goes on from there")))
+        stop.add_note(Hint(kept, remedy=Remedy(SAME_CALL, " on the same pictures goes on from there")))
         raise stop
 
     monkeypatch.setattr(main.commands[name], "callback", stop)

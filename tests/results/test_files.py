@@ -21,13 +21,14 @@ from repsim.cli import main
 from repsim.errors import InvalidInputError, MissingDigestWarning, StoreError
 from repsim.results import digest, netcdf, schema, variables
 from repsim.results.files import open_either, open_result, open_study, save_result, verify_saved
+from tests.growing import grow
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("damage", str(ROOT / "scripts" / "damage"))
+    loader = importlib.machinery.SourceFileLoader("damage", str(ROOT / "scripts" / "validation" / "damage"))
     spec = importlib.util.spec_from_loader("damage", loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -126,12 +127,12 @@ def test_nothing_of_a_file_is_parsed_before_its_digest_is_checked(
     (tmp_path / path.name).write_bytes(data)
     monkeypatch.setattr(h5py, "File", None)
     for read in (open_either, open_result, open_study):
-        with pytest.raises(StoreError, match=r"its digest does not match what is in it; take another copy"):
+        with pytest.raises(StoreError, match=r"its digest does not match what is in it\. Take another copy"):
             read(tmp_path / path.name)
 
 
 def test_random_damage(script: ModuleType, folder: Path, tmp_path: Path) -> None:
-    """A little of scripts/damage; the table of all of it is in docs/durability.md."""
+    """A little of scripts/validation/damage; the table of all of it is in docs/durability.md."""
     for name in ("family0.seed0.h5", "family1.seed0.h5"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     files = [folder / "result.nc", folder / "study.nc"]
@@ -436,7 +437,7 @@ def test_an_earlier_result_that_is_none(folder: Path) -> None:
         (result.drop_vars("layer_a"), "layer_a is missing"),
     ):
         with pytest.raises(InvalidInputError, match=f"the earlier result is no result of repsim.compare: .*{message}"):
-            repsim.compare(*stores, ["cka"], known=known)
+            grow(*stores, ["cka"], known=known)
 
 
 @pytest.mark.parametrize("value", [[1, 2], 3, 1.5, ""])
