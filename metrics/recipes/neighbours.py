@@ -11,8 +11,11 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.errors import InvalidInputError, UndefinedValueError
+from repsim.metrics.recipes.base import Recipe, StreamingRecipe
+from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.gram import Reordered
 from repsim.metrics.recipes.rows import Rows, by_pieces, column_means, cut, direction, in_memory, pieces, wide
 
@@ -141,7 +144,7 @@ class Directions:
 
 
 @dataclass(frozen=True)
-class NearestNeighbours:
+class NearestNeighbours(StreamingRecipe[Neighbours]):
     """The recipe of `Neighbours`: the k largest cosines of every sample, itself left out.
 
     The order of cosines is that of float64, whatever the dtype of the layer. With u_i = x_i / ||x_i||, their mean m and
@@ -164,13 +167,20 @@ class NearestNeighbours:
     k: int = 10
     features: bool = False
 
-    def covers(self, other: object) -> bool:
-        """Whether the factor has everything that the other recipe's has: fewer neighbours are the first of more."""
+    @override
+    def covers(self, other: Recipe[Any]) -> bool:
+        """One that finds as many neighbours: fewer are the first of more."""
         return isinstance(other, NearestNeighbours) and self.k >= other.k and self.features >= other.features
 
-    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:
-        """Half of all cosines; and what the factor holds."""
-        return 1.0 * n * n * p, n * (17.0 * self.k + 8 + (p * itemsize if self.features else 0))
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
+        """Half of all cosines."""
+        return Cost.of_products(1.0 * layer.n * layer.n * layer.p, layer.itemsize)
+
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """Numbers, distances and ties of the neighbours; the samples where they are wanted."""
+        return Memory(layer.n * (17 * self.k + 8 + (layer.p * layer.itemsize if self.features else 0)))
 
     def __call__(self, x: Rows) -> Neighbours:
         """Prepare one layer; by operations that autograd knows where x requires a gradient."""

@@ -4,13 +4,17 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.errors import UndefinedValueError
 from repsim.metrics.recipes import products
+from repsim.metrics.recipes.base import DifferentiableRecipe, MomentFactor, Recipe, StreamingRecipe
+from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.krylov import leading_by_krylov
 from repsim.metrics.recipes.products import covariance, inner_products, project
 from repsim.metrics.recipes.rows import Centred, Rows, column_means, column_ranges, cut, in_memory, pieces, wide
@@ -37,7 +41,7 @@ Directions = Callable[[Int64[Tensor, " some"]], Float64[Tensor, "some p"]]
 
 
 @dataclass(frozen=True, eq=False)
-class Subspace:
+class Subspace(MomentFactor):
     """The thin, rank-revealing decomposition X = Q diag(s) V' of a layer, directions by falling variance.
 
     The layer is centred, unless the recipe was told otherwise.
@@ -199,7 +203,7 @@ class SubspaceState:
 
 
 @dataclass(frozen=True)
-class PrincipalSubspace:
+class PrincipalSubspace(StreamingRecipe[Subspace], DifferentiableRecipe[Subspace]):
     """The recipe of a `Subspace`: a decomposition in float64, of the layer as it is where it is not to be ``centred``.
 
     Directions with s_i <= s_1 min(max(n, p), 1024) eps are dropped, eps being that of the dtype that came in: for
@@ -225,8 +229,9 @@ class PrincipalSubspace:
     loadings: bool = False
     centred: bool = True
 
-    def covers(self, other: object) -> bool:
-        """Whether the factor has everything that the other recipe's has."""
+    @override
+    def covers(self, other: Recipe[Any]) -> bool:
+        """One that keeps as much of the variance, and loadings where they are wanted."""
         return (
             isinstance(other, PrincipalSubspace)
             and self.centred == other.centred
@@ -234,9 +239,30 @@ class PrincipalSubspace:
             and self.loadings >= other.loadings
         )
 
-    def __call__(self, x: Rows) -> Subspace:
-        """Prepare one layer."""
-        return self.apply(x, self.fit(x))
+    @override
+    def width(self, layer: LayerSize) -> int:
+        """Rank of a generic layer."""
+        return min(layer.n - self.centred, layer.p)
+
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
+        """X'X or XX', 9 m^3 for its eigenvectors, m = min(n, p), and a basis from those of X'X."""
+        n, p, m = layer.n, layer.p, min(layer.n, layer.p)
+        basis = 2.0 * n * p * m if p <= n else 0.0
+        return Cost(flop64=1.0 * n * p * m + basis, decomposed=9.0 * m**3, touched=float(n * p))
+
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """The basis; what it is computed with, which stays; and the matrix that is decomposed."""
+        n, p, m = layer.n, layer.p, min(layer.n, layer.p)
+        directions = 8 * p * m if p <= n else 4 * n * m
+        if layer.itemsize == 8:  # of float64 activations the basis itself
+            directions = 8 * n * m
+        return Memory(
+            n * self.width(layer) * layer.itemsize,
+            state=directions + (8 * m * p if self.loadings else 0),
+            workspace=3 * 8 * m * m if layer.itemsize < 8 else 2 * 8 * (n + m) * p,
+        )
 
     def fit(self, x: Rows) -> SubspaceState:
         """Decompose."""

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from repsim.engine.planning import Cost, Plan
+    from repsim.engine.planning import Plan
     from repsim.metrics import Metric
+    from repsim.metrics.recipes.cost import Cost
     from repsim.runtime.text_tables import Table as Plain
 
 LOG_SECONDS = 30.0

@@ -17,12 +17,16 @@ from repsim._version import __version__
 from repsim.engine.calibration import rates
 from repsim.engine.checkpoints import Ledger, run
 from repsim.engine.pair_matrix import Layer, Matrix
-from repsim.engine.planning import Cost, Limits, Meter, Plan, Stage, plan
+from repsim.engine.planning import Limits, Meter, Plan, Stage, plan
 from repsim.engine.preparation import Source, prepare
 from repsim.errors import InvalidInputError, TooLittleMemoryError
 from repsim.metrics import Metric
+from repsim.metrics.algorithms.feature_space import MomentSweep
+from repsim.metrics.algorithms.gram_space import GramSweep
+from repsim.metrics.algorithms.pair_by_pair import PairSweep
+from repsim.metrics.algorithms.sweep import Sweep
+from repsim.metrics.recipes.cost import Cost
 from repsim.metrics.recipes.rows import Rows
-from repsim.metrics.sweeps import GramSweep, MomentSweep, PairSweep, Sweep
 from repsim.runtime.hardware import choose_device, no_fraying, return_memory
 from repsim.runtime.memory import memory_now, memory_to_use
 from repsim.runtime.processes import ALONE, Ranks
@@ -302,7 +306,7 @@ class Comparison:
             return
         sweep = _sweep(stage, [factors[name] for name in rows], [factors[name] for name in columns])
         title = repr(
-            (__version__, stage.recipe, [m.spec for m in stage.metrics], stage.road, stage.form, self.matrix.n)
+            (__version__, stage.recipe, [m.spec for m in stage.metrics], stage.algorithm, stage.form, self.matrix.n)
         )
         title += repr(
             (stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept, self._kind, self.tf32)
@@ -372,9 +376,10 @@ def _precision(*, tf32: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _sweep(stage: Stage, rows: list[Any], columns: list[Any]) -> Sweep:
-    if stage.road == "gram":
-        return GramSweep(rows, columns, stage.metrics, panel=stage.panel, tile=stage.tile, held=stage.held)
-    if stage.road == "moments":
-        return MomentSweep(rows, columns, stage.metrics, chunk=stage.chunk, room=stage.room)
-    return PairSweep(rows, columns, stage.metrics, group=stage.group)
+def _sweep(stage: Stage, rows: list[Any], columns: list[Any]) -> Sweep[Any]:
+    measures: Sequence[Any] = stage.metrics  # of the kind that knows the algorithm
+    if stage.algorithm == "gram":
+        return GramSweep(rows, columns, measures, panel=stage.panel, tile=stage.tile, held=stage.held)
+    if stage.algorithm == "moments":
+        return MomentSweep(rows, columns, measures, chunk=stage.chunk, room=stage.room)
+    return PairSweep(rows, columns, measures, group=stage.group)

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+from typing_extensions import override
 
+from repsim.metrics.algorithms.gram_space import GramMeasure, GramSweep, tile_side
 from repsim.metrics.recipes.rows import wide
-from repsim.metrics.sweeps import GramSweep, Measure, tile_side
 
 _PANEL = 2048
 """Samples whose features are read at once."""
@@ -36,7 +37,7 @@ class LeaveOneOut(GramSweep):
         self,
         rows: Sequence[Any],
         columns: Sequence[Any],
-        measure: Measure,
+        measure: GramMeasure,
         *,
         panel: int = _PANEL,
         tile: int = 0,
@@ -115,7 +116,8 @@ class LeaveOneOut(GramSweep):
         norms = np.sqrt(np.where(left > noise, left, np.nan))
         return self._values(products - c * self._products.cpu().numpy(), norms)
 
-    def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:  # noqa: ARG002
+    @override
+    def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:
         """Add what a tile gives to the samples of its rows and, where it stands for two, to those of its columns."""
         self._add(stack, i)
         once = i == j or not self._run.start <= j.start < self._run.stop  # else the tile stands for two

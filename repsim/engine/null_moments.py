@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.engine.subsampling import centred
 from repsim.errors import InvalidInputError
+from repsim.metrics.algorithms.gram_space import GramSweep, tile_side
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import Gram
 from repsim.metrics.recipes.rows import cut, wide
-from repsim.metrics.sweeps import GramSweep, tile_side
 from repsim.runtime.progress import Progress, counter
 
 _PANEL = 2048
@@ -117,7 +118,8 @@ class _Cubes(GramSweep):
         """An ||A||^2 that is no larger is rounding errors."""
         return self._noise(self.measures[0])
 
-    def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:  # noqa: ARG002
+    @override
+    def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:
         rows = torch.linalg.vecdot(stack[0].square(), stack[0])
         squares += (1 if i == j else 2) * rows.to(squares.device).double().sum(1)
 

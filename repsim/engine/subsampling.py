@@ -15,9 +15,9 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from repsim.errors import InvalidInputError
+from repsim.metrics.algorithms.gram_space import GramMeasure, GramSweep, tile_side, tiles
 from repsim.metrics.recipes.gram import KernelMatrix
 from repsim.metrics.recipes.rows import cut, wide
-from repsim.metrics.sweeps import GramSweep, Measure, tile_side, tiles
 from repsim.runtime.progress import Progress, counter
 
 _PANEL = 2048
@@ -31,7 +31,7 @@ _GATHERED = {"cpu": 2**22, "cuda": 2**27, "mps": 2**26}
 class Norms(GramSweep):
     """||A|| of every layer: what no permutation changes."""
 
-    def __init__(self, layers: Sequence[Any], measure: Measure) -> None:
+    def __init__(self, layers: Sequence[Any], measure: GramMeasure) -> None:
         super().__init__(layers, [], [measure], panel=_PANEL, tile=tile_side(len(layers), 4))
 
     def norms(self) -> Float64[np.ndarray, " layers"]:
@@ -43,7 +43,7 @@ class Norms(GramSweep):
 def drawn(
     rows: Sequence[Any],
     columns: Sequence[Any],
-    measure: Measure,
+    measure: GramMeasure,
     samples: Int64[Tensor, "count m"],
     *,
     memory: int,
@@ -89,7 +89,7 @@ def common(layers: Sequence[Any]) -> tuple[int, torch.dtype, int]:
 
 
 def _centred_again(
-    sums: tuple[Tensor, Tensor, Tensor], m: int, measure: Measure
+    sums: tuple[Tensor, Tensor, Tensor], m: int, measure: GramMeasure
 ) -> tuple[Float64[Tensor, "count layers layers"], Float64[Tensor, "count layers"]]:
     """<A, B> of what `drawn_products` found, centred over the subsample; and tr(A_S A_S), of which this cancels some.
 

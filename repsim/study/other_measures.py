@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from repsim.engine.planning import NOMINAL, LayerShape, Limits, plan
+from repsim.engine.planning import LayerShape, Limits, plan
 from repsim.engine.preparation import Prepared, Source, prepare
 from repsim.engine.resampling import permuted, random_subsamples
 from repsim.metrics import Metric, Recipe
+from repsim.metrics.recipes.cost import NOMINAL
 from repsim.runtime.progress import Progress, counter
 from repsim.study.design import Member, Pair
 from repsim.study.gram_passes import sources

@@ -14,6 +14,7 @@ from repsim.engine.shared_directions import leading, together
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
+from repsim.metrics.cka import CKA
 from tests.metrics import references
 
 ENOUGH = 2**30
@@ -136,7 +137,7 @@ def test_the_cheaper_road_is_taken(rng: np.random.Generator, monkeypatch: pytest
     little = 8 * 60 * 10
     assert road_of(monkeypatch, narrow[:1], narrow[1:], get("cka"), orders, memory=little) == "_by_features"
     with pytest.raises(InvalidInputError, match="takes .* MiB at n = 60"):
-        permuted(narrow[:1], narrow[1:], get("cka"), orders, memory=8 * 60)
+        permuted(narrow[:1], narrow[1:], CKA(), orders, memory=8 * 60)
     # what knows no features
     for spec in ("cka:kernel=rbf", "distance_correlation"):
         others = factors(spec, *related(rng, 60, 3, 4))
@@ -158,6 +159,7 @@ def test_progress_counts_permutations(rng: np.random.Generator, monkeypatch: pyt
 def test_shared_directions_give_what_features_give(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, spec: str
 ) -> None:
+    metric: Any = get(spec)
     layers = together(factors(spec, *related(rng, 60, 40, 3, 100, 35, 2)), 0.99)
     apart = [dataclasses.replace(layer, features=layer.features[:]) for layer in layers]
     orders = torch.from_numpy(random_permutations(60, 5))
@@ -170,9 +172,9 @@ def test_shared_directions_give_what_features_give(
 
     monkeypatch.setattr(permuted, "_by_directions", counted)
     for i, j in ((slice(0, 3), slice(3, 5)), (slice(3, 5), slice(0, 5))):
-        found = permuted(layers[i], layers[j], get(spec), orders, memory=ENOUGH)
+        found = permuted(layers[i], layers[j], metric, orders, memory=ENOUGH)
         expected = on("grams", monkeypatch, apart[i], apart[j], get(spec), orders)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     assert len(called) == 2
-    permuted(layers[:1], apart[1:], get(spec), orders, memory=ENOUGH)
+    permuted(layers[:1], apart[1:], metric, orders, memory=ENOUGH)
     assert len(called) == 2  # they do not share all directions

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from repsim.errors import UndefinedValueError
+from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.base import Array
 from repsim.metrics.cca import CCA, PWCCA, SVCCA
 from repsim.metrics.recipes import krylov, products, subspace
+from repsim.metrics.recipes.gram import CentredGram
 from repsim.metrics.recipes.krylov import Leading, leading_by_krylov
 from repsim.metrics.recipes.rows import Centred, Rows, column_means
 from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace
 from repsim.metrics.subspaces import singular_values
-from repsim.metrics.sweeps import MomentSweep
 from tests.metrics import references
 
 DTYPES = [np.float32, np.float64]
@@ -225,7 +226,7 @@ def test_a_recipe_covers_what_asks_for_no_more() -> None:
     recipes = [PrincipalSubspace(v, loadings=w) for v in (0.9, 0.99) for w in (False, True)]
     covered = {(i, j) for (i, a), (j, b) in itertools.product(enumerate(recipes), repeat=2) if a.covers(b)}
     assert covered == {(0, 0), (1, 0), (1, 1), (2, 0), (2, 2), (3, 0), (3, 1), (3, 2), (3, 3)}
-    assert not recipes[3].covers("another recipe")
+    assert not recipes[3].covers(CentredGram())
 
 
 @pytest.mark.parametrize("stored", [False, True])

@@ -13,18 +13,19 @@ from torch import Tensor
 from repsim.engine.planning import LayerShape, Limits, plan
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
 from repsim.metrics import get
+from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.base import Array, Metric, as_samples
 from repsim.metrics.cca import CCA, PWCCA, SVCCA
 from repsim.metrics.prediction import GULP, EigenspaceOverlap, LinearRegression
 from repsim.metrics.recipes import subspace
 from repsim.metrics.recipes.subspace import PrincipalSubspace
 from repsim.metrics.shapes import AngularShape, Nuclear, Procrustes, ProcrustesSize, chance_alignment
-from repsim.metrics.sweeps import MomentSweep
+from repsim.metrics.subspaces import SubspaceMetric
 from tests.metrics import references_subspaces as references
 from tests.metrics.streamed import Streamed
 
 SHAPES = [Nuclear(), AngularShape(), Procrustes(), ProcrustesSize()]
-CENTRED: list[Metric[Any]] = [*SHAPES, LinearRegression(), GULP(), GULP(ridge=0.1), CCA(), PWCCA()]
+CENTRED: list[SubspaceMetric] = [*SHAPES, LinearRegression(), GULP(), GULP(ridge=0.1), CCA(), PWCCA()]
 
 
 def layers(n: int, widths: tuple[int, ...], dtype: Any = np.float64) -> list[Array]:
@@ -86,7 +87,7 @@ def test_measures_that_share_a_sweep_are_those_alone(monkeypatch: pytest.MonkeyP
         "gulp:ridge=0.1": lambda x, y: references.gulp(x, y, 0.1),
         "eigenspace_overlap": references.eigenspace_overlap,
     }
-    others: list[Metric[Any]] = [EigenspaceOverlap()]
+    others: list[SubspaceMetric] = [EigenspaceOverlap()]
     for measures in (CENTRED, others):
         factors = [measures[0].recipe(Streamed(x) if stored else torch.from_numpy(x)) for x in given]
         if measures is CENTRED:
