@@ -3,6 +3,8 @@
 import dataclasses
 from dataclasses import dataclass
 
+Amount = int | float
+
 
 @dataclass(frozen=True)
 class LayerSize:
@@ -20,21 +22,21 @@ class LayerSize:
 class Cost:
     """Amount of work, by what limits it."""
 
-    flop32: float = 0.0
+    flop32: Amount = 0
     """In float32 products."""
-    flop64: float = 0.0
+    flop64: Amount = 0
     """In float64 products."""
-    decomposed: float = 0.0
+    decomposed: Amount = 0
     """In eigenvalue and singular value decompositions, as if each were the products it is often counted as."""
-    touched: float = 0.0
+    touched: Amount = 0
     """Values that pass through float64, one after the other."""
-    added: float = 0.0
+    added: Amount = 0
     """Values of float32 products that are added to float64 sums."""
-    read: float = 0.0
+    read: Amount = 0
     """Bytes from the stores."""
 
     @staticmethod
-    def of_products(flop: float, itemsize: int) -> "Cost":
+    def of_products(flop: Amount, itemsize: int) -> "Cost":
         """Cost of matrix products of so many operations, in float32 or in float64."""
         return Cost(flop32=flop) if itemsize <= 4 else Cost(flop64=flop)
 
