@@ -16,9 +16,8 @@ from repsim.metrics.recipes.base import InMemoryRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.rows import cut
 from repsim.metrics.topology import TopologyMetric, centred_samples, squared_distances
+from repsim.runtime import tuning
 
-_EXACT = 4096
-"""Up to so many samples all eigenvalues are computed, in some seconds."""
 _TIMES = torch.logspace(-1, 1, 256, dtype=torch.float64)
 _WEIGHTS = torch.exp(-2 * (_TIMES + 1 / _TIMES))
 _UNIT = 1e6
@@ -61,7 +60,9 @@ class HeatTraces(InMemoryRecipe[Heat]):
             ties += int((values[:, k] - values[:, k - 1] <= 1e-12 * largest).sum())
             nearest.append(found[:, :k])
         graph = normalised_adjacency(torch.cat(nearest))
-        traces = exact_traces(graph) if n <= _EXACT else estimated_traces(graph, self.probes, self.seed)
+        traces = (
+            exact_traces(graph) if n <= tuning.current().heat_exact else estimated_traces(graph, self.probes, self.seed)
+        )
         return Heat(traces.cpu(), ties)
 
     @override
@@ -69,7 +70,7 @@ class HeatTraces(InMemoryRecipe[Heat]):
         """All distances, and the eigenvalues or the products with probes."""
         n = layer.n
         products = 2.0 * _DEGREE * self.neighbours * n * self.probes
-        flop = 2.0 * n * n * layer.p + (4 / 3 * n**3 if n <= _EXACT else products)
+        flop = 2.0 * n * n * layer.p + (4 / 3 * n**3 if n <= tuning.current().heat_exact else products)
         return Cost.of_products(flop, layer.itemsize)
 
     @override

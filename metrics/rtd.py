@@ -16,10 +16,7 @@ from repsim.metrics.recipes.base import InMemoryRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.rows import wide
 from repsim.metrics.topology import ZERO, Bars, Square, TopologyMetric, centred_samples, distances_within, load_gudhi
-
-_APART = 0.25
-"""From so much length a sample, by which a spanning tree of X is longer than that of both, `two_view` counts
-components on their own. At 500 samples the other road takes 1 to 10 seconds below, and minutes above."""
+from repsim.runtime import tuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +116,7 @@ def two_view(a: Square, b: Square) -> tuple[Float64[np.ndarray, "2*n 2*n"], floa
     cross[np.tril_indices(len(a), -1)] = np.inf
     length, joined = single_linkage(a)
     components = length - single_linkage(both)[0]
-    if components <= _APART * len(a):
+    if components <= tuning.current().trees_apart * len(a):
         return np.block([[both, cross], [cross.T, np.zeros_like(a)]]), 0.0
     return np.block([[joined, cross.T], [cross, both]]), components
 

@@ -229,7 +229,7 @@ Shown = list[list[str]]
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Shown:
+def kernel(monkeypatch: pytest.MonkeyPatch, tuned: Callable[..., None]) -> Shown:
     """A notebook's kernel, as far as repsim asks: what each output area showed, one after the other."""
     shown: Shown = []
 
@@ -241,8 +241,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Shown:
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
-    monkeypatch.setattr(notebook, "_PATIENCE", 0.0)
-    monkeypatch.setattr(notebook, "_EVERY", 0.0)
+    tuned(bar_after=0.0, bar_every=0.0)
     return shown
 
 
@@ -292,8 +291,8 @@ def test_a_study_shows_one_bar_with_its_steps(kernel: Shown, stores: list[Activa
     assert kernel == []
 
 
-def test_short_work_shows_nothing(kernel: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notebook, "_PATIENCE", 60.0)
+def test_short_work_shows_nothing(kernel: Shown, tuned: Callable[..., None]) -> None:
+    tuned(bar_after=60.0)
     with told("counting", None) as progress:
         assert progress is not None
         progress(1, 2)

@@ -15,6 +15,7 @@ from typing_extensions import override
 from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.algorithms.sweep import SummedMeasure, SummedSweep, Sums
 from repsim.metrics.recipes.rows import ahead, cut, wide
+from repsim.runtime import tuning
 
 T = TypeVar("T")
 
@@ -45,7 +46,6 @@ class MomentSweep(SummedSweep[MomentMeasure]):
         Bytes that the sums of one unit may take. Every unit reads its layers once, from the first sample to the last.
     """
 
-    _NARROW = 32
     _BLOCK = 512
     """Columns that X'X is cut into, so that its lower triangle need not be computed."""
 
@@ -113,7 +113,8 @@ class MomentSweep(SummedSweep[MomentMeasure]):
         device = layers[0].device
         place = wide(device)
         sums = [torch.zeros(self.layers[u].p, self.layers[v].p, dtype=torch.float64, device=place) for u, v in pairs]
-        careful = {u: self.layers[u].p < self._NARROW or self.layers[u].uneven for u in needed}
+        narrow = tuning.current().narrow
+        careful = {u: self.layers[u].p < narrow or self.layers[u].uneven for u in needed}
         runs = ([layer.rows(i) for layer in layers] for i in cut(layers[0].n, self.chunk))
         for run in runs if all(layer.in_memory for layer in layers) else ahead(runs, device):
             x = {u: rows.to(place, torch.float64) if careful[u] else rows for u, rows in zip(needed, run, strict=True)}
@@ -140,7 +141,8 @@ def _side_by_side(work: Callable[..., T], *items: Sequence[Any]) -> list[T]:
     """
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads, "repsim-pairs", initializer=partial(torch.set_num_threads, 1)) as pool:
-        done = list(pool.map(work, *items))
+        coming = [pool.submit(tuning.in_context(work), *each) for each in zip(*items, strict=True)]
+        done = [future.result() for future in coming]
     torch.set_num_threads(threads)
     return done
 

@@ -14,10 +14,7 @@ from torch import Tensor
 from repsim.metrics.algorithms.sweep import SummedMeasure, SummedSweep, Sums
 from repsim.metrics.recipes.gram import KernelMatrix
 from repsim.metrics.recipes.rows import ahead, cut, wide
-
-_TILE = 512
-_STACK = 2**27
-"""Bytes of a stack of tiles, one of every layer."""
+from repsim.runtime import tuning
 
 
 @runtime_checkable
@@ -230,4 +227,4 @@ def flop_of_grams(n: int, block: int, widths: Sequence[int], pairs: int) -> floa
 
 def tile_side(layers: int, itemsize: int) -> int:
     """A side for tiles: large enough for fast products, small enough that a stack of them takes little memory."""
-    return max(64, min(_TILE, math.isqrt(_STACK // (itemsize * layers))))
+    return max(64, min(tuning.current().tile, math.isqrt(tuning.current().tile_stack // (itemsize * layers))))

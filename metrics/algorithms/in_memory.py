@@ -9,6 +9,7 @@ from jaxtyping import Float64
 from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.algorithms.gram_space import GramSweep, tile_side
 from repsim.metrics.recipes.base import MomentFactor
+from repsim.runtime import tuning
 
 Algorithm = Literal["gram", "moments", "pairs"]
 """How all pairs are computed: in Gram space, in feature space, or one after the other."""
@@ -16,10 +17,10 @@ Algorithm = Literal["gram", "moments", "pairs"]
 
 def compare_in_memory(rows: Sequence[Any], columns: Sequence[Any], measure: Any) -> Float64[np.ndarray, "rows columns"]:
     """Compare every row layer with every column layer under a `GramMetric`, a `MomentMetric`, or one that is both."""
-    layers = [*rows, *columns]
+    layers, settings = [*rows, *columns], tuning.current()
     sweeps: list[GramSweep | MomentSweep] = []
     if "gram" in measure.algorithms:
-        sweeps.append(GramSweep(rows, columns, [measure], panel=2048, tile=tile_side(len(layers), 4)))
+        sweeps.append(GramSweep(rows, columns, [measure], panel=settings.panel, tile=tile_side(len(layers), 4)))
     if "moments" in measure.algorithms and all(isinstance(layer, MomentFactor) for layer in layers):
-        sweeps.append(MomentSweep(rows, columns, [measure], chunk=4096, room=2**27))
+        sweeps.append(MomentSweep(rows, columns, [measure], chunk=settings.run, room=settings.unit_memory_kept))
     return min(sweeps, key=lambda sweep: sweep.flop).run()[0]

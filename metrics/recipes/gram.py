@@ -22,6 +22,7 @@ from repsim.labels import partition
 from repsim.metrics.recipes.base import Factor, MomentFactor, Recipe, StreamingRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.rows import Centred, Rows, column_means, cut, in_memory, pieces, wide
+from repsim.runtime import tuning
 
 Kernel = Literal["linear", "rbf", "distance"]
 _FAR = 2.0**-10
@@ -362,7 +363,7 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
         """Features, some numbers a sample, and tiles of one layer for row sums and the median."""
         workspace = 0
         if self.kernel != "linear" or self.batch:
-            side = min(layer.n, self.batch or 2048)
+            side = min(layer.n, self.batch or tuning.current().panel)
             workspace = 4 * (2 * side * layer.p + 6 * side**2)
         return Memory(layer.n * layer.p * layer.itemsize, state=32 * layer.n, workspace=workspace)
 

@@ -12,18 +12,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from repsim.errors import UndefinedValueError
-from repsim.metrics.recipes import products
 from repsim.metrics.recipes.base import DifferentiableRecipe, MomentFactor, Recipe, StreamingRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.krylov import leading_by_krylov
 from repsim.metrics.recipes.products import covariance, inner_products, project
 from repsim.metrics.recipes.rows import Centred, Rows, column_means, column_ranges, cut, in_memory, pieces, wide
+from repsim.runtime import tuning
 
-_SQUARED_FROM = 512
-"""From so many samples or features on, X'X (or XX') in float64 tells float32 activations from their own rounding."""
-_RANDOM_FROM = 8192
-"""From so many samples and features on, part of the variance is looked for in a Krylov space. Below, the matrix
-products and the eigenvalues of X'X or XX' take seconds, and there is little to win."""
 _ROUNDINGS = 1024
 """Directions below so many roundings of the largest are noise: see `_floor`."""
 _SQUARES_TELL = 1e-5
@@ -167,7 +162,7 @@ class Projected:
 
     def __getitem__(self, rows: "slice | Tensor") -> Float[Tensor, "rows r"]:
         size = max(
-            1, products.SLAB // self.source.shape[1]
+            1, tuning.current().slab // self.source.shape[1]
         )  # whoever asks knows how wide the basis is, not how wide the layer
         parts: Sequence[slice | Tensor]
         if isinstance(rows, Tensor):
@@ -275,7 +270,7 @@ class PrincipalSubspace(StreamingRecipe[Subspace], DifferentiableRecipe[Subspace
         n, p = x.shape
         if not self.centred and not self.loadings and x.dtype != torch.float64:
             return self._uncentred(x)
-        if x.dtype == torch.float64 or max(n, p) < _SQUARED_FROM:
+        if x.dtype == torch.float64 or max(n, p) < tuning.current().squared_from:
             values = centred.exact(slice(None))
             if self.centred:
                 values -= values.mean(0)  # a large mean is rounded coarsely, and what it leaves would be a direction
@@ -286,7 +281,7 @@ class PrincipalSubspace(StreamingRecipe[Subspace], DifferentiableRecipe[Subspace
             basis = _placed(u[:, kept].contiguous(), x)
             return SubspaceState(mean, s * peak, total, complete, basis, None, loadings)
         found = None
-        if self.variance < 1 and not self.loadings and min(n, p) >= _RANDOM_FROM:
+        if self.variance < 1 and not self.loadings and min(n, p) >= tuning.current().krylov_from:
             found = leading_by_krylov(centred, self.variance, _floor(x))
         if found is not None:
             s, vectors, total, complete, error = found.values.sqrt(), found.vectors, found.total, False, found.error

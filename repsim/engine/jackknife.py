@@ -12,11 +12,7 @@ from typing_extensions import override
 
 from repsim.metrics.algorithms.gram_space import GramMeasure, GramSweep, tile_side
 from repsim.metrics.recipes.rows import wide
-
-_PANEL = 2048
-"""Samples whose features are read at once."""
-_ROOM = 2**30
-"""Bytes that sums of single samples may take, where nobody says otherwise."""
+from repsim.runtime import tuning
 
 
 class LeaveOneOut(GramSweep):
@@ -39,11 +35,12 @@ class LeaveOneOut(GramSweep):
         columns: Sequence[Any],
         measure: GramMeasure,
         *,
-        panel: int = _PANEL,
+        panel: int = 0,
         tile: int = 0,
-        room: int = _ROOM,
+        room: int = 0,
         cubes: bool = False,
     ) -> None:
+        panel, room = panel or tuning.current().panel, room or tuning.current().unit_memory
         tile = tile or tile_side(len({id(layer) for layer in [*rows, *columns]}), 4)
         super().__init__(rows, columns, [measure], panel=panel, tile=tile)
         n, sample = self.draws[0].n, 8 * (self.height * self.width + len(self.layers))
@@ -82,7 +79,9 @@ class LeaveOneOut(GramSweep):
     def _totals(self) -> tuple[Float64[np.ndarray, "height width"], Float64[np.ndarray, " layers"]]:
         """<A, B> of all pairs and ||A||^2 of all layers, before any sample is left out."""
         columns = [self.layers[self.first + k] for k in self._columns]
-        sweep = GramSweep(self.layers[: self.height], columns, self.measures, panel=_PANEL, tile=self.tile)
+        sweep = GramSweep(
+            self.layers[: self.height], columns, self.measures, panel=tuning.current().panel, tile=self.tile
+        )
         sums = functools.reduce(np.add, sweep.parts(sweep.order))
         return sums[: self.height * self.width].reshape(self.height, self.width), sums[self.height * self.width :]
 

@@ -20,10 +20,9 @@ from repsim.metrics.algorithms.gram_space import GramSweep, tile_side
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import Gram
 from repsim.metrics.recipes.rows import cut, wide
+from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 
-_PANEL = 2048
-"""Samples whose features are read, and widened to float64, at once."""
 _CANCELLED = 1e-6
 """||A||^2 that is less than this share of ||B||^2 has lost digits; tr(A^3) is right to 1e-7 ||A||^3 until there."""
 
@@ -111,7 +110,7 @@ class _Cubes(GramSweep):
     """The sum of the cubes of every layer's entries, in the place where other sweeps have those of the squares."""
 
     def __init__(self, layers: Sequence[Gram]) -> None:
-        super().__init__(layers, [], [CKA()], panel=_PANEL, tile=tile_side(len(layers), 4))
+        super().__init__(layers, [], [CKA()], panel=tuning.current().panel, tile=tile_side(len(layers), 4))
 
     @property
     def noise(self) -> Float64[np.ndarray, " layers"]:
@@ -142,7 +141,7 @@ def _by_features(layer: Gram) -> tuple[float, float] | None:
         """Z S."""
         return torch.cat([z[:, :-2], -z[:, -1:], -z[:, -2:-1]], 1)
 
-    runs = list(cut(layer.n, _PANEL))
+    runs = list(cut(layer.n, tuning.current().panel))
     G = torch.zeros(layer.p + 2, layer.p + 2, dtype=torch.float64, device=place)
     for i in runs:
         z = factor(i)
@@ -160,5 +159,5 @@ def _by_features(layer: Gram) -> tuple[float, float] | None:
 def _whole(layer: Gram) -> tuple[float, float]:
     """||A||^2 and tr(A^3) from A."""
     A = centred(layer, torch.float64, unbiased=True)
-    triangles = sum(float(((A[i] @ A) * A[i]).sum()) for i in cut(layer.n, _PANEL))
+    triangles = sum(float(((A[i] @ A) * A[i]).sum()) for i in cut(layer.n, tuning.current().panel))
     return float(A.square().sum()), triangles

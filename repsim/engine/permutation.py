@@ -21,17 +21,8 @@ from repsim.metrics.algorithms.gram_space import GramMeasure
 from repsim.metrics.base import GramMetric, MomentMetric
 from repsim.metrics.recipes.gram import Gram, KernelMatrix
 from repsim.metrics.recipes.rows import cut, wide
+from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
-
-_SIDE = 2048
-"""Features of a side that are multiplied at once, those of several permutations together."""
-_RUN = 1024
-"""Samples of which products are summed in the layers' dtype, before they are in float64."""
-_NARROW = 32
-"""Layers with fewer features are multiplied in float64, as in `MomentSweep`: their errors would not average out."""
-_ENTRY, _LAYER, _PAIR = 500.0, 30.0, 4.0
-"""What an entry of Gram matrices takes, each layer that is gathered, and each pair: in floating-point operations of
-the other algorithm. Measured on a CPU (AVX-512, n = 2,000; 1, 4 x 4 and 17 x 13 layers), to within a third."""
 
 
 def permuted(
@@ -72,7 +63,11 @@ def _features_are_cheaper(
     except InvalidInputError:
         return True
     sizes = [(i.stop - i.start, j.stop - j.start) for i, j in pairs]
-    entry = sum(_ENTRY + _LAYER * padded(c, dtype.itemsize) + _PAIR * r * c for r, c in sizes)
+    rates = tuning.current()
+    entry = sum(
+        rates.permuted_entry + rates.permuted_layer * padded(c, dtype.itemsize) + rates.permuted_pair * r * c
+        for r, c in sizes
+    )
     return bool(2.0 * count * n * p * q < count * entry * n**2 / 2 + float(n) ** 2 * (p + q))
 
 
@@ -203,7 +198,7 @@ def _by_directions(
 def _norm(layer: Gram, measure: GramMetric[Any]) -> float:
     """||A||; NaN where it is nothing but rounding errors."""
     assert isinstance(measure, MomentMetric), "feature space is not for this measure"
-    sweep = MomentSweep([layer], [layer], [measure], chunk=4096, room=2**27)
+    sweep = MomentSweep([layer], [layer], [measure], chunk=tuning.current().run, room=tuning.current().unit_memory_kept)
     return float(np.sqrt(np.sum(list(sweep.parts(sweep.order)), axis=0)[-1]))
 
 
@@ -213,7 +208,7 @@ def _precisions(rows: Sequence[Gram], columns: Sequence[Gram]) -> list[tuple[lis
     That is where a layer is narrow, or uneven: then debiasing takes away almost all of ||X'PY||^2.
     """
     careful = [
-        [layer.p < _NARROW or layer.uneven or layer.dtype == torch.float64 for layer in side]
+        [layer.p < tuning.current().narrow or layer.uneven or layer.dtype == torch.float64 for layer in side]
         for side in (rows, columns)
     ]
     (loose_rows, exact_rows), (loose_columns, exact_columns) = (
@@ -245,17 +240,17 @@ def permuted_moments(
     X, Y = (torch.cat([layer.rows(slice(0, n)).to(device, dtype) for layer in side], 1) for side in (rows, columns))
     of_rows, of_columns = (_membership(side).to(place) for side in (rows, columns))
     total = torch.zeros(count, len(rows), len(columns), dtype=torch.float64, device=place)
-    blocks = list(cut(Y.shape[1], _SIDE))
+    blocks = list(cut(Y.shape[1], tuning.current().permuted_side))
     for q in blocks:
         y = Y[:, q].contiguous()
-        for chunk in cut(count, max(1, _SIDE // y.shape[1])):
+        for chunk in cut(count, max(1, tuning.current().permuted_side // y.shape[1])):
             some = permutations[chunk].T.contiguous().to(device)
             width = some.shape[1] * y.shape[1]
-            met = y.new_empty(min(n, _RUN) * some.shape[1], y.shape[1])
-            for p in cut(X.shape[1], _SIDE):
+            met = y.new_empty(min(n, tuning.current().permuted_run) * some.shape[1], y.shape[1])
+            for p in cut(X.shape[1], tuning.current().permuted_side):
                 sums = torch.zeros(p.stop - p.start, width, dtype=torch.float64, device=place)
                 product = X.new_empty(sums.shape)
-                for run in cut(n, _RUN):
+                for run in cut(n, tuning.current().permuted_run):
                     where = some[run].flatten()
                     gathered = torch.index_select(y, 0, where, out=met[: len(where)]).view(-1, width)
                     if dtype == torch.float64:

@@ -32,20 +32,11 @@ from repsim.metrics.base import Algorithm, MomentMetric, PairMetric
 from repsim.metrics.recipes.base import StreamingRecipe
 from repsim.metrics.recipes.cost import NOMINAL, NOTHING, Cost, LayerSize
 from repsim.metrics.recipes.gram import KernelRecipe
+from repsim.runtime import tuning
 from repsim.runtime.files import human
 from repsim.runtime.processes import Ranks
 from repsim.runtime.progress import Progress
-
-_PANEL = 2048
-"""Samples whose features are read at once, where memory allows."""
-_CHUNK = 4096
-"""Samples over which cross-moments are summed in float32 before they are added in float64."""
-_ROOM = 2**30
-"""Bytes for the cross-moments of one unit, where memory allows; more would save no reading worth the while."""
-_SMALLEST_PANEL = 64
-_SPARE = 160 * 2**20
-"""Bytes for what the plan does not count: the libraries' own buffers, arrays of a few numbers a sample. The peak of one
-and the same run scatters by 45 MB; with 128 MiB a busy machine was once seen 5 MB above what was allowed."""
+from repsim.runtime.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -93,11 +84,11 @@ class Stage:
     """Work of the other algorithm, where there is one."""
     memory: int = 0
     """Bytes that it needs, beside what the process held before."""
-    panel: int = _PANEL
+    panel: int = Tuning.panel
     tile: int = 512
     held: int = 2
-    chunk: int = _CHUNK
-    room: int = _ROOM
+    chunk: int = Tuning.run
+    room: int = Tuning.unit_memory
     group: int = 1
 
     @property
@@ -226,6 +217,7 @@ def _rounded_up(size: int) -> int:
 
 
 def _with_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
+    settings = tuning.current()
     layers = stage.layers
     available = limits.memory - limits.base
     prepared = _prepared(stage, n)
@@ -243,13 +235,13 @@ def _with_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
     in_memory = within(available - kept - fixed, kept=True)
     needed = in_memory.memory + kept + fixed + max(0, largest - in_memory.memory)
     streams = stage.form == "features" and isinstance(stage.recipe, StreamingRecipe) and stage.algorithm != "pairs"
-    if limits.base + needed + _SPARE <= limits.memory or not streams:
+    if limits.base + needed + settings.spare_memory <= limits.memory or not streams:
         once = dataclasses.replace(
             prepared.cost, touched=prepared.cost.touched + n * sum(prepared.widths), read=prepared.cost.read / 2
         )
-        return dataclasses.replace(in_memory, preparing=once, memory=needed + _SPARE)
-    again = within(available - fixed - _SPARE, kept=False)
-    return dataclasses.replace(again, memory=again.memory + fixed + _SPARE)
+        return dataclasses.replace(in_memory, preparing=once, memory=needed + settings.spare_memory)
+    again = within(available - fixed - settings.spare_memory, kept=False)
+    return dataclasses.replace(again, memory=again.memory + fixed + settings.spare_memory)
 
 
 @dataclass(frozen=True)
@@ -289,6 +281,7 @@ def _itemsize(layer: LayerShape) -> int:
 
 def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: int) -> Stage:
     count, pairs, measures = len(widths), len(stage.rows) * len(stage.columns), len(stage.metrics)
+    settings = tuning.current()
     recipe = stage.recipe
     assert isinstance(recipe, KernelRecipe), "Gram space needs kernel matrices"
     block = recipe.block(n)
@@ -301,14 +294,15 @@ def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: in
         return (_units(n, block, panel) + 2) * measures * (pairs + count) * 8
 
     most = max(2**26, free // 8)
-    panel, held = _SMALLEST_PANEL if block >= n else block, 2
+    panel, held = settings.smallest_panel if block >= n else block, 2
     while sums(panel) > most and panel < n:
         panel *= 2  # fewer units, whose sums would take more memory than what is summed
     if stage.kept:
-        panel = max(panel, _PANEL)
+        panel = max(panel, settings.panel)
     else:
-        room = free - stack - min(most, sums(_SMALLEST_PANEL))
-        panel = max(panel, min(_PANEL, room // (4 * wide) // _SMALLEST_PANEL * _SMALLEST_PANEL))
+        room = free - stack - min(most, sums(settings.smallest_panel))
+        fitting = room // (4 * wide) // settings.smallest_panel * settings.smallest_panel
+        panel = max(panel, min(settings.panel, fitting))
         held = max(2, min(-(-n // panel), room // (min(panel, n) * wide) - 1))
     tile = min(tile, panel)
     block = min(block, n)
@@ -336,9 +330,10 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     symmetric = set(stage.rows) & set(stage.columns) != set()
     height = len(stage.rows)
     columns = widths if symmetric else widths[height:]
+    settings = tuning.current()
     metrics = [metric for metric in stage.metrics if isinstance(metric, MomentMetric)]
     norms = any(metric.normalised for metric in metrics)
-    chunk, room = _CHUNK, 2**27 if stage.kept else _ROOM
+    chunk, room = settings.run, settings.unit_memory_kept if stage.kept else settings.unit_memory
     largest = 12 * max(widths) ** 2
     if not stage.kept:
         broad = sum(widths) * itemsize

@@ -1,6 +1,7 @@
 """Two roads to permuted values, and which one is taken."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,19 @@ def related(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
 @pytest.mark.parametrize("spec", ["cka", "cka:estimator=biased"])
 @pytest.mark.parametrize(("side", "run"), [(2048, 1024), (50, 30), (40, 100), (25, 7)])
 def test_features_are_the_same_however_they_are_cut(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, spec: str, side: int, run: int
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    tuned: Callable[..., None],
+    *,
+    spec: str,
+    side: int,
+    run: int,
 ) -> None:
     layers = factors(spec, *related(rng, 60, 40, 3, 100, 35, 2))
     orders = torch.from_numpy(random_permutations(60, 5))
     for rows, columns in ((layers[:3], layers[3:]), (layers[3:], layers[:3]), (layers, layers)):
         expected = on("grams", monkeypatch, rows, columns, get(spec), orders)
-        monkeypatch.setattr(permutation, "_SIDE", side)
-        monkeypatch.setattr(permutation, "_RUN", run)
+        tuned(permuted_side=side, permuted_run=run)
         found = on("features", monkeypatch, rows, columns, get(spec), orders)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -144,11 +150,13 @@ def test_the_cheaper_road_is_taken(rng: np.random.Generator, monkeypatch: pytest
         assert road_of(monkeypatch, others[:1], others[1:], get(spec), orders) == "_by_grams"
 
 
-def test_progress_counts_permutations(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_counts_permutations(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, tuned: Callable[..., None]
+) -> None:
     layers = factors("cka", *(x.astype(np.float32) for x in related(rng, 60, 40, 3, 50)))
     orders = torch.from_numpy(random_permutations(60, 4))
     for side in (2048, 30):
-        monkeypatch.setattr(permutation, "_SIDE", side)
+        tuned(permuted_side=side)
         said: list[int] = []
         both = layers[:2], layers[2:]
         on("features", monkeypatch, *both, get("cka"), orders, progress=lambda *done, to=said: to.extend(done))

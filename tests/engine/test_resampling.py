@@ -131,10 +131,10 @@ def test_leave_one_out_needs_five_samples(rng: np.random.Generator) -> None:
 
 
 @pytest.fixture(params=["grams", "features"])
-def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tuned: Callable[..., None]) -> None:
     """Both roads of permuted samples, of the linear kernel: whichever would be the cheaper one."""
     if request.param == "features":
-        monkeypatch.setattr(permutation, "_ENTRY", 1e30)
+        tuned(permuted_entry=1e30)
     else:
         monkeypatch.setattr(permutation, "_features_are_cheaper", lambda *_: False)
 

@@ -14,7 +14,6 @@ from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Array, PermutedAtOnce, as_samples
 from repsim.metrics.knn import JaccardKNN, MutualKNN
-from repsim.metrics.recipes import neighbours
 from repsim.metrics.recipes.neighbours import NearestNeighbours, shared_when_permuted
 from repsim.metrics.recipes.subspace import PrincipalSubspace
 from tests.metrics import references, references_knn, references_subspaces
@@ -35,10 +34,9 @@ ALL = KNN | SUBSPACES
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(tuned: Callable[..., None]) -> None:
     """Runs of 64 samples at most, a few permutations at once, and two layers in a word."""
-    monkeypatch.setattr(neighbours, "_RANKS", 1200)
-    monkeypatch.setattr(neighbours, "_BITS", 2)
+    tuned(neighbour_ranks=1200, neighbour_bits=2)
 
 
 def layers(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
