@@ -42,8 +42,8 @@ def cka_units(x: Array, y: Array) -> float:
         return hsic1(np.outer(a, a), np.outer(b, b))
 
     def norm(z: Array) -> float:
-        p = z.shape[1]
-        return float(np.sum([hsic(z[:, j], z[:, k]) for j in range(p) for k in range(p) if j != k])) / (p * (p - 1))
+        pairs = [(j, k) for j in range(z.shape[1]) for k in range(z.shape[1]) if j != k]
+        return float(np.mean([hsic(z[:, j], z[:, k]) for j, k in pairs]))
 
     numerator = np.mean([[hsic(a, b) for b in y.T] for a in x.T])
     return float(numerator / np.sqrt(norm(x) * norm(y)))
