@@ -322,8 +322,8 @@ def test_a_script_is_silent(stores: list[ActivationStore], capfd: pytest.Capture
 
 def test_in_a_real_kernel(stores: list[ActivationStore]) -> None:
     cells = [
-        f"import repsim.runtime.notebook\nrepsim.notebook._PATIENCE = 0\npath = {str(stores[0].path)!r}",
-        "damaged = repsim.verify(path)",
+        f"import repsim\nfrom repsim.runtime import tuning\npath = {str(stores[0].path)!r}",
+        "with tuning.using(bar_after=0.0):\n    damaged = repsim.verify(path)",
         "damaged = repsim.verify(path, progress=False)",
         "repsim.open_store(path)",
         "from repsim import figures\nfigures.figure(repsim.compare(path))",

@@ -12,7 +12,7 @@ from repsim.metrics.recipes.rows import Centred, cut, pieces
 from repsim.runtime import tuning
 
 _SHARE = 4
-"""The Krylov space is given up at min(n, p) / 4 columns: by then the exact road's matrix product was as cheap."""
+"""The Krylov space is given up at min(n, p) / 4 columns: by then the exact matrix product was as cheap."""
 
 
 @dataclass(frozen=True, eq=False)

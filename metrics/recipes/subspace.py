@@ -57,7 +57,7 @@ class Subspace(MomentFactor):
     """diag(s) V' = Q'X: how much of each feature each direction carries; where somebody asked for it."""
     backward_error: float = 0.0
     """This is the decomposition of some X + E with ||E||_F <= ``backward_error`` x ||X||_F, but for float64's rounding.
-    0 on the exact roads; how it is known is said in `leading_by_krylov`."""
+    0 where the decomposition is exact; `leading_by_krylov` says how it is known."""
 
     @property
     def nbytes(self) -> int:
@@ -214,7 +214,7 @@ class PrincipalSubspace(StreamingRecipe[Subspace], DifferentiableRecipe[Subspace
     Where n and p are 8192 or more and only part of the variance is wanted, and no loadings, the leading eigenvectors
     are looked for in a Krylov space first (`leading_by_krylov`). What it finds is the decomposition of some X + E with
     ||E||_F <= 2^-24 ||X||_F, as much as rounding X to float32 may do to it; `Subspace.backward_error` says how much.
-    A layer whose variance is spread over too many directions for that takes the exact road.
+    A layer whose variance is spread over too many directions for that is decomposed exactly.
 
     ``variance`` says which directions are wanted: the fewest that explain so much; 1 for all. ``loadings`` asks
     for those, too.

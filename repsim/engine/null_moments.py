@@ -56,7 +56,7 @@ def moments(
         tr(A^3) = tr((S G)^3) + 3 sum_i d_i q_i - 2 sum_i d_i^3,
 
     in O(n p^2) and float64. (The last sum is 3 tr(B D^2) + tr(D^3), whose first half is -3 sum_i d_i^3.) The cubes have
-    no such road: they are summed over the tiles of all layers' Gram matrices, as those pass by. Nothing n x n is held,
+    no formula: they are summed over the tiles of all layers' Gram matrices, as those pass by. Nothing n x n is held,
     unless there are as many features as samples, or the kernel is not linear, or one sample is all but nearly all of
     the layer, so that its product with itself drowns the rest: then A is made, and multiplied by itself.
 
