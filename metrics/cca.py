@@ -10,10 +10,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from repsim.errors import InvalidInputError
+from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.base import Chance, Invariance
 from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace, refuse_ties
 from repsim.metrics.subspaces import SubspaceMetric, exact, saturation, singular_values
-from repsim.metrics.sweeps import Cross
 
 
 def mean_correlation(cross: Float64[Tensor, "r t"], *, exact: bool) -> Float64[Tensor, ""]:

@@ -1,32 +1,25 @@
 """Centred kernel alignment: the cosine between two centred Gram matrices."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.errors import InvalidInputError
 from repsim.labels import Form
-from repsim.metrics.base import Chance, Factor, Group, Invariance, Metric, Recipe, Road
-from repsim.metrics.recipes.gram import CentredGram, Gram, KernelMatrix
+from repsim.metrics.algorithms.cross import Cross
+from repsim.metrics.base import Algorithm, Chance, GramMetric, Group, Invariance, MomentMetric
+from repsim.metrics.recipes.gram import CentredGram, Gram, KernelRecipe, Kernels
 from repsim.metrics.recipes.stored_kernels import BlockGrams, StoredGrams, TwoSketches
-from repsim.metrics.sweeps import Cross
-
-
-class Kernels(Factor, Protocol):
-    """One layer's kernel matrix: exact, or in several independent estimates."""
-
-    @property
-    def draws(self) -> Sequence[KernelMatrix]:
-        """The estimates."""
 
 
 @dataclass(frozen=True)
-class CKA(Metric[Kernels]):
+class CKA(GramMetric[Kernels], MomentMetric[Kernels]):
     """Centred kernel alignment between X (n x p) and Y (n x q), with Gram matrices K and L.
 
     With the debiased estimator (the default) CKA = <A, B> / (||A|| ||B||), where A and B are K and L after U-centring:
@@ -150,10 +143,10 @@ class CKA(Metric[Kernels]):
             return CentredGram("rbf", sigma=self.sigma, batch=self.batch)
         return CentredGram("rbf", bandwidth=0.5 if self.bandwidth is None else self.bandwidth, batch=self.batch)
 
-    def recipe_for(self, form: Form) -> Recipe[Kernels]:
+    def recipe_for(self, form: Form) -> KernelRecipe[Kernels]:
         """The linear kernel needs no features: Gram matrices of blocks and sketches will do."""
         if form == "features" or self.kernel != "linear":
-            return super().recipe_for(form)
+            return super().recipe_for(form)  # type: ignore[return-value]
         return StoredGrams() if form == "grams" else TwoSketches()
 
     @property
@@ -162,8 +155,8 @@ class CKA(Metric[Kernels]):
         return self.estimator != "biased"
 
     @property
-    def roads(self) -> tuple[Road, ...]:
-        """Feature space knows only the linear kernel, and all samples at once."""
+    def algorithms(self) -> tuple[Algorithm, ...]:
+        """Gram space, or the cheaper of both: feature space knows only the linear kernel, and all samples at once."""
         return ("gram", "moments") if self.kernel == "linear" and self.estimator != "minibatch" else ("gram",)
 
     def moment(self, cross: Cross[Any]) -> float:
@@ -219,7 +212,8 @@ class CKA(Metric[Kernels]):
         A, B = (self.recipe.with_gradient(side, unbiased=self.unbiased) for side in (x, y))
         return (A * B).sum() / (A.square().sum() * B.square().sum()).sqrt()
 
-    def reason(self, a: Kernels, b: Kernels) -> str:  # noqa: ARG002
+    @override
+    def reason(self, a: Kernels, b: Kernels) -> str:
         """What is wrong with layers whose ||A|| is nothing but rounding errors."""
         if len(a.draws) > 1:
             return (

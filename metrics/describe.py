@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from repsim import metrics
 from repsim.errors import UndefinedValueError
 from repsim.labels import Form
-from repsim.metrics.base import Group, Invariance, Metric, Road
+from repsim.metrics.base import Algorithm, Group, Invariance, Metric
 
 GROUPS: dict[Group, tuple[str, str]] = {
     "rsm": (
@@ -41,7 +41,7 @@ INVARIANCES: dict[Invariance, tuple[str, str]] = {
     "invertible linear": ("L", "any invertible linear map"),
 }
 """A letter for tables, and the words."""
-_ROADS: dict[Road, str] = {
+_ALGORITHMS: dict[Algorithm, str] = {
     "gram": "products of Gram matrices, tile by tile, for all pairs at once",
     "moments": "cross-moments X'Y, a run of samples at a time",
     "pairs": "one pair after the other, of layers that are prepared once",
@@ -122,7 +122,7 @@ def traits(metric: Metric[Any]) -> dict[str, str]:
     if metric.stochastic:
         said["random"] = "the value is a seeded estimate"
     said["readouts"] = ", ".join(text for form, text in _FORMS.items() if form in forms(metric))
-    said["computed by"] = "; or ".join(_ROADS[road] for road in metric.roads)
+    said["computed by"] = "; or ".join(_ALGORITHMS[known] for known in metric.algorithms)
     said["needs"] = metric.needs
     said["samples needed"] = samples(metric)
     said["chance"] = chance(metric)
@@ -247,7 +247,8 @@ def facts(metric: Metric[Any]) -> dict[str, Any]:
         "invariances": sorted(metric.invariances),
         "invariances_of_y": sorted(metric.invariances_of_y),
         "forms": forms(metric),
-        "roads": list(metric.roads),
+        "algorithms": list(metric.algorithms),
+        "roads": list(metric.algorithms),  # the name before 0.2
         "samples_needed": {str(width): metric.samples_needed(width, width) for width in EXAMPLE_WIDTHS},
         "chance": chance(metric),
         "others": dict(metric.others),

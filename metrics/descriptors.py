@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.errors import UndefinedValueError
-from repsim.metrics.base import Group, Invariance, Metric
+from repsim.metrics.base import Group, Invariance, PairMetric
+from repsim.metrics.recipes.base import InMemoryRecipe
+from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.gram import CentredGram
 from repsim.metrics.recipes.rows import column_means, direction, pieces, wide
 
@@ -34,7 +37,7 @@ class Statistic:
         return self.value.nbytes
 
 
-class StatisticDifference(Metric[Statistic], ABC):
+class StatisticDifference(PairMetric[Statistic], ABC):
     """The absolute difference between a statistic of two layers: states a `recipe`."""
 
     group: ClassVar[Group] = "statistics"
@@ -43,7 +46,8 @@ class StatisticDifference(Metric[Statistic], ABC):
     triangle: ClassVar[bool] = True
     paired: ClassVar[bool] = False
 
-    def samples_needed(self, p: int, q: int) -> int:  # noqa: ARG002 - of any layer
+    @override
+    def samples_needed(self, p: int, q: int) -> int:
         """A few hundred, as of any mean."""
         return 200
 
@@ -57,9 +61,19 @@ class StatisticDifference(Metric[Statistic], ABC):
         differences: Float64[np.ndarray, "rows columns"] = np.abs(left[:, None] - right)
         return differences
 
-    def pair_flop(self, n: int, p: int, q: int) -> float:  # noqa: ARG002
+    @override
+    def pair_flop(self, n: int, p: int, q: int) -> float:
         """One."""
         return 1.0
+
+
+class _OneNumber(InMemoryRecipe[Statistic]):
+    """What the recipes of this module have in common: a factor of one number."""
+
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """One number."""
+        return Memory(8)
 
 
 def _mean(x: Float[Tensor, "n p"]) -> Float64[Tensor, " p"]:
@@ -69,12 +83,13 @@ def _mean(x: Float[Tensor, "n p"]) -> Float64[Tensor, " p"]:
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(_OneNumber):
     """The recipe of `MagnitudeDifference`: the length of the mean sample."""
 
-    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:  # noqa: ARG002
-        """Floating-point operations, and bytes held."""
-        return 1.0 * n * p, 8.0
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
+        """The mean."""
+        return Cost.of_products(1.0 * layer.n * layer.p, layer.itemsize)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Statistic:
         """Describe one layer."""
@@ -126,12 +141,13 @@ class MagnitudeDifference(StatisticDifference):
 
 
 @dataclass(frozen=True)
-class Concentricity:
+class Concentricity(_OneNumber):
     """The recipe of `ConcentricityDifference`: the mean cosine between a sample and the mean sample."""
 
-    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:  # noqa: ARG002
-        """Floating-point operations, and bytes held."""
-        return 6.0 * n * p, 8.0
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
+        """Lengths, and products with the mean."""
+        return Cost.of_products(6.0 * layer.n * layer.p, layer.itemsize)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Statistic:
         """Describe one layer."""
@@ -193,16 +209,17 @@ class ConcentricityDifference(StatisticDifference):
 
 
 @dataclass(frozen=True)
-class Uniformity:
+class Uniformity(_OneNumber):
     """The recipe of `UniformityDifference`: log mean_ij exp(-2 ||x_i - x_j||^2), tile by tile.
 
     Distances far below the lengths of samples lose digits in float32. Where samples are so long that this would show,
     tiles with pairs that are close enough to count are made in float64.
     """
 
-    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:  # noqa: ARG002
-        """Floating-point operations, and bytes held."""
-        return 1.0 * n * n * p, 8.0
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
+        """Half of all squared distances."""
+        return Cost.of_products(1.0 * layer.n * layer.n * layer.p, layer.itemsize)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Statistic:
         """Describe one layer."""

@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.errors import InvalidInputError
+from repsim.metrics.recipes.base import InMemoryRecipe
+from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.topology import Bars, TopologyMetric, centred_samples, distances_within, load_gudhi
 
 
@@ -26,7 +29,7 @@ class Loops:
 
 
 @dataclass(frozen=True)
-class LoopCounts:
+class LoopCounts(InMemoryRecipe[Loops]):
     """Mean relative living times of the numbers of loops in witness complexes on random landmarks."""
 
     landmarks: int
@@ -56,9 +59,16 @@ class LoopCounts:
             times += living_times(witness_bars(to_landmarks, highest), highest, self.i_max)
         return Loops(torch.from_numpy(times / self.draws))
 
-    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:  # noqa: ARG002 - all is float64
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
         """All distances once; sorting them for every draw."""
-        return 2.0 * n * n * p + 200.0 * self.draws * n * self.landmarks, 8.0 * self.i_max
+        distances, sorting = 2.0 * layer.n * layer.n * layer.p, 200.0 * self.draws * layer.n * self.landmarks
+        return Cost.of_products(distances + sorting, layer.itemsize)
+
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """The living times."""
+        return Memory(8 * self.i_max)
 
 
 def witness_bars(distances: Float64[np.ndarray, "n landmarks"], highest: float) -> Bars:
@@ -194,11 +204,13 @@ class GeometryScore(TopologyMetric[Loops]):
         """The squared distance of the living times."""
         return (a.times - b.times).square().sum()
 
-    def samples_needed(self, p: int, q: int) -> int:  # noqa: ARG002 - of any layer
+    @override
+    def samples_needed(self, p: int, q: int) -> int:
         """The default range of scales is that of 1,000 samples."""
         return 1000
 
-    def pair_flop(self, n: int, p: int, q: int) -> float:  # noqa: ARG002 - of vectors of one length
+    @override
+    def pair_flop(self, n: int, p: int, q: int) -> float:
         """A difference of two vectors."""
         return 3.0 * self.i_max
 

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.errors import InvalidInputError
+from repsim.metrics.recipes.base import InMemoryRecipe
+from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.rows import cut
 from repsim.metrics.topology import TopologyMetric, centred_samples, squared_distances
+from repsim.runtime import tuning
 
-_EXACT = 4096
-"""Up to so many samples all eigenvalues are computed, in some seconds."""
 _TIMES = torch.logspace(-1, 1, 256, dtype=torch.float64)
 _WEIGHTS = torch.exp(-2 * (_TIMES + 1 / _TIMES))
 _UNIT = 1e6
@@ -39,7 +41,7 @@ class Heat:
 
 
 @dataclass(frozen=True)
-class HeatTraces:
+class HeatTraces(InMemoryRecipe[Heat]):
     """Heat-kernel traces of the graph of nearest neighbours."""
 
     neighbours: int
@@ -58,13 +60,23 @@ class HeatTraces:
             ties += int((values[:, k] - values[:, k - 1] <= 1e-12 * largest).sum())
             nearest.append(found[:, :k])
         graph = normalised_adjacency(torch.cat(nearest))
-        traces = exact_traces(graph) if n <= _EXACT else estimated_traces(graph, self.probes, self.seed)
+        traces = (
+            exact_traces(graph) if n <= tuning.current().heat_exact else estimated_traces(graph, self.probes, self.seed)
+        )
         return Heat(traces.cpu(), ties)
 
-    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:  # noqa: ARG002 - all is float64
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
         """All distances, and the eigenvalues or the products with probes."""
+        n = layer.n
         products = 2.0 * _DEGREE * self.neighbours * n * self.probes
-        return 2.0 * n * n * p + (4 / 3 * n**3 if n <= _EXACT else products), _TIMES.nbytes
+        flop = 2.0 * n * n * layer.p + (4 / 3 * n**3 if n <= tuning.current().heat_exact else products)
+        return Cost.of_products(flop, layer.itemsize)
+
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """The traces."""
+        return Memory(_TIMES.nbytes)
 
 
 def normalised_adjacency(nearest: Tensor) -> Tensor:
@@ -189,11 +201,13 @@ class IMD(TopologyMetric[Heat]):
         """The largest weighted difference."""
         return _UNIT * (_WEIGHTS * (a.traces - b.traces).abs()).max()
 
-    def samples_needed(self, p: int, q: int) -> int:  # noqa: ARG002 - of any layer
+    @override
+    def samples_needed(self, p: int, q: int) -> int:
         """Of fewer the graph's heat is mostly that of its few vertices."""
         return 500
 
-    def pair_flop(self, n: int, p: int, q: int) -> float:  # noqa: ARG002 - of vectors of one length
+    @override
+    def pair_flop(self, n: int, p: int, q: int) -> float:
         """A difference of two vectors."""
         return 4.0 * len(_TIMES)
 

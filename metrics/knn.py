@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.errors import InvalidInputError, UndefinedValueError
-from repsim.metrics.base import Array, Chance, Group, Invariance, Metric
+from repsim.metrics.base import Array, Chance, Group, Invariance, PairMetric, PermutedAtOnce
 from repsim.metrics.recipes.neighbours import (
     NearestNeighbours,
     Neighbours,
@@ -31,7 +32,7 @@ _UNDECIDED = 0.01
 
 
 @dataclass(frozen=True)
-class NeighbourMetric(Metric[Neighbours], ABC):
+class NeighbourMetric(PairMetric[Neighbours], ABC):
     """What compares the k nearest neighbours that every sample has in two layers."""
 
     group: ClassVar[Group] = "neighbours"
@@ -65,11 +66,13 @@ class NeighbourMetric(Metric[Neighbours], ABC):
         """One search serves the family: that of whoever wants most neighbours."""
         return NearestNeighbours(self.k)
 
-    def samples_needed(self, p: int, q: int) -> int | None:  # noqa: ARG002
+    @override
+    def samples_needed(self, p: int, q: int) -> int | None:
         """From k / (n - 1), the chance that a sample is among k of n - 1."""
         return 6 * self.k + 1
 
-    def pair_flop(self, n: int, p: int, q: int) -> float:  # noqa: ARG002
+    @override
+    def pair_flop(self, n: int, p: int, q: int) -> float:
         """Looking up n k neighbours."""
         return 20.0 * n * self.k
 
@@ -128,7 +131,7 @@ class NeighbourMetric(Metric[Neighbours], ABC):
 
 
 @dataclass(frozen=True)
-class MutualKNN(NeighbourMetric):
+class MutualKNN(NeighbourMetric, PermutedAtOnce[Neighbours]):
     """Mutual k-nearest neighbours: the share of a sample's neighbours that the two layers agree on.
 
     With N_X(i) the k samples most similar to sample i by the cosine (nothing is centred), the value is
@@ -163,7 +166,8 @@ class MutualKNN(NeighbourMetric):
         "platonic-rep (Huh et al.)": "leaves the order of equally near samples to the sorting",
     }
 
-    def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:  # noqa: ARG002
+    @override
+    def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
         """How many are shared."""
         return (ranks > 0).double().mean()
 
@@ -225,12 +229,14 @@ class JaccardKNN(NeighbourMetric):
     question: ClassVar[str] = "Do two layers find the same samples next to each sample, as a share of all they find?"
     needs: ClassVar[str] = "6 k + 1: chance is about k / (2 n)"
 
-    def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:  # noqa: ARG002
+    @override
+    def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
         """Of how many are shared."""
         shared = (ranks > 0).double().sum(1)
         return (shared / (2 * self.k - shared)).mean()
 
-    def chance(self, a: Neighbours, b: Neighbours) -> Chance:  # noqa: ARG002
+    @override
+    def chance(self, a: Neighbours, b: Neighbours) -> Chance:
         """Exactly the mean of c / (2k - c), c hypergeometric: how many of k among n - 1 are shared."""
         return Chance(sum(chance * c / (2 * self.k - c) for c, chance in _numbers_shared(a.n, self.k)))
 
@@ -269,7 +275,8 @@ class RankSimilarity(NeighbourMetric):
     question: ClassVar[str] = "Do two layers find the same samples next to each sample, and in the same order?"
     needs: ClassVar[str] = "6 k + 1: chance is below k / (n - 1)"
 
-    def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:  # noqa: ARG002
+    @override
+    def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
         """By tables of all pairs of ranks, and of all numbers of shared neighbours."""
         r = torch.arange(1, self.k + 1, dtype=torch.float64)
         weights = torch.nn.functional.pad(self._weights(), (0, 0, 1, 0)).to(ranks.device)  # rank 0 is not shared: 0
@@ -281,7 +288,8 @@ class RankSimilarity(NeighbourMetric):
         r = torch.arange(1, self.k + 1, dtype=torch.float64)
         return 2 / ((1 + (r[:, None] - r).abs()) * (r[:, None] + r))
 
-    def chance(self, a: Neighbours, b: Neighbours) -> Chance:  # noqa: ARG002
+    @override
+    def chance(self, a: Neighbours, b: Neighbours) -> Chance:
         """Exactly the mean over c, hypergeometric, of c times the mean weight of any two ranks, over 1 + ... + 1/c."""
         mean = float(self._weights().mean())
         return Chance(
@@ -347,7 +355,8 @@ class SecondOrderCosine(NeighbourMetric):
     def samples_needed(self, p: int, q: int) -> None:
         """Chance hangs on the features, and of many it hardly falls with n."""
 
-    def scarcity(self, n: int, p: int, q: int) -> str:  # noqa: ARG002 - whatever they are
+    @override
+    def scarcity(self, n: int, p: int, q: int) -> str:
         """Say it of any number."""
         return "no number of samples is enough for unrelated layers to score low; compare with permuted samples"
 
@@ -494,7 +503,8 @@ class CycleKNN(NeighbourMetric):
     needs: ClassVar[str] = "5 k^2 + 1: chance is about k^2 / n"
     symmetric: ClassVar[bool] = False
 
-    def samples_needed(self, p: int, q: int) -> int:  # noqa: ARG002
+    @override
+    def samples_needed(self, p: int, q: int) -> int:
         """A sample has k neighbours, of which each has it with probability k / (n - 1)."""
         return 5 * self.k**2 + 1
 
@@ -505,11 +515,13 @@ class CycleKNN(NeighbourMetric):
         back = a.indices[:, : self.k] * n + own
         return [torch.isin(own * n + b.indices[:, : self.k], back) for b in others]
 
-    def compare(self, a: Neighbours, b: Neighbours, ranks: Tensor) -> Tensor:  # noqa: ARG002
+    @override
+    def compare(self, a: Neighbours, b: Neighbours, ranks: Tensor) -> Tensor:
         """Whether one of them has."""
         return ranks.any(1).double().mean()
 
-    def chance(self, a: Neighbours, b: Neighbours) -> Chance:  # noqa: ARG002
+    @override
+    def chance(self, a: Neighbours, b: Neighbours) -> Chance:
         """Exactly 1 - the probability that k neighbours at random miss all who have the sample as theirs in X."""
         others = a.n - 1.0
         miss = torch.ones(a.n, dtype=torch.float64, device=a.indices.device)

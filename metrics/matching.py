@@ -12,10 +12,13 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
-from repsim.metrics.base import Group, Invariance, Metric, Road
+from repsim.metrics.algorithms.cross import Cross
+from repsim.metrics.base import Group, Invariance, MomentMetric
+from repsim.metrics.recipes.base import DifferentiableRecipe, MomentFactor, StreamingRecipe
+from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.rows import Rows, by_pieces, column_ranges, constant_layer, in_memory, pieces, varies, wide
-from repsim.metrics.sweeps import Cross
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,7 @@ class Standardised:
 
 
 @dataclass(frozen=True, eq=False)
-class Units:
+class Units(MomentFactor):
     """One layer's units, centred and of norm 1, so that their inner products with another's are correlations."""
 
     columns: Rows
@@ -110,12 +113,8 @@ class UnitState:
 
 
 @dataclass(frozen=True)
-class UnitNorm:
+class UnitNorm(StreamingRecipe[Units], DifferentiableRecipe[Units]):
     """The recipe of `Units`: leave out units without variance, centre and scale the others, all in float64."""
-
-    def __call__(self, x: Rows) -> Units:
-        """Prepare one layer."""
-        return self.apply(x, self.fit(x))
 
     def fit(self, x: Rows) -> UnitState:
         """Find means and norms, in two passes over the layer."""
@@ -141,9 +140,15 @@ class UnitNorm:
         centred = (x - x.mean(0))[:, units].to(wide(x.device), torch.float64)
         return Units(centred / torch.linalg.vector_norm(centred, dim=0))
 
-    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, int]:
-        """Floating-point operations, and bytes that the factor holds."""
-        return 6.0 * n * p, n * p * max(4, itemsize)
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
+        """Means and norms, in two passes."""
+        return Cost.of_products(6.0 * layer.n * layer.p, layer.itemsize)
+
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """The units."""
+        return Memory(layer.n * layer.p * layer.itemsize)
 
 
 def assigned(cross: Cross[Any]) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " m"]]:
@@ -188,8 +193,11 @@ def _samples(best: float) -> int:
     return max(4, math.ceil(25 * best**2) + 1)
 
 
-class MatchingMetric(Metric[Units], ABC):
-    """What is computed from the correlations between two layers' units: states a `moment`."""
+class MatchingMetric(MomentMetric[Units], ABC):
+    """What is computed from the correlations between two layers' units: states a `moment`.
+
+    A gradient takes the partners as fixed: which ones are best changes only where two choices are equally good.
+    """
 
     group: ClassVar[Group] = "alignment"
     sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
@@ -210,18 +218,6 @@ class MatchingMetric(Metric[Units], ABC):
     def recipe(self) -> UnitNorm:
         """Shared by all that match units by correlation."""
         return UnitNorm()
-
-    @property
-    def roads(self) -> tuple[Road, ...]:
-        """The cross-moments are the correlations."""
-        return ("moments",)
-
-    def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
-        """With the partners fixed: which ones are best changes nowhere but where two choices are equally good."""
-        a, b = self.recipe.with_gradient(x), self.recipe.with_gradient(y)
-        assert isinstance(a.columns, Tensor)
-        assert isinstance(b.columns, Tensor)
-        return torch.as_tensor(self.moment(Cross(a, b, a.columns.T @ b.columns)))
 
     def diagnostics(self, factor: Units) -> dict[str, int]:
         """Units that vary, of which alone the value speaks."""

@@ -8,13 +8,14 @@ from typing import ClassVar, Literal
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.errors import InvalidInputError
+from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.base import Chance, Group, Invariance
 from repsim.metrics.recipes.rows import pieces, wide
 from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace, layer_with_gradient
 from repsim.metrics.subspaces import SubspaceMetric, saturation
-from repsim.metrics.sweeps import Cross
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class LinearRegression(SubspaceMetric):
         assert isinstance(basis, Tensor)
         return (basis.T @ whole).square().sum() / whole.square().sum()
 
-    def samples_needed(self, p: int, q: int) -> int:  # noqa: ARG002 - whatever X is
+    @override
+    def samples_needed(self, p: int, q: int) -> int:
         """From rank(Y) / (n - 1)."""
         return 5 * q + 1
 

@@ -9,9 +9,12 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from typing_extensions import override
 
 from repsim.errors import UndefinedValueError
-from repsim.metrics.base import Group, Invariance, Metric
+from repsim.metrics.base import Group, Invariance, PairMetric
+from repsim.metrics.recipes.base import InMemoryRecipe
+from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.rows import column_means, wide
 
 
@@ -30,7 +33,7 @@ class Coordinates:
 
 
 @dataclass(frozen=True)
-class SampleSpace:
+class SampleSpace(InMemoryRecipe[Coordinates]):
     """The recipe of `Coordinates`: X' = Q R is decomposed where p > n, in float64, and the coordinates are R'.
 
     Norms and angles stay as they are, so that a measure which sees nothing else takes n x n matrices instead of p x q.
@@ -48,10 +51,16 @@ class SampleSpace:
             x = _folded(x) if x.requires_grad else torch.linalg.qr(x.T, mode="r")[1].T
         return Coordinates(x, torch.linalg.vector_norm(x, dim=1))
 
-    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, int]:  # noqa: ARG002 - always float64
-        """Floating-point operations, and bytes that the factor holds."""
-        m = min(n, p)
-        return (2.0 * n * n * p if p > n else 2.0 * n * p), 8 * n * (m + 1)
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
+        """The decomposition of X' where that is taken."""
+        n, p = layer.n, layer.p
+        return Cost.of_products(2.0 * n * n * p if p > n else 2.0 * n * p, layer.itemsize)
+
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """Coordinates and norms, always in float64."""
+        return Memory(8 * layer.n * (min(layer.n, layer.p) + 1))
 
 
 def _folded(x: Float64[Tensor, "n p"]) -> Float64[Tensor, "n n"]:
@@ -92,7 +101,7 @@ class Polar(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class AlignedCosine(Metric[Coordinates]):
+class AlignedCosine(PairMetric[Coordinates]):
     """Mean cosine between the samples of X (n x p), rotated, and those of Y (n x q).
 
     The narrower layer is padded with zeros, and nothing is centred. With X'Y = U S V', the rotation R = U V' brings X
@@ -194,7 +203,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class AsTheyAre:
+class AsTheyAre(InMemoryRecipe[Features]):
     """The recipe of `Features`: divided by a power of two above the largest, so that no product overflows."""
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Features:
@@ -203,13 +212,19 @@ class AsTheyAre:
         scale = math.ldexp(1.0, math.frexp(float(x.detach().abs().max()))[1])
         return Features(x.to(torch.promote_types(x.dtype, torch.float32)) / scale, scale)
 
-    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, int]:
-        """Floating-point operations, and bytes that the factor holds."""
-        return 1.0 * n * p, n * p * max(4, itemsize)
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
+        """A division."""
+        return Cost.of_products(1.0 * layer.n * layer.p, layer.itemsize)
+
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """The features."""
+        return Memory(layer.n * layer.p * layer.itemsize)
 
 
 @dataclass(frozen=True)
-class PermutationProcrustes(Metric[Features]):
+class PermutationProcrustes(PairMetric[Features]):
     """Distance between X (n x p) and Y (n x q) after the best one-to-one matching of their features.
 
     The narrower layer is padded with zeros, and nothing is centred. The matching pi maximises sum_i x_i'y_pi(i), and

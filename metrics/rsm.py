@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.errors import UndefinedValueError
-from repsim.metrics.base import Array, Chance, Group, Invariance, Metric, Road
+from repsim.metrics.base import Array, Chance, GramMetric, Group, Invariance, PairMetric
+from repsim.metrics.recipes.base import InMemoryRecipe
+from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.gram import NEAR, CentredGram, Gram, distances
 from repsim.metrics.recipes.rows import column_means, cut, wide
 
@@ -28,7 +31,7 @@ _EXACT_BELOW = 512
 
 
 @dataclass(frozen=True)
-class DistanceCorrelation(Metric[Gram]):
+class DistanceCorrelation(GramMetric[Gram]):
     """Distance correlation between X (n x p) and Y (n x q), from their Euclidean distances d_ij and e_ij.
 
     With A = H d H and B = H e H, centred over rows and columns, it is the square root of <A, B> / (||A|| ||B||): the
@@ -87,9 +90,9 @@ class DistanceCorrelation(Metric[Gram]):
         return CentredGram("distance")
 
     @property
-    def roads(self) -> tuple[Road, ...]:
-        """Feature space knows no distances."""
-        return ("gram",)
+    def unbiased(self) -> bool:
+        """No: the V-statistic of the first paper."""
+        return False
 
     def finish(self, values: Array) -> Array:
         """Its square is a cosine, which is never negative but by rounding."""
@@ -110,7 +113,8 @@ class DistanceCorrelation(Metric[Gram]):
         norms = torch.linalg.matrix_norm(A) * torch.linalg.matrix_norm(B)
         return Chance(math.sqrt(float(A.trace() * B.trace() / norms) / (a.n - 1)), exact=False)
 
-    def reason(self, a: Gram, b: Gram) -> str:  # noqa: ARG002
+    @override
+    def reason(self, a: Gram, b: Gram) -> str:
         """What is wrong with layers whose ||A|| is nothing but rounding errors."""
         return "nothing but rounding errors is left of the distances after centring"
 
@@ -144,7 +148,7 @@ class Ranks:
 
 
 @dataclass(frozen=True)
-class RankedCorrelations:
+class RankedCorrelations(InMemoryRecipe[Ranks]):
     """The recipe of `RSA`: Pearson correlations between samples, over features, and their ranks.
 
     Correlations are computed in float64, and those that agree to 2^-30 (2^-46 of float64 layers) are tied: rounding
@@ -152,14 +156,18 @@ class RankedCorrelations:
     correlations are close to 1, it is to 2^-30 of what they differ by.
     """
 
-    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:
-        """Floating-point operations, sorting counted as 30 a pair and halving; and bytes held."""
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
+        """Half of all correlations; sorting is counted as 30 operations a pair of samples and halving."""
+        n = layer.n
         pairs = n * (n - 1) / 2
-        return 1.0 * n * n * p + 30 * pairs * math.log2(max(2.0, pairs)), pairs * itemsize
+        return Cost.of_products(1.0 * n * n * layer.p + 30 * pairs * math.log2(max(2.0, pairs)), layer.itemsize)
 
-    def aside(self, n: int, p: int, itemsize: int) -> float:  # noqa: ARG002
-        """Bytes that sorting takes beside the layer: the correlations, their order, and some memory of its own."""
-        return 40 * n * (n - 1) / 2
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """The ranks; to sort them the correlations, their order, and some memory of the sorting's own."""
+        pairs = layer.n * (layer.n - 1) // 2
+        return Memory(pairs * layer.itemsize, workspace=40 * pairs)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Ranks:
         """Prepare one layer."""
@@ -258,7 +266,7 @@ def average_ranks(values: Tensor) -> Float64[Tensor, " n"]:
 
 
 @dataclass(frozen=True)
-class RSA(Metric[Ranks]):
+class RSA(PairMetric[Ranks]):
     """Representational similarity analysis: the rank correlation between two layers' similarities of samples.
 
     Of each layer the n x n matrix of Pearson correlations between samples, over their features; then Spearman's
@@ -328,11 +336,13 @@ class RSA(Metric[Ranks]):
             return np.empty((len(rows), len(columns)))
         return _products([a.ranks for a in rows], [b.ranks for b in columns]).cpu().numpy()
 
-    def pair_flop(self, n: int, p: int, q: int) -> float:  # noqa: ARG002
+    @override
+    def pair_flop(self, n: int, p: int, q: int) -> float:
         """A product a pair of samples."""
         return 1.0 * n * n
 
-    def samples_needed(self, p: int, q: int) -> int:  # noqa: ARG002
+    @override
+    def samples_needed(self, p: int, q: int) -> int:
         """A few, for the value not to be chance alone."""
         return 20
 
@@ -366,16 +376,18 @@ class DistanceMatrix:
 
 
 @dataclass(frozen=True)
-class EuclideanDistances:
+class EuclideanDistances(InMemoryRecipe[DistanceMatrix]):
     """The recipe of a `DistanceMatrix`, in float64: distances of two layers that are alike cancel."""
 
-    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:  # noqa: ARG002
-        """Floating-point operations, and bytes held."""
-        return 1.0 * n * n * p, 8.0 * n * n
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
+        """Half of all distances."""
+        return Cost.of_products(1.0 * layer.n * layer.n * layer.p, layer.itemsize)
 
-    def aside(self, n: int, p: int, itemsize: int) -> float:  # noqa: ARG002
-        """Bytes of the difference of two."""
-        return 8.0 * n * n
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """The distances, and as much again for the difference of two."""
+        return Memory(8 * layer.n * layer.n, workspace=8 * layer.n * layer.n)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> DistanceMatrix:
         """Prepare one layer."""
@@ -392,7 +404,7 @@ class EuclideanDistances:
 
 
 @dataclass(frozen=True)
-class RSMDifference(Metric[DistanceMatrix]):
+class RSMDifference(PairMetric[DistanceMatrix]):
     """The spectral norm of the difference between two layers' matrices of Euclidean distances: max |lambda(D_x - D_y)|.
 
     A metric between matrices of distances, so 0 for layers that differ by a rigid motion. Range [0, inf): it is in
@@ -459,7 +471,8 @@ class RSMDifference(Metric[DistanceMatrix]):
         x, y = (side.to(wide(side.device), torch.float64) for side in (x, y))
         return spectral_norm(distances(x) - distances(y))
 
-    def pair_flop(self, n: int, p: int, q: int) -> float:  # noqa: ARG002
+    @override
+    def pair_flop(self, n: int, p: int, q: int) -> float:
         """All eigenvalues, or some 40 products with a vector."""
         return 4 / 3 * n**3 if n < _EXACT_BELOW else 80.0 * n * n
 

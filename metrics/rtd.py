@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.errors import InvalidInputError, UndefinedValueError
+from repsim.metrics.recipes.base import InMemoryRecipe
+from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.rows import wide
 from repsim.metrics.topology import ZERO, Bars, Square, TopologyMetric, centred_samples, distances_within, load_gudhi
-
-_APART = 0.25
-"""From so much length a sample, by which a spanning tree of X is longer than that of both, `two_view` counts
-components on their own. At 500 samples the other road takes 1 to 10 seconds below, and minutes above."""
+from repsim.runtime import tuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Batches:
 
 
 @dataclass(frozen=True)
-class DistanceBatches:
+class DistanceBatches(InMemoryRecipe[Batches]):
     """Distances within random batches of samples: the same samples of every layer."""
 
     batch: int
@@ -62,10 +62,21 @@ class DistanceBatches:
         scaled[scaled < ZERO] = 0
         return scaled
 
-    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:  # noqa: ARG002 - all is float64
+    def drawn(self, n: int) -> tuple[int, int]:
+        """How many batches of n samples there are, and how large each is."""
+        return (1, n) if n <= self.batch else (self.trials, self.batch)
+
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
         """The distances of every batch."""
-        trials, batch = (1, n) if n <= self.batch else (self.trials, self.batch)
-        return 2.0 * trials * batch**2 * p, 8.0 * trials * batch**2
+        trials, batch = self.drawn(layer.n)
+        return Cost.of_products(2.0 * trials * batch**2 * layer.p, layer.itemsize)
+
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """The distances of every batch."""
+        trials, batch = self.drawn(layer.n)
+        return Memory(8 * trials * batch**2)
 
 
 def single_linkage(d: Square) -> tuple[float, Square]:
@@ -105,7 +116,7 @@ def two_view(a: Square, b: Square) -> tuple[Float64[np.ndarray, "2*n 2*n"], floa
     cross[np.tril_indices(len(a), -1)] = np.inf
     length, joined = single_linkage(a)
     components = length - single_linkage(both)[0]
-    if components <= _APART * len(a):
+    if components <= tuning.current().trees_apart * len(a):
         return np.block([[both, cross], [cross.T, np.zeros_like(a)]]), 0.0
     return np.block([[joined, cross.T], [cross, both]]), components
 
@@ -194,11 +205,13 @@ class RTD(TopologyMetric[Batches]):
         lengths = [float((each[:, 1] - each[:, 0]).sum()) for each in bars]
         return torch.tensor(np.mean(lengths) + np.mean([rest for _, rest in views]), dtype=torch.float64)
 
-    def samples_needed(self, p: int, q: int) -> int:  # noqa: ARG002 - of any layer
+    @override
+    def samples_needed(self, p: int, q: int) -> int:
         """A batch: values of smaller ones cannot be compared with it."""
         return self.batch
 
-    def pair_flop(self, n: int, p: int, q: int) -> float:  # noqa: ARG002 - of distances
+    @override
+    def pair_flop(self, n: int, p: int, q: int) -> float:
         """Some ten operations for every triangle of the two views."""
         trials, batch = (1, n) if n <= self.batch else (self.trials, self.batch)
         return 20.0 * trials * (2 * batch) ** 3

@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +12,11 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from repsim.errors import UndefinedValueError
+from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.base import Array, Chance, Group, Invariance
 from repsim.metrics.recipes.rows import cut, wide
 from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace, layer_with_gradient
 from repsim.metrics.subspaces import SubspaceMetric, exact, singular_values
-from repsim.metrics.sweeps import Cross
 
 _RUN = 2**20
 """Values of a run of samples whose residual is computed at once."""
@@ -98,8 +98,17 @@ def _means(eigenvalues: Array, dimensions: int) -> tuple[Array, Array]:
     return a, sum(a * each / (1 + a * each) for each in eigenvalues) / dimensions
 
 
+class Fit(NamedTuple):
+    """How well one layer fits another, and the sizes of both: all that shape measures are made of."""
+
+    misfit: Float64[Tensor, ""]
+    """1 - ||X^'Y^||_*."""
+    x_norm: Float64[Tensor, ""]
+    y_norm: Float64[Tensor, ""]
+
+
 class ShapeMetric(SubspaceMetric):
-    """What follows from `misfit` and the norms of two layers: states how."""
+    """What follows from how well one layer fits another: states a `value_of`."""
 
     group: ClassVar[Group] = "alignment"
     sense: ClassVar[Literal["similarity", "distance"]] = "distance"
@@ -107,10 +116,8 @@ class ShapeMetric(SubspaceMetric):
     needs: ClassVar[str] = "18 times the wider layer's features, else chance alone makes the nuclear norm exceed 0.2"
 
     @abstractmethod
-    def of(
-        self, misfit: Float64[Tensor, ""], x_norm: Float64[Tensor, ""], y_norm: Float64[Tensor, ""]
-    ) -> Float64[Tensor, ""]:
-        """The value, of 1 - ||X^'Y^||_* and the norms of both layers."""
+    def value_of(self, fit: Fit) -> Float64[Tensor, ""]:
+        """The value for two layers that fit like this."""
 
     @property
     def invariances(self) -> frozenset[Invariance]:
@@ -124,7 +131,7 @@ class ShapeMetric(SubspaceMetric):
 
     def moment(self, cross: Cross[Subspace]) -> Tensor:
         """Compare two prepared layers, whose bases have these inner products."""
-        return self.of(cross.once(misfit), cross.a.norm, cross.b.norm)
+        return self.value_of(Fit(cross.once(misfit), cross.a.norm, cross.b.norm))
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
         """By the nuclear norm of X'Y itself; `UndefinedValueError` for a distance of 0, which has no gradient.
@@ -141,8 +148,8 @@ class ShapeMetric(SubspaceMetric):
         gap: Tensor = 1 - values[values > noise].sum()
         if gap < _CLOSE:
             gap = _half_residual([(left, right)], product)
-        value = self.of(gap, x_norm, y_norm)
-        if self.sense == "distance" and value <= self.of(torch.full_like(gap, _NOTHING), x_norm, x_norm):
+        value = self.value_of(Fit(gap, x_norm, y_norm))
+        if self.sense == "distance" and value <= self.value_of(Fit(torch.full_like(gap, _NOTHING), x_norm, x_norm)):
             raise UndefinedValueError(f"the layers have the same shape: {self.name} has no gradient where it is 0")
         return value
 
@@ -153,7 +160,7 @@ class ShapeMetric(SubspaceMetric):
     def chance(self, a: Subspace, b: Subspace) -> Chance:
         """Nearly the value at the mean ||X^'Y^||_* over permutations: free convolution of the two spectra."""
         gap = torch.tensor(1 - chance_alignment(a.shares, b.shares, a.n), dtype=torch.float64)
-        return Chance(float(self.of(gap, a.norm, b.norm)), exact=False)
+        return Chance(float(self.value_of(Fit(gap, a.norm, b.norm))), exact=False)
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
         """A layer spans all that there is."""
@@ -197,14 +204,9 @@ class Nuclear(ShapeMetric):
     sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
     triangle: ClassVar[bool] = False
 
-    def of(
-        self,
-        misfit: Float64[Tensor, ""],
-        x_norm: Float64[Tensor, ""],  # noqa: ARG002 - scale does not count
-        y_norm: Float64[Tensor, ""],  # noqa: ARG002
-    ) -> Float64[Tensor, ""]:
+    def value_of(self, fit: Fit) -> Float64[Tensor, ""]:
         """||X^'Y^||_*."""
-        return 1 - misfit
+        return 1 - fit.misfit
 
 
 @dataclass(frozen=True)
@@ -237,14 +239,9 @@ class AngularShape(ShapeMetric):
         """[0, pi/2]."""
         return 0.0, math.pi / 2
 
-    def of(
-        self,
-        misfit: Float64[Tensor, ""],
-        x_norm: Float64[Tensor, ""],  # noqa: ARG002 - scale does not count
-        y_norm: Float64[Tensor, ""],  # noqa: ARG002
-    ) -> Float64[Tensor, ""]:
+    def value_of(self, fit: Fit) -> Float64[Tensor, ""]:
         """By half the chord: arccos loses half the digits of small angles."""
-        return 2 * (misfit / 2).sqrt().asin()
+        return 2 * (fit.misfit / 2).sqrt().asin()
 
 
 @dataclass(frozen=True)
@@ -282,14 +279,9 @@ class Procrustes(ShapeMetric):
         """[0, sqrt 2]."""
         return 0.0, math.sqrt(2)
 
-    def of(
-        self,
-        misfit: Float64[Tensor, ""],
-        x_norm: Float64[Tensor, ""],  # noqa: ARG002 - scale does not count
-        y_norm: Float64[Tensor, ""],  # noqa: ARG002
-    ) -> Float64[Tensor, ""]:
+    def value_of(self, fit: Fit) -> Float64[Tensor, ""]:
         """The chord."""
-        return (2 * misfit).sqrt()
+        return (2 * fit.misfit).sqrt()
 
 
 @dataclass(frozen=True)
@@ -330,10 +322,8 @@ class ProcrustesSize(ShapeMetric):
         """Scale is seen."""
         return frozenset({"permutation", "orthogonal", "translation"})
 
-    def of(
-        self, misfit: Float64[Tensor, ""], x_norm: Float64[Tensor, ""], y_norm: Float64[Tensor, ""]
-    ) -> Float64[Tensor, ""]:
+    def value_of(self, fit: Fit) -> Float64[Tensor, ""]:
         """From parts that do not cancel: (||X|| - ||Y||)^2 + 2 ||X|| ||Y|| (1 - ||X^'Y^||_*)."""
-        unit = torch.maximum(x_norm, y_norm).detach()
-        a, b = x_norm / unit, y_norm / unit
-        return unit * ((a - b).square() + 2 * a * b * misfit).sqrt()
+        unit = torch.maximum(fit.x_norm, fit.y_norm).detach()
+        a, b = fit.x_norm / unit, fit.y_norm / unit
+        return unit * ((a - b).square() + 2 * a * b * fit.misfit).sqrt()

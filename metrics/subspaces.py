@@ -4,15 +4,15 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
-from repsim.metrics.base import Group, Metric, Road
+from repsim.metrics.base import Group, MomentMetric
+from repsim.metrics.recipes.cost import Cost
 from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace
-from repsim.metrics.sweeps import Cross
 
 
-class SubspaceMetric(Metric[Subspace], ABC):
+class SubspaceMetric(MomentMetric[Subspace], ABC):
     """What is compared by the inner products of two layers' bases: states a `recipe` and a `moment`."""
 
     group: ClassVar[Group] = "cca"
@@ -26,25 +26,14 @@ class SubspaceMetric(Metric[Subspace], ABC):
         return 0.0, 1.0
 
     @property
-    def roads(self) -> tuple[Road, ...]:
-        """From the inner products of two bases."""
-        return ("moments",)
-
-    @property
     @abstractmethod
     def recipe(self) -> "PrincipalSubspace":
         """One decomposition serves all such measures: that of whoever wants most of it."""
 
-    def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
-        """By an orthonormal basis of each layer."""
-        return torch.as_tensor(self.moment(self.cross_with_gradient(x, y)))
-
-    def cross_with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Cross[Subspace]:
-        """Two layers, and the inner products of their bases, by operations that autograd knows."""
-        a, b = self.recipe.with_gradient(x), self.recipe.with_gradient(y)
-        assert isinstance(a.basis, Tensor)
-        assert isinstance(b.basis, Tensor)
-        return Cross(a, b, a.basis.T @ b.basis)
+    def moment_cost(self, p: int, q: int) -> Cost:
+        """Eigenvalues of CC', where C has min(p, q) rows; measures that need none take about as long in all."""
+        short, long = sorted((p, q))
+        return Cost(flop64=2.0 * short * short * long, decomposed=5.0 * short**3)
 
 
 def exact(a: Subspace, b: Subspace) -> bool:

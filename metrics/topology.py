@@ -2,7 +2,7 @@
 
 import importlib
 from abc import ABC
-from typing import Any, ClassVar, Generic, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -10,16 +10,17 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from repsim.errors import MissingExtraError
-from repsim.metrics.base import F, Group, Invariance, Metric
+from repsim.metrics.base import Factor, Group, Invariance, PairMetric
 from repsim.metrics.recipes.rows import Centred, column_means
 
+F = TypeVar("F", bound=Factor)
 Square = Float64[np.ndarray, "n n"]
 Bars = Float64[np.ndarray, "bars 2"]
 ZERO = 1e-6
 """Distances below this, relative to the large ones, are rounding errors of equal samples (the published bound)."""
 
 
-class TopologyMetric(Metric[F], ABC, Generic[F]):
+class TopologyMetric(PairMetric[F], ABC, Generic[F]):
     """What is compared by distances between samples alone: rotating, moving or scaling a layer changes nothing."""
 
     group: ClassVar[Group] = "topology"

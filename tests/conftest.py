@@ -5,7 +5,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from repsim.runtime import tuning
 from tests import shapes
 
 hook = jaxtyping.install_import_hook(
@@ -26,6 +29,17 @@ Pictures = Callable[..., Path]
 def _shapes_are_checked_anew() -> Iterator[None]:
     with shapes.checks():
         yield
+
+
+@pytest.fixture
+def tuned() -> Iterator[Callable[..., None]]:
+    """Change sizes and thresholds (`repsim.runtime.tuning`) for the rest of the test: ``tuned(panel=64)``."""
+    with ExitStack() as stack:
+
+        def change(**changes: Any) -> None:
+            stack.enter_context(tuning.using(**changes))
+
+        yield change
 
 
 @pytest.fixture

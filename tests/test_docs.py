@@ -46,7 +46,6 @@ import repsim
 from repsim.cli import main
 from repsim.extractors.zoo import SEEDS
 from repsim.metrics.base import Metric
-from repsim.study import dataset_map, universality
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -155,7 +154,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, photos: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(
+    tmp_path: Path, photos: Path, hub: Path, monkeypatch: pytest.MonkeyPatch, tuned: Callable[..., None]
+) -> Iterator[Path]:
     """What a page begins in; what is registered, imported or plotted there is forgotten afterwards."""
     shutil.copytree(photos, tmp_path / "photos")
     weights = next(hub.glob("*--resnet50.*/snapshots/*/*"))
@@ -164,8 +165,8 @@ def folder(tmp_path: Path, photos: Path, hub: Path, monkeypatch: pytest.MonkeyPa
     for epoch in (1, 90):
         torch.save({"state_dict": state, "state_dict_ema": state, "epoch": epoch}, tmp_path / f"epoch{epoch}.pth")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dataset_map, "_STABILITY", 5)  # most of a small study's time, as are
-    monkeypatch.setattr(universality, "_SPLITS", 2)
+    tuned(map_draws=5)  # most of a small study's time, as are
+    tuned(halvings=2)
     config.update("jaxtyping_disable", True)  # the checks of shapes, which the other tests make
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     repsim.metrics.names()  # all of ours are there

@@ -229,7 +229,7 @@ Shown = list[list[str]]
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Shown:
+def kernel(monkeypatch: pytest.MonkeyPatch, tuned: Callable[..., None]) -> Shown:
     """A notebook's kernel, as far as repsim asks: what each output area showed, one after the other."""
     shown: Shown = []
 
@@ -241,8 +241,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Shown:
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
-    monkeypatch.setattr(notebook, "_PATIENCE", 0.0)
-    monkeypatch.setattr(notebook, "_EVERY", 0.0)
+    tuned(bar_after=0.0, bar_every=0.0)
     return shown
 
 
@@ -292,8 +291,8 @@ def test_a_study_shows_one_bar_with_its_steps(kernel: Shown, stores: list[Activa
     assert kernel == []
 
 
-def test_short_work_shows_nothing(kernel: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notebook, "_PATIENCE", 60.0)
+def test_short_work_shows_nothing(kernel: Shown, tuned: Callable[..., None]) -> None:
+    tuned(bar_after=60.0)
     with told("counting", None) as progress:
         assert progress is not None
         progress(1, 2)
@@ -323,8 +322,8 @@ def test_a_script_is_silent(stores: list[ActivationStore], capfd: pytest.Capture
 
 def test_in_a_real_kernel(stores: list[ActivationStore]) -> None:
     cells = [
-        f"import repsim.runtime.notebook\nrepsim.runtime.notebook._PATIENCE = 0\npath = {str(stores[0].path)!r}",
-        "damaged = repsim.verify(path)",
+        f"import repsim\nfrom repsim.runtime import tuning\npath = {str(stores[0].path)!r}",
+        "with tuning.using(bar_after=0.0):\n    damaged = repsim.verify(path)",
         "damaged = repsim.verify(path, progress=False)",
         "repsim.open_store(path)",
         "from repsim import figures\nfigures.figure(repsim.compare(path))",

@@ -9,16 +9,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.errors import UndefinedValueError
 from repsim.labels import partition
+from repsim.metrics.recipes.base import Factor, MomentFactor, Recipe, StreamingRecipe
+from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.rows import Centred, Rows, column_means, cut, in_memory, pieces, wide
+from repsim.runtime import tuning
 
 Kernel = Literal["linear", "rbf", "distance"]
 _FAR = 2.0**-10
@@ -35,6 +39,11 @@ class KernelMatrix(ABC):
     @abstractmethod
     def n(self) -> int:
         """Samples: rows of the whole matrix."""
+
+    @property
+    @abstractmethod
+    def p(self) -> int:
+        """Features that a tile is computed from; 0 where tiles are stored."""
 
     @property
     @abstractmethod
@@ -82,6 +91,31 @@ class KernelMatrix(ABC):
         return (self,)
 
 
+@runtime_checkable
+class Kernels(Factor, Protocol):
+    """One layer's kernel matrix: exact, or in several independent estimates."""
+
+    @property
+    def draws(self) -> Sequence[KernelMatrix]:
+        """The estimates."""
+
+
+K_co = TypeVar("K_co", bound=Kernels, covariant=True)
+
+
+class KernelRecipe(Recipe[K_co]):
+    """A recipe for Gram space."""
+
+    draws: ClassVar[int] = 1
+    """Independent estimates of the matrix that the factor holds."""
+    stored: ClassVar[bool] = False
+    """Whether the entries are stored, and tiles need not be computed from features."""
+
+    @abstractmethod
+    def block(self, n: int) -> int:
+        """Samples of one block, of n: all of them where the matrix is known whole."""
+
+
 def offsets(
     row_sums: Float64[Tensor, "*blocks b"], diagonal: Float64[Tensor, "*blocks b"], *, unbiased: bool
 ) -> Float64[Tensor, "*blocks b"]:
@@ -94,7 +128,7 @@ def offsets(
 
 
 @dataclass(frozen=True, eq=False)
-class Gram(KernelMatrix):
+class Gram(KernelMatrix, MomentFactor):
     """One layer's Gram matrix, as centred features and the row sums of the kernel.
 
     The linear kernel is x_i'x_j. The RBF kernel is held as exp(-d_ij^2 / (2 s^2)) - 1: no centring can tell the 1, and
@@ -298,7 +332,7 @@ class Reordered:
 
 
 @dataclass(frozen=True)
-class CentredGram:
+class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
     """The recipe of a `Gram`: centre in float64, scale, and find the row sums (free for a linear kernel).
 
     ``bandwidth``: s^2 = bandwidth^2 x the median of the whole n x n matrix of squared distances, diagonal included, of
@@ -310,6 +344,28 @@ class CentredGram:
     bandwidth: float | None = None
     sigma: float | None = None
     batch: int | None = None
+
+    def block(self, n: int) -> int:
+        """A minibatch, or all samples."""
+        return self.batch or n
+
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
+        """Of a linear kernel nothing beside centring; of others the whole matrix, for row sums and the median."""
+        if self.kernel == "linear":
+            return Cost()
+        passes = 1 if self.bandwidth is None else 3  # twice for the median, by its bits; once for the row sums
+        pairs = float(layer.n) * layer.n
+        return Cost(flop32=passes * pairs * layer.p, touched=passes * pairs / 2)
+
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """Features, some numbers a sample, and tiles of one layer for row sums and the median."""
+        workspace = 0
+        if self.kernel != "linear" or self.batch:
+            side = min(layer.n, self.batch or tuning.current().panel)
+            workspace = 4 * (2 * side * layer.p + 6 * side**2)
+        return Memory(layer.n * layer.p * layer.itemsize, state=32 * layer.n, workspace=workspace)
 
     def __call__(self, x: Rows) -> Gram:
         """Prepare one layer."""

@@ -7,16 +7,12 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from repsim.metrics.recipes import products
 from repsim.metrics.recipes.products import column_pieces
 from repsim.metrics.recipes.rows import Centred, cut, pieces
+from repsim.runtime import tuning
 
-_BLOCK = 128
-"""Columns that the Krylov space grows by. Fewer need fewer operations in all, but more readings of the layer."""
 _SHARE = 4
-"""The Krylov space is given up at min(n, p) / 4 columns: by then the exact road's matrix product was as cheap."""
-_TOLERANCE = torch.finfo(torch.float32).eps / 2
-"""Largest backward error: ||E||_F <= 2^-24 ||X||_F is what rounding every value of X to float32 may do to it."""
+"""The Krylov space is given up at min(n, p) / 4 columns: by then the exact matrix product was as cheap."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +68,9 @@ def leading_by_krylov(x: Centred, variance: float, floor: float) -> Leading | No
     limit = m // _SHARE
     total = sum(float(x.exact(i).square().sum()) for i in pieces(x))
     target, norm = variance * total, math.sqrt(total)
-    start = torch.randn(m, min(_BLOCK, limit), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = torch.randn(
+        m, min(tuning.current().krylov_block, limit), dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     new = torch.linalg.qr(_product(x, start.to(place)))[0]
     space = torch.empty(m, 0, dtype=torch.float64, device=place)
     images, small = space, torch.empty(0, 0, dtype=torch.float64, device=place)
@@ -89,7 +87,11 @@ def leading_by_krylov(x: Centred, variance: float, floor: float) -> Leading | No
             residual = (images @ vectors).addcmul_(space @ vectors, values, value=-1).div_(values.sqrt())
             error = float(residual.square().sum().sqrt())
             fewer = math.sqrt(float(explained[k - 2])) if k > 1 else 0.0
-            if error <= _TOLERANCE * norm and (fewer + error) ** 2 < target and values[-1] > values[0] * floor**2:
+            if (
+                error <= tuning.current().krylov_error * norm
+                and (fewer + error) ** 2 < target
+                and values[-1] > values[0] * floor**2
+            ):
                 return Leading(values, space @ vectors, total / float(values[0]), error / norm)
         elif explained[-1] + (limit - size) * values[-1] < target:  # not even if the values to come were as large
             return None
@@ -104,13 +106,13 @@ def _product(x: Centred, block: Float64[Tensor, "m b"]) -> Float64[Tensor, "m b"
     n, p = x.shape
     if p <= n:
         total = torch.zeros_like(block)
-        for i in cut(n, max(1, products.SLAB // p)):
+        for i in cut(n, max(1, tuning.current().slab // p)):
             rows = x.exact(i)
             total.addmm_(rows.T, rows @ block)
         return total
     back = torch.zeros(p, block.shape[1], dtype=torch.float64, device=block.device)
     total = torch.zeros_like(block)
-    slabs = list(cut(n, max(64, products.SLAB // p)))
+    slabs = list(cut(n, max(64, tuning.current().slab // p)))
     for i in slabs:
         for j, piece in column_pieces(x, i):
             back[j].addmm_(piece.T, block[i])

@@ -11,22 +11,16 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.errors import InvalidInputError, UndefinedValueError
+from repsim.metrics.recipes.base import Recipe, StreamingRecipe
+from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.gram import Reordered
 from repsim.metrics.recipes.rows import Rows, by_pieces, column_means, cut, direction, in_memory, pieces, wide
+from repsim.runtime import tuning
 
 T = TypeVar("T")
-_SIDE = 2048
-"""Samples of a tile's side: of the matrix of all similarities, this much is there at a time."""
-_TABLE = 2**22
-"""Similarities of some samples with all."""
-_RANKS = 2**20
-"""Ranks of some samples' neighbours, in a table of all samples: little enough for the cache."""
-_BITS = 31
-"""Layers whose neighbours are bits of one word."""
-_GATHERED = 2**18
-"""Values of features that are gathered at once: the same."""
 _ROUNDINGS = 8
 """Rounding steps of 1 that are lost where similarities are multiplied and added."""
 _SPARE = 6
@@ -101,7 +95,7 @@ class Neighbours:
         own = torch.arange(n, device=self.indices.device)
         found = [
             ((self.indices[self.indices[i]] == own[i, None, None]) * ranks).sum(2)
-            for i in cut(n, max(1, _GATHERED // k**2))
+            for i in cut(n, max(1, tuning.current().neighbour_gathered // k**2))
         ]
         return torch.cat(found)
 
@@ -141,7 +135,7 @@ class Directions:
 
 
 @dataclass(frozen=True)
-class NearestNeighbours:
+class NearestNeighbours(StreamingRecipe[Neighbours]):
     """The recipe of `Neighbours`: the k largest cosines of every sample, itself left out.
 
     The order of cosines is that of float64, whatever the dtype of the layer. With u_i = x_i / ||x_i||, their mean m and
@@ -164,13 +158,20 @@ class NearestNeighbours:
     k: int = 10
     features: bool = False
 
-    def covers(self, other: object) -> bool:
-        """Whether the factor has everything that the other recipe's has: fewer neighbours are the first of more."""
+    @override
+    def covers(self, other: Recipe[Any]) -> bool:
+        """One that finds as many neighbours: fewer are the first of more."""
         return isinstance(other, NearestNeighbours) and self.k >= other.k and self.features >= other.features
 
-    def takes(self, n: int, p: int, itemsize: int) -> tuple[float, float]:
-        """Half of all cosines; and what the factor holds."""
-        return 1.0 * n * n * p, n * (17.0 * self.k + 8 + (p * itemsize if self.features else 0))
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
+        """Half of all cosines."""
+        return Cost.of_products(1.0 * layer.n * layer.n * layer.p, layer.itemsize)
+
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """Numbers, distances and ties of the neighbours; the samples where they are wanted."""
+        return Memory(layer.n * (17 * self.k + 8 + (layer.p * layer.itemsize if self.features else 0)))
 
     def __call__(self, x: Rows) -> Neighbours:
         """Prepare one layer; by operations that autograd knows where x requires a gradient."""
@@ -268,7 +269,7 @@ class Search:
         eps = torch.finfo(scores.dtype).eps
         everyone = torch.arange(n, device=place)
         first = self._settled(everyone, whose.to(place), self.halves[:, None] - scores.to(place).double(), eps)
-        lists, crowded, chunk = [first], [], max(1, _TABLE // n)
+        lists, crowded, chunk = [first], [], max(1, tuning.current().neighbour_table // n)
         open_rows = first.open.nonzero()[:, 0]
         for i in cut(len(open_rows), chunk):
             rows = open_rows[i]
@@ -315,7 +316,7 @@ class Search:
             best[i], order = torch.cat([best[i], values], 1).topk(count, dim=1)
             whose[i] = torch.cat([whose[i], at + j.start], 1).gather(1, order)
 
-        panels = list(cut(self.n, _SIDE))
+        panels = list(cut(self.n, tuning.current().neighbour_side))
         for number, i in enumerate(panels):
             left = v[i]
             enter(i, i, (left @ left.T).sub_(halves[i]).fill_diagonal_(-torch.inf))
@@ -335,7 +336,7 @@ class Search:
         """The distances of these pairs from differences, which cancel no digits, in float64."""
         found = [
             (self.directions.exact(i[some]) - self.directions.exact(j[some])).square().sum(1) / 2
-            for some in cut(len(i), max(1, _GATHERED // self.rounded.shape[1]))
+            for some in cut(len(i), max(1, tuning.current().neighbour_gathered // self.rounded.shape[1]))
         ]
         return torch.cat(found) if found else i.double()
 
@@ -423,7 +424,7 @@ def equal(distances: Float64[Tensor, "rows some"], p: int) -> Bool[Tensor, "rows
 def _distances(x: Rows, whose: Int64[Tensor, "n k"]) -> Iterator[Float64[Tensor, "some k"]]:
     """1 - cosine with these samples, some rows after the other: half a squared distance, which cancels no digits."""
     n, k = whose.shape
-    for i in cut(n, max(1, _GATHERED // (k * x.shape[1]))):
+    for i in cut(n, max(1, tuning.current().neighbour_gathered // (k * x.shape[1]))):
         others = x[whose[i].flatten().to(x.device)].unflatten(0, (-1, k))
         yield torch.linalg.vector_norm(others - x[i][:, None], dim=2).to(wide(x.device)).double().square() / 2
 
@@ -441,7 +442,7 @@ def ranks_among(a: Neighbours, others: Sequence[Neighbours], k: int) -> list[Int
     neighbours, so that n k numbers are touched and not n^2.
     """
     n, place = a.n, a.indices.device
-    table = torch.zeros(min(n, max(64, _RANKS // n)), n, dtype=torch.int32, device=place)
+    table = torch.zeros(min(n, max(64, tuning.current().neighbour_ranks // n)), n, dtype=torch.int32, device=place)
     ranks = torch.arange(1, k + 1, dtype=table.dtype, device=place)
     found = [torch.empty(n, k, dtype=torch.int64, device=place) for _ in others]
     for i in cut(n, len(table)):
@@ -472,13 +473,13 @@ def shared_when_permuted(
     n, device = rows[0].n, rows[0].indices.device
     edges = torch.cat([layer.indices[:, :k] for layer in columns], 1)
     found = torch.zeros(len(orders), len(columns), len(rows), dtype=torch.int64, device=device)
-    side = min(n, max(64, _RANKS // n))
+    side = min(n, max(64, tuning.current().neighbour_ranks // n))
     table = torch.zeros(side, n, dtype=torch.int32, device=device)
     starts = n * torch.arange(side, dtype=torch.int32, device=device)[:, None]
-    for chunk in cut(len(orders), max(1, _RANKS // (side * edges.shape[1]))):
+    for chunk in cut(len(orders), max(1, tuning.current().neighbour_ranks // (side * edges.shape[1]))):
         some = orders[chunk].to(device)
         places = some.argsort(1).to(torch.int32)
-        for group in cut(len(rows), _BITS):
+        for group in cut(len(rows), tuning.current().neighbour_bits):
             bits = torch.arange(group.stop - group.start, dtype=torch.int32, device=device)
             sums = found[chunk, :, group].flatten(0, 1)
             for i in cut(n, side):

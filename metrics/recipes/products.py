@@ -7,19 +7,13 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from repsim.metrics.recipes.rows import Centred, cut
-
-_PANEL = 2**25
-"""Values of a panel of samples, where the n x n matrix XX' is made of pairs of them."""
-SLAB = 2**20
-"""Values of a run of samples that is multiplied at once elsewhere: little enough to be widened within the cache."""
-_PIECE = 2**20
-"""Values that are widened to float64 at once: what is read of a wide layer stays in its own dtype."""
+from repsim.runtime import tuning
 
 
 def column_pieces(x: Centred, rows: slice) -> Iterator[tuple[slice, Float64[Tensor, "rows some"]]]:
     """The columns of these samples, some at a time: only so many values at once are float64."""
     held = x.source[rows].to(x.mean.device)
-    for j in cut(x.shape[1], max(1, _PIECE // len(held))):
+    for j in cut(x.shape[1], max(1, tuning.current().widened // len(held))):
         yield j, Centred(held[:, j], x.mean[j], x.scale, x.dtype).exact(slice(None))
 
 
@@ -27,7 +21,7 @@ def covariance(x: Centred, block: int = 512) -> Float64[Tensor, "p p"]:
     """X'X: its upper triangle, and whatever below."""
     n, p = x.shape
     total = torch.zeros(p, p, dtype=torch.float64, device=x.mean.device)
-    for i in cut(n, max(block, SLAB // p)):
+    for i in cut(n, max(block, tuning.current().slab // p)):
         rows = x.exact(i)
         for start in range(0, p, block):
             total[start : start + block, start:].addmm_(rows[:, start : start + block].T, rows[:, start:])
@@ -38,7 +32,7 @@ def inner_products(x: Centred, block: int = 512) -> Float64[Tensor, "n n"]:
     """XX': its upper triangle, and whatever below."""
     n, p = x.shape
     total = torch.zeros(n, n, dtype=torch.float64, device=x.mean.device)
-    panels = list(cut(n, max(1, min(block, _PANEL // p))))
+    panels = list(cut(n, max(1, min(block, tuning.current().product_panel // p))))
     for k, i in enumerate(panels):
         left = x.exact(i)
         total[i, i] = left @ left.T
@@ -52,7 +46,7 @@ def project(basis: Float64[Tensor, "n r"], x: Centred) -> Float64[Tensor, "r p"]
     """Q'X."""
     n, p = x.shape
     total = torch.zeros(basis.shape[1], p, dtype=torch.float64, device=basis.device)
-    for i in cut(n, max(64, SLAB // p)):
+    for i in cut(n, max(64, tuning.current().slab // p)):
         for j, piece in column_pieces(x, i):
             total[:, j].addmm_(basis[i].T, piece)
     return total

@@ -14,12 +14,11 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from repsim.errors import UndefinedValueError
+from repsim.runtime import tuning
 
 T = TypeVar("T")
 _LARGEST = 2.0**1000
 """Values larger than this, which only float64 has, would overflow where they are subtracted, added or squared."""
-_PIECE = 2**19
-"""Values of a piece that are handled at once: in float64 they stay in the cache."""
 
 
 @runtime_checkable
@@ -50,7 +49,7 @@ def wide(device: torch.device) -> torch.device:
 def pieces(x: Rows) -> Iterator[slice]:
     """Runs of samples that are best handled at once."""
     n, p = x.shape
-    return cut(n, max(1, _PIECE // max(1, p)))
+    return cut(n, max(1, tuning.current().piece // max(1, p)))
 
 
 def cut(n: int, size: int, start: int = 0) -> Iterator[slice]:
@@ -157,7 +156,7 @@ def by_pieces(x: Rows, rows: "slice | Tensor", make: Callable[["slice | Tensor"]
     """Make some rows a few at a time, so that what goes by the way in float64 stays small, and in the cache."""
     n, p = x.shape
     wanted = range(n)[rows] if isinstance(rows, slice) else rows
-    size = max(1, _PIECE // max(1, p))
+    size = max(1, tuning.current().piece // max(1, p))
     if len(wanted) <= size:
         return make(rows)
     whole = torch.empty(len(wanted), p, dtype=x.dtype, device=x.device)
@@ -190,7 +189,7 @@ def ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:
             return made
 
     with ThreadPoolExecutor(1, "repsim-reader") as thread:
-        coming = thread.submit(make)
+        coming = thread.submit(tuning.in_context(make))
         while True:
             there, item = coming.result()
             if not there:
@@ -198,7 +197,7 @@ def ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:
             assert item is not None
             if cuda:
                 _used_by(item, torch.cuda.current_stream(device))
-            coming = thread.submit(make)
+            coming = thread.submit(tuning.in_context(make))
             yield item
             del item  # whoever took it may be done with it before the next is there
 

@@ -1,13 +1,17 @@
 """What the compressed readouts leave of a layer, as kernel matrices that CKA compares like any other."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.errors import InvalidInputError, UndefinedValueError
-from repsim.metrics.recipes.gram import CentredGram, Gram, KernelMatrix, offsets
+from repsim.metrics.recipes.base import InMemoryRecipe
+from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
+from repsim.metrics.recipes.gram import CentredGram, Gram, K_co, KernelMatrix, KernelRecipe, offsets
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,11 @@ class BlockGrams(KernelMatrix):
         return self.grams.shape[0] * self.grams.shape[1]
 
     @property
+    def p(self) -> int:
+        """None: the entries are stored."""
+        return 0
+
+    @property
     def block(self) -> int:
         """Samples of each."""
         return self.grams.shape[1]
@@ -56,7 +65,8 @@ class BlockGrams(KernelMatrix):
         """Rows of the blocks they are in."""
         return self.grams.flatten(0, 1)[i]
 
-    def tile(self, x: Tensor, y: Tensor, i: slice, j: slice, out: Float[Tensor, "i j"]) -> None:  # noqa: ARG002
+    @override
+    def tile(self, x: Tensor, y: Tensor, i: slice, j: slice, out: Float[Tensor, "i j"]) -> None:
         """A piece of the block that both belong to."""
         start = j.start - i.start // self.block * self.block
         out.copy_(x[:, start : start + j.stop - j.start])
@@ -68,8 +78,29 @@ class BlockGrams(KernelMatrix):
         return offsets(grams.sum(2, dtype=torch.float64), diagonal, unbiased=unbiased)
 
 
+class _StoredKernels(KernelRecipe[K_co], InMemoryRecipe[K_co]):
+    """What the recipes of both readouts have in common."""
+
+    stored: ClassVar[bool] = True
+
+    @override
+    def block(self, n: int) -> int:
+        """All samples: of which size the blocks are is not known before they are read."""
+        return n
+
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
+        """Nothing beside reading."""
+        return Cost()
+
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """What was stored, and some numbers a sample."""
+        return Memory(layer.n * layer.p * layer.itemsize, state=32 * layer.n)
+
+
 @dataclass(frozen=True)
-class StoredGrams:
+class StoredGrams(_StoredKernels[BlockGrams]):
     """The recipe for the readout ``gram:B``: Gram matrices as they were stored, each over its own block."""
 
     def __call__(self, x: Float[Tensor, "blocks b b"]) -> BlockGrams:
@@ -105,8 +136,10 @@ class SketchedGrams:
 
 
 @dataclass(frozen=True)
-class TwoSketches:
+class TwoSketches(_StoredKernels[SketchedGrams]):
     """The recipe for the readout ``sketch:M``: both sketches are centred, and scaled by one number."""
+
+    draws: ClassVar[int] = 2
 
     def __call__(self, x: Float[Tensor, "n 2 m"]) -> SketchedGrams:
         """Prepare one layer."""

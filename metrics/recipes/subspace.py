@@ -4,22 +4,21 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.errors import UndefinedValueError
-from repsim.metrics.recipes import products
+from repsim.metrics.recipes.base import DifferentiableRecipe, MomentFactor, Recipe, StreamingRecipe
+from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.krylov import leading_by_krylov
 from repsim.metrics.recipes.products import covariance, inner_products, project
 from repsim.metrics.recipes.rows import Centred, Rows, column_means, column_ranges, cut, in_memory, pieces, wide
+from repsim.runtime import tuning
 
-_SQUARED_FROM = 512
-"""From so many samples or features on, X'X (or XX') in float64 tells float32 activations from their own rounding."""
-_RANDOM_FROM = 8192
-"""From so many samples and features on, part of the variance is looked for in a Krylov space. Below, the matrix
-products and the eigenvalues of X'X or XX' take seconds, and there is little to win."""
 _ROUNDINGS = 1024
 """Directions below so many roundings of the largest are noise: see `_floor`."""
 _SQUARES_TELL = 1e-5
@@ -37,7 +36,7 @@ Directions = Callable[[Int64[Tensor, " some"]], Float64[Tensor, "some p"]]
 
 
 @dataclass(frozen=True, eq=False)
-class Subspace:
+class Subspace(MomentFactor):
     """The thin, rank-revealing decomposition X = Q diag(s) V' of a layer, directions by falling variance.
 
     The layer is centred, unless the recipe was told otherwise.
@@ -58,7 +57,7 @@ class Subspace:
     """diag(s) V' = Q'X: how much of each feature each direction carries; where somebody asked for it."""
     backward_error: float = 0.0
     """This is the decomposition of some X + E with ||E||_F <= ``backward_error`` x ||X||_F, but for float64's rounding.
-    0 on the exact roads; how it is known is said in `leading_by_krylov`."""
+    0 where the decomposition is exact; `leading_by_krylov` says how it is known."""
 
     @property
     def nbytes(self) -> int:
@@ -163,7 +162,7 @@ class Projected:
 
     def __getitem__(self, rows: "slice | Tensor") -> Float[Tensor, "rows r"]:
         size = max(
-            1, products.SLAB // self.source.shape[1]
+            1, tuning.current().slab // self.source.shape[1]
         )  # whoever asks knows how wide the basis is, not how wide the layer
         parts: Sequence[slice | Tensor]
         if isinstance(rows, Tensor):
@@ -199,7 +198,7 @@ class SubspaceState:
 
 
 @dataclass(frozen=True)
-class PrincipalSubspace:
+class PrincipalSubspace(StreamingRecipe[Subspace], DifferentiableRecipe[Subspace]):
     """The recipe of a `Subspace`: a decomposition in float64, of the layer as it is where it is not to be ``centred``.
 
     Directions with s_i <= s_1 min(max(n, p), 1024) eps are dropped, eps being that of the dtype that came in: for
@@ -215,7 +214,7 @@ class PrincipalSubspace:
     Where n and p are 8192 or more and only part of the variance is wanted, and no loadings, the leading eigenvectors
     are looked for in a Krylov space first (`leading_by_krylov`). What it finds is the decomposition of some X + E with
     ||E||_F <= 2^-24 ||X||_F, as much as rounding X to float32 may do to it; `Subspace.backward_error` says how much.
-    A layer whose variance is spread over too many directions for that takes the exact road.
+    A layer whose variance is spread over too many directions for that is decomposed exactly.
 
     ``variance`` says which directions are wanted: the fewest that explain so much; 1 for all. ``loadings`` asks
     for those, too.
@@ -225,8 +224,9 @@ class PrincipalSubspace:
     loadings: bool = False
     centred: bool = True
 
-    def covers(self, other: object) -> bool:
-        """Whether the factor has everything that the other recipe's has."""
+    @override
+    def covers(self, other: Recipe[Any]) -> bool:
+        """One that keeps as much of the variance, and loadings where they are wanted."""
         return (
             isinstance(other, PrincipalSubspace)
             and self.centred == other.centred
@@ -234,9 +234,30 @@ class PrincipalSubspace:
             and self.loadings >= other.loadings
         )
 
-    def __call__(self, x: Rows) -> Subspace:
-        """Prepare one layer."""
-        return self.apply(x, self.fit(x))
+    @override
+    def width(self, layer: LayerSize) -> int:
+        """Rank of a generic layer."""
+        return min(layer.n - self.centred, layer.p)
+
+    @override
+    def cost(self, layer: LayerSize) -> Cost:
+        """X'X or XX', 9 m^3 for its eigenvectors, m = min(n, p), and a basis from those of X'X."""
+        n, p, m = layer.n, layer.p, min(layer.n, layer.p)
+        basis = 2.0 * n * p * m if p <= n else 0.0
+        return Cost(flop64=1.0 * n * p * m + basis, decomposed=9.0 * m**3, touched=float(n * p))
+
+    @override
+    def memory(self, layer: LayerSize) -> Memory:
+        """The basis; what it is computed with, which stays; and the matrix that is decomposed."""
+        n, p, m = layer.n, layer.p, min(layer.n, layer.p)
+        directions = 8 * p * m if p <= n else 4 * n * m
+        if layer.itemsize == 8:  # of float64 activations the basis itself
+            directions = 8 * n * m
+        return Memory(
+            n * self.width(layer) * layer.itemsize,
+            state=directions + (8 * m * p if self.loadings else 0),
+            workspace=3 * 8 * m * m if layer.itemsize < 8 else 2 * 8 * (n + m) * p,
+        )
 
     def fit(self, x: Rows) -> SubspaceState:
         """Decompose."""
@@ -249,7 +270,7 @@ class PrincipalSubspace:
         n, p = x.shape
         if not self.centred and not self.loadings and x.dtype != torch.float64:
             return self._uncentred(x)
-        if x.dtype == torch.float64 or max(n, p) < _SQUARED_FROM:
+        if x.dtype == torch.float64 or max(n, p) < tuning.current().squared_from:
             values = centred.exact(slice(None))
             if self.centred:
                 values -= values.mean(0)  # a large mean is rounded coarsely, and what it leaves would be a direction
@@ -260,7 +281,7 @@ class PrincipalSubspace:
             basis = _placed(u[:, kept].contiguous(), x)
             return SubspaceState(mean, s * peak, total, complete, basis, None, loadings)
         found = None
-        if self.variance < 1 and not self.loadings and min(n, p) >= _RANDOM_FROM:
+        if self.variance < 1 and not self.loadings and min(n, p) >= tuning.current().krylov_from:
             found = leading_by_krylov(centred, self.variance, _floor(x))
         if found is not None:
             s, vectors, total, complete, error = found.values.sqrt(), found.vectors, found.total, False, found.error

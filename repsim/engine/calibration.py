@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from repsim.engine.planning import Cost
+from repsim.metrics.recipes.cost import Cost
 from repsim.metrics.recipes.rows import Centred, Rows, cut
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from repsim.errors import SAME_CALL, Hint, OutputError, Remedy, reason
-from repsim.metrics.sweeps import Sweep
+from repsim.metrics.algorithms.sweep import Sweep
 from repsim.runtime import interrupts
 from repsim.runtime.files import lock
 from repsim.runtime.processes import ALONE, Ranks
@@ -130,7 +130,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> NDArray[np.float64]:
 
 
 def run(
-    sweep: Sweep,
+    sweep: Sweep[Any],
     name: str,
     *,
     ledger: Ledger | None = None,

@@ -20,12 +20,16 @@ from repsim.engine.calibration import rates
 from repsim.engine.checkpoints import Ledger, run
 from repsim.engine.options import CompareOptions
 from repsim.engine.pair_matrix import Layer, Matrix
-from repsim.engine.planning import Cost, Limits, Meter, Plan, Stage, plan
+from repsim.engine.planning import Limits, Meter, Plan, Stage, plan
 from repsim.engine.preparation import Source, prepare
 from repsim.errors import InvalidInputError, TooLittleMemoryError
 from repsim.metrics import Metric
+from repsim.metrics.algorithms.feature_space import MomentSweep
+from repsim.metrics.algorithms.gram_space import GramSweep
+from repsim.metrics.algorithms.pair_by_pair import PairSweep
+from repsim.metrics.algorithms.sweep import Sweep
+from repsim.metrics.recipes.cost import Cost
 from repsim.metrics.recipes.rows import Rows
-from repsim.metrics.sweeps import GramSweep, MomentSweep, PairSweep, Sweep
 from repsim.results.files import open_result, save_result
 from repsim.runtime.events import Kept, Note, logged
 from repsim.runtime.files import check_output, duration, human
@@ -405,7 +409,7 @@ class Comparison:
             return
         sweep = _sweep(stage, [factors[name] for name in rows], [factors[name] for name in columns])
         title = repr(
-            (__version__, stage.recipe, [m.spec for m in stage.metrics], stage.road, stage.form, self.matrix.n)
+            (__version__, stage.recipe, [m.spec for m in stage.metrics], stage.algorithm, stage.form, self.matrix.n)
         )
         title += repr(
             (stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept, self._kind, self.tf32)
@@ -475,9 +479,10 @@ def _precision(*, tf32: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _sweep(stage: Stage, rows: list[Any], columns: list[Any]) -> Sweep:
-    if stage.road == "gram":
-        return GramSweep(rows, columns, stage.metrics, panel=stage.panel, tile=stage.tile, held=stage.held)
-    if stage.road == "moments":
-        return MomentSweep(rows, columns, stage.metrics, chunk=stage.chunk, room=stage.room)
-    return PairSweep(rows, columns, stage.metrics, group=stage.group)
+def _sweep(stage: Stage, rows: list[Any], columns: list[Any]) -> Sweep[Any]:
+    measures: Sequence[Any] = stage.metrics  # of the kind that knows the algorithm
+    if stage.algorithm == "gram":
+        return GramSweep(rows, columns, measures, panel=stage.panel, tile=stage.tile, held=stage.held)
+    if stage.algorithm == "moments":
+        return MomentSweep(rows, columns, measures, chunk=stage.chunk, room=stage.room)
+    return PairSweep(rows, columns, measures, group=stage.group)

@@ -8,14 +8,11 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+from typing_extensions import override
 
+from repsim.metrics.algorithms.gram_space import GramMeasure, GramSweep, tile_side
 from repsim.metrics.recipes.rows import wide
-from repsim.metrics.sweeps import GramSweep, Measure, tile_side
-
-_PANEL = 2048
-"""Samples whose features are read at once."""
-_ROOM = 2**30
-"""Bytes that sums of single samples may take, where nobody says otherwise."""
+from repsim.runtime import tuning
 
 
 class LeaveOneOut(GramSweep):
@@ -36,13 +33,14 @@ class LeaveOneOut(GramSweep):
         self,
         rows: Sequence[Any],
         columns: Sequence[Any],
-        measure: Measure,
+        measure: GramMeasure,
         *,
-        panel: int = _PANEL,
+        panel: int = 0,
         tile: int = 0,
-        room: int = _ROOM,
+        room: int = 0,
         cubes: bool = False,
     ) -> None:
+        panel, room = panel or tuning.current().panel, room or tuning.current().unit_memory
         tile = tile or tile_side(len({id(layer) for layer in [*rows, *columns]}), 4)
         super().__init__(rows, columns, [measure], panel=panel, tile=tile)
         n, sample = self.draws[0].n, 8 * (self.height * self.width + len(self.layers))
@@ -81,7 +79,9 @@ class LeaveOneOut(GramSweep):
     def _totals(self) -> tuple[Float64[np.ndarray, "height width"], Float64[np.ndarray, " layers"]]:
         """<A, B> of all pairs and ||A||^2 of all layers, before any sample is left out."""
         columns = [self.layers[self.first + k] for k in self._columns]
-        sweep = GramSweep(self.layers[: self.height], columns, self.measures, panel=_PANEL, tile=self.tile)
+        sweep = GramSweep(
+            self.layers[: self.height], columns, self.measures, panel=tuning.current().panel, tile=self.tile
+        )
         sums = functools.reduce(np.add, sweep.parts(sweep.order))
         return sums[: self.height * self.width].reshape(self.height, self.width), sums[self.height * self.width :]
 
@@ -115,7 +115,8 @@ class LeaveOneOut(GramSweep):
         norms = np.sqrt(np.where(left > noise, left, np.nan))
         return self._values(products - c * self._products.cpu().numpy(), norms)
 
-    def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:  # noqa: ARG002
+    @override
+    def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:
         """Add what a tile gives to the samples of its rows and, where it stands for two, to those of its columns."""
         self._add(stack, i)
         once = i == j or not self._run.start <= j.start < self._run.stop  # else the tile stands for two

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+from typing_extensions import override
 
 from repsim.engine.subsampling import centred
 from repsim.errors import InvalidInputError
+from repsim.metrics.algorithms.gram_space import GramSweep, tile_side
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import Gram
 from repsim.metrics.recipes.rows import cut, wide
-from repsim.metrics.sweeps import GramSweep, tile_side
+from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 
-_PANEL = 2048
-"""Samples whose features are read, and widened to float64, at once."""
 _CANCELLED = 1e-6
 """||A||^2 that is less than this share of ||B||^2 has lost digits; tr(A^3) is right to 1e-7 ||A||^3 until there."""
 
@@ -56,7 +56,7 @@ def moments(
         tr(A^3) = tr((S G)^3) + 3 sum_i d_i q_i - 2 sum_i d_i^3,
 
     in O(n p^2) and float64. (The last sum is 3 tr(B D^2) + tr(D^3), whose first half is -3 sum_i d_i^3.) The cubes have
-    no such road: they are summed over the tiles of all layers' Gram matrices, as those pass by. Nothing n x n is held,
+    no formula: they are summed over the tiles of all layers' Gram matrices, as those pass by. Nothing n x n is held,
     unless there are as many features as samples, or the kernel is not linear, or one sample is all but nearly all of
     the layer, so that its product with itself drowns the rest: then A is made, and multiplied by itself.
 
@@ -110,14 +110,15 @@ class _Cubes(GramSweep):
     """The sum of the cubes of every layer's entries, in the place where other sweeps have those of the squares."""
 
     def __init__(self, layers: Sequence[Gram]) -> None:
-        super().__init__(layers, [], [CKA()], panel=_PANEL, tile=tile_side(len(layers), 4))
+        super().__init__(layers, [], [CKA()], panel=tuning.current().panel, tile=tile_side(len(layers), 4))
 
     @property
     def noise(self) -> Float64[np.ndarray, " layers"]:
         """An ||A||^2 that is no larger is rounding errors."""
         return self._noise(self.measures[0])
 
-    def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:  # noqa: ARG002
+    @override
+    def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:
         rows = torch.linalg.vecdot(stack[0].square(), stack[0])
         squares += (1 if i == j else 2) * rows.to(squares.device).double().sum(1)
 
@@ -140,7 +141,7 @@ def _by_features(layer: Gram) -> tuple[float, float] | None:
         """Z S."""
         return torch.cat([z[:, :-2], -z[:, -1:], -z[:, -2:-1]], 1)
 
-    runs = list(cut(layer.n, _PANEL))
+    runs = list(cut(layer.n, tuning.current().panel))
     G = torch.zeros(layer.p + 2, layer.p + 2, dtype=torch.float64, device=place)
     for i in runs:
         z = factor(i)
@@ -158,5 +159,5 @@ def _by_features(layer: Gram) -> tuple[float, float] | None:
 def _whole(layer: Gram) -> tuple[float, float]:
     """||A||^2 and tr(A^3) from A."""
     A = centred(layer, torch.float64, unbiased=True)
-    triangles = sum(float(((A[i] @ A) * A[i]).sum()) for i in cut(layer.n, _PANEL))
+    triangles = sum(float(((A[i] @ A) * A[i]).sum()) for i in cut(layer.n, tuning.current().panel))
     return float(A.square().sum()), triangles

@@ -13,40 +13,33 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from repsim.engine.shared_directions import Spanned
 from repsim.engine.subsampling import Norms, centred, common, gathers, groups, interleaved, padded
 from repsim.errors import InvalidInputError
-from repsim.metrics.base import Metric
+from repsim.metrics.algorithms.feature_space import MomentSweep
+from repsim.metrics.algorithms.gram_space import GramMeasure
+from repsim.metrics.base import GramMetric, MomentMetric
 from repsim.metrics.recipes.gram import Gram, KernelMatrix
 from repsim.metrics.recipes.rows import cut, wide
-from repsim.metrics.sweeps import Measure, MomentSweep
+from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
-
-_SIDE = 2048
-"""Features of a side that are multiplied at once, those of several permutations together."""
-_RUN = 1024
-"""Samples of which products are summed in the layers' dtype, before they are in float64."""
-_NARROW = 32
-"""Layers with fewer features are multiplied in float64, as in `MomentSweep`: their errors would not average out."""
-_ENTRY, _LAYER, _PAIR = 500.0, 30.0, 4.0
-"""What an entry of Gram matrices takes, each layer that is gathered, and each pair: in floating-point operations of the
-other road. Measured on a CPU (AVX-512, n = 2,000; 1, 4 x 4 and 17 x 13 layers), to within a third."""
 
 
 def permuted(
     rows: Sequence[Any],
     columns: Sequence[Any],
-    measure: Metric[Any],
+    measure: GramMetric[Any],
     orders: Int64[Tensor, "count n"],
     *,
     memory: int,
     progress: Progress | None = None,
 ) -> Float64[np.ndarray, "count rows columns"]:
-    """Every pair with the columns' samples in other orders: <A, P B P'> / (||A|| ||B||), on the cheaper road.
+    """Every pair with the columns' samples in other orders: <A, P B P'> / (||A|| ||B||), by the cheaper algorithm.
 
-    ``measure`` is a metric that knows the road "gram", and its factors are of all samples. ``progress`` counts
+    ``measure`` is a metric whose factors are of all samples. ``progress`` counts
     permutations of groups of layers.
     """
-    if "moments" in measure.roads and _directions([*rows, *columns]) is not None:
+    if "moments" in measure.algorithms and _directions([*rows, *columns]) is not None:
         return _by_directions(rows, columns, measure, orders, progress=progress)
     if _features_are_cheaper(rows, columns, measure, len(orders), memory):
         return _by_features(rows, columns, measure, orders, progress=progress)
@@ -54,11 +47,11 @@ def permuted(
 
 
 def _features_are_cheaper(
-    rows: Sequence[Any], columns: Sequence[Any], measure: Metric[Any], count: int, memory: int
+    rows: Sequence[Any], columns: Sequence[Any], measure: GramMetric[Any], count: int, memory: int
 ) -> bool:
-    """Count operations, where both roads lead to the values and fit into memory."""
+    """Count operations, where both algorithms give the values and fit into memory."""
     layers = [*rows, *columns]
-    if "moments" not in measure.roads or not all(isinstance(a, Gram) and a.kernel == "linear" for a in layers):
+    if "moments" not in measure.algorithms or not all(isinstance(a, Gram) and a.kernel == "linear" for a in layers):
         return False
     n, dtype, _ = common(layers)
     p, q = (sum(layer.p for layer in side) for side in (rows, columns))
@@ -70,7 +63,11 @@ def _features_are_cheaper(
     except InvalidInputError:
         return True
     sizes = [(i.stop - i.start, j.stop - j.start) for i, j in pairs]
-    entry = sum(_ENTRY + _LAYER * padded(c, dtype.itemsize) + _PAIR * r * c for r, c in sizes)
+    rates = tuning.current()
+    entry = sum(
+        rates.permuted_entry + rates.permuted_layer * padded(c, dtype.itemsize) + rates.permuted_pair * r * c
+        for r, c in sizes
+    )
     return bool(2.0 * count * n * p * q < count * entry * n**2 / 2 + float(n) ** 2 * (p + q))
 
 
@@ -86,7 +83,7 @@ def _groups(rows: int, columns: int, n: int, memory: int, itemsize: int) -> list
 def _by_grams(
     rows: Sequence[Any],
     columns: Sequence[Any],
-    measure: Measure,
+    measure: GramMeasure,
     orders: Int64[Tensor, "count n"],
     *,
     memory: int,
@@ -124,7 +121,7 @@ def _by_grams(
 def _by_features(
     rows: Sequence[Gram],
     columns: Sequence[Gram],
-    measure: Metric[Any],
+    measure: GramMetric[Any],
     orders: Int64[Tensor, "count n"],
     *,
     progress: Progress | None,
@@ -151,7 +148,7 @@ def _finished(
     values: Float64[np.ndarray, "count rows columns"],
     rows: Sequence[Gram],
     columns: Sequence[Gram],
-    measure: Metric[Any],
+    measure: GramMetric[Any],
     orders: Int64[Tensor, "count n"],
 ) -> Float64[np.ndarray, "count rows columns"]:
     """What debiasing takes from ||X'PY||^2, and norms."""
@@ -170,15 +167,16 @@ def _finished(
 
 
 def _directions(layers: Sequence[Any]) -> Float64[Tensor, "n k"] | None:
-    """The directions that all of these layers are combinations of, where they share some (`truncation.together`)."""
-    found = [getattr(getattr(layer, "features", None), "directions", None) for layer in layers]
-    return found[0] if found[0] is not None and all(each is found[0] for each in found) else None
+    """The directions that all of these layers are combinations of, where they share some (`shared_directions`)."""
+    features = [layer.features for layer in layers if isinstance(layer, Gram) and isinstance(layer.features, Spanned)]
+    shared = len(features) == len(layers) and all(x.directions is features[0].directions for x in features)
+    return features[0].directions if shared else None
 
 
 def _by_directions(
     rows: Sequence[Gram],
     columns: Sequence[Gram],
-    measure: Metric[Any],
+    measure: GramMetric[Any],
     orders: Int64[Tensor, "count n"],
     *,
     progress: Progress | None,
@@ -197,9 +195,10 @@ def _by_directions(
     return _finished(values, rows, columns, measure, orders)
 
 
-def _norm(layer: Gram, measure: Metric[Any]) -> float:
+def _norm(layer: Gram, measure: GramMetric[Any]) -> float:
     """||A||; NaN where it is nothing but rounding errors."""
-    sweep = MomentSweep([layer], [layer], [measure], chunk=4096, room=2**27)
+    assert isinstance(measure, MomentMetric), "feature space is not for this measure"
+    sweep = MomentSweep([layer], [layer], [measure], chunk=tuning.current().run, room=tuning.current().unit_memory_kept)
     return float(np.sqrt(np.sum(list(sweep.parts(sweep.order)), axis=0)[-1]))
 
 
@@ -209,7 +208,7 @@ def _precisions(rows: Sequence[Gram], columns: Sequence[Gram]) -> list[tuple[lis
     That is where a layer is narrow, or uneven: then debiasing takes away almost all of ||X'PY||^2.
     """
     careful = [
-        [layer.p < _NARROW or layer.uneven or layer.dtype == torch.float64 for layer in side]
+        [layer.p < tuning.current().narrow or layer.uneven or layer.dtype == torch.float64 for layer in side]
         for side in (rows, columns)
     ]
     (loose_rows, exact_rows), (loose_columns, exact_columns) = (
@@ -241,17 +240,17 @@ def permuted_moments(
     X, Y = (torch.cat([layer.rows(slice(0, n)).to(device, dtype) for layer in side], 1) for side in (rows, columns))
     of_rows, of_columns = (_membership(side).to(place) for side in (rows, columns))
     total = torch.zeros(count, len(rows), len(columns), dtype=torch.float64, device=place)
-    blocks = list(cut(Y.shape[1], _SIDE))
+    blocks = list(cut(Y.shape[1], tuning.current().permuted_side))
     for q in blocks:
         y = Y[:, q].contiguous()
-        for chunk in cut(count, max(1, _SIDE // y.shape[1])):
+        for chunk in cut(count, max(1, tuning.current().permuted_side // y.shape[1])):
             some = permutations[chunk].T.contiguous().to(device)
             width = some.shape[1] * y.shape[1]
-            met = y.new_empty(min(n, _RUN) * some.shape[1], y.shape[1])
-            for p in cut(X.shape[1], _SIDE):
+            met = y.new_empty(min(n, tuning.current().permuted_run) * some.shape[1], y.shape[1])
+            for p in cut(X.shape[1], tuning.current().permuted_side):
                 sums = torch.zeros(p.stop - p.start, width, dtype=torch.float64, device=place)
                 product = X.new_empty(sums.shape)
-                for run in cut(n, _RUN):
+                for run in cut(n, tuning.current().permuted_run):
                     where = some[run].flatten()
                     gathered = torch.index_select(y, 0, where, out=met[: len(where)]).view(-1, width)
                     if dtype == torch.float64:

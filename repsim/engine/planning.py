@@ -1,16 +1,16 @@
 """How a comparison will be computed, decided from shapes alone: no data is read, and nothing is measured.
 
-For every group of measures that share their preparation there is a `Stage`. It takes the cheaper of the two roads of
-`repsim.metrics.sweeps`, and keeps in memory what fits. The same shapes and the same limits give the same plan, whatever
-else the machine is doing and however many processes share the work, so that results are the same to the bit and an
-interrupted run can go on.
+For every group of measures that share their preparation there is a `Stage`. It takes the cheapest of the algorithms
+(`repsim.metrics.algorithms`) that its measures know, and keeps in memory what fits. What preparing a layer takes is
+stated by its recipe, and what comparing two takes by the algorithm and the measure. The same shapes and the same limits
+give the same plan, whatever else the machine is doing and however many processes share the work, so that results are
+the same to the bit and an interrupted run can go on.
 
-Cost model, with n samples, widths p and q, L layers, R x C pairs:
+Cost model, with n samples, widths p and q, L layers, R x C pairs; for preparation see `Recipe.cost`:
 
 ======================  ==================================================================================
 Gram space              n^2 (sum p + R C) FLOP: one triangle of every Gram matrix, one product a pair and entry
 feature space           2 n sum_pairs p q FLOP, and n sum p^2 for the norms
-decomposition           n p min(n, p) FLOP for X'X or XX', 9 min(n, p)^3 for its eigenvectors, 2 n p r for a basis
 reading                 bytes of the stores, once to prepare, then as often as the layers pass by
 ======================  ==================================================================================
 """
@@ -18,6 +18,7 @@ reading                 bytes of the stores, once to prepare, then as often as t
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,24 +26,17 @@ from typing import Any
 from repsim.errors import Argument, Remedy, TooLittleMemoryError, UndefinedValueError
 from repsim.labels import Form
 from repsim.metrics import Metric, Recipe
-from repsim.metrics.base import Road
-from repsim.metrics.recipes.gram import CentredGram
-from repsim.metrics.recipes.subspace import PrincipalSubspace
-from repsim.metrics.sweeps import flop_of_grams, flop_of_moments, tile_side, units_of_moments
+from repsim.metrics.algorithms.feature_space import flop_of_moments, units_of_moments
+from repsim.metrics.algorithms.gram_space import flop_of_grams, tile_side
+from repsim.metrics.base import Algorithm, MomentMetric, PairMetric
+from repsim.metrics.recipes.base import StreamingRecipe
+from repsim.metrics.recipes.cost import NOMINAL, NOTHING, Cost, LayerSize
+from repsim.metrics.recipes.gram import KernelRecipe
+from repsim.runtime import tuning
 from repsim.runtime.files import human
 from repsim.runtime.processes import Ranks
 from repsim.runtime.progress import Progress
-
-_PANEL = 2048
-"""Samples whose features are read at once, where memory allows."""
-_CHUNK = 4096
-"""Samples over which cross-moments are summed in float32 before they are added in float64."""
-_ROOM = 2**30
-"""Bytes for the cross-moments of one unit, where memory allows; more would save no reading worth the while."""
-_SMALLEST_PANEL = 64
-_SPARE = 160 * 2**20
-"""Bytes for what the plan does not count: the libraries' own buffers, arrays of a few numbers a sample. The peak of one
-and the same run scatters by 45 MB; with 128 MiB a busy machine was once seen 5 MB above what was allowed."""
+from repsim.runtime.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -71,37 +65,6 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a stage takes, by what limits it."""
-
-    flop32: float = 0
-    """In float32 products."""
-    flop64: float = 0
-    """In float64 products."""
-    decomposed: float = 0
-    """In eigenvalue and singular value decompositions, as if each were the products it is often counted as."""
-    touched: float = 0
-    """Values that pass through float64, one after the other."""
-    added: float = 0
-    """Values of float32 products that are added to float64 sums."""
-    read: float = 0
-    """Bytes from the stores."""
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
-
-    def seconds(self, rates: "Cost") -> float:
-        """How long it takes at these rates, a second of each: one thing after the other, and reading beside them."""
-        reading = self.read / rates.read
-        each = zip(dataclasses.astuple(self), dataclasses.astuple(rates), strict=True)
-        return float(max(reading, sum(amount / rate for amount, rate in each if amount) - reading))
-
-
-NOMINAL = Cost(flop32=2e11, flop64=1e11, decomposed=5e10, touched=1e9, added=2.5e9, read=1e9)
-"""Rates a second by which roads are weighed: only their proportions matter, and they are much the same everywhere."""
-
-
-@dataclass(frozen=True)
 class Stage:
     """Measures that are computed together, over layers that can be compared."""
 
@@ -110,22 +73,22 @@ class Stage:
     form: Form
     rows: tuple[LayerShape, ...]
     columns: tuple[LayerShape, ...]
-    road: Road = "pairs"
+    algorithm: Algorithm = "pairs"
     kept: bool = True
     """Whether prepared layers stay in memory; else they are read again as they are needed."""
-    preparing: Cost = Cost()
-    """Of what depends on one layer."""
-    comparing: Cost = Cost()
-    """Of what depends on two."""
+    preparing: Cost = NOTHING
+    """Work that depends on one layer."""
+    comparing: Cost = NOTHING
+    """Work that depends on two layers."""
     other: Cost | None = None
-    """Of the other road, where there is one."""
+    """Work of the other algorithm, where there is one."""
     memory: int = 0
-    """Bytes that it takes, beside what the process took before."""
-    panel: int = _PANEL
+    """Bytes that it needs, beside what the process held before."""
+    panel: int = Tuning.panel
     tile: int = 512
     held: int = 2
-    chunk: int = _CHUNK
-    room: int = _ROOM
+    chunk: int = Tuning.run
+    room: int = Tuning.unit_memory
     group: int = 1
 
     @property
@@ -135,7 +98,7 @@ class Stage:
 
     @property
     def cost(self) -> Cost:
-        """Of everything."""
+        """All of the work."""
         return self.preparing + self.comparing
 
     def seconds(self, rates: Cost) -> float:
@@ -181,7 +144,7 @@ def plan(
     n
         Samples.
     metrics
-        Measures. Those whose recipes one recipe covers, and that take the same road, make one stage.
+        Measures. Those whose recipes one recipe covers, and that know the same algorithms, make one stage.
     limits
         Memory, and the device.
 
@@ -195,7 +158,7 @@ def plan(
     >>> from repsim.metrics import get
     >>> resnet = [LayerShape(f"resnet/layer3.{i}", 1024) for i in range(6)]
     >>> vit = [LayerShape(f"vit/blocks.{i}", 768) for i in range(12)]
-    >>> [plan(resnet, vit, n, [get("cka")], Limits(2 * 2**30)).stages[0].road for n in (1000, 50_000)]
+    >>> [plan(resnet, vit, n, [get("cka")], Limits(2 * 2**30)).stages[0].algorithm for n in (1000, 50_000)]
     ['gram', 'moments']
     """
     metrics = list(metrics)
@@ -207,36 +170,31 @@ def plan(
             continue
         form = sides[0][0].form
         for recipe, group in by_recipe(metrics, form):
-            stages.append(_best_road(Stage(tuple(group), recipe, form, sides[0], sides[1]), n, limits))
+            stages.append(_with_best_algorithm(Stage(tuple(group), recipe, form, sides[0], sides[1]), n, limits))
     return Plan(n, limits, tuple(stages))
 
 
 def by_recipe(metrics: Sequence[Metric[Any]], form: Form) -> list[tuple[Recipe[Any], list[Metric[Any]]]]:
-    """Measures by the recipe that serves them, and the roads that they know."""
-    asked: dict[Metric[Any], Recipe[Any]] = {}
+    """Group measures by the recipe that serves them, and the algorithms that they know."""
+    recipes: dict[Metric[Any], Recipe[Any]] = {}
     for metric in metrics:
         try:
-            asked[metric] = metric.recipe_for(form)
-        except UndefinedValueError:  # the comparison says so
+            recipes[metric] = metric.recipe_for(form)
+        except UndefinedValueError:  # the comparison reports it
             continue
-    found: dict[tuple[Any, ...], tuple[Recipe[Any], list[Metric[Any]]]] = {}
-    for metric, recipe in asked.items():
+    groups: dict[tuple[Any, ...], tuple[Recipe[Any], list[Metric[Any]]]] = {}
+    for metric, recipe in recipes.items():
         best = recipe
-        for other in asked.values():
-            best = other if _covers(other, best) else best
-        found.setdefault((best, metric.roads), (best, []))[1].append(metric)
-    return list(found.values())
+        for other in recipes.values():
+            best = other if other.covers(best) else best
+        groups.setdefault((best, metric.algorithms), (best, []))[1].append(metric)
+    return list(groups.values())
 
 
-def _covers(recipe: Recipe[Any], other: Recipe[Any]) -> bool:
-    """Whether the factor of one has everything that the other's has."""
-    return bool(recipe.covers(other)) if hasattr(recipe, "covers") else recipe == other
-
-
-def _best_road(stage: Stage, n: int, limits: Limits) -> Stage:
+def _with_best_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
     metrics = stage.metrics
-    roads = [road for road in metrics[0].roads if stage.form == "features" or road != "moments"]
-    stages = [_by_road(dataclasses.replace(stage, road=road), n, limits) for road in roads]
+    possible = [known for known in metrics[0].algorithms if stage.form == "features" or known != "moments"]
+    stages = [_with_algorithm(dataclasses.replace(stage, algorithm=known), n, limits) for known in possible]
     stages.sort(key=lambda stage: stage.seconds(NOMINAL))
     fitting = [stage for stage in stages if limits.base + stage.memory <= limits.memory]
     if not fitting:
@@ -252,7 +210,8 @@ def _best_road(stage: Stage, n: int, limits: Limits) -> Stage:
             remedy=Remedy("give ", Argument("memory"), " more, or compare fewer layers"),
         )
     best = fitting[0]
-    return dataclasses.replace(best, other=next((s.cost for s in stages if s.road != best.road), None))
+    other = next((stage.cost for stage in stages if stage.algorithm != best.algorithm), None)
+    return dataclasses.replace(best, other=other)
 
 
 def _rounded_up(size: int) -> int:
@@ -261,23 +220,32 @@ def _rounded_up(size: int) -> int:
     return -(-size // step) * step
 
 
-def _by_road(stage: Stage, n: int, limits: Limits) -> Stage:
+def _with_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
+    settings = tuning.current()
     layers = stage.layers
-    free = limits.memory - limits.base
-    found = _prepared(stage, n)
-    widths, prepared, fixed, kept = found.widths, found.cost, found.fixed, found.kept
+    available = limits.memory - limits.base
+    prepared = _prepared(stage, n)
+    fixed, kept = prepared.fixed, prepared.kept
     itemsize = max(4, *(layer.itemsize for layer in layers))
     largest = max(n * layer.p * (layer.itemsize + 8) for layer in layers)  # one layer as it is read and centred
-    stage = dataclasses.replace(stage, preparing=prepared)
-    make = {"gram": _gram_space, "moments": _feature_space, "pairs": _pair_by_pair}[stage.road]
-    in_memory = make(stage, n, widths, itemsize, free - kept - fixed)
-    takes = in_memory.memory + kept + fixed + max(0, largest - in_memory.memory)
-    streams = stage.form == "features" and hasattr(stage.recipe, "fit") and stage.road != "pairs"
-    if limits.base + takes + _SPARE <= limits.memory or not streams:
-        once = dataclasses.replace(prepared, touched=prepared.touched + n * sum(widths), read=prepared.read / 2)
-        return dataclasses.replace(in_memory, kept=True, preparing=once, memory=takes + _SPARE)
-    again = make(dataclasses.replace(stage, kept=False), n, widths, itemsize, free - fixed - _SPARE)
-    return dataclasses.replace(again, memory=again.memory + fixed + _SPARE)
+    stage = dataclasses.replace(stage, preparing=prepared.cost)
+
+    def within(free: int, *, kept: bool) -> Stage:
+        if stage.algorithm == "pairs":
+            return _pair_by_pair(stage, n, itemsize)
+        plan_for = _gram_space if stage.algorithm == "gram" else _feature_space
+        return plan_for(dataclasses.replace(stage, kept=kept), n, prepared.widths, itemsize, free)
+
+    in_memory = within(available - kept - fixed, kept=True)
+    needed = in_memory.memory + kept + fixed + max(0, largest - in_memory.memory)
+    streams = stage.form == "features" and isinstance(stage.recipe, StreamingRecipe) and stage.algorithm != "pairs"
+    if limits.base + needed + settings.spare_memory <= limits.memory or not streams:
+        once = dataclasses.replace(
+            prepared.cost, touched=prepared.cost.touched + n * sum(prepared.widths), read=prepared.cost.read / 2
+        )
+        return dataclasses.replace(in_memory, preparing=once, memory=needed + settings.spare_memory)
+    again = within(available - fixed - settings.spare_memory, kept=False)
+    return dataclasses.replace(again, memory=again.memory + fixed + settings.spare_memory)
 
 
 @dataclass(frozen=True)
@@ -285,71 +253,43 @@ class _Prepared:
     """Layers of a stage, once they are prepared."""
 
     widths: list[int]
-    """Of what takes part in products."""
+    """Columns that take part in products."""
     cost: Cost
-    """What it costs to get there."""
+    """Work of preparing them."""
     fixed: int
-    """Bytes that stay whatever happens."""
+    """Bytes that are needed whether layers are kept in memory or not."""
     kept: int
-    """Bytes that stay where layers are kept in memory."""
+    """Bytes of the prepared layers, where these are kept in memory."""
 
 
 def _prepared(stage: Stage, n: int) -> _Prepared:
-    layers = stage.layers
-    itemsize = max(4, *(layer.itemsize for layer in layers))
-    values = float(sum(n * layer.p for layer in layers))
-    stored = float(sum(n * layer.p * layer.itemsize for layer in layers))
-    cost = Cost(touched=2 * values, read=2 * stored)
-    recipe = stage.recipe
-    if isinstance(recipe, PrincipalSubspace):
-        widths = [min(n - recipe.centred, layer.p) for layer in layers]
-        smaller = [min(n, layer.p) for layer in layers]
-        cost += Cost(
-            flop64=sum(1.0 * n * layer.p * m for layer, m in zip(layers, smaller, strict=True))
-            + sum(2.0 * n * layer.p * m for layer, m in zip(layers, smaller, strict=True) if layer.p <= n),
-            decomposed=sum(9.0 * m**3 for m in smaller),
-            touched=values,
-        )
-        held = sum(_directions(layer, n, loadings=recipe.loadings) for layer in layers)
-        most = max(
-            3 * 8 * m * m if layer.itemsize < 8 else 2 * 8 * (n + m) * layer.p
-            for layer, m in zip(layers, smaller, strict=True)
-        )
-        return _Prepared(widths, cost, held + most, sum(n * width * itemsize for width in widths))
-    if hasattr(recipe, "takes"):
-        told = [recipe.takes(n, layer.p, max(4, layer.itemsize)) for layer in layers]
-        flop = sum(flop for flop, _ in told)
-        cost += Cost(flop32=flop) if max(layer.itemsize for layer in layers) <= 4 else Cost(flop64=flop)
-        aside = [recipe.aside(n, layer.p, layer.itemsize) for layer in layers] if hasattr(recipe, "aside") else [0]
-        held = sum(math.ceil(each) for _, each in told)
-        return _Prepared([layer.p for layer in layers], cost, math.ceil(max(aside)), held)
-    if isinstance(recipe, CentredGram) and recipe.kernel != "linear":
-        sweeps = 1 if recipe.bandwidth is None else 3  # for the median, twice, by its bits; and for the row sums
-        cost += Cost(
-            flop32=sweeps * float(n) * n * sum(layer.p for layer in layers), touched=sweeps * n * n * len(layers) / 2
-        )
-    fixed = 4 * 8 * n * len(layers)
-    if isinstance(recipe, CentredGram) and (recipe.kernel != "linear" or recipe.batch):
-        side = min(n, recipe.batch or _PANEL)  # for row sums and the median, tiles of one layer after the other
-        fixed += max(2 * side * layer.p for layer in layers) * 4 + 6 * 4 * side**2
-    if stage.form != "features":
-        itemsize = max(layer.itemsize for layer in layers)
-    return _Prepared([layer.p for layer in layers], cost, fixed, sum(n * layer.p * itemsize for layer in layers))
+    layers, recipe = stage.layers, stage.recipe
+    sizes = [LayerSize(n, layer.p, _itemsize(layer)) for layer in layers]
+    memory = [recipe.memory(size) for size in sizes]
+    passes = Cost(
+        touched=2.0 * sum(n * layer.p for layer in layers),
+        read=2.0 * sum(n * layer.p * layer.itemsize for layer in layers),
+    )
+    return _Prepared(
+        widths=[recipe.width(size) for size in sizes],
+        cost=sum((recipe.cost(size) for size in sizes), passes),
+        fixed=sum(needed.state for needed in memory) + max(needed.workspace for needed in memory),
+        kept=sum(needed.factor for needed in memory),
+    )
 
 
-def _directions(layer: LayerShape, n: int, *, loadings: bool) -> int:
-    """Bytes of a basis, or of what activations are multiplied with to get there: of float64 activations the basis."""
-    m = min(n, layer.p)
-    by_weights = 8 * layer.p * m if layer.p <= n else 4 * n * m
-    basis = 8 * n * m if layer.itemsize == 8 else by_weights
-    return basis + (8 * m * layer.p if loadings else 0)
+def _itemsize(layer: LayerShape) -> int:
+    """Bytes of a value in memory: features in half precision are widened, what readouts stored is not."""
+    return max(4, layer.itemsize) if layer.form == "features" else layer.itemsize
 
 
 def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: int) -> Stage:
     count, pairs, measures = len(widths), len(stage.rows) * len(stage.columns), len(stage.metrics)
+    settings = tuning.current()
     recipe = stage.recipe
-    block = recipe.batch or n if isinstance(recipe, CentredGram) else n
-    copies = (2 if measures > 1 else 1) * (2 if stage.form == "sketches" else 1)
+    assert isinstance(recipe, KernelRecipe), "Gram space needs kernel matrices"
+    block = recipe.block(n)
+    copies = (2 if measures > 1 else 1) * recipe.draws
     tile = min(tile_side(count * copies, itemsize), n)
     stack = (copies * count * tile + pairs) * tile * itemsize  # tiles of all layers, and what they give to all pairs
     wide = sum(widths) * itemsize
@@ -358,20 +298,21 @@ def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: in
         return (_units(n, block, panel) + 2) * measures * (pairs + count) * 8
 
     most = max(2**26, free // 8)
-    panel, held = _SMALLEST_PANEL if block >= n else block, 2
+    panel, held = settings.smallest_panel if block >= n else block, 2
     while sums(panel) > most and panel < n:
         panel *= 2  # fewer units, whose sums would take more memory than what is summed
     if stage.kept:
-        panel = max(panel, _PANEL)
+        panel = max(panel, settings.panel)
     else:
-        room = free - stack - min(most, sums(_SMALLEST_PANEL))
-        panel = max(panel, min(_PANEL, room // (4 * wide) // _SMALLEST_PANEL * _SMALLEST_PANEL))
+        room = free - stack - min(most, sums(settings.smallest_panel))
+        fitting = room // (4 * wide) // settings.smallest_panel * settings.smallest_panel
+        panel = max(panel, min(settings.panel, fitting))
         held = max(2, min(-(-n // panel), room // (min(panel, n) * wide) - 1))
     tile = min(tile, panel)
     block = min(block, n)
-    flop = flop_of_grams(n, block, widths if stage.form == "features" else [], pairs * measures)
+    flop = flop_of_grams(n, block, [] if recipe.stored else widths, pairs * measures)
     flop *= 1 + min(tile, block) / 2 / block  # on the diagonal both triangles of half a tile are computed
-    cost = _products(flop, itemsize) + Cost(added=1.0 * n * block * count * measures)
+    cost = Cost.of_products(flop, itemsize) + Cost(added=1.0 * n * block * count * measures)
     memory = stack + sums(panel)
     if not stage.kept:
         panels = -(-n // panel)
@@ -384,10 +325,6 @@ def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: in
     return dataclasses.replace(stage, panel=panel, tile=tile, held=held, comparing=cost, memory=memory)
 
 
-def _products(flop: float, itemsize: int) -> Cost:
-    return Cost(flop32=flop) if itemsize <= 4 else Cost(flop64=flop)
-
-
 def _units(n: int, block: int, panel: int) -> int:
     panels = -(-n // panel)
     return panels * (panels + 1) // 2 if block >= n else panels
@@ -397,8 +334,10 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     symmetric = set(stage.rows) & set(stage.columns) != set()
     height = len(stage.rows)
     columns = widths if symmetric else widths[height:]
-    norms = any(metric.normalised for metric in stage.metrics)
-    chunk, room = _CHUNK, 2**27 if stage.kept else _ROOM
+    settings = tuning.current()
+    metrics = [metric for metric in stage.metrics if isinstance(metric, MomentMetric)]
+    norms = any(metric.normalised for metric in metrics)
+    chunk, room = settings.run, settings.unit_memory_kept if stage.kept else settings.unit_memory
     largest = 12 * max(widths) ** 2
     if not stage.kept:
         broad = sum(widths) * itemsize
@@ -409,10 +348,11 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     pairs = [pair for unit in units for pair in unit]
     flop = flop_of_moments(n, widths, pairs)
     products = sum(widths[u] * widths[v] for u, v in pairs)
-    cost = _products(flop, itemsize) + Cost(added=products * max(1.0, n / chunk))
-    if isinstance(stage.recipe, PrincipalSubspace):  # eigenvalues of CC', where C has min(p, q) rows
-        small = [(min(widths[u], widths[v]), max(widths[u], widths[v])) for u, v in pairs]
-        cost += Cost(flop64=sum(2.0 * s * s * w for s, w in small), decomposed=sum(5.0 * s**3 for s, _ in small))
+    cost = Cost.of_products(flop, itemsize) + Cost(added=products * max(1.0, n / chunk))
+    widest = max(widths)
+    dearest = max(metrics, key=lambda metric: metric.moment_cost(widest, widest).seconds(NOMINAL))
+    for (p, q), times in Counter((widths[u], widths[v]) for u, v in pairs).items():
+        cost += times * dearest.moment_cost(p, q)  # measures share what they find
     memory = min(room, 8 * products) + largest
     if not stage.kept:
         taking = [sorted({u for pair in unit for u in pair}) for unit in units]
@@ -425,33 +365,32 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     return dataclasses.replace(stage, chunk=chunk, room=room, comparing=cost, memory=memory)
 
 
-def _pair_by_pair(stage: Stage, n: int, widths: list[int], itemsize: int, free: int) -> Stage:
-    """What these measures take is theirs to say."""
-    del free, widths
-    count = sum(metric.pair_flop(n, a.p, b.p) for a in stage.rows for b in stage.columns for metric in stage.metrics)
+def _pair_by_pair(stage: Stage, n: int, itemsize: int) -> Stage:
+    metrics = [metric for metric in stage.metrics if isinstance(metric, PairMetric)]
+    flop = sum(metric.pair_flop(n, a.p, b.p) for a in stage.rows for b in stage.columns for metric in metrics)
     group = max(1, math.isqrt(len(stage.layers)))
-    return dataclasses.replace(stage, group=group, comparing=_products(count, itemsize), memory=0)
+    return dataclasses.replace(stage, kept=True, group=group, comparing=Cost.of_products(flop, itemsize), memory=0)
 
 
 def _lines(stage: Stage, n: int) -> list[str]:
     names, side = ", ".join(metric.spec for metric in stage.metrics), min(stage.tile, n)
-    road = {
+    how = {
         "gram": f"Gram space, tiles of {side} x {side}, panels of {min(stage.panel, n):,} samples",
         "moments": f"feature space, runs of {min(stage.chunk, n):,} samples",
         "pairs": "pair by pair",
-    }[stage.road]
+    }[stage.algorithm]
     if stage.other is not None:
-        other = {"gram": "feature", "moments": "Gram"}[stage.road]
-        road += f" ({_tera(stage.cost)}; {other} space: {_tera(stage.other)})"
-    elif stage.road != "pairs":
-        road += f" ({_tera(stage.cost)})"
+        other = {"gram": "feature", "moments": "Gram"}[stage.algorithm]
+        how += f" ({_tera(stage.cost)}; {other} space: {_tera(stage.other)})"
+    elif stage.algorithm != "pairs":
+        how += f" ({_tera(stage.cost)})"
     where = "kept in memory" if stage.kept else f"read again as needed, {human(stage.cost.read)} in all"
     once = f"each layer prepared once ({_in_words(stage.recipe)})"
     if len(stage.metrics) > 1:
         once += f" for all {len(stage.metrics)} metrics"
     return [
         f"{names}: {len(stage.rows)} x {len(stage.columns)} layers, {n:,} samples",
-        f"  {road}",
+        f"  {how}",
         f"  {once}, {where}",
     ]
 
@@ -476,7 +415,7 @@ class Meter:
     def preparing(self, stage: Stage) -> Callable[[], None]:
         """To be called after each layer of a stage."""
         weight = stage.preparing.seconds(NOMINAL) / len(stage.layers)
-        streams = hasattr(stage.recipe, "fit")
+        streams = isinstance(stage.recipe, StreamingRecipe)
         return lambda: self._advance(weight * (self._me.world if streams else 1))
 
     def comparing(self, stage: Stage, units: int) -> Callable[[], None]:

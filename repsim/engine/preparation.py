@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repsim.errors import UndefinedValueError
 from repsim.metrics import Factor, Recipe
-from repsim.metrics.base import StreamingRecipe
+from repsim.metrics.recipes.base import StreamingRecipe
 from repsim.metrics.recipes.rows import Rows, ahead
 from repsim.runtime.processes import ALONE, Ranks
 
@@ -52,12 +52,13 @@ def prepare(
     into memory, and its factor stays there; otherwise factors read their layers again whenever they are used.
     """
     shared = me.world > 1 and isinstance(recipe, StreamingRecipe)
+    work: Callable[[Any], Any] = recipe.fit if shared and isinstance(recipe, StreamingRecipe) else recipe
     mine = sources[me.rank :: me.world] if shared else sources
     found: dict[str, Any] = {}
     for source, x in _reading(recipe, mine, device, keep=keep):
         with _telling(recipe, source):
             try:
-                found[source.name] = recipe.fit(x) if shared else recipe(x)  # type: ignore[attr-defined]
+                found[source.name] = work(x)
             except UndefinedValueError as error:
                 found[source.name] = error
         step()

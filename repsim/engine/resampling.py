@@ -23,9 +23,11 @@ from repsim.engine.preparation import Source, prepare
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
 from repsim.labels import Form
 from repsim.metrics import Factor, Metric
-from repsim.metrics.base import StreamingRecipe, as_samples
+from repsim.metrics.base import GramMetric, PermutedAtOnce, as_samples
+from repsim.metrics.recipes.base import MomentFactor, PermutableFactor, StreamingRecipe
+from repsim.metrics.recipes.gram import Kernels
 from repsim.metrics.recipes.rows import Rows
-from repsim.runtime.arrays import as_array
+from repsim.runtime.arrays import SupportsArray, as_array
 from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
 from repsim.runtime.progress import Listener, counter, told
@@ -126,7 +128,7 @@ def leave_one_out(
     """
     metric = _metric(metric)
     both = _Sides(rows, columns, metric, device)
-    if not (both.whole and metric.unbiased and metric.normalised):
+    if not (isinstance(metric, GramMetric) and both.whole and metric.unbiased and metric.normalised):
         raise InvalidInputError(f"{metric.spec} has no exact leave-one-out; take debiased CKA: cka or cka:kernel=rbf")
     if both.n < 5:
         raise InvalidInputError(f"{both.n} samples are too few: with one left out, debiased CKA needs at least 4")
@@ -212,13 +214,13 @@ def permuted(
         raise InvalidInputError(f"permutations of {orders.shape[1]} samples, but the layers have {both.n}")
     values, there = both.room(len(orders))
     with told("permuting samples", progress) as advance:
-        if both.whole and both.present:
+        if isinstance(metric, GramMetric) and both.whole and both.present:
             limit = memory_to_use(both.device, memory)
             values[there] = permutation.permuted(*both.present, metric, orders, memory=limit, progress=advance)
         elif both.present:
             step = counter(len(orders), advance)
-            if (found := metric.permuted(*both.present, orders, step)) is not None:
-                values[there] = found
+            if isinstance(metric, PermutedAtOnce):
+                values[there] = metric.permuted(*both.present, orders, step)
                 return values
             for k, order in enumerate(orders):
                 others = [both.permuted(name, order) for name in both.columns]
@@ -297,7 +299,7 @@ def subsampled(
     values, there = both.room(len(drawn))
     both.warn(metric, drawn.shape[1])
     with told("drawing subsamples", progress) as advance:
-        if both.whole and both.present:
+        if isinstance(metric, GramMetric) and both.whole and both.present:
             limit = memory_to_use(both.device, memory)
             values[there] = subsampling.drawn(*both.present, metric, drawn, memory=limit, progress=advance)
         elif both.present:
@@ -326,7 +328,7 @@ class _Sides:
         if len(self._forms) > 1:
             raise InvalidInputError(f"only like can be compared with like, not {' with '.join(sorted(self._forms))}")
         self._recipe = metric.recipe_for(next(iter(self._forms.values()), "features"))
-        by_grams = "gram" in metric.roads
+        by_grams = isinstance(metric, GramMetric)
         keep = not (by_grams and isinstance(self._recipe, StreamingRecipe))
         sources = [Source(name, name, partial(self._layers.__getitem__, name)) for name in self._layers]
         self.factors |= prepare(self._recipe, sources, keep=keep).factors
@@ -355,7 +357,7 @@ class _Sides:
                 not isinstance(x, Tensor)
                 and isinstance(x, Factor)
                 and not isinstance(x, Rows)
-                and not hasattr(x, "__array__")
+                and not isinstance(x, SupportsArray)
             ):
                 self.factors[name] = x
             else:
@@ -364,7 +366,7 @@ class _Sides:
         return [str(id(x)) for _, x in given]
 
     def _at_hand(self, x: Any, enough: int) -> Tensor | Rows:
-        if isinstance(x, Rows) and not hasattr(x, "__array__"):
+        if isinstance(x, Rows) and not isinstance(x, SupportsArray):
             return x
         return as_samples(x, enough, "a layer").to(self.device)
 
@@ -381,7 +383,7 @@ class _Sides:
 
     def _samples(self) -> int:
         counts = [layer.shape[0] for layer in self._layers.values()]
-        counts += [getattr(factor, "draws", [factor])[0].n for factor in self.factors.values()]
+        counts += [(factor.draws[0] if isinstance(factor, Kernels) else factor).n for factor in self.factors.values()]
         if not (self.rows and self.columns):
             raise InvalidInputError("name at least one layer of each side")
         if len(set(counts)) > 1:
@@ -392,7 +394,7 @@ class _Sides:
         return int(counts[0])
 
     def _whole(self, metric: Metric[Any]) -> bool:
-        draws = [getattr(factor, "draws", ()) for factor in self.factors.values()]
+        draws = [factor.draws if isinstance(factor, Kernels) else () for factor in self.factors.values()]
         if len({len(each) for each in draws} - {0}) > 1 or not all(draws):
             raise InvalidInputError(f"these are not all factors of one recipe of {metric.spec}")
         return all(draw.block == draw.n == self.n for each in draws for draw in each)
@@ -407,7 +409,9 @@ class _Sides:
 
     def _width(self, metric: Metric[Any], name: str) -> int:
         factor = self.factors[name]
-        features = self._layers[name].shape[1] if name in self._layers else getattr(factor, "p", 1)
+        features = factor.p if isinstance(factor, MomentFactor) else 1
+        if name in self._layers:
+            features = self._layers[name].shape[1]
         return metric.width(factor, features)
 
     @property
@@ -424,7 +428,7 @@ class _Sides:
     def permuted(self, name: str, order: Int64[Tensor, " n"]) -> Any:
         """A layer's factor with its samples in another order; None where there is none."""
         factor: Any = self.factors.get(name)
-        return factor.permuted(order) if hasattr(factor, "permuted") else self.part(name, order)
+        return factor.permuted(order) if isinstance(factor, PermutableFactor) else self.part(name, order)
 
     def part(self, name: str, samples: Int64[Tensor, " m"]) -> Any:
         """The factor of some samples of a layer, prepared anew; None where there is none."""

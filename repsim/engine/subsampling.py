@@ -15,13 +15,12 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from repsim.errors import InvalidInputError
+from repsim.metrics.algorithms.gram_space import GramMeasure, GramSweep, tile_side, tiles
 from repsim.metrics.recipes.gram import KernelMatrix
 from repsim.metrics.recipes.rows import cut, wide
-from repsim.metrics.sweeps import GramSweep, Measure, tile_side, tiles
+from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 
-_PANEL = 2048
-"""Samples whose features are read at once."""
 _LINE = 64
 """Bytes of a cache line."""
 _GATHERED = {"cpu": 2**22, "cuda": 2**27, "mps": 2**26}
@@ -31,8 +30,8 @@ _GATHERED = {"cpu": 2**22, "cuda": 2**27, "mps": 2**26}
 class Norms(GramSweep):
     """||A|| of every layer: what no permutation changes."""
 
-    def __init__(self, layers: Sequence[Any], measure: Measure) -> None:
-        super().__init__(layers, [], [measure], panel=_PANEL, tile=tile_side(len(layers), 4))
+    def __init__(self, layers: Sequence[Any], measure: GramMeasure) -> None:
+        super().__init__(layers, [], [measure], panel=tuning.current().panel, tile=tile_side(len(layers), 4))
 
     def norms(self) -> Float64[np.ndarray, " layers"]:
         """One for every layer that was given; NaN where it is nothing but rounding errors."""
@@ -43,7 +42,7 @@ class Norms(GramSweep):
 def drawn(
     rows: Sequence[Any],
     columns: Sequence[Any],
-    measure: Measure,
+    measure: GramMeasure,
     samples: Int64[Tensor, "count m"],
     *,
     memory: int,
@@ -89,7 +88,7 @@ def common(layers: Sequence[Any]) -> tuple[int, torch.dtype, int]:
 
 
 def _centred_again(
-    sums: tuple[Tensor, Tensor, Tensor], m: int, measure: Measure
+    sums: tuple[Tensor, Tensor, Tensor], m: int, measure: GramMeasure
 ) -> tuple[Float64[Tensor, "count layers layers"], Float64[Tensor, "count layers"]]:
     """<A, B> of what `drawn_products` found, centred over the subsample; and tr(A_S A_S), of which this cancels some.
 
@@ -115,12 +114,12 @@ def _lost(
 
 
 def centred(
-    draw: KernelMatrix, dtype: torch.dtype, *, unbiased: bool, panel: int = _PANEL, tile: int = 512
+    draw: KernelMatrix, dtype: torch.dtype, *, unbiased: bool, panel: int = 0, tile: int = 512
 ) -> Float[Tensor, "n n"]:
     """The whole centred Gram matrix, of which one triangle is computed."""
     out = torch.empty(draw.n, draw.n, dtype=dtype, device=draw.device)
     offsets = draw.offsets(unbiased=unbiased).flatten().to(draw.device, dtype)
-    runs = list(cut(draw.n, panel))
+    runs = list(cut(draw.n, panel or tuning.current().panel))
     for k, left in enumerate(runs):
         x = draw.rows(left)
         for right in runs[k:]:

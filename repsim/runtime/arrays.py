@@ -8,7 +8,7 @@ object is of torch, pandas or scipy, that library is loaded already.
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,15 @@ from numpy.typing import NDArray
 from repsim.errors import InvalidInputError, reason
 
 Array = NDArray[Any]
+
+
+@runtime_checkable
+class SupportsArray(Protocol):
+    """An array of some library: what numpy can make an array of."""
+
+    def __array__(self) -> Any:
+        """The same values as a numpy array."""
+
 
 _EXACT = 2**53
 """From here on float64 no longer tells two neighbouring whole numbers apart."""

@@ -13,12 +13,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from repsim.runtime import tuning
 from repsim.runtime.files import duration
-
-_PATIENCE = 0.5
-"""Seconds: shorter work shows nothing."""
-_EVERY = 0.1
-"""Seconds between two pictures of the bar."""
 
 
 def running() -> bool:
@@ -72,7 +68,9 @@ def bar(what: str) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
             at = time.perf_counter()
             before = done if before < 0 else before
             now = f"{name}: {done:,} of {total:,}"
-            if at - started < _PATIENCE or (handle is not None and at - drawn < _EVERY):
+            if at - started < tuning.current().bar_after or (
+                handle is not None and at - drawn < tuning.current().bar_every
+            ):
                 return
             drawn = at
             left = (at - begun) * (total - done) / (done - before) if done > before else 0

@@ -162,7 +162,7 @@ def p_value(observed: ArrayLike, permuted: ArrayLike) -> Float64[np.ndarray, "..
     observed
         T, a number or an array.
     permuted
-        (K, ...): the same statistic, permuted, on the first axis. Compute both on one road: two roads round
+        (K, ...): the same statistic, permuted, on the first axis. Compute both by one algorithm: two round
         differently, and a permutation that changes nothing would miss its tie.
 
     Returns

@@ -6,14 +6,12 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float64
 
+from repsim.runtime import tuning
 from repsim.study.inference import Inference
 from repsim.study.layer_matching import nearest
 from repsim.study.model_map import clusters, common_share, embed, stability
 from repsim.study.other_measures import Measured
 from repsim.study.uncertainty import jackknife
-
-_STABILITY = 200
-"""Bootstrap draws of which clusters are found anew."""
 
 
 def values_between_models(
@@ -58,7 +56,9 @@ def map_of_models(known: Inference) -> xr.Dataset:
                 common_share(R), common_share(values_between_models(known, kind, known.evidence.left_out))
             )
             single["common_low"][k], single["common_high"][k] = interval.low, interval.high
-            firm = stability(values_between_models(known, kind, known.drawn[:_STABILITY]), grouped.labels)
+            firm = stability(
+                values_between_models(known, kind, known.drawn[: tuning.current().map_draws]), grouped.labels
+            )
             single["ari"][k], together[k] = firm.ari, firm.together
     layers = _place_of_layers(known)
     square = ("map", "model", "other_model")

@@ -21,8 +21,6 @@ from repsim.study.controls import Control
 from repsim.study.design import Design, Member
 
 _CKA = CKA()
-EXACT = 500
-"""With more samples, permutations are of layers that are cut to their leading components (`together`)."""
 SHARE = 0.999
 """Of sum s^4, what these carry."""
 

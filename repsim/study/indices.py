@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from repsim.runtime import tuning
 from repsim.study.design import Design, Member, Pair, half_trained, is_twin
 from repsim.study.layer_matching import Match, along, best_match, nearest
 from repsim.study.partial_cka import partial, partial_of_two, residual, shares
@@ -22,8 +23,6 @@ CONTROLS = ("input", "labels")
 """Kinds of kernels that can be given for all layers."""
 SHARES = ("input", "universal", "family", "seed", "family_and_seed", "universal_and_family")
 _DEPTHS = 10
-_PIECE = 2**26
-"""Bytes of matrices that are worked on at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +176,7 @@ class Indices:
         """`evaluate` without each sample, and the jackknife's standard errors of all similarities of layers."""
         rows, moments = [], {kind: np.zeros((3, len(self.layers), len(self.layers))) for kind in self.given}
         whole = {kind: self._of_layers(self.R, kind) for kind in self.given}
-        step = max(1, _PIECE // (8 * self.R.size))
+        step = max(1, tuning.current().jackknife_memory // (8 * self.R.size))
         for run in runs:
             for start in range(0, len(run), step):
                 piece = run[start : start + step]

@@ -11,21 +11,19 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from repsim.engine.planning import NOMINAL, LayerShape, Limits, plan
+from repsim.engine.planning import LayerShape, Limits, plan
 from repsim.engine.preparation import Prepared, Source, prepare
 from repsim.engine.resampling import permuted, random_subsamples
 from repsim.metrics import Metric, Recipe
+from repsim.metrics.recipes.cost import NOMINAL
+from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 from repsim.study.design import Member, Pair
 from repsim.study.gram_passes import sources
 
 Values = Float64[np.ndarray, "a b"]
-SECONDS = 40.0
-"""That permutations, and half-samples, of one measure may take, at the nominal rates of `repsim.engine.planning`. A
-bound on arithmetic and not on time: the same study does the same on every machine."""
 FEWEST = 19
 """Permutations with which p = .05 can be reached."""
-_HALVES = 20
 
 
 @dataclass(eq=False)
@@ -142,7 +140,7 @@ def _planned(found: Measured, pairs: Sequence[Pair], tested: Sequence[Pair], n: 
             if draws
             else "not permuted: fewer than 19 permutations are affordable at this size"
         )
-    halves = _affordable(metric, pairs, n // 2, _HALVES, prepared=False, fewest=8)
+    halves = _affordable(metric, pairs, n // 2, tuning.current().half_samples, prepared=False, fewest=8)
     if not halves:
         found.notes.append("no interval: half-samples take too long at this size")
     elif _on_half(metric, n).min_samples > n // 2:
@@ -169,7 +167,7 @@ def _affordable(
     for pair in pairs:
         for stage in plan(_shapes(pair.a), _shapes(pair.b), n, [metric], Limits(2**62)).stages:
             seconds += (stage.comparing if prepared else stage.cost).seconds(NOMINAL)
-    possible = min(count, int(SECONDS / max(seconds, 1e-9)))
+    possible = min(count, int(tuning.current().study_seconds / max(seconds, 1e-9)))
     return possible if possible >= min(fewest, count) else 0
 
 

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from repsim.runtime import tuning
 from repsim.runtime.progress import Progress
 from repsim.study.design import Design
-from repsim.study.gram_passes import EXACT, Kernels, permuted_values
+from repsim.study.gram_passes import Kernels, permuted_values
 from repsim.study.indices import CONTROLS, RAW, Indices
 from repsim.study.layer_matching import mbm
 from repsim.study.partial_cka import NOTHING, TOLERANCE
 
-_ORDERS = 100
-"""Permutations whose values are there at once."""
 STATISTICS = ("index", "largest")
 """The mean along the best match, and the maximum over pairs of layers."""
 
@@ -66,8 +65,8 @@ def of_cka(
     observed: dict[tuple[str, str], Float64[np.ndarray, " two"]] = {}
     found: dict[tuple[str, str], list[Float64[np.ndarray, "some two"]]] = {}
     tested = [pair for pair in design.pairs if len(kernels.of[pair.a.name]) and len(kernels.of[pair.b.name])]
-    for start in range(0, len(orders), _ORDERS):
-        some = orders[start : start + _ORDERS]
+    for start in range(0, len(orders), tuning.current().permutations_at_once):
+        some = orders[start : start + tuning.current().permutations_at_once]
         values = permuted_values(kernels, rows, columns, some, memory=memory, progress=None)
         if progress is not None:
             progress(start + len(some), len(orders))
@@ -94,7 +93,7 @@ def shortened(kernels: Kernels, design: Design) -> Kernels:
     """The layers of trained models and the controls; of many samples in a few directions that all of them share."""
     names = [*(member.name for member in design.trained), *CONTROLS]
     wanted = np.concatenate([kernels.of[name] for name in names if name in kernels.of])
-    return kernels.cut(wanted.tolist()) if kernels.n > EXACT and not kernels.short else kernels
+    return kernels.cut(wanted.tolist()) if kernels.n > tuning.current().exact_samples and not kernels.short else kernels
 
 
 def of_values(observed: Float64[np.ndarray, "a b"], permuted: Float64[np.ndarray, "count a b"]) -> Null:

@@ -13,12 +13,10 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from repsim.errors import InvalidInputError
+from repsim.runtime import tuning
 
 Values = Float64[np.ndarray, "*shape"]
 Replicates = Float64[np.ndarray, "count *shape"]
-
-AT_ONCE = 2**22
-"""Weights that the multiplier bootstrap draws at once: 32 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +133,7 @@ def multiplier_bootstrap(theta: ArrayLike, influences: ArrayLike, draws: int = 2
     centred = (influences - influences.mean(0)).reshape(n, -1) / n
     rng = np.random.default_rng(seed)
     moves = np.empty((draws, centred.shape[1]))
-    step = max(1, AT_ONCE // n)
+    step = max(1, tuning.current().weights_at_once // n)
     for start in range(0, draws, step):
         rows = moves[start : start + step]
         np.matmul(rng.standard_exponential((len(rows), n)), centred, out=rows)  # as for w - 1: their sum is 0

@@ -19,6 +19,7 @@ from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.metrics import Metric
 from repsim.metrics.cka import CKA
 from repsim.results.files import save_result
+from repsim.runtime import tuning
 from repsim.runtime.files import check_output, claimed
 from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
@@ -42,7 +43,6 @@ _FEWEST = 8
 """Samples: with fewer not even an interval means anything."""
 _ROOM = 2**29
 """Bytes of leave-one-out values that are there at once."""
-_SPLITS = 8
 _SPLIT_SAMPLES = 20_000
 """Samples of all splits taken together: of many samples one split says as much as several of few."""
 
@@ -292,7 +292,7 @@ def _halves(
     of: dict[str, Int64[np.ndarray, " layers"]] = {
         name: np.array([place[k] for k in some if k in place], int) for name, some in kernels.of.items()
     }
-    splits = max(1, min(_SPLITS, _SPLIT_SAMPLES // study.n))
+    splits = max(1, min(tuning.current().halvings, _SPLIT_SAMPLES // study.n))
     step = counter(splits, progress)
     found: dict[tuple[str, str], list[float]] = {}
     for order in random_permutations(study.n, splits, seed):

@@ -40,7 +40,7 @@ class MetricContract:
     metrics: ClassVar[Sequence[Metric[Any]]]
     """The instances to test: every option should appear in one of them."""
     reference: ClassVar[Callable[..., float]]
-    """The value by another road (a staticmethod): float64 (n, p) and (n, q), and the metric's fields as keywords."""
+    """The value by another way (a staticmethod): float64 (n, p) and (n, q), and the metric's fields as keywords."""
     tolerance: ClassVar[float] = 1e-9
     """Largest error allowed in float64."""
     tolerance_float32: ClassVar[float] = 1e-6

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,6 @@ import xarray as xr
 from click.testing import CliRunner, Result
 
 from repsim.cli import main
-from repsim.engine import planning
 from repsim.engine.comparison import Comparison, compare
 from repsim.results.files import open_result
 from repsim.runtime.memory import parse_size
@@ -21,8 +21,8 @@ from repsim.stores.writer import write_store
 from tests.test_durability import torture  # noqa: F401 - a fixture
 
 SMALL_UNITS = (
-    "import os; from repsim import cli; from repsim.engine import planning; planning._PANEL = 64; "
-    "rank = int(os.environ.get('RANK', 0)); "
+    "import os; from repsim import cli; from repsim.runtime import tuning; small = tuning.using(panel=64); "
+    "small.__enter__(); rank = int(os.environ.get('RANK', 0)); "
     "ballast = b'x' * (2 * 10**8 * rank); cli.main()"
 )
 
@@ -240,7 +240,7 @@ def test_any_number_of_ranks_gives_the_same_result(tmp_path: Path, torture: Modu
 def test_a_killed_comparison_goes_on(
     tmp_path: Path,
     torture: ModuleType,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
+    tuned: Callable[..., None],
 ) -> None:
     paths = [make(tmp_path, name, n=3000, widths=(20, 30)) for name in "abc"]
     out, parts = tmp_path / "r.nc", tmp_path / "r.nc.parts"
@@ -256,7 +256,7 @@ def test_a_killed_comparison_goes_on(
     def look(_: xr.Dataset) -> None:
         found.update({path.name: path.stat().st_mtime_ns for path in parts.glob("*.part")})
 
-    monkeypatch.setattr(planning, "_PANEL", 64)
+    tuned(panel=64)
     with Comparison(paths, None, ["cka:kernel=rbf,sigma=5.0"]) as planned:
         again = planned.run(parts=parts, save=look)
     assert len(found) == 47 * 48 // 2  # pairs of panels

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,12 @@ from repsim.cli import main
 from repsim.commands import terminal
 from repsim.results.files import open_result, open_study, save_result
 from repsim.stores.store import ActivationStore
-from repsim.study import other_measures
 from tests.study.networks import FOUR, TWINS, family
 
 
 @pytest.fixture(autouse=True)
-def few_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(other_measures, "_HALVES", 8)
+def few_halves(tuned: Callable[..., None]) -> None:
+    tuned(half_samples=8)
 
 
 def run(*args: object) -> Result:

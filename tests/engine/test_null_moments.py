@@ -1,5 +1,7 @@
 """Sums over U-centred Gram matrices, against the matrices themselves."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -42,9 +44,9 @@ def close(found: CubicMoments, expected: CubicMoments, rel: float) -> None:
 @pytest.mark.parametrize("panel", [2048, 17])
 @pytest.mark.parametrize("shape", [(5, 1), (6, 3), (6, 4), (6, 9), (40, 7), (40, 37), (40, 38), (40, 100), (300, 20)])
 def test_moments_are_those_of_the_matrix(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], panel: int
+    rng: np.random.Generator, tuned: Callable[..., None], shape: tuple[int, int], panel: int
 ) -> None:
-    monkeypatch.setattr(null_moments, "_PANEL", panel)
+    tuned(panel=panel)
     layers = [prepared(skewed(rng, *shape)), prepared(rng.normal(size=shape)), prepared(skewed(rng, shape[0], 2))]
     for layer, found in zip(layers, moments(layers), strict=True):
         close(found, by_hand(layer), 1e-10)

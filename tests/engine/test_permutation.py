@@ -1,6 +1,7 @@
 """Two roads to permuted values, and which one is taken."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from repsim.engine.shared_directions import leading, together
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
+from repsim.metrics.cka import CKA
 from tests.metrics import references
 
 ENOUGH = 2**30
@@ -37,14 +39,19 @@ def related(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
 @pytest.mark.parametrize("spec", ["cka", "cka:estimator=biased"])
 @pytest.mark.parametrize(("side", "run"), [(2048, 1024), (50, 30), (40, 100), (25, 7)])
 def test_features_are_the_same_however_they_are_cut(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, spec: str, side: int, run: int
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    tuned: Callable[..., None],
+    *,
+    spec: str,
+    side: int,
+    run: int,
 ) -> None:
     layers = factors(spec, *related(rng, 60, 40, 3, 100, 35, 2))
     orders = torch.from_numpy(random_permutations(60, 5))
     for rows, columns in ((layers[:3], layers[3:]), (layers[3:], layers[:3]), (layers, layers)):
         expected = on("grams", monkeypatch, rows, columns, get(spec), orders)
-        monkeypatch.setattr(permutation, "_SIDE", side)
-        monkeypatch.setattr(permutation, "_RUN", run)
+        tuned(permuted_side=side, permuted_run=run)
         found = on("features", monkeypatch, rows, columns, get(spec), orders)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -136,18 +143,20 @@ def test_the_cheaper_road_is_taken(rng: np.random.Generator, monkeypatch: pytest
     little = 8 * 60 * 10
     assert road_of(monkeypatch, narrow[:1], narrow[1:], get("cka"), orders, memory=little) == "_by_features"
     with pytest.raises(InvalidInputError, match="takes .* MiB at n = 60"):
-        permuted(narrow[:1], narrow[1:], get("cka"), orders, memory=8 * 60)
+        permuted(narrow[:1], narrow[1:], CKA(), orders, memory=8 * 60)
     # what knows no features
     for spec in ("cka:kernel=rbf", "distance_correlation"):
         others = factors(spec, *related(rng, 60, 3, 4))
         assert road_of(monkeypatch, others[:1], others[1:], get(spec), orders) == "_by_grams"
 
 
-def test_progress_counts_permutations(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_counts_permutations(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, tuned: Callable[..., None]
+) -> None:
     layers = factors("cka", *(x.astype(np.float32) for x in related(rng, 60, 40, 3, 50)))
     orders = torch.from_numpy(random_permutations(60, 4))
     for side in (2048, 30):
-        monkeypatch.setattr(permutation, "_SIDE", side)
+        tuned(permuted_side=side)
         said: list[int] = []
         both = layers[:2], layers[2:]
         on("features", monkeypatch, *both, get("cka"), orders, progress=lambda *done, to=said: to.extend(done))
@@ -158,6 +167,7 @@ def test_progress_counts_permutations(rng: np.random.Generator, monkeypatch: pyt
 def test_shared_directions_give_what_features_give(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, spec: str
 ) -> None:
+    metric: Any = get(spec)
     layers = together(factors(spec, *related(rng, 60, 40, 3, 100, 35, 2)), 0.99)
     apart = [dataclasses.replace(layer, features=layer.features[:]) for layer in layers]
     orders = torch.from_numpy(random_permutations(60, 5))
@@ -170,9 +180,9 @@ def test_shared_directions_give_what_features_give(
 
     monkeypatch.setattr(permutation, "_by_directions", counted)
     for i, j in ((slice(0, 3), slice(3, 5)), (slice(3, 5), slice(0, 5))):
-        found = permuted(layers[i], layers[j], get(spec), orders, memory=ENOUGH)
+        found = permuted(layers[i], layers[j], metric, orders, memory=ENOUGH)
         expected = on("grams", monkeypatch, apart[i], apart[j], get(spec), orders)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     assert len(called) == 2
-    permuted(layers[:1], apart[1:], get(spec), orders, memory=ENOUGH)
+    permuted(layers[:1], apart[1:], metric, orders, memory=ENOUGH)
     assert len(called) == 2  # they do not share all directions

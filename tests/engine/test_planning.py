@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repsim.engine.planning import NOMINAL, Cost, LayerShape, Limits, Meter, Plan, Stage, plan
+from repsim.engine.planning import LayerShape, Limits, Meter, Plan, Stage, plan
 from repsim.errors import TooLittleMemoryError
 from repsim.metrics import get
+from repsim.metrics.recipes.cost import NOMINAL, Cost
 from repsim.metrics.recipes.subspace import PrincipalSubspace
 from repsim.runtime.memory import parse_size
 from repsim.runtime.processes import ALONE, Ranks
@@ -39,10 +40,10 @@ def only(*args: object, **options: object) -> Stage:
 def switch(rows: Sequence[LayerShape], columns: Sequence[LayerShape]) -> int:
     """The largest n for which Gram space is taken, by bisection."""
     low, high = 100, 10**6
-    assert (only(rows, columns, low).road, only(rows, columns, high).road) == ("gram", "moments")
+    assert (only(rows, columns, low).algorithm, only(rows, columns, high).algorithm) == ("gram", "moments")
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if only(rows, columns, middle).road == "gram" else (low, middle)
+        low, high = (middle, high) if only(rows, columns, middle).algorithm == "gram" else (low, middle)
     return low
 
 
@@ -80,8 +81,8 @@ def test_with_more_models_gram_space_wins_up_to_more_samples() -> None:
 
 def test_the_road_is_that_of_the_measure_where_it_knows_one() -> None:
     a, b = net("a", [8] * 2), net("b", [900] * 2)
-    assert only(a, b, 10**6, "cka:kernel=rbf").road == "gram"
-    assert only(b, a, 100, "svcca").road == "moments"
+    assert only(a, b, 10**6, "cka:kernel=rbf").algorithm == "gram"
+    assert only(b, a, 100, "svcca").algorithm == "moments"
     assert only(a, b, 100, "svcca").other is None
 
 
@@ -116,7 +117,7 @@ def test_only_like_layers_are_compared_and_by_measures_that_can_read_them() -> N
 def test_the_cost_of_gram_space() -> None:
     rows, columns, n = net("a", [100, 200]), net("b", [300]), 200
     stage = only(rows, columns, n)
-    assert stage.road == "gram"
+    assert stage.algorithm == "gram"
     assert stage.preparing == Cost(touched=3 * n * 600, read=4 * n * 600)
     assert stage.comparing == Cost(flop32=1.5 * n * n * (600 + 2), added=n * n * 3)  # one tile, three quarters
     both = only(rows, columns, n, "cka", "cka:estimator=biased")
@@ -130,7 +131,7 @@ def test_the_cost_of_gram_space() -> None:
 def test_the_cost_of_feature_space() -> None:
     rows, columns, n = net("a", [10, 20]), net("b", [30]), 8192
     stage = only(rows, columns, n)
-    assert stage.road == "moments"
+    assert stage.algorithm == "moments"
     products, squares = (10 + 20) * 30, 10**2 + 20**2 + 30**2
     assert stage.cost.flop32 == 2 * n * products + n * squares
     assert stage.cost.added == 2 * (products + squares)  # two runs of 4096 samples
@@ -166,14 +167,14 @@ def test_the_cost_of_an_rbf_kernel_and_of_minibatches() -> None:
 def test_layers_that_are_read_again_are_counted_as_often_as_they_are() -> None:
     rows, columns, n = net("a", [1000] * 5), net("b", [1000] * 5), 8000
     stage = only(rows, columns, n, "cka:kernel=rbf", limits=Limits(2**28 + 2**26))
-    assert (stage.road, stage.kept) == ("gram", False)
+    assert (stage.algorithm, stage.kept) == ("gram", False)
     panels, stay = math.ceil(n / stage.panel), stage.held - 1
     passed = sum(panels - first for first in range(0, panels, stay))  # the panels that pass while some stay
     again = stage.cost.read - stage.preparing.read
     assert again == pytest.approx(passed / panels * 4 * n * 10_000)
     assert again > 4 * n * 10_000
     moments = only(rows, columns, 40_000, limits=Limits(2**28 + 2**26))
-    assert (moments.road, moments.kept) == ("moments", False)
+    assert (moments.algorithm, moments.kept) == ("moments", False)
     assert moments.cost.read > moments.preparing.read + 4 * 40_000 * 10_000
 
 
@@ -215,7 +216,7 @@ def test_memory_counts_loadings_and_the_layer_that_is_being_read() -> None:
     a, n = net("a", [600]), 2000
     assert only(a, a, n, "pwcca").memory - only(a, a, n, "cca").memory == 8 * 600 * 600
     one = only(net("a", [30_000]), net("b", [2]), 300)
-    assert one.road == "gram"
+    assert one.algorithm == "gram"
     assert one.memory > 300 * 30_000 * (4 + 4 + 8), "stored, centred, and in float64 in between"
 
 

@@ -131,10 +131,10 @@ def test_leave_one_out_needs_five_samples(rng: np.random.Generator) -> None:
 
 
 @pytest.fixture(params=["grams", "features"])
-def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tuned: Callable[..., None]) -> None:
     """Both roads of permuted samples, of the linear kernel: whichever would be the cheaper one."""
     if request.param == "features":
-        monkeypatch.setattr(permutation, "_ENTRY", 1e30)
+        tuned(permuted_entry=1e30)
     else:
         monkeypatch.setattr(permutation, "_features_are_cheaper", lambda *_: False)
 
@@ -286,11 +286,12 @@ def test_a_subsample_on_which_a_layer_is_constant_has_no_value(rng: np.random.Ge
     half = np.concatenate([np.ones((10, 3)) * rng.normal(size=3), rng.normal(size=(10, 3))])
     drawn = [np.arange(10), np.arange(5, 15), np.arange(10, 20)]
     for spec in GRAM:
+        metric: Any = get(spec)
         for dtype in (np.float32, np.float64):
             side = [(half * (3 if "rbf" in spec else 1e3)).astype(dtype), lonely.astype(dtype)]
             values = subsampled(side, [live.astype(dtype)], spec, drawn)[:, :, 0]
             assert np.isnan(values[:, 0]).tolist() == [True, False, False], (spec, dtype)
-            assert np.isnan(values[:, 1]).tolist() == [get(spec).unbiased, True, True], (spec, dtype)
+            assert np.isnan(values[:, 1]).tolist() == [metric.unbiased, True, True], (spec, dtype)
 
 
 def test_the_width_is_that_of_all_samples(rng: np.random.Generator) -> None:

@@ -12,9 +12,8 @@ import torch
 from repsim.engine.resampling import permuted, random_permutations, random_subsamples, subsampled
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
-from repsim.metrics.base import Array, as_samples
-from repsim.metrics.knn import JaccardKNN
-from repsim.metrics.recipes import neighbours
+from repsim.metrics.base import Array, PermutedAtOnce, as_samples
+from repsim.metrics.knn import JaccardKNN, MutualKNN
 from repsim.metrics.recipes.neighbours import NearestNeighbours, shared_when_permuted
 from repsim.metrics.recipes.subspace import PrincipalSubspace
 from tests.metrics import references, references_knn, references_subspaces
@@ -35,10 +34,9 @@ ALL = KNN | SUBSPACES
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(tuned: Callable[..., None]) -> None:
     """Runs of 64 samples at most, a few permutations at once, and two layers in a word."""
-    monkeypatch.setattr(neighbours, "_RANKS", 1200)
-    monkeypatch.setattr(neighbours, "_BITS", 2)
+    tuned(neighbour_ranks=1200, neighbour_bits=2)
 
 
 def layers(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
@@ -135,8 +133,8 @@ def test_only_mutual_knn_knows_a_way_of_its_own(rng: np.random.Generator) -> Non
     factors = [NearestNeighbours(3)(as_samples(x)) for x in layers(rng, 20, 4, 5)]
     orders = torch.from_numpy(random_permutations(20, 2))
     steps: list[int] = []
-    assert JaccardKNN(k=3).permuted(factors, factors, orders, lambda: steps.append(1)) is None
-    assert steps == []
+    assert isinstance(MutualKNN(), PermutedAtOnce)
+    assert not isinstance(JaccardKNN(), PermutedAtOnce)
     found = shared_when_permuted(factors, factors, orders, 3, lambda: steps.append(1))
     assert found.shape == (2, 2, 2)
     assert len(steps) == 2

@@ -13,6 +13,7 @@ from repsim.engine.subsampling import Norms, centred, gathers, groups, interleav
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import as_samples
+from repsim.metrics.cka import CKA
 from tests.metrics.references import gram, u_centred
 
 
@@ -65,9 +66,9 @@ def test_leave_one_out_is_the_same_however_it_is_cut(
     rng: np.random.Generator, panel: int, tile: int, samples: int
 ) -> None:
     _, layers = factors(rng, "cka", 30, 3, 40, 5)
-    expected = LeaveOneOut(layers[:2], layers[1:], get("cka")).left_out(lambda: None)
+    expected = LeaveOneOut(layers[:2], layers[1:], CKA()).left_out(lambda: None)
     room = samples * 8 * (2 * 3 + 3)  # sums of so many samples at a time
-    sweep = LeaveOneOut(layers[:2], layers[1:], get("cka"), panel=panel, tile=tile, room=room)
+    sweep = LeaveOneOut(layers[:2], layers[1:], CKA(), panel=panel, tile=tile, room=room)
     runs = list(sweep.runs(lambda: None))
     np.testing.assert_allclose(sweep.whole, get("cka").block(layers[:2], layers[1:]), rtol=0, atol=1e-13)
     assert [k for run, _ in runs for k in range(run.start, run.stop)] == list(range(30))
@@ -78,7 +79,7 @@ def test_leave_one_out_is_the_same_however_it_is_cut(
 @pytest.mark.parametrize("room", [10**6, 500])
 def test_cubes_come_with_it(rng: np.random.Generator, room: int) -> None:
     _, layers = factors(rng, "cka", 30, 3, 40, 5)
-    sweep = LeaveOneOut(layers, layers, get("cka"), tile=7, room=room, cubes=True)
+    sweep = LeaveOneOut(layers, layers, CKA(), tile=7, room=room, cubes=True)
     assert len(list(sweep.runs(lambda: None))) == (1 if room > 500 else 6)
     wanted = [float((centred(layer, torch.float64, unbiased=True) ** 3).sum()) for layer in layers]
     assert sweep.cubes is not None
@@ -87,7 +88,7 @@ def test_cubes_come_with_it(rng: np.random.Generator, room: int) -> None:
 
 @pytest.mark.parametrize("spec", ["cka", "cka:estimator=biased", "cka:kernel=rbf"])
 def test_norms_are_those_of_the_whole_matrices(rng: np.random.Generator, spec: str) -> None:
-    metric = get(spec)
+    metric: Any = get(spec)
     _, layers = factors(rng, spec, 30, 3, 40)
     wanted = [float(centred(a, torch.float64, unbiased=metric.unbiased).norm()) for a in layers]
     np.testing.assert_allclose(Norms(layers, metric).norms(), wanted, rtol=1e-12)

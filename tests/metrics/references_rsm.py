@@ -3,7 +3,7 @@
 import numpy as np
 
 from repsim.metrics.base import Array
-from tests.metrics.references import cosine
+from tests.metrics.references import cosine, hsic1
 
 
 def euclidean(x: Array) -> Array:
@@ -33,3 +33,17 @@ def rsa(x: Array, y: Array) -> float:
 def rsm_difference(x: Array, y: Array) -> float:
     """The largest singular value of the difference."""
     return float(np.linalg.norm(euclidean(x) - euclidean(y), 2))
+
+
+def cka_units(x: Array, y: Array) -> float:
+    """Chun et al. 2025, unit by unit: HSIC_1 of every pair of different units for the norms."""
+
+    def hsic(a: Array, b: Array) -> float:
+        return hsic1(np.outer(a, a), np.outer(b, b))
+
+    def norm(z: Array) -> float:
+        pairs = [(j, k) for j in range(z.shape[1]) for k in range(z.shape[1]) if j != k]
+        return float(np.mean([hsic(z[:, j], z[:, k]) for j, k in pairs]))
+
+    numerator = np.mean([[hsic(a, b) for b in y.T] for a in x.T])
+    return float(numerator / np.sqrt(norm(x) * norm(y)))

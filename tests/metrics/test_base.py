@@ -1,6 +1,9 @@
 """What all measures share: labels, specs, and what counts as a layer."""
 
+import math
 import re
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repsim.engine.planning import LayerShape, Limits, plan
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
-from repsim.metrics.base import Metric, as_samples
+from repsim.metrics.base import Metric, PairMetric, as_samples
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.rows import Centred, column_means
 
@@ -112,3 +116,25 @@ def test_two_measures_cannot_share_a_name(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Metric, "registry", dict(Metric.registry))
     with pytest.raises(TypeError, match=r"two measures are named 'cka': repsim\.metrics\.cka and "):
         type("Impostor", (CKA,), {"name": "cka"})
+
+
+def test_a_measure_written_for_the_base_of_0_1_works_and_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It extends `Metric` itself, and its recipe is any function."""
+    monkeypatch.setattr(Metric, "registry", dict(Metric.registry))
+    declared = {name: getattr(get("magnitude_difference"), name) for name in ("title", "group", "sense", "symmetric")}
+    body = declared | {
+        "name": "old",
+        "bounds": (0.0, math.inf),
+        "invariances": frozenset({"permutation"}),
+        "recipe": staticmethod(lambda x: x.sum()),
+        "value": lambda _, a, b: (a - b).abs(),
+    }
+    with pytest.warns(DeprecationWarning, match=r"Old extends Metric: extend repsim\.metrics\.base\.PairMetric"):
+        old: Any = dataclass(frozen=True)(type("Old", (Metric,), body))
+    assert issubclass(old, PairMetric)
+    assert old()(np.ones((4, 2)), np.zeros((4, 3))) == 8
+    block = old().block([torch.tensor(1.0)], [torch.tensor(3.0), torch.tensor(0.0)])
+    np.testing.assert_array_equal(block, [[2, 1]])
+    assert old().recipe_for("features")(torch.ones(2)) == 2
+    shapes = [LayerShape("a", 3)]
+    assert plan(shapes, shapes, 10, [old()], Limits(2**30)).stages[0].algorithm == "pairs"

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
 from repsim.metrics import get
+from repsim.metrics.algorithms.cross import Cross
+from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.base import Array, Metric, as_samples
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import CentredGram, Reordered, order_statistics
-from repsim.metrics.sweeps import Cross, MomentSweep
 from tests.metrics.references import cosine, gram, hsic0, hsic1, u_centred
 from tests.metrics.streamed import Streamed
 
@@ -136,7 +137,7 @@ def test_a_moment_is_hsic(rng: np.random.Generator, n: int, p: int, q: int) -> N
     ],
 )
 def test_roads(spec: str, roads: tuple[str, ...]) -> None:
-    assert get(spec).roads == roads
+    assert get(spec).algorithms == roads
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-9), (np.float32, 2e-6)])

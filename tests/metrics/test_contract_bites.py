@@ -11,9 +11,9 @@ import torch
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Array, Metric
 from repsim.metrics.cca import PWCCA, SVCCA
-from repsim.metrics.cka import CKA, Kernels
+from repsim.metrics.cka import CKA
 from repsim.metrics.prediction import LinearRegression
-from repsim.metrics.recipes.gram import CentredGram, Gram
+from repsim.metrics.recipes.gram import CentredGram, Gram, Kernels
 from repsim.metrics.recipes.rows import Rows
 from repsim.metrics.recipes.subspace import Subspace
 from repsim.testing import MetricContract

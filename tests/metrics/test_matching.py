@@ -11,9 +11,9 @@ import torch
 
 from repsim.errors import UndefinedValueError
 from repsim.metrics import get
+from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.base import Array, Metric, as_samples
 from repsim.metrics.matching import HardCorrelation, SemiCorrelation, SoftMatching, UnitNorm, chance_maximum
-from repsim.metrics.sweeps import MomentSweep
 from tests.metrics.streamed import Streamed
 
 MATCHING: tuple[Metric[Any], ...] = (HardCorrelation(), SemiCorrelation(), SoftMatching())

@@ -12,7 +12,6 @@ from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValu
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.knn import CKNNA
-from repsim.metrics.recipes import neighbours
 from repsim.metrics.recipes.neighbours import NearestNeighbours, Neighbours, ranks_among
 from tests.metrics import references_knn
 from tests.metrics.streamed import Streamed
@@ -21,12 +20,9 @@ ALL = ("mutual_knn", "jaccard_knn", "rank_similarity", "second_order_cosine", "c
 
 
 @pytest.fixture(params=[2048, 48])
-def side(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+def side(request: pytest.FixtureRequest, tuned: Callable[..., None]) -> int:
     """One tile, or many, the last ones smaller than the number of neighbours."""
-    monkeypatch.setattr(neighbours, "_SIDE", request.param)
-    monkeypatch.setattr(neighbours, "_TABLE", 50 * request.param)
-    monkeypatch.setattr(neighbours, "_RANKS", 1)
-    monkeypatch.setattr(neighbours, "_GATHERED", 300)
+    tuned(neighbour_side=request.param, neighbour_table=50 * request.param, neighbour_ranks=1, neighbour_gathered=300)
     return int(request.param)
 
 

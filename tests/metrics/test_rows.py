@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Array
-from repsim.metrics.recipes import rows
 from repsim.metrics.recipes.rows import Centred, Rows, ahead, by_pieces, column_means, cut, in_memory, pieces, wide
 from tests.metrics.streamed import Streamed
 
@@ -22,9 +21,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_pieces(tuned: Callable[..., None]) -> None:
     """Of ten values, so that small arrays have many."""
-    monkeypatch.setattr(rows, "_PIECE", 10)
+    tuned(piece=10)
 
 
 def test_what_counts_as_rows() -> None:

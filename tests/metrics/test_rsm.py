@@ -15,9 +15,9 @@ from scipy.stats import rankdata, spearmanr
 from repsim import compare
 from repsim.errors import UndefinedValueError, UnknownNameError, UnreliableValueWarning
 from repsim.metrics import get
+from repsim.metrics.algorithms.gram_space import GramSweep
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.rsm import RSA, DistanceCorrelation, RSMDifference, average_ranks, spectral_norm
-from repsim.metrics.sweeps import GramSweep
 from repsim.stores.writer import write_store
 from tests.metrics.references import cosine
 from tests.metrics.references_rsm import distance_correlation, euclidean, rsa, rsm_difference

@@ -3,7 +3,7 @@
 import itertools
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from repsim.errors import UndefinedValueError
+from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.base import Array
 from repsim.metrics.cca import CCA, PWCCA, SVCCA
-from repsim.metrics.recipes import krylov, products, subspace
+from repsim.metrics.recipes import krylov, products
+from repsim.metrics.recipes.gram import CentredGram
 from repsim.metrics.recipes.krylov import Leading, leading_by_krylov
 from repsim.metrics.recipes.rows import Centred, Rows, column_means
 from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace
 from repsim.metrics.subspaces import singular_values
-from repsim.metrics.sweeps import MomentSweep
 from tests.metrics import references
 
 DTYPES = [np.float32, np.float64]
@@ -28,8 +29,8 @@ STRAIGHT = [(30, 9), (9, 30), (12, 12)]
 
 
 @pytest.fixture(autouse=True)
-def _at_small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subspace, "_SQUARED_FROM", 64)
+def _at_small_sizes(tuned: Callable[..., None]) -> None:
+    tuned(squared_from=64)
 
 
 class Stored:
@@ -225,7 +226,7 @@ def test_a_recipe_covers_what_asks_for_no_more() -> None:
     recipes = [PrincipalSubspace(v, loadings=w) for v in (0.9, 0.99) for w in (False, True)]
     covered = {(i, j) for (i, a), (j, b) in itertools.product(enumerate(recipes), repeat=2) if a.covers(b)}
     assert covered == {(0, 0), (1, 0), (1, 1), (2, 0), (2, 2), (3, 0), (3, 1), (3, 2), (3, 3)}
-    assert not recipes[3].covers("another recipe")
+    assert not recipes[3].covers(CentredGram())
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -250,10 +251,10 @@ def test_another_process_can_finish(rng: np.random.Generator, n: int, p: int, dt
 
 @pytest.mark.parametrize("slab", [2**23, 100])
 def test_a_streamed_basis_gives_the_rows_that_are_asked_for(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, slab: int
+    rng: np.random.Generator, tuned: Callable[..., None], slab: int
 ) -> None:
     """However few samples it multiplies at once."""
-    monkeypatch.setattr(products, "SLAB", slab)
+    tuned(slab=slab)
     x = rng.normal(size=(130, 9)).astype(np.float32)
     factor, whole = PrincipalSubspace()(Stored(x)), PrincipalSubspace()(torch.from_numpy(x))
     assert not factor.in_memory
@@ -274,11 +275,9 @@ def test_a_constant_layer_has_no_directions(n: int, stored: bool) -> None:
 
 
 @pytest.mark.parametrize(("n", "p"), [(350, 70), (70, 350)])
-def test_matrix_products_in_pieces(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, n: int, p: int) -> None:
+def test_matrix_products_in_pieces(rng: np.random.Generator, tuned: Callable[..., None], n: int, p: int) -> None:
     """However little is widened to float64, multiplied or kept at once."""
-    monkeypatch.setattr(products, "SLAB", 3 * 350)
-    monkeypatch.setattr(products, "_PANEL", 7 * 350)
-    monkeypatch.setattr(products, "_PIECE", 400)
+    tuned(slab=3 * 350, product_panel=7 * 350, widened=400)
     x = rng.normal(size=(n, p)) + 3
     mean, peak = column_means(torch.from_numpy(x))
     rows = Centred(Stored(x), mean, peak, torch.float64)
@@ -303,9 +302,8 @@ SIDES = [(160, 300), (300, 160)]
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subspace, "_RANDOM_FROM", 160)
-    monkeypatch.setattr(krylov, "_BLOCK", 8)
+def small(tuned: Callable[..., None]) -> None:
+    tuned(krylov_from=160, krylov_block=8)
 
 
 def search(x: Array, variance: float = 0.99, floor: float = 0.0) -> tuple[Array, Leading | None]:
@@ -372,10 +370,10 @@ def test_what_the_krylov_road_finds_is_what_leads(
 @pytest.mark.parametrize("exponent", [1.5, 2.0, 3.0])
 @pytest.mark.parametrize(("n", "p"), SIDES)
 def test_directions_are_counted_right_before_they_are_exact(
-    small: None, monkeypatch: pytest.MonkeyPatch, n: int, p: int, *, exponent: float, variance: float
+    small: None, tuned: Callable[..., None], n: int, p: int, *, exponent: float, variance: float
 ) -> None:
     """Ritz values are too small, so it takes more of them to explain as much: that is waited for."""
-    monkeypatch.setattr(krylov, "_TOLERANCE", math.inf)
+    tuned(krylov_error=math.inf)
     X, found = search(layer(n, p, power(exponent, 150)), variance)
     assert found is not None
     assert len(found.values) == count(np.linalg.svd(X, compute_uv=False), variance)
@@ -434,8 +432,8 @@ def test_elsewhere_the_exact_road_is_taken(small: None, n: int, p: int, recipe: 
     np.testing.assert_allclose(factor.singular_values.numpy(), true[: factor.rank], rtol=1e-8)
 
 
-def test_smaller_layers_are_not_searched_at_random(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subspace, "_RANDOM_FROM", 161)
+def test_smaller_layers_are_not_searched_at_random(small: None, tuned: Callable[..., None]) -> None:
+    tuned(krylov_from=161)
     x = torch.from_numpy(layer(160, 300, power(2, 150)).astype(np.float32))
     assert PrincipalSubspace(0.99)(x).backward_error == 0
 

@@ -13,18 +13,18 @@ from torch import Tensor
 from repsim.engine.planning import LayerShape, Limits, plan
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
 from repsim.metrics import get
+from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.base import Array, Metric, as_samples
 from repsim.metrics.cca import CCA, PWCCA, SVCCA
 from repsim.metrics.prediction import GULP, EigenspaceOverlap, LinearRegression
-from repsim.metrics.recipes import subspace
 from repsim.metrics.recipes.subspace import PrincipalSubspace
 from repsim.metrics.shapes import AngularShape, Nuclear, Procrustes, ProcrustesSize, chance_alignment
-from repsim.metrics.sweeps import MomentSweep
+from repsim.metrics.subspaces import SubspaceMetric
 from tests.metrics import references_subspaces as references
 from tests.metrics.streamed import Streamed
 
 SHAPES = [Nuclear(), AngularShape(), Procrustes(), ProcrustesSize()]
-CENTRED: list[Metric[Any]] = [*SHAPES, LinearRegression(), GULP(), GULP(ridge=0.1), CCA(), PWCCA()]
+CENTRED: list[SubspaceMetric] = [*SHAPES, LinearRegression(), GULP(), GULP(ridge=0.1), CCA(), PWCCA()]
 
 
 def layers(n: int, widths: tuple[int, ...], dtype: Any = np.float64) -> list[Array]:
@@ -72,9 +72,9 @@ def test_four_shape_measures_take_one_decomposition_a_pair(decompositions: list[
 
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_measures_that_share_a_sweep_are_those_alone(monkeypatch: pytest.MonkeyPatch, dtype: Any, stored: bool) -> None:
+def test_measures_that_share_a_sweep_are_those_alone(tuned: Callable[..., None], dtype: Any, stored: bool) -> None:
     """In memory or streamed; and they are those of the references, eigenspace overlap by a recipe of its own."""
-    monkeypatch.setattr(subspace, "_SQUARED_FROM", 64)
+    tuned(squared_from=64)
     given = layers(80, (6, 10, 10), dtype)
     slow = {
         "nuclear": references.nuclear,
@@ -86,7 +86,7 @@ def test_measures_that_share_a_sweep_are_those_alone(monkeypatch: pytest.MonkeyP
         "gulp:ridge=0.1": lambda x, y: references.gulp(x, y, 0.1),
         "eigenspace_overlap": references.eigenspace_overlap,
     }
-    others: list[Metric[Any]] = [EigenspaceOverlap()]
+    others: list[SubspaceMetric] = [EigenspaceOverlap()]
     for measures in (CENTRED, others):
         factors = [measures[0].recipe(Streamed(x) if stored else torch.from_numpy(x)) for x in given]
         if measures is CENTRED:
@@ -189,10 +189,10 @@ def test_a_layer_overlaps_itself_as_far_as_its_rank(n: int, p: int) -> None:
 @pytest.mark.parametrize("offset", [1e3, -1e-3, 0.0])
 @pytest.mark.parametrize(("n", "p"), [(150, 20), (20, 150)])
 def test_an_uncentred_layer_is_decomposed_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, n: int, p: int, *, offset: float, stored: bool
+    tuned: Callable[..., None], n: int, p: int, *, offset: float, stored: bool
 ) -> None:
     """Whatever is streamed, and however large the mean is."""
-    monkeypatch.setattr(subspace, "_SQUARED_FROM", 64)
+    tuned(squared_from=64)
     (x,) = layers(n, (p,))
     x = x - x.mean(0) + offset
     factor = PrincipalSubspace(centred=False, loadings=True)(Streamed(x) if stored else torch.from_numpy(x))

@@ -3,6 +3,7 @@
 import itertools
 import threading
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -16,25 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from repsim.metrics import get
+from repsim.metrics.algorithms.cross import Cross
+from repsim.metrics.algorithms.feature_space import MomentSweep, flop_of_moments, units_of_moments
+from repsim.metrics.algorithms.gram_space import GramSweep, flop_of_grams, panels, tile_side, tiles
+from repsim.metrics.algorithms.in_memory import compare_in_memory
+from repsim.metrics.algorithms.pair_by_pair import PairSweep
+from repsim.metrics.algorithms.sweep import Sweep
 from repsim.metrics.base import Array
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import CentredGram, Gram, KernelMatrix
 from repsim.metrics.recipes.stored_kernels import StoredGrams, TwoSketches
-from repsim.metrics.sweeps import (
-    Cross,
-    GramSweep,
-    Measure,
-    MomentSweep,
-    PairSweep,
-    Sweep,
-    flop_of_grams,
-    flop_of_moments,
-    here_and_now,
-    panels,
-    tile_side,
-    tiles,
-    units_of_moments,
-)
 from tests.metrics import references
 from tests.metrics.references import minibatch_cka, sketched_cka
 from tests.metrics.streamed import Streamed
@@ -118,8 +110,8 @@ def test_any_cut_gives_the_reference(spec: str, case: Case, data: st.DataObject)
     expected = case.block([[references.cka(x, y, **options) for y in layers] for x in layers])
     rows, columns = case.pick(case.factors(metric.recipe))
     panel, tile, held = data.draw(st.tuples(sizes, sizes, st.integers(1, 6)), label="panel, tile, held")
-    sweeps: list[Sweep] = [GramSweep(rows, columns, [metric], panel=panel, tile=tile, held=held)]
-    if "moments" in metric.roads:
+    sweeps: list[Sweep[Any]] = [GramSweep(rows, columns, [metric], panel=panel, tile=tile, held=held)]
+    if "moments" in metric.algorithms:
         chunk, room = data.draw(st.tuples(sizes, st.integers(1, 50_000)), label="chunk, room")
         sweeps.append(MomentSweep(rows, columns, [metric], chunk=chunk, room=room))
     for sweep in sweeps:
@@ -176,7 +168,7 @@ def test_float32_is_accurate_whatever_the_cut(hard: list[Array], kernel: str, es
     expected = exact(hard, kernel, estimator)
     metric = cka(f"cka:kernel={kernel},estimator={estimator}")
     factors = tensors(metric.recipe, hard)
-    sweeps: list[Sweep] = [
+    sweeps: list[Sweep[Any]] = [
         GramSweep(factors, factors, [metric], panel=panel, tile=tile)
         for panel, tile in ((2048, 2048), (2048, 512), (700, 131), (1500, 40))
     ]
@@ -206,14 +198,14 @@ class Unnormalised:
     of: CKA
     normalised: bool = False
 
-    def block(self, rows: list[Any], columns: list[Any]) -> Array:
+    def block(self, rows: Sequence[Any], columns: Sequence[Any]) -> Array:
         return self.of.block(rows, columns)
 
 
 ROADS = ["gram", "moments", "pairs"]
 
 
-def sweep_of(road: str, rows: list[Any], columns: list[Any], measures: list[CKA]) -> Sweep:
+def sweep_of(road: str, rows: list[Any], columns: list[Any], measures: list[CKA]) -> Sweep[Any]:
     if road == "gram":
         return GramSweep(rows, columns, measures, panel=9, tile=4, held=3)
     if road == "moments":
@@ -289,6 +281,7 @@ class Table(KernelMatrix):
         self._lock = threading.Lock()
 
     n = property(lambda self: len(self.table))
+    p = 0
     block = property(lambda self: self._block)
     dtype = property(lambda self: self.table.dtype)
     device = CPU
@@ -517,9 +510,9 @@ def test_nothing_is_as_large_as_a_gram_matrix(rng: np.random.Generator, spec: st
     else:
         assert preparing.values <= 2048**2
     assert not any(factor.in_memory for factor in factors)
-    sweeps: list[Sweep] = [GramSweep(factors, factors, [metric], panel=panel, tile=tile)]
+    sweeps: list[Sweep[Any]] = [GramSweep(factors, factors, [metric], panel=panel, tile=tile)]
     bounds = [max(len(factors) * tile**2, max(panel, metric.batch or 0) * max(widths))]
-    if "moments" in metric.roads:
+    if "moments" in metric.algorithms:
         sweeps.append(MomentSweep(factors, factors, [metric], chunk=panel, room=8 * 90**2))
         bounds.append(panel * max(widths))
     for sweep, bound in zip(sweeps, bounds, strict=True):
@@ -545,7 +538,7 @@ def test_a_stack_of_tiles_takes_no_more_than_it_may(layers: int, itemsize: int) 
     assert side == 512 or layers * itemsize * (side + 1) ** 2 > 2**27
 
 
-def counted(sweep: Sweep) -> int:
+def counted(sweep: Sweep[Any]) -> int:
     with FlopCounterMode(display=False) as counter:
         sweep.run()
     return int(counter.get_total_flops())
@@ -580,14 +573,14 @@ def test_a_few_layers_take_the_road_of_fewer_operations(
 ) -> None:
     layers = related(rng, n, *widths)
     factors = tensors(CentredGram(), layers)
-    roads = [
+    sweeps: list[Sweep[Any]] = [
         GramSweep(factors, factors, [CKA()], panel=2048, tile=64),
         MomentSweep(factors, factors, [CKA()], chunk=4096, room=2**27),
     ]
     with FlopCounterMode(display=False) as counter:
-        values = here_and_now(factors, factors, CKA())
-    fewest = min(counted(sweep) for sweep in roads)
-    most = max(counted(sweep) for sweep in roads)
+        values = compare_in_memory(factors, factors, CKA())
+    fewest = min(counted(sweep) for sweep in sweeps)
+    most = max(counted(sweep) for sweep in sweeps)
     assert counter.get_total_flops() <= 1.3 * fewest < most / 2
     expected = [[references.cka(x, y) for y in layers] for x in layers]
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-10)
@@ -603,7 +596,8 @@ def test_block_grams_in_any_cut(panel: int, tile: int, held: int, estimator: str
     blocks = [torch.from_numpy(x.reshape(5, 8, -1)) for x in layers]
     factors = [StoredGrams()(x @ x.mT) for x in blocks]
     expected = [[minibatch_cka(x, y, 8, estimator=estimator) for y in layers] for x in layers[:2]]
-    sweep = GramSweep(factors[:2], factors, [get(f"cka:estimator={estimator}")], panel=panel, tile=tile, held=held)
+    measure: Any = get(f"cka:estimator={estimator}")
+    sweep = GramSweep(factors[:2], factors, [measure], panel=panel, tile=tile, held=held)
     np.testing.assert_allclose(sweep.run()[0], expected, rtol=0, atol=1e-11)
 
 
@@ -615,7 +609,7 @@ def test_two_sketches_in_any_cut(panel: int, tile: int, held: int, several: bool
     layers = [np.stack([x, x + 0.3 * rng.normal(size=x.shape)], 1) for x in related(rng, 25, 6, 9, 30)]
     factors = [TwoSketches()(torch.from_numpy(x)) for x in layers]
     expected = [[sketched_cka(x, y) for y in layers] for x in layers[1:]]
-    measures: list[Measure] = [CKA(), CKA(estimator="biased")] if several else [CKA()]
+    measures: list[CKA] = [CKA(), CKA(estimator="biased")] if several else [CKA()]
     sweep = GramSweep(factors[1:], factors, measures, panel=panel, tile=tile, held=held)
     np.testing.assert_allclose(sweep.run()[0], expected, rtol=0, atol=1e-10)
 
@@ -661,7 +655,7 @@ def test_a_pair_without_a_value_spoils_no_other_of_its_block() -> None:
     class Differences:
         normalised = False
 
-        def block(self, rows: list[float], columns: list[float]) -> Array:
+        def block(self, rows: Sequence[Any], columns: Sequence[Any]) -> Array:
             values = np.subtract.outer(rows, columns)
             return np.where(values == 0, np.nan, values)
 

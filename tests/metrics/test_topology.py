@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from unittest.mock import Mock, patch
 
 import numpy as np
@@ -68,11 +69,9 @@ def test_two_clusters_that_one_view_joins_have_one_bar() -> None:
 
 @pytest.mark.parametrize("apart", [0.0, math.inf])
 @pytest.mark.parametrize("seed", range(4))
-def test_both_roads_give_the_published_matrix_its_length(
-    apart: float, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_roads_give_the_published_matrix_its_length(apart: float, seed: int, tuned: Callable[..., None]) -> None:
     """With the components counted on their own, and without."""
-    monkeypatch.setattr(rtd, "_APART", apart)
+    tuned(trees_apart=apart)
     x, y = cloud(seed, 14, 2 + 4 * seed), cloud(seed + 10, 14, 2)
     if seed == 3:
         y[:5] = y[0]  # equal samples
@@ -188,10 +187,10 @@ def test_estimated_traces_are_those_of_all_eigenvalues() -> None:
     assert 1e-6 < error < 0.01
 
 
-def test_large_layers_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_layers_are_estimated(tuned: Callable[..., None]) -> None:
     x, y = cloud(0, 300, 10), cloud(1, 300, 2)
     exact = IMD()(x, y)
-    monkeypatch.setattr(imd, "_EXACT", 299)
+    tuned(heat_exact=299)
     assert IMD()(x, y) == pytest.approx(exact, rel=0.05)
     assert IMD()(x, y) != exact
     assert IMD(seed=1)(x, y) != IMD()(x, y)

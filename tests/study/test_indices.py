@@ -220,9 +220,9 @@ def test_errors_of_layers_are_those_of_the_replicates(case: Case, left_out: tupl
 
 
 def test_pieces_give_what_the_whole_gives(
-    case: Case, left_out: tuple[Array, dict[str, Array]], monkeypatch: pytest.MonkeyPatch
+    case: Case, left_out: tuple[Array, dict[str, Array]], tuned: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr("repsim.study.indices._PIECE", 1)  # one sample at a time
+    tuned(jackknife_memory=1)  # one sample at a time
     rows, errors = case.indices.without_each(runs(case, 100_000))  # and a few samples a run
     np.testing.assert_allclose(rows, left_out[0], atol=1e-12)
     for kind, expected in left_out[1].items():

@@ -1,6 +1,6 @@
 """Measures beside CKA: their chance, what is affordable, half-samples, and distances turned into similarities."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +11,7 @@ import xarray as xr
 from repsim import metrics as registry
 from repsim.engine.resampling import permuted, random_permutations, random_subsamples
 from repsim.metrics import Metric
+from repsim.runtime import tuning
 from repsim.study import other_measures
 from repsim.study.chance import calibrated, p_value, threshold
 from repsim.study.design import Design, design
@@ -26,8 +27,7 @@ ORDERS = random_permutations(N, COUNT, 0)
 
 @pytest.fixture(scope="module", autouse=True)
 def few_halves() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(other_measures, "_HALVES", HALVES)
+    with tuning.using(half_samples=HALVES):
         yield
 
 
@@ -75,24 +75,24 @@ def test_half_samples_keep_the_share_of_neighbours(study: Design) -> None:
     assert len(measured.halves) == 2  # of the untrained ones on the same halves
 
 
-def test_what_is_not_affordable_is_said(study: Design, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_affordable_is_said(study: Design, tuned: Callable[..., None]) -> None:
     (scarce,) = found(study, "svcca").notes
     assert scarce.startswith(f"all values: n = {N} samples are too few for ")
     (once,) = [other_measures._affordable(registry.get("svcca"), study.pairs, N, 10**9, prepared=True)]
-    seconds = other_measures.SECONDS / once
-    monkeypatch.setattr(other_measures, "SECONDS", 18.5 * seconds)
+    seconds = tuning.current().study_seconds / once
+    tuned(study_seconds=18.5 * seconds)
     few = found(study, "svcca")
     assert few.notes[0] == "not permuted: fewer than 19 permutations are affordable at this size"
     assert few.permuted == {}
     assert np.isfinite(few.values[study.pairs[0].name]).all()
-    monkeypatch.setattr(other_measures, "SECONDS", 19.5 * seconds)
+    tuned(study_seconds=19.5 * seconds)
     orders = random_permutations(N, 30, 0)
     some = measure(registry.get("svcca"), study.pairs, study.pairs, orders, device="cpu", memory=None, seed=0)
     assert some.notes[0] == "19 of 30 permutations, which is what is affordable at this size"
     np.testing.assert_array_equal(
         some.permuted[study.pairs[0].name], found(study, "svcca").permuted[study.pairs[0].name]
     )
-    monkeypatch.setattr(other_measures, "SECONDS", 0)
+    tuned(study_seconds=0)
     assert "no interval: half-samples take too long at this size" in found(study, "svcca").notes
 
 

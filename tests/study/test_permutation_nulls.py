@@ -1,6 +1,6 @@
 """Permuted comparisons: plain values as `repsim.permuted` has them, partial ones from permuted residual kernels."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import numpy as np
@@ -83,18 +83,18 @@ def test_observed_is_the_index_of_the_study(study: Study) -> None:
         assert null.observed[0] == pytest.approx(theta["mbm", kind, name], abs=1e-12)
 
 
-def test_runs_of_permutations_are_one_after_the_other(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_permutations_are_one_after_the_other(study: Study, tuned: Callable[..., None]) -> None:
     whole, told = of_cka(study), []
-    monkeypatch.setattr(permutation_nulls, "_ORDERS", 5)
+    tuned(permutations_at_once=5)
     parts = permutation_nulls.of_cka(study[2], study[3], ORDERS, memory=2**30, progress=lambda *done: told.append(done))
     assert told == [(5, COUNT), (10, COUNT), (12, COUNT)]
     for key, null in whole.items():
         np.testing.assert_allclose(parts[key].permuted, null.permuted, atol=1e-13)
 
 
-def test_many_samples_are_cut_to_leading_components(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_samples_are_cut_to_leading_components(study: Study, tuned: Callable[..., None]) -> None:
     whole = of_cka(study)
-    monkeypatch.setattr(permutation_nulls, "EXACT", N - 1)
+    tuned(exact_samples=N - 1)
     cut = of_cka(study)
     assert cut.keys() == whole.keys()
     moved = max(abs(cut[key].permuted - null.permuted).max() for key, null in whole.items())

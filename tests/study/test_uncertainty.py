@@ -1,5 +1,7 @@
 """Standard errors: exact for means, by every half-sample, and intervals that cover what they say."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -7,7 +9,6 @@ from scipy import stats
 
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
-from repsim.study import uncertainty
 from repsim.study.partial_cka import partial
 from repsim.study.uncertainty import (
     half_samples,
@@ -61,12 +62,10 @@ def test_the_bootstrap_is_its_formula(rng: np.random.Generator) -> None:
         np.testing.assert_allclose(draw, theta + moved, rtol=1e-12)
 
 
-def test_draws_do_not_depend_on_how_many_are_made_at_once(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_draws_do_not_depend_on_how_many_are_made_at_once(rng: np.random.Generator, tuned: Callable[..., None]) -> None:
     influences = rng.normal(size=(20, 4))
     whole = multiplier_bootstrap(np.zeros(4), influences, 50)
-    monkeypatch.setattr(uncertainty, "AT_ONCE", 70)
+    tuned(weights_at_once=70)
     np.testing.assert_allclose(multiplier_bootstrap(np.zeros(4), influences, 50), whole, atol=1e-14)
 
 

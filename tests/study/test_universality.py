@@ -15,7 +15,7 @@ from repsim.errors import InvalidInputError, StoreError
 from repsim.results.files import open_result, open_study, save_result
 from repsim.stores.store import ActivationStore
 from repsim.stores.writer import write_store
-from repsim.study import other_measures, tables
+from repsim.study import tables
 from repsim.study.layer_matching import mbm
 from repsim.study.universality import universality
 from tests.study.networks import FOUR, TWINS, family, network, noise, unit_kernel
@@ -54,8 +54,8 @@ def seen(shelf: Shelf) -> xr.Dataset:
 
 
 @pytest.fixture(autouse=True)
-def few_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(other_measures, "_HALVES", 8)
+def few_halves(tuned: Callable[..., None]) -> None:
+    tuned(half_samples=8)
 
 
 def summary(study: xr.Dataset) -> str:

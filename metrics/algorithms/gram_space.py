@@ -1,0 +1,230 @@
+"""Gram space: inner products of the centred Gram matrices of all layers, tile by tile."""
+
+import functools
+import math
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from repsim.metrics.algorithms.sweep import SummedMeasure, SummedSweep, Sums
+from repsim.metrics.recipes.gram import KernelMatrix
+from repsim.metrics.recipes.rows import ahead, cut, wide
+from repsim.runtime import tuning
+
+
+@runtime_checkable
+class GramMeasure(SummedMeasure, Protocol):
+    """What Gram space asks of a measure."""
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether Gram matrices are U-centred, and not centred twice."""
+
+
+class GramSweep(SummedSweep[GramMeasure]):
+    """Sums over tiles of the centred Gram matrices of all layers.
+
+    Gram matrices are symmetric, so a tile off the diagonal stands for two. Of each tile, one row of every layer's
+    piece is a matrix (layers, columns of the tile): all pairs are then one batched matrix product. Sums run over one
+    such row in the features' dtype and from there on in float64, so that no digits are lost to long sums.
+
+    Where a layer comes as two independent estimates K^1 and K^2, only products of one with the other are taken:
+    (<A^1, B^2> + <A^2, B^1>) / 2, and <A^1, A^2> for the norm. None of them is biased by the estimates' own noise.
+
+    Parameters
+    ----------
+    panel
+        Samples whose features are read at once: a unit is one panel against another, or itself.
+    tile
+        Samples of a tile's side.
+    held
+        Panels that are kept in memory, so that neighbouring units need not read them again.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Any],
+        columns: Sequence[Any],
+        measures: Sequence[GramMeasure],
+        *,
+        panel: int,
+        tile: int,
+        held: int = 2,
+    ) -> None:
+        super().__init__(rows, columns, measures)
+        draws = [layer.draws for layer in self.layers]
+        self.draws: list[KernelMatrix] = [draw for each in zip(*draws, strict=True) for draw in each]
+        self.times = len(draws[0])
+        self.tile, self.held = tile, held
+        self.dtype = functools.reduce(torch.promote_types, (draw.dtype for draw in self.draws))
+        self.device = self.draws[0].device
+        self._panels_of = list(panels(self.draws[0].n, self.draws[0].block, panel))
+        whole = self.draws[0].block == self.draws[0].n
+        count = len(self._panels_of)
+        self._pairs = [(i, j) for i in range(count) for j in (range(i, count) if whole else [i])]
+
+    @property
+    def units(self) -> int:
+        """Pairs of panels."""
+        return len(self._pairs)
+
+    @property
+    def order(self) -> Sequence[int]:
+        """All but one of the panels that are held stay, while the others pass by."""
+        stay = max(1, self.held - 1)
+        return sorted(range(self.units), key=lambda unit: (self._pairs[unit][0] // stay, self._pairs[unit][::-1]))
+
+    @property
+    def flop(self) -> float:
+        """Floating-point operations of all units."""
+        widths = [draw.p for draw in self.draws]
+        return flop_of_grams(self.draws[0].n, self.draws[0].block, widths, self.height * self.width)
+
+    def parts(self, units: Iterable[int]) -> Iterator[Sums]:
+        """Panel by panel."""
+        shifts = [torch.stack(each).to(self.device, self.dtype) for each in map(self._offsets, self.measures)]
+        wanted = [self._pairs[unit] for unit in units]
+        features = self._read(wanted)
+        if not all(draw.in_memory for draw in self.draws):
+            features = ahead(features, self.device)
+        for i, j in wanted:
+            x, y = next(features)
+            part = self._part(self._panels_of[i], self._panels_of[j], x, y, shifts)
+            del x, y  # before the next pair is taken: another thread then reads the one after, beside no more than that
+            yield part
+
+    def _offsets(self, measure: GramMeasure) -> list[Float64[Tensor, " n"]]:
+        return [draw.offsets(unbiased=measure.unbiased).flatten() for draw in self.draws]
+
+    def _noise(self, measure: GramMeasure) -> Float64[np.ndarray, " layers"]:
+        """What centring took away, sum_ij (o_i + o_j)^2: an ||A||^2 that is nothing beside it is rounding errors."""
+        o = torch.stack(self._offsets(measure)).cpu().unflatten(1, (-1, self.draws[0].block))
+        removed = 2 * (o.shape[2] * o.square().sum(2) + o.sum(2).square()).sum(1)
+        eps = torch.tensor([draw.eps for draw in self.draws], dtype=torch.float64)
+        noise: Float64[np.ndarray, " layers"]
+        noise = (removed * (100 * eps) ** 2).unflatten(0, (self.times, len(self.layers))).amax(0).numpy()
+        return noise
+
+    def _read(self, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """What the tiles of each pair of panels are computed from; what is at hand is not read again.
+
+        Where there is no more room, the panel goes that is not needed for the longest time.
+        """
+        uses: defaultdict[int, deque[int]] = defaultdict(deque)
+        for when, pair in enumerate(pairs):
+            for i in pair:
+                uses[i].append(when)
+        kept: dict[int, list[Tensor]] = {}
+        for pair in pairs:
+            for i in pair:
+                if i not in kept:
+                    if len(kept) >= max(2, self.held):
+                        others = (old for old in kept if old not in pair)
+                        del kept[max(others, key=lambda old: uses[old][0] if uses[old] else len(pairs))]
+                    kept[i] = [draw.rows(self._panels_of[i]) for draw in self.draws]
+                uses[i].popleft()
+            yield kept[pair[0]], kept[pair[1]]
+
+    def _part(self, left: slice, right: slice, x: list[Tensor], y: list[Tensor], shifts: list[Tensor]) -> Sums:
+        layers, several = len(self.layers), len(self.measures) > 1
+        place = wide(self.device)
+        products = torch.zeros(len(self.measures), self.height, self.width, dtype=torch.float64, device=place)
+        squares = torch.zeros(len(self.measures), layers, dtype=torch.float64, device=place)
+        widest = max(left.stop - left.start, right.stop - right.start)  # the last panel may be shorter
+        side = min(self.tile, self.draws[0].block, widest)
+        memory = torch.empty(1 + several, len(self.draws) * side**2, dtype=self.dtype, device=self.device)
+        for i, j in tiles(left, right, self.draws[0].block, self.tile):
+            shape = (len(self.draws), i.stop - i.start, j.stop - j.start)
+            kernels, spare = (m[: math.prod(shape)].view(shape) for m in (memory[0], memory[-1]))
+            for k, draw in enumerate(self.draws):
+                draw.tile(x[k][_within(i, left)], y[k][_within(j, right)], i, j, kernels[k])
+                if not several:  # at once, while the tile is in the cache
+                    _centre(kernels[k], shifts[0][k], i, j, hollow=self.measures[0].unbiased)
+            for m, measure in enumerate(self.measures):
+                if several:
+                    spare.copy_(kernels)
+                    for k in range(len(self.draws)):
+                        _centre(spare[k], shifts[m][k], i, j, hollow=measure.unbiased)
+                self._collect(spare.unflatten(0, (self.times, layers)), i, j, products[m], squares[m])
+        return torch.cat([products.flatten(1), squares], 1).flatten().cpu().numpy()
+
+    def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:
+        """Add what one tile of every layer, (draws, layers, i, j), gives to every pair."""
+        weight = 1 if i == j else 2
+        by_row = stack.transpose(1, 2)
+        for one, other in zip(by_row, reversed(list(by_row)), strict=True):
+            pairs = one[:, : self.height] @ other[:, self.first :].mT
+            products += weight / self.times * pairs.to(products.device).sum(0, dtype=torch.float64)
+        if self.times == 1:  # a norm makes no array of products on its way
+            dots = torch.linalg.vector_norm(stack[0], dim=2).to(squares.device).double().square()
+        else:
+            dots = torch.linalg.vecdot(stack[0], stack[-1]).to(squares.device).double()
+        squares += weight * dots.sum(1)
+
+
+def panels(n: int, block: int, size: int) -> Iterator[slice]:
+    """Runs of samples whose features are read at once: parts of the only block, or several whole ones.
+
+    >>> list(panels(12, 12, 5)), list(panels(12, 4, 9))
+    ([slice(0, 4, None), slice(4, 8, None), slice(8, 12, None)], [slice(0, 8, None), slice(8, 12, None)])
+    """
+    if block == n:
+        yield from cut(n, size)
+        return
+    step = block * max(1, size // block)
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
+
+
+def tiles(left: slice, right: slice, block: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the tiles between two panels: of one panel with itself, those of its upper triangle.
+
+    Of a tile on the diagonal both triangles would be computed: it is cut in four, of which one is left out.
+
+    >>> [(i.start, j.start) for i, j in tiles(slice(0, 4), slice(4, 8), 8, 2)]
+    [(0, 4), (0, 6), (2, 4), (2, 6)]
+    >>> [(i.start, j.start) for i, j in tiles(slice(0, 4), slice(0, 4), 8, 2)]
+    [(0, 0), (0, 1), (1, 1), (0, 2), (2, 2), (2, 3), (3, 3)]
+    """
+    if left != right:
+        columns = list(cut(right.stop - right.start, size, right.start))
+        for i in cut(left.stop - left.start, size, left.start):
+            for j in columns:
+                yield i, j
+        return
+    step = min(block, left.stop - left.start)
+    for start in range(left.start, left.stop, step):
+        cuts = list(cut(step, size, start))
+        for k, i in enumerate(cuts):
+            quarters = list(cut(i.stop - i.start, -(-(i.stop - i.start) // 2), i.start))
+            for a, u in enumerate(quarters):
+                for v in quarters[a:]:
+                    yield u, v
+            for j in cuts[k + 1 :]:
+                yield i, j
+
+
+def _within(i: slice, panel: slice) -> slice:
+    return slice(i.start - panel.start, i.stop - panel.start)
+
+
+def _centre(tile: Tensor, offsets: Tensor, i: slice, j: slice, *, hollow: bool) -> None:
+    tile -= offsets[i, None]
+    tile -= offsets[j]
+    if hollow and i == j:
+        tile.fill_diagonal_(0)
+
+
+def flop_of_grams(n: int, block: int, widths: Sequence[int], pairs: int) -> float:
+    """Operations: one triangle of every layer's Gram matrix, and one product over it for every pair."""
+    return float(n) * block * (sum(widths) + pairs)
+
+
+def tile_side(layers: int, itemsize: int) -> int:
+    """A side for tiles: large enough for fast products, small enough that a stack of them takes little memory."""
+    return max(64, min(tuning.current().tile, math.isqrt(tuning.current().tile_stack // (itemsize * layers))))

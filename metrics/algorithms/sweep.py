@@ -1,0 +1,104 @@
+"""The base of all algorithms: a sum over units, and the matrix of every measure that follows from it."""
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float64
+
+Sums = Float64[np.ndarray, "..."]
+M = TypeVar("M")
+
+
+class Sweep(ABC, Generic[M]):
+    """All pairs of ``rows`` and ``columns`` under one or several measures."""
+
+    def __init__(self, rows: Sequence[Any], columns: Sequence[Any], measures: Sequence[M]) -> None:
+        self.measures = tuple(measures)
+        seen = {id(layer) for layer in rows}
+        self.height = len(rows)
+        overlap = any(id(layer) in seen for layer in columns)
+        self.layers = [*rows, *(layer for layer in columns if id(layer) not in seen)]
+        """Every layer once, those of the rows first."""
+        self.first = 0 if overlap else self.height
+        """Where in `layers` the columns begin."""
+        place = {id(layer): k for k, layer in enumerate(self.layers)}
+        self._columns = [place[id(layer)] - self.first for layer in columns]
+
+    @property
+    def width(self) -> int:
+        """Columns of a part."""
+        return len(self.layers) - self.first
+
+    @property
+    def size(self) -> int:
+        """Numbers in a part: for each measure the pairs of rows and columns, and each layer with itself."""
+        return len(self.measures) * (self.height * self.width + len(self.layers))
+
+    @property
+    @abstractmethod
+    def units(self) -> int:
+        """How many there are."""
+
+    @property
+    def order(self) -> Sequence[int]:
+        """The order in which units are best computed: neighbours share what they read."""
+        return range(self.units)
+
+    @abstractmethod
+    def parts(self, units: Iterable[int]) -> Iterator[Sums]:
+        """Compute these units, one after the other: a vector of `size` numbers each."""
+
+    def run(self) -> list[Float64[np.ndarray, "rows columns"]]:
+        """Compute every unit in this process."""
+        parts = dict(zip(self.order, self.parts(self.order), strict=True))
+        return self.values([parts[unit] for unit in range(self.units)])
+
+    def values(self, parts: Sequence[Sums]) -> list[Float64[np.ndarray, "rows columns"]]:
+        """Matrix of every measure, from the parts of all units in their order."""
+        total = functools.reduce(np.add, parts, np.zeros(self.size))
+        matrices = []
+        for measure, sums in zip(self.measures, total.reshape(len(self.measures), -1), strict=True):
+            products = sums[: self.height * self.width].reshape(self.height, self.width)[:, self._columns]
+            matrices.append(self._finished(measure, products, sums[self.height * self.width :]))
+        return matrices
+
+    @abstractmethod
+    def _finished(
+        self, measure: M, products: Float64[np.ndarray, "rows columns"], squares: Float64[np.ndarray, " layers"]
+    ) -> Float64[np.ndarray, "rows columns"]:
+        """Values of a measure, from the sums of all pairs and those of each layer with itself."""
+
+
+@runtime_checkable
+class SummedMeasure(Protocol):
+    """What an algorithm that sums S_ab asks of a measure."""
+
+    @property
+    def normalised(self) -> bool:
+        """Whether a value is S_ab / sqrt(S_aa S_bb), and not S_ab."""
+
+    def finish(self, values: Sums, /) -> Sums:
+        """Values, from S_ab / sqrt(S_aa S_bb) or S_ab."""
+
+
+S = TypeVar("S", bound=SummedMeasure)
+
+
+class SummedSweep(Sweep[S]):
+    """An algorithm whose units give sums S_ab, from which norms are still to be taken."""
+
+    def _finished(
+        self, measure: S, products: Float64[np.ndarray, "rows columns"], squares: Float64[np.ndarray, " layers"]
+    ) -> Float64[np.ndarray, "rows columns"]:
+        if measure.normalised:
+            norms = np.sqrt(np.where(squares > self._noise(measure), squares, np.nan))
+            column_norms = norms[[self.first + k for k in self._columns]]
+            products = products / norms[: self.height, None] / column_norms
+        return measure.finish(products)
+
+    @abstractmethod
+    def _noise(self, measure: S) -> Float64[np.ndarray, " layers"]:
+        """S_aa that are no larger than this are rounding errors, and the layer has no value."""
