@@ -32,13 +32,11 @@ from typing import Any
 import click
 import huggingface_hub
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 import timm
 import torch
 from click.testing import CliRunner
 from jaxtyping import config
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models._registry import _model_entrypoints
 
@@ -47,6 +45,7 @@ from repsim.cli import main
 from repsim.extractors.zoo import SEEDS
 from repsim.metrics.base import Metric
 from repsim.study import dataset_map, universality
+from repsim.testing.examples import write_pictures
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -109,13 +108,8 @@ EXAMPLES = [
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rng = np.random.default_rng(1)
-    root = tmp_path_factory.mktemp("given") / "photos"
-    for i in range(14):
-        path = root / ("cats", "dogs")[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((80, 60)).save(path)
-    return root
+    names = [f"{('cats', 'dogs')[i % 2]}/{i}.png" for i in range(14)]
+    return write_pictures(tmp_path_factory.mktemp("given") / "photos", names)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from repsim.cli import main
 from repsim.engine import planning
 from repsim.engine.comparison import Comparison, compare
 from repsim.results.files import open_result
 from repsim.runtime.memory import parse_size
 from repsim.stores.writer import write_store
+from tests.commands import calls
 from tests.test_durability import torture  # noqa: F401 - a fixture
 
 SMALL_UNITS = (
@@ -26,21 +27,9 @@ SMALL_UNITS = (
 )
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["compare", *map(str, args)], catch_exceptions=False)
-
-
-def succeed(*args: object) -> Result:
-    result = run(*args)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def fail(*args: object) -> str:
-    """One line on stderr, nothing on stdout, exit code 2."""
-    result = run(*args)
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.output
-    return result.stderr.removeprefix("Error: ").strip()
+run = partial(calls.run, "compare")
+succeed = partial(calls.succeed, "compare")
+fail = partial(calls.fail, "compare")
 
 
 def make(folder: Path, name: str, n: int = 50, widths: tuple[int, ...] = (4, 6)) -> Path:

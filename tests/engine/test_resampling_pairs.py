@@ -17,6 +17,7 @@ from repsim.metrics.knn import JaccardKNN
 from repsim.metrics.recipes import neighbours
 from repsim.metrics.recipes.neighbours import NearestNeighbours, shared_when_permuted
 from repsim.metrics.recipes.subspace import PrincipalSubspace
+from repsim.testing.examples import related_layers
 from tests.metrics import references, references_knn, references_subspaces
 
 Reference = Callable[[Array, Array], float]
@@ -41,10 +42,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "_BITS", 2)
 
 
-def layers(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
-    """They share a signal."""
-    signal = rng.normal(size=(n, 3))
-    return [signal @ rng.normal(size=(3, p)) + rng.normal(size=(n, p)) + rng.normal(size=p) for p in widths]
+layers = partial(related_layers, offset=1.0)
 
 
 def by_hand(reference: Reference, rows: list[Array], columns: list[Array], orders: Array) -> list[Any]:
