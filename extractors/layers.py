@@ -13,8 +13,9 @@ from repsim.extractors.hooks import Found, Trace
 
 # Blocks are named by convention: *Block, *Bottleneck, Inception*, Mixed_*, *Cell, ... A module with a list of such
 # inside is a stage, unless its own name says that it is a block. What stands in the way (stems, poolings between
-# stages, heads) goes by names of its own. scripts/sweep_timm holds this against all of timm's families; a model that
-# it does not fit falls back to its stages. RDNet's dense blocks only return what they add: the state is a DenseStage's.
+# stages, heads) goes by names of its own. scripts/validation/sweep_timm holds this against all of timm's families; a
+# model that it does not fit falls back to its stages. RDNet's dense blocks only return what they add: the state is a
+# DenseStage's.
 _BLOCK = re.compile(
     r"Block|Bottleneck|Residual|Mixed|MBConv$|Inception([A-E]|$)|XceptionModule|RepDepthwiseSeparable|DenseStage|Cell|"
     r"DlaTree|Layer$",

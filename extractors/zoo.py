@@ -2,8 +2,8 @@
 
 Comparing networks needs networks that have learnt something, and a machine without a model hub has none. These are two
 architectures, a narrow ResNet and a small ViT, each trained from three seeds on the even samples of scikit-learn's
-digits by ``scripts/train_zoo.py``. Do two seeds of one architecture come to represent the digits alike, layer by layer,
-and how much of that was there before training? One can ask, and check, in seconds.
+digits by ``scripts/maintenance/train_zoo.py``. Do two seeds of one architecture come to represent the digits
+alike, layer by layer, and how much of that was there before training? One can ask, and check, in seconds.
 
 Importing this module makes them timm models like any other:
 ``timm.create_model("digits_vit.seed1", pretrained=True)``.

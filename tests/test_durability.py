@@ -1,4 +1,4 @@
-"""Real commands in real processes, killed, starved of room, or multiplied: a little of what scripts/torture does.
+"""Real commands in real processes, killed, starved of room, or multiplied: a little of scripts/validation/torture.
 
 What is left is held, bit for bit, against an extraction that nobody disturbed.
 """
@@ -32,7 +32,7 @@ from repsim.stores.store import open_store, verify
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are watched through /proc")
 
-QUICK = "from repsim import cli, writing; writing.COMMIT_SECONDS = 0.05; cli.main()"
+QUICK = "from repsim import cli; from repsim.stores import writer; writer.COMMIT_SECONDS = 0.05; cli.main()"
 MODEL = "digits_vit.seed0"
 OPTIONS = [MODEL, "--data", "digits", "--limit", 600, "--batch-size", 2, "--workers", 0]
 SETTINGS: dict[str, Any] = {"limit": 600, "batch_size": 2, "workers": 0}
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")  # held to the bit against pr
 
 @pytest.fixture(scope="module")
 def torture() -> ModuleType:
-    path = Path(__file__).parent.parent / "scripts" / "torture"
+    path = Path(__file__).parent.parent / "scripts" / "validation" / "torture"
     loader = importlib.machinery.SourceFileLoader("torture", str(path))
     spec = importlib.util.spec_from_loader("torture", loader)
     assert spec is not None

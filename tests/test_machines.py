@@ -1,4 +1,4 @@
-"""The tests under other settings (scripts/machines), on tests that are made here."""
+"""The tests under other settings (scripts/validation/machines), on tests that are made here."""
 
 import importlib.util
 import os
@@ -50,7 +50,7 @@ def test_fails():
 
 
 def machines(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "machines"), "--no-setup", *map(str, arguments)]
+    command = [sys.executable, str(ROOT / "scripts" / "validation" / "machines"), "--no-setup", *map(str, arguments)]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(LIBRARIES)}
     return subprocess.run(
         command, env=inherited | environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False

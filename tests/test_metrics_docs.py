@@ -1,4 +1,4 @@
-"""The pages of docs/ that scripts/metrics_docs.py writes are what it would write, and are good Markdown."""
+"""The pages of docs/ that scripts/maintenance/metrics_docs.py writes are what it would write, and are good Markdown."""
 
 import importlib.util
 import itertools
@@ -24,7 +24,7 @@ MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("metrics_docs", ROOT / "scripts" / "metrics_docs.py")
+    spec = importlib.util.spec_from_file_location("metrics_docs", ROOT / "scripts" / "maintenance" / "metrics_docs.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -35,7 +35,7 @@ def script() -> ModuleType:
 @pytest.mark.parametrize("name", PAGES)
 def test_the_pages_are_what_would_be_written(script: ModuleType, name: str) -> None:
     path = ROOT / "docs" / name
-    assert path.read_text() == script.pages()[path], "stale: run scripts/metrics_docs.py"
+    assert path.read_text() == script.pages()[path], "stale: run scripts/maintenance/metrics_docs.py"
 
 
 def test_a_stale_page_is_noticed_and_mended(
@@ -52,7 +52,7 @@ def test_a_stale_page_is_noticed_and_mended(
     page.write_text(whole.replace("| 10,241 |", "| 10,242 |"))
     result = CliRunner().invoke(script.main, ["--check"])
     assert result.exit_code == 1
-    assert result.stderr == "docs/metrics.md is stale: run scripts/metrics_docs.py\n"
+    assert result.stderr == "docs/metrics.md is stale: run scripts/maintenance/metrics_docs.py\n"
     assert CliRunner().invoke(script.main).stdout == "docs/metrics.md\n"
     assert page.read_text() == whole
     page.write_text(whole.replace("<!-- /traits -->", ""))

@@ -323,7 +323,7 @@ def test_a_script_is_silent(stores: list[ActivationStore], capfd: pytest.Capture
 
 def test_in_a_real_kernel(stores: list[ActivationStore]) -> None:
     cells = [
-        f"import repsim.runtime.notebook\nrepsim.notebook._PATIENCE = 0\npath = {str(stores[0].path)!r}",
+        f"import repsim.runtime.notebook\nrepsim.runtime.notebook._PATIENCE = 0\npath = {str(stores[0].path)!r}",
         "damaged = repsim.verify(path)",
         "damaged = repsim.verify(path, progress=False)",
         "repsim.open_store(path)",

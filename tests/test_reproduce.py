@@ -1,4 +1,4 @@
-"""scripts/reproduce_kornblith.py: layers are counted as found when they are, and networks are trained and taken up."""
+"""reproduce_kornblith.py of scripts/validation: layers are counted as found when they are, networks are trained."""
 
 import importlib.util
 import sys
@@ -23,7 +23,7 @@ NAN = float("nan")
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "reproduce_kornblith.py"
+    path = Path(__file__).parents[1] / "scripts" / "validation" / "reproduce_kornblith.py"
     spec = importlib.util.spec_from_file_location("reproduce_kornblith", path)
     assert spec is not None
     assert spec.loader is not None

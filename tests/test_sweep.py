@@ -1,4 +1,4 @@
-"""scripts/sweep_timm: a sample of the families passes, and what it holds the numbers against is able to fail them."""
+"""scripts/validation/sweep_timm: a sample of the families passes, and wrong numbers fail."""
 
 import importlib.machinery
 import importlib.util
@@ -14,7 +14,7 @@ import pytest
 import timm
 from click.testing import CliRunner
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "sweep_timm"
+SCRIPT = Path(__file__).parent.parent / "scripts" / "validation" / "sweep_timm"
 
 
 @pytest.fixture(scope="module")

@@ -144,6 +144,7 @@ def compare(
     --------
     >>> import tempfile
     >>> import numpy as np
+    >>> import repsim
     >>> x = np.random.default_rng(0).normal(size=(50, 8))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     a = repsim.write_store(f"{folder}/a.h5", {"in": x, "out": x[:, :4]}, model="a")

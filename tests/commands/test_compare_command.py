@@ -22,7 +22,8 @@ from tests.commands import calls
 from tests.test_durability import torture  # noqa: F401 - a fixture
 
 SMALL_UNITS = (
-    "import os; from repsim import cli, plan; planning._PANEL = 64; rank = int(os.environ.get('RANK', 0)); "
+    "import os; from repsim import cli; from repsim.engine import planning; planning._PANEL = 64; "
+    "rank = int(os.environ.get('RANK', 0)); "
     "ballast = b'x' * (2 * 10**8 * rank); cli.main()"
 )
 

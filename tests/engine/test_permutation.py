@@ -26,7 +26,7 @@ def factors(spec: str, *layers: Array) -> list[Any]:
 
 def on(road: str, monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> Array:
     with monkeypatch.context() as patch:
-        patch.setattr(permuted, "_features_are_cheaper", lambda *_: road == "features")
+        patch.setattr(permutation, "_features_are_cheaper", lambda *_: road == "features")
         return permuted(*args, memory=ENOUGH, **options)
 
 
@@ -39,8 +39,8 @@ def test_features_are_the_same_however_they_are_cut(
     orders = torch.from_numpy(random_permutations(60, 5))
     for rows, columns in ((layers[:3], layers[3:]), (layers[3:], layers[:3]), (layers, layers)):
         expected = on("grams", monkeypatch, rows, columns, get(spec), orders)
-        monkeypatch.setattr(permuted, "_SIDE", side)
-        monkeypatch.setattr(permuted, "_RUN", run)
+        monkeypatch.setattr(permutation, "_SIDE", side)
+        monkeypatch.setattr(permutation, "_RUN", run)
         found = on("features", monkeypatch, rows, columns, get(spec), orders)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -75,7 +75,7 @@ def test_uneven_and_narrow_layers_are_multiplied_in_float64(
         seen.append(([a.p for a in rows], [b.p for b in columns], dtype))
         return original(rows, columns, orders, dtype, step)
 
-    monkeypatch.setattr(permuted, "permuted_moments", noted)
+    monkeypatch.setattr(permutation, "permuted_moments", noted)
     orders = torch.from_numpy(random_permutations(100, 1))
     on("features", monkeypatch, factors("cka", *layers), factors("cka", *layers[:3]), get("cka"), orders)
     assert seen == [
@@ -143,7 +143,7 @@ def test_progress_counts_permutations(rng: np.random.Generator, monkeypatch: pyt
     layers = factors("cka", *(x.astype(np.float32) for x in related_layers(rng, 60, 40, 3, 50)))
     orders = torch.from_numpy(random_permutations(60, 4))
     for side in (2048, 30):
-        monkeypatch.setattr(permuted, "_SIDE", side)
+        monkeypatch.setattr(permutation, "_SIDE", side)
         said: list[int] = []
         both = layers[:2], layers[2:]
         on("features", monkeypatch, *both, get("cka"), orders, progress=lambda *done, to=said: to.extend(done))
@@ -164,7 +164,7 @@ def test_shared_directions_give_what_features_give(
         called.append(1)
         return original(*args, **options)
 
-    monkeypatch.setattr(permuted, "_by_directions", counted)
+    monkeypatch.setattr(permutation, "_by_directions", counted)
     for i, j in ((slice(0, 3), slice(3, 5)), (slice(3, 5), slice(0, 5))):
         found = permuted(layers[i], layers[j], get(spec), orders, memory=ENOUGH)
         expected = on("grams", monkeypatch, apart[i], apart[j], get(spec), orders)

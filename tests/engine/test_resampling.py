@@ -133,9 +133,9 @@ def test_leave_one_out_needs_five_samples(rng: np.random.Generator) -> None:
 def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both roads of permuted samples, of the linear kernel: whichever would be the cheaper one."""
     if request.param == "features":
-        monkeypatch.setattr(permuted, "_ENTRY", 1e30)
+        monkeypatch.setattr(permutation, "_ENTRY", 1e30)
     else:
-        monkeypatch.setattr(permuted, "_features_are_cheaper", lambda *_: False)
+        monkeypatch.setattr(permutation, "_features_are_cheaper", lambda *_: False)
 
 
 @pytest.mark.usefixtures("road")
@@ -204,7 +204,7 @@ def test_many_layers(rng: np.random.Generator, counts: tuple[int, int]) -> None:
 def test_less_memory_gives_the_same_values(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, columns = sides(rng, 20)
     orders, drawn = random_permutations(20, 7), random_subsamples(20, 9, 7)
-    monkeypatch.setattr(permuted, "_features_are_cheaper", lambda *_: False)
+    monkeypatch.setattr(permutation, "_features_are_cheaper", lambda *_: False)
     enough = [permuted(rows, columns, "cka", orders), subsampled(rows, columns, "cka", drawn)]
     asked: list[int] = []
     original = subsampling.interleaved

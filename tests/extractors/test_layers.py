@@ -138,7 +138,7 @@ def test_blocks_of_cait_have_no_class_token_though_the_model_has() -> None:
 
 
 def test_tokens_of_hiera_have_a_mean_and_no_grid() -> None:
-    """They are unrolled by mask units: a grid of them would mix up places (scripts/sweep_timm noticed)."""
+    """They are unrolled by mask units: a grid of them would mix up places (scripts/validation/sweep_timm noticed)."""
     model = hiera.Hiera(img_size=(64, 64), embed_dim=24, num_heads=1, stages=(1, 1, 1, 1), mask_unit_size=(2, 2))
     found = layer(model, (256, 24))
     assert (found.axes, found.prefix_tokens, found.grid) == ("NLC", 0, None)

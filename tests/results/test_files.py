@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("damage", str(ROOT / "scripts" / "damage"))
+    loader = importlib.machinery.SourceFileLoader("damage", str(ROOT / "scripts" / "validation" / "damage"))
     spec = importlib.util.spec_from_loader("damage", loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -131,7 +131,7 @@ def test_nothing_of_a_file_is_parsed_before_its_digest_is_checked(
 
 
 def test_random_damage(script: ModuleType, folder: Path, tmp_path: Path) -> None:
-    """A little of scripts/damage; the table of all of it is in docs/durability.md."""
+    """A little of scripts/validation/damage; the table of all of it is in docs/durability.md."""
     for name in ("family0.seed0.h5", "family1.seed0.h5"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     files = [folder / "result.nc", folder / "study.nc"]

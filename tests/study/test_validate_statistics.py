@@ -1,4 +1,4 @@
-"""scripts/validate_statistics.py: what it takes for true is true, and a few runs come out as many of them do."""
+"""validate_statistics.py of scripts/validation: what it takes for true is true, and few runs come out as many do."""
 
 import importlib.util
 import sys
@@ -18,7 +18,7 @@ Values = Callable[[str, str], list[float]]
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = ROOT / "scripts" / "validate_statistics.py"
+    path = ROOT / "scripts" / "validation" / "validate_statistics.py"
     spec = importlib.util.spec_from_file_location("validate_statistics", path)
     assert spec is not None
     assert spec.loader is not None

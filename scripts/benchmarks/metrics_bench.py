@@ -73,9 +73,9 @@ def metrics(
     """Every measure (or those named) on 17 x 13 layers with the widths of a ResNet-50 and a ViT-B, float32.
 
     repsim prepares every layer once and compares all pairs. The naive loop computes everything anew for each pair, by
-    the same formula in numpy (scripts/naive_measures.py); so do the peers. Both are given so many seconds a measure, on
-    pairs of all widths; ~ says that they were stopped, and scaled up. So is repsim, from a layer of every width, where
-    all pairs would take it six times as long.
+    the same formula in numpy (scripts/benchmarks/naive_measures.py); so do the peers. Both are given so many seconds a
+    measure, on pairs of all widths; ~ says that they were stopped, and scaled up. So is repsim, from a layer of every
+    width, where all pairs would take it six times as long.
 
     \b
     scripts/bench metrics

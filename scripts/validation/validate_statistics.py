@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whether the statistics of a study are right, by simulation: see ``scripts/validate_statistics.py --help``."""
+"""Whether the statistics of a study are right, by simulation: see ``validate_statistics.py --help``."""
 
 import sys
 import time

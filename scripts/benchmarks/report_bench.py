@@ -1,15 +1,5 @@
-"""How fast a report page opens and reacts, and its size: of the demo, and of ten models of 15 layers.
+"""`scripts/bench report`: how fast a report page opens and reacts in a browser, and its size."""
 
-    scripts/report_bench.py [STUDY.nc ...]          # of other studies
-    scripts/report_bench.py --pictures docs/pictures STUDY.nc
-
-Times are wall-clock milliseconds in headless Chromium, the median of some runs, until the picture is on the screen:
-from the start of loading `open` to the text and the first heatmaps, `live` until they answer, `all` to the last figure.
-These three are taken in a browser that nobody debugs, as a reader's is: for a debugger V8 reads plotly.js again and
-again.
-"""
-
-import argparse
 import shutil
 import statistics
 import subprocess
@@ -22,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 import repsim
@@ -126,7 +117,7 @@ def timed(browser: Any, page: Path) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def pictures(browser: Any, page: Path, folder: Path) -> None:
+def take_pictures(browser: Any, page: Path, folder: Path) -> None:
     """The screenshots of docs/report.md."""
     folder.mkdir(parents=True, exist_ok=True)
     link = "#measure=cka+given+input"
@@ -143,25 +134,36 @@ def pictures(browser: Any, page: Path, folder: Path) -> None:
         context.close()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", type=Path)
-    parser.add_argument("--pictures", type=Path, help="write the screenshots of the documentation here instead")
-    options = parser.parse_args()
+@click.command()
+@click.argument("studies", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[STUDY]...")
+@click.option(
+    "--pictures",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write the screenshots of docs/report.md into this folder instead.",
+)
+def report(studies: tuple[Path, ...], pictures: Path | None) -> None:
+    """How fast a report page opens and reacts, and its size: of the demo, and of ten models of 15 layers.
+
+    Times are wall-clock milliseconds in headless Chromium, the median of some runs, until the picture is on the
+    screen: from the start of loading `open` to the text and the first heatmaps, `live` until they answer, `all` to the
+    last figure. These three are taken in a browser that nobody debugs, as a reader's is: for a debugger V8 reads
+    plotly.js again and again.
+
+    \b
+    scripts/bench report                                       as in docs/benchmarks.md
+    scripts/bench report STUDY.nc                              of other studies
+    scripts/bench report --pictures docs/pictures STUDY.nc     pictures of it instead
+    """
     with tempfile.TemporaryDirectory() as scratch, chromium() as browser:
-        folder, studies = Path(scratch), options.studies
+        folder = Path(scratch)
         if not studies:
             demo.run(folder / "demo")
-            studies = [folder / "demo" / demo.STUDY, ten_models(folder)]
+            studies = (folder / "demo" / demo.STUDY, ten_models(folder))
         for study in studies:
             page = folder / "report.html"
             repsim.write_report(study, page, overwrite=True)
-            if options.pictures:
-                pictures(browser, page, options.pictures)
+            if pictures is not None:
+                take_pictures(browser, page, pictures)
                 continue
             times = "  ".join(f"{name} {value:5.0f}" for name, value in timed(browser, page).items())
             print(f"{study.name:12} {page.stat().st_size / 1e6:.2f} MB  {times}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Layer identification of Kornblith et al. 2019, Table 2: see ``scripts/reproduce_kornblith.py --help``."""
+"""Layer identification of Kornblith et al. 2019, Table 2: see ``scripts/validation/reproduce_kornblith.py --help``."""
 
 import itertools
 import math
@@ -419,9 +419,9 @@ def main(
 
     \b
     Examples:
-      scripts/reproduce_kornblith.py --data cifar10.tar --work kornblith --bf16 -o table.md
-      scripts/reproduce_kornblith.py --data cifar10.tar -m cka -m procrustes -r mean
-      scripts/reproduce_kornblith.py --zoo -r mean
+      scripts/validation/reproduce_kornblith.py --data cifar10.tar --work kornblith --bf16 -o table.md
+      scripts/validation/reproduce_kornblith.py --data cifar10.tar -m cka -m procrustes -r mean
+      scripts/validation/reproduce_kornblith.py --zoo -r mean
     """
     try:
         chosen = [metric.spec for word in specs for metric in registry.select(word)] or measures()

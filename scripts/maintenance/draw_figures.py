@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def draw(demo: Path) -> list[Path]:

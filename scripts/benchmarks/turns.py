@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 Result = dict[str, Any]
 
 

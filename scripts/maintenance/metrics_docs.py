@@ -6,8 +6,8 @@ Between the marks ``<!-- NAME ... -->`` and ``<!-- /NAME -->`` a page is written
 stays.
 
 \b
-scripts/metrics_docs.py            writes them
-scripts/metrics_docs.py --check    says which are not what would be written, and exits with 1
+scripts/maintenance/metrics_docs.py            writes them
+scripts/maintenance/metrics_docs.py --check    says which are not what would be written, and exits with 1
 """
 
 import importlib
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # for tests.metrics
 try:
     import click
@@ -31,7 +31,7 @@ try:
 except ModuleNotFoundError as missing:  # not the project's interpreter: go there, once
     python = ROOT / ".venv" / "bin" / "python"
     if __name__ != "__main__" or Path(sys.prefix) == ROOT / ".venv" or not python.exists():
-        sys.exit(f"scripts/metrics_docs.py needs {missing.name}; run scripts/setup first")
+        sys.exit(f"scripts/maintenance/metrics_docs.py needs {missing.name}; run scripts/setup first")
     os.execv(python, [str(python), __file__, *sys.argv[1:]])  # noqa: S606
 
 WIDTH = 512
@@ -67,7 +67,7 @@ def _fields(kind: str, fields: Mapping[str, variables.Field], *, dims: bool = Fa
 def filled(page: str, parts: Mapping[str, Iterable[str]]) -> str:
     """The page, with these parts between their marks."""
     for name, lines in parts.items():
-        start, end = f"<!-- {name}: written by scripts/metrics_docs.py -->", f"<!-- /{name} -->"
+        start, end = f"<!-- {name}: written by scripts/maintenance/metrics_docs.py -->", f"<!-- /{name} -->"
         if page.count(start) != 1 or page.count(end) != 1:
             raise click.ClickException(f"the page needs the marks {start} and {end} once")
         before, rest = page.split(start)
@@ -234,7 +234,7 @@ def main(*, check: bool) -> None:
     stale = [path for path, text in pages().items() if path.read_text() != text]
     for path in stale:
         if check:
-            click.echo(f"{path.relative_to(ROOT)} is stale: run scripts/metrics_docs.py", err=True)
+            click.echo(f"{path.relative_to(ROOT)} is stale: run scripts/maintenance/metrics_docs.py", err=True)
         else:
             path.write_text(pages()[path])
             click.echo(path.relative_to(ROOT))

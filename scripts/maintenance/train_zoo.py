@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train the embedded zoo (repsim/zoo): see ``scripts/train_zoo.py --help``."""
+"""Train the embedded zoo (repsim/zoo): see ``scripts/maintenance/train_zoo.py --help``."""
 
 import copy
 import json
@@ -139,7 +139,7 @@ def write(name: str, model: nn.Module, folder: Path) -> tuple[Path, float]:
         "seed": int(name.rpartition("seed")[2]),
         "test_accuracy": round(score, 4),
         "torch_version": torch.__version__,
-        "script": "scripts/train_zoo.py",
+        "script": "scripts/train_zoo.py",  # its path when the files of repsim/zoo were made: equal weights, equal files
         "license": "weights Apache-2.0; trained on UCI's Optical Recognition of Handwritten Digits, CC BY 4.0",
     }
     try:
@@ -173,8 +173,8 @@ def main(names: tuple[str, ...], out: Path, epochs: int | None) -> None:
 
     \b
     Examples:
-      scripts/train_zoo.py                             all six, into repsim/zoo
-      scripts/train_zoo.py digits_vit.seed1 -o DIR     one, somewhere else
+      scripts/maintenance/train_zoo.py                             all six, into repsim/zoo
+      scripts/maintenance/train_zoo.py digits_vit.seed1 -o DIR     one, somewhere else
       cmp DIR/digits_vit.seed1.safetensors repsim/zoo/digits_vit.seed1.safetensors
     """
     for name in names:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Compares the values of all measures with those at another revision, on layers that are well conditioned.
 
-    scripts/compare_values.py [REVISION]
+    scripts/validation/compare_values.py [REVISION]
 
 The revision is checked out into a temporary folder, and both compute the same pairs of layers, in float32 and float64.
 A table of the measures that differ by more than 1e-12 goes to standard output (docs/conformance.md says why they do).
@@ -77,7 +77,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         json.dump(values(), sys.stdout)
         return
-    revision, here = (sys.argv[1:] or ["HEAD"])[0], Path(__file__).resolve().parents[1]
+    revision, here = (sys.argv[1:] or ["HEAD"])[0], Path(__file__).resolve().parents[2]
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         subprocess.run(["git", "worktree", "add", "--detach", "-q", str(tree), revision], cwd=here, check=True)
