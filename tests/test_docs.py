@@ -313,6 +313,7 @@ def check_commands(block: Block, where: str) -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[page.stem for page in EXAMPLES])
+@pytest.mark.slow
 def test_the_examples_run(path: Path, folder: Path, request: pytest.FixtureRequest) -> None:
     page = Page(path, request.getfixturevalue)
     for block in blocks(path):

@@ -30,16 +30,17 @@ from repsim.runtime.files import partial_path
 from repsim.stores import extents, reader
 from repsim.stores.store import open_store, verify
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are watched through /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are watched through /proc"),
+    pytest.mark.usefixtures("one_thread"),  # held to the bit against processes of one thread
+]
 
 QUICK = "from repsim import cli; from repsim.stores import writer; writer.COMMIT_SECONDS = 0.05; cli.main()"
 MODEL = "digits_vit.seed0"
 OPTIONS = [MODEL, "--data", "digits", "--limit", 600, "--batch-size", 2, "--workers", 0]
 SETTINGS: dict[str, Any] = {"limit": 600, "batch_size": 2, "workers": 0}
 COMMAND = [sys.executable, "-c", QUICK, "extract", *OPTIONS]
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")  # held to the bit against processes of one thread
 
 
 @pytest.fixture(scope="module")

@@ -264,6 +264,7 @@ def test_values_that_say_little_are_announced(tmp_path: Path) -> None:
     assert "cca: 1 of 1 values say little, for instance wide and wide: with n = 10 samples" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_demo_makes_what_it_says(tmp_path: Path) -> None:
     text = succeed("demo", "-o", tmp_path / "demo")
     files = [line.split("  ")[0] for line in text.splitlines() if line.startswith(str(tmp_path))]

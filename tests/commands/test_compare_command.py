@@ -186,6 +186,7 @@ def amount(text: str) -> str:
     return found[1]
 
 
+@pytest.mark.slow
 def test_too_little_memory_says_how_much_is_needed(tmp_path: Path, torture: ModuleType) -> None:  # noqa: F811
     """And that much is enough, for layers that take more: the process's own peak stays below."""
     paths = [make(tmp_path, name, n=4000, widths=(1000, 1000, 1000)) for name in "ab"]
@@ -205,6 +206,7 @@ def test_too_little_memory_says_how_much_is_needed(tmp_path: Path, torture: Modu
 # --- several processes, and a kill
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_gives_the_same_result(tmp_path: Path, torture: ModuleType) -> None:  # noqa: F811
     """To the bit; though the others take more memory than the first, and would have planned otherwise."""
     paths = [make(tmp_path, name, n=400, widths=(300, 350)) for name in "abc"]

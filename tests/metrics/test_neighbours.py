@@ -259,6 +259,7 @@ def test_duplicates_of_all_neighbours_have_no_second_order(rng: np.random.Genera
         metric.pair(a, b)
 
 
+@pytest.mark.slow
 def test_cknna_leaves_every_interval() -> None:
     """It follows its published definition out of [0, 1], and even out of [-1, 1]."""
 

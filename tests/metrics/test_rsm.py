@@ -58,6 +58,7 @@ def test_no_value_is_the_root_of_a_negative_number() -> None:
 
 
 @pytest.mark.parametrize("both", [False, True])
+@pytest.mark.slow
 def test_duplicates_keep_their_digits_in_float32(rng: np.random.Generator, both: bool) -> None:
     """Distances of 0, from float32 products alone, are off by their root: 1e-5 of the value here."""
     label = rng.integers(0, 3, size=800)

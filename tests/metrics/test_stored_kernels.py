@@ -200,6 +200,7 @@ CASES = [(128, "alike"), (512, "alike"), (128, "distant"), (256, "unrelated")]
 
 
 @pytest.mark.parametrize(("m", "kind"), CASES)
+@pytest.mark.slow
 def test_the_error_is_the_predicted_one(m: int, kind: str) -> None:
     run = simulated(m, kind)
     assert run.values.std() == pytest.approx(run.sd, rel=0.2)

@@ -211,6 +211,7 @@ def test_an_uncentred_layer_is_decomposed_as_it_is(
     "metric", [LinearRegression(), GULP(), GULP(ridge=0.3), EigenspaceOverlap()], ids=lambda metric: metric.spec
 )
 @pytest.mark.parametrize(("p", "q"), [(2, 3), (4, 1), (9, 2)])
+@pytest.mark.slow
 def test_chance_over_every_permutation(metric: Metric[Any], p: int, q: int) -> None:
     """Exactly, for any data."""
     rng = np.random.default_rng(1)
@@ -305,6 +306,7 @@ def test_no_square_overflows(scale: float) -> None:
             torch.testing.assert_close(found * scale / unit, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_equal_singular_values_have_gradients_that_are_right() -> None:
     (y,) = layers(30, (5,))
     tensors = [torch.from_numpy(each).requires_grad_() for each in (spanned(30, np.ones(4)), y)]
