@@ -1,4 +1,4 @@
-"""What tests and doctests share: no settings of the user, torch's threads, no clock or chance, `--all`, `--shuffle SEED`."""
+"""What tests and doctests share: no settings of the user, torch's threads, no clock or chance, two options."""
 
 import os
 import random

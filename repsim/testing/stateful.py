@@ -79,7 +79,7 @@ class _Disk:
     def crashing(self, crash: Crash | None) -> Iterator[None]:
         """End the process inside this block as ``crash`` says; afterwards the folder is what that left."""
         self._crash, self._left, self._remains = crash, 0 if crash is None else crash.calls, None
-        calls = {name: self._watched(name) for name in ("pwrite", "fsync", "ftruncate", "replace")}
+        calls: dict[str, Any] = {name: self._watched(name) for name in ("pwrite", "fsync", "ftruncate", "replace")}
         try:
             with mock.patch.multiple(os, **calls):
                 yield
