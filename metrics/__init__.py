@@ -1,26 +1,43 @@
 """The measures: ``repsim.metrics.get("cka:kernel=rbf")`` by spec string, or the classes themselves.
 
-One file a family. A new file in this folder is found by itself; nothing else has to name it.
+One file a family. A new file in this folder is found by itself; nothing else has to name it. The classes are loaded,
+and torch with them, when one is first asked for: ``import repsim.metrics`` alone is quick.
 """
 
 if __name__ != "repsim.metrics":
     raise ImportError("the folder metrics/ is the package repsim.metrics: write 'import repsim.metrics'")
 
 import functools
+import importlib
 import sys
 from importlib.util import find_spec
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from repsim.errors import UnknownNameError
-from repsim.metrics.base import Factor, Group, Metric, Recipe
 from repsim.registry import build, load_modules, parse_spec
 
+if TYPE_CHECKING:
+    from repsim.metrics.base import Factor, Metric, Recipe
+
 __all__ = ["Factor", "Metric", "Recipe", "get", "groups", "members", "names", "select"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"Factor", "Metric", "Recipe"}:
+        return getattr(importlib.import_module("repsim.metrics.base"), name)
+    raise AttributeError(f"module 'repsim.metrics' has no attribute {name!r}")
 
 
 @functools.cache
 def _load() -> None:
     load_modules(sys.modules[__name__], group="repsim.metrics")
+
+
+def _registry() -> "dict[str, type[Metric[Any]]]":
+    """Return the classes of all measures by name."""
+    _load()
+    registry: dict[str, type[Metric[Any]]] = importlib.import_module("repsim.metrics.base").Metric.registry
+    return registry
 
 
 def names() -> list[str]:
@@ -29,8 +46,7 @@ def names() -> list[str]:
     >>> "cka" in names()
     True
     """
-    _load()
-    return sorted(Metric.registry)
+    return sorted(_registry())
 
 
 def groups() -> dict[str, list[str]]:
@@ -39,13 +55,14 @@ def groups() -> dict[str, list[str]]:
     >>> "svcca" in groups()["cca"]
     True
     """
-    found: dict[str, list[str]] = {group: [] for group in get_args(Group)}
+    base = importlib.import_module("repsim.metrics.base")
+    grouped: dict[str, list[str]] = {group: [] for group in get_args(base.Group)}
     for name in names():
-        found[Metric.registry[name].group].append(name)
-    return found
+        grouped[_registry()[name].group].append(name)
+    return grouped
 
 
-def select(spec: str) -> list[Metric[Any]]:
+def select(spec: str) -> "list[Metric[Any]]":
     """Make the measures that a word stands for: a spec string, the name of a group, or ``all``.
 
     Where a measure has the name of its group, write ``group:cca`` for all of them. ``all`` is without the group
@@ -60,7 +77,7 @@ def select(spec: str) -> list[Metric[Any]]:
     chosen = members(spec)
     if chosen is None:
         return [get(spec)]
-    made = [build(Metric.registry[name], {}) for name in chosen]
+    made = [build(_registry()[name], {}) for name in chosen]
     return [metric for metric in made if metric.extra is None or find_spec(metric.extra) is not None]
 
 
@@ -72,7 +89,7 @@ def members(word: str) -> list[str] | None:
     """
     group = word.removeprefix("group:")
     if group == "all":
-        return [name for name in names() if Metric.registry[name].group != "topology"]
+        return [name for name in names() if _registry()[name].group != "topology"]
     if group == word and word not in names() and word not in groups():
         if (meant := word.casefold()) in {"all", *groups()}:
             raise UnknownNameError("metric", word, [meant])
@@ -84,7 +101,7 @@ def members(word: str) -> list[str] | None:
     return groups()[group]
 
 
-def get(spec: str) -> Metric[Any]:
+def get(spec: str) -> "Metric[Any]":
     """Make a measure from its spec string: a name, and options where they differ from their defaults.
 
     >>> get("svcca:variance=0.95")
@@ -97,4 +114,4 @@ def get(spec: str) -> Metric[Any]:
     name, options = parse_spec(spec)
     if name not in names():
         raise UnknownNameError("metric", name, names(), hint="`repsim metrics` lists them all")
-    return build(Metric.registry[name], options)
+    return build(_registry()[name], options)

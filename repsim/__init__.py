@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from repsim.engine.comparison import compare, similarity
     from repsim.engine.resampling import leave_one_out, permuted, random_permutations, random_subsamples, subsampled
     from repsim.errors import RepsimError
-    from repsim.extraction import extract
+    from repsim.extraction.runs import extract
     from repsim.figures import heatmap
+    from repsim.pipeline import run_study
     from repsim.report.page import write_report
     from repsim.results.export import to_frame
     from repsim.results.files import open_result, open_study, save_result
@@ -27,7 +28,7 @@ _HOME = {
     "ActivationStore": "repsim.stores.store",
     "RepsimError": "repsim.errors",
     "compare": "repsim.engine.comparison",
-    "extract": "repsim.extraction",
+    "extract": "repsim.extraction.runs",
     "heatmap": "repsim.figures",
     "leave_one_out": "repsim.engine.resampling",
     "open_result": "repsim.results.files",
@@ -36,6 +37,7 @@ _HOME = {
     "permuted": "repsim.engine.resampling",
     "random_permutations": "repsim.engine.resampling",
     "random_subsamples": "repsim.engine.resampling",
+    "run_study": "repsim.pipeline",
     "save_result": "repsim.results.files",
     "similarity": "repsim.engine.comparison",
     "subsampled": "repsim.engine.resampling",
@@ -47,7 +49,7 @@ _HOME = {
     "write_store": "repsim.stores.writer",
 }
 
-_SHOWN = {"compare", "open_result", "open_study", "universality", "view"}
+_SHOWN = {"compare", "open_result", "open_study", "run_study", "universality", "view"}
 """Functions whose data sets have the accessor ``.repsim``, which `repsim.display` registers."""
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "permuted",
     "random_permutations",
     "random_subsamples",
+    "run_study",
     "save_result",
     "similarity",
     "subsampled",

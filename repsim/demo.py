@@ -4,7 +4,7 @@ from pathlib import Path
 
 from repsim import figures
 from repsim.engine.comparison import compare
-from repsim.extraction import extract
+from repsim.extraction.runs import extract
 from repsim.extractors.zoo import SEEDS
 from repsim.report.page import write_report
 from repsim.results.files import save_result

@@ -97,7 +97,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 TESTED_ELSEWHERE = {"metrics"}
-"""Its examples are those of docstrings (test_metrics_docs.py), which are doctests."""
+"""Its examples are those of docstrings (tests/scripts/test_metrics_docs.py), which are doctests."""
 EXAMPLES = [
     page for page in PAGES if page.stem not in TESTED_ELSEWHERE and any(block.is_example for block in blocks(page))
 ]

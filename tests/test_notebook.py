@@ -288,7 +288,7 @@ def test_a_study_shows_one_bar_with_its_steps(kernel: Shown, stores: list[Activa
     assert {"preparing layers", "leaving out each sample", "permuting samples", "measuring mutual_knn"} <= steps
     assert area[-1].startswith("the study: ")
     kernel.clear()
-    repsim.universality(stores[:2], ["cka"], permutations=9, draws=9, steps=False)
+    repsim.universality(stores[:2], ["cka"], permutations=9, draws=9, progress=False)
     assert kernel == []
 
 

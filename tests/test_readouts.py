@@ -19,6 +19,7 @@ from repsim.results.files import open_result, save_result
 from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import open_store
 from repsim.stores.writer import StoreWriter
+from tests.growing import grow
 
 N = 40
 
@@ -88,7 +89,7 @@ def test_it_grows_by_metrics_and_keeps_what_it_has(stores: tuple[Path, Path], tm
     save_result(compare(*stores, ["cka"], readouts=["mean", "cls"]), tmp_path / "r.nc")
     known = open_result(tmp_path / "r.nc")
     known["cka@cls"][0, 0] = 0.125  # as no comparison would give it
-    grown = compare(*stores, ["pwcca"], readouts=["mean", "cls"], known=known)
+    grown = grow(*stores, ["pwcca"], readouts=["mean", "cls"], known=known)
     fresh = compare(*stores, ["cka", "pwcca"], readouts=["mean", "cls"])
     assert list(grown.data_vars) == list(fresh.data_vars)
     assert grown["cka@cls"].values[0, 0] == 0.125
@@ -96,9 +97,9 @@ def test_it_grows_by_metrics_and_keeps_what_it_has(stores: tuple[Path, Path], tm
     xr.testing.assert_equal(grown["cka@mean"].drop_vars(grown.coords), fresh["cka@mean"].drop_vars(fresh.coords))
     for other in ((), ("cls",), ("cls", "mean")):
         with pytest.raises(InvalidInputError, match="about these readouts: mean, cls; name the same"):
-            compare(*stores, ["cka"], readouts=other, known=known)
+            grow(*stores, ["cka"], readouts=other, known=known)
     with pytest.raises(InvalidInputError, match="about all readouts"):
-        compare(*stores, readouts=["cls"], known=compare(*stores))
+        grow(*stores, readouts=["cls"], known=compare(*stores))
 
 
 def test_a_readout_that_a_store_has_not(stores: tuple[Path, Path]) -> None:

@@ -1,5 +1,6 @@
 """What several commands share: options, and how they talk."""
 
+import os
 import shlex
 import sys
 from collections import Counter
@@ -43,8 +44,9 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def say_nothing(_: str) -> None:
-    """Of several processes only the first talks."""
+def first_process() -> bool:
+    """Whether this process speaks for those that torchrun has started."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def command_line() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from repsim.commands.shared import first_process
 from repsim.errors import OtherProcessError, RepsimError
 from repsim.runtime import interrupts
 
@@ -73,9 +74,9 @@ class StoppableGroup(click.Group):
         raise SystemExit(interrupts.exit_code(signum)) from None
 
     def _last_words(self, signum: int, notes: list[str], advice: str | None = None) -> str:
+        if not first_process():
+            return ""
         launched = "TORCHELASTIC_RUN_ID" in os.environ
-        if launched and os.environ.get("RANK", "0") != "0":
-            return ""  # the first of several processes speaks for all
         if advice is None:
             again = None if launched else _repeated(self.typed)
             advice = _advice(self.running, self.typed) + (f": {again}" if again else ".")

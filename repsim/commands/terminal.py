@@ -7,21 +7,21 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from repsim.commands.shared import first_process
 from repsim.errors import MissingFontWarning
 from repsim.runtime import interrupts
-from repsim.runtime.files import duration, human
+from repsim.runtime.files import duration
 
 if TYPE_CHECKING:
     import xarray as xr
     from rich.console import Console
     from rich.table import Table
 
-    from repsim.engine.planning import Cost, Plan
     from repsim.metrics import Metric
     from repsim.runtime.text_tables import Table as Plain
 
@@ -115,17 +115,10 @@ def show(plain: "Plain") -> None:
 
 
 @contextmanager
-def waiting(what: str, *, quiet: bool = False) -> Iterator[None]:
-    """A spinner on stderr for work whose length nobody knows; nothing where stderr is no terminal."""
-    with console(stderr=True).status(what, spinner="line") if sys.stderr.isatty() and not quiet else nullcontext():
-        yield
-
-
-@contextmanager
-def progress(what: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr with a rate and the time left; in a log file, a line now and then instead.
 
-    What is done at the first call was done before, and is no part of the rate.
+    What is done at the first call was done before, and is no part of the rate. Of several processes the first shows it.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -138,9 +131,10 @@ def progress(what: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[
     )
     start = last = time.perf_counter()
     before: int | None = None
+    quiet = not first_process()
     live = sys.stderr.isatty() and not quiet
     with Progress(*columns, console=console(stderr=True), transient=True, disable=not live) as bar:
-        task = bar.add_task(what, total=None, rate="", visible=False)
+        task = bar.add_task(what, total=None, rate="")
 
         def advance(done: int, total: int) -> None:
             nonlocal last, before
@@ -148,7 +142,7 @@ def progress(what: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[
             before = done if before is None else before
             speed = (done - before) / max(now - start, 1e-9)
             rate = f"{speed:.1f} {unit}" if speed >= 0.1 or not speed else f"{duration(1 / speed)} each"
-            bar.update(task, completed=done, total=total, rate=rate, visible=True)
+            bar.update(task, completed=done, total=total, rate=rate)
             if not live and not quiet and now - last >= LOG_SECONDS:
                 last = now
                 click.echo(f"{what}: {done} of {total}, {rate}", err=True)
@@ -163,28 +157,6 @@ def remarks(result: "xr.Dataset") -> None:
 
     for text in notes(result):
         click.echo(text, err=True)
-
-
-def plan(plan: "Plan", rates: "Cost") -> None:
-    """Say on stderr what will be done, and what it is predicted to take on a machine of these rates."""
-    for line in plan.lines():
-        click.echo(line, err=True)
-    if not plan.stages:
-        click.echo("nothing is left to compute", err=True)
-        return
-    click.echo(
-        f"predicted: {duration(plan.seconds(rates))}, {human(plan.memory)} of memory at most "
-        f"(allowed: {human(plan.limits.memory)}), at {rates.flop32 / 1e9:,.0f} GFLOP/s in float32 and "
-        f"{human(rates.read)}/s from the stores",
-        err=True,
-    )
-
-
-def took(seconds: float) -> None:
-    """Say on stderr what it really took."""
-    from repsim.runtime.memory import memory_peak
-
-    click.echo(f"took: {duration(seconds)}, {human(memory_peak())} of memory at most", err=True)
 
 
 def matches(variable: "xr.DataArray") -> None:
@@ -222,13 +194,13 @@ def explanation(metric: "Metric[Any]") -> None:
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+def steps(unit: str = "a second") -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Progress of work that has several parts: a bar for the part that is being done."""
     with ExitStack() as stack:
 
         def step(name: str) -> Callable[[int, int], None]:
             stack.close()
-            return stack.enter_context(progress(name, "a second"))
+            return stack.enter_context(progress(name, unit))
 
         yield step
 

@@ -1,12 +1,14 @@
 """All layer pairs of two stores, or of many: planned, each layer prepared once, shared among processes, resumed."""
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 import torch
 import xarray as xr
@@ -16,6 +18,7 @@ from repsim import metrics as registry
 from repsim._version import __version__
 from repsim.engine.calibration import rates
 from repsim.engine.checkpoints import Ledger, run
+from repsim.engine.options import CompareOptions
 from repsim.engine.pair_matrix import Layer, Matrix
 from repsim.engine.planning import Cost, Limits, Meter, Plan, Stage, plan
 from repsim.engine.preparation import Source, prepare
@@ -23,9 +26,13 @@ from repsim.errors import InvalidInputError, TooLittleMemoryError
 from repsim.metrics import Metric
 from repsim.metrics.recipes.rows import Rows
 from repsim.metrics.sweeps import GramSweep, MomentSweep, PairSweep, Sweep
+from repsim.results.files import open_result, save_result
+from repsim.runtime.events import Kept, Note, logged
+from repsim.runtime.files import check_output, duration, human
 from repsim.runtime.hardware import choose_device, no_fraying, return_memory
-from repsim.runtime.memory import memory_now, memory_to_use
-from repsim.runtime.processes import ALONE, Ranks
+from repsim.runtime.memory import memory_now, memory_peak, memory_to_use
+from repsim.runtime.options import deprecated, sort_keywords, takes
+from repsim.runtime.processes import ALONE, Ranks, ranks
 from repsim.runtime.progress import Listener, Progress, told
 from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore, open_store, several, store_path
@@ -71,22 +78,32 @@ def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float:
     return value
 
 
+class CompareKeywords(TypedDict, total=False):
+    """Keywords of `compare`, for type checkers; `CompareOptions` says all else of them."""
+
+    readouts: Sequence[str]
+    memory: int | str | None
+    device: str
+    tf32: bool
+    explain: bool
+    overwrite: bool
+
+
+@takes(CompareOptions, without=("metrics",))
 def compare(
     a: StoreLike | Sequence[StoreLike],
     b: StoreLike | None = None,
     metrics: Sequence[str | Metric[Any]] | None = None,
     *,
-    device: str = "auto",
-    memory: int | str | None = None,
-    tf32: bool = False,
-    readouts: Sequence[str] = (),
-    known: xr.Dataset | None = None,
-    parts: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     progress: Listener = None,
-    command: str | None = None,
-    me: Ranks = ALONE,
+    **keywords: Unpack[CompareKeywords],
 ) -> xr.Dataset:
     """Compare every layer of one store with every layer of another, or all layers of many stores with one another.
+
+    With ``out`` the same call again goes on where an interrupted one stopped, and a result that is there grows: only
+    what is new (further stores, further metrics) is computed and added. Under torchrun, where every process makes the
+    same call, the processes share the work, and each gets the result. Notes go to ``logging.getLogger("repsim")``.
 
     Parameters
     ----------
@@ -94,31 +111,16 @@ def compare(
         Two stores, or their files, over the same samples in the same order: layers of a by layers of b. One store
         alone is compared with itself. A list of stores gives the matrix of all layers of all models, by themselves.
     metrics
-        Spec strings or metrics; one variable of the result each. By default ``cka``, or what ``known`` has. ``all``, or
-        the name of a group (``alignment``, ``rsm``, ``neighbours``, ``group:cca``, ``statistics``, ``topology``),
-        stands for its measures; ``all`` is without topology, of which a pair may take minutes. Those of a group that
-        cannot be had here are left out, and the result says why.
-    device
-        Where to compute: ``auto``, ``cpu``, ``cuda``, ``mps``.
-    memory
-        Bytes that a process may take at most, or words such as ``"2GiB"``; by default half of the machine's memory, or
-        80 % of the GPU's. Layers that do not fit are read again as they are needed.
-    tf32
-        Let a GPU round products to TensorFloat-32: faster, with errors of 1e-3 instead of 1e-7.
-    readouts
-        Compare only arrays of these readouts, like with like: of several there is one variable a metric and readout,
-        named ``cka@mean``. By default every array of a store is a layer of its own, compared with all others.
-    known
-        An earlier result over some of the same stores: what it holds is taken from there, and only the rest computed.
-    parts
-        A folder for what is done until all is done, so that the same call goes on after an interruption.
+        Spec strings or metrics; one variable of the result each. By default ``cka``, or what the result in ``out`` has.
+        ``all``, or the name of a group (``alignment``, ``rsm``, ``neighbours``, ``group:cca``, ``statistics``,
+        ``topology``), stands for its measures; ``all`` is without topology, of which a pair may take minutes. Those of
+        a group that cannot be had here are left out, and the result says why.
+    out
+        Save the result here, as netCDF (.nc). Until it is complete, what is done lies beside it, in NAME.nc.parts.
     progress
         Called with the percentage of the predicted work that is done, and with 100. By default a notebook shows a bar;
         False is silent.
-    command
-        Recorded as what made the result.
-    me
-        This process among those that share the work (`repsim.runtime.processes`).
+    {options}
 
     Returns
     -------
@@ -140,6 +142,9 @@ def compare(
     UndefinedValueError
         Not one pair of layers has a value.
 
+    OutputError
+        ``out`` cannot be written, or another process is writing it.
+
     Examples
     --------
     >>> import tempfile
@@ -150,23 +155,108 @@ def compare(
     ...     a = repsim.write_store(f"{folder}/a.h5", {"in": x, "out": x[:, :4]}, model="a")
     ...     b = repsim.write_store(f"{folder}/b.h5", {"all": 2 * x}, model="b")
     ...     compare(a, b)["cka"].sel(layer_a="in").round(6).item()
-    ...     compare([a, b])["cka"].sel(layer_a="b/all", layer_b="a/in").round(6).item()
+    ...     result = compare([a, b], out=f"{folder}/result.nc")
+    ...     sorted(compare([a, b], metrics=["cka", "svcca"], out=f"{folder}/result.nc"))  # cka is there already
     1.0
-    1.0
+    ['cka', 'svcca:variance=0.99']
     """
-    with (
-        told("comparing", progress) as advance,
-        Comparison(
-            a, b, metrics, device=device, memory=memory, tf32=tf32, readouts=readouts, known=known, me=me
-        ) as planned,
-    ):
-        return planned.run(parts=parts, progress=advance, command=command)
+    values: dict[str, Any] = dict(keywords)
+    earlier = {name: values.pop(name) for name in _EARLIER_KEYWORDS if name in values}
+    for name in earlier:
+        deprecated("compare", name, _EARLIER_KEYWORDS[name])
+    (options,) = sort_keywords("compare", values, CompareOptions)
+    steps = compare_steps(
+        a, b, metrics, CompareOptions(**options), out=None if out is None else Path(out), progress=progress,
+        command=earlier.get("command"), known=earlier.get("known"), parts=earlier.get("parts"),
+    )  # fmt: skip
+    compared: Compared
+    *_, compared = logged(steps)
+    return compared.result
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The result of a comparison."""
+
+    result: xr.Dataset
+    saved: bool
+    """Whether it was saved; a result that held all of this already is not."""
+
+
+def compare_steps(
+    a: StoreLike | Sequence[StoreLike],
+    b: StoreLike | None,
+    metrics: Sequence[str | Metric[Any]] | None,
+    options: CompareOptions,
+    *,
+    out: Path | None = None,
+    dry_run: bool = False,
+    progress: Listener = None,
+    command: str | None = None,
+    known: xr.Dataset | None = None,
+    parts: str | os.PathLike[str] | None = None,
+) -> Iterator[Note | Kept | Compared]:
+    """Compare as `compare` does, and yield notes while it runs, and at the end the result.
+
+    Among the processes of torchrun each does its share, and only the first yields notes.
+
+    Parameters
+    ----------
+    dry_run
+        Only explain what would be done.
+    command
+        Recorded as what made the result.
+    known, parts
+        An earlier result that grows, and a folder for what is done; by default those of ``out``.
+    """
+    if out is not None and out.suffix != ".nc":  # also keeps a slip of the hand from replacing a store
+        raise InvalidInputError(f"a result is netCDF: name it .nc, not {out.name}")
+    with ranks() as me:
+        grows = me.share(out is not None and out.exists() and not options.overwrite)
+        if out is not None:
+            known = open_result(out) if grows else known
+            parts = out.with_name(f"{out.name}.parts")
+            if me.first and not dry_run:
+                check_output(out, overwrite=options.overwrite or grows)
+        with Comparison(
+            a, b, metrics, device=options.device, memory=options.memory, tf32=options.tf32, readouts=options.readouts,
+            known=known, me=me,
+        ) as planned:  # fmt: skip
+            notes = [f"note: {note}" for note in planned.view.notes]
+            if options.explain or dry_run:
+                notes += planned.explanation() if me.first else []
+            if not dry_run and parts is not None and (done := len(list(Path(parts).glob("*.part")))):
+                notes.append(f"going on with {done} parts that an interrupted run has left in {parts}")
+            if me.first:
+                yield from map(Note, notes)
+            if dry_run:
+                return
+            saved = out is not None and (not grows or bool(planned.plan.stages))
+            start = time.perf_counter()
+            with told("comparing", progress) as advance:
+                save = partial(save_result, path=out, overwrite=options.overwrite or grows) if out and saved else None
+                result = planned.run(parts=parts, progress=advance, command=command, save=save)
+            me.wait()  # until the first has saved it
+            if options.explain and me.first:
+                yield Note(f"took: {duration(time.perf_counter() - start)}, {human(memory_peak())} of memory at most")
+        if out is not None and not saved and me.first:
+            yield Kept(out, "holds all of this already")
+        yield Compared(result, saved)
+
+
+_EARLIER_KEYWORDS = {
+    "known": "write out=, a file with the result that grows",
+    "parts": "write out=, beside which the parts lie",
+    "command": "set result.attrs['command']",
+    "me": "the processes of torchrun find each other",
+}
 
 
 class Comparison:
     """A comparison, planned: what ``repsim compare --dry-run`` shows, and `run` does. A context manager.
 
-    The parameters are those of `compare`.
+    The parameters are those of `compare`, and ``known``, an earlier result over some of the same stores: what it holds
+    is taken from there, and only the rest computed. ``me`` is this process among those that share the work.
     """
 
     def __init__(
@@ -243,6 +333,18 @@ class Comparison:
         streams = (layer for layer in self.matrix.layers if layer.key.form == "features")
         first = max(streams, key=lambda layer: layer.shape.p, default=None)
         return rates(self.device, None if first is None else self.view.stream(first.store, first.array, self.device))
+
+    def explanation(self) -> list[str]:
+        """Say what will be done, and what it is predicted to take on this machine."""
+        if not self.plan.stages:
+            return [*self.plan.lines(), "nothing is left to compute"]
+        speed = self.rates()
+        predicted = (
+            f"predicted: {duration(self.plan.seconds(speed))}, {human(self.plan.memory)} of memory at most "
+            f"(allowed: {human(self.plan.limits.memory)}), at {speed.flop32 / 1e9:,.0f} GFLOP/s in float32 and "
+            f"{human(speed.read)}/s from the stores"
+        )
+        return [*self.plan.lines(), predicted]
 
     def run(
         self,

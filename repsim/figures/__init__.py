@@ -13,7 +13,7 @@ from repsim.figures.maps import plot_map
 from repsim.figures.scatters import plot_measures
 from repsim.figures.selection import pick
 from repsim.figures.shares import plot_shares
-from repsim.figures.stages import boundaries
+from repsim.presentation.stages import boundaries
 
 __all__ = [
     "FEW",

@@ -19,7 +19,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.figures.lettering import dress, fold, plain
+from repsim.results.variables import RELATIONS
 from repsim.runtime.files import replacing
+from repsim.study.reading import strictest
 
 FORMATS: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 """What can be saved, each with the metadata that would make two equal figures differ."""
@@ -38,8 +40,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito (2008), told apart whatever cones an eye has; the yellow, too bright for white paper, is left out."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 """Beside the colours, for print without any."""
-RELATIONS = ("other family", "same family", "same architecture")
-"""What two models have in common, each with a colour, a marker and a line of its own (`style`)."""
 _AROUND = 4.0  # inches: room for any text around axes, until it is known how much it takes
 PAD = 0.06
 """Inches at both sides: letters are a little wider at some resolutions than at that of the layout."""
@@ -157,8 +157,6 @@ def footnote(study: xr.Dataset, *said: str) -> list[str]:
 
 def known_measure(study: xr.Dataset, measure: str | None, *, among: str = "measure") -> str:
     """Take the measure of this name; by default the strictest kernel: given the input, where that is known."""
-    from repsim.study.reading import strictest  # noqa: PLC0415 - loads torch, which no comparison's figure needs
-
     if study.attrs.get("format") != "repsim-study":
         raise InvalidInputError("expected a study of repsim.universality or repsim.open_study")
     if among not in study.coords:

@@ -1,6 +1,6 @@
 """Which depth of one network matches which of another, and how alike they are there."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +12,6 @@ from repsim.errors import InvalidInputError
 from repsim.figures.canvas import (
     COLUMN,
     NOTE,
-    RELATIONS,
     blank,
     footnote,
     has_pairs,
@@ -22,7 +21,9 @@ from repsim.figures.canvas import (
     tidy,
 )
 from repsim.figures.lettering import fold, plain
-from repsim.figures.selection import pick, traits
+from repsim.figures.selection import pick
+from repsim.presentation.measures import traits
+from repsim.results.variables import RELATIONS
 from repsim.study.layer_matching import relative
 
 
@@ -80,7 +81,7 @@ def plot_depths(
         raise InvalidInputError(f"there is nothing to draw: no two models match under {measure}")
     own = ax is None
     ax = blank(width, width * (0.84 if show == "depth" else 0.6)) if ax is None else ax
-    label = plain(traits(measure)["label"])
+    label = plain(traits(measure).label)
     if show == "depth":
         ax.plot([0, 1], [0, 1], color="0.5", linewidth=0.8, linestyle=(0, (1, 2)), gid="identity", zorder=0)
         ax.set(ylim=(-0.02, 1.02), aspect="equal")
@@ -88,28 +89,24 @@ def plot_depths(
     ax.set_xlim(-0.02, 1.02)
     curves.sort(key=lambda curve: RELATIONS.index(curve.relation))
     for group in dict.fromkeys(curve.group for curve in curves):
-        some = [curve for curve in curves if curve.group == group]
-        look = style(some[0].relation)
-        for curve in some:
-            y = curve.there if show == "depth" else curve.value
-            ax.plot(curve.here, y, color=look["color"], linewidth=0.5, alpha=0.35, gid="pair")
-        at = np.unique(np.concatenate([curve.here for curve in some]))
-        mean = np.mean([np.interp(at, c.here, c.there if show == "depth" else c.value) for c in some], axis=0)
-        many = f"{len(some)} pair{'s' * (len(some) > 1)}"
-        ax.plot(
-            at,
-            mean,
-            **look,
-            linewidth=1.4,
-            markersize=3,
-            label=fold([plain(f"{group} ({many})")], 0.5 * width, NOTE),
-            gid="mean",
-        )
+        _draw_group(ax, [curve for curve in curves if curve.group == group], depth=show == "depth", width=width)
     ax.legend(fontsize=NOTE, frameon=False, loc="best", handlelength=2.6)
     if own:
         how = "Thin: pairs of models; thick: their mean. Match: the best one that keeps the order of layers."
         settle(ax.figure.figure, footnote(study, f"{label}.", how))
     return ax
+
+
+def _draw_group(ax: Axes, curves: Sequence[Curve], *, depth: bool, width: float) -> None:
+    """Draw pairs of one kind as thin lines, and their mean at every depth that one of them has a layer at."""
+    look = style(curves[0].relation)
+    for curve in curves:
+        y = curve.there if depth else curve.value
+        ax.plot(curve.here, y, color=look["color"], linewidth=0.5, alpha=0.35, gid="pair")
+    at = np.unique(np.concatenate([curve.here for curve in curves]))
+    mean = np.mean([np.interp(at, c.here, c.there if depth else c.value) for c in curves], axis=0)
+    label = fold([plain(f"{curves[0].group} ({len(curves)} pair{'s' * (len(curves) > 1)})")], 0.5 * width, NOTE)
+    ax.plot(at, mean, **look, linewidth=1.4, markersize=3, label=label, gid="mean")
 
 
 def _curves(study: xr.Dataset, measure: str) -> Iterator[Curve]:

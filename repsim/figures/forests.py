@@ -13,7 +13,6 @@ from repsim.errors import InvalidInputError
 from repsim.figures.canvas import (
     COLUMN,
     NOTE,
-    RELATIONS,
     blank,
     footnote,
     has_pairs,
@@ -23,7 +22,8 @@ from repsim.figures.canvas import (
     tidy,
 )
 from repsim.figures.lettering import fold, plain, width_of
-from repsim.figures.selection import traits
+from repsim.presentation.measures import traits
+from repsim.results.variables import RELATIONS
 
 _PITCH = 0.135  # inches: a line of text of a row
 _CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -72,7 +72,7 @@ def plot_pairs(study: xr.Dataset, measure: str | None = None, ax: Axes | None = 
     relations = [each for each in RELATIONS if each in at["relation"].values]
     ax = blank(width, _PITCH * lines * (len(names) + len(relations))) if ax is None else ax
     tidy(ax, "", "")
-    ax.set_xlabel(fold([plain(traits(measure)["label"])], 0.5 * inches, NOTE + 0.5), fontsize=NOTE + 0.5)
+    ax.set_xlabel(fold([plain(traits(measure).label)], 0.5 * inches, NOTE + 0.5), fontsize=NOTE + 0.5)
     rows: list[str] = []
     seen: dict[str, Artist] = {}
     for relation in relations:

@@ -14,9 +14,10 @@ from repsim.errors import InvalidInputError
 from repsim.figures.canvas import NOTE, PAD, PAGE, add_caption, known_measure, sized
 from repsim.figures.heatmaps import checked, draw, explained, known_variables, label_of, once
 from repsim.figures.lettering import dress, fold
-from repsim.figures.scales import label_colour_bar, scale_of
+from repsim.figures.scales import colours_of, extension, label_colour_bar
 from repsim.figures.selection import every_pair, pick
-from repsim.figures.stages import boundaries
+from repsim.presentation.scales import Scale, declared, scale_of
+from repsim.presentation.stages import boundaries
 
 _BAR = 0.75  # inches: the colour bar with its numbers and its label
 _CELL = 0.115  # inches: the name of a layer fits beside it
@@ -60,13 +61,9 @@ def plot_grid(
     panels = list(_panels(found, measures, pairs))
     if not panels:
         raise InvalidInputError("there is nothing to draw: expected at least one pair of models and one measure")
-    kinds = {_kind(panel): label_of(panel) for panel in panels}
-    if len(kinds) > 1:
-        raise InvalidInputError(
-            f"one scale takes measures of one sense and one range, which {' and '.join(kinds.values())} do not have; "
-            "draw them apart, or name one"
-        )
-    scale = scale_of(panels[0], np.concatenate([np.asarray(panel.values, np.float64).ravel() for panel in panels]))
+    _check_one_kind(panels)
+    values = np.concatenate([np.asarray(panel.values, np.float64).ravel() for panel in panels])
+    scale = scale_of(values, *declared(panels[0].attrs))
     labels = list(dict.fromkeys(map(label_of, panels)))
     places = _triangle(panels) or _rows(panels, len(labels), width or PAGE)
     down, across = (max(place[k] for place in places) + 1 for k in (0, 1))
@@ -83,14 +80,29 @@ def plot_grid(
         if len(labels) > 1:
             ax.set_title(fold([label_of(at[place])], side, NOTE + 0.5), fontsize=NOTE + 0.5, pad=3)
         _name_once(at, place, ax)
-    drawn = [grid[place] for place in places]
+    add_caption(figure, _caption(panels, path=path, marks=marks))
+    label = labels[0] if len(labels) == 1 else "one scale for all panels"
+    _finish(figure, [grid[place] for place in places], down, scale, label)
+    return figure
+
+
+def _check_one_kind(panels: Sequence[xr.DataArray]) -> None:
+    """Refuse measures that cannot share a scale."""
+    kinds = {_kind(panel): label_of(panel) for panel in panels}
+    if len(kinds) > 1:
+        raise InvalidInputError(
+            f"one scale takes measures of one sense and one range, which {' and '.join(kinds.values())} do not have; "
+            "draw them apart, or name one"
+        )
+
+
+def _finish(figure: Figure, drawn: Sequence[Axes], down: int, scale: Scale, label: str) -> None:
+    """Add the colour bar, and lay the figure out with square panels."""
     bar = figure.colorbar(
-        ScalarMappable(scale.norm, scale.colours), ax=drawn, extend=scale.extend, aspect=30, pad=0.02, fraction=0.05
+        ScalarMappable(*colours_of(scale)), ax=drawn, extend=extension(scale), aspect=30, pad=0.02, fraction=0.05
     )
     label_colour_bar(bar, scale, NOTE)
-    label = labels[0] if len(labels) == 1 else "one scale for all panels"
     bar.set_label(label, fontsize=NOTE + 0.5)
-    add_caption(figure, _caption(panels, path=path, marks=marks))
     dress(figure)
     layout = ConstrainedLayoutEngine(w_pad=PAD, h_pad=0.03)
     layout.execute(figure)
@@ -98,7 +110,6 @@ def plot_grid(
     figure.set_figheight(figure.get_figheight() + down * (one[0] - one[1]))  # square panels
     bar.set_label(fold([label], max(1.05 * down * one[0], 0.8), NOTE + 0.5))
     layout.execute(figure)
-    return figure
 
 
 def _triangle(panels: Sequence[xr.DataArray]) -> list[tuple[int, int]]:
@@ -155,7 +166,7 @@ def _panels(
 
 
 def _kind(panel: xr.DataArray) -> tuple[object, ...]:
-    return panel.attrs.get("sense", "similarity"), *map(float, panel.attrs.get("valid_range", (-math.inf, math.inf)))
+    return declared(panel.attrs)
 
 
 def _caption(panels: Sequence[xr.DataArray], *, path: bool | None, marks: bool | None) -> list[str]:

@@ -16,9 +16,11 @@ from matplotlib.ticker import FuncFormatter, Locator
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.figures.canvas import LARGEST, LEADING, NARROW, SMALL, SMALLEST, TEXT, TITLE, fit, sized
 from repsim.figures.lettering import dress, fold, plain, shorten, width_of
-from repsim.figures.scales import Scale, add_colour_bar, scale_of
-from repsim.figures.stages import boundaries
+from repsim.figures.scales import add_colour_bar, colours_of
+from repsim.presentation.scales import Scale, declared, scale_of
+from repsim.presentation.stages import boundaries, runs
 from repsim.study.layer_matching import best_match
+from repsim.study.multiple_tests import holm
 
 _KEPT = 0.92  # what is left of a panel's length when everything around it has been laid out, at least
 _CELL = 0.115  # inches: a layer name of nearly 7 points fits beside it
@@ -212,12 +214,13 @@ def draw(
     Names of layers take so many inches, ``names``, at most.
     """
     values = np.asarray(da.values, dtype=np.float64)
-    colours = scale or scale_of(da, values)
+    colours = scale or scale_of(values, *declared(da.attrs))
+    norm, colour_map = colours_of(colours)
     square = scale is None and max(da.shape) <= _SLENDER * min(da.shape)
     image = ax.imshow(
         values,
-        cmap=colours.colours,
-        norm=colours.norm,
+        cmap=colour_map,
+        norm=norm,
         origin="lower",
         interpolation="nearest",
         aspect="equal" if square else "auto",
@@ -290,14 +293,13 @@ def _draw_path(da: xr.DataArray, ax: Axes, cell: float) -> None:
 
 def _draw_marks(da: xr.DataArray, ax: Axes, scale: Scale, cell: float) -> None:
     """Cross out what is not above chance, white on dark cells and black on bright ones."""
-    from repsim.study.chance import holm  # noqa: PLC0415 - loads torch, which no comparison's figure needs
-
     if "p" not in da.coords:
         raise InvalidInputError(
             f"{label_of(da)} has no p-values to mark cells by; plain debiased CKA of a study has (figures.pick)"
         )
     rows, columns = np.nonzero(holm(da["p"].values) > ALPHA)
-    dark = scale.colours(scale.norm(np.asarray(da.values, np.float64)[rows, columns]))[:, :3] @ _LUMINANCE < 0.5
+    norm, colour_map = colours_of(scale)
+    dark = colour_map(norm(np.asarray(da.values, np.float64)[rows, columns]))[:, :3] @ _LUMINANCE < 0.5
     shades = np.where(dark[:, None], to_rgb("white"), to_rgb("black"))
     size = float(np.clip(cell / 3, 1.5, 5))
     ax.scatter(columns, rows, s=size**2, c=shades, marker="x", linewidths=size / 6, gid="marks")
@@ -308,12 +310,9 @@ def _models(da: xr.DataArray, side: str) -> dict[str, tuple[int, int]]:
     name = f"model_{side}"
     if name not in da.coords or da[name].dims != (f"layer_{side}",):
         return {}
-    found: dict[str, tuple[int, int]] = {}
-    for at, model in enumerate(map(str, da[name].values)):
-        if at and model in found and found[model][1] != at - 1:
-            return {}
-        found[model] = found.get(model, (at, at))[0], at
-    return found
+    along = runs(map(str, da[name].values))
+    ends = {run.model: (run.first, run.first + run.count - 1) for run in along}
+    return ends if len(ends) == len(along) else {}
 
 
 def _name_width(da: xr.DataArray, dim: str) -> float:

@@ -24,7 +24,8 @@ from repsim.figures.canvas import (
     tidy,
 )
 from repsim.figures.lettering import fold, plain, shorten, width_of
-from repsim.figures.selection import traits
+from repsim.presentation.measures import traits
+from repsim.study.reading import axis_shares
 
 _AROUND = 16
 _FAR = 90  # points: a name further from its point than this is left out
@@ -62,30 +63,50 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
     clusters, families = at["cluster"].values.tolist(), study["family"].values.tolist()
     models = shorten([plain(model) for model in study["model"].values], 0.4 * width, NOTE)
     of = list(dict.fromkeys(families))
-    eigenvalues = np.nan_to_num(at["map_eigenvalues"].values).clip(0)
-    if places.shape[1] < 2 or not eigenvalues.sum() > 0:
+    parts = axis_shares(at["map_eigenvalues"].values)
+    if places.shape[1] < 2 or not parts.any():
         raise InvalidInputError(f"there is nothing to draw: under {measure} all models are in one place")
     own = ax is None
     ax = blank(width, 0.85 * width) if ax is None else ax
-    parts = eigenvalues / eigenvalues.sum()
     tidy(ax, f"axis 1 ({parts[0]:.0%} of squared distances)", f"axis 2 ({parts[1]:.0%})")
     ax.set_aspect("equal", adjustable="datalim")
     several = max(clusters) > 0
-    for cluster in sorted(set(clusters)):
-        some = places[np.array(clusters) == cluster]
-        colour = COLOURS[max(cluster, 0) % len(COLOURS)]
-        if several and len(some) > 1:
-            light = 1 - 0.18 * (1 - np.array(to_rgb(colour)))  # opaque: edge and ground would add up to a darker seam
-            ax.fill(
-                *_hull(some).T, color=light, linewidth=14, joinstyle="round", capstyle="round", zorder=0, gid="cluster"
-            )
+    if several:
+        _outline_clusters(ax, places, clusters)
     for (x, y), cluster, family in zip(places, clusters, families, strict=True):
         ax.scatter(
-            x, y, s=22, color=COLOURS[max(cluster, 0) % len(COLOURS)], marker=MARKERS[of.index(family) % len(MARKERS)],
+            x, y, s=22, color=_colour(cluster), marker=MARKERS[of.index(family) % len(MARKERS)],
             edgecolors="black", linewidths=0.5, zorder=3, gid="model",
         )  # fmt: skip
     ax.margins(0.22)
-    named = [fold([plain(family)], 0.75 * width, NOTE) for family in of]
+    _add_legend(ax, of, width)
+    if own:
+        label = f"{plain(traits(measure).label)}, mean over matched depths."
+        settle(ax.figure.figure, footnote(study, label, _reading(at, several=several)))
+    _name_points(ax, places, models)
+    return ax
+
+
+def _outline_clusters(ax: Axes, places: NDArray[np.float64], clusters: Sequence[int]) -> None:
+    """Shade the ground of every cluster of two models or more."""
+    for cluster in sorted(set(clusters)):
+        members = places[np.array(clusters) == cluster]
+        colour = np.array(to_rgb(_colour(cluster)))
+        if len(members) > 1:
+            light = 1 - 0.18 * (1 - colour)  # opaque: edge and ground would add up to a darker seam
+            ax.fill(
+                *_hull(members).T, color=light, linewidth=14, joinstyle="round", capstyle="round", zorder=0,
+                gid="cluster",
+            )  # fmt: skip
+
+
+def _colour(cluster: int) -> str:
+    return COLOURS[max(cluster, 0) % len(COLOURS)]
+
+
+def _add_legend(ax: Axes, families: Sequence[str], width: float) -> None:
+    """Name the families by their markers, in as many columns as there is room for."""
+    named = [fold([plain(family)], 0.75 * width, NOTE) for family in families]
     widest = max(width_of(line, NOTE) for name in named for line in name.split("\n"))
     keys = [
         Line2D([], [], linestyle="", marker=MARKERS[k % len(MARKERS)], color="0.4", markersize=4, label=name)
@@ -95,11 +116,6 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
         handles=keys, fontsize=NOTE, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderpad=0.1,
         ncols=max(1, int(width * 60 // (widest + 22))), handletextpad=0.1, columnspacing=0.8,
     )  # fmt: skip
-    if own:
-        label = f"{plain(traits(measure)['label'])}, mean over matched depths."
-        settle(ax.figure.figure, footnote(study, label, _reading(at, several=several)))
-    _name_points(ax, places, models)
-    return ax
 
 
 def _reading(at: xr.Dataset, *, several: bool) -> str:

@@ -1,62 +1,47 @@
-"""How values become colours: the range that a measure declares, bright for alike, and the bar that says so."""
+"""Colours of matplotlib for a scale, and the bar that shows it."""
 
-import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
-import matplotlib as mpl
 import numpy as np
-import xarray as xr
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, Normalize, TwoSlopeNorm
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2DBase, ScaledTranslation, blended_transform_factory
-from numpy.typing import NDArray
 
 from repsim.figures.canvas import NARROW, SMALL, TEXT
 from repsim.figures.lettering import fold
+from repsim.presentation.scales import GREEN, MAGMA, Scale
 
 Extend = Literal["neither", "min", "max", "both"]
-_NEGATIVE = ("#c9f7e4", "#0a4a3a")  # from the lowest value up to 0: a hue that magma does not have
 _EXTEND: dict[tuple[bool, bool], Extend] = {
     (False, False): "neither",
     (True, False): "min",
     (False, True): "max",
     (True, True): "both",
 }
+_STEPS = 256
 
 
-class Scale(NamedTuple):
-    """How values become colours, and the part of it that the colour bar shows."""
+def colours_of(scale: Scale) -> tuple[Normalize, Colormap]:
+    """Make what matplotlib draws a scale with: values to [0, 1], and [0, 1] to colours.
 
-    colours: Colormap
-    norm: Normalize
-    shown: tuple[float, float]
-    extend: Extend
+    Both cover the whole range, not the shown part alone: equal colours are equal values in any two figures.
+    """
+    magma = LinearSegmentedColormap.from_list("", MAGMA, _STEPS)
+    if scale.reverse:
+        magma = magma.reversed()
+    if not scale.signed:
+        return Normalize(scale.low, scale.high), magma
+    green = LinearSegmentedColormap.from_list("", GREEN, _STEPS)
+    both = ListedColormap(np.concatenate([colours(np.linspace(0, 1, _STEPS)) for colours in (green, magma)]))
+    return TwoSlopeNorm(0, scale.low, scale.high), both
 
 
-def scale_of(da: xr.DataArray, values: NDArray[np.float64]) -> Scale:
-    """Take the declared range of a measure; of an infinite one, up to the values' extreme."""
-    low, high = (float(bound) for bound in da.attrs.get("valid_range", (-math.inf, math.inf)))
-    finite = values[np.isfinite(values)]
-    least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    low = low if math.isfinite(low) else least
-    high = high if math.isfinite(high) else most
-    high = high if high > low else low + 1
-    slack = 1e-6 * (high - low)  # rounding is not worth an arrow
-    below, above = bool((values < low - slack).any()), bool((values > high + slack).any())
-    extend = _EXTEND[below, above]
-    magma = mpl.colormaps["magma"]
-    if da.attrs.get("sense", "similarity") != "similarity":
-        return Scale(magma.reversed(), Normalize(low, high), (low, high), extend)
-    if not low < 0 < high:
-        return Scale(magma, Normalize(low, high), (low, high), extend)
-    green = LinearSegmentedColormap.from_list("", _NEGATIVE)
-    both = ListedColormap(np.concatenate([colours(np.linspace(0, 1, 256)) for colours in (green, magma)]))
-    tenth = -low / 10
-    shown = max(low, math.floor(least / tenth) * tenth) if least < 0 else 0.0
-    return Scale(both, TwoSlopeNorm(0, low, high), (shown, high), extend)
+def extension(scale: Scale) -> Extend:
+    """Return the ends of a colour bar that get an arrow: those with values beyond the range."""
+    return _EXTEND[scale.below, scale.above]
 
 
 def add_colour_bar(image: AxesImage, scale: Scale, lines: Sequence[str], height: float) -> None:
@@ -64,7 +49,7 @@ def add_colour_bar(image: AxesImage, scale: Scale, lines: Sequence[str], height:
     ax = image.axes
     right = ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, cast("Affine2DBase", ax.transAxes))
     place = ax.inset_axes((0.1, 0, 0.13, 1), transform=blended_transform_factory(right, ax.transAxes))
-    bar = ax.figure.colorbar(image, cax=place, extend=scale.extend, extendfrac=0.1 / height)
+    bar = ax.figure.colorbar(image, cax=place, extend=extension(scale), extendfrac=0.1 / height)
     label_colour_bar(bar, scale, SMALL)
     bar.set_label(fold(lines, max(height, NARROW), TEXT), fontsize=TEXT)
 

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import COLUMN, NOTE, RELATIONS, blank, footnote, known_measure, settle, style, tidy
+from repsim.figures.canvas import COLUMN, NOTE, blank, footnote, known_measure, settle, style, tidy
 from repsim.figures.heatmaps import caption_of, checked, known_variables, label_of
 from repsim.figures.lettering import plain
 from repsim.figures.selection import pick
+from repsim.results.variables import RELATIONS
 
 _MANY = 2000  # points: as shapes they would make a file that no viewer is glad of
 

@@ -1,4 +1,4 @@
-"""What of a study a figure draws: one pair of models under one measure, as a comparison would hold it."""
+"""Selects one pair of models of a study under one measure, as a comparison would hold it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +8,7 @@ import xarray as xr
 
 from repsim.errors import UnknownNameError
 from repsim.figures.canvas import has_pairs, known_measure
+from repsim.presentation.measures import traits
 
 
 def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArray:
@@ -54,30 +55,20 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
     at = study.sel(measure=measure, pair=pair if pair in names else turned)
     a, b = (str(at[f"pair_{side}"].item()) for side in "ab")
     rows, columns = study["model_a"].values == a, study["model_b"].values == b
-    attrs = traits(measure)
+    declares = traits(measure)
     table = at[["value", "p"]].isel(layer_a=rows, layer_b=columns)
-    value = table["value"] if attrs["sense"] == "similarity" else -table["value"]
+    value = table["value"] if declares.sense == "similarity" else -table["value"]
     one = xr.DataArray(
         value.values,
         dims=("layer_a", "layer_b"),
-        coords={
-            **{
-                f"layer_{side}": [str(layer).removeprefix(f"{model}/") for layer in table[f"layer_{side}"].values]
-                for side, model in (("a", a), ("b", b))
-            },
-            **{
-                f"model_{side}": (f"layer_{side}", [model] * n)
-                for side, model, n in zip("ab", (a, b), value.shape, strict=True)
-            },
-            **{
-                f"readout_{side}": (f"layer_{side}", [study["readout"].item()] * n)
-                for side, n in zip("ab", value.shape, strict=True)
-            },
-            "n_samples": study["n_samples"].item(),
-            "data": study["data"].item(),
-        },
+        coords=_sides_of(table, a, b) | {name: study[name].item() for name in ("n_samples", "data")},
         name=measure,
-        attrs=attrs,
+        attrs={
+            "label": declares.label,
+            "spec": measure,
+            "sense": declares.sense,
+            "valid_range": list(declares.valid_range),
+        },
     )
     if not np.isnan(table["p"].values).all():
         one = one.assign_coords(p=(one.dims, table["p"].values))
@@ -89,19 +80,21 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
     return one.assign_coords(match=("layer_a", match))
 
 
+def _sides_of(table: xr.Dataset, a: str, b: str) -> dict[str, Any]:
+    """Name the layers of two models as a comparison does: the layer, its model, its readout."""
+    coords: dict[str, Any] = {}
+    for side, model in (("a", a), ("b", b)):
+        dim = f"layer_{side}"
+        layers = [str(layer).removeprefix(f"{model}/") for layer in table[dim].values]
+        coords[dim] = layers
+        coords[f"model_{side}"] = (dim, [model] * len(layers))
+        coords[f"readout_{side}"] = (dim, [table["readout"].item()] * len(layers))
+    return coords
+
+
 def every_pair(study: xr.Dataset, measure: str | None = None) -> Iterator[xr.DataArray]:
     """Take all pairs, one after the other, the model that the study names later along the rows."""
     has_pairs(study)
     order = study["model"].values.tolist()
     for pair, a, b in zip(*(study[name].values.tolist() for name in ("pair", "pair_a", "pair_b")), strict=True):
         yield pick(study, pair if order.index(a) > order.index(b) else f"{b} x {a}", measure)
-
-
-def traits(measure: str) -> dict[str, Any]:
-    """What a measure of a study declares: label, sense and range, as a result's variable has them."""
-    from repsim import metrics  # noqa: PLC0415 - loads torch, which no comparison's figure needs
-
-    spec, _, given = measure.partition(" given ")
-    metric = metrics.get(spec)
-    label = f"{metric.label}, given {given}" if given else metric.label
-    return {"label": label, "spec": measure, "sense": metric.sense, "valid_range": list(metric.bounds)}

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 
 from repsim.errors import InvalidInputError
 from repsim.figures.canvas import COLOURS, COLUMN, MARKERS, NOTE, blank, footnote, known_measure, settle, tidy
-
-_LOOKS = ("input", "universal", "family", "seed", "family_and_seed", "universal_and_family")
+from repsim.study.reading import known_shares, share_places
 
 
 def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COLUMN) -> Axes:
@@ -34,8 +33,6 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
     InvalidInputError
         If the study has no shares: it takes two trained models.
     """
-    from repsim.study.reading import known_shares  # noqa: PLC0415 - loads torch, which no comparison's figure needs
-
     known_measure(study, None)
     if not study.sizes.get("state") or np.isnan(study["share"].values).all():
         raise InvalidInputError(
@@ -46,9 +43,9 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
     tidy(ax, "relative depth", "share of the energy")
     ax.axhline(0, color="0.4", linewidth=0.6, zorder=0)
     states = study["state"].values.tolist()
-    shares = known_shares(study)
+    shares, places = known_shares(study), share_places(study)
     for name, label in shares.items():
-        k = _LOOKS.index(name)
+        k = places[name]
         for state in states:
             at = study.sel(state=state, share_of=name)
             trained = state == "trained"
@@ -76,9 +73,5 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
             else f"Only {states[0]} networks: no others are in this study."
         )
         sums = " Sums: these models cannot tell the parts apart." if any("_and_" in name for name in shares) else ""
-        whose = next((label for name, label in shares.items() if name.startswith("universal")), "")
-        nothing = "" if "input" in shares or not whose else f" Without pixels the input is part of: {whose}."
-        settle(
-            ax.figure.figure, footnote(study, f"Debiased linear kernels. {lines} Bands: 95 % intervals.{sums}{nothing}")
-        )
+        settle(ax.figure.figure, footnote(study, f"Debiased linear kernels. {lines} Bands: 95 % intervals.{sums}"))
     return ax

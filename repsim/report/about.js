@@ -8,11 +8,8 @@ class About {
   draw() {
     const { part, data } = this.page;
     byId("kind").textContent = part.isStudy ? "study" : "comparison";
-    const { facts } = part;
-    byId("subtitle").textContent = [
-      `${facts.samples} samples of ${facts.data}`, part.readout && `readout ${part.readout}`,
-      facts.permutations && `${facts.permutations} permutations`, facts.created && `made ${facts.created.slice(0, 10)}`].filter(Boolean).join(" · ");
-    byId("tiles").replaceChildren(...(part.isStudy ? this.tiles() : []));
+    byId("subtitle").textContent = part.subtitle;
+    byId("tiles").replaceChildren(...(part.tiles ?? []).map(({ label, value, interval, strong }) => tile(label, value, interval, strong)));
     byId("summary").replaceChildren(...part.summary.map((text) => element("p", {}, text)));
     const warnings = byId("warnings");
     warnings.hidden = !part.warnings.length;
@@ -21,27 +18,7 @@ class About {
     this.facts();
     byId("citation").textContent = data.citation.text;
     byId("bibtex").textContent = data.citation.bibtex;
-    const cited = part.measures.filter(({ citation }) => citation).map(({ name, citation }) => `${name.split(" given ")[0]}: ${citation}`);
-    byId("sources").textContent = cited.length ? `Please also cite whose measures you report: ${[...new Set(cited)].join(". ")}.` : "";
-  }
-
-  // The few numbers that everything else explains.
-  tiles() {
-    const { part } = this.page;
-    const kernel = part.strictest;
-    const relation = ["other family", "same architecture", "same family"].find((each) => Number.isFinite(part.one("index_mean", { kernel: "cka", kind_of_pair: each })));
-    const where = { "other family": "across families", "same family": "within families", "same architecture": "of one architecture" }[relation];
-    const made = (what, of, text, strong) => {
-      const [value, low, high] = ["", "_low", "_high"].map((end) => part.one(`${what}_mean${end}`, { kernel: of, kind_of_pair: relation }));
-      return Number.isFinite(value) ? [tile(text, fixed(value, 3), interval(low, high, 3), strong)] : [];
-    };
-    return relation ? [
-      ...made("index", "cka", `Debiased CKA of best-matching layers, ${where}`),
-      ...made("control", "cka", "The same with untrained networks"),
-      ...(kernel === "cka" ? [] : made("index", kernel, `What is left ${kernel.replace("cka ", "")}`)),
-      ...(kernel === "cka" ? [] : made("control", kernel, "And with untrained networks")),
-      ...made("learned", kernel, `Learned effect (${kernel})`, true),
-    ] : [];
+    byId("sources").textContent = part.sources;
   }
 
   facts() {
@@ -49,12 +26,8 @@ class About {
     const all = { ...part.facts, ...data.files };
     byId("facts").replaceChildren(...Object.entries(all).flatMap(([term, text]) => [
       element("dt", {}, term), element("dd", { class: /command|SHA/.test(term) ? "code" : "" }, text)]));
-    const told = { architecture: "Architecture", weights: "Weights", seed: "Seed", weights_sha256: "Weights, SHA-256", checksum: "Checksum of the store", batch_norm: "Batch norm", device: "Device" };
-    const known = Object.keys(told).filter((key) => part.models.some((model) => model[key]));
-    const rows = part.models.map((model) => [
-      model.name, ...(part.isStudy ? [model.family || MISSING, model.trained ? "trained" : "untrained"] : []),
-      ...known.map((key) => (key.endsWith("sha256") ? (model[key] ?? MISSING).slice(0, 12) : model[key] ?? MISSING))]);
-    byId("networks").replaceChildren(table(["Network", ...(part.isStudy ? ["Family", "State"] : []), ...known.map((key) => told[key])], rows, "Networks", 99));
+    const { columns, rows } = part.networks;
+    byId("networks").replaceChildren(table(columns, rows, "Networks", 99));
   }
 
   async copy() {

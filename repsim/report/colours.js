@@ -1,11 +1,5 @@
-// Colours, as in the figures of `repsim heatmap`: magma from 0 on, green below it.
+// Colours of lines and marks; those of heatmaps come with the numbers.
 
-const MAGMA = [
-  "#000004", "#030312", "#0a0822", "#130d34", "#1d1147", "#29115a", "#36106b", "#440f76", "#51127c", "#5d177f", "#6a1c81",
-  "#762181", "#832681", "#902a81", "#9c2e7f", "#aa337d", "#b73779", "#c43c75", "#d0416f", "#dc4869", "#e75263", "#ef5d5e",
-  "#f56b5c", "#f9795d", "#fc8961", "#fd9869", "#fea772", "#feb67c", "#fec488", "#fed395", "#fde2a3", "#fcf0b2", "#fcfdbf",
-];
-const GREEN = [[201, 247, 228], [10, 74, 58]]; // from the lowest value up to 0
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 
@@ -21,29 +15,6 @@ function extremes(values) {
     if (value > most) most = value;
   }
   return least <= most ? [least, most] : [0, 1];
-}
-
-// The range that a measure declares, never that of the data; only an infinite bound is replaced by the data's.
-// Of what lies below 0 as much is shown as there is, in tenths of the range.
-function scaleOf(values, [lowest, highest], distance) {
-  const [least, most] = extremes(values);
-  const high = highest ?? Math.max(most, 0);
-  const low = lowest ?? Math.min(least, 0);
-  const magma = MAGMA.map((colour, k) => [k / (MAGMA.length - 1), colour]);
-  if (distance || !(low < 0 && high > 0)) {
-    const colours = distance ? magma.map(([at], k) => [at, MAGMA[MAGMA.length - 1 - k]]) : magma;
-    return { zmin: low, zmax: high > low ? high : low + 1, colorscale: colours };
-  }
-  const shown = least < 0 ? Math.max(low, (Math.floor((least / -low) * 10) / 10) * -low) : 0;
-  if (shown === 0) return { zmin: 0, zmax: high, colorscale: magma };
-  const zero = -shown / (high - shown);
-  const end = GREEN[1];
-  const start = GREEN[0].map((from, k) => Math.round(end[k] + (from - end[k]) * (shown / low)));
-  return {
-    zmin: shown,
-    zmax: high,
-    colorscale: [[0, `rgb(${start})`], [zero, `rgb(${end})`], ...magma.map(([at, colour]) => [zero + at * (1 - zero), colour])],
-  };
 }
 
 // From 0 to 1 to a colour of a scale.

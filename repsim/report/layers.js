@@ -1,7 +1,7 @@
 // All layers of all networks, and the layers of one pair with their best match.
 
 const VIEWS = [["value", "value"], ["calibrated", "calibrated"], ["z", "z above chance"]];
-const WAYS = ["a to b", "b to a"];
+const WAYS = ["a to b", "b to a"]; // as a study calls the directions of a match
 
 class Layers {
   constructor(page) {
@@ -33,7 +33,7 @@ class Layers {
     if (byId("all").hidden) return;
     const between = (side) => part.runs[side].slice(1).map((run) => run.first);
     const names = (side) => ({
-      side, count: part.sides[side].layers.length, ticks: part.runs[side].map((run) => run.name),
+      side, count: part.sides[side].layers.length, ticks: part.runs[side].map((run) => run.model),
       at: part.runs[side].map((run) => run.first + (run.count - 1) / 2),
     });
     this.all.draw({
@@ -61,14 +61,13 @@ class Layers {
     for (let i = 0; i < rows; i += 1) {
       for (let j = 0; j < columns; j += 1) values[i * columns + j] = this.page.shown.values[(up.first + i) * part.columns + across.first + j];
     }
-    const names = (side, run, place) => ({ side: place, count: run.count, names: part.sides[side].layers.slice(run.first, run.first + run.count) });
-    const stages = ({ names: layers }) => layers.map((_, k) => k).filter((k) => k && stageOf(layers[k]) !== stageOf(layers[k - 1]));
+    const names = (side, run, place) => ({ side: place, count: run.count, stages: run.stages, names: part.sides[side].layers.slice(run.first, run.first + run.count) });
     const [upward, rightward] = [names("a", up, "up"), names("b", across, "across")];
     byId("one-title").replaceChildren(`${pair.a} `, element("span", { class: "note" }, "(upwards)"), ` × ${pair.b} `, element("span", { class: "note" }, "(to the right)"));
     this.prepare();
     this.one.draw({
       ...this.page.shown, values, rows, columns, up: upward, across: rightward,
-      lines: linesBetween(stages(upward), stages(rightward), { color: "rgba(255,255,255,.6)", width: 0.8 }),
+      lines: linesBetween(upward.stages, rightward.stages, { color: "rgba(255,255,255,.6)", width: 0.8 }),
       extra: this.marks(),
       label: `${this.page.view} of ${this.page.measure}, ${pair.a} upwards, ${pair.b} to the right. Arrow keys walk from cell to cell; Enter goes to that layer of the best match.`,
     });

@@ -27,8 +27,8 @@ class Page {
     const measure = part.measure(this.state.get("measure")).name;
     const views = VIEWS.map(([name]) => name).filter((name) => part.view(name, measure));
     const view = views.includes(this.state.get("view")) ? this.state.get("view") : "value";
-    const across = part.pairs.find(({ relation }) => relation === "other family") ?? part.pairs[0];
-    const pair = (part.pairs.find(({ name }) => name === this.state.get("pair")) ?? across)?.name;
+    const first = part.pairs.find(({ relation }) => relation === part.relations?.[0]) ?? part.pairs[0];
+    const pair = (part.pairs.find(({ name }) => name === this.state.get("pair")) ?? first)?.name;
     this.state.set({ readout, measure, view, pair }, { address: false });
     this.shown = part.view(view, measure);
   }
@@ -45,9 +45,9 @@ class Page {
     return this.part.pairs.find(({ name }) => name === this.state.get("pair"));
   }
 
-  // The measure where it is debiased CKA, plain or given the same for all; else the strictest of these.
+  // What is shown of the measure where only debiased CKA is known.
   get kernel() {
-    return (this.part.coords.kernel ?? []).includes(this.measure) ? this.measure : this.part.strictest;
+    return this.part.measure(this.measure).kernel;
   }
 
   get chosen() {
@@ -91,7 +91,7 @@ class Page {
     const { part } = this;
     const study = part.isStudy;
     byId("pairs").hidden = !study || !part.pairs.length;
-    byId("depth").hidden = !study || !(part.coords.state ?? []).length || !this.shares.known.length;
+    byId("depth").hidden = !study || !(part.coords.state ?? []).length || !part.shares.length;
     byId("maps").hidden = !study || !(part.coords.map ?? []).length || !part.take("map_coordinates").some(Number.isFinite);
     byId("stimuli").hidden = true;
     if (!byId("pairs").hidden) this.drawPairs();

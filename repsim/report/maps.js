@@ -24,19 +24,16 @@ class Maps {
   }
 
   networks() {
-    const { part, measure, kernel } = this.page;
-    const known = part.coords.map ?? [];
-    const map = [measure, kernel, known[0]].find((name) => known.includes(name));
+    const { part, measure } = this.page;
+    const { map } = part.measure(measure);
     const box = byId("models-map");
-    if (map === undefined) return;
+    if (map === null) return;
     const { model, family } = part.coords;
     const axes = part.variables.map_coordinates.shape[2];
     const place = (axis) => part.take("map_coordinates", { map, axis });
     const [x, y] = [place(0), axes > 1 ? place(1) : place(0).map(() => 0)];
-    const eigenvalues = part.take("map_eigenvalues", { map }).map((each) => Math.max(each, 0));
-    const share = (axis) => `axis ${axis + 1} (${fixed((100 * (eigenvalues[axis] ?? 0)) / eigenvalues.reduce((a, b) => a + b, 1e-12), 0)} %)`;
     const clusters = part.take("cluster", { map });
-    this.say(map, clusters);
+    byId("maps-note").textContent = part.maps[map].note;
     const { chosen } = this.page;
     const traces = this.families.map((each) => {
       const some = model.map((_, k) => k).filter((k) => family[k] === each);
@@ -52,7 +49,7 @@ class Maps {
     const square = this.frame(box, x, y);
     Plotly.react(box, traces, layoutOf({
       ...square, dragmode: "lasso", selectionrevision: 1,
-      xaxis: { ...square.xaxis, title: { text: share(0) } }, yaxis: { ...square.yaxis, title: { text: share(1) } },
+      xaxis: { ...square.xaxis, title: { text: part.maps[map].axes[0] } }, yaxis: { ...square.yaxis, title: { text: part.maps[map].axes[1] ?? "" } },
     }), { ...CONFIG, modeBarButtons: [["lasso2d", "select2d", ...CONFIG.modeBarButtons[0]]], displayModeBar: true });
     if (!this.listening) {
       this.listening = true;
@@ -64,17 +61,6 @@ class Maps {
     offerTable(box.parentElement, () => table(
       ["Network", "Family", "Cluster", "Axis 1", "Axis 2"],
       model.map((name, k) => [name, family[k], clusters.length ? String(clusters[k] + 1) : MISSING, fixed(x[k]), fixed(y[k])]), `Places of networks (${map})`, 3));
-  }
-
-  say(map, clusters) {
-    const { part } = this.page;
-    const at = (name) => part.one(name, { map });
-    const count = clusters.length ? Math.max(...clusters) + 1 : 0;
-    const found = count > 1
-      ? `${count} clusters, silhouette ${fixed(at("silhouette"), 3)}${Number.isFinite(at("cluster_stability")) ? `; found again in resampled stimuli with an adjusted Rand index of ${fixed(at("cluster_stability"), 3)}` : ""}.`
-      : "No clear clusters.";
-    const common = Number.isFinite(at("common_share")) ? ` The first common component carries ${fixed(at("common_share"), 3)}${bracketed(at("common_share_low"), at("common_share_high"), 3)} of what the networks have.` : "";
-    byId("maps-note").textContent = `What is near is alike (${map} for networks, cka for layers). ${found}${common}`;
   }
 
   frame(box, x, y) {
@@ -118,19 +104,19 @@ class Maps {
   layers() {
     const { part } = this.page;
     const box = byId("layers-map");
-    const deep = part.runs.a.flatMap((run) => [...Array(run.count).keys()].map((k) => (run.count > 1 ? k / (run.count - 1) : 0)));
+    const deep = part.runs.a.flatMap((run) => run.depths);
     const place = (axis) => part.take("layer_coordinates", { layer_axis: axis });
     const [x, y] = this.axes === "depth" ? [deep, place(0)] : this.axes.split(" ").map((axis) => place(Number(axis)));
     const seen = new Set();
     const traces = part.runs.a.map((run) => {
-      const family = part.coords.family[part.coords.model.indexOf(run.name)];
+      const family = part.coords.family[part.coords.model.indexOf(run.model)];
       const { color, symbol, dash } = this.style(family);
       const some = [...Array(run.count).keys()].map((k) => run.first + k);
       const first = !seen.has(family);
       seen.add(family);
       return {
         type: "scatter", mode: "lines+markers", name: plain(short(family)), legendgroup: family, showlegend: first, x: some.map((k) => x[k]), y: some.map((k) => y[k]),
-        text: some.map((k) => `${plain(run.name)}<br>${plain(part.sides.a.layers[k])}, depth ${fixed(deep[k], 2)}`), hoverinfo: "text",
+        text: some.map((k) => `${plain(run.model)}<br>${plain(part.sides.a.layers[k])}, depth ${fixed(deep[k], 2)}`), hoverinfo: "text",
         line: { color: faded(color, 0.55), width: 1.4, dash }, marker: { color, symbol, size: some.map((k) => 5 + 7 * deep[k]), opacity: 0.9 },
       };
     });

@@ -15,8 +15,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
+LAYERS = ("layer_a", "layer_b")
+_MATRICES = ("value", "low", "high", "chance", "chance_sd", "z", "p")
 Matrix = NDArray[np.float64]
 
 
@@ -76,6 +79,26 @@ def derived(matrices: Mapping[str, Matrix]) -> set[str]:
         for name, value in follow.items()
         if np.allclose(matrices[name], value, rtol=1e-7, atol=1e-9, equal_nan=True)
     }
+
+
+def variable(values: xr.DataArray) -> dict[str, Any]:
+    """Pack a variable of a study with its dimensions; along samples in single precision."""
+    dims = {"dims": list(map(str, values.dims))}
+    if values.dtype.kind in "OUS":
+        return dims | {"shape": list(values.shape), "text": list(map(str, values.values.ravel().tolist()))}
+    return dims | (single(values.values) if "sample" in values.dims else array(values.values))
+
+
+def matrices(study: xr.Dataset) -> dict[str, list[dict[str, Any] | None]]:
+    """Pack all matrices over pairs of layers of a study, one of every measure."""
+    made: dict[str, list[dict[str, Any] | None]] = {name: [] for name in _MATRICES}
+    for measure in range(study.sizes["measure"]):
+        values = {name: study[name].transpose("measure", *LAYERS).values[measure] for name in _MATRICES}
+        follow, has_value = derived(values), ~np.isnan(values["value"])
+        for name, one in values.items():
+            packed = matrix(one, has_value, "f8" if name == "value" else "f4")
+            made[name].append({} if packed is not None and name in follow else packed)
+    return made
 
 
 def _text(values: NDArray[Any], kind: str) -> str:

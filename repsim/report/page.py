@@ -1,4 +1,4 @@
-"""One self-contained page: one file, which asks nothing of any server and runs nothing but its own script."""
+"""Writes one self-contained page: a file that makes no network requests and runs nothing but its own scripts."""
 
 import base64
 import hashlib
@@ -17,8 +17,8 @@ import xarray as xr
 
 from repsim._version import __version__
 from repsim.report.payload import payload
-from repsim.report.pictures import SHOWN, without_pictures
 from repsim.report.pictures import thumbnails as thumbnails_of
+from repsim.report.pictures import without_pictures
 from repsim.results.files import open_either
 from repsim.runtime.files import check_output, replacing
 
@@ -90,7 +90,7 @@ def write_report(
     given = [studies] if isinstance(studies, xr.Dataset | str | os.PathLike) else list(studies)
     files = [Path(each) for each in given if not isinstance(each, xr.Dataset)]
     data = payload([each if isinstance(each, xr.Dataset) else open_either(each) for each in given])
-    data |= {"title": title or data["title"], "citation": _citation(), "shown": SHOWN}
+    data |= {"title": title or data["title"], "citation": _citation()}
     data["files"] = {f"{file.name} (SHA-256)": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     data |= without_pictures() if thumbnails is None else thumbnails_of(data["parts"], os.fspath(thumbnails))
     page = render(data)

@@ -1,7 +1,5 @@
 // Pairs of networks: one in detail, all as a table and as a forest of intervals.
 
-const RELATIONS = ["other family", "same family", "same architecture"];
-
 class Pairs {
   constructor(page) {
     this.page = page;
@@ -28,7 +26,7 @@ class Pairs {
       tile(`Index (${measure})`, fixed(at("index")), interval(at("index_low"), at("index_high")), true),
       tile("Split half", fixed(at("split_half")), "match found on one half, measured on the other"),
       tile("p (index)", probability(at("p_index")), Number.isFinite(at("p_index_holm")) ? `Holm ${probability(at("p_index_holm"))}; ${at("permuted")} permutations` : ""),
-      tile("Control", fixed(at("control")), part.one("control_name", { measure, pair: pair.name }) || this.uncontrolled),
+      tile("Control", fixed(at("control")), part.one("control_name", { measure, pair: pair.name }) || part.uncontrolled),
       tile("Learned effect", fixed(at("learned")), Number.isFinite(at("learned")) ? interval(at("learned_low"), at("learned_high")) : "needs a control"),
       tile("Calibrated index", fixed(at("calibrated_index")), Number.isFinite(at("threshold_index")) ? `above ${fixed(at("threshold_index"))}` : ""),
       tile("Largest of any two layers", fixed(at("largest")), Number.isFinite(at("calibrated_largest")) ? `calibrated ${fixed(at("calibrated_largest"))}` : ""),
@@ -44,11 +42,6 @@ class Pairs {
     });
     byId("details-measures").replaceChildren(table(
       ["Measure", "Index (95 %)", "Split half", "Calibrated", "p (Holm)", "Control", "Learned (95 %)"], rows, "This pair under every measure"));
-  }
-
-  // Why there is no control.
-  get uncontrolled() {
-    return this.part.models.some(({ trained }) => !trained) ? "none of this pair under this measure" : "no untrained networks";
   }
 
   // The table
@@ -116,14 +109,10 @@ class Pairs {
 
   forest() {
     const { part } = this;
-    const controlled = part.take("control", { measure: this.page.measure }).some(Number.isFinite);
-    byId("pairs-note").textContent = `The index of every pair: the mean along its best order-preserving match of layers, both ways. ${controlled
-      ? "Filled: the pair, with its 95 % interval. Hollow: its best control. What lies between the two is the learned effect."
-      : "With 95 % intervals. There is no control under this measure, hence no learned effect."}`;
+    byId("pairs-note").textContent = part.measure(this.page.measure).pairs_note;
     const box = byId("forest");
     const colours = hues();
-    const there = RELATIONS.filter((relation) => part.pairs.some((pair) => pair.relation === relation));
-    const ordered = there.flatMap((relation) => part.pairs.filter((pair) => pair.relation === relation)
+    const ordered = part.relations.flatMap((relation) => part.pairs.filter((pair) => pair.relation === relation)
       .sort((a, b) => (this.number("index", b.name) || 0) - (this.number("index", a.name) || 0)));
     const at = (name, pairs) => pairs.map((pair) => this.number(name, pair.name));
     const y = (pairs) => pairs.map((pair) => -ordered.indexOf(pair));
@@ -132,8 +121,8 @@ class Pairs {
       interval(this.number("index_low", pair.name), this.number("index_high", pair.name)) && `95 % interval ${interval(this.number("index_low", pair.name), this.number("index_high", pair.name))}`,
       Number.isFinite(this.number("control", pair.name)) ? `control ${fixed(this.number("control", pair.name))} (${part.one("control_name", { measure: this.page.measure, pair: pair.name })})` : "",
     ].filter(Boolean).join("\n")).replace(/\n/g, "<br>");
-    const traces = there.flatMap((relation) => {
-      const k = RELATIONS.indexOf(relation);
+    const traces = part.relations.flatMap((relation) => {
+      const k = part.coords.kind_of_pair.indexOf(relation);
       const some = ordered.filter((pair) => pair.relation === relation);
       const [value, low, high, control] = ["index", "index_low", "index_high", "control"].map((name) => at(name, some));
       const both = some.flatMap((_, i) => (Number.isFinite(control[i]) ? [[value[i], y(some)[i]], [control[i], y(some)[i]], [null, null]] : []));

@@ -5,11 +5,10 @@ class Part {
     Object.assign(this, raw);
     this.cache = new Map();
     this.arrays = new Map();
-    this.runs = { a: runsOf(raw.sides.a.models), b: runsOf(raw.sides.b.models) };
-    this.square = raw.sides.a.models.join("\0") === raw.sides.b.models.join("\0");
+    this.runs = { a: raw.sides.a.runs, b: raw.sides.b.runs };
     this.rows = raw.sides.a.layers.length;
     this.columns = raw.sides.b.layers.length;
-    this.pairs = this.pairsOf();
+    this.pairs = raw.coords.pair.map((name, k) => ({ name, a: raw.coords.pair_a[k], b: raw.coords.pair_b[k], relation: raw.coords.relation[k] }));
     this.pairAt = new Map(this.pairs.flatMap((pair, k) => [[`${pair.a}\0${pair.b}`, k], [`${pair.b}\0${pair.a}`, k]]));
   }
 
@@ -21,18 +20,8 @@ class Part {
     return this.runs.a.length > 1 || this.runs.b.length > 1;
   }
 
-  pairsOf() {
-    if (this.isStudy) {
-      return this.coords.pair.map((name, k) => (
-        { name, a: this.coords.pair_a[k], b: this.coords.pair_b[k], relation: this.coords.relation[k] }));
-    }
-    const names = (side) => this.runs[side].map((run) => run.name);
-    const all = names("a").flatMap((a, i) => names("b").filter((_, j) => !this.square || !this.several || j > i).map((b) => [a, b]));
-    return all.map(([a, b]) => ({ name: `${a} x ${b}`, a, b, relation: "" }));
-  }
-
   run(side, name) {
-    return this.runs[side].find((run) => run.name === name);
+    return this.runs[side].find((run) => run.model === name);
   }
 
   measure(name) {
@@ -85,9 +74,9 @@ class Part {
 
   // max(0, (value - tau) / (most - tau)), with tau of the largest value of each pair of networks.
   calibrated(measure) {
+    if (!this.measure(measure).views.calibrated) return null;
     const taus = this.take("threshold_largest", { measure });
     const { most } = this.measure(measure);
-    if (most === null || !taus.some(Number.isFinite)) return null;
     return this.matrix("value", measure).map((value, k) => {
       const tau = taus[this.pairOf(Math.floor(k / this.columns), k % this.columns)] ?? NaN;
       return Math.max(0, (value - tau) / (most - tau));
@@ -98,22 +87,9 @@ class Part {
     return this.pairAt.get(`${this.sides.a.models[row]}\0${this.sides.b.models[column]}`) ?? -1;
   }
 
+  // A matrix with its scale; undefined where the measure has none.
   view(name, measure) {
-    const values = this.matrix(name === "z" ? "z" : name, measure);
-    const about = this.measure(measure);
-    const ranges = { value: about.range, calibrated: [0, 1], z: [null, null] };
-    return values && { values, ...scaleOf(values, ranges[name], name === "value" && about.sense === "distance") };
+    const scale = this.measure(measure).views[name];
+    return scale && { values: this.matrix(name, measure), zmin: scale.low, zmax: scale.high, colorscale: this.palettes[scale.palette] };
   }
 }
-
-// Where each model's layers are.
-function runsOf(models) {
-  const runs = [];
-  models.forEach((name, k) => {
-    if (!runs.length || runs.at(-1).name !== name) runs.push({ name, first: k, count: 0 });
-    runs.at(-1).count += 1;
-  });
-  return runs;
-}
-
-const stageOf = (layer) => (layer.includes(".") ? layer.slice(0, layer.lastIndexOf(".")) : layer);

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from repsim.errors import ImageError
@@ -44,26 +43,18 @@ def thumbnails(parts: Sequence[Mapping[str, Any]], source: str) -> dict[str, Any
     everything = EVERYTHING if source != "digits" and Path(source).exists() else None
     images = open_images(source, split=everything)
     places = {name: row for row, name in enumerate(images.ids)}
-    pictures = {name: _picture(images, places.get(name)) for name in sorted(_extremes(parts))}
+    shown = {
+        part["coords"]["sample"][k]
+        for part in parts
+        for chosen in part.get("stimuli", {}).values()
+        for k in (*chosen["most"], *chosen["least"])
+    }
+    pictures = {name: _picture(images, places.get(name)) for name in sorted(shown)}
     found = sum("url" in each for each in pictures.values())
     note = (
         "" if found else f"None of these pictures is in the {len(images)} that --thumbnails names; give their folder."
     )
     return {"pictures": pictures, "pictures_note": note}
-
-
-def _extremes(parts: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Names of samples, under any kernel."""
-    names: set[str] = set()
-    for part in parts:
-        packed = part["variables"].get("agreement")
-        if packed is None:
-            continue
-        for values in np.frombuffer(base64.b64decode(packed["f4"]), "<f4").reshape(packed["shape"]):
-            order = np.argsort(-values, kind="stable")
-            order = order[np.isfinite(values[order])]
-            names |= {part["coords"]["sample"][k] for k in [*order[:SHOWN], *order[-SHOWN:]]}
-    return names
 
 
 def _picture(images: ImageSource, row: int | None) -> dict[str, str]:

@@ -1,21 +1,8 @@
 // The shares of representational energy by depth, and how near families are to their ceiling.
 
-const SHARES = ["input", "universal", "family", "seed", "family_and_seed", "universal_and_family"]; // a colour each
-
 class Shares {
   constructor(page) {
     this.page = page;
-  }
-
-  get known() {
-    return this.page.part.known_shares;
-  }
-
-  name(share) {
-    const { part } = this.page;
-    const name = part.share_names[share].replaceAll("_", " ");
-    if (share === "universal_and_family") return `${part.share_names.universal} and family`;
-    return share === "universal" && !this.known.includes("input") ? `input and ${name}` : name;
   }
 
   draw() {
@@ -25,22 +12,22 @@ class Shares {
     const box = byId("shares");
     const width = Math.max(box.clientWidth, 240);
     const stacked = width < 640 && states.length > 1;
-    byId("depth-note").textContent = `Shares of representational energy by relative depth, with 95 % intervals${states.length > 1 ? "; trained networks, and untrained ones of the same architectures" : ""}. They sum to 1; an estimate can be a little below 0.`;
+    byId("depth-note").textContent = part.shares_note;
     const depth = part.coords.depth.map(Number);
-    const traces = states.flatMap((state, s) => this.known.flatMap((share) => {
-      const k = SHARES.indexOf(share) % 4;
+    const traces = states.flatMap((state, s) => part.shares.flatMap(({ name: share, label, place }) => {
+      const k = place % colours.length;
       const [mid, low, high] = ["share", "share_low", "share_high"].map((name) => part.take(name, { state, share_of: share }));
       const on = { xaxis: s ? "x2" : "x", yaxis: s ? "y2" : "y", type: "scatter", legendgroup: share };
       const band = low.every(Number.isFinite) ? [{
         ...on, x: [...depth, ...depth.toReversed()], y: [...high, ...low.toReversed()], fill: "toself", fillcolor: faded(colours[k], 0.16), line: { width: 0 }, mode: "lines", hoverinfo: "skip", showlegend: false,
       }] : [];
       return [...band, {
-        ...on, x: depth, y: mid, mode: "lines+markers", name: plain(this.name(share)), showlegend: !s, line: { color: colours[k], width: 2.4, dash: DASHES[k] },
+        ...on, x: depth, y: mid, mode: "lines+markers", name: plain(label), showlegend: !s, line: { color: colours[k], width: 2.4, dash: DASHES[k] },
         marker: { symbol: SYMBOLS[k], size: 8, color: colours[k] }, hoverinfo: "text",
-        text: depth.map((at, i) => `${plain(this.name(share))}, ${plain(state)}, depth ${fixed(at, 2)}<br>${fixed(mid[i])}${bracketed(low[i], high[i])}`),
+        text: depth.map((at, i) => `${plain(label)}, ${plain(state)}, depth ${fixed(at, 2)}<br>${fixed(mid[i])}${bracketed(low[i], high[i])}`),
       }];
     }));
-    const [least, most] = extremes(["share_low", "share_high", "share"].flatMap((name) => this.known.flatMap((share) => part.take(name, { share_of: share }))));
+    const [least, most] = extremes(["share_low", "share_high", "share"].flatMap((name) => part.shares.flatMap((share) => part.take(name, { share_of: share.name }))));
     const range = [Math.min(0, least) - 0.03, Math.max(most, 0.5) + 0.03];
     const domains = states.length < 2 ? [[0, 1]] : stacked ? [[0.56, 1], [0, 0.4]] : [[0, 0.47], [0.53, 1]];
     const axes = Object.fromEntries(states.flatMap((state, s) => {
@@ -59,7 +46,7 @@ class Shares {
     }), { ...CONFIG, displayModeBar: false });
     offerTable(box.parentElement, () => table(
       ["Share, at depth", ...depth.map((at) => fixed(at, 2))],
-      states.flatMap((state) => this.known.map((share) => [`${this.name(share)}, ${state}`, ...part.take("share", { state, share_of: share }).map((v) => fixed(v))])),
+      states.flatMap((state) => part.shares.map((share) => [`${share.label}, ${state}`, ...part.take("share", { state, share_of: share.name }).map((v) => fixed(v))])),
       "Shares by relative depth"));
     this.ceilings();
   }
@@ -67,13 +54,10 @@ class Shares {
   ceilings() {
     const { part } = this.page;
     const kernel = this.page.kernel;
-    const at = (name, families) => part.one(name, { kernel, families });
-    const rows = (part.coords.families ?? []).map((families) => [
-      families, fixed(at("across", families)), fixed(at("ceiling", families)), fixed(at("ratio", families)),
-      interval(at("ratio_low", families), at("ratio_high", families)) || MISSING]);
+    const { note, rows } = part.ceilings[kernel];
     byId("ceilings").replaceChildren(...(rows.length ? [
       element("h3", {}, "How near to the ceiling"),
-      element("p", { class: "note" }, `How alike two families are, of what the likeness of their own members allows.${part.take("ratio", { kernel }).every(Number.isFinite) ? "" : " Without a ratio: a family of one network sets no ceiling, and one that is not clearly above 0 is none."}`),
+      element("p", { class: "note" }, note),
       element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Ceilings" },
         table(["Families", "Across", "Ceiling", "Ratio", "95 % interval"], rows, `${kernel}, mean over matched depths`)),
     ] : []));

@@ -7,17 +7,14 @@ class Stimuli {
 
   draw() {
     const { part, kernel, data } = this.page;
+    const chosen = part.stimuli[kernel];
+    byId("stimuli").hidden = !chosen?.most.length;
+    if (!chosen?.most.length) return;
+    byId("stimuli-note").textContent = `${chosen.note} ${data.pictures_note}`;
     const values = part.take("agreement", { kernel });
-    const there = values.some(Number.isFinite);
-    byId("stimuli").hidden = !there;
-    if (!there) return;
-    const several = new Set(part.coords.family).size > 1;
-    byId("stimuli-note").textContent = `How much a stimulus adds to, or takes from, the mean index ${several ? "across families" : "of all pairs"} (${kernel}). ${data.pictures_note}`;
-    const order = values.map((_, k) => k).filter((k) => Number.isFinite(values[k])).sort((a, b) => values[b] - values[a]);
-    const count = Math.min(data.shown, Math.floor(order.length / 2));
     const list = (id, some) => byId(id).replaceChildren(...some.map((k) => this.card(part.coords.sample[k], values[k])));
-    list("most", order.slice(0, count));
-    list("least", order.toReversed().slice(0, count));
+    list("most", chosen.most);
+    list("least", chosen.least);
   }
 
   card(name, value) {

@@ -1,4 +1,4 @@
-"""How large similarity gets by chance: in closed form, from permutations, and for many tests at once.
+"""How large similarity gets by chance: in closed form, and from permutations.
 
 Chance is what permuting the samples of one layer gives: it takes away everything that makes two layers alike, and
 nothing else. Of debiased CKA three moments are known exactly, so that no permutation need be drawn; of a maximum over
@@ -245,56 +245,6 @@ def calibrated(observed: ArrayLike, tau: ArrayLike) -> Float64[np.ndarray, "..."
     return np.asarray(np.maximum(0, (T - tau) / room))
 
 
-def holm(p: ArrayLike) -> Float64[np.ndarray, "..."]:
-    """Adjust p-values for how many there are: reject those up to alpha, and a false rejection is at most that likely.
-
-    Whatever the tests depend on. Sorted, p_(1) <= ... <= p_(m): max_{j <= i} min(1, (m - j + 1) p_(j)).
-
-    Parameters
-    ----------
-    p
-        Of any shape; all of them are one family. NaN stays NaN, and does not count.
-
-    References
-    ----------
-    Holm. A simple sequentially rejective multiple test procedure. Scandinavian Journal of Statistics 1979.
-
-    Examples
-    --------
-    >>> holm([0.01, 0.04, np.nan, 0.03]).tolist()
-    [0.03, 0.06, nan, 0.06]
-    """
-    ps, there, order = _sorted(p)
-    ps[there[order]] = np.minimum(1, np.maximum.accumulate(ps[there[order]] * np.arange(len(order), 0, -1)))
-    return ps.reshape(np.shape(p))
-
-
-def benjamini_hochberg(p: ArrayLike) -> Float64[np.ndarray, "..."]:
-    """Adjust p-values: reject those up to alpha, and at most that share of the rejections is false, on average.
-
-    For tests that are independent, or depend on each other positively. Sorted: min_{j >= i} min(1, m p_(j) / j).
-
-    Parameters
-    ----------
-    p
-        Of any shape; all of them are one family. NaN stays NaN, and does not count.
-
-    References
-    ----------
-    Benjamini, Hochberg. Controlling the false discovery rate. Journal of the Royal Statistical Society B 1995.
-
-    Examples
-    --------
-    >>> benjamini_hochberg([0.01, 0.04, np.nan, 0.03]).tolist()
-    [0.03, 0.04, nan, 0.04]
-    """
-    ps, there, order = _sorted(p)
-    m = len(order)
-    falling = order[::-1]
-    ps[there[falling]] = np.minimum.accumulate(np.minimum(1, ps[there[falling]] * m / np.arange(m, 0, -1)))
-    return ps.reshape(np.shape(p))
-
-
 def within_classes(labels: ArrayLike, count: int, seed: int = 0) -> Int64[np.ndarray, "count n"]:
     """Draw permutations that move samples only within their class, the same for the same seed.
 
@@ -350,14 +300,3 @@ def _together(observed: ArrayLike, permuted: ArrayLike) -> Float64[np.ndarray, "
             f"expected permuted values of shape (K, *shape of the observed {T.shape}), K >= 1, got {others.shape}"
         )
     return np.concatenate([T[None], others])
-
-
-def _sorted(
-    p: ArrayLike,
-) -> tuple[Float64[np.ndarray, " all"], Int64[np.ndarray, " known"], Int64[np.ndarray, " known"]]:
-    """All p-values in a row, where those are that there are, and the order in which these rise."""
-    ps = np.array(p, dtype=np.float64).ravel()
-    (there,) = np.nonzero(~np.isnan(ps))
-    if ((ps[there] < 0) | (ps[there] > 1)).any():
-        raise InvalidInputError("p-values are between 0 and 1")
-    return ps, there, np.argsort(ps[there])

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError, OutputError, RepsimError
-from repsim.extraction import DType, Extraction, Samples, choose_stream
+from repsim.extraction.jobs import Extraction, Samples, choose_stream
+from repsim.extraction.options import DType
 from repsim.extractors import ImageSource, open_images
 from repsim.extractors.factory import make_extractor
 from repsim.extractors.options import Choices

@@ -5,10 +5,11 @@ import xarray as xr
 from jaxtyping import Float64
 
 from repsim.results.variables import RELATIONS
-from repsim.study.chance import benjamini_hochberg, calibrated, holm, p_value, threshold
+from repsim.study.chance import calibrated, p_value, threshold
 from repsim.study.design import Pair
 from repsim.study.inference import Inference
 from repsim.study.layer_matching import Match, best_match, mbm, warp
+from repsim.study.multiple_tests import benjamini_hochberg, holm
 from repsim.study.other_measures import Measured, most
 from repsim.study.permutation_nulls import Null, of_values
 from repsim.study.uncertainty import half_samples, interval_of, jackknife

@@ -1,116 +1,61 @@
 """Study files: what `repsim run` reads. docs/study-file.md explains every key, `EXAMPLE` shows them.
 
 YAML is read as it is meant, not as it happens to be typed: a key that is there twice, ``no`` where a name is wanted, an
-unknown key, each is an error that names its line.
+unknown key, each is an error that names its line. msgspec checks the values against the types of the options.
 """
 
-import types
+import re
 import typing
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
+import msgspec
 import yaml
+from msgspec.inspect import BoolType, DataclassType, DictType, FloatType, IntType, ListType, LiteralType, StrType
 
 from repsim.errors import InvalidInputError, StoreError, UnknownNameError, reason
+from repsim.extraction.options import Data, Model, Passes
+from repsim.runtime.options import Option, Text, option, options_of, plain_type, type_of
+from repsim.study.options import StatisticsOptions
 
 _LARGEST = 2**20
 """Bytes of a study file: more is another file, named by mistake."""
 _DEEPEST = 5
 _NAMED_DATA = {"torch", "hfds", "hfids", "tfds", "wds"}
 """Prefixes of data sets that timm opens by name: no paths."""
-_WORDS = {str: "text", int: "a whole number", bool: "true or false", list: "a list", dict: "keys with values"}
-
-
-def _key(text: str, default: Any = MISSING, **options: Any) -> Any:
-    """A key of the file, and what it means; without a default it has to be there."""
-    if isinstance(default, list | dict):
-        return field(default_factory=default.copy, metadata={"text": text, **options})
-    return field(default=default, metadata={"text": text, **options})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """One network."""
-
-    name: str = _key("of timm, `torchvision/NAME`, or of the zoo")
-    weights: str = _key("`pretrained`, `random`, or a .safetensors or .pth file", "pretrained", path=True)
-    seed: int = _key("of random weights", 0, least=0)
-    recalibrate: bool = _key("give batch norm of random weights the statistics of the pictures", default=False)
-    store: str | None = _key("what it is called in results, and its store; none: the name, with what was chosen", None)
-    weights_key: str | None = _key("of a file with several sets of weights: the key of the one that is taken", None)
-    weights_prefix: str | None = _key("of a file: only names that begin so, without it", None)
-    weights_match: Literal["names", "order"] = _key("of a file: tensors by their `names`, or in their `order`", "names")
-    img_size: str | None = _key("pixels of the pictures: a number, or `HxW`", None, numbers="x")
-    mean: str | None = _key("of the pixels, to normalise them: a number, or a list of three", None, numbers=",")
-    std: str | None = _key("the same", None, numbers=",")
-    interpolation: str | None = _key("with which pictures are resized: `bicubic`, `bilinear`, ...", None)
-    crop_pct: str | None = _key("share of the resized picture that the crop takes", None, numbers=",")
-    model_kwargs: tuple[str, ...] = _key("arguments of the function that builds the model", (), arguments=True)
-
-    @property
-    def choices(self) -> dict[str, Any]:
-        """Keywords of `repsim.extractors.factory.make_extractor` beyond name, weights and seed."""
-        keys = (
-            "weights_key",
-            "weights_prefix",
-            "weights_match",
-            "img_size",
-            "mean",
-            "std",
-            "interpolation",
-            "crop_pct",
-        )
-        return {**{key: getattr(self, key) for key in keys}, "model_kwargs": self.model_kwargs}
+_WORDS: dict[type[msgspec.inspect.Type], str] = {
+    StrType: "text",
+    IntType: "a whole number",
+    FloatType: "a number",
+    BoolType: "true or false",
+    ListType: "a list",
+    msgspec.inspect.VarTupleType: "a list of numbers",
+    DictType: "keys with values",
+    DataclassType: "keys with values",
+}
+_SHORT_FORMS = {Model: "name", Data: "source"}
+"""Sections that may be written as a text alone, which is this key."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """The pictures that every network sees."""
-
-    source: str = _key("a folder, a .tar, `digits`, or a timm data set", path=True)
-    split: str | None = _key("part of it: a folder inside it (`.`: all), or `train`, `test`, ... of a data set", None)
-    root: str | None = _key("where a timm data set lies", None, path=True)
-    limit: int | None = _key("so many pictures, spread evenly", None, least=8)
-    download: bool = _key("fetch a timm data set that is not there yet", default=False)
-    skip_bad: bool = _key("leave out pictures that cannot be decoded", default=False)
-    labels: str | None = _key("a CSV file: id or file name, and class", None, path=True)
-    max_pixels: int | None = _key("refuse larger pictures; none: 178956970", None, least=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
+class Protocol(Passes, StatisticsOptions):
     """A whole study."""
 
-    models: list[Model] = _key("the networks: names, or keys of their own (below)")
-    data: Data = _key("the pictures: their source, or keys of its own (below)")
-    layers: str = _key("`blocks`, `stages`, `all`, or globs over module names", "blocks")
-    readout: str = _key("how a layer becomes one vector a picture: `mean`, `max`, `cls`, `grid:K`", "mean")
-    metrics: list[str] = _key("measures, as in `repsim metrics`; none: cka, mutual_knn, nuclear, svcca", [])
-    families: dict[str, list[str]] = _key("name: globs over models' names; others are of timm's module", {})
-    untrained: int = _key("so many untrained networks of every architecture, as controls", 0, least=0)
-    permutations: int = _key("of the samples, for chance", 1000, least=19)
-    draws: int = _key("of the bootstrap, for joint intervals", 2000, least=1)
-    seed: int = _key("of permutations, splits and draws", 0, least=0)
-    device: str = _key("`auto`, or a torch device", "auto")
-    memory: str | None = _key("take at most: `2GiB`, `500MB`", None)
-    batch_size: int | None = _key("pictures a forward pass", None, least=1)
-    workers: int | None = _key("processes that decode pictures", None, least=0)
-    together: int = _key("networks in memory at once", 4, least=1)
-    amp: bool = _key("half precision in the forward pass", default=False)
-    dtype: Literal["float32", "float16"] = _key("stored as", "float32")
-    out: str | None = _key("folder for everything; by default named like the file", None, path=True)
-    figures: bool = _key("draw the figures", default=True)
-    report: bool = _key("write the report page", default=True)
+    models: Annotated[list[Model], option("The networks: names, or keys of their own.")]
+    data: Annotated[Data, option("The pictures: their source, or keys of its own.")]
+    out: Annotated[Text | None, option("Folder for everything.", unset="named like the file", path=True)] = None
+    figures: Annotated[bool, option("Draw the figures.")] = True
+    report: Annotated[bool, option("Write the report page.")] = True
 
     def differences(self, other: "Protocol") -> list[str]:
         """Keys that another study has otherwise; where it is computed and what is drawn of it are no difference."""
         free = {"out", "figures", "report", "memory", "workers", "together"}
         return [
-            each.name
-            for each in fields(self)
-            if each.name not in free and getattr(self, each.name) != getattr(other, each.name)
+            item.name
+            for item in fields(self)
+            if item.name not in free and getattr(self, item.name) != getattr(other, item.name)
         ]
 
 
@@ -132,7 +77,7 @@ metrics: [cka, mutual_knn]
 families:                        # of models whose names match; others are of timm's module
   resnet: ["digits_resnet*"]
   vit: ["digits_vit*"]
-untrained: 1                     # of every architecture, as controls; take 3 in earnest
+controls: untrained:1            # of every architecture, as controls; take 3 in earnest
 permutations: 199                # take 1000 in earnest
 seed: 0
 """
@@ -182,7 +127,7 @@ def parse_protocol(text: str, path: Path = Path("study.yaml")) -> Protocol:
         raise InvalidInputError(f"{path}{line}: this is no YAML: {why}") from None
     if node is None:
         raise InvalidInputError(f"{path} is empty; `repsim run --example` prints a study file")
-    protocol: Protocol = _Reader(path).section(node, Protocol)
+    protocol: Protocol = _Reader(path).section(node, Protocol, "a study file")
     if not protocol.models:
         raise InvalidInputError(f"{path}: models: name at least one")
     if twice := [model.name for k, model in enumerate(protocol.models) if model in protocol.models[:k]]:
@@ -210,6 +155,24 @@ def _check_events(text: str, path: Path) -> None:
             raise InvalidInputError(f"{where}: {'nested too deeply' if depth > _DEEPEST else 'a second document'}")
 
 
+def schema() -> dict[str, Any]:
+    """Make the JSON schema of study files, with which editors complete and check what is typed.
+
+    >>> schema()["$defs"]["Protocol"]["properties"]["permutations"]["minimum"]
+    19
+    """
+    made = msgspec.json.schema(Protocol)
+    for section in made["$defs"].values():
+        section["additionalProperties"] = False
+    keys = made["$defs"]["Protocol"]["properties"]
+    short = {"type": "string", "pattern": r"\S"}
+    keys["models"]["items"] = {"anyOf": [short, keys["models"]["items"]]}
+    keys["data"] = {"description": keys["data"]["description"], "anyOf": [short, {"$ref": "#/$defs/Data"}]}
+    keys["untrained"] = {"description": "controls: untrained:N, as it was written before.", "type": "integer",
+                         "minimum": 0, "deprecated": True}  # fmt: skip
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Study file of repsim run", **made}
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Makes values of YAML's nodes, which know their lines."""
@@ -219,98 +182,97 @@ class _Reader:
     def where(self, node: yaml.Node) -> str:
         return f"{self.path}, line {node.start_mark.line + 1}"
 
-    def section(self, node: yaml.Node, kind: type[Any], what: str = "a study file") -> Any:
+    def section(self, node: yaml.Node, kind: type[Any], what: str) -> Any:
         """A dataclass of its keys."""
-        known: dict[str, Field[Any]] = {each.name: each for each in fields(kind)}
-        hints = typing.get_type_hints(kind)
-        values = {}
+        keys = {key.name: key for key in options_of(kind)}
+        values: dict[str, Any] = {}
         for name, at, value in self.items(node, what):
-            if name not in known:
-                raise UnknownNameError("key", name, known, hint=f"({self.where(at)})")
-            if value.tag == "tag:yaml.org,2002:null" and known[name].default is None:
+            if name == "untrained" and kind is Protocol:  # the spelling of the release before
+                count = self.value(value, _UNTRAINED)
+                values |= {"controls": f"untrained:{count}"} if count else {}
+                continue
+            if name not in keys:
+                raise UnknownNameError("key", name, keys, hint=f"({self.where(at)})")
+            if value.tag == "tag:yaml.org,2002:null" and keys[name].default is None:
                 continue  # `limit:` with nothing after it is what it is by default
-            values[name] = self.value(value, hints[name], name, known[name].metadata)
-        for name, each in known.items():
-            if name not in values and each.default is MISSING and each.default_factory is MISSING:
-                raise InvalidInputError(f"{self.where(node)}: {what} needs the key {name}: {each.metadata['text']}")
+            values[name] = self.value(value, keys[name])
+        for key in keys.values():
+            if key.required and key.name not in values:
+                raise InvalidInputError(f"{self.where(node)}: {what} needs the key {key.name}: {key.text}")
         return kind(**values)
 
     def items(self, node: yaml.Node, what: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
         """Keys, each once, with their nodes and those of their values."""
         if not isinstance(node, yaml.MappingNode):
-            raise InvalidInputError(f"{self.where(node)}: {what} is {_WORDS[dict]}, not {_said(node)}")
+            raise InvalidInputError(f"{self.where(node)}: {what} is {_WORDS[DictType]}, not {_said(node)}")
         seen: dict[str, int] = {}
         for key, value in node.value:
-            name = self.value(key, str, f"a key of {what}", {})
+            name = self.convert(key, Text, f"a key of {what}")
             if name in seen:
                 raise InvalidInputError(f"{self.where(key)}: {name} is there already, in line {seen[name]}")
             seen[name] = key.start_mark.line + 1
             yield name, key, value
 
-    def value(self, node: yaml.Node, hint: Any, name: str, options: typing.Mapping[str, Any]) -> Any:
-        """One value, of the type that is wanted."""
-        if isinstance(hint, types.UnionType):  # text or nothing; nothing is dealt with
-            hint = next(each for each in typing.get_args(hint) if each is not types.NoneType)
-        kind = typing.get_origin(hint) or hint
-        text = isinstance(node, yaml.ScalarNode) and node.tag.endswith(":str")
-        if options.get("arguments") or (options.get("numbers") and not text):
-            return self.values(node, name, options.get("numbers"))
-        if kind in {Model, Data}:
-            if isinstance(node, yaml.ScalarNode):  # the short form
-                first = next(each for each in fields(kind))
-                return kind(**{first.name: self.value(node, str, name, first.metadata)})
-            return self.section(node, kind, f"each of {name}" if kind is Model else name)
-        if kind is list:
-            if not isinstance(node, yaml.SequenceNode):
-                raise self.wrong(node, name, list)
-            return [self.value(each, typing.get_args(hint)[0], name, options) for each in node.value]
-        if kind is dict:
-            inner = typing.get_args(hint)[1]
-            return {key: self.value(each, inner, f"{name}: {key}", {}) for key, _, each in self.items(node, name)}
-        if not isinstance(node, yaml.ScalarNode):
-            raise self.wrong(node, name, str if kind is Literal else kind)
-        return self.scalar(node, hint, name, options)
+    def value(self, node: yaml.Node, key: Option) -> Any:
+        """The value of a key."""
+        kind = key.type
+        if isinstance(kind, DataclassType):
+            return self.part(node, kind.cls, key.name)
+        if isinstance(kind, ListType) and isinstance(kind.item_type, DataclassType):
+            parts = node.value if isinstance(node, yaml.SequenceNode) else self.convert(node, list, key.name)
+            return [self.part(part, kind.item_type.cls, key.name) for part in parts]
+        if isinstance(kind, DictType):
+            inner = typing.get_args(key.annotation)[1]
+            return {
+                name: self.convert(value, inner, f"{key.name}: {name}") for name, _, value in self.items(node, key.name)
+            }
+        value = self.convert(node, key.hint, key.name, key.extra.get("written"))
+        return self.place(value) if key.extra.get("path") and isinstance(value, str) else value
 
-    def scalar(self, node: yaml.ScalarNode, hint: Any, name: str, options: typing.Mapping[str, Any]) -> Any:
-        choices = typing.get_args(hint)
-        kind = str if choices else hint
-        tag = {str: "str", int: "int", bool: "bool"}[kind]
-        if node.tag != f"tag:yaml.org,2002:{tag}":
-            raise self.wrong(node, name, kind)
-        if kind is str and not node.value.strip():
-            raise InvalidInputError(f"{self.where(node)}: {name} is empty")
-        if choices and node.value not in choices:
-            raise UnknownNameError(f"value of {name}", node.value, choices, hint=f"({self.where(node)})")
-        if kind is int:
-            number = int(yaml.SafeLoader("").construct_yaml_int(node))
-            if number < options.get("least", number):
-                raise InvalidInputError(f"{self.where(node)}: {name} is at least {options['least']}, not {number}")
-            return number
-        if kind is bool:
-            return node.value.lower() in {"true", "yes", "on"}
-        return self.place(node.value) if options.get("path") else node.value
+    def part(self, node: yaml.Node, kind: type[Any], name: str) -> Any:
+        """A section of the file, or its short form."""
+        if isinstance(node, yaml.ScalarNode):
+            short = next(key for key in options_of(kind) if key.name == _SHORT_FORMS[kind])
+            text = self.convert(node, short.hint, name)
+            return kind(**{short.name: self.place(text) if short.extra["path"] else text})
+        return self.section(node, kind, f"each of {name}" if kind is Model else name)
 
-    def literal(self, node: yaml.Node) -> Any:
-        """A number, a text, true, false, or a list of these."""
+    def convert(self, node: yaml.Node, hint: Any, name: str, written: str | None = None) -> Any:
+        """A value of this type, checked by msgspec."""
+        value = self.plain(node)
+        try:
+            return msgspec.convert(value, hint)
+        except msgspec.ValidationError as error:
+            kind = type_of(hint)
+            for index in re.findall(r"\[(\d+)\]", str(error).rpartition(" - at ")[2]):  # the item that is wrong
+                if isinstance(kind, ListType) and isinstance(node, yaml.SequenceNode):
+                    node, kind = node.value[int(index)], plain_type(kind.item_type)
+            raise self.wrong(node, kind, name, written) from None
+
+    def wrong(self, node: yaml.Node, kind: msgspec.inspect.Type, name: str, written: str | None) -> Exception:
+        """Say what a value is meant to be, and what YAML makes of it."""
+        value, where = self.plain(node), self.where(node)
+        if isinstance(kind, LiteralType) and isinstance(value, str):
+            return UnknownNameError(f"value of {name}", value, [str(item) for item in kind.values], hint=f"({where})")
+        if isinstance(kind, IntType) and type(value) is int:
+            return InvalidInputError(f"{where}: {name} is at least {kind.ge}, not {value}")
+        if isinstance(kind, StrType) and isinstance(value, str):
+            return InvalidInputError(
+                f"{where}: {name} is written as in {written}, not {value!r}" if written and value.strip()
+                else f"{where}: {name} is empty"
+            )  # fmt: skip
+        hint = ""
+        if isinstance(kind, StrType) and isinstance(node, yaml.ScalarNode) and node.value:
+            hint = f'; write "{node.value}" if that is its name'
+        return InvalidInputError(f"{where}: {name} is {_words(kind)}, not {_said(node)}{hint}")
+
+    def plain(self, node: yaml.Node) -> Any:
+        """What YAML makes of a node, for which no tag of its own counts."""
         if isinstance(node, yaml.SequenceNode):
-            return [self.literal(each) for each in node.value]
-        if not isinstance(node, yaml.ScalarNode) or node.tag.rpartition(":")[2] not in {
-            "str", "int", "float", "bool", "null",
-        }:  # fmt: skip
-            raise InvalidInputError(
-                f"{self.where(node)}: an argument is a number, a text, or a list, not {_said(node)}"
-            )
-        return yaml.SafeLoader("").construct_object(node)
-
-    def values(self, node: yaml.Node, name: str, join: str | None) -> Any:
-        """Numbers, or arguments, as the command line would have them."""
-        if join is None:
-            return tuple(f"{key}={self.literal(each)!r}" for key, _, each in self.items(node, name))
-        values = self.literal(node)
-        values = values if isinstance(values, list) else [values]
-        if not values or any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
-            raise InvalidInputError(f"{self.where(node)}: {name} is a number or a list of numbers, not {_said(node)}")
-        return join.join(str(value) for value in values)
+            return [self.plain(item) for item in node.value]
+        if isinstance(node, yaml.MappingNode):
+            return {name: self.plain(value) for name, _, value in self.items(node, "a value")}
+        return yaml.SafeLoader("").construct_object(node) if node.tag.startswith("tag:yaml.org,2002:") else object()
 
     def place(self, text: str) -> str:
         """A path as the file means it: relative to the file. Names of weights and data sets stay what they are."""
@@ -318,19 +280,33 @@ class _Reader:
         named = text in {"pretrained", "random", "digits"} or text.partition("/")[0].lower() in _NAMED_DATA
         return text if named and not (text not in {"pretrained", "random", "digits"} and path.exists()) else str(path)
 
-    def wrong(self, node: yaml.Node, name: str, kind: Any) -> InvalidInputError:
-        hint = ""
-        if kind is str and isinstance(node, yaml.ScalarNode) and node.value:
-            hint = f'; write "{node.value}" if that is its name'
-        return InvalidInputError(f"{self.where(node)}: {name} is {_WORDS[kind]}, not {_said(node)}{hint}")
+
+def _words(kind: msgspec.inspect.Type) -> str:
+    """What a value of this type is called."""
+    if isinstance(kind, msgspec.inspect.UnionType):
+        words = dict.fromkeys(_words(item) for item in kind.types if not isinstance(item, msgspec.inspect.NoneType))
+        if _WORDS[FloatType] in words:
+            words.pop(_WORDS[IntType], None)
+        first, last = list(words)[:-1], list(words)[-1]
+        return f"{', '.join(first)} or {last}"
+    kind = plain_type(kind)
+    return _WORDS[StrType if isinstance(kind, LiteralType) else type(kind)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Earlier:
+    untrained: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+_UNTRAINED = options_of(_Earlier)[0]
 
 
 def _said(node: yaml.Node) -> str:
     """What YAML makes of it."""
     if isinstance(node, yaml.MappingNode):
-        return _WORDS[dict]
+        return _WORDS[DictType]
     if isinstance(node, yaml.SequenceNode):
-        return _WORDS[list]
+        return _WORDS[ListType]
     if not node.value:
         return "nothing" if node.tag.endswith(":null") else "an empty text"
     tag = node.tag.rpartition(":")[2]

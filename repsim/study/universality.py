@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import xarray as xr
@@ -18,8 +18,11 @@ from repsim.engine.resampling import random_permutations
 from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.metrics import Metric
 from repsim.metrics.cka import CKA
+from repsim.results.files import save_result
+from repsim.runtime.files import check_output, claimed
 from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
+from repsim.runtime.options import deprecated, sort_keywords, takes
 from repsim.runtime.progress import Progress, Steps, counter, told_stepwise
 from repsim.stores.store import ActivationStore, open_store, several
 from repsim.study import controls as control
@@ -31,11 +34,10 @@ from repsim.study.evidence import Evidence
 from repsim.study.gram_passes import Kernels, kernels, symmetric
 from repsim.study.indices import Indices
 from repsim.study.layer_matching import split_half
+from repsim.study.options import METRICS, UniversalityOptions
 from repsim.study.other_measures import Measured, measure, read
 
 StoreLike = ActivationStore | str | os.PathLike[str]
-METRICS = ("cka", "mutual_knn", "nuclear", "svcca")
-"""Measures of a study, where nobody names others. Partial CKA comes with cka."""
 _FEWEST = 8
 """Samples: with fewer not even an interval means anything."""
 _ROOM = 2**29
@@ -45,24 +47,32 @@ _SPLIT_SAMPLES = 20_000
 """Samples of all splits taken together: of many samples one split says as much as several of few."""
 
 
+class UniversalityKeywords(TypedDict, total=False):
+    """Keywords of `universality`, for type checkers; `UniversalityOptions` says all else of them."""
+
+    families: Mapping[str, Sequence[str]] | None
+    readout: str | None
+    controls: str | None
+    controls_folder: str | os.PathLike[str] | None
+    data: str | None
+    split: str | None
+    data_root: str | None
+    permutations: int
+    draws: int
+    seed: int
+    device: str
+    memory: int | str | None
+    overwrite: bool
+
+
+@takes(UniversalityOptions, without=("metrics",))
 def universality(
     stores: Sequence[StoreLike],
     metrics: Sequence[str | Metric[Any]] | None = None,
     *,
-    families: Mapping[str, Sequence[str]] | None = None,
-    readout: str | None = None,
-    untrained: int = 0,
-    folder: str | os.PathLike[str] = "controls",
-    data: str | None = None,
-    split: str | None = None,
-    data_root: str | None = None,
-    permutations: int = 1000,
-    draws: int = 2000,
-    seed: int = 0,
-    device: str = "auto",
-    memory: int | str | None = None,
-    steps: Steps | Literal[False] | None = None,
-    command: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    progress: Steps | Literal[False] | None = None,
+    **keywords: Unpack[UniversalityKeywords],
 ) -> xr.Dataset:
     """Find out how universal the representations of several networks are, and how much of that is learned.
 
@@ -77,30 +87,12 @@ def universality(
     metrics
         Spec strings, groups (as in `repsim.compare`) or metrics; by default debiased CKA, mutual kNN, the nuclear norm
         (Procrustes), and SVCCA. Debiased CKA is always among them.
-    families
-        Name -> globs over models' names, for models whose family is not the module that timm defines them in.
-    readout
-        Which arrays take part, where stores hold several.
-    untrained
-        Extract so many untrained networks of every architecture, with these random seeds on: 0, 1, ...
-    folder
-        Where these are kept, for the next time too.
-    data, split, data_root
-        The pictures that untrained networks are to see; by default what the stores were made from.
-    permutations
-        Of the samples, for the chance level of whole comparisons. Measures without a fast way are permuted less often,
-        and the study says how often.
-    draws
-        Of the multiplier bootstrap, for joint intervals.
-    seed
-        Of permutations, splits and draws: the same one gives the same study.
-    device, memory
-        As in `repsim.compare`.
-    steps
+    out
+        Save the study here, as netCDF (.nc).
+    progress
         Called with the name of each step of the work; returns what is told about its progress. By default a notebook
         shows a bar; False is silent.
-    command
-        Recorded as what made the study.
+    {options}
 
     Returns
     -------
@@ -132,11 +124,67 @@ def universality(
     >>> study["index"].sel(measure="cka", pair="net.seed0 x other.seed0").round(1).item()
     0.5
     """
+    values = _without_earlier_keywords(dict(keywords))
+    progress, command = values.pop("progress", progress), values.pop("command", None)
+    given = {name: value for name, value in values.items() if value is not None}
+    (options,) = sort_keywords("universality", given, UniversalityOptions)
+    return conduct(stores, UniversalityOptions(**options), metrics=metrics, out=out, steps=progress, command=command)
+
+
+def conduct(
+    stores: Sequence[StoreLike],
+    options: UniversalityOptions,
+    *,
+    metrics: Sequence[str | Metric[Any]] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    steps: Steps | Literal[False] | None = None,
+    command: str | None = None,
+) -> xr.Dataset:
+    """Do what `universality` does; ``command`` is recorded as what made the study."""
+    if out is None:
+        folder = Path(options.controls_folder or "controls")
+        return _computed(stores, options, metrics, folder=folder, steps=steps, command=command)
+    path = Path(out)
+    if path.suffix != ".nc":  # also keeps a slip of the hand from replacing a store
+        raise InvalidInputError(f"a study is netCDF: name it .nc, not {path.name}")
+    check_output(path, overwrite=options.overwrite)
+    folder = Path(options.controls_folder or path.with_name(f"{path.stem}.controls"))
+    with claimed(path):  # hours, so nobody does it twice
+        study = _computed(stores, options, metrics, folder=folder, steps=steps, command=command)
+        save_result(study, path, overwrite=options.overwrite)
+    return study
+
+
+def _without_earlier_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Replace keywords of the release before, with a warning."""
+    for old, new, value in (
+        ("steps", "progress", lambda steps: steps),
+        ("untrained", "controls", lambda count: f"untrained:{count}" if count else None),
+        ("folder", "controls_folder", lambda folder: folder),
+    ):
+        if old in keywords:
+            deprecated("universality", old, f"write {new}=...")
+            keywords[new] = value(keywords.pop(old))
+    if "command" in keywords:
+        deprecated("universality", "command", "set study.attrs['command']")
+    return keywords
+
+
+def _computed(
+    stores: Sequence[StoreLike],
+    options: UniversalityOptions,
+    metrics: Sequence[str | Metric[Any]] | None,
+    *,
+    folder: Path,
+    steps: Steps | Literal[False] | None,
+    command: str | None,
+) -> xr.Dataset:
     asked: list[Metric[Any]] = []
-    for word in metrics or METRICS:
+    for word in metrics or options.metrics or METRICS:
         asked += [word] if isinstance(word, Metric) else registry.select(word)
-    place = choose_device(device)
-    room = memory_to_use(place, memory)
+    untrained, readout, families = options.untrained, options.readout, options.families
+    place = choose_device(options.device)
+    room = memory_to_use(place, options.memory)
     with ExitStack() as stack:
         step = stack.enter_context(told_stepwise("the study", steps))
         opened = [
@@ -148,7 +196,8 @@ def universality(
             raise InvalidInputError(f"{study.n} samples are too few for a study: it needs at least {_FEWEST}")
         if untrained:
             made = control.untrained(
-                study, untrained, Path(folder), data=data, split=split, data_root=data_root, device=device,
+                study, untrained, folder, data=options.data, split=options.split, data_root=options.data_root,
+                device=options.device,
                 step=counter(untrained * control.to_extract(study), step("extracting untrained networks")),
             )  # fmt: skip
             for store in made:
@@ -156,8 +205,10 @@ def universality(
             there = {store.model for store in opened}
             opened += [store for store in made if store.model not in there]
             study = design(opened, families=families, readout=readout)
-        evidence = _gather(study, asked, permutations=permutations, seed=seed, device=place, memory=room, steps=step)
-        return findings(evidence, draws=draws, seed=seed, command=command or "")
+        evidence = _gather(
+            study, asked, permutations=options.permutations, seed=options.seed, device=place, memory=room, steps=step
+        )
+        return findings(evidence, draws=options.draws, seed=options.seed, command=command or "")
 
 
 def _gather(

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from repsim.study.formatting import _NAMED, listed, number
-from repsim.study.reading import ALPHA, means_over_pairs, name_of, strictest, verdict
+from repsim.study.reading import ALPHA, extremes, means_over_pairs, name_of, strictest, verdict
 
 
 def summary(study: xr.Dataset) -> list[str]:
@@ -178,10 +178,8 @@ def _stimuli(study: xr.Dataset) -> Iterator[str]:
     if "agreement" not in study:
         return
     kernel = strictest(study)
-    values = study["agreement"].sel(kernel=kernel)
-    agreement = values.values.round(9)  # rounding errors do not choose between stimuli that are level
-    least, most = (np.argsort(sign * agreement, kind="stable")[:_NAMED] for sign in (1, -1))
-    names = values["sample"].values
+    most, least = extremes(study["agreement"].sel(kernel=kernel).values, _NAMED)
+    names = study["sample"].values
     yield (
         f"Networks agree most on {listed([str(names[k]) for k in most])}, and least on "
         f"{listed([str(names[k]) for k in least])} ({kernel})."

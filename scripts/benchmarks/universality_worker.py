@@ -84,7 +84,7 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         paths,
         settings["metrics"] or None,
         permutations=settings["permutations"],
-        steps=lambda name: told.append((name, time.perf_counter())),
+        progress=lambda name: told.append((name, time.perf_counter())),
     )
     end = time.perf_counter()
     ends = [*(when for _, when in told[1:]), end]

@@ -206,7 +206,7 @@ def test_a_log_file_gets_a_line_of_progress_now_and_then(tmp_path: Path, monkeyp
     monkeypatch.setattr("repsim.commands.terminal.LOG_SECONDS", 0.0)
     lines = run("extract", "digits_vit.seed0", *options).stderr.splitlines()
     expected = [f"checking pictures: {done} of 6" for done in range(1, 7)]
-    expected += [f"digits_vit.seed0: {done} of 6" for done in (2, 4, 6)]
+    expected += [f"extracting digits_vit.seed0: {done} of 6" for done in (2, 4, 6)]
     assert [line.split(",")[0] for line in lines] == expected
     assert all(line.endswith((" images/s", " each")) for line in lines)
 

@@ -19,7 +19,7 @@ from repsim.results.files import open_result
 from repsim.runtime.memory import parse_size
 from repsim.stores.writer import write_store
 from tests.commands import calls
-from tests.test_durability import torture  # noqa: F401 - a fixture
+from tests.scripts.test_durability import torture  # noqa: F401 - a fixture
 
 SMALL_UNITS = (
     "import os; from repsim import cli; from repsim.engine import planning; planning._PANEL = 64; "

@@ -80,10 +80,10 @@ def test_python_says_the_same_as_the_command_line(tmp_path: Path, checkpoints: l
     [
         (
             ("test_vit", "--weights", "a.pth", "--weights", "b.pth"),
-            "2 --weights for 1 model (test_vit): give one for all",
+            "2 weights for 1 model (test_vit): give one for all",
         ),
-        (("a", "b", "c", "--weights", "x", "--weights", "y"), "2 --weights for 3 models (a, b, c): give one for all"),
-        (("a", "b", "c", "--seed", 1, "--seed", 2), "2 --seed for 3 models (a, b, c): give one for all"),
+        (("a", "b", "c", "--weights", "x", "--weights", "y"), "2 weights for 3 models (a, b, c): give one for all"),
+        (("a", "b", "c", "--seed", 1, "--seed", 2), "2 seeds for 3 models (a, b, c): give one for all"),
         (("test_vit", "test_vit", "--weights", "random"), "test_vit with random, seed 0 is there twice"),
         (("test_vit", "test_vit", "--weights", "a/w.pth", "--weights", "b/w.pth"), "would have the same store"),
         (("test_vit", "--weights", "random", "--weights-key", "model"), "--weights-key: for a file of weights only"),
@@ -115,19 +115,22 @@ def test_a_study_file_says_the_same(tmp_path: Path) -> None:
         tmp_path / "study.yaml",
     )
     first, second = protocol.models
-    assert (first.weights_key, first.img_size, first.mean, first.std) == ("state_dict", "96", "0.3", "0.2,0.2,1")
+    assert (first.weights_key, first.img_size, first.mean, first.std) == ("state_dict", 96, 0.3, (0.2, 0.2, 1))
     assert second.img_size == "96x64"
-    assert second.model_kwargs == ("reg_tokens=2", "global_pool='avg'", "mlp_ratio=3.0")
-    assert len({first, second}) == 2
+    assert second.model_kwargs == {"reg_tokens": 2, "global_pool": "avg", "mlp_ratio": 3.0}
+    assert first != second
 
 
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("img_size: true", "line 2: img_size is a number or a list of numbers, not `true`"),
-        ("mean: [a]", "line 2: mean is a number or a list of numbers, not a list"),
+        ("img_size: true", "line 2: img_size is a whole number, text or a list of numbers, not `true`"),
+        ("mean: [a]", "line 2: mean is a number, text or a list of numbers, not a list"),
         ("model_kwargs: [a]", "line 2: model_kwargs is keys with values, not a list"),
-        ("model_kwargs: {a: {b: 1}}", "line 2: an argument is a number, a text, or a list, not keys with values"),
+        (
+            "model_kwargs: {a: {b: 1}}",
+            "line 2: model_kwargs: a is text, a number, true or false or a list, not keys with values",
+        ),
         ("weights_match: ordr", "unknown value of weights_match 'ordr'; did you mean order"),
     ],
 )

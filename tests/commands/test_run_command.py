@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,9 @@ from click.testing import CliRunner, Result
 import repsim
 from repsim.cli import main
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.study.study_file import EXAMPLE, Data, Model, Protocol, parse_protocol
+from repsim.extraction.options import Data, Model
+from repsim.runtime.options import markdown_table
+from repsim.study.study_file import EXAMPLE, Protocol, parse_protocol, schema
 
 SMALL = """\
 models: [digits_vit.seed0, {name: digits_vit, weights: random, seed: 3}, digits_vit.seed1]
@@ -171,6 +173,9 @@ BASE = "models: [a]\ndata: digits\n"
         (BASE + "seed: true", "line 3: seed is a whole number, not `true`"),
         (BASE + "permutations: 3", "line 3: permutations is at least 19, not 3"),
         (BASE + "report: 1", "line 3: report is true or false, not `1`"),
+        (BASE + "controls: trained:3", "line 3: controls is written as in untrained:3, not 'trained:3'"),
+        (BASE + "untrained: -1", "line 3: untrained is at least 0, not -1"),
+        (BASE + "metrics: [cka,\n  3]", "line 4: metrics is text, not `3`"),
         (BASE + "dtype: float46", "did you mean float16"),
         (BASE + "device:", "line 3: device is text, not nothing"),
         (BASE + "readout: mean,max", "a study takes one readout, not 'mean,max'"),
@@ -216,11 +221,25 @@ def test_numbers_and_words_are_those_of_yaml() -> None:
 def test_the_page_explains_every_key() -> None:
     page = (Path(repsim.__file__).parents[1] / "docs" / "study-file.md").read_text()
     for title, kind in {"## Keys": Protocol, "## Keys of a model": Model, "## Keys of the data": Data}.items():
-        table = page.split(f"{title}\n")[1].split("\n#")[0]
-        rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", table, re.MULTILINE)
-        expected = []
-        for each in fields(kind):
-            default = "" if each.default_factory is not MISSING else each.default
-            told = {MISSING: "needed", None: "none", "": "none", (): "none"}.get(default, f"`{str(default).lower()}`")
-            expected.append((each.name, told, each.metadata["text"]))
-        assert rows == expected
+        assert markdown_table(kind) in page.split(f"{title}\n")[1].split("\n#")[0]
+
+
+def test_the_schema_and_the_reader_agree() -> None:
+    """Keys, short forms, choices and bounds, on which an editor and `repsim run` say the same."""
+    printed = json.loads(run("--schema").stdout)
+    assert printed == schema()
+    for title, kind in {"Protocol": Protocol, "Model": Model, "Data": Data}.items():
+        section = printed["$defs"][title]
+        assert set(section["properties"]) - {"untrained"} == {each.name for each in fields(kind)}
+        assert section["additionalProperties"] is False
+        assert all(entry.get("description") for entry in section["properties"].values())
+    keys = printed["$defs"]["Protocol"]["properties"]
+    assert printed["$defs"]["Protocol"]["required"] == ["models", "data"]
+    assert (keys["dtype"]["enum"], keys["together"]["minimum"]) == (["float16", "float32"], 1)
+    assert "untrained:2" in re.findall(keys["controls"]["anyOf"][0]["pattern"], "untrained:2")
+    assert {"type": "string", "pattern": r"\S"} in keys["models"]["items"]["anyOf"]
+
+
+def test_the_earlier_spelling_of_controls_is_read() -> None:
+    assert parse_protocol(BASE + "untrained: 2") == parse_protocol(BASE + "controls: untrained:2")
+    assert parse_protocol(BASE + "untrained: 0") == parse_protocol(BASE)

@@ -11,7 +11,7 @@ import xarray as xr
 
 import repsim
 from repsim import metrics
-from repsim.engine.comparison import compare, similarity
+from repsim.engine.comparison import Comparison, compare, similarity
 from repsim.errors import InvalidInputError, SampleMismatchError, StoreError, UndefinedValueError, UnknownNameError
 from repsim.labels import SampleIds
 from repsim.metrics.recipes.subspace import PrincipalSubspace
@@ -49,7 +49,8 @@ def test_every_value_is_the_metrics_own(tmp_path: Path, rng: np.random.Generator
 
 def test_the_result_says_what_it_is(tmp_path: Path, rng: np.random.Generator) -> None:
     a, b = store(tmp_path, "a", rng, source="photos"), store(tmp_path, "b", rng, source="photos", readout="cls")
-    result = compare(a, b, ["svcca:variance=0.9"], command="repsim compare a b")
+    with Comparison(a, b, ["svcca:variance=0.9"]) as planned:
+        result = planned.run(command="repsim compare a b")
     assert result["layer_a"].values.tolist() == ["blocks.0", "blocks.1", "blocks.2"]
     assert result["model_b"].values.tolist() == ["b"] * 3
     assert result["readout_b"].values.tolist() == ["cls"] * 3

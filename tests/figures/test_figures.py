@@ -16,8 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from repsim.engine.comparison import compare
 from repsim.errors import InvalidInputError, OutputError, UnknownNameError
 from repsim.figures import figure, heatmap, save
+from repsim.results.files import save_result
+from repsim.stores.writer import write_store
 
 CKA: dict[str, Any] = {
     "label": "CKA (linear, debiased)",
@@ -514,3 +517,26 @@ print(*{"matplotlib.pyplot", "click", "rich", "torch"} & set(sys.modules))
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, env={"PATH": ""}
     )
     assert (run.returncode, run.stdout.strip()) == (0, ""), run.stderr
+
+
+def test_figures_of_comparisons_load_no_torch(tmp_path: Path) -> None:
+    """Heatmaps, several under one scale, with path and marks; rank correlations; and the command."""
+    x = np.random.default_rng(0).normal(size=(20, 4))
+    with write_store(tmp_path / "a.h5", {f"layer{k}": x[:, k:] for k in range(3)}, model="a") as store:
+        for name in ("a.nc", "b.nc"):
+            save_result(compare(store, metrics=["cka", "procrustes"]), tmp_path / name)
+    code = """
+import sys
+from repsim import figures
+from repsim.cli import main
+from repsim.results.files import open_result
+opened = open_result("a.nc")
+figures.heatmap(opened["cka"].assign_coords(p=(("layer_a", "layer_b"), abs(opened["cka"].values))), path=True)
+figures.plot_measures(opened, "cka", "procrustes")
+for files in (["a.nc"], ["a.nc", "b.nc"]):
+    try: main(["heatmap", *files, "-m", "cka", "-o", "a.png"])
+    except SystemExit as done: assert not done.code, done.code
+print(*{"matplotlib.pyplot", "torch", "timm"} & set(sys.modules))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout.splitlines()[-1:]) == (0, [""]), run.stderr

@@ -83,9 +83,10 @@ def test_a_comparison_is_a_page_with_fewer_parts(comparison: xr.Dataset) -> None
     assert part["kind"] == "comparison"
     for k, each in enumerate(part["measures"]):
         np.testing.assert_array_equal(matrix(part, "value", k), comparison[each["name"]].values)
-        low, high = (float(x) for x in comparison[each["name"]].attrs["valid_range"])
-        assert each["range"] == [low if np.isfinite(low) else None, high if np.isfinite(high) else None]
-    assert part["sides"]["b"] == {"models": ["right"] * 3, "layers": ["blocks.0", "blocks.1", "head"]}
+        assert list(each["views"]) == ["value"]
+    right = part["sides"]["b"]
+    assert (right["models"], right["layers"]) == (["right"] * 3, ["blocks.0", "blocks.1", "head"])
+    assert part["coords"] == {"pair": ["left x right"], "pair_a": ["left"], "pair_b": ["right"], "relation": [""]}
     assert any("head" in text for text in part["warnings"])
 
 
@@ -99,13 +100,16 @@ def test_variables_of_readouts_become_parts(comparison: xr.Dataset) -> None:
     np.testing.assert_array_equal(matrix(parts[1], "value", 0), both["cka@cls"].values)
 
 
+def labels(study: xr.Dataset) -> dict[str, str]:
+    return {share["name"]: share["label"] for share in payload([study])["parts"][0]["shares"]}
+
+
 def test_names_of_shares_claim_no_more_than_the_verdict(study: xr.Dataset) -> None:
     assert reading.verdict(study) is True
-    assert payload([study])["parts"][0]["share_names"]["universal"] == "universal"
+    assert labels(study)["universal"] == "universal"
     modest = study.copy(deep=True)
     modest["learned_mean_low"][:] = -0.1
-    part = payload([modest])["parts"][0]
-    assert part["share_names"]["universal"] == "common to all families"
+    assert labels(modest)["universal"] == "common to all families"
 
 
 def test_files_of_different_things_are_refused(study: xr.Dataset, comparison: xr.Dataset) -> None:

@@ -21,6 +21,7 @@ from repsim.cli import main
 from repsim.errors import InvalidInputError, MissingDigestWarning, StoreError
 from repsim.results import digest, netcdf, schema, variables
 from repsim.results.files import open_either, open_result, open_study, save_result, verify_saved
+from tests.growing import grow
 
 ROOT = Path(__file__).parents[2]
 
@@ -438,7 +439,7 @@ def test_an_earlier_result_that_is_none(folder: Path) -> None:
         (result.drop_vars("layer_a"), "layer_a is missing"),
     ):
         with pytest.raises(InvalidInputError, match=f"the earlier result is no result of repsim compare: .*{message}"):
-            repsim.compare(*stores, ["cka"], known=known)
+            grow(*stores, ["cka"], known=known)
 
 
 @pytest.mark.parametrize("value", [[1, 2], 3, 1.5, ""])
@@ -457,7 +458,7 @@ def test_a_result_that_was_changed_can_be_saved(folder: Path, tmp_path: Path) ->
 
 
 def test_the_page_lists_what_studies_are_held_against() -> None:
-    """That the tables are the ones that would be written is in tests/test_metrics_docs.py."""
+    """That the tables are the ones that would be written is in tests/scripts/test_metrics_docs.py."""
     page = (ROOT / "docs" / "study-format.md").read_text()
     for entry in variables.VARIABLES:
         assert all(f"`{name}`" in page for name in entry.names)

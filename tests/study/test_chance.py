@@ -13,9 +13,7 @@ from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
 from repsim.study.chance import (
-    benjamini_hochberg,
     calibrated,
-    holm,
     null_sd,
     p_value,
     pearson3,
@@ -24,6 +22,7 @@ from repsim.study.chance import (
     within_classes,
     z_value,
 )
+from repsim.study.multiple_tests import benjamini_hochberg, holm
 from tests.metrics.references import gram, u_centred
 
 

@@ -16,8 +16,6 @@ from repsim.metrics.recipes.gram import CentredGram
 from repsim.stores.store import ActivationStore
 from repsim.study import controls
 from repsim.study.chance import (
-    benjamini_hochberg,
-    holm,
     null_sd,
     p_value,
     pearson3,
@@ -27,6 +25,7 @@ from repsim.study.chance import (
 )
 from repsim.study.design import design
 from repsim.study.layer_matching import best_match, mbm, split_half
+from repsim.study.multiple_tests import benjamini_hochberg, holm
 from repsim.study.uncertainty import jackknife
 from repsim.study.universality import universality
 from repsim.testing.examples import TRAINED, Array, write_network, write_networks

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LIBRARIES = ("ATEN_", "MKL_", "ONEDNN_", "OPENBLAS_", "NPY_")
 ORDER = """
 from pathlib import Path

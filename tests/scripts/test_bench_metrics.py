@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import repsim.metrics
 
-SCRIPTS = Path(__file__).parents[1] / "scripts" / "benchmarks"
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmarks"
 
 
 @pytest.fixture(scope="module")

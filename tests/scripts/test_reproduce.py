@@ -23,7 +23,7 @@ NAN = float("nan")
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "validation" / "reproduce_kornblith.py"
+    path = Path(__file__).parents[2] / "scripts" / "validation" / "reproduce_kornblith.py"
     spec = importlib.util.spec_from_file_location("reproduce_kornblith", path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,11 +1,10 @@
-"""From models and some images to activation stores: choose samples, stream readouts, write them as they come.
+"""Extract models that are loaded: choose samples, stream readouts, write them as they come.
 
 Reading and decoding (worker processes), the forward pass and the readout (here), and writing (a thread) overlap. What
 is in memory at any time is a few batches, however many samples there are.
 """
 
 import math
-import os
 import shutil
 import time
 from collections import deque
@@ -15,25 +14,21 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from repsim._version import __version__
 from repsim.errors import ImageError, InvalidInputError, OutputError
-from repsim.extractors import Batch, Extractor, ImageSource, Stream, open_images
+from repsim.extraction.options import DType
+from repsim.extractors import Batch, Extractor, ImageSource, Stream
 from repsim.extractors.decoding import MAX_PIXELS
-from repsim.extractors.factory import make_extractor
 from repsim.extractors.images import Digits, choose, examine
-from repsim.extractors.label_files import Labels
 from repsim.extractors.loading import stream_together
 from repsim.extractors.modules import ModuleExtractor
-from repsim.extractors.options import Choices
-from repsim.extractors.preprocessing import Transform
 from repsim.extractors.readouts import get_several
 from repsim.extractors.recalibration import SAMPLES, assign, batch_norms, check_weights, measure
 from repsim.extractors.sources import Content, LeftOut
@@ -41,8 +36,8 @@ from repsim.labels import LayerKey, SampleIds, check_model_name, partition
 from repsim.runtime import interrupts
 from repsim.runtime.files import human, partial_path
 from repsim.runtime.hardware import choose_device, cores, return_memory
-from repsim.runtime.processes import ALONE, Ranks, ranks, restarted
-from repsim.runtime.progress import Listener, Progress, told
+from repsim.runtime.processes import ALONE, Ranks, restarted
+from repsim.runtime.progress import Progress
 from repsim.stores import reader
 from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store
@@ -51,8 +46,6 @@ from repsim.stores.writer import StoreWriter, stored
 _ON_THEIR_WAY = 4
 """Batches that may wait to be written: enough to bridge a slow moment of the disk, few enough to be no burden."""
 _RETURN_SECONDS = 1.0
-
-DType = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True)
@@ -481,136 +474,3 @@ def _record(job: Extraction, writer: StoreWriter, positions: NDArray[np.int64], 
         writer.write(spec.key, samples if spec.block == 1 else slice(first, first + len(values)), values)
     writer.done(samples)
     return len(samples)
-
-
-def extract(
-    model: str | nn.Module,
-    data: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    layers: str = "blocks",
-    readout: str = "mean",
-    weights: str = "pretrained",
-    seed: int = 0,
-    recalibrate: bool = False,
-    transform: Transform | None = None,
-    name: str | None = None,
-    split: str | None = None,
-    data_root: str | None = None,
-    download: bool = False,
-    limit: int | None = None,
-    skip_bad: bool = False,
-    labels: Labels | None = None,
-    max_pixels: int | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    device: str = "auto",
-    amp: bool = False,
-    dtype: DType = "float32",
-    overwrite: bool = False,
-    progress: Listener = None,
-    **choices: Unpack[Choices],
-) -> ActivationStore:
-    """Extract the activations of one model into ``out/<model>.h5``.
-
-    What an earlier call with the same settings has stored, whole or in part, is kept, and only the rest is computed.
-
-    Parameters
-    ----------
-    model
-        A timm name, with a tag or without; ``torchvision/NAME``; or a torch module.
-    data
-        A folder of pictures (flat, or one folder a class), a ``.tar``, ``digits``, or a data set that timm opens by
-        name (``torch/cifar10``, found under ``data_root``).
-    out
-        The folder for the store.
-    layers
-        ``blocks`` (residual or transformer blocks, with the stem before and the pre-logits feature after), ``stages``,
-        ``all``, or globs over module names (``layer3.*,norm``; ``*`` stays within one dotted part).
-    readout
-        One or several of ``mean``, ``max``, ``cls``, ``flatten``, ``grid:K``, ``gram:B``, ``sketch:M``, with commas
-        between.
-    weights, seed
-        ``pretrained``, ``random`` (from ``seed``), or a ``.safetensors`` or ``.pth`` file. A module has its own.
-    recalibrate
-        Of random weights only: before the first batch, batch norm gets the statistics of up to 512 of the samples.
-        Without, it does nothing in an untrained network.
-    transform
-        Of a module only: what makes its input (3, H, W) of a PIL picture (a timm model knows itself).
-    name
-        What the model is called in results, and its store: by default the model's name, of a module its class's.
-    split, data_root, download
-        Which part of the data (a folder inside it; ``.`` for all, where folders only look like splits), and where
-        timm's data sets lie.
-    limit
-        So many samples, spread evenly over the data.
-    skip_bad
-        Leave out pictures that cannot be decoded, instead of stopping; they are listed in the provenance.
-    labels
-        Classes of the pictures: a CSV file of two columns (id or file name, and class), a mapping, or a class for each
-        picture in the order of the ids. By default those of the data: its folders, say.
-    max_pixels
-        Refuse larger pictures; by default those of more than 178,956,970 pixels.
-    batch_size, workers, device, amp
-        How the forward passes run: pictures a pass (None: 32, or what ``gram:B`` needs), processes that decode (None:
-        chosen), ``auto`` or a torch device, half precision where the device is fast at it.
-    dtype
-        What is stored: ``float32`` or ``float16``.
-    overwrite
-        Start anew, and replace an existing store.
-    progress
-        Called after each batch with the number of samples done and of all. By default a notebook shows a bar; False is
-        silent.
-    **choices
-        Of a model's name only. Of a file of weights: ``weights_key`` and ``weights_prefix`` choose the set of weights,
-        ``weights_match="order"`` takes tensors in order where their names differ. ``img_size`` (a number, or height and
-        width), ``mean``, ``std`` (a number, or three), ``interpolation``, ``crop_pct``: how pictures are prepared.
-        ``model_kwargs``: arguments of the function that builds the model. What is not said is as the weights and the
-        options of their training say, and else as the model's name says.
-
-    Returns
-    -------
-    ActivationStore
-        The finished store, open for reading.
-
-    Raises
-    ------
-    RepsimError
-        An unknown model or layer, an impossible readout, weights or pictures that cannot be read, a NaN activation, a
-        place that cannot be written, a store that was made with other settings. What was computed until then is kept
-        for the next call.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     store = extract("digits_vit.seed0", "digits", folder, layers="blocks.*", limit=16)
-    ...     store.layers, store["blocks.5"].shape
-    (('blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5'), (16, 64))
-    """
-    if recalibrate:
-        check_weights(weights)
-    if name is not None:
-        check_model_name(name)
-    images = open_images(
-        os.fspath(data), split=split, root=data_root, download=download, labels=labels, max_pixels=max_pixels
-    )
-    with ranks() as me:
-        with told("checking pictures", None if progress is None else False) as advance:
-            samples = choose_samples(images, limit=limit, skip_bad=skip_bad, progress=advance, me=me)
-        how = choose_stream(samples, readout=readout, batch_size=batch_size, workers=workers, device=device, amp=amp)
-        extractor = make_extractor(
-            model,
-            weights=weights,
-            seed=seed,
-            layers=layers,
-            readout=readout,
-            transform=transform,
-            name=name if isinstance(model, nn.Module) else None,
-            **choices,
-        )
-        job = Extraction(
-            extractor, samples, Path(out), how, dtype, overwrite=overwrite, recalibrate=recalibrate, name=name
-        )
-        with told(f"extracting {job.model}", progress) as advance:
-            return job.run(advance, me)

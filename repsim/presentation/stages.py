@@ -1,7 +1,37 @@
-"""Where one stage of a network ends and the next begins, as far as the names of layers tell."""
+"""Finds where one model, and one stage of a network, ends and the next begins along a side of a matrix."""
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring layers of one model; ``first`` is the position of its first layer, counted from 0."""
+
+    model: str
+    first: int
+    count: int
+
+
+def runs(models: Iterable[str]) -> list[Run]:
+    """Find the layers of each model.
+
+    Parameters
+    ----------
+    models
+        The model of every layer.
+
+    Examples
+    --------
+    >>> runs(["a", "a", "b"])
+    [Run(model='a', first=0, count=2), Run(model='b', first=2, count=1)]
+    """
+    along: list[Run] = []
+    for model, layers in groupby(models):
+        along.append(Run(model, along[-1].first + along[-1].count if along else 0, len(list(layers))))
+    return along
 
 
 def boundaries(layers: Iterable[str]) -> list[int]:
@@ -37,5 +67,5 @@ def boundaries(layers: Iterable[str]) -> list[int]:
 
 def _stage(layer: str) -> str:
     """The name up to its first number, if another number follows: of a block, which that of a sublayer is not."""
-    found = re.match(r"(?:(.*?[^\d.]\d+)\.(?:.*?\d+)(?:\.|$)|(.*?\.\d+)\.(?:.*\.)?\d+(?:\.|$))", layer)
-    return (found[1] or found[2]) if found else ""
+    match = re.match(r"(?:(.*?[^\d.]\d+)\.(?:.*?\d+)(?:\.|$)|(.*?\.\d+)\.(?:.*\.)?\d+(?:\.|$))", layer)
+    return (match[1] or match[2]) if match else ""

@@ -45,7 +45,7 @@ COMMAND = [sys.executable, "-c", QUICK, "extract", *OPTIONS]
 
 @pytest.fixture(scope="module")
 def torture() -> ModuleType:
-    path = Path(__file__).parent.parent / "scripts" / "validation" / "torture"
+    path = Path(__file__).parents[2] / "scripts" / "validation" / "torture"
     loader = importlib.machinery.SourceFileLoader("torture", str(path))
     spec = importlib.util.spec_from_loader("torture", loader)
     assert spec is not None

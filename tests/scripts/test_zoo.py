@@ -36,7 +36,7 @@ def net(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "maintenance" / "train_zoo.py"
+    path = Path(__file__).parents[2] / "scripts" / "maintenance" / "train_zoo.py"
     spec = importlib.util.spec_from_file_location("train_zoo", path)
     assert spec is not None
     assert spec.loader is not None

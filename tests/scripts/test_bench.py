@@ -29,7 +29,7 @@ MODEL = "test_resnet.r160_in1k"
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("bench", str(Path(__file__).parent.parent / "scripts" / "bench"))
+    loader = importlib.machinery.SourceFileLoader("bench", str(Path(__file__).parents[2] / "scripts" / "bench"))
     spec = importlib.util.spec_from_loader("bench", loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)

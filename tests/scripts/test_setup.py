@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 INSTALLER = ROOT / "scripts" / "maintenance" / "install_with_uv.py"
 
 

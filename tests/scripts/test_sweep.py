@@ -14,7 +14,7 @@ import pytest
 import timm
 from click.testing import CliRunner
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "validation" / "sweep_timm"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "validation" / "sweep_timm"
 
 
 @pytest.fixture(scope="module")

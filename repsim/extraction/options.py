@@ -1,0 +1,144 @@
+"""Options of an extraction: `repsim.extract`, `repsim extract` and study files take them from here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from repsim.runtime.options import Count, Device, Positive, Text, option
+
+DType = Literal["float32", "float16"]
+Number = int | float
+Argument = str | int | float | bool | None | list[str | int | float | bool | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """How a model is built and its pictures are prepared, where that is not what its name or its weights say."""
+
+    weights_key: Annotated[
+        Text | None, option("Set of weights to take from a file with several, by its key.", unset="chosen")
+    ] = None
+    weights_prefix: Annotated[
+        Text | None, option("Take only weights whose names begin with this, and remove it.", unset="all")
+    ] = None
+    weights_match: Annotated[
+        Literal["names", "order"],
+        option("Match a file's tensors by their names, or by their order where names differ and all shapes are equal."),
+    ] = "names"
+    img_size: Annotated[
+        int | str | tuple[int, ...] | None,
+        option(
+            "Size of the pictures in pixels: a number, or HxW. Weights of another size are resampled.",
+            unset="as the weights, else the model's name",
+            metavar="N|HxW",
+        ),
+    ] = None
+    mean: Annotated[
+        Number | str | tuple[Number, ...] | None,
+        option("Mean that pixels in [0, 1] are normalised with: one number or three.", unset="as the weights",
+               metavar="X|X,X,X"),
+    ] = None  # fmt: skip
+    std: Annotated[
+        Number | str | tuple[Number, ...] | None,
+        option("Standard deviation that pixels are normalised with: one number or three.", unset="as the weights",
+               metavar="X|X,X,X"),
+    ] = None  # fmt: skip
+    interpolation: Annotated[
+        Text | None, option("Interpolation that resizes pictures: bicubic, bilinear, ...", unset="as the weights")
+    ] = None
+    crop_pct: Annotated[
+        Number | str | None,
+        option("Share of the resized picture that the crop takes.", unset="as the weights", metavar="X"),
+    ] = None
+    model_kwargs: Annotated[
+        Mapping[str, Argument],
+        option("Arguments of the function that builds the model (global_pool=avg).", metavar="KEY=VALUE"),
+    ] = field(default_factory=dict)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The same as keywords of `repsim.extractors.factory.make_extractor`."""
+        return {choice.name: getattr(self, choice.name) for choice in fields(Choices)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Choices):
+    """One network."""
+
+    name: Annotated[Text, option("Name in timm, `torchvision/NAME`, or a network that comes with repsim.")]
+    weights: Annotated[Text, option("`pretrained`, `random`, or a .safetensors or .pth file.", path=True)] = (
+        "pretrained"
+    )
+    seed: Annotated[Count, option("Seed of random weights.")] = 0
+    recalibrate: Annotated[
+        bool,
+        option("Give batch norm of random weights the statistics of up to 512 of the pictures; "
+               "without, it does nothing."),
+    ] = False  # fmt: skip
+    store: Annotated[
+        Text | None,
+        option("Name of the model in results and of its store, NAME.h5.", unset="the name, with what was chosen"),
+    ] = None
+
+    def __str__(self) -> str:
+        return f"{self.name} with {self.weights}" + f", seed {self.seed}" * (self.weights == "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The pictures that every network sees."""
+
+    source: Annotated[
+        Text, option("Folder of pictures, a .tar, `digits`, or a timm data set (torch/cifar10).", path=True)
+    ]
+    split: Annotated[
+        Text | None,
+        option("Part of the data: a folder inside it (`.`: all of it), or `train`, `test`, ... of a data set.",
+               unset="chosen by the source"),
+    ] = None  # fmt: skip
+    root: Annotated[Text | None, option("Folder in which timm data sets lie.", unset="none", path=True)] = None
+    limit: Annotated[Positive | None, option("Number of pictures, spread evenly over the data.", unset="all")] = None
+    download: Annotated[bool, option("Download a timm data set that is not there yet.")] = False
+    skip_bad: Annotated[bool, option("Leave out and list pictures that cannot be decoded, instead of stopping.")] = (
+        False
+    )
+    labels: Annotated[
+        Text | None,
+        option("Classes of the pictures: a CSV file of two columns, id or file name, and class.",
+               unset="those of the data", path=True),
+    ] = None  # fmt: skip
+    max_pixels: Annotated[
+        Positive | None, option("Refuse pictures of more pixels.", unset="178956970, 179 megapixels")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """Which layers are read, and how the forward passes run."""
+
+    layers: Annotated[Text, option("`blocks`, `stages`, `all`, or globs over module names: 'layer3.*,norm'.")] = (
+        "blocks"
+    )
+    readout: Annotated[
+        Text,
+        option("How a layer becomes an array: `mean`, `max`, `cls`, `flatten`, `grid:K`, `gram:B`, `sketch:M`; "
+               "several with commas."),
+    ] = "mean"  # fmt: skip
+    batch_size: Annotated[
+        Positive | None, option("Pictures per forward pass.", unset="32; whole blocks for gram:B")
+    ] = None
+    workers: Annotated[Count | None, option("Processes that decode pictures.", unset="one per core")] = None
+    together: Annotated[
+        Positive,
+        option("Models in memory at once; those that prepare pictures in the same way share the decoding."),
+    ] = 4  # fmt: skip
+    device: Device = "auto"
+    amp: Annotated[bool, option("Half precision in the forward pass (float16 on cuda, bfloat16 elsewhere).")] = False
+    dtype: Annotated[DType, option("Type in which activations are stored.")] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions(Passes):
+    """All that an extraction depends on, beside models and pictures."""
+
+    overwrite: Annotated[bool, option("Start anew, and replace existing stores.")] = False

@@ -1,0 +1,408 @@
+"""Extract the activations of one model or of many: what `repsim.extract` and `repsim extract` do."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack, overload
+
+from torch import nn
+
+from repsim.errors import InvalidInputError
+from repsim.extraction.jobs import Extraction, choose_samples, choose_stream, run_together
+from repsim.extraction.options import Data, DType, ExtractOptions, Model
+from repsim.extractors import Extractor, open_images
+from repsim.extractors.factory import check_name, make_extractor, preprocessing_of, store_name
+from repsim.extractors.label_files import Labels
+from repsim.extractors.options import Choices, ModelOptions, read_kwargs
+from repsim.extractors.preprocessing import Transform
+from repsim.extractors.recalibration import check_weights
+from repsim.labels import check_model_name
+from repsim.runtime.events import Kept, Note, logged
+from repsim.runtime.options import sort_keywords, takes
+from repsim.runtime.processes import ranks
+from repsim.runtime.progress import Listener, told
+from repsim.stores.store import ActivationStore, open_store
+
+Models = list[str] | Sequence[nn.Module] | list[str | nn.Module] | tuple[str | nn.Module, ...]
+"""Several models; no sequence of texts, of which a single name is one."""
+_KINDS = (Model, Data, ExtractOptions)
+_RENAMED = {"store": "name", "root": "data_root"}
+"""Options whose keyword in Python, and on the command line, has to be clear without its section of a study file."""
+Listeners = Callable[[str], Listener]
+"""Called with the name of each step of the work; returns who is told about its progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PythonModel(Model):
+    """One network, as only Python can name it: perhaps a torch module, which has its own weights."""
+
+    module: nn.Module | None = None
+    transform: Transform | None = None
+
+    def __str__(self) -> str:
+        return super().__str__() if self.module is None else f"the module {self.store or self.name}"
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A store that is finished."""
+
+    model: int
+    """Which of the models, by its position."""
+    path: Path
+    samples: int
+    layers: int
+    bytes: int
+    new: int
+    """Samples that were computed now, and not by an earlier run."""
+    seconds: float
+    """Time that this took for all models that were read together."""
+    device: str
+
+
+def extract_steps(
+    models: Sequence[Model],
+    data: Data,
+    out: Path,
+    options: ExtractOptions,
+    *,
+    labels: Labels | None = None,
+    listeners: Listeners = lambda _: None,
+    command: str | None = None,
+) -> Iterator[Note | Kept | Extracted]:
+    """Extract models into ``out``, and yield what happens: a `Note`, a store that was `Kept`, one that is `Extracted`.
+
+    What an earlier run with the same settings has stored is kept. Among the processes of torchrun each does its share,
+    and only the first yields notes.
+
+    Parameters
+    ----------
+    labels
+        Classes of the pictures, in place of ``data.labels``.
+    listeners
+        Who is told how far each step is.
+    command
+        Recorded as what made the stores.
+    """
+    with ranks() as me:
+        for event in _planned(
+            models, data, out, options, labels=labels, listeners=listeners, command=command, check=True
+        ):
+            if isinstance(event, Note):
+                if me.first:
+                    yield event
+                continue
+            jobs = list(event.values())
+            before = me.share([job.already() for job in jobs] if me.first else [])
+            if me.first:
+                yield from _left_by_earlier_runs(jobs, before)
+            start = time.perf_counter()
+            step = f"extracting {' + '.join(job.model for job in jobs)}"
+            with told(step, listeners(step)) as advance:
+                stores = run_together(jobs, advance, me)
+            seconds = time.perf_counter() - start
+            for (k, job), done, store in zip(event.items(), before, stores, strict=True):
+                with store:
+                    n, layers = len(store), len(store.layers)
+                yield Extracted(k, job.path, n, layers, job.bytes, n - done, seconds, job.how.device)
+
+
+def plan_extraction(
+    models: Sequence[Model],
+    data: Data,
+    out: Path,
+    options: ExtractOptions,
+    *,
+    listeners: Listeners = lambda _: None,
+) -> Iterator[Note | Extraction]:
+    """Yield what `extract_steps` would do, a model at a time; nothing is computed or written."""
+    with ranks() as me:
+        for event in _planned(models, data, out, options, listeners=listeners, check=False):
+            if me.first:
+                yield from [event] if isinstance(event, Note) else event.values()
+
+
+def _planned(
+    models: Sequence[Model],
+    data: Data,
+    out: Path,
+    options: ExtractOptions,
+    *,
+    labels: Labels | None = None,
+    listeners: Listeners,
+    command: str | None = None,
+    check: bool,
+) -> Iterator[Note | dict[int, Extraction]]:
+    """Load the models, at a time those that are read together, by position; ``check``: look at the pictures first."""
+    check_models(models)
+    images = open_images(
+        data.source, split=data.split, root=data.root, download=data.download,
+        labels=data.labels if labels is None else labels, max_pixels=data.max_pixels,
+    )  # fmt: skip
+    with ranks() as me, told(step := "checking pictures", listeners(step)) as advance:
+        samples = choose_samples(images, limit=data.limit, skip_bad=data.skip_bad, progress=advance, me=me, check=check)
+    how = choose_stream(
+        samples, readout=options.readout, batch_size=options.batch_size, workers=options.workers,
+        device=options.device, amp=options.amp,
+    )  # fmt: skip
+    for name, why in samples.skipped.items():
+        yield Note(f"skipped {name}: {why}")
+    for note in samples.notes:
+        yield Note(f"note: {note}")
+    for group in _groups(models, options.together):
+        jobs = {}
+        for k in group:
+            model = models[k]
+            with told(step := f"loading {model}", listeners(step)):  # a download takes a while
+                extractor = _extractor(model, options)
+            jobs[k] = Extraction(
+                extractor, samples, out, how, options.dtype, overwrite=options.overwrite,
+                recalibrate=model.recalibrate, command=command, name=model.store,
+            )  # fmt: skip
+            for note in jobs[k].notes:
+                yield Note(f"note: {model.name}: {note}")
+        yield jobs
+
+
+def _extractor(model: Model, options: ExtractOptions) -> Extractor:
+    module = _module(model)
+    return make_extractor(
+        model.name if module is None else module,
+        weights=model.weights,
+        seed=model.seed,
+        layers=options.layers,
+        readout=options.readout,
+        transform=model.transform if isinstance(model, PythonModel) else None,
+        name=None if module is None else model.store,
+        **model.choices,
+    )
+
+
+def _module(model: Model) -> nn.Module | None:
+    return model.module if isinstance(model, PythonModel) else None
+
+
+def _left_by_earlier_runs(jobs: Sequence[Extraction], before: Sequence[int]) -> Iterator[Note | Kept]:
+    """What is stored already, and how far it was checked that it fits."""
+    for job, done in zip(jobs, before, strict=True):
+        if done == len(job.samples.rows):
+            yield Kept(job.path, "is complete already")
+        elif done:
+            yield Note(f"{job.path}: going on after {done} of {len(job.samples.rows)} pictures")
+        if done and job.contents_unchecked():
+            yield Note(f"note: {job.path} keeps no hashes of pictures: only their names and sizes were checked")
+
+
+def check_models(models: Sequence[Model]) -> None:
+    """Refuse what can be refused before anything is opened or downloaded."""
+    for model in models:
+        if model.recalibrate:
+            check_weights(model.weights)
+        if _module(model) is None:
+            check_name(model.name)
+            ModelOptions.read(**model.choices).check_weights(model.weights)
+        if model.store is not None:
+            check_model_name(model.store)
+    twice = [name for name, count in Counter(model.store for model in models if model.store).items() if count > 1]
+    if twice:
+        raise InvalidInputError(f"two models cannot both be called {twice[0]}: each has a store of its own")
+    stores: dict[str, Model] = {}
+    for model in models:
+        name = model.store or model.name
+        if model.store is None and _module(model) is None:
+            name = store_name(model.name, model.weights, model.seed, **model.choices)
+        if (other := stores.setdefault(name, model)) is not model:
+            raise InvalidInputError(
+                f"{model} is there twice; name it once"
+                if other == model
+                else f"{other} and {model} would have the same store, {name}.h5; give each a name of its own"
+            )
+
+
+def _groups(models: Sequence[Model], together: int) -> list[list[int]]:
+    """Positions of models that prepare pictures alike, so many at most, in the order in which they are named."""
+    kinds: dict[Any, list[int]] = {}
+    for k, model in enumerate(models):
+        kind: Any = _module(model) or preprocessing_of(model.name, model.weights, **model.choices)
+        kinds.setdefault(kind or model.name, []).append(k)
+    return [kind[i : i + together] for kind in kinds.values() for i in range(0, len(kind), together)]
+
+
+def _listed(values: Any) -> list[Any]:
+    """One value, or several, as a list."""
+    return [] if values is None else [values] if isinstance(values, str | int) else list(values)
+
+
+def pair_models(
+    names: Sequence[str | nn.Module],
+    *,
+    weights: Sequence[str] = (),
+    seed: Sequence[int] = (),
+    store: Sequence[str] = (),
+    model_kwargs: Mapping[str, Any] | Iterable[str] | None = None,
+    **common: Any,
+) -> list[PythonModel]:
+    """Give every model its weights and seed, one for all or one for each in order, and its name in results.
+
+    Raises
+    ------
+    InvalidInputError
+        There are neither one nor as many weights or seeds as models, or neither none nor as many names.
+    """
+    count = len(names)
+    words = [type(model).__name__ if isinstance(model, nn.Module) else model for model in names]
+    for what, values in (("weights", weights), ("seeds", seed)):
+        if len(values) > 1 and len(values) != count:
+            raise InvalidInputError(
+                f"{len(values)} {what} for {count} model{'s' * (count > 1)} ({', '.join(words)}): "
+                "give one for all, or one for each, in order"
+            )
+    if store and len(store) != count:
+        raise InvalidInputError(f"{len(store)} names for {count} models; give one for each, in their order, or none")
+    return [
+        PythonModel(
+            name=word,
+            module=model if isinstance(model, nn.Module) else None,
+            weights=weights[k % len(weights)] if weights else "pretrained",
+            seed=seed[k % len(seed)] if seed else 0,
+            store=store[k] if store else None,
+            model_kwargs=read_kwargs(model_kwargs or {}),
+            **common,
+        )
+        for k, (model, word) in enumerate(zip(names, words, strict=True))
+    ]
+
+
+class ExtractKeywords(Choices, total=False):
+    """Keywords of `extract`, for type checkers; `Model`, `Data` and `ExtractOptions` say all else of them."""
+
+    weights: str | Sequence[str]
+    seed: int | Sequence[int]
+    recalibrate: bool
+    name: str | Sequence[str] | None
+    split: str | None
+    data_root: str | None
+    limit: int | None
+    download: bool
+    skip_bad: bool
+    labels: Labels | None
+    max_pixels: int | None
+    layers: str
+    readout: str
+    batch_size: int | None
+    workers: int | None
+    together: int
+    device: str
+    amp: bool
+    dtype: DType
+    overwrite: bool
+
+
+@overload
+def extract(
+    model: str | nn.Module,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    transform: Transform | None = None,
+    progress: Listener = None,
+    **keywords: Unpack[ExtractKeywords],
+) -> ActivationStore: ...
+@overload
+def extract(
+    model: Models,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    transform: Transform | None = None,
+    progress: Listener = None,
+    **keywords: Unpack[ExtractKeywords],
+) -> list[ActivationStore]: ...
+@takes(*_KINDS, renamed=_RENAMED, without=("name", "source"))
+def extract(
+    model: str | nn.Module | Models,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    transform: Transform | None = None,
+    progress: Listener = None,
+    **keywords: Unpack[ExtractKeywords],
+) -> ActivationStore | list[ActivationStore]:
+    """Extract the activations of one model, or of several, into ``out/<model>.h5``.
+
+    What an earlier call with the same settings has stored, whole or in part, is kept, and only the rest is computed.
+    Under torchrun, where every process makes the same call, the processes share the work. Notes (pictures that were
+    left out, say) go to ``logging.getLogger("repsim")``.
+
+    Of several models, ``weights`` and ``seed`` are one for all or a list of one for each, and ``name`` is a list.
+    ``labels`` may also be a mapping, or a class for each picture in the order of the ids.
+
+    Parameters
+    ----------
+    model
+        A timm name, with a tag or without; ``torchvision/NAME``; or a torch module. Or a list of these: models that
+        prepare pictures in the same way are read together, each picture decoded once.
+    data
+        A folder of pictures (flat, or one folder a class), a ``.tar``, ``digits``, or a data set that timm opens by
+        name (``torch/cifar10``, found under ``data_root``).
+    out
+        The folder for the stores.
+    transform
+        Makes the input (3, H, W) of a torch module of a PIL picture; a timm model knows its own.
+    progress
+        Called after each batch with the number of samples done and of all. By default a notebook shows a bar; False is
+        silent.
+    {options}
+
+    Returns
+    -------
+    ActivationStore
+        The finished store, open for reading; of a list of models a list, in its order.
+
+    Raises
+    ------
+    RepsimError
+        An unknown model or layer, an impossible readout, weights or pictures that cannot be read, a NaN activation, a
+        place that cannot be written, a store that was made with other settings. What was computed until then is kept
+        for the next call.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = extract("digits_vit.seed0", "digits", folder, layers="blocks.*", limit=16)
+    ...     store.layers, store["blocks.5"].shape
+    ...     [store.model for store in extract(["digits_vit.seed0", "digits_vit.seed1"], "digits", folder, limit=16)]
+    (('blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5'), (16, 64))
+    ['digits_vit.seed0', 'digits_vit.seed1']
+    """
+    one = isinstance(model, str | nn.Module)
+    named = [model] if isinstance(model, str | nn.Module) else list(model)
+    models, pictures, options, labels = read_keywords(named, data, keywords, transform=transform)
+
+    def listeners(step: str) -> Listener:
+        return progress if step.startswith("extracting") or progress is None else False
+
+    steps = extract_steps(models, pictures, Path(out), options, labels=labels, listeners=listeners)
+    paths = {event.model: event.path for event in logged(steps)}
+    stores = [open_store(paths[k]) for k in range(len(models))]
+    return stores[0] if one else stores
+
+
+def read_keywords(
+    models: Sequence[str | nn.Module],
+    data: str | os.PathLike[str],
+    keywords: Mapping[str, Any],
+    *,
+    transform: Transform | None = None,
+) -> tuple[list[PythonModel], Data, ExtractOptions, Labels | None]:
+    """Read the keywords of `extract`, which are the options of its command: models, pictures, and how to extract."""
+    rest = dict(keywords)
+    labels = rest.pop("labels", None)
+    of_models, of_data, options = sort_keywords("extract", rest, *_KINDS, renamed=_RENAMED)
+    weights, seed, store = (_listed(of_models.pop(name, None)) for name in ("weights", "seed", "store"))
+    made = pair_models(models, weights=weights, seed=seed, store=store, transform=transform, **of_models)
+    return made, Data(source=os.fspath(data), **of_data), ExtractOptions(**options), labels

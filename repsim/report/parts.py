@@ -1,0 +1,211 @@
+"""Makes one part of a page: a study, or the measures of a comparison, under one readout."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from repsim.presentation.stages import boundaries, runs
+from repsim.report import captions, packing
+from repsim.report.packing import LAYERS
+from repsim.report.pictures import SHOWN
+from repsim.report.views import Palettes, about_result, about_study
+from repsim.results.files import STUDY
+from repsim.results.variables import RELATIONS
+from repsim.study import reading
+from repsim.study.layer_matching import relative
+
+_NAMED = ("measure", "model", "layer_a", "layer_b", "pair", "pair_a", "pair_b", "relation")
+_BARE = (
+    "A comparison: how alike two layers are, and no more. Chance levels, intervals, controls and the match of whole "
+    "networks are in a study (repsim universality)."
+)
+
+
+def is_study(result: xr.Dataset) -> bool:
+    """Tell a study from a comparison."""
+    return result.attrs.get("format") == STUDY
+
+
+def of_comparison(result: xr.Dataset, names: Sequence[str], readout: str) -> dict[str, Any]:
+    """Make the part of a comparison whose variables have one readout."""
+    values = [result[name].transpose(*LAYERS) for name in names]
+    stores = [store for side in "ab" for store in _json_list(result, f"stores_{side}", dict)]
+    notes = [
+        f"{variable.attrs.get('spec', name)}: {note}"
+        for name, variable in zip(names, values, strict=True)
+        for kind in ("undefined", "cautions", "remarks")
+        for note in _json_list(variable, kind)
+    ]
+    own = {str(name) for side in "ab" for name in np.atleast_1d(result.coords.get(f"readout_{side}", ""))} - {""}
+    palettes = Palettes()
+    measures = [about_result(variable, palettes) for variable in values]
+    sides = {side: _side(result, side) for side in "ab"}
+    return _common(result, readout or ", ".join(sorted(own)), stores, measures) | {
+        "summary": [_BARE],
+        "warnings": [*dict.fromkeys(notes), *_json_list(result, "left_out")],
+        "sides": sides,
+        "palettes": palettes.stops,
+        "coords": _pairs_of(sides),
+        "variables": {},
+        "matrices": {"value": [packing.matrix(one.values, ~np.isnan(one.values), "f8") for one in values]},
+    }
+
+
+def of_study(study: xr.Dataset) -> dict[str, Any]:
+    """Make the part of a study."""
+    small = {str(name): one for name, one in study.data_vars.items() if not set(LAYERS) <= set(one.dims)}
+    if missing := [name for name in _NAMED if name not in study.coords]:  # a study of one model has them, too
+        raise KeyError(missing[0])
+    untrained = _json_list(study, "untrained")
+    palettes = Palettes()
+    measures = [about_study(study, spec, palettes) for spec in study["measure"].values.tolist()]
+    return _common(study, str(study["readout"].item()), _json_list(study, "stores", dict), measures) | {
+        "summary": _json_list(study, "summary"),
+        "warnings": _json_list(study, "warnings"),
+        "tiles": list(captions.tiles(study)),
+        "sides": {side: _side(study, side) for side in "ab"},
+        "palettes": palettes.stops,
+        "uncontrolled": "none of this pair under this measure" if untrained else "no untrained networks",
+        "relations": [relation for relation in RELATIONS if relation in study["relation"].values],
+        "shares": _shares(study),
+        "shares_note": captions.shares_note(study["state"].values.tolist()),
+        "ceilings": {kernel: captions.ceilings(study, kernel) for kernel in study["kernel"].values.tolist()},
+        "maps": {
+            name: captions.map_of(study, name)
+            for name in (study["map"].values.tolist() if "map_coordinates" in study else ())
+        },
+        "stimuli": _stimuli(study),
+        "coords": {
+            str(name): _plain(labels.values)
+            for name, labels in study.coords.items()
+            if labels.ndim == 1 and not set(LAYERS) & set(labels.dims)
+        },
+        "variables": {name: packing.variable(one) for name, one in small.items()},
+        "matrices": packing.matrices(study),
+    }
+
+
+def _common(
+    result: xr.Dataset, readout: str, stores: Sequence[Mapping[str, Any]], measures: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Make what studies and comparisons both have."""
+    facts = _facts(result)
+    return {
+        "kind": "study" if is_study(result) else "comparison",
+        "readout": readout,
+        "subtitle": captions.subtitle(readout, facts),
+        "measures": measures,
+        "sources": captions.sources(measures),
+        "networks": captions.networks(list(_models(result, stores)), study=is_study(result)),
+        "facts": facts,
+    }
+
+
+def _shares(study: xr.Dataset) -> list[dict[str, Any]]:
+    """Name the shares that these models can tell apart, each with the place of its colour."""
+    places = reading.share_places(study)
+    return [
+        {"name": name, "label": label, "place": places[name]} for name, label in reading.known_shares(study).items()
+    ]
+
+
+def _stimuli(study: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Choose, under every kernel, the samples that networks agree on most and least."""
+    if "agreement" not in study:
+        return {}
+    whose = "across families" if len(set(study["family"].values)) > 1 else "of all pairs"
+    chosen = {}
+    for kernel in study["kernel"].values.tolist():
+        most, least = reading.extremes(study["agreement"].sel(kernel=kernel).values, SHOWN)
+        note = f"How much a stimulus adds to, or takes from, the mean index {whose} ({kernel})."
+        chosen[kernel] = {"most": most, "least": least, "note": note}
+    return chosen
+
+
+def _pairs_of(sides: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Name the pairs of models of a comparison, as a study has them: each once where both sides are the same."""
+    a, b = ([run["model"] for run in sides[side]["runs"]] for side in "ab")
+    once = sides["a"]["models"] == sides["b"]["models"] and len(a) > 1
+    pairs = [(first, second) for i, first in enumerate(a) for j, second in enumerate(b) if not once or j > i]
+    return {
+        "pair": [f"{first} x {second}" for first, second in pairs],
+        "pair_a": [first for first, _ in pairs],
+        "pair_b": [second for _, second in pairs],
+        "relation": [""] * len(pairs),
+    }
+
+
+def _side(result: xr.Dataset, side: str) -> dict[str, Any]:
+    """List the layers of one side without their models' names, and where models and their stages begin."""
+    models = _plain(result[f"model_{side}"].values)
+    layers = [
+        layer.removeprefix(f"{model}/")
+        for model, layer in zip(models, _plain(result[f"layer_{side}"].values), strict=True)
+    ]
+    along = [
+        {
+            "model": run.model,
+            "first": run.first,
+            "count": run.count,
+            "stages": boundaries(layers[run.first : run.first + run.count]),
+            "depths": np.nan_to_num(relative(range(run.count), run.count)).round(4).tolist(),
+        }
+        for run in runs(models)
+    ]
+    return {"models": models, "layers": layers, "runs": along}
+
+
+def _models(result: xr.Dataset, stores: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Describe every network, once; family and training are a study's."""
+    columns = [_plain(result[name].values) for name in ("model", "family")] if is_study(result) else ([], [])
+    families = dict(zip(*columns, strict=True))
+    untrained = _json_list(result, "untrained")
+    seen: set[str] = set()
+    for store in stores:
+        name, provenance = str(store.get("model", "")), store.get("provenance") or {}
+        if name in seen:
+            continue
+        seen.add(name)
+        origin = {str(key): str(value) for key, value in provenance.items() if value is not None}
+        yield origin | {
+            "name": name,
+            "family": families.get(name, ""),
+            "trained": name not in untrained,
+            "checksum": str(store.get("checksum", "")),
+        }
+
+
+def _facts(result: xr.Dataset) -> dict[str, str]:
+    """Say how a file was made, in the order in which the page lists it."""
+    facts: dict[str, Any] = {
+        "data": result.coords.get("data"),
+        "samples": result.coords.get("n_samples"),
+        "samples fingerprint (SHA-256 of their ids)": result.attrs.get("samples_fingerprint"),
+        "command": result.attrs.get("command"),
+        "created": result.attrs.get("created"),
+        "repsim version": result.attrs.get("repsim_version"),
+        "permutations": result.attrs.get("permutations"),
+        "bootstrap draws": result.attrs.get("draws"),
+        "seed": result.attrs.get("seed"),
+        "device": result.attrs.get("device"),
+    }
+    values = {key: value.item() if hasattr(value, "item") else value for key, value in facts.items()}
+    return {key: str(value) for key, value in values.items() if value is not None and value != ""}
+
+
+def _json_list(of: xr.Dataset | xr.DataArray, name: str, kind: type = str) -> list[Any]:
+    """Read the list that an attribute holds as JSON; an empty one where there is no such attribute."""
+    try:
+        values = json.loads(of.attrs.get(name, "[]"))
+    except (TypeError, ValueError):
+        values = None
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise ValueError(f"the attribute {name!r} is no JSON list of {'texts' if kind is str else 'objects'}")
+    return values
+
+
+def _plain(values: Any) -> list[str]:
+    return [str(value) for value in values.tolist()]

@@ -1,0 +1,72 @@
+"""Options of a study: `repsim.universality`, its command and study files take them from here."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from msgspec import Meta
+
+from repsim.errors import InvalidInputError
+from repsim.runtime.options import Count, Device, Memory, Positive, Text, option
+
+METRICS = ("cka", "mutual_knn", "nuclear", "svcca")
+"""Measures of a study, where nobody names others. Partial CKA comes with cka."""
+_CONTROLS = r"^untrained:0*[1-9][0-9]*$"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsOptions:
+    """What is computed of the representations of many models."""
+
+    metrics: Annotated[
+        list[Text],
+        option("Measures, as in `repsim metrics`. Debiased CKA, and partial CKA, are always there.",
+               unset=", ".join(METRICS)),
+    ] = field(default_factory=list)  # fmt: skip
+    families: Annotated[
+        dict[str, list[Text]],
+        option(
+            "Families of models: globs over models' names, for each family.",
+            unset="timm's module (resnet, ...)",
+            metavar="NAME=GLOB[,GLOB]",
+        ),
+    ] = field(default_factory=dict)
+    controls: Annotated[
+        Annotated[str, Meta(pattern=_CONTROLS)] | None,
+        option("untrained:N extracts N untrained networks of every architecture, batch norm recalibrated, as controls.",
+               written="untrained:3", metavar="untrained:N"),
+    ] = None  # fmt: skip
+    permutations: Annotated[
+        Annotated[int, Meta(ge=19)], option("Permutations of the samples, for the level of chance.")
+    ] = 1000
+    draws: Annotated[Positive, option("Draws of the multiplier bootstrap, for joint intervals.")] = 2000
+    seed: Annotated[Count, option("Seed of permutations, splits and draws.")] = 0
+    device: Device = "auto"
+    memory: Memory = None
+
+    @property
+    def untrained(self) -> int:
+        """Untrained networks of every architecture that are extracted as controls."""
+        if self.controls is None:
+            return 0
+        if not re.search(_CONTROLS, self.controls):
+            raise InvalidInputError(f"controls is written untrained:N (untrained:3), not {self.controls!r}")
+        return int(self.controls.partition(":")[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniversalityOptions(StatisticsOptions):
+    """All that `repsim.universality` depends on, beside the stores."""
+
+    readout: Annotated[Text | None, option("Which arrays take part, where stores hold several readouts.")] = None
+    controls_folder: Annotated[
+        Text | None,
+        option("Folder in which untrained networks are kept.", unset="NAME.controls beside NAME.nc, or controls"),
+    ] = None
+    data: Annotated[
+        Text | None,
+        option("The pictures that untrained networks see.", unset="what the stores say they were made from"),
+    ] = None
+    split: Annotated[Text | None, option("Part of these pictures.")] = None
+    data_root: Annotated[Text | None, option("Folder in which timm data sets lie.")] = None
+    overwrite: Annotated[bool, option("Replace what is there.")] = False
