@@ -31,6 +31,21 @@ from repsim.stores.store import ActivationStore
 from repsim.stores.writer import write_store
 from repsim.study.universality import universality
 
+__all__ = [
+    "TRAINED",
+    "UNTRAINED",
+    "RowsOnDisk",
+    "append_features",
+    "opened_networks",
+    "related_layers",
+    "sample_names",
+    "small_study",
+    "unrelated_layers",
+    "write_network",
+    "write_networks",
+    "write_pictures",
+]
+
 Array = NDArray[Any]
 
 TRAINED = ("cnn.seed0", "cnn.seed1", "vit.seed0", "vit.seed1")
