@@ -228,6 +228,7 @@ def test_any_number_of_ranks_gives_the_same_result(tmp_path: Path, torture: Modu
     xr.testing.assert_equal(*results)
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on(
     tmp_path: Path,
     torture: ModuleType,  # noqa: F811

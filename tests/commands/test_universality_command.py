@@ -127,6 +127,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.glob("*.h5"))
 
 
+@pytest.mark.slow
 def test_untrained_networks_on_demand(digits: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "study.nc"
     succeed(*digits, *FAST, "--controls", "untrained:1", "-o", out)

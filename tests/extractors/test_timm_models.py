@@ -110,7 +110,7 @@ MODELS = [
 ]
 
 
-LARGE = {"swin_tiny_patch4_window7_224", "convnext_tiny", "mixer_s16_224"}
+LARGE = {"swin_tiny_patch4_window7_224", "convnext_tiny", "mixer_s16_224", "resnet50"}
 
 
 @pytest.mark.parametrize(

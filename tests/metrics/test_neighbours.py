@@ -99,6 +99,7 @@ def one_hot(rng: np.random.Generator, n: int, p: int, dtype: Any = np.float64) -
 
 @pytest.mark.parametrize("name", ["mutual_knn", "jaccard_knn", "rank_similarity", "cycle_knn"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.slow
 def test_ties_do_not_make_layers_alike(rng: np.random.Generator, name: str, dtype: Any) -> None:
     """The stated chance is the mean over layers whose samples are permuted, each prepared anew."""
     metric = get(name)

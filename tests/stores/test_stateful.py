@@ -73,6 +73,7 @@ class RemovesBeforeItReplaces(StoreWriter):
         (RemovesBeforeItReplaces, "the finished store changed"),
     ],
 )
+@pytest.mark.slow
 def test_a_fault_of_a_writer_is_found(writer: type[StoreWriter], message: str) -> None:
     class Machine(StoreWriterMachine):
         def open_writer(self, path: Path, contents: Contents, **options: Any) -> StoreWriter:
