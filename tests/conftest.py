@@ -13,7 +13,6 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from repsim.runtime import tuning
 from tests import shapes
@@ -52,14 +51,9 @@ def pictures(tmp_path: Path) -> Pictures:
     """Make a folder of small pictures, each another: ``pictures(6)``, or under names of one's own."""
 
     def make(count: int = 6, names: list[str] | None = None, folder: str = "photos") -> Path:
-        rng = np.random.default_rng(1)
-        root = tmp_path / folder
-        for name in names or [f"photo{i:02d}.png" for i in range(count)]:
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-            coarse.resize((80, 60), Image.Resampling.BICUBIC).save(path)
-        return root
+        from repsim.testing.examples import write_pictures  # noqa: PLC0415 - the hook above comes first
+
+        return write_pictures(tmp_path / folder, names or [f"photo{i:02d}.png" for i in range(count)])
 
     return make
 

@@ -91,6 +91,7 @@ def test_every_public_name_is_there() -> None:
         ("repsim/newroom.py", "import os", "Rooms"),
     ],
 )
+@pytest.mark.slow
 def test_the_import_contracts_bite(tmp_path: Path, where: str, what: str, contract: str) -> None:
     """In a copy of the sources, plant a forbidden import, or a room that nobody ordered: the contract must break."""
     for top, target in (("repsim", "repsim"), ("extractors", "repsim/extractors"), ("metrics", "repsim/metrics")):

@@ -32,13 +32,11 @@ from typing import Any
 import click
 import huggingface_hub
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 import timm
 import torch
 from click.testing import CliRunner
 from jaxtyping import config
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models._registry import _model_entrypoints
 
@@ -46,6 +44,7 @@ import repsim
 from repsim.cli import main
 from repsim.extractors.zoo import SEEDS
 from repsim.metrics.base import Metric
+from repsim.testing.examples import write_pictures
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,7 +96,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 TESTED_ELSEWHERE = {"metrics"}
-"""Its examples are those of docstrings (test_metrics_docs.py), which are doctests."""
+"""Its examples are those of docstrings (tests/scripts/test_metrics_docs.py), which are doctests."""
 EXAMPLES = [
     page for page in PAGES if page.stem not in TESTED_ELSEWHERE and any(block.is_example for block in blocks(page))
 ]
@@ -108,13 +107,8 @@ EXAMPLES = [
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rng = np.random.default_rng(1)
-    root = tmp_path_factory.mktemp("given") / "photos"
-    for i in range(14):
-        path = root / ("cats", "dogs")[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((80, 60)).save(path)
-    return root
+    names = [f"{('cats', 'dogs')[i % 2]}/{i}.png" for i in range(14)]
+    return write_pictures(tmp_path_factory.mktemp("given") / "photos", names)
 
 
 @pytest.fixture(scope="module")
@@ -320,6 +314,7 @@ def check_commands(block: Block, where: str) -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[page.stem for page in EXAMPLES])
+@pytest.mark.slow
 def test_the_examples_run(path: Path, folder: Path, request: pytest.FixtureRequest) -> None:
     page = Page(path, request.getfixturevalue)
     for block in blocks(path):
@@ -372,7 +367,8 @@ def test_the_reference_names_every_public_module() -> None:
     page = (ROOT / "docs" / "api.md").read_text()
     documented = set(re.findall(r"automodule:: ([\w.]+)", page))
     assert documented == {
-        f"repsim{part}" for part in ("", ".metrics", ".extractors", ".figures", ".testing", ".errors")
+        f"repsim{part}"
+        for part in ("", ".metrics", ".extractors", ".figures", ".testing", ".testing.examples", ".errors")
     }
     for module in (importlib.import_module(name) for name in documented):
         for name in getattr(module, "__all__", ()):

@@ -15,6 +15,7 @@ from repsim.errors import InvalidInputError, StoreError
 from repsim.stores.alignment import StoredRows
 from repsim.stores.store import ActivationStore
 from repsim.stores.writer import write_store
+from repsim.testing.examples import related_layers
 from tests.growing import grow
 
 SPECS = ("cka", "cka:estimator=biased", "cka:kernel=rbf", "cca", "svcca:variance=0.9", "pwcca")
@@ -23,10 +24,8 @@ WIDTHS = {"a": (3, 5, 8), "b": (6, 5), "c": (4, 7), "d": (5,)}
 
 def store(folder: Path, name: str, n: int = 60, dtype: Any = np.float64, times: int = 1) -> ActivationStore:
     signal, rng = np.random.default_rng(7).normal(size=(n, 4)), np.random.default_rng(ord(name))
-    layers = {
-        f"blocks.{i}": (signal @ rng.normal(size=(4, p * times)) + rng.normal(size=(n, p * times))).astype(dtype)
-        for i, p in enumerate(WIDTHS[name])
-    }
+    made = related_layers(rng, n, *(p * times for p in WIDTHS[name]), shared=signal)
+    layers = {f"blocks.{i}": x.astype(dtype) for i, x in enumerate(made)}
     return write_store(folder / f"{name}.h5", layers, model=name, overwrite=True)
 
 

@@ -320,6 +320,7 @@ def test_a_script_is_silent(stores: list[ActivationStore], capfd: pytest.Capture
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_in_a_real_kernel(stores: list[ActivationStore]) -> None:
     cells = [
         f"import repsim\nfrom repsim.runtime import tuning\npath = {str(stores[0].path)!r}",

@@ -648,6 +648,7 @@ def test_a_study_file_takes_what_the_command_takes(tmp_path: Path) -> None:
         assert store.classes == ("x", "y")
 
 
+@pytest.mark.slow
 def test_nothing_hangs_and_nothing_warns_in_a_process_of_its_own(tmp_path: Path) -> None:
     """A pipe, damaged metadata, a name in Latin-1: the whole command."""
     root = folder(tmp_path / "photos", "a.png", "b.png")

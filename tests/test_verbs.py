@@ -33,7 +33,7 @@ from repsim.study.universality import UniversalityKeywords
 from tests.commands.test_compare_command import make
 from tests.commands.test_run_command import SMALL
 from tests.commands.test_stopping import ROOT, contents
-from tests.test_durability import torture  # noqa: F401 - a fixture
+from tests.scripts.test_durability import torture  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # held to the bit against processes of one thread
 
@@ -143,6 +143,7 @@ def test_a_killed_comparison_goes_on(
     same(out, tmp_path / "command.nc")
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_share_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = [make(tmp_path, name, n=300, widths=(20, 30)) for name in "abc"]
@@ -173,6 +174,7 @@ def test_a_result_grows_and_what_is_there_stays(tmp_path: Path) -> None:
         repsim.compare(paths, out=paths[0])
 
 
+@pytest.mark.slow
 def test_killed_extractions_of_several_models_go_on(tmp_path: Path, torture: ModuleType) -> None:  # noqa: F811
     files = [torture.Unfinished(tmp_path / "acts" / f"digits_vit.seed{seed}.h5") for seed in (0, 1)]
     with torture.Run([sys.executable, "-c", EXTRACT, tmp_path / "acts"]) as one:
@@ -194,6 +196,7 @@ def test_killed_extractions_of_several_models_go_on(tmp_path: Path, torture: Mod
         same_stores(store.path, tmp_path / "whole" / store.path.name)
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_share_extractions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     launched(2, EXTRACT.replace("400", "40"), "acts")
@@ -237,6 +240,7 @@ def test_notes_of_an_extraction_are_logged(tmp_path: Path, caplog: pytest.LogCap
     assert caplog.messages == [f"{tmp_path}/digits_vit.seed0.h5 is complete already"]
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on(tmp_path: Path) -> None:
     text = SMALL.replace("limit: 16", "limit: 12") + "figures: false\nreport: false\n"
     for name in ("whole", "killed"):
@@ -262,6 +266,7 @@ def test_a_killed_study_goes_on(tmp_path: Path) -> None:
         repsim.run_study(file)
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_share_a_study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = SMALL.replace("limit: 16", "limit: 12") + "figures: false\nreport: false\n"

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from click.testing import CliRunner, Result
 from PIL import Image
 
 import repsim.metrics
@@ -25,6 +24,8 @@ from repsim.metrics.base import Group
 from repsim.results.files import open_result, open_study
 from repsim.stores.store import open_store
 from repsim.stores.writer import write_store
+from tests.commands import calls
+from tests.commands.calls import fail, run
 
 COMMANDS = [
     "compare", "completion", "demo", "export", "extract", "figures", "heatmap", "inspect", "layers", "metrics",
@@ -32,24 +33,8 @@ COMMANDS = [
 ]  # fmt: skip
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args], catch_exceptions=False)
-
-
 def succeed(*args: object) -> str:
-    result = run(*args)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def fail(*args: object) -> str:
-    """What went wrong, after checking that it is one line on stderr and exit code 2."""
-    result = run(*args)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    message = result.stderr.removeprefix("Error: ")
-    assert message.count("\n") == 1, message
-    return message.strip()
+    return calls.succeed(*args).stdout
 
 
 @pytest.fixture
@@ -279,6 +264,7 @@ def test_values_that_say_little_are_announced(tmp_path: Path) -> None:
     assert "cca: 1 of 1 values say little, for instance wide and wide: with n = 10 samples" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_demo_makes_what_it_says(tmp_path: Path) -> None:
     text = succeed("demo", "-o", tmp_path / "demo")
     files = [line.split("  ")[0] for line in text.splitlines() if line.startswith(str(tmp_path))]

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from repsim.cli import main
 from repsim.engine.comparison import Comparison, compare
 from repsim.results.files import open_result
 from repsim.runtime.memory import parse_size
 from repsim.stores.writer import write_store
-from tests.test_durability import torture  # noqa: F401 - a fixture
+from tests.commands import calls
+from tests.scripts.test_durability import torture  # noqa: F401 - a fixture
 
 SMALL_UNITS = (
     "import os; from repsim import cli; from repsim.runtime import tuning; small = tuning.using(panel=64); "
@@ -27,21 +28,9 @@ SMALL_UNITS = (
 )
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["compare", *map(str, args)], catch_exceptions=False)
-
-
-def succeed(*args: object) -> Result:
-    result = run(*args)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def fail(*args: object) -> str:
-    """One line on stderr, nothing on stdout, exit code 2."""
-    result = run(*args)
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.output
-    return result.stderr.removeprefix("Error: ").strip()
+run = partial(calls.run, "compare")
+succeed = partial(calls.succeed, "compare")
+fail = partial(calls.fail, "compare")
 
 
 def make(folder: Path, name: str, n: int = 50, widths: tuple[int, ...] = (4, 6)) -> Path:
@@ -197,6 +186,7 @@ def amount(text: str) -> str:
     return found[1]
 
 
+@pytest.mark.slow
 def test_too_little_memory_says_how_much_is_needed(tmp_path: Path, torture: ModuleType) -> None:  # noqa: F811
     """And that much is enough, for layers that take more: the process's own peak stays below."""
     paths = [make(tmp_path, name, n=4000, widths=(1000, 1000, 1000)) for name in "ab"]
@@ -216,6 +206,7 @@ def test_too_little_memory_says_how_much_is_needed(tmp_path: Path, torture: Modu
 # --- several processes, and a kill
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_gives_the_same_result(tmp_path: Path, torture: ModuleType) -> None:  # noqa: F811
     """To the bit; though the others take more memory than the first, and would have planned otherwise."""
     paths = [make(tmp_path, name, n=400, widths=(300, 350)) for name in "abc"]
@@ -237,6 +228,7 @@ def test_any_number_of_ranks_gives_the_same_result(tmp_path: Path, torture: Modu
     xr.testing.assert_equal(*results)
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on(
     tmp_path: Path,
     torture: ModuleType,  # noqa: F811

@@ -352,6 +352,7 @@ def contents(folder: Path) -> Mapping[str, object]:
     return values | {"files": sorted(path.relative_to(folder) for path in folder.rglob("*"))}
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_while_files_get_their_names(tmp_path: Path, one_thread: None) -> None:
     """Each time it goes on; what a kill leaves is removed; in the end it is the study that nobody stopped."""
     text = SMALL.replace("limit: 16", "limit: 12") + "figures: false\nreport: false\n"

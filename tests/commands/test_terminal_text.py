@@ -70,6 +70,7 @@ def test_a_process_whose_terminal_is_ascii(stores: list[str]) -> None:
         assert done.stderr == b""
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early() -> None:
     """As `| head` does."""
     command = [sys.executable, "-m", "repsim", "metrics"]

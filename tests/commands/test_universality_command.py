@@ -3,19 +3,19 @@
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from repsim import extract
-from repsim.cli import main
 from repsim.commands import terminal
 from repsim.results.files import open_result, open_study, save_result
 from repsim.stores.store import ActivationStore
-from tests.study.networks import FOUR, TWINS, family
+from repsim.testing.examples import TRAINED, UNTRAINED, write_networks
+from tests.commands import calls
 
 
 @pytest.fixture(autouse=True)
@@ -23,26 +23,16 @@ def few_halves(tuned: Callable[..., None]) -> None:
     tuned(half_samples=8)
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["universality", *map(str, args)], catch_exceptions=False)
+run = partial(calls.run, "universality")
+succeed = partial(calls.succeed, "universality")
+fail = partial(calls.fail, "universality")
 
 
-def succeed(*args: object) -> Result:
-    result = run(*args)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def fail(*args: object) -> str:
-    """One line on stderr, nothing on stdout, exit code 2."""
-    result = run(*args)
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.output
-    return result.stderr.removeprefix("Error: ").strip()
-
-
-def make(folder: Path, learned: float, seen: float, models: tuple[str, ...] = FOUR + TWINS) -> list[Path]:
+def make(folder: Path, learned: float, seen: float, models: tuple[str, ...] = TRAINED + UNTRAINED) -> list[Path]:
     folder.mkdir(exist_ok=True)
-    for store in family(folder, np.random.default_rng(1), 40, learned=learned, seen=seen, models=models, depth=2):
+    for store in write_networks(
+        folder, np.random.default_rng(1), 40, learned=learned, seen=seen, models=models, depth=2
+    ):
         store.close()
     return [folder / f"{model}.h5" for model in models]
 
@@ -107,7 +97,7 @@ def test_json_is_json(stores: list[Path], tmp_path: Path) -> None:
     assert {each for row in missing for each in row} == {None}  # no untrained networks
 
 
-@pytest.mark.parametrize("models", [FOUR[:1], FOUR[:2], FOUR[::2]])
+@pytest.mark.parametrize("models", [TRAINED[:1], TRAINED[:2], TRAINED[::2]])
 def test_few_models_are_printed_without_the_word(tmp_path: Path, models: tuple[str, ...]) -> None:
     found = succeed(*make(tmp_path, 1.0, 0.5, models), *FAST)
     assert "universal" not in found.output
@@ -137,6 +127,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.glob("*.h5"))
 
 
+@pytest.mark.slow
 def test_untrained_networks_on_demand(digits: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "study.nc"
     succeed(*digits, *FAST, "--controls", "untrained:1", "-o", out)
@@ -181,7 +172,7 @@ def test_controls_of_other_pictures(digits: list[Path], tmp_path: Path, pictures
         (["STORES", "--memory", "much"], "much"),
         (["STORES", "-o", "study.png"], "a study is netCDF: name it .nc, not study.png"),
         (["STORES", "STORES"], "are all of a model named"),
-        (["TWINS"], "all of these networks are untrained"),
+        (["UNTRAINED"], "all of these networks are untrained"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -194,7 +185,7 @@ def test_bad_input_is_one_line(
     at = whole.index(ActivationStore(stores[2])["block1"][20].tobytes())
     Path("flipped.h5").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     Path("notes.txt").write_text("no store")
-    words = [word for arg in args for word in {"STORES": stores[:2], "TWINS": stores[4:6]}.get(arg, [arg])]
+    words = [word for arg in args for word in {"STORES": stores[:2], "UNTRAINED": stores[4:6]}.get(arg, [arg])]
     out = [] if "-o" in args else ["-o", "study.nc"]
     assert message in fail(*words, *out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.h5", "flipped.h5", "notes.txt", "truncated.h5"]

@@ -18,6 +18,7 @@ from repsim.metrics.recipes.subspace import PrincipalSubspace
 from repsim.results.files import open_result, save_result
 from repsim.stores.store import ActivationStore, open_store
 from repsim.stores.writer import write_store
+from repsim.testing.examples import related_layers
 
 SPECS = ("cka", "cka:estimator=biased", "cka:kernel=rbf", "cca", "svcca", "pwcca")
 
@@ -26,7 +27,7 @@ def store(
     folder: Path, name: str, rng: np.random.Generator, n: int = 40, widths: tuple[int, ...] = (3, 5, 8), **options: Any
 ) -> ActivationStore:
     shared = np.random.default_rng(7).normal(size=(n, 4))
-    layers = {f"blocks.{i}": shared @ rng.normal(size=(4, p)) + rng.normal(size=(n, p)) for i, p in enumerate(widths)}
+    layers = {f"blocks.{i}": x for i, x in enumerate(related_layers(rng, n, *widths, shared=shared))}
     return write_store(folder / f"{name}.h5", layers, model=name, **options)
 
 

@@ -16,6 +16,7 @@ from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.cka import CKA
+from repsim.testing.examples import related_layers
 from tests.metrics import references
 
 ENOUGH = 2**30
@@ -31,11 +32,6 @@ def on(road: str, monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -
         return permuted(*args, memory=ENOUGH, **options)
 
 
-def related(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
-    signal = rng.normal(size=(n, 3))
-    return [signal @ rng.normal(size=(3, p)) + rng.normal(size=(n, p)) for p in widths]
-
-
 @pytest.mark.parametrize("spec", ["cka", "cka:estimator=biased"])
 @pytest.mark.parametrize(("side", "run"), [(2048, 1024), (50, 30), (40, 100), (25, 7)])
 def test_features_are_the_same_however_they_are_cut(
@@ -47,7 +43,7 @@ def test_features_are_the_same_however_they_are_cut(
     side: int,
     run: int,
 ) -> None:
-    layers = factors(spec, *related(rng, 60, 40, 3, 100, 35, 2))
+    layers = factors(spec, *related_layers(rng, 60, 40, 3, 100, 35, 2))
     orders = torch.from_numpy(random_permutations(60, 5))
     for rows, columns in ((layers[:3], layers[3:]), (layers[3:], layers[:3]), (layers, layers)):
         expected = on("grams", monkeypatch, rows, columns, get(spec), orders)
@@ -59,7 +55,7 @@ def test_features_are_the_same_however_they_are_cut(
 @pytest.mark.parametrize("spec", ["cka", "cka:estimator=biased"])
 def test_float32_features(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
     """Wide and narrow layers, and one in which a single sample is nearly all."""
-    rows, columns = related(rng, 200, 64, 5, 300, 48), related(rng, 200, 80, 3, 40)
+    rows, columns = related_layers(rng, 200, 64, 5, 300, 48), related_layers(rng, 200, 80, 3, 40)
     for uneven in (rows[3], columns[2]):
         uneven[7] *= 100
     orders = random_permutations(200, 4)
@@ -77,7 +73,7 @@ def test_float32_features(rng: np.random.Generator, monkeypatch: pytest.MonkeyPa
 def test_uneven_and_narrow_layers_are_multiplied_in_float64(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layers = [x.astype(np.float32) for x in related(rng, 100, 40, 50, 3, 60)]
+    layers = [x.astype(np.float32) for x in related_layers(rng, 100, 40, 50, 3, 60)]
     layers[3][7] *= 100
     seen: list[tuple[list[int], list[int], torch.dtype]] = []
     original = permutation.permuted_moments
@@ -102,7 +98,7 @@ def test_uneven_and_narrow_layers_are_multiplied_in_float64(
 
 def test_layers_cut_to_a_few_components(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are Gram matrices like any other, and their values are those of the whole ones but for what was cut."""
-    layers = [x @ np.diag(1 / np.arange(1, x.shape[1] + 1)) for x in related(rng, 80, 50, 90, 70)]
+    layers = [x @ np.diag(1 / np.arange(1, x.shape[1] + 1)) for x in related_layers(rng, 80, 50, 90, 70)]
     whole = factors("cka", *layers)
     few = [leading(layer, share=0.99999) for layer in whole]
     assert max(layer.p for layer in few) < 25
@@ -135,7 +131,7 @@ def road_of(monkeypatch: pytest.MonkeyPatch, *args: Any, memory: int = ENOUGH) -
 
 def test_the_cheaper_road_is_taken(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     orders = torch.from_numpy(random_permutations(60, 2))
-    narrow, wide = factors("cka", *related(rng, 60, 3, 4)), factors("cka", *related(rng, 60, 200, 200))
+    narrow, wide = factors("cka", *related_layers(rng, 60, 3, 4)), factors("cka", *related_layers(rng, 60, 200, 200))
     assert road_of(monkeypatch, narrow[:1], narrow[1:], get("cka"), orders) == "_by_features"
     assert road_of(monkeypatch, wide[:1], wide[1:], get("cka"), orders) == "_by_grams"
     # Gram matrices of which not even one fits
@@ -146,14 +142,14 @@ def test_the_cheaper_road_is_taken(rng: np.random.Generator, monkeypatch: pytest
         permuted(narrow[:1], narrow[1:], CKA(), orders, memory=8 * 60)
     # what knows no features
     for spec in ("cka:kernel=rbf", "distance_correlation"):
-        others = factors(spec, *related(rng, 60, 3, 4))
+        others = factors(spec, *related_layers(rng, 60, 3, 4))
         assert road_of(monkeypatch, others[:1], others[1:], get(spec), orders) == "_by_grams"
 
 
 def test_progress_counts_permutations(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, tuned: Callable[..., None]
 ) -> None:
-    layers = factors("cka", *(x.astype(np.float32) for x in related(rng, 60, 40, 3, 50)))
+    layers = factors("cka", *(x.astype(np.float32) for x in related_layers(rng, 60, 40, 3, 50)))
     orders = torch.from_numpy(random_permutations(60, 4))
     for side in (2048, 30):
         tuned(permuted_side=side)
@@ -168,7 +164,7 @@ def test_shared_directions_give_what_features_give(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, spec: str
 ) -> None:
     metric: Any = get(spec)
-    layers = together(factors(spec, *related(rng, 60, 40, 3, 100, 35, 2)), 0.99)
+    layers = together(factors(spec, *related_layers(rng, 60, 40, 3, 100, 35, 2)), 0.99)
     apart = [dataclasses.replace(layer, features=layer.features[:]) for layer in layers]
     orders = torch.from_numpy(random_permutations(60, 5))
     called = []

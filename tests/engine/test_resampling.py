@@ -18,6 +18,7 @@ from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.recipes.stored_kernels import StoredGrams, TwoSketches
 from repsim.stores.writer import write_store
+from repsim.testing.examples import RowsOnDisk, related_layers
 from tests.metrics import references
 from tests.metrics.references_rsm import distance_correlation
 
@@ -39,9 +40,7 @@ OTHERS: dict[str, Reference] = {
 ALL = GRAM | OTHERS
 
 
-def related(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
-    signal = rng.normal(size=(n, 3))
-    return [signal @ rng.normal(size=(3, p)) + rng.normal(size=(n, p)) + 3 * rng.normal(size=p) for p in widths]
+related = partial(related_layers, offset=3.0)  # means far from zero
 
 
 def sides(rng: np.random.Generator, n: int) -> tuple[list[Array], list[Array]]:
@@ -339,20 +338,6 @@ def test_sketches(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(subsampled(rows, columns, "cka", drawn), by_hand, rtol=0, atol=1e-12)
 
 
-class Streamed:
-    """Rows that are computed when they are asked for."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, x: Array) -> None:
-        self._x = torch.from_numpy(x)
-        self.shape, self.dtype, self.asked = x.shape, self._x.dtype, 0
-
-    def __getitem__(self, rows: Any) -> torch.Tensor:
-        self.asked += 1
-        return self._x[rows].clone()
-
-
 @pytest.mark.parametrize("how", RESAMPLE)
 @pytest.mark.parametrize("spec", ["cka", "svcca", "cka:estimator=minibatch,batch=5"])
 def test_arrays_tensors_rows_and_stores_are_the_same_layers(
@@ -369,7 +354,7 @@ def test_arrays_tensors_rows_and_stores_are_the_same_layers(
         (a, b),
         (a, {name: b[name] for name in b.layers}),
         ([x.tolist() for x in rows], dict(zip("yz", columns, strict=True))),
-        ([Streamed(x) for x in rows], [torch.from_numpy(y) for y in columns]),
+        ([RowsOnDisk(x) for x in rows], [torch.from_numpy(y) for y in columns]),
     ):
         np.testing.assert_allclose(resample(some, others, spec), expected, rtol=0, atol=1e-12)
 
@@ -377,10 +362,10 @@ def test_arrays_tensors_rows_and_stores_are_the_same_layers(
 def test_rows_are_not_read_again_for_every_permutation(rng: np.random.Generator) -> None:
     x, (other,) = rng.normal(size=(20, 5)), related(rng, 20, 4)
     for spec in ("cka", "svcca", "cka:estimator=minibatch,batch=5"):
-        few, many = Streamed(x), Streamed(x)
+        few, many = RowsOnDisk(x), RowsOnDisk(x)
         permuted([other], [few], spec, random_permutations(20, 1))
         permuted([other], [many], spec, random_permutations(20, 9))
-        assert few.asked == many.asked
+        assert len(few.reads) == len(many.reads)
 
 
 class Passing(Mapping[str, Any]):

@@ -16,6 +16,7 @@ from repsim.metrics.base import Array, PermutedAtOnce, as_samples
 from repsim.metrics.knn import JaccardKNN, MutualKNN
 from repsim.metrics.recipes.neighbours import NearestNeighbours, shared_when_permuted
 from repsim.metrics.recipes.subspace import PrincipalSubspace
+from repsim.testing.examples import related_layers
 from tests.metrics import references, references_knn, references_subspaces
 
 Reference = Callable[[Array, Array], float]
@@ -39,10 +40,7 @@ def small(tuned: Callable[..., None]) -> None:
     tuned(neighbour_ranks=1200, neighbour_bits=2)
 
 
-def layers(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
-    """They share a signal."""
-    signal = rng.normal(size=(n, 3))
-    return [signal @ rng.normal(size=(3, p)) + rng.normal(size=(n, p)) + rng.normal(size=p) for p in widths]
+layers = partial(related_layers, offset=1.0)
 
 
 def by_hand(reference: Reference, rows: list[Array], columns: list[Array], orders: Array) -> list[Any]:

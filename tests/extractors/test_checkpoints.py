@@ -225,6 +225,7 @@ def test_a_window_of_any_picture_takes_that_of_the_args(tmp_path: Path) -> None:
     assert same(loaded.model, model.state_dict())
 
 
+@pytest.mark.slow
 def test_formats_of_the_authors_are_converted_as_before(tmp_path: Path) -> None:
     """Swin's downsampling is named by the stage before it; DINOv2 has a position for its class token."""
     name = "swin_tiny_patch4_window7_224"
@@ -428,6 +429,7 @@ def test_what_names_and_shapes_say_is_built(tmp_path: Path, root: Path, variant:
     assert any("pictures as grey, of 1 channel" in note for note in extractor.notes) == grey
 
 
+@pytest.mark.slow
 def test_the_inference_form_of_a_network_is_built(tmp_path: Path) -> None:
     name = "mobileone_s0"
     model: Any = reparameterize_model(made(name, num_classes=5))

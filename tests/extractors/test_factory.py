@@ -117,6 +117,7 @@ TIMM = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_preprocessing_of_a_timm_name_is_the_later_extractors() -> None:
     keys = {}
     for name in TIMM:

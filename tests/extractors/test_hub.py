@@ -149,6 +149,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
         yield cache, first, handler.asked
 
 
+@pytest.mark.slow
 def test_pretrained_weights_come_from_the_hub_and_then_from_its_cache(
     loaded: tuple[Path, str, list[str]], tmp_path: Path
 ) -> None:
@@ -167,6 +168,7 @@ def test_pretrained_weights_come_from_the_hub_and_then_from_its_cache(
     assert asked == before
 
 
+@pytest.mark.slow
 def test_offline_and_not_in_the_cache_names_the_two_other_ways(tmp_path: Path) -> None:
     assert run(tmp_path, "test_resnet", HF_HUB_OFFLINE="1") == [
         (
@@ -192,6 +194,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str,
         yield dict(zip(names, lines, strict=True)), handler.asked
 
 
+@pytest.mark.slow
 def test_a_model_that_the_hub_does_not_have(failed: tuple[dict[str, str], list[str]]) -> None:
     said, asked = failed[0][MISSING], failed[1]
     assert said.startswith(f"no pretrained weights for {MISSING} (timm/{MISSING}.r160_in1k): ")
@@ -201,18 +204,21 @@ def test_a_model_that_the_hub_does_not_have(failed: tuple[dict[str, str], list[s
     assert any(MISSING in what for what in asked)
 
 
+@pytest.mark.slow
 def test_damaged_weights_from_the_hub(failed: tuple[dict[str, str], list[str]]) -> None:
     assert failed[0][CUT_OFF].startswith(
         f"no pretrained weights for {CUT_OFF} (timm/{CUT_OFF}.r160_in1k): Error while deserializing"
     )
 
 
+@pytest.mark.slow
 def test_a_hub_that_sends_something_else_than_it_says_is_noticed(failed: tuple[dict[str, str], list[str]]) -> None:
     said = failed[0][ANOTHER]
     assert said.startswith("weights are damaged in the cache (SHA-256 ")
     assert said.endswith("a" * 64)
 
 
+@pytest.mark.slow
 def test_weights_that_need_a_login(failed: tuple[dict[str, str], list[str]]) -> None:
     for name, (status, _) in REFUSED.items():
         assert failed[0][name] == (
@@ -238,6 +244,7 @@ def said_of(file: Path, digest: str) -> str:
     )
 
 
+@pytest.mark.slow
 def test_a_file_damaged_in_the_hubs_cache_is_noticed(
     hub: Any, loaded: tuple[Path, str, list[str]], tmp_path: Path
 ) -> None:

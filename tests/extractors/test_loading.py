@@ -146,6 +146,7 @@ def test_what_comes_before_an_unreadable_picture_is_still_given(pictures: Any, w
         next(running)
 
 
+@pytest.mark.slow
 def test_no_activation_outlives_its_batch() -> None:
     """Of a layer's output only the readout is kept, and of the readouts those that the caller keeps."""
     outputs: list[weakref.ref[Tensor]] = []

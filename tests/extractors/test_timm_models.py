@@ -110,7 +110,13 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize("case", MODELS, ids=[case[0] for case in MODELS])
+LARGE = {"swin_tiny_patch4_window7_224", "convnext_tiny", "mixer_s16_224", "resnet50"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case[0], marks=[pytest.mark.slow] if case[0] in LARGE else []) for case in MODELS],
+)
 def test_every_default_layer_equals_a_plain_forward_pass(
     images: ImageSource, case: tuple[str, str, str, int, str, int]
 ) -> None:

@@ -33,7 +33,7 @@ TRANSFORMER = [f"encoder.layers.encoder_layer_{i}" for i in range(12)]
 
 @pytest.mark.parametrize(
     ("name", "blocks", "head"),
-    [("resnet18", RESNET, "fc"), ("vit_b_32", TRANSFORMER, "heads.head")],
+    [("resnet18", RESNET, "fc"), pytest.param("vit_b_32", TRANSFORMER, "heads.head", marks=pytest.mark.slow)],
 )
 def test_default_layers_equal_a_plain_forward_pass(pictures: Any, name: str, blocks: list[str], head: str) -> None:
     extractor = TorchvisionExtractor(name, weights="random", seed=7)
@@ -89,6 +89,7 @@ def test_default_layers_of_each_family(name: str) -> None:
     assert extractor.notes == []
 
 
+@pytest.mark.slow
 def test_a_vit_has_a_class_token_and_a_swin_is_channels_last() -> None:
     (block,) = TorchvisionExtractor("vit_b_32", weights="random", layers=TRANSFORMER[3], readout="cls").layers()
     assert (block.axes, block.prefix_tokens, block.class_token, block.grid) == ("NLC", 1, True, (7, 7))

@@ -421,6 +421,7 @@ def test_all_nan_or_infinite_values_are_drawn() -> None:
 MAGIC = {".png": b"\x89PNG", ".pdf": b"%PDF-", ".svg": b"<?xml"}
 
 
+@pytest.mark.slow
 def test_the_same_result_gives_the_same_bytes(tmp_path: Path) -> None:
     data = result(cka=CKA, procrustes=PROCRUSTES)
     data["cka"][2] = np.nan
@@ -497,6 +498,7 @@ def test_a_save_that_is_cut_off_leaves_nothing_half_written(tmp_path: Path) -> N
     assert [file.name for file in tmp_path.iterdir()] == ["a.pdf"]
 
 
+@pytest.mark.slow
 def test_no_pyplot_no_global_setting_no_display() -> None:
     code = """
 import sys, tempfile, matplotlib, numpy as np, xarray as xr

@@ -405,6 +405,7 @@ def test_points_are_the_pairs_of_values_with_their_rank_correlation(study: xr.Da
 # All of them
 
 
+@pytest.mark.slow
 def test_text_can_be_read_at_column_width_and_nothing_is_cut_off(study: xr.Dataset) -> None:
     for name, _, drawn in figures.draw_all(study, width=3.3):
         assert drawn is not None
@@ -478,6 +479,7 @@ def test_every_figure_is_on_its_page() -> None:
     assert set(re.findall(r"\(pictures/(.+?)\)", page)) <= pictures
 
 
+@pytest.mark.slow
 def test_the_commands_draw_studies(tmp_path: Path) -> None:
     study = whole(make_study({"net.seed0": "cnn", "vit.seed0": "vit"}))
 

@@ -17,13 +17,8 @@ from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.base import Array, Metric, as_samples
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import CentredGram, Reordered, order_statistics
+from repsim.testing.examples import RowsOnDisk, related_layers
 from tests.metrics.references import cosine, gram, hsic0, hsic1, u_centred
-from tests.metrics.streamed import Streamed
-
-
-def related(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
-    signal = rng.normal(size=(n, 5))
-    return [signal @ rng.normal(size=(5, p)) + rng.normal(size=(n, p)) for p in widths]
 
 
 def factors(metric: Metric[Any], layers: list[Array]) -> list[Any]:
@@ -97,7 +92,7 @@ def test_moments_over_every_permutation(rng: np.random.Generator, spec: str) -> 
 def test_three_roads_to_hsic1(rng: np.random.Generator) -> None:
     """Song's formula, U-centring, and the form in feature space, which needs no n x n matrix."""
     n = 25
-    x, y = (layer - layer.mean(0) for layer in related(rng, n, 7, 40))
+    x, y = (layer - layer.mean(0) for layer in related_layers(rng, n, 7, 40))
     K, L = gram(x), gram(y)
     song = hsic1(K, L)
     assert np.sum(u_centred(K) * u_centred(L)) / (n * (n - 3)) == pytest.approx(song, rel=1e-12)
@@ -115,7 +110,7 @@ def test_three_roads_to_hsic1(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(("n", "p", "q"), [(4, 1, 1), (25, 7, 40), (30, 30, 2)])
 def test_a_moment_is_hsic(rng: np.random.Generator, n: int, p: int, q: int) -> None:
     """Debiased: n (n - 3) HSIC_1; biased: (n - 1)^2 HSIC_0. Of the features as they were centred and scaled."""
-    a, b = factors(CKA(), related(rng, n, p, q))
+    a, b = factors(CKA(), related_layers(rng, n, p, q))
     x, y = a.features.numpy(), b.features.numpy()
     for first, second, product in ((a, b, x.T @ y), (b, a, y.T @ x), (a, a, x.T @ x)):
         cross = Cross(first, second, torch.from_numpy(product))
@@ -146,7 +141,7 @@ def test_a_wide_rbf_kernel_is_the_linear_kernel(
     rng: np.random.Generator, estimator: str, dtype: type[np.floating[Any]], tolerance: float
 ) -> None:
     """In float32 too, although all values of the kernel then round to 1."""
-    x, y = (layer.astype(dtype) for layer in related(rng, 200, 6, 9))
+    x, y = (layer.astype(dtype) for layer in related_layers(rng, 200, 6, 9))
     wide, linear = get(f"cka:kernel=rbf,bandwidth=1e5,estimator={estimator}"), get(f"cka:estimator={estimator}")
     assert wide(x, y) == pytest.approx(linear(x, y), abs=tolerance)
 
@@ -160,7 +155,7 @@ def test_a_wide_rbf_kernel_is_the_linear_kernel(
 def test_blocks_are_exact(rng: np.random.Generator, kernel: str, estimator: str, n: int, widths: tuple[int]) -> None:
     """1e-12 for pairs in float64, 1e-6 where float32 takes part; offsets, scales and mixed dtypes change nothing."""
     layers = []
-    for layer in related(rng, n, *widths):
+    for layer in related_layers(rng, n, *widths):
         layers += [(layer + 100).astype(np.float32), layer, (layer * 1e-25).astype(np.float32), layer * 1e200]
     layers[-3] += 100
     metric = get(f"cka:kernel={kernel},estimator={estimator}")
@@ -182,7 +177,7 @@ def test_blocks_are_exact(rng: np.random.Generator, kernel: str, estimator: str,
 
 def test_long_sums_lose_nothing_in_float32(rng: np.random.Generator) -> None:
     """Summing a whole tile in float32 was off by 5e-5 here."""
-    x, y = (layer.astype(np.float32) for layer in related(rng, 1500, 3, 4))
+    x, y = (layer.astype(np.float32) for layer in related_layers(rng, 1500, 3, 4))
     metric = CKA()
     a, b = factors(metric, [x, y])
     assert metric.block([a], [a])[0, 0] == pytest.approx(1, abs=1e-7)
@@ -193,7 +188,7 @@ def test_long_sums_lose_nothing_in_float32(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("loud", [30.0, 1e3, 1e4, 1e6])
 def test_one_loud_sample_does_not_drown_the_others(rng: np.random.Generator, loud: float) -> None:
     """In feature space almost all of ||X'Y||^2 is then that sample's, and debiasing takes it away again."""
-    x, y = related(rng, 1500, 60, 300)
+    x, y = related_layers(rng, 1500, 60, 300)
     for layer in (x, y):
         layer[7] *= loud
     x, y = x.astype(np.float32), y.astype(np.float32)
@@ -208,7 +203,7 @@ def test_one_loud_sample_does_not_drown_the_others(rng: np.random.Generator, lou
 
 
 def test_half_precision_is_widened_first(rng: np.random.Generator) -> None:
-    x, y = (layer.astype(np.float16) for layer in related(rng, 60, 5, 6))
+    x, y = (layer.astype(np.float16) for layer in related_layers(rng, 60, 5, 6))
     assert CKA()(x, y) == CKA()(x.astype(np.float32), y.astype(np.float32))
     assert CKA()(torch.from_numpy(x).bfloat16(), y) == pytest.approx(CKA()(x, y), abs=1e-2)
 
@@ -233,8 +228,8 @@ def test_a_layer_in_a_file_is_prepared_as_a_tensor_is(
     The same to the bit, but for the row sums: a product may round differently where its factors lie otherwise.
     """
     n, p = 40, 6
-    x = (related(rng, n, p)[0] + 10).astype(dtype)
-    source = Streamed(x)
+    x = (related_layers(rng, n, p)[0] + 10).astype(dtype)
+    source = RowsOnDisk(x)
     recipe = CentredGram(kernel, bandwidth=0.5 if kernel == "rbf" else None, batch=batch)
     state, same = recipe.fit(source), recipe.fit(torch.from_numpy(x))
     for name in ("mean", "scale", "squared_norms", "width"):
@@ -258,7 +253,7 @@ def test_a_layer_in_a_file_is_prepared_as_a_tensor_is(
 
 def test_rows_in_another_order(rng: np.random.Generator) -> None:
     x, order = rng.normal(size=(9, 3)), torch.tensor([8, 0, 3, 3])
-    rows = Reordered(Streamed(x), order)
+    rows = Reordered(RowsOnDisk(x), order)
     assert (rows.shape, rows.dtype, rows.device) == ((4, 3), torch.float64, torch.device("cpu"))
     np.testing.assert_array_equal(rows[:], x[[8, 0, 3, 3]])
     np.testing.assert_array_equal(rows[1:3], x[[0, 3]])
@@ -317,7 +312,7 @@ def test_mostly_identical_samples_have_no_median_width(rng: np.random.Generator,
 
 def test_one_undefined_layer_spoils_no_other(rng: np.random.Generator) -> None:
     """A layer that differs from a constant in one sample: nothing is left of it off the diagonal."""
-    x, y = related(rng, 20, 4, 5)
+    x, y = related_layers(rng, 20, 4, 5)
     for dtype in (np.float32, np.float64):
         spike = np.full((20, 3), 0.1, dtype)
         spike[7] = 5
@@ -331,7 +326,7 @@ def test_one_undefined_layer_spoils_no_other(rng: np.random.Generator) -> None:
 
 
 def test_a_huge_constant_column_does_not_hide_the_others(rng: np.random.Generator) -> None:
-    x, y = (layer.astype(np.float32) for layer in related(rng, 50, 4, 5))
+    x, y = (layer.astype(np.float32) for layer in related_layers(rng, 50, 4, 5))
     x *= 1e-2
     with_constant = np.column_stack([x, np.full(50, 1e6, np.float32)])
     assert CKA()(with_constant, y) == pytest.approx(CKA()(x, y), abs=1e-7)
@@ -345,7 +340,7 @@ def test_rounding_around_a_constant_is_a_constant() -> None:
 
 
 def test_biased_with_more_features_than_samples_warns(rng: np.random.Generator) -> None:
-    x, y = related(rng, 20, 4, 21)
+    x, y = related_layers(rng, 20, 4, 21)
     with pytest.warns(UnreliableValueWarning, match=r"n = 20 samples but 21 features: the biased estimator"):
         CKA(estimator="biased")(x, y)
     CKA()(x, y)  # warnings are errors here: this one must not warn
@@ -367,5 +362,5 @@ def test_impossible_options(spec: str, message: str) -> None:
 
 def test_hsic0_of_the_reference_is_the_published_one(rng: np.random.Generator) -> None:
     """Kornblith 2019, eq. 1-2: for centred linear kernels, HSIC_0 (n - 1)^2 = ||X'Y||_F^2."""
-    x, y = (layer - layer.mean(0) for layer in related(rng, 15, 3, 4))
+    x, y = (layer - layer.mean(0) for layer in related_layers(rng, 15, 3, 4))
     assert hsic0(gram(x), gram(y)) * 14**2 == pytest.approx(np.sum((x.T @ y) ** 2), rel=1e-12)

@@ -11,8 +11,8 @@ from repsim.metrics.base import as_samples
 from repsim.metrics.cka import CKA
 from repsim.metrics.cka_units import SampledUnits, SampledUnitsCKA
 from repsim.metrics.recipes.gram import CentredGram
+from repsim.testing.examples import RowsOnDisk
 from tests.metrics.references import cosine, gram, u_centred
-from tests.metrics.streamed import Streamed
 
 
 def test_norms_of_sampled_units_are_right_on_average(rng: np.random.Generator) -> None:
@@ -56,7 +56,7 @@ def test_with_all_units_it_is_cka(rng: np.random.Generator) -> None:
 def test_a_layer_that_is_read_from_a_file(rng: np.random.Generator) -> None:
     z = rng.normal(size=(60, 4))
     x, y = z @ rng.normal(size=(4, 80)), z @ rng.normal(size=(4, 7))
-    streamed = [SampledUnits()(Streamed(side)) for side in (x, y)]
+    streamed = [SampledUnits()(RowsOnDisk(side)) for side in (x, y)]
     assert not streamed[0].in_memory
     assert SampledUnitsCKA().pair(*streamed) == pytest.approx(SampledUnitsCKA()(x, y), rel=1e-12)
 

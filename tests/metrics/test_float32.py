@@ -10,6 +10,7 @@ import pytest
 from repsim import metrics
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Array
+from repsim.testing.examples import related_layers
 
 HOSTILE: dict[str, Callable[[Array], Array]] = {
     "offset 1e2": lambda x: x + 1e2,
@@ -38,9 +39,7 @@ UNDETERMINED = {("svcca", "one-hot"), ("rsa", "one large channel")}
 
 
 def layers(n: int, *widths: int) -> list[Array]:
-    rng = np.random.default_rng(4)
-    signal = rng.normal(size=(n, 4))
-    return [signal @ rng.normal(size=(4, p)) + rng.normal(size=(n, p)) for p in widths]
+    return related_layers(np.random.default_rng(4), n, *widths, shared=4)
 
 
 def value(metric: metrics.Metric[Any], x: Array, y: Array) -> float | str:
@@ -52,7 +51,7 @@ def value(metric: metrics.Metric[Any], x: Array, y: Array) -> float | str:
             return str(error)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [pytest.param(s, marks=pytest.mark.slow) if "rtd" in s else s for s in SPECS])
 def test_float32_is_float64_of_the_same_values(spec: str) -> None:
     """Whatever was done to the layer: a value that differs is the dtype's, and no property of the layer."""
     metric = metrics.get(spec)

@@ -14,7 +14,7 @@ from repsim.metrics import get
 from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.base import Array, Metric, as_samples
 from repsim.metrics.matching import HardCorrelation, SemiCorrelation, SoftMatching, UnitNorm, chance_maximum
-from tests.metrics.streamed import Streamed
+from repsim.testing.examples import RowsOnDisk
 
 MATCHING: tuple[Metric[Any], ...] = (HardCorrelation(), SemiCorrelation(), SoftMatching())
 each = pytest.mark.parametrize("metric", MATCHING, ids=[metric.name for metric in MATCHING])
@@ -64,7 +64,7 @@ def test_every_unit_has_a_scale_of_its_own(metric: Metric[Any], layers: tuple[Ar
 def test_a_layer_that_is_read_from_a_file(metric: Metric[Any], layers: tuple[Array, Array]) -> None:
     """Gives the same units, and is read again instead of held."""
     x = np.insert(layers[0], 2, 0, axis=1)
-    streamed, there = UnitNorm()(Streamed(x)), UnitNorm()(torch.from_numpy(layers[1]))
+    streamed, there = UnitNorm()(RowsOnDisk(x)), UnitNorm()(torch.from_numpy(layers[1]))
     assert not streamed.in_memory
     assert streamed.nbytes < 1000
     assert metric.pair(streamed, there) == pytest.approx(metric(x, layers[1]), abs=1e-14)

@@ -13,8 +13,8 @@ from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.knn import CKNNA
 from repsim.metrics.recipes.neighbours import NearestNeighbours, Neighbours, ranks_among
+from repsim.testing.examples import RowsOnDisk
 from tests.metrics import references_knn
-from tests.metrics.streamed import Streamed
 
 ALL = ("mutual_knn", "jaccard_knn", "rank_similarity", "second_order_cosine", "cknna", "cycle_knn")
 
@@ -45,7 +45,7 @@ def test_neighbours_are_those_of_the_dense_matrix(rng: np.random.Generator, side
 def test_a_layer_in_a_store_gives_what_it_gives_in_memory(rng: np.random.Generator, side: int) -> None:
     x = rng.normal(size=(101, 7))
     recipe = NearestNeighbours(5, features=True)
-    whole, streamed = recipe(as_samples(x)), recipe(Streamed(x))
+    whole, streamed = recipe(as_samples(x)), recipe(RowsOnDisk(x))
     assert not isinstance(streamed.features, torch.Tensor)
     torch.testing.assert_close(streamed.indices, whole.indices)
     torch.testing.assert_close(streamed.distances, whole.distances)
@@ -95,6 +95,7 @@ def one_hot(rng: np.random.Generator, n: int, p: int, dtype: Any = np.float64) -
 
 @pytest.mark.parametrize("name", ["mutual_knn", "jaccard_knn", "rank_similarity", "cycle_knn"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.slow
 def test_ties_do_not_make_layers_alike(rng: np.random.Generator, name: str, dtype: Any) -> None:
     """The stated chance is the mean over layers whose samples are permuted, each prepared anew."""
     metric = get(name)
@@ -161,11 +162,11 @@ def test_a_permuted_layer_has_the_neighbours_of_the_permuted_samples(
 ) -> None:
     x, order = rng.normal(size=(101, 7)), torch.from_numpy(rng.permutation(101))
     recipe = NearestNeighbours(5, features=True)
-    source = Streamed(x) if stored else as_samples(x)
+    source = RowsOnDisk(x) if stored else as_samples(x)
     whole = recipe(source)
-    before = len(source.reads) if isinstance(source, Streamed) else 0
+    before = len(source.reads) if isinstance(source, RowsOnDisk) else 0
     moved, anew = whole.permuted(order), recipe(as_samples(x[order]))
-    if isinstance(source, Streamed):
+    if isinstance(source, RowsOnDisk):
         assert len(source.reads) == before  # nothing is read until somebody asks
     for name in ("indices", "returned"):
         torch.testing.assert_close(getattr(moved, name), getattr(anew, name), rtol=0, atol=0)
@@ -255,6 +256,7 @@ def test_duplicates_of_all_neighbours_have_no_second_order(rng: np.random.Genera
         metric.pair(a, b)
 
 
+@pytest.mark.slow
 def test_cknna_leaves_every_interval() -> None:
     """It follows its published definition out of [0, 1], and even out of [-1, 1]."""
 

@@ -36,7 +36,7 @@ SPOILT: dict[str, Callable[[Array], Array]] = {
     "few values": lambda x: np.sign(x) * np.abs(x).max(),
     "a sample is zero": lambda x: np.where(np.arange(len(x))[:, None] == 1, -0.0, x),
 }
-few = settings(max_examples=20)
+few = settings(max_examples=settings().max_examples // 5)
 every_measure = pytest.mark.parametrize("metric", MEASURES, ids=[metric.spec for metric in MEASURES])
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Array
 from repsim.metrics.recipes.rows import Centred, Rows, ahead, by_pieces, column_means, cut, in_memory, pieces, wide
-from tests.metrics.streamed import Streamed
+from repsim.testing.examples import RowsOnDisk
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def small_pieces(tuned: Callable[..., None]) -> None:
 def test_what_counts_as_rows() -> None:
     array = np.zeros((3, 2))
     assert isinstance(torch.from_numpy(array), Rows)
-    assert isinstance(Streamed(array), Rows)
+    assert isinstance(RowsOnDisk(array), Rows)
     assert not isinstance(array.tolist(), Rows)
 
 
@@ -70,7 +70,7 @@ def test_means_and_peak_are_numpys(rng: np.random.Generator, n: int, p: int, dty
     x = (rng.normal(size=(n, p)) + 100 * rng.normal(size=p)).astype(dtype)
     if n == 1:
         x = np.concatenate([x, x + 1])
-    source = Streamed(x)
+    source = RowsOnDisk(x)
     mean, peak = column_means(source)
     exact = x.astype(np.float64)
     np.testing.assert_allclose(mean.numpy(), exact.mean(0), rtol=1e-14)
@@ -110,7 +110,7 @@ def test_a_constant_layer_is_refused(dtype: Any, value: float, steps: int) -> No
         for _ in range(steps):
             x[17] = np.nextafter(x[17], dtype(0))
     with pytest.raises(UndefinedValueError, match="the layer is constant"):
-        column_means(Streamed(x))
+        column_means(RowsOnDisk(x))
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -120,7 +120,7 @@ def test_a_constant_layer_is_refused(dtype: Any, value: float, steps: int) -> No
 def test_a_layer_with_one_other_value_is_not_constant(dtype: Any, value: float, where: int) -> None:
     x = np.full((30, 2), value, dtype)
     x[where, 1] *= 1 + 4 * np.finfo(dtype).eps
-    mean, _ = column_means(Streamed(x))
+    mean, _ = column_means(RowsOnDisk(x))
     assert mean[0] == float(dtype(value))
 
 
@@ -146,7 +146,7 @@ def test_centred_rows_are_what_numpy_makes_of_them(
     rng: np.random.Generator, index: "slice | torch.Tensor", streamed: bool
 ) -> None:
     x = (rng.normal(size=(30, 4)) + 1000).astype(np.float32)
-    source = Streamed(x) if streamed else torch.from_numpy(x)
+    source = RowsOnDisk(x) if streamed else torch.from_numpy(x)
     centred = Centred(source, *column_means(source), torch.float32)
     exact = x.astype(np.float64) - x.mean(0, dtype=np.float64)
     expected = (exact / np.abs(exact).max())[index if isinstance(index, slice) else index.numpy()]
@@ -154,7 +154,7 @@ def test_centred_rows_are_what_numpy_makes_of_them(
     np.testing.assert_allclose(centred.exact(index).numpy(), expected, rtol=1e-12, atol=1e-13)
     assert centred[index].dtype == torch.float32
     np.testing.assert_array_equal(centred[index].numpy(), centred.exact(index).float().numpy())
-    if isinstance(source, Streamed):
+    if isinstance(source, RowsOnDisk):
         source.reads.clear()
         centred[index]
         assert sum(source.reads) == len(expected)  # what was not asked for is not read
@@ -177,10 +177,10 @@ def test_pieces_together_are_the_whole(rng: np.random.Generator, index: "slice |
 
 def test_only_what_is_made_of_a_tensor_is_kept(rng: np.random.Generator) -> None:
     x = rng.normal(size=(6, 2))
-    for source in (torch.from_numpy(x), Streamed(x)):
+    for source in (torch.from_numpy(x), RowsOnDisk(x)):
         centred = Centred(source, *column_means(source), torch.float64)
         kept = in_memory(centred, made_of=source)
-        if isinstance(source, Streamed):
+        if isinstance(source, RowsOnDisk):
             assert kept is centred
         else:
             assert isinstance(kept, torch.Tensor)
@@ -290,7 +290,7 @@ def test_what_is_read_ahead_is_no_part_of_a_gradient() -> None:
 def test_lists_and_arrays_go_through(rng: np.random.Generator) -> None:
     """What a sweep reads ahead is pairs of lists of tensors."""
     x: Array = rng.normal(size=(4, 2))
-    source = Streamed(x)
+    source = RowsOnDisk(x)
     (((a, b), (c,)),) = ahead((([source[:2], source[2:]], [source[:]]) for _ in range(1)), CPU)
     assert torch.equal(torch.cat([a, b]), c)
     (name,) = source.readers

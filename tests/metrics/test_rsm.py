@@ -19,14 +19,9 @@ from repsim.metrics.algorithms.gram_space import GramSweep
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.rsm import RSA, DistanceCorrelation, RSMDifference, average_ranks, spectral_norm
 from repsim.stores.writer import write_store
+from repsim.testing.examples import RowsOnDisk, related_layers
 from tests.metrics.references import cosine
 from tests.metrics.references_rsm import distance_correlation, euclidean, rsa, rsm_difference
-from tests.metrics.streamed import Streamed
-
-
-def related(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
-    signal = rng.normal(size=(n, 5))
-    return [signal @ rng.normal(size=(5, p)) + rng.normal(size=(n, p)) for p in widths]
 
 
 def centred_distances(x: Array) -> Array:
@@ -63,11 +58,16 @@ def test_no_value_is_the_root_of_a_negative_number() -> None:
 
 
 @pytest.mark.parametrize("both", [False, True])
+@pytest.mark.slow
 def test_duplicates_keep_their_digits_in_float32(rng: np.random.Generator, both: bool) -> None:
     """Distances of 0, from float32 products alone, are off by their root: 1e-5 of the value here."""
     label = rng.integers(0, 3, size=800)
     x = rng.normal(size=(3, 300))[label].astype(np.float32)
-    y = x[:, :50] + 0.3 * rng.normal(size=(3, 50))[rng.integers(0, 3, size=800)] if both else related(rng, 800, 64)[0]
+    y = (
+        x[:, :50] + 0.3 * rng.normal(size=(3, 50))[rng.integers(0, 3, size=800)]
+        if both
+        else related_layers(rng, 800, 64)[0]
+    )
     y = y.astype(np.float32)
     exact = distance_correlation(x.astype(np.float64), y.astype(np.float64))
     assert DistanceCorrelation()(x, y) == pytest.approx(exact, abs=1e-7)
@@ -75,7 +75,7 @@ def test_duplicates_keep_their_digits_in_float32(rng: np.random.Generator, both:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-11), (np.float32, 1e-7)])
 def test_many_tiles(rng: np.random.Generator, dtype: type[np.floating[Any]], tolerance: float) -> None:
-    x, y = (layer.astype(dtype) for layer in related(rng, 2100, 3, 8))
+    x, y = (layer.astype(dtype) for layer in related_layers(rng, 2100, 3, 8))
     exact = math.sqrt(cosine(*(centred_distances(side.astype(np.float64)) for side in (x, y))))
     assert DistanceCorrelation()(x, y) == pytest.approx(exact, abs=tolerance)
 
@@ -90,9 +90,9 @@ def clustered(rng: np.random.Generator, n: int, p: int) -> Array:
 @pytest.mark.parametrize(("panel", "tile"), [(40, 40), (40, 7), (17, 17), (13, 5), (3, 1)])
 def test_any_cut_of_a_sweep(rng: np.random.Generator, panel: int, tile: int, dtype: Any, tolerance: float) -> None:
     """Of layers in memory and in files, with duplicates and without: the dense formula."""
-    layers = [layer.astype(dtype) for layer in (*related(rng, 40, 3, 50), clustered(rng, 40, 30))]
+    layers = [layer.astype(dtype) for layer in (*related_layers(rng, 40, 3, 50), clustered(rng, 40, 30))]
     metric = DistanceCorrelation()
-    factors = [metric.recipe(as_samples(layers[0])), *(metric.recipe(Streamed(layer)) for layer in layers[1:])]
+    factors = [metric.recipe(as_samples(layers[0])), *(metric.recipe(RowsOnDisk(layer)) for layer in layers[1:])]
     (values,) = GramSweep(factors, factors[::-1], [metric], panel=panel, tile=tile).run()
     exact = [layer.astype(np.float64) for layer in layers]
     expected = [[distance_correlation(x, y) for y in exact[::-1]] for x in exact]
@@ -100,7 +100,7 @@ def test_any_cut_of_a_sweep(rng: np.random.Generator, panel: int, tile: int, dty
 
 
 def test_stores_are_compared_as_arrays_are(tmp_path: Path, rng: np.random.Generator) -> None:
-    rows, columns = related(rng, 40, 3, 20), [*related(rng, 40, 4), clustered(rng, 40, 6)]
+    rows, columns = related_layers(rng, 40, 3, 20), [*related_layers(rng, 40, 4), clustered(rng, 40, 6)]
     a, b = (
         write_store(tmp_path / f"{name}.h5", {f"l{k}": x for k, x in enumerate(side)}, model=name)
         for name, side in (("a", rows), ("b", columns))
@@ -152,14 +152,14 @@ def test_the_mean_square_over_every_permutation(rng: np.random.Generator) -> Non
 
 def test_the_centred_kernel_is_positive_semidefinite(rng: np.random.Generator) -> None:
     """As -d is on vectors that sum to 0 (Schoenberg): what is made of Gram matrices can be made of it."""
-    (x,) = related(rng, 30, 4)
+    (x,) = related_layers(rng, 30, 4)
     values = torch.linalg.eigvalsh(DistanceCorrelation().recipe(as_samples(x)).centred())
     assert values.min() > -1e-12
     assert values.max() > 1
 
 
 def test_more_features_than_samples_warn(rng: np.random.Generator) -> None:
-    x, y = related(rng, 20, 4, 21)
+    x, y = related_layers(rng, 20, 4, 21)
     with pytest.warns(UnreliableValueWarning, match=r"n = 20 samples but 21 features: .* 2,100 score 0.2"):
         DistanceCorrelation()(x, y)
     DistanceCorrelation()(x, y[:, :20])  # warnings are errors here: this one must not warn
@@ -177,7 +177,7 @@ def test_average_ranks(values: list[int]) -> None:
 def test_rsa_of_many_samples(rng: np.random.Generator, dtype: type[np.floating[Any]], tolerance: float) -> None:
     """More than one panel, and more pairs than are multiplied at once."""
     n = 700
-    x, y, z = (layer.astype(dtype) for layer in related(rng, n, 20, 30, 4))
+    x, y, z = (layer.astype(dtype) for layer in related_layers(rng, n, 20, 30, 4))
     above = np.triu_indices(n, 1)
     x64, y64, z64 = (np.asarray(np.corrcoef(layer.astype(np.float64)))[above] for layer in (x, y, z))
     metric = RSA()
@@ -193,7 +193,7 @@ def test_ties_are_ties(rng: np.random.Generator, dtype: type[np.floating[Any]]) 
     n = 60
     labels = np.eye(7)[rng.integers(0, 7, size=n)].astype(dtype)
     pairs = rng.normal(size=(n, 2)).astype(dtype)
-    layer = related(rng, n, 9)[0].astype(dtype)
+    layer = related_layers(rng, n, 9)[0].astype(dtype)
     for tied in (labels, pairs):
         exact = rsa(tied.astype(np.float64), layer.astype(np.float64))
         assert RSA()(tied, layer) == pytest.approx(exact, abs=1e-9 if dtype == np.float64 else 1e-6)
@@ -214,7 +214,7 @@ def test_rsa_over_every_permutation(rng: np.random.Generator) -> None:
 
 
 def test_samples_without_a_correlation_are_counted(rng: np.random.Generator) -> None:
-    x, y = (layer.astype(np.float32) for layer in related(rng, 30, 6, 1))
+    x, y = (layer.astype(np.float32) for layer in related_layers(rng, 30, 6, 1))
     with pytest.raises(UndefinedValueError, match="single feature"):
         RSA()(x, y)
     dead = x.copy()
@@ -226,7 +226,7 @@ def test_samples_without_a_correlation_are_counted(rng: np.random.Generator) -> 
 
 
 def test_rsa_of_huge_and_of_tiny_features(rng: np.random.Generator) -> None:
-    x, y = related(rng, 30, 6, 7)
+    x, y = related_layers(rng, 30, 6, 7)
     value = RSA()(x, y)
     assert RSA()(x * 1e200, y * 1e-200) == pytest.approx(value, abs=1e-12)
 
@@ -236,7 +236,7 @@ def test_rsa_of_huge_and_of_tiny_features(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_from_512_samples_on_the_largest_eigenvalue_alone_is_found(rng: np.random.Generator, sign: int) -> None:
-    x, y = related(rng, 600, 9, 20)
+    x, y = related_layers(rng, 600, 9, 20)
     difference = euclidean(x) - euclidean(y)
     values = np.linalg.eigvalsh(difference)
     assert RSMDifference()(x, y) == pytest.approx(np.abs(values).max(), rel=1e-12)
@@ -257,7 +257,7 @@ def test_spectra_in_which_nothing_leads(rng: np.random.Generator, n: int) -> Non
 
 def test_layers_that_are_alike_keep_the_digits_of_their_difference(rng: np.random.Generator) -> None:
     """Of float32 features, whose distances in float32 would leave 4 of 7 digits here."""
-    (x,) = related(rng, 256, 64)
+    (x,) = related_layers(rng, 256, 64)
     near = x + 1e-3 * rng.normal(size=x.shape)
     x, near = x.astype(np.float32), near.astype(np.float32)
     exact = np.linalg.norm(euclidean(x.astype(np.float64)) - euclidean(near.astype(np.float64)), 2)
@@ -266,7 +266,7 @@ def test_layers_that_are_alike_keep_the_digits_of_their_difference(rng: np.rando
 
 def test_the_gradient_of_many_samples(rng: np.random.Generator) -> None:
     """By Lanczos iteration, too: along a direction, by finite differences."""
-    x, y = (torch.from_numpy(layer) for layer in related(rng, 520, 4, 5))
+    x, y = (torch.from_numpy(layer) for layer in related_layers(rng, 520, 4, 5))
     direction = torch.from_numpy(rng.normal(size=x.shape))
     tracked = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(RSMDifference()(tracked, y), tracked)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,10 @@ from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.stored_kernels import StoredGrams, TwoSketches
+from repsim.testing.examples import related_layers
 from tests.metrics.references import minibatch_cka, sketch_error, sketched_cka, u_centred
 
-
-def related(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
-    signal = rng.normal(size=(n, 5))
-    return [signal @ rng.normal(size=(5, p)) + rng.normal(size=(n, p)) + rng.normal(size=p) for p in widths]
+related = partial(related_layers, offset=1.0)
 
 
 def as_stored(x: Array, size: int, dtype: type = np.float32) -> torch.Tensor:
@@ -201,6 +200,7 @@ CASES = [(128, "alike"), (512, "alike"), (128, "distant"), (256, "unrelated")]
 
 
 @pytest.mark.parametrize(("m", "kind"), CASES)
+@pytest.mark.slow
 def test_the_error_is_the_predicted_one(m: int, kind: str) -> None:
     run = simulated(m, kind)
     assert run.values.std() == pytest.approx(run.sd, rel=0.2)

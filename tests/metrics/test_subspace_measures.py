@@ -20,17 +20,15 @@ from repsim.metrics.prediction import GULP, EigenspaceOverlap, LinearRegression
 from repsim.metrics.recipes.subspace import PrincipalSubspace
 from repsim.metrics.shapes import AngularShape, Nuclear, Procrustes, ProcrustesSize, chance_alignment
 from repsim.metrics.subspaces import SubspaceMetric
+from repsim.testing.examples import RowsOnDisk, related_layers
 from tests.metrics import references_subspaces as references
-from tests.metrics.streamed import Streamed
 
 SHAPES = [Nuclear(), AngularShape(), Procrustes(), ProcrustesSize()]
 CENTRED: list[SubspaceMetric] = [*SHAPES, LinearRegression(), GULP(), GULP(ridge=0.1), CCA(), PWCCA()]
 
 
 def layers(n: int, widths: tuple[int, ...], dtype: Any = np.float64) -> list[Array]:
-    rng = np.random.default_rng(3)
-    signal = rng.normal(size=(n, 6))
-    return [(signal @ rng.normal(size=(6, p)) + rng.normal(size=(n, p)) + 2).astype(dtype) for p in widths]
+    return [(x + 2).astype(dtype) for x in related_layers(np.random.default_rng(3), n, *widths, shared=6)]
 
 
 def spanned(n: int, s: Array, rotation: int = 0) -> Array:
@@ -88,9 +86,11 @@ def test_measures_that_share_a_sweep_are_those_alone(tuned: Callable[..., None],
     }
     others: list[SubspaceMetric] = [EigenspaceOverlap()]
     for measures in (CENTRED, others):
-        factors = [measures[0].recipe(Streamed(x) if stored else torch.from_numpy(x)) for x in given]
+        factors = [measures[0].recipe(RowsOnDisk(x) if stored else torch.from_numpy(x)) for x in given]
         if measures is CENTRED:
-            factors = [PrincipalSubspace(loadings=True)(Streamed(x) if stored else torch.from_numpy(x)) for x in given]
+            factors = [
+                PrincipalSubspace(loadings=True)(RowsOnDisk(x) if stored else torch.from_numpy(x)) for x in given
+            ]
         together = MomentSweep(factors[:2], factors, measures, chunk=37, room=2000).run()
         for measure, values in zip(measures, together, strict=True):
             alone = MomentSweep(factors[:2], factors, [measure], chunk=37, room=2000).run()[0]
@@ -141,7 +141,7 @@ def test_float32_layers_alike_but_for_a_rotation(n: int, p: int, stored: bool) -
     (x,) = layers(n, (p,))
     x = x - x.mean(0)
     pair = [side.astype(np.float32) for side in (x, x @ np.linalg.qr(np.random.default_rng(4).normal(size=(p, p)))[0])]
-    a, b = (PrincipalSubspace()(Streamed(side) if stored else torch.from_numpy(side)) for side in pair)
+    a, b = (PrincipalSubspace()(RowsOnDisk(side) if stored else torch.from_numpy(side)) for side in pair)
     assert a.basis.dtype == torch.float32
     found = MomentSweep([a], [b], SHAPES[1:3], chunk=100, room=10**6).run()
     exact = [side.astype(np.float64) for side in pair]
@@ -195,7 +195,7 @@ def test_an_uncentred_layer_is_decomposed_as_it_is(
     tuned(squared_from=64)
     (x,) = layers(n, (p,))
     x = x - x.mean(0) + offset
-    factor = PrincipalSubspace(centred=False, loadings=True)(Streamed(x) if stored else torch.from_numpy(x))
+    factor = PrincipalSubspace(centred=False, loadings=True)(RowsOnDisk(x) if stored else torch.from_numpy(x))
     s = np.linalg.svd(x, compute_uv=False)
     kept = int(np.sum(s > s[0] * max(n, p) * np.finfo(np.float64).eps))
     assert (factor.n, factor.rank, factor.features) == (n, kept, p)
@@ -211,6 +211,7 @@ def test_an_uncentred_layer_is_decomposed_as_it_is(
     "metric", [LinearRegression(), GULP(), GULP(ridge=0.3), EigenspaceOverlap()], ids=lambda metric: metric.spec
 )
 @pytest.mark.parametrize(("p", "q"), [(2, 3), (4, 1), (9, 2)])
+@pytest.mark.slow
 def test_chance_over_every_permutation(metric: Metric[Any], p: int, q: int) -> None:
     """Exactly, for any data."""
     rng = np.random.default_rng(1)
@@ -305,6 +306,7 @@ def test_no_square_overflows(scale: float) -> None:
             torch.testing.assert_close(found * scale / unit, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_equal_singular_values_have_gradients_that_are_right() -> None:
     (y,) = layers(30, (5,))
     tensors = [torch.from_numpy(each).requires_grad_() for each in (spanned(30, np.ones(4)), y)]

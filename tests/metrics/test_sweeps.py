@@ -27,16 +27,11 @@ from repsim.metrics.base import Array
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import CentredGram, Gram, KernelMatrix
 from repsim.metrics.recipes.stored_kernels import StoredGrams, TwoSketches
+from repsim.testing.examples import RowsOnDisk, related_layers
 from tests.metrics import references
 from tests.metrics.references import minibatch_cka, sketched_cka
-from tests.metrics.streamed import Streamed
 
 CPU = torch.device("cpu")
-
-
-def related(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
-    signal = rng.normal(size=(n, 5))
-    return [signal @ rng.normal(size=(5, p)) + rng.normal(size=(n, p)) for p in widths]
 
 
 def cka(spec: str) -> CKA:
@@ -73,7 +68,7 @@ class Case:
 
     def factors(self, recipe: CentredGram) -> list[Gram]:
         some = zip(self.layers, self.streamed, strict=True)
-        return [recipe(Streamed(x) if streamed else torch.from_numpy(x)) for x, streamed in some]
+        return [recipe(RowsOnDisk(x) if streamed else torch.from_numpy(x)) for x, streamed in some]
 
     def pick(self, factors: list[Any]) -> tuple[list[Any], list[Any]]:
         return [factors[k] for k in self.rows], [factors[k] for k in self.columns]
@@ -86,7 +81,7 @@ class Case:
 def cases(draw: st.DrawFn) -> Case:
     n = draw(st.integers(5, 16))
     widths = draw(st.lists(st.one_of(st.just(1), st.just(n), st.integers(2, 40)), min_size=1, max_size=4))
-    layers = related(np.random.default_rng(draw(st.integers(0, 5))), n, *widths)
+    layers = related_layers(np.random.default_rng(draw(st.integers(0, 5))), n, *widths)
     for k, x in enumerate(layers):
         offset = draw(st.sampled_from([0, 1, 100])) * np.linspace(-1, 1, x.shape[1])
         layers[k] = (x + offset) * draw(st.sampled_from([1, 1e-6, 1e6]))
@@ -181,7 +176,7 @@ def test_float32_is_accurate_whatever_the_cut(hard: list[Array], kernel: str, es
 
 def test_sums_of_moments_are_kept_in_float64(rng: np.random.Generator) -> None:
     """Runs of 16 samples: 1,200 partial sums, of which float32 would lose more than the products do."""
-    x, y = (layer.astype(np.float32) for layer in related(rng, 20_000, 3, 4))
+    x, y = (layer.astype(np.float32) for layer in related_layers(rng, 20_000, 3, 4))
     metric = CKA()
     a, b = tensors(metric.recipe, [x, y])
     (values,) = MomentSweep([a], [b], [metric], chunk=16, room=1).run()
@@ -215,9 +210,9 @@ def sweep_of(road: str, rows: list[Any], columns: list[Any], measures: list[CKA]
 
 @pytest.fixture(scope="module")
 def prepared() -> list[Gram]:
-    layers = [x.astype(np.float32) for x in related(np.random.default_rng(3), 41, 3, 41, 20, 9)]
+    layers = [x.astype(np.float32) for x in related_layers(np.random.default_rng(3), 41, 3, 41, 20, 9)]
     recipe = CentredGram()
-    return [recipe(Streamed(x) if k % 2 else torch.from_numpy(x)) for k, x in enumerate(layers)]
+    return [recipe(RowsOnDisk(x) if k % 2 else torch.from_numpy(x)) for k, x in enumerate(layers)]
 
 
 @pytest.mark.parametrize("road", ROADS)
@@ -429,7 +424,7 @@ class FirstColumn:
 
 
 def test_measures_that_are_not_symmetric(rng: np.random.Generator) -> None:
-    factors = tensors(CentredGram(), related(rng, 20, 3, 7, 5))
+    factors = tensors(CentredGram(), related_layers(rng, 20, 3, 7, 5))
     features = [factor.features[:].numpy() for factor in factors]
     expected = np.array([[(x.T @ y)[0].sum() for y in features] for x in features])
     for rows, columns in (([0, 1, 2], [0, 1, 2]), ([2, 0], [0, 1, 2]), ([0, 1], [2])):
@@ -438,7 +433,7 @@ def test_measures_that_are_not_symmetric(rng: np.random.Generator) -> None:
 
 
 def test_a_layer_that_is_there_twice_is_read_once(rng: np.random.Generator) -> None:
-    x, y = (Streamed(layer) for layer in related(rng, 20, 3, 7))
+    x, y = (RowsOnDisk(layer) for layer in related_layers(rng, 20, 3, 7))
     a, b = (CentredGram()(layer) for layer in (x, y))
     for layer in (x, y):
         layer.reads.clear()
@@ -502,7 +497,7 @@ def test_nothing_is_as_large_as_a_gram_matrix(rng: np.random.Generator, spec: st
     """Preparing a layer that is in a file, reading panels, and a sweep take pieces, panels, and a stack of tiles."""
     n, widths, panel, tile = 3000, (50, 90), 400, 100
     metric = cka(spec)
-    layers = [Streamed(x.astype(np.float32)) for x in related(rng, n, *widths)]
+    layers = [RowsOnDisk(x.astype(np.float32)) for x in related_layers(rng, n, *widths)]
     with Largest() as preparing:
         factors = [metric.recipe(layer) for layer in layers]
     if metric.kernel == "linear":
@@ -548,7 +543,7 @@ def counted(sweep: Sweep[Any]) -> int:
 def test_operations_of_a_gram_sweep_are_those_it_says(rng: np.random.Generator, batch: int | None) -> None:
     """But for the lower halves of the quarters of tiles on the diagonal."""
     n, widths, tile = 256, (5, 200, 30), 16
-    factors = tensors(CentredGram(batch=batch), related(rng, n, *widths))
+    factors = tensors(CentredGram(batch=batch), related_layers(rng, n, *widths))
     sweep = GramSweep(factors[:2], factors, [CKA()], panel=128, tile=tile)
     assert sweep.flop == flop_of_grams(n, batch or n, widths, 6) == n * (batch or n) * (5 + 200 + 30 + 6)
     assert counted(sweep) == pytest.approx(sweep.flop * (1 + tile / 2 / (batch or n)), rel=1e-12)
@@ -557,7 +552,7 @@ def test_operations_of_a_gram_sweep_are_those_it_says(rng: np.random.Generator, 
 def test_operations_of_a_moment_sweep_are_those_it_says(rng: np.random.Generator) -> None:
     """But for the lower halves of the blocks on the diagonal of X'X."""
     n, widths = 50, (5, 1024, 30)
-    factors = tensors(CentredGram(), related(rng, n, *widths))
+    factors = tensors(CentredGram(), related_layers(rng, n, *widths))
     sweep = MomentSweep(factors[:2], factors, [CKA()], chunk=20, room=2**20)
     pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
     assert sweep.flop == flop_of_moments(n, widths, pairs)
@@ -571,7 +566,7 @@ def test_operations_of_a_moment_sweep_are_those_it_says(rng: np.random.Generator
 def test_a_few_layers_take_the_road_of_fewer_operations(
     rng: np.random.Generator, n: int, widths: tuple[int, ...]
 ) -> None:
-    layers = related(rng, n, *widths)
+    layers = related_layers(rng, n, *widths)
     factors = tensors(CentredGram(), layers)
     sweeps: list[Sweep[Any]] = [
         GramSweep(factors, factors, [CKA()], panel=2048, tile=64),
@@ -592,7 +587,7 @@ def test_a_few_layers_take_the_road_of_fewer_operations(
 @settings(max_examples=20)
 @given(panel=sizes, tile=sizes, held=st.integers(1, 5), estimator=st.sampled_from(["debiased", "biased"]))
 def test_block_grams_in_any_cut(panel: int, tile: int, held: int, estimator: str) -> None:
-    layers = related(np.random.default_rng(1), 40, 3, 8, 20)
+    layers = related_layers(np.random.default_rng(1), 40, 3, 8, 20)
     blocks = [torch.from_numpy(x.reshape(5, 8, -1)) for x in layers]
     factors = [StoredGrams()(x @ x.mT) for x in blocks]
     expected = [[minibatch_cka(x, y, 8, estimator=estimator) for y in layers] for x in layers[:2]]
@@ -606,7 +601,7 @@ def test_block_grams_in_any_cut(panel: int, tile: int, held: int, estimator: str
 def test_two_sketches_in_any_cut(panel: int, tile: int, held: int, several: bool) -> None:
     """Halves are not exchanged, wherever they are in the stack; both measures at once, too."""
     rng = np.random.default_rng(1)
-    layers = [np.stack([x, x + 0.3 * rng.normal(size=x.shape)], 1) for x in related(rng, 25, 6, 9, 30)]
+    layers = [np.stack([x, x + 0.3 * rng.normal(size=x.shape)], 1) for x in related_layers(rng, 25, 6, 9, 30)]
     factors = [TwoSketches()(torch.from_numpy(x)) for x in layers]
     expected = [[sketched_cka(x, y) for y in layers] for x in layers[1:]]
     measures: list[CKA] = [CKA(), CKA(estimator="biased")] if several else [CKA()]
@@ -623,13 +618,13 @@ def test_two_sketches_in_any_cut(panel: int, tile: int, held: int, several: bool
 def test_rounding_errors_are_no_value(rng: np.random.Generator, dtype: Any, streamed: bool, noisy: bool) -> None:
     """A layer that differs from a constant in one sample: what debiasing leaves is noise, never a 0 or a 1."""
     n = 60
-    x, y = (layer.astype(dtype) for layer in related(rng, n, 4, 70))
+    x, y = (layer.astype(dtype) for layer in related_layers(rng, n, 4, 70))
     spike = np.full((n, 3), 0.1, dtype)
     if noisy:
         spike[::2] = np.nextafter(dtype(0.1), dtype(1))
     spike[7] = rng.normal(size=3)
     layers = [x, spike, y, np.tile(spike, 30) * dtype(1e-6)]
-    factors = [CentredGram()(Streamed(z) if streamed else torch.from_numpy(z)) for z in layers]
+    factors = [CentredGram()(RowsOnDisk(z) if streamed else torch.from_numpy(z)) for z in layers]
     lost = np.array([False, True, False, True])
     for panel, tile, chunk, room in ((60, 60, 60, 10**6), (13, 7, 7, 1)):
         for sweep in (

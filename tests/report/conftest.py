@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,16 @@ import xarray as xr
 from PIL import Image
 
 from repsim.engine.comparison import compare
-from repsim.study.universality import universality
-from tests.study.networks import FOUR, TWINS, family, network
+from repsim.testing.examples import sample_names, small_study, write_network
 
 N = 40
-NAMES = [f"class{i % 4}/photo{i:02d}.png" for i in range(N)]
+NAMES = sample_names(N)
 HOSTILE = '</script><script>window.hurt=1</script><img src=x onerror="window.hurt=2"><b>{x}</b>%{y}&amp;\u2028=1'
 
 
 @pytest.fixture(scope="session")
-def study(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
-    rng, folder = np.random.default_rng(8), tmp_path_factory.mktemp("stores")
-    with ExitStack() as stack:
-        made = family(folder, rng, N, learned=0.7, seen=0.5, models=FOUR + TWINS, sample_ids=NAMES)
-        stores = [stack.enter_context(store) for store in made]
-        return universality(stores, ["mutual_knn:k=4", "procrustes"], permutations=19, draws=20)
+def study() -> xr.Dataset:
+    return small_study(N)
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +36,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
     rng, folder = np.random.default_rng(3), tmp_path_factory.mktemp("pair")
     a = {f"layer1.{k}": rng.normal(size=(N, 5)) for k in range(3)}
     b = {f"blocks.{k}": rng.normal(size=(N, 4)) for k in range(2)} | {"head": np.ones((N, 3))}
-    with network(folder, "left", a) as left, network(folder, "right", b) as right:
+    with write_network(folder, "left", a) as left, write_network(folder, "right", b) as right:
         return compare(left, right, metrics=["cka", "procrustes", "linear_regression"])
 
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from repsim import write_report
 from tests.report.conftest import HOSTILE, NAMES, hostile
 
+pytestmark = pytest.mark.slow
+
 Open = Callable[..., Any]
 
 SHOWN = "byId => document.getElementById(byId).data[0].z.map(row => Array.from(row, x => x ?? NaN))"

@@ -18,8 +18,8 @@ from repsim.cli import main
 from repsim.errors import ImageError, InvalidInputError, OutputError, StoreError
 from repsim.report.page import SCRIPTS
 from repsim.results.files import save_result
+from repsim.testing.examples import write_network
 from tests.report.conftest import HOSTILE, NAMES, hostile
-from tests.study.networks import network
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,7 +121,7 @@ def test_the_command_makes_a_page_and_says_what_is_wrong(
 def test_a_store_is_no_study(tmp_path: Path) -> None:
     import numpy as np  # noqa: PLC0415
 
-    network(tmp_path, "one", [np.eye(8)]).close()
+    write_network(tmp_path, "one", [np.eye(8)]).close()
     with pytest.raises(StoreError, match="it is an activation store"):
         write_report(tmp_path / "one.h5", tmp_path / "page.html")
     (tmp_path / "broken.nc").write_bytes(b"no netCDF")

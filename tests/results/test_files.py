@@ -131,6 +131,7 @@ def test_nothing_of_a_file_is_parsed_before_its_digest_is_checked(
             read(tmp_path / path.name)
 
 
+@pytest.mark.slow
 def test_random_damage(script: ModuleType, folder: Path, tmp_path: Path) -> None:
     """A little of scripts/validation/damage; the table of all of it is in docs/durability.md."""
     for name in ("family0.seed0.h5", "family1.seed0.h5"):
@@ -269,6 +270,7 @@ def test_a_list_of_free_places_that_comes_back(tmp_path: Path) -> None:
         open_result(tmp_path / "x.nc")
 
 
+@pytest.mark.slow
 def test_a_process_without_end_is_given_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else HDF5 may do for ever: the process that reads has a limit of its own."""
     old = as_before(folder / "result.nc", tmp_path / "old.nc")
@@ -456,7 +458,7 @@ def test_a_result_that_was_changed_can_be_saved(folder: Path, tmp_path: Path) ->
 
 
 def test_the_page_lists_what_studies_are_held_against() -> None:
-    """That the tables are the ones that would be written is in tests/test_metrics_docs.py."""
+    """That the tables are the ones that would be written is in tests/scripts/test_metrics_docs.py."""
     page = (ROOT / "docs" / "study-format.md").read_text()
     for entry in variables.VARIABLES:
         assert all(f"`{name}`" in page for name in entry.names)

@@ -14,7 +14,8 @@ from repsim.stores.store import ActivationStore, open_store
 from repsim.study import controls
 from repsim.study.design import design
 from repsim.study.gram_passes import kernels
-from tests.study.networks import Array, network, noise, unit_kernel
+from repsim.testing.examples import Array, unrelated_layers, write_network
+from tests.study.references import unit_kernel
 
 N = 20
 
@@ -35,7 +36,7 @@ def names(found: list[controls.Control]) -> list[str]:
 def test_equal_pixels_are_one_input(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
     pixels = rng.normal(size=(N, 3, 2, 2))
     stores = [
-        stack.enter_context(network(tmp_path, model, noise(rng, N), pixels=each))
+        stack.enter_context(write_network(tmp_path, model, unrelated_layers(rng, N, 6, 6, 6), pixels=each))
         for model, each in (("a", pixels), ("b", pixels), ("c", 2 * pixels + 1), ("d", None), ("e", 2 * pixels + 1))
     ]
     found = controls.inputs(design(stores))
@@ -49,7 +50,8 @@ def test_pixels_of_one_channel_are_averaged_over_all(
     tmp_path: Path, stack: ExitStack, rng: np.random.Generator
 ) -> None:
     pixels = rng.normal(size=(N, 8)).astype(np.float32)
-    found = controls.inputs(design([stack.enter_context(network(tmp_path, "a", noise(rng, N), pixels=pixels))]))
+    store = stack.enter_context(write_network(tmp_path, "a", unrelated_layers(rng, N, 6), pixels=pixels))
+    found = controls.inputs(design([store]))
     np.testing.assert_allclose(found[1].features, pixels.mean(1, keepdims=True), atol=1e-6)
 
 
@@ -60,13 +62,13 @@ def test_pictures_without_a_mean_have_no_mean_input(
     """Rounding errors are no input."""
     pixels = rng.normal(size=(N, 3, 4, 4)).astype(dtype)
     pixels -= pixels.mean((2, 3), keepdims=True)
-    layers = [x.astype(dtype) for x in noise(rng, N)]
-    store = stack.enter_context(network(tmp_path, "a", layers, pixels=pixels))
+    layers = [x.astype(dtype) for x in unrelated_layers(rng, N, 6, 6, 6)]
+    store = stack.enter_context(write_network(tmp_path, "a", layers, pixels=pixels))
     assert names(controls.inputs(design([store]))) == ["input of a"]
 
 
 def test_no_pixels_no_input(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
-    study = design([stack.enter_context(network(tmp_path, "a", noise(rng, N)))])
+    study = design([stack.enter_context(write_network(tmp_path, "a", unrelated_layers(rng, N, 6, 6, 6)))])
     assert controls.inputs(study) == []
     assert controls.classes(study) is None
 
@@ -79,7 +81,7 @@ def test_the_kernel_of_classes_is_that_of_being_of_one_class(
 ) -> None:
     """Debiased CKA of a layer with it, from an n x n matrix of ones and zeros."""
     labels, x = np.array([7, 3, 3, 9, 7, 7, 3, 9, 9, 3]), rng.normal(size=(10, 4))
-    study = design([stack.enter_context(network(tmp_path, "a", [x], labels=labels))])
+    study = design([stack.enter_context(write_network(tmp_path, "a", [x], labels=labels))])
     found = controls.classes(study)
     assert found is not None
     same = labels[:, None] == labels
@@ -93,7 +95,7 @@ def test_the_kernel_of_classes_is_that_of_being_of_one_class(
 
 
 def test_one_class_is_no_control(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
-    store = stack.enter_context(network(tmp_path, "a", noise(rng, N), labels=np.ones(N, int)))
+    store = stack.enter_context(write_network(tmp_path, "a", unrelated_layers(rng, N, 6, 6, 6), labels=np.ones(N, int)))
     assert controls.classes(design([store])) is None
 
 
@@ -104,9 +106,9 @@ def test_one_class_is_no_control(tmp_path: Path, stack: ExitStack, rng: np.rando
 def test_duplicates_are_named(tmp_path: Path, stack: ExitStack, rng: np.random.Generator, kept: bool) -> None:
     x = rng.normal(size=(N, 2, 3))
     x[[4, 9, 7]] = x[[2, 2, 6]]
-    layers: list[Array] = noise(rng, N) if kept else [x.reshape(N, -1), *noise(rng, N)]
+    layers: list[Array] = [*([] if kept else [x.reshape(N, -1)]), *unrelated_layers(rng, N, 6, 6, 6)]
     ids = [f"photo{k}" for k in range(N)]
-    store = stack.enter_context(network(tmp_path, "a", layers, sample_ids=ids, pixels=x if kept else None))
+    store = stack.enter_context(write_network(tmp_path, "a", layers, sample_ids=ids, pixels=x if kept else None))
     assert controls.duplicates(design([store])) == [("photo2", "photo4"), ("photo6", "photo7"), ("photo2", "photo9")]
 
 
@@ -170,7 +172,7 @@ def test_samples_in_another_order_are_found(trained: ActivationStore, stack: Exi
     order = np.random.default_rng(0).permutation(len(trained))
     layers = {name: trained[name][:][order] for name in trained.layers}
     mixed = stack.enter_context(
-        network(
+        write_network(
             tmp_path, "digits_vit.seed1", {name.partition("@")[0]: x for name, x in layers.items()}, readout="mean",
             sample_ids=[trained.sample_ids.ids[k] for k in order], provenance=trained.provenance, source=trained.data,
         )
@@ -210,6 +212,6 @@ def test_pictures_of_the_same_names_but_others(stack: ExitStack, tmp_path: Path,
 
 
 def test_networks_without_a_name_cannot_be_made(stack: ExitStack, tmp_path: Path, rng: np.random.Generator) -> None:
-    store = stack.enter_context(network(tmp_path, "mine", noise(rng, N)))
+    store = stack.enter_context(write_network(tmp_path, "mine", unrelated_layers(rng, N, 6, 6, 6)))
     with pytest.raises(InvalidInputError, match=r"mine\.h5 was not extracted from a model's name"):
         make(store, stack, 1, tmp_path)

@@ -28,7 +28,8 @@ from repsim.study.layer_matching import best_match, mbm, split_half
 from repsim.study.multiple_tests import benjamini_hochberg, holm
 from repsim.study.uncertainty import jackknife
 from repsim.study.universality import universality
-from tests.study.networks import FOUR, TWINS, Array, cosines, family, network, unit_kernel, without
+from repsim.testing.examples import TRAINED, Array, write_network, write_networks
+from tests.study.references import cosines, unit_kernel, without
 
 N, COUNT, LABELS = 32, 39, np.arange(32) % 4
 
@@ -54,14 +55,14 @@ class Case:
 def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     with ExitStack() as stack:
         rng, folder = np.random.default_rng(8), tmp_path_factory.mktemp("stores")
-        stores = [stack.enter_context(s) for s in family(folder, rng, N, learned=0.7, seen=0.5, models=FOUR + TWINS)]
+        stores = [stack.enter_context(s) for s in write_networks(folder, rng, N, learned=0.7, seen=0.5)]
         study = universality(stores, ["mutual_knn:k=4"], permutations=COUNT, draws=300, seed=2)
         layers = {store.model: [store[name][:] for name in store.layers] for store in stores[:4]}
         yield Case(study, layers, [each.features for each in controls.inputs(design(stores))])
 
 
 def stacked(case: Case) -> list[Array]:
-    return [x for model in FOUR for x in case.layers[model]]
+    return [x for model in TRAINED for x in case.layers[model]]
 
 
 # Layer by layer
@@ -155,7 +156,7 @@ def test_what_only_the_classes_share_is_not_significant_within_them(tmp_path_fac
         stores: list[ActivationStore] = []
         for model in ("a", "b"):
             layers = [np.eye(3)[labels] @ rng.normal(size=(3, 5)) * 2 + rng.normal(size=(60, 5)) for _ in range(2)]
-            stores.append(stack.enter_context(network(folder, model, layers, labels=labels)))
+            stores.append(stack.enter_context(write_network(folder, model, layers, labels=labels)))
         row = universality(stores, ["cka"], permutations=99, draws=50).isel(pair=0).sel(measure="cka")
     assert row["index"] > 0.2
     assert row["p_index"] == 0.01
@@ -168,7 +169,7 @@ def test_what_only_the_classes_share_is_not_significant_within_them(tmp_path_fac
 def models(case: Case, kind: str) -> Array:
     """Similarity of models: three layers each, so that depths are layers."""
     pick = case.given_input if kind == "cka given input" else lambda a, b: case.unit(a) @ case.unit(b).T
-    return np.array([[np.diagonal(pick(a, b)).mean() for b in FOUR] for a in FOUR])
+    return np.array([[np.diagonal(pick(a, b)).mean() for b in TRAINED] for a in TRAINED])
 
 
 @pytest.mark.parametrize("kind", ["cka", "cka given input"])
@@ -215,7 +216,7 @@ def test_shares_sum_to_one(case: Case) -> None:
 
 def test_agreement_is_how_much_a_sample_moves_the_mean_index(case: Case) -> None:
     """(n - 1) (index - index without it), the matches kept, mean over pairs of families."""
-    pairs = [(a, b) for a in FOUR[:2] for b in FOUR[2:]]
+    pairs = [(a, b) for a in TRAINED[:2] for b in TRAINED[2:]]
     for i in (0, 7, 31):
         rows, moved = np.delete(np.arange(N), i), []
         for a, b in pairs:
@@ -231,11 +232,11 @@ def test_a_sample_that_all_networks_single_out_is_named(tmp_path_factory: pytest
     rng, folder = np.random.default_rng(1), tmp_path_factory.mktemp("outliers")
     with ExitStack() as stack:
         stores = []
-        for model in FOUR:
+        for model in TRAINED:
             layers = [rng.normal(size=(30, 8)) for _ in range(2)]
             for x in layers:
                 x[[4, 9]] += 2 * np.abs(rng.normal(size=8))
-            stores.append(stack.enter_context(network(folder, model, layers)))
+            stores.append(stack.enter_context(write_network(folder, model, layers)))
         study = universality(stores, ["cka"], permutations=19, draws=50)
     agreement = study["agreement"].sel(kernel="cka")
     assert set(agreement.sortby(agreement)["sample"].values[-2:]) == {"4", "9"}

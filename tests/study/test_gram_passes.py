@@ -9,7 +9,8 @@ import pytest
 from repsim.study.controls import Control
 from repsim.study.design import Design, design
 from repsim.study.gram_passes import Kernels, kernels, sources
-from tests.study.networks import network, noise, unit_kernel
+from repsim.testing.examples import unrelated_layers, write_network
+from tests.study.references import unit_kernel
 
 N = 30
 
@@ -19,10 +20,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Design, li
     """The second layer of a is constant in the first half of the samples, the first one of b in all."""
     with ExitStack() as stack:
         rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("stores")
-        layers = {model: noise(rng, N) for model in ("a", "b")}
+        layers = {model: unrelated_layers(rng, N, 6, 6, 6) for model in ("a", "b")}
         layers["a"][1][: N // 2] = 1
         layers["b"][0][:] = 1
-        stores = [stack.enter_context(network(folder, model, each)) for model, each in layers.items()]
+        stores = [stack.enter_context(write_network(folder, model, each)) for model, each in layers.items()]
         names = ("input", "input of a"), ("input", "mean input of a"), ("labels", "class labels")
         yield design(stores), [Control(kind, name, rng.normal(size=(N, 2))) for kind, name in names]  # type: ignore[arg-type]
 

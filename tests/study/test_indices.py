@@ -16,8 +16,8 @@ from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.indices import RAW, TWINS, Indices
 from repsim.study.uncertainty import jackknife
 from repsim.study.universality import universality
-from tests.study.networks import FOUR, Array, beside, cosines, network, noise, unit_kernel, without
-from tests.study.networks import TWINS as UNTRAINED
+from repsim.testing.examples import TRAINED, UNTRAINED, Array, append_features, unrelated_layers, write_network
+from tests.study.references import cosines, unit_kernel, without
 
 N = 30
 DEPTHS = {"cnn": 4, "vit": 3}
@@ -39,10 +39,10 @@ def make(folder: Any, stack: ExitStack, models: tuple[str, ...], *, given: bool 
         options = {"pixels": pixels, "labels": np.arange(N) % 3}
     stores = []
     for model in models:
-        layers = beside(noise(rng, N, DEPTHS[model[:3]]), pixels.reshape(N, -1))
+        layers = append_features(unrelated_layers(rng, N, *[6] * DEPTHS[model[:3]]), pixels.reshape(N, -1))
         if "+random" not in model:
-            layers = beside(layers, common)
-        stores.append(stack.enter_context(network(folder, model, layers, **options)))
+            layers = append_features(layers, common)
+        stores.append(stack.enter_context(write_network(folder, model, layers, **options)))
     study = design(stores)
     some = [*controls.inputs(study), *filter(None, [controls.classes(study)])]
     found = kernels(study, some, "cpu", keep=True, step=lambda: None)
@@ -52,7 +52,7 @@ def make(folder: Any, stack: ExitStack, models: tuple[str, ...], *, given: bool 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     with ExitStack() as stack:
-        yield make(tmp_path_factory.mktemp("stores"), stack, FOUR + UNTRAINED)
+        yield make(tmp_path_factory.mktemp("stores"), stack, TRAINED + UNTRAINED)
 
 
 @dataclass
@@ -274,7 +274,7 @@ def test_layers_of_other_names_are_no_twins(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     with ExitStack() as stack:
         stores = [
-            stack.enter_context(network(tmp_path, model, dict(zip(names, noise(rng, N), strict=True))))
+            stack.enter_context(write_network(tmp_path, model, {name: rng.normal(size=(N, 6)) for name in names}))
             for model, names in (
                 ("cnn.seed0", "abc"),
                 ("vit.seed0", "abc"),

@@ -19,7 +19,7 @@ from repsim.study.layer_matching import mbm
 from repsim.study.other_measures import Measured, measure
 from repsim.study.uncertainty import half_samples
 from repsim.study.universality import universality
-from tests.study.networks import FOUR, TWINS, Array, family
+from repsim.testing.examples import TRAINED, UNTRAINED, Array, write_networks
 
 N, COUNT, HALVES = 26, 19, 8
 ORDERS = random_permutations(N, COUNT, 0)
@@ -35,8 +35,8 @@ def few_halves() -> Iterator[None]:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Design]:
     with ExitStack() as stack:
         rng, folder = np.random.default_rng(6), tmp_path_factory.mktemp("stores")
-        models = (FOUR[0], FOUR[2], TWINS[0], TWINS[2])
-        stores = family(folder, rng, N, learned=1, seen=0.5, models=models, depth=2)
+        models = (TRAINED[0], TRAINED[2], UNTRAINED[0], UNTRAINED[2])
+        stores = write_networks(folder, rng, N, learned=1, seen=0.5, models=models, depth=2)
         yield design([stack.enter_context(store) for store in stores])
 
 

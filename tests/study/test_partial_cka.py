@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.metrics import get
 from repsim.study.partial_cka import Roles, ceiling, partial, residual, shares
+from repsim.testing.examples import related_layers
 
 Array = NDArray[np.float64]
 
@@ -28,8 +29,7 @@ def unit_kernels(layers: list[Array]) -> Array:
 
 
 def related(rng: np.random.Generator, count: int, n: int = 30) -> list[Array]:
-    signal = rng.normal(size=(n, 4))
-    return [signal @ rng.normal(size=(4, 6)) + rng.normal(size=(n, 6)) for _ in range(count)]
+    return related_layers(rng, n, *[6] * count, shared=4)
 
 
 def projected(v: Array, controls: list[int]) -> Array:

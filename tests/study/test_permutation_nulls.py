@@ -13,7 +13,8 @@ from repsim.study.design import Design, design
 from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.indices import RAW, Indices
 from repsim.study.layer_matching import mbm
-from tests.study.networks import FOUR, TWINS, Array, family, unit_kernel, without
+from repsim.testing.examples import TRAINED, UNTRAINED, Array, write_networks
+from tests.study.references import unit_kernel, without
 
 N, COUNT = 24, 12
 ORDERS = random_permutations(N, COUNT, 5)
@@ -24,7 +25,7 @@ Study = tuple[Design, list[controls.Control], Kernels, Indices]
 def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
     with ExitStack() as stack:
         rng, folder = np.random.default_rng(4), tmp_path_factory.mktemp("stores")
-        stores = family(folder, rng, N, learned=0.6, seen=0.8, models=(*FOUR[:3], TWINS[0]))
+        stores = write_networks(folder, rng, N, learned=0.6, seen=0.8, models=(*TRAINED[:3], UNTRAINED[0]))
         made = design([stack.enter_context(store) for store in stores])
         given = [*controls.inputs(made), *filter(None, [controls.classes(made)])]
         found = kernels(made, given, "cpu", keep=True, step=lambda: None)

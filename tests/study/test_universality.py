@@ -18,7 +18,8 @@ from repsim.stores.writer import write_store
 from repsim.study import tables
 from repsim.study.layer_matching import mbm
 from repsim.study.universality import universality
-from tests.study.networks import FOUR, TWINS, family, network, noise, unit_kernel
+from repsim.testing.examples import TRAINED, UNTRAINED, unrelated_layers, write_network, write_networks
+from tests.study.references import unit_kernel
 
 N = 60
 Shelf = Callable[..., list[ActivationStore]]
@@ -35,7 +36,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
 
         def make(n: int = N, seed: int = 1, **options: Any) -> list[ActivationStore]:
             told = {"learned": 1.0, "seen": 0.6, **options}
-            stores = family(tmp_path_factory.mktemp("stores"), np.random.default_rng(seed), n, **told)
+            stores = write_networks(tmp_path_factory.mktemp("stores"), np.random.default_rng(seed), n, **told)
             return [stack.enter_context(store) for store in stores]
 
         yield make
@@ -173,7 +174,7 @@ def test_the_same_seed_is_the_same_study_to_the_bit(
 def test_saved_and_opened_it_is_equal(
     learned: tuple[list[ActivationStore], xr.Dataset], tmp_path: Path, shelf: Shelf
 ) -> None:
-    alone = conduct(shelf(20, models=FOUR[:1]), permutations=19)
+    alone = conduct(shelf(20, models=TRAINED[:1]), permutations=19)
     for study in (learned[1], alone):
         path = tmp_path / f"{len(study['model'])}.nc"
         save_result(study, path)
@@ -197,7 +198,7 @@ def test_models_and_layers_are_named_whatever_their_names(tmp_path: Path) -> Non
     with ExitStack() as stack:
         stores = [
             stack.enter_context(
-                write_store(tmp_path / f"{k}.h5", dict(zip("xy", noise(rng, 20), strict=False)), model=model)
+                write_store(tmp_path / f"{k}.h5", {name: rng.normal(size=(20, 6)) for name in "xy"}, model=model)
             )
             for k, model in enumerate(["hub/net", "hub/other"])
         ]
@@ -217,7 +218,7 @@ def _columns(study: xr.Dataset) -> list[str]:
 
 
 def test_one_model(shelf: Shelf) -> None:
-    study = conduct(shelf(40, models=FOUR[:1]), ["cka", "mutual_knn:k=5", "procrustes"], permutations=19)
+    study = conduct(shelf(40, models=TRAINED[:1]), ["cka", "mutual_knn:k=5", "procrustes"], permutations=19)
     assert study.sizes["pair"] == 0
     assert np.isfinite(study["value"].sel(measure="cka")).all()
     assert np.isfinite(study["low"].sel(measure="cka given input")).all()
@@ -227,7 +228,7 @@ def test_one_model(shelf: Shelf) -> None:
 
 
 def test_one_family(shelf: Shelf) -> None:
-    study = conduct(shelf(40, models=FOUR[:2] + TWINS[:2]), permutations=19)
+    study = conduct(shelf(40, models=TRAINED[:2] + UNTRAINED[:2]), permutations=19)
     assert "all trained models are of one family (cnn)" in warnings(study)
     assert not INDEX & gaps(study)
     shares = study["mean_share"].sel(state="trained")
@@ -240,7 +241,7 @@ def test_one_family(shelf: Shelf) -> None:
 
 
 def test_one_seed_of_each(shelf: Shelf) -> None:
-    study = conduct(shelf(40, models=FOUR[::2] + TWINS[::2]), permutations=19)
+    study = conduct(shelf(40, models=TRAINED[::2] + UNTRAINED[::2]), permutations=19)
     assert "one model of cnn, vit: what is a family's own and what is a seed's own cannot be told apart" in warnings(
         study
     )
@@ -252,7 +253,7 @@ def test_one_seed_of_each(shelf: Shelf) -> None:
 
 
 def test_no_labels_no_pixels_no_untrained(shelf: Shelf) -> None:
-    study = conduct(shelf(40, models=FOUR, pixels=None, labels=None), permutations=119)
+    study = conduct(shelf(40, models=TRAINED, pixels=None, labels=None), permutations=119)
     told = warnings(study)
     for part in ("no store holds the pixels", "the samples have no class labels", "no untrained networks: it cannot"):
         assert part in told
@@ -266,7 +267,7 @@ def test_no_labels_no_pixels_no_untrained(shelf: Shelf) -> None:
 
 def test_without_the_input_nothing_is_claimed(shelf: Shelf) -> None:
     """However much more alike trained networks are than untrained ones."""
-    study = conduct(shelf(80, models=(*FOUR, *TWINS), pixels=None), permutations=119)
+    study = conduct(shelf(80, models=(*TRAINED, *UNTRAINED), pixels=None), permutations=119)
     assert float(study["learned_mean_low"].sel(kernel="cka", kind_of_pair="other family")) > 0
     summary = " ".join(json.loads(study.attrs["summary"]))
     assert "What the input alone explains is not known" in summary
@@ -296,22 +297,22 @@ def test_too_few_samples_are_refused(shelf: Shelf) -> None:
 def test_duplicates_are_warned_of(shelf: Shelf) -> None:
     pixels = np.random.default_rng(0).normal(size=(20, 3, 2, 2))
     pixels[[3, 11]] = pixels[7]
-    study = conduct(shelf(20, models=FOUR[::2], pixels=pixels), permutations=19)
+    study = conduct(shelf(20, models=TRAINED[::2], pixels=pixels), permutations=19)
     assert "2 samples are the same as another one (3 = 7, 3 = 11)" in warnings(study)
 
 
 def test_a_constant_layer_is_left_out(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     with ExitStack() as stack:
-        layers = {model: noise(rng, 30) for model in FOUR}
+        layers = {model: unrelated_layers(rng, 30, 6, 6, 6) for model in TRAINED}
         layers["cnn.seed0"][1] = np.ones((30, 6))
-        stores = [stack.enter_context(network(tmp_path, model, each)) for model, each in layers.items()]
+        stores = [stack.enter_context(write_network(tmp_path, model, each)) for model, each in layers.items()]
         study = conduct(stores, ["cka", "procrustes"], permutations=19)
         assert "cnn.seed0/block1 is left out: the layer is constant" in warnings(study)
         assert study["layer_a"].values.tolist()[:3] == ["cnn.seed0/block0", "cnn.seed0/block2", "cnn.seed1/block0"]
         assert not INDEX - {"split_half"} & gaps(study)
         layers = {"mlp": [np.ones((30, 6))] * 2}
-        stores += [stack.enter_context(network(tmp_path, model, each)) for model, each in layers.items()]
+        stores += [stack.enter_context(write_network(tmp_path, model, each)) for model, each in layers.items()]
         with pytest.raises(
             InvalidInputError, match=r"mlp\.h5: none of its layers can be compared .*constant.*leave it out"
         ):
@@ -319,7 +320,7 @@ def test_a_constant_layer_is_left_out(tmp_path: Path) -> None:
 
 
 def test_an_architecture_without_untrained_networks(shelf: Shelf) -> None:
-    study = conduct(shelf(30, models=FOUR + TWINS[:2]), permutations=19)
+    study = conduct(shelf(30, models=TRAINED + UNTRAINED[:2]), permutations=19)
     assert "no untrained network of vit: pairs with it have no control" in warnings(study)
     assert not np.isnan(study["control"].sel(measure="cka", pair="cnn.seed0 x vit.seed0"))
     assert np.isnan(study["control"].sel(measure="cka", pair="vit.seed0 x vit.seed1"))
@@ -327,6 +328,6 @@ def test_an_architecture_without_untrained_networks(shelf: Shelf) -> None:
 
 def test_too_few_permutations_for_so_many_pairs(shelf: Shelf) -> None:
     for count, lacking in ((118, True), (119, False)):  # 6 pairs: 6 / 120 is .05
-        study = conduct(shelf(20, models=FOUR, depth=2), permutations=count)
+        study = conduct(shelf(20, models=TRAINED, depth=2), permutations=count)
         assert ("permutations are too few for 6 pairs of models" in warnings(study)) == lacking
         assert "119 or more are needed" in warnings(study) or not lacking

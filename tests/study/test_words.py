@@ -13,14 +13,14 @@ import xarray as xr
 from repsim.stores.writer import write_store
 from repsim.study import formatting, reading, words
 from repsim.study.universality import universality
-from tests.study.networks import family, network, noise
+from repsim.testing.examples import unrelated_layers, write_network, write_networks
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[xr.Dataset]:
     with ExitStack() as stack:
         rng = np.random.default_rng(11)
-        stores = family(tmp_path_factory.mktemp("stores"), rng, 40, learned=0.8, seen=0.5, depth=2)
+        stores = write_networks(tmp_path_factory.mktemp("stores"), rng, 40, learned=0.8, seen=0.5, depth=2)
         yield universality([stack.enter_context(store) for store in stores], ["cka"], permutations=119, draws=200)
 
 
@@ -196,8 +196,8 @@ def test_warnings_of_layers_and_untrained_networks(tmp_path: Path) -> None:
         stores = [
             stack.enter_context(each)
             for each in (
-                network(tmp_path, "cnn.seed0", [odd, rng.normal(size=(n, 1)), rng.normal(size=(n, 6))]),
-                network(tmp_path, "vit.seed0", noise(rng, n)),
+                write_network(tmp_path, "cnn.seed0", [odd, rng.normal(size=(n, 1)), rng.normal(size=(n, 6))]),
+                write_network(tmp_path, "vit.seed0", unrelated_layers(rng, n, 6, 6, 6)),
                 write_store(tmp_path / "twin.h5", {"a": twin, "b": 2 * twin, "c": odd[:, :2]}, model="cnn+random-seed0",
                             provenance=stale),
             )

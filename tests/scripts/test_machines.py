@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LIBRARIES = ("ATEN_", "MKL_", "ONEDNN_", "OPENBLAS_", "NPY_")
 ORDER = """
 from pathlib import Path
@@ -58,6 +58,7 @@ def machines(*arguments: object, **environment: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="the settings name x86 processors")
+@pytest.mark.slow
 def test_what_settings_change_and_what_is_counted(tmp_path: Path) -> None:
     """In one run, under three at once."""
     file, out = tmp_path / "test_kinds.py", tmp_path / "table.md"
@@ -72,6 +73,7 @@ def test_what_settings_change_and_what_is_counted(tmp_path: Path) -> None:
     assert out.read_text() == done.stdout
 
 
+@pytest.mark.slow
 def test_a_shuffled_order_is_another_and_the_same_again(tmp_path: Path) -> None:
     file = tmp_path / "test_order.py"
     file.write_text(ORDER)

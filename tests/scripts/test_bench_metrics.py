@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import repsim.metrics
 
-SCRIPTS = Path(__file__).parents[1] / "scripts" / "benchmarks"
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,7 @@ def test_apart_is_relative_and_of_the_same_pairs(bench: ModuleType) -> None:
     assert bench.apart([[1.0, 2.0], [3.0, 4.0]], {"0 1": 2.0, "1 0": 3.3}) == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_the_table(bench: ModuleType) -> None:
     done = CliRunner().invoke(
         bench.metrics, ["magnitude_difference", "mutual_knn", "--samples", "60", "--few", "--threads", "1"]

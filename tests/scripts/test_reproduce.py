@@ -23,7 +23,7 @@ NAN = float("nan")
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "validation" / "reproduce_kornblith.py"
+    path = Path(__file__).parents[2] / "scripts" / "validation" / "reproduce_kornblith.py"
     spec = importlib.util.spec_from_file_location("reproduce_kornblith", path)
     assert spec is not None
     assert spec.loader is not None
@@ -232,6 +232,7 @@ def quiet(_: str) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_a_seed_decides_a_network_and_it_learns(script: ModuleType, data: Path) -> None:
     training = script.Training(str(data), 4, bf16=False, batch=8)
     torch.manual_seed(1)
@@ -278,6 +279,7 @@ def test_a_network_is_taken_from_its_checkpoint_unless_it_was_trained_otherwise(
 # --- command
 
 
+@pytest.mark.slow
 def test_the_command_trains_compares_and_writes_a_table(script: ModuleType, data: Path, tmp_path: Path) -> None:
     asked = ["--data", str(data), "--work", str(tmp_path / "work"), "--networks", "2", "--epochs", "1", "-m", "cka"]
     run = CliRunner().invoke(script.main, [*asked, "-o", str(tmp_path / "table.md")], catch_exceptions=False)
@@ -290,6 +292,7 @@ def test_the_command_trains_compares_and_writes_a_table(script: ModuleType, data
     assert "| `cka:estimator=biased` | 99.3 | – | – |" in text
 
 
+@pytest.mark.slow
 def test_the_zoo_is_compared_within_each_architecture(script: ModuleType, tmp_path: Path) -> None:
     asked = ["--zoo", "--work", str(tmp_path), "-m", "cka", "-r", "mean", "--limit", "300"]
     run = CliRunner().invoke(script.main, asked, catch_exceptions=False)

@@ -30,7 +30,11 @@ from repsim.runtime.files import partial_path
 from repsim.stores import extents, reader
 from repsim.stores.store import open_store, verify
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are watched through /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are watched through /proc"),
+    pytest.mark.usefixtures("one_thread"),  # held to the bit against processes of one thread
+]
 
 QUICK = "from repsim import cli; from repsim.stores import writer; writer.COMMIT_SECONDS = 0.05; cli.main()"
 MODEL = "digits_vit.seed0"
@@ -39,12 +43,9 @@ SETTINGS: dict[str, Any] = {"limit": 600, "batch_size": 2, "workers": 0}
 COMMAND = [sys.executable, "-c", QUICK, "extract", *OPTIONS]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # held to the bit against processes of one thread
-
-
 @pytest.fixture(scope="module")
 def torture() -> ModuleType:
-    path = Path(__file__).parent.parent / "scripts" / "validation" / "torture"
+    path = Path(__file__).parents[2] / "scripts" / "validation" / "torture"
     loader = importlib.machinery.SourceFileLoader("torture", str(path))
     spec = importlib.util.spec_from_loader("torture", loader)
     assert spec is not None

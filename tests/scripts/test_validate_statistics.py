@@ -83,6 +83,7 @@ def test_unrelated_networks_are_so_and_their_own_layers_are_not(script: ModuleTy
 # --- what a few runs find
 
 
+@pytest.mark.slow
 def test_tests_of_whole_networks_keep_their_level_and_the_naive_one_does_not(values: Values) -> None:
     for row in ("nothing shared", "the input shared"):
         for column in ("MBM", "maximum"):
@@ -90,6 +91,7 @@ def test_tests_of_whole_networks_keep_their_level_and_the_naive_one_does_not(val
     assert min(values("nothing shared", "smallest p")) >= 0.25
 
 
+@pytest.mark.slow
 def test_pearson3_is_right_where_the_normal_law_is_not(values: Values) -> None:
     for alpha, factor in (("0.05", 1.15), ("0.01", 1.4), ("0.001", 3.0)):
         found = np.array(values("", f"Pearson III, {alpha}"))
@@ -98,6 +100,7 @@ def test_pearson3_is_right_where_the_normal_law_is_not(values: Values) -> None:
     assert values("1/i", "normal, 0.001")[0] > 5
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth(cells: list[Any]) -> None:
     found = [cell.value for cell in cells if cell.part.startswith("intervals") and cell.column == "flat, n = 200"]
     assert len(found) == 17
@@ -105,6 +108,7 @@ def test_intervals_hold_the_truth(cells: list[Any]) -> None:
     assert np.mean(found) >= 0.88
 
 
+@pytest.mark.slow
 def test_what_is_shared_is_found_without_bias(cells: list[Any], values: Values) -> None:
     off = np.array(values("", "less the truth"))
     assert off.size == 18
@@ -151,6 +155,7 @@ def test_the_command_writes_the_table(script: ModuleType, tmp_path: Path, monkey
     assert CliRunner().invoke(script.main, ["nulls"]).exit_code == 2
 
 
+@pytest.mark.slow
 def test_the_document_shows_every_row(cells: list[Any]) -> None:
     text = (ROOT / "docs" / "statistics.md").read_text()
     for cell in cells:

@@ -36,7 +36,7 @@ def net(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "maintenance" / "train_zoo.py"
+    path = Path(__file__).parents[2] / "scripts" / "maintenance" / "train_zoo.py"
     spec = importlib.util.spec_from_file_location("train_zoo", path)
     assert spec is not None
     assert spec.loader is not None
@@ -170,6 +170,7 @@ def _short(script: ModuleType, name: str, epochs: int = 1, batch: int = 32) -> n
 
 
 @pytest.mark.parametrize("name", NETS)
+@pytest.mark.slow
 def test_a_seed_reproduces_training_bit_for_bit(name: str, script: ModuleType) -> None:
     prints: list[str] = []
     for seed in (1, 1, 2):
@@ -232,6 +233,7 @@ def invoke(script: ModuleType) -> Invoke:
     return lambda args: CliRunner().invoke(script.main, args)
 
 
+@pytest.mark.slow
 def test_the_script_trains_rounds_tests_and_writes(invoke: Invoke, held_out: Split, tmp_path: Path) -> None:
     run = invoke(["digits_resnet.seed1", "--epochs", "1", "-o", str(tmp_path / "new")])
     assert run.exit_code == 0

@@ -17,7 +17,7 @@ import repsim.metrics
 from repsim.metrics import describe
 from tests.metrics.oracles import AWAITED
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = ("metrics.md", "conformance.md", "study-format.md", "result-format.md")
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 

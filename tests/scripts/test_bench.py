@@ -29,7 +29,7 @@ MODEL = "test_resnet.r160_in1k"
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("bench", str(Path(__file__).parent.parent / "scripts" / "bench"))
+    loader = importlib.machinery.SourceFileLoader("bench", str(Path(__file__).parents[2] / "scripts" / "bench"))
     spec = importlib.util.spec_from_loader("bench", loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -189,6 +189,7 @@ def test_stores_that_do_not_fit_are_not_begun(tables: ModuleType, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_from_stores_it_is_what_arrays_give(
     compare: ModuleType, tables: ModuleType, sides: list[Any], tmp_path: Path
 ) -> None:
@@ -305,6 +306,7 @@ def test_rows_are_medians_and_the_largest_error(tables: ModuleType, tmp_path: Pa
     assert np.isnan(tables.apart([[0.5, math.nan]], [[0.5, 0.5]]))
 
 
+@pytest.mark.slow
 def test_a_case_from_the_command_line(bench: ModuleType, tmp_path: Path) -> None:
     command = ["compare", "disk", "--samples=32", "--rounds=1", "--threads=1", f"--folder={tmp_path}"]
     done = CliRunner().invoke(bench.main, command)
@@ -388,6 +390,7 @@ def test_the_clock_leaves_out_what_went_before_the_mark(worker: ModuleType) -> N
         clock.result(4, 4)
 
 
+@pytest.mark.slow
 def test_limits_are_those_of_the_model(worker: ModuleType, settings: dict[str, Any]) -> None:
     """A ResNet-18 does 1.8 billion multiplications and additions a picture: 3.6 GFLOP, as the literature counts."""
     limits = worker.limits(worker.Settings("limits", **settings | {"model": "resnet18"}))
@@ -402,6 +405,7 @@ def test_ratios_compare_the_runs_of_one_turn(bench: ModuleType) -> None:
     assert bench.extraction_bench.ratios(told, told, "seconds", "predicted") == 0.5
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_why_in_one_line(bench: ModuleType, settings: dict[str, Any]) -> None:
     given = {key: settings[key] for key in ("pictures", "batch_size", "workers")}
     run = bench.extraction_bench.run

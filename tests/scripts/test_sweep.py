@@ -14,7 +14,7 @@ import pytest
 import timm
 from click.testing import CliRunner
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "validation" / "sweep_timm"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "validation" / "sweep_timm"
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,7 @@ SAMPLE = {
 
 
 @pytest.mark.parametrize("family", SAMPLE)
+@pytest.mark.slow
 def test_a_family_is_read_as_hooks_by_hand_read_it(sweep: ModuleType, family: str) -> None:
     *_, row = sweep.work(family)
     assert row.error == ""
@@ -151,6 +152,7 @@ def test_encoders_are_not_read(sweep: ModuleType) -> None:
     assert sweep.summary([row]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_what_kills_or_delays_a_process_is_a_row_and_not_the_end(sweep: ModuleType, tmp_path: Path) -> None:
     """A process of 0.1 GiB dies at once, and one of 0.1 s does not come far."""
     rows = list(sweep.read_all(["starnet", "vgg"], jobs=1, timeout=600, memory=0.1))
@@ -165,6 +167,7 @@ def test_what_kills_or_delays_a_process_is_a_row_and_not_the_end(sweep: ModuleTy
     assert "\n| starnet |  | 0.0 |  | **not done after 0.1 s** |" in table.read_text()
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_table(tmp_path: Path) -> None:
     table = tmp_path / "table.md"
     command = [sys.executable, str(SCRIPT), "--only", "starnet", "-o", str(table)]
