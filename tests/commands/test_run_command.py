@@ -152,7 +152,7 @@ BASE = "models: [a]\ndata: digits\n"
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "is empty; `repsim run --example`"),
+        ("", "is empty; repsim.study.study_file.EXAMPLE is a study file"),
         ("# nothing\n", "is empty"),
         ("models", "line 1: a study file is keys with values, not 'models'"),
         ("- a", "line 1: a study file is keys with values, not a list"),

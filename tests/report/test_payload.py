@@ -144,7 +144,7 @@ def test_attributes_that_are_not_what_they_should_be_are_named(study: xr.Dataset
 
 def test_what_is_missing_is_named(study: xr.Dataset, comparison: xr.Dataset) -> None:
     for name in ("value", "chance", "learned_mean_low", "family", "readout", "model_a"):
-        with pytest.raises(StoreError, match=f"no whole study: .*'{name}'.*; make it again$"):
+        with pytest.raises(StoreError, match=f"no whole study: .*{name}.*; make it again$"):
             payload([study.drop_vars(name)])
     with pytest.raises(StoreError, match="no whole result"):
         payload([comparison.assign_attrs(stores_a='["left"]')])
