@@ -29,16 +29,16 @@ from repsim.extraction import extract
 from repsim.files import partial_path
 from repsim.store import open_store, verify
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are watched through /proc")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are watched through /proc"),
+    pytest.mark.usefixtures("one_thread"),  # held to the bit against processes of one thread
+]
 
 QUICK = "from repsim import cli, writing; writing.COMMIT_SECONDS = 0.05; cli.main()"
 MODEL = "digits_vit.seed0"
 OPTIONS = [MODEL, "--data", "digits", "--limit", 600, "--batch-size", 2, "--workers", 0]
 SETTINGS: dict[str, Any] = {"limit": 600, "batch_size": 2, "workers": 0}
 COMMAND = [sys.executable, "-c", QUICK, "extract", *OPTIONS]
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")  # held to the bit against processes of one thread
 
 
 @pytest.fixture(scope="module")
