@@ -4,6 +4,7 @@ Transparency is dropped and EXIF orientation is not applied, as in timm's traini
 differ: they are scaled to 8 bits and not cut off at 255.
 """
 
+import functools
 import io
 import threading
 from typing import Any
@@ -37,6 +38,17 @@ def suffixes() -> frozenset[str]:
         for suffix, name in Image.registered_extensions().items()
         if (name in Image.OPEN or name == "MPO") and name not in _NO_PICTURES and suffix not in _REFUSED_SUFFIXES
     )
+
+
+@functools.cache
+def suffixes_of_frames() -> frozenset[str]:
+    """Return the suffixes of pictures that may hold several in a row, in lower case.
+
+    >>> sorted({".gif", ".mpo", ".tif", ".jpg"} & suffixes_of_frames())
+    ['.gif', '.mpo', '.tif']
+    """
+    Image.init()
+    return frozenset(suffix.lower() for suffix, name in Image.registered_extensions().items() if name in _WITH_FRAMES)
 
 
 def decode(data: Any, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from repsim.errors import Argument, ImageError, InvalidInputError, Remedy, UnknownNameError, reason
-from repsim.extractors.decoding import MAX_PIXELS, decode, has_frames, suffixes, unreadable
+from repsim.extractors.decoding import MAX_PIXELS, decode, has_frames, suffixes, suffixes_of_frames, unreadable
 from repsim.extractors.sources import Content, ImageSource, LeftOut, digest
 
 EVERYTHING = "."
@@ -30,13 +30,10 @@ _LITTER = frozenset({
     "thumbs.db", "ehthumbs.db", "desktop.ini",
 })  # fmt: skip
 """What macOS, Windows, Synology, QNAP, servers and Python leave in folders, beside names that begin with a dot."""
-_SPLIT = re.compile(
-    r"(train(ing)?|val(id|idation)?|test(ing)?|eval(uation)?|dev|hold[-_ ]?out)"
-    r"([-_ ]?(set|split|data|images|imgs|\d+))*",
-    re.IGNORECASE,
-)
-_SPLIT_WORD = re.compile(r"(?<![^\W\d_])(?i:train(?:ing)?|val(?:id|idation)?|test(?:ing)?|eval(?:uation)?)(?![a-z])")
-_MAY_HAVE_FRAMES = frozenset({".apng", ".avif", ".avifs", ".dcx", ".gif", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+_WORDS = r"train(?:ing)?|val(?:id|idation)?|test(?:ing)?|eval(?:uation)?"
+_SPLIT = re.compile(rf"({_WORDS}|dev|hold[-_ ]?out)([-_ ]?(set|split|data|images|imgs|\d+))*", re.IGNORECASE)
+_SPLIT_WORD = re.compile(rf"(?<![^\W\d_])(?i:{_WORDS})(?![a-z])")
+"""One of these inside a name, after no letter and before no small one: ``seg_train``, ``trainA``, not ``trains``."""
 _Key = tuple[int, int]
 
 
@@ -138,7 +135,7 @@ class _Tree(ImageSource):
         data = self._read(index)
         if decode:
             _decode(io.BytesIO(data), self.ids[index], self.max_pixels)
-        frames = Path(self.ids[index]).suffix.lower() in _MAY_HAVE_FRAMES and has_frames(data)
+        frames = Path(self.ids[index]).suffix.lower() in suffixes_of_frames() and has_frames(data)
         return Content(digest(data), frames)
 
 

@@ -306,6 +306,9 @@ def test_a_link_to_itself_is_left_out(tmp_path: Path) -> None:
     (root / "one").symlink_to("two")
     (root / "two").symlink_to("one")
     assert open_images(str(root), split="val").ids == ["val/1.png"]
+
+
+def test_an_empty_name_is_not_the_working_folder() -> None:
     with pytest.raises(ImageError, match="the name of the data is empty"):
         open_images("")
 

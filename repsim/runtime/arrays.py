@@ -283,7 +283,7 @@ def _of_numbers(labels: Array) -> NDArray[np.int64]:
     if labels.dtype.kind not in "iuf":
         raise InvalidInputError(f"labels are classes: whole numbers or names, not dtype {labels.dtype}")
     if labels.dtype.kind == "f":
-        labels = labels.astype(np.float64)
+        labels = labels.astype(np.promote_types(labels.dtype, np.float64))  # float16 has no 2**53; nothing is rounded
         wrong = ~np.isfinite(labels) | (labels != np.round(labels))
         if wrong.any():
             k = int(np.flatnonzero(wrong)[0])

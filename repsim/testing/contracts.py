@@ -11,6 +11,7 @@ Needs pytest. A measure of your own is proven in a test file like this one::
 """
 
 import dataclasses
+import inspect
 import json
 import math
 import warnings
@@ -87,7 +88,7 @@ class MetricContract:
         names = [field.name for field in dataclasses.fields(metric)]
         assert not names or "Parameters\n" in text, "the docstring has no section Parameters"
         for name in names:
-            assert name in map(str.strip, text.splitlines()), f"the docstring does not say what {name} is"
+            assert f"\n{name}\n" in inspect.cleandoc(text), f"the docstring does not say what {name} is"
 
     def test_is_a_frozen_value(self, metric: Metric[Any]) -> None:
         twin = dataclasses.replace(metric)

@@ -58,7 +58,8 @@ def export(way, file):
         return
     with replacing(file, overwrite=True) as partial:
         partial.write_text("half")
-        warnings.simplefilter("ignore")  # from 3.12 on Python warns of forks beside threads, in programs of their own
+        # from 3.12 on Python warns of forks beside threads, in programs of their own
+        warnings.simplefilter("ignore", DeprecationWarning)
         if way == "worker" and (child := os.fork()) == 0:
             interrupts.leave_to_parent()
             print("ready", flush=True)

@@ -164,6 +164,8 @@ class Labels(NamedTuple):
 LABELS = {
     "numbers": Labels([2, 0, 1] * 2, [2, 0, 1] * 2, ()),
     "whole floats": Labels(np.arange(6.0), range(6), ()),
+    "float16": Labels(np.arange(6, dtype="f2"), range(6), ()),
+    "longdouble": Labels(np.arange(6, dtype="longdouble"), range(6), ()),
     "tensor": Labels(torch.arange(6), range(6), ()),
     "tensors": Labels(list(torch.arange(6)), range(6), ()),
     "bfloat16": Labels(torch.tensor([0, 1] * 3).bfloat16(), [0, 1] * 3, ()),
@@ -208,6 +210,7 @@ NO_LABELS = {
     "unsigned": (np.full(6, 2**63, "u8"), "too large"),
     "huge": ([10**30] * 6, "sample 0 has 1000"),
     "large floats": (np.full(6, 1e17), "too large"),
+    "longdouble": (np.full(6, np.longdouble(1) + np.finfo("longdouble").eps), "sample 0 has 1.0"),
     "both": ([1, "a"] * 3, "not both: sample 0 has 1, sample 1 has 'a'"),
     "masked": (np.ma.masked_equal([0, 1] * 3, 1), "3 of its values are masked"),
     "bytes": ([b"a"] * 6, "not dtype"),
