@@ -158,7 +158,7 @@ def outer():
     exec(compile(code, "somewhere.py", "exec"), ours)  # noqa: S102 - a module of repsim
     for function in (ours["inner"], ours["outer"]):
         with pytest.warns(
-            DeprecationWarning, match=r"^inner\(\) is deprecated and goes in repsim 0\.4\.0; call outer\(\)$"
+            DeprecationWarning, match=r"^inner\(\) is deprecated and will be removed in repsim 0\.4\.0; call outer\(\)$"
         ) as raised:
             function()
         assert [warning.filename for warning in raised] == [__file__]

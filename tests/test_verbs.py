@@ -303,7 +303,8 @@ def test_a_study_is_saved_as_the_command_saves_it(tmp_path: Path, four: list[Pat
 
 def test_earlier_keywords_warn_and_work(tmp_path: Path, four: list[Path]) -> None:
     both = repsim.compare(four[:2], metrics=["cka"])
-    with pytest.warns(DeprecationWarning, match=r"compare\(known=\.\.\.\) goes in the next release; write out="):
+    message = r"compare\(known=\.\.\.\) is deprecated and will be removed in repsim 0\.4\.0; write out="
+    with pytest.warns(DeprecationWarning, match=message):
         grown = repsim.compare(four[:3], known=both)  # type: ignore[call-arg]
     xr.testing.assert_allclose(grown, repsim.compare(four[:3], metrics=["cka"]))
     with pytest.warns(DeprecationWarning, match="parts"):
@@ -313,7 +314,7 @@ def test_earlier_keywords_warn_and_work(tmp_path: Path, four: list[Path]) -> Non
     assert made.attrs["command"] == "by hand"
     steps: list[str] = []
     settings: dict[str, Any] = {"steps": steps.append, "untrained": 0, "folder": tmp_path, "command": "x"}
-    with pytest.warns(DeprecationWarning, match="goes in the next release") as warned:
+    with pytest.warns(DeprecationWarning, match=r"will be removed in repsim 0\.4\.0") as warned:
         study = repsim.universality(four, ["cka"], permutations=19, **settings)
     assert [str(w.message).split("(")[1].split("=")[0] for w in warned] == ["steps", "untrained", "folder", "command"]
     assert steps

@@ -31,11 +31,12 @@ from repsim.metrics.algorithms.sweep import Sweep
 from repsim.metrics.recipes.cost import Cost
 from repsim.metrics.recipes.rows import Rows
 from repsim.results.files import open_result, save_result
+from repsim.runtime.deprecation import warn_deprecated
 from repsim.runtime.events import Kept, Note, logged
 from repsim.runtime.files import check_output, duration, human
 from repsim.runtime.hardware import choose_device, no_fraying, return_memory
 from repsim.runtime.memory import memory_now, memory_peak, memory_to_use
-from repsim.runtime.options import deprecated, sort_keywords, takes
+from repsim.runtime.options import sort_keywords, takes
 from repsim.runtime.processes import ALONE, Ranks, ranks
 from repsim.runtime.progress import Listener, Progress, told
 from repsim.stores.alignment import AlignedView
@@ -167,7 +168,7 @@ def compare(
     values: dict[str, Any] = dict(keywords)
     earlier = {name: values.pop(name) for name in _EARLIER_KEYWORDS if name in values}
     for name in earlier:
-        deprecated("compare", name, _EARLIER_KEYWORDS[name])
+        warn_deprecated(f"compare({name}=...)", instead=_EARLIER_KEYWORDS[name], gone_in="0.4.0")
     (options,) = sort_keywords("compare", values, CompareOptions)
     steps = compare_steps(
         a, b, metrics, CompareOptions(**options), out=None if out is None else Path(out), progress=progress,

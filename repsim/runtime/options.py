@@ -8,7 +8,6 @@ import inspect
 import re
 import textwrap
 import typing
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, TypeVar
@@ -180,11 +179,6 @@ def sort_keywords(
 def fields_of(values: Any, kind: type) -> dict[str, Any]:
     """Take the options of a class from an object that has them among others."""
     return {field.name: getattr(values, field.name) for field in fields(kind)}
-
-
-def deprecated(function: str, old: str, instead: str) -> None:
-    """Warn that a keyword goes in the next release, and what to write instead."""
-    warnings.warn(f"{function}({old}=...) goes in the next release; {instead}", DeprecationWarning, stacklevel=4)
 
 
 def markdown_table(kind: type) -> str:

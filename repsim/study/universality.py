@@ -20,10 +20,11 @@ from repsim.metrics import Metric
 from repsim.metrics.cka import CKA
 from repsim.results.files import save_result
 from repsim.runtime import tuning
+from repsim.runtime.deprecation import warn_deprecated
 from repsim.runtime.files import check_output, claimed
 from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
-from repsim.runtime.options import deprecated, sort_keywords, takes
+from repsim.runtime.options import sort_keywords, takes
 from repsim.runtime.progress import Progress, Steps, counter, told_stepwise
 from repsim.stores.store import ActivationStore, open_store, several
 from repsim.study import controls as control
@@ -163,10 +164,10 @@ def _without_earlier_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
         ("folder", "controls_folder", lambda folder: folder),
     ):
         if old in keywords:
-            deprecated("universality", old, f"write {new}=...")
+            warn_deprecated(f"universality({old}=...)", instead=f"write {new}=...", gone_in="0.4.0")
             keywords[new] = value(keywords.pop(old))
     if "command" in keywords:
-        deprecated("universality", "command", "set study.attrs['command']")
+        warn_deprecated("universality(command=...)", instead="set study.attrs['command']", gone_in="0.4.0")
     return keywords
 
 
