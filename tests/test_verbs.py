@@ -45,14 +45,14 @@ from repsim.engine import checkpoints, planning
 
 planning._PANEL = 64
 out, done, *stores = sys.argv[1:]
-keep = checkpoints.Ledger.keep
+keep = checkpoints.Checkpoints.save
 
 def noted(self, sweep, unit, part):
     with open(f"{{done}}.{{os.environ.get('RANK', 0)}}", "a") as file:
         print(unit, file=file)
     keep(self, sweep, unit, part)
 
-checkpoints.Ledger.keep = noted
+checkpoints.Checkpoints.save = noted
 result = repsim.compare(stores, metrics=["{METRIC}"], out=out)
 assert result.identical(repsim.open_result(out)), "every process has the result"
 """

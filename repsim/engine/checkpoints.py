@@ -28,14 +28,14 @@ from repsim.runtime.files import lock
 from repsim.runtime.processes import ALONE, Ranks
 
 
-class Ledger:
+class Checkpoints:
     """Parts of sweeps that are done: in the folder, or nowhere."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
 
     @contextmanager
-    def claimed(self, *, first: bool = True) -> Iterator[None]:
+    def locked(self, *, first: bool = True) -> Iterator[None]:
         """Keep other runs away while this one works; the folder goes once the block has ended well.
 
         One process of a run does it for all; a folder in which nothing was kept goes whatever happens.
@@ -83,7 +83,7 @@ class Ledger:
         assert self.folder is not None
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def done(self, sweep: str, shape: tuple[int, ...]) -> dict[int, NDArray[np.float64]]:
+    def load(self, sweep: str, shape: tuple[int, ...]) -> dict[int, NDArray[np.float64]]:
         """Read the parts of the sweep of this name; damaged ones, and those of another shape, count as missing."""
         if self.folder is None or not self.folder.is_dir():
             return {}
@@ -93,7 +93,7 @@ class Ledger:
                 found[int(path.stem.rpartition("-")[2])] = _read(path, shape)
         return found
 
-    def keep(self, sweep: str, unit: int, part: NDArray[np.float64]) -> None:
+    def save(self, sweep: str, unit: int, part: NDArray[np.float64]) -> None:
         """Write down one part."""
         if self.folder is None:
             return
@@ -129,24 +129,24 @@ def _read(path: Path, shape: tuple[int, ...]) -> NDArray[np.float64]:
     return part
 
 
-def run(
+def compute_sweep(
     sweep: Sweep[Any],
     name: str,
     *,
-    ledger: Ledger | None = None,
+    checkpoints: Checkpoints | None = None,
     me: Ranks = ALONE,
     step: Callable[[], None] = lambda: None,
 ) -> list[Float64[np.ndarray, "rows columns"]]:
     """Compute every unit once, by whichever process; the matrix of every measure, the same in each of them."""
-    ledger = ledger or Ledger()
-    done = me.share(ledger.done(name, (sweep.size,)) if me.first else {})
+    checkpoints = checkpoints or Checkpoints()
+    done = me.broadcast(checkpoints.load(name, (sweep.size,)) if me.first else {})
     done = {unit: part for unit, part in done.items() if unit in range(sweep.units)}
     missing = [unit for unit in sweep.order if unit not in done]
     mine = missing[me.part(len(missing))]
     made: dict[int, Any] = {}
     for unit, part in zip(mine, sweep.parts(mine), strict=True):
         made[unit] = part
-        ledger.keep(name, unit, part)
+        checkpoints.save(name, unit, part)
         step()
         interrupts.check()
     parts = done | {unit: part for some in me.gather(made) for unit, part in some.items()}

@@ -17,7 +17,7 @@ from torch import Tensor
 from repsim import metrics as registry
 from repsim._version import __version__
 from repsim.engine.calibration import rates
-from repsim.engine.checkpoints import Ledger, run
+from repsim.engine.checkpoints import Checkpoints, compute_sweep
 from repsim.engine.options import CompareOptions
 from repsim.engine.pair_matrix import Layer, Matrix
 from repsim.engine.planning import Limits, Meter, Plan, Stage, plan
@@ -32,13 +32,13 @@ from repsim.metrics.recipes.cost import Cost
 from repsim.metrics.recipes.rows import Rows
 from repsim.results.files import open_result, save_result
 from repsim.runtime.deprecation import warn_deprecated
-from repsim.runtime.events import Kept, Note, logged
-from repsim.runtime.files import check_output, duration, human
-from repsim.runtime.hardware import choose_device, no_fraying, return_memory
+from repsim.runtime.events import Note, UpToDate, log_notes
+from repsim.runtime.files import check_output, format_duration, format_size
+from repsim.runtime.hardware import choose_device, limit_heap_fragmentation, release_free_heap
 from repsim.runtime.memory import memory_now, memory_peak, memory_to_use
-from repsim.runtime.options import sort_keywords, takes
+from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import ALONE, Ranks, ranks
-from repsim.runtime.progress import Listener, Progress, told
+from repsim.runtime.progress import Listener, Progress, report_progress
 from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore, open_store, several, store_path
 
@@ -94,7 +94,7 @@ class CompareKeywords(TypedDict, total=False):
     overwrite: bool
 
 
-@takes(CompareOptions, without=("metrics",))
+@accept_options(CompareOptions, without=("metrics",))
 def compare(
     a: StoreLike | Sequence[StoreLike],
     b: StoreLike | None = None,
@@ -175,7 +175,7 @@ def compare(
         command=earlier.get("command"), known=earlier.get("known"), parts=earlier.get("parts"),
     )  # fmt: skip
     compared: Compared
-    *_, compared = logged(steps)
+    *_, compared = log_notes(steps)
     return compared.result
 
 
@@ -200,7 +200,7 @@ def compare_steps(
     command: str | None = None,
     known: xr.Dataset | None = None,
     parts: str | os.PathLike[str] | None = None,
-) -> Iterator[Note | Kept | Compared]:
+) -> Iterator[Note | UpToDate | Compared]:
     """Compare as `compare` does, and yield notes while it runs, and at the end the result.
 
     Among the processes of torchrun each does its share, and only the first yields notes.
@@ -217,7 +217,7 @@ def compare_steps(
     if out is not None and out.suffix != ".nc":  # also keeps a slip of the hand from replacing a store
         raise InvalidInputError(f"a result is netCDF: name it .nc, not {out.name}")
     with ranks() as me:
-        grows = me.share(out is not None and out.exists() and not options.overwrite)
+        grows = me.broadcast(out is not None and out.exists() and not options.overwrite)
         if out is not None:
             known = open_result(out) if grows else known
             parts = out.with_name(f"{out.name}.parts")
@@ -238,14 +238,15 @@ def compare_steps(
                 return
             saved = out is not None and (not grows or bool(planned.plan.stages))
             start = time.perf_counter()
-            with told("comparing", progress) as advance:
+            with report_progress("comparing", progress) as advance:
                 save = partial(save_result, path=out, overwrite=options.overwrite or grows) if out and saved else None
                 result = planned.run(parts=parts, progress=advance, command=command, save=save)
             me.wait()  # until the first has saved it
             if options.explain and me.first:
-                yield Note(f"took: {duration(time.perf_counter() - start)}, {human(memory_peak())} of memory at most")
+                elapsed = format_duration(time.perf_counter() - start)
+                yield Note(f"took: {elapsed}, {format_size(memory_peak())} of memory at most")
         if out is not None and not saved and me.first:
-            yield Kept(out, "holds all of this already")
+            yield UpToDate(out, "holds all of this already")
         yield Compared(result, saved)
 
 
@@ -292,7 +293,9 @@ class Comparison:
             if known is not None:
                 self.metrics = self.matrix.take_over(known, self.metrics)
                 self._was_tf32 = bool(known.attrs.get("tf32"))
-            limits = me.share(Limits(memory_to_use(self.device, memory), self._base(), self.device))  # one plan for all
+            limits = me.broadcast(
+                Limits(memory_to_use(self.device, memory), self._base(), self.device)
+            )  # one plan for all
             self.plan = self._planned(limits)
             self._stack = stack.pop_all()
 
@@ -345,9 +348,9 @@ class Comparison:
             return [*self.plan.lines(), "nothing is left to compute"]
         speed = self.rates()
         predicted = (
-            f"predicted: {duration(self.plan.seconds(speed))}, {human(self.plan.memory)} of memory at most "
-            f"(allowed: {human(self.plan.limits.memory)}), at {speed.flop32 / 1e9:,.0f} GFLOP/s in float32 and "
-            f"{human(speed.read)}/s from the stores"
+            f"predicted: {format_duration(self.plan.seconds(speed))}, {format_size(self.plan.memory)} of memory "
+            f"at most (allowed: {format_size(self.plan.limits.memory)}), at {speed.flop32 / 1e9:,.0f} GFLOP/s in "
+            f"float32 and {format_size(speed.read)}/s from the stores"
         )
         return [*self.plan.lines(), predicted]
 
@@ -365,12 +368,12 @@ class Comparison:
             layer.shape.name: Source(layer.shape.name, layer.name, partial(self._read, layer, enough))
             for layer in self.matrix.layers
         }
-        ledger, meter = Ledger(None if parts is None else Path(parts)), Meter(self.plan, self.me, progress)
-        with ledger.claimed(first=self.me.first), _precision(tf32=self.tf32):
+        checkpoints, meter = Checkpoints(None if parts is None else Path(parts)), Meter(self.plan, self.me, progress)
+        with checkpoints.locked(first=self.me.first), _precision(tf32=self.tf32):
             for stage in self.plan.stages:
-                self._do(stage, sources, ledger, meter)
+                self._do(stage, sources, checkpoints, meter)
                 meter.finished(stage)
-                return_memory()
+                release_free_heap()
             self.me.wait()  # nobody writes any more
             result = self.matrix.dataset(self.metrics, self._attrs(command or ""), self.optional)
             if save is not None and self.me.first:
@@ -392,10 +395,10 @@ class Comparison:
         """The device, whichever of its kind."""
         return self.device.partition(":")[0]
 
-    def _do(self, stage: Stage, sources: Mapping[str, Source], ledger: Ledger, meter: Meter) -> None:
+    def _do(self, stage: Stage, sources: Mapping[str, Source], checkpoints: Checkpoints, meter: Meter) -> None:
         """Prepare the layers of a stage, compare them, and enter the values."""
         if not stage.kept:
-            no_fraying()
+            limit_heap_fragmentation()
         needed = [sources[layer.name] for layer in stage.layers]
         share = meter.preparing(stage)
         prepared = prepare(stage.recipe, needed, device=self.device, keep=stage.kept, me=self.me, step=share)
@@ -416,8 +419,10 @@ class Comparison:
             (stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept, self._kind, self.tf32)
         )
         title += repr([self.matrix.identity(name) for side in (rows, columns) for name in side])
-        found = run(sweep, title, ledger=ledger, me=self.me, step=meter.comparing(stage, sweep.units))
-        for metric, values in zip(stage.metrics, found, strict=True):
+        computed = compute_sweep(
+            sweep, title, checkpoints=checkpoints, me=self.me, step=meter.comparing(stage, sweep.units)
+        )
+        for metric, values in zip(stage.metrics, computed, strict=True):
             self.matrix.enter(metric, rows, columns, values, factors)
 
     def _read(self, layer: Layer, enough: int) -> Rows | Tensor:

@@ -43,7 +43,7 @@ class CubicMoments:
     """sum_ij A_ij^3."""
 
 
-def moments(
+def cubic_moments(
     layers: Sequence[Gram], cubes: Float64[np.ndarray, " layers"] | None = None, *, progress: Progress | None = None
 ) -> list[CubicMoments]:
     """||A||^2, tr(A^3) and sum_ij A_ij^3 of every layer, A being its U-centred Gram matrix.
@@ -82,7 +82,7 @@ def moments(
     Examples
     --------
     >>> x = torch.tensor([[0.0], [1], [3], [-2], [-2]], dtype=torch.float64)
-    >>> (found,) = moments([CKA().recipe(x)])
+    >>> (found,) = cubic_moments([CKA().recipe(x)])
     >>> round(found.triangles / found.norm2**1.5, 6), round(found.cubes / found.norm2**1.5, 6)
     (0.346138, 0.173069)
     """

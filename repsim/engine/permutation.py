@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from repsim.engine.shared_directions import Spanned
+from repsim.engine.shared_directions import LowRankFeatures
 from repsim.engine.subsampling import Norms, centred, common, gathers, groups, interleaved, padded
 from repsim.errors import InvalidInputError
 from repsim.metrics.algorithms.feature_space import MomentSweep
@@ -168,7 +168,9 @@ def _finished(
 
 def _directions(layers: Sequence[Any]) -> Float64[Tensor, "n k"] | None:
     """The directions that all of these layers are combinations of, where they share some (`shared_directions`)."""
-    features = [layer.features for layer in layers if isinstance(layer, Gram) and isinstance(layer.features, Spanned)]
+    features = [
+        layer.features for layer in layers if isinstance(layer, Gram) and isinstance(layer.features, LowRankFeatures)
+    ]
     shared = len(features) == len(layers) and all(x.directions is features[0].directions for x in features)
     return features[0].directions if shared else None
 

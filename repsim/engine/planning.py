@@ -33,7 +33,7 @@ from repsim.metrics.recipes.base import StreamingRecipe
 from repsim.metrics.recipes.cost import NOMINAL, NOTHING, Cost, LayerSize
 from repsim.metrics.recipes.gram import KernelRecipe
 from repsim.runtime import tuning
-from repsim.runtime.files import human
+from repsim.runtime.files import format_size
 from repsim.runtime.processes import Ranks
 from repsim.runtime.progress import Progress
 from repsim.runtime.tuning import Tuning
@@ -124,7 +124,7 @@ class Plan:
         return self.limits.base + max((stage.memory for stage in self.stages), default=0)
 
     def __repr__(self) -> str:
-        said = f"<Plan over {self.n} samples, {human(self.memory)} at most>"
+        said = f"<Plan over {self.n} samples, {format_size(self.memory)} at most>"
         return "\n".join([said, *self.lines()])
 
     def lines(self) -> list[str]:
@@ -202,8 +202,8 @@ def _with_best_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
         needed = _rounded_up(limits.base + least.memory)
         raise TooLittleMemoryError(
             f"{', '.join(metric.spec for metric in metrics)} on {len(least.layers)} layers of {n} samples takes "
-            f"{human(needed)} of memory at least, of which the program itself takes {human(limits.base)}; allowed are "
-            f"{human(limits.memory)}",
+            f"{format_size(needed)} of memory at least, of which the program itself takes {format_size(limits.base)}; "
+            f"allowed are {format_size(limits.memory)}",
             metrics=(metric.spec for metric in metrics),
             needed=needed,
             allowed=limits.memory,
@@ -215,7 +215,7 @@ def _with_best_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
 
 
 def _rounded_up(size: int) -> int:
-    """To three digits, as `human` shows it: whoever gives this much gives enough."""
+    """To three digits, as `format_size` shows it: whoever gives this much gives enough."""
     step: int = 10 ** max(0, len(str(size)) - 3)
     return -(-size // step) * step
 
@@ -384,7 +384,7 @@ def _lines(stage: Stage, n: int) -> list[str]:
         how += f" ({_tera(stage.cost)}; {other} space: {_tera(stage.other)})"
     elif stage.algorithm != "pairs":
         how += f" ({_tera(stage.cost)})"
-    where = "kept in memory" if stage.kept else f"read again as needed, {human(stage.cost.read)} in all"
+    where = "kept in memory" if stage.kept else f"read again as needed, {format_size(stage.cost.read)} in all"
     once = f"each layer prepared once ({_in_words(stage.recipe)})"
     if len(stage.metrics) > 1:
         once += f" for all {len(stage.metrics)} metrics"

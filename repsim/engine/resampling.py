@@ -30,7 +30,7 @@ from repsim.metrics.recipes.rows import Rows
 from repsim.runtime.arrays import SupportsArray, as_array
 from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
-from repsim.runtime.progress import Listener, counter, told
+from repsim.runtime.progress import Listener, counter, report_progress
 from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore
 
@@ -136,7 +136,7 @@ def leave_one_out(
     both.warn(metric, both.n - 1)
     if both.present:
         sweep = LeaveOneOut(*both.present, metric)
-        with told("leaving out each sample", progress) as advance:
+        with report_progress("leaving out each sample", progress) as advance:
             values[there] = sweep.left_out(counter(sweep.units, advance))
     return values
 
@@ -163,7 +163,7 @@ def permuted(
         <A, P B P'> = ||X'PY||^2 - n/(n-2) sum_i g_i h_pi(i) + (sum_i g_i)(sum_i h_i)/((n-1)(n-2)),
 
     g_i and h_i being squared norms of samples (biased, the first term alone): whichever takes less is what is done.
-    Few features are far cheaper than Gram matrices, and `repsim.engine.shared_directions.leading` makes them few.
+    Few features are far cheaper than Gram matrices, and `repsim.engine.shared_directions.truncate` makes them few.
 
     The CCA family has bases permuted: the rows of an orthonormal basis, permuted, are the basis of the permuted layer.
     All else prepares the permuted layers anew.
@@ -213,7 +213,7 @@ def permuted(
     if orders.shape[1] != both.n:
         raise InvalidInputError(f"permutations of {orders.shape[1]} samples, but the layers have {both.n}")
     values, there = both.room(len(orders))
-    with told("permuting samples", progress) as advance:
+    with report_progress("permuting samples", progress) as advance:
         if isinstance(metric, GramMetric) and both.whole and both.present:
             limit = memory_to_use(both.device, memory)
             values[there] = permutation.permuted(*both.present, metric, orders, memory=limit, progress=advance)
@@ -298,7 +298,7 @@ def subsampled(
         )
     values, there = both.room(len(drawn))
     both.warn(metric, drawn.shape[1])
-    with told("drawing subsamples", progress) as advance:
+    with report_progress("drawing subsamples", progress) as advance:
         if isinstance(metric, GramMetric) and both.whole and both.present:
             limit = memory_to_use(both.device, memory)
             values[there] = subsampling.drawn(*both.present, metric, drawn, memory=limit, progress=advance)

@@ -17,7 +17,7 @@ _RUN = 2048
 """Samples that are widened to float64 at once."""
 
 
-def leading(gram: Gram, share: float = 0.9999) -> Gram:
+def truncate(gram: Gram, share: float = 0.9999) -> Gram:
     """Cut a layer to the fewest principal components that carry this share of ||K||^2 = sum_i s_i^4.
 
     Its features become X V_r (U_r diag(s_1 ... s_r), which is the same, where there are more features than samples), so
@@ -51,7 +51,7 @@ def leading(gram: Gram, share: float = 0.9999) -> Gram:
     >>> from repsim.metrics.recipes.gram import CentredGram
     >>> x = torch.randn(100, 50, generator=torch.Generator().manual_seed(0)) / torch.arange(1, 51)
     >>> whole = CentredGram()(x)
-    >>> leading(whole).p, leading(whole, share=0.9).p, leading(whole, share=1.0).p
+    >>> truncate(whole).p, truncate(whole, share=0.9).p, truncate(whole, share=1.0).p
     (12, 1, 50)
     """
     if gram.kernel != "linear" or gram.block != gram.n:
@@ -74,7 +74,7 @@ def leading(gram: Gram, share: float = 0.9999) -> Gram:
 
 
 @dataclass(frozen=True, eq=False)
-class Spanned:
+class LowRankFeatures:
     """Features that are combinations of a few directions, which several layers share: Q C (`Rows`)."""
 
     directions: Float64[Tensor, "n k"]
@@ -101,33 +101,33 @@ class Spanned:
         return self.directions[rows] @ self.loadings
 
 
-def together(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]:
+def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]:
     """Cut several layers to leading components, all of them combinations of as few directions as will do.
 
     Layers of one network, and of two that are alike, have much in common: their leading components span far fewer
-    directions than there are components. Each layer keeps the share that `leading` keeps, or as little as its square
-    of it: its components are those of `leading`, projected on the k directions that carry most of all layers together,
-    each with ||K|| = 1, and k is the least with which every layer keeps ``share`` of what `leading` left of it.
+    directions than there are components. Each layer keeps the share that `truncate` keeps, or as little as its square
+    of it: its components are those of `truncate`, projected on the k directions that carry most of all layers together,
+    each with ||K|| = 1, and k is the least with which every layer keeps ``share`` of what `truncate` left of it.
 
     Parameters
     ----------
     grams, share
-        As in `leading`; layers over the same samples.
+        As in `truncate`; layers over the same samples.
 
     Returns
     -------
     list of Gram
-        One a layer, in float64, with features Q C (`Spanned`) of one Q: `repsim.permuted` permutes Q alone.
+        One a layer, in float64, with features Q C (`LowRankFeatures`) of one Q: `repsim.permuted` permutes Q alone.
 
     Examples
     --------
     >>> from repsim.metrics.recipes.gram import CentredGram
     >>> x = torch.randn(100, 50, generator=torch.Generator().manual_seed(0)) / torch.arange(1, 51)
-    >>> one, other = together([CentredGram()(x), CentredGram()(x[:, :8])])
+    >>> one, other = truncate_jointly([CentredGram()(x), CentredGram()(x[:, :8])])
     >>> one.features.directions is other.features.directions, one.features.directions.shape[1] < one.p + other.p
     (True, True)
     """
-    cut_down = [leading(gram, share) for gram in grams]
+    cut_down = [truncate(gram, share) for gram in grams]
     place = wide(cut_down[0].device)
     features = [gram.features[:].to(place, torch.float64) for gram in cut_down]
     features = [x / torch.linalg.matrix_norm(x.T @ x).sqrt() for x in features]
@@ -148,7 +148,7 @@ def together(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]:
     directions = Q[:, :high].contiguous()
     found = []
     for gram, C in zip(cut_down, loadings, strict=True):
-        spanned = Spanned(directions, C[:high].contiguous())
+        spanned = LowRankFeatures(directions, C[:high].contiguous())
         norms = torch.cat([spanned[i].square().sum(1) for i in cut(gram.n, _RUN)]).to(gram.squared_norms)
         found.append(dataclasses.replace(gram, features=spanned, squared_norms=norms))
     return found

@@ -22,7 +22,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Kept:
+class UpToDate:
     """A file that holds all of this already, so nothing was computed."""
 
     path: Path
@@ -32,14 +32,14 @@ class Kept:
         return f"{self.path} {self.what}"
 
 
-def logged(events: Iterable[Any]) -> Iterator[Any]:
+def log_notes(events: Iterable[Any]) -> Iterator[Any]:
     """Log notes to ``logging.getLogger("repsim")``, level INFO, and pass on the rest.
 
-    >>> [event for event in logged([Note("one picture was skipped"), 3])]
+    >>> [event for event in log_notes([Note("one picture was skipped"), 3])]
     [3]
     """
     for event in events:
-        if isinstance(event, Note | Kept):
+        if isinstance(event, Note | UpToDate):
             _LOG.info("%s", event)
         else:
             yield event

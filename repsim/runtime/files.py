@@ -54,7 +54,7 @@ def lock(file: int, what: Path) -> None:
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Keep other processes from writing ``path`` meanwhile; `OutputError` where one does.
 
     Inside such a block the same thread may claim it again. The lock is on a file of its own, ``.NAME.lock``: HDF5 locks
@@ -105,7 +105,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
         with suppress(OSError):  # what went wrong before is what to tell
             partial.unlink()
 
-    with claimed(path), interrupts.cleaned_up(remove):
+    with locked(path), interrupts.cleaned_up(remove):
         check_output(path, overwrite=overwrite)  # another process may have finished it just now
         try:
             yield partial
@@ -118,16 +118,16 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
             remove()
 
 
-def tidy(path: Path) -> None:
+def remove_partial(path: Path) -> None:
     """Remove what killed processes have left of writing ``path``, unless another process is writing it now."""
-    with suppress(OutputError), claimed(path):
+    with suppress(OutputError), locked(path):
         partial_path(path).unlink(missing_ok=True)
 
 
-def human(size: float) -> str:
+def format_size(size: float) -> str:
     """Bytes in a readable unit.
 
-    >>> human(1_234_567)
+    >>> format_size(1_234_567)
     '1.23 MB'
     """
     for unit in ("B", "kB", "MB", "GB"):
@@ -137,10 +137,10 @@ def human(size: float) -> str:
     return f"{size:.3g} TB"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Time in readable units.
 
-    >>> duration(0.123), duration(75), duration(7500)
+    >>> format_duration(0.123), format_duration(75), format_duration(7500)
     ('0.12 s', '1 min 15 s', '2 h 5 min')
     """
     if seconds < 59.5:

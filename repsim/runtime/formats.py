@@ -27,7 +27,7 @@ class Readers(Generic[Reader]):
     Examples
     --------
     >>> readers = Readers("store", Remedy("extract it again"))
-    >>> @readers.of(2)
+    >>> @readers.register(2)
     ... def read(text: str) -> str:
     ...     return text.upper()
     >>> readers.newest, readers.get(2, Path("a.h5"))("values")
@@ -42,14 +42,14 @@ class Readers(Generic[Reader]):
         self.what, self.remake = what, remake
         self._readers: dict[int, Reader] = {}
 
-    def of(self, version: int) -> Callable[[Reader], Reader]:
+    def register(self, version: int) -> Callable[[Reader], Reader]:
         """Register what reads a version; a decorator."""
 
-        def register(reader: Reader) -> Reader:
+        def add(reader: Reader) -> Reader:
             self._readers[version] = reader
             return reader
 
-        return register
+        return add
 
     def __contains__(self, version: object) -> bool:
         return isinstance(version, int) and version in self._readers

@@ -32,7 +32,7 @@ def choose_device(name: str = "auto") -> str:
     return name
 
 
-def return_memory() -> None:
+def release_free_heap() -> None:
     """Give the system back what the C library keeps of freed memory.
 
     Glibc puts blocks of up to 32 MB, as the maps between layers are, on a heap that frays: without this, a process that
@@ -42,7 +42,7 @@ def return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def no_fraying() -> None:
+def limit_heap_fragmentation() -> None:
     """Make the C library give freed blocks of 4 MB and more back at once, from here on.
 
     Glibc raises the size from which it does with every such block, up to 32 MB, and a thread that reads ahead gets a

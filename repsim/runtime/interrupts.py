@@ -154,7 +154,7 @@ def install(last_words: LastWords | None = None) -> None:
         _GUARD.last_words = last_words
 
 
-def noted() -> int | None:
+def pending_signal() -> int | None:
     """Return the signal that has asked this process to stop, if one has."""
     return None if _GUARD is None else _GUARD.signum
 
@@ -177,7 +177,7 @@ def wait_for_end() -> None:
         threading.Event().wait()
 
 
-def speak(line: Callable[[], None]) -> None:
+def print_last_line(line: Callable[[], None]) -> None:
     """Print the last line with ``line``, unless the watching thread does: there is one."""
     if _GUARD is None:
         line()

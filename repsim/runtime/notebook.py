@@ -14,7 +14,7 @@ from html import escape
 from typing import Any
 
 from repsim.runtime import tuning
-from repsim.runtime.files import duration
+from repsim.runtime.files import format_duration
 
 
 def running() -> bool:
@@ -74,7 +74,7 @@ def bar(what: str) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
                 return
             drawn = at
             left = (at - begun) * (total - done) / (done - before) if done > before else 0
-            draw(_Shown(now + (f", {duration(left)} left" if left >= 1 else ""), done, total))
+            draw(_Shown(now + (f", {format_duration(left)} left" if left >= 1 else ""), done, total))
 
         return advance
 
@@ -85,4 +85,4 @@ def bar(what: str) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
             draw(_Shown(f"{now}, stopped"))
         raise
     if handle is not None:
-        draw(_Shown(f"{what}: {duration(time.perf_counter() - started)}"))
+        draw(_Shown(f"{what}: {format_duration(time.perf_counter() - started)}"))

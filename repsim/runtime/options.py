@@ -116,7 +116,7 @@ def plain_type(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
     return kind
 
 
-def takes(
+def accept_options(
     *kinds: type, renamed: Mapping[str, str] | None = None, without: Collection[str] = ()
 ) -> Callable[[Function], Function]:
     """Complete the signature and the docstring of a function whose ``**keywords`` are the options of these classes.

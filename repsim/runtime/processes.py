@@ -30,7 +30,7 @@ class Ranks:
         """Whether this is the one that prints, and opens and closes files for all."""
         return self.rank == 0
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the first process gives, in every process. Whoever comes here early waits."""
         held = [value]
         if self.world > 1:

@@ -19,7 +19,7 @@ Steps = Callable[[str], Progress | None]
 """Called with the name of each step of the work; returns what is told about its progress."""
 Listener = Progress | Literal[False] | None
 """Who is told: a function, nobody, or (None) whoever waits in a notebook."""
-_SPOKEN_FOR = ContextVar("spoken for", default=False)
+_progress_owned = ContextVar("spoken for", default=False)
 """Whether this is part of work that tells, or does not tell, how far it is."""
 
 
@@ -45,30 +45,30 @@ def counter(total: int, progress: Progress | None) -> Callable[[], None]:
 
 
 @contextmanager
-def told(what: str, listener: Listener) -> Iterator[Progress | None]:
+def report_progress(what: str, listener: Listener) -> Iterator[Progress | None]:
     """Find out what to call while ``what`` is done.
 
-    >>> with told("counting", print) as progress:
+    >>> with report_progress("counting", print) as progress:
     ...     progress(1, 2)
     1 2
-    >>> with told("counting", None) as progress:  # no notebook
+    >>> with report_progress("counting", None) as progress:  # no notebook
     ...     progress is None
     True
     """
-    with told_stepwise(what, (lambda _: listener) if callable(listener) else listener) as step:
+    with report_steps(what, (lambda _: listener) if callable(listener) else listener) as step:
         yield step(what)
 
 
 @contextmanager
-def told_stepwise(what: str, listener: Steps | Literal[False] | None) -> Iterator[Steps]:
+def report_steps(what: str, listener: Steps | Literal[False] | None) -> Iterator[Steps]:
     """Find out what to call while ``what``, which has several steps, is done.
 
     Whoever is called by others leaves it to them: a study that compares shows one bar, or none.
     """
-    shown = listener is None and not _SPOKEN_FOR.get() and notebook.running()
-    token = _SPOKEN_FOR.set(True)
+    shown = listener is None and not _progress_owned.get() and notebook.running()
+    token = _progress_owned.set(True)
     try:
         with notebook.bar(what) if shown else nullcontext(listener or (lambda _: None)) as step:
             yield step
     finally:
-        _SPOKEN_FOR.reset(token)
+        _progress_owned.reset(token)

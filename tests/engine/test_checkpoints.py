@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repsim.engine.checkpoints import Ledger, run
+from repsim.engine.checkpoints import Checkpoints, compute_sweep
 from repsim.engine.comparison import Comparison, compare
 from repsim.errors import InvalidInputError, OutputError, UndefinedValueError
 from repsim.stores.store import ActivationStore
@@ -46,7 +46,7 @@ class Counted:
 def computed(folder: Path, name: str = "sweep") -> list[int]:
     """What is computed of the sweep, and a check that its values are right."""
     sweep: Any = Counted()
-    (values,) = run(sweep, name, ledger=Ledger(folder))
+    (values,) = compute_sweep(sweep, name, checkpoints=Checkpoints(folder))
     np.testing.assert_array_equal(values, np.stack(PARTS))
     return sorted(sweep.computed)
 
@@ -54,28 +54,28 @@ def computed(folder: Path, name: str = "sweep") -> list[int]:
 def test_only_what_is_missing_is_computed(tmp_path: Path) -> None:
     broken: Any = Counted(stops_at=1)
     with pytest.raises(InvalidInputError, match="here it ends"):
-        run(broken, "sweep", ledger=Ledger(tmp_path))
+        compute_sweep(broken, "sweep", checkpoints=Checkpoints(tmp_path))
     assert broken.computed == [3, 2], "in the sweep's order"
     assert computed(tmp_path) == [0, 1]
     assert computed(tmp_path) == []
     assert computed(tmp_path, "another sweep") == [0, 1, 2, 3]
     steps: list[None] = []
     again: Any = Counted()
-    run(again, "a third", ledger=Ledger(tmp_path), step=lambda: steps.append(None))
+    compute_sweep(again, "a third", checkpoints=Checkpoints(tmp_path), step=lambda: steps.append(None))
     assert len(steps) == 4
 
 
 def test_parts_come_back_to_the_bit(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
     for unit, part in enumerate(PARTS):
-        ledger.keep("sweep", unit, part)
-    found = ledger.done("sweep", (4,))
+        checkpoints.save("sweep", unit, part)
+    found = checkpoints.load("sweep", (4,))
     assert sorted(found) == [0, 1, 2, 3]
     assert all(found[unit].tobytes() == part.tobytes() for unit, part in enumerate(PARTS))
     assert not list(tmp_path.glob("*.partial"))
-    assert ledger.done("another", (4,)) == {}
-    assert Ledger(tmp_path / "nowhere").done("sweep", (4,)) == {}
-    assert Ledger().done("sweep", (4,)) == {}
+    assert checkpoints.load("another", (4,)) == {}
+    assert Checkpoints(tmp_path / "nowhere").load("sweep", (4,)) == {}
+    assert Checkpoints().load("sweep", (4,)) == {}
 
 
 @pytest.mark.parametrize(
@@ -98,63 +98,63 @@ def test_a_damaged_part_is_computed_again(tmp_path: Path, damage: str) -> None:
 
 def test_the_folder_is_there_while_there_is_work(tmp_path: Path) -> None:
     folder = tmp_path / "r.nc.parts"
-    ledger = Ledger(folder)
-    with ledger.claimed():
-        ledger.keep("sweep", 0, PARTS[0])
+    checkpoints = Checkpoints(folder)
+    with checkpoints.locked():
+        checkpoints.save("sweep", 0, PARTS[0])
         assert folder.is_dir()
     assert not folder.exists(), "all is done"
-    with pytest.raises(KeyboardInterrupt), ledger.claimed():
+    with pytest.raises(KeyboardInterrupt), checkpoints.locked():
         raise KeyboardInterrupt
     assert not folder.exists(), "nothing was kept"
-    with pytest.raises(KeyboardInterrupt), ledger.claimed():  # noqa: PT012
-        ledger.keep("sweep", 0, PARTS[0])
+    with pytest.raises(KeyboardInterrupt), checkpoints.locked():  # noqa: PT012
+        checkpoints.save("sweep", 0, PARTS[0])
         raise KeyboardInterrupt
-    assert list(ledger.done("sweep", (4,))) == [0]
-    with ledger.claimed(first=False):
+    assert list(checkpoints.load("sweep", (4,))) == [0]
+    with checkpoints.locked(first=False):
         pass
     assert folder.exists(), "one process of a run clears up for all"
-    with ledger.claimed():
+    with checkpoints.locked():
         pass
     assert not folder.exists()
-    with Ledger().claimed():
-        Ledger().keep("sweep", 0, PARTS[0])
+    with Checkpoints().locked():
+        Checkpoints().save("sweep", 0, PARTS[0])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_run_is_refused_and_takes_nothing_away(tmp_path: Path) -> None:
     folder = tmp_path / "parts"
-    with Ledger(folder).claimed():
+    with Checkpoints(folder).locked():
         refused = pytest.raises(OutputError, match=f"another process is writing {folder}; wait until it is done")
-        with refused, Ledger(folder).claimed():
+        with refused, Checkpoints(folder).locked():
             pytest.fail("two at once")
         assert folder.is_dir()
-        Ledger(folder).keep("sweep", 0, PARTS[0])
+        Checkpoints(folder).save("sweep", 0, PARTS[0])
     assert not folder.exists()
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("keep me")
-    ledger = Ledger(tmp_path / "file" / "parts")
-    with pytest.raises(OutputError, match="cannot write into .*parts: Not a directory"), ledger.claimed():
+    checkpoints = Checkpoints(tmp_path / "file" / "parts")
+    with pytest.raises(OutputError, match="cannot write into .*parts: Not a directory"), checkpoints.locked():
         pass
     with pytest.raises(OutputError, match="cannot write into .*parts: Not a directory"):
-        ledger.keep("sweep", 0, PARTS[0])
+        checkpoints.save("sweep", 0, PARTS[0])
 
 
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
     """The system's limit on the size of files stands in for it."""
-    ledger = Ledger(tmp_path)
-    ledger.keep("sweep", 0, PARTS[0])
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save("sweep", 0, PARTS[0])
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
     try:
         with pytest.raises(OutputError, match=f"cannot write into {tmp_path}: File too large"):
-            ledger.keep("sweep", 1, PARTS[1])
+            checkpoints.save("sweep", 1, PARTS[1])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    assert list(ledger.done("sweep", (4,))) == [0]
+    assert list(checkpoints.load("sweep", (4,))) == [0]
     assert [path.suffix for path in tmp_path.iterdir()] == [".part"], "nothing half-written stays on a full disk"
 
 

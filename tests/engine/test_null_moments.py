@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from repsim.engine import null_moments
-from repsim.engine.null_moments import CubicMoments, moments
+from repsim.engine.null_moments import CubicMoments, cubic_moments
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
@@ -48,32 +48,32 @@ def test_moments_are_those_of_the_matrix(
 ) -> None:
     tuned(panel=panel)
     layers = [prepared(skewed(rng, *shape)), prepared(rng.normal(size=shape)), prepared(skewed(rng, shape[0], 2))]
-    for layer, found in zip(layers, moments(layers), strict=True):
+    for layer, found in zip(layers, cubic_moments(layers), strict=True):
         close(found, by_hand(layer), 1e-10)
 
 
 def test_both_roads_agree_where_either_can_be_gone(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [prepared(skewed(rng, 50, p)) for p in (3, 47)]
-    features = moments(layers)
+    features = cubic_moments(layers)
     monkeypatch.setattr(null_moments, "_narrow", lambda _: False)
-    for found, expected in zip(moments(layers), features, strict=True):
+    for found, expected in zip(cubic_moments(layers), features, strict=True):
         close(found, expected, 1e-12)
         assert found != expected  # it was another road
 
 
 def test_float32(rng: np.random.Generator) -> None:
     layers = [prepared(skewed(rng, 200, p).astype(np.float32)) for p in (5, 64, 300)]
-    for layer, found in zip(layers, moments(layers), strict=True):
+    for layer, found in zip(layers, cubic_moments(layers), strict=True):
         close(found, by_hand(layer), 2e-6)
 
 
 def test_another_kernel(rng: np.random.Generator) -> None:
     layer = prepared(rng.normal(size=(30, 4)), "cka:kernel=rbf")
-    close(moments([layer])[0], by_hand(layer, "rbf"), 1e-10)
+    close(cubic_moments([layer])[0], by_hand(layer, "rbf"), 1e-10)
 
 
 def test_no_layers_no_moments() -> None:
-    assert moments([]) == []
+    assert cubic_moments([]) == []
 
 
 @pytest.mark.parametrize("size", [1e2, 1e3, 1e4, 1e6])
@@ -81,7 +81,7 @@ def test_a_sample_that_is_almost_all_of_a_layer(rng: np.random.Generator, size: 
     x = rng.normal(size=(30, 3))
     x[4] *= size
     layer = prepared(x)
-    close(moments([layer])[0], by_hand(layer), 1e-7)
+    close(cubic_moments([layer])[0], by_hand(layer), 1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -89,17 +89,19 @@ def test_a_sample_that_is_almost_all_of_a_layer(rng: np.random.Generator, size: 
 def test_nothing_is_left_of_a_single_sample(dtype: torch.dtype, p: int) -> None:
     lonely = torch.zeros(20, p, dtype=dtype)
     lonely[3] = torch.arange(1, p + 1)
-    (found,) = moments([prepared(lonely.numpy())])
+    (found,) = cubic_moments([prepared(lonely.numpy())])
     assert np.isnan([found.norm2, found.triangles, found.cubes]).all()
 
 
 def test_minibatches_are_refused(rng: np.random.Generator) -> None:
     layer = prepared(rng.normal(size=(20, 3)), "cka:estimator=minibatch,batch=5")
     with pytest.raises(InvalidInputError, match="cut into minibatches"):
-        moments([layer])
+        cubic_moments([layer])
 
 
 def test_progress(rng: np.random.Generator) -> None:
     said: list[tuple[int, int]] = []
-    moments([prepared(rng.normal(size=(20, 3))) for _ in range(2)], progress=lambda done, of: said.append((done, of)))
+    cubic_moments(
+        [prepared(rng.normal(size=(20, 3))) for _ in range(2)], progress=lambda done, of: said.append((done, of))
+    )
     assert said == [(1, 3), (2, 3), (3, 3)]

@@ -11,7 +11,7 @@ import torch
 from repsim.engine import permutation
 from repsim.engine.permutation import permuted
 from repsim.engine.resampling import random_permutations
-from repsim.engine.shared_directions import leading, together
+from repsim.engine.shared_directions import truncate, truncate_jointly
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
@@ -100,7 +100,7 @@ def test_layers_cut_to_a_few_components(rng: np.random.Generator, monkeypatch: p
     """They are Gram matrices like any other, and their values are those of the whole ones but for what was cut."""
     layers = [x @ np.diag(1 / np.arange(1, x.shape[1] + 1)) for x in related_layers(rng, 80, 50, 90, 70)]
     whole = factors("cka", *layers)
-    few = [leading(layer, share=0.99999) for layer in whole]
+    few = [truncate(layer, share=0.99999) for layer in whole]
     assert max(layer.p for layer in few) < 25
     orders = torch.from_numpy(random_permutations(80, 5))
     of_few, of_few_grams, of_whole = (
@@ -164,7 +164,7 @@ def test_shared_directions_give_what_features_give(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, spec: str
 ) -> None:
     metric: Any = get(spec)
-    layers = together(factors(spec, *related_layers(rng, 60, 40, 3, 100, 35, 2)), 0.99)
+    layers = truncate_jointly(factors(spec, *related_layers(rng, 60, 40, 3, 100, 35, 2)), 0.99)
     apart = [dataclasses.replace(layer, features=layer.features[:]) for layer in layers]
     orders = torch.from_numpy(random_permutations(60, 5))
     called = []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from repsim.engine.shared_directions import Spanned, leading, together
+from repsim.engine.shared_directions import LowRankFeatures, truncate, truncate_jointly
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
@@ -39,7 +39,7 @@ def test_it_is_the_best_approximation_of_that_rank(
     rng: np.random.Generator, shape: tuple[int, int], share: float, dtype: type
 ) -> None:
     x: Array = decaying(rng, *shape).astype(dtype)
-    whole, few = prepared(x), leading(prepared(x), share)
+    whole, few = prepared(x), truncate(prepared(x), share)
     s4 = spectrum(whole.features[:].double().numpy()) ** 4
     assert few.p == np.flatnonzero(s4.cumsum() >= share * s4.sum())[0] + 1
     K, K_r = (g.features[:].double() @ g.features[:].double().T for g in (whole, few))
@@ -56,7 +56,7 @@ def test_certificate(rng: np.random.Generator, shapes: tuple[int, int, int], sha
     n, *widths = shapes
     for power in (1.5, 2.5):
         whole = [prepared(decaying(rng, n, p, power)) for p in widths]
-        few = [leading(layer, share) for layer in whole]
+        few = [truncate(layer, share) for layer in whole]
         norms = [[float(np.sum(spectrum(z.features[:].numpy()) ** 4)) for z in side] for side in (few, whole)]
         kept = [math.sqrt(part / all_) for part, all_ in zip(*norms, strict=True)]
         assert all(math.sqrt(share) <= c < 1 for c in kept)
@@ -70,23 +70,23 @@ def test_certificate(rng: np.random.Generator, shapes: tuple[int, int, int], sha
 def test_all_of_it_is_the_layer_itself(rng: np.random.Generator) -> None:
     x, y = decaying(rng, 50, 10), decaying(rng, 50, 70)
     for metric in (get("cka"), BIASED):
-        whole, few = [prepared(x), prepared(y)], [leading(prepared(z), share=1.0) for z in (x, y)]
+        whole, few = [prepared(x), prepared(y)], [truncate(prepared(z), share=1.0) for z in (x, y)]
         assert few[0].p == 10
         assert metric.pair(*few) == pytest.approx(metric.pair(*whole), abs=1e-12)
 
 
 def test_one_direction_is_one_feature(rng: np.random.Generator) -> None:
-    assert leading(prepared(np.outer(rng.normal(size=30), np.arange(1, 5)))).p == 1
+    assert truncate(prepared(np.outer(rng.normal(size=30), np.arange(1, 5)))).p == 1
 
 
 def test_what_has_no_components_is_refused(rng: np.random.Generator) -> None:
     x = as_samples(rng.normal(size=(20, 3)))
     for spec in ("cka:kernel=rbf", "cka:estimator=minibatch,batch=5"):
         with pytest.raises(InvalidInputError, match="linear kernel of all samples"):
-            leading(get(spec).recipe(x))
+            truncate(get(spec).recipe(x))
     for share in (0.0, -1.0, 1.01, math.nan):
         with pytest.raises(InvalidInputError, match="share is a part"):
-            leading(get("cka").recipe(x), share)
+            truncate(get("cka").recipe(x), share)
 
 
 def one_network(rng: np.random.Generator, n: int = 80) -> list[Gram]:
@@ -101,12 +101,12 @@ def test_together_keeps_of_every_layer_what_it_promises_in_as_few_directions_as_
     rng: np.random.Generator, share: float
 ) -> None:
     layers = one_network(rng)
-    few = together(layers, share)
+    few = truncate_jointly(layers, share)
     spanned = [layer.features for layer in few]
-    assert all(isinstance(x, Spanned) for x in spanned)
-    (Q,) = {id(x.directions): x.directions for x in spanned if isinstance(x, Spanned)}.values()
+    assert all(isinstance(x, LowRankFeatures) for x in spanned)
+    (Q,) = {id(x.directions): x.directions for x in spanned if isinstance(x, LowRankFeatures)}.values()
     torch.testing.assert_close(Q.T @ Q, torch.eye(Q.shape[1], dtype=torch.float64), rtol=0, atol=1e-10)
-    alone = [leading(layer, share) for layer in layers]
+    alone = [truncate(layer, share) for layer in layers]
     assert Q.shape[1] < sum(layer.p for layer in alone) or len(layers) == 1
     kept = []
     for one, other in zip(alone, few, strict=True):
@@ -127,7 +127,7 @@ def test_together_keeps_of_every_layer_what_it_promises_in_as_few_directions_as_
 
 def test_together_is_not_far_from_the_layers_themselves(rng: np.random.Generator) -> None:
     layers = [*one_network(rng), prepared(decaying(rng, 80, 30))]
-    few = together(layers)
+    few = truncate_jointly(layers)
     for i, a in enumerate(layers):
         for j, b in enumerate(layers):
             assert get("cka").pair(few[i], few[j]) == pytest.approx(get("cka").pair(a, b), abs=2e-3)
