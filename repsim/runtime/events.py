@@ -1,4 +1,7 @@
-"""What long work reports while it runs, whoever shows it: the command line prints it, Python logs it."""
+"""Events that long computations yield: notes, and outputs that are already up to date.
+
+The command line prints them; functions that are called from Python log them.
+"""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -11,11 +14,11 @@ _LOG = logging.getLogger("repsim")
 
 @dataclass(frozen=True)
 class Note:
-    """Something that the user may want to know, and that is no result."""
+    """Message to the user that is not part of the result."""
 
     text: str
     prefix: str = ""
-    """What comes before the text, which may know its remedy (`repsim.errors.Hint`)."""
+    """Text before ``text``, which may be a `repsim.errors.Hint` with a remedy."""
 
     def __str__(self) -> str:
         return self.prefix + self.text
@@ -23,17 +26,18 @@ class Note:
 
 @dataclass(frozen=True)
 class UpToDate:
-    """A file that holds all of this already, so nothing was computed."""
+    """Output file that is already complete, so that nothing was computed."""
 
     path: Path
     what: str
+    """Predicate of the message, after the path."""
 
     def __str__(self) -> str:
         return f"{self.path} {self.what}"
 
 
 def log_notes(events: Iterable[Any]) -> Iterator[Any]:
-    """Log notes to ``logging.getLogger("repsim")``, level INFO, and pass on the rest.
+    """Yield the events other than messages; log the messages to ``logging.getLogger("repsim")`` at level INFO.
 
     >>> [event for event in log_notes([Note("one picture was skipped"), 3])]
     [3]
