@@ -95,7 +95,7 @@ def test_nothing_is_left_of_a_single_sample(dtype: torch.dtype, p: int) -> None:
 
 def test_minibatches_are_refused(rng: np.random.Generator) -> None:
     layer = prepared(rng.normal(size=(20, 3)), "cka:estimator=minibatch,batch=5")
-    with pytest.raises(InvalidInputError, match="cut into minibatches"):
+    with pytest.raises(InvalidInputError, match="divided into minibatches"):
         cubic_moments([layer])
 
 

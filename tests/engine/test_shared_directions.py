@@ -85,7 +85,7 @@ def test_what_has_no_components_is_refused(rng: np.random.Generator) -> None:
         with pytest.raises(InvalidInputError, match="linear kernel of all samples"):
             truncate(get(spec).recipe(x))
     for share in (0.0, -1.0, 1.01, math.nan):
-        with pytest.raises(InvalidInputError, match="share is a part"):
+        with pytest.raises(InvalidInputError, match="share has to be"):
             truncate(get("cka").recipe(x), share)
 
 
