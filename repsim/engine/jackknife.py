@@ -20,8 +20,8 @@ class LeaveOneOut(GramSweep):
 
     Beside <A, B> it computes D_i = sum_j A_ij B_ij for each sample i. Without sample i, m = n - 1 samples are left, and
     m (m - 3) HSIC_1 = tr(A'B') + (1'A'1)(1'B'1) / ((m-1)(m-2)) - 2/(m-2) 1'A'B'1, where A' is A without row and
-    column i. (A' is centred over all n samples and not over the m left, but HSIC_1 is invariant to offsets of rows and columns.)
-    The rows of A sum to 0, so those of A' sum to -A_ij, and all entries of A' sum to A_ii = 0. The result is
+    column i. (A' is centred over all n samples and not over the m left, but HSIC_1 is invariant to offsets of rows and
+    columns.) The rows of A sum to 0, so those of A' sum to -A_ij, and all entries of A' sum to A_ii = 0. The result is
     <A, B> - 2 D_i - 2/(n-3) D_i, that is
 
         <A, B> - c D_i with c = 2 (n-2) / (n-3).
@@ -134,7 +134,7 @@ class LeaveOneOut(GramSweep):
 
     @override
     def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:
-        """Add a tile to the sums of the samples of its rows and, if it stands for its transpose, too, of its columns."""
+        """Add a tile to the sums of its rows' samples and, if it stands for its transpose, its columns' samples."""
         self._add(stack, i)
         once = i == j or not self._run.start <= j.start < self._run.stop  # else the tile also stands for its transpose
         if self.cubes is not None:

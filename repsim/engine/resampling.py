@@ -301,7 +301,7 @@ def subsampled(
     with report_progress("drawing subsamples", progress) as advance:
         if isinstance(metric, GramMetric) and both.whole and both.present:
             limit = memory_to_use(both.device, memory)
-            values[there] = subsampling.drawn(*both.present, metric, drawn, memory=limit, progress=advance)
+            values[there] = subsampling.subsampled(*both.present, metric, drawn, memory=limit, progress=advance)
         elif both.present:
             step = counter(len(drawn), advance)
             for k, some in enumerate(drawn):
