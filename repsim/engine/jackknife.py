@@ -66,7 +66,7 @@ class LeaveOneOut(GramSweep):
             super().__init__(rows, columns, [measure], panel=max(1, min(panel, room // sample)), tile=tile)
             count = len(self._panels_of)
             self._pairs = [(i, j) for i in range(count) for j in range(count)]
-        self.whole = np.full((self.height, len(self._columns)), np.nan)
+        self.full_values = np.full((self.height, len(self._columns)), np.nan)
         """Values with all samples, of shape (rows, columns); set with the first run."""
         self.cubes = np.zeros(len(self.layers)) if cubes else None
         """sum_ij A_ij^3 of every layer, complete after the last run; None if not requested."""
@@ -128,7 +128,7 @@ class LeaveOneOut(GramSweep):
         squares_without = squares - c * self._squares.cpu().numpy()
         eps = np.array([draw.eps for draw in self.draws]).reshape(self.times, -1).max(0)
         noise = np.maximum(self._noise(self.measures[0]), 100 * eps * abs(squares))  # cancellation in the difference
-        self.whole = self._values(products, np.sqrt(np.where(squares > noise, squares, np.nan)))
+        self.full_values = self._values(products, np.sqrt(np.where(squares > noise, squares, np.nan)))
         norms = np.sqrt(np.where(squares_without > noise, squares_without, np.nan))
         return self._values(products - c * self._products.cpu().numpy(), norms)
 

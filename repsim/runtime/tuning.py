@@ -98,8 +98,8 @@ class Tuning:
     """Largest number of samples for which `imd` computes all eigenvalues, which takes a few seconds."""
     trees_apart: float = 0.25
     """Threshold of `rtd`: if the minimum spanning tree of X is longer than that of the minimum of both distance
-    matrices by more than this times n, connected components are counted separately. With 500 samples the other method takes 1 to 10 seconds below the threshold, and
-    minutes above."""
+    matrices by more than this times n, connected components are counted separately. With 500 samples the other method
+    takes 1 to 10 seconds below the threshold, and minutes above."""
 
     # Studies
     study_seconds: float = 40.0

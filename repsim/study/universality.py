@@ -239,7 +239,7 @@ def _gather(
     sweep = all_kernels.leave_one_out(_ROOM)
     runs = sweep.runs(counter(sweep.units, steps("leaving out each sample")))
     first = next(runs)
-    indices = Indices(study, dict(all_kernels.of), symmetric(sweep.whole))
+    indices = Indices(study, dict(all_kernels.of), symmetric(sweep.full_values))
     left_out, errors = indices.without_each(values for _, values in chain([first], runs))
     assert sweep.cubes is not None, "asked for"
     trained = np.concatenate([all_kernels.of[member.name] for member in study.trained])

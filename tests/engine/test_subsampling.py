@@ -70,7 +70,7 @@ def test_leave_one_out_does_not_depend_on_block_sizes(
     room = samples * 8 * (2 * 3 + 3)  # memory for the sums of this many samples
     sweep = LeaveOneOut(layers[:2], layers[1:], CKA(), panel=panel, tile=tile, room=room)
     runs = list(sweep.runs(lambda: None))
-    np.testing.assert_allclose(sweep.whole, get("cka").block(layers[:2], layers[1:]), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(sweep.full_values, get("cka").block(layers[:2], layers[1:]), rtol=0, atol=1e-13)
     assert [k for run, _ in runs for k in range(run.start, run.stop)] == list(range(30))
     assert max(len(values) for _, values in runs) <= samples
     np.testing.assert_allclose(np.concatenate([values for _, values in runs]), expected, rtol=0, atol=1e-13)
