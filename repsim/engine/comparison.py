@@ -239,7 +239,7 @@ def compare_steps(
             if options.explain or dry_run:
                 notes += planned.explanation() if me.first else []
             if not dry_run and parts is not None and (done := len(list(Path(parts).glob("*.part")))):
-                notes.append(f"going on with {done} parts that an interrupted run has left in {parts}")
+                notes.append(f"resuming with {done} parts of an interrupted run in {parts}")
             if me.first:
                 yield from map(Note, notes)
             if dry_run:
@@ -259,10 +259,10 @@ def compare_steps(
 
 
 _DEPRECATED_KEYWORDS = {
-    "known": "write out=, a file with the result that grows",
-    "parts": "write out=, beside which the parts lie",
+    "known": "write out=, the file of the result to extend",
+    "parts": "write out=, beside which parts are kept",
     "command": "set result.attrs['command']",
-    "me": "the processes of torchrun find each other",
+    "me": "leave it out: the processes of torchrun are found automatically",
 }
 
 
@@ -513,12 +513,12 @@ def _open(
 @contextmanager
 def _precision(*, tf32: bool) -> Iterator[None]:
     """Compute products in full float32 during the block, or in TensorFloat-32 if ``tf32``."""
-    before = torch.get_float32_matmul_precision()
+    previous = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(previous)
 
 
 def _sweep(stage: Stage, rows: list[Any], columns: list[Any]) -> Sweep[Any]:

@@ -82,9 +82,9 @@ def _features_are_cheaper(
     p, q = (sum(layer.p for layer in side) for side in (rows, columns))
     if 8 * n * (p + q) > memory:
         return False
-    fewer, more = sorted((len(rows), len(columns)))
+    smaller, larger = sorted((len(rows), len(columns)))
     try:
-        pairs = _groups(more, fewer, n, memory, dtype.itemsize)
+        pairs = _groups(larger, smaller, n, memory, dtype.itemsize)
     except InvalidInputError:
         return True
     sizes = [(i.stop - i.start, j.stop - j.start) for i, j in pairs]
@@ -127,14 +127,14 @@ def _from_grams(
     step = counter(times * len(pairs) * len(orders), progress)
     values = np.zeros((len(orders), len(rows), len(columns)))
     for draw in range(times):
-        whole, previous = torch.empty(0), slice(0)
+        grams, previous = torch.empty(0), slice(0)
         for i, j in pairs:
             if j != previous:
-                del whole  # before the next is allocated: both do not fit into memory
-                whole = interleaved([layer.draws[draw - 1] for layer in columns[j]], dtype, unbiased=measure.unbiased)
+                del grams  # before the next is allocated: both do not fit into memory
+                grams = interleaved([layer.draws[draw - 1] for layer in columns[j]], dtype, unbiased=measure.unbiased)
                 previous = j
             half = halved([layer.draws[draw] for layer in rows[i]], dtype, unbiased=measure.unbiased)
-            products = permuted_products(half, whole, orders, step)
+            products = permuted_products(half, grams, orders, step)
             values[:, i, j] += products[:, :, : j.stop - j.start].cpu().numpy() / times
             del half
     if measure.normalised:
@@ -315,9 +315,9 @@ def halved(draws: Sequence[KernelMatrix], dtype: torch.dtype, *, unbiased: bool)
         weights[-1] = 1  # (i, i + n/2) occurs a second time, in row i + n/2
     out = torch.empty(n, len(draws), half, dtype=dtype, device=draws[0].device)
     for k, draw in enumerate(draws):
-        whole = centred(draw, dtype, unbiased=unbiased)
+        gram = centred(draw, dtype, unbiased=unbiased)
         for i in cut(n, 256):
-            twice = torch.cat([whole[i], whole[i]], 1)
+            twice = torch.cat([gram[i], gram[i]], 1)
             cyclic = twice.as_strided((i.stop - i.start, half), (2 * n + 1, 1), i.start)
             out[i, k] = cyclic * weights
     return out

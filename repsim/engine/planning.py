@@ -197,8 +197,8 @@ def by_recipe(metrics: Sequence[Metric[Any]], form: Form) -> list[tuple[Recipe[A
     groups: dict[tuple[Any, ...], tuple[Recipe[Any], list[Metric[Any]]]] = {}
     for metric, recipe in recipes.items():
         best = recipe
-        for other in recipes.values():
-            best = other if other.covers(best) else best
+        for candidate in recipes.values():
+            best = candidate if candidate.covers(best) else best
         groups.setdefault((best, metric.algorithms), (best, []))[1].append(metric)
     return list(groups.values())
 
@@ -256,8 +256,8 @@ def _with_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
             prepared.cost, touched=prepared.cost.touched + n * sum(prepared.widths), read=prepared.cost.read / 2
         )
         return dataclasses.replace(in_memory, preparing=once, memory=needed + settings.spare_memory)
-    again = within(available - fixed - settings.spare_memory, kept=False)
-    return dataclasses.replace(again, memory=again.memory + fixed + settings.spare_memory)
+    streamed = within(available - fixed - settings.spare_memory, kept=False)
+    return dataclasses.replace(streamed, memory=streamed.memory + fixed + settings.spare_memory)
 
 
 @dataclass(frozen=True)

@@ -157,15 +157,15 @@ def leave_one_out(
     ((20, 1, 1), True)
     """
     metric = _metric(metric)
-    both = _Sides(rows, columns, metric, device)
-    if not (isinstance(metric, GramMetric) and both.full_grams and metric.unbiased and metric.normalised):
+    sides = _Sides(rows, columns, metric, device)
+    if not (isinstance(metric, GramMetric) and sides.full_grams and metric.unbiased and metric.normalised):
         raise InvalidInputError(f"{metric.spec} has no exact leave-one-out; take debiased CKA: cka or cka:kernel=rbf")
-    if both.n < 5:
-        raise InvalidInputError(f"{both.n} samples are too few: with one left out, debiased CKA needs at least 4")
-    values, defined = both.empty_values(both.n)
-    both.warn_if_scarce(metric, both.n - 1)
-    if both.present:
-        sweep = LeaveOneOut(*both.present, metric)
+    if sides.n < 5:
+        raise InvalidInputError(f"{sides.n} samples are too few: with one left out, debiased CKA needs at least 4")
+    values, defined = sides.empty_values(sides.n)
+    sides.warn_if_scarce(metric, sides.n - 1)
+    if sides.present:
+        sweep = LeaveOneOut(*sides.present, metric)
         with report_progress("leaving out each sample", progress) as advance:
             values[defined] = sweep.left_out(counter(sweep.units, advance))
     return values
@@ -241,23 +241,23 @@ def permuted(
     ((100, 1, 1), True)
     """
     metric = _metric(metric)
-    both = _Sides(rows, columns, metric, device)
-    orders = _check_indices(permutations, both.n, "permutations")
-    if orders.shape[1] != both.n:
-        raise InvalidInputError(f"permutations of {orders.shape[1]} samples, but the layers have {both.n}")
-    values, defined = both.empty_values(len(orders))
+    sides = _Sides(rows, columns, metric, device)
+    orders = _check_indices(permutations, sides.n, "permutations")
+    if orders.shape[1] != sides.n:
+        raise InvalidInputError(f"permutations of {orders.shape[1]} samples, but the layers have {sides.n}")
+    values, defined = sides.empty_values(len(orders))
     with report_progress("permuting samples", progress) as advance:
-        if isinstance(metric, GramMetric) and both.full_grams and both.present:
-            limit = memory_to_use(both.device, memory)
-            values[defined] = permutation.permuted(*both.present, metric, orders, memory=limit, progress=advance)
-        elif both.present:
+        if isinstance(metric, GramMetric) and sides.full_grams and sides.present:
+            limit = memory_to_use(sides.device, memory)
+            values[defined] = permutation.permuted(*sides.present, metric, orders, memory=limit, progress=advance)
+        elif sides.present:
             step = counter(len(orders), advance)
             if isinstance(metric, PermutedAtOnce):
-                values[defined] = metric.permuted(*both.present, orders, step)
+                values[defined] = metric.permuted(*sides.present, orders, step)
                 return values
             for k, order in enumerate(orders):
-                permuted_columns = [both.permuted(name, order) for name in both.columns]
-                values[k] = _block(metric, [both.factors.get(name) for name in both.rows], permuted_columns)
+                permuted_columns = [sides.permuted(name, order) for name in sides.columns]
+                values[k] = _block(metric, [sides.factors.get(name) for name in sides.rows], permuted_columns)
                 step()
     return values
 
@@ -328,23 +328,23 @@ def subsampled(
     ((100, 1, 1), True)
     """
     metric = _metric(metric)
-    both = _Sides(rows, columns, metric, device)
-    indices = _check_indices(samples, both.n, "subsamples")
+    sides = _Sides(rows, columns, metric, device)
+    indices = _check_indices(samples, sides.n, "subsamples")
     if indices.shape[1] < metric.min_samples:
         raise InvalidInputError(
             f"subsamples of {indices.shape[1]} are too small: {metric.spec} needs at least {metric.min_samples} samples"
         )
-    values, defined = both.empty_values(len(indices))
-    both.warn_if_scarce(metric, indices.shape[1])
+    values, defined = sides.empty_values(len(indices))
+    sides.warn_if_scarce(metric, indices.shape[1])
     with report_progress("drawing subsamples", progress) as advance:
-        if isinstance(metric, GramMetric) and both.full_grams and both.present:
-            limit = memory_to_use(both.device, memory)
-            values[defined] = subsampling.subsampled(*both.present, metric, indices, memory=limit, progress=advance)
-        elif both.present:
+        if isinstance(metric, GramMetric) and sides.full_grams and sides.present:
+            limit = memory_to_use(sides.device, memory)
+            values[defined] = subsampling.subsampled(*sides.present, metric, indices, memory=limit, progress=advance)
+        elif sides.present:
             step = counter(len(indices), advance)
             for k, subsample in enumerate(indices):
-                parts = {name: both.part(name, subsample) for name in {*both.rows, *both.columns}}
-                values[k] = _block(metric, *([parts[name] for name in side] for side in (both.rows, both.columns)))
+                parts = {name: sides.part(name, subsample) for name in {*sides.rows, *sides.columns}}
+                values[k] = _block(metric, *([parts[name] for name in side] for side in (sides.rows, sides.columns)))
                 step()
     return values
 
@@ -364,7 +364,9 @@ class _Sides:
         self.rows, self.columns = (self._add_side(side, metric.min_samples) for side in (rows, columns))
         self.n = self._count_samples()
         if len(self._forms) > 1:
-            raise InvalidInputError(f"only like can be compared with like, not {' with '.join(sorted(self._forms))}")
+            raise InvalidInputError(
+                f"layers of different readouts cannot be compared: {' and '.join(sorted(self._forms))}"
+            )
         self._recipe = metric.recipe_for(next(iter(self._forms.values()), "features"))
         by_grams = isinstance(metric, GramMetric)
         keep = not (by_grams and isinstance(self._recipe, StreamingRecipe))
@@ -412,8 +414,8 @@ class _Sides:
         view, form = AlignedView(store), store[label].key.form
         if form == "grams":
             raise InvalidInputError(
-                f"{store.path}, layer {label}: Gram matrices of blocks say nothing of two samples in different blocks, "
-                "so samples cannot be left out, permuted or drawn; extract the features, or sketch:M"
+                f"{store.path}, layer {label}: Gram matrices of blocks have no values for samples in different blocks, "
+                "so samples cannot be left out, permuted or subsampled; extract the features, or sketch:M"
             )
         if form == "features":
             return view.stream(store, label, self.device, min_samples=min_samples)
@@ -471,7 +473,9 @@ class _Sides:
     def part(self, name: str, samples: Int64[Tensor, " m"]) -> Any:
         """Prepare a subset of the samples of a layer, and return the factor; None if it has none."""
         if name not in self._layers:
-            raise InvalidInputError("this metric prepares the samples drawn anew: give the layers, and not factors")
+            raise InvalidInputError(
+                "this metric has to prepare the selected samples again: give the layers, and not factors"
+            )
         x = self._layers[name] = self._layers[name][:]
         try:
             return self._recipe(x[samples.to(x.device)])

@@ -42,13 +42,13 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"cannot write into the folder {path.parent}: permission denied, or a read-only file system")
 
 
-def lock(file: int, what: Path) -> None:
+def lock(file: int, path: Path) -> None:
     """Lock an open file until it is closed; raise `OutputError` if another process has locked it."""
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OutputError(f"another process is writing {what}; wait until it is done") from None
+            raise OutputError(f"another process is writing {path}; wait until it is done") from None
         except OSError:
             pass  # the file system has no locks
 

@@ -183,9 +183,9 @@ def test_a_constant_layer_is_nan_with_its_reason_and_the_rest_is_kept(tmp_path: 
 
 def test_a_pair_without_a_value_has_a_reason(tmp_path: Path, rng: np.random.Generator) -> None:
     """If only one sample differs, the Gram matrix is 0 without its diagonal."""
-    lonely = np.zeros((30, 4))
-    lonely[3] = 1
-    a = write_store(tmp_path / "a.h5", {"lonely": lonely, "live": rng.normal(size=(30, 4))}, model="a")
+    single = np.zeros((30, 4))
+    single[3] = 1
+    a = write_store(tmp_path / "a.h5", {"single": single, "live": rng.normal(size=(30, 4))}, model="a")
     values = compare(a, a)["cka"]
     assert np.isnan(values.values).tolist() == [[True, True], [True, False]]
     assert "in too few samples" in json.loads(values.attrs["undefined"])[0]

@@ -60,13 +60,15 @@ def test_float32_features(rng: np.random.Generator, monkeypatch: pytest.MonkeyPa
         uneven[7] *= 100
     orders = random_permutations(200, 4)
     orders[0] = np.arange(200)
-    few = [[x.astype(np.float32) for x in side] for side in (rows, columns)]
-    prepared = [factors(spec, *side) for side in few]
+    reduced = [[x.astype(np.float32) for x in side] for side in (rows, columns)]
+    prepared = [factors(spec, *side) for side in reduced]
     values = values_by("features", monkeypatch, *prepared, get(spec), torch.from_numpy(orders))
     expected = values_by("grams", monkeypatch, *prepared, get(spec), torch.from_numpy(orders))
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6)
     estimator = "biased" if "biased" in spec else "debiased"
-    by_hand = [[[references.cka(x, y[order], estimator=estimator) for y in few[1]] for x in few[0]] for order in orders]
+    by_hand = [
+        [[references.cka(x, y[order], estimator=estimator) for y in reduced[1]] for x in reduced[0]] for order in orders
+    ]
     np.testing.assert_allclose(values, by_hand, rtol=0, atol=1e-6)
 
 
@@ -99,17 +101,17 @@ def test_uneven_and_narrow_layers_are_multiplied_in_float64(
 def test_truncated_layers(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Truncated layers give the same values by both algorithms, close to those of the full layers."""
     layers = [x @ np.diag(1 / np.arange(1, x.shape[1] + 1)) for x in related_layers(rng, 80, 50, 90, 70)]
-    whole = factors("cka", *layers)
-    few = [truncate(layer, share=0.99999) for layer in whole]
-    assert max(layer.p for layer in few) < 25
+    full = factors("cka", *layers)
+    reduced = [truncate(layer, share=0.99999) for layer in full]
+    assert max(layer.p for layer in reduced) < 25
     orders = torch.from_numpy(random_permutations(80, 5))
-    of_few, of_few_grams, of_whole = (
+    by_features, by_grams, of_full = (
         values_by(algorithm, monkeypatch, factors_[:2], factors_[2:], get("cka"), orders)
-        for algorithm, factors_ in (("features", few), ("grams", few), ("grams", whole))
+        for algorithm, factors_ in (("features", reduced), ("grams", reduced), ("grams", full))
     )
-    np.testing.assert_allclose(of_few, of_few_grams, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(of_few, of_whole, rtol=0, atol=1e-3)
-    assert np.abs(of_few - of_whole).max() > 1e-8
+    np.testing.assert_allclose(by_features, by_grams, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(by_features, of_full, rtol=0, atol=1e-3)
+    assert np.abs(by_features - of_full).max() > 1e-8
 
 
 def algorithm_used(monkeypatch: pytest.MonkeyPatch, *args: Any, memory: int = MEMORY) -> str:

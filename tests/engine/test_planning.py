@@ -91,24 +91,26 @@ def test_measures_with_one_algorithm_use_it() -> None:
 
 def test_measures_with_a_common_recipe_make_one_stage() -> None:
     a = net("a", [30, 40])
-    made = planned(a, a, 1000, "cka", "svcca", "cka:estimator=biased", "cca", "pwcca", "cka:kernel=rbf")
-    assert [[metric.spec for metric in stage.metrics] for stage in made.stages] == [
+    comparison_plan = planned(a, a, 1000, "cka", "svcca", "cka:estimator=biased", "cca", "pwcca", "cka:kernel=rbf")
+    assert [[metric.spec for metric in stage.metrics] for stage in comparison_plan.stages] == [
         ["cka", "cka:estimator=biased"],
         ["svcca", "cca", "pwcca"],
         ["cka:kernel=rbf"],
     ]
-    assert made.stages[1].recipe == PrincipalSubspace(loadings=True)
+    assert comparison_plan.stages[1].recipe == PrincipalSubspace(loadings=True)
     assert only(a, a, 1000, "svcca", "svcca:variance=0.9").recipe == PrincipalSubspace(variance=0.99)
 
 
 def test_only_layers_of_one_kind_are_compared_by_measures_that_can_read_them() -> None:
     mean = net("a", [30, 40])
     gram = [LayerShape("a/gram", 256**2, 4, "grams", "gram:256")]
-    made = planned(mean + gram, mean + gram, 1024, "cka", "svcca")
-    stages = [(stage.form, [metric.spec for metric in stage.metrics], len(stage.rows)) for stage in made.stages]
+    comparison_plan = planned(mean + gram, mean + gram, 1024, "cka", "svcca")
+    stages = [
+        (stage.form, [metric.spec for metric in stage.metrics], len(stage.rows)) for stage in comparison_plan.stages
+    ]
     assert stages == [("features", ["cka"], 2), ("features", ["svcca"], 2), ("grams", ["cka"], 1)]
     assert planned(mean, gram, 1024).stages == ()
-    assert made.stages[2].kept, "Gram matrices are not read in parts"
+    assert comparison_plan.stages[2].kept, "Gram matrices are not read in parts"
 
 
 # --- the cost, by hand
@@ -180,10 +182,10 @@ def test_the_cost_counts_every_reading() -> None:
 
 def test_stages_add_up() -> None:
     a = net("a", [30, 40])
-    made = planned(a, a, 1000, "cka", "svcca", limits=Limits(2**40, base=1000))
-    assert made.seconds(NOMINAL) == sum(stage.seconds(NOMINAL) for stage in made.stages)
-    assert all(stage.cost == stage.preparing + stage.comparing for stage in made.stages)
-    assert made.memory == 1000 + max(stage.memory for stage in made.stages)
+    comparison_plan = planned(a, a, 1000, "cka", "svcca", limits=Limits(2**40, base=1000))
+    assert comparison_plan.seconds(NOMINAL) == sum(stage.seconds(NOMINAL) for stage in comparison_plan.stages)
+    assert all(stage.cost == stage.preparing + stage.comparing for stage in comparison_plan.stages)
+    assert comparison_plan.memory == 1000 + max(stage.memory for stage in comparison_plan.stages)
     rates = dataclasses.replace(NOMINAL, read=1e9)
     assert Cost(flop32=2e11, added=2.5e9, read=1e9).seconds(rates) == 2, "reading overlaps with computing"
     assert Cost(flop32=2e11, read=3e9).seconds(rates) == 3
@@ -255,13 +257,13 @@ def test_a_plan_fits_or_the_error_names_enough_memory(
 ) -> None:
     for _ in range(1 + len(specs)):  # the error is about one measure at a time
         try:
-            made = planned(*sides, n, *specs, limits=limits)
+            comparison_plan = planned(*sides, n, *specs, limits=limits)
         except TooLittleMemoryError as error:
             limits, before = dataclasses.replace(limits, memory=amount(error)), limits
             if limits.memory <= before.memory:
                 pytest.fail(f"refused, although the memory is enough: {error}")
         else:
-            assert made.memory <= limits.memory
+            assert comparison_plan.memory <= limits.memory
             return
     pytest.fail("the memory named in the error was not enough")
 
@@ -299,13 +301,13 @@ def test_a_minibatch_is_read_whole_and_a_tile_lies_within_its_panel(
 
 def test_lines_of_a_plan() -> None:
     resnet, vit = net("resnet", RESNET50), net("vit", VIT_B)
-    made = planned(resnet, vit, 5000, "cka", "svcca")
-    assert made.lines() == [
+    comparison_plan = planned(resnet, vit, 5000, "cka", "svcca")
+    assert comparison_plan.lines() == [
         "cka: 17 x 13 layers, 5,000 samples",
         "  Gram space, tiles of 512 x 512, panels of 2,048 samples (0.667 TFLOP; feature space: 1.65 TFLOP)",
         "  each layer prepared once (centred gram), kept in memory",
         "svcca: 17 x 13 layers, 5,000 samples",
-        f"  feature space, runs of 4,096 samples ({_tera(made.stages[1].cost)} TFLOP)",
+        f"  feature space, runs of 4,096 samples ({_tera(comparison_plan.stages[1].cost)} TFLOP)",
         "  each layer prepared once (principal subspace), kept in memory",
     ]
     tight = planned(resnet, vit, 5000, limits=Limits(3 * 10**8)).lines()
@@ -323,11 +325,11 @@ def _tera(cost: Cost) -> str:
 # --- progress
 
 
-def percentages(made: Plan, me: Ranks, units: int) -> list[int]:
+def percentages(comparison_plan: Plan, me: Ranks, units: int) -> list[int]:
     """Return the percentages that the first process reports."""
     seen: list[tuple[int, int]] = []
-    meter = Meter(made, me, lambda done, total: seen.append((done, total)))
-    for stage in made.stages:
+    meter = Meter(comparison_plan, me, lambda done, total: seen.append((done, total)))
+    for stage in comparison_plan.stages:
         prepared, compared = meter.preparing(stage), meter.comparing(stage, units)
         for _ in range(math.ceil(len(stage.layers) / me.world)):
             prepared()
@@ -342,18 +344,18 @@ def percentages(made: Plan, me: Ranks, units: int) -> list[int]:
 @pytest.mark.parametrize("units", [1, 7, 500])
 def test_progress_only_grows_and_ends_at_100(world: int, units: int) -> None:
     a, b = net("a", [300] * 5), net("b", [200] * 3)
-    made = planned(a, b, 3000, "cka", "svcca")
-    percent = percentages(made, Ranks(0, world), units)
+    comparison_plan = planned(a, b, 3000, "cka", "svcca")
+    percent = percentages(comparison_plan, Ranks(0, world), units)
     assert percent == sorted(set(percent))
     assert percent[-1] == 100
 
 
 def test_progress_is_in_proportion_to_the_work() -> None:
     a = net("a", [300] * 4)
-    made = planned(a, a, 3000)
-    (stage,) = made.stages
+    comparison_plan = planned(a, a, 3000)
+    (stage,) = comparison_plan.stages
     seen: list[int] = []
-    meter = Meter(made, ALONE, lambda done, _: seen.append(done))
+    meter = Meter(comparison_plan, ALONE, lambda done, _: seen.append(done))
     step = meter.preparing(stage)
     for _ in range(4):
         step()
@@ -366,10 +368,10 @@ def test_progress_is_in_proportion_to_the_work() -> None:
 def test_the_steps_of_one_process_stand_for_those_of_all(world: int) -> None:
     """The layers of streaming recipes, and the units, are shared among processes."""
     a = net("a", [300] * 8)
-    made = planned(a, a, 3000)
-    (stage,) = made.stages
+    comparison_plan = planned(a, a, 3000)
+    (stage,) = comparison_plan.stages
     seen: list[int] = []
-    meter = Meter(made, Ranks(0, world), lambda done, _: seen.append(done))
+    meter = Meter(comparison_plan, Ranks(0, world), lambda done, _: seen.append(done))
     prepared, compared = meter.preparing(stage), meter.comparing(stage, 12)
     for _ in range(8 // world):
         prepared()

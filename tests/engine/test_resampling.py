@@ -424,13 +424,15 @@ def test_compressed_readouts_in_stores(tmp_path: Path, rng: np.random.Generator)
     orders = random_permutations(20, 2)
     expected = [references.sketched_cka(x, x[order]) for order in orders]
     np.testing.assert_allclose(permuted(sketched, sketched, "cka", orders)[:, 0, 0], expected, rtol=0, atol=1e-12)
-    with pytest.raises(InvalidInputError, match="only like can be compared with like, not features with sketch:6"):
+    with pytest.raises(
+        InvalidInputError, match="layers of different readouts cannot be compared: features and sketch:6"
+    ):
         permuted(plain, sketched, "cka", orders)
     with pytest.raises(UndefinedValueError, match="needs the features themselves"):
         permuted(sketched, sketched, "svcca", orders)
     blocks = write_store(tmp_path / "g.h5", {"x": np.ones((4, 5, 5))}, model="g", readout="gram:5")
     with pytest.raises(
-        InvalidInputError, match=r"g\.h5, layer x: Gram matrices of blocks say nothing of two samples in"
+        InvalidInputError, match=r"g\.h5, layer x: Gram matrices of blocks have no values for samples in"
     ):
         permuted(blocks, blocks, "cka", orders)
     small = write_store(tmp_path / "t.h5", {"x": np.ones((2, 5))}, model="t")

@@ -39,15 +39,15 @@ def test_the_truncation_is_the_best_approximation_of_its_rank(
     rng: np.random.Generator, shape: tuple[int, int], share: float, dtype: type
 ) -> None:
     x: Array = decaying(rng, *shape).astype(dtype)
-    whole, few = prepared(x), truncate(prepared(x), share)
-    s4 = spectrum(whole.features[:].double().numpy()) ** 4
-    assert few.p == np.flatnonzero(s4.cumsum() >= share * s4.sum())[0] + 1
-    K, K_r = (g.features[:].double() @ g.features[:].double().T for g in (whole, few))
+    full, reduced = prepared(x), truncate(prepared(x), share)
+    s4 = spectrum(full.features[:].double().numpy()) ** 4
+    assert reduced.p == np.flatnonzero(s4.cumsum() >= share * s4.sum())[0] + 1
+    K, K_r = (g.features[:].double() @ g.features[:].double().T for g in (full, reduced))
     tolerance = 1e-6 if dtype is np.float32 else 1e-12
-    assert float((K - K_r).square().sum()) == pytest.approx(s4[few.p :].sum(), rel=1e-3, abs=tolerance * s4.sum())
-    assert few.dtype == whole.dtype
-    torch.testing.assert_close(few.squared_norms, K_r.diagonal(), rtol=1e-12, atol=0)
-    assert float(few.features[:].sum(0).abs().max()) < 1e-5  # still centred
+    assert float((K - K_r).square().sum()) == pytest.approx(s4[reduced.p :].sum(), rel=1e-3, abs=tolerance * s4.sum())
+    assert reduced.dtype == full.dtype
+    torch.testing.assert_close(reduced.squared_norms, K_r.diagonal(), rtol=1e-12, atol=0)
+    assert float(reduced.features[:].sum(0).abs().max()) < 1e-5  # still centred
 
 
 @pytest.mark.parametrize("shapes", [(60, 20, 90), (60, 100, 30), (60, 80, 80)])
@@ -55,24 +55,24 @@ def test_the_truncation_is_the_best_approximation_of_its_rank(
 def test_error_bound(rng: np.random.Generator, shapes: tuple[int, int, int], share: float) -> None:
     n, *widths = shapes
     for power in (1.5, 2.5):
-        whole = [prepared(decaying(rng, n, p, power)) for p in widths]
-        few = [truncate(layer, share) for layer in whole]
-        norms = [[float(np.sum(spectrum(z.features[:].numpy()) ** 4)) for z in side] for side in (few, whole)]
+        full = [prepared(decaying(rng, n, p, power)) for p in widths]
+        reduced = [truncate(layer, share) for layer in full]
+        norms = [[float(np.sum(spectrum(z.features[:].numpy()) ** 4)) for z in side] for side in (reduced, full)]
         kept = [math.sqrt(part / all_) for part, all_ in zip(*norms, strict=True)]
         assert all(math.sqrt(share) <= c < 1 for c in kept)
         bound = sum(map(math.acos, kept))
-        error = abs(math.acos(BIASED.pair(*whole)) - math.acos(BIASED.pair(*few)))
+        error = abs(math.acos(BIASED.pair(*full)) - math.acos(BIASED.pair(*reduced)))
         assert 1e-9 < error <= bound
-        for a, b, c in zip(whole, few, kept, strict=True):
+        for a, b, c in zip(full, reduced, kept, strict=True):
             assert BIASED.pair(a, b) == pytest.approx(c, abs=1e-12)
 
 
 def test_share_1_keeps_the_layer(rng: np.random.Generator) -> None:
     x, y = decaying(rng, 50, 10), decaying(rng, 50, 70)
     for metric in (get("cka"), BIASED):
-        whole, few = [prepared(x), prepared(y)], [truncate(prepared(z), share=1.0) for z in (x, y)]
-        assert few[0].p == 10
-        assert metric.pair(*few) == pytest.approx(metric.pair(*whole), abs=1e-12)
+        full, reduced = [prepared(x), prepared(y)], [truncate(prepared(z), share=1.0) for z in (x, y)]
+        assert reduced[0].p == 10
+        assert metric.pair(*reduced) == pytest.approx(metric.pair(*full), abs=1e-12)
 
 
 def test_one_direction_is_one_feature(rng: np.random.Generator) -> None:
@@ -101,15 +101,15 @@ def test_joint_truncation_keeps_the_share_of_every_layer_in_the_fewest_direction
     rng: np.random.Generator, share: float
 ) -> None:
     layers = one_network(rng)
-    few = truncate_jointly(layers, share)
-    features = [layer.features for layer in few]
+    reduced = truncate_jointly(layers, share)
+    features = [layer.features for layer in reduced]
     assert all(isinstance(x, LowRankFeatures) for x in features)
     (Q,) = {id(x.directions): x.directions for x in features if isinstance(x, LowRankFeatures)}.values()
     torch.testing.assert_close(Q.T @ Q, torch.eye(Q.shape[1], dtype=torch.float64), rtol=0, atol=1e-10)
     alone = [truncate(layer, share) for layer in layers]
     assert Q.shape[1] < sum(layer.p for layer in alone) or len(layers) == 1
     kept = []
-    for single, joint in zip(alone, few, strict=True):
+    for single, joint in zip(alone, reduced, strict=True):
         K, K_r = (g.features[:].double() @ g.features[:].double().T for g in (single, joint))
         scale = torch.linalg.matrix_norm(K)
         projected = Q @ Q.T @ K @ Q @ Q.T
@@ -127,7 +127,7 @@ def test_joint_truncation_keeps_the_share_of_every_layer_in_the_fewest_direction
 
 def test_joint_truncation_changes_values_little(rng: np.random.Generator) -> None:
     layers = [*one_network(rng), prepared(decaying(rng, 80, 30))]
-    few = truncate_jointly(layers)
+    reduced = truncate_jointly(layers)
     for i, a in enumerate(layers):
         for j, b in enumerate(layers):
-            assert get("cka").pair(few[i], few[j]) == pytest.approx(get("cka").pair(a, b), abs=2e-3)
+            assert get("cka").pair(reduced[i], reduced[j]) == pytest.approx(get("cka").pair(a, b), abs=2e-3)

@@ -52,11 +52,11 @@ def test_half_a_matrix_holds_every_pair_once(rng: np.random.Generator, n: int) -
 def test_interleaved_has_layers_last_and_zeros_as_padding(rng: np.random.Generator) -> None:
     _, both = factors(rng, "cka", 6, 3, 4)
     both += factors(rng, "cka", 6, 5)[1]
-    whole = interleaved(both, torch.float64, unbiased=True, ones=False)
-    assert whole.shape == (6, 6, 4)
+    grams = interleaved(both, torch.float64, unbiased=True, ones=False)
+    assert grams.shape == (6, 6, 4)
     for k, factor in enumerate(both):
-        torch.testing.assert_close(whole[:, :, k], centred(factor, torch.float64, unbiased=True))
-    assert not whole[:, :, 3].any()
+        torch.testing.assert_close(grams[:, :, k], centred(factor, torch.float64, unbiased=True))
+    assert not grams[:, :, 3].any()
     assert (interleaved(both, torch.float64, unbiased=True, ones=True)[:, :, 3] == 1).all()
 
 
