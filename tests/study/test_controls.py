@@ -91,7 +91,7 @@ def test_the_kernel_of_classes_is_that_of_being_of_one_class(
     A = A - A.sum(0) / 8 - A.sum(1)[:, None] / 8 + A.sum() / 72
     np.fill_diagonal(A, 0)
     expected = A.ravel() / np.linalg.norm(A) @ unit_kernel(x)
-    assert measured.values()[0, measured.of["labels"][0]] == pytest.approx(expected, abs=1e-12)
+    assert measured.values()[0, measured.positions["labels"][0]] == pytest.approx(expected, abs=1e-12)
 
 
 def test_one_class_is_no_control(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
@@ -130,7 +130,7 @@ def trained(digits: Path, stack: ExitStack) -> ActivationStore:
 
 
 def make(store: ActivationStore, stack: ExitStack, seeds: int, folder: Path, **options: Any) -> list[ActivationStore]:
-    return [stack.enter_context(made) for made in controls.untrained(design([store]), seeds, folder, **options)]
+    return [stack.enter_context(made) for made in controls.extract_untrained(design([store]), seeds, folder, **options)]
 
 
 def test_untrained_networks_see_the_same_samples(trained: ActivationStore, stack: ExitStack, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_pictures_of_the_same_names_but_others(stack: ExitStack, tmp_path: Path,
     )
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes() + b"more")
-    with pytest.raises(InvalidInputError, match=r"have the names of those of .*, but are others"):
+    with pytest.raises(InvalidInputError, match=r"have the same names as those of .*, but other contents"):
         make(store, stack, 1, tmp_path, data=str(folder))
     with pytest.raises(
         InvalidInputError, match=r"was made from photos, and no such folder.*; name the pictures with da"

@@ -94,7 +94,7 @@ def test_relations(made: Design) -> None:
     assert relations["vit_base_patch16_224.augreg x torchvision-vit"] == "same family"
     assert relations["mine-seed7 x mine-seed8"] == "same architecture"
     assert sum(relation == "other family" for relation in relations.values()) == 28 - 5
-    some = list(made.of("same architecture"))
+    some = list(made.pairs_with("same architecture"))
     assert [made.pairs[k].name for k, _ in some] == [pair.name for _, pair in some]
     assert len(some) == 2
 
@@ -189,8 +189,8 @@ def test_other_samples_are_refused(shelf: Shelf) -> None:
     [
         (["a"], ["one trained model (a)"]),
         (["a-seed0", "a-seed1"], ["all trained models are of one family (a)"]),
-        (["a-seed0", "a-seed1", "b"], ["one model of b: what is a family's own"]),
-        (["a", "b"], ["one model of a, b: what is a family's own"]),
+        (["a-seed0", "a-seed1", "b"], ["one model of b: the shares of family and seed"]),
+        (["a", "b"], ["one model of a, b: the shares of family and seed"]),
         (["a-seed0", "a-seed1", "b-seed0", "b-seed1"], []),
         (
             ["resnet50.a1_in1k", "resnet18"],

@@ -42,7 +42,7 @@ def test_the_matrix_and_where_everything_is(study: tuple[Design, list[Control]])
     V = np.stack([unit_kernel(x) for x in features(study)])
     np.testing.assert_allclose(found.values(), V @ V.T, atol=1e-12)
     assert np.array_equal(np.diagonal(found.values()), np.ones(len(V)))
-    assert {name: where.tolist() for name, where in found.of.items()} == {
+    assert {name: where.tolist() for name, where in found.positions.items()} == {
         "a": [0, 1, 2], "b": [3, 4], "input": [5, 6], "labels": [7],
     }  # fmt: skip
     assert found.names[1:4] == ("a/block1", "a/block2", "b/block1")
@@ -59,8 +59,8 @@ def test_on_some_samples(study: tuple[Design, list[Control]]) -> None:
     found, where = prepared(study), np.array([1, 0, 4, 7])
     late = np.arange(N // 2 - 3, N)
     V = np.stack([unit_kernel(features(study)[k][late]) for k in where])
-    np.testing.assert_allclose(found.on(late, where), V @ V.T, atol=1e-12)
-    early = found.on(np.arange(N // 2), where)
+    np.testing.assert_allclose(found.values_on(late, where), V @ V.T, atol=1e-12)
+    early = found.values_on(np.arange(N // 2), where)
     assert np.isnan(early[0]).all()
     assert np.isnan(early[:, 0]).all()
     V = np.stack([unit_kernel(features(study)[k][: N // 2]) for k in where[1:]])
@@ -83,9 +83,13 @@ def test_without_each_sample(study: tuple[Design, list[Control]]) -> None:
 def test_cut(study: tuple[Design, list[Control]]) -> None:
     """Some of the layers in another order, each by its leading components."""
     found = prepared(study)
-    cut = found.cut([7, 4, 0])
+    cut = found.reduce([7, 4, 0])
     assert cut.names == ("class labels", "b/block2", "a/block0")
-    assert {name: where.tolist() for name, where in cut.of.items() if len(where)} == {"a": [2], "b": [1], "labels": [0]}
+    assert {name: where.tolist() for name, where in cut.positions.items() if len(where)} == {
+        "a": [2],
+        "b": [1],
+        "labels": [0],
+    }
     np.testing.assert_allclose(cut.values(), found.values()[np.ix_([7, 4, 0], [7, 4, 0])], atol=5e-3)
 
 

@@ -46,7 +46,7 @@ def make(folder: Any, stack: ExitStack, models: tuple[str, ...], *, given: bool 
     study = design(stores)
     some = [*controls.inputs(study), *filter(None, [controls.classes(study)])]
     found = kernels(study, some, "cpu", keep=True, step=lambda: None)
-    return Case(study, some, found, Indices(study, dict(found.of), found.values()))
+    return Case(study, some, found, Indices(study, dict(found.positions), found.values()))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def defined(indices: Indices) -> list[bool]:
 def test_every_number_equals_that_of_explicit_kernels(case: Case) -> None:
     indices = case.indices
     assert indices.kernels == (RAW, "input", "labels")
-    assert indices.given == (*indices.kernels, TWINS)
+    assert indices.conditions == (*indices.kernels, TWINS)
     assert len(indices.pairs) == 6 + (2 + 1 + 1) + 4 * 4  # trained; of twins, seed by seed; one of the two trained
     with np.errstate(invalid="ignore"):
         found, there = indices.evaluate(indices.R), defined(indices)
@@ -171,7 +171,7 @@ def test_the_point_estimate_is_along_the_best_of_all_paths(case: Case) -> None:
         paths = itertools.combinations_with_replacement(range(S.shape[1]), len(S))
         return max(float(np.mean([S[i, j] for i, j in enumerate(path)])) for path in paths)
 
-    for kind, pair in itertools.product(indices.given, indices.design.pairs):
+    for kind, pair in itertools.product(indices.conditions, indices.design.pairs):
         S = slow.block(kind, pair.a, pair.b)
         assert found["mbm", kind, pair.name] == pytest.approx((best(S) + best(S.T)) / 2, abs=1e-10)
 
@@ -185,7 +185,7 @@ def test_two_layers_with_one_twin_are_given_it_once(case: Case) -> None:
         u, v, twin = slow.unit[a], slow.unit[b], slow.twin(a)
         np.testing.assert_array_equal(twin, slow.twin(b))
         w, x = (each - each @ twin / (twin @ twin) * twin for each in (u, v))
-        found = values[indices.of[first.name][d], indices.of[second.name][d]]
+        found = values[indices.positions[first.name][d], indices.positions[second.name][d]]
         assert found == pytest.approx(float(w @ x / np.sqrt((w @ w) * (x @ x))), abs=1e-10)
 
 
@@ -212,7 +212,7 @@ def test_errors_of_layers_are_those_of_the_replicates(case: Case, left_out: tupl
     indices, every = case.indices, np.array([Slow(case, all_but(i)) for i in range(N)])
     layers = [case.kernels.names[k] for k in indices.layers]
     pairs = [(0, 1), (0, 5), (3, 9), (2, 13), (6, 8)]
-    for kind, (i, j) in itertools.product(indices.given, pairs):
+    for kind, (i, j) in itertools.product(indices.conditions, pairs):
         replicates = np.array([slow.similarity(kind, layers[i], layers[j]) for slow in every])
         expected = jackknife(Slow(case, everything()).similarity(kind, layers[i], layers[j]), replicates).se
         np.testing.assert_allclose(left_out[1][kind][i, j], expected, atol=1e-8)
@@ -233,7 +233,7 @@ def test_shares_sum_to_one_in_every_replicate(case: Case, left_out: tuple[Array,
     indices = case.indices
     values = np.vstack([indices.evaluate(indices.R), left_out[0]])
     for state, d in itertools.product(("trained", "untrained"), range(indices.depths)):
-        column: Callable[[str], Array] = lambda name: values[:, indices.at["share", state, str(d), name]]  # noqa: B023, E731 - called at once
+        column: Callable[[str], Array] = lambda name: values[:, indices.column_of["share", state, str(d), name]]  # noqa: B023, E731 - called at once
         four = sum(column(name) for name in ("input", "universal", "family", "seed"))
         np.testing.assert_allclose(four, 1, atol=1e-10)
         np.testing.assert_allclose(column("input") + column("universal") + column("family_and_seed"), 1, atol=1e-10)
@@ -265,7 +265,7 @@ def test_few_models_and_no_controls(tmp_path: Any, models: tuple[str, ...], numb
         assert len(indices.names) == numbers
         slow = Slow(case, everything())
         there = [name for name in indices.names if TWINS not in name]
-        found = indices.evaluate(indices.R)[[indices.at[name] for name in there]]
+        found = indices.evaluate(indices.R)[[indices.column_of[name] for name in there]]
         np.testing.assert_allclose(found, [slow.number(name) for name in there], atol=1e-10)
 
 

@@ -16,7 +16,7 @@ from repsim.study import other_measures
 from repsim.study.chance import calibrated, p_value, threshold
 from repsim.study.design import Design, design
 from repsim.study.layer_matching import mbm
-from repsim.study.other_measures import Measured, measure
+from repsim.study.other_measures import MeasureResult, measure
 from repsim.study.uncertainty import half_samples
 from repsim.study.universality import universality
 from repsim.testing.examples import TRAINED, UNTRAINED, Array, write_networks
@@ -45,7 +45,7 @@ def layers(study: Design, model: int) -> list[Array]:
     return [member.store[array][:] for array in member.arrays]
 
 
-def found(study: Design, spec: str, **options: Any) -> Measured:
+def found(study: Design, spec: str, **options: Any) -> MeasureResult:
     both = [*study.pairs, *study.controls_of(study.pairs[0])]
     told = {"device": "cpu", "memory": None, "seed": 3, **options}
     return measure(registry.get(spec), both, study.pairs, ORDERS, **told)
@@ -88,7 +88,7 @@ def test_what_is_not_affordable_is_said(study: Design, tuned: Callable[..., None
     tuned(study_seconds=19.5 * seconds)
     orders = random_permutations(N, 30, 0)
     some = measure(registry.get("svcca"), study.pairs, study.pairs, orders, device="cpu", memory=None, seed=0)
-    assert some.notes[0] == "19 of 30 permutations, which is what is affordable at this size"
+    assert some.notes[0] == "19 of 30 permutations are affordable at this size"
     np.testing.assert_array_equal(
         some.permuted[study.pairs[0].name], found(study, "svcca").permuted[study.pairs[0].name]
     )
@@ -107,7 +107,7 @@ def test_clouds_are_not_permuted(study: Design) -> None:
     measured = found(study, "uniformity_difference")
     assert measured.permuted == {}
     unpaired, scarce = measured.notes
-    assert unpaired == "not permuted: it compares clouds, and which sample is which is nothing to it"
+    assert unpaired == "not permuted: its value does not depend on the order of the samples"
     assert scarce.startswith(f"all values: n = {N} samples are too few for ")
     assert scarce.endswith("its value depends on which samples they are with fewer than 200")
 
@@ -173,7 +173,7 @@ def test_an_asymmetric_measure_is_not_mirrored(study: Design, whole: xr.Dataset)
 
 
 def test_scales() -> None:
-    assert other_measures.most(registry.get("procrustes")) == 0
-    assert other_measures.most(registry.get("mutual_knn")) == 1
-    assert other_measures.most(registry.get("cknna")) == np.inf
+    assert other_measures.identity_value(registry.get("procrustes")) == 0
+    assert other_measures.identity_value(registry.get("mutual_knn")) == 1
+    assert other_measures.identity_value(registry.get("cknna")) == np.inf
     assert calibrated(0.5, 0.2) == pytest.approx(0.375)

@@ -29,11 +29,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
         made = design([stack.enter_context(store) for store in stores])
         given = [*controls.inputs(made), *filter(None, [controls.classes(made)])]
         found = kernels(made, given, "cpu", keep=True, step=lambda: None)
-        yield made, given, found, Indices(made, dict(found.of), found.values())
+        yield made, given, found, Indices(made, dict(found.positions), found.values())
 
 
 def of_cka(study: Study) -> dict[tuple[str, str], permutation_nulls.Null]:
-    return permutation_nulls.of_cka(study[2], study[3], ORDERS, memory=2**30)
+    return permutation_nulls.cka_nulls(study[2], study[3], ORDERS, memory=2**30)
 
 
 def features(study: Study) -> dict[str, list[Array]]:
@@ -87,7 +87,9 @@ def test_observed_is_the_index_of_the_study(study: Study) -> None:
 def test_runs_of_permutations_are_one_after_the_other(study: Study, tuned: Callable[..., None]) -> None:
     whole, told = of_cka(study), []
     tuned(permutations_at_once=5)
-    parts = permutation_nulls.of_cka(study[2], study[3], ORDERS, memory=2**30, progress=lambda *done: told.append(done))
+    parts = permutation_nulls.cka_nulls(
+        study[2], study[3], ORDERS, memory=2**30, progress=lambda *done: told.append(done)
+    )
     assert told == [(5, COUNT), (10, COUNT), (12, COUNT)]
     for key, null in whole.items():
         np.testing.assert_allclose(parts[key].permuted, null.permuted, atol=1e-13)
@@ -108,7 +110,10 @@ def test_many_samples_are_cut_to_leading_components(study: Study, tuned: Callabl
 
 def test_one_model_has_nothing_to_permute(study: Study) -> None:
     alone = Design(study[0].trained[:1], ())
-    assert permutation_nulls.of_cka(study[2], Indices(alone, study[3].of, study[3].R), ORDERS, memory=2**30) == {}
+    assert (
+        permutation_nulls.cka_nulls(study[2], Indices(alone, study[3].positions, study[3].R), ORDERS, memory=2**30)
+        == {}
+    )
 
 
 def test_statistics() -> None:
@@ -122,6 +127,6 @@ def test_statistics() -> None:
 def test_of_values() -> None:
     rng = np.random.default_rng(0)
     observed, values = rng.normal(size=(2, 3)), rng.normal(size=(4, 2, 3))
-    null = permutation_nulls.of_values(observed, values)
+    null = permutation_nulls.null_of_values(observed, values)
     np.testing.assert_array_equal(null.observed, [mbm(observed), observed.max()])
     np.testing.assert_array_equal(null.permuted[:, 1], values.max((1, 2)))

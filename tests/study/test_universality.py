@@ -235,19 +235,17 @@ def test_one_family(shelf: Shelf) -> None:
     known = shares.sel(share_of=["input", "seed", "universal_and_family"])
     assert np.isnan(shares.sel(share_of=["universal", "family"])).all()
     assert float(known.sum()) == pytest.approx(1, abs=1e-10)
-    assert "family and what families share together" in summary(study)
+    assert "common to all families + family" in summary(study)
     assert "universal" not in summary(study) + warnings(study)
     assert _columns(study) == ["networks", "depth", "input", "seed", "common to all families + family"]
 
 
 def test_one_seed_of_each(shelf: Shelf) -> None:
     study = conduct(shelf(40, models=TRAINED[::2] + UNTRAINED[::2]), permutations=19)
-    assert "one model of cnn, vit: what is a family's own and what is a seed's own cannot be told apart" in warnings(
-        study
-    )
+    assert "one model of cnn, vit: the shares of family and seed cannot be told apart there" in warnings(study)
     assert not (INDEX | {"learned", "learned_low"}) & gaps(study)
     assert {"ceiling", "ratio", "within"} <= gaps(study)
-    assert "family and seed together" in summary(study)
+    assert "family + seed" in summary(study)
     assert study["ceiling_of"].values.tolist() == ["one model, no ceiling"] * 2
     assert _columns(study) == ["networks", "depth", "input", "universal", "family + seed"]
 
@@ -261,7 +259,7 @@ def test_no_labels_no_pixels_no_untrained(shelf: Shelf) -> None:
     assert not INDEX & gaps(study)
     assert {"learned", "learned_mean", "p_index_within_classes"} <= gaps(study)
     assert np.isnan(study["mean_share"].sel(share_of="input")).all()  # and not 0
-    assert "input and common to all families" in summary(study)
+    assert "input + common to all families" in summary(study)
     assert "universal" not in summary(study) + told
 
 
