@@ -139,8 +139,8 @@ def kinds_of_pairs(inference: Inference) -> xr.Dataset:
             pairs = [pair for pair in inference.pairs if pair.relation == relation]
             if not pairs:
                 continue
-            own = [inference.column(kind, pair) for pair in pairs]
-            columns = {"index": (inference.theta[own].mean(), inference.drawn[:, own].mean(1))}
+            own_columns = [inference.column(kind, pair) for pair in pairs]
+            columns = {"index": (inference.theta[own_columns].mean(), inference.drawn[:, own_columns].mean(1))}
             candidates: dict[str, list[int]] = {}
             for pair in pairs:
                 for title, controls in inference.controls(pair, half=True):

@@ -98,11 +98,11 @@ class Indices:
         """
         weights = np.zeros(self.R.shape)
         for member in self.design.trained:
-            own = self.positions[member.name]
+            layers = self.positions[member.name]
             twins = [self.positions[m.name] for m in self.design.untrained if is_twin(m, member)]
-            twins = [layers for layers in twins if len(layers) == len(own) == len(member.blocks)]
-            for layers in twins:
-                weights[own, layers] += 1 / len(twins)
+            twins = [twin for twin in twins if len(twin) == len(layers) == len(member.blocks)]
+            for twin in twins:
+                weights[layers, twin] += 1 / len(twins)
         return weights
 
     def block(self, values: Float64[np.ndarray, "*batch L L"], pair: Pair) -> Float64[np.ndarray, "*batch A B"]:
@@ -111,8 +111,8 @@ class Indices:
 
     def at_depths(self, member: Member) -> Int64[np.ndarray, " depths"]:
         """Return the positions in R of a model's layers at the common depths."""
-        own = self.positions[member.name]
-        return np.asarray(own[nearest(len(own), self.depths)])
+        layers = self.positions[member.name]
+        return np.asarray(layers[nearest(len(layers), self.depths)])
 
     def states(self) -> Iterator[tuple[str, tuple[Member, ...]]]:
         """Yield "trained" and "untrained" with their models, if there is more than one."""

@@ -55,9 +55,7 @@ def best_match(S: ArrayLike) -> Match:
     missing = np.isnan(S)
     left_out = missing.all(-1)
     tolerance = TIE_TOLERANCE * np.where(missing, 0, np.abs(S)).max((-2, -1))[..., None]
-    gains = np.where(
-        left_out[..., None], 0, np.where(missing, -np.inf, S)
-    )  # a row that is left out adds 0 in any column
+    gains = np.where(left_out[..., None], 0, np.where(missing, -np.inf, S))  # a row that is left out adds 0
 
     total = np.zeros((*batch, width))
     best_column = np.zeros((rows, *batch, width), np.int64)  # the best column of row i among columns up to j

@@ -26,20 +26,20 @@ class StatisticsOptions:
     families: Annotated[
         dict[str, list[Text]],
         option(
-            "Families of models: globs over models' names, for each family.",
+            "Families of models: for each family, globs over names of models.",
             unset="timm's module (resnet, ...)",
             metavar="NAME=GLOB[,GLOB]",
         ),
     ] = field(default_factory=dict)
     controls: Annotated[
         Annotated[str, Meta(pattern=_CONTROLS)] | None,
-        option("untrained:N extracts N untrained networks of every architecture, batch norm recalibrated, as controls.",
+        option("untrained:N extracts N untrained networks of every architecture as controls, with recalibrated batch norm.",
                written="untrained:3", metavar="untrained:N"),
     ] = None  # fmt: skip
     permutations: Annotated[
-        Annotated[int, Meta(ge=19)], option("Permutations of the samples, for the level of chance.")
+        Annotated[int, Meta(ge=19)], option("Number of permutations of the samples, for chance levels.")
     ] = 1000
-    draws: Annotated[Positive, option("Draws of the multiplier bootstrap, for joint intervals.")] = 2000
+    draws: Annotated[Positive, option("Number of draws of the multiplier bootstrap, for joint intervals.")] = 2000
     seed: Annotated[Count, option("Seed of permutations, splits and draws.")] = 0
     device: Device = "auto"
     memory: Memory = None
@@ -68,5 +68,5 @@ class UniversalityOptions(StatisticsOptions):
         option("The pictures that untrained networks see.", unset="those that the stores were made from"),
     ] = None
     split: Annotated[Text | None, option("Split of these pictures.")] = None
-    data_root: Annotated[Text | None, option("Folder in which timm data sets lie.")] = None
+    data_root: Annotated[Text | None, option("Folder of the timm data sets.")] = None
     overwrite: Annotated[bool, option("Replace an existing study.")] = False

@@ -127,8 +127,8 @@ def measure(
         if pair.name not in tested_names:
             step()
             continue
-        both = [(x, y) for x in a for y in b if x is not None and y is not None]
-        result.cautions[pair.name] = {caution for x, y in both if (caution := metric.caution(x, y))}
+        defined = [(x, y) for x in a for y in b if x is not None and y is not None]
+        result.cautions[pair.name] = {caution for x, y in defined if (caution := metric.caution(x, y))}
         rows, columns = (
             [
                 metric.width(x, layers.features(name))

@@ -89,6 +89,6 @@ def means_over_pairs(
     study: xr.Dataset, what: str, kernel: str, relation: str = "other family"
 ) -> tuple[float, float, float]:
     """Return the mean of "index", "control" or "learned" over pairs of one kind, and the ends of its interval."""
-    at = {"kernel": kernel, "kind_of_pair": relation}
-    value, low, high = (float(study[f"{what}_mean{end}"].sel(at)) for end in ("", "_low", "_high"))
+    selection = {"kernel": kernel, "kind_of_pair": relation}
+    value, low, high = (float(study[f"{what}_mean{end}"].sel(selection)) for end in ("", "_low", "_high"))
     return value, low, high

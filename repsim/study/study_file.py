@@ -165,15 +165,16 @@ def _check_events(text: str, path: Path) -> None:
     depth = documents = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         mark = event.start_mark
-        where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
+        location = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise InvalidInputError(
-                f"{where}: anchors and aliases (& and *) are not allowed in a study file; put globs in quotes"
+                f"{location}: anchors and aliases (& and *) are not allowed in a study file; put globs in quotes"
             )
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         documents += isinstance(event, yaml.DocumentStartEvent)
         if depth > _MAX_DEPTH or documents > 1:
-            raise InvalidInputError(f"{where}: {'nested too deeply' if depth > _MAX_DEPTH else 'a second document'}")
+            problem = "is nested too deeply" if depth > _MAX_DEPTH else "cannot have a second document"
+            raise InvalidInputError(f"{location}: a study file {problem}")
 
 
 def schema() -> dict[str, Any]:
@@ -275,20 +276,20 @@ class _Reader:
 
     def error(self, node: yaml.Node, kind: msgspec.inspect.Type, name: str, written: str | None) -> Exception:
         """Return the error of an invalid value: the expected type, and what YAML reads."""
-        value, where = self.plain(node), self.location(node)
+        value, location = self.plain(node), self.location(node)
         if isinstance(kind, LiteralType) and isinstance(value, str):
-            return UnknownNameError(f"value of {name}", value, [str(item) for item in kind.values], where=where)
+            return UnknownNameError(f"value of {name}", value, [str(item) for item in kind.values], where=location)
         if isinstance(kind, IntType) and type(value) is int:
-            return InvalidInputError(f"{where}: {name} is at least {kind.ge}, not {value}")
+            return InvalidInputError(f"{location}: {name} is at least {kind.ge}, not {value}")
         if isinstance(kind, StrType) and isinstance(value, str):
             return InvalidInputError(
-                f"{where}: {name} is written as in {written}, not {value!r}" if written and value.strip()
-                else f"{where}: {name} is empty"
+                f"{location}: {name} is written as in {written}, not {value!r}" if written and value.strip()
+                else f"{location}: {name} is empty"
             )  # fmt: skip
         hint = ""
         if isinstance(kind, StrType) and isinstance(node, yaml.ScalarNode) and node.value:
             hint = f'; write "{node.value}" if that is its name'
-        return InvalidInputError(f"{where}: {name} is {_type_name(kind)}, not {_describe_node(node)}{hint}")
+        return InvalidInputError(f"{location}: {name} is {_type_name(kind)}, not {_describe_node(node)}{hint}")
 
     def plain(self, node: yaml.Node) -> Any:
         """Return the value that YAML reads from a node; values with other tags than YAML's own are never built."""

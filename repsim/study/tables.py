@@ -17,14 +17,14 @@ def all_tables(study: xr.Dataset) -> list[Table]:
 def pairs(study: xr.Dataset) -> Table:
     """Return the table of all pairs of models under the strictest kernel."""
     kernel = strictest(study)
-    at = study.sel(measure=kernel)
+    of_kernel = study.sel(measure=kernel)
     heads = (
         "models", "relation", ">best match (95 %)", ">split half", ">calibrated", ">p (Holm)", ">control",
         ">learned (95 %)",
     )  # fmt: skip
     rows = []
     for k, pair in enumerate(study["pair"].values.tolist()):
-        row = {name: float(at[name].values[k]) for name in (
+        row = {name: float(of_kernel[name].values[k]) for name in (
             "index", "index_low", "index_high", "split_half", "calibrated_index", "p_index_holm", "control", "learned",
             "learned_low", "learned_high",
         )}  # fmt: skip

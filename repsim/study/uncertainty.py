@@ -150,9 +150,8 @@ def multiplier_bootstrap(theta: ArrayLike, influences: ArrayLike, draws: int = 2
     step = max(1, tuning.current().weights_at_once // n)
     for start in range(0, draws, step):
         rows = deviations[start : start + step]
-        np.matmul(
-            rng.standard_exponential((len(rows), n)), centred, out=rows
-        )  # w instead of w - 1: the centred influences sum to 0
+        weights = rng.standard_exponential((len(rows), n))
+        np.matmul(weights, centred, out=rows)  # w instead of w - 1: the centred influences sum to 0
     return theta + deviations.reshape(draws, *theta.shape)
 
 

@@ -120,8 +120,8 @@ def _ceilings(study: xr.Dataset) -> Iterator[str]:
     kernel = strictest(study)
     origins = combinations(study["ceiling_of"].values.tolist(), 2)
     for k, (families, kinds) in enumerate(zip(study["families"].values.tolist(), origins, strict=True)):
-        at = {"kernel": kernel}
-        ratio, low, high = (float(study[name].sel(at)[k]) for name in ("ratio", "ratio_low", "ratio_high"))
+        selection = {"kernel": kernel}
+        ratio, low, high = (float(study[name].sel(selection)[k]) for name in ("ratio", "ratio_low", "ratio_high"))
         if not np.isnan(ratio):
             origin = " and ".join(sorted(set(kinds)))
             yield f"{families}: {number(ratio, low, high)} of the ceiling that {origin} set ({kernel})."
@@ -157,15 +157,15 @@ def _map(study: xr.Dataset) -> Iterator[str]:
     if "cluster" not in study:
         return
     kernel = strictest(study)
-    at = {"map": kernel if kernel in study["map"].values else study["map"].values[0]}
-    labels = study["cluster"].sel(at).values
-    common = [float(study[f"common_share{end}"].sel(at)) for end in ("", "_low", "_high")]
-    yield f"The first common component carries {number(*common)} of the energy of the models ({at['map']})."
+    selection = {"map": kernel if kernel in study["map"].values else study["map"].values[0]}
+    labels = study["cluster"].sel(selection).values
+    common = [float(study[f"common_share{end}"].sel(selection)) for end in ("", "_low", "_high")]
+    yield f"The first common component carries {number(*common)} of the energy of the models ({selection['map']})."
     if labels.max() < 1:
         yield "The models form no clear clusters."
         return
     groups = [study["model"].values[labels == label].tolist() for label in range(labels.max() + 1)]
-    ari = float(study["cluster_stability"].sel(at))
+    ari = float(study["cluster_stability"].sel(selection))
     stability = (
         "" if np.isnan(ari) else f"; found again in resampled stimuli with an adjusted Rand index of {number(ari)}"
     )

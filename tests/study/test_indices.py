@@ -154,9 +154,7 @@ def test_every_number_equals_that_of_explicit_kernels(case: Case) -> None:
     indices = case.indices
     assert indices.kernels == (RAW, "input", "labels")
     assert indices.conditions == (*indices.kernels, TWINS)
-    assert (
-        len(indices.pairs) == 6 + (2 + 1 + 1) + 4 * 4
-    )  # trained; untrained twins, seed by seed; one of the two trained
+    assert len(indices.pairs) == 6 + (2 + 1 + 1) + 4 * 4  # trained; untrained twins by seed; one of the two trained
     with np.errstate(invalid="ignore"):
         numbers, with_value = indices.evaluate(indices.R), defined(indices)
     assert np.isnan(numbers).tolist() == np.logical_not(with_value).tolist()
