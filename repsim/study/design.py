@@ -40,7 +40,7 @@ class Member:
 
     @property
     def architecture(self) -> str:
-        """Architecture in timm's name; if the store has none, the model's name without a seed at its end."""
+        """Name of the architecture in timm; if the store has none, the model's name without a seed at its end."""
         return str(self.store.provenance.get("architecture") or _SEED.sub("", self.name))
 
     @property

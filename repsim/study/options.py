@@ -33,7 +33,7 @@ class StatisticsOptions:
     ] = field(default_factory=dict)
     controls: Annotated[
         Annotated[str, Meta(pattern=_CONTROLS)] | None,
-        option("untrained:N extracts N untrained networks of each architecture as controls; batch norm is recalibrated.",
+        option("untrained:N extracts N untrained networks of each architecture as controls, batch norm recalibrated.",
                written="untrained:3", metavar="untrained:N"),
     ] = None  # fmt: skip
     permutations: Annotated[
