@@ -14,7 +14,7 @@ import repsim
 from repsim.cli import main
 from repsim.errors import FormatVersionError, MissingDigestWarning, Remedy
 from repsim.results import netcdf
-from repsim.results.digest import seal
+from repsim.results.digest import digest_line
 from repsim.results.versions import RESULTS, STUDIES, in_newest_version
 from repsim.runtime.deprecation import warn_deprecated
 from repsim.runtime.formats import Readers
@@ -92,7 +92,7 @@ def of_version(path: Path, version: int) -> Path:
                 format_version=version
             )
         )
-        path.write_bytes(data + seal(data))
+        path.write_bytes(data + digest_line(data))
     return path
 
 

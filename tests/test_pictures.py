@@ -146,7 +146,7 @@ def without_hashes(path: Path, store: Any) -> Path:
         for spec in old.arrays:
             array = store.pixels if spec.key.control else store[spec.key.layer]
             writer.write(spec.key, slice(None), array[:])
-        writer.done(slice(None))
+        writer.mark_done(slice(None))
     return path
 
 
@@ -183,7 +183,7 @@ def test_hashes_in_a_store_are_read_with_suspicion(tmp_path: Path, damage: str) 
     spec = ArraySpec(LayerKey("m", "l", "given"), (2,))
     with StoreWriter(path, Contents((spec,), ids, "given", {})) as writer:
         writer.write(spec.key, slice(None), np.zeros((3, 2), "f4"))
-        writer.done(slice(None))
+        writer.mark_done(slice(None))
     assert open_store(path).sample_ids == ids
     with h5py.File(path, "r+") as file:
         samples = file["samples"]

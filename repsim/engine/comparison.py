@@ -39,7 +39,7 @@ from repsim.runtime.options import deprecated, sort_keywords, takes
 from repsim.runtime.processes import ALONE, Ranks, ranks
 from repsim.runtime.progress import Listener, Progress, told
 from repsim.stores.alignment import AlignedView
-from repsim.stores.store import ActivationStore, open_store, several, store_path
+from repsim.stores.store import ActivationStore, as_stores, open_store, store_path
 
 StoreLike = ActivationStore | str | os.PathLike[str]
 _STEP = 2**26
@@ -462,7 +462,7 @@ def _open(
         return [first], [first if b is None else one(b)]
     if b is not None:
         raise InvalidInputError("give two stores, or one list of them")
-    stores = list(dict.fromkeys(map(one, several(a))))
+    stores = list(dict.fromkeys(map(one, as_stores(a))))
     if not stores:
         raise InvalidInputError("name at least one store")
     return stores, stores

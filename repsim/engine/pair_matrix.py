@@ -18,7 +18,7 @@ from repsim.labels import LayerKey
 from repsim.metrics import Factor, Metric
 from repsim.metrics import get as metric_of
 from repsim.results import schema
-from repsim.results.summary import of_all
+from repsim.results.summary import split_cautions
 from repsim.results.versions import FORMAT, VERSION
 from repsim.stores.store import ActivationStore
 
@@ -203,9 +203,7 @@ class Matrix:
         for spec, variable in known.data_vars.items():
             self.values[str(spec)][np.ix_(*at)] = variable.values
             self.undefined[str(spec)] |= set(json.loads(variable.attrs["undefined"]))
-            self.cautions[str(spec)] += [
-                caution for caution in json.loads(variable.attrs["cautions"]) if not of_all(caution)
-            ]
+            self.cautions[str(spec)] += split_cautions(json.loads(variable.attrs["cautions"]), known)[1]
             self._known.add(str(spec))
         for name, coordinate in known.coords.items():
             for side, layers, side_names in zip("ab", (self.rows, self.columns), names, strict=True):

@@ -10,25 +10,25 @@ SIZE = len(_MAGIC) + 64 + 1 + 20 + 1
 """Bytes of a seal: the mark, the digest in hexadecimal, a space, the number of bytes before it, a line end."""
 
 
-def seal(data: bytes | bytearray | memoryview) -> bytes:
+def digest_line(data: bytes | bytearray | memoryview) -> bytes:
     r"""Make the seal of some bytes, to be written behind them.
 
-    >>> seal(b"abc").decode()
+    >>> digest_line(b"abc").decode()
     '\nrepsim-digest 1 sha256 ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad 00000000000000000003\n'
     """
     return b"%s%s %020d\n" % (_MAGIC, hashlib.sha256(data).hexdigest().encode(), len(data))
 
 
-def is_sealed(data: bytes | bytearray | memoryview) -> bool:
+def has_digest(data: bytes | bytearray | memoryview) -> bool:
     """Tell whether bytes end in a seal, right or wrong."""
     return bytes(data[-SIZE:]).startswith(_MAGIC)
 
 
-def is_intact(data: bytes | bytearray | memoryview) -> bool:
+def digest_matches(data: bytes | bytearray | memoryview) -> bool:
     """Tell whether bytes end in the seal of all that comes before it.
 
-    >>> is_intact(b"abc" + seal(b"abc")), is_intact(b"abd" + seal(b"abc")), is_intact(b"")
+    >>> digest_matches(b"abc" + digest_line(b"abc")), digest_matches(b"abd" + digest_line(b"abc")), digest_matches(b"")
     (True, False, False)
     """
     view = memoryview(data)
-    return is_sealed(view) and bytes(view[-SIZE:]) == seal(view[:-SIZE])
+    return has_digest(view) and bytes(view[-SIZE:]) == digest_line(view[:-SIZE])

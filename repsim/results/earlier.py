@@ -15,7 +15,7 @@ import xarray as xr
 
 from repsim.errors import InvalidInputError, RepsimError, StoreError, reason
 from repsim.results import netcdf
-from repsim.stores.reader import refuse_foreign
+from repsim.stores.reader import check_self_contained
 
 _SECONDS = 3
 """CPU time that the smallest file may take; reading one takes hundredths."""
@@ -106,7 +106,7 @@ def _main(path: Path) -> None:
 
     _limit(path.stat().st_size)
     try:
-        refuse_foreign(path)
+        check_self_contained(path)
         with xr.open_dataset(path, engine="h5netcdf", decode_times=False, decode_timedelta=False) as file:
             data = netcdf.to_bytes(_plain(file.load()))
     except RepsimError as error:

@@ -208,7 +208,7 @@ def to_json(found: xr.Dataset, table: str | None = None) -> dict[str, Any]:
     """
     if table is not None:
         frame = to_frame(found, table)
-        columns = {str(name): finite(column.tolist()) for name, column in frame.items()}
+        columns = {str(name): nan_to_none(column.tolist()) for name, column in frame.items()}
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return {**{str(key): each for key, each in frame.attrs.items()}, "rows": rows}
     tables_of(found)  # refuses what is neither
@@ -247,7 +247,7 @@ def study_as_json(found: xr.Dataset) -> dict[str, Any]:
 
     def plain(name: str) -> dict[str, Any]:
         variable = found[name]
-        return {"dims": list(variable.dims), "values": finite(variable.values.tolist())}
+        return {"dims": list(variable.dims), "values": nan_to_none(variable.values.tolist())}
 
     small = [str(name) for name, each in found.data_vars.items() if not {"layer_a", "sample"} & set(each.dims)]
     return {
@@ -269,10 +269,11 @@ def result_as_json(result: xr.Dataset) -> dict[str, Any]:
 
     def plain(variable: xr.DataArray) -> dict[str, Any]:
         attrs = {
-            key: finite(value.tolist() if hasattr(value, "tolist") else value) for key, value in variable.attrs.items()
+            key: nan_to_none(value.tolist() if hasattr(value, "tolist") else value)
+            for key, value in variable.attrs.items()
         }
         attrs |= {key: json.loads(attrs[key]) for key in ("undefined", "cautions", "remarks") if key in attrs}
-        return {**attrs, "values": finite(variable.values.tolist())}
+        return {**attrs, "values": nan_to_none(variable.values.tolist())}
 
     sides = {
         side: {
@@ -291,10 +292,10 @@ def result_as_json(result: xr.Dataset) -> dict[str, Any]:
     }
 
 
-def finite(values: Any) -> Any:
+def nan_to_none(values: Any) -> Any:
     """Lists in lists with None for NaN and infinities, which JSON has not."""
     if isinstance(values, Mapping):
-        return {key: finite(value) for key, value in values.items()}
+        return {key: nan_to_none(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
-        return [finite(value) for value in values]
+        return [nan_to_none(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -59,7 +59,7 @@ def save_result(result: xr.Dataset, path: str | os.PathLike[str], *, overwrite: 
     data = netcdf.to_bytes(result)
     with replacing(path, overwrite=overwrite) as partial, partial.open("wb") as file:
         file.write(data)
-        file.write(digest.seal(data))
+        file.write(digest.digest_line(data))
 
 
 def open_result(path: str | os.PathLike[str]) -> xr.Dataset:
@@ -76,7 +76,7 @@ def open_study(path: str | os.PathLike[str]) -> xr.Dataset:
     return _open(Path(path), STUDY)
 
 
-def open_either(path: str | os.PathLike[str]) -> xr.Dataset:
+def open_result_or_study(path: str | os.PathLike[str]) -> xr.Dataset:
     """Read a result or a study, whichever it is, as `open_result` does; `StoreError` where it is neither."""
     return _open(Path(path))
 
@@ -86,29 +86,29 @@ def is_study(path: str | os.PathLike[str]) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MissingDigestWarning)
-            return bool(open_either(path).attrs["format"] == STUDY)
+            return bool(open_result_or_study(path).attrs["format"] == STUDY)
     except StoreError:
         return False
 
 
-def is_saved(path: str | os.PathLike[str]) -> bool:
+def is_result_or_study(path: str | os.PathLike[str]) -> bool:
     """Tell whether a file claims to be a result or a study rather than a store: by its seal, or else by its name."""
     path = Path(path)
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - digest.SIZE))
-            if digest.is_sealed(file.read()):
+            if digest.has_digest(file.read()):
                 return True
     except OSError:
         pass
     return path.suffix == ".nc" and stated_format(path) != STORE_FORMAT
 
 
-def verify_saved(path: str | os.PathLike[str]) -> bool:
+def verify_result_or_study(path: str | os.PathLike[str]) -> bool:
     """Check a result or a study; whether it carries a digest. `StoreError` where it is damaged, or something else."""
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", MissingDigestWarning)
-        open_either(path)
+        open_result_or_study(path)
     return not any(issubclass(warning.category, MissingDigestWarning) for warning in raised)
 
 
@@ -126,9 +126,9 @@ def _open(path: Path, form: str | None = None) -> xr.Dataset:
             del data[file.readinto(data) :]
     except OSError as error:
         raise StoreError(f"cannot read {path}: {reason(error)}", path=path) from None
-    if digest.is_intact(data):
+    if digest.digest_matches(data):
         result = netcdf.from_bytes(memoryview(data)[: -digest.SIZE], path)
-    elif digest.is_sealed(data):
+    elif digest.has_digest(data):
         raise StoreError(
             f"{path} is damaged, or was changed by another program: its digest does not match what is in it",
             path=path,
@@ -157,7 +157,7 @@ def _open(path: Path, form: str | None = None) -> xr.Dataset:
             remedy=_USES.get(str(kind)),
         )
     read = READERS[kind].get(result.attrs.get("format_version"), path)
-    result = read(path, result, digest.is_sealed(data))
+    result = read(path, result, digest.has_digest(data))
     if wrong := schema.problem(result):
         raise StoreError(
             f"{path} is refused, because it is no {_name(result)} as repsim makes them: {wrong}", path=path

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError, StoreError, reason
 from repsim.results.hdf5 import SIGNATURE, Object, Structures, Values
-from repsim.stores.layout import in_one_piece
+from repsim.stores.layout import contiguous_layout
 
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
 _HIDDEN = {"CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates", "_NCProperties"}
@@ -66,7 +66,7 @@ def _write(file: h5py.File, data: xr.Dataset) -> None:
         own = [other for other in beside if set(data[other].dims) <= set(variable.dims)]
         if own and name not in data.coords:
             facts["coordinates"] = " ".join(own)
-        dataset = file.create_dataset(name, values.shape, values.dtype, dcpl=in_one_piece(), track_order=True)
+        dataset = file.create_dataset(name, values.shape, values.dtype, dcpl=contiguous_layout(), track_order=True)
         if values.size:
             dataset[...] = values
         _describe(dataset, facts | _plain(variable.attrs, name), name)

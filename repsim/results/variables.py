@@ -21,7 +21,7 @@ class Entry:
     names: Mapping[str, str]
     """Variable -> long name."""
     dims: str
-    said: str
+    meaning: str
     kind: str = "number"
     """``number`` (float64), ``whole`` (integers), or ``text``."""
     least: float = -math.inf
@@ -43,7 +43,7 @@ class Entry:
 class Field:
     """One coordinate or attribute."""
 
-    said: str
+    meaning: str
     kind: str = "text"
     """``text``, ``number``, ``whole``, ``range``, or JSON: ``texts``, ``stores``."""
     dim: str = ""
@@ -433,15 +433,15 @@ def describe(study: xr.Dataset) -> None:
     """Give every variable and coordinate its names."""
     for entry in VARIABLES:
         for name in entry.names.keys() & study.data_vars.keys():
-            study[name].attrs |= {"long_name": entry.names[name], "description": entry.said}
+            study[name].attrs |= {"long_name": entry.names[name], "description": entry.meaning}
     for name in COORDINATES.keys() & study.coords.keys():
-        study[name].attrs["long_name"] = COORDINATES[name].said
+        study[name].attrs["long_name"] = COORDINATES[name].meaning
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
     """List the variables of a study for docs/study-format.md: names, dimensions, values, what they are."""
     for entry in VARIABLES:
-        yield ", ".join(f"`{name}`" for name in entry.names), entry.dims, entry.values, entry.said
+        yield ", ".join(f"`{name}`" for name in entry.names), entry.dims, entry.values, entry.meaning
 
 
 def field_rows(fields: Mapping[str, Field], *, dims: bool = False) -> Iterator[tuple[str, ...]]:
@@ -450,4 +450,4 @@ def field_rows(fields: Mapping[str, Field], *, dims: bool = False) -> Iterator[t
         both_sides = fields is RESULT_COORDINATES and field.dim
         names = f"`{name}`, `{name[:-2]}_b`" if both_sides else f"`{name}`"
         dim = "layer" if both_sides else field.dim or "none"
-        yield (names, *((dim,) if dims else ()), field.values, field.said)
+        yield (names, *((dim,) if dims else ()), field.values, field.meaning)

@@ -128,7 +128,7 @@ class StoredRows:
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         known = bool(self._seen[start:stop].all())
-        values = self._array.run(start, stop, check=not known)
+        values = self._array.read_rows(start, stop, check=not known)
         if not known:
             finite = np.isfinite(values)
             if not finite.all():

@@ -126,7 +126,7 @@ def _draw(buffer: _SparseBuffer, contents: Contents) -> None:
             _describe(group, spec.facts)
             rows = contents.rows(spec)
             dtype = np.dtype(contents.dtype).newbyteorder("<")
-            array = group.create_dataset(spec.key.readout, (rows, *spec.shape), dtype, dcpl=in_one_piece())
+            array = group.create_dataset(spec.key.readout, (rows, *spec.shape), dtype, dcpl=contiguous_layout())
             array.attrs["block"] = spec.block
             table.create_dataset(spec.key.readout, data=np.zeros(rows, "<u4"))
 
@@ -157,7 +157,7 @@ def _describe(owner: Any, facts: Mapping[str, Any]) -> None:
             owner.attrs[key] = value
 
 
-def in_one_piece() -> Any:
+def contiguous_layout() -> Any:
     """Contiguous, with its place in the file from the start, and not filled: no byte is written twice."""
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_layout(h5py.h5d.CONTIGUOUS)

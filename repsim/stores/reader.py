@@ -201,7 +201,7 @@ def stated_format(path: Path) -> str | None:
         return None
 
 
-def refuse_foreign(path: Path) -> str | None:
+def check_self_contained(path: Path) -> str | None:
     """Raise `StoreError` where any HDF5 file leads into another one, or claims more than it has room for.
 
     Returns what it says that it is: its attribute ``format``.

@@ -58,14 +58,14 @@ class Activations:
         values = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         for run in np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(wanted) != 1) + 1):
             if len(run):
-                values[run[0] : run[-1] + 1] = self.run(int(wanted[run[0]]), int(wanted[run[-1]]) + 1)
+                values[run[0] : run[-1] + 1] = self.read_rows(int(wanted[run[0]]), int(wanted[run[-1]]) + 1)
         return values
 
-    def run(self, start: int, stop: int, *, check: bool = True) -> Array:
+    def read_rows(self, start: int, stop: int, *, check: bool = True) -> Array:
         """Rows start:stop; ``check=False`` is for who has read them before, and need not check them again."""
         if not check:
             return self._store._read(self._extent, start, stop)
-        values, damaged = self.checked(start, stop)
+        values, damaged = self.read_and_check(start, stop)
         if damaged:
             raise StoreError(
                 f"{self._store.path}: {self.key} is damaged in {rows_in_words(damaged)}: the checksum does not match",
@@ -78,7 +78,7 @@ class Activations:
             )
         return values
 
-    def checked(self, start: int, stop: int) -> tuple[Array, list[int]]:
+    def read_and_check(self, start: int, stop: int) -> tuple[Array, list[int]]:
         """Rows start:stop, and which of them are not what was written."""
         values = self._store._read(self._extent, start, stop)
         told = self._store._read(self._checksums, start, stop)
@@ -280,7 +280,7 @@ def store_path(path: Any) -> Path:
     return Path(path)
 
 
-def several(stores: Any) -> list[Any]:
+def as_stores(stores: Any) -> list[Any]:
     """Take one store or many, open or by name, as a list; `InvalidInputError` for arrays and other things."""
     if isinstance(stores, ActivationStore | str | os.PathLike):
         return [stores]
@@ -341,7 +341,7 @@ def verify(path: str | os.PathLike[str], progress: Listener = None) -> list[Dama
             rows = [
                 row
                 for start in range(0, len(array), step)
-                for row in array.checked(start, min(start + step, len(array)))[1]
+                for row in array.read_and_check(start, min(start + step, len(array)))[1]
             ]
             if rows:
                 found.append(Damage(array.key, tuple(rows)))

@@ -173,14 +173,14 @@ class StoreWriter:
             )
         raise InvalidInputError(f"{spec.key}: {int((~finite).sum())} values are NaN or infinite, {at}")
 
-    def done(self, samples: slice | Sequence[int] | Array) -> None:
+    def mark_done(self, samples: slice | Sequence[int] | Array) -> None:
         """Everything of these samples has been written; they count once it is committed, which happens now and then."""
         self._uncommitted.append(np.arange(len(self.contents.sample_ids))[samples])
         if time.monotonic() - self._committed > COMMIT_SECONDS:
             self.commit()
 
     def commit(self) -> None:
-        """Wait until what was written is on the disk, mark the samples that are `done`, and wait for the marks too."""
+        """Wait until what was written is on the disk, then write the marks of finished samples, and wait again."""
         if not self._uncommitted:
             return
         samples = np.concatenate(self._uncommitted)
@@ -277,7 +277,7 @@ class StoreWriter:
             raise OutputError(f"cannot write {self.path}: {reason(error)}") from None
 
 
-def stored(path: Path, contents: Contents, *, overwrite: bool = False) -> int:
+def count_stored(path: Path, contents: Contents, *, overwrite: bool = False) -> int:
     """How many samples of ``contents`` a finished store, or an interrupted run, has on the disk already.
 
     With ``overwrite``, what was made with other settings counts as nothing.
@@ -460,7 +460,7 @@ def write_store(
     with StoreWriter(store_path(path), contents, overwrite=overwrite) as writer:
         for key, values in keys.items():
             writer.write(key, slice(None), values)
-        writer.done(slice(None))
+        writer.mark_done(slice(None))
     return open_store(path)
 
 

@@ -25,7 +25,7 @@ from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
 from repsim.runtime.options import deprecated, sort_keywords, takes
 from repsim.runtime.progress import Progress, Steps, counter, told_stepwise
-from repsim.stores.store import ActivationStore, open_store, several
+from repsim.stores.store import ActivationStore, as_stores, open_store
 from repsim.study import controls as control
 from repsim.study import permutation_nulls
 from repsim.study.chance import within_classes
@@ -189,7 +189,7 @@ def _computed(
         step = stack.enter_context(told_stepwise("the study", steps))
         opened = [
             each if isinstance(each, ActivationStore) else stack.enter_context(open_store(each))
-            for each in several(stores)
+            for each in as_stores(stores)
         ]
         study = design(opened, families=families, readout=readout)
         if study.n < _FEWEST:

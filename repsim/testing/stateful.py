@@ -26,7 +26,7 @@ from repsim.runtime.files import partial_path
 from repsim.stores import extents, reader
 from repsim.stores.schema import Array, ArraySpec, Contents
 from repsim.stores.store import open_store, verify
-from repsim.stores.writer import StoreWriter, stored
+from repsim.stores.writer import StoreWriter, count_stored
 
 _SAMPLES = 4
 _KEYS = tuple(LayerKey("model", layer, "mean") for layer in ("first", "second"))
@@ -304,7 +304,7 @@ class StoreWriterMachine(RuleBasedStateMachine):
     def report_done(self, samples: Sequence[int]) -> None:
         """Report those of the samples as done of which every array was written."""
         finished = [sample for sample in samples if all((key, sample) in self.rows for key in _KEYS)]
-        if finished and self._attempt(lambda writer: writer.done(finished), None):
+        if finished and self._attempt(lambda writer: writer.mark_done(finished), None):
             self.done |= set(finished)
             self._unfinished.possible |= self.done
 
@@ -315,7 +315,7 @@ class StoreWriterMachine(RuleBasedStateMachine):
         if self._attempt(lambda writer: writer.commit(), crash):
             self._unfinished.certain |= self.done
             self.done = set()
-            count = stored(self.path, _contents(self._unfinished.settings), overwrite=True)
+            count = count_stored(self.path, _contents(self._unfinished.settings), overwrite=True)
             assert count == len(self._unfinished.certain), "not all that was committed counts, or more"
 
     @precondition(lambda self: self.writer is not None)

@@ -156,7 +156,7 @@ def gram_store(path: Path, x: Array, size: int, order: Array | None = None, read
     contents = Contents((ArraySpec(key, (size, size), {}, size),), ids, "given", {}, "float64", order=order)
     with StoreWriter(path, contents) as writer:
         writer.write(key, slice(0, len(blocks)), blocks @ blocks.transpose(0, 2, 1) / x.shape[1])
-        writer.done(slice(0, len(x)))
+        writer.mark_done(slice(0, len(x)))
     return repsim.open_store(path)
 
 

@@ -20,7 +20,7 @@ import repsim
 from repsim.cli import main
 from repsim.errors import InvalidInputError, MissingDigestWarning, StoreError
 from repsim.results import digest, netcdf, schema, variables
-from repsim.results.files import open_either, open_result, open_study, save_result, verify_saved
+from repsim.results.files import open_result, open_result_or_study, open_study, save_result, verify_result_or_study
 from tests.growing import grow
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ def refused(*args: object) -> str:
 
 def sealed(path: Path, data: bytes | bytearray) -> Path:
     """A file of these bytes, with the digest that a stranger would compute."""
-    path.write_bytes(bytes(data) + digest.seal(data))
+    path.write_bytes(bytes(data) + digest.digest_line(data))
     return path
 
 
@@ -73,16 +73,16 @@ def sealed(path: Path, data: bytes | bytearray) -> Path:
 
 
 def test_a_file_is_read_as_it_was_saved(path: Path, tmp_path: Path) -> None:
-    data = open_either(path)
+    data = open_result_or_study(path)
     save_result(data, tmp_path / "again.nc")
-    again = open_either(tmp_path / "again.nc")
+    again = open_result_or_study(tmp_path / "again.nc")
     xr.testing.assert_identical(again, data)
     assert [p.name for p in tmp_path.iterdir()] == ["again.nc"]
     assert next(iter(again.data_vars.values())).values.flags.writeable
 
 
 def test_xarray_and_h5py_read_it_with_nothing_of_ours(path: Path) -> None:
-    data = open_either(path)
+    data = open_result_or_study(path)
     with xr.open_dataset(path, engine="h5netcdf") as plain:
         xr.testing.assert_identical(plain.load(), data)
     with h5py.File(path) as file:
@@ -126,7 +126,7 @@ def test_nothing_of_a_file_is_parsed_before_its_digest_is_checked(
     data[len(data) // 2] ^= 1
     (tmp_path / path.name).write_bytes(data)
     monkeypatch.setattr(h5py, "File", None)
-    for read in (open_either, open_result, open_study):
+    for read in (open_result_or_study, open_result, open_study):
         with pytest.raises(StoreError, match=r"its digest does not match what is in it\. Take another copy"):
             read(tmp_path / path.name)
 
@@ -151,7 +151,9 @@ def test_every_object_of_the_heap_with_a_digest_that_fits(path: Path, script: Mo
         for end in (struct.pack("<HHIQ", 0, 0, 0, 0), struct.pack("<HHIQ", 1, 1, 0, 2**64 - 16)):
             data = bytearray(whole[: -digest.SIZE])
             data[at : at + 16] = end
-            xr.testing.assert_identical(open_either(sealed(tmp_path / path.name, data)), open_either(path))
+            xr.testing.assert_identical(
+                open_result_or_study(sealed(tmp_path / path.name, data)), open_result_or_study(path)
+            )
 
 
 def elsewhere(file: h5py.File) -> None:
@@ -223,7 +225,7 @@ def test_variables_that_lie_on_top_of_one_another(tmp_path: Path, folder: Path) 
 
 def as_before(path: Path, target: Path) -> Path:
     """The file as the repsim before wrote it: by xarray, with text in HDF5's heaps and without a digest."""
-    data = open_either(path)
+    data = open_result_or_study(path)
     data.encoding = {}
     data.attrs["format_version"] -= 1
     data.to_netcdf(target, engine="h5netcdf")
@@ -233,8 +235,8 @@ def as_before(path: Path, target: Path) -> Path:
 def test_a_file_of_the_format_before_is_read_with_a_warning(path: Path, tmp_path: Path) -> None:
     old = as_before(path, tmp_path / path.name)
     with pytest.warns(MissingDigestWarning, match="carries no digest: damage in it may go unnoticed. Save it"):
-        data = open_either(old)
-    xr.testing.assert_identical(data, open_either(path))
+        data = open_result_or_study(old)
+    xr.testing.assert_identical(data, open_result_or_study(path))
     outcome = run("export", old)
     assert outcome.exit_code == 0
     assert outcome.stdout == run("export", path).stdout
@@ -251,7 +253,7 @@ def test_heaps_without_end_in_a_file_of_the_format_before(path: Path, script: Mo
         for end in (struct.pack("<HHIQ", 0, 0, 0, 0), struct.pack("<HHIQ", 1, 1, 0, 2**64 - 16)):
             old.write_bytes(whole[:at] + end + whole[at + 16 :])
             with pytest.raises(StoreError, match="a heap of texts in it has no end"):
-                open_either(old)
+                open_result_or_study(old)
 
 
 def test_a_list_of_free_places_that_comes_back(tmp_path: Path) -> None:
@@ -280,15 +282,15 @@ def test_a_process_without_end_is_given_up(folder: Path, tmp_path: Path, monkeyp
     data[at : at + 16] = bytes(16)
     old.write_bytes(data)
     with pytest.raises(StoreError, match="HDF5 comes to no end reading it"):
-        open_either(old)
+        open_result_or_study(old)
 
 
 def test_a_file_of_another_program(path: Path, tmp_path: Path) -> None:
-    data = open_either(path)
+    data = open_result_or_study(path)
     data.encoding = {}
     data.to_netcdf(tmp_path / path.name, engine="h5netcdf")
     with pytest.raises(StoreError, match=r"was written by another program and carries no digest; save it with"):
-        open_either(tmp_path / path.name)
+        open_result_or_study(tmp_path / path.name)
 
 
 # The schema
@@ -407,14 +409,14 @@ def test_what_is_of_the_wrong_kind_is_refused_in_one_line(name: str, folder: Pat
     """Not saved; and from a stranger, who writes it with a digest that fits, not read."""
     kind, _, case = name.partition(": ")
     change, message = (RESULTS if kind == "result" else STUDIES)[case]
-    changed = change(open_either(folder / f"{kind}.nc"))
+    changed = change(open_result_or_study(folder / f"{kind}.nc"))
     if "format_version" not in message and case != "format version as text":
         with pytest.raises(InvalidInputError, match=message):
             save_result(changed, tmp_path / "x.nc")
         assert not list(tmp_path.iterdir())
     stranger = sealed(tmp_path / "x.nc", netcdf.to_bytes(changed))
     with pytest.raises(StoreError, match=message):
-        open_either(stranger)
+        open_result_or_study(stranger)
     assert str(stranger) in refused("export", stranger)
 
 
@@ -422,7 +424,7 @@ def test_every_reader_refuses(folder: Path, tmp_path: Path, script: ModuleType) 
     for name in ("family0.seed0.h5", "family1.seed0.h5"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     for kind, name in (("result", "cka"), ("study", "value")):
-        data = wrong_values(name, lambda v: v.astype("f4"))(open_either(folder / f"{kind}.nc"))
+        data = wrong_values(name, lambda v: v.astype("f4"))(open_result_or_study(folder / f"{kind}.nc"))
         stranger = sealed(tmp_path / f"{kind}.nc", netcdf.to_bytes(data))
         for command, arguments in script.commands(stranger, tmp_path).items():
             if command != "verify":
@@ -476,7 +478,7 @@ def test_a_schema_of_what_is_neither(tmp_path: Path) -> None:
 
 def test_verify(folder: Path, tmp_path: Path) -> None:
     path = folder / "study.nc"
-    assert verify_saved(path)
+    assert verify_result_or_study(path)
     store = folder / "family0.seed0.h5"
     outcome = run("verify", path, store)
     assert outcome.exit_code == 0
@@ -508,7 +510,7 @@ def test_inspect(folder: Path) -> None:
 def test_no_warning_of_a_file_with_a_digest(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        repsim.view(open_either(path))
+        repsim.view(open_result_or_study(path))
 
 
 # What another program, or a stranger, may have done
@@ -525,7 +527,7 @@ def test_structures_that_lead_in_a_circle(path: Path, tmp_path: Path) -> None:
             data = bytearray(whole)
             data[at + 12 : at + 20] = change
             try:
-                open_either(sealed(tmp_path / path.name, data))
+                open_result_or_study(sealed(tmp_path / path.name, data))
             except StoreError as error:
                 refusals.append(str(error))
     assert len(refusals) > 40

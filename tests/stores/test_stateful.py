@@ -27,7 +27,7 @@ class DoesNotSync(StoreWriter):
 class MarksUnfinishedSamples(StoreWriter):
     def write(self, key: LayerKey, rows: Any, values: Any) -> None:
         super().write(key, rows, values)
-        self.done(rows)
+        self.mark_done(rows)
 
 
 class ForgetsWhatIsThere(StoreWriter):
@@ -47,7 +47,7 @@ class DoesNotLock(StoreWriter):
 
 class NamesUnfinishedStores(StoreWriter):
     def _complete(self) -> None:
-        self.done(slice(None))
+        self.mark_done(slice(None))
         self.commit()
         super()._complete()
 

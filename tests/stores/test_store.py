@@ -211,7 +211,7 @@ def test_nothing_is_kept_in_the_heap_of_hdf5(tmp_path: Path) -> None:
     )
     with StoreWriter(tmp_path / "s.h5", contents) as out:
         out.write(contents.arrays[0].key, slice(None), np.ones((2, 2)))
-        out.done(slice(None))
+        out.mark_done(slice(None))
     with h5py.File(tmp_path / "s.h5") as file:
         assert in_the_heap(file) == []
     with open_store(tmp_path / "s.h5") as store:

@@ -20,7 +20,7 @@ from repsim.labels import LayerKey, SampleIds
 from repsim.stores import writer
 from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import open_store
-from repsim.stores.writer import StoreWriter, stored, write_store
+from repsim.stores.writer import StoreWriter, count_stored, write_store
 
 KEYS = [LayerKey("m", layer, readout) for layer in ("b", "a") for readout in ("mean", "cls")]
 
@@ -35,7 +35,7 @@ def fill(out: StoreWriter, samples: slice, value: float = 1.0) -> None:
     rows = np.arange(len(out.contents.sample_ids))[samples]
     for key in KEYS:
         out.write(key, rows, np.repeat(rows[:, None] + value, 5, axis=1).astype(np.float32))
-    out.done(rows)
+    out.mark_done(rows)
 
 
 def test_several_readouts_of_one_layer(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -44,7 +44,7 @@ def test_several_readouts_of_one_layer(tmp_path: Path, rng: np.random.Generator)
         for key in KEYS:
             out.write(key, slice(4, 8), values[4:])
             out.write(key, [1, 0, 3, 2], values[[1, 0, 3, 2]])
-        out.done(slice(None))
+        out.mark_done(slice(None))
     with open_store(tmp_path / "s.h5") as store:
         assert store.layers == ("b@mean", "b@cls", "a@mean", "a@cls")
         assert store["a@cls"].key == LayerKey("m", "a", "cls")
@@ -63,7 +63,7 @@ def test_rows_that_are_made_of_several_samples(tmp_path: Path, rng: np.random.Ge
     with StoreWriter(tmp_path / "s.h5", plan) as out:
         out.write(spec.key, slice(0, 2), grams.reshape(2, 4))
         out.write(spec.key, slice(2, 2), np.empty((0, 4), np.float32))
-        out.done(order)
+        out.mark_done(order)
     with open_store(tmp_path / "s.h5") as store:
         assert store.order is not None
         assert store.order.tolist() == order.tolist()
@@ -122,7 +122,7 @@ def test_an_error_keeps_what_was_done_and_the_next_run_goes_on(tmp_path: Path) -
     path, plan = tmp_path / "s.h5", contents()
     interrupted(path, plan)
     assert [p.name for p in tmp_path.iterdir()] == ["s.h5.partial"]
-    assert stored(path, plan) == 6
+    assert count_stored(path, plan) == 6
     with pytest.raises(StoreError, match="incomplete"):
         open_store(path.with_name("s.h5.partial"))
     again = contents(provenance={"command": "another", "seed": 3})
@@ -130,7 +130,7 @@ def test_an_error_keeps_what_was_done_and_the_next_run_goes_on(tmp_path: Path) -
         assert out.written.tolist() == [True] * 6 + [False] * 2
         fill(out, slice(6, 8))
     assert [p.name for p in tmp_path.iterdir()] == ["s.h5"]
-    assert stored(path, plan) == 8
+    assert count_stored(path, plan) == 8
     whole = tmp_path / "whole.h5"
     with StoreWriter(whole, plan) as out:
         fill(out, slice(None))
@@ -170,11 +170,11 @@ def test_other_settings_are_refused_with_the_difference(
     interrupted(path, contents(sample_ids=SampleIds(contents().sample_ids.ids, "" if message is None else "pictures")))
     other = contents(**changes)
     if message is None:  # no fingerprint there: nothing to hold against
-        assert stored(path, other) == 6
+        assert count_stored(path, other) == 6
         return
     before = path.with_name("s.h5.partial").read_bytes()
     with pytest.raises(OutputError, match=message + ".*overwrite=True"):
-        stored(path, other)
+        count_stored(path, other)
     with pytest.raises(OutputError, match=message + ".*overwrite=True"), StoreWriter(path, other, resume=True):
         raise AssertionError("not reached")
     assert path.with_name("s.h5.partial").read_bytes() == before, "a refusal has changed what is there"
@@ -182,16 +182,16 @@ def test_other_settings_are_refused_with_the_difference(
         with StoreWriter(path, other) as out:  # anew
             assert not out.written.any()
             fill(out, slice(None))
-        assert stored(path, other) == 8
+        assert count_stored(path, other) == 8
         with pytest.raises(OutputError, match=f"{path.name} was made with other settings"):
-            stored(path, contents(sample_ids=SampleIds(contents().sample_ids.ids, "pictures")))
+            count_stored(path, contents(sample_ids=SampleIds(contents().sample_ids.ids, "pictures")))
 
 
 def test_an_overwriting_run_that_is_started_again_goes_on(tmp_path: Path) -> None:
     """As torchrun starts it: what it had written counts, what was there before it does not."""
     path = tmp_path / "s.h5"
     write_store(path, {"a": np.ones((4, 2))}, model="old").close()
-    assert stored(path, contents(), overwrite=True) == 0
+    assert count_stored(path, contents(), overwrite=True) == 0
 
     def work() -> None:
         with StoreWriter(path, contents(), overwrite=True) as out:
@@ -201,13 +201,13 @@ def test_an_overwriting_run_that_is_started_again_goes_on(tmp_path: Path) -> Non
     with pytest.raises(ZeroDivisionError):
         work()
     assert open_store(path).model == "old"
-    assert stored(path, contents(), overwrite=True) == 5
-    assert stored(path, contents(provenance={}), overwrite=True) == 0
+    assert count_stored(path, contents(), overwrite=True) == 5
+    assert count_stored(path, contents(provenance={}), overwrite=True) == 0
     with StoreWriter(path, contents(), overwrite=True, resume=True) as out:
         assert out.written.sum() == 5
         fill(out, slice(5, 8))
     assert open_store(path).model == "m"
-    assert stored(path, contents(), overwrite=True) == 8
+    assert count_stored(path, contents(), overwrite=True) == 8
 
 
 def test_commits_come_by_themselves_and_marks_only_after_the_data(
@@ -231,12 +231,12 @@ def test_commits_come_by_themselves_and_marks_only_after_the_data(
         calls.clear()
         fill(out, slice(0, 3))
         assert calls == ["write 60", "write 12"] * 4  # rows of 5 float32 and their checksums, four arrays
-        assert stored(out.path, out.contents) == 0
+        assert count_stored(out.path, out.contents) == 0
         monkeypatch.setattr(writer, "COMMIT_SECONDS", 0.0)
         calls.clear()
         fill(out, slice(3, 5))
         assert calls == ["write 40", "write 8"] * 4 + ["sync", "write 5", "sync"]
-        assert stored(out.path, out.contents) == 5
+        assert count_stored(out.path, out.contents) == 5
         fill(out, slice(5, 8))
 
 
@@ -277,7 +277,7 @@ contents = Contents((spec,), SampleIds(tuple("abcd")), "", {})
 writer.COMMIT_SECONDS = 0
 with writer.StoreWriter(Path(sys.argv[1]), contents) as out:
     out.write(spec.key, slice(0, 2), np.full((2, 5), 7, np.float32))
-    out.done(slice(0, 2))
+    out.mark_done(slice(0, 2))
     out.write(spec.key, slice(2, 3), np.full((1, 5), 8, np.float32))
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -294,7 +294,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     with StoreWriter(path, plan, resume=True) as out:
         assert out.written.tolist() == [True, True, False, False]
         out.write(spec.key, slice(2, 4), np.full((2, 5), 9, np.float32))
-        out.done(slice(2, 4))
+        out.mark_done(slice(2, 4))
     assert open_store(path)["a"][:, 0].tolist() == [7, 7, 9, 9]
 
 
@@ -334,11 +334,11 @@ def test_killed_while_laying_out(tmp_path: Path, writes: int) -> None:
     done = subprocess.run([*command, str(writes)], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL
     assert [p.name for p in tmp_path.iterdir()] == ["s.h5.partial"]
-    assert stored(path, contents()) == 0
+    assert count_stored(path, contents()) == 0
     with StoreWriter(path, contents(), resume=True) as out:
         assert not out.written.any()
         fill(out, slice(None))
-    assert stored(path, contents()) == 8
+    assert count_stored(path, contents()) == 8
 
 
 def test_a_damaged_partial_is_not_thrown_away(tmp_path: Path) -> None:
@@ -348,7 +348,10 @@ def test_a_damaged_partial_is_not_thrown_away(tmp_path: Path) -> None:
     partial = path.with_name("s.h5.partial")
     os.truncate(partial, partial.stat().st_size - 100)
     before = partial.read_bytes()
-    for attempt in (lambda: stored(path, contents()), lambda: StoreWriter(path, contents(), resume=True).__enter__()):
+    for attempt in (
+        lambda: count_stored(path, contents()),
+        lambda: StoreWriter(path, contents(), resume=True).__enter__(),
+    ):
         with pytest.raises(StoreError, match="run has left is damaged: .* cut off; overwrite=True starts anew"):
             attempt()
     assert partial.read_bytes() == before
@@ -377,7 +380,7 @@ def test_a_sync_that_fails_marks_nothing_even_if_the_next_succeeds(
 
     with pytest.raises(OutputError, match="No space left on device"):
         work()
-    assert stored(tmp_path / "s.h5", contents()) == 2
+    assert count_stored(tmp_path / "s.h5", contents()) == 2
 
 
 def test_a_forked_process_does_not_hold_the_lock(tmp_path: Path) -> None:
@@ -419,7 +422,7 @@ def test_two_processes_of_one_run_fill_one_file(tmp_path: Path) -> None:
     with StoreWriter(path, contents()) as out:
         with StoreWriter(path, contents(), first=False) as other:
             fill(other, slice(5, 8), value=3)
-        assert stored(path, contents()) == 3
+        assert count_stored(path, contents()) == 3
         fill(out, slice(0, 5))
     assert open_store(path)["b@mean"][:, 0].tolist() == [1, 2, 3, 4, 5, 8, 9, 10]
 
