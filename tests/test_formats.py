@@ -120,7 +120,7 @@ def test_versions_without_a_reader_say_what_to_do(
 def test_a_version_that_has_no_digest_with_one_is_refused(tmp_path: Path) -> None:
     """Nothing wrote such a file."""
     shutil.copy(FILES / "9a580e1" / "result.nc", tmp_path)
-    with pytest.raises(OSError, match="carries a digest, and result format 2 has none"):
+    with pytest.raises(OSError, match="has a digest, and result format 2 has none"):
         repsim.open_result(of_version(tmp_path / "result.nc", 2))
 
 

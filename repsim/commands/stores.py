@@ -117,7 +117,7 @@ def verify(files: Sequence[Path]) -> None:
             if is_result_or_study(path):
                 verdict = "OK: the digest matches"
                 if not verify_result_or_study(path):
-                    verdict = "no damage seen, but a file of this earlier format carries no digest; save it again"
+                    verdict = "no damage seen, but a file of this earlier format has no digest; save it again"
             else:
                 with terminal.progress(str(path), "layers/s") as advance:
                     damage = list(map(str, find_damage(path, advance)))

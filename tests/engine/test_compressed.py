@@ -163,9 +163,7 @@ def gram_store(path: Path, x: Array, size: int, order: Array | None = None, read
 def test_blocks_of_other_samples_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     x, order = rng.normal(size=(20, 6)), rng.permutation(20)
     a, b = gram_store(tmp_path / "a.h5", x, 8), gram_store(tmp_path / "b.h5", x, 8, order)
-    with pytest.raises(
-        SampleMismatchError, match=r"a\.h5 and .*b\.h5 hold Gram matrices whose blocks are not of the"
-    ):
+    with pytest.raises(SampleMismatchError, match=r"a\.h5 and .*b\.h5 hold Gram matrices whose blocks are not of the"):
         repsim.compare(a, b)
     again = gram_store(tmp_path / "c.h5", x, 8, order)
     assert repsim.compare(b, again)["cka"].item() == pytest.approx(1, abs=1e-12)

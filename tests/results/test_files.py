@@ -104,11 +104,11 @@ def test_texts_of_any_length_and_alphabet(tmp_path: Path, folder: Path) -> None:
     ("change", "message"),
     [
         ({"note": "a\0b"}, "holds a NUL"),
-        ({"note": "\udc80"}, "no Unicode"),
+        ({"note": "\udc80"}, "no valid Unicode"),
         ({"note": object()}, "neither text nor numbers"),
         ({"note": None}, "neither text nor numbers"),
         ({"note": 1j}, "a complex; expected a text, a number"),
-        ({"coordinates": "x"}, "netCDF keeps for itself"),
+        ({"coordinates": "x"}, "a reserved name of netCDF"),
     ],
 )
 def test_what_cannot_be_written_is_not_begun(
@@ -127,7 +127,7 @@ def test_nothing_of_a_file_is_parsed_before_its_digest_is_checked(
     (tmp_path / path.name).write_bytes(data)
     monkeypatch.setattr(h5py, "File", None)
     for read in (open_result_or_study, open_result, open_study):
-        with pytest.raises(StoreError, match=r"its digest does not match what is in it\. Take another copy"):
+        with pytest.raises(StoreError, match=r"its digest does not match its contents; use another copy"):
             read(tmp_path / path.name)
 
 
@@ -184,8 +184,8 @@ def without_dimensions(file: h5py.File) -> None:
     ("change", "message"),
     [
         (elsewhere, "a member is a link, perhaps to another file"),
-        (in_another_file, "does not lie in this file in one piece"),
-        (beyond_the_file, "does not lie in this file in one piece"),
+        (in_another_file, "is not contiguous in this file"),
+        (beyond_the_file, "is not contiguous in this file"),
         (in_a_heap, "holds neither numbers nor characters"),
         (in_a_group, "is no variable"),
         (without_dimensions, "is not that of its dimensions"),
@@ -216,7 +216,7 @@ def test_variables_that_lie_on_top_of_one_another(tmp_path: Path, folder: Path) 
         file["big"] = np.zeros(10_000)
         for k in range(20):
             file[f"again{k}"] = file["big"]
-    with pytest.raises(StoreError, match="two names, or a circle, lead to one structure"):
+    with pytest.raises(StoreError, match="two references, or a cycle, lead to one structure"):
         open_result(sealed(tmp_path / "r.nc", (tmp_path / "r.h5").read_bytes()))
 
 
@@ -234,7 +234,7 @@ def as_before(path: Path, target: Path) -> Path:
 
 def test_a_file_of_the_format_before_is_read_with_a_warning(path: Path, tmp_path: Path) -> None:
     old = as_before(path, tmp_path / path.name)
-    with pytest.warns(MissingDigestWarning, match="carries no digest: damage in it may go unnoticed. Save it"):
+    with pytest.warns(MissingDigestWarning, match="has no digest, so damage cannot be detected; save it again"):
         data = open_result_or_study(old)
     xr.testing.assert_identical(data, open_result_or_study(path))
     outcome = run("export", old)
@@ -281,7 +281,7 @@ def test_a_process_without_end_is_given_up(folder: Path, tmp_path: Path, monkeyp
     at = data.find(b"GCOL") + 16
     data[at : at + 16] = bytes(16)
     old.write_bytes(data)
-    with pytest.raises(StoreError, match="HDF5 comes to no end reading it"):
+    with pytest.raises(StoreError, match="HDF5 does not finish reading it"):
         open_result_or_study(old)
 
 
@@ -289,7 +289,7 @@ def test_a_file_of_another_program(path: Path, tmp_path: Path) -> None:
     data = open_result_or_study(path)
     data.encoding = {}
     data.to_netcdf(tmp_path / path.name, engine="h5netcdf")
-    with pytest.raises(StoreError, match=r"was written by another program and carries no digest; save it with"):
+    with pytest.raises(StoreError, match=r"was written by another program and has no digest; save it with"):
         open_result_or_study(tmp_path / path.name)
 
 
@@ -469,7 +469,9 @@ def test_the_page_lists_what_studies_are_held_against() -> None:
 
 def test_a_schema_of_what_is_neither(tmp_path: Path) -> None:
     assert schema.problem(xr.Dataset()) == "attribute format is missing"
-    with pytest.raises(InvalidInputError, match="would be no result or study: attribute format is missing"):
+    with pytest.raises(
+        InvalidInputError, match="the data set is no valid result or study: attribute format is missing"
+    ):
         save_result(xr.Dataset({"x": 1.0}), tmp_path / "x.nc")
 
 
@@ -494,7 +496,7 @@ def test_verify(folder: Path, tmp_path: Path) -> None:
     assert "no such file" in lines[2]
     old = as_before(path, tmp_path / "old.nc")
     outcome = run("verify", old)
-    assert (outcome.exit_code, "carries no digest" in outcome.stdout) == (0, True)
+    assert (outcome.exit_code, "has no digest" in outcome.stdout) == (0, True)
 
 
 def test_inspect(folder: Path) -> None:

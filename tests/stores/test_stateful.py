@@ -66,7 +66,7 @@ class RemovesTheOldStoreFirst(StoreWriter):
             MarksUnfinishedSamples,
             "count that were not finished|not that of the committed ones|a run without committed samples",
         ),
-        (DoesNotResume, "assert set|an unfinished store is lost|DID NOT RAISE"),
+        (DoesNotResume, "assert set|committed samples are lost|an unfinished store is lost|DID NOT RAISE"),
         (AlwaysResumes, "a run that does not resume counts samples of another run|was made with other settings"),
         (DoesNotLock, "DID NOT RAISE"),
         (CompletesUnfinishedStores, "a store with missing samples was completed"),
