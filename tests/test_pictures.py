@@ -207,9 +207,9 @@ def test_other_labels_are_other_settings(tmp_path: Path) -> None:
     table = {f"{k}.png": k % 2 for k in range(4)}
     extract("test_resnet", root, tmp_path / "a", labels=table, **OPTIONS)
     extract("test_resnet", root, tmp_path / "a", labels=table, **OPTIONS)
-    with pytest.raises(OutputError, match=r"labels: 1 of 4 differ, the first: 3\.png \(1 there, 0 now\)"):
+    with pytest.raises(OutputError, match=r"labels: 1 of 4 differ, the first: 3\.png \(1 before, 0 now\)"):
         extract("test_resnet", root, tmp_path / "a", labels=table | {"3.png": 0}, **OPTIONS)
-    with pytest.raises(OutputError, match="labels: some there, none now"):
+    with pytest.raises(OutputError, match="labels: some before, none now"):
         extract("test_resnet", root, tmp_path / "a", **OPTIONS)
 
 

@@ -77,11 +77,11 @@ class Contents:
             differences.append(f"labels: {classes}")
         old, new = ({spec.key.label: spec for spec in contents.arrays} for contents in (self, other))
         if only_one := [*(label for label in old if label not in new), *(label for label in new if label not in old)]:
-            differences.append(f"layers: {len(old)} there, {len(new)} now (not in both: {_first_names(only_one)})")
+            differences.append(f"layers: {len(old)} before, {len(new)} now (not in both: {_first_names(only_one)})")
         elif changed := [label for label, spec in old.items() if new[label].shape != spec.shape]:
             differences.append(f"shapes of layers: {_first_names(changed)}")
         if self.dtype != other.dtype and "dtype" not in self.provenance:
-            differences.append(f"dtype: {self.dtype} there, {other.dtype} now")
+            differences.append(f"dtype: {self.dtype} before, {other.dtype} now")
         return "; ".join(differences[:4]) + ("; ..." if len(differences) > 4 else "") if differences else None
 
     def _class_difference(self, other: "Contents") -> str | None:
@@ -91,13 +91,13 @@ class Contents:
             return (
                 None
                 if old is new
-                else f"{'none' if old is None else 'some'} there, " + ("none now" if new is None else "some now")
+                else f"{'none' if old is None else 'some'} before, " + ("none now" if new is None else "some now")
             )
         changed = [k for k, (old_class, new_class) in enumerate(zip(old, new, strict=True)) if old_class != new_class]
         if not changed:
             return None
         k = changed[0]
-        first = f"{self.sample_ids.ids[k]} ({old[k]} there, {new[k]} now)"
+        first = f"{self.sample_ids.ids[k]} ({old[k]} before, {new[k]} now)"
         return f"{len(changed)} of {len(old)} differ, the first: {first}"
 
     @property
@@ -129,7 +129,7 @@ def _differences(key: str, old: Any, new: Any) -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         return [d for k in dict.fromkeys((*old, *new)) for d in _differences(f"{key}.{k}", old.get(k), new.get(k))]
     texts = ["nothing" if value is None else json.dumps(value) for value in (old, new)]
-    return [f"{key}: {_short(texts[0])} there, {_short(texts[1])} now"]
+    return [f"{key}: {_short(texts[0])} before, {_short(texts[1])} now"]
 
 
 def _short(text: str) -> str:

@@ -153,11 +153,11 @@ def test_an_error_before_the_first_finished_sample_leaves_no_file(tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"provenance": {"seed": 4}}, "seed: 3 there, 4 now"),
-        ({"provenance": {"seed": 3, "amp": True}}, "amp: nothing there, true now"),
-        ({"provenance": {"seed": {"a": [1, 2]}}}, "seed: 3 there"),
-        ({"dtype": "float16"}, "dtype: float32 there, float16 now"),
-        ({"arrays": contents().arrays[:3]}, r"layers: 4 there, 3 now \(not in both: a@cls\)"),
+        ({"provenance": {"seed": 4}}, "seed: 3 before, 4 now"),
+        ({"provenance": {"seed": 3, "amp": True}}, "amp: nothing before, true now"),
+        ({"provenance": {"seed": {"a": [1, 2]}}}, "seed: 3 before"),
+        ({"dtype": "float16"}, "dtype: float32 before, float16 now"),
+        ({"arrays": contents().arrays[:3]}, r"layers: 4 before, 3 now \(not in both: a@cls\)"),
         ({"arrays": tuple(ArraySpec(key, (5, 1)) for key in KEYS)}, "shapes of layers: b@mean, b@cls, a@mean, ..."),
         ({"sample_ids": SampleIds(tuple(f"ü{i}.png" for i in range(1, 9)))}, "samples: 1 of 8 only in the first"),
         ({"sample_ids": SampleIds(contents().sample_ids.ids, "other pictures")}, None),
