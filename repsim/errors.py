@@ -307,7 +307,7 @@ class MissingFontWarning(UserWarning):
 
 
 class MissingDigestWarning(UserWarning):
-    """A result or a study of an earlier format, which carries no digest: damage in it may go unnoticed."""
+    """A result or a study of an earlier format, which has no digest, so that damage cannot be detected."""
 
 
 def reason(error: Exception, lines: int = 1) -> str:

@@ -182,7 +182,7 @@ def test_other_data_sets_have_nothing_to_show() -> None:
 
 
 def test_everything_in_a_study_says_what_it_is(study: xr.Dataset, tmp_path: Path) -> None:
-    known = {name: (entry.names[name], entry.dims, entry.said) for entry in VARIABLES for name in entry.names}
+    known = {name: (entry.names[name], entry.dims, entry.meaning) for entry in VARIABLES for name in entry.names}
     assert set(known) == set(study.data_vars)
     assert set(COORDINATES) == set(study.coords)
     repsim.save_result(study, tmp_path / "study.nc")
@@ -190,7 +190,7 @@ def test_everything_in_a_study_says_what_it_is(study: xr.Dataset, tmp_path: Path
     for name, (long, dims, said) in known.items():
         assert saved[name].attrs == {"long_name": long, "description": said}
         assert ", ".join(map(str, saved[name].dims)) == dims
-    longs = {name: field.said for name, field in COORDINATES.items()}
+    longs = {name: field.meaning for name, field in COORDINATES.items()}
     assert {name: saved[name].attrs["long_name"] for name in COORDINATES} == longs
     assert len({long for long, _, _ in known.values()}) == len(known), "two variables of one name"
     told: list[str] = [*longs.values(), *(text for entry in known.values() for text in entry)]

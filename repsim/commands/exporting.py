@@ -42,9 +42,9 @@ def export(result: Path, out: Path | None, table: str | None, form: str | None, 
         check_output(file, overwrite=overwrite)
 
     from repsim.results import export
-    from repsim.results.files import open_either
+    from repsim.results.files import open_result_or_study
 
-    found = open_either(result)
+    found = open_result_or_study(result)
     if file is None:
         text = export.as_text(found, form or "csv", table)
         if not terminal.printable(text):
