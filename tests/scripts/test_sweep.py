@@ -146,7 +146,7 @@ def test_too_few_layers_fail(sweep: ModuleType) -> None:
     assert row.error == "0 of timm's 2 maps are among the 3 layers: a, a, a"
 
 
-def test_timm_s_own_maps_notice_it_where_the_axes_are_not_told(sweep: ModuleType) -> None:
+def test_maps_of_timm_detect_errors_if_the_growing_axes_are_unknown(sweep: ModuleType) -> None:
     row = compare_readouts(sweep, right() | {("layer", "mean"): TOKENS.mean(0)}, {})
     assert row.error.endswith(" from timm's forward_intermediates")
 
