@@ -128,7 +128,7 @@ def measure(metric: Metric[Any]) -> Iterator[str]:
         yield from (f"- `{option.assignment}`: {escaped(option.text)}" for option in options)
         yield ""
     if metric.others:
-        yield from ("Implementations that compute something different:", "")
+        yield from ("Other implementations:", "")
         yield from (f"- {escaped(name)}: {escaped(text)}." for name, text in metric.others.items())
         yield ""
     if "Notes" in sections:
