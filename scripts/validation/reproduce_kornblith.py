@@ -338,7 +338,7 @@ def examine(
     while todo:
         group, began = todo.pop(0), time.perf_counter()
         try:
-            with Comparison(stores, metrics=group, memory=memory, known=result) as planned:
+            with Comparison(stores, metrics=group, memory=memory, earlier_result=result) as planned:
                 result = planned.run(parts=file.with_suffix(".parts"), command=" ".join(sys.argv))
         except RepsimError as error:
             if len(group) > 1:  # try the measures one by one, to identify the one that fails
