@@ -73,9 +73,8 @@ class Job:
         size = sum(4 * n * sum(models[name][0].values()) for name in missing)
         free = shutil.disk_usage(self.folder).free
         if size * 1.05 > free:
-            raise click.ClickException(
-                f"{format_size(size)} do not fit into {self.folder}, {format_size(free)} are free; choose another --folder"
-            )
+            sizes = f"{format_size(size)} do not fit into {self.folder}, {format_size(free)} are free"
+            raise click.ClickException(f"{sizes}; choose another --folder")
         if missing:
             click.echo(f"  writing {format_size(size)} to {self.folder} ({format_size(free)} free) ...", err=True)
         for name in missing:
