@@ -160,7 +160,8 @@ def null(say: Say, runs: int, few: int, n: int = 100, count: int = 199) -> Itera
             drawn = unrelated(rng, kind, n, control=control)
             R, key = drawn.values(), ("input" if control else RAW, "a x b")
             orders = random_permutations(n, count, run)
-            tested = permutation_nulls.of_cka(drawn, Indices(_PAIR, dict(drawn.of), R), orders, memory=_MEMORY)[key]
+            indices = Indices(_PAIR, dict(drawn.of), R)
+            tested = permutation_nulls.of_cka(drawn, indices, orders, memory=_MEMORY)[key]
             ps = [*p_value(tested.observed, tested.permuted)]
             if not control:
                 ps.append(smallest(drawn, R))
