@@ -12,7 +12,7 @@ import pytest
 import repsim.errors
 from repsim.cli import main
 from repsim.commands import remedies
-from repsim.commands.remedies import said
+from repsim.commands.remedies import render_for_cli
 from repsim.errors import (
     SAME_CALL,
     Argument,
@@ -113,22 +113,22 @@ def test_every_argument_that_is_named_is_an_option_of_a_command() -> None:
     of_python_only = {"transform"}
     study_file = {"out"}
     for name in names - of_python_only - study_file:
-        assert said(Hint("x", remedy=Remedy(Argument(name)))).removeprefix("x; ") in options, name
+        assert render_for_cli(Hint("x", remedy=Remedy(Argument(name)))).removeprefix("x; ") in options, name
     keys = {field for kind in (Protocol, Data, Model) for field in kind.__dataclass_fields__}
     renamed = {"metrics", "pairs", "readouts"}  # no message of an extraction or a study names them
     of_functions = {"overwrite", "memory"} | of_python_only
     of_model = {"labels", "download", "skip_bad"}
     for name in names - renamed - of_functions - of_model:
-        key = said(Hint("x", remedy=Remedy(Argument(name))), click.Command("run"))
+        key = render_for_cli(Hint("x", remedy=Remedy(Argument(name))), click.Command("run"))
         assert key.removeprefix("x; the key `").removesuffix("`") in keys | {"data"}, name
 
 
 def test_every_function_that_is_named_can_be_called_or_is_a_command() -> None:
     names = named("Function")
-    for name in (names | set(remedies._COMMANDS)) - {SAME_CALL.name}:
+    for name in (names | set(remedies._COMMAND_TEXTS)) - {SAME_CALL.name}:
         module, _, attribute = name.rpartition(".")
         assert hasattr(__import__(module, fromlist=[attribute]), attribute), name
-    for command in remedies._COMMANDS.values():
+    for command in remedies._COMMAND_TEXTS.values():
         if words := re.findall(r"`repsim (\w+)", command):
             assert words[0] in main.commands
 
@@ -141,22 +141,25 @@ def test_an_error_is_said_as_its_reader_knows_it() -> None:
     )
     assert str(error) == "model_kwargs={'a': 1, 'b': 'x'} is wrong; see repsim.heatmap, or give weights=FILE"
     assert error.problem == "model_kwargs={'a': 1, 'b': 'x'} is wrong"
-    assert said(error) == "--model-kwarg a=1 --model-kwarg b=x is wrong; see `repsim heatmap`, or give --weights FILE"
+    assert (
+        render_for_cli(error)
+        == "--model-kwarg a=1 --model-kwarg b=x is wrong; see `repsim heatmap`, or give --weights FILE"
+    )
     run = main.commands["run"]
-    assert said(error, run).endswith("or give the key `weights: FILE`")
+    assert render_for_cli(error, run).endswith("or give the key `weights: FILE`")
     error.remedy = Remedy("use ", Argument("overwrite", value=True))
-    assert said(error, run).endswith("use --overwrite")
+    assert render_for_cli(error, run).endswith("use --overwrite")
     error.remedy = Remedy("use ", Argument("readout", "mean,cls me", of="extract"))
-    assert said(error, main.commands["compare"]).endswith("use --readout 'mean,cls me'")
+    assert render_for_cli(error, main.commands["compare"]).endswith("use --readout 'mean,cls me'")
     error.add_note("while\nreading")
-    assert said(error).endswith("me' (while reading)")
-    assert said("a text") == "a text"
+    assert render_for_cli(error).endswith("me' (while reading)")
+    assert render_for_cli("a text") == "a text"
 
 
 def test_a_note_is_a_text_that_knows_its_remedy() -> None:
     note = Hint("3 parts are kept", remedy=Remedy(SAME_CALL, " goes on"))
     assert note == "3 parts are kept; the same call goes on"
-    assert said(note) == "3 parts are kept; the same command goes on"
+    assert render_for_cli(note) == "3 parts are kept; the same command goes on"
     assert note.problem == "3 parts are kept"
     assert Hint("bare") == "bare"
 

@@ -133,7 +133,7 @@ def test_notes_of_a_result_are_those_of_the_terminal(
 ) -> None:
     made = repsim.write_store(tmp_path / "a.h5", layers(rng) | {"dead": np.ones((N, 2))}, model="a")
     compared = repsim.compare(made)
-    terminal.remarks(compared)
+    terminal.print_notes(compared)
     (warning,) = compared.repsim.warnings
     assert "layer a/dead" in warning or "layer dead" in warning
     assert capsys.readouterr().err == f"{warning}\n"
@@ -151,7 +151,7 @@ def test_parts_of_a_result_and_what_users_add_are_no_trouble(result: xr.Dataset)
 def test_a_study_shows_its_sentences_and_the_tables_of_the_terminal(
     study: xr.Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    terminal.study(study)
+    terminal.print_study(study)
     said = " ".join(capsys.readouterr().out.split())
     assert study.repsim.summary == json.loads(study.attrs["summary"])
     assert study.repsim.warnings == json.loads(study.attrs["warnings"])
@@ -177,7 +177,7 @@ def test_a_study_shows_the_figures_that_it_has(study: xr.Dataset) -> None:
 
 
 def test_other_data_sets_have_nothing_to_show() -> None:
-    with pytest.raises(InvalidInputError, match="no result of repsim.compare and no study"):
+    with pytest.raises(InvalidInputError, match="neither a result of repsim.compare nor a study"):
         repsim.view(xr.Dataset())
 
 

@@ -412,7 +412,7 @@ def test_the_same_command_again(tmp_path: Path) -> None:
     before = path.stat().st_mtime_ns
     again = run(*command)
     assert again.exit_code == 0
-    assert again.stderr == f"{path} is complete already; --overwrite makes it anew\n"
+    assert again.stderr == f"{path} is complete already; --overwrite makes it again\n"
     assert path.stat().st_mtime_ns == before
     message = fail(*command, "--batch-size", 5)
     assert f"{path} was made with other settings: batch_size: 32 there, 5 now; use --overwrite" in message

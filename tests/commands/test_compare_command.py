@@ -116,7 +116,7 @@ def test_a_result_grows(tmp_path: Path, stores: list[Path]) -> None:
     succeed(*stores[:2], "--all", "-o", out)
     first, before = values(out), out.stat().st_mtime_ns
     again = succeed(*stores[:2], "--all", "-o", out)
-    assert again.stderr == f"{out} holds all of this already; --overwrite computes it anew\n"
+    assert again.stderr == f"{out} holds all of this already; --overwrite computes it again\n"
     assert "mean over layers of the closest" in again.stdout
     assert out.stat().st_mtime_ns == before
     grown = succeed(*stores, "-m", "cka", "-m", "pwcca", "-o", out, "--explain").stderr

@@ -239,7 +239,7 @@ def main(): pass
 @main.command()
 @click.argument("way")
 def work(way):
-    with terminal.progress("working", "steps/s") as advance, interrupts.cleaned_up(lambda: None):
+    with terminal.progress_bar("working", "steps/s") as advance, interrupts.cleaned_up(lambda: None):
         advance(1, 10)
         os.write(1, b"ready\\n")  # print goes to the bar
         while True:
@@ -304,13 +304,13 @@ def test_from_python_an_interruption_stays_one_and_says_what_is_kept(tmp_path: P
     ("typed", "advice"),
     [
         ("extract a --data d", "The same command goes on where this one stopped"),
-        ("extract a --data d --overwrite", "The same command starts anew (--overwrite)"),
+        ("extract a --data d --overwrite", "The same command starts again (--overwrite)"),
         ("compare a.h5", "Nothing is kept without -o, so the same command starts again"),
         ("compare a.h5 -o r.nc", "The same command goes on where this one stopped"),
         ("compare a.h5 --out=r.nc", "The same command goes on where this one stopped"),
-        ("universality a.h5", "The same command starts again, but for untrained networks that are extracted already"),
+        ("universality a.h5", "The same command starts again; untrained networks that are extracted already are kept"),
         ("run s.yaml", "The same command goes on: it keeps what is saved, and starts an unfinished study again"),
-        ("run s.yaml --overwrite", "The same command keeps the stores and starts the study anew (--overwrite)"),
+        ("run s.yaml --overwrite", "The same command keeps the stores and starts the study again (--overwrite)"),
         ("verify a.h5", "The same command starts again"),
     ],
 )

@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from repsim import figures
 from repsim.figures.canvas import COLOURS
-from repsim.figures.scales import colours_of
+from repsim.figures.scales import norm_and_colormap
 from repsim.presentation.scales import scale_of
 from repsim.report import captions
 from repsim.report.payload import payload
@@ -108,7 +108,7 @@ def test_a_value_has_one_colour(values: list[float], valid_range: tuple[float, f
     """That of the figure, and the page's: by its stops, which are straight lines between colours."""
     scale = scale_of(np.array(values), valid_range, sense)
     low, high = scale.shown
-    norm, colours = colours_of(scale)
+    norm, colours = norm_and_colormap(scale)
     shown = np.linspace(low, high, 41)
     shown = shown[abs(shown) > 0.01 * (high - low)]  # at 0 the colour jumps
     page = np.array(

@@ -110,7 +110,7 @@ def test_the_command_makes_a_page_and_says_what_is_wrong(
         (("report", tmp_path / "study.nc", "-o", page), "use --overwrite"),
         (("report", tmp_path / "study.nc", "-o", tmp_path / "page.pdf"), "name it .html"),
         (("report", tmp_path / "nothing.nc", "-o", tmp_path / "x.html"), "no such file"),
-        (("heatmap", tmp_path / "result.nc", "-m", "cka", "-o", page), "leave -m and --pair out"),
+        (("heatmap", tmp_path / "result.nc", "-m", "cka", "-o", page), "omit -m and --pair"),
     ):
         failed = cli(*words)
         assert failed.exit_code == 2
@@ -158,7 +158,7 @@ def test_pictures_are_there_only_when_asked_for(study: xr.Dataset, photos: Path,
     assert without["pictures"] == {}
     assert "(thumbnails)" in without["pictures_note"]
     pictures = with_them["pictures"]
-    assert pictures["../../../etc/passwd"] == {"missing": "no such picture there"}
+    assert pictures["../../../etc/passwd"] == {"missing": "no such picture"}
     assert pictures[NAMES[1]] == {"missing": "cannot be read"}
     small = [each["url"] for each in pictures.values() if "url" in each]
     assert len(small) == len(pictures) - 2 > 20

@@ -113,14 +113,14 @@ def test_names_of_shares_claim_no_more_than_the_verdict(study: xr.Dataset) -> No
 
 
 def test_files_of_different_things_are_refused(study: xr.Dataset, comparison: xr.Dataset) -> None:
-    with pytest.raises(InvalidInputError, match="give one study or result at least"):
+    with pytest.raises(InvalidInputError, match="pass at least one study or result"):
         payload([])
     with pytest.raises(InvalidInputError, match="make a page of each"):
         payload([study, comparison])
-    with pytest.raises(InvalidInputError, match="given is the readout of more than one"):
+    with pytest.raises(InvalidInputError, match="have the readout given"):
         payload([study, study])
     fewer = study.isel(layer_a=study["model_a"] != "cnn.seed0").assign_coords(readout="cls")
-    with pytest.raises(InvalidInputError, match="one page is about one set of models"):
+    with pytest.raises(InvalidInputError, match="one page shows the same models"):
         payload([study, fewer])
     with pytest.raises(SampleMismatchError, match="different samples"):
         payload([study, study.assign_coords(readout="cls").assign_attrs(samples_fingerprint="0")])
@@ -130,23 +130,23 @@ def test_files_of_different_things_are_refused(study: xr.Dataset, comparison: xr
 
 @pytest.mark.parametrize("name", ["pair", "pair_b", "relation", "model", "layer_a"])
 def test_coordinates_that_are_missing_are_named(study: xr.Dataset, name: str) -> None:
-    with pytest.raises(StoreError, match=f"is damaged, or no whole study: .*{name}"):
+    with pytest.raises(StoreError, match=f"is damaged, or not a complete study: .*{name}"):
         payload([study.drop_vars(name)])
 
 
 @pytest.mark.parametrize("name", ["summary", "warnings", "stores", "untrained"])
 @pytest.mark.parametrize("told", ["no JSON {", 5, "5", '{"a": 1}', "[[1]]"])
 def test_attributes_that_are_not_what_they_should_be_are_named(study: xr.Dataset, name: str, told: object) -> None:
-    with pytest.raises(StoreError, match=f"the attribute '{name}' is no JSON list") as caught:
+    with pytest.raises(StoreError, match=f"the attribute '{name}' is not a JSON list") as caught:
         payload([study.assign_attrs({name: told})])
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_missing_is_named(study: xr.Dataset, comparison: xr.Dataset) -> None:
     for name in ("value", "chance", "learned_mean_low", "family", "readout", "model_a"):
-        with pytest.raises(StoreError, match=f"no whole study: .*{name}.*; make it again$"):
+        with pytest.raises(StoreError, match=f"not a complete study: .*{name}.*; make it again$"):
             payload([study.drop_vars(name)])
-    with pytest.raises(StoreError, match="no whole result"):
+    with pytest.raises(StoreError, match="not a complete result"):
         payload([comparison.assign_attrs(stores_a='["left"]')])
     bare = study.copy()
     bare.attrs = {"format": study.attrs["format"]}
