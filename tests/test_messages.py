@@ -1,4 +1,4 @@
-"""Errors, notes and their remedies: in Python's words from the library, in options and commands on the command line."""
+"""Tests of errors, notes and remedies: Python's names in the library, options and commands on the command line."""
 
 import ast
 import pickle
@@ -47,7 +47,7 @@ FOREIGN = {"repsim/stores/reader.py", "repsim/study/study_file.py"}
 
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Every text that is no docstring and no description, with its line."""
+    """Yield every text that is neither a docstring nor a description, with its line."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue
@@ -59,7 +59,7 @@ def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def cuts(tree: ast.AST) -> Iterator[ast.Call]:
-    """Where the text of an error that was caught is made, outside of a longer text."""
+    """Yield calls of ``str`` with a caught error."""
     handlers = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name]
     for handler in handlers:
         for node in ast.walk(handler):
@@ -69,7 +69,7 @@ def cuts(tree: ast.AST) -> Iterator[ast.Call]:
 
 
 def named(*kinds: str) -> set[str]:
-    """First arguments of calls of classes of `repsim.errors`, in the library and in the commands."""
+    """Return the first arguments of calls of these classes of `repsim.errors`, in the library and in the commands."""
     commands = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "repsim/commands").glob("*.py")]
     return {
         str(node.args[0].value)
@@ -81,7 +81,7 @@ def named(*kinds: str) -> set[str]:
 
 
 def test_no_text_of_the_library_names_an_option_or_a_command() -> None:
-    """Its reader may be in Python: options and commands are made of `Argument` and `Function`."""
+    """Messages are also read in Python: options and commands are written as `Argument` and `Function`."""
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: {text}"
         for path, tree in TREES.items()
@@ -92,7 +92,7 @@ def test_no_text_of_the_library_names_an_option_or_a_command() -> None:
 
 
 def test_nobody_takes_the_text_of_an_error_apart() -> None:
-    """What is caught is put into another message whole, or by its fields; ``str(error)`` would be for cutting."""
+    """A caught error is inserted into another message whole, or by its attributes, never through ``str(error)``."""
     wrong = {path.relative_to(ROOT).as_posix() for path, tree in TREES.items() if any(cuts(tree))}
     assert wrong == FOREIGN
 
@@ -106,8 +106,8 @@ def test_the_scans_see_what_they_look_for() -> None:
 
 
 def test_every_argument_that_is_named_is_an_option_of_a_command() -> None:
-    """Or a parameter that only Python has."""
-    options = {name for command in main.commands.values() for each in command.params for name in each.opts}
+    """Other names are parameters that only Python has."""
+    options = {name for command in main.commands.values() for option in command.params for name in option.opts}
     names = named("Argument", "InvalidArgumentError")
     assert len(names) > 15
     of_python_only = {"transform"}

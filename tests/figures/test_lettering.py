@@ -1,4 +1,4 @@
-"""Names of any length and language in figures: inside the figure, told apart, and never empty boxes."""
+"""Tests of names of any length and language in figures: they fit, stay different, and show every character."""
 
 import warnings
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ LONG = [f"model.encoder.layers.{i}.self_attention.output_projection.{what}" for 
 
 @pytest.fixture
 def _no_other_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a machine that has none beside matplotlib's own."""
+    """Simulate a machine that has only matplotlib's default font."""
     own = [font for font in fontManager.ttflist if font.name == "DejaVu Sans"]
     monkeypatch.setattr(fontManager, "ttflist", own)
     lettering._fallback_family.cache_clear()
