@@ -1,4 +1,4 @@
-"""Compare stores with an earlier result in memory, or with parts in a folder chosen by the test."""
+"""Compare with an earlier result that is in memory, or with parts in a folder of the test's choice."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,6 @@ from repsim.engine.comparison import Comparison
 
 
 def grow(*stores: Any, parts: Path | None = None, **options: Any) -> xr.Dataset:
-    """Compare stores; the option ``known`` is the earlier result."""
+    """Compare; ``known`` is the earlier result."""
     with Comparison(*stores, **options) as planned:
         return planned.run(parts=parts)
