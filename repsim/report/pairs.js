@@ -85,12 +85,12 @@ class Pairs {
       };
       return element("button", { type: "button", "data-key": key, onclick: sort }, label);
     });
-    const made = table(heads, rows, `${this.page.measure}, ${rows.length} pairs`, 2);
+    const pairsTable = table(heads, rows, `${this.page.measure}, ${rows.length} pairs`, 2);
     for (const button of heads.filter((head) => head.parentElement)) {
       const own = button.dataset.key === this.order.key;
       button.parentElement.setAttribute("aria-sort", own ? (this.order.down ? "descending" : "ascending") : "none");
     }
-    box.replaceChildren(made);
+    box.replaceChildren(pairsTable);
     this.mark();
   }
 
