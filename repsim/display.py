@@ -150,12 +150,12 @@ def _picture(figure: "Figure", alternative: str) -> str:
     return f'<img style="max-width:100%" alt="{alternative}" src="data:image/png;base64,{data}">'
 
 
-def view(found: xr.Dataset) -> View:
+def view(dataset: xr.Dataset) -> View:
     """Show a result or a study; the accessor ``.repsim`` of the data set returns the same view.
 
     Parameters
     ----------
-    found : xarray.Dataset
+    dataset : xarray.Dataset
         Result of `repsim.compare` or study of `repsim.universality`, returned or opened from a file.
 
     Returns
@@ -184,13 +184,13 @@ def view(found: xr.Dataset) -> View:
     out         out                 1.0000
     """
     kinds = {FORMAT: ResultView, STUDY: StudyView}
-    kind = found.attrs.get("format")
+    kind = dataset.attrs.get("format")
     if kind not in kinds:
         raise InvalidInputError(
             "this data set is neither a result of repsim.compare nor a study of repsim.universality: "
             f"its 'format' is {kind!r}"
         )
-    return kinds[kind](found)
+    return kinds[kind](dataset)
 
 
 xr.register_dataset_accessor("repsim")(view)

@@ -25,7 +25,7 @@ from repsim.extractors.factory import make_extractor
 from repsim.results.summary import closest
 from repsim.results.variables import COORDINATES, VARIABLES
 from repsim.runtime import notebook
-from repsim.runtime.progress import told
+from repsim.runtime.progress import report_progress
 from repsim.runtime.text_tables import FOLDED, Table
 from repsim.stores.alignment import AlignedView
 from repsim.study import tables
@@ -182,19 +182,19 @@ def test_other_data_sets_have_nothing_to_show() -> None:
 
 
 def test_everything_in_a_study_says_what_it_is(study: xr.Dataset, tmp_path: Path) -> None:
-    known = {name: (entry.names[name], entry.dims, entry.said) for entry in VARIABLES for name in entry.names}
-    assert set(known) == set(study.data_vars)
+    entries = {name: (entry.names[name], entry.dims, entry.said) for entry in VARIABLES for name in entry.names}
+    assert set(entries) == set(study.data_vars)
     assert set(COORDINATES) == set(study.coords)
     repsim.save_result(study, tmp_path / "study.nc")
     saved = repsim.open_study(tmp_path / "study.nc")
-    for name, (long, dims, said) in known.items():
+    for name, (long, dims, said) in entries.items():
         assert saved[name].attrs == {"long_name": long, "description": said}
         assert ", ".join(map(str, saved[name].dims)) == dims
     longs = {name: field.said for name, field in COORDINATES.items()}
     assert {name: saved[name].attrs["long_name"] for name in COORDINATES} == longs
-    assert len({long for long, _, _ in known.values()}) == len(known), "two variables of one name"
-    told: list[str] = [*longs.values(), *(text for entry in known.values() for text in entry)]
-    assert "universal" not in " ".join(told), "claims what only the words of a study may"
+    assert len({long for long, _, _ in entries.values()}) == len(entries), "two variables of one name"
+    texts: list[str] = [*longs.values(), *(text for entry in entries.values() for text in entry)]
+    assert "universal" not in " ".join(texts), "claims what only the words of a study may"
 
 
 def test_every_coordinate_of_a_result_says_what_it_is(result: xr.Dataset) -> None:
@@ -293,7 +293,7 @@ def test_a_study_shows_one_bar_with_its_steps(kernel: Shown, stores: list[Activa
 
 def test_short_work_shows_nothing(kernel: Shown, tuned: Callable[..., None]) -> None:
     tuned(bar_after=60.0)
-    with told("counting", None) as progress:
+    with report_progress("counting", None) as progress:
         assert progress is not None
         progress(1, 2)
     assert kernel == []
@@ -301,7 +301,7 @@ def test_short_work_shows_nothing(kernel: Shown, tuned: Callable[..., None]) -> 
 
 def test_work_that_fails_says_where_it_stopped(kernel: Shown) -> None:
     def work() -> None:
-        with told("counting", None) as progress:
+        with report_progress("counting", None) as progress:
             assert progress is not None, "a bar of failed work is still registered"
             progress(1, 2)
             raise KeyboardInterrupt

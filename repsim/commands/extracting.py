@@ -13,7 +13,7 @@ from repsim.commands.remedies import render_for_cli
 from repsim.commands.shared import PATH, Command, command_line, is_first_process, print_note
 from repsim.extraction.options import Data, ExtractOptions, Model
 from repsim.runtime.events import Note
-from repsim.runtime.files import human
+from repsim.runtime.files import format_size
 from repsim.runtime.text_tables import times
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def extract(models: Sequence[str], data: str, out: Path, *, dry_run: bool, **key
       torchrun --nproc-per-node 4 -m repsim extract resnet50 --data photos/
     """
     from repsim.extraction.runs import Extracted, extract_steps, plan_extraction, read_keywords
-    from repsim.runtime.events import Kept
+    from repsim.runtime.events import UpToDate
 
     ignore_metadata_of_pictures()
     request = read_keywords(models, data, keywords)[:3]
@@ -69,14 +69,15 @@ def extract(models: Sequence[str], data: str, out: Path, *, dry_run: bool, **key
             if isinstance(event, Extracted):
                 show_store(event)
             else:
-                print_note(f"{event}; --overwrite makes it again" if isinstance(event, Kept) else render_for_cli(event))
+                overwrite = "--overwrite makes it again"
+                print_note(f"{event}; {overwrite}" if isinstance(event, UpToDate) else render_for_cli(event))
 
 
 def show_store(store: "Extracted") -> None:
     """Print the contents of a new store and the speed of its extraction, in the first process only."""
     rate = f", {store.new / store.seconds:.1f} images/s on {store.device}" if store.new else ""
     if is_first_process():
-        click.echo(f"{store.path}  {store.samples} pictures x {store.layers} layers, {human(store.bytes)}{rate}")
+        click.echo(f"{store.path}  {store.samples} pictures x {store.layers} layers, {format_size(store.bytes)}{rate}")
 
 
 def ignore_metadata_of_pictures() -> None:
@@ -100,6 +101,6 @@ def show_plan(job: "Extraction | Note") -> None:
     terminal.make_console().print(table)
     verdict = "enough room" if job.bytes * 1.05 <= job.bytes_free else "NOT ENOUGH ROOM"
     click.echo(
-        f"{human(job.bytes_per_sample)} a picture, {human(job.bytes)} for {len(job.samples.rows)} "
-        f"pictures; {human(job.bytes_free)} free: {verdict}"
+        f"{format_size(job.bytes_per_sample)} a picture, {format_size(job.bytes)} for {len(job.samples.rows)} "
+        f"pictures; {format_size(job.bytes_free)} free: {verdict}"
     )

@@ -77,7 +77,7 @@ def _plan(file: Path) -> None:
 def _run(file: Path, *, overwrite: bool) -> None:
     from repsim.extraction.runs import Extracted
     from repsim.pipeline import Drawn, Studied, plan_study, study_steps
-    from repsim.runtime.events import Kept, Note
+    from repsim.runtime.events import Note, UpToDate
 
     plan = plan_study(file)
     with terminal.progress_of_steps() as steps:
@@ -92,7 +92,7 @@ def _run(file: Path, *, overwrite: bool) -> None:
                     click.echo(
                         f"saved {path}{': ' * bool(text)}{text}" if path else f"no {name}: {render_for_cli(text)}"
                     )
-                case Kept(path) if path == plan.target:
+                case UpToDate(path) if path == plan.target:
                     print_note(f"{event}; --overwrite makes it again")
-                case Note() | Kept():
+                case Note() | UpToDate():
                     print_note(render_for_cli(event) if isinstance(event, Note) else str(event))

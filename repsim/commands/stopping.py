@@ -46,16 +46,16 @@ class StoppableGroup(click.Group):
         try:
             result = super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            signum = getattr(stop, "signum", None) or interrupts.noted() or signal.SIGINT
+            signum = getattr(stop, "signum", None) or interrupts.pending_signal() or signal.SIGINT
             self._stop(signum, getattr(stop, "__notes__", []))
         except Exception as error:
-            signum = interrupts.noted() or 0
+            signum = interrupts.pending_signal() or 0
             user_error = isinstance(error, RepsimError) and not isinstance(error, OtherProcessError)
             if not signum or user_error:
                 interrupts.wait_for_end()
                 raise
             self._stop(signum, getattr(error, "__notes__", []))  # the terminal, or other processes, ended first
-        if signum := interrupts.noted():  # the signal came after the last step
+        if signum := interrupts.pending_signal():  # the signal came after the last step
             self._stop(signum, [], "Everything was done already.")
         return result
 
@@ -69,7 +69,7 @@ class StoppableGroup(click.Group):
             except OSError:  # after SIGHUP the terminal is gone
                 sys.stderr = None  # otherwise the interpreter would fail to flush it at exit
 
-        interrupts.speak(print_line)
+        interrupts.print_last_line(print_line)
         raise SystemExit(interrupts.exit_code(signum)) from None
 
     def _stop_message(self, signum: int, notes: list[str], advice: str | None = None) -> str:

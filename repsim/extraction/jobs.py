@@ -34,8 +34,8 @@ from repsim.extractors.recalibration import SAMPLES, assign, batch_norms, check_
 from repsim.extractors.sources import Content, LeftOut
 from repsim.labels import LayerKey, SampleIds, check_model_name, partition
 from repsim.runtime import interrupts
-from repsim.runtime.files import human, partial_path
-from repsim.runtime.hardware import choose_device, cores, return_memory
+from repsim.runtime.files import format_size, partial_path
+from repsim.runtime.hardware import choose_device, cores, release_free_heap
 from repsim.runtime.processes import ALONE, Ranks, restarted
 from repsim.runtime.progress import Progress
 from repsim.stores import reader
@@ -151,7 +151,7 @@ class Extraction:
     def __repr__(self) -> str:
         return (
             f"<Extraction of {self.model}: {len(self.arrays)} arrays, {len(self.samples.rows)} samples of "
-            f"{self.samples.images.name}, {human(self.bytes)} for {self.path.name}>"
+            f"{self.samples.images.name}, {format_size(self.bytes)} for {self.path.name}>"
         )
 
     def __post_init__(self) -> None:
@@ -258,7 +258,7 @@ class Extraction:
         """Raise `OutputError` unless the disk has room for the store and 5 % more, beside what ``others`` will take."""
         if self.bytes * 1.05 + others > self.bytes_free:
             raise OutputError(
-                f"{self.path} needs {human(self.bytes)} and the disk has {human(self.bytes_free)} free",
+                f"{self.path} needs {format_size(self.bytes)} and the disk has {format_size(self.bytes_free)} free",
                 path=self.path,
                 remedy=Remedy("take fewer layers or samples, a smaller readout, or ", Argument("dtype", "float16")),
             )
@@ -306,7 +306,7 @@ class Extraction:
         if self.recalibrate and isinstance(self.extractor, ModuleExtractor) and batch_norms(self.extractor.model):
             model, samples = self.extractor.model, self.samples
             found = measure(model, self.extractor.transform, samples.images, samples.rows, self.how) if me.first else {}
-            assign(model, me.share(found))
+            assign(model, me.broadcast(found))
 
     def already(self) -> int:
         """How many samples are stored already, by an earlier run of the same settings.
@@ -383,7 +383,7 @@ def run_together(
         raise InvalidInputError(f"two of the models would both be written to {twice}")
     # only the first looks: on a file system of several machines, others may see for a while what was
     needed = [job.already() < len(job.order) or not job.path.exists() for job in jobs] if me.first else []
-    todo = [job for job, need in zip(jobs, me.share(needed), strict=True) if need]
+    todo = [job for job, need in zip(jobs, me.broadcast(needed), strict=True) if need]
     if me.first:
         for i, job in enumerate(todo):
             job.check_room(sum(other.bytes for other in todo[:i]))
@@ -392,7 +392,7 @@ def run_together(
         if me.first:
             for writer in writers:
                 stack.enter_context(writer)
-        marks = me.share([writer.written for writer in writers] if me.first else [])
+        marks = me.broadcast([writer.written for writer in writers] if me.first else [])
         if not me.first:
             for writer in writers:
                 stack.enter_context(writer)
@@ -438,7 +438,7 @@ def _fill(
             settle(_ON_THEIR_WAY)
             interrupts.check()
             if time.monotonic() - returned > _RETURN_SECONDS:
-                return_memory()
+                release_free_heap()
                 returned = time.monotonic()
         settle(0)
 

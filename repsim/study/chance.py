@@ -62,7 +62,7 @@ def skewness(a: CubicMoments, b: CubicMoments) -> float:
     Parameters
     ----------
     a, b
-        Of each layer, from `repsim.engine.null_moments.moments`.
+        Of each layer, from `repsim.engine.null_moments.cubic_moments`.
 
     Returns
     -------

@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64
 from repsim.engine.jackknife import LeaveOneOut
 from repsim.engine.preparation import Source, prepare
 from repsim.engine.resampling import permuted
-from repsim.engine.shared_directions import together
+from repsim.engine.shared_directions import truncate_jointly
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import CentredGram, Gram
 from repsim.runtime.progress import Progress
@@ -79,7 +79,7 @@ class Kernels:
 
     def cut(self, where: Sequence[int]) -> "Kernels":
         """Some of the layers, by components that carry almost all of their kernels, in directions that they share."""
-        grams = tuple(together([self.grams[k] for k in where], SHARE))
+        grams = tuple(truncate_jointly([self.grams[k] for k in where], SHARE))
         place = {k: i for i, k in enumerate(where)}
         of = {name: np.array([place[k] for k in some if k in place], int) for name, some in self.of.items()}
         return Kernels(tuple(self.names[k] for k in where), grams, of, self.undefined, short=True)

@@ -12,7 +12,7 @@ import xarray as xr
 from jaxtyping import Float64, Int64
 
 from repsim import metrics as registry
-from repsim.engine.null_moments import moments
+from repsim.engine.null_moments import cubic_moments
 from repsim.engine.planning import by_recipe
 from repsim.engine.resampling import random_permutations
 from repsim.errors import InvalidInputError, UndefinedValueError
@@ -20,11 +20,12 @@ from repsim.metrics import Metric
 from repsim.metrics.cka import CKA
 from repsim.results.files import save_result
 from repsim.runtime import tuning
-from repsim.runtime.files import check_output, claimed
+from repsim.runtime.deprecation import warn_deprecated
+from repsim.runtime.files import check_output, locked
 from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
-from repsim.runtime.options import deprecated, sort_keywords, takes
-from repsim.runtime.progress import Progress, Steps, counter, told_stepwise
+from repsim.runtime.options import accept_options, sort_keywords
+from repsim.runtime.progress import Progress, Steps, counter, report_steps
 from repsim.stores.store import ActivationStore, open_store, several
 from repsim.study import controls as control
 from repsim.study import permutation_nulls
@@ -65,7 +66,7 @@ class UniversalityKeywords(TypedDict, total=False):
     overwrite: bool
 
 
-@takes(UniversalityOptions, without=("metrics",))
+@accept_options(UniversalityOptions, without=("metrics",))
 def universality(
     stores: Sequence[StoreLike],
     metrics: Sequence[str | Metric[Any]] | None = None,
@@ -149,7 +150,7 @@ def conduct(
         raise InvalidInputError(f"a study is netCDF: name it .nc, not {path.name}")
     check_output(path, overwrite=options.overwrite)
     folder = Path(options.controls_folder or path.with_name(f"{path.stem}.controls"))
-    with claimed(path):  # hours, so nobody does it twice
+    with locked(path):  # hours, so nobody does it twice
         study = _computed(stores, options, metrics, folder=folder, steps=steps, command=command)
         save_result(study, path, overwrite=options.overwrite)
     return study
@@ -163,10 +164,10 @@ def _without_earlier_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
         ("folder", "controls_folder", lambda folder: folder),
     ):
         if old in keywords:
-            deprecated("universality", old, f"write {new}=...")
+            warn_deprecated(f"universality({old}=...)", instead=f"write {new}=...", gone_in="0.4.0")
             keywords[new] = value(keywords.pop(old))
     if "command" in keywords:
-        deprecated("universality", "command", "set study.attrs['command']")
+        warn_deprecated("universality(command=...)", instead="set study.attrs['command']", gone_in="0.4.0")
     return keywords
 
 
@@ -186,7 +187,7 @@ def _computed(
     place = choose_device(options.device)
     room = memory_to_use(place, options.memory)
     with ExitStack() as stack:
-        step = stack.enter_context(told_stepwise("the study", steps))
+        step = stack.enter_context(report_steps("the study", steps))
         opened = [
             each if isinstance(each, ActivationStore) else stack.enter_context(open_store(each))
             for each in several(stores)
@@ -238,11 +239,11 @@ def _gather(
     sweep = all_kernels.leave_one_out(_ROOM)
     runs = sweep.runs(counter(sweep.units, steps("leaving out each sample")))
     first = next(runs)
-    indices = Indices(study, dict(all_kernels.of), symmetric(sweep.whole))
+    indices = Indices(study, dict(all_kernels.of), symmetric(sweep.full_values))
     left_out, errors = indices.without_each(values for _, values in chain([first], runs))
     assert sweep.cubes is not None, "asked for"
     trained = np.concatenate([all_kernels.of[member.name] for member in study.trained])
-    cubic = tuple(moments([all_kernels.grams[k] for k in trained], sweep.cubes[trained]))
+    cubic = tuple(cubic_moments([all_kernels.grams[k] for k in trained], sweep.cubes[trained]))
     del sweep, runs, first
 
     orders = random_permutations(study.n, permutations, seed)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import special
 
-from repsim.engine.null_moments import moments
+from repsim.engine.null_moments import cubic_moments
 from repsim.engine.resampling import random_permutations
 from repsim.labels import LayerKey
 from repsim.metrics.cka import CKA
@@ -178,7 +178,7 @@ def null(say: Say, runs: int, few: int, n: int = 100, count: int = 199) -> Itera
 def smallest(some: Kernels, R: Array) -> float:
     """The naive test: the smallest p-value of all pairs of layers, each right by itself."""
     a, b = some.of["a"], some.of["b"]
-    cubic = moments(some.grams)
+    cubic = cubic_moments(some.grams)
     skewed = np.array([[skewness(cubic[i], cubic[j]) for j in b] for i in a])
     return float(pearson3(R[np.ix_(a, b)], some.n, skewed).min())
 
@@ -193,7 +193,7 @@ def pearson(say: Say, count: int, n: int = 100) -> Iterator[Cell]:
         rng = np.random.default_rng([2, seed])
         layers = [rng.normal(size=(n, _WIDTH)) * spectrum(kind, _WIDTH) for kind in kinds]
         some = kernels(layers, {})
-        gamma = skewness(*moments(some.grams))
+        gamma = skewness(*cubic_moments(some.grams))
         a, b = np.array([[0], [1]])
         values = [
             permuted_values(some, a, b, random_permutations(n, 10_000, k), memory=_MEMORY).ravel()
@@ -391,7 +391,7 @@ def power(say: Say, runs: int) -> Iterator[Cell]:
                 R = some.values()
                 biased = CKA(estimator="biased").block(some.grams[:1], some.grams[1:2])[0, 0]
                 found[run] = R[0, 1], R[2, 3], partial(R, [4])[2, 3], biased
-                small += float(pearson3(R[0, 1], n, skewness(*moments(some.grams[:2])))) <= 0.05
+                small += float(pearson3(R[0, 1], n, skewness(*cubic_moments(some.grams[:2])))) <= 0.05
             mean, se = found.mean(0), found.std(0, ddof=1) / np.sqrt(runs)
             for k, name in enumerate(("CKA", "CKA, the input shared, too", "partial CKA")):
                 row, off = f"{name} {exact[k]:.3g}", mean[k] - exact[k]

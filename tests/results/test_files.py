@@ -127,7 +127,7 @@ def test_nothing_of_a_file_is_parsed_before_its_digest_is_checked(
     (tmp_path / path.name).write_bytes(data)
     monkeypatch.setattr(h5py, "File", None)
     for read in (open_either, open_result, open_study):
-        with pytest.raises(StoreError, match=r"its digest does not match what is in it\. Take another copy"):
+        with pytest.raises(StoreError, match=r"its digest does not match what is in it; take another copy"):
             read(tmp_path / path.name)
 
 
@@ -439,7 +439,7 @@ def test_an_earlier_result_that_is_none(folder: Path) -> None:
         (result.drop_vars("layer_a"), "layer_a is missing"),
     ):
         with pytest.raises(InvalidInputError, match=f"the earlier result is no result of repsim.compare: .*{message}"):
-            grow(*stores, ["cka"], known=known)
+            grow(*stores, ["cka"], earlier_result=known)
 
 
 @pytest.mark.parametrize("value", [[1, 2], 3, 1.5, ""])

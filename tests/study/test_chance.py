@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from repsim.engine.null_moments import CubicMoments, moments
+from repsim.engine.null_moments import CubicMoments, cubic_moments
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
@@ -27,7 +27,7 @@ from tests.metrics.references import gram, u_centred
 
 
 def cubic(*layers: Array) -> list[CubicMoments]:
-    return moments([get("cka").recipe(as_samples(x)) for x in layers])
+    return cubic_moments([get("cka").recipe(as_samples(x)) for x in layers])
 
 
 def over_every_permutation(x: Array, y: Array) -> Array:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import xarray as xr
 
-from repsim.engine.null_moments import moments
+from repsim.engine.null_moments import cubic_moments
 from repsim.engine.resampling import permuted, random_permutations
 from repsim.metrics.recipes.gram import CentredGram
 from repsim.stores.store import ActivationStore
@@ -86,7 +86,7 @@ def test_chance_of_layers(case: Case) -> None:
     np.testing.assert_allclose(found["chance_sd"], np.sqrt(2 / (N * (N - 3))), rtol=1e-14)
     np.testing.assert_allclose(found["z"], found["value"] / null_sd(N), rtol=1e-12)
     grams = [CentredGram()(torch.from_numpy(x)) for x in stacked(case)]
-    skewed = np.array([[skewness(a, b) for b in moments(grams)] for a in moments(grams)])
+    skewed = np.array([[skewness(a, b) for b in cubic_moments(grams)] for a in cubic_moments(grams)])
     np.testing.assert_allclose(found["p"], pearson3(found["value"].values, N, skewed), rtol=1e-8)
     assert np.isnan(case.study["p"].sel(measure="cka given input")).all()  # its law is another
     neighbours = case.study.sel(measure="mutual_knn:k=4")

@@ -73,8 +73,8 @@ def test_without_each_sample(study: tuple[Design, list[Control]]) -> None:
     assert len(runs) > 1
     values = np.concatenate(runs)
     V = np.stack([unit_kernel(x) for x in features(study)])
-    np.testing.assert_allclose(sweep.whole, V @ V.T, atol=1e-12)
-    assert np.linalg.eigvalsh(sweep.whole).min() > -1e-12
+    np.testing.assert_allclose(sweep.full_values, V @ V.T, atol=1e-12)
+    assert np.linalg.eigvalsh(sweep.full_values).min() > -1e-12
     for i in (0, 15, 29):
         V = np.stack([unit_kernel(np.delete(x, i, 0)) for x in features(study)])
         np.testing.assert_allclose(values[i], V @ V.T, atol=1e-11)
