@@ -63,7 +63,7 @@ def run(folder: Path, progress: Progress | None = None) -> dict[Path, str]:
                 family, "digits", acts, split="test", weights="random", seed=seed, recalibrate=True, overwrite=True
             ).close()
             step()
-    files = {acts: "the activation stores (see repsim inspect)"}
+    files = {acts: "the activation stores"}
     for title, (a, b, description) in _PAIRS.items():
         result = compare(acts / f"{a}.h5", acts / f"{b}.h5", METRICS)
         save_result(result, folder / f"{title}.nc", overwrite=True)
