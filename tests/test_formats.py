@@ -14,7 +14,7 @@ import repsim
 from repsim.cli import main
 from repsim.errors import FormatVersionError, MissingDigestWarning, Remedy
 from repsim.results import netcdf
-from repsim.results.digest import seal
+from repsim.results.digest import digest_line
 from repsim.results.versions import RESULTS, STUDIES, in_newest_version
 from repsim.runtime.deprecation import warn_deprecated
 from repsim.runtime.formats import Readers
@@ -92,7 +92,7 @@ def set_version(path: Path, version: int) -> Path:
                 format_version=version
             )
         )
-        path.write_bytes(data + seal(data))
+        path.write_bytes(data + digest_line(data))
     return path
 
 
@@ -120,7 +120,7 @@ def test_versions_without_a_reader_say_what_to_do(
 def test_a_version_that_has_no_digest_with_one_is_refused(tmp_path: Path) -> None:
     """No revision wrote such a file."""
     shutil.copy(FILES / "9a580e1" / "result.nc", tmp_path)
-    with pytest.raises(OSError, match="carries a digest, and result format 2 has none"):
+    with pytest.raises(OSError, match="has a digest, and result format 2 has none"):
         repsim.open_result(set_version(tmp_path / "result.nc", 2))
 
 

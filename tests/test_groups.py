@@ -85,7 +85,7 @@ def test_who_has_no_value_is_left_out_of_a_group_only(tmp_path: Path, rng: np.ra
     contents = Contents((spec,), SampleIds(tuple(map(str, range(32)))), "photos", {}, order=np.arange(32))
     with StoreWriter(tmp_path / "g.h5", contents) as out:
         out.write(spec.key, slice(0, 4), grams.reshape(4, 64).astype(np.float32))
-        out.done(slice(None))
+        out.mark_done(slice(None))
     path = tmp_path / "g.h5"
     result = compare(path, None, ["all"])
     assert list(result.data_vars) == ["cka"]

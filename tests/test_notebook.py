@@ -182,7 +182,7 @@ def test_other_data_sets_have_nothing_to_show() -> None:
 
 
 def test_everything_in_a_study_says_what_it_is(study: xr.Dataset, tmp_path: Path) -> None:
-    entries = {name: (entry.names[name], entry.dims, entry.said) for entry in VARIABLES for name in entry.names}
+    entries = {name: (entry.names[name], entry.dims, entry.meaning) for entry in VARIABLES for name in entry.names}
     assert set(entries) == set(study.data_vars)
     assert set(COORDINATES) == set(study.coords)
     repsim.save_result(study, tmp_path / "study.nc")
@@ -190,7 +190,7 @@ def test_everything_in_a_study_says_what_it_is(study: xr.Dataset, tmp_path: Path
     for name, (long, dims, said) in entries.items():
         assert saved[name].attrs == {"long_name": long, "description": said}
         assert ", ".join(map(str, saved[name].dims)) == dims
-    longs = {name: field.said for name, field in COORDINATES.items()}
+    longs = {name: field.meaning for name, field in COORDINATES.items()}
     assert {name: saved[name].attrs["long_name"] for name in COORDINATES} == longs
     assert len({long for long, _, _ in entries.values()}) == len(entries), "two variables of one name"
     texts: list[str] = [*longs.values(), *(text for entry in entries.values() for text in entry)]

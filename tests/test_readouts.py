@@ -42,7 +42,7 @@ def stores(tmp_path: Path, values: dict[LayerKey, Array]) -> tuple[Path, Path]:
         with StoreWriter(made[-1], contents) as out:
             for key in keys:
                 out.write(key, slice(0, N), values[key])
-            out.done(slice(None))
+            out.mark_done(slice(None))
     return made[0], made[1]
 
 
@@ -120,7 +120,7 @@ def test_a_metric_without_any_value_under_one_readout_is_left_out(
         out.write(keys[0], slice(0, N), x)
         blocks = (x - x.mean(0)).reshape(-1, 4, 6)
         out.write(keys[1], slice(0, N // 4), (blocks @ blocks.transpose(0, 2, 1)).reshape(-1, 16))
-        out.done(slice(None))
+        out.mark_done(slice(None))
     result = compare(tmp_path / "g.h5", None, ["cka", "svcca"], readouts=["mean", "gram:4"])
     assert list(result.data_vars) == ["cka@mean", "cka@gram:4", "svcca@mean"]
     (left_out,) = json.loads(result.attrs["left_out"])

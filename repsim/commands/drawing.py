@@ -46,7 +46,7 @@ def heatmap(
     """
     from repsim import figures
     from repsim.errors import InvalidInputError
-    from repsim.results.files import open_either
+    from repsim.results.files import open_result_or_study
     from repsim.results.versions import STUDY
 
     if out.suffix == ".html":
@@ -60,7 +60,7 @@ def heatmap(
         click.echo(str(out))
         return
     measures = list(specs) or None
-    opened = [open_either(file) for file in files]
+    opened = [open_result_or_study(file) for file in files]
     if any(data.attrs["format"] == STUDY for data in opened):
         if len(files) > 1:
             raise InvalidInputError(

@@ -47,9 +47,9 @@ def export(result: Path, out: Path | None, table: str | None, form: str | None, 
         check_output(file, overwrite=overwrite)
 
     from repsim.results import export
-    from repsim.results.files import open_either
+    from repsim.results.files import open_result_or_study
 
-    dataset = open_either(result)
+    dataset = open_result_or_study(result)
     if file is None:
         text = export.as_text(dataset, form or "csv", table)
         if not terminal.is_encodable(text):

@@ -26,10 +26,10 @@ def inspect(store: Path, *, as_json: bool) -> None:
       repsim inspect acts/resnet50.h5
       repsim inspect result.nc
     """
-    from repsim.results.files import is_saved
+    from repsim.results.files import is_result_or_study
     from repsim.stores.store import open_store
 
-    if is_saved(store):
+    if is_result_or_study(store):
         _inspect_saved(store, as_json=as_json)
         return
     with open_store(store) as opened:
@@ -62,9 +62,9 @@ def inspect(store: Path, *, as_json: bool) -> None:
 
 def _inspect_saved(path: Path, *, as_json: bool) -> None:
     """Print the variables and attributes of a result or a study, without the values."""
-    from repsim.results.files import open_either
+    from repsim.results.files import open_result_or_study
 
-    data = open_either(path)
+    data = open_result_or_study(path)
     attrs = {str(key): _value(text) for key, text in data.attrs.items()}
     variables = {str(name): dict(variable.sizes) for name, variable in data.data_vars.items()}
     if as_json:
@@ -84,10 +84,10 @@ def _inspect_saved(path: Path, *, as_json: bool) -> None:
 
 def _value(attribute: Any) -> Any:
     """Return the value of an attribute that holds JSON; return other attributes unchanged."""
-    from repsim.results.export import finite
+    from repsim.results.export import nan_to_none
 
     try:
-        return finite(
+        return nan_to_none(
             json.loads(attribute) if isinstance(attribute, str) and attribute[:1] in {"[", "{"} else attribute
         )
     except (ValueError, RecursionError):
@@ -107,17 +107,17 @@ def verify(files: Sequence[Path]) -> None:
       repsim verify result.nc study.nc
     """
     from repsim.errors import StoreError
-    from repsim.results.files import is_saved, verify_saved
+    from repsim.results.files import is_result_or_study, verify_result_or_study
     from repsim.stores.store import verify as find_damage
 
     damaged = 0
     for path in files:
         damage, verdict = [], "OK: all checksums match"
         try:
-            if is_saved(path):
+            if is_result_or_study(path):
                 verdict = "OK: the digest matches"
-                if not verify_saved(path):
-                    verdict = "no damage seen, but a file of this earlier format carries no digest; save it again"
+                if not verify_result_or_study(path):
+                    verdict = "no damage seen, but a file of this earlier format has no digest; save it again"
             else:
                 with terminal.progress_bar(str(path), "layers/s") as advance:
                     damage = list(map(str, find_damage(path, advance)))

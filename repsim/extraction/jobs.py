@@ -41,7 +41,7 @@ from repsim.runtime.progress import Progress
 from repsim.stores import reader
 from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store
-from repsim.stores.writer import StoreWriter, stored
+from repsim.stores.writer import StoreWriter, count_stored
 
 _ON_THEIR_WAY = 4
 """Batches that may wait to be written: enough to bridge a slow moment of the disk, few enough to be no burden."""
@@ -316,7 +316,7 @@ class Extraction:
         OutputError
             What is there was made with other settings; the message says which.
         """
-        return stored(self.path, self.contents, overwrite=self.overwrite) if self._resume else 0
+        return count_stored(self.path, self.contents, overwrite=self.overwrite) if self._resume else 0
 
     def contents_unchecked(self) -> bool:
         """Whether what is stored already keeps no hashes that the pictures could be held against.
@@ -473,5 +473,5 @@ def _record(job: Extraction, writer: StoreWriter, positions: NDArray[np.int64], 
         values = batch.values[spec.key.layer, spec.key.readout].numpy()
         first = int(positions[0]) // spec.block
         writer.write(spec.key, samples if spec.block == 1 else slice(first, first + len(values)), values)
-    writer.done(samples)
+    writer.mark_done(samples)
     return len(samples)

@@ -19,7 +19,7 @@ from repsim._version import __version__
 from repsim.report.payload import payload
 from repsim.report.pictures import thumbnails as thumbnails_of
 from repsim.report.pictures import without_pictures
-from repsim.results.files import open_either
+from repsim.results.files import open_result_or_study
 from repsim.runtime.files import check_output, replacing
 
 Source = xr.Dataset | str | os.PathLike[str]
@@ -90,7 +90,7 @@ def write_report(
     check_output(path, overwrite=overwrite)
     sources = [studies] if isinstance(studies, xr.Dataset | str | os.PathLike) else list(studies)
     files = [Path(source) for source in sources if not isinstance(source, xr.Dataset)]
-    data = payload([source if isinstance(source, xr.Dataset) else open_either(source) for source in sources])
+    data = payload([source if isinstance(source, xr.Dataset) else open_result_or_study(source) for source in sources])
     data |= {"title": title or data["title"], "citation": _citation()}
     data["files"] = {f"{file.name} (SHA-256)": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     data |= without_pictures() if thumbnails is None else thumbnails_of(data["parts"], os.fspath(thumbnails))

@@ -78,7 +78,7 @@ class Job:
                 for rows, layers in runs(widths, n, seed):
                     for spec in specs:
                         writer.write(spec.key, rows, layers[spec.key.layer])
-                    writer.done(rows)
+                    writer.mark_done(rows)
         return [str(path) for path in paths.values()]
 
 

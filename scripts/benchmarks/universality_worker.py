@@ -66,7 +66,7 @@ def stores(folder: Path, n: int) -> list[Path]:
                     for spec in specs:
                         values = pixels[rows] if spec.key.control else layers[spec.key.layer]
                         writer.write(spec.key, rows, values)
-                    writer.done(rows)
+                    writer.mark_done(rows)
     return paths
 
 
