@@ -126,7 +126,7 @@ def test_who_needs_more_memory_is_left_out_of_a_group_only(
 ) -> None:
     """A decomposition needs more memory than CKA, whose layers can be read again."""
     wide = write_store(tmp_path / "w.h5", {"x": rng.normal(size=(1500, 1500)).astype("f4")}, model="w")
-    monkeypatch.setattr(Comparison, "_base", lambda _: 0)
+    monkeypatch.setattr(Comparison, "_base_memory", lambda _: 0)
     with Comparison(wide, None, ["cka"]) as small:
         enough = small.plan.memory
     result = compare(wide, None, ["cka", "group:cca"], memory=enough)
