@@ -626,7 +626,7 @@ def test_an_option_of_one_value_is_never_dropped(command: str, tmp_path: Path) -
         flag = max(option.opts, key=len)
         done = run(command, flag, "1", min(option.opts, key=len), "2")  # under both of its names
         assert done.exit_code == 2
-        assert f"{flag} is there 2 times, and takes one value" in done.stderr, done.stderr
+        assert f"{flag} occurs 2 times, but takes one value" in done.stderr, done.stderr
 
 
 def test_flags_and_several_values_may_be_repeated(tmp_path: Path) -> None:
