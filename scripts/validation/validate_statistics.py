@@ -402,7 +402,7 @@ def power(say: Say, runs: int) -> Iterator[Cell]:
                 yield Cell(part, row, "in standard errors of the simulation", off / se[k], -3, 3, "{:+.1f}")
             row = f"CKA {exact[0]:.3g}"
             yield Cell(part, row, "biased CKA", mean[3], form="{:.4f}")
-            yield Cell(part, row, "p <= .05 (Pearson III)", small / runs)
+            yield Cell(part, row, "p <= 0.05 (Pearson III)", small / runs)
             say(f"power: n = {n}, p = {p}, r^2 = {r2}: {(mean[:3] - exact).round(4).tolist()}")
 
 

@@ -114,7 +114,7 @@ def test_the_shared_part_is_estimated_without_bias(cells: list[Any], values: Val
     assert off.size == 18
     assert abs(off).max() < 0.015
     assert min(values("CKA 0.05", "biased CKA")) > 0.1
-    assert min(values("CKA 0.05", "p <= .05")) > 0.9
+    assert min(values("CKA 0.05", "p <= 0.05")) > 0.9
 
 
 # --- the table
