@@ -46,7 +46,7 @@ _LAYER_COLUMNS = {
 """Meanings of columns that describe the layers of one side; the file explains the other columns."""
 
 
-def to_frame(found: xr.Dataset, table: str | None = None) -> pd.DataFrame:
+def to_frame(dataset: xr.Dataset, table: str | None = None) -> pd.DataFrame:
     """Convert a comparison or a study to a tidy table, with a row for each pair of layers, pair of models, and so on.
 
     Each variable is a column. Rows are in the order of the file; the first dimension of the table varies slowest. The
@@ -54,7 +54,7 @@ def to_frame(found: xr.Dataset, table: str | None = None) -> pd.DataFrame:
 
     Parameters
     ----------
-    found : xarray.Dataset
+    dataset : xarray.Dataset
         A result of `repsim.compare` or `repsim.open_result`, or a study of `repsim.universality` or
         `repsim.open_study`.
     table : str, optional
@@ -88,19 +88,19 @@ def to_frame(found: xr.Dataset, table: str | None = None) -> pd.DataFrame:
     0       a      in       b  hidden  1.00
     1       a     out       b  hidden  0.67
     """
-    tables = tables_of(found)
+    tables = tables_of(dataset)
     name = table or next(iter(tables))
     if name not in tables:
         raise UnknownNameError("table", name, tables, where=f"there are {', '.join(tables)}")
     dims = tables[name]
-    if missing := [dim for dim in dims if dim not in found.sizes]:
+    if missing := [dim for dim in dims if dim not in dataset.sizes]:
         raise InvalidInputError(f"this study has no table {name!r}: there is no {missing[0]} in it")
-    frame = pd.DataFrame(dict(_columns(found, dims)))
+    frame = pd.DataFrame(dict(_columns(dataset, dims)))
     frame.attrs = {
         "table": name,
-        "data": found["data"].item(),
-        "samples": found["n_samples"].item(),
-        "columns": {column: text for column in frame.columns if (text := _meaning(found, column))},
+        "data": dataset["data"].item(),
+        "samples": dataset["n_samples"].item(),
+        "columns": {column: text for column in frame.columns if (text := _meaning(dataset, column))},
     }
     return frame
 
