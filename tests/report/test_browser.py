@@ -488,8 +488,7 @@ def test_tables_fit_the_page_and_say_what_they_are(open_page: Open, page: Any) -
     labels = page.evaluate("[...document.querySelectorAll('[role=region]')].map(x => x.ariaLabel)")
     assert len(labels) == len(set(labels)) > 3
     page.locator("#all-map").scroll_into_view_if_needed()
-    page.mouse.move(*page.evaluate(CELL, ["all-map", 1, 3]))
-    page.mouse.move(*page.evaluate(CELL, ["all-map", 1, 4]))
+    page.mouse.move(*page.evaluate(CELL, ["all-map", 1, 4]))  # once: a second move could be noticed after the key
     page.wait_for_selector("#tip:not([hidden])")
     page.keyboard.press("Escape")
     assert page.is_hidden("#tip")
