@@ -189,7 +189,7 @@ class IMD(TopologyMetric[Heat]):
 
     @property
     def min_samples(self) -> int:
-        """k + 2: with k + 1 samples, every sample is a neighbour of every other."""
+        """Number of neighbours plus 2: with one sample fewer, all others are neighbours."""
         return self.neighbours + 2
 
     @property

@@ -461,7 +461,7 @@ class CKNNA(NeighbourMetric):
         shared, at = ranks > 0, (ranks - 1).clamp(min=0)
         K = a.similarities.gather(1, at) * shared
         L = b.similarities[:, : self.k] * shared
-        both = shared & mutual(b.returned[:, : self.k], self.k) & mutual(a.returned.gather(1, at), self.k)
+        both = shared & mutual(b.reverse_ranks[:, : self.k], self.k) & mutual(a.reverse_ranks.gather(1, at), self.k)
         return _hsic(K, L, b.indices[:, : self.k], both) / (norms[0] * norms[1]).sqrt()
 
     def chance(self, a: Neighbours, b: Neighbours) -> Chance:
@@ -540,7 +540,7 @@ class CycleKNN(NeighbourMetric):
         count = a.n - 1.0
         miss = torch.ones(a.n, dtype=torch.float64, device=a.indices.device)
         for drawn in range(self.k):
-            miss *= ((count - a.chosen_by(self.k).double() - drawn) / (count - drawn)).clamp(min=0)
+            miss *= ((count - a.in_degrees(self.k).double() - drawn) / (count - drawn)).clamp(min=0)
         return Chance(1 - float(miss.mean()))
 
 
@@ -553,7 +553,7 @@ def _numbers_shared(n: int, k: int) -> list[tuple[int, float]]:
 def _own_hsic(a: Neighbours, k: int) -> Float64[Tensor, ""]:
     """Return HSIC_1 of the neighbours of a layer with themselves, without the factor that cancels."""
     K = a.similarities[:, :k]
-    return _hsic(K, K, a.indices[:, :k], mutual(a.returned[:, :k], k))
+    return _hsic(K, K, a.indices[:, :k], mutual(a.reverse_ranks[:, :k], k))
 
 
 def _hsic(

@@ -132,7 +132,7 @@ class UnitNorm(StreamingRecipe[Units], DifferentiableRecipe[Units]):
     def apply(self, x: Rows, state: UnitState) -> Units:
         """Make the factor: in memory if x is; otherwise read from the store on demand."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return Units(in_memory(Standardised(x, state.units, state.mean, state.norm, dtype), made_of=x))
+        return Units(in_memory(Standardised(x, state.units, state.mean, state.norm, dtype), source=x))
 
     def with_gradient(self, x: Float[Tensor, "n p"]) -> Units:
         """Prepare one layer with operations that autograd supports."""

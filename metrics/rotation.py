@@ -209,7 +209,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class AsTheyAre(InMemoryRecipe[Features]):
+class UncentredFeatures(InMemoryRecipe[Features]):
     """Recipe of `Features`: divide by a power of two above the largest value, so that no product overflows."""
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Features:
@@ -282,9 +282,9 @@ class PermutationProcrustes(PairMetric[Features]):
         return frozenset({"permutation"})
 
     @property
-    def recipe(self) -> AsTheyAre:
+    def recipe(self) -> UncentredFeatures:
         """Recipe that keeps the features."""
-        return AsTheyAre()
+        return UncentredFeatures()
 
     def value(self, a: Features, b: Features) -> Tensor:
         """Return the value of two prepared layers.

@@ -159,7 +159,7 @@ class ShapeMetric(SubspaceMetric):
         return value
 
     def samples_needed(self, p: int, q: int) -> int:
-        """Return the number from the chance level 8 / (3 pi) sqrt(d / n); layers of unequal widths need fewer samples."""
+        """Return the number from the chance level 8 / (3 pi) sqrt(d / n); layers of unequal widths need fewer."""
         return 18 * max(p, q) + 1
 
     def chance(self, a: Subspace, b: Subspace) -> Chance:

@@ -392,7 +392,7 @@ class PrincipalSubspace(StreamingRecipe[Subspace], DifferentiableRecipe[Subspace
         else:
             assert state.weights is not None
             source = Centred(x, state.mean, 1.0, x.dtype)
-            basis = in_memory(Projected(source, state.weights, x.dtype, state.bias), made_of=x)
+            basis = in_memory(Projected(source, state.weights, x.dtype, state.bias), source=x)
         return Subspace(
             basis, state.singular_values, state.total, state.complete, x.shape[1], state.loadings, state.backward_error
         )

@@ -37,9 +37,9 @@ def test_neighbours_are_those_of_the_dense_matrix(rng: np.random.Generator, side
     np.testing.assert_allclose(found.similarities, expected, atol=10 * np.finfo(dtype).eps)
     mask = references_knn.mask(wide, 12)
     back = np.take_along_axis(mask.T, found.indices.numpy(), 1)
-    np.testing.assert_array_equal(found.returned > 0, back)
+    np.testing.assert_array_equal(found.reverse_ranks > 0, back)
     ranked = np.argsort(-cosines + 3 * np.eye(101), axis=1, kind="stable").argsort(axis=1) + 1
-    np.testing.assert_array_equal(found.returned, back * ranked.T[np.arange(101)[:, None], found.indices])
+    np.testing.assert_array_equal(found.reverse_ranks, back * ranked.T[np.arange(101)[:, None], found.indices])
 
 
 def test_a_layer_in_a_store_gives_what_it_gives_in_memory(rng: np.random.Generator, side: int) -> None:

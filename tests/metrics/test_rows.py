@@ -179,7 +179,7 @@ def test_only_what_is_made_of_a_tensor_is_kept(rng: np.random.Generator) -> None
     x = rng.normal(size=(6, 2))
     for source in (torch.from_numpy(x), RowsOnDisk(x)):
         centred = Centred(source, *column_means(source), torch.float64)
-        kept = in_memory(centred, made_of=source)
+        kept = in_memory(centred, source=source)
         if isinstance(source, RowsOnDisk):
             assert kept is centred
         else:
