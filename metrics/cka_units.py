@@ -19,7 +19,7 @@ from repsim.metrics.recipes.base import StreamingRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.gram import CentredGram, Gram, GramState
 from repsim.metrics.recipes.products import covariance, inner_products
-from repsim.metrics.recipes.rows import Centred, Rows, pieces, wide
+from repsim.metrics.recipes.rows import Centred, Rows, float64_device, pieces
 
 _NOTHING_SHARED = (
     "different units share no more than noise, so the norm over all units cannot be estimated: take more units, or use "
@@ -181,7 +181,7 @@ class SampledUnitsCKA(MomentMetric[SampledGram]):
 def _shared_norm(A: Float64[Tensor, "n n"], x: Float[Tensor, "n p"]) -> Float64[Tensor, ""]:
     """Return p / (p - 1) sum_{j != k} <A_j, A_k>, with a gradient."""
     n, p = x.shape
-    squares = (x - x.mean(0)).to(wide(x.device), torch.float64).square()
+    squares = (x - x.mean(0)).to(float64_device(x.device), torch.float64).square()
     sums = squares.sum(0)
     same_unit = _u_centred(sums.square().sum(), squares.square().sum(), sums.square().sum(), n)
     shared: Tensor = p / max(1, p - 1) * (A.square().sum() - same_unit)

@@ -20,7 +20,7 @@ from repsim.metrics.base import Group, Invariance, PairMetric
 from repsim.metrics.recipes.base import InMemoryRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.gram import CentredGram
-from repsim.metrics.recipes.rows import column_means, direction, pieces, wide
+from repsim.metrics.recipes.rows import column_means, direction, float64_device, pieces
 
 _UNDERFLOW = 40.0
 """Exponents below -40 are ignored: exp(-40) is smaller than the rounding errors of values from float32 layers."""
@@ -310,7 +310,7 @@ class UniformityDifference(StatisticDifference):
 def _uniformity(x: Float[Tensor, "n p"]) -> Float64[Tensor, ""]:
     """Compute u(X) with operations that autograd supports."""
     column_means(x.detach())  # refuses what is constant
-    x = x.to(wide(x.device), torch.float64)
+    x = x.to(float64_device(x.device), torch.float64)
     x = x - x.mean(0)
     norms = x.square().sum(1)
     squared = (norms[:, None] + norms - 2 * x @ x.T).clamp(min=0)

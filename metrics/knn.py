@@ -22,7 +22,7 @@ from repsim.metrics.recipes.neighbours import (
     mutual,
     ranks_among,
     shared_when_permuted,
-    too_few,
+    too_few_samples,
 )
 
 _NOTHING = (8 * torch.finfo(torch.float64).eps) ** 2
@@ -128,7 +128,7 @@ class NeighbourMetric(PairMetric[Neighbours], ABC):
         """Compare two representations of the same samples; raise `InvalidInputError` if they are too few for k."""
         for side in (x, y):
             if np.ndim(side) == 2 and len(side) < self.min_samples:
-                raise InvalidInputError(too_few(len(side), self.k))
+                raise InvalidInputError(too_few_samples(len(side), self.k))
         return super().__call__(x, y)
 
 

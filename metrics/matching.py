@@ -18,7 +18,16 @@ from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.base import Group, Invariance, MomentMetric
 from repsim.metrics.recipes.base import DifferentiableRecipe, MomentFactor, StreamingRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
-from repsim.metrics.recipes.rows import Rows, by_pieces, column_ranges, constant_layer, in_memory, pieces, varies, wide
+from repsim.metrics.recipes.rows import (
+    Rows,
+    by_pieces,
+    column_ranges,
+    constant_layer,
+    float64_device,
+    in_memory,
+    pieces,
+    varies,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +146,7 @@ class UnitNorm(StreamingRecipe[Units], DifferentiableRecipe[Units]):
     def with_gradient(self, x: Float[Tensor, "n p"]) -> Units:
         """Prepare one layer with operations that autograd supports."""
         units = self.fit(x.detach()).units.to(x.device)
-        centred = (x - x.mean(0))[:, units].to(wide(x.device), torch.float64)
+        centred = (x - x.mean(0))[:, units].to(float64_device(x.device), torch.float64)
         return Units(centred / torch.linalg.vector_norm(centred, dim=0))
 
     @override

@@ -13,7 +13,7 @@ from typing_extensions import override
 from repsim.errors import InvalidInputError
 from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.base import Chance, Group, Invariance
-from repsim.metrics.recipes.rows import pieces, wide
+from repsim.metrics.recipes.rows import float64_device, pieces
 from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace, layer_with_gradient
 from repsim.metrics.subspaces import SubspaceMetric, saturation
 
@@ -279,6 +279,6 @@ class EigenspaceOverlap(SubspaceMetric):
 
 def _constant(side: Subspace) -> float:
     """Return 1'UU'1 / n, the share of the constant direction that lies in the span."""
-    place = wide(side.device)
+    place = float64_device(side.device)
     sums = sum(side.rows(i).to(place, torch.float64).sum(0) for i in pieces(side.basis))
     return float(torch.as_tensor(sums).square().sum()) / side.n

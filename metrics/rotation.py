@@ -15,7 +15,7 @@ from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Group, Invariance, PairMetric
 from repsim.metrics.recipes.base import InMemoryRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
-from repsim.metrics.recipes.rows import column_means, wide
+from repsim.metrics.recipes.rows import column_means, float64_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class SampleSpace(InMemoryRecipe[Coordinates]):
         zero = int((x == 0).all(1).sum())
         if zero:
             raise UndefinedValueError(f"{zero} of {len(x)} samples are 0 in every feature: they have no direction")
-        x = x.to(wide(x.device), torch.float64)
+        x = x.to(float64_device(x.device), torch.float64)
         x = x / x.detach().abs().max()
         if x.shape[1] > x.shape[0]:
             x = _folded(x) if x.requires_grad else torch.linalg.qr(x.T, mode="r")[1].T
@@ -293,7 +293,7 @@ class PermutationProcrustes(PairMetric[Features]):
         """
         from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - takes long to import
 
-        place = wide(a.values.device)
+        place = float64_device(a.values.device)
         product = a.values.detach().to(place, torch.float64).T @ b.values.detach().to(place, torch.float64)
         i, j = (torch.from_numpy(k) for k in linear_sum_assignment(product.cpu().numpy(), maximize=True))
         unit = max(a.scale, b.scale)

@@ -16,7 +16,7 @@ from repsim.metrics.base import Array, Chance, GramMetric, Group, Invariance, Pa
 from repsim.metrics.recipes.base import InMemoryRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.gram import NEAR, CentredGram, Gram, distances
-from repsim.metrics.recipes.rows import column_means, cut, wide
+from repsim.metrics.recipes.rows import column_means, cut, float64_device
 
 _CHUNK = 2**15
 """Pairs of samples whose ranks are multiplied in float32 before the sum in float64; they fit into the cache."""
@@ -200,9 +200,7 @@ class RankedCorrelations(InMemoryRecipe[Ranks]):
         ranks = average_ranks(keys).sub_((len(keys) + 1) / 2)
         norm = torch.linalg.vector_norm(ranks)
         if norm == 0:
-            raise UndefinedValueError(
-                "all pairs of samples are equally correlated, so there is no order to compare"
-            )
+            raise UndefinedValueError("all pairs of samples are equally correlated, so there is no order to compare")
         ranks /= norm
         hubs = float(_row_sums(ranks, n).square().sum()) / (n - 2)
         return Ranks(ranks.to(x.device, x.dtype), n, hubs)
@@ -240,7 +238,7 @@ def _row_sums(above: Float64[Tensor, " pairs"], n: int) -> Float64[Tensor, " n"]
 
 def _standardised(x: Float[Tensor, "n p"]) -> Float64[Tensor, "n p"]:
     """Return every sample minus the mean of its features, with norm 1."""
-    z = x.to(wide(x.device), torch.float64, copy=True)
+    z = x.to(float64_device(x.device), torch.float64, copy=True)
     flat = z.amax(1) - z.amin(1) <= torch.finfo(x.dtype).eps * z.abs().amax(1)
     if flat.any():
         raise UndefinedValueError(
@@ -364,7 +362,7 @@ class RSA(PairMetric[Ranks]):
 
 def _products(rows: Sequence[Tensor], columns: Sequence[Tensor]) -> Float64[Tensor, "rows columns"]:
     """Return the inner products of all vectors, in runs that are computed in their dtype and added in float64."""
-    place = wide(rows[0].device)
+    place = float64_device(rows[0].device)
     dtype = max((v.dtype for v in (*rows, *columns)), key=lambda dtype: dtype.itemsize)
     total = torch.zeros(len(rows), len(columns), dtype=torch.float64, device=place)
     for i in cut(len(rows[0]), _CHUNK):
@@ -402,7 +400,7 @@ class EuclideanDistances(InMemoryRecipe[DistanceMatrix]):
     def __call__(self, x: Float[Tensor, "n p"]) -> DistanceMatrix:
         """Prepare one layer."""
         column_means(x)  # refuses what is constant at the precision that it came in
-        x = x.to(wide(x.device), torch.float64)
+        x = x.to(float64_device(x.device), torch.float64)
         state = CentredGram().fit(x)
         gram = CentredGram().apply(x, state)
         matrix = torch.empty(gram.n, gram.n, dtype=torch.float64, device=x.device)
@@ -480,7 +478,7 @@ class RSMDifference(PairMetric[DistanceMatrix]):
         """Compute the formula with a gradient, from the distances."""
         for side in (x, y):
             column_means(side.detach())  # refuses what is constant
-        x, y = (side.to(wide(side.device), torch.float64) for side in (x, y))
+        x, y = (side.to(float64_device(side.device), torch.float64) for side in (x, y))
         return spectral_norm(distances(x) - distances(y))
 
     @override

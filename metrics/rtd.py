@@ -14,7 +14,7 @@ from typing_extensions import override
 from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.metrics.recipes.base import InMemoryRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
-from repsim.metrics.recipes.rows import wide
+from repsim.metrics.recipes.rows import float64_device
 from repsim.metrics.topology import ZERO, Bars, Square, TopologyMetric, centred_samples, distances_within, load_gudhi
 from repsim.runtime import tuning
 
@@ -46,7 +46,7 @@ class DistanceBatches(InMemoryRecipe[Batches]):
         rng = np.random.default_rng(self.seed)
         draws: Sequence[slice | Tensor] = [slice(None)]
         if n > self.batch:
-            device = wide(x.device)
+            device = float64_device(x.device)
             draws = [torch.from_numpy(rng.permutation(n)[: self.batch]).to(device) for _ in range(self.trials)]
         return Batches(np.stack([self._scaled(distances_within(centred.exact(draw))) for draw in draws]))
 
@@ -98,7 +98,7 @@ def single_linkage(d: Square) -> tuple[float, Square]:
     return length, joined
 
 
-def two_view(a: Square, b: Square) -> tuple[Float64[np.ndarray, "2*n 2*n"], float]:
+def cross_barcode_matrix(a: Square, b: Square) -> tuple[Float64[np.ndarray, "2*n 2*n"], float]:
     """Return a distance matrix (2n, 2n), and a length to add to that of its H_1 bars, for R-Cross-Barcode_1.
 
     The graph of min(a, b) <= t contains the graph of a <= t. Barannikov et al. attach a second copy of all samples, at
@@ -198,7 +198,7 @@ class RTD(TopologyMetric[Batches]):
             1, input_type="full distance matrix", homology_coeff_field=2, n_jobs=torch.get_num_threads()
         )
         views = [
-            two_view(first, second)
+            cross_barcode_matrix(first, second)
             for x, y in zip(a.distances, b.distances, strict=True)
             for first, second in ((x, y), (y, x))
         ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from repsim.errors import UndefinedValueError
 from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.base import Array, Chance, Group, Invariance
-from repsim.metrics.recipes.rows import cut, wide
+from repsim.metrics.recipes.rows import cut, float64_device
 from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace, layer_with_gradient
 from repsim.metrics.subspaces import SubspaceMetric, exact, singular_values
 
@@ -43,7 +43,7 @@ def misfit(cross: Cross[Subspace]) -> Float64[Tensor, ""]:
     gap: Tensor = 1 - singular_values(product, exact=exact(a, b)).sum()
     if gap >= (_CLOSE if exact(a, b) else _CLOSE_FLOAT32):
         return gap
-    place = wide(a.device)
+    place = float64_device(a.device)
     runs = cut(a.n, max(64, _RUN // max(a.rank, b.rank)))
     pairs = ((a.rows(i).to(place, torch.float64) * s, b.rows(i).to(place, torch.float64) * t) for i in runs)
     return _half_residual(pairs, product)

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.algorithms.sweep import SummedMeasure, SummedSweep, Sums
-from repsim.metrics.recipes.rows import ahead, cut, wide
+from repsim.metrics.recipes.rows import cut, float64_device, prefetch
 from repsim.runtime import tuning
 
 T = TypeVar("T")
@@ -111,12 +111,12 @@ class MomentSweep(SummedSweep[MomentMeasure]):
         needed = sorted({u for pair in pairs for u in pair})
         layers = [self.layers[u] for u in needed]
         device = layers[0].device
-        place = wide(device)
+        place = float64_device(device)
         sums = [torch.zeros(self.layers[u].p, self.layers[v].p, dtype=torch.float64, device=place) for u, v in pairs]
         narrow = tuning.current().narrow
         careful = {u: self.layers[u].p < narrow or self.layers[u].uneven for u in needed}
         runs = ([layer.rows(i) for layer in layers] for i in cut(layers[0].n, self.chunk))
-        for run in runs if all(layer.in_memory for layer in layers) else ahead(runs, device):
+        for run in runs if all(layer.in_memory for layer in layers) else prefetch(runs, device):
             x = {u: rows.to(place, torch.float64) if careful[u] else rows for u, rows in zip(needed, run, strict=True)}
             for (u, v), total in zip(pairs, sums, strict=True):
                 a, b = x[u], x[v]

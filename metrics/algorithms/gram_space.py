@@ -13,7 +13,7 @@ from torch import Tensor
 
 from repsim.metrics.algorithms.sweep import SummedMeasure, SummedSweep, Sums
 from repsim.metrics.recipes.gram import KernelMatrix
-from repsim.metrics.recipes.rows import ahead, cut, wide
+from repsim.metrics.recipes.rows import cut, float64_device, prefetch
 from repsim.runtime import tuning
 
 
@@ -91,7 +91,7 @@ class GramSweep(SummedSweep[GramMeasure]):
         wanted = [self._pairs[unit] for unit in units]
         features = self._read(wanted)
         if not all(draw.in_memory for draw in self.draws):
-            features = ahead(features, self.device)
+            features = prefetch(features, self.device)
         for i, j in wanted:
             x, y = next(features)
             part = self._part(self._panels_of[i], self._panels_of[j], x, y, shifts)
@@ -132,7 +132,7 @@ class GramSweep(SummedSweep[GramMeasure]):
 
     def _part(self, left: slice, right: slice, x: list[Tensor], y: list[Tensor], shifts: list[Tensor]) -> Sums:
         layers, several = len(self.layers), len(self.measures) > 1
-        place = wide(self.device)
+        place = float64_device(self.device)
         products = torch.zeros(len(self.measures), self.height, self.width, dtype=torch.float64, device=place)
         squares = torch.zeros(len(self.measures), layers, dtype=torch.float64, device=place)
         widest = max(left.stop - left.start, right.stop - right.start)  # the last panel may be shorter

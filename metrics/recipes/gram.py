@@ -21,7 +21,7 @@ from repsim.errors import UndefinedValueError
 from repsim.labels import partition
 from repsim.metrics.recipes.base import Factor, MomentFactor, Recipe, StreamingRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
-from repsim.metrics.recipes.rows import Centred, Rows, column_means, cut, in_memory, pieces, wide
+from repsim.metrics.recipes.rows import Centred, Rows, column_means, cut, float64_device, in_memory, pieces
 from repsim.runtime import tuning
 
 Kernel = Literal["linear", "rbf", "distance"]
@@ -249,7 +249,7 @@ class Gram(KernelMatrix, MomentFactor):
                 r, c = rows[pairs], columns[pairs]
                 squared[r, c] = (x[r] - y[c]).square().sum(1)
         elif near and bool(squared.amin() < near):
-            place = wide(self.device)
+            place = float64_device(self.device)
             squared.copy_(self._from_products(x.to(place, torch.float64) @ y.to(place, torch.float64).T, i, j))
         squared.clamp_(min=0)
         return squared.fill_diagonal_(0) if i == j else squared
@@ -283,7 +283,7 @@ class Gram(KernelMatrix, MomentFactor):
 
     def centred(self) -> Float64[Tensor, "n n"]:
         """Return H K H as one matrix in float64, for a single layer with small n."""
-        x = self.features[:].to(wide(self.device), torch.float64)
+        x = self.features[:].to(float64_device(self.device), torch.float64)
         everything = slice(0, self.n)
         K = self._kernel(x @ x.T, x, x, everything, everything)
         return K - K.mean(0) - K.mean(1, keepdim=True) + K.mean()
@@ -387,7 +387,7 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
         peak = _power_of_two(peak)  # the largest value is below it, so that no square overflows
         dtype = torch.promote_types(x.dtype, torch.float32)
         norms = _norms(Centred(x, mean, peak, dtype))
-        if wide(x.device) == x.device and self._far_apart(norms):
+        if float64_device(x.device) == x.device and self._far_apart(norms):
             dtype = torch.float64
             norms = _norms(Centred(x, mean, peak, dtype))
         scale = _power_of_two(float(norms.square().mean().sqrt()))
@@ -432,7 +432,7 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
     def with_gradient(self, x: Float[Tensor, "n p"], *, unbiased: bool) -> Float64[Tensor, "*blocks b b"]:
         """Return the centred Gram matrix, or those of the minibatches, with operations that autograd supports."""
         column_means(x.detach())  # refuses what is constant
-        x = (x - x.mean(0)).to(wide(x.device), torch.float64)
+        x = (x - x.mean(0)).to(float64_device(x.device), torch.float64)
         K = x @ x.T
         if self.kernel == "distance":
             K = -distances(x)

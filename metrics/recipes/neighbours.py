@@ -17,7 +17,7 @@ from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.metrics.recipes.base import Recipe, StreamingRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.gram import Reordered
-from repsim.metrics.recipes.rows import Rows, by_pieces, column_means, cut, direction, in_memory, pieces, wide
+from repsim.metrics.recipes.rows import Rows, by_pieces, column_means, cut, direction, float64_device, in_memory, pieces
 from repsim.runtime import tuning
 
 T = TypeVar("T")
@@ -194,7 +194,7 @@ class NearestNeighbours(StreamingRecipe[Neighbours]):
         """Find the neighbours, and return them with the features."""
         n = x.shape[0]
         if n < self.k + 2:
-            raise InvalidInputError(too_few(n, self.k))
+            raise InvalidInputError(too_few_samples(n, self.k))
         column_means(x)  # refuses what is constant
         if zeros := sum(int((x[i] == 0).all(1).sum()) for i in pieces(x)):
             raise UndefinedValueError(
@@ -210,7 +210,7 @@ class NearestNeighbours(StreamingRecipe[Neighbours]):
     @staticmethod
     def _centred(x: Rows) -> tuple[Directions, Rows]:
         """Return the directions minus their mean, exact and rounded; the rounded ones in memory if x is."""
-        place = wide(x.device)
+        place = float64_device(x.device)
         total = torch.zeros(x.shape[1], dtype=torch.float64, device=place)
         for i in pieces(x):
             total += direction(x[i]).sum(0)
@@ -224,7 +224,7 @@ class NearestNeighbours(StreamingRecipe[Neighbours]):
         return dataclasses.replace(state, distances=torch.cat([near, state.distances[:, -1:]], 1), features=unit)
 
 
-def too_few(n: int, k: int) -> str:
+def too_few_samples(n: int, k: int) -> str:
     """Return the error message for n samples that are too few for k neighbours."""
     return (
         f"{n} samples are too few for {k} neighbours each: at least {max(k + 2, 4)} are needed; use fewer neighbours, "
@@ -253,7 +253,7 @@ class Search:
     @functools.cached_property
     def halves(self) -> Float64[Tensor, " n"]:
         """||v_j||^2 / 2 of the rounded directions."""
-        place = wide(self.rounded.device)
+        place = float64_device(self.rounded.device)
         norms = [
             torch.linalg.vector_norm(self.rounded[i].to(place, torch.float64), dim=1) for i in pieces(self.rounded)
         ]
@@ -429,7 +429,7 @@ def _distances(x: Rows, whose: Int64[Tensor, "n k"]) -> Iterator[Float64[Tensor,
     n, k = whose.shape
     for i in cut(n, max(1, tuning.current().neighbour_gathered // (k * x.shape[1]))):
         others = x[whose[i].flatten().to(x.device)].unflatten(0, (-1, k))
-        yield torch.linalg.vector_norm(others - x[i][:, None], dim=2).to(wide(x.device)).double().square() / 2
+        yield torch.linalg.vector_norm(others - x[i][:, None], dim=2).to(float64_device(x.device)).double().square() / 2
 
 
 def distances_to(a: Neighbours, whose: Int64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:

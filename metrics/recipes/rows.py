@@ -41,7 +41,7 @@ class Rows(Protocol):
         """The activations of these samples."""
 
 
-def wide(device: torch.device) -> torch.device:
+def float64_device(device: torch.device) -> torch.device:
     """Where float64 is computed for this device: mps has none."""
     return torch.device("cpu") if device.type == "mps" else device
 
@@ -77,7 +77,7 @@ def column_ranges(x: Rows) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"]
 
     Raises where values are too large to be added.
     """
-    place = wide(x.device)
+    place = float64_device(x.device)
     first = x[:1].to(place, torch.float64)[0]
     total = torch.zeros_like(first)
     low, high = first.clone(), first.clone()
@@ -146,7 +146,7 @@ class Centred:
 
 def direction(x: Float[Tensor, "*rows p"]) -> Float64[Tensor, "*rows p"]:
     """Every row divided by its norm; by its largest value first, so that no square overflows."""
-    x = x.to(wide(x.device)).to(torch.float64)
+    x = x.to(float64_device(x.device)).to(torch.float64)
     x = x / x.detach().abs().amax(-1, keepdim=True)
     unit: Tensor = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return unit
@@ -171,7 +171,7 @@ def in_memory(x: Rows, *, made_of: Rows) -> Rows:
     return x[:] if isinstance(made_of, Tensor) else x
 
 
-def ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:
+def prefetch(items: Iterator[T], device: torch.device) -> Iterator[T]:
     """Make the next item in a thread of its own while the caller is busy with this one.
 
     On CUDA what the thread copies and computes goes to a stream of its own, so that it runs beside the caller's work.

@@ -16,7 +16,16 @@ from repsim.metrics.recipes.base import DifferentiableRecipe, MomentFactor, Reci
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.krylov import leading_by_krylov
 from repsim.metrics.recipes.products import covariance, inner_products, project
-from repsim.metrics.recipes.rows import Centred, Rows, column_means, column_ranges, cut, in_memory, pieces, wide
+from repsim.metrics.recipes.rows import (
+    Centred,
+    Rows,
+    column_means,
+    column_ranges,
+    cut,
+    float64_device,
+    in_memory,
+    pieces,
+)
 from repsim.runtime import tuning
 
 _ROUNDINGS = 1024
@@ -413,7 +422,7 @@ def layer_with_gradient(x: Float[Tensor, "n p"], *, centred: bool = True) -> tup
     Refuses what is constant.
     """
     _, peak = column_means(x.detach())
-    whole = x.to(wide(x.device), torch.float64) / peak
+    whole = x.to(float64_device(x.device), torch.float64) / peak
     if centred:
         whole = whole - whole.mean(0)
         whole = whole - whole.mean(0)  # as in `PrincipalSubspace.fit`
@@ -470,4 +479,4 @@ def _column_sizes(x: Rows, unit: float) -> tuple[Float64[Tensor, " p"], Float64[
 
 def _placed(basis: Float64[Tensor, "n r"], x: Rows) -> Float[Tensor, "n r"]:
     """On the layer's device, in float64 where it has that."""
-    return basis if wide(x.device) == x.device else basis.to(x.device, x.dtype)
+    return basis if float64_device(x.device) == x.device else basis.to(x.device, x.dtype)

@@ -6,7 +6,7 @@ import torch
 
 from repsim.errors import UndefinedValueError, UnreliableValueWarning
 from repsim.metrics.base import Array, as_samples
-from repsim.metrics.rotation import AlignedCosine, UncentredFeatures, PermutationProcrustes, Polar, SampleSpace
+from repsim.metrics.rotation import AlignedCosine, PermutationProcrustes, Polar, SampleSpace, UncentredFeatures
 from tests.metrics import references_alignment
 
 

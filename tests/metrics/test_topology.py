@@ -42,7 +42,7 @@ def length(a: Array, b: Array) -> float:
     """The total length of the bars of one direction."""
     from gudhi.sklearn.rips_persistence import RipsPersistence  # noqa: PLC0415 - as the package: where it is needed
 
-    matrix, rest = rtd.two_view(a, b)
+    matrix, rest = rtd.cross_barcode_matrix(a, b)
     (bars,) = RipsPersistence(1, input_type="full distance matrix", homology_coeff_field=2).fit_transform([matrix])
     return float((bars[:, 1] - bars[:, 0]).sum()) + rest
 
@@ -78,14 +78,14 @@ def test_both_roads_give_the_published_matrix_its_length(apart: float, seed: int
     a, b = scaled(x), scaled(y)
     for one, other in ((a, b), (b, a)):
         assert length(one, other) == pytest.approx(references_topology.cross_barcode(one, other), abs=1e-12)
-    assert rtd.two_view(a, b)[1] == 0 or apart == 0
+    assert rtd.cross_barcode_matrix(a, b)[1] == 0 or apart == 0
 
 
 def test_components_are_counted_on_their_own_where_they_would_take_long() -> None:
     """High-dimensional noise joins its samples late; the plane joins them early."""
     noise, plane = scaled(cloud(0, 60, 100)), scaled(cloud(1, 60, 2))
-    assert rtd.two_view(noise, plane)[1] > 0.25 * 60
-    assert rtd.two_view(plane, noise)[1] == 0
+    assert rtd.cross_barcode_matrix(noise, plane)[1] > 0.25 * 60
+    assert rtd.cross_barcode_matrix(plane, noise)[1] == 0
 
 
 def test_a_batch_of_all_samples_is_drawn_once() -> None:
