@@ -174,7 +174,7 @@ class SVCCA(SubspaceMetric):
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Not invertible linear maps, which change the leading directions, unless all are kept (then it is CCA)."""
+        """Rigid motions and scaling; also invertible linear maps if all directions are kept (then it is CCA)."""
         rigid: frozenset[Invariance] = frozenset({"permutation", "orthogonal", "isotropic scaling", "translation"})
         return rigid | {"invertible linear"} if self.variance == 1 else rigid
 
@@ -260,7 +260,7 @@ class PWCCA(SubspaceMetric):
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Not rotations: the weights are sums of absolute values over single features."""
+        """Permutation, scaling and translation; rotations change the weights, sums of absolute values over features."""
         return frozenset({"permutation", "isotropic scaling", "translation"})
 
     @property

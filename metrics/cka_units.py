@@ -143,7 +143,7 @@ class SampledUnitsCKA(MomentMetric[SampledGram]):
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Not rotations, which mix units."""
+        """Permutation, scaling and translation; rotations mix units."""
         return frozenset({"permutation", "isotropic scaling", "translation"})
 
     @property

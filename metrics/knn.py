@@ -58,7 +58,7 @@ class NeighbourMetric(PairMetric[Neighbours], ABC):
 
     @property
     def min_samples(self) -> int:
-        """At least k + 2, because with k + 1 samples all others are neighbours."""
+        """Minimum k + 2 (at least 4), because with k + 1 samples all others are neighbours."""
         return max(self.k + 2, 4)
 
     @property

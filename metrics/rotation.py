@@ -155,7 +155,7 @@ class AlignedCosine(PairMetric[Coordinates]):
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Not translation: nothing is centred."""
+        """Permutation, rotation and scaling; not translation, because nothing is centred."""
         return frozenset({"permutation", "orthogonal", "isotropic scaling"})
 
     @property

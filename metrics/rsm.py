@@ -91,7 +91,7 @@ class DistanceCorrelation(GramMetric[Gram]):
 
     @property
     def unbiased(self) -> bool:
-        """No: this is the V-statistic of the first paper."""
+        """False: this is the biased V-statistic of the first paper."""
         return False
 
     def finish(self, values: Array) -> Array:
@@ -324,7 +324,7 @@ class RSA(PairMetric[Ranks]):
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Not translations nor rotations, which change the mean of the features of a sample."""
+        """Permutation and scaling; translations and rotations change the mean of the features of a sample."""
         return frozenset({"permutation", "isotropic scaling"})
 
     @property

@@ -1,4 +1,4 @@
-"""Rows that are read a piece at a time give what numpy finds in the whole array, and no piece is left unread."""
+"""Rows that are read in pieces give the values of numpy for the whole array, and no piece is left unread."""
 
 import itertools
 import threading
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def small_pieces(tuned: Callable[..., None]) -> None:
-    """Of ten values, so that small arrays have many."""
+    """Use pieces of ten values, so that small arrays have many."""
     tuned(piece=10)
 
 
@@ -167,7 +167,7 @@ def test_centred_rows_are_what_numpy_makes_of_them(
     if isinstance(source, RowsOnDisk):
         source.reads.clear()
         centred[index]
-        assert sum(source.reads) == len(expected)  # what was not asked for is not read
+        assert sum(source.reads) == len(expected)  # only requested rows are read
         assert max(source.reads, default=0) <= 2
 
 
@@ -225,7 +225,7 @@ def test_items_come_in_their_order_from_another_thread() -> None:
 
 
 def test_one_item_is_made_ahead_and_no_more() -> None:
-    """While the caller is busy with k, k + 1 is made: it is there without another word. k + 2 is not begun."""
+    """While the caller works with k, k + 1 is computed, and k + 2 is not begun."""
     made = [threading.Event() for _ in range(10)]
 
     def items() -> Iterator[int]:
@@ -241,7 +241,7 @@ def test_one_item_is_made_ahead_and_no_more() -> None:
 
 
 class ReadingError(Exception):
-    """Of these tests."""
+    """Error of a reader in these tests."""
 
 
 @pytest.mark.parametrize("good", [0, 1, 5])
@@ -298,7 +298,7 @@ def test_what_is_read_ahead_is_no_part_of_a_gradient() -> None:
 
 
 def test_lists_and_arrays_go_through(rng: np.random.Generator) -> None:
-    """What a sweep reads ahead is pairs of lists of tensors."""
+    """A sweep prefetches pairs of lists of tensors."""
     x: Array = rng.normal(size=(4, 2))
     source = RowsOnDisk(x)
     (((a, b), (c,)),) = prefetch((([source[:2], source[2:]], [source[:]]) for _ in range(1)), CPU)
