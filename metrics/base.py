@@ -407,7 +407,7 @@ class _SummedMetric(Metric[F]):
     @override
     def reason(self, a: F, b: F) -> str:
         """Return the reason: the norm of a layer is zero up to rounding errors."""
-        return "nothing but rounding errors is left of a layer"
+        return "the norm of a layer is zero, up to rounding errors"
 
 
 class GramMetric(_SummedMetric[F]):

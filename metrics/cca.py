@@ -56,7 +56,7 @@ class CCA(SubspaceMetric):
 
     Parameters
     ----------
-    summary
+    summary : {"rho", "r2"}
         ``rho`` or ``r2``.
 
     References
@@ -131,9 +131,9 @@ class SVCCA(SubspaceMetric):
 
     Parameters
     ----------
-    variance
+    variance : float
         Share of the variance to keep, in (0, 1].
-    summary
+    summary : {"rho", "r2"}
         ``rho``, or ``r2`` for mean(rho^2) over the same directions (Kornblith et al. 2019, Table 2).
 
     References
@@ -254,7 +254,7 @@ class PWCCA(SubspaceMetric):
     needs: ClassVar[str] = "about 20 times the larger rank; otherwise chance alone exceeds 0.2"
     others: ClassVar[Mapping[str, str]] = {
         "svcca (Google, pwcca.py) and its copies": "take directions without the inverse square root of the "
-        "covariance, and add the means back before weighting; this is not the definition of Morcos et al.",
+        "covariance, and add the means back before weighting; Morcos et al. define it differently",
     }
     symmetric: ClassVar[bool] = False
 

@@ -40,15 +40,15 @@ class CKA(GramMetric[Kernels], MomentMetric[Kernels]):
 
     Parameters
     ----------
-    kernel
+    kernel : {"linear", "rbf"}
         ``linear``: K = X X'. ``rbf``: K_ij = exp(-||x_i - x_j||^2 / (2 s^2)).
-    estimator
+    estimator : {"debiased", "biased", "minibatch"}
         ``debiased``, ``biased`` or ``minibatch``.
-    bandwidth
+    bandwidth : float, optional
         RBF only, default 0.5: s^2 = bandwidth^2 x the median of all n^2 squared distances of that representation.
-    sigma
+    sigma : float, optional
         RBF only: s itself, instead of ``bandwidth``.
-    batch
+    batch : int, optional
         Minibatch only: samples of one batch, as in ``cka:estimator=minibatch,batch=256``.
 
     Raises
@@ -222,10 +222,10 @@ class CKA(GramMetric[Kernels], MomentMetric[Kernels]):
         """Return the reason why ||A|| of a layer is zero up to rounding errors."""
         if len(a.draws) > 1:
             return (
-                "nothing that both sketches of a layer share is left after centring (<K^1, K^2> is not above 0): "
+                "the two sketches of a layer share nothing after centring (<K^1, K^2> is not above 0): "
                 "extract it again with more columns, sketch:M"
             )
-        return "nothing is left of a Gram matrix after centring: the layer differs from a constant in too few samples"
+        return "a Gram matrix is zero after centring: the layer differs from a constant in too few samples"
 
     def caution(self, a: Kernels, b: Kernels) -> str | None:
         """Warn of the bias of biased CKA, with more features than samples or in minibatches."""

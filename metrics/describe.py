@@ -2,7 +2,6 @@
 
 All words come from the declarations and the docstring of the measure.
 
-Nothing is written twice: the words are those that the measure declares, and those of its docstring.
 """
 
 import dataclasses
@@ -23,13 +22,13 @@ from repsim.metrics.base import Algorithm, Group, Invariance, Metric
 GROUPS: dict[Group, tuple[str, str]] = {
     "rsm": (
         "Similarity matrices",
-        "how alike every two samples are in one layer, against how alike they are in the other",
+        "similarities of all pairs of samples in one layer, against those in the other",
     ),
-    "cca": ("Subspaces", "the directions that two layers span, however they are mixed"),
-    "alignment": ("Alignment", "what is left when one layer is turned, permuted or regressed onto the other"),
-    "neighbours": ("Neighbourhoods", "which samples are next to which, and nothing of how far apart they are"),
-    "statistics": ("Statistics", "one number a layer, and the difference of two"),
-    "topology": ("Topology", "the shape of the cloud of samples: its holes, its pieces, its scales"),
+    "cca": ("Subspaces", "the directions that two layers span, in any basis"),
+    "alignment": ("Alignment", "the residual after one layer is rotated, permuted or regressed onto the other"),
+    "neighbours": ("Neighbourhoods", "which samples are nearest neighbours, at any distance"),
+    "statistics": ("Statistics", "differences of statistics, one number per layer"),
+    "topology": ("Topology", "the shape of the cloud of samples: holes, components and scales"),
 }
 """Heading of each group, and the aspect of two layers that its measures compare."""
 EXAMPLE_WIDTHS = (64, 512, 2048)
@@ -46,7 +45,7 @@ INVARIANCES: dict[Invariance, tuple[str, str]] = {
 _ALGORITHMS: dict[Algorithm, str] = {
     "gram": "products of Gram matrices, tile by tile, for all pairs at once",
     "moments": "cross-moments X'Y, a run of samples at a time",
-    "pairs": "one pair after the other, of layers that are prepared once",
+    "pairs": "pair by pair, from layers that are prepared once",
 }
 _FORMS: dict[Form, str] = {
     "features": "features",
@@ -110,13 +109,13 @@ def traits(metric: Metric[Any]) -> dict[str, str]:
     '-1 to 1'
     """
     declared = {
-        "sense": f"{metric.sense}: it {'grows' if metric.sense == 'similarity' else 'shrinks'} with likeness",
+        "sense": f"{metric.sense}: it {'grows' if metric.sense == 'similarity' else 'shrinks'} with similarity",
         "range": range_of(metric),
         "symmetric": "yes" if metric.symmetric else "no: exchanging the layers changes the value",
         "unchanged by": _unchanged(metric),
         "samples": "must be the same, in the same order"
         if metric.paired
-        else "are two clouds: which sample of one is which of the other does not matter",
+        else "two clouds: samples need not correspond",
     }
     if metric.sense == "distance":
         declared["triangle"] = (
@@ -350,10 +349,10 @@ def lines(metric: Metric[Any], width: int) -> Iterator[str]:
             yield from _folded(option.text, width, 6)
     yield from ("", "Definition", *_prose(text_of[""], width))
     if metric.others:
-        yield from ("", "Who computes something else")
-        for who, what in metric.others.items():
-            yield from _folded(who, width)
-            yield from _folded(what, width, 6)
+        yield from ("", "Other implementations")
+        for name, difference in metric.others.items():
+            yield from _folded(name, width)
+            yield from _folded(difference, width, 6)
     for heading, text in text_of.items():
         if heading == "References":
             yield from ("", heading, *_beside((("-", reference) for reference in references(metric)), width))
@@ -396,7 +395,7 @@ def _folded(text: str, width: int, indent: int = 2) -> list[str]:
 
 def _unchanged(metric: Metric[Any]) -> str:
     both, more = ([INVARIANCES[name][1] for name in invariances(metric, of_y=of_y)] for of_y in (False, True))
-    text = ", ".join(both) or "nothing that is done to the features"
+    text = ", ".join(both) or "no transformation of the features"
     return f"{text}; in the second layer also {', '.join(more)}" if more else text
 
 

@@ -124,15 +124,15 @@ class GeometryScore(TopologyMetric[Loops]):
 
     Parameters
     ----------
-    landmarks
+    landmarks : int
         Number of landmarks per draw; drawn with replacement, as in the published code.
-    gamma
+    gamma : float, optional
         Largest relaxation, relative to the largest distance. By default n / 5000 / 128, as in the published code.
-    i_max
+    i_max : int
         Numbers of loops from ``i_max`` on are ignored.
-    draws
+    draws : int
         Number of draws of landmarks to average over.
-    seed
+    seed : int
         Seed of the draws.
 
     Notes

@@ -133,11 +133,11 @@ class IMD(TopologyMetric[Heat]):
 
     Parameters
     ----------
-    neighbours
+    neighbours : int
         Number of nearest neighbours that each sample is joined to.
-    probes
+    probes : int
         Number of random vectors for the estimate of the traces, above 4,096 samples; up to 4,096 they are exact.
-    seed
+    seed : int
         Seed of the random vectors.
 
     Notes

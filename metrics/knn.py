@@ -25,7 +25,7 @@ from repsim.metrics.recipes.neighbours import (
     too_few_samples,
 )
 
-_NOTHING = (8 * torch.finfo(torch.float64).eps) ** 2
+_ZERO_DISTANCE = (8 * torch.finfo(torch.float64).eps) ** 2
 """Distances up to this are those of equal directions, up to rounding."""
 _UNDECIDED = 0.01
 """Share of samples with tied neighbours above which a value is unreliable."""
@@ -143,7 +143,7 @@ class MutualKNN(NeighbourMetric, PermutedAtOnce[Neighbours]):
 
     Parameters
     ----------
-    k
+    k : int
         Number of neighbours of each sample.
 
     References
@@ -208,7 +208,7 @@ class JaccardKNN(NeighbourMetric):
 
     Parameters
     ----------
-    k
+    k : int
         Number of neighbours of each sample.
 
     References
@@ -258,7 +258,7 @@ class RankSimilarity(NeighbourMetric):
 
     Parameters
     ----------
-    k
+    k : int
         Number of neighbours of each sample.
 
     References
@@ -318,7 +318,7 @@ class SecondOrderCosine(NeighbourMetric):
 
     Parameters
     ----------
-    k
+    k : int
         Number of neighbours of each sample, in each layer.
 
     Raises
@@ -379,7 +379,7 @@ class SecondOrderCosine(NeighbourMetric):
         d = torch.cat([a.distances[:, : self.k], distances_to(a, neighbours[1]) * new], 1)
         e = torch.cat([distances_to(b, neighbours[0]), b.distances[:, : self.k] * new], 1)
         norms = torch.linalg.vector_norm(d, dim=1), torch.linalg.vector_norm(e, dim=1)
-        duplicates = (norms[0] <= _NOTHING) | (norms[1] <= _NOTHING)
+        duplicates = (norms[0] <= _ZERO_DISTANCE) | (norms[1] <= _ZERO_DISTANCE)
         if duplicates.any():
             raise UndefinedValueError(
                 f"{int(duplicates.sum())} of {a.n} samples are at distance 0 from all of their neighbours "
@@ -404,7 +404,7 @@ class CKNNA(NeighbourMetric):
 
     Parameters
     ----------
-    k
+    k : int
         Number of neighbours of each sample, 2 or more.
 
     Raises
@@ -490,7 +490,7 @@ class CycleKNN(NeighbourMetric):
 
     Parameters
     ----------
-    k
+    k : int
         Number of neighbours of each sample.
 
     References

@@ -112,7 +112,7 @@ class GULP(SubspaceMetric):
 
     Parameters
     ----------
-    ridge
+    ridge : float
         Penalty, lambda in the paper; the variances of all directions of a layer sum to 1.
 
     References

@@ -134,11 +134,11 @@ class RTD(TopologyMetric[Batches]):
 
     Parameters
     ----------
-    batch
+    batch : int
         Samples per batch. If there are no more samples, all are compared once, and nothing is random.
-    trials
+    trials : int
         Number of batches; samples within a batch are drawn without replacement.
-    seed
+    seed : int
         Seed of the batches.
 
     Notes

@@ -20,7 +20,7 @@ def _from_numpy(array: Array, what: str) -> Tensor:
         raise InvalidInputError(_COMPLEX)
     if array.dtype.kind in "iu" and array.size and max(abs(int(array.min())), abs(int(array.max()))) > 2**53:
         raise InvalidInputError(
-            f"{what} holds whole numbers beyond 2**53, which float64 does not tell apart; take them as categories"
+            f"{what} holds whole numbers beyond 2**53, which float64 cannot distinguish; take them as categories"
         )
     if array.dtype.itemsize > 8:
         array = array.astype(np.float64)

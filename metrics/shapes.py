@@ -24,7 +24,7 @@ _CLOSE, _CLOSE_FLOAT32 = 1e-4, 1e-2
 """Gaps 1 - ||X^'Y^||_* below this are computed from the residual: their square root, the distance, would show the
 errors of the product.
 """
-_NOTHING = 1e-26
+_ROUNDING = 1e-26
 """Gaps 1 - ||X^'Y^||_* up to this are rounding errors."""
 
 
@@ -154,7 +154,7 @@ class ShapeMetric(SubspaceMetric):
         if gap < _CLOSE:
             gap = _half_residual([(left, right)], product)
         value = self.value_of(Fit(gap, x_norm, y_norm))
-        if self.sense == "distance" and value <= self.value_of(Fit(torch.full_like(gap, _NOTHING), x_norm, x_norm)):
+        if self.sense == "distance" and value <= self.value_of(Fit(torch.full_like(gap, _ROUNDING), x_norm, x_norm)):
             raise UndefinedValueError(f"the layers have the same shape: {self.name} has no gradient where it is 0")
         return value
 
@@ -275,7 +275,7 @@ class Procrustes(ShapeMetric):
     title: ClassVar[str] = "Procrustes distance"
     formula: ClassVar[str] = "sqrt(2 - 2 ||X'Y||_* / (||X||_F ||Y||_F)), centred"
     citation: ClassVar[str] = "Ding et al. 2021; Williams et al. 2021"
-    question: ClassVar[str] = "How far apart are two layers of equal scale after one is rotated onto the other?"
+    question: ClassVar[str] = "How far apart are two layers of unit norm after one is rotated onto the other?"
     others: ClassVar[Mapping[str, str]] = {
         "Ding et al. 2021, sim_metric": "returns the square, which is not a metric",
         "scipy.spatial.procrustes": "1 - ||X'Y||_*^2: one layer is also scaled to fit, and the residual squared",

@@ -40,9 +40,9 @@ class MomentSweep(SummedSweep[MomentMeasure]):
 
     Parameters
     ----------
-    chunk
+    chunk : int
         Number of samples per run.
-    room
+    room : int
         Bytes for the sums of one unit. Every unit reads its layers once, from the first sample to the last.
     """
 

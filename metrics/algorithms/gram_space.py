@@ -38,11 +38,11 @@ class GramSweep(SummedSweep[GramMeasure]):
 
     Parameters
     ----------
-    panel
+    panel : int
         Samples whose features are read at once; a unit is a pair of panels, or a panel with itself.
-    tile
+    tile : int
         Samples per side of a tile.
-    held
+    held : int
         Panels that are kept in memory, so that neighbouring units do not read them again.
     """
 

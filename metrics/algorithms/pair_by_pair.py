@@ -24,7 +24,7 @@ class PairSweep(Sweep[BlockMeasure]):
 
     Parameters
     ----------
-    group
+    group : int
         Layers per side of a block.
     """
 

@@ -17,10 +17,10 @@ class Sweep(ABC, Generic[M]):
 
     def __init__(self, rows: Sequence[Any], columns: Sequence[Any], measures: Sequence[M]) -> None:
         self.measures = tuple(measures)
-        seen = {id(layer) for layer in rows}
+        row_ids = {id(layer) for layer in rows}
         self.height = len(rows)
-        overlap = any(id(layer) in seen for layer in columns)
-        self.layers = [*rows, *(layer for layer in columns if id(layer) not in seen)]
+        overlap = any(id(layer) in row_ids for layer in columns)
+        self.layers = [*rows, *(layer for layer in columns if id(layer) not in row_ids)]
         """All layers without duplicates, those of the rows first."""
         self.first = 0 if overlap else self.height
         """Index in `layers` of the first column."""

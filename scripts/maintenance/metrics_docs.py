@@ -129,7 +129,7 @@ def measure(metric: Metric[Any]) -> Iterator[str]:
         yield from (f"- `{option.assignment}`: {escaped(option.text)}" for option in options)
         yield ""
     if metric.others:
-        yield from ("Who computes something else:", "")
+        yield from ("Other implementations:", "")
         yield from (f"- {escaped(who)}: {escaped(what)}." for who, what in metric.others.items())
         yield ""
     if "Notes" in said:

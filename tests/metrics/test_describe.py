@@ -102,7 +102,7 @@ def test_unusual_declarations_are_described(odd: Metric[Any]) -> None:
     assert describe.interval(odd) == "[0, inf)"
     assert said["symmetric"].startswith("no")
     assert said["unchanged by"] == (
-        "nothing that is done to the features; in the second layer also permutation of features, translation"
+        "no transformation of the features; in the second layer also permutation of features, translation"
     )
     assert "two clouds" in said["samples"]
     assert said["triangle"].startswith("holds")
