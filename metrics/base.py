@@ -142,8 +142,9 @@ class Metric(ABC, Generic[F]):
         """Return the number of samples from which on unrelated Gaussian layers score at most 0.2 on average.
 
         For a distance: from which on they are, by chance, at least four fifths as far apart as with any number of
-        samples. For a measure that compares clouds: from which on the value does not depend on a few samples. ``p`` and
-        ``q`` are the widths of the two layers, in the unit that ``counted`` names. None if no number is known.
+        samples. For a measure that compares clouds: from which on the value hardly depends on which samples were drawn.
+        ``p`` and ``q`` are the widths of the two layers, in the unit that ``counted`` names. None if no number is
+        known.
         """
 
     def width(self, factor: F, features: int) -> int:

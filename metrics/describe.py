@@ -1,7 +1,6 @@
 """Descriptions of measures in words, for ``repsim metrics NAME`` and for docs/metrics.md.
 
 All words come from the declarations and the docstring of the measure.
-
 """
 
 import dataclasses
@@ -109,7 +108,7 @@ def traits(metric: Metric[Any]) -> dict[str, str]:
     '-1 to 1'
     """
     declared = {
-        "sense": f"{metric.sense}: it {'grows' if metric.sense == 'similarity' else 'shrinks'} with similarity",
+        "sense": f"{metric.sense}: {'larger' if metric.sense == 'similarity' else 'smaller'} for more similar layers",
         "range": range_of(metric),
         "symmetric": "yes" if metric.symmetric else "no: exchanging the layers changes the value",
         "unchanged by": _unchanged(metric),

@@ -309,7 +309,7 @@ class UniformityDifference(StatisticDifference):
 
 def _uniformity(x: Float[Tensor, "n p"]) -> Float64[Tensor, ""]:
     """Compute u(X) with operations that autograd supports."""
-    column_means(x.detach())  # refuses what is constant
+    column_means(x.detach())  # raises for a constant layer
     x = x.to(float64_device(x.device), torch.float64)
     x = x - x.mean(0)
     norms = x.square().sum(1)

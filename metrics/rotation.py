@@ -41,7 +41,7 @@ class SampleSpace(InMemoryRecipe[Coordinates]):
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Coordinates:
         """Prepare one layer."""
-        column_means(x.detach())  # refuses what is constant
+        column_means(x.detach())  # raises for a constant layer
         zero = int((x == 0).all(1).sum())
         if zero:
             raise UndefinedValueError(f"{zero} of {len(x)} samples are 0 in every feature: they have no direction")
@@ -214,7 +214,7 @@ class UncentredFeatures(InMemoryRecipe[Features]):
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Features:
         """Prepare one layer."""
-        column_means(x.detach())  # refuses what is constant
+        column_means(x.detach())  # raises for a constant layer
         scale = math.ldexp(1.0, math.frexp(float(x.detach().abs().max()))[1])
         return Features(x.to(torch.promote_types(x.dtype, torch.float32)) / scale, scale)
 

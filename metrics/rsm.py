@@ -177,7 +177,7 @@ class RankedCorrelations(InMemoryRecipe[Ranks]):
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Ranks:
         """Prepare one layer."""
-        column_means(x)  # refuses what is constant
+        column_means(x)  # raises for a constant layer
         n, p = x.shape
         if p == 1:
             raise UndefinedValueError("samples of a single feature have no correlation: rsa needs at least 2 features")
@@ -258,9 +258,8 @@ def average_ranks(values: Tensor) -> Float64[Tensor, " n"]:
     """
     ordered, order = torch.sort(values)
     first, last = values.new_zeros(1, dtype=torch.int64), values.new_full((1,), len(values), dtype=torch.int64)
-    edges = torch.cat(
-        [first, (ordered[1:] != ordered[:-1]).nonzero().flatten().add_(1), last]
-    )  # of runs that are equal
+    # boundaries of runs of equal values
+    edges = torch.cat([first, (ordered[1:] != ordered[:-1]).nonzero().flatten().add_(1), last])
     del ordered
     ranks = torch.empty_like(order, dtype=torch.float64)
     for chunk in cut(len(edges) - 1, 2**20):
@@ -399,7 +398,7 @@ class EuclideanDistances(InMemoryRecipe[DistanceMatrix]):
 
     def __call__(self, x: Float[Tensor, "n p"]) -> DistanceMatrix:
         """Prepare one layer."""
-        column_means(x)  # refuses what is constant at the precision that it came in
+        column_means(x)  # raises for a layer that is constant in its own dtype
         x = x.to(float64_device(x.device), torch.float64)
         state = CentredGram().fit(x)
         gram = CentredGram().apply(x, state)
@@ -477,7 +476,7 @@ class RSMDifference(PairMetric[DistanceMatrix]):
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
         """Compute the formula with a gradient, from the distances."""
         for side in (x, y):
-            column_means(side.detach())  # refuses what is constant
+            column_means(side.detach())  # raises for a constant layer
         x, y = (side.to(float64_device(side.device), torch.float64) for side in (x, y))
         return spectral_norm(distances(x) - distances(y))
 

@@ -80,15 +80,15 @@ class DistanceBatches(InMemoryRecipe[Batches]):
 
 
 def single_linkage(d: Square) -> tuple[float, Square]:
-    """Return the length of a minimum spanning tree, and the scale at which samples i and j become connected, for all i,
-    j.
+    """Return the length of a minimum spanning tree, and the scales at which samples i and j become connected.
 
     >>> single_linkage(np.abs(np.subtract.outer([0.0, 5, 2], [0.0, 5, 2])))
     (5.0, array([[0., 3., 2.], [3., 0., 3.], [2., 3., 0.]]))
     """
     joined, near = np.zeros_like(d), d[0].copy()
     tree, length = [0], 0.0
-    for _ in range(len(d) - 1):  # Prim's algorithm
+    # Prim's algorithm: two samples become connected at the longest edge that is added between them
+    for _ in range(len(d) - 1):
         near[tree] = np.inf
         new = int(near.argmin())
         joined[new, tree] = joined[tree, new] = np.maximum(joined[tree[-1], tree], near[new])

@@ -431,7 +431,7 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
 
     def with_gradient(self, x: Float[Tensor, "n p"], *, unbiased: bool) -> Float64[Tensor, "*blocks b b"]:
         """Return the centred Gram matrix, or those of the minibatches, with operations that autograd supports."""
-        column_means(x.detach())  # refuses what is constant
+        column_means(x.detach())  # raises for a constant layer
         x = (x - x.mean(0)).to(float64_device(x.device), torch.float64)
         K = x @ x.T
         if self.kernel == "distance":
@@ -476,7 +476,7 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
 
         values = order_statistics(distances, n * (n - 1) // 2, ranks)
         median = sum(values) / len(values)
-        if median <= 32 * torch.finfo(gram.dtype).eps:  # of a mean squared norm of 1: rounding errors
+        if median <= 32 * torch.finfo(gram.dtype).eps:  # rounding errors, for a mean squared norm of 1
             raise UndefinedValueError(
                 "the median distance between samples is 0 (most are identical), so the RBF kernel has no width; "
                 "give the width itself: cka:kernel=rbf,sigma=..."

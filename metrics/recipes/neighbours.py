@@ -195,7 +195,7 @@ class NearestNeighbours(StreamingRecipe[Neighbours]):
         n = x.shape[0]
         if n < self.k + 2:
             raise InvalidInputError(too_few_samples(n, self.k))
-        column_means(x)  # refuses what is constant
+        column_means(x)  # raises for a constant layer
         if zeros := sum(int((x[i] == 0).all(1).sum()) for i in pieces(x)):
             raise UndefinedValueError(
                 f"{zeros} of {n} samples are 0 in every feature: they have no direction, and so no nearest neighbours"

@@ -264,7 +264,7 @@ class PrincipalSubspace(StreamingRecipe[Subspace], DifferentiableRecipe[Subspace
         """Return the memory of the basis, of the state that stays, and of the matrix that is decomposed."""
         n, p, m = layer.n, layer.p, min(layer.n, layer.p)
         directions = 8 * p * m if p <= n else 4 * n * m
-        if layer.itemsize == 8:  # of float64 activations the basis itself
+        if layer.itemsize == 8:  # for float64 activations the basis is kept
             directions = 8 * n * m
         return Memory(
             n * self.width(layer) * layer.itemsize,
@@ -274,7 +274,7 @@ class PrincipalSubspace(StreamingRecipe[Subspace], DifferentiableRecipe[Subspace
 
     def fit(self, x: Rows) -> SubspaceState:
         """Decompose the layer, and return the state."""
-        mean, peak = column_means(x)  # refuses what is constant, centred or not
+        mean, peak = column_means(x)  # raises for a constant layer, centred or not
         if not self.centred:
             mean = torch.zeros_like(mean)
         centred = Centred(x, mean, peak, torch.float64)  # in units of the largest deviation: no square overflows

@@ -97,7 +97,7 @@ def odd(monkeypatch: pytest.MonkeyPatch) -> Metric[Any]:
 
 def test_unusual_declarations_are_described(odd: Metric[Any]) -> None:
     said = describe.traits(odd)
-    assert said["sense"].startswith("distance: it shrinks")
+    assert said["sense"].startswith("distance: smaller")
     assert said["range"] == "0 to infinity"
     assert describe.interval(odd) == "[0, inf)"
     assert said["symmetric"].startswith("no")
