@@ -157,7 +157,7 @@ def test_a_metric_is_explained_to_programs() -> None:
     assert said["samples_needed"] == {"64": 1281, "512": 10241, "2048": 40961}
     assert said["chance"].endswith("Wachter's law for rho; k and m directions are kept")
     option = {"name": "variance", "default": 0.99, "value": 0.9, "choices": []}
-    assert said["parameters"][0] == {**option, "text": "Share of the variance that is kept, in (0, 1]."}
+    assert said["parameters"][0] == {**option, "text": "Share of the variance to keep, in (0, 1]."}
     assert "did you mean svcca" in fail("metrics", "svca", "--json")
 
 
