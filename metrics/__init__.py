@@ -1,7 +1,10 @@
-"""The measures: ``repsim.metrics.get("cka:kernel=rbf")`` by spec string, or the classes themselves.
+"""Measures of representational similarity, by spec string or by class.
 
-One file a family. A new file in this folder is found by itself; nothing else has to name it. The classes are loaded,
-and torch with them, when one is first asked for: ``import repsim.metrics`` alone is quick.
+``repsim.metrics.get("cka:kernel=rbf")`` makes a measure from its spec string.
+
+Each file holds one family of measures. The registry imports every file of this folder, so a new file needs no entry
+elsewhere. Classes are loaded, and torch with them, at the first use of a measure: ``import repsim.metrics`` alone is
+fast.
 """
 
 if __name__ != "repsim.metrics":
@@ -41,7 +44,7 @@ def _registry() -> "dict[str, type[Metric[Any]]]":
 
 
 def names() -> list[str]:
-    """Names of all measures.
+    """Return the names of all measures, sorted.
 
     >>> "cka" in names()
     True
@@ -50,7 +53,7 @@ def names() -> list[str]:
 
 
 def groups() -> dict[str, list[str]]:
-    """Groups of measures (`repsim.metrics.base.Group`), and the names of those in each.
+    """Return the groups of measures (`repsim.metrics.base.Group`), and the names of the measures in each.
 
     >>> "svcca" in groups()["cca"]
     True
@@ -63,10 +66,10 @@ def groups() -> dict[str, list[str]]:
 
 
 def select(spec: str) -> "list[Metric[Any]]":
-    """Make the measures that a word stands for: a spec string, the name of a group, or ``all``.
+    """Return the measures that a word selects: a spec string, the name of a group, or ``all``.
 
-    Where a measure has the name of its group, write ``group:cca`` for all of them. ``all`` is without the group
-    ``topology``, of which a single pair may take minutes. Measures of a group whose library is not installed are left
+    If a measure has the same name as its group, write ``group:cca`` for the group. ``all`` excludes the group
+    ``topology``, in which a single pair may take minutes. Measures that need a library that is not installed are left
     out.
 
     >>> [metric.spec for metric in select("group:cca")]
@@ -77,12 +80,12 @@ def select(spec: str) -> "list[Metric[Any]]":
     chosen = members(spec)
     if chosen is None:
         return [get(spec)]
-    made = [build(_registry()[name], {}) for name in chosen]
-    return [metric for metric in made if metric.extra is None or find_spec(metric.extra) is not None]
+    selected = [build(_registry()[name], {}) for name in chosen]
+    return [metric for metric in selected if metric.extra is None or find_spec(metric.extra) is not None]
 
 
 def members(word: str) -> list[str] | None:
-    """Names of the measures of a group, or of ``all`` (without topology); None where the word is one measure's spec.
+    """Return the names of the measures of a group, or of ``all`` (without topology); None for the spec of one measure.
 
     >>> members("group:cca"), members("cca")
     (['cca', 'pwcca', 'svcca'], None)

@@ -1,8 +1,8 @@
-"""What a measure of similarity is: a recipe for one layer, and a comparison of two layers prepared by it.
+"""Base classes of measures: a recipe prepares one layer, and a measure compares two prepared layers.
 
-The split is the whole design. What depends on one layer (centring, a decomposition, norms) happens once per layer, in a
-`Recipe`; what depends on two layers happens for many pairs at once, by one of three algorithms. There is a kind of
-metric for each of them: `GramMetric`, `MomentMetric` and `PairMetric`. A measure that knows two extends both.
+Computations on one layer (centring, a decomposition, norms) run once per layer, in a `Recipe`. Computations on two
+layers run for many pairs at once, by one of three algorithms. Each algorithm has a base class: `GramMetric`,
+`MomentMetric` and `PairMetric`. A measure that supports two algorithms extends both.
 """
 
 import dataclasses
@@ -46,73 +46,75 @@ __all__ = [
 
 Invariance = Literal["permutation", "orthogonal", "isotropic scaling", "translation", "invertible linear"]
 Group = Literal["rsm", "cca", "alignment", "neighbours", "statistics", "topology"]
-"""Families of the ReSi benchmark (Klabunde et al. 2025): what of a representation is compared."""
+"""Families of the ReSi benchmark (Klabunde et al. 2025), by the aspect of a representation that is compared."""
 
 
 @dataclass(frozen=True)
 class Chance:
-    """What a measure gives where the samples of one layer are permuted, so that nothing but chance makes them alike."""
+    """Chance level of a measure: mean and standard deviation under permutations of the samples of one layer."""
 
     mean: float
     sd: float | None = None
-    """Standard deviation over permutations, where it is known."""
+    """Standard deviation over permutations; None if it is not known."""
     exact: bool = True
-    """Whether the mean is exact for any data; otherwise it is that of Gaussian features."""
+    """Whether the mean is exact for any data; otherwise it holds for Gaussian features."""
 
 
 F = TypeVar("F", bound=Factor)
 
 
 class Metric(ABC, Generic[F]):
-    """A measure of how alike two representations are. Concrete measures are frozen dataclasses: parameters are fields.
+    """Measure of the similarity or distance of two representations.
 
-    Extend one of its kinds: `PairMetric`, `GramMetric` or `MomentMetric`. A subclass with a ``name`` is registered
-    under it. It declares the class attributes below, and has a `recipe` and what its kind asks for.
-    `repsim.testing.MetricContract` holds it to every word that it declares.
+    Concrete measures are frozen dataclasses, whose fields are the parameters.
+
+    Extend `PairMetric`, `GramMetric` or `MomentMetric`. A subclass with a ``name`` is registered under that name. It
+    declares the class attributes below, a `recipe`, and the methods of its base class. `repsim.testing.MetricContract`
+    tests every declaration.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    """The name in full, as it stands on a figure."""
+    """Full name, as figures show it."""
     formula: ClassVar[str]
     citation: ClassVar[str]
     group: ClassVar[Group]
     question: ClassVar[str]
-    """What its value answers, as a question."""
+    """Question that the value answers."""
     needs: ClassVar[str]
-    """How many samples its value takes to mean anything, in words; `samples_needed` is the number, and `scarcity` warns
-    of fewer."""
+    """Number of samples that the value needs, in words; `samples_needed` is the number, and `scarcity` warns of
+    fewer."""
     counted: ClassVar[str] = "features"
-    """What of a layer decides how many samples that is: its features, or one of its `diagnostics`."""
+    """Property of a layer that `samples_needed` depends on: its features, or a key of its `diagnostics`."""
     others: ClassVar[Mapping[str, str]] = {}
-    """Known implementations that compute something else: what, and why we do not."""
+    """Known implementations that compute something else: how they differ, and why this one does not."""
     sense: ClassVar[Literal["similarity", "distance"]]
-    """A similarity grows with likeness, a distance shrinks."""
+    """A similarity grows as layers become more alike, a distance shrinks."""
     symmetric: ClassVar[bool]
     triangle: ClassVar[bool] = False
-    """Whether d(x, z) <= d(x, y) + d(y, z), for a distance."""
+    """Whether a distance satisfies d(x, z) <= d(x, y) + d(y, z)."""
     paired: ClassVar[bool] = True
-    """Whether it matters which sample of one layer is which of the other; otherwise two clouds are compared."""
+    """Whether the samples of both layers must correspond; otherwise two clouds of samples are compared."""
     differentiable: ClassVar[bool] = True
-    """Whether values of tensors that require gradients have gradients; where it is not smooth (a maximum, a
-    neighbourhood), almost everywhere."""
+    """Whether the value has a gradient for tensors that require one. If it is not smooth (a maximum, a
+    neighbourhood), it has one almost everywhere."""
     stochastic: ClassVar[bool] = False
-    """Whether its value is a seeded random estimate."""
+    """Whether the value is a seeded random estimate."""
     extra: ClassVar[str | None] = None
-    """The module that it needs, which comes with the extra of its group: ``pip install 'repsim-toolkit[topology]'``."""
+    """Module that the measure needs; the extra of its group installs it: ``pip install 'repsim-toolkit[topology]'``."""
 
     registry: ClassVar[dict[str, type["Metric[Any]"]]] = {}
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # promised, so that type checkers know
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # for type checkers: subclasses are dataclasses
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" in cls.__dict__:
-            taken = cls.registry.setdefault(cls.name, cls)
-            if taken.__qualname__ != cls.__qualname__ or taken.__module__ != cls.__module__:
-                raise TypeError(f"two measures are named {cls.name!r}: {taken.__module__} and {cls.__module__}")
-        if cls.__module__ != __name__ and Metric in cls.__bases__ and "value" in cls.__dict__:  # as of repsim 0.1
+            registered = cls.registry.setdefault(cls.name, cls)
+            if registered.__qualname__ != cls.__qualname__ or registered.__module__ != cls.__module__:
+                raise TypeError(f"two measures are named {cls.name!r}: {registered.__module__} and {cls.__module__}")
+        if cls.__module__ != __name__ and Metric in cls.__bases__ and "value" in cls.__dict__:  # written for repsim 0.1
             warnings.warn(
-                f"{cls.__qualname__} extends Metric: extend repsim.metrics.base.PairMetric, which has all that it uses",
+                f"{cls.__qualname__} extends Metric: extend repsim.metrics.base.PairMetric instead",
                 DeprecationWarning,
                 stacklevel=3,
             )
@@ -121,32 +123,36 @@ class Metric(ABC, Generic[F]):
     @property
     @abstractmethod
     def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest value that this measure can take."""
+        """Smallest and largest value that the measure can take."""
 
     @property
     @abstractmethod
     def invariances(self) -> frozenset[Invariance]:
-        """What may be done to the features of either side without changing the value."""
+        """Transformations of the features of either layer that leave the value unchanged."""
 
     @property
     def invariances_of_y(self) -> frozenset[Invariance]:
-        """What may be done to the second layer: the same, and more where the measure is asymmetric."""
+        """Transformations of the features of the second layer that leave the value unchanged.
+
+        The same as `invariances`, and more if the measure is asymmetric.
+        """
         return self.invariances
 
     def samples_needed(self, p: int, q: int) -> int | None:
-        """Samples from which on unrelated Gaussian layers, p and q features wide, score 0.2 at most on average.
+        """Return the number of samples from which on unrelated Gaussian layers score at most 0.2 on average.
 
-        For a distance: are, by chance, no closer than four fifths of what they would be with any number of samples. For
-        a measure that compares clouds: from which on its value is more than that of a few samples. What p and q count
-        is ``counted``. None where no number can be named.
+        For a distance: from which on they are, by chance, at least four fifths as far apart as with any number of
+        samples. For a measure that compares clouds: from which on the value hardly depends on which samples were drawn.
+        ``p`` and ``q`` are the widths of the two layers, in the unit that ``counted`` names. None if no number is
+        known.
         """
 
     def width(self, factor: F, features: int) -> int:
-        """What `samples_needed` counts of a layer."""
+        """Return the width of a layer for `samples_needed`: the diagnostic named ``counted``, or its features."""
         return self.diagnostics(factor).get(self.counted, features)
 
     def scarcity(self, n: int, p: int, q: int) -> str | None:
-        """Warning that n samples are fewer than are needed for layers that are p and q wide, or None."""
+        """Return a warning if n samples are fewer than layers of widths p and q need, or None."""
         needed = self.samples_needed(p, q)
         if needed is None or n >= needed:
             return None
@@ -160,7 +166,7 @@ class Metric(ABC, Generic[F]):
         return f"n = {n} samples are too few for {p} and {q} {what}: {why} with fewer than {needed:,}"
 
     def scarcity_of_all(self, n: int, widths: Sequence[tuple[int, int]]) -> str | None:
-        """One warning for many pairs of widths: for how many of them n samples are too few, and why for the worst.
+        """Return one warning for many pairs of widths: how many have too few samples, and the warning for the worst.
 
         >>> import repsim.metrics
         >>> repsim.metrics.get("rsa").scarcity_of_all(10, [(5, 5), (5, 8)])
@@ -176,62 +182,68 @@ class Metric(ABC, Generic[F]):
         return f"{share}: {self.scarcity(n, *worst)}"
 
     def chance(self, a: F, b: F) -> Chance | None:
-        """The chance level of these two layers, where it is known in closed form (docs/metrics.md)."""
+        """Return the chance level of these two layers, or None if it is not known in closed form (docs/metrics.md)."""
 
     @property
     def min_samples(self) -> int:
-        """With fewer samples than this the value is undefined or always the same."""
+        """Number of samples below which the value is undefined, or the same for all layers."""
         return 4
 
     def caution(self, a: F, b: F) -> str | None:
-        """Why the value of this pair is defined but should not be trusted, and what n would be enough."""
+        """Return a warning, with the n that would be enough, if the value of this pair is unreliable, or None."""
 
     def remark(self, n: int) -> str | None:
-        """What there is to know of all values over n samples."""
+        """Return a note that holds for all values over n samples, or None."""
 
     def diagnostics(self, _factor: F, /) -> dict[str, int]:
-        """Numbers about one layer that belong beside the value (how many components were kept, say)."""
+        """Return numbers about one layer that are stored beside the value, such as how many components were kept."""
         return {}
 
     @property
     @abstractmethod
     def recipe(self) -> Recipe[F]:
-        """How one layer is prepared: a `Recipe`, or a plain function."""
+        """Recipe that prepares one layer: a `Recipe`, or a plain function."""
 
     def recipe_for(self, form: Form) -> Recipe[F]:
-        """How one layer is prepared of which only this is stored; `UndefinedValueError` where that is not enough."""
+        """Return the recipe for a layer that is stored in this form.
+
+        Raises `UndefinedValueError` if the measure cannot be computed from this form.
+        """
         if form == "features":
             recipe = self.recipe
             return recipe if isinstance(recipe, Recipe) else FunctionRecipe(recipe)
-        kept = {"grams": "Gram matrices", "sketches": "random projections"}[form]
+        stored = {"grams": "Gram matrices", "sketches": "random projections"}[form]
         raise UndefinedValueError(
-            f"{self.spec} needs the features themselves; this readout keeps only {kept}, which linear cka compares"
+            f"{self.spec} needs the features themselves; this readout keeps only {stored}, which linear cka compares"
         )
 
     @property
     @abstractmethod
     def algorithms(self) -> tuple[Algorithm, ...]:
-        """The algorithms that compute all pairs at once (`repsim.metrics.algorithms`)."""
+        """Algorithms that can compute all pairs at once (`repsim.metrics.algorithms`)."""
 
     @abstractmethod
     def pair(self, a: F, b: F) -> float:
-        """Compare two prepared layers; `UndefinedValueError`, with the reason, where there is no value."""
+        """Return the value of two prepared layers; raise `UndefinedValueError` with the reason if it is undefined."""
 
     @abstractmethod
     def block(self, rows: Sequence[F], columns: Sequence[F]) -> Float64[np.ndarray, "rows columns"]:
-        """Compare every row layer with every column layer. NaN exactly where `pair` raises `UndefinedValueError`."""
+        """Compare every row layer with every column layer.
+
+        Values are NaN exactly where `pair` raises `UndefinedValueError`.
+        """
 
     @abstractmethod
     def reason(self, a: F, b: F) -> str:
-        """Why these two have no value."""
+        """Return the reason why these two layers have no value."""
 
     @abstractmethod
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
-        """Compare two layers by operations that autograd knows, for a measure that is ``differentiable``."""
+        """Compare two layers (n, p) and (n, q) with a gradient; only for measures that are ``differentiable``."""
 
     @property
     def spec(self) -> str:
-        """The spec string that makes this very metric: the name, and the options that differ from their defaults."""
+        """Spec string that makes this measure: the name, and the options that differ from their defaults."""
         options = [
             f"{field.name}={getattr(self, field.name)}"
             for field in dataclasses.fields(self)
@@ -241,7 +253,7 @@ class Metric(ABC, Generic[F]):
 
     @property
     def label(self) -> str:
-        """The name as it stands on a colour bar: the title, and the parameters in words.
+        """Name on a colour bar: the title, and the parameters in words.
 
         >>> import repsim.metrics
         >>> repsim.metrics.get("cka").label, repsim.metrics.get("svcca").label
@@ -250,7 +262,7 @@ class Metric(ABC, Generic[F]):
         return self.label_with()
 
     def label_with(self, *notes: str) -> str:
-        """The label, with more to say than the parameters do.
+        """Return the label with notes added after the parameters.
 
         >>> import repsim.metrics
         >>> repsim.metrics.get("cka").label_with("minibatches of 256")
@@ -268,8 +280,25 @@ class Metric(ABC, Generic[F]):
     def __call__(self, x: Any, y: Any) -> float | Tensor:
         """Compare two representations of the same samples, x (n, p) and y (n, q), rows in the same order.
 
-        The value is a float; but a tensor with a gradient where x or y is one that requires it, so that a measure can
-        be a loss.
+        Parameters
+        ----------
+        x : array of shape (n, p)
+            Numpy array, tensor or any array that numpy can read.
+        y : array of shape (n, q)
+            The same samples in the same order.
+
+        Returns
+        -------
+        float or Tensor
+            The value; a tensor with a gradient if x or y is a tensor that requires one, so that a measure can be a
+            loss.
+
+        Raises
+        ------
+        InvalidInputError
+            For arrays that cannot be compared, and for a gradient of a measure that has none.
+        UndefinedValueError
+            If these two layers have no value, with the reason.
         """
         same_rows({"x": x, "y": y})
         x, y = as_samples(x, self.min_samples), as_samples(y, self.min_samples, "y")
@@ -285,38 +314,38 @@ class Metric(ABC, Generic[F]):
             return self.with_gradient(x, y.to(x.device))
         x, y = x.detach(), y.detach()
         a, b = self.recipe(x), self.recipe(y.to(x.device))
-        few = self.scarcity(len(x), self.width(a, x.shape[1]), self.width(b, y.shape[1]))
-        for caution in (self.caution(a, b), few):
+        scarcity = self.scarcity(len(x), self.width(a, x.shape[1]), self.width(b, y.shape[1]))
+        for caution in (self.caution(a, b), scarcity):
             if caution:
                 warnings.warn(f"{self.spec}: {caution}", UnreliableValueWarning, stacklevel=2)
         return self.pair(a, b)
 
 
 class PairMetric(Metric[F]):
-    """A metric that compares two prepared layers: states a `value`, for one pair after the other."""
+    """Metric that compares two prepared layers, one pair after the other. Subclasses define `value`."""
 
     @property
     def algorithms(self) -> tuple[Algorithm, ...]:
-        """One pair after the other."""
+        """Pair by pair."""
         return ("pairs",)
 
     @abstractmethod
     def value(self, a: F, b: F) -> Tensor:
-        """Compare two prepared layers: a tensor without dimensions, which may have a gradient.
+        """Compare two prepared layers; return a tensor without dimensions, which may have a gradient.
 
-        `UndefinedValueError`, with the reason, where there is no value.
+        Raises `UndefinedValueError`, with the reason, if the value is not defined.
         """
 
     def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Floating-point operations of a pair, about; a plan counts with it."""
+        """Return the approximate floating-point operations of one pair; the planner uses it."""
         return 2.0 * n * (p + q)
 
     def pair(self, a: F, b: F) -> float:
-        """Compare two prepared layers; `UndefinedValueError`, with the reason, where there is no value."""
+        """Return the value of two prepared layers; raise `UndefinedValueError` with the reason if it is undefined."""
         return float(self.value(a, b))
 
     def reason(self, a: F, b: F) -> str:
-        """What `pair` raises."""
+        """Return the message of the error that `pair` raises."""
         try:
             self.pair(a, b)
         except UndefinedValueError as error:
@@ -324,53 +353,53 @@ class PairMetric(Metric[F]):
         return "no reason given"
 
     def block(self, rows: Sequence[F], columns: Sequence[F]) -> Float64[np.ndarray, "rows columns"]:
-        """Every pair, one after the other; override it where many pairs are cheaper together."""
+        """Compare all pairs, one after the other; override it if many pairs are cheaper together."""
         values = np.full((len(rows), len(columns)), np.nan)
         for i, a in enumerate(rows):
             for j, b in enumerate(columns):
                 try:
                     values[i, j] = self.pair(a, b)
                 except UndefinedValueError:
-                    continue  # stays NaN; whoever shows the block asks for the reason
+                    continue  # stays NaN; `reason` gives the reason
         return values
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
-        """By `value`, where the recipe uses operations that autograd knows, too."""
+        """Compute `value` on layers that the recipe prepares with operations that autograd supports."""
         return self.value(self.recipe(x), self.recipe(y))
 
 
 class PermutedAtOnce(ABC, Generic[F]):
-    """A metric with a faster way to permute samples than one `Metric.block` an order."""
+    """Metric with a method that permutes samples faster than one `Metric.block` per order."""
 
     @abstractmethod
     def permuted(
         self, rows: Sequence[F], columns: Sequence[F], orders: Int64[Tensor, "count n"], step: Callable[[], None]
     ) -> Float64[np.ndarray, "count rows columns"]:
-        """All pairs, the columns' samples permuted.
+        """Compare all pairs, with the samples of the columns permuted.
 
-        Value (k, a, b) is what `Metric.block` gives for rows[a] and columns[b] with its samples in the order orders[k].
-        Calls ``step`` once an order.
+        Value (k, a, b) is the `Metric.block` of rows[a] and of columns[b] with its samples in the order orders[k].
+        Calls ``step`` once per order.
         """
 
 
 class _SummedMetric(Metric[F]):
-    """A metric whose value follows from sums S_ab over units of work."""
+    """Metric whose value is computed from sums S_ab over units of work."""
 
     normalised: ClassVar[bool] = False
-    """Whether a value is S_ab / sqrt(S_aa S_bb), and not S_ab."""
+    """Whether the value is S_ab / sqrt(S_aa S_bb), and not S_ab."""
 
     def finish(self, values: Array) -> Array:
-        """Values, from S_ab / sqrt(S_aa S_bb) or S_ab."""
+        """Return values from S_ab / sqrt(S_aa S_bb), or from S_ab."""
         return values
 
     def block(self, rows: Sequence[F], columns: Sequence[F]) -> Float64[np.ndarray, "rows columns"]:
-        """All pairs at once, by the algorithm that takes fewer operations."""
+        """Compare all pairs at once, by the algorithm with fewer operations."""
         if not rows or not columns:
             return np.empty((len(rows), len(columns)))
         return compare_in_memory(rows, columns, self)
 
     def pair(self, a: F, b: F) -> float:
-        """Compare two prepared layers; `UndefinedValueError`, with the reason, where there is no value."""
+        """Return the value of two prepared layers; raise `UndefinedValueError` with the reason if it is undefined."""
         value = float(self.block([a], [b])[0, 0])
         if math.isnan(value):
             raise UndefinedValueError(self.reason(a, b))
@@ -378,12 +407,12 @@ class _SummedMetric(Metric[F]):
 
     @override
     def reason(self, a: F, b: F) -> str:
-        """That nothing is left to divide by."""
-        return "nothing but rounding errors is left of a layer"
+        """Return the reason: the norm of a layer is zero up to rounding errors."""
+        return "the norm of a layer is zero, up to rounding errors"
 
 
 class GramMetric(_SummedMetric[F]):
-    """A metric of inner products of centred Gram matrices, S_ab = <A, B>; its recipe is a `KernelRecipe`."""
+    """Metric based on inner products of centred Gram matrices, S_ab = <A, B>. Its recipe is a `KernelRecipe`."""
 
     @property
     def algorithms(self) -> tuple[Algorithm, ...]:
@@ -393,11 +422,11 @@ class GramMetric(_SummedMetric[F]):
     @property
     @abstractmethod
     def unbiased(self) -> bool:
-        """Whether Gram matrices are U-centred, and not centred twice."""
+        """Whether Gram matrices are U-centred, and not double-centred."""
 
 
 class MomentMetric(_SummedMetric[F]):
-    """A metric of cross-moments X'Y of two prepared layers; its recipe makes a `MomentFactor`."""
+    """Metric based on the cross-moments X'Y of two prepared layers. Its recipe makes a `MomentFactor`."""
 
     @property
     def algorithms(self) -> tuple[Algorithm, ...]:
@@ -406,18 +435,18 @@ class MomentMetric(_SummedMetric[F]):
 
     @abstractmethod
     def moment(self, cross: Cross[F]) -> Tensor | float:
-        """S_ab of two prepared layers, from their cross-moments."""
+        """Return S_ab of two prepared layers, from their cross-moments."""
 
     def moment_cost(self, _p: int, _q: int, /) -> Cost:
-        """Work of `moment` for layers whose factors have p and q columns; a plan counts with it."""
+        """Return the cost of `moment` for layers whose factors have p and q columns; the planner uses it."""
         return Cost()
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
-        """By `moment`, for a measure that is not ``normalised``."""
+        """Compute `moment` with a gradient, for a measure that is not ``normalised``."""
         return torch.as_tensor(self.moment(self.cross_with_gradient(x, y)))
 
     def cross_with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Cross[F]:
-        """Two layers and their cross-moments, by operations that autograd knows."""
+        """Prepare two layers, and compute their cross-moments, with operations that autograd supports."""
         recipe = self.recipe
         prepare: Callable[[Tensor], Any] = recipe.with_gradient if isinstance(recipe, DifferentiableRecipe) else recipe
         a, b = prepare(x), prepare(y)

@@ -1,4 +1,4 @@
-"""The family of canonical correlation analysis: correlations between the subspaces that two layers span."""
+"""Canonical correlation analysis: CCA, SVCCA and PWCCA."""
 
 import math
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ from repsim.metrics.subspaces import SubspaceMetric, exact, saturation, singular
 
 
 def mean_correlation(cross: Float64[Tensor, "r t"], *, exact: bool) -> Float64[Tensor, ""]:
-    """The mean canonical correlation: of the min(r, t) singular values of C = Q_a' Q_b, for orthonormal bases."""
+    """Return the mean canonical correlation: the mean singular value of C = Q_a' Q_b, for orthonormal bases."""
     mean: Tensor = singular_values(cross, exact=exact).clamp(max=1).mean()  # rounding may leave 1 + 2e-16
     return mean
 
 
 def wachter(n: int, r: int, t: int) -> float:
-    """The mean canonical correlation of unrelated Gaussian layers, of ranks r and t, in the limit of large n.
+    """Return the mean canonical correlation of unrelated Gaussian layers, of ranks r and t, in the limit of large n.
 
-    With c = r / (n - 1) <= d = t / (n - 1), the squared correlations x are those between the bounds
+    With c = r / (n - 1) <= d = t / (n - 1), the squared correlations x lie between the bounds
     (sqrt(c (1 - d)) -+ sqrt(d (1 - c)))^2, with density sqrt((x - low) (high - x)) / (2 pi c x (1 - x)) (Wachter 1980),
-    and (r + t - n + 1)+ of them are 1.
+    and max(0, r + t - n + 1) of them are 1.
 
     >>> round(wachter(10_000, 500, 500), 5)
     0.19078
@@ -35,9 +35,9 @@ def wachter(n: int, r: int, t: int) -> float:
     c, d = (min(1.0, rank / (n - 1)) for rank in sorted((r, t)))
     certain = max(0.0, c + d - 1) / c
     spread = 2 * math.sqrt(c * (1 - d) * d * (1 - c))
-    if spread < 1e-12:  # one layer spans everything: all correlations are 1
+    if spread < 1e-12:  # one layer spans the whole sample space: all correlations are 1
         return 1.0
-    # Gauss-Chebyshev quadrature of the second kind: the weight is the density's own square root
+    # Gauss-Chebyshev quadrature of the second kind: its weight is the square root in the density
     angle = torch.arange(1, 2001, dtype=torch.float64) * math.pi / 2001
     x = c * (1 - d) + d * (1 - c) + spread * angle.cos()
     mass = spread**2 * angle.sin().square() / (2 * math.pi * c * x * (1 - x)) * math.pi / 2001
@@ -51,12 +51,12 @@ class CCA(SubspaceMetric):
     With orthonormal bases Q_X, Q_Y of the centred layers, rho = singular values of Q_X'Q_Y; the value is
     mean(rho) over the min(rank X, rank Y) correlations (``summary=rho``), or
     mean(rho^2) = ||Q_X'Q_Y||_F^2 / min(rank X, rank Y) (``summary=r2``). Range [0, 1]. For unrelated data R^2 is
-    max(p, q) / (n - 1), not 0, and from p + q > n - 1 on correlations of exactly 1 appear for any data; a warning says
-    so.
+    max(p, q) / (n - 1), not 0. If p + q > n - 1, some correlations are exactly 1 for any data, and a warning is
+    issued.
 
     Parameters
     ----------
-    summary
+    summary : {"rho", "r2"}
         ``rho`` or ``r2``.
 
     References
@@ -77,46 +77,46 @@ class CCA(SubspaceMetric):
     formula: ClassVar[str] = "mean rho_i or mean rho_i^2, rho = svd(Q_X' Q_Y)"
     citation: ClassVar[str] = "Hotelling 1936; Kornblith et al. 2019 (R^2)"
     question: ClassVar[str] = "Do two layers span the same directions, however much variance each direction has?"
-    needs: ClassVar[str] = "5 times the larger rank for R^2 (20 times for rho), else chance alone is above 0.2"
+    needs: ClassVar[str] = "5 times the larger rank for R^2 (20 times for rho); otherwise chance alone exceeds 0.2"
     others: ClassVar[Mapping[str, str]] = {
         "svcca (Google, cca_core.py)": "adds epsilon to the covariances and drops small ones, so that values depend on "
-        "both; here the rank is that of the layer, at the rounding errors of its dtype",
+        "both; here the rank is that of the layer, up to rounding errors of its dtype",
     }
 
     summary: Literal["rho", "r2"] = "rho"
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Everything invertible and linear, so everything in the list."""
+        """Unchanged by all transformations in the list: CCA is invariant under any invertible linear map."""
         return frozenset({"permutation", "orthogonal", "isotropic scaling", "translation", "invertible linear"})
 
     @property
     def recipe(self) -> PrincipalSubspace:
-        """One decomposition serves the whole family: that of whoever wants most of it."""
+        """Decomposition that is shared by the whole family; the recipe that keeps most of it serves all."""
         return PrincipalSubspace()
 
     def moment(self, cross: Cross[Subspace]) -> Tensor:
-        """Compare two prepared layers, whose bases have these inner products."""
+        """Return the value from the inner products of the two bases."""
         if self.summary == "r2":  # needs no singular values
             return (cross.product.square().sum() / min(cross.a.rank, cross.b.rank)).clamp(max=1)
         return mean_correlation(cross.product, exact=exact(cross.a, cross.b))
 
     def samples_needed(self, p: int, q: int) -> int:
-        """From max(p, q) / (n - 1), and from Wachter's law."""
+        """Return the number of samples, from the chance level max(p, q) / (n - 1), or from Wachter's law."""
         return (5 if self.summary == "r2" else 20) * max(p, q) + 1
 
     def chance(self, a: Subspace, b: Subspace) -> Chance | None:
-        """R^2: max(r, t) / (n - 1), exactly. Rho: Wachter's law."""
+        """Return the chance level: max(r, t) / (n - 1), exactly, for R^2; Wachter's law for rho."""
         if self.summary == "r2":
             return Chance(min(1.0, max(a.rank, b.rank) / (a.n - 1)))
         return Chance(wachter(a.n, a.rank, b.rank), exact=False)
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
-        """Too few samples for the two ranks."""
+        """Warn of too few samples for the two ranks."""
         return saturation(a.n, a.rank, b.rank, "directions")
 
     def diagnostics(self, factor: Subspace) -> dict[str, int]:
-        """Rank of the layer."""
+        """Report the rank of the layer."""
         return {"rank": factor.rank}
 
 
@@ -124,15 +124,16 @@ class CCA(SubspaceMetric):
 class SVCCA(SubspaceMetric):
     """Singular vector CCA: the mean canonical correlation between the leading principal subspaces.
 
-    Each layer is first cut down to its k leading singular directions, k being the smallest number with
-    sum_{i<=k} s_i^2 >= variance x sum s_i^2; then mean(rho) over min(k_X, k_Y). Note the squares: thresholding s itself
-    keeps another number of directions, and implementations that do so disagree. Range [0, 1]. k_X and k_Y are reported.
+    Each layer is first reduced to its k leading singular directions, where k is the smallest number with
+    sum_{i<=k} s_i^2 >= variance x sum s_i^2. The value is mean(rho) over min(k_X, k_Y) correlations. Note the squares:
+    implementations that apply the threshold to s itself keep another number of directions. Range [0, 1]. k_X and k_Y
+    are reported.
 
     Parameters
     ----------
-    variance
-        Share of the variance that is kept, in (0, 1].
-    summary
+    variance : float
+        Share of the variance to keep, in (0, 1].
+    summary : {"rho", "r2"}
         ``rho``, or ``r2`` for mean(rho^2) over the same directions (Kornblith et al. 2019, Table 2).
 
     References
@@ -156,9 +157,9 @@ class SVCCA(SubspaceMetric):
     formula: ClassVar[str] = "mean rho_i between the leading subspaces that keep `variance` of the variance"
     citation: ClassVar[str] = "Raghu et al. 2017"
     question: ClassVar[str] = "Do the directions that carry most of the variance of two layers coincide?"
-    needs: ClassVar[str] = "20 times the directions that are kept, else chance alone is above 0.2"
+    needs: ClassVar[str] = "20 times the directions that are kept; otherwise chance alone exceeds 0.2"
     others: ClassVar[Mapping[str, str]] = {
-        "ReSi benchmark": "keeps one component, whatever the threshold",
+        "ReSi benchmark": "keeps one component for any threshold",
         "several SVCCA scripts": "threshold sum s_i and not sum s_i^2, which keeps many more directions",
     }
 
@@ -173,17 +174,17 @@ class SVCCA(SubspaceMetric):
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Not to invertible linear maps, which change what leads, unless nothing is left out (then it is CCA)."""
+        """Rigid motions and scaling; also invertible linear maps if all directions are kept (then it is CCA)."""
         rigid: frozenset[Invariance] = frozenset({"permutation", "orthogonal", "isotropic scaling", "translation"})
         return rigid | {"invertible linear"} if self.variance == 1 else rigid
 
     @property
     def recipe(self) -> PrincipalSubspace:
-        """One decomposition serves the whole family: that of whoever wants most of it."""
+        """Decomposition that is shared by the whole family; the recipe that keeps most of it serves all."""
         return PrincipalSubspace(self.variance)
 
     def moment(self, cross: Cross[Subspace]) -> Tensor:
-        """Compare two prepared layers, whose bases have these inner products."""
+        """Return the value from the inner products of the two bases."""
         k, m = self._kept(cross.a), self._kept(cross.b)
         product = cross.product[:k, :m]
         if self.summary == "r2":
@@ -194,39 +195,41 @@ class SVCCA(SubspaceMetric):
         return layer.components(self.variance)
 
     def samples_needed(self, p: int, q: int) -> int:
-        """As of CCA: of Gaussian features nearly all directions are kept."""
+        """Return the number for CCA: of Gaussian features nearly all directions are kept."""
         return (5 if self.summary == "r2" else 20) * max(p, q) + 1
 
     def chance(self, a: Subspace, b: Subspace) -> Chance:
-        """Of R^2 max(k, m) / (n - 1), exactly; of rho Wachter's law; k and m directions are kept."""
+        """Return the chance level: max(k, m) / (n - 1), exactly, for R^2; Wachter's law for rho; k and m directions
+        are kept.
+        """
         k, m = self._kept(a), self._kept(b)
         if self.summary == "r2":
             return Chance(min(1.0, max(k, m) / (a.n - 1)))
         return Chance(wachter(a.n, k, m), exact=False)
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
-        """Too few samples for the directions kept."""
+        """Warn of too few samples for the directions that are kept."""
         return saturation(a.n, self._kept(a), self._kept(b), "components")
 
     def diagnostics(self, factor: Subspace) -> dict[str, int]:
-        """k, the number of directions kept."""
+        """Report k, the number of directions that are kept."""
         return {"components": self._kept(factor)}
 
 
 @dataclass(frozen=True)
 class PWCCA(SubspaceMetric):
-    """Projection weighted CCA: canonical correlations weighted by how much of the layer each one accounts for.
+    """Projection weighted CCA: canonical correlations weighted by the share of the layer that each accounts for.
 
-    For the side of smaller rank (X where they are equal), with canonical variates h_i = Q_X u_i:
+    The weights belong to the layer of smaller rank (X if they are equal). With canonical variates h_i = Q_X u_i:
     a_i = sum_j |<h_i, x_j>| over the features x_j, and the value is sum_i a_i rho_i / sum_i a_i. Range [0, 1].
     Asymmetric: with equal ranks, exchanging X and Y changes the weights. The widely copied reference code computes
     something else (directions without the inverse square root, means added back); this is the published definition.
 
     Notes
     -----
-    Where correlations tie, their directions are not determined, and neither are the weights. So where rank X + rank Y
-    exceeds n, and several are exactly 1, the value hangs on rounding errors, in its third digit perhaps. The warning
-    about too few samples comes then, too.
+    If correlations tie, their directions are not determined, and neither are the weights. If rank X + rank Y exceeds n,
+    several correlations are exactly 1, and the value depends on rounding errors, perhaps in its third digit. The
+    warning about too few samples is then issued, too.
 
     References
     ----------
@@ -246,40 +249,41 @@ class PWCCA(SubspaceMetric):
     formula: ClassVar[str] = "sum_i a_i rho_i / sum_i a_i, a_i = sum_j |<h_i, x_j>|"
     citation: ClassVar[str] = "Morcos et al. 2018"
     question: ClassVar[str] = (
-        "Do two layers span the same directions, each weighed by how much of one layer it accounts for?"
+        "Do two layers span the same directions, each weighted by the share of one layer that it accounts for?"
     )
-    needs: ClassVar[str] = "some 20 times the larger rank, else chance alone is above 0.2"
+    needs: ClassVar[str] = "about 20 times the larger rank; otherwise chance alone exceeds 0.2"
     others: ClassVar[Mapping[str, str]] = {
         "svcca (Google, pwcca.py) and its copies": "take directions without the inverse square root of the "
-        "covariance, and add the means back before weighing; that is not what Morcos et al. define",
+        "covariance, and add the means back before weighting; Morcos et al. define it differently",
     }
     symmetric: ClassVar[bool] = False
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Not to rotations: the weights are sums of absolute values over single features."""
+        """Permutation, scaling and translation; rotations change the weights, sums of absolute values over features."""
         return frozenset({"permutation", "isotropic scaling", "translation"})
 
     @property
     def recipe(self) -> PrincipalSubspace:
-        """One decomposition serves the whole family: that of whoever wants most of it."""
+        """Decomposition that is shared by the whole family; the recipe that keeps most of it serves all."""
         return PrincipalSubspace(loadings=True)
 
     def moment(self, cross: Cross[Subspace]) -> Tensor:
-        """Compare two prepared layers, whose bases have these inner products."""
+        """Return the value from the inner products of the two bases."""
         if cross.a.rank > cross.b.rank:
             cross = cross.swapped
-        assert cross.a.loadings is not None, "the recipe was asked for no loadings"
+        assert cross.a.loadings is not None, "the recipe computed no loadings"
         directions, rho, _ = torch.linalg.svd(cross.product, full_matrices=False)
         weights = (directions.T @ cross.a.loadings).abs().sum(1)
         value: Tensor = (weights * rho.clamp(max=1)).sum() / weights.sum()
         return value
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
-        """By the directions one by one, so they have to be determined: `UndefinedValueError` where correlations tie.
+        """Compute the value with a gradient; raise `UndefinedValueError` if correlations tie.
 
-        But not where one layer spans everything: all correlations are 1 then, and it does not matter how they are
-        weighed, or whether they are squared.
+        The value depends on the single directions, which are not determined if correlations tie. The exception is a
+        layer that spans the whole sample space: all correlations are 1 then, and their weights, or whether they are
+        squared, make no difference.
         """
         cross = self.cross_with_gradient(x, y)
         if max(cross.a.rank, cross.b.rank) == cross.a.n - 1:
@@ -288,13 +292,13 @@ class PWCCA(SubspaceMetric):
         return self.moment(cross)
 
     def samples_needed(self, p: int, q: int) -> int:
-        """As of CCA: of Gaussian features all weights are much the same."""
+        """Return the number for CCA: of Gaussian features all weights are nearly equal."""
         return 20 * max(p, q) + 1
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
-        """Too few samples for the two ranks."""
+        """Warn of too few samples for the two ranks."""
         return saturation(a.n, a.rank, b.rank, "directions")
 
     def diagnostics(self, factor: Subspace) -> dict[str, int]:
-        """Rank of the layer."""
+        """Report the rank of the layer."""
         return {"rank": factor.rank}

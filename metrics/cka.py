@@ -24,31 +24,31 @@ class CKA(GramMetric[Kernels], MomentMetric[Kernels]):
 
     With the debiased estimator (the default) CKA = <A, B> / (||A|| ||B||), where A and B are K and L after U-centring:
     A_ij = K_ij - m_i - m_j off the diagonal and 0 on it. It equals HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)) of
-    Song et al. (2012), its mean over unrelated representations is 0 whatever n, p and q are, and it can therefore be
-    negative: it is never clipped. The biased estimator (Kornblith et al. 2019) centres with H K H instead, and gives
+    Song et al. (2012). Its mean over unrelated representations is 0 for any n, p and q, so it can be negative; it is
+    never clipped. The biased estimator (Kornblith et al. 2019) centres with H K H instead, and gives
     sqrt(pq / ((n + p)(n + q))) for independent Gaussian features, not 0.
 
     The minibatch estimator (Nguyen et al. 2021) averages HSIC_1 over disjoint batches, sum_b HSIC_1(K_b, L_b) /
-    sqrt(sum_b HSIC_1(K_b, K_b) sum_b HSIC_1(L_b, L_b)): an estimate of the debiased value, which its expectation does
-    not miss, from a fraction of the Gram matrix. The batches are a random partition, the same for every layer and
-    model, and so the value depends on the order of the samples; the last n mod ``batch`` of them are left out.
+    sqrt(sum_b HSIC_1(K_b, K_b) sum_b HSIC_1(L_b, L_b)). It estimates the debiased value from a fraction of the Gram
+    matrix, and each HSIC_1 is unbiased. The batches are a random partition, the same for every layer and model, so the
+    value depends on the order of the samples; the last n mod ``batch`` samples of the partition are left out.
 
-    With the linear kernel it also compares what compressed readouts keep. From Gram matrices of blocks of samples it is
-    the minibatch CKA of Nguyen et al. (2021), sum_b HSIC(K_b, L_b) / sqrt(sum_b HSIC(K_b, K_b) sum_b HSIC(L_b, L_b));
-    from two sketches of each layer, (<A^1, B^2> + <A^2, B^1>) / 2 / sqrt(<A^1, A^2> <B^1, B^2>), an estimate that one
-    sketch would bias, and that may exceed 1.
+    With the linear kernel it also compares compressed readouts. From Gram matrices of blocks of samples it is the
+    minibatch CKA of Nguyen et al. (2021), sum_b HSIC(K_b, L_b) / sqrt(sum_b HSIC(K_b, K_b) sum_b HSIC(L_b, L_b)). From
+    two sketches of each layer it is (<A^1, B^2> + <A^2, B^1>) / 2 / sqrt(<A^1, A^2> <B^1, B^2>), which may exceed 1; a
+    single sketch would give a biased estimate.
 
     Parameters
     ----------
-    kernel
+    kernel : {"linear", "rbf"}
         ``linear``: K = X X'. ``rbf``: K_ij = exp(-||x_i - x_j||^2 / (2 s^2)).
-    estimator
+    estimator : {"debiased", "biased", "minibatch"}
         ``debiased``, ``biased`` or ``minibatch``.
-    bandwidth
+    bandwidth : float, optional
         RBF only, default 0.5: s^2 = bandwidth^2 x the median of all n^2 squared distances of that representation.
-    sigma
+    sigma : float, optional
         RBF only: s itself, instead of ``bandwidth``.
-    batch
+    batch : int, optional
         Minibatch only: samples of one batch, as in ``cka:estimator=minibatch,batch=256``.
 
     Raises
@@ -77,18 +77,18 @@ class CKA(GramMetric[Kernels], MomentMetric[Kernels]):
     formula: ClassVar[str] = "<A, B> / (||A|| ||B||), A and B the centred Gram matrices"
     citation: ClassVar[str] = "Kornblith et al. 2019; debiased: Song et al. 2012, eq. 5"
     group: ClassVar[Group] = "rsm"
-    question: ClassVar[str] = "Do two layers find the same pairs of stimuli alike, large differences counting most?"
+    question: ClassVar[str] = "Are the same pairs of stimuli similar in two layers, large differences counting most?"
     needs: ClassVar[str] = (
-        "20 debiased (chance is 0 at any n, give or take sqrt(2 / (n (n - 3)))); biased 4 times the wider layer, "
+        "20 debiased (chance is 0 at any n, with sd sqrt(2 / (n (n - 3)))); biased 4 times the wider layer, "
         "RBF 40 times"
     )
     others: ClassVar[Mapping[str, str]] = {
-        "torch-cka 0.21": "takes batches in its loader's order, and each network may be given another; "
-        "estimator=minibatch is its formula, over one random partition for all",
-        "scripts with one batch after the other": "average a ratio, or the biased HSIC, over batches; the value then "
+        "torch-cka 0.21": "takes batches in the order of the loader, which may differ between networks; "
+        "estimator=minibatch is the same formula, over one random partition for all layers",
+        "scripts that average over batches": "average a ratio, or the biased HSIC, over batches; the value then "
         "depends on the batch size (here estimator=minibatch does not)",
-        "ReSi benchmark, and most scripts": "the biased estimator, which is not 0 for unrelated layers where n < p",
-        "several RBF scripts": "take the bandwidth of one side, or a fixed one, for both; here it is a fraction of the "
+        "ReSi benchmark, and most scripts": "the biased estimator, which is not 0 for unrelated layers if n < p",
+        "several RBF scripts": "use the bandwidth of one layer, or a fixed one, for both; here it is a fraction of the "
         "median distance of each layer on its own, as in Kornblith's published code",
     }
     sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
@@ -120,23 +120,23 @@ class CKA(GramMetric[Kernels], MomentMetric[Kernels]):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[-1, 1] debiased, in minibatches too; [0, 1] biased."""
+        """Range of the value: [-1, 1] for debiased and minibatch CKA, [0, 1] for biased CKA."""
         return (-1.0, 1.0) if self.unbiased else (0.0, 1.0)
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """A fixed ``sigma`` sees the scale; everything else does not."""
+        """Transformations that leave the value unchanged; not scaling if ``sigma`` is given."""
         rigid: frozenset[Invariance] = frozenset({"permutation", "orthogonal", "translation"})
         return rigid if self.sigma is not None else rigid | {"isotropic scaling"}
 
     @property
     def min_samples(self) -> int:
-        """4, or one minibatch."""
+        """4, or the samples of one minibatch."""
         return self.batch or 4
 
     @property
     def recipe(self) -> CentredGram:
-        """Shared by the estimators that take all samples at once."""
+        """Recipe that all estimators with the same kernel and batch share."""
         if self.kernel == "linear":
             return CentredGram(batch=self.batch)
         if self.sigma is not None:
@@ -144,43 +144,45 @@ class CKA(GramMetric[Kernels], MomentMetric[Kernels]):
         return CentredGram("rbf", bandwidth=0.5 if self.bandwidth is None else self.bandwidth, batch=self.batch)
 
     def recipe_for(self, form: Form) -> KernelRecipe[Kernels]:
-        """The linear kernel needs no features: Gram matrices of blocks and sketches will do."""
+        """Return the recipe for a form; the linear kernel also supports Gram matrices of blocks, and sketches."""
         if form == "features" or self.kernel != "linear":
             return super().recipe_for(form)  # type: ignore[return-value]
         return StoredGrams() if form == "grams" else TwoSketches()
 
     @property
     def unbiased(self) -> bool:
-        """Whether Gram matrices are U-centred: by all estimators but the biased one."""
+        """Whether Gram matrices are U-centred: yes for all estimators except the biased one."""
         return self.estimator != "biased"
 
     @property
     def algorithms(self) -> tuple[Algorithm, ...]:
-        """Gram space, or the cheaper of both: feature space knows only the linear kernel, and all samples at once."""
+        """Gram space; also feature space for the linear kernel over all samples, and the cheaper of both is chosen."""
         return ("gram", "moments") if self.kernel == "linear" and self.estimator != "minibatch" else ("gram",)
 
     def moment(self, cross: Cross[Any]) -> float:
-        """<A, B> in feature space, no n x n matrix: ||X'Y||_F^2, and what debiasing takes from it.
+        """Return <A, B> in feature space, without an n x n matrix: ||X'Y||_F^2, minus the terms of debiasing.
 
         With g_i = ||x_i||^2 and h_i = ||y_i||^2 of the centred rows it is (Song et al. 2012, eq. 5, for XX' and YY')
         ||X'Y||^2 - n/(n-2) sum_i g_i h_i + (sum_i g_i)(sum_i h_i)/((n-1)(n-2)).
         """
-        a, b, whole = cross.a, cross.b, float(torch.linalg.vector_norm(cross.product)) ** 2
+        a, b, total = cross.a, cross.b, float(torch.linalg.vector_norm(cross.product)) ** 2
         if not self.unbiased:
-            return whole
+            return total
         n, g, h = a.n, a.squared_norms, b.squared_norms
-        value = whole - n / (n - 2) * float(g @ h) + float(g.sum()) * float(h.sum()) / ((n - 1) * (n - 2))
+        value = total - n / (n - 2) * float(g @ h) + float(g.sum()) * float(h.sum()) / ((n - 1) * (n - 2))
         noise = 100 * a.eps
         if (
             a.uneven and a.eps > torch.finfo(torch.float64).eps
         ):  # products are made in float64, and only the features are rounded
             noise = a.eps / 10
-        return math.nan if a is b and value <= noise * whole else value
+        return math.nan if a is b and value <= noise * total else value
 
     def samples_needed(self, p: int, q: int) -> int | None:
-        """Debiased: two standard deviations. Biased: sqrt(pq / ((n + p)(n + q))); of RBF kernels found by simulation.
+        """Return 20 if debiased; 4 max(p, q) for the biased linear kernel; 40 max(p, q) for the biased RBF kernel.
 
-        Of Gaussian features 1 to 100 wide, an RBF kernel of the default width needs 20 to 40 times their number.
+        Debiased: two standard deviations of chance are 0.2. Biased, linear: from the chance level sqrt(pq / ((n + p)(n
+        + q))). Biased, RBF: from simulations; with Gaussian features, 1 to 100 wide, an RBF kernel of the default width
+        needs 20 to 40 times as many samples as features.
         """
         if self.unbiased:
             return 5 * self.batch if self.batch else 20
@@ -189,16 +191,19 @@ class CKA(GramMetric[Kernels], MomentMetric[Kernels]):
         return 40 * max(p, q) if self.sigma is None and (self.bandwidth or 0.5) >= 0.5 else None
 
     def scarcity(self, n: int, p: int, q: int) -> str | None:
-        """Fewer samples than are needed; or an RBF kernel so narrow that it is not known how many that are."""
+        """Return a warning if samples are too few, or if the number that a narrow RBF kernel needs is unknown."""
         if self.samples_needed(p, q) is None:
             return (
-                "it is not known how many samples the biased estimator needs with an RBF kernel of this width, as "
+                "it is not known how many samples the biased estimator needs with an RBF kernel of this width: "
                 "unrelated layers may score near 1; use estimator=debiased, or compare with permuted samples"
             )
         return super().scarcity(n, p, q)
 
     def chance(self, a: Kernels, b: Kernels) -> Chance | None:
-        """Debiased: mean 0, variance 2 / (n (n - 3)). Biased: mean tr(K) tr(L) / (n - 1) / (||K|| ||L||), K = HKH."""
+        """Return the chance level: 0, variance 2 / (n (n - 3)), debiased; tr(K) tr(L) / ((n - 1) ||K|| ||L||), biased.
+
+        K and L are the centred Gram matrices, K = HKH.
+        """
         if len(a.draws) > 1 or not isinstance(a, Gram) or not isinstance(b, Gram):
             return None
         if self.unbiased:
@@ -208,22 +213,22 @@ class CKA(GramMetric[Kernels], MomentMetric[Kernels]):
         return Chance(float(K.trace() * L.trace() / norms) / (a.n - 1))
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
-        """<A, B> / (||A|| ||B||), summed over the minibatches where there are any."""
+        """Compute <A, B> / (||A|| ||B||) with a gradient, with sums over the minibatches if there are any."""
         A, B = (self.recipe.with_gradient(side, unbiased=self.unbiased) for side in (x, y))
         return (A * B).sum() / (A.square().sum() * B.square().sum()).sqrt()
 
     @override
     def reason(self, a: Kernels, b: Kernels) -> str:
-        """What is wrong with layers whose ||A|| is nothing but rounding errors."""
+        """Return the reason why ||A|| of a layer is zero up to rounding errors."""
         if len(a.draws) > 1:
             return (
-                "nothing that both sketches of a layer share is left after centring (<K^1, K^2> is not above 0): "
+                "the two sketches of a layer share nothing after centring (<K^1, K^2> is not above 0): "
                 "extract it again with more columns, sketch:M"
             )
-        return "nothing is left of a Gram matrix after centring: the layer differs from a constant in too few samples"
+        return "a Gram matrix is zero after centring: the layer differs from a constant in too few samples"
 
     def caution(self, a: Kernels, b: Kernels) -> str | None:
-        """Biased CKA of more features than samples is mostly bias; of minibatches, always more than of all samples."""
+        """Warn of the bias of biased CKA, with more features than samples or in minibatches."""
         if self.unbiased:
             return None
         if isinstance(a, Gram) and isinstance(b, Gram):
@@ -239,6 +244,6 @@ class CKA(GramMetric[Kernels], MomentMetric[Kernels]):
         return f"{why} estimator=debiased"
 
     def remark(self, n: int) -> str | None:
-        """Samples that are in no minibatch."""
+        """Report the samples that are in no minibatch."""
         left = n % self.batch if self.batch else 0
         return f"{left} of {n} samples are in no minibatch of {self.batch}, and left out" if left else None

@@ -1,6 +1,6 @@
-"""What a measure says of itself, in words: for ``repsim metrics NAME``, and for docs/metrics.md.
+"""Descriptions of measures in words, for ``repsim metrics NAME`` and for docs/metrics.md.
 
-Nothing is written twice: the words are those that the measure declares, and those of its docstring.
+All words come from the declarations and the docstring of the measure.
 """
 
 import dataclasses
@@ -21,17 +21,17 @@ from repsim.metrics.base import Algorithm, Group, Invariance, Metric
 GROUPS: dict[Group, tuple[str, str]] = {
     "rsm": (
         "Similarity matrices",
-        "how alike every two samples are in one layer, against how alike they are in the other",
+        "similarities of all pairs of samples in one layer, against those in the other",
     ),
-    "cca": ("Subspaces", "the directions that two layers span, however they are mixed"),
-    "alignment": ("Alignment", "what is left when one layer is turned, permuted or regressed onto the other"),
-    "neighbours": ("Neighbourhoods", "which samples are next to which, and nothing of how far apart they are"),
-    "statistics": ("Statistics", "one number a layer, and the difference of two"),
-    "topology": ("Topology", "the shape of the cloud of samples: its holes, its pieces, its scales"),
+    "cca": ("Subspaces", "the directions that two layers span, in any basis"),
+    "alignment": ("Alignment", "the residual after one layer is rotated, permuted or regressed onto the other"),
+    "neighbours": ("Neighbourhoods", "which samples are nearest neighbours, at any distance"),
+    "statistics": ("Statistics", "differences of statistics, one number per layer"),
+    "topology": ("Topology", "the shape of the cloud of samples: holes, components and scales"),
 }
-"""A heading, and what of two layers is compared."""
+"""Heading of each group, and the aspect of two layers that its measures compare."""
 EXAMPLE_WIDTHS = (64, 512, 2048)
-"""Features for which the samples needed are given as a number."""
+"""Numbers of features for which the samples needed are given as a number."""
 
 INVARIANCES: dict[Invariance, tuple[str, str]] = {
     "permutation": ("P", "permutation of features"),
@@ -40,11 +40,11 @@ INVARIANCES: dict[Invariance, tuple[str, str]] = {
     "translation": ("T", "translation"),
     "invertible linear": ("L", "any invertible linear map"),
 }
-"""A letter for tables, and the words."""
+"""Letter for tables, and description, of each invariance."""
 _ALGORITHMS: dict[Algorithm, str] = {
     "gram": "products of Gram matrices, tile by tile, for all pairs at once",
     "moments": "cross-moments X'Y, a run of samples at a time",
-    "pairs": "one pair after the other, of layers that are prepared once",
+    "pairs": "pair by pair, from layers that are prepared once",
 }
 _FORMS: dict[Form, str] = {
     "features": "features",
@@ -60,12 +60,14 @@ _CLOSED_FORMS = {
 }
 
 
+_VERBS = {"chance": "Return the chance level: ", "caution": "Warn of ", "diagnostics": "Report "}
+"""Beginning of the docstrings of hooks, which descriptions leave out."""
 LEGEND = ", ".join(f"{letter} {words}" for letter, words in INVARIANCES.values())
-"""What the letters mean."""
+"""Meaning of the letters."""
 
 
 class Paragraph(NamedTuple):
-    """Of a docstring: prose in one line, items of a list in one line each, or lines as they stand."""
+    """Part of a docstring: prose as one line, a list with one line per item, or literal lines."""
 
     kind: Literal["prose", "list", "literal"]
     lines: list[str]
@@ -79,63 +81,63 @@ class Parameter:
     default: Any
     value: Any
     choices: tuple[str, ...]
-    """The words that it may be, if it is one of few."""
+    """Possible words, if the option is one of a few words."""
     text: str
 
     @property
     def assignment(self) -> str:
-        """As it stands in a spec string, with what else it may be."""
+        """Assignment in a spec string, followed by the other choices."""
         others = ", ".join(choice for choice in self.choices if choice != self.value)
         return (self.name if self.value is None else f"{self.name}={self.value}") + (f", or {others}" if others else "")
 
 
 def families() -> dict[Group, list[Metric[Any]]]:
-    """All measures with their default options, by group.
+    """Return all measures with their default options, by group.
 
     >>> [metric.name for metric in families()["cca"]][:2]
     ['cca', 'pwcca']
     """
-    known = metrics.groups()
-    return {group: [metrics.get(name) for name in known[group]] for group in GROUPS if known[group]}
+    names = metrics.groups()
+    return {group: [metrics.get(name) for name in names[group]] for group in GROUPS if names[group]}
 
 
 def traits(metric: Metric[Any]) -> dict[str, str]:
-    """What it declares, a few words each.
+    """Return the declarations of a measure, in a few words each.
 
     >>> traits(metrics.get("cka"))["range"]
     '-1 to 1'
     """
-    said = {
-        "sense": f"{metric.sense}: it {'grows' if metric.sense == 'similarity' else 'shrinks'} with likeness",
+    declared = {
+        "sense": f"{metric.sense}: {'larger' if metric.sense == 'similarity' else 'smaller'} for more similar layers",
         "range": range_of(metric),
         "symmetric": "yes" if metric.symmetric else "no: exchanging the layers changes the value",
         "unchanged by": _unchanged(metric),
         "samples": "must be the same, in the same order"
         if metric.paired
-        else "are two clouds: which sample of one is which of the other does not matter",
+        else "two clouds: samples need not correspond",
     }
     if metric.sense == "distance":
-        said["triangle"] = (
+        declared["triangle"] = (
             "holds: d(x, z) <= d(x, y) + d(y, z)" if metric.triangle else "does not hold, or is not known to"
         )
-    said["gradient"] = "yes: it can be a loss" if metric.differentiable else "none: it counts, ranks or draws"
+    declared["gradient"] = "yes: it can be a loss" if metric.differentiable else "none: it counts, ranks or draws"
     if metric.stochastic:
-        said["random"] = "the value is a seeded estimate"
-    said["readouts"] = ", ".join(text for form, text in _FORMS.items() if form in forms(metric))
-    said["computed by"] = "; or ".join(_ALGORITHMS[known] for known in metric.algorithms)
-    said["needs"] = metric.needs
-    said["samples needed"] = samples(metric)
-    said["chance"] = chance(metric)
+        declared["random"] = "the value is a seeded estimate"
+    declared["readouts"] = ", ".join(text for form, text in _FORMS.items() if form in forms(metric))
+    declared["computed by"] = "; or ".join(_ALGORITHMS[algorithm] for algorithm in metric.algorithms)
+    declared["needs"] = metric.needs
+    declared["samples needed"] = samples(metric)
+    declared["chance"] = chance(metric)
     for word, hook in (("warns of", "caution"), ("reports", "diagnostics")):
-        if text := _own(metric, hook):
-            said[word] = text
+        if text := _hook_text(metric, hook):
+            declared[word] = text
     if metric.extra is not None:
-        said["installed by"] = f"pip install 'repsim-toolkit[{metric.group}]'"
-    return said
+        declared["installed by"] = f"pip install 'repsim-toolkit[{metric.group}]'"
+    return declared
 
 
 def range_of(metric: Metric[Any]) -> str:
-    """The bounds in words.
+    """Return the bounds in words.
 
     >>> range_of(metrics.get("cca"))
     '0 to 1'
@@ -145,7 +147,7 @@ def range_of(metric: Metric[Any]) -> str:
 
 
 def interval(metric: Metric[Any]) -> str:
-    """The bounds for a table.
+    """Return the bounds as an interval for a table.
 
     >>> interval(metrics.get("cka"))
     '[-1, 1]'
@@ -155,36 +157,36 @@ def interval(metric: Metric[Any]) -> str:
 
 
 def invariances(metric: Metric[Any], *, of_y: bool = False) -> list[Invariance]:
-    """What leaves the value as it is, in the order of the field: of either layer, or what more of the second one."""
-    mine = metric.invariances_of_y - metric.invariances if of_y else metric.invariances
-    return [each for each in INVARIANCES if each in mine]
+    """Return the invariances in a fixed order; with ``of_y``, those that only the second layer has."""
+    unchanged = metric.invariances_of_y - metric.invariances if of_y else metric.invariances
+    return [invariance for invariance in INVARIANCES if invariance in unchanged]
 
 
 def letters(metric: Metric[Any]) -> str:
-    """The invariances for a table; in brackets, what the second layer has more.
+    """Return the letters of the invariances for a table; in brackets, those that only the second layer has.
 
     >>> letters(metrics.get("cka"))
     'P O S T'
     """
-    mine, more = (" ".join(INVARIANCES[each][0] for each in invariances(metric, of_y=of_y)) for of_y in (False, True))
-    return f"{mine or '-'} ({more})" if more else mine or "-"
+    both, more = (" ".join(INVARIANCES[name][0] for name in invariances(metric, of_y=of_y)) for of_y in (False, True))
+    return f"{both or '-'} ({more})" if more else both or "-"
 
 
 def forms(metric: Metric[Any]) -> list[Form]:
-    """What a layer may be stored as."""
+    """Return the forms of stored layers that the measure can compare."""
 
-    def taken(form: Form) -> bool:
+    def is_supported(form: Form) -> bool:
         try:
             metric.recipe_for(form)
         except UndefinedValueError:
             return False
         return True
 
-    return [form for form in _FORMS if taken(form)]
+    return [form for form in _FORMS if is_supported(form)]
 
 
 def samples(metric: Metric[Any]) -> str:
-    """`Metric.samples_needed` of a few widths.
+    """Return `Metric.samples_needed` for a few widths, in words.
 
     >>> samples(metrics.get("cka")), samples(metrics.get("cca:summary=r2"))
     ('20 at any width', '321 for 64 features, 2,561 for 512, 10,241 for 2,048')
@@ -192,7 +194,7 @@ def samples(metric: Metric[Any]) -> str:
     needed = {width: metric.samples_needed(width, width) for width in EXAMPLE_WIDTHS}
     numbers = [f"{n:,} for {width:,}" for width, n in needed.items() if n is not None]
     if not numbers:
-        why = "it has no scale on which that could be said" if metric.sense == "distance" else "not known"
+        why = "a distance without a fixed scale" if metric.sense == "distance" else "not known"
         return f"no number: {why}"
     if len(set(needed.values())) == 1:
         return f"{needed[EXAMPLE_WIDTHS[0]]:,} at any width"
@@ -201,14 +203,14 @@ def samples(metric: Metric[Any]) -> str:
 
 
 def chance(metric: Metric[Any]) -> str:
-    """The law of unrelated layers, where one is known."""
+    """Return the distribution of values of unrelated layers, if it is known."""
     if not metric.paired:
         return "none: permuting the samples of one layer changes nothing"
-    return _own(metric, "chance") or "not known in closed form; permute the samples (repsim.permuted)"
+    return _hook_text(metric, "chance") or "not known in closed form; permute the samples (repsim.permuted)"
 
 
 def parameters(metric: Metric[Any]) -> list[Parameter]:
-    """Its options, with what the docstring says of each."""
+    """Return the options of a measure, with their descriptions from the docstring."""
     hints = typing.get_type_hints(type(metric))
     texts = dict(entries(sections(type(metric)).get("Parameters", "")))
     return [
@@ -224,7 +226,7 @@ def parameters(metric: Metric[Any]) -> list[Parameter]:
 
 
 def facts(metric: Metric[Any]) -> dict[str, Any]:
-    """For programs: what it declares, and what its docstring says."""
+    """Return the declarations and the docstring of a measure as a dictionary for programs."""
     plain = (
         "name",
         "spec",
@@ -240,7 +242,7 @@ def facts(metric: Metric[Any]) -> dict[str, Any]:
         "symmetric",
     )
     flags = ("triangle", "paired", "differentiable", "stochastic", "extra", "min_samples")
-    said = sections(type(metric))
+    text_of = sections(type(metric))
     return {
         **{key: getattr(metric, key) for key in (*plain, *flags)},
         "bounds": [bound if math.isfinite(bound) else None for bound in metric.bounds],
@@ -253,15 +255,15 @@ def facts(metric: Metric[Any]) -> dict[str, Any]:
         "chance": chance(metric),
         "others": dict(metric.others),
         "parameters": [dataclasses.asdict(parameter) for parameter in parameters(metric)],
-        "description": said.pop(""),
-        "notes": said.get("Notes", ""),
+        "description": text_of.pop(""),
+        "notes": text_of.get("Notes", ""),
         "references": references(metric),
         "examples": "\n".join(examples(metric)),
     }
 
 
 def sections(cls: type) -> dict[str, str]:
-    """A numpydoc docstring by its headings; what comes before them under "".
+    """Return the sections of a numpydoc docstring by their headings; the text before them has the key "".
 
     >>> list(sections(metrics.Metric.registry["svcca"]))
     ['', 'Parameters', 'References', 'Examples']
@@ -274,21 +276,21 @@ def sections(cls: type) -> dict[str, str]:
 
 
 def references(metric: Metric[Any]) -> list[str]:
-    """One a line: a line goes on until a year has been named, and a sentence ended.
+    """Return the references, one per item: a reference ends with a sentence after a year.
 
     >>> len(references(metrics.get("cka")))
     4
     """
-    found: list[str] = []
-    open_ = False
+    items: list[str] = []
+    is_open = False
     for line in filter(None, map(str.strip, sections(type(metric)).get("References", "").splitlines())):
-        found = [*found[:-1], f"{found[-1]} {line}"] if open_ else [*found, line]
-        open_ = not (re.search(r"\b(19|20)\d\d\b", found[-1]) and line.endswith((".", ")")))
-    return found
+        items = [*items[:-1], f"{items[-1]} {line}"] if is_open else [*items, line]
+        is_open = not (re.search(r"\b(19|20)\d\d\b", items[-1]) and line.endswith((".", ")")))
+    return items
 
 
 def examples(metric: Metric[Any]) -> list[str]:
-    """Lines to type, from the import on.
+    """Return the lines of the example, starting with the import.
 
     >>> examples(metrics.get("cka"))[0]
     '>>> from repsim.metrics.cka import CKA'
@@ -299,29 +301,29 @@ def examples(metric: Metric[Any]) -> list[str]:
 
 
 def paragraphs(text: str) -> list[Paragraph]:
-    r"""Prose and lists without the docstring's line breaks; what is indented as it stands.
+    r"""Split text into prose and lists without line breaks, and indented lines unchanged.
 
     >>> paragraphs('One\nline.\n\n- a\n  b\n- c')
     [Paragraph(kind='prose', lines=['One line.']), Paragraph(kind='list', lines=['a b', 'c'])]
     """
-    found = []
+    result = []
     for block in re.split(r"\n\s*\n", text.strip("\n")):
         lines = block.replace("``", "`").splitlines()
         if not lines:
             continue
         if lines[0].startswith("- "):
             items = re.split(r"^- ", "\n".join(lines), flags=re.MULTILINE)[1:]
-            found.append(Paragraph("list", [" ".join(item.split()) for item in items]))
+            result.append(Paragraph("list", [" ".join(item.split()) for item in items]))
         elif lines[0].startswith("    "):
-            found.append(Paragraph("literal", inspect.cleandoc(f"\n{block}").splitlines()))
+            result.append(Paragraph("literal", inspect.cleandoc(f"\n{block}").splitlines()))
         else:
             prose = " ".join(" ".join(lines).split())
-            found.append(Paragraph("prose", [prose[:-1] if prose.endswith("::") else prose]))
-    return found
+            result.append(Paragraph("prose", [prose[:-1] if prose.endswith("::") else prose]))
+    return result
 
 
 def entries(text: str) -> list[tuple[str, str]]:
-    r"""Of a section like Parameters: names, and what is indented below them.
+    r"""Return the names in a section such as Parameters, with the text that is indented below each.
 
     >>> entries('one\n    The first.\ntwo\n    The\n    second.')
     [('one', 'The first.'), ('two', 'The second.')]
@@ -333,8 +335,8 @@ def entries(text: str) -> list[tuple[str, str]]:
 
 
 def lines(metric: Metric[Any], width: int) -> Iterator[str]:
-    """All that it says, as a page of a manual: headings, and what is below them, indented."""
-    said = sections(type(metric))
+    """Yield the full description of a measure as a manual page: headings, and indented text."""
+    text_of = sections(type(metric))
     yield f"{metric.spec}: {metric.label}"
     yield from _folded(metric.question, width)
     yield ""
@@ -344,15 +346,15 @@ def lines(metric: Metric[Any], width: int) -> Iterator[str]:
         for option in options:
             yield f"  {option.assignment}"
             yield from _folded(option.text, width, 6)
-    yield from ("", "Definition", *_prose(said[""], width))
+    yield from ("", "Definition", *_prose(text_of[""], width))
     if metric.others:
-        yield from ("", "Who computes something else")
-        for who, what in metric.others.items():
-            yield from _folded(who, width)
-            yield from _folded(what, width, 6)
-    for heading, text in said.items():
+        yield from ("", "Other implementations")
+        for name, difference in metric.others.items():
+            yield from _folded(name, width)
+            yield from _folded(difference, width, 6)
+    for heading, text in text_of.items():
         if heading == "References":
-            yield from ("", heading, *_beside((("-", each) for each in references(metric)), width))
+            yield from ("", heading, *_beside((("-", reference) for reference in references(metric)), width))
         elif heading == "Examples":
             yield from ("", heading, *(f"  {line}" for line in examples(metric)))
         elif heading == "Raises":
@@ -374,7 +376,7 @@ def _prose(text: str, width: int) -> Iterator[str]:
 
 
 def _beside(rows: Iterable[tuple[str, str]], width: int) -> Iterator[str]:
-    """Terms, and beside them what there is to say of each."""
+    """Yield terms with their texts beside them."""
     rows = list(rows)
     margin = 4 + max((len(term) for term, _ in rows), default=0)
     for term, text in rows:
@@ -391,14 +393,14 @@ def _folded(text: str, width: int, indent: int = 2) -> list[str]:
 
 
 def _unchanged(metric: Metric[Any]) -> str:
-    mine, more = ([INVARIANCES[each][1] for each in invariances(metric, of_y=of_y)] for of_y in (False, True))
-    text = ", ".join(mine) or "nothing that is done to the features"
+    both, more = ([INVARIANCES[name][1] for name in invariances(metric, of_y=of_y)] for of_y in (False, True))
+    text = ", ".join(both) or "no transformation of the features"
     return f"{text}; in the second layer also {', '.join(more)}" if more else text
 
 
-def _own(metric: Metric[Any], hook: str) -> str:
-    """The first paragraph of a hook's docstring, where the measure has a hook of its own."""
+def _hook_text(metric: Metric[Any], hook: str) -> str:
+    """Return the first paragraph of a hook's docstring, without its verb, if the measure overrides the hook."""
     method: Callable[..., Any] = getattr(type(metric), hook)
     if method is getattr(Metric, hook):
         return ""
-    return paragraphs(inspect.getdoc(method) or "")[0].lines[0].removesuffix(".")
+    return paragraphs(inspect.getdoc(method) or "")[0].lines[0].removeprefix(_VERBS[hook]).removesuffix(".")

@@ -1,4 +1,7 @@
-"""Statistics of a single representation, a number each, of which two layers have a difference."""
+"""Statistics of a single representation: magnitude, concentricity and uniformity.
+
+Each measure is the difference between one statistic of two layers.
+"""
 
 import math
 from abc import ABC
@@ -17,15 +20,15 @@ from repsim.metrics.base import Group, Invariance, PairMetric
 from repsim.metrics.recipes.base import InMemoryRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.gram import CentredGram
-from repsim.metrics.recipes.rows import column_means, direction, pieces, wide
+from repsim.metrics.recipes.rows import column_means, direction, float64_device, pieces
 
 _UNDERFLOW = 40.0
-"""exp(-40) beside 1 is below the rounding errors of what float32 layers give."""
+"""Exponents below -40 are ignored: exp(-40) is smaller than the rounding errors of values from float32 layers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """What a recipe of this module finds in a layer."""
+    """Statistic of one layer."""
 
     value: Float64[Tensor, ""]
     n: int
@@ -38,7 +41,7 @@ class Statistic:
 
 
 class StatisticDifference(PairMetric[Statistic], ABC):
-    """The absolute difference between a statistic of two layers: states a `recipe`."""
+    """Absolute difference between a statistic of two layers. Subclasses define a `recipe`."""
 
     group: ClassVar[Group] = "statistics"
     sense: ClassVar[Literal["similarity", "distance"]] = "distance"
@@ -48,51 +51,51 @@ class StatisticDifference(PairMetric[Statistic], ABC):
 
     @override
     def samples_needed(self, p: int, q: int) -> int:
-        """A few hundred, as of any mean."""
+        """Return a few hundred, as for any mean."""
         return 200
 
     def value(self, a: Statistic, b: Statistic) -> Tensor:
-        """The absolute difference."""
+        """Return the absolute difference."""
         return (a.value - b.value).abs()
 
     def block(self, rows: Sequence[Statistic], columns: Sequence[Statistic]) -> Float64[np.ndarray, "rows columns"]:
-        """Every number with every other."""
+        """Return the absolute differences of all pairs."""
         left, right = (np.array([float(layer.value) for layer in side]) for side in (rows, columns))
         differences: Float64[np.ndarray, "rows columns"] = np.abs(left[:, None] - right)
         return differences
 
     @override
     def pair_flop(self, n: int, p: int, q: int) -> float:
-        """One."""
+        """Return one operation."""
         return 1.0
 
 
 class _OneNumber(InMemoryRecipe[Statistic]):
-    """What the recipes of this module have in common: a factor of one number."""
+    """Base of the recipes of this module: the factor is one number."""
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
-        """One number."""
+        """Return the memory of one number."""
         return Memory(8)
 
 
 def _mean(x: Float[Tensor, "n p"]) -> Float64[Tensor, " p"]:
-    """The mean sample; refuses what is constant."""
+    """Return the mean sample; raise `UndefinedValueError` for a constant layer."""
     mean, _ = column_means(x.detach())
     return x.to(mean).mean(0) if x.requires_grad else mean
 
 
 @dataclass(frozen=True)
 class Magnitude(_OneNumber):
-    """The recipe of `MagnitudeDifference`: the length of the mean sample."""
+    """Recipe of `MagnitudeDifference`: the length of the mean sample."""
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """The mean."""
+        """Return the cost of the mean."""
         return Cost.of_products(1.0 * layer.n * layer.p, layer.itemsize)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Statistic:
-        """Describe one layer."""
+        """Compute the statistic of one layer."""
         mean = _mean(x)
         peak = float(mean.detach().abs().max()) or 1.0  # so that no square overflows
         return Statistic(peak * torch.linalg.vector_norm(mean / peak), len(x))
@@ -100,9 +103,10 @@ class Magnitude(_OneNumber):
 
 @dataclass(frozen=True)
 class MagnitudeDifference(StatisticDifference):
-    """| ||mean sample of X|| - ||mean sample of Y|| |: do two layers lie equally far from the origin?
+    """Absolute difference between the lengths of the mean samples, | ||mean sample of X|| - ||mean sample of Y|| |.
 
-    A difference of two numbers, one a layer: samples need not correspond. Range [0, inf), in units of the features.
+    It compares how far two layers lie from the origin, and is a difference of two numbers, one per layer, so samples
+    need not correspond. Range [0, inf), in units of the features.
 
     References
     ----------
@@ -122,37 +126,37 @@ class MagnitudeDifference(StatisticDifference):
     formula: ClassVar[str] = "| ||mean_i x_i|| - ||mean_i y_i|| |"
     citation: ClassVar[str] = "Wang et al. 2022; Klabunde et al. 2025"
     question: ClassVar[str] = "Do the mean samples of two layers lie equally far from the origin?"
-    needs: ClassVar[str] = "a few hundred, as of any mean"
+    needs: ClassVar[str] = "a few hundred, as for any mean"
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[0, inf)."""
+        """Range of the value: [0, inf)."""
         return 0.0, math.inf
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """What keeps lengths."""
+        """Transformations that leave the lengths of samples unchanged."""
         return frozenset({"permutation", "orthogonal"})
 
     @property
     def recipe(self) -> Magnitude:
-        """One number a layer."""
+        """Recipe that computes one number per layer."""
         return Magnitude()
 
 
 @dataclass(frozen=True)
 class Concentricity(_OneNumber):
-    """The recipe of `ConcentricityDifference`: the mean cosine between a sample and the mean sample."""
+    """Recipe of `ConcentricityDifference`: the mean cosine between a sample and the mean sample."""
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """Lengths, and products with the mean."""
+        """Return the cost of the lengths, and of products with the mean."""
         return Cost.of_products(6.0 * layer.n * layer.p, layer.itemsize)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Statistic:
-        """Describe one layer."""
+        """Compute the statistic of one layer."""
         mean, spread = column_means(x.detach())
-        if mean.abs().max() <= 4 * torch.finfo(x.dtype).eps * spread:  # the rounding errors of who centred it
+        if mean.abs().max() <= 4 * torch.finfo(x.dtype).eps * spread:  # rounding errors of a centred layer
             raise UndefinedValueError("the mean of all samples is 0, and so no sample has an angle with it")
         if empty := len(x) - int(x.detach().any(1).sum()):
             raise UndefinedValueError(f"{empty} of {len(x)} samples are 0, and so have no angle with their mean")
@@ -163,14 +167,15 @@ class Concentricity(_OneNumber):
 
 @dataclass(frozen=True)
 class ConcentricityDifference(StatisticDifference):
-    """| mean_i cos(x_i, mean of X) - mean_i cos(y_i, mean of Y) |: are two clouds seen from the origin equally narrow?
+    """Absolute difference between mean cosines, | mean_i cos(x_i, mean of X) - mean_i cos(y_i, mean of Y) |.
 
-    A difference of two numbers, one a layer: samples need not correspond. Range [0, 2].
+    It compares how narrow two clouds are, as seen from the origin, and is a difference of two numbers, one per layer,
+    so samples need not correspond. Range [0, 2].
 
     Raises
     ------
     UndefinedValueError
-        Where a sample, or the mean of all, is 0: then there is no angle.
+        If a sample, or the mean of all samples, is 0: the angle is not defined.
 
     References
     ----------
@@ -189,40 +194,40 @@ class ConcentricityDifference(StatisticDifference):
     title: ClassVar[str] = "Concentricity difference"
     formula: ClassVar[str] = "|mean_i cos(x_i, x) - mean_i cos(y_i, y)|, x and y the mean samples"
     citation: ClassVar[str] = "Wang et al. 2022; Klabunde et al. 2025"
-    question: ClassVar[str] = "Do the samples of two layers point away from the origin equally narrowly?"
-    needs: ClassVar[str] = "a few hundred, as of any mean"
+    question: ClassVar[str] = "Are two clouds of samples equally narrow, as seen from the origin?"
+    needs: ClassVar[str] = "a few hundred, as for any mean"
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[0, 2]."""
+        """Range of the value: [0, 2]."""
         return 0.0, 2.0
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """What keeps angles at the origin."""
+        """Transformations that leave angles at the origin unchanged."""
         return frozenset({"permutation", "orthogonal", "isotropic scaling"})
 
     @property
     def recipe(self) -> Concentricity:
-        """One number a layer."""
+        """Recipe that computes one number per layer."""
         return Concentricity()
 
 
 @dataclass(frozen=True)
 class Uniformity(_OneNumber):
-    """The recipe of `UniformityDifference`: log mean_ij exp(-2 ||x_i - x_j||^2), tile by tile.
+    """Recipe of `UniformityDifference`: log mean_ij exp(-2 ||x_i - x_j||^2), tile by tile.
 
-    Distances far below the lengths of samples lose digits in float32. Where samples are so long that this would show,
-    tiles with pairs that are close enough to count are made in float64.
+    Distances that are much smaller than the lengths of samples lose digits in float32. If the features are so large
+    that this matters, tiles with pairs close enough to contribute are computed in float64.
     """
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """Half of all squared distances."""
+        """Return the cost of half of all squared distances."""
         return Cost.of_products(1.0 * layer.n * layer.n * layer.p, layer.itemsize)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Statistic:
-        """Describe one layer."""
+        """Compute the statistic of one layer."""
         state = CentredGram().fit(x)
         gram = CentredGram().apply(x, state)
         factor = -2 * state.scale**2 if state.scale < 1e100 else -math.inf
@@ -237,12 +242,13 @@ class Uniformity(_OneNumber):
 
 @dataclass(frozen=True)
 class UniformityDifference(StatisticDifference):
-    """|u(X) - u(Y)|, u(X) = log mean_ij exp(-2 ||x_i - x_j||^2), the diagonal included: are two clouds as spread out?
+    """Absolute difference between uniformities, |u(X) - u(Y)|, where u(X) = log mean_ij exp(-2 ||x_i - x_j||^2).
 
-    A difference of two numbers, one a layer: samples need not correspond. Range [0, inf).
+    The mean includes the diagonal. The value compares how spread out two clouds are, and is a difference of two
+    numbers, one per layer, so samples need not correspond. Range [0, inf).
 
-    It is in units of the features: where samples are some units apart, nothing but the diagonal is left and
-    u = -log n. It was made for features of unit length.
+    The value depends on the scale of the features: if samples are several units apart, only the diagonal contributes,
+    and u = -log n. The statistic was designed for features of unit length.
 
     References
     ----------
@@ -255,7 +261,7 @@ class UniformityDifference(StatisticDifference):
     >>> np.random.seed(0)
     >>> x, y = np.random.uniform(size=(30, 25)), np.random.uniform(size=(30, 25))
     >>> with warnings.catch_warnings():
-    ...     warnings.simplefilter("ignore")  # the diagonal is nearly all that is left, as the warning says
+    ...     warnings.simplefilter("ignore")  # the warning: only the diagonal contributes much
     ...     round(UniformityDifference()(x, y), 9)
     0.00784056
     """
@@ -265,14 +271,14 @@ class UniformityDifference(StatisticDifference):
     formula: ClassVar[str] = "|u(X) - u(Y)|, u(X) = log mean_ij exp(-2 ||x_i - x_j||^2)"
     citation: ClassVar[str] = "Wang & Isola 2020; Klabunde et al. 2025"
     question: ClassVar[str] = "Are the samples of two layers spread out equally evenly?"
-    needs: ClassVar[str] = "a few hundred, and the same for both: the diagonal is 1/n of all pairs"
+    needs: ClassVar[str] = "a few hundred, and equally many for both layers: the diagonal is 1/n of all pairs"
     others: ClassVar[Mapping[str, str]] = {
-        "Wang & Isola's align_uniform": "leaves out the diagonal, and asks for features of unit length",
+        "Wang & Isola's align_uniform": "leaves out the diagonal, and requires features of unit length",
     }
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[0, inf)."""
+        """Range of the value: [0, inf)."""
         return 0.0, math.inf
 
     @property
@@ -282,29 +288,29 @@ class UniformityDifference(StatisticDifference):
 
     @property
     def recipe(self) -> Uniformity:
-        """One number a layer."""
+        """Recipe that computes one number per layer."""
         return Uniformity()
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
-        """The formula, on whole matrices."""
+        """Compute the formula with a gradient, from the distances."""
         u, v = (_uniformity(side) for side in (x, y))
         return (u - v).abs()
 
     def caution(self, a: Statistic, b: Statistic) -> str | None:
-        """Of features that are large, nothing but the diagonal is seen."""
+        """Warn of features so large that only the diagonal contributes."""
         share = max(math.exp(-float(layer.value)) / layer.n for layer in (a, b))
         if share < 0.9:
             return None
         return (
-            f"samples are so far apart that {share:.0%} of mean exp(-2 d^2) is each sample with itself, whatever the "
-            "others do; scale the features, to unit length say"
+            f"samples are so far apart that {share:.0%} of mean exp(-2 d^2) comes from each sample with itself, and "
+            "not from pairs; scale the features, for example to unit length"
         )
 
 
 def _uniformity(x: Float[Tensor, "n p"]) -> Float64[Tensor, ""]:
-    """By operations that autograd knows."""
-    column_means(x.detach())  # refuses what is constant
-    x = x.to(wide(x.device), torch.float64)
+    """Compute u(X) with operations that autograd supports."""
+    column_means(x.detach())  # raises for a constant layer
+    x = x.to(float64_device(x.device), torch.float64)
     x = x - x.mean(0)
     norms = x.square().sum(1)
     squared = (norms[:, None] + norms - 2 * x @ x.T).clamp(min=0)

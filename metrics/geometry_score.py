@@ -1,4 +1,4 @@
-"""Geometry score: the loops that a cloud of samples has at every scale."""
+"""Geometry score: the number of loops in a cloud of samples, over a range of scales."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from repsim.metrics.topology import Bars, TopologyMetric, centred_samples, dista
 
 @dataclass(frozen=True, eq=False)
 class Loops:
-    """How many loops there are, over how much of the range of scales: MRLT."""
+    """Mean relative living times (MRLT): the share of the range of scales in which there are i loops."""
 
     times: Float64[Tensor, " i_max"]
 
@@ -30,7 +30,7 @@ class Loops:
 
 @dataclass(frozen=True)
 class LoopCounts(InMemoryRecipe[Loops]):
-    """Mean relative living times of the numbers of loops in witness complexes on random landmarks."""
+    """Recipe of `Loops`: mean relative living times in witness complexes on random landmarks."""
 
     landmarks: int
     gamma: float | None
@@ -39,16 +39,16 @@ class LoopCounts(InMemoryRecipe[Loops]):
     seed: int
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Loops:
-        """Average over draws.
+        """Average the living times over draws of landmarks.
 
-        Landmarks are drawn from the samples in the order of their mean distance to all others, so that the order in
-        which a layer comes decides nothing, but among samples at equal distances.
+        Landmarks are drawn from the samples sorted by their mean distance to all others. So the order of the samples
+        changes the draw only among samples with equal mean distances.
         """
         load_gudhi("geometry_score", "gudhi")
         z = centred_samples(x).exact(slice(None))
         distances = distances_within(z)
         far = distances.sum(1)
-        order = np.argsort((far / far.max()).round(9), kind="stable")  # rounding errors decide nothing either
+        order = np.argsort((far / far.max()).round(9), kind="stable")  # rounding errors must not change the order
         n = len(order)
         gamma = n / 5000 / 128 if self.gamma is None else self.gamma
         rng = np.random.default_rng(self.seed)
@@ -61,32 +61,32 @@ class LoopCounts(InMemoryRecipe[Loops]):
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """All distances once; sorting them for every draw."""
+        """Return the cost of all distances, and of sorting them for every draw."""
         distances, sorting = 2.0 * layer.n * layer.n * layer.p, 200.0 * self.draws * layer.n * self.landmarks
         return Cost.of_products(distances + sorting, layer.itemsize)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
-        """The living times."""
+        """Return the memory of the living times."""
         return Memory(8 * self.i_max)
 
 
 def witness_bars(distances: Float64[np.ndarray, "n landmarks"], highest: float) -> Bars:
-    """Births and deaths of the loops of a witness complex whose relaxation grows to ``highest``."""
+    """Return the births and deaths of the loops of a witness complex whose relaxation grows to ``highest``."""
     witnesses = load_gudhi("geometry_score", "gudhi").WitnessComplex(nearest_landmarks(distances, highest))
     tree = witnesses.create_simplex_tree(max_alpha_square=highest, limit_dimension=2)
-    tree.compute_persistence(homology_coeff_field=2, persistence_dim_max=True)  # loops, even if there are no triangles
+    tree.compute_persistence(homology_coeff_field=2, persistence_dim_max=True)  # loops, even without triangles
     bars: Bars = tree.persistence_intervals_in_dimension(1).reshape(-1, 2)
     return bars
 
 
 def nearest_landmarks(distances: Float64[np.ndarray, "n landmarks"], slack: float) -> list[list[tuple[int, float]]]:
-    """Every sample's landmarks by distance, but only those that may be the corner of a triangle that it witnesses.
+    """Return the landmarks of every sample by distance, without those that cannot be a corner of a triangle.
 
-    A sample w witnesses a simplex s at max_{l in s} d(w, l) - min_{l not in s} d(w, l), or at 0 where that is negative.
-    What is not in a triangle is at most at the distance of the third landmark, unless the triangle is the first three;
-    so corners are no farther than that plus ``slack``. Leaving the others out changes nothing, and saves most of the
-    time.
+    A sample w witnesses a simplex s at max_{l in s} d(w, l) - min_{l not in s} d(w, l), or at 0 if that is negative.
+    Unless a triangle consists of the three nearest landmarks, the nearest landmark outside it is at most at the
+    distance of the third one, so its corners are at most ``slack`` farther than the third one. Leaving out the other
+    landmarks changes no result, and saves most of the time.
 
     >>> nearest_landmarks(np.array([[0.0, 3, 1, 2, 9]]), 0.5)
     [[(0, 0.0), (2, 1.0), (3, 2.0)]]
@@ -100,7 +100,7 @@ def nearest_landmarks(distances: Float64[np.ndarray, "n landmarks"], slack: floa
 
 
 def living_times(bars: Bars, highest: float, i_max: int) -> Float64[np.ndarray, " i_max"]:
-    """The share of [0, highest] in which there are exactly i loops, for i below ``i_max``.
+    """Return the share of [0, highest] in which there are exactly i loops, for i below ``i_max``.
 
     >>> living_times(np.array([[0.0, 2.0], [1.0, np.inf]]), 4.0, 3)
     array([0.  , 0.75, 0.25])
@@ -115,31 +115,31 @@ def living_times(bars: Bars, highest: float, i_max: int) -> Float64[np.ndarray, 
 
 @dataclass(frozen=True)
 class GeometryScore(TopologyMetric[Loops]):
-    """Geometry Score: how many loops a cloud of samples has, and over how much of a range of scales.
+    """Geometry Score: difference in the number of loops of two clouds of samples, over a range of scales.
 
-    In a witness complex on random landmarks, whose relaxation grows from 0 to a = gamma max d(sample, landmark), the
+    The relaxation of a witness complex on random landmarks grows from 0 to a = gamma max d(sample, landmark). The
     relative living time RLT(i) is the share of [0, a] in which there are exactly i loops (the rank of H_1 over Z_2).
-    Averaged over draws of landmarks it is MRLT, and the value is sum_{i < i_max} (MRLT_X(i) - MRLT_Y(i))^2. Range
-    [0, 2]. The two clouds need not be of the same samples: which is which does not matter.
+    MRLT is its mean over draws of landmarks, and the value is sum_{i < i_max} (MRLT_X(i) - MRLT_Y(i))^2. Range [0, 2].
+    The two clouds need not contain the same samples.
 
     Parameters
     ----------
-    landmarks
-        How many samples are landmarks of a draw; drawn with replacement, as the published code does.
-    gamma
-        The largest relaxation, relative to the largest distance. By default n / 5000 / 128, the published code's.
-    i_max
-        Numbers of loops from this on do not count.
-    draws
-        How many draws of landmarks are averaged.
-    seed
-        Of the draws.
+    landmarks : int
+        Number of landmarks per draw; drawn with replacement, as in the published code.
+    gamma : float, optional
+        Largest relaxation, relative to the largest distance. By default n / 5000 / 128, as in the published code.
+    i_max : int
+        Numbers of loops from ``i_max`` on are ignored.
+    draws : int
+        Number of draws of landmarks to average over.
+    seed : int
+        Seed of the draws.
 
     Notes
     -----
-    Two estimates of the same layer with other seeds differ by about the sum of the variances of MRLT, some
-    2 / ``draws``: smaller values mean nothing. As in the published code, distances are not squared. A layer of 1,000
-    samples takes about 6 seconds with 1,000 draws, in proportion to samples and draws; a pair takes microseconds.
+    Two estimates of the same layer with different seeds differ by about the sum of the variances of MRLT, about
+    2 / ``draws``; smaller values are not meaningful. As in the published code, distances are not squared. A layer of
+    1,000 samples takes about 6 seconds with 1,000 draws, in proportion to samples and draws; a pair takes microseconds.
 
     References
     ----------
@@ -148,7 +148,7 @@ class GeometryScore(TopologyMetric[Loops]):
 
     Examples
     --------
-    A circle is not like a line; with enough slack most draws see its one loop.
+    A circle has one loop, which most draws detect with enough slack; a line has none.
 
     >>> import numpy as np
     >>> t = np.linspace(0, 2 * np.pi, 100, endpoint=False)
@@ -163,10 +163,10 @@ class GeometryScore(TopologyMetric[Loops]):
     formula: ClassVar[str] = "sum_i (MRLT_X(i) - MRLT_Y(i))^2, MRLT(i) = mean share of scales with i loops"
     citation: ClassVar[str] = "Khrulkov & Oseledets 2018"
     question: ClassVar[str] = "Have two clouds of samples as many loops, over as wide a range of scales?"
-    needs: ClassVar[str] = "1,000 or more (the default range of scales shrinks with n); memory for n x n distances"
+    needs: ClassVar[str] = "1,000 or more (the default range of scales shrinks with n), and memory for n x n distances"
     others: ClassVar[Mapping[str, str]] = {
-        "gs (published), ReSi": "the same but for the draws, which are not seeded there and depend on the order of "
-        "samples, and for a complex without any triangle, whose loops the published code does not see",
+        "gs (published), ReSi": "the same except for two differences: their draws are not seeded and depend on the "
+        "order of samples, and they miss the loops of a complex without any triangle",
     }
     paired: ClassVar[bool] = False
     extra: ClassVar[str | None] = "gudhi"
@@ -187,37 +187,37 @@ class GeometryScore(TopologyMetric[Loops]):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Living times sum to 1 at most: [0, 2]."""
+        """Range of the value: [0, 2], because living times sum to 1 at most."""
         return 0.0, 2.0
 
     @property
     def min_samples(self) -> int:
-        """As many as there are landmarks."""
+        """Number of landmarks."""
         return self.landmarks
 
     @property
     def recipe(self) -> LoopCounts:
-        """All the work; a pair compares two short vectors."""
+        """Recipe that does all the work; a pair compares two short vectors."""
         return LoopCounts(self.landmarks, self.gamma, self.i_max, self.draws, self.seed)
 
     def value(self, a: Loops, b: Loops) -> Tensor:
-        """The squared distance of the living times."""
+        """Return the squared distance between the living times."""
         return (a.times - b.times).square().sum()
 
     @override
     def samples_needed(self, p: int, q: int) -> int:
-        """The default range of scales is that of 1,000 samples."""
+        """Return 1,000, for which the default range of scales is meant."""
         return 1000
 
     @override
     def pair_flop(self, n: int, p: int, q: int) -> float:
-        """A difference of two vectors."""
+        """Return the operations of a difference of two vectors."""
         return 3.0 * self.i_max
 
     def caution(self, a: Loops, b: Loops) -> str | None:
-        """Without any loop, all layers are alike; and so they are where there are too many."""
+        """Warn of layers without any loop, which are all alike, and of too many loops to count."""
         if min(a.times[0], b.times[0]) > 1 - 1e-9:
-            return "no draw of landmarks saw a loop in either layer, which is all that is compared; take a larger gamma"
+            return "no draw of landmarks has a loop in either layer, so there is nothing to compare; increase gamma"
         if min(a.times.sum(), b.times.sum()) < 0.99:
-            return f"a layer has {self.i_max} loops or more at some scales, which do not count; take a larger i_max"
+            return f"a layer has {self.i_max} loops or more at some scales, which are ignored; increase i_max"
         return None

@@ -1,4 +1,4 @@
-"""Measures of neighbourhoods: whether two layers find the same samples next to each sample."""
+"""Measures that compare the nearest neighbours of each sample in two layers."""
 
 import math
 from abc import ABC, abstractmethod
@@ -22,18 +22,18 @@ from repsim.metrics.recipes.neighbours import (
     mutual,
     ranks_among,
     shared_when_permuted,
-    too_few,
+    too_few_samples,
 )
 
-_NOTHING = (8 * torch.finfo(torch.float64).eps) ** 2
-"""Distances that are no larger are those of equal directions, but for rounding."""
+_ZERO_DISTANCE = (8 * torch.finfo(torch.float64).eps) ** 2
+"""Distances up to this are those of equal directions, up to rounding."""
 _UNDECIDED = 0.01
-"""Share of the samples whose neighbours hang on ties: from here on a value should not be trusted."""
+"""Share of samples with tied neighbours above which a value is unreliable."""
 
 
 @dataclass(frozen=True)
 class NeighbourMetric(PairMetric[Neighbours], ABC):
-    """What compares the k nearest neighbours that every sample has in two layers."""
+    """Measure that compares the k nearest neighbours of every sample in two layers."""
 
     group: ClassVar[Group] = "neighbours"
     sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
@@ -48,101 +48,103 @@ class NeighbourMetric(PairMetric[Neighbours], ABC):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[0, 1]."""
+        """Range of the value: [0, 1]."""
         return 0.0, 1.0
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """What leaves cosines alone: not a translation, for nothing is centred."""
+        """Transformations that leave cosines unchanged; not translation, because nothing is centred."""
         return frozenset({"permutation", "orthogonal", "isotropic scaling"})
 
     @property
     def min_samples(self) -> int:
-        """At least k + 2: of k + 1 samples all others are neighbours."""
+        """Minimum k + 2 (at least 4), because with k + 1 samples all others are neighbours."""
         return max(self.k + 2, 4)
 
     @property
     def recipe(self) -> NearestNeighbours:
-        """One search serves the family: that of whoever wants most neighbours."""
+        """Search that is shared by the whole family; the recipe with most neighbours serves all."""
         return NearestNeighbours(self.k)
 
     @override
     def samples_needed(self, p: int, q: int) -> int | None:
-        """From k / (n - 1), the chance that a sample is among k of n - 1."""
+        """Return the number of samples, from the probability k / (n - 1) that a sample is one of k neighbours."""
         return 6 * self.k + 1
 
     @override
     def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Looking up n k neighbours."""
+        """Return the operations of looking up n k neighbours."""
         return 20.0 * n * self.k
 
     def look_up(self, a: Neighbours, others: Sequence[Neighbours]) -> Sequence[Tensor]:
-        """For each of the others, what `compare` needs to know of the pair: who is whose neighbour."""
+        """Return what `compare` needs for each of the other layers: the ranks of its neighbours among those of a."""
         return ranks_among(a, others, self.k)
 
     @abstractmethod
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
-        """The value, from the ranks (from 1) that b's neighbours have among those of a, or 0 where they are none."""
+        """Return the value, from the ranks (from 1) of the neighbours in b among those in a; 0 if they are not
+        neighbours.
+        """
 
     def value(self, a: Neighbours, b: Neighbours) -> Tensor:
-        """Look up who is whose neighbour, and compare."""
-        return self._decided(a, b, self.look_up(a, [b])[0])
+        """Look up the ranks of the neighbours, and compare them."""
+        return self._compare_determined(a, b, self.look_up(a, [b])[0])
 
     def block(self, rows: Sequence[Neighbours], columns: Sequence[Neighbours]) -> Float64[np.ndarray, "rows columns"]:
-        """One look-up a row serves all columns."""
+        """Compare all pairs, with one look-up per row that serves all columns."""
         values = np.full((len(rows), len(columns)), np.nan)
         for i, a in enumerate(rows):
-            for j, (b, found) in enumerate(zip(columns, self.look_up(a, columns), strict=True)):
+            for j, (b, ranks) in enumerate(zip(columns, self.look_up(a, columns), strict=True)):
                 try:
-                    values[i, j] = float(self._decided(a, b, found))
+                    values[i, j] = float(self._compare_determined(a, b, ranks))
                 except UndefinedValueError:
                     continue  # stays NaN, as in `Metric.block`
         return values
 
-    def _decided(self, a: Neighbours, b: Neighbours, found: Tensor) -> Tensor:
+    def _compare_determined(self, a: Neighbours, b: Neighbours, ranks: Tensor) -> Tensor:
         for layer in (a, b):
             if layer.once(Neighbours.undecided, self.k) == layer.n:
                 raise UndefinedValueError(
-                    f"the {self.k} nearest neighbours of no sample are determined: the next one is as near as the last "
-                    "of them (too many duplicates, or samples in too few directions)"
+                    f"the {self.k} nearest neighbours of every sample are tied with the next one, so they are not "
+                    "determined (too many duplicates, or samples in too few directions)"
                 )
-        return self.compare(a, b, found)
+        return self.compare(a, b, ranks)
 
     def caution(self, a: Neighbours, b: Neighbours) -> str | None:
-        """Neighbours that hang on ties."""
+        """Warn of samples whose neighbours are tied."""
         n, ties = a.n, max(layer.once(Neighbours.undecided, self.k) for layer in (a, b))
-        if not _UNDECIDED * n < ties < n:  # of all samples: no value either
+        if not _UNDECIDED * n < ties < n:  # with n ties there is no value
             return None
         return (
-            f"{ties} of {n} samples have a neighbour {self.k} that is no nearer than the next one (duplicates?): "
-            "which of them counts is drawn by lot; leave duplicates out"
+            f"{ties} of {n} samples have a neighbour {self.k} that is no nearer than the next one (duplicates?): ties "
+            "are broken at random; leave duplicates out"
         )
 
     def diagnostics(self, factor: Neighbours) -> dict[str, int]:
-        """Samples whose neighbours hang on ties."""
+        """Report the number of samples whose neighbours are tied."""
         return {"undecided": factor.once(Neighbours.undecided, self.k)}
 
     def __call__(self, x: Array | Tensor, y: Array | Tensor) -> Any:
-        """Compare two representations of the same samples, and say what to do where they are too few."""
+        """Compare two representations of the same samples; raise `InvalidInputError` if they are too few for k."""
         for side in (x, y):
             if np.ndim(side) == 2 and len(side) < self.min_samples:
-                raise InvalidInputError(too_few(len(side), self.k))
+                raise InvalidInputError(too_few_samples(len(side), self.k))
         return super().__call__(x, y)
 
 
 @dataclass(frozen=True)
 class MutualKNN(NeighbourMetric, PermutedAtOnce[Neighbours]):
-    """Mutual k-nearest neighbours: the share of a sample's neighbours that the two layers agree on.
+    """Mutual k-nearest neighbours: the mean share of the neighbours of a sample that two layers have in common.
 
     With N_X(i) the k samples most similar to sample i by the cosine (nothing is centred), the value is
-    mean_i |N_X(i) & N_Y(i)| / k. Range [0, 1]. For unrelated data it is k / (n - 1) on average, exactly, whatever the
-    data are. Equally near samples (duplicates, one-hot layers) are ordered by lot, in every layer by another one
-    (`NearestNeighbours`); diagnostics count the samples whose neighbours that decides.
+    mean_i |N_X(i) & N_Y(i)| / k. Range [0, 1]. For unrelated data the mean is exactly k / (n - 1), for any data.
+    Equally near samples (duplicates, one-hot layers) are ordered at random, independently in every layer
+    (`NearestNeighbours`); diagnostics count the samples whose neighbours depend on such ties.
 
     Parameters
     ----------
-    k
-        Neighbours of each sample.
+    k : int
+        Number of neighbours of each sample.
 
     References
     ----------
@@ -160,15 +162,15 @@ class MutualKNN(NeighbourMetric, PermutedAtOnce[Neighbours]):
     title: ClassVar[str] = "Mutual k-NN"
     formula: ClassVar[str] = "mean_i |N_X(i) & N_Y(i)| / k"
     citation: ClassVar[str] = "Huh et al. 2024"
-    question: ClassVar[str] = "Do two layers find the same samples next to each sample?"
-    needs: ClassVar[str] = "6 k + 1: chance is k / (n - 1), so keep k / n the same where values are compared"
+    question: ClassVar[str] = "Does each sample have the same nearest neighbours in two layers?"
+    needs: ClassVar[str] = "6 k + 1: chance is k / (n - 1), so compare only values with the same k / n"
     others: ClassVar[Mapping[str, str]] = {
-        "platonic-rep (Huh et al.)": "leaves the order of equally near samples to the sorting",
+        "platonic-rep (Huh et al.)": "orders equally near samples as the sorting algorithm leaves them",
     }
 
     @override
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
-        """How many are shared."""
+        """Return the share of neighbours that are shared."""
         return (ranks > 0).double().mean()
 
     def permuted(
@@ -178,15 +180,17 @@ class MutualKNN(NeighbourMetric, PermutedAtOnce[Neighbours]):
         orders: Int64[Tensor, "count n"],
         step: Callable[[], None],
     ) -> Float64[np.ndarray, "count rows columns"]:
-        """By one look-up for all row layers."""
+        """Compute all values with one look-up for all row layers."""
         shared = shared_when_permuted(rows, columns, orders, self.k, step)
         values: Float64[np.ndarray, "count rows columns"] = shared.cpu().numpy() / (rows[0].n * self.k)
-        nobody = [[layer.once(Neighbours.undecided, self.k) == layer.n for layer in side] for side in (rows, columns)]
-        values[:, nobody[0]] = values[:, :, nobody[1]] = np.nan
+        no_row, no_column = (
+            [layer.once(Neighbours.undecided, self.k) == layer.n for layer in side] for side in (rows, columns)
+        )
+        values[:, no_row] = values[:, :, no_column] = np.nan
         return values
 
     def chance(self, a: Neighbours, b: Neighbours) -> Chance:
-        """Exactly k / (n - 1); the variance knows who is a hub, and whose neighbours choose it in turn."""
+        """Return the chance level: k / (n - 1), exactly; its variance accounts for hubs and for mutual neighbours."""
         n, k = a.n, self.k
         ones = torch.ones(n, k, dtype=torch.float64, device=a.indices.device)
         graphs = [edge_pairs(layer, k, ones, ones) for layer in (a, b)]
@@ -199,13 +203,13 @@ class JaccardKNN(NeighbourMetric):
     """Jaccard similarity of neighbourhoods: mean_i |N_X(i) & N_Y(i)| / |N_X(i) | N_Y(i)|.
 
     N_X(i) are the k samples most similar to sample i by the cosine (nothing is centred). Range [0, 1]. For unrelated
-    data a sample shares c of its neighbours with the hypergeometric probability (k of k among n - 1), so the mean of
-    c / (2 k - c) is known, whatever the data are.
+    data the number c of shared neighbours is hypergeometric (k of k among n - 1), so the mean of c / (2 k - c) is known
+    for any data.
 
     Parameters
     ----------
-    k
-        Neighbours of each sample.
+    k : int
+        Number of neighbours of each sample.
 
     References
     ----------
@@ -226,34 +230,36 @@ class JaccardKNN(NeighbourMetric):
     title: ClassVar[str] = "Jaccard k-NN"
     formula: ClassVar[str] = "mean_i |N_X(i) & N_Y(i)| / |N_X(i) | N_Y(i)|"
     citation: ClassVar[str] = "Wang et al. 2020; Klabunde et al. 2025"
-    question: ClassVar[str] = "Do two layers find the same samples next to each sample, as a share of all they find?"
+    question: ClassVar[str] = "Which share of all nearest neighbours of a sample do two layers have in common?"
     needs: ClassVar[str] = "6 k + 1: chance is about k / (2 n)"
 
     @override
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
-        """Of how many are shared."""
+        """Return the mean ratio, from the number of shared neighbours."""
         shared = (ranks > 0).double().sum(1)
         return (shared / (2 * self.k - shared)).mean()
 
     @override
     def chance(self, a: Neighbours, b: Neighbours) -> Chance:
-        """Exactly the mean of c / (2k - c), c hypergeometric: how many of k among n - 1 are shared."""
+        """Return the chance level: exactly the mean of c / (2k - c), where c, the number shared of k among n - 1, is
+        hypergeometric.
+        """
         return Chance(sum(chance * c / (2 * self.k - c) for c, chance in _numbers_shared(a.n, self.k)))
 
 
 @dataclass(frozen=True)
 class RankSimilarity(NeighbourMetric):
-    """Rank similarity: which neighbours two layers share, and how alike their ranks are, near ones counting most.
+    """Rank similarity: which neighbours two layers share, and how similar their ranks are; near neighbours count most.
 
-    For the samples j that are neighbours of i in both layers, with ranks r and s (1 is the nearest), and c of them:
-    mean_i sum_j 2 / ((1 + |r - s|) (r + s)) / sum_{m <= c} 1 / m. A sample whose layers share no neighbour counts 0.
-    Range [0, 1]. Given c, the ranks of what is shared by unrelated data are uniform, so the mean is known, whatever the
-    data are.
+    With c samples j that are neighbours of i in both layers, and their ranks r and s (1 is the nearest), the value is
+    mean_i sum_j 2 / ((1 + |r - s|) (r + s)) / sum_{m <= c} 1 / m. Samples without a shared neighbour contribute 0.
+    Range [0, 1]. For unrelated data the ranks of the c shared neighbours are uniform, so the mean is known for any
+    data.
 
     Parameters
     ----------
-    k
-        Neighbours of each sample.
+    k : int
+        Number of neighbours of each sample.
 
     References
     ----------
@@ -272,15 +278,15 @@ class RankSimilarity(NeighbourMetric):
     title: ClassVar[str] = "Rank similarity"
     formula: ClassVar[str] = "mean_i sum_j 2 / ((1 + |r - s|) (r + s)) / sum_{m <= c} 1 / m"
     citation: ClassVar[str] = "Wang et al. 2020; Klabunde et al. 2025"
-    question: ClassVar[str] = "Do two layers find the same samples next to each sample, and in the same order?"
+    question: ClassVar[str] = "Does each sample have the same nearest neighbours, in the same order, in two layers?"
     needs: ClassVar[str] = "6 k + 1: chance is below k / (n - 1)"
 
     @override
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
-        """By tables of all pairs of ranks, and of all numbers of shared neighbours."""
+        """Return the value from tables of all pairs of ranks, and of all numbers of shared neighbours."""
         r = torch.arange(1, self.k + 1, dtype=torch.float64)
-        weights = torch.nn.functional.pad(self._weights(), (0, 0, 1, 0)).to(ranks.device)  # rank 0 is not shared: 0
-        harmonic = torch.cat([r.new_ones(1), (1 / r).cumsum(0)])  # nothing shared: 0 / 1
+        weights = torch.nn.functional.pad(self._weights(), (0, 0, 1, 0)).to(ranks.device)  # rank 0: not shared
+        harmonic = torch.cat([r.new_ones(1), (1 / r).cumsum(0)])  # 1 for no shared neighbour
         column = torch.arange(self.k, device=ranks.device)
         return (weights[ranks, column].sum(1) / harmonic.to(ranks.device)[(ranks > 0).sum(1)]).mean()
 
@@ -290,7 +296,9 @@ class RankSimilarity(NeighbourMetric):
 
     @override
     def chance(self, a: Neighbours, b: Neighbours) -> Chance:
-        """Exactly the mean over c, hypergeometric, of c times the mean weight of any two ranks, over 1 + ... + 1/c."""
+        """Return the chance level: exactly the mean over hypergeometric c of c times the mean weight of two ranks,
+        divided by 1 + ... + 1/c.
+        """
         mean = float(self._weights().mean())
         return Chance(
             sum(chance * c * mean / sum(1 / m for m in range(1, c + 1)) for c, chance in _numbers_shared(a.n, self.k))
@@ -299,24 +307,24 @@ class RankSimilarity(NeighbourMetric):
 
 @dataclass(frozen=True)
 class SecondOrderCosine(NeighbourMetric):
-    """Second-order cosine: whether the neighbours of a sample, in either layer, are as far from it in the other one.
+    """Second-order cosine: whether samples have similar distances to their neighbours in two layers.
 
     U_i is the union of the k nearest neighbours of sample i in the two layers, and d_X(i) its cosine distances
     1 - cos(x_i, x_j) to all j in U_i. The value is mean_i cos(d_X(i), d_Y(i)). Range [0, 1].
 
-    Distances are never negative, and between samples of many features all much the same, so that unrelated layers are
-    near 1 too: Gaussian layers of 100 features at .95, and with 4 times the samples still at .93. Read it beside its
-    value under a permutation of the samples.
+    Distances are not negative, and nearly equal between samples of many features, so unrelated layers have values near
+    1, too: 0.95 for Gaussian layers of 100 features, and still 0.93 with 4 times as many samples. Compare the value
+    with values under permutations of the samples.
 
     Parameters
     ----------
-    k
-        Neighbours of each sample, in each layer.
+    k : int
+        Number of neighbours of each sample, in each layer.
 
     Raises
     ------
     UndefinedValueError
-        Where a sample is a duplicate of all of U_i.
+        If a sample is a duplicate of all samples in U_i.
 
     References
     ----------
@@ -338,44 +346,44 @@ class SecondOrderCosine(NeighbourMetric):
     title: ClassVar[str] = "Second-order cosine"
     formula: ClassVar[str] = "mean_i cos(d_X(i), d_Y(i)), cosine distances to the neighbours in either layer"
     citation: ClassVar[str] = "Hamilton et al. 2016; Klabunde et al. 2025"
-    question: ClassVar[str] = "Is each sample equally far from its neighbours, those of either layer, in both layers?"
+    question: ClassVar[str] = "Is each sample equally far from its neighbours in both layers?"
     needs: ClassVar[str] = (
-        "no number is enough: unrelated wide layers score above 0.9 at every n, so compare with permuted samples"
+        "no number is enough: unrelated wide layers score above 0.9 at any n, so compare with permuted samples"
     )
     others: ClassVar[Mapping[str, str]] = {
-        "Hamilton et al. 2016": "take vectors of cosines, and not of 1 - cosine as the ReSi benchmark does, and we do",
+        "Hamilton et al. 2016": "use vectors of cosines; repsim and the ReSi benchmark use 1 - cosine",
     }
     differentiable: ClassVar[bool] = True
 
     @property
     def recipe(self) -> NearestNeighbours:
-        """Neighbours, and the samples themselves."""
+        """Recipe with neighbours, and the samples themselves."""
         return NearestNeighbours(self.k, features=True)
 
     def samples_needed(self, p: int, q: int) -> None:
-        """Chance hangs on the features, and of many it hardly falls with n."""
+        """Return None, because chance depends on the features, and with many features it hardly falls with n."""
 
     @override
     def scarcity(self, n: int, p: int, q: int) -> str:
-        """Say it of any number."""
+        """Return a warning for any number of samples."""
         return "no number of samples is enough for unrelated layers to score low; compare with permuted samples"
 
     def pair_flop(self, n: int, p: int, q: int) -> float:
-        """The distances to the other layer's neighbours."""
+        """Return the operations of the distances to the neighbours in the other layer."""
         return 3.0 * n * self.k * (p + q)
 
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
-        """Over a's neighbours, and those of b's that are not among them."""
-        whose = [layer.indices[:, : self.k] for layer in (a, b)]
+        """Compare the distances to the union of the neighbours in both layers."""
+        neighbours = [layer.indices[:, : self.k] for layer in (a, b)]
         new = (ranks == 0).double()
-        d = torch.cat([a.distances[:, : self.k], distances_to(a, whose[1]) * new], 1)
-        e = torch.cat([distances_to(b, whose[0]), b.distances[:, : self.k] * new], 1)
+        d = torch.cat([a.distances[:, : self.k], distances_to(a, neighbours[1]) * new], 1)
+        e = torch.cat([distances_to(b, neighbours[0]), b.distances[:, : self.k] * new], 1)
         norms = torch.linalg.vector_norm(d, dim=1), torch.linalg.vector_norm(e, dim=1)
-        none = (norms[0] <= _NOTHING) | (norms[1] <= _NOTHING)
-        if none.any():
+        duplicates = (norms[0] <= _ZERO_DISTANCE) | (norms[1] <= _ZERO_DISTANCE)
+        if duplicates.any():
             raise UndefinedValueError(
-                f"{int(none.sum())} of {a.n} samples are at distance 0 from all of their neighbours (duplicates), and "
-                "so have no direction to compare: leave duplicates out"
+                f"{int(duplicates.sum())} of {a.n} samples are at distance 0 from all of their neighbours "
+                "(duplicates), so their distances cannot be compared: leave duplicates out"
             )
         mean: Tensor = ((d * e).sum(1) / (norms[0] * norms[1])).mean()
         return mean
@@ -383,26 +391,26 @@ class SecondOrderCosine(NeighbourMetric):
 
 @dataclass(frozen=True)
 class CKNNA(NeighbourMetric):
-    """Centred kernel nearest-neighbour alignment: debiased CKA of what two layers agree is near.
+    """Centred kernel nearest-neighbour alignment: debiased CKA restricted to the neighbours that two layers share.
 
-    K and L are the cosines between samples, M_XY(i, j) is 1 where j is among the k nearest neighbours of i in both
-    layers, M_X where it is in X. With HSIC_1 (Song et al. 2012, eq. 5, as for CKA), the value is HSIC_1(M_XY K, M_XY L)
-    / sqrt(HSIC_1(M_X K, M_X K) HSIC_1(M_Y L, M_Y L)), products taken entry by entry. With k = n - 1 it would be
-    debiased CKA.
+    K and L are the cosines between samples. M_XY(i, j) is 1 if j is among the k nearest neighbours of i in both layers,
+    and M_X(i, j) is 1 if j is among them in X. With HSIC_1 (Song et al. 2012, eq. 5, as for CKA), the value is
+    HSIC_1(M_XY K, M_XY L) / sqrt(HSIC_1(M_X K, M_X K) HSIC_1(M_Y L, M_Y L)), with elementwise products. With k = n - 1
+    it would be debiased CKA.
 
-    The three HSIC_1 see three different sets of pairs, so no inequality bounds their ratio: it is mostly in
-    [0, 1], but where n is not much more than k it may be as well -0.9 as 2.6, and an HSIC_1 of a layer with itself may
-    not even be positive. M is not symmetric, so neither is the value: exchanging X and Y changes it a little.
+    The three HSIC_1 are sums over three different sets of pairs, so their ratio is not bounded: it is mostly in [0, 1],
+    but if n is not much larger than k it may be -0.9 or 2.6, and HSIC_1 of a layer with itself may not be positive. M
+    is not symmetric, so neither is the value: exchanging X and Y changes it slightly.
 
     Parameters
     ----------
-    k
-        Neighbours of each sample, 2 or more.
+    k : int
+        Number of neighbours of each sample, 2 or more.
 
     Raises
     ------
     UndefinedValueError
-        Where HSIC_1 of a layer's neighbours with themselves is not positive.
+        If HSIC_1 of the neighbours of a layer with themselves is not positive.
 
     References
     ----------
@@ -420,12 +428,12 @@ class CKNNA(NeighbourMetric):
     title: ClassVar[str] = "CKNNA"
     formula: ClassVar[str] = "HSIC_1(M_XY K, M_XY L) / sqrt(HSIC_1(M_X K, M_X K) HSIC_1(M_Y L, M_Y L))"
     citation: ClassVar[str] = "Huh et al. 2024 (published code)"
-    question: ClassVar[str] = "Do two layers find the same samples near each other, and equally near?"
+    question: ClassVar[str] = "Are the same samples near each other in two layers, and equally near?"
     needs: ClassVar[str] = "6 k + 1: chance is about that of mutual_knn"
     others: ClassVar[Mapping[str, str]] = {
-        "platonic-rep (Huh et al.)": "adds 1e-6 to the denominator, and expects features that are normalised before",
-        "the paper's formula": "centres cosines by their mean over all samples, and sums their products over M_XY; the "
-        "published code, which made the paper's numbers, and which is computed here, does not",
+        "platonic-rep (Huh et al.)": "adds 1e-6 to the denominator, and expects normalised features",
+        "the formula of the paper": "centres cosines by their mean over all samples, and sums their products over "
+        "M_XY; the published code, which produced the numbers of the paper, does not, and is followed here",
     }
     symmetric: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
@@ -438,26 +446,28 @@ class CKNNA(NeighbourMetric):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """None: its numerator and its denominator are sums over different pairs."""
+        """Unbounded: numerator and denominator are sums over different pairs."""
         return -math.inf, math.inf
 
     def compare(self, a: Neighbours, b: Neighbours, ranks: Int64[Tensor, "n k"]) -> Tensor:
-        """From the edges that both graphs have; what a single layer gives is computed once."""
+        """Return the value from the edges that both graphs have; the norm of each layer is computed once."""
         norms = [layer.once(_own_hsic, self.k) for layer in (a, b)]
         for layer, norm in zip((a, b), norms, strict=True):
             if float(norm.detach()) <= layer.rounding * float(layer.similarities.detach().square().sum()):
                 raise UndefinedValueError(
                     f"HSIC of the {self.k} nearest neighbours with themselves is not positive in one of the layers, so "
-                    f"there is nothing to divide by: take fewer neighbours, or more samples than {layer.n}"
+                    f"the value is not defined: take fewer neighbours, or more samples than {layer.n}"
                 )
         shared, at = ranks > 0, (ranks - 1).clamp(min=0)
         K = a.similarities.gather(1, at) * shared
         L = b.similarities[:, : self.k] * shared
-        both = shared & mutual(b.returned[:, : self.k], self.k) & mutual(a.returned.gather(1, at), self.k)
+        both = shared & mutual(b.reverse_ranks[:, : self.k], self.k) & mutual(a.reverse_ranks.gather(1, at), self.k)
         return _hsic(K, L, b.indices[:, : self.k], both) / (norms[0] * norms[1]).sqrt()
 
     def chance(self, a: Neighbours, b: Neighbours) -> Chance:
-        """Exactly the mean of HSIC_1 over permutations, which sees edges that both graphs have; norms do not change."""
+        """Return the chance level: exactly the mean of HSIC_1 over permutations, from the edges that both graphs share;
+        norms do not change.
+        """
         n, k = a.n, self.k
         K, L = (layer.similarities[:, :k] for layer in (a, b))
         ones = torch.ones_like(K)
@@ -468,20 +478,20 @@ class CKNNA(NeighbourMetric):
 
 @dataclass(frozen=True)
 class CycleKNN(NeighbourMetric):
-    """Cycle k-nearest neighbours: the share of samples that come back, one step in Y and one in X.
+    """Cycle k-nearest neighbours: share of samples that return to themselves by a step in Y and a step in X.
 
-    A sample i comes back where it is among the k nearest neighbours, in X, of one of its k nearest neighbours in Y:
-    mean_i [there is a j in N_Y(i) with i in N_X(j)]. Range [0, 1]. Not symmetric: the other way round the same pairs
-    (i, j) are counted by their j. A layer is not perfectly like itself either: i needs a neighbour whose neighbour it
-    is.
+    A sample i returns if it is among the k nearest neighbours, in X, of one of its k nearest neighbours in Y. The value
+    is mean_i [there is a j in N_Y(i) with i in N_X(j)]. Range [0, 1]. Not symmetric: with X and Y exchanged, the same
+    pairs (i, j) are counted by j. The value of a layer with itself may be below 1, because i must be a neighbour of one
+    of its neighbours.
 
-    For unrelated data the mean is known: where d samples have i among their neighbours in X, k of n - 1 miss all of
-    them with the hypergeometric probability.
+    For unrelated data the mean is known: if d samples have i among their neighbours in X, the probability that k of
+    n - 1 samples contain none of them is hypergeometric.
 
     Parameters
     ----------
-    k
-        Neighbours of each sample.
+    k : int
+        Number of neighbours of each sample.
 
     References
     ----------
@@ -499,17 +509,19 @@ class CycleKNN(NeighbourMetric):
     title: ClassVar[str] = "Cycle k-NN"
     formula: ClassVar[str] = "mean_i [there is a j in N_Y(i) with i in N_X(j)]"
     citation: ClassVar[str] = "Huh et al. 2024 (published code)"
-    question: ClassVar[str] = "Does a step to a neighbour in one layer, and one in the other, lead back?"
+    question: ClassVar[str] = "Does a step to a neighbour in one layer, and one in the other, lead back to the sample?"
     needs: ClassVar[str] = "5 k^2 + 1: chance is about k^2 / n"
     symmetric: ClassVar[bool] = False
 
     @override
     def samples_needed(self, p: int, q: int) -> int:
-        """A sample has k neighbours, of which each has it with probability k / (n - 1)."""
+        """Return the number of samples, from the chance level: each of k neighbours has i as a neighbour with
+        probability k / (n - 1).
+        """
         return 5 * self.k**2 + 1
 
     def look_up(self, a: Neighbours, others: Sequence[Neighbours]) -> Sequence[Tensor]:
-        """For each neighbour in the others whether it has the sample as a neighbour in a: by the pairs' numbers."""
+        """Return, for each neighbour in the other layers, whether the sample is among its neighbours in a."""
         n = a.n
         own = torch.arange(n, device=a.indices.device)[:, None]
         back = a.indices[:, : self.k] * n + own
@@ -517,37 +529,40 @@ class CycleKNN(NeighbourMetric):
 
     @override
     def compare(self, a: Neighbours, b: Neighbours, ranks: Tensor) -> Tensor:
-        """Whether one of them has."""
+        """Return the share of samples that are a neighbour of one of their neighbours."""
         return ranks.any(1).double().mean()
 
     @override
     def chance(self, a: Neighbours, b: Neighbours) -> Chance:
-        """Exactly 1 - the probability that k neighbours at random miss all who have the sample as theirs in X."""
-        others = a.n - 1.0
+        """Return the chance level: exactly 1 - the probability that k random samples miss all that have the sample as a
+        neighbour in X.
+        """
+        count = a.n - 1.0
         miss = torch.ones(a.n, dtype=torch.float64, device=a.indices.device)
-        for taken in range(self.k):
-            miss *= ((others - a.chosen_by(self.k).double() - taken) / (others - taken)).clamp(min=0)
+        for drawn in range(self.k):
+            miss *= ((count - a.in_degrees(self.k).double() - drawn) / (count - drawn)).clamp(min=0)
         return Chance(1 - float(miss.mean()))
 
 
 def _numbers_shared(n: int, k: int) -> list[tuple[int, float]]:
-    """How many of k neighbours two unrelated layers share, at least 1, and how probable that is."""
+    """Return the numbers c >= 1 of neighbours that two unrelated layers share, of k, with their probabilities."""
     total = math.comb(n - 1, k)
     return [(c, math.comb(k, c) * math.comb(n - 1 - k, k - c) / total) for c in range(1, k + 1)]
 
 
 def _own_hsic(a: Neighbours, k: int) -> Float64[Tensor, ""]:
-    """HSIC_1 of a layer's neighbours with themselves, but for the factor that cancels."""
+    """Return HSIC_1 of the neighbours of a layer with themselves, without the factor that cancels."""
     K = a.similarities[:, :k]
-    return _hsic(K, K, a.indices[:, :k], mutual(a.returned[:, :k], k))
+    return _hsic(K, K, a.indices[:, :k], mutual(a.reverse_ranks[:, :k], k))
 
 
 def _hsic(
     K: Float64[Tensor, "n k"], L: Float64[Tensor, "n k"], targets: Int64[Tensor, "n k"], both: Bool[Tensor, "n k"]
 ) -> Float64[Tensor, ""]:
-    """HSIC_1 times n (n - 3), of matrices that are 0 but at (i, targets); ``both``: where (j, i) is among these, too.
+    """Return HSIC_1 times n (n - 3) of sparse matrices, which are 0 except at (i, targets).
 
-    tr(KL) + (1'K1) (1'L1) / ((n - 1) (n - 2)) - 2 / (n - 2) 1'KL1; cosines are symmetric, only where they are is not.
+    It is tr(KL) + (1'K1) (1'L1) / ((n - 1) (n - 2)) - 2 / (n - 2) 1'KL1. Cosines are symmetric, but the positions of
+    the entries are not: ``both`` marks the entries (i, j) for which (j, i) is an entry, too.
     """
     n = len(K)
     trace = (both * K * L).sum()

@@ -1,4 +1,4 @@
-"""Measures that match units with units, from the correlations between the two layers' units."""
+"""Measures that match units of two layers by their correlations."""
 
 import math
 from abc import ABC
@@ -18,12 +18,21 @@ from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.base import Group, Invariance, MomentMetric
 from repsim.metrics.recipes.base import DifferentiableRecipe, MomentFactor, StreamingRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
-from repsim.metrics.recipes.rows import Rows, by_pieces, column_ranges, constant_layer, in_memory, pieces, varies, wide
+from repsim.metrics.recipes.rows import (
+    Rows,
+    by_pieces,
+    column_ranges,
+    constant_layer,
+    float64_device,
+    in_memory,
+    pieces,
+    varies,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Standardised:
-    """The units that vary, centred and scaled to norm 1: computed in float64, then rounded to ``dtype``."""
+    """Units that vary, centred and scaled to norm 1: computed in float64, then rounded to ``dtype``."""
 
     source: Rows
     units: Int64[Tensor, " r"]
@@ -33,21 +42,21 @@ class Standardised:
 
     @property
     def shape(self) -> Sequence[int]:
-        """(n, units that vary)."""
+        """Shape (n, units that vary)."""
         return self.source.shape[0], len(self.units)
 
     @property
     def device(self) -> torch.device:
-        """Of the source."""
+        """Device of the source."""
         return self.source.device
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, but for the activations."""
+        """Bytes held, without the activations."""
         return self.units.nbytes + self.mean.nbytes + self.norm.nbytes
 
     def exact(self, rows: "slice | Tensor") -> Float64[Tensor, "rows r"]:
-        """Before they are rounded."""
+        """Return rows in float64, before rounding."""
         piece = self.source[rows].to(self.mean.device)
         if len(self.units) < self.source.shape[1]:
             piece = piece[:, self.units]
@@ -59,10 +68,10 @@ class Standardised:
 
 @dataclass(frozen=True, eq=False)
 class Units(MomentFactor):
-    """One layer's units, centred and of norm 1, so that their inner products with another's are correlations."""
+    """Units of one layer, centred and of norm 1, so that inner products with those of another are correlations."""
 
     columns: Rows
-    """(n, r): a tensor, or read from the store whenever they are asked for. Units without variance are left out."""
+    """(n, r): a tensor, or rows that are read from the store on demand. Units without variance are left out."""
 
     @property
     def nbytes(self) -> int:
@@ -76,36 +85,36 @@ class Units(MomentFactor):
 
     @property
     def p(self) -> int:
-        """Units that vary."""
+        """Number of units that vary."""
         return self.columns.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the columns."""
+        """Dtype of the columns."""
         return self.columns.dtype
 
     @property
     def device(self) -> torch.device:
-        """That of the columns."""
+        """Device of the columns."""
         return self.columns.device
 
     @property
     def in_memory(self) -> bool:
-        """Whether the columns are."""
+        """Whether the columns are in memory."""
         return isinstance(self.columns, Tensor)
 
     def rows(self, i: slice) -> Float[Tensor, "rows r"]:
-        """Of the columns."""
+        """Return rows of the columns."""
         return self.columns[i]
 
     def permuted(self, order: Int64[Tensor, " n"]) -> "Units":
-        """Those of the same layer with its samples in another order."""
+        """Return the units of the same layer with its samples in another order."""
         return Units(self.columns[order.to(self.device)])
 
 
 @dataclass(frozen=True, eq=False)
 class UnitState:
-    """What makes `Units` of activations, so that one process can tell it to another."""
+    """State from which `Units` are made; small, so that processes can exchange it."""
 
     units: Int64[Tensor, " r"]
     mean: Float64[Tensor, " r"]
@@ -114,57 +123,57 @@ class UnitState:
 
 @dataclass(frozen=True)
 class UnitNorm(StreamingRecipe[Units], DifferentiableRecipe[Units]):
-    """The recipe of `Units`: leave out units without variance, centre and scale the others, all in float64."""
+    """Recipe of `Units`: leave out units without variance, centre and scale the others, all in float64."""
 
     def fit(self, x: Rows) -> UnitState:
-        """Find means and norms, in two passes over the layer."""
+        """Compute means and norms, in two passes over the layer."""
         mean, low, high = column_ranges(x)
         units = varies(low, high, x.dtype).nonzero()[:, 0]
         if not len(units):
             raise constant_layer()
         mean, peak = mean[units], torch.maximum(high - mean, mean - low)[units]
-        relative = Standardised(x, units, mean, peak, torch.float64)  # whose squares neither vanish nor overflow
+        relative = Standardised(x, units, mean, peak, torch.float64)  # its squares neither underflow nor overflow
         squares = torch.zeros_like(mean)
         for i in pieces(x):
             squares += relative.exact(i).square_().sum(0)
         return UnitState(units, mean, peak * squares.sqrt())
 
     def apply(self, x: Rows, state: UnitState) -> Units:
-        """Make the factor: in memory if x is, read from the store as it is needed if x is there."""
+        """Make the factor: in memory if x is; otherwise read from the store on demand."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return Units(in_memory(Standardised(x, state.units, state.mean, state.norm, dtype), made_of=x))
+        return Units(in_memory(Standardised(x, state.units, state.mean, state.norm, dtype), source=x))
 
     def with_gradient(self, x: Float[Tensor, "n p"]) -> Units:
-        """Prepare one layer by operations that autograd knows."""
+        """Prepare one layer with operations that autograd supports."""
         units = self.fit(x.detach()).units.to(x.device)
-        centred = (x - x.mean(0))[:, units].to(wide(x.device), torch.float64)
+        centred = (x - x.mean(0))[:, units].to(float64_device(x.device), torch.float64)
         return Units(centred / torch.linalg.vector_norm(centred, dim=0))
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """Means and norms, in two passes."""
+        """Return the cost of means and norms, in two passes."""
         return Cost.of_products(6.0 * layer.n * layer.p, layer.itemsize)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
-        """The units."""
+        """Return the memory of the units."""
         return Memory(layer.n * layer.p * layer.itemsize)
 
 
 def assigned(cross: Cross[Any]) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " m"]]:
-    """One-to-one partners, i of the first layer and j of the second: those with the largest sum of correlations."""
-    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - only whoever matches units waits for it
+    """Return one-to-one partners, i of the first layer and j of the second, with the largest sum of correlations."""
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - takes long to import
 
     i, j = linear_sum_assignment(_float64(cross.product), maximize=True)
     return torch.from_numpy(i).to(cross.product.device), torch.from_numpy(j).to(cross.product.device)
 
 
 def transported(cross: Cross[Any]) -> Float64[np.ndarray, "p q"]:
-    """The optimal transport plan T between p and q units of equal weights, for the profit C: its rows sum to 1/p.
+    """Return the optimal transport plan T between p and q units of equal weights, for the profit C; rows sum to 1/p.
 
-    Masses are whole numbers while the plan is looked for, so that no flow is lost to rounding.
+    The solver works with integer masses, so that no flow is lost to rounding.
     """
-    import ot  # noqa: PLC0415 - takes seconds, which only whoever asks for it waits for
+    import ot  # noqa: PLC0415 - takes seconds to import
 
     p, q = cross.product.shape
     total = math.lcm(p, q)
@@ -175,12 +184,12 @@ def transported(cross: Cross[Any]) -> Float64[np.ndarray, "p q"]:
 
 
 def _float64(product: Tensor) -> Float64[np.ndarray, "p q"]:
-    found: NDArray[np.float64] = product.detach().to("cpu", torch.float64).numpy()
-    return found
+    array: NDArray[np.float64] = product.detach().to("cpu", torch.float64).numpy()
+    return array
 
 
 def chance_maximum(m: int) -> float:
-    """The expected largest of m standard normal numbers, to a few percent (Blom 1958).
+    """Return the expected maximum of m standard normal numbers, to a few percent (Blom 1958).
 
     >>> round(chance_maximum(8), 2), round(chance_maximum(2048), 2)
     (1.43, 3.43)
@@ -189,14 +198,14 @@ def chance_maximum(m: int) -> float:
 
 
 def _samples(best: float) -> int:
-    """Samples from which on ``best`` standard deviations of a chance correlation, 1 / sqrt(n - 1), are at most 0.2."""
+    """Return the samples for which ``best`` standard deviations of a chance correlation, 1 / sqrt(n - 1), are 0.2."""
     return max(4, math.ceil(25 * best**2) + 1)
 
 
 class MatchingMetric(MomentMetric[Units], ABC):
-    """What is computed from the correlations between two layers' units: states a `moment`.
+    """Measure computed from the correlations between the units of two layers. Subclasses define a `moment`.
 
-    A gradient takes the partners as fixed: which ones are best changes only where two choices are equally good.
+    The gradient treats the partners as fixed: the best matching changes only where two matchings are equally good.
     """
 
     group: ClassVar[Group] = "alignment"
@@ -206,21 +215,21 @@ class MatchingMetric(MomentMetric[Units], ABC):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[-1, 1]."""
+        """Range of the value: [-1, 1]."""
         return -1.0, 1.0
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Units may be exchanged; each may also be shifted, and scaled by a positive number of its own."""
+        """Permutations of units; each unit may also be shifted, and scaled by a positive factor of its own."""
         return frozenset({"permutation", "isotropic scaling", "translation"})
 
     @property
     def recipe(self) -> UnitNorm:
-        """Shared by all that match units by correlation."""
+        """Recipe that all measures based on correlations of units share."""
         return UnitNorm()
 
     def diagnostics(self, factor: Units) -> dict[str, int]:
-        """Units that vary, of which alone the value speaks."""
+        """Report the number of units that vary; the others are left out."""
         return {"units": factor.p}
 
 
@@ -228,14 +237,15 @@ class MatchingMetric(MomentMetric[Units], ABC):
 class HardCorrelation(MatchingMetric):
     """Mean correlation between units of X (n x p) and their one-to-one partners in Y (n x q).
 
-    With the correlations C_ij = corr(x_i, y_j), signed: max over matchings pi of 1/m sum_i C_{i pi(i)}, m = min(p, q).
-    Every unit of the narrower layer has a partner of its own. Range [-1, 1]. Units without variance (after a ReLU there
-    are many) have no correlation: they are left out, and the number of the others is reported.
+    With the signed correlations C_ij = corr(x_i, y_j), the value is the maximum over matchings pi of
+    1/m sum_i C_{i pi(i)}, m = min(p, q). Every unit of the narrower layer has a partner of its own. Range [-1, 1].
+    Units without variance (frequent after a ReLU) have no correlation: they are left out, and the number of the others
+    is reported.
 
     Notes
     -----
-    The assignment is found exactly, in about a second a pair for 2,048 x 2,048 units. Unrelated layers do not score 0:
-    the best of many chance correlations is about sqrt(2 log(max(p, q)) / n).
+    The assignment is exact, and takes about a second per pair for 2,048 x 2,048 units. Unrelated layers do not score 0:
+    the largest of many chance correlations is about sqrt(2 log(max(p, q)) / n).
 
     References
     ----------
@@ -254,18 +264,18 @@ class HardCorrelation(MatchingMetric):
     title: ClassVar[str] = "Hard correlation match"
     formula: ClassVar[str] = "max over matchings pi of mean_i corr(x_i, y_pi(i))"
     citation: ClassVar[str] = "Li et al. 2016"
-    question: ClassVar[str] = "Does each unit of one layer have a unit of its own in the other that responds alike?"
-    needs: ClassVar[str] = "some 300 for 2,000 units, else the best of so many chance correlations is above 0.2"
+    question: ClassVar[str] = "Does each unit of one layer have its own partner in the other that responds similarly?"
+    needs: ClassVar[str] = "about 300 for 2,000 units; otherwise the largest of so many chance correlations exceeds 0.2"
     others: ClassVar[Mapping[str, str]] = {
-        "scripts that match |corr|": "let a unit stand for one that responds oppositely; here the sign counts",
+        "scripts that match |corr|": "also match units that respond oppositely; here the sign counts",
     }
 
     def moment(self, cross: Cross[Units]) -> Tensor:
-        """Compare two prepared layers, whose units correlate like this."""
+        """Return the value from the correlations of the units."""
         return cross.product[cross.once(assigned)].mean()
 
     def samples_needed(self, p: int, q: int) -> int:
-        """No unit's partner is better than the best of max(p, q)."""
+        """Return the number from the largest of max(p, q) chance correlations, which bounds the mean."""
         return _samples(chance_maximum(max(p, q)))
 
 
@@ -273,9 +283,9 @@ class HardCorrelation(MatchingMetric):
 class SemiCorrelation(MatchingMetric):
     """Mean correlation between each unit of X (n x p) or Y (n x q) and the unit of the other layer most like it.
 
-    With the correlations C_ij = corr(x_i, y_j), signed: 1/2 (mean_i max_j C_ij + mean_j max_i C_ij). Several units may
-    have the same partner. Range [-1, 1]. Units without variance have no correlation: they are left out, and the number
-    of the others is reported.
+    With the signed correlations C_ij = corr(x_i, y_j), the value is 1/2 (mean_i max_j C_ij + mean_j max_i C_ij).
+    Several units may have the same partner. Range [-1, 1]. Units without variance have no correlation: they are left
+    out, and the number of the others is reported.
 
     References
     ----------
@@ -294,19 +304,19 @@ class SemiCorrelation(MatchingMetric):
     title: ClassVar[str] = "Semi-matching correlation"
     formula: ClassVar[str] = "1/2 (mean_i max_j corr(x_i, y_j) + mean_j max_i corr(x_i, y_j))"
     citation: ClassVar[str] = "Li et al. 2016"
-    question: ClassVar[str] = "Is there, for each unit of either layer, some unit in the other that responds alike?"
-    needs: ClassVar[str] = "some 300 for 2,000 units, else the best of so many chance correlations is above 0.2"
+    question: ClassVar[str] = "Does each unit of either layer have some unit in the other that responds similarly?"
+    needs: ClassVar[str] = "about 300 for 2,000 units; otherwise the largest of so many chance correlations exceeds 0.2"
     others: ClassVar[Mapping[str, str]] = {
         "ReSi benchmark": "calls it soft correlation match",
-        "Li et al. 2016": "look from one layer to the other; here the mean of both directions, which is symmetric",
+        "Li et al. 2016": "match in one direction only; here the mean of both directions, which is symmetric",
     }
 
     def moment(self, cross: Cross[Units]) -> Tensor:
-        """Compare two prepared layers, whose units correlate like this."""
+        """Return the value from the correlations of the units."""
         return (cross.product.amax(1).mean() + cross.product.amax(0).mean()) / 2
 
     def samples_needed(self, p: int, q: int) -> int:
-        """From the largest of q, and of p, chance correlations."""
+        """Return the number from the largest of q, and of p, chance correlations."""
         return _samples((chance_maximum(p) + chance_maximum(q)) / 2)
 
 
@@ -314,16 +324,16 @@ class SemiCorrelation(MatchingMetric):
 class SoftMatching(MatchingMetric):
     """Mean correlation between units of X (n x p) and Y (n x q) under the best soft matching.
 
-    With the correlations C_ij = corr(x_i, y_j), signed: max_T sum_ij T_ij C_ij over all T >= 0 whose rows sum to 1/p
-    and whose columns sum to 1/q, an optimal transport between units of equal weights. So every unit of both layers
-    counts, however many there are of each. Range [-1, 1]. Units without variance have no correlation: they are left
-    out, and the number of the others is reported.
+    With the signed correlations C_ij = corr(x_i, y_j), the value is max_T sum_ij T_ij C_ij over all T >= 0 whose rows
+    sum to 1/p and whose columns sum to 1/q: an optimal transport between units of equal weights. So every unit of both
+    layers counts, also if p and q differ. Range [-1, 1]. Units without variance have no correlation: they are left out,
+    and the number of the others is reported.
 
     Notes
     -----
     The distance of the paper, d^2 = min_T sum_ij T_ij ||x_i - y_j||^2, is d = sqrt(2 - 2 x this value) for tuning
-    curves that are centred and of norm 1: a metric. Where p = q some best T is a permutation (Birkhoff), and this is
-    the hard correlation. The plan is found exactly, by the network simplex method of POT, in a second or two for
+    curves that are centred and of norm 1: a metric. If p = q, some best T is a permutation (Birkhoff), and the value is
+    the hard correlation. The plan is exact, and the network simplex method of POT takes one or two seconds for
     2,048 x 2,000 units.
 
     References
@@ -343,16 +353,16 @@ class SoftMatching(MatchingMetric):
     title: ClassVar[str] = "Soft matching"
     formula: ClassVar[str] = "max_T sum_ij T_ij corr(x_i, y_j), rows of T sum to 1/p and columns to 1/q"
     citation: ClassVar[str] = "Khosla & Williams 2024"
-    question: ClassVar[str] = "Do the units of two layers, each counting alike, respond in the same ways?"
-    needs: ClassVar[str] = "some 300 for 2,000 units, else the best of so many chance correlations is above 0.2"
+    question: ClassVar[str] = "Do the units of two layers, with equal weights, respond in the same ways?"
+    needs: ClassVar[str] = "about 300 for 2,000 units; otherwise the largest of so many chance correlations exceeds 0.2"
 
     def moment(self, cross: Cross[Units]) -> Tensor:
-        """Compare two prepared layers, whose units correlate like this."""
+        """Return the value from the correlations of the units."""
         if cross.a.p == cross.b.p:
             return cross.product[cross.once(assigned)].mean()
         plan = torch.from_numpy(cross.once(transported)).to(cross.product)
         return (plan * cross.product).sum()
 
     def samples_needed(self, p: int, q: int) -> int:
-        """No unit's partners are better than the best one, on either side."""
+        """Return the number from the largest of min(p, q) chance correlations, which bounds the mean."""
         return _samples(chance_maximum(min(p, q)))

@@ -1,4 +1,4 @@
-"""Measures that move one layer's features onto the other's, without centring: by a rotation, or by a permutation."""
+"""Measures that align two layers without centring, by a rotation or by a permutation of features."""
 
 import math
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Group, Invariance, PairMetric
 from repsim.metrics.recipes.base import InMemoryRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
-from repsim.metrics.recipes.rows import column_means, wide
+from repsim.metrics.recipes.rows import column_means, float64_device
 
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """One layer's samples in an orthonormal basis of the space that they span, where that is smaller than p."""
+    """Samples of one layer, in an orthonormal basis of their span if n < p, and otherwise in their features."""
 
     samples: Float64[Tensor, "n m"]
-    """In units of the layer's largest value."""
+    """In units of the largest value of the layer."""
     norms: Float64[Tensor, " n"]
 
     @property
@@ -34,18 +34,18 @@ class Coordinates:
 
 @dataclass(frozen=True)
 class SampleSpace(InMemoryRecipe[Coordinates]):
-    """The recipe of `Coordinates`: X' = Q R is decomposed where p > n, in float64, and the coordinates are R'.
+    """Recipe of `Coordinates`: for p > n a QR decomposition X' = Q R in float64, and the coordinates are R'.
 
-    Norms and angles stay as they are, so that a measure which sees nothing else takes n x n matrices instead of p x q.
+    Norms and angles stay the same, so a measure that depends only on them works with n x n instead of p x q matrices.
     """
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Coordinates:
         """Prepare one layer."""
-        column_means(x.detach())  # refuses what is constant
+        column_means(x.detach())  # raises for a constant layer
         zero = int((x == 0).all(1).sum())
         if zero:
             raise UndefinedValueError(f"{zero} of {len(x)} samples are 0 in every feature: they have no direction")
-        x = x.to(wide(x.device), torch.float64)
+        x = x.to(float64_device(x.device), torch.float64)
         x = x / x.detach().abs().max()
         if x.shape[1] > x.shape[0]:
             x = _folded(x) if x.requires_grad else torch.linalg.qr(x.T, mode="r")[1].T
@@ -53,51 +53,54 @@ class SampleSpace(InMemoryRecipe[Coordinates]):
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """The decomposition of X' where that is taken."""
+        """Return the cost of the decomposition of X', if it is needed."""
         n, p = layer.n, layer.p
         return Cost.of_products(2.0 * n * n * p if p > n else 2.0 * n * p, layer.itemsize)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
-        """Coordinates and norms, always in float64."""
+        """Return the memory of coordinates and norms, always in float64."""
         return Memory(8 * layer.n * (min(layer.n, layer.p) + 1))
 
 
 def _folded(x: Float64[Tensor, "n p"]) -> Float64[Tensor, "n n"]:
-    """The coordinates, with a gradient: a step out of the basis changes XX' in second order only, so it stays fixed."""
+    """Return the coordinates with a gradient.
+
+    The basis stays fixed: a step out of its span changes XX' only in second order.
+    """
     basis: Tensor = torch.linalg.qr(x.detach().T)[0]
     return x @ basis
 
 
 class Polar(torch.autograd.Function):
-    """The rotation R = U V' that maximises tr(R'A), for A = U S V' without its zero singular values.
+    """Rotation R = U V' that maximises tr(R'A), for A = U S V' without its zero singular values.
 
-    The gradient divides by s_i + s_j and by s_i, and not by differences, as that of a singular value decomposition
-    does: it is finite where singular values repeat.
+    The gradient divides by s_i + s_j and by s_i, and not by differences as the gradient of a singular value
+    decomposition does, so it is finite where singular values repeat.
     """
 
     @staticmethod
     def forward(ctx: Any, a: Float64[Tensor, "p q"]) -> Float64[Tensor, "p q"]:
-        """R."""
+        """Return R."""
         u, s, vh = torch.linalg.svd(a, full_matrices=False)
         rank = int((s > s[0] * max(a.shape) * torch.finfo(a.dtype).eps).sum())
         u, s, vh = u[:, :rank], s[:rank], vh[:rank]
         ctx.save_for_backward(u, s, vh)
-        found: Tensor = u @ vh
-        return found
+        rotation: Tensor = u @ vh
+        return rotation
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Float64[Tensor, "p q"]) -> Float64[Tensor, "p q"]:
-        """U [(K - K') / (s_i + s_j)] V' with K = U'GV, and what leaves the spans of U and V: both divided by s."""
+        """Return U [(K - K') / (s_i + s_j)] V', K = U'GV, plus the parts outside the spans of U and V, divided by s."""
         u, s, vh = ctx.saved_tensors
         left, right = u.T @ g, g @ vh.T
         k = left @ vh.T
         within = u @ ((k - k.T) / (s[:, None] + s)) @ vh
         out_of_u = ((right - u @ k) / s) @ vh
         out_of_v = u @ ((left - k @ vh) / s[:, None])
-        found: Tensor = within + out_of_u + out_of_v
-        return found
+        gradient: Tensor = within + out_of_u + out_of_v
+        return gradient
 
 
 @dataclass(frozen=True)
@@ -105,20 +108,20 @@ class AlignedCosine(PairMetric[Coordinates]):
     """Mean cosine between the samples of X (n x p), rotated, and those of Y (n x q).
 
     The narrower layer is padded with zeros, and nothing is centred. With X'Y = U S V', the rotation R = U V' brings X
-    as close to Y as any (Schoenemann 1966); the value is 1/n sum_i cos(x_i R, y_i). Range [-1, 1]. Because nothing is
-    centred, a mean that all samples share counts like anything else: layers after a ReLU look alike for that alone.
+    as close to Y as possible (Schoenemann 1966); the value is 1/n sum_i cos(x_i R, y_i). Range [-1, 1]. Because nothing
+    is centred, a mean that all samples share increases the value: layers after a ReLU look alike for this reason alone.
 
     Notes
     -----
-    Where X'Y has a lower rank than X and Y, several rotations are as good; they differ in what they do to directions
-    that have no counterpart. Only singular values above 0 are used, so such a direction contributes 0 to the inner
-    product x_i R y_i' (the mean over the choice and its opposite), and its full length to ||x_i||. So the value is
-    defined, and symmetric: rotating Y instead takes R'.
+    If X'Y has a lower rank than X and Y, several rotations are equally good; they differ only on directions without a
+    counterpart. Only singular values above 0 are used, so such a direction contributes 0 to the inner product
+    x_i R y_i' (the mean over a choice and its opposite), and its full length to ||x_i||. So the value is unique, and
+    symmetric: Y is rotated by R'.
 
     Raises
     ------
     UndefinedValueError
-        For a constant layer, for one with a sample that is 0 in every feature, which has no cosine, and where X'Y = 0.
+        For a constant layer, for a layer with a sample that is 0 in every feature, which has no cosine, and if X'Y = 0.
 
     References
     ----------
@@ -141,57 +144,60 @@ class AlignedCosine(PairMetric[Coordinates]):
     citation: ClassVar[str] = "Hamilton et al. 2016"
     group: ClassVar[Group] = "alignment"
     question: ClassVar[str] = "Do the samples of two layers, one of them rotated, point the same way from the origin?"
-    needs: ClassVar[str] = "25 times the narrower layer, of features with mean 0; a mean of its own lifts chance higher"
+    needs: ClassVar[str] = "25 times the narrower layer for features with mean 0; other means raise the chance level"
     sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
     symmetric: ClassVar[bool] = True
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[-1, 1]."""
+        """Range of the value: [-1, 1]."""
         return -1.0, 1.0
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Not to translation: nothing is centred."""
+        """Permutation, rotation and scaling; not translation, because nothing is centred."""
         return frozenset({"permutation", "orthogonal", "isotropic scaling"})
 
     @property
     def recipe(self) -> SampleSpace:
-        """Angles between samples are all that counts."""
+        """Recipe that keeps norms of samples and angles between them."""
         return SampleSpace()
 
     def value(self, a: Coordinates, b: Coordinates) -> Tensor:
-        """Compare two prepared layers."""
+        """Return the value of two prepared layers."""
         product = a.samples.T @ b.samples
         largest = torch.linalg.vector_norm(a.norms.detach()) * torch.linalg.vector_norm(b.norms.detach())
         if product.detach().abs().max() <= torch.finfo(product.dtype).eps * largest:
-            raise UndefinedValueError("the two layers have nothing in common (X'Y = 0): every rotation is as good")
+            raise UndefinedValueError("the two layers have nothing in common (X'Y = 0): all rotations are equally good")
         rotated: Tensor = a.samples @ Polar.apply(product)
         return ((rotated * b.samples).sum(1) / (a.norms * b.norms)).mean()
 
     def samples_needed(self, p: int, q: int) -> int:
-        """Chance is sqrt(min(p, q) / n) at most, from ||X'Y||_* <= sqrt(min(p, q)) ||X'Y||_F."""
+        """Return 25 min(p, q).
+
+        The chance level is at most sqrt(min(p, q) / n), from ||X'Y||_* <= sqrt(min(p, q)) ||X'Y||_F.
+        """
         return 25 * min(p, q)
 
     def caution(self, a: Coordinates, b: Coordinates) -> str | None:
-        """As many dimensions as samples on both sides."""
+        """Warn of layers with as many dimensions as samples on both sides."""
         n, dimensions = len(a.norms), min(a.samples.shape[1], b.samples.shape[1])
         if dimensions < n:
             return None
         return (
-            f"n = {n} samples and no fewer features on either side: a rotation brings even unrelated layers close to "
-            "each other; take 25 times as many samples as the narrower layer has features"
+            f"n = {n} samples and at least as many features in both layers: a rotation brings even unrelated layers "
+            "close together; take 25 times as many samples as the narrower layer has features"
         )
 
     def pair_flop(self, n: int, p: int, q: int) -> float:
-        """X'Y, its decomposition, and one layer's rotation."""
+        """Return the operations of X'Y, its decomposition, and the rotation of one layer."""
         m, k = min(n, p), min(n, q)
         return 4.0 * n * m * k + 20.0 * max(m, k) * min(m, k) ** 2
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """One layer's features as they are, in units of ``scale``."""
+    """Features of one layer without centring, in units of ``scale``."""
 
     values: Float[Tensor, "n p"]
     scale: float
@@ -203,23 +209,23 @@ class Features:
 
 
 @dataclass(frozen=True)
-class AsTheyAre(InMemoryRecipe[Features]):
-    """The recipe of `Features`: divided by a power of two above the largest, so that no product overflows."""
+class UncentredFeatures(InMemoryRecipe[Features]):
+    """Recipe of `Features`: divide by a power of two above the largest value, so that no product overflows."""
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Features:
         """Prepare one layer."""
-        column_means(x.detach())  # refuses what is constant
+        column_means(x.detach())  # raises for a constant layer
         scale = math.ldexp(1.0, math.frexp(float(x.detach().abs().max()))[1])
         return Features(x.to(torch.promote_types(x.dtype, torch.float32)) / scale, scale)
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """A division."""
+        """Return the cost of a division."""
         return Cost.of_products(1.0 * layer.n * layer.p, layer.itemsize)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
-        """The features."""
+        """Return the memory of the features."""
         return Memory(layer.n * layer.p * layer.itemsize)
 
 
@@ -233,10 +239,10 @@ class PermutationProcrustes(PairMetric[Features]):
 
     Notes
     -----
-    A metric between layers of equal width, and between layers without negative values (after a ReLU). Otherwise the
-    triangle inequality may fail: layers of one feature, x and -x, have to be matched with each other, while beside
-    the wider layer (x/2, -x/2) each finds a partner. The assignment is exact, and takes one to three seconds a pair
-    for 2,048 x 2,048 features.
+    It is a metric between layers of equal width, and between layers without negative values (after a ReLU). Otherwise
+    the triangle inequality may fail: the one-feature layers x and -x must be matched with each other, while the wider
+    layer (x/2, -x/2) has a good partner for each of them. The assignment is exact, and takes one to three seconds per
+    pair for 2,048 x 2,048 features.
 
     References
     ----------
@@ -256,35 +262,38 @@ class PermutationProcrustes(PairMetric[Features]):
     formula: ClassVar[str] = "min over matchings pi of ||X_pi - Y||_F"
     citation: ClassVar[str] = "Williams et al. 2021"
     group: ClassVar[Group] = "alignment"
-    question: ClassVar[str] = "How far apart are two layers once each feature is put beside its partner?"
+    question: ClassVar[str] = "How far apart are two layers after each feature is matched with a partner?"
     needs: ClassVar[str] = "any number: a distance has no chance level, and compares layers over the same samples only"
     others: ClassVar[Mapping[str, str]] = {
-        "netrep (PermutationMetric)": "centres, and gives the angle between the two layers, unless it is told not to; "
-        "here, as in the ReSi benchmark, the activations count as they are",
+        "netrep (PermutationMetric)": "by default centres, and returns the angle between the two layers; here, as in "
+        "the ReSi benchmark, activations are neither centred nor scaled",
     }
     sense: ClassVar[Literal["similarity", "distance"]] = "distance"
     symmetric: ClassVar[bool] = True
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[0, inf)."""
+        """Range of the value: [0, inf)."""
         return 0.0, math.inf
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Of features; nothing is centred or scaled."""
+        """Permutations of features; nothing is centred or scaled."""
         return frozenset({"permutation"})
 
     @property
-    def recipe(self) -> AsTheyAre:
-        """The features."""
-        return AsTheyAre()
+    def recipe(self) -> UncentredFeatures:
+        """Recipe that keeps the features."""
+        return UncentredFeatures()
 
     def value(self, a: Features, b: Features) -> Tensor:
-        """Compare two prepared layers, whose partners are fixed for the gradient: they change on a null set only."""
-        from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - only whoever matches features waits for it
+        """Return the value of two prepared layers.
 
-        place = wide(a.values.device)
+        The gradient treats the partners as fixed, because they change on a null set only.
+        """
+        from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - takes long to import
+
+        place = float64_device(a.values.device)
         product = a.values.detach().to(place, torch.float64).T @ b.values.detach().to(place, torch.float64)
         i, j = (torch.from_numpy(k) for k in linear_sum_assignment(product.cpu().numpy(), maximize=True))
         unit = max(a.scale, b.scale)
@@ -293,11 +302,11 @@ class PermutationProcrustes(PairMetric[Features]):
             for layer, partners in ((a, i), (b, j))
         ]
         (x, i), (y, j) = sides
-        alone = [side.index_fill(1, partners, 0) for side, partners in sides if side.shape[1] > len(partners)]
-        parts = [x[:, i] - y[:, j], *alone]
+        unmatched = [side.index_fill(1, partners, 0) for side, partners in sides if side.shape[1] > len(partners)]
+        parts = [x[:, i] - y[:, j], *unmatched]
         distance: Tensor = torch.linalg.vector_norm(torch.cat(parts, 1)) * unit
         return distance
 
     def pair_flop(self, n: int, p: int, q: int) -> float:
-        """X'Y, and the assignment."""
+        """Return the operations of X'Y and of the assignment."""
         return 2.0 * n * p * q + 10.0 * p * q * min(p, q)

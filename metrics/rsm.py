@@ -1,4 +1,4 @@
-"""Similarity matrices of representations: how far apart a layer finds two stimuli, compared between layers."""
+"""Measures that compare similarity or distance matrices: distance correlation, RSA and RSM difference."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,18 @@ from repsim.metrics.base import Array, Chance, GramMetric, Group, Invariance, Pa
 from repsim.metrics.recipes.base import InMemoryRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
 from repsim.metrics.recipes.gram import NEAR, CentredGram, Gram, distances
-from repsim.metrics.recipes.rows import column_means, cut, wide
+from repsim.metrics.recipes.rows import column_means, cut, float64_device
 
 _CHUNK = 2**15
-"""Pairs of samples whose ranks are multiplied in float32 before they are added in float64; they stay in the cache."""
+"""Pairs of samples whose ranks are multiplied in float32 before the sum in float64; they fit into the cache."""
 _ALIKE = 2.0**-6
-"""1 - the mean correlation that is below this leaves correlations few digits."""
+"""Value of 1 - mean correlation below which correlations keep few digits."""
 _EQUAL = 2.0**-90
-"""The same, where it is nothing but rounding errors."""
+"""Value of 1 - mean correlation below which it is only rounding errors."""
 _PANEL = 512
 """Samples whose correlations with all others are computed at once."""
 _EXACT_BELOW = 512
-"""Samples up to which all eigenvalues take no longer than the largest."""
+"""Number of samples up to which all eigenvalues take no longer than the largest one."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class DistanceCorrelation(GramMetric[Gram]):
     """Distance correlation between X (n x p) and Y (n x q), from their Euclidean distances d_ij and e_ij.
 
     With A = H d H and B = H e H, centred over rows and columns, it is the square root of <A, B> / (||A|| ||B||): the
-    square root of the biased alignment of the kernels -d and -e. In the population it is 0 for independent layers
-    only, whatever their relation. Range [0, 1].
+    square root of the biased alignment of the kernels -d and -e. In the population it is 0 only for independent layers.
+    Range [0, 1].
 
-    This is the V-statistic of the first paper, which is biased: of unrelated Gaussian layers as wide as n it is about
-    0.9. Its squared mean over permutations of the samples is known (`chance`).
+    This is the V-statistic of the first paper, which is biased: for unrelated Gaussian layers with p = n it is about
+    0.9. The mean of its square over permutations of the samples is known (`chance`).
 
     Notes
     -----
-    Distances of float32 layers are float32, but for those between near duplicates, which are of float64 products (of
-    float64 layers: of differences).
+    Distances of float32 layers are computed in float32, except between near duplicates, for which products in float64
+    are used (for float64 layers: differences).
 
     References
     ----------
@@ -65,7 +65,7 @@ class DistanceCorrelation(GramMetric[Gram]):
     citation: ClassVar[str] = "Szekely, Rizzo, Bakirov 2007"
     group: ClassVar[Group] = "rsm"
     question: ClassVar[str] = "Do two layers depend on each other in any way, linear or not?"
-    needs: ClassVar[str] = "100 times the wider layer: it is biased, and chance alone is above 0.2 with fewer"
+    needs: ClassVar[str] = "100 times the wider layer; with fewer, chance alone exceeds 0.2, because it is biased"
     others: ClassVar[Mapping[str, str]] = {
         "dcor.u_distance_correlation_sqr": "the unbiased estimate of the square (Szekely & Rizzo 2014), which has "
         "mean 0 for unrelated layers, can be negative and has no root",
@@ -76,69 +76,75 @@ class DistanceCorrelation(GramMetric[Gram]):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[0, 1]."""
+        """Range of the value: [0, 1]."""
         return 0.0, 1.0
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """What leaves all ratios of distances as they are."""
+        """Transformations that leave all ratios of distances unchanged."""
         return frozenset({"permutation", "orthogonal", "isotropic scaling", "translation"})
 
     @property
     def recipe(self) -> CentredGram:
-        """That of CKA, with another kernel."""
+        """Recipe of CKA with the distance kernel."""
         return CentredGram("distance")
 
     @property
     def unbiased(self) -> bool:
-        """No: the V-statistic of the first paper."""
+        """False: this is the biased V-statistic of the first paper."""
         return False
 
     def finish(self, values: Array) -> Array:
-        """Its square is a cosine, which is never negative but by rounding."""
+        """Return the root of the cosine, which is negative only by rounding."""
         return np.sqrt(np.maximum(values, 0))
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
-        """The formula, on whole matrices. Where it is 0 the root has no derivative, and the gradient is NaN."""
+        """Compute the formula with a gradient, from the distances.
+
+        The gradient is NaN where the value is 0, because the root has no derivative there.
+        """
         A, B = (self.recipe.with_gradient(side, unbiased=False) for side in (x, y))
         return ((A * B).sum() / (A.square().sum() * B.square().sum()).sqrt()).clamp(min=0).sqrt()
 
     def samples_needed(self, p: int, q: int) -> int:
-        """Of Gaussian features as many as p, its square is about 4p / (n + 4p) by chance."""
+        """Return 100 max(p, q); by chance its square is about 4p / (n + 4p) for Gaussian features."""
         return 100 * max(p, q)
 
     def chance(self, a: Gram, b: Gram) -> Chance:
-        """At most sqrt(tr(A) tr(B) / ((n - 1) ||A|| ||B||)), the root of the mean square, exact for any data."""
+        """Return the chance level: at most sqrt(tr(A) tr(B) / ((n - 1) ||A|| ||B||)), the root of the mean square,
+        exact for any data.
+        """
         A, B = a.centred(), b.centred()
         norms = torch.linalg.matrix_norm(A) * torch.linalg.matrix_norm(B)
         return Chance(math.sqrt(float(A.trace() * B.trace() / norms) / (a.n - 1)), exact=False)
 
     @override
     def reason(self, a: Gram, b: Gram) -> str:
-        """What is wrong with layers whose ||A|| is nothing but rounding errors."""
-        return "nothing but rounding errors is left of the distances after centring"
+        """Return the reason why ||A|| of a layer is zero up to rounding errors."""
+        return "the distances are zero after centring, up to rounding errors"
 
     def caution(self, a: Gram, b: Gram) -> str | None:
-        """Of more features than samples it is mostly bias."""
+        """Warn of more features than samples, where the value is mostly bias."""
         widest = max(a.p, b.p)
         if widest <= a.n:
             return None
         return (
-            f"n = {a.n} samples but {widest} features: unrelated layers score far above 0, too; compare with "
-            f"permuted samples, or use cka, or more samples (of unrelated layers {100 * widest:,} score 0.2)"
+            f"n = {a.n} samples but {widest} features: even unrelated layers score far above 0; compare with "
+            f"permuted samples, or use cka, or {100 * widest:,} samples, with which unrelated layers score 0.2"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """The ranks of the correlations between samples, as a vector of unit length and mean 0."""
+    """Ranks of the correlations between samples, as a vector of norm 1 and mean 0."""
 
     ranks: Float[Tensor, " pairs"]
-    """One for each pair of samples, row by row of the strict upper triangle."""
+    """One rank per pair of samples, row by row of the strict upper triangle."""
     n: int
     """Samples."""
     hubs: float
-    """Share of the ranks' variance that belongs to single samples: ||K||^2 of K_ij = u_i + u_j, the nearest such matrix
+    """Share of the variance of the ranks that belongs to single samples: ||K||^2 of K_ij = u_i + u_j, the nearest such
+    matrix
     off the diagonal, where the whole matrix has norm 1."""
 
     @property
@@ -149,32 +155,32 @@ class Ranks:
 
 @dataclass(frozen=True)
 class RankedCorrelations(InMemoryRecipe[Ranks]):
-    """The recipe of `RSA`: Pearson correlations between samples, over features, and their ranks.
+    """Recipe of `RSA`: Pearson correlations between samples, over features, and their ranks.
 
-    Correlations are computed in float64, and those that agree to 2^-30 (2^-46 of float64 layers) are tied: rounding
-    errors would otherwise put ties (there are many where features have few values) in an order of their own. Where all
-    correlations are close to 1, it is to 2^-30 of what they differ by.
+    Correlations are computed in float64, and correlations that agree to 2^-30 (2^-46 for float64 layers) are tied.
+    Otherwise rounding errors would determine the order of ties, which are frequent if features have few values. If all
+    correlations are close to 1, the tolerance is 2^-30 of their differences.
     """
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """Half of all correlations; sorting is counted as 30 operations a pair of samples and halving."""
+        """Return the cost of half of all correlations, and of sorting: 30 operations per pair of samples and step."""
         n = layer.n
         pairs = n * (n - 1) / 2
         return Cost.of_products(1.0 * n * n * layer.p + 30 * pairs * math.log2(max(2.0, pairs)), layer.itemsize)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
-        """The ranks; to sort them the correlations, their order, and some memory of the sorting's own."""
+        """Return the memory of the ranks; sorting needs the correlations, their order, and workspace of its own."""
         pairs = layer.n * (layer.n - 1) // 2
         return Memory(pairs * layer.itemsize, workspace=40 * pairs)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Ranks:
         """Prepare one layer."""
-        column_means(x)  # refuses what is constant
+        column_means(x)  # raises for a constant layer
         n, p = x.shape
         if p == 1:
-            raise UndefinedValueError("samples of a single feature have no correlation: rsa takes at least 2 features")
+            raise UndefinedValueError("samples of a single feature have no correlation: rsa needs at least 2 features")
         z = _standardised(x)
         z, halves, unit = _spread(z)
         coarse = x.dtype != torch.float64
@@ -194,19 +200,18 @@ class RankedCorrelations(InMemoryRecipe[Ranks]):
         ranks = average_ranks(keys).sub_((len(keys) + 1) / 2)
         norm = torch.linalg.vector_norm(ranks)
         if norm == 0:
-            raise UndefinedValueError(
-                "all pairs of samples are equally correlated, so their order is constant: there is nothing to compare"
-            )
+            raise UndefinedValueError("all pairs of samples are equally correlated, so there is no order to compare")
         ranks /= norm
         hubs = float(_row_sums(ranks, n).square().sum()) / (n - 2)
         return Ranks(ranks.to(x.device, x.dtype), n, hubs)
 
 
 def _spread(z: Float64[Tensor, "n p"]) -> tuple[Float64[Tensor, "n p"], Float64[Tensor, " n"] | None, float]:
-    """What correlations are computed from, so that those that are all but 1 differ by more than rounding errors.
+    """Return the vectors from which correlations are computed, so that correlations close to 1 keep their digits.
 
-    1 - r_ij = ||z_i - z_j||^2 / 2 sees no mean of all z. Where it is nearly all of z (a channel that is large in every
-    sample), it is taken away: the halves of the squared norms that are left, and a unit for what is left.
+    1 - r_ij = ||z_i - z_j||^2 / 2 does not depend on the mean of all z. If the mean is nearly all of z (a channel that
+    is large in every sample), it is subtracted. Returns the vectors, half of their squared norms if the mean was
+    subtracted, and the unit of 1 - r_ij.
     """
     mean = z.mean(0)
     if 1 - float(mean.square().sum()) > _ALIKE:
@@ -220,7 +225,7 @@ def _spread(z: Float64[Tensor, "n p"]) -> tuple[Float64[Tensor, "n p"], Float64[
 
 
 def _row_sums(above: Float64[Tensor, " pairs"], n: int) -> Float64[Tensor, " n"]:
-    """Of the symmetric matrix whose strict upper triangle this is, row by row, and whose diagonal is 0."""
+    """Return the row sums of the symmetric matrix with this strict upper triangle and a zero diagonal."""
     sums = above.new_zeros(n)
     start = 0
     for k in range(n - 1):
@@ -232,8 +237,8 @@ def _row_sums(above: Float64[Tensor, " pairs"], n: int) -> Float64[Tensor, " n"]
 
 
 def _standardised(x: Float[Tensor, "n p"]) -> Float64[Tensor, "n p"]:
-    """Every sample minus the mean of its features, and of unit length."""
-    z = x.to(wide(x.device), torch.float64, copy=True)
+    """Return every sample minus the mean of its features, with norm 1."""
+    z = x.to(float64_device(x.device), torch.float64, copy=True)
     flat = z.amax(1) - z.amin(1) <= torch.finfo(x.dtype).eps * z.abs().amax(1)
     if flat.any():
         raise UndefinedValueError(
@@ -246,20 +251,19 @@ def _standardised(x: Float[Tensor, "n p"]) -> Float64[Tensor, "n p"]:
 
 
 def average_ranks(values: Tensor) -> Float64[Tensor, " n"]:
-    """From 1; of those that are equal, the mean of their ranks.
+    """Return the ranks of the values, from 1; equal values have their mean rank.
 
     >>> average_ranks(torch.tensor([5, 2, 5, 9])).tolist()
     [2.5, 1.0, 2.5, 4.0]
     """
     ordered, order = torch.sort(values)
     first, last = values.new_zeros(1, dtype=torch.int64), values.new_full((1,), len(values), dtype=torch.int64)
-    edges = torch.cat(
-        [first, (ordered[1:] != ordered[:-1]).nonzero().flatten().add_(1), last]
-    )  # of runs that are equal
+    # boundaries of runs of equal values
+    edges = torch.cat([first, (ordered[1:] != ordered[:-1]).nonzero().flatten().add_(1), last])
     del ordered
     ranks = torch.empty_like(order, dtype=torch.float64)
-    for some in cut(len(edges) - 1, 2**20):
-        begin, end = edges[some], edges[some.start + 1 : some.stop + 1]
+    for chunk in cut(len(edges) - 1, 2**20):
+        begin, end = edges[chunk], edges[chunk.start + 1 : chunk.stop + 1]
         middle = (begin + end + 1).double() / 2
         ranks[order[begin[0] : end[-1]]] = middle.repeat_interleave(end - begin)
     return ranks
@@ -267,20 +271,21 @@ def average_ranks(values: Tensor) -> Float64[Tensor, " n"]:
 
 @dataclass(frozen=True)
 class RSA(PairMetric[Ranks]):
-    """Representational similarity analysis: the rank correlation between two layers' similarities of samples.
+    """Representational similarity analysis: rank correlation between the similarities of samples in two layers.
 
-    Of each layer the n x n matrix of Pearson correlations between samples, over their features; then Spearman's
-    correlation between the strict upper triangles of the two, ties with their average ranks. Range [-1, 1].
+    For each layer, compute the n x n matrix of Pearson correlations between samples, over their features. The value is
+    Spearman's correlation between the strict upper triangles of the two matrices, with average ranks for ties. Range
+    [-1, 1].
 
     Adding a vector to all samples changes it, unless all entries of the vector are equal.
 
     Notes
     -----
-    A permutation of the samples of one layer takes every pair to every other pair equally often, and ranks are centred.
-    So the mean over permutations is exactly 0 for any data. As a matrix with rows that do not sum to 0 is the sum of
-    u_i + u_j and of one with rows that do, the variance is exactly s t / (n - 1) + 2 (1 - s)(1 - t) / (n (n - 3)), s
-    and t being the two layers' shares of the former: single samples that are like, or unlike, all others make chance
-    wider.
+    Permutations of the samples of one layer map every pair to every other pair equally often, and ranks are centred. So
+    the mean over permutations is exactly 0 for any data. A matrix of ranks is the sum of a matrix u_i + u_j and of one
+    whose rows sum to 0. With s and t the shares of the first part in the two layers, the variance is exactly
+    s t / (n - 1) + 2 (1 - s)(1 - t) / (n (n - 3)). So samples that are similar, or dissimilar, to all others widen the
+    chance distribution.
 
     References
     ----------
@@ -301,11 +306,11 @@ class RSA(PairMetric[Ranks]):
     formula: ClassVar[str] = "Spearman correlation of the upper triangles of corr(x_i, x_j) and corr(y_i, y_j)"
     citation: ClassVar[str] = "Kriegeskorte, Mur, Bandettini 2008"
     group: ClassVar[Group] = "rsm"
-    question: ClassVar[str] = "Do two layers put the pairs of stimuli in the same order, from alike to unlike?"
+    question: ClassVar[str] = "Do two layers order the pairs of stimuli in the same way, from similar to dissimilar?"
     needs: ClassVar[str] = "20 (chance is 0 at any n)"
     others: ClassVar[Mapping[str, str]] = {
-        "rsatoolbox": "compares dissimilarities (1 - r), with a choice of distance and of correlation; with its "
-        "'correlation' and 'spearman' it is the same, as ranks do not see what turns both sides around",
+        "rsatoolbox": "compares dissimilarities (1 - r), with a choice of distance and of correlation; its "
+        "'correlation' with 'spearman' gives the same value, because reversing both orders keeps a rank correlation",
     }
     sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
     symmetric: ClassVar[bool] = True
@@ -313,48 +318,50 @@ class RSA(PairMetric[Ranks]):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[-1, 1]."""
+        """Range of the value: [-1, 1]."""
         return -1.0, 1.0
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Not to translations, nor to rotations: either changes the mean of a sample's features."""
+        """Permutation and scaling; translations and rotations change the mean of the features of a sample."""
         return frozenset({"permutation", "isotropic scaling"})
 
     @property
     def recipe(self) -> RankedCorrelations:
-        """Sorted once a layer."""
+        """Recipe that sorts the correlations once per layer."""
         return RankedCorrelations()
 
     def value(self, a: Ranks, b: Ranks) -> Tensor:
-        """The inner product of the ranks."""
+        """Return the inner product of the ranks."""
         return _products([a.ranks], [b.ranks])[0, 0]
 
     def block(self, rows: Sequence[Ranks], columns: Sequence[Ranks]) -> Float64[np.ndarray, "rows columns"]:
-        """One matrix product for all pairs."""
+        """Compute all pairs with one matrix product."""
         if not rows or not columns:
             return np.empty((len(rows), len(columns)))
         return _products([a.ranks for a in rows], [b.ranks for b in columns]).cpu().numpy()
 
     @override
     def pair_flop(self, n: int, p: int, q: int) -> float:
-        """A product a pair of samples."""
+        """Return the operations of one product per pair of samples."""
         return 1.0 * n * n
 
     @override
     def samples_needed(self, p: int, q: int) -> int:
-        """A few, for the value not to be chance alone."""
+        """Return 20, so that the value is not chance alone."""
         return 20
 
     def chance(self, a: Ranks, b: Ranks) -> Chance:
-        """0, with variance st / (n - 1) + 2 (1 - s)(1 - t) / (n (n - 3)), s and t of the Notes; exact for any data."""
+        """Return the chance level: 0, with variance st / (n - 1) + 2 (1 - s)(1 - t) / (n (n - 3)), s and t as in the
+        Notes; exact for any data.
+        """
         n, s, t = a.n, a.hubs, b.hubs
         return Chance(0.0, math.sqrt(s * t / (n - 1) + 2 * (1 - s) * (1 - t) / (n * (n - 3))))
 
 
 def _products(rows: Sequence[Tensor], columns: Sequence[Tensor]) -> Float64[Tensor, "rows columns"]:
-    """Of all vectors with all, in the dtype that they have, and runs of them added in float64."""
-    place = wide(rows[0].device)
+    """Return the inner products of all vectors, in runs that are computed in their dtype and added in float64."""
+    place = float64_device(rows[0].device)
     dtype = max((v.dtype for v in (*rows, *columns)), key=lambda dtype: dtype.itemsize)
     total = torch.zeros(len(rows), len(columns), dtype=torch.float64, device=place)
     for i in cut(len(rows[0]), _CHUNK):
@@ -365,7 +372,7 @@ def _products(rows: Sequence[Tensor], columns: Sequence[Tensor]) -> Float64[Tens
 
 @dataclass(frozen=True, eq=False)
 class DistanceMatrix:
-    """All Euclidean distances between the samples of a layer."""
+    """Euclidean distances between all samples of a layer."""
 
     matrix: Float64[Tensor, "n n"]
 
@@ -377,22 +384,22 @@ class DistanceMatrix:
 
 @dataclass(frozen=True)
 class EuclideanDistances(InMemoryRecipe[DistanceMatrix]):
-    """The recipe of a `DistanceMatrix`, in float64: distances of two layers that are alike cancel."""
+    """Recipe of a `DistanceMatrix`, in float64, because distances of similar layers cancel."""
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """Half of all distances."""
+        """Return the cost of half of all distances."""
         return Cost.of_products(1.0 * layer.n * layer.n * layer.p, layer.itemsize)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
-        """The distances, and as much again for the difference of two."""
+        """Return the memory of the distances, and as much again for the difference of two."""
         return Memory(8 * layer.n * layer.n, workspace=8 * layer.n * layer.n)
 
     def __call__(self, x: Float[Tensor, "n p"]) -> DistanceMatrix:
         """Prepare one layer."""
-        column_means(x)  # refuses what is constant at the precision that it came in
-        x = x.to(wide(x.device), torch.float64)
+        column_means(x)  # raises for a layer that is constant in its own dtype
+        x = x.to(float64_device(x.device), torch.float64)
         state = CentredGram().fit(x)
         gram = CentredGram().apply(x, state)
         matrix = torch.empty(gram.n, gram.n, dtype=torch.float64, device=x.device)
@@ -405,15 +412,17 @@ class EuclideanDistances(InMemoryRecipe[DistanceMatrix]):
 
 @dataclass(frozen=True)
 class RSMDifference(PairMetric[DistanceMatrix]):
-    """The spectral norm of the difference between two layers' matrices of Euclidean distances: max |lambda(D_x - D_y)|.
+    """Spectral norm of the difference between the matrices of Euclidean distances of two layers, max |lambda(D_x -
+    D_y)|.
 
-    A metric between matrices of distances, so 0 for layers that differ by a rigid motion. Range [0, inf): it is in
-    units of the features, and grows in proportion to n, so that only values over the same samples can be compared.
+    It is a metric between matrices of distances, so it is 0 for layers that differ by a rigid motion. Range [0,
+    inf), in units of the features. It grows in proportion to n, so only values over the same samples can be
+    compared.
 
     Notes
     -----
-    The matrix is symmetric. Below 512 samples all its eigenvalues are computed; from there on the largest, by Lanczos
-    iteration from a fixed start, to a relative error of 1e-9.
+    The matrix is symmetric. Below 512 samples all its eigenvalues are computed; from 512 on only the largest, by
+    Lanczos iteration from a fixed start, to a relative error of 1e-9.
 
     References
     ----------
@@ -435,11 +444,11 @@ class RSMDifference(PairMetric[DistanceMatrix]):
     formula: ClassVar[str] = "||D_x - D_y||_2, the spectral norm, D the matrices of Euclidean distances"
     citation: ClassVar[str] = "Yin & Shen 2018; Klabunde et al. 2025"
     group: ClassVar[Group] = "rsm"
-    question: ClassVar[str] = "How far do the distances between stimuli in one layer deviate from those in the other?"
-    needs: ClassVar[str] = "any number, but the same: values grow in proportion to n"
+    question: ClassVar[str] = "How much do the distances between stimuli differ between two layers?"
+    needs: ClassVar[str] = "any number, but the same for all values, which grow in proportion to n"
     others: ClassVar[Mapping[str, str]] = {
-        "implementations with the Frobenius norm": "sum over all pairs; the spectral norm is that of the deviation "
-        "that most samples share",
+        "implementations with the Frobenius norm": "sum over all pairs; the spectral norm measures the deviation that "
+        "most samples share",
     }
     sense: ClassVar[Literal["similarity", "distance"]] = "distance"
     symmetric: ClassVar[bool] = True
@@ -447,7 +456,7 @@ class RSMDifference(PairMetric[DistanceMatrix]):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[0, inf)."""
+        """Range of the value: [0, inf)."""
         return 0.0, math.inf
 
     @property
@@ -457,39 +466,39 @@ class RSMDifference(PairMetric[DistanceMatrix]):
 
     @property
     def recipe(self) -> EuclideanDistances:
-        """Distances once a layer."""
+        """Recipe that computes distances once per layer."""
         return EuclideanDistances()
 
     def value(self, a: DistanceMatrix, b: DistanceMatrix) -> Tensor:
-        """Compare two prepared layers."""
+        """Return the value of two prepared layers."""
         return spectral_norm(a.matrix - b.matrix)
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
-        """The formula, with distances that have a gradient."""
+        """Compute the formula with a gradient, from the distances."""
         for side in (x, y):
-            column_means(side.detach())  # refuses what is constant
-        x, y = (side.to(wide(side.device), torch.float64) for side in (x, y))
+            column_means(side.detach())  # raises for a constant layer
+        x, y = (side.to(float64_device(side.device), torch.float64) for side in (x, y))
         return spectral_norm(distances(x) - distances(y))
 
     @override
     def pair_flop(self, n: int, p: int, q: int) -> float:
-        """All eigenvalues, or some 40 products with a vector."""
+        """Return the operations of all eigenvalues, or of about 40 products with a vector."""
         return 4 / 3 * n**3 if n < _EXACT_BELOW else 80.0 * n * n
 
 
 def spectral_norm(matrix: Float64[Tensor, "n n"]) -> Float64[Tensor, ""]:
-    """The largest absolute eigenvalue of a symmetric matrix, with a gradient."""
+    """Return the largest absolute eigenvalue of a symmetric matrix, with a gradient."""
     largest: Tensor
     if len(matrix) < _EXACT_BELOW:
         largest = torch.linalg.eigvalsh(matrix).abs().max()
     else:
         v = _leading_vector(matrix.detach())
-        largest = (v @ matrix @ v).abs()  # Rayleigh's quotient, of which v's error, and its own gradient, vanish
+        largest = (v @ matrix @ v).abs()  # the Rayleigh quotient is stationary in v, so v needs no gradient
     return largest
 
 
 def _leading_vector(matrix: Float64[Tensor, "n n"]) -> Float64[Tensor, " n"]:
-    """The eigenvector, of unit length, of the largest absolute eigenvalue."""
+    """Return the eigenvector, of norm 1, of the largest absolute eigenvalue."""
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh  # noqa: PLC0415 - takes long to import
 
     def times(v: Array) -> Array:
@@ -498,12 +507,12 @@ def _leading_vector(matrix: Float64[Tensor, "n n"]) -> Float64[Tensor, " n"]:
 
     n = len(matrix)
     start = np.random.default_rng(0).normal(size=n)
-    if not matrix.any():  # nothing leads, and Lanczos iteration has nowhere to go
+    if not matrix.any():  # Lanczos iteration fails for a zero matrix
         return torch.from_numpy(start / np.linalg.norm(start)).to(matrix)
     try:
         _, vectors = eigsh(LinearOperator((n, n), times, dtype=np.float64), k=1, which="LM", v0=start, tol=1e-9)
     except ArpackNoConvergence:  # many eigenvalues are as large as the largest
-        values, every = torch.linalg.eigh(matrix)
-        leading: Tensor = every[:, values.abs().argmax()]
+        values, eigenvectors = torch.linalg.eigh(matrix)
+        leading: Tensor = eigenvectors[:, values.abs().argmax()]
         return leading
     return torch.from_numpy(vectors[:, 0]).to(matrix)

@@ -1,4 +1,4 @@
-"""RTD: the scales at which two clouds of the same samples are connected differently."""
+"""Representation topology divergence (RTD): differences in the connectivity of two clouds of the same samples."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from typing_extensions import override
 from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.metrics.recipes.base import InMemoryRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
-from repsim.metrics.recipes.rows import wide
+from repsim.metrics.recipes.rows import float64_device
 from repsim.metrics.topology import ZERO, Bars, Square, TopologyMetric, centred_samples, distances_within, load_gudhi
 from repsim.runtime import tuning
 
@@ -33,21 +33,21 @@ class Batches:
 
 @dataclass(frozen=True)
 class DistanceBatches(InMemoryRecipe[Batches]):
-    """Distances within random batches of samples: the same samples of every layer."""
+    """Recipe of `Batches`: distances within random batches, with the same samples for every layer."""
 
     batch: int
     trials: int
     seed: int
 
     def __call__(self, x: Float[Tensor, "n p"]) -> Batches:
-        """Once, of all samples, where there are no more than a batch."""
+        """Compute the distances within each batch; if n is at most the size of a batch, use all samples once."""
         load_gudhi("rtd", "gudhi")
         centred, n = centred_samples(x), len(x)
         rng = np.random.default_rng(self.seed)
         draws: Sequence[slice | Tensor] = [slice(None)]
         if n > self.batch:
-            where = wide(x.device)
-            draws = [torch.from_numpy(rng.permutation(n)[: self.batch]).to(where) for _ in range(self.trials)]
+            device = float64_device(x.device)
+            draws = [torch.from_numpy(rng.permutation(n)[: self.batch]).to(device) for _ in range(self.trials)]
         return Batches(np.stack([self._scaled(distances_within(centred.exact(draw))) for draw in draws]))
 
     @staticmethod
@@ -55,39 +55,40 @@ class DistanceBatches(InMemoryRecipe[Batches]):
         unit = np.quantile(distances, 0.9)
         if unit <= ZERO * distances.max():
             raise UndefinedValueError(
-                "nine tenths of the distances between samples are 0, so that there is no unit to measure the others "
-                "in: the layer is nearly constant"
+                "nine tenths of the distances between samples are 0, so distances cannot be divided by their 0.9 "
+                "quantile: the layer is nearly constant"
             )
         scaled: Square = distances / unit
         scaled[scaled < ZERO] = 0
         return scaled
 
     def drawn(self, n: int) -> tuple[int, int]:
-        """How many batches of n samples there are, and how large each is."""
+        """Return the number of batches for n samples, and the size of a batch."""
         return (1, n) if n <= self.batch else (self.trials, self.batch)
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """The distances of every batch."""
+        """Return the cost of the distances of every batch."""
         trials, batch = self.drawn(layer.n)
         return Cost.of_products(2.0 * trials * batch**2 * layer.p, layer.itemsize)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
-        """The distances of every batch."""
+        """Return the memory of the distances of every batch."""
         trials, batch = self.drawn(layer.n)
         return Memory(8 * trials * batch**2)
 
 
 def single_linkage(d: Square) -> tuple[float, Square]:
-    """The length of a minimum spanning tree, and for all i, j the least scale at which i and j are in one component.
+    """Return the length of a minimum spanning tree, and the scales at which samples i and j become connected.
 
     >>> single_linkage(np.abs(np.subtract.outer([0.0, 5, 2], [0.0, 5, 2])))
     (5.0, array([[0., 3., 2.], [3., 0., 3.], [2., 3., 0.]]))
     """
     joined, near = np.zeros_like(d), d[0].copy()
     tree, length = [0], 0.0
-    for _ in range(len(d) - 1):  # Prim's: what is between two samples of its order is the longest edge since the first
+    # Prim's algorithm: two samples become connected at the longest edge that is added between them
+    for _ in range(len(d) - 1):
         near[tree] = np.inf
         new = int(near.argmin())
         joined[new, tree] = joined[tree, new] = np.maximum(joined[tree[-1], tree], near[new])
@@ -97,19 +98,19 @@ def single_linkage(d: Square) -> tuple[float, Square]:
     return length, joined
 
 
-def two_view(a: Square, b: Square) -> tuple[Float64[np.ndarray, "2*n 2*n"], float]:
-    """A distance matrix (2n, 2n), and a length to add to that of its H_1 bars: together R-Cross-Barcode_1's length.
+def cross_barcode_matrix(a: Square, b: Square) -> tuple[Float64[np.ndarray, "2*n 2*n"], float]:
+    """Return a distance matrix (2n, 2n), and a length to add to that of its H_1 bars, for R-Cross-Barcode_1.
 
-    The graph of min(a, b) <= t contains that of a <= t. Barannikov et al. glue a second copy of all samples to it, all
-    of them at distance 0 of each other, so that whatever is a component or a loop of both disappears: H_1 is what is
-    left, components that only b joins and loops of both that a does not have. Here the upper triangle of a alone joins
-    the copies, which their theorem allows, and is faster.
+    The graph of min(a, b) <= t contains the graph of a <= t. Barannikov et al. attach a second copy of all samples, at
+    distance 0 from each other, so that common components and loops disappear. H_1 consists of the rest: components that
+    only b joins, and loops of min(a, b) that a does not have. Here only the upper triangle of a joins the copies, which
+    their theorem allows, and is faster.
 
-    Where b joins much that a joins late, persistence takes minutes, because every component is a cocycle of nearly all
-    edges. Then the components are counted by themselves: over all scales, their number is the difference between the
-    lengths of two minimum spanning trees. The second copies of i and j are now at the distance at which a joins i and
-    j, which kills the loops of each component, but joins none. By the exact sequence H_1(a) -> H_1(min) -> H_1 ->
-    H_0(a) -> H_0(min) the sum of both is the same.
+    If b joins many samples that a joins late, persistence takes minutes, because every component is a cocycle of nearly
+    all edges. Then the components are counted separately: their number, integrated over all scales, is the difference
+    between the lengths of two minimum spanning trees. The second copies of i and j are then at the distance at which a
+    joins i and j, which removes the loops within each component, but joins no components. By the exact sequence
+    H_1(a) -> H_1(min) -> H_1 -> H_0(a) -> H_0(min) the sum of both lengths is the same.
     """
     both = np.minimum(a, b)
     cross = a.copy()
@@ -123,28 +124,28 @@ def two_view(a: Square, b: Square) -> tuple[Float64[np.ndarray, "2*n 2*n"], floa
 
 @dataclass(frozen=True)
 class RTD(TopologyMetric[Batches]):
-    """Representation topology divergence: components and loops that two layers do not have at the same places.
+    """Representation topology divergence: components and loops that two layers have at different scales.
 
-    Distances within each layer are divided by their 0.9 quantile. R-Cross-Barcode_1(X, Y) says which components and
-    loops of the graph of min(d_X, d_Y) <= t are none of that of d_X <= t, and from which t to which: H_1 (over Z_2) of
+    Distances within each layer are divided by their 0.9 quantile. The bars of R-Cross-Barcode_1(X, Y) are the intervals
+    of t in which the graphs of min(d_X, d_Y) <= t and of d_X <= t differ in a component or a loop: H_1 (over Z_2) of
     the Vietoris-Rips filtration of the (2n, 2n) distance matrix of blocks 0, d_X, d_X', min(d_X, d_Y). The value is the
-    total length of its bars, averaged over (X, Y) and (Y, X), and over batches of samples. Range [0, inf): it grows
-    about in proportion to the size of a batch, so that only values of equal batches can be compared.
+    total length of the bars, averaged over (X, Y) and (Y, X), and over batches of samples. Range [0, inf). It grows
+    approximately in proportion to the size of a batch, so only values of equal batch sizes can be compared.
 
     Parameters
     ----------
-    batch
-        Samples of a batch. Where there are no more than that, all are compared, once, and nothing is random.
-    trials
-        Batches, drawn without replacement within each.
-    seed
-        Of the batches.
+    batch : int
+        Samples per batch. If there are no more samples, all are compared once, and nothing is random.
+    trials : int
+        Number of batches; samples within a batch are drawn without replacement.
+    seed : int
+        Seed of the batches.
 
     Notes
     -----
-    A batch of 500 takes 0.3 to 10 seconds in each direction, so that ten batches of a pair take up to some minutes;
-    ``batch=200`` a fifth of that or less. A layer takes 0.1 seconds. The example of the published code's README gives
-    35.552344 here, too, with its draws.
+    A batch of 500 takes 0.3 to 10 seconds in each direction, so ten batches of a pair take up to a few minutes;
+    ``batch=200`` takes a fifth of that or less. A layer takes 0.1 seconds. The example in the README of the published
+    code gives the same value, 35.552344, with the same draws.
 
     References
     ----------
@@ -165,10 +166,10 @@ class RTD(TopologyMetric[Batches]):
     title: ClassVar[str] = "RTD"
     formula: ClassVar[str] = "mean of the lengths of R-Cross-Barcode_1(X, Y) and (Y, X)"
     citation: ClassVar[str] = "Barannikov et al. 2022"
-    question: ClassVar[str] = "Are the same samples joined, and in the same loops, at the same scales?"
-    needs: ClassVar[str] = "a batch (500); values of batches of different sizes cannot be compared"
+    question: ClassVar[str] = "Are the same samples connected, and in the same loops, at the same scales?"
+    needs: ClassVar[str] = "one batch (500); values of batches of different sizes cannot be compared"
     others: ClassVar[Mapping[str, str]] = {
-        "rtd (published)": "Ripser++ on a GPU, in float32; the same values to its rounding (our batches are seeded)",
+        "rtd (published)": "Ripser++ on a GPU, in float32; the same values up to rounding (here batches are seeded)",
         "ReSi": "NaN without a GPU",
     }
     extra: ClassVar[str | None] = "gudhi"
@@ -183,35 +184,35 @@ class RTD(TopologyMetric[Batches]):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[0, inf)."""
+        """Range of the value: [0, inf)."""
         return 0.0, math.inf
 
     @property
     def recipe(self) -> DistanceBatches:
-        """The distances, scaled."""
+        """Recipe that computes scaled distances within batches."""
         return DistanceBatches(self.batch, self.trials, self.seed)
 
     def value(self, a: Batches, b: Batches) -> Tensor:
-        """Both directions of all batches, as many at a time as there are threads."""
+        """Compute both directions of all batches, with as many threads as torch uses."""
         persistence = load_gudhi("rtd", "gudhi.sklearn.rips_persistence").RipsPersistence(
             1, input_type="full distance matrix", homology_coeff_field=2, n_jobs=torch.get_num_threads()
         )
         views = [
-            two_view(one, other)
+            cross_barcode_matrix(first, second)
             for x, y in zip(a.distances, b.distances, strict=True)
-            for one, other in ((x, y), (y, x))
+            for first, second in ((x, y), (y, x))
         ]
         bars: list[Bars] = persistence.fit_transform([matrix for matrix, _ in views])
-        lengths = [float((each[:, 1] - each[:, 0]).sum()) for each in bars]
+        lengths = [float((intervals[:, 1] - intervals[:, 0]).sum()) for intervals in bars]
         return torch.tensor(np.mean(lengths) + np.mean([rest for _, rest in views]), dtype=torch.float64)
 
     @override
     def samples_needed(self, p: int, q: int) -> int:
-        """A batch: values of smaller ones cannot be compared with it."""
+        """Return the size of a batch, because values of smaller batches cannot be compared with it."""
         return self.batch
 
     @override
     def pair_flop(self, n: int, p: int, q: int) -> float:
-        """Some ten operations for every triangle of the two views."""
+        """Return the operations: about ten for every triangle of both directions."""
         trials, batch = (1, n) if n <= self.batch else (self.trials, self.batch)
         return 20.0 * trials * (2 * batch) ** 3

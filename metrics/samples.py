@@ -1,4 +1,4 @@
-"""Takes arrays of any library as samples by features, or says what is wrong with them."""
+"""Convert arrays of any library to tensors of samples by features, and check them."""
 
 from typing import Any
 
@@ -15,25 +15,45 @@ _COMPLEX = "complex features cannot be compared; take their real and imaginary p
 
 
 def _from_numpy(array: Array, what: str) -> Tensor:
-    """As a tensor: what torch has no word for (float128, big-endian, read-only, reversed) is copied to what it has."""
+    """Return the array as a tensor; copy what torch does not support (float128, big-endian, read-only, reversed)."""
     if array.dtype.kind == "c":
         raise InvalidInputError(_COMPLEX)
     if array.dtype.kind in "iu" and array.size and max(abs(int(array.min())), abs(int(array.max()))) > 2**53:
         raise InvalidInputError(
-            f"{what} holds whole numbers beyond 2**53, which float64 does not tell apart; take them as categories"
+            f"{what} holds whole numbers beyond 2**53, which float64 cannot distinguish; take them as categories"
         )
     if array.dtype.itemsize > 8:
         array = array.astype(np.float64)
-    if min(array.strides, default=1) < 0:  # of a single column this is contiguous to numpy, but not to torch
+    if min(array.strides, default=1) < 0:  # a single reversed column is contiguous for numpy, but not for torch
         array = array.copy()
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C_CONTIGUOUS", "WRITEABLE"]))
 
 
 def as_samples(x: Any, min_samples: int = 1, what: str = "x") -> Tensor:
-    """Take an array of any library as (n samples, p features) in a floating dtype, or say what is wrong with it.
+    """Convert an array of any library to a floating-point tensor of shape (n samples, p features).
 
-    float64 stays float64 and is compared in float64; everything smaller is compared in float32, with sums in float64.
-    Masked and sparse arrays, objects, text and dates are refused (`repsim.runtime.arrays.as_array`).
+    float64 stays float64 and is compared in float64. Smaller floating-point dtypes are compared in float32, with sums
+    in float64; integers are converted to float64.
+
+    Parameters
+    ----------
+    x : array of shape (n, p)
+        Numpy array, tensor or any array that numpy can read.
+    min_samples : int
+        Smallest number of samples that is accepted.
+    what : str
+        Name of the array in error messages.
+
+    Returns
+    -------
+    Tensor of shape (n, p)
+        float32 or float64.
+
+    Raises
+    ------
+    InvalidInputError
+        For masked, sparse and complex arrays, objects, text and dates (`repsim.runtime.arrays.as_array`), other than
+        two dimensions, too few samples, no features, and values that are NaN or infinite.
     """
     if isinstance(x, Tensor):
         check_tensor(x, what)

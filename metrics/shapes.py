@@ -1,4 +1,4 @@
-"""Shapes: how well one layer fits another once it has been rotated onto it."""
+"""Shape measures: nuclear, angular shape, Procrustes and size-and-shape distances of rotated layers."""
 
 import math
 from abc import abstractmethod
@@ -14,23 +14,26 @@ from torch import Tensor
 from repsim.errors import UndefinedValueError
 from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.base import Array, Chance, Group, Invariance
-from repsim.metrics.recipes.rows import cut, wide
+from repsim.metrics.recipes.rows import cut, float64_device
 from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace, layer_with_gradient
 from repsim.metrics.subspaces import SubspaceMetric, exact, singular_values
 
 _RUN = 2**20
-"""Values of a run of samples whose residual is computed at once."""
+"""Values per run of samples in `_half_residual`."""
 _CLOSE, _CLOSE_FLOAT32 = 1e-4, 1e-2
-"""Below, 1 - ||X^'Y^||_* is taken from the residual: its square root, the distance, would show the product's errors."""
-_NOTHING = 1e-26
-"""1 - ||X^'Y^||_* that is no more than this is nothing but rounding."""
+"""Gaps 1 - ||X^'Y^||_* below this are computed from the residual: their square root, the distance, would show the
+errors of the product.
+"""
+_ROUNDING = 1e-26
+"""Gaps 1 - ||X^'Y^||_* up to this are rounding errors."""
 
 
 def misfit(cross: Cross[Subspace]) -> Float64[Tensor, ""]:
-    """1 - ||X^'Y^||_*, X^ and Y^ being of unit norm, to all digits: all that shape measures need to know of a pair.
+    """Return 1 - ||X^'Y^||_*, for X^ and Y^ of unit norm, without cancellation; all shape measures are computed from
+    it.
 
-    With X^ = Q S V' and Y^ = P T W', the nuclear norm is the sum of the singular values of S Q'P T. Where it is nearly
-    1 the difference is half the squared residual, once Y^ is rotated onto X^, of the samples themselves.
+    With X^ = Q S V' and Y^ = P T W', the nuclear norm is the sum of the singular values of S Q'P T. If it is nearly 1,
+    the difference is computed as half the squared residual of the samples, after Y^ is rotated onto X^.
     """
     a, b = cross.a, cross.b
     if a is b:
@@ -40,18 +43,19 @@ def misfit(cross: Cross[Subspace]) -> Float64[Tensor, ""]:
     gap: Tensor = 1 - singular_values(product, exact=exact(a, b)).sum()
     if gap >= (_CLOSE if exact(a, b) else _CLOSE_FLOAT32):
         return gap
-    place = wide(a.device)
+    place = float64_device(a.device)
     runs = cut(a.n, max(64, _RUN // max(a.rank, b.rank)))
     pairs = ((a.rows(i).to(place, torch.float64) * s, b.rows(i).to(place, torch.float64) * t) for i in runs)
     return _half_residual(pairs, product)
 
 
 def _half_residual(
-    runs: Iterable[tuple[Float64[Tensor, "some r"], Float64[Tensor, "some t"]]], product: Float64[Tensor, "r t"]
+    runs: Iterable[tuple[Float64[Tensor, "rows r"], Float64[Tensor, "rows t"]]], product: Float64[Tensor, "r t"]
 ) -> Float64[Tensor, ""]:
-    """(||X A - Y B||^2 + what one has more of than the other) / 2, for X'Y = A D B' and some samples after the other.
+    """Return (||X A - Y B||^2 + squares of the remaining columns) / 2, for X'Y = A D B', over runs of samples.
 
-    Stationary in A and B, so their first derivatives do not count, and neither do their rounding errors.
+    It is stationary in A and B, so their derivatives do not contribute to the gradient, nor their rounding errors to
+    the value.
     """
     left, _, right = torch.linalg.svd(product.detach())
     k = min(product.shape)
@@ -63,10 +67,10 @@ def _half_residual(
 
 
 def chance_alignment(x: Float64[Tensor, " r"], y: Float64[Tensor, " t"], n: int) -> float:
-    """The mean of ||X^'Y^||_* over permutations of n samples, nearly, from the shares of variance in all directions.
+    """Return the approximate mean of ||X^'Y^||_* over permutations of n samples, from the shares of variance.
 
-    Permuted samples are taken for rotated ones. In the n - 1 dimensions that centring leaves, XX' and a rotated YY' are
-    then free, and the spectrum of (XX')^1/2 YY' (XX')^1/2 is the free multiplicative convolution of theirs. With
+    The permutation is approximated by a random rotation. In the n - 1 dimensions after centring, XX' and a rotated YY'
+    are then free, and the spectrum of (XX')^1/2 YY' (XX')^1/2 is the free multiplicative convolution of theirs. With
     h_A(a) the mean of a l / (1 + a l) over the n - 1 eigenvalues l of A, and h_A(a) = h_B(b) = h, the convolution M
     has h_M(z) = h at z = a b (1 - h) / h [1]; and the mean root of its eigenvalues is the integral of
     h z^-3/2 dz / pi.
@@ -81,25 +85,25 @@ def chance_alignment(x: Float64[Tensor, " r"], y: Float64[Tensor, " t"], n: int)
     >>> white = torch.full((50,), 1 / 50, dtype=torch.float64)
     >>> round(chance_alignment(white, white, 20_001), 3), round(8 / (3 * math.pi) * (50 / 20_000) ** 0.5, 3)
     (0.042, 0.042)
-    >>> round(chance_alignment(white, white, 51), 4)  # both span everything
+    >>> round(chance_alignment(white, white, 51), 4)  # both span the whole sample space
     1.0
     """
     few, many = sorted((side.cpu().numpy() for side in (x, y)), key=len)
-    (a, h), (b, other) = (_means(spectrum, n - 1) for spectrum in (few, many))
-    log_z = np.log(a) + np.interp(np.log(h), np.log(other), np.log(b)) + np.log((1 - h) / h)
+    (a, h), (b, h_of_b) = (_means(spectrum, n - 1) for spectrum in (few, many))
+    log_z = np.log(a) + np.interp(np.log(h), np.log(h_of_b), np.log(b)) + np.log((1 - h) / h)
     heights = h * np.exp(-log_z / 2)
-    ends = 2 * (heights[0] + heights[-1])  # before the grid h grows like z, and after it is constant
+    ends = 2 * (heights[0] + heights[-1])  # below the grid h is proportional to z, above it h is constant
     return (n - 1) / math.pi * float(np.trapezoid(heights, log_z) + ends)
 
 
 def _means(eigenvalues: Array, dimensions: int) -> tuple[Array, Array]:
-    """A grid of a, and h(a) on it."""
+    """Return a grid of a, and h(a) on it."""
     a = np.geomspace(1e-8, 1e8, 2000) / eigenvalues.max()
-    return a, sum(a * each / (1 + a * each) for each in eigenvalues) / dimensions
+    return a, sum(a * value / (1 + a * value) for value in eigenvalues) / dimensions
 
 
 class Fit(NamedTuple):
-    """How well one layer fits another, and the sizes of both: all that shape measures are made of."""
+    """Misfit of two layers, and their norms."""
 
     misfit: Float64[Tensor, ""]
     """1 - ||X^'Y^||_*."""
@@ -108,36 +112,37 @@ class Fit(NamedTuple):
 
 
 class ShapeMetric(SubspaceMetric):
-    """What follows from how well one layer fits another: states a `value_of`."""
+    """Measure computed from the misfit of two rotated layers. Subclasses define `value_of`."""
 
     group: ClassVar[Group] = "alignment"
     sense: ClassVar[Literal["similarity", "distance"]] = "distance"
     triangle: ClassVar[bool] = True
-    needs: ClassVar[str] = "18 times the wider layer's features, else chance alone makes the nuclear norm exceed 0.2"
+    needs: ClassVar[str] = "18 times the features of the wider layer; otherwise the nuclear norm exceeds 0.2 by chance"
 
     @abstractmethod
     def value_of(self, fit: Fit) -> Float64[Tensor, ""]:
-        """The value for two layers that fit like this."""
+        """Return the value for two layers with this fit."""
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """All that keeps a shape."""
+        """Transformations that leave the shape unchanged."""
         return frozenset({"permutation", "orthogonal", "isotropic scaling", "translation"})
 
     @property
     def recipe(self) -> PrincipalSubspace:
-        """One decomposition serves the whole family, and that of CCA."""
+        """Decomposition that is shared by the whole family, and with CCA."""
         return PrincipalSubspace()
 
     def moment(self, cross: Cross[Subspace]) -> Tensor:
-        """Compare two prepared layers, whose bases have these inner products."""
+        """Return the value from the inner products of the two bases."""
         return self.value_of(Fit(cross.once(misfit), cross.a.norm, cross.b.norm))
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
-        """By the nuclear norm of X'Y itself; `UndefinedValueError` for a distance of 0, which has no gradient.
+        """Compute the value with a gradient, from the nuclear norm of X'Y; raise `UndefinedValueError` for a distance
+        of 0.
 
-        Where X'Y loses rank the nuclear norm has a kink, and what is given is the smallest of its subgradients. Second
-        derivatives of layers that all but coincide are without the part that comes from the rotation's own.
+        Where X'Y loses rank the nuclear norm is not differentiable, and the result is its smallest subgradient. Second
+        derivatives of layers that nearly coincide omit the part from the derivative of the rotation.
         """
         (left, x_unit), (right, y_unit) = layer_with_gradient(x), layer_with_gradient(y)
         x_norm, y_norm = torch.linalg.matrix_norm(left), torch.linalg.matrix_norm(right)
@@ -149,34 +154,36 @@ class ShapeMetric(SubspaceMetric):
         if gap < _CLOSE:
             gap = _half_residual([(left, right)], product)
         value = self.value_of(Fit(gap, x_norm, y_norm))
-        if self.sense == "distance" and value <= self.value_of(Fit(torch.full_like(gap, _NOTHING), x_norm, x_norm)):
+        if self.sense == "distance" and value <= self.value_of(Fit(torch.full_like(gap, _ROUNDING), x_norm, x_norm)):
             raise UndefinedValueError(f"the layers have the same shape: {self.name} has no gradient where it is 0")
         return value
 
     def samples_needed(self, p: int, q: int) -> int:
-        """From 8 / (3 pi) sqrt(d / n), the nuclear norm; layers of unequal widths need fewer."""
+        """Return the number from the chance level 8 / (3 pi) sqrt(d / n); layers of unequal widths need fewer."""
         return 18 * max(p, q) + 1
 
     def chance(self, a: Subspace, b: Subspace) -> Chance:
-        """Nearly the value at the mean ||X^'Y^||_* over permutations: free convolution of the two spectra."""
+        """Return the chance level: approximately the value at the mean of ||X^'Y^||_* over permutations, from the free
+        convolution of the two spectra.
+        """
         gap = torch.tensor(1 - chance_alignment(a.shares, b.shares, a.n), dtype=torch.float64)
         return Chance(float(self.value_of(Fit(gap, a.norm, b.norm))), exact=False)
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
-        """A layer spans all that there is."""
+        """Warn of a layer that spans the whole sample space."""
         widest = max(a.rank, b.rank)
         if widest < a.n - 1:
             return None
-        return f"{widest} directions are all that n = {a.n} samples have: unrelated layers fit, too; take more samples"
+        return f"{widest} directions span all n = {a.n} samples, so unrelated layers fit, too; take more samples"
 
     def diagnostics(self, factor: Subspace) -> dict[str, int]:
-        """Rank of the layer."""
+        """Report the rank of the layer."""
         return {"rank": factor.rank}
 
 
 @dataclass(frozen=True)
 class Nuclear(ShapeMetric):
-    """Normalised Bures similarity, ||X~'Y~||_* / (||X~||_F ||Y~||_F): the cosine left after the best rotation.
+    """Normalised Bures similarity, ||X~'Y~||_* / (||X~||_F ||Y~||_F): the cosine after the best rotation.
 
     X~ (n x p) and Y~ (n x q) are the centred layers, ||.||_* is the sum of singular values. It is the fidelity of the
     two Gram matrices, tr (K^1/2 L K^1/2)^1/2 / sqrt(tr K tr L), and the largest inner product <X^, Y^R> over rotations
@@ -200,18 +207,18 @@ class Nuclear(ShapeMetric):
     title: ClassVar[str] = "Normalised Bures similarity"
     formula: ClassVar[str] = "||X'Y||_* / (||X||_F ||Y||_F), centred"
     citation: ClassVar[str] = "Tang et al. 2020; Harvey et al. 2023"
-    question: ClassVar[str] = "How large is the cosine between two layers once one is rotated onto the other?"
+    question: ClassVar[str] = "How large is the cosine between two layers after one is rotated onto the other?"
     sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
     triangle: ClassVar[bool] = False
 
     def value_of(self, fit: Fit) -> Float64[Tensor, ""]:
-        """||X^'Y^||_*."""
+        """Return ||X^'Y^||_*."""
         return 1 - fit.misfit
 
 
 @dataclass(frozen=True)
 class AngularShape(ShapeMetric):
-    """Angular shape distance: the angle between two layers once one is rotated onto the other.
+    """Angular shape distance: the angle between two layers after one is rotated onto the other.
 
     arccos ||X^'Y^||_*, where X^ = X~ / ||X~||_F is centred and of unit norm: the Riemannian distance of Kendall's shape
     space. A metric, in radians. Range [0, pi/2].
@@ -232,21 +239,21 @@ class AngularShape(ShapeMetric):
     title: ClassVar[str] = "Angular shape distance"
     formula: ClassVar[str] = "arccos(||X'Y||_* / (||X||_F ||Y||_F)), centred"
     citation: ClassVar[str] = "Williams et al. 2021"
-    question: ClassVar[str] = "By what angle do two layers differ once one is rotated onto the other?"
+    question: ClassVar[str] = "By what angle do two layers differ after one is rotated onto the other?"
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[0, pi/2]."""
+        """Range of the value: [0, pi/2]."""
         return 0.0, math.pi / 2
 
     def value_of(self, fit: Fit) -> Float64[Tensor, ""]:
-        """By half the chord: arccos loses half the digits of small angles."""
+        """Return the angle from half the chord, because arccos loses half the digits of small angles."""
         return 2 * (fit.misfit / 2).sqrt().asin()
 
 
 @dataclass(frozen=True)
 class Procrustes(ShapeMetric):
-    """Orthogonal Procrustes distance between centred layers of unit norm: what is left after the best rotation.
+    """Orthogonal Procrustes distance: the residual between centred layers of unit norm after the best rotation.
 
     min_R ||X^ - Y^R||_F = sqrt(2 - 2 ||X^'Y^||_*) over orthogonal R, the narrower layer padded with zeros, where
     X^ = X~ / ||X~||_F. A metric. Range [0, sqrt 2].
@@ -268,25 +275,25 @@ class Procrustes(ShapeMetric):
     title: ClassVar[str] = "Procrustes distance"
     formula: ClassVar[str] = "sqrt(2 - 2 ||X'Y||_* / (||X||_F ||Y||_F)), centred"
     citation: ClassVar[str] = "Ding et al. 2021; Williams et al. 2021"
-    question: ClassVar[str] = "What is left between two layers once one is rotated onto the other, at equal scale?"
+    question: ClassVar[str] = "How far apart are two layers of unit norm after one is rotated onto the other?"
     others: ClassVar[Mapping[str, str]] = {
-        "Ding et al. 2021, sim_metric": "its square; which is no metric",
+        "Ding et al. 2021, sim_metric": "returns the square, which is not a metric",
         "scipy.spatial.procrustes": "1 - ||X'Y||_*^2: one layer is also scaled to fit, and the residual squared",
     }
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[0, sqrt 2]."""
+        """Range of the value: [0, sqrt 2]."""
         return 0.0, math.sqrt(2)
 
     def value_of(self, fit: Fit) -> Float64[Tensor, ""]:
-        """The chord."""
+        """Return the chord."""
         return (2 * fit.misfit).sqrt()
 
 
 @dataclass(frozen=True)
 class ProcrustesSize(ShapeMetric):
-    """Procrustes size-and-shape distance: what is left after the best rotation, scale included.
+    """Procrustes size-and-shape distance: the residual after the best rotation, without scaling.
 
     min_R ||X~ - Y~R||_F = sqrt(||X~||_F^2 + ||Y~||_F^2 - 2 ||X~'Y~||_*) over orthogonal R, the narrower layer padded
     with zeros; X~ and Y~ are centred. It is the Bures distance between their Gram matrices. A metric. Range
@@ -310,20 +317,20 @@ class ProcrustesSize(ShapeMetric):
     title: ClassVar[str] = "Procrustes size-and-shape distance"
     formula: ClassVar[str] = "sqrt(||X||_F^2 + ||Y||_F^2 - 2 ||X'Y||_*), centred"
     citation: ClassVar[str] = "Williams et al. 2021; Harvey et al. 2023"
-    question: ClassVar[str] = "What is left between two layers once one is rotated onto the other, scale included?"
+    question: ClassVar[str] = "How far apart are two layers after one is rotated onto the other, without scaling?"
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[0, infinity)."""
+        """Range of the value: [0, infinity)."""
         return 0.0, math.inf
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Scale is seen."""
+        """Transformations that leave the shape and its size unchanged."""
         return frozenset({"permutation", "orthogonal", "translation"})
 
     def value_of(self, fit: Fit) -> Float64[Tensor, ""]:
-        """From parts that do not cancel: (||X|| - ||Y||)^2 + 2 ||X|| ||Y|| (1 - ||X^'Y^||_*)."""
+        """Return the distance from terms that do not cancel: (||X|| - ||Y||)^2 + 2 ||X|| ||Y|| (1 - ||X^'Y^||_*)."""
         unit = torch.maximum(fit.x_norm, fit.y_norm).detach()
         a, b = fit.x_norm / unit, fit.y_norm / unit
         return unit * ((a - b).square() + 2 * a * b * fit.misfit).sqrt()

@@ -1,4 +1,4 @@
-"""What the measures of principal subspaces (CCA, shape distances, regression) have in common."""
+"""Base class and shared functions of the measures of principal subspaces (CCA, shapes, prediction)."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
@@ -13,7 +13,7 @@ from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace
 
 
 class SubspaceMetric(MomentMetric[Subspace], ABC):
-    """What is compared by the inner products of two layers' bases: states a `recipe` and a `moment`."""
+    """Measure computed from the inner products of two bases. Subclasses define a `recipe` and a `moment`."""
 
     group: ClassVar[Group] = "cca"
     sense: ClassVar[Literal["similarity", "distance"]] = "similarity"
@@ -22,30 +22,30 @@ class SubspaceMetric(MomentMetric[Subspace], ABC):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """[0, 1]."""
+        """Range of the value: [0, 1]."""
         return 0.0, 1.0
 
     @property
     @abstractmethod
     def recipe(self) -> "PrincipalSubspace":
-        """One decomposition serves all such measures: that of whoever wants most of it."""
+        """Decomposition that is shared by all such measures; the recipe that keeps most of it serves all."""
 
     def moment_cost(self, p: int, q: int) -> Cost:
-        """Eigenvalues of CC', where C has min(p, q) rows; measures that need none take about as long in all."""
+        """Return the cost of the eigenvalues of CC', C with min(p, q) rows; other measures take about as long."""
         short, long = sorted((p, q))
         return Cost(flop64=2.0 * short * short * long, decomposed=5.0 * short**3)
 
 
 def exact(a: Subspace, b: Subspace) -> bool:
-    """Whether the inner products of their bases are those of float64."""
+    """Return whether the inner products of the bases are computed in float64."""
     return torch.promote_types(a.basis.dtype, b.basis.dtype) == torch.float64
 
 
 def singular_values(product: Float64[Tensor, "r t"], *, exact: bool) -> Float64[Tensor, " m"]:
-    """All min(r, t) singular values of a product of two bases, in any order.
+    """Return all min(r, t) singular values of a product of two bases, in any order.
 
-    Where the product C is not ``exact``, but of float32, they are the roots of the eigenvalues of CC', which take half
-    the time: below 1e-8 of the largest they are lost, but C has errors of 1e-7.
+    If the product C is in float32, and not ``exact``, they are the roots of the eigenvalues of CC', which take half
+    the time. Values below 1e-8 of the largest are lost, but C itself has errors of 1e-7.
     """
     if exact:
         values: Tensor = torch.linalg.svdvals(product)
@@ -56,11 +56,11 @@ def singular_values(product: Float64[Tensor, "r t"], *, exact: bool) -> Float64[
 
 
 def saturation(n: int, r: int, t: int, count: str, *, centred: bool = True) -> str | None:
-    """Warn that two subspaces of dimensions r and t, which are in n - 1 dimensions, must meet (in n, uncentred)."""
+    """Return a warning if two subspaces of dimensions r and t must intersect in n - 1 (not centred: n) dimensions."""
     certain = r + t - (n - centred)
     if certain <= 0:
         return None
     return (
         f"with n = {n} samples and {r} + {t} {count}, {certain} of the correlations are exactly 1 for any data; "
-        f"take at least n = {r + t + 1 + centred} samples, and many more for a value that means something"
+        f"take at least n = {r + t + 1 + centred} samples, and many more for a meaningful value"
     )

@@ -1,4 +1,4 @@
-"""What measures of shape have in common: distances of samples, and samples that are compared as clouds."""
+"""Base class and shared functions of the topological measures."""
 
 import importlib
 from abc import ABC
@@ -17,11 +17,11 @@ F = TypeVar("F", bound=Factor)
 Square = Float64[np.ndarray, "n n"]
 Bars = Float64[np.ndarray, "bars 2"]
 ZERO = 1e-6
-"""Distances below this, relative to the large ones, are rounding errors of equal samples (the published bound)."""
+"""Relative distances below this are rounding errors of equal samples (the bound of the published code)."""
 
 
 class TopologyMetric(PairMetric[F], ABC, Generic[F]):
-    """What is compared by distances between samples alone: rotating, moving or scaling a layer changes nothing."""
+    """Measure computed from the distances between samples of each layer."""
 
     group: ClassVar[Group] = "topology"
     sense: ClassVar[Literal["similarity", "distance"]] = "distance"
@@ -31,30 +31,30 @@ class TopologyMetric(PairMetric[F], ABC, Generic[F]):
 
     @property
     def invariances(self) -> frozenset[Invariance]:
-        """Whatever keeps the ratios of distances."""
+        """Transformations that leave the ratios of distances unchanged."""
         return frozenset({"permutation", "orthogonal", "isotropic scaling", "translation"})
 
 
 def centred_samples(x: Float[Tensor, "n p"]) -> Centred:
-    """Centre in float64."""
+    """Return the samples, centred in float64."""
     mean, scale = column_means(x)
     return Centred(x, mean, scale, torch.float64)
 
 
 def squared_distances(z: Float64[Tensor, "m p"], w: Float64[Tensor, "n p"]) -> Float64[Tensor, "m n"]:
-    """Squared Euclidean distances; those of equal samples are 0 but for rounding."""
+    """Return squared Euclidean distances; between equal samples they are 0 up to rounding."""
     return (z.square().sum(1)[:, None] + w.square().sum(1) - 2 * (z @ w.T)).clamp_(min=0)
 
 
 def distances_within(z: Float64[Tensor, "n p"]) -> Square:
-    """Distances of all samples, exactly symmetric."""
+    """Return the distances between all samples, exactly symmetric."""
     squares = squared_distances(z, z)
     distances: Square = ((squares + squares.T) / 2).fill_diagonal_(0).sqrt_().cpu().numpy()
     return distances
 
 
 def load_gudhi(who: str, module: str) -> Any:
-    """Import a module of gudhi, which comes with the extra ``topology``."""
+    """Import a module of gudhi, which the extra ``topology`` installs."""
     try:
         return importlib.import_module(module)
     except ImportError:

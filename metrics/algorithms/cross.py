@@ -1,4 +1,4 @@
-"""Two prepared layers and their cross-moments: what a measure in feature space is computed from."""
+"""Two prepared layers and their cross-moments, the input of measures in feature space."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,21 +12,21 @@ F = TypeVar("F")
 
 @dataclass(frozen=True, eq=False)
 class Cross(Generic[F]):
-    """Two prepared layers, and the cross-moments of what their ``rows`` give."""
+    """Two prepared layers, and the cross-moments of their ``rows``."""
 
     a: F
     b: F
     product: Tensor
-    """(p, q)."""
-    _found: dict[Callable[["Cross[F]"], Any], Any] = field(default_factory=dict, repr=False)
+    """Cross-moments X'Y, shape (p, q)."""
+    _cache: dict[Callable[["Cross[F]"], Any], Any] = field(default_factory=dict, repr=False)
 
-    def once(self, find: Callable[["Cross[F]"], T]) -> T:
-        """Result of ``find``, computed once for all measures that ask: singular values, say."""
-        if find not in self._found:
-            self._found[find] = find(self)
-        return self._found[find]  # type: ignore[no-any-return]
+    def once(self, compute: Callable[["Cross[F]"], T]) -> T:
+        """Return ``compute(self)``, such as singular values, computed once for all measures."""
+        if compute not in self._cache:
+            self._cache[compute] = compute(self)
+        return self._cache[compute]  # type: ignore[no-any-return]
 
     @property
     def swapped(self) -> "Cross[F]":
-        """The same with the layers exchanged."""
+        """The same pair with the layers exchanged."""
         return Cross(self.b, self.a, self.product.T)

@@ -1,4 +1,4 @@
-"""Feature space: the cross-moments X'Y of every pair of layers, a run of samples at a time."""
+"""Comparison in feature space: cross-moments X'Y of all pairs of layers, summed over runs of samples."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from repsim.metrics.algorithms.cross import Cross
 from repsim.metrics.algorithms.sweep import SummedMeasure, SummedSweep, Sums
-from repsim.metrics.recipes.rows import ahead, cut, wide
+from repsim.metrics.recipes.rows import cut, float64_device, prefetch
 from repsim.runtime import tuning
 
 T = TypeVar("T")
@@ -22,32 +22,32 @@ T = TypeVar("T")
 
 @runtime_checkable
 class MomentMeasure(SummedMeasure, Protocol):
-    """What feature space asks of a measure."""
+    """Measure that the algorithm in feature space supports."""
 
     @property
     def symmetric(self) -> bool:
-        """Whether S_ab is S_ba."""
+        """Whether S_ab equals S_ba."""
 
     def moment(self, cross: Cross[Any], /) -> Tensor | float:
-        """S_ab of two layers."""
+        """Return S_ab of two layers."""
 
 
 class MomentSweep(SummedSweep[MomentMeasure]):
-    """Cross-moments X'Y of all pairs, a run of samples at a time: products in the layers' dtype, sums in float64.
+    """Cross-moments X'Y of all pairs, in runs of samples: products in the dtype of the layers, sums in float64.
 
-    Products with an ``uneven`` layer are made in float64, too, and those with a narrow one, over whose
-    few features the rounding errors of long sums would not average out.
+    Products with an ``uneven`` layer are computed in float64, too, and products with a narrow layer, because the
+    rounding errors of long sums do not average out over few features.
 
     Parameters
     ----------
-    chunk
-        Samples of one run.
-    room
-        Bytes that the sums of one unit may take. Every unit reads its layers once, from the first sample to the last.
+    chunk : int
+        Number of samples per run.
+    room : int
+        Bytes for the sums of one unit. Every unit reads its layers once, from the first sample to the last.
     """
 
     _BLOCK = 512
-    """Columns that X'X is cut into, so that its lower triangle need not be computed."""
+    """Width of the column blocks of X'X; blocks below the diagonal are not computed."""
 
     def __init__(
         self, rows: Sequence[Any], columns: Sequence[Any], measures: Sequence[MomentMeasure], *, chunk: int, room: int
@@ -62,7 +62,7 @@ class MomentSweep(SummedSweep[MomentMeasure]):
 
     @property
     def units(self) -> int:
-        """Groups of pairs."""
+        """Number of groups of pairs."""
         return len(self._units)
 
     @property
@@ -72,20 +72,20 @@ class MomentSweep(SummedSweep[MomentMeasure]):
         return flop_of_moments(self.layers[0].n, widths, (pair for unit in self._units for pair in unit))
 
     def parts(self, units: Iterable[int]) -> Iterator[Sums]:
-        """Group by group."""
+        """Yield the sums of each group of pairs."""
         for unit in units:
             pairs = self._units[unit]
             part = np.zeros((len(self.measures), self.size // len(self.measures)))
-            found = _side_by_side(self._compare, pairs, self._moments(pairs))
-            for (u, v), both in zip(pairs, found, strict=True):
-                for sums, (there, back) in zip(part, both, strict=True):
+            values = _map_in_threads(self._compare, pairs, self._moments(pairs))
+            for (u, v), both in zip(pairs, values, strict=True):
+                for sums, (forward, backward) in zip(part, both, strict=True):
                     products = sums[: self.height * self.width].reshape(self.height, self.width)
                     if u == v:
-                        sums[self.height * self.width + u] = there
+                        sums[self.height * self.width + u] = forward
                     if self._wanted(u, v):
-                        products[u, v - self.first] = there
+                        products[u, v - self.first] = forward
                     if self._wanted(v, u):
-                        products[v, u - self.first] = back
+                        products[v, u - self.first] = backward
             yield part.ravel()
 
     @override
@@ -96,64 +96,67 @@ class MomentSweep(SummedSweep[MomentMeasure]):
         return u < self.height and v >= self.first
 
     def _compare(self, pair: tuple[int, int], cross: Tensor) -> list[tuple[float, float]]:
-        """S_ab and S_ba of every measure; the second only where somebody wants it and it is another."""
+        """Return S_ab and S_ba of every measure; S_ba is computed only if it is needed and differs."""
         a, b = (self.layers[u] for u in pair)
-        there = Cross(a, b, cross)
-        back = there.swapped
+        forward = Cross(a, b, cross)
+        backward = forward.swapped
         both_ways = self._wanted(*pair[::-1]) and pair[0] != pair[1]
-        found = []
+        values = []
         for measure in self.measures:
-            value = float(measure.moment(there))
-            found.append((value, float(measure.moment(back)) if both_ways and not measure.symmetric else value))
-        return found
+            value = float(measure.moment(forward))
+            values.append((value, float(measure.moment(backward)) if both_ways and not measure.symmetric else value))
+        return values
 
     def _moments(self, pairs: Sequence[tuple[int, int]]) -> list[Float64[Tensor, "p q"]]:
         needed = sorted({u for pair in pairs for u in pair})
         layers = [self.layers[u] for u in needed]
         device = layers[0].device
-        place = wide(device)
+        place = float64_device(device)
         sums = [torch.zeros(self.layers[u].p, self.layers[v].p, dtype=torch.float64, device=place) for u, v in pairs]
         narrow = tuning.current().narrow
-        careful = {u: self.layers[u].p < narrow or self.layers[u].uneven for u in needed}
+        in_float64 = {u: self.layers[u].p < narrow or self.layers[u].uneven for u in needed}
         runs = ([layer.rows(i) for layer in layers] for i in cut(layers[0].n, self.chunk))
-        for run in runs if all(layer.in_memory for layer in layers) else ahead(runs, device):
-            x = {u: rows.to(place, torch.float64) if careful[u] else rows for u, rows in zip(needed, run, strict=True)}
+        for run in runs if all(layer.in_memory for layer in layers) else prefetch(runs, device):
+            x = {
+                u: rows.to(place, torch.float64) if in_float64[u] else rows for u, rows in zip(needed, run, strict=True)
+            }
             for (u, v), total in zip(pairs, sums, strict=True):
                 a, b = x[u], x[v]
                 if u != v:
                     dtype = torch.promote_types(a.dtype, b.dtype)
-                    where = place if dtype == torch.float64 else device
-                    total.add_((a.to(where, dtype).T @ b.to(where, dtype)).to(place))
+                    product_device = place if dtype == torch.float64 else device
+                    total.add_((a.to(product_device, dtype).T @ b.to(product_device, dtype)).to(place))
                     continue
                 for start in range(0, total.shape[0], self._BLOCK):
-                    some = slice(start, start + self._BLOCK)
-                    total[some, start:].add_((a[:, some].T @ b[:, start:]).to(place))
+                    block = slice(start, start + self._BLOCK)
+                    total[block, start:].add_((a[:, block].T @ b[:, start:]).to(place))
         for (u, v), total in zip(pairs, sums, strict=True):
             if u == v:
                 total.triu_().add_(total.triu(1).T)
         return sums
 
 
-def _side_by_side(work: Callable[..., T], *items: Sequence[Any]) -> list[T]:
-    """Do it to all of them, each in one thread, as many at a time as this process has.
+def _map_in_threads(function: Callable[..., T], *items: Sequence[Any]) -> list[T]:
+    """Call the function on all items in threads, as many at a time as torch uses, each with a single torch thread.
 
-    What is done to a pair, such as the decomposition of a small matrix, gains little by more threads for itself.
+    The work on one pair, such as the decomposition of a small matrix, gains little from several threads.
     """
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads, "repsim-pairs", initializer=partial(torch.set_num_threads, 1)) as pool:
-        coming = [pool.submit(tuning.in_context(work), *each) for each in zip(*items, strict=True)]
-        done = [future.result() for future in coming]
+        futures = [pool.submit(tuning.in_context(function), *args) for args in zip(*items, strict=True)]
+        results = [future.result() for future in futures]
     torch.set_num_threads(threads)
-    return done
+    return results
 
 
 def units_of_moments(
     rows: Sequence[int], columns: Sequence[int], room: int, *, symmetric: bool, norms: bool
 ) -> list[list[tuple[int, int]]]:
-    """Group the pairs of layers, given by the widths of rows and columns, so that the sums of a group take little room.
+    """Group the pairs of layers, such that the sums of each group fit into ``room`` bytes.
 
-    Layers are numbered as in `Sweep.layers`. Where the rows are among the columns (``symmetric``) they are the first of
-    them, and a pair is there once. ``norms`` asks for every layer with itself, too.
+    ``rows`` and ``columns`` are the widths of the layers, which are numbered as in `Sweep.layers`. If the rows are
+    among the columns (``symmetric``), they are the first of them, and each pair appears once. ``norms`` adds every
+    layer with itself.
 
     >>> units_of_moments([3, 3], [2], 8 * 6, symmetric=False, norms=False)
     [[(0, 2)], [(1, 2)]]
@@ -171,19 +174,19 @@ def units_of_moments(
     else:
         limits = side, side
     units = [
-        [(u, v) for u in group for v in other if not (symmetric and v < len(rows) and v < u)]
-        for group in _groups(rows, limits[0], 0)
-        for other in _groups(columns, limits[1], first)
+        [(u, v) for u in row_group for v in column_group if not (symmetric and v < len(rows) and v < u)]
+        for row_group in _groups(rows, limits[0], 0)
+        for column_group in _groups(columns, limits[1], first)
     ]
     if norms:
         widths = [*rows, *(columns[len(rows) :] if symmetric else columns)]
-        alone = range(len(rows), len(widths)) if symmetric else range(len(widths))
-        units += [[(u, u) for u in group] for group in _groups([widths[u] ** 2 for u in alone], values, alone.start)]
+        layers = range(len(rows), len(widths)) if symmetric else range(len(widths))
+        units += [[(u, u) for u in group] for group in _groups([widths[u] ** 2 for u in layers], values, layers.start)]
     return list(filter(None, units))
 
 
 def _groups(sizes: Sequence[int], limit: int, first: int) -> Iterator[list[int]]:
-    """Neighbours, numbered from ``first``, whose sizes sum to at most the limit; at least one in a group."""
+    """Yield groups of consecutive indices, from ``first``, whose sizes sum to at most the limit, or of one index."""
     group: list[int] = []
     total = 0
     for k, size in enumerate(sizes, start=first):
@@ -197,5 +200,5 @@ def _groups(sizes: Sequence[int], limit: int, first: int) -> Iterator[list[int]]
 
 
 def flop_of_moments(n: int, widths: Sequence[int], pairs: Iterable[tuple[int, int]]) -> float:
-    """Operations: X'Y of every pair; of X'X one triangle is computed."""
+    """Return the operations of X'Y of every pair, and of one triangle of X'X."""
     return 2.0 * n * sum(widths[u] * widths[v] / (2 if u == v else 1) for u, v in pairs)

@@ -1,4 +1,4 @@
-"""All pairs of a few layers that are in memory, by the algorithm that takes fewer operations."""
+"""Comparison of a few layers in memory, by the algorithm with fewer operations."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,11 +12,13 @@ from repsim.metrics.recipes.base import MomentFactor
 from repsim.runtime import tuning
 
 Algorithm = Literal["gram", "moments", "pairs"]
-"""How all pairs are computed: in Gram space, in feature space, or one after the other."""
+"""Name of an algorithm: in Gram space, in feature space, or pair by pair."""
 
 
 def compare_in_memory(rows: Sequence[Any], columns: Sequence[Any], measure: Any) -> Float64[np.ndarray, "rows columns"]:
-    """Compare every row layer with every column layer under a `GramMetric`, a `MomentMetric`, or one that is both."""
+    """Compare every row layer with every column layer under a `GramMetric`, a `MomentMetric`, or a measure that is
+    both.
+    """
     layers, settings = [*rows, *columns], tuning.current()
     sweeps: list[GramSweep | MomentSweep] = []
     if "gram" in measure.algorithms:

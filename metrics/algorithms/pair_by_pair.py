@@ -1,4 +1,4 @@
-"""One pair of layers after the other, in blocks: for measures that are no sum over samples."""
+"""Comparison pair by pair, in blocks of layers, for measures that are not sums over samples."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -13,19 +13,19 @@ from repsim.metrics.recipes.rows import cut
 
 @runtime_checkable
 class BlockMeasure(Protocol):
-    """What the algorithm asks of a measure."""
+    """Measure that the algorithm supports."""
 
     def block(self, rows: Sequence[Any], columns: Sequence[Any], /) -> Float64[np.ndarray, "rows columns"]:
         """Compare every row layer with every column layer."""
 
 
 class PairSweep(Sweep[BlockMeasure]):
-    """Blocks of layers, for measures that only compare two prepared layers.
+    """Blocks of pairs, for measures that compare two prepared layers.
 
     Parameters
     ----------
-    group
-        Layers of a block's side.
+    group : int
+        Layers per side of a block.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class PairSweep(Sweep[BlockMeasure]):
 
     @property
     def units(self) -> int:
-        """Blocks."""
+        """Number of blocks."""
         return len(self._blocks)
 
     def parts(self, units: Iterable[int]) -> Iterator[Sums]:
-        """`Metric.block` of each."""
+        """Yield the `Metric.block` of each block of pairs."""
         for unit in units:
             i, j = self._blocks[unit]
             rows, columns = self.layers[i], self.layers[self.first :][j]

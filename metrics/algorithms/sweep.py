@@ -1,4 +1,4 @@
-"""The base of all algorithms: a sum over units, and the matrix of every measure that follows from it."""
+"""Base class of all algorithms: a sum over units, from which the matrix of every measure is computed."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -13,51 +13,51 @@ M = TypeVar("M")
 
 
 class Sweep(ABC, Generic[M]):
-    """All pairs of ``rows`` and ``columns`` under one or several measures."""
+    """Comparison of all pairs of ``rows`` and ``columns`` under one or several measures."""
 
     def __init__(self, rows: Sequence[Any], columns: Sequence[Any], measures: Sequence[M]) -> None:
         self.measures = tuple(measures)
-        seen = {id(layer) for layer in rows}
+        row_ids = {id(layer) for layer in rows}
         self.height = len(rows)
-        overlap = any(id(layer) in seen for layer in columns)
-        self.layers = [*rows, *(layer for layer in columns if id(layer) not in seen)]
-        """Every layer once, those of the rows first."""
+        overlap = any(id(layer) in row_ids for layer in columns)
+        self.layers = [*rows, *(layer for layer in columns if id(layer) not in row_ids)]
+        """All layers without duplicates, those of the rows first."""
         self.first = 0 if overlap else self.height
-        """Where in `layers` the columns begin."""
+        """Index in `layers` of the first column."""
         place = {id(layer): k for k, layer in enumerate(self.layers)}
         self._columns = [place[id(layer)] - self.first for layer in columns]
 
     @property
     def width(self) -> int:
-        """Columns of a part."""
+        """Number of columns of a part."""
         return len(self.layers) - self.first
 
     @property
     def size(self) -> int:
-        """Numbers in a part: for each measure the pairs of rows and columns, and each layer with itself."""
+        """Length of a part: for each measure the pairs of rows and columns, and each layer with itself."""
         return len(self.measures) * (self.height * self.width + len(self.layers))
 
     @property
     @abstractmethod
     def units(self) -> int:
-        """How many there are."""
+        """Number of units."""
 
     @property
     def order(self) -> Sequence[int]:
-        """The order in which units are best computed: neighbours share what they read."""
+        """Order in which units are best computed, because neighbouring units read the same data."""
         return range(self.units)
 
     @abstractmethod
     def parts(self, units: Iterable[int]) -> Iterator[Sums]:
-        """Compute these units, one after the other: a vector of `size` numbers each."""
+        """Yield the sums of these units, one after the other: a vector of `size` numbers for each."""
 
     def run(self) -> list[Float64[np.ndarray, "rows columns"]]:
-        """Compute every unit in this process."""
+        """Compute all units in this process, and return the matrix of every measure."""
         parts = dict(zip(self.order, self.parts(self.order), strict=True))
         return self.values([parts[unit] for unit in range(self.units)])
 
     def values(self, parts: Sequence[Sums]) -> list[Float64[np.ndarray, "rows columns"]]:
-        """Matrix of every measure, from the parts of all units in their order."""
+        """Return the matrix of every measure, from the parts of all units in their order."""
         total = functools.reduce(np.add, parts, np.zeros(self.size))
         matrices = []
         for measure, sums in zip(self.measures, total.reshape(len(self.measures), -1), strict=True):
@@ -69,26 +69,26 @@ class Sweep(ABC, Generic[M]):
     def _finished(
         self, measure: M, products: Float64[np.ndarray, "rows columns"], squares: Float64[np.ndarray, " layers"]
     ) -> Float64[np.ndarray, "rows columns"]:
-        """Values of a measure, from the sums of all pairs and those of each layer with itself."""
+        """Return the values of a measure, from the sums of all pairs and those of each layer with itself."""
 
 
 @runtime_checkable
 class SummedMeasure(Protocol):
-    """What an algorithm that sums S_ab asks of a measure."""
+    """Measure that an algorithm with sums S_ab supports."""
 
     @property
     def normalised(self) -> bool:
         """Whether a value is S_ab / sqrt(S_aa S_bb), and not S_ab."""
 
     def finish(self, values: Sums, /) -> Sums:
-        """Values, from S_ab / sqrt(S_aa S_bb) or S_ab."""
+        """Return values from S_ab / sqrt(S_aa S_bb), or from S_ab."""
 
 
 S = TypeVar("S", bound=SummedMeasure)
 
 
 class SummedSweep(Sweep[S]):
-    """An algorithm whose units give sums S_ab, from which norms are still to be taken."""
+    """Algorithm whose units give sums S_ab, which are normalised at the end."""
 
     def _finished(
         self, measure: S, products: Float64[np.ndarray, "rows columns"], squares: Float64[np.ndarray, " layers"]
@@ -101,4 +101,4 @@ class SummedSweep(Sweep[S]):
 
     @abstractmethod
     def _noise(self, measure: S) -> Float64[np.ndarray, " layers"]:
-        """S_aa that are no larger than this are rounding errors, and the layer has no value."""
+        """Return the bound for S_aa, up to which it is only rounding errors and the layer has no value."""

@@ -1,1 +1,1 @@
-"""What is computed once a layer: centred rows, Gram matrices, subspaces, neighbours."""
+"""Recipes that prepare one layer: centred rows, Gram matrices, subspaces, neighbours."""

@@ -1,4 +1,4 @@
-"""What a recipe is: how one layer is prepared, and what that costs, stated from the layer's shape alone."""
+"""Base classes of recipes, which prepare one layer, and state their cost from its shape."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,28 +16,28 @@ from repsim.metrics.recipes.rows import Rows
 
 @runtime_checkable
 class Factor(Protocol):
-    """What a recipe makes of one layer: a frozen value that no pair ever changes."""
+    """Prepared layer: a frozen value that no comparison changes."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, for whoever decides how many factors to keep."""
+        """Bytes held, from which the planner decides how many factors to keep."""
 
 
 @runtime_checkable
 class PermutableFactor(Factor, Protocol):
-    """A factor that knows what it is for the same layer with its samples in another order."""
+    """Factor that can be computed for its layer with the samples in another order."""
 
     def permuted(self, order: Int64[Tensor, " n"]) -> Factor:
-        """Sample i of the result is sample order[i] of this one."""
+        """Return the factor whose sample i is sample order[i] of this one."""
 
 
 class MomentFactor(ABC):
-    """A factor for feature space: a matrix (n, p), of whose product with another layer's a measure is computed."""
+    """Factor for feature space: a matrix (n, p); measures are computed from the product of two such matrices."""
 
     @property
     @abstractmethod
     def n(self) -> int:
-        """Samples."""
+        """Number of samples."""
 
     @property
     @abstractmethod
@@ -47,20 +47,20 @@ class MomentFactor(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the matrix is."""
+        """Device of the matrix."""
 
     @property
     @abstractmethod
     def in_memory(self) -> bool:
-        """Whether the matrix is at hand, and need not be read from a file."""
+        """Whether the matrix is in memory, and not read from a file."""
 
     @abstractmethod
     def rows(self, i: slice, /) -> Float[Tensor, "rows p"]:
-        """Rows of the matrix."""
+        """Return rows of the matrix."""
 
     @property
     def uneven(self) -> bool:
-        """Whether one sample outweighs the others so much that products with it have to be made in float64."""
+        """Whether one sample dominates the others, so that products must be computed in float64."""
         return False
 
 
@@ -68,58 +68,61 @@ F_co = TypeVar("F_co", bound=Factor, covariant=True)
 
 
 class Recipe(ABC, Generic[F_co]):
-    """One layer -> one factor. Equal recipes give equal factors, so measures that name the same one share the work.
+    """Preparation of one layer.
+
+    Equal recipes give equal factors, so measures with the same recipe share the work.
 
     Extend `InMemoryRecipe`, or `StreamingRecipe` for layers that need not fit into memory.
     """
 
     @abstractmethod
     def __call__(self, x: Any, /) -> F_co:
-        """Prepare one layer, (n, p) features; `UndefinedValueError` where it has nothing to compare (a constant one).
+        """Prepare one layer, (n, p) features; raise `UndefinedValueError` if it has nothing to compare (a constant
+        layer).
 
         The layer is a tensor, unless the recipe is a `StreamingRecipe`. The recipes of other forms
-        (`Metric.recipe_for`) take what that form stores.
+        (`Metric.recipe_for`) take the arrays that the form stores.
         """
 
     @abstractmethod
     def covers(self, other: "Recipe[Any]") -> bool:
-        """Whether this factor has everything that the other recipe's has, so that it serves both."""
+        """Return whether the factor of this recipe contains everything that the other recipe computes."""
 
     @abstractmethod
     def cost(self, layer: LayerSize) -> Cost:
-        """Work of preparing one layer, beside reading it."""
+        """Return the cost of preparing one layer, without reading it."""
 
     @abstractmethod
     def memory(self, layer: LayerSize) -> Memory:
-        """Bytes of the factor, and those that preparing it takes."""
+        """Return the bytes of the factor, and of the workspace to prepare it."""
 
     @abstractmethod
     def width(self, layer: LayerSize) -> int:
-        """Columns of a layer's factor that take part in products with other layers."""
+        """Return the columns of the factor of a layer that take part in products with other layers."""
 
 
 class _GenericRecipe(Recipe[F_co]):
-    """What most recipes have in common."""
+    """Base of most recipes."""
 
     @override
     def covers(self, other: Recipe[Any]) -> bool:
-        """Equal recipes only."""
+        """Return whether the recipes are equal."""
         return self == other
 
     @override
     def width(self, layer: LayerSize) -> int:
-        """All features."""
+        """Return the number of features."""
         return layer.p
 
 
 class InMemoryRecipe(_GenericRecipe[F_co]):
-    """A recipe for layers that are in memory as a whole."""
+    """Recipe for layers that are completely in memory."""
 
 
 class StreamingRecipe(_GenericRecipe[F_co]):
-    """A recipe for layers that need not fit into memory: it takes any `Rows`, of which a tensor is one.
+    """Recipe for layers that need not fit into memory: it accepts any `Rows`, and a tensor is one.
 
-    What it finds is a small state, which one process can send to another; calling it is both steps in one.
+    `fit` returns a small state, which processes can exchange; a call runs `fit` and `apply`.
     """
 
     def __call__(self, x: Rows, /) -> F_co:
@@ -128,15 +131,15 @@ class StreamingRecipe(_GenericRecipe[F_co]):
 
     @abstractmethod
     def fit(self, x: Rows, /) -> Any:
-        """Find the state of a layer: the work."""
+        """Compute the state of a layer; this is the main work."""
 
     @abstractmethod
     def apply(self, x: Rows, state: Any, /) -> F_co:
-        """Make the factor. Where x is no tensor it holds on to x, and reads it again."""
+        """Make the factor. If x is not a tensor, the factor keeps a reference to x, and reads it again."""
 
 
 class DifferentiableRecipe(Recipe[F_co]):
-    """A recipe with a way of its own to prepare a layer by operations that autograd knows."""
+    """Recipe that can prepare a layer with operations that autograd supports."""
 
     @abstractmethod
     def with_gradient(self, x: Float[Tensor, "n p"], /) -> F_co:
@@ -145,7 +148,7 @@ class DifferentiableRecipe(Recipe[F_co]):
 
 @dataclass(frozen=True)
 class FunctionRecipe(InMemoryRecipe[F_co]):
-    """A plain function as a recipe. A plan takes it to be no more work than reading the layer."""
+    """Plain function as a recipe; the planner assumes that it is no more work than reading the layer."""
 
     function: Callable[[Any], F_co]
 
@@ -155,10 +158,10 @@ class FunctionRecipe(InMemoryRecipe[F_co]):
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """Nothing beside reading."""
+        """Return no cost besides reading."""
         return Cost()
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
-        """As much as the layer itself, and some numbers a sample."""
+        """Return the memory of the layer itself, and of some numbers per sample."""
         return Memory(layer.n * layer.p * layer.itemsize, state=32 * layer.n)

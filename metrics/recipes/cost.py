@@ -1,4 +1,4 @@
-"""How much work preparing and comparing layers is, by what limits it: stated from shapes, before anything is read."""
+"""Cost and memory of preparing and comparing layers, computed from their shapes."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,36 +8,36 @@ Amount = int | float
 
 @dataclass(frozen=True)
 class LayerSize:
-    """What a recipe knows of a layer before it is read."""
+    """Shape and item size of a layer."""
 
     n: int
-    """Samples."""
+    """Number of samples."""
     p: int
-    """Values of a sample."""
+    """Number of features per sample."""
     itemsize: int = 4
-    """Bytes of a value as it is computed with: half precision is widened when it is read."""
+    """Bytes per value in computations: half precision is converted to float32 when it is read."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Amount of work, by what limits it."""
+    """Amount of work, by the resource that limits it."""
 
     flop32: Amount = 0
-    """In float32 products."""
+    """Floating-point operations of products in float32."""
     flop64: Amount = 0
-    """In float64 products."""
+    """Floating-point operations of products in float64."""
     decomposed: Amount = 0
-    """In eigenvalue and singular value decompositions, as if each were the products it is often counted as."""
+    """Operations of eigenvalue and singular value decompositions, by the usual counts."""
     touched: Amount = 0
-    """Values that pass through float64, one after the other."""
+    """Values that are processed one by one in float64."""
     added: Amount = 0
     """Values of float32 products that are added to float64 sums."""
     read: Amount = 0
-    """Bytes from the stores."""
+    """Bytes read from the stores."""
 
     @staticmethod
     def of_products(flop: Amount, itemsize: int) -> "Cost":
-        """Cost of matrix products of so many operations, in float32 or in float64."""
+        """Return the cost of matrix products with this number of operations, in float32 or float64."""
         return Cost(flop32=flop) if itemsize <= 4 else Cost(flop64=flop)
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -47,7 +47,7 @@ class Cost:
         return Cost(*(times * amount for amount in dataclasses.astuple(self)))
 
     def seconds(self, rates: "Cost") -> float:
-        """How long it takes at these rates, a second of each: one thing after the other, and reading beside them."""
+        """Return the seconds at these rates per second; reading runs in parallel with everything else."""
         reading = self.read / rates.read
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(rates), strict=True)
         return float(max(reading, sum(amount / rate for amount, rate in pairs if amount) - reading))
@@ -55,16 +55,16 @@ class Cost:
 
 NOTHING = Cost()
 NOMINAL = Cost(flop32=2e11, flop64=1e11, decomposed=5e10, touched=1e9, added=2.5e9, read=1e9)
-"""Rates a second by which algorithms are weighed: only their proportions matter, much the same on every machine."""
+"""Rates per second for choosing an algorithm; only their ratios matter, which are similar on all machines."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one layer takes, by how long they are needed."""
+    """Bytes for one layer, by how long they are needed."""
 
     factor: int
-    """Of the prepared layer, where it is kept in memory and not read again as it is needed."""
+    """Bytes of the prepared layer, if it is kept in memory and not read again on demand."""
     state: int = 0
-    """That stay until the end, wherever the layer itself is."""
+    """Bytes that stay until the end, also if the layer itself is not in memory."""
     workspace: int = 0
-    """While this layer is prepared, beside everything else."""
+    """Bytes needed only while this layer is prepared."""

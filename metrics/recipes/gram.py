@@ -1,7 +1,7 @@
-"""Centred Gram matrices, given tile by tile: what every CKA, and distance correlation, is computed from.
+"""Recipe of centred Gram matrices, which CKA and distance correlation compute tile by tile.
 
-No n x n matrix is ever held. A `Gram` knows the centred features (n, p) and the row sums of its kernel, from which any
-tile of the centred Gram matrix follows, so that exact values at large n take the memory of one tile a layer.
+No n x n matrix is held. A `Gram` contains the centred features (n, p) and the row sums of its kernel, from which any
+tile of the centred Gram matrix is computed. So exact values at large n take the memory of one tile per layer.
 """
 
 import dataclasses
@@ -21,53 +21,56 @@ from repsim.errors import UndefinedValueError
 from repsim.labels import partition
 from repsim.metrics.recipes.base import Factor, MomentFactor, Recipe, StreamingRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
-from repsim.metrics.recipes.rows import Centred, Rows, column_means, cut, in_memory, pieces, wide
+from repsim.metrics.recipes.rows import Centred, Rows, column_means, cut, float64_device, in_memory, pieces
 from repsim.runtime import tuning
 
 Kernel = Literal["linear", "rbf", "distance"]
 _FAR = 2.0**-10
-"""A median squared norm below this share of the mean loses half of float32's digits."""
+"""Samples whose median squared norm is below this share of the mean lose half of the digits of float32."""
 NEAR = 2.0**-12
-"""Squared distances below this, of samples whose squared norms are 1 on average, lose digits in float32: they are what
-two numbers of that size differ by, and their roots are wanted. Without care duplicates cost 1e-5, with it 1e-8."""
+"""Squared distances below this lose digits in float32, for samples with squared norms of 1 on average.
+
+They are differences of two numbers of that size, and their roots are needed. Computed again in float64, the
+distances of duplicates have errors of 1e-8 instead of 1e-5.
+"""
 
 
 class KernelMatrix(ABC):
-    """A kernel matrix between n samples, whole or in blocks along its diagonal, and what centres it."""
+    """Kernel matrix between n samples, complete or in blocks along its diagonal, with its centring."""
 
     @property
     @abstractmethod
     def n(self) -> int:
-        """Samples: rows of the whole matrix."""
+        """Number of samples: rows of the complete matrix."""
 
     @property
     @abstractmethod
     def p(self) -> int:
-        """Features that a tile is computed from; 0 where tiles are stored."""
+        """Features from which a tile is computed; 0 if tiles are stored."""
 
     @property
     @abstractmethod
     def block(self) -> int:
-        """Samples of one block: n where the matrix is known whole."""
+        """Samples of one block: n if the matrix is complete."""
 
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Of a tile."""
+        """Dtype of a tile."""
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Of a tile."""
+        """Device of a tile."""
 
     @property
     @abstractmethod
     def eps(self) -> float:
-        """The relative rounding error of an entry."""
+        """Relative rounding error of an entry."""
 
     @abstractmethod
     def rows(self, i: slice) -> Float[Tensor, "rows columns"]:
-        """What tiles with these rows, or columns, are computed from: read once, it serves many tiles."""
+        """Return the data for tiles with these rows, or columns; read once, it serves many tiles."""
 
     @abstractmethod
     def tile(self, x: Tensor, y: Tensor, i: slice, j: slice, out: Float[Tensor, "i j"]) -> None:
@@ -75,25 +78,25 @@ class KernelMatrix(ABC):
 
     @abstractmethod
     def offsets(self, *, unbiased: bool) -> Float64[Tensor, "blocks b"]:
-        """The vector o of every block with centred K_ij = K_ij - o_i - o_j.
+        """Return the vector o of every block, such that the centred matrix is K_ij - o_i - o_j.
 
         Biased: double centring H K H. Unbiased: U-centring (Szekely & Rizzo 2014), which leaves the diagonal out.
         """
 
     @property
     def in_memory(self) -> bool:
-        """Whether `rows` are at hand, and need not be read from a file."""
+        """Whether `rows` are in memory, and not read from a file."""
         return True
 
     @property
     def draws(self) -> tuple["KernelMatrix", ...]:
-        """The independent estimates of one matrix that there are: of an exact one, itself."""
+        """Independent estimates of the matrix; an exact matrix is its only estimate."""
         return (self,)
 
 
 @runtime_checkable
 class Kernels(Factor, Protocol):
-    """One layer's kernel matrix: exact, or in several independent estimates."""
+    """Kernel matrix of one layer: exact, or in several independent estimates."""
 
     @property
     def draws(self) -> Sequence[KernelMatrix]:
@@ -104,22 +107,22 @@ K_co = TypeVar("K_co", bound=Kernels, covariant=True)
 
 
 class KernelRecipe(Recipe[K_co]):
-    """A recipe for Gram space."""
+    """Recipe for Gram space."""
 
     draws: ClassVar[int] = 1
-    """Independent estimates of the matrix that the factor holds."""
+    """Number of independent estimates of the matrix in the factor."""
     stored: ClassVar[bool] = False
-    """Whether the entries are stored, and tiles need not be computed from features."""
+    """Whether the entries are stored, and tiles are not computed from features."""
 
     @abstractmethod
     def block(self, n: int) -> int:
-        """Samples of one block, of n: all of them where the matrix is known whole."""
+        """Return the samples of one block, of n; n if the matrix is complete."""
 
 
 def offsets(
     row_sums: Float64[Tensor, "*blocks b"], diagonal: Float64[Tensor, "*blocks b"], *, unbiased: bool
 ) -> Float64[Tensor, "*blocks b"]:
-    """What `KernelMatrix.offsets` gives, from the row sums and the diagonal of each block."""
+    """Return `KernelMatrix.offsets` from the row sums and the diagonal of each block."""
     n = row_sums.shape[-1]
     if not unbiased:
         return (row_sums - row_sums.mean(-1, keepdim=True) / 2) / n
@@ -129,28 +132,28 @@ def offsets(
 
 @dataclass(frozen=True, eq=False)
 class Gram(KernelMatrix, MomentFactor):
-    """One layer's Gram matrix, as centred features and the row sums of the kernel.
+    """Gram matrix of one layer, as centred features and the row sums of the kernel.
 
-    The linear kernel is x_i'x_j. The RBF kernel is held as exp(-d_ij^2 / (2 s^2)) - 1: no centring can tell the 1, and
-    without it a wide kernel, all of whose values are close to 1, keeps its digits. The distance kernel is -d_ij.
+    The linear kernel is x_i'x_j. The RBF kernel is held as exp(-d_ij^2 / (2 s^2)) - 1: centring removes the 1, and
+    without it a wide kernel, with all values close to 1, keeps its digits. The distance kernel is -d_ij.
 
-    Features are divided by a power of two that leaves a mean squared norm between 1/4 and 1, so that the squares of
-    tiny or huge activations neither vanish nor overflow; what is a cosine does not see the scale.
+    Features are divided by a power of two such that their mean squared norm is between 1/4 and 1, so that squares of
+    tiny or huge activations neither underflow nor overflow; cosines do not depend on the scale.
     """
 
     features: Rows
-    """(n, p): a tensor, or read from the store whenever they are asked for."""
+    """(n, p): a tensor, or rows that are read from the store on demand."""
     squared_norms: Float64[Tensor, " n"]
-    """Of the features as they are rounded."""
+    """Squared norms of the rounded features."""
     row_sums: Float64[Tensor, " n"]
-    """Of the block that each sample is in."""
+    """Row sums of the block that each sample is in."""
     kernel: Kernel = "linear"
     width: float | None = None
     """s of the RBF kernel, in units of the scaled features."""
     size: int | None = None
-    """Samples of a minibatch, where the matrix is cut into such blocks."""
-    known: torch.dtype | None = None
-    """The dtype that the layer came in, where the features have a wider one."""
+    """Samples of a minibatch, if the matrix is cut into minibatches."""
+    source_dtype: torch.dtype | None = None
+    """Dtype of the layer, if the features have a wider one."""
 
     @property
     def nbytes(self) -> int:
@@ -170,56 +173,56 @@ class Gram(KernelMatrix, MomentFactor):
 
     @property
     def in_memory(self) -> bool:
-        """Whether the features are."""
+        """Whether the features are in memory."""
         return isinstance(self.features, Tensor)
 
     @property
     def uneven(self) -> bool:
-        """Whether one sample carries more than a tenth of the layer's variance.
+        """Whether one sample has more than a tenth of the variance of the layer.
 
-        Then almost all of ||X'Y||^2 may be that sample's product with itself, which debiasing takes away again.
+        Then almost all of ||X'Y||^2 may be the product of that sample with itself, which debiasing subtracts.
         """
         return bool(self.squared_norms.max() > 0.1 * self.squared_norms.sum())
 
     @property
     def block(self) -> int:
-        """All samples, or those of a minibatch."""
+        """Samples of a minibatch, or all samples."""
         return self.n if self.size is None else self.size
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the features."""
+        """Dtype of the features."""
         return self.features.dtype
 
     @property
     def device(self) -> torch.device:
-        """That of the features."""
+        """Device of the features."""
         return self.features.device
 
     @property
     def eps(self) -> float:
-        """Of the dtype that the layer came in: what float32 rounded away is not known in float64 either."""
-        return torch.finfo(self.dtype if self.known is None else self.known).eps
+        """Rounding error of the dtype of the layer; float64 does not restore the digits that float32 lost."""
+        return torch.finfo(self.dtype if self.source_dtype is None else self.source_dtype).eps
 
     def rows(self, i: slice) -> Float[Tensor, "rows p"]:
-        """The features."""
+        """Return the features of these samples."""
         return self.features[i]
 
     def tile(self, x: Tensor, y: Tensor, i: slice, j: slice, out: Float[Tensor, "i j"]) -> None:
-        """From the features."""
-        if out.dtype != self.dtype:  # beside layers of another precision: computed in its own
+        """Write the kernel of rows i and columns j into ``out``, from the features."""
+        if out.dtype != self.dtype:  # another layer has another precision
             out.copy_(self._kernel(x @ y.T, x, y, i, j))
         else:
             self._kernel(torch.mm(x, y.T, out=out), x, y, i, j)
 
     def _kernel(self, products: Tensor, x: Tensor, y: Tensor, i: slice, j: slice) -> Tensor:
-        """The kernel of rows i and columns j in place of the inner products of x and y, their features."""
+        """Replace the inner products of x and y, the features of rows i and columns j, by the kernel."""
         if self.kernel == "linear":
             return products
         return self._of_distances(self._squared_distances(products, x, y, i, j, near=self._near))
 
     def _of_distances(self, squared: Tensor) -> Tensor:
-        """The kernel in place of squared distances."""
+        """Replace squared distances by the kernel."""
         if self.kernel == "distance":
             return squared.sqrt_().neg_()
         assert self.width is not None
@@ -232,21 +235,21 @@ class Gram(KernelMatrix, MomentFactor):
     def _squared_distances(
         self, products: Tensor, x: Tensor, y: Tensor, i: slice, j: slice, *, near: float
     ) -> Float[Tensor, "i j"]:
-        """d_ij^2 = g_i + g_j - 2 x_i'x_j in place, never negative and 0 on the diagonal whatever rounding says.
+        """Replace inner products by d_ij^2 = g_i + g_j - 2 x_i'x_j, clamped at 0, and 0 on the diagonal.
 
-        A float32 tile with samples that are ``near`` each other is made once more, in float64. A float64 tile has twice
-        as many digits: only its pairs that are near squared are made once more, from differences.
+        A float32 tile with squared distances below ``near`` is computed again in float64. A float64 tile has twice as
+        many digits: only its pairs below ``near`` squared are computed again, from differences.
         """
         squared = self._from_products(products, i, j)
         if near and i == j:
             squared.fill_diagonal_(math.inf)
         if near and products.dtype == torch.float64:
             rows, columns = (squared < near**2).nonzero(as_tuple=True)
-            for some in cut(len(rows), max(1, 2**20 // x.shape[1])):
-                r, c = rows[some], columns[some]
+            for pairs in cut(len(rows), max(1, 2**20 // x.shape[1])):
+                r, c = rows[pairs], columns[pairs]
                 squared[r, c] = (x[r] - y[c]).square().sum(1)
         elif near and bool(squared.amin() < near):
-            place = wide(self.device)
+            place = float64_device(self.device)
             squared.copy_(self._from_products(x.to(place, torch.float64) @ y.to(place, torch.float64).T, i, j))
         squared.clamp_(min=0)
         return squared.fill_diagonal_(0) if i == j else squared
@@ -256,9 +259,9 @@ class Gram(KernelMatrix, MomentFactor):
         return products.mul_(-2).add_(norms[0][:, None]).add_(norms[1])
 
     def squared_distances(self, panel: int = 2048, *, near: float = 0.0) -> Iterator[tuple[slice, slice, Tensor]]:
-        """All of them: the tiles of the upper triangle, each to be used before the next is asked for.
+        """Yield the tiles of the upper triangle; each must be used before the next one is requested.
 
-        Those below ``near`` are as exact as float64 products of the features are (`_squared_distances`).
+        Distances below ``near`` have the precision of float64 products of the features (`_squared_distances`).
         """
         for i in cut(self.n, panel):
             x = self.features[i]
@@ -269,7 +272,7 @@ class Gram(KernelMatrix, MomentFactor):
                 yield i, j, self._squared_distances(x @ y.T, x, y, i, j, near=near)
 
     def sum_rows(self) -> Float64[Tensor, " n"]:
-        """The row sums of a whole kernel, which is not linear."""
+        """Return the row sums of a complete kernel that is not linear."""
         sums = torch.zeros_like(self.squared_norms)
         for i, j, squared in self.squared_distances(near=self._near):
             tile = self._of_distances(squared).to(sums.device)
@@ -279,14 +282,16 @@ class Gram(KernelMatrix, MomentFactor):
         return sums
 
     def centred(self) -> Float64[Tensor, "n n"]:
-        """H K H, whole, in float64: for looking at one layer, where n is small."""
-        x = self.features[:].to(wide(self.device), torch.float64)
-        whole = slice(0, self.n)
-        K = self._kernel(x @ x.T, x, x, whole, whole)
+        """Return H K H as one matrix in float64, for a single layer with small n."""
+        x = self.features[:].to(float64_device(self.device), torch.float64)
+        everything = slice(0, self.n)
+        K = self._kernel(x @ x.T, x, x, everything, everything)
         return K - K.mean(0) - K.mean(1, keepdim=True) + K.mean()
 
     def offsets(self, *, unbiased: bool) -> Float64[Tensor, "blocks b"]:
-        """From the row sums; the diagonal of the RBF kernel, as it is held here, is 0, as that of distances is."""
+        """Compute the offsets from the row sums; the diagonal is 0 for the RBF kernel, as it is held here, and for
+        distances.
+        """
         diagonal = self.squared_norms if self.kernel == "linear" else torch.zeros_like(self.squared_norms)
         blocks = (t.view(-1, self.block) for t in (self.row_sums, diagonal))
         return offsets(*blocks, unbiased=unbiased)
@@ -294,7 +299,7 @@ class Gram(KernelMatrix, MomentFactor):
 
 @dataclass(frozen=True)
 class GramState:
-    """What makes a `Gram` of features, without the features: little, so that one process can tell it to another."""
+    """State from which a `Gram` is made of features; small, so that processes can exchange it."""
 
     mean: Float64[Tensor, " p"]
     scale: float
@@ -302,29 +307,29 @@ class GramState:
     row_sums: Float64[Tensor, " in_blocks"]
     width: float | None
     dtype: torch.dtype
-    """Of the features: float64 where float32 would lose what most samples differ by."""
+    """Dtype of the features: float64 if float32 would lose the differences between most samples."""
 
 
 @dataclass(frozen=True)
 class Reordered:
-    """The samples of some rows in another order."""
+    """Samples of some rows in another order."""
 
     source: Rows
     order: Tensor
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(samples in the order, p)."""
+        """Shape (samples in the order, p)."""
         return len(self.order), self.source.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the source."""
+        """Dtype of the source."""
         return self.source.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the source."""
+        """Device of the source."""
         return self.source.device
 
     def __getitem__(self, rows: "slice | Tensor") -> Tensor:
@@ -333,7 +338,7 @@ class Reordered:
 
 @dataclass(frozen=True)
 class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
-    """The recipe of a `Gram`: centre in float64, scale, and find the row sums (free for a linear kernel).
+    """Recipe of a `Gram`: centre in float64, scale, and compute the row sums (zero for a linear kernel).
 
     ``bandwidth``: s^2 = bandwidth^2 x the median of the whole n x n matrix of squared distances, diagonal included, of
     this representation on its own (Kornblith et al. 2019, published code). ``sigma`` gives s itself instead. ``batch``
@@ -346,21 +351,21 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
     batch: int | None = None
 
     def block(self, n: int) -> int:
-        """A minibatch, or all samples."""
+        """Return the samples of a minibatch, or n."""
         return self.batch or n
 
     @override
     def cost(self, layer: LayerSize) -> Cost:
-        """Of a linear kernel nothing beside centring; of others the whole matrix, for row sums and the median."""
+        """Return the cost: none for a linear kernel; otherwise passes over the matrix for row sums and the median."""
         if self.kernel == "linear":
             return Cost()
-        passes = 1 if self.bandwidth is None else 3  # twice for the median, by its bits; once for the row sums
+        passes = 1 if self.bandwidth is None else 3  # two for the median, one for the row sums
         pairs = float(layer.n) * layer.n
         return Cost(flop32=passes * pairs * layer.p, touched=passes * pairs / 2)
 
     @override
     def memory(self, layer: LayerSize) -> Memory:
-        """Features, some numbers a sample, and tiles of one layer for row sums and the median."""
+        """Return the memory of features, some numbers per sample, and tiles for row sums and the median."""
         workspace = 0
         if self.kernel != "linear" or self.batch:
             side = min(layer.n, self.batch or tuning.current().panel)
@@ -372,62 +377,62 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
         return self.apply(x, self.fit(x)) if self.batch is None else self._cut(x, self._fit(x))
 
     def fit(self, x: Rows) -> GramState:
-        """Pass over the layer, and, unless the kernel is linear, over its Gram matrix."""
+        """Compute the state in passes over the layer and, unless the kernel is linear, over its Gram matrix."""
         state = self._fit(x)
         return state if self.batch is None else dataclasses.replace(state, row_sums=self._cut(x, state).row_sums)
 
     def _fit(self, x: Rows) -> GramState:
-        """But for the row sums of minibatches."""
+        """Compute the state without the row sums of minibatches."""
         mean, peak = column_means(x)
-        peak = _power_of_two(peak)  # of which the largest value is a part, so that no square overflows
+        peak = _power_of_two(peak)  # the largest value is below it, so that no square overflows
         dtype = torch.promote_types(x.dtype, torch.float32)
         norms = _norms(Centred(x, mean, peak, dtype))
-        if wide(x.device) == x.device and self._far_apart(norms):
+        if float64_device(x.device) == x.device and self._far_apart(norms):
             dtype = torch.float64
             norms = _norms(Centred(x, mean, peak, dtype))
         scale = _power_of_two(float(norms.square().mean().sqrt()))
         squared_norms = (norms / scale).square()
         state = GramState(mean, peak * scale, squared_norms, torch.zeros_like(squared_norms), None, dtype)
         if self.kernel != "linear":
-            whole = dataclasses.replace(self, batch=None).apply(x, state)
+            gram = dataclasses.replace(self, batch=None).apply(x, state)
             if self.kernel == "rbf":
-                width = self.sigma / state.scale if self.sigma is not None else self._fraction_of_median(whole)
-                whole, state = dataclasses.replace(whole, width=width), dataclasses.replace(state, width=width)
+                width = self.sigma / state.scale if self.sigma is not None else self._fraction_of_median(gram)
+                gram, state = dataclasses.replace(gram, width=width), dataclasses.replace(state, width=width)
             if self.batch is None:
-                return dataclasses.replace(state, row_sums=whole.sum_rows())
+                return dataclasses.replace(state, row_sums=gram.sum_rows())
         return state  # the rows of a centred linear kernel sum to 0
 
     def _far_apart(self, norms: Float64[Tensor, " n"]) -> bool:
-        """Whether some samples are so far from the others that float32 loses what these differ by.
+        """Return whether some samples are so far from the others that float32 loses the differences between the others.
 
-        Either a single one carries more than a tenth of the variance (`Gram.uneven`), and what centring and debiasing
-        take away again is as large; or the distances of most samples, which kernels are of, are far below the largest.
+        Either a single sample has more than a tenth of the variance (`Gram.uneven`), and centring and debiasing
+        subtract numbers of that size; or the distances between most samples are far below the largest one.
         """
         squares = (norms / norms.max()).square()
         uneven = float(squares.max()) > 0.1 * float(squares.sum())
         return uneven or (self.kernel != "linear" and float(squares.median()) < _FAR * float(squares.mean()))
 
     def _cut(self, x: Rows, state: GramState) -> Gram:
-        """Into minibatches, with the row sums of each."""
+        """Cut the matrix into minibatches, with the row sums of each."""
         kept = state.row_sums[: len(self._order(x))]
         gram = self.apply(x, dataclasses.replace(state, row_sums=kept))
         return dataclasses.replace(gram, row_sums=_block_row_sums(gram))
 
     def apply(self, x: Rows, state: GramState) -> Gram:
-        """Make the factor: features in memory if x is, read from the store as they are needed if it is there."""
+        """Make the factor: features in memory if x is; otherwise read from the store on demand."""
         features: Rows = Centred(x, state.mean, state.scale, state.dtype)
         norms = state.squared_norms
         if self.batch is not None:
             order = self._order(x)
             features, norms = Reordered(features, order.to(x.device)), norms[order.to(norms.device)]
-        kept = in_memory(features, made_of=x)
-        known = torch.promote_types(x.dtype, torch.float32)
-        return Gram(kept, norms, state.row_sums, self.kernel, state.width, self.batch, known)
+        kept = in_memory(features, source=x)
+        source_dtype = torch.promote_types(x.dtype, torch.float32)
+        return Gram(kept, norms, state.row_sums, self.kernel, state.width, self.batch, source_dtype)
 
     def with_gradient(self, x: Float[Tensor, "n p"], *, unbiased: bool) -> Float64[Tensor, "*blocks b b"]:
-        """The centred Gram matrix, or those of the minibatches, by operations that autograd knows."""
-        column_means(x.detach())  # refuses what is constant
-        x = (x - x.mean(0)).to(wide(x.device), torch.float64)
+        """Return the centred Gram matrix, or those of the minibatches, with operations that autograd supports."""
+        column_means(x.detach())  # raises for a constant layer
+        x = (x - x.mean(0)).to(float64_device(x.device), torch.float64)
         K = x @ x.T
         if self.kernel == "distance":
             K = -distances(x)
@@ -450,16 +455,16 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
         return centred * (1 - torch.eye(n, dtype=K.dtype, device=K.device)) if unbiased else centred
 
     def _order(self, x: Rows) -> Tensor:
-        """The samples of one minibatch after those of the other; a shorter last one is left out."""
+        """Return the indices of the samples, minibatch after minibatch; a shorter last one is left out."""
         assert self.batch is not None
         n = x.shape[0]
         return torch.from_numpy(partition(n)[: n // self.batch * self.batch])
 
     def _fraction_of_median(self, gram: Gram) -> float:
-        """``bandwidth`` times the root of the median squared distance.
+        """Return ``bandwidth`` times the root of the median squared distance.
 
-        Sorted, the n x n matrix is n zeros and then every distance of the strict upper triangle twice. As numpy has it,
-        the median of an even number of values is the mean of the two in the middle.
+        The sorted n x n matrix consists of n zeros and then of every distance of the strict upper triangle twice. As in
+        numpy, the median of an even number of values is the mean of the two in the middle.
         """
         n = gram.n
         middle = {(n * n - 1) // 2, n * n // 2}
@@ -471,7 +476,7 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
 
         values = order_statistics(distances, n * (n - 1) // 2, ranks)
         median = sum(values) / len(values)
-        if median <= 32 * torch.finfo(gram.dtype).eps:  # of a mean squared norm of 1: rounding errors
+        if median <= 32 * torch.finfo(gram.dtype).eps:  # rounding errors, for a mean squared norm of 1
             raise UndefinedValueError(
                 "the median distance between samples is 0 (most are identical), so the RBF kernel has no width; "
                 "give the width itself: cka:kernel=rbf,sigma=..."
@@ -481,12 +486,12 @@ class CentredGram(KernelRecipe[Gram], StreamingRecipe[Gram]):
 
 
 def distances(x: Float64[Tensor, "n p"]) -> Float64[Tensor, "n n"]:
-    """All Euclidean distances, with a gradient, which is 0 where they are 0."""
+    """Return all Euclidean distances, with a gradient that is 0 where they are 0."""
     return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _norms(x: Centred) -> Float64[Tensor, " n"]:
-    """Of every sample, as it is rounded."""
+    """Return the norm of every sample, after rounding."""
     norms = torch.empty(x.shape[0], dtype=torch.float64, device=x.mean.device)
     for i in pieces(x):
         torch.linalg.vector_norm(x[i].to(norms), dim=1, out=norms[i])
@@ -494,12 +499,12 @@ def _norms(x: Centred) -> Float64[Tensor, " n"]:
 
 
 def _power_of_two(x: float) -> float:
-    """The next one above; to divide by it rounds nothing."""
+    """Return the next power of two above x; dividing by it rounds nothing."""
     return math.ldexp(1.0, math.frexp(x)[1])
 
 
 def _block_row_sums(gram: Gram) -> Float64[Tensor, " n"]:
-    """Of every block of a kernel: of a linear one X (X'1), without the kernel itself."""
+    """Return the row sums of every block of a kernel; X (X'1) for a linear kernel, without the matrix."""
     sums = torch.empty_like(gram.squared_norms)
     tile = torch.empty(gram.block, gram.block, dtype=gram.dtype, device=gram.device)
     for i in cut(gram.n, gram.block):
@@ -516,11 +521,11 @@ def _block_row_sums(gram: Gram) -> Float64[Tensor, " n"]:
 def order_statistics(
     pieces: Callable[[], Iterator[Float[Tensor, " values"]]], count: int, ranks: Sequence[int], hold: int = 2**22
 ) -> list[float]:
-    """The values at ``ranks`` (from 0) of all ``count`` sorted, none negative, holding at most ``hold`` at once.
+    """Return the values at ``ranks`` (from 0) of ``count`` sorted nonnegative values, holding at most ``hold`` at once.
 
-    Where there are more, they are found by their bits, which, read as integers, sort as floats >= 0 do: the values are
-    counted by their leading 16 bits, then those that share the right ones by the next 16, and so on, one sweep over the
-    pieces each time.
+    More values are searched by their bits, because nonnegative floats sort like their bits read as integers. Values are
+    counted by their leading 16 bits, then those with the right leading bits by the next 16, and so on, with one pass
+    over the pieces each time.
 
     >>> order_statistics(lambda: iter([torch.tensor([3.0, 0.5]), torch.tensor([2.0])]), 3, [0, 1])
     [0.5, 2.0]
@@ -530,20 +535,20 @@ def order_statistics(
         return [float(value) for value in np.partition(values, ranks)[ranks]]
     first = next(pieces())
     integer = torch.int64 if first.dtype == torch.float64 else torch.int32
-    found = [(0, rank) for rank in ranks]  # the leading bits, and the rank among the values that have them
+    positions = [(0, rank) for rank in ranks]  # leading bits, and the rank among the values that start with them
     for shift in range(8 * first.element_size() - 16, -1, -16):
-        counts = {prefix: first.new_zeros(2**16, dtype=torch.int64) for prefix, _ in found}
+        counts = {prefix: first.new_zeros(2**16, dtype=torch.int64) for prefix, _ in positions}
         for piece in pieces():
             bits = piece.view(integer) >> shift
             for prefix in counts:
-                inside = bits - (prefix << 16)  # negative, or 2^16 and more, where the leading bits are others
+                inside = bits - (prefix << 16)  # outside [0, 2^16) for other leading bits
                 counts[prefix] += torch.bincount(inside[(inside >= 0) & (inside < 2**16)], minlength=2**16)
-        found = [_descend(counts[prefix], prefix, rank) for prefix, rank in found]
-    return [float(torch.tensor(prefix, dtype=integer).view(first.dtype)) for prefix, _ in found]
+        positions = [_descend(counts[prefix], prefix, rank) for prefix, rank in positions]
+    return [float(torch.tensor(prefix, dtype=integer).view(first.dtype)) for prefix, _ in positions]
 
 
 def _descend(counts: Tensor, prefix: int, rank: int) -> tuple[int, int]:
-    """The leading bits, 16 longer, of the value with this rank among those that start with ``prefix``."""
+    """Return the leading bits, 16 longer, of the value with this rank among those that start with ``prefix``."""
     up_to = counts.cumsum(0)
     digit = int(torch.searchsorted(up_to, rank, right=True))
     return (prefix << 16) + digit, rank - int(up_to[digit] - counts[digit])

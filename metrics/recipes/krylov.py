@@ -1,4 +1,4 @@
-"""The leading singular vectors of a layer that is too large to be decomposed whole, by block Krylov iteration."""
+"""Block Krylov iteration for the leading singular vectors of layers that are too large for a full decomposition."""
 
 import math
 from dataclasses import dataclass
@@ -12,48 +12,58 @@ from repsim.metrics.recipes.rows import Centred, cut, pieces
 from repsim.runtime import tuning
 
 _SHARE = 4
-"""The Krylov space is given up at min(n, p) / 4 columns: by then the exact matrix product was as cheap."""
+"""The Krylov space is limited to min(n, p) / 4 columns; beyond, the exact matrix product is as cheap."""
 
 
 @dataclass(frozen=True, eq=False)
 class Leading:
-    """The leading eigenvalues s_i^2 and eigenvectors of X'X or XX', whichever is smaller, X being centred."""
+    """Leading eigenvalues s_i^2 and eigenvectors of X'X or XX', whichever is smaller, for centred X."""
 
     values: Float64[Tensor, " k"]
     vectors: Float64[Tensor, "m k"]
     total: float
-    """||X||_F^2 / s_1^2, of all directions that there are."""
+    """||X||_F^2 / s_1^2, over all directions."""
     error: float
-    """The backward error: see `leading_by_krylov`."""
+    """Backward error: see `leading_by_krylov`."""
 
 
 def leading_by_krylov(x: Centred, variance: float, floor: float) -> Leading | None:
-    """Look for the fewest directions that explain ``variance`` of a layer, in a randomised block Krylov space.
+    """Find the fewest directions that explain ``variance`` of a layer, in a randomised block Krylov space.
 
-    Let C = XX' (n x n) where n < p; otherwise exchange X and X'. From b random columns the space span(CW, C^2 W, ...)
-    grows by b columns a step, each made orthogonal to all before (twice), until the leading eigenpairs (s_i^2, u_i) of
-    C restricted to it have converged. A step reads the layer twice, a run of samples at a time (once where n >= p), and
-    X is never held; what is held is twice the space, and p x b. The random columns are always the same ones.
+    Let C = XX' (n x n) if n < p; otherwise exchange X and X'. From b random columns W the space span(CW, C^2 W, ...)
+    grows by b columns per step, each made orthogonal to all earlier ones (twice), until the leading eigenpairs
+    (s_i^2, u_i) of C restricted to it have converged. A step reads the layer twice, a run of samples at a time (once if
+    n >= p), and X is never held in memory; the space is held twice, with p x b numbers. The random columns are always
+    the same.
 
     **Certificate.** Let U (n x k) be the Ritz vectors: U'U = I and U'CU = S^2. Put V = X'US^-1. Then V'V = I, and
-    X'U = VS exactly. The residual of the other equation is R = XV - US = (CU - US^2) S^-1, and it is computed as this,
-    from CU itself. Because U'R = (S^2 - S^2) S^-1 = 0, E = -RV' gives (X + E)V = US and (X + E)'U = VS - VR'U = VS:
-    every (s_i, u_i, v_i) is an exact singular triplet of X + E, and ||E||_F = ||R||_F [1]. It is accepted once
-    ||R||_F <= 2^-24 ||X||_F, which is what rounding every value of X to float32 may do to it.
+    X'U = VS exactly. The residual of the other equation is R = XV - US = (CU - US^2) S^-1, and it is computed in this
+    form, from CU. Because U'R = (S^2 - S^2) S^-1 = 0, E = -RV' gives (X + E)V = US and (X + E)'U = VS - VR'U = VS:
+    every (s_i, u_i, v_i) is an exact singular triplet of X + E, and ||E||_F = ||R||_F [1]. It is accepted if
+    ||R||_F <= 2^-24 ||X||_F, the possible effect of rounding every value of X to float32.
 
-    **The number of directions** is counted against ||X||_F^2, which is computed exactly. More are never needed: Ritz
-    values are at most the true ones (Cauchy's interlacing). Fewer might do. By Mirsky's theorem [2],
-    (sum_{i<j} sigma_i^2)^(1/2), over the true singular values, is at most (sum_{i<j} s_i^2)^(1/2) + ||R||_F. As long as
-    this leaves open whether fewer directions would do, the search goes on.
+    **Number of directions.** The explained variance is compared with ||X||_F^2, which is computed exactly. More
+    directions are never needed, because Ritz values are at most the true ones (Cauchy interlacing). Fewer might be
+    enough. By Mirsky's theorem [2], (sum_{i<j} sigma_i^2)^(1/2), over the true singular values, is at most
+    (sum_{i<j} s_i^2)^(1/2) + ||R||_F. The iteration continues until this bound excludes fewer directions.
 
-    The certificate does not say that the triplets lead, that is that no larger one was missed. That they do holds with
-    a probability that falls short of 1 by next to nothing [3, 4], for random columns that know nothing of the layer;
-    singular values that repeat exactly more than b times are the exception.
+    The certificate does not show that the triplets are the leading ones, that is, that no larger one was missed. For
+    random columns that are independent of the layer this holds with a probability very close to 1 [3, 4], except if
+    singular values repeat exactly more than b times.
+
+    Parameters
+    ----------
+    x : Centred
+        Layer of shape (n, p).
+    variance : float
+        Share of the variance to explain, in (0, 1).
+    floor : float
+        Smallest accepted singular value, as a share of the largest.
 
     Returns
     -------
     Leading or None
-        None where the space would have to grow beyond min(n, p) / 4 columns: no decomposition of this kind is cheap.
+        None if the space would have to grow beyond min(n, p) / 4 columns, where this method is not cheaper.
 
     References
     ----------
@@ -79,7 +89,7 @@ def leading_by_krylov(x: Centred, variance: float, floor: float) -> Leading | No
         space, images = torch.cat([space, new], 1), torch.cat([images, image], 1)
         side = space.T @ image
         small = torch.cat([torch.cat([small, side[: len(small)].T]), side], 1)
-        values, vectors = (found.flip(-1) for found in torch.linalg.eigh(small, UPLO="U"))
+        values, vectors = (array.flip(-1) for array in torch.linalg.eigh(small, UPLO="U"))
         explained = values.cumsum(0)
         if explained[-1] >= target:
             k = int((explained < target).sum()) + 1
@@ -93,16 +103,16 @@ def leading_by_krylov(x: Centred, variance: float, floor: float) -> Leading | No
                 and values[-1] > values[0] * floor**2
             ):
                 return Leading(values, space @ vectors, total / float(values[0]), error / norm)
-        elif explained[-1] + (limit - size) * values[-1] < target:  # not even if the values to come were as large
+        elif explained[-1] + (limit - size) * values[-1] < target:  # out of reach: later values are smaller
             return None
         new = image
-        for _ in range(2):  # the first time cancels digits, the second restores them
+        for _ in range(2):  # the first orthogonalisation loses digits, the second restores them
             new = torch.linalg.qr(new - space @ (space.T @ new))[0]
     return None
 
 
 def _product(x: Centred, block: Float64[Tensor, "m b"]) -> Float64[Tensor, "m b"]:
-    """XX' times the block where n < p, else X'X times it."""
+    """Return XX' times the block if n < p, and X'X times the block otherwise."""
     n, p = x.shape
     if p <= n:
         total = torch.zeros_like(block)

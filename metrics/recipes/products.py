@@ -1,4 +1,4 @@
-"""X'X and XX' of a centred layer in float64, a slab of it at a time."""
+"""Products X'X and XX' of a centred layer in float64, computed in slabs."""
 
 from collections.abc import Iterator
 
@@ -10,15 +10,15 @@ from repsim.metrics.recipes.rows import Centred, cut
 from repsim.runtime import tuning
 
 
-def column_pieces(x: Centred, rows: slice) -> Iterator[tuple[slice, Float64[Tensor, "rows some"]]]:
-    """The columns of these samples, some at a time: only so many values at once are float64."""
+def column_pieces(x: Centred, rows: slice) -> Iterator[tuple[slice, Float64[Tensor, "rows columns"]]]:
+    """Yield ranges of columns of these samples in float64; only one range at a time is held in float64."""
     held = x.source[rows].to(x.mean.device)
     for j in cut(x.shape[1], max(1, tuning.current().widened // len(held))):
         yield j, Centred(held[:, j], x.mean[j], x.scale, x.dtype).exact(slice(None))
 
 
 def covariance(x: Centred, block: int = 512) -> Float64[Tensor, "p p"]:
-    """X'X: its upper triangle, and whatever below."""
+    """Return X'X (p, p); only its upper triangle is valid."""
     n, p = x.shape
     total = torch.zeros(p, p, dtype=torch.float64, device=x.mean.device)
     for i in cut(n, max(block, tuning.current().slab // p)):
@@ -29,7 +29,7 @@ def covariance(x: Centred, block: int = 512) -> Float64[Tensor, "p p"]:
 
 
 def inner_products(x: Centred, block: int = 512) -> Float64[Tensor, "n n"]:
-    """XX': its upper triangle, and whatever below."""
+    """Return XX' (n, n); only its upper triangle is valid."""
     n, p = x.shape
     total = torch.zeros(n, n, dtype=torch.float64, device=x.mean.device)
     panels = list(cut(n, max(1, min(block, tuning.current().product_panel // p))))
@@ -43,7 +43,7 @@ def inner_products(x: Centred, block: int = 512) -> Float64[Tensor, "n n"]:
 
 
 def project(basis: Float64[Tensor, "n r"], x: Centred) -> Float64[Tensor, "r p"]:
-    """Q'X."""
+    """Return Q'X (r, p)."""
     n, p = x.shape
     total = torch.zeros(basis.shape[1], p, dtype=torch.float64, device=basis.device)
     for i in cut(n, max(64, tuning.current().slab // p)):

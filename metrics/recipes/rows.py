@@ -1,7 +1,7 @@
-"""Activations that are read a run of samples at a time, and what is computed from them in passing.
+"""Activations that are read in runs of samples, and statistics that are computed in one pass.
 
-A layer of 50,000 samples need not fit into memory: whoever prepares or compares one asks for rows. A tensor is such a
-layer, and so is an array in a file; what is made of one (`Centred`) is one again.
+A layer of 50,000 samples need not fit into memory, because recipes and algorithms request rows. Tensors and arrays in
+files have this interface, and so has `Centred`, which is computed from them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,36 +18,36 @@ from repsim.runtime import tuning
 
 T = TypeVar("T")
 _LARGEST = 2.0**1000
-"""Values larger than this, which only float64 has, would overflow where they are subtracted, added or squared."""
+"""Limit for values in float64, above which differences, sums or squares would overflow."""
 
 
 @runtime_checkable
 class Rows(Protocol):
-    """Activations (n, p): ``rows[i]`` gives the samples of a slice, or of an index tensor, as a tensor."""
+    """Activations (n, p): ``rows[i]`` returns the samples of a slice, or of an index tensor, as a tensor."""
 
     @property
     def shape(self) -> Sequence[int]:
-        """(n, p)."""
+        """Shape (n, p)."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what ``rows[i]`` gives."""
+        """Dtype of ``rows[i]``."""
 
     @property
     def device(self) -> torch.device:
-        """Of what ``rows[i]`` gives."""
+        """Device of ``rows[i]``."""
 
     def __getitem__(self, rows: "slice | Tensor", /) -> Tensor:
-        """The activations of these samples."""
+        """Return the activations of these samples."""
 
 
-def wide(device: torch.device) -> torch.device:
-    """Where float64 is computed for this device: mps has none."""
+def float64_device(device: torch.device) -> torch.device:
+    """Return the device for float64 computations: the CPU for mps, which has no float64; otherwise the same device."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def pieces(x: Rows) -> Iterator[slice]:
-    """Runs of samples that are best handled at once."""
+    """Yield runs of samples of a size that fits into the cache."""
     n, p = x.shape
     return cut(n, max(1, tuning.current().piece // max(1, p)))
 
@@ -73,11 +73,11 @@ def cut(n: int, size: int, start: int = 0) -> Iterator[slice]:
 
 
 def column_ranges(x: Rows) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"], Float64[Tensor, " p"]]:
-    """The mean of every column, its smallest value and its largest one, in one pass in float64.
+    """Return the mean, the smallest and the largest value of every column, in one pass in float64.
 
-    Raises where values are too large to be added.
+    Raises `UndefinedValueError` if values are too large to be added.
     """
-    place = wide(x.device)
+    place = float64_device(x.device)
     first = x[:1].to(place, torch.float64)[0]
     total = torch.zeros_like(first)
     low, high = first.clone(), first.clone()
@@ -88,20 +88,20 @@ def column_ranges(x: Rows) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"]
     largest = float(torch.maximum(high, -low).max())
     if largest > _LARGEST:
         raise UndefinedValueError(
-            f"the layer has values as large as {largest:.1e}, with which float64 cannot compute: scale them down"
+            f"the layer has values as large as {largest:.1e}, which overflow in float64: scale them down"
         )
     return first + total / x.shape[0], low, high
 
 
 def varies(low: Float64[Tensor, " p"], high: Float64[Tensor, " p"], dtype: torch.dtype) -> Bool[Tensor, " p"]:
-    """Whether a column's values span more than one rounding step of the dtype that they came in."""
+    """Return whether the values of a column span more than one rounding step of the dtype of the layer."""
     return high - low > torch.finfo(dtype).eps * torch.maximum(high, -low)
 
 
 def column_means(x: Rows) -> tuple[Float64[Tensor, " p"], float]:
-    """The mean of every column, and the largest absolute value once they are subtracted.
+    """Return the mean of every column, and the largest absolute value after centring.
 
-    Raises where nothing would be left: a layer counts as constant where no column `varies`.
+    Raises `UndefinedValueError` for a constant layer, in which no column `varies`.
     """
     mean, low, high = column_ranges(x)
     if not varies(low, high, x.dtype).any():
@@ -110,7 +110,7 @@ def column_means(x: Rows) -> tuple[Float64[Tensor, " p"], float]:
 
 
 def constant_layer() -> UndefinedValueError:
-    """What is raised where no column varies."""
+    """Return the error for a layer in which no column varies."""
     return UndefinedValueError(
         "the layer is constant: every sample has the same features, so there is nothing to compare"
     )
@@ -127,16 +127,16 @@ class Centred:
 
     @property
     def shape(self) -> Sequence[int]:
-        """(n, p)."""
+        """Shape (n, p)."""
         return self.source.shape
 
     @property
     def device(self) -> torch.device:
-        """Of the source."""
+        """Device of the source."""
         return self.source.device
 
     def exact(self, rows: "slice | Tensor") -> Float64[Tensor, "rows p"]:
-        """Before they are rounded."""
+        """Return rows in float64, before rounding."""
         piece = self.source[rows].to(self.mean.device)
         return (piece.to(torch.float64) - self.mean).div_(self.scale)
 
@@ -145,36 +145,36 @@ class Centred:
 
 
 def direction(x: Float[Tensor, "*rows p"]) -> Float64[Tensor, "*rows p"]:
-    """Every row divided by its norm; by its largest value first, so that no square overflows."""
-    x = x.to(wide(x.device)).to(torch.float64)
+    """Return every row divided by its norm; first by its largest value, so that no square overflows."""
+    x = x.to(float64_device(x.device)).to(torch.float64)
     x = x / x.detach().abs().amax(-1, keepdim=True)
     unit: Tensor = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return unit
 
 
 def by_pieces(x: Rows, rows: "slice | Tensor", make: Callable[["slice | Tensor"], Tensor]) -> Tensor:
-    """Make some rows a few at a time, so that what goes by the way in float64 stays small, and in the cache."""
+    """Compute rows a few at a time, so that intermediate float64 arrays stay small and in the cache."""
     n, p = x.shape
     wanted = range(n)[rows] if isinstance(rows, slice) else rows
     size = max(1, tuning.current().piece // max(1, p))
     if len(wanted) <= size:
         return make(rows)
-    whole = torch.empty(len(wanted), p, dtype=x.dtype, device=x.device)
+    result = torch.empty(len(wanted), p, dtype=x.dtype, device=x.device)
     for i in cut(len(wanted), size):
         part = wanted[i]
-        whole[i] = make(slice(part.start, part.stop, part.step) if isinstance(part, range) else part)
-    return whole
+        result[i] = make(slice(part.start, part.stop, part.step) if isinstance(part, range) else part)
+    return result
 
 
-def in_memory(x: Rows, *, made_of: Rows) -> Rows:
-    """All of x as a tensor where what it is made of is one; as it is where that is read from somewhere."""
-    return x[:] if isinstance(made_of, Tensor) else x
+def in_memory(x: Rows, *, source: Rows) -> Rows:
+    """Return x as a tensor if its source is a tensor; otherwise return x, which reads from a file."""
+    return x[:] if isinstance(source, Tensor) else x
 
 
-def ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:
-    """Make the next item in a thread of its own while the caller is busy with this one.
+def prefetch(items: Iterator[T], device: torch.device) -> Iterator[T]:
+    """Compute the next item in a thread while the caller works with the current one.
 
-    On CUDA what the thread copies and computes goes to a stream of its own, so that it runs beside the caller's work.
+    On CUDA the thread copies and computes in a stream of its own, in parallel with the work of the caller.
     """
     cuda = device.type == "cuda"
     side = torch.cuda.Stream(device) if cuda else None
@@ -184,22 +184,22 @@ def ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:
             if side is None:
                 return _next(items)
             with torch.cuda.stream(side):
-                made = _next(items)
+                result = _next(items)
             side.synchronize()  # this thread waits, not the caller
-            return made
+            return result
 
     with ThreadPoolExecutor(1, "repsim-reader") as thread:
-        coming = thread.submit(tuning.in_context(make))
+        future = thread.submit(tuning.in_context(make))
         while True:
-            there, item = coming.result()
-            if not there:
+            exists, item = future.result()
+            if not exists:
                 return
             assert item is not None
             if cuda:
-                _used_by(item, torch.cuda.current_stream(device))
-            coming = thread.submit(tuning.in_context(make))
+                _record_stream(item, torch.cuda.current_stream(device))
+            future = thread.submit(tuning.in_context(make))
             yield item
-            del item  # whoever took it may be done with it before the next is there
+            del item  # so that its memory can be freed before the next item is ready
 
 
 def _next(items: Iterator[T]) -> tuple[bool, T | None]:
@@ -208,11 +208,11 @@ def _next(items: Iterator[T]) -> tuple[bool, T | None]:
     return False, None
 
 
-def _used_by(item: object, stream: "torch.cuda.Stream") -> None:
-    """Keep the memory of what another stream made until this one is done with it."""
+def _record_stream(item: object, stream: "torch.cuda.Stream") -> None:
+    """Keep the memory of items from another stream until this stream has finished with it."""
     if isinstance(item, Tensor):
         if item.is_cuda:
             item.record_stream(stream)
     elif isinstance(item, list | tuple):
-        for each in item:
-            _used_by(each, stream)
+        for part in item:
+            _record_stream(part, stream)

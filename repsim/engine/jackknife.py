@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from repsim.metrics.algorithms.gram_space import GramMeasure, GramSweep, tile_side
-from repsim.metrics.recipes.rows import wide
+from repsim.metrics.recipes.rows import float64_device
 from repsim.runtime import tuning
 
 
@@ -104,7 +104,7 @@ class LeaveOneOut(GramSweep):
 
     def _sum(self, run: slice, units: Sequence[int], step: Callable[[], None]) -> None:
         """Compute the sums D_i of the samples of a run."""
-        count, place = run.stop - run.start, wide(self.device)
+        count, place = run.stop - run.start, float64_device(self.device)
         self._run = run
         self._products = torch.zeros(count, self.height, self.width, dtype=torch.float64, device=place)
         self._squares = torch.zeros(count, len(self.layers), dtype=torch.float64, device=place)

@@ -19,7 +19,7 @@ from repsim.errors import InvalidInputError
 from repsim.metrics.algorithms.gram_space import GramSweep, tile_side
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import Gram
-from repsim.metrics.recipes.rows import cut, wide
+from repsim.metrics.recipes.rows import cut, float64_device
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 
@@ -130,7 +130,7 @@ def _is_narrow(layer: Gram) -> bool:
 
 def _from_features(layer: Gram) -> tuple[float, float] | None:
     """Return ||A||^2 and tr(A^3) of a layer with fewer features than samples, without A; None if they cancel."""
-    place = wide(layer.device)
+    place = float64_device(layer.device)
     m = layer.offsets(unbiased=True).flatten().to(place)
     d = 2 * m - layer.squared_norms.to(place)
 

@@ -29,7 +29,7 @@ from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.algorithms.gram_space import GramMeasure
 from repsim.metrics.base import GramMetric, MomentMetric
 from repsim.metrics.recipes.gram import Gram, KernelMatrix
-from repsim.metrics.recipes.rows import cut, wide
+from repsim.metrics.recipes.rows import cut, float64_device
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 
@@ -180,7 +180,8 @@ def _debiased_and_normalised(
     n = rows[0].n
     if measure.unbiased:
         g, h = (
-            torch.stack([layer.squared_norms for layer in side]).to(wide(rows[0].device)) for side in (rows, columns)
+            torch.stack([layer.squared_norms for layer in side]).to(float64_device(rows[0].device))
+            for side in (rows, columns)
         )
         for k, order in enumerate(orders):
             values[k] -= n / (n - 2) * (g @ h[:, order.to(h.device)].T).cpu().numpy()
@@ -266,7 +267,7 @@ def permuted_moments(
     contains every pair as a block. ``step`` is called once a permutation.
     """
     n, count = rows[0].n, len(permutations)
-    place = wide(rows[0].device)
+    place = float64_device(rows[0].device)
     device = place if dtype == torch.float64 else rows[0].device
     X, Y = (torch.cat([layer.rows(slice(0, n)).to(device, dtype) for layer in side], 1) for side in (rows, columns))
     of_rows, of_columns = (_membership(side).to(place) for side in (rows, columns))
@@ -336,7 +337,7 @@ def permuted_products(
     permutation.
     """
     n, layers, half = rows.shape
-    width, place = columns.shape[2], wide(rows.device)
+    width, place = columns.shape[2], float64_device(rows.device)
     total = torch.zeros(len(permutations), layers, width, dtype=torch.float64, device=place)
     ahead = torch.arange(half, device=rows.device)
     for chunk in gather_chunks(len(permutations), half * width, rows):

@@ -12,7 +12,7 @@ from torch import Tensor
 from repsim.errors import UndefinedValueError
 from repsim.metrics import Factor, Recipe
 from repsim.metrics.recipes.base import StreamingRecipe
-from repsim.metrics.recipes.rows import Rows, ahead
+from repsim.metrics.recipes.rows import Rows, prefetch
 from repsim.runtime.processes import ALONE, Ranks
 
 
@@ -98,7 +98,7 @@ def _read_all(
             with _layer_in_errors(recipe, source):
                 yield _read(source, keep=keep)
 
-    return zip(sources, ahead(read(), torch.device(device)) if keep else read(), strict=True)
+    return zip(sources, prefetch(read(), torch.device(device)) if keep else read(), strict=True)
 
 
 @contextmanager

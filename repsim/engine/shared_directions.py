@@ -11,7 +11,7 @@ from torch import Tensor
 from repsim.errors import InvalidInputError
 from repsim.metrics.recipes.gram import Gram
 from repsim.metrics.recipes.products import covariance, inner_products
-from repsim.metrics.recipes.rows import Centred, cut, wide
+from repsim.metrics.recipes.rows import Centred, cut, float64_device
 
 _RUN = 2048
 """Samples that are converted to float64 at once."""
@@ -131,7 +131,7 @@ def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]
     (True, True)
     """
     truncated = [truncate(gram, share) for gram in grams]
-    place = wide(truncated[0].device)
+    place = float64_device(truncated[0].device)
     features = [gram.features[:].to(place, torch.float64) for gram in truncated]
     features = [x / torch.linalg.matrix_norm(x.T @ x).sqrt() for x in features]
     X = torch.cat(features, 1)

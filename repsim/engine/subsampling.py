@@ -17,7 +17,7 @@ from torch import Tensor
 from repsim.errors import InvalidInputError
 from repsim.metrics.algorithms.gram_space import GramMeasure, GramSweep, tile_side, tiles
 from repsim.metrics.recipes.gram import KernelMatrix
-from repsim.metrics.recipes.rows import cut, wide
+from repsim.metrics.recipes.rows import cut, float64_device
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 
@@ -194,7 +194,7 @@ def subsample_products(
     """
     n, _, width = grams.shape
     count, m = samples.shape
-    place = wide(grams.device)
+    place = float64_device(grams.device)
     traces = torch.zeros(count, width, width, dtype=torch.float64, device=place)
     crossed = torch.zeros(count, layers, layers, dtype=torch.float64, device=place)
     for chunk in gather_chunks(count, m * width, grams):

@@ -14,6 +14,7 @@ import dataclasses
 import inspect
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, get_args
@@ -89,7 +90,8 @@ class MetricContract:
         names = [field.name for field in dataclasses.fields(metric)]
         assert not names or "Parameters\n" in text, "the docstring has no section Parameters"
         for name in names:
-            assert f"\n{name}\n" in inspect.cleandoc(text), f"the docstring does not describe the parameter {name}"
+            described = re.search(rf"^{name}( : .+)?$", inspect.cleandoc(text), re.MULTILINE)
+            assert described, f"the docstring does not describe the parameter {name}"
 
     def test_is_a_frozen_value(self, metric: Metric[Any]) -> None:
         twin = dataclasses.replace(metric)

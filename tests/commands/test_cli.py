@@ -155,9 +155,9 @@ def test_a_metric_is_explained_to_programs() -> None:
     facts = json.loads(succeed("metrics", "svcca:variance=0.9", "--json"))
     assert (facts["spec"], facts["group"], facts["bounds"]) == ("svcca:variance=0.9", "cca", [0, 1])
     assert facts["samples_needed"] == {"64": 1281, "512": 10241, "2048": 40961}
-    assert facts["chance"].endswith("of rho Wachter's law; k and m directions are kept")
+    assert facts["chance"].endswith("Wachter's law for rho; k and m directions are kept")
     option = {"name": "variance", "default": 0.99, "value": 0.9, "choices": []}
-    assert facts["parameters"][0] == {**option, "text": "Share of the variance that is kept, in (0, 1]."}
+    assert facts["parameters"][0] == {**option, "text": "Share of the variance to keep, in (0, 1]."}
     assert "did you mean svcca" in fail("metrics", "svca", "--json")
 
 

@@ -1,6 +1,6 @@
-"""Numbers that the measures must give: docs/conformance.md is made of them, and test_oracles.py asks for each.
+"""Expected values of the measures, for test_oracles.py and docs/conformance.md.
 
-None of them was computed by the code that is held against them.
+None of them was computed by the code that they test.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ DATA: dict[Data, str] = {
 
 
 def layers(data: Data) -> tuple[Array, Array]:
-    """X and Y, with the generator that the numbers were published for."""
+    """Return X and Y, with the generator of the published numbers."""
     if data == "uniform":
         np.random.seed(0)  # noqa: NPY002
         return np.random.uniform(size=(30, 25)), np.random.uniform(size=(30, 25))  # noqa: NPY002
@@ -29,7 +29,7 @@ def layers(data: Data) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Oracle:
-    """One number: measure(X, Y), or measure(Y, X) where they are swapped."""
+    """Expected value of measure(X, Y), or of measure(Y, X) if swapped."""
 
     spec: str
     value: float
@@ -37,11 +37,11 @@ class Oracle:
     data: Data = "uniform"
     swapped: bool = False
     within: float = 1e-12
-    """Largest difference, relative above 1. What iterates, or subtracts, is allowed more; published digits are few."""
+    """Largest difference, relative for values above 1."""
 
     @property
     def name(self) -> str:
-        """Of the measure."""
+        """Name of the measure."""
         return self.spec.partition(":")[0]
 
 

@@ -6,7 +6,7 @@ from repsim.metrics.base import Array
 
 
 def hsic1(K: Array, L: Array) -> float:
-    """Song et al. 2012, eq. 5, for Gram matrices (n, n)."""
+    """Compute HSIC_1 (Song et al. 2012, eq. 5) of Gram matrices (n, n)."""
     n, one = len(K), np.ones(len(K))
     K, L = K - np.diag(np.diag(K)), L - np.diag(np.diag(L))
     trace = np.trace(K @ L)
@@ -15,14 +15,14 @@ def hsic1(K: Array, L: Array) -> float:
 
 
 def hsic0(K: Array, L: Array) -> float:
-    """Gretton et al. 2005: tr(K H L H) / (n - 1)^2."""
+    """Compute HSIC_0 (Gretton et al. 2005): tr(K H L H) / (n - 1)^2."""
     n = len(K)
     H = np.eye(n) - 1 / n
     return float(np.trace(K @ H @ L @ H) / (n - 1) ** 2)
 
 
 def gram(x: Array, kernel: str = "linear", bandwidth: float | None = None, sigma: float | None = None) -> Array:
-    """Gram matrix of centred features; the width of the RBF kernel as Kornblith's published code has it."""
+    """Return the Gram matrix of centred features, with the RBF width of Kornblith's published code."""
     x = x - x.mean(0)
     if kernel == "linear":
         return x @ x.T
@@ -41,11 +41,11 @@ def cka(
     sigma: float | None = None,
     batch: int | None = None,
 ) -> float:
-    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), every HSIC averaged over the minibatches where there are any."""
+    """Compute HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), with every HSIC averaged over minibatches, if any."""
     K, L = gram(x, kernel, bandwidth, sigma), gram(y, kernel, bandwidth, sigma)
     hsic = hsic0 if estimator == "biased" else hsic1
     batches = [np.arange(len(x))]
-    if batch is not None:  # the partition is that of docs/store-format.md: a permutation from seed 0
+    if batch is not None:  # the partition of docs/store-format.md: a permutation from seed 0
         order = np.random.default_rng(0).permutation(len(x))
         batches = [order[start : start + batch] for start in range(0, len(x) - batch + 1, batch)]
 
@@ -67,13 +67,13 @@ def cka_units(x: Array, y: Array) -> float:
 
 
 def projector(x: Array) -> Array:
-    """The orthogonal projection (n, n) on the span of the centred columns."""
+    """Return the orthogonal projection (n, n) onto the span of the centred columns."""
     x = x - x.mean(0)
     return x @ np.linalg.pinv(x, rcond=1e-12)
 
 
 def cca(x: Array, y: Array, summary: str = "rho") -> float:
-    """The squared correlations are the eigenvalues of P_x P_y."""
+    """Compute CCA: the squared correlations are the eigenvalues of P_x P_y."""
     P, R = projector(x), projector(y)
     m = min(round(np.trace(P)), round(np.trace(R)))
     if summary == "r2":
@@ -83,7 +83,7 @@ def cca(x: Array, y: Array, summary: str = "rho") -> float:
 
 
 def leading(x: Array, variance: float) -> Array:
-    """Scores on the fewest principal components, from the covariance matrix, that explain ``variance``."""
+    """Return scores on the fewest principal components that explain ``variance``, from the covariance matrix."""
     x = x - x.mean(0)
     values, vectors = np.linalg.eigh(x.T @ x)
     values, vectors = values[::-1], vectors[:, ::-1]
@@ -94,12 +94,12 @@ def leading(x: Array, variance: float) -> Array:
 
 
 def svcca(x: Array, y: Array, variance: float = 0.99, summary: str = "rho") -> float:
-    """CCA after PCA."""
+    """Compute CCA after PCA."""
     return cca(leading(x, variance), leading(y, variance), summary)
 
 
 def pwcca(x: Array, y: Array) -> float:
-    """Morcos et al. 2018: the variates h_i of the side of smaller rank are eigenvectors of P_x P_y P_x."""
+    """Compute PWCCA (Morcos et al. 2018): the variates h_i of the smaller rank are eigenvectors of P_x P_y P_x."""
     P, R = projector(x), projector(y)
     if round(np.trace(P)) > round(np.trace(R)):
         x, P, R = y, R, P
@@ -111,7 +111,7 @@ def pwcca(x: Array, y: Array) -> float:
 
 
 def u_centred(K: Array) -> Array:
-    """Szekely & Rizzo 2014, def. 2: every row of the result sums to 0 without its diagonal."""
+    """Return the U-centred matrix (Szekely & Rizzo 2014, def. 2): rows without the diagonal sum to 0."""
     n = len(K)
     K = K - np.diag(np.diag(K))
     m = K.sum(1) / (n - 2) - K.sum() / (2 * (n - 1) * (n - 2))
@@ -120,12 +120,12 @@ def u_centred(K: Array) -> Array:
 
 
 def cosine(A: Array, B: Array) -> float:
-    """<A, B> / (||A|| ||B||)."""
+    """Return <A, B> / (||A|| ||B||)."""
     return float(np.sum(A * B) / np.sqrt(np.sum(A * A) * np.sum(B * B)))
 
 
 def minibatch_cka(x: Array, y: Array, size: int, *, estimator: str = "debiased") -> float:
-    """Nguyen et al. 2021, eq. 3: every HSIC is averaged over disjoint minibatches; a short last one is dropped."""
+    """Compute minibatch CKA (Nguyen et al. 2021, eq. 3) over disjoint minibatches; a short last one is dropped."""
     hsic = hsic1 if estimator == "debiased" else hsic0
     batches = [slice(start, start + size) for start in range(0, len(x) - size + 1, size)]
 
@@ -136,14 +136,14 @@ def minibatch_cka(x: Array, y: Array, size: int, *, estimator: str = "debiased")
 
 
 def sketched_cka(x: Array, y: Array) -> float:
-    """From two sketches of each side, (n, 2, m): inner products of one with the other only."""
+    """Compute CKA from two sketches of each layer, (n, 2, m), with products between different sketches only."""
     A, B = ([u_centred(gram(side[:, k])) for k in (0, 1)] for side in (x, y))
     product = (np.sum(A[0] * B[1]) + np.sum(A[1] * B[0])) / 2
     return float(product / np.sqrt(np.sum(A[0] * A[1]) * np.sum(B[0] * B[1])))
 
 
 def sketch_error(x: Array, y: Array, m: int) -> float:
-    """Standard deviation of CKA from two sketches of m columns, those of x independent of those of y.
+    """Return the standard deviation of CKA from two sketches of m columns, independent for x and y.
 
     K^1 = K + E1 and so on, E1 = X D1 X', where D1 = SS' - I is 0 on its diagonal, and off it of variance r, the chance
     that two features share a bucket (nearly 1/m). With A, B the U-centred Gram matrices and E = (E1 + E2) / 2,

@@ -9,27 +9,27 @@ from repsim.metrics.base import Array
 
 
 def correlations(x: Array, y: Array) -> Array:
-    """Pearson's, of every unit of x with every unit of y."""
+    """Return Pearson correlations between every unit of x and every unit of y."""
     return np.corrcoef(x.T, y.T)[: x.shape[1], x.shape[1] :]
 
 
 def transport(profit: Array, rows: Array, columns: Array) -> float:
-    """The largest sum_ij T_ij profit_ij over T >= 0 with these sums of rows and columns, by linear programming."""
+    """Return the largest sum_ij T_ij profit_ij over T >= 0 with these row and column sums, by linear programming."""
     p, q = profit.shape
     sums = np.vstack([np.kron(np.eye(p), np.ones(q)), np.kron(np.ones(p), np.eye(q))])
-    found = linprog(-profit.ravel(), A_eq=sums, b_eq=np.concatenate([rows, columns]), method="highs-ds")
-    return float(-found.fun)
+    solution = linprog(-profit.ravel(), A_eq=sums, b_eq=np.concatenate([rows, columns]), method="highs-ds")
+    return float(-solution.fun)
 
 
 def padded(x: Array, y: Array) -> tuple[Array, Array]:
-    """Both as wide as the wider one, by columns of zeros."""
+    """Return both layers, padded with zeros to the width of the wider one."""
     width = max(x.shape[1], y.shape[1])
     x, y = (np.hstack([side, np.zeros((len(side), width - side.shape[1]))]) for side in (x, y))
     return x, y
 
 
 def matched(profit: Array) -> float:
-    """The largest sum over one-to-one matchings of a square matrix, all of them where they are few (Birkhoff else)."""
+    """Return the largest sum over one-to-one matchings: by enumeration if m <= 6, else as a transport (Birkhoff)."""
     m = len(profit)
     if m <= 6:
         return float(max(profit[range(m), order].sum() for order in itertools.permutations(range(m))))
@@ -37,7 +37,7 @@ def matched(profit: Array) -> float:
 
 
 def hard_correlation(x: Array, y: Array) -> float:
-    """Units without a partner are matched with nothing, which correlates less than anything with everybody alike."""
+    """Compute the hard correlation; units without a partner are matched with dummies of correlation -2."""
     C = correlations(x, y)
     square = np.full((max(C.shape),) * 2, -2.0)
     square[: C.shape[0], : C.shape[1]] = C
@@ -45,13 +45,13 @@ def hard_correlation(x: Array, y: Array) -> float:
 
 
 def semi_correlation(x: Array, y: Array) -> float:
-    """Unit by unit."""
+    """Compute the semi-matching correlation, unit by unit."""
     C = correlations(x, y)
     return float(np.mean([max(row) for row in C]) + np.mean([max(column) for column in C.T])) / 2
 
 
 def soft_matching(x: Array, y: Array) -> float:
-    """Khosla & Williams: from their distance, the cheapest transport of tuning curves of norm 1."""
+    """Compute soft matching from the distance of Khosla & Williams, a transport of tuning curves of norm 1."""
     p, q = x.shape[1], y.shape[1]
     curves = [side / np.linalg.norm(side, axis=0) for side in (x - x.mean(0), y - y.mean(0))]
     squared = ((curves[0][:, :, None] - curves[1][:, None]) ** 2).sum(0)
@@ -59,7 +59,7 @@ def soft_matching(x: Array, y: Array) -> float:
 
 
 def aligned_cosine(x: Array, y: Array) -> float:
-    """With the polar factor A (A'A)^(-1/2), a pseudoinverse root where A has no full rank."""
+    """Compute the aligned cosine with the polar factor A (A'A)^(-1/2), a pseudoinverse if A has no full rank."""
     x, y = padded(x, y)
     A = x.T @ y
     values, vectors = np.linalg.eigh(A.T @ A)
@@ -69,6 +69,6 @@ def aligned_cosine(x: Array, y: Array) -> float:
 
 
 def permutation_procrustes(x: Array, y: Array) -> float:
-    """Padded, not centred."""
+    """Compute the distance of padded layers, which are not centred."""
     x, y = padded(x, y)
     return float(np.sqrt(max(0.0, np.sum(x**2) + np.sum(y**2) - 2 * matched(x.T @ y))))

@@ -6,16 +6,16 @@ from repsim.metrics.base import Array
 
 
 def magnitude(x: Array) -> float:
-    """Length of the mean sample."""
+    """Return the length of the mean sample."""
     return float(np.sqrt(sum(column.mean() ** 2 for column in x.T)))
 
 
 def concentricity(x: Array) -> float:
-    """Mean cosine with the mean sample."""
+    """Return the mean cosine with the mean sample."""
     mean = x.mean(0)
     return float(np.mean([row @ mean / np.sqrt((row @ row) * (mean @ mean)) for row in x]))
 
 
 def uniformity(x: Array) -> float:
-    """Log of the mean Gaussian potential of all pairs, the diagonal included."""
+    """Return the log of the mean Gaussian potential of all pairs, with the diagonal."""
     return float(np.log(np.mean([np.exp(-2 * np.sum((row - x) ** 2, axis=1)) for row in x])))

@@ -11,32 +11,32 @@ def cosines(x: Array) -> Array:
 
 
 def neighbours(x: Array, k: int) -> Array:
-    """The k nearest of every sample, the nearest first, itself left out."""
+    """Return the k nearest samples to every sample, without itself, the nearest first."""
     S = cosines(x)
     np.fill_diagonal(S, -np.inf)
     return np.argsort(-S, axis=1, kind="stable")[:, :k]
 
 
 def mask(x: Array, k: int) -> Array:
-    """1 at (i, j) where j is among the k nearest of i."""
-    found = np.zeros((len(x), len(x)))
-    np.put_along_axis(found, neighbours(x, k), 1, axis=1)
-    return found
+    """Return a matrix with 1 at (i, j) if j is among the k nearest samples to i."""
+    matrix = np.zeros((len(x), len(x)))
+    np.put_along_axis(matrix, neighbours(x, k), 1, axis=1)
+    return matrix
 
 
 def mutual_knn(x: Array, y: Array, k: int) -> float:
-    """Huh et al. 2024, app. A: the mean of |intersection| / k."""
+    """Compute the mean of |intersection| / k (Huh et al. 2024, app. A)."""
     return float(np.mean((mask(x, k) * mask(y, k)).sum(1) / k))
 
 
 def cycle_knn(x: Array, y: Array, k: int) -> float:
-    """Huh et al., metrics.py: knn_A[knn_B] has the sample itself somewhere."""
-    there_and_back = neighbours(x, k)[neighbours(y, k)]
-    return float(np.mean([i in found for i, found in enumerate(there_and_back)]))
+    """Compute the share of samples that are in knn_A[knn_B] (Huh et al., metrics.py)."""
+    targets = neighbours(x, k)[neighbours(y, k)]
+    return float(np.mean([i in row for i, row in enumerate(targets)]))
 
 
 def hsic1(K: Array, L: Array) -> float:
-    """Song et al. 2012, eq. 5, as in Huh et al., metrics.py, where the matrices need not be symmetric."""
+    """Compute HSIC_1 (Song et al. 2012, eq. 5) as in Huh et al., metrics.py; matrices need not be symmetric."""
     m = len(K)
     K, L = K - np.diag(np.diag(K)), L - np.diag(np.diag(L))
     value = np.sum(K * L.T) + K.sum() * L.sum() / ((m - 1) * (m - 2)) - 2 * (K @ L).sum() / (m - 2)
@@ -44,7 +44,7 @@ def hsic1(K: Array, L: Array) -> float:
 
 
 def cknna(x: Array, y: Array, k: int) -> float:
-    """Huh et al., metrics.py, without the 1e-6 in the denominator."""
+    """Compute CKNNA as in Huh et al., metrics.py, without the 1e-6 in the denominator."""
 
     def similarity(x: Array, y: Array) -> float:
         both = mask(x, k) * mask(y, k)
@@ -59,7 +59,7 @@ def jaccard_knn(x: Array, y: Array, k: int) -> float:
 
 
 def rank_similarity(x: Array, y: Array, k: int) -> float:
-    """Wang et al. 2020, as in measures.md; 0 for a sample that shares none."""
+    """Compute rank similarity (Wang et al. 2020); 0 for a sample without shared neighbours."""
     values = []
     for a, b in zip(neighbours(x, k).tolist(), neighbours(y, k).tolist(), strict=True):
         ranks = [(a.index(j) + 1, b.index(j) + 1) for j in set(a) & set(b)]

@@ -7,36 +7,36 @@ from tests.metrics.references import cosine, hsic1
 
 
 def euclidean(x: Array) -> Array:
-    """All distances, by differences."""
+    """Return all distances, from differences."""
     return np.asarray(np.sqrt(np.sum((x[:, None] - x[None]) ** 2, axis=2)))
 
 
 def distance_correlation(x: Array, y: Array) -> float:
-    """Szekely et al. 2007, def. 4: the root of the ratio of V-statistics."""
+    """Compute the root of the ratio of V-statistics (Szekely et al. 2007, def. 4)."""
     H = np.eye(len(x)) - 1 / len(x)
     return float(np.sqrt(cosine(H @ euclidean(x) @ H, H @ euclidean(y) @ H)))
 
 
 def average_ranks(values: Array) -> Array:
-    """How many are smaller, and half of those that are equal, by counting."""
+    """Return average ranks, by counting smaller and equal values."""
     smaller = (values[None] < values[:, None]).sum(1)
     return np.asarray(smaller + ((values[None] == values[:, None]).sum(1) + 1) / 2)
 
 
 def rsa(x: Array, y: Array) -> float:
-    """Pearson between samples, Spearman over the upper triangles; correlations to 12 digits, so that ties are ties."""
+    """Compute RSA from correlations that are rounded to 12 digits, so that equal ones tie."""
     above = np.triu_indices(len(x), 1)
     r, s = (average_ranks(np.corrcoef(side)[above].round(12)) for side in (x, y))
     return cosine(r - r.mean(), s - s.mean())
 
 
 def rsm_difference(x: Array, y: Array) -> float:
-    """The largest singular value of the difference."""
+    """Compute the largest singular value of the difference."""
     return float(np.linalg.norm(euclidean(x) - euclidean(y), 2))
 
 
 def cka_units(x: Array, y: Array) -> float:
-    """Chun et al. 2025, unit by unit: HSIC_1 of every pair of different units for the norms."""
+    """Compute CKA of sampled units (Chun et al. 2025), with HSIC_1 of pairs of different units for the norms."""
 
     def hsic(a: Array, b: Array) -> float:
         return hsic1(np.outer(a, a), np.outer(b, b))

@@ -6,14 +6,14 @@ from repsim.metrics.base import Array
 
 
 def root(K: Array) -> Array:
-    """The square root of a positive semidefinite matrix."""
+    """Return the square root of a positive semidefinite matrix."""
     values, vectors = np.linalg.eigh(K)
     values[values < 1e-12 * values.max()] = 0  # rounding errors, whose roots would count
     return np.asarray(vectors * np.sqrt(values) @ vectors.T)
 
 
 def rotated(x: Array, y: Array, *, scaled: bool) -> tuple[Array, Array]:
-    """Both layers centred, padded to one width, and y rotated onto x, by the polar decomposition of Y'X."""
+    """Return both layers, centred and padded, with y rotated onto x by the polar decomposition of Y'X."""
     width = max(x.shape[1], y.shape[1])
     x, y = (np.pad(side - side.mean(0), [(0, 0), (0, width - side.shape[1])]) for side in (x, y))
     if scaled:
@@ -23,38 +23,38 @@ def rotated(x: Array, y: Array, *, scaled: bool) -> tuple[Array, Array]:
 
 
 def nuclear(x: Array, y: Array) -> float:
-    """Fidelity of the Gram matrices, tr (K^1/2 L K^1/2)^1/2 / sqrt(tr K tr L)."""
+    """Compute the fidelity of the Gram matrices, tr (K^1/2 L K^1/2)^1/2 / sqrt(tr K tr L)."""
     K, L = ((side - side.mean(0)) @ (side - side.mean(0)).T for side in (x, y))
     return float(np.linalg.norm(root(K) @ root(L), "nuc") / np.sqrt(np.trace(K) * np.trace(L)))
 
 
 def angular_shape(x: Array, y: Array) -> float:
-    """The angle between two unit vectors, by Kahan's formula."""
+    """Compute the angle between two unit vectors with Kahan's formula."""
     x, y = rotated(x, y, scaled=True)
     return float(2 * np.arctan2(np.linalg.norm(x - y), np.linalg.norm(x + y)))
 
 
 def procrustes(x: Array, y: Array) -> float:
-    """The residual of the best rotation."""
+    """Compute the residual after the best rotation."""
     x, y = rotated(x, y, scaled=True)
     return float(np.linalg.norm(x - y))
 
 
 def procrustes_size(x: Array, y: Array) -> float:
-    """The residual of the best rotation, scale kept."""
+    """Compute the residual after the best rotation, without scaling."""
     x, y = rotated(x, y, scaled=False)
     return float(np.linalg.norm(x - y))
 
 
 def linear_regression(x: Array, y: Array) -> float:
-    """1 - residual / total, by least squares."""
+    """Compute 1 - residual / total with least squares."""
     x, y = x - x.mean(0), y - y.mean(0)
     left = x - y @ np.linalg.lstsq(y, x, rcond=1e-12)[0]
     return float(1 - np.sum(left**2) / np.sum(x**2))
 
 
 def gulp(x: Array, y: Array, ridge: float = 0.0) -> float:
-    """Boix-Adsera et al. 2022: the traces, of covariances; pseudoinverses where there is no ridge."""
+    """Compute GULP from traces of covariances (Boix-Adsera et al. 2022), with pseudoinverses if ridge is 0."""
     n = len(x)
     x, y = (np.sqrt(n) * (side - side.mean(0)) / np.linalg.norm(side - side.mean(0)) for side in (x, y))
 
@@ -67,6 +67,6 @@ def gulp(x: Array, y: Array, ridge: float = 0.0) -> float:
 
 
 def eigenspace_overlap(x: Array, y: Array) -> float:
-    """tr(P_x P_y) / max(p, q), the projectors on what the columns span as they are."""
+    """Compute tr(P_x P_y) / max(p, q), with the projectors onto the spans of the uncentred columns."""
     P, R = (side @ np.linalg.pinv(side, rcond=1e-12) for side in (x, y))
     return float(np.trace(P @ R) / max(x.shape[1], y.shape[1]))

@@ -8,12 +8,12 @@ from repsim.metrics.base import Array
 
 
 def distances(x: Array) -> Array:
-    """Euclidean."""
+    """Return Euclidean distances."""
     return np.asarray(np.sqrt(((x[:, None] - x[None]) ** 2).sum(2)))
 
 
 def h1_bars(values: dict[tuple[int, ...], float]) -> list[tuple[float, float]]:
-    """Bars of H_1 over Z_2 of a filtered complex of dimension 2, given by simplex (Edelsbrunner et al. 2002)."""
+    """Return the bars of H_1 over Z_2 of a filtered complex of dimension 2 (Edelsbrunner et al. 2002)."""
     order = sorted(values, key=lambda simplex: (values[simplex], len(simplex), simplex))
     place = {simplex: k for k, simplex in enumerate(order)}
     columns: dict[int, int] = {}  # by their lowest entry; a column is the bits of an integer
@@ -32,7 +32,7 @@ def h1_bars(values: dict[tuple[int, ...], float]) -> list[tuple[float, float]]:
 
 
 def rips(d: Array) -> dict[tuple[int, ...], float]:
-    """Vertices, edges and triangles of a distance matrix, each at its largest distance."""
+    """Return vertices, edges and triangles of a distance matrix, each with its largest distance."""
     return {
         corners: max((d[i, j] for i, j in combinations(corners, 2)), default=0.0)
         for k in (1, 2, 3)
@@ -41,13 +41,13 @@ def rips(d: Array) -> dict[tuple[int, ...], float]:
 
 
 def cross_barcode(a: Array, b: Array) -> float:
-    """The length of the bars of H_1 of the matrix as it is published: blocks 0, a, a', min(a, b)."""
+    """Return the length of the bars of H_1 of the published matrix of blocks 0, a, a', min(a, b)."""
     bars = h1_bars(rips(np.block([[np.zeros_like(a), a.T], [a, np.minimum(a, b)]])))
     return sum(death - birth for birth, death in bars)
 
 
 def rtd(x: Array, y: Array, batch: int = 500, trials: int = 10, seed: int = 0) -> float:
-    """Barannikov et al. 2022, algorithm 1, averaged over batches."""
+    """Compute RTD (Barannikov et al. 2022, algorithm 1), averaged over batches."""
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(trials):
@@ -58,12 +58,12 @@ def rtd(x: Array, y: Array, batch: int = 500, trials: int = 10, seed: int = 0) -
 
 
 def witness_complex(d: Array, highest: float) -> dict[tuple[int, ...], float]:
-    """De Silva & Carlsson 2004: d is (samples, landmarks); a simplex is not there before its faces."""
+    """Return the witness complex (De Silva & Carlsson 2004) of distances (samples, landmarks)."""
     values: dict[tuple[int, ...], float] = {}
     landmarks = range(d.shape[1])
     for k in (1, 2, 3):
         for corners in combinations(landmarks, k):
-            others = [each for each in landmarks if each not in corners]
+            others = [landmark for landmark in landmarks if landmark not in corners]
             value = min(max(0.0, max(row[list(corners)]) - min(row[others])) for row in d)
             faces = [values.get(face, np.inf) for face in combinations(corners, k - 1) if face]
             value = max([value, *faces])
@@ -73,7 +73,7 @@ def witness_complex(d: Array, highest: float) -> dict[tuple[int, ...], float]:
 
 
 def mrlt(x: Array, *, landmarks: int, gamma: float | None, i_max: int, draws: int, seed: int) -> Array:
-    """Khrulkov & Oseledets 2018, algorithm 1: the share of each number of loops, piece by piece."""
+    """Compute MRLT (Khrulkov & Oseledets 2018, algorithm 1): the share of each number of loops."""
     d = distances(x)
     d = d[np.argsort(d.mean(1))][:, np.argsort(d.mean(1))]
     rng = np.random.default_rng(seed)
@@ -101,13 +101,13 @@ def geometry_score(
     draws: int = 1000,
     seed: int = 0,
 ) -> float:
-    """Algorithm 2."""
+    """Compute the geometry score (algorithm 2)."""
     a, b = (mrlt(layer, landmarks=landmarks, gamma=gamma, i_max=i_max, draws=draws, seed=seed) for layer in (x, y))
     return float(np.sum((a - b) ** 2))
 
 
 def heat(x: Array, neighbours: int) -> Array:
-    """tr exp(-t L) / n: L has the eigenvalues of I - D^-1 A, which is not symmetric."""
+    """Return tr exp(-t L) / n, where L has the eigenvalues of I - D^-1 A, which is not symmetric."""
     d = distances(x)
     n = len(d)
     A = np.zeros((n, n))
@@ -119,6 +119,6 @@ def heat(x: Array, neighbours: int) -> Array:
 
 
 def imd(x: Array, y: Array, neighbours: int = 5, probes: int = 256, seed: int = 0) -> float:
-    """Tsitsulin et al. 2020, eq. 5, in the published code's unit and normalisation."""
+    """Compute IMD (Tsitsulin et al. 2020, eq. 5) in the unit and normalisation of the published code."""
     t = 10 ** np.linspace(-1, 1, 256)
     return float(1e6 * np.max(np.exp(-2 * (t + 1 / t)) * np.abs(heat(x, neighbours) - heat(y, neighbours))))

@@ -1,4 +1,4 @@
-"""What all measures share: labels, specs, and what counts as a layer."""
+"""Functions of the base class: labels, specs and the conversion of layers."""
 
 import math
 import re
@@ -57,7 +57,7 @@ def test_every_spec_can_be_read_back(width: float, estimator: str) -> None:
         (np.array([[1, 2]] * 4 + [[np.nan, np.inf]]), "2 values are NaN or infinite, the first in sample 4"),
     ],
 )
-def test_what_is_no_layer(x: np.ndarray, message: str) -> None:
+def test_invalid_layers(x: np.ndarray, message: str) -> None:
     with pytest.raises(InvalidInputError, match=re.escape(message)):
         CKA()(x, np.arange(10.0).reshape(5, 2))
 
@@ -103,7 +103,7 @@ def test_a_single_column_read_backwards() -> None:
 
 
 def test_centring_keeps_every_digit() -> None:
-    """In float64, whatever the offset, and without touching the original."""
+    """In float64, with any offset, and without changing the original."""
     x = torch.tensor([[1e8, 0.1], [1e8 + 1, 0.1], [1e8 + 2, 0.1]], dtype=torch.float64)
     kept = x.clone()
     mean, peak = column_means(x)

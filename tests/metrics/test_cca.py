@@ -39,13 +39,13 @@ def test_number_of_components_on_uniform_data(
     uniform: tuple[Array, Array], variance: float, kept: tuple[int, int]
 ) -> None:
     metric = SVCCA(variance=variance)
-    found = [metric.diagnostics(metric.recipe(as_samples(layer))) for layer in uniform]
-    assert found == [{"components": k} for k in kept]
+    components = [metric.diagnostics(metric.recipe(as_samples(layer))) for layer in uniform]
+    assert components == [{"components": k} for k in kept]
 
 
 @pytest.mark.parametrize(("variance", "k"), [(0.85, 1), (0.89, 1), (0.91, 2), (0.99, 2), (1.0, 3)])
 def test_components_are_counted_by_squares(rng: np.random.Generator, variance: float, k: int) -> None:
-    """s = 3, 1, 1e-9: the shares of s^2 are .9, .1 and nothing; of s itself they would be .75, .25."""
+    """s = 3, 1, 1e-9: the shares of s^2 are 0.9, 0.1 and 0; of s itself they would be 0.75 and 0.25."""
     q = np.linalg.qr(np.column_stack([np.ones(20), rng.normal(size=(20, 3))]))[0][:, 1:]
     factor = PrincipalSubspace()(as_samples(q * [3, 1, 1e-9]))
     assert factor.rank == 3
@@ -68,19 +68,19 @@ def test_mean_r2_over_every_permutation(rng: np.random.Generator, p: int, q: int
 
 
 def test_mean_correlation_of_unrelated_gaussians(rng: np.random.Generator) -> None:
-    """Wachter's law: .19078 for p = q = n / 20."""
+    """Wachter's law: 0.19078 for p = q = n / 20."""
     x, y = rng.normal(size=(1600, 80)), rng.normal(size=(1600, 80))
     assert CCA()(x, y) == pytest.approx(0.19078, abs=0.004)
 
 
 @pytest.mark.parametrize("spec", ["cca", "svcca", "pwcca"])
-def test_of_two_single_features_it_is_their_correlation(rng: np.random.Generator, spec: str) -> None:
+def test_single_features_give_their_correlation(rng: np.random.Generator, spec: str) -> None:
     x = rng.normal(size=(30, 1))
     y = -0.5 * x + rng.normal(size=(30, 1))
     assert get(spec)(x, y) == pytest.approx(abs(np.corrcoef(x[:, 0], y[:, 0])[0, 1]), rel=1e-12)
 
 
-def test_pwcca_weighs_by_what_a_direction_carries(rng: np.random.Generator) -> None:
+def test_pwcca_weights_directions_by_their_share(rng: np.random.Generator) -> None:
     """X carries its two directions 9 : 1, Y shares the first with correlation 1, the second with 0."""
     q = np.linalg.qr(np.column_stack([np.ones(20), rng.normal(size=(20, 3))]))[0][:, 1:]
     x, y = q[:, :2] * [9, 1], q[:, [0, 2]]
@@ -94,19 +94,19 @@ def test_pwcca_weighs_by_what_a_direction_carries(rng: np.random.Generator) -> N
 def test_a_repeated_feature_adds_no_dimension(
     rng: np.random.Generator, spec: str, dtype: type[np.floating[Any]]
 ) -> None:
-    """Neither does rounding it: the noise of float32 would be a direction like any other."""
+    """Rounding it adds none either: the noise of float32 would be a direction, too."""
     x, y = rng.normal(size=(60, 4)).astype(dtype), rng.normal(size=(60, 6)).astype(dtype)
     repeated = np.column_stack([x, x @ rng.normal(size=(4, 3)).astype(dtype)])
     assert PrincipalSubspace()(as_samples(repeated)).rank == 4
-    if spec.startswith("cca"):  # what leads changes, what is spanned does not
+    if spec.startswith("cca"):  # the leading directions change, the span does not
         assert get(spec)(repeated, y) == pytest.approx(get(spec)(x, y), abs=1e-6)
     else:
         assert SVCCA(variance=1.0)(repeated, y) == pytest.approx(CCA()(x, y), abs=1e-6)
 
 
 @pytest.mark.parametrize("spec", ["cca", "svcca:variance=1", "pwcca"])
-def test_saturation_is_announced_where_it_begins(rng: np.random.Generator, spec: str) -> None:
-    """r + t > n - 1: as many correlations as that is too many are exactly 1, for any data."""
+def test_saturation_warns_from_its_beginning(rng: np.random.Generator, spec: str) -> None:
+    """If r + t > n - 1, the excess is the number of correlations that are exactly 1, for any data."""
     x, y = rng.normal(size=(16, 9)), rng.normal(size=(16, 7))
     message = r"with n = 16 samples and 9 \+ 7 \w+, 1 of the correlations are exactly 1 .* at least n = 18 samples"
     with pytest.warns(UnreliableValueWarning, match=message):

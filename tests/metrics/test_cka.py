@@ -89,7 +89,7 @@ def test_moments_over_every_permutation(rng: np.random.Generator, spec: str) -> 
     assert values.var() == pytest.approx(2 / (n * (n - 3)), rel=1e-12)
 
 
-def test_three_roads_to_hsic1(rng: np.random.Generator) -> None:
+def test_three_formulas_of_hsic1(rng: np.random.Generator) -> None:
     """Song's formula, U-centring, and the form in feature space, which needs no n x n matrix."""
     n = 25
     x, y = (layer - layer.mean(0) for layer in related_layers(rng, n, 7, 40))
@@ -122,7 +122,7 @@ def test_a_moment_is_hsic(rng: np.random.Generator, n: int, p: int, q: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("spec", "roads"),
+    ("spec", "algorithms"),
     [
         ("cka", ("gram", "moments")),
         ("cka:estimator=biased", ("gram", "moments")),
@@ -131,8 +131,8 @@ def test_a_moment_is_hsic(rng: np.random.Generator, n: int, p: int, q: int) -> N
         ("cka:kernel=rbf,estimator=biased", ("gram",)),
     ],
 )
-def test_roads(spec: str, roads: tuple[str, ...]) -> None:
-    assert get(spec).algorithms == roads
+def test_algorithms(spec: str, algorithms: tuple[str, ...]) -> None:
+    assert get(spec).algorithms == algorithms
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-9), (np.float32, 2e-6)])
@@ -185,21 +185,21 @@ def test_long_sums_lose_nothing_in_float32(rng: np.random.Generator) -> None:
     assert metric.pair(a, b) == pytest.approx(exact, abs=1e-7)
 
 
-@pytest.mark.parametrize("loud", [30.0, 1e3, 1e4, 1e6])
-def test_one_loud_sample_does_not_drown_the_others(rng: np.random.Generator, loud: float) -> None:
-    """In feature space almost all of ||X'Y||^2 is then that sample's, and debiasing takes it away again."""
+@pytest.mark.parametrize("factor", [30.0, 1e3, 1e4, 1e6])
+def test_one_large_sample_does_not_hide_the_others(rng: np.random.Generator, factor: float) -> None:
+    """In feature space almost all of ||X'Y||^2 then belongs to that sample, and debiasing subtracts it."""
     x, y = related_layers(rng, 1500, 60, 300)
     for layer in (x, y):
-        layer[7] *= loud
+        layer[7] *= factor
     x, y = x.astype(np.float32), y.astype(np.float32)
     metric = CKA()
     a, b = factors(metric, [x, y])
-    (found,) = MomentSweep([a], [b], [metric], chunk=4096, room=2**27).run()
-    if loud == 1e6:  # the others are nothing but rounding errors beside it
-        assert np.isnan(found)
+    (values,) = MomentSweep([a], [b], [metric], chunk=4096, room=2**27).run()
+    if factor == 1e6:  # the others are only rounding errors
+        assert np.isnan(values)
         return
     expected = cosine(*(u_centred(gram(layer.astype(np.float64))) for layer in (x, y)))
-    assert found[0, 0] == pytest.approx(expected, abs=1e-7)
+    assert values[0, 0] == pytest.approx(expected, abs=1e-7)
 
 
 def test_half_precision_is_widened_first(rng: np.random.Generator) -> None:
@@ -223,9 +223,9 @@ def test_a_prepared_layer_holds_no_n_by_n_matrix(rng: np.random.Generator) -> No
 def test_a_layer_in_a_file_is_prepared_as_a_tensor_is(
     rng: np.random.Generator, kernel: Any, batch: int | None, dtype: type[np.floating[Any]]
 ) -> None:
-    """Nothing as large as the layer is held, nor read more often than there is something to find.
+    """No array as large as the layer is held, and the layer is not read more often than necessary.
 
-    The same to the bit, but for the row sums: a product may round differently where its factors lie otherwise.
+    The same to the bit, except for the row sums: a product may round differently in another memory layout.
     """
     n, p = 40, 6
     x = (related_layers(rng, n, p)[0] + 10).astype(dtype)
@@ -248,7 +248,7 @@ def test_a_layer_in_a_file_is_prepared_as_a_tensor_is(
     assert b.nbytes == a.nbytes + count * p * dtype(0).nbytes
     for i in (slice(0, count), slice(3, 20)):
         np.testing.assert_array_equal(a.rows(i), b.rows(i))
-    assert source.reads == [count, 17]  # only what was asked for, wherever its samples are
+    assert source.reads == [count, 17]  # only the requested samples
 
 
 def test_rows_in_another_order(rng: np.random.Generator) -> None:
@@ -284,7 +284,7 @@ def test_width_is_numpys_median(rng: np.random.Generator, n: int, dtype: type[np
     st.data(),
 )
 def test_order_statistics_by_bits(dtype: type[np.floating[Any]], values: list[float], data: st.DataObject) -> None:
-    """The road for more values than may be held finds the very same ones."""
+    """The algorithm for more values than may be held gives the same values."""
     array = np.array(values, dtype)
     cut = data.draw(st.integers(0, len(values)))
     ranks = data.draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=2))
@@ -307,11 +307,11 @@ def test_mostly_identical_samples_have_no_median_width(rng: np.random.Generator,
     assert math.isfinite(CKA(kernel="rbf", sigma=1.0)(x, y))
 
 
-# What has no value, and what should not be believed
+# Undefined and unreliable values
 
 
-def test_one_undefined_layer_spoils_no_other(rng: np.random.Generator) -> None:
-    """A layer that differs from a constant in one sample: nothing is left of it off the diagonal."""
+def test_an_undefined_layer_does_not_affect_others(rng: np.random.Generator) -> None:
+    """A layer that differs from a constant in one sample is 0 off the diagonal."""
     x, y = related_layers(rng, 20, 4, 5)
     for dtype in (np.float32, np.float64):
         spike = np.full((20, 3), 0.1, dtype)

@@ -32,7 +32,7 @@ def test_norms_of_sampled_units_are_right_on_average(rng: np.random.Generator) -
 
 
 @pytest.mark.parametrize("units", [10, 40])
-def test_few_units_of_two_networks_tell_how_alike_all_are(rng: np.random.Generator, units: int) -> None:
+def test_few_units_estimate_the_cka_of_all_units(rng: np.random.Generator, units: int) -> None:
     """The kernels of all units are ZZ' and (Z + noise)(Z + noise)', whatever units are drawn."""
     z = rng.normal(size=(100, 20))
     other = z + rng.normal(size=z.shape)
@@ -53,7 +53,7 @@ def test_the_value_is_that_of_the_formula_written_unit_by_unit(rng: np.random.Ge
 
 
 def test_with_all_units_it_is_cka(rng: np.random.Generator) -> None:
-    """Of p units of which each is there many times, 1 / p of all products are of a unit with itself."""
+    """With many copies of p units, 1 / p of all products are those of a unit with itself."""
     z = rng.normal(size=(50, 6))
     x, y = np.tile(z, 500), np.tile(z[:, :4], 500)
     assert SampledUnitsCKA()(x, y) == pytest.approx(CKA()(x, y), rel=2e-3)
@@ -71,9 +71,9 @@ def test_units_with_nothing_in_common_have_no_value(rng: np.random.Generator) ->
     x = np.linalg.qr(rng.normal(size=(40, 6)))[0]
     x = np.linalg.qr(x - x.mean(0))[0]
     for side in (x, x[:, :1]):
-        with pytest.raises(UndefinedValueError, match="nothing is known of units that were not sampled"):
+        with pytest.raises(UndefinedValueError, match="different units share no more than noise"):
             SampledUnitsCKA()(side, x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(UndefinedValueError, match="in common"):
+        with pytest.raises(UndefinedValueError, match="no more than noise"):
             SampledUnitsCKA()(torch.from_numpy(x).requires_grad_(), torch.from_numpy(x))

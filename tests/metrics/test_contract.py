@@ -1,4 +1,4 @@
-"""Every measure of the registry is held to its contract: a new one fails here until it has a class and a reference."""
+"""Contract tests of all measures: a new measure fails until it has a contract class with a reference."""
 
 import dataclasses
 import importlib
@@ -31,7 +31,7 @@ class TestCKA(MetricContract):
     reference = staticmethod(references.cka)
 
     def test_order_of_samples_does_not_matter(self, metric: Metric[Any]) -> None:
-        """But it does for minibatches: it decides who is in which."""
+        """The order matters only for minibatches."""
         if getattr(metric, "batch", None) is None:
             super().test_order_of_samples_does_not_matter(metric)
             return
@@ -59,15 +59,17 @@ for _module in pkgutil.iter_modules([str(Path(__file__).parent)]):  # the contra
         importlib.import_module(f"tests.metrics.{_module.name}")
 
 
-def _below(cls: type[MetricContract]) -> Iterator[type[MetricContract]]:
-    for each in cls.__subclasses__():
-        yield each
-        yield from _below(each)
+def _subclasses(cls: type[MetricContract]) -> Iterator[type[MetricContract]]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
 
 
 def contracts() -> dict[type[Metric[Any]], type[MetricContract]]:
     return {
-        type(metric): contract for contract in _below(MetricContract) for metric in getattr(contract, "metrics", ())
+        type(metric): contract
+        for contract in _subclasses(MetricContract)
+        for metric in getattr(contract, "metrics", ())
     }
 
 

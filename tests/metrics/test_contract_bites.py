@@ -1,4 +1,4 @@
-"""The contract is a guard, so it has to bite: measures that are wrong in one way each, and the test that notices."""
+"""Contract tests must fail for wrong measures: each measure has one fault, and a test that must detect it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,21 +24,21 @@ BITES = (AssertionError, pytest.fail.Exception)
 
 @dataclass(frozen=True)
 class NotSymmetric(CKA):
-    """Says that it is asymmetric, and is not."""
+    """Declares that it is asymmetric, although it is symmetric."""
 
     symmetric: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
 class Symmetric(PWCCA):
-    """Says that it is symmetric, and is not."""
+    """Declares that it is symmetric, although it is not."""
 
     symmetric: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
 class TooInvariant(CKA):
-    """Declares what does not hold."""
+    """Declares an invariance that does not hold."""
 
     @property
     def invariances(self) -> frozenset[Any]:
@@ -47,7 +47,7 @@ class TooInvariant(CKA):
 
 @dataclass(frozen=True)
 class TooModest(CKA):
-    """Does not declare what holds."""
+    """Does not declare an invariance that holds."""
 
     @property
     def invariances(self) -> frozenset[Any]:
@@ -56,7 +56,7 @@ class TooModest(CKA):
 
 @dataclass(frozen=True)
 class TooModestOfY(LinearRegression):
-    """Does not declare what holds on one side."""
+    """Does not declare an invariance that holds for one side."""
 
     @property
     def invariances_of_y(self) -> frozenset[Any]:
@@ -65,7 +65,7 @@ class TooModestOfY(LinearRegression):
 
 @dataclass(frozen=True)
 class OtherBlock(CKA):
-    """Blocks that are not what pairs are."""
+    """Blocks with values that differ from those of pairs."""
 
     def block(self, rows: Sequence[Kernels], columns: Sequence[Kernels]) -> Array:
         return super().block(rows, columns) * (1 if len(rows) == len(columns) == 1 else 1.001)
@@ -82,7 +82,7 @@ class FilledBlock(CKA):
 
 @dataclass(frozen=True)
 class Clipped(CKA):
-    """Negative values are chance too; clipped, they are a bias."""
+    """Clips negative values, which biases the mean."""
 
     def pair(self, a: Kernels, b: Kernels) -> float:
         return max(0.0, super().pair(a, b))
@@ -106,7 +106,7 @@ class _NeverUndefined(CentredGram):
 
 @dataclass(frozen=True)
 class Swallowed(CKA):
-    """A value for a layer that has none."""
+    """Returns a value for a layer that has none."""
 
     @property
     def recipe(self) -> CentredGram:
@@ -120,7 +120,7 @@ class _InPlace(CentredGram):
 
 @dataclass(frozen=True)
 class Careless(CKA):
-    """Centres the caller's own array."""
+    """Centres the array of the caller in place."""
 
     @property
     def recipe(self) -> CentredGram:
@@ -134,7 +134,7 @@ class _Ordered(CentredGram):
 
 @dataclass(frozen=True)
 class Ordered(CKA):
-    """Weighs the first samples less."""
+    """Gives less weight to the first samples."""
 
     @property
     def recipe(self) -> CentredGram:
@@ -142,14 +142,14 @@ class Ordered(CKA):
 
 
 class Unequal(CentredGram):
-    """Equal to nothing, so shared with nobody."""
+    """Recipe that equals no other, so it is never shared."""
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
 
 @dataclass(frozen=True)
-class Lonely(CKA):
+class NotShared(CKA):
     """A recipe that no other measure can share."""
 
     @property
@@ -157,14 +157,14 @@ class Lonely(CKA):
         return Unequal()
 
 
-class Loose(PWCCA):
-    """Not frozen."""
+class NotFrozen(PWCCA):
+    """Measure that is not frozen."""
 
     __setattr__ = object.__setattr__
 
 
 class Contract(MetricContract):
-    """Not collected: its tests are called below."""
+    """Contract that pytest does not collect; its tests are called below."""
 
     reference = staticmethod(references.cka)
 
@@ -185,15 +185,15 @@ class Contract(MetricContract):
         (Swallowed(), "test_a_constant_layer_is_undefined", ()),
         (Careless(), "test_nothing_is_changed_in_passing", ()),
         (Ordered(), "test_order_of_samples_does_not_matter", ()),
-        (Lonely(), "test_equal_recipes_share", ()),
-        (Loose(), "test_is_a_frozen_value", ()),
+        (NotShared(), "test_equal_recipes_share", ()),
+        (NotFrozen(), "test_is_a_frozen_value", ()),
         (Clipped(), "test_spec_makes_the_same_metric", ()),
         (Clipped(), "test_docstring_cites_and_shows", ()),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Metric) else None,
 )
 def test_a_wrong_measure_fails(wrong: Metric[Any], test: str, arguments: tuple[Any, ...]) -> None:
-    honest = next(cls for cls in type(wrong).__mro__ if cls in (CKA, SVCCA, PWCCA, LinearRegression))
-    getattr(Contract(), test)(honest(), *arguments)  # the same test passes for what it was made from
+    correct = next(cls for cls in type(wrong).__mro__ if cls in (CKA, SVCCA, PWCCA, LinearRegression))
+    getattr(Contract(), test)(correct(), *arguments)  # the same test passes for the correct measure
     with pytest.raises(BITES):
         getattr(Contract(), test)(wrong, *arguments)

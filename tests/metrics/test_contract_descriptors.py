@@ -27,5 +27,5 @@ class TestUniformityDifference(MetricContract):
     reference = staticmethod(difference(references.uniformity))
 
     def layers(self, seed: int = 0, n: int = 40, widths: Sequence[int] = (6, 6)) -> list[Array]:
-        """Small, so that more than the diagonal is left of exp(-2 d^2)."""
+        """Return small features, so that pairs contribute to exp(-2 d^2)."""
         return [layer / 5 for layer in super().layers(seed, n, widths)]

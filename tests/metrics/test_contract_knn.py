@@ -13,7 +13,7 @@ from tests.metrics import references_knn
 
 
 class NeighbourContract(MetricContract):
-    """But that four samples are too few for three neighbours."""
+    """Contract with enough samples for the number of neighbours."""
 
     metrics: ClassVar[Any] = ()
 
@@ -42,7 +42,7 @@ class TestSecondOrderCosine(NeighbourContract):
     reference = staticmethod(references_knn.second_order_cosine)
 
     def test_as_many_samples_as_it_needs(self, metric: Metric[Any]) -> None:
-        """No number is enough: unrelated layers of many features are near 1, and hardly come down."""
+        """No number is enough: unrelated layers of many features have values near 1."""
         assert metric.samples_needed(5, 8) is None
         rng = np.random.default_rng(7)
         for n in (50, 400):
@@ -62,7 +62,7 @@ class TestCycleKNN(NeighbourContract):
 
     @pytest.mark.parametrize("n", [6, 40])
     def test_a_layer_is_like_itself(self, metric: Metric[Any], n: int) -> None:
-        """No more than that: a sample needs a neighbour whose neighbour it is."""
+        """The value counts samples that are a neighbour of one of their neighbours."""
         (x,) = self.layers(n=max(n, metric.min_samples), widths=(6,))
         near = references_knn.mask(x, metric.k)  # type: ignore[attr-defined]
         assert metric(x, x) == pytest.approx(np.mean((near * near.T).any(1)))

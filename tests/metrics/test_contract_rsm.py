@@ -35,14 +35,14 @@ class TestSampledUnitsCKA(MetricContract):
 
     @pytest.mark.parametrize("n", [6, 40])
     def test_a_layer_is_like_itself(self, metric: Metric[Any], n: int) -> None:
-        """Or more than that: on both sides are the same units, and not two samples of units."""
+        """The value may exceed 1: both sides have the same units, and not two samples of units."""
         (x,) = self.layers(n=n, widths=(6,))
         assert metric(x, x) >= 1
         assert metric(x, x) == pytest.approx(self.reference(x, x))
 
     @pytest.mark.parametrize("n", [4, 6, 40])
     def test_values_are_within_bounds(self, metric: Metric[Any], n: int) -> None:
-        """There are none, and no value where units of one layer have nothing in common, as few samples may show it."""
+        """There are no bounds; with few samples the norm of a layer may not be positive."""
         for seed in range(5):
             x, y = self.layers(seed, n=n)
             with contextlib.suppress(UndefinedValueError):

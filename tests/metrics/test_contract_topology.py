@@ -13,7 +13,7 @@ from tests.metrics import references_topology
 
 
 class WithEnoughSamples(MetricContract):
-    """No contract by itself: of fewer samples than these measures take there is nothing to be said."""
+    """Base of contracts for measures with a larger minimum number of samples."""
 
     @pytest.mark.parametrize("n", [6, 40])
     def test_a_layer_is_like_itself(self, metric: Metric[Any], n: int) -> None:
@@ -43,7 +43,7 @@ class TestRTD(WithEnoughSamples, MetricContract):
     reference = staticmethod(references_topology.rtd)
 
     def test_order_of_samples_does_not_matter(self, metric: Metric[Any]) -> None:
-        """But it decides who is in which batch; where all are in one, it does not matter."""
+        """The order matters only if there are several batches."""
         with pytest.raises(AssertionError, match="Not equal to tolerance"):
             super().test_order_of_samples_does_not_matter(metric)
         super().test_order_of_samples_does_not_matter(RTD(batch=40))

@@ -1,4 +1,4 @@
-"""What a measure says of itself: every word that it declares is said, and docstrings are read as they are meant."""
+"""Descriptions of measures: every declaration is included, and docstrings are parsed correctly."""
 
 import dataclasses
 import json
@@ -89,20 +89,20 @@ class Odd(PairMetric[Factor]):
 
 @pytest.fixture
 def odd(monkeypatch: pytest.MonkeyPatch) -> Metric[Any]:
-    """Made under a name, of which the registry knows nothing afterwards."""
+    """Return a measure that is registered only during the test."""
     monkeypatch.setattr(Metric, "registry", dict(Metric.registry))
-    made: Metric[Any] = type("Odder", (Odd,), {"name": "odd", "__doc__": Odd.__doc__})(scale=2.0)
-    return made
+    metric: Metric[Any] = type("Odder", (Odd,), {"name": "odd", "__doc__": Odd.__doc__})(scale=2.0)
+    return metric
 
 
-def test_what_is_unusual_is_said(odd: Metric[Any]) -> None:
+def test_unusual_declarations_are_described(odd: Metric[Any]) -> None:
     said = describe.traits(odd)
-    assert said["sense"].startswith("distance: it shrinks")
+    assert said["sense"].startswith("distance: smaller")
     assert said["range"] == "0 to infinity"
     assert describe.interval(odd) == "[0, inf)"
     assert said["symmetric"].startswith("no")
     assert said["unchanged by"] == (
-        "nothing that is done to the features; in the second layer also permutation of features, translation"
+        "no transformation of the features; in the second layer also permutation of features, translation"
     )
     assert "two clouds" in said["samples"]
     assert said["triangle"].startswith("holds")
@@ -122,15 +122,15 @@ def test_facts_are_json_and_complete(name: str) -> None:
     assert declared <= set(said)
     assert said["description"]
     assert said["references"]
-    assert [each["name"] for each in said["parameters"]] == [field.name for field in dataclasses.fields(metric)]
-    assert all(each["text"] for each in said["parameters"])
+    assert [option["name"] for option in said["parameters"]] == [field.name for field in dataclasses.fields(metric)]
+    assert all(option["text"] for option in said["parameters"])
 
 
 def test_infinity_is_null_to_programs(odd: Metric[Any]) -> None:
     assert describe.facts(odd)["bounds"] == [0.0, None]
 
 
-def test_a_docstring_is_read_as_it_is_meant(odd: Metric[Any]) -> None:
+def test_docstrings_are_parsed(odd: Metric[Any]) -> None:
     said = describe.sections(type(odd))
     assert list(said) == ["", "Parameters", "Notes", "References"]
     assert describe.paragraphs(said[""]) == [

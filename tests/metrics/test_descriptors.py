@@ -15,7 +15,7 @@ ALL = (MagnitudeDifference(), ConcentricityDifference(), UniformityDifference())
 
 
 def uniformity(x: Array) -> float:
-    """By inner products in float64, for many samples."""
+    """Compute uniformity from inner products in float64, for many samples."""
     x = x.astype(np.float64) - x.mean(0, dtype=np.float64)
     g = (x**2).sum(1)
     return float(np.log(np.mean(np.exp(-2 * (g[:, None] + g - 2 * x @ x.T).clip(0) * (1 - np.eye(len(x)))))))
@@ -67,7 +67,7 @@ def test_a_block_is_all_differences(rng: np.random.Generator, metric: MagnitudeD
     assert block.min() == 0 < block.max()
 
 
-# Concentricity: what has no angle
+# Concentricity: undefined angles
 
 
 def test_without_an_angle_there_is_no_value(rng: np.random.Generator) -> None:
@@ -99,10 +99,10 @@ def test_close_pairs_of_long_samples_keep_their_digits_in_float32(rng: np.random
     assert described("uniformity_difference", x) == pytest.approx(uniformity(x), abs=1e-7)
 
 
-def test_where_only_the_diagonal_is_left_it_says_so(rng: np.random.Generator) -> None:
+def test_a_warning_if_only_the_diagonal_contributes(rng: np.random.Generator) -> None:
     x = rng.normal(size=(50, 200))
     assert described("uniformity_difference", x) == pytest.approx(-math.log(50), abs=1e-12)
     near = x / np.linalg.norm(x, axis=1, keepdims=True)
-    with pytest.warns(UnreliableValueWarning, match="100% of mean exp.* is each sample with itself"):
+    with pytest.warns(UnreliableValueWarning, match="100% of mean exp.* comes from each sample with itself"):
         UniformityDifference()(x, near)
     UniformityDifference()(near, near[:, ::-1] / 2)  # warnings are errors here: this one must not warn

@@ -53,27 +53,27 @@ def value(metric: metrics.Metric[Any], x: Array, y: Array) -> float | str:
 
 @pytest.mark.parametrize("spec", [pytest.param(s, marks=pytest.mark.slow) if "rtd" in s else s for s in SPECS])
 def test_float32_is_float64_of_the_same_values(spec: str) -> None:
-    """Whatever was done to the layer: a value that differs is the dtype's, and no property of the layer."""
+    """A difference would be an effect of the dtype, and not a property of the layer."""
     metric = metrics.get(spec)
     x, y = layers(90, 12, 10)
     wrong = {}
     for how, change in HOSTILE.items():
         for other in (y, change(y)):
             narrow = [side.astype(np.float32) for side in (change(x), other)]
-            found = value(metric, *narrow)
+            actual = value(metric, *narrow)
             expected = value(metric, *(side.astype(np.float64) for side in narrow))
-            if isinstance(found, str) or isinstance(expected, str):
-                same = found == expected
+            if isinstance(actual, str) or isinstance(expected, str):
+                same = actual == expected
             else:
-                same = abs(found - expected) <= 1e-4 * abs(expected) + (1e-5 if metric.sense == "similarity" else 1e-6)
+                same = abs(actual - expected) <= 1e-4 * abs(expected) + (1e-5 if metric.sense == "similarity" else 1e-6)
             if not same and (metric.name, how) not in UNDETERMINED:
-                wrong[how] = (found, expected)
+                wrong[how] = (actual, expected)
     assert not wrong, f"{spec} of float32, and of float64 of the same values: {wrong}"
 
 
 @pytest.mark.parametrize(("n", "p", "q"), [(90, 40, 30), (600, 12, 10), (70, 600, 12)])
 @pytest.mark.parametrize("spec", ["cca:summary=r2", "pwcca", "eigenspace_overlap", "linear_regression", "svcca"])
-def test_spans_on_every_road(spec: str, n: int, p: int, q: int) -> None:
+def test_spans_by_every_decomposition(spec: str, n: int, p: int, q: int) -> None:
     """Singular values, eigenvalues of X'X and of XX'."""
     metric = metrics.get(spec)
     x, y = layers(n, p, q)
@@ -90,5 +90,5 @@ def test_the_cases_of_issue_15() -> None:
     far = (x + 1e5).astype(np.float32)
     overlap = metrics.get("eigenspace_overlap")
     assert overlap(far, far) == pytest.approx(1, rel=1e-6)
-    lonely = np.concatenate([1e4 * x[:1], x[1:]]).astype(np.float32)
-    assert metrics.get("cka:kernel=rbf")(lonely, lonely) == pytest.approx(1, rel=1e-5)
+    one_far = np.concatenate([1e4 * x[:1], x[1:]]).astype(np.float32)
+    assert metrics.get("cka:kernel=rbf")(one_far, one_far) == pytest.approx(1, rel=1e-5)

@@ -17,7 +17,7 @@ from repsim.metrics.matching import HardCorrelation, SemiCorrelation, SoftMatchi
 from repsim.testing.examples import RowsOnDisk
 
 MATCHING: tuple[Metric[Any], ...] = (HardCorrelation(), SemiCorrelation(), SoftMatching())
-each = pytest.mark.parametrize("metric", MATCHING, ids=[metric.name for metric in MATCHING])
+every_measure = pytest.mark.parametrize("metric", MATCHING, ids=[metric.name for metric in MATCHING])
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def layers(rng: np.random.Generator) -> tuple[Array, Array]:
     return x, y
 
 
-@each
+@every_measure
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_units_without_variance_are_left_out(
     metric: Metric[Any], layers: tuple[Array, Array], dtype: type[np.floating[Any]]
@@ -42,16 +42,16 @@ def test_units_without_variance_are_left_out(
     assert factor.nbytes == x.nbytes
 
 
-@each
+@every_measure
 def test_a_layer_of_dead_units_only_is_constant(metric: Metric[Any], layers: tuple[Array, Array]) -> None:
     dead = np.tile(np.array([0.1, 0.0, -3e5]), (50, 1))
     with pytest.raises(UndefinedValueError, match="constant"):
         metric(dead, layers[0])
 
 
-@each
+@every_measure
 def test_every_unit_has_a_scale_of_its_own(metric: Metric[Any], layers: tuple[Array, Array]) -> None:
-    """From where squares vanish to where they overflow, in one layer."""
+    """Scales from underflow to overflow of squares, in one layer."""
     x, y = layers
     scales = np.geomspace(1e-250, 1e250, x.shape[1])
     assert metric((x - x.mean(0)) * scales, y) == pytest.approx(metric(x, y), abs=1e-12)
@@ -60,14 +60,14 @@ def test_every_unit_has_a_scale_of_its_own(metric: Metric[Any], layers: tuple[Ar
     assert metric(-x, y) != pytest.approx(metric(x, y), abs=1e-3), "the sign of a correlation counts"
 
 
-@each
+@every_measure
 def test_a_layer_that_is_read_from_a_file(metric: Metric[Any], layers: tuple[Array, Array]) -> None:
-    """Gives the same units, and is read again instead of held."""
+    """The units are the same, and the layer is read again instead of held."""
     x = np.insert(layers[0], 2, 0, axis=1)
-    streamed, there = UnitNorm()(RowsOnDisk(x)), UnitNorm()(torch.from_numpy(layers[1]))
+    streamed, other = UnitNorm()(RowsOnDisk(x)), UnitNorm()(torch.from_numpy(layers[1]))
     assert not streamed.in_memory
     assert streamed.nbytes < 1000
-    assert metric.pair(streamed, there) == pytest.approx(metric(x, layers[1]), abs=1e-14)
+    assert metric.pair(streamed, other) == pytest.approx(metric(x, layers[1]), abs=1e-14)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
     whole = UnitNorm()(torch.from_numpy(x))
     for factor in (streamed, whole):
@@ -87,7 +87,7 @@ def test_copies_of_units(layers: tuple[Array, Array]) -> None:
 
 
 def test_several_partners_and_one(layers: tuple[Array, Array]) -> None:
-    """No plan and no matching gives anybody a better partner than the best one."""
+    """No transport plan and no matching gives a unit a better partner than the best one."""
     x, y = layers
     square = y[:, : x.shape[1]]
     assert SoftMatching()(x, square) == HardCorrelation()(x, square)
@@ -106,17 +106,17 @@ def test_the_distance_of_the_paper_is_a_metric(rng: np.random.Generator) -> None
 
 
 def test_the_assignment_is_found_once(layers: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch) -> None:
-    solve, asked = scipy.optimize.linear_sum_assignment, []
+    solve, calls = scipy.optimize.linear_sum_assignment, []
 
     def counted(*args: Any, **kwargs: Any) -> Any:
-        asked.append(args)
+        calls.append(args)
         return solve(*args, **kwargs)
 
     monkeypatch.setattr(scipy.optimize, "linear_sum_assignment", counted)
     x, y = (UnitNorm()(torch.from_numpy(layer[:, :7])) for layer in layers)
     hard, soft = MomentSweep([x], [y], [HardCorrelation(), SoftMatching()], chunk=16, room=10**6).run()
     assert hard == soft
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("m", [2, 5, 30, 1000])
@@ -125,7 +125,7 @@ def test_the_largest_of_chance_numbers(rng: np.random.Generator, m: int) -> None
     assert chance_maximum(m) == pytest.approx(drawn, rel=0.05)
 
 
-@each
+@every_measure
 def test_samples_needed_are_not_far_too_many(metric: Metric[Any], rng: np.random.Generator) -> None:
     n = metric.samples_needed(60, 60)
     assert n is not None
@@ -133,7 +133,7 @@ def test_samples_needed_are_not_far_too_many(metric: Metric[Any], rng: np.random
     assert 0.17 < np.mean(values) < 0.205
 
 
-def test_whoever_only_names_measures_does_not_wait_for_solvers() -> None:
+def test_names_of_measures_import_no_solvers() -> None:
     program = "import sys, repsim.metrics; repsim.metrics.names(); print(*{'ot', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not done.stdout.strip()

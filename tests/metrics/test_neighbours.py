@@ -1,4 +1,4 @@
-"""Who is whose neighbour: by tiles, from a store, among duplicates; and what chance gives."""
+"""Nearest neighbours: in tiles, from a store, among duplicates; and their chance levels."""
 
 import itertools
 from collections.abc import Callable
@@ -21,7 +21,7 @@ ALL = ("mutual_knn", "jaccard_knn", "rank_similarity", "second_order_cosine", "c
 
 @pytest.fixture(params=[2048, 48])
 def side(request: pytest.FixtureRequest, tuned: Callable[..., None]) -> int:
-    """One tile, or many, the last ones smaller than the number of neighbours."""
+    """Return the side of a tile: one tile, or many, with last tiles smaller than the number of neighbours."""
     tuned(neighbour_side=request.param, neighbour_table=50 * request.param, neighbour_ranks=1, neighbour_gathered=300)
     return int(request.param)
 
@@ -29,17 +29,17 @@ def side(request: pytest.FixtureRequest, tuned: Callable[..., None]) -> int:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_neighbours_are_those_of_the_dense_matrix(rng: np.random.Generator, side: int, dtype: Any) -> None:
     x = rng.normal(size=(101, 7)).astype(dtype) + 1
-    found = NearestNeighbours(12)(as_samples(x))
+    result = NearestNeighbours(12)(as_samples(x))
     wide = x.astype(np.float64)
-    np.testing.assert_array_equal(found.indices, references_knn.neighbours(wide, 12))
+    np.testing.assert_array_equal(result.indices, references_knn.neighbours(wide, 12))
     cosines = references_knn.cosines(wide)
     expected = np.take_along_axis(cosines, references_knn.neighbours(wide, 13), 1)
-    np.testing.assert_allclose(found.similarities, expected, atol=10 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(result.similarities, expected, atol=10 * np.finfo(dtype).eps)
     mask = references_knn.mask(wide, 12)
-    back = np.take_along_axis(mask.T, found.indices.numpy(), 1)
-    np.testing.assert_array_equal(found.returned > 0, back)
+    back = np.take_along_axis(mask.T, result.indices.numpy(), 1)
+    np.testing.assert_array_equal(result.reverse_ranks > 0, back)
     ranked = np.argsort(-cosines + 3 * np.eye(101), axis=1, kind="stable").argsort(axis=1) + 1
-    np.testing.assert_array_equal(found.returned, back * ranked.T[np.arange(101)[:, None], found.indices])
+    np.testing.assert_array_equal(result.reverse_ranks, back * ranked.T[np.arange(101)[:, None], result.indices])
 
 
 def test_a_layer_in_a_store_gives_what_it_gives_in_memory(rng: np.random.Generator, side: int) -> None:
@@ -70,23 +70,23 @@ def test_more_neighbours_serve_fewer(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_duplicates_come_by_lot(rng: np.random.Generator, side: int, dtype: Any) -> None:
+def test_ties_between_duplicates_are_random(rng: np.random.Generator, side: int, dtype: Any) -> None:
     """Four copies of 25 samples: three are the nearest, and of the next four any two."""
     x = np.tile(rng.normal(size=(25, 300)), (4, 1)).astype(dtype)
-    found = NearestNeighbours(5)(as_samples(x))
+    result = NearestNeighbours(5)(as_samples(x))
     nearest = references_knn.neighbours(x[:25].astype(np.float64), 1)[:, 0]
-    for i, row in enumerate(found.indices.tolist()):
+    for i, row in enumerate(result.indices.tolist()):
         assert set(row[:3]) == {j for j in range(i % 25, 100, 25) if j != i}
         assert set(row[3:]) < set(range(nearest[i % 25], 100, 25))
-    assert found.undecided(5) == 100
-    assert found.undecided(3) == 0
-    assert found.undecided(2) == 100
-    chosen = torch.bincount(found.indices.flatten() // 25, minlength=4)
-    assert bool((chosen - 125).abs().max() < 40), "the lot prefers some samples"
+    assert result.undecided(5) == 100
+    assert result.undecided(3) == 0
+    assert result.undecided(2) == 100
+    chosen = torch.bincount(result.indices.flatten() // 25, minlength=4)
+    assert bool((chosen - 125).abs().max() < 40), "some samples are preferred"
 
 
 def one_hot(rng: np.random.Generator, n: int, p: int, dtype: Any = np.float64) -> Array:
-    """Mostly: samples of a class are duplicates, all others equally far; a tenth of the samples has other features."""
+    """Return mostly one-hot samples: duplicates within a class, equally far otherwise; a tenth has other features."""
     x = np.eye(p + 5)[rng.integers(0, p, n)]
     x[: n // 10] = 0
     x[: n // 10, p:] = rng.normal(size=(n // 10, 5))
@@ -116,8 +116,8 @@ def test_ties_do_not_make_layers_alike(rng: np.random.Generator, name: str, dtyp
         assert metric.pair(a, metric.recipe(as_samples(-2 * x))) == pytest.approx(1, abs=1e-12)
 
 
-def test_the_lot_knows_no_order_of_measures(rng: np.random.Generator, side: int) -> None:
-    """Equals come in the same order whatever k is, crowds of them, too."""
+def test_the_order_of_ties_does_not_depend_on_k(rng: np.random.Generator, side: int) -> None:
+    """Equally near samples have the same order for any k, also if there are many of them."""
     x = as_samples(one_hot(rng, 400, 4))
     few, many = NearestNeighbours(3)(x), NearestNeighbours(150)(x)
     torch.testing.assert_close(few.indices, many.indices[:, :3], rtol=0, atol=0)
@@ -139,7 +139,7 @@ HOSTILE: dict[str, Callable[[Array], Array]] = {
 
 @pytest.mark.parametrize("how", HOSTILE)
 def test_neighbours_of_float32_are_those_of_float64(rng: np.random.Generator, side: int, how: str) -> None:
-    """Of the same values: neighbours, ties, and what the order of equals is."""
+    """Neighbours, ties and the order of ties are the same for the same values."""
     x = HOSTILE[how](rng.normal(size=(300, 40))).astype(np.float32)
     recipe = NearestNeighbours(10)
     narrow, wide = recipe(as_samples(x)), recipe(as_samples(x.astype(np.float64)))
@@ -167,8 +167,8 @@ def test_a_permuted_layer_has_the_neighbours_of_the_permuted_samples(
     before = len(source.reads) if isinstance(source, RowsOnDisk) else 0
     moved, anew = whole.permuted(order), recipe(as_samples(x[order]))
     if isinstance(source, RowsOnDisk):
-        assert len(source.reads) == before  # nothing is read until somebody asks
-    for name in ("indices", "returned"):
+        assert len(source.reads) == before  # nothing is read before it is needed
+    for name in ("indices", "reverse_ranks"):
         torch.testing.assert_close(getattr(moved, name), getattr(anew, name), rtol=0, atol=0)
     for name in ("similarities", "distances"):
         torch.testing.assert_close(getattr(moved, name), getattr(anew, name), rtol=0, atol=1e-14)
@@ -180,21 +180,21 @@ def test_a_permuted_layer_has_the_neighbours_of_the_permuted_samples(
     torch.testing.assert_close(moved.permuted(order.argsort()).indices, whole.indices, rtol=0, atol=0)
 
 
-def test_what_is_found_once_serves_every_order(rng: np.random.Generator) -> None:
-    asked: list[int] = []
+def test_cached_values_serve_every_order(rng: np.random.Generator) -> None:
+    calls: list[int] = []
 
-    def find(layer: Neighbours, k: int) -> int:
-        asked.append(k)
+    def compute(layer: Neighbours, k: int) -> int:
+        calls.append(k)
         return layer.undecided(k)
 
     x = NearestNeighbours(3)(as_samples(rng.normal(size=(20, 4))))
-    x.permuted(torch.randperm(20)).once(find, 3)
-    x.once(find, 3)
-    assert asked == [3]
+    x.permuted(torch.randperm(20)).once(compute, 3)
+    x.once(compute, 3)
+    assert calls == [3]
 
 
-def test_among_equals_a_permuted_layer_keeps_its_choice(rng: np.random.Generator) -> None:
-    """Four copies of ten samples: neighbours are those that the lot chose first, whatever numbers they have now."""
+def test_a_permuted_layer_keeps_the_order_of_ties(rng: np.random.Generator) -> None:
+    """Four copies of ten samples: the neighbours stay the same samples after renumbering."""
     x = np.tile(rng.normal(size=(10, 6)), (4, 1))
     order = torch.from_numpy(rng.permutation(40))
     whole = NearestNeighbours(2)(as_samples(x))
@@ -204,9 +204,9 @@ def test_among_equals_a_permuted_layer_keeps_its_choice(rng: np.random.Generator
     assert (moved.indices != NearestNeighbours(2)(as_samples(x[order])).indices).any()
 
 
-def test_neighbours_that_hang_on_ties_are_told(rng: np.random.Generator) -> None:
+def test_tied_neighbours_warn(rng: np.random.Generator) -> None:
     x, y = rng.normal(size=(60, 8)), rng.normal(size=(60, 8))
-    x[30:36] = x[0]  # seven alike: each has six at similarity 1, of whom it takes four, and so has who is near them
+    x[30:36] = x[0]  # seven duplicates: each has six samples at similarity 1, more than k = 4
     ordered = np.sort(references_knn.cosines(x) - 3 * np.eye(60), axis=1)[:, ::-1]
     ties = int((np.abs(ordered[:, 3] - ordered[:, 4]) < 1e-12).sum())
     assert 7 < ties < 30
@@ -217,7 +217,7 @@ def test_neighbours_that_hang_on_ties_are_told(rng: np.random.Generator) -> None
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_where_there_are_no_neighbours(rng: np.random.Generator, name: str) -> None:
+def test_undefined_neighbours(rng: np.random.Generator, name: str) -> None:
     x, y = rng.normal(size=(30, 5)), rng.normal(size=(30, 5))
     metric = get(f"{name}:k=3")
     dead = x.copy()
@@ -225,7 +225,7 @@ def test_where_there_are_no_neighbours(rng: np.random.Generator, name: str) -> N
     with pytest.raises(UndefinedValueError, match="2 of 30 samples are 0"):
         metric(dead, y)
     ray = np.outer(np.arange(1, 31), x[0])  # one direction, so that all cosines are 1
-    with pytest.raises(UndefinedValueError, match="neighbours of no sample are determined"):
+    with pytest.raises(UndefinedValueError, match="neighbours of every sample are tied"):
         metric(y, ray)
     with pytest.raises(InvalidInputError, match=r"4 samples are too few for 3 neighbours.* like cka"):
         metric(x[:4], y[:4])
@@ -242,9 +242,9 @@ def test_huge_and_tiny_samples_have_directions(rng: np.random.Generator) -> None
 def test_distances_of_near_samples_keep_their_digits(rng: np.random.Generator) -> None:
     """1 - cosine of 1e-6 in float32, whose cosines have errors of 1e-7."""
     x = 1 + 1e-3 * rng.normal(size=(50, 20)).astype(np.float32)
-    found = NearestNeighbours(4, features=True)(as_samples(x))
-    expected = np.take_along_axis(1 - references_knn.cosines(x.astype(np.float64)), found.indices.numpy(), 1)
-    np.testing.assert_allclose(found.distances[:, :4], expected, rtol=1e-5)
+    result = NearestNeighbours(4, features=True)(as_samples(x))
+    expected = np.take_along_axis(1 - references_knn.cosines(x.astype(np.float64)), result.indices.numpy(), 1)
+    np.testing.assert_allclose(result.distances[:, :4], expected, rtol=1e-5)
 
 
 def test_duplicates_of_all_neighbours_have_no_second_order(rng: np.random.Generator) -> None:
@@ -258,7 +258,7 @@ def test_duplicates_of_all_neighbours_have_no_second_order(rng: np.random.Genera
 
 @pytest.mark.slow
 def test_cknna_leaves_every_interval() -> None:
-    """It follows its published definition out of [0, 1], and even out of [-1, 1]."""
+    """By its published definition the value leaves [0, 1], and even [-1, 1]."""
 
     def layers(seed: int) -> tuple[Array, Array, int]:
         rng = np.random.default_rng(seed)
@@ -282,7 +282,7 @@ def test_cknna_leaves_every_interval() -> None:
 
 @pytest.fixture(scope="module")
 def orders() -> tuple[Neighbours, list[Neighbours]]:
-    """A layer of six samples, and another one in all 720 orders of its samples."""
+    """Return a layer of six samples, and another one in all 720 orders of its samples."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(6, 3)) + 0.5, rng.exponential(size=(6, 4)) - 0.3
     x[4] = x[0] + 0.1  # makes hubs

@@ -1,4 +1,4 @@
-"""Every number of oracles.py, asked of the public call; and every measure has one, or says why not."""
+"""Expected values of oracles.py, and a check that every measure has one, or a reason why not."""
 
 import importlib
 import warnings
@@ -12,7 +12,7 @@ from tests.metrics.oracles import AWAITED, ORACLES, WITHOUT, Oracle, layers
 
 
 def missing(name: str) -> str | None:
-    """Why a measure cannot be asked, if there is a good reason."""
+    """Return the reason why a measure cannot be computed, or None."""
     if name not in repsim.metrics.names():
         assert name in AWAITED, f"oracles.py has numbers for {name}, which is no measure"
         return f"{name} is awaited"

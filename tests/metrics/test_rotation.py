@@ -6,7 +6,7 @@ import torch
 
 from repsim.errors import UndefinedValueError, UnreliableValueWarning
 from repsim.metrics.base import Array, as_samples
-from repsim.metrics.rotation import AlignedCosine, AsTheyAre, PermutationProcrustes, Polar, SampleSpace
+from repsim.metrics.rotation import AlignedCosine, PermutationProcrustes, Polar, SampleSpace, UncentredFeatures
 from tests.metrics import references_alignment
 
 
@@ -108,7 +108,7 @@ class TestPermutationProcrustes:
         assert PermutationProcrustes()(x * 1e250, y) == pytest.approx(1e250 * np.linalg.norm(x), rel=1e-12)
         loud = (x * 1e30).astype(np.float32), (y * 1e30).astype(np.float32)
         assert PermutationProcrustes()(*loud) == pytest.approx(value * 1e30, rel=1e-5)
-        assert AsTheyAre()(as_samples(x * 1e250)).values.abs().max() <= 1
+        assert UncentredFeatures()(as_samples(x * 1e250)).values.abs().max() <= 1
 
     def test_a_metric_between_layers_of_equal_width_or_without_negative_values(self, rng: np.random.Generator) -> None:
         d = PermutationProcrustes()

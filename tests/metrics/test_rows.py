@@ -1,4 +1,4 @@
-"""Rows that are read a piece at a time give what numpy finds in the whole array, and no piece is left unread."""
+"""Rows that are read in pieces give the values of numpy for the whole array, and no piece is left unread."""
 
 import itertools
 import threading
@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 
 from repsim.errors import UndefinedValueError
 from repsim.metrics.base import Array
-from repsim.metrics.recipes.rows import Centred, Rows, ahead, by_pieces, column_means, cut, in_memory, pieces, wide
+from repsim.metrics.recipes.rows import (
+    Centred,
+    Rows,
+    by_pieces,
+    column_means,
+    cut,
+    float64_device,
+    in_memory,
+    pieces,
+    prefetch,
+)
 from repsim.testing.examples import RowsOnDisk
 
 CPU = torch.device("cpu")
@@ -22,7 +32,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def small_pieces(tuned: Callable[..., None]) -> None:
-    """Of ten values, so that small arrays have many."""
+    """Use pieces of ten values, so that small arrays have many."""
     tuned(piece=10)
 
 
@@ -157,7 +167,7 @@ def test_centred_rows_are_what_numpy_makes_of_them(
     if isinstance(source, RowsOnDisk):
         source.reads.clear()
         centred[index]
-        assert sum(source.reads) == len(expected)  # what was not asked for is not read
+        assert sum(source.reads) == len(expected)  # only requested rows are read
         assert max(source.reads, default=0) <= 2
 
 
@@ -179,7 +189,7 @@ def test_only_what_is_made_of_a_tensor_is_kept(rng: np.random.Generator) -> None
     x = rng.normal(size=(6, 2))
     for source in (torch.from_numpy(x), RowsOnDisk(x)):
         centred = Centred(source, *column_means(source), torch.float64)
-        kept = in_memory(centred, made_of=source)
+        kept = in_memory(centred, source=source)
         if isinstance(source, RowsOnDisk):
             assert kept is centred
         else:
@@ -188,8 +198,8 @@ def test_only_what_is_made_of_a_tensor_is_kept(rng: np.random.Generator) -> None
 
 
 def test_float64_is_computed_where_there_is_some() -> None:
-    assert wide(torch.device("mps")) == CPU
-    assert wide(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert float64_device(torch.device("mps")) == CPU
+    assert float64_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
 
 
 # Reading ahead
@@ -207,15 +217,15 @@ def test_items_come_in_their_order_from_another_thread() -> None:
             makers.add(threading.current_thread())
             yield k
 
-    assert list(ahead(items(), CPU)) == list(range(50))
+    assert list(prefetch(items(), CPU)) == list(range(50))
     assert len(makers) == 1
     assert threading.current_thread() not in makers
     assert readers() == []
-    assert list(ahead(iter([]), CPU)) == []
+    assert list(prefetch(iter([]), CPU)) == []
 
 
 def test_one_item_is_made_ahead_and_no_more() -> None:
-    """While the caller is busy with k, k + 1 is made: it is there without another word. k + 2 is not begun."""
+    """While the caller works with k, k + 1 is computed, and k + 2 is not begun."""
     made = [threading.Event() for _ in range(10)]
 
     def items() -> Iterator[int]:
@@ -223,7 +233,7 @@ def test_one_item_is_made_ahead_and_no_more() -> None:
             event.set()
             yield k
 
-    for k in ahead(items(), CPU):
+    for k in prefetch(items(), CPU):
         if k + 1 < len(made):
             assert made[k + 1].wait(10)
         time.sleep(0.01)
@@ -231,7 +241,7 @@ def test_one_item_is_made_ahead_and_no_more() -> None:
 
 
 class ReadingError(Exception):
-    """Of these tests."""
+    """Error of a reader in these tests."""
 
 
 @pytest.mark.parametrize("good", [0, 1, 5])
@@ -242,7 +252,7 @@ def test_an_error_while_reading_reaches_the_caller_in_its_place(good: int) -> No
 
     seen = []
     with pytest.raises(ReadingError):  # noqa: PT012 - what came before is the point
-        for k in ahead(items(), CPU):
+        for k in prefetch(items(), CPU):
             seen.append(k)  # noqa: PERF402
     assert seen == list(range(good))
     assert readers() == []
@@ -258,7 +268,7 @@ def test_a_caller_that_stops_stops_the_reading(how: str) -> None:
             yield k
 
     def stop() -> None:
-        coming = ahead(items(), CPU)
+        coming = prefetch(items(), CPU)
         assert (next(coming), next(coming)) == (0, 1)
         if how == "close":
             coming.close()  # type: ignore[attr-defined]
@@ -280,7 +290,7 @@ def test_a_caller_that_stops_stops_the_reading(how: str) -> None:
 
 def test_what_is_read_ahead_is_no_part_of_a_gradient() -> None:
     weight = torch.ones(3, requires_grad=True)
-    (item,) = ahead((weight * k for k in (2,)), CPU)
+    (item,) = prefetch((weight * k for k in (2,)), CPU)
     assert not item.requires_grad
     total = torch.zeros(3)
     total += item  # and may be used like any other
@@ -288,10 +298,10 @@ def test_what_is_read_ahead_is_no_part_of_a_gradient() -> None:
 
 
 def test_lists_and_arrays_go_through(rng: np.random.Generator) -> None:
-    """What a sweep reads ahead is pairs of lists of tensors."""
+    """A sweep prefetches pairs of lists of tensors."""
     x: Array = rng.normal(size=(4, 2))
     source = RowsOnDisk(x)
-    (((a, b), (c,)),) = ahead((([source[:2], source[2:]], [source[:]]) for _ in range(1)), CPU)
+    (((a, b), (c,)),) = prefetch((([source[:2], source[2:]], [source[:]]) for _ in range(1)), CPU)
     assert torch.equal(torch.cat([a, b]), c)
     (name,) = source.readers
     assert name.startswith("repsim-reader")

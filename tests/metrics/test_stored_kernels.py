@@ -22,7 +22,7 @@ related = partial(related_layers, offset=1.0)
 
 
 def as_stored(x: Array, size: int, dtype: type = np.float32) -> torch.Tensor:
-    """What the readout gram:B keeps of features (n, p): (n // B, B, B)."""
+    """Return the Gram matrices (n // B, B, B) that the readout gram:B stores for features (n, p)."""
     blocks = [x[start : start + size] for start in range(0, len(x) - size + 1, size)]
     grams = [(block - block.mean(0)) @ (block - block.mean(0)).T / x.shape[1] for block in blocks]
     array = torch.from_numpy(np.stack(grams).astype(dtype))
@@ -30,7 +30,7 @@ def as_stored(x: Array, size: int, dtype: type = np.float32) -> torch.Tensor:
 
 
 def sketches(x: Array, m: int, rng: np.random.Generator) -> Array:
-    """Two sketches (n, 2, m) by matrices written out: each feature a sign, and a bucket, as evenly as they come."""
+    """Return two sketches (n, 2, m) from explicit matrices: a random sign and a balanced bucket for each feature."""
     p = x.shape[1]
     both = []
     for _ in range(2):
@@ -114,13 +114,13 @@ def test_float16_costs_four_digits(rng: np.random.Generator) -> None:
 def test_blocks_in_which_nothing_is_left(rng: np.random.Generator, dtype: type) -> None:
     """One sample of a block differs from the others, or all have features of their own.
 
-    Then the Gram matrix, beside its diagonal, is u_i + u_j, and what centring leaves of it rounding errors.
+    Then the Gram matrix is u_i + u_j off its diagonal, and only rounding errors remain after centring.
     """
     x, y = related(rng, 32, 4, 5)
-    lonely = np.full((32, 3), 0.1)
-    lonely[7] = rng.normal(size=3)
+    spike = np.full((32, 3), 0.1)
+    spike[7] = rng.normal(size=3)
     own = np.diag(rng.uniform(1, 3, size=32))
-    a, b, c, d = (StoredGrams()(as_stored(layer, 8, dtype)) for layer in (x, lonely, y, own))
+    a, b, c, d = (StoredGrams()(as_stored(layer, 8, dtype)) for layer in (x, spike, y, own))
     lost = np.array([False, True, False, True])
     np.testing.assert_array_equal(np.isnan(CKA().block([a, b, c, d], [a, b, c, d])), lost[:, None] | lost)
     with pytest.raises(UndefinedValueError, match="differs from a constant in too few samples"):

@@ -1,4 +1,4 @@
-"""One decomposition a layer: every road to it against numpy's singular values, and what the Krylov road certifies."""
+"""Decomposition of a layer: every algorithm against numpy, and the certificate of Krylov iteration."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ from repsim.metrics.subspaces import singular_values
 from tests.metrics import references
 
 DTYPES = [np.float32, np.float64]
-SQUARED = [(150, 20), (20, 150), (80, 80)]  # the roads over X'X, XX', and where they meet
+SQUARED = [(150, 20), (20, 150), (80, 80)]  # decomposed via X'X, via XX', and where both meet
 STRAIGHT = [(30, 9), (9, 30), (12, 12)]
 
 
@@ -34,7 +34,7 @@ def _at_small_sizes(tuned: Callable[..., None]) -> None:
 
 
 class Stored:
-    """Activations that are read when somebody asks, as from a file."""
+    """Activations that are read on demand, as from a file."""
 
     def __init__(self, array: Array) -> None:
         self.array = array
@@ -52,17 +52,17 @@ class Counted(Stored):
     read = 0
 
     def __getitem__(self, rows: "slice | Tensor") -> Tensor:
-        found = super().__getitem__(rows)
-        self.read += len(found)
-        return found
+        result = super().__getitem__(rows)
+        self.read += len(result)
+        return result
 
 
-def given(x: Array, *, stored: bool) -> Rows:
+def as_rows(x: Array, *, stored: bool) -> Rows:
     return Stored(x) if stored else torch.from_numpy(x)
 
 
 def layer(n: int, p: int, s: Array | Sequence[float], seed: int = 0) -> Array:
-    """Centred, with these singular values."""
+    """Return a centred layer with these singular values."""
     rng = np.random.default_rng(seed)
     left = np.linalg.qr(np.column_stack([np.ones(n), rng.normal(size=(n, len(s)))]))[0][:, 1:]
     right = np.linalg.qr(rng.normal(size=(p, len(s))))[0]
@@ -74,27 +74,27 @@ def power(exponent: float, count: int) -> Array:
 
 
 def decomposed(x: Array) -> tuple[Array, Array, Array]:
-    """U, s, V' by numpy, in float64."""
+    """Return U, s, V' from numpy, in float64."""
     x = x.astype(np.float64)
     u, s, vh = np.linalg.svd(x - x.mean(0), full_matrices=False)
     return u, s, vh
 
 
 def count(s: Array, variance: float) -> int:
-    """The smallest k with sum_{i<=k} s_i^2 >= variance sum s_i^2."""
+    """Return the smallest k with sum_{i<=k} s_i^2 >= variance sum s_i^2."""
     return next(k for k in range(1, len(s) + 1) if np.sum(s[:k] ** 2) >= variance * np.sum(s**2))
 
 
-def off(found: Array, true: Array) -> float:
-    """The largest difference between columns that are known but for their signs."""
-    return float(np.abs(found * np.sign(np.sum(found * true, axis=0)) - true).max())
+def difference_up_to_sign(result: Array, true: Array) -> float:
+    """Return the largest difference between columns, up to their signs."""
+    return float(np.abs(result * np.sign(np.sum(result * true, axis=0)) - true).max())
 
 
 def basis(factor: Subspace) -> Array:
     return factor.rows(slice(None)).double().numpy()
 
 
-# The exact roads
+# Exact decompositions
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -106,7 +106,7 @@ def test_it_is_the_singular_value_decomposition(
     x = (layer(n, p, np.geomspace(5, 0.5, min(n - 1, p))) + rng.normal(size=p)).astype(dtype)
     u, s, vh = decomposed(x)
     r = min(n - 1, p)
-    factor = PrincipalSubspace(loadings=True)(given(x, stored=stored))
+    factor = PrincipalSubspace(loadings=True)(as_rows(x, stored=stored))
     assert (factor.n, factor.rank, factor.p, factor.complete) == (n, r, r, True)
     assert factor.backward_error == 0
     assert factor.in_memory == (not stored or n < p or dtype == np.float64 or max(n, p) < 64)
@@ -115,8 +115,8 @@ def test_it_is_the_singular_value_decomposition(
     assert factor.total == pytest.approx(np.sum((s / s[0]) ** 2), rel=1e-12)
     assert factor.loadings is not None
     np.testing.assert_allclose(basis(factor) @ factor.loadings.numpy(), x - x.mean(0, np.float64), atol=10 * eps)
-    assert off(factor.loadings.numpy().T, (s[:r, None] * vh[:r]).T) < 1e-10
-    assert off(basis(factor), u[:, :r]) < (1e-10 if dtype == np.float64 or max(n, p) < 64 else eps)
+    assert difference_up_to_sign(factor.loadings.numpy().T, (s[:r, None] * vh[:r]).T) < 1e-10
+    assert difference_up_to_sign(basis(factor), u[:, :r]) < (1e-10 if dtype == np.float64 or max(n, p) < 64 else eps)
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -126,15 +126,15 @@ def test_it_is_the_singular_value_decomposition(
 def test_rank_is_found_whatever_the_scale_and_the_offset(
     n: int, p: int, dtype: Any, scale: float, stored: bool
 ) -> None:
-    """What float32 rounds off (here of values a hundred times as large as what varies) is no direction."""
+    """Rounding errors of float32, here of values a hundred times as large as the variation, are no direction."""
     s = np.geomspace(1, 0.1, 7)
     x = (scale * (layer(n, p, s) + 100 * s[0] / math.sqrt(n * p))).astype(dtype)
     u, true, _ = decomposed(x)
-    factor = PrincipalSubspace()(given(x, stored=stored))
+    factor = PrincipalSubspace()(as_rows(x, stored=stored))
     assert (factor.rank, factor.complete) == (7, True)
     np.testing.assert_allclose(factor.singular_values.numpy(), true[:7], rtol=1e-9)
     np.testing.assert_allclose(factor.singular_values.numpy(), scale * s, rtol=1e-5)
-    assert off(basis(factor), u[:, :7]) < 1e-6
+    assert difference_up_to_sign(basis(factor), u[:, :7]) < 1e-6
     assert factor.loadings is None
 
 
@@ -161,7 +161,7 @@ def test_what_is_below_max_n_p_eps_is_noise(n: int, p: int, share: int, rank: in
 
 
 def test_a_wide_layer_has_no_more_noise_than_a_narrow_one() -> None:
-    """max(n, p) eps would be .007 s_1 here, and leave out three of four directions."""
+    """max(n, p) eps would be 0.007 s_1 here, and leave out three of four directions."""
     x = layer(70, 60_000, 0.9 ** np.arange(65)).astype(np.float32)
     factor = PrincipalSubspace()(torch.from_numpy(x))
     assert factor.rank == 65
@@ -169,7 +169,7 @@ def test_a_wide_layer_has_no_more_noise_than_a_narrow_one() -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_variance_that_is_met_exactly(seed: int) -> None:
-    """s = 3, 1 and a share of .9: either count is right, and a factor knows that it has what it was made for."""
+    """s = 3, 1 and a share of 0.9: either count is right, and the factor keeps enough for its recipe."""
     factor = PrincipalSubspace(0.9)(torch.from_numpy(layer(20, 5, [3, 1], seed)))
     assert factor.components(0.9) == factor.rank <= 2
 
@@ -199,9 +199,9 @@ def test_what_a_recipe_kept_is_enough_for_its_own_variance(exponent: float) -> N
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "p"), SQUARED)
 def test_truncations_nest(n: int, p: int, dtype: Any, stored: bool) -> None:
-    """SVCCA at .9 from what was decomposed for .99, or for all, is SVCCA at .9."""
+    """SVCCA at 0.9 from a decomposition for 0.99, or for all directions, is SVCCA at 0.9."""
     wide = [
-        given((layer(n, p, power(0.8, 19), seed) + layer(n, p, power(0.8, 19), 9)).astype(dtype), stored=stored)
+        as_rows((layer(n, p, power(0.8, 19), seed) + layer(n, p, power(0.8, 19), 9)).astype(dtype), stored=stored)
         for seed in (1, 2)
     ]
     values = []
@@ -212,17 +212,17 @@ def test_truncations_nest(n: int, p: int, dtype: Any, stored: bool) -> None:
     assert values == pytest.approx([values[0]] * 3, rel=1e-12 if dtype == np.float64 else 1e-6)
 
 
-def test_what_was_not_asked_for_is_not_there(rng: np.random.Generator) -> None:
+def test_a_factor_contains_only_what_its_recipe_keeps(rng: np.random.Generator) -> None:
     x = torch.from_numpy(rng.normal(size=(40, 12)))
     factor = PrincipalSubspace(0.5)(x)
     for variance in (0.99, 1.0):
-        with pytest.raises(AssertionError, match="asked for fewer directions"):
+        with pytest.raises(AssertionError, match="kept fewer directions"):
             factor.components(variance)
-    with pytest.raises(AssertionError, match="asked for no loadings"):
+    with pytest.raises(AssertionError, match="computed no loadings"):
         PWCCA().pair(PrincipalSubspace()(x), PrincipalSubspace()(x))
 
 
-def test_a_recipe_covers_what_asks_for_no_more() -> None:
+def test_a_recipe_covers_those_that_need_no_more() -> None:
     recipes = [PrincipalSubspace(v, loadings=w) for v in (0.9, 0.99) for w in (False, True)]
     covered = {(i, j) for (i, a), (j, b) in itertools.product(enumerate(recipes), repeat=2) if a.covers(b)}
     assert covered == {(0, 0), (1, 0), (1, 1), (2, 0), (2, 2), (3, 0), (3, 1), (3, 2), (3, 3)}
@@ -233,27 +233,31 @@ def test_a_recipe_covers_what_asks_for_no_more() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "p"), [*SQUARED, (30, 9)])
 def test_another_process_can_finish(rng: np.random.Generator, n: int, p: int, dtype: Any, stored: bool) -> None:
-    """One fits and tells its state; whoever hears it makes the same factor as one who does both, to the bit."""
-    x = given(rng.normal(size=(n, p)).astype(dtype), stored=stored)
+    """A factor made from a transferred state is the same to the bit."""
+    x = as_rows(rng.normal(size=(n, p)).astype(dtype), stored=stored)
     recipe = PrincipalSubspace(0.9, loadings=True)
-    told = recipe.apply(x, pickle.loads(pickle.dumps(recipe.fit(x))))  # noqa: S301
-    alone = recipe(x)
-    assert (told.total, told.complete, told.backward_error) == (alone.total, alone.complete, alone.backward_error)
-    assert told.loadings is not None
-    assert alone.loadings is not None
+    finished = recipe.apply(x, pickle.loads(pickle.dumps(recipe.fit(x))))  # noqa: S301
+    direct = recipe(x)
+    assert (finished.total, finished.complete, finished.backward_error) == (
+        direct.total,
+        direct.complete,
+        direct.backward_error,
+    )
+    assert finished.loadings is not None
+    assert direct.loadings is not None
     for a, b in [
-        (told.rows(slice(None)), alone.rows(slice(None))),
-        (told.singular_values, alone.singular_values),
-        (told.loadings, alone.loadings),
+        (finished.rows(slice(None)), direct.rows(slice(None))),
+        (finished.singular_values, direct.singular_values),
+        (finished.loadings, direct.loadings),
     ]:
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("slab", [2**23, 100])
-def test_a_streamed_basis_gives_the_rows_that_are_asked_for(
+def test_a_streamed_basis_gives_the_requested_rows(
     rng: np.random.Generator, tuned: Callable[..., None], slab: int
 ) -> None:
-    """However few samples it multiplies at once."""
+    """For any number of samples per product."""
     tuned(slab=slab)
     x = rng.normal(size=(130, 9)).astype(np.float32)
     factor, whole = PrincipalSubspace()(Stored(x)), PrincipalSubspace()(torch.from_numpy(x))
@@ -262,16 +266,16 @@ def test_a_streamed_basis_gives_the_rows_that_are_asked_for(
     assert factor.nbytes == 8 * (9 * 9 + 9 + 9)  # the weights, the means, the singular values; no sample
     assert whole.nbytes == 4 * 130 * 9 + 8 * 9
     for rows in (slice(5, 40), slice(-3, None), slice(7, 7), torch.tensor([129, 0, 0, 3]), torch.arange(100)):
-        found, expected = factor.basis[rows], whole.basis[rows]
-        assert (found.dtype, found.shape) == (torch.float32, expected.shape)
-        np.testing.assert_allclose(found, expected, atol=1e-7)
+        result, expected = factor.basis[rows], whole.basis[rows]
+        assert (result.dtype, result.shape) == (torch.float32, expected.shape)
+        np.testing.assert_allclose(result, expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("n", [20, 130])
 def test_a_constant_layer_has_no_directions(n: int, stored: bool) -> None:
     with pytest.raises(UndefinedValueError, match="the layer is constant"):
-        PrincipalSubspace()(given(np.full((n, 5), 0.3, np.float32), stored=stored))
+        PrincipalSubspace()(as_rows(np.full((n, 5), 0.3, np.float32), stored=stored))
 
 
 @pytest.mark.parametrize(("n", "p"), [(350, 70), (70, 350)])
@@ -284,7 +288,7 @@ def test_matrix_products_in_pieces(rng: np.random.Generator, tuned: Callable[...
     true = (x - x.mean(0)) / peak
     block = rng.normal(size=(min(n, p), 4))
     basis = rng.normal(size=(n, 3))
-    for found, expected in [
+    for result, expected in [
         (products.covariance(rows, 32).triu(), np.triu(true.T @ true)),
         (products.inner_products(rows, 32).triu(), np.triu(true @ true.T)),
         (products.project(torch.from_numpy(basis), rows), basis.T @ true),
@@ -293,10 +297,10 @@ def test_matrix_products_in_pieces(rng: np.random.Generator, tuned: Callable[...
             true @ (true.T @ block) if n < p else true.T @ (true @ block),
         ),
     ]:
-        np.testing.assert_allclose(found, expected, atol=1e-11)
+        np.testing.assert_allclose(result, expected, atol=1e-11)
 
 
-# The Krylov road, at a size where it can be seen to be right
+# Krylov iteration, at a size where it can be verified
 
 SIDES = [(160, 300), (300, 160)]
 
@@ -307,11 +311,11 @@ def small(tuned: Callable[..., None]) -> None:
 
 
 def search(x: Array, variance: float = 0.99, floor: float = 0.0) -> tuple[Array, Leading | None]:
-    """The centred layer in units of its largest value, turned so that its rows are the smaller side."""
+    """Return the centred layer in units of its largest value, with the smaller side as rows, and the result."""
     mean, peak = column_means(torch.from_numpy(x))
-    found = leading_by_krylov(Centred(Stored(x), mean, peak, torch.float64), variance, floor)
+    result = leading_by_krylov(Centred(Stored(x), mean, peak, torch.float64), variance, floor)
     true = (x - x.mean(0)) / peak
-    return true if x.shape[0] < x.shape[1] else true.T, found
+    return true if x.shape[0] < x.shape[1] else true.T, result
 
 
 SPECTRA = {
@@ -328,16 +332,16 @@ SPECTRA = {
 @pytest.mark.parametrize(("n", "p"), SIDES)
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_the_certificate_holds(small: None, n: int, p: int, spectrum: str) -> None:
-    """E, made from what was found, has the norm that is told, and what was found is exact for X + E."""
-    X, found = search(layer(n, p, SPECTRA[spectrum]), 0.9995)
-    assert found is not None
-    U, s = found.vectors.numpy(), found.values.sqrt().numpy()
+    """E, computed from the result, has the stated norm, and the result is exact for X + E."""
+    X, result = search(layer(n, p, SPECTRA[spectrum]), 0.9995)
+    assert result is not None
+    U, s = result.vectors.numpy(), result.values.sqrt().numpy()
     V = X.T @ U / s
     R = X @ V - U * s
     E = -R @ V.T
     norm = np.linalg.norm(X)
-    assert np.linalg.norm(E) / norm == pytest.approx(found.error, rel=1e-6, abs=1e-13)
-    assert found.error <= 2**-24
+    assert np.linalg.norm(E) / norm == pytest.approx(result.error, rel=1e-6, abs=1e-13)
+    assert result.error <= 2**-24
     for vectors in (U, V):
         np.testing.assert_allclose(vectors.T @ vectors, np.eye(len(s)), atol=1e-10)
     assert np.linalg.norm((X + E) @ V - U * s) < 1e-12 * norm
@@ -345,7 +349,7 @@ def test_the_certificate_holds(small: None, n: int, p: int, spectrum: str) -> No
     true = np.linalg.svd(X, compute_uv=False)
     assert len(s) == count(true, 0.9995)
     np.testing.assert_allclose(s, true[: len(s)], rtol=1e-10)
-    assert found.total == pytest.approx(np.sum((true / true[0]) ** 2), rel=1e-10)
+    assert result.total == pytest.approx(np.sum((true / true[0]) ** 2), rel=1e-10)
 
 
 @pytest.mark.parametrize("variance", [0.5, 0.9, 0.99, 0.999])
@@ -357,13 +361,13 @@ def test_what_the_krylov_road_finds_is_what_leads(
     x = (10 * layer(n, p, power(2, 150)) + rng.normal(size=p)).astype(np.float32)
     u, s, _ = decomposed(x)
     k = count(s, variance)
-    factor = PrincipalSubspace(variance)(given(x, stored=stored))
+    factor = PrincipalSubspace(variance)(as_rows(x, stored=stored))
     assert 0 < factor.backward_error <= 2**-24  # so this is the road that was taken
     assert (factor.rank, factor.components(variance), factor.complete) == (k, k, False)
     np.testing.assert_allclose(factor.singular_values.numpy(), s[:k], rtol=1e-12)
     assert factor.total == pytest.approx(np.sum((s / s[0]) ** 2), rel=1e-12)
     gap = (s[k - 1] - s[k]) / np.linalg.norm(s)
-    assert off(basis(factor), u[:, :k]) < 2 * factor.backward_error / gap + 1e-7
+    assert difference_up_to_sign(basis(factor), u[:, :k]) < 2 * factor.backward_error / gap + 1e-7
 
 
 @pytest.mark.parametrize("variance", [0.5, 0.9, 0.95, 0.99])
@@ -374,9 +378,9 @@ def test_directions_are_counted_right_before_they_are_exact(
 ) -> None:
     """Ritz values are too small, so it takes more of them to explain as much: that is waited for."""
     tuned(krylov_error=math.inf)
-    X, found = search(layer(n, p, power(exponent, 150)), variance)
-    assert found is not None
-    assert len(found.values) == count(np.linalg.svd(X, compute_uv=False), variance)
+    X, result = search(layer(n, p, power(exponent, 150)), variance)
+    assert result is not None
+    assert len(result.values) == count(np.linalg.svd(X, compute_uv=False), variance)
 
 
 @pytest.mark.parametrize(
@@ -397,9 +401,9 @@ def test_it_gives_up_where_it_has_no_certain_answer(
 
 
 def test_a_direction_above_the_noise_is_found(small: None) -> None:
-    _, found = search(layer(160, 300, [1, 0.5, 0.05]), 0.9999, floor=0.02)
-    assert found is not None
-    assert len(found.values) == 3
+    _, result = search(layer(160, 300, [1, 0.5, 0.05]), 0.9999, floor=0.02)
+    assert result is not None
+    assert len(result.values) == 3
 
 
 @pytest.mark.parametrize(("n", "p", "passes"), [(*SIDES[0], 5), (*SIDES[1], 3)])
@@ -446,7 +450,7 @@ def test_it_is_the_same_search_every_time(small: None) -> None:
     assert torch.equal(first.vectors, second.vectors)
 
 
-# What the family makes of it
+# Measures of the CCA family
 
 
 def related(n: int, widths: Sequence[int], dtype: Any) -> list[Array]:
@@ -463,10 +467,10 @@ def related(n: int, widths: Sequence[int], dtype: Any) -> list[Array]:
 def test_sweeps_over_bases_give_the_values_of_the_reference(dtype: Any, stored: bool) -> None:
     """One recipe for all, which wants most: whatever is streamed, in runs of any length."""
     layers = related(80, (6, 10, 10), dtype)
-    factors = [PrincipalSubspace(loadings=True)(given(x, stored=stored)) for x in layers]
+    factors = [PrincipalSubspace(loadings=True)(as_rows(x, stored=stored)) for x in layers]
     assert all(factor.in_memory == (not stored or dtype == np.float64) for factor in factors)
     measures = [CCA(), CCA(summary="r2"), SVCCA(), SVCCA(variance=0.8), PWCCA()]
-    found = MomentSweep(factors, factors, measures, chunk=37, room=2000).run()
+    result = MomentSweep(factors, factors, measures, chunk=37, room=2000).run()
     exact = [x.astype(np.float64) for x in layers]
     slow: list[Any] = [
         references.cca,
@@ -475,7 +479,7 @@ def test_sweeps_over_bases_give_the_values_of_the_reference(dtype: Any, stored: 
         lambda x, y: references.svcca(x, y, 0.8),
         references.pwcca,
     ]
-    for values, reference in zip(found, slow, strict=True):
+    for values, reference in zip(result, slow, strict=True):
         expected = [[reference(x, y) for y in exact] for x in exact]
         np.testing.assert_allclose(values, expected, atol=1e-11 if dtype == np.float64 else 1e-6)
 
@@ -485,7 +489,7 @@ def test_sweeps_over_bases_give_the_values_of_the_reference(dtype: Any, stored: 
 def test_svcca_of_float32_is_that_of_float64(widths: tuple[int, int], stored: bool) -> None:
     x, y = related(80, widths, np.float32)
     recipe = PrincipalSubspace(0.8)
-    a, b = recipe(given(x, stored=stored)), recipe(given(y, stored=stored))
+    a, b = recipe(as_rows(x, stored=stored)), recipe(as_rows(y, stored=stored))
     value = MomentSweep([a], [b], [SVCCA(variance=0.8)], chunk=100, room=10**6).run()[0].item()
     assert value == pytest.approx(references.svcca(x.astype(np.float64), y.astype(np.float64), 0.8), abs=1e-6)
 
@@ -495,7 +499,7 @@ def test_svcca_from_the_krylov_road_is_that_of_float64(small: None, n: int, p: i
     shared, own, other = (layer(n, p, power(1.5, 150), seed) for seed in (0, 1, 2))
     x, y = ((shared + noise).astype(np.float32) for noise in (own, other))
     recipe = PrincipalSubspace(0.9)
-    a, b = (recipe(torch.from_numpy(each)) for each in (x, y))
+    a, b = (recipe(torch.from_numpy(array)) for array in (x, y))
     assert min(a.backward_error, b.backward_error) > 0
     value = SVCCA(variance=0.9).pair(a, b)
     assert 0.2 < value < 0.9
@@ -510,5 +514,5 @@ def test_singular_values_of_a_product(rng: np.random.Generator, shape: tuple[int
     """Those that are 1e-6 of the largest, too: by eigenvalues their squares are 1e-12 of it."""
     left, right = (np.linalg.qr(rng.normal(size=(side, 5)))[0] for side in shape)
     values = np.geomspace(1e-6, 1, 5)
-    found = singular_values(torch.from_numpy(left * values @ right.T), exact=exact).sort().values
-    np.testing.assert_allclose(found, values, rtol=1e-9 if exact else 1e-3)
+    result = singular_values(torch.from_numpy(left * values @ right.T), exact=exact).sort().values
+    np.testing.assert_allclose(result, values, rtol=1e-9 if exact else 1e-3)

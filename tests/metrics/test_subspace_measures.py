@@ -1,4 +1,4 @@
-"""What shape measures, regression, GULP and eigenspace overlap promise beyond their contracts."""
+"""Shape measures, regression, GULP and eigenspace overlap: properties beyond their contracts."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ def layers(n: int, widths: tuple[int, ...], dtype: Any = np.float64) -> list[Arr
 
 
 def spanned(n: int, s: Array, rotation: int = 0) -> Array:
-    """A centred layer of these singular values, always along the same directions of the samples."""
+    """Return a centred layer with these singular values, always along the same directions of the samples."""
     rng = np.random.default_rng(0)
     left = np.linalg.qr(np.column_stack([np.ones(n), rng.normal(size=(n, len(s)))]))[0][:, 1:]
     right = np.linalg.qr(np.random.default_rng(rotation).normal(size=(len(s), len(s))))[0]
@@ -44,15 +44,15 @@ def spanned(n: int, s: Array, rotation: int = 0) -> Array:
 
 @pytest.fixture
 def decompositions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of all that is decomposed."""
+    """Record the shapes of all matrices that are decomposed."""
     seen: list[tuple[int, ...]] = []
 
     def counted(find: Callable[..., Any]) -> Callable[..., Any]:
-        def found(matrix: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def results(matrix: Tensor, *args: Any, **kwargs: Any) -> Any:
             seen.append(tuple(matrix.shape))
             return find(matrix, *args, **kwargs)
 
-        return found
+        return results
 
     for name in ("svd", "svdvals", "eigh", "eigvalsh", "matrix_norm"):
         monkeypatch.setattr(torch.linalg, name, counted(getattr(torch.linalg, name)))
@@ -63,9 +63,9 @@ def test_four_shape_measures_take_one_decomposition_a_pair(decompositions: list[
     """And none for a layer with itself."""
     factors = [PrincipalSubspace()(torch.from_numpy(x)) for x in layers(60, (4, 5, 6))]
     decompositions.clear()
-    found = MomentSweep(factors, factors, SHAPES, chunk=60, room=10**6).run()
+    results = MomentSweep(factors, factors, SHAPES, chunk=60, room=10**6).run()
     assert sorted(decompositions) == [(4, 5), (4, 6), (5, 6)]
-    assert [values.diagonal().tolist() for values in found] == [[1] * 3, [0] * 3, [0] * 3, [0] * 3]
+    assert [values.diagonal().tolist() for values in results] == [[1] * 3, [0] * 3, [0] * 3, [0] * 3]
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -73,7 +73,7 @@ def test_four_shape_measures_take_one_decomposition_a_pair(decompositions: list[
 def test_measures_that_share_a_sweep_are_those_alone(tuned: Callable[..., None], dtype: Any, stored: bool) -> None:
     """In memory or streamed; and they are those of the references, eigenspace overlap by a recipe of its own."""
     tuned(squared_from=64)
-    given = layers(80, (6, 10, 10), dtype)
+    arrays = layers(80, (6, 10, 10), dtype)
     slow = {
         "nuclear": references.nuclear,
         "angular_shape": references.angular_shape,
@@ -86,24 +86,24 @@ def test_measures_that_share_a_sweep_are_those_alone(tuned: Callable[..., None],
     }
     others: list[SubspaceMetric] = [EigenspaceOverlap()]
     for measures in (CENTRED, others):
-        factors = [measures[0].recipe(RowsOnDisk(x) if stored else torch.from_numpy(x)) for x in given]
+        factors = [measures[0].recipe(RowsOnDisk(x) if stored else torch.from_numpy(x)) for x in arrays]
         if measures is CENTRED:
             factors = [
-                PrincipalSubspace(loadings=True)(RowsOnDisk(x) if stored else torch.from_numpy(x)) for x in given
+                PrincipalSubspace(loadings=True)(RowsOnDisk(x) if stored else torch.from_numpy(x)) for x in arrays
             ]
         together = MomentSweep(factors[:2], factors, measures, chunk=37, room=2000).run()
         for measure, values in zip(measures, together, strict=True):
             alone = MomentSweep(factors[:2], factors, [measure], chunk=37, room=2000).run()[0]
             np.testing.assert_array_equal(alone, values)
             if measure.spec in slow:
-                exact = [x.astype(np.float64) for x in given]
+                exact = [x.astype(np.float64) for x in arrays]
                 expected = [[slow[measure.spec](x, y) for y in exact] for x in exact[:2]]
                 tolerance = 1e-11 if dtype == np.float64 else 1e-6
                 np.testing.assert_allclose(values, expected, atol=tolerance, rtol=tolerance)
 
 
 def test_they_are_one_stage_with_cca() -> None:
-    """But for what is not centred."""
+    """Except for measures that are not centred."""
     shapes = [LayerShape("a", 30), LayerShape("b", 40)]
     stages = plan(shapes, shapes, 100, [*CENTRED, EigenspaceOverlap()], Limits(2**32)).stages
     assert [len(stage.metrics) for stage in stages] == [len(CENTRED), 1]
@@ -143,9 +143,9 @@ def test_float32_layers_alike_but_for_a_rotation(n: int, p: int, stored: bool) -
     pair = [side.astype(np.float32) for side in (x, x @ np.linalg.qr(np.random.default_rng(4).normal(size=(p, p)))[0])]
     a, b = (PrincipalSubspace()(RowsOnDisk(side) if stored else torch.from_numpy(side)) for side in pair)
     assert a.basis.dtype == torch.float32
-    found = MomentSweep([a], [b], SHAPES[1:3], chunk=100, room=10**6).run()
+    results = MomentSweep([a], [b], SHAPES[1:3], chunk=100, room=10**6).run()
     exact = [side.astype(np.float64) for side in pair]
-    for values, reference in zip(found, (references.angular_shape, references.procrustes), strict=True):
+    for values, reference in zip(results, (references.angular_shape, references.procrustes), strict=True):
         assert values.item() == pytest.approx(reference(*exact), abs=1e-6)
 
 
@@ -243,9 +243,9 @@ def test_chance_of_white_layers() -> None:
 
 
 @pytest.mark.parametrize("metric", SHAPES, ids=lambda metric: metric.name)
-def test_a_layer_that_spans_all_samples_is_told(metric: Metric[Any]) -> None:
+def test_a_layer_that_spans_all_samples_warns(metric: Metric[Any]) -> None:
     x, y = layers(10, (9, 3))
-    with pytest.warns(UnreliableValueWarning, match="9 directions are all that n = 10 samples have"):
+    with pytest.warns(UnreliableValueWarning, match="9 directions span all n = 10 samples"):
         metric(x, y)
 
 
@@ -272,7 +272,7 @@ def test_a_distance_of_zero_has_no_gradient(metric: Metric[Any]) -> None:
 def test_gradients_of_layers_that_all_but_coincide(metric: Metric[Any]) -> None:
     (x,) = layers(20, (4,))
     near = x + 1e-4 * np.random.default_rng(0).normal(size=x.shape)
-    tensors = [torch.from_numpy(each).requires_grad_() for each in (x, near)]
+    tensors = [torch.from_numpy(array).requires_grad_() for array in (x, near)]
     assert torch.autograd.gradcheck(metric, tensors, eps=1e-8, atol=1e-6, rtol=1e-5)
 
 
@@ -302,14 +302,14 @@ def test_no_square_overflows(scale: float) -> None:
     for metric in (*CENTRED, EigenspaceOverlap()):
         unit = scale if metric.name == "procrustes_size" else 1
         assert metric(scale * x, scale * y) == pytest.approx(unit * metric(x, y), rel=1e-12)
-        for found, expected in zip(gradients(metric, scale * x, scale * y), gradients(metric, x, y), strict=True):
-            torch.testing.assert_close(found * scale / unit, expected, rtol=1e-8, atol=1e-10)
+        for results, expected in zip(gradients(metric, scale * x, scale * y), gradients(metric, x, y), strict=True):
+            torch.testing.assert_close(results * scale / unit, expected, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.slow
 def test_equal_singular_values_have_gradients_that_are_right() -> None:
     (y,) = layers(30, (5,))
-    tensors = [torch.from_numpy(each).requires_grad_() for each in (spanned(30, np.ones(4)), y)]
+    tensors = [torch.from_numpy(array).requires_grad_() for array in (spanned(30, np.ones(4)), y)]
     for metric in (*CENTRED, EigenspaceOverlap()):
         assert torch.autograd.gradcheck(metric, tensors, atol=1e-5, rtol=1e-4), metric
 
@@ -333,8 +333,8 @@ def test_pwcca_has_none_where_correlations_tie() -> None:
 
 def test_gradients_come_in_the_dtype_of_the_layer() -> None:
     x, y = layers(30, (4, 5), np.float32)
-    exact = [each.astype(np.float64) for each in (x, y)]
+    exact = [array.astype(np.float64) for array in (x, y)]
     for metric in (*CENTRED, EigenspaceOverlap(), get("svcca:variance=0.8")):
-        for found, expected in zip(gradients(metric, x, y), gradients(metric, *exact), strict=True):
-            assert found.dtype == torch.float32
-            torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+        for results, expected in zip(gradients(metric, x, y), gradients(metric, *exact), strict=True):
+            assert results.dtype == torch.float32
+            torch.testing.assert_close(results.double(), expected, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""All pairs by either road, however the work is cut, are the slow reference; and the parts sum to the same bits."""
+"""All pairs by every algorithm and division of the work equal the slow reference; parts sum to the same bits."""
 
 import itertools
 import threading
@@ -44,7 +44,7 @@ def tensors(recipe: CentredGram, layers: list[Array]) -> list[Gram]:
     return [recipe(torch.from_numpy(x)) for x in layers]
 
 
-# Either road, any cut
+# Any algorithm, any division of the work
 
 
 SPECS: dict[str, dict[str, Any]] = {
@@ -59,7 +59,7 @@ SPECS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Case:
-    """Layers of all shapes, some in files; rows and columns that may share them, repeat them, and mix their order."""
+    """Layers of all shapes, some in files; rows and columns may share, repeat and reorder them."""
 
     layers: list[Array]
     streamed: list[bool]
@@ -67,8 +67,8 @@ class Case:
     columns: list[int]
 
     def factors(self, recipe: CentredGram) -> list[Gram]:
-        some = zip(self.layers, self.streamed, strict=True)
-        return [recipe(RowsOnDisk(x) if streamed else torch.from_numpy(x)) for x, streamed in some]
+        sources = zip(self.layers, self.streamed, strict=True)
+        return [recipe(RowsOnDisk(x) if streamed else torch.from_numpy(x)) for x, streamed in sources]
 
     def pick(self, factors: list[Any]) -> tuple[list[Any], list[Any]]:
         return [factors[k] for k in self.rows], [factors[k] for k in self.columns]
@@ -85,9 +85,9 @@ def cases(draw: st.DrawFn) -> Case:
     for k, x in enumerate(layers):
         offset = draw(st.sampled_from([0, 1, 100])) * np.linspace(-1, 1, x.shape[1])
         layers[k] = (x + offset) * draw(st.sampled_from([1, 1e-6, 1e6]))
-    some = st.lists(st.integers(0, len(layers) - 1), min_size=1, max_size=4)
+    indices = st.lists(st.integers(0, len(layers) - 1), min_size=1, max_size=4)
     streamed = draw(st.lists(st.booleans(), min_size=len(layers), max_size=len(layers)))
-    return Case(layers, streamed, draw(some), draw(some))
+    return Case(layers, streamed, draw(indices), draw(indices))
 
 
 sizes = st.integers(1, 20)
@@ -133,7 +133,7 @@ def hard_layers() -> list[Array]:
 
 
 def exact(layers: list[Array], kernel: str, estimator: str) -> Array:
-    """All pairs in float64, from whole Gram matrices that are centred as they are written down."""
+    """Return the values of all pairs in float64, from complete Gram matrices."""
     centred = []
     for layer in layers:
         x = layer.astype(np.float64)
@@ -188,7 +188,7 @@ def test_sums_of_moments_are_kept_in_float64(rng: np.random.Generator) -> None:
 
 @dataclass(frozen=True)
 class Unnormalised:
-    """A measure that knows no road but to compare pairs."""
+    """A measure that only compares pairs."""
 
     of: CKA
     normalised: bool = False
@@ -197,13 +197,13 @@ class Unnormalised:
         return self.of.block(rows, columns)
 
 
-ROADS = ["gram", "moments", "pairs"]
+ALGORITHMS = ["gram", "moments", "pairs"]
 
 
-def sweep_of(road: str, rows: list[Any], columns: list[Any], measures: list[CKA]) -> Sweep[Any]:
-    if road == "gram":
+def sweep_of(algorithm: str, rows: list[Any], columns: list[Any], measures: list[CKA]) -> Sweep[Any]:
+    if algorithm == "gram":
         return GramSweep(rows, columns, measures, panel=9, tile=4, held=3)
-    if road == "moments":
+    if algorithm == "moments":
         return MomentSweep(rows, columns, measures, chunk=7, room=8 * 41**2)
     return PairSweep(rows, columns, [Unnormalised(measure) for measure in measures], group=2)
 
@@ -215,33 +215,33 @@ def prepared() -> list[Gram]:
     return [recipe(RowsOnDisk(x) if k % 2 else torch.from_numpy(x)) for k, x in enumerate(layers)]
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @settings(max_examples=8)
 @given(data=st.data())
-def test_whoever_computes_the_units_in_whatever_order(prepared: list[Gram], road: str, data: st.DataObject) -> None:
+def test_units_in_any_order_and_process(prepared: list[Gram], algorithm: str, data: st.DataObject) -> None:
     """Processes share the units and take them in any order: the sum is the same to the bit."""
     measures = [CKA(), CKA(estimator="biased")]
-    alone = sweep_of(road, prepared[:3], prepared[1:], measures)
+    alone = sweep_of(algorithm, prepared[:3], prepared[1:], measures)
     units = alone.units
     assert sorted(alone.order) == list(range(units))
     assert units > 3
     expected = alone.run()
     order = data.draw(st.permutations(range(units)))
     shares = data.draw(st.integers(1, 4))
-    found: dict[int, Array] = {}
+    results: dict[int, Array] = {}
     for k in range(shares):
-        mine = order[k::shares]
-        parts = sweep_of(road, prepared[:3], prepared[1:], measures).parts(mine)
-        found |= dict(zip(mine, parts, strict=True))
-    assert {part.shape for part in found.values()} == {(alone.size,)}
-    for values, same in zip(expected, alone.values([found[unit] for unit in range(units)]), strict=True):
+        share = order[k::shares]
+        parts = sweep_of(algorithm, prepared[:3], prepared[1:], measures).parts(share)
+        results |= dict(zip(share, parts, strict=True))
+    assert {part.shape for part in results.values()} == {(alone.size,)}
+    for values, same in zip(expected, alone.values([results[unit] for unit in range(units)]), strict=True):
         assert values.tobytes() == same.tobytes()
 
 
-@pytest.mark.parametrize("road", ROADS)
-def test_every_unit_counts(prepared: list[Gram], road: str) -> None:
-    """None is empty: without it some value is another."""
-    sweep = sweep_of(road, prepared[:3], prepared[1:], [CKA()])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_unit_counts(prepared: list[Gram], algorithm: str) -> None:
+    """Without any one unit some value changes."""
+    sweep = sweep_of(algorithm, prepared[:3], prepared[1:], [CKA()])
     parts = list(sweep.parts(range(sweep.units)))
     (expected,) = sweep.values(parts)
     for unit in range(sweep.units):
@@ -249,21 +249,21 @@ def test_every_unit_counts(prepared: list[Gram], road: str) -> None:
         assert not np.array_equal(values, expected, equal_nan=True)
 
 
-@pytest.mark.parametrize("road", ROADS)
-def test_several_measures_at_once_are_each_alone(prepared: list[Gram], road: str) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_several_measures_at_once_are_each_alone(prepared: list[Gram], algorithm: str) -> None:
     measures = [CKA(), CKA(estimator="biased")]
-    both = sweep_of(road, prepared, prepared, measures).run()
+    both = sweep_of(algorithm, prepared, prepared, measures).run()
     for measure, values in zip(measures, both, strict=True):
-        (alone,) = sweep_of(road, prepared, prepared, [measure]).run()
+        (alone,) = sweep_of(algorithm, prepared, prepared, [measure]).run()
         np.testing.assert_array_equal(values, alone)
     assert np.abs(both[0] - both[1]).max() > 0.01
 
 
-# What a Gram sweep covers
+# Samples that a Gram sweep covers
 
 
 class Table(KernelMatrix):
-    """A kernel matrix of whole numbers, of which nothing is taken away: its sums are exact. It counts what is read."""
+    """Kernel matrix of integers without centring, so that sums are exact. It counts reads."""
 
     def __init__(self, n: int, block: int, seed: int, most: int = 9, dtype: torch.dtype = torch.float64) -> None:
         table = np.random.default_rng(seed).integers(-most, most + 1, (n, n))
@@ -353,7 +353,7 @@ def test_panels_are_runs_of_samples_and_no_block_is_cut(blocks: int, size: int, 
 
 
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 4), st.integers(1, 9), sizes)
-def test_no_tile_is_larger_than_asked_for(a: int, size: int, b: int, gap: int, side: int) -> None:
+def test_no_tile_is_larger_than_requested(a: int, size: int, b: int, gap: int, side: int) -> None:
     panel = slice(gap * size, (gap + a) * size)
     for i, j in (
         *tiles(panel, panel, size, side),
@@ -366,7 +366,7 @@ def test_no_tile_is_larger_than_asked_for(a: int, size: int, b: int, gap: int, s
 
 
 class FastReader(ThreadPoolExecutor):
-    """The reader has done its work before the caller goes on: the most memory that can be, however busy the machine."""
+    """Executor whose reader finishes before the caller continues, which gives the largest memory use on any machine."""
 
     def submit(self, *args: Any, **options: Any) -> Future[Any]:
         future = super().submit(*args, **options)
@@ -405,12 +405,12 @@ def test_blocks_are_read_once() -> None:
     assert table.reads == [0, 8, 16]
 
 
-# Which layers
+# Choices of layers
 
 
 @dataclass(frozen=True)
 class FirstColumn:
-    """Not symmetric: what the first feature of a has to do with all of b."""
+    """Asymmetric measure: the first feature of a with all features of b."""
 
     unbiased: bool = False
     normalised: bool = False
@@ -461,20 +461,20 @@ def test_moments_are_grouped_to_fit_and_none_is_missing(
     widths = [*rows, *more]
     room = int(8 * fit * max(widths) ** 2)
     units = units_of_moments(rows, columns, room, symmetric=symmetric, norms=norms)
-    found = [pair for unit in units for pair in unit]
+    results = [pair for unit in units for pair in unit]
     height, count = len(rows), len(widths)
     wanted = {(u, v) for u in range(height) for v in range(u if symmetric else height, count)}
     if norms:
         wanted |= {(u, u) for u in range(count)}
-    assert len(found) == len(set(found))
-    assert set(found) == wanted
+    assert len(results) == len(set(results))
+    assert set(results) == wanted
     if fit >= 1:
         assert all(8 * sum(widths[u] * widths[v] for u, v in unit) <= room for unit in units)
     if 8 * sum(widths) ** 2 <= room:
         assert len(units) <= 1 + norms  # what fits is not cut
 
 
-# What it takes
+# Memory and operations
 
 
 class Largest(TorchDispatchMode):
@@ -486,9 +486,9 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for each in out if isinstance(out, list | tuple) else [out]:
-            if isinstance(each, torch.Tensor):
-                self.values = max(self.values, each.untyped_storage().nbytes() // each.element_size())
+        for output in out if isinstance(out, list | tuple) else [out]:
+            if isinstance(output, torch.Tensor):
+                self.values = max(self.values, output.untyped_storage().nbytes() // output.element_size())
         return out
 
 
@@ -540,7 +540,7 @@ def counted(sweep: Sweep[Any]) -> int:
 
 
 @pytest.mark.parametrize("batch", [None, 64])
-def test_operations_of_a_gram_sweep_are_those_it_says(rng: np.random.Generator, batch: int | None) -> None:
+def test_operations_of_a_gram_sweep_match_their_count(rng: np.random.Generator, batch: int | None) -> None:
     """But for the lower halves of the quarters of tiles on the diagonal."""
     n, widths, tile = 256, (5, 200, 30), 16
     factors = tensors(CentredGram(batch=batch), related_layers(rng, n, *widths))
@@ -549,7 +549,7 @@ def test_operations_of_a_gram_sweep_are_those_it_says(rng: np.random.Generator, 
     assert counted(sweep) == pytest.approx(sweep.flop * (1 + tile / 2 / (batch or n)), rel=1e-12)
 
 
-def test_operations_of_a_moment_sweep_are_those_it_says(rng: np.random.Generator) -> None:
+def test_operations_of_a_moment_sweep_match_their_count(rng: np.random.Generator) -> None:
     """But for the lower halves of the blocks on the diagonal of X'X."""
     n, widths = 50, (5, 1024, 30)
     factors = tensors(CentredGram(), related_layers(rng, n, *widths))
@@ -563,7 +563,7 @@ def test_operations_of_a_moment_sweep_are_those_it_says(rng: np.random.Generator
 
 
 @pytest.mark.parametrize(("n", "widths"), [(300, (4, 8, 6)), (60, (300, 400, 500))], ids=["long", "wide"])
-def test_a_few_layers_take_the_road_of_fewer_operations(
+def test_a_few_layers_take_the_algorithm_of_fewer_operations(
     rng: np.random.Generator, n: int, widths: tuple[int, ...]
 ) -> None:
     layers = related_layers(rng, n, *widths)
@@ -609,7 +609,7 @@ def test_two_sketches_in_any_cut(panel: int, tile: int, held: int, several: bool
     np.testing.assert_allclose(sweep.run()[0], expected, rtol=0, atol=1e-10)
 
 
-# What has no value
+# Undefined values
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -645,7 +645,7 @@ def _cut(sweep: GramSweep | MomentSweep) -> dict[str, Any]:
 
 
 def test_a_pair_without_a_value_spoils_no_other_of_its_block() -> None:
-    """`PairSweep`: NaN where `Metric.block` has it, and what is next to it as it was."""
+    """`PairSweep` has NaN where `Metric.block` has it, and other values are not affected."""
 
     class Differences:
         normalised = False

@@ -39,10 +39,10 @@ def scaled(x: Array) -> Array:
 
 
 def length(a: Array, b: Array) -> float:
-    """The total length of the bars of one direction."""
+    """Return the total length of the bars of one direction."""
     from gudhi.sklearn.rips_persistence import RipsPersistence  # noqa: PLC0415 - as the package: where it is needed
 
-    matrix, rest = rtd.two_view(a, b)
+    matrix, rest = rtd.cross_barcode_matrix(a, b)
     (bars,) = RipsPersistence(1, input_type="full distance matrix", homology_coeff_field=2).fit_transform([matrix])
     return float((bars[:, 1] - bars[:, 0]).sum()) + rest
 
@@ -78,14 +78,14 @@ def test_both_roads_give_the_published_matrix_its_length(apart: float, seed: int
     a, b = scaled(x), scaled(y)
     for one, other in ((a, b), (b, a)):
         assert length(one, other) == pytest.approx(references_topology.cross_barcode(one, other), abs=1e-12)
-    assert rtd.two_view(a, b)[1] == 0 or apart == 0
+    assert rtd.cross_barcode_matrix(a, b)[1] == 0 or apart == 0
 
 
 def test_components_are_counted_on_their_own_where_they_would_take_long() -> None:
     """High-dimensional noise joins its samples late; the plane joins them early."""
     noise, plane = scaled(cloud(0, 60, 100)), scaled(cloud(1, 60, 2))
-    assert rtd.two_view(noise, plane)[1] > 0.25 * 60
-    assert rtd.two_view(plane, noise)[1] == 0
+    assert rtd.cross_barcode_matrix(noise, plane)[1] > 0.25 * 60
+    assert rtd.cross_barcode_matrix(plane, noise)[1] == 0
 
 
 def test_a_batch_of_all_samples_is_drawn_once() -> None:
@@ -126,12 +126,12 @@ def test_landmarks_that_cannot_matter_change_nothing(n: int, landmarks: int, gam
 
     d = np.linalg.norm(cloud(0, n)[:, None] - cloud(1, landmarks), axis=2)
     slack = gamma * d.max()
-    found = []
+    result = []
     for table in (geometry_score.nearest_landmarks(d, slack), geometry_score.nearest_landmarks(d, math.inf)):
         tree = gudhi.WitnessComplex(table).create_simplex_tree(max_alpha_square=slack, limit_dimension=2)
-        found.append({tuple(simplex): value for simplex, value in tree.get_simplices()})
-    assert found[0] == found[1]
-    assert found[0] == pytest.approx(references_topology.witness_complex(d, slack))
+        result.append({tuple(simplex): value for simplex, value in tree.get_simplices()})
+    assert result[0] == result[1]
+    assert result[0] == pytest.approx(references_topology.witness_complex(d, slack))
 
 
 def test_a_loop_needs_no_triangle() -> None:
@@ -150,13 +150,13 @@ def test_most_draws_see_the_loop_of_a_circle() -> None:
     assert times.sum() == pytest.approx(1)
 
 
-def test_no_loop_at_all_is_said() -> None:
-    with pytest.warns(UnreliableValueWarning, match="larger gamma"):
+def test_layers_without_a_loop_warn() -> None:
+    with pytest.warns(UnreliableValueWarning, match="increase gamma"):
         assert GeometryScore(landmarks=4, gamma=1e-6, draws=2)(np.arange(20.0)[:, None], np.arange(20.0)[:, None]) == 0
 
 
-def test_too_many_loops_are_said() -> None:
-    with pytest.warns(UnreliableValueWarning, match="larger i_max"):
+def test_too_many_loops_warn() -> None:
+    with pytest.warns(UnreliableValueWarning, match="increase i_max"):
         GeometryScore(landmarks=12, gamma=0.3, i_max=1, draws=5)(cloud(0, 60), circle(60))
 
 
@@ -179,9 +179,9 @@ def test_estimated_traces_are_those_of_all_eigenvalues() -> None:
     x = torch.from_numpy(cloud(0, n))
     graph = imd.normalised_adjacency(torch.cdist(x, x).argsort(1)[:, 1:3])
     exact = imd.exact_traces(graph)
-    every = Mock()
-    every.integers.side_effect = np.split(np.array(np.meshgrid(*[[0, 1]] * n)).reshape(n, -1), 16, axis=1)
-    with patch("numpy.random.default_rng", return_value=every):
+    generator = Mock()
+    generator.integers.side_effect = np.split(np.array(np.meshgrid(*[[0, 1]] * n)).reshape(n, -1), 16, axis=1)
+    with patch("numpy.random.default_rng", return_value=generator):
         torch.testing.assert_close(imd.estimated_traces(graph, 2**n, 0), exact, rtol=0, atol=1e-12)
     error = (imd.estimated_traces(graph, 1000, 0) - exact).abs().max()
     assert 1e-6 < error < 0.01
@@ -197,10 +197,10 @@ def test_large_layers_are_estimated(tuned: Callable[..., None]) -> None:
     assert IMD()(x, x) == 0
 
 
-def test_undetermined_neighbours_are_said() -> None:
+def test_tied_neighbours_warn() -> None:
     x = cloud(0, 40)
     x[:10] = x[0]
-    with pytest.warns(UnreliableValueWarning, match="samples are not determined"):
+    with pytest.warns(UnreliableValueWarning, match="samples are tied with others"):
         IMD()(x, cloud(1, 40))
 
 
@@ -213,7 +213,7 @@ def test_the_largest_distance_is_that_between_pairs_and_a_complete_graph() -> No
     assert 0.99 * high < value <= high
 
 
-# What they need
+# Missing libraries
 
 
 @pytest.mark.parametrize("metric", [GeometryScore(landmarks=4), RTD()])
