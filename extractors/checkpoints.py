@@ -152,7 +152,7 @@ def read_checkpoint(path: Path, *, key: str | None = None, prefix: str | None = 
     """
     if not path.is_file():
         inside = [file.name for file in sorted(path.glob("*")) if file.suffix in _SUFFIXES] if path.is_dir() else []
-        what = f"{path} is a folder, with the files {listed(inside)}" if inside else str(path)
+        what = f"{path} is a folder, with the files {abbreviate(inside)}" if inside else str(path)
         raise WeightsError(
             f"no such weights file: {what}",
             remedy=Remedy(Argument("weights"), " takes pretrained, random, or a .safetensors or .pth file"),
@@ -182,14 +182,14 @@ def read_checkpoint(path: Path, *, key: str | None = None, prefix: str | None = 
         if not refused:
             raise WeightsError(f"cannot read weights from {path.name}, is it damaged? {reason(error)}") from None
     if refused:
-        names = f" ({listed(foreign, 3)})" if foreign else ""
+        names = f" ({abbreviate(foreign, 3)})" if foreign else ""
         raise WeightsError(
             f"{path.name} holds something else than tensors, and unpickling that could run code{names}: refused. "
             "Save its state_dict alone, best as .safetensors"
         )
     contents = Contents(path.name, held, key, prefix)
     if stand_ins:
-        contents.notes.append(f"beside the weights of {path.name}, and not read: {listed(stand_ins, 3)}")
+        contents.notes.append(f"beside the weights of {path.name}, and not read: {abbreviate(stand_ins, 3)}")
     return contents
 
 
@@ -247,7 +247,7 @@ class Contents:
         self.args = _options(held)
         self.notes: list[str] = []
         if not self.sets:
-            inside = f"; its keys are {listed(held)}" if isinstance(held, Mapping) and held else ""
+            inside = f"; its keys are {abbreviate(held)}" if isinstance(held, Mapping) and held else ""
             raise WeightsError(f"{name} is no state_dict: expected names and tensors{inside}")
         self.key, self._chosen_by = self._choose(key)
         self.tensors = _tensors(name, self.sets[self.key])
@@ -264,7 +264,7 @@ class Contents:
                     )
                 raise WeightsError(
                     f"{self.name} has no weights under {key!r}",
-                    remedy=Remedy(keys, f" takes {listed(filter(None, self.sets))}"),
+                    remedy=Remedy(keys, f" takes {abbreviate(filter(None, self.sets))}"),
                 )
             return key, _BY_USER
         if len(self.sets) == 1:
@@ -276,7 +276,7 @@ class Contents:
         first = [k for k, rank in ranks.items() if rank == best]
         if len(first) > 1 or best[0] == len(_PREFERRED):
             raise WeightsError(
-                f"{self.name} holds several sets of weights: {listed(ranks)}",
+                f"{self.name} holds several sets of weights: {abbreviate(ranks)}",
                 remedy=Remedy("say which with ", Argument("weights_key", metavar="KEY")),
             )
         return first[0], "preferred"
@@ -289,7 +289,9 @@ class Contents:
         if others and self.key:
             record["weights_key"] = self.key
             remedy = None if self._chosen_by == _BY_USER else Remedy(Argument("weights_key"), " takes another")
-            notes.append(Hint(f"weights: {self.key} of {self.name}, which also holds {listed(others)}", remedy=remedy))
+            notes.append(
+                Hint(f"weights: {self.key} of {self.name}, which also holds {abbreviate(others)}", remedy=remedy)
+            )
         elif self.key and (self.key not in _PLAIN or self._chosen_by == _BY_USER):
             record["weights_key"] = self.key
             notes.append(f"weights: {self.key} of {self.name}")
@@ -297,8 +299,8 @@ class Contents:
         if prefix:
             left = sum(name not in _COUNTERS for name in self.tensors) - len(state)
             beside = f"; {left} under other names left out" if left else ""
-            also = [other for other in prefixed(self.tensors, own) if other != prefix] if left else []
-            beside += f", a network under {listed(also)} among them" if also else ""
+            also = [other for other in network_prefixes(self.tensors, own) if other != prefix] if left else []
+            beside += f", a network under {abbreviate(also)} among them" if also else ""
             remedy = Remedy(Argument("weights_prefix"), " takes it") if also else None
             notes.append(
                 Hint(
@@ -310,13 +312,13 @@ class Contents:
                 record["weights_prefix"] = prefix
         if aside := [k for k in state if k not in own and _is_number(k, state[k])]:
             state = {k: tensor for k, tensor in state.items() if k not in aside}
-            notes.append(f"weights: {listed(aside)} of {self.name} left out: numbers, no weights")
+            notes.append(f"weights: {abbreviate(aside)} of {self.name} left out: numbers, no weights")
         decoder = [k for k in state if k not in own and (k.startswith(_BESIDE) or _is_new_head(k, state, own))]
-        if decoder and fits(state, own) >= 0.5:
+        if decoder and matching_share(state, own) >= 0.5:
             aside = [k for k in state if k in decoder or (k == "mask_token" and k not in own)]
             state = {k: tensor for k, tensor in state.items() if k not in aside}
             record["weights_left_out"] = len(aside)
-            notes.append(f"weights: left out what serves the training only: {listed(aside, 3)}")
+            notes.append(f"weights: left out what serves the training only: {abbreviate(aside, 3)}")
         return Checkpoint(self.name, state, self.args, record, notes, tuple(k for k in self.sets if k))
 
     def _unwrapped(self, own: Collection[str]) -> tuple[dict[str, Tensor], str]:
@@ -329,18 +331,18 @@ class Contents:
                 prefix = around + prefix
             if prefix and not any(name.startswith(prefix) for name in every):
                 raise WeightsError(
-                    f"no name in {self.name} begins with {self._prefix!r}; its names are {listed(every)}"
+                    f"no name in {self.name} begins with {self._prefix!r}; its names are {abbreviate(every)}"
                 )
             state = _strip(every, prefix)
             if prefix and all(name.startswith(".") for name in state):
                 prefix += "."
             return _strip(every, prefix), prefix
         tensors = {name: tensor for name, tensor in every.items() if name not in _COUNTERS}
-        bare = fits(tensors, own)
+        bare = matching_share(tensors, own)
         if bare >= 0.5:
             return every, ""
         known = dict.fromkeys(prefix for name in tensors for prefix in _leading(_known_prefix(name)))
-        shares = {prefix: fits(_strip(tensors, prefix), own) for prefix in known}
+        shares = {prefix: matching_share(_strip(tensors, prefix), own) for prefix in known}
         top = max(shares.values(), default=0.0)
         if top > max(bare, 0.1):
             first = [prefix for prefix, share in shares.items() if share == top]
@@ -348,7 +350,7 @@ class Contents:
             first = [prefix for prefix in first if _rank(prefix) == best]
             if len(first) > 1:
                 raise WeightsError(
-                    f"{self.name} holds several networks that fit, under {listed(first)}",
+                    f"{self.name} holds several networks that fit, under {abbreviate(first)}",
                     remedy=Remedy("say which with ", Argument("weights_prefix", metavar="PREFIX")),
                 )
             return _strip(tensors, first[0]), first[0]
@@ -375,15 +377,15 @@ def _around(names: Collection[str]) -> str:
     return next((prefix for prefix in leading if all(name.startswith(prefix) for name in names)), "")
 
 
-def prefixed(names: Collection[str], own: Collection[str]) -> list[str]:
+def network_prefixes(names: Collection[str], own: Collection[str]) -> list[str]:
     """Prefixes without which most names are those of a network.
 
-    >>> prefixed(["q.conv.weight", "k.conv.weight", "conv.bias"], ["conv.weight"])
+    >>> network_prefixes(["q.conv.weight", "k.conv.weight", "conv.bias"], ["conv.weight"])
     ['q.', 'k.']
     """
     anchor = next((key for key in own if "." in key), "")
     prefixes = [name.removesuffix(anchor) for name in names if name.endswith(f".{anchor}")] if anchor else []
-    return [p for p in prefixes if fits([n.removeprefix(p) for n in names if n.startswith(p)], own) >= 0.5]
+    return [p for p in prefixes if matching_share([n.removeprefix(p) for n in names if n.startswith(p)], own) >= 0.5]
 
 
 def _rank(key: str) -> tuple[int, int]:
@@ -392,7 +394,7 @@ def _rank(key: str) -> tuple[int, int]:
     return (min(places) if places else len(_PREFERRED), key.count("."))
 
 
-def fits(state: Collection[str], own: Collection[str]) -> float:
+def matching_share(state: Collection[str], own: Collection[str]) -> float:
     """Share of a network's tensors that have their names in ``state``."""
     return len(set(state) & set(own)) / max(1, len(own))
 
@@ -478,10 +480,10 @@ def _options(held: Any) -> dict[str, Any]:
     return options
 
 
-def listed(names: Any, most: int = 6) -> str:
+def abbreviate(names: Any, most: int = 6) -> str:
     """The first names of many, in a row.
 
-    >>> listed(["a", "b", "c"], 2)
+    >>> abbreviate(["a", "b", "c"], 2)
     'a, b, ... (3)'
     """
     every = [str(name) for name in names]

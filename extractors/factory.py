@@ -86,7 +86,7 @@ def make_extractor(
         raise InvalidInputError(f"transform= and name= are for a torch module; {model} has its own")
     if model.startswith(torchvision_models.PREFIX):
         return TorchvisionExtractor(model, weights=weights, seed=seed, options=options, layers=layers, readout=readout)
-    if entry := _announced(model):
+    if entry := _entry_point(model):
         if options.chosen:
             raise InvalidInputError(*options.chosen, f": not for {model}, which another package makes")
         made: Extractor = entry.load()(
@@ -106,7 +106,7 @@ def check_name(model: str) -> None:
     """
     if model.startswith(torchvision_models.PREFIX):
         torchvision_models.check_name(model)
-    elif not _announced(model):
+    elif not _entry_point(model):
         check_timm_name(model)
 
 
@@ -133,7 +133,7 @@ def preprocessing_of(model: str, weights: str = "pretrained", **choices: Unpack[
         return None
     if model.startswith(torchvision_models.PREFIX):
         return torchvision_models.torchvision_preprocessing(model).key
-    if ":" in model or _announced(model):  # hf-hub:..., local-dir:...: what a file says that comes with the weights
+    if ":" in model or _entry_point(model):  # hf-hub:..., local-dir:...: what a file says that comes with the weights
         return None
     check_timm_name(model)
     config = timm.get_pretrained_cfg(model, allow_unregistered=True)
@@ -156,7 +156,7 @@ def family_of(architecture: str) -> str | None:
     return None
 
 
-def _announced(model: str) -> EntryPoint | None:
+def _entry_point(model: str) -> EntryPoint | None:
     """The entry point that a name's prefix means, if it has one."""
     prefix, slash, _ = model.partition("/")
     if not slash or ":" in prefix:  # hf-hub:timm/resnet50 is for timm

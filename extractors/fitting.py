@@ -20,7 +20,7 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from repsim.errors import Argument, InvalidInputError, Remedy, WeightsError, reason
-from repsim.extractors.checkpoints import Checkpoint, Contents, fits, listed, prefixed
+from repsim.extractors.checkpoints import Checkpoint, Contents, abbreviate, matching_share, network_prefixes
 from repsim.extractors.options import INTERPOLATIONS, ModelOptions
 
 _SIZES = (
@@ -61,13 +61,13 @@ class Settings:
         fresh = {k: v for k, v in kwargs.items() if k not in self.kwargs}
         if fresh:
             self.kwargs |= fresh
-            self.notes.append(f"built with {written(fresh)}: {why}")
+            self.notes.append(f"built with {format_kwargs(fresh)}: {why}")
 
 
-def written(kwargs: Mapping[str, Any]) -> str:
+def format_kwargs(kwargs: Mapping[str, Any]) -> str:
     """Arguments as they are written in Python.
 
-    >>> written({"img_size": (96, 96), "global_pool": "avg"})
+    >>> format_kwargs({"img_size": (96, 96), "global_pool": "avg"})
     "img_size=(96, 96), global_pool='avg'"
     """
     return ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
@@ -123,13 +123,13 @@ def build_from(name: str, contents: Contents, options: ModelOptions) -> tuple[nn
     checkpoint = contents.fit(shapes_of(merged or base))
     settings = Settings(kwargs, record=dict(checkpoint.record), notes=list(checkpoint.notes))
     if options.weights_match == "order":
-        checkpoint = replace(checkpoint, state=in_order(checkpoint.state, shapes_of(base), checkpoint.name))
+        checkpoint = replace(checkpoint, state=match_in_order(checkpoint.state, shapes_of(base), checkpoint.name))
         settings.record["weights_match"] = "order"
         settings.notes.append(ORDERED.format(len(checkpoint.state), checkpoint.name))
     state = checkpoint.state
     check_dtypes(state, base, checkpoint.name, settings.notes)
     _from_args(settings, base, args, checkpoint.name)
-    native = fits(state, shapes_of(base)) >= 0.5
+    native = matching_share(state, shapes_of(base)) >= 0.5
     if native and merged is None:
         asked = options.img_size or args_size(args)
         _from_tensors(settings, base, state, asked)
@@ -160,9 +160,9 @@ def build_from(name: str, contents: Contents, options: ModelOptions) -> tuple[nn
             own = shapes_of(skeleton(name, **{"num_classes": classes, **settings.kwargs}))
         except Exception:  # noqa: BLE001 - arguments that the weights ask for and the family does not take
             raise InvalidInputError(
-                f"{name} cannot be built with {written(settings.kwargs)}: {reason(error, lines=2)}"
+                f"{name} cannot be built with {format_kwargs(settings.kwargs)}: {reason(error, lines=2)}"
             ) from None
-        raise misfit(name, own, checkpoint, error) from None
+        raise misfit_error(name, own, checkpoint, error) from None
     model.pretrained_cfg.pop("state_dict", None)
     _verify(name, model, checkpoint, settings, options)
     _prepare(settings, model, options, args)
@@ -174,7 +174,7 @@ def read_pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def in_order(state: Mapping[str, Tensor], own: Shapes, name: str) -> dict[str, Tensor]:
+def match_in_order(state: Mapping[str, Tensor], own: Shapes, name: str) -> dict[str, Tensor]:
     """Give tensors the names of a network's, one by one in order; their number and axes have to agree."""
     if name.endswith(".safetensors"):
         raise WeightsError(_IN_ORDER, f": {name} keeps no order of its tensors; save the state_dict with torch.save")
@@ -183,8 +183,8 @@ def in_order(state: Mapping[str, Tensor], own: Shapes, name: str) -> dict[str, T
     if len(mine) != len(theirs):
         raise WeightsError(
             _IN_ORDER,
-            f": {name} has {len(theirs)} tensors ({listed(theirs, 3)}), the network {len(mine)} "
-            f"({listed(mine, 3)}); order needs as many",
+            f": {name} has {len(theirs)} tensors ({abbreviate(theirs, 3)}), the network {len(mine)} "
+            f"({abbreviate(mine, 3)}); order needs as many",
         )
     for i, (a, b) in enumerate(zip(theirs, mine, strict=True)):
         if state[a].ndim != len(own[b]):
@@ -202,7 +202,7 @@ def _skeleton(name: str, kwargs: Mapping[str, Any]) -> Any:
     except Exception as error:  # the keys and values are the user's
         if not kwargs:
             raise
-        raise InvalidInputError(f"{name} cannot be built with {written(kwargs)}: {reason(error)}") from None
+        raise InvalidInputError(f"{name} cannot be built with {format_kwargs(kwargs)}: {reason(error)}") from None
 
 
 def _accepts(model: nn.Module, key: str) -> bool:
@@ -397,7 +397,7 @@ def _try_sizes(
         if good:
             raise WeightsError(
                 f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, which fits pictures of "
-                f"{listed(f'{h} x {w}' for h, w in good)} (and perhaps others)",
+                f"{abbreviate(f'{h} x {w}' for h, w in good)} (and perhaps others)",
                 remedy=Remedy("say which with ", Argument("img_size", metavar="HxW")),
             )
 
@@ -449,7 +449,7 @@ def _size(settings: Settings, base: Any, options: ModelOptions, args: Mapping[st
         settings.size = built
 
 
-def asked(options: ModelOptions, args: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+def preprocessing_choices(options: ModelOptions, args: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """What of the preprocessing the user says, or else the options of the training, and which of the two."""
     values: dict[str, tuple[Any, str]] = {}
     for key in ("mean", "std", "interpolation", "crop_pct"):
@@ -474,10 +474,10 @@ def _prepare(settings: Settings, model: Any, options: ModelOptions, args: Mappin
     if channels not in _CHANNELS:
         raise InvalidInputError(f"this network takes pictures of {channels} channels; repsim feeds RGB, or grey for 1")
     overlay: dict[str, Any] = {"input_size": (channels, *size)}
-    for key, (value, why) in asked(options, args).items():
+    for key, (value, why) in preprocessing_choices(options, args).items():
         if value != config.get(key):
             overlay[key] = value
-            settings.notes.append(f"{key} {as_text(value)}: {why}")
+            settings.notes.append(f"{key} {format_value(value)}: {why}")
     for key in ("mean", "std"):  # as many numbers as channels
         value = tuple(overlay.get(key) or config.get(key) or ())
         if len(value) == 1:
@@ -486,8 +486,8 @@ def _prepare(settings: Settings, model: Any, options: ModelOptions, args: Mappin
             overlay[key] = (sum(value) / len(value),)
     if channels == 1:
         settings.notes.append(
-            f"pictures as grey, of 1 channel, normalised with mean {as_text(overlay.get('mean', ()))} and std "
-            f"{as_text(overlay.get('std', ()))}"
+            f"pictures as grey, of 1 channel, normalised with mean {format_value(overlay.get('mean', ()))} and std "
+            f"{format_value(overlay.get('std', ()))}"
         )
     model.pretrained_cfg = {**config, **overlay}
     prepared = {key: value for key, value in overlay.items() if key != "input_size"}
@@ -499,7 +499,7 @@ def _prepare(settings: Settings, model: Any, options: ModelOptions, args: Mappin
         settings.record["model_kwargs"] = settings.kwargs
 
 
-def as_text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value of the preprocessing, for people."""
     return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
 
@@ -535,25 +535,25 @@ def differences(own: Shapes, state: Mapping[str, Tensor], name: str) -> str:
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in own]
     parts = [f"{'; '.join(wrong[:2])}{f' and {len(wrong) - 2} more' if len(wrong) > 2 else ''}"] if wrong else []
-    parts += [f"{len(missing)} missing: {listed(missing, 3)}"] if missing else []
-    parts += [f"{len(extra)} that the network does not have: {listed(extra, 3)}"] if extra else []
+    parts += [f"{len(missing)} missing: {abbreviate(missing, 3)}"] if missing else []
+    parts += [f"{len(extra)} that the network does not have: {abbreviate(extra, 3)}"] if extra else []
     return "; ".join(parts)
 
 
-def misfit(name: str, own: Shapes, checkpoint: Checkpoint, error: Exception) -> WeightsError:
+def misfit_error(name: str, own: Shapes, checkpoint: Checkpoint, error: Exception) -> WeightsError:
     """Make the one line that says why tensors do not fit a network, and what can be done."""
     state, source = checkpoint.state, checkpoint.name
     said = differences(own, state, source)
-    if fits(state, own) < 0.5:
-        said = f"its names are {listed(state, 3)}, those of the network {listed(own, 3)}"
-        if inside := prefixed(state, own):
+    if matching_share(state, own) < 0.5:
+        said = f"its names are {abbreviate(state, 3)}, those of the network {abbreviate(own, 3)}"
+        if inside := network_prefixes(state, own):
             ways = [part for prefix in inside[:4] for part in (" or ", Argument("weights_prefix", prefix))][1:]
             return WeightsError(
                 f"{source} does not fit {name}: {said}",
                 remedy=Remedy(*ways, " would make them fit"),
             )
     said = said or reason(error, lines=2)
-    sets = f"; sets of weights in it: {listed(checkpoint.keys)}" if len(checkpoint.keys) > 1 else ""
+    sets = f"; sets of weights in it: {abbreviate(checkpoint.keys)}" if len(checkpoint.keys) > 1 else ""
     return WeightsError(f"{source} does not fit {name}: {said}{sets}", remedy=_WAYS)
 
 
@@ -579,7 +579,7 @@ def _verify(name: str, model: Any, checkpoint: Checkpoint, settings: Settings, o
         before, after = changed["pos_embed"]  # of DINOv2 timm adds the class token's position to the token itself
         if abs(before[1] - after[1]) <= 1:
             del changed["pos_embed"]
-    if fits(state, own) < 0.5:  # another format: names say nothing, but sizes do
+    if matching_share(state, own) < 0.5:  # another format: names say nothing, but sizes do
         sizes = {value.numel() for value in state.values()}
         for key, value in own.items():
             width = value.shape[-1] if value.ndim else 1
@@ -596,12 +596,12 @@ def _verify(name: str, model: Any, checkpoint: Checkpoint, settings: Settings, o
                 ),
             )
         _resampled(settings, changed)
-    if fits(state, own) >= 0.5:  # some families load what is there and leave the rest random
+    if matching_share(state, own) >= 0.5:  # some families load what is there and leave the rest random
         spare = Counter(
             value.numel() for key, value in state.items() if key not in own or own[key].numel() != value.numel()
         )
         missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
         if Counter(own[key].numel() for key in missing) - spare:
             raise WeightsError(
-                f"{checkpoint.name} does not fit {name}: {len(missing)} missing: {listed(missing, 3)}", remedy=_WAYS
+                f"{checkpoint.name} does not fit {name}: {len(missing)} missing: {abbreviate(missing, 3)}", remedy=_WAYS
             )

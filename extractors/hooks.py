@@ -23,7 +23,7 @@ TRACE_BATCH = 3
 
 
 @dataclass(frozen=True)
-class Found:
+class TracedTensor:
     """A tensor seen while tracing."""
 
     site: Site
@@ -36,7 +36,7 @@ class Found:
 class Trace:
     """Everything that one forward pass calls, in the order in which it is finished."""
 
-    found: tuple[Found, ...]
+    tensors: tuple[TracedTensor, ...]
     left_out: Mapping[str, str]
     """Module path -> why nothing can be read there."""
     started: Mapping[str, int]
@@ -81,8 +81,8 @@ def trace(model: nn.Module, example: Tensor, classifiers: Sequence[str] | None =
         nonlocal clock
         clock += 1
         started.setdefault(path, clock)
-        if path in candidates and path not in inputs and (given := tensors(args)):
-            inputs[path] = tuple(given[0].shape)
+        if path in candidates and path not in inputs and (arguments := tensors(args)):
+            inputs[path] = tuple(arguments[0].shape)
             order.append(Site(path, side="input"))
 
     def after(path: str, output: Any) -> None:
@@ -108,20 +108,20 @@ def trace(model: nn.Module, example: Tensor, classifiers: Sequence[str] | None =
     order = [site for site in order if site.side == "output" or site.module in inputs]
 
     types = {path: type(module).__name__ for path, module in model.named_modules()}
-    found, left_out = _found(order, seen, inputs, types, len(example))
+    traced, left_out = _name_tensors(order, seen, inputs, types, len(example))
     left_out |= {path: "is never called in the forward pass" for path in types if path and not calls[path]}
-    return Trace(found, left_out, started, finished)
+    return Trace(traced, left_out, started, finished)
 
 
-def _found(
+def _name_tensors(
     order: Sequence[Site],
     seen: Mapping[str, Sequence[Sequence[tuple[int, ...]]]],
     inputs: Mapping[str, tuple[int, ...]],
     types: Mapping[str, str],
     samples: int,
-) -> tuple[tuple[Found, ...], dict[str, str]]:
+) -> tuple[tuple[TracedTensor, ...], dict[str, str]]:
     """Name every tensor whose first axis is the samples; say of the other modules why there is none."""
-    found: list[Found] = []
+    traced: list[TracedTensor] = []
     left_out: dict[str, str] = {}
     for site in order:
         path = site.module
@@ -129,7 +129,7 @@ def _found(
             # VGG's own module of that name computes the same thing
             if len(inputs[path]) > 1 and inputs[path][0] == samples and "pre_logits" not in seen:
                 name = "pre_logits" if len(inputs) == 1 else f"pre_logits[{list(inputs).index(path)}]"
-                found.append(Found(site, name, f"input of {types[path]}", inputs[path][1:]))
+                traced.append(TracedTensor(site, name, f"input of {types[path]}", inputs[path][1:]))
             continue
         shapes = seen[path][site.call]
         good = [i for i, shape in enumerate(shapes) if len(shape) > 1 and shape[0] == samples]
@@ -139,8 +139,8 @@ def _found(
             left_out[path] = f"returns shape {shapes[0]} for {samples} samples (its first axis is not the samples)"
         for i in good:
             name = path + (f"#{site.call + 1}" if len(seen[path]) > 1 else "") + (f"[{i}]" if len(shapes) > 1 else "")
-            found.append(Found(Site(path, site.call, i), name, types[path], shapes[i][1:]))
-    return tuple(found), left_out
+            traced.append(TracedTensor(Site(path, site.call, i), name, types[path], shapes[i][1:]))
+    return tuple(traced), left_out
 
 
 def _head(

@@ -9,7 +9,7 @@ from torch import nn
 
 from repsim.errors import Argument, Function, InvalidInputError, Remedy, UnknownNameError
 from repsim.extractors.base import Axes, LayerSpec
-from repsim.extractors.hooks import Found, Trace
+from repsim.extractors.hooks import Trace, TracedTensor
 
 # Blocks are named by convention: *Block, *Bottleneck, Inception*, Mixed_*, *Cell, ... A module with a list of such
 # inside is a stage, unless its own name says that it is a block. What stands in the way (stems, poolings between
@@ -36,7 +36,7 @@ def blocks(model: nn.Module) -> list[str]:
     def walk(module: nn.Module, path: str) -> None:
         listed = isinstance(module, nn.Sequential | nn.ModuleList) or bool(_STAGE.search(type(module).__name__))
         for name, child in module.named_children():
-            here = f"{path}.{name}" if path else name
+            child_path = f"{path}.{name}" if path else name
             kind = type(child).__name__
             container = isinstance(child, nn.Sequential | nn.ModuleList) and kind != "DenseStage"
             if _ASIDE.search(name) or _MERGES.search(kind) or not any(child.children()):
@@ -44,9 +44,9 @@ def blocks(model: nn.Module) -> list[str]:
             stage = _STAGE.search(kind) or _lists_blocks(child)
             block = not stage and (_is_block(child) or (listed and not _lists_composites(child)))
             if (listed and _begins_with_block(child)) if container else block:
-                paths.append(here)
+                paths.append(child_path)
             else:
-                walk(child, here)
+                walk(child, child_path)
 
     walk(model, "")
     return paths
@@ -101,29 +101,29 @@ def feature_info(model: nn.Module) -> list[dict[str, Any]]:
 def _stem(trace: Trace, first_block: str) -> str | None:
     """The stem or patch embedding: by its usual name, or else the last thing computed before the first block."""
     begin = trace.started[first_block]
-    outputs = [f.site.module for f in trace.found if f.site.side == "output"]
+    outputs = [f.site.module for f in trace.tensors if f.site.side == "output"]
     before = [path for path in outputs if trace.finished[path] < begin]
     return next((name for name in _STEMS if name in before), before[-1] if before else None)
 
 
 def _end(trace: Trace, stage: str) -> str | None:
     """A stage, or its last module where the model walks through the stage's list by itself."""
-    inside = [f.site.module for f in trace.found if f.site.module == stage or f.site.module.startswith(f"{stage}.")]
+    inside = [f.site.module for f in trace.tensors if f.site.module == stage or f.site.module.startswith(f"{stage}.")]
     return stage if stage in inside else max(inside, key=trace.finished.__getitem__, default=None)
 
 
 def _resolutions(modules: Mapping[str, nn.Module], trace: Trace) -> list[str]:
     """In a plain chain (VGG, AlexNet), what comes last at each resolution of the feature maps."""
     last: dict[tuple[int, ...], str] = {}
-    for found in trace.found:
-        path, size = found.site.module, found.shape[1:]
-        if found.site.side == "output" and len(size) == 2 and size != (1, 1) and not any(modules[path].children()):
+    for tensor in trace.tensors:
+        path, size = tensor.site.module, tensor.shape[1:]
+        if tensor.site.side == "output" and len(size) == 2 and size != (1, 1) and not any(modules[path].children()):
             last[size] = path
     return list(last.values())
 
 
 def _pre_logits(trace: Trace) -> list[str]:
-    return ["pre_logits", *(found.name for found in trace.found if found.site.side == "input")]
+    return ["pre_logits", *(tensor.name for tensor in trace.tensors if tensor.site.side == "input")]
 
 
 def select(
@@ -204,9 +204,9 @@ class Geometry:
         self.unrolled = hasattr(model, "unroll")  # Hiera's tokens come by mask units, in no order of a grid
         self.channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
 
-    def describe(self, found: Found) -> LayerSpec:
+    def describe(self, tensor: TracedTensor) -> LayerSpec:
         """Work out axes, grid and prefix tokens of one tensor."""
-        shape = found.shape
+        shape = tensor.shape
         axes: Axes = "other"
         prefix: int | None = 0
         grid: tuple[int, int] | None = None
@@ -216,9 +216,9 @@ class Geometry:
             axes, prefix, grid = self._tokens(shape)
             grid = None if self.unrolled else grid
         elif len(shape) == 3:
-            axes, grid = self._map(found)
+            axes, grid = self._map(tensor)
         has_class = bool(axes == "NLC" and prefix and self.class_token)
-        return LayerSpec(found.name, found.type, shape, axes, prefix, has_class, grid, found.site)
+        return LayerSpec(tensor.name, tensor.type, shape, axes, prefix, has_class, grid, tensor.site)
 
     def _tokens(self, shape: tuple[int, ...]) -> tuple[Axes, int | None, tuple[int, int] | None]:
         """(tokens, channels) or (channels, tokens): the axis whose length is a patch grid, with or without prefix."""
@@ -248,13 +248,15 @@ class Geometry:
         """Whether a grid could come from the picture: the same aspect ratio, up to one step of rounding."""
         return abs(h * self.width - w * self.height) < max(self.height, self.width)
 
-    def _map(self, found: Found) -> tuple[Axes, tuple[int, int] | None]:
+    def _map(self, tensor: TracedTensor) -> tuple[Axes, tuple[int, int] | None]:
         """Where the two spatial axes keep the picture's aspect ratio; what the model says of itself where both do."""
-        a, b, c = found.shape
+        a, b, c = tensor.shape
         first, last = self._same_aspect(b, c), self._same_aspect(a, b)
         if not first and not last:  # NesT's tokens come in blocks: (blocks, tokens, channels), in no order of a grid
             return ("NHWC", None) if self._known_grid(a * b) else ("other", None)
         if first and last:
-            known = self.channels.get(found.site.module)
-            first = a == known if known is not None and (a == known) != (c == known) else not self.channels_last
+            expected = self.channels.get(tensor.site.module)
+            first = (
+                a == expected if expected is not None and (a == expected) != (c == expected) else not self.channels_last
+            )
         return ("NCHW", (b, c)) if first else ("NHWC", (a, b))

@@ -87,8 +87,8 @@ class ModuleExtractor:
         self._record = {**prepared.record, **(provenance or {})}
         seen, size = self._trace()
         geometry = Geometry(model, size)
-        found = [geometry.describe(tensor) for tensor in seen.found]
-        self._layers = select(found, layers, presets=presets(model, seen), left_out=seen.left_out)
+        described = [geometry.describe(tensor) for tensor in seen.tensors]
+        self._layers = select(described, layers, presets=presets(model, seen), left_out=seen.left_out)
         self.readouts: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
         self.readouts, self.notes = plan(self._layers, readouts)
         entry = LayerSpec(

@@ -16,27 +16,27 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.transforms import InterpolationMode
 
 from repsim.errors import Argument, InvalidInputError, UnknownNameError, WeightsError, reason
-from repsim.extractors.checkpoints import Checkpoint, Contents, fits, read_checkpoint
+from repsim.extractors.checkpoints import Checkpoint, Contents, matching_share, read_checkpoint
 from repsim.extractors.fitting import (
     ARGS,
     ORDERED,
     Settings,
     args_size,
-    as_text,
-    asked,
     check_dtypes,
-    in_order,
-    misfit,
+    format_kwargs,
+    format_value,
+    match_in_order,
+    misfit_error,
+    preprocessing_choices,
     read_pair,
     shapes_of,
-    written,
 )
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import ModelOptions
 from repsim.extractors.preprocessing import Preprocessing, preset
 from repsim.extractors.readouts import get_several
 from repsim.extractors.weights import (
-    OTHERS,
+    ALTERNATIVES,
     check_hash,
     close_response,
     fingerprint,
@@ -212,7 +212,7 @@ def _preprocessing(
         why = ARGS
     if size is not None and size[0] != size[1]:
         raise InvalidInputError(f"torchvision's models take square pictures, not {size[0]}x{size[1]} ({why})")
-    values = asked(options, args)
+    values = preprocessing_choices(options, args)
     share = values["crop_pct"][0] if "crop_pct" in values else crop / resize
     wanted: dict[str, Any] = {"crop_size": size[0] if size else crop}
     wanted["resize_size"] = round(wanted["crop_size"] / share)
@@ -230,7 +230,7 @@ def _preprocessing(
         settings.notes.append(f"pictures of {size[0]} x {size[1]} pixels{_because(why)}")
     for key in ("mean", "std", "interpolation", "crop_pct"):
         if key in changed or (key == "crop_pct" and key in values and "resize_size" in changed):
-            settings.notes.append(f"{key} {as_text(values[key][0])}{_because(values[key][1])}")
+            settings.notes.append(f"{key} {format_value(values[key][0])}{_because(values[key][1])}")
     settings.record["prepared"] = {key: value for key, (value, _) in values.items()} | (
         {"img_size": size} if size else {}
     )
@@ -247,7 +247,9 @@ def _build(name: str, **options: Any) -> nn.Module:
     except (TypeError, ValueError) as error:
         if not options:
             raise
-        raise InvalidInputError(f"{PREFIX}{name} cannot be built with {written(options)}: {reason(error)}") from None
+        raise InvalidInputError(
+            f"{PREFIX}{name} cannot be built with {format_kwargs(options)}: {reason(error)}"
+        ) from None
     return model
 
 
@@ -263,7 +265,9 @@ def _pretrained(name: str, chosen: Any, settings: Settings) -> nn.Module:
         why = reason(error)
         if type(error) is URLError:  # a 404 is a URLError too
             why = "they are not in the cache and their server cannot be reached"
-        raise WeightsError(f"no pretrained weights for {PREFIX}{name} ({file.name}): {why}", remedy=OTHERS) from error
+        raise WeightsError(
+            f"no pretrained weights for {PREFIX}{name} ({file.name}): {why}", remedy=ALTERNATIVES
+        ) from error
     if not kwargs:
         return model
     other, state = _build(name, **kwargs), dict(model.state_dict())
@@ -296,7 +300,7 @@ def _from_file(name: str, contents: Contents, options: ModelOptions, settings: S
     notes += checkpoint.notes
     state = checkpoint.state
     if options.weights_match == "order":
-        state = in_order(state, own, checkpoint.name)
+        state = match_in_order(state, own, checkpoint.name)
         record["weights_match"] = "order"
         notes.append(ORDERED.format(len(state), checkpoint.name))
     check_dtypes(state, base, checkpoint.name, notes)
@@ -321,7 +325,7 @@ def _from_file(name: str, contents: Contents, options: ModelOptions, settings: S
             notes.append(f"built with image_size={side * patch}: {_POSITIONS} has {side} x {side} positions")
     model = _build(name, **built)
     head = last.removesuffix(".weight")
-    if f"{head}.bias" in own and fits(state, own) >= 0.5 and not {last, f"{head}.bias"} & set(state):
+    if f"{head}.bias" in own and matching_share(state, own) >= 0.5 and not {last, f"{head}.bias"} & set(state):
         model.set_submodule(head, nn.Identity())
         notes.append(f"without {head}, the classifier: {checkpoint.name} has none")
     _load(model, replace(checkpoint, state=state), name)
@@ -333,4 +337,4 @@ def _load(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
     try:
         model.load_state_dict(checkpoint.state)
     except RuntimeError as error:
-        raise misfit(PREFIX + name, shapes_of(model), checkpoint, error) from None
+        raise misfit_error(PREFIX + name, shapes_of(model), checkpoint, error) from None

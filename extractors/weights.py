@@ -23,7 +23,7 @@ from repsim.extractors import zoo as _zoo  # noqa: F401 - registers the embedded
 from repsim.extractors.checkpoints import read_checkpoint
 from repsim.extractors.options import ModelOptions
 
-OTHERS = Remedy(
+ALTERNATIVES = Remedy(
     "use ", Argument("weights", metavar="FILE"), " (.safetensors or .pth), or ", Argument("weights", "random")
 )
 """What to do without pretrained weights."""
@@ -151,12 +151,12 @@ def _pretrained(name: str, options: ModelOptions) -> tuple[Any, fitting.Settings
         _check_cache(config.to_dict() if config else {})
         source = config and (config.hf_hub_id or config.url or (config.file and Path(config.file).name))
         if config and not source:
-            raise WeightsError(f"timm has no pretrained weights for {name}", remedy=OTHERS) from None
-        why, remedy = reason(error), OTHERS
+            raise WeightsError(f"timm has no pretrained weights for {name}", remedy=ALTERNATIVES) from None
+        why, remedy = reason(error), ALTERNATIVES
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, LocalEntryNotFoundError) or type(error) is URLError:  # a 404 is a URLError too
             why = "they are not in the cache and the hub cannot be reached"
-            remedy = Remedy(*OTHERS.parts, "; HF_HUB_OFFLINE=1 skips the wait for the network")
+            remedy = Remedy(*ALTERNATIVES.parts, "; HF_HUB_OFFLINE=1 skips the wait for the network")
         elif status in {401, 403}:
             why = (
                 f"the hub refuses access ({status}). If they exist, accept their terms on the hub's page and "

@@ -308,7 +308,7 @@ class Extraction:
             found = measure(model, self.extractor.transform, samples.images, samples.rows, self.how) if me.first else {}
             assign(model, me.share(found))
 
-    def already(self) -> int:
+    def samples_stored(self) -> int:
         """How many samples are stored already, by an earlier run of the same settings.
 
         Raises
@@ -318,10 +318,10 @@ class Extraction:
         """
         return stored(self.path, self.contents, overwrite=self.overwrite) if self._resume else 0
 
-    def contents_unchecked(self) -> bool:
+    def lacks_hashes(self) -> bool:
         """Whether what is stored already keeps no hashes that the pictures could be held against.
 
-        Names and sizes of the files, which every store keeps, are the same: `already` refuses all else.
+        Names and sizes of the files, which every store keeps, are the same: `samples_stored` refuses all else.
         """
         there = next((path for path in (self.path, partial_path(self.path)) if path.exists()), None)
         return there is not None and not reader.read(there)[0].sample_ids.contents_known(self.samples.ids)
@@ -382,7 +382,7 @@ def run_together(
         twice = next(job.path for i, job in enumerate(jobs) if job.path in [other.path for other in jobs[:i]])
         raise InvalidInputError(f"two of the models would both be written to {twice}")
     # only the first looks: on a file system of several machines, others may see for a while what was
-    needed = [job.already() < len(job.order) or not job.path.exists() for job in jobs] if me.first else []
+    needed = [job.samples_stored() < len(job.order) or not job.path.exists() for job in jobs] if me.first else []
     todo = [job for job, need in zip(jobs, me.share(needed), strict=True) if need]
     if me.first:
         for i, job in enumerate(todo):

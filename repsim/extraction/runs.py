@@ -96,7 +96,7 @@ def extract_steps(
                     yield event
                 continue
             jobs = list(event.values())
-            before = me.share([job.already() for job in jobs] if me.first else [])
+            before = me.share([job.samples_stored() for job in jobs] if me.first else [])
             if me.first:
                 yield from _left_by_earlier_runs(jobs, before)
             start = time.perf_counter()
@@ -192,7 +192,7 @@ def _left_by_earlier_runs(jobs: Sequence[Extraction], before: Sequence[int]) -> 
             yield Kept(job.path, "is complete already")
         elif done:
             yield Note(f"{job.path}: going on after {done} of {len(job.samples.rows)} pictures")
-        if done and job.contents_unchecked():
+        if done and job.lacks_hashes():
             yield Note(f"note: {job.path} keeps no hashes of pictures: only their names and sizes were checked")
 
 

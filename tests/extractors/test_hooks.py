@@ -51,13 +51,13 @@ Wanted = dict[tuple[str, str], tuple[LayerSpec, Readout]]
 def wanted(model: nn.Module, readout: Readout, shape: tuple[int, ...] = (1, 2, 2)) -> Wanted:
     seen = trace(model, torch.randn(3, *shape), ["head"])
     geometry = Geometry(model, (2, 2))
-    return {(found.name, readout.name): (geometry.describe(found), readout) for found in seen.found}
+    return {(traced.name, readout.name): (geometry.describe(traced), readout) for traced in seen.tensors}
 
 
 def test_a_trace_names_every_call_and_every_tensor_and_says_what_it_cannot_read() -> None:
     seen = trace(Odd(), torch.randn(3, 1, 2, 2), ["head"])
     names = ["shift#1", "relu#1", "shift#2", "relu#2", "pair[0]", "pair[1]", "pre_logits", "head"]
-    assert [found.name for found in seen.found] == names
+    assert [traced.name for traced in seen.tensors] == names
     assert seen.left_out == {
         "unused": "is never called in the forward pass",
         "windows": "returns shape (6, 1, 2, 2) for 3 samples (its first axis is not the samples)",

@@ -10,7 +10,7 @@ from torch import nn
 
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.extractors.base import Site
-from repsim.extractors.hooks import Found
+from repsim.extractors.hooks import TracedTensor
 from repsim.extractors.layers import Geometry, blocks
 from repsim.extractors.timm_models import TimmExtractor
 
@@ -105,7 +105,7 @@ def test_blocks_are_neither_stages_nor_parts_of_blocks(model: str) -> None:
 
 
 def layer(model: nn.Module, shape: tuple[int, ...], size: tuple[int, int] = (64, 64), module: str = "x") -> Any:
-    return Geometry(model, size).describe(Found(Site(module), module, "Block", shape))
+    return Geometry(model, size).describe(TracedTensor(Site(module), module, "Block", shape))
 
 
 def vit(**options: Any) -> nn.Module:
