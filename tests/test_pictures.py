@@ -413,7 +413,7 @@ def test_names_that_are_no_text_have_ids_that_are(tmp_path: Path) -> None:
     assert list(store.sample_ids) == list(images.ids)
     assert open_images(str(repack(root, tmp_path / "photos.tar"))).ids == images.ids
     (root / "caf\\xe9.png").write_bytes(b"")
-    with pytest.raises(ImageError, match=r"two pictures of photos would both be called caf\\xe9\.png; rename one"):
+    with pytest.raises(ImageError, match=r"two pictures of photos would have the same id caf\\xe9\.png; rename one"):
         open_images(str(root))
     for name in (b"caf\xe9", b"\xff.png"):  # the folder itself
         folder(tmp_path / "next", "1.png")
@@ -521,9 +521,9 @@ def test_labels_of_a_file(tmp_path: Path, text: str, labels: list[int], classes:
     [
         ("1,x\n2,y\n", r"do not match one to one: 1 pictures without a label \(3\)$"),
         ("id,label\n1,x\n2,y\n3,x\n4,x\n5,x\n6,x\n7,x\n", r": 4 labels without a picture \(4, 5, 6, \.\.\.\)$"),
-        ("1,x\n2,y\n3,x\n3,y\n", r": 1 names that are there twice \(3\)$"),
+        ("1,x\n2,y\n3,x\n3,y\n", r": 1 names that occur twice \(3\)$"),
         ("0,x\n1,x\n2,y\n3,x\n", r": 1 labels without a picture \(0\)$"),  # and no head
-        ("1,0.5\n2,1\n3,1\n", "a class is a whole number from 0 or a text: a/1.png has 0.5"),
+        ("1,0.5\n2,1\n3,1\n", "a class must be an integer from 0 or a text, but a/1.png has 0.5"),
         ("1,1.0\n2,0.0\n3,1.0\n", "a/1.png has 1.0"),
         ("1,-1\n2,1\n3,1\n", "sample 0 has -1, which is negative"),
         ("1,x\n2,\n3,x\n", r"a/2.png has no class \(''\)"),
@@ -581,7 +581,7 @@ def test_a_table_of_labels_is_recorded_and_taken_by_limit_and_split(tmp_path: Pa
     )
 
 
-# --- names of models, and options that are there twice ---------------------------------------------------------------
+# --- names of models, and repeated options ------------------------------------------------------------------------
 
 
 def test_a_model_and_its_store_have_the_name_that_is_given(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def test_a_network_that_resamples_in_every_pass_is_trained_on_pictures_of_its_ar
 def test_a_network_of_fixed_size_whose_args_say_another_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, {"model": made("test_vit3").state_dict(), "args": ARGS})
     with pytest.raises(
-        WeightsError, match=r"args say pictures of 96 x 96, its tensors are of 160 x 160; say img_size='160x160'"
+        WeightsError,
+        match=r"have pictures of 96 x 96, but its tensors are for 160 x 160; set img_size='160x160'",
     ):
         load_model("test_vit3", path)
 
@@ -144,7 +145,7 @@ def test_another_size_resamples_only_where_it_is_asked_for(tmp_path: Path, root:
     extractor: Any = make_extractor("test_vit", weights=saved(tmp_path, model.state_dict()), img_size=96)
     record = extractor.provenance()
     assert record["resampled"] == ["pos_embed"]
-    assert "resampled, as another size was asked for: pos_embed from (1, 101, 64) to (1, 37, 64)" in extractor.notes
+    assert "resampled to the chosen size: pos_embed from (1, 101, 64) to (1, 37, 64)" in extractor.notes
     assert extractor.name == "test_vit+w+96px"
     torch.save(model.state_dict(), tmp_path / "other.pth")
     expected: Any = timm.create_model(
@@ -206,7 +207,7 @@ def test_tables_that_fit_several_sizes_ask_which(tmp_path: Path) -> None:
     name = "swin_tiny_patch4_window7_224"
     model = made(name, img_size=256, window_size=8, depths=(1, 1, 1, 1))
     path = saved(tmp_path, model.state_dict())
-    with pytest.raises(WeightsError, match=r"which fits pictures of .*; say which with img_size="):
+    with pytest.raises(WeightsError, match=r"which fits pictures of .*; choose one with img_size="):
         load_model(name, path, options=ModelOptions.read(model_kwargs={"depths": (1, 1, 1, 1)}))
     loaded = load_model(name, path, options=ModelOptions.read(img_size=256, model_kwargs={"depths": (1, 1, 1, 1)}))
     assert same(loaded.model, model.state_dict())
@@ -322,7 +323,7 @@ WRAPPED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], dict[str, Any], str
     "a decoder": (
         lambda good: {**good, "decoder_embed.weight": torch.ones(3, 3), "mask_token": torch.ones(1, 1, 3)},
         {"weights_left_out": 2},
-        "left out what serves the training only: decoder_embed.weight, mask_token",
+        "tensors that only the training uses are left out: decoder_embed.weight, mask_token",
     ),
     "sharded": (lambda good: before("_fsdp_wrapped_module.", good), {}, "without '_fsdp_wrapped_module.'"),
     "sharded and recomputed inside": (
@@ -341,9 +342,9 @@ WRAPPED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], dict[str, Any], str
     "classes of other programs": (
         lambda good: {"state_dict": good, "hyper_parameters": Attributes(lr=0.1), "x": Kind.A, "on": datetime(1, 1, 1)},
         {},
-        "beside the weights of w.pth, and not read: datetime.datetime, ",
+        "objects in w.pth that were not read: datetime.datetime, ",
     ),
-    "a dict of another program": (Attributes, {}, "and not read: tests.extractors.test_checkpoints.Attributes"),
+    "a dict of another program": (Attributes, {}, "that were not read: tests.extractors.test_checkpoints.Attributes"),
     "a number in a tensor": (lambda good: {**good, "acc": torch.tensor(0.3)}, {}, "acc of w.pth left out: numbers"),
     "transformers": (lambda good: before("timm_model.", good), {"weights_prefix": "timm_model."}, "'timm_model.'"),
 }  # fmt: skip
@@ -426,7 +427,7 @@ def test_what_names_and_shapes_say_is_built(tmp_path: Path, root: Path, variant:
     grey, size = "in_chans" in options, options.get("img_size", 160)
     expected = plain(model, root, size, 0.5, 0.5, grey=grey)
     torch.testing.assert_close(features(extractor, root, "blocks.5"), expected, rtol=0, atol=1e-6)
-    assert any("pictures as grey, of 1 channel" in note for note in extractor.notes) == grey
+    assert any("grey pictures of 1 channel" in note for note in extractor.notes) == grey
 
 
 @pytest.mark.slow
@@ -483,7 +484,7 @@ def refused() -> dict[str, tuple[Any, dict[str, Any], str]]:
     more = good | {key.replace("blocks.5", "blocks.6"): value for key, value in good.items()}
     two = {"a": good, "b": zeros(good)}
     return {
-        "two that nothing tells apart": (two, {}, r"several sets of weights: a, b; say which with weights_key=KEY"),
+        "two that nothing tells apart": (two, {}, r"several sets of weights: a, b; choose one with weights_key=KEY"),
         "a key it lacks": (two, {"weights_key": "c"}, r"no weights under 'c'; weights_key takes a, b"),
         "a key of a bare one": (good, {"weights_key": "c"}, r"is a bare state_dict, without keys"),
         "a prefix it lacks": (good, {"weights_prefix": "c."}, r"no name in w\.pth begins with 'c\.'; .* cls_token, "),
@@ -656,7 +657,7 @@ def test_a_file_of_another_kind_is_called_so(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=rf"^cannot read weights from {name}, is it damaged\? It is {message}"):
             load_model("test_vit", str(tmp_path / name))
     np.savez(tmp_path / "w.npz", a=np.ones(3))
-    with pytest.raises(WeightsError, match="It is an archive of numpy"):
+    with pytest.raises(WeightsError, match="It is a numpy archive"):
         load_model("test_vit", str(tmp_path / "w.npz"))
     with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
         archive.writestr("w/constants.pkl", b"")

@@ -44,9 +44,13 @@ def test_each_kind_of_name_has_its_extractor() -> None:
         (
             nn.Linear(48, 5),
             {"transform": TO_TENSOR, "weights": "w.pth"},
-            "a torch module has its weights: weights='w.pth'",
+            "a torch module has its weights already: weights='w.pth'",
         ),
-        (nn.Linear(48, 5), {"transform": TO_TENSOR, "seed": 1}, "a torch module has its weights: .* seed=1 cannot"),
+        (
+            nn.Linear(48, 5),
+            {"transform": TO_TENSOR, "seed": 1},
+            "a torch module has its weights already: .* seed=1 cannot",
+        ),
     ],
 )
 def test_options_that_would_be_passed_over_are_refused(model: Any, options: dict[str, Any], message: str) -> None:

@@ -110,8 +110,11 @@ class Fickle(nn.Module):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (200.0, "layer 'always' was not reached in this forward pass, though the trace saw it"),
-        (60.0, r"layer 'always' gave shape \(1,\) where the trace saw \(4,\): its output depends on the input"),
+        (200.0, "layer 'always' was not called in this forward pass, but in the trace it was"),
+        (
+            60.0,
+            r"layer 'always' gave shape \(1,\), but \(4,\) in the trace: the shape of its output depends on the input",
+        ),
         (-60.0, "layer 'sometimes' gave 1 rows for 5 samples"),
     ],
     ids=["not reached", "another shape", "no rows"],

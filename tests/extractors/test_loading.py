@@ -117,9 +117,9 @@ def test_rows_may_repeat_for_one_extractor() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([[0, 1, 2, 3], [2, 3, 0, 1]], "not parts of one order: what comes first in one comes last in another"),
+        ([[0, 1, 2, 3], [2, 3, 0, 1]], "not parts of one order: two batches are in different orders in two sequences"),
         ([[0, 1, 2, 3], [0, 2]], "not whole batches of one order: two begin with 0 and differ"),
-        ([[0, 1, 2, 3], [1, 2]], "not whole batches of one order: some row is in two batches"),
+        ([[0, 1, 2, 3], [1, 2]], "not whole batches of one order: a row is in two batches"),
     ],
 )
 def test_rows_that_are_not_whole_batches_of_one_order_are_refused(rows: list[list[int]], message: str) -> None:

@@ -204,14 +204,17 @@ def colourless(picture: Image.Image) -> Tensor:
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
-        (None, r"^a Net does not say how its pictures are prepared: pass transform=, which makes \(3, H, W\) of a"),
-        (colourless, r"^transform must make a tensor \(3, H, W\) of a picture, got shape \(1, 256, 320\)$"),
-        (lambda picture: picture, r"^transform must make a tensor \(3, H, W\) of a picture, got a Image$"),
-        (transforms.ToTensor(), r"^transform gives pictures of unequal size \(\(256, 320\), \(320, 256\), .* one \(H"),
+        (None, r"^a Net has no preprocessing of its own: pass transform=, a function from a PIL picture to a"),
+        (colourless, r"^transform must return a tensor \(3, H, W\) for a picture, got shape \(1, 256, 320\)$"),
+        (lambda picture: picture, r"^transform must return a tensor \(3, H, W\) for a picture, got a Image$"),
+        (
+            transforms.ToTensor(),
+            r"^transform returns tensors of different sizes \(\(256, 320\), \(320, 256\), .* fixed \(H",
+        ),
         (lambda picture: picture.crop("x"), r"^transform fails on an RGB picture of 320 x 256 pixels: "),
         (
             transforms.Compose([transforms.Resize((2, 2)), transforms.ToTensor()]),
-            r"^net cannot run on a batch \(3, 3, 2, 2\) of torch\.float32, which is what its transform makes: Calc",
+            r"^net cannot run on a batch \(3, 3, 2, 2\) of torch\.float32, the output of its transform: Calc",
         ),
     ],
     ids=["none", "grey", "no tensor", "unequal", "raises", "too small"],

@@ -157,7 +157,7 @@ def test_all_layers_of_a_model_that_returns_lists_and_repeats_modules(images: Im
     extractor = TimmExtractor(
         "crossvit_tiny_240", weights="random", layers="pos_drop,blocks.0,norm.*", readout="mean,cls"
     )
-    assert "runs several times" in extractor.notes[-1]
+    assert "is called several times" in extractor.notes[-1]
     expected = reference(extractor, images)
     values = stream(extractor, images)
     sites = {"pos_drop#1": ("pos_drop", 0, 0), "pos_drop#2": ("pos_drop", 1, 0)}
@@ -289,4 +289,4 @@ def test_impossible_requests_are_refused_before_the_first_picture() -> None:
     ):
         TimmExtractor("test_vit", weights="random", layers="blocks.0.attn.attn_drop")
     note = TimmExtractor("test_vit", weights="random", readout="mean,cls").notes
-    assert note == ["readout cls is left out where there is none: patch_embed"]
+    assert note == ["readout cls is left out for layers that do not have it: patch_embed"]

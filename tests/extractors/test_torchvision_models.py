@@ -177,7 +177,7 @@ def test_pictures_are_prepared_as_asked() -> None:
     record = extractor.provenance()
     assert record["prepared"]["img_size"] == (96, 96)
     assert extractor.name == "torchvision_shufflenet_v2_x0_5+random-seed0+96px"
-    assert any("mean 0.3, as asked" in note for note in extractor.notes)
+    assert any("mean 0.3, set by the user" in note for note in extractor.notes)
     assert extractor.layers()[0].shape == (48, 12, 12)
 
 

@@ -103,7 +103,7 @@ def test_a_file_that_could_run_code_is_refused_and_runs_none(tmp_path: Path, for
         torch.save(made(), path)
     else:
         torch.save(held, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(WeightsError, match=r"^hostile\.pth holds something else than tensors, .* refused\. Save its"):
+    with pytest.raises(WeightsError, match=r"^hostile\.pth holds objects other than tensors, .* refused\. Save its"):
         load_model("test_resnet", str(path))
     assert not trace.exists()
     if form == "bare":
