@@ -246,7 +246,7 @@ class TimmDataset(ImageSource):
 
             self._dataset = create_dataset(name, root=root, split=split, download=download, search_split=False)
         except Exception as error:  # noqa: BLE001 - a third-party data set may raise any exception
-            fetch = Remedy(Argument("download", value=True), " downloads it, if a download is available")
+            fetch = Remedy(Argument("download", value=True), " allows the download")
             where = f" under {root}" if root else ""
             raise ImageError(
                 f"cannot open {name} [{split}]{where}: {reason(error)}",

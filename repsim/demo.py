@@ -1,4 +1,4 @@
-"""The demonstration: the whole chain on the embedded zoo, so that a newcomer sees a true result within a minute."""
+"""Demonstration of all steps on the embedded zoo: extraction, comparison, figures and a study, within a minute."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ _FAMILIES = ("digits_resnet", "digits_vit")
 _PAIRS = {
     "resnet_seed0_vs_seed1": (
         "digits_resnet.seed0", "digits_resnet.seed1",
-        "two seeds of one ResNet: under CKA each layer is most like its namesake or a neighbour, the diagonal",
+        "two seeds of one ResNet: by CKA each layer is most similar to the same layer or a neighbour, the diagonal",
     ),
     "vit_seed0_vs_seed1": ("digits_vit.seed0", "digits_vit.seed1", "two seeds of one ViT"),
     "resnet_vs_vit": (
@@ -29,20 +29,27 @@ _PAIRS = {
     ),
     "resnet_vs_untrained": (
         "digits_resnet.seed0", "digits_resnet+random-seed0",
-        "the same ResNet before it was trained: what training changed, and where",
+        "the same ResNet before training: which layers did training change?",
     ),
 }  # fmt: skip
 
 
 def run(folder: Path, progress: Progress | None = None) -> dict[Path, str]:
-    """Extract the zoo, trained and untrained, on the held-out digits; compare; draw; study how universal it all is.
+    """Extract the zoo, trained and untrained, on the test digits; compare, draw figures, and make a universality study.
 
-    What is there is replaced.
+    Existing files are replaced.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder for all files.
+    progress : callable, optional
+        Called after each step with the number of steps done and of all.
 
     Returns
     -------
     dict
-        Each file that matters, and what to see in it.
+        Mapping from each important file to a description of its content.
     """
     names = [f"{family}.seed{seed}" for family in _FAMILIES for seed in SEEDS]
     step = counter(len(names) + len(_FAMILIES) * len(SEEDS) + len(_PAIRS) + 1, progress)
@@ -56,21 +63,21 @@ def run(folder: Path, progress: Progress | None = None) -> dict[Path, str]:
                 family, "digits", acts, split="test", weights="random", seed=seed, recalibrate=True, overwrite=True
             ).close()
             step()
-    made = {acts: "the activation stores (inspect)"}
-    for title, (a, b, what) in _PAIRS.items():
+    files = {acts: "the activation stores (inspect)"}
+    for title, (a, b, description) in _PAIRS.items():
         result = compare(acts / f"{a}.h5", acts / f"{b}.h5", METRICS)
         save_result(result, folder / f"{title}.nc", overwrite=True)
         picture = folder / f"{title}.png"
         figures.save(figures.figure(result), picture)
-        made[picture] = what
+        files[picture] = description
         step()
     stores = [acts / f"{name}.h5" for name in names]
     stores += [acts / f"{family}+random-seed{seed}.h5" for family in _FAMILIES for seed in SEEDS]
     study = universality(stores, _OF_STUDY, permutations=_PERMUTATIONS)
     save_result(study, folder / STUDY, overwrite=True)
-    made[folder / STUDY] = "how universal it all is: the summary below"
-    made |= {path: what for _, what, path in figures.save_all(study, folder / "figures") if path}
+    files[folder / STUDY] = "the universality study, with the summary below"
+    files |= {path: caption for _, caption, path in figures.save_all(study, folder / "figures") if path}
     write_report(study, folder / REPORT, thumbnails="digits", overwrite=True)
-    made[folder / REPORT] = "all of it as one page, to explore in a browser"
+    files[folder / REPORT] = "the study as one interactive page for a browser"
     step()
-    return made
+    return files

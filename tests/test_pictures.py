@@ -610,7 +610,7 @@ def test_names_are_one_for_each_model(tmp_path: Path) -> None:
     root = folder(tmp_path / "photos", "1.png")
     models = ["extract", "test_resnet", "test_vit", "--data", str(root), "-o", str(tmp_path / "a")]
     assert "1 --name for 2 models" in run(*models, "--name", "a").stderr
-    assert "two models cannot both be called a" in run(*models, "--name", "a", "--name", "a").stderr
+    assert "two models have the name a" in run(*models, "--name", "a", "--name", "a").stderr
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))

@@ -227,7 +227,7 @@ def test_several_models_are_those_one_by_one_in_their_order(tmp_path: Path) -> N
     for wrong in ({"weights": ["a.pth", "b.pth"]}, {"seed": [1, 2]}, {"name": ["a"]}):
         with pytest.raises(InvalidInputError, match="give one for"):
             repsim.extract(names, "digits", tmp_path, **wrong)
-    with pytest.raises(InvalidInputError, match="is there twice"):
+    with pytest.raises(InvalidInputError, match="is named twice"):
         repsim.extract(["digits_vit.seed0"] * 2, "digits", tmp_path)
 
 
@@ -262,7 +262,7 @@ def test_a_killed_study_goes_on(tmp_path: Path) -> None:
     xr.testing.assert_identical(study, repsim.run_study(str(file), progress=steps.append))
     assert "permuting samples" not in steps, "it was done already"
     file.write_text(text.replace("seed: 4", "seed: 5"))
-    with pytest.raises(OutputError, match="the key seed differs"):
+    with pytest.raises(OutputError, match="differences: the key seed"):
         repsim.run_study(file)
 
 

@@ -98,7 +98,7 @@ def test_other_stores_are_another_study(done: Path) -> None:
     refused = run(done)
     target.write_bytes(kept)
     assert refused.exit_code == 2
-    assert f"the store of {stores[0]['model']} differs" in refused.stderr
+    assert f"differences: the store of {stores[0]['model']}" in refused.stderr
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:

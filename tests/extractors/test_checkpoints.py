@@ -128,7 +128,7 @@ def test_a_network_that_resamples_in_every_pass_is_trained_on_pictures_of_its_ar
     model = made()
     extractor: Any = make_extractor("test_vit", weights=saved(tmp_path, {"model": model.state_dict(), "args": ARGS}))
     torch.testing.assert_close(features(extractor, root, "blocks.5"), plain(model, root, 96, 0.2, 0.1), rtol=0, atol=0)
-    assert any("resamples it in every pass" in note for note in extractor.notes)
+    assert any("resamples it in every forward pass" in note for note in extractor.notes)
 
 
 def test_a_network_of_fixed_size_whose_args_say_another_is_refused(tmp_path: Path) -> None:
@@ -288,16 +288,20 @@ WRAPPED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], dict[str, Any], str
             "optimizer_states": [{"state": {0: {"step": torch.ones(1)}}}],
         },
         {"weights_prefix": "model."},
-        "without 'model.'; 1 under other names left out",
+        "prefix 'model.' removed; 1 under other names left out",
     ),
     "compiled in lightning": (
         lambda good: {"state_dict": before("net._orig_mod.", good)},
         {"weights_prefix": "net."},
-        "without 'net.'",
+        "prefix 'net.' removed",
     ),
-    "compiled": (lambda good: before("_orig_mod.", good), {}, "without '_orig_mod.'"),
-    "compiled, then parallel": (lambda good: before("module._orig_mod.", good), {}, "without 'module.'"),
-    "averaged": (lambda good: {"n_averaged": torch.tensor(3), **before("module.", good)}, {}, "without 'module.'"),
+    "compiled": (lambda good: before("_orig_mod.", good), {}, "prefix '_orig_mod.' removed"),
+    "compiled, then parallel": (lambda good: before("module._orig_mod.", good), {}, "prefix 'module.' removed"),
+    "averaged": (
+        lambda good: {"n_averaged": torch.tensor(3), **before("module.", good)},
+        {},
+        "prefix 'module.' removed",
+    ),
     "nested": (lambda good: {"state": {"model": good}, "step": 3}, {"weights_key": "state.model"}, "state.model of w"),
     "numpy beside": (
         lambda good: {
@@ -325,7 +329,7 @@ WRAPPED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], dict[str, Any], str
         {"weights_left_out": 2},
         "tensors that only the training uses are left out: decoder_embed.weight, mask_token",
     ),
-    "sharded": (lambda good: before("_fsdp_wrapped_module.", good), {}, "without '_fsdp_wrapped_module.'"),
+    "sharded": (lambda good: before("_fsdp_wrapped_module.", good), {}, "prefix '_fsdp_wrapped_module.' removed"),
     "sharded and recomputed inside": (
         lambda good: {
             key.replace(".attn.", "._fsdp_wrapped_module.attn._checkpoint_wrapped_module."): value
@@ -611,8 +615,8 @@ def test_contrastive_networks_are_read_without_their_head(tmp_path: Path, name: 
         loaded: Any = make_extractor(name, weights=path, weights_prefix=prefix)
         assert same(loaded.model, body)
         assert loaded.provenance()["weights_prefix"] == "module.encoder_q."
-        assert any("a network under module.encoder_k. among them" in note for note in loaded.notes)
-        assert any("serves the training only: fc.0.weight, fc.2.weight" in note for note in loaded.notes)
+        assert any("among them a network under module.encoder_k." in note for note in loaded.notes)
+        assert any("only the training uses are left out: fc.0.weight, fc.2.weight" in note for note in loaded.notes)
     assert same(make_extractor(name, weights=path, weights_prefix="encoder_k").model, zeros(body))  # type: ignore[attr-defined]
 
 

@@ -127,7 +127,7 @@ def test_damaged_archives(pictures: Any, tmp_path: Path) -> None:
             open_images(str(path))
     for content in (b"", b"no archive at all" * 99):
         path.write_bytes(content)
-        with pytest.raises(ImageError, match=r"^all\.tar is a file but no tar archive; give"):
+        with pytest.raises(ImageError, match=r"^all\.tar is a file but no tar archive; use"):
             open_images(str(path))
     with tarfile.open(path, "w"):
         pass
@@ -135,7 +135,7 @@ def test_damaged_archives(pictures: Any, tmp_path: Path) -> None:
         open_images(str(path))
     for name in ("all.tar.gz", "compressed.tar"):
         packed = make_tar(tmp_path / "photos", tmp_path / name, "w:gz")
-        with pytest.raises(ImageError, match="is compressed: .* unpack it"):
+        with pytest.raises(ImageError, match="is compressed, .* unpack it"):
             open_images(str(packed))
 
 
@@ -282,8 +282,8 @@ def test_other_pixels_in_a_data_set_are_other_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("torch/cifar10", {}, r"not known where torch/cifar10 lies, .*with data_root=DIR"),
-        ("torch/cifar10", {"root": "ROOT"}, r"cannot open torch/cifar10 \[validation\].*download=True fetches"),
+        ("torch/cifar10", {}, r"the folder of torch/cifar10 is not set; set it with data_root=DIR"),
+        ("torch/cifar10", {"root": "ROOT"}, r"cannot open torch/cifar10 \[validation\].*download=True allows"),
         ("torch/nonsense", {"root": "ROOT"}, "Unknown torchvision dataset nonsense"),
         ("torch/mnist", {"root": "ROOT", "split": "tets"}, "unknown split 'tets'; did you mean"),
         ("torch/folder", {"root": "ROOT"}, "give the folder itself"),
