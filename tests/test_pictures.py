@@ -528,7 +528,7 @@ def test_labels_of_a_file(tmp_path: Path, text: str, labels: list[int], classes:
         ("1,-1\n2,1\n3,1\n", "sample 0 has -1, which is negative"),
         ("1,x\n2,\n3,x\n", r"a/2.png has no class \(''\)"),
         ("1,1\n2,NaN\n3,1\n", r"a/2.png has no class \('NaN'\)"),
-        ("id,w,h\n1,2,3\n2,3,4\n3,4,5\n", r"has 3 columns \(id, w, h\), and which holds the classes is not clear"),
+        ("id,w,h\n1,2,3\n2,3,4\n3,4,5\n", r"has 3 columns \(id, w, h\), and the column of classes is not clear"),
         ("1\n2\n3\n", "its lines do not all have the same two or more fields"),
         ("1,x\n2\n3,x\n", "its lines do not all have the same two or more fields"),
         ("", "its lines do not all"),

@@ -57,7 +57,7 @@ class Choices:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """These options as keywords of `repsim.extractors.factory.make_extractor`."""
+        """Options of this class as keywords of `repsim.extractors.factory.make_extractor`."""
         return {choice.name: getattr(self, choice.name) for choice in fields(Choices)}
 
 

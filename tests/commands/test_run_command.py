@@ -80,7 +80,7 @@ def test_again_it_computes_nothing_and_a_change_is_named(done: Path, monkeypatch
         done.write_text(SMALL.replace(old, new))
         refused = run(done)
         assert refused.exit_code == 2
-        assert f"{said} differs; use --overwrite" in refused.stderr
+        assert f"differences: {said}; use --overwrite" in refused.stderr
     done.write_text(SMALL.replace("limit: 16", "limit: 20"))
     refused = run(done)
     assert (refused.exit_code, "other settings" in refused.stderr, "delete it" in refused.stderr) == (2, True, True)

@@ -1,4 +1,4 @@
-"""Tracing and reading on small networks whose every number can be worked out by hand."""
+"""Tracing and reading of small networks whose values can be computed by hand."""
 
 from collections.abc import Mapping
 
@@ -87,13 +87,13 @@ def test_each_call_and_each_tensor_is_read_before_it_is_overwritten(readout: Rea
             assert {name for name, _ in values} == set(expected)
             for (name, _), got in values.items():
                 target = expected[name].flatten(1)
-                whole = readout.name == "flatten" or name == "head"
-                torch.testing.assert_close(got, target if whole else target.amax(1, keepdim=True), rtol=0, atol=0)
+                unpooled = readout.name == "flatten" or name == "head"
+                torch.testing.assert_close(got, target if unpooled else target.amax(1, keepdim=True), rtol=0, atol=0)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 class Fickle(nn.Module):
-    """What it computes depends on its input."""
+    """A network whose modules and shapes depend on its input."""
 
     def __init__(self) -> None:
         super().__init__()

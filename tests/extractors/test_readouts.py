@@ -1,4 +1,4 @@
-"""Readouts against arithmetic written out, and what they refuse."""
+"""Readouts against explicit computations, and the layers that they refuse."""
 
 import pytest
 import torch
@@ -109,7 +109,7 @@ def test_specs() -> None:
         zip(names, (4, 1, 1), strict=True)
     )
     assert {get(name).block for name in ("mean", "max", "cls", "flatten", "grid:2")} == {1}
-    assert get("sketch:7:0") == get("sketch:7")  # 0 is the seed where none is given
+    assert get("sketch:7:0") == get("sketch:7")  # the default seed is 0
     for wrong, message in {
         "gram": "write gram:B with an integer B of at least 4, e.g. gram:256",
         "gram:3": "write gram:B with an integer B of at least 4, e.g. gram:256",
@@ -128,7 +128,7 @@ def test_specs() -> None:
         get_several(" ,")
 
 
-def test_a_readout_that_some_layers_lack_is_left_out_there_and_said() -> None:
+def test_a_readout_that_some_layers_lack_is_left_out_with_a_note() -> None:
     block = spec("NLC", (17, 3), 1)
     embed = LayerSpec("embed", "PatchEmbed", (16, 3), "NLC", 0, False, (4, 4), Site("embed"))
     wanted, notes = plan((embed, block), (get("cls"), get("mean")))
