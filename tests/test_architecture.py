@@ -1,6 +1,7 @@
 """The architecture: packaging, rooms, imports, and that the guards which hold them up bite."""
 
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,28 @@ def test_every_dependency_says_what_it_is_for() -> None:
     lines = (ROOT / "pyproject.toml").read_text().split("dependencies = [\n")[1].split("]\n")[0].splitlines()
     assert lines
     assert [line for line in lines if "#" not in line] == []
+
+
+def test_the_page_names_files_and_types_that_are_there() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`((?:repsim|metrics|extractors|tests)/[\w/.]*)`", page))
+    assert len(paths) > 60
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    rows = re.findall(r"^\| (`\w[^|]*`) \| `([\w/]+)\.py` \|", page.partition("## Central types")[2], re.MULTILINE)
+    assert len(rows) > 30
+    for names, path in rows:
+        home = importlib.import_module(path.removeprefix("repsim/").replace("/", ".").join(("repsim.", "")))
+        for name in re.findall(r"`(\w+)`", names):
+            assert hasattr(home, name), f"{name} is not in {path}.py"
+
+
+def test_the_page_names_every_room() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("### Find your way")[0]
+    rooms = {path.relative_to(ROOT).parts[1] for path in (ROOT / "repsim").glob("*/__init__.py")} - {
+        "metrics",
+        "extractors",
+    }
+    assert [room for room in sorted(rooms) if f"`repsim/{room}/`" not in page] == []
 
 
 @pytest.mark.parametrize("name", ["metrics", "extractors"])

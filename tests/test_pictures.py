@@ -609,7 +609,7 @@ def test_names_that_cannot_be_a_models(tmp_path: Path, name: str) -> None:
 def test_names_are_one_for_each_model(tmp_path: Path) -> None:
     root = folder(tmp_path / "photos", "1.png")
     models = ["extract", "test_resnet", "test_vit", "--data", str(root), "-o", str(tmp_path / "a")]
-    assert "1 --name for 2 models" in run(*models, "--name", "a").stderr
+    assert "1 names for 2 models; give one for each, in their order" in run(*models, "--name", "a").stderr
     assert "two models have the name a" in run(*models, "--name", "a", "--name", "a").stderr
 
 
@@ -668,14 +668,11 @@ def test_nothing_hangs_and_nothing_warns_in_a_process_of_its_own(tmp_path: Path)
 
 def test_a_report_finds_the_pictures_of_one_split(tmp_path: Path) -> None:
     """Its ids begin with the split, below a folder that holds others, too."""
-    import base64  # noqa: PLC0415
-
     from repsim.report.pictures import thumbnails  # noqa: PLC0415
 
     root = folder(tmp_path / "photos", "train/a/1.png", "val/a/2.png", "val/a/3.png")
     names = list(open_images(str(root), split="val").ids)
-    values = base64.b64encode(np.array([[0.5, 0.1]], "<f4").tobytes()).decode()
-    part = {"variables": {"agreement": {"f4": values, "shape": [1, 2]}}, "coords": {"sample": names}}
+    part = {"stimuli": {"linear": {"most": [0], "least": [1]}}, "coords": {"sample": names}}
     pictures = thumbnails([part], str(root))["pictures"]
     assert sorted(pictures) == names
     assert all("url" in entry for entry in pictures.values())

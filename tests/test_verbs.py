@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ from torchvision.transforms import Compose, Resize, ToTensor
 
 import repsim
 from repsim.cli import main
-from repsim.engine import comparison, planning
+from repsim.engine import comparison
 from repsim.engine.options import CompareOptions
 from repsim.errors import InvalidInputError, OutputError
 from repsim.extraction.options import Choices, Data, ExtractOptions, Model
@@ -41,9 +42,9 @@ METRIC = "cka:kernel=rbf,sigma=5.0"
 COMPARE = f"""
 import os, sys
 import repsim
-from repsim.engine import checkpoints, planning
+from repsim.engine import checkpoints
+from repsim.runtime import tuning
 
-planning._PANEL = 64
 out, done, *stores = sys.argv[1:]
 keep = checkpoints.Ledger.keep
 
@@ -53,7 +54,8 @@ def noted(self, sweep, unit, part):
     keep(self, sweep, unit, part)
 
 checkpoints.Ledger.keep = noted
-result = repsim.compare(stores, metrics=["{METRIC}"], out=out)
+with tuning.using(panel=64):
+    result = repsim.compare(stores, metrics=["{METRIC}"], out=out)
 assert result.identical(repsim.open_result(out)), "every process has the result"
 """
 EXTRACT = """
@@ -119,6 +121,7 @@ def test_a_killed_comparison_goes_on(
     tmp_path: Path,
     torture: ModuleType,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
+    tuned: Callable[..., None],
 ) -> None:
     paths = [make(tmp_path, name, n=3000, widths=(20, 30)) for name in "abc"]
     out, parts = tmp_path / "r.nc", tmp_path / "r.nc.parts"
@@ -134,7 +137,7 @@ def test_a_killed_comparison_goes_on(
         repsim.save_result(result, path, **options)
 
     monkeypatch.setattr(comparison, "save_result", look)
-    monkeypatch.setattr(planning, "_PANEL", 64)
+    tuned(panel=64)
     repsim.compare(paths, metrics=[METRIC], out=out)
     assert len(left) < len(later)
     assert {name: later[name] for name in left} == left, "what was done was done again"
@@ -144,14 +147,16 @@ def test_a_killed_comparison_goes_on(
 
 
 @pytest.mark.slow
-def test_processes_of_torchrun_share_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_torchrun_share_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuned: Callable[..., None]
+) -> None:
     monkeypatch.chdir(tmp_path)
     paths = [make(tmp_path, name, n=300, widths=(20, 30)) for name in "abc"]
     launched(2, COMPARE, tmp_path / "r.nc", tmp_path / "units", *paths)
     units = [set(Path(f"units.{rank}").read_text().split()) for rank in (0, 1)]
     assert all(units), "both did something"
     assert not units[0] & units[1], "and nothing twice"
-    monkeypatch.setattr(planning, "_PANEL", 64)
+    tuned(panel=64)
     command("compare", *paths, "-m", METRIC, "-o", "command.nc")
     same(tmp_path / "r.nc", tmp_path / "command.nc")
 

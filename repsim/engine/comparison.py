@@ -162,7 +162,7 @@ def compare(
     ...     result = compare([a, b], out=f"{folder}/result.nc")
     ...     sorted(compare([a, b], metrics=["cka", "svcca"], out=f"{folder}/result.nc"))  # cka is there already
     1.0
-    ['cka', 'svcca:variance=0.99']
+    ['cka', 'svcca']
     """
     values: dict[str, Any] = dict(keywords)
     earlier = {name: values.pop(name) for name in _EARLIER_KEYWORDS if name in values}

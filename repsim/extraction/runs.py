@@ -401,9 +401,9 @@ def extract(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     store = extract("digits_vit.seed0", "digits", folder, layers="blocks.*", limit=16)
     ...     store.layers, store["blocks.5"].shape
-    ...     [store.model for store in extract(["digits_vit.seed0", "digits_vit.seed1"], "digits", folder, limit=16)]
+    ...     [store.model for store in extract(["digits_vit.seed1", "digits_vit.seed2"], "digits", folder, limit=16)]
     (('blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5'), (16, 64))
-    ['digits_vit.seed0', 'digits_vit.seed1']
+    ['digits_vit.seed1', 'digits_vit.seed2']
     """
     single = isinstance(model, str | nn.Module)
     names = [model] if isinstance(model, str | nn.Module) else list(model)
@@ -428,6 +428,8 @@ def read_keywords(
     """Return the models, the pictures, the options of the extraction and the labels in the keywords of `extract`."""
     rest = dict(keywords)
     labels = rest.pop("labels", None)
+    if isinstance(labels, str | os.PathLike):  # `Data` has a file of labels; labels as values are separate
+        rest["labels"], labels = os.fspath(labels), None
     of_models, of_data, options = sort_keywords("extract", rest, *_KINDS, renamed=_RENAMED)
     weights, seed, store = (_listed(of_models.pop(name, None)) for name in ("weights", "seed", "store"))
     paired = pair_models(models, weights=weights, seed=seed, store=store, transform=transform, **of_models)

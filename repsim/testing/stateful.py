@@ -323,22 +323,22 @@ class StoreWriterMachine(RuleBasedStateMachine):
     def close(self, crash: Crash | None) -> None:
         """End the run well: the store gets its name if every sample is there."""
         whole = len(self._unfinished.certain | self.done) == _SAMPLES
-        before, refusal = self.disk.contents().get(self.path.name), ""
+        before, killed, refusal = self.disk.contents().get(self.path.name), False, None
         writer, self.writer = self._writer, None
         try:
             with self.disk.crashing(crash):
                 writer.__exit__(None, None, None)
         except _Killed:
-            refusal = "killed"
+            killed = True
         except OutputError as error:
-            refusal = str(error)
+            refusal = error
             self._unfinished.certain |= self.done
         if self.disk.contents().get(self.path.name) != before:
             assert whole, "a store without some of its samples got the name"
             self._check_finished()
-        elif refusal != "killed":
+        elif not killed:
             assert not whole, f"a whole store did not get its name: {refusal}"
-            assert "never written" in refusal
+            assert "never written" in f"{refusal}"
         else:
             self._check_unfinished()
 

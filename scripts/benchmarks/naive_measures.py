@@ -48,6 +48,20 @@ def cka(x: Array, y: Array) -> float:
     return cosine(u_centred(centred(x)), u_centred(centred(y)))
 
 
+def cka_units(x: Array, y: Array) -> float:
+    def norm(z: Array, gram: Array) -> float:
+        """||A||^2 without the products of a unit with itself, which have a closed form where its mean is 0."""
+        n, p = z.shape
+        squares = (z.astype(np.float64) ** 2).sum(0) ** 2
+        fourths = (z.astype(np.float64) ** 4).sum()
+        alone = squares.sum() * (1 + 1 / ((n - 1) * (n - 2))) - n / (n - 2) * fourths
+        return float(p / (p - 1) * ((gram * gram).sum(dtype=np.float64) - alone))
+
+    x, y = centred(x), centred(y)
+    a, b = u_centred(x), u_centred(y)
+    return float((a * b).sum(dtype=np.float64) / np.sqrt(norm(x, a) * norm(y, b)))
+
+
 def double_centred(d: Array) -> Array:
     return np.asarray(d - d.mean(0) - d.mean(1, keepdims=True) + d.mean())
 
@@ -264,10 +278,11 @@ def uniformity_difference(x: Array, y: Array) -> float:
 NAIVE: dict[str, Callable[[Array, Array], float]] = {
     each.__name__: each
     for each in (
-        aligned_cosine, angular_shape, cca, cka, cknna, concentricity_difference, cycle_knn, distance_correlation,
-        eigenspace_overlap, gulp, hard_correlation, jaccard_knn, linear_regression, magnitude_difference, mutual_knn,
-        nuclear, permutation_procrustes, procrustes, procrustes_size, pwcca, rank_similarity, rsa, rsm_difference,
-        second_order_cosine, semi_correlation, soft_matching, svcca, uniformity_difference,
+        aligned_cosine, angular_shape, cca, cka, cka_units, cknna, concentricity_difference, cycle_knn,
+        distance_correlation, eigenspace_overlap, gulp, hard_correlation, jaccard_knn, linear_regression,
+        magnitude_difference, mutual_knn, nuclear, permutation_procrustes, procrustes, procrustes_size, pwcca,
+        rank_similarity, rsa, rsm_difference, second_order_cosine, semi_correlation, soft_matching, svcca,
+        uniformity_difference,
     )
 }  # fmt: skip
 

@@ -208,7 +208,7 @@ def test_a_comparison_command_refuses_a_study(stores: list[Path], tmp_path: Path
     study = open_study(out)
     study.attrs["format_version"] = 99
     save_result(study, tmp_path / "new.nc")
-    with pytest.raises(OSError, match="has study format 99; this repsim reads 2; install a newer repsim"):
+    with pytest.raises(OSError, match="has study format 99; this repsim reads 1 and 2; install a newer repsim"):
         open_study(tmp_path / "new.nc")
 
 

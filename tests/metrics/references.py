@@ -55,6 +55,17 @@ def cka(
     return float(mean(K, L) / np.sqrt(mean(K, K) * mean(L, L)))
 
 
+def cka_units(x: Array, y: Array) -> float:
+    """Chun et al. 2025: HSIC of Song et al. 2012 between the layers, over that of all pairs of different units."""
+
+    def norm(z: Array) -> float:
+        units = [np.outer(unit, unit) for unit in z.T]
+        p = len(units)
+        return p / (p - 1) * sum(hsic1(units[j], units[k]) for j in range(p) for k in range(p) if j != k)
+
+    return hsic1(x @ x.T, y @ y.T) / float(np.sqrt(norm(x) * norm(y)))
+
+
 def projector(x: Array) -> Array:
     """The orthogonal projection (n, n) on the span of the centred columns."""
     x = x - x.mean(0)

@@ -12,7 +12,7 @@ from repsim.metrics.cka import CKA
 from repsim.metrics.cka_units import SampledUnits, SampledUnitsCKA
 from repsim.metrics.recipes.gram import CentredGram
 from repsim.testing.examples import RowsOnDisk
-from tests.metrics.references import cosine, gram, u_centred
+from tests.metrics.references import cka_units, cosine, gram, u_centred
 
 
 def test_norms_of_sampled_units_are_right_on_average(rng: np.random.Generator) -> None:
@@ -44,6 +44,12 @@ def test_few_units_of_two_networks_tell_how_alike_all_are(rng: np.random.Generat
             values[metric.name].append(metric(x, y))
     assert np.mean(values["cka_units"]) == pytest.approx(truth, rel=0.1)
     assert np.mean(values["cka"]) < 0.8 * truth
+
+
+def test_the_value_is_that_of_the_formula_written_unit_by_unit(rng: np.random.Generator) -> None:
+    z = rng.normal(size=(12, 3))
+    x, y = z @ rng.normal(size=(3, 7)) + 4, z @ rng.normal(size=(3, 5))
+    assert SampledUnitsCKA()(x, y) == pytest.approx(cka_units(x, y), rel=1e-11)
 
 
 def test_with_all_units_it_is_cka(rng: np.random.Generator) -> None:

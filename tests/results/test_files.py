@@ -127,7 +127,7 @@ def test_nothing_of_a_file_is_parsed_before_its_digest_is_checked(
     (tmp_path / path.name).write_bytes(data)
     monkeypatch.setattr(h5py, "File", None)
     for read in (open_either, open_result, open_study):
-        with pytest.raises(StoreError, match=r"its digest does not match what is in it\. Take another copy"):
+        with pytest.raises(StoreError, match=r"its digest does not match what is in it; take another copy"):
             read(tmp_path / path.name)
 
 

@@ -173,7 +173,7 @@ def test_several_readouts_need_a_choice(shelf: Shelf) -> None:
     trained = shelf("a", readout="cls", sample_ids=list(store.sample_ids))
     assert design([trained, store]).members[1].readout == "cls"
     refuse("the stores have no readout in common", shelf("b", readout="x", sample_ids=list(store.sample_ids)), store)
-    refuse(r"these readouts: mean, cls; name one that all of them have with --readout", store)
+    refuse(r"these readouts: mean, cls; name one that all of them have with readout", store)
     assert {array.partition("@")[2] for array in design([trained, store], readout="cls").members[1].arrays} == {"cls"}
 
 
