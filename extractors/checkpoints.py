@@ -58,10 +58,10 @@ _OPTIONS = ("args", "hyper_parameters", "config", "cfg", "opt")
 _SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt"}
 _MAGIC = {
     b"version https://git-lfs": "It is a pointer of Git LFS: `git lfs pull` fetches the file itself",
-    b"<": "It is a web page, not what was to be downloaded",
-    b"{": "It is JSON: of weights in several files, perhaps; save them with torch.save as one state_dict",
+    b"<": "It is a web page, not the file that was to be downloaded",
+    b"{": "It is JSON, perhaps the index of weights in several files; save them with torch.save as one state_dict",
     b"\x1f\x8b": "It is compressed: unpack it with gunzip",
-    b"\x89hdf": "It is an HDF5 file, of Keras perhaps: save the tensors with torch.save",
+    b"\x89hdf": "It is an HDF5 file, perhaps of Keras: save its tensors with torch.save",
 }
 """First bytes, in lower case, of files that are not torch checkpoints, and a description of these files."""
 _MAX_DEPTH = 4
@@ -263,7 +263,7 @@ class Contents:
         self.notes: list[str] = []
         if not self.sets:
             inside = f"; its keys are {abbreviate(content)}" if isinstance(content, Mapping) and content else ""
-            raise WeightsError(f"{name} is no state_dict: expected names and tensors{inside}")
+            raise WeightsError(f"{name} is not a state_dict: expected names and tensors{inside}")
         self.key, self._chosen_by = self._choose(key)
         self.tensors = _tensors(name, self.sets[self.key])
 

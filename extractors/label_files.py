@@ -88,7 +88,7 @@ def _read(path: Path, images: ImageSource) -> tuple[list[tuple[str, str]], dict[
     """Return the names and classes in a file, and the record of the file for the provenance."""
     if not path.is_file():
         raise InvalidInputError(
-            f"{path} is no file",
+            f"{path} is not a file",
             remedy=Remedy(Argument("labels"), " takes a CSV of two columns: id or file name, and class"),
         )
     try:
@@ -100,7 +100,7 @@ def _read(path: Path, images: ImageSource) -> tuple[list[tuple[str, str]], dict[
     except OSError as error:
         raise InvalidInputError(f"cannot read {path}: {reason(error)}") from None
     if len(raw) > _LARGEST:
-        raise InvalidInputError(f"{path} is no table of labels: it has more than a gigabyte")
+        raise InvalidInputError(f"{path} is not a table of labels: it has more than a gigabyte")
     separator, rows = _rows(text, path)
     name_column, label_column, has_head = _columns(rows, images, path)
     record: dict[str, Any] = {
@@ -119,7 +119,7 @@ def _rows(text: str, path: Path) -> tuple[str, list[list[str]]]:
     The separator is the first one that divides every line into the same number of two or more fields.
     """
     if "\0" in text:
-        raise InvalidInputError(f"{path} is no table of labels: it holds null characters")
+        raise InvalidInputError(f"{path} is not a table of labels: it holds null characters")
     for separator in _SEPARATORS:
         try:
             lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
@@ -129,7 +129,7 @@ def _rows(text: str, path: Path) -> tuple[str, list[list[str]]]:
         if rows and len({len(row) for row in rows}) == 1 and len(rows[0]) > 1:
             return separator, rows
     raise InvalidInputError(
-        f"{path} is no table of labels: its lines do not all have the same two or more fields, separated by commas, "
+        f"{path} is not a table of labels: its lines do not all have the same two or more fields, separated by commas, "
         "tabs, semicolons, bars or spaces; quote a field that holds the separator"
     )
 

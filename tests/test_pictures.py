@@ -546,7 +546,11 @@ def test_labels_that_do_not_fit(tmp_path: Path, text: str, message: str) -> None
 def test_label_files_that_cannot_be_read(tmp_path: Path) -> None:
     root = folder(tmp_path / "photos", *NAMES)
     (tmp_path / "latin.csv").write_bytes("1,Löwe\n2,y\n3,x\n".encode("latin-1"))
-    for path, message in (("latin.csv", "not text in UTF-8"), ("nothing.csv", "is no file"), ("photos", "is no file")):
+    for path, message in (
+        ("latin.csv", "not text in UTF-8"),
+        ("nothing.csv", "is not a file"),
+        ("photos", "is not a file"),
+    ):
         done = extracted(root, tmp_path / "a", "--labels", tmp_path / path)
         assert (done.exit_code, message in done.stderr) == (2, True), done.stderr
 

@@ -187,7 +187,7 @@ class Extraction:
             check_weights(self.extractor.provenance().get("weights"))
             if not isinstance(self.extractor, ModuleExtractor):
                 raise InvalidInputError(
-                    f"{self.extractor.name} is no torch module whose batch norm can be recalibrated"
+                    f"{self.extractor.name} is not a torch module, so its batch norm cannot be recalibrated"
                 )
         for _, readout in self.extractor.readouts.values():
             if self.how.batch_size % readout.block:

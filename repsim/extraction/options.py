@@ -77,7 +77,7 @@ class Model(Choices):
     ] = False  # fmt: skip
     store: Annotated[
         Text | None,
-        option("Name of the model in results and of its store, NAME.h5.", unset="the name, with what was chosen"),
+        option("Name of the model in results and of its store, NAME.h5.", unset="the name, with the chosen options"),
     ] = None
 
     def __str__(self) -> str:

@@ -522,7 +522,7 @@ def refused() -> dict[str, tuple[Any, dict[str, Any], str]]:
         ),
         "integers": (integers, {}, r"cls_token is int8, not a plain real"),
         "an unknown argument": (good, {"model_kwargs": ["nonsense=3"]}, r"cannot be built with nonsense=3: "),
-        "no weights at all": ({"epoch": 3, "args": ARGS}, {}, r"is no state_dict: .*; its keys are epoch, args"),
+        "no weights at all": ({"epoch": 3, "args": ARGS}, {}, r"is not a state_dict: .*; its keys are epoch, args"),
     }
 
 
@@ -658,7 +658,7 @@ def test_errors_name_the_kind_of_another_file(tmp_path: Path) -> None:
         "w.pth.gz": (gzip.compress(b"0" * 99), "compressed: unpack it with gunzip"),
         "lfs.safetensors": (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS: `git lfs pull`"),
         "page.pth": (b"\n<!DOCTYPE html>", "a web page"),
-        "model.safetensors.index.json": (b'{"weight_map": {}}', "JSON: of weights in several files"),
+        "model.safetensors.index.json": (b'{"weight_map": {}}', "JSON, perhaps the index of weights in several files"),
     }
     for name, (data, message) in kinds.items():
         (tmp_path / name).write_bytes(data)
