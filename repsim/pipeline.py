@@ -16,8 +16,8 @@ from repsim.extraction.options import ExtractOptions, Passes
 from repsim.extraction.runs import Extracted, Listeners, extract_steps, plan_extraction
 from repsim.report.page import write_report
 from repsim.results.files import open_study, save_result
-from repsim.runtime.events import Kept, Note, logged
-from repsim.runtime.files import check_output, claimed, replacing, tidy
+from repsim.runtime.events import Note, UpToDate, log_notes
+from repsim.runtime.files import check_output, locked, remove_partial, replacing
 from repsim.runtime.memory import parse_size
 from repsim.runtime.options import fields_of
 from repsim.runtime.processes import ranks
@@ -111,7 +111,7 @@ def run_study(
     """
     plan = plan_study(Path(file))
     with ranks() as me:
-        for _ in logged(study_steps(plan, overwrite=overwrite, progress=progress)):
+        for _ in log_notes(study_steps(plan, overwrite=overwrite, progress=progress)):
             pass
         me.wait()  # for the first process, which alone makes the study
     return open_study(plan.target)
@@ -142,7 +142,7 @@ def study_steps(
     overwrite: bool = False,
     progress: Steps | Literal[False] | None = None,
     command: str | None = None,
-) -> Iterator[Note | Kept | Extracted | Studied | Drawn]:
+) -> Iterator[Note | UpToDate | Extracted | Studied | Drawn]:
     """Run a study, and yield an event when a store, the study, a figure or the report page is finished.
 
     Under torchrun only the first process continues after the extraction; the others yield events of stores only.
@@ -163,7 +163,7 @@ def study_steps(
             raise
     if not me.first:
         return
-    with claimed(target):  # a second run fails now and not after hours, when the study already exists
+    with locked(target):  # a second run fails now and not after hours, when the study already exists
         study = None if overwrite or not target.exists() else _same_study(plan, list(stores.values()))
         if study is None:
             check_output(target, overwrite=overwrite)
@@ -173,8 +173,8 @@ def study_steps(
             save_result(study, target, overwrite=overwrite)
             _keep_text(plan.text, plan.out)
         else:
-            yield Kept(target, "holds this study already")
-            tidy(target)
+            yield UpToDate(target, "holds this study already")
+            remove_partial(target)
             if not (plan.out / "study.yaml").exists():  # the run that saved the study was killed right then
                 _keep_text(str(study.attrs["study_file"]), plan.out)
         yield Studied(study, target)

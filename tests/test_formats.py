@@ -126,8 +126,8 @@ def test_a_version_that_has_no_digest_with_one_is_refused(tmp_path: Path) -> Non
 
 def test_registered_readers_are_chosen_by_version() -> None:
     readers = Readers[Any]("thing", Remedy("make it again"))
-    readers.of(1)(str.lower)
-    readers.of(2)(str.upper)
+    readers.register(1)(str.lower)
+    readers.register(2)(str.upper)
     assert (readers.newest, 1 in readers, 3 in readers, "1" in readers) == (2, True, False, False)
     assert readers.get(1, Path("x"))("aB") == "ab"
     for version in (None, "2", 0, -1, 1.5, "x" * 500, "a\nb"):
@@ -158,7 +158,7 @@ def outer():
     exec(compile(code, "somewhere.py", "exec"), ours)  # noqa: S102 - a module of repsim
     for function in (ours["inner"], ours["outer"]):
         with pytest.warns(
-            DeprecationWarning, match=r"^inner\(\) is deprecated and goes in repsim 0\.4\.0; call outer\(\)$"
+            DeprecationWarning, match=r"^inner\(\) is deprecated and will be removed in repsim 0\.4\.0; call outer\(\)$"
         ) as raised:
             function()
         assert [warning.filename for warning in raised] == [__file__]

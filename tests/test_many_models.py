@@ -58,14 +58,14 @@ def test_symmetric_measures_are_symmetric_to_the_bit(tmp_path: Path) -> None:
     made = [store(tmp_path, name, n=130, dtype=np.float32, times=9) for name in "abc"]
     symmetric = [spec for spec in SPECS if spec != "pwcca"]
     some = compare(made[:2], metrics=symmetric)
-    for result in (some, grow(made, metrics=symmetric, known=some), compare(made[0], made[0], symmetric)):
+    for result in (some, grow(made, metrics=symmetric, earlier_result=some), compare(made[0], made[0], symmetric)):
         for spec in symmetric:
             np.testing.assert_array_equal(result[spec].values, result[spec].values.T)
 
 
 def test_adding_a_model_computes_only_what_is_new_and_changes_nothing_old(stores: list[ActivationStore]) -> None:
     before = compare(stores[:2], metrics=SPECS)
-    with Comparison(stores[:3], None, ["cka"], known=before) as grown:
+    with Comparison(stores[:3], None, ["cka"], earlier_result=before) as grown:
         work = [(m.spec, len(s.rows), len(s.columns)) for s in grown.plan.stages for m in s.metrics]
         after = grown.run()
     new, old = len(stores[2].layers), len(before["layer_a"])
@@ -86,7 +86,7 @@ def test_adding_a_model_computes_only_what_is_new_and_changes_nothing_old(stores
 
 def test_a_model_may_be_added_in_the_middle(stores: list[ActivationStore]) -> None:
     before = compare([stores[0], stores[2]], metrics=SPECS)
-    after, fresh = grow(stores[:3], known=before, metrics=SPECS), compare(stores[:3], metrics=SPECS)
+    after, fresh = grow(stores[:3], earlier_result=before, metrics=SPECS), compare(stores[:3], metrics=SPECS)
     for spec in SPECS:
         np.testing.assert_allclose(after[spec], fresh[spec], atol=1e-12)
         np.testing.assert_array_equal(block(after[spec], "c", "a"), block(before[spec], "c", "a"))
@@ -103,7 +103,7 @@ def test_numbers_of_a_layer_are_its_own(tmp_path: Path) -> None:
         for m, r in ranks.items()
     ]
     before = compare([made[0], made[2]], metrics=["cca"])
-    after = grow(made, metrics=["cca"], known=before)
+    after = grow(made, metrics=["cca"], earlier_result=before)
     assert before["cca.rank_a"].values.tolist() == [2, 4]
     assert after["cca.rank_a"].values.tolist() == after["cca.rank_b"].values.tolist() == [2, 3, 4]
     two = compare(made[0], made[1], ["cca"])
@@ -113,7 +113,9 @@ def test_numbers_of_a_layer_are_its_own(tmp_path: Path) -> None:
 def test_cautions_grow_with_the_result(tmp_path: Path) -> None:
     """In both directions, as if all had been compared at once."""
     made = [store(tmp_path, name, n=12) for name in "abc"]
-    fresh, grown = (grow(made, metrics=["cca"], known=known) for known in (None, compare(made[:2], metrics=["cca"])))
+    fresh, grown = (
+        grow(made, metrics=["cca"], earlier_result=known) for known in (None, compare(made[:2], metrics=["cca"]))
+    )
     assert len(told(fresh["cca"], "cautions")) > 10
     assert told(grown["cca"], "cautions") == told(fresh["cca"], "cautions")
 
@@ -121,7 +123,7 @@ def test_cautions_grow_with_the_result(tmp_path: Path) -> None:
 def test_adding_a_metric_computes_that_one(stores: list[ActivationStore]) -> None:
     for a, b in ((stores[:2], None), (stores[0], stores[1])):
         before = compare(a, b, ["cka"])
-        with Comparison(a, b, ["svcca", "cka"], known=before) as grown:
+        with Comparison(a, b, ["svcca", "cka"], earlier_result=before) as grown:
             assert [[m.spec for m in stage.metrics] for stage in grown.plan.stages] == [["svcca"]]
             after = grown.run()
         assert list(after.data_vars) == ["cka", "svcca"]
@@ -129,7 +131,7 @@ def test_adding_a_metric_computes_that_one(stores: list[ActivationStore]) -> Non
             after["cka"].drop_vars(set(after["cka"].coords) - set(before.coords)), before["cka"]
         )
         np.testing.assert_allclose(after["svcca"], compare(a, b, ["svcca"])["svcca"], atol=1e-12)
-        with Comparison(a, b, ["cka"], known=after) as nothing:
+        with Comparison(a, b, ["cka"], earlier_result=after) as nothing:
             assert nothing.plan.stages == ()
             assert nothing.plan.memory == nothing.plan.limits.base
             again = nothing.run()
@@ -139,7 +141,7 @@ def test_adding_a_metric_computes_that_one(stores: list[ActivationStore]) -> Non
 
 def test_a_metric_and_a_model_at_once(stores: list[ActivationStore]) -> None:
     before = compare(stores[:2], metrics=["cka"])
-    after = grow(stores[:3], metrics=["pwcca"], known=before)
+    after = grow(stores[:3], metrics=["pwcca"], earlier_result=before)
     fresh = compare(stores[:3], metrics=["cka", "pwcca"])
     for spec in ("cka", "pwcca"):
         np.testing.assert_allclose(after[spec], fresh[spec], atol=1e-12)
@@ -159,16 +161,16 @@ def test_what_would_be_lost_or_mixed_up_is_refused(tmp_path: Path, stores: list[
     ]
     for known, given, message in refused:
         with pytest.raises(InvalidInputError, match=message):
-            grow(*given, known=known)
+            grow(*given, earlier_result=known)
     others = tmp_path / "other"
     others.mkdir()
     with pytest.raises(InvalidInputError, match="about other samples"):
-        grow([store(others, "a", n=50), store(others, "b", n=50)], known=square)
+        grow([store(others, "a", n=50), store(others, "b", n=50)], earlier_result=square)
     stores[1].close()
     values = {name: 2 + stores[0][name][:] for name in stores[0].layers}
     changed = write_store(stores[1].path, values, model="b", overwrite=True)
     with pytest.raises(InvalidInputError, match="the store of b has changed since the earlier result"):
-        grow([stores[0], changed], known=square)
+        grow([stores[0], changed], earlier_result=square)
 
 
 def test_a_layer_without_values_is_said_once(tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_a_layer_without_values_is_said_once(tmp_path: Path) -> None:
     odd = write_store(tmp_path / "z.h5", {"odd": lonely, "dead": np.ones((60, 2))}, model="z")
     a, b = store(tmp_path, "a"), store(tmp_path, "b")
     before = compare([a, odd])
-    for result in (before, grow([a, odd, b], known=before), grow([a, b, odd], known=compare([a, b]))):
+    for result in (before, grow([a, odd, b], earlier_result=before), grow([a, b, odd], earlier_result=compare([a, b]))):
         dead, alone = told(result["cka"], "undefined")
         assert dead.startswith("layer z/dead: the layer is constant")
         assert alone.startswith("layer z/odd: nothing is left of a Gram matrix after centring")

@@ -25,7 +25,7 @@ from repsim.extractors.factory import make_extractor
 from repsim.results.summary import closest
 from repsim.results.variables import COORDINATES, VARIABLES
 from repsim.runtime import notebook
-from repsim.runtime.progress import told
+from repsim.runtime.progress import report_progress
 from repsim.runtime.text_tables import FOLDED, Table
 from repsim.stores.alignment import AlignedView
 from repsim.study import tables
@@ -293,7 +293,7 @@ def test_a_study_shows_one_bar_with_its_steps(kernel: Shown, stores: list[Activa
 
 def test_short_work_shows_nothing(kernel: Shown, tuned: Callable[..., None]) -> None:
     tuned(bar_after=60.0)
-    with told("counting", None) as progress:
+    with report_progress("counting", None) as progress:
         assert progress is not None
         progress(1, 2)
     assert kernel == []
@@ -301,7 +301,7 @@ def test_short_work_shows_nothing(kernel: Shown, tuned: Callable[..., None]) -> 
 
 def test_work_that_fails_says_where_it_stopped(kernel: Shown) -> None:
     def work() -> None:
-        with told("counting", None) as progress:
+        with report_progress("counting", None) as progress:
             assert progress is not None, "an earlier one that failed is no part of this"
             progress(1, 2)
             raise KeyboardInterrupt

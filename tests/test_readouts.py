@@ -89,7 +89,7 @@ def test_it_grows_by_metrics_and_keeps_what_it_has(stores: tuple[Path, Path], tm
     save_result(compare(*stores, ["cka"], readouts=["mean", "cls"]), tmp_path / "r.nc")
     known = open_result(tmp_path / "r.nc")
     known["cka@cls"][0, 0] = 0.125  # as no comparison would give it
-    grown = grow(*stores, ["pwcca"], readouts=["mean", "cls"], known=known)
+    grown = grow(*stores, ["pwcca"], readouts=["mean", "cls"], earlier_result=known)
     fresh = compare(*stores, ["cka", "pwcca"], readouts=["mean", "cls"])
     assert list(grown.data_vars) == list(fresh.data_vars)
     assert grown["cka@cls"].values[0, 0] == 0.125
@@ -97,9 +97,9 @@ def test_it_grows_by_metrics_and_keeps_what_it_has(stores: tuple[Path, Path], tm
     xr.testing.assert_equal(grown["cka@mean"].drop_vars(grown.coords), fresh["cka@mean"].drop_vars(fresh.coords))
     for other in ((), ("cls",), ("cls", "mean")):
         with pytest.raises(InvalidInputError, match="about these readouts: mean, cls; name the same"):
-            grow(*stores, ["cka"], readouts=other, known=known)
+            grow(*stores, ["cka"], readouts=other, earlier_result=known)
     with pytest.raises(InvalidInputError, match="about all readouts"):
-        grow(*stores, readouts=["cls"], known=compare(*stores))
+        grow(*stores, readouts=["cls"], earlier_result=compare(*stores))
 
 
 def test_a_readout_that_a_store_has_not(stores: tuple[Path, Path]) -> None:

@@ -46,14 +46,14 @@ from repsim.engine import checkpoints
 from repsim.runtime import tuning
 
 out, done, *stores = sys.argv[1:]
-keep = checkpoints.Ledger.keep
+save = checkpoints.Checkpoints.save
 
 def noted(self, sweep, unit, part):
     with open(f"{{done}}.{{os.environ.get('RANK', 0)}}", "a") as file:
         print(unit, file=file)
-    keep(self, sweep, unit, part)
+    save(self, sweep, unit, part)
 
-checkpoints.Ledger.keep = noted
+checkpoints.Checkpoints.save = noted
 with tuning.using(panel=64):
     result = repsim.compare(stores, metrics=["{METRIC}"], out=out)
 assert result.identical(repsim.open_result(out)), "every process has the result"
@@ -308,7 +308,8 @@ def test_a_study_is_saved_as_the_command_saves_it(tmp_path: Path, four: list[Pat
 
 def test_earlier_keywords_warn_and_work(tmp_path: Path, four: list[Path]) -> None:
     both = repsim.compare(four[:2], metrics=["cka"])
-    with pytest.warns(DeprecationWarning, match=r"compare\(known=\.\.\.\) goes in the next release; write out="):
+    message = r"compare\(known=\.\.\.\) is deprecated and will be removed in repsim 0\.4\.0; write out="
+    with pytest.warns(DeprecationWarning, match=message):
         grown = repsim.compare(four[:3], known=both)  # type: ignore[call-arg]
     xr.testing.assert_allclose(grown, repsim.compare(four[:3], metrics=["cka"]))
     with pytest.warns(DeprecationWarning, match="parts"):
@@ -318,7 +319,7 @@ def test_earlier_keywords_warn_and_work(tmp_path: Path, four: list[Path]) -> Non
     assert result.attrs["command"] == "by hand"
     steps: list[str] = []
     settings: dict[str, Any] = {"steps": steps.append, "untrained": 0, "folder": tmp_path, "command": "x"}
-    with pytest.warns(DeprecationWarning, match="goes in the next release") as warned:
+    with pytest.warns(DeprecationWarning, match=r"will be removed in repsim 0\.4\.0") as warned:
         study = repsim.universality(four, ["cka"], permutations=19, **settings)
     assert [str(w.message).split("(")[1].split("=")[0] for w in warned] == ["steps", "untrained", "folder", "command"]
     assert steps

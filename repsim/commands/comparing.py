@@ -57,7 +57,7 @@ def compare(
     """
     from repsim.engine.comparison import Compared, compare_steps
     from repsim.results.export import result_as_json
-    from repsim.runtime.events import Kept
+    from repsim.runtime.events import UpToDate
 
     a, b = (list(stores), None) if square or len(stores) > 2 else (stores[0], stores[-1])
     compared = None
@@ -69,7 +69,7 @@ def compare(
             if isinstance(event, Compared):
                 compared = event
             else:
-                say(f"{event}; --overwrite computes it anew" if isinstance(event, Kept) else str(event))
+                say(f"{event}; --overwrite computes it anew" if isinstance(event, UpToDate) else str(event))
     if compared is None or not first_process():
         return
     terminal.remarks(compared.result)

@@ -13,7 +13,7 @@ from repsim.commands.remedies import said
 from repsim.commands.shared import PATH, Command, command_line, first_process, say
 from repsim.extraction.options import Data, ExtractOptions, Model
 from repsim.runtime.events import Note
-from repsim.runtime.files import human
+from repsim.runtime.files import format_size
 from repsim.runtime.text_tables import times
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def extract(models: Sequence[str], data: str, out: Path, *, dry_run: bool, **key
       torchrun --nproc-per-node 4 -m repsim extract resnet50 --data photos/
     """
     from repsim.extraction.runs import Extracted, extract_steps, plan_extraction, read_keywords
-    from repsim.runtime.events import Kept
+    from repsim.runtime.events import UpToDate
 
     ignore_metadata_of_pictures()
     request = read_keywords(models, data, keywords)[:3]
@@ -69,14 +69,14 @@ def extract(models: Sequence[str], data: str, out: Path, *, dry_run: bool, **key
             if isinstance(event, Extracted):
                 show_store(event)
             else:
-                say(f"{event}; --overwrite makes it anew" if isinstance(event, Kept) else said(event))
+                say(f"{event}; --overwrite makes it anew" if isinstance(event, UpToDate) else said(event))
 
 
 def show_store(made: "Extracted") -> None:
     """Say what is in a store, and how fast that came; of several processes the first does."""
     rate = f", {made.new / made.seconds:.1f} images/s on {made.device}" if made.new else ""
     if first_process():
-        click.echo(f"{made.path}  {made.samples} pictures x {made.layers} layers, {human(made.bytes)}{rate}")
+        click.echo(f"{made.path}  {made.samples} pictures x {made.layers} layers, {format_size(made.bytes)}{rate}")
 
 
 def ignore_metadata_of_pictures() -> None:
@@ -100,6 +100,6 @@ def show_plan(job: "Extraction | Note") -> None:
     terminal.console().print(table)
     room = "enough room" if job.bytes * 1.05 <= job.bytes_free else "NOT ENOUGH ROOM"
     click.echo(
-        f"{human(job.bytes_per_sample)} a picture, {human(job.bytes)} for {len(job.samples.rows)} "
-        f"pictures; {human(job.bytes_free)} free: {room}"
+        f"{format_size(job.bytes_per_sample)} a picture, {format_size(job.bytes)} for {len(job.samples.rows)} "
+        f"pictures; {format_size(job.bytes_free)} free: {room}"
     )

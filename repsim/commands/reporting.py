@@ -7,7 +7,7 @@ import click
 
 from repsim.commands.shared import OVERWRITE, PATH, Command
 from repsim.errors import InvalidInputError
-from repsim.runtime.files import human
+from repsim.runtime.files import format_size
 
 
 @click.command(cls=Command)
@@ -37,4 +37,4 @@ def report(files: Sequence[Path], out: Path, thumbnails: str | None, title: str 
     if out.suffix != ".html":
         raise InvalidInputError(f"a report is a page: name it .html, not {out.name}")
     write_report(files, out, thumbnails=thumbnails, title=title, overwrite=overwrite)
-    click.echo(f"{out} ({human(out.stat().st_size)})")
+    click.echo(f"{out} ({format_size(out.stat().st_size)})")

@@ -76,7 +76,7 @@ def _plan(file: Path) -> None:
 def _run(file: Path, *, overwrite: bool) -> None:
     from repsim.extraction.runs import Extracted
     from repsim.pipeline import Drawn, Studied, plan_study, study_steps
-    from repsim.runtime.events import Kept, Note
+    from repsim.runtime.events import Note, UpToDate
 
     plan = plan_study(file)
     with terminal.steps() as steps:
@@ -89,7 +89,7 @@ def _run(file: Path, *, overwrite: bool) -> None:
                     click.echo(f"saved {event.path}")
                 case Drawn(name, what, path):
                     click.echo(f"saved {path}{': ' * bool(what)}{what}" if path else f"no {name}: {said(what)}")
-                case Kept(path) if path == plan.target:
+                case UpToDate(path) if path == plan.target:
                     say(f"{event}; --overwrite makes it anew")
-                case Note() | Kept():
+                case Note() | UpToDate():
                     say(said(event) if isinstance(event, Note) else str(event))

@@ -46,16 +46,16 @@ class StoppableGroup(click.Group):
         try:
             result = super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            signum = getattr(stop, "signum", None) or interrupts.noted() or signal.SIGINT
+            signum = getattr(stop, "signum", None) or interrupts.pending_signal() or signal.SIGINT
             self._stop(signum, getattr(stop, "__notes__", []))
         except Exception as error:
-            signum = interrupts.noted() or 0
+            signum = interrupts.pending_signal() or 0
             mendable = isinstance(error, RepsimError) and not isinstance(error, OtherProcessError)
             if not signum or mendable:
                 interrupts.wait_for_end()
                 raise
             self._stop(signum, getattr(error, "__notes__", []))  # the terminal, or other processes, ended first
-        if signum := interrupts.noted():  # too late to stop anything
+        if signum := interrupts.pending_signal():  # too late to stop anything
             self._stop(signum, [], "Everything was done already.")
         return result
 
@@ -69,7 +69,7 @@ class StoppableGroup(click.Group):
             except OSError:  # the terminal is gone: that is what SIGHUP says
                 sys.stderr = None  # nor can the interpreter flush it at its end
 
-        interrupts.speak(say)
+        interrupts.print_last_line(say)
         raise SystemExit(interrupts.exit_code(signum)) from None
 
     def _last_words(self, signum: int, notes: list[str], advice: str | None = None) -> str:

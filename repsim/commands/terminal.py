@@ -15,7 +15,7 @@ import click
 from repsim.commands.shared import first_process
 from repsim.errors import MissingFontWarning
 from repsim.runtime import interrupts
-from repsim.runtime.files import duration
+from repsim.runtime.files import format_duration
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -141,7 +141,7 @@ def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             now = time.perf_counter()
             before = done if before is None else before
             speed = (done - before) / max(now - start, 1e-9)
-            rate = f"{speed:.1f} {unit}" if speed >= 0.1 or not speed else f"{duration(1 / speed)} each"
+            rate = f"{speed:.1f} {unit}" if speed >= 0.1 or not speed else f"{format_duration(1 / speed)} each"
             bar.update(task, completed=done, total=total, rate=rate)
             if not live and not quiet and now - last >= LOG_SECONDS:
                 last = now

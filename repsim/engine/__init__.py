@@ -1,1 +1,1 @@
-"""All pairs of layers: planned, prepared once a layer, summed, shared among processes, resumed, resampled."""
+"""Compare all pairs of layers: planning, preparation, sums over all pairs, checkpoints, resampling."""

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies, decomposes and reads: what turns a plan's cost into seconds."""
+"""Measure how fast this machine multiplies, decomposes and reads, to predict the time of a plan."""
 
 import statistics
 import time
@@ -11,9 +11,14 @@ from repsim.metrics.recipes.rows import Centred, Rows, cut
 
 
 def rates(device: str, stored: Rows | None = None) -> Cost:
-    """Measure, in a second or so, how much of everything the machine does in a second.
+    """Return the rates of this machine: each entry of `Cost` in units a second. Takes about a second.
 
-    ``stored`` is a layer in its store, of which some megabytes are read.
+    Parameters
+    ----------
+    device : str
+        The device to measure.
+    stored : Rows, optional
+        A layer in its store, of which a few megabytes are read. Without it the reading rate is 1 GB/s.
     """
     on = torch.device(device)
     wide = torch.device("cpu") if on.type == "mps" else on
@@ -26,11 +31,11 @@ def rates(device: str, stored: Rows | None = None) -> Cost:
     read = 1e9
     if stored is not None:
         n, p = stored.shape
-        some = list(cut(n, max(1, 2**21 // p)))  # each is read once: the second time it would be in the cache
-        some = some[:: -(-len(some) // 8)]
-        left = iter(some)
-        rows = some[0].stop - some[0].start
-        read = rows * p * 4 / _seconds(lambda: stored[next(left)], device, times=len(some) - 1)
+        runs = list(cut(n, max(1, 2**21 // p)))  # each is read once: the second time it would be in the cache
+        runs = runs[:: -(-len(runs) // 8)]
+        unread = iter(runs)
+        rows = runs[0].stop - runs[0].start
+        read = rows * p * 4 / _seconds(lambda: stored[next(unread)], device, times=len(runs) - 1)
     return Cost(
         flop32=2 * 512 * 512 * 768 * 8 / _seconds(lambda: [x[:512] @ x[512:1024].T for _ in range(8)], device),
         flop64=2 * 512 * 512 * 2048 / _seconds(lambda: y @ y.T, device),
@@ -42,17 +47,17 @@ def rates(device: str, stored: Rows | None = None) -> Cost:
 
 
 def _seconds(work: Callable[[], object], device: str, times: int = 5) -> float:
-    """The median of several times, after one that does not count."""
+    """Return the median time of several calls, after one warm-up call."""
     if times > 0:
         work()
-    taken = []
+    durations = []
     for _ in range(max(1, times)):
         _finish(device)
         start = time.perf_counter()
         work()
         _finish(device)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+        durations.append(time.perf_counter() - start)
+    return statistics.median(durations)
 
 
 def _finish(device: str) -> None:

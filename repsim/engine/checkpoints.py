@@ -1,8 +1,8 @@
-"""Doing a sweep: its units are shared among the processes of a run, and what is done stays on disk until all is.
+"""Compute a sweep in units that are shared among processes, and keep finished units on disk until all are done.
 
-One file a unit lies in a folder beside the result. It is written under a temporary name and renamed, so it is whole or
-not there; it ends in a checksum; its name says, by a hash, which sweep over which stores it is a part of. So a run that
-is killed goes on with the units that are missing, however many processes it has the next time.
+Each unit is one file in a folder beside the result. It is written under a temporary name and renamed, so that it is
+complete or absent, and it ends with a checksum. A hash in its name identifies the sweep and the stores. So an
+interrupted run can be resumed with the missing units, with any number of processes.
 """
 
 import hashlib
@@ -28,23 +28,29 @@ from repsim.runtime.files import lock
 from repsim.runtime.processes import ALONE, Ranks
 
 
-class Ledger:
-    """Parts of sweeps that are done: in the folder, or nowhere."""
+class Checkpoints:
+    """Store of the finished units of sweeps, called parts.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        The folder of the parts; without it, nothing is stored.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
 
     @contextmanager
-    def claimed(self, *, first: bool = True) -> Iterator[None]:
-        """Keep other runs away while this one works; the folder goes once the block has ended well.
+    def locked(self, *, first: bool = True) -> Iterator[None]:
+        """Lock the folder against other runs during the block, and remove it if the block ends without an exception.
 
-        One process of a run does it for all; a folder in which nothing was kept goes whatever happens.
+        The ``first`` process of a run does this for all. A folder without parts is removed in any case.
         """
         if self.folder is None:
             yield
             return
         if not first:
-            with interrupts.cleaned_up(lambda: None):  # its unit is worth waiting for, too
+            with interrupts.cleaned_up(lambda: None):  # gives its unit the longer grace period
                 yield
             return
         try:
@@ -54,8 +60,8 @@ class Ledger:
             raise OutputError(f"cannot write into {self.folder}: {reason(error)}") from None
         try:
             lock(file, self.folder)
-            for litter in self.folder.glob("*.partial"):  # of runs that were killed
-                litter.unlink(missing_ok=True)
+            for partial in self.folder.glob("*.partial"):  # left by killed runs
+                partial.unlink(missing_ok=True)
             try:
                 with interrupts.cleaned_up(self._keep_or_clear):
                     yield
@@ -68,7 +74,7 @@ class Ledger:
             os.close(file)
 
     def _keep_or_clear(self) -> Hint | None:
-        """After an interruption: say which parts are kept; where there are none, leave nothing."""
+        """Return a hint that names the parts that are kept; remove the folder and return None if there are none."""
         assert self.folder is not None
         count = len(list(self.folder.glob("*.part")))
         if count:
@@ -83,18 +89,18 @@ class Ledger:
         assert self.folder is not None
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def done(self, sweep: str, shape: tuple[int, ...]) -> dict[int, NDArray[np.float64]]:
-        """Read the parts of the sweep of this name; damaged ones, and those of another shape, count as missing."""
+    def load(self, sweep: str, shape: tuple[int, ...]) -> dict[int, NDArray[np.float64]]:
+        """Return the stored parts of a sweep by unit; damaged parts and parts of another shape count as missing."""
         if self.folder is None or not self.folder.is_dir():
             return {}
-        found = {}
+        parts = {}
         for path in self.folder.glob(f"{_hash(sweep)}-*.part"):
             with suppress(OSError, ValueError, MemoryError):
-                found[int(path.stem.rpartition("-")[2])] = _read(path, shape)
-        return found
+                parts[int(path.stem.rpartition("-")[2])] = _read(path, shape)
+        return parts
 
-    def keep(self, sweep: str, unit: int, part: NDArray[np.float64]) -> None:
-        """Write down one part."""
+    def save(self, sweep: str, unit: int, part: NDArray[np.float64]) -> None:
+        """Write one part to disk."""
         if self.folder is None:
             return
         try:
@@ -121,33 +127,52 @@ def _read(path: Path, shape: tuple[int, ...]) -> NDArray[np.float64]:
     data = path.read_bytes()
     if zlib.crc32(data[:-4]).to_bytes(4, "little") != data[-4:]:
         raise ValueError("the checksum does not match")
-    if len(data) > 8 * math.prod(shape) + 4096:  # nothing is allocated that the file may claim
-        raise ValueError("it is too long")
+    if len(data) > 8 * math.prod(shape) + 4096:  # before np.load allocates what the header asks for
+        raise ValueError("the file is too long")
     part: NDArray[np.float64] = np.load(io.BytesIO(data[:-4]), allow_pickle=False, max_header_size=4000)
     if part.shape != shape or part.dtype != np.float64:
-        raise ValueError("it is of another shape")
+        raise ValueError("the array has another shape or dtype")
     return part
 
 
-def run(
+def compute_sweep(
     sweep: Sweep[Any],
     name: str,
     *,
-    ledger: Ledger | None = None,
+    checkpoints: Checkpoints | None = None,
     me: Ranks = ALONE,
     step: Callable[[], None] = lambda: None,
 ) -> list[Float64[np.ndarray, "rows columns"]]:
-    """Compute every unit once, by whichever process; the matrix of every measure, the same in each of them."""
-    ledger = ledger or Ledger()
-    done = me.share(ledger.done(name, (sweep.size,)) if me.first else {})
+    """Compute the units of a sweep, each in one of the processes, and return the matrix of every measure.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        The sum over all pairs.
+    name : str
+        Name that identifies the sweep and its stores in ``checkpoints``.
+    checkpoints : Checkpoints, optional
+        Where finished units are stored, and from where those of an interrupted run are read.
+    me : Ranks
+        This process among those that share the work.
+    step : callable
+        Called after each unit.
+
+    Returns
+    -------
+    list of array of shape (rows, columns)
+        One a measure; the same in every process.
+    """
+    checkpoints = checkpoints or Checkpoints()
+    done = me.broadcast(checkpoints.load(name, (sweep.size,)) if me.first else {})
     done = {unit: part for unit, part in done.items() if unit in range(sweep.units)}
     missing = [unit for unit in sweep.order if unit not in done]
-    mine = missing[me.part(len(missing))]
-    made: dict[int, Any] = {}
-    for unit, part in zip(mine, sweep.parts(mine), strict=True):
-        made[unit] = part
-        ledger.keep(name, unit, part)
+    units = missing[me.part(len(missing))]
+    computed: dict[int, Any] = {}
+    for unit, part in zip(units, sweep.parts(units), strict=True):
+        computed[unit] = part
+        checkpoints.save(name, unit, part)
         step()
         interrupts.check()
-    parts = done | {unit: part for some in me.gather(made) for unit, part in some.items()}
+    parts = done | {unit: part for of_process in me.gather(computed) for unit, part in of_process.items()}
     return sweep.values([parts[unit] for unit in range(sweep.units)])

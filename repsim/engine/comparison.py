@@ -1,4 +1,4 @@
-"""All layer pairs of two stores, or of many: planned, each layer prepared once, shared among processes, resumed."""
+"""Compare all pairs of layers of two or more stores."""
 
 import os
 import time
@@ -17,7 +17,7 @@ from torch import Tensor
 from repsim import metrics as registry
 from repsim._version import __version__
 from repsim.engine.calibration import rates
-from repsim.engine.checkpoints import Ledger, run
+from repsim.engine.checkpoints import Checkpoints, compute_sweep
 from repsim.engine.options import CompareOptions
 from repsim.engine.pair_matrix import Layer, Matrix
 from repsim.engine.planning import Limits, Meter, Plan, Stage, plan
@@ -31,19 +31,20 @@ from repsim.metrics.algorithms.sweep import Sweep
 from repsim.metrics.recipes.cost import Cost
 from repsim.metrics.recipes.rows import Rows
 from repsim.results.files import open_result, save_result
-from repsim.runtime.events import Kept, Note, logged
-from repsim.runtime.files import check_output, duration, human
-from repsim.runtime.hardware import choose_device, no_fraying, return_memory
+from repsim.runtime.deprecation import warn_deprecated
+from repsim.runtime.events import Note, UpToDate, log_notes
+from repsim.runtime.files import check_output, format_duration, format_size
+from repsim.runtime.hardware import choose_device, limit_heap_fragmentation, release_free_heap
 from repsim.runtime.memory import memory_now, memory_peak, memory_to_use
-from repsim.runtime.options import deprecated, sort_keywords, takes
+from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import ALONE, Ranks, ranks
-from repsim.runtime.progress import Listener, Progress, told
+from repsim.runtime.progress import Listener, Progress, report_progress
 from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore, open_store, several, store_path
 
 StoreLike = ActivationStore | str | os.PathLike[str]
 _STEP = 2**26
-"""Bytes in which it is counted what the process takes before the comparison."""
+"""Bytes to which the memory of the process before the comparison is rounded up."""
 
 
 def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float:
@@ -51,25 +52,25 @@ def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float:
 
     Parameters
     ----------
-    x, y
-        (n, p) and (n, q), of numpy, torch, jax, pandas or xarray; rows are the same samples in the same order. Where
-        both name their rows (the index of a data frame), the names have to be the same.
-    metric
+    x, y : array-like of shape (n, p) and (n, q)
+        Arrays of numpy, torch, jax, pandas or xarray. The rows are the same samples in the same order. If both arrays
+        have row names (the index of a data frame), these have to be equal.
+    metric : str or Metric
         A spec string such as ``cka``, ``cka:kernel=rbf`` or ``svcca:variance=0.95``, or a `Metric`.
 
     Returns
     -------
     float
-        The value; ``repsim.metrics.get(metric)`` tells its range, and whether it grows or shrinks with likeness. A
-        tensor with a gradient where x or y is one that requires it.
+        The value. ``repsim.metrics.get(metric)`` describes its range, and whether it increases or decreases with
+        similarity. If x or y is a tensor that requires a gradient, the value is a tensor with a gradient.
 
     Raises
     ------
     InvalidInputError
-        Shapes that do not fit, too few samples, NaN or infinite values; arrays that are masked, sparse, of objects,
-        text or dates; rows whose names differ.
+        If shapes do not match, there are too few samples, values are NaN or infinite, arrays are masked, sparse, or
+        hold objects, text or dates, or row names differ.
     UndefinedValueError
-        There is no value: a constant layer.
+        If the value is undefined: one layer is constant, for example.
 
     Examples
     --------
@@ -83,7 +84,7 @@ def similarity(x: Any, y: Any, metric: str | Metric[Any] = "cka") -> float:
 
 
 class CompareKeywords(TypedDict, total=False):
-    """Keywords of `compare`, for type checkers; `CompareOptions` says all else of them."""
+    """Keywords of `compare`, for type checkers; `CompareOptions` describes them."""
 
     readouts: Sequence[str]
     memory: int | str | None
@@ -93,7 +94,7 @@ class CompareKeywords(TypedDict, total=False):
     overwrite: bool
 
 
-@takes(CompareOptions, without=("metrics",))
+@accept_options(CompareOptions, without=("metrics",))
 def compare(
     a: StoreLike | Sequence[StoreLike],
     b: StoreLike | None = None,
@@ -105,49 +106,51 @@ def compare(
 ) -> xr.Dataset:
     """Compare every layer of one store with every layer of another, or all layers of many stores with one another.
 
-    With ``out`` the same call again goes on where an interrupted one stopped, and a result that is there grows: only
-    what is new (further stores, further metrics) is computed and added. Under torchrun, where every process makes the
-    same call, the processes share the work, and each gets the result. Notes go to ``logging.getLogger("repsim")``.
+    With ``out``, an interrupted call is resumed by the same call, and an existing result is extended: only what is new
+    (further stores, further metrics) is computed and added. Under torchrun every process makes the same call; the
+    processes share the work, and each returns the result. Notes are logged to ``logging.getLogger("repsim")``.
 
     Parameters
     ----------
-    a, b
-        Two stores, or their files, over the same samples in the same order: layers of a by layers of b. One store
-        alone is compared with itself. A list of stores gives the matrix of all layers of all models, by themselves.
-    metrics
-        Spec strings or metrics; one variable of the result each. By default ``cka``, or what the result in ``out`` has.
-        ``all``, or the name of a group (``alignment``, ``rsm``, ``neighbours``, ``group:cca``, ``statistics``,
-        ``topology``), stands for its measures; ``all`` is without topology, of which a pair may take minutes. Those of
-        a group that cannot be had here are left out, and the result says why.
-    out
-        Save the result here, as netCDF (.nc). Until it is complete, what is done lies beside it, in NAME.nc.parts.
-    progress
+    a, b : ActivationStore or path, or (a alone) a list of them
+        Two stores, or their files, over the same samples in the same order: the result has the layers of a by the
+        layers of b. A single store is compared with itself. A list of stores gives the matrix of all layers of all
+        models.
+    metrics : sequence of str or Metric, optional
+        Spec strings or metrics; each becomes one variable of the result. The default is ``cka``, or the metrics of the
+        result in ``out``. ``all`` or the name of a group (``alignment``, ``rsm``, ``neighbours``, ``group:cca``,
+        ``statistics``, ``topology``) stands for all measures of the group; ``all`` excludes topology, where one pair
+        may take minutes. Measures of a group that cannot be computed are left out, and the result says why.
+    out : path, optional
+        Save the result to this netCDF file (.nc). Until it is complete, finished parts are kept beside it, in
+        NAME.nc.parts.
+    progress : callable or False, optional
         Called with the percentage of the predicted work that is done, and with 100. By default a notebook shows a bar;
-        False is silent.
+        False shows nothing.
     {options}
 
     Returns
     -------
     xarray.Dataset
-        One variable a metric, named by its spec, dimensions (layer_a, layer_b). A value is NaN only where there is
-        none; the variable's attribute ``undefined`` gives the reasons, and ``cautions`` says which values mean little.
-        Of a list of stores, layers are named ``model/layer``.
+        One variable for each metric, named by its spec, with dimensions (layer_a, layer_b). A value is NaN only if it
+        is undefined; the attribute ``undefined`` of the variable gives the reasons, and ``cautions`` names values that
+        are unreliable. For a list of stores, layers are named ``model/layer``.
 
     Raises
     ------
     SampleMismatchError
-        The stores hold other samples, or another order.
+        If the stores hold different samples, or the same samples in a different order.
     InvalidInputError
-        Too few samples, NaN or infinite activations, two models of one name, a readout that a store has not.
+        If there are too few samples, activations are NaN or infinite, two models have one name, or a store lacks a
+        readout.
     TooLittleMemoryError
-        Not even the smallest plan fits.
+        If not even the smallest plan fits into the memory.
     StoreError
-        A file that cannot be read.
+        If a file cannot be read.
     UndefinedValueError
-        Not one pair of layers has a value.
-
+        If no pair of layers has a value.
     OutputError
-        ``out`` cannot be written, or another process is writing it.
+        If ``out`` cannot be written, or another process is writing it.
 
     Examples
     --------
@@ -160,31 +163,31 @@ def compare(
     ...     b = repsim.write_store(f"{folder}/b.h5", {"all": 2 * x}, model="b")
     ...     compare(a, b)["cka"].sel(layer_a="in").round(6).item()
     ...     result = compare([a, b], out=f"{folder}/result.nc")
-    ...     sorted(compare([a, b], metrics=["cka", "svcca"], out=f"{folder}/result.nc"))  # cka is there already
+    ...     sorted(compare([a, b], metrics=["cka", "svcca"], out=f"{folder}/result.nc"))  # only svcca is computed
     1.0
     ['cka', 'svcca']
     """
     values: dict[str, Any] = dict(keywords)
-    earlier = {name: values.pop(name) for name in _EARLIER_KEYWORDS if name in values}
-    for name in earlier:
-        deprecated("compare", name, _EARLIER_KEYWORDS[name])
+    deprecated = {name: values.pop(name) for name in _DEPRECATED_KEYWORDS if name in values}
+    for name in deprecated:
+        warn_deprecated(f"compare({name}=...)", instead=_DEPRECATED_KEYWORDS[name], gone_in="0.4.0")
     (options,) = sort_keywords("compare", values, CompareOptions)
     steps = compare_steps(
         a, b, metrics, CompareOptions(**options), out=None if out is None else Path(out), progress=progress,
-        command=earlier.get("command"), known=earlier.get("known"), parts=earlier.get("parts"),
+        command=deprecated.get("command"), earlier_result=deprecated.get("known"), parts=deprecated.get("parts"),
     )  # fmt: skip
     compared: Compared
-    *_, compared = logged(steps)
+    *_, compared = log_notes(steps)
     return compared.result
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The result of a comparison."""
+    """Result of a comparison, and whether it was saved."""
 
     result: xr.Dataset
     saved: bool
-    """Whether it was saved; a result that held all of this already is not."""
+    """Whether the result was saved; a result that was already complete is not saved again."""
 
 
 def compare_steps(
@@ -197,70 +200,85 @@ def compare_steps(
     dry_run: bool = False,
     progress: Listener = None,
     command: str | None = None,
-    known: xr.Dataset | None = None,
+    earlier_result: xr.Dataset | None = None,
     parts: str | os.PathLike[str] | None = None,
-) -> Iterator[Note | Kept | Compared]:
-    """Compare as `compare` does, and yield notes while it runs, and at the end the result.
+) -> Iterator[Note | UpToDate | Compared]:
+    """Compare as `compare` does; yield notes during the work, and the result at the end.
 
-    Among the processes of torchrun each does its share, and only the first yields notes.
+    Under torchrun each process computes its share, and only the first yields notes.
 
     Parameters
     ----------
-    dry_run
-        Only explain what would be done.
-    command
-        Recorded as what made the result.
-    known, parts
-        An earlier result that grows, and a folder for what is done; by default those of ``out``.
+    a, b, metrics, out, progress
+        As in `compare`.
+    options : CompareOptions
+        The remaining options of `compare`.
+    dry_run : bool
+        Whether to explain the plan without computing anything.
+    command : str, optional
+        The command that made the result, which the result records.
+    earlier_result : xarray.Dataset, optional
+        An earlier result to extend; by default that of ``out``.
+    parts : path, optional
+        The folder for finished parts; by default the one beside ``out``.
     """
-    if out is not None and out.suffix != ".nc":  # also keeps a slip of the hand from replacing a store
+    if out is not None and out.suffix != ".nc":  # also prevents replacing a store by mistake
         raise InvalidInputError(f"a result is netCDF: name it .nc, not {out.name}")
     with ranks() as me:
-        grows = me.share(out is not None and out.exists() and not options.overwrite)
+        grows = me.broadcast(out is not None and out.exists() and not options.overwrite)
         if out is not None:
-            known = open_result(out) if grows else known
+            earlier_result = open_result(out) if grows else earlier_result
             parts = out.with_name(f"{out.name}.parts")
             if me.first and not dry_run:
                 check_output(out, overwrite=options.overwrite or grows)
         with Comparison(
             a, b, metrics, device=options.device, memory=options.memory, tf32=options.tf32, readouts=options.readouts,
-            known=known, me=me,
+            earlier_result=earlier_result, me=me,
         ) as planned:  # fmt: skip
             notes = [f"note: {note}" for note in planned.view.notes]
             if options.explain or dry_run:
                 notes += planned.explanation() if me.first else []
             if not dry_run and parts is not None and (done := len(list(Path(parts).glob("*.part")))):
-                notes.append(f"going on with {done} parts that an interrupted run has left in {parts}")
+                notes.append(f"resuming with {done} parts of an interrupted run in {parts}")
             if me.first:
                 yield from map(Note, notes)
             if dry_run:
                 return
             saved = out is not None and (not grows or bool(planned.plan.stages))
             start = time.perf_counter()
-            with told("comparing", progress) as advance:
+            with report_progress("comparing", progress) as advance:
                 save = partial(save_result, path=out, overwrite=options.overwrite or grows) if out and saved else None
                 result = planned.run(parts=parts, progress=advance, command=command, save=save)
-            me.wait()  # until the first has saved it
+            me.wait()  # until the first process has saved the result
             if options.explain and me.first:
-                yield Note(f"took: {duration(time.perf_counter() - start)}, {human(memory_peak())} of memory at most")
+                elapsed = format_duration(time.perf_counter() - start)
+                yield Note(f"took: {elapsed}, {format_size(memory_peak())} of memory at most")
         if out is not None and not saved and me.first:
-            yield Kept(out, "holds all of this already")
+            yield UpToDate(out, "holds all of this already")
         yield Compared(result, saved)
 
 
-_EARLIER_KEYWORDS = {
-    "known": "write out=, a file with the result that grows",
-    "parts": "write out=, beside which the parts lie",
+_DEPRECATED_KEYWORDS = {
+    "known": "write out=, the file of the result to extend",
+    "parts": "write out=, beside which parts are kept",
     "command": "set result.attrs['command']",
-    "me": "the processes of torchrun find each other",
+    "me": "leave it out: the processes of torchrun are found automatically",
 }
 
 
 class Comparison:
-    """A comparison, planned: what ``repsim compare --dry-run`` shows, and `run` does. A context manager.
+    """Comparison that is planned but not yet computed, as a context manager.
 
-    The parameters are those of `compare`, and ``known``, an earlier result over some of the same stores: what it holds
-    is taken from there, and only the rest computed. ``me`` is this process among those that share the work.
+    ``repsim compare --dry-run`` shows the plan (`explanation`); `run` computes it.
+
+    Parameters
+    ----------
+    a, b, metrics, device, memory, tf32, readouts
+        As in `compare`.
+    earlier_result : xarray.Dataset, optional
+        An earlier result over some of the same stores, whose values are copied; only the rest is computed.
+    me : Ranks
+        This process among those that share the work.
     """
 
     def __init__(
@@ -273,30 +291,30 @@ class Comparison:
         memory: int | str | None = None,
         tf32: bool = False,
         readouts: Sequence[str] = (),
-        known: xr.Dataset | None = None,
+        earlier_result: xr.Dataset | None = None,
         me: Ranks = ALONE,
     ) -> None:
         self.device, self.tf32, self.me = choose_device(device), tf32, me
         self._was_tf32 = False
         if metrics is None:
-            metrics = ["cka"] if known is None else []
+            metrics = ["cka"] if earlier_result is None else []
         elif not metrics:
             raise InvalidInputError("name at least one metric")
-        self.metrics, self.optional = _chosen(metrics)
+        self.metrics, self.optional = _select_metrics(metrics)
         with ExitStack() as stack:
             stores_a, stores_b = _open(a, b, stack)
             self.view = AlignedView(*dict.fromkeys((*stores_a, *stores_b)))
             self.matrix = Matrix(stores_a, stores_b, len(self.view.sample_ids), readouts)
-            self._leave_out_what_needs_more_samples()
-            if known is not None:
-                self.metrics = self.matrix.take_over(known, self.metrics)
-                self._was_tf32 = bool(known.attrs.get("tf32"))
-            limits = me.share(Limits(memory_to_use(self.device, memory), self._base(), self.device))  # one plan for all
-            self.plan = self._planned(limits)
+            self._drop_metrics_without_enough_samples()
+            if earlier_result is not None:
+                self.metrics = self.matrix.add_earlier_result(earlier_result, self.metrics)
+                self._was_tf32 = bool(earlier_result.attrs.get("tf32"))
+            limits = Limits(memory_to_use(self.device, memory), self._base_memory(), self.device)
+            self.plan = self._make_plan(me.broadcast(limits))  # the same plan in every process
             self._stack = stack.pop_all()
 
-    def _leave_out_what_needs_more_samples(self) -> None:
-        """Of a group; who asked for such a measure by name is told that it is impossible."""
+    def _drop_metrics_without_enough_samples(self) -> None:
+        """Drop metrics of a group that need more samples; those named one by one raise an error later."""
         for metric in self.metrics:
             if metric.spec in self.optional and metric.min_samples > self.matrix.n:
                 self.matrix.left_out.append(f"{metric.spec}: needs at least {metric.min_samples} samples")
@@ -304,8 +322,8 @@ class Comparison:
         if self.matrix.left_out and not self.metrics:
             raise InvalidInputError(f"{self.matrix.n} samples are too few; {self.matrix.left_out[0]}")
 
-    def _planned(self, limits: Limits) -> Plan:
-        """A plan for what is missing, of which measures that nobody named are left out where they take too much."""
+    def _make_plan(self, limits: Limits) -> Plan:
+        """Plan the missing values; drop metrics of a group that do not fit into the memory."""
         n = self.matrix.n
         while True:
             jobs = self.matrix.missing(self.metrics)
@@ -319,10 +337,11 @@ class Comparison:
                 self.matrix.left_out.append(error.problem)
                 self.metrics = [metric for metric in self.metrics if metric.spec not in error.metrics]
 
-    def _base(self) -> int:
-        """What the process takes already, where that counts: the memory of a GPU is another.
+    def _base_memory(self) -> int:
+        """Return the memory of the process before the comparison in bytes; 0 on a GPU, whose memory is separate.
 
-        In large steps: no two runs take the same to the byte, and the same command should make the same plan.
+        It is rounded up to large steps, because it differs slightly between runs, and the same command should always
+        make the same plan.
         """
         return 0 if self.device.startswith("cuda") else -(-memory_now() // _STEP) * _STEP
 
@@ -333,20 +352,20 @@ class Comparison:
         self._stack.close()
 
     def rates(self) -> Cost:
-        """Measure how fast this machine is, reading one of the layers: what turns the plan's cost into seconds."""
+        """Measure the rates of this machine, reading one of the layers, to predict the time of the plan."""
         streams = (layer for layer in self.matrix.layers if layer.key.form == "features")
         first = max(streams, key=lambda layer: layer.shape.p, default=None)
         return rates(self.device, None if first is None else self.view.stream(first.store, first.array, self.device))
 
     def explanation(self) -> list[str]:
-        """Say what will be done, and what it is predicted to take on this machine."""
+        """Return lines that describe the plan, and its predicted time and memory on this machine."""
         if not self.plan.stages:
             return [*self.plan.lines(), "nothing is left to compute"]
         speed = self.rates()
         predicted = (
-            f"predicted: {duration(self.plan.seconds(speed))}, {human(self.plan.memory)} of memory at most "
-            f"(allowed: {human(self.plan.limits.memory)}), at {speed.flop32 / 1e9:,.0f} GFLOP/s in float32 and "
-            f"{human(speed.read)}/s from the stores"
+            f"predicted: {format_duration(self.plan.seconds(speed))}, {format_size(self.plan.memory)} of memory "
+            f"at most (allowed: {format_size(self.plan.limits.memory)}), at {speed.flop32 / 1e9:,.0f} GFLOP/s in "
+            f"float32 and {format_size(speed.read)}/s from the stores"
         )
         return [*self.plan.lines(), predicted]
 
@@ -358,19 +377,36 @@ class Comparison:
         command: str | None = None,
         save: Callable[[xr.Dataset], None] | None = None,
     ) -> xr.Dataset:
-        """Do it. ``save`` is called with the result, in the first process, before its parts go."""
-        enough = max(metric.min_samples for metric in self.metrics)
+        """Compute the comparison.
+
+        Parameters
+        ----------
+        parts : path, optional
+            The folder in which finished parts are kept until the result is complete.
+        progress : callable, optional
+            Called with the percentage that is done, and with 100.
+        command : str, optional
+            The command that made the result, which the result records.
+        save : callable, optional
+            Called with the result in the first process, before the parts are removed.
+
+        Returns
+        -------
+        xarray.Dataset
+            As `compare` returns it.
+        """
+        min_samples = max(metric.min_samples for metric in self.metrics)
         sources = {
-            layer.shape.name: Source(layer.shape.name, layer.name, partial(self._read, layer, enough))
+            layer.shape.name: Source(layer.shape.name, layer.name, partial(self._read, layer, min_samples))
             for layer in self.matrix.layers
         }
-        ledger, meter = Ledger(None if parts is None else Path(parts)), Meter(self.plan, self.me, progress)
-        with ledger.claimed(first=self.me.first), _precision(tf32=self.tf32):
+        checkpoints, meter = Checkpoints(None if parts is None else Path(parts)), Meter(self.plan, self.me, progress)
+        with checkpoints.locked(first=self.me.first), _precision(tf32=self.tf32):
             for stage in self.plan.stages:
-                self._do(stage, sources, ledger, meter)
+                self._compute_stage(stage, sources, checkpoints, meter)
                 meter.finished(stage)
-                return_memory()
-            self.me.wait()  # nobody writes any more
+                release_free_heap()
+            self.me.wait()  # until no process writes parts any more
             result = self.matrix.dataset(self.metrics, self._attrs(command or ""), self.optional)
             if save is not None and self.me.first:
                 save(result)
@@ -381,27 +417,29 @@ class Comparison:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "repsim_version": __version__,
             "command": command,
-            "device": self._kind,
+            "device": self._device_type,
             "tf32": int(self.tf32 or self._was_tf32),
             "samples_fingerprint": self.view.sample_ids.fingerprint,
         }
 
     @property
-    def _kind(self) -> str:
-        """The device, whichever of its kind."""
+    def _device_type(self) -> str:
+        """Type of the device without its number."""
         return self.device.partition(":")[0]
 
-    def _do(self, stage: Stage, sources: Mapping[str, Source], ledger: Ledger, meter: Meter) -> None:
-        """Prepare the layers of a stage, compare them, and enter the values."""
+    def _compute_stage(
+        self, stage: Stage, sources: Mapping[str, Source], checkpoints: Checkpoints, meter: Meter
+    ) -> None:
+        """Prepare the layers of a stage, compare them, and enter the values into the matrix."""
         if not stage.kept:
-            no_fraying()
+            limit_heap_fragmentation()
         needed = [sources[layer.name] for layer in stage.layers]
         share = meter.preparing(stage)
         prepared = prepare(stage.recipe, needed, device=self.device, keep=stage.kept, me=self.me, step=share)
         factors = prepared.factors
         for name, why in prepared.undefined.items():
             for metric in stage.metrics:
-                self.matrix.no_value(metric, name, why)
+                self.matrix.record_undefined_layer(metric, name, why)
         rows, columns = (
             [layer.name for layer in side if layer.name in factors] for side in (stage.rows, stage.columns)
         )
@@ -412,57 +450,61 @@ class Comparison:
             (__version__, stage.recipe, [m.spec for m in stage.metrics], stage.algorithm, stage.form, self.matrix.n)
         )
         title += repr(
-            (stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept, self._kind, self.tf32)
+            (stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept, self._device_type, self.tf32)
         )
         title += repr([self.matrix.identity(name) for side in (rows, columns) for name in side])
-        found = run(sweep, title, ledger=ledger, me=self.me, step=meter.comparing(stage, sweep.units))
-        for metric, values in zip(stage.metrics, found, strict=True):
+        computed = compute_sweep(
+            sweep, title, checkpoints=checkpoints, me=self.me, step=meter.comparing(stage, sweep.units)
+        )
+        for metric, values in zip(stage.metrics, computed, strict=True):
             self.matrix.enter(metric, rows, columns, values, factors)
 
-    def _read(self, layer: Layer, enough: int) -> Rows | Tensor:
+    def _read(self, layer: Layer, min_samples: int) -> Rows | Tensor:
         if layer.key.form == "features":
-            return self.view.stream(layer.store, layer.array, self.device, min_samples=enough)
-        return self.view.load(layer.store, layer.array, min_samples=enough).to(self.device)
+            return self.view.stream(layer.store, layer.array, self.device, min_samples=min_samples)
+        return self.view.load(layer.store, layer.array, min_samples=min_samples).to(self.device)
 
 
 def _metric(spec: str | Metric[Any]) -> Metric[Any]:
     return spec if isinstance(spec, Metric) else registry.get(spec)
 
 
-def _chosen(words: Sequence[str | Metric[Any]]) -> tuple[list[Metric[Any]], set[str]]:
-    """Every metric once, and the specs of those that nobody asked for by name."""
-    found: dict[str, Metric[Any]] = {}
+def _select_metrics(specs: Sequence[str | Metric[Any]]) -> tuple[list[Metric[Any]], set[str]]:
+    """Return the metrics without duplicates, and the specs of those that were only selected by a group."""
+    metrics: dict[str, Metric[Any]] = {}
     named = set()
-    for word in words:
-        if isinstance(word, Metric) or registry.members(word) is None:
-            metric = _metric(word)
-            found[metric.spec] = metric
+    for spec in specs:
+        if isinstance(spec, Metric) or registry.members(spec) is None:
+            metric = _metric(spec)
+            metrics[metric.spec] = metric
             named.add(metric.spec)
         else:
-            found |= {metric.spec: metric for metric in registry.select(word)}
-    return list(found.values()), set(found) - named
+            metrics |= {metric.spec: metric for metric in registry.select(spec)}
+    return list(metrics.values()), set(metrics) - named
 
 
 def _open(
     a: StoreLike | Sequence[StoreLike], b: StoreLike | None, stack: ExitStack
 ) -> tuple[list[ActivationStore], list[ActivationStore]]:
-    """Open what is not open yet; the same file twice is one store, so that its layers are prepared once."""
+    """Return the open stores of both sides. One file is opened once, so that its layers are prepared once."""
     opened: list[ActivationStore] = []
 
-    def one(given: StoreLike) -> ActivationStore:
-        path = given.path if isinstance(given, ActivationStore) else store_path(given)
+    def open_once(store_or_path: StoreLike) -> ActivationStore:
+        path = store_or_path.path if isinstance(store_or_path, ActivationStore) else store_path(store_or_path)
         for store in opened:
-            if store is given or (path.exists() and store.path.samefile(path)):
+            if store is store_or_path or (path.exists() and store.path.samefile(path)):
                 return store
-        opened.append(given if isinstance(given, ActivationStore) else stack.enter_context(open_store(path)))
+        if not isinstance(store_or_path, ActivationStore):
+            store_or_path = stack.enter_context(open_store(path))
+        opened.append(store_or_path)
         return opened[-1]
 
     if isinstance(a, ActivationStore | str | os.PathLike):
-        first = one(a)
-        return [first], [first if b is None else one(b)]
+        first = open_once(a)
+        return [first], [first if b is None else open_once(b)]
     if b is not None:
         raise InvalidInputError("give two stores, or one list of them")
-    stores = list(dict.fromkeys(map(one, several(a))))
+    stores = list(dict.fromkeys(map(open_once, several(a))))
     if not stores:
         raise InvalidInputError("name at least one store")
     return stores, stores
@@ -470,17 +512,17 @@ def _open(
 
 @contextmanager
 def _precision(*, tf32: bool) -> Iterator[None]:
-    """Full float32 products, unless somebody asks for less."""
-    before = torch.get_float32_matmul_precision()
+    """Compute products in full float32 during the block, or in TensorFloat-32 if ``tf32``."""
+    previous = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(previous)
 
 
 def _sweep(stage: Stage, rows: list[Any], columns: list[Any]) -> Sweep[Any]:
-    measures: Sequence[Any] = stage.metrics  # of the kind that knows the algorithm
+    measures: Sequence[Any] = stage.metrics  # the planner has checked that they support the algorithm
     if stage.algorithm == "gram":
         return GramSweep(rows, columns, measures, panel=stage.panel, tile=stage.tile, held=stage.held)
     if stage.algorithm == "moments":

@@ -1,7 +1,7 @@
-"""What of a layer's Gram matrix decides how its debiased CKA varies by chance: three sums over entries, once a layer.
+"""Compute the sums over a layer's Gram matrix that determine the third moment of debiased CKA under permutation.
 
 The first two moments of debiased CKA under permutation of the samples are the same for all data (`CKA.chance`). The
-third one needs these sums of both layers; `repsim.study.chance` puts them together.
+third moment depends on these sums of both layers; `repsim.study.chance` combines them.
 """
 
 import math
@@ -24,17 +24,18 @@ from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 
 _CANCELLED = 1e-6
-"""||A||^2 that is less than this share of ||B||^2 has lost digits; tr(A^3) is right to 1e-7 ||A||^3 until there."""
+"""Below this share of ||B||^2, ||A||^2 has lost digits; above it, tr(A^3) is correct to 1e-7 ||A||^3."""
 
 
 @dataclass(frozen=True)
 class CubicMoments:
     """Sums over the U-centred Gram matrix A (n x n) of one layer, in units of its scaled features (`Gram`).
 
-    All three are NaN where nothing but rounding errors is left of A.
+    All three sums are NaN if A consists of rounding errors only.
     """
 
     n: int
+    """Number of samples."""
     norm2: float
     """||A||^2 = sum_ij A_ij^2."""
     triangles: float
@@ -43,51 +44,51 @@ class CubicMoments:
     """sum_ij A_ij^3."""
 
 
-def moments(
+def cubic_moments(
     layers: Sequence[Gram], cubes: Float64[np.ndarray, " layers"] | None = None, *, progress: Progress | None = None
 ) -> list[CubicMoments]:
-    """||A||^2, tr(A^3) and sum_ij A_ij^3 of every layer, A being its U-centred Gram matrix.
+    """Compute ||A||^2, tr(A^3) and sum_ij A_ij^3 of every layer, where A is its U-centred Gram matrix.
 
-    Of a linear kernel A = B + D, where B = XX' - m1' - 1m' has the offsets m of U-centring, and D = diag(d) takes away
-    its diagonal, d_i = -B_ii. B = Z S Z' for Z = [X, m, 1], S being the identity but for a corner [[0, -1], [-1, 0]].
-    So with G = Z'Z and q_i = ||B_i||^2 = z_i' S G S z_i
+    For a linear kernel, A = B + D, where B = XX' - m1' - 1m' with the offsets m of U-centring, and D = diag(d) removes
+    the diagonal, d_i = -B_ii. B = Z S Z' with Z = [X, m, 1], where S is the identity except for the last two rows and
+    columns, [[0, -1], [-1, 0]]. With G = Z'Z and q_i = ||B_i||^2 = z_i' S G S z_i,
 
         ||A||^2 = sum_i (q_i - d_i^2),
         tr(A^3) = tr((S G)^3) + 3 sum_i d_i q_i - 2 sum_i d_i^3,
 
-    in O(n p^2) and float64. (The last sum is 3 tr(B D^2) + tr(D^3), whose first half is -3 sum_i d_i^3.) The cubes have
-    no formula: they are summed over the tiles of all layers' Gram matrices, as those pass by. Nothing n x n is held,
-    unless there are as many features as samples, or the kernel is not linear, or one sample is all but nearly all of
-    the layer, so that its product with itself drowns the rest: then A is made, and multiplied by itself.
+    computed in float64 with O(n p^2) operations. (The last sum is 3 tr(B D^2) + tr(D^3), and 3 tr(B D^2) =
+    -3 sum_i d_i^3.) The cubes have no such formula: they are summed over the tiles of the Gram matrices of all layers.
+    No n x n matrix is stored, unless a layer has n - 2 or more features, its kernel is not linear, or a single sample
+    has such a large norm that the differences above cancel; then A is computed and multiplied by itself.
 
     Parameters
     ----------
-    layers
-        Factors of `CKA`, over the same n samples.
-    cubes
-        sum_ij A_ij^3 of each, where a sweep has found them already.
-    progress
-        Called with the number of steps done, and of all.
+    layers : sequence of Gram
+        Factors of `CKA` over the same n samples.
+    cubes : array of shape (layers,), optional
+        sum_ij A_ij^3 of each layer, if already computed (`LeaveOneOut.cubes`).
+    progress : callable, optional
+        Called with the number of steps done and the total number of steps.
 
     Returns
     -------
     list of CubicMoments
-        One a layer, in their order.
+        One for each layer, in the order of ``layers``.
 
     Raises
     ------
     InvalidInputError
-        Gram matrices that are cut into minibatches.
+        If the Gram matrices are divided into minibatches.
 
     Examples
     --------
     >>> x = torch.tensor([[0.0], [1], [3], [-2], [-2]], dtype=torch.float64)
-    >>> (found,) = moments([CKA().recipe(x)])
-    >>> round(found.triangles / found.norm2**1.5, 6), round(found.cubes / found.norm2**1.5, 6)
+    >>> (sums,) = cubic_moments([CKA().recipe(x)])
+    >>> round(sums.triangles / sums.norm2**1.5, 6), round(sums.cubes / sums.norm2**1.5, 6)
     (0.346138, 0.173069)
     """
     if any(layer.block != layer.n for layer in layers):
-        raise InvalidInputError("chance is that of all samples, but these Gram matrices are cut into minibatches")
+        raise InvalidInputError("these Gram matrices are divided into minibatches; give Gram matrices of all samples")
     if not layers:
         return []
     sweep = _Cubes(layers)
@@ -97,24 +98,24 @@ def moments(
         for part in sweep.parts(sweep.order):
             cubes += part
             step()
-    found = []
+    moments = []
     for layer, cube, noise in zip(layers, cubes, sweep.noise, strict=True):
-        norm2, triangles = (_narrow(layer) and _by_features(layer)) or _whole(layer)
-        kept = (norm2, triangles, float(cube)) if norm2 > noise else (math.nan,) * 3
-        found.append(CubicMoments(layer.n, *kept))
+        norm2, triangles = (_is_narrow(layer) and _from_features(layer)) or _from_gram_matrix(layer)
+        sums = (norm2, triangles, float(cube)) if norm2 > noise else (math.nan,) * 3
+        moments.append(CubicMoments(layer.n, *sums))
         step()
-    return found
+    return moments
 
 
 class _Cubes(GramSweep):
-    """The sum of the cubes of every layer's entries, in the place where other sweeps have those of the squares."""
+    """Sum of the cubed entries of every layer's Gram matrix, where `GramSweep` sums the squares."""
 
     def __init__(self, layers: Sequence[Gram]) -> None:
         super().__init__(layers, [], [CKA()], panel=tuning.current().panel, tile=tile_side(len(layers), 4))
 
     @property
     def noise(self) -> Float64[np.ndarray, " layers"]:
-        """An ||A||^2 that is no larger is rounding errors."""
+        """Rounding error of ||A||^2 of every layer."""
         return self._noise(self.measures[0])
 
     @override
@@ -123,12 +124,12 @@ class _Cubes(GramSweep):
         squares += (1 if i == j else 2) * rows.to(squares.device).double().sum(1)
 
 
-def _narrow(layer: Gram) -> bool:
+def _is_narrow(layer: Gram) -> bool:
     return layer.kernel == "linear" and layer.p + 2 < layer.n
 
 
-def _by_features(layer: Gram) -> tuple[float, float] | None:
-    """||A||^2 and tr(A^3) of fewer features than samples, without A; None where the difference cancels."""
+def _from_features(layer: Gram) -> tuple[float, float] | None:
+    """Return ||A||^2 and tr(A^3) of a layer with fewer features than samples, without A; None if they cancel."""
     place = wide(layer.device)
     m = layer.offsets(unbiased=True).flatten().to(place)
     d = 2 * m - layer.squared_norms.to(place)
@@ -137,8 +138,8 @@ def _by_features(layer: Gram) -> tuple[float, float] | None:
         x = layer.rows(i).to(place, torch.float64)
         return torch.cat([x, m[i, None], torch.ones_like(m[i, None])], 1)
 
-    def turned(z: Float64[Tensor, "rows p_and_2"]) -> Float64[Tensor, "rows p_and_2"]:
-        """Z S."""
+    def times_S(z: Float64[Tensor, "rows p_and_2"]) -> Float64[Tensor, "rows p_and_2"]:  # noqa: N802
+        """Return Z S."""
         return torch.cat([z[:, :-2], -z[:, -1:], -z[:, -2:-1]], 1)
 
     runs = list(cut(layer.n, tuning.current().panel))
@@ -148,16 +149,16 @@ def _by_features(layer: Gram) -> tuple[float, float] | None:
         G.addmm_(z.T, z)
     q = torch.empty_like(m)
     for i in runs:
-        z = turned(factor(i))
+        z = times_S(factor(i))
         q[i] = torch.linalg.vecdot(z @ G, z)
-    GS = turned(G)
+    GS = times_S(G)
     norm2 = float((q - d.square()).sum())
     triangles = ((GS @ GS) * GS.T).sum() + 3 * (d @ q) - 2 * d.pow(3).sum()
     return (norm2, float(triangles)) if norm2 > _CANCELLED * float(q.sum()) else None
 
 
-def _whole(layer: Gram) -> tuple[float, float]:
-    """||A||^2 and tr(A^3) from A."""
+def _from_gram_matrix(layer: Gram) -> tuple[float, float]:
+    """Return ||A||^2 and tr(A^3), computed from A."""
     A = centred(layer, torch.float64, unbiased=True)
     triangles = sum(float(((A[i] @ A) * A[i]).sum()) for i in cut(layer.n, tuning.current().panel))
     return float(A.square().sum()), triangles

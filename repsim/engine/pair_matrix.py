@@ -1,4 +1,4 @@
-"""The matrix of all pairs of layers, as it fills: values, what is to be known of them, and what is missing yet."""
+"""Collect the values of all pairs of layers, with their reasons and cautions, and make the result of them."""
 
 import json
 import math
@@ -29,15 +29,15 @@ _LONG_NAMES = {"features": "values a sample", "n_samples": "number of samples", 
 
 @dataclass(frozen=True)
 class Layer:
-    """One array of one of the stores."""
+    """Array of one of the stores."""
 
     store: ActivationStore
     array: str
-    """Its name in the store."""
+    """Name of the array in the store."""
     name: str
-    """Its name in the result."""
+    """Name of the layer in the result."""
     shape: LayerShape
-    """Whose name is unique, whatever the models are called."""
+    """Shape, with a name that is unique even if models have the same name."""
 
     @property
     def key(self) -> LayerKey:
@@ -46,17 +46,26 @@ class Layer:
 
     @property
     def features(self) -> int:
-        """Values that a sample has in the comparison, before a readout compressed them; -1 where that is not known."""
+        """Number of values a sample, before a readout compressed them; -1 if unknown."""
         if self.key.form == "features":
             return self.shape.p
         return math.prod(self.store.facts(self.array).get("output_shape", [-1]))
 
 
 class Matrix:
-    """Layers of ``stores_a`` by layers of ``stores_b``; where both are the same list, all layers by themselves.
+    """Values of all pairs of the layers of ``stores_a`` and ``stores_b``, and the reasons for undefined values.
 
-    Every array is a layer of its own. But where ``readouts`` are named, only those arrays count, like is compared with
-    like, and a matrix of the same layers is made for every readout, under titles such as ``cka@mean``.
+    By default every array is a layer. If ``readouts`` are named, only their arrays are compared, each with arrays of
+    the same readout; the layers then get one variable for every metric and readout, such as ``cka@mean``.
+
+    Parameters
+    ----------
+    stores_a, stores_b : sequence of ActivationStore
+        Stores of the rows and of the columns; the same sequence for a square matrix.
+    n : int
+        Number of samples.
+    readouts : sequence of str
+        The readouts to compare; () for all arrays.
     """
 
     def __init__(
@@ -68,19 +77,19 @@ class Matrix:
     ) -> None:
         self.n, self.stores = n, (list(stores_a), list(stores_b))
         self.readouts = tuple(dict.fromkeys(readouts))
-        every = list(dict.fromkeys((*stores_a, *stores_b)))
+        distinct = list(dict.fromkeys((*stores_a, *stores_b)))
         self.several = len(stores_a) > 1
-        models = [store.model for store in every]
+        models = [store.model for store in distinct]
         if self.several and len(set(models)) < len(models):
             twice = next(model for model in models if models.count(model) > 1)
-            files = ", ".join(str(store.path) for store in every if store.model == twice)
+            files = ", ".join(str(store.path) for store in distinct if store.model == twice)
             raise InvalidInputError(f"{files} are all of a model named {twice!r}, so their layers would share names")
-        of = {store: self._layers(store, k) for k, store in enumerate(every)}
-        self.rows, self.columns = ([layer for store in side for layer in of[store]] for side in self.stores)
-        self.layers = [layer for some in of.values() for layer in some]
+        of_store = {store: self._layers(store, k) for k, store in enumerate(distinct)}
+        self.rows, self.columns = ([layer for store in side for layer in of_store[store]] for side in self.stores)
+        self.layers = [layer for layers in of_store.values() for layer in layers]
         self._names = tuple(list(dict.fromkeys(layer.name for layer in side)) for side in (self.rows, self.columns))
-        """Of the rows and columns of the result, each of which may be several arrays."""
-        self._place = tuple(
+        """Names of the rows and columns of the result; with ``readouts``, one name may stand for several arrays."""
+        self._position = tuple(
             {layer.shape.name: names.index(layer.name) for layer in side}
             for side, names in zip((self.rows, self.columns), self._names, strict=True)
         )
@@ -89,20 +98,23 @@ class Matrix:
         self.values: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.full(shape, np.nan))
         self.undefined: dict[str, set[str]] = defaultdict(set)
         self.cautions: dict[str, list[str]] = defaultdict(list)
-        """Of single pairs; that there are too few samples is found once all values are there (`_cautions`)."""
+        """Cautions about single pairs; `_cautions` adds the one about too few samples."""
         self.diagnostics: dict[str, dict[str, int]] = defaultdict(dict)
-        """What a metric tells of single layers: ``title.name`` -> the layer's unique name -> number."""
+        """Diagnostics of layers: ``title.name`` -> unique name of the layer -> number."""
         self.left_out: list[str] = []
-        """Which variables are not in the result, and why: nobody asked for them by name."""
-        self._old: set[str] = set()
-        self._known: set[str] = set()
+        """Metrics of a group that are not in the result, with the reasons."""
+        self._earlier_layers: set[str] = set()
+        """Unique names of the layers of the earlier result."""
+        self._earlier_titles: set[str] = set()
+        """Variables of the earlier result."""
 
     def _layers(self, store: ActivationStore, k: int) -> list[Layer]:
-        """The arrays of a store that count."""
-        there = list(dict.fromkeys(store[name].key.readout for name in store.layers))
-        if lacking := [readout for readout in self.readouts if readout not in there]:
+        """Return the arrays of a store that are compared."""
+        readouts = list(dict.fromkeys(store[name].key.readout for name in store.layers))
+        if lacking := [readout for readout in self.readouts if readout not in readouts]:
             raise InvalidInputError(
-                f"{store.path} holds no layer that is read out by {' or '.join(lacking)}, only by {', '.join(there)}",
+                f"{store.path} holds no layer that is read out by {' or '.join(lacking)}, "
+                f"only by {', '.join(readouts)}",
                 remedy=Remedy(
                     "extract it with ", Argument("readout", ",".join(lacking), of="extract"), ", or name another"
                 ),
@@ -127,11 +139,11 @@ class Matrix:
         return Layer(store, array_name, f"{store.model}/{name}" if self.several else name, shape)
 
     def title(self, metric: Metric[Any], readout: str) -> str:
-        """The name of a variable of the result."""
+        """Return the name of the variable of the result for a metric and a readout."""
         return f"{metric.spec}@{readout}" if len(self.readouts) > 1 else metric.spec
 
-    def no_value(self, metric: Metric[Any], name: str, why: str) -> None:
-        """A layer cannot even be prepared."""
+    def record_undefined_layer(self, metric: Metric[Any], name: str, why: str) -> None:
+        """Record that a layer has no values because it cannot be prepared."""
         layer = self._by_name[name]
         self.undefined[self.title(metric, layer.key.readout)].add(f"layer {layer.name}: {why}")
 
@@ -140,74 +152,76 @@ class Matrix:
         return {layer.store: layer.store.checksum for layer in self.layers}
 
     def identity(self, name: str) -> str:
-        """What tells a layer from every other one there has ever been: its store's checksum, and its name there."""
+        """Return a text that identifies the activations of a layer: the checksum of its store, and its name there."""
         layer = self._by_name[name]
         return f"{self._checksums[layer.store]} {layer.array}"
 
-    # What an earlier result holds already
+    # Values of an earlier result
 
-    def take_over(self, known: xr.Dataset, metrics: Sequence[Metric[Any]]) -> list[Metric[Any]]:
-        """Enter the values of an earlier result; returns all metrics that the new one will have.
+    def add_earlier_result(self, result: xr.Dataset, metrics: Sequence[Metric[Any]]) -> list[Metric[Any]]:
+        """Copy the values of an earlier result, and return all metrics that the new result will have.
 
         Raises
         ------
         InvalidInputError
-            It is no result, is about other samples, about stores that have changed since, or holds what would be lost.
+            If it is not the result of a comparison, has other samples, its stores have changed since, or the new
+            result would lose some of its layers.
         """
-        form = known.attrs.get("format")
-        wrong = schema.problem(known) if form == FORMAT else f"its 'format' is {form!r}"
-        if wrong:
-            raise InvalidInputError("the earlier result is no result of ", Function("repsim.compare"), f": {wrong}")
-        if known.attrs["samples_fingerprint"] != self.stores[0][0].sample_ids.fingerprint:
+        form = result.attrs.get("format")
+        problem = schema.problem(result) if form == FORMAT else f"its 'format' is {form!r}"
+        if problem:
+            raise InvalidInputError("the earlier result is no result of ", Function("repsim.compare"), f": {problem}")
+        if result.attrs["samples_fingerprint"] != self.stores[0][0].sample_ids.fingerprint:
             raise InvalidInputError("the earlier result is about other samples", remedy=_ANOTHER)
-        told = [
-            {each["model"]: each["checksum"] for each in json.loads(known.attrs[f"stores_{side}"])} for side in "ab"
+        before = [
+            {store["model"]: store["checksum"] for store in json.loads(result.attrs[f"stores_{side}"])} for side in "ab"
         ]
         now = [{store.model: self._checksums[store] for store in stores} for stores in self.stores]
-        if lost := [model for model in told[0] | told[1] if model not in now[0] | now[1]]:
+        if lost := [model for model in before[0] | before[1] if model not in now[0] | now[1]]:
             raise InvalidInputError(
                 f"the earlier result holds {', '.join(lost)}, which would be lost",
                 remedy=Remedy("name its store, too, or another file, or use ", Argument("overwrite", value=True)),
             )
         square = self.stores[0] == self.stores[1]
-        alike = told[0].keys() == told[1].keys() if square else [*map(list, told)] == [*map(list, now)]
-        if not alike or (len(told[0]) > 1) is not self.several:
-            sides = " by layers of ".join(map(", ".join, told))
+        same_form = before[0].keys() == before[1].keys() if square else [*map(list, before)] == [*map(list, now)]
+        if not same_form or (len(before[0]) > 1) is not self.several:
+            sides = " by layers of ".join(map(", ".join, before))
             raise InvalidInputError(f"the earlier result is of another form: layers of {sides}", remedy=_ANOTHER)
         if changed := [
-            model for there, here in zip(told, now, strict=True) for model in there if there[model] != here[model]
+            model for old, new in zip(before, now, strict=True) for model in old if old[model] != new[model]
         ]:
             raise InvalidInputError(
                 f"the store of {', '.join(dict.fromkeys(changed))} has changed since the earlier result",
                 remedy=_ANOTHER,
             )
-        before = json.loads(known.attrs.get("readouts", "[]"))
-        if before != list(self.readouts):
+        readouts = json.loads(result.attrs.get("readouts", "[]"))
+        if readouts != list(self.readouts):
+            description = f"these readouts: {', '.join(readouts)}" if readouts else "all readouts"
             raise InvalidInputError(
-                f"the earlier result is about {'these readouts: ' + ', '.join(before) if before else 'all readouts'}",
+                f"the earlier result is about {description}",
                 remedy=Remedy("name the same, or another file, or use ", Argument("overwrite", value=True)),
             )
-        names = [[str(name) for name in known[f"layer_{side}"].values] for side in "ab"]
-        for there, layers, models in zip(names, (self.rows, self.columns), told, strict=True):
-            whole = {layer.name for layer in layers if layer.store.model in models}
-            if other := sorted(whole.symmetric_difference(there)):
+        names = [[str(name) for name in result[f"layer_{side}"].values] for side in "ab"]
+        for in_result, layers, models in zip(names, (self.rows, self.columns), before, strict=True):
+            in_stores = {layer.name for layer in layers if layer.store.model in models}
+            if differing := sorted(in_stores.symmetric_difference(in_result)):
                 raise InvalidInputError(
-                    f"the earlier result holds a part of the layers, or others: {schema.short(other[0])} is not both "
-                    "in it and in the stores",
+                    f"the earlier result holds a part of the layers, or others: {schema.short(differing[0])} is not "
+                    "both in it and in the stores",
                     remedy=_ANOTHER,
                 )
-        self._old = {layer.shape.name for layer in self.layers if layer.name in names[0]}
-        specs = [str(variable.attrs["spec"]) for variable in known.data_vars.values()]
+        self._earlier_layers = {layer.shape.name for layer in self.layers if layer.name in names[0]}
+        specs = [str(variable.attrs["spec"]) for variable in result.data_vars.values()]
         metrics = list({m.spec: m for m in (*map(metric_of, specs), *metrics)}.values())
-        at = [[ours.index(name) for name in side] for ours, side in zip(self._names, names, strict=True)]
-        for spec, variable in known.data_vars.items():
-            self.values[str(spec)][np.ix_(*at)] = variable.values
+        positions = [[axis.index(name) for name in side] for axis, side in zip(self._names, names, strict=True)]
+        for spec, variable in result.data_vars.items():
+            self.values[str(spec)][np.ix_(*positions)] = variable.values
             self.undefined[str(spec)] |= set(json.loads(variable.attrs["undefined"]))
             self.cautions[str(spec)] += [
                 caution for caution in json.loads(variable.attrs["cautions"]) if not of_all(caution)
             ]
-            self._known.add(str(spec))
-        for name, coordinate in known.coords.items():
+            self._earlier_titles.add(str(spec))
+        for name, coordinate in result.coords.items():
             for side, layers, side_names in zip("ab", (self.rows, self.columns), names, strict=True):
                 title = str(name)
                 if "." in title and title.endswith(f"_{side}"):
@@ -217,25 +231,26 @@ class Matrix:
         return metrics
 
     def missing(self, metrics: Iterable[Metric[Any]]) -> list[Job]:
-        """Which rows have to be compared with which columns, under which measures."""
+        """Return what is left to compute: lists of rows, columns, and metrics."""
         metrics, jobs = list(metrics), []
         for readout in self.readouts or [""]:
             rows, columns = (
                 [layer.shape for layer in side if readout in {"", layer.key.readout}]
                 for side in (self.rows, self.columns)
             )
-            old, new = ([shape for shape in rows if (shape.name in self._old) is was] for was in (True, False))
-            known = {metric.spec: self.title(metric, readout) in self._known for metric in metrics}
-            fresh, grown = ([metric for metric in metrics if known[metric.spec] is was] for was in (False, True))
-            if fresh:
-                jobs.append((rows, columns, fresh))
-            if grown and new:
-                jobs.append((new, columns, grown))
-                if one_way := [metric for metric in grown if not metric.symmetric]:
-                    jobs.append((old, new, one_way))
+            old_rows = [shape for shape in rows if shape.name in self._earlier_layers]
+            new_rows = [shape for shape in rows if shape.name not in self._earlier_layers]
+            extended = [metric for metric in metrics if self.title(metric, readout) in self._earlier_titles]
+            new_metrics = [metric for metric in metrics if self.title(metric, readout) not in self._earlier_titles]
+            if new_metrics:
+                jobs.append((rows, columns, new_metrics))
+            if extended and new_rows:
+                jobs.append((new_rows, columns, extended))
+                if asymmetric := [metric for metric in extended if not metric.symmetric]:
+                    jobs.append((old_rows, new_rows, asymmetric))
         return jobs
 
-    # What comes in
+    # New values
 
     def enter(
         self,
@@ -245,41 +260,45 @@ class Matrix:
         values: NDArray[np.float64],
         factors: Mapping[str, Factor],
     ) -> None:
-        """Values of some rows and columns, and what their factors tell."""
+        """Enter the values of a metric for these rows and columns, with reasons, cautions and diagnostics."""
         title = self.title(metric, self._by_name[rows[0]].key.readout)
-        mine = self.values[title]
-        at = [self._place[0][name] for name in rows], [self._place[1][name] for name in columns]
-        mine[np.ix_(*at)] = values
+        matrix = self.values[title]
+        i, j = [self._position[0][name] for name in rows], [self._position[1][name] for name in columns]
+        matrix[np.ix_(i, j)] = values
         pairs = [(a, b) for a in rows for b in columns]
         if metric.symmetric and self.stores[0] == self.stores[1]:
-            mine[np.ix_(at[1], at[0])] = values.T
-            mine[:] = np.where(np.tri(len(mine), dtype=bool), mine.T, mine)  # a product may round otherwise transposed
+            matrix[np.ix_(j, i)] = values.T
+            # a transposed product may round differently, so the lower triangle is copied from the upper one
+            matrix[:] = np.where(np.tri(len(matrix), dtype=bool), matrix.T, matrix)
             pairs += [(b, a) for a, b in pairs if b not in set(rows)]
-        lonely = self._lonely(mine)
+        without_values = self._layers_without_values(matrix)
         for a, b in pairs:
             pair = f"{self._by_name[a].name} and {self._by_name[b].name}"
-            if math.isnan(mine[self._place[0][a], self._place[1][b]]):
-                blamed = next((self._by_name[x].name for x in (a, b) if self._by_name[x].name in lonely), None)
-                what = f"layers {pair}" if blamed is None else f"layer {blamed}"
+            if math.isnan(matrix[self._position[0][a], self._position[1][b]]):
+                layers = [self._by_name[name].name for name in (a, b) if self._by_name[name].name in without_values]
+                what = f"layer {layers[0]}" if layers else f"layers {pair}"
                 self.undefined[title].add(f"{what}: {metric.reason(factors[a], factors[b])}")
             elif caution := metric.caution(factors[a], factors[b]):
                 self.cautions[title].append(f"{pair}: {caution}")
         for name in {*rows, *columns}:
-            for what, number in metric.diagnostics(factors[name]).items():
-                self.diagnostics[f"{title}.{what}"][name] = number
+            for diagnostic, number in metric.diagnostics(factors[name]).items():
+                self.diagnostics[f"{title}.{diagnostic}"][name] = number
 
-    def _lonely(self, values: NDArray[np.float64]) -> set[str]:
-        """Layers without one value, where others have some: one reason a layer is enough."""
+    def _layers_without_values(self, values: NDArray[np.float64]) -> set[str]:
+        """Return layers whose values are all NaN: one reason for each is enough. If everything is NaN, return none."""
         empty = np.isnan(values)
         sides = zip(self._names, (empty, empty.T), strict=True)
-        found = {name for names, rows in sides for name, row in zip(names, rows, strict=True) if row.all()}
-        return set() if empty.all() else found
+        layers = {name for names, rows in sides for name, row in zip(names, rows, strict=True) if row.all()}
+        return set() if empty.all() else layers
 
-    def _say_what_cannot_be(self, metric: Metric[Any], readout: str, undefined: set[str]) -> list[str]:
-        """Layers that this metric cannot read, and pairs of unlike readouts; returns the kinds that it can."""
+    def _record_undefined(self, metric: Metric[Any], readout: str, undefined: set[str]) -> list[str]:
+        """Add to ``undefined`` the layers that the metric cannot read, and pairs of different readouts.
+
+        Return the kinds of layers that it can read.
+        """
         rows, columns, layers = (
-            [layer for layer in some if readout in {"", layer.key.readout}]
-            for some in (self.rows, self.columns, self.layers)
+            [layer for layer in side if readout in {"", layer.key.readout}]
+            for side in (self.rows, self.columns, self.layers)
         )
         for names, side in zip(self._names, (rows, columns), strict=True):
             for name in dict.fromkeys(names) if readout else ():
@@ -292,9 +311,7 @@ class Matrix:
                 metric.recipe_for(layer.key.form)
                 readable.append(kind)
             except UndefinedValueError as error:
-                for each in layers:
-                    if each.shape.kind == kind:
-                        undefined.add(f"layer {each.name}: {error}")
+                undefined |= {f"layer {other.name}: {error}" for other in layers if other.shape.kind == kind}
         for a in rows:
             for b in columns:
                 if a.shape.kind != b.shape.kind and {a.shape.kind, b.shape.kind} <= set(readable):
@@ -305,28 +322,34 @@ class Matrix:
                     undefined.add(f"layers read out as {pair}: only like can be compared with like")
         return readable
 
-    # What comes out
+    # The result
 
     def dataset(
         self, metrics: Sequence[Metric[Any]], attrs: Mapping[str, Any], optional: Collection[str] = ()
     ) -> xr.Dataset:
-        """The result; `UndefinedValueError` where not one pair has a value, unless the metric is ``optional``."""
+        """Return the result.
+
+        Raises
+        ------
+        UndefinedValueError
+            If no pair has a value under some metric that is not ``optional``, or under any metric.
+        """
         sides: dict[str, Any] = {}
         for side, names, layers in zip("ab", self._names, (self.rows, self.columns), strict=True):
             dim, first = f"layer_{side}", {layer.name: layer for layer in reversed(layers)}
             sides |= {dim: names, f"model_{side}": (dim, [first[name].store.model for name in names])}
             for readout in self.readouts or [""]:
-                of = {layer.name: layer for layer in layers if readout in {"", layer.key.readout}}
-                features = [of[name].features if name in of else -1 for name in names]
-                if len(self.readouts) > 1:  # each variable says which one it is of
+                by_name = {layer.name: layer for layer in layers if readout in {"", layer.key.readout}}
+                features = [by_name[name].features if name in by_name else -1 for name in names]
+                if len(self.readouts) > 1:  # the readout is then an attribute of each variable
                     sides[f"features@{readout}_{side}"] = (dim, features)
                 else:
                     sides[f"features_{side}"] = (dim, features)
-                    sides[f"readout_{side}"] = (dim, [of[name].key.readout for name in names])
+                    sides[f"readout_{side}"] = (dim, [by_name[name].key.readout for name in names])
         result = xr.Dataset(
             coords={**sides, "n_samples": self.n, "data": self.stores[0][0].data},
             attrs={"format": FORMAT, "format_version": VERSION, **attrs}
-            | {f"stores_{side}": self._told(stores) for side, stores in zip("ab", self.stores, strict=True)},
+            | {f"stores_{side}": self._store_attribute(stores) for side, stores in zip("ab", self.stores, strict=True)},
         )
         if self.readouts:
             result.attrs["readouts"] = json.dumps(self.readouts)
@@ -349,20 +372,21 @@ class Matrix:
         result.attrs["left_out"] = json.dumps(self.left_out)
         for name in map(str, result.coords):
             stem, _, side = name.rpartition("_")
-            what = stem if side in {"a", "b"} else name
-            result[name].attrs["long_name"] = _LONG_NAMES.get(what, what) + (f" ({side})" if what == stem else "")
+            quantity = stem if side in {"a", "b"} else name
+            suffix = f" ({side})" if quantity == stem else ""
+            result[name].attrs["long_name"] = _LONG_NAMES.get(quantity, quantity) + suffix
         return result
 
     def _with_diagnostics(self, result: xr.Dataset, title: str) -> xr.Dataset:
         for name, numbers in self.diagnostics.items():
             if name.rpartition(".")[0] == title:
                 for side, names, layers in zip("ab", self._names, (self.rows, self.columns), strict=True):
-                    of = {layer.name: numbers[layer.shape.name] for layer in layers if layer.shape.name in numbers}
-                    told = [of.get(each, -1) for each in names]
-                    result = result.assign_coords({f"{name}_{side}": (f"layer_{side}", told)})
+                    by_name = {x.name: numbers[x.shape.name] for x in layers if x.shape.name in numbers}
+                    coordinate = [by_name.get(layer_name, -1) for layer_name in names]
+                    result = result.assign_coords({f"{name}_{side}": (f"layer_{side}", coordinate)})
         return result
 
-    def _told(self, stores: Sequence[ActivationStore]) -> str:
+    def _store_attribute(self, stores: Sequence[ActivationStore]) -> str:
         return json.dumps(
             [
                 {"model": store.model, "checksum": self._checksums[store], "provenance": store.provenance}
@@ -373,7 +397,7 @@ class Matrix:
     def _variable(self, metric: Metric[Any], readout: str) -> xr.Variable:
         title = self.title(metric, readout)
         values, undefined = self.values[title], self.undefined[title]
-        readable = self._say_what_cannot_be(metric, readout, undefined)
+        readable = self._record_undefined(metric, readout, undefined)
         if np.isnan(values).all():
             raise UndefinedValueError(f"{title}: no pair of layers has a value; {min(undefined)}")
         low, high = metric.bounds
@@ -396,40 +420,40 @@ class Matrix:
         )
 
     def _cautions(self, metric: Metric[Any], readout: str) -> list[str]:
-        """Those of single pairs, after what concerns many: too few samples."""
+        """Return the cautions of a variable: about too few samples first, then about single pairs."""
         title = self.title(metric, readout)
         measured = self.diagnostics.get(f"{title}.{metric.counted}", {})
         widths = [
             {
-                place[layer.shape.name]: measured.get(layer.shape.name, layer.features)
+                position[layer.shape.name]: measured.get(layer.shape.name, layer.features)
                 for layer in layers
                 if readout in {"", layer.key.readout}
             }
-            for place, layers in zip(self._place, (self.rows, self.columns), strict=True)
+            for position, layers in zip(self._position, (self.rows, self.columns), strict=True)
         ]
         pairs = [(widths[0][i], widths[1][j]) for i, j in np.argwhere(~np.isnan(self.values[title])).tolist()]
         scarce = metric.scarcity_of_all(self.n, [pair for pair in pairs if min(pair) > 0])
         return [*([scarce] if scarce else []), *self.cautions[title]]
 
     def _remarks(self, metric: Metric[Any], readable: Sequence[str], readout: str) -> list[str]:
-        """What is to be known of all values."""
-        found = {metric.remark(self.n)} - {None}
+        """Return remarks that apply to all values of a variable."""
+        remarks = {metric.remark(self.n)} - {None}
         for layer in self.layers:
             key = layer.key
             if readout not in {"", key.readout}:
                 continue
             if key.form == "grams" and layer.shape.kind in readable and self.n % key.size:
                 left = self.n % key.size
-                found.add(f"{left} of {self.n} samples are in no block of {key.size}, and left out of {key.readout}")
-        return sorted(map(str, found))
+                remarks.add(f"{left} of {self.n} samples are in no block of {key.size}, and left out of {key.readout}")
+        return sorted(map(str, remarks))
 
     def _notes(self, readable: Sequence[str], readout: str) -> list[str]:
-        """What the label has to say beside the parameters: how all layers are compressed, or of several the readout."""
+        """Return what the label states beside the parameters: the compression of all layers, or the readout."""
         keys = {layer.shape.kind: layer.key for layer in self.layers if readout in {"", layer.key.readout}}
         if len(keys) > 1 or not readable:
             return []
         (key,) = keys.values()
-        words = {"grams": "minibatches of", "sketches": "two sketches of"}
-        if key.form in words:
-            return [f"{words[key.form]} {key.size}"]
+        compressions = {"grams": "minibatches of", "sketches": "two sketches of"}
+        if key.form in compressions:
+            return [f"{compressions[key.form]} {key.size}"]
         return [f"readout {readout}"] if len(self.readouts) > 1 else []

@@ -1,17 +1,17 @@
-"""How a comparison will be computed, decided from shapes alone: no data is read, and nothing is measured.
+"""Plan a comparison from the shapes of the layers: choose algorithms, block sizes, and what stays in memory.
 
-For every group of measures that share their preparation there is a `Stage`. It takes the cheapest of the algorithms
-(`repsim.metrics.algorithms`) that its measures know, and keeps in memory what fits. What preparing a layer takes is
-stated by its recipe, and what comparing two takes by the algorithm and the measure. The same shapes and the same limits
-give the same plan, whatever else the machine is doing and however many processes share the work, so that results are
-the same to the bit and an interrupted run can go on.
+Planning reads no data and measures nothing. Each group of measures that share their preparation becomes a `Stage`. A
+stage uses the cheapest algorithm (`repsim.metrics.algorithms`) that its measures support and that fits into memory, and
+keeps prepared layers in memory if they fit. The recipe states the cost of preparing a layer; the algorithm and the
+measure state the cost of comparing two. The same shapes and limits always give the same plan, independently of the load
+of the machine and the number of processes, so that results are the same to the bit and interrupted runs can be resumed.
 
 Cost model, with n samples, widths p and q, L layers, R x C pairs; for preparation see `Recipe.cost`:
 
 ======================  ==================================================================================
 Gram space              n^2 (sum p + R C) FLOP: one triangle of every Gram matrix, one product a pair and entry
 feature space           2 n sum_pairs p q FLOP, and n sum p^2 for the norms
-reading                 bytes of the stores, once to prepare, then as often as the layers pass by
+reading                 bytes of the stores: for preparation, then whenever layers are not in memory
 ======================  ==================================================================================
 """
 
@@ -33,7 +33,7 @@ from repsim.metrics.recipes.base import StreamingRecipe
 from repsim.metrics.recipes.cost import NOMINAL, NOTHING, Cost, LayerSize
 from repsim.metrics.recipes.gram import KernelRecipe
 from repsim.runtime import tuning
-from repsim.runtime.files import human
+from repsim.runtime.files import format_size
 from repsim.runtime.processes import Ranks
 from repsim.runtime.progress import Progress
 from repsim.runtime.tuning import Tuning
@@ -41,32 +41,32 @@ from repsim.runtime.tuning import Tuning
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What there is to know of a layer before it is read."""
+    """Shape of a layer and the form in which it is stored."""
 
     name: str
     p: int
-    """Values a sample."""
+    """Number of values a sample."""
     itemsize: int = 4
     """Bytes of a value in the store."""
     form: Form = "features"
     kind: str = "features"
-    """Layers of one kind can be compared with each other."""
+    """Kind of the layer; only layers of one kind can be compared."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the plan has to keep to."""
+    """Memory limit and device of a plan."""
 
     memory: int
-    """Bytes that the process may take in all."""
+    """Bytes that the process may take in total."""
     base: int = 0
-    """Bytes that it took before."""
+    """Bytes that the process takes before the comparison."""
     device: str = "cpu"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Measures that are computed together, over layers that can be compared."""
+    """Measures that are computed together, over layers of one kind, with algorithm, block sizes and cost."""
 
     metrics: tuple[Metric[Any], ...]
     recipe: Recipe[Any]
@@ -75,60 +75,67 @@ class Stage:
     columns: tuple[LayerShape, ...]
     algorithm: Algorithm = "pairs"
     kept: bool = True
-    """Whether prepared layers stay in memory; else they are read again as they are needed."""
+    """Whether prepared layers stay in memory; otherwise they are read again when needed."""
     preparing: Cost = NOTHING
-    """Work that depends on one layer."""
+    """Cost of preparing the layers."""
     comparing: Cost = NOTHING
-    """Work that depends on two layers."""
+    """Cost of comparing all pairs."""
     other: Cost | None = None
-    """Work of the other algorithm, where there is one."""
+    """Cost of the algorithm that was not chosen; None if there is only one."""
     memory: int = 0
-    """Bytes that it needs, beside what the process held before."""
+    """Bytes that the stage needs, beside what the process takes before the comparison."""
     panel: int = Tuning.panel
+    """Gram space: samples whose features are read at once."""
     tile: int = 512
+    """Gram space: side of a tile in samples."""
     held: int = 2
+    """Gram space: number of panels in memory at once, if layers are not kept."""
     chunk: int = Tuning.run
+    """Feature space: samples of a run."""
     room: int = Tuning.unit_memory
+    """Feature space: bytes for the sums of one unit."""
     group: int = 1
+    """Pair by pair: layers of a side that make one unit."""
 
     @property
     def layers(self) -> tuple[LayerShape, ...]:
-        """Every layer once."""
+        """Distinct layers of both sides."""
         return tuple(dict.fromkeys((*self.rows, *self.columns)))
 
     @property
     def cost(self) -> Cost:
-        """All of the work."""
+        """Cost of preparing and comparing."""
         return self.preparing + self.comparing
 
     def seconds(self, rates: Cost) -> float:
-        """How long it takes at these rates: first one thing, then the other."""
+        """Return the predicted time in seconds at these rates; preparing and comparing do not overlap."""
         return self.preparing.seconds(rates) + self.comparing.seconds(rates)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All of a comparison."""
+    """Plan of a comparison: its stages, in order."""
 
     n: int
+    """Number of samples."""
     limits: Limits
     stages: tuple[Stage, ...]
 
     def seconds(self, rates: Cost) -> float:
-        """How long all stages take at these rates."""
+        """Return the predicted time of all stages in seconds at these rates."""
         return sum(stage.seconds(rates) for stage in self.stages)
 
     @property
     def memory(self) -> int:
-        """Bytes that the process takes at its peak."""
+        """Predicted peak memory of the process in bytes."""
         return self.limits.base + max((stage.memory for stage in self.stages), default=0)
 
     def __repr__(self) -> str:
-        said = f"<Plan over {self.n} samples, {human(self.memory)} at most>"
-        return "\n".join([said, *self.lines()])
+        head = f"<Plan over {self.n} samples, {format_size(self.memory)} at most>"
+        return "\n".join([head, *self.lines()])
 
     def lines(self) -> list[str]:
-        """The plan in words, for people."""
+        """Return lines of text that describe the plan."""
         return [line for stage in self.stages for line in _lines(stage, self.n)]
 
 
@@ -139,19 +146,24 @@ def plan(
 
     Parameters
     ----------
-    rows, columns
-        The layers; one that is on both sides is the same object, or an equal one.
-    n
-        Samples.
-    metrics
-        Measures. Those whose recipes one recipe covers, and that know the same algorithms, make one stage.
-    limits
-        Memory, and the device.
+    rows, columns : sequence of LayerShape
+        The layers. A layer that is on both sides is the same object, or an equal one.
+    n : int
+        Number of samples.
+    metrics : iterable of Metric
+        The measures. Measures that support the same algorithms, and whose recipes are covered by one recipe, make one
+        stage.
+    limits : Limits
+        The memory limit and the device.
+
+    Returns
+    -------
+    Plan
 
     Raises
     ------
     TooLittleMemoryError
-        Not even the smallest plan fits into the memory; the message says how much it takes.
+        If not even the smallest plan fits into the memory; the message states how much it takes.
 
     Examples
     --------
@@ -175,7 +187,7 @@ def plan(
 
 
 def by_recipe(metrics: Sequence[Metric[Any]], form: Form) -> list[tuple[Recipe[Any], list[Metric[Any]]]]:
-    """Group measures by the recipe that serves them, and the algorithms that they know."""
+    """Group measures by the recipe that prepares layers for them, and by the algorithms that they support."""
     recipes: dict[Metric[Any], Recipe[Any]] = {}
     for metric in metrics:
         try:
@@ -185,16 +197,16 @@ def by_recipe(metrics: Sequence[Metric[Any]], form: Form) -> list[tuple[Recipe[A
     groups: dict[tuple[Any, ...], tuple[Recipe[Any], list[Metric[Any]]]] = {}
     for metric, recipe in recipes.items():
         best = recipe
-        for other in recipes.values():
-            best = other if other.covers(best) else best
+        for candidate in recipes.values():
+            best = candidate if candidate.covers(best) else best
         groups.setdefault((best, metric.algorithms), (best, []))[1].append(metric)
     return list(groups.values())
 
 
 def _with_best_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
     metrics = stage.metrics
-    possible = [known for known in metrics[0].algorithms if stage.form == "features" or known != "moments"]
-    stages = [_with_algorithm(dataclasses.replace(stage, algorithm=known), n, limits) for known in possible]
+    possible = [name for name in metrics[0].algorithms if stage.form == "features" or name != "moments"]
+    stages = [_with_algorithm(dataclasses.replace(stage, algorithm=name), n, limits) for name in possible]
     stages.sort(key=lambda stage: stage.seconds(NOMINAL))
     fitting = [stage for stage in stages if limits.base + stage.memory <= limits.memory]
     if not fitting:
@@ -202,8 +214,8 @@ def _with_best_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
         needed = _rounded_up(limits.base + least.memory)
         raise TooLittleMemoryError(
             f"{', '.join(metric.spec for metric in metrics)} on {len(least.layers)} layers of {n} samples takes "
-            f"{human(needed)} of memory at least, of which the program itself takes {human(limits.base)}; allowed are "
-            f"{human(limits.memory)}",
+            f"{format_size(needed)} of memory at least, of which the program itself takes {format_size(limits.base)}; "
+            f"allowed are {format_size(limits.memory)}",
             metrics=(metric.spec for metric in metrics),
             needed=needed,
             allowed=limits.memory,
@@ -215,7 +227,7 @@ def _with_best_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
 
 
 def _rounded_up(size: int) -> int:
-    """To three digits, as `human` shows it: whoever gives this much gives enough."""
+    """Round up to three digits, so that the amount that `format_size` shows is enough."""
     step: int = 10 ** max(0, len(str(size)) - 3)
     return -(-size // step) * step
 
@@ -244,22 +256,22 @@ def _with_algorithm(stage: Stage, n: int, limits: Limits) -> Stage:
             prepared.cost, touched=prepared.cost.touched + n * sum(prepared.widths), read=prepared.cost.read / 2
         )
         return dataclasses.replace(in_memory, preparing=once, memory=needed + settings.spare_memory)
-    again = within(available - fixed - settings.spare_memory, kept=False)
-    return dataclasses.replace(again, memory=again.memory + fixed + settings.spare_memory)
+    streamed = within(available - fixed - settings.spare_memory, kept=False)
+    return dataclasses.replace(streamed, memory=streamed.memory + fixed + settings.spare_memory)
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Layers of a stage, once they are prepared."""
+    """Sizes and cost of the prepared layers of a stage."""
 
     widths: list[int]
-    """Columns that take part in products."""
+    """Numbers of columns that take part in products."""
     cost: Cost
-    """Work of preparing them."""
+    """Cost of preparing the layers."""
     fixed: int
-    """Bytes that are needed whether layers are kept in memory or not."""
+    """Bytes that are needed whether or not layers are kept in memory."""
     kept: int
-    """Bytes of the prepared layers, where these are kept in memory."""
+    """Bytes of the prepared layers, if they are kept in memory."""
 
 
 def _prepared(stage: Stage, n: int) -> _Prepared:
@@ -279,7 +291,7 @@ def _prepared(stage: Stage, n: int) -> _Prepared:
 
 
 def _itemsize(layer: LayerShape) -> int:
-    """Bytes of a value in memory: features in half precision are widened, what readouts stored is not."""
+    """Return the bytes of a value in memory: half-precision features become float32, compressed readouts do not."""
     return max(4, layer.itemsize) if layer.form == "features" else layer.itemsize
 
 
@@ -291,7 +303,7 @@ def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: in
     block = recipe.block(n)
     copies = (2 if measures > 1 else 1) * recipe.draws
     tile = min(tile_side(count * copies, itemsize), n)
-    stack = (copies * count * tile + pairs) * tile * itemsize  # tiles of all layers, and what they give to all pairs
+    stack = (copies * count * tile + pairs) * tile * itemsize  # tiles of all layers, products of all pairs
     wide = sum(widths) * itemsize
 
     def sums(panel: int) -> int:
@@ -300,7 +312,7 @@ def _gram_space(stage: Stage, n: int, widths: list[int], itemsize: int, free: in
     most = max(2**26, free // 8)
     panel, held = settings.smallest_panel if block >= n else block, 2
     while sums(panel) > most and panel < n:
-        panel *= 2  # fewer units, whose sums would take more memory than what is summed
+        panel *= 2  # fewer units, so that their sums take less memory
     if stage.kept:
         panel = max(panel, settings.panel)
     else:
@@ -340,10 +352,10 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     chunk, room = settings.run, settings.unit_memory_kept if stage.kept else settings.unit_memory
     largest = 12 * max(widths) ** 2
     if not stage.kept:
-        broad = sum(widths) * itemsize
-        while chunk > 256 and 3 * min(chunk, n) * broad > min(free // 2, free - 2 * largest):
+        row = sum(widths) * itemsize  # bytes of one sample of all layers
+        while chunk > 256 and 3 * min(chunk, n) * row > min(free // 2, free - 2 * largest):
             chunk //= 2
-        room = max(largest, min(room, free - 3 * min(chunk, n) * broad - largest))
+        room = max(largest, min(room, free - 3 * min(chunk, n) * row - largest))
     units = units_of_moments(widths[:height], columns, room, symmetric=symmetric, norms=norms)
     pairs = [pair for unit in units for pair in unit]
     flop = flop_of_moments(n, widths, pairs)
@@ -352,15 +364,15 @@ def _feature_space(stage: Stage, n: int, widths: list[int], itemsize: int, free:
     widest = max(widths)
     dearest = max(metrics, key=lambda metric: metric.moment_cost(widest, widest).seconds(NOMINAL))
     for (p, q), times in Counter((widths[u], widths[v]) for u, v in pairs).items():
-        cost += times * dearest.moment_cost(p, q)  # measures share what they find
+        cost += times * dearest.moment_cost(p, q)  # measures share intermediate results
     memory = min(room, 8 * products) + largest
     if not stage.kept:
-        taking = [sorted({u for pair in unit for u in pair}) for unit in units]
+        layers_of_units = [sorted({u for pair in unit for u in pair}) for unit in units]
         layers = stage.layers
-        memory += 3 * min(chunk, n) * max(sum(widths[u] for u in unit) for unit in taking) * itemsize
+        memory += 3 * min(chunk, n) * max(sum(widths[u] for u in unit) for unit in layers_of_units) * itemsize
         cost += Cost(
-            touched=float(n) * sum(widths[u] for unit in taking for u in unit),
-            read=float(n) * sum(layers[u].p * layers[u].itemsize for unit in taking for u in unit),
+            touched=float(n) * sum(widths[u] for unit in layers_of_units for u in unit),
+            read=float(n) * sum(layers[u].p * layers[u].itemsize for unit in layers_of_units for u in unit),
         )
     return dataclasses.replace(stage, chunk=chunk, room=room, comparing=cost, memory=memory)
 
@@ -374,63 +386,73 @@ def _pair_by_pair(stage: Stage, n: int, itemsize: int) -> Stage:
 
 def _lines(stage: Stage, n: int) -> list[str]:
     names, side = ", ".join(metric.spec for metric in stage.metrics), min(stage.tile, n)
-    how = {
+    algorithm = {
         "gram": f"Gram space, tiles of {side} x {side}, panels of {min(stage.panel, n):,} samples",
         "moments": f"feature space, runs of {min(stage.chunk, n):,} samples",
         "pairs": "pair by pair",
     }[stage.algorithm]
     if stage.other is not None:
         other = {"gram": "feature", "moments": "Gram"}[stage.algorithm]
-        how += f" ({_tera(stage.cost)}; {other} space: {_tera(stage.other)})"
+        algorithm += f" ({_format_flop(stage.cost)}; {other} space: {_format_flop(stage.other)})"
     elif stage.algorithm != "pairs":
-        how += f" ({_tera(stage.cost)})"
-    where = "kept in memory" if stage.kept else f"read again as needed, {human(stage.cost.read)} in all"
-    once = f"each layer prepared once ({_in_words(stage.recipe)})"
+        algorithm += f" ({_format_flop(stage.cost)})"
+    storage = "kept in memory" if stage.kept else f"read again as needed, {format_size(stage.cost.read)} in all"
+    preparation = f"each layer prepared once ({_recipe_name(stage.recipe)})"
     if len(stage.metrics) > 1:
-        once += f" for all {len(stage.metrics)} metrics"
+        preparation += f" for all {len(stage.metrics)} metrics"
     return [
         f"{names}: {len(stage.rows)} x {len(stage.columns)} layers, {n:,} samples",
-        f"  {how}",
-        f"  {once}, {where}",
+        f"  {algorithm}",
+        f"  {preparation}, {storage}",
     ]
 
 
-def _in_words(recipe: Recipe[Any]) -> str:
+def _recipe_name(recipe: Recipe[Any]) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(recipe).__name__).lower()
 
 
-def _tera(cost: Cost) -> str:
+def _format_flop(cost: Cost) -> str:
     flop = cost.flop32 + cost.flop64 + cost.decomposed
     return f"{flop / 1e12:.3g} TFLOP" if flop >= 1e11 else f"{flop / 1e9:.3g} GFLOP"
 
 
 class Meter:
-    """How far a planned comparison is, in percent of what it is predicted to take."""
+    """Progress of a planned comparison, in percent of its predicted time.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of the comparison.
+    me : Ranks
+        This process among those that share the work.
+    progress : callable, optional
+        Called with the percentage that is done, and with 100.
+    """
 
     def __init__(self, plan: Plan, me: Ranks, progress: Progress | None) -> None:
         self._progress, self._me = progress, me
         self._total = plan.seconds(NOMINAL) or 1.0
-        self._done, self._due, self._told = 0.0, 0.0, -1
+        self._done, self._finished, self._reported = 0.0, 0.0, -1
 
     def preparing(self, stage: Stage) -> Callable[[], None]:
-        """To be called after each layer of a stage."""
+        """Return the function to call after preparing each layer of a stage."""
         weight = stage.preparing.seconds(NOMINAL) / len(stage.layers)
         streams = isinstance(stage.recipe, StreamingRecipe)
         return lambda: self._advance(weight * (self._me.world if streams else 1))
 
     def comparing(self, stage: Stage, units: int) -> Callable[[], None]:
-        """To be called after each unit of a stage."""
+        """Return the function to call after computing each unit of a stage."""
         weight = stage.comparing.seconds(NOMINAL) / units
         return lambda: self._advance(weight * self._me.world)
 
     def finished(self, stage: Stage) -> None:
-        """To be called after a stage: other processes did their part of it, or it was done before."""
-        self._due += stage.seconds(NOMINAL)
-        self._advance(self._due - self._done)
+        """Count a stage as finished, including the parts of other processes and of earlier runs."""
+        self._finished += stage.seconds(NOMINAL)
+        self._advance(self._finished - self._done)
 
     def _advance(self, seconds: float) -> None:
         self._done += seconds
         percent = min(100, round(100 * self._done / self._total))
-        if self._progress is not None and percent > self._told:
-            self._told = percent
+        if self._progress is not None and percent > self._reported:
+            self._reported = percent
             self._progress(percent, 100)

@@ -1,4 +1,4 @@
-"""What depends on one layer, computed once a layer, and shared among the processes of a run."""
+"""Prepare each layer once by a recipe, sharing the layers among the processes of a run."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,23 +18,24 @@ from repsim.runtime.processes import ALONE, Ranks
 
 @dataclass(frozen=True)
 class Source:
-    """A layer that can be read."""
+    """Layer that can be read from its store."""
 
     name: str
-    """Unique among the layers."""
+    """Unique name of the layer."""
     label: str
-    """For people."""
+    """Name of the layer in messages."""
     rows: Callable[[], Rows | Tensor]
-    """Gives the layer as it is read from its store."""
+    """Function that opens the layer for reading."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Layers, prepared by one recipe."""
+    """Layers prepared by one recipe."""
 
     factors: Mapping[str, Factor]
+    """Factors of the layers by name."""
     undefined: Mapping[str, str]
-    """Layers that have nothing to compare (constant ones, say), and why."""
+    """Layers without a factor (constant layers, for example), with the reason."""
 
 
 def prepare(
@@ -46,49 +47,62 @@ def prepare(
     me: Ranks = ALONE,
     step: Callable[[], None] = lambda: None,
 ) -> Prepared:
-    """Apply a recipe to every layer; the next one is read from its store meanwhile.
+    """Apply a recipe to every layer, reading the next layer in the background.
 
-    A streaming recipe is fitted by one process a layer, which tells the others what it found. ``keep`` reads each layer
-    into memory, and its factor stays there; otherwise factors read their layers again whenever they are used.
+    Parameters
+    ----------
+    recipe : Recipe
+        The recipe. Each layer is fitted to a streaming recipe by one process, which sends the result to the others.
+    sources : sequence of Source
+        The layers.
+    device : str
+        The device to compute on.
+    keep : bool
+        Whether to read each layer into memory and keep it there; otherwise factors read their layers again whenever
+        they are used.
+    me : Ranks
+        This process among those that share the work.
+    step : callable
+        Called after each layer that this process has prepared.
     """
     shared = me.world > 1 and isinstance(recipe, StreamingRecipe)
     work: Callable[[Any], Any] = recipe.fit if shared and isinstance(recipe, StreamingRecipe) else recipe
-    mine = sources[me.rank :: me.world] if shared else sources
-    found: dict[str, Any] = {}
-    for source, x in _reading(recipe, mine, device, keep=keep):
-        with _telling(recipe, source):
+    own_sources = sources[me.rank :: me.world] if shared else sources
+    results: dict[str, Any] = {}  # factors, fitted states, or errors
+    for source, x in _read_all(recipe, own_sources, device, keep=keep):
+        with _layer_in_errors(recipe, source):
             try:
-                found[source.name] = work(x)
+                results[source.name] = work(x)
             except UndefinedValueError as error:
-                found[source.name] = error
+                results[source.name] = error
         step()
     if shared:
         assert isinstance(recipe, StreamingRecipe)
-        told = {name: state for part in me.gather(_moved(found, "cpu")) for name, state in part.items()}
-        found = {name: state for name, state in told.items() if isinstance(state, UndefinedValueError)}
-        some = [source for source in sources if source.name not in found]
-        for source, x in _reading(recipe, some, device, keep=keep):
-            found[source.name] = recipe.apply(x, _moved(told[source.name], _place(x)))
-    undefined = {name: str(each) for name, each in found.items() if isinstance(each, UndefinedValueError)}
-    factors = {source.name: found[source.name] for source in sources if source.name not in undefined}
+        states = {name: state for part in me.gather(_to_device(results, "cpu")) for name, state in part.items()}
+        results = {name: state for name, state in states.items() if isinstance(state, UndefinedValueError)}
+        fitted = [source for source in sources if source.name not in results]
+        for source, x in _read_all(recipe, fitted, device, keep=keep):
+            results[source.name] = recipe.apply(x, _to_device(states[source.name], _float64_device(x)))
+    undefined = {name: str(result) for name, result in results.items() if isinstance(result, UndefinedValueError)}
+    factors = {source.name: results[source.name] for source in sources if source.name not in undefined}
     return Prepared(factors, undefined)
 
 
-def _reading(
+def _read_all(
     recipe: Recipe[Any], sources: Sequence[Source], device: str, *, keep: bool
 ) -> Iterator[tuple[Source, Rows | Tensor]]:
-    """Every layer, read while the one before is worked on."""
+    """Yield every layer with its source; if ``keep``, the next layer is read in the background."""
 
     def read() -> Iterator[Rows | Tensor]:
         for source in sources:
-            with _telling(recipe, source):
+            with _layer_in_errors(recipe, source):
                 yield _read(source, keep=keep)
 
     return zip(sources, ahead(read(), torch.device(device)) if keep else read(), strict=True)
 
 
 @contextmanager
-def _telling(recipe: Recipe[Any], source: Source) -> Iterator[None]:
+def _layer_in_errors(recipe: Recipe[Any], source: Source) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -101,17 +115,17 @@ def _read(source: Source, *, keep: bool) -> Rows | Tensor:
     return rows[:] if keep else rows
 
 
-def _place(x: Rows | Tensor) -> str:
+def _float64_device(x: Rows | Tensor) -> str:
     return "cpu" if x.device.type == "mps" else str(x.device)  # mps has no float64
 
 
-def _moved(value: Any, device: str) -> Any:
-    """The same with every tensor in it on this device."""
+def _to_device(value: Any, device: str) -> Any:
+    """Return a value with all tensors in it, in dictionaries and dataclasses, moved to a device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
-        return {key: _moved(each, device) for key, each in value.items()}
+        return {key: _to_device(entry, device) for key, entry in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = {field.name: _moved(getattr(value, field.name), device) for field in dataclasses.fields(value)}
+        parts = {field.name: _to_device(getattr(value, field.name), device) for field in dataclasses.fields(value)}
         return dataclasses.replace(value, **parts)
     return value

@@ -1,7 +1,7 @@
-"""All pairs of layers with samples left out, permuted or drawn, at the cost of matrix products.
+"""Compare all pairs of layers with samples left out, permuted or subsampled.
 
-What statistics are made of, and no statistics yet: a value for every way to resample, each the exact one. No Gram
-matrix and no decomposition is made a second time where the first one will do.
+The functions return one exact value for every resampling; `repsim.study` makes statistics of them. Gram matrices and
+decompositions are computed once and reused wherever that is exact.
 """
 
 import itertools
@@ -30,20 +30,33 @@ from repsim.metrics.recipes.rows import Rows
 from repsim.runtime.arrays import SupportsArray, as_array
 from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
-from repsim.runtime.progress import Listener, counter, told
+from repsim.runtime.progress import Listener, counter, report_progress
 from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore
 
 Layers = ActivationStore | Mapping[str, Any] | Sequence[Any]
-"""The layers of one side: all of a store, or arrays (n, p), `Rows`, or what the metric's recipe made of them."""
+"""Layers of one side: a store, or a list or mapping of arrays (n, p), `Rows`, or factors of the metric's recipe."""
 Values = Float64[np.ndarray, "count rows columns"]
 
 
 def random_permutations(n: int, count: int, seed: int = 0) -> Int64[np.ndarray, "count n"]:
-    """Draw permutations of n samples, the same for the same seed.
+    """Draw permutations of n samples.
 
-    The order as it is has no place of its own among them, and is drawn as rarely as any other: the value that a test
-    looks at is for the test to add.
+    The identity is not included; it is drawn with the same probability as any other permutation. A permutation test has
+    to add the observed value itself.
+
+    Parameters
+    ----------
+    n : int
+        Number of samples.
+    count : int
+        Number of permutations.
+    seed : int
+        Seed of the random generator.
+
+    Returns
+    -------
+    array of shape (count, n)
 
     Examples
     --------
@@ -58,7 +71,23 @@ def random_permutations(n: int, count: int, seed: int = 0) -> Int64[np.ndarray, 
 
 
 def random_subsamples(n: int, m: int, count: int, seed: int = 0) -> Int64[np.ndarray, "count m"]:
-    """Draw subsamples of m of n samples without replacement, each in rising order, the same for the same seed.
+    """Draw subsamples of m of n samples without replacement.
+
+    Parameters
+    ----------
+    n : int
+        Number of samples.
+    m : int
+        Number of samples to draw, from 4 to n.
+    count : int
+        Number of subsamples.
+    seed : int
+        Seed of the random generator.
+
+    Returns
+    -------
+    array of shape (count, m)
+        Each row in increasing order.
 
     Examples
     --------
@@ -80,38 +109,39 @@ def leave_one_out(
     device: str = "auto",
     progress: Listener = None,
 ) -> Values:
-    """Debiased CKA of all pairs with each sample left out, exactly, for about the price of the comparison.
+    """Compute debiased CKA of all pairs with each sample left out, exactly, at about the cost of one comparison.
 
-    With A and B the U-centred Gram matrices of all n samples and D_i = sum_j A_ij B_ij, the HSIC_1 of the others is
-    proportional to <A, B> - c D_i, c = 2 (n-2)/(n-3): leaving out a sample changes offsets of rows and columns, which
-    HSIC_1 does not see, and the row sums, which become -A_ij (`LeaveOneOut` has the steps). Value i is therefore
+    With A and B the U-centred Gram matrices of all n samples and D_i = sum_j A_ij B_ij, HSIC_1 without sample i is
+    proportional to <A, B> - c D_i with c = 2 (n-2)/(n-3): leaving out a sample changes offsets of rows and columns, to
+    which HSIC_1 is invariant, and the row sums, which become -A_ij (`LeaveOneOut` has the derivation). Value i is
 
         (<A, B> - c D_i^AB) / sqrt((<A, A> - c D_i^AA) (<B, B> - c D_i^BB)).
 
-    For an RBF kernel whose width is a fraction of the median distance, the width stays that of all n samples.
+    If the width of an RBF kernel is a fraction of the median distance, the width of all n samples is used.
 
     Parameters
     ----------
-    rows, columns
-        Layers over the same n samples, several a side: a store, or arrays (n, p), `Rows` that are read as they are
-        needed, or factors.
-    metric
-        Debiased `CKA`, of either kernel.
-    device
-        Where to compute, as in `repsim.compare`. Factors stay where they are.
-    progress
-        Called with the number of steps done, and of all. By default a notebook shows a bar; False is silent.
+    rows, columns : ActivationStore, or list or mapping of layers
+        Layers over the same n samples: a store, or arrays of shape (n, p), `Rows` that are read when needed, or
+        factors.
+    metric : str or Metric
+        Debiased `CKA` with any kernel.
+    device : str
+        The device to compute on, as in `repsim.compare`. Factors stay on their device.
+    progress : callable or False, optional
+        Called with the number of steps done and the total number of steps. By default a notebook shows a bar; False
+        shows nothing.
 
     Returns
     -------
-    array
-        Value (i, a, b): row layer a and column layer b without sample i. In [-1, 1], and never clipped. NaN where there
-        is no value: a constant layer, or one of which nothing but rounding errors is left without the sample.
+    array of shape (n, rows, columns)
+        Value (i, a, b) compares row layer a with column layer b without sample i. In [-1, 1], and never clipped. NaN if
+        it is undefined: a layer is constant, or consists of rounding errors without the sample.
 
     Raises
     ------
     InvalidInputError
-        Another metric, fewer than 5 samples, sides with different samples.
+        If the metric is another one, there are fewer than 5 samples, or the layers have different samples.
 
     References
     ----------
@@ -127,17 +157,17 @@ def leave_one_out(
     ((20, 1, 1), True)
     """
     metric = _metric(metric)
-    both = _Sides(rows, columns, metric, device)
-    if not (isinstance(metric, GramMetric) and both.whole and metric.unbiased and metric.normalised):
+    sides = _Sides(rows, columns, metric, device)
+    if not (isinstance(metric, GramMetric) and sides.full_grams and metric.unbiased and metric.normalised):
         raise InvalidInputError(f"{metric.spec} has no exact leave-one-out; take debiased CKA: cka or cka:kernel=rbf")
-    if both.n < 5:
-        raise InvalidInputError(f"{both.n} samples are too few: with one left out, debiased CKA needs at least 4")
-    values, there = both.room(both.n)
-    both.warn(metric, both.n - 1)
-    if both.present:
-        sweep = LeaveOneOut(*both.present, metric)
-        with told("leaving out each sample", progress) as advance:
-            values[there] = sweep.left_out(counter(sweep.units, advance))
+    if sides.n < 5:
+        raise InvalidInputError(f"{sides.n} samples are too few: with one left out, debiased CKA needs at least 4")
+    values, defined = sides.empty_values(sides.n)
+    sides.warn_if_scarce(metric, sides.n - 1)
+    if sides.present:
+        sweep = LeaveOneOut(*sides.present, metric)
+        with report_progress("leaving out each sample", progress) as advance:
+            values[defined] = sweep.left_out(counter(sweep.units, advance))
     return values
 
 
@@ -151,53 +181,56 @@ def permuted(
     memory: int | str | None = None,
     progress: Listener = None,
 ) -> Values:
-    """All pairs with the samples of one side permuted, exactly: value k compares rows with columns[permutations[k]].
+    """Compute the values of all pairs with the samples of one side permuted, exactly.
 
-    Permutation and centring commute, and norms do not change. So CKA needs <A, P B P'> alone, from centred Gram
-    matrices that are made once:
+    Value k compares rows with columns[permutations[k]]. Permutation and centring commute, and norms do not change under
+    permutation. So CKA only needs <A, P B P'>, from centred Gram matrices that are computed once:
 
         <A, P B P'> = sum_ij A_ij B_pi(i)pi(j),
 
-    of which every unordered pair of samples is computed once. Of a linear kernel the same follows from the features,
+    where every unordered pair of samples is computed once. For a linear kernel it also follows from the features: with
+    g_i and h_i the squared norms of the samples,
 
-        <A, P B P'> = ||X'PY||^2 - n/(n-2) sum_i g_i h_pi(i) + (sum_i g_i)(sum_i h_i)/((n-1)(n-2)),
+        <A, P B P'> = ||X'PY||^2 - n/(n-2) sum_i g_i h_pi(i) + (sum_i g_i)(sum_i h_i)/((n-1)(n-2))
 
-    g_i and h_i being squared norms of samples (biased, the first term alone): whichever takes less is what is done.
-    Few features are far cheaper than Gram matrices, and `repsim.engine.shared_directions.leading` makes them few.
+    for the debiased estimator, and the first term alone for the biased one. The algorithm with fewer operations is
+    used. Few features are much cheaper than Gram matrices; `repsim.engine.shared_directions.truncate` reduces them.
 
-    The CCA family has bases permuted: the rows of an orthonormal basis, permuted, are the basis of the permuted layer.
-    All else prepares the permuted layers anew.
+    For the CCA family the rows of an orthonormal basis are permuted, which gives a basis of the permuted layer. For all
+    other measures the permuted layers are prepared again.
 
     Parameters
     ----------
-    rows, columns
-        Layers over the same n samples, several a side: a store, or arrays (n, p), `Rows`, or factors.
-    metric
+    rows, columns : ActivationStore, or list or mapping of layers
+        Layers over the same n samples: a store, or arrays of shape (n, p), `Rows`, or factors.
+    metric : str or Metric
         A spec string or a metric.
-    permutations
-        (K, n), each row a permutation of 0 ... n - 1. The same one holds for all layers.
-    device
-        Where to compute, as in `repsim.compare`. Factors stay where they are.
-    memory
-        Bytes that Gram matrices, or features, may take at once, or words such as ``"2GiB"``; by default half of the
-        machine's memory, or 80 % of the GPU's. Where Gram matrices take more, groups of layers are compared one after
-        the other.
-    progress
-        Called with the number of steps done, and of all. By default a notebook shows a bar; False is silent.
+    permutations : array of shape (K, n)
+        Each row is a permutation of 0 ... n - 1, applied to all layers of the columns.
+    device : str
+        The device to compute on, as in `repsim.compare`. Factors stay on their device.
+    memory : int or str, optional
+        Bytes that Gram matrices, or features, may take at once, or a text such as ``"2GiB"``; by default half of the
+        machine's memory, or 80 % of the GPU's. If Gram matrices take more, groups of layers are compared one after the
+        other.
+    progress : callable or False, optional
+        Called with the number of steps done and the total number of steps. By default a notebook shows a bar; False
+        shows nothing.
 
     Returns
     -------
-    array
-        Value (k, a, b): row layer a and column layer b, permuted by permutation k; in the metric's bounds. NaN where
-        the comparison has no value.
+    array of shape (K, rows, columns)
+        Value (k, a, b) compares row layer a with column layer b under permutation k. In the metric's range; NaN if it
+        is undefined.
 
     Raises
     ------
     InvalidInputError
-        Rows that are no permutations; sides with different samples; Gram matrices of which not even one of each side
-        fits; factors where the layers themselves are needed; the readout ``gram:B``, whose blocks cannot be permuted.
+        If a row is not a permutation; the layers have different samples; not even one Gram matrix of each side fits
+        into the memory; factors are given where the layers themselves are needed; or the readout is ``gram:B``, whose
+        blocks cannot be permuted.
     SampleMismatchError
-        Stores of other samples, or in another order.
+        If stores have different samples, or the same samples in a different order.
 
     Examples
     --------
@@ -208,23 +241,23 @@ def permuted(
     ((100, 1, 1), True)
     """
     metric = _metric(metric)
-    both = _Sides(rows, columns, metric, device)
-    orders = _drawn(permutations, both.n, "permutations")
-    if orders.shape[1] != both.n:
-        raise InvalidInputError(f"permutations of {orders.shape[1]} samples, but the layers have {both.n}")
-    values, there = both.room(len(orders))
-    with told("permuting samples", progress) as advance:
-        if isinstance(metric, GramMetric) and both.whole and both.present:
-            limit = memory_to_use(both.device, memory)
-            values[there] = permutation.permuted(*both.present, metric, orders, memory=limit, progress=advance)
-        elif both.present:
+    sides = _Sides(rows, columns, metric, device)
+    orders = _check_indices(permutations, sides.n, "permutations")
+    if orders.shape[1] != sides.n:
+        raise InvalidInputError(f"permutations of {orders.shape[1]} samples, but the layers have {sides.n}")
+    values, defined = sides.empty_values(len(orders))
+    with report_progress("permuting samples", progress) as advance:
+        if isinstance(metric, GramMetric) and sides.full_grams and sides.present:
+            limit = memory_to_use(sides.device, memory)
+            values[defined] = permutation.permuted(*sides.present, metric, orders, memory=limit, progress=advance)
+        elif sides.present:
             step = counter(len(orders), advance)
             if isinstance(metric, PermutedAtOnce):
-                values[there] = metric.permuted(*both.present, orders, step)
+                values[defined] = metric.permuted(*sides.present, orders, step)
                 return values
             for k, order in enumerate(orders):
-                others = [both.permuted(name, order) for name in both.columns]
-                values[k] = _block(metric, [both.factors.get(name) for name in both.rows], others)
+                permuted_columns = [sides.permuted(name, order) for name in sides.columns]
+                values[k] = _block(metric, [sides.factors.get(name) for name in sides.rows], permuted_columns)
                 step()
     return values
 
@@ -239,42 +272,47 @@ def subsampled(
     memory: int | str | None = None,
     progress: Listener = None,
 ) -> Values:
-    """All pairs on subsamples without replacement, exactly: value k compares rows[samples[k]] with columns[samples[k]].
+    """Compute the values of all pairs on subsamples drawn without replacement, exactly.
 
-    CKA takes the entries A_S, B_S of Gram matrices that were centred once, over all samples. HSIC does not see that
-    they are centred over more: with a = A_S 1 and b = B_S 1, its m (m - 3)-fold is, debiased (Song et al. 2012, eq. 5),
+    Value k compares rows[samples[k]] with columns[samples[k]]. For CKA, the entries A_S, B_S are taken from Gram
+    matrices that were centred once, over all samples; HSIC on the subsample is invariant to that. With a = A_S 1 and
+    b = B_S 1, the debiased estimator (Song et al. 2012, eq. 5), multiplied by m (m - 3), is
 
         tr(A_S B_S) + (1'a)(1'b) / ((m-1)(m-2)) - 2/(m-2) a'b,
 
-    and, biased, tr(A_S B_S) + (1'a)(1'b) / m^2 - 2/m a'b. For an RBF kernel whose width is a fraction of the median
-    distance, the width stays that of all n samples. Every other metric is recomputed from the samples drawn.
+    and the biased one, multiplied by a constant, is tr(A_S B_S) + (1'a)(1'b) / m^2 - 2/m a'b. If the width of an RBF
+    kernel is a fraction of the median distance, the width of all n samples is used. Every other metric is computed from
+    the subsampled layers.
 
     Parameters
     ----------
-    rows, columns
-        Layers over the same n samples, several a side: a store, or arrays (n, p), `Rows`, or, for CKA, factors.
-    metric
+    rows, columns : ActivationStore, or list or mapping of layers
+        Layers over the same n samples: a store, or arrays of shape (n, p), `Rows`, or, for CKA, factors.
+    metric : str or Metric
         A spec string or a metric.
-    samples
-        (K, m), each row m different samples out of 0 ... n - 1, m >= 4.
-    device, memory
+    samples : array of shape (K, m)
+        Each row has m >= 4 different samples out of 0 ... n - 1.
+    device : str
         As in `permuted`.
-    progress
-        Called with the number of steps done, and of all. By default a notebook shows a bar; False is silent.
+    memory : int or str, optional
+        As in `permuted`.
+    progress : callable or False, optional
+        Called with the number of steps done and the total number of steps. By default a notebook shows a bar; False
+        shows nothing.
 
     Returns
     -------
-    array
-        Value (k, a, b): row layer a and column layer b on subsample k; in the metric's bounds. NaN where there is no
-        value, as where a layer is constant on the subsample.
+    array of shape (K, rows, columns)
+        Value (k, a, b) compares row layer a with column layer b on subsample k. In the metric's range; NaN if it is
+        undefined, for example because a layer is constant on the subsample.
 
     Raises
     ------
     InvalidInputError
-        Samples drawn twice (the bootstrap puts back the bias that the debiased estimator takes away), or out of range;
-        fewer than the metric needs; and as in `permuted`.
+        If a sample is drawn twice (the bootstrap would bring back the bias that the debiased estimator removes) or is
+        out of range; there are fewer samples than the metric needs; and as in `permuted`.
     SampleMismatchError
-        Stores of other samples, or in another order.
+        If stores have different samples, or the same samples in a different order.
 
     References
     ----------
@@ -284,74 +322,76 @@ def subsampled(
     Examples
     --------
     >>> rng = np.random.default_rng(0)
-    >>> x, y, drawn = rng.normal(size=(20, 5)), rng.normal(size=(20, 3)), random_subsamples(20, 10, 100)
-    >>> values = subsampled([x], [y], "cka", drawn)
-    >>> values.shape, bool(np.isclose(values[7, 0, 0], registry.get("cka")(x[drawn[7]], y[drawn[7]])))
+    >>> x, y, samples = rng.normal(size=(20, 5)), rng.normal(size=(20, 3)), random_subsamples(20, 10, 100)
+    >>> values = subsampled([x], [y], "cka", samples)
+    >>> values.shape, bool(np.isclose(values[7, 0, 0], registry.get("cka")(x[samples[7]], y[samples[7]])))
     ((100, 1, 1), True)
     """
     metric = _metric(metric)
-    both = _Sides(rows, columns, metric, device)
-    drawn = _drawn(samples, both.n, "subsamples")
-    if drawn.shape[1] < metric.min_samples:
+    sides = _Sides(rows, columns, metric, device)
+    indices = _check_indices(samples, sides.n, "subsamples")
+    if indices.shape[1] < metric.min_samples:
         raise InvalidInputError(
-            f"subsamples of {drawn.shape[1]} are too small: {metric.spec} needs at least {metric.min_samples} samples"
+            f"subsamples of {indices.shape[1]} are too small: {metric.spec} needs at least {metric.min_samples} samples"
         )
-    values, there = both.room(len(drawn))
-    both.warn(metric, drawn.shape[1])
-    with told("drawing subsamples", progress) as advance:
-        if isinstance(metric, GramMetric) and both.whole and both.present:
-            limit = memory_to_use(both.device, memory)
-            values[there] = subsampling.drawn(*both.present, metric, drawn, memory=limit, progress=advance)
-        elif both.present:
-            step = counter(len(drawn), advance)
-            for k, some in enumerate(drawn):
-                parts = {name: both.part(name, some) for name in {*both.rows, *both.columns}}
-                values[k] = _block(metric, *([parts[name] for name in side] for side in (both.rows, both.columns)))
+    values, defined = sides.empty_values(len(indices))
+    sides.warn_if_scarce(metric, indices.shape[1])
+    with report_progress("drawing subsamples", progress) as advance:
+        if isinstance(metric, GramMetric) and sides.full_grams and sides.present:
+            limit = memory_to_use(sides.device, memory)
+            values[defined] = subsampling.subsampled(*sides.present, metric, indices, memory=limit, progress=advance)
+        elif sides.present:
+            step = counter(len(indices), advance)
+            for k, subsample in enumerate(indices):
+                parts = {name: sides.part(name, subsample) for name in {*sides.rows, *sides.columns}}
+                values[k] = _block(metric, *([parts[name] for name in side] for side in (sides.rows, sides.columns)))
                 step()
     return values
 
 
 class _Sides:
-    """Both sides, each layer read and prepared once, though it may be on both."""
+    """Layers of both sides, each read and prepared once, even if it is on both sides."""
 
     def __init__(self, rows: Layers, columns: Layers, metric: Metric[Any], device: str) -> None:
         self.device = choose_device(device)
         if stores := [side for side in (rows, columns) if isinstance(side, ActivationStore)]:
-            AlignedView(*stores)  # refuses other samples, and another order
-        self._given: dict[str, Any] = {}
+            AlignedView(*stores)  # checks that they have the same samples in the same order
+        self._objects: dict[str, Any] = {}
         self._layers: dict[str, Tensor | Rows] = {}
         self._forms: dict[str, Form] = {}
         self.factors: dict[str, Any] = {}
-        """By name; a layer that has nothing to compare has none."""
-        self.rows, self.columns = (self._take(side, metric.min_samples) for side in (rows, columns))
-        self.n = self._samples()
+        """Factors by name of the layer; layers without values have none."""
+        self.rows, self.columns = (self._add_side(side, metric.min_samples) for side in (rows, columns))
+        self.n = self._count_samples()
         if len(self._forms) > 1:
-            raise InvalidInputError(f"only like can be compared with like, not {' with '.join(sorted(self._forms))}")
+            raise InvalidInputError(
+                f"layers of different readouts cannot be compared: {' and '.join(sorted(self._forms))}"
+            )
         self._recipe = metric.recipe_for(next(iter(self._forms.values()), "features"))
         by_grams = isinstance(metric, GramMetric)
         keep = not (by_grams and isinstance(self._recipe, StreamingRecipe))
         sources = [Source(name, name, partial(self._layers.__getitem__, name)) for name in self._layers]
         self.factors |= prepare(self._recipe, sources, keep=keep).factors
-        self.whole = by_grams and self._whole(metric)
-        """Whether every layer is a Gram matrix of all samples."""
+        self.full_grams = by_grams and self._have_full_grams(metric)
+        """Whether all factors are Gram matrices of all samples, not of minibatches."""
 
-    def _take(self, side: Layers, enough: int) -> list[str]:
-        """Names of a side's layers: one object has one name, on whichever side it is."""
-        given: list[tuple[Any, Any]]
+    def _add_side(self, side: Layers, min_samples: int) -> list[str]:
+        """Add the layers of a side, and return their names. The same object has the same name on both sides."""
+        layers: list[tuple[Any, Any]]
         if isinstance(side, ActivationStore):
-            given = [(label, side[label]) for label in side.layers]
+            layers = [(label, side[label]) for label in side.layers]
         elif isinstance(side, str | bytes) or not isinstance(side, Iterable) or getattr(side, "ndim", 3) != 3:
             raise InvalidInputError(
                 "expected an array of shape (n samples, p features) a layer, in a list of the layers of a side, or an "
-                f"open store; got {_kind(side)}"
+                f"open store; got {_describe(side)}"
             )
         else:
-            given = list(side.items()) if isinstance(side, Mapping) else list(enumerate(side))
-        for label, x in given:
+            layers = list(side.items()) if isinstance(side, Mapping) else list(enumerate(side))
+        for label, x in layers:
             name = str(id(x))
-            self._given[name] = x  # held, so that no other object comes to have its id
+            self._objects[name] = x  # a reference, so that no other object can get the same id
             if isinstance(side, ActivationStore):
-                self._layers[name] = self._stored(side, label, enough)
+                self._layers[name] = self._from_store(side, label, min_samples)
                 self._forms["features" if x.key.form == "features" else x.key.readout] = x.key.form
             elif (
                 not isinstance(x, Tensor)
@@ -361,27 +401,27 @@ class _Sides:
             ):
                 self.factors[name] = x
             else:
-                self._layers[name] = self._at_hand(x, enough)
+                self._layers[name] = self._from_memory(x, min_samples)
                 self._forms["features"] = "features"
-        return [str(id(x)) for _, x in given]
+        return [str(id(x)) for _, x in layers]
 
-    def _at_hand(self, x: Any, enough: int) -> Tensor | Rows:
+    def _from_memory(self, x: Any, min_samples: int) -> Tensor | Rows:
         if isinstance(x, Rows) and not isinstance(x, SupportsArray):
             return x
-        return as_samples(x, enough, "a layer").to(self.device)
+        return as_samples(x, min_samples, "a layer").to(self.device)
 
-    def _stored(self, store: ActivationStore, label: str, enough: int) -> Tensor | Rows:
+    def _from_store(self, store: ActivationStore, label: str, min_samples: int) -> Tensor | Rows:
         view, form = AlignedView(store), store[label].key.form
         if form == "grams":
             raise InvalidInputError(
-                f"{store.path}, layer {label}: Gram matrices of blocks say nothing of two samples in different blocks, "
-                "so samples cannot be left out, permuted or drawn; extract the features, or sketch:M"
+                f"{store.path}, layer {label}: Gram matrices of blocks have no values for samples in different blocks, "
+                "so samples cannot be left out, permuted or subsampled; extract the features, or sketch:M"
             )
         if form == "features":
-            return view.stream(store, label, self.device, min_samples=enough)
-        return view.load(store, label, min_samples=enough).to(self.device)
+            return view.stream(store, label, self.device, min_samples=min_samples)
+        return view.load(store, label, min_samples=min_samples).to(self.device)
 
-    def _samples(self) -> int:
+    def _count_samples(self) -> int:
         counts = [layer.shape[0] for layer in self._layers.values()]
         counts += [(factor.draws[0] if isinstance(factor, Kernels) else factor).n for factor in self.factors.values()]
         if not (self.rows and self.columns):
@@ -393,14 +433,14 @@ class _Sides:
             )
         return int(counts[0])
 
-    def _whole(self, metric: Metric[Any]) -> bool:
-        draws = [factor.draws if isinstance(factor, Kernels) else () for factor in self.factors.values()]
-        if len({len(each) for each in draws} - {0}) > 1 or not all(draws):
+    def _have_full_grams(self, metric: Metric[Any]) -> bool:
+        draws_of_layers = [factor.draws if isinstance(factor, Kernels) else () for factor in self.factors.values()]
+        if len({len(draws) for draws in draws_of_layers} - {0}) > 1 or not all(draws_of_layers):
             raise InvalidInputError(f"these are not all factors of one recipe of {metric.spec}")
-        return all(draw.block == draw.n == self.n for each in draws for draw in each)
+        return all(draw.block == draw.n == self.n for draws in draws_of_layers for draw in draws)
 
-    def warn(self, metric: Metric[Any], samples: int) -> None:
-        """Warn once where these are too few for some pairs of layers."""
+    def warn_if_scarce(self, metric: Metric[Any], samples: int) -> None:
+        """Warn once if this number of samples is too small for some pairs of layers."""
         rows, columns = (
             [self._width(metric, name) for name in side if name in self.factors] for side in (self.rows, self.columns)
         )
@@ -416,24 +456,26 @@ class _Sides:
 
     @property
     def present(self) -> tuple[list[Any], list[Any]] | None:
-        """The factors of rows and of columns that there are; None where one side has none."""
+        """Factors of the rows and of the columns that have one; None if one side has none."""
         a, b = ([self.factors[name] for name in side if name in self.factors] for side in (self.rows, self.columns))
         return (a, b) if a and b else None
 
-    def room(self, count: int) -> tuple[Values, Any]:
-        """NaN for all values, and where among them those of `present` are."""
+    def empty_values(self, count: int) -> tuple[Values, Any]:
+        """Return an array of NaN for all values, and the index of the values of `present` in it."""
         a, b = ([k for k, name in enumerate(side) if name in self.factors] for side in (self.rows, self.columns))
         return np.full((count, len(self.rows), len(self.columns)), np.nan), np.ix_(range(count), a, b)
 
     def permuted(self, name: str, order: Int64[Tensor, " n"]) -> Any:
-        """A layer's factor with its samples in another order; None where there is none."""
+        """Return the factor of a layer with its samples permuted; None if it has none."""
         factor: Any = self.factors.get(name)
         return factor.permuted(order) if isinstance(factor, PermutableFactor) else self.part(name, order)
 
     def part(self, name: str, samples: Int64[Tensor, " m"]) -> Any:
-        """The factor of some samples of a layer, prepared anew; None where there is none."""
+        """Prepare a subset of the samples of a layer, and return the factor; None if it has none."""
         if name not in self._layers:
-            raise InvalidInputError("this metric prepares the samples drawn anew: give the layers, and not factors")
+            raise InvalidInputError(
+                "this metric has to prepare the selected samples again: give the layers, and not factors"
+            )
         x = self._layers[name] = self._layers[name][:]
         try:
             return self._recipe(x[samples.to(x.device)])
@@ -441,7 +483,7 @@ class _Sides:
             return None
 
 
-def _kind(side: Any) -> str:
+def _describe(side: Any) -> str:
     shape = getattr(side, "shape", None)
     return type(side).__name__ if shape is None else f"{type(side).__name__} of shape {tuple(shape)}"
 
@@ -451,16 +493,16 @@ def _metric(spec: str | Metric[Any]) -> Metric[Any]:
 
 
 def _block(metric: Metric[Any], rows: Sequence[Any], columns: Sequence[Any]) -> Float64[np.ndarray, "rows columns"]:
-    """`Metric.block`, and NaN for layers that have no factor."""
+    """Return the values of `Metric.block`, and NaN for layers without a factor."""
     values = np.full((len(rows), len(columns)), np.nan)
     a, b = ([k for k, factor in enumerate(side) if factor is not None] for side in (rows, columns))
     values[np.ix_(a, b)] = metric.block([rows[i] for i in a], [columns[j] for j in b])
     return values
 
 
-def _drawn(given: ArrayLike, n: int, what: str) -> Int64[Tensor, "count m"]:
-    """Rows of different samples, or a refusal."""
-    array = as_array(given, what)
+def _check_indices(indices: ArrayLike, n: int, what: str) -> Int64[Tensor, "count m"]:
+    """Return the indices as a tensor; raise `InvalidInputError` if a row has a sample twice or out of range."""
+    array = as_array(indices, what)
     if array.ndim != 2 or array.dtype.kind not in "iu" or not array.size:
         raise InvalidInputError(
             f"expected {what}: whole numbers of shape (K, samples), got shape {array.shape}, dtype {array.dtype}"
@@ -473,6 +515,6 @@ def _drawn(given: ArrayLike, n: int, what: str) -> Int64[Tensor, "count m"]:
         if times.max() > 1:
             raise InvalidInputError(
                 f"row {k} of the {what} has sample {numbers[times.argmax()]} {times.max()} times; take every sample "
-                "once: drawn with replacement, a sample is like its double, and that counts as similarity"
+                "once: with replacement, a sample and its copy are similar, which increases the value"
             )
     return torch.from_numpy(array)

@@ -1,4 +1,4 @@
-"""A layer cut to its leading principal components: few features with nearly the same Gram matrix."""
+"""Truncate layers to their leading principal components: few features with nearly the same Gram matrix."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,56 +14,56 @@ from repsim.metrics.recipes.products import covariance, inner_products
 from repsim.metrics.recipes.rows import Centred, cut, wide
 
 _RUN = 2048
-"""Samples that are widened to float64 at once."""
+"""Samples that are converted to float64 at once."""
 
 
-def leading(gram: Gram, share: float = 0.9999) -> Gram:
-    """Cut a layer to the fewest principal components that carry this share of ||K||^2 = sum_i s_i^4.
+def truncate(gram: Gram, share: float = 0.9999) -> Gram:
+    """Truncate a layer to the fewest principal components that keep this share of ||K||^2 = sum_i s_i^4.
 
-    Its features become X V_r (U_r diag(s_1 ... s_r), which is the same, where there are more features than samples), so
-    that it is a Gram matrix like any other, and everything works with it: permutations above all, whose price is that
-    of the features.
+    s_i are the singular values of the centred layer X. The features become X V_r, or the equal U_r diag(s_1 ... s_r) if
+    there are more features than samples. The result is a `Gram` as any other, which is much cheaper to permute: the
+    cost of a permutation is proportional to the number of features.
 
-    **Certificate.** With c = (sum_{i<=r} s_i^4 / sum_i s_i^4)^(1/2), which is the biased CKA of a layer with what is
-    left of it, |arccos CKA - arccos CKA_r| <= arccos c_X + arccos c_Y for the biased CKA of any two layers: angles
-    between Gram matrices obey the triangle inequality.
+    **Error bound.** Let c = (sum_{i<=r} s_i^4 / sum_i s_i^4)^(1/2), which is the biased CKA of a layer and its
+    truncation. For the biased CKA of any two layers, |arccos CKA - arccos CKA_r| <= arccos c_X + arccos c_Y, because
+    angles between Gram matrices satisfy the triangle inequality.
 
     Parameters
     ----------
-    gram
+    gram : Gram
         A linear kernel of all samples.
-    share
-        Of sum_i s_i^4. Note the fourth powers: they fall fast, and most layers keep few components.
+    share : float
+        The share of sum_i s_i^4 to keep, in (0, 1]. Fourth powers decrease fast, so most layers keep few components.
 
     Returns
     -------
     Gram
-        In the dtype of the layer, whose components are found in float64: the eigenvectors of X'X or XX', whichever is
-        smaller.
+        The truncated layer in the dtype of the layer. The components are computed in float64, from the eigenvectors of
+        X'X or XX', whichever is smaller.
 
     Raises
     ------
     InvalidInputError
-        Another kernel, minibatches, or a share that is none.
+        If the kernel is not linear, is divided into minibatches, or ``share`` is outside (0, 1].
 
     Examples
     --------
     >>> from repsim.metrics.recipes.gram import CentredGram
     >>> x = torch.randn(100, 50, generator=torch.Generator().manual_seed(0)) / torch.arange(1, 51)
-    >>> whole = CentredGram()(x)
-    >>> leading(whole).p, leading(whole, share=0.9).p, leading(whole, share=1.0).p
+    >>> gram = CentredGram()(x)
+    >>> truncate(gram).p, truncate(gram, share=0.9).p, truncate(gram, share=1.0).p
     (12, 1, 50)
     """
     if gram.kernel != "linear" or gram.block != gram.n:
         raise InvalidInputError("principal components are those of a linear kernel of all samples")
     if not 0 < share <= 1:
-        raise InvalidInputError(f"share is a part of the whole, above 0 and at most 1, got {share}")
+        raise InvalidInputError(f"share has to be above 0 and at most 1, got {share}")
     place = gram.squared_norms.device
     x = Centred(gram.features, torch.zeros(gram.p, dtype=torch.float64, device=place), 1.0, torch.float64)
     narrow = gram.p <= gram.n
     values, vectors = torch.linalg.eigh(covariance(x) if narrow else inner_products(x), UPLO="U")
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    r = _kept(values, share)
+    r = _components_to_keep(values, share)
     if narrow:
         features = torch.cat([x.exact(i) @ vectors[:, :r] for i in cut(gram.n, _RUN)])
     else:
@@ -74,89 +74,92 @@ def leading(gram: Gram, share: float = 0.9999) -> Gram:
 
 
 @dataclass(frozen=True, eq=False)
-class Spanned:
-    """Features that are combinations of a few directions, which several layers share: Q C (`Rows`)."""
+class LowRankFeatures:
+    """Features Q C that are linear combinations of a few directions Q, which several layers share (`Rows`)."""
 
     directions: Float64[Tensor, "n k"]
-    """Q, orthonormal; the same object for all layers that share it."""
+    """Q, with orthonormal columns; the same object for all layers that share it."""
     loadings: Float64[Tensor, "k r"]
     """C."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(n, r)."""
+        """Shape (n, r) of the features."""
         return len(self.directions), self.loadings.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the directions."""
+        """Data type of the directions."""
         return self.directions.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the directions."""
+        """Device of the directions."""
         return self.directions.device
 
     def __getitem__(self, rows: slice | Tensor) -> Float64[Tensor, "rows r"]:
         return self.directions[rows] @ self.loadings
 
 
-def together(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]:
-    """Cut several layers to leading components, all of them combinations of as few directions as will do.
+def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]:
+    """Truncate several layers to leading components that are linear combinations of a few shared directions.
 
-    Layers of one network, and of two that are alike, have much in common: their leading components span far fewer
-    directions than there are components. Each layer keeps the share that `leading` keeps, or as little as its square
-    of it: its components are those of `leading`, projected on the k directions that carry most of all layers together,
-    each with ||K|| = 1, and k is the least with which every layer keeps ``share`` of what `leading` left of it.
+    Layers of one network, or of similar networks, have similar leading components, which span far fewer directions than
+    there are components. Each layer is first truncated by `truncate`. Its components are then projected onto the k
+    leading directions of all layers together, each layer scaled to ||K|| = 1. k is the smallest number with which every
+    layer keeps ``share`` of the ||K||^2 that `truncate` has kept, and so at least ``share`` squared in all.
 
     Parameters
     ----------
-    grams, share
-        As in `leading`; layers over the same samples.
+    grams : sequence of Gram
+        Linear kernels of all samples, over the same samples.
+    share : float
+        As in `truncate`.
 
     Returns
     -------
     list of Gram
-        One a layer, in float64, with features Q C (`Spanned`) of one Q: `repsim.permuted` permutes Q alone.
+        The truncated layers in float64, with features Q C (`LowRankFeatures`) that share one Q. `repsim.permuted`
+        permutes only Q.
 
     Examples
     --------
     >>> from repsim.metrics.recipes.gram import CentredGram
     >>> x = torch.randn(100, 50, generator=torch.Generator().manual_seed(0)) / torch.arange(1, 51)
-    >>> one, other = together([CentredGram()(x), CentredGram()(x[:, :8])])
-    >>> one.features.directions is other.features.directions, one.features.directions.shape[1] < one.p + other.p
+    >>> a, b = truncate_jointly([CentredGram()(x), CentredGram()(x[:, :8])])
+    >>> a.features.directions is b.features.directions, a.features.directions.shape[1] < a.p + b.p
     (True, True)
     """
-    cut_down = [leading(gram, share) for gram in grams]
-    place = wide(cut_down[0].device)
-    features = [gram.features[:].to(place, torch.float64) for gram in cut_down]
+    truncated = [truncate(gram, share) for gram in grams]
+    place = wide(truncated[0].device)
+    features = [gram.features[:].to(place, torch.float64) for gram in truncated]
     features = [x / torch.linalg.matrix_norm(x.T @ x).sqrt() for x in features]
     X = torch.cat(features, 1)
     values, vectors = torch.linalg.eigh(X.T @ X if X.shape[1] <= len(X) else X @ X.T)
     values, vectors = values.flip(0), vectors.flip(1)
-    most = int((values > 1e-12 * values[0]).sum())
-    Q = (X @ vectors[:, :most]) / values[:most].sqrt() if X.shape[1] <= len(X) else vectors[:, :most]
+    rank = int((values > 1e-12 * values[0]).sum())
+    Q = (X @ vectors[:, :rank]) / values[:rank].sqrt() if X.shape[1] <= len(X) else vectors[:, :rank]
     loadings = [Q.T @ x for x in features]
 
-    def enough(k: int) -> bool:
+    def keeps_share(k: int) -> bool:
         return all(float(torch.linalg.matrix_norm(C[:k].T @ C[:k])) ** 2 >= share for C in loadings)
 
-    low, high = 1, most
-    while low < high:  # what is kept grows with k
+    low, high = 1, rank
+    while low < high:  # bisection, because the share increases with k
         middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+        low, high = (low, middle) if keeps_share(middle) else (middle + 1, high)
     directions = Q[:, :high].contiguous()
-    found = []
-    for gram, C in zip(cut_down, loadings, strict=True):
-        spanned = Spanned(directions, C[:high].contiguous())
-        norms = torch.cat([spanned[i].square().sum(1) for i in cut(gram.n, _RUN)]).to(gram.squared_norms)
-        found.append(dataclasses.replace(gram, features=spanned, squared_norms=norms))
-    return found
+    layers = []
+    for gram, C in zip(truncated, loadings, strict=True):
+        low_rank = LowRankFeatures(directions, C[:high].contiguous())
+        norms = torch.cat([low_rank[i].square().sum(1) for i in cut(gram.n, _RUN)]).to(gram.squared_norms)
+        layers.append(dataclasses.replace(gram, features=low_rank, squared_norms=norms))
+    return layers
 
 
-def _kept(values: Float64[Tensor, " m"], share: float) -> int:
-    """The smallest r with sum_{i<=r} s_i^4 >= share x sum_i s_i^4, of falling s_i^2."""
-    carried = values.square().cumsum(0)
-    if share == 1:  # all of it, however little the last one adds
+def _components_to_keep(values: Float64[Tensor, " m"], share: float) -> int:
+    """Return the smallest r with sum_{i<=r} s_i^4 >= share * sum_i s_i^4, for s_i^2 in decreasing order."""
+    cumulative = values.square().cumsum(0)
+    if share == 1:  # all nonzero components, even if the last ones do not change the rounded sum
         return max(1, int((values > 0).sum()))
-    return int((carried < share * carried[-1]).sum()) + 1
+    return int((cumulative < share * cumulative[-1]).sum()) + 1

@@ -1,7 +1,7 @@
-"""What subsampling asks of Gram matrices: samples drawn, without making any of them again.
+"""Compare all pairs of layers on subsamples, from Gram matrices that are computed once.
 
-Centring a Gram matrix adds offsets to its rows and columns. HSIC does not see offsets, whichever samples it is taken
-over, so a matrix that was centred once, over all samples, serves every permutation and every subsample as it is.
+Centring a Gram matrix adds offsets to its rows and columns. HSIC is invariant to such offsets on any subset of the
+samples, so a matrix that was centred once, over all samples, can be used for every permutation and every subsample.
 """
 
 import functools
@@ -24,22 +24,22 @@ from repsim.runtime.progress import Progress, counter
 _LINE = 64
 """Bytes of a cache line."""
 _GATHERED = {"cpu": 2**22, "cuda": 2**27, "mps": 2**26}
-"""Bytes that are gathered at once: what a processor's cache holds, or what keeps a graphics card busy."""
+"""Bytes that are gathered at once: the size of a CPU cache, or enough to use a GPU fully."""
 
 
 class Norms(GramSweep):
-    """||A|| of every layer: what no permutation changes."""
+    """Norms ||A|| of the centred Gram matrices of all layers, which permutations do not change."""
 
     def __init__(self, layers: Sequence[Any], measure: GramMeasure) -> None:
         super().__init__(layers, [], [measure], panel=tuning.current().panel, tile=tile_side(len(layers), 4))
 
     def norms(self) -> Float64[np.ndarray, " layers"]:
-        """One for every layer that was given; NaN where it is nothing but rounding errors."""
+        """Return the norm of every layer; NaN if it is not larger than its rounding errors."""
         squares = np.sum(list(self.parts(self.order)), axis=0)
         return np.sqrt(np.where(squares > self._noise(self.measures[0]), squares, np.nan))
 
 
-def drawn(
+def subsampled(
     rows: Sequence[Any],
     columns: Sequence[Any],
     measure: GramMeasure,
@@ -48,75 +48,97 @@ def drawn(
     memory: int,
     progress: Progress | None = None,
 ) -> Float64[np.ndarray, "count rows columns"]:
-    """Every pair on subsamples. ``progress`` counts subsamples of groups of layers."""
-    n, dtype, times = common([*rows, *columns])
+    """Compute the values of all pairs on subsamples.
+
+    Parameters
+    ----------
+    rows, columns : sequence of kernel factors
+        Factors of ``measure`` over the same n samples.
+    measure : GramMeasure
+        The measure.
+    samples : tensor of shape (count, m)
+        The samples of each subsample.
+    memory : int
+        Bytes that Gram matrices may take at once.
+    progress : callable, optional
+        Called with the number of steps done, of all; a step is a subsample of a group of layers.
+
+    Returns
+    -------
+    array of shape (count, rows, columns)
+    """
+    n, dtype, times = common_properties([*rows, *columns])
 
     def size(n: int, r: int, c: int) -> int:
-        return n * n * (padded((r + c) * times + 1, dtype.itemsize) + 1) * dtype.itemsize
+        return n * n * (padded_width((r + c) * times + 1, dtype.itemsize) + 1) * dtype.itemsize
 
     pairs = groups(len(rows), len(columns), n, memory, size)
     step = counter(len(pairs) * len(samples), progress)
     values = np.empty((len(samples), len(rows), len(columns)))
     for i, j in pairs:
-        place = {id(layer): layer for layer in [*rows[i], *columns[j]]}  # a layer of both sides is there once
-        layers, keys = list(place.values()), list(place)
+        distinct = {id(layer): layer for layer in [*rows[i], *columns[j]]}  # a layer may be on both sides
+        layers, keys = list(distinct.values()), list(distinct)
         draws = [layer.draws[draw] for draw in range(times) for layer in layers]
         grams = interleaved(draws, dtype, unbiased=measure.unbiased, ones=True)
-        inner, noise = _centred_again(drawn_products(grams, len(draws), samples, step), samples.shape[1], measure)
-        # of two estimates of one matrix, one is compared with the other
+        sums = subsample_products(grams, len(draws), samples, step)
+        inner, noise = _recentred(sums, samples.shape[1], measure)
+        # if there are two estimates of each matrix, the first of A is compared with the second of B, and vice versa
         inner = inner.unflatten(1, (times, -1)).unflatten(3, (times, -1))
         inner = torch.stack([inner[:, k, :, times - 1 - k] for k in range(times)]).mean(0)
         a, b = ([keys.index(id(layer)) for layer in side] for side in (rows[i], columns[j]))
-        found = inner[:, a][:, :, b].cpu().numpy()
+        products = inner[:, a][:, :, b].cpu().numpy()
         if measure.normalised:
             eps = max(draw.eps for draw in draws)
-            lost = (100 * eps * noise.unflatten(1, (times, -1))).amax(1).cpu().numpy()
-            lost = np.maximum(lost, _lost(layers, samples, unbiased=measure.unbiased))
+            error = (100 * eps * noise.unflatten(1, (times, -1))).amax(1).cpu().numpy()
+            error = np.maximum(error, _centring_error(layers, samples, unbiased=measure.unbiased))
             squares = inner.diagonal(dim1=1, dim2=2).cpu().numpy()
-            norms = np.sqrt(np.where(squares > lost, squares, np.nan))
-            found = found / norms[:, a, None] / norms[:, None, b]
-        values[:, i, j] = found
+            norms = np.sqrt(np.where(squares > error, squares, np.nan))
+            products = products / norms[:, a, None] / norms[:, None, b]
+        values[:, i, j] = products
         del grams
     return measure.finish(values)
 
 
-def common(layers: Sequence[Any]) -> tuple[int, torch.dtype, int]:
-    """Samples, the dtype of all Gram matrices, and how many estimates of each there are."""
+def common_properties(layers: Sequence[Any]) -> tuple[int, torch.dtype, int]:
+    """Return the number of samples, the common dtype of the Gram matrices, and the number of estimates of each."""
     draws = [draw for layer in layers for draw in layer.draws]
     dtype = functools.reduce(torch.promote_types, (draw.dtype for draw in draws))
     return draws[0].n, dtype, len(layers[0].draws)
 
 
-def _centred_again(
+def _recentred(
     sums: tuple[Tensor, Tensor, Tensor], m: int, measure: GramMeasure
 ) -> tuple[Float64[Tensor, "count layers layers"], Float64[Tensor, "count layers"]]:
-    """<A, B> of what `drawn_products` found, centred over the subsample; and tr(A_S A_S), of which this cancels some.
+    """Return <A, B> centred over the subsample, from the sums of `subsample_products`; and tr(A_S A_S), uncentred.
 
-    Debiased it is m (m - 3) HSIC_1.
+    For the debiased estimator, the centred <A, B> is m (m - 3) HSIC_1. The second value bounds its cancellation.
     """
     traces, crossed, totals = sums
-    of_sums, of_rows = (1 / ((m - 1) * (m - 2)), 2 / (m - 2)) if measure.unbiased else (1 / m**2, 2 / m)
-    inner = traces + of_sums * totals[:, :, None] * totals[:, None] - of_rows * crossed
+    total_factor, row_factor = (1 / ((m - 1) * (m - 2)), 2 / (m - 2)) if measure.unbiased else (1 / m**2, 2 / m)
+    inner = traces + total_factor * totals[:, :, None] * totals[:, None] - row_factor * crossed
     return inner, traces.diagonal(dim1=1, dim2=2).abs()
 
 
-def _lost(
+def _centring_error(
     layers: Sequence[Any], samples: Int64[Tensor, "count m"], *, unbiased: bool
 ) -> Float64[np.ndarray, "count layers"]:
-    """What centring over all samples took away from a subsample, in units of its rounding: as `GramSweep._noise`."""
-    lost = np.zeros((len(samples), len(layers)))
+    """Return the rounding error of ||A||^2 on each subsample that comes from centring over all samples.
+
+    It is estimated as in `GramSweep._noise`.
+    """
+    error = np.zeros((len(samples), len(layers)))
     for k, layer in enumerate(layers):
         for draw in layer.draws:
             o = draw.offsets(unbiased=unbiased).flatten().cpu()[samples.cpu()]
             removed = 2 * (o.shape[1] * o.square().sum(1) + o.sum(1).square())
-            lost[:, k] = np.maximum(lost[:, k], removed.numpy() * (100 * draw.eps) ** 2)
-    return lost
+            error[:, k] = np.maximum(error[:, k], removed.numpy() * (100 * draw.eps) ** 2)
+    return error
 
 
 def centred(
     draw: KernelMatrix, dtype: torch.dtype, *, unbiased: bool, panel: int = 0, tile: int = 512
 ) -> Float[Tensor, "n n"]:
-    """The whole centred Gram matrix, of which one triangle is computed."""
+    """Return the centred Gram matrix; only one triangle is computed, the other copied."""
     out = torch.empty(draw.n, draw.n, dtype=dtype, device=draw.device)
     offsets = draw.offsets(unbiased=unbiased).flatten().to(draw.device, dtype)
     runs = list(cut(draw.n, panel or tuning.current().panel))
@@ -134,10 +156,10 @@ def centred(
     return out.fill_diagonal_(0) if unbiased else out
 
 
-def padded(layers: int, itemsize: int) -> int:
-    """Numbers that one entry of so many Gram matrices takes: a power of two, or whole cache lines.
+def padded_width(layers: int, itemsize: int) -> int:
+    """Return the number of elements reserved for one entry of all layers: a power of two, or whole cache lines.
 
-    >>> [padded(layers, 4) for layers in (1, 3, 13, 17)]
+    >>> [padded_width(layers, 4) for layers in (1, 3, 13, 17)]
     [1, 4, 16, 32]
     """
     line = _LINE // itemsize
@@ -147,12 +169,12 @@ def padded(layers: int, itemsize: int) -> int:
 def interleaved(
     draws: Sequence[KernelMatrix], dtype: torch.dtype, *, unbiased: bool, ones: bool = False
 ) -> Float[Tensor, "n n w"]:
-    """Centred Gram matrices with the layers last, so that gathering an entry of all of them reads one cache line.
+    """Return centred Gram matrices with the layers on the last axis, so that one entry of all layers is one cache line.
 
-    ``ones`` adds a matrix of ones after them. What is left of the width is 0.
+    ``ones`` adds a matrix of ones after the layers. The remaining elements of the last axis are 0.
     """
     n = draws[0].n
-    out = torch.zeros(n, n, padded(len(draws) + ones, dtype.itemsize), dtype=dtype, device=draws[0].device)
+    out = torch.zeros(n, n, padded_width(len(draws) + ones, dtype.itemsize), dtype=dtype, device=draws[0].device)
     for k, draw in enumerate(draws):
         out[:, :, k] = centred(draw, dtype, unbiased=unbiased)
     if ones:
@@ -160,14 +182,14 @@ def interleaved(
     return out
 
 
-def drawn_products(
+def subsample_products(
     grams: Float[Tensor, "n n w"], layers: int, samples: Int64[Tensor, "count m"], step: Callable[[], None]
 ) -> tuple[
     Float64[Tensor, "count layers layers"], Float64[Tensor, "count layers layers"], Float64[Tensor, "count layers"]
 ]:
-    """Of subsamples: tr(A_S B_S) and 1'A_S B_S 1 of all pairs, and 1'A_S 1 of all layers.
+    """Compute tr(A_S B_S) and 1'A_S B_S 1 of all pairs, and 1'A_S 1 of all layers, on subsamples S.
 
-    ``grams`` are `interleaved` with a matrix of ones behind the ``layers``: the product that gives all pairs then gives
+    ``grams`` are `interleaved` with a matrix of ones after the ``layers``, so that the product of all pairs contains
     the row sums, too. ``step`` is called once a subsample.
     """
     n, _, width = grams.shape
@@ -175,26 +197,27 @@ def drawn_products(
     place = wide(grams.device)
     traces = torch.zeros(count, width, width, dtype=torch.float64, device=place)
     crossed = torch.zeros(count, layers, layers, dtype=torch.float64, device=place)
-    for chunk in gathers(count, m * width, grams):
-        some = samples[chunk].to(grams.device)
-        inside = torch.zeros(len(some), n, dtype=torch.bool, device=grams.device).scatter_(1, some, value=True)
-        memory = grams.new_empty(len(some), m, width)
+    for chunk in gather_chunks(count, m * width, grams):
+        subsamples = samples[chunk].to(grams.device)
+        inside = torch.zeros(len(subsamples), n, dtype=torch.bool, device=grams.device)
+        inside.scatter_(1, subsamples, value=True)
+        buffer = grams.new_empty(len(subsamples), m, width)
         for r in range(n):
             k = inside[:, r].nonzero().flatten()
-            met = memory[: len(k)]
-            torch.index_select(grams[r], 0, some[k].flatten(), out=met.view(-1, width))
-            products = (met.mT @ met).to(place).double()
+            gathered = buffer[: len(k)]
+            torch.index_select(grams[r], 0, subsamples[k].flatten(), out=gathered.view(-1, width))
+            products = (gathered.mT @ gathered).to(place).double()
             sums = products[:, :layers, layers]
             k = k.to(place) + chunk.start
             traces.index_add_(0, k, products)
             crossed.index_add_(0, k, sums[:, :, None] * sums[:, None])
-        for _ in range(len(some)):
+        for _ in range(len(subsamples)):
             step()
     return traces[:, :layers, :layers], crossed, traces[:, :layers, layers]
 
 
-def gathers(count: int, numbers: int, like: Tensor) -> list[slice]:
-    """Cut so many permutations, of which each gathers ``numbers`` at a time, into those that are gathered at once."""
+def gather_chunks(count: int, numbers: int, like: Tensor) -> list[slice]:
+    """Return slices of ``count`` permutations to gather at once, each of which gathers ``numbers`` elements."""
     room = _GATHERED.get(like.device.type, 2**22)
     return list(cut(count, max(1, room // (numbers * like.element_size()))))
 
@@ -202,9 +225,9 @@ def gathers(count: int, numbers: int, like: Tensor) -> list[slice]:
 def groups(
     rows: int, columns: int, n: int, memory: int, size: Callable[[int, int, int], int]
 ) -> list[tuple[slice, slice]]:
-    """Cut the layers into as few pairs of groups as there can be, of which each takes at most ``memory``.
+    """Divide the layers into as few pairs of groups as possible, each of which takes at most ``memory`` bytes.
 
-    ``size(n, r, c)``: bytes that groups of r rows and c columns take. Of one group of columns all pairs are neighbours.
+    ``size(n, r, c)`` is the number of bytes for r rows and c columns. Pairs with the same columns are adjacent.
 
     >>> groups(2, 3, 10, 400, lambda n, r, c: n * n * (r + c))
     [(slice(0, 1, None), slice(0, 3, None)), (slice(1, 2, None), slice(0, 3, None))]
@@ -216,12 +239,12 @@ def groups(
         if size(n, r, c) <= memory
     ]
     if not fitting:
-        needed, enough = size(n, 1, 1), n
-        while size(enough, 1, 1) > memory:
-            enough = min(enough - 1, int(n * math.sqrt(memory / needed)))
+        needed, fitting_n = size(n, 1, 1), n
+        while size(fitting_n, 1, 1) > memory:
+            fitting_n = min(fitting_n - 1, int(n * math.sqrt(memory / needed)))
         raise InvalidInputError(
             f"one layer of each side takes {needed / 2**20:,.1f} MiB at n = {n:,}, more than the {memory / 2**20:,.1f} "
-            f"MiB that memory allows; allow more, or take a subsample of at most {enough:,} samples"
+            f"MiB that memory allows; allow more, or take a subsample of at most {fitting_n:,} samples"
         )
     _, _, r, c = min(fitting)
     return [(i, j) for j in cut(columns, c) for i in cut(rows, r)]

@@ -34,8 +34,8 @@ from repsim.extractors.recalibration import SAMPLES, assign, batch_norms, check_
 from repsim.extractors.sources import Content, LeftOut
 from repsim.labels import LayerKey, SampleIds, check_model_name, partition
 from repsim.runtime import interrupts
-from repsim.runtime.files import human, partial_path
-from repsim.runtime.hardware import choose_device, cores, return_memory
+from repsim.runtime.files import format_size, partial_path
+from repsim.runtime.hardware import choose_device, cores, release_free_heap
 from repsim.runtime.processes import ALONE, Ranks, restarted
 from repsim.runtime.progress import Progress
 from repsim.stores import reader
@@ -177,7 +177,7 @@ class Extraction:
     def __repr__(self) -> str:
         return (
             f"<Extraction of {self.model}: {len(self.arrays)} arrays, {len(self.samples.rows)} samples of "
-            f"{self.samples.images.name}, {human(self.bytes)} for {self.path.name}>"
+            f"{self.samples.images.name}, {format_size(self.bytes)} for {self.path.name}>"
         )
 
     def __post_init__(self) -> None:
@@ -284,7 +284,7 @@ class Extraction:
         """Raise `OutputError` unless the disk has space for the store plus 5 %, and for ``other_bytes``."""
         if self.bytes * 1.05 + other_bytes > self.bytes_free:
             raise OutputError(
-                f"{self.path} needs {human(self.bytes)} and the disk has {human(self.bytes_free)} free",
+                f"{self.path} needs {format_size(self.bytes)} and the disk has {format_size(self.bytes_free)} free",
                 path=self.path,
                 remedy=Remedy("use fewer layers or samples, a smaller readout, or ", Argument("dtype", "float16")),
             )
@@ -335,7 +335,7 @@ class Extraction:
         if self.recalibrate and isinstance(self.extractor, ModuleExtractor) and batch_norms(self.extractor.model):
             model, transform, samples = self.extractor.model, self.extractor.transform, self.samples
             statistics = measure(model, transform, samples.images, samples.rows, self.how) if me.first else {}
-            assign(model, me.share(statistics))
+            assign(model, me.broadcast(statistics))
 
     def samples_stored(self) -> int:
         """Return the number of samples that an earlier run with the same settings has stored.
@@ -412,7 +412,7 @@ def run_together(
         raise InvalidInputError(f"two models would be written to {twice}; give each a name of its own")
     # only the first process looks: on a network file system other hosts may see stale metadata for a few seconds
     needed = [job.samples_stored() < len(job.order) or not job.path.exists() for job in jobs] if me.first else []
-    todo = [job for job, need in zip(jobs, me.share(needed), strict=True) if need]
+    todo = [job for job, need in zip(jobs, me.broadcast(needed), strict=True) if need]
     if me.first:
         for i, job in enumerate(todo):
             job.check_disk_space(sum(earlier.bytes for earlier in todo[:i]))
@@ -421,7 +421,7 @@ def run_together(
         if me.first:
             for writer in writers:
                 stack.enter_context(writer)
-        marks = me.share([writer.written for writer in writers] if me.first else [])
+        marks = me.broadcast([writer.written for writer in writers] if me.first else [])
         if not me.first:
             for writer in writers:
                 stack.enter_context(writer)
@@ -467,7 +467,7 @@ def _fill(
             settle(_PENDING_BATCHES)
             interrupts.check()
             if time.monotonic() - released > _RELEASE_SECONDS:
-                return_memory()
+                release_free_heap()
                 released = time.monotonic()
         settle(0)
 

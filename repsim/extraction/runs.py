@@ -20,10 +20,10 @@ from repsim.extractors.options import Choices, ModelOptions, read_kwargs
 from repsim.extractors.preprocessing import Transform
 from repsim.extractors.recalibration import check_weights
 from repsim.labels import check_model_name
-from repsim.runtime.events import Kept, Note, logged
-from repsim.runtime.options import sort_keywords, takes
+from repsim.runtime.events import Note, UpToDate, log_notes
+from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import ranks
-from repsim.runtime.progress import Listener, told
+from repsim.runtime.progress import Listener, report_progress
 from repsim.stores.store import ActivationStore, open_store
 
 Models = list[str] | Sequence[nn.Module] | list[str | nn.Module] | tuple[str | nn.Module, ...]
@@ -72,7 +72,7 @@ def extract_steps(
     labels: Labels | None = None,
     listeners: Listeners = lambda _: None,
     command: str | None = None,
-) -> Iterator[Note | Kept | Extracted]:
+) -> Iterator[Note | UpToDate | Extracted]:
     """Extract models into stores in the folder ``out``, and yield events.
 
     Samples that an earlier run with the same settings has stored are kept. The processes of torchrun share the work,
@@ -97,7 +97,7 @@ def extract_steps(
 
     Yields
     ------
-    Note, Kept or Extracted
+    Note, UpToDate or Extracted
         A message, a store that was complete already, or a store that is finished.
     """
     with ranks() as me:
@@ -109,12 +109,12 @@ def extract_steps(
                     yield event
                 continue
             jobs = list(event.values())
-            before = me.share([job.samples_stored() for job in jobs] if me.first else [])
+            before = me.broadcast([job.samples_stored() for job in jobs] if me.first else [])
             if me.first:
                 yield from _left_by_earlier_runs(jobs, before)
             start = time.perf_counter()
             step = f"extracting {' + '.join(job.model for job in jobs)}"
-            with told(step, listeners(step)) as advance:
+            with report_progress(step, listeners(step)) as advance:
                 stores = run_together(jobs, advance, me)
             seconds = time.perf_counter() - start
             for (k, job), done, store in zip(event.items(), before, stores, strict=True):
@@ -158,7 +158,7 @@ def _planned(
         data.source, split=data.split, root=data.root, download=data.download,
         labels=data.labels if labels is None else labels, max_pixels=data.max_pixels,
     )  # fmt: skip
-    with ranks() as me, told(step := "checking pictures", listeners(step)) as advance:
+    with ranks() as me, report_progress(step := "checking pictures", listeners(step)) as advance:
         samples = choose_samples(images, limit=data.limit, skip_bad=data.skip_bad, progress=advance, me=me, check=check)
     how = choose_stream(
         samples, readout=options.readout, batch_size=options.batch_size, workers=options.workers,
@@ -172,7 +172,7 @@ def _planned(
         jobs = {}
         for k in group:
             model = models[k]
-            with told(step := f"loading {model}", listeners(step)):  # a download takes a while
+            with report_progress(step := f"loading {model}", listeners(step)):  # a download takes a while
                 extractor = _extractor(model, options)
             jobs[k] = Extraction(
                 extractor, samples, out, how, options.dtype, overwrite=options.overwrite,
@@ -201,11 +201,11 @@ def _module(model: Model) -> nn.Module | None:
     return model.module if isinstance(model, PythonModel) else None
 
 
-def _left_by_earlier_runs(jobs: Sequence[Extraction], before: Sequence[int]) -> Iterator[Note | Kept]:
+def _left_by_earlier_runs(jobs: Sequence[Extraction], before: Sequence[int]) -> Iterator[Note | UpToDate]:
     """Yield messages about samples that earlier runs have stored, and about how they were checked."""
     for job, done in zip(jobs, before, strict=True):
         if done == len(job.samples.rows):
-            yield Kept(job.path, "is complete already")
+            yield UpToDate(job.path, "is complete already")
         elif done:
             yield Note(f"{job.path}: going on after {done} of {len(job.samples.rows)} pictures")
         if done and job.lacks_hashes():
@@ -346,7 +346,7 @@ def extract(
     progress: Listener = None,
     **keywords: Unpack[ExtractKeywords],
 ) -> list[ActivationStore]: ...
-@takes(*_KINDS, renamed=_RENAMED, without=("name", "source"))
+@accept_options(*_KINDS, renamed=_RENAMED, without=("name", "source"))
 def extract(
     model: str | nn.Module | Models,
     data: str | os.PathLike[str],
@@ -413,7 +413,7 @@ def extract(
         return progress if step.startswith("extracting") or progress is None else False
 
     steps = extract_steps(models, pictures, Path(out), options, labels=labels, listeners=listeners)
-    paths = {event.model: event.path for event in logged(steps)}
+    paths = {event.model: event.path for event in log_notes(steps)}
     stores = [open_store(paths[k]) for k in range(len(models))]
     return stores[0] if single else stores
 

@@ -25,8 +25,8 @@ STUDIES = Readers[Reader]("study", Remedy("make it again with ", Function("repsi
 READERS = {FORMAT: RESULTS, STUDY: STUDIES}
 
 
-@RESULTS.of(VERSION)
-@STUDIES.of(STUDY_VERSION)
+@RESULTS.register(VERSION)
+@STUDIES.register(STUDY_VERSION)
 def _with_digest(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Dataset:
     if not has_digest:
         raise StoreError(
@@ -37,8 +37,8 @@ def _with_digest(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Dataset:
     return data
 
 
-@RESULTS.of(2)
-@STUDIES.of(1)
+@RESULTS.register(2)
+@STUDIES.register(1)
 def _before_digests(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Dataset:
     """The same variables and attributes, in files of xarray, as which any program may have changed them."""
     readers = READERS[data.attrs["format"]]

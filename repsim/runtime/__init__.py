@@ -1,1 +1,1 @@
-"""What the machine gives: files, progress bars, processes, devices, signals, text tables."""
+"""Utilities for files, progress, processes, devices, memory, signals, options and text tables."""

@@ -1,8 +1,8 @@
-"""Takes arrays from any library as numpy arrays or tensors, and refuses what could only be taken by changing it.
+"""Convert arrays and labels of any library to numpy arrays, and refuse those that numpy would change.
 
-numpy itself is generous: it drops the mask of a masked array, makes text of a list of numbers and words, and an object
-of a sparse matrix. Whatever a user gives to repsim passes here first. No library beside numpy is imported: where an
-object is of torch, pandas or scipy, that library is loaded already.
+numpy accepts more than repsim can use: it drops the mask of a masked array, turns a list of numbers and words into
+text, and a sparse matrix into an object. So every array that a user passes to repsim is checked here first. Only numpy
+is imported: an object of torch, pandas or scipy can only exist where that library is loaded already.
 """
 
 import math
@@ -20,48 +20,48 @@ Array = NDArray[Any]
 
 @runtime_checkable
 class SupportsArray(Protocol):
-    """An array of some library: what numpy can make an array of."""
+    """An object that numpy can convert to an array."""
 
     def __array__(self) -> Any:
-        """The same values as a numpy array."""
+        """Return the same values as a numpy array."""
 
 
 _EXACT = 2**53
-"""From here on float64 no longer tells two neighbouring whole numbers apart."""
+"""Above this, float64 cannot represent every integer."""
 _UNREADABLE = {
     "O": "it holds Python objects; convert it with astype(float)",
     "U": "it holds text",
     "S": "it holds bytes",
     "M": "it holds dates",
     "m": "it holds durations",
-    "V": "it has fields; take one of them, or all as the columns of one array",
+    "V": "it has fields; select one of them, or make them the columns of one array",
     "T": "it holds text",
 }
 
 
 def as_array(values: Any, what: str) -> Array:
-    """Read an object as a numpy array of numbers.
+    """Convert an object to a numpy array of numbers.
 
-    Torch tensors come from any device, without their gradient. bfloat16 and the 8-bit floats, which numpy does not
-    have, become float32, which holds each of their values exactly. No other dtype changes.
+    Torch tensors may be on any device; they are detached from their gradient. bfloat16 and the 8-bit floats, which
+    numpy lacks, become float32, which represents each of their values exactly. No other dtype changes.
 
     Parameters
     ----------
-    values
-        An array of numpy, torch, jax, pandas, xarray, or nested sequences.
-    what
-        Its name in messages.
+    values : array-like
+        An array of numpy, torch, jax, pandas or xarray, or nested sequences.
+    what : str
+        The name of the array in error messages.
 
     Returns
     -------
-    array
-        Of a dtype of booleans, whole numbers, floats or complex numbers; an ndarray and no subclass.
+    ndarray
+        An array of booleans, integers, floats or complex numbers; never a subclass of ndarray.
 
     Raises
     ------
     InvalidInputError
-        A masked or sparse array, one of objects, text, dates or fields, one without values (torch's "meta"), a set, or
-        what is no array at all.
+        If the array is masked or sparse; holds objects, text, dates or fields; has no values (torch's device "meta");
+        or if ``values`` is a set, a mapping or no array at all.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def as_array(values: Any, what: str) -> Array:
     if is_tensor(values):
         return _from_torch(values, what)
     array = _read(values, what)
-    if _is_short(array.dtype.name):  # of ml_dtypes, as in jax
+    if _is_short_float(array.dtype.name):  # from ml_dtypes, which jax uses
         return array.astype(np.float32)
     if array.dtype.kind not in "biufc":
         why = _UNREADABLE.get(array.dtype.kind, "it holds no numbers")
@@ -84,13 +84,13 @@ def as_array(values: Any, what: str) -> Array:
 
 
 def is_tensor(values: Any) -> bool:
-    """Whether an object is of torch, which is loaded where there is one."""
+    """Return whether an object is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(values, torch.Tensor)
 
 
 def check_tensor(tensor: Any, what: str) -> None:
-    """Refuse a torch tensor that has no values, or not one beside the other."""
+    """Raise `InvalidInputError` for a torch tensor that has no values, or is sparse, nested or quantized."""
     if tensor.is_meta:
         raise InvalidInputError(f"{what} is a tensor on the device meta, which holds no values; load it first")
     if tensor.is_nested or str(tensor.layout) != "torch.strided":
@@ -99,8 +99,8 @@ def check_tensor(tensor: Any, what: str) -> None:
         raise InvalidInputError(f"{what} is a quantized tensor ({tensor.dtype}); give dequantize() of it")
 
 
-def _is_short(dtype: str) -> bool:
-    """Whether numpy lacks this float, and float32 has all its values."""
+def _is_short_float(dtype: str) -> bool:
+    """Return whether numpy lacks this float type; float32 represents all its values."""
     return dtype == "bfloat16" or dtype.startswith("float8")
 
 
@@ -108,13 +108,13 @@ def _from_torch(tensor: Any, what: str) -> Array:
     check_tensor(tensor, what)
     name = str(tensor.dtype).removeprefix("torch.")
     values = tensor.detach().cpu().resolve_conj().resolve_neg()
-    if _is_short(name):
+    if _is_short_float(name):
         values = values.float()
     return np.asarray(values.numpy())
 
 
 def _read(values: Any, what: str) -> Array:
-    """Let numpy read an object, but for what it would change without a word."""
+    """Convert an object with `numpy.asarray`, and raise `InvalidInputError` where that would silently change it."""
     if isinstance(values, np.ma.MaskedArray):
         masked = int(np.ma.getmaskarray(values).sum())
         todo = "leave these samples or features out, or fill them in (filled())" if masked else "give its data"
@@ -136,7 +136,7 @@ def _read(values: Any, what: str) -> Array:
 
 
 def row_names(values: Any) -> tuple[str, ...] | None:
-    """Names of the rows, of what carries any: the index of a data frame or series, the first coordinate in xarray."""
+    """Return the row names: the index of a data frame or series, the first coordinate in xarray; None without any."""
     if hasattr(values, "iloc") and hasattr(values, "index"):
         return tuple(map(str, values.index.tolist()))
     if hasattr(values, "dims") and hasattr(values, "coords") and len(values.dims) and values.dims[0] in values.coords:
@@ -145,62 +145,65 @@ def row_names(values: Any) -> tuple[str, ...] | None:
 
 
 def same_rows(arrays: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Refuse arrays whose rows have different names.
+    """Check that arrays with row names have the same names in the same order, and return these names.
 
-    pandas and xarray bring rows of one name together; repsim compares rows as they lie.
+    pandas and xarray align rows by name; repsim compares rows by position.
 
     Parameters
     ----------
-    arrays
-        Each under its name in messages.
+    arrays : mapping of str to array-like
+        The arrays by their names in error messages.
 
     Returns
     -------
     tuple of str, or None
-        The names that all have; None where rows have none, or are only numbered from 0.
+        The row names; None if no array has any, or if they only count from 0.
 
     Raises
     ------
     InvalidInputError
-        Two that carry names, and not the same in the same order.
+        If the row names of two arrays differ.
     """
     names = {what: rows for what, values in arrays.items() if (rows := row_names(values)) is not None}
     if not names:
         return None
     first, *others = names
-    for other in others:
-        if names[other] != names[first]:
-            at = next((k for k, (a, b) in enumerate(zip(names[first], names[other], strict=False)) if a != b), None)
-            where = f"{len(names[first])} and {len(names[other])} rows"
-            if at is not None:
-                where = f"row {at} is {names[first][at]!r} in the one and {names[other][at]!r} in the other"
+    for second in others:
+        if names[second] != names[first]:
+            row = next((k for k, (a, b) in enumerate(zip(names[first], names[second], strict=False)) if a != b), None)
+            difference = f"{len(names[first])} and {len(names[second])} rows"
+            if row is not None:
+                difference = f"row {row} is {names[first][row]!r} in {first} and {names[second][row]!r} in {second}"
             raise InvalidInputError(
-                f"{first} and {other} name their rows differently: {where}. Bring them into one order (reindex), or "
-                "give plain arrays (to_numpy()), whose rows are compared as they lie"
+                f"{first} and {second} name their rows differently: {difference}. Bring them into one order "
+                "(reindex), or give plain arrays (to_numpy()), whose rows are compared by position"
             )
     return None if names[first] == tuple(map(str, range(len(names[first])))) else names[first]
 
 
 def as_classes(labels: Any, n: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Read a label a sample: class numbers, and the names of the classes where labels are names.
+    """Convert the labels of samples to class numbers and class names.
 
     Parameters
     ----------
-    labels
-        n whole numbers from 0 on, or n names: text, booleans, or a pandas Categorical. Names become classes in
-        alphabetical order (categories keep theirs), and labels their numbers.
-    n
+    labels : array-like of shape (n,)
+        Integers from 0 on, or names: text, booleans, or a pandas Categorical. Names are numbered in alphabetical
+        order; a Categorical keeps the order of its categories.
+    n : int
         Number of samples.
 
     Returns
     -------
-    tuple
-        The numbers (n), and the names in the order of the numbers, or ().
+    numbers : ndarray of shape (n,)
+        The class numbers.
+    names : tuple of str
+        The class names in the order of the numbers; () if the labels are numbers.
 
     Raises
     ------
     InvalidInputError
-        Labels of another shape (one-hot ones, too), that are missing, no whole number, negative, or too large.
+        If the labels have another shape (one-hot labels, too), or one is missing, not an integer, negative or too
+        large.
 
     Examples
     --------
@@ -212,35 +215,35 @@ def as_classes(labels: Any, n: int) -> tuple[NDArray[np.int64], tuple[str, ...]]
     repsim.errors.InvalidInputError: labels are classes: whole numbers or names; sample 2 has 2.5. Name a class for ...
     """
     if getattr(getattr(labels, "dtype", None), "name", "") == "category":
-        return _of_categories(getattr(labels, "cat", labels), n)
+        return _encode_categories(getattr(labels, "cat", labels), n)
     if isinstance(labels, str | bytes):
         raise InvalidInputError(f"labels: expected one a sample, got the single {labels!r}")
     if isinstance(labels, Sequence | Iterator):
         labels = list(labels)
         _check_kinds(labels)
-    found = as_array(labels, "labels") if is_tensor(labels) else _read(labels, "labels")
-    if found.ndim != 1:
-        several = found.ndim == 2 and found.shape[1] > 1
+    array = as_array(labels, "labels") if is_tensor(labels) else _read(labels, "labels")
+    if array.ndim != 1:
+        several = array.ndim == 2 and array.shape[1] > 1
         todo = "of one-hot labels, or of scores, give argmax(1)" if several else "give them in one dimension (ravel())"
-        raise InvalidInputError(f"labels: expected one a sample, of shape ({n},), got {found.shape}; {todo}")
-    if len(found) != n:
-        raise InvalidInputError(f"{len(found)} labels for {n} samples")
-    if found.dtype.kind in "OT":
-        _check_kinds(found.tolist())
-        found = _read(found.tolist(), "labels")
-    if found.dtype.kind == "U":
-        return _of_names(found.tolist())
-    if found.dtype.kind == "b":
-        return found.astype(np.int64), ("False", "True")
-    return _of_numbers(found), ()
+        raise InvalidInputError(f"labels: expected one a sample, of shape ({n},), got {array.shape}; {todo}")
+    if len(array) != n:
+        raise InvalidInputError(f"{len(array)} labels for {n} samples")
+    if array.dtype.kind in "OT":
+        _check_kinds(array.tolist())
+        array = _read(array.tolist(), "labels")
+    if array.dtype.kind == "U":
+        return _encode_names(array.tolist())
+    if array.dtype.kind == "b":
+        return array.astype(np.int64), ("False", "True")
+    return _check_numbers(array), ()
 
 
 def _check_kinds(labels: Sequence[Any]) -> None:
-    """Refuse a list whose entries numpy would change so that they go into one array: 1 into "1", None into nan."""
+    """Raise `InvalidInputError` for labels that numpy would convert to one type: 1 to "1", None to nan."""
     for k, label in enumerate(labels):
         if label is None or (isinstance(label, float) and math.isnan(label)) or type(label).__name__ == "NAType":
             raise InvalidInputError(f"labels: sample {k} has none ({label}); leave it out, or name a class for it")
-        if isinstance(label, str) and "\0" in label:  # numpy would drop it at the end of a text
+        if isinstance(label, str) and "\0" in label:  # numpy drops null characters at the end of a text
             raise InvalidInputError(f"labels: sample {k} has {label!r}, which holds a null character; rename it")
     text = [isinstance(label, str) for label in labels]
     if any(text) and not all(text):
@@ -250,8 +253,8 @@ def _check_kinds(labels: Sequence[Any]) -> None:
         )
 
 
-def _of_categories(labels: Any, n: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """The numbers and names of a pandas Categorical, in the order of its categories."""
+def _encode_categories(labels: Any, n: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return the codes and the names of a pandas Categorical, in the order of its categories."""
     codes, names = np.asarray(labels.codes, np.int64), tuple(map(str, labels.categories))
     if len(codes) != n:
         raise InvalidInputError(f"{len(codes)} labels for {n} samples")
@@ -259,11 +262,11 @@ def _of_categories(labels: Any, n: int) -> tuple[NDArray[np.int64], tuple[str, .
         k = int(np.flatnonzero(codes < 0)[0])
         raise InvalidInputError(f"labels: sample {k} has none; leave it out, or name a class for it")
     if len(set(names)) < len(names):
-        raise InvalidInputError(f"labels: two of the categories are called the same: {', '.join(names[:6])}")
+        raise InvalidInputError(f"labels: two of the categories have the same name: {', '.join(names[:6])}")
     return codes, names
 
 
-def _of_names(labels: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _encode_names(labels: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     if "" in labels:
         raise InvalidInputError(
             f"labels: sample {labels.index('')} has none (''); leave it out, or name a class for it"
@@ -273,8 +276,8 @@ def _of_names(labels: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]
     return np.array([place[name] for name in labels], np.int64), tuple(names)
 
 
-def _of_numbers(labels: Array) -> NDArray[np.int64]:
-    """Whole numbers as int64; floats only where they are whole numbers."""
+def _check_numbers(labels: Array) -> NDArray[np.int64]:
+    """Return class numbers as int64; floats have to be whole numbers."""
     if labels.dtype.kind == "O":
         k, label = next(((k, x) for k, x in enumerate(labels) if not isinstance(x, int)), (0, labels[0]))
         raise InvalidInputError(
@@ -283,13 +286,13 @@ def _of_numbers(labels: Array) -> NDArray[np.int64]:
     if labels.dtype.kind not in "iuf":
         raise InvalidInputError(f"labels are classes: whole numbers or names, not dtype {labels.dtype}")
     if labels.dtype.kind == "f":
-        labels = labels.astype(np.promote_types(labels.dtype, np.float64))  # float16 has no 2**53; nothing is rounded
+        labels = labels.astype(np.promote_types(labels.dtype, np.float64))  # exact; float16 cannot represent 2**53
         wrong = ~np.isfinite(labels) | (labels != np.round(labels))
         if wrong.any():
             k = int(np.flatnonzero(wrong)[0])
             raise InvalidInputError(
                 f"labels are classes: whole numbers or names; sample {k} has {labels[k]}. Name a class for every "
-                "sample, or leave the labels out (a quantity is none; cut it into classes first)"
+                "sample, or leave the labels out (divide a continuous quantity into classes first)"
             )
     limit = _EXACT if labels.dtype.kind == "f" else 2**63 - 1
     for wrong, why in ((labels < 0, "negative"), (labels > limit, "too large for a class number")):

@@ -1,6 +1,6 @@
-"""Warns of what a coming release removes, at the line of the user's code that uses it.
+"""Warn about public names and keywords that a coming release will remove.
 
-CONTRIBUTING.md has the policy.
+CONTRIBUTING.md describes the deprecation policy.
 """
 
 import sys
@@ -8,38 +8,37 @@ import warnings
 
 
 def warn_deprecated(what: str, *, instead: str, gone_in: str) -> None:
-    """Warn that something public is removed in a coming release.
+    """Warn that something public will be removed, at the line of the user's code that uses it.
 
     Parameters
     ----------
-    what
-        The public name, parameter or file format, with a capital or as code.
-    instead
-        What to do, as a clause.
-    gone_in
-        The release in which it goes: the one after the release that warns first.
+    what : str
+        The public name, keyword or file format, as the subject of a sentence.
+    instead : str
+        What to do instead, as a clause.
+    gone_in : str
+        The release that removes it: the one after the release that warns first.
 
     Examples
     --------
     >>> import warnings
     >>> with warnings.catch_warnings(record=True) as raised:
     ...     warnings.simplefilter("always")
-    ...     warn_deprecated("compare(a, b, known=)", instead="give out=", gone_in="0.4.0")
+    ...     warn_deprecated("compare(known=...)", instead="write out=", gone_in="0.4.0")
     >>> print(raised[0].message)
-    compare(a, b, known=) is deprecated and goes in repsim 0.4.0; give out=
+    compare(known=...) is deprecated and will be removed in repsim 0.4.0; write out=
     """
-    warnings.warn(
-        f"{what} is deprecated and goes in repsim {gone_in}; {instead}", DeprecationWarning, stacklevel=user_level()
-    )
+    message = f"{what} is deprecated and will be removed in repsim {gone_in}; {instead}"
+    warnings.warn(message, DeprecationWarning, stacklevel=user_level())
 
 
 def user_level() -> int:
-    """Find the ``stacklevel`` with which a warning of the calling function shows the user's line, outside of repsim."""
+    """Return the ``stacklevel`` with which a warning of the calling function shows the user's line, outside repsim."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and _is_ours(str(frame.f_globals.get("__name__", ""))):
+    while frame.f_back is not None and _is_repsim(str(frame.f_globals.get("__name__", ""))):
         level, frame = level + 1, frame.f_back
     return level
 
 
-def _is_ours(module: str) -> bool:
+def _is_repsim(module: str) -> bool:
     return module == "repsim" or module.startswith("repsim.")

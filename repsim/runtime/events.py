@@ -1,4 +1,7 @@
-"""What long work reports while it runs, whoever shows it: the command line prints it, Python logs it."""
+"""Events that long computations yield: notes, and outputs that are already up to date.
+
+The command line prints them; functions that are called from Python log them.
+"""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -11,35 +14,36 @@ _LOG = logging.getLogger("repsim")
 
 @dataclass(frozen=True)
 class Note:
-    """Something that the user may want to know, and that is no result."""
+    """Message to the user that is not part of the result."""
 
     text: str
     prefix: str = ""
-    """What comes before the text, which may know its remedy (`repsim.errors.Hint`)."""
+    """Text before ``text``, which may be a `repsim.errors.Hint` with a remedy."""
 
     def __str__(self) -> str:
         return self.prefix + self.text
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A file that holds all of this already, so nothing was computed."""
+class UpToDate:
+    """Output file that is already complete, so that nothing was computed."""
 
     path: Path
     what: str
+    """Predicate of the message, after the path."""
 
     def __str__(self) -> str:
         return f"{self.path} {self.what}"
 
 
-def logged(events: Iterable[Any]) -> Iterator[Any]:
-    """Log notes to ``logging.getLogger("repsim")``, level INFO, and pass on the rest.
+def log_notes(events: Iterable[Any]) -> Iterator[Any]:
+    """Yield the events other than messages; log the messages to ``logging.getLogger("repsim")`` at level INFO.
 
-    >>> [event for event in logged([Note("one picture was skipped"), 3])]
+    >>> [event for event in log_notes([Note("one picture was skipped"), 3])]
     [3]
     """
     for event in events:
-        if isinstance(event, Note | Kept):
+        if isinstance(event, Note | UpToDate):
             _LOG.info("%s", event)
         else:
             yield event

@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever lost or half-written: a temporary name first, the real name when complete."""
+"""Write files atomically: under a temporary name first, renamed when complete, locked against other processes."""
 
 import os
 import threading
@@ -11,21 +11,21 @@ from repsim.runtime import interrupts
 
 try:
     import fcntl
-except ImportError:  # no such locks on this system: there a second writer goes unnoticed
+except ImportError:  # without fcntl (Windows), a second writer is not detected
     fcntl = None  # type: ignore[assignment]
 
 
-_CLAIMED: dict[Path, tuple[int, int]] = {}
-"""Lock files of this process, and the process and thread that hold them."""
+_LOCKS: dict[Path, tuple[int, int]] = {}
+"""Lock files that this process holds, each with the process id and the thread id of its owner."""
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is written until it is complete."""
+    """Return the temporary path under which a file is written until it is complete."""
     return path.with_name(path.name + ".partial")
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
-    """Raise `OutputError` where ``path`` cannot be written or would lose what is there; make its folder."""
+    """Create the folder of ``path``; raise `OutputError` if the file cannot be written or must not be replaced."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file")
     if path.exists() and not overwrite:
@@ -42,71 +42,72 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"cannot write into the folder {path.parent}: permission denied, or a read-only file system")
 
 
-def lock(file: int, what: Path) -> None:
-    """Lock an open file, until it is closed; `OutputError` where another process has."""
+def lock(file: int, path: Path) -> None:
+    """Lock an open file until it is closed; raise `OutputError` if another process has locked it."""
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OutputError(f"another process is writing {what}; wait until it is done") from None
+            raise OutputError(f"another process is writing {path}; wait until it is done") from None
         except OSError:
-            pass  # a file system without locks
+            pass  # the file system has no locks
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Keep other processes from writing ``path`` meanwhile; `OutputError` where one does.
+def locked(path: Path) -> Iterator[None]:
+    """Lock ``path`` against other processes during the block; raise `OutputError` if another process holds the lock.
 
-    Inside such a block the same thread may claim it again. The lock is on a file of its own, ``.NAME.lock``: HDF5 locks
-    what it writes itself. Where a process was killed its lock is gone, and the next one removes the file.
+    The same thread may lock the path again inside the block. The lock is on a separate file, ``.NAME.lock``, because
+    HDF5 locks the files that it writes. The lock of a killed process is released by the operating system; the next
+    process removes the lock file.
     """
-    place = path.parent.resolve() / f".{path.name}.lock"
+    lock_path = path.parent.resolve() / f".{path.name}.lock"
     owner = os.getpid(), threading.get_ident()
-    if _CLAIMED.get(place) == owner:
+    if _LOCKS.get(lock_path) == owner:
         yield
         return
 
     def remove() -> None:
         with suppress(OSError):
-            place.unlink()
+            lock_path.unlink()
 
     while True:
         try:
-            file = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+            file = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {reason(error)}") from None
         try:
             lock(file, path)
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file), place.stat()):
+                if os.path.samestat(os.fstat(file), lock_path.stat()):
                     break
         except BaseException:
             os.close(file)
             raise
-        os.close(file)  # its owner has just finished and removed it
+        os.close(file)  # its previous owner has just removed it
     try:
-        _CLAIMED[place] = owner
+        _LOCKS[lock_path] = owner
         with interrupts.cleaned_up(remove):
             yield
     finally:
-        _CLAIMED.pop(place, None)
+        _LOCKS.pop(lock_path, None)
         remove()
         os.close(file)
 
 
 @contextmanager
 def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to; it becomes ``path`` when the block ends well."""
+    """Yield a temporary path to write to, and rename it to ``path`` if the block ends without an exception."""
     interrupts.check()
     check_output(path, overwrite=overwrite)
     partial = partial_path(path)
 
     def remove() -> None:
-        with suppress(OSError):  # what went wrong before is what to tell
+        with suppress(OSError):  # an earlier exception is more useful
             partial.unlink()
 
-    with claimed(path), interrupts.cleaned_up(remove):
-        check_output(path, overwrite=overwrite)  # another process may have finished it just now
+    with locked(path), interrupts.cleaned_up(remove):
+        check_output(path, overwrite=overwrite)  # another process may have written it in the meantime
         try:
             yield partial
             partial.replace(path)
@@ -118,16 +119,16 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
             remove()
 
 
-def tidy(path: Path) -> None:
-    """Remove what killed processes have left of writing ``path``, unless another process is writing it now."""
-    with suppress(OutputError), claimed(path):
+def remove_partial(path: Path) -> None:
+    """Remove the temporary file that a killed process left beside ``path``, unless another process is writing it."""
+    with suppress(OutputError), locked(path):
         partial_path(path).unlink(missing_ok=True)
 
 
-def human(size: float) -> str:
-    """Bytes in a readable unit.
+def format_size(size: float) -> str:
+    """Format a size in bytes with a readable unit.
 
-    >>> human(1_234_567)
+    >>> format_size(1_234_567)
     '1.23 MB'
     """
     for unit in ("B", "kB", "MB", "GB"):
@@ -137,10 +138,10 @@ def human(size: float) -> str:
     return f"{size:.3g} TB"
 
 
-def duration(seconds: float) -> str:
-    """Time in readable units.
+def format_duration(seconds: float) -> str:
+    """Format a duration in seconds with readable units.
 
-    >>> duration(0.123), duration(75), duration(7500)
+    >>> format_duration(0.123), format_duration(75), format_duration(7500)
     ('0.12 s', '1 min 15 s', '2 h 5 min')
     """
     if seconds < 59.5:

@@ -1,8 +1,8 @@
 """Registry of the readers of a file format, one for every version that has been released.
 
-The version is raised when a reader of the version before would misunderstand a file. Then the new reader is registered
-here beside the old one, which stays, so that what an earlier release wrote still opens; or the old one is removed, and
-the error says how the file can be made again.
+A format's version is raised when the reader of the previous version would misunderstand a new file. The new reader is
+then registered beside the earlier ones, so that files of earlier releases still open. If an earlier reader is removed,
+the error says how to make the file again.
 """
 
 from collections.abc import Callable
@@ -15,19 +15,19 @@ Reader = TypeVar("Reader", bound=Callable[..., Any])
 
 
 class Readers(Generic[Reader]):
-    """Readers of one format by version.
+    """Readers of one file format by version.
 
     Parameters
     ----------
-    what
-        What a file of the format is, for messages: ``store``.
-    remake
-        What to do about a file of a version that is not read any more.
+    what : str
+        The kind of file, for error messages: ``store``.
+    remake : Remedy
+        What to do with a file of a version that has no reader any more.
 
     Examples
     --------
     >>> readers = Readers("store", Remedy("extract it again"))
-    >>> @readers.of(2)
+    >>> @readers.register(2)
     ... def read(text: str) -> str:
     ...     return text.upper()
     >>> readers.newest, readers.get(2, Path("a.h5"))("values")
@@ -42,25 +42,25 @@ class Readers(Generic[Reader]):
         self.what, self.remake = what, remake
         self._readers: dict[int, Reader] = {}
 
-    def of(self, version: int) -> Callable[[Reader], Reader]:
-        """Register what reads a version; a decorator."""
+    def register(self, version: int) -> Callable[[Reader], Reader]:
+        """Return a decorator that registers the reader of a version."""
 
-        def register(reader: Reader) -> Reader:
+        def add(reader: Reader) -> Reader:
             self._readers[version] = reader
             return reader
 
-        return register
+        return add
 
     def __contains__(self, version: object) -> bool:
         return isinstance(version, int) and version in self._readers
 
     @property
     def newest(self) -> int:
-        """The version that is written."""
+        """Newest version, in which files are written."""
         return max(self._readers)
 
     def get(self, version: Any, path: Path) -> Reader:
-        """Give the reader of a version, which is whatever the file at ``path`` says that it is."""
+        """Return the reader of a version; raise `FormatVersionError` about the file ``path`` if there is none."""
         if isinstance(version, int) and version in self._readers:
             return self._readers[version]
         versions = " and ".join(map(str, sorted(self._readers)))

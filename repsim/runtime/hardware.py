@@ -1,4 +1,4 @@
-"""Where to compute: the device that is asked for, and the cores there are."""
+"""Choose the device, count processor cores, and limit the memory that the C library keeps."""
 
 import ctypes
 import os
@@ -10,50 +10,57 @@ from repsim.errors import InvalidInputError
 from repsim.runtime.processes import local_rank, local_world
 
 _M_MMAP_THRESHOLD = -3
-"""In malloc.h."""
+"""Parameter of ``mallopt``, from malloc.h."""
 
 
 def choose_device(name: str = "auto") -> str:
-    """The best device there is (cuda, mps, cpu) for ``auto``; otherwise the one that is named, if it can be used.
+    """Return the device to compute on: the best available one (cuda, mps, cpu) for ``auto``, else the one named.
 
+    Raises
+    ------
+    InvalidInputError
+        If the device cannot be used on this machine.
+
+    Examples
+    --------
     >>> choose_device("cpu")
     'cpu'
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    usable = [kind for kind, works in there.items() if works]
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [kind for kind, works in available.items() if works]
     if name == "auto":
         name = usable[0]
-    if name == "cuda" and local_world() > 1:  # each process of a torchrun its own
+    if name == "cuda" and local_world() > 1:  # each process of torchrun uses its own GPU
         name = f"cuda:{local_rank() % max(1, torch.cuda.device_count())}"
     try:
         torch.empty(1, device=name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError):  # no such word, no such device, no such build of torch
+    except (RuntimeError, AssertionError, NotImplementedError):  # unknown name, no such device, or a torch without it
         raise InvalidInputError(f"device {name!r} cannot be used; this machine has: {', '.join(usable)}") from None
     return name
 
 
-def return_memory() -> None:
-    """Give the system back what the C library keeps of freed memory.
+def release_free_heap() -> None:
+    """Return the freed memory that the C library keeps on its heap to the operating system.
 
-    Glibc puts blocks of up to 32 MB, as the maps between layers are, on a heap that frays: without this, a process that
-    makes and frees the same tensors over and over grows by a fifth (docs/benchmarks.md).
+    Glibc allocates blocks of up to 32 MB, such as feature maps, on a heap that becomes fragmented: without this, a
+    process that repeatedly allocates and frees the same tensors grows by a fifth (docs/benchmarks.md).
     """
-    with suppress(OSError, AttributeError):  # another C library
+    with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def no_fraying() -> None:
-    """Make the C library give freed blocks of 4 MB and more back at once, from here on.
+def limit_heap_fragmentation() -> None:
+    """Make the C library return freed blocks of 4 MB and more to the operating system at once.
 
-    Glibc raises the size from which it does with every such block, up to 32 MB, and a thread that reads ahead gets a
-    heap of its own: layers read over and over took 170 MB more than the tensors that were alive. Smaller blocks stay:
-    to get them from the system anew each time cost more than the computing.
+    By default glibc raises this threshold with every large block that is freed, up to 32 MB, and the thread that reads
+    ahead has its own heap: reading layers repeatedly took 170 MB more than the live tensors. Smaller blocks stay on
+    the heap, because requesting them from the system each time took longer than the computation.
     """
-    with suppress(OSError, AttributeError):  # another C library
+    with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**22)
 
 
 def cores() -> int:
-    """Processor cores that this process may use: its share, where torchrun started several on this machine."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, here // local_world())
+    """Return the number of processor cores for this process, an equal share if torchrun started several here."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // local_world())

@@ -1,9 +1,9 @@
-"""Ends long work cleanly when a batch system, a closed terminal or Ctrl-C asks the command line to stop.
+"""Stop the command line cleanly on SIGTERM, SIGHUP and SIGINT (a batch system, a closed terminal, Ctrl-C).
 
 Only the command line installs signal handlers (`install`); importing repsim, or calling it from Python, changes none.
-A signal is noted, the work goes on to the end of its step, and `check` raises `Stopped`, so that everything is closed
-and written as after any exception. A thread watches over that: when no step ends in time, or a second signal comes, it
-runs the registered cleanups, prints the last line and ends the process.
+A handler only records the signal. The computation goes on to the end of its step, where `check` raises `Stopped`, so
+that files are closed and written as after any exception. A watcher thread enforces this: if no step ends in time, or a
+second signal arrives, it runs the registered cleanups, prints the stop line and ends the process.
 """
 
 import atexit
@@ -20,26 +20,26 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 GRACE_SECONDS = 3.0
-"""How long the step that is on its way may take until it is given up."""
+"""Seconds that the current step may take after the signal before it is aborted."""
 IDLE_SECONDS = 0.3
-"""The same where nothing is being written: while libraries are imported, say."""
+"""The same while no cleanup is registered, that is, while nothing is being written: during imports, for example."""
 UNWIND_SECONDS = 10.0
-"""How long closing and writing may take after that step."""
+"""Seconds that closing and writing files may take after that step."""
 _CLEANUP_SECONDS = 3.0
-"""How long the cleanups may take where the process is ended from outside its work."""
+"""Seconds that the cleanups may take when the watcher thread ends the process."""
 _SAME_SECONDS = 0.5
-"""Signals so close together are one: a terminal, ``timeout`` and torchrun each send it again to the processes below."""
+"""Signals within this many seconds count as one: a terminal, ``timeout`` and torchrun may all send the same signal."""
 _PARENT_DEATH_SIGNAL = 1
 """Linux's PR_SET_PDEATHSIG."""
 
 Cleanup = Callable[[], str | None]
-"""Removes what is of no use to a later run; returns what is kept for it, in words."""
-LastWords = Callable[[int, list[str]], str]
-"""Makes the last line of the signal's number and of what the cleanups return; empty where another process speaks."""
+"""Removes what a later run cannot use; returns a note about what is kept for it, or None."""
+StopLine = Callable[[int, list[str]], str]
+"""Makes the stop line from the signal number and the notes of the cleanups; empty if another process prints it."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has asked the command line to stop, and the step that was on its way has ended."""
+    """Exception raised at the end of the current step after a signal has asked the command line to stop."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -47,24 +47,24 @@ class Stopped(KeyboardInterrupt):
 
 
 class _Guard:
-    """The handlers of one process, and the thread that watches over them."""
+    """Signal handlers of one process, with the watcher thread."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.signum: int | None = None
         self.unwinding = False
         self.ending = False
-        self.spoken = False
-        self.speaking = threading.Lock()
-        self.last_words: LastWords = stop_line
+        self.printed = False
+        self.printing = threading.Lock()
+        self.stop_line: StopLine = stop_line
         self.handled = frozenset(
             signum
             for name in ("SIGTERM", "SIGHUP", "SIGINT")
             if (signum := getattr(signal, name, None)) is not None
             and signal.getsignal(signum) in {signal.SIG_DFL, signal.default_int_handler}
-        )  # what is ignored stays ignored (nohup, jobs in the background), and what the program handles is its own
+        )  # signals that are ignored (nohup, background jobs) or that the program handles itself are left alone
         for signum in self.handled:
-            signal.signal(signum, self._note)
+            signal.signal(signum, self._record)
         if os.name == "posix":
             reading, writing = os.pipe()
             os.set_blocking(writing, False)
@@ -72,15 +72,15 @@ class _Guard:
             threading.Thread(target=self._watch, args=(reading,), name="repsim-signals", daemon=True).start()
         atexit.register(self._ignore)  # registered first, so it runs last
 
-    def _note(self, signum: int, _: FrameType | None) -> None:
+    def _record(self, signum: int, _: FrameType | None) -> None:
         if os.getpid() != self.pid:
             return
-        if self.signum is not None and os.name != "posix":  # no thread watches
+        if self.signum is not None and os.name != "posix":  # there is no watcher thread
             raise Stopped(signum)
         self.signum = self.signum or signum
 
     def _ignore(self) -> None:
-        """From now on nothing is left to stop; the default action would change the exit code."""
+        """Ignore further signals at exit, where their default action would only change the exit code."""
         if os.getpid() == self.pid:
             for signum in self.handled:
                 signal.signal(signum, signal.SIG_IGN)
@@ -94,7 +94,7 @@ class _Guard:
                     continue  # a step has begun or ended meanwhile
                 self._end()
             for signum in os.read(reading, 64):
-                if signum not in self.handled:  # torch handles the ends of its workers so
+                if signum not in self.handled:  # SIGCHLD, for example, which torch handles
                     continue
                 if not started:
                     started = time.monotonic()
@@ -108,12 +108,12 @@ class _Guard:
         return GRACE_SECONDS if _CLEANUPS else IDLE_SECONDS
 
     def _end(self) -> None:
-        """End the process here and now."""
+        """Run the cleanups, print the stop line and end the process without unwinding."""
         self.ending = True
         code = exit_code(self.signum or signal.SIGTERM)
-        last = threading.Timer(_CLEANUP_SECONDS, os._exit, (code,))  # a disk may answer no more
-        last.daemon = True
-        last.start()
+        timer = threading.Timer(_CLEANUP_SECONDS, os._exit, (code,))  # in case a cleanup hangs on a dead disk
+        timer.daemon = True
+        timer.start()
         notes = []
         for cleanup in reversed(list(_CLEANUPS.values())):
             with suppress(BaseException):
@@ -125,10 +125,10 @@ class _Guard:
                     child.kill()
         with suppress(BaseException):
             if sys.stderr.isatty():
-                os.write(2, b"\r\x1b[2K\x1b[?25h")  # no rest of a progress bar, and the cursor again
+                os.write(2, b"\r\x1b[2K\x1b[?25h")  # clear the progress bar and show the cursor
         with suppress(BaseException):
-            self.speaking.acquire(timeout=1)
-            if not self.spoken and (line := self.last_words(self.signum or signal.SIGTERM, notes)):
+            self.printing.acquire(timeout=1)
+            if not self.printed and (line := self.stop_line(self.signum or signal.SIGTERM, notes)):
                 os.write(2, (line + "\n").encode(errors="backslashreplace"))
         os._exit(code)
 
@@ -139,30 +139,30 @@ _KEYS = itertools.count()
 _FORKED_FROM_GUARD = False
 
 
-def install(last_words: LastWords | None = None) -> None:
-    """Handle SIGTERM, SIGHUP and SIGINT in this process from now on; for the program itself, never for a library.
+def install(make_stop_line: StopLine | None = None) -> None:
+    """Handle SIGTERM, SIGHUP and SIGINT in this process; to be called by programs, never by libraries.
 
-    Calling it again only replaces ``last_words``. Outside the main thread, where Python allows no handlers, nothing
-    happens.
+    Calling it again only replaces ``make_stop_line``. Outside the main thread, where Python allows no handlers, it does
+    nothing.
     """
     global _GUARD  # noqa: PLW0603 - a process has one set of signal handlers
     if _GUARD is None:
         if threading.current_thread() is not threading.main_thread():
             return
         _GUARD = _Guard()
-    if last_words is not None:
-        _GUARD.last_words = last_words
+    if make_stop_line is not None:
+        _GUARD.stop_line = make_stop_line
 
 
-def noted() -> int | None:
-    """Return the signal that has asked this process to stop, if one has."""
+def pending_signal() -> int | None:
+    """Return the number of the signal that has asked this process to stop; None if there was none."""
     return None if _GUARD is None else _GUARD.signum
 
 
 def check() -> None:
-    """Raise `Stopped` where a signal has asked the command line to stop: to be called between two steps of long work.
+    """Raise `Stopped` if a signal has asked the command line to stop. Call this between two steps of long work.
 
-    >>> check()  # no signal, or no command line
+    >>> check()  # does nothing without a signal
     """
     if _GUARD is None or _GUARD.signum is None:
         return
@@ -172,36 +172,36 @@ def check() -> None:
 
 
 def wait_for_end() -> None:
-    """Wait for the end of the process where its watching thread is about to end it."""
+    """Block the main thread if the watcher thread is about to end the process."""
     if _GUARD is not None and _GUARD.ending and threading.current_thread() is threading.main_thread():
         threading.Event().wait()
 
 
-def speak(line: Callable[[], None]) -> None:
-    """Print the last line with ``line``, unless the watching thread does: there is one."""
+def print_last_line(line: Callable[[], None]) -> None:
+    """Call ``line``, which prints the stop line, unless the watcher thread prints it."""
     if _GUARD is None:
         line()
         return
-    with _GUARD.speaking:
+    with _GUARD.printing:
         wait_for_end()
-        _GUARD.spoken = True
+        _GUARD.printed = True
         line()
 
 
 def register(cleanup: Cleanup) -> int:
-    """Have ``cleanup`` run where the process ends without unwinding; returns what `unregister` takes."""
+    """Register ``cleanup`` to run if the process ends without unwinding; return its key for `unregister`."""
     _CLEANUPS[key := next(_KEYS)] = cleanup
     return key
 
 
 def unregister(key: int) -> None:
-    """Forget a cleanup: its work is done."""
+    """Remove a cleanup that is no longer needed."""
     _CLEANUPS.pop(key, None)
 
 
 @contextmanager
 def cleaned_up(cleanup: Cleanup) -> Iterator[None]:
-    """Have ``cleanup`` run where the process ends inside this block without unwinding. Otherwise it is not called."""
+    """Register ``cleanup`` during the block: it runs only if the process ends inside the block without unwinding."""
     key = register(cleanup)
     try:
         yield
@@ -219,7 +219,7 @@ def exit_code(signum: int) -> int:
 
 
 def stop_line(signum: int, notes: list[str], advice: str = "") -> str:
-    """Make the line that tells the user what has happened, what is kept and how to go on.
+    """Return the line that reports the signal, what is kept, and how to go on.
 
     >>> stop_line(15, ["3 of 8 samples are kept in a.h5.partial"], "The same command goes on from there")
     'Stopped by SIGTERM (3 of 8 samples are kept in a.h5.partial). The same command goes on from there'
@@ -231,32 +231,32 @@ def stop_line(signum: int, notes: list[str], advice: str = "") -> str:
 
 
 def leave_to_parent(_: int = 0) -> None:
-    """In a worker process of the command line: leave signals to the parent, and do not outlive it.
+    """Make a worker process of the command line ignore the first SIGTERM, and end when its parent ends.
 
-    A batch system sends its signal to all processes at once; workers that died of it would end the batch that is on
-    its way, with an error of theirs. The second SIGTERM ends the worker: Python sends it to one that does not answer.
+    A batch system sends its signal to all processes at once; workers that ended at once would make the current batch
+    fail with an error. A second SIGTERM ends the worker: Python sends it to workers that do not end.
     """
     if not _FORKED_FROM_GUARD:
         return
-    seen = False
+    signalled = False
 
-    def note(_: int, __: FrameType | None) -> None:
-        nonlocal seen
-        if seen:
+    def handle(_: int, __: FrameType | None) -> None:
+        nonlocal signalled
+        if signalled:
             os._exit(0)
-        seen = True
+        signalled = True
 
-    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGTERM, handle)
     if sys.platform == "linux":
         parent = os.getppid()
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != parent:  # it died in between
+        if os.getppid() != parent:  # the parent has ended in the meantime
             os._exit(0)
 
 
 def _forget() -> None:
-    """In a forked process: its signals are not those of the command line, and neither are its files."""
+    """Reset the state after a fork: signals and cleanups belong to the parent process."""
     global _GUARD, _FORKED_FROM_GUARD
     if _GUARD is not None:
         with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""Memory: how much there is to work in, how much this process takes, sizes in words."""
+"""Read memory sizes from text, choose the memory limit, and measure the memory of this process."""
 
 import os
 import resource
@@ -15,7 +15,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 
 
 def parse_size(text: str) -> int:
-    """Bytes from words such as ``2GiB``, ``500 MB``, ``1.5g``.
+    """Return the number of bytes that a text such as ``2GiB``, ``500 MB`` or ``1.5g`` stands for.
 
     >>> parse_size("2GiB"), parse_size("1.5 kB"), parse_size("67.1MB")
     (2147483648, 1500, 67100000)
@@ -31,35 +31,35 @@ def parse_size(text: str) -> int:
     return size
 
 
-def memory_to_use(device: str, asked: int | str | None = None) -> int:
-    """Bytes to work in, or words for them; by default half of what this machine has for this process, or 80 % of a GPU.
+def memory_to_use(device: str, limit: int | str | None = None) -> int:
+    """Return the memory limit in bytes: ``limit``, or by default half of this process's share of RAM, or 80 % of a GPU.
 
-    What is free at the moment plays no part, so that the same command makes the same plan tomorrow.
+    The memory that is free at the moment is not considered, so that the same command always makes the same plan.
     """
-    if asked is not None:
-        return parse_size(asked) if isinstance(asked, str) else asked
+    if limit is not None:
+        return parse_size(limit) if isinstance(limit, str) else limit
     if device.startswith("cuda"):
         return int(0.8 * torch.cuda.get_device_properties(device).total_memory)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # a container's share, where there is one
+    with suppress(OSError, ValueError):  # the limit of a container
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return total // 2 // local_world()
 
 
 def memory_now() -> int:
-    """Bytes that this process takes."""
+    """Return the memory of this process in bytes."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # no such file outside of Linux
+    except OSError:  # only Linux has this file
         return memory_peak()
 
 
 def memory_peak() -> int:
-    """Bytes that this process has taken at most.
+    """Return the peak memory of this process in bytes.
 
-    Linux's ``ru_maxrss`` begins with what the parent took when it started this process; the kernel's own mark does not.
+    On Linux ``ru_maxrss`` includes the memory of the parent at the time of the fork; ``VmHWM`` does not.
     """
     with suppress(OSError, StopIteration):
-        marks = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-        return next(int(words[1]) for words in marks if words[0] == "VmHWM:") * 2**10
+        status = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+        return next(int(words[1]) for words in status if words[0] == "VmHWM:") * 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)

@@ -1,7 +1,7 @@
-"""Progress in a notebook: a bar that Jupyter draws, for work that takes longer than a moment.
+"""Show a progress bar in Jupyter notebooks.
 
-IPython is no dependency of repsim: only where its kernel runs is it asked to show something. The bar is plain HTML,
-which every front end shows and a saved notebook keeps; rich's needs ipywidgets there.
+IPython is not a dependency of repsim: it is only imported if its kernel is running. The bar is plain HTML, which every
+front end shows and a saved notebook keeps; the bars of rich need ipywidgets there.
 """
 
 import importlib
@@ -14,18 +14,18 @@ from html import escape
 from typing import Any
 
 from repsim.runtime import tuning
-from repsim.runtime.files import duration
+from repsim.runtime.files import format_duration
 
 
 def running() -> bool:
-    """Whether this process is the kernel of a notebook, and not a script or IPython on a terminal."""
+    """Return whether this process is the kernel of a notebook, rather than a script or IPython in a terminal."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return hasattr(shell, "kernel")
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """What a cell shows."""
+class _BarOutput:
+    """Content of the notebook output: a text, and a bar if ``total`` is known."""
 
     text: str
     done: int = 0
@@ -43,38 +43,39 @@ class _Shown:
 
 @contextmanager
 def bar(what: str) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Make what begins a step, by its name, of work that is called ``what``; at the end stands how long it took.
+    """Yield a function that starts a step by its name and returns its `Progress` function; show the bar of ``what``.
 
-    What is done at the first call was done before, and says nothing of the time that is left.
+    At the end the bar is replaced by the total time. Steps that are already done at the first call, as in a resumed
+    run, do not count in the estimate of the time that is left.
     """
     started = drawn = time.perf_counter()
     handle: Any = None
-    now = what
+    text = what
 
-    def draw(shown: _Shown) -> None:
+    def draw(output: _BarOutput) -> None:
         nonlocal handle
         if handle is None:
-            handle = importlib.import_module("IPython.display").display(shown, display_id=True)
+            handle = importlib.import_module("IPython.display").display(output, display_id=True)
         else:
-            handle.update(shown)
+            handle.update(output)
 
     def step(name: str) -> Callable[[int, int], None]:
-        nonlocal now
-        begun, before = time.perf_counter(), -1
-        now = name
+        nonlocal text
+        step_started, done_before = time.perf_counter(), -1
+        text = name
 
         def advance(done: int, total: int) -> None:
-            nonlocal drawn, before, now
-            at = time.perf_counter()
-            before = done if before < 0 else before
-            now = f"{name}: {done:,} of {total:,}"
-            if at - started < tuning.current().bar_after or (
-                handle is not None and at - drawn < tuning.current().bar_every
+            nonlocal drawn, done_before, text
+            now = time.perf_counter()
+            done_before = done if done_before < 0 else done_before
+            text = f"{name}: {done:,} of {total:,}"
+            if now - started < tuning.current().bar_after or (
+                handle is not None and now - drawn < tuning.current().bar_every
             ):
                 return
-            drawn = at
-            left = (at - begun) * (total - done) / (done - before) if done > before else 0
-            draw(_Shown(now + (f", {duration(left)} left" if left >= 1 else ""), done, total))
+            drawn = now
+            left = (now - step_started) * (total - done) / (done - done_before) if done > done_before else 0
+            draw(_BarOutput(text + (f", {format_duration(left)} left" if left >= 1 else ""), done, total))
 
         return advance
 
@@ -82,7 +83,7 @@ def bar(what: str) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
         yield step
     except BaseException:
         if handle is not None:
-            draw(_Shown(f"{now}, stopped"))
+            draw(_BarOutput(f"{text}, stopped"))
         raise
     if handle is not None:
-        draw(_Shown(f"{what}: {duration(time.perf_counter() - started)}"))
+        draw(_BarOutput(f"{what}: {format_duration(time.perf_counter() - started)}"))

@@ -1,14 +1,14 @@
-"""Options that are written once: a frozen dataclass names them, with types, bounds, defaults and descriptions.
+"""Declare options once, as the fields of a frozen dataclass with types, bounds, defaults and descriptions.
 
-From such a class follow the options of the command (`repsim.commands.options`), the keys of study files and their JSON
-schema (`repsim.study.study_file`), and the signature and the documentation of the public function (`takes`).
+The options of a command (`repsim.commands.options`), the keys of study files and their JSON schema
+(`repsim.study.study_file`), and the signature and docstring of the public function (`accept_options`) are derived from
+such a class.
 """
 
 import inspect
 import re
 import textwrap
 import typing
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, TypeVar
@@ -25,16 +25,18 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 def option(text: str, *, unset: str = "", path: bool = False, **more: Any) -> Meta:
-    """Describe an option.
+    """Return the metadata of an option, for `typing.Annotated`.
 
     Parameters
     ----------
-    text
-        What it is: a sentence for the command's help, the tables of the documentation, and editors.
-    unset
-        What is done where it is None, in words.
-    path
-        Whether it is a path, which in a study file is relative to the file.
+    text : str
+        Description: a sentence for the help of the command, the tables of the documentation, and editors.
+    unset : str
+        Description of the default, if the default is None or empty.
+    path : bool
+        Whether the option is a path; in a study file, paths are relative to the file.
+    **more
+        Further entries of ``Meta.extra``.
     """
     return Meta(description=text, extra={"unset": unset, "path": path, **more})
 
@@ -48,28 +50,28 @@ Memory = Annotated[
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a class of options."""
+    """Option of a class of options: one field, described."""
 
     name: str
     annotation: Any
-    """The type, without what describes it."""
+    """Type without the metadata."""
     hint: Any
-    """The type, with it."""
+    """Type with the metadata."""
     type: msgspec.inspect.Type
-    """What msgspec makes of the type, without None."""
+    """The type in msgspec's representation, without None."""
     default: Any
-    """`dataclasses.MISSING` where there is none."""
+    """Default value; `dataclasses.MISSING` if there is none."""
     text: str
     extra: Mapping[str, Any]
 
     @property
     def required(self) -> bool:
-        """Whether there is no default."""
+        """Whether the option has no default."""
         return self.default is MISSING
 
     @property
     def default_text(self) -> str:
-        """The default in words; empty where there is none.
+        """Description of the default; empty if there is none.
 
         >>> @dataclass(frozen=True)
         ... class Example:
@@ -86,7 +88,7 @@ class Option:
 
 
 def options_of(kind: type) -> tuple[Option, ...]:
-    """List the options of a class: those without a default first, and its own before those of its bases."""
+    """Return the options of a class: those without a default first, then its own before those of its bases."""
     hints = typing.get_type_hints(kind, include_extras=True)
     plain = typing.get_type_hints(kind)
     listed = []
@@ -98,32 +100,40 @@ def options_of(kind: type) -> tuple[Option, ...]:
         listed.append(
             Option(field.name, plain[field.name], hints[field.name], type_of(hints[field.name]), default, text, extra)
         )
-    home = {name: k for k, base in reversed([*enumerate(kind.__mro__)]) for name in inspect.get_annotations(base)}
-    return tuple(sorted(listed, key=lambda entry: (not entry.required, home[entry.name])))
+    rank = {name: k for k, base in reversed([*enumerate(kind.__mro__)]) for name in inspect.get_annotations(base)}
+    return tuple(sorted(listed, key=lambda entry: (not entry.required, rank[entry.name])))
 
 
 def type_of(hint: Any) -> msgspec.inspect.Type:
-    """Ask msgspec what a type is, without its description, and without None."""
+    """Return msgspec's representation of a type, without metadata and without None."""
     return plain_type(msgspec.inspect.type_info(hint))
 
 
 def plain_type(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
-    """Leave out descriptions, and None, of what msgspec says of a type."""
+    """Remove metadata and None from msgspec's representation of a type."""
     while isinstance(kind, msgspec.inspect.Metadata):
         kind = kind.type
     if isinstance(kind, msgspec.inspect.UnionType):
-        rest = tuple(entry for entry in kind.types if not isinstance(entry, msgspec.inspect.NoneType))
-        return plain_type(rest[0]) if len(rest) == 1 else msgspec.inspect.UnionType(rest)
+        types = tuple(entry for entry in kind.types if not isinstance(entry, msgspec.inspect.NoneType))
+        return plain_type(types[0]) if len(types) == 1 else msgspec.inspect.UnionType(types)
     return kind
 
 
-def takes(
+def accept_options(
     *kinds: type, renamed: Mapping[str, str] | None = None, without: Collection[str] = ()
 ) -> Callable[[Function], Function]:
-    """Complete the signature and the docstring of a function whose ``**keywords`` are the options of these classes.
+    """Return a decorator that adds the options of these classes to the signature and docstring of a function.
 
-    ``{options}`` in the docstring becomes their descriptions. ``renamed`` maps options to other keywords; ``without``
-    are those that the function has as parameters of its own.
+    The function takes the options as ``**keywords``. ``{options}`` in its docstring is replaced by their descriptions.
+
+    Parameters
+    ----------
+    *kinds : type
+        Classes of options.
+    renamed : mapping of str to str
+        Keywords of options whose keyword differs from their name.
+    without : collection of str
+        Options that are left out, because the function has them as parameters.
     """
 
     def complete(function: Function) -> Function:
@@ -140,65 +150,65 @@ def takes(
             for name, entry in added.items()
         ]
         function.__signature__ = own.replace(parameters=[*kept, *keywords])  # type: ignore[attr-defined]
-        entries = [f"    {name}\n{_indented(entry)}" for name, entry in added.items()]
-        if function.__doc__:  # python -OO drops it
+        entries = [f"    {name}\n{_docstring_entry(entry)}" for name, entry in added.items()]
+        if function.__doc__:  # python -OO removes docstrings
             function.__doc__ = function.__doc__.replace("    {options}\n", "".join(entries))
         return function
 
     return complete
 
 
-def _indented(described: Option) -> str:
-    """The text of an option, as it stands in a docstring."""
-    text = f"{described.text} By default: {described.default_text}."
-    text = re.sub(r"`+([^`]+)`+", r"``\1``", text)  # literals, and no references
+def _docstring_entry(entry: Option) -> str:
+    """Return the description of an option, indented for a docstring."""
+    text = f"{entry.text} By default: {entry.default_text}."
+    text = re.sub(r"`+([^`]+)`+", r"``\1``", text)  # literals, not references
     return textwrap.indent(textwrap.fill(text, 110), " " * 8) + "\n"
 
 
 def sort_keywords(
     function: str, keywords: Mapping[str, Any], *kinds: type, renamed: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
-    """Sort the keywords that ``function`` was called with by the classes whose options they are.
+    """Split the keywords of a call of ``function`` by the classes of options to which they belong.
+
+    Returns
+    -------
+    list of dict
+        The options of each class, by name, in the order of ``kinds``.
 
     Raises
     ------
     TypeError
-        A keyword that is none of theirs.
+        If a keyword belongs to no class.
     """
     keyword_of = renamed or {}
-    homes = {keyword_of.get(field.name, field.name): (k, field.name) for k, kind in enumerate(kinds)
-             for field in fields(kind)}  # fmt: skip
-    sorted_: list[dict[str, Any]] = [{} for _ in kinds]
+    options = {keyword_of.get(field.name, field.name): (k, field.name) for k, kind in enumerate(kinds)
+               for field in fields(kind)}  # fmt: skip
+    by_class: list[dict[str, Any]] = [{} for _ in kinds]
     for keyword, value in keywords.items():
-        if keyword not in homes:
+        if keyword not in options:
             raise TypeError(f"{function}() got an unexpected keyword argument {keyword!r}")
-        k, name = homes[keyword]
-        sorted_[k][name] = value
-    return sorted_
+        k, name = options[keyword]
+        by_class[k][name] = value
+    return by_class
 
 
 def fields_of(values: Any, kind: type) -> dict[str, Any]:
-    """Take the options of a class from an object that has them among others."""
+    """Return the options of a class as a dictionary, read from the attributes of an object."""
     return {field.name: getattr(values, field.name) for field in fields(kind)}
 
 
-def deprecated(function: str, old: str, instead: str) -> None:
-    """Warn that a keyword goes in the next release, and what to write instead."""
-    warnings.warn(f"{function}({old}=...) goes in the next release; {instead}", DeprecationWarning, stacklevel=4)
-
-
 def markdown_table(kind: type) -> str:
-    """Write the options of a class as a table of the documentation."""
+    """Return the options of a class as a Markdown table for the documentation."""
     rows = [
-        f"| `{entry.name}` | {_marked(entry)} | {entry.text.replace('|', chr(92) + '|')} |"
+        f"| `{entry.name}` | {_markdown_default(entry)} | {entry.text.replace('|', chr(92) + '|')} |"
         for entry in options_of(kind)
     ]
     return "\n".join(["| key | default | what it is |", "|---|---|---|", *rows])
 
 
-def _marked(described: Option) -> str:
-    """The default: a value as code, and words as they are."""
-    if described.required:
+def _markdown_default(entry: Option) -> str:
+    """Return the default of an option: a value as code, a description as plain text."""
+    if entry.required:
         return "needed"
-    value = described.default
-    return described.default_text if value is None or value in ([], {}) else f"`{described.default_text}`"
+    value = entry.default
+    return entry.default_text if value is None or value in ([], {}) else f"`{entry.default_text}`"

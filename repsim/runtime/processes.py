@@ -1,4 +1,4 @@
-"""The processes of one run, as torchrun starts them: who is who, and the few things that they tell each other."""
+"""Find and connect the processes of one run that torchrun has started."""
 
 import os
 import time
@@ -15,51 +15,52 @@ from repsim.errors import OtherProcessError
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=30)
-"""torchrun ends all when one dies: nobody waits in vain."""
+"""Timeout of the process group. It may be long, because torchrun ends all processes when one dies."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process of a run this one is. One on its own gets at once whatever it asks for."""
+    """Rank of this process among the processes of a run. For a single process, all collectives return at once."""
 
     rank: int = 0
     world: int = 1
+    """Number of processes."""
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that prints, and opens and closes files for all."""
+        """Whether this is the process that prints, and opens and closes files for all."""
         return self.rank == 0
 
-    def share(self, value: T) -> T:
-        """What the first process gives, in every process. Whoever comes here early waits."""
-        held = [value]
+    def broadcast(self, value: T) -> T:
+        """Return the value of the first process in every process; wait for all processes."""
+        values = [value]
         if self.world > 1:
-            with self._others():
-                dist.broadcast_object_list(held)
-        return held[0]
+            with self._process_errors():
+                dist.broadcast_object_list(values)
+        return values[0]
 
     def gather(self, value: T) -> list[T]:
-        """What each process gives, by rank, in every process."""
+        """Return the values of all processes, in the order of their ranks, in every process."""
         if self.world == 1:
             return [value]
-        held: list[Any] = [None] * self.world
-        with self._others():
-            dist.all_gather_object(held, value)
-        return held
+        values: list[Any] = [None] * self.world
+        with self._process_errors():
+            dist.all_gather_object(values, value)
+        return values
 
     @contextmanager
-    def _others(self) -> Iterator[None]:
+    def _process_errors(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError:
             raise OtherProcessError(first=self.first) from None
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this method."""
         self.gather(None)
 
     def part(self, length: int) -> slice:
-        """The share of this process in so many things: neighbours, so that what it reads and writes lies together.
+        """Return this process's share of ``length`` items, a contiguous slice.
 
         >>> [Ranks(rank, 3).part(10) for rank in range(3)]
         [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
@@ -71,33 +72,35 @@ ALONE = Ranks()
 
 
 def _attempt(store: Any, rank: int, world: int) -> str:
-    """Agree on a name that no earlier attempt of this run has had.
+    """Agree with the other processes on a name for this attempt of the run, which no earlier attempt has had.
 
-    torchrun starts all processes again when one has died, and its store still knows the addresses of the dead: without
-    names of their own the living try to reach them (pytorch#135712). Nor can they count attempts: each machine counts
-    its own. So the first makes up a name, and whoever reads it waits until the first has seen that it did.
+    When a process dies, torchrun starts all of them again, and its store still holds the addresses of the earlier
+    processes; without a separate prefix the new ones would try to connect to those (pytorch#135712). The restart count
+    cannot serve as a name, because every machine counts its own restarts. So the first process draws a name, and every
+    other process waits until the first has confirmed that it read this name.
     """
-    me = uuid4().hex
+    token = uuid4().hex
     if rank == 0:
-        store.set("repsim", me)
-        store.set(f"repsim/{me}", " ".join(store.get(f"repsim/{me}/{other}").decode() for other in range(1, world)))
-        return me
+        store.set("repsim", token)
+        tokens = (store.get(f"repsim/{token}/{k}").decode() for k in range(1, world))
+        store.set(f"repsim/{token}", " ".join(tokens))
+        return token
     while True:
         name: str = store.get("repsim").decode()
-        store.set(f"repsim/{name}/{rank}", me)
-        with suppress(dist.DistStoreError):  # not yet
+        store.set(f"repsim/{name}/{rank}", token)
+        with suppress(dist.DistStoreError):  # not confirmed yet
             store.wait([f"repsim/{name}"], timedelta(seconds=1))
-            if me in store.get(f"repsim/{name}").decode():
+            if token in store.get(f"repsim/{name}").decode():
                 return name
-        time.sleep(0.05)  # the name is of an earlier attempt
+        time.sleep(0.05)  # the name is that of an earlier attempt
 
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """Find the other processes, where torchrun started this one; a process on its own is all there is.
+    """Yield the `Ranks` of this process, and connect it with the others if torchrun started it.
 
-    They only tell each other who does what, so gloo will do, with a GPU or without. A process group that the program
-    has made itself is used as it is.
+    The processes exchange only small Python objects, so the backend is gloo, with a GPU or without. A process group
+    that the program has initialised itself is used as it is.
     """
     if dist.is_available() and dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size())
@@ -105,7 +108,7 @@ def ranks() -> Iterator[Ranks]:
     if not (dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1):
         yield ALONE
         return
-    from torch.distributed.distributed_c10d import PrefixStore  # noqa: PLC0415 - a torch may be built without
+    from torch.distributed.distributed_c10d import PrefixStore  # noqa: PLC0415 - not in every build of torch
     from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415
 
     store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
@@ -118,15 +121,15 @@ def ranks() -> Iterator[Ranks]:
 
 
 def restarted() -> bool:
-    """Whether torchrun has started this run again, after one of its processes died."""
+    """Return whether torchrun has restarted this run after one of its processes died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def local_rank() -> int:
-    """The number of this process on its machine: which of the GPUs is its own."""
+    """Return the rank of this process on its machine, which selects its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def local_world() -> int:
-    """Processes of this run on this machine, which share its cores."""
+    """Return the number of processes of this run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,8 +1,7 @@
-"""How long work tells how far it is, without knowing who listens.
+"""Report the progress of long computations.
 
-Work that is called from Python is silent in a script: what a program prints is its author's business. In a notebook,
-where somebody sits and waits, it shows a bar (`repsim.runtime.notebook`), unless it is given ``progress=False``. The
-command line has bars of its own. Whatever is given as ``progress`` is called, and nothing else is shown.
+A function that is called from a script prints nothing. In a notebook it shows a bar (`repsim.runtime.notebook`), unless
+``progress=False``. The command line has its own bars. If ``progress`` is a function, it is called instead.
 """
 
 import itertools
@@ -14,19 +13,19 @@ from typing import Literal
 from repsim.runtime import interrupts, notebook
 
 Progress = Callable[[int, int], None]
-"""Called with the number of steps done, and of all."""
+"""Function called with the number of steps done and the total number of steps."""
 Steps = Callable[[str], Progress | None]
-"""Called with the name of each step of the work; returns what is told about its progress."""
+"""Function called with the name of each step of the work; returns the `Progress` function of the step, or None."""
 Listener = Progress | Literal[False] | None
-"""Who is told: a function, nobody, or (None) whoever waits in a notebook."""
-_SPOKEN_FOR = ContextVar("spoken for", default=False)
-"""Whether this is part of work that tells, or does not tell, how far it is."""
+"""Progress argument: a function, False (silent), or None (a bar in a notebook)."""
+_progress_owned = ContextVar("progress owned", default=False)
+"""Whether a calling function already decides how progress is reported."""
 
 
 def counter(total: int, progress: Progress | None) -> Callable[[], None]:
-    """Make a function that reports one more step each time it is called.
+    """Return a function that reports one more step each time it is called.
 
-    Between two steps the command line may stop (`repsim.runtime.interrupts`).
+    It also raises `Stopped` if the command line has to stop (`repsim.runtime.interrupts`).
 
     >>> step = counter(2, lambda done, total: print(f"{done} of {total}"))
     >>> step()
@@ -45,30 +44,30 @@ def counter(total: int, progress: Progress | None) -> Callable[[], None]:
 
 
 @contextmanager
-def told(what: str, listener: Listener) -> Iterator[Progress | None]:
-    """Find out what to call while ``what`` is done.
+def report_progress(what: str, listener: Listener) -> Iterator[Progress | None]:
+    """Yield the function to call with the progress of ``what``, or None.
 
-    >>> with told("counting", print) as progress:
+    >>> with report_progress("counting", print) as progress:
     ...     progress(1, 2)
     1 2
-    >>> with told("counting", None) as progress:  # no notebook
+    >>> with report_progress("counting", None) as progress:  # no notebook
     ...     progress is None
     True
     """
-    with told_stepwise(what, (lambda _: listener) if callable(listener) else listener) as step:
+    with report_steps(what, (lambda _: listener) if callable(listener) else listener) as step:
         yield step(what)
 
 
 @contextmanager
-def told_stepwise(what: str, listener: Steps | Literal[False] | None) -> Iterator[Steps]:
-    """Find out what to call while ``what``, which has several steps, is done.
+def report_steps(what: str, listener: Steps | Literal[False] | None) -> Iterator[Steps]:
+    """Yield the function to call at the start of each step of ``what``.
 
-    Whoever is called by others leaves it to them: a study that compares shows one bar, or none.
+    Nested calls do not show a bar of their own: a study that runs comparisons shows one bar, or none.
     """
-    shown = listener is None and not _SPOKEN_FOR.get() and notebook.running()
-    token = _SPOKEN_FOR.set(True)
+    shown = listener is None and not _progress_owned.get() and notebook.running()
+    token = _progress_owned.set(True)
     try:
         with notebook.bar(what) if shown else nullcontext(listener or (lambda _: None)) as step:
             yield step
     finally:
-        _SPOKEN_FOR.reset(token)
+        _progress_owned.reset(token)

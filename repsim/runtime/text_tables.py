@@ -1,7 +1,7 @@
-"""Tables before anybody shows them: one source for the terminal, plain text and notebooks.
+"""Format tables as plain text and as HTML, for the terminal and notebooks.
 
-The HTML inherits its colours, so that it is legible on light and dark pages; it has no script, asks nothing of the
-network, and names are escaped, because a store may be a stranger's.
+The HTML inherits its colours, so that it is legible on light and dark pages. It has no scripts, makes no network
+requests, and escapes all names, because a store may come from an untrusted source.
 """
 
 from collections.abc import Iterable
@@ -9,29 +9,29 @@ from dataclasses import dataclass
 from html import escape
 
 FOLDED = 12
-"""Rows: longer tables are folded in a notebook."""
+"""Number of rows above which a table is folded in a notebook."""
 _CELL = "padding:.15em .8em .15em 0;border:0;white-space:nowrap"
 _LINE = "border-bottom:1px solid color-mix(in srgb,currentColor 30%,transparent)"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under heads; a column whose head begins with > is set flush right."""
+    """Rows of text with a title and column heads; a column whose head begins with > is aligned to the right."""
 
     title: str
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     ends: frozenset[int] = frozenset()
-    """Rows that end a section."""
+    """Indices of rows that end a section."""
 
     def __str__(self) -> str:
-        """In plain text.
+        """Return the table as plain text.
 
-        >>> print(Table("two layers", ("layer", ">cka"), (("stem", ".912"), ("head", "1"))))
+        >>> print(Table("two layers", ("layer", ">cka"), (("stem", "0.912"), ("head", "1"))))
         two layers
-        layer   cka
-        stem   .912
-        head      1
+        layer    cka
+        stem   0.912
+        head       1
         """
         heads = [head.removeprefix(">") for head in self.heads]
         widths = [max(map(len, column)) for column in zip(heads, *self.rows, strict=True)]
@@ -45,7 +45,7 @@ class Table:
         return "\n".join([*([self.title] if self.title else []), *lines])
 
     def html(self, *, folded: bool = False) -> str:
-        """For a notebook; a long one is folded in any case.
+        """Return the table as HTML; a long table is always folded.
 
         >>> "&lt;script&gt;" in Table("", ("layer",), (("<script>",),)).html()
         True
@@ -77,7 +77,7 @@ class Table:
 
 
 def times(shape: Iterable[int]) -> str:
-    """Show a shape.
+    """Return a shape as text.
 
     >>> times((64, 7, 7))
     '64 x 7 x 7'
@@ -86,11 +86,11 @@ def times(shape: Iterable[int]) -> str:
 
 
 def card(heading: str, *parts: str) -> str:
-    """Make one block of HTML of a heading, which is escaped, and parts, which are HTML."""
+    """Return one block of HTML with a heading, which is escaped, and parts, which are HTML."""
     body = "".join(parts)
     return f'<div style="color:inherit;line-height:1.4"><div><strong>{escape(heading)}</strong></div>{body}</div>'
 
 
 def paragraphs(texts: Iterable[str]) -> str:
-    """Make a paragraph of HTML of each text."""
+    """Return the texts as paragraphs of HTML, escaped."""
     return "".join(f'<p style="margin:.3em 0;max-width:60em">{escape(text)}</p>' for text in texts)

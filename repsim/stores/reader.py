@@ -48,7 +48,7 @@ def _stated_version(path: Path, file: h5py.File) -> Any:
     return header.attribute(file, "format_version") if "format_version" in file.attrs else None
 
 
-@READERS.of(VERSION)
+@READERS.register(VERSION)
 class _Reader:
     """Reads one file's structure; every step refuses what a store written by repsim cannot hold."""
 

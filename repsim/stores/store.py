@@ -14,8 +14,8 @@ import numpy as np
 
 from repsim.errors import Function, InvalidInputError, Remedy, StoreError, UnknownNameError, reason
 from repsim.labels import LayerKey, SampleIds
-from repsim.runtime.files import human
-from repsim.runtime.progress import Listener, told
+from repsim.runtime.files import format_size
+from repsim.runtime.progress import Listener, report_progress
 from repsim.runtime.text_tables import Table, card, paragraphs, times
 from repsim.stores import extents, layout, reader
 from repsim.stores.extents import Extent
@@ -249,7 +249,7 @@ class ActivationStore:
     @property
     def _state(self) -> str:
         """The file's size, if it is still there, and whether it is open."""
-        size = human(self.path.stat().st_size) if self.path.exists() else "no longer there"
+        size = format_size(self.path.stat().st_size) if self.path.exists() else "no longer there"
         return size if self._file is not None else f"{size}, closed"
 
     def __repr__(self) -> str:
@@ -334,7 +334,7 @@ def verify(path: str | os.PathLike[str], progress: Listener = None) -> list[Dama
     []
     """
     found: list[Damage] = []
-    with open_store(path) as store, told(f"verifying {store.path.name}", progress) as advance:
+    with open_store(path) as store, report_progress(f"verifying {store.path.name}", progress) as advance:
         arrays = [Activations(store, spec.key) for spec in store.contents.arrays]
         for done, array in enumerate(arrays, start=1):
             step = max(1, _PIECE // array._extent.row_bytes)

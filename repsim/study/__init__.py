@@ -1,1 +1,1 @@
-"""Are representations universal? Statistics over comparisons of many models (docs/universality.md)."""
+"""Statistics of studies: how universal the representations of many models are (docs/universality.md)."""

@@ -1,8 +1,8 @@
-"""How large similarity gets by chance: in closed form, and from permutations.
+"""Compute null distributions, p-values and calibrated similarities, in closed form and from permutations.
 
-Chance is what permuting the samples of one layer gives: it takes away everything that makes two layers alike, and
-nothing else. Of debiased CKA three moments are known exactly, so that no permutation need be drawn; of a maximum over
-layers none are, and it needs the permutations (`repsim.permuted`).
+The null distribution is that of the similarity when the samples of one layer are permuted: this destroys the relation
+of the two layers, and changes nothing else. For debiased CKA three of its moments are known exactly, so that no
+permutations are needed. For a maximum over layers they are not known, and permutations are drawn (`repsim.permuted`).
 """
 
 import math
@@ -15,14 +15,16 @@ from scipy import special
 from repsim.engine.null_moments import CubicMoments
 from repsim.errors import InvalidInputError
 
-_SYMMETRIC = 1e-8
-"""With less skewness than this, digits are lost, and the law is the normal one."""
-_SADDLE = 0.02
-"""With less skewness than this the incomplete Gamma function fails in the far tail, and the saddlepoint does not."""
+_NORMAL_BELOW = 1e-8
+"""Skewness below which the normal distribution is used, because the Pearson III formula loses digits."""
+_SADDLEPOINT_BELOW = 0.02
+"""Skewness below which the far tail is computed by a saddlepoint, because the incomplete Gamma function fails."""
 
 
 def null_sd(n: int) -> float:
-    """Standard deviation of debiased CKA over all permutations of n samples: sqrt(2 / (n (n - 3))), for any data.
+    """Return the standard deviation of debiased CKA over all permutations of n samples: sqrt(2 / (n (n - 3))).
+
+    It does not depend on the data.
 
     Examples
     --------
@@ -35,7 +37,7 @@ def null_sd(n: int) -> float:
 
 
 def z_value(value: ArrayLike, n: int) -> Float64[np.ndarray, "..."]:
-    """Debiased CKA in units of its standard deviation by chance; its mean by chance is 0.
+    """Divide debiased CKA by its standard deviation over all permutations of the samples; its mean over them is 0.
 
     Examples
     --------
@@ -46,33 +48,33 @@ def z_value(value: ArrayLike, n: int) -> Float64[np.ndarray, "..."]:
 
 
 def skewness(a: CubicMoments, b: CubicMoments) -> float:
-    """Skewness of the debiased CKA of two layers over all permutations of the samples of one, exactly.
+    """Compute the exact skewness of debiased CKA of two layers over all permutations of the samples of one of them.
 
-    T = <A, P B P'> sums A_ij B_pi(i)pi(j), so that T^3 sums over three pairs of samples. What these contribute on
-    average depends only on which of their six samples coincide. As rows of A sum to 0, the sum over all triples of
-    pairs that coincide alike follows from t = tr(A^3) and U = sum_ij A_ij^3; of B, from s and V. With falling
-    factorials (n)_k = n (n-1) ... (n-k+1) it comes to
+    T = <A, P B P'> is a sum of A_ij B_pi(i)pi(j), so that T^3 is a sum over triples of pairs of samples. The mean
+    contribution of a triple depends only on which of its six samples coincide. As rows of A sum to 0, the sum over all
+    triples with the same coincidences follows from t = tr(A^3) and U = sum_ij A_ij^3, and for B from s and V. With
+    falling factorials (n)_k = n (n-1) ... (n-k+1) the result is
 
         E[T^3] = 4 UV / (n)_2 + (24 UV + 8 ts) / (n)_3 + (56 UV + 24 (U-t)(V-s)) / (n)_4
                  + 48 (t-2U)(s-2V) / (n)_5 + 64 (2U-t)(2V-s) / (n)_6,
 
-    where a term without so many samples is not there. The skewness is E[T^3] / E[T^2]^1.5 with
+    where terms with k > n are omitted. The skewness is E[T^3] / E[T^2]^1.5 with
     E[T^2] = 2 ||A||^2 ||B||^2 / (n (n-3)).
 
     Parameters
     ----------
-    a, b
-        Of each layer, from `repsim.engine.null_moments.moments`.
+    a, b : CubicMoments
+        Moments of the two layers, from `repsim.engine.null_moments.cubic_moments`.
 
     Returns
     -------
     float
-        NaN where nothing is left of a layer, and so of its moments.
+        NaN for a layer whose moments are NaN.
 
     Notes
     -----
-    Layers with a few strong directions, or a few unusual samples, have a skewness far above 0, and then a normal tail
-    is off by orders of magnitude: `pearson3`.
+    Layers with a few strong directions, or a few unusual samples, have a skewness far above 0. A normal tail is then
+    wrong by orders of magnitude; use `pearson3`.
 
     References
     ----------
@@ -99,25 +101,26 @@ def skewness(a: CubicMoments, b: CubicMoments) -> float:
 
 
 def pearson3(value: ArrayLike, n: int, skewness: ArrayLike) -> Float64[np.ndarray, "..."]:
-    """How likely chance alone makes debiased CKA this large or larger, by the Pearson III law with its three moments.
+    """Compute p-values of debiased CKA from the Pearson III distribution with the three exact permutation moments.
 
-    With skewness gamma > 0, k = 4 / gamma^2 and z the `z_value`, p = P(Gamma(k) > k + z sqrt(k)); with gamma < 0 the
-    mirror image, P(Gamma(k) < k - z sqrt(k)); with gamma = 0 the normal law, their limit.
+    With skewness gamma > 0, k = 4 / gamma^2 and z the `z_value`, p = P(Gamma(k) > k + z sqrt(k)). With gamma < 0 it is
+    the mirror image, P(Gamma(k) < k - z sqrt(k)), and with gamma = 0 the normal distribution, their limit.
 
     Parameters
     ----------
-    value
+    value : array of any shape
         Debiased CKA.
-    n
-        Samples.
-    skewness
-        As `skewness` gives it; broadcast against the values.
+    n : int
+        Number of samples.
+    skewness : array
+        Skewness, as from `skewness`; broadcast against the values.
 
     Returns
     -------
     array
-        In (0, 1]. Never below 1 / n!, which one ordering among all has, nor below the least float. 1 below all that
-        the law allows (z <= -2 / gamma). NaN where the value or the skewness is.
+        p-values in (0, 1]: the probability of a value this large or larger. At least 1 / n!, the probability of one
+        order of the samples, and at least the smallest positive float. 1 for values below the support of the
+        distribution (z <= -2 / gamma). NaN where the value or the skewness is NaN.
 
     References
     ----------
@@ -130,19 +133,21 @@ def pearson3(value: ArrayLike, n: int, skewness: ArrayLike) -> Float64[np.ndarra
     [0.000304, 0.00548, 0.01194]
     """
     z, gamma = np.broadcast_arrays(z_value(value, n), np.asarray(skewness, dtype=np.float64))
-    normal = abs(gamma) < _SYMMETRIC
+    normal = abs(gamma) < _NORMAL_BELOW
     gamma = np.where(normal, 1, gamma)
     k = 4 / gamma**2
-    beyond = np.maximum(0, k + np.sign(gamma) * z * np.sqrt(k))  # 0: the end of the law
+    beyond = np.maximum(0, k + np.sign(gamma) * z * np.sqrt(k))  # 0: the end of the support
     tail = np.where(gamma > 0, special.gammaincc(k, beyond), special.gammainc(k, beyond))
-    far = (abs(gamma) < _SADDLE) & (abs(z) > 1) & (beyond > 0)
+    far = (abs(gamma) < _SADDLEPOINT_BELOW) & (abs(z) > 1) & (beyond > 0)
     tail[far] = _saddlepoint(z[far], gamma[far])
     least = max(math.exp(-math.lgamma(n + 1)), np.finfo(np.float64).tiny)
     return np.asarray(np.maximum(least, np.where(normal, special.ndtr(-z), tail)))
 
 
 def _saddlepoint(z: Float64[np.ndarray, " far"], gamma: Float64[np.ndarray, " far"]) -> Float64[np.ndarray, " far"]:
-    """Upper tail of the Pearson III law (Lugannani & Rice 1980), right to a share gamma^2 / 48 of itself.
+    """Approximate the upper tail of the Pearson III distribution, with a relative error of gamma^2 / 48.
+
+    The saddlepoint approximation of Lugannani & Rice (1980):
 
     P(Z > z) = Phi(-w) + phi(w) (1/z - 1/w), w^2 = 8 / gamma^2 (gamma z / 2 - log(1 + gamma z / 2)), w of z's sign.
     """
@@ -152,23 +157,23 @@ def _saddlepoint(z: Float64[np.ndarray, " far"], gamma: Float64[np.ndarray, " fa
 
 
 def p_value(observed: ArrayLike, permuted: ArrayLike) -> Float64[np.ndarray, "..."]:
-    """How many of the permuted statistics T_1 ... T_K are as large as the observed T: (1 + #{T_k >= T}) / (K + 1).
+    """Compute permutation p-values (1 + #{T_k >= T}) / (K + 1) of an observed T and permuted statistics T_1 ... T_K.
 
-    The one that is added is the order as it is, which is as likely as any other under the null. So p is valid for any
-    K, and never 0.
+    The 1 that is added counts the observed order of the samples, which under the null hypothesis is as likely as any
+    other. p is therefore valid for any K, and never 0.
 
     Parameters
     ----------
-    observed
-        T, a number or an array.
-    permuted
-        (K, ...): the same statistic, permuted, on the first axis. Compute both by one algorithm: two round
-        differently, and a permutation that changes nothing would miss its tie.
+    observed : float or array
+        T, the observed statistic.
+    permuted : array of shape (K, ...)
+        The same statistic with permuted samples, permutations on the first axis. Compute both by the same algorithm:
+        otherwise rounding errors may hide a tie of T with a permutation that changes nothing.
 
     Returns
     -------
     array
-        In [1 / (K + 1), 1]. NaN where T or one of T_k is.
+        p-values in [1 / (K + 1), 1]. NaN where T or any T_k is NaN.
 
     References
     ----------
@@ -180,27 +185,28 @@ def p_value(observed: ArrayLike, permuted: ArrayLike) -> Float64[np.ndarray, "..
     >>> float(p_value(0.9, [0.1, 0.3, 0.95, 0.2])), float(p_value(2.0, [0.1, 0.3, 0.95, 0.2]))
     (0.4, 0.2)
     """
-    both = _together(observed, permuted)
-    larger = np.asarray((both[1:] >= both[0]).sum(0), dtype=np.float64)
-    return np.where(np.isnan(both).any(0), np.nan, (1 + larger) / len(both))
+    statistics = _stacked(observed, permuted)
+    larger = np.asarray((statistics[1:] >= statistics[0]).sum(0), dtype=np.float64)
+    return np.where(np.isnan(statistics).any(0), np.nan, (1 + larger) / len(statistics))
 
 
 def threshold(observed: ArrayLike, permuted: ArrayLike, alpha: float = 0.05) -> Float64[np.ndarray, "..."]:
-    """What a statistic has to exceed: tau, the ceil((1 - alpha)(K + 1))-th smallest of T, T_1 ... T_K.
+    """Compute the critical value tau of a permutation test: the ceil((1 - alpha)(K + 1))-th smallest of T, T_1 ... T_K.
 
-    T > tau exactly where `p_value` would be at most alpha, but for ties with T.
+    T > tau exactly where `p_value` is at most alpha, except for ties with T.
 
     Parameters
     ----------
     observed, permuted
         As in `p_value`.
-    alpha
-        How often chance alone may exceed tau. Below 1 / (K + 1) nothing can.
+    alpha : float
+        Level of the test: the probability that T exceeds tau under the null hypothesis. If alpha < 1 / (K + 1), no T
+        exceeds tau.
 
     Returns
     -------
     array
-        NaN where T or one of T_k is.
+        tau; NaN where T or any T_k is NaN.
 
     Examples
     --------
@@ -209,27 +215,27 @@ def threshold(observed: ArrayLike, permuted: ArrayLike, alpha: float = 0.05) -> 
     """
     if not 0 < alpha < 1:
         raise InvalidInputError(f"alpha is a probability between 0 and 1, got {alpha}")
-    both = _together(observed, permuted)
-    rank = math.ceil((1 - alpha) * len(both) - 1e-9)  # (1 - .7) x 10 is 3, whatever rounding says
-    return np.where(np.isnan(both).any(0), np.nan, np.sort(both, axis=0)[max(1, rank) - 1])
+    statistics = _stacked(observed, permuted)
+    rank = math.ceil((1 - alpha) * len(statistics) - 1e-9)  # (1 - 0.7) x 10 is above 3 in floating point
+    return np.where(np.isnan(statistics).any(0), np.nan, np.sort(statistics, axis=0)[max(1, rank) - 1])
 
 
 def calibrated(observed: ArrayLike, tau: ArrayLike) -> Float64[np.ndarray, "..."]:
-    """Put a similarity on a scale that begins at chance: max(0, (T - tau) / (1 - tau)).
+    """Calibrate a similarity against chance: max(0, (T - tau) / (1 - tau)).
 
-    0 is what chance can do, by definition, and 1 is identity.
+    0 means that T does not exceed the critical value of the permutation test; 1 means identity.
 
     Parameters
     ----------
-    observed
-        T, a similarity that is 1 at most.
-    tau
+    observed : array
+        T, a similarity of at most 1.
+    tau : array
         Its `threshold`.
 
     Returns
     -------
     array
-        In [0, 1]. NaN where T or tau is, and where tau is 1 or more: then chance does all that identity could.
+        Values in [0, 1]. NaN where T or tau is NaN, and where tau is 1 or more, so that no value exceeds chance.
 
     References
     ----------
@@ -241,28 +247,34 @@ def calibrated(observed: ArrayLike, tau: ArrayLike) -> Float64[np.ndarray, "..."
     [0.0, 0.5, 1.0]
     """
     T, tau = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (observed, tau)))
-    room = np.where(tau < 1, 1 - tau, np.nan)
-    return np.asarray(np.maximum(0, (T - tau) / room))
+    scale = np.where(tau < 1, 1 - tau, np.nan)
+    return np.asarray(np.maximum(0, (T - tau) / scale))
 
 
 def within_classes(labels: ArrayLike, count: int, seed: int = 0) -> Int64[np.ndarray, "count n"]:
-    """Draw permutations that move samples only within their class, the same for the same seed.
+    """Draw permutations that move samples only within their class.
 
-    Chance then keeps what class membership makes alike, and a test asks for similarity beyond it.
+    The null distribution then keeps the similarity that is due to the classes, and a test looks for similarity beyond
+    it.
 
     Parameters
     ----------
-    labels
-        (n,): the class of every sample.
-    count
-        How many.
-    seed
-        Of the random numbers.
+    labels : array of shape (n,)
+        The class of every sample.
+    count : int
+        Number of permutations.
+    seed : int
+        Seed of the random numbers. The same seed gives the same permutations.
+
+    Returns
+    -------
+    array of shape (count, n)
+        Permutations of the samples.
 
     Raises
     ------
     InvalidInputError
-        Every class has a single sample, so that no other order is left.
+        If every class has a single sample, so that no sample can move.
 
     Examples
     --------
@@ -279,10 +291,10 @@ def within_classes(labels: ArrayLike, count: int, seed: int = 0) -> Int64[np.nda
             "take coarser labels, or permute all samples (repsim.random_permutations)"
         )
     rng = np.random.default_rng(seed)
-    there = np.argsort(classes, kind="stable")
+    by_class = np.argsort(classes, kind="stable")
     orders = np.empty((count, len(names)), dtype=np.int64)
     for order in orders:
-        order[there] = np.lexsort((rng.random(len(names)), classes))  # of each class its own, in random order
+        order[by_class] = np.lexsort((rng.random(len(names)), classes))  # the samples of each class in random order
     return orders
 
 
@@ -292,11 +304,11 @@ def _same_samples(a: CubicMoments, b: CubicMoments) -> int:
     return a.n
 
 
-def _together(observed: ArrayLike, permuted: ArrayLike) -> Float64[np.ndarray, "count_and_1 ..."]:
-    """T, T_1 ... T_K on the first axis."""
-    T, others = np.asarray(observed, dtype=np.float64), np.asarray(permuted, dtype=np.float64)
-    if others.ndim < 1 or others.shape[1:] != T.shape or not len(others):
+def _stacked(observed: ArrayLike, permuted: ArrayLike) -> Float64[np.ndarray, "count_and_1 ..."]:
+    """Stack T, T_1 ... T_K on the first axis."""
+    T, draws = np.asarray(observed, dtype=np.float64), np.asarray(permuted, dtype=np.float64)
+    if draws.ndim < 1 or draws.shape[1:] != T.shape or not len(draws):
         raise InvalidInputError(
-            f"expected permuted values of shape (K, *shape of the observed {T.shape}), K >= 1, got {others.shape}"
+            f"expected permuted values of shape (K, *shape of the observed {T.shape}), K >= 1, got {draws.shape}"
         )
-    return np.concatenate([T[None], others])
+    return np.concatenate([T[None], draws])

@@ -1,7 +1,8 @@
-"""What could make representations alike without any learning: the input, the classes, and untrained networks.
+"""Provide the controls of a study: the input, the class labels, and untrained networks.
 
-The input and the classes are kernels like those of layers: pixels that went into the networks, stored at extraction,
-and which samples are of one class. Untrained networks of the same architectures are extracted where they are asked for.
+They can make representations alike without any learning. The input and the classes are kernels like those of layers:
+of the pixels that went into the networks, stored at extraction, and of the class labels of the samples. Untrained
+networks of the same architectures are extracted on request.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,12 +25,12 @@ from repsim.study.design import Design, Member
 
 Kind = Literal["input", "labels"]
 _ROUNDING = 1e-5
-"""Of the largest pixel: means that differ by less are equal, but for rounding errors."""
+"""Mean pixels that differ by less than this share of the largest pixel are equal up to rounding errors."""
 
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """A kernel that is given: the similarity that is left when it is projected out is not its doing."""
+    """A kernel that is projected out of all layers: the remaining similarity is not due to it."""
 
     kind: Kind
     name: str
@@ -37,25 +38,31 @@ class Control:
 
 
 def inputs(design: Design) -> list[Control]:
-    """What went into the networks, once for all that prepare pictures alike; nothing of stores that did not keep it.
+    """Return the input of the networks as controls, once for all networks with the same pixels.
 
-    Two kernels each: that of all pixels, and that of their mean over the picture, which is what a readout that averages
-    over positions leaves of them. A layer's mean follows the mean of the input much more than any single pixel.
+    There are two kernels for each input: that of all pixels, and that of their mean over the picture, which a readout
+    that averages over positions depends on most. Stores without pixels have no input.
     """
-    found: list[Control] = []
+    controls: list[Control] = []
     for member in design.members:
         values = _pixels(member.store)
-        if values is None or any(np.array_equal(values.reshape(len(values), -1), other.features) for other in found):
+        if values is None:
             continue
-        found.append(Control("input", f"input of {member.name}", values.reshape(len(values), -1)))
+        pixels = values.reshape(len(values), -1)
+        if any(np.array_equal(pixels, control.features) for control in controls):
+            continue
+        controls.append(Control("input", f"input of {member.name}", pixels))
         mean = values.mean(-1)
-        if np.ptp(mean, axis=0).max() > _ROUNDING * np.abs(values).max():  # pictures may have been given a mean of 0
-            found.append(Control("input", f"mean input of {member.name}", mean))
-    return found
+        if np.ptp(mean, axis=0).max() > _ROUNDING * np.abs(values).max():  # not if each picture was centred
+            controls.append(Control("input", f"mean input of {member.name}", mean))
+    return controls
 
 
 def _pixels(store: ActivationStore) -> Float[np.ndarray, "n channels positions"] | None:
-    """What `repsim.extract` keeps has three channels; arrays that were given have those that their shape says."""
+    """Return the stored pixels by channel and position; None if the store has none.
+
+    Pixels from `repsim.extract` have three channels. Arrays given to `repsim.write_store` have those of their shape.
+    """
     if store.pixels is None:
         return None
     values = store.pixels[:]
@@ -65,29 +72,37 @@ def _pixels(store: ActivationStore) -> Float[np.ndarray, "n channels positions"]
 
 
 def classes(design: Design) -> Control | None:
-    """Which samples are of one class: the linear kernel of one-hot labels; None where that is all pairs, or none."""
+    """Return the class labels as a control: the linear kernel of one-hot labels.
+
+    None if no store has labels, all samples are of one class, or every sample is of another class.
+
+    Raises
+    ------
+    InvalidInputError
+        If stores give the same samples different labels.
+    """
     labelled = [member.store for member in design.members if member.store.labels is not None]
     if not labelled:
         return None
-    numbers = _partition(labelled[0])
-    for other in labelled[1:]:
-        if not np.array_equal(_partition(other), numbers):
+    numbers = _class_numbers(labelled[0])
+    for store in labelled[1:]:
+        if not np.array_equal(_class_numbers(store), numbers):
             raise InvalidInputError(
-                f"{labelled[0].path} and {other.path} give the same samples different class labels",
+                f"{labelled[0].path} and {store.path} give the same samples different class labels",
                 remedy=Remedy("extract one of them again, with the same ", Argument("labels", of="extract")),
             )
     count = numbers.max() + 1
     return Control("labels", "class labels", np.eye(count)[numbers]) if 1 < count < design.n else None
 
 
-def _partition(store: ActivationStore) -> NDArray[np.intp]:
-    """Which samples are of one class, whatever classes are called: classes are numbered as they first occur."""
+def _class_numbers(store: ActivationStore) -> NDArray[np.intp]:
+    """Return the class of every sample, numbered by first occurrence, so that the names of classes do not matter."""
     first, numbers = np.unique(np.asarray(store.labels), return_index=True, return_inverse=True)[1:]
     return np.argsort(np.argsort(first))[numbers]
 
 
 def duplicates(design: Design) -> list[tuple[str, str]]:
-    """Pairs of samples that are the same: in what went into a network or, if that is not kept, in its first layer."""
+    """Return the pairs of ids of samples with equal pixels, or, without pixels, equal values in the first layer."""
     first = design.trained[0]
     array = first.store.pixels if first.store.pixels is not None else first.store[first.arrays[0]]
     values = np.ascontiguousarray(array[:].reshape(len(first.store), -1))
@@ -96,7 +111,7 @@ def duplicates(design: Design) -> list[tuple[str, str]]:
     return [(ids[k], ids[i]) for i, row in enumerate(values) if (k := seen.setdefault(row.tobytes(), i)) != i]
 
 
-def untrained(
+def extract_untrained(
     design: Design,
     seeds: int,
     folder: Path,
@@ -109,87 +124,99 @@ def untrained(
 ) -> list[ActivationStore]:
     """Extract untrained networks of every trained architecture, on the same samples, into ``folder``.
 
-    Batch norm is recalibrated on the samples: without that it would do nothing. What an earlier call stored is kept.
+    Batch norm is recalibrated on the samples; as initialised it would have no effect. Stores that an earlier call made
+    are kept.
 
     Parameters
     ----------
+    design
+        The models of the study.
     seeds
-        How many of each architecture: random seeds 0, 1, ...
+        Number of networks of each architecture, with random seeds 0, 1, ...
+    folder
+        Folder of the stores.
     data, split, data_root
-        The pictures, as for `repsim.extract`; by default what the stores say that they were made from.
+        The pictures, as for `repsim.extract`; by default those that the stores name as their source.
+    device
+        Device on which the networks run.
+    step
+        Called after each network.
 
     Raises
     ------
     InvalidInputError
-        The pictures are not those of the stores; a model that was not extracted from a name.
+        If the pictures are not those of the stores, or a model was not extracted by its name.
     OutputError
-        What the folder keeps was made with other settings.
+        If a store in the folder was made with other settings.
     """
-    some = {member.architecture: member for member in reversed(design.trained)}
-    for member in some.values():
+    examples = {member.architecture: member for member in reversed(design.trained)}
+    for member in examples.values():
         if member.store.provenance.get("extractor") not in {"timm", "torchvision"}:
             raise InvalidInputError(
-                f"{member.store.path} was not extracted from a model's name, so no untrained one can be made; "
-                "extract it yourself (weights of no training, provenance weights='random') and name its store"
+                f"{member.store.path} was not extracted from a model's name, so no untrained network can be made; "
+                "write the store of an untrained one yourself, with weights='random' in its provenance, and add it"
             )
     samples = _same_samples(_images(design.trained[0], data, split, data_root), design.trained[0])
-    made = []
-    for member in reversed(some.values()):
+    stores = []
+    for member in reversed(examples.values()):
         for seed in range(seeds):
-            made.append(_extract(member, seed, samples, folder, device))
+            stores.append(_extract(member, seed, samples, folder, device))
             step()
-    return made
+    return stores
 
 
-def to_extract(design: Design) -> int:
-    """Architectures of which untrained networks can be made."""
+def count_architectures(design: Design) -> int:
+    """Return the number of architectures of the trained models."""
     return len({member.architecture for member in design.trained})
 
 
 def _images(member: Member, data: str | None, split: str | None, root: str | None) -> ImageSource:
-    """What is named, or what the store says that it was made from: of a folder that is its name, and not its place."""
-    limit = member.store.provenance.get("max_pixels")  # what was allowed then is allowed now
+    """Open the pictures that the user names, or those that the store names as its source.
+
+    A store records the name of a folder, not its path, and appends the split in brackets ("photos [val]").
+    """
+    limit = member.store.provenance.get("max_pixels")  # the limit of the earlier extraction
     max_pixels = limit if isinstance(limit, int) and limit > 0 else None
     if data is not None:
         return open_images(data, split=split, root=root, max_pixels=max_pixels)
-    told = str(member.store.provenance.get("data") or member.store.data)
-    name, bracket, rest = told.rpartition(" [")
-    where, part = (name, rest.removesuffix("]")) if bracket and rest.endswith("]") else (told, split)
+    recorded = str(member.store.provenance.get("data") or member.store.data)
+    name, bracket, rest = recorded.rpartition(" [")
+    source, part = (name, rest.removesuffix("]")) if bracket and rest.endswith("]") else (recorded, split)
     try:
-        return open_images(where, split=part, root=root, max_pixels=max_pixels)
+        return open_images(source, split=part, root=root, max_pixels=max_pixels)
     except RepsimError as error:
         raise InvalidInputError(
-            f"{member.store.path} was made from {told}, and {error.problem}",
+            f"{member.store.path} was made from {recorded}, and {error.problem}",
             remedy=Remedy("name the pictures with ", Argument("data")),
         ) from None
 
 
 def _same_samples(images: ImageSource, member: Member) -> Samples:
-    place = {name: k for k, name in enumerate(images.ids)}
+    row_of = {name: k for k, name in enumerate(images.ids)}
     ids = member.store.sample_ids
-    missing = [name for name in ids if name not in place]
+    missing = [name for name in ids if name not in row_of]
     if missing:
         raise InvalidInputError(
             f"{images.name} lacks {len(missing)} of the {len(ids)} samples of {member.store.path}, the first "
             f"{missing[0]}",
             remedy=Remedy("name the pictures that it was extracted from with ", Argument("data")),
         )
-    samples = Samples(images, [place[name] for name in ids])
+    samples = Samples(images, [row_of[name] for name in ids])
     if difference := ids.difference(samples.ids):
         raise InvalidInputError(
-            f"the pictures in {images.name} have the names of those of {member.store.path}, but are others "
+            f"the pictures in {images.name} have the same names as those of {member.store.path}, but other contents "
             f"({difference})",
-            remedy=Remedy("name the ones that it was extracted from with ", Argument("data")),
+            remedy=Remedy("name the pictures that it was extracted from with ", Argument("data")),
         )
-    if member.store.labels is not None:  # they may come from a table
+    if member.store.labels is not None:  # the labels of a store may come from a table of the user
         labels = np.zeros(len(images), np.int64)
         labels[samples.rows] = member.store.labels
         images.labels, images.classes = labels, member.store.classes
     return samples
 
 
-def _like(provenance: Mapping[str, Any]) -> Choices:
-    """How the trained network was built and its pictures prepared, where its name alone does not say so."""
+def _recorded_choices(provenance: Mapping[str, Any]) -> Choices:
+    """Return the settings of a trained network and its preprocessing that do not follow from its name."""
     choices: Choices = {}
     if kwargs := provenance.get("model_kwargs"):
         choices["model_kwargs"] = {key: tuple(v) if isinstance(v, list) else v for key, v in kwargs.items()}
@@ -199,19 +226,24 @@ def _like(provenance: Mapping[str, Any]) -> Choices:
 
 
 def _extract(member: Member, seed: int, samples: Samples, folder: Path, device: str) -> ActivationStore:
-    told = member.store.provenance
-    prefix = "torchvision/" if told.get("extractor") == "torchvision" else ""
-    name = prefix + str(told.get("timm_name") or member.architecture)
+    provenance = member.store.provenance
+    prefix = "torchvision/" if provenance.get("extractor") == "torchvision" else ""
+    name = prefix + str(provenance.get("timm_name") or member.architecture)
     layers = [member.store[array].key.layer for array in member.arrays]
     extractor = make_extractor(
-        name, weights="random", seed=seed, layers=",".join(layers), readout=member.readout, **_like(told)
+        name,
+        weights="random",
+        seed=seed,
+        layers=",".join(layers),
+        readout=member.readout,
+        **_recorded_choices(provenance),
     )
     how = choose_stream(samples, readout=member.readout, batch_size=None, workers=None, device=device, amp=False)
     dtype: DType = "float16" if member.store[member.arrays[0]].dtype == np.float16 else "float32"
     job = Extraction(extractor, samples, folder, how, dtype=dtype, recalibrate=True)
     try:
         job.samples_stored()
-    except OtherSettingsError as error:  # overwrite=True of a study replaces the study, and not this
+    except OtherSettingsError as error:  # overwrite=True of a study replaces only the study
         error.remedy = Remedy("delete it, and it is made anew")
         raise
     return job.run()

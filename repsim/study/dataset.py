@@ -1,4 +1,4 @@
-"""From what was measured to what was found: one labelled data set. docs/study-format.md says what every variable is."""
+"""Build the labelled data set of a study from its evidence. docs/study-format.md describes every variable."""
 
 import json
 from datetime import UTC, datetime
@@ -21,13 +21,25 @@ from repsim.study.partial_cka import ceiling
 from repsim.study.uncertainty import jackknife
 
 
-def findings(evidence: Evidence, *, draws: int, seed: int, command: str) -> xr.Dataset:
-    """Everything that a study says, with intervals, in one data set."""
-    known = Inference(evidence, draws, seed)
+def study_dataset(evidence: Evidence, *, draws: int, seed: int, command: str) -> xr.Dataset:
+    """Build the data set of a study: values, intervals, tests, shares, maps, sentences and provenance.
+
+    Parameters
+    ----------
+    evidence
+        Results of all passes over the data.
+    draws
+        Number of draws of the multiplier bootstrap.
+    seed
+        Seed of these draws.
+    command
+        Command that made the study; empty if it was made in Python.
+    """
+    inference = Inference(evidence, draws, seed)
     design = evidence.design
     result = xr.Dataset(
         coords={
-            "measure": known.titles,
+            "measure": inference.titles,
             "model": [member.name for member in design.trained],
             "family": ("model", [member.family for member in design.trained]),
             "architecture": ("model", [member.architecture for member in design.trained]),
@@ -55,8 +67,11 @@ def findings(evidence: Evidence, *, draws: int, seed: int, command: str) -> xr.D
             ),
         },
     )
-    for part in (_of_layers, pairs_of_models, kinds_of_pairs, _of_shares, _of_ceilings, map_of_models, _of_samples):
-        result = result.merge(part(known))
+    parts = (
+        _layer_values, pairs_of_models, kinds_of_pairs, _share_values, _ceiling_values, map_of_models, _agreement,
+    )  # fmt: skip
+    for part in parts:
+        result = result.merge(part(inference))
     warnings = list(cautions.warnings(evidence))
     result.attrs["warnings"] = json.dumps(warnings)
     result.attrs["summary"] = json.dumps(words.summary(result))
@@ -64,116 +79,121 @@ def findings(evidence: Evidence, *, draws: int, seed: int, command: str) -> xr.D
     return result
 
 
-def _of_layers(known: Inference) -> xr.Dataset:
-    evidence, where = known.evidence, known.layers
-    names = [evidence.kernels.names[k] for k in where]
-    n, count = evidence.design.n, len(where)
-    shape = len(known.titles), count, count
+def _layer_values(inference: Inference) -> xr.Dataset:
+    """Compute similarities of all pairs of layers, with intervals, chance levels and p-values."""
+    evidence, layers = inference.evidence, inference.layers
+    names = [evidence.kernels.names[k] for k in layers]
+    n, count = evidence.design.n, len(layers)
+    shape = len(inference.titles), count, count
     table = {name: np.full(shape, np.nan) for name in ("value", "low", "high", "chance", "chance_sd", "p")}
-    at = {k: i for i, k in enumerate(known.indices.layers.tolist())}
-    own = np.array([at[k] for k in where], int)
-    for m, kind in enumerate(known.given.values()):
-        values = known.indices.similarities(known.indices.R, kind)[np.ix_(where, where)]
+    row_of = {k: i for i, k in enumerate(inference.indices.layers.tolist())}
+    rows = np.array([row_of[k] for k in layers], int)
+    for m, kind in enumerate(inference.conditions.values()):
+        values = inference.indices.similarities(inference.indices.R, kind)[np.ix_(layers, layers)]
         table["value"][m] = values
-        margin = reading.quantile(n) * evidence.errors[kind][np.ix_(own, own)]
+        margin = reading.quantile(n) * evidence.errors[kind][np.ix_(rows, rows)]
         table["low"][m], table["high"][m] = values - margin, values + margin
         table["chance"][m], table["chance_sd"][m] = 0, null_sd(n)
     skewed = np.array([[skewness(a, b) for b in evidence.moments] for a in evidence.moments])
     table["p"][0] = pearson3(table["value"][0], n, skewed)
-    place = {name: k for k, name in enumerate(names)}
-    for m, each in enumerate(evidence.measured, len(known.given)):
-        for pair in known.design.pairs:
+    position = {name: k for k, name in enumerate(names)}
+    for m, result in enumerate(evidence.measures, len(inference.conditions)):
+        for pair in inference.design.pairs:
             (a, i), (b, j) = (
-                np.array([(k, place[name]) for k, name in enumerate(side.layers) if name in place], int).T
+                np.array([(k, position[name]) for k, name in enumerate(side.layers) if name in position], int).T
                 for side in (pair.a, pair.b)
             )
-            blocks = {"value": each.values, "chance": each.chance, "chance_sd": each.chance_sd}
-            for what, found in blocks.items():
-                table[what][m][np.ix_(i, j)] = found[pair.name][np.ix_(a, b)]
-                if each.metric.symmetric:
-                    table[what][m][np.ix_(j, i)] = found[pair.name][np.ix_(a, b)].T
+            by_variable = {"value": result.values, "chance": result.chance, "chance_sd": result.chance_sd}
+            for variable, by_pair in by_variable.items():
+                block = by_pair[pair.name][np.ix_(a, b)]
+                table[variable][m][np.ix_(i, j)] = block
+                if result.metric.symmetric:
+                    table[variable][m][np.ix_(j, i)] = block.T
     with np.errstate(invalid="ignore", divide="ignore"):
         table["z"] = (table["value"] - table["chance"]) / table["chance_sd"]
     dims = ("measure", "layer_a", "layer_b")
-    models = [member.name for member in known.design.trained for _ in known.indices.of[member.name]]
+    models = [member.name for member in inference.design.trained for _ in inference.indices.positions[member.name]]
     sides = {f"layer_{side}": names for side in "ab"} | {f"model_{side}": (f"layer_{side}", models) for side in "ab"}
     return xr.Dataset({name: (dims, values) for name, values in table.items()}, coords=sides)
 
 
-def _of_shares(known: Inference) -> xr.Dataset:
-    states = [state for state, _ in known.indices.states()]
-    depths = known.indices.depths
+def _share_values(inference: Inference) -> xr.Dataset:
+    """Compute the energy shares at every depth, and their means over depth, with intervals."""
+    states = [state for state, _ in inference.indices.states()]
+    depths = inference.indices.depths
     table = {f"share{end}": np.full((len(states), len(SHARES), depths + 1), np.nan) for end in ("", "_low", "_high")}
     for s, state in enumerate(states):
         for h, share in enumerate(SHARES):
-            where = [known.indices.at["share", state, str(d), share] for d in range(depths)]
-            for d, columns in enumerate([*([k] for k in where), where]):
-                value, without = known.theta[columns].mean(), known.evidence.left_out[:, columns].mean(1)
+            by_depth = [inference.indices.column_of["share", state, str(d), share] for d in range(depths)]
+            for d, columns in enumerate([*([k] for k in by_depth), by_depth]):
+                value, without = inference.theta[columns].mean(), inference.evidence.left_out[:, columns].mean(1)
                 interval = jackknife(value, without)
                 for end, number in (("", value), ("_low", interval.low), ("_high", interval.high)):
                     table[f"share{end}"][s, h, d] = number
     dims = ("state", "share_of", "depth")
-    found = xr.Dataset(coords={"state": states, "share_of": list(SHARES), "depth": np.linspace(0, 1, depths)})
+    result = xr.Dataset(coords={"state": states, "share_of": list(SHARES), "depth": np.linspace(0, 1, depths)})
     for name, values in table.items():
-        found[name] = (dims, values[..., :-1])
-        found[name.replace("share", "mean_share")] = (dims[:2], values[..., -1])
-    return found
+        result[name] = (dims, values[..., :-1])
+        result[name.replace("share", "mean_share")] = (dims[:2], values[..., -1])
+    return result
 
 
-def _of_ceilings(known: Inference) -> xr.Dataset:
-    families = [member.family for member in known.design.trained]
+def _ceiling_values(inference: Inference) -> xr.Dataset:
+    """Compute similarities within and across families, and their ratio to the ceiling."""
+    families = [member.family for member in inference.design.trained]
     names = list(dict.fromkeys(families))
-    both = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
-    shape = len(known.kernels), len(both)
+    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
+    shape = len(inference.kernels), len(pairs)
     table = {name: np.full(shape, np.nan) for name in ("across", "ceiling", "ratio", "ratio_low", "ratio_high")}
     within = {
-        name: np.full((len(known.kernels), len(names)), np.nan) for name in ("within", "within_low", "within_high")
+        name: np.full((len(inference.kernels), len(names)), np.nan) for name in ("within", "within_low", "within_high")
     }
-    for m, kind in enumerate(known.kernels.values()):
+    for m, kind in enumerate(inference.kernels.values()):
         C, without = (
-            values_between_models(known, kind, known.theta),
-            values_between_models(known, kind, known.evidence.left_out),
+            values_between_models(inference, kind, inference.theta),
+            values_between_models(inference, kind, inference.evidence.left_out),
         )
-        found, replicates = ceiling(C, families), ceiling(without, families)
+        estimate, replicates = ceiling(C, families), ceiling(without, families)
         for f in range(len(names)):
-            interval = jackknife(found.within[f], replicates.within[:, f])
-            within["within"][m, f] = found.within[f]
+            interval = jackknife(estimate.within[f], replicates.within[:, f])
+            within["within"][m, f] = estimate.within[f]
             within["within_low"][m, f], within["within_high"][m, f] = interval.low, interval.high
-        for k, (i, j) in enumerate(both):
+        for k, (i, j) in enumerate(pairs):
             mask = np.array([[{a, b} == {names[i], names[j]} for b in families] for a in families])
             table["across"][m, k] = C[mask].mean()
             if within["within_low"][m, i] > 0 and within["within_low"][m, j] > 0:
-                table["ceiling"][m, k] = np.sqrt(found.within[i] * found.within[j])
-                interval = jackknife(found.pairs[i, j], replicates.pairs[:, i, j])
-                table["ratio"][m, k] = found.pairs[i, j]
+                table["ceiling"][m, k] = np.sqrt(estimate.within[i] * estimate.within[j])
+                interval = jackknife(estimate.pairs[i, j], replicates.pairs[:, i, j])
+                table["ratio"][m, k] = estimate.pairs[i, j]
                 table["ratio_low"][m, k], table["ratio_high"][m, k] = interval.low, interval.high
     return xr.Dataset(
         {name: (("kernel", "families"), values) for name, values in table.items()}
         | {name: (("kernel", "one_family"), values) for name, values in within.items()},
         coords={
-            "families": [f"{names[i]} x {names[j]}" for i, j in both],
+            "families": [f"{names[i]} x {names[j]}" for i, j in pairs],
             "one_family": names,
-            "ceiling_of": ("one_family", [_made_of(known.design, name) for name in names]),
+            "ceiling_of": ("one_family", [_ceiling_origin(inference.design, name) for name in names]),
         },
     )
 
 
-def _made_of(design: Design, family: str) -> str:
-    """What the members of a family differ in: what its ceiling is a ceiling of."""
-    some = [member for member in design.trained if member.family == family]
-    if len(some) < 2:
+def _ceiling_origin(design: Design, family: str) -> str:
+    """Return what the members of a family differ in, which is what sets its ceiling."""
+    members = [member for member in design.trained if member.family == family]
+    if len(members) < 2:
         return "one model, no ceiling"
-    if len({member.architecture for member in some}) > 1:
+    if len({member.architecture for member in members}) > 1:
         return "other architectures of the family"
-    return "other seeds" if all(member.seed is not None for member in some) else "other recipes of one architecture"
+    return "other seeds" if all(member.seed is not None for member in members) else "other recipes of one architecture"
 
 
-def _of_samples(known: Inference) -> xr.Dataset:
-    """How much each sample adds to the agreement of families, or of models where there is one family."""
-    wanted = [pair for pair in known.pairs if pair.relation == "other family"] or known.pairs
-    if not wanted:
+def _agreement(inference: Inference) -> xr.Dataset:
+    """Compute the influence of each sample on the mean index across families, or across models of a single family."""
+    pairs = [pair for pair in inference.pairs if pair.relation == "other family"] or inference.pairs
+    if not pairs:
         return xr.Dataset()
     rows = [
-        known.influences[:, [known.column(kind, pair) for pair in wanted]].mean(1) for kind in known.kernels.values()
+        inference.influences[:, [inference.column(kind, pair) for pair in pairs]].mean(1)
+        for kind in inference.kernels.values()
     ]
-    return xr.Dataset({"agreement": (("kernel", "sample"), np.stack(rows))}, coords={"kernel": list(known.kernels)})
+    return xr.Dataset({"agreement": (("kernel", "sample"), np.stack(rows))}, coords={"kernel": list(inference.kernels)})

@@ -1,4 +1,4 @@
-"""The part of a study's data set that is a map: of models, with clusters, and of layers."""
+"""Build the map of models, their clusters and the map of layers, for the data set of a study."""
 
 from typing import Any
 
@@ -10,57 +10,59 @@ from repsim.runtime import tuning
 from repsim.study.inference import Inference
 from repsim.study.layer_matching import nearest
 from repsim.study.model_map import clusters, common_share, embed, stability
-from repsim.study.other_measures import Measured
+from repsim.study.other_measures import MeasureResult
 from repsim.study.uncertainty import jackknife
 
 
 def values_between_models(
-    known: Inference, kind: str, rows: Float64[np.ndarray, "*batch T"]
+    inference: Inference, kind: str, rows: Float64[np.ndarray, "*batch T"]
 ) -> Float64[np.ndarray, "*batch M M"]:
-    """Similarities of all pairs of trained models, from rows of indices."""
-    count = len(known.design.trained)
-    found = np.broadcast_to(np.eye(count), (*rows.shape[:-1], count, count)).copy()
+    """Return the similarities of all pairs of trained models (..., M, M) from rows of indices (..., T)."""
+    count = len(inference.design.trained)
+    similarity = np.broadcast_to(np.eye(count), (*rows.shape[:-1], count, count)).copy()
     for i in range(count):
         for j in range(i + 1, count):
-            found[..., i, j] = found[..., j, i] = rows[..., known.indices.at["models", kind, str(i), str(j)]]
-    return found
+            column = inference.indices.column_of["models", kind, str(i), str(j)]
+            similarity[..., i, j] = similarity[..., j, i] = rows[..., column]
+    return similarity
 
 
-def map_of_models(known: Inference) -> xr.Dataset:
-    """Coordinates of models and of layers, clusters, and how stable these are."""
-    count = len(known.design.trained)
+def map_of_models(inference: Inference) -> xr.Dataset:
+    """Compute coordinates of models and layers, clusters of models, and the stability of the clusters."""
+    count = len(inference.design.trained)
     if count < 2:
         return xr.Dataset()
     maps: list[tuple[str, Any, Any]] = [
-        (title, values_between_models(known, kind, known.theta), kind) for title, kind in known.kernels.items()
+        (title, values_between_models(inference, kind, inference.theta), kind)
+        for title, kind in inference.kernels.items()
     ]
     maps += [
-        (each.metric.spec, _from_pairs(known, each), None)
-        for each in known.evidence.measured
-        if each.metric.name == "mutual_knn"
+        (result.metric.spec, _from_pairs(inference, result), None)
+        for result in inference.evidence.measures
+        if result.metric.name == "mutual_knn"
     ]
-    maps = [each for each in maps if np.isfinite(each[1]).all()]
+    maps = [(title, R, kind) for title, R, kind in maps if np.isfinite(R).all()]
     shape = len(maps), count
     coordinates, eigenvalues = np.full((*shape, count), np.nan), np.full(shape, np.nan)
     labels, together = np.full(shape, -1), np.full((*shape, count), np.nan)
     single = {name: np.full(len(maps), np.nan) for name in ("common", "common_low", "common_high", "silhouette", "ari")}
     similarity = np.stack([R for _, R, _ in maps])
     for k, (_, R, kind) in enumerate(maps):
-        placed, grouped = embed(R), clusters(R)
-        coordinates[k, :, : placed.coordinates.shape[1]] = placed.coordinates
-        eigenvalues[k, : len(placed.eigenvalues)] = placed.eigenvalues
-        labels[k], single["silhouette"][k] = grouped.labels, grouped.silhouette
+        embedding, clustering = embed(R), clusters(R)
+        coordinates[k, :, : embedding.coordinates.shape[1]] = embedding.coordinates
+        eigenvalues[k, : len(embedding.eigenvalues)] = embedding.eigenvalues
+        labels[k], single["silhouette"][k] = clustering.labels, clustering.silhouette
         single["common"][k] = common_share(R)
         if kind is not None:
             interval = jackknife(
-                common_share(R), common_share(values_between_models(known, kind, known.evidence.left_out))
+                common_share(R), common_share(values_between_models(inference, kind, inference.evidence.left_out))
             )
             single["common_low"][k], single["common_high"][k] = interval.low, interval.high
-            firm = stability(
-                values_between_models(known, kind, known.drawn[: tuning.current().map_draws]), grouped.labels
+            stable = stability(
+                values_between_models(inference, kind, inference.drawn[: tuning.current().map_draws]), clustering.labels
             )
-            single["ari"][k], together[k] = firm.ari, firm.together
-    layers = _place_of_layers(known)
+            single["ari"][k], together[k] = stable.ari, stable.together
+    layers = _layer_coordinates(inference)
     square = ("map", "model", "other_model")
     return xr.Dataset(
         {
@@ -76,23 +78,23 @@ def map_of_models(known: Inference) -> xr.Dataset:
             "silhouette": ("map", single["silhouette"]),
             "cluster_stability": ("map", single["ari"]),
         },
-        coords={"map": [title for title, _, _ in maps], "other_model": [m.name for m in known.design.trained]},
+        coords={"map": [title for title, _, _ in maps], "other_model": [m.name for m in inference.design.trained]},
     )
 
 
-def _from_pairs(known: Inference, each: Measured) -> Float64[np.ndarray, "M M"]:
-    """Similarity of models at matched depths, of a measure that was computed pair by pair."""
-    models = [member.name for member in known.design.trained]
-    found = np.eye(len(models))
-    for pair in known.design.pairs:
-        values = each.values[pair.name]
-        rows, columns = (nearest(size, known.indices.depths) for size in values.shape)
+def _from_pairs(inference: Inference, result: MeasureResult) -> Float64[np.ndarray, "M M"]:
+    """Compute the similarity of models at matched depths for a measure that was computed pair by pair."""
+    models = [member.name for member in inference.design.trained]
+    similarity = np.eye(len(models))
+    for pair in inference.design.pairs:
+        values = result.values[pair.name]
+        rows, columns = (nearest(size, inference.indices.depths) for size in values.shape)
         i, j = models.index(pair.a.name), models.index(pair.b.name)
-        found[i, j] = found[j, i] = values[rows, columns].mean()
-    return found
+        similarity[i, j] = similarity[j, i] = values[rows, columns].mean()
+    return similarity
 
 
-def _place_of_layers(known: Inference) -> Float64[np.ndarray, "layers 3"]:
-    R = known.indices.R[np.ix_(known.layers, known.layers)]
-    placed = embed(R, 3).coordinates
-    return np.pad(placed, ((0, 0), (0, 3 - placed.shape[1])))
+def _layer_coordinates(inference: Inference) -> Float64[np.ndarray, "layers 3"]:
+    R = inference.indices.R[np.ix_(inference.layers, inference.layers)]
+    coordinates = embed(R, 3).coordinates
+    return np.pad(coordinates, ((0, 0), (0, 3 - coordinates.shape[1])))

@@ -1,4 +1,4 @@
-"""The part of a study's data set that is about pairs of models, and of kinds of pairs."""
+"""Build the tables of pairs of models, and of kinds of pairs, for the data set of a study."""
 
 import numpy as np
 import xarray as xr
@@ -10,8 +10,8 @@ from repsim.study.design import Pair
 from repsim.study.inference import Inference
 from repsim.study.layer_matching import Match, best_match, mbm, warp
 from repsim.study.multiple_tests import benjamini_hochberg, holm
-from repsim.study.other_measures import Measured, most
-from repsim.study.permutation_nulls import Null, of_values
+from repsim.study.other_measures import MeasureResult, identity_value
+from repsim.study.permutation_nulls import Null, null_of_values
 from repsim.study.uncertainty import half_samples, interval_of, jackknife
 
 _COLUMNS = (
@@ -22,33 +22,33 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def pairs_of_models(known: Inference) -> xr.Dataset:
-    """Every pair of trained models under every measure: indices, intervals, tests, best matches."""
-    pairs, titles = known.pairs, known.titles
+def pairs_of_models(inference: Inference) -> xr.Dataset:
+    """Compute indices, intervals, tests, controls and best matches of all pairs of trained models and all measures."""
+    pairs, titles = inference.pairs, inference.titles
     table = {name: np.full((len(titles), len(pairs)), np.nan) for name in _COLUMNS}
-    best = np.full((len(titles), len(pairs)), "", dtype=object)
-    deepest = max((len(known.indices.of[m.name]) for m in known.design.trained), default=1)
+    control_names = np.full((len(titles), len(pairs)), "", dtype=object)
+    deepest = max((len(inference.indices.positions[m.name]) for m in inference.design.trained), default=1)
     matches = np.full((len(titles), len(pairs), 2, deepest), -1)
     for p, pair in enumerate(pairs):
         for m, title in enumerate(titles):
-            row, control, both = (
-                _row_of_cka(known, known.given[title], pair)
-                if title in known.given
-                else _row_of_other(known, known.evidence.measured[m - len(known.given)], pair)
+            row, control, matched = (
+                _row_of_cka(inference, inference.conditions[title], pair)
+                if title in inference.conditions
+                else _row_of_other(inference, inference.evidence.measures[m - len(inference.conditions)], pair)
             )
-            best[m, p] = control
+            control_names[m, p] = control
             for name, value in row.items():
                 table[name][m, p] = value
-            for side, match in enumerate(both):
+            for side, match in enumerate(matched):
                 matches[m, p, side, : len(match.columns)] = match.columns
-            table["warp"][m, p] = warp(both[0].columns, both[1].columns.shape[-1])
+            table["warp"][m, p] = warp(matched[0].columns, matched[1].columns.shape[-1])
     if pairs:
         table["p_index_holm"] = np.stack([holm(row) for row in table["p_index"]])
         table["p_index_bh"] = np.stack([benjamini_hochberg(row) for row in table["p_index"]])
     dims = ("measure", "pair")
     return xr.Dataset(
         {name: (dims, values) for name, values in table.items()}
-        | {"control_name": (dims, best.astype(str)), "match": ((*dims, "direction", "position"), matches)},
+        | {"control_name": (dims, control_names.astype(str)), "match": ((*dims, "direction", "position"), matches)},
         coords={
             "pair": [pair.name for pair in pairs],
             "pair_a": ("pair", [pair.a.name for pair in pairs]),
@@ -59,88 +59,95 @@ def pairs_of_models(known: Inference) -> xr.Dataset:
     )
 
 
-def _row_of_cka(known: Inference, kind: str, pair: Pair) -> tuple[dict[str, float], str, tuple[Match, Match]]:
-    k = known.column(kind, pair)
-    interval = jackknife(known.theta[k], known.evidence.left_out[:, k])
-    row = {"index": known.theta[k], "index_low": interval.low, "index_high": interval.high}
-    row["split_half"] = known.evidence.halves.get((kind, pair.name), np.nan)
-    values = known.indices.block(known.indices.similarities(known.indices.R, kind), pair)
+def _row_of_cka(inference: Inference, kind: str, pair: Pair) -> tuple[dict[str, float], str, tuple[Match, Match]]:
+    """Return the columns of the table, the best control, and the matches in both directions, for debiased CKA."""
+    k = inference.column(kind, pair)
+    interval = jackknife(inference.theta[k], inference.evidence.left_out[:, k])
+    row = {"index": inference.theta[k], "index_low": interval.low, "index_high": interval.high}
+    row["split_half"] = inference.evidence.halves.get((kind, pair.name), np.nan)
+    values = inference.indices.block(inference.indices.similarities(inference.indices.R, kind), pair)
     row["largest"] = _largest(values)
-    if null := known.evidence.nulls.get((kind, pair.name)):
-        row |= _tested(null)
-    if null := known.evidence.within_classes.get((kind, pair.name)):
-        row |= {f"{name}_within_classes": value for name, value in _tested(null).items()}
-    name, column = "", np.nan
-    for title, some in known.controls(pair, half=True):
-        columns = [known.column(kind, each) for each in some]
-        level = float(known.theta[columns].mean())
-        if np.isnan(level) or level <= column:
+    if null := inference.evidence.nulls.get((kind, pair.name)):
+        row |= _test_columns(null)
+    if null := inference.evidence.within_classes.get((kind, pair.name)):
+        row |= {f"{name}_within_classes": value for name, value in _test_columns(null).items()}
+    best, best_level = "", np.nan
+    for name, controls in inference.controls(pair, half=True):
+        columns = [inference.column(kind, control) for control in controls]
+        level = float(inference.theta[columns].mean())
+        if np.isnan(level) or level <= best_level:
             continue
-        name, column = title, level
-        interval = interval_of(known.drawn[:, k] - known.drawn[:, columns].mean(1))
+        best, best_level = name, level
+        interval = interval_of(inference.drawn[:, k] - inference.drawn[:, columns].mean(1))
         row |= {"learned_low": float(interval.low), "learned_high": float(interval.high)}
-    row |= {"control": column, "learned": float(known.theta[k]) - column}
+    row |= {"control": best_level, "learned": float(inference.theta[k]) - best_level}
     return (
         {name: value for name, value in row.items() if name in _COLUMNS},
-        name,
-        known.indices.matches[kind, pair.name],
+        best,
+        inference.indices.matches[kind, pair.name],
     )
 
 
-def _row_of_other(known: Inference, each: Measured, pair: Pair) -> tuple[dict[str, float], str, tuple[Match, Match]]:
-    values = each.values[pair.name]
+def _row_of_other(
+    inference: Inference, result: MeasureResult, pair: Pair
+) -> tuple[dict[str, float], str, tuple[Match, Match]]:
+    """Return the columns of the table, the control, and the matches in both directions, for another measure."""
+    values = result.values[pair.name]
     theta = float(mbm(values))
     row = {"index": theta, "largest": _largest(values)}
-    halves = mbm(each.halves[pair.name]) if pair.name in each.halves else None
+    halves = mbm(result.halves[pair.name]) if pair.name in result.halves else None
     if halves is not None:
-        interval = half_samples(theta, halves, known.design.n)
+        interval = half_samples(theta, halves, inference.design.n)
         row |= {"index_low": float(interval.low), "index_high": float(interval.high)}
-    if pair.name in each.permuted:
-        row |= _tested(of_values(values, each.permuted[pair.name]), most(each.metric))
-    name = ""
-    for title, some in known.controls(pair, half=False):
-        name, level = title, float(np.mean([mbm(each.values[other.name]) for other in some]))
+    if pair.name in result.permuted:
+        row |= _test_columns(null_of_values(values, result.permuted[pair.name]), identity_value(result.metric))
+    control = ""
+    for name, controls in inference.controls(pair, half=False):
+        control, level = name, float(np.mean([mbm(result.values[twins.name]) for twins in controls]))
         row |= {"control": level, "learned": theta - level}
         if halves is not None:
-            others = np.mean([mbm(each.halves[other.name]) for other in some], axis=0)
-            interval = half_samples(theta - level, halves - others, known.design.n)
+            control_halves = np.mean([mbm(result.halves[twins.name]) for twins in controls], axis=0)
+            interval = half_samples(theta - level, halves - control_halves, inference.design.n)
             row |= {"learned_low": float(interval.low), "learned_high": float(interval.high)}
-    return row, name, (best_match(values), best_match(values.T))
+    return row, control, (best_match(values), best_match(values.T))
 
 
 def _largest(values: Float64[np.ndarray, "a b"]) -> float:
     return float(np.nanmax(values)) if not np.isnan(values).all() else np.nan
 
 
-def _tested(null: Null, most: float = 1) -> dict[str, float]:
-    """``most`` is what equal layers have: the end of the calibrated scale."""
+def _test_columns(null: Null, maximum: float = 1) -> dict[str, float]:
+    """Return p-values, critical values and calibrated values of a permutation test.
+
+    ``maximum`` is the value of equal layers, at which the calibrated scale ends.
+    """
     p, tau = p_value(null.observed, null.permuted), threshold(null.observed, null.permuted)
-    level = calibrated(null.observed + 1 - most, tau + 1 - most) if np.isfinite(most) else np.full(2, np.nan)
+    level = calibrated(null.observed + 1 - maximum, tau + 1 - maximum) if np.isfinite(maximum) else np.full(2, np.nan)
     return {
         "p_index": p[0], "p_largest": p[1], "threshold_index": tau[0], "threshold_largest": tau[1],
         "calibrated_index": level[0], "calibrated_largest": level[1], "permuted": len(null.permuted),
     }  # fmt: skip
 
 
-def kinds_of_pairs(known: Inference) -> xr.Dataset:
-    """Means over all pairs that have the same in common, of debiased CKA: with joint intervals."""
+def kinds_of_pairs(inference: Inference) -> xr.Dataset:
+    """Compute means of debiased CKA over all pairs with the same relation, with joint intervals."""
     names = ("index", "control", "learned")
-    shape = len(known.kernels), len(RELATIONS)
+    shape = len(inference.kernels), len(RELATIONS)
     table = {f"{name}_mean{end}": np.full(shape, np.nan) for name in names for end in ("", "_low", "_high")}
-    for m, kind in enumerate(known.kernels.values()):
+    for m, kind in enumerate(inference.kernels.values()):
         for r, relation in enumerate(RELATIONS):
-            some = [pair for pair in known.pairs if pair.relation == relation]
-            if not some:
+            pairs = [pair for pair in inference.pairs if pair.relation == relation]
+            if not pairs:
                 continue
-            own = [known.column(kind, pair) for pair in some]
-            columns = {"index": (known.theta[own].mean(), known.drawn[:, own].mean(1))}
+            own_columns = [inference.column(kind, pair) for pair in pairs]
+            columns = {"index": (inference.theta[own_columns].mean(), inference.drawn[:, own_columns].mean(1))}
             candidates: dict[str, list[int]] = {}
-            for pair in some:
-                for title, others in known.controls(pair, half=True):
-                    candidates.setdefault(title, []).extend(known.column(kind, each) for each in others)
+            for pair in pairs:
+                for title, controls in inference.controls(pair, half=True):
+                    candidates.setdefault(title, []).extend(inference.column(kind, control) for control in controls)
             if candidates:
-                best = max(candidates.values(), key=lambda where: round(float(known.theta[where].mean()), 9))
-                columns["control"] = known.theta[best].mean(), known.drawn[:, best].mean(1)
+                best = max(candidates.values(), key=lambda control: round(float(inference.theta[control].mean()), 9))
+                columns["control"] = inference.theta[best].mean(), inference.drawn[:, best].mean(1)
                 columns["learned"] = (
                     columns["index"][0] - columns["control"][0], columns["index"][1] - columns["control"][1]
                 )  # fmt: skip
@@ -150,5 +157,5 @@ def kinds_of_pairs(known: Inference) -> xr.Dataset:
                 table[f"{name}_mean_low"][m, r], table[f"{name}_mean_high"][m, r] = interval.low, interval.high
     return xr.Dataset(
         {name: (("kernel", "kind_of_pair"), values) for name, values in table.items()},
-        coords={"kernel": list(known.kernels), "kind_of_pair": list(RELATIONS)},
+        coords={"kernel": list(inference.kernels), "kind_of_pair": list(RELATIONS)},
     )

@@ -1,6 +1,6 @@
-"""Who takes part in a study: which models are of one family, which are seeds of one architecture, which are untrained.
+"""Build the study design from stores: families, architectures, seeds and untrained networks.
 
-All of it is read from the stores' provenance; families can be named by hand.
+All of these are read from the provenance of the stores. Families can also be named by hand.
 """
 
 import re
@@ -22,7 +22,7 @@ _SEED = re.compile(r"[.+_-]?(?:random-)?seed-?(\d+)$")
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One model of a study: its store, and what is known of it."""
+    """One model of a study: its store, its family, and the readout that is compared."""
 
     store: ActivationStore
     family: str
@@ -30,38 +30,38 @@ class Member:
 
     @property
     def name(self) -> str:
-        """The model's name."""
+        """Name of the model."""
         return self.store.model
 
     @property
     def trained(self) -> bool:
-        """Whether it has learnt anything: its weights are not random."""
+        """Whether the model is trained, that is, its weights are not random."""
         return self.store.provenance.get("weights") != "random"
 
     @property
     def architecture(self) -> str:
-        """As timm names it; of a store made elsewhere, the model's name without a seed at its end."""
+        """Name of the architecture in timm; if the store has none, the model's name without a seed at its end."""
         return str(self.store.provenance.get("architecture") or _SEED.sub("", self.name))
 
     @property
     def seed(self) -> int | None:
-        """Where only the seed tells it from others of its architecture."""
-        found = _SEED.search(self.name)
-        return int(found[1]) if found else None
+        """Seed at the end of the model's name; None if the name has none."""
+        match = _SEED.search(self.name)
+        return int(match[1]) if match else None
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """Names of its layers' arrays in the store, in depth order."""
+        """Names of the arrays of its layers in the store, in depth order."""
         return tuple(name for name in self.store.layers if self.store[name].key.readout == self.readout)
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """What the layers are called within the model."""
+        """Names of the layers within the model."""
         return tuple(self.store[array].key.layer for array in self.arrays)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Their names in the study."""
+        """Names of the layers in the study: ``model/layer``."""
         return tuple(f"{self.name}/{block}" for block in self.blocks)
 
 
@@ -74,14 +74,14 @@ class Pair:
 
     @property
     def relation(self) -> Relation:
-        """What they have in common."""
+        """Relation of the two models: "other family", "same family" or "same architecture"."""
         if self.a.family != self.b.family:
             return "other family"
         return "same architecture" if self.a.architecture == self.b.architecture else "same family"
 
     @property
     def name(self) -> str:
-        """Of both."""
+        """Label of the pair, ``a x b``."""
         return f"{self.a.name} x {self.b.name}"
 
 
@@ -92,21 +92,21 @@ class Design:
     trained: tuple[Member, ...]
     untrained: tuple[Member, ...]
     notes: tuple[str, ...] = field(default=())
-    """What this choice of models cannot tell, in words."""
+    """Sentences about questions that this choice of models cannot answer."""
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """All of them."""
+        """All models: the trained ones, then the untrained ones."""
         return (*self.trained, *self.untrained)
 
     @property
     def ids(self) -> SampleIds:
-        """Of every store."""
+        """Sample ids, which are the same in every store."""
         return self.members[0].store.sample_ids
 
     @property
     def n(self) -> int:
-        """Samples."""
+        """Number of samples."""
         return len(self.ids)
 
     @property
@@ -114,14 +114,16 @@ class Design:
         """All pairs of trained models."""
         return tuple(Pair(a, b) for a, b in combinations(self.trained, 2))
 
-    def of(self, relation: Relation) -> Iterator[tuple[int, Pair]]:
-        """Pairs with this in common, and their numbers."""
+    def pairs_with(self, relation: Relation) -> Iterator[tuple[int, Pair]]:
+        """Return the pairs of trained models with this relation, with their positions in `pairs`."""
         return ((k, pair) for k, pair in enumerate(self.pairs) if pair.relation == relation)
 
     def controls_of(self, pair: Pair) -> tuple[Pair, ...]:
-        """Untrained networks of the same two architectures, seed by seed; of one architecture, of two seeds.
+        """Return the pairs of untrained networks that are controls of a pair of trained models.
 
-        a x b and b x a have the very same ones.
+        If the two models have different architectures, the controls pair untrained networks of these architectures,
+        seed by seed. If they have the same, the controls are all pairs of untrained networks of it. a x b and b x a
+        have the same controls.
         """
         order = sorted([pair.a.architecture, pair.b.architecture])
         sides = [[m for m in self.untrained if m.architecture == architecture] for architecture in order]
@@ -131,16 +133,16 @@ class Design:
 
 
 def is_twin(untrained: Member, trained: Member) -> bool:
-    """Whether it is the same network before it has learnt, layer by layer."""
+    """Return whether the untrained network has the same architecture and layers as the trained one."""
     return (untrained.architecture, untrained.blocks) == (trained.architecture, trained.blocks)
 
 
 def half_trained(design: Design, pair: Pair) -> tuple[Pair, ...]:
-    """One of the two with an untrained network of the other's architecture."""
-    found = []
+    """Return the pairs of one of the two models with an untrained network of the other's architecture."""
+    controls = []
     for one, other in ((pair.a, pair.b), (pair.b, pair.a)):
-        found += [Pair(one, twin) for twin in design.untrained if twin.architecture == other.architecture]
-    return tuple({frozenset({each.a.name, each.b.name}): each for each in found}.values())
+        controls += [Pair(one, twin) for twin in design.untrained if twin.architecture == other.architecture]
+    return tuple({frozenset({control.a.name, control.b.name}): control for control in controls}.values())
 
 
 def design(
@@ -149,24 +151,25 @@ def design(
     families: Mapping[str, Sequence[str]] | None = None,
     readout: str | None = None,
 ) -> Design:
-    """Find out who is who.
+    """Build the study design from stores.
 
     Parameters
     ----------
-    stores
-        Over the same samples in the same order, each of another model.
-    families
-        Name -> globs over models' names. Models that none matches keep the family that timm's module gives them.
-    readout
-        Which arrays take part; needed where stores hold several.
+    stores : sequence of ActivationStore
+        Stores of different models, over the same samples in the same order.
+    families : mapping, optional
+        Name of each family -> globs over names of models. Models that match no glob keep the family of the timm module
+        that defines their architecture.
+    readout : str, optional
+        Readout of the arrays to compare; required if stores hold several.
 
     Raises
     ------
     InvalidInputError
-        No trained model; two of one name; a glob that matches nothing, or two that match one model; a readout that a
-        store has not; compressed readouts, from which samples cannot be left out.
+        If there is no trained model, two models have the same name, a glob matches no model, a model is in two
+        families, a store lacks the readout, or the readout is compressed (samples cannot be left out of it).
     SampleMismatchError
-        Stores of other samples, or in another order.
+        If the stores have different samples, or another order.
     """
     if not stores:
         raise InvalidInputError("name at least one store")
@@ -175,7 +178,7 @@ def design(
         files = ", ".join(str(store.path) for store in stores if store.model == twice[0])
         raise InvalidInputError(f"{files} are all of a model named {twice[0]!r}; a study takes every model once")
     view = AlignedView(*stores)
-    named = _named(names, families or {})
+    named = _families_by_hand(names, families or {})
     chosen = _readout(stores, readout)
     members = [Member(store, named.get(store.model) or _family(store), chosen) for store in stores]
     for member in members:
@@ -201,40 +204,42 @@ def _family(store: ActivationStore) -> str:
     return family_of(member.architecture) or member.architecture
 
 
-def _named(names: Sequence[str], families: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Model -> family, of those that were named by hand."""
-    found: dict[str, str] = {}
+def _families_by_hand(names: Sequence[str], families: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the family of each model whose family is named by hand."""
+    family_by_model: dict[str, str] = {}
     for family, globs in families.items():
         for glob in globs:
-            hits = [name for name in names if fnmatchcase(name, glob)]
-            if not hits:
+            matches = [name for name in names if fnmatchcase(name, glob)]
+            if not matches:
                 raise InvalidInputError(
                     f"family {family!r}: no model's name matches {glob!r}; they are {', '.join(names)}"
                 )
-            for name in hits:
-                if found.setdefault(name, family) != family:
-                    raise InvalidInputError(f"{name} is in two families, {found[name]} and {family}; make one narrower")
-    return found
+            for name in matches:
+                if (earlier := family_by_model.setdefault(name, family)) != family:
+                    raise InvalidInputError(f"{name} is in two families, {earlier} and {family}; make one narrower")
+    return family_by_model
 
 
-def _readout(stores: Sequence[ActivationStore], wanted: str | None) -> str:
-    held = [list(dict.fromkeys(store[name].key.readout for name in store.layers)) for store in stores]
-    if wanted is not None:
-        for store, there in zip(stores, held, strict=True):
-            if wanted not in there:
+def _readout(stores: Sequence[ActivationStore], requested: str | None) -> str:
+    by_store = [list(dict.fromkeys(store[name].key.readout for name in store.layers)) for store in stores]
+    if requested is not None:
+        for store, readouts in zip(stores, by_store, strict=True):
+            if requested not in readouts:
                 raise InvalidInputError(
-                    f"{store.path} holds no layer that is read out by {wanted}, only by {', '.join(there)}"
+                    f"{store.path} holds no layer that is read out by {requested}, only by {', '.join(readouts)}"
                 )
-        return wanted
-    common = [readout for readout in held[0] if all(readout in there for there in held)]
+        return requested
+    common = [readout for readout in by_store[0] if all(readout in readouts for readouts in by_store)]
     if len(common) != 1:
-        every = ", ".join(dict.fromkeys(readout for there in held for readout in there))
+        listed = ", ".join(dict.fromkeys(readout for readouts in by_store for readout in readouts))
         if common:
             raise InvalidInputError(
-                f"the stores hold these readouts: {every}",
+                f"the stores hold these readouts: {listed}",
                 remedy=Remedy("name one that all of them have with ", Argument("readout")),
             )
-        raise InvalidInputError(f"the stores have no readout in common ({every})", remedy=Remedy("extract them alike"))
+        raise InvalidInputError(
+            f"the stores have no readout in common ({listed})", remedy=Remedy("extract all of them with the same one")
+        )
     return common[0]
 
 
@@ -247,13 +252,14 @@ def _notes(trained: Sequence[Member]) -> Iterator[str]:
     alone = [family for family in families if sum(member.family == family for member in trained) == 1]
     if alone and len(trained) > 1:
         yield (
-            f"one model of {', '.join(alone)}: what is a family's own and what is a seed's own cannot be told apart "
-            "there, and it has no ceiling; add another seed or recipe"
+            f"one model of {', '.join(alone)}: the shares of family and seed cannot be told apart there, and there is "
+            "no ceiling; add another seed or recipe"
         )
     mixed = [
         family for family in families if len({member.architecture for member in trained if member.family == family}) > 1
     ]
     if mixed:
         yield (
-            f"{', '.join(mixed)}: members differ in architecture as well as in seed, and the share called seed has both"
+            f"{', '.join(mixed)}: members differ in architecture as well as in seed, and the share called seed "
+            "contains both"
         )

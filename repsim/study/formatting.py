@@ -1,23 +1,23 @@
-"""Numbers, probabilities and lists of names as they stand in sentences."""
+"""Format numbers, p-values and lists of names for sentences and tables."""
 
 import numpy as np
 
-_NAMED = 3
-"""Samples, layers and the like that are named."""
+MOST_NAMES = 3
+"""Number of samples, layers and the like that a sentence names."""
 
 
 def number(value: float, low: float | None = None, high: float | None = None) -> str:
-    """A value, and its interval where there is one.
+    """Format a value, with its interval if there is one.
 
     >>> number(0.4182), number(0.4182, 0.401, 0.436), number(-0.0012)
     ('.418', '.418 (.401 to .436)', '-.001')
     """
 
-    def plain(each: float) -> str:
-        text = f"{each:.3f}"
+    def plain(x: float) -> str:
+        text = f"{x:.3f}"
         return (
             text.replace("0.", ".", 1)
-            if abs(each) < 1 and text not in {"0.000", "-0.000", "1.000", "-1.000"}
+            if abs(x) < 1 and text not in {"0.000", "-0.000", "1.000", "-1.000"}
             else ("0" if text in {"0.000", "-0.000"} else text)
         )
 
@@ -27,16 +27,16 @@ def number(value: float, low: float | None = None, high: float | None = None) ->
 
 
 def probability(p: float) -> str:
-    """A p-value, which is never 0.
+    """Format a p-value, which is never shown as 0.
 
     >>> probability(0.04), probability(0.0002)
     ('.040', '< .001')
     """
-    return "< .001" if p < 0.0005 else number(p)  # what three digits show as 0
+    return "< .001" if p < 0.0005 else number(p)  # three digits would show 0
 
 
-def listed(names: list[str], most: int = _NAMED) -> str:
-    """The first few names.
+def listed(names: list[str], most: int = MOST_NAMES) -> str:
+    """Join the first names, and count the others.
 
     >>> listed(["a", "b", "c", "d", "e"]), listed(["a"])
     ('a, b, c and 2 more', 'a')

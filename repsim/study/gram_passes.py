@@ -1,4 +1,4 @@
-"""The passes over all layers that debiased CKA takes: all values, without each sample, on halves, permuted."""
+"""Compute debiased CKA between all layers of a study: on all samples, without each sample, on subsets, permuted."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64
 from repsim.engine.jackknife import LeaveOneOut
 from repsim.engine.preparation import Source, prepare
 from repsim.engine.resampling import permuted
-from repsim.engine.shared_directions import together
+from repsim.engine.shared_directions import truncate_jointly
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import CentredGram, Gram
 from repsim.runtime.progress import Progress
@@ -21,12 +21,12 @@ from repsim.study.controls import Control
 from repsim.study.design import Design, Member
 
 _CKA = CKA()
-SHARE = 0.999
-"""Of sum s^4, what these carry."""
+KEPT_SHARE = 0.999
+"""Share of sum_i s_i^4 that the kept principal components carry, where s_i are the singular values of a layer."""
 
 
 def sources(members: Sequence[Member], device: str, min_samples: int = 4) -> list[Source]:
-    """Every layer of these models, to be read."""
+    """Return one source for every layer of the models, from which the layer is read on demand."""
     return [
         Source(
             name,
@@ -40,65 +40,88 @@ def sources(members: Sequence[Member], device: str, min_samples: int = 4) -> lis
 
 @dataclass(frozen=True, eq=False)
 class Kernels:
-    """Gram matrices of all layers and controls of a study, in one order: models as in the design, then controls."""
+    """Gram matrices of all layers and controls of a study.
+
+    The layers come first, model by model in the order of the design; the controls follow.
+    """
 
     names: tuple[str, ...]
     grams: tuple[Gram, ...]
-    of: Mapping[str, Int64[np.ndarray, " layers"]]
-    """Model, or kind of control -> where its layers are."""
+    positions: Mapping[str, Int64[np.ndarray, " layers"]]
+    """Positions in ``grams`` of the layers of each model, by its name, and of the controls of each kind."""
     undefined: Mapping[str, str]
-    """Layers without a value (constant ones), and why; they are in none of the above."""
-    short: bool = False
-    """Whether layers were `cut`."""
+    """Layers without a value (constant ones), with the reason; they are in none of the attributes above."""
+    reduced: bool = False
+    """Whether the layers were cut to their leading principal components by `reduce`."""
 
     @property
     def n(self) -> int:
-        """Samples."""
+        """Number of samples."""
         return self.grams[0].n
 
     def leave_one_out(self, room: int) -> LeaveOneOut:
-        """Debiased CKA of everything with everything, without each sample, run after run."""
+        """Return a sweep that computes debiased CKA of all pairs without each sample, in ``room`` bytes at a time."""
         return LeaveOneOut(self.grams, self.grams, _CKA, room=room, cubes=True)
 
     def values(self) -> Float64[np.ndarray, "L L"]:
-        """Debiased CKA of everything with everything: positive semidefinite, and 1 on its diagonal."""
+        """Compute debiased CKA of all pairs, (L, L): positive semidefinite, with 1 on the diagonal."""
         return symmetric(_CKA.block(self.grams, self.grams))
 
-    def on(
-        self, samples: Int64[np.ndarray, " m"], where: Int64[np.ndarray, " some"]
-    ) -> Float64[np.ndarray, "some some"]:
-        """The same of some layers, on some of the samples; NaN for a layer that is constant there."""
+    def values_on(
+        self, samples: Int64[np.ndarray, " m"], selected: Int64[np.ndarray, " s"]
+    ) -> Float64[np.ndarray, "s s"]:
+        """Compute debiased CKA of the selected layers on a subset of the samples; NaN for layers constant on it."""
         rows = torch.from_numpy(samples)
-        some = [Source(self.names[k], self.names[k], partial(_taken, self.grams[k], rows)) for k in where]
-        prepared = prepare(CentredGram(), some)
-        there = [k for k, source in enumerate(some) if source.name in prepared.factors]
-        grams: list[Any] = [prepared.factors[some[k].name] for k in there]
-        found = np.full((len(where), len(where)), np.nan)
-        found[np.ix_(there, there)] = symmetric(_CKA.block(grams, grams))
-        return found
+        subsets = [
+            Source(self.names[k], self.names[k], partial(_select_samples, self.grams[k], rows)) for k in selected
+        ]
+        prepared = prepare(CentredGram(), subsets)
+        defined = [k for k, source in enumerate(subsets) if source.name in prepared.factors]
+        grams: list[Any] = [prepared.factors[subsets[k].name] for k in defined]
+        values = np.full((len(selected), len(selected)), np.nan)
+        values[np.ix_(defined, defined)] = symmetric(_CKA.block(grams, grams))
+        return values
 
-    def cut(self, where: Sequence[int]) -> "Kernels":
-        """Some of the layers, by components that carry almost all of their kernels, in directions that they share."""
-        grams = tuple(together([self.grams[k] for k in where], SHARE))
-        place = {k: i for i, k in enumerate(where)}
-        of = {name: np.array([place[k] for k in some if k in place], int) for name, some in self.of.items()}
-        return Kernels(tuple(self.names[k] for k in where), grams, of, self.undefined, short=True)
+    def reduce(self, selected: Sequence[int]) -> "Kernels":
+        """Return the selected layers, each cut to the leading components with almost all of its kernel's energy.
+
+        The components of all layers are expressed in a common set of directions, so that permutations are cheap.
+        """
+        grams = tuple(truncate_jointly([self.grams[k] for k in selected], KEPT_SHARE))
+        new = {k: i for i, k in enumerate(selected)}
+        positions = {name: np.array([new[k] for k in old if k in new], int) for name, old in self.positions.items()}
+        return Kernels(tuple(self.names[k] for k in selected), grams, positions, self.undefined, reduced=True)
 
 
 def kernels(
     design: Design, controls: Sequence[Control], device: str, *, keep: bool, step: Callable[[], None]
 ) -> Kernels:
-    """Prepare every layer of every model, and every control."""
-    every = sources(design.members, device)
-    every += [Source(control.name, control.name, partial(_at_hand, control, device)) for control in controls]
-    prepared = prepare(CentredGram(), every, device=device, keep=keep, step=step)
-    names = tuple(source.name for source in every if source.name in prepared.factors)
-    place = {name: k for k, name in enumerate(names)}
-    of = {member.name: [place[name] for name in member.layers if name in place] for member in design.members}
+    """Compute the centred Gram matrices of all layers of all models, and of the controls.
+
+    Parameters
+    ----------
+    design
+        The models of the study.
+    controls
+        Kernels that can be projected out of all layers.
+    device
+        Device on which the Gram matrices are computed.
+    keep
+        Whether layers stay in memory; otherwise they are read again for each pass.
+    step
+        Called after each layer.
+    """
+    inputs = sources(design.members, device)
+    inputs += [Source(control.name, control.name, partial(_control_features, control, device)) for control in controls]
+    prepared = prepare(CentredGram(), inputs, device=device, keep=keep, step=step)
+    names = tuple(source.name for source in inputs if source.name in prepared.factors)
+    position = {name: k for k, name in enumerate(names)}
+    lists = {member.name: [position[name] for name in member.layers if name in position] for member in design.members}
     for control in controls:
-        of.setdefault(control.kind, []).extend([place[control.name]] if control.name in place else [])
+        lists.setdefault(control.kind, []).extend([position[control.name]] if control.name in position else [])
+    positions = {name: np.array(layers, int) for name, layers in lists.items()}
     grams: list[Any] = [prepared.factors[name] for name in names]
-    return Kernels(names, tuple(grams), {name: np.array(some, int) for name, some in of.items()}, prepared.undefined)
+    return Kernels(names, tuple(grams), positions, prepared.undefined)
 
 
 def permuted_values(
@@ -110,21 +133,35 @@ def permuted_values(
     memory: int | None,
     progress: Progress | None = None,
 ) -> Float64[np.ndarray, "count rows columns"]:
-    """Debiased CKA with the samples of the columns permuted, all layers alike."""
+    """Compute debiased CKA with the samples of the column layers permuted, all of them by the same permutation.
+
+    Parameters
+    ----------
+    kernels
+        Kernels of the study.
+    rows, columns
+        Positions of layers in ``kernels``.
+    orders
+        (count, n): permutations of the samples.
+    memory
+        Bytes that may be used; None for no limit.
+    progress
+        Called with the number of permutations done, and of all.
+    """
     a, b = ([kernels.grams[k] for k in side] for side in (rows, columns))
     return permuted(a, b, _CKA, orders, memory=memory, progress=progress)
 
 
 def symmetric(values: Float64[np.ndarray, "L L"]) -> Float64[np.ndarray, "L L"]:
-    """The same without what rounding did to one triangle and not to the other; 1 on the diagonal."""
+    """Return the mean of the matrix and its transpose, with 1 on the diagonal, to remove rounding differences."""
     values = (values + values.T) / 2
     np.fill_diagonal(values, np.where(np.isnan(np.diagonal(values)), np.nan, 1.0))
     return values
 
 
-def _taken(gram: Gram, samples: torch.Tensor) -> torch.Tensor:
+def _select_samples(gram: Gram, samples: torch.Tensor) -> torch.Tensor:
     return gram.features[samples.to(gram.device)]
 
 
-def _at_hand(control: Control, device: str) -> torch.Tensor:
+def _control_features(control: Control, device: str) -> torch.Tensor:
     return torch.from_numpy(control.features).to(device)

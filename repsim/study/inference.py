@@ -1,4 +1,4 @@
-"""What follows from the evidence of a study, computed once for all parts of its data set."""
+"""Compute intervals, influences and control pairs from the evidence of a study, once for all parts of its data set."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,78 +13,91 @@ from repsim.study.indices import RAW, TWINS, Indices
 from repsim.study.uncertainty import influence, multiplier_bootstrap
 
 TITLES = {RAW: "cka", "input": "cka given input", "labels": "cka given labels", TWINS: "cka given untrained"}
-"""Of debiased CKA, and partial CKA."""
+"""Names in results of debiased CKA and of partial CKA, by the control that is projected out."""
 
 
 @dataclass(frozen=True, eq=False)
 class Inference:
-    """Evidence, and what follows from it."""
+    """Evidence of a study, and the statistics that are computed from it."""
 
     evidence: Evidence
     draws: int
+    """Number of draws of the multiplier bootstrap."""
     seed: int
+    """Seed of these draws."""
 
     @property
     def design(self) -> Design:
-        """The study's design."""
+        """Design of the study."""
         return self.evidence.design
 
     @property
     def indices(self) -> Indices:
-        """All functions of the matrix R."""
+        """Indices of the study, which are functions of the matrix R."""
         return self.evidence.indices
 
     @cached_property
     def theta(self) -> Float64[np.ndarray, " T"]:
-        """The indices of all samples."""
+        """All indices, from all samples."""
         return self.indices.evaluate(self.indices.R)
 
     @cached_property
     def influences(self) -> Float64[np.ndarray, "n T"]:
-        """The influence of every sample on every index."""
+        """Influence of every sample on every index."""
         return influence(self.theta, self.evidence.left_out)
 
     @cached_property
     def drawn(self) -> Float64[np.ndarray, "draws T"]:
-        """All indices under the same random weights of samples: what they have in common, differences do not have."""
+        """Bootstrap draws of all indices, with the same random weights of samples for all of them.
+
+        Fluctuations that two indices share therefore cancel in the draws of their difference.
+        """
         return multiplier_bootstrap(self.theta, self.influences, self.draws, self.seed)
 
     @cached_property
-    def given(self) -> dict[str, str]:
-        """Title -> what is given, of debiased CKA."""
-        return {TITLES[kind]: kind for kind in self.indices.given}
+    def conditions(self) -> dict[str, str]:
+        """Kinds of debiased CKA, by their names in results."""
+        return {TITLES[kind]: kind for kind in self.indices.conditions}
 
     @cached_property
     def kernels(self) -> dict[str, str]:
-        """Those of which the same is given for all layers: matrices of them are positive semidefinite."""
+        """Kinds of debiased CKA with one control for all layers: their matrices are positive semidefinite."""
         return {TITLES[kind]: kind for kind in self.indices.kernels}
 
     @cached_property
     def titles(self) -> list[str]:
-        """Of all measures."""
-        return [*self.given, *(each.metric.spec for each in self.evidence.measured)]
+        """Names in results of all measures."""
+        return [*self.conditions, *(result.metric.spec for result in self.evidence.measures)]
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        """Of trained models that have an index."""
-        there = {pair.name for pair in self.indices.pairs}
-        return [pair for pair in self.design.pairs if pair.name in there]
+        """Pairs of trained models that have an index."""
+        with_index = {pair.name for pair in self.indices.pairs}
+        return [pair for pair in self.design.pairs if pair.name in with_index]
 
     @cached_property
     def layers(self) -> list[int]:
-        """Where in R the layers of trained models are."""
-        return [int(k) for member in self.design.trained for k in self.indices.of[member.name]]
+        """Positions in R of the layers of trained models."""
+        return [int(k) for member in self.design.trained for k in self.indices.positions[member.name]]
 
     def column(self, kind: str, pair: Pair) -> int:
-        """Of a pair's index."""
-        return self.indices.at["mbm", kind, pair.name]
+        """Return the column of the index (MBM) of a pair."""
+        return self.indices.column_of["mbm", kind, pair.name]
 
     def controls(self, pair: Pair, *, half: bool) -> Iterator[tuple[str, list[Pair]]]:
-        """What a pair's similarity is held against: pairs of which one network, or both, have learnt nothing."""
-        there = {each.name for each in self.indices.pairs}
-        some = {"both untrained": self.design.controls_of(pair)}
+        """Yield the control pairs of a pair of trained models, with their kind: "both untrained" or "one untrained".
+
+        Parameters
+        ----------
+        pair
+            Pair of trained models.
+        half
+            Whether to include pairs of a trained network with an untrained one.
+        """
+        with_index = {pair_with_index.name for pair_with_index in self.indices.pairs}
+        candidates = {"both untrained": self.design.controls_of(pair)}
         if half:
-            some["one untrained"] = half_trained(self.design, pair)
-        for name, pairs in some.items():
-            if known := [each for each in pairs if each.name in there]:
-                yield name, known
+            candidates["one untrained"] = half_trained(self.design, pair)
+        for name, pairs in candidates.items():
+            if usable := [control for control in pairs if control.name in with_index]:
+                yield name, usable

@@ -1,4 +1,4 @@
-"""Which layer of one network a layer of another one matches, when the order of layers must be kept."""
+"""Match the layers of two networks in order of depth."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 
 from repsim.errors import InvalidInputError
 
-LEVEL = 1e-8
-"""Sums that differ by less than this share of the largest similarity are equal: float32 rounds more than that."""
+TIE_TOLERANCE = 1e-8
+"""Sums that differ by less than this share of the largest similarity count as ties: float32 rounds more than that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,32 +17,32 @@ class Match:
     """The best order-preserving map of the layers of A to layers of B, for each matrix of a batch."""
 
     value: Float64[np.ndarray, "*batch"]
-    """Mean similarity along the map; NaN where there is no map."""
+    """Mean similarity along the map; NaN if there is no map."""
     columns: Int64[np.ndarray, "*batch A"]
     """The layer of B for each layer of A, never decreasing; -1 for layers that are left out, or if there is no map."""
 
 
 def best_match(S: ArrayLike) -> Match:
-    """Map every layer of A to a layer of B, never going back, so that the mean similarity is largest.
+    """Map every layer of A to a layer of B, in order of depth, so that the mean similarity is largest.
 
     D_1j = S_1j, D_ij = S_ij + max_{j' <= j} D_{i-1,j'}; the value is MBM(A -> B) = max_j D_{A,j} / A.
 
     Parameters
     ----------
-    S
-        (..., A, B), similarities of the layers of A (rows) and B, each in order of depth. NaN: no value. A row of
-        nothing but NaN is left out of the map and of the mean; another NaN is never chosen.
+    S : array of shape (..., A, B)
+        Similarities of the layers of A (rows) and of B (columns), each in order of depth. NaN means no value. A row of
+        nothing but NaN is left out of the map and of the mean; other NaN are never chosen.
 
     Returns
     -------
     Match
-        The value lies within the range of S. Of several best maps it is the one whose every column is smallest; sums
-        that differ by less than 1e-8 of the largest similarity are equal, as layers that hold the same differ by that.
+        Its value lies within the range of S. Of several best maps it is the one with the smallest columns. Sums that
+        differ by less than 1e-8 of the largest similarity count as ties, as equal layers differ by rounding errors.
 
     Notes
     -----
     Dynamic time warping sums along paths, and so favours long ones; here every layer of A counts once. The value is a
-    maximum: it grows by chance with the number of layers, and needs `split_half` or permutations to be judged.
+    maximum, which grows by chance with the number of layers. Judge it with `split_half` or with permutations.
 
     Examples
     --------
@@ -54,33 +54,42 @@ def best_match(S: ArrayLike) -> Match:
     *batch, rows, width = S.shape
     missing = np.isnan(S)
     left_out = missing.all(-1)
-    level = LEVEL * np.where(missing, 0, np.abs(S)).max((-2, -1))[..., None]
-    gains = np.where(left_out[..., None], 0, np.where(missing, -np.inf, S))  # a row left out may go anywhere for 0
+    tolerance = TIE_TOLERANCE * np.where(missing, 0, np.abs(S)).max((-2, -1))[..., None]
+    gains = np.where(left_out[..., None], 0, np.where(missing, -np.inf, S))  # a row that is left out adds 0
 
     total = np.zeros((*batch, width))
-    before = np.zeros((rows, *batch, width), np.int64)  # the best layer for row i, if it may not lie behind j
+    best_column = np.zeros((rows, *batch, width), np.int64)  # the best column of row i among columns up to j
     for i in range(rows):
         total = total + gains[..., i, :]
-        ahead = np.maximum.accumulate(total, axis=-1)
-        rises = np.concatenate([np.zeros((*batch, 1), bool), total[..., 1:] > ahead[..., :-1] + level], -1)
-        before[i] = np.maximum.accumulate(np.where(rises, np.arange(width), 0), axis=-1)
-        total = ahead
+        running_max = np.maximum.accumulate(total, axis=-1)
+        rises = np.concatenate([np.zeros((*batch, 1), bool), total[..., 1:] > running_max[..., :-1] + tolerance], -1)
+        best_column[i] = np.maximum.accumulate(np.where(rises, np.arange(width), 0), axis=-1)
+        total = running_max
 
     columns = np.full((*batch, rows), width - 1)
     for i in reversed(range(rows)):
         end = columns[..., min(i + 1, rows - 1), None]
-        columns[..., i] = np.take_along_axis(before[i], end, -1)[..., 0]
+        columns[..., i] = np.take_along_axis(best_column[i], end, -1)[..., 0]
     counted = rows - left_out.sum(-1)
-    found = np.isfinite(total[..., -1]) & (counted > 0)
-    value = np.where(found, total[..., -1], np.nan) / np.maximum(counted, 1)
-    return Match(np.asarray(value), np.where(found[..., None] & ~left_out, columns, -1))
+    has_map = np.isfinite(total[..., -1]) & (counted > 0)
+    value = np.where(has_map, total[..., -1], np.nan) / np.maximum(counted, 1)
+    return Match(np.asarray(value), np.where(has_map[..., None] & ~left_out, columns, -1))
 
 
 def mbm(S: ArrayLike) -> Float64[np.ndarray, "*batch"]:
-    """Find the best order-preserving matches of A -> B and of B -> A, and take the mean of their two values.
+    """Compute the mean value of the best order-preserving matches A -> B and B -> A.
 
-    MBM = (MBM(A -> B) + MBM(B -> A)) / 2, from the matrices S (..., A, B) of `best_match`; within the range of S. NaN
-    where one of the two directions has no map.
+    MBM = (MBM(A -> B) + MBM(B -> A)) / 2, with the values of `best_match`.
+
+    Parameters
+    ----------
+    S : array of shape (..., A, B)
+        Similarities, as in `best_match`.
+
+    Returns
+    -------
+    array of shape (...)
+        Values within the range of S; NaN where one of the two directions has no map.
 
     Examples
     --------
@@ -92,21 +101,21 @@ def mbm(S: ArrayLike) -> Float64[np.ndarray, "*batch"]:
 
 
 def split_half(first: ArrayLike, second: ArrayLike) -> Float64[np.ndarray, "*batch"]:
-    """Find the best match on one half of the stimuli and measure it on the other: no winner's curse.
+    """Compute the similarity along the best match of one half of the stimuli, measured on the other half.
 
-    The mean of four values: the map A -> B and the map B -> A, found on either half and measured on the other one.
-    Where all layers are unrelated its expectation is that of one similarity, 0 for debiased CKA, and no maximum's.
+    The result is the mean of four values: for the maps A -> B and B -> A, the map is fitted on either half and its mean
+    similarity measured on the other. This avoids the bias of a maximum: for unrelated layers the expectation is that of
+    a single similarity, which is 0 for debiased CKA.
 
     Parameters
     ----------
-    first, second
-        (..., A, B), similarities from two halves of the stimuli that have none in common. What is NaN in one of them is
-        taken for NaN in both.
+    first, second : arrays of shape (..., A, B)
+        Similarities from two disjoint halves of the stimuli. Entries that are NaN in one of them are ignored in both.
 
     Returns
     -------
-    array
-        Within the range of the similarities; NaN where a direction has no map.
+    array of shape (...)
+        Values within the range of the similarities; NaN where a direction has no map.
 
     Examples
     --------
@@ -122,14 +131,19 @@ def split_half(first: ArrayLike, second: ArrayLike) -> Float64[np.ndarray, "*bat
 
 
 def along(S: ArrayLike, columns: ArrayLike) -> Float64[np.ndarray, "*batch"]:
-    """Take the mean of S along a map that was found before: in other stimuli, or in all of them but one.
+    """Compute the mean of S along a map that was fitted before, for instance on other stimuli.
 
     Parameters
     ----------
-    S
-        (..., A, B), as in `best_match`.
-    columns
-        (..., A), as in `Match`: one map, or one for each matrix of the batch.
+    S : array of shape (..., A, B)
+        Similarities, as in `best_match`.
+    columns : array of shape (A,) or (..., A)
+        Columns of a `Match`: one map, or one for each matrix of the batch.
+
+    Returns
+    -------
+    array of shape (...)
+        Mean similarities; NaN where the map is empty.
 
     Examples
     --------
@@ -142,16 +156,24 @@ def along(S: ArrayLike, columns: ArrayLike) -> Float64[np.ndarray, "*batch"]:
 
 
 def relative(columns: ArrayLike, width: int) -> Float64[np.ndarray, "*batch A"]:
-    """Give layers of a network as depths between 0, the first of its layers, and 1, the last.
-
-    j / (B - 1). NaN for a layer that is left out (-1), and for every layer of a network that has only one.
+    """Convert layer indices to relative depths: j / (B - 1), which is 0 for the first layer and 1 for the last.
 
     Parameters
     ----------
-    columns
-        Layers, as in `Match`.
-    width
-        B, the number of layers that there are.
+    columns : array of int
+        Layer indices, as in `Match`.
+    width : int
+        B, the number of layers of the network.
+
+    Returns
+    -------
+    array of the shape of columns
+        Relative depths. NaN for a layer that is left out (-1), and if the network has a single layer.
+
+    Raises
+    ------
+    InvalidInputError
+        If an index is not between -1 and B - 1.
 
     Examples
     --------
@@ -165,18 +187,22 @@ def relative(columns: ArrayLike, width: int) -> Float64[np.ndarray, "*batch A"]:
 
 
 def warp(columns: ArrayLike, width: int) -> Float64[np.ndarray, "*batch"]:
-    """Say how much deeper in B the layers of A find their match than they lie in A.
+    """Compute the mean difference in relative depth between the layers of A and their matches in B.
 
-    mean_i (j_i / (B - 1) - i / (A - 1)), over the layers that have a match; in [-1/2, 1/2] where all have one. 0 where
-    both networks do the same at the same relative depth, negative where A is slow: its layers match earlier ones of B.
-    NaN where nothing has a match and where a network has a single layer.
+    mean_i (j_i / (B - 1) - i / (A - 1)), over the layers that have a match.
 
     Parameters
     ----------
-    columns
-        (..., A), as in `Match`.
-    width
+    columns : array of shape (..., A)
+        Columns of a `Match`.
+    width : int
         B, the number of layers of the other network.
+
+    Returns
+    -------
+    array of shape (...)
+        Values in [-1/2, 1/2] if all layers have a match. 0 if layers match at the same relative depth, negative if
+        layers of A match earlier layers of B. NaN if no layer has a match, or a network has a single layer.
 
     References
     ----------
@@ -188,13 +214,22 @@ def warp(columns: ArrayLike, width: int) -> Float64[np.ndarray, "*batch"]:
     >>> float(warp([0, 0, 1, 1, 2], 5))
     -0.3
     """
-    there = relative(columns, width)
-    here = relative(np.arange(there.shape[-1]), there.shape[-1])
-    return _mean(there - here, ~np.isnan(there))
+    in_b = relative(columns, width)
+    in_a = relative(np.arange(in_b.shape[-1]), in_b.shape[-1])
+    return _mean(in_b - in_a, ~np.isnan(in_b))
 
 
 def nearest(layers: int, count: int) -> Int64[np.ndarray, " count"]:
-    """Find the layers closest to evenly spaced relative depths 0, 1 / (count - 1), ..., 1; of two the earlier one.
+    """Return the indices of the layers closest to the relative depths 0, 1 / (count - 1), ..., 1.
+
+    Of two layers at the same distance it is the earlier one.
+
+    Parameters
+    ----------
+    layers : int
+        Number of layers.
+    count : int
+        Number of depths, at least 2.
 
     Examples
     --------
@@ -203,7 +238,7 @@ def nearest(layers: int, count: int) -> Int64[np.ndarray, " count"]:
     """
     if layers < 1 or count < 2:
         raise InvalidInputError(f"expected at least 1 layer and 2 depths, got {layers} and {count}")
-    steps = count - 1  # in whole numbers, where halves are exact: the smallest j with j - depth >= -1/2
+    steps = count - 1  # integer arithmetic keeps ties exact: the smallest j with j - depth >= -1/2
     return (2 * np.arange(count) * (layers - 1) + steps - 1) // (2 * steps)
 
 
@@ -214,7 +249,7 @@ def _matrices(S: ArrayLike) -> Float64[np.ndarray, "*batch A B"]:
     return S
 
 
-def _mean(values: Float64[np.ndarray, "*batch A"], there: np.ndarray) -> Float64[np.ndarray, "*batch"]:
-    """Over what is there; NaN where nothing is."""
-    count = there.sum(-1)
-    return np.where(count > 0, np.where(there, values, 0).sum(-1) / np.maximum(count, 1), np.nan)
+def _mean(values: Float64[np.ndarray, "*batch A"], mask: np.ndarray) -> Float64[np.ndarray, "*batch"]:
+    """Return the mean of the values in the mask; NaN where the mask is empty."""
+    count = mask.sum(-1)
+    return np.where(count > 0, np.where(mask, values, 0).sum(-1) / np.maximum(count, 1), np.nan)

@@ -1,4 +1,4 @@
-"""The map of models (or of layers): where each lies, which of them belong together, and how sure that is."""
+"""Embed models (or layers) by their similarities, cluster them, and measure the stability of the clusters."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,10 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from repsim.errors import InvalidInputError, UndefinedValueError
 
-APART = 0.25
-"""The mean silhouette below which clusters are not apart enough to be called so (Kaufman and Rousseeuw 1990)."""
+MIN_SILHOUETTE = 0.25
+"""Smallest mean silhouette with which clusters are reported (Kaufman and Rousseeuw 1990)."""
 ROUNDING = 1e-13
-"""Eigenvalues of less than this share of the trace are rounding errors, as are entries of vectors below M of it."""
+"""Eigenvalues and entries of eigenvectors below M times this value are treated as rounding errors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,37 +23,37 @@ class Embedding:
     """Points whose distances are those of the models."""
 
     coordinates: Float64[np.ndarray, "M dims"]
-    """Along the principal axes, the widest first, about their mean."""
+    """Centred coordinates along the principal axes, the axis with the largest variance first."""
     eigenvalues: Float64[np.ndarray, " M"]
-    """Sums of squares along all M axes, the largest first: two axes show the part that theirs are of the total."""
+    """Sums of squares along all M axes, in descending order. Two axes show the share of their two values."""
     negative: float
-    """The share of the eigenvalues' absolute sum that is negative: 0, but for rounding errors, if R is semidefinite."""
+    """Share of the negative eigenvalues in the sum of absolute eigenvalues: 0 if R is positive semidefinite."""
 
 
 def embed(R: ArrayLike, dims: int | None = None) -> Embedding:
-    """Lay models out so that their squared distances are 2 (1 - R): those of unit kernels, or of any unit vectors.
+    """Embed models so that their squared distances are 2 (1 - R), as those of unit vectors with inner products R.
 
-    Classical multidimensional scaling: with J = I - 11'/M, the points are U sqrt(lambda), of J R J = U lambda U'.
+    Classical multidimensional scaling: with J = I - 11'/M and J R J = U lambda U', the points are U sqrt(lambda).
 
     Parameters
     ----------
-    R
-        (M, M), similarities that are positive semidefinite with a unit diagonal: debiased CKA, partial CKA, mutual kNN.
-    dims
-        How many axes; by default all M, which reproduce every distance exactly. An axis that R has nothing for is 0.
+    R : array of shape (M, M)
+        Similarities, positive semidefinite with a unit diagonal: debiased CKA, partial CKA, mutual kNN.
+    dims : int, optional
+        Number of axes; by default all M, which reproduce every distance exactly. Axes beyond the rank of R are 0.
 
     Returns
     -------
     Embedding
-        Of the two directions of an axis it is the one in which the coordinate farthest from 0 is positive (of several
-        the first). Where R is not semidefinite, ``negative`` says how far the map cannot be true.
+        The sign of each axis makes its coordinate farthest from 0 positive (of several the first). If R is not
+        positive semidefinite, ``negative`` measures how much of it the map cannot represent.
 
     Raises
     ------
     InvalidInputError
-        No square matrix, another diagonal, less than one axis.
+        If R is not square, its diagonal is not 1, or ``dims`` is below 1.
     UndefinedValueError
-        A model without a value.
+        If a model has no value.
 
     References
     ----------
@@ -62,8 +62,8 @@ def embed(R: ArrayLike, dims: int | None = None) -> Embedding:
 
     Examples
     --------
-    >>> found = embed([[1, 0.875, 0.5], [0.875, 1, 0.5], [0.5, 0.5, 1]], dims=2)
-    >>> found.coordinates.round(3), round(float(np.linalg.norm(found.coordinates[0] - found.coordinates[1])), 9)
+    >>> points = embed([[1, 0.875, 0.5], [0.875, 1, 0.5], [0.5, 0.5, 1]], dims=2).coordinates
+    >>> points.round(3), round(float(np.linalg.norm(points[0] - points[1])), 9)
     (array([[-0.323,  0.25 ],
            [-0.323, -0.25 ],
            [ 0.645,  0.   ]]), 0.5)
@@ -76,11 +76,11 @@ def embed(R: ArrayLike, dims: int | None = None) -> Embedding:
     centred = R - R.mean(0) - R.mean(1, keepdims=True) + R.mean()
     values, vectors = np.linalg.eigh((centred + centred.T) / 2)
     values, vectors = values[::-1], vectors[:, ::-1]
-    values = np.where(np.abs(values) > ROUNDING * M, values, 0)  # whose roots would be a million times larger
+    values = np.where(np.abs(values) > ROUNDING * M, values, 0)  # the square root would magnify rounding errors
     size = np.abs(vectors)
-    farthest = np.argmax(size > size.max(0) - 1e-9, axis=0)  # rounding errors do not choose between two that are level
+    farthest = np.argmax(size > size.max(0) - 1e-9, axis=0)  # rounding errors do not decide between ties
     vectors = vectors * np.where(vectors[farthest, range(M)] < 0, -1, 1)
-    vectors[np.abs(vectors) < ROUNDING * M] = 0  # nor have they a sign: also of -0. this makes 0.
+    vectors[np.abs(vectors) < ROUNDING * M] = 0  # rounding errors, and -0, become 0
     coordinates = np.zeros((M, dims))
     coordinates[:, :M] = (vectors * np.sqrt(np.maximum(values, 0)))[:, :dims]
     total = np.abs(values).sum()
@@ -88,10 +88,17 @@ def embed(R: ArrayLike, dims: int | None = None) -> Embedding:
 
 
 def common_share(R: ArrayLike) -> Float64[np.ndarray, "*batch"]:
-    """Find how much of all models' energy lies along one direction: the largest eigenvalue of R over its trace.
+    """Compute the share of the first principal component: the largest eigenvalue of R divided by its trace.
 
-    1 if all models are the same, 1 / M if no two share anything. R is (..., M, M), positive semidefinite; NaN where it
-    has one.
+    Parameters
+    ----------
+    R : array of shape (..., M, M)
+        Similarities of models, positive semidefinite.
+
+    Returns
+    -------
+    array of shape (...)
+        1 if all models are equal, 1 / M if no two share anything; NaN where R has a NaN.
 
     Examples
     --------
@@ -99,102 +106,105 @@ def common_share(R: ArrayLike) -> Float64[np.ndarray, "*batch"]:
     0.7
     """
     R = _square(R)
-    there = np.isfinite(R).all((-2, -1))
-    largest = np.linalg.eigvalsh(np.where(there[..., None, None], R, np.eye(R.shape[-1])))[..., -1]
-    return np.asarray(np.where(there, largest, np.nan) / np.trace(R, axis1=-2, axis2=-1))
+    defined = np.isfinite(R).all((-2, -1))
+    largest = np.linalg.eigvalsh(np.where(defined[..., None, None], R, np.eye(R.shape[-1])))[..., -1]
+    return np.asarray(np.where(defined, largest, np.nan) / np.trace(R, axis1=-2, axis2=-1))
 
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """Models that belong together."""
+    """Clusters of models."""
 
     labels: Int64[np.ndarray, " M"]
     """The cluster of each model, numbered by first appearance."""
     count: int
+    """Number of clusters."""
     silhouette: float
-    """The best mean silhouette of two clusters or more, in [-1, 1]; NaN where there is none to judge."""
+    """Largest mean silhouette of two or more clusters, in [-1, 1]; NaN with fewer than three models."""
 
 
 def clusters(R: ArrayLike, max_clusters: int | None = None) -> Clusters:
-    """Group models by average linkage of their distances sqrt(2 (1 - R)): candidates for universality classes.
+    """Cluster models by average linkage of their distances sqrt(2 (1 - R)): candidates for universality classes.
 
-    How many there are is decided by the mean silhouette, of 2 to M - 1 clusters, and of equals by the fewest. One
-    cluster if no number of them reaches .25, the level below which Kaufman and Rousseeuw see no structure, or if there
+    The number of clusters, from 2 to M - 1, is the one with the largest mean silhouette; of several, the smallest.
+    There is one cluster if no silhouette reaches 0.25, below which Kaufman and Rousseeuw see no structure, or if there
     are fewer than three models.
 
     Parameters
     ----------
-    R
-        (M, M), as for `embed`.
-    max_clusters
-        How many there may be.
+    R : array of shape (M, M)
+        Similarities, as in `embed`.
+    max_clusters : int, optional
+        Largest number of clusters.
 
     Raises
     ------
     InvalidInputError
-        No square matrix, another diagonal, less than one cluster.
+        If R is not square, its diagonal is not 1, or ``max_clusters`` is below 1.
     UndefinedValueError
-        A model without a value.
+        If a model has no value.
 
     Notes
     -----
-    A squared distance below 0, of a similarity that exceeds 1 by a rounding error (or, estimated from sketches, by
-    more), counts as 0.
+    A similarity may exceed 1 by a rounding error (or, estimated from sketches, by more). The squared distance, which
+    would be negative, is then 0.
 
     References
     ----------
     Rousseeuw. Silhouettes. Journal of Computational and Applied Mathematics 1987.
-    Kaufman, Rousseeuw. Finding groups in data. Wiley 1990 (table 4: below .25).
+    Kaufman, Rousseeuw. Finding groups in data. Wiley 1990 (table 4: below 0.25).
 
     Examples
     --------
-    >>> found = clusters([[1, 0.9, 0.2, 0.2], [0.9, 1, 0.2, 0.2], [0.2, 0.2, 1, 0.8], [0.2, 0.2, 0.8, 1]])
-    >>> found.labels, found.count, round(found.silhouette, 2)
+    >>> result = clusters([[1, 0.9, 0.2, 0.2], [0.9, 1, 0.2, 0.2], [0.2, 0.2, 1, 0.8], [0.2, 0.2, 0.8, 1]])
+    >>> result.labels, result.count, round(result.silhouette, 2)
     (array([0, 0, 1, 1]), 2, 0.57)
     """
     distances = _distances(R)
     M = len(distances)
     if max_clusters is not None and max_clusters < 1:
         raise InvalidInputError(f"expected at least one cluster, got max_clusters = {max_clusters}")
-    best = Clusters(np.zeros(M, np.int64), 1, float("nan"))
+    single = Clusters(np.zeros(M, np.int64), 1, float("nan"))
     if M < 3:
-        return best
+        return single
     tree = _tree(distances)
-    found = []
+    clusterings = []
     for count in range(2, min(max_clusters or M, M - 1) + 1):
         labels = _cut(tree, count)
-        if labels.max() + 1 == count:  # models that merge at one height cannot be cut apart
-            found.append(Clusters(labels, count, float(silhouette_score(distances, labels, metric="precomputed"))))
-    if not found:
-        return best
-    best = max(found, key=lambda clustering: round(clustering.silhouette, 9))
-    return best if best.silhouette >= APART else Clusters(np.zeros(M, np.int64), 1, best.silhouette)
+        if labels.max() + 1 == count:  # models that merge at the same height cannot be separated
+            clusterings.append(
+                Clusters(labels, count, float(silhouette_score(distances, labels, metric="precomputed")))
+            )
+    if not clusterings:
+        return single
+    best = max(clusterings, key=lambda clustering: round(clustering.silhouette, 9))
+    return best if best.silhouette >= MIN_SILHOUETTE else Clusters(np.zeros(M, np.int64), 1, best.silhouette)
 
 
 @dataclass(frozen=True, eq=False)
 class Stability:
-    """Whether other stimuli give the same clusters."""
+    """Stability of clusters under other stimuli."""
 
     ari: float
-    """Mean adjusted Rand index of the replicates' clusters and the labels: 1 for the same, 0 on average by chance."""
+    """Mean adjusted Rand index of the replicates' clusters and the labels: 1 if equal, 0 on average by chance."""
     together: Float64[np.ndarray, "M M"]
-    """How often two models are in one cluster."""
+    """Share of the replicates in which two models are in one cluster."""
 
 
 def stability(replicates: ArrayLike, labels: ArrayLike) -> Stability:
-    """Cluster each replicate into as many clusters as there are labels, and compare.
+    """Cluster each replicate into as many clusters as there are labels, and compare with the labels.
 
     Parameters
     ----------
-    replicates
-        (B, M, M), similarities from other stimuli: of half-samples, say.
-    labels
+    replicates : array of shape (B, M, M)
+        Similarities from other stimuli, such as half-samples.
+    labels : array of shape (M,)
         The cluster of each model, as in `Clusters`.
 
     Returns
     -------
     Stability
-        NaN throughout for a single cluster, which is the same in every replicate whatever they are.
+        All values are NaN for a single cluster, which every replicate has.
 
     References
     ----------
@@ -204,8 +214,8 @@ def stability(replicates: ArrayLike, labels: ArrayLike) -> Stability:
     Examples
     --------
     >>> one = np.array([[1, 0.9, 0.2, 0.2], [0.9, 1, 0.2, 0.2], [0.2, 0.2, 1, 0.8], [0.2, 0.2, 0.8, 1]])
-    >>> found = stability([one, one - 0.1 + 0.1 * np.eye(4)], [0, 0, 1, 1])
-    >>> found.ari, found.together[0]
+    >>> result = stability([one, one - 0.1 + 0.1 * np.eye(4)], [0, 0, 1, 1])
+    >>> result.ari, result.together[0]
     (1.0, array([1., 1., 0., 0.]))
     """
     replicates, labels = np.asarray(replicates, np.float64), np.asarray(labels)
@@ -217,9 +227,10 @@ def stability(replicates: ArrayLike, labels: ArrayLike) -> Stability:
     count = len(np.unique(labels))
     if count == 1:
         return Stability(float("nan"), np.full((M, M), np.nan))
-    found = [_cut(_tree(_distances(R)), count) for R in replicates]
-    together = np.mean([again[:, None] == again for again in found], axis=0)
-    return Stability(float(np.mean([adjusted_rand_score(labels, again) for again in found])), np.asarray(together))
+    clusterings = [_cut(_tree(_distances(R)), count) for R in replicates]
+    together = np.mean([replicate[:, None] == replicate for replicate in clusterings], axis=0)
+    ari = float(np.mean([adjusted_rand_score(labels, replicate) for replicate in clusterings]))
+    return Stability(ari, np.asarray(together))
 
 
 def _square(R: ArrayLike) -> Float64[np.ndarray, "*batch M M"]:
@@ -230,12 +241,12 @@ def _square(R: ArrayLike) -> Float64[np.ndarray, "*batch M M"]:
 
 
 def _unit(R: ArrayLike) -> Float64[np.ndarray, "M M"]:
-    """One matrix without gaps, whose diagonal is 1."""
+    """Check that R is one matrix without NaN and with 1 on its diagonal."""
     R = _square(R)
     if R.ndim > 2:
         raise InvalidInputError(f"expected one matrix (M, M), got the shape {R.shape}")
     if missing := np.flatnonzero(~np.isfinite(R).any(0)).tolist() or np.flatnonzero(~np.isfinite(R).all(0)).tolist():
-        raise UndefinedValueError(f"the models {missing} have no value, and so no place; leave them out")
+        raise UndefinedValueError(f"the models {missing} have no value; leave them out")
     if not np.allclose(np.diagonal(R), 1, rtol=0, atol=1e-6):
         raise InvalidInputError("expected similarities whose diagonal is 1: only those have distances sqrt(2 (1 - R))")
     return R
@@ -248,12 +259,12 @@ def _distances(R: ArrayLike) -> Float64[np.ndarray, "M M"]:
 
 
 def _tree(distances: Float64[np.ndarray, "M M"]) -> Any:
-    """Link models whose distances differ by rounding errors only at one height, whichever of them comes first."""
+    """Compute the average-linkage tree; distances are rounded, so that rounding errors do not order the merges."""
     return linkage(squareform(distances.round(9), checks=False), "average")
 
 
 def _cut(tree: Any, count: int) -> Int64[np.ndarray, " M"]:
-    """At most as many clusters, numbered by first appearance."""
+    """Cut the tree into at most ``count`` clusters, numbered by first appearance."""
     raw = fcluster(tree, count, "maxclust")
     order = list(dict.fromkeys(raw.tolist()))
     return np.array([order.index(label) for label in raw.tolist()])

@@ -1,4 +1,4 @@
-"""Adjusts p-values for how many tests there are."""
+"""Adjust p-values for multiple tests."""
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -8,14 +8,21 @@ from repsim.errors import InvalidInputError
 
 
 def holm(p: ArrayLike) -> Float64[np.ndarray, "..."]:
-    """Adjust p-values for how many there are: reject those up to alpha, and a false rejection is at most that likely.
+    """Adjust p-values by Holm's method, which controls the family-wise error rate.
 
-    Whatever the tests depend on. Sorted, p_(1) <= ... <= p_(m): max_{j <= i} min(1, (m - j + 1) p_(j)).
+    If all hypotheses with an adjusted p-value of at most alpha are rejected, the probability of any false rejection is
+    at most alpha, whatever the dependence of the tests. With sorted p_(1) <= ... <= p_(m), the i-th adjusted p-value is
+    max_{j <= i} min(1, (m - j + 1) p_(j)).
 
     Parameters
     ----------
-    p
-        Of any shape; all of them are one family. NaN stays NaN, and does not count.
+    p : array of any shape
+        p-values, all of them of one family of tests. NaN stays NaN, and is not counted.
+
+    Returns
+    -------
+    array of the shape of p
+        Adjusted p-values.
 
     References
     ----------
@@ -26,20 +33,27 @@ def holm(p: ArrayLike) -> Float64[np.ndarray, "..."]:
     >>> holm([0.01, 0.04, np.nan, 0.03]).tolist()
     [0.03, 0.06, nan, 0.06]
     """
-    ps, there, order = _sorted(p)
-    ps[there[order]] = np.minimum(1, np.maximum.accumulate(ps[there[order]] * np.arange(len(order), 0, -1)))
+    ps, defined, order = _sorted(p)
+    ps[defined[order]] = np.minimum(1, np.maximum.accumulate(ps[defined[order]] * np.arange(len(order), 0, -1)))
     return ps.reshape(np.shape(p))
 
 
 def benjamini_hochberg(p: ArrayLike) -> Float64[np.ndarray, "..."]:
-    """Adjust p-values: reject those up to alpha, and at most that share of the rejections is false, on average.
+    """Adjust p-values by the method of Benjamini and Hochberg, which controls the false discovery rate.
 
-    For tests that are independent, or depend on each other positively. Sorted: min_{j >= i} min(1, m p_(j) / j).
+    If all hypotheses with an adjusted p-value of at most alpha are rejected, the expected share of false rejections is
+    at most alpha. The tests must be independent or positively dependent. With sorted p-values, the i-th adjusted
+    p-value is min_{j >= i} min(1, m p_(j) / j).
 
     Parameters
     ----------
-    p
-        Of any shape; all of them are one family. NaN stays NaN, and does not count.
+    p : array of any shape
+        p-values, all of them of one family of tests. NaN stays NaN, and is not counted.
+
+    Returns
+    -------
+    array of the shape of p
+        Adjusted p-values.
 
     References
     ----------
@@ -50,19 +64,19 @@ def benjamini_hochberg(p: ArrayLike) -> Float64[np.ndarray, "..."]:
     >>> benjamini_hochberg([0.01, 0.04, np.nan, 0.03]).tolist()
     [0.03, 0.04, nan, 0.04]
     """
-    ps, there, order = _sorted(p)
+    ps, defined, order = _sorted(p)
     m = len(order)
-    falling = order[::-1]
-    ps[there[falling]] = np.minimum.accumulate(np.minimum(1, ps[there[falling]] * m / np.arange(m, 0, -1)))
+    descending = order[::-1]
+    ps[defined[descending]] = np.minimum.accumulate(np.minimum(1, ps[defined[descending]] * m / np.arange(m, 0, -1)))
     return ps.reshape(np.shape(p))
 
 
 def _sorted(
     p: ArrayLike,
-) -> tuple[Float64[np.ndarray, " all"], Int64[np.ndarray, " known"], Int64[np.ndarray, " known"]]:
-    """All p-values in a row, where those are that there are, and the order in which these rise."""
+) -> tuple[Float64[np.ndarray, " all"], Int64[np.ndarray, " defined"], Int64[np.ndarray, " defined"]]:
+    """Return the flattened p-values, the positions of those that are not NaN, and the order that sorts these."""
     ps = np.array(p, dtype=np.float64).ravel()
-    (there,) = np.nonzero(~np.isnan(ps))
-    if ((ps[there] < 0) | (ps[there] > 1)).any():
+    (defined,) = np.nonzero(~np.isnan(ps))
+    if ((ps[defined] < 0) | (ps[defined] > 1)).any():
         raise InvalidInputError("p-values are between 0 and 1")
-    return ps, there, np.argsort(ps[there])
+    return ps, defined, np.argsort(ps[defined])

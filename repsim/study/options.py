@@ -1,4 +1,4 @@
-"""Options of a study: `repsim.universality`, its command and study files take them from here."""
+"""Options of a study, shared by `repsim.universality`, its command and study files."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,43 +10,43 @@ from repsim.errors import InvalidInputError
 from repsim.runtime.options import Count, Device, Memory, Positive, Text, option
 
 METRICS = ("cka", "mutual_knn", "nuclear", "svcca")
-"""Measures of a study, where nobody names others. Partial CKA comes with cka."""
+"""Default measures of a study. Partial CKA comes with cka."""
 _CONTROLS = r"^untrained:0*[1-9][0-9]*$"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsOptions:
-    """What is computed of the representations of many models."""
+    """Options of the statistics of a study."""
 
     metrics: Annotated[
         list[Text],
-        option("Measures, as in `repsim metrics`. Debiased CKA, and partial CKA, are always there.",
+        option("Measures, as in `repsim metrics`. Debiased CKA and partial CKA are always included.",
                unset=", ".join(METRICS)),
     ] = field(default_factory=list)  # fmt: skip
     families: Annotated[
         dict[str, list[Text]],
         option(
-            "Families of models: globs over models' names, for each family.",
+            "Families of models: for each family, globs over names of models.",
             unset="timm's module (resnet, ...)",
             metavar="NAME=GLOB[,GLOB]",
         ),
     ] = field(default_factory=dict)
     controls: Annotated[
         Annotated[str, Meta(pattern=_CONTROLS)] | None,
-        option("untrained:N extracts N untrained networks of every architecture, batch norm recalibrated, as controls.",
+        option("untrained:N extracts N untrained networks of each architecture as controls, batch norm recalibrated.",
                written="untrained:3", metavar="untrained:N"),
     ] = None  # fmt: skip
     permutations: Annotated[
-        Annotated[int, Meta(ge=19)], option("Permutations of the samples, for the level of chance.")
+        Annotated[int, Meta(ge=19)], option("Number of permutations of the samples, for chance levels.")
     ] = 1000
-    draws: Annotated[Positive, option("Draws of the multiplier bootstrap, for joint intervals.")] = 2000
+    draws: Annotated[Positive, option("Number of draws of the multiplier bootstrap, for joint intervals.")] = 2000
     seed: Annotated[Count, option("Seed of permutations, splits and draws.")] = 0
     device: Device = "auto"
     memory: Memory = None
 
     @property
     def untrained(self) -> int:
-        """Untrained networks of every architecture that are extracted as controls."""
+        """Number of untrained networks of every architecture that are extracted as controls."""
         if self.controls is None:
             return 0
         if not re.search(_CONTROLS, self.controls):
@@ -56,17 +56,17 @@ class StatisticsOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class UniversalityOptions(StatisticsOptions):
-    """All that `repsim.universality` depends on, beside the stores."""
+    """Options of `repsim.universality`."""
 
-    readout: Annotated[Text | None, option("Which arrays take part, where stores hold several readouts.")] = None
+    readout: Annotated[Text | None, option("Readout to compare, if stores hold several.")] = None
     controls_folder: Annotated[
         Text | None,
         option("Folder in which untrained networks are kept.", unset="NAME.controls beside NAME.nc, or controls"),
     ] = None
     data: Annotated[
         Text | None,
-        option("The pictures that untrained networks see.", unset="what the stores say they were made from"),
+        option("The pictures that untrained networks see.", unset="those that the stores were made from"),
     ] = None
-    split: Annotated[Text | None, option("Part of these pictures.")] = None
-    data_root: Annotated[Text | None, option("Folder in which timm data sets lie.")] = None
-    overwrite: Annotated[bool, option("Replace what is there.")] = False
+    split: Annotated[Text | None, option("Split of these pictures.")] = None
+    data_root: Annotated[Text | None, option("Folder of the timm data sets.")] = None
+    overwrite: Annotated[bool, option("Replace an existing study.")] = False

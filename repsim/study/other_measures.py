@@ -1,4 +1,4 @@
-"""Measures that know no partial similarity and no leave-one-out formula: values, chance, permutations, half-samples."""
+"""Compute measures without a partial or leave-one-out formula: values, chance levels, permutations, half-samples."""
 
 import dataclasses
 import itertools
@@ -22,45 +22,52 @@ from repsim.study.design import Member, Pair
 from repsim.study.gram_passes import sources
 
 Values = Float64[np.ndarray, "a b"]
-FEWEST = 19
-"""Permutations with which p = .05 can be reached."""
+MIN_PERMUTATIONS = 19
+"""Smallest number of permutations with which p = 0.05 can be reached."""
 
 
 @dataclass(eq=False)
-class Measured:
-    """One measure on all pairs of models that are compared, layers of a by layers of b."""
+class MeasureResult:
+    """Results of one measure for all pairs of models that are compared, by the name of the pair.
+
+    Arrays are layers of a by layers of b. Distances are stored as similarities (see `as_similarity`).
+    """
 
     metric: Metric[Any]
     values: dict[str, Values] = field(default_factory=dict)
-    """By pair; a similarity, whatever the measure is (see `as_similarity`)."""
+    """Similarities of layers."""
     chance: dict[str, Values] = field(default_factory=dict)
-    """What permuted samples would give on average, where that is known in closed form."""
+    """Mean over all permutations of the samples, where it has a closed form."""
     chance_sd: dict[str, Values] = field(default_factory=dict)
+    """Standard deviation over all permutations, where it has a closed form."""
     permuted: dict[str, Float64[np.ndarray, "count a b"]] = field(default_factory=dict)
+    """Values with permuted samples."""
     halves: dict[str, Float64[np.ndarray, "count a b"]] = field(default_factory=dict)
-    """On random half-samples, the same for all pairs."""
+    """Values on random half-samples, which are the same for all pairs."""
     cautions: dict[str, set[str]] = field(default_factory=dict)
+    """Cautions of the measure about values of the pair."""
     notes: list[str] = field(default_factory=list)
+    """Sentences about values that were not computed, or not in full."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """Every layer of some pairs of models, in memory, and prepared for measures that share a recipe."""
+    """Layers of pairs of models, in memory, and prepared for all measures that share a recipe."""
 
     values: Mapping[str, torch.Tensor]
     prepared: Prepared
 
     def features(self, name: str) -> int:
-        """Of a layer."""
+        """Return the number of features of a layer."""
         return self.values[name].shape[1]
 
 
 def read(pairs: Sequence[Pair], recipe: Recipe[Any], device: str, min_samples: int = 4) -> Layers:
-    """Read and prepare each layer once."""
+    """Read every layer of the pairs of models once, and prepare it with the recipe."""
     members = {member.name: member for pair in pairs for member in (pair.a, pair.b)}
     values = {source.name: source.rows()[:] for source in sources(tuple(members.values()), device, min_samples)}
-    every = [Source(name, name, partial(values.__getitem__, name)) for name in values]
-    return Layers(values, prepare(recipe, every, device=device))
+    in_memory = [Source(name, name, partial(values.__getitem__, name)) for name in values]
+    return Layers(values, prepare(recipe, in_memory, device=device))
 
 
 def measure(
@@ -74,34 +81,54 @@ def measure(
     seed: int,
     layers: Layers | None = None,
     progress: Progress | None = None,
-) -> Measured:
-    """Compare the layers of all pairs; permute those of the pairs that are ``tested``.
+) -> MeasureResult:
+    """Compare the layers of all pairs of models.
 
-    ``layers`` have been read already, and prepared by a recipe that covers the measure's.
+    Parameters
+    ----------
+    metric
+        The measure.
+    pairs
+        Pairs to compare.
+    tested
+        Those of ``pairs`` for which chance levels and permuted values are computed as well.
+    orders
+        (count, n): permutations of the samples.
+    device
+        Device on which layers are prepared.
+    memory
+        Bytes that may be used.
+    seed
+        Seed of the half-samples.
+    layers
+        Layers that have been read, and prepared with a recipe that serves this measure; by default they are read.
+    progress
+        Called with the number of steps done, and of all.
     """
-    found = Measured(metric)
+    result = MeasureResult(metric)
     n = orders.shape[1]
     if not pairs or n < metric.min_samples:
-        found.values = {pair.name: np.full((len(pair.a.layers), len(pair.b.layers)), np.nan) for pair in pairs}
-        found.chance = found.chance_sd = found.values
+        result.values = {pair.name: np.full((len(pair.a.layers), len(pair.b.layers)), np.nan) for pair in pairs}
+        result.chance = result.chance_sd = result.values
         if pairs:
-            found.notes.append(f"{n} samples are too few: it needs at least {metric.min_samples}")
-        return found
+            result.notes.append(f"{n} samples are too few: it needs at least {metric.min_samples}")
+        return result
     if layers is None:
         layers = read(pairs, metric.recipe_for("features"), device, metric.min_samples)
     prepared = layers.prepared
-    found.notes += [f"layer {name}: {why}" for name, why in prepared.undefined.items()]
-    draws, halves = _planned(found, pairs, tested, n, len(orders))
+    result.notes += [f"layer {name}: {why}" for name, why in prepared.undefined.items()]
+    draws, halves = _affordable_counts(result, pairs, tested, n, len(orders))
+    tested_names = {pair.name for pair in tested}
     step = counter(len(pairs) + halves, progress)
     widths: list[tuple[int, int]] = []
     for pair in pairs:
         a, b = ([prepared.factors.get(name) for name in side.layers] for side in (pair.a, pair.b))
-        found.values[pair.name] = as_similarity(metric, _blocks(metric, a, b))
-        if pair.name not in {each.name for each in tested}:
+        result.values[pair.name] = as_similarity(metric, _blocks(metric, a, b))
+        if pair.name not in tested_names:
             step()
             continue
-        both = [(x, y) for x in a for y in b if x is not None and y is not None]
-        found.cautions[pair.name] = {caution for x, y in both if (caution := metric.caution(x, y))}
+        defined = [(x, y) for x in a for y in b if x is not None and y is not None]
+        result.cautions[pair.name] = {caution for x, y in defined if (caution := metric.caution(x, y))}
         rows, columns = (
             [
                 metric.width(x, layers.features(name))
@@ -111,58 +138,68 @@ def measure(
             for side, factors in ((pair.a, a), (pair.b, b))
         )
         widths += itertools.product(rows, columns)
-        level = [[metric.chance(x, y) if x is not None and y is not None else None for y in b] for x in a]
-        found.chance[pair.name] = as_similarity(metric, _numbers(level, "mean"))
-        found.chance_sd[pair.name] = _numbers(level, "sd")
+        levels = [[metric.chance(x, y) if x is not None and y is not None else None for y in b] for x in a]
+        result.chance[pair.name] = as_similarity(metric, _chance_values(levels, "mean"))
+        result.chance_sd[pair.name] = _chance_values(levels, "sd")
         if draws:
-            found.permuted[pair.name] = as_similarity(metric, _permuted(metric, a, b, orders[:draws], memory))
+            result.permuted[pair.name] = as_similarity(metric, _permuted(metric, a, b, orders[:draws], memory))
         step()
-    if scarce := metric.scarcity_of_all(n, widths):
-        found.notes.append(scarce)
+    if scarcity := metric.scarcity_of_all(n, widths):
+        result.notes.append(scarcity)
     if halves:
         samples = random_subsamples(n, n // 2, halves, seed)
         for name, values in _on_halves(metric, pairs, layers.values, samples, n=n, step=step).items():
-            found.halves[name] = as_similarity(metric, values)
-    return found
+            result.halves[name] = as_similarity(metric, values)
+    return result
 
 
-def _planned(found: Measured, pairs: Sequence[Pair], tested: Sequence[Pair], n: int, count: int) -> tuple[int, int]:
-    """How many permutations of ``count`` there will be, and how many half-samples; notes why there are fewer."""
-    metric = found.metric
+def _affordable_counts(
+    result: MeasureResult, pairs: Sequence[Pair], tested: Sequence[Pair], n: int, count: int
+) -> tuple[int, int]:
+    """Return how many of ``count`` permutations, and how many half-samples, to compute; add notes if fewer or none."""
+    metric = result.metric
     if not metric.symmetric:
-        found.notes.append("asymmetric: the first model of each pair given the second, and not the other way round")
+        result.notes.append("asymmetric: the first model of each pair given the second, and not the other way round")
     draws = _affordable(metric, tested, n, count, prepared=True) if metric.paired else 0
     if not metric.paired:
-        found.notes.append("not permuted: it compares clouds, and which sample is which is nothing to it")
+        result.notes.append("not permuted: its value does not depend on the order of the samples")
     elif draws < count:
-        found.notes.append(
-            f"{draws} of {count} permutations, which is what is affordable at this size"
+        result.notes.append(
+            f"{draws} of {count} permutations are affordable at this size"
             if draws
             else "not permuted: fewer than 19 permutations are affordable at this size"
         )
     halves = _affordable(metric, pairs, n // 2, tuning.current().half_samples, prepared=False, fewest=8)
     if not halves:
-        found.notes.append("no interval: half-samples take too long at this size")
+        result.notes.append("no interval: half-samples take too long at this size")
     elif _on_half(metric, n).min_samples > n // 2:
-        found.notes.append("no interval: half of the samples are too few for it")
+        result.notes.append("no interval: half of the samples are too few for it")
         halves = 0
     return draws, halves
 
 
 def as_similarity(metric: Metric[Any], values: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
-    """The values themselves; of a distance their negative, so that more is always more alike."""
+    """Return the values of a similarity, or the negative values of a distance, so that larger is always more alike."""
     return values if metric.sense == "similarity" else -values
 
 
-def most(metric: Metric[Any]) -> float:
-    """How similar two layers can be, as `as_similarity` has it: what equal layers are."""
+def identity_value(metric: Metric[Any]) -> float:
+    """Return the value of equal layers, as a similarity (see `as_similarity`): the largest that is possible."""
     return metric.bounds[1] if metric.sense == "similarity" else -metric.bounds[0]
 
 
 def _affordable(
-    metric: Metric[Any], pairs: Sequence[Pair], n: int, count: int, *, prepared: bool, fewest: int = FEWEST
+    metric: Metric[Any], pairs: Sequence[Pair], n: int, count: int, *, prepared: bool, fewest: int = MIN_PERMUTATIONS
 ) -> int:
-    """How many times all pairs can be compared, with layers that are prepared or not; 0 for fewer than ``fewest``."""
+    """Estimate how many times all pairs can be compared within the time limit of a study, at most ``count`` times.
+
+    Parameters
+    ----------
+    prepared
+        Whether layers are prepared already, so that only comparing them takes time.
+    fewest
+        Return 0 if fewer comparisons than this are possible.
+    """
     seconds = 0.0
     for pair in pairs:
         for stage in plan(_shapes(pair.a), _shapes(pair.b), n, [metric], Limits(2**62)).stages:
@@ -200,38 +237,41 @@ def _permuted(
 def _on_halves(
     metric: Metric[Any],
     pairs: Sequence[Pair],
-    read: Mapping[str, torch.Tensor],
+    layers: Mapping[str, torch.Tensor],
     samples: Int64[np.ndarray, "count m"],
     *,
     n: int,
     step: Callable[[], None],
 ) -> dict[str, Float64[np.ndarray, "count a b"]]:
-    """All pairs on each half."""
+    """Compute the values of all pairs on each half-sample, by the name of the pair."""
     metric = _on_half(metric, n)
-    found: dict[str, list[Values]] = {pair.name: [] for pair in pairs}
+    blocks: dict[str, list[Values]] = {pair.name: [] for pair in pairs}
     for half in torch.from_numpy(samples):
-        some = [Source(name, name, partial(_taken, x, half)) for name, x in read.items()]
-        factors = prepare(metric.recipe_for("features"), some).factors
+        subsets = [Source(name, name, partial(_select_samples, x, half)) for name, x in layers.items()]
+        factors = prepare(metric.recipe_for("features"), subsets).factors
         for pair in pairs:
             sides = ([factors.get(name) for name in side.layers] for side in (pair.a, pair.b))
-            found[pair.name].append(_blocks(metric, *sides))
+            blocks[pair.name].append(_blocks(metric, *sides))
         step()
-    return {name: np.stack(values) for name, values in found.items()}
+    return {name: np.stack(values) for name, values in blocks.items()}
 
 
 def _on_half(metric: Metric[Any], n: int) -> Metric[Any]:
-    """Of neighbours, k stays the same part of n: with it changes what is local, and chance."""
+    """Return the measure for half of the samples: a number of neighbours k is halved, so that k / n stays the same.
+
+    Otherwise the chance level, and the scale on which neighbours are local, would change.
+    """
     if "k" not in {option.name for option in dataclasses.fields(metric)}:
         return metric
     k: int = metric.k  # type: ignore[attr-defined]
     return dataclasses.replace(metric, k=max(1, round(k * (n // 2) / n)))
 
 
-def _taken(x: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+def _select_samples(x: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
     return x[samples.to(x.device)]
 
 
-def _numbers(level: Sequence[Sequence[Any]], what: str) -> Values:
+def _chance_values(levels: Sequence[Sequence[Any]], name: str) -> Values:
     return np.array(
-        [[np.nan if x is None or getattr(x, what) is None else getattr(x, what) for x in row] for row in level]
+        [[np.nan if x is None or getattr(x, name) is None else getattr(x, name) for x in row] for row in levels]
     )

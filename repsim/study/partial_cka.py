@@ -1,9 +1,9 @@
-"""What layers share beyond their controls, from the matrix of their debiased CKA alone.
+"""Compute partial CKA, energy shares and family ceilings from a matrix of debiased CKA.
 
-Debiased CKA is the inner product of unit vectors, the U-centred kernels v_a: a matrix R of it is a Gram matrix,
-positive semidefinite with a unit diagonal, and whatever is linear in kernels can be had from R without a kernel.
-Everything here takes batches (..., L, L), such as all leave-one-out replicates at once; stack the point estimate on
-them, so that all are treated alike.
+Debiased CKA is the inner product of unit vectors, the U-centred kernels v_a. A matrix R of it is therefore a Gram
+matrix, positive semidefinite with a unit diagonal, and whatever is linear in kernels can be computed from R alone.
+All functions take batches (..., L, L), such as all leave-one-out replicates at once. Stack the point estimate and its
+replicates, so that all are treated alike.
 """
 
 from collections.abc import Sequence
@@ -20,41 +20,41 @@ PerLayer = Float64[np.ndarray, "*batch L"]
 Matrices = Float64[np.ndarray, "*batch L L"]
 
 TOLERANCE = 1e-6
-"""Directions of the controls with less than this share of the largest eigenvalue are rounding errors."""
-NOTHING = 1e-9
-"""What is left of a layer's unit energy where nothing is left."""
+"""Eigenvalues of the controls below this share of the largest one are treated as rounding errors."""
+MIN_ENERGY = 1e-9
+"""A layer whose residual energy (of a total of 1) is at most this has no residual, and no partial CKA."""
 
 
 def residual(R: ArrayLike, controls: Sequence[int]) -> Matrices:
-    """Inner products of what is left of unit kernels once those of the controls are projected out.
+    """Compute inner products of unit kernels after the kernels of the controls are projected out.
 
     C = R - R_:Z R_ZZ^+ R_Z:, that is <w_a, w_b> with w = (I - P_Z) v.
 
     Parameters
     ----------
-    R
-        (..., L, L), debiased CKA of all layers and controls: positive semidefinite with a unit diagonal.
-    controls
-        Z, the indices of the controls among the L: the input, labels, untrained networks. Their own rows become 0.
+    R : array of shape (..., L, L)
+        Debiased CKA of all layers and controls: positive semidefinite with a unit diagonal.
+    controls : sequence of int
+        Z, the positions of the controls among the L: the input, labels, untrained networks. Their own rows become 0.
 
     Returns
     -------
-    array
-        (..., L, L), positive semidefinite, C_aa in [0, 1], but for rounding errors. NaN where R is, and everywhere in a
+    array of shape (..., L, L)
+        Positive semidefinite, with C_aa in [0, 1], up to rounding errors. NaN where R is NaN, and everywhere in a
         replicate in which a control has no value.
 
     Raises
     ------
     InvalidInputError
-        No square matrices; a control that is none of the L.
+        If the matrices are not square, or the position of a control is not between 0 and L - 1.
     UndefinedValueError
-        Controls without a value in every replicate.
+        If the controls have no value in any replicate.
 
     Notes
     -----
-    Controls may be the same, such as the pixels of two models with one preprocessing: R_ZZ is inverted on the
-    eigenvectors of its r largest eigenvalues. The mean of the batch decides on r (eigenvalues above 1e-6 of the
-    largest), so that no replicate jumps because one of its eigenvalues happened to fall below a threshold.
+    Controls may be equal, such as the pixels of two models with the same preprocessing: R_ZZ is inverted on the
+    eigenvectors of its r largest eigenvalues. r is the number of eigenvalues of the batch mean above 1e-6 of the
+    largest. All replicates have the same r, so that none jumps because an eigenvalue of its own crosses the threshold.
 
     Examples
     --------
@@ -70,28 +70,28 @@ def residual(R: ArrayLike, controls: Sequence[int]) -> Matrices:
     if not all(0 <= z < R.shape[-1] for z in Z):
         raise InvalidInputError(f"expected controls between 0 and {R.shape[-1] - 1}, got {Z}")
     within = R[..., Z, :][..., Z]
-    there = np.isfinite(within).all((-2, -1))
-    if not there.any():
+    defined = np.isfinite(within).all((-2, -1))
+    if not defined.any():
         raise UndefinedValueError(f"the controls {Z} have no similarity with each other: one of them has no value")
-    spectrum = np.linalg.eigvalsh(within[there].mean(0) if there.ndim else within)
+    spectrum = np.linalg.eigvalsh(within[defined].mean(0) if defined.ndim else within)
     rank = int((spectrum > TOLERANCE * spectrum[-1]).sum())
-    values, vectors = np.linalg.eigh(np.where(there[..., None, None], within, np.eye(len(Z))))
+    values, vectors = np.linalg.eigh(np.where(defined[..., None, None], within, np.eye(len(Z))))
     values, vectors = values[..., None, -rank:], vectors[..., -rank:]
     along = R[..., Z] @ vectors
     C = R - (along / values) @ along.swapaxes(-1, -2)
-    return np.where(there[..., None, None], C, np.nan)
+    return np.where(defined[..., None, None], C, np.nan)
 
 
 def partial(R: ArrayLike, controls: Sequence[int]) -> Matrices:
-    """Debiased CKA of layers given the controls: the cosine between what is left of their U-centred kernels.
+    """Compute partial CKA: the cosine between the U-centred kernels after the controls are projected out.
 
-    C_ab / sqrt(C_aa C_bb), with C of `residual`, of which the parameters and errors are, too.
+    C_ab / sqrt(C_aa C_bb), with C from `residual`. Parameters and errors are those of `residual`.
 
     Returns
     -------
-    array
-        (..., L, L), in [-1, 1], and never clipped; without controls it is R. NaN for a layer of which nothing is left
-        (C_aa <= 1e-9), as for the controls themselves.
+    array of shape (..., L, L)
+        Values in [-1, 1], never clipped; R itself if there are no controls. NaN for a layer without a residual
+        (C_aa <= 1e-9), and so for the controls themselves.
 
     Examples
     --------
@@ -105,32 +105,32 @@ def partial(R: ArrayLike, controls: Sequence[int]) -> Matrices:
     if not controls:
         return C
     energy = _diagonal(C)
-    norm = np.sqrt(np.where(energy > NOTHING, energy, np.nan))
+    norm = np.sqrt(np.where(energy > MIN_ENERGY, energy, np.nan))
     return C / norm[..., :, None] / norm[..., None, :]
 
 
 def partial_of_two(R: ArrayLike, weights: ArrayLike) -> Matrices:
-    """Debiased CKA of two layers given two kernels, each layer's own: its untrained twin, say.
+    """Compute partial CKA of two layers given one control for each of them, such as its untrained twin.
 
-    partial_ab = C_ab / sqrt(C_aa C_bb), with C of `residual` for the controls u_a and u_b, u_a = sum_c W_ac v_c.
+    partial_ab = C_ab / sqrt(C_aa C_bb), with C from `residual` for the controls u_a and u_b, u_a = sum_c W_ac v_c.
 
     Parameters
     ----------
-    R
-        (..., L, L), as in `residual`.
-    weights
-        (L, L), W: row a says which kernels make up the control of layer a. A row of zeros: it has none.
+    R : array of shape (..., L, L)
+        Debiased CKA, as in `residual`.
+    weights : array of shape (L, L)
+        W: row a holds the weights of the kernels whose sum is the control of layer a. A row of zeros: no control.
 
     Returns
     -------
-    array
-        (..., L, L), in [-1, 1], and never clipped. As every pair has controls of its own, it need not be positive
-        semidefinite. NaN for layers that have no control, and where nothing is left of one.
+    array of shape (..., L, L)
+        Values in [-1, 1], never clipped. As the controls differ from pair to pair, the matrix need not be positive
+        semidefinite. NaN for layers that have no control, and for layers without a residual.
 
     Examples
     --------
     >>> R = np.array([[1, 0.8, 0.6], [0.8, 1, 0.6], [0.6, 0.6, 1]])
-    >>> float(partial_of_two(R, [[0, 0, 1], [0, 0, 1], [0, 0, 0]])[0, 1].round(4))  # as given the third
+    >>> float(partial_of_two(R, [[0, 0, 1], [0, 0, 1], [0, 0, 0]])[0, 1].round(4))  # the same as partial(R, [2])
     0.6875
     """
     R, W = _matrices(R), np.asarray(weights, np.float64)
@@ -141,29 +141,29 @@ def partial_of_two(R: ArrayLike, weights: ArrayLike) -> Matrices:
     a_s, b_t = _diagonal(with_control)[..., :, None], _diagonal(with_control)[..., None, :]
     a_t, b_s = with_control, with_control.swapaxes(-1, -2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        alone = s * t - st**2 <= TOLERANCE * s * t  # both controls are one: the second adds nothing
-        det = np.where(alone, np.nan, s * t - st**2)
+        collinear = s * t - st**2 <= TOLERANCE * s * t  # the two controls span one direction
+        det = np.where(collinear, np.nan, s * t - st**2)
 
-        def left(x_s: Matrices, x_t: Matrices, y_s: Matrices, y_t: Matrices) -> Matrices:
-            both = (t * x_s * y_s - st * (x_s * y_t + x_t * y_s) + s * x_t * y_t) / det
-            return np.asarray(np.where(alone, x_s * y_s / s, both))
+        def explained(x_s: Matrices, x_t: Matrices, y_s: Matrices, y_t: Matrices) -> Matrices:
+            by_both = (t * x_s * y_s - st * (x_s * y_t + x_t * y_s) + s * x_t * y_t) / det
+            return np.asarray(np.where(collinear, x_s * y_s / s, by_both))
 
-        C = R - left(a_s, a_t, b_s, b_t)
-        first, second = 1 - left(a_s, a_t, a_s, a_t), 1 - left(b_s, b_t, b_s, b_t)
-        there = (s > 0) & (t > 0) & (first > NOTHING) & (second > NOTHING)
-        return np.where(there, C / np.sqrt(np.where(there, first * second, 1)), np.nan)
+        C = R - explained(a_s, a_t, b_s, b_t)
+        energy_a, energy_b = 1 - explained(a_s, a_t, a_s, a_t), 1 - explained(b_s, b_t, b_s, b_t)
+        defined = (s > 0) & (t > 0) & (energy_a > MIN_ENERGY) & (energy_b > MIN_ENERGY)
+        return np.where(defined, C / np.sqrt(np.where(defined, energy_a * energy_b, 1)), np.nan)
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Which pairs of models are of one family, and which of two."""
+    """Family of each model, and masks of the pairs of models within one family and across two."""
 
     families: tuple[str, ...]
     """The family of each model, in the order of the rows."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The families, each once, in order of appearance."""
+        """Names of the families, each once, in order of appearance."""
         return tuple(dict.fromkeys(self.families))
 
     @property
@@ -177,7 +177,10 @@ class Roles:
         return np.triu(~self._same, 1)
 
     def among(self, first: str, second: str) -> Bool[np.ndarray, "M M"]:
-        """Pairs of different models, one of each of the two families (or both of one), each once."""
+        """Return a mask of the pairs of different models, one of each of the two families, each pair once.
+
+        If both names are the same, the pairs are those within this family.
+        """
         one, other = (np.array([family == name for family in self.families]) for name in (first, second))
         return np.triu(np.outer(one, other) | np.outer(other, one), 1)
 
@@ -188,26 +191,30 @@ class Roles:
 
 @dataclass(frozen=True, eq=False)
 class Shares:
-    """Where the energy of models' kernels comes from, at one depth: input + universal + family + seed = 1.
+    """Shares of the energy of models' kernels at one depth: input + universal + family + seed = 1.
 
-    NaN is what the models cannot tell. Where only a sum of two is identified, the sum has a value.
+    Shares that these models do not identify are NaN. If only the sum of two is identified, the sum has a value.
     """
 
     input: Batch
+    """Explained by the input."""
     universal: Batch
+    """Shared by models of different families, beyond the input."""
     family: Batch
+    """Shared by models of one family, beyond that."""
     seed: Batch
+    """Not shared with any other model."""
     family_and_seed: Batch
-    """1 - input - universal: also where no family has two models."""
+    """1 - input - universal; identified even if no family has two models."""
     universal_and_family: Batch
-    """1 - input - seed: also where there is one family only."""
+    """1 - input - seed; identified even if there is only one family."""
 
 
 def shares(C: ArrayLike, families: Sequence[str]) -> Shares:
-    """Divide the energy of models' kernels into what is input, universal, of the family, and of the seed.
+    """Divide the energy of models' kernels into the shares of the input, of all models, of the family and of the seed.
 
-    With C = <w_m, w_m'> of `residual`, and plain means over models and over pairs of them, so that a family counts as
-    its models do:
+    With C = <w_m, w_m'> from `residual`, and unweighted means over models and over pairs of models, so that a family
+    counts in proportion to its models:
 
         input = 1 - mean_m C_mm
         universal = mean of C_mm' over pairs of models of two families
@@ -216,27 +223,28 @@ def shares(C: ArrayLike, families: Sequence[str]) -> Shares:
 
     Parameters
     ----------
-    C
-        (..., M, M), `residual` of one layer of each model, at matched depths, the models' rows only.
-    families
+    C : array of shape (..., M, M)
+        `residual` of one layer of each model, at matched depths, without the rows of the controls.
+    families : sequence of str
         The family of each model.
 
     Returns
     -------
     Shares
-        They sum to 1 exactly. Each is unbiased, and can be a little below 0. One family: no universal and no family,
-        but their sum. One model of each family: no family and no seed, but their sum. NaN where C is.
+        The four shares sum to 1 exactly. Each is unbiased, and can be slightly negative. With one family, universal
+        and family are NaN, and only their sum is given. With one model of each family, family and seed are NaN, and
+        only their sum is given. NaN where C is NaN.
 
     Notes
     -----
-    A family with a single model has no part in the mean within families; where only some have several, those speak for
-    all of them.
+    A family with a single model does not enter the mean within families. If only some families have several models,
+    the mean within families is that of these families.
 
     Examples
     --------
     >>> C = 0.45 * np.eye(4) + np.kron(np.eye(2), 1 - np.eye(2)) * 0.33 + np.kron(1 - np.eye(2), np.ones((2, 2))) * 0.15
-    >>> found = shares(C, ["mlp", "mlp", "cnn", "cnn"])
-    >>> [round(float(share), 2) for share in (found.input, found.universal, found.family, found.seed)]
+    >>> result = shares(C, ["mlp", "mlp", "cnn", "cnn"])
+    >>> [round(float(share), 2) for share in (result.input, result.universal, result.family, result.seed)]
     [0.55, 0.15, 0.18, 0.12]
     """
     C, roles = _models(C, families)
@@ -254,38 +262,38 @@ def shares(C: ArrayLike, families: Sequence[str]) -> Shares:
 
 @dataclass(frozen=True, eq=False)
 class Ceiling:
-    """How alike families are, measured by how alike the models of one family are."""
+    """Similarity of families relative to the similarity of models within a family."""
 
     families: tuple[str, ...]
-    """In the order of the rows of `pairs`."""
+    """Names of the families, in the order of the rows of `pairs`."""
     within: Float64[np.ndarray, "*batch F"]
     """Mean similarity of different models of each family; NaN for a family with one model."""
     pairs: Float64[np.ndarray, "*batch F F"]
-    """Each pair of families; NaN on the diagonal."""
+    """Ratio for each pair of families; NaN on the diagonal."""
     overall: Batch
-    """All pairs of families that have several models."""
+    """Ratio for all pairs of families with several models together."""
 
 
 def ceiling(C: ArrayLike, families: Sequence[str]) -> Ceiling:
-    """Compare families by what the models of each have in common: the cosine between their seed-averaged kernels.
+    """Compare the similarity across families with the ceiling set by the similarity within families.
 
-    mean_AB / sqrt(mean_A mean_B), of the mean C_mm' of models of the families A and B, and within A and within B over
-    different models. Were each model what its family has in common and something of its own, the ratio would be the
-    cosine between what the two families have in common. Overall: sum of mean_AB / sum of sqrt(mean_A mean_B) over all
-    pairs of families with several models.
+    The ratio is mean_AB / sqrt(mean_A mean_B), where mean_AB is the mean C_mm' over pairs of a model of family A and a
+    model of family B, and mean_A the mean over different models of A. If each model is the sum of a part that its
+    family shares and a part of its own, the ratio is the cosine between the shared parts of the two families. Overall:
+    sum of mean_AB / sum of sqrt(mean_A mean_B) over all pairs of families with several models.
 
     Parameters
     ----------
-    C
-        (..., M, M), R itself or `residual` of one layer of each model, at matched depths, the models' rows only.
-    families
+    C : array of shape (..., M, M)
+        R itself or `residual` of one layer of each model, at matched depths, without the rows of the controls.
+    families : sequence of str
         The family of each model.
 
     Returns
     -------
     Ceiling
-        NaN where a mean within a family is not above 0, or does not exist: a ratio to a ceiling that is not there is
-        none. It estimates a cosine, but may itself exceed 1.
+        NaN where the mean within a family is not above 0, or the family has one model: then there is no ceiling. The
+        ratio estimates a cosine, but may itself exceed 1.
 
     References
     ----------
@@ -294,16 +302,16 @@ def ceiling(C: ArrayLike, families: Sequence[str]) -> Ceiling:
     Examples
     --------
     >>> C = 0.45 * np.eye(4) + np.kron(np.eye(2), 1 - np.eye(2)) * 0.33 + np.kron(1 - np.eye(2), np.ones((2, 2))) * 0.15
-    >>> found = ceiling(C, ["mlp", "mlp", "cnn", "cnn"])
-    >>> found.within.round(2), round(float(found.overall), 3)
+    >>> result = ceiling(C, ["mlp", "mlp", "cnn", "cnn"])
+    >>> result.within.round(2), round(float(result.overall), 3)
     (array([0.33, 0.33]), 0.455)
     """
     C, roles = _models(C, families)
     names = roles.names
     means = np.stack([np.stack([_mean(C, roles.among(a, b)) for b in names], -1) for a in names], -2)
     within = _diagonal(means)
-    resolved = np.sqrt(np.where(within > 0, within, np.nan))
-    limit = resolved[..., :, None] * resolved[..., None, :]
+    roots = np.sqrt(np.where(within > 0, within, np.nan))
+    limit = roots[..., :, None] * roots[..., None, :]
     several = np.array([roles.families.count(name) > 1 for name in names])
     counted = np.triu(np.outer(several, several), 1)
     overall = _mean(means, counted) / _mean(limit, counted)
@@ -331,5 +339,5 @@ def _diagonal(C: Matrices) -> PerLayer:
 
 
 def _mean(C: Matrices, pairs: Bool[np.ndarray, "L L"]) -> Batch:
-    """Of the pairs; NaN where there are none."""
+    """Return the mean of C over a set of pairs; NaN if it is empty."""
     return np.asarray(C[..., pairs].mean(-1) if pairs.any() else np.full(C.shape[:-2], np.nan))

@@ -1,4 +1,4 @@
-"""What can be read off the data set of a study: its strictest kernel, the shares that are known, the verdict."""
+"""Read conclusions from the data set of a study: its strictest kernel, the identified shares, the verdict."""
 
 import numpy as np
 import xarray as xr
@@ -7,10 +7,11 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 ALPHA = 0.05
+"""Significance level."""
 
 
 def quantile(n: int, level: float = 0.95) -> float:
-    """How many standard errors an interval reaches to either side.
+    """Return the half-width of a jackknife interval from n samples, in standard errors.
 
     >>> round(quantile(1000), 2)
     1.96
@@ -19,10 +20,10 @@ def quantile(n: int, level: float = 0.95) -> float:
 
 
 def verdict(study: xr.Dataset) -> bool | None:
-    """Whether something learned is shared across families; None where that cannot be said.
+    """Return whether something learned is shared across families; None if the study cannot say.
 
-    It takes the input: on ImageNet pictures random checkpoints that posed as trained ones were more alike than
-    untrained networks in plain CKA, and were not once the input was projected out.
+    The input is required: on ImageNet pictures, networks with random weights declared as trained were more alike than
+    untrained networks in plain CKA, and no longer so once the input was projected out.
     """
     if strictest(study) == "cka":
         return None
@@ -31,31 +32,31 @@ def verdict(study: xr.Dataset) -> bool | None:
 
 
 def name_of(study: xr.Dataset, share: str) -> str:
-    """What a share is called, where it is printed: calling it universal would claim what only `verdict` may."""
+    """Return the label of a share. It is called universal only if `verdict` is True."""
     return "common to all families" if share == "universal" and not verdict(study) else share
 
 
 def known_shares(study: xr.Dataset) -> dict[str, str]:
-    """Label the shares that these models can tell apart, and of the others their sum.
+    """Return labels of the shares that these models identify, and of sums of shares that are identified only together.
 
-    A sum names its parts. Where the pixels are not known the input is a part of what all families share.
+    The label of a sum names its parts. Without stored pixels the input is part of what all families share.
     """
     names = study["share_of"].values.tolist()
-    known = [name for name in names if not np.isnan(study["share"].sel(share_of=name).values).all()]
-    apart = [name for name in known if "_and_" not in name or not set(name.split("_and_")) & set(known)]
-    labels = {name: " + ".join(name_of(study, part) for part in name.split("_and_")) for name in apart}
-    if "input" in apart:
+    defined = [name for name in names if not np.isnan(study["share"].sel(share_of=name).values).all()]
+    identified = [name for name in defined if "_and_" not in name or not set(name.split("_and_")) & set(defined)]
+    labels = {name: " + ".join(name_of(study, part) for part in name.split("_and_")) for name in identified}
+    if "input" in identified:
         return labels
     return {name: f"input + {label}" if name.startswith("universal") else label for name, label in labels.items()}
 
 
 def share_places(study: xr.Dataset) -> dict[str, int]:
-    """Return the place of every share in the study: its colour and marker, whichever shares are known."""
+    """Return the position of every share in the study, so that its colour and marker are always the same."""
     return {str(name): place for place, name in enumerate(study["share_of"].values)}
 
 
 def axis_shares(eigenvalues: ArrayLike) -> Float64[np.ndarray, " axes"]:
-    """Return the part of all squared distances that each axis of a map carries; zeros where all is in one place.
+    """Return the share of the squared distances along each axis of a map; zeros if all points are equal.
 
     >>> axis_shares([3.0, 1.0, -0.5]).tolist()
     [0.75, 0.25, 0.0]
@@ -66,9 +67,9 @@ def axis_shares(eigenvalues: ArrayLike) -> Float64[np.ndarray, " axes"]:
 
 
 def extremes(agreement: ArrayLike, count: int) -> tuple[list[int], list[int]]:
-    """Find the stimuli with the largest and the smallest values, both from the extreme inwards.
+    """Return the positions of the stimuli with the largest and with the smallest values, the most extreme ones first.
 
-    Rounding errors do not choose between stimuli that are level. None is in both lists.
+    Values are rounded, so that rounding errors do not decide between ties. No stimulus is in both lists.
 
     >>> extremes([0.1, 0.3, np.nan, -0.2, 0.2], 2)
     ([1, 4], [3, 0])
@@ -80,14 +81,14 @@ def extremes(agreement: ArrayLike, count: int) -> tuple[list[int], list[int]]:
 
 
 def strictest(study: xr.Dataset) -> str:
-    """Given the input, where it is known."""
+    """Return the strictest kernel of a study: CKA given the input, or plain CKA if no pixels are stored."""
     return "cka given input" if "cka given input" in study["kernel"].values else "cka"
 
 
 def means_over_pairs(
     study: xr.Dataset, what: str, kernel: str, relation: str = "other family"
 ) -> tuple[float, float, float]:
-    """Mean over pairs of one kind, with its interval."""
-    at = {"kernel": kernel, "kind_of_pair": relation}
-    found = [float(study[f"{what}_mean{end}"].sel(at)) for end in ("", "_low", "_high")]
-    return found[0], found[1], found[2]
+    """Return the mean of "index", "control" or "learned" over pairs of one kind, and the ends of its interval."""
+    selection = {"kernel": kernel, "kind_of_pair": relation}
+    value, low, high = (float(study[f"{what}_mean{end}"].sel(selection)) for end in ("", "_low", "_high"))
+    return value, low, high

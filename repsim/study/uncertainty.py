@@ -1,8 +1,8 @@
-"""How far other stimuli would move a value: jackknife, multiplier bootstrap and half-samples.
+"""Estimate the uncertainty of values due to the choice of stimuli: jackknife, multiplier bootstrap and half-samples.
 
-Never stimuli drawn with replacement: a stimulus that is there twice is similar to itself in every network, and puts the
-bias back that debiasing removed. What follows from several values, such as a difference, is computed from their
-replicates first: ``jackknife(a - b, left_out_a - left_out_b)``, or ``interval_of(draws[:, 0] - draws[:, 1])``.
+Stimuli are never drawn with replacement: a stimulus that occurs twice is similar to itself in every network, which
+reintroduces the bias that debiasing removed. For a function of several values, such as a difference, apply the function
+to their replicates first: ``jackknife(a - b, left_out_a - left_out_b)``, or ``interval_of(draws[:, 0] - draws[:, 1])``.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Replicates = Float64[np.ndarray, "count *shape"]
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """A confidence interval of each value. NaN where a replicate has no value."""
+    """Confidence interval of each value; NaN where a replicate has no value."""
 
     low: Values
     high: Values
@@ -30,17 +30,22 @@ class Interval:
 
 
 def influence(theta: ArrayLike, left_out: ArrayLike) -> Replicates:
-    """Find how much each stimulus moves a value: I_i = (n - 1) (theta - theta_(-i)).
+    """Compute the influence of each stimulus on a value: I_i = (n - 1) (theta - theta_(-i)).
 
-    Positive for a stimulus that raises the value: one on which the networks agree more than on others, if the value is
-    their similarity.
+    The influence is positive for a stimulus that raises the value. If the value is a similarity of networks, these are
+    stimuli on which the networks agree more than on others.
 
     Parameters
     ----------
-    theta
-        (...), values from all n stimuli.
-    left_out
-        (n, ...), values without each of them.
+    theta : array of shape (...)
+        Values from all n stimuli.
+    left_out : array of shape (n, ...)
+        Values without each stimulus.
+
+    Returns
+    -------
+    array of shape (n, ...)
+        Influence of each stimulus.
 
     References
     ----------
@@ -57,22 +62,31 @@ def influence(theta: ArrayLike, left_out: ArrayLike) -> Replicates:
 
 
 def jackknife(theta: ArrayLike, left_out: ArrayLike, level: float = 0.95) -> Interval:
-    """Interval theta +- t se, se^2 = (n - 1) / n sum_i (theta_(-i) - mean theta_(-i))^2, t of n - 1 degrees of freedom.
+    """Compute jackknife confidence intervals theta +- t se.
+
+    se^2 = (n - 1) / n sum_i (theta_(-i) - mean theta_(-i))^2, and t is the quantile of Student's t with n - 1 degrees
+    of freedom.
 
     Parameters
     ----------
-    theta
-        (...), values from all n stimuli.
-    left_out
-        (n, ...), values without each of them, as of `repsim.engine.resampling.leave_one_out`.
-    level
-        How often the interval is to hold the value that infinitely many stimuli would give.
+    theta : array of shape (...)
+        Values from all n stimuli.
+    left_out : array of shape (n, ...)
+        Values without each stimulus, as from `repsim.engine.resampling.leave_one_out`.
+    level : float
+        Nominal coverage: the probability that the interval contains the value of infinitely many stimuli.
+
+    Returns
+    -------
+    Interval
+        Ends and standard error of each interval.
 
     Notes
     -----
-    Simulated, for debiased CKA and partial CKA between .07 and .94, intervals of 95 % cover 93 to 97 % at n = 200 and
-    1,000, and those of Fisher's z (arctanh) no better. For unrelated networks se is sqrt(2) too large, as for every
-    degenerate U-statistic, and intervals cover 99 %: whether there is anything at all is for a permutation test to say.
+    In simulations, for debiased CKA and partial CKA between 0.07 and 0.94, intervals of 95 % cover 93 to 97 % at n =
+    200 and n = 1,000, and those from Fisher's z (arctanh) are no better. For unrelated networks se is too large by
+    sqrt(2), as for every degenerate U-statistic, and intervals cover 99 %. Use a permutation test to decide whether
+    networks are related at all.
 
     References
     ----------
@@ -81,8 +95,8 @@ def jackknife(theta: ArrayLike, left_out: ArrayLike, level: float = 0.95) -> Int
     Examples
     --------
     >>> x = np.array([1.0, 2.0, 6.0])
-    >>> found = jackknife(x.mean(), [np.delete(x, i).mean() for i in range(3)])
-    >>> bool(np.isclose(found.se, x.std(ddof=1) / 3**0.5)), round(float(found.high), 2)
+    >>> interval = jackknife(x.mean(), [np.delete(x, i).mean() for i in range(3)])
+    >>> bool(np.isclose(interval.se, x.std(ddof=1) / 3**0.5)), round(float(interval.high), 2)
     (True, 9.57)
     """
     theta, left_out = _replicates(theta, left_out)
@@ -92,27 +106,27 @@ def jackknife(theta: ArrayLike, left_out: ArrayLike, level: float = 0.95) -> Int
 
 
 def multiplier_bootstrap(theta: ArrayLike, influences: ArrayLike, draws: int = 2000, seed: int = 0) -> Replicates:
-    """Draw values that other stimuli might have given, jointly: theta + mean_i (w_i - 1) (I_i - mean I), w ~ Exp(1).
+    """Draw joint multiplier bootstrap replicates: theta + mean_i (w_i - 1) (I_i - mean I), with weights w ~ Exp(1).
 
-    A draw weighs the stimuli anew, and has the same weights for every value: what holds of several values together, as
-    of a difference or of all pairs of layers, can be read from the draws. The same seed gives the same weights to any n
-    stimuli, so that several calls have their draws together, too.
+    Each draw reweights the stimuli, with the same weights for all values. The draws therefore show how values vary
+    together, as needed for a difference or for all pairs of layers. The same seed gives the same weights for any n
+    stimuli, so that draws from several calls are joint, too.
 
     Parameters
     ----------
-    theta
-        (...), values from all n stimuli.
-    influences
-        (n, ...), as of `influence`.
-    draws
-        How many.
-    seed
-        Of the weights.
+    theta : array of shape (...)
+        Values from all n stimuli.
+    influences : array of shape (n, ...)
+        Influence of each stimulus, as from `influence`.
+    draws : int
+        Number of draws, at least 2.
+    seed : int
+        Seed of the weights.
 
     Returns
     -------
-    array
-        (draws, ...); their mean is theta, their covariance that of the jackknife (times (n - 1) / n).
+    array of shape (draws, ...)
+        Replicates. Their mean is theta, their covariance that of the jackknife (times (n - 1) / n).
 
     References
     ----------
@@ -122,8 +136,8 @@ def multiplier_bootstrap(theta: ArrayLike, influences: ArrayLike, draws: int = 2
     Examples
     --------
     >>> x = np.random.default_rng(0).normal(size=(100, 2))
-    >>> found = multiplier_bootstrap(x.mean(0), x - x.mean(0))
-    >>> found.shape, (found.std(0) / x.std(0) * 10).round(1)
+    >>> replicates = multiplier_bootstrap(x.mean(0), x - x.mean(0))
+    >>> replicates.shape, (replicates.std(0) / x.std(0) * 10).round(1)
     ((2000, 2), array([1., 1.]))
     """
     theta, influences = _replicates(theta, influences)
@@ -132,21 +146,34 @@ def multiplier_bootstrap(theta: ArrayLike, influences: ArrayLike, draws: int = 2
     n = len(influences)
     centred = (influences - influences.mean(0)).reshape(n, -1) / n
     rng = np.random.default_rng(seed)
-    moves = np.empty((draws, centred.shape[1]))
+    deviations = np.empty((draws, centred.shape[1]))
     step = max(1, tuning.current().weights_at_once // n)
     for start in range(0, draws, step):
-        rows = moves[start : start + step]
-        np.matmul(rng.standard_exponential((len(rows), n)), centred, out=rows)  # as for w - 1: their sum is 0
-    return theta + moves.reshape(draws, *theta.shape)
+        rows = deviations[start : start + step]
+        weights = rng.standard_exponential((len(rows), n))
+        np.matmul(weights, centred, out=rows)  # w instead of w - 1: the centred influences sum to 0
+    return theta + deviations.reshape(draws, *theta.shape)
 
 
 def interval_of(draws: ArrayLike, level: float = 0.95) -> Interval:
-    """Interval between the (1 - level) / 2 and (1 + level) / 2 quantiles of draws (count, ...); se is their deviation.
+    """Compute the intervals between the (1 - level) / 2 and (1 + level) / 2 quantiles of draws.
+
+    Parameters
+    ----------
+    draws : array of shape (count, ...)
+        Replicates, as from `multiplier_bootstrap`.
+    level : float
+        Nominal coverage of the intervals.
+
+    Returns
+    -------
+    Interval
+        Quantiles, and the standard deviation of the draws as the standard error.
 
     Examples
     --------
-    >>> found = interval_of(np.arange(101.0), level=0.9)
-    >>> round(float(found.low), 9), round(float(found.high), 9)
+    >>> interval = interval_of(np.arange(101.0), level=0.9)
+    >>> round(float(interval.low), 9), round(float(interval.high), 9)
     (5.0, 95.0)
     """
     draws = _several(draws)
@@ -156,26 +183,34 @@ def interval_of(draws: ArrayLike, level: float = 0.95) -> Interval:
 
 
 def half_samples(theta: ArrayLike, values: ArrayLike, n: int, m: int | None = None, level: float = 0.95) -> Interval:
-    """Interval theta +- t se from values on random subsamples without replacement, for what has no formula.
+    """Compute confidence intervals theta +- t se from random subsamples without replacement.
 
-    Var(theta_m - theta) = sigma^2 (1/m - 1/n): se = sd(theta_m) sqrt(m / (n - m)) is sigma / sqrt(n), which for m = n/2
-    is the standard deviation of the values about their own mean.
+    Use it for measures without a leave-one-out formula. As Var(theta_m - theta) = sigma^2 (1/m - 1/n),
+    se = sd(theta_m) sqrt(m / (n - m)) estimates sigma / sqrt(n). For m = n / 2 it is the standard deviation of the
+    values.
 
     Parameters
     ----------
-    theta
-        (...), values from all n stimuli.
-    values
-        (count, ...), values from subsamples, as of `repsim.engine.resampling.subsampled`.
-    n, m
-        The number of stimuli, and of those in a subsample: n // 2 if not given.
-    level
-        How often the interval is to hold the value that infinitely many stimuli would give.
+    theta : array of shape (...)
+        Values from all n stimuli.
+    values : array of shape (count, ...)
+        Values from subsamples, as from `repsim.engine.resampling.subsampled`.
+    n : int
+        Number of stimuli.
+    m : int, optional
+        Number of stimuli in a subsample; by default n // 2.
+    level : float
+        Nominal coverage: the probability that the interval contains the value of infinitely many stimuli.
+
+    Returns
+    -------
+    Interval
+        Ends and standard error of each interval.
 
     Notes
     -----
-    t has as many degrees of freedom as there are subsamples or stimuli, whichever is less, minus 1. The mean of the
-    values has no part in it: a bias that depends on n, as of mutual k nearest neighbours with k fixed, is not seen.
+    t has min(number of subsamples, n) - 1 degrees of freedom. The mean of the values does not enter: a bias that
+    depends on n, as of mutual k nearest neighbours with k fixed, is not corrected.
 
     References
     ----------
@@ -185,8 +220,8 @@ def half_samples(theta: ArrayLike, values: ArrayLike, n: int, m: int | None = No
     --------
     >>> rng = np.random.default_rng(0)
     >>> x = rng.normal(size=400)
-    >>> found = half_samples(x.mean(), [rng.choice(x, 200, replace=False).mean() for _ in range(2000)], 400)
-    >>> round(float(found.se / (x.std(ddof=1) / 20)), 1)
+    >>> interval = half_samples(x.mean(), [rng.choice(x, 200, replace=False).mean() for _ in range(2000)], 400)
+    >>> round(float(interval.se / (x.std(ddof=1) / 20)), 1)
     1.0
     """
     theta, values = _replicates(theta, values)
@@ -202,7 +237,7 @@ def _interval(theta: Values, se: Values | np.float64, quantile: float) -> Interv
 
 
 def _upper(level: float) -> float:
-    """The level of the upper end."""
+    """Return the probability below the upper end of an interval of this level."""
     if not 0 < level < 1:
         raise InvalidInputError(f"expected a level between 0 and 1, got {level}")
     return (1 + level) / 2
@@ -211,7 +246,7 @@ def _upper(level: float) -> float:
 def _several(values: ArrayLike) -> Replicates:
     values = np.asarray(values, np.float64)
     if values.ndim == 0 or len(values) < 2:
-        raise InvalidInputError(f"expected at least 2 replicates, one after the other, got the shape {values.shape}")
+        raise InvalidInputError(f"expected at least 2 replicates on the first axis, got the shape {values.shape}")
     return values
 
 

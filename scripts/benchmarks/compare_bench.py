@@ -17,7 +17,7 @@ from compare_worker import PEERS, RESNET50, VIT_B, runs
 from turns import Result, fresh, median, ratios, show, table
 
 from repsim.labels import LayerKey, SampleIds
-from repsim.runtime.files import human
+from repsim.runtime.files import format_size
 from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.writer import StoreWriter
 
@@ -65,9 +65,11 @@ class Job:
         size = sum(4 * n * sum(models[name][0].values()) for name in missing)
         free = shutil.disk_usage(self.folder).free
         if size * 1.05 > free:
-            raise click.ClickException(f"{human(size)} do not fit into {self.folder}, {human(free)} are free: --folder")
+            raise click.ClickException(
+                f"{format_size(size)} do not fit into {self.folder}, {format_size(free)} are free: --folder"
+            )
         if missing:
-            click.echo(f"  writing {human(size)} to {self.folder} ({human(free)} free) ...", err=True)
+            click.echo(f"  writing {format_size(size)} to {self.folder} ({format_size(free)} free) ...", err=True)
         for name in missing:
             widths, seed = models[name]
             specs = tuple(ArraySpec(LayerKey(name, layer, "given"), (p,)) for layer, p in widths.items())

@@ -335,7 +335,7 @@ def examine(
     while todo:
         group, began = todo.pop(0), time.perf_counter()
         try:
-            with Comparison(stores, metrics=group, memory=memory, known=known) as planned:
+            with Comparison(stores, metrics=group, memory=memory, earlier_result=known) as planned:
                 known = planned.run(parts=file.with_suffix(".parts"), command=" ".join(sys.argv))
         except RepsimError as error:
             if len(group) > 1:  # one of them: which?

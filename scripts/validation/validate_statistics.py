@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import special
 
-from repsim.engine.null_moments import moments
+from repsim.engine.null_moments import cubic_moments
 from repsim.engine.resampling import random_permutations
 from repsim.labels import LayerKey
 from repsim.metrics.cka import CKA
@@ -160,7 +160,9 @@ def null(say: Say, runs: int, few: int, n: int = 100, count: int = 199) -> Itera
             some = unrelated(rng, kind, n, given=given)
             R, key = some.values(), ("input" if given else RAW, "a x b")
             orders = random_permutations(n, count, run)
-            tested = permutation_nulls.of_cka(some, Indices(_PAIR, dict(some.of), R), orders, memory=_MEMORY)[key]
+            tested = permutation_nulls.cka_nulls(some, Indices(_PAIR, dict(some.positions), R), orders, memory=_MEMORY)[
+                key
+            ]
             ps = [*p_value(tested.observed, tested.permuted)]
             if not given:
                 ps.append(smallest(some, R))
@@ -177,8 +179,8 @@ def null(say: Say, runs: int, few: int, n: int = 100, count: int = 199) -> Itera
 
 def smallest(some: Kernels, R: Array) -> float:
     """The naive test: the smallest p-value of all pairs of layers, each right by itself."""
-    a, b = some.of["a"], some.of["b"]
-    cubic = moments(some.grams)
+    a, b = some.positions["a"], some.positions["b"]
+    cubic = cubic_moments(some.grams)
     skewed = np.array([[skewness(cubic[i], cubic[j]) for j in b] for i in a])
     return float(pearson3(R[np.ix_(a, b)], some.n, skewed).min())
 
@@ -193,7 +195,7 @@ def pearson(say: Say, count: int, n: int = 100) -> Iterator[Cell]:
         rng = np.random.default_rng([2, seed])
         layers = [rng.normal(size=(n, _WIDTH)) * spectrum(kind, _WIDTH) for kind in kinds]
         some = kernels(layers, {})
-        gamma = skewness(*moments(some.grams))
+        gamma = skewness(*cubic_moments(some.grams))
         a, b = np.array([[0], [1]])
         values = [
             permuted_values(some, a, b, random_permutations(n, 10_000, k), memory=_MEMORY).ravel()
@@ -305,7 +307,7 @@ def questions(exact: Indices) -> list[Question]:
     theta, found = exact.evaluate(exact.R), []
 
     def columns(kind: str, some: Sequence[Pair]) -> tuple[int, ...]:
-        return tuple(exact.at["mbm", kind, each.name] for each in some)
+        return tuple(exact.column_of["mbm", kind, each.name] for each in some)
 
     for kind in exact.kernels:
         given = ", input given" if kind else ""
@@ -317,7 +319,7 @@ def questions(exact: Indices) -> list[Question]:
         ]
     found.append(Question("MBM, untrained twins given", columns(TWINS, [pair])))
     for share in ("input", "universal", "family", "seed"):
-        where = tuple(exact.at["share", "trained", str(d), share] for d in range(exact.depths))
+        where = tuple(exact.column_of["share", "trained", str(d), share] for d in range(exact.depths))
         found.append(Question(f"share: {share}, mean over depths", where))
     return found
 
@@ -346,15 +348,15 @@ def intervals(some: Kernels, exact: Indices, seed: int) -> Iterator[tuple[str, f
     """What is asked, its true value, and its interval from these samples, as `repsim.study.dataset` computes it."""
     R = some.values()
     left = some.leave_one_out(_MEMORY).left_out(lambda: None)
-    controls = some.of["input"].tolist()
+    controls = some.positions["input"].tolist()
     given = [partial(each, controls) for each in (exact.R, R, left)]
-    i, j, k, l = (some.of[name][1] for name in ("A0", "B0", "A.untrained", "B.untrained"))  # noqa: E741
+    i, j, k, l = (some.positions[name][1] for name in ("A0", "B0", "A.untrained", "B.untrained"))  # noqa: E741
     numbers = {
         "CKA of a layer pair": [each[..., i, j] for each in (exact.R, R, left)],
         "partial CKA of a layer pair, the input given": [each[..., i, j] for each in given],
         "the same of a pair with nothing shared but the input": [each[..., k, l] for each in given],
     }
-    here, truth, effects = Indices(_STUDY, dict(some.of), R), exact.evaluate(exact.R), list[int]()
+    here, truth, effects = Indices(_STUDY, dict(some.positions), R), exact.evaluate(exact.R), list[int]()
     fixed, found = (evaluated(each, R, left) for each in (exact, here))
     for asked in questions(exact):
         for title, both in (("population", fixed), ("sample", found)):
@@ -391,7 +393,7 @@ def power(say: Say, runs: int) -> Iterator[Cell]:
                 R = some.values()
                 biased = CKA(estimator="biased").block(some.grams[:1], some.grams[1:2])[0, 0]
                 found[run] = R[0, 1], R[2, 3], partial(R, [4])[2, 3], biased
-                small += float(pearson3(R[0, 1], n, skewness(*moments(some.grams[:2])))) <= 0.05
+                small += float(pearson3(R[0, 1], n, skewness(*cubic_moments(some.grams[:2])))) <= 0.05
             mean, se = found.mean(0), found.std(0, ddof=1) / np.sqrt(runs)
             for k, name in enumerate(("CKA", "CKA, the input shared, too", "partial CKA")):
                 row, off = f"{name} {exact[k]:.3g}", mean[k] - exact[k]

@@ -20,10 +20,10 @@ from click.testing import CliRunner
 
 import repsim
 from repsim.cli import main
-from repsim.engine.checkpoints import Ledger
+from repsim.engine.checkpoints import Checkpoints
 from repsim.errors import SAME_CALL, Hint, OutputError, Remedy
 from repsim.runtime import interrupts
-from repsim.runtime.files import claimed, partial_path, replacing, tidy
+from repsim.runtime.files import locked, partial_path, remove_partial, replacing
 from tests.commands.test_run_command import SMALL
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -74,7 +74,7 @@ def export(way, file):
             return
         while True:
             time.sleep(0.01)
-            if way == "worker" and interrupts.noted():
+            if way == "worker" and interrupts.pending_signal():
                 print("alive" if os.waitpid(child, os.WNOHANG) == (0, 0) else "dead", flush=True)
             interrupts.check()
 
@@ -208,17 +208,17 @@ def test_two_processes_that_write_the_same_file(start: Start, tmp_path: Path) ->
     file = tmp_path / "a b.csv"
     with pytest.raises(OutputError, match=f"another process is writing {file}; wait until it is done"):
         replacing(file, overwrite=True).__enter__()
-    tidy(file)
+    remove_partial(file)
     assert partial_path(file).read_text() == "half", "it belongs to the process that is writing"
     process.kill()
     process.communicate(timeout=60)
-    tidy(file)
+    remove_partial(file)
     assert [path.name for path in tmp_path.iterdir()] == ["repsim"]
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
-    with claimed(tmp_path / "b.csv"), replacing(file, overwrite=False) as partial:  # another file is another matter
+    with locked(tmp_path / "b.csv"), replacing(file, overwrite=False) as partial:  # another file is another matter
         partial.write_text("first")
     with pytest.raises(OutputError, match="exists; use overwrite=True"):
         replacing(file, overwrite=False).__enter__()
@@ -288,15 +288,15 @@ def test_python_keeps_its_own_handlers() -> None:
 
 
 def test_from_python_an_interruption_stays_one_and_says_what_is_kept(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "r.nc.parts")
-    with pytest.raises(KeyboardInterrupt) as caught, ledger.claimed():  # noqa: PT012
-        ledger.keep("sweep", 0, np.zeros(3))
+    checkpoints = Checkpoints(tmp_path / "r.nc.parts")
+    with pytest.raises(KeyboardInterrupt) as caught, checkpoints.locked():  # noqa: PT012
+        checkpoints.save("sweep", 0, np.zeros(3))
         (tmp_path / "r.nc.parts" / "x.0.partial").touch()  # of a run that was killed
         raise KeyboardInterrupt
     assert type(caught.value) is KeyboardInterrupt
     note = f"1 parts are kept in {tmp_path}/r.nc.parts; the same call goes on from there"
     assert caught.value.__notes__ == [note]
-    with ledger.claimed():
+    with checkpoints.locked():
         assert [path.suffix for path in sorted((tmp_path / "r.nc.parts").iterdir())] == [".part", ""]
 
 

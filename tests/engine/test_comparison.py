@@ -1,4 +1,4 @@
-"""Comparisons: every value is the metric's own, samples are aligned or refused, and what is undefined says why."""
+"""Test that comparisons return the values of the metrics, refuse unequal samples, and give reasons for NaN."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def store(
     return write_store(folder / f"{name}.h5", layers, model=name, **options)
 
 
-def test_every_value_is_the_metrics_own(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_every_value_is_that_of_the_metric(tmp_path: Path, rng: np.random.Generator) -> None:
     a, b = store(tmp_path, "a", rng), store(tmp_path, "b", rng, widths=(6, 2))
     result = compare(a, b, SPECS)
     assert list(result.data_vars) == list(SPECS)
@@ -47,7 +47,7 @@ def test_every_value_is_the_metrics_own(tmp_path: Path, rng: np.random.Generator
                 )
 
 
-def test_the_result_says_what_it_is(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_the_result_describes_itself(tmp_path: Path, rng: np.random.Generator) -> None:
     a, b = store(tmp_path, "a", rng, source="photos"), store(tmp_path, "b", rng, source="photos", readout="cls")
     with Comparison(a, b, ["svcca:variance=0.9"]) as planned:
         result = planned.run(command="repsim compare a b")
@@ -62,11 +62,11 @@ def test_the_result_says_what_it_is(tmp_path: Path, rng: np.random.Generator) ->
     assert "Raghu" in attrs["citation"]
     components = result["svcca:variance=0.9.components_a"]
     metric: Any = metrics.get("svcca:variance=0.9")
-    wanted = [metric.recipe(_tensor(a[name][:])).components(0.9) for name in a.layers]
-    assert components.values.tolist() == wanted
-    (told,) = json.loads(result.attrs["stores_a"])
-    assert (told["model"], told["checksum"]) == ("a", a.checksum)
-    assert told["provenance"]["extractor"] == "given"
+    expected = [metric.recipe(_tensor(a[name][:])).components(0.9) for name in a.layers]
+    assert components.values.tolist() == expected
+    (stored,) = json.loads(result.attrs["stores_a"])
+    assert (stored["model"], stored["checksum"]) == ("a", a.checksum)
+    assert stored["provenance"]["extractor"] == "given"
     assert result.attrs["command"] == "repsim compare a b"
 
 
@@ -143,7 +143,7 @@ def test_the_same_names_of_other_pictures_are_other_samples() -> None:
     assert SampleIds(ids, "x").difference(SampleIds(ids, "y")) == (
         "other pictures behind the same names: the sizes of the files of the 2 samples differ"
     )
-    assert SampleIds(ids, "x").difference(SampleIds(ids, "")) is None  # one store does not know
+    assert SampleIds(ids, "x").difference(SampleIds(ids, "")) is None  # one store does not record file sizes
 
 
 def test_a_long_list_of_differences_is_cut_short() -> None:
@@ -181,23 +181,23 @@ def test_a_constant_layer_is_nan_with_its_reason_and_the_rest_is_kept(tmp_path: 
         compare(write_store(tmp_path / "c.h5", {"dead": np.ones((30, 4))}, model="c"), b)
 
 
-def test_a_pair_without_a_value_says_why(tmp_path: Path, rng: np.random.Generator) -> None:
-    """One sample differs: nothing is left of the Gram matrix once its diagonal is gone."""
-    lonely = np.zeros((30, 4))
-    lonely[3] = 1
-    a = write_store(tmp_path / "a.h5", {"lonely": lonely, "live": rng.normal(size=(30, 4))}, model="a")
+def test_a_pair_without_a_value_has_a_reason(tmp_path: Path, rng: np.random.Generator) -> None:
+    """If only one sample differs, the Gram matrix is 0 without its diagonal."""
+    single = np.zeros((30, 4))
+    single[3] = 1
+    a = write_store(tmp_path / "a.h5", {"single": single, "live": rng.normal(size=(30, 4))}, model="a")
     values = compare(a, a)["cka"]
     assert np.isnan(values.values).tolist() == [[True, True], [True, False]]
     assert "in too few samples" in json.loads(values.attrs["undefined"])[0]
 
 
-def test_values_that_say_little_are_listed(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_unreliable_values_have_cautions(tmp_path: Path, rng: np.random.Generator) -> None:
     a = write_store(
         tmp_path / "a.h5", {"wide": rng.normal(size=(10, 20)), "narrow": rng.normal(size=(10, 2))}, model="a"
     )
     cautions = json.loads(compare(a, a, ["cca"])["cca"].attrs["cautions"])
     assert cautions[0].startswith("all values: n = 10 samples are too few for 9 and 9 directions")
-    assert len(cautions) == 1 + 3  # all but narrow with narrow
+    assert len(cautions) == 1 + 3  # all pairs except narrow with narrow
     assert cautions[1].startswith("wide and wide: with n = 10 samples")
 
 
@@ -221,7 +221,7 @@ def test_a_result_is_saved_and_read_back(tmp_path: Path, rng: np.random.Generato
         assert again[name].attrs["spec"] == name
         assert np.asarray(again[name].attrs["valid_range"]).tolist() == list(result[name].attrs["valid_range"])
     assert again.attrs == result.attrs
-    with xr.open_dataset(path) as plain:  # with nothing of ours
+    with xr.open_dataset(path) as plain:  # without repsim
         assert plain["cka"].shape == (3, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "b.h5", "r.nc"]
 

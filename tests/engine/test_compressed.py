@@ -1,4 +1,4 @@
-"""From pictures to values: what the compressed readouts give, held against the full flattened features."""
+"""Test values of compressed readouts against those of the full flattened features, from pictures to results."""
 
 import json
 import math
@@ -24,7 +24,7 @@ N = 100
 
 @pytest.fixture(scope="module", params=["float32", "float16"])
 def stores(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[ActivationStore]:
-    """Real layers of two architectures on the same pictures, 4 of which are in no block."""
+    """Return stores of real layers of two architectures on the same pictures, 4 of which are in no block."""
     out = tmp_path_factory.mktemp(request.param)
     return [
         repsim.extract(
@@ -52,7 +52,7 @@ def of(values: xr.DataArray, readout: str) -> xr.DataArray:
 
 
 def full(store: ActivationStore, name: str) -> Array:
-    """The flattened features beside a compressed array, in float64 and in the order in which they were read."""
+    """Return the flattened features of a compressed array's layer, in float64 and in the order of extraction."""
     assert store.order is not None
     features: Array = store[f"{name.partition('@')[0]}@flatten"][:]
     return features.reshape(N, -1).astype(np.float64)[store.order]
@@ -62,7 +62,7 @@ def full(store: ActivationStore, name: str) -> Array:
 def test_grams_are_minibatch_cka_of_the_full_features(
     stores: list[ActivationStore], result: xr.Dataset, estimator: str
 ) -> None:
-    """To 1e-5; where float16 was stored, the features it is held against are rounded too, and so are the matrices."""
+    """The tolerance is 1e-5, or 2e-3 if features and matrices were rounded to float16."""
     tolerance = 1e-5 if stores[0][stores[0].layers[0]].dtype == np.float32 else 2e-3
     values = of(result["cka" if estimator == "debiased" else "cka:estimator=biased"], "gram:32")
     assert values.shape == (3, 6)
@@ -86,12 +86,12 @@ def test_sketches_are_within_their_predicted_error(stores: list[ActivationStore]
 
 
 def test_only_like_is_compared_with_like(stores: list[ActivationStore], result: xr.Dataset) -> None:
-    """Features with features, however they were read out; and the reasons for the rest, once each."""
+    """Features are compared with features of any readout; each reason for the other pairs is given once."""
     features = {"flatten", "mean"}
     for i, a in enumerate(result["readout_a"].values):
         for j, b in enumerate(result["readout_b"].values):
-            alike = a == b or {a, b} <= features
-            assert np.isnan(result["cka"][i, j].item()) != alike
+            comparable = a == b or {a, b} <= features
+            assert np.isnan(result["cka"][i, j].item()) != comparable
             assert np.isnan(result["svcca"][i, j].item()) != ({a, b} <= features)
     assert json.loads(result["cka"].attrs["undefined"]) == [
         f"layers read out as {pair}: only like can be compared with like"
@@ -103,11 +103,11 @@ def test_only_like_is_compared_with_like(stores: list[ActivationStore], result: 
         "layer blocks.0@gram:32: svcca needs the features themselves; this readout keeps only Gram matrices, "
         "which linear cka compares"
     )
-    assert result["cka"].attrs["label"] == "CKA (linear, debiased)"  # several forms: each layer's readout says which
+    assert result["cka"].attrs["label"] == "CKA (linear, debiased)"  # no readout, because there are several
     assert result["svcca"].attrs["label"] == "SVCCA (variance=0.99, rho)"
 
 
-def test_what_is_left_out_is_said(result: xr.Dataset) -> None:
+def test_samples_in_no_block_are_reported(result: xr.Dataset) -> None:
     assert json.loads(result["cka"].attrs["remarks"]) == [
         "4 of 100 samples are in no block of 32, and left out of gram:32"
     ]
@@ -171,7 +171,7 @@ def test_blocks_of_other_samples_are_refused(tmp_path: Path, rng: np.random.Gene
     assert repsim.compare(b, again)["cka"].item() == pytest.approx(1, abs=1e-12)
     features = write_store(tmp_path / "d.h5", {"x": x}, model="d")
     with pytest.raises(UndefinedValueError, match="read out as given and gram:8: only like can be compared with like"):
-        repsim.compare(b, features)  # their order does not matter to features
+        repsim.compare(b, features)  # features do not depend on the order
 
 
 def test_blocks_of_another_size_are_not_compared(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -179,10 +179,10 @@ def test_blocks_of_another_size_are_not_compared(tmp_path: Path, rng: np.random.
     a, b = gram_store(tmp_path / "a.h5", x, 8), gram_store(tmp_path / "b.h5", x, 5)
     with pytest.raises(UndefinedValueError, match="read out as gram:5 and gram:8: only like can be compared with like"):
         repsim.compare(a, b)
-    assert repsim.compare(a, a)["features_a"].item() == -1  # nobody recorded how many there were
+    assert repsim.compare(a, a)["features_a"].item() == -1  # the number was not recorded
 
 
-def test_what_is_not_what_its_readout_says_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_arrays_that_do_not_fit_their_readout_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     cases: dict[str, tuple[Any, str]] = {
         "gram:8": (rng.normal(size=(16, 5)), r"gram:8 of 16 samples has the shape \(2, 8, 8\), but this is \(16, 5\)"),
         "gram:32": (rng.normal(size=(16, 5)), "16 samples are too few: gram:32 needs at least 32, one block"),
@@ -197,7 +197,7 @@ def test_what_is_not_what_its_readout_says_is_refused(tmp_path: Path, rng: np.ra
         repsim.compare(small, small)
 
 
-def test_a_name_that_only_begins_like_a_compressed_one_is_features(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_similar_names_are_not_compressed_readouts(tmp_path: Path, rng: np.random.Generator) -> None:
     x = rng.normal(size=(16, 5))
     for readout in ("gram", "gram:mine", "sketch", "sketches:3"):
         assert LayerKey("m", "x", readout).form == "features"

@@ -1,4 +1,4 @@
-"""Plans: the cheaper road, within the memory, at the cost that the formulas give. No data is read here."""
+"""Test that plans use the cheaper algorithm, fit into the memory, and state the cost of the formulas."""
 
 import dataclasses
 import math
@@ -38,7 +38,7 @@ def only(*args: object, **options: object) -> Stage:
 
 
 def switch(rows: Sequence[LayerShape], columns: Sequence[LayerShape]) -> int:
-    """The largest n for which Gram space is taken, by bisection."""
+    """Return the largest n for which the plan uses Gram space, by bisection."""
     low, high = 100, 10**6
     assert (only(rows, columns, low).algorithm, only(rows, columns, high).algorithm) == ("gram", "moments")
     while high - low > 1:
@@ -47,39 +47,39 @@ def switch(rows: Sequence[LayerShape], columns: Sequence[LayerShape]) -> int:
     return low
 
 
-# --- the cheaper road
+# --- the cheaper algorithm
 
 
-def test_a_resnet_and_a_vit_take_gram_space_below_ten_thousand_samples_or_so() -> None:
-    """2nDD' and the norms against n^2 (D + D' + LL'): equal at 13,033; sums in float64 favour features."""
+def test_a_resnet_and_a_vit_are_compared_in_gram_space_below_about_12_000_samples() -> None:
+    """2nDD' and the norms equal n^2 (D + D' + LL') at n = 13,033; sums in float64 favour feature space."""
     resnet, vit = net("resnet", RESNET50), net("vit", VIT_B)
-    here = switch(resnet, vit)
-    stage = only(resnet, vit, here)
+    n = switch(resnet, vit)
+    stage = only(resnet, vit, n)
     assert stage.other is not None
     wide, tall = sum(RESNET50), sum(VIT_B)
     gram = wide + tall + 17 * 13
     moments = 2 * wide * tall + sum(p * p for p in RESNET50 + VIT_B)
-    assert stage.cost.flop32 == pytest.approx(here * (here + stage.tile / 2) * gram)  # the diagonal, twice
-    assert stage.other.flop32 == here * moments
+    assert stage.cost.flop32 == pytest.approx(n * (n + stage.tile / 2) * gram)  # diagonal tiles are computed twice
+    assert stage.other.flop32 == n * moments
     assert moments / gram == pytest.approx(13033, abs=1)
-    # at the switch: (flop at 2e11 and values centred at 2.5e9 a second) in Gram space = the same in feature space
+    # at this n, the time in Gram space (2e11 flop and 2.5e9 centred values a second) equals that in feature space
     sums = wide * tall + sum(p * p for p in RESNET50 + VIT_B)
     by_hand = (moments / 2e11 + sums / 4096 / 2.5e9 - stage.tile / 2 * gram / 2e11) / (gram / 2e11 + 30 / 2.5e9)
-    assert here == pytest.approx(by_hand, rel=0.01)
-    assert here == pytest.approx(11_798, rel=0.01)
+    assert n == pytest.approx(by_hand, rel=0.01)
+    assert n == pytest.approx(11_798, rel=0.01)
 
 
 def test_with_more_models_gram_space_wins_up_to_more_samples() -> None:
     resnet, vit = net("resnet", RESNET50), net("vit", VIT_B)
     two, three = resnet + vit, resnet + vit + net("resnet2", RESNET50)
     four = three + net("vit2", VIT_B)
-    found = [switch(resnet, vit), *(switch(many, many) for many in (two, three, four))]
-    assert found == sorted(found)
-    assert found[2] > 20_000
-    assert found[3] > 30_000
+    switches = [switch(resnet, vit), *(switch(many, many) for many in (two, three, four))]
+    assert switches == sorted(switches)
+    assert switches[2] > 20_000
+    assert switches[3] > 30_000
 
 
-def test_the_road_is_that_of_the_measure_where_it_knows_one() -> None:
+def test_measures_with_one_algorithm_use_it() -> None:
     a, b = net("a", [8] * 2), net("b", [900] * 2)
     assert only(a, b, 10**6, "cka:kernel=rbf").algorithm == "gram"
     assert only(b, a, 100, "svcca").algorithm == "moments"
@@ -89,26 +89,28 @@ def test_the_road_is_that_of_the_measure_where_it_knows_one() -> None:
 # --- measures that share their preparation
 
 
-def test_measures_that_one_recipe_serves_make_one_stage() -> None:
+def test_measures_with_a_common_recipe_make_one_stage() -> None:
     a = net("a", [30, 40])
-    made = planned(a, a, 1000, "cka", "svcca", "cka:estimator=biased", "cca", "pwcca", "cka:kernel=rbf")
-    assert [[metric.spec for metric in stage.metrics] for stage in made.stages] == [
+    comparison_plan = planned(a, a, 1000, "cka", "svcca", "cka:estimator=biased", "cca", "pwcca", "cka:kernel=rbf")
+    assert [[metric.spec for metric in stage.metrics] for stage in comparison_plan.stages] == [
         ["cka", "cka:estimator=biased"],
         ["svcca", "cca", "pwcca"],
         ["cka:kernel=rbf"],
     ]
-    assert made.stages[1].recipe == PrincipalSubspace(loadings=True)
+    assert comparison_plan.stages[1].recipe == PrincipalSubspace(loadings=True)
     assert only(a, a, 1000, "svcca", "svcca:variance=0.9").recipe == PrincipalSubspace(variance=0.99)
 
 
-def test_only_like_layers_are_compared_and_by_measures_that_can_read_them() -> None:
+def test_only_layers_of_one_kind_are_compared_by_measures_that_can_read_them() -> None:
     mean = net("a", [30, 40])
     gram = [LayerShape("a/gram", 256**2, 4, "grams", "gram:256")]
-    made = planned(mean + gram, mean + gram, 1024, "cka", "svcca")
-    told = [(stage.form, [metric.spec for metric in stage.metrics], len(stage.rows)) for stage in made.stages]
-    assert told == [("features", ["cka"], 2), ("features", ["svcca"], 2), ("grams", ["cka"], 1)]
+    comparison_plan = planned(mean + gram, mean + gram, 1024, "cka", "svcca")
+    stages = [
+        (stage.form, [metric.spec for metric in stage.metrics], len(stage.rows)) for stage in comparison_plan.stages
+    ]
+    assert stages == [("features", ["cka"], 2), ("features", ["svcca"], 2), ("grams", ["cka"], 1)]
     assert planned(mean, gram, 1024).stages == ()
-    assert made.stages[2].kept, "Gram matrices are not read in parts"
+    assert comparison_plan.stages[2].kept, "Gram matrices are not read in parts"
 
 
 # --- the cost, by hand
@@ -137,7 +139,7 @@ def test_the_cost_of_feature_space() -> None:
     assert stage.cost.added == 2 * (products + squares)  # two runs of 4096 samples
     assert stage.preparing.touched == 3 * n * 60
     itself = only(rows, rows, n)
-    assert itself.cost.flop32 == 2 * n * 10 * 20 + n * (10**2 + 20**2), "a pair is there once"
+    assert itself.cost.flop32 == 2 * n * 10 * 20 + n * (10**2 + 20**2), "each pair is counted once"
 
 
 def test_the_cost_of_a_decomposition() -> None:
@@ -164,12 +166,12 @@ def test_the_cost_of_an_rbf_kernel_and_of_minibatches() -> None:
     assert only(a, a, n, "distance_correlation").preparing.flop32 == n * n * 50
 
 
-def test_layers_that_are_read_again_are_counted_as_often_as_they_are() -> None:
+def test_the_cost_counts_every_reading() -> None:
     rows, columns, n = net("a", [1000] * 5), net("b", [1000] * 5), 8000
     stage = only(rows, columns, n, "cka:kernel=rbf", limits=Limits(2**28 + 2**26))
     assert (stage.algorithm, stage.kept) == ("gram", False)
     panels, stay = math.ceil(n / stage.panel), stage.held - 1
-    passed = sum(panels - first for first in range(0, panels, stay))  # the panels that pass while some stay
+    passed = sum(panels - first for first in range(0, panels, stay))  # panels read while others stay in memory
     again = stage.cost.read - stage.preparing.read
     assert again == pytest.approx(passed / panels * 4 * n * 10_000)
     assert again > 4 * n * 10_000
@@ -180,19 +182,19 @@ def test_layers_that_are_read_again_are_counted_as_often_as_they_are() -> None:
 
 def test_stages_add_up() -> None:
     a = net("a", [30, 40])
-    made = planned(a, a, 1000, "cka", "svcca", limits=Limits(2**40, base=1000))
-    assert made.seconds(NOMINAL) == sum(stage.seconds(NOMINAL) for stage in made.stages)
-    assert all(stage.cost == stage.preparing + stage.comparing for stage in made.stages)
-    assert made.memory == 1000 + max(stage.memory for stage in made.stages)
+    comparison_plan = planned(a, a, 1000, "cka", "svcca", limits=Limits(2**40, base=1000))
+    assert comparison_plan.seconds(NOMINAL) == sum(stage.seconds(NOMINAL) for stage in comparison_plan.stages)
+    assert all(stage.cost == stage.preparing + stage.comparing for stage in comparison_plan.stages)
+    assert comparison_plan.memory == 1000 + max(stage.memory for stage in comparison_plan.stages)
     rates = dataclasses.replace(NOMINAL, read=1e9)
-    assert Cost(flop32=2e11, added=2.5e9, read=1e9).seconds(rates) == 2, "reading goes on beside the rest"
+    assert Cost(flop32=2e11, added=2.5e9, read=1e9).seconds(rates) == 2, "reading overlaps with computing"
     assert Cost(flop32=2e11, read=3e9).seconds(rates) == 3
 
 
 # --- memory
 
 
-def test_layers_stay_in_memory_exactly_where_they_fit() -> None:
+def test_layers_stay_in_memory_if_and_only_if_they_fit() -> None:
     a, n = net("a", [500] * 8), 6000
     least = only(a, a, n, "cka:kernel=rbf").memory
     values = 4 * n * 500 * 8
@@ -217,17 +219,19 @@ def test_memory_counts_loadings_and_the_layer_that_is_being_read() -> None:
     assert only(a, a, n, "pwcca").memory - only(a, a, n, "cca").memory == 8 * 600 * 600
     one = only(net("a", [30_000]), net("b", [2]), 300)
     assert one.algorithm == "gram"
-    assert one.memory > 300 * 30_000 * (4 + 4 + 8), "stored, centred, and in float64 in between"
+    assert one.memory > 300 * 30_000 * (4 + 4 + 8), "stored, centred, and temporarily in float64"
 
 
-def test_memory_counts_what_a_recipe_takes_aside() -> None:
-    """Ranks of one layer are sorted while those of the others are held."""
+def test_memory_counts_the_workspace_of_a_recipe() -> None:
+    """The ranks of one layer are sorted while those of the others are in memory."""
     n = 6000
     pairs = n * (n - 1) // 2
     one, two = (only(net("a", [10] * count), net("a", [10] * count), n, "rsa").memory for count in (1, 2))
     assert two - one == 4 * pairs
     assert one > (4 + 40) * pairs
-    assert only(net("a", [10]), net("b", [10]), n, "rsm_difference").memory > 3 * 8 * n * n  # two, and their difference
+    assert (
+        only(net("a", [10]), net("b", [10]), n, "rsm_difference").memory > 3 * 8 * n * n
+    )  # two matrices and their difference
 
 
 widths = st.lists(st.integers(1, 3000), min_size=1, max_size=12)
@@ -240,28 +244,28 @@ samples = st.integers(256, 100_000)
 
 
 def amount(error: TooLittleMemoryError) -> int:
-    """What the message says is enough."""
-    found = re.search(r"takes ([\d.]+ .B) of memory at least", str(error))
-    assert found is not None, error
-    return parse_size(found[1])
+    """Return the memory that the message asks for, in bytes."""
+    match = re.search(r"takes ([\d.]+ .B) of memory at least", str(error))
+    assert match is not None, error
+    return parse_size(match[1])
 
 
 @settings(max_examples=150)
 @given(shapes, samples, st.lists(st.sampled_from(SPECS), min_size=1, max_size=3, unique=True), limited)
-def test_a_plan_fits_or_says_what_would(
+def test_a_plan_fits_or_the_error_names_enough_memory(
     sides: tuple[list[LayerShape], list[LayerShape]], n: int, specs: list[str], limits: Limits
 ) -> None:
-    for _ in range(1 + len(specs)):  # each measure speaks for itself, one at a time
+    for _ in range(1 + len(specs)):  # the error is about one measure at a time
         try:
-            made = planned(*sides, n, *specs, limits=limits)
+            comparison_plan = planned(*sides, n, *specs, limits=limits)
         except TooLittleMemoryError as error:
             limits, before = dataclasses.replace(limits, memory=amount(error)), limits
             if limits.memory <= before.memory:
-                pytest.fail(f"refused, though there is enough: {error}")
+                pytest.fail(f"refused, although the memory is enough: {error}")
         else:
-            assert made.memory <= limits.memory
+            assert comparison_plan.memory <= limits.memory
             return
-    pytest.fail("what was named was not enough")
+    pytest.fail("the memory named in the error was not enough")
 
 
 @settings(max_examples=150)
@@ -270,11 +274,11 @@ def test_more_memory_never_costs_more(
     sides: tuple[list[LayerShape], list[LayerShape]], n: int, spec: str, limits: Limits, more: float
 ) -> None:
     try:
-        some = planned(*sides, n, spec, limits=limits)
+        less = planned(*sides, n, spec, limits=limits)
     except TooLittleMemoryError:
         return
     plenty = planned(*sides, n, spec, limits=dataclasses.replace(limits, memory=int(limits.memory * more)))
-    assert plenty.seconds(NOMINAL) <= some.seconds(NOMINAL) * (1 + 1e-9)
+    assert plenty.seconds(NOMINAL) <= less.seconds(NOMINAL) * (1 + 1e-9)
 
 
 @settings(max_examples=100)
@@ -292,18 +296,18 @@ def test_a_minibatch_is_read_whole_and_a_tile_lies_within_its_panel(
         assert stage.panel >= 256
 
 
-# --- in words
+# --- description
 
 
-def test_a_plan_in_words() -> None:
+def test_lines_of_a_plan() -> None:
     resnet, vit = net("resnet", RESNET50), net("vit", VIT_B)
-    made = planned(resnet, vit, 5000, "cka", "svcca")
-    assert made.lines() == [
+    comparison_plan = planned(resnet, vit, 5000, "cka", "svcca")
+    assert comparison_plan.lines() == [
         "cka: 17 x 13 layers, 5,000 samples",
         "  Gram space, tiles of 512 x 512, panels of 2,048 samples (0.667 TFLOP; feature space: 1.65 TFLOP)",
         "  each layer prepared once (centred gram), kept in memory",
         "svcca: 17 x 13 layers, 5,000 samples",
-        f"  feature space, runs of 4,096 samples ({_tera(made.stages[1].cost)} TFLOP)",
+        f"  feature space, runs of 4,096 samples ({_tera(comparison_plan.stages[1].cost)} TFLOP)",
         "  each layer prepared once (principal subspace), kept in memory",
     ]
     tight = planned(resnet, vit, 5000, limits=Limits(3 * 10**8)).lines()
@@ -318,14 +322,14 @@ def _tera(cost: Cost) -> str:
     return f"{(cost.flop32 + cost.flop64 + cost.decomposed) / 1e12:.3g}"
 
 
-# --- how far it is
+# --- progress
 
 
-def told(made: Plan, me: Ranks, units: int) -> list[int]:
-    """The percentages that the first of so many processes reports."""
+def percentages(comparison_plan: Plan, me: Ranks, units: int) -> list[int]:
+    """Return the percentages that the first process reports."""
     seen: list[tuple[int, int]] = []
-    meter = Meter(made, me, lambda done, total: seen.append((done, total)))
-    for stage in made.stages:
+    meter = Meter(comparison_plan, me, lambda done, total: seen.append((done, total)))
+    for stage in comparison_plan.stages:
         prepared, compared = meter.preparing(stage), meter.comparing(stage, units)
         for _ in range(math.ceil(len(stage.layers) / me.world)):
             prepared()
@@ -340,18 +344,18 @@ def told(made: Plan, me: Ranks, units: int) -> list[int]:
 @pytest.mark.parametrize("units", [1, 7, 500])
 def test_progress_only_grows_and_ends_at_100(world: int, units: int) -> None:
     a, b = net("a", [300] * 5), net("b", [200] * 3)
-    made = planned(a, b, 3000, "cka", "svcca")
-    percent = told(made, Ranks(0, world), units)
+    comparison_plan = planned(a, b, 3000, "cka", "svcca")
+    percent = percentages(comparison_plan, Ranks(0, world), units)
     assert percent == sorted(set(percent))
     assert percent[-1] == 100
 
 
 def test_progress_is_in_proportion_to_the_work() -> None:
     a = net("a", [300] * 4)
-    made = planned(a, a, 3000)
-    (stage,) = made.stages
+    comparison_plan = planned(a, a, 3000)
+    (stage,) = comparison_plan.stages
     seen: list[int] = []
-    meter = Meter(made, ALONE, lambda done, _: seen.append(done))
+    meter = Meter(comparison_plan, ALONE, lambda done, _: seen.append(done))
     step = meter.preparing(stage)
     for _ in range(4):
         step()
@@ -362,12 +366,12 @@ def test_progress_is_in_proportion_to_the_work() -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_steps_of_one_process_stand_for_those_of_all(world: int) -> None:
-    """Streaming recipes are shared out; so are the units."""
+    """The layers of streaming recipes, and the units, are shared among processes."""
     a = net("a", [300] * 8)
-    made = planned(a, a, 3000)
-    (stage,) = made.stages
+    comparison_plan = planned(a, a, 3000)
+    (stage,) = comparison_plan.stages
     seen: list[int] = []
-    meter = Meter(made, Ranks(0, world), lambda done, _: seen.append(done))
+    meter = Meter(comparison_plan, Ranks(0, world), lambda done, _: seen.append(done))
     prepared, compared = meter.preparing(stage), meter.comparing(stage, 12)
     for _ in range(8 // world):
         prepared()

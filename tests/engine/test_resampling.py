@@ -1,4 +1,4 @@
-"""Samples left out, permuted and drawn: each value is that of arrays of which somebody took the rows by hand."""
+"""Test values with samples left out, permuted and subsampled against values of indexed arrays."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -44,7 +44,7 @@ related = partial(related_layers, offset=3.0)  # means far from zero
 
 
 def sides(rng: np.random.Generator, n: int) -> tuple[list[Array], list[Array]]:
-    """Three layers and two; one of each side has more features than samples, where n is 25 or less."""
+    """Draw three row layers and two column layers, one of each side with more features than 25 samples."""
     layers = related(rng, n, 4, 30, 5, 3, 26)
     return layers[:3], layers[3:]
 
@@ -70,7 +70,7 @@ RESAMPLE: dict[str, Any] = {
 @pytest.mark.parametrize("n", [5, 6, 24])
 @pytest.mark.parametrize("spec", ["cka", "cka:kernel=rbf,sigma=6"])
 def test_leave_one_out(rng: np.random.Generator, spec: str, n: int) -> None:
-    """Of 5 samples 4 are left, and their HSIC_1 can be next to nothing: there the digits are fewer."""
+    """With n = 5, HSIC_1 of the 4 samples left can be almost 0, which loses digits."""
     rows, columns = sides(rng, n)
     expected = [values_of(ALL[spec], *([np.delete(x, i, 0) for x in s] for s in (rows, columns))) for i in range(n)]
     values = leave_one_out(rows, columns, spec)
@@ -92,15 +92,15 @@ def test_layers_of_both_sides_are_compared_with_themselves(rng: np.random.Genera
     layers = related(rng, 20, 4, 30, 7)
     copies = [x.copy() for x in layers]
     for name, resample in RESAMPLE.items():
-        some = resample([layers[2], layers[0], layers[0]], layers, "cka")
-        apart = resample([copies[2], copies[0], copies[0]], layers, "cka")
-        np.testing.assert_allclose(some, apart, rtol=0, atol=1e-12)
+        same_objects = resample([layers[2], layers[0], layers[0]], layers, "cka")
+        equal_copies = resample([copies[2], copies[0], copies[0]], layers, "cka")
+        np.testing.assert_allclose(same_objects, equal_copies, rtol=0, atol=1e-12)
         if name != "permuted":
-            np.testing.assert_allclose(some[:, [0, 1, 2], [2, 0, 0]], 1, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(same_objects[:, [0, 1, 2], [2, 0, 0]], 1, rtol=0, atol=1e-12)
 
 
 def test_layers_without_a_value_once_a_sample_is_left_out_are_nan(rng: np.random.Generator) -> None:
-    """Two samples differ from all others; without either, one is left, and nothing of the Gram matrix."""
+    """Only two samples differ from the others; without one of them, the debiased Gram matrix is 0."""
     (live,) = related(rng, 20, 5)
     for dtype in (np.float32, np.float64):
         two, dead = np.full((20, 3), 7, dtype), np.ones((20, 2), dtype)
@@ -109,8 +109,8 @@ def test_layers_without_a_value_once_a_sample_is_left_out_are_nan(rng: np.random
         assert np.isnan(values[[4, 9], 0]).all()
         assert np.isnan(values[:, 1]).all()
         assert np.isnan(values[:, :, 1]).all()
-        rest = np.delete(np.arange(20), [4, 9])
-        assert not np.isnan(values[rest, 0, 0]).any()
+        without_4_and_9 = np.delete(np.arange(20), [4, 9])
+        assert not np.isnan(values[without_4_and_9, 0, 0]).any()
         np.testing.assert_allclose(values[:, 2, 0], 1, rtol=0, atol=1e-6)
         assert np.isnan(leave_one_out([dead], [live])).all()
 
@@ -130,19 +130,19 @@ def test_leave_one_out_needs_five_samples(rng: np.random.Generator) -> None:
 
 
 @pytest.fixture(params=["grams", "features"])
-def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tuned: Callable[..., None]) -> None:
-    """Both roads of permuted samples, of the linear kernel: whichever would be the cheaper one."""
+def algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tuned: Callable[..., None]) -> None:
+    """Select the algorithm for permuted samples of a linear kernel, whichever is cheaper."""
     if request.param == "features":
         tuned(permuted_entry=1e30)
     else:
         monkeypatch.setattr(permutation, "_features_are_cheaper", lambda *_: False)
 
 
-@pytest.mark.usefixtures("road")
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("n", [20, 21])
 @pytest.mark.parametrize("spec", ALL)
 def test_permuted(rng: np.random.Generator, spec: str, n: int) -> None:
-    for rows, columns in (sides(rng, n), sides(rng, n)[::-1]):  # more layers on the one side, or on the other
+    for rows, columns in (sides(rng, n), sides(rng, n)[::-1]):  # with more rows than columns, and vice versa
         orders = random_permutations(n, 4)
         expected = [values_of(ALL[spec], rows, [y[order] for y in columns]) for order in orders]
         np.testing.assert_allclose(permuted(rows, columns, spec, orders), expected, rtol=0, atol=1e-10)
@@ -150,24 +150,24 @@ def test_permuted(rng: np.random.Generator, spec: str, n: int) -> None:
             np.testing.assert_allclose(permuted(*rounded(rows, columns), spec, orders), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.usefixtures("road")
-def test_no_permutation_gives_the_comparison_itself(rng: np.random.Generator) -> None:
+@pytest.mark.usefixtures("algorithm")
+def test_the_identity_gives_the_values_of_the_comparison(rng: np.random.Generator) -> None:
     rows, columns = sides(rng, 20)
     for spec in ALL:
         metric = get(spec)
-        found = permuted(rows, columns, metric, [range(20)])
+        values = permuted(rows, columns, metric, [range(20)])
         block = metric.block(*([metric.recipe(as_samples(x)) for x in side] for side in (rows, columns)))
-        np.testing.assert_allclose(found, [block], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(values, [block], rtol=0, atol=1e-12)
 
 
 def test_a_single_minibatch_is_not_all_samples(rng: np.random.Generator) -> None:
     (x,), (y,), (order,) = related(rng, 20, 4), related(rng, 20, 6), random_permutations(20, 1)
     expected = references.cka(x, y[order], estimator="minibatch", batch=12)
-    found = permuted([x], [y], "cka:estimator=minibatch,batch=12", [order])
-    assert found.item() == pytest.approx(expected, abs=1e-12)
+    values = permuted([x], [y], "cka:estimator=minibatch,batch=12", [order])
+    assert values.item() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.usefixtures("road")
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("spec", ["cka", "cka:kernel=rbf,sigma=6"])
 @pytest.mark.parametrize("n", [5, 6])
 def test_moments_over_every_permutation(rng: np.random.Generator, spec: str, n: int) -> None:
@@ -179,9 +179,9 @@ def test_moments_over_every_permutation(rng: np.random.Generator, spec: str, n: 
     np.testing.assert_allclose(values.var(0), 2 / (n * (n - 3)), rtol=1e-12)
 
 
-@pytest.mark.usefixtures("road")
+@pytest.mark.usefixtures("algorithm")
 def test_the_mean_of_biased_cka_over_every_permutation(rng: np.random.Generator) -> None:
-    """sqrt(PR PR') / (n - 1) for participation ratios PR = tr(K)^2 / ||K||^2."""
+    """The mean is sqrt(PR PR') / (n - 1) with participation ratios PR = tr(K)^2 / ||K||^2."""
     n = 6
     x, y = rng.normal(size=(n, 3)), rng.exponential(size=(n, 2)) ** 2
     ratios = [np.trace(K) ** 2 / np.sum(K * K) for K in map(references.gram, (x, y))]
@@ -189,10 +189,10 @@ def test_the_mean_of_biased_cka_over_every_permutation(rng: np.random.Generator)
     assert values.mean() == pytest.approx(np.sqrt(ratios[0] * ratios[1]) / (n - 1), rel=1e-12)
 
 
-@pytest.mark.usefixtures("road")
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("counts", [(1, 1), (3, 17), (18, 17)], ids=str)
 def test_many_layers(rng: np.random.Generator, counts: tuple[int, int]) -> None:
-    """Widths beside, at and above a cache line."""
+    """Numbers of layers are below, at and above the width of a cache line."""
     n = 12
     rows, columns = (related(rng, n, *([3] * count)) for count in counts)
     (order,) = orders = random_permutations(n, 1)
@@ -205,49 +205,47 @@ def test_less_memory_gives_the_same_values(rng: np.random.Generator, monkeypatch
     rows, columns = sides(rng, 20)
     orders, drawn = random_permutations(20, 7), random_subsamples(20, 9, 7)
     monkeypatch.setattr(permutation, "_features_are_cheaper", lambda *_: False)
-    enough = [permuted(rows, columns, "cka", orders), subsampled(rows, columns, "cka", drawn)]
-    asked: list[int] = []
+    expected = [permuted(rows, columns, "cka", orders), subsampled(rows, columns, "cka", drawn)]
+    group_sizes: list[int] = []
     original = subsampling.interleaved
 
     def counted(draws: Any, *args: Any, **options: Any) -> torch.Tensor:
-        asked.append(len(draws))
+        group_sizes.append(len(draws))
         return original(draws, *args, **options)
 
     for module in (permutation, subsampling):
         monkeypatch.setattr(module, "interleaved", counted)
     monkeypatch.setitem(subsampling._GATHERED, "cpu", 2 * 11 * 8)  # two permutations at once
-    less = [permuted(rows, columns, "cka", orders, memory=20 * 20 * 8 * 3)]
-    assert asked == [1, 1]  # one layer after the other
-    less.append(subsampled(rows, columns, "cka", drawn, memory=20 * 20 * 8 * 5))
-    assert asked[2:] == [3] * 3  # a row and both columns
-    for some, all_ in zip(less, enough, strict=True):
-        np.testing.assert_allclose(some, all_, rtol=0, atol=1e-14)
+    in_groups = [permuted(rows, columns, "cka", orders, memory=20 * 20 * 8 * 3)]
+    assert group_sizes == [1, 1]  # one layer after the other
+    in_groups.append(subsampled(rows, columns, "cka", drawn, memory=20 * 20 * 8 * 5))
+    assert group_sizes[2:] == [3] * 3  # a row and both columns
+    for values, all_at_once in zip(in_groups, expected, strict=True):
+        np.testing.assert_allclose(values, all_at_once, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("resample", [permuted, subsampled])
-def test_what_does_not_fit_is_refused_and_what_the_message_says_would_fit_does(
-    rng: np.random.Generator, resample: Any
-) -> None:
+def test_the_error_about_memory_names_the_largest_n_that_fits(rng: np.random.Generator, resample: Any) -> None:
     rows, columns = related(rng, 40, 3, 3), related(rng, 40, 3)
 
     def first(n: int) -> Array:
-        some = np.arange(n if resample is permuted else 4)[None]
+        indices = np.arange(n if resample is permuted else 4)[None]
         sides = [x[:n] for x in rows], [y[:n] for y in columns]
-        return np.asarray(resample(*sides, "cka:kernel=rbf", some, memory="10kB"))
+        return np.asarray(resample(*sides, "cka:kernel=rbf", indices, memory="10kB"))
 
     with pytest.raises(InvalidInputError, match=r"takes 0\.\d MiB at n = 40, .* at most (\d+) samples") as refused:
         first(40)
-    enough = int(str(refused.value).split("at most ")[1].split()[0])
-    assert 4 <= enough < 40
-    assert first(enough).shape == (1, 2, 1)
+    largest = int(str(refused.value).split("at most ")[1].split()[0])
+    assert 4 <= largest < 40
+    assert first(largest).shape == (1, 2, 1)
     with pytest.raises(InvalidInputError, match=r"more than the 0\.0 MiB"):
-        first(enough + 1)
+        first(largest + 1)
 
 
-@pytest.mark.usefixtures("road")
+@pytest.mark.usefixtures("algorithm")
 def test_constant_layers_are_nan_and_the_rest_is_not(rng: np.random.Generator) -> None:
-    (x, y), dead, lonely = related(rng, 20, 4, 5), np.ones((20, 3)), np.zeros((20, 3))
-    lonely[3] = 1
+    (x, y), dead, single = related(rng, 20, 4, 5), np.ones((20, 3)), np.zeros((20, 3))
+    single[3] = 1
     orders, drawn = random_permutations(20, 2), random_subsamples(20, 10, 2)
     for spec, reference in ALL.items():
         values = permuted([dead, x], [y, dead], spec, orders)
@@ -257,7 +255,7 @@ def test_constant_layers_are_nan_and_the_rest_is_not(rng: np.random.Generator) -
         assert np.isnan(values).tolist() == [[[True, True], [False, True]]] * 2
         assert np.isnan(permuted([dead], [y], spec, orders)).all()
         assert np.isnan(subsampled([x], [dead], spec, drawn)).all()
-    for side in ([lonely, x], [lonely.astype(np.float32), x]):
+    for side in ([single, x], [single.astype(np.float32), x]):
         assert np.isnan(permuted(side, [y], "cka", orders)).tolist() == [[[True], [False]]] * 2
         assert np.isnan(permuted([y], side, "cka", orders)).tolist() == [[[True, False]]] * 2
 
@@ -270,24 +268,24 @@ def test_constant_layers_are_nan_and_the_rest_is_not(rng: np.random.Generator) -
 def test_subsampled(rng: np.random.Generator, spec: str, m: int) -> None:
     rows, columns = sides(rng, 20)
     drawn = random_subsamples(20, m, 4)
-    drawn[0] = drawn[0, ::-1]  # in any order
-    expected = [values_of(ALL[spec], *([x[some] for x in side] for side in (rows, columns))) for some in drawn]
+    drawn[0] = drawn[0, ::-1]  # samples may be in any order
+    expected = [values_of(ALL[spec], *([x[rows_] for x in side] for side in (rows, columns))) for rows_ in drawn]
     np.testing.assert_allclose(subsampled(rows, columns, spec, drawn), expected, rtol=0, atol=1e-10)
     if spec in GRAM:
         np.testing.assert_allclose(subsampled(*rounded(rows, columns), spec, drawn), expected, rtol=0, atol=2e-6)
 
 
 def test_a_subsample_on_which_a_layer_is_constant_has_no_value(rng: np.random.Generator) -> None:
-    """A layer of which half the samples are the same, and one in which a single sample differs."""
+    """In one layer half of the samples are equal; in the other a single sample differs."""
     (live,) = related(rng, 20, 4)
-    lonely = np.zeros((20, 3))
-    lonely[3] = rng.normal(size=3)
+    single = np.zeros((20, 3))
+    single[3] = rng.normal(size=3)
     half = np.concatenate([np.ones((10, 3)) * rng.normal(size=3), rng.normal(size=(10, 3))])
     drawn = [np.arange(10), np.arange(5, 15), np.arange(10, 20)]
     for spec in GRAM:
         metric: Any = get(spec)
         for dtype in (np.float32, np.float64):
-            side = [(half * (3 if "rbf" in spec else 1e3)).astype(dtype), lonely.astype(dtype)]
+            side = [(half * (3 if "rbf" in spec else 1e3)).astype(dtype), single.astype(dtype)]
             values = subsampled(side, [live.astype(dtype)], spec, drawn)[:, :, 0]
             assert np.isnan(values[:, 0]).tolist() == [True, False, False], (spec, dtype)
             assert np.isnan(values[:, 1]).tolist() == [metric.unbiased, True, True], (spec, dtype)
@@ -296,45 +294,45 @@ def test_a_subsample_on_which_a_layer_is_constant_has_no_value(rng: np.random.Ge
 def test_the_width_is_that_of_all_samples(rng: np.random.Generator) -> None:
     (x,), (y,) = related(rng, 20, 4), related(rng, 20, 6)
     widths = [np.sqrt(np.median(np.sum((z[:, None] - z) ** 2, axis=2))) / 2 for z in (x, y)]
-    (some,) = drawn = random_subsamples(20, 9, 1)
+    (subsample,) = drawn = random_subsamples(20, 9, 1)
     A, B = (
-        references.u_centred(references.gram(z[some], "rbf", sigma=width))
+        references.u_centred(references.gram(z[subsample], "rbf", sigma=width))
         for z, width in zip((x, y), widths, strict=True)
     )
     assert subsampled([x], [y], "cka:kernel=rbf", drawn).item() == pytest.approx(references.cosine(A, B), abs=1e-12)
 
 
-@pytest.mark.usefixtures("road")
+@pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_rounding_errors_are_no_value(rng: np.random.Generator, dtype: type) -> None:
-    """One sample differs by 1, and the others by less than the digits of its square: what is left of them is chance."""
-    lonely = rng.normal(size=(20, 3)) * np.finfo(dtype).eps / 10
-    lonely[3] += 1
-    side: list[Array] = [lonely.astype(dtype)]
+    """One sample differs by 1, and the others by less than the rounding error of its square."""
+    single = rng.normal(size=(20, 3)) * np.finfo(dtype).eps / 10
+    single[3] += 1
+    side: list[Array] = [single.astype(dtype)]
     others = related(rng, 20, 4)
     assert np.isnan(leave_one_out(side, others)[np.arange(20) != 3]).all()
     assert np.isnan(permuted(side, others, "cka", random_permutations(20, 2))).all()
     assert np.isnan(subsampled(side, others, "cka", [np.arange(20), np.arange(20)[::-1]])).all()
 
 
-# What may be given
+# Types of layers
 
 
 def test_sketches(rng: np.random.Generator) -> None:
-    """Two independent estimates of each matrix, of which only one with the other is compared."""
+    """Of the two independent estimates of each matrix, each is only compared with the other."""
     n = 14
     x, y, z = (rng.normal(size=(n, 1, 6)) + rng.normal(size=(n, 2, 6)) / 3 for _ in range(3))
-    rows, columns = ([TwoSketches()(torch.from_numpy(each)) for each in side] for side in ([x, z], [y, z, x]))
-    found = leave_one_out(rows, columns)
+    rows, columns = ([TwoSketches()(torch.from_numpy(sketch)) for sketch in side] for side in ([x, z], [y, z, x]))
+    values = leave_one_out(rows, columns)
     by_hand = [
         [[references.sketched_cka(np.delete(a, i, 0), np.delete(b, i, 0)) for b in (y, z, x)] for a in (x, z)]
         for i in range(n)
     ]
-    np.testing.assert_allclose(found, by_hand, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(values, by_hand, rtol=0, atol=1e-12)
     orders, drawn = random_permutations(n, 3), random_subsamples(n, 9, 3)
     by_hand = [[[references.sketched_cka(a, b[order]) for b in (y, z, x)] for a in (x, z)] for order in orders]
     np.testing.assert_allclose(permuted(rows, columns, "cka", orders), by_hand, rtol=0, atol=1e-12)
-    by_hand = [[[references.sketched_cka(a[some], b[some]) for b in (y, z, x)] for a in (x, z)] for some in drawn]
+    by_hand = [[[references.sketched_cka(a[s], b[s]) for b in (y, z, x)] for a in (x, z)] for s in drawn]
     np.testing.assert_allclose(subsampled(rows, columns, "cka", drawn), by_hand, rtol=0, atol=1e-12)
 
 
@@ -350,13 +348,13 @@ def test_arrays_tensors_rows_and_stores_are_the_same_layers(
     a = write_store(tmp_path / "a.h5", {f"l{k}": x.reshape(20, -1, 1) for k, x in enumerate(rows)}, model="a")
     b = write_store(tmp_path / "b.h5", {f"l{k}": y for k, y in enumerate(columns)}, model="b")
     expected = resample(rows, columns, spec)
-    for some, others in (
+    for left, right in (
         (a, b),
         (a, {name: b[name] for name in b.layers}),
         ([x.tolist() for x in rows], dict(zip("yz", columns, strict=True))),
         ([RowsOnDisk(x) for x in rows], [torch.from_numpy(y) for y in columns]),
     ):
-        np.testing.assert_allclose(resample(some, others, spec), expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(resample(left, right, spec), expected, rtol=0, atol=1e-12)
 
 
 def test_rows_are_not_read_again_for_every_permutation(rng: np.random.Generator) -> None:
@@ -369,7 +367,7 @@ def test_rows_are_not_read_again_for_every_permutation(rng: np.random.Generator)
 
 
 class Passing(Mapping[str, Any]):
-    """Layers that are made when they are asked for, and gone once nobody holds them."""
+    """Mapping that creates its layers on access and keeps no reference to them."""
 
     def __init__(self, **layers: Array) -> None:
         self._layers = layers
@@ -384,25 +382,25 @@ class Passing(Mapping[str, Any]):
         return len(self._layers)
 
 
-def test_layers_that_nobody_else_holds_are_not_mixed_up(rng: np.random.Generator) -> None:
+def test_layers_without_other_references_are_not_mixed_up(rng: np.random.Generator) -> None:
     layers = {f"l{k}": x for k, x in enumerate(related(rng, 20, 4, 4, 4, 4, 4, 4))}
-    held = [x.astype(np.float16) for x in layers.values()]
+    arrays = [x.astype(np.float16) for x in layers.values()]
     for resample in RESAMPLE.values():
         np.testing.assert_array_equal(
-            resample(Passing(**layers), Passing(**layers), "cka"), resample(held, [x.copy() for x in held], "cka")
+            resample(Passing(**layers), Passing(**layers), "cka"), resample(arrays, [x.copy() for x in arrays], "cka")
         )
 
 
-def test_factors_are_not_made_again(rng: np.random.Generator) -> None:
+def test_factors_are_accepted(rng: np.random.Generator) -> None:
     rows, columns = sides(rng, 20)
     for spec in ("cka", "svcca"):
         recipe = get(spec).recipe
-        made = [[recipe(as_samples(x)) for x in side] for side in (rows, columns)]
-        np.testing.assert_array_equal(RESAMPLE["permuted"](*made, spec), RESAMPLE["permuted"](rows, columns, spec))
+        factors = [[recipe(as_samples(x)) for x in side] for side in (rows, columns)]
+        np.testing.assert_array_equal(RESAMPLE["permuted"](*factors, spec), RESAMPLE["permuted"](rows, columns, spec))
     with pytest.raises(InvalidInputError, match="give the layers, and not factors"):
-        RESAMPLE["subsampled"](*made, "svcca")
+        RESAMPLE["subsampled"](*factors, "svcca")
     with pytest.raises(InvalidInputError, match="not all factors of one recipe of cka"):
-        RESAMPLE["subsampled"](*made, "cka")
+        RESAMPLE["subsampled"](*factors, "cka")
     sketched = TwoSketches()(torch.from_numpy(rng.normal(size=(20, 2, 4))))
     with pytest.raises(InvalidInputError, match="not all factors of one recipe of cka"):
         RESAMPLE["permuted"](rows, [sketched], "cka")
@@ -426,13 +424,15 @@ def test_compressed_readouts_in_stores(tmp_path: Path, rng: np.random.Generator)
     orders = random_permutations(20, 2)
     expected = [references.sketched_cka(x, x[order]) for order in orders]
     np.testing.assert_allclose(permuted(sketched, sketched, "cka", orders)[:, 0, 0], expected, rtol=0, atol=1e-12)
-    with pytest.raises(InvalidInputError, match="only like can be compared with like, not features with sketch:6"):
+    with pytest.raises(
+        InvalidInputError, match="layers of different readouts cannot be compared: features and sketch:6"
+    ):
         permuted(plain, sketched, "cka", orders)
     with pytest.raises(UndefinedValueError, match="needs the features themselves"):
         permuted(sketched, sketched, "svcca", orders)
     blocks = write_store(tmp_path / "g.h5", {"x": np.ones((4, 5, 5))}, model="g", readout="gram:5")
     with pytest.raises(
-        InvalidInputError, match=r"g\.h5, layer x: Gram matrices of blocks say nothing of two samples in"
+        InvalidInputError, match=r"g\.h5, layer x: Gram matrices of blocks have no values for samples in"
     ):
         permuted(blocks, blocks, "cka", orders)
     small = write_store(tmp_path / "t.h5", {"x": np.ones((2, 5))}, model="t")
@@ -469,7 +469,7 @@ def test_progress(rng: np.random.Generator) -> None:
         ([np.arange(20), [5, *range(19)]], "row 1 of the permutations has sample 5 2 times; take every sample once"),
     ],
 )
-def test_what_is_no_permutation_is_refused(rng: np.random.Generator, orders: Any, message: str) -> None:
+def test_invalid_permutations_are_refused(rng: np.random.Generator, orders: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         permuted(*sides(rng, 20), "cka", orders)
 
@@ -484,7 +484,7 @@ def test_what_is_no_permutation_is_refused(rng: np.random.Generator, orders: Any
     ],
 )
 @pytest.mark.parametrize("spec", ["cka", "svcca"])
-def test_what_is_no_subsample_is_refused(rng: np.random.Generator, spec: str, drawn: Any, message: str) -> None:
+def test_invalid_subsamples_are_refused(rng: np.random.Generator, spec: str, drawn: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         subsampled(*sides(rng, 20), spec, drawn)
 
@@ -510,11 +510,11 @@ def test_layers_that_do_not_fit_together_are_refused(rng: np.random.Generator, h
 # Drawing
 
 
-def test_permutations_are_as_likely_as_one_another() -> None:
-    """Of all 6 orders of 3 samples each is a binomial count; and a seed is a seed."""
+def test_permutations_are_equally_likely() -> None:
+    """The counts of the 6 orders of 3 samples are binomial, and the seed determines the draws."""
     orders = random_permutations(3, 6000, seed=1)
-    found, counts = np.unique(orders, axis=0, return_counts=True)
-    assert found.tolist() == [list(order) for order in itertools.permutations(range(3))]
+    distinct, counts = np.unique(orders, axis=0, return_counts=True)
+    assert distinct.tolist() == [list(order) for order in itertools.permutations(range(3))]
     assert np.abs(counts - 1000).max() < 4 * np.sqrt(6000 * 5 / 36)
     np.testing.assert_array_equal(orders, random_permutations(3, 6000, seed=1))
     assert (orders != random_permutations(3, 6000, seed=2)).any()
@@ -523,10 +523,10 @@ def test_permutations_are_as_likely_as_one_another() -> None:
             random_permutations(n, count)
 
 
-def test_subsamples_are_as_likely_as_one_another() -> None:
+def test_subsamples_are_equally_likely() -> None:
     drawn = random_subsamples(6, 4, 6000, seed=1)
-    found, counts = np.unique(drawn, axis=0, return_counts=True)
-    assert found.tolist() == [list(some) for some in itertools.combinations(range(6), 4)]
+    distinct, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert distinct.tolist() == [list(subset) for subset in itertools.combinations(range(6), 4)]
     assert np.abs(counts - 400).max() < 4 * np.sqrt(6000 * 14 / 225)
     np.testing.assert_array_equal(drawn, random_subsamples(6, 4, 6000, seed=1))
     assert (drawn != random_subsamples(6, 4, 6000, seed=2)).any()

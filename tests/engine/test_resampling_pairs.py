@@ -1,4 +1,4 @@
-"""Samples permuted and drawn for measures that compare layer with layer: nothing of a permuted layer is made again."""
+"""Test permuted and subsampled values of measures that are computed pair by pair, which reuse the factors."""
 
 import itertools
 from collections.abc import Callable
@@ -36,7 +36,7 @@ ALL = KNN | SUBSPACES
 
 @pytest.fixture(autouse=True)
 def small(tuned: Callable[..., None]) -> None:
-    """Runs of 64 samples at most, a few permutations at once, and two layers in a word."""
+    """Use small blocks: runs of at most 64 samples, few permutations at once, two layers in a word."""
     tuned(neighbour_ranks=1200, neighbour_bits=2)
 
 
@@ -50,9 +50,9 @@ def by_hand(reference: Reference, rows: list[Array], columns: list[Array], order
 @pytest.mark.parametrize("spec", ALL)
 @pytest.mark.parametrize("n", [20, 75])
 def test_permuted(rng: np.random.Generator, spec: str, n: int) -> None:
-    """As if somebody had permuted the arrays: for more row layers than column layers, and the other way round."""
-    some, orders, metric = layers(rng, n, 4, 30, 5, 3, 26), random_permutations(n, 5), get(spec)
-    for rows, columns in ((some[:3], some[3:]), (some[:2], some[2:])):
+    """The values are those of permuted arrays, with more rows than columns and vice versa."""
+    arrays, orders, metric = layers(rng, n, 4, 30, 5, 3, 26), random_permutations(n, 5), get(spec)
+    for rows, columns in ((arrays[:3], arrays[3:]), (arrays[:2], arrays[2:])):
         expected = by_hand(ALL[spec], rows, columns, orders)
         np.testing.assert_allclose(permuted(rows, columns, metric, orders), expected, rtol=0, atol=1e-7)
         recomputed = [
@@ -60,13 +60,13 @@ def test_permuted(rng: np.random.Generator, spec: str, n: int) -> None:
             for o in orders
         ]
         np.testing.assert_allclose(permuted(rows, columns, metric, orders), recomputed, rtol=0, atol=1e-12)
-        x, y = ([each.astype(np.float32) for each in side] for side in (rows, columns))
+        x, y = ([array.astype(np.float32) for array in side] for side in (rows, columns))
         np.testing.assert_allclose(permuted(x, y, metric, orders), expected, rtol=0, atol=1e-5 * np.max(expected))
 
 
 @pytest.mark.parametrize("spec", ALL)
 def test_factors_are_enough(rng: np.random.Generator, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No layer is prepared a second time: once there are factors, no recipe is asked again."""
+    """No recipe is called again once there are factors."""
     (x, y), orders, metric = layers(rng, 30, 4, 6), random_permutations(30, 3), get(spec)
     expected = permuted([x], [y], metric, orders)
     a, b = (metric.recipe(as_samples(side)) for side in (x, y))
@@ -80,15 +80,15 @@ def test_factors_are_enough(rng: np.random.Generator, spec: str, monkeypatch: py
     np.testing.assert_array_equal(permuted([a], [b], metric, orders), expected)
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_chance_of_mutual_knn_over_every_permutation(rng: np.random.Generator, k: int, *, turned: bool) -> None:
-    """Of 6 samples there are 720. A hub, and duplicates, change the deviation, but not the mean."""
+def test_chance_of_mutual_knn_over_every_permutation(rng: np.random.Generator, k: int, *, swapped: bool) -> None:
+    """6 samples have 720 permutations. A hub and duplicates change the standard deviation, but not the mean."""
     x, y, z = rng.normal(size=(6, 3)) + 0.5, rng.exponential(size=(6, 4)) - 0.3, rng.normal(size=(6, 5))
     x[4], z[[2, 3]] = x[0] + 0.1, z[5]
     metric = get(f"mutual_knn:k={k}")
     rows, columns = ([metric.recipe(as_samples(side)) for side in sides] for sides in ([x, y, z], [y, z]))
-    if turned:
+    if swapped:
         rows, columns = columns, rows
     values = permuted(rows, columns, metric, list(itertools.permutations(range(6))))
     for (i, a), (j, b) in itertools.product(enumerate(rows), enumerate(columns)):
@@ -100,16 +100,16 @@ def test_chance_of_mutual_knn_over_every_permutation(rng: np.random.Generator, k
 
 
 def test_one_word_has_room_for_many_layers(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last bit of a word, and the first of the next one."""
+    """33 layers use the last bit of a word and the first bit of the next word."""
     monkeypatch.undo()
-    some, (order,) = [rng.normal(size=(40, 3)) for _ in range(33)], random_permutations(40, 1)
-    found = permuted(some, some[:2], "mutual_knn:k=4", [order])
-    expected = by_hand(partial(references_knn.mutual_knn, k=4), some, some[:2], np.array([order]))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
+    arrays, (order,) = [rng.normal(size=(40, 3)) for _ in range(33)], random_permutations(40, 1)
+    values = permuted(arrays, arrays[:2], "mutual_knn:k=4", [order])
+    expected = by_hand(partial(references_knn.mutual_knn, k=4), arrays, arrays[:2], np.array([order]))
+    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-14)
 
 
 def test_more_neighbours_serve_fewer(rng: np.random.Generator) -> None:
-    """Of a factor made for a measure that wants more, or wants the features, the first k are taken."""
+    """The first k neighbours are used of a factor with more neighbours, or with features."""
     (x, y), orders = layers(rng, 30, 4, 6), random_permutations(30, 3)
     large = [NearestNeighbours(9, features=True)(as_samples(side)) for side in (x, y)]
     for spec, reference in KNN.items():
@@ -118,7 +118,7 @@ def test_more_neighbours_serve_fewer(rng: np.random.Generator) -> None:
 
 
 def test_layers_without_neighbours_are_nan(rng: np.random.Generator) -> None:
-    """All cosines are 1, or a sample has no direction."""
+    """In one layer all cosines are 1; in the other, samples are zero vectors after centring."""
     (x, y), orders = layers(rng, 30, 4, 6), random_permutations(30, 2)
     ray, dead = np.outer(np.arange(1, 31), rng.normal(size=4)), np.ones((30, 3))
     for spec, reference in KNN.items():
@@ -127,29 +127,29 @@ def test_layers_without_neighbours_are_nan(rng: np.random.Generator) -> None:
         np.testing.assert_allclose(values[:, 1:2, :1], by_hand(reference, [x], [y], orders), rtol=0, atol=1e-12)
 
 
-def test_only_mutual_knn_knows_a_way_of_its_own(rng: np.random.Generator) -> None:
+def test_only_mutual_knn_is_permuted_at_once(rng: np.random.Generator) -> None:
     factors = [NearestNeighbours(3)(as_samples(x)) for x in layers(rng, 20, 4, 5)]
     orders = torch.from_numpy(random_permutations(20, 2))
     steps: list[int] = []
     assert isinstance(MutualKNN(), PermutedAtOnce)
     assert not isinstance(JaccardKNN(), PermutedAtOnce)
-    found = shared_when_permuted(factors, factors, orders, 3, lambda: steps.append(1))
-    assert found.shape == (2, 2, 2)
+    values = shared_when_permuted(factors, factors, orders, 3, lambda: steps.append(1))
+    assert values.shape == (2, 2, 2)
     assert len(steps) == 2
 
 
 @pytest.mark.parametrize("spec", ["mutual_knn:k=3", "jaccard_knn:k=3", "nuclear"])
 def test_progress(rng: np.random.Generator, spec: str) -> None:
     steps: list[tuple[int, int]] = []
-    some, orders = layers(rng, 20, 3, 4, 5), random_permutations(20, 4)
-    for rows, columns in ((some[:2], some[2:]), (some[:1], some[1:])):
+    arrays, orders = layers(rng, 20, 3, 4, 5), random_permutations(20, 4)
+    for rows, columns in ((arrays[:2], arrays[2:]), (arrays[:1], arrays[1:])):
         permuted(rows, columns, spec, orders, progress=lambda done, total: steps.append((done, total)))
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)] * 2
 
 
 @pytest.mark.parametrize("spec", ["mutual_knn:k=5", "cknna:k=5", "nuclear", "procrustes"])
 def test_half_of_twenty_samples(rng: np.random.Generator, spec: str) -> None:
-    """Neighbours are found among those drawn, of which there must be enough: k + 2."""
+    """Neighbours are searched among the subsample, which needs at least k + 2 samples."""
     rows, columns = layers(rng, 20, 4, 7), layers(rng, 20, 5)
     drawn = random_subsamples(20, 10, 4)
     values = subsampled(rows, columns, spec, drawn)

@@ -1,4 +1,4 @@
-"""A layer cut to its leading components keeps its Gram matrix but for a certified rest."""
+"""Test that truncated layers keep their Gram matrices up to the stated error bound."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from repsim.engine.shared_directions import Spanned, leading, together
+from repsim.engine.shared_directions import LowRankFeatures, truncate, truncate_jointly
 from repsim.errors import InvalidInputError
 from repsim.metrics import get
 from repsim.metrics.base import Array, as_samples
@@ -22,7 +22,7 @@ def prepared(x: Array) -> Gram:
 
 
 def decaying(rng: np.random.Generator, n: int, p: int, power: float = 1.0) -> Array:
-    """A signal that all layers share, and singular values that fall."""
+    """Draw a layer with a signal that all layers share, and decreasing singular values."""
     signal = np.random.default_rng(7).normal(size=(n, 5)) @ rng.normal(size=(5, p))
     u, _, vt = np.linalg.svd(signal + 2 * rng.normal(size=(n, p)), full_matrices=False)
     return np.asarray(u * np.arange(1, min(n, p) + 1.0) ** -power @ vt + rng.normal(size=p))
@@ -35,99 +35,99 @@ def spectrum(x: Array) -> Array:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(100, 30), (40, 40), (30, 100)])
 @pytest.mark.parametrize("share", [0.5, 0.99, 0.9999])
-def test_it_is_the_best_approximation_of_that_rank(
+def test_the_truncation_is_the_best_approximation_of_its_rank(
     rng: np.random.Generator, shape: tuple[int, int], share: float, dtype: type
 ) -> None:
     x: Array = decaying(rng, *shape).astype(dtype)
-    whole, few = prepared(x), leading(prepared(x), share)
-    s4 = spectrum(whole.features[:].double().numpy()) ** 4
-    assert few.p == np.flatnonzero(s4.cumsum() >= share * s4.sum())[0] + 1
-    K, K_r = (g.features[:].double() @ g.features[:].double().T for g in (whole, few))
+    full, reduced = prepared(x), truncate(prepared(x), share)
+    s4 = spectrum(full.features[:].double().numpy()) ** 4
+    assert reduced.p == np.flatnonzero(s4.cumsum() >= share * s4.sum())[0] + 1
+    K, K_r = (g.features[:].double() @ g.features[:].double().T for g in (full, reduced))
     tolerance = 1e-6 if dtype is np.float32 else 1e-12
-    assert float((K - K_r).square().sum()) == pytest.approx(s4[few.p :].sum(), rel=1e-3, abs=tolerance * s4.sum())
-    assert few.dtype == whole.dtype
-    torch.testing.assert_close(few.squared_norms, K_r.diagonal(), rtol=1e-12, atol=0)
-    assert float(few.features[:].sum(0).abs().max()) < 1e-5  # centred as it was
+    assert float((K - K_r).square().sum()) == pytest.approx(s4[reduced.p :].sum(), rel=1e-3, abs=tolerance * s4.sum())
+    assert reduced.dtype == full.dtype
+    torch.testing.assert_close(reduced.squared_norms, K_r.diagonal(), rtol=1e-12, atol=0)
+    assert float(reduced.features[:].sum(0).abs().max()) < 1e-5  # still centred
 
 
 @pytest.mark.parametrize("shapes", [(60, 20, 90), (60, 100, 30), (60, 80, 80)])
 @pytest.mark.parametrize("share", [0.6, 0.9, 0.99, 0.9999])
-def test_certificate(rng: np.random.Generator, shapes: tuple[int, int, int], share: float) -> None:
+def test_error_bound(rng: np.random.Generator, shapes: tuple[int, int, int], share: float) -> None:
     n, *widths = shapes
     for power in (1.5, 2.5):
-        whole = [prepared(decaying(rng, n, p, power)) for p in widths]
-        few = [leading(layer, share) for layer in whole]
-        norms = [[float(np.sum(spectrum(z.features[:].numpy()) ** 4)) for z in side] for side in (few, whole)]
+        full = [prepared(decaying(rng, n, p, power)) for p in widths]
+        reduced = [truncate(layer, share) for layer in full]
+        norms = [[float(np.sum(spectrum(z.features[:].numpy()) ** 4)) for z in side] for side in (reduced, full)]
         kept = [math.sqrt(part / all_) for part, all_ in zip(*norms, strict=True)]
         assert all(math.sqrt(share) <= c < 1 for c in kept)
         bound = sum(map(math.acos, kept))
-        moved = abs(math.acos(BIASED.pair(*whole)) - math.acos(BIASED.pair(*few)))
-        assert 1e-9 < moved <= bound
-        for a, b, c in zip(whole, few, kept, strict=True):
+        error = abs(math.acos(BIASED.pair(*full)) - math.acos(BIASED.pair(*reduced)))
+        assert 1e-9 < error <= bound
+        for a, b, c in zip(full, reduced, kept, strict=True):
             assert BIASED.pair(a, b) == pytest.approx(c, abs=1e-12)
 
 
-def test_all_of_it_is_the_layer_itself(rng: np.random.Generator) -> None:
+def test_share_1_keeps_the_layer(rng: np.random.Generator) -> None:
     x, y = decaying(rng, 50, 10), decaying(rng, 50, 70)
     for metric in (get("cka"), BIASED):
-        whole, few = [prepared(x), prepared(y)], [leading(prepared(z), share=1.0) for z in (x, y)]
-        assert few[0].p == 10
-        assert metric.pair(*few) == pytest.approx(metric.pair(*whole), abs=1e-12)
+        full, reduced = [prepared(x), prepared(y)], [truncate(prepared(z), share=1.0) for z in (x, y)]
+        assert reduced[0].p == 10
+        assert metric.pair(*reduced) == pytest.approx(metric.pair(*full), abs=1e-12)
 
 
 def test_one_direction_is_one_feature(rng: np.random.Generator) -> None:
-    assert leading(prepared(np.outer(rng.normal(size=30), np.arange(1, 5)))).p == 1
+    assert truncate(prepared(np.outer(rng.normal(size=30), np.arange(1, 5)))).p == 1
 
 
-def test_what_has_no_components_is_refused(rng: np.random.Generator) -> None:
+def test_other_kernels_and_shares_are_refused(rng: np.random.Generator) -> None:
     x = as_samples(rng.normal(size=(20, 3)))
     for spec in ("cka:kernel=rbf", "cka:estimator=minibatch,batch=5"):
         with pytest.raises(InvalidInputError, match="linear kernel of all samples"):
-            leading(get(spec).recipe(x))
+            truncate(get(spec).recipe(x))
     for share in (0.0, -1.0, 1.01, math.nan):
-        with pytest.raises(InvalidInputError, match="share is a part"):
-            leading(get("cka").recipe(x), share)
+        with pytest.raises(InvalidInputError, match="share has to be"):
+            truncate(get("cka").recipe(x), share)
 
 
 def one_network(rng: np.random.Generator, n: int = 80) -> list[Gram]:
-    """Layers that share most of what they have, of several widths."""
+    """Draw layers of several widths that share most of their variance."""
     shared = rng.normal(size=(n, 12)) * np.arange(1, 13) ** -0.5
     widths = (6, 40, 100)
     return [prepared(shared @ rng.normal(size=(12, p)) + 0.1 * rng.normal(size=(n, p))) for p in widths]
 
 
 @pytest.mark.parametrize("share", [0.9, 0.999, 0.9999])
-def test_together_keeps_of_every_layer_what_it_promises_in_as_few_directions_as_will_do(
+def test_joint_truncation_keeps_the_share_of_every_layer_in_the_fewest_directions(
     rng: np.random.Generator, share: float
 ) -> None:
     layers = one_network(rng)
-    few = together(layers, share)
-    spanned = [layer.features for layer in few]
-    assert all(isinstance(x, Spanned) for x in spanned)
-    (Q,) = {id(x.directions): x.directions for x in spanned if isinstance(x, Spanned)}.values()
+    reduced = truncate_jointly(layers, share)
+    features = [layer.features for layer in reduced]
+    assert all(isinstance(x, LowRankFeatures) for x in features)
+    (Q,) = {id(x.directions): x.directions for x in features if isinstance(x, LowRankFeatures)}.values()
     torch.testing.assert_close(Q.T @ Q, torch.eye(Q.shape[1], dtype=torch.float64), rtol=0, atol=1e-10)
-    alone = [leading(layer, share) for layer in layers]
+    alone = [truncate(layer, share) for layer in layers]
     assert Q.shape[1] < sum(layer.p for layer in alone) or len(layers) == 1
     kept = []
-    for one, other in zip(alone, few, strict=True):
-        K, K_r = (g.features[:].double() @ g.features[:].double().T for g in (one, other))
+    for single, joint in zip(alone, reduced, strict=True):
+        K, K_r = (g.features[:].double() @ g.features[:].double().T for g in (single, joint))
         scale = torch.linalg.matrix_norm(K)
         projected = Q @ Q.T @ K @ Q @ Q.T
         kept.append(float(torch.linalg.matrix_norm(projected) / scale) ** 2)
         torch.testing.assert_close(K_r / torch.linalg.matrix_norm(K_r), projected / torch.linalg.matrix_norm(projected))
-        torch.testing.assert_close(other.squared_norms, K_r.diagonal(), rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(joint.squared_norms, K_r.diagonal(), rtol=1e-12, atol=1e-15)
     assert min(kept) >= share
     smaller = [Q[:, :-1] @ Q[:, :-1].T for _ in alone]
     left = [
         float(torch.linalg.matrix_norm(P @ K @ P) / torch.linalg.matrix_norm(K)) ** 2
         for P, K in zip(smaller, (g.features[:].double() @ g.features[:].double().T for g in alone), strict=True)
     ]
-    assert min(left) < share  # one direction less would not do
+    assert min(left) < share  # one direction less does not keep the share
 
 
-def test_together_is_not_far_from_the_layers_themselves(rng: np.random.Generator) -> None:
+def test_joint_truncation_changes_values_little(rng: np.random.Generator) -> None:
     layers = [*one_network(rng), prepared(decaying(rng, 80, 30))]
-    few = together(layers)
+    reduced = truncate_jointly(layers)
     for i, a in enumerate(layers):
         for j, b in enumerate(layers):
-            assert get("cka").pair(few[i], few[j]) == pytest.approx(get("cka").pair(a, b), abs=2e-3)
+            assert get("cka").pair(reduced[i], reduced[j]) == pytest.approx(get("cka").pair(a, b), abs=2e-3)

@@ -439,7 +439,7 @@ def test_an_earlier_result_that_is_none(folder: Path) -> None:
         (result.drop_vars("layer_a"), "layer_a is missing"),
     ):
         with pytest.raises(InvalidInputError, match=f"the earlier result is no result of repsim.compare: .*{message}"):
-            grow(*stores, ["cka"], known=known)
+            grow(*stores, ["cka"], earlier_result=known)
 
 
 @pytest.mark.parametrize("value", [[1, 2], 3, 1.5, ""])

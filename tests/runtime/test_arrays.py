@@ -1,4 +1,4 @@
-"""Arrays of any library are taken as they are, or refused in one line; labels, ids, names and records likewise."""
+"""Test that arrays, labels, ids, names and records are converted without loss, or refused with a one-line error."""
 
 import json
 from datetime import datetime
@@ -27,14 +27,14 @@ def stored(folder: Path, layers: Any = None, **options: Any) -> ActivationStore:
 
 
 def refused(folder: Path, message: str, layers: Any = None, **options: Any) -> None:
-    """One line, and nothing left behind."""
+    """Check that writing the store raises a one-line error and leaves no file."""
     with pytest.raises(InvalidInputError, match=message) as error:
         stored(folder, layers, **options)
     assert "\n" not in str(error.value)
     assert list(folder.iterdir()) == []
 
 
-TAKEN = {
+ACCEPTED = {
     "tensor": T,
     "with gradient": T.clone().requires_grad_(),
     "not contiguous": T.T.contiguous().T,
@@ -48,15 +48,15 @@ TAKEN = {
 }
 
 
-@pytest.mark.parametrize("given", TAKEN.values(), ids=TAKEN)
-def test_what_is_taken_is_stored_as_it_is(tmp_path: Path, given: Any) -> None:
-    store = stored(tmp_path, {"a": given}, pixels=given)
+@pytest.mark.parametrize("array", ACCEPTED.values(), ids=ACCEPTED)
+def test_accepted_arrays_are_stored_unchanged(tmp_path: Path, array: Any) -> None:
+    store = stored(tmp_path, {"a": array}, pixels=array)
     assert store["a"].dtype == np.float32
     np.testing.assert_array_equal(store["a"], X)
     np.testing.assert_array_equal(store.pixels, X)
     assert store.provenance == {"extractor": "given"}
     with torch.no_grad():
-        assert repsim.similarity(given, X) == pytest.approx(1, rel=1e-6)  # strides decide how a product is summed
+        assert repsim.similarity(array, X) == pytest.approx(1, rel=1e-6)  # the order of a sum depends on the strides
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
@@ -96,25 +96,25 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("given", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_would_be_changed_is_refused_everywhere(tmp_path: Path, given: Any, message: str) -> None:
-    refused(tmp_path, message, {"a": given})
-    if given is not None:
-        refused(tmp_path, r"pixels must be numbers|NaN", pixels=given)
-    for sides in ((given, X), (X, given)):
+@pytest.mark.parametrize(("array", "message"), REFUSED.values(), ids=REFUSED)
+def test_arrays_that_numpy_would_change_are_refused_everywhere(tmp_path: Path, array: Any, message: str) -> None:
+    refused(tmp_path, message, {"a": array})
+    if array is not None:
+        refused(tmp_path, r"pixels must be numbers|NaN", pixels=array)
+    for sides in ((array, X), (X, array)):
         with pytest.raises(InvalidInputError, match=message):
             repsim.similarity(*sides)
     with pytest.raises(InvalidInputError, match=message):
-        repsim.permuted([given], [X], "cka", [range(6)])
+        repsim.permuted([array], [X], "cka", [range(6)])
 
 
-def test_whole_numbers_that_float64_cannot_tell_apart() -> None:
+def test_integers_that_float64_cannot_represent_are_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"beyond 2\*\*53"):
         repsim.similarity(2**60 + np.arange(18).reshape(6, 3), X)
 
 
 def test_an_imaginary_part_is_not_dropped() -> None:
-    """Of the longest complex numbers, too, which torch does not have."""
+    """The same holds for complex long doubles, which torch lacks."""
     with pytest.raises(InvalidInputError, match="complex features cannot be compared"):
         repsim.similarity(X.astype(np.clongdouble) * (1 + 1j), X)
 
@@ -128,17 +128,17 @@ def test_an_imaginary_part_is_not_dropped() -> None:
         ([X], "expected a dictionary"),
         (X, "expected a dictionary"),
         ({1: X}, "layer: expected text, got 1 of type int"),
-        ({"a": FRAME, "b": FRAME.iloc[::-1]}, "row 0 is 'a' in the one and 'f' in the other"),
+        ({"a": FRAME, "b": FRAME.iloc[::-1]}, "row 0 is 'a' in .*'a' and 'f' in .*'b'"),
     ],
 )
-def test_layers_that_do_not_belong_together(tmp_path: Path, layers: Any, message: str) -> None:
+def test_layers_that_do_not_fit_each_other_are_refused(tmp_path: Path, layers: Any, message: str) -> None:
     refused(tmp_path, message, layers)
 
 
-def test_rows_with_names_are_not_compared_as_they_lie() -> None:
-    """pandas would bring them together by name."""
+def test_rows_with_different_names_are_refused() -> None:
+    """pandas would align them by name."""
     numbered = pd.DataFrame(X)
-    with pytest.raises(InvalidInputError, match="name their rows differently: row 0 is '0' in the one and '5'"):
+    with pytest.raises(InvalidInputError, match="name their rows differently: row 0 is '0' in x and '5' in y"):
         repsim.similarity(numbered, numbered.iloc[::-1])
     named = xr.DataArray(X, dims=["sample", "p"], coords={"sample": ROWS})
     with pytest.raises(InvalidInputError, match="name their rows differently"):
@@ -146,7 +146,7 @@ def test_rows_with_names_are_not_compared_as_they_lie() -> None:
     assert repsim.similarity(named, FRAME) == repsim.similarity(X, X)
 
 
-def test_names_of_rows_are_the_ids(tmp_path: Path) -> None:
+def test_row_names_become_sample_ids(tmp_path: Path) -> None:
     assert stored(tmp_path, {"a": FRAME}).sample_ids.ids == tuple(ROWS)
     assert stored(tmp_path, {"a": FRAME}, sample_ids=ROWS, overwrite=True).sample_ids.ids == tuple(ROWS)
     assert stored(tmp_path, {"a": pd.DataFrame(X)}, overwrite=True).sample_ids.ids == tuple("012345")
@@ -156,7 +156,7 @@ def test_names_of_rows_are_the_ids(tmp_path: Path) -> None:
 
 
 class Labels(NamedTuple):
-    given: Any
+    labels: Any
     numbers: Any
     classes: tuple[str, ...]
 
@@ -184,7 +184,7 @@ LABELS = {
 
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
 def test_labels_are_class_numbers_or_names(tmp_path: Path, labels: Labels) -> None:
-    store = stored(tmp_path, labels=labels.given)
+    store = stored(tmp_path, labels=labels.labels)
     assert store.labels is not None
     assert store.labels.tolist() == list(labels.numbers)
     assert store.classes == labels.classes
@@ -281,7 +281,7 @@ def test_names_that_a_store_can_hold(tmp_path: Path) -> None:
     assert store.model == "timm/resnet50.a1_in1k"
 
 
-def test_a_record_of_what_programs_have(tmp_path: Path) -> None:
+def test_provenance_of_python_and_numpy_values(tmp_path: Path) -> None:
     record = {
         "lr": np.float32(0.1),
         "epochs": np.int64(3),
@@ -296,13 +296,13 @@ def test_a_record_of_what_programs_have(tmp_path: Path) -> None:
         "names": np.array(["x", "y"]),
         "deep": {"none": None, "text": "a\0\udce9"},
     }
-    told = stored(tmp_path, provenance=record).provenance
-    assert told == {
+    provenance = stored(tmp_path, provenance=record).provenance
+    assert provenance == {
         "extractor": "given", "lr": float(np.float32(0.1)), "epochs": 3, "ema": True, "shape": [3, 2],
         "means": [0, 1, 2], "tensor": [1.0, 1.0], "path": str(Path("a/b")), "seen": "2026-01-02T00:00:00",
         "day": "2026-01-02", "name": "x", "names": ["x", "y"], "deep": {"none": None, "text": "a\0\udce9"},
     }  # fmt: skip
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert json.loads(json.dumps(provenance, allow_nan=False)) == provenance
 
 
 SELF: dict[str, Any] = {}
@@ -323,17 +323,17 @@ NO_RECORDS = {
 
 
 @pytest.mark.parametrize(("record", "message"), NO_RECORDS.values(), ids=NO_RECORDS)
-def test_a_record_that_json_cannot_hold(tmp_path: Path, record: Any, message: str) -> None:
+def test_provenance_that_json_cannot_represent_is_refused(tmp_path: Path, record: Any, message: str) -> None:
     refused(tmp_path, message, provenance=record)
 
 
-@pytest.mark.parametrize("given", [X, {"a": X}, [X, X], 3, b"a", "", "a\0b", None, [None]])
-def test_what_is_no_store(given: Any) -> None:
+@pytest.mark.parametrize("value", [X, {"a": X}, [X, X], 3, b"a", "", "a\0b", None, [None]])
+def test_values_that_are_not_stores_are_refused(value: Any) -> None:
     for call in (repsim.compare, repsim.universality):
         with pytest.raises(InvalidInputError, match="expected a store or the name of its file, got |null character"):
-            call(given)
+            call(value)
     with pytest.raises(InvalidInputError, match="give two stores, or one list|expected a store or|null character"):
-        repsim.compare(given, given)
+        repsim.compare(value, value)
 
 
 def test_one_store_of_a_study_is_not_read_letter_by_letter(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_one_store_of_a_study_is_not_read_letter_by_letter(tmp_path: Path) -> No
         repsim.universality(str(tmp_path / "abc.h5"))
 
 
-@pytest.mark.parametrize("given", [X, None, 3, "ab"])
-def test_one_array_is_no_list_of_layers(given: Any) -> None:
+@pytest.mark.parametrize("value", [X, None, 3, "ab"])
+def test_one_array_is_no_list_of_layers(value: Any) -> None:
     with pytest.raises(InvalidInputError, match="in a list of the layers of a side"):
-        repsim.permuted(given, [X], "cka", [range(6)])
+        repsim.permuted(value, [X], "cka", [range(6)])

@@ -73,8 +73,8 @@ def test_a_known_part_is_shared(script: ModuleType) -> None:
 
 def test_unrelated_networks_are_so_and_their_own_layers_are_not(script: ModuleType) -> None:
     some = script.unrelated(np.random.default_rng(0), "1/i", 2000, given="the input")
-    given = script.partial(some.values(), some.of["input"].tolist())
-    a, b = some.of["a"], some.of["b"]
+    given = script.partial(some.values(), some.positions["input"].tolist())
+    a, b = some.positions["a"], some.positions["b"]
     assert abs(given[np.ix_(a, b)]).max() < 0.01
     assert given[np.ix_(a, a)].min() > 0.5
     assert some.values()[np.ix_(a, b)].min() > 0.2

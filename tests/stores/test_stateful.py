@@ -66,7 +66,7 @@ class RemovesBeforeItReplaces(StoreWriter):
             MarksUnfinishedSamples,
             "count that were not finished|not all that was committed counts, or more|a run of which nothing was kept",
         ),
-        (ForgetsWhatIsThere, "assert set|an unfinished store is lost|DID NOT RAISE"),
+        (ForgetsWhatIsThere, "assert set|an unfinished store is lost|committed samples are lost|DID NOT RAISE"),
         (ResumesUnasked, "a run that starts anew counts samples of another|was made with other settings"),
         (DoesNotLock, "DID NOT RAISE"),
         (NamesUnfinishedStores, "a store without some of its samples got the name"),

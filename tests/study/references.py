@@ -1,4 +1,4 @@
-"""Slow references for studies: U-centred kernels, written out as vectors."""
+"""Reference implementations for studies: U-centred kernels as explicit vectors."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,9 +7,9 @@ Array = NDArray[np.float64]
 
 
 def unit_kernel(x: Array) -> Array:
-    """U-centred linear kernel as a vector of length 1: the inner product of two is debiased CKA."""
+    """Compute the U-centred linear kernel as a vector of length 1: the inner product of two is debiased CKA."""
     n = len(x)
-    x = x - x.mean(0)  # which changes nothing of the kernel below, but for rounding errors
+    x = x - x.mean(0)  # reduces rounding errors, and does not change the U-centred kernel
     K = x @ x.T
     np.fill_diagonal(K, 0)
     sums = K.sum(0)
@@ -20,12 +20,12 @@ def unit_kernel(x: Array) -> Array:
 
 
 def without(V: Array, Z: Array) -> Array:
-    """What is left of vectors (rows) once those of Z are projected out."""
+    """Project the rows of Z out of the rows of V."""
     if not len(Z):
         return V
     return V - (Z.T @ np.linalg.lstsq(Z.T, V.T, rcond=1e-8)[0]).T
 
 
 def cosines(A: Array, B: Array) -> Array:
-    """Of rows with rows."""
+    """Compute the cosines of the rows of A with the rows of B."""
     return np.asarray((A / np.linalg.norm(A, axis=1, keepdims=True)) @ (B / np.linalg.norm(B, axis=1, keepdims=True)).T)

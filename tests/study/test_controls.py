@@ -1,4 +1,4 @@
-"""What is given: the input once, the classes, samples that are there twice; untrained networks, made on demand."""
+"""Controls: the input, class labels, duplicate samples, and untrained networks that are extracted on request."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,8 +26,8 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def names(found: list[controls.Control]) -> list[str]:
-    return [each.name for each in found]
+def names(inputs: list[controls.Control]) -> list[str]:
+    return [control.name for control in inputs]
 
 
 # The input
@@ -36,14 +36,14 @@ def names(found: list[controls.Control]) -> list[str]:
 def test_equal_pixels_are_one_input(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
     pixels = rng.normal(size=(N, 3, 2, 2))
     stores = [
-        stack.enter_context(write_network(tmp_path, model, unrelated_layers(rng, N, 6, 6, 6), pixels=each))
-        for model, each in (("a", pixels), ("b", pixels), ("c", 2 * pixels + 1), ("d", None), ("e", 2 * pixels + 1))
+        stack.enter_context(write_network(tmp_path, model, unrelated_layers(rng, N, 6, 6, 6), pixels=values))
+        for model, values in (("a", pixels), ("b", pixels), ("c", 2 * pixels + 1), ("d", None), ("e", 2 * pixels + 1))
     ]
-    found = controls.inputs(design(stores))
-    assert names(found) == ["input of a", "mean input of a", "input of c", "mean input of c"]
-    assert {each.kind for each in found} == {"input"}
-    np.testing.assert_array_equal(found[0].features, pixels.reshape(N, -1))
-    np.testing.assert_allclose(found[1].features, pixels.mean((2, 3)), atol=1e-15)
+    inputs = controls.inputs(design(stores))
+    assert names(inputs) == ["input of a", "mean input of a", "input of c", "mean input of c"]
+    assert {control.kind for control in inputs} == {"input"}
+    np.testing.assert_array_equal(inputs[0].features, pixels.reshape(N, -1))
+    np.testing.assert_allclose(inputs[1].features, pixels.mean((2, 3)), atol=1e-15)
 
 
 def test_pixels_of_one_channel_are_averaged_over_all(
@@ -51,15 +51,15 @@ def test_pixels_of_one_channel_are_averaged_over_all(
 ) -> None:
     pixels = rng.normal(size=(N, 8)).astype(np.float32)
     store = stack.enter_context(write_network(tmp_path, "a", unrelated_layers(rng, N, 6), pixels=pixels))
-    found = controls.inputs(design([store]))
-    np.testing.assert_allclose(found[1].features, pixels.mean(1, keepdims=True), atol=1e-6)
+    inputs = controls.inputs(design([store]))
+    np.testing.assert_allclose(inputs[1].features, pixels.mean(1, keepdims=True), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_pictures_without_a_mean_have_no_mean_input(
     tmp_path: Path, stack: ExitStack, rng: np.random.Generator, dtype: str
 ) -> None:
-    """Rounding errors are no input."""
+    """Mean pixels that differ only by rounding errors are no input."""
     pixels = rng.normal(size=(N, 3, 4, 4)).astype(dtype)
     pixels -= pixels.mean((2, 3), keepdims=True)
     layers = [x.astype(dtype) for x in unrelated_layers(rng, N, 6, 6, 6)]
@@ -76,22 +76,20 @@ def test_no_pixels_no_input(tmp_path: Path, stack: ExitStack, rng: np.random.Gen
 # The classes
 
 
-def test_the_kernel_of_classes_is_that_of_being_of_one_class(
-    tmp_path: Path, stack: ExitStack, rng: np.random.Generator
-) -> None:
+def test_the_kernel_of_classes_is_1_within_a_class(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
     """Debiased CKA of a layer with it, from an n x n matrix of ones and zeros."""
     labels, x = np.array([7, 3, 3, 9, 7, 7, 3, 9, 9, 3]), rng.normal(size=(10, 4))
     study = design([stack.enter_context(write_network(tmp_path, "a", [x], labels=labels))])
-    found = controls.classes(study)
-    assert found is not None
+    labels_control = controls.classes(study)
+    assert labels_control is not None
     same = labels[:, None] == labels
-    np.testing.assert_array_equal(found.features @ found.features.T, same)
-    measured = kernels(study, [found], "cpu", keep=True, step=lambda: None)
+    np.testing.assert_array_equal(labels_control.features @ labels_control.features.T, same)
+    measured = kernels(study, [labels_control], "cpu", keep=True, step=lambda: None)
     A = same - np.eye(10)  # U-centred
     A = A - A.sum(0) / 8 - A.sum(1)[:, None] / 8 + A.sum() / 72
     np.fill_diagonal(A, 0)
     expected = A.ravel() / np.linalg.norm(A) @ unit_kernel(x)
-    assert measured.values()[0, measured.of["labels"][0]] == pytest.approx(expected, abs=1e-12)
+    assert measured.values()[0, measured.positions["labels"][0]] == pytest.approx(expected, abs=1e-12)
 
 
 def test_one_class_is_no_control(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
@@ -99,7 +97,7 @@ def test_one_class_is_no_control(tmp_path: Path, stack: ExitStack, rng: np.rando
     assert controls.classes(design([store])) is None
 
 
-# Samples that are there twice
+# Duplicate samples
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -117,7 +115,7 @@ def test_duplicates_are_named(tmp_path: Path, stack: ExitStack, rng: np.random.G
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained network of the zoo, two of its layers."""
+    """Extract two layers of a trained network of the zoo."""
     folder = tmp_path_factory.mktemp("digits")
     options: dict[str, Any] = {"data": "digits", "split": "test", "limit": 24, "layers": "blocks.0,blocks.5"}
     extract("digits_vit.seed1", out=folder, **options).close()
@@ -130,7 +128,7 @@ def trained(digits: Path, stack: ExitStack) -> ActivationStore:
 
 
 def make(store: ActivationStore, stack: ExitStack, seeds: int, folder: Path, **options: Any) -> list[ActivationStore]:
-    return [stack.enter_context(made) for made in controls.untrained(design([store]), seeds, folder, **options)]
+    return [stack.enter_context(made) for made in controls.extract_untrained(design([store]), seeds, folder, **options)]
 
 
 def test_untrained_networks_see_the_same_samples(trained: ActivationStore, stack: ExitStack, tmp_path: Path) -> None:
@@ -146,29 +144,27 @@ def test_untrained_networks_see_the_same_samples(trained: ActivationStore, stack
     assert not np.allclose(made[0][made[0].layers[0]][:], made[1][made[1].layers[0]][:])
     study = design([trained, *made])
     assert [member.architecture for member in study.untrained] == ["digits_vit"] * 2
-    assert len(controls.inputs(study)) == 2  # one input: all of it and its mean
+    assert len(controls.inputs(study)) == 2  # one input: all pixels, and their mean
 
 
-def test_they_are_kept_for_the_next_time(trained: ActivationStore, stack: ExitStack, tmp_path: Path) -> None:
+def test_untrained_networks_are_kept(trained: ActivationStore, stack: ExitStack, tmp_path: Path) -> None:
     make(trained, stack, 1, tmp_path)
     path = tmp_path / "digits_vit+random-seed0.h5"
     before = path.stat()
     make(trained, stack, 2, tmp_path)
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
-    assert sorted(each.name for each in tmp_path.iterdir()) == [f"digits_vit+random-seed{seed}.h5" for seed in (0, 1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"digits_vit+random-seed{seed}.h5" for seed in (0, 1)]
 
 
-def test_what_was_kept_of_other_samples_is_one_clear_line(
-    trained: ActivationStore, stack: ExitStack, tmp_path: Path
-) -> None:
+def test_kept_networks_of_other_samples_are_refused(trained: ActivationStore, stack: ExitStack, tmp_path: Path) -> None:
     extract("digits_vit", data="digits", split="test", limit=10, out=tmp_path, weights="random").close()
-    with pytest.raises(OutputError, match=r"random-seed0.h5 was made with other settings: .*; delete it") as told:
+    with pytest.raises(OutputError, match=r"random-seed0.h5 was made with other settings: .*; delete it") as caught:
         make(trained, stack, 1, tmp_path)
-    assert "overwrite" not in str(told.value)  # which would replace the study, and not this
+    assert "overwrite" not in str(caught.value)  # which would replace the study, but not this store
 
 
 def test_samples_in_another_order_are_found(trained: ActivationStore, stack: ExitStack, tmp_path: Path) -> None:
-    """The store's own order is what counts, however it came about."""
+    """Untrained networks are extracted in the sample order of the store."""
     order = np.random.default_rng(0).permutation(len(trained))
     layers = {name: trained[name][:][order] for name in trained.layers}
     mixed = stack.enter_context(
@@ -184,9 +180,7 @@ def test_samples_in_another_order_are_found(trained: ActivationStore, stack: Exi
         np.testing.assert_allclose(made[name][:], straight[name][:][order], rtol=1e-3, atol=1e-4)
 
 
-def test_other_pictures_are_one_clear_line(
-    trained: ActivationStore, stack: ExitStack, tmp_path: Path, pictures: Any
-) -> None:
+def test_other_pictures_are_refused(trained: ActivationStore, stack: ExitStack, tmp_path: Path, pictures: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"lacks 24 of the 24 samples of .*seed1\.h5, the first .* with data"):
         make(trained, stack, 1, tmp_path, data=str(pictures(3)))
     with pytest.raises(InvalidInputError, match=r"lacks 24 of the 24 samples"):
@@ -196,14 +190,14 @@ def test_other_pictures_are_one_clear_line(
     assert not list(tmp_path.rglob("*.h5*"))
 
 
-def test_pictures_of_the_same_names_but_others(stack: ExitStack, tmp_path: Path, pictures: Any) -> None:
+def test_pictures_with_the_same_names_but_other_contents(stack: ExitStack, tmp_path: Path, pictures: Any) -> None:
     folder = pictures(8)
     store = stack.enter_context(
         extract("digits_vit.seed0", data=str(folder), out=tmp_path / "acts", layers="blocks.0", workers=0)
     )
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes() + b"more")
-    with pytest.raises(InvalidInputError, match=r"have the names of those of .*, but are others"):
+    with pytest.raises(InvalidInputError, match=r"have the same names as those of .*, but other contents"):
         make(store, stack, 1, tmp_path, data=str(folder))
     with pytest.raises(
         InvalidInputError, match=r"was made from photos, and no such folder.*; name the pictures with da"

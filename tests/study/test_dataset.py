@@ -1,4 +1,4 @@
-"""The data set of a study: each table once more from layers, kernels and permutations."""
+"""The data set of a study: each table compared with a computation from layers, kernels and permutations."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,7 +10,7 @@ import pytest
 import torch
 import xarray as xr
 
-from repsim.engine.null_moments import moments
+from repsim.engine.null_moments import cubic_moments
 from repsim.engine.resampling import permuted, random_permutations
 from repsim.metrics.recipes.gram import CentredGram
 from repsim.stores.store import ActivationStore
@@ -40,7 +40,7 @@ Rows = np.ndarray[Any, Any] | slice
 class Case:
     study: xr.Dataset
     layers: dict[str, list[Array]]
-    """Of trained models."""
+    """Layers of trained models."""
     inputs: list[Array]
 
     def unit(self, model: str, rows: Rows = slice(None)) -> Array:
@@ -58,7 +58,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
         stores = [stack.enter_context(s) for s in write_networks(folder, rng, N, learned=0.7, seen=0.5)]
         study = universality(stores, ["mutual_knn:k=4"], permutations=COUNT, draws=300, seed=2)
         layers = {store.model: [store[name][:] for name in store.layers] for store in stores[:4]}
-        yield Case(study, layers, [each.features for each in controls.inputs(design(stores))])
+        yield Case(study, layers, [control.features for control in controls.inputs(design(stores))])
 
 
 def stacked(case: Case) -> list[Array]:
@@ -70,30 +70,30 @@ def stacked(case: Case) -> list[Array]:
 
 def test_layers_and_their_intervals(case: Case) -> None:
     V = np.stack([unit_kernel(x) for x in stacked(case)])
-    found = case.study.sel(measure="cka")
-    np.testing.assert_allclose(found["value"], V @ V.T, atol=1e-12)
+    layers = case.study.sel(measure="cka")
+    np.testing.assert_allclose(layers["value"], V @ V.T, atol=1e-12)
     left_out = np.array([
         (W := np.stack([unit_kernel(np.delete(x, i, 0)) for x in stacked(case)])) @ W.T for i in range(N)
     ])  # fmt: skip
     interval = jackknife(V @ V.T, left_out)
-    np.testing.assert_allclose(found["low"], interval.low, atol=1e-7)
-    np.testing.assert_allclose(found["high"], interval.high, atol=1e-7)
+    np.testing.assert_allclose(layers["low"], interval.low, atol=1e-7)
+    np.testing.assert_allclose(layers["high"], interval.high, atol=1e-7)
 
 
 def test_chance_of_layers(case: Case) -> None:
-    found = case.study.sel(measure="cka")
-    assert (found["chance"] == 0).all()
-    np.testing.assert_allclose(found["chance_sd"], np.sqrt(2 / (N * (N - 3))), rtol=1e-14)
-    np.testing.assert_allclose(found["z"], found["value"] / null_sd(N), rtol=1e-12)
+    layers = case.study.sel(measure="cka")
+    assert (layers["chance"] == 0).all()
+    np.testing.assert_allclose(layers["chance_sd"], np.sqrt(2 / (N * (N - 3))), rtol=1e-14)
+    np.testing.assert_allclose(layers["z"], layers["value"] / null_sd(N), rtol=1e-12)
     grams = [CentredGram()(torch.from_numpy(x)) for x in stacked(case)]
-    skewed = np.array([[skewness(a, b) for b in moments(grams)] for a in moments(grams)])
-    np.testing.assert_allclose(found["p"], pearson3(found["value"].values, N, skewed), rtol=1e-8)
-    assert np.isnan(case.study["p"].sel(measure="cka given input")).all()  # its law is another
+    skewed = np.array([[skewness(a, b) for b in cubic_moments(grams)] for a in cubic_moments(grams)])
+    np.testing.assert_allclose(layers["p"], pearson3(layers["value"].values, N, skewed), rtol=1e-8)
+    assert np.isnan(case.study["p"].sel(measure="cka given input")).all()  # its null distribution is different
     neighbours = case.study.sel(measure="mutual_knn:k=4")
-    there = ~np.isnan(neighbours["value"].values)
-    assert there.sum() == 12 * 12 - 4 * 9  # pairs of models, both ways
-    np.testing.assert_allclose(neighbours["chance"].values[there], 4 / (N - 1))
-    assert np.isfinite(neighbours["z"].values[there]).all()
+    defined = ~np.isnan(neighbours["value"].values)
+    assert defined.sum() == 12 * 12 - 4 * 9  # pairs of models, both ways
+    np.testing.assert_allclose(neighbours["chance"].values[defined], 4 / (N - 1))
+    assert np.isfinite(neighbours["z"].values[defined]).all()
 
 
 # Pair by pair
@@ -106,8 +106,8 @@ def test_indices_and_matches(case: Case, a: str, b: str) -> None:
         assert row["index"] == pytest.approx(float(mbm(S)), abs=1e-10)
         assert row["largest"] == pytest.approx(S.max(), abs=1e-10)
         np.testing.assert_array_equal(row["match"], [best_match(S).columns, best_match(S.T).columns])
-        here = best_match(S).columns / 2 - np.arange(3) / 2
-        assert row["warp"] == pytest.approx(here.mean(), abs=1e-12)
+        shift = best_match(S).columns / 2 - np.arange(3) / 2
+        assert row["warp"] == pytest.approx(shift.mean(), abs=1e-12)
 
 
 def test_split_halves(case: Case) -> None:
@@ -117,10 +117,10 @@ def test_split_halves(case: Case) -> None:
         halves = np.sort(order[: N // 2]), np.sort(order[N // 2 :])
         plain.append(float(split_half(*(case.unit(a, half) @ case.unit(b, half).T for half in halves))))
         partial.append(float(split_half(*(case.given_input(a, b, half) for half in halves))))
-    found = case.study["split_half"].sel(pair=f"{a} x {b}")
-    assert found.sel(measure="cka") == pytest.approx(np.mean(plain), abs=1e-10)
-    assert found.sel(measure="cka given input") == pytest.approx(np.mean(partial), abs=1e-10)
-    assert np.isnan(found.sel(measure="mutual_knn:k=4"))
+    by_measure = case.study["split_half"].sel(pair=f"{a} x {b}")
+    assert by_measure.sel(measure="cka") == pytest.approx(np.mean(plain), abs=1e-10)
+    assert by_measure.sel(measure="cka given input") == pytest.approx(np.mean(partial), abs=1e-10)
+    assert np.isnan(by_measure.sel(measure="mutual_knn:k=4"))
 
 
 def test_permutations(case: Case) -> None:
@@ -167,7 +167,7 @@ def test_what_only_the_classes_share_is_not_significant_within_them(tmp_path_fac
 
 
 def models(case: Case, kind: str) -> Array:
-    """Similarity of models: three layers each, so that depths are layers."""
+    """Compute the similarity of models; each has three layers, so that depths are layers."""
     pick = case.given_input if kind == "cka given input" else lambda a, b: case.unit(a) @ case.unit(b).T
     return np.array([[np.diagonal(pick(a, b)).mean() for b in TRAINED] for a in TRAINED])
 
@@ -178,11 +178,11 @@ def test_similarities_of_models_and_ceilings(case: Case, kind: str) -> None:
     np.testing.assert_allclose(study["model_similarity"].sel(map=kind), C, atol=1e-10)
     assert study["common_share"].sel(map=kind) == pytest.approx(np.linalg.eigvalsh(C)[-1] / 4, abs=1e-10)
     across = np.mean([C[0, 2], C[0, 3], C[1, 2], C[1, 3]])
-    found = study.sel(kernel=kind, families="cnn x vit")
+    families = study.sel(kernel=kind, families="cnn x vit")
     np.testing.assert_allclose(study["within"].sel(kernel=kind), [C[0, 1], C[2, 3]], atol=1e-10)
-    assert found["across"] == pytest.approx(across, abs=1e-10)
-    assert found["ceiling"] == pytest.approx(np.sqrt(C[0, 1] * C[2, 3]), abs=1e-10)
-    assert found["ratio"] == pytest.approx(across / np.sqrt(C[0, 1] * C[2, 3]), abs=1e-10)
+    assert families["across"] == pytest.approx(across, abs=1e-10)
+    assert families["ceiling"] == pytest.approx(np.sqrt(C[0, 1] * C[2, 3]), abs=1e-10)
+    assert families["ratio"] == pytest.approx(across / np.sqrt(C[0, 1] * C[2, 3]), abs=1e-10)
 
 
 def test_the_map_keeps_distances(case: Case) -> None:
@@ -195,10 +195,10 @@ def test_means_over_pairs(case: Case) -> None:
     study = case.study
     for kernel in ("cka", "cka given input", "cka given labels"):
         for relation in ("other family", "same architecture"):
-            some = study["index"].sel(measure=kernel).values[study["relation"].values == relation]
-            found = study.sel(kernel=kernel, kind_of_pair=relation)
-            assert found["index_mean"] == pytest.approx(some.mean(), abs=1e-12)
-            assert found["learned_mean"] == pytest.approx(float(found["index_mean"] - found["control_mean"]), abs=1e-12)
+            indices = study["index"].sel(measure=kernel).values[study["relation"].values == relation]
+            means = study.sel(kernel=kernel, kind_of_pair=relation)
+            assert means["index_mean"] == pytest.approx(indices.mean(), abs=1e-12)
+            assert means["learned_mean"] == pytest.approx(float(means["index_mean"] - means["control_mean"]), abs=1e-12)
     assert np.isnan(study["index_mean"].sel(kind_of_pair="same family")).all()
 
 
@@ -215,20 +215,20 @@ def test_shares_sum_to_one(case: Case) -> None:
 
 
 def test_agreement_is_how_much_a_sample_moves_the_mean_index(case: Case) -> None:
-    """(n - 1) (index - index without it), the matches kept, mean over pairs of families."""
+    """It is (n - 1) (index - index without the sample), with the same matches, averaged over pairs of families."""
     pairs = [(a, b) for a in TRAINED[:2] for b in TRAINED[2:]]
     for i in (0, 7, 31):
         rows, moved = np.delete(np.arange(N), i), []
         for a, b in pairs:
             S, T = case.unit(a) @ case.unit(b).T, case.unit(a, rows) @ case.unit(b, rows).T
-            there, back = best_match(S).columns, best_match(S.T).columns
-            before, after = ((X[np.arange(3), there].mean() + X.T[np.arange(3), back].mean()) / 2 for X in (S, T))
+            a_to_b, b_to_a = best_match(S).columns, best_match(S.T).columns
+            before, after = ((X[np.arange(3), a_to_b].mean() + X.T[np.arange(3), b_to_a].mean()) / 2 for X in (S, T))
             moved.append((N - 1) * (before - after))
         assert case.study["agreement"].sel(kernel="cka", sample=str(i)) == pytest.approx(np.mean(moved), abs=1e-8)
 
 
 def test_a_sample_that_all_networks_single_out_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Two samples that are far from all others, and near each other, in every network: they agree on these."""
+    """Two samples are far from all others, and near each other, in every network: the networks agree on these."""
     rng, folder = np.random.default_rng(1), tmp_path_factory.mktemp("outliers")
     with ExitStack() as stack:
         stores = []

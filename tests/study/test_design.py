@@ -1,4 +1,4 @@
-"""Who is who: families from the modules of timm and torchvision or by hand, seeds, what pairs have in common."""
+"""Study designs: families from the modules of timm and torchvision or by hand, seeds, relations of pairs."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ from repsim.stores.store import ActivationStore
 from repsim.stores.writer import write_store
 from repsim.study.design import Design, Pair, design, half_trained
 
-MODELS = {  # model -> what its provenance says
+MODELS = {  # model -> its provenance
     "resnet50.a1_in1k": {"architecture": "resnet50", "weights": "a1_in1k"},
     "vit_base_patch16_224.augreg": {"architecture": "vit_base_patch16_224"},
     "resnet50.tv_in1k": {"architecture": "resnet50"},
@@ -29,8 +29,8 @@ MODELS = {  # model -> what its provenance says
 }
 
 
-class Shelf:
-    """Makes stores, and closes them."""
+class StoreMaker:
+    """Writer of stores, which are closed at the end of a test."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder, self.stack = folder, stack
@@ -43,25 +43,25 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Iterator[Shelf]:
+def make_store(tmp_path: Path) -> Iterator[StoreMaker]:
     with ExitStack() as stack:
-        yield Shelf(tmp_path, stack)
+        yield StoreMaker(tmp_path, stack)
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[ActivationStore]]:
     with ExitStack() as stack:
-        shelf = Shelf(tmp_path_factory.mktemp("models"), stack)
-        yield [shelf(model) for model in MODELS]
+        make_store = StoreMaker(tmp_path_factory.mktemp("models"), stack)
+        yield [make_store(model) for model in MODELS]
 
 
 @pytest.fixture(scope="module")
-def made(stores: list[ActivationStore]) -> Design:
+def built(stores: list[ActivationStore]) -> Design:
     return design(stores)
 
 
-def test_families_are_the_modules_that_define_architectures(made: Design) -> None:
-    assert {member.name: member.family for member in made.members} == {
+def test_families_are_the_modules_that_define_architectures(built: Design) -> None:
+    assert {member.name: member.family for member in built.members} == {
         "resnet50.a1_in1k": "resnet",
         "vit_base_patch16_224.augreg": "vision_transformer",
         "resnet50.tv_in1k": "resnet",
@@ -76,112 +76,114 @@ def test_families_are_the_modules_that_define_architectures(made: Design) -> Non
     }
 
 
-def test_seeds_and_what_is_untrained(made: Design) -> None:
-    seeds = {member.name: member.seed for member in made.members if member.seed is not None}
+def test_seeds_and_what_is_untrained(built: Design) -> None:
+    seeds = {member.name: member.seed for member in built.members if member.seed is not None}
     assert seeds == {
         "digits_vit.seed2": 2, "mine-seed7": 7, "mine-seed8": 8, "resnet50+random-seed0": 0,
         "vit_base_patch16_224+random-seed0": 0, "resnet50+random-seed1": 1,
     }  # fmt: skip
-    assert [member.name for member in made.untrained] == [name for name in MODELS if "random" in name]
-    assert [member.name for member in made.trained] == [name for name in MODELS if "random" not in name]
+    assert [member.name for member in built.untrained] == [name for name in MODELS if "random" in name]
+    assert [member.name for member in built.trained] == [name for name in MODELS if "random" not in name]
 
 
-def test_relations(made: Design) -> None:
-    relations = {pair.name: pair.relation for pair in made.pairs}
+def test_relations(built: Design) -> None:
+    relations = {pair.name: pair.relation for pair in built.pairs}
     assert len(relations) == 8 * 7 / 2
     assert relations["resnet50.a1_in1k x resnet50.tv_in1k"] == "same architecture"
     assert relations["resnet50.a1_in1k x resnet18"] == "same family"
     assert relations["vit_base_patch16_224.augreg x torchvision-vit"] == "same family"
     assert relations["mine-seed7 x mine-seed8"] == "same architecture"
     assert sum(relation == "other family" for relation in relations.values()) == 28 - 5
-    some = list(made.of("same architecture"))
-    assert [made.pairs[k].name for k, _ in some] == [pair.name for _, pair in some]
-    assert len(some) == 2
+    same_architecture = list(built.pairs_with("same architecture"))
+    assert [built.pairs[k].name for k, _ in same_architecture] == [pair.name for _, pair in same_architecture]
+    assert len(same_architecture) == 2
 
 
-def test_a_pair_and_its_reverse_have_the_same_controls(made: Design) -> None:
-    """ResNet x ViT and ViT x ResNet: whichever store was named first."""
-    resnet, vit, other = made.trained[:3]
+def test_a_pair_and_its_reverse_have_the_same_controls(built: Design) -> None:
+    """The controls of ResNet x ViT and ViT x ResNet do not depend on the order of the stores."""
+    resnet, vit, other = built.trained[:3]
     assert (resnet.architecture, other.architecture) == ("resnet50", "resnet50")
-    first, second = (made.controls_of(pair) for pair in (Pair(resnet, vit), Pair(vit, other)))
+    first, second = (built.controls_of(pair) for pair in (Pair(resnet, vit), Pair(vit, other)))
     assert [pair.name for pair in first] == ["resnet50+random-seed0 x vit_base_patch16_224+random-seed0"]
     assert [pair.name for pair in first] == [pair.name for pair in second]
 
 
-def test_controls(made: Design) -> None:
-    resnet, vit, other, small = made.trained[:4]
-    assert [pair.name for pair in made.controls_of(Pair(resnet, other))] == [
+def test_controls(built: Design) -> None:
+    resnet, vit, other, small = built.trained[:4]
+    assert [pair.name for pair in built.controls_of(Pair(resnet, other))] == [
         "resnet50+random-seed0 x resnet50+random-seed1"
     ]
-    assert made.controls_of(Pair(resnet, small)) == ()
-    assert [pair.name for pair in half_trained(made, Pair(resnet, vit))] == [
+    assert built.controls_of(Pair(resnet, small)) == ()
+    assert [pair.name for pair in half_trained(built, Pair(resnet, vit))] == [
         "resnet50.a1_in1k x vit_base_patch16_224+random-seed0",
         "vit_base_patch16_224.augreg x resnet50+random-seed0",
         "vit_base_patch16_224.augreg x resnet50+random-seed1",
     ]
-    assert [pair.name for pair in half_trained(made, Pair(resnet, small))] == [
+    assert [pair.name for pair in half_trained(built, Pair(resnet, small))] == [
         "resnet18 x resnet50+random-seed0",
         "resnet18 x resnet50+random-seed1",
     ]
 
 
 def test_families_by_hand(stores: list[ActivationStore]) -> None:
-    made = design(stores, families={"cnn": ["resnet*", "digits_*"], "vit": ["*vit*base*"]})
-    assert {member.name: member.family for member in made.trained} == {
+    built = design(stores, families={"cnn": ["resnet*", "digits_*"], "vit": ["*vit*base*"]})
+    assert {member.name: member.family for member in built.trained} == {
         "resnet50.a1_in1k": "cnn",
         "vit_base_patch16_224.augreg": "vit",
         "resnet50.tv_in1k": "cnn",
         "resnet18": "cnn",
-        "torchvision-vit": "vision_transformer",  # none matches: as timm has it
+        "torchvision-vit": "vision_transformer",  # no glob matches: the module in timm
         "digits_vit.seed2": "cnn",
         "mine-seed7": "mine",
         "mine-seed8": "mine",
     }
 
 
-def test_layers_of_the_readout_that_all_have(shelf: Shelf) -> None:
-    a, b = shelf("a", layers=3, readout="mean"), shelf("b", readout="mean")
-    made = design([a, b])
-    assert made.members[0].arrays == ("layer0", "layer1", "layer2")
-    assert made.members[1].layers == ("b/layer0", "b/layer1")
-    assert made.n == 10
-    assert made.ids.ids == tuple(map(str, range(10)))
+def test_layers_of_the_readout_that_all_have(make_store: StoreMaker) -> None:
+    a, b = make_store("a", layers=3, readout="mean"), make_store("b", readout="mean")
+    built = design([a, b])
+    assert built.members[0].arrays == ("layer0", "layer1", "layer2")
+    assert built.members[1].layers == ("b/layer0", "b/layer1")
+    assert built.n == 10
+    assert built.ids.ids == tuple(map(str, range(10)))
 
 
-def test_refusals(shelf: Shelf) -> None:
-    a, again, b = shelf("a"), shelf("a"), shelf("b")
+def test_refusals(make_store: StoreMaker) -> None:
+    a, again, b = make_store("a"), make_store("a"), make_store("b")
     refuse("name at least one store")
     refuse(r"0\.h5, .*1\.h5 are all of a model named 'a'", a, again)
     refuse(r"family 'cnn': no model's name matches 'resnet\*'; they are a, b", a, b, families={"cnn": ["resnet*"]})
     refuse("a is in two families, x and y", a, b, families={"x": ["*"], "y": ["a"]})
     refuse(r"0\.h5 holds no layer that is read out by cls, only by given", a, b, readout="cls")
-    refuse(r"no readout in common \(given, mean\)", a, shelf("c", readout="mean"))
-    lost = shelf("lost+random-seed0", provenance={"weights": "random"})
+    refuse(r"no readout in common \(given, mean\)", a, make_store("c", readout="mean"))
+    lost = make_store("lost+random-seed0", provenance={"weights": "random"})
     refuse(r"all of these networks are untrained \(lost\+random-seed0\)", lost)
 
 
-def test_compressed_readouts_are_refused(shelf: Shelf) -> None:
+def test_compressed_readouts_are_refused(make_store: StoreMaker) -> None:
     for readout in ("gram:3", "sketch:3"):
-        refuse(f"{readout} keeps only what CKA needs", shelf("a", readout=readout))
+        refuse(f"{readout} keeps only what CKA needs", make_store("a", readout=readout))
 
 
-def test_several_readouts_need_a_choice(shelf: Shelf) -> None:
+def test_several_readouts_need_a_choice(make_store: StoreMaker) -> None:
     store = extract(
-        "digits_vit", data="digits", split="test", limit=10, out=shelf.folder, readout="mean,cls", weights="random"
+        "digits_vit", data="digits", split="test", limit=10, out=make_store.folder, readout="mean,cls", weights="random"
     )
-    shelf.stack.enter_context(store)
-    trained = shelf("a", readout="cls", sample_ids=list(store.sample_ids))
+    make_store.stack.enter_context(store)
+    trained = make_store("a", readout="cls", sample_ids=list(store.sample_ids))
     assert design([trained, store]).members[1].readout == "cls"
-    refuse("the stores have no readout in common", shelf("b", readout="x", sample_ids=list(store.sample_ids)), store)
+    refuse(
+        "the stores have no readout in common", make_store("b", readout="x", sample_ids=list(store.sample_ids)), store
+    )
     refuse(r"these readouts: mean, cls; name one that all of them have with readout", store)
     assert {array.partition("@")[2] for array in design([trained, store], readout="cls").members[1].arrays} == {"cls"}
 
 
-def test_other_samples_are_refused(shelf: Shelf) -> None:
+def test_other_samples_are_refused(make_store: StoreMaker) -> None:
     with pytest.raises(SampleMismatchError, match=r"3 of 10 only in the second \(7, 8, 9\)"):
-        design([shelf("a", n=7), shelf("b", n=10)])
+        design([make_store("a", n=7), make_store("b", n=10)])
     with pytest.raises(SampleMismatchError, match="another order"):
-        design([shelf("c"), shelf("d", sample_ids=[str(i) for i in reversed(range(10))])])
+        design([make_store("c"), make_store("d", sample_ids=[str(i) for i in reversed(range(10))])])
 
 
 @pytest.mark.parametrize(
@@ -189,8 +191,8 @@ def test_other_samples_are_refused(shelf: Shelf) -> None:
     [
         (["a"], ["one trained model (a)"]),
         (["a-seed0", "a-seed1"], ["all trained models are of one family (a)"]),
-        (["a-seed0", "a-seed1", "b"], ["one model of b: what is a family's own"]),
-        (["a", "b"], ["one model of a, b: what is a family's own"]),
+        (["a-seed0", "a-seed1", "b"], ["one model of b: the shares of family and seed"]),
+        (["a", "b"], ["one model of a, b: the shares of family and seed"]),
         (["a-seed0", "a-seed1", "b-seed0", "b-seed1"], []),
         (
             ["resnet50.a1_in1k", "resnet18"],
@@ -198,10 +200,10 @@ def test_other_samples_are_refused(shelf: Shelf) -> None:
         ),
     ],
 )
-def test_what_the_models_cannot_tell(shelf: Shelf, models: list[str], notes: list[str]) -> None:
-    found = design([shelf(model) for model in models]).notes
-    assert len(found) == len(notes)
-    for note, start in zip(found, notes, strict=True):
+def test_what_the_models_cannot_tell(make_store: StoreMaker, models: list[str], notes: list[str]) -> None:
+    written = design([make_store(model) for model in models]).notes
+    assert len(written) == len(notes)
+    for note, start in zip(written, notes, strict=True):
         assert note.startswith(start)
         assert "universal" not in note
 

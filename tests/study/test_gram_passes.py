@@ -1,4 +1,4 @@
-"""All layers and controls of a study against each other: whole, on some samples, cut, read again and again."""
+"""Debiased CKA of all layers and controls: on all samples, on subsets, reduced to components, and read again."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,13 +17,13 @@ N = 30
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Design, list[Control]]]:
-    """The second layer of a is constant in the first half of the samples, the first one of b in all."""
+    """Build a study in which a/block1 is constant on the first half of the samples, and b/block0 on all samples."""
     with ExitStack() as stack:
         rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("stores")
         layers = {model: unrelated_layers(rng, N, 6, 6, 6) for model in ("a", "b")}
         layers["a"][1][: N // 2] = 1
         layers["b"][0][:] = 1
-        stores = [stack.enter_context(write_network(folder, model, each)) for model, each in layers.items()]
+        stores = [stack.enter_context(write_network(folder, model, arrays)) for model, arrays in layers.items()]
         names = ("input", "input of a"), ("input", "mean input of a"), ("labels", "class labels")
         yield design(stores), [Control(kind, name, rng.normal(size=(N, 2))) for kind, name in names]  # type: ignore[arg-type]
 
@@ -37,30 +37,30 @@ def features(study: tuple[Design, list[Control]]) -> list[np.ndarray]:
     return [x for x in [*members, *(control.features for control in study[1])] if np.ptp(x) > 0]
 
 
-def test_the_matrix_and_where_everything_is(study: tuple[Design, list[Control]]) -> None:
-    found = prepared(study)
+def test_the_matrix_and_the_positions_of_layers(study: tuple[Design, list[Control]]) -> None:
+    passes = prepared(study)
     V = np.stack([unit_kernel(x) for x in features(study)])
-    np.testing.assert_allclose(found.values(), V @ V.T, atol=1e-12)
-    assert np.array_equal(np.diagonal(found.values()), np.ones(len(V)))
-    assert {name: where.tolist() for name, where in found.of.items()} == {
+    np.testing.assert_allclose(passes.values(), V @ V.T, atol=1e-12)
+    assert np.array_equal(np.diagonal(passes.values()), np.ones(len(V)))
+    assert {name: where.tolist() for name, where in passes.positions.items()} == {
         "a": [0, 1, 2], "b": [3, 4], "input": [5, 6], "labels": [7],
     }  # fmt: skip
-    assert found.names[1:4] == ("a/block1", "a/block2", "b/block1")
-    assert list(found.undefined) == ["b/block0"]
-    assert "constant" in found.undefined["b/block0"]
+    assert passes.names[1:4] == ("a/block1", "a/block2", "b/block1")
+    assert list(passes.undefined) == ["b/block0"]
+    assert "constant" in passes.undefined["b/block0"]
 
 
-def test_layers_that_are_read_anew_are_the_same(study: tuple[Design, list[Control]]) -> None:
+def test_layers_that_are_read_again_are_the_same(study: tuple[Design, list[Control]]) -> None:
     np.testing.assert_allclose(prepared(study, keep=False).values(), prepared(study).values(), atol=1e-13)
 
 
-def test_on_some_samples(study: tuple[Design, list[Control]]) -> None:
-    """NaN for what is constant there."""
-    found, where = prepared(study), np.array([1, 0, 4, 7])
+def test_values_on_a_subset_of_the_samples(study: tuple[Design, list[Control]]) -> None:
+    """A layer that is constant on the subset has NaN."""
+    passes, where = prepared(study), np.array([1, 0, 4, 7])
     late = np.arange(N // 2 - 3, N)
     V = np.stack([unit_kernel(features(study)[k][late]) for k in where])
-    np.testing.assert_allclose(found.on(late, where), V @ V.T, atol=1e-12)
-    early = found.on(np.arange(N // 2), where)
+    np.testing.assert_allclose(passes.values_on(late, where), V @ V.T, atol=1e-12)
+    early = passes.values_on(np.arange(N // 2), where)
     assert np.isnan(early[0]).all()
     assert np.isnan(early[:, 0]).all()
     V = np.stack([unit_kernel(features(study)[k][: N // 2]) for k in where[1:]])
@@ -73,23 +73,27 @@ def test_without_each_sample(study: tuple[Design, list[Control]]) -> None:
     assert len(runs) > 1
     values = np.concatenate(runs)
     V = np.stack([unit_kernel(x) for x in features(study)])
-    np.testing.assert_allclose(sweep.whole, V @ V.T, atol=1e-12)
-    assert np.linalg.eigvalsh(sweep.whole).min() > -1e-12
+    np.testing.assert_allclose(sweep.full_values, V @ V.T, atol=1e-12)
+    assert np.linalg.eigvalsh(sweep.full_values).min() > -1e-12
     for i in (0, 15, 29):
         V = np.stack([unit_kernel(np.delete(x, i, 0)) for x in features(study)])
         np.testing.assert_allclose(values[i], V @ V.T, atol=1e-11)
 
 
-def test_cut(study: tuple[Design, list[Control]]) -> None:
-    """Some of the layers in another order, each by its leading components."""
-    found = prepared(study)
-    cut = found.cut([7, 4, 0])
+def test_reduce(study: tuple[Design, list[Control]]) -> None:
+    """Select layers in another order, each reduced to its leading components."""
+    full = prepared(study)
+    cut = full.reduce([7, 4, 0])
     assert cut.names == ("class labels", "b/block2", "a/block0")
-    assert {name: where.tolist() for name, where in cut.of.items() if len(where)} == {"a": [2], "b": [1], "labels": [0]}
-    np.testing.assert_allclose(cut.values(), found.values()[np.ix_([7, 4, 0], [7, 4, 0])], atol=5e-3)
+    assert {name: where.tolist() for name, where in cut.positions.items() if len(where)} == {
+        "a": [2],
+        "b": [1],
+        "labels": [0],
+    }
+    np.testing.assert_allclose(cut.values(), full.values()[np.ix_([7, 4, 0], [7, 4, 0])], atol=5e-3)
 
 
 def test_every_layer_is_a_source(study: tuple[Design, list[Control]]) -> None:
-    some = sources(study[0].members, "cpu")
-    assert [each.name for each in some] == [f"{model}/block{k}" for model in "ab" for k in range(3)]
-    np.testing.assert_array_equal(some[2].rows()[:], study[0].members[0].store["block2"][:])
+    layer_sources = sources(study[0].members, "cpu")
+    assert [source.name for source in layer_sources] == [f"{model}/block{k}" for model in "ab" for k in range(3)]
+    np.testing.assert_array_equal(layer_sources[2].rows()[:], study[0].members[0].store["block2"][:])

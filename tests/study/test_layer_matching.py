@@ -1,4 +1,4 @@
-"""Order-preserving matches: against every map there is, with layers left out, and without the winner's curse."""
+"""Order-preserving matches compared with all possible maps, with layers left out, and measured on other samples."""
 
 import itertools
 
@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 
 
 def every_map(S: Array) -> tuple[float, list[int]]:
-    """The value and the map of `best_match`, from all maps that never decrease: -1 for rows without a value."""
+    """Return the value and the map of `best_match` by trying all non-decreasing maps; -1 for rows without a value."""
     rows = [i for i in range(len(S)) if not np.isnan(S[i]).all()]
     maps = list(itertools.combinations_with_replacement(range(S.shape[1]), len(rows)))
     sums = [sum(S[i, j] for i, j in zip(rows, m, strict=True)) for m in maps]
@@ -29,7 +29,7 @@ def every_map(S: Array) -> tuple[float, list[int]]:
 @pytest.mark.parametrize(("rows", "width"), list(itertools.product(range(1, 6), repeat=2)))
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 def test_it_is_the_best_of_all_maps(rng: np.random.Generator, rows: int, width: int, missing: float) -> None:
-    """Whole numbers, so that there are ties: the smallest of the best maps is itself one of the best."""
+    """Integers give ties: the column-wise minimum of the best maps is one of the best maps."""
     S = rng.integers(-2, 4, (40, rows, width)).astype(float)
     S[rng.random(S.shape) < missing] = np.nan
     match = best_match(S)
@@ -39,14 +39,16 @@ def test_it_is_the_best_of_all_maps(rng: np.random.Generator, rows: int, width: 
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-6, 1e6])
-def test_layers_that_hold_the_same_are_level_whatever_the_rounding(rng: np.random.Generator, size: float) -> None:
-    """Which processors do each in their own way."""
+def test_equal_layers_are_ties_despite_rounding_errors(rng: np.random.Generator, size: float) -> None:
+    """Rounding errors, which differ between processors, do not decide between ties."""
     S = np.array([[0.9, 0.9, 0.1], [0.3, 0.3, 0.3], [0.2, 0.8, 0.8]]) * size
     for _ in range(20):
         match = best_match(S * (1 + 1e-12 * rng.normal(size=S.shape)))
         assert match.columns.tolist() == [0, 0, 1]
         assert float(match.value) == pytest.approx(size * 2 / 3, rel=1e-11)
-    assert best_match(S + 1e-7 * size * np.eye(3)[[1, 1, 2]]).columns.tolist() == [1, 1, 2], "a difference is one"
+    assert best_match(S + 1e-7 * size * np.eye(3)[[1, 1, 2]]).columns.tolist() == [1, 1, 2], (
+        "a difference above the tolerance counts"
+    )
 
 
 def test_a_batch_is_one_matrix_after_the_other(rng: np.random.Generator) -> None:
@@ -83,7 +85,7 @@ def test_a_layer_without_a_value_is_left_out(rng: np.random.Generator) -> None:
 
 
 def test_no_map_is_no_value() -> None:
-    """Each row has a value, but none behind that of the row before."""
+    """Each row has a value, but only in a column before that of the previous row."""
     nan = np.nan
     crossed = best_match([[[nan, 1.0], [1.0, nan]], [[1.0, nan], [nan, 1.0]], [[nan, nan], [nan, nan]]])
     assert np.isnan(crossed.value).tolist() == [True, False, True]
@@ -91,13 +93,13 @@ def test_no_map_is_no_value() -> None:
     assert np.isnan(split_half([[nan, 1.0], [1.0, nan]], np.ones((2, 2))))
 
 
-def test_the_halves_are_found_and_measured_crosswise(rng: np.random.Generator) -> None:
+def test_maps_are_fitted_on_one_half_and_measured_on_the_other(rng: np.random.Generator) -> None:
     first, second = rng.normal(size=(2, 30, 4, 5))
     expected = []
     for a, b in zip(first, second, strict=True):
         values = []
-        for found, measured in [(a, b), (b, a), (a.T, b.T), (b.T, a.T)]:
-            _, columns = every_map(found)
+        for fitted, measured in [(a, b), (b, a), (a.T, b.T), (b.T, a.T)]:
+            _, columns = every_map(fitted)
             values.append(np.mean([measured[i, j] for i, j in enumerate(columns)]))
         expected.append(np.mean(values))
     np.testing.assert_allclose(split_half(first, second), expected, rtol=1e-12)
@@ -136,7 +138,7 @@ def test_warp_is_the_distance_from_the_diagonal() -> None:
 
 
 def test_a_slow_network_has_a_negative_warp() -> None:
-    """A ResNet whose lower half matches the first quarter of a ViT, and back."""
+    """The lower half of a ResNet matches the first quarter of a ViT; the reverse match has the opposite sign."""
     a, b = np.linspace(0, 1, 17), np.linspace(0, 1, 13)
     depth = np.where(a < 0.5, a / 2, 0.25 + (a - 0.5) * 1.5)
     S = -np.abs(depth[:, None] - b)
@@ -148,7 +150,7 @@ def test_nearest_layers() -> None:
     for layers, count in itertools.product(range(1, 30), range(2, 30)):
         indices = nearest(layers, count)
         for k, index in enumerate(indices):
-            distances = [abs(j * (count - 1) - k * (layers - 1)) for j in range(layers)]  # in whole numbers
+            distances = [abs(j * (count - 1) - k * (layers - 1)) for j in range(layers)]  # in integers
             assert index == int(np.argmin(distances))
     assert nearest(8, 8).tolist() == list(range(8))
     for layers, count in ((0, 3), (5, 1)):

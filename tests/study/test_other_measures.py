@@ -1,4 +1,4 @@
-"""Measures beside CKA: their chance, what is affordable, half-samples, and distances turned into similarities."""
+"""Measures other than CKA: chance levels, affordable permutations, half-samples, and distances as similarities."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ from repsim.study import other_measures
 from repsim.study.chance import calibrated, p_value, threshold
 from repsim.study.design import Design, design
 from repsim.study.layer_matching import mbm
-from repsim.study.other_measures import Measured, measure
+from repsim.study.other_measures import MeasureResult, measure
 from repsim.study.uncertainty import half_samples
 from repsim.study.universality import universality
 from repsim.testing.examples import TRAINED, UNTRAINED, Array, write_networks
@@ -45,15 +45,15 @@ def layers(study: Design, model: int) -> list[Array]:
     return [member.store[array][:] for array in member.arrays]
 
 
-def found(study: Design, spec: str, **options: Any) -> Measured:
+def run_measure(study: Design, spec: str, **options: Any) -> MeasureResult:
     both = [*study.pairs, *study.controls_of(study.pairs[0])]
-    told = {"device": "cpu", "memory": None, "seed": 3, **options}
-    return measure(registry.get(spec), both, study.pairs, ORDERS, **told)
+    settings = {"device": "cpu", "memory": None, "seed": 3, **options}
+    return measure(registry.get(spec), both, study.pairs, ORDERS, **settings)
 
 
 def test_values_and_chance_of_neighbours(study: Design) -> None:
-    """k / (n - 1) by chance, and a deviation that all permutations on average have."""
-    measured, metric = found(study, "mutual_knn:k=4"), registry.get("mutual_knn:k=4")
+    """The chance level is k / (n - 1); the standard deviation is that over permutations."""
+    measured, metric = run_measure(study, "mutual_knn:k=4"), registry.get("mutual_knn:k=4")
     (pair,) = study.pairs
     a, b = layers(study, 0), layers(study, 1)
     np.testing.assert_allclose(measured.values[pair.name], [[metric(x, y) for y in b] for x in a], atol=1e-12)
@@ -63,51 +63,51 @@ def test_values_and_chance_of_neighbours(study: Design) -> None:
     np.testing.assert_array_equal(measured.permuted[pair.name], permuted(a, b, metric, ORDERS))
     twins = [name for name in measured.values if name != pair.name]
     assert twins == ["cnn+random-seed0 x vit+random-seed0"]
-    assert set(measured.permuted) == set(measured.chance) == {pair.name}  # what is tested
+    assert set(measured.permuted) == set(measured.chance) == {pair.name}  # only tested pairs
 
 
 def test_half_samples_keep_the_share_of_neighbours(study: Design) -> None:
-    measured, (pair,) = found(study, "mutual_knn:k=6"), study.pairs
+    measured, (pair,) = run_measure(study, "mutual_knn:k=6"), study.pairs
     a, b, metric = layers(study, 0), layers(study, 1), registry.get("mutual_knn:k=3")
     samples = random_subsamples(N, N // 2, HALVES, 3)
     expected = [[[metric(x[half], y[half]) for y in b] for x in a] for half in samples]
     np.testing.assert_allclose(measured.halves[pair.name], expected, atol=1e-12)
-    assert len(measured.halves) == 2  # of the untrained ones on the same halves
+    assert len(measured.halves) == 2  # untrained networks use the same halves
 
 
-def test_what_is_not_affordable_is_said(study: Design, tuned: Callable[..., None]) -> None:
-    (scarce,) = found(study, "svcca").notes
+def test_unaffordable_permutations_are_reported(study: Design, tuned: Callable[..., None]) -> None:
+    (scarce,) = run_measure(study, "svcca").notes
     assert scarce.startswith(f"all values: n = {N} samples are too few for ")
     (once,) = [other_measures._affordable(registry.get("svcca"), study.pairs, N, 10**9, prepared=True)]
     seconds = tuning.current().study_seconds / once
     tuned(study_seconds=18.5 * seconds)
-    few = found(study, "svcca")
+    few = run_measure(study, "svcca")
     assert few.notes[0] == "not permuted: fewer than 19 permutations are affordable at this size"
     assert few.permuted == {}
     assert np.isfinite(few.values[study.pairs[0].name]).all()
     tuned(study_seconds=19.5 * seconds)
     orders = random_permutations(N, 30, 0)
-    some = measure(registry.get("svcca"), study.pairs, study.pairs, orders, device="cpu", memory=None, seed=0)
-    assert some.notes[0] == "19 of 30 permutations, which is what is affordable at this size"
+    limited = measure(registry.get("svcca"), study.pairs, study.pairs, orders, device="cpu", memory=None, seed=0)
+    assert limited.notes[0] == "19 of 30 permutations are affordable at this size"
     np.testing.assert_array_equal(
-        some.permuted[study.pairs[0].name], found(study, "svcca").permuted[study.pairs[0].name]
+        limited.permuted[study.pairs[0].name], run_measure(study, "svcca").permuted[study.pairs[0].name]
     )
     tuned(study_seconds=0)
-    assert "no interval: half-samples take too long at this size" in found(study, "svcca").notes
+    assert "no interval: half-samples take too long at this size" in run_measure(study, "svcca").notes
 
 
 def test_too_few_samples(study: Design) -> None:
-    measured = found(study, "mutual_knn:k=40")
+    measured = run_measure(study, "mutual_knn:k=40")
     assert measured.notes == ["26 samples are too few: it needs at least 42"]
     assert all(np.isnan(values).all() for values in measured.values.values())
     assert measured.permuted == measured.halves == {}
 
 
-def test_clouds_are_not_permuted(study: Design) -> None:
-    measured = found(study, "uniformity_difference")
+def test_unpaired_measures_are_not_permuted(study: Design) -> None:
+    measured = run_measure(study, "uniformity_difference")
     assert measured.permuted == {}
     unpaired, scarce = measured.notes
-    assert unpaired == "not permuted: it compares clouds, and which sample is which is nothing to it"
+    assert unpaired == "not permuted: its value does not depend on the order of the samples"
     assert scarce.startswith(f"all values: n = {N} samples are too few for ")
     assert scarce.endswith("its value depends on which samples they are with fewer than 200")
 
@@ -141,7 +141,7 @@ def test_a_distance_is_there_as_its_negative(study: Design, whole: xr.Dataset) -
 
 @pytest.mark.filterwarnings("ignore::repsim.errors.UnreliableValueWarning")
 def test_what_a_distance_has_learned(study: Design, whole: xr.Dataset) -> None:
-    """More alike than the untrained networks: less distance, and so above 0; an interval from halves taken together."""
+    """Trained networks are nearer than untrained ones, so the effect is above 0; its interval is from joint halves."""
     metric: Metric[Any] = registry.get("procrustes")
 
     def index(rows: Any = slice(None)) -> tuple[float, float]:
@@ -173,7 +173,7 @@ def test_an_asymmetric_measure_is_not_mirrored(study: Design, whole: xr.Dataset)
 
 
 def test_scales() -> None:
-    assert other_measures.most(registry.get("procrustes")) == 0
-    assert other_measures.most(registry.get("mutual_knn")) == 1
-    assert other_measures.most(registry.get("cknna")) == np.inf
+    assert other_measures.identity_value(registry.get("procrustes")) == 0
+    assert other_measures.identity_value(registry.get("mutual_knn")) == 1
+    assert other_measures.identity_value(registry.get("cknna")) == np.inf
     assert calibrated(0.5, 0.2) == pytest.approx(0.375)

@@ -1,4 +1,4 @@
-"""Algebra on similarities against the same with explicit kernels: projections by least squares, cosines, means."""
+"""Algebra on similarities compared with explicit kernels: projections by least squares, cosines, means."""
 
 import itertools
 
@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 
 
 def unit_kernels(layers: list[Array]) -> Array:
-    """The U-centred Gram matrices as vectors of norm 1, by the formula with the means of rows."""
+    """Compute U-centred Gram matrices as vectors of norm 1, by the formula with the means of rows."""
     vectors = []
     for x in layers:
         n = len(x)
@@ -33,7 +33,7 @@ def related(rng: np.random.Generator, count: int, n: int = 30) -> list[Array]:
 
 
 def projected(v: Array, controls: list[int]) -> Array:
-    """What least squares leave of each vector."""
+    """Compute the residual of each vector after a least-squares fit to the controls."""
     Z = v[controls].T
     return np.asarray(v - (Z @ np.linalg.lstsq(Z, v.T, rcond=1e-9)[0]).T)
 
@@ -52,7 +52,7 @@ def test_it_is_the_projection_of_the_kernels(rng: np.random.Generator, controls:
 
 
 def test_the_similarities_are_those_of_the_metric(rng: np.random.Generator) -> None:
-    """R, made by the metric, gives the partial similarity of the kernels, and is positive semidefinite."""
+    """R computed by the metric equals that of the kernels, and gives their partial similarity."""
     layers = related(rng, 4)
     R = np.array([[get("cka")(x, y) for y in layers] for x in layers])
     v = unit_kernels(layers)
@@ -74,8 +74,8 @@ def test_controls_one_after_the_other_are_controls_together(rng: np.random.Gener
     np.testing.assert_allclose(partial(first, [3])[:3, :3], partial(v @ v.T, [3, 4])[:3, :3], atol=1e-12)
 
 
-def test_a_control_that_is_there_twice_changes_nothing(rng: np.random.Generator) -> None:
-    """Twice to the bit, or up to what float32 leaves of it."""
+def test_a_repeated_control_changes_nothing(rng: np.random.Generator) -> None:
+    """A control is repeated exactly, or up to rounding errors of float32."""
     v = unit_kernels(related(rng, 5))
     once = residual(v @ v.T, [3, 4])
     again = v[[0, 1, 2, 3, 4, 4]]
@@ -89,11 +89,11 @@ def test_a_control_that_is_there_twice_changes_nothing(rng: np.random.Generator)
 def test_without_controls_nothing_changes(rng: np.random.Generator) -> None:
     v = unit_kernels(related(rng, 4))
     for same in (partial, residual):
-        given = v @ v.T
-        result = same(given, [])
-        np.testing.assert_array_equal(result, given)
+        R = v @ v.T
+        result = same(R, [])
+        np.testing.assert_array_equal(result, R)
         result[0, 0] = 5
-        assert given[0, 0] != 5
+        assert R[0, 0] != 5
 
 
 def test_batches_are_one_matrix_after_the_other(rng: np.random.Generator) -> None:
@@ -105,8 +105,8 @@ def test_batches_are_one_matrix_after_the_other(rng: np.random.Generator) -> Non
 
 
 def test_the_batch_decides_together_how_many_directions_there_are() -> None:
-    """Two controls that nearly agree: alone, either side of the threshold is another answer, together it is one."""
-    apart = np.array([1.5e-6, 3e-6])  # their eigenvalues are 2 - apart and apart: shares of .75e-6 and 1.5e-6
+    """Nearly equal controls on either side of the threshold: alone, results differ; in one batch, they agree."""
+    apart = np.array([1.5e-6, 3e-6])  # their eigenvalues are 2 - apart and apart: shares of 0.75e-6 and 1.5e-6
     controls = np.stack([np.sqrt(1 - apart / 2), np.sqrt(apart / 2), 0 * apart], -1)
     layer = np.tile([0.6, 0.64, 0.48], (2, 1))
     v = np.stack([layer, controls, controls * [1, -1, 1]], 1)
@@ -147,7 +147,7 @@ def test_bad_input_is_refused(rng: np.random.Generator) -> None:
 
 
 def by_pairs(C: Array, families: list[str]) -> tuple[float, float]:
-    """Means over pairs of models of one family, and of two, by counting."""
+    """Compute the means over pairs of models of one family, and of two, by enumeration."""
     pairs = list(itertools.combinations(range(len(C)), 2))
     within = [C[a, b] for a, b in pairs if families[a] == families[b]]
     across = [C[a, b] for a, b in pairs if families[a] != families[b]]
@@ -158,21 +158,21 @@ def by_pairs(C: Array, families: list[str]) -> tuple[float, float]:
 def test_shares_are_means_over_models_and_pairs(rng: np.random.Generator, families: str) -> None:
     w = rng.normal(size=(7, len(families), 9)) / 3
     C = w @ w.swapaxes(1, 2)
-    found = shares(C, list(families))
+    result = shares(C, list(families))
     for k, matrix in enumerate(C):
         within, across = by_pairs(matrix, list(families))
         energy = np.trace(matrix) / len(families)
         expected = [1 - energy, across, within - across, energy - within, energy - across, within]
-        actual = [getattr(found, name)[k] for name in vars(found)]
+        actual = [getattr(result, name)[k] for name in vars(result)]
         np.testing.assert_allclose(actual, expected, atol=1e-13)
-    total = found.input + found.universal + found.family + found.seed
+    total = result.input + result.universal + result.family + result.seed
     identified = len(set(families)) > 1 and len(set(families)) < len(families)
     assert np.isnan(total).all() != identified
     if identified:
         np.testing.assert_allclose(total, 1, atol=1e-12)
 
 
-def test_what_is_not_identified_is_told_as_a_sum(rng: np.random.Generator) -> None:
+def test_unidentified_shares_are_given_as_a_sum(rng: np.random.Generator) -> None:
     w = rng.normal(size=(4, 9)) / 3
     C = w @ w.T
     one_family = shares(C, ["a"] * 4)
@@ -184,7 +184,7 @@ def test_what_is_not_identified_is_told_as_a_sum(rng: np.random.Generator) -> No
 
 
 def test_shares_recover_what_kernels_are_made_of() -> None:
-    """v = input + universal + family + seed, in directions of their own: the shares are the squared lengths."""
+    """v = input + universal + family + seed, in orthogonal directions: the shares are the squared lengths."""
     lengths = {"input": 0.5, "universal": 0.2, "family": 0.18, "seed": 0.12}
     v = np.zeros((6, 10))
     v[:, 0], v[:, 1] = lengths["input"] ** 0.5, lengths["universal"] ** 0.5
@@ -193,40 +193,40 @@ def test_shares_recover_what_kernels_are_made_of() -> None:
         v[m, 4 + m] = lengths["seed"] ** 0.5
     v = np.vstack([v, np.eye(1, 10)])  # the input itself
     C = residual(v @ v.T, [6])[:6, :6]
-    found = shares(C, ["a"] * 3 + ["b"] * 3)
-    assert {name: pytest.approx(float(getattr(found, name)), abs=1e-12) for name in lengths} == lengths
+    result = shares(C, ["a"] * 3 + ["b"] * 3)
+    assert {name: pytest.approx(float(getattr(result, name)), abs=1e-12) for name in lengths} == lengths
     above = ceiling(C, ["a"] * 3 + ["b"] * 3)
     assert above.overall == pytest.approx(0.2 / 0.38, abs=1e-12)
     np.testing.assert_allclose(above.within, 0.38, atol=1e-12)
 
 
 def test_the_ceiling_is_the_cosine_between_what_families_have_in_common(rng: np.random.Generator) -> None:
-    """Models are their family's kernel and noise in directions of their own, which the mean within a family misses."""
+    """Models are the kernel of their family plus orthogonal noise, which does not enter the mean within a family."""
     common = rng.normal(size=(3, 12)) * [[1], [2], [0.5]]
     w = np.zeros((9, 12 + 9))
     w[:, :12] = np.repeat(common, 3, axis=0)
     w[range(9), range(12, 21)] = rng.uniform(1, 3, 9)
-    found = ceiling(w @ w.T, list("aaabbbccc"))
+    result = ceiling(w @ w.T, list("aaabbbccc"))
     expected = np.full((3, 3), np.nan)
     for i, j in itertools.permutations(range(3), 2):
         expected[i, j] = common[i] @ common[j] / np.linalg.norm(common[i]) / np.linalg.norm(common[j])
-    np.testing.assert_allclose(found.pairs, expected, atol=1e-12)
+    np.testing.assert_allclose(result.pairs, expected, atol=1e-12)
     norms = np.linalg.norm(common, axis=1)
     pairs = list(itertools.combinations(range(3), 2))
     ratio = sum(common[i] @ common[j] for i, j in pairs) / sum(norms[i] * norms[j] for i, j in pairs)
-    assert found.overall == pytest.approx(ratio, abs=1e-12)
+    assert result.overall == pytest.approx(ratio, abs=1e-12)
 
 
-def test_there_is_no_ratio_to_a_ceiling_that_is_not_there() -> None:
+def test_without_a_ceiling_there_is_no_ratio() -> None:
     C = np.stack([np.full((5, 5), 0.3)] * 2)
     C[1, 0, 1] = C[1, 1, 0] = -0.1  # in the second matrix, models of a have nothing in common
-    found = ceiling(C, list("aabbc"))
-    assert found.families == ("a", "b", "c")
+    result = ceiling(C, list("aabbc"))
+    assert result.families == ("a", "b", "c")
     nan = np.nan
-    np.testing.assert_allclose(found.within, [[0.3, 0.3, nan], [-0.1, 0.3, nan]])
-    np.testing.assert_allclose(found.pairs[0], [[nan, 1, nan], [1, nan, nan], [nan, nan, nan]])
-    assert np.isnan(found.pairs[1]).all()
-    np.testing.assert_allclose(found.overall, [1, nan])
+    np.testing.assert_allclose(result.within, [[0.3, 0.3, nan], [-0.1, 0.3, nan]])
+    np.testing.assert_allclose(result.pairs[0], [[nan, 1, nan], [1, nan, nan], [nan, nan, nan]])
+    assert np.isnan(result.pairs[1]).all()
+    np.testing.assert_allclose(result.overall, [1, nan])
     assert np.isnan(ceiling(C, list("abcde")).overall).all()
     assert np.isnan(ceiling(C, list("aaaaa")).overall).all()
 

@@ -1,4 +1,4 @@
-"""Permuted comparisons: plain values as `repsim.permuted` has them, partial ones from permuted residual kernels."""
+"""Permutation nulls: plain values equal those of `repsim.permuted`, partial values those of permuted residuals."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -26,14 +26,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
     with ExitStack() as stack:
         rng, folder = np.random.default_rng(4), tmp_path_factory.mktemp("stores")
         stores = write_networks(folder, rng, N, learned=0.6, seen=0.8, models=(*TRAINED[:3], UNTRAINED[0]))
-        made = design([stack.enter_context(store) for store in stores])
-        given = [*controls.inputs(made), *filter(None, [controls.classes(made)])]
-        found = kernels(made, given, "cpu", keep=True, step=lambda: None)
-        yield made, given, found, Indices(made, dict(found.of), found.values())
+        built = design([stack.enter_context(store) for store in stores])
+        study_controls = [*controls.inputs(built), *filter(None, [controls.classes(built)])]
+        passes = kernels(built, study_controls, "cpu", keep=True, step=lambda: None)
+        yield built, study_controls, passes, Indices(built, dict(passes.positions), passes.values())
 
 
 def of_cka(study: Study) -> dict[tuple[str, str], permutation_nulls.Null]:
-    return permutation_nulls.of_cka(study[2], study[3], ORDERS, memory=2**30)
+    return permutation_nulls.cka_nulls(study[2], study[3], ORDERS, memory=2**30)
 
 
 def features(study: Study) -> dict[str, list[Array]]:
@@ -41,38 +41,41 @@ def features(study: Study) -> dict[str, list[Array]]:
 
 
 def test_plain_values_are_those_of_permuted(study: Study) -> None:
-    found, layers = of_cka(study), features(study)
+    nulls, layers = of_cka(study), features(study)
     for pair in study[0].pairs:
         a, b = layers[pair.a.name], layers[pair.b.name]
         values = permuted(a, b, "cka", [np.arange(N), *ORDERS])
         expected = np.stack([mbm(values), values.max((1, 2))], -1)
-        null = found[RAW, pair.name]
+        null = nulls[RAW, pair.name]
         np.testing.assert_allclose(null.observed, expected[0], atol=1e-12)
         np.testing.assert_allclose(null.permuted, expected[1:], atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["input", "labels"])
 def test_partial_values_are_those_of_permuted_residuals(study: Study, kind: str) -> None:
-    """What the controls leave of b's kernel, an n x n matrix, with its rows and columns in another order."""
-    found, layers = of_cka(study), features(study)
-    Z = np.array([unit_kernel(each.features) for each in study[1] if each.kind == kind])
+    """The residual kernel of b, an n x n matrix, is permuted in its rows and columns."""
+    nulls, layers = of_cka(study), features(study)
+    Z = np.array([unit_kernel(control.features) for control in study[1] if control.kind == kind])
     for pair in study[0].pairs:
-        left = {}
+        unit_residuals = {}
         for side in (pair.a.name, pair.b.name):
-            some = without(np.stack([unit_kernel(x) for x in layers[side]]), Z)
-            left[side] = some / np.linalg.norm(some, axis=1, keepdims=True)
-        b = left[pair.b.name].reshape(-1, N, N)
+            residuals = without(np.stack([unit_kernel(x) for x in layers[side]]), Z)
+            unit_residuals[side] = residuals / np.linalg.norm(residuals, axis=1, keepdims=True)
+        b = unit_residuals[pair.b.name].reshape(-1, N, N)
         values = np.stack(
-            [left[pair.a.name] @ b[:, order][:, :, order].reshape(len(b), -1).T for order in (np.arange(N), *ORDERS)]
+            [
+                unit_residuals[pair.a.name] @ b[:, order][:, :, order].reshape(len(b), -1).T
+                for order in (np.arange(N), *ORDERS)
+            ]
         )
         expected = np.stack([mbm(values), values.max((1, 2))], -1)
-        null = found[kind, pair.name]
+        null = nulls[kind, pair.name]
         np.testing.assert_allclose(null.observed, expected[0], atol=1e-10)
         np.testing.assert_allclose(null.permuted, expected[1:], atol=1e-10)
 
 
-def test_all_pairs_and_all_that_is_given(study: Study) -> None:
-    """Untrained twins are another kernel for every pair of layers, and have no null here."""
+def test_all_pairs_and_controls_have_a_null(study: Study) -> None:
+    """Untrained twins differ from layer to layer, and have no null distribution."""
     names = [pair.name for pair in study[0].pairs]
     assert set(of_cka(study)) == {(kind, name) for kind in (RAW, "input", "labels") for name in names}
 
@@ -85,10 +88,12 @@ def test_observed_is_the_index_of_the_study(study: Study) -> None:
 
 
 def test_runs_of_permutations_are_one_after_the_other(study: Study, tuned: Callable[..., None]) -> None:
-    whole, told = of_cka(study), []
+    whole, steps = of_cka(study), []
     tuned(permutations_at_once=5)
-    parts = permutation_nulls.of_cka(study[2], study[3], ORDERS, memory=2**30, progress=lambda *done: told.append(done))
-    assert told == [(5, COUNT), (10, COUNT), (12, COUNT)]
+    parts = permutation_nulls.cka_nulls(
+        study[2], study[3], ORDERS, memory=2**30, progress=lambda *done: steps.append(done)
+    )
+    assert steps == [(5, COUNT), (10, COUNT), (12, COUNT)]
     for key, null in whole.items():
         np.testing.assert_allclose(parts[key].permuted, null.permuted, atol=1e-13)
 
@@ -99,7 +104,7 @@ def test_many_samples_are_cut_to_leading_components(study: Study, tuned: Callabl
     cut = of_cka(study)
     assert cut.keys() == whole.keys()
     moved = max(abs(cut[key].permuted - null.permuted).max() for key, null in whole.items())
-    assert 0 < moved < 2e-2  # with 1e-3 of a kernel's energy gone, its direction has moved by 3e-2
+    assert 0 < moved < 2e-2  # without 1e-3 of its energy, a kernel's direction changes by 3e-2
     for key, null in whole.items():
         np.testing.assert_allclose(cut[key].observed, null.observed, atol=1e-2)
         difference = abs(p_value(cut[key].observed, cut[key].permuted) - p_value(null.observed, null.permuted))
@@ -108,7 +113,10 @@ def test_many_samples_are_cut_to_leading_components(study: Study, tuned: Callabl
 
 def test_one_model_has_nothing_to_permute(study: Study) -> None:
     alone = Design(study[0].trained[:1], ())
-    assert permutation_nulls.of_cka(study[2], Indices(alone, study[3].of, study[3].R), ORDERS, memory=2**30) == {}
+    assert (
+        permutation_nulls.cka_nulls(study[2], Indices(alone, study[3].positions, study[3].R), ORDERS, memory=2**30)
+        == {}
+    )
 
 
 def test_statistics() -> None:
@@ -119,9 +127,9 @@ def test_statistics() -> None:
     np.testing.assert_array_equal(permutation_nulls.statistics(batch)[1], permutation_nulls.statistics(-S))
 
 
-def test_of_values() -> None:
+def test_null_of_values() -> None:
     rng = np.random.default_rng(0)
     observed, values = rng.normal(size=(2, 3)), rng.normal(size=(4, 2, 3))
-    null = permutation_nulls.of_values(observed, values)
+    null = permutation_nulls.null_of_values(observed, values)
     np.testing.assert_array_equal(null.observed, [mbm(observed), observed.max()])
     np.testing.assert_array_equal(null.permuted[:, 1], values.max((1, 2)))

@@ -1,4 +1,4 @@
-"""Standard errors: exact for means, by every half-sample, and intervals that cover what they say."""
+"""Standard errors and intervals: exact for means, joint draws, and coverage at the nominal level."""
 
 from collections.abc import Callable
 
@@ -25,15 +25,15 @@ def means_left_out(x: Array) -> Array:
     return np.stack([np.delete(x, i, axis=0).mean(0) for i in range(len(x))])
 
 
-def test_of_a_mean_all_is_exact(rng: np.random.Generator) -> None:
-    """Influence is the deviation, the standard error s / sqrt(n), the interval Student's."""
+def test_everything_is_exact_for_a_mean(rng: np.random.Generator) -> None:
+    """For a mean, influence is the deviation, the standard error s / sqrt(n), and the interval Student's."""
     x = rng.normal(size=(12, 3, 2))
     theta, left_out = x.mean(0), means_left_out(x)
     np.testing.assert_allclose(influence(theta, left_out), x - theta, atol=1e-13)
-    found = jackknife(theta, left_out, level=0.9)
+    interval = jackknife(theta, left_out, level=0.9)
     low, high = stats.t.interval(0.9, 11, theta, stats.sem(x))
-    np.testing.assert_allclose(found.se, stats.sem(x), rtol=1e-12)
-    np.testing.assert_allclose([found.low, found.high], [low, high], rtol=1e-12)
+    np.testing.assert_allclose(interval.se, stats.sem(x), rtol=1e-12)
+    np.testing.assert_allclose([interval.low, interval.high], [low, high], rtol=1e-12)
 
 
 def test_the_influence_is_the_derivative_by_the_weight_of_a_stimulus(rng: np.random.Generator) -> None:
@@ -44,7 +44,7 @@ def test_the_influence_is_the_derivative_by_the_weight_of_a_stimulus(rng: np.ran
 
 
 def test_a_difference_is_computed_from_replicates_first(rng: np.random.Generator) -> None:
-    """Two networks see the same stimuli: what these do to both is no uncertainty of the difference."""
+    """Variation of the stimuli that affects both networks alike does not enter the error of their difference."""
     easy = rng.normal(size=200)
     a, b = easy + 0.1 * rng.normal(size=(2, 200))
     apart = jackknife(a.mean() - b.mean(), means_left_out(a) - means_left_out(b)).se
@@ -55,9 +55,9 @@ def test_a_difference_is_computed_from_replicates_first(rng: np.random.Generator
 
 def test_the_bootstrap_is_its_formula(rng: np.random.Generator) -> None:
     influences, theta = rng.normal(size=(15, 2, 3)) + 1, rng.normal(size=(2, 3))
-    found = multiplier_bootstrap(theta, influences, 6, seed=3)
+    draws = multiplier_bootstrap(theta, influences, 6, seed=3)
     weights = np.random.default_rng(3).standard_exponential((6, 15))
-    for draw, w in zip(found, weights, strict=True):
+    for draw, w in zip(draws, weights, strict=True):
         moved = sum((w[i] - 1) * (influences[i] - influences.mean(0)) for i in range(15)) / 15
         np.testing.assert_allclose(draw, theta + moved, rtol=1e-12)
 
@@ -69,7 +69,7 @@ def test_draws_do_not_depend_on_how_many_are_made_at_once(rng: np.random.Generat
     np.testing.assert_allclose(multiplier_bootstrap(np.zeros(4), influences, 50), whole, atol=1e-14)
 
 
-def test_values_drawn_apart_are_drawn_together(rng: np.random.Generator) -> None:
+def test_separate_calls_draw_jointly(rng: np.random.Generator) -> None:
     influences = rng.normal(size=(20, 4))
     whole = multiplier_bootstrap(np.zeros(4), influences, 50, seed=7)
     alone = multiplier_bootstrap(0.0, influences[:, 2], 50, seed=7)
@@ -87,9 +87,9 @@ def test_draws_vary_together_as_the_stimuli_make_them(rng: np.random.Generator) 
 
 def test_percentiles(rng: np.random.Generator) -> None:
     draws = rng.permuted(np.tile(np.arange(201.0), (2, 1)), axis=1).T
-    found = interval_of(draws, 0.95)
-    np.testing.assert_allclose([found.low, found.high], [[5, 5], [195, 195]], rtol=1e-12)
-    np.testing.assert_allclose(found.se, np.arange(201.0).std(ddof=1), rtol=1e-12)
+    interval = interval_of(draws, 0.95)
+    np.testing.assert_allclose([interval.low, interval.high], [[5, 5], [195, 195]], rtol=1e-12)
+    np.testing.assert_allclose(interval.se, np.arange(201.0).std(ddof=1), rtol=1e-12)
 
 
 def test_bad_input_is_refused() -> None:
@@ -108,7 +108,7 @@ def test_bad_input_is_refused() -> None:
 
 
 def with_each_left_out(layers: list[Array]) -> Array:
-    """Debiased CKA of all pairs, (runs, 1 + n, L, L): of all samples, and without each of them."""
+    """Compute debiased CKA of all pairs, (runs, 1 + n, L, L): on all samples, and without each of them."""
     n = layers[0].shape[1]
     kernels = []
     for x in layers:
@@ -124,7 +124,7 @@ def with_each_left_out(layers: list[Array]) -> Array:
 
 
 def test_intervals_cover_what_infinitely_many_stimuli_would_give() -> None:
-    """Debiased CKA and partial CKA, n = 60, against the values that the covariances imply: 95 %, give or take."""
+    """For n = 60, about 95 % of the intervals of CKA and partial CKA contain the values that the covariances imply."""
     rng = np.random.default_rng(5)
     d, p, n, runs = 4, 8, 60, 400
     mixing = rng.normal(size=(3, d, p))
@@ -143,7 +143,7 @@ def test_intervals_cover_what_infinitely_many_stimuli_would_give() -> None:
     values = np.stack([R[..., 0, 1], partial(R, [2])[..., 0, 1]], -1).swapaxes(0, 1)  # (1 + n, runs, 2)
     theta, left_out = values[0], values[1:]
     draws = multiplier_bootstrap(theta, influence(theta, left_out), 500)
-    for found in (jackknife(theta, left_out), interval_of(draws)):
-        covered = ((found.low <= expected) & (expected <= found.high)).mean(0)
+    for interval in (jackknife(theta, left_out), interval_of(draws)):
+        covered = ((interval.low <= expected) & (expected <= interval.high)).mean(0)
         assert (covered > 0.92).all(), covered
         assert (covered < 0.98).all(), covered

@@ -1,4 +1,4 @@
-"""Sentences say what the numbers are, and no more than they allow."""
+"""Sentences of a study: they state its numbers, and claim no more than these allow."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[xr.Dataset]:
 
 
 def short(value: float) -> str:
-    """Three digits, without a zero before the point."""
+    """Format with three digits, without a zero before the point."""
     text = str(round(value, 3) + 0.0)
     whole, _, part = text.partition(".")
     if part == "0" and whole in {"0", "-0"}:
@@ -42,11 +42,11 @@ def three(study: xr.Dataset, name: str, **at: str) -> str:
 
 
 def sentence(study: xr.Dataset, start: str) -> str:
-    (found,) = [each for each in words.summary(study) if start in each]
-    return found
+    (match,) = [text for text in words.summary(study) if start in text]
+    return match
 
 
-GIVEN = {"kernel": "cka given input", "kind_of_pair": "other family"}
+GIVEN_INPUT = {"kernel": "cka given input", "kind_of_pair": "other family"}
 RAW = {"kernel": "cka", "kind_of_pair": "other family"}
 
 
@@ -63,9 +63,9 @@ def test_every_number_is_one_of_the_study(study: xr.Dataset) -> None:
         f"untrained networks it is {three(study, 'control_mean', **RAW)}."
     )
     assert sentence(study, "With the input projected out").startswith(
-        f"With the input projected out, {three(study, 'index_mean', **GIVEN)} is left, and "
-        f"{three(study, 'control_mean', **GIVEN)} with untrained networks: the learned effect is "
-        f"{three(study, 'learned_mean', **GIVEN)}, above 0."
+        f"With the input projected out, {three(study, 'index_mean', **GIVEN_INPUT)} is left, and "
+        f"{three(study, 'control_mean', **GIVEN_INPUT)} with untrained networks: the learned effect is "
+        f"{three(study, 'learned_mean', **GIVEN_INPUT)}, above 0."
     )
     for state in ("trained", "untrained"):
         shares = study["mean_share"].sel(state=state)
@@ -80,8 +80,8 @@ def test_every_number_is_one_of_the_study(study: xr.Dataset) -> None:
     )
     p = study["p_index_holm"].sel(measure="cka given input").values
     assert sentence(study, "more alike than chance").startswith(f"{(p <= 0.05).sum()} of 6 pairs")
-    given = study.sel(measure="cka given input").isel(pair=study["relation"].values == "other family")
-    half, whole = (short(given[name].values.mean()) for name in ("split_half", "index"))
+    given_input = study.sel(measure="cka given input").isel(pair=study["relation"].values == "other family")
+    half, whole = (short(given_input[name].values.mean()) for name in ("split_half", "index"))
     assert sentence(study, "one half").endswith(f"hold on the other: {half} there, {whole} on all (cka given input).")
     assert three(study, "common_share", map="cka given input") in sentence(study, "first common component")
     agreement = study["agreement"].sel(kernel="cka given input")
@@ -92,14 +92,14 @@ def test_every_number_is_one_of_the_study(study: xr.Dataset) -> None:
 
 
 def altered(study: xr.Dataset, at: dict[str, str], **values: float) -> xr.Dataset:
-    found = study.copy(deep=True)
+    result = study.copy(deep=True)
     for name, value in values.items():
-        found[name].loc[at] = value
-    return found
+        result[name].loc[at] = value
+    return result
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "expected"),
     [
         (1e-9, 0.2, "above 0. To this extent what was learned is universal"),
         (0.0, 0.2, "which may be 0. Nothing learned is shown to be shared"),
@@ -109,9 +109,9 @@ def altered(study: xr.Dataset, at: dict[str, str], **values: float) -> xr.Datase
         (np.nan, np.nan, "without untrained networks it cannot be said how much is learned"),
     ],
 )
-def test_the_verdict_is_that_of_the_interval(study: xr.Dataset, low: float, high: float, said: str) -> None:
-    other = altered(study, GIVEN, learned_mean_low=low, learned_mean_high=high)
-    assert said in sentence(other, "With the input projected out")
+def test_the_verdict_is_that_of_the_interval(study: xr.Dataset, low: float, high: float, expected: str) -> None:
+    other = altered(study, GIVEN_INPUT, learned_mean_low=low, learned_mean_high=high)
+    assert expected in sentence(other, "With the input projected out")
     text = " ".join(words.summary(other))
     assert ("universal" in text) == (low > 0)
     assert (reading.name_of(other, "universal") == "universal") == (low > 0)
@@ -133,7 +133,7 @@ def test_clusters_are_universality_classes_only_where_something_is(study: xr.Dat
     assert "Candidate universality classes: cnn.seed0, vit.seed0 | cnn.seed1, vit.seed1; found again" in " ".join(
         words.summary(grouped)
     )
-    other = altered(grouped, GIVEN, learned_mean_low=-0.1)
+    other = altered(grouped, GIVEN_INPUT, learned_mean_low=-0.1)
     assert sentence(other, "Clusters").endswith("with an adjusted Rand index of .875.")
     assert "universal" not in " ".join(words.summary(other))
 
@@ -148,7 +148,7 @@ def test_ceilings_are_named_for_the_families_of_the_pair(study: xr.Dataset) -> N
             "ceiling_of": ("one_family", ["other seeds", "other recipes of one architecture", "other seeds"]),
         },
     )  # fmt: skip
-    assert [re.sub(".*ceiling that (.*) set.*", r"\1", each) for each in words._ceilings(three)] == [
+    assert [re.sub(".*ceiling that (.*) set.*", r"\1", text) for text in words._ceilings(three)] == [
         "other recipes of one architecture and other seeds",
         "other seeds",
         "other recipes of one architecture and other seeds",
@@ -194,16 +194,16 @@ def test_warnings_of_layers_and_untrained_networks(tmp_path: Path) -> None:
     stale = {"weights": "random", "architecture": "cnn", "batch_norm": "not recalibrated: as it was made"}
     with ExitStack() as stack:
         stores = [
-            stack.enter_context(each)
-            for each in (
+            stack.enter_context(store)
+            for store in (
                 write_network(tmp_path, "cnn.seed0", [odd, rng.normal(size=(n, 1)), rng.normal(size=(n, 6))]),
                 write_network(tmp_path, "vit.seed0", unrelated_layers(rng, n, 6, 6, 6)),
                 write_store(tmp_path / "twin.h5", {"a": twin, "b": 2 * twin, "c": odd[:, :2]}, model="cnn+random-seed0",
                             provenance=stale),
             )
         ]  # fmt: skip
-        told = json.loads(universality(stores, ["cka"], permutations=19, draws=50).attrs["warnings"])
-    text = "\n".join(told)
+        lines = json.loads(universality(stores, ["cka"], permutations=19, draws=50).attrs["warnings"])
+    text = "\n".join(lines)
     assert "samples: intervals are wide" not in text
     assert re.search(r"more than a tenth of the variance of cnn.seed0/block0 \(\d+%\), cnn\+random-seed0/c", text)
     assert "cnn.seed0/block1 has one feature: a kernel of rank 1" in text
