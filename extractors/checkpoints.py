@@ -111,7 +111,7 @@ class _StandIn:
         return collections.OrderedDict()
 
 
-def _foreign(path: Path) -> list[str]:
+def _unknown_classes(path: Path) -> list[str]:
     """Return the names of the classes in a file of torch.save that torch does not allow by default."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -139,8 +139,8 @@ def _safe_globals() -> list[Any]:
             (core.multiarray._reconstruct, f"{home}._reconstruct"),
         ]
     for home in ("pathlib", "pathlib._local"):
-        for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"):
-            allowed.append((_Inert, f"{home}.{kind}"))
+        for cls in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"):
+            allowed.append((_Inert, f"{home}.{cls}"))
     return allowed
 
 
@@ -172,7 +172,7 @@ def read_checkpoint(path: Path, *, key: str | None = None, prefix: str | None = 
             f"no such weights file: {what}",
             remedy=Remedy(Argument("weights"), " takes pretrained, random, or a .safetensors or .pth file"),
         )
-    _refuse_bomb(path)
+    _refuse_zip_bomb(path)
     stand_ins: list[str] = []
     # timm.models.load_state_dict is not safe: some versions load without weights_only after a TypeError
     try:
@@ -181,9 +181,9 @@ def read_checkpoint(path: Path, *, key: str | None = None, prefix: str | None = 
         else:
             with torch.serialization.safe_globals(_safe_globals()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns about some kinds of tensors that other programs save
-                foreign = _foreign(path)
-                if all(map(_holds_values, foreign)):
-                    stand_ins = foreign
+                unknown = _unknown_classes(path)
+                if all(map(_holds_values, unknown)):
+                    stand_ins = unknown
                 with (
                     torch.serialization.safe_globals([(_StandIn, name) for name in stand_ins]),
                     path.open("rb") as file,
@@ -191,13 +191,13 @@ def read_checkpoint(path: Path, *, key: str | None = None, prefix: str | None = 
                     content = torch.load(file, map_location="cpu", weights_only=True)
         refused = bool(stand_ins) and not any(_sets(content))  # a pickled module
     except Exception as error:  # noqa: BLE001 - damaged files raise any exception, safetensors a SafetensorError
-        if kind := _kind(path):
-            raise WeightsError(f"cannot read weights from {path.name}, is it damaged? {kind}") from None
+        if description := _describe_file(path):
+            raise WeightsError(f"cannot read weights from {path.name}, is it damaged? {description}") from None
         refused = bool(stand_ins) or isinstance(error, pickle.UnpicklingError)
         if not refused:
             raise WeightsError(f"cannot read weights from {path.name}, is it damaged? {reason(error)}") from None
     if refused:
-        names = f" ({abbreviate(foreign, 3)})" if foreign else ""
+        names = f" ({abbreviate(unknown, 3)})" if unknown else ""
         raise WeightsError(
             f"{path.name} holds objects other than tensors, and unpickling them could run code{names}: refused. "
             "Save its state_dict alone, best as .safetensors"
@@ -215,7 +215,7 @@ def _is_safetensors(path: Path) -> bool:
     return start[8:] == b'{"' or (path.suffix == ".safetensors" and not start.startswith((b"PK", b"\x80")))
 
 
-def _kind(path: Path) -> str:
+def _describe_file(path: Path) -> str:
     """Return a description of a file without readable weights, from its first bytes; empty if they are unknown."""
     with path.open("rb") as file:
         start = file.read(64)
@@ -226,10 +226,10 @@ def _kind(path: Path) -> str:
                 return "It is a TorchScript archive: load it with torch.jit.load, and save its state_dict"
             if parts and all(name.endswith(".npy") for name in parts):
                 return "It is a numpy archive: convert its arrays to tensors, and save them with torch.save"
-    return next((kind for magic, kind in _MAGIC.items() if start.lstrip().lower().startswith(magic)), "")
+    return next((description for magic, description in _MAGIC.items() if start.lstrip().lower().startswith(magic)), "")
 
 
-def _refuse_bomb(path: Path) -> None:
+def _refuse_zip_bomb(path: Path) -> None:
     """Refuse a zip file that unpacks to far more than its size: torch does not compress tensors, so it is an attack."""
     try:
         with zipfile.ZipFile(path) as archive:

@@ -100,13 +100,13 @@ def build(name: str, options: ModelOptions, *, pretrained: bool = False) -> tupl
         return timm.create_model(name, pretrained=pretrained), settings
     plain = _skeleton(name, {})
     base = _skeleton(name, settings.kwargs)
-    _size(settings, base, options, {})
+    _choose_size(settings, base, options, {})
     model = timm.create_model(name, pretrained=pretrained, **settings.kwargs)
     if pretrained and settings.kwargs:
         before, after = shapes_of(plain), shapes_of(model)
         if changed := [key for key in before if key in after and before[key] != after[key]]:
-            _resampled(settings, {key: (before[key], after[key]) for key in changed})
-    _prepare(settings, model, options, {})
+            _record_resampled(settings, {key: (before[key], after[key]) for key in changed})
+    _choose_preprocessing(settings, model, options, {})
     return model, settings
 
 
@@ -136,7 +136,7 @@ def build_from(name: str, contents: Contents, options: ModelOptions) -> tuple[nn
     """
     args, kwargs = contents.args, dict(options.model_kwargs)
     base = _skeleton(name, kwargs)
-    merged = _merged(name, contents, kwargs, base)
+    merged = _build_merged(name, contents, kwargs, base)
     checkpoint = contents.fit(shapes_of(merged or base))
     settings = Settings(kwargs, record=dict(checkpoint.record), notes=list(checkpoint.notes))
     if options.weights_match == "order":
@@ -145,14 +145,14 @@ def build_from(name: str, contents: Contents, options: ModelOptions) -> tuple[nn
         settings.notes.append(ORDERED.format(len(checkpoint.state), checkpoint.name))
     state = checkpoint.state
     check_dtypes(state, base, checkpoint.name, settings.notes)
-    _from_args(settings, base, args, checkpoint.name)
+    _infer_from_args(settings, base, args, checkpoint.name)
     native = matching_share(state, shapes_of(base)) >= 0.5
     if native and merged is None:
         requested = options.img_size or args_size(args)
-        _from_tensors(settings, base, state, requested)
-        _try_sizes(settings, name, base, state, requested)
-    _size(settings, base, options, args)
-    classes = _classes(base, state)
+        _infer_from_tensors(settings, base, state, requested)
+        _infer_size(settings, name, base, state, requested)
+    _choose_size(settings, base, options, args)
+    classes = _count_classes(base, state)
     try:
         if merged is not None:
             model = _reparameterised(name, state, classes, settings)
@@ -182,7 +182,7 @@ def build_from(name: str, contents: Contents, options: ModelOptions) -> tuple[nn
         raise misfit_error(name, own, checkpoint, error) from None
     model.pretrained_cfg.pop("state_dict", None)
     _verify(name, model, checkpoint, settings, options)
-    _prepare(settings, model, options, args)
+    _choose_preprocessing(settings, model, options, args)
     return model, settings
 
 
@@ -226,14 +226,14 @@ def _accepts(model: nn.Module, key: str) -> bool:
     return key in inspect.signature(type(model).__init__).parameters
 
 
-def _heads(model: Any) -> list[str]:
+def _head_names(model: Any) -> list[str]:
     heads = model.pretrained_cfg.get("classifier")
     return [heads] if isinstance(heads, str) else list(heads or [])
 
 
-def _classes(model: Any, state: Mapping[str, Tensor]) -> int:
+def _count_classes(model: Any, state: Mapping[str, Tensor]) -> int:
     """Return the number of classes of the classifier among the tensors; 0 without a classifier."""
-    names = (*_heads(model), "head", "fc", "classifier", "head.fc")
+    names = (*_head_names(model), "head", "fc", "classifier", "head.fc")
     weights = (state.get(f"{head}.weight") for head in names)
     return next((len(weight) for weight in weights if weight is not None), 0)
 
@@ -254,7 +254,7 @@ def check_dtypes(state: Mapping[str, Tensor], base: nn.Module, name: str, notes:
         notes.append(f"weights: {', '.join(others)} in {name}, float32 in the network")
 
 
-def _from_args(settings: Settings, base: nn.Module, args: Mapping[str, Any], name: str) -> None:
+def _infer_from_args(settings: Settings, base: nn.Module, args: Mapping[str, Any], name: str) -> None:
     """Infer arguments of the network from the options that timm's training program stored."""
     why = f"args of {name}"
     stored = args.get("model_kwargs")
@@ -268,7 +268,7 @@ def _from_args(settings: Settings, base: nn.Module, args: Mapping[str, Any], nam
         settings.infer(why, bn_eps=eps)
 
 
-def _from_tensors(
+def _infer_from_tensors(
     settings: Settings, base: Any, state: Mapping[str, Tensor], requested: tuple[int, int] | None
 ) -> None:
     """Infer the arguments of the network that follow with certainty from names and shapes of the tensors."""
@@ -286,9 +286,9 @@ def _from_tensors(
             )
         settings.infer(f"{conv}.weight has {weight.shape[1]} input channels", in_chans=int(channels))
     if "mask_token" in state and "mask_token" not in own:  # DINOv2's own format, which timm converts
-        _from_dinov2(settings, base, state)
+        _infer_from_dinov2(settings, base, state)
         return
-    class_token = _from_tokens(settings, base, state, own, requested)
+    class_token = _infer_from_tokens(settings, base, state, own, requested)
     for key, yes, no, names in (
         ("init_values", 1e-5, None, ("blocks.0.ls1.gamma",)),
         ("qkv_bias", True, False, ("blocks.0.attn.qkv.bias",)),
@@ -299,10 +299,10 @@ def _from_tensors(
         if in_file != in_network and "blocks.0.attn.proj.weight" in state and _accepts(base, key):
             settings.infer(f"the file has {'' if in_file else 'no '}{names[0]}", **{key: yes if in_file else no})
     if _accepts(base, "global_pool") and "pos_embed" in own:
-        _from_pooling(settings, base, state, own, class_token)
+        _infer_from_pooling(settings, base, state, own, class_token)
 
 
-def _from_dinov2(settings: Settings, base: Any, state: Mapping[str, Tensor]) -> None:
+def _infer_from_dinov2(settings: Settings, base: Any, state: Mapping[str, Tensor]) -> None:
     """Infer the picture size from a position embedding with one additional position, for the class token."""
     patches: Any = getattr(base, "patch_embed", None)
     table = state.get("pos_embed")
@@ -312,7 +312,7 @@ def _from_dinov2(settings: Settings, base: Any, state: Mapping[str, Tensor]) -> 
         settings.infer(f"pos_embed has {side} x {side} positions", img_size=pixels)
 
 
-def _from_pooling(settings: Settings, base: Any, state: Mapping[str, Tensor], own: Shapes, token: bool) -> None:
+def _infer_from_pooling(settings: Settings, base: Any, state: Mapping[str, Tensor], own: Shapes, token: bool) -> None:
     """Infer how the network pools its tokens from its norms and from whether it has a class token."""
     norms = ("norm.weight", "fc_norm.weight", "attn_pool.q.weight")
     (norm, fc_norm, attention), in_network = ([part in names for part in norms] for names in (state, own))
@@ -327,7 +327,7 @@ def _from_pooling(settings: Settings, base: Any, state: Mapping[str, Tensor], ow
         settings.infer("the file has no class token to pool", global_pool="avg", fc_norm=fc_norm)
 
 
-def _from_tokens(
+def _infer_from_tokens(
     settings: Settings, base: Any, state: Mapping[str, Tensor], own: Shapes, requested: tuple[int, int] | None
 ) -> bool:
     """Infer prefix tokens and the picture size from the position embedding; return whether there is a class token."""
@@ -381,11 +381,11 @@ def _from_tokens(
     return token
 
 
-def _try_sizes(
+def _infer_size(
     settings: Settings, name: str, base: Any, state: Mapping[str, Tensor], requested: tuple[int, int] | None
 ) -> None:
     """Find the picture size at which the shapes of all tensors agree, by trying the usual sizes."""
-    heads = {f"{head}.{part}" for head in (*_heads(base), "head", "fc", "head.fc") for part in ("weight", "bias")}
+    heads = {f"{head}.{part}" for head in (*_head_names(base), "head", "fc", "head.fc") for part in ("weight", "bias")}
 
     def mismatches(**kwargs: Any) -> list[str] | None:
         try:
@@ -433,7 +433,7 @@ def args_size(args: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def _size(settings: Settings, base: Any, options: ModelOptions, args: Mapping[str, Any]) -> None:
+def _choose_size(settings: Settings, base: Any, options: ModelOptions, args: Mapping[str, Any]) -> None:
     """Determine the picture size that the network is built for, and the size of the pictures."""
     config = base.pretrained_cfg
     usual = tuple(config["input_size"][1:])
@@ -492,7 +492,7 @@ def preprocessing_choices(options: ModelOptions, args: Mapping[str, Any]) -> dic
     return values
 
 
-def _prepare(settings: Settings, model: Any, options: ModelOptions, args: Mapping[str, Any]) -> None:
+def _choose_preprocessing(settings: Settings, model: Any, options: ModelOptions, args: Mapping[str, Any]) -> None:
     """Determine how pictures are prepared, and store it in the network's ``pretrained_cfg``."""
     config = model.pretrained_cfg
     chosen = settings.size
@@ -533,7 +533,7 @@ def format_value(value: Any) -> str:
     return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
 
 
-def _merged(name: str, contents: Contents, kwargs: Mapping[str, Any], base: nn.Module) -> nn.Module | None:
+def _build_merged(name: str, contents: Contents, kwargs: Mapping[str, Any], base: nn.Module) -> nn.Module | None:
     """Return the reparameterised form of a network if the tensors are those of this form; None otherwise."""
     if not any("reparam" in key for key in contents.tensors) or any("reparam" in key for key in shapes_of(base)):
         return None
@@ -586,7 +586,7 @@ def misfit_error(name: str, own: Shapes, checkpoint: Checkpoint, error: Exceptio
     return WeightsError(f"{source} does not fit {name}: {problem}{sets}", remedy=_READING_OPTIONS)
 
 
-def _resampled(settings: Settings, changed: Mapping[str, tuple[Any, Any]]) -> None:
+def _record_resampled(settings: Settings, changed: Mapping[str, tuple[Any, Any]]) -> None:
     settings.record["resampled"] = sorted(changed)
     first, (before, after) = next(iter(changed.items()))
     settings.notes.append(
@@ -622,7 +622,7 @@ def _verify(name: str, model: Any, checkpoint: Checkpoint, settings: Settings, o
                 f"{differences(shapes_of(model), state, checkpoint.name)}; timm would resample",
                 remedy=Remedy("to resample them, set ", Argument("img_size"), " or ", Argument("model_kwargs")),
             )
-        _resampled(settings, changed)
+        _record_resampled(settings, changed)
     if matching_share(state, own) >= 0.5:  # some families accept missing tensors and leave them random
         spare = Counter(
             value.numel() for key, value in state.items() if key not in own or own[key].numel() != value.numel()

@@ -161,7 +161,7 @@ class Folder(_Tree):
         paths: list[str] = []
         if not (inside and (_invalid(inside) or not (root / inside).is_dir())):
             paths = _Walk(root, self.left_out).run(inside or "")
-        tops = [entry.name for entry in _listed(str(root)) if _is_folder(entry) and not is_hidden(entry.name)]
+        tops = [entry.name for entry in _entries(str(root)) if _is_folder(entry) and not is_hidden(entry.name)]
         super().__init__(root.name or str(root), paths, split, tops if inside else ())
 
     def path(self, index: int) -> Path:
@@ -224,7 +224,7 @@ class _Walk:
                 continue
             if key is not None:
                 self.seen.add(key)
-            for entry in _listed(self._absolute(folder)):
+            for entry in _entries(self._absolute(folder)):
                 if is_hidden(entry.name):
                     continue
                 path = f"{folder}/{entry.name}" if folder else entry.name
@@ -394,7 +394,7 @@ def _any_hidden(path: str) -> bool:
     return any(map(is_hidden, path.split("/")))
 
 
-def _listed(folder: str) -> list["os.DirEntry[str]"]:
+def _entries(folder: str) -> list["os.DirEntry[str]"]:
     """Return the entries of a folder, sorted by name.
 
     Raises

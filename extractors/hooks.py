@@ -115,7 +115,7 @@ def trace(model: nn.Module, example: Tensor, classifiers: Sequence[str] | None =
                 stack.callback(_remove(module.register_forward_pre_hook(lambda _, args, path=path: before(path, args))))
                 stack.callback(_remove(module.register_forward_hook(lambda _, __, out, path=path: after(path, out))))
         result = model(example)
-    heads = [_head(tensors(result)[:1], outputs, output_shapes)] if classifiers is None else classifiers
+    heads = [_find_head(tensors(result)[:1], outputs, output_shapes)] if classifiers is None else classifiers
     inputs = {path: shape for path, shape in inputs.items() if path in heads}
     order = [site for site in order if site.side == "output" or site.module in inputs]
 
@@ -156,7 +156,7 @@ def _name_tensors(
     return tuple(traced), left_out
 
 
-def _head(
+def _find_head(
     result: list[Tensor], outputs: Mapping[str, ref[Tensor]], output_shapes: Mapping[str, list[list[tuple[int, ...]]]]
 ) -> str | None:
     """Return the path of the linear layer that computes the logits, or None.

@@ -63,7 +63,7 @@ def assign_labels(images: ImageSource, labels: Labels) -> None:
         path = Path(labels)
         table, record = _read(path, images)
         texts, record["matched_by"] = _match(images, table, path.name)
-        values = _of_texts(texts, images.ids, path.name)
+        values = _read_classes(texts, images.ids, path.name)
     elif isinstance(labels, Mapping):
         table = [(str(name), value) for name, value in labels.items()]
         values, record["matched_by"] = _match(images, table, "labels")
@@ -71,7 +71,7 @@ def assign_labels(images: ImageSource, labels: Labels) -> None:
     images.label_record = record
 
 
-def _of_texts(texts: Sequence[str], names: Sequence[str], what: str) -> list[int] | list[str]:
+def _read_classes(texts: Sequence[str], names: Sequence[str], what: str) -> list[int] | list[str]:
     """Return the classes of a file as integers if all of them are, else as texts; real numbers are refused."""
     for name, text in zip(names, texts, strict=True):
         if text.lower() in _MISSING:

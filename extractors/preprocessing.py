@@ -85,11 +85,11 @@ def choose_preprocessing(model: nn.Module, transform: Transform | Preprocessing 
             f"a {type(model).__name__} has no preprocessing of its own: pass transform=, "
             "a function from a PIL picture to a tensor (3, H, W)"
         )
-    overlay, notes = _as_built(model, config)
+    overlay, notes = _actual_input(model, config)
     return replace(timm_preprocessing({**config, **overlay}), notes=notes)
 
 
-def _as_built(model: nn.Module, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _actual_input(model: nn.Module, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the input size and channels of a timm network where its ``pretrained_cfg`` is wrong, and notes."""
     channels, *usual = config.get("input_size") or (3, 224, 224)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)

@@ -101,7 +101,7 @@ def extract_steps(
         A message, a store that was complete already, or a store that is finished.
     """
     with ranks() as me:
-        for event in _planned(
+        for event in _plan_groups(
             models, data, out, options, labels=labels, listeners=listeners, command=command, check=True
         ):
             if isinstance(event, Note):
@@ -111,7 +111,7 @@ def extract_steps(
             jobs = list(event.values())
             before = me.broadcast([job.samples_stored() for job in jobs] if me.first else [])
             if me.first:
-                yield from _left_by_earlier_runs(jobs, before)
+                yield from _report_stored_samples(jobs, before)
             start = time.perf_counter()
             step = f"extracting {' + '.join(job.model for job in jobs)}"
             with report_progress(step, listeners(step)) as advance:
@@ -133,12 +133,12 @@ def plan_extraction(
 ) -> Iterator[Note | Extraction]:
     """Yield the planned extraction of each model, and notes, without computing or writing anything."""
     with ranks() as me:
-        for event in _planned(models, data, out, options, listeners=listeners, check=False):
+        for event in _plan_groups(models, data, out, options, listeners=listeners, check=False):
             if me.first:
                 yield from [event] if isinstance(event, Note) else event.values()
 
 
-def _planned(
+def _plan_groups(
     models: Sequence[Model],
     data: Data,
     out: Path,
@@ -201,7 +201,7 @@ def _module(model: Model) -> nn.Module | None:
     return model.module if isinstance(model, PythonModel) else None
 
 
-def _left_by_earlier_runs(jobs: Sequence[Extraction], before: Sequence[int]) -> Iterator[Note | UpToDate]:
+def _report_stored_samples(jobs: Sequence[Extraction], before: Sequence[int]) -> Iterator[Note | UpToDate]:
     """Yield messages about samples that earlier runs have stored, and about how they were checked."""
     for job, done in zip(jobs, before, strict=True):
         if done == len(job.samples.rows):
@@ -253,7 +253,7 @@ def _groups(models: Sequence[Model], together: int) -> list[list[int]]:
     return [kind[i : i + together] for kind in kinds.values() for i in range(0, len(kind), together)]
 
 
-def _listed(values: Any) -> list[Any]:
+def _as_list(values: Any) -> list[Any]:
     """Return one value, several values, or None as a list."""
     return [] if values is None else [values] if isinstance(values, str | int) else list(values)
 
@@ -431,6 +431,6 @@ def read_keywords(
     if isinstance(labels, str | os.PathLike):  # `Data` has a file of labels; labels as values are separate
         rest["labels"], labels = os.fspath(labels), None
     of_models, of_data, options = sort_keywords("extract", rest, *_KINDS, renamed=_RENAMED)
-    weights, seed, store = (_listed(of_models.pop(name, None)) for name in ("weights", "seed", "store"))
+    weights, seed, store = (_as_list(of_models.pop(name, None)) for name in ("weights", "seed", "store"))
     paired = pair_models(models, weights=weights, seed=seed, store=store, transform=transform, **of_models)
     return paired, Data(source=os.fspath(data), **of_data), ExtractOptions(**options), labels
