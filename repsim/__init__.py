@@ -1,7 +1,7 @@
 """repsim: do two neural networks represent the world in the same way?
 
-The public names below load what they need when they are first used (PEP 562), so that ``import repsim`` and
-``repsim --help`` stay instant.
+The public names below import their modules at first use (PEP 562), so that ``import repsim`` and ``repsim --help``
+are fast.
 """
 
 import importlib
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from repsim.stores.writer import write_store
     from repsim.study.universality import universality
 
-_HOME = {
+_MODULES = {
     "ActivationStore": "repsim.stores.store",
     "RepsimError": "repsim.errors",
     "compare": "repsim.engine.comparison",
@@ -49,8 +49,8 @@ _HOME = {
     "write_store": "repsim.stores.writer",
 }
 
-_SHOWN = {"compare", "open_result", "open_study", "run_study", "universality", "view"}
-"""Functions whose data sets have the accessor ``.repsim``, which `repsim.display` registers."""
+_NEED_ACCESSOR = {"compare", "open_result", "open_study", "run_study", "universality", "view"}
+"""Functions that return data sets with the accessor ``.repsim``, which `repsim.display` registers."""
 
 __all__ = [
     "ActivationStore",
@@ -80,14 +80,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SHOWN:
+    if name in _NEED_ACCESSOR:
         importlib.import_module("repsim.display")
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     if name in {"extractors", "metrics"}:
         return importlib.import_module(f"repsim.{name}")
     raise AttributeError(f"module 'repsim' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, "extractors", "metrics"})
+    return sorted({*globals(), *_MODULES, "extractors", "metrics"})

@@ -1,10 +1,13 @@
-"""``python -m repsim`` is the command ``repsim``."""
+"""Run the command ``repsim`` as ``python -m repsim``."""
 
 from repsim.runtime import interrupts
 
 
 def run() -> None:
-    """Run the command line. Signals are handled before its imports, which take longer than all else at the start."""
+    """Run the command line.
+
+    Signal handlers are installed before the imports, which take most of the time at the start.
+    """
     interrupts.install()
     from repsim.cli import main  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The command line: the only place that prints and exits. The commands are in `repsim.commands`."""
+"""Define the command `repsim`: its subcommands (`repsim.commands`), and errors as one line with an exit code."""
 
 import errno
 import warnings
@@ -31,23 +31,23 @@ class _UserError(click.ClickException):
     exit_code = 2
 
 
-def _show_in_one_line(others: Callable[..., None]) -> Callable[..., None]:
-    """Give a function that shows our own warnings as a line without a place in the code, and leaves the others."""
+def _show_in_one_line(original: Callable[..., None]) -> Callable[..., None]:
+    """Return a replacement of `warnings.showwarning` that prints a `MissingDigestWarning` as one line."""
 
-    def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+    def show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
         if issubclass(category, MissingDigestWarning):
             click.echo(f"warning: {message}", err=True)
         else:
-            others(message, category, *where, **options)
+            original(message, category, *args, **kwargs)
 
-    return show
+    return show_warning
 
 
 class _Group(stopping.StoppableGroup):
-    """Turns an error that the user can mend into one line and exit code 2, whatever characters it holds."""
+    """Group that shows an error that the user can correct as one line, with exit code 2."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        terminal.show_any_text()
+        terminal.escape_unencodable_text()
         with terminal.warnings_as_notes():
             return super().main(*args, **kwargs)
 
@@ -58,9 +58,9 @@ class _Group(stopping.StoppableGroup):
                 warnings.showwarning = _show_in_one_line(warnings.showwarning)
                 return super().invoke(ctx)
         except RepsimError as error:
-            if isinstance(error, OtherProcessError) and not error.first:  # the first speaks for all
+            if isinstance(error, OtherProcessError) and not error.first:  # only the first process prints the error
                 raise SystemExit(_UserError.exit_code) from None
-            raise _UserError(remedies.said(error, self.commands.get(ctx.invoked_subcommand or ""))) from None
+            raise _UserError(remedies.render_for_cli(error, self.commands.get(ctx.invoked_subcommand or ""))) from None
         except MemoryError as error:
             raise _UserError(f"the memory is full: {reason(error)}; try fewer workers, or smaller batches") from None
         except OSError as error:
@@ -82,7 +82,8 @@ def main() -> None:
       repsim compare acts/*.h5 -m cka -m svcca -o result.nc
       repsim heatmap result.nc -o result.png
 
-    Nothing at hand yet? `repsim demo` does all of it in a minute, with networks and images that come with repsim.
+    To try it without data, run `repsim demo`: it does all of this in a minute or two, with networks and images that
+    come with repsim.
     """
 
 

@@ -1,4 +1,4 @@
-"""Demonstration of all steps on the embedded zoo: extraction, comparison, figures and a study, within a minute."""
+"""Run the whole analysis on the networks and images that come with repsim (`repsim demo`)."""
 
 from pathlib import Path
 
@@ -14,42 +14,42 @@ from repsim.study.universality import universality
 METRICS = ("cka", "svcca")
 STUDY = "study.nc"
 REPORT = "report.html"
-_OF_STUDY = ("cka", "mutual_knn")
+_STUDY_METRICS = ("cka", "mutual_knn")
 _PERMUTATIONS = 299
 _FAMILIES = ("digits_resnet", "digits_vit")
 _PAIRS = {
     "resnet_seed0_vs_seed1": (
         "digits_resnet.seed0", "digits_resnet.seed1",
-        "two seeds of one ResNet: by CKA each layer is most similar to the same layer or a neighbour, the diagonal",
+        "two seeds of one ResNet: under CKA each layer is most similar to the same layer or a neighbour (the diagonal)",
     ),
     "vit_seed0_vs_seed1": ("digits_vit.seed0", "digits_vit.seed1", "two seeds of one ViT"),
     "resnet_vs_vit": (
         "digits_resnet.seed0", "digits_vit.seed0",
-        "across architectures: which depth of a ViT does a ResNet's block correspond to?",
+        "two architectures: which depth of the ViT corresponds to each block of the ResNet?",
     ),
     "resnet_vs_untrained": (
         "digits_resnet.seed0", "digits_resnet+random-seed0",
-        "the same ResNet before training: which layers did training change?",
+        "a trained and an untrained ResNet: which layers training changed",
     ),
 }  # fmt: skip
 
 
 def run(folder: Path, progress: Progress | None = None) -> dict[Path, str]:
-    """Extract the zoo, trained and untrained, on the test digits; compare, draw figures, and make a universality study.
+    """Extract trained and untrained networks on the held-out digits, compare them, draw figures and conduct a study.
 
     Existing files are replaced.
 
     Parameters
     ----------
     folder : Path
-        Folder for all files.
+        Folder for all output files.
     progress : callable, optional
-        Called after each step with the number of steps done and of all.
+        Called with the number of finished steps and their total.
 
     Returns
     -------
     dict
-        Mapping from each important file to a description of its content.
+        Main output files, each with a description.
     """
     names = [f"{family}.seed{seed}" for family in _FAMILIES for seed in SEEDS]
     step = counter(len(names) + len(_FAMILIES) * len(SEEDS) + len(_PAIRS) + 1, progress)
@@ -63,7 +63,7 @@ def run(folder: Path, progress: Progress | None = None) -> dict[Path, str]:
                 family, "digits", acts, split="test", weights="random", seed=seed, recalibrate=True, overwrite=True
             ).close()
             step()
-    files = {acts: "the activation stores (inspect)"}
+    files = {acts: "the activation stores"}
     for title, (a, b, description) in _PAIRS.items():
         result = compare(acts / f"{a}.h5", acts / f"{b}.h5", METRICS)
         save_result(result, folder / f"{title}.nc", overwrite=True)
@@ -73,11 +73,11 @@ def run(folder: Path, progress: Progress | None = None) -> dict[Path, str]:
         step()
     stores = [acts / f"{name}.h5" for name in names]
     stores += [acts / f"{family}+random-seed{seed}.h5" for family in _FAMILIES for seed in SEEDS]
-    study = universality(stores, _OF_STUDY, permutations=_PERMUTATIONS)
+    study = universality(stores, _STUDY_METRICS, permutations=_PERMUTATIONS)
     save_result(study, folder / STUDY, overwrite=True)
-    files[folder / STUDY] = "the universality study, with the summary below"
-    files |= {path: caption for _, caption, path in figures.save_all(study, folder / "figures") if path}
+    files[folder / STUDY] = "the universality study, which the summary below describes"
+    files |= {path: text for _, text, path in figures.save_all(study, folder / "figures") if path}
     write_report(study, folder / REPORT, thumbnails="digits", overwrite=True)
-    files[folder / REPORT] = "the study as one interactive page for a browser"
+    files[folder / REPORT] = "the whole study as an interactive page, to open in a browser"
     step()
     return files

@@ -1,7 +1,7 @@
-"""What results and studies show of themselves: ``result.repsim`` and ``study.repsim``, in a notebook or as plain text.
+"""Show results and studies in a notebook or as plain text: ``result.repsim`` and ``study.repsim``.
 
-Both are `xarray.Dataset`, and xarray shows them as it shows everything; this is the answer in them. `repsim` loads this
-module with the first of its functions that return or open one.
+Both are `xarray.Dataset`, whose own representation lists variables; the view of this module shows the findings.
+`repsim` imports this module with the first function that returns or opens such a data set.
 """
 
 import base64
@@ -20,78 +20,79 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_OF_STUDY = {"pairs": "How alike all pairs of models are", "shares": "Shares of energy by depth"}
-"""Figures of a study that are shown, and what they are to those who cannot see them."""
-_MANY = 4
-"""Measures: of more, tables are folded, and only the first have a picture."""
+_STUDY_FIGURES = {"pairs": "How alike all pairs of models are", "shares": "Shares of energy by depth"}
+"""Figures of a study that a notebook shows, with their alternative texts."""
+_MAX_OPEN = 4
+"""Number of measures up to which all tables are open and every measure has a picture."""
 
 
 class View:
-    """One data set, shown: a heading, sentences, tables, and pictures."""
+    """View of one data set: a heading, sentences, tables and pictures."""
 
-    def __init__(self, found: xr.Dataset) -> None:
-        self._found = found
+    def __init__(self, dataset: xr.Dataset) -> None:
+        self._dataset = dataset
 
     @property
     def heading(self) -> str:
-        """What it is."""
+        """Models or kind of analysis, number of samples, and data."""
         raise NotImplementedError
 
     @property
     def tables(self) -> list[Table]:
-        """The numbers that matter."""
+        """Tables of the main numbers."""
         raise NotImplementedError
 
     @property
     def summary(self) -> list[str]:
-        """What was found, in sentences."""
+        """Sentences that summarise the findings."""
         return []
 
     @property
     def warnings(self) -> list[str]:
-        """What is to be known before any of the numbers is believed."""
+        """Sentences about the reliability of the numbers."""
         raise NotImplementedError
 
     def _pictures(self) -> str:
-        """As HTML."""
+        """Return pictures as HTML."""
         return ""
 
     def __repr__(self) -> str:
-        said = [self.heading, *self.summary, *(f"note: {text}" for text in self.warnings), *map(str, self.tables)]
-        return "\n\n".join(said)
+        parts = [self.heading, *self.summary, *(f"note: {text}" for text in self.warnings), *map(str, self.tables)]
+        return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        said = paragraphs([*self.summary, *(f"Note: {text}" for text in self.warnings)])
+        text = paragraphs([*self.summary, *(f"Note: {text}" for text in self.warnings)])
         tables = self.tables
-        shown = "".join(table.html(folded=len(tables) > _MANY) for table in tables)
-        return card(self.heading, said, self._pictures(), shown)
+        html = "".join(table.html(folded=len(tables) > _MAX_OPEN) for table in tables)
+        return card(self.heading, text, self._pictures(), html)
 
 
 class ResultView(View):
-    """What `repsim.compare` found: the closest layers, what is to be known of the values, and the heatmaps."""
+    """View of a result of `repsim.compare`: the closest layers, notes on the values, and the heatmaps."""
 
     @property
     def heading(self) -> str:
-        """Who was compared, on what."""
-        sides = [list(dict.fromkeys(self._found[f"model_{side}"].values.tolist())) for side in "ab"]
+        """Models on both sides, number of samples, and data."""
+        sides = [list(dict.fromkeys(self._dataset[f"model_{side}"].values.tolist())) for side in "ab"]
         names = [side[0] if len(side) == 1 else f"{len(side)} models" for side in sides]
-        who = names[0] if sides[0] == sides[1] and len(sides[0]) > 1 else " x ".join(names)
-        return f"{who}: {self._found['n_samples'].item():,} samples of {self._found['data'].item()}"
+        models = names[0] if sides[0] == sides[1] and len(sides[0]) > 1 else " x ".join(names)
+        return f"{models}: {self._dataset['n_samples'].item():,} samples of {self._dataset['data'].item()}"
 
     @property
     def _measures(self) -> list[str]:
-        """Variables that `repsim.compare` made, whole: a user may have added others, or taken a part."""
-        return [str(name) for name, each in self._found.data_vars.items() if "sense" in each.attrs and each.ndim == 2]
+        """Names of the complete variables of `repsim.compare`; users may have added others, or selected a part."""
+        variables = self._dataset.data_vars.items()
+        return [str(name) for name, values in variables if "sense" in values.attrs and values.ndim == 2]
 
     @property
     def tables(self) -> list[Table]:
-        """The closest layers under every measure."""
-        return [closest(self._found[name]) for name in self._measures]
+        """Tables of the closest layers under every measure."""
+        return [closest(self._dataset[name]) for name in self._measures]
 
     @property
     def warnings(self) -> list[str]:
-        """What was left out, which values are missing, and which say little."""
-        return list(notes(self._found[self._measures]))
+        """Sentences about layers left out, missing values and unreliable values."""
+        return list(notes(self._dataset[self._measures]))
 
     def heatmap(self, metric: str | None = None, ax: "Axes | None" = None) -> "Axes":
         """Draw one measure, by default the first; see `repsim.heatmap`."""
@@ -100,73 +101,73 @@ class ResultView(View):
         name = next(iter(self._measures), "") if metric is None else metric
         if name not in self._measures:
             raise UnknownNameError("measure in this result", name, self._measures)
-        return heatmap(self._found[name], ax)
+        return heatmap(self._dataset[name], ax)
 
     def _pictures(self) -> str:
         if not self._measures:
             return ""
         from repsim import figures  # noqa: PLC0415 - loads matplotlib
 
-        return _picture(figures.figure(self._found, self._measures[:_MANY]), "Heatmap of all pairs of layers")
+        return _picture(figures.figure(self._dataset, self._measures[:_MAX_OPEN]), "Heatmap of all pairs of layers")
 
 
 class StudyView(View):
-    """What `repsim.universality` found: its sentences, and its tables."""
+    """View of a study of `repsim.universality`: its sentences and its tables."""
 
     @property
     def heading(self) -> str:
-        """What it is a study of."""
-        samples = f"{self._found['n_samples'].item():,} samples of {self._found['data'].item()}"
-        count = self._found.sizes["model"]
+        """Number of models and of samples, and data."""
+        samples = f"{self._dataset['n_samples'].item():,} samples of {self._dataset['data'].item()}"
+        count = self._dataset.sizes["model"]
         return f"A universality study of {count} model{'s' * (count > 1)}: {samples}"
 
     @property
     def tables(self) -> list[Table]:
-        """Pairs of models, measures, and shares."""
-        return all_tables(self._found)
+        """Tables of pairs of models, measures and shares."""
+        return all_tables(self._dataset)
 
     @property
     def summary(self) -> list[str]:
-        """What was found, in sentences that follow from the numbers."""
-        return [str(text) for text in json.loads(self._found.attrs["summary"])]
+        """Sentences that summarise the findings."""
+        return [str(text) for text in json.loads(self._dataset.attrs["summary"])]
 
     @property
     def warnings(self) -> list[str]:
-        """What is to be known before any of the numbers is believed."""
-        return [str(text) for text in json.loads(self._found.attrs["warnings"])]
+        """Sentences about the reliability of the numbers."""
+        return [str(text) for text in json.loads(self._dataset.attrs["warnings"])]
 
     def _pictures(self) -> str:
         from repsim import figures  # noqa: PLC0415 - loads matplotlib
 
-        drawn = {name: figure for name, _, figure in figures.draw_all(self._found, among=_OF_STUDY) if figure}
-        return "".join(_picture(figure, _OF_STUDY[name]) for name, figure in drawn.items())
+        drawn = {name: figure for name, _, figure in figures.draw_all(self._dataset, among=_STUDY_FIGURES) if figure}
+        return "".join(_picture(figure, _STUDY_FIGURES[name]) for name, figure in drawn.items())
 
 
-def _picture(figure: "Figure", what: str) -> str:
+def _picture(figure: "Figure", alternative: str) -> str:
     from repsim import figures  # noqa: PLC0415 - loads matplotlib
 
     data = base64.b64encode(figures.png(figure)).decode()
-    return f'<img style="max-width:100%" alt="{what}" src="data:image/png;base64,{data}">'
+    return f'<img style="max-width:100%" alt="{alternative}" src="data:image/png;base64,{data}">'
 
 
-def view(found: xr.Dataset) -> View:
-    """Show a result or a study; ``found.repsim`` is the same.
+def view(dataset: xr.Dataset) -> View:
+    """Show a result or a study; the accessor ``.repsim`` of the data set returns the same view.
 
     Parameters
     ----------
-    found
-        What `repsim.compare` or `repsim.universality` returned, or what was saved of it.
+    dataset : xarray.Dataset
+        Result of `repsim.compare` or study of `repsim.universality`, returned or opened from a file.
 
     Returns
     -------
     View
-        In a notebook it is shown; ``print(view)`` is its text, ``view.summary`` and ``view.warnings`` are sentences.
-        That of a result has ``heatmap()``.
+        Notebooks show it, ``print(view)`` prints its text; ``view.summary`` and ``view.warnings`` are lists of
+        sentences. The view of a result has the method ``heatmap()``.
 
     Raises
     ------
     InvalidInputError
-        It is neither.
+        If the data set is neither a result nor a study.
 
     Examples
     --------
@@ -183,13 +184,13 @@ def view(found: xr.Dataset) -> View:
     out         out                 1.0000
     """
     kinds = {FORMAT: ResultView, STUDY: StudyView}
-    kind = found.attrs.get("format")
+    kind = dataset.attrs.get("format")
     if kind not in kinds:
         raise InvalidInputError(
-            "this data set is no result of repsim.compare and no study of repsim.universality: "
+            "this data set is neither a result of repsim.compare nor a study of repsim.universality: "
             f"its 'format' is {kind!r}"
         )
-    return kinds[kind](found)
+    return kinds[kind](dataset)
 
 
 xr.register_dataset_accessor("repsim")(view)

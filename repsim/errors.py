@@ -1,9 +1,9 @@
-"""Every error that repsim raises on purpose: one tree, so that ``except RepsimError`` catches them all.
+"""Errors and warnings of repsim: all errors derive from `RepsimError`, so that ``except RepsimError`` catches them.
 
-Each is also the builtin that a careful user would catch. A message says what was expected, what came, and what to do:
-`RepsimError.problem` and `RepsimError.remedy`. Parameters and functions in it are objects (`Argument`, `Function`),
-which ``str`` writes as Python does, and the command line as its options and commands (`repsim.commands.remedies`). What
-a program may want to know of an error is in its attributes; nobody has to search the text.
+Each error also derives from the matching builtin, such as ValueError. A message states what was expected, what was
+received and what to do: `RepsimError.problem` and `RepsimError.remedy`. Parameters and functions in a message are
+objects (`Argument`, `Function`). ``str`` writes them as Python does, the command line as options and commands
+(`repsim.commands.remedies`). Programs read the attributes of an error and never need to search its text.
 """
 
 import difflib
@@ -17,7 +17,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Argument:
-    """A parameter of a public function, or with ``value`` an argument of it; ``metavar`` stands for a value to choose.
+    """Parameter of a public function in a message; ``value`` is its argument, ``metavar`` a placeholder for one.
 
     >>> str(Argument("img_size")), str(Argument("overwrite", True)), str(Argument("weights", metavar="FILE"))
     ('img_size', 'overwrite=True', 'weights=FILE')
@@ -26,7 +26,7 @@ class Argument:
     name: str
     value: Any = None
     of: str = ""
-    """The function; empty for the one that was called."""
+    """Function that has the parameter; empty for the function that was called."""
     metavar: str = ""
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Function:
-    """A public function by its full name, ``repsim.heatmap``."""
+    """Public function in a message, by its full name, such as ``repsim.heatmap``."""
 
     name: str
 
@@ -46,21 +46,21 @@ class Function:
 
 
 SAME_CALL = Function("the same call")
-"""The call in which something was raised, for what goes on where an earlier one stopped."""
+"""The call that raised the error, in messages that advise to repeat it."""
 Part = str | Argument | Function
-"""What texts for users are made of."""
-Spell = Callable[[Argument | Function], str]
-"""Writes a parameter or a function as the reader of a text knows it; ``str`` is Python's way."""
+"""Part of a message."""
+Formatter = Callable[[Argument | Function], str]
+"""Function that writes a parameter or a function for a reader; ``str`` writes it as Python does."""
 
 
-def spelled(parts: Iterable[Part], spell: Spell = str) -> str:
-    """Write out the parts of a text."""
-    return "".join(part if isinstance(part, str) else spell(part) for part in parts)
+def render(parts: Iterable[Part], formatter: Formatter = str) -> str:
+    """Return the parts of a message as one text."""
+    return "".join(part if isinstance(part, str) else formatter(part) for part in parts)
 
 
 @dataclass(frozen=True, init=False)
 class Remedy:
-    """What can be done about an error: a clause in which parameters and functions are objects.
+    """Advice on how to correct an error: a clause in which parameters and functions are objects.
 
     >>> remedy = Remedy("give ", Argument("overwrite", True), " to replace it")
     >>> str(remedy), remedy.arguments[0].name
@@ -74,15 +74,15 @@ class Remedy:
 
     @property
     def arguments(self) -> tuple[Argument, ...]:
-        """The arguments to give, in the order in which the text names them."""
+        """Arguments to pass, in the order of the text."""
         return tuple(part for part in self.parts if isinstance(part, Argument))
 
     def __str__(self) -> str:
-        return spelled(self.parts)
+        return render(self.parts)
 
 
 class Hint(str):
-    """A line for the user that is no error: what was chosen, or is kept. It is text, and knows its remedy.
+    """Note to the user that is no error, for instance about a choice that was made: a text with an optional remedy.
 
     >>> note = Hint("weights: ema of net.pth", remedy=Remedy(Argument("weights_key"), " takes another"))
     >>> note
@@ -94,30 +94,30 @@ class Hint(str):
     remedy: Remedy | None
 
     def __new__(cls, problem: str, *, remedy: Remedy | None = None) -> Self:
-        """Make the text, with Python's words for parameters."""
+        """Make the text, with parameters written as Python does."""
         note = super().__new__(cls, _sentence([problem], remedy, str))
         note.problem, note.remedy = problem, remedy
         return note
 
-    def spelled(self, spell: Spell) -> str:
-        """Write the text in a reader's words for parameters."""
-        return _sentence([self.problem], self.remedy, spell)
+    def render(self, formatter: Formatter) -> str:
+        """Return the text with parameters and functions written by ``formatter``."""
+        return _sentence([self.problem], self.remedy, formatter)
 
 
-def _sentence(problem: Iterable[Part], remedy: Remedy | None, spell: Spell) -> str:
-    text = spelled(problem, spell)
-    return text if remedy is None else f"{text}{' ' if text.endswith('?') else '; '}{spelled(remedy.parts, spell)}"
+def _sentence(problem: Iterable[Part], remedy: Remedy | None, formatter: Formatter) -> str:
+    text = render(problem, formatter)
+    return text if remedy is None else f"{text}{' ' if text.endswith('?') else '; '}{render(remedy.parts, formatter)}"
 
 
 class RepsimError(Exception):
-    """Something that the user can put right. The message is one line and says how.
+    """Error that the user can correct. The message is one line and says how.
 
     Parameters
     ----------
-    problem
-        The parts of the text: what was expected, and what came.
-    remedy
-        What to do, where the problem does not say it already.
+    problem : str, Argument or Function
+        Parts of the text: what was expected, and what was received.
+    remedy : Remedy, optional
+        What to do, unless the problem says it already.
 
     Examples
     --------
@@ -132,28 +132,28 @@ class RepsimError(Exception):
 
     def __init__(self, *problem: Part, remedy: Remedy | None = None) -> None:
         self._problem, self.remedy = problem, remedy
-        super().__init__(spelled(problem))
+        super().__init__(render(problem))
 
     @property
     def problem(self) -> str:
-        """The text without the remedy."""
-        return spelled(self._problem)
+        """Message without the remedy."""
+        return render(self._problem)
 
-    def spelled(self, spell: Spell) -> str:
-        """Write the message in a reader's words for parameters and functions."""
-        return _sentence(self._problem, self.remedy, spell)
+    def render(self, formatter: Formatter) -> str:
+        """Return the message with parameters and functions written by ``formatter``."""
+        return _sentence(self._problem, self.remedy, formatter)
 
     def __str__(self) -> str:
-        return self.spelled(str)
+        return self.render(str)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), self.args, self.__dict__)
+        return _restore, (type(self), self.args, self.__dict__)
 
 
-def _restored(kind: type[RepsimError], args: tuple[Any, ...], state: dict[str, Any]) -> RepsimError:
-    """Make an error that was pickled, without ``__init__``: an error's class may take other arguments than ``args``."""
+def _restore(kind: type[RepsimError], args: tuple[Any, ...], state: dict[str, Any]) -> RepsimError:
+    """Restore a pickled error without calling ``__init__``, whose arguments may differ from ``args``."""
     base: Any = kind
-    while base.__module__ != "builtins":  # Python makes an instance by the builtin that its memory is laid out as
+    while base.__module__ != "builtins":  # only the builtin base class can allocate the instance
         base = base.__base__
     error: RepsimError = base.__new__(kind)
     error.args = args
@@ -162,11 +162,11 @@ def _restored(kind: type[RepsimError], args: tuple[Any, ...], state: dict[str, A
 
 
 class InvalidInputError(RepsimError, ValueError):
-    """A value that cannot be used: wrong shape, too few samples, not finite, an impossible option."""
+    """Value that cannot be used: wrong shape, too few samples, not finite, or an impossible option."""
 
 
 class InvalidArgumentError(InvalidInputError):
-    """An argument of a public function that is not what the function takes.
+    """Argument of a public function with a value that the function does not accept.
 
     >>> print(InvalidArgumentError("limit", "at least 1", 0))
     limit is at least 1, not 0
@@ -178,7 +178,7 @@ class InvalidArgumentError(InvalidInputError):
 
 
 class TooLittleMemoryError(RepsimError, MemoryError):
-    """Not even the smallest plan for these metrics fits into the memory that is allowed; sizes are in bytes."""
+    """Memory limit that even the smallest plan for these metrics exceeds; ``needed`` and ``allowed`` are in bytes."""
 
     def __init__(
         self, *problem: Part, metrics: Iterable[str], needed: int, allowed: int, remedy: Remedy | None = None
@@ -188,50 +188,50 @@ class TooLittleMemoryError(RepsimError, MemoryError):
 
 
 class UnknownNameError(RepsimError, LookupError):
-    """A name that nothing is registered under; ``candidates`` are the nearest that there are, whatever their case.
+    """Name that is not registered; ``candidates`` are the most similar registered names, ignoring case.
 
     >>> print(UnknownNameError("metric", "ckaa", ["cka", "rsa"], where="study.yaml, line 3"))
     unknown metric 'ckaa'; did you mean cka? (study.yaml, line 3)
     """
 
     def __init__(
-        self, kind: str, name: str, known: Iterable[str], *, where: str = "", remedy: Remedy | None = None
+        self, kind: str, name: str, names: Iterable[str], *, where: str = "", remedy: Remedy | None = None
     ) -> None:
-        known = list(known)
-        self.kind, self.name, self.candidates = kind, name, nearest(name, known)
+        names = list(names)
+        self.kind, self.name, self.candidates = kind, name, nearest(name, names)
         message = f"unknown {kind} {name!r}"
         if self.candidates:
             message += f"; did you mean {' or '.join(self.candidates)}?"
-        elif 0 < len(known) <= 12:
-            message += f"; known: {', '.join(known)}"
+        elif 0 < len(names) <= 12:
+            message += f"; known: {', '.join(names)}"
         super().__init__(f"{message} ({where})" if where else message, remedy=remedy)
 
 
-def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Names that somebody who wrote ``name`` may have meant, the nearest first, three at most.
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Return the names that are most similar to ``name``, the most similar first, at most three.
 
-    Case does not count: a name that differs in nothing else is the only one.
+    Case is ignored. If some names differ from ``name`` only in case, only these are returned.
 
     >>> nearest("CKA", ["cka", "cca", "svcca"]), nearest("ResNet-50", ["resnet50", "resnet101", "vit"])
     (['cka'], ['resnet50', 'resnet101'])
     """
     wanted = name.casefold()
-    spelled: dict[str, list[str]] = {}
-    for candidate in dict.fromkeys(known):
-        spelled.setdefault(candidate.casefold(), []).append(candidate)
-    if wanted in spelled:
-        return spelled[wanted][:3]
-    near = difflib.get_close_matches(wanted, spelled, n=3, cutoff=0.5)
-    near = near or [folded for folded in spelled if wanted and wanted in folded]
-    return [candidate for folded in near for candidate in spelled[folded]][:3]
+    by_folded: dict[str, list[str]] = {}
+    for candidate in dict.fromkeys(names):
+        by_folded.setdefault(candidate.casefold(), []).append(candidate)
+    if wanted in by_folded:
+        return by_folded[wanted][:3]
+    close = difflib.get_close_matches(wanted, by_folded, n=3, cutoff=0.5)
+    close = close or [folded for folded in by_folded if wanted and wanted in folded]
+    return [candidate for folded in close for candidate in by_folded[folded]][:3]
 
 
 class UndefinedValueError(RepsimError, ArithmeticError):
-    """The measure has no value for these representations (a constant layer, say); the message gives the reason."""
+    """Measure without a value for these representations, such as a constant layer; the message gives the reason."""
 
 
 class MissingExtraError(RepsimError, ImportError):
-    """A library that is not installed, because it comes with one of the optional extras only."""
+    """Library that is not installed because only an optional extra includes it."""
 
     def __init__(self, who: str, library: str, *, extra: str) -> None:
         self.library, self.extra = library, extra
@@ -239,7 +239,7 @@ class MissingExtraError(RepsimError, ImportError):
 
 
 class SampleMismatchError(RepsimError, ValueError):
-    """Two stores do not hold the same samples in the same order; ``paths`` are their files."""
+    """Two stores with different samples, or with the same samples in another order; ``paths`` are their files."""
 
     def __init__(self, *problem: Part, paths: Iterable[Path] = (), remedy: Remedy | None = None) -> None:
         self.paths = tuple(paths)
@@ -247,7 +247,7 @@ class SampleMismatchError(RepsimError, ValueError):
 
 
 class _FileError(RepsimError, OSError):
-    """An error about one file; ``path`` is None where that has no name."""
+    """Error about one file; ``path`` is None if the file has no name."""
 
     def __init__(self, *problem: Part, path: Path | None = None, remedy: Remedy | None = None) -> None:
         self.path = path
@@ -255,11 +255,11 @@ class _FileError(RepsimError, OSError):
 
 
 class StoreError(_FileError):
-    """A file that is missing, damaged, incomplete, or no activation store or result."""
+    """File that is missing, damaged or incomplete, or that is neither an activation store nor a result."""
 
 
 class FormatVersionError(StoreError):
-    """A file of a version of its format for which this repsim has no reader."""
+    """File in a version of its format that this version of repsim cannot read."""
 
     def __init__(self, *problem: Part, path: Path, version: Any, remedy: Remedy) -> None:
         self.version = version
@@ -267,11 +267,11 @@ class FormatVersionError(StoreError):
 
 
 class OutputError(_FileError):
-    """A place that cannot be written, or that already holds what would be overwritten."""
+    """Path that cannot be written, or that holds a file which would be overwritten."""
 
 
 class OtherSettingsError(OutputError):
-    """A store, or what an interrupted run has left of one, that was made with other settings; ``difference``: which."""
+    """Complete or partial store that was made with other settings; ``difference`` names them."""
 
     def __init__(self, path: Path, difference: str) -> None:
         self.difference = difference
@@ -283,44 +283,44 @@ class OtherSettingsError(OutputError):
 
 
 class WeightsError(RepsimError, OSError):
-    """Weights that cannot be had: not in the cache and no network, a damaged file, another architecture's."""
+    """Weights that cannot be loaded: not cached and no network, damaged, or of another architecture."""
 
 
 class ImageError(RepsimError, OSError):
-    """A picture that cannot be read, or a place in which there are none."""
+    """Picture that cannot be read, or a source without pictures."""
 
 
 class OtherProcessError(RepsimError, ConnectionError):
-    """Another process of the same run has ended; ``first``: whether this one is the first, which speaks for all."""
+    """Another process of the same run has ended; ``first`` is whether this is the first process, which reports it."""
 
     def __init__(self, *, first: bool) -> None:
         self.first = first
-        super().__init__("another process of this run has ended; where it said why, its message is beside this one")
+        super().__init__("another process of this run has ended; its own message, if any, gives the reason")
 
 
 class UnreliableValueWarning(UserWarning):
-    """The value is defined but says little: for instance CCA with more features than samples."""
+    """Value that is defined but not informative, for instance CCA with more features than samples."""
 
 
 class MissingFontWarning(UserWarning):
-    """No font of this machine has some characters of a name, which a figure writes as escapes."""
+    """Characters of a name that no font of this machine has; the figure shows them as escapes."""
 
 
 class MissingDigestWarning(UserWarning):
-    """A result or a study of an earlier format, which carries no digest: damage in it may go unnoticed."""
+    """Result or study of an earlier format without a digest, in which damage may go unnoticed."""
 
 
 def reason(error: Exception, lines: int = 1) -> str:
-    """Why something failed, for the end of a message: the system's words where there are some, else the first lines.
+    """Return the reason of an error for the end of a message: the text of the operating system, or its first lines.
 
     >>> reason(FileNotFoundError(2, "...")), reason(KeyError("head"))
     ('No such file or directory', "KeyError 'head'")
     """
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    if quoted := re.search(r"errno = \d+, error message = '([^']+)'", str(error)):  # HDF5 has no field for it
+    if quoted := re.search(r"errno = \d+, error message = '([^']+)'", str(error)):  # HDF5 sets no errno
         return quoted[1]
     text = " ".join(line.strip() for line in str(error).strip().splitlines()[:lines])
-    if " " not in text:  # a KeyError says no more than its key
+    if " " not in text:  # the text of a KeyError is only its key
         text = f"{type(error).__name__} {text}".strip()
     return (text[:200] + " ...") if len(text) > 200 else text

@@ -1,4 +1,4 @@
-"""What rows and columns are called: which layer of which model, and which samples."""
+"""Labels of arrays: keys of layers, ids of samples, and checks of names."""
 
 import hashlib
 import unicodedata
@@ -13,23 +13,22 @@ from numpy.typing import NDArray
 from repsim.errors import InvalidInputError
 
 Form = Literal["features", "grams", "sketches"]
-"""What an array holds: features (n, ...), Gram matrices of blocks (n // B, B, B), or pairs of sketches (n, 2, m)."""
+"""Kind of an array: features (n, ...), Gram matrices of blocks (n // B, B, B), or pairs of sketches (n, 2, m)."""
 
 INPUT = ("input", "pixels")
-"""Layer and readout of what went into a model, which is stored beside its layers: a control, and none of them."""
+"""Layer and readout of the input of a model, which a store holds as a control beside the layers."""
 
 OTHER_PICTURES = "other pictures behind the same names"
-_HASH = 8
-"""Bytes of a hash."""
-_LONGEST_FILE = 200
-"""Bytes of a name, so that `.h5.partial` may follow."""
+_HASH_BYTES = 8
+_MAX_FILE_NAME = 200
+"""Largest length of a model's name in bytes, so that `.h5.partial` can be appended."""
 _PARTITION_SEED = 0
 _FORMS: dict[str, Form] = {"gram": "grams", "sketch": "sketches"}
 
 
 @dataclass(frozen=True)
 class LayerKey:
-    """One array of activations: a layer of a model, read out in one way.
+    """Key of one array of activations: model, layer and readout.
 
     >>> str(LayerKey("resnet50", "layer3.5", "mean"))
     'resnet50 layer3.5@mean'
@@ -41,12 +40,12 @@ class LayerKey:
 
     @property
     def label(self) -> str:
-        """The layer and the readout: what tells the arrays of one model apart."""
+        """Layer and readout as ``layer@readout``, which is unique within a model."""
         return f"{self.layer}@{self.readout}"
 
     @property
     def form(self) -> Form:
-        """What the array holds.
+        """Kind of the array: features, Gram matrices or sketches.
 
         >>> [LayerKey("resnet50", "layer3.5", readout).form for readout in ("mean", "gram:256", "sketch:4096")]
         ['features', 'grams', 'sketches']
@@ -56,7 +55,7 @@ class LayerKey:
 
     @property
     def control(self) -> bool:
-        """Whether this is what went into the model, to hold layers against, and no layer.
+        """Whether the array is the input of the model, a control for its layers.
 
         >>> LayerKey("resnet50", "input", "pixels").control, LayerKey("resnet50", "input", "mean").control
         (True, False)
@@ -65,7 +64,7 @@ class LayerKey:
 
     @property
     def size(self) -> int:
-        """B of ``gram:B``, M of ``sketch:M``."""
+        """Block size B of ``gram:B``, or sketch size M of ``sketch:M``."""
         return int(self.readout.split(":")[1])
 
     def __str__(self) -> str:
@@ -74,7 +73,7 @@ class LayerKey:
 
 @dataclass(frozen=True)
 class SampleIds:
-    """The ids of the samples, in the order of the rows.
+    """Ids of the samples, in the order of the rows.
 
     >>> SampleIds(("a.png", "b.png")).difference(SampleIds(("a.png", "c.png")))
     '1 of 2 only in the first (b.png), 1 of 2 only in the second (c.png)'
@@ -82,15 +81,18 @@ class SampleIds:
 
     ids: tuple[str, ...]
     content: str = ""
-    """A fingerprint of ids and sizes of the files, where they are known: equal ids can name other pictures."""
+    """Fingerprint of the ids and the sizes of the files, if known: equal ids can belong to different pictures."""
     hashes: bytes = b""
-    """Eight bytes a sample, hashes of what is in the pictures, where they are known."""
+    """Hashes of the contents of the pictures, eight bytes per sample, if known."""
     hashed: str = ""
-    """What of the pictures is hashed: `files`, or `pixels`. Only hashes of the same kind can be compared."""
+    """Hashed contents: `files` or `pixels`. Only hashes of the same kind can be compared."""
 
     def __post_init__(self) -> None:
-        if self.hashes and len(self.hashes) != _HASH * len(self.ids):
-            raise InvalidInputError(f"{len(self.hashes)} bytes of hashes for {len(self.ids)} samples of {_HASH} each")
+        if self.hashes and len(self.hashes) != _HASH_BYTES * len(self.ids):
+            raise InvalidInputError(
+                f"expected {_HASH_BYTES} bytes per sample, got {len(self.hashes)} bytes of hashes for {len(self.ids)} "
+                "samples"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -100,18 +102,18 @@ class SampleIds:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the ids in their order."""
+        """SHA-256 of the ids in their order, hexadecimal."""
         return hashlib.sha256("\n".join(self.ids).encode("utf-8", "surrogatepass")).hexdigest()
 
     def difference(self, other: "SampleIds") -> str | None:
-        """Say how ``other`` differs, with counts and the first differences; None where both are the same samples."""
-        lonely = [
+        """Describe how ``other`` differs, with counts and the first differences; return None for equal samples."""
+        missing = [
             f"{len(only)} of {len(side)} only in the {which} ({', '.join(only[:3])}{', ...' if len(only) > 3 else ''})"
             for which, side, only in (("first", self, self._not_in(other)), ("second", other, other._not_in(self)))
             if only
         ]
-        if lonely:
-            return ", ".join(lonely)
+        if missing:
+            return ", ".join(missing)
         if self.ids != other.ids:
             row = next(i for i, (a, b) in enumerate(zip(self.ids, other.ids, strict=False)) if a != b)
             return f"the same {len(self)} in another order, from row {row} on ({self.ids[row]} / {other.ids[row]})"
@@ -124,28 +126,30 @@ class SampleIds:
         return None
 
     def contents_known(self, other: "SampleIds") -> bool:
-        """Whether `difference` sees other pictures of the same names and sizes."""
+        """Return whether `difference` can detect different pictures with equal names and sizes."""
         return bool(self.hashes and other.hashes) and self.hashed == other.hashed
 
     def _not_in(self, other: "SampleIds") -> list[str]:
-        there = set(other.ids)
-        return [i for i in self.ids if i not in there]
+        other_ids = set(other.ids)
+        return [i for i in self.ids if i not in other_ids]
 
 
 def check_name(what: str, name: Any, limit: int = 1000) -> None:
-    r"""Refuse a name that a store cannot hold, or that would break every line it is printed on.
+    r"""Check that a store can hold a name and that a terminal can print it on one line.
 
     Parameters
     ----------
-    what
-        What it is the name of, for messages.
-    name
-        Text, of ``limit`` bytes of UTF-8 at most, without control characters.
+    what : str
+        Description of the named thing, for messages.
+    name : str
+        Text of at most ``limit`` bytes in UTF-8, without control characters.
+    limit : int
+        Largest length in bytes.
 
     Raises
     ------
     InvalidInputError
-        Anything else.
+        If the name is empty, too long, no text, no valid Unicode, or holds a control character.
 
     Examples
     --------
@@ -176,7 +180,7 @@ def _short(name: Any) -> str:
 
 
 def check_model_name(name: str) -> str:
-    """Return a name that can stand for a model: in results, and as that of a store's file.
+    """Return a name after checking that it can name a model in results and the file of its store.
 
     >>> check_model_name("mine (epoch 3)")
     'mine (epoch 3)'
@@ -185,10 +189,10 @@ def check_model_name(name: str) -> str:
     ...
     repsim.errors.InvalidInputError: the name 'a/b' cannot be a model's: it holds a slash, and names the store's file
     """
-    check_name("the model's name", name, _LONGEST_FILE)
+    check_name("the model's name", name, _MAX_FILE_NAME)
     why = ""
     if name != name.strip() or not name.isprintable():
-        why = "it begins or ends with a space, or holds what cannot be printed"
+        why = "it begins or ends with a space, or holds a character that cannot be printed"
     elif name.startswith("."):
         why = "it begins with a dot"
     elif "/" in name or "\\" in name:
@@ -199,8 +203,8 @@ def check_model_name(name: str) -> str:
 
 
 def partition(n: int) -> NDArray[np.int64]:
-    """The order in which n samples are cut into blocks, random and the same for every layer and model.
+    """Return the order, (n,), in which n samples are divided into blocks: random, and equal for all layers and models.
 
-    Sorted by class, as many folders are, neighbours would be of one class.
+    In the order of the store, which many data sets sort by class, a block would hold samples of one class.
     """
     return np.random.default_rng(_PARTITION_SEED).permutation(n)

@@ -1,4 +1,4 @@
-"""Finding things by name: modules of a package, entry points of other distributions, and spec strings."""
+"""Find classes by name: import modules and entry points, and parse spec strings such as ``cka:kernel=rbf``."""
 
 import dataclasses
 import importlib
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 def load_modules(package: types.ModuleType, group: str) -> None:
-    """Import every module of ``package`` and every entry point of ``group``, so that what they define registers itself.
+    """Import every module of ``package`` and load every entry point of ``group``.
 
-    Adding a measure is adding a file: nothing else lists it.
+    The classes in them register themselves at import, so a new measure needs no entry in a list.
     """
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
@@ -25,7 +25,7 @@ def load_modules(package: types.ModuleType, group: str) -> None:
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
-    """Split ``"cka:kernel=rbf,bandwidth=0.5"`` into its name and its options.
+    """Split a spec such as ``"cka:kernel=rbf,bandwidth=0.5"`` into a name and options.
 
     >>> parse_spec("cka:kernel=rbf,bandwidth=0.5")
     ('cka', {'kernel': 'rbf', 'bandwidth': '0.5'})
@@ -43,7 +43,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def build(cls: type[T], options: dict[str, str]) -> T:
-    """Make a dataclass from option strings, each read as its field's type.
+    """Make an instance of a dataclass from option strings, converting each to the type of its field.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Point:
@@ -53,17 +53,17 @@ def build(cls: type[T], options: dict[str, str]) -> T:
     """
     assert dataclasses.is_dataclass(cls)
     hints = typing.get_type_hints(cls)
-    known = [field.name for field in dataclasses.fields(cls) if field.init]
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
     values: dict[str, Any] = {}
     for key, text in options.items():
-        if key not in known:
-            raise UnknownNameError("option", key, known, where=f"options: {', '.join(known) or 'none'}")
+        if key not in names:
+            raise UnknownNameError("option", key, names, where=f"options: {', '.join(names) or 'none'}")
         values[key] = _read(text, hints[key], key)
     return cls(**values)
 
 
 def _read(text: str, hint: Any, key: str) -> Any:
-    """Read ``text`` as the type ``hint``: a float, an int, a bool, one of a Literal's words, or None where allowed."""
+    """Convert ``text`` to the type ``hint``: float, int, bool, a value of a Literal, or an optional one of these."""
     choices = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         if text not in choices:

@@ -1,4 +1,4 @@
-"""What all tests share: shapes in signatures are checked while they run, no hub is reached, pictures are made here."""
+"""Fixtures of all tests: checks of the shapes in signatures, no downloads, generated pictures."""
 
 import os
 
@@ -48,7 +48,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Pictures:
-    """Make a folder of small pictures, each another: ``pictures(6)``, or under names of one's own."""
+    """Return a function that makes a folder of small, different pictures: ``pictures(6)``, or with given names."""
 
     def make(count: int = 6, names: list[str] | None = None, folder: str = "photos") -> Path:
         from repsim.testing.examples import write_pictures  # noqa: PLC0415 - the hook above comes first
@@ -60,7 +60,7 @@ def pictures(tmp_path: Path) -> Pictures:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Compute with one thread, as processes do whose results these are held against to the bit."""
+    """Compute with one thread, like the processes whose results are compared to the bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,6 +1,7 @@
-"""Shapes in signatures, checked in the first calls of each test: loops of many thousands would only repeat them.
+"""Check the shapes in signatures during the first calls of each test.
 
-A check takes longer than most of what it checks: without a limit, they are half of the time of all tests of measures.
+A check takes longer than most functions that it checks: without a limit, the checks take half of the time of all tests
+of measures.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,15 +13,15 @@ import jaxtyping
 from beartype import beartype
 
 CHECKS = 1500
-"""How many a test has: of the arguments of a call, and of what it returns."""
+"""Number of checked calls per test."""
 
 _left = CHECKS
 _SWITCHED_OFF = jaxtyping.config.jaxtyping_disable
-"""Whether somebody wants no checks at all."""
+"""Whether checks are disabled by the environment."""
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As beartype does it, until the checks of this test are used up."""
+    """Wrap a function in beartype's check, which is disabled after `CHECKS` calls."""
     check = beartype(function)
 
     @wraps(check)
@@ -36,8 +37,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def checks() -> Iterator[None]:
-    """A test of its own: all checks are left, and nothing of it remains."""
-    _renew()  # fixtures of modules use checks up, too
+    """Reset the number of checks before and after a test."""
+    _renew()  # fixtures of modules use checks, too
     yield
     _renew()
 

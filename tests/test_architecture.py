@@ -1,4 +1,4 @@
-"""The architecture: packaging, rooms, imports, and that the guards which hold them up bite."""
+"""Tests of packaging, of the import contracts between rooms, and of the checks that enforce them."""
 
 import importlib
 import re
@@ -21,14 +21,14 @@ BIN = Path(sys.executable).parent
 
 def test_the_packages_table_is_what_is_on_the_disk() -> None:
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    found = {}
+    packages = {}
     for top in ("repsim", "metrics", "extractors"):
         for path in (ROOT / top).glob("**/__init__.py"):
             folder = path.parent.relative_to(ROOT)
             if folder.parts[:2] not in {("repsim", "metrics"), ("repsim", "extractors")}:  # the links
-                found[".".join(folder.parts if top == "repsim" else ("repsim", *folder.parts))] = str(folder)
-    assert table["package-dir"] == found
-    assert sorted(table["packages"]) == sorted(found)
+                packages[".".join(folder.parts if top == "repsim" else ("repsim", *folder.parts))] = str(folder)
+    assert table["package-dir"] == packages
+    assert sorted(table["packages"]) == sorted(packages)
     for link in ("extractors", "metrics"):
         assert (ROOT / "repsim" / link).resolve() == ROOT / link
 
@@ -38,7 +38,7 @@ def test_the_top_floor_is_small() -> None:
 
 
 def test_no_import_runs_in_a_circle() -> None:
-    """Type checkers' imports included; what `repsim` itself names lazily is not followed."""
+    """Imports for type checkers count; the lazy imports of `repsim` itself do not."""
     graph = grimp.build_graph("repsim", exclude_type_checking_imports=False, cache_dir=None)
     order = TopologicalSorter(
         {module: graph.find_modules_directly_imported_by(module) for module in graph.modules - {"repsim"}}
@@ -116,7 +116,7 @@ def test_every_public_name_is_there() -> None:
 )
 @pytest.mark.slow
 def test_the_import_contracts_bite(tmp_path: Path, where: str, what: str, contract: str) -> None:
-    """In a copy of the sources, plant a forbidden import, or a room that nobody ordered: the contract must break."""
+    """A forbidden import, or a new room, in a copy of the sources breaks the contract."""
     for top, target in (("repsim", "repsim"), ("extractors", "repsim/extractors"), ("metrics", "repsim/metrics")):
         links = shutil.ignore_patterns("extractors", "metrics", "zoo", "__pycache__") if top == "repsim" else None
         shutil.copytree(ROOT / top, tmp_path / target, ignore=links)
@@ -133,15 +133,15 @@ def test_the_import_contracts_bite(tmp_path: Path, where: str, what: str, contra
 
 
 def test_the_shape_checks_bite() -> None:
-    """Without this the import hook could be off and nobody would notice."""
+    """This test fails if the import hook is switched off."""
     import jaxtyping  # noqa: PLC0415
     import torch  # noqa: PLC0415
     from jaxtyping import TypeCheckError  # noqa: PLC0415
 
     from repsim.metrics.recipes.subspace import leading  # noqa: PLC0415
 
-    jaxtyping.config.update("jaxtyping_disable", True)  # as a fixture that used them up leaves it
-    for _ in range(2):  # and again in the next test
+    jaxtyping.config.update("jaxtyping_disable", True)  # the state after a fixture that used all checks
+    for _ in range(2):  # as in two tests
         with shapes.checks():
             for _ in range(2):
                 with pytest.raises(TypeCheckError):

@@ -1,17 +1,17 @@
-"""Every example of the documentation runs, page by page, each in an empty folder of its own.
+"""Run every example of the documentation, page by page, in an empty folder per page.
 
-What a reader does not see says how, in a comment on the line before a block:
+A comment on the line before a block, invisible to readers, says how to run it:
 
-``<!-- file: NAME -->``      the block is written to this file
-``<!-- given: acts -->``     before it runs, ``acts/`` holds stores of four of repsim's networks (``no acts``: nothing)
-``<!-- given: demo -->``     before it runs, ``demo/`` holds comparisons and a study of these, as `repsim demo` has it
-``<!-- given: study -->``    before it runs, ``study.nc`` is that study
-``<!-- not run: WHY -->``    it cannot run here; `REASONS` says which reasons there are
+``<!-- file: NAME -->``      write the block to this file
+``<!-- given: acts -->``     before the block runs, ``acts/`` holds stores of four networks (``no acts``: nothing)
+``<!-- given: demo -->``     before the block runs, ``demo/`` holds comparisons and a study of these, like `repsim demo`
+``<!-- given: study -->``    before the block runs, ``study.nc`` is that study
+``<!-- not run: WHY -->``    the block cannot run; `REASONS` lists the permitted reasons
 
-Python blocks of a page share their names; of ``>>>`` blocks, and of ``console`` blocks, what they show is compared. A
-block that neither runs nor says why fails its page. Pages find a folder ``photos/``, the file ``my_model.safetensors``,
-the checkpoints ``epoch1.pth`` and ``epoch90.pth`` of ResNet-50, and in the cache of the model hub checkpoints of the
-timm models that they name.
+The Python blocks of a page share their variables. The output of ``>>>`` blocks and ``console`` blocks is compared. A
+page fails if a block neither runs nor has a reason. Pages can use a folder ``photos/``, the file
+``my_model.safetensors``, the checkpoints ``epoch1.pth`` and ``epoch90.pth`` of ResNet-50, and checkpoints of the timm
+models that they name, in the cache of the model hub.
 """
 
 import doctest
@@ -68,7 +68,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "vit_base_patch16_224": {"embed_dim": 24, "depth": 3, "num_heads": 3},
     "vit_tiny_patch16_224": {"embed_dim": 24, "depth": 2, "num_heads": 3},
 }
-"""The timm models that pages name are small ones here: most of the time would go into making weights."""
+"""Sizes of the timm models that pages name; models of the real size would take most of the time."""
 REVISION = "0" * 40
 
 
@@ -96,13 +96,13 @@ def blocks(page: Path) -> list[Block]:
 
 
 TESTED_ELSEWHERE = {"metrics"}
-"""Its examples are those of docstrings (tests/scripts/test_metrics_docs.py), which are doctests."""
+"""Pages with examples from docstrings (tests/scripts/test_metrics_docs.py), which run as doctests."""
 EXAMPLES = [
     page for page in PAGES if page.stem not in TESTED_ELSEWHERE and any(block.is_example for block in blocks(page))
 ]
 
 
-# What the pages find
+# Files that the pages use
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def acts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(acts: Path) -> Path:
-    """Names as `repsim demo` has them, on less."""
+    """Make files with the names of `repsim demo`, from fewer samples."""
     folder = acts.parent / "demo"
     stores = sorted(acts.glob("*.h5"))
     for name, (a, b) in {"resnet_seed0_vs_seed1": (0, 1), "resnet_vs_vit": (0, 2)}.items():
@@ -132,12 +132,12 @@ def demo(acts: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The hub's cache as its client leaves it, with random checkpoints; timm's code loads them from there."""
+    """Make a cache of the model hub with random checkpoints, from which timm loads them."""
     cache = tmp_path_factory.mktemp("hub")
     with pytest.MonkeyPatch.context() as patch:
         for name, size in SMALL.items():
-            made = timm.model_entrypoint(name)
-            patch.setitem(_model_entrypoints, name, functools.wraps(made)(functools.partial(made, **size)))
+            build = timm.model_entrypoint(name)
+            patch.setitem(_model_entrypoints, name, functools.wraps(build)(functools.partial(build, **size)))
             repository = cache / "models--{}".format(timm.get_pretrained_cfg(name).hf_hub_id.replace("/", "--"))
             for file in ("refs/main", f"snapshots/{REVISION}/model.safetensors"):
                 (repository / file).parent.mkdir(parents=True)
@@ -151,7 +151,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def folder(
     tmp_path: Path, photos: Path, hub: Path, monkeypatch: pytest.MonkeyPatch, tuned: Callable[..., None]
 ) -> Iterator[Path]:
-    """What a page begins in; what is registered, imported or plotted there is forgotten afterwards."""
+    """Make the working folder of a page, and undo its registrations, imports and plots afterwards."""
     shutil.copytree(photos, tmp_path / "photos")
     weights = next(hub.glob("*--resnet50.*/snapshots/*/*"))
     (tmp_path / "my_model.safetensors").symlink_to(weights)
@@ -159,11 +159,11 @@ def folder(
     for epoch in (1, 90):
         torch.save({"state_dict": state, "state_dict_ema": state, "epoch": epoch}, tmp_path / f"epoch{epoch}.pth")
     monkeypatch.chdir(tmp_path)
-    tuned(map_draws=5)  # most of a small study's time, as are
+    tuned(map_draws=5)  # these draws and halvings take most of the time of a small study
     tuned(halvings=2)
-    config.update("jaxtyping_disable", True)  # the checks of shapes, which the other tests make
+    config.update("jaxtyping_disable", True)  # other tests check shapes
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    repsim.metrics.names()  # all of ours are there
+    repsim.metrics.names()  # registers all measures of repsim
     measures, modules = dict(Metric.registry), set(sys.modules)
     yield tmp_path
     config.update("jaxtyping_disable", False)
@@ -176,11 +176,11 @@ def folder(
             del sys.modules[name]
 
 
-# How they run
+# Running blocks
 
 
 def run_shell(text: str, page: "Page") -> None:
-    """Run every command, and compare what is shown after one in a ``console`` block."""
+    """Run every command of a block, and compare the output that a ``console`` block shows."""
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     shows = any(line.startswith("$ ") for line in lines)
     while lines:
@@ -189,16 +189,16 @@ def run_shell(text: str, page: "Page") -> None:
             wanted = []
             while shows and lines and not lines[0].startswith("$ "):
                 wanted.append(lines.pop(0))
-            said = run_command(line.removeprefix("$ "), page)
+            output = run_command(line.removeprefix("$ "), page)
             if wanted:
-                compare_output("\n".join(wanted), said, f"{page.path.name}: {line}")
+                compare_output("\n".join(wanted), output, f"{page.path.name}: {line}")
 
 
 def run_command(line: str, page: "Page") -> str:
     words = shlex.split(line, comments=True)
     if not words:
         return ""
-    words = [found for word in words for found in expanded(word, line)]
+    words = [name for word in words for name in expand_glob(word, line)]
     assert words[0] in COMMANDS, f"{page.path.name}: cannot run {line!r}; mark its block: <!-- not run: ... -->"
     if words[-2:-1] == [">"]:
         Path(words[-1]).write_text(COMMANDS[words[0]](words[1:-2], page))
@@ -206,10 +206,10 @@ def run_command(line: str, page: "Page") -> str:
     return COMMANDS[words[0]](words[1:], page)
 
 
-def expanded(word: str, line: str) -> list[str]:
-    """Globs, as a shell has them."""
+def expand_glob(word: str, line: str) -> list[str]:
+    """Expand a glob as a shell does."""
     quoted = f"'{word}'" in line or f'"{word}"' in line
-    return [word] if quoted else sorted(glob.glob(word)) or [word]  # noqa: PTH207 - relative, as a shell has them
+    return [word] if quoted else sorted(glob.glob(word)) or [word]  # noqa: PTH207 - relative paths, as in a shell
 
 
 def run_repsim(words: list[str], page: "Page") -> str:
@@ -221,7 +221,7 @@ def run_repsim(words: list[str], page: "Page") -> str:
 
 
 def run_pip(words: list[str], page: "Page") -> str:
-    """``pip install -e .`` in a folder of one's own: what it leaves behind, without a network."""
+    """Write the metadata that ``pip install -e .`` writes, without a network."""
     assert words == ["install", "-e", "."], page.path.name
     table = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     folder = Path(f"{table['name'].replace('-', '_')}-{table['version']}.dist-info")
@@ -249,7 +249,7 @@ def run_python(words: list[str], page: "Page") -> str:
 
 
 LIGHT = {"extract": {"--limit": "40"}, "universality": {"--permutations": "19", "-m": "cka"}}
-"""What a command gets that does not say so itself: the same work, on less."""
+"""Options added to commands that do not set them, to reduce the work."""
 
 COMMANDS: dict[str, Callable[[list[str], "Page"], str]] = {
     "repsim": run_repsim,
@@ -259,14 +259,16 @@ COMMANDS: dict[str, Callable[[list[str], "Page"], str]] = {
 }
 
 
-def compare_output(wanted: str, said: str, where: str) -> None:
+def compare_output(wanted: str, output: str, where: str) -> None:
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    assert doctest.OutputChecker().check_output(wanted + "\n", said, flags), f"{where}\nshown:\n{wanted}\nsaid:\n{said}"
+    assert doctest.OutputChecker().check_output(wanted + "\n", output, flags), (
+        f"{where}\nshown:\n{wanted}\noutput:\n{output}"
+    )
 
 
 class Page:
-    def __init__(self, path: Path, given: Callable[[str], Path]) -> None:
-        self.path, self.given = path, given
+    def __init__(self, path: Path, fixture: Callable[[str], Path]) -> None:
+        self.path, self.fixture = path, fixture
         self.names: dict[str, Any] = {"__name__": "__main__"}
 
     def run(self, block: Block) -> None:
@@ -276,9 +278,9 @@ class Page:
             folder = block.value.removeprefix("no ")
             shutil.rmtree(folder, ignore_errors=True)
             if folder == "study":
-                shutil.copy(self.given("demo") / "study.nc", ".")
+                shutil.copy(self.fixture("demo") / "study.nc", ".")
             elif folder == block.value:
-                shutil.copytree(self.given(folder), folder)
+                shutil.copytree(self.fixture(folder), folder)
         if block.key == "not run":
             check_commands(block, where)
         elif block.key == "file":
@@ -296,21 +298,21 @@ class Page:
     def compare(self, block: Block, where: str) -> None:
         test = doctest.DocTestParser().get_doctest(block.text, {}, where, str(self.path), block.line)
         test.globs = self.names
-        said: list[str] = []
+        output: list[str] = []
         runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-        failed, tried = runner.run(test, out=said.append, clear_globs=False)
+        failed, tried = runner.run(test, out=output.append, clear_globs=False)
         assert tried, where
-        assert not failed, "".join(said)
+        assert not failed, "".join(output)
 
 
 def check_commands(block: Block, where: str) -> None:
-    """A command that cannot run here has options that exist all the same."""
+    """Check the reason of a block that cannot run, and that its commands and options exist."""
     assert block.value in REASONS, f"{where}: {block.value!r} is none of {sorted(REASONS)}"
     for line in re.sub(r"\\\n\s*", " ", block.text).splitlines():
-        if found := re.match(r"(?:.*-m )?(?:\$ )?repsim (?P<command>[a-z]+)(?P<rest>.*)", line):
-            assert found["command"] in main.commands, f"{where}: there is no repsim {found['command']}"
-            words = list(itertools.takewhile(">".__ne__, shlex.split(found["rest"], comments=True)))
-            main.commands[found["command"]].make_context(found["command"], words)
+        if match := re.match(r"(?:.*-m )?(?:\$ )?repsim (?P<command>[a-z]+)(?P<rest>.*)", line):
+            assert match["command"] in main.commands, f"{where}: there is no repsim {match['command']}"
+            words = list(itertools.takewhile(">".__ne__, shlex.split(match["rest"], comments=True)))
+            main.commands[match["command"]].make_context(match["command"], words)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[page.stem for page in EXAMPLES])
@@ -323,9 +325,11 @@ def test_the_examples_run(path: Path, folder: Path, request: pytest.FixtureReque
 
 
 def test_a_block_that_does_not_run_says_why() -> None:
-    """And there is no reason that nothing gives."""
-    given = [block.value for page in EXAMPLES for block in blocks(page) if block.is_example and block.key == "not run"]
-    assert set(given) == set(REASONS)
+    """Every reason is also used."""
+    reasons = {
+        block.value for page in EXAMPLES for block in blocks(page) if block.is_example and block.key == "not run"
+    }
+    assert reasons == set(REASONS)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +357,7 @@ def test_the_test_bites(text: str, complaint: str, folder: Path) -> None:
 
 
 def test_links_of_the_pages_that_are_not_on_the_site() -> None:
-    """Sphinx follows those of the site."""
+    """Sphinx checks the links of the site."""
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
@@ -363,7 +367,7 @@ def test_links_of_the_pages_that_are_not_on_the_site() -> None:
 
 
 def test_the_reference_names_every_public_module() -> None:
-    """What is in a module's ``__all__`` then follows by itself, with its documentation."""
+    """The names in ``__all__`` of these modules are then documented automatically."""
     page = (ROOT / "docs" / "api.md").read_text()
     documented = set(re.findall(r"automodule:: ([\w.]+)", page))
     assert documented == {

@@ -1,4 +1,4 @@
-"""The notebooks of examples/ are committed without outputs. `scripts/docs` runs them, each from an empty folder."""
+"""Tests that the notebooks of examples/ are committed without outputs; `scripts/docs` runs them."""
 
 from pathlib import Path
 from typing import Any

@@ -210,7 +210,7 @@ def test_the_same_call_resumes_an_interrupted_extraction(tmp_path: Path, picture
         np.testing.assert_array_equal(store[name][:], uninterrupted[name][:])
     np.testing.assert_array_equal(store.pixels, uninterrupted.pixels)
     for change, difference in ({"readout": "mean"}, "readouts"), ({"recalibrate": False}, "batch_norm"):
-        with pytest.raises(OutputError, match=f"{difference}: .*there.*now"):
+        with pytest.raises(OutputError, match=f"{difference}: .*before.*now"):
             extract("test_resnet", folder, tmp_path / "acts", **{**options, **change})
 
 
@@ -389,7 +389,7 @@ def test_a_model_of_ones_own(tmp_path: Path, pictures: Pictures) -> None:
         extract(model, folder, tmp_path / "acts")
     with torch.no_grad():
         model.conv.weight[0, 0, 0, 0] += 1
-    with pytest.raises(OutputError, match="weights_sha256: .* there, .* now"):
+    with pytest.raises(OutputError, match="weights_sha256: .* before, .* now"):
         extract(model, folder, tmp_path / "acts", name="mine", readout="flatten", **options)
 
 

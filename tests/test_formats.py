@@ -1,4 +1,4 @@
-"""Stores, results and studies that earlier revisions wrote open with the values that they had."""
+"""Tests that stores, results and studies of earlier revisions open with their original values."""
 
 import shutil
 import warnings
@@ -14,7 +14,7 @@ import repsim
 from repsim.cli import main
 from repsim.errors import FormatVersionError, MissingDigestWarning, Remedy
 from repsim.results import netcdf
-from repsim.results.digest import seal
+from repsim.results.digest import digest_line
 from repsim.results.versions import RESULTS, STUDIES, in_newest_version
 from repsim.runtime.deprecation import warn_deprecated
 from repsim.runtime.formats import Readers
@@ -26,7 +26,7 @@ WITHOUT_DIGEST = "a307160"
 
 
 def values(revision: str, file: str) -> dict[str, Any]:
-    """What the revision that wrote a file read from it."""
+    """Return the values that the revision which wrote a file read from it."""
     with np.load(FILES / revision / "values.npz", allow_pickle=False) as saved:
         return {name.removeprefix(f"{file} "): saved[name] for name in saved.files if name.startswith(f"{file} ")}
 
@@ -50,7 +50,7 @@ def test_earlier_stores_open_with_equal_values(revision: str, file: str) -> None
 @pytest.mark.parametrize("file", ["result.nc", "study.nc"])
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_earlier_results_and_studies_open_with_equal_values(revision: str, file: str, tmp_path: Path) -> None:
-    """And are saved in the newest version, which opens without a warning."""
+    """They are saved in the newest version, which opens without a warning."""
     expected = values(revision, file)
     opened = repsim.open_result if file == "result.nc" else repsim.open_study
     with warnings.catch_warnings(record=True) as raised:
@@ -70,19 +70,19 @@ def test_earlier_results_and_studies_open_with_equal_values(revision: str, file:
 @pytest.mark.parametrize("revision", REVISIONS)
 @pytest.mark.filterwarnings("ignore::repsim.errors.MissingDigestWarning")
 def test_earlier_files_are_used_as_new_ones(revision: str, tmp_path: Path) -> None:
-    """A result grows: what it holds is kept, and what is computed now has the values that it had then."""
-    known = repsim.open_result(FILES / revision / "result.nc")
+    """They can be extended and reported like new ones, and new values equal the old ones."""
+    earlier = repsim.open_result(FILES / revision / "result.nc")
     store = FILES / revision / "store.h5"
     fresh = repsim.compare(store, metrics=["cka"], out=tmp_path / "r.nc")
     grown = repsim.compare(store, metrics=["svcca"], out=tmp_path / "r.nc")
     assert set(grown.data_vars) == {"cka", "svcca"}
-    assert set(known["layer_a"].values.tolist()) == set(fresh["layer_a"].values.tolist())
-    repsim.write_report(known, tmp_path / "r.html")
+    assert set(earlier["layer_a"].values.tolist()) == set(fresh["layer_a"].values.tolist())
+    repsim.write_report(earlier, tmp_path / "r.html")
     assert repsim.to_frame(repsim.open_study(FILES / revision / "study.nc")).size
 
 
-def of_version(path: Path, version: int) -> Path:
-    """The same file, said to be of another version; of a result with a digest that fits."""
+def set_version(path: Path, version: int) -> Path:
+    """Change the version of a file, and update the digest of a result or a study."""
     if path.suffix == ".h5":
         with h5py.File(path, "r+") as file:
             file.attrs.modify("format_version", version)
@@ -92,7 +92,7 @@ def of_version(path: Path, version: int) -> Path:
                 format_version=version
             )
         )
-        path.write_bytes(data + seal(data))
+        path.write_bytes(data + digest_line(data))
     return path
 
 
@@ -113,15 +113,15 @@ def test_versions_without_a_reader_say_what_to_do(
         with pytest.raises(
             FormatVersionError, match=f"has {readers.what} format {version}; this repsim reads .*; {remedy}$"
         ) as error:
-            read(of_version(tmp_path / file, version))
+            read(set_version(tmp_path / file, version))
         assert (error.value.version, error.value.path) == (version, tmp_path / file)
 
 
 def test_a_version_that_has_no_digest_with_one_is_refused(tmp_path: Path) -> None:
-    """Nothing wrote such a file."""
+    """No revision wrote such a file."""
     shutil.copy(FILES / "9a580e1" / "result.nc", tmp_path)
-    with pytest.raises(OSError, match="carries a digest, and result format 2 has none"):
-        repsim.open_result(of_version(tmp_path / "result.nc", 2))
+    with pytest.raises(OSError, match="has a digest, and result format 2 has none"):
+        repsim.open_result(set_version(tmp_path / "result.nc", 2))
 
 
 def test_registered_readers_are_chosen_by_version() -> None:
@@ -147,7 +147,7 @@ def test_what_is_no_result_keeps_its_version() -> None:
 
 
 def test_a_deprecation_names_the_release_and_shows_the_line_of_the_user() -> None:
-    """However many functions of repsim lie between."""
+    """The number of repsim functions in between does not matter."""
     ours: dict[str, Any] = {"__name__": "repsim.somewhere", "warn_deprecated": warn_deprecated}
     code = """
 def inner():

@@ -1,4 +1,4 @@
-"""Many measures at once, by the name of a group: what cannot be had is left out and said, what is shared is shared."""
+"""Tests of groups of measures: unavailable ones are left out with a reason, and preparation is shared."""
 
 import dataclasses
 import json
@@ -44,16 +44,16 @@ def test_what_a_word_stands_for(word: str, names: list[str]) -> None:
 
 
 def test_all_is_every_measure_but_the_slow_ones() -> None:
-    there = {metric.spec for metric in metrics.select("all")}
-    assert there == set(metrics.names()) - set(metrics.groups()["topology"])
+    specs = {metric.spec for metric in metrics.select("all")}
+    assert specs == set(metrics.names()) - set(metrics.groups()["topology"])
     assert {"geometry_score", "imd", "rtd"} == set(metrics.groups()["topology"])
 
 
 def test_all_is_every_measure_whose_library_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Metric, "registry", dict(Metric.registry))
-    there = [metric.spec for metric in metrics.select("all")]
+    specs = [metric.spec for metric in metrics.select("all")]
     type("Elsewhere", (SVCCA,), {"name": "elsewhere", "extra": "a_library_that_nobody_has"})
-    assert [metric.spec for metric in metrics.select("all")] == there
+    assert [metric.spec for metric in metrics.select("all")] == specs
     assert "elsewhere" in metrics.groups()["cca"]
     assert metrics.get("elsewhere").spec == "elsewhere"
 
@@ -79,28 +79,28 @@ def test_a_group_shares_its_preparation(store: ActivationStore) -> None:
 
 
 def test_who_has_no_value_is_left_out_of_a_group_only(tmp_path: Path, rng: np.random.Generator) -> None:
-    """Gram matrices are enough for linear CKA, and for nothing else."""
+    """Gram matrices are sufficient for linear CKA only."""
     grams = np.stack([(x := rng.normal(size=(8, 3))) @ x.T for _ in range(4)])
     spec = ArraySpec(LayerKey("g", "x", "gram:8"), (8, 8), block=8)
     contents = Contents((spec,), SampleIds(tuple(map(str, range(32)))), "photos", {}, order=np.arange(32))
     with StoreWriter(tmp_path / "g.h5", contents) as out:
         out.write(spec.key, slice(0, 4), grams.reshape(4, 64).astype(np.float32))
-        out.done(slice(None))
-    made = tmp_path / "g.h5"
-    result = compare(made, None, ["all"])
+        out.mark_done(slice(None))
+    path = tmp_path / "g.h5"
+    result = compare(path, None, ["all"])
     assert list(result.data_vars) == ["cka"]
     left_out = json.loads(result.attrs["left_out"])
     assert any(text.startswith("svcca: no pair of layers has a value; layer x: svcca needs") for text in left_out)
     with pytest.raises(UndefinedValueError, match="svcca: no pair of layers has a value"):
-        compare(made, None, ["all", "svcca"])
-    done = CliRunner().invoke(main, ["compare", str(made), "-m", "all"])
+        compare(path, None, ["all", "svcca"])
+    done = CliRunner().invoke(main, ["compare", str(path), "-m", "all"])
     assert done.exit_code == 0, done.output
     assert "left out: svcca: no pair of layers has a value" in done.output
 
 
 @dataclasses.dataclass(frozen=True)
 class Greedy(SVCCA):
-    """Asks for many samples."""
+    """Measure that needs many samples."""
 
     @property
     def min_samples(self) -> int:
@@ -124,9 +124,9 @@ def test_who_needs_more_samples_is_left_out_of_a_group_only(
 def test_who_needs_more_memory_is_left_out_of_a_group_only(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A decomposition is held while layers of CKA are read again."""
+    """A decomposition needs more memory than CKA, whose layers can be read again."""
     wide = write_store(tmp_path / "w.h5", {"x": rng.normal(size=(1500, 1500)).astype("f4")}, model="w")
-    monkeypatch.setattr(Comparison, "_base", lambda _: 0)
+    monkeypatch.setattr(Comparison, "_base_memory", lambda _: 0)
     with Comparison(wide, None, ["cka"]) as small:
         enough = small.plan.memory
     result = compare(wide, None, ["cka", "group:cca"], memory=enough)

@@ -1,4 +1,4 @@
-"""Many models at once: each block is the comparison of two, and adding a model computes only what is new."""
+"""Tests of comparisons of many models: blocks equal comparisons of two models, and results can be extended."""
 
 import json
 from pathlib import Path
@@ -38,27 +38,27 @@ def block(result: xr.DataArray, a: str, b: str) -> Any:
     return result.values[np.ix_(result["model_a"].values == a, result["model_b"].values == b)]
 
 
-def told(variable: xr.DataArray, what: str) -> list[str]:
-    return sorted(json.loads(variable.attrs[what]))
+def notes(variable: xr.DataArray, kind: str) -> list[str]:
+    return sorted(json.loads(variable.attrs[kind]))
 
 
 def test_every_block_is_the_comparison_of_two(stores: list[ActivationStore]) -> None:
-    every = compare(stores, metrics=SPECS)
-    assert every["layer_a"].values.tolist() == [f"{s.model}/{layer}" for s in stores for layer in s.layers]
-    assert every["layer_b"].values.tolist() == every["layer_a"].values.tolist()
+    result = compare(stores, metrics=SPECS)
+    assert result["layer_a"].values.tolist() == [f"{s.model}/{layer}" for s in stores for layer in s.layers]
+    assert result["layer_b"].values.tolist() == result["layer_a"].values.tolist()
     for a in stores:
         for b in stores:
             two = compare(a, b, SPECS)
             for spec in SPECS:
-                np.testing.assert_allclose(block(every[spec], a.model, b.model), two[spec].values, atol=1e-12)
-    assert not np.allclose(every["pwcca"], every["pwcca"].values.T, atol=1e-6)
+                np.testing.assert_allclose(block(result[spec], a.model, b.model), two[spec].values, atol=1e-12)
+    assert not np.allclose(result["pwcca"], result["pwcca"].values.T, atol=1e-6)
 
 
 def test_symmetric_measures_are_symmetric_to_the_bit(tmp_path: Path) -> None:
     made = [store(tmp_path, name, n=130, dtype=np.float32, times=9) for name in "abc"]
     symmetric = [spec for spec in SPECS if spec != "pwcca"]
-    some = compare(made[:2], metrics=symmetric)
-    for result in (some, grow(made, metrics=symmetric, earlier_result=some), compare(made[0], made[0], symmetric)):
+    before = compare(made[:2], metrics=symmetric)
+    for result in (before, grow(made, metrics=symmetric, earlier_result=before), compare(made[0], made[0], symmetric)):
         for spec in symmetric:
             np.testing.assert_array_equal(result[spec].values, result[spec].values.T)
 
@@ -77,7 +77,7 @@ def test_adding_a_model_computes_only_what_is_new_and_changes_nothing_old(stores
         np.testing.assert_allclose(after[spec], fresh[spec], atol=1e-12)
         plain = {key: value for key, value in fresh[spec].attrs.items() if key != "cautions"}
         assert {key: after[spec].attrs[key] for key in plain} == plain
-        assert told(after[spec], "cautions") == told(fresh[spec], "cautions")
+        assert notes(after[spec], "cautions") == notes(fresh[spec], "cautions")
     assert set(after.coords) == set(fresh.coords)
     for name, coordinate in fresh.coords.items():
         assert after[name].values.tolist() == coordinate.values.tolist(), name
@@ -95,7 +95,7 @@ def test_a_model_may_be_added_in_the_middle(stores: list[ActivationStore]) -> No
 
 
 def test_numbers_of_a_layer_are_its_own(tmp_path: Path) -> None:
-    """Layers of the same name have other ranks; growth moves their places."""
+    """Layers of the same name have different ranks; extending the result changes their positions."""
     rng = np.random.default_rng(0)
     ranks = {"a": 2, "b": 3, "c": 4}
     made = [
@@ -111,13 +111,12 @@ def test_numbers_of_a_layer_are_its_own(tmp_path: Path) -> None:
 
 
 def test_cautions_grow_with_the_result(tmp_path: Path) -> None:
-    """In both directions, as if all had been compared at once."""
+    """The cautions equal those of one comparison, in both directions."""
     made = [store(tmp_path, name, n=12) for name in "abc"]
-    fresh, grown = (
-        grow(made, metrics=["cca"], earlier_result=known) for known in (None, compare(made[:2], metrics=["cca"]))
-    )
-    assert len(told(fresh["cca"], "cautions")) > 10
-    assert told(grown["cca"], "cautions") == told(fresh["cca"], "cautions")
+    results = (None, compare(made[:2], metrics=["cca"]))
+    fresh, grown = (grow(made, metrics=["cca"], earlier_result=result) for result in results)
+    assert len(notes(fresh["cca"], "cautions")) > 10
+    assert notes(grown["cca"], "cautions") == notes(fresh["cca"], "cautions")
 
 
 def test_adding_a_metric_computes_that_one(stores: list[ActivationStore]) -> None:
@@ -159,9 +158,9 @@ def test_what_would_be_lost_or_mixed_up_is_refused(tmp_path: Path, stores: list[
         (one, (stores[0], stores[1]), "another form: layers of a by layers of a; name another file"),
         (square, (stores[0], stores[1]), "another form: layers of a, b by layers of a, b; name another file"),
     ]
-    for known, given, message in refused:
+    for earlier, arguments, message in refused:
         with pytest.raises(InvalidInputError, match=message):
-            grow(*given, earlier_result=known)
+            grow(*arguments, earlier_result=earlier)
     others = tmp_path / "other"
     others.mkdir()
     with pytest.raises(InvalidInputError, match="about other samples"):
@@ -174,14 +173,14 @@ def test_what_would_be_lost_or_mixed_up_is_refused(tmp_path: Path, stores: list[
 
 
 def test_a_layer_without_values_is_said_once(tmp_path: Path) -> None:
-    """One sample differs: nothing is left of its Gram matrix once the diagonal is gone."""
-    lonely = np.zeros((60, 3))
-    lonely[3] = 1
-    odd = write_store(tmp_path / "z.h5", {"odd": lonely, "dead": np.ones((60, 2))}, model="z")
+    """If one sample differs from the others, the centred Gram matrix is 0 off its diagonal."""
+    outlier = np.zeros((60, 3))
+    outlier[3] = 1
+    odd = write_store(tmp_path / "z.h5", {"odd": outlier, "dead": np.ones((60, 2))}, model="z")
     a, b = store(tmp_path, "a"), store(tmp_path, "b")
     before = compare([a, odd])
     for result in (before, grow([a, odd, b], earlier_result=before), grow([a, b, odd], earlier_result=compare([a, b]))):
-        dead, alone = told(result["cka"], "undefined")
+        dead, alone = notes(result["cka"], "undefined")
         assert dead.startswith("layer z/dead: the layer is constant")
         assert alone.startswith("layer z/odd: nothing is left of a Gram matrix after centring")
         empty = np.isnan(result["cka"].values)
@@ -190,7 +189,7 @@ def test_a_layer_without_values_is_said_once(tmp_path: Path) -> None:
 
 
 def streamed(stores: list[ActivationStore], spec: str) -> xr.DataArray:
-    """With too little memory to keep all layers there."""
+    """Compare with too little memory to keep all layers."""
     with Comparison(stores, None, [spec]) as plenty:
         (stage,) = plenty.plan.stages
         assert stage.kept
@@ -205,23 +204,23 @@ def streamed(stores: list[ActivationStore], spec: str) -> xr.DataArray:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-6)])
 def test_layers_read_again_give_the_same_values(tmp_path: Path, dtype: Any, tolerance: float) -> None:
-    """On both roads; and a basis that is computed anew whenever it is needed."""
+    """This holds for both algorithms, and for a basis that is computed whenever it is needed."""
     specs = ["cka", "cka:kernel=rbf,sigma=30.0", "cka:estimator=minibatch,batch=64", "svcca"]
     made = [store(tmp_path, name, n=1100, dtype=dtype, times=40) for name in "ab"]
-    here = compare(made, metrics=specs)
+    result = compare(made, metrics=specs)
     for spec in specs:
-        np.testing.assert_allclose(streamed(made, spec), here[spec], rtol=0, atol=tolerance, err_msg=spec)
+        np.testing.assert_allclose(streamed(made, spec), result[spec], rtol=0, atol=tolerance, err_msg=spec)
 
 
-# --- layers in their stores
+# --- layers in stores
 
 
 def test_rows_of_a_store(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(20, 3, 4))
     halves = write_store(tmp_path / "b.h5", {"x": x.astype(np.float16)}, model="b")
-    with write_store(tmp_path / "a.h5", {"x": x}, model="a") as made, halves:
-        rows = StoredRows(made["x"], torch.device("cpu"))
+    with write_store(tmp_path / "a.h5", {"x": x}, model="a") as doubles, halves:
+        rows = StoredRows(doubles["x"], torch.device("cpu"))
         assert (rows.shape, rows.dtype) == ((20, 12), torch.float64)
         flat = torch.from_numpy(x).flatten(1)
         for wanted in (slice(3, 9), slice(None), slice(None, None, 3), slice(15, 99), slice(5, 5), slice(7, 2)):

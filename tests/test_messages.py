@@ -1,4 +1,4 @@
-"""Errors, notes and their remedies: in Python's words from the library, in options and commands on the command line."""
+"""Tests of errors, notes and remedies: Python's names in the library, options and commands on the command line."""
 
 import ast
 import pickle
@@ -12,7 +12,7 @@ import pytest
 import repsim.errors
 from repsim.cli import main
 from repsim.commands import remedies
-from repsim.commands.remedies import said
+from repsim.commands.remedies import render_for_cli
 from repsim.errors import (
     SAME_CALL,
     Argument,
@@ -47,7 +47,7 @@ FOREIGN = {"repsim/stores/reader.py", "repsim/study/study_file.py"}
 
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Every text that is no docstring and no description, with its line."""
+    """Yield every text that is neither a docstring nor a description, with its line."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue
@@ -59,7 +59,7 @@ def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def cuts(tree: ast.AST) -> Iterator[ast.Call]:
-    """Where the text of an error that was caught is made, outside of a longer text."""
+    """Yield calls of ``str`` with a caught error."""
     handlers = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name]
     for handler in handlers:
         for node in ast.walk(handler):
@@ -69,7 +69,7 @@ def cuts(tree: ast.AST) -> Iterator[ast.Call]:
 
 
 def named(*kinds: str) -> set[str]:
-    """First arguments of calls of classes of `repsim.errors`, in the library and in the commands."""
+    """Return the first arguments of calls of these classes of `repsim.errors`, in the library and in the commands."""
     commands = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "repsim/commands").glob("*.py")]
     return {
         str(node.args[0].value)
@@ -81,7 +81,7 @@ def named(*kinds: str) -> set[str]:
 
 
 def test_no_text_of_the_library_names_an_option_or_a_command() -> None:
-    """Its reader may be in Python: options and commands are made of `Argument` and `Function`."""
+    """Messages are also read in Python: options and commands are written as `Argument` and `Function`."""
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: {text}"
         for path, tree in TREES.items()
@@ -92,7 +92,7 @@ def test_no_text_of_the_library_names_an_option_or_a_command() -> None:
 
 
 def test_nobody_takes_the_text_of_an_error_apart() -> None:
-    """What is caught is put into another message whole, or by its fields; ``str(error)`` would be for cutting."""
+    """A caught error is inserted into another message whole, or by its attributes, never through ``str(error)``."""
     wrong = {path.relative_to(ROOT).as_posix() for path, tree in TREES.items() if any(cuts(tree))}
     assert wrong == FOREIGN
 
@@ -106,29 +106,29 @@ def test_the_scans_see_what_they_look_for() -> None:
 
 
 def test_every_argument_that_is_named_is_an_option_of_a_command() -> None:
-    """Or a parameter that only Python has."""
-    options = {name for command in main.commands.values() for each in command.params for name in each.opts}
+    """Other names are parameters that only Python has."""
+    options = {name for command in main.commands.values() for option in command.params for name in option.opts}
     names = named("Argument", "InvalidArgumentError")
     assert len(names) > 15
     of_python_only = {"transform"}
     study_file = {"out"}
     for name in names - of_python_only - study_file:
-        assert said(Hint("x", remedy=Remedy(Argument(name)))).removeprefix("x; ") in options, name
+        assert render_for_cli(Hint("x", remedy=Remedy(Argument(name)))).removeprefix("x; ") in options, name
     keys = {field for kind in (Protocol, Data, Model) for field in kind.__dataclass_fields__}
     renamed = {"metrics", "pairs", "readouts"}  # no message of an extraction or a study names them
     of_functions = {"overwrite", "memory"} | of_python_only
     of_model = {"labels", "download", "skip_bad"}
     for name in names - renamed - of_functions - of_model:
-        key = said(Hint("x", remedy=Remedy(Argument(name))), click.Command("run"))
+        key = render_for_cli(Hint("x", remedy=Remedy(Argument(name))), click.Command("run"))
         assert key.removeprefix("x; the key `").removesuffix("`") in keys | {"data"}, name
 
 
 def test_every_function_that_is_named_can_be_called_or_is_a_command() -> None:
     names = named("Function")
-    for name in (names | set(remedies._COMMANDS)) - {SAME_CALL.name}:
+    for name in (names | set(remedies._COMMAND_TEXTS)) - {SAME_CALL.name}:
         module, _, attribute = name.rpartition(".")
         assert hasattr(__import__(module, fromlist=[attribute]), attribute), name
-    for command in remedies._COMMANDS.values():
+    for command in remedies._COMMAND_TEXTS.values():
         if words := re.findall(r"`repsim (\w+)", command):
             assert words[0] in main.commands
 
@@ -141,22 +141,25 @@ def test_an_error_is_said_as_its_reader_knows_it() -> None:
     )
     assert str(error) == "model_kwargs={'a': 1, 'b': 'x'} is wrong; see repsim.heatmap, or give weights=FILE"
     assert error.problem == "model_kwargs={'a': 1, 'b': 'x'} is wrong"
-    assert said(error) == "--model-kwarg a=1 --model-kwarg b=x is wrong; see `repsim heatmap`, or give --weights FILE"
+    assert (
+        render_for_cli(error)
+        == "--model-kwarg a=1 --model-kwarg b=x is wrong; see `repsim heatmap`, or give --weights FILE"
+    )
     run = main.commands["run"]
-    assert said(error, run).endswith("or give the key `weights: FILE`")
+    assert render_for_cli(error, run).endswith("or give the key `weights: FILE`")
     error.remedy = Remedy("use ", Argument("overwrite", value=True))
-    assert said(error, run).endswith("use --overwrite")
+    assert render_for_cli(error, run).endswith("use --overwrite")
     error.remedy = Remedy("use ", Argument("readout", "mean,cls me", of="extract"))
-    assert said(error, main.commands["compare"]).endswith("use --readout 'mean,cls me'")
+    assert render_for_cli(error, main.commands["compare"]).endswith("use --readout 'mean,cls me'")
     error.add_note("while\nreading")
-    assert said(error).endswith("me' (while reading)")
-    assert said("a text") == "a text"
+    assert render_for_cli(error).endswith("me' (while reading)")
+    assert render_for_cli("a text") == "a text"
 
 
 def test_a_note_is_a_text_that_knows_its_remedy() -> None:
     note = Hint("3 parts are kept", remedy=Remedy(SAME_CALL, " goes on"))
     assert note == "3 parts are kept; the same call goes on"
-    assert said(note) == "3 parts are kept; the same command goes on"
+    assert render_for_cli(note) == "3 parts are kept; the same command goes on"
     assert note.problem == "3 parts are kept"
     assert Hint("bare") == "bare"
 

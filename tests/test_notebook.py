@@ -1,4 +1,4 @@
-"""What stores, results and studies show in a notebook, and how long work tells how far it is there."""
+"""Tests of the views of stores, results and studies in notebooks, and of progress bars there."""
 
 import json
 import re
@@ -72,7 +72,7 @@ def test_a_store_shows_what_it_holds(stores: list[ActivationStore]) -> None:
     assert "40 x 8 float64" in shown
     assert " open>" in shown
     assert "color:inherit" in shown
-    assert not re.search("<script|http|src=|#[0-9a-f]{3}", shown), "asks for something, or has colours of its own"
+    assert not re.search("<script|http|src=|#[0-9a-f]{3}", shown), "makes requests, or sets colours"
 
 
 def test_a_store_that_is_closed_or_gone_still_shows_itself(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -86,9 +86,9 @@ def test_a_store_that_is_closed_or_gone_still_shows_itself(tmp_path: Path, rng: 
 
 
 def test_names_of_strangers_are_escaped(tmp_path: Path, rng: np.random.Generator) -> None:
-    made = repsim.write_store(tmp_path / "a.h5", {HOSTILE: layers(rng)["layer0"]}, model=HOSTILE, source=HOSTILE)
-    compared = repsim.compare(made)
-    for shown in (made._repr_html_(), compared.repsim._repr_html_()):
+    store = repsim.write_store(tmp_path / "a.h5", {HOSTILE: layers(rng)["layer0"]}, model=HOSTILE, source=HOSTILE)
+    compared = repsim.compare(store)
+    for shown in (store._repr_html_(), compared.repsim._repr_html_()):
         assert "<script" not in shown
         assert "&lt;script&gt;&quot;&amp;" in shown
 
@@ -131,9 +131,9 @@ def test_a_result_shows_the_closest_layers_and_a_heatmap(result: xr.Dataset) -> 
 def test_notes_of_a_result_are_those_of_the_terminal(
     tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = repsim.write_store(tmp_path / "a.h5", layers(rng) | {"dead": np.ones((N, 2))}, model="a")
-    compared = repsim.compare(made)
-    terminal.remarks(compared)
+    store = repsim.write_store(tmp_path / "a.h5", layers(rng) | {"dead": np.ones((N, 2))}, model="a")
+    compared = repsim.compare(store)
+    terminal.print_notes(compared)
     (warning,) = compared.repsim.warnings
     assert "layer a/dead" in warning or "layer dead" in warning
     assert capsys.readouterr().err == f"{warning}\n"
@@ -151,14 +151,14 @@ def test_parts_of_a_result_and_what_users_add_are_no_trouble(result: xr.Dataset)
 def test_a_study_shows_its_sentences_and_the_tables_of_the_terminal(
     study: xr.Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    terminal.study(study)
-    said = " ".join(capsys.readouterr().out.split())
+    terminal.print_study(study)
+    output = " ".join(capsys.readouterr().out.split())
     assert study.repsim.summary == json.loads(study.attrs["summary"])
     assert study.repsim.warnings == json.loads(study.attrs["warnings"])
     assert len(study.repsim.tables) == 3
     for table in study.repsim.tables:
         for row in table.rows:
-            assert " ".join(row) in said
+            assert " ".join(row) in output
     shown = study.repsim._repr_html_()
     for text in (*study.repsim.summary, *study.repsim.warnings):
         assert text.replace("'", "&#x27;").replace("<", "&lt;").replace(">", "&gt;") in shown
@@ -177,28 +177,28 @@ def test_a_study_shows_the_figures_that_it_has(study: xr.Dataset) -> None:
 
 
 def test_other_data_sets_have_nothing_to_show() -> None:
-    with pytest.raises(InvalidInputError, match="no result of repsim.compare and no study"):
+    with pytest.raises(InvalidInputError, match="neither a result of repsim.compare nor a study"):
         repsim.view(xr.Dataset())
 
 
 def test_everything_in_a_study_says_what_it_is(study: xr.Dataset, tmp_path: Path) -> None:
-    known = {name: (entry.names[name], entry.dims, entry.said) for entry in VARIABLES for name in entry.names}
-    assert set(known) == set(study.data_vars)
+    entries = {name: (entry.names[name], entry.dims, entry.meaning) for entry in VARIABLES for name in entry.names}
+    assert set(entries) == set(study.data_vars)
     assert set(COORDINATES) == set(study.coords)
     repsim.save_result(study, tmp_path / "study.nc")
     saved = repsim.open_study(tmp_path / "study.nc")
-    for name, (long, dims, said) in known.items():
+    for name, (long, dims, said) in entries.items():
         assert saved[name].attrs == {"long_name": long, "description": said}
         assert ", ".join(map(str, saved[name].dims)) == dims
-    longs = {name: field.said for name, field in COORDINATES.items()}
+    longs = {name: field.meaning for name, field in COORDINATES.items()}
     assert {name: saved[name].attrs["long_name"] for name in COORDINATES} == longs
-    assert len({long for long, _, _ in known.values()}) == len(known), "two variables of one name"
-    told: list[str] = [*longs.values(), *(text for entry in known.values() for text in entry)]
-    assert "universal" not in " ".join(told), "claims what only the words of a study may"
+    assert len({long for long, _, _ in entries.values()}) == len(entries), "two variables of one name"
+    texts: list[str] = [*longs.values(), *(text for entry in entries.values() for text in entry)]
+    assert "universal" not in " ".join(texts), "claims what only the words of a study may"
 
 
 def test_every_coordinate_of_a_result_says_what_it_is(result: xr.Dataset) -> None:
-    names = {str(name): each.attrs["long_name"] for name, each in result.coords.items()}
+    names = {str(name): coordinate.attrs["long_name"] for name, coordinate in result.coords.items()}
     assert len(set(names.values())) == len(names) > 10
     assert names["layer_a"] == "layer (a)"
     assert names["features_b"] == "values a sample (b)"
@@ -230,7 +230,7 @@ Shown = list[list[str]]
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch, tuned: Callable[..., None]) -> Shown:
-    """A notebook's kernel, as far as repsim asks: what each output area showed, one after the other."""
+    """Simulate the kernel of a notebook; return the successive contents of every output area."""
     shown: Shown = []
 
     def display(what: object, *, display_id: bool) -> SimpleNamespace:
@@ -266,21 +266,21 @@ def test_long_work_shows_one_bar_in_a_notebook(kernel: Shown, stores: list[Activ
         *checks, area = kernel
         assert [check[0].partition(":")[0] for check in checks] == ["checking pictures"] * what.startswith("extracting")
         assert re.fullmatch(rf"{re.escape(what)}: [\d,]+ of [\d,]+(, .* left)?", area[0])
-        assert re.fullmatch(rf"{re.escape(what)}: .* s", area[-1]), "at the end it says how long it took"
+        assert re.fullmatch(rf"{re.escape(what)}: .* s", area[-1]), "the last text is the duration"
         kernel.clear()
 
 
 def test_it_can_be_silenced_or_told_otherwise(kernel: Shown, stores: list[ActivationStore], tmp_path: Path) -> None:
     for work in works(stores, tmp_path).values():
-        heard: list[tuple[int, int]] = []
+        calls: list[tuple[int, int]] = []
         work(progress=False)
-        work(progress=lambda done, total, heard=heard: heard.append((done, total)))
+        work(progress=lambda done, total, calls=calls: calls.append((done, total)))
         assert kernel == []
-        assert heard[-1][0] == heard[-1][1] > 0
+        assert calls[-1][0] == calls[-1][1] > 0
 
 
 def test_a_study_shows_one_bar_with_its_steps(kernel: Shown, stores: list[ActivationStore]) -> None:
-    """Also where a step is a function that shows a bar by itself when it is called alone."""
+    """The only bar is that of the study, even if a step is a function that shows its own bar when called alone."""
     repsim.universality(stores, ["mutual_knn:k=5"], permutations=9, draws=9)
     (area,) = kernel
     steps = {text.split(":")[0] for text in area}
@@ -302,7 +302,7 @@ def test_short_work_shows_nothing(kernel: Shown, tuned: Callable[..., None]) -> 
 def test_work_that_fails_says_where_it_stopped(kernel: Shown) -> None:
     def work() -> None:
         with report_progress("counting", None) as progress:
-            assert progress is not None, "an earlier one that failed is no part of this"
+            assert progress is not None, "a bar of failed work is still registered"
             progress(1, 2)
             raise KeyboardInterrupt
 
@@ -313,7 +313,7 @@ def test_work_that_fails_says_where_it_stopped(kernel: Shown) -> None:
 
 
 def test_a_script_is_silent(stores: list[ActivationStore], capfd: pytest.CaptureFixture[str]) -> None:
-    import IPython  # noqa: F401, PLC0415 - loaded, and yet nobody's kernel
+    import IPython  # noqa: F401, PLC0415 - imported, but no kernel runs
 
     assert not notebook.running()
     repsim.verify(stores[0].path)
@@ -329,12 +329,12 @@ def test_in_a_real_kernel(stores: list[ActivationStore]) -> None:
         "repsim.open_store(path)",
         "from repsim import figures\nfigures.figure(repsim.compare(path))",
     ]
-    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])  # type: ignore[no-untyped-call]
-    NotebookClient(made, timeout=600, startup_timeout=600).execute()
-    bar, silent, store, figure = (cell.outputs for cell in made.cells[1:])
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])  # type: ignore[no-untyped-call]
+    NotebookClient(book, timeout=600, startup_timeout=600).execute()
+    bar, silent, store, figure = (cell.outputs for cell in book.cells[1:])
     assert [output.output_type for output in bar] == ["display_data"]
     assert re.search("verifying net.seed0.h5: .* s</div>", bar[0].data["text/html"]), "the bar was replaced by its end"
     assert silent == []
     assert "<strong>net.seed0</strong>" in store[0].data["text/html"]
     assert store[0].data["text/plain"].startswith("<ActivationStore net.seed0.h5")
-    assert figure[-1].data["image/png"].startswith("iVBOR"), "a figure is shown, though pyplot knows nothing of it"
+    assert figure[-1].data["image/png"].startswith("iVBOR"), "a figure that pyplot does not manage is shown"

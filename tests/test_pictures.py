@@ -146,7 +146,7 @@ def without_hashes(path: Path, store: Any) -> Path:
         for spec in old.arrays:
             array = store.pixels if spec.key.control else store[spec.key.layer]
             writer.write(spec.key, slice(None), array[:])
-        writer.done(slice(None))
+        writer.mark_done(slice(None))
     return path
 
 
@@ -161,7 +161,9 @@ def test_stores_made_before_contents_were_hashed_stay_usable(tmp_path: Path) -> 
         assert "content" not in file["samples"]
     done = run("compare", old, path, "-m", "cka")
     assert done.exit_code == 0, done.output
-    assert "note: whether the pictures behind the names are the same was not checked: no hashes" in done.stderr
+    assert (
+        "note: not checked: whether sample ids name the same pictures in all stores; there are no hashes" in done.stderr
+    )
     assert "not checked" not in run("compare", old, old).stderr
     assert "not checked" not in run("compare", path, path).stderr
     done = extracted(root, tmp_path / "old")
@@ -183,7 +185,7 @@ def test_hashes_in_a_store_are_read_with_suspicion(tmp_path: Path, damage: str) 
     spec = ArraySpec(LayerKey("m", "l", "given"), (2,))
     with StoreWriter(path, Contents((spec,), ids, "given", {})) as writer:
         writer.write(spec.key, slice(None), np.zeros((3, 2), "f4"))
-        writer.done(slice(None))
+        writer.mark_done(slice(None))
     assert open_store(path).sample_ids == ids
     with h5py.File(path, "r+") as file:
         samples = file["samples"]
@@ -205,9 +207,9 @@ def test_other_labels_are_other_settings(tmp_path: Path) -> None:
     table = {f"{k}.png": k % 2 for k in range(4)}
     extract("test_resnet", root, tmp_path / "a", labels=table, **OPTIONS)
     extract("test_resnet", root, tmp_path / "a", labels=table, **OPTIONS)
-    with pytest.raises(OutputError, match=r"labels: 1 of 4 differ, the first: 3\.png \(1 there, 0 now\)"):
+    with pytest.raises(OutputError, match=r"labels: 1 of 4 differ, the first: 3\.png \(1 before, 0 now\)"):
         extract("test_resnet", root, tmp_path / "a", labels=table | {"3.png": 0}, **OPTIONS)
-    with pytest.raises(OutputError, match="labels: some there, none now"):
+    with pytest.raises(OutputError, match="labels: some before, none now"):
         extract("test_resnet", root, tmp_path / "a", **OPTIONS)
 
 
@@ -628,7 +630,7 @@ def test_an_option_of_one_value_is_never_dropped(command: str, tmp_path: Path) -
         flag = max(option.opts, key=len)
         done = run(command, flag, "1", min(option.opts, key=len), "2")  # with both of its names
         assert done.exit_code == 2
-        assert f"{flag} is there 2 times, and takes one value" in done.stderr, done.stderr
+        assert f"{flag} occurs 2 times, but takes one value" in done.stderr, done.stderr
 
 
 def test_flags_and_several_values_may_be_repeated(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The same layers under several readouts: each value says which one it came from."""
+"""Tests of comparisons of the same layers under several readouts."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ N = 40
 
 @pytest.fixture
 def values(rng: np.random.Generator) -> dict[LayerKey, Array]:
-    """Two models of two layers, each read out by mean and by cls; one more layer of b has only a mean."""
+    """Return two models of two layers with the readouts mean and cls; model b has one more layer with mean only."""
     keys = [LayerKey(model, layer, readout) for model in "ab" for layer in ("x", "y") for readout in ("mean", "cls")]
     return {key: rng.normal(size=(N, 6)) for key in [*keys, LayerKey("b", "z", "mean")]}
 
@@ -42,7 +42,7 @@ def stores(tmp_path: Path, values: dict[LayerKey, Array]) -> tuple[Path, Path]:
         with StoreWriter(made[-1], contents) as out:
             for key in keys:
                 out.write(key, slice(0, N), values[key])
-            out.done(slice(None))
+            out.mark_done(slice(None))
     return made[0], made[1]
 
 
@@ -57,10 +57,10 @@ def test_like_is_compared_with_like(stores: tuple[Path, Path], values: dict[Laye
         assert f"readout {readout}" in variable.attrs["label"]
         for a in ("x", "y"):
             for b in ("x", "y", "z"):
-                found = variable.sel(layer_a=a, layer_b=b).item()
+                value = variable.sel(layer_a=a, layer_b=b).item()
                 other = values.get(LayerKey("b", b, readout))
                 expected = np.nan if other is None else get(spec)(values[LayerKey("a", a, readout)], other)
-                np.testing.assert_allclose(found, expected, rtol=1e-12)
+                np.testing.assert_allclose(value, expected, rtol=1e-12)
     assert json.loads(result["cka@mean"].attrs["undefined"]) == []
     assert json.loads(result["cka@cls"].attrs["undefined"]) == ["layer z: it is not read out by cls"]
     assert result["features@cls_b"].values.tolist() == [6, 6, -1]
@@ -87,9 +87,9 @@ def test_many_models(stores: tuple[Path, Path]) -> None:
 
 def test_it_grows_by_metrics_and_keeps_what_it_has(stores: tuple[Path, Path], tmp_path: Path) -> None:
     save_result(compare(*stores, ["cka"], readouts=["mean", "cls"]), tmp_path / "r.nc")
-    known = open_result(tmp_path / "r.nc")
-    known["cka@cls"][0, 0] = 0.125  # as no comparison would give it
-    grown = grow(*stores, ["pwcca"], readouts=["mean", "cls"], earlier_result=known)
+    earlier = open_result(tmp_path / "r.nc")
+    earlier["cka@cls"][0, 0] = 0.125  # a value that no comparison would compute
+    grown = grow(*stores, ["pwcca"], readouts=["mean", "cls"], earlier_result=earlier)
     fresh = compare(*stores, ["cka", "pwcca"], readouts=["mean", "cls"])
     assert list(grown.data_vars) == list(fresh.data_vars)
     assert grown["cka@cls"].values[0, 0] == 0.125
@@ -97,7 +97,7 @@ def test_it_grows_by_metrics_and_keeps_what_it_has(stores: tuple[Path, Path], tm
     xr.testing.assert_equal(grown["cka@mean"].drop_vars(grown.coords), fresh["cka@mean"].drop_vars(fresh.coords))
     for other in ((), ("cls",), ("cls", "mean")):
         with pytest.raises(InvalidInputError, match="about these readouts: mean, cls; name the same"):
-            grow(*stores, ["cka"], readouts=other, earlier_result=known)
+            grow(*stores, ["cka"], readouts=other, earlier_result=earlier)
     with pytest.raises(InvalidInputError, match="about all readouts"):
         grow(*stores, readouts=["cls"], earlier_result=compare(*stores))
 
@@ -110,7 +110,7 @@ def test_a_readout_that_a_store_has_not(stores: tuple[Path, Path]) -> None:
 def test_a_metric_without_any_value_under_one_readout_is_left_out(
     stores: tuple[Path, Path], tmp_path: Path, values: dict[LayerKey, Array]
 ) -> None:
-    """But not where it has none under any."""
+    """A metric without a value under any readout is an error."""
     x = values[LayerKey("a", "x", "mean")]
     keys = LayerKey("g", "x", "mean"), LayerKey("g", "x", "gram:4")
     specs = ArraySpec(keys[0], (6,)), ArraySpec(keys[1], (4, 4), block=4)
@@ -120,7 +120,7 @@ def test_a_metric_without_any_value_under_one_readout_is_left_out(
         out.write(keys[0], slice(0, N), x)
         blocks = (x - x.mean(0)).reshape(-1, 4, 6)
         out.write(keys[1], slice(0, N // 4), (blocks @ blocks.transpose(0, 2, 1)).reshape(-1, 16))
-        out.done(slice(None))
+        out.mark_done(slice(None))
     result = compare(tmp_path / "g.h5", None, ["cka", "svcca"], readouts=["mean", "gram:4"])
     assert list(result.data_vars) == ["cka@mean", "cka@gram:4", "svcca@mean"]
     (left_out,) = json.loads(result.attrs["left_out"])
@@ -136,8 +136,8 @@ def test_on_the_command_line(stores: tuple[Path, Path], tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "CKA (linear, debiased, readout cls): 40 samples of photos" in " ".join(done.output.split())
     assert "cka@cls: no value: layer z: it is not read out by cls" in done.output
-    told = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
-    assert told["metrics"]["cka@cls"]["readout"] == "cls"
+    printed = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
+    assert printed["metrics"]["cka@cls"]["readout"] == "cls"
     panels = [ax.get_title() for ax in figure(open_result(out), ["cka"]).axes if ax.get_title()]
     assert [title.replace("\n", " ") for title in panels] == [
         "CKA (linear, debiased, readout mean)",

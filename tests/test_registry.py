@@ -1,4 +1,4 @@
-"""Names, options and plug-ins, and the errors of those who mistype them."""
+"""Tests of names, options and plug-ins, and of the errors for mistyped ones."""
 
 import dataclasses
 import subprocess
@@ -107,14 +107,14 @@ def test_every_error_is_ours_and_a_builtin_too() -> None:
 
 
 def test_every_file_of_measures_is_found() -> None:
-    """In a fresh interpreter, in which nobody has imported them."""
+    """In a new interpreter no module of measures is imported yet."""
     code = "import repsim.metrics as m; print(*m.names())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == repsim.metrics.names() == sorted(Metric.registry)
 
 
 def test_a_distribution_can_announce_a_measure(tmp_path: Path) -> None:
-    """By an entry point of the group repsim.metrics: no file of ours names it."""
+    """An entry point of the group repsim.metrics registers the measure of another distribution."""
     (tmp_path / "measure.py").write_text(
         "from dataclasses import dataclass\n"
         "from repsim.metrics.cka import CKA\n"

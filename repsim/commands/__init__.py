@@ -1,1 +1,1 @@
-"""The commands, a file a subject: they read options, call one function of the library, and show what it returns."""
+"""Commands of `repsim`: each reads options, calls one function of the library and prints what it returns."""

@@ -1,11 +1,11 @@
-"""What there is: models, layers, metrics."""
+"""Define `repsim models`, `repsim layers` and `repsim metrics`, which list what is available."""
 
 import json
 
 import click
 
 from repsim.commands import completing, terminal
-from repsim.commands.remedies import said
+from repsim.commands.remedies import render_for_cli
 from repsim.commands.shared import JSON, Command
 from repsim.runtime.text_tables import times
 
@@ -14,7 +14,7 @@ from repsim.runtime.text_tables import times
 @click.argument("pattern", default="*")
 @JSON
 def models(pattern: str, *, as_json: bool) -> None:
-    """List the models that can be extracted: timm's, and the small trained networks that come with repsim.
+    """List the models that can be extracted: those of timm, and the small trained networks that come with repsim.
 
     PATTERN is a glob over names. The tags after a name are its pretrained weights.
 
@@ -35,8 +35,8 @@ def models(pattern: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(tags))
         return
-    for name, known in tags.items():
-        click.echo(f"{name}  {click.style(', '.join(filter(None, known)), dim=True)}".rstrip())
+    for name, weights in tags.items():
+        click.echo(f"{name}  {click.style(', '.join(filter(None, weights)), dim=True)}".rstrip())
 
 
 @click.command(cls=Command)
@@ -46,9 +46,10 @@ def models(pattern: str, *, as_json: bool) -> None:
 )
 @JSON
 def layers(model: str, spec: str, *, as_json: bool) -> None:
-    """List the layers of MODEL that would be read, with type, output shape and width. Needs no weights.
+    """List the layers of MODEL that would be read, with type, output shape and width. No weights are needed.
 
-    In a glob, * stays within one dotted part: 'layer?.*' is the 16 blocks of a ResNet-50, not everything inside them.
+    In a glob, * matches within one dotted part: 'layer?.*' matches the 16 blocks of a ResNet-50, not the modules inside
+    them.
 
     \b
     Examples:
@@ -63,19 +64,19 @@ def layers(model: str, spec: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(layer) for layer in extractor.layers()]))
         return
-    table = terminal.table("layer", "type", "output shape", "axes", ">width")
+    table = terminal.make_table("layer", "type", "output shape", "axes", ">width")
     for layer in extractor.layers():
         table.add_row(layer.name, layer.type, times(layer.shape), layer.axes, str(layer.width))
-    terminal.console().print(table)
+    terminal.make_console().print(table)
     for note in getattr(extractor, "notes", ()):
-        click.echo(f"note: {said(note)}", err=True)
+        click.echo(f"note: {render_for_cli(note)}", err=True)
 
 
 @click.command(cls=Command)
 @click.argument("name", required=False, shell_complete=completing.metrics)
 @JSON
 def metrics(name: str | None, *, as_json: bool) -> None:
-    """List the measures of similarity; with a NAME, explain one: what it answers, its formula, what it needs.
+    """List the similarity measures; with a NAME, explain one: its question, its formula, its requirements.
 
     \b
     Examples:
@@ -91,8 +92,9 @@ def metrics(name: str | None, *, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(describe.facts(metric)))
         else:
-            terminal.explanation(metric)
+            terminal.print_measure(metric)
     elif as_json:
-        click.echo(json.dumps([describe.facts(each) for members in describe.families().values() for each in members]))
+        members = [metric for group in describe.families().values() for metric in group]
+        click.echo(json.dumps([describe.facts(metric) for metric in members]))
     else:
-        terminal.measures()
+        terminal.print_measures()

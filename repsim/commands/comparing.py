@@ -1,4 +1,4 @@
-"""All pairs of layers."""
+"""Define `repsim compare`, which compares all pairs of layers of stores."""
 
 import json
 import shlex
@@ -10,22 +10,22 @@ import click
 
 from repsim.commands import completing, terminal
 from repsim.commands.options import options
-from repsim.commands.shared import JSON, PATH, Command, command_line, first_process, say
+from repsim.commands.shared import JSON, PATH, Command, command_line, is_first_process, print_note
 from repsim.engine.options import CompareOptions
 
 
 @click.command(cls=Command)
 @click.argument("stores", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5"))
-@click.option("-o", "--out", type=PATH, help="Save the result here, as netCDF (.nc); what is there is added to.")
+@click.option("-o", "--out", type=PATH, help="Save the result here, as netCDF (.nc); an existing result is extended.")
 @click.option(
-    "--all", "square", is_flag=True, help="All layers with all layers, within models too, also of two STORES."
+    "--all", "square", is_flag=True, help="All layers with all layers, also within each model, even of two STORES."
 )
 @options(
     CompareOptions,
     flags={"metrics": ["-m", "--metric", "metrics"], "readouts": ["--readout", "readouts"]},
     complete={"metrics": completing.metrics},
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done, with time and memory; compute nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, with time and memory; compute nothing.")
 @JSON
 def compare(
     stores: Sequence[Path],
@@ -37,14 +37,14 @@ def compare(
     as_json: bool,
     **chosen: Any,
 ) -> None:
-    """Compare the layers of STORES: of two, every layer of one with every layer of the other; of more, all with all.
+    """Compare the layers of STORES.
 
-    One store alone is compared with itself. All stores must hold the same samples in the same order. Values are exact
-    at any size: what does not fit into the memory is read again as it is needed.
+    With two stores, every layer of one is compared with every layer of the other. With more, all layers are compared
+    with all layers. A single store is compared with itself. All stores must hold the same samples in the same order.
+    Values are exact at any size: data that do not fit into memory are read again when they are needed.
 
-    With -o, the same command again goes on where an interrupted one stopped. Where the result is there already, what is
-    new (further stores, further metrics) is computed and added. Several processes share the work when torchrun starts
-    them.
+    With -o, the same command resumes an interrupted run. If the result exists already, only new stores and metrics are
+    computed and added. Several processes share the work when torchrun starts them.
 
     \b
     Examples:
@@ -61,7 +61,7 @@ def compare(
 
     a, b = (list(stores), None) if square or len(stores) > 2 else (stores[0], stores[-1])
     compared = None
-    with terminal.progress("comparing", "%/s") as advance:
+    with terminal.progress_bar("comparing", "%/s") as advance:
         for event in compare_steps(
             a, b, metrics or None, CompareOptions(**chosen), out=out, dry_run=dry_run, progress=advance,
             command=command_line(),
@@ -69,15 +69,15 @@ def compare(
             if isinstance(event, Compared):
                 compared = event
             else:
-                say(f"{event}; --overwrite computes it anew" if isinstance(event, UpToDate) else str(event))
-    if compared is None or not first_process():
+                print_note(f"{event}; --overwrite computes it again" if isinstance(event, UpToDate) else str(event))
+    if compared is None or not is_first_process():
         return
-    terminal.remarks(compared.result)
+    terminal.print_notes(compared.result)
     if as_json:
         click.echo(json.dumps(result_as_json(compared.result)))
         return
     for variable in compared.result.data_vars.values():
-        terminal.matches(variable)
+        terminal.print_matches(variable)
     if out is not None and compared.saved:
         draw = shlex.join(["repsim", "heatmap", str(out), "-o", str(out.with_suffix(".png"))])
         click.echo(f"saved {out}; draw it with: {draw}")

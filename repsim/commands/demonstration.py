@@ -1,4 +1,4 @@
-"""The whole chain on what comes with repsim."""
+"""Define `repsim demo`, which runs the whole analysis on the networks and images that come with repsim."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from repsim.commands.shared import PATH, Command
 
 
 @click.command(cls=Command)
-@click.option("-o", "--out", type=PATH, default=Path("demo"), show_default=True, help="Folder for everything it makes.")
+@click.option("-o", "--out", type=PATH, default=Path("demo"), show_default=True, help="Folder for all output files.")
 def demo(out: Path) -> None:
-    """Run the whole chain in a minute or two, with nothing but what comes with repsim.
+    """Run the whole analysis in a minute or two, on networks and images that come with repsim.
 
-    Extracts six small networks trained on handwritten digits (a ResNet and a ViT, three seeds each) and untrained ones,
-    on digits they never saw; compares them; draws the heatmaps; asks how universal their representations are, and
-    puts all of it on a page, report.html. Says what to look at.
+    Extracts activations of six small networks trained on handwritten digits (a ResNet and a ViT, three seeds each) and
+    of untrained ones, on digits that they were not trained on. Compares them, draws the heatmaps, estimates how
+    universal their representations are, and writes everything to one page, report.html. Lists the files to look at.
 
     \b
     Example:
@@ -24,8 +24,8 @@ def demo(out: Path) -> None:
     from repsim.demo import STUDY, run
     from repsim.results.files import open_study
 
-    with terminal.progress("demo", "steps/s") as advance:
-        made = run(out, advance)
-    for path, what in made.items():
-        click.echo(f"{path}  {what}")
-    terminal.study(open_study(out / STUDY))
+    with terminal.progress_bar("demo", "steps/s") as advance:
+        files = run(out, advance)
+    for path, description in files.items():
+        click.echo(f"{path}  {description}")
+    terminal.print_study(open_study(out / STUDY))

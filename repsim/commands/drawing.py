@@ -1,4 +1,4 @@
-"""Results and studies as figures."""
+"""Define `repsim heatmap` and `repsim figures`, which draw results and studies."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from repsim.commands import completing
-from repsim.commands.remedies import said
+from repsim.commands.remedies import render_for_cli
 from repsim.commands.shared import PATH, Command
 
 WIDTH = click.FloatRange(min=2, max=30)
@@ -17,10 +17,12 @@ WIDTH = click.FloatRange(min=2, max=30)
 @click.option(
     "-o", "--out", type=PATH, required=True, help="The figure: .png, .pdf or .svg; or an interactive page: .html."
 )
-@click.option("-m", "--metric", "specs", multiple=True, help="Only these of the metrics.  [default: all of a result]")
-@click.option("--pair", "pairs", multiple=True, metavar="'A x B'", help="Of a study: these models.  [default: all]")
-@click.option("--path/--no-path", default=None, help="The best order-preserving match.  [default: of a study]")
-@click.option("--marks/--no-marks", default=None, help="Cross out what chance explains.  [default: where p is known]")
+@click.option("-m", "--metric", "specs", multiple=True, help="Draw only these metrics.  [default: all of a result]")
+@click.option("--pair", "pairs", multiple=True, metavar="'A x B'", help="Pairs of models of a study.  [default: all]")
+@click.option("--path/--no-path", default=None, help="Draw the best order-preserving match.  [default: for a study]")
+@click.option(
+    "--marks/--no-marks", default=None, help="Cross out cells that are not above chance.  [default: if p is known]"
+)
 def heatmap(
     files: Sequence[Path],
     out: Path,
@@ -33,7 +35,7 @@ def heatmap(
     """Draw the layer x layer heatmaps of FILES: results of `repsim compare`, or one study of `repsim universality`.
 
     Several results share one scale and one colour bar, and so do the pairs of models of a study. An existing figure is
-    replaced. As .html it is the page of `repsim report`.
+    replaced. With the suffix .html, the page of `repsim report` is written instead.
 
     \b
     Examples:
@@ -44,19 +46,21 @@ def heatmap(
     """
     from repsim import figures
     from repsim.errors import InvalidInputError
-    from repsim.results.files import open_either
+    from repsim.results.files import open_result_or_study
     from repsim.results.versions import STUDY
 
     if out.suffix == ".html":
         from repsim.report.page import write_report
 
         if specs or pairs:
-            raise InvalidInputError("a page has switches for measures and pairs; leave -m and --pair out")
+            raise InvalidInputError(
+                "a page shows all measures and pairs, with menus to choose them; omit -m and --pair"
+            )
         write_report(files, out, overwrite=True)
         click.echo(str(out))
         return
     measures = list(specs) or None
-    opened = [open_either(file) for file in files]
+    opened = [open_result_or_study(file) for file in files]
     if any(data.attrs["format"] == STUDY for data in opened):
         if len(files) > 1:
             raise InvalidInputError(
@@ -65,12 +69,12 @@ def heatmap(
         (study,) = opened
         if not pairs and study.sizes.get("pair", 0) > figures.FEW:
             raise InvalidInputError(
-                f"{study.sizes['pair']} pairs of models are too many for one page; name some with --pair, for instance "
-                f"--pair '{study['pair'].values[0]}'"
+                f"{study.sizes['pair']} pairs of models are too many for one page; select some with --pair, for "
+                f"instance --pair '{study['pair'].values[0]}'"
             )
         drawn = figures.plot_grid(study, measures, pairs=list(pairs) or None, path=path, marks=marks)
     elif pairs:
-        raise InvalidInputError("--pair takes pairs of models out of a study; a result is drawn as it is")
+        raise InvalidInputError("--pair selects pairs of models of a study; a result is drawn whole, so omit --pair")
     elif len(files) == 1:
         drawn = figures.figure(opened[0], measures, path=path, marks=marks)
     else:
@@ -81,18 +85,18 @@ def heatmap(
 
 @click.command(cls=Command)
 @click.argument("study", type=PATH, shell_complete=completing.files(".nc"))
+@click.option("-o", "--out", type=PATH, required=True, help="Folder for the figures; existing ones are replaced.")
 @click.option(
-    "-o", "--out", type=PATH, required=True, help="Folder for the figures; those that are there are replaced."
+    "--format", "form", type=click.Choice(["png", "pdf", "svg"]), default="png", show_default=True, help="File format."
 )
 @click.option(
-    "--format", "form", type=click.Choice(["png", "pdf", "svg"]), default="png", show_default=True, help="Of the files."
+    "--width", type=WIDTH, metavar="INCHES", help="Width of every figure.  [default: one column, 3.3; heatmaps 7]"
 )
-@click.option("--width", type=WIDTH, metavar="INCHES", help="Of all figures.  [default: a column's 3.3, heatmaps 7]")
 def figures(study: Path, out: Path, form: str, width: float | None) -> None:
-    """Draw every figure of a STUDY of `repsim universality`, a file each.
+    """Draw every figure of a STUDY of `repsim universality`, each into its own file.
 
-    Heatmaps of all pairs, matching depths, similarity along depth, all pairs with their controls, shares, the map of
-    models, and measure against measure. What a study cannot show is said.
+    The figures are: heatmaps of all pairs, matching depths, similarity along depth, all pairs with their controls,
+    shares, the map of models, and measure against measure. A figure that the study has no data for is reported.
 
     \b
     Examples:
@@ -102,5 +106,5 @@ def figures(study: Path, out: Path, form: str, width: float | None) -> None:
     from repsim.figures import save_all
     from repsim.results.files import open_study
 
-    for name, what, path in save_all(open_study(study), out, form=form, width=width):
-        click.echo(f"{path}  {what}" if path else f"no {name}: {said(what)}")
+    for name, description, path in save_all(open_study(study), out, form=form, width=width):
+        click.echo(f"{path}  {description}" if path else f"no {name}: {render_for_cli(description)}")

@@ -1,11 +1,11 @@
-"""Results and studies as tables, for other programs."""
+"""Define `repsim export`, which writes results and studies as CSV or JSON tables."""
 
 from pathlib import Path
 
 import click
 
 from repsim.commands import completing, terminal
-from repsim.commands.shared import OVERWRITE, PATH, Command, say
+from repsim.commands.shared import OVERWRITE, PATH, Command, print_note
 from repsim.errors import InvalidInputError
 from repsim.runtime.files import check_output
 
@@ -15,16 +15,19 @@ from repsim.runtime.files import check_output
 @click.option("-o", "--out", type=PATH, help="OUT.csv or OUT.json; - is the terminal.  [default: CSV on the terminal]")
 @click.option(
     "--table",
-    help="Of a study: pairs, layers, matches, means, shares, mean_shares, families, ceilings, models, model_pairs, "
-    "maps, layer_map, samples.  [default: pairs in CSV; in JSON what `--json` of the other commands prints]",
+    help="Table of a study: pairs, layers, matches, means, shares, mean_shares, families, ceilings, models, "
+    "model_pairs, maps, layer_map, samples.  [default: pairs in CSV; in JSON, what `--json` of the other commands "
+    "prints]",
 )
-@click.option("--format", "form", type=click.Choice(["csv", "json"]), help="Where OUT does not say.  [default: csv]")
+@click.option(
+    "--format", "form", type=click.Choice(["csv", "json"]), help="Format of a table on the terminal.  [default: csv]"
+)
 @OVERWRITE
 def export(result: Path, out: Path | None, table: str | None, form: str | None, *, overwrite: bool) -> None:
-    """Write RESULT, of `repsim compare` or `repsim universality`, as CSV or JSON.
+    """Write RESULT, the output of `repsim compare` or `repsim universality`, as CSV or JSON.
 
-    A row a pair of layers or of models, a column a measure; every number reads back to the last bit. In CSV, a name
-    that a spreadsheet would take for a formula gets an apostrophe in front.
+    Each row is a pair of layers or of models, each column a measure. Every number is read back exactly. In CSV, a name
+    that a spreadsheet would interpret as a formula gets an apostrophe in front.
 
     \b
     Examples:
@@ -37,19 +40,24 @@ def export(result: Path, out: Path | None, table: str | None, form: str | None, 
     if file is not None:
         if form is not None and file.suffix != f".{form}":
             raise InvalidInputError(f"--format {form} and the name {file.name} contradict each other; leave one out")
-        if file.suffix not in {".csv", ".json"}:  # also keeps a slip of the hand from replacing a result
-            raise InvalidInputError(f"name a table .csv or .json, not {file.name}; netCDF is what {result.name} is")
+        if file.suffix not in {".csv", ".json"}:  # a mistyped OUT must not replace a result
+            raise InvalidInputError(
+                f"name a table .csv or .json, not {file.name}; {result.name} is a netCDF file already"
+            )
         check_output(file, overwrite=overwrite)
 
     from repsim.results import export
-    from repsim.results.files import open_either
+    from repsim.results.files import open_result_or_study
 
-    found = open_either(result)
+    dataset = open_result_or_study(result)
     if file is None:
-        text = export.as_text(found, form or "csv", table)
-        if not terminal.printable(text):
-            say("note: this terminal's encoding lacks characters of some names, which are escaped; -o FILE is UTF-8")
+        text = export.as_text(dataset, form or "csv", table)
+        if not terminal.is_encodable(text):
+            print_note(
+                "note: the encoding of this terminal lacks characters of some names, which are shown as escapes; "
+                "-o FILE writes UTF-8"
+            )
         click.echo(text, nl=False)
         return
-    export.export(found, file, table, overwrite=overwrite)
+    export.export(dataset, file, table, overwrite=overwrite)
     click.echo(f"saved {file}")

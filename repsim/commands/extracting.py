@@ -1,4 +1,4 @@
-"""Activations of models into stores."""
+"""Define `repsim extract`, which writes activations of models into stores."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import click
 
 from repsim.commands import completing, terminal
 from repsim.commands.options import options
-from repsim.commands.remedies import said
-from repsim.commands.shared import PATH, Command, command_line, first_process, say
+from repsim.commands.remedies import render_for_cli
+from repsim.commands.shared import PATH, Command, command_line, is_first_process, print_note
 from repsim.extraction.options import Data, ExtractOptions, Model
 from repsim.runtime.events import Note
 from repsim.runtime.files import format_size
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     several=["weights", "seed", "store"],
     without=["name"],
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Show layers, shapes, bytes and disk room; compute nothing.")
+@click.option("--dry-run", is_flag=True, help="Show layers, shapes, sizes and free disk space; compute nothing.")
 def extract(models: Sequence[str], data: str, out: Path, *, dry_run: bool, **keywords: Any) -> None:
-    """Extract activations of timm or torchvision MODELS on the same pictures: one HDF5 store a model.
+    """Extract activations of timm or torchvision MODELS on the same pictures, into one HDF5 store per model.
 
-    The same command again goes on where an interrupted one stopped, and leaves finished stores as they are. Several
-    processes share the work, on one machine or on several with a common file system, when torchrun starts them.
+    The same command resumes an interrupted run and keeps finished stores as they are. Several processes share the work,
+    on one machine or on several with a shared file system, when torchrun starts them.
 
     \b
     Examples:
@@ -60,7 +60,7 @@ def extract(models: Sequence[str], data: str, out: Path, *, dry_run: bool, **key
 
     ignore_metadata_of_pictures()
     request = read_keywords(models, data, keywords)[:3]
-    with terminal.steps("images/s") as steps:
+    with terminal.progress_of_steps("images/s") as steps:
         if dry_run:
             for planned in plan_extraction(*request[:2], out, request[2], listeners=steps):
                 show_plan(planned)
@@ -69,27 +69,28 @@ def extract(models: Sequence[str], data: str, out: Path, *, dry_run: bool, **key
             if isinstance(event, Extracted):
                 show_store(event)
             else:
-                say(f"{event}; --overwrite makes it anew" if isinstance(event, UpToDate) else said(event))
+                overwrite = "--overwrite makes it again"
+                print_note(f"{event}; {overwrite}" if isinstance(event, UpToDate) else render_for_cli(event))
 
 
-def show_store(made: "Extracted") -> None:
-    """Say what is in a store, and how fast that came; of several processes the first does."""
-    rate = f", {made.new / made.seconds:.1f} images/s on {made.device}" if made.new else ""
-    if first_process():
-        click.echo(f"{made.path}  {made.samples} pictures x {made.layers} layers, {format_size(made.bytes)}{rate}")
+def show_store(store: "Extracted") -> None:
+    """Print the contents of a new store and the speed of its extraction, in the first process only."""
+    rate = f", {store.new / store.seconds:.1f} images/s on {store.device}" if store.new else ""
+    if is_first_process():
+        click.echo(f"{store.path}  {store.samples} pictures x {store.layers} layers, {format_size(store.bytes)}{rate}")
 
 
 def ignore_metadata_of_pictures() -> None:
-    """Metadata that Pillow cannot make sense of: no pixel depends on it, and what cannot be decoded is an error."""
+    """Suppress Pillow's warnings about metadata: no pixel depends on it, and a picture that fails is an error."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def show_plan(job: "Extraction | Note") -> None:
-    """Show what an extraction will write; notes go to stderr."""
+    """Print what an extraction will write; notes go to stderr."""
     if isinstance(job, Note):
-        say(job.text)
+        print_note(job.text)
         return
-    table = terminal.table(
+    table = terminal.make_table(
         "layer", "type", "output shape", "readout", "readout shape", ">bytes a picture", title=str(job.path)
     )
     for spec in job.arrays:
@@ -97,9 +98,9 @@ def show_plan(job: "Extraction | Note") -> None:
         shape = times(facts["output_shape"])
         size = f"{spec.row_bytes(job.dtype) / spec.block:,.0f}"
         table.add_row(spec.key.layer, facts["type"], shape, spec.key.readout, times(spec.shape), size)
-    terminal.console().print(table)
-    room = "enough room" if job.bytes * 1.05 <= job.bytes_free else "NOT ENOUGH ROOM"
+    terminal.make_console().print(table)
+    verdict = "enough room" if job.bytes * 1.05 <= job.bytes_free else "NOT ENOUGH ROOM"
     click.echo(
         f"{format_size(job.bytes_per_sample)} a picture, {format_size(job.bytes)} for {len(job.samples.rows)} "
-        f"pictures; {format_size(job.bytes_free)} free: {room}"
+        f"pictures; {format_size(job.bytes_free)} free: {verdict}"
     )

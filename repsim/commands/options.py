@@ -1,4 +1,4 @@
-"""Options of commands, made of the classes in which the library writes them once (`repsim.runtime.options`)."""
+"""Make options of commands from the option classes of the library (`repsim.runtime.options`)."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
@@ -18,18 +18,22 @@ def options(
     without: Collection[str] = (),
     complete: Mapping[str, Any] | None = None,
 ) -> Callable[[F], F]:
-    """Add the options of these classes to a command, which gets each as the keyword of its name.
+    """Return a decorator that adds the options of these classes to a command.
+
+    The command receives each option as the keyword argument of its name.
 
     Parameters
     ----------
-    flags
-        What is written on the command line where that is not ``--name``, and the keyword where that is another.
-    several
-        Options that may occur several times; the command gets a tuple.
-    without
-        Options that the command takes in another way.
-    complete
-        How the shell completes an option's value.
+    kinds : type
+        Option classes.
+    flags : mapping of str to sequence of str, optional
+        Flags of the options whose flag is not ``--name``; a last entry without dashes is the keyword argument.
+    several : collection of str
+        Options that may be repeated; the command receives a tuple.
+    without : collection of str
+        Options to leave out, because the command takes their values in another way.
+    complete : mapping of str to callable, optional
+        Shell completers of option values.
     """
 
     def add(command: F) -> F:
@@ -38,7 +42,7 @@ def options(
                 if entry.name not in without:
                     names = (flags or {}).get(entry.name, [f"--{entry.name.replace('_', '-')}"])
                     command = click.option(
-                        *names, **_settings(entry, several=entry.name in several),
+                        *names, **_option_settings(entry, several=entry.name in several),
                         shell_complete=(complete or {}).get(entry.name),
                     )(command)  # fmt: skip
         return command
@@ -46,8 +50,8 @@ def options(
     return add
 
 
-def _settings(entry: Option, *, several: bool) -> dict[str, Any]:
-    """What click is told of an option."""
+def _option_settings(entry: Option, *, several: bool) -> dict[str, Any]:
+    """Return the arguments of `click.option` for one option."""
     info = entry.type
     if isinstance(info, msgspec.inspect.BoolType):
         return {"is_flag": True, "help": entry.text.replace("`", "")}
@@ -58,12 +62,12 @@ def _settings(entry: Option, *, several: bool) -> dict[str, Any]:
         kind = int if info.ge is None else click.IntRange(min=info.ge)
     several = several or isinstance(info, msgspec.inspect.ListType | msgspec.inspect.DictType)
     plain = not several and not entry.required and entry.default is not None
-    said = "" if plain or entry.required or entry.default_text == "none" else f"  [default: {entry.default_text}]"
+    note = "" if plain or entry.required or entry.default_text == "none" else f"  [default: {entry.default_text}]"
     settings: dict[str, Any] = {
         "type": kind,
         "multiple": several,
         "required": entry.required and not several,
-        "help": entry.text.replace("`", "") + said,
+        "help": entry.text.replace("`", "") + note,
         "metavar": entry.extra.get("metavar"),
     }
     return settings | ({"default": entry.default, "show_default": True} if plain else {})

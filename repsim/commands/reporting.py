@@ -1,4 +1,4 @@
-"""Studies and results as one page."""
+"""Define `repsim report`, which writes studies and results as one interactive page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +16,15 @@ from repsim.runtime.files import format_size
 @click.option(
     "--thumbnails",
     metavar="DIR",
-    help="The pictures (a folder, a .tar, digits): put small copies of those that networks agree on into the page.",
+    help="The pictures (a folder, a .tar, digits): the page gets small copies of those that networks agree on.",
 )
-@click.option("--title", help="Of the page.")
+@click.option("--title", help="Title of the page.")
 @OVERWRITE
 def report(files: Sequence[Path], out: Path, thumbnails: str | None, title: str | None, *, overwrite: bool) -> None:
     """Make one interactive page of FILES: a study of `repsim universality`, or a result of `repsim compare`.
 
-    The page is a single file that opens from disk and asks nothing of any server. Several studies of the same models
-    and samples, a readout each, share one page with a switch.
+    The page is a single file that opens from disk and makes no network requests. Several studies of the same models
+    and samples, one per readout, share one page with a menu of readouts.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""What several commands share: options, and how they talk."""
+"""Options, the command class and small helpers that several commands share."""
 
 import os
 import shlex
@@ -13,42 +13,42 @@ DEVICE = click.option(
     "--device", default="auto", show_default=True, help="auto (cuda, then mps, then cpu), or a torch device."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what is there.")
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing files.")
 
 
 class Command(click.Command):
-    """A command whose options are never dropped: one that takes one value is refused where it is there twice.
+    """Command that refuses an option with one value if it occurs twice.
 
-    click takes the last and says nothing.
+    click itself would silently use the last occurrence.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does, after a look at what occurs how often."""
+        """Parse as click does, after counting how often every option occurs."""
         with ctx.scope(cleanup=False):
-            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
-        for option, count in Counter(given).items():
-            if isinstance(option, click.Option) and count > 1 and not _takes_many(option):
+            _, _, occurrences = self.make_parser(ctx).parse_args(args=list(args))
+        for option, count in Counter(occurrences).items():
+            if isinstance(option, click.Option) and count > 1 and not _is_repeatable(option):
                 raise click.UsageError(
-                    f"{max(option.opts, key=len)} is there {count} times, and takes one value; give it once", ctx
+                    f"{max(option.opts, key=len)} occurs {count} times, but takes one value; give it once", ctx
                 )
         return super().parse_args(ctx, args)
 
 
-def _takes_many(option: click.Option) -> bool:
-    """Whether nothing is lost where an option occurs again."""
+def _is_repeatable(option: click.Option) -> bool:
+    """Return whether an option may occur several times without losing a value."""
     return option.multiple or option.count or (option.is_bool_flag and not option.secondary_opts)
 
 
-def say(text: str) -> None:
-    """Tell the user something that is no result."""
+def print_note(text: str) -> None:
+    """Print to stderr a text that is no result."""
     click.echo(text, err=True)
 
 
-def first_process() -> bool:
-    """Whether this process speaks for those that torchrun has started."""
+def is_first_process() -> bool:
+    """Return whether this is the first of the processes that torchrun started, the one that prints."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def command_line() -> str:
-    """What was typed: results keep it."""
+    """Return the command line as the user typed it, which results record."""
     return shlex.join(["repsim", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Ends a command that a signal has stopped: one line that says what is kept and how to go on, and its exit code."""
+"""End a command that a signal stopped: print one line on how to continue, and exit with the code of the signal."""
 
 import os
 import shlex
@@ -12,36 +12,36 @@ from typing import Any
 
 import click
 
-from repsim.commands.shared import first_process
+from repsim.commands.shared import is_first_process
 from repsim.errors import Hint, OtherProcessError, RepsimError
 from repsim.runtime import interrupts
 
-_GOES_ON = "The same command goes on where this one stopped"
-_LONGEST = 1500
-"""Characters: a command of a thousand stores is not repeated."""
+_RESUMES = "The same command goes on where this one stopped"
+_MAX_COMMAND = 1500
+"""Length, in characters, up to which the stop message repeats the command; a thousand stores would fill the screen."""
 
 
 class StoppableGroup(click.Group):
-    """A group whose commands end cleanly on SIGTERM, SIGHUP and SIGINT, with the exit codes 143, 129 and 130."""
+    """Group whose commands end cleanly on SIGTERM, SIGHUP and SIGINT, with the exit codes 143, 129 and 130."""
 
     typed: Sequence[str] = ()
-    """What the command line consists of, without the program's name."""
+    """Words of the command line without the name of the program."""
     running = ""
-    """The subcommand that runs."""
+    """Name of the running subcommand."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run as the program itself, which handles signals; `main` on its own leaves handlers as they are."""
+        """Run as the main program, with signal handlers; `main` alone installs none."""
         if kwargs.get("standalone_mode", True):
-            interrupts.install(self._last_words)
+            interrupts.install(self._stop_message)
         return super().__call__(*args, **kwargs)
 
     def main(self, args: Any = None, *more: Any, **options: Any) -> Any:
-        """Keep what was typed, for the last line."""
+        """Run the group and record the typed words for the stop message."""
         self.typed = list(sys.argv[1:] if args is None else args)
         return super().main(args, *more, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; one that is stopped says so in one line."""
+        """Run the command; if a signal stops it, print one line."""
         self.running = next((word for word in self.typed if word in self.commands), "")
         try:
             result = super().invoke(ctx)
@@ -50,58 +50,58 @@ class StoppableGroup(click.Group):
             self._stop(signum, getattr(stop, "__notes__", []))
         except Exception as error:
             signum = interrupts.pending_signal() or 0
-            mendable = isinstance(error, RepsimError) and not isinstance(error, OtherProcessError)
-            if not signum or mendable:
+            user_error = isinstance(error, RepsimError) and not isinstance(error, OtherProcessError)
+            if not signum or user_error:
                 interrupts.wait_for_end()
                 raise
             self._stop(signum, getattr(error, "__notes__", []))  # the terminal, or other processes, ended first
-        if signum := interrupts.pending_signal():  # too late to stop anything
+        if signum := interrupts.pending_signal():  # the signal came after the last step
             self._stop(signum, [], "Everything was done already.")
         return result
 
     def _stop(self, signum: int, notes: Sequence[str], advice: str | None = None) -> None:
-        line = self._last_words(signum, list(notes), advice)
+        line = self._stop_message(signum, list(notes), advice)
 
-        def say() -> None:
+        def print_line() -> None:
             try:
                 if line:
                     click.echo(line, err=True)
-            except OSError:  # the terminal is gone: that is what SIGHUP says
-                sys.stderr = None  # nor can the interpreter flush it at its end
+            except OSError:  # after SIGHUP the terminal is gone
+                sys.stderr = None  # otherwise the interpreter would fail to flush it at exit
 
-        interrupts.print_last_line(say)
+        interrupts.print_last_line(print_line)
         raise SystemExit(interrupts.exit_code(signum)) from None
 
-    def _last_words(self, signum: int, notes: list[str], advice: str | None = None) -> str:
-        if not first_process():
+    def _stop_message(self, signum: int, notes: list[str], advice: str | None = None) -> str:
+        if not is_first_process():
             return ""
         launched = "TORCHELASTIC_RUN_ID" in os.environ
         if advice is None:
-            again = None if launched else _repeated(self.typed)
-            advice = _advice(self.running, self.typed) + (f": {again}" if again else ".")
-        kept = [note.problem if isinstance(note, Hint) else note for note in notes]  # the advice says how to go on
+            command = None if launched else _command_to_paste(self.typed)
+            advice = _resume_advice(self.running, self.typed) + (f": {command}" if command else ".")
+        kept = [note.problem if isinstance(note, Hint) else note for note in notes]  # the advice replaces the remedy
         return interrupts.stop_line(signum, kept, advice)
 
 
-def _advice(command: str, typed: Sequence[str]) -> str:
-    """Say what the same command would do; it has to be true of every moment at which the command may be stopped."""
-    anew = "--overwrite" in typed
+def _resume_advice(command: str, typed: Sequence[str]) -> str:
+    """Describe what the same command would do; the text must hold at every moment of the run."""
+    overwrite = "--overwrite" in typed
     saved = any(word.startswith(("-o", "--out")) for word in typed)
     return {
-        "extract": "The same command starts anew (--overwrite)" if anew else _GOES_ON,
-        "compare": _GOES_ON if saved else "Nothing is kept without -o, so the same command starts again",
-        "universality": "The same command starts again, but for untrained networks that are extracted already",
-        "run": "The same command keeps the stores and starts the study anew (--overwrite)"
-        if anew
+        "extract": "The same command starts again (--overwrite)" if overwrite else _RESUMES,
+        "compare": _RESUMES if saved else "Nothing is kept without -o, so the same command starts again",
+        "universality": "The same command starts again; untrained networks that are extracted already are kept",
+        "run": "The same command keeps the stores and starts the study again (--overwrite)"
+        if overwrite
         else "The same command goes on: it keeps what is saved, and starts an unfinished study again",
     }.get(command, "The same command starts again")
 
 
-def _repeated(typed: Sequence[str]) -> str | None:
-    """Repeat the command so that it can be pasted into a shell; None where that cannot be known, or is too long."""
+def _command_to_paste(typed: Sequence[str]) -> str | None:
+    """Return the command quoted for a shell; None if it is unknown, unprintable or too long."""
     program = _program()
     line = None if program is None else shlex.join([*program, *typed])
-    return line if line is not None and line.isprintable() and len(line) <= _LONGEST else None
+    return line if line is not None and line.isprintable() and len(line) <= _MAX_COMMAND else None
 
 
 def _program() -> list[str] | None:

@@ -1,4 +1,4 @@
-"""What is in stores, and whether it is whole."""
+"""Define `repsim inspect` and `repsim verify`, which show and check stores, results and studies."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from repsim.commands import completing, terminal
-from repsim.commands.remedies import said
+from repsim.commands.remedies import render_for_cli
 from repsim.commands.shared import JSON, PATH, Command
 from repsim.runtime.text_tables import times
 
@@ -17,19 +17,19 @@ from repsim.runtime.text_tables import times
 @click.argument("store", type=PATH, shell_complete=completing.files(".h5", ".nc"))
 @JSON
 def inspect(store: Path, *, as_json: bool) -> None:
-    """Show what a STORE holds: model, weights, data, preprocessing, and every layer's array.
+    """Show the contents of a STORE: model, weights, data, preprocessing, and the array of every layer.
 
-    Of a result or a study: what was compared, its variables, and how it was made.
+    For a result or a study, show what was compared, its variables, and how it was made.
 
     \b
     Examples:
       repsim inspect acts/resnet50.h5
       repsim inspect result.nc
     """
-    from repsim.results.files import is_saved
+    from repsim.results.files import is_result_or_study
     from repsim.stores.store import open_store
 
-    if is_saved(store):
+    if is_result_or_study(store):
         _inspect_saved(store, as_json=as_json)
         return
     with open_store(store) as opened:
@@ -52,7 +52,7 @@ def inspect(store: Path, *, as_json: bool) -> None:
         click.echo(f"{store}: {opened.model} on {opened.data}, {len(ids)} samples ({ids[0]} ... {ids[-1]})")
         if opened.labels is not None:
             click.echo(f"labels: {len(opened.classes) or len(set(opened.labels.tolist()))} classes")
-        terminal.show(opened.table())
+        terminal.print_table(opened.table())
         if opened.pixels is not None:
             click.echo(f"pixels of the input: {times(opened.pixels.shape)}, a control beside the layers")
         for key, value in opened.provenance.items():
@@ -61,10 +61,10 @@ def inspect(store: Path, *, as_json: bool) -> None:
 
 
 def _inspect_saved(path: Path, *, as_json: bool) -> None:
-    """Show what a result or a study holds, without its values."""
-    from repsim.results.files import open_either
+    """Print the variables and attributes of a result or a study, without the values."""
+    from repsim.results.files import open_result_or_study
 
-    data = open_either(path)
+    data = open_result_or_study(path)
     attrs = {str(key): _value(text) for key, text in data.attrs.items()}
     variables = {str(name): dict(variable.sizes) for name, variable in data.data_vars.items()}
     if as_json:
@@ -83,11 +83,11 @@ def _inspect_saved(path: Path, *, as_json: bool) -> None:
 
 
 def _value(attribute: Any) -> Any:
-    """Give an attribute as the value that it is JSON of; a text that is no JSON as it is."""
-    from repsim.results.export import finite
+    """Return the value of an attribute that holds JSON; return other attributes unchanged."""
+    from repsim.results.export import nan_to_none
 
     try:
-        return finite(
+        return nan_to_none(
             json.loads(attribute) if isinstance(attribute, str) and attribute[:1] in {"[", "{"} else attribute
         )
     except (ValueError, RecursionError):
@@ -97,9 +97,9 @@ def _value(attribute: Any) -> Any:
 @click.command(cls=Command)
 @click.argument("files", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5", ".nc"))
 def verify(files: Sequence[Path]) -> None:
-    """Read FILES whole and hold every byte against its checksum: stores, results, studies. Exit code 1 for damage.
+    """Check every byte of FILES (stores, results, studies) against its checksum. The exit code is 1 for damage.
 
-    Every command checks what it reads in the same way; this is for a copy, or an old disk.
+    Every command checks the data that it reads in the same way. Use this one after copying files, or for an old disk.
 
     \b
     Examples:
@@ -107,22 +107,22 @@ def verify(files: Sequence[Path]) -> None:
       repsim verify result.nc study.nc
     """
     from repsim.errors import StoreError
-    from repsim.results.files import is_saved, verify_saved
+    from repsim.results.files import is_result_or_study, verify_result_or_study
     from repsim.stores.store import verify as find_damage
 
     damaged = 0
     for path in files:
         damage, verdict = [], "OK: all checksums match"
         try:
-            if is_saved(path):
+            if is_result_or_study(path):
                 verdict = "OK: the digest matches"
-                if not verify_saved(path):
-                    verdict = "no damage seen, but a file of this earlier format carries no digest; save it again"
+                if not verify_result_or_study(path):
+                    verdict = "no damage seen, but a file of this earlier format has no digest; save it again"
             else:
-                with terminal.progress(str(path), "layers/s") as advance:
+                with terminal.progress_bar(str(path), "layers/s") as advance:
                     damage = list(map(str, find_damage(path, advance)))
         except StoreError as error:
-            damage = [said(error)]
+            damage = [render_for_cli(error)]
         damaged += bool(damage)
         click.echo(f"{path}: {'; '.join(damage) or verdict}")
     if damaged:

@@ -1,4 +1,4 @@
-"""How universal representations are."""
+"""Define `repsim universality`, which estimates how universal representations are."""
 
 import json
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ def universality(
 ) -> None:
     """Are the representations of models universal across architectures, and how much of that is learned?
 
-    Compares all models in STORES, layer by layer and as wholes, and holds each value against chance (in closed form and
-    by permuted samples), against what the networks share anyway (their input, the classes, untrained
-    networks), and against other seeds of the same architecture. Says in plain sentences what follows.
+    Compares all models in STORES, layer by layer and as a whole. Each value is compared with chance (in closed form and
+    by permuting samples), with what networks share without learning (their input, the classes, untrained networks),
+    and with other seeds of the same architecture. A summary in plain sentences follows.
 
-    Take several trained models of two families or more, several seeds or recipes of each where there are any. The word
-    universal is kept for what is above every control with its whole 95 % interval.
+    Use several trained models of two families or more, with several seeds or training recipes of each if you have them.
+    A similarity is called universal only if its whole 95 % interval is above every control.
 
     \b
     Examples:
@@ -46,7 +46,7 @@ def universality(
     from repsim.study.universality import conduct
 
     chosen["metrics"] = list(chosen["metrics"])
-    with terminal.steps() as steps:
+    with terminal.progress_of_steps() as steps:
         study = conduct(
             stores, UniversalityOptions(families=_families(families), **chosen), out=out, steps=steps,
             command=command_line(),
@@ -54,16 +54,16 @@ def universality(
     if as_json:
         click.echo(json.dumps(study_as_json(study)))
         return
-    terminal.study(study)
+    terminal.print_study(study)
     if out is not None:
         click.echo(f"saved {out}")
 
 
 def _families(words: Sequence[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    families: dict[str, list[str]] = {}
     for word in words:
         name, equals, globs = word.partition("=")
         if not (name and equals and globs):
             raise InvalidInputError(f"--family takes NAME=GLOB, as in --family cnn='resnet*,convnext*', not {word!r}")
-        found.setdefault(name, []).extend(filter(None, globs.split(",")))
-    return found
+        families.setdefault(name, []).extend(filter(None, globs.split(",")))
+    return families

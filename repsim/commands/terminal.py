@@ -1,4 +1,4 @@
-"""How the command line shows things: tables, progress bars, sizes."""
+"""Print tables, progress bars, notes and summaries on the terminal."""
 
 import codecs
 import json
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repsim.commands.shared import first_process
+from repsim.commands.shared import is_first_process
 from repsim.errors import MissingFontWarning
 from repsim.runtime import interrupts
 from repsim.runtime.files import format_duration
@@ -26,56 +26,56 @@ if TYPE_CHECKING:
     from repsim.runtime.text_tables import Table as Plain
 
 LOG_SECONDS = 30.0
-"""Where stderr is no terminal, progress is told this often."""
+"""Seconds between two lines of progress if stderr is no terminal."""
 _ESCAPED = "ascii_escaped"
 PROSE = 100
-"""Columns of running text at most, however wide the terminal is."""
+"""Largest width of running text, in columns."""
 
 
-def show_any_text() -> None:
-    r"""Let stdout and stderr take every character: one that their encoding lacks appears as ``\u65e5``.
+def escape_unencodable_text() -> None:
+    r"""Make stdout and stderr write characters that their encoding lacks as escapes, such as ``\u65e5``.
 
-    Names of layers, models and files may be in any language, and file names in no valid encoding at all. Without this,
-    printing one on a terminal that is set to ASCII or Latin-1 ends in a traceback.
+    Names of layers, models and files may be in any language, and file names may have no valid encoding. Otherwise,
+    printing such a name on a terminal that is set to ASCII or Latin-1 would end in a traceback.
     """
-    codecs.register(_escaped_ascii)
+    codecs.register(_escaping_codec)
     for stream in (sys.stdout, sys.stderr):
         if (change := getattr(stream, "reconfigure", None)) is not None:
             plain = codecs.lookup(stream.encoding or "ascii").name == "ascii"
             change(encoding=_ESCAPED if plain else None, errors="backslashreplace")
 
 
-def _escaped_ascii(name: str) -> codecs.CodecInfo | None:
-    """ASCII by a name that click does not know: to what is called ASCII it writes UTF-8."""
+def _escaping_codec(name: str) -> codecs.CodecInfo | None:
+    """Return the ASCII codec under a name unknown to click, which writes UTF-8 to streams named ASCII."""
     if name != _ESCAPED:
         return None
-    same = codecs.lookup("ascii")
+    codec = codecs.lookup("ascii")
     return codecs.CodecInfo(
-        same.encode, same.decode, incrementalencoder=same.incrementalencoder,
-        incrementaldecoder=same.incrementaldecoder, name=_ESCAPED,
+        codec.encode, codec.decode, incrementalencoder=codec.incrementalencoder,
+        incrementaldecoder=codec.incrementaldecoder, name=_ESCAPED,
     )  # fmt: skip
 
 
 @contextmanager
 def warnings_as_notes() -> Iterator[None]:
-    """Show warnings that are repsim's own as notes, a line each, and not with a line of its source."""
-    ordinary = warnings.showwarning
+    """Print warnings about missing fonts as notes of one line, without their place in the source."""
+    original = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    def show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
         if issubclass(category, MissingFontWarning):
             click.echo(f"note: {message}", err=True)
         else:
-            ordinary(message, category, *where, **more)
+            original(message, category, *args, **kwargs)
 
-    warnings.showwarning = show
+    warnings.showwarning = show_warning
     try:
         yield
     finally:
-        warnings.showwarning = ordinary
+        warnings.showwarning = original
 
 
-def printable(text: str) -> bool:
-    """Whether stdout shows a text as it is, and escapes nothing."""
+def is_encodable(text: str) -> bool:
+    """Return whether the encoding of stdout has every character of a text."""
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
@@ -83,42 +83,55 @@ def printable(text: str) -> bool:
     return True
 
 
-def console(*, stderr: bool = False) -> "Console":
-    """Make the place to print tables on."""
+def make_console(*, stderr: bool = False) -> "Console":
+    """Return a console that prints tables to stdout or stderr."""
     from rich.console import Console
 
-    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)  # [a] and :b: are what they look like
-    if not made.is_terminal:
-        made.width = 200  # in a pipe or a file nothing should be cut off
-    return made
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)  # names may contain [a] or :b:
+    if not console.is_terminal:
+        console.width = 200  # tables in a pipe or a file should not be cut off
+    return console
 
 
-def table(*columns: str, title: str | None = None) -> "Table":
-    """A table; a column whose head begins with > is set flush right."""
+def make_table(*columns: str, title: str | None = None) -> "Table":
+    """Return an empty table; a column whose head begins with ``>`` is right-aligned."""
     from rich import box
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        made.add_column(
+        table.add_column(
             column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
         )
-    return made
+    return table
 
 
-def show(plain: "Plain") -> None:
-    """Print a table."""
-    made = table(*plain.heads, title=plain.title or None)
+def print_table(plain: "Plain") -> None:
+    """Print a table to stdout."""
+    table = make_table(*plain.heads, title=plain.title or None)
     for k, row in enumerate(plain.rows):
-        made.add_row(*row, end_section=k in plain.ends)
-    console().print(made)
+        table.add_row(*row, end_section=k in plain.ends)
+    make_console().print(table)
 
 
 @contextmanager
-def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr with a rate and the time left; in a log file, a line now and then instead.
+def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr, with a rate and the remaining time; in a log file, print a line now and then.
 
-    What is done at the first call was done before, and is no part of the rate. Of several processes the first shows it.
+    Work that is done at the first call was done by an earlier run and does not count for the rate. Only the first of
+    several processes shows the bar.
+
+    Parameters
+    ----------
+    what : str
+        Description of the work.
+    unit : str
+        Unit of the rate, such as ``images/s``.
+
+    Yields
+    ------
+    callable
+        Takes the amount of work that is done and the total. It raises KeyboardInterrupt after a signal.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -131,9 +144,9 @@ def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     )
     start = last = time.perf_counter()
     before: int | None = None
-    quiet = not first_process()
+    quiet = not is_first_process()
     live = sys.stderr.isatty() and not quiet
-    with Progress(*columns, console=console(stderr=True), transient=True, disable=not live) as bar:
+    with Progress(*columns, console=make_console(stderr=True), transient=True, disable=not live) as bar:
         task = bar.add_task(what, total=None, rate="")
 
         def advance(done: int, total: int) -> None:
@@ -151,67 +164,73 @@ def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-def remarks(result: "xr.Dataset") -> None:
-    """Say on stderr what was left out, which values are missing, and which mean little, a line each kind."""
+def print_notes(result: "xr.Dataset") -> None:
+    """Print the notes of a result to stderr: layers left out, missing values, unreliable values."""
     from repsim.results.summary import notes
 
     for text in notes(result):
         click.echo(text, err=True)
 
 
-def matches(variable: "xr.DataArray") -> None:
-    """The closest layer of each: of two models layer by layer, of many on the average of a model's layers."""
+def print_matches(variable: "xr.DataArray") -> None:
+    """Print the closest layer of every layer; for many models, averages over the layers of each model."""
     from repsim.results.summary import closest
 
-    show(closest(variable))
+    print_table(closest(variable))
 
 
-def measures() -> None:
-    """All measures by group, a line each."""
+def print_measures() -> None:
+    """Print all measures by group, each on one line."""
     from repsim.metrics import describe
 
-    listed = table("group", "metric", "question", "sense", "range", "unchanged by")
-    for column in listed.columns:
+    table = make_table("group", "metric", "question", "sense", "range", "unchanged by")
+    for column in table.columns:
         column.no_wrap = column.header not in {"question", "sense"}
-    listed.columns[3].max_width = len("similarity,")  # what is asymmetric says so below; questions need the room
+    table.columns[3].max_width = len("similarity,")  # "asymmetric" wraps, which leaves more width to the questions
     for group, members in describe.families().items():
         for metric in members:
             sense = metric.sense + ("" if metric.symmetric else ", asymmetric")
-            said = metric.name, metric.question, sense, describe.interval(metric), describe.letters(metric)
+            cells = metric.name, metric.question, sense, describe.interval(metric), describe.letters(metric)
             first, last = metric is members[0], metric is members[-1]
-            listed.add_row(group if first else "", *said, end_section=last)
-    console().print(listed)
+            table.add_row(group if first else "", *cells, end_section=last)
+    make_console().print(table)
     click.echo(f"unchanged by {describe.LEGEND}; in brackets, of the second layer only")
-    click.echo("`repsim metrics NAME` explains one; docs/metrics.md says which to take.")
+    click.echo("`repsim metrics NAME` explains one measure; docs/metrics.md explains which to choose.")
 
 
-def explanation(metric: "Metric[Any]") -> None:
-    """All that a measure says of itself."""
+def print_measure(metric: "Metric[Any]") -> None:
+    """Print the full description of a measure."""
     from repsim.metrics import describe
 
-    for line in describe.lines(metric, min(console().width, PROSE)):
+    for line in describe.lines(metric, min(make_console().width, PROSE)):
         click.echo(click.style(line, bold=True) if line[:1].strip() else line)
 
 
 @contextmanager
-def steps(unit: str = "a second") -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Progress of work that has several parts: a bar for the part that is being done."""
+def progress_of_steps(unit: str = "a second") -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Show the progress of work that has several steps: one bar for the running step.
+
+    Yields
+    ------
+    callable
+        Takes the name of a step, ends the bar of the step before, and returns the function that advances the new bar.
+    """
     with ExitStack() as stack:
 
         def step(name: str) -> Callable[[int, int], None]:
             stack.close()
-            return stack.enter_context(progress(name, unit))
+            return stack.enter_context(progress_bar(name, unit))
 
         yield step
 
 
-def study(found: "xr.Dataset") -> None:
-    """What a study found: warnings on stderr, tables, and the summary at the end."""
+def print_study(dataset: "xr.Dataset") -> None:
+    """Print the results of a study: warnings on stderr, tables, and the summary at the end."""
     from repsim.study.tables import all_tables
 
-    for text in json.loads(found.attrs["warnings"]):
+    for text in json.loads(dataset.attrs["warnings"]):
         click.echo(f"note: {text}", err=True)
-    for each in all_tables(found):
-        show(each)
-    for text in json.loads(found.attrs["summary"]):
-        click.echo(textwrap.fill(text, min(console().width, PROSE), subsequent_indent="  "))
+    for table in all_tables(dataset):
+        print_table(table)
+    for text in json.loads(dataset.attrs["summary"]):
+        click.echo(textwrap.fill(text, min(make_console().width, PROSE), subsequent_indent="  "))

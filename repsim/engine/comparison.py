@@ -40,7 +40,7 @@ from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import ALONE, Ranks, ranks
 from repsim.runtime.progress import Listener, Progress, report_progress
 from repsim.stores.alignment import AlignedView
-from repsim.stores.store import ActivationStore, open_store, several, store_path
+from repsim.stores.store import ActivationStore, as_stores, open_store, store_path
 
 StoreLike = ActivationStore | str | os.PathLike[str]
 _STEP = 2**26
@@ -504,7 +504,7 @@ def _open(
         return [first], [first if b is None else open_once(b)]
     if b is not None:
         raise InvalidInputError("give two stores, or one list of them")
-    stores = list(dict.fromkeys(map(open_once, several(a))))
+    stores = list(dict.fromkeys(map(open_once, as_stores(a))))
     if not stores:
         raise InvalidInputError("name at least one store")
     return stores, stores

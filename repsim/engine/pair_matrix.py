@@ -18,7 +18,7 @@ from repsim.labels import LayerKey
 from repsim.metrics import Factor, Metric
 from repsim.metrics import get as metric_of
 from repsim.results import schema
-from repsim.results.summary import of_all
+from repsim.results.summary import split_cautions
 from repsim.results.versions import FORMAT, VERSION
 from repsim.stores.store import ActivationStore
 
@@ -217,9 +217,7 @@ class Matrix:
         for spec, variable in result.data_vars.items():
             self.values[str(spec)][np.ix_(*positions)] = variable.values
             self.undefined[str(spec)] |= set(json.loads(variable.attrs["undefined"]))
-            self.cautions[str(spec)] += [
-                caution for caution in json.loads(variable.attrs["cautions"]) if not of_all(caution)
-            ]
+            self.cautions[str(spec)] += split_cautions(json.loads(variable.attrs["cautions"]), result)[1]
             self._earlier_titles.add(str(spec))
         for name, coordinate in result.coords.items():
             for side, layers, side_names in zip("ab", (self.rows, self.columns), names, strict=True):

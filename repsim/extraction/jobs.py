@@ -41,7 +41,7 @@ from repsim.runtime.progress import Progress
 from repsim.stores import reader
 from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store
-from repsim.stores.writer import StoreWriter, stored
+from repsim.stores.writer import StoreWriter, count_stored
 
 _PENDING_BATCHES = 4
 """Largest number of batches that wait to be written: a buffer for delays of the disk."""
@@ -345,7 +345,7 @@ class Extraction:
         OutputError
             The existing store was made with other settings; the message names them.
         """
-        return stored(self.path, self.contents, overwrite=self.overwrite) if self._resume else 0
+        return count_stored(self.path, self.contents, overwrite=self.overwrite) if self._resume else 0
 
     def lacks_hashes(self) -> bool:
         """Return whether an existing store has no hashes with which the pictures could be compared.
@@ -505,5 +505,5 @@ def _record(job: Extraction, writer: StoreWriter, positions: NDArray[np.int64], 
         values = batch.values[spec.key.layer, spec.key.readout].numpy()
         first = int(positions[0]) // spec.block
         writer.write(spec.key, samples if spec.block == 1 else slice(first, first + len(values)), values)
-    writer.done(samples)
+    writer.mark_done(samples)
     return len(samples)

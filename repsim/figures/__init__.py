@@ -1,6 +1,7 @@
-"""Results and studies as figures for papers: each a function of Axes, in the sizes and colours of print.
+"""Draw results and studies as matplotlib figures in the sizes and colours of printed papers.
 
-Only matplotlib's object interface is used: no pyplot, no display, no global setting is read into or changed.
+Each figure is a function that draws on given Axes or on a figure of its own. Only matplotlib's object interface is
+used: no pyplot and no display, and no global setting is changed.
 """
 
 from repsim.figures.canvas import FORMATS, png, save

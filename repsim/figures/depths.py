@@ -1,4 +1,4 @@
-"""Which depth of one network matches which of another, and how alike they are there."""
+"""Draw the depths of matching layers of two networks, and the similarity of matching layers by depth."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -12,15 +12,15 @@ from repsim.errors import InvalidInputError
 from repsim.figures.canvas import (
     COLUMN,
     NOTE,
-    blank,
+    check_pairs,
+    finish_layout,
     footnote,
-    has_pairs,
-    known_measure,
-    settle,
+    make_axes,
+    resolve_measure,
     style,
-    tidy,
+    style_axes,
 )
-from repsim.figures.lettering import fold, plain
+from repsim.figures.lettering import escape_text, wrap
 from repsim.figures.selection import pick
 from repsim.presentation.measures import traits
 from repsim.results.variables import RELATIONS
@@ -28,12 +28,12 @@ from repsim.study.layer_matching import relative
 
 
 class Curve(NamedTuple):
-    """One pair of models: at each depth of a, the depth of its best match in b, and their similarity."""
+    """Curve of one pair of models: for the matched layers of a, (n,), depths in a and b, and similarities."""
 
     group: str
     relation: str
-    here: NDArray[np.float64]
-    there: NDArray[np.float64]
+    depth: NDArray[np.float64]
+    match_depth: NDArray[np.float64]
     value: NDArray[np.float64]
 
 
@@ -45,67 +45,74 @@ def plot_depths(
     show: Literal["depth", "similarity"] = "depth",
     width: float = COLUMN,
 ) -> Axes:
-    """Draw, along the depth of one network, the depth of the best match in another one, or the similarity there.
+    """Draw the depth of the best match, or its similarity, against the depth in the first network.
 
-    Relative depth is j / (B - 1), 0 for the first layer and 1 for the last. Each pair of models is a thin line; a
-    thick one is the mean over pairs of a kind, at every depth that one of them has a layer at. On the dotted diagonal
-    both networks do the same at the same relative depth; above it the second one needs longer (Raghu et al. 2021).
-    Pairs of two families run from the family that the study names first.
+    Relative depth is j / (B - 1) for layer j of B layers, 0 for the first layer and 1 for the last. Each pair of models
+    is a thin line. Thick lines are means over pairs with the same relation, at every depth at which one of them has a
+    layer. On the dotted diagonal, matching layers have the same relative depth in both networks; above it, they are
+    deeper in the second one (Raghu et al. 2021). The first network of a pair of two families is of the family that the
+    study lists first.
 
-    docs/figures.md has an example, which the tests run, and its picture.
+    docs/figures.md has an example and its picture.
 
     Parameters
     ----------
-    study
-        What `repsim.universality` returns.
-    measure
-        One of the study's; by default debiased CKA given the input, where that is known.
-    ax
-        Where to draw; by default a figure of its own, with a footnote.
-    show
-        ``depth`` of the match, or the ``similarity`` of a layer and its match.
-    width
-        Inches, of a figure of its own.
+    study : xarray.Dataset
+        Study of `repsim.universality`.
+    measure : str, optional
+        Measure of the study; by default debiased CKA given the input, if the study has it.
+    ax : Axes, optional
+        Axes to draw on; by default those of a new figure, with a footnote.
+    show : {"depth", "similarity"}
+        Depth of the match, or similarity of a layer and its match.
+    width : float
+        Width of a new figure in inches.
+
+    Returns
+    -------
+    Axes
 
     Raises
     ------
     InvalidInputError
         If no pair has networks of two layers or more that match.
     """
-    measure = known_measure(study, measure)
-    has_pairs(study)
+    measure = resolve_measure(study, measure)
+    check_pairs(study)
     if show not in {"depth", "similarity"}:
         raise InvalidInputError(f"expected show='depth' or show='similarity', got {show!r}")
     curves = list(_curves(study, measure))
     if not curves:
         raise InvalidInputError(f"there is nothing to draw: no two models match under {measure}")
     own = ax is None
-    ax = blank(width, width * (0.84 if show == "depth" else 0.6)) if ax is None else ax
-    label = plain(traits(measure).label)
+    ax = make_axes(width, width * (0.84 if show == "depth" else 0.6)) if ax is None else ax
+    label = escape_text(traits(measure).label)
     if show == "depth":
         ax.plot([0, 1], [0, 1], color="0.5", linewidth=0.8, linestyle=(0, (1, 2)), gid="identity", zorder=0)
         ax.set(ylim=(-0.02, 1.02), aspect="equal")
-    tidy(ax, "relative depth in the first model", "relative depth of its best match" if show == "depth" else label)
+    style_axes(
+        ax, "relative depth in the first model", "relative depth of its best match" if show == "depth" else label
+    )
     ax.set_xlim(-0.02, 1.02)
     curves.sort(key=lambda curve: RELATIONS.index(curve.relation))
     for group in dict.fromkeys(curve.group for curve in curves):
         _draw_group(ax, [curve for curve in curves if curve.group == group], depth=show == "depth", width=width)
     ax.legend(fontsize=NOTE, frameon=False, loc="best", handlelength=2.6)
     if own:
-        how = "Thin: pairs of models; thick: their mean. Match: the best one that keeps the order of layers."
-        settle(ax.figure.figure, footnote(study, f"{label}.", how))
+        legend = "Thin: pairs of models; thick: their mean. Match: the best one that keeps the order of layers."
+        finish_layout(ax.figure.figure, footnote(study, f"{label}.", legend))
     return ax
 
 
 def _draw_group(ax: Axes, curves: Sequence[Curve], *, depth: bool, width: float) -> None:
-    """Draw pairs of one kind as thin lines, and their mean at every depth that one of them has a layer at."""
+    """Draw the pairs of one group as thin lines, and their mean at every depth at which one of them has a layer."""
     look = style(curves[0].relation)
     for curve in curves:
-        y = curve.there if depth else curve.value
-        ax.plot(curve.here, y, color=look["color"], linewidth=0.5, alpha=0.35, gid="pair")
-    at = np.unique(np.concatenate([curve.here for curve in curves]))
-    mean = np.mean([np.interp(at, c.here, c.there if depth else c.value) for c in curves], axis=0)
-    label = fold([plain(f"{curves[0].group} ({len(curves)} pair{'s' * (len(curves) > 1)})")], 0.5 * width, NOTE)
+        y = curve.match_depth if depth else curve.value
+        ax.plot(curve.depth, y, color=look["color"], linewidth=0.5, alpha=0.35, gid="pair")
+    at = np.unique(np.concatenate([curve.depth for curve in curves]))
+    mean = np.mean([np.interp(at, c.depth, c.match_depth if depth else c.value) for c in curves], axis=0)
+    label = wrap([escape_text(f"{curves[0].group} ({len(curves)} pair{'s' * (len(curves) > 1)})")], 0.5 * width, NOTE)
     ax.plot(at, mean, **look, linewidth=1.4, markersize=3, label=label, gid="mean")
 
 
@@ -118,10 +125,10 @@ def _curves(study: xr.Dataset, measure: str) -> Iterator[Curve]:
         if relation == "other family" and order.index(a) > order.index(b):
             pair, a, b = " x ".join(reversed(pair.split(" x "))), b, a
         panel = pick(study, pair, measure)
-        there = relative(panel["match"].values, panel.shape[1])
-        here = relative(np.arange(panel.shape[0]), panel.shape[0])
-        rows = np.flatnonzero(~np.isnan(there) & ~np.isnan(here))
+        match_depth = relative(panel["match"].values, panel.shape[1])
+        depth = relative(np.arange(panel.shape[0]), panel.shape[0])
+        rows = np.flatnonzero(~np.isnan(match_depth) & ~np.isnan(depth))
         if rows.size:
             value = panel.values[rows, panel["match"].values[rows]]
             group = f"{a} \N{RIGHTWARDS ARROW} {b}" if relation == "other family" and len(order) == 2 else relation
-            yield Curve(group, relation, here[rows], there[rows], value)
+            yield Curve(group, relation, depth[rows], match_depth[rows], value)

@@ -1,4 +1,4 @@
-"""Many heatmaps under one scale, so that equal colours are equal values wherever they stand."""
+"""Draw several heatmaps with one colour scale, so that equal colours are equal values in all panels."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,22 +11,22 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import NOTE, PAD, PAGE, add_caption, known_measure, sized
-from repsim.figures.heatmaps import checked, draw, explained, known_variables, label_of, once
-from repsim.figures.lettering import dress, fold
-from repsim.figures.scales import colours_of, extension, label_colour_bar
-from repsim.figures.selection import every_pair, pick
+from repsim.figures.canvas import NOTE, PAD, PAGE, add_caption, make_figure, resolve_measure
+from repsim.figures.heatmaps import check_dims, draw, explain_overlays, label_of, select_variables, unique_values
+from repsim.figures.lettering import set_fallback_fonts, wrap
+from repsim.figures.scales import colour_bar_ends, label_colour_bar, norm_and_colormap
+from repsim.figures.selection import iterate_pairs, pick
 from repsim.presentation.scales import Scale, declared, scale_of
 from repsim.presentation.stages import boundaries
 
 _BAR = 0.75  # inches: the colour bar with its numbers and its label
-_CELL = 0.115  # inches: the name of a layer fits beside it
-_NAMES = 1.0  # inches: a longer name of a layer is shortened
-_LEAST = 1.45  # inches: a panel with its names; narrower, it goes to the next row
+_CELL = 0.115  # inches: the name of a layer fits beside a cell of this height
+_MAX_NAME = 1.0  # inches: a longer name of a layer is shortened
+_MIN_PANEL = 1.45  # inches: least width of a panel with its names
 
 
 def plot_grid(
-    found: xr.Dataset | Sequence[xr.Dataset] | Sequence[xr.DataArray],
+    data: xr.Dataset | Sequence[xr.Dataset] | Sequence[xr.DataArray],
     measures: Sequence[str] | None = None,
     *,
     pairs: Sequence[str] | None = None,
@@ -34,41 +34,45 @@ def plot_grid(
     marks: bool | None = None,
     width: float | None = None,
 ) -> Figure:
-    """Draw several models or measures as heatmaps with one scale and one colour bar.
+    """Draw several pairs of models or measures as heatmaps with one scale and one colour bar.
 
-    docs/figures.md has an example, which the tests run, and its picture.
+    docs/figures.md has an example and its picture.
 
     Parameters
     ----------
-    found
-        A study, a result of `repsim.compare`, or several results; or arrays, as `pick` gives them.
-    measures
-        Those to draw. By default all of a result and the strictest kernel of a study.
-    pairs
-        Of a study: which pairs of models, ``a x b``; by default all.
-    path, marks
+    data : xarray.Dataset or sequence
+        Study of `repsim.universality`, result of `repsim.compare`, several results, or arrays as returned by `pick`.
+    measures : sequence of str, optional
+        Measures to draw; by default all of a result, and the strictest kernel of a study.
+    pairs : sequence of str, optional
+        Pairs of models of a study, ``a x b``; by default all.
+    path, marks : bool, optional
         As in `heatmap`.
-    width
-        Inches; by default a page's, or less where a few small panels do not fill it.
+    width : float, optional
+        Width of the figure in inches; by default one page, or less if a few small panels do not fill it.
+
+    Returns
+    -------
+    Figure
 
     Raises
     ------
     InvalidInputError
-        If there is nothing to draw, or measures have not one sense and one range: they cannot share a scale.
+        If there is nothing to draw, or if measures cannot share a scale because their sense or range differs.
     UnknownNameError
-        For a measure or a pair that is not there.
+        If the data do not have a measure or a pair.
     """
-    panels = list(_panels(found, measures, pairs))
+    panels = list(_panels(data, measures, pairs))
     if not panels:
         raise InvalidInputError("there is nothing to draw: expected at least one pair of models and one measure")
     _check_one_kind(panels)
     values = np.concatenate([np.asarray(panel.values, np.float64).ravel() for panel in panels])
     scale = scale_of(values, *declared(panels[0].attrs))
     labels = list(dict.fromkeys(map(label_of, panels)))
-    places = _triangle(panels) or _rows(panels, len(labels), width or PAGE)
+    places = _triangle_places(panels) or _row_places(panels, len(labels), width or PAGE)
     down, across = (max(place[k] for place in places) + 1 for k in (0, 1))
     width = width or min(PAGE, 2 * _BAR + across * max(2.3, _CELL * max(max(panel.shape) for panel in panels)))
-    figure = sized(width, width * down / across)
+    figure = make_figure(width, width * down / across)
     grid = figure.subplots(down, across, squeeze=False)
     at = dict(zip(places, panels, strict=True))
     side = (width - _BAR - 0.7) / across - 0.08
@@ -76,10 +80,10 @@ def plot_grid(
         if place not in at:
             ax.remove()
             continue
-        draw(at[place], ax, side, side, scale=scale, size=NOTE + 0.5, names=_NAMES, path=path, marks=marks)
+        draw(at[place], ax, side, side, scale=scale, size=NOTE + 0.5, names=_MAX_NAME, path=path, marks=marks)
         if len(labels) > 1:
-            ax.set_title(fold([label_of(at[place])], side, NOTE + 0.5), fontsize=NOTE + 0.5, pad=3)
-        _name_once(at, place, ax)
+            ax.set_title(wrap([label_of(at[place])], side, NOTE + 0.5), fontsize=NOTE + 0.5, pad=3)
+        _hide_repeated_names(at, place, ax)
     add_caption(figure, _caption(panels, path=path, marks=marks))
     label = labels[0] if len(labels) == 1 else "one scale for all panels"
     _finish(figure, [grid[place] for place in places], down, scale, label)
@@ -87,34 +91,42 @@ def plot_grid(
 
 
 def _check_one_kind(panels: Sequence[xr.DataArray]) -> None:
-    """Refuse measures that cannot share a scale."""
-    kinds = {_kind(panel): label_of(panel) for panel in panels}
+    """Check that all measures have one sense and one range, so that they can share a scale."""
+    kinds = {_sense_and_range(panel): label_of(panel) for panel in panels}
     if len(kinds) > 1:
         raise InvalidInputError(
-            f"one scale takes measures of one sense and one range, which {' and '.join(kinds.values())} do not have; "
-            "draw them apart, or name one"
+            f"{' and '.join(kinds.values())} differ in sense or range and cannot share one scale; draw them "
+            "separately, or select one"
         )
 
 
 def _finish(figure: Figure, drawn: Sequence[Axes], down: int, scale: Scale, label: str) -> None:
-    """Add the colour bar, and lay the figure out with square panels."""
+    """Add the colour bar, and fix the layout with square panels."""
     bar = figure.colorbar(
-        ScalarMappable(*colours_of(scale)), ax=drawn, extend=extension(scale), aspect=30, pad=0.02, fraction=0.05
+        ScalarMappable(*norm_and_colormap(scale)),
+        ax=drawn,
+        extend=colour_bar_ends(scale),
+        aspect=30,
+        pad=0.02,
+        fraction=0.05,
     )
     label_colour_bar(bar, scale, NOTE)
     bar.set_label(label, fontsize=NOTE + 0.5)
-    dress(figure)
+    set_fallback_fonts(figure)
     layout = ConstrainedLayoutEngine(w_pad=PAD, h_pad=0.03)
     layout.execute(figure)
     one = drawn[0].get_position(original=True).size * figure.get_size_inches()
     figure.set_figheight(figure.get_figheight() + down * (one[0] - one[1]))  # square panels
-    bar.set_label(fold([label], max(1.05 * down * one[0], 0.8), NOTE + 0.5))
+    bar.set_label(wrap([label], max(1.05 * down * one[0], 0.8), NOTE + 0.5))
     layout.execute(figure)
 
 
-def _triangle(panels: Sequence[xr.DataArray]) -> list[tuple[int, int]]:
-    """Where every model has a row and a column, and every two models a panel; nothing where that is not so."""
-    pairs = [(once(panel, "model_a"), once(panel, "model_b")) for panel in panels]
+def _triangle_places(panels: Sequence[xr.DataArray]) -> list[tuple[int, int]]:
+    """Return the places (row, column) of panels in a triangle of all pairs of models.
+
+    The list is empty unless every model has a row and a column and every pair of models has a panel.
+    """
+    pairs = [(unique_values(panel, "model_a"), unique_values(panel, "model_b")) for panel in panels]
     columns, rows = (list(dict.fromkeys(pair[k][0] for pair in pairs if pair[k])) for k in (1, 0))
     size = len(columns)
     wanted = {(i, j) for i in range(size) for j in range(i + 1)}
@@ -124,9 +136,9 @@ def _triangle(panels: Sequence[xr.DataArray]) -> list[tuple[int, int]]:
     return places if set(places) == wanted else []
 
 
-def _rows(panels: Sequence[xr.DataArray], kinds: int, width: float) -> list[tuple[int, int]]:
-    """One after the other; of several measures, those of one pair of models."""
-    fits = max(1, int((width - _BAR) // _LEAST))
+def _row_places(panels: Sequence[xr.DataArray], kinds: int, width: float) -> list[tuple[int, int]]:
+    """Return the places (row, column) of panels in rows; k measures give k rows if the panels fit."""
+    fits = max(1, int((width - _BAR) // _MIN_PANEL))
     across = len(panels) // kinds if kinds > 1 and len(panels) % kinds == 0 else 0
     if not 0 < across <= fits or kinds == 1:
         across = min(len(panels), fits)
@@ -134,8 +146,8 @@ def _rows(panels: Sequence[xr.DataArray], kinds: int, width: float) -> list[tupl
     return [(k // across, k % across) for k in range(len(panels))]
 
 
-def _name_once(at: Mapping[tuple[int, int], xr.DataArray], place: tuple[int, int], ax: Axes) -> None:
-    """Leave the names of layers to the neighbour on the left, and to the one below, where it has the same."""
+def _hide_repeated_names(at: Mapping[tuple[int, int], xr.DataArray], place: tuple[int, int], ax: Axes) -> None:
+    """Hide the names of layers if the panel to the left, or below, shows the same names."""
     row, column = place
     for axis, side, beside in ((ax.yaxis, "a", (row, column - 1)), (ax.xaxis, "b", (row + 1, column))):
         if beside in at and _names(at[place], side) == _names(at[beside], side):
@@ -144,41 +156,45 @@ def _name_once(at: Mapping[tuple[int, int], xr.DataArray], place: tuple[int, int
 
 
 def _names(panel: xr.DataArray, side: str) -> tuple[list[str], list[str]]:
-    return panel[f"layer_{side}"].values.tolist(), once(panel, f"model_{side}")
+    return panel[f"layer_{side}"].values.tolist(), unique_values(panel, f"model_{side}")
 
 
 def _panels(
-    found: xr.Dataset | Sequence[xr.Dataset] | Sequence[xr.DataArray],
+    data: xr.Dataset | Sequence[xr.Dataset] | Sequence[xr.DataArray],
     measures: Sequence[str] | None,
     pairs: Sequence[str] | None,
 ) -> Iterator[xr.DataArray]:
-    if isinstance(found, xr.Dataset) and found.attrs.get("format") == "repsim-study":
-        for measure in measures or [known_measure(found, None)]:
-            yield from every_pair(found, measure) if pairs is None else (pick(found, pair, measure) for pair in pairs)
+    if isinstance(data, xr.Dataset) and data.attrs.get("format") == "repsim-study":
+        for measure in measures or [resolve_measure(data, None)]:
+            yield from (
+                iterate_pairs(data, measure) if pairs is None else (pick(data, pair, measure) for pair in pairs)
+            )
         return
     if pairs is not None:
-        raise InvalidInputError("pairs are a study's; of a result everything is drawn that it holds")
-    for each in [found] if isinstance(found, xr.Dataset) else found:
-        if isinstance(each, xr.DataArray):
-            yield checked(each)
+        raise InvalidInputError("only a study has pairs to select; omit pairs for results")
+    for result in [data] if isinstance(data, xr.Dataset) else data:
+        if isinstance(result, xr.DataArray):
+            yield check_dims(result)
         else:
-            yield from (checked(each[name]) for name in known_variables(each, measures))
+            yield from (check_dims(result[name]) for name in select_variables(result, measures))
 
 
-def _kind(panel: xr.DataArray) -> tuple[object, ...]:
+def _sense_and_range(panel: xr.DataArray) -> tuple[object, ...]:
     return declared(panel.attrs)
 
 
 def _caption(panels: Sequence[xr.DataArray], *, path: bool | None, marks: bool | None) -> list[str]:
     def all_of(*coords: str) -> str:
-        return ", ".join(dict.fromkeys(name for panel in panels for coord in coords for name in once(panel, coord)))
+        return ", ".join(
+            dict.fromkeys(name for panel in panels for coord in coords for name in unique_values(panel, coord))
+        )
 
     counts = f", {n} samples" if (n := all_of("n_samples")) else ""
     readout = f", readout {names}" if (names := all_of("readout_a", "readout_b")) else ""
-    said = [f"{all_of('data') or 'Data not recorded'}{counts}{readout}. Layers by depth; bright is alike."]
+    sentences = [f"{all_of('data') or 'Data not recorded'}{counts}{readout}. Layers by depth; bright is alike."]
     if any(boundaries(panel[dim].values.tolist()) for panel in panels for dim in ("layer_a", "layer_b")):
-        said.append("Dashed: stages.")
-    said += explained(panels, path=path, marks=marks)
+        sentences.append("Dashed: stages.")
+    sentences += explain_overlays(panels, path=path, marks=marks)
     if any(np.isnan(panel.values).any() for panel in panels):
-        said.append("Hatched: no value.")
-    return [" ".join(said)]
+        sentences.append("Hatched: no value.")
+    return [" ".join(sentences)]

@@ -1,4 +1,4 @@
-"""Comparison results as heatmaps: one a measure, in the form in which a paper would print it."""
+"""Draw comparison results as heatmaps of all pairs of layers, one per measure."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,31 +14,31 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, Locator
 
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.figures.canvas import LARGEST, LEADING, NARROW, SMALL, SMALLEST, TEXT, TITLE, fit, sized
-from repsim.figures.lettering import dress, fold, plain, shorten, width_of
-from repsim.figures.scales import add_colour_bar, colours_of
+from repsim.figures.canvas import LARGEST, LEADING, NARROW, SMALL, SMALLEST, TEXT, TITLE, make_figure, resize_to_panels
+from repsim.figures.lettering import escape_text, set_fallback_fonts, shorten, text_width, wrap
+from repsim.figures.scales import add_colour_bar, norm_and_colormap
 from repsim.presentation.scales import Scale, declared, scale_of
 from repsim.presentation.stages import boundaries, runs
 from repsim.study.layer_matching import best_match
 from repsim.study.multiple_tests import holm
 
-_KEPT = 0.92  # what is left of a panel's length when everything around it has been laid out, at least
+_PANEL_SHARE = 0.92  # least share of a panel's length that remains after the text around it is laid out
 _CELL = 0.115  # inches: a layer name of nearly 7 points fits beside it
-_LONGEST = 8.0  # inches: the longer side of a panel; what does not fit is thinned
-_NAMES = 2.4  # inches: a longer name of a layer is shortened
-_USUAL = 0.7  # inches: room for names that a grid of small panels counts with
-_PAGE = 20.0  # inches: panels wider than this together go below each other
-_SLENDER = 4  # cells are square unless one side has this many times the layers of the other
+_MAX_PANEL = 8.0  # inches: the longer side of a panel; only some layers are named if not all names fit
+_MAX_NAME = 2.4  # inches: a longer name of a layer is shortened
+_TYPICAL_NAME = 0.7  # inches: assumed width of names in a grid of small panels
+_MAX_WIDTH = 20.0  # inches: panels that are wider together are arranged in several rows
+_MAX_ASPECT = 4  # cells are square unless one side has more than this many times the layers of the other
 _DIMS = ("layer_a", "layer_b")
-_OUTLINE = (withStroke(linewidth=0.9, foreground="black", alpha=0.4),)  # a white line is seen on bright cells, too
+_OUTLINE = (withStroke(linewidth=0.9, foreground="black", alpha=0.4),)  # makes white lines visible on bright cells
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 ALPHA = 0.05
 
 
 class _LayerLocator(Locator):
-    """A tick at every layer where the names have room, else at every second, third, ... from the first layer on.
+    """Locator of ticks at every layer if the names fit, else at every second, third, ... from the first layer on.
 
-    Asked anew at every drawing, so it holds for whatever size the axes then have.
+    matplotlib calls it at every drawing, so the ticks fit the current size of the axes.
     """
 
     def __init__(self, axis: XAxis | YAxis, count: int, size: float) -> None:
@@ -48,7 +48,7 @@ class _LayerLocator(Locator):
         return self.tick_values(*self.layers.get_view_interval())
 
     def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
-        """Positions of the layers that are named while the axis shows ``vmin`` to ``vmax``."""
+        """Return the positions of the layers that are named while the axis shows ``vmin`` to ``vmax``."""
         box = self.layers.axes.get_window_extent()
         pixels = box.width if self.layers.axis_name == "x" else box.height
         room = pixels * 72 / self.layers.axes.figure.dpi / max(abs(vmax - vmin), 1e-9)
@@ -65,37 +65,38 @@ def heatmap(
 ) -> Axes:
     """Draw one measure over all pairs of layers.
 
-    Layers run in depth order from the lower left corner, side a upwards and side b to the right: the way Kornblith et
-    al. (2019), Raghu et al. (2021) and Nguyen et al. (2021) draw them, so that corresponding depths lie on the rising
-    diagonal. Where there is no room to name every layer, every second, third, ... is named; all have a tick.
-    Where a side has several models, lines part them, and their names stand for those of their layers.
-    Thin dashed lines part the stages of a network (`layer1`, `layer2`, ...), where the layers' names tell them.
+    Layers are in order of depth from the lower left corner, side a upwards and side b to the right, as in Kornblith et
+    al. (2019), Raghu et al. (2021) and Nguyen et al. (2021); corresponding depths lie on the rising diagonal. If there
+    is no room to name every layer, every second, third, ... is named; all layers have a tick. If a side has several
+    models, lines separate them, and the axis shows the names of the models instead of the layers. Thin dashed lines
+    separate the stages of a network (`layer1`, `layer2`, ...), if the names of the layers show them.
 
-    Bright is alike, for a similarity and for a distance (whose colours are reversed). The colours span the range that
-    the measure declares (``attrs["valid_range"]``), never that of the data, so that two figures can be compared; only
-    an infinite bound is replaced by the data's extreme. Values in [0, high] have the perceptually uniform map *magma*.
-    A similarity that may be negative (debiased CKA, [-1, 1]) has the same colours from 0 on, and a green ramp of its
-    own below: 0 means unrelated, and half the contrast would be lost on values that hardly occur, yet -0.001 is told
-    from 0 at sight. Its colour bar stops short of the lowest values where none is there. NaN, no value, is hatched
-    grey; the colour bar says how many.
+    Similar layers are bright, under a similarity and under a distance (whose colours are reversed). The colours span
+    the range that the measure declares (``attrs["valid_range"]``), never the range of the data, so that figures can be
+    compared; only an infinite bound is replaced by the extreme of the data. Values in [0, high] have the perceptually
+    uniform colour map *magma*. A similarity that can be negative (debiased CKA, [-1, 1]) has the same colours from 0
+    on, and green ones below 0. In this way, values that rarely occur do not take half of the contrast, and -0.001 still
+    differs visibly from 0. The colour bar omits the lowest values if none occurs. NaN is hatched grey; the label of
+    the colour bar gives the number of such pairs.
 
     Parameters
     ----------
-    da
-        One variable of a result of `repsim.compare`: dimensions ``layer_a`` and ``layer_b``. Without attributes (after
-        arithmetic, say) it is drawn as a similarity over the data's range.
-    ax
-        Where to draw; nothing is drawn outside but tick labels, axis labels and the colour bar to the right, for which
-        constrained layout (``plt.subplots(layout="constrained")``) makes room. By default a new figure's.
-    stages
-        Whether to part the stages.
-    path
+    da : xarray.DataArray
+        One variable of a result of `repsim.compare`, with the dimensions ``layer_a`` and ``layer_b``. Without
+        attributes (for instance after arithmetic) it is drawn as a similarity over the range of the data.
+    ax : Axes, optional
+        Axes to draw on; by default those of a new figure. Tick labels, axis labels and the colour bar lie outside the
+        axes; constrained layout (``plt.subplots(layout="constrained")``) makes room for them.
+    stages : bool
+        Whether to draw lines between stages.
+    path : bool, optional
         Whether to draw the best order-preserving match of every layer of side a
-        (`repsim.study.layer_matching.best_match`). By default where ``da`` brings one, as what `pick` takes out of a
-        study does; else it is computed.
-    marks
+        (`repsim.study.layer_matching.best_match`). By default it is drawn if ``da`` has the coordinate ``match``, as
+        after `pick`. With True, a missing match is computed.
+    marks : bool, optional
         Whether to cross out cells that are not above chance: those whose coordinate ``p`` is above 5 % after Holm's
-        correction over all cells. By default where ``da`` has p-values, as plain debiased CKA of a study does.
+        correction over all cells. By default they are crossed out if ``da`` has p-values, as plain debiased CKA of a
+        study does.
 
     Returns
     -------
@@ -105,8 +106,8 @@ def heatmap(
     Raises
     ------
     InvalidInputError
-        If ``da`` is not one variable with the layers of both sides; if it has no p-values and ``marks`` are asked for,
-        or a side has several models and a ``path`` is.
+        If ``da`` is not one variable with the layers of both sides, if ``marks`` is True and ``da`` has no p-values, or
+        if ``path`` is True and a side has several models.
 
     Examples
     --------
@@ -122,13 +123,13 @@ def heatmap(
     >>> ax.images[0].colorbar.ax.get_ylabel()
     'CKA (linear, debiased)'
     """
-    da = checked(da)
+    da = check_dims(da)
     if ax is None:
-        return _lay_out([da], [], stages=stages, path=path, marks=marks).axes[0]
+        return _make_panels([da], [], stages=stages, path=path, marks=marks).axes[0]
     box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
-    names = float(np.clip(0.6 * min(box.width, box.height), 0.8, _NAMES))
+    names = float(np.clip(0.6 * min(box.width, box.height), 0.8, _MAX_NAME))
     draw(da, ax, box.width, box.height, names=names, stages=stages, path=path, marks=marks)
-    dress(ax)
+    set_fallback_fonts(ax)
     return ax
 
 
@@ -139,53 +140,57 @@ def figure(
     path: bool | None = None,
     marks: bool | None = None,
 ) -> Figure:
-    """Draw every measure of a result, or those named, side by side, with a caption that says what was compared.
+    """Draw the measures of a result side by side, with a caption that describes the comparison.
 
-    The figure is as large as its layers ask for: about 3 inches a panel for a dozen layers, 7 for sixty. It is laid out
-    once; to arrange panels otherwise, draw them with `heatmap` on axes of your own.
+    The size of the figure follows from the number of layers: a panel takes about 3 inches for a dozen layers and 7 for
+    sixty. The layout is fixed; to arrange panels in another way, draw them with `heatmap` on your own axes.
 
     Parameters
     ----------
-    result
-        What `repsim.compare` returns, or one of its variables.
-    metrics
-        Names of variables, in the order of the panels.
-    path, marks
+    result : xarray.Dataset or xarray.DataArray
+        Result of `repsim.compare`, or one of its variables.
+    metrics : sequence of str, optional
+        Names of variables or specs of metrics, in the order of the panels; by default all.
+    path, marks : bool, optional
         As in `heatmap`.
+
+    Returns
+    -------
+    Figure
 
     Raises
     ------
     UnknownNameError
-        For a name that the result does not hold.
+        If the result does not have a metric.
     InvalidInputError
         If there is nothing to draw.
     """
     if isinstance(result, xr.DataArray):
         result = result.to_dataset(name=result.name if result.name is not None else "value")
-    names = known_variables(result, metrics)
+    names = select_variables(result, metrics)
     if not names:
         raise InvalidInputError("there is nothing to draw: expected at least one measure with dims (layer_a, layer_b)")
-    panels = [checked(result[name]) for name in names]
-    reading = " ".join(["Bright is alike.", *explained(panels, path=path, marks=marks)])
-    return _lay_out(panels, caption_of(panels[0], reading), stages=True, path=path, marks=marks)
+    panels = [check_dims(result[name]) for name in names]
+    reading = " ".join(["Bright is alike.", *explain_overlays(panels, path=path, marks=marks)])
+    return _make_panels(panels, make_caption(panels[0], reading), stages=True, path=path, marks=marks)
 
 
-def known_variables(result: xr.Dataset, metrics: Sequence[str] | None) -> list[str]:
-    """The measures of a result, or those that are named."""
-    known = [str(name) for name, variable in result.data_vars.items() if set(variable.dims) == set(_DIMS)]
-    return known if metrics is None else [name for metric in metrics for name in _variables(result, metric, known)]
+def select_variables(result: xr.Dataset, metrics: Sequence[str] | None) -> list[str]:
+    """Return the names of the variables of these metrics; by default those of all measures."""
+    names = [str(name) for name, variable in result.data_vars.items() if set(variable.dims) == set(_DIMS)]
+    return names if metrics is None else [name for metric in metrics for name in _variables_of(result, metric, names)]
 
 
-def _variables(result: xr.Dataset, metric: str, known: Sequence[str]) -> list[str]:
-    """One by its name, or those of a metric under every readout."""
-    names = [metric] if metric in known else [name for name in known if result[name].attrs.get("spec") == metric]
-    if not names:
-        raise UnknownNameError("measure in this result", metric, known)
-    return names
+def _variables_of(result: xr.Dataset, metric: str, names: Sequence[str]) -> list[str]:
+    """Return the variable with this name, or the variables of a metric under all readouts."""
+    selected = [metric] if metric in names else [name for name in names if result[name].attrs.get("spec") == metric]
+    if not selected:
+        raise UnknownNameError("measure in this result", metric, names)
+    return selected
 
 
-def checked(da: xr.DataArray) -> xr.DataArray:
-    """The array with side a along its rows, or what is wrong with it."""
+def check_dims(da: xr.DataArray) -> xr.DataArray:
+    """Check that an array has the layers of both sides; return it with side a along the rows."""
     if isinstance(da, xr.Dataset):
         raise InvalidInputError(f"expected one measure, got a whole result; take one of {', '.join(map(str, da))}")
     missing = [dim for dim in _DIMS if dim not in da.dims or dim not in da.coords]
@@ -204,19 +209,34 @@ def draw(
     *,
     scale: Scale | None = None,
     size: float = TEXT,
-    names: float = _NAMES,
+    names: float = _MAX_NAME,
     stages: bool = True,
     path: bool | None = None,
     marks: bool | None = None,
 ) -> None:
-    """Draw on axes that are, or will be, so many inches wide and high; with a bar unless the scale is given.
+    """Draw a heatmap on axes, with a colour bar unless the scale is given.
 
-    Names of layers take so many inches, ``names``, at most.
+    Parameters
+    ----------
+    da : DataArray
+        Values (layer_a, layer_b), as `check_dims` returns them.
+    ax : Axes
+        Axes to draw on.
+    width, height : float
+        Size in inches that the axes have or will get.
+    scale : Scale, optional
+        Colour scale that several panels share; by default that of the measure.
+    size : float
+        Font size of labels in points.
+    names : float
+        Largest width of the names of layers, in inches.
+    stages, path, marks : bool, optional
+        As in `heatmap`.
     """
     values = np.asarray(da.values, dtype=np.float64)
     colours = scale or scale_of(values, *declared(da.attrs))
-    norm, colour_map = colours_of(colours)
-    square = scale is None and max(da.shape) <= _SLENDER * min(da.shape)
+    norm, colour_map = norm_and_colormap(colours)
+    square = scale is None and max(da.shape) <= _MAX_ASPECT * min(da.shape)
     image = ax.imshow(
         values,
         cmap=colour_map,
@@ -234,7 +254,7 @@ def draw(
     ax.spines[:].set_linewidth(0.6)
     lines = [label_of(da)]
     if undefined := int(np.isnan(values).sum()):
-        # the image is transparent there, so what shows is the ground of the axes
+        # the image is transparent at NaN and shows the background of the axes
         ax.patch.set(facecolor="0.85", edgecolor="0.45", hatch="//////", linewidth=0)
         lines.append(f"hatched: no value ({undefined} of {values.size} pairs)")
     cell = 72 * min(height / da.shape[0], width / da.shape[1])
@@ -249,36 +269,37 @@ def draw(
 def _name_layers(
     da: xr.DataArray, axis: XAxis | YAxis, dim: str, inches: float, size: float, *, longest: float, stages: bool
 ) -> None:
-    """Name the layers along one axis, or the models where there are several, and part these or the stages."""
-    models = _models(da, dim[-1])
-    names = [plain(name) for name in (da[dim].values if len(models) < 2 else models)]
-    room = _KEPT * 72 * inches / len(names)
+    """Label the layers along one axis, or the models if there are several, and draw lines between stages or models."""
+    models = _model_spans(da, dim[-1])
+    names = [escape_text(name) for name in (da[dim].values if len(models) < 2 else models)]
+    room = _PANEL_SHARE * 72 * inches / len(names)
     small = float(np.clip(room / LEADING, SMALLEST, min(LARGEST, size)))
     names = shorten(names, longest, small)
     axis.set_tick_params(which="major", labelsize=small, length=2.5, width=0.6, pad=2)
     line = axis.axes.axhline if axis is axis.axes.yaxis else axis.axes.axvline
     if len(models) < 2:
         axis.set_major_locator(_LayerLocator(axis, len(names), small))
-        axis.set_major_formatter(_names_of(names))
+        axis.set_major_formatter(_name_formatter(names))
         axis.set_minor_locator(_LayerLocator(axis, len(names), 0))
         axis.set_tick_params(which="minor", length=1.5, width=0.4)
         for first in boundaries(map(str, da[dim].values)) if stages else ():
             line(first - 0.5, color="white", linewidth=0.5, linestyle=(0, (3, 2)), alpha=0.8, path_effects=_OUTLINE)
-    else:  # layers are told by where they lie in their model
+    else:  # names of layers would not fit, so the models are named
         axis.set_ticks([(first + last) / 2 for first, last in models.values()], names)
         for first, _ in list(models.values())[1:]:
             line(first - 0.5, color="white", linewidth=0.8)
-    name = side_of(da, dim[-1]) if size >= TEXT else _whose(da, dim[-1])  # small panels say the readout in the caption
-    wide = max(inches, NARROW) if size >= TEXT else inches
-    if size < TEXT and (taken := max(width_of(name, small) for name in names) / 72) > _USUAL:
-        wide = max(inches - taken, 0.6)  # of small panels in a figure of fixed width, long names leave less
-    axis.set_label_text(fold(shorten([name], 1.8 * wide, size), wide, size), fontsize=size)  # two lines, or some more
+    # the readout of small panels is in the caption
+    label = side_label(da, dim[-1]) if size >= TEXT else _model_label(da, dim[-1])
+    length = max(inches, NARROW) if size >= TEXT else inches
+    if size < TEXT and (name_width := max(text_width(name, small) for name in names) / 72) > _TYPICAL_NAME:
+        length = max(inches - name_width, 0.6)  # long names shrink small panels in a figure of fixed width
+    axis.set_label_text(wrap(shorten([label], 1.8 * length, size), length, size), fontsize=size)  # about two lines
 
 
 def _draw_path(da: xr.DataArray, ax: Axes, cell: float) -> None:
-    """Join the best match of every row, with a ring in its cell."""
-    if any(len(_models(da, side)) > 1 for side in "ab"):
-        raise InvalidInputError("a path of best matches takes one model a side; compare two, or draw without it")
+    """Draw a line through the cells of the best match, with a marker in each."""
+    if any(len(_model_spans(da, side)) > 1 for side in "ab"):
+        raise InvalidInputError("a path of best matches needs one model per side; compare two, or draw without it")
     values = np.asarray(da.values, np.float64)
     sign = 1 if da.attrs.get("sense", "similarity") == "similarity" else -1
     columns = da["match"].values if "match" in da.coords else best_match(sign * values).columns
@@ -292,21 +313,24 @@ def _draw_path(da: xr.DataArray, ax: Axes, cell: float) -> None:
 
 
 def _draw_marks(da: xr.DataArray, ax: Axes, scale: Scale, cell: float) -> None:
-    """Cross out what is not above chance, white on dark cells and black on bright ones."""
+    """Cross out the cells that are not above chance, in white on dark cells and in black on bright ones."""
     if "p" not in da.coords:
         raise InvalidInputError(
-            f"{label_of(da)} has no p-values to mark cells by; plain debiased CKA of a study has (figures.pick)"
+            f"{label_of(da)} has no p-values to mark cells by; plain debiased CKA of a study has them (figures.pick)"
         )
     rows, columns = np.nonzero(holm(da["p"].values) > ALPHA)
-    norm, colour_map = colours_of(scale)
+    norm, colour_map = norm_and_colormap(scale)
     dark = colour_map(norm(np.asarray(da.values, np.float64)[rows, columns]))[:, :3] @ _LUMINANCE < 0.5
     shades = np.where(dark[:, None], to_rgb("white"), to_rgb("black"))
     size = float(np.clip(cell / 3, 1.5, 5))
     ax.scatter(columns, rows, s=size**2, c=shades, marker="x", linewidths=size / 6, gid="marks")
 
 
-def _models(da: xr.DataArray, side: str) -> dict[str, tuple[int, int]]:
-    """The first and the last layer of every model of one side, where the layers of each are neighbours."""
+def _model_spans(da: xr.DataArray, side: str) -> dict[str, tuple[int, int]]:
+    """Return the positions of the first and last layer of every model of one side.
+
+    The result is empty if the layers of a model are not consecutive.
+    """
     name = f"model_{side}"
     if name not in da.coords or da[name].dims != (f"layer_{side}",):
         return {}
@@ -316,64 +340,64 @@ def _models(da: xr.DataArray, side: str) -> dict[str, tuple[int, int]]:
 
 
 def _name_width(da: xr.DataArray, dim: str) -> float:
-    """Inches that the longest name along one axis takes."""
-    models = _models(da, dim[-1])
-    widest = max((plain(name) for name in (da[dim].values if len(models) < 2 else models)), key=len)
-    return min(width_of(widest, LARGEST) / 72, _NAMES)
+    """Return the width of the longest name along one axis, in inches."""
+    models = _model_spans(da, dim[-1])
+    widest = max((escape_text(name) for name in (da[dim].values if len(models) < 2 else models)), key=len)
+    return min(text_width(widest, LARGEST) / 72, _MAX_NAME)
 
 
-def _names_of(names: Sequence[str]) -> FuncFormatter:
+def _name_formatter(names: Sequence[str]) -> FuncFormatter:
     return FuncFormatter(lambda at, _: names[round(at)] if 0 <= round(at) < len(names) else "")
 
 
-def _lay_out(
+def _make_panels(
     panels: Sequence[xr.DataArray], caption: Sequence[str], *, stages: bool, path: bool | None, marks: bool | None
 ) -> Figure:
-    """Make a figure in which every panel has the size that its layers need, whatever room the names around it take."""
+    """Make a figure whose panels have the size that their layers need, whatever room the text around them takes."""
     rows, columns = panels[0].shape
     most, fewest = max(rows, columns), min(rows, columns)
-    long = min(max(min(max(0.6 * most, 1.5), 2.8), _CELL * most), _LONGEST)
-    short = long * max(fewest / most, 1 / _SLENDER)
+    long = min(max(min(max(0.6 * most, 1.5), 2.8), _CELL * most), _MAX_PANEL)
+    short = long * max(fewest / most, 1 / _MAX_ASPECT)
     width, height = (long, short) if columns >= rows else (short, long)
-    across = min(len(panels), max(1, int(_PAGE // (width + 1.5))))
+    across = min(len(panels), max(1, int(_MAX_WIDTH // (width + 1.5))))
     down = math.ceil(len(panels) / across)
     across = math.ceil(len(panels) / down)  # four panels are two and two, not three and one
     longest = max(_name_width(panel, dim) for panel in panels for dim in _DIMS)
     around = 1.5 + (longest if longest > 1 else 0)
-    figure = sized(across * (width + around), down * (height + around))
+    figure = make_figure(across * (width + around), down * (height + around))
     grid = figure.subplots(down, across, squeeze=False).flatten()
     for ax in grid[len(panels) :]:
         ax.remove()
     for ax, panel in zip(grid, panels, strict=False):
         draw(panel, ax, width, height, stages=stages, path=path, marks=marks)
         if len(panels) > 1:
-            ax.set_title(fold([label_of(panel)], max(width, NARROW), TITLE), fontsize=TITLE)
-    dress(figure)
+            ax.set_title(wrap([label_of(panel)], max(width, NARROW), TITLE), fontsize=TITLE)
+    set_fallback_fonts(figure)
     aspects = [ax.get_aspect() for ax in figure.axes]
     for ax in figure.axes:
         ax.set_aspect("auto")  # constrained layout is exact for axes that fill their place
-    slack = 0.04 * (1 + (longest if longest > 1 else 0))  # in print, letters of a long name add up to another width
+    slack = 0.04 * (1 + (longest if longest > 1 else 0))  # the width of a long name differs between resolutions
     layout = ConstrainedLayoutEngine(w_pad=slack, h_pad=slack)
-    fit(figure, layout, width * across, height * down)
+    resize_to_panels(figure, layout, width * across, height * down)
     if caption:
         inches = figure.get_size_inches()[0]
-        figure.supxlabel(fold(caption, inches - 0.2, SMALL), x=0.1 / inches, ha="left", fontsize=SMALL)
-        fit(figure, layout, width * across, height * down)
-    layout.execute(figure)  # once and for all: laid out anew at every drawing, saving a figure would change it
+        figure.supxlabel(wrap(caption, inches - 0.2, SMALL), x=0.1 / inches, ha="left", fontsize=SMALL)
+        resize_to_panels(figure, layout, width * across, height * down)
+    layout.execute(figure)  # only here: a layout engine that runs at every drawing would change the saved figure
     for ax, aspect in zip(figure.axes, aspects, strict=True):
         ax.set_aspect(aspect)
     return figure
 
 
-def caption_of(da: xr.DataArray, reading: str = "Bright is alike.") -> list[str]:
-    """Say what was compared, on what, and how to read the figure."""
+def make_caption(da: xr.DataArray, reading: str = "Bright is alike.") -> list[str]:
+    """Return the lines of a caption: models, data, and how to read the figure."""
     counts = [f"{count} layer{'s' if count > 1 else ''}" for count in da.shape]
-    a, b = (side_of(da, side, count) for side, count in zip("ab", counts, strict=True))
-    on = ", ".join(once(da, "data")) or "not recorded"
-    n = "".join(f", {count} samples" for count in once(da, "n_samples"))
+    a, b = (side_label(da, side, count) for side, count in zip("ab", counts, strict=True))
+    on = ", ".join(unique_values(da, "data")) or "not recorded"
+    n = "".join(f", {count} samples" for count in unique_values(da, "n_samples"))
     return [
         *(
-            [f"{a}, {'all with all' if len(once(da, 'model_a')) > 1 else 'with itself'}."]
+            [f"{a}, {'all with all' if len(unique_values(da, 'model_a')) > 1 else 'with itself'}."]
             if a == b
             else [f"Rows: {a}.", f"Columns: {b}."]
         ),
@@ -381,34 +405,34 @@ def caption_of(da: xr.DataArray, reading: str = "Bright is alike.") -> list[str]
     ]
 
 
-def explained(panels: Sequence[xr.DataArray], *, path: bool | None, marks: bool | None) -> Iterator[str]:
-    """Say what the path and the marks are, where there are any."""
+def explain_overlays(panels: Sequence[xr.DataArray], *, path: bool | None, marks: bool | None) -> Iterator[str]:
+    """Yield sentences that explain the path and the marks, if they are drawn."""
     if path or (path is None and any("match" in panel.coords for panel in panels)):
         yield "White line: the best order-preserving match of every row."
     if marks or (marks is None and any("p" in panel.coords for panel in panels)):
         yield f"Crosses: not above chance (p > {ALPHA}, Pearson III, after Holm over the cells of a panel)."
 
 
-def side_of(da: xr.DataArray, side: str, *notes: str) -> str:
-    """Name the model of one side, or say how many there are, and the readout where all their layers have one."""
-    readouts = once(da, f"readout_{side}")
+def side_label(da: xr.DataArray, side: str, *notes: str) -> str:
+    """Return the label of one side: its model or the number of its models, and the readout if all layers share it."""
+    readouts = unique_values(da, f"readout_{side}")
     if len(readouts) == 1:
         notes += (f"readout {readouts[0]}",)
-    return ", ".join([_whose(da, side), *notes])
+    return ", ".join([_model_label(da, side), *notes])
 
 
-def _whose(da: xr.DataArray, side: str) -> str:
-    models = once(da, f"model_{side}") or [f"side {side}"]
+def _model_label(da: xr.DataArray, side: str) -> str:
+    models = unique_values(da, f"model_{side}") or [f"side {side}"]
     return models[0] if len(models) == 1 else f"{len(models)} models, layers by depth"
 
 
-def once(da: xr.DataArray, coord: str) -> list[str]:
-    """The distinct values of a coordinate, in order."""
+def unique_values(da: xr.DataArray, coord: str) -> list[str]:
+    """Return the distinct values of a coordinate, in order; an empty list if there is no such coordinate."""
     if coord not in da.coords:
         return []
-    return list(dict.fromkeys(plain(value) for value in np.atleast_1d(da[coord].values)))
+    return list(dict.fromkeys(escape_text(value) for value in np.atleast_1d(da[coord].values)))
 
 
 def label_of(da: xr.DataArray) -> str:
-    """What the measure is called."""
-    return plain(da.attrs.get("label", da.name if da.name is not None else "value"))
+    """Return the label of the measure."""
+    return escape_text(da.attrs.get("label", da.name if da.name is not None else "value"))

@@ -1,4 +1,4 @@
-"""Colours of matplotlib for a scale, and the bar that shows it."""
+"""Convert a colour scale to matplotlib's norm and colour map, and draw its colour bar."""
 
 from collections.abc import Sequence
 from typing import Literal, cast
@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2DBase, ScaledTranslation, blended_transform_factory
 
 from repsim.figures.canvas import NARROW, SMALL, TEXT
-from repsim.figures.lettering import fold
+from repsim.figures.lettering import wrap
 from repsim.presentation.scales import GREEN, MAGMA, Scale
 
 Extend = Literal["neither", "min", "max", "both"]
@@ -24,10 +24,11 @@ _EXTEND: dict[tuple[bool, bool], Extend] = {
 _STEPS = 256
 
 
-def colours_of(scale: Scale) -> tuple[Normalize, Colormap]:
-    """Make what matplotlib draws a scale with: values to [0, 1], and [0, 1] to colours.
+def norm_and_colormap(scale: Scale) -> tuple[Normalize, Colormap]:
+    """Return matplotlib's norm and colour map for a scale.
 
-    Both cover the whole range, not the shown part alone: equal colours are equal values in any two figures.
+    Both cover the whole declared range, not only the shown part, so that equal colours are equal values in any two
+    figures.
     """
     magma = LinearSegmentedColormap.from_list("", MAGMA, _STEPS)
     if scale.reverse:
@@ -39,23 +40,23 @@ def colours_of(scale: Scale) -> tuple[Normalize, Colormap]:
     return TwoSlopeNorm(0, scale.low, scale.high), both
 
 
-def extension(scale: Scale) -> Extend:
-    """Return the ends of a colour bar that get an arrow: those with values beyond the range."""
+def colour_bar_ends(scale: Scale) -> Extend:
+    """Return the ends of the colour bar that get an arrow, which are those with values beyond the range."""
     return _EXTEND[scale.below, scale.above]
 
 
 def add_colour_bar(image: AxesImage, scale: Scale, lines: Sequence[str], height: float) -> None:
-    """Add a bar of a fixed width, as high as the axes turn out to be: with square cells, only the drawing knows."""
+    """Add a colour bar of fixed width and the height of the axes, which with square cells is set when drawn."""
     ax = image.axes
     right = ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, cast("Affine2DBase", ax.transAxes))
     place = ax.inset_axes((0.1, 0, 0.13, 1), transform=blended_transform_factory(right, ax.transAxes))
-    bar = ax.figure.colorbar(image, cax=place, extend=extension(scale), extendfrac=0.1 / height)
+    bar = ax.figure.colorbar(image, cax=place, extend=colour_bar_ends(scale), extendfrac=0.1 / height)
     label_colour_bar(bar, scale, SMALL)
-    bar.set_label(fold(lines, max(height, NARROW), TEXT), fontsize=TEXT)
+    bar.set_label(wrap(lines, max(height, NARROW), TEXT), fontsize=TEXT)
 
 
 def label_colour_bar(bar: Colorbar, scale: Scale, size: float) -> None:
-    """Show the part of the scale that has values, with round numbers and both of its ends."""
+    """Set the limits of a colour bar to the shown part of the scale, with ticks at round numbers."""
     low, high = scale.shown
     ticks, slack = np.array(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)), 1e-6 * (high - low)
     bar.ax.set_ylim(low, high)

@@ -1,4 +1,4 @@
-"""Selects one pair of models of a study under one measure, as a comparison would hold it."""
+"""Select pairs of models from a study, in the form of a comparison."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,33 +7,34 @@ import numpy as np
 import xarray as xr
 
 from repsim.errors import UnknownNameError
-from repsim.figures.canvas import has_pairs, known_measure
+from repsim.figures.canvas import check_pairs, resolve_measure
 from repsim.presentation.measures import traits
 
 
 def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArray:
-    """Take one pair of models out of a study, as `heatmap` draws it.
+    """Select one pair of models and one measure from a study, in the form that `heatmap` draws.
 
     Parameters
     ----------
-    study
-        What `repsim.universality` returns.
-    pair
-        As the study calls it, ``a x b``, or the other way round, which gives the transposed.
-    measure
-        One of the study's; by default debiased CKA given the input, where that is known.
+    study : xarray.Dataset
+        Study of `repsim.universality`.
+    pair : str
+        Name of the pair in the study, ``a x b``; with ``b x a``, the result is transposed.
+    measure : str, optional
+        Measure of the study; by default debiased CKA given the input, if the study has it.
 
     Returns
     -------
     DataArray
-        (layer_a, layer_b), with the attributes of a result's variable. A distance, which a study has as its negative,
-        is a distance again. The coordinate ``match`` has for every layer of a the layer of b, -1 for none; ``p``, where
-        there are p-values, is not corrected.
+        Values (layer_a, layer_b), with the attributes of a variable of a result. A study holds the negative of a
+        distance; here it is the distance itself. The coordinate ``match`` holds, for every layer of a, the index of
+        its matched layer of b, or -1 for none. The coordinate ``p``, if the study has p-values, is not corrected for
+        multiple tests.
 
     Raises
     ------
     UnknownNameError
-        For a pair or a measure that the study does not have.
+        If the study does not have the pair or the measure.
 
     Examples
     --------
@@ -46,13 +47,13 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
     >>> pick(study, "net.a x other.b", "cka").shape
     (1, 1)
     """
-    measure = known_measure(study, measure)
-    has_pairs(study)
+    measure = resolve_measure(study, measure)
+    check_pairs(study)
     names = study["pair"].values.tolist()
-    turned = " x ".join(reversed(pair.split(" x ")))
-    if pair not in names and turned not in names:
+    swapped = " x ".join(reversed(pair.split(" x ")))
+    if pair not in names and swapped not in names:
         raise UnknownNameError("pair of this study", pair, names)
-    at = study.sel(measure=measure, pair=pair if pair in names else turned)
+    at = study.sel(measure=measure, pair=pair if pair in names else swapped)
     a, b = (str(at[f"pair_{side}"].item()) for side in "ab")
     rows, columns = study["model_a"].values == a, study["model_b"].values == b
     declares = traits(measure)
@@ -81,7 +82,7 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
 
 
 def _sides_of(table: xr.Dataset, a: str, b: str) -> dict[str, Any]:
-    """Name the layers of two models as a comparison does: the layer, its model, its readout."""
+    """Return the coordinates of both sides as in a comparison: layers, models and readouts."""
     coords: dict[str, Any] = {}
     for side, model in (("a", a), ("b", b)):
         dim = f"layer_{side}"
@@ -92,9 +93,9 @@ def _sides_of(table: xr.Dataset, a: str, b: str) -> dict[str, Any]:
     return coords
 
 
-def every_pair(study: xr.Dataset, measure: str | None = None) -> Iterator[xr.DataArray]:
-    """Take all pairs, one after the other, the model that the study names later along the rows."""
-    has_pairs(study)
+def iterate_pairs(study: xr.Dataset, measure: str | None = None) -> Iterator[xr.DataArray]:
+    """Yield all pairs of a study; the model that the study lists later is along the rows."""
+    check_pairs(study)
     order = study["model"].values.tolist()
     for pair, a, b in zip(*(study[name].values.tolist() for name in ("pair", "pair_a", "pair_b")), strict=True):
         yield pick(study, pair if order.index(a) > order.index(b) else f"{b} x {a}", measure)

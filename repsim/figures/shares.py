@@ -1,4 +1,4 @@
-"""Where the energy of representations comes from, at every depth: the input, all families, one family, a seed."""
+"""Draw the shares of representational energy by depth: input, all families, one family, one network."""
 
 from typing import Any
 
@@ -7,40 +7,55 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from repsim.errors import InvalidInputError
-from repsim.figures.canvas import COLOURS, COLUMN, MARKERS, NOTE, blank, footnote, known_measure, settle, tidy
+from repsim.figures.canvas import (
+    COLOURS,
+    COLUMN,
+    MARKERS,
+    NOTE,
+    finish_layout,
+    footnote,
+    make_axes,
+    resolve_measure,
+    style_axes,
+)
 from repsim.study.reading import known_shares, share_places
 
 
 def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COLUMN) -> Axes:
     """Draw the shares of representational energy by depth, of trained networks and of untrained ones.
 
-    Lines and not a stack: a share is estimated without bias, may be a little below 0, and is then seen to be. What
-    these models cannot tell apart is drawn as its sum. Bands are 95 % intervals.
+    The shares are lines and not stacked areas: they are estimated without bias and may be a little below 0, which a
+    stack would hide. Shares that the models of the study cannot separate are drawn as their sum. Bands are 95 %
+    intervals.
 
-    docs/figures.md has an example, which the tests run, and its picture.
+    docs/figures.md has an example and its picture.
 
     Parameters
     ----------
-    study
-        What `repsim.universality` returns.
-    ax
-        Where to draw; by default a figure of its own, with a footnote.
-    width
-        Inches, of a figure of its own.
+    study : xarray.Dataset
+        Study of `repsim.universality`.
+    ax : Axes, optional
+        Axes to draw on; by default those of a new figure, with a footnote.
+    width : float
+        Width of a new figure in inches.
+
+    Returns
+    -------
+    Axes
 
     Raises
     ------
     InvalidInputError
-        If the study has no shares: it takes two trained models.
+        If the study has no shares, which need two trained models.
     """
-    known_measure(study, None)
+    resolve_measure(study, None)
     if not study.sizes.get("state") or np.isnan(study["share"].values).all():
         raise InvalidInputError(
-            "there is nothing to draw: this study has no shares; it takes two trained models or more"
+            "there is nothing to draw: this study has no shares; they need two trained models or more"
         )
     own = ax is None
-    ax = blank(width, 0.6 * width) if ax is None else ax
-    tidy(ax, "relative depth", "share of the energy")
+    ax = make_axes(width, 0.6 * width) if ax is None else ax
+    style_axes(ax, "relative depth", "share of the energy")
     ax.axhline(0, color="0.4", linewidth=0.6, zorder=0)
     states = study["state"].values.tolist()
     shares, places = known_shares(study), share_places(study)
@@ -49,11 +64,11 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
         for state in states:
             at = study.sel(state=state, share_of=name)
             trained = state == "trained"
-            look: dict[str, Any] = (
+            line_style: dict[str, Any] = (
                 {"linestyle": "-", "linewidth": 1.3} if trained else {"linestyle": "--", "linewidth": 0.9}
             )
             ax.plot(
-                at["depth"], at["share"], color=COLOURS[k], **look, marker=MARKERS[k], markersize=3,
+                at["depth"], at["share"], color=COLOURS[k], **line_style, marker=MARKERS[k], markersize=3,
                 markerfacecolor=COLOURS[k] if trained else "white", markeredgewidth=0.8,
                 label=label if trained else None, gid=f"{state} {name}",
             )  # fmt: skip
@@ -73,5 +88,7 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
             else f"Only {states[0]} networks: no others are in this study."
         )
         sums = " Sums: these models cannot tell the parts apart." if any("_and_" in name for name in shares) else ""
-        settle(ax.figure.figure, footnote(study, f"Debiased linear kernels. {lines} Bands: 95 % intervals.{sums}"))
+        finish_layout(
+            ax.figure.figure, footnote(study, f"Debiased linear kernels. {lines} Bands: 95 % intervals.{sums}")
+        )
     return ax

@@ -1,1 +1,1 @@
-"""What figures and the report page both show, decided once: both draw what is decided here."""
+"""Choices that figures and the report page share: colour scales, stages of networks, and labels of measures."""

@@ -1,4 +1,4 @@
-"""Describes the measures of a study, whose file has their names alone."""
+"""Look up the traits of the measures of a study, whose file holds only their names."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ GIVEN = " given "
 
 @dataclass(frozen=True)
 class Traits:
-    """What a measure declares (`repsim.metrics.base.Metric`), under the name that a study gives it."""
+    """Traits that a measure declares (`repsim.metrics.base.Metric`), with the name of the measure in a study."""
 
     spec: str
     label: str
@@ -20,18 +20,23 @@ class Traits:
 
     @property
     def similarity_range(self) -> tuple[float, float]:
-        """The range of the study's values, which are similarities: a distance is there as its negative."""
+        """Range of the values in a study, which are similarities: a study holds the negative of a distance."""
         low, high = self.valid_range
         return (low, high) if self.sense == "similarity" else (0.0 - high, 0.0 - low)
 
 
 def traits(measure: str) -> Traits:
-    """Look up what a measure of a study declares.
+    """Return the traits of a measure of a study.
+
+    Parameters
+    ----------
+    measure : str
+        Name of the measure in the study: a spec, or ``SPEC given CONTROL`` for partial similarity.
 
     Raises
     ------
     UnknownNameError
-        If it is a third party's, which is not installed here.
+        If the measure belongs to a package that is not installed.
 
     Examples
     --------
@@ -40,8 +45,8 @@ def traits(measure: str) -> Traits:
     >>> [round(bound, 4) for bound in traits("procrustes").similarity_range]
     [-1.4142, 0.0]
     """
-    spec, _, given = measure.partition(GIVEN)
+    spec, _, control = measure.partition(GIVEN)
     metric = metrics.get(spec)
-    label = f"{metric.label}, given {given}" if given else metric.label
+    label = f"{metric.label}, given {control}" if control else metric.label
     low, high = metric.bounds
     return Traits(measure, label, metric.sense, (low, high), metric.formula, metric.citation)

@@ -1,4 +1,4 @@
-"""Decides how values become colours: the range that a measure declares, bright for alike."""
+"""Choose colour scales: they span the declared range of a measure, and similar layers are bright."""
 
 import math
 from collections.abc import Mapping
@@ -13,33 +13,33 @@ MAGMA = (
     "#e75263", "#ef5d5e", "#f56b5c", "#f9795d", "#fc8961", "#fd9869", "#fea772", "#feb67c", "#fec488", "#fed395",
     "#fde2a3", "#fcf0b2", "#fcfdbf",
 )  # fmt: skip
-"""matplotlib's perceptually uniform map, at equal steps; straight lines between them are within 1 % of it."""
+"""matplotlib's perceptually uniform colour map at equal steps; linear interpolation is within 1 % of the map."""
 GREEN = ("#c9f7e4", "#0a4a3a")
-"""From the lowest value up to 0: a hue that magma does not have."""
+"""Colours of the lowest value and of 0 for negative similarities: a hue that does not occur in magma."""
 
 
 class Scale(NamedTuple):
-    """The colours of one measure: magma from ``low`` to ``high``, or from 0 on and green below it."""
+    """Colour scale of one measure: magma from ``low`` to ``high``, or magma from 0 on and green below 0."""
 
     low: float
     high: float
-    """Ends of the declared range; of an infinite one, extremes of the values."""
+    """Ends of the declared range; an infinite end is replaced by the extreme of the values."""
     shown: tuple[float, float]
-    """The part of the range that a colour bar shows: of what lies below 0 as much as there is, in tenths."""
+    """Part of the range that a colour bar shows; below 0 only as many tenths of the range as have values."""
     below: bool
     above: bool
-    """Whether there are values beyond the range."""
+    """Whether some values lie below, or above, the range."""
     reverse: bool
-    """Whether low values are bright, as those of a distance are."""
+    """Whether low values are bright, as for a distance."""
 
     @property
     def signed(self) -> bool:
-        """Whether values below 0 have a ramp of their own."""
+        """Whether values below 0 have their own colours."""
         return self.low < 0 < self.high and not self.reverse
 
     @property
     def stops(self) -> list[tuple[float, str]]:
-        """Colours, and where in the shown part they lie, from 0 to 1; linear in between.
+        """Positions in the shown part of the range, from 0 to 1, with their colours; linear in between.
 
         >>> scale_of(np.array([-0.2, 0.5]), (-1, 1)).stops[:3]
         [(0.0, '#306d5c'), (0.1667, '#0a4a3a'), (0.1667, '#000004')]
@@ -55,16 +55,18 @@ class Scale(NamedTuple):
 
 
 def scale_of(values: NDArray[np.float64], valid_range: tuple[float, float], sense: str = "similarity") -> Scale:
-    """Choose the scale of a measure: its declared range, never that of the data.
+    """Choose the colour scale of a measure: it spans the declared range, never the range of the data.
 
     Only an infinite bound is replaced by the extreme of the values.
 
     Parameters
     ----------
-    values
-        Of any shape; NaN is no value.
-    valid_range, sense
-        As a result's variable declares them.
+    values : array of any shape
+        Values of the measure; NaN for undefined values.
+    valid_range : tuple of float
+        Range that the measure declares.
+    sense : {"similarity", "distance"}
+        Sense that the measure declares.
 
     Examples
     --------
@@ -77,7 +79,7 @@ def scale_of(values: NDArray[np.float64], valid_range: tuple[float, float], sens
     low = low if math.isfinite(low) else least
     high = high if math.isfinite(high) else most
     high = high if high > low else low + 1
-    slack = 1e-6 * (high - low)  # rounding is not worth an arrow
+    slack = 1e-6 * (high - low)  # rounding errors do not count as values beyond the range
     scale = Scale(
         low,
         high,
@@ -94,12 +96,12 @@ def scale_of(values: NDArray[np.float64], valid_range: tuple[float, float], sens
 
 
 def declared(attrs: Mapping[str, Any]) -> tuple[tuple[float, float], str]:
-    """Return the range and the sense that a variable declares; by default those of a similarity of any value."""
+    """Return the range and the sense that a variable declares; by default an unbounded similarity."""
     low, high = map(float, attrs.get("valid_range", (-math.inf, math.inf)))
     return (low, high), str(attrs.get("sense", "similarity"))
 
 
 def _mixed(first: str, second: str, share: float) -> str:
-    """Mix two colours, of which the second has this share."""
+    """Mix two colours; ``share`` is the weight of the second, in [0, 1]."""
     pairs = zip(*(bytes.fromhex(colour[1:]) for colour in (first, second)), strict=True)
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Finds where one model, and one stage of a network, ends and the next begins along a side of a matrix."""
+"""Find the boundaries of models, and of the stages of a network, along a side of a matrix."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from itertools import groupby
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring layers of one model; ``first`` is the position of its first layer, counted from 0."""
+    """Consecutive layers of one model; ``first`` is the position of its first layer, counted from 0."""
 
     model: str
     first: int
@@ -16,12 +16,12 @@ class Run:
 
 
 def runs(models: Iterable[str]) -> list[Run]:
-    """Find the layers of each model.
+    """Find the runs of consecutive layers of each model.
 
     Parameters
     ----------
-    models
-        The model of every layer.
+    models : iterable of str
+        Model of every layer.
 
     Examples
     --------
@@ -35,21 +35,22 @@ def runs(models: Iterable[str]) -> list[Run]:
 
 
 def boundaries(layers: Iterable[str]) -> list[int]:
-    """Find the layers that another stage, or none, begins with.
+    """Find the layers at which the stage changes.
 
-    A stage is what comes before the number of a block, if it has a number itself: ``layer1`` of ``layer1.0``,
-    ``stages.0`` of ``stages.0.blocks.2``, ``blocks.1`` of ``blocks.1.0``. The blocks of a ViT, ``blocks.0``, have one
-    number and no stage. Nor has a network whose every layer would be a stage of its own.
+    The stage of a layer is the part of its name before the number of the block, if that part has a number itself:
+    ``layer1`` of ``layer1.0``, ``stages.0`` of ``stages.0.blocks.2``, ``blocks.1`` of ``blocks.1.0``. The blocks of a
+    ViT, such as ``blocks.0``, have one number and no stage. A network has no stages if every stage would consist of one
+    layer.
 
     Parameters
     ----------
-    layers
-        Names of one network's layers in order of depth, with or without a readout (``layer1.0@mean``).
+    layers : iterable of str
+        Names of the layers of one network in order of depth, with or without a readout (``layer1.0@mean``).
 
     Returns
     -------
     list of int
-        Positions, counted from 0; the first layer is none.
+        Positions, counted from 0; the first layer is not among them.
 
     Examples
     --------
@@ -66,6 +67,6 @@ def boundaries(layers: Iterable[str]) -> list[int]:
 
 
 def _stage(layer: str) -> str:
-    """The name up to its first number, if another number follows: of a block, which that of a sublayer is not."""
+    """Return the name up to its first number if the number of a block follows it; else an empty string."""
     match = re.match(r"(?:(.*?[^\d.]\d+)\.(?:.*?\d+)(?:\.|$)|(.*?\.\d+)\.(?:.*\.)?\d+(?:\.|$))", layer)
     return (match[1] or match[2]) if match else ""

@@ -1,1 +1,1 @@
-"""A study or a result as one self-contained page."""
+"""Write studies and results as one self-contained, interactive HTML page."""

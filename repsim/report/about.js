@@ -1,4 +1,4 @@
-// What stands beside the figures: findings, how it was made, how to cite it.
+// Writes the texts around the figures: findings, provenance and citation.
 
 class About {
   constructor(page) {
@@ -14,7 +14,7 @@ class About {
     const warnings = byId("warnings");
     warnings.hidden = !part.warnings.length;
     warnings.querySelector("ul").replaceChildren(...part.warnings.map((text) => element("li", {}, text)));
-    byId("findings-title").textContent = part.isStudy ? "What was found" : "What is compared";
+    byId("findings-title").textContent = part.isStudy ? "Findings" : "Comparison";
     this.facts();
     byId("citation").textContent = data.citation.text;
     byId("bibtex").textContent = data.citation.bibtex;
@@ -36,7 +36,7 @@ class About {
     try {
       await navigator.clipboard.writeText(text);
       done = true;
-    } catch { // not allowed from a file, in some browsers: select it instead
+    } catch { // some browsers forbid it for a page from disk: select the text instead
       const range = document.createRange();
       range.selectNodeContents(byId("bibtex"));
       getSelection().removeAllRanges();

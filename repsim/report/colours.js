@@ -1,11 +1,11 @@
-// Colours of lines and marks; those of heatmaps come with the numbers.
+// Colours and styles of lines and marks; the colours of heatmaps are part of the data.
 
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 
-const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-const hues = () => ["first", "second", "third", "fourth"].map(token);
-const faded = (hex, alpha) => `rgba(${[1, 3, 5].map((k) => parseInt(hex.slice(k, k + 2), 16)).join(",")},${alpha})`;
+const cssVariable = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const lineColours = () => ["first", "second", "third", "fourth"].map(cssVariable);
+const withAlpha = (hex, alpha) => `rgba(${[1, 3, 5].map((k) => parseInt(hex.slice(k, k + 2), 16)).join(",")},${alpha})`;
 
 function extremes(values) {
   let least = Infinity;
@@ -17,7 +17,7 @@ function extremes(values) {
   return least <= most ? [least, most] : [0, 1];
 }
 
-// From 0 to 1 to a colour of a scale.
+// Returns a function from [0, 1] to the colours of a scale.
 function painterOf(colorscale) {
   const steps = 512;
   const strip = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
@@ -34,18 +34,18 @@ function painterOf(colorscale) {
 }
 
 function layoutOf(more) {
-  const axis = { ticklabeloverflow: "allow", color: token("soft"), gridcolor: token("line"), zerolinecolor: token("soft"), linecolor: token("soft") };
-  const made = {
-    font: { family: token("sans"), size: 12, color: token("ink") },
+  const axis = { ticklabeloverflow: "allow", color: cssVariable("soft"), gridcolor: cssVariable("line"), zerolinecolor: cssVariable("soft"), linecolor: cssVariable("soft") };
+  const layout = {
+    font: { family: cssVariable("sans"), size: 12, color: cssVariable("ink") },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 50, r: 16, t: 12, b: 46 },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: token("soft"), activecolor: token("accent") },
-    hoverlabel: { font: { family: token("sans"), color: token("ink") }, bgcolor: token("sheet"), bordercolor: token("soft"), align: "left" },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: cssVariable("soft"), activecolor: cssVariable("accent") },
+    hoverlabel: { font: { family: cssVariable("sans"), color: cssVariable("ink") }, bgcolor: cssVariable("sheet"), bordercolor: cssVariable("soft"), align: "left" },
     ...more,
   };
-  for (const name of Object.keys(made).filter((key) => /^[xy]axis\d*$/.test(key))) made[name] = { ...axis, ...made[name] };
-  return made;
+  for (const name of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) layout[name] = { ...axis, ...layout[name] };
+  return layout;
 }
 
 const CONFIG = {
@@ -53,6 +53,6 @@ const CONFIG = {
   showLink: false,
   plotlyServerURL: "",
   responsive: false,
-  modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]], // and none that leads to a server
+  modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]], // without the buttons that open a web page
   toImageButtonOptions: { format: "svg", filename: "repsim" },
 };

@@ -1,7 +1,7 @@
-// A heatmap that pointer and keyboard can read.
+// Draws a heatmap that can be read with pointer and keyboard.
 
 class Heatmap {
-  // `describe(row, column)`: lines about a cell; `choose(row, column)`: what Enter and a click do.
+  // `describe(row, column)` returns lines about a cell; `choose(row, column)` is called by Enter and by a click.
   constructor(box, { describe, choose }) {
     Object.assign(this, { box, describe, choose, cursor: null, drawn: null });
     box.tabIndex = 0;
@@ -13,38 +13,38 @@ class Heatmap {
     box.addEventListener("mouseleave", hideTip);
   }
 
-  // `what`: rows, columns, values, zmin, zmax, colorscale, names of both sides, label, lines, extra traces.
-  draw(what) {
-    this.drawn = what;
+  // `data`: rows, columns, values, zmin, zmax, colorscale, names of both sides, label, lines, extra traces.
+  draw(data) {
+    this.drawn = data;
     if (!("Plotly" in window)) {
-      this.preview(what);
+      this.preview(data);
       return;
     }
     if (this.box.querySelector("canvas.preview")) {
       this.box.replaceChildren();
       this.box.style.height = "";
     }
-    const { rows, columns, values } = what;
-    const frame = frameOf(this.box, what);
+    const { rows, columns, values } = data;
+    const frame = frameOf(this.box, data);
     const z = [...Array(rows).keys()].map((i) => Array.from(values.subarray(i * columns, (i + 1) * columns)));
     const trace = {
-      type: "heatmap", z, zmin: what.zmin, zmax: what.zmax, colorscale: what.colorscale, hoverinfo: "none", xgap: 0, ygap: 0,
-      colorbar: { thickness: 11, outlinewidth: 0, len: 1, ypad: 0, xpad: 8, tickfont: { color: token("soft"), size: 11 }, nticks: 7, ticklabeloverflow: "allow" },
+      type: "heatmap", z, zmin: data.zmin, zmax: data.zmax, colorscale: data.colorscale, hoverinfo: "none", xgap: 0, ygap: 0,
+      colorbar: { thickness: 11, outlinewidth: 0, len: 1, ypad: 0, xpad: 8, tickfont: { color: cssVariable("soft"), size: 11 }, nticks: 7, ticklabeloverflow: "allow" },
     };
     const side = (names, room) => ({ ...ticksOf(names, room), range: [-0.5, names.count - 0.5], zeroline: false, showgrid: false, ticks: "outside", ticklen: 3 });
     const layout = layoutOf({
       ...frame.size,
       margin: frame.margin,
-      plot_bgcolor: token("empty"),
+      plot_bgcolor: cssVariable("empty"),
       dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
       showlegend: false,
-      xaxis: { ...side(what.across, frame.cell), tickangle: what.across.ticks ? 0 : -90 },
-      yaxis: side(what.up, frame.cell),
+      xaxis: { ...side(data.across, frame.cell), tickangle: data.across.ticks ? 0 : -90 },
+      yaxis: side(data.up, frame.cell),
       shapes: this.shapes(),
     });
-    if (what.across.ticks && frame.tilted) layout.xaxis.tickangle = -45;
-    this.box.setAttribute("aria-label", what.label);
-    Plotly.react(this.box, [trace, ...(what.extra ?? [])], layout, CONFIG);
+    if (data.across.ticks && frame.tilted) layout.xaxis.tickangle = -45;
+    this.box.setAttribute("aria-label", data.label);
+    Plotly.react(this.box, [trace, ...(data.extra ?? [])], layout, CONFIG);
     if (!this.listening) {
       this.listening = true;
       this.box.on("plotly_hover", ({ points, event }) => {
@@ -56,14 +56,14 @@ class Heatmap {
     }
   }
 
-  // The same cells at the same place while plotly.js is still being read: half a second and more.
+  // Draws the same cells on a canvas while plotly.js is loading, which takes half a second or more.
   preview({ rows, columns, values, zmin, zmax, colorscale, ...names }) {
     const { size, margin } = frameOf(this.box, { rows, columns, ...names });
     const canvas = element("canvas", { class: "preview", width: columns, height: rows, "aria-hidden": "true" });
     const place = { left: margin.l, top: margin.t, width: size.width - margin.l - margin.r, height: size.height - margin.t - margin.b };
     for (const [name, value] of Object.entries(place)) canvas.style[name] = `${value}px`;
     const painted = canvas.getContext("2d");
-    const [colour, empty] = [painterOf(colorscale), token("empty")];
+    const [colour, empty] = [painterOf(colorscale), cssVariable("empty")];
     for (let i = 0; i < rows; i += 1) {
       for (let j = 0; j < columns; j += 1) {
         const value = values[i * columns + j];
@@ -75,7 +75,7 @@ class Heatmap {
     this.box.replaceChildren(canvas);
   }
 
-  // Only the marks on top.
+  // Replaces only the marks over the cells.
   overlay(extra) {
     this.drawn.extra = extra;
     Plotly.react(this.box, [this.box.data[0], ...extra], this.box.layout, CONFIG);
@@ -117,7 +117,7 @@ class Heatmap {
   }
 }
 
-// Lines between groups of layers: positions along both sides.
+// Returns lines between groups of layers, at these positions along both sides.
 function linesBetween(up, across, style) {
   return [
     ...across.map((x) => ({ type: "line", x0: x - 0.5, x1: x - 0.5, y0: 0, y1: 1, yref: "paper", line: style })),
@@ -125,13 +125,13 @@ function linesBetween(up, across, style) {
   ];
 }
 
-// Square cells where that is possible; room for the longest name.
+// Returns size and margins of a heatmap, with square cells if possible and room for the longest name.
 function frameOf(box, { rows, columns, up, across }) {
   const width = Math.max(box.clientWidth, 240);
   const most = width < 480 ? 18 : 26;
-  const longest = (names) => Math.max(...(names.ticks ?? names.names).map((name) => widthOf(short(name, most), names.ticks ? 12 : 11)));
+  const longest = (names) => Math.max(...(names.ticks ?? names.names).map((name) => widthOf(shorten(name, most), names.ticks ? 12 : 11)));
   const left = 14 + longest(up);
-  const right = 76; // of the colour bar: with less, plotly.js would take its own
+  const right = 76; // for the colour bar; plotly.js would widen a smaller margin
   const wide = Math.max(width - left - right, 80);
   const tilted = Boolean(across.ticks) && longest(across) + 8 > wide / across.ticks.length;
   const bottom = tilted ? 20 + 0.71 * longest(across) : 14 + (across.ticks ? 12 : longest(across));
@@ -149,10 +149,10 @@ function frameOf(box, { rows, columns, up, across }) {
 }
 
 function ticksOf(names, cell) {
-  if (names.ticks) return { tickvals: names.at, ticktext: names.ticks.map((name) => plain(short(name, cell.most))), automargin: false };
+  if (names.ticks) return { tickvals: names.at, ticktext: names.ticks.map((name) => escapeMarkup(shorten(name, cell.most))), automargin: false };
   const every = Math.max(1, Math.ceil(12.5 / (names.side === "up" ? cell.up : cell.across)));
   const shown = [...Array(names.count).keys()].filter((k) => k % every === 0);
-  return { tickvals: shown, ticktext: shown.map((k) => plain(short(names.names[k], cell.most))), tickfont: { size: 11 }, automargin: false };
+  return { tickvals: shown, ticktext: shown.map((k) => escapeMarkup(shorten(names.names[k], cell.most))), tickfont: { size: 11 }, automargin: false };
 }
 
 function showTip([title, value, ...lines], x, y) {

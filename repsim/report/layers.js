@@ -1,7 +1,7 @@
-// All layers of all networks, and the layers of one pair with their best match.
+// Draws the heatmaps of all layers of all networks, and of one pair with its best match.
 
 const VIEWS = [["value", "value"], ["calibrated", "calibrated"], ["z", "z above chance"]];
-const WAYS = ["a to b", "b to a"]; // as a study calls the directions of a match
+const DIRECTIONS = ["a to b", "b to a"]; // labels of the directions of a match in a study
 
 class Layers {
   constructor(page) {
@@ -11,12 +11,12 @@ class Layers {
       choose: (row, column) => this.chosen(row, column),
     });
     this.one = new Heatmap(byId("one-map"), {
-      describe: (row, column) => this.describe(...this.inAll(row, column)),
+      describe: (row, column) => this.describe(...this.toAllLayers(row, column)),
       choose: (row, column) => this.follow(row, column),
     });
     byId("step").addEventListener("input", () => this.step());
     byId("csv").addEventListener("click", () => this.download());
-    this.way = WAYS[0];
+    this.direction = DIRECTIONS[0];
   }
 
   get part() {
@@ -29,7 +29,7 @@ class Layers {
 
   drawAll() {
     const { part, measure, view } = this.page;
-    byId("all").hidden = !part.several && Boolean(this.pair); // of one pair the figure beside it shows all
+    byId("all").hidden = !part.several && Boolean(this.pair); // the other heatmap shows a single pair completely
     if (byId("all").hidden) return;
     const between = (side) => part.runs[side].slice(1).map((run) => run.first);
     const names = (side) => ({
@@ -39,18 +39,18 @@ class Layers {
     this.all.draw({
       ...this.page.shown, rows: part.rows, columns: part.columns, up: names("a"), across: names("b"),
       lines: linesBetween(between("a"), between("b"), { color: "rgba(255,255,255,.85)", width: 1 }),
-      label: `${view} of ${measure} of all layers of all networks. Arrow keys walk from cell to cell; Enter shows the two networks.`,
+      label: `${view} of ${measure} of all layers of all networks. Arrow keys move between cells; Enter shows the two networks of a cell.`,
     });
     offerTable(byId("all"), () => this.asTable(0, part.rows, 0, part.columns, true));
   }
 
-  // Rows and columns of the pair.
+  // Returns the rows and columns of the pair.
   get block() {
     const [up, across] = [this.part.run("a", this.pair.a), this.part.run("b", this.pair.b)];
     return { up, across, rows: up.count, columns: across.count };
   }
 
-  inAll(row, column) {
+  toAllLayers(row, column) {
     return [this.block.up.first + row, this.block.across.first + column];
   }
 
@@ -64,68 +64,68 @@ class Layers {
     const names = (side, run, place) => ({ side: place, count: run.count, stages: run.stages, names: part.sides[side].layers.slice(run.first, run.first + run.count) });
     const [upward, rightward] = [names("a", up, "up"), names("b", across, "across")];
     byId("one-title").replaceChildren(`${pair.a} `, element("span", { class: "note" }, "(upwards)"), ` × ${pair.b} `, element("span", { class: "note" }, "(to the right)"));
-    this.prepare();
+    this.updatePathControls();
     this.one.draw({
       ...this.page.shown, values, rows, columns, up: upward, across: rightward,
       lines: linesBetween(upward.stages, rightward.stages, { color: "rgba(255,255,255,.6)", width: 0.8 }),
       extra: this.marks(),
-      label: `${this.page.view} of ${this.page.measure}, ${pair.a} upwards, ${pair.b} to the right. Arrow keys walk from cell to cell; Enter goes to that layer of the best match.`,
+      label: `${this.page.view} of ${this.page.measure}, ${pair.a} upwards, ${pair.b} to the right. Arrow keys move between cells; Enter goes to that layer of the best match.`,
     });
     offerTable(byId("one"), () => this.asTable(up.first, rows, across.first, columns, false));
   }
 
   // The best match
 
-  matches(way) {
+  matches(direction) {
     const { up, across } = this.block;
-    const found = this.part.take("match", { measure: this.page.measure, pair: this.pair.name, direction: way });
-    return found.slice(0, way === WAYS[0] ? up.count : across.count);
+    const columns = this.part.select("match", { measure: this.page.measure, pair: this.pair.name, direction });
+    return columns.slice(0, direction === DIRECTIONS[0] ? up.count : across.count);
   }
 
-  prepare() {
-    const there = this.matches(WAYS[0]).some((k) => k >= 0);
-    byId("path").hidden = !there;
-    if (!there) return;
+  updatePathControls() {
+    const matched = this.matches(DIRECTIONS[0]).some((k) => k >= 0);
+    byId("path").hidden = !matched;
+    if (!matched) return;
     const { a, b } = this.pair;
-    offerChoices(byId("direction"), "direction", [[WAYS[0], `${short(a)} → ${short(b)}`], [WAYS[1], `${short(b)} → ${short(a)}`]], this.way, (way) => {
-      this.way = way;
+    offerChoices(byId("direction"), "direction", [[DIRECTIONS[0], `${shorten(a)} → ${shorten(b)}`], [DIRECTIONS[1], `${shorten(b)} → ${shorten(a)}`]], this.direction, (direction) => {
+      this.direction = direction;
       byId("step").value = 0;
       this.step();
     });
-    this.say();
+    this.describeStep();
   }
 
-  // [row, column] of every layer of the first network of a direction.
-  path(way) {
-    return this.matches(way).map((other, own) => (way === WAYS[0] ? [own, other] : [other, own])).filter(([i, j]) => i >= 0 && j >= 0);
+  // Returns [row, column] of every matched layer of the first network of a direction.
+  path(direction) {
+    return this.matches(direction).map((other, own) => (direction === DIRECTIONS[0] ? [own, other] : [other, own])).filter(([i, j]) => i >= 0 && j >= 0);
   }
 
   marks() {
     if (byId("path").hidden) return [];
-    const line = (way, style) => ({
-      type: "scatter", hoverinfo: "skip", x: this.path(way).map(([, j]) => j), y: this.path(way).map(([i]) => i), ...style,
+    const line = (direction, style) => ({
+      type: "scatter", hoverinfo: "skip", x: this.path(direction).map(([, j]) => j), y: this.path(direction).map(([i]) => i), ...style,
     });
-    const other = WAYS.find((way) => way !== this.way);
-    const [row, column] = (!this.page.printing && this.path(this.way)[byId("step").value]) || [];
+    const other = DIRECTIONS.find((direction) => direction !== this.direction);
+    const [row, column] = (!this.page.printing && this.path(this.direction)[byId("step").value]) || [];
     return [
       line(other, { mode: "markers", marker: { symbol: "diamond-open", size: 7, color: "#fff", line: { color: "#fff", width: 1.2 } }, opacity: 0.75 }),
-      line(this.way, { mode: "lines", line: { color: "#000", width: 5 } }),
-      line(this.way, { mode: "lines+markers", line: { color: "#fff", width: 2 }, marker: { symbol: "circle", size: 8, color: "#fff", line: { color: "#000", width: 1.5 } } }),
+      line(this.direction, { mode: "lines", line: { color: "#000", width: 5 } }),
+      line(this.direction, { mode: "lines+markers", line: { color: "#fff", width: 2 }, marker: { symbol: "circle", size: 8, color: "#fff", line: { color: "#000", width: 1.5 } } }),
       { type: "scatter", hoverinfo: "skip", mode: "markers", x: [column], y: [row], marker: { symbol: "circle", size: 15, color: "#56b4e9", line: { color: "#000", width: 2 } } },
     ];
   }
 
   step() {
-    this.say();
+    this.describeStep();
     this.one.overlay(this.marks());
   }
 
-  say() {
-    const path = this.path(this.way);
+  describeStep() {
+    const path = this.path(this.direction);
     const input = byId("step");
     input.max = path.length - 1;
     const [row, column] = path[input.value] ?? path[0];
-    const [from, to] = this.way === WAYS[0] ? ["a", "b"] : ["b", "a"];
+    const [from, to] = this.direction === DIRECTIONS[0] ? ["a", "b"] : ["b", "a"];
     const at = { a: this.block.up.first + row, b: this.block.across.first + column };
     const [, value, ...more] = this.describe(at.a, at.b);
     const text = `Layer ${Number(input.value) + 1} of ${path.length}: ${this.part.sides[from].layers[at[from]]} is matched to ${this.part.sides[to].layers[at[to]]}: ${value}`;
@@ -135,19 +135,19 @@ class Layers {
 
   follow(row, column) {
     if (byId("path").hidden) return;
-    byId("step").value = this.way === WAYS[0] ? row : column;
+    byId("step").value = this.direction === DIRECTIONS[0] ? row : column;
     this.step();
   }
 
   chosen(row, column) {
     const pair = this.part.pairs[this.part.pairOf(row, column)];
     if (pair) this.page.state.set({ pair: pair.name });
-    else byId("live").textContent = "Both layers are of one and the same network; choose a cell of two networks.";
+    else byId("live").textContent = "Both layers belong to the same network; choose a cell of two networks.";
   }
 
-  // Words and numbers
+  // Texts and tables
 
-  // Title, value, and whatever else is known of two layers.
+  // Returns lines about two layers: title, value, interval, chance level and calibrated value, if known.
   describe(row, column) {
     const { part, measure } = this.page;
     const at = (name) => part.matrix(name, measure)?.[row * part.columns + column];
@@ -174,10 +174,10 @@ class Layers {
     return table(["Layer", ...across], up, `${measure}, ${view}`);
   }
 
-  // Values as they are in the file, to the last digit.
+  // Saves the shown values as CSV with all digits.
   download() {
     const { part, shown, measure, view } = this.page;
-    // a spreadsheet takes what begins with = for a formula
+    // spreadsheets interpret a text that begins with = as a formula
     const quoted = (text) => (/^\w[\w.\-/ ]*$/.test(text) ? text : `"${text.replace(/^(?=[=+\-@\t\r])/, "'").replace(/"/g, '""')}"`);
     const name = (side, k) => quoted(`${part.sides[side].models[k]}/${part.sides[side].layers[k]}`);
     const lines = part.sides.a.layers.map((_, i) => [

@@ -1,25 +1,25 @@
-// The page: its controls, and who draws what when something changes.
+// The page: its controls, and the functions that redraw it after a change.
 
 class Page {
   constructor(data) {
     this.data = data;
     this.parts = data.parts.map((raw) => new Part(raw));
-    const asked = linked();
-    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-    this.state = new State({ chosen: "", ...asked, theme: ["light", "dark"].includes(asked.theme) ? asked.theme : "" });
-    this.dark = dark;
-    this.settle();
+    const requested = viewFromAddress();
+    const theme = ["light", "dark"].includes(requested.theme) ? requested.theme : "";
+    this.state = new State({ chosen: "", ...requested, theme });
+    this.dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    this.resolveState();
     this.about = new About(this);
     this.layers = new Layers(this);
     this.pairs = new Pairs(this);
     this.shares = new Shares(this);
     this.maps = new Maps(this);
     this.stimuli = new Stimuli(this);
-    this.shade();
+    this.applyTheme();
   }
 
-  // What is shown exists: of what a link, or another readout, does not have, the first.
-  settle() {
+  // Replaces a readout, measure, view or pair that does not exist (after a link or a change of readout) by the first one.
+  resolveState() {
     const readouts = this.parts.map(({ readout }) => readout);
     const readout = readouts.includes(this.state.get("readout")) ? this.state.get("readout") : readouts[0];
     this.part = this.parts[readouts.indexOf(readout)];
@@ -45,7 +45,7 @@ class Page {
     return this.part.pairs.find(({ name }) => name === this.state.get("pair"));
   }
 
-  // What is shown of the measure where only debiased CKA is known.
+  // Returns the kernel to show for the measure in sections that only have values for debiased CKA.
   get kernel() {
     return this.part.measure(this.measure).kernel;
   }
@@ -54,14 +54,14 @@ class Page {
     return new Set(this.state.get("chosen").split("\0").filter(Boolean));
   }
 
-  shade() {
+  applyTheme() {
     const theme = this.state.get("theme") || (this.dark ? "dark" : "light");
     document.documentElement.dataset.theme = theme;
     byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
     byId("theme").setAttribute("aria-label", `${theme === "dark" ? "Light" : "Dark"} colours`);
   }
 
-  offer() {
+  updateControls() {
     const { part } = this;
     offerOptions(byId("measure"), part.measures.map(({ name }) => [name, name]), this.measure);
     offerOptions(byId("readout"), this.parts.map(({ readout }) => [readout, readout]), part.readout);
@@ -69,7 +69,7 @@ class Page {
     offerOptions(byId("pair"), part.pairs.map(({ name, a, b }) => [name, `${a} × ${b}`]), this.state.get("pair"));
     byId("pair").parentElement.hidden = part.pairs.length < 2;
     const views = VIEWS.map(([name, label]) => [name, label, Boolean(part.view(name, this.measure))]);
-    byId("view").hidden = views.filter(([, , possible]) => possible).length < 2;
+    byId("view").hidden = views.filter(([, , enabled]) => enabled).length < 2;
     offerChoices(byId("view"), "view", views, this.view, (view) => this.state.set({ view }));
     const { label, formula, citation } = part.measure(this.measure);
     byId("about").textContent = [label, formula, citation].filter(Boolean).join(" — ");
@@ -86,13 +86,13 @@ class Page {
     this.pairs.detail();
   }
 
-  // What lies below the first screen.
+  // Draws the sections below the first screen.
   drawRest() {
     const { part } = this;
     const study = part.isStudy;
     byId("pairs").hidden = !study || !part.pairs.length;
     byId("depth").hidden = !study || !(part.coords.state ?? []).length || !part.shares.length;
-    byId("maps").hidden = !study || !(part.coords.map ?? []).length || !part.take("map_coordinates").some(Number.isFinite);
+    byId("maps").hidden = !study || !(part.coords.map ?? []).length || !part.select("map_coordinates").some(Number.isFinite);
     byId("stimuli").hidden = true;
     if (!byId("pairs").hidden) this.drawPairs();
     if (!byId("depth").hidden) this.shares.draw();
@@ -113,14 +113,14 @@ class Page {
   listen() {
     const { state } = this;
     state.listen(["readout"], () => {
-      this.settle();
+      this.resolveState();
       this.about.draw();
-      this.offer();
+      this.updateControls();
       this.drawAll();
     });
     state.listen(["measure", "view"], () => {
-      this.settle();
-      this.offer();
+      this.resolveState();
+      this.updateControls();
       this.drawMatrix();
     });
     state.listen(["measure"], () => requestAnimationFrame(() => this.drawRest()));
@@ -135,7 +135,7 @@ class Page {
       this.pairs.mark();
     });
     state.listen(["theme"], () => {
-      this.shade();
+      this.applyTheme();
       this.drawAll();
     });
     for (const name of ["measure", "readout", "pair"]) byId(name).addEventListener("change", (event) => state.set({ [name]: event.target.value }));
@@ -143,12 +143,12 @@ class Page {
     byId("theme").addEventListener("click", () => state.set({ theme: document.documentElement.dataset.theme === "dark" ? "light" : "dark" }));
     byId("copy").addEventListener("click", () => this.about.copy());
     addEventListener("hashchange", () => {
-      if (location.hash === state.address || !Object.keys(linked()).length) return;
-      state.set(linked(), { address: false });
+      if (location.hash === state.address || !Object.keys(viewFromAddress()).length) return;
+      state.set(viewFromAddress(), { address: false });
     });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", ({ matches }) => {
       this.dark = matches;
-      this.shade();
+      this.applyTheme();
       this.drawAll();
     });
     addEventListener("keydown", ({ key }) => key === "Escape" && hideTip());
@@ -165,34 +165,34 @@ class Page {
       timer = setTimeout(() => this.drawAll(), 120);
     });
     addEventListener("beforeprint", () => this.print());
-    addEventListener("afterprint", () => this.unprint());
+    addEventListener("afterprint", () => this.endPrint());
   }
 
-  // On paper: light, as wide as A4 within its margins, everything open.
+  // Prepares the page for printing: light colours, the width of A4 within margins, all sections open.
   print() {
     this.printing = true;
     this.closed = [...document.querySelectorAll("details:not(.data):not([open])")];
-    for (const each of this.closed) each.open = true;
+    for (const details of this.closed) details.open = true;
     document.documentElement.dataset.theme = "light";
     document.body.style.width = "180mm";
     this.drawAll();
   }
 
-  unprint() {
-    for (const each of this.closed) each.open = false;
+  endPrint() {
+    for (const details of this.closed) details.open = false;
     document.body.style.width = "";
     this.printing = false;
-    this.shade();
+    this.applyTheme();
     this.drawAll();
   }
 }
 
 async function start() {
-  const library = inflate(byId("library").textContent); // beside what follows
+  const library = inflate(byId("library").textContent); // runs in the background
   const data = JSON.parse(byId("data").textContent);
   const page = new Page(data);
   page.about.draw();
-  page.offer();
+  page.updateControls();
   page.drawMatrix();
   const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
   await painted();

@@ -1,4 +1,4 @@
-// Networks, and layers, placed by their likeness (classical scaling).
+// Draws maps of networks and of layers, in which similar ones are close (classical scaling).
 
 const AXES = [["0 1", "1 and 2"], ["0 2", "1 and 3"], ["1 2", "2 and 3"], ["depth", "depth and 1"]];
 
@@ -14,7 +14,7 @@ class Maps {
 
   style(family) {
     const k = this.families.indexOf(family);
-    const colours = hues();
+    const colours = lineColours();
     return { color: colours[k % colours.length], symbol: SYMBOLS[k % SYMBOLS.length], dash: DASHES[Math.floor(k / colours.length) % DASHES.length] };
   }
 
@@ -30,20 +30,20 @@ class Maps {
     if (map === null) return;
     const { model, family } = part.coords;
     const axes = part.variables.map_coordinates.shape[2];
-    const place = (axis) => part.take("map_coordinates", { map, axis });
+    const place = (axis) => part.select("map_coordinates", { map, axis });
     const [x, y] = [place(0), axes > 1 ? place(1) : place(0).map(() => 0)];
-    const clusters = part.take("cluster", { map });
+    const clusters = part.select("cluster", { map });
     byId("maps-note").textContent = part.maps[map].note;
     const { chosen } = this.page;
-    const traces = this.families.map((each) => {
-      const some = model.map((_, k) => k).filter((k) => family[k] === each);
-      const { color, symbol } = this.style(each);
+    const traces = this.families.map((label) => {
+      const members = model.map((_, k) => k).filter((k) => family[k] === label);
+      const { color, symbol } = this.style(label);
       return {
-        type: "scatter", mode: "markers", name: plain(short(each)), x: some.map((k) => x[k]), y: some.map((k) => y[k]), customdata: some.map((k) => model[k]),
-        text: some.map((k) => `${plain(model[k])}<br>${plain(each)}${clusters.length ? `, cluster ${clusters[k] + 1}` : ""}`), hoverinfo: "text",
-        selectedpoints: chosen.size ? some.map((k, i) => (chosen.has(model[k]) ? i : -1)).filter((i) => i >= 0) : null,
+        type: "scatter", mode: "markers", name: escapeMarkup(shorten(label)), x: members.map((k) => x[k]), y: members.map((k) => y[k]), customdata: members.map((k) => model[k]),
+        text: members.map((k) => `${escapeMarkup(model[k])}<br>${escapeMarkup(label)}${clusters.length ? `, cluster ${clusters[k] + 1}` : ""}`), hoverinfo: "text",
+        selectedpoints: chosen.size ? members.map((k, i) => (chosen.has(model[k]) ? i : -1)).filter((i) => i >= 0) : null,
         unselected: { marker: { opacity: 0.3 } },
-        marker: { color, symbol, size: 14, line: { color: token("ground"), width: 1 } },
+        marker: { color, symbol, size: 14, line: { color: cssVariable("ground"), width: 1 } },
       };
     });
     const square = this.frame(box, x, y);
@@ -86,7 +86,7 @@ class Maps {
 
   toggle(name) {
     const { chosen } = this.page;
-    this.choose(chosen.has(name) ? [...chosen].filter((each) => each !== name) : [...chosen, name]);
+    this.choose(chosen.has(name) ? [...chosen].filter((model) => model !== name) : [...chosen, name]);
   }
 
   chips(models) {
@@ -105,19 +105,19 @@ class Maps {
     const { part } = this.page;
     const box = byId("layers-map");
     const deep = part.runs.a.flatMap((run) => run.depths);
-    const place = (axis) => part.take("layer_coordinates", { layer_axis: axis });
+    const place = (axis) => part.select("layer_coordinates", { layer_axis: axis });
     const [x, y] = this.axes === "depth" ? [deep, place(0)] : this.axes.split(" ").map((axis) => place(Number(axis)));
     const seen = new Set();
     const traces = part.runs.a.map((run) => {
       const family = part.coords.family[part.coords.model.indexOf(run.model)];
       const { color, symbol, dash } = this.style(family);
-      const some = [...Array(run.count).keys()].map((k) => run.first + k);
+      const layers = [...Array(run.count).keys()].map((k) => run.first + k);
       const first = !seen.has(family);
       seen.add(family);
       return {
-        type: "scatter", mode: "lines+markers", name: plain(short(family)), legendgroup: family, showlegend: first, x: some.map((k) => x[k]), y: some.map((k) => y[k]),
-        text: some.map((k) => `${plain(run.model)}<br>${plain(part.sides.a.layers[k])}, depth ${fixed(deep[k], 2)}`), hoverinfo: "text",
-        line: { color: faded(color, 0.55), width: 1.4, dash }, marker: { color, symbol, size: some.map((k) => 5 + 7 * deep[k]), opacity: 0.9 },
+        type: "scatter", mode: "lines+markers", name: escapeMarkup(shorten(family)), legendgroup: family, showlegend: first, x: layers.map((k) => x[k]), y: layers.map((k) => y[k]),
+        text: layers.map((k) => `${escapeMarkup(run.model)}<br>${escapeMarkup(part.sides.a.layers[k])}, depth ${fixed(deep[k], 2)}`), hoverinfo: "text",
+        line: { color: withAlpha(color, 0.55), width: 1.4, dash }, marker: { color, symbol, size: layers.map((k) => 5 + 7 * deep[k]), opacity: 0.9 },
       };
     });
     const square = this.frame(box, x, y);

@@ -1,4 +1,4 @@
-"""Writes one self-contained page: a file that makes no network requests and runs nothing but its own scripts."""
+"""Write one self-contained page: a file that makes no network requests and runs only its own scripts."""
 
 import base64
 import hashlib
@@ -19,17 +19,17 @@ from repsim._version import __version__
 from repsim.report.payload import payload
 from repsim.report.pictures import thumbnails as thumbnails_of
 from repsim.report.pictures import without_pictures
-from repsim.results.files import open_either
+from repsim.results.files import open_result_or_study
 from repsim.runtime.files import check_output, replacing
 
 Source = xr.Dataset | str | os.PathLike[str]
 
 SCRIPTS = ("unpacking", "text", "colours", "state", "part", "heatmap", "layers", "pairs", "shares", "maps", "stimuli",
            "about", "main")  # fmt: skip
-"""What the page's script is made of, in this order."""
-_HOME = "https://github.com/repsim/repsim-toolkit"
+"""Files of the page's script, in the order in which they are joined."""
+_URL = "https://github.com/repsim/repsim-toolkit"
 _NAME = "repsim: do two neural networks represent the world in the same way?"
-_HARMLESS = {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}
+_HTML_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}
 
 
 def write_report(
@@ -42,33 +42,34 @@ def write_report(
 ) -> None:
     """Write studies or comparisons as one interactive page, a single HTML file that opens from disk.
 
-    The page makes no request: plotly.js, all numbers and all pictures are inside. Layer similarities are there as they
-    are in the file, in double precision; their intervals and chance levels in single. Equal input gives equal bytes.
+    The page makes no network requests: plotly.js, all numbers and all pictures are in the file. Similarities of layers
+    are stored in double precision; their intervals and chance levels in single precision. Equal input gives equal
+    bytes.
 
     Parameters
     ----------
-    studies
-        A study of `repsim.universality`, or several of the same models and samples under different readouts; or a
-        result of `repsim.compare`. Data sets, or their files.
-    path
-        The page, ``.html``.
-    thumbnails
-        The pictures, for small copies of those that networks agree on most and least: the folder or ``.tar`` that
-        activations were extracted from, or ``digits``. Without it only their names are shown, as pictures may be
-        private.
-    title
-        Of the page.
-    overwrite
-        Replace what is there.
+    studies : Dataset, path, or sequence of these
+        Study of `repsim.universality`, several studies of the same models and samples under different readouts, or
+        result of `repsim.compare`; as data sets or as files.
+    path : path
+        File of the page, ``.html``.
+    thumbnails : path, optional
+        Source of small copies of the pictures that networks agree on most and least: the folder or ``.tar`` that
+        activations were extracted from, or ``digits``. By default the page shows only the names of the pictures, which
+        may be private.
+    title : str, optional
+        Title of the page.
+    overwrite : bool
+        Whether to replace an existing file.
 
     Raises
     ------
     StoreError
-        If a file is missing, damaged, or no study or result.
+        If a file is missing or damaged, or is neither a study nor a result.
     InvalidInputError
-        If the files are of different models, or of one readout twice.
+        If the files have different models, or two files have the same readout.
     SampleMismatchError
-        If they are of different samples.
+        If the files have different samples.
     ImageError
         If there are no pictures at ``thumbnails``.
     OutputError
@@ -87,9 +88,9 @@ def write_report(
     """
     path = Path(path)
     check_output(path, overwrite=overwrite)
-    given = [studies] if isinstance(studies, xr.Dataset | str | os.PathLike) else list(studies)
-    files = [Path(each) for each in given if not isinstance(each, xr.Dataset)]
-    data = payload([each if isinstance(each, xr.Dataset) else open_either(each) for each in given])
+    sources = [studies] if isinstance(studies, xr.Dataset | str | os.PathLike) else list(studies)
+    files = [Path(source) for source in sources if not isinstance(source, xr.Dataset)]
+    data = payload([source if isinstance(source, xr.Dataset) else open_result_or_study(source) for source in sources])
     data |= {"title": title or data["title"], "citation": _citation()}
     data["files"] = {f"{file.name} (SHA-256)": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     data |= without_pictures() if thumbnails is None else thumbnails_of(data["parts"], os.fspath(thumbnails))
@@ -99,18 +100,18 @@ def write_report(
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """Make the page of a payload."""
-    here = resources.files("repsim.report")
-    read = {name: here.joinpath(name).read_text("utf-8") for name in ("page.html", "page.css")}
-    parts = [here.joinpath(f"{name}.js").read_text("utf-8") for name in SCRIPTS]
+    """Return the HTML text of a page with this payload."""
+    folder = resources.files("repsim.report")
+    files = {name: folder.joinpath(name).read_text("utf-8") for name in ("page.html", "page.css")}
+    parts = [folder.joinpath(f"{name}.js").read_text("utf-8") for name in SCRIPTS]
     script = "\n".join(['"use strict";', "(() => {", *parts, "})();"])
     library, packed = _library()
-    return Template(read["page.html"]).substitute(
+    return Template(files["page.html"]).substitute(
         csp=policy(script, library),
         version=__version__,
         title=html.escape(str(data["title"])),
-        css=read["page.css"],
-        data=json.dumps(data, allow_nan=False, separators=(",", ":")).translate(_HARMLESS),
+        css=files["page.css"],
+        data=json.dumps(data, allow_nan=False, separators=(",", ":")).translate(_HTML_ESCAPES),
         library=packed,
         script=script,
     )
@@ -118,17 +119,17 @@ def render(data: Mapping[str, Any]) -> str:
 
 @cache
 def _library() -> tuple[str, str]:
-    """Give plotly.js, and the same compressed: a page of 6 MB would be one of 3."""
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - slow, and only a page needs it
+    """Return the code of plotly.js, and the same compressed and in base64, which halves the size of a page."""
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - slow to import, and needed only for a page
 
     code = str(get_plotlyjs())
     return code, base64.b64encode(zlib.compress(code.encode(), 9)).decode()
 
 
 def policy(*scripts: str) -> str:
-    """Give the content security policy under which these scripts run, and nothing else does or is fetched.
+    """Return the content security policy that allows only these scripts to run and nothing to be fetched.
 
-    plotly.js places its parts through styles, and draws heatmaps as ``data:`` pictures.
+    Styles and ``data:`` pictures are allowed, because plotly.js needs them.
 
     >>> policy("")[:80]
     "default-src 'none'; script-src 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSu"
@@ -142,12 +143,12 @@ def policy(*scripts: str) -> str:
 
 
 def _citation() -> dict[str, str]:
-    """What CITATION.cff says; a test holds the two together."""
+    """Return the citation of CITATION.cff as text and as BibTeX; a test checks that both agree with the file."""
     return {
-        "text": f"The repsim authors. {_NAME} Version {__version__}. {_HOME}",
+        "text": f"The repsim authors. {_NAME} Version {__version__}. {_URL}",
         "bibtex": (
             "@software{repsim,\n  author  = {{The repsim authors}},\n"
-            f"  title   = {{{{{_NAME}}}}},\n  version = {{{__version__}}},\n  url     = {{{_HOME}}},\n"
+            f"  title   = {{{{{_NAME}}}}},\n  version = {{{__version__}}},\n  url     = {{{_URL}}},\n"
             "  license = {Apache-2.0}\n}"
         ),
     }

@@ -1,4 +1,4 @@
-// A study, or a comparison, under one readout.
+// One part of the page: a study or a comparison under one readout.
 
 class Part {
   constructor(raw) {
@@ -16,7 +16,7 @@ class Part {
     return this.kind === "study";
   }
 
-  get several() { // whether there is more to see than one pair
+  get several() { // whether the part has more than one pair
     return this.runs.a.length > 1 || this.runs.b.length > 1;
   }
 
@@ -25,32 +25,32 @@ class Part {
   }
 
   measure(name) {
-    return this.measures.find((each) => each.name === name) ?? this.measures[0];
+    return this.measures.find((measure) => measure.name === name) ?? this.measures[0];
   }
 
-  // What a variable has at labels (or positions) of some of its dimensions, in order of the others.
-  take(name, at = {}) {
+  // Returns the values of a variable at labels or positions of some dimensions, in the order of the other dimensions.
+  select(name, at = {}) {
     const variable = this.variables[name];
     if (!variable) return [];
     if (!this.arrays.has(name)) this.arrays.set(name, unpackArray(variable));
-    let found = [0];
+    let offsets = [0];
     variable.dims.forEach((dim, k) => {
       const stride = variable.shape.slice(k + 1).reduce((a, b) => a * b, 1);
-      const where = dim in at ? [this.place(dim, at[dim])] : [...Array(variable.shape[k]).keys()];
-      found = where.includes(-1) ? [] : found.flatMap((offset) => where.map((i) => offset + i * stride));
+      const indices = dim in at ? [this.place(dim, at[dim])] : [...Array(variable.shape[k]).keys()];
+      offsets = indices.includes(-1) ? [] : offsets.flatMap((offset) => indices.map((i) => offset + i * stride));
     });
-    return found.map((i) => this.arrays.get(name)[i]);
+    return offsets.map((i) => this.arrays.get(name)[i]);
   }
 
-  one(name, at) {
-    return this.take(name, at)[0];
+  scalar(name, at) {
+    return this.select(name, at)[0];
   }
 
   place(dim, label) {
     return typeof label === "number" ? label : (this.coords[dim] ?? []).indexOf(label);
   }
 
-  // All pairs of layers: value, low, high, chance, chance_sd, z, p, or calibrated.
+  // Returns a matrix over all pairs of layers: value, low, high, chance, chance_sd, z, p, or calibrated.
   matrix(name, measure) {
     const key = `${name}\0${measure}`;
     if (!this.cache.has(key)) this.cache.set(key, this.makeMatrix(name, measure));
@@ -59,23 +59,23 @@ class Part {
 
   makeMatrix(name, measure) {
     if (name === "calibrated") return this.calibrated(measure);
-    const known = name === "value" ? null : this.matrix("value", measure);
-    const packed = this.matrices[name]?.[this.measures.findIndex((each) => each.name === measure)];
-    if (packed && !Object.keys(packed).length) return this.derived(name, measure, known);
-    const none = known ? null : new Float64Array(this.rows * this.columns).fill(NaN); // a measure without any value is shown so
-    return unpackMatrix(packed, this.rows, this.columns, known) ?? none;
+    const value = name === "value" ? null : this.matrix("value", measure);
+    const packed = this.matrices[name]?.[this.measures.findIndex((about) => about.name === measure)];
+    if (packed && !Object.keys(packed).length) return this.derived(name, measure, value);
+    const empty = value ? null : new Float64Array(this.rows * this.columns).fill(NaN); // for a measure without any value
+    return unpackMatrix(packed, this.rows, this.columns, value) ?? empty;
   }
 
   derived(name, measure, value) {
-    if (name === "high") return value.map(((low) => (each, i) => 2 * each - low[i])(this.matrix("low", measure)));
+    if (name === "high") return value.map(((low) => (mid, i) => 2 * mid - low[i])(this.matrix("low", measure)));
     const [chance, sd] = [this.matrix("chance", measure), this.matrix("chance_sd", measure)];
-    return value.map((each, i) => (each - chance[i]) / sd[i]);
+    return value.map((similarity, i) => (similarity - chance[i]) / sd[i]);
   }
 
-  // max(0, (value - tau) / (most - tau)), with tau of the largest value of each pair of networks.
+  // Returns max(0, (value - tau) / (most - tau)), where tau is the threshold of the largest value of a pair of networks.
   calibrated(measure) {
     if (!this.measure(measure).views.calibrated) return null;
-    const taus = this.take("threshold_largest", { measure });
+    const taus = this.select("threshold_largest", { measure });
     const { most } = this.measure(measure);
     return this.matrix("value", measure).map((value, k) => {
       const tau = taus[this.pairOf(Math.floor(k / this.columns), k % this.columns)] ?? NaN;
@@ -87,7 +87,7 @@ class Part {
     return this.pairAt.get(`${this.sides.a.models[row]}\0${this.sides.b.models[column]}`) ?? -1;
   }
 
-  // A matrix with its scale; undefined where the measure has none.
+  // Returns a matrix with its colour scale; undefined if the measure does not have this view.
   view(name, measure) {
     const scale = this.measure(measure).views[name];
     return scale && { values: this.matrix(name, measure), zmin: scale.low, zmax: scale.high, colorscale: this.palettes[scale.palette] };

@@ -1,4 +1,4 @@
-"""Makes one part of a page: a study, or the measures of a comparison, under one readout."""
+"""Make one part of a page: a study, or the measures of a comparison, under one readout."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +17,20 @@ from repsim.results.versions import STUDY
 from repsim.study import reading
 from repsim.study.layer_matching import relative
 
-_NAMED = ("measure", "model", "layer_a", "layer_b", "pair", "pair_a", "pair_b", "relation")
-_BARE = (
-    "A comparison: how alike two layers are, and no more. Chance levels, intervals, controls and the match of whole "
-    "networks are in a study."
+_REQUIRED = ("measure", "model", "layer_a", "layer_b", "pair", "pair_a", "pair_b", "relation")
+_COMPARISON_SUMMARY = (
+    "This comparison gives only the similarity of pairs of layers. A study also gives chance levels, intervals, "
+    "controls and the match of whole networks."
 )
 
 
 def is_study(result: xr.Dataset) -> bool:
-    """Tell a study from a comparison."""
+    """Return whether a data set is a study, and not a comparison."""
     return result.attrs.get("format") == STUDY
 
 
 def of_comparison(result: xr.Dataset, names: Sequence[str], readout: str) -> dict[str, Any]:
-    """Make the part of a comparison whose variables have one readout."""
+    """Make the part of the page for the variables ``names`` of a comparison, which have one readout."""
     values = [result[name].transpose(*LAYERS) for name in names]
     stores = [store for side in "ab" for store in _json_list(result, f"stores_{side}", dict)]
     notes = [
@@ -44,7 +44,7 @@ def of_comparison(result: xr.Dataset, names: Sequence[str], readout: str) -> dic
     measures = [about_result(variable, palettes) for variable in values]
     sides = {side: _side(result, side) for side in "ab"}
     return _common(result, readout or ", ".join(sorted(own)), stores, measures) | {
-        "summary": [_BARE],
+        "summary": [_COMPARISON_SUMMARY],
         "warnings": [*dict.fromkeys(notes), *_json_list(result, "left_out")],
         "sides": sides,
         "palettes": palettes.stops,
@@ -55,9 +55,9 @@ def of_comparison(result: xr.Dataset, names: Sequence[str], readout: str) -> dic
 
 
 def of_study(study: xr.Dataset) -> dict[str, Any]:
-    """Make the part of a study."""
+    """Make the part of the page for a study."""
     small = {str(name): one for name, one in study.data_vars.items() if not set(LAYERS) <= set(one.dims)}
-    if missing := [name for name in _NAMED if name not in study.coords]:  # a study of one model has them, too
+    if missing := [name for name in _REQUIRED if name not in study.coords]:  # even a study of one model has these
         raise KeyError(missing[0])
     untrained = _json_list(study, "untrained")
     palettes = Palettes()
@@ -91,7 +91,7 @@ def of_study(study: xr.Dataset) -> dict[str, Any]:
 def _common(
     result: xr.Dataset, readout: str, stores: Sequence[Mapping[str, Any]], measures: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Make what studies and comparisons both have."""
+    """Make the entries that parts of studies and of comparisons share."""
     facts = _facts(result)
     return {
         "kind": "study" if is_study(result) else "comparison",
@@ -105,7 +105,7 @@ def _common(
 
 
 def _shares(study: xr.Dataset) -> list[dict[str, Any]]:
-    """Name the shares that these models can tell apart, each with the place of its colour."""
+    """List the shares that these models can separate, each with its label and the index of its colour."""
     places = reading.share_places(study)
     return [
         {"name": name, "label": label, "place": places[name]} for name, label in reading.known_shares(study).items()
@@ -113,23 +113,23 @@ def _shares(study: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def _stimuli(study: xr.Dataset) -> dict[str, dict[str, Any]]:
-    """Choose, under every kernel, the samples that networks agree on most and least."""
+    """Select, for every kernel, the samples that networks agree on most and least."""
     if "agreement" not in study:
         return {}
-    whose = "across families" if len(set(study["family"].values)) > 1 else "of all pairs"
+    scope = "across families" if len(set(study["family"].values)) > 1 else "of all pairs"
     chosen = {}
     for kernel in study["kernel"].values.tolist():
         most, least = reading.extremes(study["agreement"].sel(kernel=kernel).values, SHOWN)
-        note = f"How much a stimulus adds to, or takes from, the mean index {whose} ({kernel})."
+        note = f"The number under a stimulus is its contribution to the mean index {scope} ({kernel})."
         chosen[kernel] = {"most": most, "least": least, "note": note}
     return chosen
 
 
 def _pairs_of(sides: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Name the pairs of models of a comparison, as a study has them: each once where both sides are the same."""
+    """List the pairs of models of a comparison, like a study; every pair occurs once if both sides are equal."""
     a, b = ([run["model"] for run in sides[side]["runs"]] for side in "ab")
-    once = sides["a"]["models"] == sides["b"]["models"] and len(a) > 1
-    pairs = [(first, second) for i, first in enumerate(a) for j, second in enumerate(b) if not once or j > i]
+    same_sides = sides["a"]["models"] == sides["b"]["models"] and len(a) > 1
+    pairs = [(first, second) for i, first in enumerate(a) for j, second in enumerate(b) if not same_sides or j > i]
     return {
         "pair": [f"{first} x {second}" for first, second in pairs],
         "pair_a": [first for first, _ in pairs],
@@ -139,7 +139,7 @@ def _pairs_of(sides: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _side(result: xr.Dataset, side: str) -> dict[str, Any]:
-    """List the layers of one side without their models' names, and where models and their stages begin."""
+    """List the layers of one side without the names of their models, and the runs of models with their stages."""
     models = _plain(result[f"model_{side}"].values)
     layers = [
         layer.removeprefix(f"{model}/")
@@ -159,7 +159,7 @@ def _side(result: xr.Dataset, side: str) -> dict[str, Any]:
 
 
 def _models(result: xr.Dataset, stores: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Describe every network, once; family and training are a study's."""
+    """Yield a description of every network once; only a study knows families and training."""
     columns = [_plain(result[name].values) for name in ("model", "family")] if is_study(result) else ([], [])
     families = dict(zip(*columns, strict=True))
     untrained = _json_list(result, "untrained")
@@ -179,7 +179,7 @@ def _models(result: xr.Dataset, stores: Sequence[Mapping[str, Any]]) -> Iterator
 
 
 def _facts(result: xr.Dataset) -> dict[str, str]:
-    """Say how a file was made, in the order in which the page lists it."""
+    """List the facts about how a file was made, in the order of the page."""
     facts: dict[str, Any] = {
         "data": result.coords.get("data"),
         "samples": result.coords.get("n_samples"),
@@ -196,14 +196,14 @@ def _facts(result: xr.Dataset) -> dict[str, str]:
     return {key: str(value) for key, value in values.items() if value is not None and value != ""}
 
 
-def _json_list(of: xr.Dataset | xr.DataArray, name: str, kind: type = str) -> list[Any]:
-    """Read the list that an attribute holds as JSON; an empty one where there is no such attribute."""
+def _json_list(data: xr.Dataset | xr.DataArray, name: str, kind: type = str) -> list[Any]:
+    """Read an attribute that holds a list as JSON; return an empty list if there is no such attribute."""
     try:
-        values = json.loads(of.attrs.get(name, "[]"))
+        values = json.loads(data.attrs.get(name, "[]"))
     except (TypeError, ValueError):
         values = None
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
-        raise ValueError(f"the attribute {name!r} is no JSON list of {'texts' if kind is str else 'objects'}")
+        raise ValueError(f"the attribute {name!r} is not a JSON list of {'texts' if kind is str else 'objects'}")
     return values
 
 

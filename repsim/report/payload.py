@@ -1,7 +1,7 @@
-"""Makes of studies, or comparisons, everything that a page shows, as one value that JSON can hold.
+"""Convert studies or comparisons to the JSON value that a page shows.
 
-What is shown, in which order, under which name and on which scale is decided in Python (`repsim.report.parts`); the
-scripts beside this file draw it.
+Python (`repsim.report.parts`) chooses the contents, their order, labels and colour scales; the scripts in this folder
+only draw them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,26 +18,26 @@ from repsim.study import formatting
 
 
 def payload(results: Sequence[xr.Dataset]) -> dict[str, Any]:
-    """Make everything a page shows of studies of the same models under different readouts, or of comparisons.
+    """Return the contents of a page as a value that JSON can represent.
 
     Parameters
     ----------
-    results
-        Studies of `repsim.universality`, or results of `repsim.compare`.
+    results : sequence of Dataset
+        Studies of `repsim.universality` of the same models under different readouts, or results of `repsim.compare`.
 
     Returns
     -------
     dict
-        ``title`` and ``parts``: one for every readout, with the names of everything and all numbers, packed.
+        ``title`` and ``parts``, one for every readout, with all labels and the packed numbers.
 
     Raises
     ------
     InvalidInputError
-        If there is nothing in them, or if they are of different models, or of one readout twice.
+        If there is no result or no measure, if the models differ, or if two results have the same readout.
     SampleMismatchError
-        If they are of different samples.
+        If the samples differ.
     StoreError
-        If something that belongs to a study or result is missing, or is not what it should be.
+        If a part of a study or result is missing or invalid.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def payload(results: Sequence[xr.Dataset]) -> dict[str, Any]:
     ('r and v', ['conv1'])
     """
     if not results:
-        raise InvalidInputError("there is nothing to report: give one study or result at least")
+        raise InvalidInputError("there is nothing to report: pass at least one study or result")
     parts = [part for result in results for part in _read(result)]
     _check(results, parts)
     return {"title": _title(parts[0]), "parts": parts}
@@ -61,21 +61,21 @@ def _check(results: Sequence[xr.Dataset], parts: Sequence[Mapping[str, Any]]) ->
     first = parts[0]
     for result, part in ((results[0], first), *zip(results[1:], parts[1:], strict=False)):
         if is_study(result) != (first["kind"] == "study"):
-            raise InvalidInputError("a study and a comparison do not go on one page; make a page of each")
+            raise InvalidInputError("one page cannot show a study and a comparison; make a page of each")
         for side in "ab":
-            mine, yours = (list(dict.fromkeys(one["sides"][side]["models"])) for one in (first, part))
-            if mine != yours:
+            expected, models = (list(dict.fromkeys(one["sides"][side]["models"])) for one in (first, part))
+            if models != expected:
                 raise InvalidInputError(
-                    f"one page is about one set of models, under one readout or several: the first file has "
-                    f"{formatting.listed(mine)}, another one {formatting.listed(yours)}; make a page of each"
+                    f"one page shows the same models under one readout or several: the first file has "
+                    f"{formatting.listed(expected)}, another one {formatting.listed(models)}; make a page of each"
                 )
         if result.attrs.get("samples_fingerprint") != results[0].attrs.get("samples_fingerprint"):
-            raise SampleMismatchError("these files are of different samples; one page needs the same for all readouts")
+            raise SampleMismatchError("these files have different samples; one page needs the same for all readouts")
     readouts = [part["readout"] for part in parts]
     twice = sorted({readout for readout in readouts if readouts.count(readout) > 1})
     if twice:
         raise InvalidInputError(
-            f"{formatting.listed(twice)} is the readout of more than one of these files; give one file a readout"
+            f"several of these files have the readout {formatting.listed(twice)}; give one file per readout"
         )
 
 
@@ -94,16 +94,16 @@ def _read(result: xr.Dataset) -> list[dict[str, Any]]:
         return list(_parts(result))
     except RepsimError:
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # written by something else
-        what = "study" if is_study(result) else "result"
-        name = Path(result.encoding.get("source", f"this {what}")).name
-        missing = schema.problem(result) if isinstance(error, KeyError) else None  # xarray would list all that is there
-        why = missing or reason(error)
-        raise StoreError(f"{name} is damaged, or no whole {what}: {why}; make it again") from error
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # written by another program
+        kind = "study" if is_study(result) else "result"
+        name = Path(result.encoding.get("source", f"this {kind}")).name
+        missing = schema.problem(result) if isinstance(error, KeyError) else None  # xarray's text lists all variables
+        cause = missing or reason(error)
+        raise StoreError(f"{name} is damaged, or not a complete {kind}: {cause}; make it again") from error
 
 
 def _parts(result: xr.Dataset) -> Iterator[dict[str, Any]]:
-    """Make one part for every readout."""
+    """Yield one part for every readout."""
     if is_study(result):
         yield of_study(result)
         return

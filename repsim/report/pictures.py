@@ -1,4 +1,4 @@
-"""Small copies of the pictures that networks agree on most and least, inside the page."""
+"""Make small copies of the pictures that networks agree on most and least, for the page."""
 
 import base64
 import io
@@ -14,32 +14,44 @@ from repsim.extractors.images import open_images
 from repsim.extractors.sources import ImageSource
 
 SHOWN = 12
-"""How many of either kind."""
+"""Number of pictures of either kind."""
 SIZE = 96
-"""Pixels of the longer side."""
+"""Length of the longer side in pixels."""
 
 
 def without_pictures() -> dict[str, Any]:
-    """Say why there are none: whether pictures may be passed on is not for a tool to say."""
+    """Return the entries of a page without pictures, which are left out by default because they may be private."""
     return {
         "pictures": {},
-        "pictures_note": "The pictures themselves are not in this page, as they may be private; "
-        "whoever makes the page can put small copies of these into it (thumbnails).",
+        "pictures_note": "The pictures themselves are not in this page because they may be private. "
+        "The page can be made with small copies of them (option thumbnails).",
     }
 
 
 def thumbnails(parts: Sequence[Mapping[str, Any]], source: str) -> dict[str, Any]:
-    """Make small copies of what the parts of a page show.
+    """Make small copies of the pictures that the parts of a page show.
 
-    A picture is looked up among those that ``source`` lists, so no name leads out of it, and links that do are not
-    followed: a page is passed on. One that is not there, or cannot be read, says so in its place.
+    Only pictures that ``source`` lists are used, and links to other folders are not followed, so that the page can be
+    shared. The page shows a note in the place of a picture that is missing or cannot be read.
+
+    Parameters
+    ----------
+    parts : sequence of dict
+        Parts of the page.
+    source : str
+        Folder or ``.tar`` of the pictures, or ``digits``.
+
+    Returns
+    -------
+    dict
+        ``pictures``, by name, and ``pictures_note``.
 
     Raises
     ------
     ImageError
         If there is no picture in ``source`` at all.
     """
-    # a study of one split has ids of the whole
+    # the ids of a study of one split are relative to the folder of all splits
     everything = EVERYTHING if source != "digits" and Path(source).exists() else None
     images = open_images(source, split=everything)
     places = {name: row for row, name in enumerate(images.ids)}
@@ -50,21 +62,21 @@ def thumbnails(parts: Sequence[Mapping[str, Any]], source: str) -> dict[str, Any
         for k in (*chosen["most"], *chosen["least"])
     }
     pictures = {name: _picture(images, places.get(name)) for name in sorted(shown)}
-    found = sum("url" in each for each in pictures.values())
-    note = "" if found else f"None of these pictures is in the {len(images)} that thumbnails names; give their folder."
-    return {"pictures": pictures, "pictures_note": note}
+    available = any("url" in picture for picture in pictures.values())
+    note = f"None of these pictures is among the {len(images)} of the thumbnails option; give their folder."
+    return {"pictures": pictures, "pictures_note": "" if available else note}
 
 
 def _picture(images: ImageSource, row: int | None) -> dict[str, str]:
     if row is None:
-        return {"missing": "no such picture there"}
+        return {"missing": "no such picture"}
     if isinstance(images, Folder) and not images.path(row).resolve().is_relative_to(images.root.resolve()):
         return {"missing": "a link to another folder"}
     try:
         picture = images.load(row)
     except ImageError:
         return {"missing": "cannot be read"}
-    if max(picture.size) < SIZE:  # pixels of a digit stay pixels
+    if max(picture.size) < SIZE:  # enlarge small pictures without interpolation
         times = SIZE // max(picture.size)
         picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
     picture.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)

@@ -1,6 +1,6 @@
-// What is shown, and the address that leads to it: everything after # names a view, so that it can be linked.
+// The state of the page, which the address contains after #, so that a view can be linked.
 
-const KEPT = ["measure", "readout", "view", "pair", "theme"];
+const IN_ADDRESS = ["measure", "readout", "view", "pair", "theme"];
 
 class State {
   constructor(first) {
@@ -12,24 +12,24 @@ class State {
     return this.values[name];
   }
 
-  listen(names, act) {
-    this.listeners.push({ names, act });
+  listen(names, callback) {
+    this.listeners.push({ names, callback });
   }
 
   set(changes, { address = true } = {}) {
     const changed = Object.keys(changes).filter((name) => changes[name] !== this.values[name]);
     Object.assign(this.values, changes);
-    if (address && changed.some((name) => KEPT.includes(name))) this.write();
+    if (address && changed.some((name) => IN_ADDRESS.includes(name))) this.write();
     const due = this.listeners.filter(({ names }) => names.some((name) => changed.includes(name)));
-    for (const { act } of due) act();
+    for (const { callback } of due) callback();
   }
 
   write() {
-    const named = new URLSearchParams(KEPT.filter((name) => this.values[name]).map((name) => [name, this.values[name]]));
-    this.address = `#${named}`;
+    const parameters = new URLSearchParams(IN_ADDRESS.filter((name) => this.values[name]).map((name) => [name, this.values[name]]));
+    this.address = `#${parameters}`;
     location.replace(this.address);
   }
 }
 
-const linked = () => Object.fromEntries(
-  [...new URLSearchParams(location.hash.slice(1))].filter(([name]) => KEPT.includes(name)));
+const viewFromAddress = () => Object.fromEntries(
+  [...new URLSearchParams(location.hash.slice(1))].filter(([name]) => IN_ADDRESS.includes(name)));

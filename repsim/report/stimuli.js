@@ -1,4 +1,4 @@
-// Stimuli that networks agree on most, and least.
+// Draws the stimuli that networks agree on most and least.
 
 class Stimuli {
   constructor(page) {
@@ -11,8 +11,8 @@ class Stimuli {
     byId("stimuli").hidden = !chosen?.most.length;
     if (!chosen?.most.length) return;
     byId("stimuli-note").textContent = `${chosen.note} ${data.pictures_note}`;
-    const values = part.take("agreement", { kernel });
-    const list = (id, some) => byId(id).replaceChildren(...some.map((k) => this.card(part.coords.sample[k], values[k])));
+    const values = part.select("agreement", { kernel });
+    const list = (id, samples) => byId(id).replaceChildren(...samples.map((k) => this.card(part.coords.sample[k], values[k])));
     list("most", chosen.most);
     list("least", chosen.least);
   }

@@ -1,16 +1,16 @@
-// Words and elements. Names come from strangers' files: they become text, and never markup.
+// Formats numbers and makes HTML elements. Names may come from untrusted files: they are inserted as text, never as markup.
 
 const MISSING = "–";
 
 function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value === true) made.setAttribute(name, "");
-    else if (value !== false && value !== undefined && value !== null) made.setAttribute(name, value);
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value !== undefined && value !== null) node.setAttribute(name, value);
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
-  return made;
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
 }
 
 const byId = (id) => document.getElementById(id);
@@ -20,10 +20,10 @@ const fixed = (value, digits = 4) => (Number.isFinite(value) ? value.toFixed(dig
 const interval = (low, high, digits = 4) =>
   Number.isFinite(low) && Number.isFinite(high) ? `${fixed(low, digits)} to ${fixed(high, digits)}` : "";
 
-// The same in brackets behind a value; nothing where there is none.
+// An interval in parentheses, to follow a value; empty if there is no interval.
 const bracketed = (low, high, digits = 4) => (interval(low, high, digits) ? ` (${interval(low, high, digits)})` : "");
 
-// A value and, fainter, its interval.
+// A value and its interval, in a softer colour.
 const valueWithin = (value, low, high) => element("span", {}, fixed(value), element("small", {}, bracketed(low, high)));
 
 function probability(p) {
@@ -32,18 +32,18 @@ function probability(p) {
   return p < 0.0005 ? p.toExponential(1) : fixed(p);
 }
 
-const short = (text, most = 26) => (text.length <= most ? text : `${text.slice(0, most - 12)}…${text.slice(-11)}`);
+const shorten = (text, most = 26) => (text.length <= most ? text : `${text.slice(0, most - 12)}…${text.slice(-11)}`);
 
-// How wide a text is, in pixels.
+// Measures the width of a text in pixels.
 const ruler = document.createElement("canvas").getContext("2d");
 
 function widthOf(text, size) {
-  ruler.font = `${size}px ${token("sans")}`;
+  ruler.font = `${size}px ${cssVariable("sans")}`;
   return ruler.measureText(text).width;
 }
 
-// Plotly reads <b>, <a href> and entities in labels.
-const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+// Escapes markup, because Plotly interprets <b>, <a href> and entities in labels.
+const escapeMarkup = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
 function tile(term, value, more = "", strong = false) {
   const parts = [element("dt", {}, term), element("dd", { class: "big" }, value)];
@@ -51,8 +51,8 @@ function tile(term, value, more = "", strong = false) {
   return element("div", strong ? { class: "strong" } : {}, ...parts);
 }
 
-// Rows of cells below named columns; the first cell of a row names it, the first few are words. A cell is a text or an
-// element. Columns in which nothing is known are left out.
+// Makes a table. The first cell of a row is its heading; the first `words` columns are left-aligned text. A cell is a
+// text or an element. Empty columns are left out.
 function table(columns, rows, caption = "", words = 1) {
   const empty = (cell) => (cell?.textContent ?? cell) === MISSING;
   const shown = columns.map((_, k) => k).filter((k) => k < words || !rows.every((row) => empty(row[k])));
@@ -60,12 +60,12 @@ function table(columns, rows, caption = "", words = 1) {
   const head = shown.map((k) => element("th", { scope: "col", ...kind(k) }, columns[k]));
   const body = rows.map((row) => element("tr", {}, ...shown.map((k) =>
     (k ? element("td", kind(k), row[k]) : element("th", { scope: "row" }, row[0])))));
-  const made = element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
-  if (caption) made.prepend(element("caption", {}, caption));
-  return made;
+  const node = element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
+  if (caption) node.prepend(element("caption", {}, caption));
+  return node;
 }
 
-// The text alternative of a figure: a table that is made when somebody opens it.
+// Adds the text alternative of a figure: a table, which is made when it is opened.
 function offerTable(figure, make) {
   const details = figure.querySelector("details.data");
   const fill = () => {
@@ -78,11 +78,11 @@ function offerTable(figure, make) {
   fill();
 }
 
-// A group of radio buttons: [value, label, possible].
+// Fills a group of radio buttons; options are [value, label, enabled].
 function offerChoices(fieldset, name, options, chosen, choose) {
   fieldset.querySelectorAll(".choice").forEach((old) => old.remove());
-  for (const [value, label, possible = true] of options) {
-    const input = element("input", { type: "radio", name, value, checked: value === chosen, disabled: !possible });
+  for (const [value, label, enabled = true] of options) {
+    const input = element("input", { type: "radio", name, value, checked: value === chosen, disabled: !enabled });
     input.addEventListener("change", () => choose(value));
     fieldset.append(element("label", { class: "choice" }, input, element("span", {}, label)));
   }

@@ -1,4 +1,4 @@
-// Packed numbers (packing.py) as arrays.
+// Unpacks numbers that packing.py has packed.
 
 const TYPES = { f8: Float64Array, f4: Float32Array, i4: Int32Array };
 
@@ -15,11 +15,11 @@ function unpackArray(packed) {
   return new TYPES[type](bytesOf(packed[type]).buffer);
 }
 
-// A matrix of rows x columns; `known` is the measure's own, of which a constant has the holes.
-function unpackMatrix(packed, rows, columns, known) {
+// Returns a matrix of rows x columns, row by row. A constant matrix is NaN where `reference`, the value, is NaN.
+function unpackMatrix(packed, rows, columns, reference) {
   if (!packed) return null;
   const values = new Float64Array(rows * columns);
-  if ("constant" in packed) return values.map((_, i) => (known && Number.isNaN(known[i]) ? NaN : packed.constant));
+  if ("constant" in packed) return values.map((_, i) => (reference && Number.isNaN(reference[i]) ? NaN : packed.constant));
   if (packed.rows) return values.map(((all) => (_, i) => all[i])(unpackArray(packed.rows)));
   const triangle = unpackArray(packed.triangle);
   for (let i = 0, k = 0; i < rows; i += 1) {
@@ -28,7 +28,7 @@ function unpackMatrix(packed, rows, columns, known) {
   return values;
 }
 
-// Text that was compressed (zlib) to make the file smaller.
+// Decompresses a text (zlib) that is compressed to make the file smaller.
 async function inflate(text) {
   const stream = new Blob([bytesOf(text)]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Response(stream).text();

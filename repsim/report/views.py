@@ -1,4 +1,4 @@
-"""Chooses what can be shown of every measure, and on which scale."""
+"""Choose the views of every measure (value, calibrated, z) and their colour scales."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ from repsim.study import reading
 
 
 class Palettes:
-    """The colours of all views of a part, each kept once."""
+    """Colour scales of all views of a part, without duplicates."""
 
     def __init__(self) -> None:
         self.stops: list[list[tuple[float, str]]] = []
@@ -23,7 +23,7 @@ class Palettes:
     def view(
         self, values: NDArray[np.float64], valid_range: tuple[float, float], sense: str = "similarity"
     ) -> dict[str, Any]:
-        """Choose the scale of a matrix: its ends, and the place of its colours."""
+        """Choose the scale of a matrix; return its ends and the index of its colours."""
         scale = scale_of(values, valid_range, sense)
         if scale.stops not in self.stops:
             self.stops.append(scale.stops)
@@ -32,15 +32,15 @@ class Palettes:
 
 
 def about_study(study: xr.Dataset, measure: str, palettes: Palettes) -> dict[str, Any]:
-    """Describe a measure of a study: its names, its views, and what is shown beside it elsewhere on the page.
+    """Describe a measure of a study: its names, its views, and the kernel and map that the page shows with it.
 
-    ``most`` is what equal layers have, the 1 of the calibrated view.
+    The entry ``most`` is the value of equal layers, which the calibrated view maps to 1.
     """
     about: dict[str, Any] = {"name": measure, "label": measure, "formula": "", "citation": "", "most": 1}
     bounds = -math.inf, math.inf
     try:
         declares = traits(measure)
-    except RepsimError:  # a third party's, which is not installed here
+    except RepsimError:  # the package of the measure is not installed
         pass
     else:
         bounds = declares.similarity_range

@@ -1,1 +1,1 @@
-"""Results and studies as files: netCDF behind a digest, one schema, and tables of them."""
+"""Save and open results and studies as netCDF files with a digest, check their schema, and export tables."""

@@ -1,7 +1,7 @@
-"""Reads results and studies of earlier formats, which carry no digest, in a process that cannot do harm.
+"""Read results and studies of earlier formats, which have no digest, in a process with limited time and memory.
 
-Their texts lie in HDF5's heaps, where a few bytes can make HDF5 read on for ever or ask for any amount of memory. So
-another process opens the file, with limits of time and memory, and hands back what `repsim.results.netcdf` reads.
+Their texts are in heaps of HDF5, where a few manipulated bytes can keep HDF5 in an endless loop or make it allocate any
+amount of memory. The separate process opens the file and returns it in the form that `repsim.results.netcdf` reads.
 """
 
 import os
@@ -15,41 +15,54 @@ import xarray as xr
 
 from repsim.errors import InvalidInputError, RepsimError, StoreError, reason
 from repsim.results import netcdf
-from repsim.stores.reader import refuse_foreign
+from repsim.stores.reader import check_self_contained
 
 _SECONDS = 3
-"""CPU time that the smallest file may take; reading one takes hundredths."""
-_PATIENCE = 120
-"""Seconds after which a process that waits for something is given up, where the system limits no CPU time."""
+"""CPU time limit for the smallest file, in seconds; reading one takes hundredths of a second."""
+_TIMEOUT = 120
+"""Limit of elapsed time in seconds, for systems that cannot limit CPU time."""
 _REFUSED = 3
-"""Exit code of a process that says why."""
+"""Exit code of a process that has written the reason to its standard error."""
 
 
 def read_earlier(path: Path, data: bytes | bytearray) -> xr.Dataset:
-    """Read any netCDF file, of which ``data`` are the bytes; `StoreError` where it is damaged, or HDF5 finds no end."""
-    if not (_sound_global_heaps(data) and _sound_local_heaps(data)):
+    """Read a netCDF file in a separate process.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    data : bytes or bytearray
+        The bytes of the file.
+
+    Raises
+    ------
+    StoreError
+        The file is damaged, or HDF5 does not finish reading it.
+    """
+    if not (_has_valid_global_heaps(data) and _has_valid_local_heaps(data)):
         raise StoreError(f"{path} is damaged: a heap of texts in it has no end")
-    folder = str(Path(__file__).parents[2])  # where the package is, for a process that may run elsewhere
+    folder = str(Path(__file__).parents[2])  # the process has to import this package
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]).rstrip(":")}
     command = [sys.executable, "-P", "-W", "ignore", "-m", "repsim.results.earlier", str(path.absolute())]
     try:
-        child = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=_PATIENCE)  # noqa: S603
+        child = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=_TIMEOUT)  # noqa: S603
     except subprocess.TimeoutExpired:
-        raise StoreError(f"{path} is damaged: HDF5 comes to no end reading it") from None
+        raise StoreError(f"{path} is damaged: HDF5 does not finish reading it") from None
     if child.returncode == _REFUSED:
         raise StoreError(child.stderr.decode(errors="replace").strip().splitlines()[-1])
     if child.returncode < 0:
-        raise StoreError(f"{path} is damaged: HDF5 comes to no end reading it, or crashes")
+        raise StoreError(f"{path} is damaged: HDF5 does not finish reading it, or crashes")
     if child.returncode:
-        raise StoreError(f"{path} is damaged: HDF5 cannot read it within the memory that a file of its size may take")
+        raise StoreError(f"{path} is damaged: reading it takes more memory than a file of its size should need")
     return netcdf.from_bytes(bytearray(child.stdout), path)
 
 
-def _sound_global_heaps(data: bytes | bytearray) -> bool:
-    """Walk the heaps of texts as HDF5 does: a step from one object to the next has to lead on, and not beyond."""
-    for start in _places(data, b"GCOL\x01\0\0\0"):
+def _has_valid_global_heaps(data: bytes | bytearray) -> bool:
+    """Return whether every step from one object of a heap of texts to the next moves forward and stays in the heap."""
+    for start in _possible_heaps(data, b"GCOL\x01\0\0\0"):
         (size,) = struct.unpack_from("<Q", data, start + 8)
-        if size < 4096 or start + size > len(data):  # no heap, but the same bytes in other data
+        if size < 4096 or start + size > len(data):  # not a heap, but other data with the same bytes
             continue
         at, end = start + 16, start + size
         while end - at >= 16:
@@ -61,9 +74,9 @@ def _sound_global_heaps(data: bytes | bytearray) -> bool:
     return True
 
 
-def _sound_local_heaps(data: bytes | bytearray) -> bool:
-    """Walk the free places of the heaps of names: a list of them ends, and never comes back."""
-    for start in _places(data, b"HEAP\0\0\0\0"):
+def _has_valid_local_heaps(data: bytes | bytearray) -> bool:
+    """Return whether the list of free blocks in every heap of names ends and contains no block twice."""
+    for start in _possible_heaps(data, b"HEAP\0\0\0\0"):
         size, free, segment = struct.unpack_from("<QQQ", data, start + 8)
         if segment + size > len(data):
             continue
@@ -76,8 +89,8 @@ def _sound_local_heaps(data: bytes | bytearray) -> bool:
     return True
 
 
-def _places(data: bytes | bytearray, mark: bytes) -> Iterator[int]:
-    """Where a heap may begin."""
+def _possible_heaps(data: bytes | bytearray, mark: bytes) -> Iterator[int]:
+    """Yield the offsets at which a heap may begin: those of its mark."""
     start = data.find(mark)
     while 0 <= start <= len(data) - 32:
         yield start
@@ -85,9 +98,9 @@ def _places(data: bytes | bytearray, mark: bytes) -> Iterator[int]:
 
 
 def _limit(size: int) -> None:
-    """Limit what this process may take, from now on, for a file of this many bytes."""
+    """Limit the CPU time and the memory of this process, for a file of ``size`` bytes."""
     try:
-        import resource  # noqa: PLC0415 - there is none on Windows
+        import resource  # noqa: PLC0415 - Windows does not have it
     except ImportError:
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -96,24 +109,24 @@ def _limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     statm = Path("/proc/self/statm")
     if statm.exists():
-        now = int(statm.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + 2**28 + 20 * size,) * 2)
+        used_memory = int(statm.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used_memory + 2**28 + 20 * size,) * 2)
 
 
 def _main(path: Path) -> None:
-    """Write the file at ``path`` in today's form to the standard output."""
+    """Read the file at ``path``, and write it in the current form to the standard output."""
     import h5netcdf  # noqa: F401, PLC0415 - loaded before memory is limited
 
     _limit(path.stat().st_size)
     try:
-        refuse_foreign(path)
+        check_self_contained(path)
         with xr.open_dataset(path, engine="h5netcdf", decode_times=False, decode_timedelta=False) as file:
             data = netcdf.to_bytes(_plain(file.load()))
     except RepsimError as error:
         why = f"{path} is damaged: {error}" if isinstance(error, InvalidInputError) else error.problem
     except MemoryError:
-        why = f"{path} is damaged: it asks for far more memory than it has bytes"
-    except Exception as error:  # noqa: BLE001 - what HDF5 makes of damaged structures is anything
+        why = f"{path} is damaged: reading it takes far more memory than its size"
+    except Exception as error:  # noqa: BLE001 - damaged structures can make HDF5 raise anything
         why = f"{path} is damaged: {reason(error)}"
     else:
         sys.stdout.buffer.write(data)
@@ -123,7 +136,7 @@ def _main(path: Path) -> None:
 
 
 def _plain(data: xr.Dataset) -> xr.Dataset:
-    """The data without the numpy scalars that h5netcdf makes of attributes."""
+    """Replace numpy scalars in the attributes, which h5netcdf returns, by Python values."""
     for attrs in (data.attrs, *(variable.attrs for variable in data.variables.values())):
         for key, value in attrs.items():
             if hasattr(value, "tolist"):

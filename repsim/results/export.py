@@ -1,4 +1,4 @@
-"""Results and studies as tables of pandas, CSV and JSON; docs/reading-stores.md says what is in each."""
+"""Convert results and studies to tables of pandas, CSV and JSON (docs/reading-stores.md)."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from repsim.results.versions import FORMAT, STUDY
 from repsim.runtime.files import replacing
 
 RESULT_TABLE = "layers"
-"""The one table of a comparison."""
+"""Name of the only table of a comparison."""
 STUDY_TABLES: dict[str, tuple[str, ...]] = {
     "pairs": ("measure", "pair"),
     "layers": ("measure", "layer_a", "layer_b"),
@@ -33,44 +33,46 @@ STUDY_TABLES: dict[str, tuple[str, ...]] = {
     "layer_map": ("layer_a",),
     "samples": ("kernel", "sample"),
 }
-"""Table of a study -> the dimensions that a row is of. Every variable over just these is a column."""
+"""Tables of a study -> dimensions of their rows. Every variable with exactly these dimensions is a column."""
 _AXES = {"axis", "layer_axis"}
-"""Dimensions that become columns: a point on a map is a row."""
+"""Dimensions whose entries become columns, so that a point of a map is one row."""
 _FORMULA = ("=", "+", "-", "@", "\t")
-"""What a spreadsheet takes for the beginning of a formula."""
+"""First characters of formulas in spreadsheets."""
 
-_OF_LAYERS = {
+_LAYER_COLUMNS = {
     "features": "values a sample of layer {}",
     "depth": "relative depth of layer {} among those compared of its model, 0 the first and 1 the last",
 }
-"""What is told of the layers of a side; whatever was found is explained in the file."""
+"""Meanings of columns that describe the layers of one side; the file explains the other columns."""
 
 
-def to_frame(found: xr.Dataset, table: str | None = None) -> pd.DataFrame:
-    """Make a tidy table of a comparison or a study: a row a pair of layers, of models, ..., a column a variable.
+def to_frame(dataset: xr.Dataset, table: str | None = None) -> pd.DataFrame:
+    """Convert a comparison or a study to a tidy table, with a row for each pair of layers, pair of models, and so on.
 
-    Rows are in the order of the file, the first of a table's dimensions slowest. Columns say first what a row is of,
-    then what was found. Values are those of the file, to the last bit.
+    Each variable is a column. Rows are in the order of the file; the first dimension of the table varies slowest. The
+    first columns identify the row, the others hold its values, which are exactly those of the file.
 
     Parameters
     ----------
-    found
-        What `repsim.compare`, `repsim.universality`, `repsim.open_result` or `repsim.open_study` return.
-    table
-        Of a comparison only ``layers``: a row a pair of layers, a column a metric. Of a study one of `STUDY_TABLES`;
-        by default ``pairs``: a row a measure and a pair of models.
+    dataset : xarray.Dataset
+        A result of `repsim.compare` or `repsim.open_result`, or a study of `repsim.universality` or
+        `repsim.open_study`.
+    table : str, optional
+        For a comparison ``layers``, with a row for each pair of layers and a column for each metric. For a study one of
+        `STUDY_TABLES`; by default ``pairs``, with a row for each measure and pair of models.
 
     Returns
     -------
     pandas.DataFrame
-        ``attrs`` hold the table's name, what was compared, and the ``columns`` that are explained: name -> meaning.
+        The table. Its ``attrs`` hold the name of the ``table``, the ``data``, the number of ``samples``, and the
+        meanings of ``columns``, by name.
 
     Raises
     ------
     UnknownNameError
         There is no such table; the message lists the nearest names.
     InvalidInputError
-        This is neither a comparison nor a study, or the study has nothing of this kind (no second model, say).
+        The data set is neither a comparison nor a study, or the study lacks the table (for example with one model).
 
     Examples
     --------
@@ -86,46 +88,54 @@ def to_frame(found: xr.Dataset, table: str | None = None) -> pd.DataFrame:
     0       a      in       b  hidden  1.00
     1       a     out       b  hidden  0.67
     """
-    tables = tables_of(found)
+    tables = tables_of(dataset)
     name = table or next(iter(tables))
     if name not in tables:
         raise UnknownNameError("table", name, tables, where=f"there are {', '.join(tables)}")
     dims = tables[name]
-    if missing := [dim for dim in dims if dim not in found.sizes]:
+    if missing := [dim for dim in dims if dim not in dataset.sizes]:
         raise InvalidInputError(f"this study has no table {name!r}: there is no {missing[0]} in it")
-    frame = pd.DataFrame(dict(_columns(found, dims)))
+    frame = pd.DataFrame(dict(_columns(dataset, dims)))
     frame.attrs = {
         "table": name,
-        "data": found["data"].item(),
-        "samples": found["n_samples"].item(),
-        "columns": {column: text for column in frame.columns if (text := _meaning(found, column))},
+        "data": dataset["data"].item(),
+        "samples": dataset["n_samples"].item(),
+        "columns": {column: text for column in frame.columns if (text := _meaning(dataset, column))},
     }
     return frame
 
 
-def tables_of(found: xr.Dataset) -> dict[str, tuple[str, ...]]:
-    """Names of the tables that a comparison or a study has, and the dimensions of their rows; the default first."""
-    form = found.attrs.get("format")
+def tables_of(data: xr.Dataset) -> dict[str, tuple[str, ...]]:
+    """Return the names of the tables of a comparison or a study, with the dimensions of their rows; the default first.
+
+    Raises
+    ------
+    InvalidInputError
+        The data set is neither a comparison nor a study.
+    """
+    form = data.attrs.get("format")
     if form == STUDY:
         return STUDY_TABLES
     if form == FORMAT:
         return {RESULT_TABLE: ("layer_a", "layer_b")}
-    raise InvalidInputError(f"expected what repsim.compare or repsim.universality returns; its 'format' is {form!r}")
+    raise InvalidInputError(
+        f"expected a result of repsim.compare or a study of repsim.universality; the attribute 'format' is {form!r}"
+    )
 
 
-def _columns(found: xr.Dataset, dims: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Names and values, a value a row: what the row is of, then what was found."""
-    shape = tuple(found.sizes[dim] for dim in dims)
+def _columns(data: xr.Dataset, dims: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Yield names and values of the columns: first those that identify the row, then the variables."""
+    shape = tuple(data.sizes[dim] for dim in dims)
 
-    def spread(values: Any, *over: str) -> Any:
-        """Repeat along the other dimensions."""
-        own = [found.sizes[dim] if dim in over else 1 for dim in dims]
+    def repeated(values: Any, *over: str) -> Any:
+        """Repeat values along all dimensions except ``over``, one value for each row."""
+        own = [data.sizes[dim] if dim in over else 1 for dim in dims]
         return np.broadcast_to(np.asarray(values).reshape(own), shape).ravel()
 
     for dim in dims:
-        for name, values in _labels(found, dim):
-            yield name, spread(values, dim)
-    for key, variable in found.data_vars.items():
+        for name, values in _labels(data, dim):
+            yield name, repeated(values, dim)
+    for key, variable in data.data_vars.items():
         name = str(key)
         if set(variable.dims) == set(dims):
             yield name, variable.transpose(*dims).values.ravel()
@@ -134,31 +144,32 @@ def _columns(found: xr.Dataset, dims: tuple[str, ...]) -> Iterator[tuple[str, An
                 yield f"{name}_{k + 1}", variable.values[..., k].ravel()
 
 
-def _labels(found: xr.Dataset, dim: str) -> Iterator[tuple[str, Any]]:
-    """What is told of the places along one dimension: the model before the layer, as people say it."""
-    if dim not in found.coords:
-        yield dim, np.arange(found.sizes[dim])
+def _labels(data: xr.Dataset, dim: str) -> Iterator[tuple[str, Any]]:
+    """Yield names and values of the coordinates along one dimension; of layers the model comes first."""
+    if dim not in data.coords:
+        yield dim, np.arange(data.sizes[dim])
         return
-    beside = sorted(str(name) for name, each in found.coords.items() if each.dims == (dim,) and name != dim)
+    others = sorted(str(name) for name, values in data.coords.items() if values.dims == (dim,) and name != dim)
     side = dim.removeprefix("layer")
     if side not in {"_a", "_b"}:
-        yield from ((name, found[name].values) for name in (dim, *beside))
+        yield from ((name, data[name].values) for name in (dim, *others))
         return
-    models = found[f"model{side}"].values
+    models = data[f"model{side}"].values
     yield f"model{side}", models
-    yield dim, _without_model(found[dim].values, models)
+    yield dim, _without_model(data[dim].values, models)
     yield f"depth{side}", _depths(models)
-    yield from ((name, found[name].values) for name in beside if name != f"model{side}")
+    yield from ((name, data[name].values) for name in others if name != f"model{side}")
 
 
 def _without_model(layers: Any, models: Any) -> Any:
-    """Layers as their network names them: several models on one side make it ``model/layer``."""
+    """Remove the model from names ``model/layer``, which results with several models on one side have."""
     if all(layer.startswith(f"{model}/") for layer, model in zip(layers, models, strict=True)):
         return [layer[len(model) + 1 :] for layer, model in zip(layers, models, strict=True)]
     return layers
 
 
 def _depths(models: Any) -> Any:
+    """Return the relative depth of every layer in its model, from 0 for the first to 1 for the last."""
     depths = np.empty(len(models))
     for model in np.unique(models):
         own = models == model
@@ -166,113 +177,126 @@ def _depths(models: Any) -> Any:
     return depths
 
 
-def _meaning(found: xr.Dataset, column: str) -> str:
-    name = column if column in found.variables else re.sub(r"_\d+$", "", column)
-    attrs = found[name].attrs if name in found.variables else {}
+def _meaning(data: xr.Dataset, column: str) -> str:
+    name = column if column in data.variables else re.sub(r"_\d+$", "", column)
+    attrs = data[name].attrs if name in data.variables else {}
     if "label" in attrs:
         low, high = np.ravel(attrs["valid_range"])
         return f"{attrs['label']}: a {attrs['sense']}, from {low:g} to {high:g}"
-    what, _, side = column.rpartition("_")
-    if what in _OF_LAYERS:
-        return _OF_LAYERS[what].format(side)
+    prefix, _, side = column.rpartition("_")
+    if prefix in _LAYER_COLUMNS:
+        return _LAYER_COLUMNS[prefix].format(side)
     return ": ".join(attrs[key] for key in ("long_name", "description") if key in attrs)
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """Write a table as CSV, in which every number reads back to the last bit, and nothing is a formula.
+    """Convert a table to CSV with exact numbers and without formulas.
 
-    A spreadsheet runs a cell that begins with ``=``, and layers, samples and classes in a stranger's file can have any
-    name: text that begins with ``= + - @`` or a tab gets an apostrophe in front, which is how spreadsheets mark text. A
-    carriage return, which would end a row for some readers, becomes a space. Frames and JSON keep names as they are.
+    A spreadsheet runs a cell that begins with ``=``, and a file of unknown origin can contain any name. Therefore text
+    that begins with ``= + - @`` or a tab gets an apostrophe in front, with which spreadsheets mark text. A carriage
+    return, which some programs read as the end of a row, becomes a space. Data frames and JSON keep names unchanged.
 
     >>> print(to_csv(pd.DataFrame({"layer": ["=cmd|' /C calc'!A0", "fc"], "cka": [-0.1, 1 / 3]})), end="")
     layer,cka
     '=cmd|' /C calc'!A0,-0.1
     fc,0.3333333333333333
     """
-    safe = frame.apply(lambda column: column.map(_harmless) if column.dtype.kind not in "fiub" else column)
-    return str(safe.rename(columns=_harmless).to_csv(index=False, lineterminator="\n"))
+    safe = frame.apply(lambda column: column.map(_without_formula) if column.dtype.kind not in "fiub" else column)
+    return str(safe.rename(columns=_without_formula).to_csv(index=False, lineterminator="\n"))
 
 
-def _harmless(cell: Any) -> Any:
+def _without_formula(cell: Any) -> Any:
+    """Mark text that a spreadsheet would run as a formula, and replace carriage returns."""
     if not isinstance(cell, str):
         return cell
     text = cell.replace("\r", " ")
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def to_json(found: xr.Dataset, table: str | None = None) -> dict[str, Any]:
-    """Give a result, a study, or one table of either, as JSON values; NaN is null.
+def to_json(data: xr.Dataset, table: str | None = None) -> dict[str, Any]:
+    """Convert a result, a study, or one table of it, to JSON values; NaN becomes null.
 
-    Without ``table`` it is what ``--json`` of ``repsim compare`` and ``repsim universality`` prints.
+    Without ``table`` the value is the one that ``repsim compare --json`` and ``repsim universality --json`` print.
     """
     if table is not None:
-        frame = to_frame(found, table)
-        columns = {str(name): finite(column.tolist()) for name, column in frame.items()}
+        frame = to_frame(data, table)
+        columns = {str(name): nan_to_none(column.tolist()) for name, column in frame.items()}
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return {**{str(key): each for key, each in frame.attrs.items()}, "rows": rows}
-    tables_of(found)  # refuses what is neither
-    return study_as_json(found) if found.attrs["format"] == STUDY else result_as_json(found)
+        return {**{str(key): value for key, value in frame.attrs.items()}, "rows": rows}
+    tables_of(data)  # raises an error for other data sets
+    return study_as_json(data) if data.attrs["format"] == STUDY else result_as_json(data)
 
 
 def export(
-    found: xr.Dataset, path: str | os.PathLike[str], table: str | None = None, *, overwrite: bool = False
+    data: xr.Dataset, path: str | os.PathLike[str], table: str | None = None, *, overwrite: bool = False
 ) -> None:
-    """Save a result or a study, or one table of it, as ``.csv`` or ``.json``.
+    """Save a result or a study, or one table of it, as CSV or JSON.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        The result or the study.
+    path : str or path
+        The file; its suffix, ``.csv`` or ``.json``, decides the format.
+    table : str, optional
+        The table, as in `repsim.to_frame`. By default the first table as CSV, or everything as JSON.
+    overwrite : bool
+        Replace an existing file.
 
     Raises
     ------
     InvalidInputError
-        The name ends otherwise.
+        The suffix is another one.
     OutputError
         The file exists or cannot be written.
     """
     path = Path(path)
-    text = as_text(found, path.suffix.removeprefix("."), table)
+    text = as_text(data, path.suffix.removeprefix("."), table)
     with replacing(path, overwrite=overwrite) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
-def as_text(found: xr.Dataset, form: str, table: str | None = None) -> str:
-    """What `export` writes, in the form ``csv`` or ``json``."""
+def as_text(data: xr.Dataset, form: str, table: str | None = None) -> str:
+    """Return the text that `export` writes, in the form ``csv`` or ``json``."""
     if form == "csv":
-        return to_csv(to_frame(found, table))
+        return to_csv(to_frame(data, table))
     if form == "json":
-        return json.dumps(to_json(found, table)) + "\n"
-    raise InvalidInputError(f"tables are written as .csv or .json, not {form!r}; netCDF is what the file is already")
+        return json.dumps(to_json(data, table)) + "\n"
+    raise InvalidInputError(f"tables are written as .csv or .json, not {form!r}; repsim.save_result writes netCDF")
 
 
-def study_as_json(found: xr.Dataset) -> dict[str, Any]:
-    """A study for programs: the numbers of pairs and shares, and what was said. Matrices of layers are in the file."""
+def study_as_json(data: xr.Dataset) -> dict[str, Any]:
+    """Convert a study to JSON values: its sentences and all variables except those of layers and samples."""
 
     def plain(name: str) -> dict[str, Any]:
-        variable = found[name]
-        return {"dims": list(variable.dims), "values": finite(variable.values.tolist())}
+        variable = data[name]
+        return {"dims": list(variable.dims), "values": nan_to_none(variable.values.tolist())}
 
-    small = [str(name) for name, each in found.data_vars.items() if not {"layer_a", "sample"} & set(each.dims)]
+    small = [str(name) for name, values in data.data_vars.items() if not {"layer_a", "sample"} & set(values.dims)]
     return {
-        "summary": json.loads(found.attrs["summary"]),
-        "warnings": json.loads(found.attrs["warnings"]),
-        "samples": found["n_samples"].item(),
-        "data": found["data"].item(),
+        "summary": json.loads(data.attrs["summary"]),
+        "warnings": json.loads(data.attrs["warnings"]),
+        "samples": data["n_samples"].item(),
+        "data": data["data"].item(),
         "coordinates": {
-            str(dim): found[dim].values.tolist()
-            for dim in found.dims
-            if dim in found.coords and dim not in {"sample", "layer_a", "layer_b"}
+            str(dim): data[dim].values.tolist()
+            for dim in data.dims
+            if dim in data.coords and dim not in {"sample", "layer_a", "layer_b"}
         },
         "variables": {name: plain(name) for name in small},
     }
 
 
 def result_as_json(result: xr.Dataset) -> dict[str, Any]:
-    """A result for programs."""
+    """Convert a result to JSON values."""
 
     def plain(variable: xr.DataArray) -> dict[str, Any]:
         attrs = {
-            key: finite(value.tolist() if hasattr(value, "tolist") else value) for key, value in variable.attrs.items()
+            key: nan_to_none(value.tolist() if hasattr(value, "tolist") else value)
+            for key, value in variable.attrs.items()
         }
         attrs |= {key: json.loads(attrs[key]) for key in ("undefined", "cautions", "remarks") if key in attrs}
-        return {**attrs, "values": finite(variable.values.tolist())}
+        return {**attrs, "values": nan_to_none(variable.values.tolist())}
 
     sides = {
         side: {
@@ -291,10 +315,10 @@ def result_as_json(result: xr.Dataset) -> dict[str, Any]:
     }
 
 
-def finite(values: Any) -> Any:
-    """Lists in lists with None for NaN and infinities, which JSON has not."""
+def nan_to_none(values: Any) -> Any:
+    """Replace NaN and infinities in nested lists and dictionaries by None, because JSON does not have them."""
     if isinstance(values, Mapping):
-        return {key: finite(value) for key, value in values.items()}
+        return {key: nan_to_none(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
-        return [finite(value) for value in values]
+        return [nan_to_none(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values

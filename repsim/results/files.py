@@ -1,6 +1,6 @@
-"""Results of comparisons, and studies: a labelled `xarray.Dataset`, saved as netCDF.
+"""Save and open results of comparisons and studies, which are `xarray.Dataset` objects, as netCDF files.
 
-docs/result-format.md and docs/study-format.md say what is in them.
+docs/result-format.md and docs/study-format.md describe the files.
 """
 
 import os
@@ -24,30 +24,33 @@ _KINDS: dict[str, tuple[Part, ...]] = {
     STUDY: ("study of ", _UNIVERSALITY),
 }
 _EITHER: tuple[Part, ...] = ("result or study of ", _COMPARE, " or ", _UNIVERSALITY)
-_USES = {
+_REMEDIES = {
     STORE_FORMAT: Remedy("it is an activation store: give it to ", _COMPARE),
     FORMAT: Remedy("it is a comparison: give it to ", Function("repsim.heatmap")),
     STUDY: Remedy("it is a study of ", _UNIVERSALITY),
 }
+"""Format of a file that is not the expected one -> what to do with it."""
 
 
 def save_result(result: xr.Dataset, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Save a result, or a study, as netCDF 4 with a digest at its end.
+    """Save a result or a study as a netCDF-4 file with a digest at its end.
 
     Parameters
     ----------
-    result
-        What `repsim.compare`, `repsim.universality`, `open_result` or `open_study` return. It may have been changed,
-        as long as it is what docs/result-format.md or docs/study-format.md describe; further attributes are kept.
-    path
-        The file; it appears under this name once it is complete.
-    overwrite
-        Replace what is there.
+    result : xarray.Dataset
+        A data set that `repsim.compare`, `repsim.universality`, `open_result` or `open_study` has returned. Changes are
+        allowed if it still has the form that docs/result-format.md or docs/study-format.md describes; further
+        attributes are kept.
+    path : str or path
+        The file. It is written under a temporary name and renamed when it is complete.
+    overwrite : bool
+        Replace an existing file.
 
     Raises
     ------
     InvalidInputError
-        It is neither a result nor a study, or something in it is not what its format says; nothing is written.
+        The data set is neither a result nor a study, or does not have the form that its format requires; nothing is
+        written.
     OutputError
         The file exists or cannot be written.
     """
@@ -55,95 +58,130 @@ def save_result(result: xr.Dataset, path: str | os.PathLike[str], *, overwrite: 
     check_output(path, overwrite=overwrite)
     result = in_newest_version(result)
     if wrong := schema.problem(result):
-        raise InvalidInputError(f"{path} is not saved, because it would be no {_name(result)}: {wrong}")
+        raise InvalidInputError(f"{path} is not saved, because the data set is no valid {_kind_name(result)}: {wrong}")
     data = netcdf.to_bytes(result)
     with replacing(path, overwrite=overwrite) as partial, partial.open("wb") as file:
         file.write(data)
-        file.write(digest.seal(data))
+        file.write(digest.digest_line(data))
 
 
 def open_result(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a result into memory; `StoreError` where it is missing, damaged, or something else.
+    """Read a result into memory.
 
-    The digest of the whole file is checked before anything in it is read. A result of the format before has none, which
-    is a `MissingDigestWarning`.
+    The digest of the whole file is checked before its contents are read. A result of the previous format has no digest;
+    then a `MissingDigestWarning` is issued.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+
+    Returns
+    -------
+    xarray.Dataset
+
+    Raises
+    ------
+    StoreError
+        The file is missing, damaged, or no result.
     """
     return _open(Path(path), FORMAT)
 
 
 def open_study(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a study into memory, as `open_result` reads a result."""
+    """Read a study into memory, with the same checks as `open_result`.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+
+    Returns
+    -------
+    xarray.Dataset
+
+    Raises
+    ------
+    StoreError
+        The file is missing, damaged, or no study.
+    """
     return _open(Path(path), STUDY)
 
 
-def open_either(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a result or a study, whichever it is, as `open_result` does; `StoreError` where it is neither."""
+def open_result_or_study(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a result or a study, with the same checks as `open_result`; raise `StoreError` for other files."""
     return _open(Path(path))
 
 
 def is_study(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a file is a study; False where it cannot be read, of which `open_result` says why."""
+    """Return whether a file is a study; False if it cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MissingDigestWarning)
-            return bool(open_either(path).attrs["format"] == STUDY)
+            return bool(open_result_or_study(path).attrs["format"] == STUDY)
     except StoreError:
         return False
 
 
-def is_saved(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a file claims to be a result or a study rather than a store: by its seal, or else by its name."""
+def is_result_or_study(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file claims to be a result or a study: it has a digest line, or ends in .nc and is no store."""
     path = Path(path)
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - digest.SIZE))
-            if digest.is_sealed(file.read()):
+            if digest.has_digest(file.read()):
                 return True
     except OSError:
         pass
     return path.suffix == ".nc" and stated_format(path) != STORE_FORMAT
 
 
-def verify_saved(path: str | os.PathLike[str]) -> bool:
-    """Check a result or a study; whether it carries a digest. `StoreError` where it is damaged, or something else."""
+def verify_result_or_study(path: str | os.PathLike[str]) -> bool:
+    """Check a result or a study, and return whether it has a digest.
+
+    Raises
+    ------
+    StoreError
+        The file is damaged, or neither a result nor a study.
+    """
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", MissingDigestWarning)
-        open_either(path)
+        open_result_or_study(path)
     return not any(issubclass(warning.category, MissingDigestWarning) for warning in raised)
 
 
 def _open(path: Path, form: str | None = None) -> xr.Dataset:
-    what = _KINDS.get(str(form), _EITHER)
+    expected = _KINDS.get(str(form), _EITHER)
     if not path.is_file():
         if path.is_dir() or not path.exists():
             raise StoreError(
                 f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}", path=path
             )
-        raise StoreError(f"{path} is no file that can be read: a pipe, or a device", path=path)
+        raise StoreError(f"{path} is a pipe or a device; name a file", path=path)
     try:
         with path.open("rb") as file:
             data = bytearray(os.fstat(file.fileno()).st_size)
             del data[file.readinto(data) :]
     except OSError as error:
         raise StoreError(f"cannot read {path}: {reason(error)}", path=path) from None
-    if digest.is_intact(data):
+    if digest.digest_matches(data):
         result = netcdf.from_bytes(memoryview(data)[: -digest.SIZE], path)
-    elif digest.is_sealed(data):
+    elif digest.has_digest(data):
         raise StoreError(
-            f"{path} is damaged, or was changed by another program: its digest does not match what is in it",
+            f"{path} is damaged, or was changed by another program: its digest does not match its contents",
             path=path,
             remedy=Remedy(
-                "take another copy, or make it anew; what you have changed yourself is saved by ",
+                "use another copy, or compute it again; to change a file, open it in Python and save it with ",
                 Function("repsim.save_result"),
             ),
         )
     elif data[:8] != SIGNATURE:
-        raise StoreError(f"{path} is no ", *what, ", or damaged: it is no HDF5 file", path=path)
+        raise StoreError(f"{path} is no ", *expected, ", or damaged: it is no HDF5 file", path=path)
     elif netcdf.is_strict(data):
         raise StoreError(
             f"{path} is damaged, cut off, or was changed by another program: the digest at its end is missing",
             path=path,
-            remedy=Remedy("take another copy, or make it anew"),
+            remedy=Remedy("use another copy, or compute it again"),
         )
     else:
         result = _without_digest(path, data)
@@ -151,29 +189,27 @@ def _open(path: Path, form: str | None = None) -> xr.Dataset:
     if not isinstance(kind, str) or kind not in _KINDS or form not in {None, kind}:
         raise StoreError(
             f"{path} is no ",
-            *what,
+            *expected,
             f" (its 'format' is {schema.short(kind)})",
             path=path,
-            remedy=_USES.get(str(kind)),
+            remedy=_REMEDIES.get(str(kind)),
         )
     read = READERS[kind].get(result.attrs.get("format_version"), path)
-    result = read(path, result, digest.is_sealed(data))
+    result = read(path, result, digest.has_digest(data))
     if wrong := schema.problem(result):
-        raise StoreError(
-            f"{path} is refused, because it is no {_name(result)} as repsim makes them: {wrong}", path=path
-        )
+        raise StoreError(f"{path} is refused, because it is no valid {_kind_name(result)}: {wrong}", path=path)
     result.encoding["source"] = str(path.absolute())
     return result
 
 
-def _name(result: xr.Dataset) -> str:
-    """Name what a data set claims to be."""
+def _kind_name(result: xr.Dataset) -> str:
+    """Return ``result`` or ``study``, according to the format that a data set claims to have."""
     readers = READERS.get(str(result.attrs.get("format")))
     return "result or study" if readers is None else readers.what
 
 
 def _without_digest(path: Path, data: bytearray) -> xr.Dataset:
-    """Read what another program has written, or an earlier repsim."""
+    """Read a file without a digest, which another program or an earlier repsim has written."""
     if stated_format(path) == STORE_FORMAT:
         return xr.Dataset(attrs={"format": STORE_FORMAT})
     return read_earlier(path, data)

@@ -1,8 +1,8 @@
-"""Checks that a result or a study is what its format says: names, dimensions, kinds, ranges, and how they fit together.
+"""Check that a result or a study has the form that its format requires: names, dimensions, dtypes, ranges, consistency.
 
-A checksum tells whether a file is as it was written; whoever wrote it may have written anything.
-`repsim.results.variables` lists what there can be, `problem` finds the first thing that is otherwise. Further
-attributes, and coordinates along one dimension, are allowed: people add notes to results.
+A checksum only shows that a file was not changed, not that its contents are valid. `repsim.results.variables` lists the
+allowed variables and attributes; `problem` describes the first violation. Further attributes, and coordinates along one
+dimension, are allowed, so that users can add notes to results.
 """
 
 import json
@@ -26,9 +26,9 @@ from repsim.results.variables import (
 )
 
 _SLACK = 0.01
-"""By how much a value may lie outside of what a metric can take: products may have been rounded to TensorFloat-32."""
+"""Relative tolerance of the range of a metric, because products may have been rounded to TensorFloat-32."""
 _ESTIMATES = ("gram:", "sketch:")
-"""Readouts from which values are estimated, which can lie outside by more."""
+"""Readouts from which values are estimated; estimates can be further outside of the range."""
 _BOTH_SIDES = {
     name[:-1] + side: field if side == "a" else Field(**{**vars(field), "dim": field.dim.replace("_a", "_b")})
     for name, field in RESULT_COORDINATES.items()
@@ -37,7 +37,7 @@ _BOTH_SIDES = {
 
 
 def problem(data: xr.Dataset) -> str | None:
-    """Find the first thing in a result or a study that its format does not allow, in words; None where all is right.
+    """Describe the first violation of the format of a result or a study; None if it is valid.
 
     >>> problem(xr.Dataset(attrs={"format": "repsim-comparison", "format_version": "three"}))
     "attribute format_version is 'three'; expected an integer"
@@ -59,7 +59,7 @@ def _result_problems(result: xr.Dataset) -> Iterator[str]:
     ]
     for name, variable in result.data_vars.items():
         if variable.dims != ("layer_a", "layer_b") or variable.dtype != np.float64:
-            yield f"{name} is {_what(variable)}; expected float64 (layer_a, layer_b), as of every metric"
+            yield f"{name} is {_dtype_and_dims(variable)}; expected float64 (layer_a, layer_b), as for every metric"
             continue
         yield from _attribute_problems(variable.attrs, METRIC_ATTRIBUTES, f" of {name}")
         values, readout, spec = variable.values, str(variable.attrs.get("readout", "")), variable.attrs["spec"]
@@ -78,7 +78,7 @@ def _study_problems(study: xr.Dataset) -> Iterator[str]:
     yield from _coordinate_problems(study, COORDINATES)
     entries = {name: entry for entry in VARIABLES for name in entry.names}
     if further := [str(name) for name in study.data_vars if name not in entries]:
-        yield f"{further[0]} is no variable of a study; keep it in a file of its own"
+        yield f"{further[0]} is no variable of a study; save it in another file"
     for name, entry in entries.items():
         if name in study.data_vars:
             yield from _variable_problems(study, name, entry)
@@ -89,11 +89,11 @@ def _study_problems(study: xr.Dataset) -> Iterator[str]:
             ends = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
             if ends[0] in study.data_vars and (study[ends[0]].values > study[ends[1]].values).any():
                 yield f"{ends[0]} is above {ends[1]}"
-    yield from _disagreements(study)
+    yield from _inconsistencies(study)
 
 
-def _disagreements(study: xr.Dataset) -> Iterator[str]:
-    """Numbers and names that do not fit together."""
+def _inconsistencies(study: xr.Dataset) -> Iterator[str]:
+    """Yield contradictions between variables, and names that the study does not have."""
     value, chance, sd, z, index, control, learned, share, mean = (
         study[name].values
         for name in ("value", "chance", "chance_sd", "z", "index", "control", "learned", "share", "mean_share")
@@ -110,19 +110,20 @@ def _disagreements(study: xr.Dataset) -> Iterator[str]:
         "model_a": models, "model_b": models, "pair_a": models, "pair_b": models, "other_model": models,
         "kernel": measures, "map": measures, "one_family": set(study["family"].values.tolist()),
     }.items():  # fmt: skip
-        if name in study.coords and (others := set(study[name].values.tolist()) - allowed):
-            yield f"{name} names {short(min(others))}, which is not in this study"
+        if name in study.coords and (unknown := set(study[name].values.tolist()) - allowed):
+            yield f"{name} names {short(min(unknown))}, which is not in this study"
     for side in "ab":
         if (study[f"layer_{side}"].values != study["layer_a"].values).any():
             yield "layer_a and layer_b are not the same layers"
     match, last = study["match"].values, study.sizes["position"]
     if match.size and match.max() >= last:
-        yield f"match holds {match.max()}; expected a layer's place, below {last}"
+        yield f"match holds {match.max()}; expected the index of a layer, below {last}"
 
 
 def _differ(a: Any, b: Any) -> bool:
-    both = np.isfinite(a) & np.isfinite(b)
-    return not np.allclose(a[both], b[both], rtol=1e-6, atol=1e-9)
+    """Return whether two arrays differ where both are finite."""
+    finite = np.isfinite(a) & np.isfinite(b)
+    return not np.allclose(a[finite], b[finite], rtol=1e-6, atol=1e-9)
 
 
 def _variable_problems(study: xr.Dataset, name: str, entry: Entry) -> Iterator[str]:
@@ -130,15 +131,15 @@ def _variable_problems(study: xr.Dataset, name: str, entry: Entry) -> Iterator[s
     kinds = {"number": variable.dtype == np.float64, "whole": variable.dtype.kind in "iu", "text": _is_text(variable)}
     if variable.dims != dims or not (kinds[entry.kind] or variable.size == 0):
         dtype = {"number": "float64", "whole": "integers", "text": "text"}[entry.kind]
-        yield f"{name} is {_what(variable)}; expected {dtype} ({entry.dims})"
+        yield f"{name} is {_dtype_and_dims(variable)}; expected {dtype} ({entry.dims})"
         return
     yield from _value_problems(variable.values, entry, name)
-    for other in entry.needs:
-        needed = study.get(other)
-        if other != name and needed is not None and needed.dims == variable.dims and needed.dtype == np.float64:
-            lost = np.isnan(needed.values) & ~np.isnan(variable.values)
-            if lost.any():
-                yield f"{other} has no value (NaN) for {lost.sum()} places where {name} has one"
+    for needed_name in entry.needs:
+        needed = study.get(needed_name)
+        if needed_name != name and needed is not None and needed.dims == variable.dims and needed.dtype == np.float64:
+            missing = np.isnan(needed.values) & ~np.isnan(variable.values)
+            if missing.any():
+                yield f"{needed_name} has no value (NaN) for {missing.sum()} entries where {name} has one"
 
 
 def _coordinate_problems(data: xr.Dataset, fields: Mapping[str, Field]) -> Iterator[str]:
@@ -153,31 +154,34 @@ def _coordinate_problems(data: xr.Dataset, fields: Mapping[str, Field]) -> Itera
             "number": coordinate.dtype.kind == "f", "whole": coordinate.dtype.kind in "iu", "text": _is_text(coordinate)
         }  # fmt: skip
         if coordinate.dims != dims or not (kinds[field.kind] or coordinate.size == 0):
-            place = f"({field.dim})" if field.dim else "one value"
+            size = f"({field.dim})" if field.dim else "one value"
             dtype = {"number": "numbers", "whole": "integers", "text": "text"}[field.kind]
-            yield f"{name} is {_what(coordinate)}; expected {dtype}, {place}"
+            yield f"{name} is {_dtype_and_dims(coordinate)}; expected {dtype}, {size}"
             continue
         values = np.atleast_1d(coordinate.values)
         yield from _value_problems(values, field, name)
         if field.unique and len(set(values.tolist())) < len(values):
             yield f"{name} names {short(Counter(values.tolist()).most_common(1)[0][0])} twice"
         if field.kind == "number" and np.isnan(values).any():
-            yield f"{name} has places without a number (NaN)"
+            yield f"{name} has entries that are NaN; expected numbers"
     for name, coordinate in ((str(key), values) for key, values in data.coords.items()):
         if name not in fields and (coordinate.ndim > 1 or not (coordinate.dtype.kind in "iuf" or _is_text(coordinate))):
-            yield f"the further coordinate {name} is {_what(coordinate)}; expected numbers or text along one dimension"
+            yield (
+                f"the further coordinate {name} is {_dtype_and_dims(coordinate)}; expected numbers or text along one "
+                "dimension"
+            )
 
 
 def _value_problems(values: Any, allowed: Entry | Field, name: str) -> Iterator[str]:
     if allowed.kind == "text":
-        if allowed.only and (others := set(values.ravel().tolist()) - set(allowed.only)):
-            yield f"{name} holds {short(min(others))}; expected {' or '.join(map(repr, allowed.only))}"
+        if allowed.only and (unknown := set(values.ravel().tolist()) - set(allowed.only)):
+            yield f"{name} holds {short(min(unknown))}; expected {' or '.join(map(repr, allowed.only))}"
     elif (outside := _outside(values, allowed.least, allowed.most)) is not None:
         yield f"{name} holds {outside}; expected {allowed.values}"
 
 
 def _outside(values: Any, least: float, most: float) -> str | None:
-    """Give the first value that is out of a range; NaN never is."""
+    """Return the first value outside of a range, as text; None if there is none. NaN is inside every range."""
     wrong = values[(values < least) | (values > most)]
     return f"{wrong.flat[0]:g}" if wrong.size else None
 
@@ -224,7 +228,7 @@ def _is_store(item: Any) -> bool:
 
 
 def _json(text: Any) -> Any:
-    """The value that a text is JSON of; None where it is none."""
+    """Parse JSON; return None for texts that are no JSON and for other values."""
     try:
         return json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
@@ -236,12 +240,12 @@ def _is_text(variable: xr.DataArray) -> bool:
     return variable.dtype.kind in "UOT" and all(isinstance(value, str) for value in values)
 
 
-def _what(variable: xr.DataArray) -> str:
+def _dtype_and_dims(variable: xr.DataArray) -> str:
     dtype = "text" if _is_text(variable) else str(variable.dtype)
     return f"{dtype} ({', '.join(map(str, variable.dims))})"
 
 
 def short(value: Any) -> str:
-    """Make one short line of any value, for messages."""
+    """Return any value as one short line, for messages."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:60]}..."

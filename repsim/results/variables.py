@@ -1,8 +1,8 @@
-"""Names, dimensions, kinds and meanings of everything in results and studies.
+"""Define the variables, coordinates and attributes of results and studies: names, dimensions, types and meanings.
 
-From here come what files say of themselves, the tables of docs/result-format.md and docs/study-format.md, and what
-`repsim.results.schema` holds a file against. Nothing here claims that anything is shared by all families:
-`repsim.study.words` may, where the numbers allow it.
+These definitions are written into files as descriptions, make the tables of docs/result-format.md and
+docs/study-format.md, and are what `repsim.results.schema` checks. They never state that something is shared by all
+families; only the sentences of `repsim.study.words` may, if the values support it.
 """
 
 import math
@@ -16,47 +16,57 @@ _ENDS = {"low": "lower end of the 95 % interval", "high": "upper end of the 95 %
 
 @dataclass(frozen=True)
 class Entry:
-    """Variables that are explained together."""
+    """Variables of a study that share dimensions, type and meaning."""
 
     names: Mapping[str, str]
-    """Variable -> long name."""
+    """Name of a variable -> long name."""
     dims: str
-    said: str
+    """Dimensions, separated by commas."""
+    meaning: str
+    """Description of the variables, written into files."""
     kind: str = "number"
     """``number`` (float64), ``whole`` (integers), or ``text``."""
     least: float = -math.inf
+    """Smallest allowed value."""
     most: float = math.inf
+    """Largest allowed value."""
     needs: tuple[str, ...] = ()
-    """Variables that have a value wherever these have one."""
+    """Variables that have a value wherever these variables have one."""
     only: tuple[str, ...] = ()
-    """Texts that there can be."""
+    """Allowed texts; any text if empty."""
     pairs_only: bool = False
-    """Whether a study of one model is without them."""
+    """Whether the variables are missing in a study of one model."""
 
     @property
     def values(self) -> str:
-        """Kind and range in words."""
+        """Type and range in words."""
         return _in_words(self.kind, self.least, self.most, self.only)
 
 
 @dataclass(frozen=True)
 class Field:
-    """One coordinate or attribute."""
+    """Coordinate or attribute of a result or a study."""
 
-    said: str
+    meaning: str
+    """Description; for coordinates of a study the long name in files."""
     kind: str = "text"
     """``text``, ``number``, ``whole``, ``range``, or JSON: ``texts``, ``stores``."""
     dim: str = ""
-    """Dimension of a coordinate; none of a single value."""
+    """Dimension of a coordinate; empty for a single value."""
     least: float = -math.inf
+    """Smallest allowed value."""
     most: float = math.inf
+    """Largest allowed value."""
     only: tuple[str, ...] = ()
+    """Allowed texts; any text if empty."""
     required: bool = True
+    """Whether it has to exist."""
     unique: bool = False
+    """Whether no two values may be equal."""
 
     @property
     def values(self) -> str:
-        """Kind and range in words."""
+        """Type and range in words."""
         words = _in_words(self.kind, self.least, self.most, self.only) + (", each once" if self.unique else "")
         return words if self.required else f"{words}; may be missing"
 
@@ -74,7 +84,7 @@ def _in_words(kind: str, least: float, most: float, only: tuple[str, ...]) -> st
 
 
 def _with_ends(**names: str) -> dict[str, str]:
-    """Each with the ends of its interval."""
+    """Return variables and the two ends of their intervals, with long names."""
     return {
         f"{name}{end and '_' + end}": f"{long}{end and ', ' + _ENDS[end]}"
         for name, long in names.items()
@@ -306,7 +316,7 @@ VARIABLES = (
 )
 
 RELATIONS = ("other family", "same family", "same architecture")
-"""What the models of a pair have in common, the least first."""
+"""Relations of the models of a pair, the most distant first."""
 
 COORDINATES = {
     "measure": Field("measure", dim="measure", unique=True),
@@ -337,117 +347,124 @@ COORDINATES = {
     "ceiling_of": Field("what the members of the family differ in", dim="one_family"),
     "map": Field("measure of the map", dim="map", unique=True, required=False),
 }
-"""Coordinates of a study; what they say is their long name."""
+"""Coordinates of a study; their meaning is their long name in files."""
 
-_MADE = {
-    "created": Field("when it was made: ISO 8601, UTC"),
-    "repsim_version": Field("with what"),
-    "command": Field("how: the command that was typed; empty where it was made in Python"),
+_ORIGIN = {
+    "created": Field("time of the computation: ISO 8601, UTC"),
+    "repsim_version": Field("version of repsim"),
+    "command": Field("the command line; empty if it was computed in Python"),
     "samples_fingerprint": Field("SHA-256 of the sample ids"),
 }
+"""Attributes of results and studies that record where they come from."""
 
 STUDY_ATTRIBUTES = {
-    "format": Field("what the file is", only=("repsim-study",)),
-    "format_version": Field("version of this format", "whole"),
-    **_MADE,
-    "summary": Field("sentences: what can be said", "texts"),
-    "warnings": Field("sentences: what cannot be told, and what to be careful with", "texts"),
-    "stores": Field("what was compared: `model`, `checksum`, `provenance` of every store", "stores"),
+    "format": Field("name of the format", only=("repsim-study",)),
+    "format_version": Field("version of the format", "whole"),
+    **_ORIGIN,
+    "summary": Field("conclusions, as sentences", "texts"),
+    "warnings": Field("limits of the study and cautions, as sentences", "texts"),
+    "stores": Field("the compared stores: `model`, `checksum` and `provenance` of each", "stores"),
     "untrained": Field("names of the untrained networks", "texts"),
-    "permutations": Field("permutations of the samples, a setting", "whole", least=0),
-    "draws": Field("draws of the bootstrap, a setting", "whole", least=0),
-    "seed": Field("seed of both, a setting", "whole"),
-    "study_file": Field("text of the [study file](study-file.md), of `repsim run`", required=False),
+    "permutations": Field("number of permutations of the samples, a setting", "whole", least=0),
+    "draws": Field("number of draws of the bootstrap, a setting", "whole", least=0),
+    "seed": Field("random seed of permutations and draws, a setting", "whole"),
+    "study_file": Field("text of the [study file](study-file.md), if `repsim run` made the study", required=False),
 }
+"""Attributes of a study."""
 
 RESULT_COORDINATES = {
     "layer_a": Field(
-        "names of the arrays, in depth order: `layer3.5`, or `blocks.3@cls` where a store has several readouts. Of "
-        "several models, one after the other, `model/layer`; both sides are then the same",
+        "names of the arrays, in depth order: `layer3.5`, or `blocks.3@cls` if a store has several readouts. With "
+        "several models `model/layer`, one model after the other; then both sides are the same",
         dim="layer_a",
         unique=True,
     ),
     "model_a": Field("model of each layer", dim="layer_a"),
     "readout_a": Field(
-        "readout of each layer; not there where several were asked for, as each variable has its own",
+        "readout of each layer; missing if several readouts were selected, because then each variable has its own",
         dim="layer_a",
         required=False,
     ),
     "features_a": Field(
-        "values a sample, p and q; of `gram:B` and `sketch:M`, before they were compressed (-1 where the store does "
-        "not say). Of several readouts, `features@mean_a` and so on",
+        "number of features, p and q; for `gram:B` and `sketch:M` before the compression (-1 if the store does not "
+        "record it). With several readouts `features@mean_a` and so on",
         "whole",
         dim="layer_a",
         least=-1,
         required=False,
     ),
     "n_samples": Field("number of samples", "whole", least=1),
-    "data": Field("what the samples are"),
+    "data": Field("description of the samples"),
 }
-"""Coordinates of a result; those of ``_a`` have a twin of ``_b``."""
+"""Coordinates of a result; those that end in ``_a`` also exist with ``_b``."""
 
 RESULT_ATTRIBUTES = {
-    "format": Field("what the file is", only=("repsim-comparison",)),
-    "format_version": Field("version of this format", "whole"),
-    **_MADE,
-    "readouts": Field("readouts that were asked for; not there where none was", "texts", required=False),
+    "format": Field("name of the format", only=("repsim-comparison",)),
+    "format_version": Field("version of the format", "whole"),
+    **_ORIGIN,
+    "readouts": Field("selected readouts; missing if none was selected", "texts", required=False),
     "left_out": Field(
-        "measures of a group that have no value here, too few samples, or take too much memory, and why", "texts"
+        "measures of a selected group that are undefined for these layers, need more samples, or take too much "
+        "memory, with the reason",
+        "texts",
     ),
-    "device": Field("where it was computed"),
+    "device": Field("device of the computation"),
     "tf32": Field("1 if products were rounded to TensorFloat-32", "whole", least=0, most=1),
     "stores_a": Field(
-        "a store each: its `model`, its `checksum`, its `provenance` ([the store format](store-format.md)). By the "
-        "checksum a result that grows knows a store again",
+        "the `model`, `checksum` and `provenance` of each store ([the store format](store-format.md)). The checksum "
+        "identifies a store when models are added to the result",
         "stores",
     ),
-    "stores_b": Field("the same of the other side", "stores"),
+    "stores_b": Field("the same for the other side", "stores"),
 }
+"""Attributes of a result."""
 
 METRIC_ATTRIBUTES = {
-    "spec": Field("the metric, for `repsim.metrics.get`"),
+    "spec": Field("the metric as text, for `repsim.metrics.get`"),
     "label": Field(
-        "the metric, for people: also what was computed where all layers are compressed in one way, as in `CKA "
-        "(linear, debiased, minibatches of 256)`"
+        "name of the metric for figures; if all layers are compressed in the same way, it includes the compression, as "
+        "in `CKA (linear, debiased, minibatches of 256)`"
     ),
-    "readout": Field("which one the values came from, where readouts were asked for", required=False),
-    "sense": Field("`similarity` grows with likeness, `distance` shrinks", only=("similarity", "distance")),
+    "readout": Field("readout of the values, if readouts were selected", required=False),
+    "sense": Field(
+        "`similarity`: larger values mean more similar; `distance`: smaller values", only=("similarity", "distance")
+    ),
     "valid_range": Field(
-        "smallest and largest value that the metric can take (an estimate from sketches can lie outside: "
+        "smallest and largest possible value of the metric (an estimate from sketches can be outside: "
         "[compressed readouts](compressed-readouts.md))",
         "range",
     ),
-    "symmetric": Field("1 if exchanging the two sides changes nothing", "whole", least=0, most=1),
-    "formula": Field("what it computes"),
-    "citation": Field("whose it is"),
-    "undefined": Field("why values are missing, a sentence each; empty where none is", "texts"),
-    "cautions": Field("which pairs have a value that says little, and why", "texts"),
+    "symmetric": Field("1 if exchanging the two sides does not change the value", "whole", least=0, most=1),
+    "formula": Field("formula of the metric"),
+    "citation": Field("reference of the metric"),
+    "undefined": Field("reasons for missing values, as sentences; empty if none is missing", "texts"),
+    "cautions": Field("values that say little, with the reason", "texts"),
     "remarks": Field(
-        "what is to be known of all values: samples that are in no block of `gram:B`, say", "texts", required=False
+        "notes on all values, such as the number of samples that are in no block of `gram:B`", "texts", required=False
     ),
 }
 """Attributes of a variable of a result."""
 
 
 def describe(study: xr.Dataset) -> None:
-    """Give every variable and coordinate its names."""
+    """Write long names and descriptions into the attributes of all variables and coordinates of a study."""
     for entry in VARIABLES:
         for name in entry.names.keys() & study.data_vars.keys():
-            study[name].attrs |= {"long_name": entry.names[name], "description": entry.said}
+            study[name].attrs |= {"long_name": entry.names[name], "description": entry.meaning}
     for name in COORDINATES.keys() & study.coords.keys():
-        study[name].attrs["long_name"] = COORDINATES[name].said
+        study[name].attrs["long_name"] = COORDINATES[name].meaning
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
-    """List the variables of a study for docs/study-format.md: names, dimensions, values, what they are."""
+    """Yield a row for each entry of `VARIABLES`, for docs/study-format.md: names, dimensions, values, meaning."""
     for entry in VARIABLES:
-        yield ", ".join(f"`{name}`" for name in entry.names), entry.dims, entry.values, entry.said
+        yield ", ".join(f"`{name}`" for name in entry.names), entry.dims, entry.values, entry.meaning
 
 
 def field_rows(fields: Mapping[str, Field], *, dims: bool = False) -> Iterator[tuple[str, ...]]:
-    """List coordinates or attributes for a page: names, perhaps dimensions, values, what they are."""
+    """Yield a row for each coordinate or attribute, for a page: names, perhaps dimensions, values, meaning."""
     for name, field in fields.items():
         both_sides = fields is RESULT_COORDINATES and field.dim
         names = f"`{name}`, `{name[:-2]}_b`" if both_sides else f"`{name}`"
         dim = "layer" if both_sides else field.dim or "none"
-        yield (names, *((dim,) if dims else ()), field.values, field.said)
+        yield (names, *((dim,) if dims else ()), field.values, field.meaning)

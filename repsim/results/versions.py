@@ -1,6 +1,6 @@
-"""Readers of results and studies by the version of their format (docs/result-format.md, docs/study-format.md).
+"""Read results and studies of all versions of their formats (docs/result-format.md, docs/study-format.md).
 
-Versions differ in the file, not in what is in memory: every reader returns a data set of the newest version.
+Each version has a reader. Versions differ in the file only: every reader returns a data set of the newest version.
 """
 
 import warnings
@@ -19,7 +19,7 @@ STUDY = "repsim-study"
 STUDY_VERSION = 2
 
 Reader = Callable[[Path, xr.Dataset, bool], xr.Dataset]
-"""Takes the path, what the file holds, and whether the file ends in a digest."""
+"""Function of the path, the data set in the file, and whether the file ends in a digest."""
 RESULTS = Readers[Reader]("result", Remedy("make it again with ", Function("repsim.compare")))
 STUDIES = Readers[Reader]("study", Remedy("make it again with ", Function("repsim.universality")))
 READERS = {FORMAT: RESULTS, STUDY: STUDIES}
@@ -30,7 +30,7 @@ READERS = {FORMAT: RESULTS, STUDY: STUDIES}
 def _with_digest(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Dataset:
     if not has_digest:
         raise StoreError(
-            f"{path} was written by another program and carries no digest",
+            f"{path} was written by another program and has no digest",
             path=path,
             remedy=Remedy("save it with ", Function("repsim.save_result")),
         )
@@ -40,18 +40,18 @@ def _with_digest(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Dataset:
 @RESULTS.register(2)
 @STUDIES.register(1)
 def _before_digests(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Dataset:
-    """The same variables and attributes, in files of xarray, as which any program may have changed them."""
+    """Read a version that xarray wrote without a digest, with the same variables and attributes."""
     readers = READERS[data.attrs["format"]]
     version = data.attrs["format_version"]
     if has_digest:
         raise StoreError(
-            f"{path} is refused: it carries a digest, and {readers.what} format {version} has none",
+            f"{path} is refused: it has a digest, and {readers.what} format {version} has none",
             path=path,
             remedy=readers.remake,
         )
     warnings.warn(
-        f"{path} has {readers.what} format {version}, which carries no digest: damage in it may go unnoticed. Save it "
-        "again with repsim.save_result, or make it anew",
+        f"{path} has {readers.what} format {version}, which has no digest, so damage cannot be detected; save it again "
+        "with repsim.save_result, or compute it again",
         MissingDigestWarning,
         stacklevel=user_level(),
     )
@@ -59,7 +59,8 @@ def _before_digests(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Datase
 
 
 def in_newest_version(data: xr.Dataset) -> xr.Dataset:
-    """Raise the version of what an earlier repsim computed; of anything else nothing is changed."""
+    """Set the newest version on a result or a study of an earlier version; return other data sets unchanged."""
     readers = READERS.get(str(data.attrs.get("format")))
-    known = readers is not None and data.attrs.get("format_version") in readers
-    return data.assign_attrs(format_version=readers.newest) if known and readers is not None else data
+    if readers is None or data.attrs.get("format_version") not in readers:
+        return data
+    return data.assign_attrs(format_version=readers.newest)

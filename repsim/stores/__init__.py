@@ -1,1 +1,1 @@
-"""Activations on disk: the file, its reader, its writer, and stores over the same samples."""
+"""Write, read and align activation stores: HDF5 files with the activations of one model."""

@@ -1,4 +1,4 @@
-"""Layers of several stores as tensors over the same samples in the same order, or a refusal."""
+"""Check that stores hold the same samples in the same order, and read their layers as tensors."""
 
 import math
 from typing import Any
@@ -18,57 +18,63 @@ _ALIKE = Remedy(
     "extract both from the same ", Argument("data", of="extract"), " with the same ", Argument("limit", of="extract"),
     " and ", Argument("split", of="extract"),
 )  # fmt: skip
-_UNCHECKED = "whether the pictures behind the names are the same was not checked"
+_UNCHECKED = "not checked: whether sample ids name the same pictures in all stores"
 
 
 class AlignedView:
-    """Stores whose rows are the same samples: `load` reads a layer of one of them.
+    """Stores whose rows are the same samples in the same order; `load` and `stream` read their layers.
+
+    Parameters
+    ----------
+    *stores : ActivationStore
+        The open stores, at least one.
 
     Raises
     ------
     SampleMismatchError
-        The stores hold other samples or another order; the message counts them and shows the first. Or both hold Gram
-        matrices, of blocks that are not of the same samples.
+        The stores hold different samples or the same samples in another order; the message counts the differences and
+        shows the first. Or two stores hold Gram matrices whose blocks consist of different samples.
     """
 
     def __init__(self, *stores: ActivationStore) -> None:
         self.stores = stores
         first = stores[0]
-        references: dict[tuple[bool, str], ActivationStore] = {}  # one of each kind of knowledge of what pictures are
+        # one store for each kind of fingerprint of the pictures: only fingerprints of one kind can be compared
+        references: dict[tuple[bool, str], ActivationStore] = {}
         for store in stores:
             ids = store.sample_ids
-            for other in (first, *references.values()):
-                if difference := other.sample_ids.difference(ids):
+            for reference in (first, *references.values()):
+                if difference := reference.sample_ids.difference(ids):
                     raise SampleMismatchError(
-                        f"{other.path} and {store.path} do not hold the same samples: {difference}",
-                        paths=(other.path, store.path),
+                        f"{reference.path} and {store.path} do not hold the same samples: {difference}",
+                        paths=(reference.path, store.path),
                         remedy=_ALIKE,
                     )
             references.setdefault((bool(ids.content), ids.hashed), store)
             if _has_grams(first) and _has_grams(store) and not np.array_equal(_order(first), _order(store)):
                 raise SampleMismatchError(
-                    f"{first.path} and {store.path} hold Gram matrices of blocks that are not of the same samples: "
-                    "they were read in different orders",
+                    f"{first.path} and {store.path} hold Gram matrices whose blocks are not of the same samples: the "
+                    "samples were read in different orders",
                     paths=(first.path, store.path),
-                    remedy=Remedy("extract one of them again as the other was"),
+                    remedy=Remedy("extract one of them again with the order of the other"),
                 )
 
     @property
     def notes(self) -> list[str]:
-        """What could not be checked: the contents of pictures, where not all stores keep hashes of them."""
+        """Notes on checks that were not possible: pictures are compared only if all stores keep hashes of them."""
         first = self.stores[0].sample_ids
         hashed = [store for store in self.stores if store.sample_ids.hashes]
         if not hashed or all(first.contents_known(store.sample_ids) for store in self.stores):
             return []
         bare = [store.path.name for store in self.stores if not store.sample_ids.hashes]
         if not bare:
-            return [f"{_UNCHECKED}: stores hash different things of them"]
-        missing = f"no hashes of contents in {', '.join(bare[:3])}{', ...' if len(bare) > 3 else ''}"
-        return [f"{_UNCHECKED}: {missing}; stores that this version extracts have them"]
+            return [f"{_UNCHECKED}; some stores hash the files and others the pixels"]
+        missing = f"{', '.join(bare[:3])}{', ...' if len(bare) > 3 else ''}"
+        return [f"{_UNCHECKED}; there are no hashes of the pictures in {missing}; extract again to add them"]
 
     @property
     def sample_ids(self) -> SampleIds:
-        """Of every store."""
+        """Sample ids, the same for every store."""
         return self.stores[0].sample_ids
 
     def __repr__(self) -> str:
@@ -76,9 +82,26 @@ class AlignedView:
         return f"<AlignedView of {len(self.sample_ids)} samples of {self.stores[0].data}: {models}>"
 
     def load(self, store: ActivationStore, name: str, *, min_samples: int = 1) -> Float[Tensor, "rows ..."]:
-        """Read one layer as it can be compared: floating, finite, of enough samples.
+        """Read one layer into memory, and check that it is finite and has enough samples.
 
-        Features are flattened to (n, p). Gram matrices (n // B, B, B) and sketches (n, 2, m) keep their shape.
+        Parameters
+        ----------
+        store : ActivationStore
+            One of the stores of this view.
+        name : str
+            Name of the layer in the store.
+        min_samples : int
+            Least number of samples that the measure needs.
+
+        Returns
+        -------
+        torch.Tensor
+            Features flattened to (n, p); Gram matrices (n // B, B, B) and sketches (n, 2, m) keep their shape.
+
+        Raises
+        ------
+        InvalidInputError
+            The layer has too few samples, NaN or infinite values, or a shape that its readout does not allow.
         """
         key = store[name].key
         try:
@@ -92,7 +115,7 @@ class AlignedView:
             raise InvalidInputError(f"{store.path}, layer {name}: {error}") from None
 
     def stream(self, store: ActivationStore, name: str, device: str, *, min_samples: int = 1) -> "StoredRows":
-        """A layer's features (n, p) that are read as they are needed."""
+        """Return the features of a layer, (n, p), as `StoredRows`, which read rows from the file when indexed."""
         if len(store) < min_samples:
             raise InvalidInputError(
                 f"{store.path}, layer {name}: {len(store)} samples are too few: this measure needs at least "
@@ -102,9 +125,9 @@ class AlignedView:
 
 
 class StoredRows:
-    """A layer of a store, of which rows are read when somebody asks for them (`repsim.metrics.recipes.rows.Rows`).
+    """Layer of a store whose rows are read from the file when indexed (`repsim.metrics.recipes.rows.Rows`).
 
-    What is read for the first time is held against its checksum, and has to be finite.
+    Rows that are read for the first time are checked: the checksum has to match, and all values have to be finite.
     """
 
     def __init__(self, array: Activations, device: torch.device) -> None:
@@ -112,39 +135,39 @@ class StoredRows:
         self.device = device
         self.shape = (len(array), math.prod(array.shape[1:]))
         self.dtype = torch.float64 if array.dtype == np.float64 else torch.float32
-        self._seen = np.zeros(len(array), bool)
+        self._checked = np.zeros(len(array), bool)
 
     def __getitem__(self, rows: slice | Tensor) -> Float[Tensor, "rows p"]:
         if isinstance(rows, Tensor):
-            wanted = rows.cpu().numpy()
-            values = np.concatenate([self._read(int(i), int(i) + 1) for i in wanted])
+            indices = rows.cpu().numpy()
+            values = np.concatenate([self._read(int(i), int(i) + 1) for i in indices])
         else:
             start, stop, step = rows.indices(len(self._array))
             values = self._read(start, max(start, stop))[::step]
         tensor = torch.from_numpy(np.ascontiguousarray(values)).flatten(1)
         if self.device.type == "cuda":
-            tensor = tensor.pin_memory()  # without it the copy would not run beside the computation
+            tensor = tensor.pin_memory()  # only pinned memory is copied while the GPU computes
         return tensor.to(self.device, non_blocking=True).to(self.dtype)
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
-        known = bool(self._seen[start:stop].all())
-        values = self._array.run(start, stop, check=not known)
-        if not known:
+        checked = bool(self._checked[start:stop].all())
+        values = self._array.read_rows(start, stop, check=not checked)
+        if not checked:
             finite = np.isfinite(values)
             if not finite.all():
                 first = start + int(np.argwhere(~finite)[0, 0])
                 raise InvalidInputError(f"{(~finite).sum()} values are NaN or infinite, the first in sample {first}")
-            self._seen[start:stop] = True
+            self._checked[start:stop] = True
         return values
 
 
 def _check_compressed(key: LayerKey, n: int, shape: tuple[int, ...]) -> None:
-    """Refuse what does not have the shape that its readout promises."""
+    """Check that an array of Gram matrices or sketches has the shape that its readout requires."""
     if key.form == "grams" and n < key.size:
         raise InvalidInputError(f"{n} samples are too few: {key.readout} needs at least {key.size}, one block")
     expected = (n // key.size, key.size, key.size) if key.form == "grams" else (n, 2, min(key.size, shape[-1]))
     if shape != expected:
-        raise InvalidInputError(f"{key.readout} of {n} samples has the shape {expected}, but this is {shape}")
+        raise InvalidInputError(f"expected the shape {expected} for {key.readout} of {n} samples, got {shape}")
 
 
 def _has_grams(store: ActivationStore) -> bool:
@@ -152,5 +175,5 @@ def _has_grams(store: ActivationStore) -> bool:
 
 
 def _order(store: ActivationStore) -> NDArray[np.int64]:
-    """The order in which the samples were read, and cut into blocks."""
+    """Return the order in which the samples were read and cut into blocks, (n,)."""
     return np.arange(len(store)) if store.order is None else store.order

@@ -1,4 +1,4 @@
-"""Where the bytes of a store lie, and how they are read, written and summed there."""
+"""Read, write and checksum the bytes of a store at known offsets in its file."""
 
 import os
 import zlib
@@ -13,71 +13,89 @@ from repsim.labels import LayerKey
 from repsim.stores.schema import Array
 
 _PIECE = 2**22
+"""Bytes that are read at once for a checksum."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Where a dataset's bytes are."""
+    """Position, shape and dtype of a dataset in a file."""
 
     offset: int
+    """Position of the first byte in the file."""
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
     @property
     def row_bytes(self) -> int:
-        """Of one entry of the first axis."""
+        """Number of bytes of one row, that is one entry of the first axis."""
         return int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
 
     @property
     def size(self) -> int:
-        """Of all."""
+        """Number of bytes of the dataset."""
         return self.shape[0] * self.row_bytes
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything in a file is."""
+    """Extents of everything in a store's file."""
 
     arrays: Mapping[LayerKey, Extent]
     checksums: Mapping[LayerKey, Extent]
     """CRC-32 of every row."""
     written: Extent
-    """A byte a sample, 1 once everything of it is on the disk."""
+    """One byte for each sample: 1 if all its values are on the disk."""
     structure: Extent
-    """A checksum over everything but the arrays and itself, and how far the store is (`COMPLETE`)."""
+    """One integer: the state of the store (`repsim.stores.layout.PARTIAL` or `COMPLETE`), plus a checksum once it is
+    complete."""
 
 
 def read_rows(file: int, extent: Extent, start: int, stop: int) -> Array:
-    """Read rows start:stop of a dataset as they lie in the file."""
+    """Read the rows start:stop of a dataset, without checks.
+
+    Parameters
+    ----------
+    file : int
+        Descriptor of the open file.
+    extent : Extent
+        The dataset.
+    start, stop : int
+        Range of rows.
+
+    Raises
+    ------
+    StoreError
+        The file ends before the last row.
+    """
     values = np.empty((stop - start, *extent.shape[1:]), extent.dtype)
-    left = as_bytes(values)
+    remaining = as_bytes(values)
     offset = extent.offset + start * extent.row_bytes
-    while left:
-        got = os.preadv(file, [left], offset)
-        if not got:
+    while remaining:
+        count = os.preadv(file, [remaining], offset)
+        if not count:
             raise StoreError("the file is cut off")
-        left, offset = left[got:], offset + got
+        remaining, offset = remaining[count:], offset + count
     return values
 
 
 def as_bytes(values: Array) -> memoryview:
-    """The memory of a contiguous array."""
+    """Return the memory of a contiguous array as bytes, without a copy."""
     return memoryview(values.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 def write_at(file: int, offset: int, values: Array) -> None:
-    """Write bytes to their place; a system call may take only some of them."""
-    left = as_bytes(np.ascontiguousarray(values))
-    while left:
-        done = os.pwrite(file, left, offset)
-        left, offset = left[done:], offset + done
+    """Write the bytes of an array at an offset of a file."""
+    remaining = as_bytes(np.ascontiguousarray(values))
+    while remaining:  # one system call may write only a part of the bytes
+        count = os.pwrite(file, remaining, offset)
+        remaining, offset = remaining[count:], offset + count
 
 
 def structure_checksum(file: int, layout: Layout) -> int:
-    """CRC-32 over every byte of the file but the arrays', which have checksums of their own, and the result's."""
-    taken = sorted((e.offset, e.offset + e.size) for e in (*layout.arrays.values(), layout.structure))
+    """Compute the CRC-32 of the file without the arrays, which have their own checksums, and without the checksum."""
+    excluded = sorted((e.offset, e.offset + e.size) for e in (*layout.arrays.values(), layout.structure))
     crc, position, size = 0, 0, os.fstat(file).st_size
-    for start, stop in (*taken, (size, size)):
+    for start, stop in (*excluded, (size, size)):
         for at, length in _pieces(position, start):
             crc = zlib.crc32(os.pread(file, length, at), crc)
         position = max(position, stop)

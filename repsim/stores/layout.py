@@ -1,8 +1,8 @@
-"""Lay out the file of a store, once and in full, before any of its values. docs/store-format.md is normative.
+"""Create the HDF5 file of a store with its final structure, before any values are written.
 
-Every array has its final size and its final place from the start, in one piece, without filters. So rows are written,
-read and checked as plain bytes at known places, by as many processes as there are, and HDF5's own structures never
-change again: whatever kills a process, the file stays readable.
+docs/store-format.md describes the format. Every array has its final size and position from the start, contiguous and
+without filters. Rows can then be written, read and checked as plain bytes at known offsets, by several processes, and
+the structures of HDF5 never change again: the file stays readable whenever a process is killed.
 """
 
 import io
@@ -19,18 +19,20 @@ from repsim.stores.extents import write_at
 from repsim.stores.schema import FORMAT, VERSION, Array, Contents
 
 PARTIAL, COMPLETE = 1, 2**32
-"""`checks/structure` while rows are being written; and, with the checksum added, once the store is complete."""
-_BEGINNING = 2**9
-"""Bytes that a kill cannot cut in two: HDF5's signature and where everything else is."""
+"""Values of `checks/structure`: while rows are being written, and (plus the checksum) once the store is complete."""
+_SUPERBLOCK = 2**9
+"""Bytes at the start of the file, with HDF5's signature; one disk sector, so a crash never writes a part of them."""
 
 
 class _SparseBuffer(io.RawIOBase):
-    """A file in memory of which only what is written takes room.
+    """In-memory file that allocates memory only for pages that are written.
 
-    HDF5 lays out a store here, where arrays take none, and not on the disk: it does not survive a disk that is full.
+    HDF5 creates the structure of a store in this buffer, in which arrays without values take no memory, and not on the
+    disk: HDF5 crashes if the disk is full.
     """
 
     PAGE = 2**16
+    """Bytes of a page."""
 
     def __init__(self) -> None:
         self.pages: dict[int, bytearray] = {}
@@ -48,57 +50,68 @@ class _SparseBuffer(io.RawIOBase):
         return self.size
 
     def write(self, data: Any) -> int:
-        left = memoryview(data).cast("B")
-        written = len(left)
-        while left:
+        remaining = memoryview(data).cast("B")
+        written = len(remaining)
+        while remaining:
             page, at = divmod(self.position, self.PAGE)
-            part = left[: self.PAGE - at]
+            part = remaining[: self.PAGE - at]
             self.pages.setdefault(page, bytearray(self.PAGE))[at : at + len(part)] = part
-            left, self.position = left[len(part) :], self.position + len(part)
+            remaining, self.position = remaining[len(part) :], self.position + len(part)
         self.size = max(self.size, self.position)
         return written
 
     def readinto(self, buffer: Any) -> int:
-        left = memoryview(buffer).cast("B")[: max(0, self.size - self.position)]
-        read = len(left)
-        while left:
+        remaining = memoryview(buffer).cast("B")[: max(0, self.size - self.position)]
+        read = len(remaining)
+        while remaining:
             page, at = divmod(self.position, self.PAGE)
-            part = memoryview(self.pages.get(page, bytes(self.PAGE)))[at : at + len(left)]
-            left[: len(part)] = part
-            left, self.position = left[len(part) :], self.position + len(part)
+            part = memoryview(self.pages.get(page, bytes(self.PAGE)))[at : at + len(remaining)]
+            remaining[: len(part)] = part
+            remaining, self.position = remaining[len(part) :], self.position + len(part)
         return read
 
     def copy_to(self, file: int) -> None:
-        """Write all of it, and the beginning last; where nothing was written the file has holes."""
+        """Write the pages to a file, the superblock last; pages that were never written become holes."""
         os.ftruncate(file, 0)
         os.ftruncate(file, self.size)
         for page, data in self.pages.items():
             start = page * self.PAGE
-            skip = _BEGINNING if page == 0 else 0
+            skip = _SUPERBLOCK if page == 0 else 0
             write_at(file, start + skip, np.frombuffer(data, "u1")[skip : self.size - start])
         os.fsync(file)
-        write_at(file, 0, np.frombuffer(self.pages[0], "u1")[:_BEGINNING])
+        write_at(file, 0, np.frombuffer(self.pages[0], "u1")[:_SUPERBLOCK])
         os.fsync(file)
 
 
 def lay_out(file: int, contents: Contents) -> None:
-    """Write everything but the values; the rows of arrays are holes in the file, which take no room yet.
+    """Write the structure of a store and all its contents but the values.
 
-    The file begins with zeros until all of that is on the disk, so that whoever is interrupted here leaves a file that
-    says so (`is_laid_out`): one that says otherwise and cannot be read is damaged.
+    The rows of arrays are holes in the file, which take no disk space yet. The file begins with zeros until the rest is
+    on the disk: after an interruption `is_laid_out` is false. If it is true and the file cannot be read, the file is
+    damaged.
+
+    Parameters
+    ----------
+    file : int
+        Descriptor of a file that is open for writing; what it holds is replaced.
+    contents : Contents
+        The contents of the store.
     """
     buffer = _SparseBuffer()
-    _draw(buffer, contents)
+    _write_structure(buffer, contents)
     buffer.copy_to(file)
 
 
 def is_laid_out(file: int) -> bool:
-    """Whether a file that was to become a store got so far that there can be rows in it."""
+    """Return whether `lay_out` has finished on this file, so that it may hold rows."""
     return any(os.pread(file, 8, 0))
 
 
-def _draw(buffer: _SparseBuffer, contents: Contents) -> None:
-    """By HDF5. Groups keep the order in which they are made: else blocks.10 comes before blocks.2."""
+def _write_structure(buffer: _SparseBuffer, contents: Contents) -> None:
+    """Write the HDF5 file without the values of its arrays.
+
+    Groups track the order of creation; otherwise blocks.10 would come before blocks.2.
+    """
     with h5py.File(buffer, "w", track_order=True) as file:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         _describe(file, {"format": FORMAT, "format_version": VERSION, "model": contents.model, "created": now})
@@ -126,29 +139,29 @@ def _draw(buffer: _SparseBuffer, contents: Contents) -> None:
             _describe(group, spec.facts)
             rows = contents.rows(spec)
             dtype = np.dtype(contents.dtype).newbyteorder("<")
-            array = group.create_dataset(spec.key.readout, (rows, *spec.shape), dtype, dcpl=in_one_piece())
+            array = group.create_dataset(spec.key.readout, (rows, *spec.shape), dtype, dcpl=contiguous_layout())
             array.attrs["block"] = spec.block
             table.create_dataset(spec.key.readout, data=np.zeros(rows, "<u4"))
 
 
 def _group(parent: h5py.Group, *names: str) -> h5py.Group:
-    """A group in a group, made where it is not there yet."""
+    """Return the group ``names[0]/names[1]/...`` below ``parent``, and create missing groups."""
     for name in names:
         parent = parent[name] if name in parent else parent.create_group(name, track_order=True)
     return parent
 
 
 def _texts(values: Iterable[str]) -> Array:
-    """Strings of a fixed width, which lie where they belong.
+    """Return texts as an array of fixed-width strings.
 
-    HDF5 keeps strings of variable length in a heap, and where that is damaged it may read on for ever.
+    HDF5 keeps variable-length strings in a heap, and may never return from reading a damaged heap.
     """
     encoded = [value.encode() for value in values]
     return np.array(encoded, h5py.string_dtype("utf-8", max(1, *map(len, encoded))))
 
 
 def _describe(owner: Any, facts: Mapping[str, Any]) -> None:
-    """Write attributes; what does not apply (None) is left out."""
+    """Write attributes, except those that are None."""
     for key, value in facts.items():
         if isinstance(value, str):
             text = _texts([value])
@@ -157,8 +170,8 @@ def _describe(owner: Any, facts: Mapping[str, Any]) -> None:
             owner.attrs[key] = value
 
 
-def in_one_piece() -> Any:
-    """Contiguous, with its place in the file from the start, and not filled: no byte is written twice."""
+def contiguous_layout() -> Any:
+    """Return creation properties of a dataset: contiguous, allocated at once, not filled with zeros."""
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_layout(h5py.h5d.CONTIGUOUS)
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)

@@ -1,7 +1,6 @@
-"""Find out what a file holds and where, and believe none of it: a file may come from a stranger.
+"""Read the structure of a store's file, and refuse files that are damaged or malicious.
 
-Nothing here follows a link into another file, and no size is believed before it has been held against the size of the
-file.
+No link into another file is followed, and every size is compared with the size of the file before it is used.
 """
 
 import json
@@ -22,42 +21,58 @@ READERS: Readers[type["_Reader"]] = Readers("store", Remedy("extract it again"))
 
 
 def read(path: Path) -> tuple[Contents, Layout]:
-    """Find out what a file holds, and where; `StoreError` where that is no store, or not to be trusted."""
+    """Read the contents of a store without its values, and the positions of everything in the file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    tuple of Contents and Layout
+
+    Raises
+    ------
+    StoreError
+        The file is missing, is not a store, is damaged, or could be malicious.
+    """
     if not path.is_file():
         raise StoreError(f"{path} is a folder; name a file" if path.is_dir() else f"no such file: {path}")
     try:
-        # no locks: a store that has its name never changes, and some file systems have none
+        # no locks: a finished store never changes, and some file systems do not support locks
         with h5py.File(path, "r", locking=False) as file:
-            return READERS.get(_stated_version(path, file), path)(path, file).all()
+            return READERS.get(_stated_version(path, file), path)(path, file).read()
     except StoreError:
         raise
     except OSError as error:
-        known = {"truncated": "it is cut off", "signature": "it is no HDF5 file"}
-        why = next((text for word, text in known.items() if word in str(error)), reason(error))
+        plain_reasons = {"truncated": "it is cut off", "signature": "it is no HDF5 file"}
+        why = next((text for word, text in plain_reasons.items() if word in str(error)), reason(error))
         raise StoreError(f"cannot read {path}: {why}") from None
-    except Exception as error:  # noqa: BLE001 - what HDF5 makes of damaged structures is anything
+    except Exception as error:  # noqa: BLE001 - damaged structures can make HDF5 raise anything
         raise StoreError(f"{path} is a damaged store: {reason(error)}") from None
 
 
 def _stated_version(path: Path, file: h5py.File) -> Any:
-    """Read the version of a store's format; `StoreError` where a file is something else."""
+    """Read the version of a store's format; raise `StoreError` if the file is not a store."""
     header = _Reader(path, file)
-    known = "format" in file.attrs and file.attrs.get_id("format").dtype.kind == "S"  # others' are in the heap
-    if not known or header.attribute(file, "format") != FORMAT:
+    # repsim writes the format as a fixed-width string; a variable-length one would be read from a heap
+    is_readable = "format" in file.attrs and file.attrs.get_id("format").dtype.kind == "S"
+    if not is_readable or header.attribute(file, "format") != FORMAT:
         raise StoreError(f"{path} is an HDF5 file but no activation store: its 'format' is not {FORMAT!r}", path=path)
     return header.attribute(file, "format_version") if "format_version" in file.attrs else None
 
 
 @READERS.register(VERSION)
 class _Reader:
-    """Reads one file's structure; every step refuses what a store written by repsim cannot hold."""
+    """Reader of one file's structure, which refuses everything that a store written by repsim cannot hold."""
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path, self.file = path, file
         self.bytes = path.stat().st_size
 
-    def all(self) -> tuple[Contents, Layout]:
-        """Everything."""
+    def read(self) -> tuple[Contents, Layout]:
+        """Read the contents without the values, and the positions of everything."""
         file, path = self.file, self.path
         self.ordered(file["/"])
         model, created = self.text(file, "model"), self.text(file, "created")
@@ -65,10 +80,10 @@ class _Reader:
         sample_ids = self.sample_ids(samples)
         n = len(sample_ids)
         if sample_ids.fingerprint != self.text(samples, "id_fingerprint"):
-            raise StoreError(f"{path} is a damaged store: its sample ids are not what was written")
+            raise StoreError(f"{path} is a damaged store: the fingerprint of its sample ids does not match")
         written, structure = self.extent(checks, "written", (n,), "u1"), self.extent(checks, "structure", (1,), "<u8")
-        found = [*self.arrays("layers", model, n), *(self.arrays("controls", model, n) if "controls" in file else ())]
-        specs = tuple(spec for spec, _, _ in found)
+        arrays = [*self.arrays("layers", model, n), *(self.arrays("controls", model, n) if "controls" in file else ())]
+        specs = tuple(spec for spec, _, _ in arrays)
         if all(spec.key.control for spec in specs):
             raise StoreError(f"{path} holds no layer")
         contents = Contents(
@@ -76,36 +91,36 @@ class _Reader:
             sample_ids,
             self.text(samples, "source"),
             json.loads(self.texts(file, "provenance")[0]),
-            found[0][1].dtype.name,
+            arrays[0][1].dtype.name,
             self.optional(samples, "label", n),
             self.texts(samples, "classes") if "classes" in samples else (),
             self.optional(samples, "order", n),
             created,
         )
-        arrays = {spec.key: extent for spec, extent, _ in found}
-        return contents, Layout(arrays, {spec.key: sums for spec, _, sums in found}, written, structure)
+        extents = {spec.key: extent for spec, extent, _ in arrays}
+        return contents, Layout(extents, {spec.key: sums for spec, _, sums in arrays}, written, structure)
 
     def sample_ids(self, samples: h5py.Group) -> SampleIds:
-        """Ids, with what is known of the pictures behind them; stores made before contents were hashed have no more."""
+        """Read the sample ids and the fingerprints of the pictures; early stores have no hashes of the contents."""
         ids, sizes = self.texts(samples, "id"), self.text(samples, "content_fingerprint")
         if ("content" in samples) != ("content_kind" in samples.attrs):
             raise StoreError(f"{self.path} is a damaged store: content and content_kind of its samples go together")
         if "content" not in samples:
             return SampleIds(ids, sizes)
         hashes = self.optional(samples, "content", len(ids), "<u8")
-        assert hashes is not None, "it is there"
+        assert hashes is not None, "content is in the group"
         return SampleIds(ids, sizes, hashes.tobytes(), self.text(samples, "content_kind"))
 
-    def arrays(self, home: str, model: str, n: int) -> Iterator[tuple[ArraySpec, Extent, Extent]]:
-        """Everything under ``layers`` or ``controls``: what it is, where its rows are, and where their checksums."""
-        groups, tables = self.group(self.file, home), self.group(self.group(self.file, "checks"), "rows")
+    def arrays(self, parent: str, model: str, n: int) -> Iterator[tuple[ArraySpec, Extent, Extent]]:
+        """Yield the description, the rows and the checksums of every array below ``layers`` or ``controls``."""
+        groups, tables = self.group(self.file, parent), self.group(self.group(self.file, "checks"), "rows")
         for layer in groups:
             group = self.group(groups, layer)
             facts = {key: self.attribute(group, key) for key in group.attrs}
             for readout in group:
                 key = LayerKey(model, layer, readout)
-                if key.control != (home == "controls"):
-                    raise StoreError(f"{self.path} is refused: {key} does not belong under {home}")
+                if key.control != (parent == "controls"):
+                    raise StoreError(f"{self.path} is refused: {key} does not belong under {parent}")
                 array = self.extent(group, readout)
                 if array.dtype.kind != "f" or len(array.shape) < 2:
                     raise StoreError(f"{self.path}: {key} holds no floating-point rows")
@@ -116,7 +131,7 @@ class _Reader:
                 yield ArraySpec(key, array.shape[1:], facts, block), array, sums
 
     def child(self, group: h5py.Group, name: str) -> Any:
-        """What a name stands for; never through a link, which could lead into any file of the reader's machine."""
+        """Return a member of a group; refuse links, which could lead to any file on the user's machine."""
         link = group.get(name, getlink=True)
         if link is None:
             raise StoreError(f"{self.path} is a damaged store: {group.name.rstrip('/')}/{name} is missing")
@@ -127,13 +142,16 @@ class _Reader:
         return group[name]
 
     def group(self, group: h5py.Group, name: str) -> h5py.Group:
-        found = self.child(group, name)
-        if not isinstance(found, h5py.Group):
-            raise StoreError(f"{self.path} is a damaged store: {found.name} is no group")
-        return self.ordered(found)
+        child = self.child(group, name)
+        if not isinstance(child, h5py.Group):
+            raise StoreError(f"{self.path} is a damaged store: {child.name} is no group")
+        return self.ordered(child)
 
     def ordered(self, group: h5py.Group) -> h5py.Group:
-        """A group without order has its names in a heap, and where that is made to deceive HDF5 reads on for ever."""
+        """Return the group; refuse it if it does not track the order of creation.
+
+        Such a group has its names in a heap, and a manipulated heap can keep HDF5 in an endless loop.
+        """
         if not group.id.get_create_plist().get_link_creation_order():
             raise StoreError(f"{self.path} is refused: the group {group.name} does not keep its order")
         return group
@@ -141,20 +159,23 @@ class _Reader:
     def extent(
         self, group: h5py.Group, name: str, shape: tuple[int, ...] | None = None, dtype: str | None = None
     ) -> Extent:
-        """Where a dataset is: inside this file, in one piece, and no larger than the file."""
-        found = self.child(group, name)
-        where = f"{self.path} is refused: {found.name}"
-        if not isinstance(found, h5py.Dataset):
+        """Return the position of a dataset; refuse datasets that are not contiguous or not inside this file.
+
+        With ``shape`` or ``dtype``, refuse datasets with another shape or dtype.
+        """
+        dataset = self.child(group, name)
+        where = f"{self.path} is refused: {dataset.name}"
+        if not isinstance(dataset, h5py.Dataset):
             raise StoreError(f"{where} is no dataset")
-        made = found.id.get_create_plist()
-        if made.get_layout() != h5py.h5d.CONTIGUOUS or made.get_external_count():
-            raise StoreError(f"{where} does not lie in this file in one piece")
-        offset, extent = found.id.get_offset(), Extent(0, found.shape, found.dtype)
-        if not found.shape or offset is None or offset + extent.size > self.bytes or extent.size < 1:
-            raise StoreError(f"{where} claims the shape {found.shape}, which the file has no room for")
-        if (shape is not None and found.shape != shape) or (dtype is not None and found.dtype != np.dtype(dtype)):
-            raise StoreError(f"{self.path} is a damaged store: {found.name} is {found.dtype} {found.shape}")
-        return Extent(offset, found.shape, found.dtype)
+        creation = dataset.id.get_create_plist()
+        if creation.get_layout() != h5py.h5d.CONTIGUOUS or creation.get_external_count():
+            raise StoreError(f"{where} is not contiguous in this file")
+        offset, extent = dataset.id.get_offset(), Extent(0, dataset.shape, dataset.dtype)
+        if not dataset.shape or offset is None or offset + extent.size > self.bytes or extent.size < 1:
+            raise StoreError(f"{where} claims the shape {dataset.shape}, for which the file is too small")
+        if (shape is not None and dataset.shape != shape) or (dtype is not None and dataset.dtype != np.dtype(dtype)):
+            raise StoreError(f"{self.path} is a damaged store: {dataset.name} is {dataset.dtype} {dataset.shape}")
+        return Extent(offset, dataset.shape, dataset.dtype)
 
     def values(self, extent: Extent) -> Array:
         with self.path.open("rb") as file:
@@ -170,7 +191,7 @@ class _Reader:
         return tuple(text.decode() for text in self.values(extent).tolist())
 
     def attribute(self, owner: Any, name: str) -> Any:
-        """A string, a number, or a few of them, as plain Python values."""
+        """Read an attribute as a string, a number, or a list of at most 64 of them."""
         attribute = owner.attrs.get_id(name)
         if len(attribute.shape) > 1 or np.prod(attribute.shape, dtype=object) > 64:
             raise StoreError(
@@ -191,20 +212,33 @@ class _Reader:
 
 
 def stated_format(path: Path) -> str | None:
-    """Read what an HDF5 file says that it is, its attribute ``format``; None where that is no text of a fixed width."""
+    """Read the attribute ``format`` of an HDF5 file; None if it is missing, is no fixed-width text, or unreadable."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             if "format" not in file.attrs or file.attrs.get_id("format").dtype.kind != "S":
                 return None
             return str(_Reader(path, file).attribute(file, "format"))
-    except Exception:  # noqa: BLE001 - who reads it next says why it cannot be read
+    except Exception:  # noqa: BLE001 - the function that reads the file next reports the reason
         return None
 
 
-def refuse_foreign(path: Path) -> str | None:
-    """Raise `StoreError` where any HDF5 file leads into another one, or claims more than it has room for.
+def check_self_contained(path: Path) -> str | None:
+    """Check that an HDF5 file has no links into other files and no dataset larger than itself.
 
-    Returns what it says that it is: its attribute ``format``.
+    Parameters
+    ----------
+    path : Path
+        Any HDF5 file.
+
+    Returns
+    -------
+    str or None
+        The attribute ``format`` of the file.
+
+    Raises
+    ------
+    StoreError
+        A link may lead to another file, or the shape of a dataset is too large for the file.
     """
     with h5py.File(path, "r", locking=False) as file:
         groups: list[h5py.Group] = [file]
@@ -223,8 +257,8 @@ def refuse_foreign(path: Path) -> str | None:
                     groups.append(child)
                 elif isinstance(child, h5py.Dataset):
                     if child.is_virtual or child.external:
-                        raise StoreError(f"{where} does not lie in this file")
+                        raise StoreError(f"{where} is stored in another file")
                     if child.nbytes > path.stat().st_size:
-                        raise StoreError(f"{where} claims the shape {child.shape}, which the file has no room for")
+                        raise StoreError(f"{where} claims the shape {child.shape}, for which the file is too small")
         kind = file.attrs.get("format")
     return kind.decode() if isinstance(kind, bytes) else kind

@@ -1,7 +1,7 @@
-"""Turns what is worth recording into JSON values, or says which entry is none.
+"""Convert the provenance of a store to JSON values.
 
-Values as programs have them are taken: numbers, arrays and dates of numpy, tensors, paths. JSON has no NaN, no bytes
-and only text for keys; what it would change silently, or fail on, is refused with its place.
+Numbers, arrays and dates of numpy, tensors and paths are converted. JSON has no NaN, no bytes and only text for keys:
+values that JSON would change silently or cannot represent are refused, and the error names the entry.
 """
 
 import math
@@ -15,26 +15,29 @@ import numpy as np
 from repsim.errors import InvalidInputError
 from repsim.runtime.arrays import as_array, is_tensor
 
-_DEEPEST = 50
-"""Dictionaries in dictionaries: more are a dictionary that holds itself."""
+_MAX_DEPTH = 50
+"""Largest depth of nested dictionaries and lists; a deeper one probably contains itself."""
 
 
 def as_json(value: Any, where: str, depth: int = 0) -> Any:
-    """Turn a value into what JSON reads back the same: numbers of numpy into Python's, arrays and tuples into lists.
+    """Convert a value to types that JSON writes and reads back unchanged.
 
-    Paths become text, dates their ISO 8601 form.
+    Numbers of numpy become numbers of Python, arrays and tuples become lists, paths become text, and dates become text
+    in ISO 8601.
 
     Parameters
     ----------
-    value
-        What to record.
-    where
-        Its place, for messages.
+    value : object
+        The value to record.
+    where : str
+        Name of the entry, for error messages.
+    depth : int
+        Number of dictionaries and lists around the value.
 
     Raises
     ------
     InvalidInputError
-        A NaN or an infinity, bytes, a set, a key that is no text, an object of another kind.
+        The value is or contains NaN, an infinity, bytes, a set, a key that is no text, or an object of another type.
 
     Examples
     --------
@@ -45,8 +48,8 @@ def as_json(value: Any, where: str, depth: int = 0) -> Any:
     ...
     repsim.errors.InvalidInputError: provenance.loss[1] is nan, which JSON does not have; leave it out, or ...
     """
-    if depth > _DEEPEST:
-        raise InvalidInputError(f"{where[:80]} ... is nested more than {_DEEPEST} deep; does it hold itself?")
+    if depth > _MAX_DEPTH:
+        raise InvalidInputError(f"{where[:80]} ... is nested more than {_MAX_DEPTH} deep; does it contain itself?")
     if isinstance(value, Mapping):
         return {_key(key, where): as_json(entry, f"{where}.{key}", depth + 1) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -59,7 +62,7 @@ def as_json(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def _scalar(value: Any, where: str) -> Any:
-    """One value that is no container."""
+    """Convert a value that is no container."""
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidInputError(f"{where} is {value}, which JSON does not have; leave it out, or record it as text")
     if value is None or isinstance(value, bool):
@@ -78,7 +81,7 @@ def _scalar(value: Any, where: str) -> Any:
 
 
 def _numbers(value: Any, where: str) -> Any:
-    """Numbers and arrays of numpy or torch as Python's: of float32 the number that it is, with all of its digits."""
+    """Convert numbers and arrays of numpy or torch to Python numbers and lists; float32 keeps its exact value."""
     array = as_array(value, where)
     if array.dtype.kind == "c" or array.dtype.itemsize > 8:
         raise InvalidInputError(f"{where} is of dtype {array.dtype}, which JSON does not have; record plain numbers")

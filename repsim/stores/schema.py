@@ -1,4 +1,7 @@
-"""What a store holds beside its values: arrays and their shapes, samples, labels, provenance. docs/store-format.md."""
+"""Describe the contents of a store without its values: arrays, samples, labels and provenance.
+
+docs/store-format.md describes the file.
+"""
 
 import json
 from collections.abc import Mapping
@@ -13,96 +16,93 @@ from repsim.labels import OTHER_PICTURES, LayerKey, SampleIds
 FORMAT = "repsim-activations"
 VERSION = 2
 _NO_SETTINGS = frozenset({"command", "left_out", "labels", "max_pixels"})
-"""What is recorded and decides no value: labels themselves are compared, not the file that they come from."""
+"""Entries of the provenance that do not affect values. The labels themselves are compared, not their source."""
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a store, before it is written."""
+    """Name, shape and attributes of one array of a store."""
 
     key: LayerKey
     shape: tuple[int, ...]
-    """Of one row."""
+    """Shape of one row."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What is recorded of the layer: module type, output shape, axes, tokens."""
+    """Recorded attributes of the layer: module type, output shape, axes, tokens."""
     block: int = 1
-    """Samples that make one row: B where a row is the Gram matrix of B samples."""
+    """Number of samples in one row: B if a row is the Gram matrix of B samples."""
 
     def row_bytes(self, dtype: str) -> int:
-        """Bytes of one row."""
+        """Return the number of bytes of one row."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(dtype).itemsize
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything of a store but its values."""
+    """Contents of a store without its values."""
 
     arrays: tuple[ArraySpec, ...]
-    """In depth order, and then the control, if there is one (`LayerKey.control`)."""
+    """The layers in depth order, followed by the control, if there is one (`LayerKey.control`)."""
     sample_ids: SampleIds
     source: str
-    """What the samples are, for people."""
+    """Description of the samples, for figures and reports."""
     provenance: Mapping[str, Any]
     dtype: str = "float32"
     labels: Array | None = None
     classes: tuple[str, ...] = ()
     order: Array | None = None
-    """Positions of the samples in the order in which they were read, where rows are made of several: row k of an array
-    of blocks is made of the samples order[k * block : (k + 1) * block]."""
+    """Indices of the samples in the order in which they were read, if a row consists of several samples: row k of an
+    array of blocks consists of the samples order[k * block : (k + 1) * block]."""
     created: str = ""
-    """ISO 8601, UTC; set when the file is laid out."""
+    """Time in ISO 8601, UTC; set when the file is created."""
 
     @property
     def model(self) -> str:
-        """Names the model in every result."""
+        """Name of the model."""
         return self.arrays[0].key.model
 
     def rows(self, spec: ArraySpec) -> int:
-        """Rows of one array; samples that make no full row are left out."""
+        """Return the number of rows of one array; samples that do not fill a row are left out."""
         return len(self.sample_ids) // spec.block
 
     def difference(self, other: "Contents") -> str | None:
-        """How ``other`` would hold other values, in words; None where both promise the same to the bit."""
+        """Describe the settings in which ``other`` differs; None if both describe the same values, bit for bit."""
         samples = self.sample_ids.difference(other.sample_ids)
-        found = [samples if samples.startswith(OTHER_PICTURES) else f"samples: {samples}"] if samples else []
+        differences = [samples if samples.startswith(OTHER_PICTURES) else f"samples: {samples}"] if samples else []
         settings, others = (_settings(contents.provenance) for contents in (self, other))
         for key in dict.fromkeys((*settings, *others)):
             if not (samples and key in {"samples", "data_fingerprint", "skipped"}):
-                found += _differences(key, settings.get(key), others.get(key))
-        if not samples and (classes := self._other_classes(other)):
-            found.append(f"labels: {classes}")
-        mine, yours = ({spec.key.label: spec for spec in contents.arrays} for contents in (self, other))
-        if lonely := [
-            *(label for label in mine if label not in yours),
-            *(label for label in yours if label not in mine),
-        ]:
-            found.append(f"layers: {len(mine)} there, {len(yours)} now (not in both: {_some(lonely)})")
-        elif changed := [label for label, spec in mine.items() if yours[label].shape != spec.shape]:
-            found.append(f"shapes of layers: {_some(changed)}")
+                differences += _differences(key, settings.get(key), others.get(key))
+        if not samples and (classes := self._class_difference(other)):
+            differences.append(f"labels: {classes}")
+        old, new = ({spec.key.label: spec for spec in contents.arrays} for contents in (self, other))
+        if only_one := [*(label for label in old if label not in new), *(label for label in new if label not in old)]:
+            differences.append(f"layers: {len(old)} before, {len(new)} now (not in both: {_first_names(only_one)})")
+        elif changed := [label for label, spec in old.items() if new[label].shape != spec.shape]:
+            differences.append(f"shapes of layers: {_first_names(changed)}")
         if self.dtype != other.dtype and "dtype" not in self.provenance:
-            found.append(f"dtype: {self.dtype} there, {other.dtype} now")
-        return "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "") if found else None
+            differences.append(f"dtype: {self.dtype} before, {other.dtype} now")
+        return "; ".join(differences[:4]) + ("; ..." if len(differences) > 4 else "") if differences else None
 
-    def _other_classes(self, other: "Contents") -> str | None:
-        """How the samples' classes differ."""
-        mine, yours = self.class_of, other.class_of
-        if mine is None or yours is None:
+    def _class_difference(self, other: "Contents") -> str | None:
+        """Describe how the classes of the samples differ; None if they are equal."""
+        old, new = self.class_of, other.class_of
+        if old is None or new is None:
             return (
                 None
-                if mine is yours
-                else f"{'none' if mine is None else 'some'} there, " + ("none now" if yours is None else "some now")
+                if old is new
+                else f"{'none' if old is None else 'some'} before, " + ("none now" if new is None else "some now")
             )
-        changed = [k for k, (there, now) in enumerate(zip(mine, yours, strict=True)) if there != now]
+        changed = [k for k, (old_class, new_class) in enumerate(zip(old, new, strict=True)) if old_class != new_class]
         if not changed:
             return None
         k = changed[0]
-        first = f"{self.sample_ids.ids[k]} ({mine[k]} there, {yours[k]} now)"
-        return f"{len(changed)} of {len(mine)} differ, the first: {first}"
+        first = f"{self.sample_ids.ids[k]} ({old[k]} before, {new[k]} now)"
+        return f"{len(changed)} of {len(old)} differ, the first: {first}"
 
     @property
     def class_of(self) -> list[Any] | None:
-        """Name of every sample's class, or its number where classes have no names; None without labels."""
+        """Class of every sample: its name, or its number if classes have no names. None without labels."""
         if self.labels is None:
             return None
         names = dict(enumerate(self.classes))
@@ -110,28 +110,28 @@ class Contents:
 
 
 def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Select what decides values; of pictures that were left out their names, and not why, which is a message."""
+    """Select the entries of a provenance that affect values; of skipped pictures the names, not the reasons."""
     settings = {key: value for key, value in provenance.items() if key not in _NO_SETTINGS}
     if isinstance(skipped := settings.get("skipped"), Mapping):
         settings["skipped"] = sorted(skipped)
     return settings
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _differences(key: str, there: Any, now: Any) -> list[str]:
-    """What differs between two JSON values, down to the entries of dictionaries."""
-    there, now = (json.loads(json.dumps(value)) for value in (there, now))  # tuples as lists, as they are stored
-    if there == now:
+def _differences(key: str, old: Any, new: Any) -> list[str]:
+    """List the differences of two JSON values; of dictionaries, the differences of their entries."""
+    old, new = (json.loads(json.dumps(value)) for value in (old, new))  # JSON turns tuples into lists
+    if old == new:
         return []
-    if isinstance(there, dict) and isinstance(now, dict):
-        return [d for k in dict.fromkeys((*there, *now)) for d in _differences(f"{key}.{k}", there.get(k), now.get(k))]
-    texts = ["nothing" if value is None else json.dumps(value) for value in (there, now)]
-    return [f"{key}: {_short(texts[0])} there, {_short(texts[1])} now"]
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [d for k in dict.fromkeys((*old, *new)) for d in _differences(f"{key}.{k}", old.get(k), new.get(k))]
+    texts = ["nothing" if value is None else json.dumps(value) for value in (old, new)]
+    return [f"{key}: {_short(texts[0])} before, {_short(texts[1])} now"]
 
 
 def _short(text: str) -> str:
-    """A hash is known by its beginning."""
+    """Shorten a long text; of a text without spaces, such as a hash, keep 15 characters."""
     return text if len(text) <= 40 else text[:16] + '..."' if " " not in text else text[:40] + "..."

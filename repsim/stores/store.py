@@ -1,6 +1,7 @@
-"""Activation stores, read: one HDF5 file a model (docs/store-format.md), written in `repsim.stores.writer`.
+"""Open and verify activation stores, one HDF5 file for each model (docs/store-format.md).
 
-Whatever is read is checked: opening a store checks everything but the arrays, reading rows checks these rows.
+Opening a store checks the whole file except the arrays; reading rows checks the rows. `repsim.stores.writer` writes
+stores.
 """
 
 import os
@@ -22,11 +23,11 @@ from repsim.stores.extents import Extent
 from repsim.stores.schema import Array, Contents
 
 _PIECE = 2**24
-"""Bytes of an array that `verify` holds at once."""
+"""Bytes of an array that `verify` reads at once."""
 
 
 class Activations:
-    """One layer's array in a store: ``activations[rows]`` reads those rows as a numpy array, and checks them."""
+    """Array of one layer in a store: ``activations[rows]`` reads rows as a numpy array and checks them."""
 
     def __init__(self, store: "ActivationStore", key: LayerKey) -> None:
         self._store, self.key = store, key
@@ -34,12 +35,12 @@ class Activations:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(n samples, ...); for Gram matrices of B samples each (n // B, B, B)."""
+        """Shape of the array: (n samples, ...); (n // B, B, B) for Gram matrices of B samples."""
         return self._extent.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """float16, float32 or float64."""
+        """Type of the values: float16, float32 or float64."""
         return self._extent.dtype
 
     def __len__(self) -> int:
@@ -47,25 +48,42 @@ class Activations:
 
     def __getitem__(self, rows: Any) -> Array:
         first, *rest = rows if isinstance(rows, tuple) and rows else (rows,)
-        if first is Ellipsis or first is None:  # about other axes than the first
+        if first is Ellipsis or first is None:  # indexes other axes than the first
             return np.asarray(self[:][rows])
-        wanted = np.arange(len(self))[first]
-        values = self._read(np.atleast_1d(wanted).ravel()).reshape(*wanted.shape, *self.shape[1:])
-        return values[(*[slice(None)] * wanted.ndim, *rest)] if rest else values
+        indices = np.arange(len(self))[first]
+        values = self._read(np.atleast_1d(indices).ravel()).reshape(*indices.shape, *self.shape[1:])
+        return values[(*[slice(None)] * indices.ndim, *rest)] if rest else values
 
-    def _read(self, wanted: Array) -> Array:
-        """Rows in any order, a run of neighbours at a time."""
-        values = np.empty((len(wanted), *self.shape[1:]), self.dtype)
-        for run in np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(wanted) != 1) + 1):
+    def _read(self, indices: Array) -> Array:
+        """Read rows in any order; consecutive rows are read together."""
+        values = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        for run in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(indices) != 1) + 1):
             if len(run):
-                values[run[0] : run[-1] + 1] = self.run(int(wanted[run[0]]), int(wanted[run[-1]]) + 1)
+                values[run[0] : run[-1] + 1] = self.read_rows(int(indices[run[0]]), int(indices[run[-1]]) + 1)
         return values
 
-    def run(self, start: int, stop: int, *, check: bool = True) -> Array:
-        """Rows start:stop; ``check=False`` is for who has read them before, and need not check them again."""
+    def read_rows(self, start: int, stop: int, *, check: bool = True) -> Array:
+        """Read the rows start:stop.
+
+        Parameters
+        ----------
+        start, stop : int
+            Range of rows.
+        check : bool
+            Check the checksums. False saves time for rows that were read and checked before.
+
+        Returns
+        -------
+        array of shape (stop - start, ...)
+
+        Raises
+        ------
+        StoreError
+            A checksum does not match, or the file cannot be read.
+        """
         if not check:
             return self._store._read(self._extent, start, stop)
-        values, damaged = self.checked(start, stop)
+        values, damaged = self.read_and_check(start, stop)
         if damaged:
             raise StoreError(
                 f"{self._store.path}: {self.key} is damaged in {rows_in_words(damaged)}: the checksum does not match",
@@ -78,12 +96,12 @@ class Activations:
             )
         return values
 
-    def checked(self, start: int, stop: int) -> tuple[Array, list[int]]:
-        """Rows start:stop, and which of them are not what was written."""
+    def read_and_check(self, start: int, stop: int) -> tuple[Array, list[int]]:
+        """Read the rows start:stop, and return them with the indices of the rows whose checksum does not match."""
         values = self._store._read(self._extent, start, stop)
-        told = self._store._read(self._checksums, start, stop)
+        checksums = self._store._read(self._checksums, start, stop)
         lines = values.reshape(len(values), -1)
-        return values, [start + i for i, line in enumerate(lines) if zlib.crc32(extents.as_bytes(line)) != told[i]]
+        return values, [start + i for i, line in enumerate(lines) if zlib.crc32(extents.as_bytes(line)) != checksums[i]]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.asarray(self[:], dtype=dtype)
@@ -93,9 +111,20 @@ class Activations:
 
 
 class ActivationStore:
-    """An open store, to be read: ``store["layer3.5"][:100]`` is the first 100 rows of that layer. A context manager.
+    """Activation store that is open for reading; a context manager.
 
-    Where a store holds several readouts, an array's name is ``layer@readout``, as in ``store["blocks.3@cls"]``.
+    ``store["layer3.5"][:100]`` reads the first 100 rows of a layer. If the store holds several readouts, the name of an
+    array is ``layer@readout``, as in ``store["blocks.3@cls"]``.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+
+    Raises
+    ------
+    StoreError
+        The file is missing, damaged, incomplete, or no store.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -114,23 +143,23 @@ class ActivationStore:
         self._facts = {name: spec.facts for name, spec in zip(names, specs, strict=True)}
 
     def _check_structure(self) -> None:
-        told = int(self._read(self._layout.structure, 0, 1)[0])
-        if told < layout.COMPLETE:
+        stored = int(self._read(self._layout.structure, 0, 1)[0])
+        if stored < layout.COMPLETE:
             raise StoreError(
                 f"{self.path} is incomplete: its extraction was interrupted, or is still running",
                 path=self.path,
-                remedy=Remedy("the same extraction again goes on where it stopped"),
+                remedy=Remedy("run the same extraction again to resume it"),
             )
-        if told != layout.COMPLETE + self._structure_checksum():
+        if stored != layout.COMPLETE + self._structure_checksum():
             raise StoreError(
-                f"{self.path} is damaged outside of its arrays: its header, names, attributes, labels or checksums are "
-                "not what was written",
+                f"{self.path} is damaged outside of its arrays: the checksum of its header, names, attributes, labels "
+                "and checksums does not match",
                 path=self.path,
                 remedy=Remedy("extract it again, or restore it from a copy"),
             )
 
     def _structure_checksum(self) -> int:
-        assert self._file is not None, "called while open"
+        assert self._file is not None, "the store is open"
         return extents.structure_checksum(self._file, self._layout)
 
     def _read(self, extent: Extent, start: int, stop: int) -> Array:
@@ -143,57 +172,57 @@ class ActivationStore:
 
     @property
     def contents(self) -> Contents:
-        """Everything but the values."""
+        """Contents of the store without the values."""
         return self._contents
 
     @property
     def model(self) -> str:
-        """Names the model in every result."""
+        """Name of the model, used in all results."""
         return self._contents.model
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What decided the numbers."""
+        """Settings from which the values were computed."""
         return dict(self._contents.provenance)
 
     @property
     def data(self) -> str:
-        """What the samples are, for people."""
+        """Description of the samples, for figures and reports."""
         return self._contents.source
 
     @property
     def sample_ids(self) -> SampleIds:
-        """In the order of the rows."""
+        """Ids of the samples, in the order of the rows."""
         return self._contents.sample_ids
 
     @property
     def labels(self) -> Array | None:
-        """Class numbers, or None."""
+        """Class numbers of the samples, (n,), or None."""
         return self._contents.labels
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the numbers, or nothing."""
+        """Class names in the order of the class numbers; empty if classes have no names."""
         return self._contents.classes
 
     @property
     def checksum(self) -> str:
-        """Of everything in the file, by way of the rows' own checksums: two stores that share it hold the same."""
+        """Checksum of the file, including the checksums of all rows; two stores with the same one are equal."""
         return f"{int(self._read(self._layout.structure, 0, 1)[0]) - layout.COMPLETE:08x}"
 
     @property
     def order(self) -> Array | None:
-        """Samples in the order in which they were read, where rows are made of several (``gram:B``): else None.
+        """Indices of the samples in the order in which they were read, if rows consist of several samples; else None.
 
-        Row k of such an array is made of the samples ``order[k * B : (k + 1) * B]``.
+        Row k of an array ``gram:B`` consists of the samples ``order[k * B : (k + 1) * B]``.
         """
         return self._contents.order
 
     @property
     def pixels(self) -> Activations | None:
-        """What went into the model, at low resolution; None where it is not stored.
+        """Input of the model at low resolution; None if it is not stored.
 
-        A control to hold layers against, and none of them: what two networks share because they see the same pictures.
+        It is no layer but a control: it measures what networks share because they see the same pictures.
         """
         keys = (spec.key for spec in self._contents.arrays if spec.key.control)
         return next((Activations(self, key) for key in keys), None)
@@ -209,7 +238,7 @@ class ActivationStore:
         return self._arrays[name]
 
     def facts(self, name: str) -> dict[str, Any]:
-        """What is recorded of one layer: module type, output shape, axes, tokens."""
+        """Return the recorded attributes of a layer: module type, output shape, axes, tokens."""
         self[name]
         return dict(self._facts[name])
 
@@ -233,7 +262,7 @@ class ActivationStore:
         self.close()
 
     def table(self) -> Table:
-        """All layers: what they are, and how they are stored."""
+        """Tabulate the layers: readout, module type, output shape, axes, and the stored shape and dtype."""
         rows = []
         for name, array in self._arrays.items():
             facts = self._facts[name]
@@ -248,7 +277,7 @@ class ActivationStore:
 
     @property
     def _state(self) -> str:
-        """The file's size, if it is still there, and whether it is open."""
+        """Size of the file, if it still exists, and whether it is open."""
         size = format_size(self.path.stat().st_size) if self.path.exists() else "no longer there"
         return size if self._file is not None else f"{size}, closed"
 
@@ -259,8 +288,8 @@ class ActivationStore:
         )
 
     def _repr_html_(self) -> str:
-        told = self.provenance.get("weights")
-        weights = f"weights {told}" if told else ""
+        recorded = self.provenance.get("weights")
+        weights = f"weights {recorded}" if recorded else ""
         labels = "" if self.labels is None else f"{len(self.classes) or len(set(self.labels.tolist()))} classes"
         pixels = "" if self.pixels is None else f"pixels of the input {times(self.pixels.shape[1:])}"
         facts = [weights, f"{len(self):,} samples of {self.data}", labels, pixels, f"{self.path.name}, {self._state}"]
@@ -268,20 +297,20 @@ class ActivationStore:
 
 
 def store_path(path: Any) -> Path:
-    """Take the name of a store's file; `InvalidInputError` where it is something else, an array, say."""
+    """Return the name of a store's file as a path; raise `InvalidInputError` for anything else, such as an array."""
     if not isinstance(path, str | os.PathLike) or isinstance(path, bytes) or not str(path):
         kind = "empty text" if isinstance(path, str) else f"a {type(path).__name__}"
         raise InvalidInputError(
-            f"expected a store or the name of its file, got {kind}; arrays are compared by repsim.similarity, and "
-            "become a store by repsim.write_store"
+            f"expected a store or the name of its file, got {kind}; compare arrays with repsim.similarity, or write "
+            "them to a store with repsim.write_store"
         )
     if "\0" in str(path):
         raise InvalidInputError(f"a file name holds no null character: {str(path)!r}")
     return Path(path)
 
 
-def several(stores: Any) -> list[Any]:
-    """Take one store or many, open or by name, as a list; `InvalidInputError` for arrays and other things."""
+def as_stores(stores: Any) -> list[Any]:
+    """Return one store or several, open or by name, as a list; raise `InvalidInputError` for arrays and other types."""
     if isinstance(stores, ActivationStore | str | os.PathLike):
         return [stores]
     if isinstance(stores, bytes | Mapping) or hasattr(stores, "__array__") or not isinstance(stores, Iterable):
@@ -290,13 +319,29 @@ def several(stores: Any) -> list[Any]:
 
 
 def open_store(path: str | os.PathLike[str]) -> ActivationStore:
-    """Open a store for reading; `StoreError` where it is missing, damaged, incomplete, or something else."""
+    """Open a store for reading.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+
+    Returns
+    -------
+    ActivationStore
+        A context manager that closes the file.
+
+    Raises
+    ------
+    StoreError
+        The file is missing, damaged, incomplete, or no store.
+    """
     return ActivationStore(path)
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Rows of one array that are not what was written."""
+    """Damaged rows of one array: rows whose checksum does not match."""
 
     key: LayerKey
     rows: tuple[int, ...]
@@ -306,19 +351,20 @@ class Damage:
 
 
 def verify(path: str | os.PathLike[str], progress: Listener = None) -> list[Damage]:
-    """Read a whole store and hold every byte against its checksum.
+    """Read a whole store and compare every byte with its checksum.
 
     Parameters
     ----------
-    path
+    path : str or path
         The store.
-    progress
-        Called with the number of arrays done, and of all. By default a notebook shows a bar; False is silent.
+    progress : callable or False, optional
+        Called with the number of arrays that are checked and the number of all arrays. By default notebooks show a
+        progress bar; False shows none.
 
     Returns
     -------
     list of Damage
-        The rows that are not what was written, by layer; empty where all is well.
+        The damaged rows of every layer; empty if all checksums match.
 
     Raises
     ------
@@ -333,7 +379,7 @@ def verify(path: str | os.PathLike[str], progress: Listener = None) -> list[Dama
     ...     verify(f"{folder}/a.h5")
     []
     """
-    found: list[Damage] = []
+    damage: list[Damage] = []
     with open_store(path) as store, report_progress(f"verifying {store.path.name}", progress) as advance:
         arrays = [Activations(store, spec.key) for spec in store.contents.arrays]
         for done, array in enumerate(arrays, start=1):
@@ -341,17 +387,17 @@ def verify(path: str | os.PathLike[str], progress: Listener = None) -> list[Dama
             rows = [
                 row
                 for start in range(0, len(array), step)
-                for row in array.checked(start, min(start + step, len(array)))[1]
+                for row in array.read_and_check(start, min(start + step, len(array)))[1]
             ]
             if rows:
-                found.append(Damage(array.key, tuple(rows)))
+                damage.append(Damage(array.key, tuple(rows)))
             if advance is not None:
                 advance(done, len(arrays))
-    return found
+    return damage
 
 
 def rows_in_words(rows: "list[int] | tuple[int, ...]") -> str:
-    """Name rows by their runs.
+    """Return the numbers of rows as text, with consecutive rows as ranges.
 
     >>> rows_in_words([3]), rows_in_words([1, 2, 3, 7])
     ('row 3', '4 rows (1-3, 7)')

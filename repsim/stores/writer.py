@@ -1,11 +1,11 @@
-"""Writing activation stores so that a kill at any moment costs seconds.
+"""Write activation stores that lose only a few seconds of work if the process is killed.
 
-A store grows under the name ``<name>.partial``. Its file is laid out in full at first (`repsim.stores.layout`); from
-then on rows go to their places as plain bytes, and HDF5's own structures never change. Now and then the writer commits:
-it waits until the rows are on the disk, and only then marks their samples as written. Who comes later trusts those
-marks and nothing else. When every sample is marked, a checksum closes the file, and it gets its name.
+An unfinished store has the name ``<name>.partial``. First its whole structure is written (`repsim.stores.layout`); from
+then on rows are written as plain bytes at known offsets, and the structures of HDF5 never change. Every few seconds the
+writer commits: it waits until the rows are on the disk, and then marks their samples as written. A later run relies on
+these marks only. When all samples are marked, a checksum completes the file, and the file is renamed.
 
-One process lays out and closes, and holds a lock meanwhile. Others of the same run may write rows of their own.
+One process creates and completes the file and holds a lock on it. Other processes of the same run may write rows.
 """
 
 import os
@@ -43,38 +43,39 @@ from repsim.stores.schema import Array, ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store, store_path
 
 _LONGEST_ID = 4096
-"""Bytes: a path may be so long on Linux. All ids of a store take as much room as the longest."""
+"""Largest number of bytes of a sample id, the longest path of Linux. Each id of a store takes as many bytes as the
+longest one."""
 COMMIT_SECONDS = 2.0
-"""What a kill costs at most, apart from what is on its way."""
+"""Seconds between two commits: work that is lost at most, apart from batches that are not written yet."""
 
 
 class StoreWriter:
-    """Writes one store. A context manager: the file gets its name when the block ends well.
+    """Writer of one store; a context manager that renames the complete file at the end of the block.
 
-    What an earlier run has committed under the same `Contents` is kept: `written` tells which samples. A block that
-    ends with an error keeps what was committed, for the next run; with nothing committed, nothing is left behind.
+    The attribute `written`, a boolean array of shape (n,), marks the samples that an earlier run with the same
+    `Contents` has committed. If the block ends with an error, the committed samples are kept for the next run; if there
+    are none, the file is removed.
 
     Parameters
     ----------
-    path
-        The store's name.
-    contents
-        All but the values.
-    overwrite
-        Replace what has the name.
-    resume
-        Go on with what an earlier run has left; otherwise start anew.
-    first
-        Whether this process lays out and closes the file. Another one opens what the first has laid out, and writes
-        rows of its own.
+    path : Path
+        The file.
+    contents : Contents
+        Contents of the store without the values.
+    overwrite : bool
+        Replace an existing file.
+    resume : bool
+        Resume an interrupted run; otherwise start again from the first sample.
+    first : bool
+        Whether this process creates and completes the file. Other processes open the file that the first has created,
+        and write their own rows.
 
     Raises
     ------
     OutputError
-        The name is taken; another process is writing; what an earlier run left was made with other settings; the disk
-        is full.
+        The file exists, another process is writing it, an interrupted run had other settings, or the disk is full.
     InvalidInputError
-        Ids that are not unique, layers that cannot be named, values that are not finite.
+        Sample ids are not unique, a name is not allowed, or values are not finite.
     """
 
     def __init__(
@@ -98,15 +99,15 @@ class StoreWriter:
         try:
             if self.first:
                 self._lock()
-                if not (self.resume and self._take_up()):
-                    self._begin()
+                if not (self.resume and self._resume_run()):
+                    self._start_run()
             else:
                 self._layout = reader.read(self.partial)[1]
                 self.written = self._marks()
         except BaseException:
             self._close()
             raise
-        self._cleanup = interrupts.register(self._give_up)
+        self._cleanup = interrupts.register(self._abort)
         return self
 
     def _lock(self) -> None:
@@ -116,19 +117,19 @@ class StoreWriter:
                 return
         raise OutputError(f"another process has just finished {self.path}")
 
-    def _take_up(self) -> bool:
-        """Take up what an earlier run has left; False where that is nothing."""
+    def _resume_run(self) -> bool:
+        """Resume an interrupted run; return False if there is none that can be resumed."""
         if not layout.is_laid_out(self._fd):
             return False
-        there, self._layout = _read_partial(self.partial)
-        if difference := there.difference(self.contents):
+        earlier, self._layout = _read_partial(self.partial)
+        if difference := earlier.difference(self.contents):
             if self.overwrite:
                 return False
             raise OtherSettingsError(self.partial, difference)
         self.written = self._marks()
         return True
 
-    def _begin(self) -> None:
+    def _start_run(self) -> None:
         try:
             with self._guard(), interrupts.cleaned_up(lambda: self.partial.unlink(missing_ok=True)):
                 layout.lay_out(self._fd, self.contents)
@@ -139,30 +140,47 @@ class StoreWriter:
         self.written = np.zeros(len(self.contents.sample_ids), bool)
 
     def write(self, key: LayerKey, rows: slice | Sequence[int] | Array, values: Array) -> None:
-        """Write rows of one array, (rows, ...) or flattened to (rows, p), and their checksums."""
+        """Write rows of one array, and their checksums.
+
+        Parameters
+        ----------
+        key : LayerKey
+            The array.
+        rows : slice, sequence of int, or array of int
+            Indices of the rows.
+        values : array of shape (rows, ...) or (rows, p)
+            The values, perhaps flattened; converted to the dtype of the store.
+
+        Raises
+        ------
+        InvalidInputError
+            Values are NaN or infinite, or overflow the dtype of the store.
+        OutputError
+            The file cannot be written.
+        """
         spec, extent = self._specs[key], self._layout.arrays[key]
-        where = np.arange(extent.shape[0])[rows]
-        if not len(where):  # a last batch of too few samples for a block
+        indices = np.arange(extent.shape[0])[rows]
+        if not len(indices):  # a last batch with too few samples for a block
             return
-        values = self._checked(spec, where, values).reshape(len(where), -1)
+        values = self._converted(spec, indices, values).reshape(len(indices), -1)
         sums = np.array([zlib.crc32(extents.as_bytes(line)) for line in values], "<u4")
         with self._guard():
-            for run in np.split(np.arange(len(where)), np.flatnonzero(np.diff(where) != 1) + 1):
-                start, part = int(where[run[0]]), slice(run[0], run[-1] + 1)
+            for run in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(indices) != 1) + 1):
+                start, part = int(indices[run[0]]), slice(run[0], run[-1] + 1)
                 extents.write_at(self._fd, extent.offset + start * extent.row_bytes, values[part])
                 extents.write_at(self._fd, self._layout.checksums[key].offset + 4 * start, sums[part])
 
-    def _checked(self, spec: ArraySpec, where: Array, values: Array) -> Array:
-        """In the store's dtype, or a refusal that counts what is not finite and names the layer and the sample."""
+    def _converted(self, spec: ArraySpec, indices: Array, values: Array) -> Array:
+        """Convert values to the dtype of the store; refuse values that are not finite."""
         dtype = self._layout.arrays[spec.key].dtype
-        with np.errstate(over="ignore"):  # an overflow of float16 is found, and named, right below
-            stored = np.ascontiguousarray(values, dtype).reshape(len(where), *spec.shape)
+        with np.errstate(over="ignore"):  # the check below reports overflow
+            stored = np.ascontiguousarray(values, dtype).reshape(len(indices), *spec.shape)
         finite = np.isfinite(stored)
         if finite.all():
             return stored
         row = int(np.argwhere(~finite)[0, 0])
         order = self.contents.order if spec.block > 1 else None
-        sample = int(where[row]) * spec.block
+        sample = int(indices[row]) * spec.block
         name = self.contents.sample_ids.ids[sample if order is None else int(order[sample])]
         at = f"the first in sample {name}" if spec.block == 1 else f"the first in the block that begins with {name}"
         overflow = int(np.isfinite(np.asarray(values)).sum() - finite.sum())
@@ -173,18 +191,18 @@ class StoreWriter:
             )
         raise InvalidInputError(f"{spec.key}: {int((~finite).sum())} values are NaN or infinite, {at}")
 
-    def done(self, samples: slice | Sequence[int] | Array) -> None:
-        """Everything of these samples has been written; they count once it is committed, which happens now and then."""
+    def mark_done(self, samples: slice | Sequence[int] | Array) -> None:
+        """Record that all values of these samples are written; commit if the last commit was some seconds ago."""
         self._uncommitted.append(np.arange(len(self.contents.sample_ids))[samples])
         if time.monotonic() - self._committed > COMMIT_SECONDS:
             self.commit()
 
     def commit(self) -> None:
-        """Wait until what was written is on the disk, mark the samples that are `done`, and wait for the marks too."""
+        """Wait until the values are on the disk, then mark the finished samples as written, and wait for the marks."""
         if not self._uncommitted:
             return
         samples = np.concatenate(self._uncommitted)
-        self._uncommitted.clear()  # even if the sync fails: the next may succeed, and these rows be lost all the same
+        self._uncommitted.clear()  # even if fsync fails: a later one may succeed although these rows were lost
         with self._guard():
             os.fsync(self._fd)
             for run in np.split(samples, np.flatnonzero(np.diff(samples) != 1) + 1):
@@ -201,16 +219,16 @@ class StoreWriter:
                 if self.first:
                     self._complete()
             else:
-                with suppress(OutputError):  # the first error is the one to tell
+                with suppress(OutputError):  # the first error is reported
                     self.commit()
-                # of several processes one speaks, and tidies up, for all
-                if self.first and (note := self._keep()) and error is not None:
+                # the first process reports and cleans up for all processes
+                if self.first and (note := self._keep_committed()) and error is not None:
                     error.add_note(note)
         finally:
             self._close()
 
-    def _keep(self) -> Hint | None:
-        """Leave what was committed, and say so; leave nothing where there is nothing."""
+    def _keep_committed(self) -> Hint | None:
+        """Return a hint how to resume if samples are committed; remove the file if there are none."""
         count = int(self._marks().sum())
         if not count or not self.partial.exists():
             self.partial.unlink(missing_ok=True)
@@ -218,31 +236,31 @@ class StoreWriter:
         kept = f"{count} of {len(self.contents.sample_ids)} samples are kept in {self.partial}"
         if not self.overwrite:
             return Hint(kept, remedy=Remedy(SAME_CALL, " on the same pictures goes on from there"))
-        if self.path.exists():  # then only overwrite=True starts it, and starts it anew
-            return Hint(f"{self.path} is still the one from before")
+        if self.path.exists():  # then a run needs overwrite=True, which does not resume
+            return Hint(f"{self.path} is unchanged")
         return Hint(
             kept,
             remedy=Remedy(SAME_CALL, " without ", Argument("overwrite", value=True), " goes on from there"),
         )
 
-    def _give_up(self) -> Hint | None:
-        """What `__exit__` does after an error, from another thread, where the process ends without it."""
+    def _abort(self) -> Hint | None:
+        """Commit and clean up as `__exit__` does after an error; called if a signal ends the process at once."""
         with suppress(OutputError):
             self.commit()
-        return self._keep() if self.first else None
+        return self._keep_committed() if self.first else None
 
     def _complete(self) -> None:
-        """Every sample is there: close the file with a checksum, and give it its name."""
+        """Write the checksum of a store with all its samples, and rename the file."""
         missing = np.flatnonzero(~self._marks())
         if len(missing):
             first = self.contents.sample_ids.ids[missing[0]]
             raise OutputError(f"{self.partial}: {len(missing)} samples were never written, the first {first}")
         with self._guard():
-            closed = layout.COMPLETE + extents.structure_checksum(self._fd, self._layout)
-            extents.write_at(self._fd, self._layout.structure.offset, np.array([closed], "<u8"))
+            state = layout.COMPLETE + extents.structure_checksum(self._fd, self._layout)
+            extents.write_at(self._fd, self._layout.structure.offset, np.array([state], "<u8"))
             os.fsync(self._fd)
             self.partial.replace(self.path)
-            with suppress(OSError):  # not every file system can: the name itself is on the disk then a little later
+            with suppress(OSError):  # some file systems cannot sync folders; the new name is on the disk later then
                 folder = os.open(self.path.parent, os.O_RDONLY)
                 try:
                     os.fsync(folder)
@@ -255,7 +273,7 @@ class StoreWriter:
         return self._file
 
     def _marks(self) -> Array:
-        """Which samples are committed, by whichever process."""
+        """Read which samples are committed, by any process: a boolean array of shape (n,)."""
         return extents.read_rows(self._fd, self._layout.written, 0, len(self.contents.sample_ids)).astype(bool)
 
     def _close(self) -> None:
@@ -263,12 +281,12 @@ class StoreWriter:
             interrupts.unregister(self._cleanup)
             self._cleanup = None
         if self._file is not None:
-            os.close(self._file)  # and with it the lock
+            os.close(self._file)  # releases the lock
             self._file = None
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
-        """Turn what the system or HDF5 raises where it cannot write into one line."""
+        """Turn errors of the system or of HDF5 into `OutputError`."""
         try:
             yield
         except RepsimError:
@@ -277,34 +295,41 @@ class StoreWriter:
             raise OutputError(f"cannot write {self.path}: {reason(error)}") from None
 
 
-def stored(path: Path, contents: Contents, *, overwrite: bool = False) -> int:
-    """How many samples of ``contents`` a finished store, or an interrupted run, has on the disk already.
+def count_stored(path: Path, contents: Contents, *, overwrite: bool = False) -> int:
+    """Count the samples of ``contents`` that a finished store, or an interrupted run, already has on the disk.
 
-    With ``overwrite``, what was made with other settings counts as nothing.
+    Parameters
+    ----------
+    path : Path
+        The store.
+    contents : Contents
+        Contents that the store should have.
+    overwrite : bool
+        Ignore stores and interrupted runs with other settings.
 
     Raises
     ------
-    OutputError
-        What is there was made with other settings; the message says which.
+    OtherSettingsError
+        The store or the interrupted run has other settings; the message lists them.
     StoreError
-        A store of that name is damaged.
+        The store is damaged.
     """
-    for there in (partial_path(path), path) if overwrite else (path, partial_path(path)):
-        if not there.exists():
+    for existing in (partial_path(path), path) if overwrite else (path, partial_path(path)):
+        if not existing.exists():
             continue
-        if there == path:
+        if existing == path:
             with open_store(path) as store:
-                found, count = store.contents, len(store)
+                earlier, count = store.contents, len(store)
         else:
-            with there.open("rb") as file:
+            with existing.open("rb") as file:
                 if not layout.is_laid_out(file.fileno()):
                     return 0
-                found, places = _read_partial(there)
-                count = int(extents.read_rows(file.fileno(), places.written, 0, len(found.sample_ids)).sum())
-        if difference := found.difference(contents):
+                earlier, extents_of = _read_partial(existing)
+                count = int(extents.read_rows(file.fileno(), extents_of.written, 0, len(earlier.sample_ids)).sum())
+        if difference := earlier.difference(contents):
             if overwrite:
                 continue
-            raise OtherSettingsError(there, difference)
+            raise OtherSettingsError(existing, difference)
         return count
     return 0
 
@@ -312,14 +337,14 @@ def stored(path: Path, contents: Contents, *, overwrite: bool = False) -> int:
 _WRITERS: WeakSet[StoreWriter] = WeakSet()
 
 
-def _forget_writers() -> None:
-    """In a forked process (one that decodes pictures, say): it would hold the lock on after its parent was killed."""
+def _close_writers_after_fork() -> None:
+    """Close the files of all writers in a forked process; it would keep the lock after its parent is killed."""
     for writer in _WRITERS:
         writer._close()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_writers)
+    os.register_at_fork(after_in_child=_close_writers_after_fork)
 
 
 def _read_partial(path: Path) -> tuple[Contents, extents.Layout]:
@@ -327,17 +352,17 @@ def _read_partial(path: Path) -> tuple[Contents, extents.Layout]:
         return reader.read(path)
     except StoreError as error:
         raise StoreError(
-            f"what an interrupted run has left is damaged: {error}",
+            f"the file of an interrupted run is damaged: {error}",
             path=path,
-            remedy=Remedy(Argument("overwrite", value=True), " starts anew"),
+            remedy=Remedy("start again with ", Argument("overwrite", value=True)),
         ) from None
 
 
 def _check(contents: Contents) -> None:
     ids = contents.sample_ids.ids
     if len(set(ids)) < len(ids):
-        twice = next(name for name, count in Counter(ids).items() if count > 1)
-        raise InvalidInputError(f"sample id {twice!r} occurs twice; ids must be unique")
+        repeated = next(name for name, count in Counter(ids).items() if count > 1)
+        raise InvalidInputError(f"sample id {repeated!r} occurs twice; ids must be unique")
     for name in ids:
         check_name("sample id", name, _LONGEST_ID)
     for name in contents.classes:
@@ -371,46 +396,50 @@ def write_store(
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> ActivationStore:
-    """Make a store of activations that come from elsewhere.
+    """Write activations that you have computed yourself to a store.
 
-    Values are stored as they are, or refused. Arrays of numpy, torch (of any device, with or without gradient), jax,
-    pandas and xarray are taken.
+    Values are stored unchanged. Arrays can be of numpy, torch (on any device, with or without gradient), jax, pandas or
+    xarray.
 
     Parameters
     ----------
-    path
+    path : str or path
         The new file.
-    layers
-        Layer name -> array (n samples, ...), in depth order; float16, float32 or float64, the same for all. bfloat16
-        and 8-bit floats become float32, which holds each of their values exactly; the provenance records from what.
-    model
-        Names the model in every result.
-    pixels
-        What went into the model, an array (n samples, ...) of numbers, best at low resolution: it becomes the store's
-        `ActivationStore.pixels`, in the dtype of the layers.
-    sample_ids
-        One id a sample, unique: text, or whole numbers. By default the names of the rows, where the arrays are data
-        frames or carry coordinates; otherwise samples are numbered, and any two stores of as many samples agree.
-    labels
-        One class a sample: whole numbers from 0 on, or names. Names become `ActivationStore.classes`, in alphabetical
-        order, and their numbers `ActivationStore.labels`. A pandas Categorical keeps the order of its categories;
-        booleans become the classes False and True.
-    readout
-        How the arrays were read out, as it will stand under figures.
-    source
-        What the samples are, as it will stand under figures.
-    provenance
-        Anything else worth recording, as JSON values; numbers and arrays of numpy, paths and dates are turned into
-        such.
-    overwrite
+    layers : dict of str to array of shape (n, ...)
+        The layers by name, in depth order. All have the same dtype: float16, float32 or float64. bfloat16 and 8-bit
+        floats are converted to float32, which represents each of their values exactly; the provenance records it.
+    model : str
+        Name of the model, used in all results.
+    pixels : array of shape (n, ...), optional
+        Input of the model, best at low resolution. It is stored as `ActivationStore.pixels`, in the dtype of the
+        layers.
+    sample_ids : sequence of str or int, optional
+        One unique id for each sample. By default the names of the rows if the arrays are data frames or have
+        coordinates. Otherwise samples are numbered, so that any two stores with the same number of samples match.
+    labels : sequence of int or str, optional
+        The class of each sample: an integer from 0, or a name. Names are stored as `ActivationStore.classes`, in
+        alphabetical order, and their numbers as `ActivationStore.labels`. A pandas Categorical keeps the order of its
+        categories; booleans become the classes False and True.
+    readout : str
+        How a layer became an array, for figures.
+    source : str
+        Description of the samples, for figures.
+    provenance : dict, optional
+        Further settings to record, as JSON values; numbers and arrays of numpy, paths and dates are converted.
+    overwrite : bool
         Replace an existing file.
+
+    Returns
+    -------
+    ActivationStore
+        The new store, open for reading.
 
     Raises
     ------
     InvalidInputError
-        Arrays of unequal length, of no floating dtype, of several dtypes, masked, sparse, or with NaN or infinite
-        values; labels that are no classes, one-hot ones, too, or missing; names with control characters; a provenance
-        that JSON cannot hold; data frames whose rows have different names.
+        Arrays have different lengths or dtypes, no floating dtype, or are masked or sparse; values are NaN or infinite;
+        labels are missing, one-hot or otherwise no classes; names contain control characters; the provenance is no
+        JSON; or data frames have different row names.
     OutputError
         The file exists, or cannot be written.
 
@@ -431,14 +460,16 @@ def write_store(
         raise InvalidInputError(
             f"layers: expected a dictionary {{name: array (n samples, ...)}}, got {type(layers).__name__}"
         )
-    for what, name in (("the model", model), ("readout", readout), *(("layer", name) for name in layers)):
-        check_name(what, name)
+    for kind, name in (("the model", model), ("readout", readout), *(("layer", name) for name in layers)):
+        check_name(kind, name)
     arrays = {str(name): as_array(values, f"layer {name!r}") for name, values in layers.items()}
     shapes = {name: values.shape for name, values in arrays.items()}
     if len({shape[:1] for shape in shapes.values()}) > 1 or any(
         len(shape) < 2 or 0 in shape for shape in shapes.values()
     ):
-        raise InvalidInputError(f"every layer must be (n samples, features ...) with the same n, got {_shown(shapes)}")
+        raise InvalidInputError(
+            f"every layer must be (n samples, features ...) with the same n, got {_shapes_in_words(shapes)}"
+        )
     dtype = _dtype(arrays)
     n = next(iter(shapes.values()))[0] if shapes else 0
     rows = {f"layer {name!r}": values for name, values in layers.items()}
@@ -447,25 +478,25 @@ def write_store(
     keys = {LayerKey(model, name, readout): values for name, values in arrays.items()}
     if any(key.control for key in keys):
         raise InvalidInputError(
-            f"{'@'.join(INPUT)} is no layer: give it as pixels=, or name layer or readout otherwise"
+            f"{'@'.join(INPUT)} is no layer; pass it as pixels, or use another name for the layer or the readout"
         )
-    if pixels is not None and keys:  # without a layer it is no store
+    if pixels is not None and keys:  # without layers the writer refuses the store
         keys[LayerKey(model, *INPUT)] = _as_pixels(pixels, n)
     specs = tuple(ArraySpec(key, values.shape[1:]) for key, values in keys.items())
     numbers, classes = (None, ()) if labels is None else as_classes(labels, n)
     if not isinstance(provenance, Mapping | None):
         raise InvalidInputError(f"provenance: expected a dictionary, got {type(provenance).__name__}")
-    record = {"extractor": "given", **_converted(layers, arrays), **as_json(provenance or {}, "provenance")}
+    record = {"extractor": "given", **_converted_dtypes(layers, arrays), **as_json(provenance or {}, "provenance")}
     contents = Contents(specs, SampleIds(ids), source, record, dtype, numbers, classes)
     with StoreWriter(store_path(path), contents, overwrite=overwrite) as writer:
         for key, values in keys.items():
             writer.write(key, slice(None), values)
-        writer.done(slice(None))
+        writer.mark_done(slice(None))
     return open_store(path)
 
 
 def _dtype(arrays: Mapping[str, Array]) -> str:
-    """The one dtype of all layers; a store has one, and none is picked where they differ."""
+    """Return the common dtype of all layers; refuse layers with different dtypes."""
     kinds = {name: values.dtype.name for name, values in arrays.items()}
     wrong = next((name for name, kind in kinds.items() if kind not in {"float16", "float32", "float64"}), None)
     if wrong is not None:
@@ -474,17 +505,17 @@ def _dtype(arrays: Mapping[str, Array]) -> str:
             "astype, as in x.astype('float32')"
         )
     first = next(iter(kinds), "")
-    other = next((name for name, kind in kinds.items() if kind != kinds[first]), None)
-    if other is not None:
+    different = next((name for name, kind in kinds.items() if kind != kinds[first]), None)
+    if different is not None:
         raise InvalidInputError(
             f"layers must all be float16, float32 or float64, the same for all, got {kinds[first]} in layer {first!r} "
-            f"and {kinds[other]} in layer {other!r}; convert them to the widest with astype"
+            f"and {kinds[different]} in layer {different!r}; convert them to the widest with astype"
         )
     return kinds.get(first, "float32")
 
 
 def _ids(sample_ids: Any, names: tuple[str, ...] | None, n: int) -> tuple[str, ...]:
-    """The ids that are given, else the names of rows, else numbers."""
+    """Return the sample ids of the user, or else the names of rows, or else numbers."""
     if sample_ids is None:
         return names or tuple(map(str, range(n)))
     if isinstance(sample_ids, str | bytes | set | frozenset | Mapping):
@@ -505,21 +536,21 @@ def _ids(sample_ids: Any, names: tuple[str, ...] | None, n: int) -> tuple[str, .
     if names is not None and tuple(map(str, ids)) != names:
         k = next(k for k, (a, b) in enumerate(zip(ids, names, strict=True)) if str(a) != b)
         raise InvalidInputError(
-            f"sample_ids and the rows of the arrays are named differently: sample {k} is {str(ids[k])!r} and "
-            f"{names[k]!r}. Leave sample_ids out, or give plain arrays (to_numpy())"
+            f"sample_ids and the row names of the arrays differ: sample {k} is {str(ids[k])!r} in sample_ids and "
+            f"{names[k]!r} in the arrays; leave sample_ids out, or pass arrays without row names (to_numpy())"
         )
     return tuple(map(str, ids))
 
 
-def _converted(layers: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
-    """For the provenance: dtypes that no store has, of the layers that were converted from them."""
+def _converted_dtypes(layers: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """Return an entry for the provenance: the original dtypes of layers that were converted to float32."""
     before = {name: str(getattr(layers[name], "dtype", "")).removeprefix("torch.") for name in arrays}
     changed = {name: kind for name, kind in before.items() if kind == "bfloat16" or kind.startswith("float8")}
     return {"converted_from": changed} if changed else {}
 
 
-def _shown(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The shapes that say what is wrong: of many layers, the first of each number of samples."""
+def _shapes_in_words(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return the first shape for each number of samples as text, at most four."""
     firsts = {shape[:1] if len(shape) > 1 and 0 not in shape else shape: name for name, shape in shapes.items()}
     return ", ".join(f"{shapes[name]} for {name!r}" for name in list(firsts.values())[:4])
 
@@ -528,11 +559,9 @@ def _as_pixels(pixels: Any, n: int) -> Array:
     try:
         values = as_array(pixels, "pixels")
     except InvalidInputError as error:
-        raise InvalidInputError(
-            f"pixels must be numbers (n samples, ...) for {n} samples, got something else: {error}"
-        ) from None
+        raise InvalidInputError(f"pixels must be numbers of shape (n samples, ...) for {n} samples: {error}") from None
     if values.dtype.kind not in "uif" or values.ndim < 2 or len(values) != n or not values.size:
         raise InvalidInputError(
-            f"pixels must be numbers (n samples, ...) for {n} samples, got {values.dtype} {values.shape}"
+            f"pixels must be numbers of shape (n samples, ...) for {n} samples, got {values.dtype} {values.shape}"
         )
     return values

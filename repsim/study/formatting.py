@@ -10,16 +10,12 @@ def number(value: float, low: float | None = None, high: float | None = None) ->
     """Format a value, with its interval if there is one.
 
     >>> number(0.4182), number(0.4182, 0.401, 0.436), number(-0.0012)
-    ('.418', '.418 (.401 to .436)', '-.001')
+    ('0.418', '0.418 (0.401 to 0.436)', '-0.001')
     """
 
     def plain(x: float) -> str:
         text = f"{x:.3f}"
-        return (
-            text.replace("0.", ".", 1)
-            if abs(x) < 1 and text not in {"0.000", "-0.000", "1.000", "-1.000"}
-            else ("0" if text in {"0.000", "-0.000"} else text)
-        )
+        return "0" if text in {"0.000", "-0.000"} else text
 
     if low is None or high is None or np.isnan(low):
         return plain(value)
@@ -30,9 +26,9 @@ def probability(p: float) -> str:
     """Format a p-value, which is never shown as 0.
 
     >>> probability(0.04), probability(0.0002)
-    ('.040', '< .001')
+    ('0.040', '< 0.001')
     """
-    return "< .001" if p < 0.0005 else number(p)  # three digits would show 0
+    return "< 0.001" if p < 0.0005 else number(p)  # three digits would show 0
 
 
 def listed(names: list[str], most: int = MOST_NAMES) -> str:

@@ -26,7 +26,7 @@ from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
 from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.progress import Progress, Steps, counter, report_steps
-from repsim.stores.store import ActivationStore, open_store, several
+from repsim.stores.store import ActivationStore, as_stores, open_store
 from repsim.study import controls as control
 from repsim.study import permutation_nulls
 from repsim.study.chance import within_classes
@@ -193,7 +193,7 @@ def _compute(
         step = stack.enter_context(report_steps("the study", steps))
         opened = [
             store if isinstance(store, ActivationStore) else stack.enter_context(open_store(store))
-            for store in several(stores)
+            for store in as_stores(stores)
         ]
         study = design(opened, families=families, readout=readout)
         if study.n < _MIN_SAMPLES:

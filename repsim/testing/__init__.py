@@ -1,8 +1,8 @@
-"""For tests of other packages, and for ours: contracts, small synthetic data, a state machine for writers of stores.
+"""Test measures, extractors and store writers, in repsim and in other packages.
 
-`MetricContract` and `ExtractorContract` are what every measure and every extractor is tested against.
-`repsim.testing.examples` makes layers, stores, studies and pictures; `repsim.testing.stateful` tests store writers.
-Contracts need pytest, and the state machine hypothesis as well.
+`MetricContract` and `ExtractorContract` are base classes for the tests of every measure and every extractor.
+`repsim.testing.examples` generates layers, stores, studies and pictures; `repsim.testing.stateful` tests store writers.
+The contracts need pytest, and the state machine also needs hypothesis.
 """
 
 from repsim.testing.contracts import ExtractorContract, MetricContract

@@ -1,6 +1,6 @@
-"""Contracts for third parties (and for ourselves): what a measure, or an extractor, must prove to be believed.
+"""Test whether a measure or an extractor has the properties that it declares.
 
-Needs pytest. A measure of your own is proven in a test file like this one::
+Needs pytest. A measure of your own is tested in a file like this one::
 
     class TestMyMeasure(repsim.testing.MetricContract):
         metrics = (MyMeasure(), MyMeasure(neighbours=5))
@@ -31,26 +31,27 @@ INVARIANCES: tuple[Invariance, ...] = get_args(Invariance)
 
 
 class MetricContract:
-    """Theorems that hold for every measure. A subclass states its `metrics` and its `reference`; pytest does the rest.
+    """Base class for the tests of a measure; a subclass defines `metrics` and `reference`, and pytest runs the tests.
 
-    Every word that a measure declares is held against generic data: a declared invariance has to hold, and an
-    undeclared one has to be broken; a measure declared asymmetric has to be asymmetric. A measure for which a theorem
-    is truly another one overrides that test.
+    Every property that a measure declares is tested on generic data: a declared invariance has to hold, an undeclared
+    one has to fail, and a measure declared asymmetric has to be asymmetric. A subclass overrides a test if a different
+    property holds for its measure.
     """
 
     metrics: ClassVar[Sequence[Metric[Any]]]
-    """The instances to test: every option should appear in one of them."""
+    """Instances to test; every option should appear in one of them."""
     reference: ClassVar[Callable[..., float]]
-    """The value by another way (a staticmethod): float64 (n, p) and (n, q), and the metric's fields as keywords."""
+    """Independent implementation (a staticmethod): takes float64 arrays (n, p) and (n, q), and the fields of the metric
+    as keywords."""
     tolerance: ClassVar[float] = 1e-9
-    """Largest error allowed in float64."""
+    """Largest allowed error for float64 activations."""
     tolerance_float32: ClassVar[float] = 1e-6
-    """Largest error allowed where the activations are float32."""
+    """Largest allowed error for float32 activations."""
     breaks: ClassVar[float] = 1e-4
-    """The least change that counts as one: far above rounding, far below what a broken invariance does."""
+    """Smallest change of a value that shows that an invariance fails; far above rounding errors."""
 
     def layers(self, seed: int = 0, n: int = 40, widths: Sequence[int] = (6, 6)) -> list[Array]:
-        """Generic layers of the same n samples: a shared signal, noise, features of unequal size, means off zero."""
+        """Generate layers (n, p) with a shared signal, noise, features of unequal scale, and means other than zero."""
         rng = np.random.default_rng(seed)
         signal = rng.normal(size=(n, 3))
         return [
@@ -59,36 +60,36 @@ class MetricContract:
         ]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run every test for every metric, and where it asks for one, every invariance."""
+        """Parametrise the tests with every metric, and with every invariance if they have that argument."""
         if "metric" in metafunc.fixturenames:
             metafunc.parametrize("metric", self.metrics, ids=[metric.spec for metric in self.metrics])
         if "invariance" in metafunc.fixturenames:
             metafunc.parametrize("invariance", INVARIANCES)
 
-    # What it says about itself
+    # Declarations
 
     def test_declarations_are_complete(self, metric: Metric[Any]) -> None:
-        for word in ("name", "title", "formula", "citation"):
-            assert getattr(metric, word).strip(), f"{word} is empty"
+        for attribute in ("name", "title", "formula", "citation"):
+            assert getattr(metric, attribute).strip(), f"{attribute} is empty"
         assert metric.sense in {"similarity", "distance"}
         low, high = metric.bounds
         assert low < high
         assert metric.invariances <= metric.invariances_of_y <= set(INVARIANCES)
         assert metric.group in get_args(Group)
         assert metric.question.endswith("?")
-        assert metric.needs.strip(), "needs is empty: how many samples does a value take to mean anything?"
-        assert metric.sense == "distance" or not metric.triangle, "a similarity knows no triangle inequality"
+        assert metric.needs.strip(), "needs is empty: state how many samples a reliable value needs"
+        assert metric.sense == "distance" or not metric.triangle, "a similarity has no triangle inequality"
         assert metric.label.startswith(metric.title)
 
     def test_docstring_cites_and_shows(self, metric: Metric[Any]) -> None:
         text = type(metric).__doc__ or ""
-        assert "References\n" in text, "the docstring cites nothing: a section References is missing"
-        assert "Examples\n" in text, "the docstring shows nothing: a section Examples is missing"
-        assert ">>> " in text, "the docstring's Examples do not run"
+        assert "References\n" in text, "the docstring has no section References"
+        assert "Examples\n" in text, "the docstring has no section Examples"
+        assert ">>> " in text, "the section Examples of the docstring has no example that runs"
         names = [field.name for field in dataclasses.fields(metric)]
         assert not names or "Parameters\n" in text, "the docstring has no section Parameters"
         for name in names:
-            assert f"\n{name}\n" in inspect.cleandoc(text), f"the docstring does not say what {name} is"
+            assert f"\n{name}\n" in inspect.cleandoc(text), f"the docstring does not describe the parameter {name}"
 
     def test_is_a_frozen_value(self, metric: Metric[Any]) -> None:
         twin = dataclasses.replace(metric)
@@ -99,29 +100,30 @@ class MetricContract:
                 setattr(metric, name, None)
 
     def test_spec_makes_the_same_metric(self, metric: Metric[Any]) -> None:
-        again = repsim.metrics.get(metric.spec)
-        assert again == metric
-        assert repr(again) == repr(metric)
+        parsed = repsim.metrics.get(metric.spec)
+        assert parsed == metric
+        assert repr(parsed) == repr(metric)
 
     def test_equal_recipes_share(self, metric: Metric[Any]) -> None:
         recipe, twin = metric.recipe, dataclasses.replace(metric).recipe
         assert recipe == twin
         assert hash(recipe) == hash(twin)
 
-    # Its values
+    # Values
 
     @pytest.mark.parametrize(("n", "p", "q"), [(40, 6, 6), (41, 5, 9), (40, 9, 4), (10, 20, 15)])
     def test_agrees_with_the_reference(self, metric: Metric[Any], n: int, p: int, q: int) -> None:
         parameters = {field.name: getattr(metric, field.name) for field in dataclasses.fields(metric)}
         x, y = self.layers(n=n, widths=(p, q))
-        strangers = [self.layers(seed, n=n, widths=(q,))[0] for seed in range(1, 5)]  # some values below chance, too
-        for other in (y, *strangers):
-            _assert_close(_value(metric, x, other), self.reference(x, other, **parameters), self.tolerance)
+        unrelated = [self.layers(seed, n=n, widths=(q,))[0] for seed in range(1, 5)]  # includes values below chance
+        for layer in (y, *unrelated):
+            _assert_close(_value(metric, x, layer), self.reference(x, layer, **parameters), self.tolerance)
 
     def test_invariance(self, metric: Metric[Any], invariance: Invariance) -> None:
-        """A declared one holds on either side, or on that of y; an undeclared one is broken on at least one.
+        """Test that a declared invariance holds for x and y, or for y only, and that an undeclared one fails.
 
-        Of an asymmetric measure, on that of y: for the narrower layer, or for the wider one.
+        For an asymmetric measure that does not declare the invariance for y, it has to fail for y, for the narrower
+        layer or for the wider one.
         """
         x, y = self.layers()
         plain = _value(metric, x, y)
@@ -138,11 +140,11 @@ class MetricContract:
             orders = [self.layers(widths=widths) for widths in ((6, 4), (4, 6))]
             changes_of_y = [abs(_value(metric, x, transform(y)) - _value(metric, x, y)) for x, y in orders]
             assert max(changes_of_y) > self.breaks, (
-                f"invariances_of_y do not name {invariance}, but on that side the value stays the same"
+                f"{invariance} is not in invariances_of_y, but the value stays the same when y is transformed"
             )
 
     def test_symmetry(self, metric: Metric[Any]) -> None:
-        """A metric declared asymmetric must be asymmetric, too."""
+        """Test that a metric declared symmetric is symmetric, and that one declared asymmetric is not."""
         x, y = self.layers()
         change = abs(_value(metric, x, y) - _value(metric, y, x))
         if metric.symmetric:
@@ -156,20 +158,20 @@ class MetricContract:
         _assert_close(_value(metric, x[order], y[order]), _value(metric, x, y), self.tolerance)
 
     def test_triangle_inequality(self, metric: Metric[Any]) -> None:
-        """Where it is declared."""
+        """Test the triangle inequality if it is declared."""
         if not metric.triangle:
             return
         for seed in range(5):
             x, y, z = self.layers(seed, widths=(6, 4, 7))
             near = x + 0.1 * self.layers(seed + 50)[0]
             for a, b, c in ((x, y, z), (y, x, z), (x, z, y), (x, near, y), (near, x, z)):
-                around = _value(metric, a, b) + _value(metric, b, c)
-                assert _value(metric, a, c) <= around + self.tolerance, (
+                detour = _value(metric, a, b) + _value(metric, b, c)
+                assert _value(metric, a, c) <= detour + self.tolerance, (
                     "declared a metric, but d(x, z) > d(x, y) + d(y, z)"
                 )
 
     def test_which_sample_is_which_matters(self, metric: Metric[Any]) -> None:
-        """Unless it is declared not to."""
+        """Test that permuting the samples of one layer changes the value, unless the measure is declared unpaired."""
         x, y = self.layers()
         order = np.random.default_rng(3).permutation(len(x))
         change = abs(_value(metric, x, y[order]) - _value(metric, x, y))
@@ -177,11 +179,11 @@ class MetricContract:
             assert change > self.breaks, "declared paired, but permuting the samples of one layer changes nothing"
         else:
             assert change <= self.tolerance, (
-                f"declared not paired, but permuting one side changes the value by {change}"
+                f"declared not paired, but permuting the samples of one layer changes the value by {change}"
             )
 
     def test_chance_level(self, metric: Metric[Any], draws: int = 200) -> None:
-        """The mean, and the standard deviation, over permutations of one layer's samples, where they are declared."""
+        """Test the declared mean and standard deviation over permutations of the samples of one layer."""
         x, y = self.layers(n=24, widths=(5, 7))
         a, b = _prepared(metric, [x, y])
         chance = metric.chance(a, b)
@@ -191,20 +193,21 @@ class MetricContract:
         values = metric.block([a], _prepared(metric, [y[rng.permutation(len(y))] for _ in range(draws)]))[0]
         error, sd = abs(values.mean() - chance.mean), values.std(ddof=1)
         allowed = 4 * sd / math.sqrt(draws) + (0 if chance.exact else 0.1 * abs(chance.mean))
-        assert error <= allowed + self.tolerance, f"chance is {values.mean():.4f} here, and not {chance.mean:.4f}"
+        assert error <= allowed + self.tolerance, f"the mean is {values.mean():.4f}, declared {chance.mean:.4f}"
         if chance.sd is not None:
-            assert 0.85 < sd / chance.sd < 1.18, f"the standard deviation is {sd:.4f} here, and not {chance.sd:.4f}"
+            assert 0.85 < sd / chance.sd < 1.18, f"the standard deviation is {sd:.4f}, declared {chance.sd:.4f}"
 
     def test_as_many_samples_as_it_needs(self, metric: Metric[Any]) -> None:
-        """From `samples_needed` on, unrelated layers score 0.2 at most, or are four fifths of the range apart.
+        """Test that with `samples_needed` samples unrelated layers have a similarity of at most 0.2.
 
-        A measure that names no number warns of every number, or is a distance that has no such scale.
+        Distances have to be at least 0.8 of the largest one. A measure without `samples_needed` has to warn for any
+        number of samples, or has to be a distance that declares that any number is enough.
         """
         p, q = 5, 8
         n = metric.samples_needed(p, q)
         if n is None:
-            free = metric.sense == "distance" and metric.needs.startswith("any number")
-            assert free or metric.scarcity(10**9, p, q), "how many samples does this measure need?"
+            any_number = metric.sense == "distance" and metric.needs.startswith("any number")
+            assert any_number or metric.scarcity(10**9, p, q), "samples_needed does not say how many samples are needed"
             return
         if not metric.paired or math.isinf(metric.bounds[1]):
             return
@@ -212,36 +215,40 @@ class MetricContract:
         for size in (n, 2 * n):
             values = [_value(metric, rng.normal(size=(size, p)), rng.normal(size=(size, q))) for _ in range(20)]
             if metric.sense == "similarity":
-                assert abs(np.mean(values)) <= 0.21, f"of {size} samples unrelated layers score {np.mean(values)}"
+                assert abs(np.mean(values)) <= 0.21, f"{np.mean(values)} for unrelated layers of {size} samples"
             else:
-                assert np.mean(values) >= 0.79 * metric.bounds[1], f"of {size} samples they are {np.mean(values)} apart"
+                assert np.mean(values) >= 0.79 * metric.bounds[1], (
+                    f"{np.mean(values)} for unrelated layers of {size} samples"
+                )
 
     def test_fewer_samples_than_it_needs_are_said(self, metric: Metric[Any]) -> None:
-        """By a warning that names the number, up to the number."""
+        """Test that fewer samples than `samples_needed` give a warning with that number."""
         p, q = 5, 8
         n = metric.samples_needed(p, q)
         few = max(metric.min_samples, 12)
         x, y = self.layers(n=few, widths=(p, q))
         if n is None or n <= few:
-            said = metric.scarcity(few, p, q)
+            warning = metric.scarcity(few, p, q)
         else:
             assert metric.scarcity(n, p, q) is None
-            said = metric.scarcity(n - 1, p, q)
-            assert said
-            assert f"{n:,}" in said
+            warning = metric.scarcity(n - 1, p, q)
+            assert warning
+            assert f"{n:,}" in warning
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
             try:
                 metric(x, y)
             except UndefinedValueError:
                 return
-        texts = [str(each.message) for each in raised if each.category is UnreliableValueWarning]
-        assert any("samples are too few" in text or text.endswith(str(said)) for text in texts) == bool(said), texts
+        texts = [str(caught.message) for caught in raised if caught.category is UnreliableValueWarning]
+        assert any("samples are too few" in text or text.endswith(str(warning)) for text in texts) == bool(warning), (
+            texts
+        )
         assert all(text.startswith(f"{metric.spec}: ") for text in texts)
 
     @pytest.mark.parametrize(("n", "p", "q"), [(10, 3, 4), (6, 8, 7)])
     def test_gradient(self, metric: Metric[Any], n: int, p: int, q: int) -> None:
-        """That of a differentiable measure is right (by finite differences); any other one says that it has none."""
+        """Compare the gradient with finite differences; a measure that is not differentiable has to raise an error."""
         n = max(n, metric.min_samples + 2)
         x, y = (torch.from_numpy(layer) for layer in self.layers(n=n, widths=(p, q)))
         plain = _value(metric, x, y)
@@ -269,9 +276,9 @@ class MetricContract:
         low, high = metric.bounds
         for seed in range(5):
             x, y = self.layers(seed, n=n)
-            (stranger,) = self.layers(seed + 100, n=n, widths=(5,))
-            for other in (x, y, -x, stranger, x**3):
-                value = _value(metric, x, other)
+            (unrelated,) = self.layers(seed + 100, n=n, widths=(5,))
+            for layer in (x, y, -x, unrelated, x**3):
+                value = _value(metric, x, layer)
                 assert low - self.tolerance <= value <= high + self.tolerance, f"{value} is outside [{low}, {high}]"
 
     def test_float32_is_close_to_float64(self, metric: Metric[Any]) -> None:
@@ -291,32 +298,32 @@ class MetricContract:
     # Blocks
 
     def test_block_is_pair_for_all_pairs(self, metric: Metric[Any]) -> None:
-        """And NaN exactly where `pair` raises."""
+        """Test that `block` equals `pair` for all pairs, and is NaN exactly where `pair` raises an error."""
         rows, columns = self.layers(0, widths=(6, 3, 8)), self.layers(0, widths=(4, 6, 5, 7))
         spike = np.zeros((len(rows[0]), 2))
-        spike[0] = 1  # differs from a constant in one sample: prepared by some recipes, undefined for some measures
+        spike[0] = 1  # constant except for one sample: not every recipe accepts it, not every measure is defined for it
         a, b = _prepared(metric, [*rows, spike]), _prepared(metric, [spike, *columns])
         for left, right in ((a, b), (b, a), (a, a), (a, list(a)), (a[:1], b)):
             block = metric.block(left, right)
             assert block.dtype == np.float64
             assert block.shape == (len(left), len(right))
-            for i, one in enumerate(left):
-                for j, other in enumerate(right):
-                    _assert_close(float(block[i, j]), _pair_or_nan(metric, one, other), self.tolerance)
+            for i, row in enumerate(left):
+                for j, column in enumerate(right):
+                    _assert_close(float(block[i, j]), _pair_or_nan(metric, row, column), self.tolerance)
         assert metric.block([], b).shape == (0, len(b))
         assert metric.block(a, []).shape == (len(a), 0)
 
     def test_nothing_is_changed_in_passing(self, metric: Metric[Any]) -> None:
         x, y = self.layers()
-        kept = x.copy(), y.copy()
+        copies = x.copy(), y.copy()
         a, b = _prepared(metric, [x, y])
         first = metric.pair(a, b)
         metric.block([a, b], [b, a])
         assert metric.pair(a, b) == first, "comparing changed a factor"
-        np.testing.assert_array_equal((x, y), kept, err_msg="preparing changed the activations")
+        np.testing.assert_array_equal((x, y), copies, err_msg="preparing changed the activations")
         assert a.nbytes > 0
 
-    # What has no value
+    # Undefined values and invalid input
 
     def test_a_constant_layer_is_undefined(self, metric: Metric[Any]) -> None:
         (x,) = self.layers(widths=(5,))
@@ -328,19 +335,19 @@ class MetricContract:
 
     def test_what_is_no_layer_is_refused(self, metric: Metric[Any]) -> None:
         (x,) = self.layers(widths=(5,))
-        hole, abyss = x.copy(), x.copy()
-        hole[2, 3], abyss[0, 0] = np.nan, -np.inf
+        with_nan, with_infinity = x.copy(), x.copy()
+        with_nan[2, 3], with_infinity[0, 0] = np.nan, -np.inf
         refused = {
-            "NaN": hole,
-            "infinite": abyss,
+            "NaN": with_nan,
+            "infinite": with_infinity,
             "no features": x[:, :0],
             "shape": x[:, 0],
             "features": x.reshape(len(x), 5, 1),
             "samples": x[:-1],
             "numbers": x.astype(str),
         }
-        for word, bad in refused.items():
-            for pair in ((bad, x), (x, bad)):
+        for word, invalid in refused.items():
+            for pair in ((invalid, x), (x, invalid)):
                 with pytest.raises(InvalidInputError, match=word):
                     _value(metric, *pair)
         for n in range(metric.min_samples):
@@ -349,7 +356,7 @@ class MetricContract:
 
 
 class ExtractorContract:
-    """Theorems that hold for every extractor. A subclass makes one in `extractor`; pytest does the rest.
+    """Base class for the tests of an extractor; a subclass defines the method `extractor`, and pytest runs the tests.
 
     ::
 
@@ -362,36 +369,36 @@ class ExtractorContract:
     """Largest difference allowed between batches of different sizes, relative to a layer's largest value."""
 
     def extractor(self) -> Extractor:
-        """Make a new extractor."""
+        """Return a new extractor."""
         raise NotImplementedError
 
     def images(self) -> ImageSource:
-        """At least six pictures that it can read."""
+        """Return at least six pictures that the extractor can read."""
         return open_images("digits")
 
     def _read(self, extractor: Extractor, rows: Sequence[int], batch_size: int) -> dict[tuple[str, str], Array]:
         batches = list(extractor.stream(self.images(), list(rows), Stream(batch_size=batch_size)))
         assert [row for batch in batches for row in batch.rows] == list(rows), (
-            "not the samples asked for, in their order"
+            "the rows are not the requested samples in their order"
         )
         assert all(len(batch.rows) <= batch_size for batch in batches)
         return {key: torch.cat([batch.values[key] for batch in batches]).numpy() for key in batches[0].values}
 
-    def _assert_same(self, got: dict[tuple[str, str], Array], wanted: dict[tuple[str, str], Array]) -> None:
-        for key, values in wanted.items():
-            error = np.abs(got[key] - values).max()
+    def _assert_same(self, arrays: dict[tuple[str, str], Array], expected: dict[tuple[str, str], Array]) -> None:
+        for key, values in expected.items():
+            error = np.abs(arrays[key] - values).max()
             assert error <= self.tolerance * np.abs(values).max(), f"{key} differs by {error}"
 
     def test_layers_and_readouts_are_declared_in_depth_order(self) -> None:
         extractor = self.extractor()
         names = [layer.name for layer in extractor.layers()]
         assert names
-        assert len(set(names)) == len(names), "two layers have one name"
+        assert len(set(names)) == len(names), "two layers have the same name"
         keys = list(extractor.readouts)
         assert keys == sorted(keys, key=lambda key: names.index(key[0])), "readouts are not in the order of the layers"
         for (name, readout), (layer, how) in extractor.readouts.items():
             assert (layer.name, how.name) == (name, readout)
-            assert "/" not in name + readout, "HDF5 cannot name this"
+            assert "/" not in name + readout, "a name with a slash cannot be stored in HDF5"
 
     def test_what_is_declared_is_what_comes(self) -> None:
         extractor = self.extractor()
@@ -405,11 +412,11 @@ class ExtractorContract:
 
     def test_a_sample_has_its_own_values_in_any_batch(self) -> None:
         extractor = self.extractor()
-        whole = self._read(extractor, range(6), batch_size=6)
-        whole = {key: values for key, values in whole.items() if _declared(extractor)[key][1].block == 1}
-        self._assert_same(self._read(extractor, range(6), batch_size=1), whole)
-        mixed = [4, 0, 5, 2]
-        self._assert_same(self._read(extractor, mixed, 3), {key: values[mixed] for key, values in whole.items()})
+        one_batch = self._read(extractor, range(6), batch_size=6)
+        one_batch = {key: values for key, values in one_batch.items() if _declared(extractor)[key][1].block == 1}
+        self._assert_same(self._read(extractor, range(6), batch_size=1), one_batch)
+        rows = [4, 0, 5, 2]
+        self._assert_same(self._read(extractor, rows, 3), {key: values[rows] for key, values in one_batch.items()})
 
     def test_two_of_a_kind_agree(self) -> None:
         first, second = self.extractor(), self.extractor()
@@ -434,7 +441,7 @@ class ExtractorContract:
 
 
 def _declared(extractor: Extractor) -> dict[tuple[str, str], tuple[LayerSpec, Readout]]:
-    """Everything that a batch holds: of the layers, and of the controls, where there are any."""
+    """Return the layer and the readout of every array in a batch, including controls."""
     return {**extractor.readouts, **getattr(extractor, "controls", {})}
 
 
@@ -452,14 +459,14 @@ _TRANSFORMS: dict[Invariance, Callable[[Array], Array]] = {
 
 
 def _value(metric: Metric[Any], x: Array | torch.Tensor, y: Array | torch.Tensor) -> float:
-    """The value, whatever the measure thinks of so few samples."""
+    """Return the value of a measure without warnings about few samples."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreliableValueWarning)
         return metric(x, y)
 
 
 def _prepared(metric: Metric[Any], layers: Sequence[Array]) -> list[Any]:
-    """The factors of the layers that the recipe can prepare."""
+    """Return the factors of the layers, without those for which the recipe is undefined."""
     factors = []
     for layer in layers:
         try:
@@ -477,5 +484,5 @@ def _pair_or_nan(metric: Metric[Any], a: Any, b: Any) -> float:
 
 
 def _assert_close(value: float, expected: float, tolerance: float) -> None:
-    """Equal to ``tolerance``, absolute below 1 and relative above; NaN equals NaN only."""
+    """Check that two values agree within absolute plus relative ``tolerance``; NaN equals only NaN."""
     np.testing.assert_allclose(value, expected, rtol=tolerance, atol=tolerance)

@@ -1,8 +1,7 @@
-"""Small synthetic data for tests: related and unrelated layers, stores, trained networks with untrained twins, a study,
-pictures.
+"""Generate small synthetic layers, stores, studies and pictures for tests.
 
 Everything is deterministic: the same arguments, or a generator in the same state, give the same values on every
-machine up to rounding. Nothing is downloaded, and nothing here takes longer than a second. Needs no pytest.
+machine up to rounding. Nothing is downloaded, and no function takes longer than a second. Does not need pytest.
 
 >>> import tempfile
 >>> rng = np.random.default_rng(0)
@@ -51,7 +50,7 @@ Array = NDArray[Any]
 TRAINED = ("cnn.seed0", "cnn.seed1", "vit.seed0", "vit.seed1")
 """Names of four trained networks: two families, two seeds each."""
 UNTRAINED = ("cnn+random-seed0", "cnn+random-seed1", "vit+random-seed0", "vit+random-seed1")
-"""Names of their twins: the same architectures with random weights."""
+"""Names of the untrained networks: the same architectures with random weights."""
 
 
 # Layers
@@ -60,24 +59,24 @@ UNTRAINED = ("cnn+random-seed0", "cnn+random-seed1", "vit+random-seed0", "vit+ra
 def related_layers(
     rng: np.random.Generator, n: int, *widths: int, shared: int | Array = 5, offset: float = 0.0
 ) -> list[Array]:
-    """Make layers that see the same signal, each through its own weights and with noise of its own.
+    """Generate layers that share a signal, each with its own random weights and independent noise.
 
     Parameters
     ----------
-    rng
-        Source of all values.
-    n
+    rng : numpy.random.Generator
+        Source of all random values.
+    n : int
         Number of samples.
-    widths
+    *widths : int
         Number of features of each layer.
-    shared
-        Dimensions of the signal; or the signal itself, (n, k), which layers of several calls then share.
-    offset
-        Standard deviation of the features' means, which are 0 up to the noise by default.
+    shared : int or array of shape (n, k)
+        Number of dimensions of the signal; or the signal itself, which layers of several calls can share.
+    offset : float
+        Standard deviation of the means of the features, which are 0 up to the noise by default.
 
     Returns
     -------
-    list of array (n, width)
+    list of array of shape (n, width)
         The layers, float64.
     """
     signal = rng.normal(size=(n, shared)) if isinstance(shared, int) else shared
@@ -89,23 +88,28 @@ def related_layers(
 
 
 def unrelated_layers(rng: np.random.Generator, n: int, *widths: int) -> list[Array]:
-    """Make layers that have nothing in common: independent normal values, (n, width), in float64."""
+    """Generate layers of independent normal values, (n, width), float64."""
     return [rng.normal(size=(n, width)) for width in widths]
 
 
 def append_features(layers: Iterable[Array], *features: Array) -> list[Array]:
-    """Give every layer the same additional features, which all of them then have in common."""
+    """Append the same features to every layer, and return the new layers."""
     return [np.hstack([layer, *features]) for layer in layers]
 
 
 class RowsOnDisk:
-    """Activations of which rows are read when they are asked for, as `repsim.metrics.base.Rows`; records what was read.
+    """Activations on disk whose rows are read when indexed (`repsim.metrics.base.Rows`), with a record of all reads.
 
-    A recipe cannot keep the whole layer by accident: it has to read it again.
+    It shows whether a recipe reads a layer in parts, because the whole layer is never in memory.
+
+    Parameters
+    ----------
+    array : array of shape (n, p)
+        The activations.
     """
 
     def __init__(self, array: Array) -> None:
-        with tempfile.TemporaryFile() as file:  # the map keeps it open
+        with tempfile.TemporaryFile() as file:  # the memory map keeps it open
             self._file = np.memmap(file, array.dtype, "w+", shape=array.shape)
         self._file[:] = array
         self.shape = array.shape
@@ -133,12 +137,12 @@ def write_network(
 
     Parameters
     ----------
-    folder
-        Where the store is written.
-    model
+    folder : str or path
+        Folder of the store.
+    model : str
         Name of the model. ``NAME+random-...`` is recorded as an untrained network of the architecture ``NAME``.
-    layers
-        Arrays by name, in depth order; without names they are called ``block0``, ``block1``, ...
+    layers : dict of str to array, or sequence of array
+        Arrays of shape (n, ...) in depth order; without names they are called ``block0``, ``block1``, ...
     **options
         Further arguments of `repsim.write_store`.
     """
@@ -162,25 +166,25 @@ def write_networks(
 ) -> list[ActivationStore]:
     """Write the stores of networks whose similarity has known causes, and open them.
 
-    Every layer is made of 6 features of its own, of the pixels of the samples times ``seen``, and of 5 features that
-    all trained networks share times ``learned``. Labels are the samples' numbers modulo 4.
+    Every layer consists of 6 independent features, the pixels of the samples times ``seen``, and 5 features that are
+    the same in all trained networks, times ``learned``. Labels are the indices of the samples modulo 4.
 
     Parameters
     ----------
-    folder
-        Where the stores are written.
-    rng
-        Source of all values.
-    n
+    folder : str or path
+        Folder of the stores.
+    rng : numpy.random.Generator
+        Source of all random values.
+    n : int
         Number of samples.
-    learned
-        How much trained networks have in common beyond their input.
-    seen
-        How much of the input all networks show, untrained ones too.
-    models
+    learned : float
+        Weight of the features that trained networks share.
+    seen : float
+        Weight of the pixels, in untrained networks too.
+    models : sequence of str
         Names, in the order of the stores (`write_network`).
-    depth
-        Layers of each network.
+    depth : int
+        Number of layers of each network.
     **options
         Further arguments of `repsim.write_store`.
     """
@@ -189,8 +193,8 @@ def write_networks(
     for model in models:
         own = unrelated_layers(rng, n, *[6] * depth)
         layers = append_features(own, seen * pixels.reshape(n, -1), common * (0 if "+random" in model else learned))
-        how = {"pixels": pixels, "labels": np.arange(n) % 4, **options}
-        stores.append(write_network(folder, model, layers, **how))
+        arguments = {"pixels": pixels, "labels": np.arange(n) % 4, **options}
+        stores.append(write_network(folder, model, layers, **arguments))
     return stores
 
 
@@ -198,23 +202,23 @@ def write_networks(
 def opened_networks(
     rng: np.random.Generator, n: int, *, learned: float, seen: float, **options: Any
 ) -> Iterator[list[ActivationStore]]:
-    """Keep the stores of `write_networks` open in a temporary folder, and remove it afterwards."""
+    """Open the stores of `write_networks` in a temporary folder, which is removed afterwards; a context manager."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         stores = write_networks(folder, rng, n, learned=learned, seen=seen, **options)
         yield [stack.enter_context(store) for store in stores]
 
 
 def small_study(n: int = 40, metrics: Sequence[str] = ("mutual_knn:k=4", "procrustes"), **options: Any) -> xr.Dataset:
-    """Compute the study of four trained networks, in two families, and their four untrained twins.
+    """Compute the study of four trained networks, in two families, and four untrained networks.
 
-    They share what they see and what they have learned, the trained ones more.
+    All networks share their input, and the trained ones also learned features.
 
     Parameters
     ----------
-    n
-        Number of samples. Samples are named like pictures in four folders, one a class: see `sample_names`.
-    metrics
-        Measures beside CKA.
+    n : int
+        Number of samples. They are named like pictures in one folder for each of four classes: see `sample_names`.
+    metrics : sequence of str
+        Measures besides CKA.
     **options
         Further arguments of `repsim.universality`.
 
@@ -233,7 +237,7 @@ def small_study(n: int = 40, metrics: Sequence[str] = ("mutual_knn:k=4", "procru
 
 
 def sample_names(n: int) -> list[str]:
-    """Name n pictures in four folders, one a class: ``class0/photo00.png``, ``class1/photo01.png``, ...
+    """Return names of n pictures in one folder for each of four classes: ``class0/photo00.png``, ...
 
     >>> sample_names(2)
     ['class0/photo00.png', 'class1/photo01.png']
@@ -244,18 +248,18 @@ def sample_names(n: int) -> list[str]:
 def write_pictures(
     folder: str | os.PathLike[str], names: Iterable[str], *, size: tuple[int, int] = (80, 60), seed: int = 1
 ) -> Path:
-    """Write small pictures, all different and smooth as photographs are; returns the folder.
+    """Write small pictures, all different and as smooth as photographs, and return the folder.
 
     Parameters
     ----------
-    folder
-        Made where it is missing.
-    names
-        Names of the files below the folder; their endings decide the format.
-    size
+    folder : str or path
+        The folder; it is created if it does not exist.
+    names : iterable of str
+        Names of the files in the folder; their suffixes decide the format.
+    size : tuple of int
         Width and height in pixels.
-    seed
-        Of the random colours.
+    seed : int
+        Seed of the random colours.
     """
     rng, root = np.random.default_rng(seed), Path(folder)
     for name in names:

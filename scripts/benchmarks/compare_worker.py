@@ -1,7 +1,7 @@
-"""One timed comparison, alone in its process: settings as JSON in, what was measured as a JSON line out.
+"""Time one comparison in a process of its own: read settings as JSON, print the measurements as one line of JSON.
 
-A peer may run in an environment of its own, so what its run needs is imported where it is needed. Of every contender
-that takes arrays there is a function that prepares whatever is not to be timed, and returns the work that is.
+Other packages may need an environment of their own, so each function imports the package that it uses. For programs
+that take arrays, a function does the preparation that is not timed, and returns the function that is timed.
 """
 
 import json
@@ -26,34 +26,37 @@ RESNET50 = {"maxpool": 64}
 RESNET50 |= {f"layer{i + 1}.{j}": 256 * 2**i for i, blocks in enumerate((3, 4, 6, 3)) for j in range(blocks)}
 VIT_B = dict.fromkeys(["embedding", *(f"blocks.{i}" for i in range(12))], 768)
 RUN = 1024
-"""Samples that are made at once."""
+"""Number of samples that are generated at once."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run: from arrays that it makes, or from stores."""
+    """Settings of one run, on generated arrays or on stores."""
 
     contender: str
     samples: int = 0
     metric: str = "cka"
     batch: int | None = None
-    """Of the peer's minibatches; those of repsim are in the metric."""
+    """Batch size of torch-cka; that of repsim is part of the metric."""
     permutations: int = 0
     stores: tuple[str, ...] = ()
     together: bool = False
-    """All layers of all stores with one another, and not those of one with those of the other."""
+    """Whether to compare all layers of all stores with each other, instead of one store with another."""
     memory: str | None = None
     pairs: tuple[tuple[str, str], ...] = ()
-    """Some layers of the first store, each with one of the last."""
+    """Pairs of layers to compare: one of the first store and one of the last."""
     widths: tuple[int, ...] = ()
-    """Matrices X'X of which the eigenvalue decomposition is timed."""
+    """Sizes of the matrices X'X whose eigenvalue decomposition is timed."""
     shapes: tuple[tuple[int, int], ...] = ()
-    """Matrices of which the singular values are timed."""
+    """Shapes of the matrices whose singular values are timed."""
 
 
 def runs(widths: Mapping[str, int], n: int, seed: int) -> Iterator[tuple[slice, dict[str, Array]]]:
-    """Float32 layers, some samples at a time: 64 shared directions of falling strength, which drift from layer to
-    layer, noise, and a mean."""
+    """Yield blocks of samples of synthetic float32 layers, as pairs of row slice and arrays.
+
+    A layer is the sum of 64 directions, noise, and a mean. All models share the 64 signals. Their strengths decrease,
+    and are shifted from layer to layer.
+    """
     rng = np.random.default_rng(seed)
     strengths = (np.roll(np.arange(1, 65, dtype=np.float32) ** -0.5, depth) for depth in range(len(widths)))
     mixing = {
@@ -75,16 +78,16 @@ def runs(widths: Mapping[str, int], n: int, seed: int) -> Iterator[tuple[slice, 
 
 
 def activations(widths: Mapping[str, int], n: int, seed: int) -> dict[str, Array]:
-    """All samples."""
+    """Return all samples of the layers that `runs` generates."""
     layers = {name: np.empty((n, p), np.float32) for name, p in widths.items()}
-    for rows, some in runs(widths, n, seed):
-        for name, values in some.items():
+    for rows, block in runs(widths, n, seed):
+        for name, values in block.items():
             layers[name][rows] = values
     return layers
 
 
 def orders(n: int, count: int) -> NDArray[np.int64]:
-    """The same permutations for everybody, and the first of many are the few."""
+    """Return ``count`` permutations of n samples, an array (count, n); smaller counts give the first of them."""
     rng = np.random.default_rng(0)
     return np.stack([rng.permutation(n) for _ in range(count)])
 
@@ -93,7 +96,7 @@ def orders(n: int, count: int) -> NDArray[np.int64]:
 
 
 def by_repsim(a: Layers, b: Layers, settings: Settings) -> Work:
-    """What `repsim compare` does between reading and writing: prepare every layer, compare all of them at once."""
+    """Prepare every layer and compare all pairs at once, as `repsim compare` does between reading and writing."""
     import repsim.metrics  # noqa: PLC0415
     from repsim.metrics.base import as_samples  # noqa: PLC0415
 
@@ -102,9 +105,9 @@ def by_repsim(a: Layers, b: Layers, settings: Settings) -> Work:
 
 
 def in_float64(a: Layers, b: Layers, settings: Settings) -> Work:
-    """The yardstick for everybody's errors: exact to 1e-12, as tests/metrics shows against a slow reference.
+    """Compute the reference values in float64; tests/metrics shows that they are exact to 1e-12.
 
-    Of permutations it is the first, and of samples left out, too.
+    With permutations, the samples are permuted by the first one. For leave-one-out, the first sample is left out.
     """
     if settings.contender == "left out in float64":
         a, b = ({name: x[1:] for name, x in side.items()} for side in (a, b))
@@ -116,9 +119,10 @@ def in_float64(a: Layers, b: Layers, settings: Settings) -> Work:
 
 
 def by_torch_cka(a: Layers, b: Layers, settings: Settings) -> Work:
-    """torch-cka looks at models: give it two whose layers do nothing but return the arrays.
+    """Compute CKA with torch-cka.
 
-    Its batches are runs of samples. So the samples come in the order in which repsim's minibatches are drawn.
+    torch-cka compares models, so it gets two models whose layers return the arrays. Its batches are blocks of
+    consecutive samples, so the samples are put into the order in which repsim draws its minibatches.
     """
     from torch_cka import CKA  # noqa: PLC0415
 
@@ -156,7 +160,7 @@ def by_torch_cka(a: Layers, b: Layers, settings: Settings) -> Work:
 
 
 def by_rsatoolbox(a: Layers, b: Layers, settings: Settings) -> Work:  # noqa: ARG001
-    """Whitened cosine of squared Euclidean RDMs: biased linear CKA (Diedrichsen et al. 2020), as its source says."""
+    """Compute the whitened cosine of squared Euclidean RDMs: biased linear CKA (Diedrichsen et al. 2020)."""
     from rsatoolbox.data import Dataset  # noqa: PLC0415
     from rsatoolbox.rdm import calc_rdm, compare  # noqa: PLC0415
 
@@ -170,7 +174,7 @@ def by_rsatoolbox(a: Layers, b: Layers, settings: Settings) -> Work:  # noqa: AR
 
 
 def by_permuting(a: Layers, b: Layers, settings: Settings) -> Work:
-    """All permutations of all pairs."""
+    """Compute all pairs under all permutations with repsim."""
     from repsim.engine.resampling import permuted  # noqa: PLC0415
 
     drawn = orders(len(next(iter(a.values()))), settings.permutations)
@@ -178,7 +182,10 @@ def by_permuting(a: Layers, b: Layers, settings: Settings) -> Work:
 
 
 def by_calibrated_similarity(a: Layers, b: Layers, settings: Settings) -> Work:
-    """The same permutations, after the order as it is. The measure is the caller's: see `debiased_cka`."""
+    """Compute the same permutations with calibrated-similarity, which also computes the original order.
+
+    It takes the measure as an argument: see `debiased_cka`.
+    """
     from calibrated_similarity import calibrate_layers  # noqa: PLC0415
 
     left, right = ([torch.from_numpy(x) for x in side.values()] for side in (a, b))
@@ -200,7 +207,7 @@ def by_calibrated_similarity(a: Layers, b: Layers, settings: Settings) -> Work:
 
 
 def debiased_cka(x: Tensor, y: Tensor) -> Tensor:
-    """As calibrated-similarity's documentation writes CKA, from two Gram matrices, but debiased: U-centred."""
+    """Return CKA of two Gram matrices as in the documentation of calibrated-similarity, but U-centred (debiased)."""
 
     def centred(x: Tensor) -> Tensor:
         x = x - x.mean(0)
@@ -215,41 +222,41 @@ def debiased_cka(x: Tensor, y: Tensor) -> Tensor:
 
 
 def from_arrays(prepare: Callable[[Layers, Layers, Settings], Work]) -> Callable[[Settings], Result]:
-    """A run of a contender that takes arrays, after one on few samples that does not count."""
+    """Return a run of a program that takes arrays; a first call on few samples is not timed."""
 
     def run(settings: Settings) -> Result:
-        a, b = made(settings.samples)
-        prepare(few(a, settings), few(b, settings), settings)()
+        a, b = both_models(settings.samples)
+        prepare(first_samples(a, settings), first_samples(b, settings), settings)()
         try:
             values, spent = timed(prepare(a, b, settings))
-        except AssertionError as error:  # how torch-cka reports NaN
+        except AssertionError as error:  # torch-cka reports NaN in this way
             return {"failure": str(error)}
         return {**spent, "values": (values if values.ndim == 2 else values[0]).tolist()}
 
     return run
 
 
-def made(n: int) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Activations of both models."""
+def both_models(n: int) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return the activations of both models."""
     return activations(RESNET50, n, seed=1), activations(VIT_B, n, seed=2)
 
 
-def few(side: Layers, settings: Settings) -> Layers:
-    """The first samples of two layers: imports and first calls are not what is measured."""
+def first_samples(side: Layers, settings: Settings) -> Layers:
+    """Return the first samples of two layers, to run imports and one-time work before the timing."""
     return {name: side[name][: max(64, settings.batch or 0)] for name in list(side)[:2]}
 
 
-def left_out(settings: Settings) -> Result:
-    """The comparison, and then every sample left out of it, in one process."""
+def run_leave_one_out(settings: Settings) -> Result:
+    """Time the comparison, and then all leave-one-out values, in one process."""
     from repsim.engine.resampling import leave_one_out  # noqa: PLC0415
 
-    a, b = made(settings.samples)
+    a, b = both_models(settings.samples)
 
     def work(a: Layers, b: Layers) -> Array:
         return leave_one_out(list(a.values()), list(b.values()), settings.metric)
 
-    by_repsim(few(a, settings), few(b, settings), settings)()
-    work(few(a, settings), few(b, settings))
+    by_repsim(first_samples(a, settings), first_samples(b, settings), settings)()
+    work(first_samples(a, settings), first_samples(b, settings))
     _, comparison = timed(by_repsim(a, b, settings))
     values, spent = timed(lambda: work(a, b))
     return {**spent, "comparison": comparison, "values": values[0].tolist()}
@@ -259,7 +266,7 @@ def left_out(settings: Settings) -> Result:
 
 
 def from_stores(settings: Settings) -> Result:
-    """`repsim compare` without writing the result: from opening the stores to the matrix."""
+    """Time `repsim compare` from opening the stores to the matrix, without writing the result."""
     from repsim.engine.comparison import Comparison  # noqa: PLC0415
 
     by_repsim(activations({"few": 64}, 64, 1), activations({"few": 64}, 64, 2), settings)()
@@ -278,43 +285,43 @@ def from_stores(settings: Settings) -> Result:
 
     (dataset, memory), spent = timed(work)
     (spec,) = dataset.data_vars
-    found = {**spent, "predicted": predicted, "planned mib": memory / 2**20, "values": dataset[spec].values.tolist()}
+    result = {**spent, "predicted": predicted, "planned mib": memory / 2**20, "values": dataset[spec].values.tolist()}
     for side in "ab":
-        found[f"layers {side}"] = dataset[f"layer_{side}"].values.tolist()
+        result[f"layers {side}"] = dataset[f"layer_{side}"].values.tolist()
         if f"{spec}.components_{side}" in dataset:
-            found[f"components {side}"] = dataset[f"{spec}.components_{side}"].values.astype(int).tolist()
-    return {**found, "cached": None if None in shares else sum(filter(None, shares)) / len(shares)}
+            result[f"components {side}"] = dataset[f"{spec}.components_{side}"].values.astype(int).tolist()
+    return {**result, "cached": None if None in shares else sum(filter(None, shares)) / len(shares)}
 
 
 def pair_by_pair(measure: Callable[[Tensor, Tensor, str], float], dtype: torch.dtype) -> Callable[[Settings], Result]:
-    """Some pairs of layers, each from the beginning: what each takes once it is read, and its value."""
+    """Return a run that computes pairs of layers one by one, and times each of them without reading."""
 
     def run(settings: Settings) -> Result:
         from repsim.stores.store import open_store  # noqa: PLC0415
 
         x = torch.randn(64, 8, dtype=dtype)
         measure(x, x, settings.metric)
-        found: Result = {"values": [], "each": []}
+        result: Result = {"values": [], "times": []}
         with open_store(settings.stores[0]) as a, open_store(settings.stores[-1]) as b:
-            for one, other in settings.pairs:
-                x, y = (torch.from_numpy(layer[:]).to(dtype) for layer in (a[one], b[other]))
+            for layer_a, layer_b in settings.pairs:
+                x, y = (torch.from_numpy(layer[:]).to(dtype) for layer in (a[layer_a], b[layer_b]))
                 value, spent = timed(lambda x=x, y=y: measure(x, y, settings.metric))  # type: ignore[misc]
-                found["values"].append(float(value))
-                found["each"].append(spent)
-        return found
+                result["values"].append(float(value))
+                result["times"].append(spent)
+        return result
 
     return run
 
 
 def by_similarity(x: Tensor, y: Tensor, metric: str) -> float:
-    """`repsim.similarity`: both layers are prepared anew for every pair."""
+    """Return the value of `repsim.similarity`, which prepares both layers for every pair."""
     from repsim.engine.comparison import similarity  # noqa: PLC0415
 
     return similarity(x, y, metric)
 
 
 def by_svd(x: Tensor, y: Tensor, metric: str) -> float:
-    """SVCCA as it is published: a singular value decomposition of either layer."""
+    """Return SVCCA as it was published, with a singular value decomposition of both layers."""
     del metric
 
     def leading(x: Tensor) -> Tensor:
@@ -327,15 +334,15 @@ def by_svd(x: Tensor, y: Tensor, metric: str) -> float:
 
 
 def rates(settings: Settings) -> Result:
-    """What the machine does at best, for floors."""
-    found: Result = {"sgemm": gemm("cpu", torch.float32), "dgemm": gemm("cpu", torch.float64)}
+    """Measure the rates of the machine from which floors are computed."""
+    result: Result = {"sgemm": gemm("cpu", torch.float32), "dgemm": gemm("cpu", torch.float64)}
     if settings.stores:
-        found["read"] = read(settings.stores[0])
+        result["read"] = read(settings.stores[0])
     squares = (torch.randn(p, p, dtype=torch.float64) for p in settings.widths)
-    found["eigh"] = [best(lambda x=x @ x.T: torch.linalg.eigh(x), 2) for x in squares]  # type: ignore[misc]
+    result["eigh"] = [best(lambda x=x @ x.T: torch.linalg.eigh(x), 2) for x in squares]  # type: ignore[misc]
     crosses = (torch.randn(k, m, dtype=torch.float64) for k, m in settings.shapes)
-    found["svdvals"] = [best(lambda x=x: torch.linalg.svdvals(x), 2) for x in crosses]  # type: ignore[misc]
-    return found
+    result["svdvals"] = [best(lambda x=x: torch.linalg.svdvals(x), 2) for x in crosses]  # type: ignore[misc]
+    return result
 
 
 CONTENDERS: dict[str, Callable[[Settings], Result]] = {
@@ -345,7 +352,7 @@ CONTENDERS: dict[str, Callable[[Settings], Result]] = {
     "rsatoolbox": from_arrays(by_rsatoolbox),
     "permuted": from_arrays(by_permuting),
     "calibrated-similarity": from_arrays(by_calibrated_similarity),
-    "left out": left_out,
+    "left out": run_leave_one_out,
     "left out in float64": from_arrays(in_float64),
     "stores": from_stores,
     "pairs": pair_by_pair(by_similarity, torch.float32),
@@ -355,24 +362,24 @@ CONTENDERS: dict[str, Callable[[Settings], Result]] = {
     "rates": rates,
 }
 PEERS = {"torch-cka": "torch_cka", "rsatoolbox": "rsatoolbox", "calibrated-similarity": "calibrated_similarity"}
-"""Contenders that are packages, and what is imported of them."""
+"""Programs that are other packages, with the names of their modules."""
 
 
 def main(settings: Settings) -> Result:
-    """Run it; and how much memory the process took, in all and beyond what it took before there were any data."""
+    """Run one program; return its result, the peak memory, and the peak minus the memory after the imports."""
     peer = settings.contender in PEERS
     try:
         __import__(PEERS[settings.contender] if peer else "repsim.engine.comparison")
         before = now_mib()
-        found = CONTENDERS[settings.contender](settings)
+        result = CONTENDERS[settings.contender](settings)
     except ModuleNotFoundError as missing:
         if not peer or missing.name != PEERS[settings.contender]:
             raise
         name = settings.contender
-        sys.exit(f"{name} is not installed: pip install -e '.[bench]', or name a python that has it, --peer-python")
+        sys.exit(f"{name} is not installed: pip install -e '.[bench]', or name a Python that has it with --peer-python")
     peak = peak_mib()
     label = f"{settings.contender} {version(settings.contender)}" if peer else settings.contender
-    return {**found, "name": label, "mib": peak, "own mib": peak - before}
+    return {**result, "name": label, "mib": peak, "added mib": peak - before}
 
 
 if __name__ == "__main__":

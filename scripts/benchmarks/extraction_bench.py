@@ -1,4 +1,4 @@
-"""`scripts/bench extract` and `scripts/bench memory`: the runs of extraction_worker.py, in turns, and their tables."""
+"""`scripts/bench extract` and `scripts/bench memory`: run extraction_worker.py in turns, and print the tables."""
 
 import os
 import shutil
@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.table import Table
-from turns import Result, fresh, median, ratios, show, table
+from turns import Result, median, ratios, run_in_fresh_process, show, table
 
 WORKER = Path(__file__).with_name("extraction_worker.py")
 MODELS = {"resnet18": 1024, "resnet50": 512, "vit_small_patch16_224": 512}
-"""And how many pictures take half a minute or so on a few cores."""
+"""Models, and the number of images that takes about half a minute on a few cores."""
 MADE = 128
-"""Pictures that are made where none are given; they are listed under as many names as are needed."""
+"""Number of images that are generated if the user gives none; each is listed under several names."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def make_pictures(folder: Path, count: int = MADE) -> list[Path]:
-    """JPEGs of the size of ImageNet's, in pixels and in bytes: soft shapes and film grain, from a seed."""
+    """Generate JPEG files, with smooth shapes and noise, of the size of ImageNet images in pixels and bytes."""
     rng = np.random.default_rng(0)
     paths = [folder / f"made{i:03d}.jpg" for i in range(count)]
     for path in paths:
@@ -36,9 +36,10 @@ def make_pictures(folder: Path, count: int = MADE) -> list[Path]:
 
 
 def stage(folder: Path, pictures: Sequence[Path], images: int) -> Path:
-    """Make a folder with so many names for the pictures in turn: the same for every contender.
+    """Make a folder that lists the pictures under ``images`` names, and return it. All programs use the same folder.
 
-    They are hard links, or copies: a picture is read once, whatever symbolic links lead to it.
+    The names are hard links or copies. They are not symbolic links, because repsim reads a file only once, even if
+    several symbolic links lead to it.
     """
     staged = folder / f"{images}-images"
     staged.mkdir(exist_ok=True)
@@ -56,7 +57,7 @@ def stage(folder: Path, pictures: Sequence[Path], images: int) -> Path:
 
 @contextmanager
 def workplace(data: Path | None) -> Iterator[tuple[Path, list[Path]]]:
-    """A folder that goes away, and the pictures: those of ``data``, or made ones."""
+    """Yield a temporary folder and the pictures: those in ``data``, or generated ones."""
     with tempfile.TemporaryDirectory(prefix="repsim-bench-") as name:
         folder = Path(name)
         if data is None:
@@ -69,48 +70,55 @@ def workplace(data: Path | None) -> Iterator[tuple[Path, list[Path]]]:
 
 
 def run(python: str, threads: int, **settings: Any) -> Result:
-    """One run in a fresh process, which writes into a folder of its own."""
+    """Run one extraction in a new process that writes to a folder of its own, and return its result."""
     label = f"{settings['contender']} on {settings['model']}"
     with tempfile.TemporaryDirectory(dir=Path(settings["pictures"]).parent) as out:
-        return fresh(WORKER, {**settings, "out": out}, python=python, threads=threads, label=label)
+        return run_in_fresh_process(WORKER, {**settings, "out": out}, python=python, threads=threads, label=label)
 
 
-def add_rows(made: Table, results: dict[str, list[Result]]) -> None:
-    """One model's rows: the machine's limits, and each contender beside the bare loop of its own environment."""
+def add_rows(result_table: Table, results: dict[str, list[Result]]) -> None:
+    """Add the rows of one model: the limits of the machine, and each program relative to the bare loop.
+
+    The bare loop runs in the same environment as the program.
+    """
     limits = results["limits"]
     flop, flops, decode, rate = (median(limits, key) for key in ("flop", "flops", "decode", "disk"))
     size = median(results["repsim"], "bytes_per_image")
-    made.add_row(f"  limit: {flop / 1e9:.1f} GFLOP an image at {flops / 1e9:,.0f} GFLOP/s", f"{flops / flop:,.1f}")
-    made.add_row("  limit: decoding and nothing else", f"{decode:,.1f}")
-    made.add_row(f"  limit: {size / 1e3:.1f} kB an image, disk at {rate / 1e6:,.0f} MB/s", f"{rate / size:,.0f}")
+    arithmetic = f"  limit: {flop / 1e9:.1f} GFLOP per image at {flops / 1e9:,.0f} GFLOP/s"
+    writing = f"  limit: {size / 1e3:.1f} kB per image, disk at {rate / 1e6:,.0f} MB/s"
+    result_table.add_row(arithmetic, f"{flops / flop:,.1f}")
+    result_table.add_row("  limit: decoding only", f"{decode:,.1f}")
+    result_table.add_row(writing, f"{rate / size:,.0f}")
     for name, runs in results.items():
         if name == "limits":
             continue
         bare = results["bare (peer)" if name == "thingsvision" else "bare"]
         layers = f", {median(runs, 'layers'):.0f} layers" if "layers" in runs[0] else ""
-        apart = [f"{ratios(runs, bare, key):.3f}" for key in ("steady", "whole")] if runs is not bare else ["", ""]
+        relative = [f"{ratios(runs, bare, key):.3f}" for key in ("steady", "whole")] if runs is not bare else ["", ""]
         written = f"{median(runs, 'bytes') / 1e6:,.1f}" if "bytes" in runs[0] else ""
-        made.add_row(
+        result_table.add_row(
             f"  {name}{layers}",
             f"{median(runs, 'steady'):,.1f}",
             f"{median(runs, 'whole'):,.1f}",
             f"{median(runs, 'cpu') * 1e3:.2f}",
             written,
-            *apart,
+            *relative,
         )
 
 
 @click.command()
-@click.option("--models", default=",".join(MODELS), show_default=True, help="timm names, commas between.")
-@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Pictures; else made.")
-@click.option("--images", type=click.IntRange(1), help="Of each run; by default what takes some half a minute.")
-@click.option("--batch-size", type=click.IntRange(1), help="32; on cuda 256.")
-@click.option("--rounds", default=3, show_default=True, help="Turns; medians are shown.")
+@click.option("--models", default=",".join(MODELS), show_default=True, help="timm names, separated by commas.")
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Images.  [default: generated]"
+)
+@click.option("--images", type=click.IntRange(1), help="Images per run.  [default: about half a minute of work]")
+@click.option("--batch-size", type=click.IntRange(1), help="[default: 32; 256 on cuda]")
+@click.option("--rounds", default=3, show_default=True, help="Number of rounds; the table shows medians.")
 @click.option("--workers", default=min(8, os.cpu_count() or 1), show_default=True, help="Processes that decode.")
-@click.option("--threads", default=torch.get_num_threads(), show_default=True, help="Threads of every contender.")
+@click.option("--threads", default=torch.get_num_threads(), show_default=True, help="Threads of every program.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-@click.option("--amp/--no-amp", default=None, help="Half precision; by default on cuda.")
-@click.option("--peer-python", help="The python of an environment with thingsvision, which ours cannot share.")
+@click.option("--amp/--no-amp", default=None, help="Half precision.  [default: on cuda only]")
+@click.option("--peer-python", help="Python of a separate environment with thingsvision.")
 def extract(  # noqa: PLR0917 - click passes by name
     models: str,
     data: Path | None,
@@ -123,17 +131,17 @@ def extract(  # noqa: PLR0917 - click passes by name
     amp: bool | None,
     peer_python: str | None,
 ) -> None:
-    """Images a second of `repsim extract` (all blocks, mean), beside a bare forward loop and what the machine could do.
+    """Measure the images per second of `repsim extract` (all blocks, mean), a bare forward loop and the machine limits.
 
-    The bare loop decodes, prepares and batches the same pictures in the same way, and throws the outputs away. The
-    steady state begins with the second batch's forward pass and ends with the finished store. The whole begins with
-    the model's name: making and tracing the model, hashing its weights, laying out the store. Ratios are medians over
-    turns.
+    The bare loop decodes, prepares and batches the same images in the same way, and discards the outputs. The
+    steady state begins with the forward pass of the second batch and ends with the finished store. The total also
+    includes creating and tracing the model, hashing its weights and creating the store. Ratios are medians over
+    rounds.
 
     \b
     scripts/bench extract                                            as in docs/benchmarks.md
-    scripts/bench extract --models resnet18 --images 128 --rounds 1  a look
-    scripts/bench extract --peer-python ~/tv/bin/python              with thingsvision, beside a bare loop there
+    scripts/bench extract --models resnet18 --images 128 --rounds 1  a quick test
+    scripts/bench extract --peer-python ~/tv/bin/python              with thingsvision and its own bare loop
     """
     cuda = device.startswith("cuda")
     batch_size = batch_size or (256 if cuda else 32)
@@ -141,10 +149,10 @@ def extract(  # noqa: PLR0917 - click passes by name
     contenders = {"bare": ("bare", sys.executable), "repsim": ("repsim", sys.executable)}
     if peer_python:
         contenders |= {"bare (peer)": ("bare", peer_python), "thingsvision": ("thingsvision", peer_python)}
-    made = table(
+    result_table = table(
         f"batch {batch_size}, {device}{', half precision' if amp else ''}, {threads} threads, {workers} workers, "
-        f"medians of {rounds}; pictures: {data or 'made, 500 x 375 JPEG'}",
-        *("images/s", "whole", "CPU ms/image", "MB written", "of bare", "whole"),
+        f"medians of {rounds}; images: {data or 'generated, 500 x 375 JPEG'}",
+        *("images/s", "total images/s", "CPU ms/image", "MB written", "of bare loop", "total"),
     )
     with workplace(data) as (folder, pictures):
         for model in models.split(","):
@@ -160,31 +168,31 @@ def extract(  # noqa: PLR0917 - click passes by name
             results: dict[str, list[Result]] = {name: [] for name in ("limits", *contenders)}
             for turn in range(rounds):
                 results["limits"].append(run(sys.executable, threads, contender="limits", **settings))
-                for name in list(contenders)[:: -1 if turn % 2 else 1]:  # nobody is always first
+                for name in list(contenders)[:: -1 if turn % 2 else 1]:  # no program always runs first
                     contender, python = contenders[name]
                     results[name].append(run(python, threads, contender=contender, **settings))
-            made.add_row(f"{model}, {n:,} images")
-            add_rows(made, results)
-    show(made)
+            result_table.add_row(f"{model}, {n:,} images")
+            add_rows(result_table, results)
+    show(result_table)
 
 
 @click.command()
 @click.option("--model", default="resnet18", show_default=True)
-@click.option("--images", default="500,4000", show_default=True, help="How many, twice.")
+@click.option("--images", default="500,4000", show_default=True, help="Two numbers of images.")
 @click.option("--workers", default=min(8, os.cpu_count() or 1), show_default=True, help="Processes that decode.")
 @click.option("--threads", default=torch.get_num_threads(), show_default=True)
 def memory(model: str, images: str, workers: int, threads: int) -> None:
-    """Peak memory of `repsim extract` (all blocks, mean) with few pictures and with many.
+    """Measure the peak memory of `repsim extract` (all blocks, mean) with few and with many images.
 
-    That of the process itself, and of the largest of the processes that decode, which share most of theirs with it. The
-    pictures are made ones, listed under as many names as are needed.
+    The table shows the main process and the largest worker process, which shares most of its memory with the main
+    process. The images are generated, and each is listed under several names.
 
     \b
     scripts/bench memory
     """
     counts = [int(count) for count in images.split(",")]
     title = f"Peak memory, {model}, {workers} workers, {threads} threads, batch 32"
-    made = table(title, "MiB", "worker's MiB", "MB written")
+    result_table = table(title, "MiB", "MiB per worker", "MB written")
     results = []
     with workplace(None) as (folder, pictures):
         for count in counts:
@@ -192,12 +200,12 @@ def memory(model: str, images: str, workers: int, threads: int) -> None:
             settings = {"model": model, "pictures": staged, "workers": workers}
             results.append(run(sys.executable, threads, contender="repsim", **settings))
             result = results[-1]
-            made.add_row(
+            result_table.add_row(
                 f"{count:,} images",
                 f"{result['mib']:.0f}",
                 f"{result['worker_mib']:.0f}",
                 f"{result['bytes'] / 1e6:.1f}",
             )
     first, last = results[0], results[-1]
-    made.add_row("ratio", *(f"{last[key] / first[key]:.3f}" for key in ("mib", "worker_mib")))
-    show(made)
+    result_table.add_row("ratio", *(f"{last[key] / first[key]:.3f}" for key in ("mib", "worker_mib")))
+    show(result_table)

@@ -1,7 +1,7 @@
-"""One timed extraction, alone in its process: settings as JSON in, what was measured as a JSON line out.
+"""Time one extraction in a process of its own: read settings as JSON, print the measurements as one line of JSON.
 
-Only repsim's own run imports repsim, so that a peer runs in an environment of its own, beside a bare loop there.
-Everyone gets the same pictures, prepared by timm's own transform, and a model with random weights.
+Only the run of repsim imports repsim, so that thingsvision and a bare loop can run in a separate environment.
+All programs get the same images, prepared by timm's transform, and a model with random weights.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 BLOCKS = re.compile(r"(layer\d|blocks)\.\d+")
-"""What the peer is asked for; repsim's ``blocks`` adds the stem and the pre-logits feature."""
+"""Layers that thingsvision extracts; ``blocks`` of repsim also has the stem and the pre-logits feature."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run. ``pictures`` is a folder made by `stage`, ``out`` one to write into."""
+    """Settings of one run. ``pictures`` is a folder made by `stage`, ``out`` is the output folder."""
 
     contender: str
     model: str
@@ -43,7 +43,7 @@ class Settings:
 
 
 class Pictures(Dataset[Tensor]):
-    """What anyone would write."""
+    """Plain data set of the pictures in a folder, as a user would write it."""
 
     def __init__(self, folder: str, transform: Callable[[Image.Image], Tensor]) -> None:
         self.paths = sorted(Path(folder).iterdir())
@@ -58,7 +58,7 @@ class Pictures(Dataset[Tensor]):
 
 
 class Clock:
-    """Wall clock and CPU time of this process (all threads), each time a batch begins."""
+    """Wall time and CPU time of this process (all threads) at the start of every batch."""
 
     def __init__(self) -> None:
         self.marks: list[tuple[float, float]] = []
@@ -75,12 +75,15 @@ class Clock:
         model.register_forward_pre_hook(self.mark)
 
     def result(self, images: int, done: int, mark: int = 1) -> dict[str, Any]:
-        """Up to now: the steady state, from a mark at which so many images were done, and the whole."""
+        """Return images per second in the steady state and in total, and CPU seconds per image in the steady state.
+
+        The steady state begins at the given mark, when ``done`` images were finished, and ends now.
+        """
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         wall, cpu = self.now()
         if images <= done:
-            sys.exit(f"{images} pictures are too few: {done} go before what is measured")
+            sys.exit(f"{images} images are too few: the measurement begins after the first {done}")
         since, cpu_since = self.marks[mark]
         return {
             "steady": (images - done) / (wall - since),
@@ -100,13 +103,13 @@ def pictures_of(settings: Settings, model: nn.Module) -> DataLoader[Tensor]:
 
 
 def _precision(settings: Settings) -> torch.dtype:
-    """Of the forward pass."""
+    """Return the data type of the forward pass."""
     half = torch.bfloat16 if settings.device == "cpu" else torch.float16
     return half if settings.amp else torch.float32
 
 
 def bare(settings: Settings) -> dict[str, Any]:
-    """Forward passes, the outputs thrown away."""
+    """Run the forward passes and discard the outputs."""
     clock = Clock()
     model = timm.create_model(settings.model).to(settings.device).eval()
     clock.watch(model)
@@ -120,7 +123,7 @@ def bare(settings: Settings) -> dict[str, Any]:
 
 
 def repsim(settings: Settings) -> dict[str, Any]:
-    """`repsim extract MODEL --layers blocks --readout mean`: from the name to the finished store, open for reading."""
+    """Run `repsim extract MODEL --layers blocks --readout mean`, from the name of the model to the opened store."""
     from repsim.extraction import Extraction, choose_samples, choose_stream  # noqa: PLC0415
     from repsim.extractors import open_images  # noqa: PLC0415
     from repsim.extractors.timm_models import TimmExtractor  # noqa: PLC0415
@@ -148,8 +151,11 @@ def repsim(settings: Settings) -> dict[str, Any]:
 
 
 def thingsvision(settings: Settings) -> dict[str, Any]:
-    """All blocks in one call, written as it goes. It pools tokens; feature maps it keeps whole, for it has no mean."""
-    from thingsvision import get_extractor  # type: ignore[import-not-found]  # noqa: PLC0415 - not beside our torch
+    """Extract all blocks with thingsvision in one call that writes the outputs after every batch.
+
+    thingsvision pools tokens. It has no mean over positions, so it writes complete feature maps.
+    """
+    from thingsvision import get_extractor  # type: ignore[import-not-found]  # noqa: PLC0415 - needs another torch
 
     clock = Clock()
     peer = get_extractor(
@@ -170,15 +176,15 @@ def thingsvision(settings: Settings) -> dict[str, Any]:
 
 
 def limits(settings: Settings) -> dict[str, Any]:
-    """What the machine could do at best: decode and do nothing else, write, multiply matrices."""
-    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415 - older versions of torch have none
+    """Measure the limits of the machine: decoding only, writing to disk, multiplying matrices."""
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415 - older versions of torch lack it
 
     model = timm.create_model(settings.model).eval()
     clock = Clock()
     batches = pictures_of(settings, model)
     for _ in batches:
         clock.mark()
-    first = max(1, settings.workers)  # batches, one of every worker, which come late
+    first = max(1, settings.workers)  # leave out the first batch of every worker, which is delayed by its start
     decode = clock.result(len(batches.dataset), first * settings.batch_size, first - 1)["steady"]  # type: ignore[arg-type]
     pixels = Pictures(settings.pictures, batches.dataset.transform)[0][None]  # type: ignore[attr-defined]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -192,7 +198,7 @@ def limits(settings: Settings) -> dict[str, Any]:
 
 
 def disk(folder: Path, blocks: int = 256) -> float:
-    """Bytes a second of plain writes of 1 MiB, until they are on the disk."""
+    """Return the bytes per second of plain writes of 1 MiB with an fsync at the end."""
     block, path = os.urandom(2**20), folder / "disk"
     file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
@@ -209,8 +215,8 @@ def disk(folder: Path, blocks: int = 256) -> float:
 CONTENDERS = {"bare": bare, "repsim": repsim, "thingsvision": thingsvision, "limits": limits}
 
 if __name__ == "__main__":
-    given = Settings(**json.loads(sys.argv[1]))
-    measured = CONTENDERS[given.contender](given)
+    run_settings = Settings(**json.loads(sys.argv[1]))
+    measured = CONTENDERS[run_settings.contender](run_settings)
     measured["mib"] = peak_mib()
     measured["worker_mib"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(json.dumps(measured))

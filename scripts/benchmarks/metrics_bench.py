@@ -1,4 +1,4 @@
-"""`scripts/bench metrics`: every measure on all pairs of layers, beside the naive loop over pairs, and its peer."""
+"""`scripts/bench metrics`: time every measure on all pairs of layers, a naive loop over pairs, and other packages."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import click
 import numpy as np
 from compare_worker import RESNET50, VIT_B
 from naive_measures import NAIVE, PEERS
-from turns import Result, fresh, show, table
+from turns import Result, run_in_fresh_process, show, table
 
 import repsim.metrics
 
@@ -18,48 +18,48 @@ WORKER = Path(__file__).with_name("metrics_worker.py")
 
 def run(contender: str, names: Sequence[str], *, python: str, threads: int, **settings: Any) -> Result:
     click.echo(f"  {contender} ...", err=True)
-    given = {"contender": contender, "measures": list(names), **settings}
-    return fresh(WORKER, given, python=python, threads=threads, label=contender)
+    settings = {"contender": contender, "measures": list(names), **settings}
+    return run_in_fresh_process(WORKER, settings, python=python, threads=threads, label=contender)
 
 
-def apart(ours: Sequence[Sequence[float]], theirs: Mapping[str, float]) -> float:
-    """The largest difference, relative to the largest value, over the pairs that both have."""
-    places = [tuple(map(int, pair.split())) for pair in theirs]
-    mine = np.array([ours[i][j] for i, j in places])
-    known = np.isfinite(mine)
-    largest = float(np.abs(mine[known]).max())
-    return float(np.abs(mine - np.array(list(theirs.values())))[known].max()) / (largest or 1.0)
+def largest_difference(ours: Sequence[Sequence[float]], theirs: Mapping[str, float]) -> float:
+    """Return the largest difference over the pairs that both have, relative to the largest value."""
+    indices = [tuple(map(int, pair.split())) for pair in theirs]
+    values = np.array([ours[i][j] for i, j in indices])
+    finite = np.isfinite(values)
+    largest = float(np.abs(values[finite]).max())
+    return float(np.abs(values - np.array(list(theirs.values())))[finite].max()) / (largest or 1.0)
 
 
-def rows(found: Result, naive: Result, peers: Result | None) -> list[list[str]]:
-    """One a measure."""
-    made = []
-    for name, ours in found["measures"].items():
-        all_of_them = bool(np.isfinite(ours["values"]).all())
-        cells = [name, f"{'' if all_of_them else '~'}{ours['seconds']:.2f}", f"{ours['preparing']:.2f}"]
+def rows(results: Result, naive: Result, peers: Result | None) -> list[list[str]]:
+    """Return the cells of the table, one row per measure."""
+    table_rows = []
+    for name, ours in results["measures"].items():
+        complete = bool(np.isfinite(ours["values"]).all())
+        cells = [name, f"{'' if complete else '~'}{ours['seconds']:.2f}", f"{ours['preparing']:.2f}"]
         for other in (naive["measures"].get(name), peers and peers["measures"].get(name)):
             if not other:
                 cells += ["", "", ""]
                 continue
-            some = "" if len(other["values"]) == np.size(ours["values"]) else "~"
+            mark = "" if len(other["values"]) == np.size(ours["values"]) else "~"
             peer = f" ({other['peer']})" if "peer" in other else ""
             cells += [
-                f"{some}{other['seconds']:,.1f}{peer}",
+                f"{mark}{other['seconds']:,.1f}{peer}",
                 f"{other['seconds'] / ours['seconds']:,.1f} x",
-                f"{apart(ours['values'], other['values']):.0e}",
+                f"{largest_difference(ours['values'], other['values']):.0e}",
             ]
-        made.append(cells)
-    return made
+        table_rows.append(cells)
+    return table_rows
 
 
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--samples", multiple=True, type=int, default=(1000, 4000), show_default=True)
-@click.option("--limit", default=10.0, show_default=True, help="Seconds a measure for what goes pair by pair.")
+@click.option("--limit", default=10.0, show_default=True, help="Seconds per measure for loops over pairs.")
 @click.option("--threads", default=2, show_default=True)
-@click.option("--peer-python", default=sys.executable, help="A python that has the peers of the extra `bench`.")
-@click.option("--no-peers", is_flag=True, help="Without them.")
-@click.option("--few", is_flag=True, help="A few small layers: to see that it works.")
+@click.option("--peer-python", default=sys.executable, help="Python with the packages of the extra `bench`.")
+@click.option("--no-peers", is_flag=True, help="Do not run other packages.")
+@click.option("--few", is_flag=True, help="Use a few small layers, to test the benchmark.")
 def metrics(
     names: Sequence[str],
     samples: Sequence[int],
@@ -70,32 +70,34 @@ def metrics(
     no_peers: bool,
     few: bool,
 ) -> None:
-    """Every measure (or those named) on 17 x 13 layers with the widths of a ResNet-50 and a ViT-B, float32.
+    """Time all measures (or NAMES) on 17 x 13 float32 layers with the widths of a ResNet-50 and a ViT-B.
 
-    repsim prepares every layer once and compares all pairs. The naive loop computes everything anew for each pair, by
-    the same formula in numpy (scripts/benchmarks/naive_measures.py); so do the peers. Both are given so many seconds a
-    measure, on pairs of all widths; ~ says that they were stopped, and scaled up. So is repsim, from a layer of every
-    width, where all pairs would take it six times as long.
+    repsim prepares every layer once and compares all pairs. The naive loop recomputes everything for every pair, with
+    the same formula in numpy (scripts/benchmarks/naive_measures.py); so do the other packages. Both are stopped after
+    --limit seconds per measure. ~ marks a time that was scaled up from pairs of all widths. If all pairs would take
+    repsim more than six times the limit, it only compares one layer of every width, and its time is scaled up.
 
     \b
     scripts/bench metrics
     scripts/bench metrics rsa mutual_knn --samples 1000
     """
     if unknown := [name for name in names if name not in NAIVE]:
-        raise click.ClickException(f"no naive formula for {', '.join(unknown)}; there are: {', '.join(NAIVE)}")
+        raise click.ClickException(f"no naive formula for {', '.join(unknown)}; choose from {', '.join(NAIVE)}")
     chosen = list(names) or [name for name in repsim.metrics.names() if name in NAIVE]
     for n in samples:
-        how: dict[str, Any] = {"threads": threads, "samples": n, "few": few, "limit": limit}
-        ours = run("repsim", chosen, python=sys.executable, **how)
-        naive = run("naive", chosen, python=sys.executable, **how)
+        options: dict[str, Any] = {"threads": threads, "samples": n, "few": few, "limit": limit}
+        ours = run("repsim", chosen, python=sys.executable, **options)
+        naive = run("naive", chosen, python=sys.executable, **options)
         with_peer = [name for name in chosen if name in PEERS and not no_peers]
-        peers = run("peers", with_peer, python=peer_python, **how) if with_peer else None
+        peers = run("peers", with_peer, python=peer_python, **options) if with_peer else None
         pairs = "4 x 3" if few else f"{len(RESNET50)} x {len(VIT_B)}"
-        made = table(
+        result_table = table(
             f"n = {n:,}, {pairs} layers; seconds, {threads} threads",
-            *("repsim", "preparing", "naive loop", "naive / repsim", "apart", "peer", "peer / repsim", "apart"),
+            *("repsim", "preparing", "naive loop", "naive / repsim", "difference"),
+            *("other package", "other / repsim", "difference"),
         )
         for cells in rows(ours, naive, peers):
-            made.add_row(*cells)
-        made.caption = f"sgemm {ours['sgemm']['seconds'] / 1e9:,.0f} GFLOP/s; apart: relative to the largest value"
-        show(made)
+            result_table.add_row(*cells)
+        rate = ours["sgemm"]["seconds"] / 1e9
+        result_table.caption = f"sgemm {rate:,.0f} GFLOP/s; differences are relative to the largest value"
+        show(result_table)

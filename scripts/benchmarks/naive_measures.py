@@ -1,6 +1,6 @@
-"""Every measure as a careful script would write it: vectorised numpy, one pair of layers, everything computed anew.
+"""Naive implementations of all measures for `scripts/bench metrics`: vectorised numpy, one pair of layers per call.
 
-What `scripts/bench metrics` compares with. Layers are float32, (n, p) and (n, q), and stay so.
+Nothing is shared between pairs. Layers are float32 arrays of shapes (n, p) and (n, q), and are not converted.
 """
 
 import warnings
@@ -22,7 +22,7 @@ def centred(x: Array) -> Array:
 
 
 def unit(x: Array) -> Array:
-    """Rows of length 1."""
+    """Return the rows divided by their norms."""
     return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
 
 
@@ -50,7 +50,7 @@ def cka(x: Array, y: Array) -> float:
 
 def cka_units(x: Array, y: Array) -> float:
     def norm(z: Array, gram: Array) -> float:
-        """||A||^2 without the products of a unit with itself, which have a closed form where its mean is 0."""
+        """Return ||A||^2 without the products of a unit with itself, which have a closed form for centred units."""
         n, p = z.shape
         squares = (z.astype(np.float64) ** 2).sum(0) ** 2
         fourths = (z.astype(np.float64) ** 4).sum()
@@ -190,35 +190,37 @@ def aligned_cosine(x: Array, y: Array) -> float:
 # --- neighbours
 
 
-def alike(x: Array) -> Array:
+def cosine_similarities(x: Array) -> Array:
     gram = unit(x) @ unit(x).T
     np.fill_diagonal(gram, -np.inf)
     return np.asarray(gram)
 
 
 def nearest(gram: Array) -> Array:
-    some = np.argpartition(-gram, K, axis=1)[:, :K]
-    return np.take_along_axis(some, np.argsort(-np.take_along_axis(gram, some, 1), axis=1), 1)
+    unsorted = np.argpartition(-gram, K, axis=1)[:, :K]
+    return np.take_along_axis(unsorted, np.argsort(-np.take_along_axis(gram, unsorted, 1), axis=1), 1)
 
 
-def of(who: Array) -> Array:
-    """As a matrix of zeros and ones."""
-    found = np.zeros((len(who), len(who)), bool)
-    np.put_along_axis(found, who, values=True, axis=1)
-    return found
+def as_mask(neighbours: Array) -> Array:
+    """Return the boolean matrix (n, n) that is True at the neighbours of each sample."""
+    mask = np.zeros((len(neighbours), len(neighbours)), bool)
+    np.put_along_axis(mask, neighbours, values=True, axis=1)
+    return mask
 
 
 def mutual_knn(x: Array, y: Array) -> float:
-    return float((of(nearest(alike(x))) & of(nearest(alike(y)))).sum() / (len(x) * K))
+    return float(
+        (as_mask(nearest(cosine_similarities(x))) & as_mask(nearest(cosine_similarities(y)))).sum() / (len(x) * K)
+    )
 
 
 def jaccard_knn(x: Array, y: Array) -> float:
-    shared = (of(nearest(alike(x))) & of(nearest(alike(y)))).sum(1)
+    shared = (as_mask(nearest(cosine_similarities(x))) & as_mask(nearest(cosine_similarities(y)))).sum(1)
     return float((shared / (2 * K - shared)).mean())
 
 
 def cycle_knn(x: Array, y: Array) -> float:
-    a, b = nearest(alike(x)), nearest(alike(y))
+    a, b = nearest(cosine_similarities(x)), nearest(cosine_similarities(y))
     return float((a[b] == np.arange(len(a))[:, None, None]).any((1, 2)).mean())
 
 
@@ -232,32 +234,32 @@ def cknna(x: Array, y: Array) -> float:
     k, m = unit(x) @ unit(x).T, unit(y) @ unit(y).T
     np.fill_diagonal(k, 0)
     np.fill_diagonal(m, 0)
-    a, b = of(nearest(alike(x))), of(nearest(alike(y)))
+    a, b = as_mask(nearest(cosine_similarities(x))), as_mask(nearest(cosine_similarities(y)))
     both = a & b
     return float(hsic1(both * k, both * m) / np.sqrt(hsic1(a * k, a * k) * hsic1(b * m, b * m)))
 
 
 def rank_similarity(x: Array, y: Array) -> float:
-    found = []
-    for a, b in zip(nearest(alike(x)), nearest(alike(y)), strict=True):
+    similarities = []
+    for a, b in zip(nearest(cosine_similarities(x)), nearest(cosine_similarities(y)), strict=True):
         _, r, s = np.intersect1d(a, b, return_indices=True)
         r, s = r + 1, s + 1
         total = (2 / ((1 + np.abs(r - s)) * (r + s))).sum()
-        found.append(total / (1 / np.arange(1, len(r) + 1)).sum() if len(r) else 0.0)
-    return float(np.mean(found))
+        similarities.append(total / (1 / np.arange(1, len(r) + 1)).sum() if len(r) else 0.0)
+    return float(np.mean(similarities))
 
 
 def second_order_cosine(x: Array, y: Array) -> float:
-    k, m = alike(x), alike(y)
-    either = of(nearest(k)) | of(nearest(m))
-    found = []
+    k, m = cosine_similarities(x), cosine_similarities(y)
+    either = as_mask(nearest(k)) | as_mask(nearest(m))
+    cosines = []
     for row, left, right in zip(either, k, m, strict=True):
         u, v = 1 - left[row], 1 - right[row]
-        found.append((u @ v) / np.linalg.norm(u) / np.linalg.norm(v))
-    return float(np.mean(found))
+        cosines.append((u @ v) / np.linalg.norm(u) / np.linalg.norm(v))
+    return float(np.mean(cosines))
 
 
-# --- numbers
+# --- summary numbers of one layer
 
 
 def magnitude_difference(x: Array, y: Array) -> float:
@@ -276,8 +278,8 @@ def uniformity_difference(x: Array, y: Array) -> float:
 
 
 NAIVE: dict[str, Callable[[Array, Array], float]] = {
-    each.__name__: each
-    for each in (
+    measure.__name__: measure
+    for measure in (
         aligned_cosine, angular_shape, cca, cka, cka_units, cknna, concentricity_difference, cycle_knn,
         distance_correlation, eigenspace_overlap, gulp, hard_correlation, jaccard_knn, linear_regression,
         magnitude_difference, mutual_knn, nuclear, permutation_procrustes, procrustes, procrustes_size, pwcca,
@@ -287,7 +289,7 @@ NAIVE: dict[str, Callable[[Array, Array], float]] = {
 }  # fmt: skip
 
 
-# --- peers: one pair, as their documentation has it
+# --- other packages: one pair of layers, as in their documentation
 
 
 def by_rsatoolbox(x: Array, y: Array) -> float:
@@ -306,11 +308,12 @@ def by_dcor(x: Array, y: Array) -> float:
 
 
 def by_scikit_learn(x: Array, y: Array) -> float:
-    """Its neighbours, and what mutual kNN makes of them."""
+    """Return mutual kNN of the neighbours that scikit-learn finds."""
     from sklearn.neighbors import NearestNeighbors  # noqa: PLC0415
 
     a, b = (
-        of(NearestNeighbors(n_neighbors=K, metric="cosine").fit(z).kneighbors(return_distance=False)) for z in (x, y)
+        as_mask(NearestNeighbors(n_neighbors=K, metric="cosine").fit(z).kneighbors(return_distance=False))
+        for z in (x, y)
     )
     return float((a & b).sum() / (len(x) * K))
 
@@ -320,4 +323,4 @@ PEERS = {
     "distance_correlation": ("dcor", by_dcor),
     "mutual_knn": ("scikit-learn", by_scikit_learn),
 }
-"""Of `scripts/bench compare` is the peer of CKA: torch-cka takes models, not arrays."""
+"""Packages with the measure. CKA has its own benchmark, `scripts/bench compare`: torch-cka takes models, not arrays."""

@@ -1,4 +1,4 @@
-"""`scripts/bench report`: how fast a report page opens and reacts in a browser, and its size."""
+"""`scripts/bench report`: measure how fast a report page opens and reacts in a browser, and its size."""
 
 import shutil
 import statistics
@@ -40,7 +40,7 @@ ACTIONS = {
 
 
 def ten_models(folder: Path, layers: int = 15, n: int = 120) -> Path:
-    """A study of ten made-up networks of four families, with everything that a study can have."""
+    """Write a study of ten synthetic networks of four families, with all possible contents, and return its path."""
     rng = np.random.default_rng(0)
     pixels, common = rng.normal(size=(n, 3, 4, 4)), rng.normal(size=(n, 12))
     stores = []
@@ -79,8 +79,11 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-def opened(browser: Any, page: Path) -> dict[str, float]:
-    """Opens the page alone, and asks it only afterwards when it was ready."""
+def time_opening(browser: Any, page: Path) -> dict[str, float]:
+    """Open the page in a browser without a debugger, and then read the times at which it was ready.
+
+    A debugger that is attached while the page opens would slow it down.
+    """
     with tempfile.TemporaryDirectory() as profile:
         command = [program(), "--headless", *ARGUMENTS, f"--user-data-dir={profile}", "--remote-debugging-port=0",
                    f"--window-size={WINDOW['width']},{WINDOW['height']}", "about:blank"]  # fmt: skip
@@ -89,36 +92,36 @@ def opened(browser: Any, page: Path) -> dict[str, float]:
                 assert process.stderr is not None
                 line = next(line for line in process.stderr if line.startswith("DevTools listening on"))
                 port = line.split("127.0.0.1:")[1].split("/")[0]
-                time.sleep(1)  # a browser that has just started has other things to do
+                time.sleep(1)  # let the browser finish its own start
                 address = f"http://127.0.0.1:{port}"
                 new = urllib.request.Request(f"{address}/json/new?{page.as_uri()}", method="PUT")  # noqa: S310 - ours
                 urllib.request.urlopen(new).close()  # noqa: S310 - the browser that was just started
                 time.sleep(5)
-                there = browser.browser_type.connect_over_cdp(address)
-                tab = next(tab for tab in there.contexts[0].pages if tab.url == page.as_uri())
+                connected = browser.browser_type.connect_over_cdp(address)
+                tab = next(tab for tab in connected.contexts[0].pages if tab.url == page.as_uri())
                 marks = dict(tab.evaluate("performance.getEntriesByType('mark').map(x => [x.name, x.startTime])"))
             finally:
                 process.terminate()
-    return {"open": marks["seen"], "live": marks["drawn"], "all": marks["complete"]}
+    return {"visible": marks["seen"], "interactive": marks["drawn"], "complete": marks["complete"]}
 
 
 def timed(browser: Any, page: Path) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     for _ in range(RUNS):
-        once = opened(browser, page)
-        context = browser.new_context(viewport=WINDOW, bypass_csp=True)  # so that the actions above may be evaluated
+        run = time_opening(browser, page)
+        context = browser.new_context(viewport=WINDOW, bypass_csp=True)  # the policy would forbid to evaluate ACTIONS
         tab = context.new_page()
         tab.goto(page.as_uri())
         tab.wait_for_selector("html[data-ready]", state="attached")
-        once |= {name: tab.evaluate(TIMED, act) for name, act in ACTIONS.items()}
-        for name, value in once.items():
-            found.setdefault(name, []).append(value)
+        run |= {name: tab.evaluate(TIMED, act) for name, act in ACTIONS.items()}
+        for name, value in run.items():
+            times.setdefault(name, []).append(value)
         context.close()
-    return {name: statistics.median(values) for name, values in found.items()}
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def take_pictures(browser: Any, page: Path, folder: Path) -> None:
-    """The screenshots of docs/report.md."""
+    """Write the screenshots of docs/report.md."""
     folder.mkdir(parents=True, exist_ok=True)
     link = "#measure=cka+given+input"
     for theme, (first, last) in {"light": ("layers", "details-facts"), "dark": ("maps", "stimuli")}.items():
@@ -142,17 +145,17 @@ def take_pictures(browser: Any, page: Path, folder: Path) -> None:
     help="Write the screenshots of docs/report.md into this folder instead.",
 )
 def report(studies: tuple[Path, ...], pictures: Path | None) -> None:
-    """How fast a report page opens and reacts, and its size: of the demo, and of ten models of 15 layers.
+    """Measure how fast a report page opens and reacts, and its size, for the demo and for ten models of 15 layers.
 
-    Times are wall-clock milliseconds in headless Chromium, the median of some runs, until the picture is on the
-    screen: from the start of loading `open` to the text and the first heatmaps, `live` until they answer, `all` to the
-    last figure. These three are taken in a browser that nobody debugs, as a reader's is: for a debugger V8 reads
-    plotly.js again and again.
+    Times are wall-clock milliseconds in headless Chromium, medians of five runs. From the start of loading: `visible`
+    until the text and the first heatmaps are on the screen, `interactive` until the heatmaps respond to the pointer,
+    `complete` until the last figure is drawn. These three are measured in a browser without a debugger, as users have
+    it; with a debugger, V8 parses plotly.js several times.
 
     \b
     scripts/bench report                                       as in docs/benchmarks.md
-    scripts/bench report STUDY.nc                              of other studies
-    scripts/bench report --pictures docs/pictures STUDY.nc     pictures of it instead
+    scripts/bench report STUDY.nc                              other studies
+    scripts/bench report --pictures docs/pictures STUDY.nc     screenshots instead of times
     """
     with tempfile.TemporaryDirectory() as scratch, chromium() as browser:
         folder = Path(scratch)

@@ -1,4 +1,4 @@
-"""Runs in fresh processes, one after the other in turns, and tables of their medians."""
+"""Run benchmarks in fresh processes, in turns, and print tables of their medians."""
 
 import json
 import os
@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 Result = dict[str, Any]
 
 
-def fresh(worker: Path, settings: Mapping[str, Any], *, python: str, threads: int, label: str) -> Result:
-    """One run in a process of its own, which finds this checkout's repsim whatever its environment."""
+def run_in_fresh_process(worker: Path, settings: Mapping[str, Any], *, python: str, threads: int, label: str) -> Result:
+    """Run a worker once in a new process that imports repsim from this checkout, and return its result."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore", "PYTHONPATH": path}
     try:
@@ -26,16 +26,17 @@ def fresh(worker: Path, settings: Mapping[str, Any], *, python: str, threads: in
     except OSError as error:
         raise click.ClickException(f"{python} cannot be run: {error.strerror}") from None
     if done.returncode:
-        why = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise click.ClickException(f"{label} failed: {why}")
+        reason = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise click.ClickException(f"{label} failed: {reason}")
     result: Result = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
 def ratios(ours: Sequence[Result], theirs: Sequence[Result], key: str, other: str | None = None) -> float:
-    """The median over the turns of ours / theirs: what ran side by side is compared, whatever the machine did later.
+    """Return the median over the rounds of the ratio ours / theirs.
 
-    ``other`` is the key of theirs, where it is not that of ours.
+    Each ratio compares two runs of one round, so that a change in the load of the machine between rounds has little
+    effect. ``other`` is the key in ``theirs``, if it differs from ``key``.
     """
     return float(statistics.median(a[key] / b[other or key] for a, b in zip(ours, theirs, strict=True)))
 
@@ -45,13 +46,13 @@ def median(results: Sequence[Result], key: str) -> float:
 
 
 def table(title: str, *columns: str) -> Table:
-    """A table whose first column names the rows."""
-    made = Table(title=title)
-    made.add_column("", no_wrap=True)
+    """Return an empty table whose first column names the rows."""
+    empty = Table(title=title)
+    empty.add_column("", no_wrap=True)
     for column in columns:
-        made.add_column(column, justify="right")
-    return made
+        empty.add_column(column, justify="right")
+    return empty
 
 
-def show(made: Table) -> None:
-    Console(width=140).print(made)
+def show(filled: Table) -> None:
+    Console(width=140).print(filled)

@@ -1,4 +1,4 @@
-"""One timed study, alone in its process: settings as JSON in, what was measured as a JSON line out."""
+"""Time one study in a process of its own: read settings as JSON, print the measurements as one line of JSON."""
 
 import json
 import sys
@@ -17,9 +17,10 @@ _DIRECTIONS = 64
 
 
 def runs(widths: Mapping[str, int], n: int, seed: int) -> Iterator[tuple[slice, dict[str, Any]]]:
-    """Float32 layers, some samples at a time: shared directions that drift from layer to layer, and noise.
+    """Yield blocks of samples of synthetic float32 layers, as pairs of row slice and arrays.
 
-    Singular values fall as 1/i, as those of the zoo's layers do. How fast they fall decides what permutations cost.
+    A layer is the sum of shared directions, shifted from layer to layer, and noise. The singular values are
+    proportional to 1/i, as in layers of the zoo. Their decay determines the cost of permutations.
     """
     rng = np.random.default_rng(seed)
     strengths = (np.roll(1 / np.arange(1, _DIRECTIONS + 1), depth) for depth in range(len(widths)))
@@ -42,7 +43,7 @@ def runs(widths: Mapping[str, int], n: int, seed: int) -> Iterator[tuple[slice, 
 
 
 def stores(folder: Path, n: int) -> list[Path]:
-    """Two networks, and untrained twins of both, of synthetic activations over the same n samples of 100 classes."""
+    """Write stores of two networks and their untrained twins, n samples of 100 classes, and return the paths."""
     from repsim.labels import LayerKey, SampleIds  # noqa: PLC0415
     from repsim.stores.schema import ArraySpec, Contents  # noqa: PLC0415
     from repsim.stores.writer import StoreWriter  # noqa: PLC0415
@@ -66,7 +67,7 @@ def stores(folder: Path, n: int) -> list[Path]:
                     for spec in specs:
                         values = pixels[rows] if spec.key.control else layers[spec.key.layer]
                         writer.write(spec.key, rows, values)
-                    writer.done(rows)
+                    writer.mark_done(rows)
     return paths
 
 
@@ -78,19 +79,19 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     compare(paths[0], paths[2], ["cka"])
     comparison = time.perf_counter() - start
-    told: list[tuple[str, float]] = []
+    starts: list[tuple[str, float]] = []
     start = time.perf_counter()
     study = universality(
         paths,
         settings["metrics"] or None,
         permutations=settings["permutations"],
-        progress=lambda name: told.append((name, time.perf_counter())),
+        progress=lambda name: starts.append((name, time.perf_counter())),
     )
     end = time.perf_counter()
-    ends = [*(when for _, when in told[1:]), end]
+    ends = [*(start for _, start in starts[1:]), end]
     return {
         "seconds": end - start,
-        "steps": {name: after - before for (name, before), after in zip(told, ends, strict=True)},
+        "steps": {name: after - before for (name, before), after in zip(starts, ends, strict=True)},
         "comparison": comparison,
         "peak": peak_mib(),
         "rate": rate,

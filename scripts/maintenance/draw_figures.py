@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Draw the pictures of docs/figures.md again, with the page's own code: draw_figures.py DEMO (of `repsim demo`)."""
+"""Draw the pictures of docs/figures.md again with the code of that page: draw_figures.py DEMO.
+
+DEMO is the folder that `repsim demo` wrote.
+"""
 
 import os
 import re
@@ -14,7 +17,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def draw(demo: Path) -> list[Path]:
-    """Run the page's Python in a folder of its own, and keep the pictures that it shows."""
+    """Run the Python code of the page in a temporary folder, save the pictures in docs/, and return their paths."""
     page = (DOCS / "figures.md").read_text()
     wanted = re.findall(r"\]\(pictures/(.+?)\)", page)
     with tempfile.TemporaryDirectory() as folder:
@@ -22,12 +25,12 @@ def draw(demo: Path) -> list[Path]:
         os.chdir(folder)
         names: dict[str, Any] = {}
         for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
-            exec(block, names)  # noqa: S102 - our own page
-        made = [DOCS / "pictures" / name for name in wanted]
-        for picture in made:
+            exec(block, names)  # noqa: S102 - code of this repository
+        pictures = [DOCS / "pictures" / name for name in wanted]
+        for picture in pictures:
             Image.open(picture.name).convert("RGB").save(picture, optimize=True)
         os.chdir(DOCS)
-    return made
+    return pictures
 
 
 if __name__ == "__main__":

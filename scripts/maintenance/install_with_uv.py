@@ -1,9 +1,9 @@
-"""Install packages into this interpreter's environment with uv, configured as pip is: install_with_uv.py -e '.[dev]'
+"""Install packages into this environment with uv, using the configuration of pip: install_with_uv.py -e '.[dev]'
 
-`scripts/setup` calls it. uv does not read pip's configuration, so the files and PIP_* variables that `pip config list`
-shows are passed on as uv's own variables; those that the user has set for uv stay. The exit code is 1, after one line
-that gives the reason, if uv is not available, if it fails, or if pip has a setting that uv has no counterpart for.
-pip is then the one to install.
+`scripts/setup` calls this script. uv does not read the configuration of pip. Therefore the settings that
+`pip config list` shows, from files and PIP_* variables, are passed to uv as variables. Variables that the user has set
+for uv are kept. If uv is not available, if it fails, or if pip has a setting without a counterpart in uv, the script
+prints one line with the reason, and the exit code is 1. `scripts/setup` then installs with pip.
 """
 
 import ast
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 OLDEST = (0, 4, 23)
-"""Version of uv that brought UV_DEFAULT_INDEX; before it, uv would search the public index instead of the one named."""
+"""First version of uv with UV_DEFAULT_INDEX; older ones would ignore the configured index and search the public one."""
 VARIABLES = {
     "index-url": ("UV_DEFAULT_INDEX",),
     "extra-index-url": ("UV_INDEX",),
@@ -32,25 +32,25 @@ VARIABLES = {
     "retries": ("UV_HTTP_RETRIES",),
     "no-cache-dir": ("UV_NO_CACHE",),
 }
-"""The variables of uv for a setting of pip."""
+"""Variables of uv for every setting of pip."""
 OVERRIDING = {"cert", "client-cert", "proxy"}
-"""Settings that pip prefers to the variables of the same name, which are not uv's alone."""
+"""Settings of pip that take precedence over the variables, because other programs also use these variables."""
 LISTS = {"extra-index-url": " ", "find-links": ",", "constraint": " ", "trusted-host": " "}
-"""Settings with several values, and what uv separates these with. pip separates them with white space."""
+"""Separators of uv for settings with several values; pip separates values with white space."""
 IRRELEVANT = {
     "break-system-packages", "cache-dir", "config-file", "debug", "disable-pip-version-check", "exists-action",
     "log", "no-color", "no-input", "no-python-version-warning", "no-warn-conflicts", "no-warn-script-location",
     "progress-bar", "quiet", "require-virtualenv", "root-user-action", "use-feature", "use-pep517", "verbose",
 }  # fmt: skip
-"""Settings of pip that have no influence on which packages are installed."""
+"""Settings of pip that do not influence which packages are installed."""
 
 
 class NotPossibleError(Exception):
-    """uv cannot install: the reason, to follow after "uv"."""
+    """uv cannot install; the message gives the reason, and continues a sentence that starts with "uv"."""
 
 
 def settings(listing: str) -> dict[str, str]:
-    """Settings of `pip install`, from the output of `pip config list`.
+    """Return the settings of `pip install` from the output of `pip config list`.
 
     As in pip, the section [install] precedes [global], variables precede both, and empty values count as absent.
     """
@@ -64,21 +64,21 @@ def settings(listing: str) -> dict[str, str]:
 
 
 def is_true(value: str) -> bool:
-    """Whether pip takes the value of a switch for yes."""
+    """Return whether pip interprets the value of a switch as true."""
     return value.lower() in {"y", "yes", "t", "true", "on", "1"}
 
 
 def translate(pip: Mapping[str, str], environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Variables and options with which uv does what pip would do.
+    """Return variables and options with which uv installs as pip would.
 
-    Raises NotPossibleError for a setting that is neither known to be irrelevant nor has a counterpart in uv.
+    Raises NotPossibleError for a setting that is neither irrelevant nor has a counterpart in uv.
     """
-    # pip takes the best version of all indexes, uv by default the best version of the first index that has any
+    # pip chooses the best version of all indexes; uv by default the best version of the first index with the package
     variables, options = {"UV_INDEX_STRATEGY": "unsafe-best-match"}, list[str]()
-    # a new pip trusts the certificates of the system, uv those that it carries; requests, in pip, follows the others
+    # pip trusts the certificates of the system, or of these variables; uv by default those that come with uv
     bundle = environment.get("REQUESTS_CA_BUNDLE") or environment.get("CURL_CA_BUNDLE")
     variables |= {"SSL_CERT_FILE": bundle} if bundle and Path(bundle).is_file() else {"UV_NATIVE_TLS": "true"}
-    # uv leaves it to Python to keep the bytecode of what is imported; where Python may not, each process would compile
+    # uv lets Python save bytecode at the first import; if Python may not save it, every process would compile again
     variables |= {"UV_COMPILE_BYTECODE": "true"} if environment.get("PYTHONDONTWRITEBYTECODE") else {}
     overriding = dict[str, str]()
     for name, value in pip.items():
@@ -88,7 +88,7 @@ def translate(pip: Mapping[str, str], environment: Mapping[str, str]) -> tuple[d
             variables |= {"UV_NO_CACHE": "true"} if is_true(value) else {}
         elif name in VARIABLES:
             text = LISTS[name].join(value.split()) if name in LISTS else value
-            text = str(max(1, int(float(text)))) if "timeout" in name else text  # uv knows whole seconds only
+            text = str(max(1, int(float(text)))) if "timeout" in name else text  # uv accepts integers only
             (overriding if name in OVERRIDING else variables).update(dict.fromkeys(VARIABLES[name], text))
         elif name not in IRRELEVANT:
             raise NotPossibleError(f"has no counterpart of pip's setting `{name}`")
@@ -96,7 +96,7 @@ def translate(pip: Mapping[str, str], environment: Mapping[str, str]) -> tuple[d
 
 
 def version(uv: str) -> tuple[int, ...]:
-    """Version of an executable; (0,) if it cannot be run."""
+    """Return the version of a uv executable; (0,) if it cannot be run."""
     try:
         done = subprocess.run([uv, "--version"], capture_output=True, text=True, check=False)
     except OSError:
@@ -105,45 +105,45 @@ def version(uv: str) -> tuple[int, ...]:
 
 
 def find_uv() -> str:
-    """Path of a uv that is new enough: the one on the PATH, that of this environment, or one that pip installs here."""
-    here = str(Path(sys.prefix) / "bin" / "uv")
-    for uv in filter(None, (shutil.which("uv"), here)):
+    """Return the path of a recent uv: on the PATH, in this environment, or installed into it with pip."""
+    own = str(Path(sys.prefix) / "bin" / "uv")
+    for uv in filter(None, (shutil.which("uv"), own)):
         if version(uv) >= OLDEST:
             return uv
     wanted = f"uv>={'.'.join(map(str, OLDEST))}"
-    # only a wheel: building uv from its source would take longer than pip takes for everything
+    # only a wheel: building uv from source would take longer than the complete installation with pip
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary", "uv", wanted]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode or version(here) < OLDEST:
-        raise NotPossibleError(f"is not available here ({last_words(done.stderr, -1)})")
-    return here
+    if done.returncode or version(own) < OLDEST:
+        raise NotPossibleError(f"is not available here ({error_line(done.stderr, -1)})")
+    return own
 
 
-def last_words(text: str, which: int) -> str:
-    """One line of what a program wrote to standard error, without its marks."""
+def error_line(text: str, index: int) -> str:
+    """Return one line of a program's standard error, without decoration."""
     lines = [line.strip(" ×╰─▶├│") for line in text.splitlines()]
-    return ([line for line in lines if line and not line.startswith("[notice]")] or ["no message"])[which]
+    return ([line for line in lines if line and not line.startswith("[notice]")] or ["no message"])[index]
 
 
 def install(requirements: list[str]) -> None:
-    """Install with uv; raises NotPossibleError where it cannot."""
-    # quiet and verbose would change what pip prints
+    """Install with uv; raise NotPossibleError if this is not possible."""
+    # the settings quiet and verbose would change the output of pip
     environment = os.environ | {"PIP_QUIET": "0", "PIP_VERBOSE": "0"}
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if listed.returncode:
-        raise NotPossibleError(f"cannot be told how pip is configured ({last_words(listed.stderr, -1)})")
+        raise NotPossibleError(f"cannot use the configuration of pip ({error_line(listed.stderr, -1)})")
     variables, options = translate(settings(listed.stdout), os.environ)
-    # in the environment, not on the command line, where every user of the machine could read passwords of indexes
+    # pass settings in the environment: every user of the machine can read passwords on a command line
     command = [find_uv(), "pip", "install", "--quiet", "--python", sys.executable, *options, *requirements]
     done = subprocess.run(command, env=variables, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise NotPossibleError(f"could not install ({last_words(done.stderr, 0)})")
+        raise NotPossibleError(f"could not install ({error_line(done.stderr, 0)})")
 
 
 def main() -> None:
-    """Install, or say in one line why pip has to."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends scripts/setup, which would go on with pip after an exit
+    """Install with uv, or exit with one line that gives the reason why pip must install."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C must also end scripts/setup, not start pip
     try:
         install(sys.argv[1:])
     except NotPossibleError as reason:

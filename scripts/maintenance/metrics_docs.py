@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Write what docs/metrics.md and docs/conformance.md say of each measure, out of the measures themselves, and what
-docs/study-format.md and docs/result-format.md say of everything in studies and results.
+"""Write the generated parts of docs/metrics.md, conformance.md, study-format.md and result-format.md.
 
-Between the marks ``<!-- NAME ... -->`` and ``<!-- /NAME -->`` a page is written anew; the rest is written by hand, and
-stays.
+The text comes from the measures and from the definitions of variables and attributes. A generated part stands between
+the marks ``<!-- NAME ... -->`` and ``<!-- /NAME -->``. The other parts of the pages are written by hand and are kept.
 
 \b
-scripts/maintenance/metrics_docs.py            writes them
-scripts/maintenance/metrics_docs.py --check    says which are not what would be written, and exits with 1
+scripts/maintenance/metrics_docs.py            write the pages
+scripts/maintenance/metrics_docs.py --check    list pages that are out of date; exit code 1 if there are any
 """
 
 import importlib
@@ -28,18 +27,18 @@ try:
     from repsim.results import variables
     from repsim.testing import MetricContract
     from tests.metrics import oracles
-except ModuleNotFoundError as missing:  # not the project's interpreter: go there, once
+except ModuleNotFoundError as missing:  # not the interpreter of .venv: run again with it, once
     python = ROOT / ".venv" / "bin" / "python"
     if __name__ != "__main__" or Path(sys.prefix) == ROOT / ".venv" or not python.exists():
         sys.exit(f"scripts/maintenance/metrics_docs.py needs {missing.name}; run scripts/setup first")
     os.execv(python, [str(python), __file__, *sys.argv[1:]])  # noqa: S606
 
 WIDTH = 512
-"""Features, in the table's column of samples needed."""
+"""Number of features for the column "samples needed"."""
 
 
 def pages() -> dict[Path, str]:
-    """Every page as it should be."""
+    """Return the up-to-date text of every page."""
     docs = ROOT / "docs"
     blocks = {
         "metrics.md": {"questions": questions(), "traits": traits(), "measures": measures()},
@@ -59,13 +58,13 @@ def pages() -> dict[Path, str]:
 
 
 def _fields(kind: str, fields: Mapping[str, variables.Field], *, dims: bool = False) -> Iterator[str]:
-    """Give the lines of the table of coordinates or attributes."""
+    """Return the lines of the table of coordinates or attributes."""
     head = (kind, *(("dimension",) if dims else ()), "values", "what it is")
     return table(head, variables.field_rows(fields, dims=dims))
 
 
 def filled(page: str, parts: Mapping[str, Iterable[str]]) -> str:
-    """The page, with these parts between their marks."""
+    """Return the page with these parts between their marks."""
     for name, lines in parts.items():
         start, end = f"<!-- {name}: written by scripts/maintenance/metrics_docs.py -->", f"<!-- /{name} -->"
         if page.count(start) != 1 or page.count(end) != 1:
@@ -79,7 +78,7 @@ def filled(page: str, parts: Mapping[str, Iterable[str]]) -> str:
 
 
 def families() -> Iterator[tuple[str, str, list[Metric[Any]]]]:
-    """Heading, what is compared, and the measures that come with repsim."""
+    """Yield for every family its heading, the properties that it compares, and the measures of repsim."""
     for group, members in describe.families().items():
         ours = [metric for metric in members if type(metric).__module__.startswith("repsim.")]
         if ours:
@@ -103,8 +102,8 @@ def traits() -> Iterator[str]:
             n = metric.samples_needed(WIDTH, WIDTH)
             sense = metric.sense + (", a metric" if metric.triangle else "")
             symmetric = "yes" if metric.symmetric else "**no**"
-            said = sense, escaped(describe.interval(metric)), symmetric, describe.letters(metric)
-            rows.append((link(metric), *said, escaped(describe.chance(metric)), "–" if n is None else f"{n:,}"))
+            properties = sense, escaped(describe.interval(metric)), symmetric, describe.letters(metric)
+            rows.append((link(metric), *properties, escaped(describe.chance(metric)), "–" if n is None else f"{n:,}"))
     heads = ("measure", "sense", "range", "symmetric", "unchanged by", "chance", f">n for {WIDTH} features")
     yield from table(heads, rows)
 
@@ -117,11 +116,11 @@ def measures() -> Iterator[str]:
 
 
 def measure(metric: Metric[Any]) -> Iterator[str]:
-    """One section."""
-    said = describe.sections(type(metric))
+    """Yield the lines of the section of one measure."""
+    sections = describe.sections(type(metric))
     yield from (f"#### {metric.name}", "", f"**{escaped(metric.label)}**. {escaped(metric.question)}", "")
     yield from ("```text", metric.formula, "```", "")
-    yield from (*prose(said[""]), "")
+    yield from (*prose(sections[""]), "")
     rows = [(word, escaped(text)) for word, text in describe.traits(metric).items()]
     yield from (*table(("trait", ""), rows), "")
     if options := describe.parameters(metric):
@@ -129,11 +128,11 @@ def measure(metric: Metric[Any]) -> Iterator[str]:
         yield from (f"- `{option.assignment}`: {escaped(option.text)}" for option in options)
         yield ""
     if metric.others:
-        yield from ("Who computes something else:", "")
-        yield from (f"- {escaped(who)}: {escaped(what)}." for who, what in metric.others.items())
+        yield from ("Other implementations:", "")
+        yield from (f"- {escaped(name)}: {escaped(text)}." for name, text in metric.others.items())
         yield ""
-    if "Notes" in said:
-        yield from (*prose(said["Notes"]), "")
+    if "Notes" in sections:
+        yield from (*prose(sections["Notes"]), "")
     yield from ("```pycon", *describe.examples(metric), "```", "")
     yield from (f"- {escaped(reference)}" for reference in describe.references(metric))
     yield ""
@@ -160,40 +159,41 @@ def numbers() -> Iterator[str]:
 
 
 def without() -> Iterator[str]:
-    yield from (f"- `{name}`: {escaped(why)}." for name, why in oracles.WITHOUT.items() if name in Metric.registry)
+    reasons = oracles.WITHOUT.items()
+    yield from (f"- `{name}`: {escaped(reason)}." for name, reason in reasons if name in Metric.registry)
 
 
 def references() -> Iterator[str]:
-    """Every contract: what it tries, against what, and how near."""
+    """Yield the table of contracts: measures, reference implementation, tolerances."""
     for path in sorted((ROOT / "tests" / "metrics").glob("test_contract*.py")):
         importlib.import_module(f"tests.metrics.{path.stem}")
-    found = list(contracts(MetricContract))
+    all_contracts = list(contracts(MetricContract))
     rows = []
     for _, _, members in families():
         for metric in members:
-            for contract in (each for each in found if type(each.metrics[0]) is type(metric)):
+            for contract in (c for c in all_contracts if type(c.metrics[0]) is type(metric)):
                 slow = contract.reference
-                where = f"`{slow.__module__.replace('.', '/')}.py`"
-                where = where if slow.__name__ == "<lambda>" else f"`{slow.__name__}` in {where}"
+                place = f"`{slow.__module__.replace('.', '/')}.py`"
+                place = place if slow.__name__ == "<lambda>" else f"`{slow.__name__}` in {place}"
                 tolerances = f"{contract.tolerance:.0e}", f"{contract.tolerance_float32:.0e}"
-                specs = ", ".join(f"`{each.spec}`" for each in contract.metrics)
-                rows.append((specs, where, *tolerances))
+                specs = ", ".join(f"`{tested.spec}`" for tested in contract.metrics)
+                rows.append((specs, place, *tolerances))
     yield from table(("measures", "reference", ">float64", ">float32"), rows)
 
 
 def contracts(cls: type[MetricContract]) -> Iterator[type[MetricContract]]:
-    """Those that state metrics of ours."""
-    for each in cls.__subclasses__():
-        if each.__module__.startswith("tests.metrics.test_contract") and each.__dict__.get("metrics"):
-            yield each
-        yield from contracts(each)
+    """Yield the contract classes of the measures of repsim."""
+    for subclass in cls.__subclasses__():
+        if subclass.__module__.startswith("tests.metrics.test_contract") and subclass.__dict__.get("metrics"):
+            yield subclass
+        yield from contracts(subclass)
 
 
 # Markdown
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A table; a column whose head begins with > is set flush right."""
+    """Yield the lines of a table; a column whose heading begins with > is aligned to the right."""
     yield f"| {' | '.join(head.removeprefix('>') for head in heads)} |"
     yield f"|{'|'.join('--:' if head.startswith('>') else '---' for head in heads)}|"
     for row in rows:
@@ -213,15 +213,15 @@ def prose(text: str) -> Iterator[str]:
 
 
 def escaped(text: str) -> str:
-    """Text with formulas as Markdown that shows it as it is; what stands between backticks is code already."""
+    """Escape text with formulas so that Markdown shows it unchanged; text between backticks is not escaped."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if i % 2 else _SPECIAL.sub(r"\\\g<0>", part) for i, part in enumerate(parts))
 
 
-_BAR, _ESCAPED_BAR = re.compile(r"(?<!\\)\|"), r"\\|"  # of a table's cell; in code, too
+_BAR, _ESCAPED_BAR = re.compile(r"(?<!\\)\|"), r"\\|"  # ends a cell of a table, even in code
 _SPECIAL = re.compile(
-    r"[\\*~]"  # emphasis, struck out
-    r"|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"  # within a word an underscore is one
+    r"[\\*~]"  # emphasis, strikethrough
+    r"|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"  # emphasis; an underscore within a word is not special
     r"|<(?=[A-Za-z/!?])"  # HTML
     r"|\](?=[(\[])"  # a link
     r"|^(?:[|#>]|[+-](?= ))"  # a table, a heading, a quotation, a list
@@ -229,12 +229,12 @@ _SPECIAL = re.compile(
 
 
 @click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--check", is_flag=True, help="Write nothing; exit with 1 where a page is stale.")
+@click.option("--check", is_flag=True, help="Write nothing; exit with code 1 if a page is out of date.")
 def main(*, check: bool) -> None:
     stale = [path for path, text in pages().items() if path.read_text() != text]
     for path in stale:
         if check:
-            click.echo(f"{path.relative_to(ROOT)} is stale: run scripts/maintenance/metrics_docs.py", err=True)
+            click.echo(f"{path.relative_to(ROOT)} is out of date: run scripts/maintenance/metrics_docs.py", err=True)
         else:
             path.write_text(pages()[path])
             click.echo(path.relative_to(ROOT))

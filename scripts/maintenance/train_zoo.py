@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train the embedded zoo (repsim/zoo): see ``scripts/maintenance/train_zoo.py --help``."""
+"""Train the networks that come with repsim (repsim/zoo): see ``scripts/maintenance/train_zoo.py --help``."""
 
 import copy
 import json
@@ -26,7 +26,10 @@ from repsim.extractors.zoo import ZOO, weights_file
 
 @dataclass(frozen=True)
 class Schedule:
-    """How one architecture is trained: AdamW, a linear warm-up of a tenth of the steps, then half a cosine to zero."""
+    """Training settings of one architecture.
+
+    The optimiser is AdamW; the learning rate has a linear warm-up over a tenth of the steps and cosine decay to zero.
+    """
 
     epochs: int
     rate: float
@@ -34,14 +37,15 @@ class Schedule:
     batch: int = 64
     smoothing: float = 0.1
     shift: float = 0.125
-    """Largest shift, as a share of the picture's side: one pixel of the original eight."""
+    """Largest shift, as a share of the side of the image: one pixel of the original eight."""
     turn: float = 10.0
     """Largest rotation in degrees."""
 
 
 SCHEDULES = {
     "digits_resnet": Schedule(epochs=40, rate=3e-3),
-    "digits_vit": Schedule(epochs=40, rate=2e-3, batch=32, shift=0.0625, turn=7.0),  # a ViT has no shifts built in
+    # smaller shifts: a ViT is not translation equivariant
+    "digits_vit": Schedule(epochs=40, rate=2e-3, batch=32, shift=0.0625, turn=7.0),
 }
 
 Say = Callable[[str], None]
@@ -49,7 +53,7 @@ Say = Callable[[str], None]
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """One thread and only deterministic kernels: sums are then always taken in the same order."""
+    """Use one thread and deterministic kernels only, so that sums are always taken in the same order."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -61,14 +65,14 @@ def deterministic() -> Iterator[None]:
 
 
 def digits(split: str, model: nn.Module) -> tuple[Tensor, Tensor]:
-    """All pictures of a split, (n, 3, h, w), as extraction would give them to this model; and their labels, (n,)."""
+    """Return all images of a split, preprocessed for this model, of shape (n, 3, h, w), and their labels (n,)."""
     source = Digits(split)
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     return torch.stack([transform(source.load(i)) for i in range(len(source))]), torch.from_numpy(source.labels)
 
 
 def jitter(pictures: Tensor, schedule: Schedule, draw: torch.Generator) -> Tensor:
-    """Shift and turn every picture a little; what comes in from outside is background, the darkest value."""
+    """Shift and rotate every image a little; new pixels have the darkest value, the background."""
     ground = pictures.amin()
     angle = (2 * torch.rand(len(pictures), generator=draw) - 1) * math.radians(schedule.turn)
     shift = (2 * torch.rand(len(pictures), 2, generator=draw) - 1) * 2 * schedule.shift  # the grid spans -1 to 1
@@ -79,16 +83,16 @@ def jitter(pictures: Tensor, schedule: Schedule, draw: torch.Generator) -> Tenso
 
 
 def train(name: str, pictures: Tensor, labels: Tensor, schedule: Schedule, say: Say = print) -> nn.Module:
-    """Train one network of the zoo from the very weights that ``--weights random --seed N`` gives.
+    """Train one network of the zoo, starting from the weights of ``--weights random --seed N``.
 
-    Its seed decides those weights, the order of the batches and every jitter; on one machine it therefore decides the
-    result, bit for bit.
+    The seed determines these weights, the order of the batches and every jitter. On one machine it therefore determines
+    the result bit for bit.
     """
     architecture, _, seed = name.partition(".seed")
     model, _, _ = load_model(architecture, "random", int(seed))
     draw = torch.Generator().manual_seed(int(seed))
     optimizer = create_optimizer_v2(model, "adamw", lr=schedule.rate, weight_decay=schedule.decay)
-    per_epoch = len(pictures) // schedule.batch  # the rest of a shuffled epoch is left out: full batches for batch norm
+    per_epoch = len(pictures) // schedule.batch  # only full batches, for batch norm
     steps = max(1, schedule.epochs * per_epoch)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / (0.1 * steps)) * (1 + math.cos(math.pi * step / steps)) / 2
@@ -116,19 +120,19 @@ def train(name: str, pictures: Tensor, labels: Tensor, schedule: Schedule, say: 
 
 
 def halve(model: nn.Module) -> dict[str, Tensor]:
-    """The state as it is stored: float16, but for batch norm's counters, which stay whole numbers."""
+    """Return the state as it is stored: in float16, except the integer counters of batch norm."""
     state = model.state_dict()
     return {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in state.items()}
 
 
 def accuracy(model: nn.Module, pictures: Tensor, labels: Tensor) -> float:
-    """Share of the digits that the model names rightly."""
+    """Return the share of the digits that the model classifies correctly."""
     with deterministic(), torch.inference_mode():
         return float((model.eval()(pictures).argmax(1) == labels).double().mean())
 
 
 def write(name: str, model: nn.Module, folder: Path) -> tuple[Path, float]:
-    """Round to float16, test the rounded network on the odd digits, and write it; returns the file and the accuracy."""
+    """Round to float16, test the rounded network on the odd digits, write it, and return the path and the accuracy."""
     state = halve(model)
     rounded = copy.deepcopy(model)
     rounded.load_state_dict(state)
@@ -139,42 +143,42 @@ def write(name: str, model: nn.Module, folder: Path) -> tuple[Path, float]:
         "seed": int(name.rpartition("seed")[2]),
         "test_accuracy": round(score, 4),
         "torch_version": torch.__version__,
-        "script": "scripts/train_zoo.py",  # its path when the files of repsim/zoo were made: equal weights, equal files
+        "script": "scripts/train_zoo.py",  # its path when repsim/zoo was made, so that equal weights give equal files
         "license": "weights Apache-2.0; trained on UCI's Optical Recognition of Handwritten Digits, CC BY 4.0",
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # one entry: safetensors writes several in any order, and equal weights should be equal files; written here
-        # because its save_file makes files that only their owner can read, and a wheel would hand that on
+        # one metadata entry: safetensors writes several entries in any order, and equal weights should give equal files
+        # write_bytes, not save_file: save_file makes files that only their owner can read, and a wheel keeps this
         path.write_bytes(save(state, metadata={"repsim": json.dumps(facts)}))
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another folder with -o") from None
     return path, score
 
 
-@click.command(epilog="Known networks: " + ", ".join(ZOO) + ".")
+@click.command(epilog="Networks: " + ", ".join(ZOO) + ".")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option(
     "-o",
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path(weights_file(ZOO[0])).parent,
-    show_default="repsim/zoo, replacing what is there",
+    show_default="repsim/zoo; existing files are replaced",
     help="Folder to write NAME.safetensors to.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Instead of 40: fewer for a quick try.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Number of epochs.  [default: 40]")
 def main(names: tuple[str, ...], out: Path, epochs: int | None) -> None:
     """Train the networks that come with repsim.
 
-    NAMEs are the networks to train; all six where none is given: about six minutes on one core. Each learns the even
-    samples of scikit-learn's digits through its own timm preprocessing, is rounded to float16, and is then tested on
-    the odd samples, which it has never seen. Weights, batches and jitter come from the seed in the name, so that the
-    same machine with the same versions gives the same file.
+    NAMEs are the networks to train; without NAME, all six are trained, in about six minutes on one core. Each network
+    is trained on the even samples of scikit-learn's digits with its timm preprocessing, rounded to float16, and then
+    tested on the odd samples. Weights, batches and jitter depend on the seed in the name only, so that the same machine
+    with the same versions gives the same file.
 
     \b
     Examples:
       scripts/maintenance/train_zoo.py                             all six, into repsim/zoo
-      scripts/maintenance/train_zoo.py digits_vit.seed1 -o DIR     one, somewhere else
+      scripts/maintenance/train_zoo.py digits_vit.seed1 -o DIR     one network, into another folder
       cmp DIR/digits_vit.seed1.safetensors repsim/zoo/digits_vit.seed1.safetensors
     """
     for name in names:

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Compares the values of all measures with those at another revision, on layers that are well conditioned.
+"""Compare the values of all measures with those of another revision, on well-conditioned layers.
 
     scripts/validation/compare_values.py [REVISION]
 
-The revision is checked out into a temporary folder, and both compute the same pairs of layers, in float32 and float64.
-A table of the measures that differ by more than 1e-12 goes to standard output (docs/conformance.md says why they do).
+The script checks out the revision into a temporary folder, and computes the same pairs of layers with both revisions,
+in float32 and float64. It prints a table of the measures that differ by more than 1e-12; docs/conformance.md gives the
+reasons for the differences.
 """
 
 import json
@@ -36,12 +37,12 @@ TOLERANCE = 1e-12
 
 
 def values() -> dict[str, float | str]:
-    """Every measure on every pair of layers, by the name of the case."""
-    from repsim import metrics  # noqa: PLC0415 - of whichever revision this runs in
+    """Return the value, or the error message, of every measure on every pair of layers, by the name of the case."""
+    from repsim import metrics  # noqa: PLC0415 - from the revision in which this process runs
     from repsim.errors import UndefinedValueError  # noqa: PLC0415
 
     specs = list(dict.fromkeys([*(metric.spec for metric in metrics.select("all")), *VARIANTS]))
-    found: dict[str, float | str] = {}
+    results: dict[str, float | str] = {}
     for n, p, q in SHAPES:
         rng = np.random.default_rng(n)
         signal = rng.normal(size=(n, 4))
@@ -52,24 +53,24 @@ def values() -> dict[str, float | str]:
                     value = metrics.get(spec)(x.astype(dtype), y.astype(dtype))
                 except UndefinedValueError as error:
                     value = str(error)
-                found[f"{spec}|{dtype}|{n} x {p}, {q}"] = value
-    return found
+                results[f"{spec}|{dtype}|{n} x {p}, {q}"] = value
+    return results
 
 
 def difference(old: float | str, new: float | str) -> float:
-    """Relative above 1; infinite where only one of them is a value."""
+    """Return the difference, relative for values above 1; infinite if only one of them is a number."""
     if isinstance(old, str) or isinstance(new, str):
         return 0.0 if old == new else float("inf")
     return abs(old - new) / max(1.0, abs(old))
 
 
-def at(tree: Path) -> dict[str, float | str]:
-    """The values of a tree, from a process of its own."""
+def values_of(tree: Path) -> dict[str, float | str]:
+    """Return the values that the repsim in this folder computes, in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).resolve()), "--values"]
     done = subprocess.run(command, env=environment, cwd=tree, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float | str] = json.loads(done.stdout)
-    return found
+    results: dict[str, float | str] = json.loads(done.stdout)
+    return results
 
 
 def main() -> None:
@@ -77,23 +78,23 @@ def main() -> None:
         warnings.simplefilter("ignore")
         json.dump(values(), sys.stdout)
         return
-    revision, here = (sys.argv[1:] or ["HEAD"])[0], Path(__file__).resolve().parents[2]
+    revision, checkout = (sys.argv[1:] or ["HEAD"])[0], Path(__file__).resolve().parents[2]
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
-        subprocess.run(["git", "worktree", "add", "--detach", "-q", str(tree), revision], cwd=here, check=True)
+        subprocess.run(["git", "worktree", "add", "--detach", "-q", str(tree), revision], cwd=checkout, check=True)
         try:
-            old = at(tree)
+            old = values_of(tree)
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=here, check=True)
-    new = at(here)
+            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=checkout, check=True)
+    new = values_of(checkout)
     worst: dict[tuple[str, str], tuple[float, str]] = {}
     for case in old:
         spec, dtype, shape = case.split("|")
         if case in new:
             worst[spec, dtype] = max(worst.get((spec, dtype), (0.0, "")), (difference(old[case], new[case]), shape))
     same = [key for key, (size, _) in worst.items() if size <= TOLERANCE]
-    print(f"{len(same)} of {len(worst)} are the same to {TOLERANCE:.0e} as at {revision}; these are not:\n")
-    print("| measure | dtype | largest difference | of layers |\n|---|---|---|---|")
+    print(f"{len(same)} of {len(worst)} values equal those of {revision} to {TOLERANCE:.0e}; the others:\n")
+    print("| measure | dtype | largest difference | layers |\n|---|---|---|---|")
     for (spec, dtype), (size, shape) in sorted(worst.items(), key=lambda item: -item[1][0]):
         if size > TOLERANCE:
             print(f"| `{spec}` | {dtype} | {size:.0e} | {shape} |")

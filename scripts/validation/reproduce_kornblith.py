@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Layer identification of Kornblith et al. 2019, Table 2: see ``scripts/validation/reproduce_kornblith.py --help``."""
+"""Repeat the layer identification of Kornblith et al. 2019, Table 2: see ``reproduce_kornblith.py --help``."""
 
 import itertools
 import math
@@ -44,12 +44,11 @@ PAPER = {
     "cka:kernel=rbf,estimator=biased,bandwidth=0.4": 99.1,
     "cka:kernel=rbf,estimator=biased,bandwidth=0.8": 99.3,
 }
-"""Table 2, in percent. It also has linear HSIC (22.2), CKA's numerator, which is none of our measures."""
+"""Table 2 of the paper, in percent. It also has linear HSIC (22.2), the numerator of CKA, which is not in repsim."""
 LAYERS = "conv*,pool"
-"""All but the logits, as in the paper: nine."""
+"""All nine layers except the logits, as in the paper."""
 AVERAGED = {"tiny10": "pool", "digits_resnet": "pre_logits"}
-"""The layer that is the one before it, averaged over positions: with the readout mean the two are one, and it is left
-out."""
+"""Layer that averages the layer before it over positions; with the readout mean both are equal, and it is left out."""
 
 Say = Callable[[str], None]
 Array = NDArray[np.float64]
@@ -60,29 +59,29 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Identification:
-    """How well the layers of every network were found in every other one."""
+    """Results of the identification of every layer of every network in every other network."""
 
     credit: Array
-    """(networks, networks, layers): of layer l of network i in network j, 1 where layer l of j is the most alike, 1/k
-    where k layers are tied for that and it is among them, else 0. NaN where i = j."""
+    """Array of shape (networks, networks, layers). The entry for layer l of network i in network j is 1 if layer l of j
+    is the most similar one, 1/k if it is one of k tied layers, else 0. It is NaN for i = j."""
     ties: int
-    """Decisions between layers that are equally alike."""
+    """Number of decisions between equally similar layers."""
     undefined: int
-    """Decisions for which a value is missing."""
+    """Number of decisions for which a value is missing."""
 
     @property
     def accuracy(self) -> float:
-        """In percent, over all ordered pairs of different networks, and all layers."""
+        """Mean credit in percent, over all ordered pairs of different networks and all layers."""
         return 100 * float(np.nanmean(self.credit))
 
     @property
     def by_layer(self) -> Array:
-        """The same for each layer."""
+        """Mean credit of each layer in percent."""
         return 100 * np.asarray(np.nanmean(self.credit, axis=(0, 1)))
 
     @property
     def error(self) -> float:
-        """The accuracy's standard error, by the jackknife over networks; NaN of fewer than three."""
+        """Standard error of the accuracy, by the jackknife over networks; NaN for fewer than three networks."""
         n = len(self.credit)
         if n < 3:
             return math.nan
@@ -91,21 +90,21 @@ class Identification:
 
 
 def identify(values: Array, *, distance: bool = False, tolerance: float = 1e-6) -> Identification:
-    """Look for each layer of each network in every other network: the most alike should be its namesake.
+    """Test for each layer of each network whether the most similar layer of every other network corresponds to it.
 
     Parameters
     ----------
-    values
-        (networks, layers, networks, layers): how alike layer l of network i and layer m of network j are.
-    distance
-        Whether small values mean alike.
-    tolerance
-        Values that differ by less than this, as a share of the largest among which is chosen, are tied: what float32
-        leaves of equal numbers is no identification.
+    values : array of shape (networks, layers, networks, layers)
+        Similarity of layer l of network i and layer m of network j.
+    distance : bool
+        Whether small values mean similar layers.
+    tolerance : float
+        Values are tied if they differ by less than this share of the largest absolute value in the row. Rounding
+        errors of float32 then do not decide.
 
     Notes
     -----
-    A layer without a value (NaN) is never the most alike: where it is the right one, that counts as wrong.
+    A layer without a value (NaN) is never the most similar one. If it is the corresponding layer, this counts as wrong.
     """
     good = np.where(np.isnan(values), -np.inf, -values if distance else values)
     scale = np.abs(np.nan_to_num(values)).max(-1, keepdims=True)
@@ -115,14 +114,15 @@ def identify(values: Array, *, distance: bool = False, tolerance: float = 1e-6) 
     credit = right / np.maximum(count, 1).transpose(0, 2, 1)
     same = np.eye(len(values), dtype=bool)
     credit[same] = np.nan
-    others = ~same[:, None, :]
-    return Identification(credit, int(((count > 1) & others).sum()), int((np.isnan(values).any(-1) & others).sum()))
+    different = ~same[:, None, :]
+    ties = int(((count > 1) & different).sum())
+    return Identification(credit, ties, int((np.isnan(values).any(-1) & different).sum()))
 
 
 def identify_in(result: xr.Dataset, spec: str, without: str | None = None) -> Identification:
-    """Identification from a comparison of networks of one architecture, a layer left out if need be.
+    """Identify layers in a result of networks of one architecture, without the layer ``without``.
 
-    Where a measure is asymmetric, S + S' takes its place, as in the paper for PWCCA and linear regression.
+    An asymmetric measure S is replaced by S + S', as in the paper for PWCCA and linear regression.
     """
     variable, models = result[spec], len(set(result["model_a"].values))
     names = np.array([str(name).partition("/")[2] for name in result["layer_a"].values])
@@ -139,7 +139,7 @@ def identify_in(result: xr.Dataset, spec: str, without: str | None = None) -> Id
 
 
 def tiny10() -> nn.Sequential:
-    """Tiny-10, Table E.1 of the paper: eight convolutions, global average pooling, logits."""
+    """Return Tiny-10 (Table E.1 of the paper): eight convolutions, global average pooling, logits."""
 
     def convolution(channels: int, width: int, size: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
         layer = nn.Conv2d(channels, width, size, stride, padding, bias=False)
@@ -162,20 +162,20 @@ def tiny10() -> nn.Sequential:
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """Pixels of 0 to 255, as the networks take them."""
+    """Scale pixels of 0 to 255 to the input range of the networks."""
     return (pixels.float() / 255 - 0.5) / 0.25
 
 
 def transform(picture: Image.Image) -> Tensor:
-    """Make the networks' input of one picture."""
+    """Return the input of the networks for one image."""
     return normalised(pil_to_tensor(picture.resize((32, 32)) if picture.size != (32, 32) else picture))
 
 
 @dataclass(frozen=True)
 class Training:
-    """How the networks are trained: SGD with Nesterov's momentum, one cycle of the learning rate; flips and shifts.
+    """Training settings: SGD with Nesterov momentum, a one-cycle learning rate, random flips and shifts.
 
-    Whatever is not said in the paper is chosen here.
+    The paper does not describe the training, so these settings are our choice.
     """
 
     data: str
@@ -188,27 +188,27 @@ class Training:
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:
-        """Pictures (n, 3, 32, 32) of bytes, and labels."""
+        """Training images, bytes of shape (n, 3, 32, 32), and their labels."""
         return self._pictures("train")
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor]:
-        """The same of the test pictures."""
+        """Test images, bytes of shape (n, 3, 32, 32), and their labels."""
         return self._pictures("test")
 
     def _pictures(self, split: str) -> tuple[Tensor, Tensor]:
         source = open_images(self.data, split=split)
         if source.labels is None:
-            raise click.ClickException(f"{source.name} has no folders of classes")
+            raise click.ClickException(f"{source.name} has no labels; put the images of each class into one folder")
         return torch.stack([pil_to_tensor(source.load(i)) for i in range(len(source))]), torch.tensor(source.labels)
 
     def settings(self) -> dict[str, Any]:
-        """What a checkpoint remembers."""
-        told = {name: getattr(self, name) for name in ("epochs", "bf16", "rate", "decay", "batch", "shift")}
-        return told | {"pictures": len(self.train[0])}
+        """Return the settings that are saved in a checkpoint."""
+        fields = {name: getattr(self, name) for name in ("epochs", "bf16", "rate", "decay", "batch", "shift")}
+        return fields | {"pictures": len(self.train[0])}
 
-    def moved(self, pictures: Tensor, draw: torch.Generator) -> Tensor:
-        """Mirror half of the pictures, and shift each by some pixels, black coming in."""
+    def augment(self, pictures: Tensor, draw: torch.Generator) -> Tensor:
+        """Flip half of the images, and shift each by a few pixels; new pixels are black."""
         n, _, height, width = pictures.shape
         large = pad(pictures, [self.shift] * 4)
         down, right = torch.randint(0, 2 * self.shift + 1, (2, n, 1), generator=draw)
@@ -218,7 +218,7 @@ class Training:
         return large[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
     def run(self, seed: int, say: Say) -> nn.Module:
-        """Train one network; the seed decides its weights, the order of the pictures, and how they are moved."""
+        """Train one network; the seed determines its weights, the order of the images, and their augmentation."""
         pictures, labels = self.train
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -230,7 +230,7 @@ class Training:
         for epoch in range(self.epochs):
             began, total = time.perf_counter(), 0.0
             for rows in torch.randperm(len(pictures), generator=draw).split(self.batch):
-                batch = normalised(self.moved(pictures[rows], draw)).contiguous(memory_format=torch.channels_last)
+                batch = normalised(self.augment(pictures[rows], draw)).contiguous(memory_format=torch.channels_last)
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
                     loss = cross_entropy(model(batch).float(), labels[rows])
                 optimizer.zero_grad()
@@ -244,42 +244,45 @@ class Training:
 
     @torch.inference_mode()
     def accuracy(self, model: nn.Module) -> float:
-        """Share of the test pictures that are named rightly."""
+        """Return the share of the test images that the network classifies correctly."""
         pictures, labels = self.test
-        named = torch.cat([model.eval()(normalised(some)).argmax(1) for some in pictures.split(500)])
-        return float((named == labels).double().mean())
+        predicted = torch.cat([model.eval()(normalised(batch)).argmax(1) for batch in pictures.split(500)])
+        return float((predicted == labels).double().mean())
 
     def network(self, seed: int, folder: Path, say: Say) -> tuple[nn.Module, float]:
-        """Take a network from its checkpoint, or train it and leave one; returns it with its test accuracy."""
+        """Load a network from its checkpoint, or train and save it; return it with its test accuracy."""
         path, model = folder / f"tiny10.seed{seed}.pt", tiny10()
         if path.exists():
-            found = torch.load(path, weights_only=True)
-            if found["settings"] != self.settings():
-                raise click.ClickException(f"{path} was trained otherwise ({found['settings']}); name another --work")
+            checkpoint = torch.load(path, weights_only=True)
+            if checkpoint["settings"] != self.settings():
+                raise click.ClickException(
+                    f"{path} was trained with other settings ({checkpoint['settings']}); choose another --work"
+                )
         else:
             began = time.perf_counter()
             trained = self.run(seed, say)
-            found = {"state": trained.state_dict(), "settings": self.settings(), "accuracy": self.accuracy(trained)}
+            score = self.accuracy(trained)
+            checkpoint = {"state": trained.state_dict(), "settings": self.settings(), "accuracy": score}
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(path, overwrite=False) as partial:
-                torch.save(found, partial)
-            say(f"seed {seed}  test accuracy {found['accuracy']:.3f}  {time.perf_counter() - began:.0f} s  {path}")
-        model.load_state_dict(found["state"])
-        return model.eval(), found["accuracy"]
+                torch.save(checkpoint, partial)
+            say(f"seed {seed}  test accuracy {score:.3f}  {time.perf_counter() - began:.0f} s  {path}")
+        model.load_state_dict(checkpoint["state"])
+        return model.eval(), checkpoint["accuracy"]
 
 
 # --- comparison
 
 
 def measures() -> list[str]:
-    """What is compared by default: the paper's measures, and all others but those of topology, as they are."""
-    every = [name for group, names in registry.groups().items() if group != "topology" for name in sorted(names)]
+    """Return the default measures: those of the paper, and all others except topological ones."""
+    names = [name for group, names in registry.groups().items() if group != "topology" for name in sorted(names)]
     specs = [registry.get(spec).spec for spec in PAPER if exists(spec)]
-    return list(dict.fromkeys([*specs, *every]))
+    return list(dict.fromkeys([*specs, *names]))
 
 
 def exists(spec: str) -> bool:
-    """Whether this repsim has such a measure."""
+    """Return whether repsim has this measure."""
     try:
         registry.get(spec)
     except RepsimError:
@@ -289,11 +292,11 @@ def exists(spec: str) -> bool:
 
 @dataclass
 class Column:
-    """One way to look at the networks: all measures over the same activations."""
+    """Column of the table: all measures on the same activations."""
 
-    found: dict[str, Identification]
+    results: dict[str, Identification]
     left: dict[str, str]
-    """Spec -> why there is no figure."""
+    """Reason for every measure without a result, by spec."""
     samples: int
     layers: int
 
@@ -308,17 +311,17 @@ def examine(
     without: str | None,
     say: Say,
 ) -> Column:
-    """Compare all layers of all networks under every measure, and look for each layer in the other networks.
+    """Compare all layers of all networks under every measure, and identify each layer in the other networks.
 
-    What is in ``file`` already is taken from there. A measure that would take more than so many ``minutes``, as
-    `repsim compare --dry-run` counts, is left out.
+    Values in ``file`` are not computed again. A measure is left out if the plan, as in `repsim compare --dry-run`,
+    predicts more than this number of ``minutes``.
     """
-    known = repsim.open_result(file) if file.exists() else None
+    result = repsim.open_result(file) if file.exists() else None
     left: dict[str, str] = {}
-    groups: dict[type, list[Metric[Any]]] = {}  # by recipe: what is made of a layer serves all of them
+    groups: dict[type, list[Metric[Any]]] = {}  # by recipe, because measures with equal recipes share their factors
     speed = None
     for metric in map(registry.get, specs):
-        if known is not None and metric.spec in known:
+        if result is not None and metric.spec in result:
             continue
         try:
             with Comparison(stores, metrics=[metric], memory=memory) as planned:
@@ -335,37 +338,38 @@ def examine(
     while todo:
         group, began = todo.pop(0), time.perf_counter()
         try:
-            with Comparison(stores, metrics=group, memory=memory, earlier_result=known) as planned:
-                known = planned.run(parts=file.with_suffix(".parts"), command=" ".join(sys.argv))
+            with Comparison(stores, metrics=group, memory=memory, earlier_result=result) as planned:
+                result = planned.run(parts=file.with_suffix(".parts"), command=" ".join(sys.argv))
         except RepsimError as error:
-            if len(group) > 1:  # one of them: which?
+            if len(group) > 1:  # try the measures one by one, to identify the one that fails
                 todo[:0] = [[metric] for metric in group]
             else:
                 left[group[0].spec] = str(error)
             continue
-        repsim.save_result(known, file, overwrite=True)
+        repsim.save_result(result, file, overwrite=True)
         say(f"{', '.join(metric.spec for metric in group)}: {time.perf_counter() - began:.0f} s")
-    found = {} if known is None else {spec: identify_in(known, spec, without) for spec in specs if spec in known}
-    return Column(found, left, len(stores[0].sample_ids), len(set(stores[0].layers) - {without}))
+    results = {} if result is None else {spec: identify_in(result, spec, without) for spec in specs if spec in result}
+    return Column(results, left, len(stores[0].sample_ids), len(set(stores[0].layers) - {without}))
 
 
 def table(columns: Mapping[str, Column], specs: Sequence[str], paper: Mapping[str, float]) -> str:
-    """Write the accuracies as markdown, the paper's beside ours, and below why some are missing."""
+    """Return a table of the accuracies in Markdown, with those of the paper, and reasons for missing ones below."""
     head = ["measure", *(["paper"] if paper else []), *(f"{name}, n = {c.samples:,}" for name, c in columns.items())]
     lines = [head, ["---", *["--:"] * (len(head) - 1)]]
     for spec in dict.fromkeys([*paper, *specs]):
-        cells = [cell(column.found[spec]) if spec in column.found else "–" for column in columns.values()]
+        cells = [cell(column.results[spec]) if spec in column.results else "–" for column in columns.values()]
         lines.append([f"`{spec}`", *([f"{paper[spec]}" if spec in paper else ""] if paper else []), *cells])
-    notes = [f"- {name}, `{spec}`: {why}" for name, column in columns.items() for spec, why in column.left.items()]
+    notes = [f"- {name}, `{spec}`: {reason}" for name, col in columns.items() for spec, reason in col.left.items()]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return text + ("\n\nLeft out:\n\n" + "\n".join(notes) if notes else "")
 
 
-def cell(found: Identification) -> str:
-    """Accuracy, standard error, and what is behind it that a figure would hide."""
-    error = "" if math.isnan(found.error) else f" ± {found.error:.1f}"
-    hidden = [f"{count:,} {what}" for count, what in ((found.ties, "tied"), (found.undefined, "undefined")) if count]
-    return f"{found.accuracy:.1f}{error}" + (f" ({', '.join(hidden)})" if hidden else "")
+def cell(result: Identification) -> str:
+    """Return the text of one cell: accuracy, standard error, and the numbers of tied and undefined decisions."""
+    error = "" if math.isnan(result.error) else f" ± {result.error:.1f}"
+    counts = {"tied": result.ties, "undefined": result.undefined}
+    remarks = [f"{count:,} {name}" for name, count in counts.items() if count]
+    return f"{result.accuracy:.1f}{error}" + (f" ({', '.join(remarks)})" if remarks else "")
 
 
 # --- command
@@ -373,26 +377,26 @@ def cell(found: Identification) -> str:
 
 @click.command()
 @click.option("--data", help="CIFAR-10: a .tar or folder with train/CLASS/*.* and test/CLASS/*.* inside.")
-@click.option("--zoo", is_flag=True, help="The networks that come with repsim, on its digits, and not CIFAR-10's.")
+@click.option("--zoo", is_flag=True, help="Use the networks that come with repsim, on digits, instead of CIFAR-10.")
 @click.option(
     "--work",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path(tempfile.gettempdir()) / "repsim-kornblith",
     show_default="repsim-kornblith in the folder for temporary files",
-    help="Folder for networks, activations and results: the same command goes on from what is there.",
+    help="Folder for networks, activations and results; the same command continues from these files.",
 )
-@click.option("--networks", type=click.IntRange(min=2), default=10, show_default=True, help="How many are trained.")
+@click.option("--networks", type=click.IntRange(min=2), default=10, show_default=True, help="Number of networks.")
 @click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True)
-@click.option("--bf16", is_flag=True, help="Train in bfloat16: half the time on a processor that knows it.")
+@click.option("--bf16", is_flag=True, help="Train in bfloat16: half the time on a processor that supports it.")
 @click.option(
-    "-m", "--metric", "specs", multiple=True, help="Measures, or groups; all but topology where none is named."
+    "-m", "--metric", "specs", multiple=True, help="Measures or groups.  [default: all except topological ones]"
 )
 @click.option("-r", "--readout", "readouts", multiple=True, default=["flatten", "mean"], show_default=True)
-@click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="Pictures.")
-@click.option("--limit", type=click.IntRange(min=4), help="So many of them, spread evenly over the classes.")
+@click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="Images.")
+@click.option("--limit", type=click.IntRange(min=4), help="Number of images, equally from all classes.")
 @click.option("--minutes", default=20.0, show_default=True, help="Leave out measures that would take longer.")
-@click.option("--memory", default="4GiB", show_default=True, help="What a comparison may take.")
-@click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the tables (markdown).")
+@click.option("--memory", default="4GiB", show_default=True, help="Memory limit of a comparison.")
+@click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the tables (Markdown).")
 def main(
     *,
     data: str | None,
@@ -409,13 +413,14 @@ def main(
     memory: str,
     out: Path | None,
 ) -> None:
-    """Find corresponding layers of networks that differ in their initialisation only (Kornblith et al. 2019, Table 2).
+    """Identify corresponding layers of networks that only differ in their initialisation (Kornblith et al. 2019).
 
-    Trains ten networks on CIFAR-10 (the paper's Tiny-10), reads all layers but the logits with repsim, compares all
-    layers of all networks under every measure, and counts: for each layer, is the most similar layer of another network
-    the corresponding one? In percent of all layers and ordered pairs of networks, beside the paper's figures.
+    The script trains ten networks on CIFAR-10 (Tiny-10 of the paper), extracts all layers except the logits with
+    repsim, and compares all layers of all networks under every measure. It counts for how many layers the most similar
+    layer of another network is the corresponding one. The table gives the percentage over all layers and ordered pairs
+    of networks, with the values of the paper (Table 2).
 
-    Ties count by their share (1/k of k layers that are alike to 1e-6), and what is undefined counts as wrong.
+    If k layers are equally similar, up to 1e-6, each counts 1/k. An undefined value counts as wrong.
 
     \b
     Examples:
@@ -446,7 +451,7 @@ def main(
                     say=lambda text: click.echo(f"  {text}"),
                 )
             layers = ", ".join(f"{name} {column.layers} layers" for name, column in columns.items())
-            parts.append(f"{title}: {len(models)} networks, {split} pictures; {layers}\n\n")
+            parts.append(f"{title}: {len(models)} networks, {split} images; {layers}\n\n")
             parts[-1] += table(columns, chosen, paper)
     except RepsimError as error:
         raise click.ClickException(str(error)) from None
@@ -462,13 +467,13 @@ Models = list[tuple[str | nn.Module, dict[str, Any]]]
 def families(
     data: str | None, zoo: bool, work: Path, networks: int, epochs: int, *, bf16: bool
 ) -> Iterator[tuple[str, Models, str, Mapping[str, float]]]:
-    """Networks of one architecture each: a title, models for `repsim.extract`, their pictures, the paper's figures."""
+    """Yield for every architecture a title, models for `repsim.extract`, their images, and the values of the paper."""
     if zoo:
         for title, names in itertools.groupby(ZOO, lambda name: name.partition(".")[0]):
             yield title, [(name, {}) for name in names], "digits", {}
         return
     if data is None:
-        raise click.UsageError("name CIFAR-10's pictures with --data, or take --zoo")
+        raise click.UsageError("name the images of CIFAR-10 with --data, or use --zoo")
     training = Training(data, epochs, bf16)
     models: Models = []
     scores = []

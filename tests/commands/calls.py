@@ -1,4 +1,4 @@
-"""Calls of the command line in this process: one that succeeds, and one that refuses in one line."""
+"""Call the command line in this process, and check that it succeeds or fails with one line."""
 
 from click.testing import CliRunner, Result
 
@@ -11,14 +11,14 @@ def run(*args: object) -> Result:
 
 
 def succeed(*args: object) -> Result:
-    """Call ``repsim ARGS``, which has to end with exit code 0."""
+    """Call ``repsim ARGS`` and check that the exit code is 0."""
     result = run(*args)
     assert result.exit_code == 0, result.output
     return result
 
 
 def fail(*args: object) -> str:
-    """Call ``repsim ARGS``, which has to print one line on stderr and end with exit code 2; returns the line."""
+    """Call ``repsim ARGS``, check that it prints one line to stderr with exit code 2, and return the line."""
     result = run(*args)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.output
     return result.stderr.removeprefix("Error: ").strip()

@@ -1,4 +1,4 @@
-"""The command line: it teaches, it does the work, and the user's mistakes get one line and exit code 2."""
+"""Tests of the command line: help texts, output of every command, and errors of one line with exit code 2."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def stores(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    """What makes it quick; how quick is measured by scripts/bench startup."""
+    """Heavy imports would make it slow; scripts/bench startup measures the time."""
     code = (
         "import sys; sys.argv = ['repsim', '--help']\n"
         "from repsim.cli import main\n"
@@ -101,9 +101,9 @@ def test_python_m_repsim_is_the_command() -> None:
 
 
 def test_models_lists_timm_and_the_zoo() -> None:
-    known = json.loads(succeed("models", "*", "--json"))
-    assert known["digits_vit"] == ["seed0", "seed1", "seed2"]
-    assert "a1_in1k" in known["resnet50"]
+    tags = json.loads(succeed("models", "*", "--json"))
+    assert tags["digits_vit"] == ["seed0", "seed1", "seed2"]
+    assert "a1_in1k" in tags["resnet50"]
     assert succeed("models", "resnet5*d").split()[0] == "resnet50d"
 
 
@@ -133,8 +133,8 @@ def test_a_metric_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     metric = repsim.metrics.get("cka:kernel=rbf")
     text = succeed("metrics", "cka:kernel=rbf")
     assert text.startswith("cka:kernel=rbf: CKA (rbf, debiased)\n")
-    words = " ".join(text.split())  # however the lines are folded
-    for said in (
+    words = " ".join(text.split())  # independent of line breaks
+    for part in (
         metric.question,
         metric.formula,
         metric.citation,
@@ -142,27 +142,27 @@ def test_a_metric_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
         *metric.others,
         *metric.others.values(),
     ):
-        assert said in words
-    for said in ("kernel=rbf, or linear", "-1 to 1", "JMLR 2012, eq. 5.", ">>> from repsim.metrics.cka import CKA"):
-        assert said in words
+        assert part in words
+    for part in ("kernel=rbf, or linear", "-1 to 1", "JMLR 2012, eq. 5.", ">>> from repsim.metrics.cka import CKA"):
+        assert part in words
     assert max(map(len, text.splitlines())) <= 100
-    assert "\x1b" not in text  # a pipe wants no colours
+    assert "\x1b" not in text  # no colours in a pipe
     monkeypatch.setattr("repsim.commands.terminal.PROSE", 50)
     assert len(succeed("metrics", "cka:kernel=rbf").splitlines()) > len(text.splitlines()) + 10
 
 
 def test_a_metric_is_explained_to_programs() -> None:
-    said = json.loads(succeed("metrics", "svcca:variance=0.9", "--json"))
-    assert (said["spec"], said["group"], said["bounds"]) == ("svcca:variance=0.9", "cca", [0, 1])
-    assert said["samples_needed"] == {"64": 1281, "512": 10241, "2048": 40961}
-    assert said["chance"].endswith("of rho Wachter's law; k and m directions are kept")
+    facts = json.loads(succeed("metrics", "svcca:variance=0.9", "--json"))
+    assert (facts["spec"], facts["group"], facts["bounds"]) == ("svcca:variance=0.9", "cca", [0, 1])
+    assert facts["samples_needed"] == {"64": 1281, "512": 10241, "2048": 40961}
+    assert facts["chance"].endswith("of rho Wachter's law; k and m directions are kept")
     option = {"name": "variance", "default": 0.99, "value": 0.9, "choices": []}
-    assert said["parameters"][0] == {**option, "text": "Share of the variance that is kept, in (0, 1]."}
+    assert facts["parameters"][0] == {**option, "text": "Share of the variance that is kept, in (0, 1]."}
     assert "did you mean svcca" in fail("metrics", "svca", "--json")
 
 
 def test_extract_inspect_compare_heatmap(tmp_path: Path) -> None:
-    """The main job, as the README shows it."""
+    """The commands of the README work."""
     out = succeed(
         "extract",
         "digits_resnet.seed0",
@@ -202,7 +202,7 @@ def test_extract_inspect_compare_heatmap(tmp_path: Path) -> None:
 def test_a_log_file_gets_a_line_of_progress_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--data", "digits", "--limit", 6, "--batch-size", 2, "-o", tmp_path, "--overwrite")
     monkeypatch.setattr("repsim.commands.terminal.LOG_SECONDS", 1e9)  # however busy the machine is
-    assert run("extract", "digits_vit.seed0", *options).stderr == ""  # it was over before the first line was due
+    assert run("extract", "digits_vit.seed0", *options).stderr == ""  # it ended before the first line
     monkeypatch.setattr("repsim.commands.terminal.LOG_SECONDS", 0.0)
     lines = run("extract", "digits_vit.seed0", *options).stderr.splitlines()
     expected = [f"checking pictures: {done} of 6" for done in range(1, 7)]
@@ -277,7 +277,7 @@ def test_the_demo_makes_what_it_says(tmp_path: Path) -> None:
     assert all(Path(file).exists() for file in files)
     value = open_result(tmp_path / "demo" / "resnet_seed0_vs_seed1.nc")["cka"].values
     others = value[~np.eye(len(value), dtype=bool)].mean()
-    assert np.diag(value).mean() > others + 0.15  # the diagonal that the demo promises
+    assert np.diag(value).mean() > others + 0.15  # the diagonal that the description of the picture mentions
     untrained = open_result(tmp_path / "demo" / "resnet_vs_untrained.nc")["cka"].values
     assert np.diag(untrained).mean() < np.diag(value).mean()
     _zoo_shows_what_is_learned(open_study(tmp_path / "demo" / "study.nc"))
@@ -285,12 +285,12 @@ def test_the_demo_makes_what_it_says(tmp_path: Path) -> None:
 
 
 def _zoo_shows_what_is_learned(study: xr.Dataset) -> None:
-    """Raw similarity sees hardly any difference between trained and untrained networks; given the input, all of it."""
+    """Check that only partial similarity, given the input, separates trained from untrained networks."""
     across = study.sel(kind_of_pair="other family")
-    raw, given = (across.sel(kernel=kernel) for kernel in ("cka", "cka given input"))
+    raw, partial = (across.sel(kernel=kernel) for kernel in ("cka", "cka given input"))
     assert abs(raw["learned_mean"].item()) < 0.1 * raw["index_mean"].item()
-    assert given["control_mean"].item() < given["index_mean"].item() / 2
-    assert given["learned_mean_low"].item() > 0.2
+    assert partial["control_mean"].item() < partial["index_mean"].item() / 2
+    assert partial["learned_mean_low"].item() > 0.2
     trained, untrained = (study["mean_share"].sel(state=state) for state in ("trained", "untrained"))
     names = ("input", "family", "universal", "seed")
     assert sorted(names, key=lambda name: -trained.sel(share_of=name).item()) == list(names)
@@ -302,7 +302,7 @@ def _zoo_shows_what_is_learned(study: xr.Dataset) -> None:
         assert sum(state.sel(share_of=name).item() for name in names) == pytest.approx(1, abs=1e-10)
 
 
-# --- the user's mistakes
+# --- errors of the user
 
 
 def test_no_such_model() -> None:
@@ -358,7 +358,7 @@ def test_a_truncated_jpeg(tmp_path: Path) -> None:
 
 
 def test_weights_that_cannot_be_had(tmp_path: Path) -> None:
-    """No network here reaches a hub, and HF_HUB_OFFLINE keeps it from trying."""
+    """HF_HUB_OFFLINE prevents a download."""
     message = fail("extract", "resnet18", "--data", "digits", "-o", tmp_path)
     for word in ("resnet18", "--weights FILE", "--weights random", "HF_HUB_OFFLINE"):
         assert word in message
@@ -395,9 +395,9 @@ def test_damage_is_found_by_whoever_reads_it(tmp_path: Path, stores: tuple[Path,
     message = fail("compare", *stores, "-o", tmp_path / "r.nc")
     assert "layer1.0@given is damaged in row 3: the checksum does not match" in message
     assert not (tmp_path / "r.nc").exists()
-    found = run("verify", *stores, tmp_path / "not there.h5")
-    assert found.exit_code == 1
-    lines = found.stdout.splitlines()
+    outcome = run("verify", *stores, tmp_path / "not there.h5")
+    assert outcome.exit_code == 1
+    lines = outcome.stdout.splitlines()
     assert lines[0].startswith(f"{stores[0]}: ")
     assert lines[0].endswith("layer1.0@given is damaged in row 3")
     assert lines[1] == f"{stores[1]}: OK: all checksums match"
@@ -405,17 +405,17 @@ def test_damage_is_found_by_whoever_reads_it(tmp_path: Path, stores: tuple[Path,
 
 
 def test_the_same_command_again(tmp_path: Path) -> None:
-    """Finished stores stay; other settings are refused with the difference; --overwrite makes them anew."""
+    """Finished stores are kept; other settings are refused with the difference; --overwrite replaces a store."""
     command = ("extract", "digits_vit.seed0", "--data", "digits", "-o", tmp_path, "--limit", 6)
     succeed(*command)
     path = tmp_path / "digits_vit.seed0.h5"
     before = path.stat().st_mtime_ns
     again = run(*command)
     assert again.exit_code == 0
-    assert again.stderr == f"{path} is complete already; --overwrite makes it anew\n"
+    assert again.stderr == f"{path} is complete already; --overwrite makes it again\n"
     assert path.stat().st_mtime_ns == before
     message = fail(*command, "--batch-size", 5)
-    assert f"{path} was made with other settings: batch_size: 32 there, 5 now; use --overwrite" in message
+    assert f"{path} was made with other settings: batch_size: 32 before, 5 now; use --overwrite" in message
     assert "samples: 5 of 6 only in the first" in fail(*command[:-1], 5)
     succeed(*command, "--batch-size", 5, "--overwrite")
     assert open_store(path).provenance["batch_size"] == 5
@@ -424,8 +424,8 @@ def test_the_same_command_again(tmp_path: Path) -> None:
 def test_models_that_prepare_pictures_alike_are_read_together(tmp_path: Path) -> None:
     names = ["digits_vit", "test_resnet", "digits_resnet"]
     options = ("--data", "digits", "--limit", 4, "--weights", "random")
-    made = [line.split("  ")[0] for line in succeed("extract", *names, *options, "-o", tmp_path).splitlines()]
-    stems = [Path(path).name.partition("+")[0] for path in made]
+    paths = [line.split("  ")[0] for line in succeed("extract", *names, *options, "-o", tmp_path).splitlines()]
+    stems = [Path(path).name.partition("+")[0] for path in paths]
     assert stems == ["digits_vit", "digits_resnet", "test_resnet"]
     assert "would have the same store, digits_vit+random-seed0.h5" in fail(
         "extract", "digits_vit.seed0", "digits_vit.seed1", *options, "-o", tmp_path / "b"

@@ -1,4 +1,4 @@
-"""The command `repsim compare`: planned aloud, in little memory, by several processes, killed, and growing a result."""
+"""Tests of `repsim compare`: plans, memory limits, several processes, interruption, and results that are extended."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-# --- what it says it will do
+# --- plans
 
 
 def test_explain_says_the_plan_and_what_it_took(tmp_path: Path, stores: list[Path]) -> None:
@@ -84,21 +84,22 @@ def test_a_dry_run_computes_and_writes_nothing(tmp_path: Path, stores: list[Path
     assert (tmp_path / "r.nc").stat().st_mtime_ns == kept
 
 
-# --- many stores, and a result that grows
+# --- many stores, and results that are extended
 
 
 def test_two_stores_are_sides_and_more_are_all_with_all(stores: list[Path]) -> None:
-    told = [json.loads(succeed(*given, "--json").stdout) for given in (stores[:2], stores, [*stores[:2], "--all"])]
-    sides = [(each["a"]["models"], each["b"]["models"]) for each in told]
+    arguments = (stores[:2], stores, [*stores[:2], "--all"])
+    results = [json.loads(succeed(*words, "--json").stdout) for words in arguments]
+    sides = [(result["a"]["models"], result["b"]["models"]) for result in results]
     assert sides == [
         (["net_a"], ["net_b"]),
         (["net_a", "net_b", "net_c"],) * 2,
         (["net_a", "net_b"],) * 2,
     ]
-    assert told[1]["a"]["layers"] == ["net_a/a0", "net_a/a1", "net_b/b0", "net_b/b1", "net_c/c0", "net_c/c1"]
-    assert told[0]["a"]["layers"] == ["a0", "a1"]
-    np.testing.assert_array_equal(told[1]["metrics"]["cka"]["values"], compare(stores)["cka"].values)
-    assert told[1]["metrics"]["cka"]["symmetric"] == 1
+    assert results[1]["a"]["layers"] == ["net_a/a0", "net_a/a1", "net_b/b0", "net_b/b1", "net_c/c0", "net_c/c1"]
+    assert results[0]["a"]["layers"] == ["a0", "a1"]
+    np.testing.assert_array_equal(results[1]["metrics"]["cka"]["values"], compare(stores)["cka"].values)
+    assert results[1]["metrics"]["cka"]["symmetric"] == 1
 
 
 def test_of_many_models_the_mean_of_the_closest_is_shown(stores: list[Path]) -> None:
@@ -116,7 +117,7 @@ def test_a_result_grows(tmp_path: Path, stores: list[Path]) -> None:
     succeed(*stores[:2], "--all", "-o", out)
     first, before = values(out), out.stat().st_mtime_ns
     again = succeed(*stores[:2], "--all", "-o", out)
-    assert again.stderr == f"{out} holds all of this already; --overwrite computes it anew\n"
+    assert again.stderr == f"{out} holds all of this already; --overwrite computes it again\n"
     assert "mean over layers of the closest" in again.stdout
     assert out.stat().st_mtime_ns == before
     grown = succeed(*stores, "-m", "cka", "-m", "pwcca", "-o", out, "--explain").stderr
@@ -181,47 +182,47 @@ def test_a_size_that_is_none(stores: list[Path], size: str) -> None:
 
 
 def amount(text: str) -> str:
-    found = re.search(r"takes ([\d.]+ .B) of memory at least", text)
-    assert found is not None, text
-    return found[1]
+    match = re.search(r"takes ([\d.]+ .B) of memory at least", text)
+    assert match is not None, text
+    return match[1]
 
 
 @pytest.mark.slow
 def test_too_little_memory_says_how_much_is_needed(tmp_path: Path, torture: ModuleType) -> None:  # noqa: F811
-    """And that much is enough, for layers that take more: the process's own peak stays below."""
+    """The reported amount is enough for layers that are larger: the peak of the process stays below it."""
     paths = [make(tmp_path, name, n=4000, widths=(1000, 1000, 1000)) for name in "ab"]
     command = [*torture.REPSIM, "compare", *paths, "-o", tmp_path / "r.nc", "--explain", "--memory"]
-    code, out, said = torture.run(*command, "1MB")
-    assert (code, out, said.count("\n")) == (2, "", 1), said
+    code, out, stderr = torture.run(*command, "1MB")
+    assert (code, out, stderr.count("\n")) == (2, "", 1), stderr
     assert names(tmp_path) == ["a.h5", "b.h5"]
-    code, _, said = torture.run(*command, amount(said))
-    assert code == 0, said
-    assert "read again as needed" in said
-    told = [re.search(pattern, said) for pattern in (r"took: .*, ([\d.]+ .B) of", r"allowed: ([\d.]+ .B)")]
-    took, allowed = (parse_size(found[1]) for found in told if found is not None)
-    assert took <= allowed
+    code, _, stderr = torture.run(*command, amount(stderr))
+    assert code == 0, stderr
+    assert "read again as needed" in stderr
+    matches = [re.search(pattern, stderr) for pattern in (r"took: .*, ([\d.]+ .B) of", r"allowed: ([\d.]+ .B)")]
+    peak, allowed = (parse_size(match[1]) for match in matches if match is not None)
+    assert peak <= allowed
     np.testing.assert_allclose(values(tmp_path / "r.nc")["cka"], compare(paths[0], paths[1])["cka"].values, atol=1e-6)
 
 
-# --- several processes, and a kill
+# --- several processes, and killed processes
 
 
 @pytest.mark.slow
 def test_any_number_of_ranks_gives_the_same_result(tmp_path: Path, torture: ModuleType) -> None:  # noqa: F811
-    """To the bit; though the others take more memory than the first, and would have planned otherwise."""
+    """The results are equal to the bit, although the other ranks use more memory and would plan differently."""
     paths = [make(tmp_path, name, n=400, widths=(300, 350)) for name in "abc"]
     driver = tmp_path / "driver.py"
     driver.write_text(SMALL_UNITS)
     command = ["compare", *paths, "-m", "cka", "-m", "svcca", "--memory"]
-    code, _, said = torture.run(sys.executable, driver, *command, "100GB", "--dry-run")
-    predicted = re.search(r"predicted: .*, ([\d.]+ .B) of memory at most", said)
-    assert predicted is not None, said
+    code, _, stderr = torture.run(sys.executable, driver, *command, "100GB", "--dry-run")
+    predicted = re.search(r"predicted: .*, ([\d.]+ .B) of memory at most", stderr)
+    assert predicted is not None, stderr
     enough = parse_size(predicted[1]) + 8 * 10**7
     results: list[xr.Dataset] = []
     for launch in ([sys.executable], torture.torchrun(3)[:-2]):
         out = tmp_path / f"{len(results)}.nc"
-        code, printed, said = torture.run(*launch, driver, *command, enough, "-o", out)
-        assert code == 0, said
+        code, printed, stderr = torture.run(*launch, driver, *command, enough, "-o", out)
+        assert code == 0, stderr
         assert printed.count("saved") == 1
         results.append(open_result(out))
         assert not out.with_name(f"{out.name}.parts").exists()
@@ -243,16 +244,16 @@ def test_a_killed_comparison_goes_on(
     assert not out.exists()
     left = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.part")}
     assert len(left) > 30
-    found: dict[str, int] = {}
+    complete: dict[str, int] = {}
 
-    def look(_: xr.Dataset) -> None:
-        found.update({path.name: path.stat().st_mtime_ns for path in parts.glob("*.part")})
+    def record_parts(_: xr.Dataset) -> None:
+        complete.update({path.name: path.stat().st_mtime_ns for path in parts.glob("*.part")})
 
     tuned(panel=64)
     with Comparison(paths, None, ["cka:kernel=rbf,sigma=5.0"]) as planned:
-        again = planned.run(parts=parts, save=look)
-    assert len(found) == 47 * 48 // 2  # pairs of panels
-    assert len(left) < len(found)
-    assert {name: found[name] for name in left} == left, "what was done was done again"
+        again = planned.run(parts=parts, save=record_parts)
+    assert len(complete) == 47 * 48 // 2  # pairs of panels
+    assert len(left) < len(complete)
+    assert {name: complete[name] for name in left} == left, "finished parts were computed again"
     assert names(tmp_path) == ["a.h5", "b.h5", "c.h5"]
     xr.testing.assert_equal(again, compare(paths, metrics=["cka:kernel=rbf,sigma=5.0"]))

@@ -1,4 +1,4 @@
-"""Shell completion, in a real bash with the script that users load."""
+"""Tests of shell completion in bash, with the script that users load."""
 
 import shlex
 import shutil
@@ -57,9 +57,9 @@ def test_bash_completes_commands_options_models_and_files(folder: Path) -> None:
 
 def test_models_and_measures_are_those_that_there_are(folder: Path) -> None:
     assert complete(folder, "repsim", "metrics", "") == metrics.names()
-    ours = {name: timm.models.model_entrypoint(name).__module__ for name in timm.list_models()}  # not those of tests
-    known = {name for name, module in ours.items() if module.startswith(("timm.", "repsim."))}
-    assert complete(folder, "repsim", "layers", "") == sorted(known | {*zoo.ZOO})
+    modules = {name: timm.models.model_entrypoint(name).__module__ for name in timm.list_models()}
+    models = {name for name, module in modules.items() if module.startswith(("timm.", "repsim."))}  # none of tests
+    assert complete(folder, "repsim", "layers", "") == sorted(models | {*zoo.ZOO})
     assert complete(folder, "repsim", "layers", "vit_tiny_patch16_224.") == sorted(
         timm.list_pretrained("vit_tiny_patch16_224.*")
     )

@@ -1,4 +1,4 @@
-"""Options of `repsim extract` and of study files that say which weights, which size and which normalisation."""
+"""Tests of the options of weights, size and normalisation, of `repsim extract` and of study files."""
 
 import argparse
 from pathlib import Path
@@ -23,7 +23,7 @@ def extract(*args: object) -> Result:
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> list[str]:
-    """Two of a Vision Transformer of 96 pixels, with averaged weights and the options of their training."""
+    """Make two checkpoints of a Vision Transformer for 96 pixels, with averaged weights and training options."""
     paths = []
     args = argparse.Namespace(img_size=96, mean=[0.2], std=[0.1])
     for seed in range(2):
@@ -66,13 +66,13 @@ def test_python_says_the_same_as_the_command_line(tmp_path: Path, checkpoints: l
         mean=[0.3, 0.4, 0.5], std=0.2, interpolation="bilinear", crop_pct=0.8, model_kwargs={"drop_rate": 0.1},
         weights_key="state_dict",
     )  # fmt: skip
-    mine, theirs = provenance(tmp_path, "test_vit+epoch0.state_dict+64px"), dict(store.provenance)
-    assert {**mine, "command": None} == {**theirs, "command": None}
-    assert mine["preprocessing"] == {
+    by_command, by_python = provenance(tmp_path, "test_vit+epoch0.state_dict+64px"), dict(store.provenance)
+    assert {**by_command, "command": None} == {**by_python, "command": None}
+    assert by_command["preprocessing"] == {
         "input_size": [3, 64, 64], "mean": [0.3, 0.4, 0.5], "std": [0.2, 0.2, 0.2], "interpolation": "bilinear",
         "crop_pct": 0.8, "crop_mode": "center",
     }  # fmt: skip
-    assert mine["resampled"] == ["pos_embed"]
+    assert by_command["resampled"] == ["pos_embed"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`repsim run`: a study file does what the commands do, again to the bit, and says where it is wrong."""
+"""Tests of `repsim run`: it does what the commands do, resumes, and names the line of an error in a study file."""
 
 import json
 import re
@@ -33,11 +33,11 @@ def run(*args: object) -> Result:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study file that has been run, and its folder beside it."""
+    """Run a small study file; return its path."""
     file = tmp_path_factory.mktemp("run") / "small.yaml"
     file.write_text(SMALL)
-    made = run(file)
-    assert made.exit_code == 0, made.output
+    outcome = run(file)
+    assert outcome.exit_code == 0, outcome.output
     return file
 
 
@@ -49,10 +49,9 @@ def test_it_is_the_study_of_its_stores(done: Path) -> None:
     assert sorted(stores) == sorted((out / "acts").iterdir())
     by_hand = repsim.universality(stores, ["cka"], permutations=19, draws=20, seed=4)
     study = repsim.open_study(out / "study.nc")
-    told = ("created", "command", "study_file")
-    for each in (study, by_hand):
-        for name in told:
-            each.attrs.pop(name, None)
+    for dataset in (study, by_hand):
+        for name in ("created", "command", "study_file"):
+            dataset.attrs.pop(name, None)
     xr.testing.assert_identical(study.sortby("pair"), by_hand.sortby("pair"))
     with repsim.open_store(stores[0]) as store:
         assert (len(store), store.layers[0]) == (16, "blocks.0")
@@ -76,11 +75,11 @@ def test_again_it_computes_nothing_and_a_change_is_named(done: Path, monkeypatch
     again = run(done)
     assert again.exit_code == 0, again.output
     assert "holds this study already" in again.stderr
-    for old, new, said in [("seed: 4", "seed: 5", "the key seed"), ("[cka]", "[svcca]", "the key metrics")]:
+    for old, new, message in [("seed: 4", "seed: 5", "the key seed"), ("[cka]", "[svcca]", "the key metrics")]:
         done.write_text(SMALL.replace(old, new))
         refused = run(done)
         assert refused.exit_code == 2
-        assert f"differences: {said}; use --overwrite" in refused.stderr
+        assert f"differences: {message}; use --overwrite" in refused.stderr
     done.write_text(SMALL.replace("limit: 16", "limit: 20"))
     refused = run(done)
     assert (refused.exit_code, "other settings" in refused.stderr, "delete it" in refused.stderr) == (2, True, True)
@@ -112,7 +111,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_slip_of_the_hand_costs_no_extraction(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
-    for old, new, said in [
+    for old, new, message in [
         ("[cka]", "[ckaa]", "did you mean cka"),
         ("digits_vit.seed1", "digits_vti", "digits_vit"),
         ("metrics", "memory: lots\nmetrics", "write 2GiB"),
@@ -120,7 +119,7 @@ def test_a_slip_of_the_hand_costs_no_extraction(tmp_path: Path) -> None:
         file.write_text(SMALL.replace(old, new))
         refused = run(file)
         assert refused.exit_code == 2
-        assert said in refused.stderr
+        assert message in refused.stderr
         assert list(tmp_path.iterdir()) == [file]
 
 
@@ -134,23 +133,23 @@ def test_the_example_is_a_study(tmp_path: Path) -> None:
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "there").mkdir()
+    folder = tmp_path / "folder"
+    folder.mkdir()
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()  # of that name here, too: it is not the one
-    text = "models: [{name: resnet18, weights: w.pth}]\ndata: photos\nout: made"
-    read = parse_protocol(text, tmp_path / "there" / "study.yaml")
-    there = tmp_path / "there"
-    assert read.models[0].weights == str(there / "w.pth")
-    assert (read.data.source, read.out) == (str(there / "photos"), str(there / "made"))
+    (tmp_path / "photos").mkdir()  # a folder with the same name in the working folder is not used
+    text = "models: [{name: resnet18, weights: w.pth}]\ndata: photos\nout: results"
+    protocol = parse_protocol(text, folder / "study.yaml")
+    assert protocol.models[0].weights == str(folder / "w.pth")
+    assert (protocol.data.source, protocol.out) == (str(folder / "photos"), str(folder / "results"))
     for name in ("digits", "torch/cifar10"):
-        assert parse_protocol(f"models: [a]\ndata: {name}", there / "study.yaml").data.source == name
+        assert parse_protocol(f"models: [a]\ndata: {name}", folder / "study.yaml").data.source == name
 
 
 BASE = "models: [a]\ndata: digits\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "is empty; repsim.study.study_file.EXAMPLE is a study file"),
         ("# nothing\n", "is empty"),
@@ -190,17 +189,17 @@ BASE = "models: [a]\ndata: digits\n"
         ("models: [a]\ndata: \x00", "this is not valid YAML"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_with_its_line(text: str, said: str) -> None:
+def test_what_is_wrong_is_said_with_its_line(text: str, message: str) -> None:
     with pytest.raises((InvalidInputError, UnknownNameError)) as caught:
         parse_protocol(text)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_study_file_is_refused(tmp_path: Path, done: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"models: [\xe9]")
     (tmp_path / "huge.yaml").write_bytes(b"#" * 2**21)
-    for args, said in {
+    for args, message in {
         (tmp_path / "no.yaml",): "No such file",
         (tmp_path,): "Is a directory",
         (tmp_path / "latin.yaml",): "not text in UTF-8",
@@ -210,7 +209,7 @@ def test_what_is_no_study_file_is_refused(tmp_path: Path, done: Path) -> None:
         ("--from", done): "is no study",
     }.items():
         refused = run(*args)
-        assert (refused.exit_code, said in refused.stderr) == (2, True), refused.output
+        assert (refused.exit_code, message in refused.stderr) == (2, True), refused.output
 
 
 def test_numbers_and_words_are_those_of_yaml() -> None:
@@ -225,12 +224,12 @@ def test_the_page_explains_every_key() -> None:
 
 
 def test_the_schema_and_the_reader_agree() -> None:
-    """Keys, short forms, choices and bounds, on which an editor and `repsim run` say the same."""
+    """An editor with the schema and `repsim run` accept the same keys, short forms, choices and bounds."""
     printed = json.loads(run("--schema").stdout)
     assert printed == schema()
     for title, kind in {"Protocol": Protocol, "Model": Model, "Data": Data}.items():
         section = printed["$defs"][title]
-        assert set(section["properties"]) - {"untrained"} == {each.name for each in fields(kind)}
+        assert set(section["properties"]) - {"untrained"} == {field.name for field in fields(kind)}
         assert section["additionalProperties"] is False
         assert all(entry.get("description") for entry in section["properties"].values())
     keys = printed["$defs"]["Protocol"]["properties"]

@@ -1,7 +1,7 @@
-"""SIGTERM, SIGHUP, SIGINT and SIGKILL: what a stopped command prints, returns, keeps and leaves.
+"""Tests of commands that get SIGTERM, SIGHUP, SIGINT or SIGKILL: their output, exit code and files.
 
-Real processes get real signals. Most are a small command that needs no torch; `repsim run` is killed at the moments at
-which it gives files their names.
+The tests send signals to real processes. Most of these are a small command that needs no torch; `repsim run` is killed
+while it renames files.
 """
 
 import os
@@ -32,9 +32,9 @@ SIGNALS = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: 130}
 ROOT = Path(repsim.__file__).parents[1]
 DEFAULT = """
 import signal, sys
-for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # ignored in the background
+for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # a shell ignores them in the background
     if "nohup" not in sys.argv:
-        signal.signal(each, signal.SIG_DFL)
+        signal.signal(signum, signal.SIG_DFL)
 """
 WORK = """
 import os, sys, time, warnings
@@ -58,7 +58,7 @@ def export(way, file):
         return
     with replacing(file, overwrite=True) as partial:
         partial.write_text("half")
-        # from 3.12 on Python warns of forks beside threads, in programs of their own
+        # Python 3.12 warns of forks in a process with threads
         warnings.simplefilter("ignore", DeprecationWarning)
         if way == "worker" and (child := os.fork()) == 0:
             interrupts.leave_to_parent()
@@ -90,7 +90,7 @@ def ready(process: "subprocess.Popen[str]") -> None:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start the small command in a process group of its own; nothing of it is left behind."""
+    """Start the small command in its own process group, and kill it after the test."""
     started = []
 
     def begin(way: str, *before: str, settings: str = "") -> "subprocess.Popen[str]":
@@ -117,9 +117,9 @@ def test_a_stopped_command_says_in_one_line_how_to_start_again(start: Start, tmp
     process = start("steps")
     ready(process)
     process.send_signal(signum)
-    out, said = process.communicate(timeout=60)
+    out, stderr = process.communicate(timeout=60)
     again = shlex.join([str(tmp_path / "repsim"), "export", "steps", "a b.csv"])
-    assert said == f"Stopped by {signal.Signals(signum).name}. The same command starts again: {again}\n"
+    assert stderr == f"Stopped by {signal.Signals(signum).name}. The same command starts again: {again}\n"
     assert (process.returncode, out) == (SIGNALS[signal.Signals(signum)], "")
     assert [path.name for path in tmp_path.iterdir()] == ["repsim"]
 
@@ -130,10 +130,10 @@ def test_a_step_that_does_not_end_is_given_up(start: Start, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a b.csv.lock", "a b.csv.partial", "repsim"]
     began = time.monotonic()
     process.terminate()
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert time.monotonic() - began >= interrupts.GRACE_SECONDS, "the step had no time to end"
-    assert (process.returncode, said.count("\n")) == (143, 1)
-    assert said.startswith("Stopped by SIGTERM. The same command starts again: ")
+    assert (process.returncode, stderr.count("\n")) == (143, 1)
+    assert stderr.startswith("Stopped by SIGTERM. The same command starts again: ")
     assert [path.name for path in tmp_path.iterdir()] == ["repsim"]
 
 
@@ -142,15 +142,15 @@ def test_a_second_signal_stops_at_once(start: Start, tmp_path: Path) -> None:
     ready(process)
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode in {129, 143}, "which comes first is the system's choice where both are waiting"
-    assert said.startswith("Stopped by SIG")
-    assert said.count("\n") == 1
+    assert stderr.startswith("Stopped by SIG")
+    assert stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["repsim"]
 
 
 def test_the_same_signal_from_two_senders_is_one(start: Start) -> None:
-    """``timeout``, torchrun and terminals send it to processes that have got it already."""
+    """``timeout``, torchrun and terminals send a signal a second time."""
     process = start("stuck", settings="interrupts.GRACE_SECONDS, interrupts._SAME_SECONDS = 600, 600")
     ready(process)
     process.terminate()
@@ -172,12 +172,12 @@ def test_a_signal_during_the_last_step_loses_nothing(start: Start, tmp_path: Pat
     process = start(way)
     ready(process)
     process.terminate()
-    _, said = process.communicate("go on\n", timeout=60)
+    _, stderr = process.communicate("go on\n", timeout=60)
     assert process.returncode == 143
-    if said == "Stopped by SIGTERM. Everything was done already.\n":  # else it waited for its input too long
+    if stderr == "Stopped by SIGTERM. Everything was done already.\n":  # otherwise it waited too long for its input
         assert (tmp_path / "a b.csv").read_text() == "whole"
     else:
-        assert said.startswith("Stopped by SIGTERM. The same command starts again: ")
+        assert stderr.startswith("Stopped by SIGTERM. The same command starts again: ")
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
@@ -186,8 +186,8 @@ def test_workers_leave_signals_to_their_parent(start: Start, signum: int) -> Non
     process = start("worker")
     ready(process)
     os.killpg(process.pid, signum)
-    out, said = process.communicate(timeout=60)  # which waits for the worker, too: it holds the pipes
-    assert (process.returncode, said.count("\n"), out) == (SIGNALS[signal.Signals(signum)], 1, "alive\n")
+    out, stderr = process.communicate(timeout=60)  # also waits for the worker, which holds the pipes
+    assert (process.returncode, stderr.count("\n"), out) == (SIGNALS[signal.Signals(signum)], 1, "alive\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
@@ -195,7 +195,7 @@ def test_workers_do_not_outlive_a_killed_parent(start: Start, tmp_path: Path) ->
     process = start("worker")
     ready(process)
     process.kill()
-    process.communicate(timeout=60)  # ends when the worker has closed the pipes, which sleeps for ten minutes
+    process.communicate(timeout=60)  # returns when the worker, which would sleep for ten minutes, has closed the pipes
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a b.csv.lock", "a b.csv.partial", "repsim"]
     with replacing(tmp_path / "a b.csv", overwrite=False) as partial:
         partial.write_text("whole")
@@ -218,7 +218,7 @@ def test_two_processes_that_write_the_same_file(start: Start, tmp_path: Path) ->
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
-    with locked(tmp_path / "b.csv"), replacing(file, overwrite=False) as partial:  # another file is another matter
+    with locked(tmp_path / "b.csv"), replacing(file, overwrite=False) as partial:  # a lock concerns one file only
         partial.write_text("first")
     with pytest.raises(OutputError, match="exists; use overwrite=True"):
         replacing(file, overwrite=False).__enter__()
@@ -226,7 +226,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_the_terminal_has_its_cursor_again(tmp_path: Path) -> None:
-    """A progress bar hides it; both ways to end show it."""
+    """A progress bar hides the cursor; both ways to end show it again."""
     pty = pytest.importorskip("pty")
     code = """
 import os, time
@@ -239,7 +239,7 @@ def main(): pass
 @main.command()
 @click.argument("way")
 def work(way):
-    with terminal.progress("working", "steps/s") as advance, interrupts.cleaned_up(lambda: None):
+    with terminal.progress_bar("working", "steps/s") as advance, interrupts.cleaned_up(lambda: None):
         advance(1, 10)
         os.write(1, b"ready\\n")  # print goes to the bar
         while True:
@@ -291,7 +291,7 @@ def test_from_python_an_interruption_stays_one_and_says_what_is_kept(tmp_path: P
     checkpoints = Checkpoints(tmp_path / "r.nc.parts")
     with pytest.raises(KeyboardInterrupt) as caught, checkpoints.locked():  # noqa: PT012
         checkpoints.save("sweep", 0, np.zeros(3))
-        (tmp_path / "r.nc.parts" / "x.0.partial").touch()  # of a run that was killed
+        (tmp_path / "r.nc.parts" / "x.0.partial").touch()  # left by a killed run
         raise KeyboardInterrupt
     assert type(caught.value) is KeyboardInterrupt
     note = f"1 parts are kept in {tmp_path}/r.nc.parts; the same call goes on from there"
@@ -304,13 +304,13 @@ def test_from_python_an_interruption_stays_one_and_says_what_is_kept(tmp_path: P
     ("typed", "advice"),
     [
         ("extract a --data d", "The same command goes on where this one stopped"),
-        ("extract a --data d --overwrite", "The same command starts anew (--overwrite)"),
+        ("extract a --data d --overwrite", "The same command starts again (--overwrite)"),
         ("compare a.h5", "Nothing is kept without -o, so the same command starts again"),
         ("compare a.h5 -o r.nc", "The same command goes on where this one stopped"),
         ("compare a.h5 --out=r.nc", "The same command goes on where this one stopped"),
-        ("universality a.h5", "The same command starts again, but for untrained networks that are extracted already"),
+        ("universality a.h5", "The same command starts again; untrained networks that are extracted already are kept"),
         ("run s.yaml", "The same command goes on: it keeps what is saved, and starts an unfinished study again"),
-        ("run s.yaml --overwrite", "The same command keeps the stores and starts the study anew (--overwrite)"),
+        ("run s.yaml --overwrite", "The same command keeps the stores and starts the study again (--overwrite)"),
         ("verify a.h5", "The same command starts again"),
     ],
 )
@@ -333,7 +333,7 @@ STUDY = """
 import os, sys
 victim, signum = sys.argv.pop(1), int(sys.argv.pop(1))
 
-def watch(event, arguments):  # Python tells of every file that gets its name
+def watch(event, arguments):  # Python calls it before every rename
     if event == "os.rename" and os.fspath(arguments[1]).endswith(victim):
         os.kill(os.getpid(), signum)
 
@@ -344,7 +344,7 @@ run()
 
 
 def contents(folder: Path) -> Mapping[str, object]:
-    """Everything of a study's folder that has to be the same however often it was interrupted."""
+    """Return the contents of the folder of a study that must not depend on interruptions."""
     study = repsim.open_study(folder / "study.nc")
     values: dict[str, object] = {str(name): variable.values.tobytes() for name, variable in study.variables.items()}
     for path in (folder / "acts").iterdir():
@@ -355,7 +355,7 @@ def contents(folder: Path) -> Mapping[str, object]:
 
 @pytest.mark.slow
 def test_a_study_that_is_stopped_while_files_get_their_names(tmp_path: Path, one_thread: None) -> None:
-    """Each time it goes on; what a kill leaves is removed; in the end it is the study that nobody stopped."""
+    """Every run resumes and removes the rest of a killed one; the final study equals one without interruption."""
     text = SMALL.replace("limit: 16", "limit: 12") + "figures: false\nreport: false\n"
     for name in ("whole", "stopped"):
         (tmp_path / f"{name}.yaml").write_text(text)
@@ -368,19 +368,19 @@ def test_a_study_that_is_stopped_while_files_get_their_names(tmp_path: Path, one
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
         return done.returncode, done.stderr
 
-    code, said = run("digits_vit.seed0.h5", signal.SIGTERM)
-    assert code == 143, said
-    assert said.splitlines()[-1].startswith("Stopped by SIGTERM")
-    assert said.count("Stopped by") == 1
-    assert said.endswith("The same command goes on: it keeps what is saved, and starts an unfinished study again.\n")
-    assert "Traceback" not in said
+    code, stderr = run("digits_vit.seed0.h5", signal.SIGTERM)
+    assert code == 143, stderr
+    assert stderr.splitlines()[-1].startswith("Stopped by SIGTERM")
+    assert stderr.count("Stopped by") == 1
+    assert stderr.endswith("The same command goes on: it keeps what is saved, and starts an unfinished study again.\n")
+    assert "Traceback" not in stderr
     assert {path.name for path in out.iterdir()} == {"acts"}
     assert run("study.nc", signal.SIGKILL)[0] == -signal.SIGKILL
     assert {".study.nc.lock", "study.nc.partial"} < {path.name for path in out.iterdir()}
     done = CliRunner().invoke(main, ["run", str(file)])
     assert done.exit_code == 0, done.output
     assert contents(out) == contents(tmp_path / "whole")
-    (out / "study.yaml").rename(out / "study.yaml.partial")  # as a kill after the study leaves it
+    (out / "study.yaml").rename(out / "study.yaml.partial")  # the state after a kill at the end
     (out / ".study.nc.lock").touch()
     (out / "study.nc.partial").touch()
     done = CliRunner().invoke(main, ["run", str(file)])

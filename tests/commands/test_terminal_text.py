@@ -1,4 +1,4 @@
-"""Whatever characters names have, every command can print them on any terminal."""
+"""Tests that every command can print names with any characters on any terminal."""
 
 import os
 import subprocess
@@ -58,7 +58,7 @@ def test_errors_are_one_line_in_any_encoding(charset: str, command: list[str]) -
 
 
 def test_a_process_whose_terminal_is_ascii(stores: list[str]) -> None:
-    """Only a real one shows what Python, click and rich make of the environment together."""
+    """Only a real process shows the combined effect of the environment on Python, click and rich."""
     surroundings = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     for settings in (surroundings, {"PYTHONIOENCODING": "ascii"}):
         done = subprocess.run(
@@ -72,7 +72,7 @@ def test_a_process_whose_terminal_is_ascii(stores: list[str]) -> None:
 
 @pytest.mark.slow
 def test_a_reader_that_leaves_early() -> None:
-    """As `| head` does."""
+    """A pipe such as `| head` closes before the end of the output."""
     command = [sys.executable, "-m", "repsim", "metrics"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None

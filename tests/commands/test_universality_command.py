@@ -1,4 +1,4 @@
-"""The command `repsim universality`: what it prints, what it saves, and one line where the input is bad."""
+"""Tests of `repsim universality`: its output, the saved study, and errors of one line for bad input."""
 
 import json
 import re
@@ -52,10 +52,10 @@ def test_help() -> None:
 
 
 def test_it_prints_warnings_tables_and_the_summary(stores: list[Path]) -> None:
-    found = succeed(*stores, *FAST, "-m", "procrustes")
-    assert all(line.startswith("note: ") for line in found.stderr.splitlines() if "samples" in line)
-    assert "note: 40 samples: intervals are wide" in found.stderr
-    text = " ".join(found.stdout.split())
+    outcome = succeed(*stores, *FAST, "-m", "procrustes")
+    assert all(line.startswith("note: ") for line in outcome.stderr.splitlines() if "samples" in line)
+    assert "note: 40 samples: intervals are wide" in outcome.stderr
+    text = " ".join(outcome.stdout.split())
     for part in (
         "cka given input: mean along the best match",
         "every measure, mean over",
@@ -69,48 +69,48 @@ def test_it_prints_warnings_tables_and_the_summary(stores: list[Path]) -> None:
 
 def test_the_study_is_saved(stores: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "new" / "study.nc"
-    found = succeed(*stores, *FAST, "-o", out)
-    assert found.stdout.endswith(f"saved {out}\n")
+    outcome = succeed(*stores, *FAST, "-o", out)
+    assert outcome.stdout.endswith(f"saved {out}\n")
     study = open_study(out)
     assert study["pair"].size == 6
     assert study.attrs["permutations"] == 119
     summary = json.loads(study.attrs["summary"])
-    assert all(" ".join(sentence.split()) in " ".join(found.stdout.split()) for sentence in summary)
+    assert all(" ".join(sentence.split()) in " ".join(outcome.stdout.split()) for sentence in summary)
     assert [path.name for path in out.parent.iterdir()] == ["study.nc"]
 
 
 def test_json_is_json(stores: list[Path], tmp_path: Path) -> None:
-    found = succeed(*stores[:3], *FAST, "--json", "-o", tmp_path / "study.nc")
+    outcome = succeed(*stores[:3], *FAST, "--json", "-o", tmp_path / "study.nc")
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    told = json.loads(found.stdout, parse_constant=refuse)
+    printed = json.loads(outcome.stdout, parse_constant=refuse)
     study = open_study(tmp_path / "study.nc")
-    assert told["samples"] == 40
-    assert told["summary"] == json.loads(study.attrs["summary"])
-    assert told["warnings"] == json.loads(study.attrs["warnings"])
-    assert told["coordinates"]["pair"] == study["pair"].values.tolist()
-    assert told["variables"]["index"]["dims"] == ["measure", "pair"]
-    np.testing.assert_array_equal(told["variables"]["index"]["values"], study["index"].values)
-    missing = told["variables"]["learned"]["values"]
-    assert {each for row in missing for each in row} == {None}  # no untrained networks
+    assert printed["samples"] == 40
+    assert printed["summary"] == json.loads(study.attrs["summary"])
+    assert printed["warnings"] == json.loads(study.attrs["warnings"])
+    assert printed["coordinates"]["pair"] == study["pair"].values.tolist()
+    assert printed["variables"]["index"]["dims"] == ["measure", "pair"]
+    np.testing.assert_array_equal(printed["variables"]["index"]["values"], study["index"].values)
+    missing = printed["variables"]["learned"]["values"]
+    assert {value for row in missing for value in row} == {None}  # no untrained networks
 
 
 @pytest.mark.parametrize("models", [TRAINED[:1], TRAINED[:2], TRAINED[::2]])
 def test_few_models_are_printed_without_the_word(tmp_path: Path, models: tuple[str, ...]) -> None:
-    found = succeed(*make(tmp_path, 1.0, 0.5, models), *FAST)
-    assert "universal" not in found.output
-    assert "nan" not in found.stdout
+    outcome = succeed(*make(tmp_path, 1.0, 0.5, models), *FAST)
+    assert "universal" not in outcome.output
+    assert "nan" not in outcome.stdout
 
 
 def test_what_is_only_seen_is_printed_without_the_word(tmp_path: Path) -> None:
     out = tmp_path / "study.nc"
-    found = succeed(*make(tmp_path / "acts", learned=0.0, seen=1.0), *FAST, "-o", out)
+    outcome = succeed(*make(tmp_path / "acts", learned=0.0, seen=1.0), *FAST, "-o", out)
     low = float(open_study(out)["learned_mean_low"].sel(kernel="cka given input", kind_of_pair="other family"))
     assert low <= 0
-    assert "universal" not in found.output
-    assert "common to all families" in " ".join(found.stdout.split())
+    assert "universal" not in outcome.output
+    assert "common to all families" in " ".join(outcome.stdout.split())
 
 
 def test_families_by_hand(stores: list[Path], tmp_path: Path) -> None:
@@ -137,9 +137,8 @@ def test_untrained_networks_on_demand(digits: list[Path], tmp_path: Path) -> Non
     assert json.loads(study.attrs["untrained"]) == ["digits_resnet+random-seed0", "digits_vit+random-seed0"]
     assert np.isfinite(study["learned"][:3]).all()
     assert np.isfinite(study["index_low"]).all()
-    assert (
-        study["control_name"].values.ravel().tolist()[3] == ""
-    )  # given their own twins, untrained networks are nothing
+    # given their untrained copies, nothing remains of untrained networks
+    assert study["control_name"].values.ravel().tolist()[3] == ""
     assert study["measure"].values.tolist() == ["cka", "cka given input", "cka given labels", "cka given untrained"]
     before = [path.stat().st_mtime_ns for path in kept]
     succeed(*digits, *FAST, "--controls", "untrained:1", "-o", out, "--overwrite")
@@ -148,8 +147,8 @@ def test_untrained_networks_on_demand(digits: list[Path], tmp_path: Path) -> Non
 
 
 def test_controls_of_other_pictures(digits: list[Path], tmp_path: Path, pictures: Any) -> None:
-    told = fail(*digits, "--controls", "untrained:1", "--data", pictures(3), "-o", tmp_path / "study.nc")
-    assert re.search(r"photos lacks 40 of the 40 samples of .*digits_resnet\.seed0\.h5", told)
+    message = fail(*digits, "--controls", "untrained:1", "--data", pictures(3), "-o", tmp_path / "study.nc")
+    assert re.search(r"photos lacks 40 of the 40 samples of .*digits_resnet\.seed0\.h5", message)
     assert not list(tmp_path.rglob("study*"))
 
 
@@ -179,11 +178,11 @@ def test_bad_input_is_one_line(
     stores: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    whole = stores[2].read_bytes()
-    Path("truncated.h5").write_bytes(whole[:3000])
-    Path("cut.h5").write_bytes(whole[:-100])
-    at = whole.index(ActivationStore(stores[2])["block1"][20].tobytes())
-    Path("flipped.h5").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    data = stores[2].read_bytes()
+    Path("truncated.h5").write_bytes(data[:3000])
+    Path("cut.h5").write_bytes(data[:-100])
+    at = data.index(ActivationStore(stores[2])["block1"][20].tobytes())
+    Path("flipped.h5").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     Path("notes.txt").write_text("no store")
     words = [word for arg in args for word in {"STORES": stores[:2], "UNTRAINED": stores[4:6]}.get(arg, [arg])]
     out = [] if "-o" in args else ["-o", "study.nc"]
@@ -213,7 +212,7 @@ def test_a_comparison_command_refuses_a_study(stores: list[Path], tmp_path: Path
 
 
 def test_progress_in_a_log(stores: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line for the steps of the work, where stderr is no terminal; no control characters."""
+    """Without a terminal, every step prints lines without control characters."""
     monkeypatch.setattr(terminal, "LOG_SECONDS", 0.0)
     log = succeed(*stores[:2], *FAST, "-m", "procrustes").stderr
     for line in (

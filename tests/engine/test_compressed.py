@@ -156,16 +156,14 @@ def gram_store(path: Path, x: Array, size: int, order: Array | None = None, read
     contents = Contents((ArraySpec(key, (size, size), {}, size),), ids, "given", {}, "float64", order=order)
     with StoreWriter(path, contents) as writer:
         writer.write(key, slice(0, len(blocks)), blocks @ blocks.transpose(0, 2, 1) / x.shape[1])
-        writer.done(slice(0, len(x)))
+        writer.mark_done(slice(0, len(x)))
     return repsim.open_store(path)
 
 
 def test_blocks_of_other_samples_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     x, order = rng.normal(size=(20, 6)), rng.permutation(20)
     a, b = gram_store(tmp_path / "a.h5", x, 8), gram_store(tmp_path / "b.h5", x, 8, order)
-    with pytest.raises(
-        SampleMismatchError, match=r"a\.h5 and .*b\.h5 hold Gram matrices of blocks that are not of the"
-    ):
+    with pytest.raises(SampleMismatchError, match=r"a\.h5 and .*b\.h5 hold Gram matrices whose blocks are not of the"):
         repsim.compare(a, b)
     again = gram_store(tmp_path / "c.h5", x, 8, order)
     assert repsim.compare(b, again)["cka"].item() == pytest.approx(1, abs=1e-12)
@@ -184,9 +182,9 @@ def test_blocks_of_another_size_are_not_compared(tmp_path: Path, rng: np.random.
 
 def test_arrays_that_do_not_fit_their_readout_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     cases: dict[str, tuple[Any, str]] = {
-        "gram:8": (rng.normal(size=(16, 5)), r"gram:8 of 16 samples has the shape \(2, 8, 8\), but this is \(16, 5\)"),
+        "gram:8": (rng.normal(size=(16, 5)), r"expected the shape \(2, 8, 8\) for gram:8 of 16 samples, got \(16, 5\)"),
         "gram:32": (rng.normal(size=(16, 5)), "16 samples are too few: gram:32 needs at least 32, one block"),
-        "sketch:8": (rng.normal(size=(16, 9)), r"sketch:8 of 16 samples has the shape \(16, 2, 8\), but this is"),
+        "sketch:8": (rng.normal(size=(16, 9)), r"expected the shape \(16, 2, 8\) for sketch:8 of 16 samples, got"),
     }
     for i, (readout, (values, message)) in enumerate(cases.items()):
         store = write_store(tmp_path / f"{i}.h5", {"x": values}, model="x", readout=readout)

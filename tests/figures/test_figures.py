@@ -1,4 +1,4 @@
-"""What stands in a figure is what stands in the result: values, order, names, range, and what is missing."""
+"""Tests of heatmaps: values, order, names, range and missing values are those of the result."""
 
 import re
 import subprocess
@@ -45,7 +45,7 @@ def result(
     readouts: tuple[str, str] = ("mean", "cls"),
     **measures: dict[str, Any],
 ) -> xr.Dataset:
-    """What `compare` makes, with values spread evenly over [0, 1) in no particular order."""
+    """Make a result like `compare`, with values spread evenly over [0, 1) in random order."""
     dataset = xr.Dataset(
         coords={
             "layer_a": [f"layer{1 + 4 * i // rows}.{i}" for i in range(rows)],
@@ -71,12 +71,12 @@ def printed(drawn: Figure) -> NDArray[np.uint8]:
 
 
 def pixels(ax: Axes) -> NDArray[np.uint8]:
-    """The figure of these axes as it is printed, (height, width, RGBA), rows from the top."""
+    """Return the rendered figure of these axes, (height, width, RGBA), rows from the top."""
     return printed(ax.figure.figure)
 
 
 def colours(ax: Axes) -> NDArray[np.uint8]:
-    """The printed colour in the middle of every cell, (rows, columns, RGB), row 0 the lowest."""
+    """Return the rendered colour at the centre of every cell, (rows, columns, RGB), row 0 at the bottom."""
     picture = pixels(ax)
     rows, columns = ax.images[0].get_array().shape  # type: ignore[union-attr]
     middles = ax.transData.transform([(j, i) for i in range(rows) for j in range(columns)]).astype(int)
@@ -96,7 +96,7 @@ def boxes(labels: list[Text]) -> NDArray[np.float64]:
 
 
 def assert_apart(extents: NDArray[np.float64]) -> None:
-    """No two of the boxes (x0, y0, x1, y1) overlap."""
+    """Check that no two of the boxes (x0, y0, x1, y1) overlap."""
     assert len(extents) > 1
     for k, box in enumerate(extents):
         others = np.delete(extents, k, axis=0)
@@ -166,13 +166,13 @@ def test_a_distance_starts_at_0_however_large_its_values() -> None:
 
 
 def test_attributes_from_a_file_draw_the_same(tmp_path: Path) -> None:
-    made = result(cka=CKA, procrustes=PROCRUSTES)
-    made.to_netcdf(tmp_path / "result.nc", engine="h5netcdf")
+    original = result(cka=CKA, procrustes=PROCRUSTES)
+    original.to_netcdf(tmp_path / "result.nc", engine="h5netcdf")
     with xr.open_dataset(tmp_path / "result.nc", engine="h5netcdf") as file:
         read = file.load()
     assert isinstance(read["cka"].attrs["valid_range"], np.ndarray)
     for name in ("cka", "procrustes"):
-        np.testing.assert_array_equal(pixels(heatmap(read[name])), pixels(heatmap(made[name])))
+        np.testing.assert_array_equal(pixels(heatmap(read[name])), pixels(heatmap(original[name])))
 
 
 def test_alike_is_bright_for_similarities_and_distances() -> None:
@@ -192,7 +192,7 @@ def test_a_negative_value_is_green_however_small_and_the_rest_as_ever() -> None:
     np.testing.assert_allclose(signed[1], unsigned[1], atol=2)  # the same colours as a measure on [0, 1]
     below = signed[0]
     assert all(0.38 < hue(colour) < 0.5 for colour in below), below
-    assert lightness(below[2]) > lightness(signed[1, 0]) + 30  # told from 0
+    assert lightness(below[2]) > lightness(signed[1, 0]) + 30  # visibly different from 0
     assert lightness(below[0]) > lightness(below[1]) > lightness(below[2])
 
 
@@ -237,7 +237,7 @@ def test_nan_is_hatched_grey_and_counted() -> None:
         grey = np.ptp(cells, axis=2).max() <= 2
         assert grey == (i == 1), i
         if grey:
-            assert {cells.min() < 150, cells.max() > 200} == {True}  # two greys: lines on a ground
+            assert {cells.min() < 150, cells.max() > 200} == {True}  # two greys: lines on a background
 
 
 def test_without_nan_nothing_is_said_of_it() -> None:
@@ -259,8 +259,8 @@ def test_names_of_120_layers_are_thinned_evenly_and_do_not_overlap() -> None:
         assert [label.get_text() for label in labels] == list(data[dim].values[::step])
         assert min(float(label.get_fontsize()) for label in labels) >= 6
         assert_apart(boxes(labels))
-        every = {*axis.get_majorticklocs(), *axis.get_minorticklocs()}
-        assert every == set(range(data.sizes[dim]))  # the others have a tick
+        ticks = {*axis.get_majorticklocs(), *axis.get_minorticklocs()}
+        assert ticks == set(range(data.sizes[dim]))  # layers without a name have a tick
 
 
 def test_names_of_60_layers_all_stand_and_can_be_read() -> None:
@@ -293,7 +293,7 @@ def test_given_axes_are_used_and_nothing_else_is_touched() -> None:
     assert not right.images
     assert canvas.texts == []
     assert canvas.get_supxlabel() == ""
-    pixels(left)  # the bar and its label stand between the two
+    pixels(left)  # the colour bar and its label are between the two axes
     bar = left.images[0].colorbar
     assert bar is not None
     between, neighbour = bar.ax.get_tightbbox(), right.get_tightbbox()
@@ -356,11 +356,11 @@ def test_a_caption_of_long_names_is_folded_and_complete() -> None:
 
 
 def of_models(*models: str) -> xr.Dataset:
-    """A square result whose layers belong to these models, one after the other."""
-    made = result(len(models), len(models), readouts=("mean", "mean"))
+    """Make a square result with one layer per entry of ``models``, the name of its model."""
+    square = result(len(models), len(models), readouts=("mean", "mean"))
     layers = [f"{model}/{i}" for i, model in enumerate(models)]
-    made = made.assign_coords(layer_a=layers, layer_b=layers)
-    return made.assign_coords(model_a=("layer_a", list(models)), model_b=("layer_b", list(models)))
+    square = square.assign_coords(layer_a=layers, layer_b=layers)
+    return square.assign_coords(model_a=("layer_a", list(models)), model_b=("layer_b", list(models)))
 
 
 def test_several_models_are_parted_by_lines_and_named_once() -> None:
@@ -426,7 +426,7 @@ def test_the_same_result_gives_the_same_bytes(tmp_path: Path) -> None:
     data = result(cka=CKA, procrustes=PROCRUSTES)
     data["cka"][2] = np.nan
     drawn = figure(data)
-    for name in "ab":  # a figure is not worn by saving it
+    for name in "ab":  # saving does not change the figure
         for suffix in MAGIC:
             save(drawn, tmp_path / f"{name}{suffix}")
     data.to_netcdf(tmp_path / "result.nc", engine="h5netcdf")
@@ -493,7 +493,7 @@ def test_a_save_that_is_cut_off_leaves_nothing_half_written(tmp_path: Path) -> N
     before = (tmp_path / "a.pdf").read_bytes()
     drawn.add_artist(Stumbling())
     with pytest.raises(OutputError, match=r"cannot write .*a\.pdf: No space left on device"):
-        save(drawn, tmp_path / "a.pdf")  # the file is open and begun when the artist fails
+        save(drawn, tmp_path / "a.pdf")  # the artist fails after a part of the file is written
     assert (tmp_path / "a.pdf").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.pdf"]
 
@@ -520,7 +520,7 @@ print(*{"matplotlib.pyplot", "click", "rich", "torch"} & set(sys.modules))
 
 
 def test_figures_of_comparisons_load_no_torch(tmp_path: Path) -> None:
-    """Heatmaps, several under one scale, with path and marks; rank correlations; and the command."""
+    """Heatmaps with path and marks, grids, rank correlations and the command import no torch."""
     x = np.random.default_rng(0).normal(size=(20, 4))
     with write_store(tmp_path / "a.h5", {f"layer{k}": x[:, k:] for k in range(3)}, model="a") as store:
         for name in ("a.nc", "b.nc"):

@@ -1,4 +1,4 @@
-"""Names of any length and language in figures: inside the figure, told apart, and never empty boxes."""
+"""Tests of names of any length and language in figures: they fit, stay different, and show every character."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from repsim import figures
 from repsim.errors import MissingFontWarning
 from repsim.figures import lettering
-from repsim.figures.lettering import ELLIPSIS, fold, plain, shorten, width_of
+from repsim.figures.lettering import ELLIPSIS, escape_text, shorten, text_width, wrap
 
 LONG = [f"model.encoder.layers.{i}.self_attention.output_projection.{what}" for i in range(6) for what in ("w", "bias")]
 
 
 @pytest.fixture
 def _no_other_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a machine that has none beside matplotlib's own."""
+    """Simulate a machine that has only matplotlib's default font."""
     own = [font for font in fontManager.ttflist if font.name == "DejaVu Sans"]
     monkeypatch.setattr(fontManager, "ttflist", own)
-    lettering._family.cache_clear()
+    lettering._fallback_family.cache_clear()
     yield
-    lettering._family.cache_clear()
+    lettering._fallback_family.cache_clear()
 
 
 def measured(rows: list[str], columns: list[str], model: str = "net") -> xr.DataArray:
@@ -48,7 +48,7 @@ ALIKE = {
 def test_different_names_stay_different(names: list[str], inches: float) -> None:
     short = shorten(names, inches, 7)
     assert len(set(short)) == len(names)
-    assert max(width_of(name, 7) for name in short) <= 72 * inches + 1
+    assert max(text_width(name, 7) for name in short) <= 72 * inches + 1
     assert all(one == name or ELLIPSIS in one for one, name in zip(short, names, strict=True))
     assert shorten([*names, names[0]], inches, 7)[-1] == short[0]
 
@@ -58,9 +58,9 @@ def test_names_that_fit_stay_as_they_are() -> None:
 
 
 def test_a_line_without_joints_is_folded_all_the_same() -> None:
-    lines = fold(["x" * 100], 1, 7).split("\n")
+    lines = wrap(["x" * 100], 1, 7).split("\n")
     assert "".join(lines) == "x" * 100
-    assert max(width_of(line, 7) for line in lines) <= 72
+    assert max(text_width(line, 7) for line in lines) <= 72
 
 
 @pytest.mark.parametrize("names", [LONG, ["$x_1$ and $y$", "a\nb", "größer", "π·ρ → ∑", "x" * 90]], ids=["long", "odd"])
@@ -92,7 +92,7 @@ def test_characters_that_no_font_has_are_written_as_escapes() -> None:
     with pytest.warns(MissingFontWarning, match=r"no font on this machine has 層 日; .* written as \\u5c64\. Install"):
         figure = figures.figure(measured(["日.0", "層"], ["größer", "b"]))
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [r"\u65e5.0", r"\u5c64"]
-    assert plain("größer") == "größer"
+    assert escape_text("größer") == "größer"
 
 
 def test_another_font_is_taken_where_one_has_the_character() -> None:

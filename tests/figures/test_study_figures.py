@@ -1,4 +1,4 @@
-"""Figures of studies show what the study holds: values, matches, intervals, and what is missing."""
+"""Tests of figures of studies: values, matches, intervals and missing values are those of the study."""
 
 import json
 import re
@@ -38,17 +38,17 @@ SHARES = ("input", "universal", "family", "seed", "family_and_seed", "universal_
 
 
 def make_study(models: dict[str, str] | None = None, *, untrained: bool = True) -> xr.Dataset:
-    """A study as docs/study-format.md has it, of random numbers: what a figure draws must be these."""
+    """Make a study with random numbers in the format of docs/study-format.md."""
     models = MODELS if models is None else models
     rng = np.random.default_rng(0)
     layers = {m: CNN if family == "cnn" else VIT for m, family in models.items()}
-    every = [f"{m}/{layer}" for m in models for layer in layers[m]]
+    labels = [f"{m}/{layer}" for m in models for layer in layers[m]]
     owner = [m for m in models for _ in layers[m]]
     measures = ["cka", "cka given input", "mutual_knn", "procrustes"]
     pairs = list(combinations(models, 2))
-    value = rng.uniform(0, 1, (4, len(every), len(every)))
+    value = rng.uniform(0, 1, (4, len(labels), len(labels)))
     value = (value + value.swapaxes(1, 2)) / 2
-    value[3] *= -1  # a distance, as a study has it
+    value[3] *= -1  # a study holds the negative of a distance
     p = np.full(value.shape, np.nan)
     p[0] = rng.uniform(0, 0.02, p[0].shape)
     own = np.array(owner)
@@ -56,9 +56,9 @@ def make_study(models: dict[str, str] | None = None, *, untrained: bool = True) 
     for k, (a, b) in enumerate(pairs):
         for m in range(4):
             block = value[m][np.ix_(own == a, own == b)]
-            for d, each in enumerate((block, block.T)):
-                match[m, k, d, : len(each)] = best_match(each).columns
-    made = xr.Dataset(
+            for d, similarities in enumerate((block, block.T)):
+                match[m, k, d, : len(similarities)] = best_match(similarities).columns
+    study = xr.Dataset(
         {
             "value": (("measure", "layer_a", "layer_b"), value),
             "p": (("measure", "layer_a", "layer_b"), p),
@@ -69,7 +69,7 @@ def make_study(models: dict[str, str] | None = None, *, untrained: bool = True) 
             "kernel": measures[:2],
             "model": list(models),
             "family": ("model", list(models.values())),
-            "layer_a": every, "layer_b": every,
+            "layer_a": labels, "layer_b": labels,
             "model_a": ("layer_a", owner), "model_b": ("layer_b", owner),
             "pair": [f"{a} x {b}" for a, b in pairs],
             "pair_a": ("pair", [a for a, _ in pairs]), "pair_b": ("pair", [b for _, b in pairs]),
@@ -83,26 +83,26 @@ def make_study(models: dict[str, str] | None = None, *, untrained: bool = True) 
     for name, shift in {"index": 0.0, "index_low": -0.1, "index_high": 0.12, "control": -0.2, "threshold_index": -0.3,
                         "split_half": -0.02, "calibrated_index": -0.05}.items():  # fmt: skip
         values = np.full_like(index, np.nan) if name == "control" and not untrained else index + shift
-        made[name] = (("measure", "pair"), values)
-    made["control_name"] = (("measure", "pair"), np.full(index.shape, "both untrained" if untrained else ""))
-    made["learned_mean_low"] = (("kernel", "kind_of_pair"), np.full((2, 3), -0.1))
+        study[name] = (("measure", "pair"), values)
+    study["control_name"] = (("measure", "pair"), np.full(index.shape, "both untrained" if untrained else ""))
+    study["learned_mean_low"] = (("kernel", "kind_of_pair"), np.full((2, 3), -0.1))
     states = ["trained", "untrained"][: 1 + untrained]
     share = rng.uniform(-0.1, 0.6, (len(states), 6, 4))
     dims = ("state", "share_of", "depth")
-    made = made.assign_coords(state=states, share_of=list(SHARES), depth=np.linspace(0, 1, 4))
-    made["share"], made["share_low"], made["share_high"] = (dims, share), (dims, share - 0.05), (dims, share + 0.05)
+    study = study.assign_coords(state=states, share_of=list(SHARES), depth=np.linspace(0, 1, 4))
+    study["share"], study["share_low"], study["share_high"] = (dims, share), (dims, share - 0.05), (dims, share + 0.05)
     if len(models) > 1:
-        made = made.assign_coords({"map": measures[:3]})
+        study = study.assign_coords({"map": measures[:3]})
         count = len(models)
-        made["map_coordinates"] = (("map", "model", "axis"), rng.normal(size=(3, count, count)))
-        made["map_eigenvalues"] = (("map", "axis"), np.sort(rng.uniform(0, 1, (3, count)))[:, ::-1])
-        made["cluster"] = (("map", "model"), np.tile([0 if f == "cnn" else 1 for f in models.values()], (3, 1)))
-        made["cluster_stability"] = ("map", np.full(3, 0.9))
-    return made
+        study["map_coordinates"] = (("map", "model", "axis"), rng.normal(size=(3, count, count)))
+        study["map_eigenvalues"] = (("map", "axis"), np.sort(rng.uniform(0, 1, (3, count)))[:, ::-1])
+        study["cluster"] = (("map", "model"), np.tile([0 if f == "cnn" else 1 for f in models.values()], (3, 1)))
+        study["cluster_stability"] = ("map", np.full(3, 0.9))
+    return study
 
 
-def whole(study: xr.Dataset) -> xr.Dataset:
-    """The same, with everything that a study file has to hold: no number where the figures need none."""
+def complete(study: xr.Dataset) -> xr.Dataset:
+    """Add the variables that a study file must have and figures do not need, as NaN."""
     study = study.assign_coords(
         architecture=("model", study["family"].values),
         other_model=study["model"].values,
@@ -176,9 +176,9 @@ def test_stages_end_where_the_names_say(layers: Sequence[str], expected: list[in
 
 def test_a_figure_of_a_result_says_what_its_line_is(study: xr.Dataset) -> None:
     one = figures.pick(study, "net.seed0 x vit.seed0", "cka")
-    said = figures.figure(one).get_supxlabel()
-    assert "White line: the best order-preserving match" in said.replace("\n", " ")
-    assert "Holm over the cells" in said.replace("\n", " ")
+    caption = figures.figure(one).get_supxlabel()
+    assert "White line: the best order-preserving match" in caption.replace("\n", " ")
+    assert "Holm over the cells" in caption.replace("\n", " ")
     assert "White" not in figures.figure(one.drop_vars(["match", "p"])).get_supxlabel()
 
 
@@ -202,8 +202,8 @@ def test_a_pair_has_the_values_of_the_study_in_both_orders(study: xr.Dataset) ->
     np.testing.assert_array_equal(turned.values, block.T)
     np.testing.assert_array_equal(turned["p"].values, one["p"].values.T)
     assert turned["model_a"].values[0] == "vit.seed0"
-    for each in (one, turned):
-        np.testing.assert_array_equal(each["match"].values, best_match(each.values).columns)
+    for pair in (one, turned):
+        np.testing.assert_array_equal(pair["match"].values, best_match(pair.values).columns)
 
 
 def test_a_distance_is_a_distance_again(study: xr.Dataset) -> None:
@@ -276,7 +276,7 @@ def test_every_panel_is_where_its_models_say_and_named_once(study: xr.Dataset) -
 
 
 def test_measures_of_other_ranges_share_no_scale(study: xr.Dataset) -> None:
-    with pytest.raises(InvalidInputError, match="one sense and one range, which .* do not have"):
+    with pytest.raises(InvalidInputError, match="differ in sense or range"):
         figures.plot_grid(study, ["cka", "mutual_knn"])
     two = figures.plot_grid(study, ["cka", "cka given input"], pairs=["net.seed0 x vit.seed0"])
     assert [ax.get_title() != "" for ax in two.axes[:2]] == [True, True]
@@ -294,7 +294,7 @@ def test_depth_curves_are_the_matches(study: xr.Dataset) -> None:
     assert len(drawn_by(ax, "pair")) == 6
     one = figures.pick(study, "net.seed0 x net.seed1", "cka")
     expected = np.stack([np.arange(5) / 4, one["match"].values / 4], 1)
-    assert any(np.array_equal(np.asarray(each.get_xydata()), expected) for each in drawn_by(ax, "pair"))
+    assert any(np.array_equal(np.asarray(curve.get_xydata()), expected) for curve in drawn_by(ax, "pair"))
     names = [text.get_text() for text in ax.get_legend().get_texts()]  # type: ignore[union-attr]
     assert names == ["cnn \N{RIGHTWARDS ARROW} vit (4 pairs)", "same architecture (2 pairs)"]
     mean = np.asarray(drawn_by(ax, "mean")[0].get_xydata())
@@ -310,7 +310,7 @@ def test_pairs_run_from_the_family_named_first() -> None:
     assert texts[0] == "cnn \N{RIGHTWARDS ARROW} vit (2 pairs)"
     one = figures.pick(mixed, "net.seed1 x vit.seed0", "cka")
     expected = one.values[np.arange(5), one["match"].values]
-    assert any(np.array_equal(each.get_ydata(), expected) for each in drawn_by(ax, "pair"))
+    assert any(np.array_equal(curve.get_ydata(), expected) for curve in drawn_by(ax, "pair"))
 
 
 # Pairs
@@ -319,12 +319,12 @@ def test_pairs_run_from_the_family_named_first() -> None:
 def test_the_forest_is_the_table(study: xr.Dataset) -> None:
     ax = figures.plot_pairs(study, "cka")
     at = study.sel(measure="cka")
-    order = np.argsort([RELATIONS.index(each) for each in study["relation"].values], kind="stable")
+    order = np.argsort([RELATIONS.index(relation) for relation in study["relation"].values], kind="stable")
     for name in ("index", "control", "threshold_index", "split_half"):
-        found = points(ax, name)
-        np.testing.assert_array_equal(found[:, 0], at[name].values[order])
-        assert found[:, 1].tolist() == [1, 2, 3, 4, 6, 7]
-    ends = [np.asarray(each.get_xdata()).tolist() for each in drawn_by(ax, "interval")]
+        marks = points(ax, name)
+        np.testing.assert_array_equal(marks[:, 0], at[name].values[order])
+        assert marks[:, 1].tolist() == [1, 2, 3, 4, 6, 7]
+    ends = [np.asarray(interval.get_xdata()).tolist() for interval in drawn_by(ax, "interval")]
     np.testing.assert_array_equal(ends, np.stack([at["index_low"], at["index_high"]], 1)[order])
     labels = [label.get_text().replace("\n", " ") for label in ax.get_yticklabels()]
     pairs = [pair.replace(" x ", " \N{MULTIPLICATION SIGN} ") for pair in study["pair"].values[order].tolist()]
@@ -369,9 +369,9 @@ def test_what_cannot_be_told_apart_is_its_sum() -> None:
 def test_models_are_where_the_map_has_them_and_their_names_apart(study: xr.Dataset) -> None:
     close = study.copy(deep=True)
     close["map_coordinates"].values[:, :3, :2] = [[0, 0], [0, 0.001], [0.001, 0]]
-    for each in (study, close):
-        ax = figures.plot_map(each, "cka")
-        np.testing.assert_array_equal(points(ax, "model"), each["map_coordinates"].sel(map="cka").values[:, :2])
+    for data in (study, close):
+        ax = figures.plot_map(data, "cka")
+        np.testing.assert_array_equal(points(ax, "model"), data["map_coordinates"].sel(map="cka").values[:, :2])
         render(ax.figure.figure)
         names = drawn_by(ax, "name")
         assert sorted(name.get_text() for name in names) == sorted(MODELS)
@@ -383,7 +383,7 @@ def test_models_are_where_the_map_has_them_and_their_names_apart(study: xr.Datas
         assert x1 - x0 == pytest.approx(y1 - y0)
     parts = study["map_eigenvalues"].sel(map="cka").values
     assert f"{parts[0] / parts.sum():.0%}" in ax.get_xlabel()
-    assert len({each.get_paths()[0].vertices.shape for each in drawn_by(ax, "model")}) == 2  # a marker a family
+    assert len({mark.get_paths()[0].vertices.shape for mark in drawn_by(ax, "model")}) == 2  # one marker per family
 
 
 # Measure against measure
@@ -392,10 +392,10 @@ def test_models_are_where_the_map_has_them_and_their_names_apart(study: xr.Datas
 def test_points_are_the_pairs_of_values_with_their_rank_correlation(study: xr.Dataset) -> None:
     ax = figures.plot_measures(study, "cka", "cka given input")
     both = ("cka", "cka given input")
-    each = [[figures.pick(study, pair, measure).values.ravel() for measure in both] for pair in study["pair"].values]
-    x, y = np.concatenate(each, axis=1)
-    found = points(ax, "pairs")
-    np.testing.assert_array_equal(found[np.lexsort(found.T)], np.stack([x, y], 1)[np.lexsort((x, y))])
+    values = [[figures.pick(study, pair, measure).values.ravel() for measure in both] for pair in study["pair"].values]
+    x, y = np.concatenate(values, axis=1)
+    marks = points(ax, "pairs")
+    np.testing.assert_array_equal(marks[np.lexsort(marks.T)], np.stack([x, y], 1)[np.lexsort((x, y))])
     assert f"{stats.spearmanr(x, y).statistic:.2f}" in ax.get_title("left")
     assert f"{stats.kendalltau(x, y).statistic:.2f}" in ax.get_title("left")
     assert len(drawn_by(ax, "identity")) == 1
@@ -441,12 +441,12 @@ def test_equal_studies_give_equal_files(study: xr.Dataset, tmp_path: Path) -> No
     ids=["one model", "one family"],
 )
 def test_what_a_study_cannot_show_is_said_in_a_line(models: dict[str, str], missing: set[str]) -> None:
-    some = make_study(models, untrained=False)
+    study = make_study(models, untrained=False)
     if len(models) == 1:
-        some["share"][:] = np.nan
-    found = {name: (what, drawn) for name, what, drawn in figures.draw_all(some)}
-    assert {name for name, (_, drawn) in found.items() if drawn is None} == missing
-    assert all("\n" not in what for what, _ in found.values())
+        study["share"][:] = np.nan
+    results = {name: (text, drawn) for name, text, drawn in figures.draw_all(study)}
+    assert {name for name, (_, drawn) in results.items() if drawn is None} == missing
+    assert all("\n" not in text for text, _ in results.values())
 
 
 def test_missing_values_leave_the_rest(study: xr.Dataset) -> None:
@@ -481,23 +481,23 @@ def test_every_figure_is_on_its_page() -> None:
 
 @pytest.mark.slow
 def test_the_commands_draw_studies(tmp_path: Path) -> None:
-    study = whole(make_study({"net.seed0": "cnn", "vit.seed0": "vit"}))
+    study = complete(make_study({"net.seed0": "cnn", "vit.seed0": "vit"}))
 
     def run(*args: object) -> Any:
         return CliRunner().invoke(main, [str(arg) for arg in args])
 
     save_result(study, tmp_path / "study.nc")
-    made = run("figures", tmp_path / "study.nc", "-o", tmp_path / "out", "--format", "svg", "--width", "3.3")
-    assert made.exit_code == 0, made.output
-    assert made.output.count(".svg  ") == 7
+    done = run("figures", tmp_path / "study.nc", "-o", tmp_path / "out", "--format", "svg", "--width", "3.3")
+    assert done.exit_code == 0, done.output
+    assert done.output.count(".svg  ") == 7
     pair = ("--pair", "net.seed0 x vit.seed0")
     assert run("heatmap", tmp_path / "study.nc", "-o", tmp_path / "a.png", *pair, "--no-path").exit_code == 0
-    for args, said in (
+    for args, message in (
         ((tmp_path / "study.nc", tmp_path / "study.nc"), "expected one study"),
         ((tmp_path / "study.nc", "--pair", "net.seed0 x vit"), "did you mean"),
-        ((tmp_path / "study.nc", "-m", "cka", "-m", "mutual_knn"), "one sense and one range"),
+        ((tmp_path / "study.nc", "-m", "cka", "-m", "mutual_knn"), "differ in sense or range"),
         ((tmp_path / "none.nc",), "no such file"),
     ):
         failed = run("heatmap", *args, "-o", tmp_path / "b.png")
-        assert (failed.exit_code, said in failed.output) == (2, True), failed.output
+        assert (failed.exit_code, message in failed.output) == (2, True), failed.output
     assert not (tmp_path / "b.png").exists()

@@ -1,6 +1,6 @@
-"""Write stores, a result and a study with the repsim that is imported, and what it reads from them.
+"""Write stores, a result and a study with the installed revision of repsim, and the values that it reads from them.
 
-README.md beside this file says which revision wrote which of the files that are kept here.
+README.md in this folder lists the revisions that have written the files.
 """
 
 import sys
@@ -13,17 +13,17 @@ import repsim
 
 
 def main(folder: Path) -> None:
-    """Write the files into a folder, with their values as arrays in ``values.npz``."""
+    """Write the files into a folder, and their values as arrays to ``values.npz``."""
     work = folder / "work"
     models = {"digits_resnet.seed0": "stages", "digits_resnet.seed1": "stages", "digits_vit.seed0": "blocks.*"}
-    choices: dict[str, Any] = {"split": "test", "limit": 32}
-    stores = [repsim.extract(name, "digits", work, layers=layers, **choices) for name, layers in models.items()]
+    options: dict[str, Any] = {"split": "test", "limit": 32}
+    stores = [repsim.extract(name, "digits", work, layers=layers, **options) for name, layers in models.items()]
     readouts = "gram:8,sketch:4,mean"
-    packed = repsim.extract(
-        "digits_resnet.seed0", "digits", work / "packed", layers="stages", readout=readouts, **choices
+    compressed = repsim.extract(
+        "digits_resnet.seed0", "digits", work / "compressed", layers="stages", readout=readouts, **options
     )
     stores[0].path.rename(folder / "store.h5")
-    packed.path.rename(folder / "compressed.h5")
+    compressed.path.rename(folder / "compressed.h5")
     result = repsim.compare(folder / "store.h5", stores[2].path, ["cka", "svcca", "mutual_knn:k=5"])
     repsim.save_result(result, folder / "result.nc")
     paths = [folder / "store.h5", stores[1].path, stores[2].path]

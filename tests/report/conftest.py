@@ -1,4 +1,4 @@
-"""A small study with all its parts, its pictures, and a browser for pages."""
+"""Fixtures of the report's tests: a small study, its pictures, and a browser."""
 
 import shutil
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ def study() -> xr.Dataset:
 
 @pytest.fixture(scope="session")
 def readouts(study: xr.Dataset) -> list[xr.Dataset]:
-    """The same study as if of another readout, with other values."""
+    """Return the study, and a copy with another readout and other values."""
     other = study.assign_coords(readout="cls")
     return [study, other.assign(value=other["value"] / 2, low=other["low"] - other["value"] / 2)]
 
 
 @pytest.fixture(scope="session")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
-    """Of two networks with layers of their own, under three measures, with a value that is not there."""
+    """Return a comparison of two networks with different layers under three measures, with undefined values."""
     rng, folder = np.random.default_rng(3), tmp_path_factory.mktemp("pair")
     a = {f"layer1.{k}": rng.normal(size=(N, 5)) for k in range(3)}
     b = {f"blocks.{k}": rng.normal(size=(N, 4)) for k in range(2)} | {"head": np.ones((N, 3))}
@@ -41,7 +41,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
 
 
 def hostile(study: xr.Dataset) -> xr.Dataset:
-    """All names are markup, and more than that."""
+    """Return the study with names that contain markup, scripts and format characters."""
     text = np.frompyfunc(lambda name: f"{HOSTILE} {name}", 1, 1)
     models = {name: str(text(name)) for name in study["model"].values.tolist()}
 
@@ -50,20 +50,20 @@ def hostile(study: xr.Dataset) -> xr.Dataset:
         return models[model] + slash + (f"{HOSTILE}{layer}" if slash else "")
 
     changed: dict[str, Any] = {
-        name: (study[name].dims, [renamed(each) for each in study[name].values.tolist()])
+        name: (study[name].dims, [renamed(label) for label in study[name].values.tolist()])
         for name in ("model", "other_model", "layer_a", "layer_b", "model_a", "model_b", "pair_a", "pair_b")
     }
     for name in ("family", "sample", "pair", "one_family", "families", "architecture"):
         changed[name] = (study[name].dims, text(study[name].values).astype(str))
-    made = study.assign_coords(**changed, readout=HOSTILE, data=HOSTILE)
-    made["control_name"] = (study["control_name"].dims, text(study["control_name"].values).astype(str))
-    told = '["' + HOSTILE.replace('"', '\\"') + '"]'
-    return made.assign_attrs(summary=told, warnings=told, command=HOSTILE)
+    study = study.assign_coords(**changed, readout=HOSTILE, data=HOSTILE)
+    study["control_name"] = (study["control_name"].dims, text(study["control_name"].values).astype(str))
+    sentences = '["' + HOSTILE.replace('"', '\\"') + '"]'
+    return study.assign_attrs(summary=sentences, warnings=sentences, command=HOSTILE)
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pictures of the study."""
+    """Make the pictures of the study in a folder."""
     root = tmp_path_factory.mktemp("photos")
     for k, name in enumerate(NAMES):
         path = root / name
@@ -74,14 +74,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Chromium, once for all tests."""
+    """Start Chromium once for all tests."""
     driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
         pytest.skip("no Chromium on this machine: install the system's package `chromium`")
     options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
                "--disable-sync", "--no-first-run"]  # fmt: skip
     with driver.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=options)
+        chromium = playwright.chromium.launch(executable_path=executable, args=options)
         yield chromium
         chromium.close()

@@ -1,4 +1,4 @@
-"""The page in a real browser: silent, every control works, and what it shows is what the file says."""
+"""Tests of the page in a browser: no errors, every control works, and the values are those of the file."""
 
 import csv
 import re
@@ -30,18 +30,18 @@ CELL = """([id, row, column]) => {
 def folder(
     tmp_path_factory: pytest.TempPathFactory, readouts: list[xr.Dataset], comparison: xr.Dataset, photos: Path
 ) -> Path:
-    made = tmp_path_factory.mktemp("pages")
-    write_report(readouts, made / "study.html", thumbnails=photos)
-    write_report(comparison, made / "comparison.html")
-    write_report(hostile(readouts[0]), made / "hostile.html", title=HOSTILE)
-    empty = readouts[0].map(lambda each: each * np.nan if each.dtype.kind == "f" else each, keep_attrs=True)
-    write_report(empty.drop_vars(["control_name", "map_coordinates", "mean_share"]), made / "empty.html")
-    return made
+    pages = tmp_path_factory.mktemp("pages")
+    write_report(readouts, pages / "study.html", thumbnails=photos)
+    write_report(comparison, pages / "comparison.html")
+    write_report(hostile(readouts[0]), pages / "hostile.html", title=HOSTILE)
+    empty = readouts[0].map(lambda data: data * np.nan if data.dtype.kind == "f" else data, keep_attrs=True)
+    write_report(empty.drop_vars(["control_name", "map_coordinates", "mean_share"]), pages / "empty.html")
+    return pages
 
 
 @pytest.fixture(scope="module")
 def open_page(browser: Any, folder: Path) -> Iterator[Open]:
-    """Open a page from disk, offline; whatever it says or asks for is a failure."""
+    """Open a page from disk, offline, and record console messages, errors and requests as problems."""
     contexts = []
 
     def start(name: str, link: str = "", width: int = 1280, **options: Any) -> Any:
@@ -56,7 +56,7 @@ def open_page(browser: Any, folder: Path) -> Iterator[Open]:
         page.goto(f"file://{folder / name}.html{link}")
         page.wait_for_selector("html[data-ready]", state="attached")
         page.problems = [
-            each for each in page.problems if not each.startswith((f"file://{folder}", "data:image/", "blob:"))
+            problem for problem in page.problems if not problem.startswith((f"file://{folder}", "data:image/", "blob:"))
         ]
         return page
 
@@ -72,7 +72,7 @@ def opened(open_page: Open) -> Any:
 
 @pytest.fixture
 def page(opened: Any) -> Any:
-    """One page for many tests, each of which begins with the same view."""
+    """Return the shared page after setting the initial view."""
     choose(opened, readout="given")
     choose(opened, measure="cka", view="value", pair="cnn.seed0 x vit.seed0")
     return opened
@@ -91,8 +91,8 @@ def choose(page: Any, **what: str) -> None:
 
 
 def until(page: Any, expression: str) -> None:
-    """Wait; Playwright's own `wait_for_function` would need a page that may evaluate text."""
-    for _ in range(2400):  # a minute, as others may be at work
+    """Wait until an expression is true; the content security policy forbids Playwright's `wait_for_function`."""
+    for _ in range(2400):  # one minute, because the machine may be busy
         if page.evaluate(expression):
             return
         page.wait_for_timeout(25)
@@ -104,22 +104,22 @@ def four(value: Any) -> str:
 
 
 def test_it_opens_from_disk_without_a_request_or_a_word(open_page: Open, page: Any, study: xr.Dataset) -> None:
-    for each in (page, open_page("comparison")):
-        assert each.problems == []
-        assert each.is_hidden("#failure")
-        assert each.evaluate("new Set([...document.querySelectorAll('[id]')].map(x => x.id)).size") == each.evaluate(
+    for tab in (page, open_page("comparison")):
+        assert tab.problems == []
+        assert tab.is_hidden("#failure")
+        assert tab.evaluate("new Set([...document.querySelectorAll('[id]')].map(x => x.id)).size") == tab.evaluate(
             "document.querySelectorAll('[id]').length"
         )
         levels = [
             int(tag[1])
-            for tag in each.evaluate(
+            for tag in tab.evaluate(
                 "[...document.querySelectorAll('h1,h2,h3')].filter(x => x.offsetParent).map(x => x.tagName)"
             )
         ]
         assert levels[0] == 1
         assert all(b - a <= 1 for a, b in pairwise(levels))
         unnamed = "[...document.querySelectorAll('input,select')].filter(x => !x.labels.length).length"
-        assert each.evaluate(unnamed) == each.evaluate("document.querySelectorAll('img:not([alt])').length") == 0
+        assert tab.evaluate(unnamed) == tab.evaluate("document.querySelectorAll('img:not([alt])').length") == 0
     np.testing.assert_array_equal(shown(page), study["value"].values[0])
 
 
@@ -150,7 +150,7 @@ def check_calibrated(values: NDArray[np.float64], at: xr.Dataset, most: float, r
         tau = float(at["threshold_largest"][k])
         expected = np.maximum(0, (at["value"].values[block] - tau) / (most - tau))
         np.testing.assert_allclose(values[block], expected, atol=1e-12)
-        if readout == "given":  # the values of the other readout were made up
+        if readout == "given":  # the values of the other readout are artificial
             assert values[block].max() == pytest.approx(float(at["calibrated_largest"][k]))
     same = at["model_a"].values[:, None] == at["model_b"].values
     assert np.isnan(values[same]).all()
@@ -168,10 +168,10 @@ def test_the_pair_is_that_block_and_its_details_are_the_numbers_of_the_file(page
                 .values[np.ix_(study["model_a"].values == a, study["model_b"].values == b)]
             )
             np.testing.assert_allclose(shown(page, "one-map"), block, atol=1e-13)
-            told = page.inner_text("#details")
+            details_text = page.inner_text("#details")
             for name in ("index", "index_low", "index_high", "largest", "warp", "calibrated_index", "learned"):
-                assert four(at[name]) in told, name
-            assert str(at["control_name"].values) in told
+                assert four(at[name]) in details_text, name
+            assert str(at["control_name"].values) in details_text
             row = page.inner_text(f"#details-measures tr:has(th:text-is('{measure}'))")
             assert f"{four(at['index'])} ({four(at['index_low'])} to {four(at['index_high'])})" in row
             assert four(at["p_index_holm"]) in row
@@ -202,16 +202,16 @@ def test_the_keyboard_walks_over_cells_and_opens_them(page: Any, study: xr.Datas
     for key in ("ArrowUp", "ArrowRight", "ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft"):
         page.keyboard.press(key)
     at = study.sel(measure="cka").isel(layer_a=1, layer_b=3)
-    said = page.inner_text("#live")
-    assert f"{at['model_a'].item()} block1 × {at['model_b'].item()} block0" in said
-    assert f"cka {four(at['value'])}" in said
+    live = page.inner_text("#live")
+    assert f"{at['model_a'].item()} block1 × {at['model_b'].item()} block0" in live
+    assert f"cka {four(at['value'])}" in live
     page.keyboard.press("Enter")
     assert page.input_value("#pair") == f"{at['model_a'].item()} x {at['model_b'].item()}"
     page.keyboard.press("Home")
     page.keyboard.press("ArrowDown")  # stays on the map
     assert f"{at['model_a'].item()} block0 × {at['model_a'].item()} block0" in page.inner_text("#live")
     page.keyboard.press("Enter")
-    assert "one and the same network" in page.inner_text("#live")
+    assert "the same network" in page.inner_text("#live")
 
 
 def test_the_best_match_can_be_followed(page: Any, study: xr.Dataset) -> None:
@@ -225,8 +225,8 @@ def test_the_best_match_can_be_followed(page: Any, study: xr.Dataset) -> None:
         for own, other in enumerate(at["match"].values[d].tolist()):
             if own:
                 page.keyboard.press("ArrowRight")
-            said = page.inner_text("#matched")
-            assert f"Layer {own + 1} of 3: {layers[own]} is matched to {layers[other]}" in said
+            text = page.inner_text("#matched")
+            assert f"Layer {own + 1} of 3: {layers[own]} is matched to {layers[other]}" in text
             i, j = (own, other) if d == 0 else (other, own)
             block = (
                 study["value"]
@@ -237,7 +237,7 @@ def test_the_best_match_can_be_followed(page: Any, study: xr.Dataset) -> None:
                     )
                 ]
             )
-            assert f"cka {four(block[i, j])}" in said
+            assert f"cka {four(block[i, j])}" in text
             marks = page.evaluate("document.getElementById('one-map').data.at(-1)")
             assert (marks["x"], marks["y"]) == ([j], [i])
 
@@ -320,8 +320,8 @@ def test_the_shown_matrix_is_downloaded_to_the_last_digit(page: Any, study: xr.D
         head, *rows = csv.reader(file)
     assert head[1:] == study["layer_b"].values.tolist()
     assert [row[0] for row in rows] == study["layer_a"].values.tolist()
-    found = np.array([[float(cell or "nan") for cell in row[1:]] for row in rows])
-    np.testing.assert_array_equal(found, study["value"].sel(measure="mutual_knn:k=4"))
+    values = np.array([[float(cell or "nan") for cell in row[1:]] for row in rows])
+    np.testing.assert_array_equal(values, study["value"].sel(measure="mutual_knn:k=4"))
 
 
 def test_every_figure_has_a_table_and_the_citation_is_copied(page: Any, study: xr.Dataset) -> None:
@@ -384,10 +384,10 @@ def test_hostile_names_are_read_and_do_nothing(open_page: Open) -> None:
     assert "<img src=x" in page.inner_text("#tip")
     for figure in ("#all", "figure:has(#models-map)", "figure:has(#layers-map)"):
         page.click(f"{figure} summary")
-    for map_ in ("forest", "models-map", "layers-map", "shares"):  # what plotly makes of hover texts
+    for map_ in ("forest", "models-map", "layers-map", "shares"):  # plotly interprets markup in hover texts
         page.evaluate("id => Plotly.Fx.hover(id, [{curveNumber: id === 'forest' ? 1 : 0, pointNumber: 0}])", map_)
-        said = page.evaluate("id => document.querySelector(`#${id} .hoverlayer`).textContent", map_)
-        assert map_ == "shares" or "<b>{x}</b>" in said, map_
+        hover = page.evaluate("id => document.querySelector(`#${id} .hoverlayer`).textContent", map_)
+        assert map_ == "shares" or "<b>{x}</b>" in hover, map_
     page.wait_for_timeout(100)
     assert page.evaluate("window.hurt") is None
     assert page.evaluate("document.querySelectorAll('img, .plot a[href], .plot script').length") == 0
@@ -400,9 +400,9 @@ def test_hostile_names_are_read_and_do_nothing(open_page: Open) -> None:
 def test_heatmaps_are_seen_before_the_library_is_there_and_a_failure_is_told(
     browser: Any, folder: Path, page: Any, study: xr.Dataset
 ) -> None:
-    """Of a page without its library: cells lie where they will lie, and the page says that it cannot go on."""
-    whole = (folder / "study.html").read_text(encoding="utf-8")
-    (folder / "broken.html").write_text(re.sub(r'(id="library">).*?<', r"\1AAAA<", whole), encoding="utf-8")
+    """Without its library, a page shows cells at their final positions and an error message."""
+    html = (folder / "study.html").read_text(encoding="utf-8")
+    (folder / "broken.html").write_text(re.sub(r'(id="library">).*?<', r"\1AAAA<", html), encoding="utf-8")
     broken = browser.new_page(viewport={"width": 1280, "height": 900})
     broken.goto(f"file://{folder / 'broken.html'}")
     broken.wait_for_selector("#failure:not([hidden])")
@@ -433,7 +433,7 @@ def test_tab_reaches_everything_in_reading_order(open_page: Open) -> None:
     expected = ["theme", "measure", "readout", "view", "pair", "all-map", "all", "csv", "one-map", "direction", "step",
                 "one", "details-measures", "pairs-table", "depth", "chosen", "maps", "axes", "networks", "bibtex",
                 "copy"]  # fmt: skip
-    assert [each for each in reached if each in expected] == expected
+    assert [name for name in reached if name in expected] == expected
     page.focus("#measure")
     page.keyboard.press("Shift+Tab")
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
@@ -488,8 +488,7 @@ def test_tables_fit_the_page_and_say_what_they_are(open_page: Open, page: Any) -
     labels = page.evaluate("[...document.querySelectorAll('[role=region]')].map(x => x.ariaLabel)")
     assert len(labels) == len(set(labels)) > 3
     page.locator("#all-map").scroll_into_view_if_needed()
-    page.mouse.move(*page.evaluate(CELL, ["all-map", 1, 3]))
-    page.mouse.move(*page.evaluate(CELL, ["all-map", 1, 4]))
+    page.mouse.move(*page.evaluate(CELL, ["all-map", 1, 4]))  # once: a second move could be noticed after the key
     page.wait_for_selector("#tip:not([hidden])")
     page.keyboard.press("Escape")
     assert page.is_hidden("#tip")
@@ -514,7 +513,7 @@ def test_contrast_suffices(theme: int) -> None:
         for ground in ("ground", "sheet", "faint"):
             assert contrast(ink, ground) >= 4.5, (ink, ground)
     others = "accent-ink on accent, caution on caution-ground, ink on caution-ground, ink on mark, soft on mark"
-    for each in (*others.split(", "), "accent on mark"):
-        assert contrast(*each.split(" on ")) >= 4.5, each
+    for pair in (*others.split(", "), "accent on mark"):
+        assert contrast(*pair.split(" on ")) >= 4.5, pair
     for hue in ("first", "second", "third", "fourth"):
         assert contrast(hue, "ground") >= 3, hue

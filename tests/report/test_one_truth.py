@@ -1,4 +1,4 @@
-"""Page and figures show the same stages, colours, shares, maps and pairs, wherever both draw them."""
+"""Tests that the page and the figures show the same stages, colours, shares, maps and pairs."""
 
 import json
 import shutil
@@ -16,12 +16,12 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from repsim import figures
 from repsim.figures.canvas import COLOURS
-from repsim.figures.scales import colours_of
+from repsim.figures.scales import norm_and_colormap
 from repsim.presentation.scales import scale_of
 from repsim.report import captions
 from repsim.report.payload import payload
 from repsim.study.chance import calibrated
-from tests.figures.test_study_figures import make_study, whole
+from tests.figures.test_study_figures import complete, make_study
 from tests.report.test_payload import matrix
 
 VIT = ["patch_embed", *(f"blocks.{k}" for k in range(4)), "norm"]
@@ -43,22 +43,22 @@ SCRIPTS = sorted((Path(__file__).parents[2] / "repsim" / "report").glob("*.js"))
 
 
 def compared(rows: list[str], columns: list[str]) -> xr.Dataset:
-    """A comparison of two models with these layers."""
+    """Make a comparison of two models with these layers."""
     sides = {"layer_a": rows, "layer_b": columns}
     models = {"model_a": ("layer_a", ["a"] * len(rows)), "model_b": ("layer_b", ["b"] * len(columns))}
     values = np.linspace(0, 1, len(rows) * len(columns)).reshape(len(rows), len(columns))
     return xr.Dataset({"m": (tuple(sides), values)}, coords=sides | models | {"n_samples": 30, "data": "digits"})
 
 
-def of_figure(ax: Axes) -> tuple[list[int], list[int]]:
-    """Layers that a dashed line lies before, along sides a and b."""
-    ends = [[np.asarray(each, float) for each in line.get_data()] for line in ax.lines if line.get_gid() != "path"]
+def figure_stages(ax: Axes) -> tuple[list[int], list[int]]:
+    """Return the positions of layers after a dashed line of the figure, along sides a and b."""
+    ends = [[np.asarray(values, float) for values in line.get_data()] for line in ax.lines if line.get_gid() != "path"]
     up = sorted(round(y[0] + 0.5) for _, y in ends if np.ptp(y) == 0)
     return up, sorted(round(x[0] + 0.5) for x, y in ends if np.ptp(y) > 0)
 
 
-def of_page(part: dict[str, Any], a: str, b: str) -> tuple[list[int], list[int]]:
-    """The same, of the page."""
+def page_stages(part: dict[str, Any], a: str, b: str) -> tuple[list[int], list[int]]:
+    """Return the positions of layers at which a stage begins on the page, along sides a and b."""
     first, second = (
         next(run["stages"] for run in part["sides"][side]["runs"] if run["model"] == model)
         for side, model in (("a", a), ("b", b))
@@ -70,32 +70,32 @@ def of_page(part: dict[str, Any], a: str, b: str) -> tuple[list[int], list[int]]
 def test_stages_are_those_of_the_figure(layers: list[str]) -> None:
     for rows, columns in ((layers, VIT), (VIT, layers)):
         result = compared(rows, columns)
-        assert of_page(payload([result])["parts"][0], "a", "b") == of_figure(figures.heatmap(result["m"]))
+        assert page_stages(payload([result])["parts"][0], "a", "b") == figure_stages(figures.heatmap(result["m"]))
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(NAME, min_size=1, max_size=8, unique=True))
 def test_stages_are_those_of_the_figure_whatever_layers_are_called(layers: list[str]) -> None:
     result = compared(layers, ["x"])
-    assert of_page(payload([result])["parts"][0], "a", "b") == of_figure(figures.heatmap(result["m"]))
+    assert page_stages(payload([result])["parts"][0], "a", "b") == figure_stages(figures.heatmap(result["m"]))
 
 
 @pytest.fixture(scope="module")
 def drawn() -> xr.Dataset:
-    """A study with ResNets and ViTs."""
-    study = whole(make_study())
+    """Make a study with ResNets and ViTs."""
+    study = complete(make_study())
     study["threshold_largest"][:] = 0.5
     return study
 
 
 def test_stages_of_every_pair_of_a_study_are_those_of_its_figure(drawn: xr.Dataset) -> None:
     (part,) = payload([drawn])["parts"]
-    parted = 0
+    boundaries = 0
     for pair, a, b in zip(*(drawn[name].values.tolist() for name in ("pair", "pair_a", "pair_b")), strict=True):
-        stages = of_page(part, a, b)
-        assert stages == of_figure(figures.heatmap(figures.pick(drawn, pair)))
-        parted += len(stages[0]) + len(stages[1])
-    assert parted
+        stages = page_stages(part, a, b)
+        assert stages == figure_stages(figures.heatmap(figures.pick(drawn, pair)))
+        boundaries += len(stages[0]) + len(stages[1])
+    assert boundaries
 
 
 RANGES = [(-1.0, 1.0), (0.0, 1.0), (-np.inf, 1.0), (0.0, np.inf), (-np.inf, np.inf), (-0.02, 1.0), (-1.0, 0.0)]
@@ -105,10 +105,10 @@ RANGES = [(-1.0, 1.0), (0.0, 1.0), (-np.inf, 1.0), (0.0, np.inf), (-np.inf, np.i
 @pytest.mark.parametrize("valid_range", RANGES)
 @pytest.mark.parametrize("values", [[-0.25, -0.001, 0, 0.3, 0.99], [0.2, 0.4], [0.5], [np.nan], [-0.9, -0.1]])
 def test_a_value_has_one_colour(values: list[float], valid_range: tuple[float, float], sense: str) -> None:
-    """That of the figure, and the page's: by its stops, which are straight lines between colours."""
+    """The colours of the figure equal those that the page interpolates between its stops."""
     scale = scale_of(np.array(values), valid_range, sense)
     low, high = scale.shown
-    norm, colours = colours_of(scale)
+    norm, colours = norm_and_colormap(scale)
     shown = np.linspace(low, high, 41)
     shown = shown[abs(shown) > 0.01 * (high - low)]  # at 0 the colour jumps
     page = np.array(
@@ -127,7 +127,7 @@ def test_measures_and_views_have_the_scale_of_the_figure(drawn: xr.Dataset) -> N
         view = about["views"]["value"]
         ends = [view["low"], view["high"]]
         stops = part["palettes"][view["palette"]]
-        if panel.sense == "distance":  # the page has its negative
+        if panel.sense == "distance":  # the page shows the negative
             ends, stops = [-ends[1], -ends[0]], [(1 - at, colour) for at, colour in stops[::-1]]
         np.testing.assert_allclose(ends, whole_range.shown)
         assert [colour for _, colour in stops] == [colour for _, colour in whole_range.stops]
@@ -136,7 +136,7 @@ def test_measures_and_views_have_the_scale_of_the_figure(drawn: xr.Dataset) -> N
 
 
 def test_calibrated_cells_are_what_python_makes_of_them(study: xr.Dataset) -> None:
-    """As part.js makes them: of the value, tau of the pair, and what equal layers have."""
+    """Compute them as part.js does: from the value, tau of the pair, and the value of equal layers."""
     (part,) = payload([study])["parts"]
     for k, about in enumerate(part["measures"]):
         value, most = matrix(part, "value", k), about["most"]
@@ -161,7 +161,7 @@ def test_shares_have_the_names_the_order_and_the_colours_of_the_figure(
     (part,) = payload([changed])["parts"]
     assert [share["label"] for share in part["shares"]] == list(lines)
     places: dict[Any, int] = {lines[share["label"]].get_color(): share["place"] for share in part["shares"]}
-    assert len(places) == len(lines)  # a colour each
+    assert len(places) == len(lines)  # all colours differ
     assert [COLOURS[place] for place in places.values()] == list(places)
     assert ("input" in unknown) == any(label.startswith("input + ") for label in lines)
 
@@ -183,7 +183,7 @@ def test_relations_come_in_the_order_of_the_figure(drawn: xr.Dataset) -> None:
 
 
 def test_nothing_is_decided_twice() -> None:
-    """The scripts draw: no colour scale, no names of shares or kinds of pairs, no stages."""
+    """The scripts contain no colour scale, no names of shares or relations, and no search for stages."""
     scripts = "".join(path.read_text("utf-8") for path in SCRIPTS)
     for word in ("#000004", "family_and_seed", "same architecture", "valid_range", "lastIndexOf"):
         assert word not in scripts, word
@@ -191,7 +191,7 @@ def test_nothing_is_decided_twice() -> None:
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node, which runs scripts without a browser, is not installed")
 def test_numbers_are_written_alike() -> None:
-    """By text.js in what a pointer reads, and by captions.py in what stands beside the figures."""
+    """text.js and captions.py format numbers in the same way."""
     rng = np.random.default_rng(0)
     values = [*rng.normal(size=50), *(rng.normal(size=50) / 1e4), 0.0, 1.0, -1.0, 1e-9, -1e-9, -0.00004, float("nan")]
     script = SCRIPTS[0].with_name("text.js").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""The file: whole, harmless, the same for the same input, and refused with a plain line where it cannot be."""
+"""Tests of the file of a page: complete, safe, reproducible, with errors of one line for wrong input."""
 
 import base64
 import hashlib
@@ -29,9 +29,9 @@ def text_of(path: Path) -> str:
 
 
 def block(page: str, kind: str) -> str:
-    found = re.findall(rf"<script{kind}>(.*?)</script>", page, flags=re.DOTALL)
-    assert len(found) == 1
-    return str(found[0])
+    scripts = re.findall(rf"<script{kind}>(.*?)</script>", page, flags=re.DOTALL)
+    assert len(scripts) == 1
+    return str(scripts[0])
 
 
 def cli(*words: str | Path) -> Result:
@@ -89,7 +89,7 @@ def test_a_page_is_never_overwritten_unasked_nor_half_written(study: xr.Dataset,
     with pytest.raises(ImageError):
         write_report(study, path, thumbnails=tmp_path / "nothing", overwrite=True)
     assert text_of(path) == "mine"
-    assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_the_command_makes_a_page_and_says_what_is_wrong(
@@ -106,15 +106,15 @@ def test_the_command_makes_a_page_and_says_what_is_wrong(
     assert cli("report", tmp_path / "result.nc", "-o", page, "--overwrite").exit_code == 0
     assert cli("heatmap", tmp_path / "result.nc", "-o", page).exit_code == 0
     assert "<title>left and right</title>" in text_of(page)
-    for words, said in (
+    for words, message in (
         (("report", tmp_path / "study.nc", "-o", page), "use --overwrite"),
         (("report", tmp_path / "study.nc", "-o", tmp_path / "page.pdf"), "name it .html"),
         (("report", tmp_path / "nothing.nc", "-o", tmp_path / "x.html"), "no such file"),
-        (("heatmap", tmp_path / "result.nc", "-m", "cka", "-o", page), "leave -m and --pair out"),
+        (("heatmap", tmp_path / "result.nc", "-m", "cka", "-o", page), "omit -m and --pair"),
     ):
         failed = cli(*words)
         assert failed.exit_code == 2
-        assert said in failed.output
+        assert message in failed.output
         assert "Traceback" not in failed.output
 
 
@@ -131,14 +131,14 @@ def test_a_store_is_no_study(tmp_path: Path) -> None:
 
 def test_the_citation_is_that_of_the_repository(study: xr.Dataset, tmp_path: Path) -> None:
     write_report(study, tmp_path / "page.html")
-    told = json.loads(block(text_of(tmp_path / "page.html"), ' type="application/json" id="data"'))["citation"]
+    citation = json.loads(block(text_of(tmp_path / "page.html"), ' type="application/json" id="data"'))["citation"]
     cff = (ROOT / "CITATION.cff").read_text()
     for key in ("title", "version", "repository-code", "license"):
         value = re.search(rf'^{key}: "?(.*?)"?$', cff, flags=re.MULTILINE)
         assert value is not None
-        assert value[1] in told["bibtex"]
+        assert value[1] in citation["bibtex"]
     assert "name: The repsim authors" in cff
-    assert "The repsim authors" in told["text"]
+    assert "The repsim authors" in citation["text"]
 
 
 def test_pictures_are_there_only_when_asked_for(study: xr.Dataset, photos: Path, tmp_path: Path) -> None:
@@ -156,11 +156,11 @@ def test_pictures_are_there_only_when_asked_for(study: xr.Dataset, photos: Path,
         for name in ("without", "with")
     )
     assert without["pictures"] == {}
-    assert "(thumbnails)" in without["pictures_note"]
+    assert "thumbnails" in without["pictures_note"]
     pictures = with_them["pictures"]
-    assert pictures["../../../etc/passwd"] == {"missing": "no such picture there"}
+    assert pictures["../../../etc/passwd"] == {"missing": "no such picture"}
     assert pictures[NAMES[1]] == {"missing": "cannot be read"}
-    small = [each["url"] for each in pictures.values() if "url" in each]
+    small = [picture["url"] for picture in pictures.values() if "url" in picture]
     assert len(small) == len(pictures) - 2 > 20
     kind, _, data = small[0].partition(";base64,")
     assert kind == "data:image/webp"
@@ -174,13 +174,13 @@ def test_no_link_leads_out_of_the_folder_of_pictures_and_large_ones_are_no_warni
 ) -> None:
     changed = study.copy(deep=True)
     changed["agreement"][:, :2] = [[9.0, 8.0]] * changed.sizes["kernel"]  # these two are shown
-    mine = tmp_path / "mine"
+    folder = tmp_path / "folder"
     for name in NAMES[:2]:
-        (mine / name).parent.mkdir(parents=True)
-    (mine / NAMES[0]).symlink_to(photos / NAMES[0])
-    Image.new("RGB", (120, 80)).save(mine / NAMES[1])
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)  # of which Pillow warns; of twice as many it makes an error
-    write_report(changed, tmp_path / "page.html", thumbnails=mine)
+        (folder / name).parent.mkdir(parents=True)
+    (folder / NAMES[0]).symlink_to(photos / NAMES[0])
+    Image.new("RGB", (120, 80)).save(folder / NAMES[1])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)  # Pillow warns of more pixels, and refuses twice as many
+    write_report(changed, tmp_path / "page.html", thumbnails=folder)
     data = json.loads(block(text_of(tmp_path / "page.html"), ' type="application/json" id="data"'))
     assert data["pictures"][NAMES[0]] == {"missing": "a link to another folder"}
     assert data["pictures"][NAMES[1]]["url"].startswith("data:image/webp")

@@ -1,4 +1,4 @@
-"""What a page knows is what the file says: every name and every number."""
+"""Tests of the payload of a page: every name and every number is that of the file."""
 
 import base64
 from collections.abc import Mapping
@@ -22,33 +22,33 @@ def numbers(packed: Mapping[str, Any]) -> NDArray[Any]:
 
 
 def matrix(part: Mapping[str, Any], name: str, k: int) -> NDArray[np.float64]:
-    """As part.js has it."""
+    """Unpack a matrix as part.js does."""
     rows, columns = (len(part["sides"][side]["layers"]) for side in "ab")
     packed = part["matrices"][name][k]
     if packed is None:
         return np.full((rows, columns), np.nan)
     if packed == {}:
-        value, low, chance, sd = (matrix(part, each, k) for each in ("value", "low", "chance", "chance_sd"))
+        value, low, chance, sd = (matrix(part, other, k) for other in ("value", "low", "chance", "chance_sd"))
         return 2 * value - low if name == "high" else (value - chance) / sd
     if "constant" in packed:
         return np.where(np.isnan(matrix(part, "value", k)), np.nan, packed["constant"])
     if "rows" in packed:
         return numbers(packed["rows"]).reshape(rows, columns).astype(float)
-    made = np.empty((rows, columns))
+    values = np.empty((rows, columns))
     upper = np.triu_indices(rows)
-    made[upper] = made.T[upper] = numbers(packed["triangle"])
-    return made
+    values[upper] = values.T[upper] = numbers(packed["triangle"])
+    return values
 
 
 def test_every_value_of_a_study_is_in_the_page(study: xr.Dataset) -> None:
     part = payload([study])["parts"][0]
-    assert [each["name"] for each in part["measures"]] == study["measure"].values.tolist()
+    assert [measure["name"] for measure in part["measures"]] == study["measure"].values.tolist()
     for k in range(study.sizes["measure"]):
         for name in MATRICES:
             expected = study[name].isel(measure=k).values
             np.testing.assert_allclose(matrix(part, name, k), expected, rtol=2e-6, atol=1e-7, err_msg=name)
         np.testing.assert_allclose(matrix(part, "value", k), study["value"].isel(measure=k).values, rtol=0, atol=1e-12)
-    small = {str(name) for name, each in study.data_vars.items() if "layer_a" not in each.dims or each.ndim == 2}
+    small = {str(name) for name, data in study.data_vars.items() if "layer_a" not in data.dims or data.ndim == 2}
     assert set(part["variables"]) == small - set(MATRICES)
     for name, packed in part["variables"].items():
         assert packed["dims"] == list(study[name].dims)
@@ -81,9 +81,9 @@ def test_what_is_equal_or_follows_is_there_once(study: xr.Dataset) -> None:
 def test_a_comparison_is_a_page_with_fewer_parts(comparison: xr.Dataset) -> None:
     part = payload([comparison])["parts"][0]
     assert part["kind"] == "comparison"
-    for k, each in enumerate(part["measures"]):
-        np.testing.assert_array_equal(matrix(part, "value", k), comparison[each["name"]].values)
-        assert list(each["views"]) == ["value"]
+    for k, measure in enumerate(part["measures"]):
+        np.testing.assert_array_equal(matrix(part, "value", k), comparison[measure["name"]].values)
+        assert list(measure["views"]) == ["value"]
     right = part["sides"]["b"]
     assert (right["models"], right["layers"]) == (["right"] * 3, ["blocks.0", "blocks.1", "head"])
     assert part["coords"] == {"pair": ["left x right"], "pair_a": ["left"], "pair_b": ["right"], "relation": [""]}
@@ -113,14 +113,14 @@ def test_names_of_shares_claim_no_more_than_the_verdict(study: xr.Dataset) -> No
 
 
 def test_files_of_different_things_are_refused(study: xr.Dataset, comparison: xr.Dataset) -> None:
-    with pytest.raises(InvalidInputError, match="give one study or result at least"):
+    with pytest.raises(InvalidInputError, match="pass at least one study or result"):
         payload([])
     with pytest.raises(InvalidInputError, match="make a page of each"):
         payload([study, comparison])
-    with pytest.raises(InvalidInputError, match="given is the readout of more than one"):
+    with pytest.raises(InvalidInputError, match="have the readout given"):
         payload([study, study])
     fewer = study.isel(layer_a=study["model_a"] != "cnn.seed0").assign_coords(readout="cls")
-    with pytest.raises(InvalidInputError, match="one page is about one set of models"):
+    with pytest.raises(InvalidInputError, match="one page shows the same models"):
         payload([study, fewer])
     with pytest.raises(SampleMismatchError, match="different samples"):
         payload([study, study.assign_coords(readout="cls").assign_attrs(samples_fingerprint="0")])
@@ -130,23 +130,23 @@ def test_files_of_different_things_are_refused(study: xr.Dataset, comparison: xr
 
 @pytest.mark.parametrize("name", ["pair", "pair_b", "relation", "model", "layer_a"])
 def test_coordinates_that_are_missing_are_named(study: xr.Dataset, name: str) -> None:
-    with pytest.raises(StoreError, match=f"is damaged, or no whole study: .*{name}"):
+    with pytest.raises(StoreError, match=f"is damaged, or not a complete study: .*{name}"):
         payload([study.drop_vars(name)])
 
 
 @pytest.mark.parametrize("name", ["summary", "warnings", "stores", "untrained"])
-@pytest.mark.parametrize("told", ["no JSON {", 5, "5", '{"a": 1}', "[[1]]"])
-def test_attributes_that_are_not_what_they_should_be_are_named(study: xr.Dataset, name: str, told: object) -> None:
-    with pytest.raises(StoreError, match=f"the attribute '{name}' is no JSON list") as caught:
-        payload([study.assign_attrs({name: told})])
+@pytest.mark.parametrize("value", ["no JSON {", 5, "5", '{"a": 1}', "[[1]]"])
+def test_attributes_that_are_not_what_they_should_be_are_named(study: xr.Dataset, name: str, value: object) -> None:
+    with pytest.raises(StoreError, match=f"the attribute '{name}' is not a JSON list") as caught:
+        payload([study.assign_attrs({name: value})])
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_missing_is_named(study: xr.Dataset, comparison: xr.Dataset) -> None:
     for name in ("value", "chance", "learned_mean_low", "family", "readout", "model_a"):
-        with pytest.raises(StoreError, match=f"no whole study: .*{name}.*; make it again$"):
+        with pytest.raises(StoreError, match=f"not a complete study: .*{name}.*; make it again$"):
             payload([study.drop_vars(name)])
-    with pytest.raises(StoreError, match="no whole result"):
+    with pytest.raises(StoreError, match="not a complete result"):
         payload([comparison.assign_attrs(stores_a='["left"]')])
     bare = study.copy()
     bare.attrs = {"format": study.attrs["format"]}

@@ -1,4 +1,4 @@
-"""Results and studies as files: a digest that everything is held against, structures that are safe, and one schema."""
+"""Test files of results and studies: the digest, safe reading of HDF5 structures, and the schema."""
 
 import importlib.machinery
 import importlib.util
@@ -20,7 +20,7 @@ import repsim
 from repsim.cli import main
 from repsim.errors import InvalidInputError, MissingDigestWarning, StoreError
 from repsim.results import digest, netcdf, schema, variables
-from repsim.results.files import open_either, open_result, open_study, save_result, verify_saved
+from repsim.results.files import open_result, open_result_or_study, open_study, save_result, verify_result_or_study
 from tests.growing import grow
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def script() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, script: ModuleType) -> Path:
-    """A result, a study, and the stores that they are of."""
+    """Return a folder with a result, a study, and the stores from which they were computed."""
     folder = tmp_path_factory.mktemp("files")
     script.make_files(folder)
     return folder
@@ -54,7 +54,7 @@ def run(*args: object) -> Any:
 
 
 def refused(*args: object) -> str:
-    """The one line with which a command refuses."""
+    """Run a command that has to fail, and return its error message, which has to be one line."""
     outcome = run(*args)
     assert outcome.exit_code == 2, (outcome.output, outcome.exception)
     lines = outcome.stderr.splitlines()
@@ -63,26 +63,26 @@ def refused(*args: object) -> str:
     return str(lines[0])
 
 
-def sealed(path: Path, data: bytes | bytearray) -> Path:
-    """A file of these bytes, with the digest that a stranger would compute."""
-    path.write_bytes(bytes(data) + digest.seal(data))
+def with_digest(path: Path, data: bytes | bytearray) -> Path:
+    """Write a file of these bytes with a matching digest line, as an attacker could."""
+    path.write_bytes(bytes(data) + digest.digest_line(data))
     return path
 
 
 # The file
 
 
-def test_a_file_is_read_as_it_was_saved(path: Path, tmp_path: Path) -> None:
-    data = open_either(path)
+def test_saved_data_are_read_back(path: Path, tmp_path: Path) -> None:
+    data = open_result_or_study(path)
     save_result(data, tmp_path / "again.nc")
-    again = open_either(tmp_path / "again.nc")
+    again = open_result_or_study(tmp_path / "again.nc")
     xr.testing.assert_identical(again, data)
     assert [p.name for p in tmp_path.iterdir()] == ["again.nc"]
     assert next(iter(again.data_vars.values())).values.flags.writeable
 
 
-def test_xarray_and_h5py_read_it_with_nothing_of_ours(path: Path) -> None:
-    data = open_either(path)
+def test_xarray_and_h5py_read_the_file_without_repsim(path: Path) -> None:
+    data = open_result_or_study(path)
     with xr.open_dataset(path, engine="h5netcdf") as plain:
         xr.testing.assert_identical(plain.load(), data)
     with h5py.File(path) as file:
@@ -104,14 +104,14 @@ def test_texts_of_any_length_and_alphabet(tmp_path: Path, folder: Path) -> None:
     ("change", "message"),
     [
         ({"note": "a\0b"}, "holds a NUL"),
-        ({"note": "\udc80"}, "no Unicode"),
+        ({"note": "\udc80"}, "no valid Unicode"),
         ({"note": object()}, "neither text nor numbers"),
         ({"note": None}, "neither text nor numbers"),
         ({"note": 1j}, "a complex; expected a text, a number"),
-        ({"coordinates": "x"}, "netCDF keeps for itself"),
+        ({"coordinates": "x"}, "a reserved name of netCDF"),
     ],
 )
-def test_what_cannot_be_written_is_not_begun(
+def test_attributes_that_netcdf_cannot_store_are_refused_before_writing(
     change: dict[str, Any], message: str, folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidInputError, match=message):
@@ -126,35 +126,37 @@ def test_nothing_of_a_file_is_parsed_before_its_digest_is_checked(
     data[len(data) // 2] ^= 1
     (tmp_path / path.name).write_bytes(data)
     monkeypatch.setattr(h5py, "File", None)
-    for read in (open_either, open_result, open_study):
-        with pytest.raises(StoreError, match=r"its digest does not match what is in it; take another copy"):
+    for read in (open_result_or_study, open_result, open_study):
+        with pytest.raises(StoreError, match=r"its digest does not match its contents; use another copy"):
             read(tmp_path / path.name)
 
 
 @pytest.mark.slow
 def test_random_damage(script: ModuleType, folder: Path, tmp_path: Path) -> None:
-    """A little of scripts/validation/damage; the table of all of it is in docs/durability.md."""
+    """Run a short version of scripts/validation/damage; docs/durability.md has the results of the long one."""
     for name in ("family0.seed0.h5", "family1.seed0.h5"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     files = [folder / "result.nc", folder / "study.nc"]
-    assert {outcome for _, outcome in script.trials(files, script.UNFIT, 120, 1, tmp_path)} == {"refused in one line"}
-    outcomes = {outcome for _, outcome in script.trials(files, script.FIT, 24, 1, tmp_path)}
-    assert outcomes <= {"refused in one line", "read as what it says", "equal"}
+    assert {outcome for _, outcome in script.trials(files, script.DAMAGED, 120, 1, tmp_path)} == {"refused in one line"}
+    outcomes = {outcome for _, outcome in script.trials(files, script.FORGED, 24, 1, tmp_path)}
+    assert outcomes <= {"refused in one line", "read with other values", "equal"}
 
 
-def test_every_object_of_the_heap_with_a_digest_that_fits(path: Path, script: ModuleType, tmp_path: Path) -> None:
-    """HDF5 finds no end in a heap with such an object; it is not read."""
-    whole = path.read_bytes()
-    places = script.heap_objects(whole)
-    assert len(places) > 10
-    for at in places[:: len(places) // 5]:
+def test_manipulated_heaps_with_a_matching_digest_are_not_read(path: Path, script: ModuleType, tmp_path: Path) -> None:
+    """HDF5 would not finish reading a heap with such an object; repsim does not read heaps."""
+    original = path.read_bytes()
+    offsets = script.heap_objects(original)
+    assert len(offsets) > 10
+    for at in offsets[:: len(offsets) // 5]:
         for end in (struct.pack("<HHIQ", 0, 0, 0, 0), struct.pack("<HHIQ", 1, 1, 0, 2**64 - 16)):
-            data = bytearray(whole[: -digest.SIZE])
+            data = bytearray(original[: -digest.SIZE])
             data[at : at + 16] = end
-            xr.testing.assert_identical(open_either(sealed(tmp_path / path.name, data)), open_either(path))
+            xr.testing.assert_identical(
+                open_result_or_study(with_digest(tmp_path / path.name, data)), open_result_or_study(path)
+            )
 
 
-def elsewhere(file: h5py.File) -> None:
+def external_link(file: h5py.File) -> None:
     file["cka"] = h5py.ExternalLink("secret.h5", "/x")
 
 
@@ -162,7 +164,7 @@ def in_another_file(file: h5py.File) -> None:
     file.create_dataset("cka", (3, 3), "f8", external=[("secret.h5", 0, 72)])
 
 
-def beyond_the_file(file: h5py.File) -> None:
+def larger_than_the_file(file: h5py.File) -> None:
     file.create_dataset("cka", (2**20, 2**20), "f8", chunks=(2**10, 2**10), compression="gzip")
 
 
@@ -181,15 +183,15 @@ def without_dimensions(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (elsewhere, "a member is a link, perhaps to another file"),
-        (in_another_file, "does not lie in this file in one piece"),
-        (beyond_the_file, "does not lie in this file in one piece"),
+        (external_link, "a member is a link, perhaps to another file"),
+        (in_another_file, "is not contiguous in this file"),
+        (larger_than_the_file, "is not contiguous in this file"),
         (in_a_heap, "holds neither numbers nor characters"),
         (in_a_group, "is no variable"),
         (without_dimensions, "is not that of its dimensions"),
     ],
 )
-def test_a_strangers_result_reads_no_other_file_and_takes_no_memory(
+def test_a_malicious_result_opens_no_other_file_and_allocates_no_memory(
     tmp_path: Path, folder: Path, change: Callable[[h5py.File], None], message: str
 ) -> None:
     with h5py.File(tmp_path / "secret.h5", "w") as file:
@@ -200,13 +202,13 @@ def test_a_strangers_result_reads_no_other_file_and_takes_no_memory(
         change(file)
     with pytest.raises(StoreError, match=r"r\.nc is damaged, cut off, or was changed by another program: the digest"):
         open_result(tmp_path / "r.nc")
-    sealed(tmp_path / "r.nc", (tmp_path / "r.nc").read_bytes())
+    with_digest(tmp_path / "r.nc", (tmp_path / "r.nc").read_bytes())
     with pytest.raises(StoreError, match=message):
         open_result(tmp_path / "r.nc")
 
 
-def test_variables_that_lie_on_top_of_one_another(tmp_path: Path, folder: Path) -> None:
-    """A thousand names of the same bytes would be a thousand times the file in memory."""
+def test_two_variables_with_the_same_bytes_are_refused(tmp_path: Path, folder: Path) -> None:
+    """A thousand names for the same bytes would take a thousand times the size of the file in memory."""
     result = open_result(folder / "result.nc")
     result = result.assign_coords({f"further{k}_a": ("layer_a", np.arange(3)) for k in range(20)})
     with h5py.File(tmp_path / "r.h5", "w", libver=("v108", "v108"), track_order=True) as file:
@@ -214,27 +216,27 @@ def test_variables_that_lie_on_top_of_one_another(tmp_path: Path, folder: Path) 
         file["big"] = np.zeros(10_000)
         for k in range(20):
             file[f"again{k}"] = file["big"]
-    with pytest.raises(StoreError, match="two names, or a circle, lead to one structure"):
-        open_result(sealed(tmp_path / "r.nc", (tmp_path / "r.h5").read_bytes()))
+    with pytest.raises(StoreError, match="two references, or a cycle, lead to one structure"):
+        open_result(with_digest(tmp_path / "r.nc", (tmp_path / "r.h5").read_bytes()))
 
 
-# The format before
+# The previous format
 
 
-def as_before(path: Path, target: Path) -> Path:
-    """The file as the repsim before wrote it: by xarray, with text in HDF5's heaps and without a digest."""
-    data = open_either(path)
+def in_previous_format(path: Path, target: Path) -> Path:
+    """Write the file in the previous format: by xarray, with text in HDF5's heaps and without a digest."""
+    data = open_result_or_study(path)
     data.encoding = {}
     data.attrs["format_version"] -= 1
     data.to_netcdf(target, engine="h5netcdf")
     return target
 
 
-def test_a_file_of_the_format_before_is_read_with_a_warning(path: Path, tmp_path: Path) -> None:
-    old = as_before(path, tmp_path / path.name)
-    with pytest.warns(MissingDigestWarning, match="carries no digest: damage in it may go unnoticed. Save it"):
-        data = open_either(old)
-    xr.testing.assert_identical(data, open_either(path))
+def test_a_file_of_the_previous_format_is_read_with_a_warning(path: Path, tmp_path: Path) -> None:
+    old = in_previous_format(path, tmp_path / path.name)
+    with pytest.warns(MissingDigestWarning, match="has no digest, so damage cannot be detected; save it again"):
+        data = open_result_or_study(old)
+    xr.testing.assert_identical(data, open_result_or_study(path))
     outcome = run("export", old)
     assert outcome.exit_code == 0
     assert outcome.stdout == run("export", path).stdout
@@ -242,20 +244,20 @@ def test_a_file_of_the_format_before_is_read_with_a_warning(path: Path, tmp_path
     assert line.startswith(f"warning: {old} has ")
 
 
-def test_heaps_without_end_in_a_file_of_the_format_before(path: Path, script: ModuleType, tmp_path: Path) -> None:
-    old = as_before(path, tmp_path / path.name)
-    whole = old.read_bytes()
-    places = script.heap_objects(whole)
-    assert len(places) > 50
-    for at in places[:: len(places) // 10]:
+def test_endless_heaps_in_a_file_of_the_previous_format(path: Path, script: ModuleType, tmp_path: Path) -> None:
+    old = in_previous_format(path, tmp_path / path.name)
+    original = old.read_bytes()
+    offsets = script.heap_objects(original)
+    assert len(offsets) > 50
+    for at in offsets[:: len(offsets) // 10]:
         for end in (struct.pack("<HHIQ", 0, 0, 0, 0), struct.pack("<HHIQ", 1, 1, 0, 2**64 - 16)):
-            old.write_bytes(whole[:at] + end + whole[at + 16 :])
+            old.write_bytes(original[:at] + end + original[at + 16 :])
             with pytest.raises(StoreError, match="a heap of texts in it has no end"):
-                open_either(old)
+                open_result_or_study(old)
 
 
-def test_a_list_of_free_places_that_comes_back(tmp_path: Path) -> None:
-    """Older groups have a heap of names, whose free places are a list."""
+def test_a_circular_list_of_free_blocks_is_refused(tmp_path: Path) -> None:
+    """Groups of older files have a heap of names with a list of free blocks."""
     with h5py.File(tmp_path / "x.nc", "w") as file:
         for name in ("some long name", "another long name", "x"):
             file[name] = 1
@@ -271,24 +273,24 @@ def test_a_list_of_free_places_that_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_without_end_is_given_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever else HDF5 may do for ever: the process that reads has a limit of its own."""
-    old = as_before(folder / "result.nc", tmp_path / "old.nc")
-    monkeypatch.setattr("repsim.results.earlier._sound_global_heaps", lambda _: True)
+def test_a_process_that_does_not_end_is_stopped(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that reads has a time limit, for endless loops of HDF5 that are not detected before."""
+    old = in_previous_format(folder / "result.nc", tmp_path / "old.nc")
+    monkeypatch.setattr("repsim.results.earlier._has_valid_global_heaps", lambda _: True)
     data = bytearray(old.read_bytes())
     at = data.find(b"GCOL") + 16
     data[at : at + 16] = bytes(16)
     old.write_bytes(data)
-    with pytest.raises(StoreError, match="HDF5 comes to no end reading it"):
-        open_either(old)
+    with pytest.raises(StoreError, match="HDF5 does not finish reading it"):
+        open_result_or_study(old)
 
 
 def test_a_file_of_another_program(path: Path, tmp_path: Path) -> None:
-    data = open_either(path)
+    data = open_result_or_study(path)
     data.encoding = {}
     data.to_netcdf(tmp_path / path.name, engine="h5netcdf")
-    with pytest.raises(StoreError, match=r"was written by another program and carries no digest; save it with"):
-        open_either(tmp_path / path.name)
+    with pytest.raises(StoreError, match=r"was written by another program and has no digest; save it with"):
+        open_result_or_study(tmp_path / path.name)
 
 
 # The schema
@@ -307,12 +309,12 @@ def wrong_attribute(name: str, value: Any, of: str | None = None) -> Callable[[x
 
 
 def wrong_values(name: str, make: Callable[[Any], Any]) -> Callable[[xr.Dataset], xr.Dataset]:
-    """Other values for a variable or coordinate, over the same dimensions."""
+    """Return a change of the values of a variable or coordinate, with the same dimensions."""
 
     def change(data: xr.Dataset) -> xr.Dataset:
         variable = data[name]
-        made = xr.Variable(variable.dims, make(variable.values.copy()), variable.attrs)
-        return data.assign_coords({name: made}) if name in data.coords else data.assign({name: made})
+        changed = xr.Variable(variable.dims, make(variable.values.copy()), variable.attrs)
+        return data.assign_coords({name: changed}) if name in data.coords else data.assign({name: changed})
 
     return change
 
@@ -403,71 +405,72 @@ STUDIES: dict[str, tuple[Callable[[xr.Dataset], xr.Dataset], str]] = {
 
 
 @pytest.mark.parametrize("name", [*(f"result: {name}" for name in RESULTS), *(f"study: {name}" for name in STUDIES)])
-def test_what_is_of_the_wrong_kind_is_refused_in_one_line(name: str, folder: Path, tmp_path: Path) -> None:
-    """Not saved; and from a stranger, who writes it with a digest that fits, not read."""
+def test_invalid_data_are_refused_in_one_line(name: str, folder: Path, tmp_path: Path) -> None:
+    """They are not saved, and not read from a file with a matching digest."""
     kind, _, case = name.partition(": ")
     change, message = (RESULTS if kind == "result" else STUDIES)[case]
-    changed = change(open_either(folder / f"{kind}.nc"))
+    changed = change(open_result_or_study(folder / f"{kind}.nc"))
     if "format_version" not in message and case != "format version as text":
         with pytest.raises(InvalidInputError, match=message):
             save_result(changed, tmp_path / "x.nc")
         assert not list(tmp_path.iterdir())
-    stranger = sealed(tmp_path / "x.nc", netcdf.to_bytes(changed))
+    file = with_digest(tmp_path / "x.nc", netcdf.to_bytes(changed))
     with pytest.raises(StoreError, match=message):
-        open_either(stranger)
-    assert str(stranger) in refused("export", stranger)
+        open_result_or_study(file)
+    assert str(file) in refused("export", file)
 
 
-def test_every_reader_refuses(folder: Path, tmp_path: Path, script: ModuleType) -> None:
+def test_every_command_refuses_invalid_data(folder: Path, tmp_path: Path, script: ModuleType) -> None:
     for name in ("family0.seed0.h5", "family1.seed0.h5"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     for kind, name in (("result", "cka"), ("study", "value")):
-        data = wrong_values(name, lambda v: v.astype("f4"))(open_either(folder / f"{kind}.nc"))
-        stranger = sealed(tmp_path / f"{kind}.nc", netcdf.to_bytes(data))
-        for command, arguments in script.commands(stranger, tmp_path).items():
+        data = wrong_values(name, lambda v: v.astype("f4"))(open_result_or_study(folder / f"{kind}.nc"))
+        file = with_digest(tmp_path / f"{kind}.nc", netcdf.to_bytes(data))
+        for command, arguments in script.commands(file, tmp_path).items():
             if command != "verify":
                 assert f"{name} is float32" in refused(*arguments), command
-        assert run("verify", stranger).exit_code == 1
+        assert run("verify", file).exit_code == 1
 
 
-def test_an_earlier_result_that_is_none(folder: Path) -> None:
-    """From memory, where no file was checked."""
+def test_an_invalid_earlier_result_in_memory_is_refused(folder: Path) -> None:
     stores = folder / "family0.seed0.h5", folder / "family1.seed0.h5"
     result, study = open_result(folder / "result.nc"), open_study(folder / "study.nc")
-    for known, message in (
+    for earlier_result, message in (
         (study, "its 'format' is 'repsim-study'"),
         (result.drop_vars("layer_a"), "layer_a is missing"),
     ):
         with pytest.raises(InvalidInputError, match=f"the earlier result is no result of repsim.compare: .*{message}"):
-            grow(*stores, ["cka"], earlier_result=known)
+            grow(*stores, ["cka"], earlier_result=earlier_result)
 
 
 @pytest.mark.parametrize("value", [[1, 2], 3, 1.5, ""])
 def test_a_format_that_is_no_text(value: Any, folder: Path, tmp_path: Path) -> None:
     data = open_result(folder / "result.nc").assign_attrs(format=value)
-    assert "its 'format' is" in refused("export", sealed(tmp_path / "x.nc", netcdf.to_bytes(data)))
+    assert "its 'format' is" in refused("export", with_digest(tmp_path / "x.nc", netcdf.to_bytes(data)))
 
 
 def test_a_result_that_was_changed_can_be_saved(folder: Path, tmp_path: Path) -> None:
     result = open_result(folder / "result.nc")
-    mine = result.drop_vars("svcca").isel(layer_a=[0, 2]).assign_attrs(note="mine", numbers=[1, 2])
-    mine = mine.assign_coords(block=("layer_a", [1, 3]))
-    save_result(mine, tmp_path / "mine.nc")
-    xr.testing.assert_identical(open_result(tmp_path / "mine.nc"), mine)
-    assert run("export", tmp_path / "mine.nc").exit_code == 0
+    changed = result.drop_vars("svcca").isel(layer_a=[0, 2]).assign_attrs(note="mine", numbers=[1, 2])
+    changed = changed.assign_coords(block=("layer_a", [1, 3]))
+    save_result(changed, tmp_path / "changed.nc")
+    xr.testing.assert_identical(open_result(tmp_path / "changed.nc"), changed)
+    assert run("export", tmp_path / "changed.nc").exit_code == 0
 
 
-def test_the_page_lists_what_studies_are_held_against() -> None:
-    """That the tables are the ones that would be written is in tests/scripts/test_metrics_docs.py."""
+def test_the_page_lists_all_variables_of_studies() -> None:
+    """tests/scripts/test_metrics_docs.py checks that the generated tables of the pages are up to date."""
     page = (ROOT / "docs" / "study-format.md").read_text()
     for entry in variables.VARIABLES:
         assert all(f"`{name}`" in page for name in entry.names)
         assert f"| {entry.dims} | {entry.values} |" in page
 
 
-def test_a_schema_of_what_is_neither(tmp_path: Path) -> None:
+def test_a_data_set_that_is_neither_result_nor_study(tmp_path: Path) -> None:
     assert schema.problem(xr.Dataset()) == "attribute format is missing"
-    with pytest.raises(InvalidInputError, match="would be no result or study: attribute format is missing"):
+    with pytest.raises(
+        InvalidInputError, match="the data set is no valid result or study: attribute format is missing"
+    ):
         save_result(xr.Dataset({"x": 1.0}), tmp_path / "x.nc")
 
 
@@ -476,7 +479,7 @@ def test_a_schema_of_what_is_neither(tmp_path: Path) -> None:
 
 def test_verify(folder: Path, tmp_path: Path) -> None:
     path = folder / "study.nc"
-    assert verify_saved(path)
+    assert verify_result_or_study(path)
     store = folder / "family0.seed0.h5"
     outcome = run("verify", path, store)
     assert outcome.exit_code == 0
@@ -490,9 +493,9 @@ def test_verify(folder: Path, tmp_path: Path) -> None:
     assert "the digest at its end is missing" in lines[0]
     assert lines[1] == f"{path}: OK: the digest matches"
     assert "no such file" in lines[2]
-    old = as_before(path, tmp_path / "old.nc")
+    old = in_previous_format(path, tmp_path / "old.nc")
     outcome = run("verify", old)
-    assert (outcome.exit_code, "carries no digest" in outcome.stdout) == (0, True)
+    assert (outcome.exit_code, "has no digest" in outcome.stdout) == (0, True)
 
 
 def test_inspect(folder: Path) -> None:
@@ -508,24 +511,25 @@ def test_inspect(folder: Path) -> None:
 def test_no_warning_of_a_file_with_a_digest(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        repsim.view(open_either(path))
+        repsim.view(open_result_or_study(path))
 
 
-# What another program, or a stranger, may have done
+# Changes by other programs, or by attackers
 
 
-def test_structures_that_lead_in_a_circle(path: Path, tmp_path: Path) -> None:
-    """HDF5 itself crashes, or never returns, where a stranger has computed its checksums, too."""
-    whole = path.read_bytes()[: -digest.SIZE]
-    (root,) = struct.unpack_from("<Q", whole, 36)
-    places = [at for at in range(len(whole) - 8) if whole[at : at + 4] in {b"OHDR", b"OCHK", b"BTLF", b"FRHP"}]
+def test_structures_with_circular_references(path: Path, tmp_path: Path) -> None:
+    """The HDF5 library crashes or never returns if the checksums of such structures match."""
+    original = path.read_bytes()[: -digest.SIZE]
+    (root,) = struct.unpack_from("<Q", original, 36)
+    marks = {b"OHDR", b"OCHK", b"BTLF", b"FRHP"}
+    offsets = [at for at in range(len(original) - 8) if original[at : at + 4] in marks]
     refusals = []
-    for at in places[:: max(1, len(places) // 40)]:
+    for at in offsets[:: max(1, len(offsets) // 40)]:
         for change in (b"\xff" * 8, bytes(8), struct.pack("<Q", root)):
-            data = bytearray(whole)
+            data = bytearray(original)
             data[at + 12 : at + 20] = change
             try:
-                open_either(sealed(tmp_path / path.name, data))
+                open_result_or_study(with_digest(tmp_path / path.name, data))
             except StoreError as error:
                 refusals.append(str(error))
     assert len(refusals) > 40
@@ -533,20 +537,20 @@ def test_structures_that_lead_in_a_circle(path: Path, tmp_path: Path) -> None:
 
 
 def test_many_attributes_and_long_ones_are_read_without_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They lie in heaps of several rows of blocks, under trees of several levels."""
+    """They are stored in heaps with several rows of blocks, and in trees of several levels."""
     many = {f"a{k}": "é" * (k % 7 * 700 + 1) for k in range(700)} | {"long": "x" * 200_000}
     variables = {f"v {k}": (("x", "y"), np.full((2, 3), k + 0.5), many if k == 3 else {}) for k in range(120)}
     data = xr.Dataset(variables, attrs=many)
-    made = netcdf.to_bytes(data)
+    file = netcdf.to_bytes(data)
     monkeypatch.setattr(h5py, "File", None)
-    again = netcdf.from_bytes(made, "x")
+    again = netcdf.from_bytes(file, "x")
     xr.testing.assert_identical(again, data)
     assert list(again.attrs) == list(data.attrs)
     assert list(again.data_vars) == list(data.data_vars)
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a/b", ""])
-def test_names_that_netcdf_does_not_have(name: str, folder: Path, tmp_path: Path) -> None:
+def test_names_that_netcdf_cannot_store_are_refused(name: str, folder: Path, tmp_path: Path) -> None:
     result = open_result(folder / "result.nc").assign_attrs({name: 1})
     with pytest.raises(InvalidInputError, match="netCDF has no attribute"):
         save_result(result, tmp_path / "r.nc")
@@ -555,10 +559,12 @@ def test_names_that_netcdf_does_not_have(name: str, folder: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["format", "format_version"])
 @pytest.mark.parametrize("value", ["a\nb", "x" * 100_000])
-def test_messages_are_one_short_line_whatever_a_file_says(name: str, value: str, folder: Path, tmp_path: Path) -> None:
+def test_messages_are_one_short_line_for_long_formats_and_line_ends(
+    name: str, value: str, folder: Path, tmp_path: Path
+) -> None:
     result = open_result(folder / "result.nc").assign_attrs({name: value})
     with pytest.raises(StoreError) as refusal:
-        open_result(sealed(tmp_path / "r.nc", netcdf.to_bytes(result)))
+        open_result(with_digest(tmp_path / "r.nc", netcdf.to_bytes(result)))
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 300 + len(str(tmp_path))
 
@@ -596,8 +602,8 @@ def test_a_result_in_another_order_grows_with_its_values_at_their_layers(folder:
 def test_a_part_of_a_result_does_not_grow(folder: Path, tmp_path: Path) -> None:
     stores = [folder / "family0.seed0.h5", folder / "family1.seed0.h5"]
     result = open_result(folder / "result.nc")
-    for other in (result.isel(layer_b=[0, 2]), result.assign_coords(layer_b=["l0", "x", "l2"])):
-        save_result(other, tmp_path / "r.nc", overwrite=True)
+    for changed in (result.isel(layer_b=[0, 2]), result.assign_coords(layer_b=["l0", "x", "l2"])):
+        save_result(changed, tmp_path / "r.nc", overwrite=True)
         line = refused("compare", *stores, "-m", "procrustes", "-o", tmp_path / "r.nc")
         assert "the earlier result holds a part of the layers, or others: 'l1' is not both in it and in" in line
         assert [path.name for path in tmp_path.iterdir()] == ["r.nc"]

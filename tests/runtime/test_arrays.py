@@ -151,7 +151,7 @@ def test_row_names_become_sample_ids(tmp_path: Path) -> None:
     assert stored(tmp_path, {"a": FRAME}, sample_ids=ROWS, overwrite=True).sample_ids.ids == tuple(ROWS)
     assert stored(tmp_path, {"a": pd.DataFrame(X)}, overwrite=True).sample_ids.ids == tuple("012345")
     (tmp_path / "s.h5").unlink()
-    refused(tmp_path, "sample 5 is 'g' and 'f'", {"a": FRAME}, sample_ids=list("abcdeg"))
+    refused(tmp_path, "sample 5 is 'g' in sample_ids and 'f' in the arrays", {"a": FRAME}, sample_ids=list("abcdeg"))
     refused(tmp_path, "'a' and labels name their rows", {"a": FRAME}, labels=pd.Series(range(6), ROWS[::-1]))
 
 
@@ -318,7 +318,7 @@ NO_RECORDS = {
     "number as key": ({"key": {1: 2}}, r"provenance\.key has the key 1; keys are text"),
     "masked": ({"key": np.ma.masked_equal([1], 1)}, "masked"),
     "no dictionary": ([1], "expected a dictionary, got list"),
-    "itself": (SELF, "does it hold itself"),
+    "itself": (SELF, "does it contain itself"),
 }
 
 

@@ -1,4 +1,4 @@
-"""scripts/bench: what is timed is right, and who lacks the peer is told in one line."""
+"""Tests of scripts/bench: timed programs compute correct values, and a missing package gives a one-line error."""
 
 import errno
 import importlib
@@ -60,7 +60,7 @@ def sides(compare: ModuleType) -> list[dict[str, Any]]:
 
 def quietly(work: Callable[[], Any]) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peers' own
+        warnings.simplefilter("ignore")  # warnings of the other packages
         return work()
 
 
@@ -69,7 +69,7 @@ def job(tables: ModuleType, folder: Path, **settings: Any) -> Any:
 
 
 def cells(report: Any) -> list[list[str]]:
-    """Of every row."""
+    """Return the cells of every row."""
     return [list(row) for row in zip(*(column.cells for column in report.table.columns), strict=True)]
 
 
@@ -85,21 +85,21 @@ def test_the_peers_compute_what_repsim_computes(
     compare: ModuleType, sides: list[Any], peer: str, prepare: str, settings: dict[str, Any]
 ) -> None:
     quietly(lambda: pytest.importorskip(peer))
-    given = compare.Settings("any", **settings)
-    ours = compare.by_repsim(*sides, given)()
-    theirs = quietly(getattr(compare, prepare)(*sides, given))
+    run = compare.Settings("any", **settings)
+    ours = compare.by_repsim(*sides, run)()
+    theirs = quietly(getattr(compare, prepare)(*sides, run))
     assert ours.shape == theirs.shape == (3, 2)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    np.testing.assert_allclose(ours, compare.in_float64(*sides, given)(), atol=1e-6)
+    np.testing.assert_allclose(ours, compare.in_float64(*sides, run)(), atol=1e-6)
 
 
-def test_the_yardstick_is_in_float64(compare: ModuleType, sides: list[Any]) -> None:
-    """Song et al. 2012, eq. 5, word for word."""
+def test_reference_values_are_in_float64(compare: ModuleType, sides: list[Any]) -> None:
+    """Compare with eq. 5 of Song et al. 2012."""
 
     def hsic(k: Any, m: Any) -> float:
         n = len(k)
-        whole = np.trace(k @ m) + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 * (k @ m).sum() / (n - 2)
-        return float(whole) / (n * (n - 3))
+        total = np.trace(k @ m) + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 * (k @ m).sum() / (n - 2)
+        return float(total) / (n * (n - 3))
 
     def hollow(x: Any) -> Any:
         x = x.astype(np.float64)
@@ -107,13 +107,15 @@ def test_the_yardstick_is_in_float64(compare: ModuleType, sides: list[Any]) -> N
         return x @ x.T * (1 - np.eye(len(x)))
 
     k, m = (hollow(side[name]) for side, name in zip(sides, ("y", "w"), strict=True))
-    found = compare.in_float64(*sides, compare.Settings("float64"))()
-    assert found[1, 1] == pytest.approx(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)), abs=1e-12)
+    values = compare.in_float64(*sides, compare.Settings("float64"))()
+    assert values[1, 1] == pytest.approx(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)), abs=1e-12)
 
 
-def test_permutations_are_the_same_for_everybody(compare: ModuleType, sides: list[Any]) -> None:
+def test_permutations_are_the_same_for_all_programs(compare: ModuleType, sides: list[Any]) -> None:
     quietly(lambda: pytest.importorskip("calibrated_similarity"))
-    sides = [{name: x[:12] for name, x in side.items()} for side in sides]  # few, so that debiasing is not little
+    sides = [
+        {name: x[:12] for name, x in side.items()} for side in sides
+    ]  # few samples, so that debiasing has a large effect
     few, many = (compare.Settings("any", permutations=count) for count in (2, 5))
     ours = compare.by_permuting(*sides, many)()
     theirs = quietly(compare.by_calibrated_similarity(*sides, few))
@@ -121,7 +123,7 @@ def test_permutations_are_the_same_for_everybody(compare: ModuleType, sides: lis
     np.testing.assert_allclose(ours[:2], theirs, atol=1e-5)
 
 
-def test_the_yardstick_of_permutations_is_the_first_of_them(compare: ModuleType, sides: list[Any]) -> None:
+def test_reference_values_of_permutations_use_the_first_one(compare: ModuleType, sides: list[Any]) -> None:
     settings = compare.Settings("any", permutations=3)
     exact = compare.in_float64(*sides, settings)()
     np.testing.assert_allclose(compare.by_permuting(*sides, settings)()[0], exact, atol=1e-6)
@@ -131,15 +133,15 @@ def test_the_yardstick_of_permutations_is_the_first_of_them(compare: ModuleType,
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_the_yardstick_of_samples_left_out_is_without_the_first(compare: ModuleType) -> None:
-    found = compare.CONTENDERS["left out"](compare.Settings("left out", samples=32))
+def test_reference_values_of_leave_one_out_leave_out_the_first_sample(compare: ModuleType) -> None:
+    result = compare.CONTENDERS["left out"](compare.Settings("left out", samples=32))
     settings = compare.Settings("left out in float64", samples=32)
     exact = compare.CONTENDERS["left out in float64"](settings)["values"]
     assert np.shape(exact) == (17, 13)
-    np.testing.assert_allclose(found["values"], exact, atol=1e-5)
-    whole = compare.CONTENDERS["float64"](compare.Settings("float64", samples=32))["values"]
-    assert np.abs(np.subtract(exact, whole)).max() > 1e-3
-    assert found["comparison"].keys() == {"seconds", "cpu"}
+    np.testing.assert_allclose(result["values"], exact, atol=1e-5)
+    all_samples = compare.CONTENDERS["float64"](compare.Settings("float64", samples=32))["values"]
+    assert np.abs(np.subtract(exact, all_samples)).max() > 1e-3
+    assert result["comparison"].keys() == {"seconds", "cpu"}
 
 
 def test_the_widths_are_those_of_the_models(compare: ModuleType) -> None:
@@ -147,13 +149,13 @@ def test_the_widths_are_those_of_the_models(compare: ModuleType) -> None:
     assert (len(compare.VIT_B), sum(compare.VIT_B.values())) == (13, 13 * 768)
 
 
-def test_models_share_what_they_show_of_every_sample(compare: ModuleType) -> None:
-    """In the first run of samples and in the next; and no two runs are alike."""
+def test_models_share_the_signal_of_every_sample(compare: ModuleType) -> None:
+    """Also in the second block of samples; and the blocks differ from each other."""
     n = compare.RUN + 300
     a, b = (compare.activations({"x": 20}, n, seed)["x"] for seed in (1, 2))
     for rows in (slice(0, 300), slice(compare.RUN, n)):
-        alike = compare.by_repsim({"a": a[rows]}, {"b": b[rows]}, compare.Settings("any"))()
-        assert alike > 0.3
+        value = compare.by_repsim({"a": a[rows]}, {"b": b[rows]}, compare.Settings("any"))()
+        assert value > 0.3
     shifted = compare.by_repsim({"a": a[:300]}, {"b": b[compare.RUN :]}, compare.Settings("any"))()
     assert abs(shifted) < 0.1
     wide = compare.activations({"x": 100}, n, 1)["x"]
@@ -161,7 +163,7 @@ def test_models_share_what_they_show_of_every_sample(compare: ModuleType) -> Non
 
 
 @pytest.mark.parametrize("peer", ["torch-cka", "rsatoolbox", "calibrated-similarity"])
-def test_without_the_peer_it_says_what_to_install(
+def test_a_missing_package_gives_the_command_to_install_it(
     compare: ModuleType, monkeypatch: pytest.MonkeyPatch, peer: str
 ) -> None:
     monkeypatch.setitem(sys.modules, compare.PEERS[peer], None)
@@ -183,48 +185,50 @@ def test_stores_hold_what_arrays_hold(compare: ModuleType, tables: ModuleType, t
     assert Path(path).stat().st_mtime_ns == before
 
 
-def test_stores_that_do_not_fit_are_not_begun(tables: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(click.ClickException, match=r"do not fit into .*: --folder"):
+def test_stores_that_do_not_fit_are_not_started(tables: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(click.ClickException, match=r"do not fit into .*; choose another --folder"):
         job(tables, tmp_path).stores({"huge": ({"x": 2**40}, 1)}, 2**20)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_from_stores_it_is_what_arrays_give(
+def test_stores_give_the_values_of_arrays(
     compare: ModuleType, tables: ModuleType, sides: list[Any], tmp_path: Path
 ) -> None:
     stores = job(tables, tmp_path).stores({f"m{seed}": (SMALL[seed - 1], seed) for seed in (1, 2)}, 70)
     exact = compare.in_float64(*sides, compare.Settings("any"))()
-    found = compare.from_stores(compare.Settings("stores", stores=stores))
-    np.testing.assert_allclose(found["values"], exact, atol=1e-6)
-    assert (found["layers a"], found["layers b"]) == (["x", "y", "z"], ["v", "w"])
-    assert 0 < found["predicted"] < math.inf
+    result = compare.from_stores(compare.Settings("stores", stores=stores))
+    np.testing.assert_allclose(result["values"], exact, atol=1e-6)
+    assert (result["layers a"], result["layers b"]) == (["x", "y", "z"], ["v", "w"])
+    assert 0 < result["predicted"] < math.inf
 
-    whole = compare.from_stores(compare.Settings("stores", stores=stores, together=True))
-    assert np.shape(whole["values"]) == (5, 5)
-    np.testing.assert_allclose(tables.picked(whole, [("m1/y", "m2/w")]), exact[1, 1], atol=1e-6)
+    together = compare.from_stores(compare.Settings("stores", stores=stores, together=True))
+    assert np.shape(together["values"]) == (5, 5)
+    np.testing.assert_allclose(tables.values_of_pairs(together, [("m1/y", "m2/w")]), exact[1, 1], atol=1e-6)
 
 
-def test_every_way_to_svcca_gives_the_same(compare: ModuleType, tables: ModuleType, tmp_path: Path) -> None:
+def test_all_implementations_of_svcca_agree(compare: ModuleType, tables: ModuleType, tmp_path: Path) -> None:
     stores = job(tables, tmp_path).stores({f"m{seed}": (SMALL[seed - 1], seed) for seed in (1, 2)}, 200)
     settings = compare.Settings("any", stores=stores, metric="svcca", pairs=[("y", "v"), ("x", "w")])
-    found = compare.from_stores(settings)
-    values = tables.picked(found, settings.pairs)
+    result = compare.from_stores(settings)
+    values = tables.values_of_pairs(result, settings.pairs)
     assert 0.1 < values[0] < 0.99
     for name in ("pairs", "pairs in float64", "pairs by SVD", "pairs by SVD in float64"):
         pairs = compare.CONTENDERS[name](settings)
         np.testing.assert_allclose(pairs["values"], values, atol=1e-5)
-        assert len(pairs["each"]) == 2
-    assert all(0 < k <= 40 for side in "ab" for k in found[f"components {side}"])
+        assert len(pairs["times"]) == 2
+    assert all(0 < k <= 40 for side in "ab" for k in result[f"components {side}"])
 
 
-def test_how_much_of_a_file_is_in_memory(compare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the system keeps is its own affair, and changes under load: so three quarters are kept here."""
+def test_share_of_a_file_in_the_page_cache(
+    compare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page cache changes under load, so the test replaces the system call: three quarters are in memory."""
     path = tmp_path / "file"
     path.write_bytes(bytes(2**22))
     share = compare.cached(str(path))
     if share is None:
-        pytest.skip("the system does not tell")
+        pytest.skip("the system does not report it")
     assert 0 <= share <= 1
     read, kept = os.preadv, 3 * 2**20
 
@@ -258,24 +262,25 @@ def test_operations_of_a_comparison(tables: ModuleType) -> None:
     assert tables.flop(tables.PAIR_WIDTHS, 50_000)["feature space"] == 5 * large["feature space"]
 
 
-def test_the_floor_is_that_of_the_cheaper_way(tables: ModuleType, tmp_path: Path) -> None:
+def test_the_floor_is_that_of_the_cheaper_algorithm(tables: ModuleType, tmp_path: Path) -> None:
     report = tables.Report("any", job(tables, tmp_path))
     rates = [{"sgemm": {"seconds": rate, "cpu": rate / 2}} for rate in (1e9, 9e9, 2e9)]
     assert report.floor({"one": 8e9, "other": 6e9}, rates) == {"seconds": 3.0, "cpu": 6.0}
     assert cells(report) == [["floor: other, 6 GFLOP at 2 GFLOP/s", "3.00", "6.00", "", "", ""]]
 
 
-def test_one_pair_of_every_two_widths_stands_for_all(tables: ModuleType) -> None:
-    counts = tables.kinds(*SMALL)
+def test_one_pair_of_every_combination_of_widths_is_timed(tables: ModuleType) -> None:
+    counts = tables.width_combinations(*SMALL)
     assert counts == {("x", "v"): 2, ("x", "w"): 2, ("y", "v"): 1, ("y", "w"): 1}
-    assert sum(tables.kinds(*tables.PAIR_WIDTHS).values()) == 221
-    each = [{"seconds": float(SMALL[0][a] * SMALL[1][b]), "cpu": 1.0} for a, b in counts]
-    every = sum(p * q for p in SMALL[0].values() for q in SMALL[1].values())
-    assert tables.scaled({"each": each}, list(counts.values())) == {"each": each, "seconds": every, "cpu": 6.0}
+    assert sum(tables.width_combinations(*tables.PAIR_WIDTHS).values()) == 221
+    times = [{"seconds": float(SMALL[0][a] * SMALL[1][b]), "cpu": 1.0} for a, b in counts]
+    total = sum(p * q for p in SMALL[0].values() for q in SMALL[1].values())
+    scaled = tables.scale_to_all_pairs({"times": times}, list(counts.values()))
+    assert scaled == {"times": times, "seconds": total, "cpu": 6.0}
 
 
 def test_the_floor_of_svcca(tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """X'X of (10 x 4), (10 x 2) and, as XX', (10 x 20); of the last the eigenvectors are the basis."""
+    """X'X of layers (10 x 4) and (10 x 2), and XX' of a layer (10 x 20), whose eigenvectors are already the basis."""
     monkeypatch.setattr(tables, "PAIR_WIDTHS", ({"x": 4, "z": 20}, {"y": 2}))
     kept = {"components a": [3, 7], "components b": [1]}
     rates = {
@@ -293,7 +298,8 @@ def test_the_floor_of_svcca(tables: ModuleType, monkeypatch: pytest.MonkeyPatch)
 def test_rows_are_medians_and_the_largest_error(tables: ModuleType, tmp_path: Path) -> None:
     report = tables.Report("any", job(tables, tmp_path))
     results = [
-        {"seconds": s, "cpu": 2 * s, "mib": 100 * s, "own mib": s, "values": [[0.5 + s / 100]]} for s in (1.0, 2.0, 9.0)
+        {"seconds": s, "cpu": 2 * s, "mib": 100 * s, "added mib": s, "values": [[0.5 + s / 100]]}
+        for s in (1.0, 2.0, 9.0)
     ]
     report.contender("repsim", results, [[0.5]])
     report.contender("peer", [*results, {"failure": "NaN"}], [[0.5]])
@@ -303,7 +309,7 @@ def test_rows_are_medians_and_the_largest_error(tables: ModuleType, tmp_path: Pa
         ["peer", "NaN", "", "", "", ""],
         ["peer / repsim", "4.5 x", "1.5 x", "", "", ""],
     ]
-    assert np.isnan(tables.apart([[0.5, math.nan]], [[0.5, 0.5]]))
+    assert np.isnan(tables.largest_difference([[0.5, math.nan]], [[0.5, 0.5]]))
 
 
 @pytest.mark.slow
@@ -328,7 +334,7 @@ def worker(bench: ModuleType) -> ModuleType:
 
 @pytest.fixture
 def staged(bench: ModuleType, tmp_path: Path) -> Path:
-    """Ten names of three pictures."""
+    """Folder that lists three pictures under ten names."""
     pictures = bench.extraction_bench.make_pictures(tmp_path, 3)
     folder: Path = bench.extraction_bench.stage(tmp_path, pictures, 10)
     return folder
@@ -341,7 +347,7 @@ def settings(staged: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_the_bare_loop_reads_what_repsim_reads(worker: ModuleType, settings: dict[str, Any]) -> None:
-    """The same pictures in the same order to the last bit, or the ratio means nothing."""
+    """Both must read the same images in the same order, bit for bit; otherwise the ratio is meaningless."""
     extractor = TimmExtractor(MODEL, weights="random")
     images = open_images(settings["pictures"])
     ours = torch.stack([extractor.transform(images.load(row)) for row in range(len(images))])
@@ -353,7 +359,7 @@ def test_the_bare_loop_reads_what_repsim_reads(worker: ModuleType, settings: dic
 
 
 @pytest.mark.parametrize(("contender", "passes"), [("bare", [4, 4, 2]), ("repsim", [3, 4, 4, 2])])  # 3: the trace
-def test_each_contender_does_the_whole_job(
+def test_each_program_processes_all_images(
     worker: ModuleType, settings: dict[str, Any], contender: str, passes: list[int]
 ) -> None:
     seen: list[int] = []
@@ -377,7 +383,7 @@ def test_each_contender_does_the_whole_job(
         assert path.stat().st_size == result["bytes"] > 10 * result["bytes_per_image"]
 
 
-def test_the_clock_leaves_out_what_went_before_the_mark(worker: ModuleType) -> None:
+def test_the_clock_leaves_out_the_time_before_the_mark(worker: ModuleType) -> None:
     class Clock(worker.Clock):  # type: ignore[misc, name-defined]
         @staticmethod
         def now() -> tuple[float, float]:
@@ -386,30 +392,30 @@ def test_the_clock_leaves_out_what_went_before_the_mark(worker: ModuleType) -> N
     clock = Clock()
     clock.start, clock.marks = (0.0, 0.0), [(1.0, 1.0), (3.0, 2.0)]
     assert clock.result(24, 4) == {"steady": 20 / 10, "whole": 24 / 13, "cpu": 5 / 20}
-    with pytest.raises(SystemExit, match="4 pictures are too few: 4 go before what is measured"):
+    with pytest.raises(SystemExit, match="4 images are too few: the measurement begins after the first 4"):
         clock.result(4, 4)
 
 
 @pytest.mark.slow
 def test_limits_are_those_of_the_model(worker: ModuleType, settings: dict[str, Any]) -> None:
-    """A ResNet-18 does 1.8 billion multiplications and additions a picture: 3.6 GFLOP, as the literature counts."""
+    """A ResNet-18 needs 1.8 billion multiply-adds per image: 3.6 GFLOP, as in the literature."""
     limits = worker.limits(worker.Settings("limits", **settings | {"model": "resnet18"}))
     assert limits["flop"] / 1e9 == pytest.approx(3.628, abs=0.01)
     assert list(Path(settings["out"]).iterdir()) == []
 
 
-def test_ratios_compare_the_runs_of_one_turn(bench: ModuleType) -> None:
+def test_ratios_compare_the_runs_of_one_round(bench: ModuleType) -> None:
     ours, theirs = ([{"steady": x} for x in side] for side in ((9.0, 90.0, 50.0), (10.0, 100.0, 40.0)))
     assert bench.extraction_bench.ratios(ours, theirs, "steady") == 0.9
-    told = [{"seconds": x, "predicted": 2 * x} for x in (1.0, 2.0)]
-    assert bench.extraction_bench.ratios(told, told, "seconds", "predicted") == 0.5
+    runs = [{"seconds": x, "predicted": 2 * x} for x in (1.0, 2.0)]
+    assert bench.extraction_bench.ratios(runs, runs, "seconds", "predicted") == 0.5
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_says_why_in_one_line(bench: ModuleType, settings: dict[str, Any]) -> None:
-    given = {key: settings[key] for key in ("pictures", "batch_size", "workers")}
+def test_a_failed_run_gives_the_reason_in_one_line(bench: ModuleType, settings: dict[str, Any]) -> None:
+    options = {key: settings[key] for key in ("pictures", "batch_size", "workers")}
     run = bench.extraction_bench.run
     with pytest.raises(click.ClickException, match="bare on resnet_18 failed: RuntimeError: Unknown model"):
-        run(sys.executable, 1, contender="bare", model="resnet_18", **given)
+        run(sys.executable, 1, contender="bare", model="resnet_18", **options)
     with pytest.raises(click.ClickException, match="no/python cannot be run: No such file"):
-        run("no/python", 1, contender="thingsvision", model="resnet18", **given)
+        run("no/python", 1, contender="thingsvision", model="resnet18", **options)

@@ -1,4 +1,4 @@
-"""The benchmark of all measures: its naive formulas are right, and what it was not given time for is scaled up."""
+"""Tests of the benchmark of all measures: naive formulas are correct, and incomplete times are scaled up."""
 
 import sys
 from importlib import import_module
@@ -31,7 +31,7 @@ def test_every_measure_but_the_topological_ones_has_a_naive_formula(worker: Modu
 
 
 def test_naive_formulas_agree(worker: ModuleType, bench: ModuleType) -> None:
-    """Float32 on both sides: by rounding, two neighbours that are as near may change places."""
+    """Both use float32, so two neighbours at nearly equal distances may change places by rounding."""
     names = tuple(worker.NAIVE)
     settings = {"samples": 120, "measures": names, "few": True}
     ours = worker.by_repsim(worker.Settings("repsim", **settings))
@@ -39,11 +39,11 @@ def test_naive_formulas_agree(worker: ModuleType, bench: ModuleType) -> None:
     for name in names:
         assert len(naive[name]["values"]) == np.size(ours[name]["values"]) == 12
         allowed = 5e-3 if name == "rank_similarity" else 2e-6
-        assert bench.apart(ours[name]["values"], naive[name]["values"]) < allowed, name
+        assert bench.largest_difference(ours[name]["values"], naive[name]["values"]) < allowed, name
 
 
-def test_without_time_it_is_scaled_up(worker: ModuleType) -> None:
-    """By the widths of the pairs: one of 4 x 3, whose rows are 8 to 40 and whose columns are 12 to 20 wide."""
+def test_incomplete_times_are_scaled_up(worker: ModuleType) -> None:
+    """The factor follows from the widths of the pairs: one of 4 x 3 pairs, 8 to 40 by 12 to 20 units."""
     settings = worker.Settings("naive", 50, ("magnitude_difference",), limit=0.0, few=True)
     seen = []
 
@@ -51,15 +51,15 @@ def test_without_time_it_is_scaled_up(worker: ModuleType) -> None:
         seen.append((x.shape[1], y.shape[1]))
         return 0.0
 
-    found = worker.pair_by_pair(lambda _: measure)(settings)["magnitude_difference"]
-    _, (p, q) = seen  # the first is to warm up
-    assert len(found["values"]) == 1
-    whole = sum(x + y for x in (8, 16, 24, 40) for y in (12, 20, 20))
-    assert worker.part([(0, 0)], {(0, 0): p + q, (1, 0): whole - p - q}) == pytest.approx((p + q) / whole)
+    result = worker.pair_by_pair(lambda _: measure)(settings)["magnitude_difference"]
+    _, (p, q) = seen  # the first call is the warm-up
+    assert len(result["values"]) == 1
+    total = sum(x + y for x in (8, 16, 24, 40) for y in (12, 20, 20))
+    assert worker.share_of_work([(0, 0)], {(0, 0): p + q, (1, 0): total - p - q}) == pytest.approx((p + q) / total)
 
 
-def test_apart_is_relative_and_of_the_same_pairs(bench: ModuleType) -> None:
-    assert bench.apart([[1.0, 2.0], [3.0, 4.0]], {"0 1": 2.0, "1 0": 3.3}) == pytest.approx(0.1)
+def test_largest_difference_is_relative_and_uses_the_same_pairs(bench: ModuleType) -> None:
+    assert bench.largest_difference([[1.0, 2.0], [3.0, 4.0]], {"0 1": 2.0, "1 0": 3.3}) == pytest.approx(0.1)
 
 
 @pytest.mark.slow

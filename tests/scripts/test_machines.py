@@ -1,4 +1,4 @@
-"""The tests under other settings (scripts/validation/machines), on tests that are made here."""
+"""Tests of scripts/validation/machines, on small test files."""
 
 import importlib.util
 import os
@@ -59,8 +59,8 @@ def machines(*arguments: object, **environment: str) -> subprocess.CompletedProc
 
 @pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="the settings name x86 processors")
 @pytest.mark.slow
-def test_what_settings_change_and_what_is_counted(tmp_path: Path) -> None:
-    """In one run, under three at once."""
+def test_settings_take_effect_and_results_are_counted(tmp_path: Path) -> None:
+    """One run with three settings combined."""
     file, out = tmp_path / "test_kinds.py", tmp_path / "table.md"
     file.write_text(KINDS)
     arguments = ["--", "-q", "-c", ROOT / "pyproject.toml", "-p", "no:cacheprovider", "-p", "conftest", file]
@@ -74,7 +74,7 @@ def test_what_settings_change_and_what_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_shuffled_order_is_another_and_the_same_again(tmp_path: Path) -> None:
+def test_a_shuffled_order_depends_on_the_seed_only(tmp_path: Path) -> None:
     file = tmp_path / "test_order.py"
     file.write_text(ORDER)
     spec = importlib.util.spec_from_file_location("shuffling", ROOT / "conftest.py")
@@ -93,8 +93,8 @@ def test_a_shuffled_order_is_another_and_the_same_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "plain+nothing"])
-def test_an_unknown_setting_is_one_line_before_anything_runs(name: str) -> None:
+def test_an_unknown_setting_is_an_error_before_the_first_run(name: str) -> None:
     done = machines("plain", name)
     assert done.returncode == 2
-    assert "no setting 'nothing'; expected of plain, " in done.stderr
+    assert "no setting 'nothing'; choose from plain, " in done.stderr
     assert "---" not in done.stderr

@@ -1,4 +1,4 @@
-"""The pages of docs/ that scripts/maintenance/metrics_docs.py writes are what it would write, and are good Markdown."""
+"""Tests of scripts/maintenance/metrics_docs.py: the generated pages of docs/ are up to date and valid Markdown."""
 
 import importlib.util
 import itertools
@@ -33,12 +33,12 @@ def script() -> ModuleType:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_pages_are_what_would_be_written(script: ModuleType, name: str) -> None:
+def test_the_pages_are_up_to_date(script: ModuleType, name: str) -> None:
     path = ROOT / "docs" / name
-    assert path.read_text() == script.pages()[path], "stale: run scripts/maintenance/metrics_docs.py"
+    assert path.read_text() == script.pages()[path], "out of date: run scripts/maintenance/metrics_docs.py"
 
 
-def test_a_stale_page_is_noticed_and_mended(
+def test_a_page_that_is_out_of_date_is_detected_and_written(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "docs").mkdir()
@@ -48,14 +48,14 @@ def test_a_stale_page_is_noticed_and_mended(
     monkeypatch.setattr(script, "ROOT", tmp_path)
     assert CliRunner().invoke(script.main, ["--check"]).exit_code == 0
     page = tmp_path / "docs" / "metrics.md"
-    whole = page.read_text()
-    page.write_text(whole.replace("| 10,241 |", "| 10,242 |"))
+    text = page.read_text()
+    page.write_text(text.replace("| 10,241 |", "| 10,242 |"))
     result = CliRunner().invoke(script.main, ["--check"])
     assert result.exit_code == 1
-    assert result.stderr == "docs/metrics.md is stale: run scripts/maintenance/metrics_docs.py\n"
+    assert result.stderr == "docs/metrics.md is out of date: run scripts/maintenance/metrics_docs.py\n"
     assert CliRunner().invoke(script.main).stdout == "docs/metrics.md\n"
-    assert page.read_text() == whole
-    page.write_text(whole.replace("<!-- /traits -->", ""))
+    assert page.read_text() == text
+    page.write_text(text.replace("<!-- /traits -->", ""))
     assert "needs the marks" in CliRunner().invoke(script.main).output
 
 
@@ -66,16 +66,16 @@ def inline(tokens: list[Token]) -> Iterator[Token]:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_pages_are_good_markdown(name: str) -> None:
+def test_the_pages_are_valid_markdown(name: str) -> None:
     text = (ROOT / "docs" / name).read_text()
     tokens = list(inline(MARKDOWN.parse(text)))
     kinds = {token.type for token in tokens}
-    assert not kinds & {"em_open", "s_open", "html_inline"}, "a formula was taken for something else"
+    assert not kinds & {"em_open", "s_open", "html_inline"}, "a formula was parsed as markup"
     assert all(token.content.startswith("<!-- ") for token in tokens if token.type == "html_block")
     width = 0
     for line in text.splitlines():
         cells = len(re.findall(r"(?<!\\)\|", line)) - 1 if line.startswith("|") else 0
-        assert not width or not cells or cells == width, f"another number of cells: {line}"
+        assert not width or not cells or cells == width, f"different number of cells: {line}"
         width = cells
     headings = [after.content for token, after in itertools.pairwise(tokens) if token.type == "heading_open"]
     slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
@@ -104,13 +104,13 @@ def test_the_guide_names_only_measures_that_exist() -> None:
 
 
 def shown(markdown: str) -> str:
-    """What a reader sees of a paragraph, which it has to be."""
+    """Return the visible text of a paragraph, after checking that the Markdown is one paragraph."""
     tokens = MARKDOWN.parse(markdown)
     assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
     return "".join(token.content for token in inline(tokens) if token.type != "inline")
 
 
-def test_a_bar_in_a_cell_ends_no_cell(script: ModuleType) -> None:
+def test_a_bar_in_a_cell_does_not_end_the_cell(script: ModuleType) -> None:
     cells = ["`||a||`", script.escaped("|b| and ||c||_F")]
     tokens = MARKDOWN.parse("\n".join(script.table(("one", "two"), [cells])))
     assert [shown(token.content) for token in tokens if token.type == "inline"][2:] == ["||a||", "|b| and ||c||_F"]
@@ -127,16 +127,17 @@ def test_a_bar_in_a_cell_ends_no_cell(script: ModuleType) -> None:
         "- b is no list",
     ],
 )
-def test_formulas_are_shown_as_they_are(script: ModuleType, text: str) -> None:
+def test_formulas_are_shown_unchanged(script: ModuleType, text: str) -> None:
     assert shown(script.escaped(text)) == text.replace("`", "")
 
 
 @pytest.mark.parametrize("name", repsim.metrics.names())
-def test_all_that_a_measure_says_is_shown_as_it_is(script: ModuleType, name: str) -> None:
+def test_texts_of_measures_are_shown_unchanged(script: ModuleType, name: str) -> None:
     metric: Any = repsim.metrics.get(name)
-    said = describe.sections(type(metric))
+    sections = describe.sections(type(metric))
     texts = [metric.question, *metric.others, *metric.others.values(), *describe.references(metric)]
     texts += describe.traits(metric).values()
-    texts += [line for head in ("", "Notes") for each in describe.paragraphs(said.get(head, "")) for line in each.lines]
+    for heading in ("", "Notes"):
+        texts += [line for part in describe.paragraphs(sections.get(heading, "")) for line in part.lines]
     for text in texts:
         assert shown(script.escaped(text)) == text.replace("`", "")

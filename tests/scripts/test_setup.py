@@ -1,4 +1,4 @@
-"""scripts/setup: uv is configured as pip is, pip installs where uv cannot, and nothing is installed twice."""
+"""Tests of scripts/setup: uv uses the configuration of pip, pip is the fallback, nothing is installed twice."""
 
 import importlib.util
 import os
@@ -18,16 +18,16 @@ ROOT = Path(__file__).parents[2]
 INSTALLER = ROOT / "scripts" / "maintenance" / "install_with_uv.py"
 
 
-def test_the_top_of_scripts_is_what_everybody_runs() -> None:
+def test_the_folder_scripts_has_the_expected_entries() -> None:
     top = {path.name for path in (ROOT / "scripts").iterdir()} - {"__pycache__"}
     assert top == {"setup", "demo", "test", "check", "docs", "bench", "benchmarks", "validation", "maintenance"}
 
 
-def test_no_script_hides_a_library() -> None:
-    """Python looks into a script's own folder first."""
+def test_no_script_has_the_name_of_a_library() -> None:
+    """Python searches the folder of a script first."""
     names = {path.stem for path in (ROOT / "scripts").rglob("*.py")}
     assert names.isdisjoint(sys.stdlib_module_names)
-    installed = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]  # and not what other tests have loaded
+    installed = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]  # not sys.path, which other tests change
     assert not [name for name in names if PathFinder.find_spec(name, installed)]
 
 
@@ -41,11 +41,11 @@ def installer() -> ModuleType:
     return module
 
 
-# --- the configuration of pip, in uv's words
+# --- translating the configuration of pip for uv
 
 
 def listed(config: Path | str, **variables: str) -> str:
-    """Output of `pip config list` with this file of configuration, and these variables."""
+    """Return the output of `pip config list` with this configuration file and these variables."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     return subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"],
@@ -105,11 +105,11 @@ def test_no_index(installer: ModuleType, value: str, options: list[str]) -> None
     assert installer.translate(installer.settings(listed(os.devnull, PIP_NO_INDEX=value)), {})[1] == options
 
 
-def test_who_has_set_uv_keeps_it(installer: ModuleType) -> None:
-    """But proxies and certificates are not uv's alone, and pip prefers its own settings to these variables."""
+def test_variables_of_uv_take_precedence(installer: ModuleType) -> None:
+    """Except for proxies and certificates, for which pip's settings take precedence over the general variables."""
     pip = {"index-url": "https://pip", "proxy": "http://pip:1", "cert": "/pip.pem"}
-    mine = {"UV_DEFAULT_INDEX": "https://uv", "https_proxy": "http://all:1", "SSL_CERT_FILE": "/all.pem"}
-    variables, _ = installer.translate(pip, mine)
+    environment = {"UV_DEFAULT_INDEX": "https://uv", "https_proxy": "http://all:1", "SSL_CERT_FILE": "/all.pem"}
+    variables, _ = installer.translate(pip, environment)
     assert variables["UV_DEFAULT_INDEX"] == "https://uv"
     assert variables["https_proxy"] == variables["HTTPS_PROXY"] == "http://pip:1"
     assert variables["SSL_CERT_FILE"] == "/pip.pem"
@@ -122,21 +122,21 @@ def test_certificates_that_pip_finds_through_requests(installer: ModuleType, tmp
     assert variables["SSL_CERT_FILE"] == str(bundle)
 
 
-def test_bytecode_is_compiled_where_python_may_not_keep_it(installer: ModuleType) -> None:
+def test_bytecode_is_compiled_if_python_may_not_save_it(installer: ModuleType) -> None:
     assert "UV_COMPILE_BYTECODE" not in installer.translate({}, {"PYTHONDONTWRITEBYTECODE": ""})[0]
     assert installer.translate({}, {"PYTHONDONTWRITEBYTECODE": "1"})[0]["UV_COMPILE_BYTECODE"] == "true"
 
 
-@pytest.mark.parametrize("name", ["target", "prefer-binary", "no-binary", "a-setting-of-tomorrow"])
+@pytest.mark.parametrize("name", ["target", "prefer-binary", "no-binary", "an-unknown-setting"])
 def test_a_setting_that_uv_would_ignore_is_left_to_pip(installer: ModuleType, name: str) -> None:
     with pytest.raises(installer.NotPossibleError, match=f"no counterpart of pip's setting `{name}`"):
         installer.translate({"index-url": "https://pip", name: "1"}, {})
 
 
-# --- the whole script, on a project that needs one wheel, and one more for its tests
+# --- scripts/setup on a project that needs one wheel, and one more for its tests
 
 BACKEND = '''
-"""A build backend that needs nothing: an editable wheel without code."""
+"""A build backend without dependencies that makes an editable wheel without code."""
 
 from pathlib import Path
 import zipfile
@@ -179,13 +179,13 @@ def make_wheel(folder: Path, name: str) -> None:
 
 START = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # which tests that run in the background ignore
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # background processes ignore it
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
 class Project:
-    """A checkout with scripts/setup, an index without network, and a uv on the PATH that does as it is told."""
+    """A checkout with scripts/setup, a local package index, and a fake uv on the PATH."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.bin, self.wheels = folder / "checkout", folder / "bin", folder / "wheels"
@@ -201,7 +201,7 @@ class Project:
             make_wheel(self.wheels, name)
 
     def uv(self, version: str, body: str) -> None:
-        """Put a uv of this version on the PATH, whose `uv pip install` is this piece of shell."""
+        """Put a fake uv of this version on the PATH; ``body`` is the shell code of `uv pip install`."""
         uv = self.bin / "uv"
         uv.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "uv {version}" && exit\n{body}\n')
         uv.chmod(0o755)
@@ -227,20 +227,20 @@ class Project:
         )
 
     def has(self, module: str) -> bool:
-        """Whether .venv has the module."""
+        """Return whether .venv has the module."""
         command = [str(self.root / ".venv" / "bin" / "python"), "-c", f"import {module}"]
         return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """One for all tests, as making a virtual environment takes seconds."""
+    """Project for all tests, because creating a virtual environment takes seconds."""
     return Project(tmp_path_factory.mktemp("setup"))
 
 
 @pytest.fixture
 def fresh(project: Project) -> Project:
-    """Nothing is installed, whatever other tests did."""
+    """Project in which nothing is installed."""
     venv = project.root / ".venv"
     (venv / ".repsim-setup").unlink(missing_ok=True)
     for name in ("needed", "tested", "project"):
@@ -249,15 +249,15 @@ def fresh(project: Project) -> Project:
     return project
 
 
-def test_uv_installs_once_what_is_asked_for(fresh: Project, tmp_path: Path) -> None:
+def test_uv_installs_each_level_once(fresh: Project, tmp_path: Path) -> None:
     log = tmp_path / "log"
     fresh.uv("0.9.1", f'echo "$UV_FIND_LINKS: $*" >> {log}')
     python = fresh.root / ".venv" / "bin" / "python"
     command = f"{fresh.wheels}: pip install --quiet --python {python} --no-index -e ."
     calls = [
         (["base"], 1),
-        (["base"], 0),  # all there
-        ([], 1),  # the extras are not
+        (["base"], 0),  # already installed
+        ([], 1),  # the extras are missing
         (["base"], 0),
         ([], 0),
     ]
@@ -266,10 +266,10 @@ def test_uv_installs_once_what_is_asked_for(fresh: Project, tmp_path: Path) -> N
         done = fresh.setup(*arguments, folder=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         assert log.read_text() == f"{command}{'' if arguments else '[dev,docs]'}\n" * times
-    assert not fresh.has("needed")  # the uv of this test installs nothing, and pip was not asked
+    assert not fresh.has("needed")  # the fake uv installs nothing, and pip was not called
 
 
-def test_another_pyproject_is_installed(fresh: Project, tmp_path: Path) -> None:
+def test_a_changed_pyproject_is_installed_again(fresh: Project, tmp_path: Path) -> None:
     log = tmp_path / "log"
     fresh.uv("0.9.1", f"echo called >> {log}")
     assert fresh.setup().returncode == 0
@@ -278,7 +278,7 @@ def test_another_pyproject_is_installed(fresh: Project, tmp_path: Path) -> None:
     assert log.read_text() == "called\n" * 2
 
 
-def test_pip_installs_where_uv_fails(fresh: Project) -> None:
+def test_pip_installs_if_uv_fails(fresh: Project) -> None:
     fresh.uv("0.9.1", "echo '  × No solution found:' >&2; echo '  more' >&2; exit 1")
     done = fresh.setup("base")
     reason = (
@@ -291,7 +291,7 @@ def test_pip_installs_where_uv_fails(fresh: Project) -> None:
     assert fresh.has("tested")
 
 
-def test_pip_installs_where_no_uv_can_be_had(fresh: Project) -> None:
+def test_pip_installs_if_uv_is_not_available(fresh: Project) -> None:
     fresh.uv("0.4.22", "exit 3")  # too old
     done = fresh.setup("base")
     assert done.returncode == 0
@@ -302,18 +302,18 @@ def test_pip_installs_where_no_uv_can_be_had(fresh: Project) -> None:
     assert fresh.has("needed")
 
 
-def test_what_was_interrupted_starts_again(fresh: Project) -> None:
-    fresh.uv("0.9.1", "kill -INT 0")  # as Ctrl-C does: to all processes of scripts/setup
+def test_an_interrupted_installation_starts_again(fresh: Project) -> None:
+    fresh.uv("0.9.1", "kill -INT 0")  # like Ctrl-C: to all processes of scripts/setup
     assert fresh.setup("base").returncode == -signal.SIGINT
     left = fresh.root / ".venv" / "left"
     left.touch()
-    assert not fresh.has("needed")  # pip did not go on
+    assert not fresh.has("needed")  # pip was not called
     fresh.uv("0.9.1", "")
     assert fresh.setup("base").returncode == 0
     assert not left.exists()
 
 
-def test_half_a_virtual_environment_is_made_whole(fresh: Project) -> None:
+def test_an_incomplete_virtual_environment_is_created_again(fresh: Project) -> None:
     fresh.uv("0.9.1", "")
     assert fresh.setup("base").returncode == 0
     for path in fresh.root.glob(".venv/lib/python*/site-packages/pip"):
@@ -323,7 +323,7 @@ def test_half_a_virtual_environment_is_made_whole(fresh: Project) -> None:
     assert fresh.has("pip")
 
 
-def test_what_fails_is_not_taken_for_done(fresh: Project) -> None:
+def test_a_failed_installation_does_not_count_as_done(fresh: Project) -> None:
     fresh.uv("0.9.1", "exit 1")
     hidden = fresh.wheels.rename(fresh.wheels.with_name("hidden"))
     try:
@@ -334,6 +334,6 @@ def test_what_fails_is_not_taken_for_done(fresh: Project) -> None:
     assert fresh.has("needed")
 
 
-def test_what_cannot_be_asked_for(fresh: Project) -> None:
+def test_an_unknown_level_is_an_error(fresh: Project) -> None:
     done = fresh.setup("everything")
     assert (done.returncode, done.stderr) == (2, "scripts/setup: expected base, all or nothing, got everything\n")

@@ -1,4 +1,4 @@
-"""scripts/validation/sweep_timm: a sample of the families passes, and wrong numbers fail."""
+"""Tests of scripts/validation/sweep_timm: a sample of the families passes, and wrong values fail."""
 
 import importlib.machinery
 import importlib.util
@@ -27,28 +27,38 @@ def sweep() -> ModuleType:
     return module
 
 
-# family -> its smallest model, layers, how many of these have positions, and what only some families have
+# family -> its smallest model, number of layers, number of layers with positions, readouts; comments name special cases
 SAMPLE = {
     "starnet": ("starnet_s050", 8, 7, "mean max flatten grid:4"),
-    "pit": ("pit_ti_224", 14, 11, "mean max cls flatten grid:4"),  # class tokens; its last stage grows out of step
+    "pit": (
+        "pit_ti_224",
+        14,
+        11,
+        "mean max cls flatten grid:4",
+    ),  # class tokens; the last stage does not grow in proportion
     "levit": ("levit_128s", 12, 10, "mean max flatten grid:4"),  # tokens without a class token, two classifiers
-    "crossvit": ("crossvit_tiny_240", 10, 8, "mean max cls flatten grid:4"),  # two tensors a layer, calls that repeat
-    "tnt": ("tnt_s_legacy_patch16_224", 14, 13, "mean max cls flatten grid:4"),  # tuples, one of them in other rows
+    "crossvit": ("crossvit_tiny_240", 10, 8, "mean max cls flatten grid:4"),  # two tensors per layer, repeated calls
+    "tnt": (
+        "tnt_s_legacy_patch16_224",
+        14,
+        13,
+        "mean max cls flatten grid:4",
+    ),  # tuples whose tensors have different numbers of rows
     "mambaout": ("test_mambaout", 8, 7, "mean max flatten grid:4"),  # channels last
 }
 
 
 @pytest.mark.parametrize("family", SAMPLE)
 @pytest.mark.slow
-def test_a_family_is_read_as_hooks_by_hand_read_it(sweep: ModuleType, family: str) -> None:
+def test_repsim_and_hooks_read_a_family_equally(sweep: ModuleType, family: str) -> None:
     *_, row = sweep.work(family)
     assert row.error == ""
     assert (row.model, len(row.layers), row.by_growth, " ".join(row.readouts)) == SAMPLE[family]
     assert row.by_timm >= row.maps_found >= 3
-    assert 0 < row.difference < 1e-5  # exactly 0 would be one pass held against itself
+    assert 0 < row.difference < 1e-5  # exactly 0 would mean that a pass is compared with itself
 
 
-def test_the_families_are_those_of_timm_and_not_our_own(sweep: ModuleType) -> None:
+def test_the_families_are_those_of_timm_only(sweep: ModuleType) -> None:
     assert {"resnet", "vision_transformer", "convnext"} <= set(sweep.families())
     assert "zoo" not in sweep.families()
     assert sweep.families(["convn*", "vgg"]) == ["convnext", "vgg"]
@@ -58,13 +68,13 @@ def test_the_smallest_is_the_one_with_the_fewest_parameters(sweep: ModuleType) -
     real = {n: sum(p.numel() for p in timm.create_model(n).parameters()) for n in timm.list_models(module="repghost")}
     name, parameters, classes = sweep.smallest("repghost")
     assert (name, parameters, classes) == (min(real, key=real.__getitem__), min(real.values()), 1000)
-    assert sweep.smallest("deepseek_vit")[2] == 0  # encoders of a language model: nothing classifies
+    assert sweep.smallest("deepseek_vit")[2] == 0  # an encoder of a language model, without a classifier
 
 
 def test_tokens_that_do_not_grow_with_the_picture_are_prefix_tokens(sweep: ModuleType) -> None:
     shapes = {"patch_embed": (10, 10, 64), "blocks.0": (101, 64), "pre_logits": (64,)}
-    told = sweep.positions("test_vit", shapes, (160, 160))
-    assert told == {"patch_embed": ([0, 1], 0), "blocks.0": ([0], 1), "pre_logits": ([], 0)}
+    growing = sweep.positions("test_vit", shapes, (160, 160))
+    assert growing == {"patch_embed": ([0, 1], 0), "blocks.0": ([0], 1), "pre_logits": ([], 0)}
     assert sweep.positions("test_resnet", {"layer1": (32, 40, 40)}, (160, 160)) == {"layer1": ([1, 2], 0)}
 
 
@@ -85,15 +95,15 @@ def right() -> dict[tuple[str, str], Any]:
 
 
 WRONG = {
-    "another order": ("flatten", TOKENS.T.ravel(), "the hook's tensor"),
-    "one value off": ("flatten", TOKENS.ravel() + 1e-3 * (np.arange(50) == 7), "the hook's tensor"),
-    "not a number": ("flatten", np.full(50, np.nan), "the hook's tensor"),
-    "another size": ("flatten", TOKENS[1:].ravel(), "the hook's tensor"),
-    "mean with the class token": ("mean", TOKENS.mean(0), "numpy's over the axes that grow with the picture"),
-    "mean over channels": ("mean", TOKENS[1:].mean(1), "numpy's over the axes that grow with the picture"),
-    "max with the class token": ("max", TOKENS.max(0) + 9, "numpy's over the axes that grow with the picture"),
+    "different order": ("flatten", TOKENS.T.ravel(), "the tensor of the hook"),
+    "one wrong value": ("flatten", TOKENS.ravel() + 1e-3 * (np.arange(50) == 7), "the tensor of the hook"),
+    "NaN": ("flatten", np.full(50, np.nan), "the tensor of the hook"),
+    "different size": ("flatten", TOKENS[1:].ravel(), "the tensor of the hook"),
+    "mean with the class token": ("mean", TOKENS.mean(0), "numpy over the axes that grow with the image"),
+    "mean over channels": ("mean", TOKENS[1:].mean(1), "numpy over the axes that grow with the image"),
+    "max with the class token": ("max", TOKENS.max(0) + 9, "numpy over the axes that grow with the image"),
     "the last token": ("cls", TOKENS[-1], "the first token"),
-    "a grid on its side": (
+    "transposed grid": (
         "grid:4",
         right()["layer", "grid:4"].reshape(5, 4, 4).swapaxes(1, 2).ravel(),
         "timm's forward_intermediates",
@@ -101,29 +111,29 @@ WRONG = {
 }
 
 
-def held(sweep: ModuleType, read: dict[tuple[str, str], Any], told: Any) -> Any:
+def compare_readouts(sweep: ModuleType, read: dict[tuple[str, str], Any], growing: Any) -> Any:
     row = sweep.Row("family", layers=["layer"])
-    row.layers = ["layer"] * 3  # as many as must be
-    sweep.compare(row, read, {"layer": TOKENS}, told, [np.zeros((5, 3, 3)), MAP])
+    row.layers = ["layer"] * 3  # the smallest number that passes
+    sweep.compare(row, read, {"layer": TOKENS}, growing, [np.zeros((5, 3, 3)), MAP])
     return row
 
 
 def test_the_right_numbers_pass(sweep: ModuleType) -> None:
-    row = held(sweep, right(), {"layer": ([0], 1)})
+    row = compare_readouts(sweep, right(), {"layer": ([0], 1)})
     assert (row.error, row.by_growth, row.by_timm, row.maps_found, row.maps) == ("", 3, 3, 1, 2)
     assert row.difference < 1e-6
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_a_wrong_number_fails(sweep: ModuleType, what: str) -> None:
-    readout, values, which = WRONG[what]
-    row = held(sweep, right() | {("layer", readout): values}, {"layer": ([0], 1)})
-    assert row.error.startswith(f"{readout} of layer: ")
-    assert row.error.endswith(f" away from {which}")
+@pytest.mark.parametrize("error", WRONG)
+def test_a_wrong_value_fails(sweep: ModuleType, error: str) -> None:
+    readout, values, reference = WRONG[error]
+    row = compare_readouts(sweep, right() | {("layer", readout): values}, {"layer": ([0], 1)})
+    assert row.error.startswith(f"{readout} of layer differs by ")
+    assert row.error.endswith(f" from {reference}")
     assert row.difference > sweep.TOLERANCE
 
 
-def test_layers_that_say_little_fail(sweep: ModuleType) -> None:
+def test_too_few_layers_fail(sweep: ModuleType) -> None:
     kept, read = (
         {"a": TOKENS, "pre_logits": TOKENS[0]},
         {("a", "flatten"): TOKENS.ravel(), ("pre_logits", "flatten"): TOKENS[0]},
@@ -136,14 +146,14 @@ def test_layers_that_say_little_fail(sweep: ModuleType) -> None:
     assert row.error == "0 of timm's 2 maps are among the 3 layers: a, a, a"
 
 
-def test_timm_s_own_maps_notice_it_where_the_axes_are_not_told(sweep: ModuleType) -> None:
-    row = held(sweep, right() | {("layer", "mean"): TOKENS.mean(0)}, {})
-    assert row.error.endswith("away from timm's forward_intermediates")
+def test_maps_of_timm_detect_errors_if_the_growing_axes_are_unknown(sweep: ModuleType) -> None:
+    row = compare_readouts(sweep, right() | {("layer", "mean"): TOKENS.mean(0)}, {})
+    assert row.error.endswith(" from timm's forward_intermediates")
 
 
 def test_positions_without_a_mean_fail(sweep: ModuleType) -> None:
     read = {("layer", "flatten"): TOKENS.ravel()}
-    assert held(sweep, read, {"layer": ([0], 1)}).error == "layer, shape (10, 5), has positions but no mean"
+    assert compare_readouts(sweep, read, {"layer": ([0], 1)}).error == "layer, shape (10, 5), has positions but no mean"
 
 
 def test_encoders_are_not_read(sweep: ModuleType) -> None:
@@ -153,8 +163,8 @@ def test_encoders_are_not_read(sweep: ModuleType) -> None:
 
 
 @pytest.mark.slow
-def test_what_kills_or_delays_a_process_is_a_row_and_not_the_end(sweep: ModuleType, tmp_path: Path) -> None:
-    """A process of 0.1 GiB dies at once, and one of 0.1 s does not come far."""
+def test_a_killed_or_late_process_gives_a_row_and_the_sweep_continues(sweep: ModuleType, tmp_path: Path) -> None:
+    """A limit of 0.1 GiB kills the process, and a limit of 0.1 s is too short."""
     rows = list(sweep.read_all(["starnet", "vgg"], jobs=1, timeout=600, memory=0.1))
     assert [row.family for row in rows] == ["starnet", "vgg"]
     assert all(
@@ -183,10 +193,10 @@ def test_the_command_writes_the_table(tmp_path: Path) -> None:
 def test_a_pattern_that_matches_no_family(sweep: ModuleType) -> None:
     done = CliRunner().invoke(sweep.main, ["--only", "resnot"])
     assert done.exit_code == 1
-    assert done.stderr.startswith("Error: no family of timm matches resnot; known: beit, ")
+    assert done.stderr.startswith("Error: no family of timm matches resnot; choose from beit, ")
 
 
-def test_one_failure_in_fifty_is_the_most(sweep: ModuleType) -> None:
+def test_at_most_one_failure_in_fifty_is_allowed(sweep: ModuleType) -> None:
     rows = [sweep.Row(f"f{i}", classes=1000) for i in range(49)]
     encoder = sweep.Row("encoder")
     assert sweep.summary([*rows, encoder, sweep.Row("bad", error="no")]) == (49, 50)

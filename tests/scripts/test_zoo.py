@@ -46,8 +46,8 @@ def script() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def held_out() -> Split:
-    """The odd digits through the preprocessing of timm's own making, which is one for all networks of the zoo."""
+def test_digits() -> Split:
+    """Odd digits with timm's preprocessing, which is the same for all networks of the zoo."""
     configs = [resolve_model_data_config(timm.create_model(name, pretrained=True)) for name in ZOO]
     assert all(config == configs[0] for config in configs)
     transform, source = create_transform(**configs[0], is_training=False), Digits("test")
@@ -66,24 +66,26 @@ def metadata(path: str | Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_a_network_names_digits_that_it_has_never_seen(name: str, held_out: Split) -> None:
-    assert len(held_out[0]) == 898
-    got = accuracy(timm.create_model(name, pretrained=True), held_out)
-    assert got >= BOUND[net(name)]
+def test_a_network_classifies_digits_that_were_not_used_for_training(name: str, test_digits: Split) -> None:
+    assert len(test_digits[0]) == 898
+    score = accuracy(timm.create_model(name, pretrained=True), test_digits)
+    assert score >= BOUND[net(name)]
     facts = metadata(weights_file(name))
     assert facts["name"] == name
-    assert facts["test_accuracy"] == pytest.approx(got, abs=0.004)  # another machine's sums may turn 3 of 898 digits
+    assert facts["test_accuracy"] == pytest.approx(
+        score, abs=0.004
+    )  # rounding on another machine may change 3 of 898 digits
     readme = (Path(weights_file(name)).parent / "README.md").read_text()
     assert f"| `{name}` | {facts['test_accuracy']:.4f} |" in readme
 
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_random_weights_guess(name: str, seed: int, held_out: Split) -> None:
-    assert accuracy(load_model(name, "random", seed)[0], held_out) < 0.3
+def test_random_weights_guess(name: str, seed: int, test_digits: Split) -> None:
+    assert accuracy(load_model(name, "random", seed)[0], test_digits) < 0.3
 
 
-def test_all_files_are_there_and_small() -> None:
+def test_all_files_exist_and_are_small() -> None:
     folder = Path(weights_file(ZOO[0])).parent
     assert {path.name for path in folder.glob("*.safetensors")} == {f"{name}.safetensors" for name in ZOO}
     sizes = [Path(weights_file(name)).stat().st_size for name in ZOO]
@@ -91,7 +93,7 @@ def test_all_files_are_there_and_small() -> None:
     assert sum(sizes) <= 4_000_000
 
 
-def assert_half_precision_and_whole_counters(path: str | Path) -> None:
+def assert_float16_and_integer_counters(path: str | Path) -> None:
     with safe_open(path, "pt") as file:
         kinds = {key: file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118 - not a dictionary
     counters = {key for key in kinds if key.endswith("num_batches_tracked")}
@@ -100,16 +102,16 @@ def assert_half_precision_and_whole_counters(path: str | Path) -> None:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_a_file_holds_half_precision_and_whole_counters(name: str) -> None:
-    assert_half_precision_and_whole_counters(weights_file(name))
+def test_a_file_has_float16_weights_and_integer_counters(name: str) -> None:
+    assert_float16_and_integer_counters(weights_file(name))
 
 
-def test_timm_loads_every_network_without_a_network(tmp_path: Path) -> None:
+def test_timm_loads_the_zoo_without_a_network_connection(tmp_path: Path) -> None:
     code = (
         "import timm; from repsim.extractors.zoo import ZOO\n"
         "for name in ZOO: print(name, timm.create_model(name, pretrained=True).pretrained_cfg['tag'])"
     )
-    # an empty cache, and a proxy that is not there
+    # an empty cache, and a proxy that does not exist
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9"}
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], env=env, capture_output=True, text=True, check=True
@@ -119,7 +121,7 @@ def test_timm_loads_every_network_without_a_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_seeds_differ_and_no_tag_means_the_first(name: str) -> None:
+def test_seeds_differ_and_the_default_tag_is_the_first_seed(name: str) -> None:
     prints = [fingerprint(timm.create_model(f"{name}.seed{seed}", pretrained=True)) for seed in (0, 1, 2)]
     assert len(set(prints)) == 3
     assert fingerprint(timm.create_model(name, pretrained=True)) == prints[0]
@@ -132,7 +134,7 @@ def test_seeds_differ_and_no_tag_means_the_first(name: str) -> None:
         ("digits_vit.seed2", ["patch_embed", *(f"blocks.{i}" for i in range(6)), "pre_logits"]),
     ],
 )
-def test_the_default_layers_are_stem_blocks_and_what_the_classifier_gets(name: str, layers: list[str]) -> None:
+def test_the_default_layers_are_the_stem_the_blocks_and_pre_logits(name: str, layers: list[str]) -> None:
     extractor = TimmExtractor(name)
     assert [layer.name for layer in extractor.layers()] == layers
     assert extractor.name == name
@@ -147,7 +149,7 @@ def _grams(model: str, seed: int, weights: str) -> list[Any]:
 
 
 def _diagonal_lead(matrix: NDArray[np.float64]) -> float:
-    """Mean on the diagonal less the mean beside it."""
+    """Return the mean of the diagonal minus the mean of the other entries."""
     on = np.eye(len(matrix), dtype=bool)
     return float(matrix[on].mean() - matrix[~on].mean())
 
@@ -162,7 +164,7 @@ def test_trained_resnets_agree_layer_by_layer_and_untrained_ones_do_not() -> Non
 
 
 def _short(script: ModuleType, name: str, epochs: int = 1, batch: int = 32) -> nn.Module:
-    """Two steps."""
+    """Train a network for two steps per epoch."""
     pictures, labels = script.digits("train", load_model(net(name), "random")[0])
     schedule = script.Schedule(epochs=epochs, rate=1e-3, batch=batch)
     model: nn.Module = script.train(name, pictures[:64], labels[:64], schedule, say=lambda _: None)
@@ -174,7 +176,7 @@ def _short(script: ModuleType, name: str, epochs: int = 1, batch: int = 32) -> n
 def test_a_seed_reproduces_training_bit_for_bit(name: str, script: ModuleType) -> None:
     prints: list[str] = []
     for seed in (1, 1, 2):
-        torch.manual_seed(len(prints))  # whatever the global generator is at
+        torch.manual_seed(len(prints))  # training must not depend on the global generator
         prints.append(fingerprint(_short(script, f"{name}.seed{seed}")))
     assert prints[0] == prints[1] != prints[2]
 
@@ -186,7 +188,7 @@ def test_training_starts_from_the_random_weights_of_its_seed(name: str, script: 
     assert fingerprint(_short(script, f"{name}.seed1")) != start
 
 
-def test_training_leaves_the_process_as_it_was(script: ModuleType) -> None:
+def test_training_restores_threads_and_random_state(script: ModuleType) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -198,28 +200,28 @@ def test_training_leaves_the_process_as_it_was(script: ModuleType) -> None:
         torch.set_num_threads(threads)
 
 
-def test_jitter_moves_ink_and_brings_in_background(script: ModuleType) -> None:
+def test_jitter_moves_the_digit_and_fills_with_background(script: ModuleType) -> None:
     pictures = torch.full((64, 1, 32, 32), -1.0)
     pictures[:, :, 12:20, 12:20] = 2.0
 
-    def jitter(**how: float) -> Tensor:
-        schedule = script.Schedule(epochs=1, rate=1e-3, **how)
+    def jitter(**settings: float) -> Tensor:
+        schedule = script.Schedule(epochs=1, rate=1e-3, **settings)
         moved: Tensor = script.jitter(pictures, schedule, torch.Generator().manual_seed(0))
         return moved
 
     torch.testing.assert_close(jitter(shift=0.0, turn=0.0), pictures)
     moved = jitter(shift=0.125, turn=0.0)
     ink = (moved + 1).sum((1, 2, 3))
-    torch.testing.assert_close(ink, (pictures + 1).sum((1, 2, 3)))  # none is lost: the square stays inside
+    torch.testing.assert_close(ink, (pictures + 1).sum((1, 2, 3)))  # the square stays inside the image
     places = torch.arange(32.0)
     for axis in (2, 3):
         centre = ((moved + 1).sum((1, 5 - axis)) * places).sum(1) / ink
         assert (centre - 15.5).abs().max() <= 4  # an eighth of 32
-        assert (centre - 15.5).abs().max() > 3  # of 64 draws, one comes close
+        assert (centre - 15.5).abs().max() > 3  # the largest of 64 draws
     assert moved.amin() >= -1.0001
 
 
-def test_equal_weights_make_equal_files(script: ModuleType, tmp_path: Path) -> None:
+def test_equal_weights_give_equal_files(script: ModuleType, tmp_path: Path) -> None:
     model = load_model("digits_resnet", "random")[0]
     files = [script.write("digits_resnet.seed0", model, tmp_path / str(i))[0].read_bytes() for i in range(2)]
     assert files[0] == files[1]
@@ -234,19 +236,19 @@ def invoke(script: ModuleType) -> Invoke:
 
 
 @pytest.mark.slow
-def test_the_script_trains_rounds_tests_and_writes(invoke: Invoke, held_out: Split, tmp_path: Path) -> None:
+def test_the_script_trains_rounds_tests_and_writes(invoke: Invoke, test_digits: Split, tmp_path: Path) -> None:
     run = invoke(["digits_resnet.seed1", "--epochs", "1", "-o", str(tmp_path / "new")])
     assert run.exit_code == 0
     path = tmp_path / "new" / "digits_resnet.seed1.safetensors"
     assert [p.name for p in path.parent.iterdir()] == [path.name]
-    assert_half_precision_and_whole_counters(path)
-    told = float(run.output.splitlines()[-1].partition("test accuracy ")[2].split()[0])
-    assert metadata(path)["test_accuracy"] == told
-    assert accuracy(load_model("digits_resnet", str(path))[0], held_out) == pytest.approx(told, abs=0.004)
+    assert_float16_and_integer_counters(path)
+    reported = float(run.output.splitlines()[-1].partition("test accuracy ")[2].split()[0])
+    assert metadata(path)["test_accuracy"] == reported
+    assert accuracy(load_model("digits_resnet", str(path))[0], test_digits) == pytest.approx(reported, abs=0.004)
     assert run.output.startswith("digits_resnet.seed1  epoch  1/1  loss ")
 
 
-def test_the_script_refuses_in_one_line(invoke: Invoke, tmp_path: Path) -> None:
+def test_wrong_names_and_folders_are_one_line_errors(invoke: Invoke, tmp_path: Path) -> None:
     run = invoke(["digits_resnet.seed7", "-o", str(tmp_path)])
     assert run.exit_code == 2
     assert run.output.splitlines()[-1].startswith(

@@ -1,4 +1,4 @@
-"""The state machine of `repsim.testing.stateful`: our writer survives it, and writers with one fault each do not."""
+"""Test `StoreWriter` with the state machine of `repsim.testing.stateful`, which also has to detect faulty writers."""
 
 import os
 from pathlib import Path
@@ -27,15 +27,15 @@ class DoesNotSync(StoreWriter):
 class MarksUnfinishedSamples(StoreWriter):
     def write(self, key: LayerKey, rows: Any, values: Any) -> None:
         super().write(key, rows, values)
-        self.done(rows)
+        self.mark_done(rows)
 
 
-class ForgetsWhatIsThere(StoreWriter):
-    def _take_up(self) -> bool:
+class DoesNotResume(StoreWriter):
+    def _resume_run(self) -> bool:
         return False
 
 
-class ResumesUnasked(StoreWriter):
+class AlwaysResumes(StoreWriter):
     def __init__(self, path: Path, contents: Contents, **options: Any) -> None:
         super().__init__(path, contents, **{**options, "resume": True})
 
@@ -45,17 +45,17 @@ class DoesNotLock(StoreWriter):
         pass
 
 
-class NamesUnfinishedStores(StoreWriter):
+class CompletesUnfinishedStores(StoreWriter):
     def _complete(self) -> None:
-        self.done(slice(None))
+        self.mark_done(slice(None))
         self.commit()
         super()._complete()
 
 
-class RemovesBeforeItReplaces(StoreWriter):
-    def _begin(self) -> None:
+class RemovesTheOldStoreFirst(StoreWriter):
+    def _start_run(self) -> None:
         self.path.unlink(missing_ok=True)
-        super()._begin()
+        super()._start_run()
 
 
 @pytest.mark.parametrize(
@@ -64,17 +64,17 @@ class RemovesBeforeItReplaces(StoreWriter):
         (DoesNotSync, "counts, but its values are wrong|committed samples are lost"),
         (
             MarksUnfinishedSamples,
-            "count that were not finished|not all that was committed counts, or more|a run of which nothing was kept",
+            "count that were not finished|not that of the committed ones|a run without committed samples",
         ),
-        (ForgetsWhatIsThere, "assert set|an unfinished store is lost|committed samples are lost|DID NOT RAISE"),
-        (ResumesUnasked, "a run that starts anew counts samples of another|was made with other settings"),
+        (DoesNotResume, "assert set|committed samples are lost|an unfinished store is lost|DID NOT RAISE"),
+        (AlwaysResumes, "a run that does not resume counts samples of another run|was made with other settings"),
         (DoesNotLock, "DID NOT RAISE"),
-        (NamesUnfinishedStores, "a store without some of its samples got the name"),
-        (RemovesBeforeItReplaces, "the finished store changed"),
+        (CompletesUnfinishedStores, "a store with missing samples was completed"),
+        (RemovesTheOldStoreFirst, "the finished store changed"),
     ],
 )
 @pytest.mark.slow
-def test_a_fault_of_a_writer_is_found(writer: type[StoreWriter], message: str) -> None:
+def test_faulty_writers_are_detected(writer: type[StoreWriter], message: str) -> None:
     class Machine(StoreWriterMachine):
         def open_writer(self, path: Path, contents: Contents, **options: Any) -> StoreWriter:
             return writer(path, contents, **options)

@@ -1,4 +1,4 @@
-"""Writing stores: a kill costs seconds, an error keeps what was committed, and nothing is ever half a store."""
+"""Test writing of stores: commits, resumption after errors and kills, locks, and refusal of other settings."""
 
 import errno
 import multiprocessing
@@ -20,22 +20,22 @@ from repsim.labels import LayerKey, SampleIds
 from repsim.stores import writer
 from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import open_store
-from repsim.stores.writer import StoreWriter, stored, write_store
+from repsim.stores.writer import StoreWriter, count_stored, write_store
 
 KEYS = [LayerKey("m", layer, readout) for layer in ("b", "a") for readout in ("mean", "cls")]
 
 
 def contents(n: int = 8, **changes: Any) -> Contents:
     specs = tuple(ArraySpec(key, (5,), {"type": "Block", "grid": None}) for key in KEYS)
-    made = Contents(specs, SampleIds(tuple(f"ü{i}.png" for i in range(n))), "photos", {"seed": 3, "command": "x"})
-    return replace(made, **changes)
+    default = Contents(specs, SampleIds(tuple(f"ü{i}.png" for i in range(n))), "photos", {"seed": 3, "command": "x"})
+    return replace(default, **changes)
 
 
 def fill(out: StoreWriter, samples: slice, value: float = 1.0) -> None:
     rows = np.arange(len(out.contents.sample_ids))[samples]
     for key in KEYS:
         out.write(key, rows, np.repeat(rows[:, None] + value, 5, axis=1).astype(np.float32))
-    out.done(rows)
+    out.mark_done(rows)
 
 
 def test_several_readouts_of_one_layer(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -44,7 +44,7 @@ def test_several_readouts_of_one_layer(tmp_path: Path, rng: np.random.Generator)
         for key in KEYS:
             out.write(key, slice(4, 8), values[4:])
             out.write(key, [1, 0, 3, 2], values[[1, 0, 3, 2]])
-        out.done(slice(None))
+        out.mark_done(slice(None))
     with open_store(tmp_path / "s.h5") as store:
         assert store.layers == ("b@mean", "b@cls", "a@mean", "a@cls")
         assert store["a@cls"].key == LayerKey("m", "a", "cls")
@@ -55,7 +55,7 @@ def test_several_readouts_of_one_layer(tmp_path: Path, rng: np.random.Generator)
 
 
 def test_rows_that_are_made_of_several_samples(tmp_path: Path, rng: np.random.Generator) -> None:
-    """Rows of blocks, in an order that the store keeps; what makes no whole block is left out."""
+    """The store keeps the order of the samples in blocks; samples that do not fill a block are left out."""
     order = np.array([3, 1, 4, 0, 2])
     spec = ArraySpec(LayerKey("m", "a", "gram:2"), (2, 2), block=2)
     plan = contents(5, arrays=(spec,), order=order)
@@ -63,7 +63,7 @@ def test_rows_that_are_made_of_several_samples(tmp_path: Path, rng: np.random.Ge
     with StoreWriter(tmp_path / "s.h5", plan) as out:
         out.write(spec.key, slice(0, 2), grams.reshape(2, 4))
         out.write(spec.key, slice(2, 2), np.empty((0, 4), np.float32))
-        out.done(order)
+        out.mark_done(order)
     with open_store(tmp_path / "s.h5") as store:
         assert store.order is not None
         assert store.order.tolist() == order.tolist()
@@ -90,19 +90,19 @@ def test_writing_changes_no_byte_outside_its_rows(tmp_path: Path) -> None:
         with h5py.File(out.partial, locking=False) as file:
             array = file["layers/b/mean"].id.get_offset()
             sums = file["checks/rows/b/mean"].id.get_offset()
-        places = {*range(array + 40, array + 80), *range(sums + 8, sums + 16)}
+        expected = {*range(array + 40, array + 80), *range(sums + 8, sums + 16)}
         assert changed
-        assert set(changed) <= places
+        assert set(changed) <= expected
         fill(out, slice(None))
 
 
-def test_samples_that_were_never_written_are_noticed(tmp_path: Path) -> None:
-    def write_some() -> None:
+def test_a_store_with_missing_samples_is_not_completed(tmp_path: Path) -> None:
+    def write_five() -> None:
         with StoreWriter(tmp_path / "s.h5", contents()) as out:
             fill(out, slice(0, 5))
 
     with pytest.raises(OutputError, match=r"3 samples were never written, the first ü5.png"):
-        write_some()
+        write_five()
     assert [path.name for path in tmp_path.iterdir()] == ["s.h5.partial"]
 
 
@@ -110,7 +110,7 @@ def interrupted(path: Path, plan: Contents, done: int = 6) -> None:
     def work() -> None:
         with StoreWriter(path, plan, resume=True) as out:
             fill(out, slice(0, done))
-            out.write(KEYS[0], [7], np.full((1, 5), 9, np.float32))  # written and not done: does not count
+            out.write(KEYS[0], [7], np.full((1, 5), 9, np.float32))  # not marked as done: does not count
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError) as caught:
@@ -118,11 +118,11 @@ def interrupted(path: Path, plan: Contents, done: int = 6) -> None:
     assert f"{done} of 8 samples are kept in {path}.partial" in caught.value.__notes__[0]
 
 
-def test_an_error_keeps_what_was_done_and_the_next_run_goes_on(tmp_path: Path) -> None:
+def test_an_error_keeps_finished_samples_and_the_next_run_resumes(tmp_path: Path) -> None:
     path, plan = tmp_path / "s.h5", contents()
     interrupted(path, plan)
     assert [p.name for p in tmp_path.iterdir()] == ["s.h5.partial"]
-    assert stored(path, plan) == 6
+    assert count_stored(path, plan) == 6
     with pytest.raises(StoreError, match="incomplete"):
         open_store(path.with_name("s.h5.partial"))
     again = contents(provenance={"command": "another", "seed": 3})
@@ -130,16 +130,16 @@ def test_an_error_keeps_what_was_done_and_the_next_run_goes_on(tmp_path: Path) -
         assert out.written.tolist() == [True] * 6 + [False] * 2
         fill(out, slice(6, 8))
     assert [p.name for p in tmp_path.iterdir()] == ["s.h5"]
-    assert stored(path, plan) == 8
-    whole = tmp_path / "whole.h5"
-    with StoreWriter(whole, plan) as out:
+    assert count_stored(path, plan) == 8
+    uninterrupted = tmp_path / "uninterrupted.h5"
+    with StoreWriter(uninterrupted, plan) as out:
         fill(out, slice(None))
-    with open_store(path) as one, open_store(whole) as other:
-        for name in one.layers:
-            np.testing.assert_array_equal(one[name][:], other[name][:])
+    with open_store(path) as resumed, open_store(uninterrupted) as reference:
+        for name in resumed.layers:
+            np.testing.assert_array_equal(resumed[name][:], reference[name][:])
 
 
-def test_with_nothing_done_nothing_is_left(tmp_path: Path) -> None:
+def test_an_error_before_the_first_finished_sample_leaves_no_file(tmp_path: Path) -> None:
     def work() -> None:
         with StoreWriter(tmp_path / "s.h5", contents()) as out:
             out.write(KEYS[0], slice(0, 4), np.ones((4, 5), np.float32))
@@ -153,11 +153,11 @@ def test_with_nothing_done_nothing_is_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"provenance": {"seed": 4}}, "seed: 3 there, 4 now"),
-        ({"provenance": {"seed": 3, "amp": True}}, "amp: nothing there, true now"),
-        ({"provenance": {"seed": {"a": [1, 2]}}}, "seed: 3 there"),
-        ({"dtype": "float16"}, "dtype: float32 there, float16 now"),
-        ({"arrays": contents().arrays[:3]}, r"layers: 4 there, 3 now \(not in both: a@cls\)"),
+        ({"provenance": {"seed": 4}}, "seed: 3 before, 4 now"),
+        ({"provenance": {"seed": 3, "amp": True}}, "amp: nothing before, true now"),
+        ({"provenance": {"seed": {"a": [1, 2]}}}, "seed: 3 before"),
+        ({"dtype": "float16"}, "dtype: float32 before, float16 now"),
+        ({"arrays": contents().arrays[:3]}, r"layers: 4 before, 3 now \(not in both: a@cls\)"),
         ({"arrays": tuple(ArraySpec(key, (5, 1)) for key in KEYS)}, "shapes of layers: b@mean, b@cls, a@mean, ..."),
         ({"sample_ids": SampleIds(tuple(f"ü{i}.png" for i in range(1, 9)))}, "samples: 1 of 8 only in the first"),
         ({"sample_ids": SampleIds(contents().sample_ids.ids, "other pictures")}, None),
@@ -169,29 +169,29 @@ def test_other_settings_are_refused_with_the_difference(
     path = tmp_path / "s.h5"
     interrupted(path, contents(sample_ids=SampleIds(contents().sample_ids.ids, "" if message is None else "pictures")))
     other = contents(**changes)
-    if message is None:  # no fingerprint there: nothing to hold against
-        assert stored(path, other) == 6
+    if message is None:  # the interrupted run has no fingerprint to compare
+        assert count_stored(path, other) == 6
         return
     before = path.with_name("s.h5.partial").read_bytes()
     with pytest.raises(OutputError, match=message + ".*overwrite=True"):
-        stored(path, other)
+        count_stored(path, other)
     with pytest.raises(OutputError, match=message + ".*overwrite=True"), StoreWriter(path, other, resume=True):
         raise AssertionError("not reached")
-    assert path.with_name("s.h5.partial").read_bytes() == before, "a refusal has changed what is there"
+    assert path.with_name("s.h5.partial").read_bytes() == before, "a refused run changed the file"
     if "arrays" not in changes:
-        with StoreWriter(path, other) as out:  # anew
+        with StoreWriter(path, other) as out:  # does not resume
             assert not out.written.any()
             fill(out, slice(None))
-        assert stored(path, other) == 8
+        assert count_stored(path, other) == 8
         with pytest.raises(OutputError, match=f"{path.name} was made with other settings"):
-            stored(path, contents(sample_ids=SampleIds(contents().sample_ids.ids, "pictures")))
+            count_stored(path, contents(sample_ids=SampleIds(contents().sample_ids.ids, "pictures")))
 
 
-def test_an_overwriting_run_that_is_started_again_goes_on(tmp_path: Path) -> None:
-    """As torchrun starts it: what it had written counts, what was there before it does not."""
+def test_an_overwriting_run_can_be_resumed(tmp_path: Path) -> None:
+    """A restart by torchrun resumes the interrupted run, and does not count the samples of the old store."""
     path = tmp_path / "s.h5"
     write_store(path, {"a": np.ones((4, 2))}, model="old").close()
-    assert stored(path, contents(), overwrite=True) == 0
+    assert count_stored(path, contents(), overwrite=True) == 0
 
     def work() -> None:
         with StoreWriter(path, contents(), overwrite=True) as out:
@@ -201,19 +201,17 @@ def test_an_overwriting_run_that_is_started_again_goes_on(tmp_path: Path) -> Non
     with pytest.raises(ZeroDivisionError):
         work()
     assert open_store(path).model == "old"
-    assert stored(path, contents(), overwrite=True) == 5
-    assert stored(path, contents(provenance={}), overwrite=True) == 0
+    assert count_stored(path, contents(), overwrite=True) == 5
+    assert count_stored(path, contents(provenance={}), overwrite=True) == 0
     with StoreWriter(path, contents(), overwrite=True, resume=True) as out:
         assert out.written.sum() == 5
         fill(out, slice(5, 8))
     assert open_store(path).model == "m"
-    assert stored(path, contents(), overwrite=True) == 8
+    assert count_stored(path, contents(), overwrite=True) == 8
 
 
-def test_commits_come_by_themselves_and_marks_only_after_the_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The one order that makes a crash harmless: rows, sync, marks."""
+def test_commits_are_automatic_and_write_marks_after_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order that survives a crash is: rows, fsync, marks."""
     calls: list[str] = []
     sync, write = os.fsync, os.pwrite
 
@@ -231,16 +229,16 @@ def test_commits_come_by_themselves_and_marks_only_after_the_data(
         calls.clear()
         fill(out, slice(0, 3))
         assert calls == ["write 60", "write 12"] * 4  # rows of 5 float32 and their checksums, four arrays
-        assert stored(out.path, out.contents) == 0
+        assert count_stored(out.path, out.contents) == 0
         monkeypatch.setattr(writer, "COMMIT_SECONDS", 0.0)
         calls.clear()
         fill(out, slice(3, 5))
         assert calls == ["write 40", "write 8"] * 4 + ["sync", "write 5", "sync"]
-        assert stored(out.path, out.contents) == 5
+        assert count_stored(out.path, out.contents) == 5
         fill(out, slice(5, 8))
 
 
-def test_not_finite_is_refused_with_layer_and_sample(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_refused_with_layer_and_sample(tmp_path: Path) -> None:
     values = np.ones((4, 5), np.float32)
     values[2, 1] = np.nan
     with (
@@ -277,14 +275,14 @@ contents = Contents((spec,), SampleIds(tuple("abcd")), "", {})
 writer.COMMIT_SECONDS = 0
 with writer.StoreWriter(Path(sys.argv[1]), contents) as out:
     out.write(spec.key, slice(0, 2), np.full((2, 5), 7, np.float32))
-    out.done(slice(0, 2))
+    out.mark_done(slice(0, 2))
     out.write(spec.key, slice(2, 3), np.full((1, 5), 8, np.float32))
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 def test_killed_while_writing(tmp_path: Path) -> None:
-    """The name is not taken, what is left says that it is incomplete, and what was committed counts."""
+    """The store has no final name yet, and the next run resumes from the committed samples."""
     path = tmp_path / "s.h5"
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -294,7 +292,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     with StoreWriter(path, plan, resume=True) as out:
         assert out.written.tolist() == [True, True, False, False]
         out.write(spec.key, slice(2, 4), np.full((2, 5), 9, np.float32))
-        out.done(slice(2, 4))
+        out.mark_done(slice(2, 4))
     assert open_store(path)["a"][:, 0].tolist() == [7, 7, 9, 9]
 
 
@@ -322,34 +320,37 @@ with StoreWriter(Path(sys.argv[1]), Contents(specs, ids, "photos", {"seed": 3, "
 
 @pytest.mark.parametrize("writes", [0, 1, 4, 7])
 def test_killed_while_laying_out(tmp_path: Path, writes: int) -> None:
-    """Such a run leaves a file that says so, and the next one starts anew."""
+    """A run that is killed before the structure is complete is not resumed; the next run starts again."""
     path = tmp_path / "s.h5"
     command = [sys.executable, "-c", LAYING_OUT, str(path)]
     if not writes:
-        whole = subprocess.run([*command, "99"], capture_output=True, text=True, check=False).stdout
-        count, last = map(int, whole.split())
-        assert count > 7, "pages of 64 kB"
-        assert last == 0, "the beginning comes last"
+        output = subprocess.run([*command, "99"], capture_output=True, text=True, check=False).stdout
+        count, last = map(int, output.split())
+        assert count > 7, "expected several pages of 64 kB"
+        assert last == 0, "the superblock has to be written last"
         path.with_name("s.h5.partial").unlink()
     done = subprocess.run([*command, str(writes)], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL
     assert [p.name for p in tmp_path.iterdir()] == ["s.h5.partial"]
-    assert stored(path, contents()) == 0
+    assert count_stored(path, contents()) == 0
     with StoreWriter(path, contents(), resume=True) as out:
         assert not out.written.any()
         fill(out, slice(None))
-    assert stored(path, contents()) == 8
+    assert count_stored(path, contents()) == 8
 
 
-def test_a_damaged_partial_is_not_thrown_away(tmp_path: Path) -> None:
-    """A night of work may be in it."""
+def test_a_damaged_partial_file_is_not_replaced(tmp_path: Path) -> None:
+    """The user decides, because it may hold many hours of work."""
     path = tmp_path / "s.h5"
     interrupted(path, contents())
     partial = path.with_name("s.h5.partial")
     os.truncate(partial, partial.stat().st_size - 100)
     before = partial.read_bytes()
-    for attempt in (lambda: stored(path, contents()), lambda: StoreWriter(path, contents(), resume=True).__enter__()):
-        with pytest.raises(StoreError, match="run has left is damaged: .* cut off; overwrite=True starts anew"):
+    for attempt in (
+        lambda: count_stored(path, contents()),
+        lambda: StoreWriter(path, contents(), resume=True).__enter__(),
+    ):
+        with pytest.raises(StoreError, match="interrupted run is damaged: .* cut off; start again with overwrite=True"):
             attempt()
     assert partial.read_bytes() == before
     with StoreWriter(path, contents()) as out:
@@ -359,7 +360,7 @@ def test_a_damaged_partial_is_not_thrown_away(tmp_path: Path) -> None:
 def test_a_sync_that_fails_marks_nothing_even_if_the_next_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a full disk: the system reports what it could not write once, and then forgets it."""
+    """After a full disk the system reports an error for the lost rows only once."""
     sync = os.fsync
 
     def work() -> None:
@@ -377,21 +378,21 @@ def test_a_sync_that_fails_marks_nothing_even_if_the_next_succeeds(
 
     with pytest.raises(OutputError, match="No space left on device"):
         work()
-    assert stored(tmp_path / "s.h5", contents()) == 2
+    assert count_stored(tmp_path / "s.h5", contents()) == 2
 
 
 def test_a_forked_process_does_not_hold_the_lock(tmp_path: Path) -> None:
-    """The processes that decode pictures outlive for seconds a run that was killed; the next run need not wait."""
+    """Processes that decode pictures run for seconds after the main process is killed; the next run does not wait."""
     path = tmp_path / "s.h5"
     first = StoreWriter(path, contents()).__enter__()
-    here, there = os.pipe()
+    read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(there, b"!")
+        os.write(write_end, b"!")
         time.sleep(60)
         os._exit(0)
     try:
-        os.read(here, 1)
+        os.read(read_end, 1)
         with pytest.raises(OutputError, match="another process is writing"):
             StoreWriter(path, contents(), resume=True).__enter__()
         first._close()  # as a kill does
@@ -400,11 +401,11 @@ def test_a_forked_process_does_not_hold_the_lock(tmp_path: Path) -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        os.close(here)
-        os.close(there)
+        os.close(read_end)
+        os.close(write_end)
 
 
-def test_killed_between_the_last_row_and_the_name(tmp_path: Path) -> None:
+def test_killed_between_the_last_row_and_the_renaming(tmp_path: Path) -> None:
     path = tmp_path / "s.h5"
     with StoreWriter(path, contents()) as out:
         fill(out, slice(None))
@@ -419,7 +420,7 @@ def test_two_processes_of_one_run_fill_one_file(tmp_path: Path) -> None:
     with StoreWriter(path, contents()) as out:
         with StoreWriter(path, contents(), first=False) as other:
             fill(other, slice(5, 8), value=3)
-        assert stored(path, contents()) == 3
+        assert count_stored(path, contents()) == 3
         fill(out, slice(0, 5))
     assert open_store(path)["b@mean"][:, 0].tolist() == [1, 2, 3, 4, 5, 8, 9, 10]
 
@@ -432,7 +433,7 @@ def _hold(path: str, ready: "multiprocessing.synchronize.Event", done: "multipro
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_second_process_is_refused_and_spoils_nothing(tmp_path: Path, overwrite: bool) -> None:
+def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, overwrite: bool) -> None:
     path = tmp_path / "s.h5"
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
@@ -458,8 +459,8 @@ except repsim.RepsimError as error:
 """
 
 
-def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
-    """The system's own limit on the size of files stands in for the disk's."""
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
+    """A limit on the size of files simulates the full disk."""
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "s.h5")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("OutputError cannot write")

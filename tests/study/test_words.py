@@ -25,12 +25,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[xr.Dataset]:
 
 
 def short(value: float) -> str:
-    """Format with three digits, without a zero before the point."""
+    """Format with three digits, or as 0."""
     text = str(round(value, 3) + 0.0)
     whole, _, part = text.partition(".")
     if part == "0" and whole in {"0", "-0"}:
         return "0"
-    return f"{'' if whole == '0' else '-' if whole == '-0' else whole}.{part.ljust(3, '0')}"
+    return f"{whole}.{part.ljust(3, '0')}"
 
 
 def with_interval(values: list[float]) -> str:
@@ -134,7 +134,7 @@ def test_clusters_are_universality_classes_only_where_something_is(study: xr.Dat
         words.summary(grouped)
     )
     other = altered(grouped, GIVEN_INPUT, learned_mean_low=-0.1)
-    assert sentence(other, "Clusters").endswith("with an adjusted Rand index of .875.")
+    assert sentence(other, "Clusters").endswith("with an adjusted Rand index of 0.875.")
     assert "universal" not in " ".join(words.summary(other))
 
 
@@ -158,8 +158,8 @@ def test_ceilings_are_named_for_the_families_of_the_pair(study: xr.Dataset) -> N
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.41821, ".418"), (-0.41851, "-.419"), (0.0004, "0"), (-0.0004, "0"), (0.0, "0"), (0.9996, "1.000"),
-        (1.0, "1.000"), (-1.0, "-1.000"), (10.5, "10.500"), (-20.06, "-20.060"), (0.1, ".100"),
+        (0.41821, "0.418"), (-0.41851, "-0.419"), (0.0004, "0"), (-0.0004, "0"), (0.0, "0"), (0.9996, "1.000"),
+        (1.0, "1.000"), (-1.0, "-1.000"), (10.5, "10.500"), (-20.06, "-20.060"), (0.1, "0.100"),
     ],
 )  # fmt: skip
 def test_numbers(value: float, text: str) -> None:
@@ -170,10 +170,10 @@ def test_numbers(value: float, text: str) -> None:
 
 def test_probabilities_are_never_0() -> None:
     assert [formatting.probability(p) for p in (1e-9, 0.0004, 0.0005, 0.02, 1)] == [
-        "< .001",
-        "< .001",
-        ".001",
-        ".020",
+        "< 0.001",
+        "< 0.001",
+        "0.001",
+        "0.020",
         "1.000",
     ]
     assert "nan" in formatting.probability(np.nan)
