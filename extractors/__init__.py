@@ -1,6 +1,6 @@
-"""Extractors: models that name their layers and stream what those layers make of pictures.
+"""Extractors: read the activations of a model's layers for the pictures of an image source.
 
-``repsim.extractors.open_images`` opens the pictures; `repsim.extractors.timm_models.TimmExtractor` reads timm's models.
+``repsim.extractors.open_images`` opens the pictures; `repsim.extractors.timm_models.TimmExtractor` reads timm models.
 """
 
 if __name__ != "repsim.extractors":
@@ -15,7 +15,7 @@ from repsim.extractors.sources import ImageSource
 from repsim.runtime import notebook
 
 if notebook.running():
-    with warnings.catch_warnings():  # tqdm, which timm's hub brings, misses ipywidgets; its bars do without
+    with warnings.catch_warnings():  # tqdm, imported by huggingface_hub, warns when ipywidgets is not installed
         warnings.filterwarnings("ignore", "IProgress not found")
         importlib.import_module("tqdm.auto")
 

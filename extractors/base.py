@@ -1,4 +1,4 @@
-"""What an extractor is: a model that names its layers and streams their readouts, batch by batch."""
+"""Protocols and data types of extractors: layers, readouts, batches, and the options of a forward pass."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Axes = Literal["NC", "NCHW", "NHWC", "NLC", "NCL", "other"]
 
 @dataclass(frozen=True)
 class Site:
-    """Where in a forward pass a tensor is taken: which module, which of its calls, which of the tensors it returns."""
+    """Place in a forward pass where a tensor is read: the module, the call, and the tensor among those it returns."""
 
     module: str
     call: int = 0
@@ -26,17 +26,17 @@ class Site:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer of one model, as a trace of the forward pass found it."""
+    """Description of one layer of one model, obtained from a trace of the forward pass."""
 
     name: str
-    """The module's path; ``path#2`` for the second call of a module that runs several times, ``path[1]`` for the second
-    tensor of one that returns several, ``pre_logits`` for what the classifier gets."""
+    """Path of the module; ``path#2`` for the second call of a module that runs several times, ``path[1]`` for the
+    second tensor of a module that returns several, ``pre_logits`` for the input of the classifier."""
     type: str
     shape: tuple[int, ...]
-    """Of the output for one sample."""
+    """Shape of the output for one sample."""
     axes: Axes
     prefix_tokens: int | None
-    """Class and register tokens before the patch tokens; None where that could not be worked out."""
+    """Number of class and register tokens before the patch tokens; None where it could not be determined."""
     class_token: bool
     """Whether the first token is a class token."""
     grid: tuple[int, int] | None
@@ -53,41 +53,50 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one batch of samples gave."""
+    """Readouts of one batch of samples."""
 
     rows: tuple[int, ...]
     """Positions of the samples in the image source."""
     values: Mapping[tuple[str, str], Tensor]
-    """(layer, readout) -> (b // block, p) in float32, on the CPU. Of the controls, too, where an extractor has any."""
+    """(layer, readout) -> (b // block, p) in float32, on the CPU. Includes the controls of the extractor, if any."""
 
 
 class Readout(Protocol):
-    """How a layer's output becomes the rows of an array: one a sample, or one a block of samples."""
+    """Conversion of a layer's output to the rows of an array: one row per sample, or one per block of samples."""
 
     @property
     def name(self) -> str:
-        """The spec string, as it is recorded."""
+        """Spec string, as it is recorded in the store."""
 
     @property
     def block(self) -> int:
-        """Samples that make one row: 1, but for readouts such as ``gram:B``."""
+        """Number of samples that make one row: 1, except for readouts such as ``gram:B``."""
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
-        """Shape of one row, before it is flattened to p values; raises where this layer has none."""
+        """Return the shape of one row before it is flattened to p values.
+
+        Raises
+        ------
+        InvalidInputError
+            The readout is not defined for this layer.
+        """
 
     def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
-        """(b // block, p) float32 in new memory: the model may overwrite ``output`` as soon as this returns."""
+        """Return an array of shape (b // block, p), float32.
+
+        The result must own its memory: the model may overwrite ``output`` as soon as this returns.
+        """
 
 
 @dataclass(frozen=True)
 class Stream:
-    """How a pass over the images is run: refused at once where this machine cannot."""
+    """Options of a pass over the images; a device that this machine does not have raises an error at once."""
 
     batch_size: int = 32
     workers: int = 0
     device: str = "cpu"
     amp: bool = False
-    """Autocast: bfloat16 on a CPU, float16 elsewhere. Readouts are float32 all the same."""
+    """Whether to use autocast: bfloat16 on a CPU, float16 on other devices. Readouts are float32 in any case."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0:
@@ -98,25 +107,31 @@ class Stream:
 
 
 class Extractor(Protocol):
-    """A model whose layers can be read. `repsim.testing.ExtractorContract` says what is expected of one.
+    """A model whose layers can be read. `repsim.testing.ExtractorContract` tests that a class follows this protocol.
 
-    It may have ``notes``, a list of what is worth knowing before it begins, and ``controls``, a mapping like `readouts`
-    of what is stored beside the layers.
+    An extractor may have two more attributes: ``notes``, a list of remarks that are shown before the extraction starts,
+    and ``controls``, a mapping like `readouts` with the arrays that are stored in addition to the layers.
     """
 
     @property
     def name(self) -> str:
-        """Names the store's file and its columns in every result."""
+        """Name of the model: it names the file of the store and the model in every result."""
 
     @property
     def readouts(self) -> Mapping[tuple[str, str], tuple[LayerSpec, Readout]]:
-        """(layer, readout name) -> what is read, in depth order."""
+        """Mapping from (layer name, readout name) to the layer and its readout, in depth order."""
 
     def layers(self) -> tuple[LayerSpec, ...]:
-        """The chosen layers in the order in which the forward pass computes them."""
+        """Return the chosen layers in the order in which the forward pass computes them."""
 
     def stream(self, images: ImageSource, rows: range | list[int], how: Stream) -> Iterator[Batch]:
-        """Read the given samples in order; `ImageError` with the name of the first that cannot be read."""
+        """Yield the readouts of the samples at positions ``rows`` of ``images``, in this order, batch by batch.
+
+        Raises
+        ------
+        ImageError
+            A picture cannot be read; the message names the first such picture.
+        """
 
     def provenance(self) -> dict[str, Any]:
-        """Everything that decided the numbers: weights and their hash, preprocessing, versions."""
+        """Return everything that determines the values: weights and their hash, preprocessing, versions."""

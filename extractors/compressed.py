@@ -1,6 +1,7 @@
-"""Readouts that keep the comparison of flattened feature maps and drop their bulk: `gram:B` and `sketch:M`.
+"""Compressed readouts of flattened feature maps: the Gram matrices `gram:B` and the random projections `sketch:M`.
 
-Both are computed on the device, inside the hook. docs/compressed-readouts.md says what they lose: nothing, and little.
+Both are computed on the device, inside the hook. docs/compressed-readouts.md describes their accuracy: values of
+`gram:B` are exact, those of `sketch:M` have a small random error.
 """
 
 import zlib
@@ -17,15 +18,16 @@ from torch.nn.functional import pad
 from repsim.extractors.base import LayerSpec
 
 _PIECE = 2**12
-"""Features taken at a time: a copy of a huge output never exists in full, and float32 sums stay short."""
+"""Number of features that are processed at once, so that a large output is never copied in full."""
 
 
 @dataclass(frozen=True)
 class BlockGram:
-    """For each block of B samples the B x B Gram matrix of their flattened features: what minibatch CKA is made of.
+    """Gram matrix (B, B) of the flattened features of each block of B samples, as minibatch CKA uses it.
 
-    K = Xc Xc' / p, with X (B, p) all features of a block and Xc = X minus the block's own mean of every feature. HSIC_1
-    of a block does not see the mean, and without it float32 keeps its digits; over p, float16 has room for the values.
+    K = Xc Xc' / p, with X (B, p) the features of all samples of a block and Xc = X minus the mean of each feature over
+    the block. HSIC_1 of a block does not depend on the mean, and subtracting it avoids a loss of digits in float32. The
+    division by p keeps the values within the range of float16.
 
     References
     ----------
@@ -36,27 +38,30 @@ class BlockGram:
 
     @property
     def name(self) -> str:
-        """gram:B."""
+        """Spec string: ``gram:B``."""
         return f"gram:{self.size}"
 
     @property
     def block(self) -> int:
-        """B."""
+        """Number of samples of a block: B."""
         return self.size
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:  # noqa: ARG002 - the same for every layer
-        """(B, B)."""
+        """Return the shape of one row: (B, B)."""
         return (self.size, self.size)
 
-    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:  # noqa: ARG002 - as above
-        """(b, ...) -> (b // B, B B); a remainder of fewer than B samples is dropped."""
+    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:  # noqa: ARG002 - the same for every layer
+        """Return the Gram matrices (b // B, B B) of an output (b, ...); a remainder of less than B samples is dropped.
+
+        Sums are in float64, or in float32 on mps; the result is float32.
+        """
         count = len(output) // self.size
         x: Tensor = output[: count * self.size].flatten(1).unflatten(0, (count, self.size))
         wide = torch.float32 if x.device.type == "mps" else torch.float64  # mps has no float64
         grams = torch.zeros(count, self.size, self.size, dtype=wide, device=x.device)
         with torch.autocast(x.device.type, enabled=False), _exact_products():
             for piece in x.split(_PIECE, dim=2):
-                centred = piece.float() - piece[:, :1].float()  # makes a constant feature exactly 0
+                centred = piece.float() - piece[:, :1].float()  # a constant feature becomes exactly 0
                 centred -= centred.mean(1, keepdim=True)
                 grams += centred @ centred.mT
         return (grams / x.shape[2]).float().flatten(1)
@@ -66,13 +71,15 @@ class BlockGram:
 class Sketch:
     """Two independent random projections of the flattened features to m = min(M, p) values each.
 
-    A balanced count sketch: features get random signs and are cut into rows of m; each row is permuted at random, and
-    the rows are summed. So every bucket gets p/m features, rounded up or down; two features of different rows share one
-    with probability 1/m, two of a row never; and E <Sx, Sy> = <x, y>. It takes O(p) a sample and no atomic additions.
-    With p <= M there is one row, a signed permutation, and nothing is lost. Two of them, so that CKA can be estimated
-    without the bias of one (`repsim.metrics.cka.CKA`).
+    Each projection is a balanced count sketch: features get random signs and are divided into rows of m; each row is
+    permuted at random, and the rows are summed. Every bucket is the sum of p/m features, rounded up or down. Two
+    features of different rows share a bucket with probability 1/m, two features of one row never do. The inner product
+    is unbiased: E <Sx, Sy> = <x, y>. The cost is O(p) per sample, without atomic additions. With p <= M there is one
+    row, and the projection is a signed permutation, which loses nothing. Two projections are stored so that CKA can be
+    estimated without the bias of a single one (`repsim.metrics.cka.CKA`).
 
-    Signs and orders follow from the seed, which of the two it is, p, m and the layer's name, and not from the model.
+    Signs and orders depend on the seed, the number of the projection (1 or 2), p, m and the name of the layer, but not
+    on the model.
 
     References
     ----------
@@ -87,20 +94,20 @@ class Sketch:
 
     @property
     def name(self) -> str:
-        """sketch:M, or sketch:M:SEED where the seed is not 0."""
+        """Spec string: ``sketch:M``, or ``sketch:M:SEED`` if the seed is not 0."""
         return f"sketch:{self.size}:{self.seed}" if self.seed else f"sketch:{self.size}"
 
     @property
     def block(self) -> int:
-        """Each sample is a row of its own."""
+        """Number of samples of a row: 1."""
         return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
-        """(2, m)."""
+        """Return the shape of one row: (2, m)."""
         return (2, min(self.size, prod(layer.shape)))
 
     def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
-        """(b, ...) -> (b, 2 m), summed in float32."""
+        """Return both projections (b, 2 m) of an output (b, ...), summed in float32."""
         x = output.flatten(1)
         return torch.cat([self._project(x, *draw) for draw in self._draws(layer, x.shape[1], x.device)], dim=1)
 
@@ -108,18 +115,18 @@ class Sketch:
         m = min(self.size, x.shape[1])
         step = max(1, _PIECE // m) * m
         total = torch.zeros(len(x), m, device=x.device)
-        for chosen, sign in zip(features.split(step), signs.split(step), strict=True):
-            piece = x.index_select(1, chosen).float().mul_(sign)
-            total += pad(piece, (0, -len(chosen) % m)).unflatten(1, (-1, m)).sum(1)
+        for columns, sign in zip(features.split(step), signs.split(step), strict=True):
+            piece = x.index_select(1, columns).float().mul_(sign)
+            total += pad(piece, (0, -len(columns) % m)).unflatten(1, (-1, m)).sum(1)
         return total
 
     def _draws(self, layer: LayerSpec, p: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-        """The order of the features, and their signs, of both sketches: made once a layer and device."""
+        """Return the order of the features and their signs for both sketches, cached per layer and device."""
         key = (layer.name, p, device)
         if key not in self._cache:
             draws, m = [], min(self.size, p)
-            for which in (1, 2):
-                text = f"seed {self.seed}, sketch {which}, {p} to {m}, layer {layer.name}"
+            for sketch in (1, 2):
+                text = f"seed {self.seed}, sketch {sketch}, {p} to {m}, layer {layer.name}"
                 generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))
                 rows = torch.rand(-(-p // m), m, generator=generator).argsort(1)
                 order = (rows + m * torch.arange(len(rows))[:, None]).flatten()
@@ -132,7 +139,7 @@ class Sketch:
 
 @contextmanager
 def _exact_products() -> Iterator[None]:
-    """Products of float32 matrices as IEEE has them, whatever the flags allow for the model's own (TF32, bfloat16)."""
+    """Compute matrix products in full float32 inside the block, even if TF32 or bfloat16 is allowed for the model."""
     if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")

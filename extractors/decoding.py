@@ -1,7 +1,7 @@
-"""Decode pictures to RGB as timm decodes them, in every format that Pillow opens, up to a number of pixels.
+"""Decode pictures to RGB as timm decodes them, in every format that Pillow opens, up to a maximal number of pixels.
 
-Transparency is dropped and EXIF orientation is not applied, as in timm's training and evaluation. Only 16-bit greys
-differ: they are scaled to 8 bits and not cut off at 255.
+Transparency is dropped and EXIF orientation is not applied, as in timm's training and evaluation. Only 16-bit grey
+pictures differ from timm: they are scaled to 8 bits, and not clipped at 255.
 """
 
 import functools
@@ -15,24 +15,24 @@ from PIL import Image, UnidentifiedImageError
 from repsim.errors import Argument, ImageError, Part, Remedy, reason
 
 MAX_PIXELS = 178_956_970
-"""Pixels of a picture at most, unless more are allowed: where Pillow refuses by default."""
+"""Default of the largest allowed number of pixels of a picture: the default limit of Pillow."""
 _NO_PICTURES = frozenset({"BUFR", "EPS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"})
-"""Formats that Pillow registers and that hold no picture of their own: films, documents that run a program, and stubs
-for which some other library has to be there."""
+"""Formats that Pillow registers but repsim does not read: films, documents that run a program, and formats that need
+another library."""
 _REFUSED_SUFFIXES = frozenset({".pfm"})
-"""Floating-point pixels without a fixed range: depth maps, beside the pictures that they belong to."""
+"""Suffix of floating-point pixels without a fixed range. Data sets store depth maps in this format."""
 _WITH_FRAMES = frozenset({"AVIF", "DCX", "GIF", "MPO", "PNG", "TIFF", "WEBP"})
-"""Formats whose files may hold several pictures in a row."""
+"""Formats whose files may hold several frames."""
 _limits = threading.Lock()
 
 
 def suffixes() -> frozenset[str]:
-    """Return the suffixes of the pictures that this Pillow opens, in lower case.
+    """Return the suffixes of the pictures that the installed Pillow opens, in lower case.
 
     >>> sorted({".png", ".jfif", ".jpe", ".eps", ".mpg", ".txt"} & suffixes())
     ['.jfif', '.jpe', '.png']
     """
-    Image.init()  # MPO, which stereo cameras write, is opened as JPEG is
+    Image.init()  # Pillow opens MPO, the format of stereo cameras, with its JPEG plugin
     return frozenset(
         suffix.lower()
         for suffix, name in Image.registered_extensions().items()
@@ -42,7 +42,7 @@ def suffixes() -> frozenset[str]:
 
 @functools.cache
 def suffixes_of_frames() -> frozenset[str]:
-    """Return the suffixes of pictures that may hold several in a row, in lower case.
+    """Return the suffixes of the formats whose files may hold several frames, in lower case.
 
     >>> sorted({".gif", ".mpo", ".tif", ".jpg"} & suffixes_of_frames())
     ['.gif', '.mpo', '.tif']
@@ -52,24 +52,30 @@ def suffixes_of_frames() -> frozenset[str]:
 
 
 def decode(data: Any, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode the first picture of a file that is open for reading; `ImageError` with its name where that fails."""
+    """Return the first picture of an open file, decoded to RGB.
+
+    Raises
+    ------
+    ImageError
+        The picture cannot be decoded or has more than ``max_pixels`` pixels; the message contains ``name``.
+    """
     try:
         with _open(data) as picture:
             _check_size(picture, name, max_pixels)
             return as_rgb(picture)
-    except (ImageError, MemoryError):  # the latter is no fault of the picture, which skip_bad=True would leave out
+    except (ImageError, MemoryError):  # out of memory: the picture may be fine, so skip_bad=True must not skip it
         raise
-    except Exception as error:  # noqa: BLE001 - what the decoders raise on damaged files is anything
-        foreign = isinstance(error, UnidentifiedImageError)
-        raise unreadable(name, "not a picture that can be decoded" if foreign else reason(error)) from None
+    except Exception as error:  # noqa: BLE001 - decoders raise any exception on damaged files
+        unidentified = isinstance(error, UnidentifiedImageError)
+        raise unreadable(name, "not a picture that can be decoded" if unidentified else reason(error)) from None
 
 
 def has_frames(data: bytes) -> bool:
-    """Whether a file holds pictures after its first one; what cannot be opened has none."""
+    """Return whether a file holds further frames after the first; False if it cannot be opened."""
     try:
         with _open(io.BytesIO(data)) as picture:
             return picture.format in _WITH_FRAMES and bool(getattr(picture, "is_animated", False))
-    except Exception:  # noqa: BLE001 - damaged; whoever decodes it says so
+    except Exception:  # noqa: BLE001 - a damaged file; decoding it raises the error
         return False
 
 
@@ -85,15 +91,16 @@ def as_rgb(picture: Image.Image) -> Image.Image:
 
 
 def unreadable(name: str, why: str, *allow: Part) -> ImageError:
-    """Make the error for a picture that cannot be read; ``allow`` is what would allow it, for the remedy."""
-    remedy = Remedy(*allow, "mend or remove it, or pass ", Argument("skip_bad", value=True))
+    """Return the error for a picture that cannot be read; the remedy begins with the parts ``allow``."""
+    remedy = Remedy(*allow, "repair or remove it, or pass ", Argument("skip_bad", value=True))
     return ImageError(f"cannot read the picture {name}: {why}", remedy=remedy)
 
 
 def _open(data: Any) -> Image.Image:
-    """Read a file's header, by a format that holds pictures, whatever its suffix says.
+    """Open a picture and read its header. The format is detected from the content, not from the suffix.
 
-    Pillow's own limit is one for the whole program, and warns on stderr at half of it: it is off for a header.
+    Pillow's own limit on pixels applies to the whole program and warns on stderr at half the limit, so it is switched
+    off while the header is read.
     """
     Image.init()
     formats = [name for name in Image.ID if name not in _NO_PICTURES]

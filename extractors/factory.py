@@ -1,7 +1,7 @@
-"""From what a user names, or holds, to its extractor: timm's, torchvision's, third parties', and any torch module.
+"""Make the extractor of a model: a timm or torchvision name, a name of another package, or a torch module.
 
-A package adds a source of models by an entry point of the group ``repsim.extractors``. Its name is the prefix of its
-models' names, and it leads to a function that makes their extractors::
+A package adds a source of models by an entry point of the group ``repsim.extractors``. The name of the entry point is
+the prefix of the names of its models, and its value is a function that makes their extractors::
 
     [project.entry-points."repsim.extractors"]
     zoo = "my_package:make"      # `repsim extract zoo/net` calls make("net", weights=, seed=, layers=, readout=)
@@ -42,25 +42,32 @@ def make_extractor(
 
     Parameters
     ----------
-    model
-        A timm name (``resnet50``), ``torchvision/NAME``, ``PREFIX/NAME`` of a package that announces itself, or a torch
+    model : str or torch.nn.Module
+        A timm name (``resnet50``), ``torchvision/NAME``, ``PREFIX/NAME`` of a package with an entry point, or a torch
         module.
-    weights, seed
-        ``pretrained``, ``random`` (from ``seed``), or a file. Of a name only: a module has its weights.
-    layers, readout
-        What is read of it.
-    transform, name
-        Of a module only: how its pictures are prepared, and what it is called.
+    weights : str
+        ``pretrained``, ``random``, or a file. Only for a model that is named: a module has its weights already.
+    seed : int
+        Seed of random weights.
+    layers, readout : str
+        The layers to read, and their readouts.
+    transform, name : optional
+        For a torch module only: the function that prepares its pictures, and the name of the model.
     **choices
-        Of timm's and torchvision's models: ``weights_key``, ``weights_prefix`` and ``weights_match`` of a file,
-        ``img_size``, ``mean``, ``std``, ``interpolation`` and ``crop_pct`` of the pictures, and ``model_kwargs`` of the
-        function that builds the model, each as `ModelOptions.read` takes it.
+        For models of timm and torchvision only: ``weights_key``, ``weights_prefix`` and ``weights_match`` of a weights
+        file; ``img_size``, ``mean``, ``std``, ``interpolation`` and ``crop_pct`` of the pictures; ``model_kwargs`` of
+        the function that builds the model. `ModelOptions.read` describes their values.
+
+    Returns
+    -------
+    Extractor
+        The extractor, with its weights loaded.
 
     Raises
     ------
     UnknownNameError, WeightsError, InvalidInputError
-        As the extractor that is made; for a transform or a name given with a model's name, and for options that it
-        does not know.
+        The extractor cannot be made; ``transform`` or ``name`` is used with the name of a model; or the model does not
+        take one of the options.
 
     Examples
     --------
@@ -80,25 +87,34 @@ def make_extractor(
                 remedy=Remedy(Argument("transform"), " prepares its pictures"),
             )
         if (weights, seed) != ("pretrained", 0):
-            raise InvalidInputError(f"a torch module has its weights: weights={weights!r}, seed={seed} cannot be given")
+            raise InvalidInputError(
+                f"a torch module has its weights already: weights={weights!r}, seed={seed} cannot be used with it"
+            )
         return ModuleExtractor(model, transform, name=name, layers=layers, readout=readout)
     if transform is not None or name is not None:
         raise InvalidInputError(f"transform= and name= are for a torch module; {model} has its own")
     if model.startswith(torchvision_models.PREFIX):
         return TorchvisionExtractor(model, weights=weights, seed=seed, options=options, layers=layers, readout=readout)
-    if entry := _announced(model):
+    if entry := _entry_point(model):
         if options.chosen:
             raise InvalidInputError(*options.chosen, f": not for {model}, which another package makes")
-        made: Extractor = entry.load()(
+        extractor: Extractor = entry.load()(
             model.partition("/")[2], weights=weights, seed=seed, layers=layers, readout=readout
         )
-        return made
+        return extractor
     return TimmExtractor(model, weights=weights, seed=seed, options=options, layers=layers, readout=readout)
 
 
 def check_name(model: str) -> None:
-    """Raise, with near names, unless there is such a model; loads no weights. Third parties' names are theirs to check.
+    """Check that a model of this name exists, without loading weights. Names of other packages are not checked.
 
+    Raises
+    ------
+    UnknownNameError
+        There is no such model; the message suggests similar names.
+
+    Examples
+    --------
     >>> check_name("torchvision/resnet5O")
     Traceback (most recent call last):
     ...
@@ -106,12 +122,12 @@ def check_name(model: str) -> None:
     """
     if model.startswith(torchvision_models.PREFIX):
         torchvision_models.check_name(model)
-    elif not _announced(model):
+    elif not _entry_point(model):
         check_timm_name(model)
 
 
 def store_name(model: str, weights: str = "pretrained", seed: int = 0, **choices: Unpack[Choices]) -> str:
-    """Name an extractor before it is made; one that another package makes has a name of its own instead.
+    """Return the name that the extractor of a model will have; extractors of other packages choose their own names.
 
     >>> store_name("digits_vit.seed1"), store_name("digits_vit.seed1", "runs/epoch9.pth")
     ('digits_vit.seed1', 'digits_vit+epoch9')
@@ -123,7 +139,9 @@ def store_name(model: str, weights: str = "pretrained", seed: int = 0, **choices
 
 
 def preprocessing_of(model: str, weights: str = "pretrained", **choices: Unpack[Choices]) -> str | None:
-    """What will be the extractor's `ModuleExtractor.preprocessing`, without weights; None where these have a say in it.
+    """Return the future `ModuleExtractor.preprocessing` of a model, without loading weights.
+
+    None if the preprocessing depends on the weights.
 
     >>> preprocessing_of("digits_vit.seed1") == preprocessing_of("digits_resnet")
     True
@@ -133,7 +151,7 @@ def preprocessing_of(model: str, weights: str = "pretrained", **choices: Unpack[
         return None
     if model.startswith(torchvision_models.PREFIX):
         return torchvision_models.torchvision_preprocessing(model).key
-    if ":" in model or _announced(model):  # hf-hub:..., local-dir:...: what a file says that comes with the weights
+    if ":" in model or _entry_point(model):  # hf-hub:..., local-dir:...: in a file beside the weights
         return None
     check_timm_name(model)
     config = timm.get_pretrained_cfg(model, allow_unregistered=True)
@@ -141,9 +159,9 @@ def preprocessing_of(model: str, weights: str = "pretrained", **choices: Unpack[
 
 
 def family_of(architecture: str) -> str | None:
-    """The family that an architecture is of: the module of timm's, or of torchvision's, that defines it.
+    """Return the family of an architecture: the name of the timm or torchvision module that defines it.
 
-    None where neither does: a network of the embedded zoo, or a module of the user's own, is a family by itself.
+    None if neither library defines it: a network of the embedded zoo, or a torch module, is a family of its own.
 
     >>> family_of("resnet50"), family_of("vit_base_patch16_224"), family_of("vit_b_16"), family_of("digits_vit")
     ('resnet', 'vision_transformer', 'vision_transformer', None)
@@ -156,12 +174,12 @@ def family_of(architecture: str) -> str | None:
     return None
 
 
-def _announced(model: str) -> EntryPoint | None:
-    """The entry point that a name's prefix means, if it has one."""
+def _entry_point(model: str) -> EntryPoint | None:
+    """Return the entry point for the prefix of a model's name, or None if the name has no prefix."""
     prefix, slash, _ = model.partition("/")
-    if not slash or ":" in prefix:  # hf-hub:timm/resnet50 is for timm
+    if not slash or ":" in prefix:  # timm resolves hf-hub:timm/resnet50
         return None
-    known = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if prefix not in known:
-        raise UnknownNameError("source of models", prefix, ["torchvision", *known], where=f"in {model}")
-    return known[prefix]
+    sources = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if prefix not in sources:
+        raise UnknownNameError("source of models", prefix, ["torchvision", *sources], where=f"in {model}")
+    return sources[prefix]

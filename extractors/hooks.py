@@ -1,8 +1,8 @@
-"""Forward hooks: find every tensor that a forward pass produces, and read out the chosen ones.
+"""Forward hooks: trace all tensors that a forward pass produces, and read out the chosen ones.
 
-Two facts shape this file. A module's output is often overwritten in place right after its hook ran (65 of the 216
-modules of a ResNet-50: every batch norm before an in-place ReLU), so a hook must copy or reduce at once. And a hook
-that returns anything but None replaces the module's output, so hooks here return nothing.
+A module's output is often overwritten in place right after its hook has run (65 of the 216 modules of a ResNet-50:
+every batch norm before an in-place ReLU), so a hook must copy or reduce the output at once. A hook that returns a value
+other than None replaces the module's output, so the hooks in this file return nothing.
 """
 
 from collections import Counter, defaultdict
@@ -19,12 +19,12 @@ from repsim.errors import InvalidInputError
 from repsim.extractors.base import LayerSpec, Readout, Site
 
 TRACE_BATCH = 3
-"""Samples in the tracing batch: not 1 or 2, which a tensor's first axis may well have for another reason."""
+"""Number of samples of the tracing batch: not 1 or 2, which are frequent lengths of other axes."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A tensor seen while tracing."""
+class TracedTensor:
+    """A tensor of a traced forward pass; ``shape`` is that of one sample."""
 
     site: Site
     name: str
@@ -34,19 +34,19 @@ class Found:
 
 @dataclass(frozen=True)
 class Trace:
-    """Everything that one forward pass calls, in the order in which it is finished."""
+    """Tensors of one forward pass, in the order in which their modules finish."""
 
-    found: tuple[Found, ...]
+    tensors: tuple[TracedTensor, ...]
     left_out: Mapping[str, str]
-    """Module path -> why nothing can be read there."""
+    """Module path -> reason why no tensor of the module can be read."""
     started: Mapping[str, int]
-    """Module path -> position, among all starts and ends, at which its first call started."""
+    """Module path -> position, among all starts and ends of calls, of the start of its first call."""
     finished: Mapping[str, int]
-    """The same for where its first call ended."""
+    """Module path -> position, among all starts and ends of calls, of the end of its first call."""
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """Every floating-point tensor in a module's output, in order: itself, or what tuples, lists and dictionaries hold.
+    """Return the floating-point tensors in a module's output, in order; tuples, lists and dictionaries are searched.
 
     >>> [tuple(t.shape) for t in tensors((torch.zeros(2), {"tokens": torch.zeros(3), "index": torch.arange(4)}))]
     [(2,), (3,)]
@@ -61,28 +61,40 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def trace(model: nn.Module, example: Tensor, classifiers: Sequence[str] | None = None) -> Trace:
-    """Run ``example`` through the model once and note every module's calls, outputs and shapes.
+    """Run ``example`` through the model once and record every module's calls, outputs and shapes.
 
-    ``classifiers`` are the modules whose inputs are the pre-logits features (more than one in a distilled DeiT). Where
-    nobody knows them (None), it is the linear map whose output is the model's, if there is one.
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model, in eval mode.
+    example : Tensor of shape (b, channels, H, W)
+        Input of the model.
+    classifiers : sequence of str, optional
+        Paths of the modules whose inputs are the pre-logits features (several in a distilled DeiT). By default the
+        linear layer whose output is the output of the model, if there is one.
+
+    Returns
+    -------
+    Trace
+        The tensors whose first axis is the samples.
     """
     clock = 0
     started: dict[str, int] = {}
     finished: dict[str, int] = {}
     calls: Counter[str] = Counter()
-    seen: dict[str, list[list[tuple[int, ...]]]] = defaultdict(list)  # path -> call -> shapes
+    output_shapes: dict[str, list[list[tuple[int, ...]]]] = defaultdict(list)  # path -> call -> shapes
     inputs: dict[str, tuple[int, ...]] = {}
     order: list[Site] = []
     linear = [path for path, module in model.named_modules() if path and isinstance(module, nn.Linear)]
     candidates = frozenset(linear if classifiers is None else classifiers)
-    outputs: dict[str, ref[Tensor]] = {}  # of the candidates, the last to finish at the end; none is kept alive
+    outputs: dict[str, ref[Tensor]] = {}  # candidate -> weak reference to its output, in the order of the last calls
 
     def before(path: str, args: tuple[Any, ...]) -> None:
         nonlocal clock
         clock += 1
         started.setdefault(path, clock)
-        if path in candidates and path not in inputs and (given := tensors(args)):
-            inputs[path] = tuple(given[0].shape)
+        if path in candidates and path not in inputs and (arguments := tensors(args)):
+            inputs[path] = tuple(arguments[0].shape)
             order.append(Site(path, side="input"))
 
     def after(path: str, output: Any) -> None:
@@ -91,68 +103,72 @@ def trace(model: nn.Module, example: Tensor, classifiers: Sequence[str] | None =
         finished.setdefault(path, clock)
         order.append(Site(path, calls[path]))
         calls[path] += 1
-        seen[path].append([tuple(t.shape) for t in tensors(output)])
+        output_shapes[path].append([tuple(t.shape) for t in tensors(output)])
         if path in candidates and isinstance(output, Tensor):
             outputs.pop(path, None)
             outputs[path] = ref(output)
 
-    # not inference mode: what a module caches meanwhile may take part in training later
+    # no inference mode: tensors that a module caches may be used in training later
     with ExitStack() as stack, torch.no_grad():
         for path, module in model.named_modules():
             if path:
                 stack.callback(_remove(module.register_forward_pre_hook(lambda _, args, path=path: before(path, args))))
                 stack.callback(_remove(module.register_forward_hook(lambda _, __, out, path=path: after(path, out))))
         result = model(example)
-    heads = [_head(tensors(result)[:1], outputs, seen)] if classifiers is None else classifiers
+    heads = [_find_head(tensors(result)[:1], outputs, output_shapes)] if classifiers is None else classifiers
     inputs = {path: shape for path, shape in inputs.items() if path in heads}
     order = [site for site in order if site.side == "output" or site.module in inputs]
 
     types = {path: type(module).__name__ for path, module in model.named_modules()}
-    found, left_out = _found(order, seen, inputs, types, len(example))
+    traced, left_out = _name_tensors(order, output_shapes, inputs, types, len(example))
     left_out |= {path: "is never called in the forward pass" for path in types if path and not calls[path]}
-    return Trace(found, left_out, started, finished)
+    return Trace(traced, left_out, started, finished)
 
 
-def _found(
+def _name_tensors(
     order: Sequence[Site],
-    seen: Mapping[str, Sequence[Sequence[tuple[int, ...]]]],
+    output_shapes: Mapping[str, Sequence[Sequence[tuple[int, ...]]]],
     inputs: Mapping[str, tuple[int, ...]],
     types: Mapping[str, str],
     samples: int,
-) -> tuple[tuple[Found, ...], dict[str, str]]:
-    """Name every tensor whose first axis is the samples; say of the other modules why there is none."""
-    found: list[Found] = []
+) -> tuple[tuple[TracedTensor, ...], dict[str, str]]:
+    """Return the tensors whose first axis is the samples, and the reasons why other modules have none."""
+    traced: list[TracedTensor] = []
     left_out: dict[str, str] = {}
     for site in order:
         path = site.module
         if site.side == "input":
-            # VGG's own module of that name computes the same thing
-            if len(inputs[path]) > 1 and inputs[path][0] == samples and "pre_logits" not in seen:
+            # VGG has a module named pre_logits, whose output is the same tensor
+            if len(inputs[path]) > 1 and inputs[path][0] == samples and "pre_logits" not in output_shapes:
                 name = "pre_logits" if len(inputs) == 1 else f"pre_logits[{list(inputs).index(path)}]"
-                found.append(Found(site, name, f"input of {types[path]}", inputs[path][1:]))
+                traced.append(TracedTensor(site, name, f"input of {types[path]}", inputs[path][1:]))
             continue
-        shapes = seen[path][site.call]
+        shapes = output_shapes[path][site.call]
         good = [i for i, shape in enumerate(shapes) if len(shape) > 1 and shape[0] == samples]
         if not shapes:
             left_out[path] = "returns no tensor"
         elif not good:
             left_out[path] = f"returns shape {shapes[0]} for {samples} samples (its first axis is not the samples)"
         for i in good:
-            name = path + (f"#{site.call + 1}" if len(seen[path]) > 1 else "") + (f"[{i}]" if len(shapes) > 1 else "")
-            found.append(Found(Site(path, site.call, i), name, types[path], shapes[i][1:]))
-    return tuple(found), left_out
+            call = f"#{site.call + 1}" if len(output_shapes[path]) > 1 else ""
+            name = f"{path}{call}[{i}]" if len(shapes) > 1 else f"{path}{call}"
+            traced.append(TracedTensor(Site(path, site.call, i), name, types[path], shapes[i][1:]))
+    return tuple(traced), left_out
 
 
-def _head(
-    result: list[Tensor], outputs: Mapping[str, ref[Tensor]], seen: Mapping[str, list[list[tuple[int, ...]]]]
+def _find_head(
+    result: list[Tensor], outputs: Mapping[str, ref[Tensor]], output_shapes: Mapping[str, list[list[tuple[int, ...]]]]
 ) -> str | None:
-    """Which linear map made the logits: its output is the model's, or it came last and the logits have its shape."""
+    """Return the path of the linear layer that computes the logits, or None.
+
+    Its output is the output of the model, or it is the last linear layer and its output has the shape of the logits.
+    """
     for path, output in outputs.items():
         if result and output() is result[0]:
             return path
     last = next(reversed(list(outputs)), None)
     logits = tuple(result[0].shape) if result else ()
-    return last if last and len(logits) == 2 and seen[last][-1] == [logits] else None
+    return last if last and len(logits) == 2 and output_shapes[last][-1] == [logits] else None
 
 
 def _remove(handle: torch.utils.hooks.RemovableHandle) -> Any:
@@ -163,9 +179,9 @@ def _remove(handle: torch.utils.hooks.RemovableHandle) -> Any:
 def reading(
     model: nn.Module, wanted: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
 ) -> Iterator[dict[tuple[str, str], Tensor]]:
-    """Attach hooks that read out ``wanted`` in every forward pass; yields the dictionary that they fill.
+    """Attach hooks that read out ``wanted`` in every forward pass, and yield the dictionary that they fill.
 
-    Call `check` after each pass: it empties nothing, but notices what did not come.
+    Call `check` after each pass: it raises an error if a readout is missing.
     """
     values: dict[tuple[str, str], Tensor] = {}
     calls: Counter[tuple[str, str]] = Counter()
@@ -173,12 +189,12 @@ def reading(
     for key, (layer, readout) in wanted.items():
         sites[layer.site.module, layer.site.side].append((layer.site, key, layer, readout))
 
-    def take(where: tuple[str, str], value: Any) -> None:
-        call = calls[where]
-        calls[where] += 1
+    def read(place: tuple[str, str], value: Any) -> None:
+        call = calls[place]
+        calls[place] += 1
         items = [value] if isinstance(value, Tensor) else None
-        for site, key, layer, readout in sites[where]:
-            if site.call == call:  # of the inputs, the pre-logits feature is what the classifier's first call gets
+        for site, key, layer, readout in sites[place]:
+            if site.call == call:  # the pre-logits feature is the input of the classifier's first call
                 items = tensors(value) if items is None else items
                 values[key] = _read(items[site.item] if site.item < len(items) else None, layer, readout)
 
@@ -190,34 +206,34 @@ def reading(
     with ExitStack() as stack:
         stack.callback(_remove(model.register_forward_pre_hook(begin)))
         for path, side in sites:
-            where, module = (path, side), modules[path]
+            place, module = (path, side), modules[path]
             stack.callback(
-                _remove(module.register_forward_pre_hook(lambda _, args, where=where: take(where, args)))
+                _remove(module.register_forward_pre_hook(lambda _, args, place=place: read(place, args)))
                 if side == "input"
-                else _remove(module.register_forward_hook(lambda _, __, out, where=where: take(where, out)))
+                else _remove(module.register_forward_hook(lambda _, __, out, place=place: read(place, out)))
             )
         yield values
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode; afterwards each in the mode in which it was."""
+    """Put every module into eval mode inside the block, and restore its mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(modes[0][1])  # first, for what a module of the user's does when its mode changes
+        model.train(modes[0][1])  # calls train() of the user's modules, which may do more than set the mode
         for module, mode in modes:
             module.training = mode
 
 
 def _read(output: Tensor | None, layer: LayerSpec, readout: Readout) -> Tensor:
     if output is None or tuple(output.shape[1:]) != layer.shape:
-        came = "nothing" if output is None else f"shape {tuple(output.shape[1:])}"
+        got = "nothing" if output is None else f"shape {tuple(output.shape[1:])}"
         raise InvalidInputError(
-            f"layer {layer.name!r} gave {came} where the trace saw {layer.shape}: "
-            "its output depends on the input, so samples cannot be compared"
+            f"layer {layer.name!r} gave {got}, but {layer.shape} in the trace: "
+            "the shape of its output depends on the input, so samples cannot be compared"
         )
     return readout(output, layer)
 
@@ -225,9 +241,9 @@ def _read(output: Tensor | None, layer: LayerSpec, readout: Readout) -> Tensor:
 def check(
     values: Mapping[tuple[str, str], Tensor], wanted: Mapping[tuple[str, str], tuple[LayerSpec, Readout]], samples: int
 ) -> None:
-    """Raise unless every wanted readout came, with one row a sample, or one a block of samples."""
+    """Check that every wanted readout is present, with one row per sample or per block of samples."""
     for key, (_, readout) in wanted.items():
         if key not in values:
-            raise InvalidInputError(f"layer {key[0]!r} was not reached in this forward pass, though the trace saw it")
+            raise InvalidInputError(f"layer {key[0]!r} was not called in this forward pass, but in the trace it was")
         if len(values[key]) != samples // readout.block:
             raise InvalidInputError(f"layer {key[0]!r} gave {len(values[key])} rows for {samples} samples")

@@ -1,8 +1,8 @@
-"""Where pictures come from: a folder, a tar file, scikit-learn's digits, or a data set that timm opens.
+"""Open image sources: a folder, a tar file, the digits of scikit-learn, or a data set that timm opens by name.
 
-A source gives every sample a stable id and, where there are any, a label. A picture that cannot be decoded raises with
-its name: it is never replaced by its neighbour, as timm's own dataset does, and an unknown split is an error, never the
-whole folder.
+A source gives every sample a stable id and, if the data have labels, a label. A picture that cannot be decoded raises
+an error with its name. It is never replaced by the next picture, as timm's own data set does. An unknown split is an
+error; it does not mean the whole folder.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from repsim.runtime.progress import Progress
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "eval", "evaluation"})
 _TRAIN = frozenset({"train", "training"})
 _RUN = 4096
-"""Pictures that are handed to the threads at once."""
+"""Number of pictures that are submitted to the thread pool at once."""
 
 
 def open_images(
@@ -36,33 +36,38 @@ def open_images(
     labels: Labels | None = None,
     max_pixels: int | None = None,
 ) -> ImageSource:
-    """Open ``digits``, a folder, a ``.tar`` file, or a data set by timm's name (``torch/cifar10``, under ``root``).
+    """Open ``digits``, a folder, a ``.tar`` file, or a data set by its timm name (``torch/cifar10``, under ``root``).
 
     Parameters
     ----------
-    data
-        ``digits`` (those that scikit-learn brings; a folder of that name is ``./digits``), a path, or timm's name.
-    split
-        A folder inside a folder or tar (``.``: all of it, where its folders only look like splits); ``train`` or
-        ``test`` of the digits; timm's split (``validation``).
-    root
-        Where a ``torch/`` data set lies or is downloaded to; the cache of an ``hfds/`` one.
-    download
-        Let timm fetch the data set.
-    labels
-        Classes of the pictures, in place of those of the source: a file of two columns, id or file name and class; a
-        mapping from the one to the other; or a class for each picture, in the order of the ids.
-    max_pixels
-        Refuse larger pictures; by default those of more than 178,956,970 pixels.
+    data : str
+        ``digits`` (the data set of scikit-learn; write ``./digits`` for a folder of that name), a path, or a timm name.
+    split : str, optional
+        A folder inside the folder or tar file (``.`` takes everything, for folders that only look like splits);
+        ``train`` or ``test`` of the digits; or a split of the timm data set (by default ``validation``).
+    root : str, optional
+        Folder of a ``torch/`` data set, in which it is or to which it is downloaded; cache of an ``hfds/`` data set.
+    download : bool
+        Allow timm to download the data set.
+    labels : path, mapping or sequence, optional
+        Classes of the pictures, which replace those of the source: a file of two columns (id or file name, and class);
+        a mapping from id or file name to class; or one class per picture, in the order of the ids.
+    max_pixels : int, optional
+        Refuse pictures with more pixels than this. The default is 178,956,970.
+
+    Returns
+    -------
+    ImageSource
+        The pictures in a fixed order.
 
     Raises
     ------
     ImageError
-        Where there is no picture, or nothing of that name, or a damaged archive.
+        There is no folder or file of this name, it has no pictures, or the archive is damaged.
     UnknownNameError
-        For a split that does not exist.
+        The split does not exist.
     InvalidInputError
-        Where training pictures lie beside others and no split is named; for labels that do not fit the pictures.
+        No split is named and the folder holds training pictures beside others, or the labels do not fit the pictures.
 
     Examples
     --------
@@ -97,7 +102,9 @@ def _open(data: str, split: str | None, root: str | None, max_pixels: int, *, do
 
 
 def choose(total: int, limit: int | None) -> list[int]:
-    """Positions of ``limit`` samples, spread evenly over the whole: sorted by class, the first N would be one class.
+    """Return the positions of ``limit`` samples, spread evenly over all ``total`` samples.
+
+    The first ``limit`` samples would not do: many data sets are sorted by class.
 
     >>> choose(10, 4)
     [0, 2, 5, 7]
@@ -117,18 +124,18 @@ def examine(
     *,
     skip_bad: bool = False,
 ) -> tuple[dict[int, Content], dict[int, str]]:
-    """Look at every picture once, in threads: hash its contents and, with ``skip_bad``, decode it.
+    """Read every picture once, in threads: hash its contents and, with ``skip_bad``, decode it.
 
     Returns
     -------
     dict, dict
-        Row -> what was seen, in the order of ``rows``; and row -> why it cannot be read, which without ``skip_bad`` is
-        empty.
+        Mapping from row to the content of the picture, in the order of ``rows``, and mapping from row to the reason why
+        the picture cannot be read. The latter is empty without ``skip_bad``.
 
     Raises
     ------
     ImageError
-        Without ``skip_bad``: with the name of the first picture that cannot be read.
+        Without ``skip_bad``, a picture cannot be read; the message contains the name of the first one.
 
     Examples
     --------
@@ -137,7 +144,7 @@ def examine(
     ([2, 0, 1], 8, {})
     """
 
-    def look(row: int) -> Content | ImageError:
+    def examine_row(row: int) -> Content | ImageError:
         try:
             return images.examine(row, decode=skip_bad)
         except ImageError as error:
@@ -148,14 +155,14 @@ def examine(
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for start in range(0, len(rows), _RUN):
             part = rows[start : start + _RUN]
-            for done, (row, seen) in enumerate(zip(part, pool.map(look, part), strict=True), start + 1):
-                if isinstance(seen, Content):
-                    contents[row] = seen
+            for done, (row, outcome) in enumerate(zip(part, pool.map(examine_row, part), strict=True), start + 1):
+                if isinstance(outcome, Content):
+                    contents[row] = outcome
                 elif skip_bad:
-                    bad[row] = seen.problem
+                    bad[row] = outcome.problem
                 else:
                     pool.shutdown(cancel_futures=True)
-                    raise seen
+                    raise outcome
                 if progress:
                     progress(done, len(rows))
                 interrupts.check()
@@ -163,7 +170,10 @@ def examine(
 
 
 class Digits(ImageSource):
-    """The 1,797 handwritten digits of scikit-learn, 8 x 8 pixels. Split ``train``: the even ones; ``test``: the odd."""
+    """The 1,797 handwritten digits of scikit-learn, 8 x 8 pixels.
+
+    The split ``train`` has the samples at even positions, ``test`` those at odd positions.
+    """
 
     splits: ClassVar[dict[str | None, slice]] = {
         None: slice(None),
@@ -172,7 +182,7 @@ class Digits(ImageSource):
     }
 
     def __init__(self, split: str | None = None) -> None:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 - a second to import, and only this source needs it
+        from sklearn.datasets import load_digits  # noqa: PLC0415 - takes a second to import; only this source needs it
 
         if split not in self.splits:
             raise UnknownNameError("split", str(split), [s for s in self.splits if s], where="of digits")
@@ -185,20 +195,23 @@ class Digits(ImageSource):
         self._pixels = (digits.images[chosen] * (255 / 16)).round().astype(np.uint8)
 
     def load(self, index: int) -> Image.Image:
-        """Grey as RGB."""
+        """Return one digit as an RGB picture."""
         return Image.fromarray(self._pixels[index]).convert("RGB")
 
-    def examine(self, index: int, *, decode: bool = False) -> Content:  # noqa: ARG002 - they are in memory
-        """Hash the pixels."""
+    def examine(self, index: int, *, decode: bool = False) -> Content:  # noqa: ARG002 - decoded already
+        """Hash the pixels of one digit."""
         return pixel_content(Digits.load(self, index))
 
     def sizes(self) -> Sequence[int]:
-        """All the same."""
+        """Return the size of each picture in bytes, 64 for all."""
         return [self._pixels[0].size] * len(self.ids)
 
 
 class TimmDataset(ImageSource):
-    """A data set that timm's ``create_dataset`` opens by name, read item by item, past timm's own error handling."""
+    """A data set that timm's ``create_dataset`` opens by name.
+
+    Items are read one by one, without timm's error handling, which would replace a damaged picture by the next one.
+    """
 
     def __init__(
         self,
@@ -221,25 +234,25 @@ class TimmDataset(ImageSource):
                 f"{name} is a folder of pictures",
                 remedy=Remedy("give the folder itself, and its split with ", Argument("split")),
             )
-        if prefix == "torch" and split not in _SPLITS:  # timm would quietly take another split
+        if prefix == "torch" and split not in _SPLITS:  # timm would take another split without a warning
             raise UnknownNameError("split", split, sorted(_SPLITS), where=f"of {name}")
         if root is None and prefix == "torch":
             raise ImageError(
-                f"it is not known where {name} lies, or is to be downloaded to",
-                remedy=Remedy("say so with ", Argument("data_root", metavar="DIR")),
+                f"the folder of {name} is not set",
+                remedy=Remedy("set it with ", Argument("data_root", metavar="DIR")),
             )
         try:
             from timm.data.dataset_factory import create_dataset  # noqa: PLC0415 - slow, and only this source needs it
 
             self._dataset = create_dataset(name, root=root, split=split, download=download, search_split=False)
-        except Exception as error:  # noqa: BLE001 - what a foreign data set raises is anything
-            fetch = Remedy(Argument("download", value=True), " fetches what can be fetched")
+        except Exception as error:  # noqa: BLE001 - a third-party data set may raise any exception
+            fetch = Remedy(Argument("download", value=True), " allows the download")
             where = f" under {root}" if root else ""
             raise ImageError(
                 f"cannot open {name} [{split}]{where}: {reason(error)}",
                 remedy=None if download or prefix != "torch" else fetch,
             ) from None
-        if prefix == "torch":  # timm's many words for two splits: the same samples get the same ids
+        if prefix == "torch":  # timm has several names for the two splits; the same samples get the same ids
             split = "train" if split in _TRAIN else "test"
         self.name = f"{name} [{split}]"
         self.ids = [f"{name}/{split}/{i}" for i in range(len(self._dataset))]
@@ -250,7 +263,7 @@ class TimmDataset(ImageSource):
         self.classes = [str(c) for c in getattr(self._dataset, "classes", getattr(reader, "class_to_idx", ()))]
 
     def _take_labels(self, targets: Sequence[Any]) -> None:
-        """Keep whole numbers, one a sample; of others, say that they were left out."""
+        """Use the targets as labels if there is one integer per sample; otherwise record that they are left out."""
         if len(targets) != len(self.ids) or not len(targets):
             return
         if all(np.ndim(target) == 0 and np.asarray(target).dtype.kind in "iub" for target in targets):
@@ -259,26 +272,26 @@ class TimmDataset(ImageSource):
             self.left_out.add("targets of samples that are no class numbers", str(targets[0]))
 
     def _item(self, index: int) -> Any:
-        """Read past ``ImageDataset.__getitem__``, which returns the next sample where one cannot be read."""
+        """Read one sample without ``ImageDataset.__getitem__``, which returns the next sample after an error."""
         try:
             return self._items[index][0]
-        except MemoryError:  # no fault of the sample
+        except MemoryError:  # the sample itself may be fine
             raise
-        except Exception as error:  # noqa: BLE001 - what a foreign data set raises is anything
+        except Exception as error:  # noqa: BLE001 - a third-party data set may raise any exception
             raise unreadable(self.ids[index], reason(error)) from None
 
     def load(self, index: int) -> Image.Image:
-        """Decode one sample."""
+        """Return one sample, decoded to RGB."""
         picture = self._item(index)
         if not isinstance(picture, Image.Image):  # an open file
             return decode(picture, self.ids[index], self.max_pixels)
         try:
             return as_rgb(picture)
-        except MemoryError:  # no fault of the sample
+        except MemoryError:  # the sample itself may be fine
             raise
-        except Exception as error:  # noqa: BLE001 - what the decoders raise on damaged files is anything
+        except Exception as error:  # noqa: BLE001 - decoders raise any exception on damaged files
             raise unreadable(self.ids[index], reason(error)) from None
 
     def sizes(self) -> Sequence[int]:
-        """Unknown without reading everything; the ids alone make the fingerprint."""
+        """Return zeros: the sizes are unknown without reading all samples, so only the ids make the fingerprint."""
         return [0] * len(self.ids)

@@ -1,6 +1,6 @@
-"""Give pictures the classes that a table says: a CSV file, a mapping from names to classes, or a class for each.
+"""Assign classes to pictures from a CSV file, a mapping from names to classes, or a sequence of classes.
 
-Names and pictures have to match one to one. Nothing is cut, filled in or guessed: a class is a whole number, or a text.
+Names and pictures must match one to one; nothing is truncated, filled in or guessed. A class is an integer or a text.
 """
 
 import csv
@@ -20,7 +20,7 @@ from repsim.extractors.sources import ImageSource
 from repsim.runtime.arrays import as_classes
 
 Labels = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any] | np.ndarray[Any, Any]
-"""A file; id or file name -> class; or classes in the order of the ids."""
+"""Classes: a file, a mapping from id or file name to class, or a sequence in the order of the ids."""
 
 _LARGEST = 2**30
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", " ": "spaces"}
@@ -29,26 +29,26 @@ _NAME_HEADS = frozenset(
     {"id", "ids", "image", "img", "file", "filename", "filepath", "path", "name", "picture", "photo"}
 )
 _MISSING = frozenset({"", "nan"})
-_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")  # 007 is a text: as a number it would be another class's
+_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")  # 007 is a text: as a number it would be the class 7
 _FLOAT = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=e))(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 def assign_labels(images: ImageSource, labels: Labels) -> None:
-    """Set the labels, the classes and the record of where they come from.
+    """Set the labels and classes of an image source, and record their origin.
 
     Parameters
     ----------
-    images
-        The source, whose own labels are replaced.
-    labels
-        The table. Names are ids, ids without the split, file names, or file names without their suffix: the first kind
-        of name that fits all.
+    images : ImageSource
+        The source, whose labels are replaced.
+    labels : path, mapping or sequence
+        The table. Its names are ids, ids without the split, file names, or file names without suffix: the first kind
+        of name that matches all pictures.
 
     Raises
     ------
     InvalidInputError
-        A table that cannot be read; a picture without a class, a class without a picture, a name that is there twice;
-        classes that are no whole numbers and no texts. With counts and the first names.
+        The table cannot be read; a picture has no class, a class has no picture, or a name occurs twice; a class is
+        neither an integer nor a text. The message contains counts and the first names.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def assign_labels(images: ImageSource, labels: Labels) -> None:
         path = Path(labels)
         table, record = _read(path, images)
         texts, record["matched_by"] = _match(images, table, path.name)
-        values = _of_texts(texts, images.ids, path.name)
+        values = _read_classes(texts, images.ids, path.name)
     elif isinstance(labels, Mapping):
         table = [(str(name), value) for name, value in labels.items()]
         values, record["matched_by"] = _match(images, table, "labels")
@@ -71,24 +71,24 @@ def assign_labels(images: ImageSource, labels: Labels) -> None:
     images.label_record = record
 
 
-def _of_texts(texts: Sequence[str], names: Sequence[str], what: str) -> list[int] | list[str]:
-    """Classes as a file spells them: whole numbers where all are, else texts; a quantity is no class."""
+def _read_classes(texts: Sequence[str], names: Sequence[str], what: str) -> list[int] | list[str]:
+    """Return the classes of a file as integers if all of them are, else as texts; real numbers are refused."""
     for name, text in zip(names, texts, strict=True):
         if text.lower() in _MISSING:
-            raise InvalidInputError(f"{what}: {name} has no class ({text!r}); give it one, or leave the picture out")
+            raise InvalidInputError(f"{what}: {name} has no class ({text!r}); add one, or leave the picture out")
     if all(_WHOLE.fullmatch(text) for text in texts):
         return [int(text) for text in texts]
     if all(_WHOLE.fullmatch(text) or _FLOAT.fullmatch(text) for text in texts):
         name, text = next((n, t) for n, t in zip(names, texts, strict=True) if not _WHOLE.fullmatch(t))
-        raise InvalidInputError(f"{what}: a class is a whole number from 0 or a text: {name} has {text}")
+        raise InvalidInputError(f"{what}: a class must be an integer from 0 or a text, but {name} has {text}")
     return list(texts)
 
 
 def _read(path: Path, images: ImageSource) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """Read names and classes of a file, and what is recorded of it."""
+    """Return the names and classes in a file, and the record of the file for the provenance."""
     if not path.is_file():
         raise InvalidInputError(
-            f"{path} is no file",
+            f"{path} is not a file",
             remedy=Remedy(Argument("labels"), " takes a CSV of two columns: id or file name, and class"),
         )
     try:
@@ -96,11 +96,11 @@ def _read(path: Path, images: ImageSource) -> tuple[list[tuple[str, str]], dict[
             raw = file.read(_LARGEST + 1)
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InvalidInputError(f"{path} is not text in UTF-8; save it so") from None
+        raise InvalidInputError(f"{path} is not text in UTF-8; save it in this encoding") from None
     except OSError as error:
         raise InvalidInputError(f"cannot read {path}: {reason(error)}") from None
     if len(raw) > _LARGEST:
-        raise InvalidInputError(f"{path} is no table of labels: it has more than a gigabyte")
+        raise InvalidInputError(f"{path} is not a table of labels: it has more than a gigabyte")
     separator, rows = _rows(text, path)
     name_column, label_column, has_head = _columns(rows, images, path)
     record: dict[str, Any] = {
@@ -114,9 +114,12 @@ def _read(path: Path, images: ImageSource) -> tuple[list[tuple[str, str]], dict[
 
 
 def _rows(text: str, path: Path) -> tuple[str, list[list[str]]]:
-    """Split into fields, by the first separator that gives every line the same number of two or more."""
+    """Return the separator and the fields of all lines.
+
+    The separator is the first one that divides every line into the same number of two or more fields.
+    """
     if "\0" in text:
-        raise InvalidInputError(f"{path} is no table of labels: it holds null characters")
+        raise InvalidInputError(f"{path} is not a table of labels: it holds null characters")
     for separator in _SEPARATORS:
         try:
             lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
@@ -126,13 +129,13 @@ def _rows(text: str, path: Path) -> tuple[str, list[list[str]]]:
         if rows and len({len(row) for row in rows}) == 1 and len(rows[0]) > 1:
             return separator, rows
     raise InvalidInputError(
-        f"{path} is no table of labels: its lines do not all have the same two or more fields, separated by commas, "
+        f"{path} is not a table of labels: its lines do not all have the same two or more fields, separated by commas, "
         "tabs, semicolons, bars or spaces; quote a field that holds the separator"
     )
 
 
 def _columns(rows: list[list[str]], images: ImageSource, path: Path) -> tuple[int, int, bool]:
-    """Find the column of names, that of classes, and whether the first line is a head."""
+    """Return the column of names, the column of classes, and whether the first line is a header."""
     keys = {key for names in _keys(images).values() for key in names}
     matches = [sum(row[k] in keys for row in rows) for k in range(len(rows[0]))]
     name_column = max(range(len(matches)), key=lambda k: (matches[k], -k))
@@ -146,19 +149,19 @@ def _columns(rows: list[list[str]], images: ImageSource, path: Path) -> tuple[in
         others = called if has_head else []
     if len(others) != 1:
         raise InvalidInputError(
-            f"{path} has {len(rows[0])} columns ({', '.join(rows[0][:6])}), and which holds the classes is not clear; "
-            f"call one of them label, or keep two"
+            f"{path} has {len(rows[0])} columns ({', '.join(rows[0][:6])}), and the column of classes is not clear; "
+            f"name it label, or keep only two columns"
         )
     return name_column, others[0], has_head
 
 
 def _words(head: str) -> set[str]:
-    """Words of a column's head: `image_id` and `Image Id` are of the same two."""
+    """Return the words of a column's header in lower case; `image_id` and `Image Id` have the same words."""
     return set(re.split(r"[\W_]+", head.lower()))
 
 
 def _keys(images: ImageSource) -> dict[str, list[str]]:
-    """Names of the pictures by which a table may call them, for each kind of name that is unique."""
+    """Return the names that a table may use for the pictures, for each kind of name that is unique."""
     ids = list(images.ids)
     tops = {name.split("/", 1)[0] for name in ids}
     files = [name.rpartition("/")[2] for name in ids]
@@ -171,25 +174,25 @@ def _keys(images: ImageSource) -> dict[str, list[str]]:
 
 
 def _match(images: ImageSource, table: Sequence[tuple[str, Any]], what: str) -> tuple[list[Any], str]:
-    """Bring the classes into the order of the pictures, and say by which kind of name."""
+    """Return the classes in the order of the pictures, and the kind of name that matched."""
     counts = Counter(name for name, _ in table)
     kinds = _keys(images)
-    kind = max(kinds, key=lambda kind: len(counts.keys() & set(kinds[kind])))  # of equals the first
+    kind = max(kinds, key=lambda kind: len(counts.keys() & set(kinds[kind])))  # the first of equals
     names = kinds[kind]
-    known = set(names)
-    faults = [
+    pictures = set(names)
+    mismatches = [
         ("pictures without a label", [name for name in names if name not in counts]),
-        ("labels without a picture", [name for name in counts if name not in known]),
-        ("names that are there twice", [name for name, count in counts.items() if count > 1]),
+        ("labels without a picture", [name for name in counts if name not in pictures]),
+        ("names that occur twice", [name for name, count in counts.items() if count > 1]),
     ]
-    told = [
-        f"{len(those)} {fault} ({', '.join(those[:3])}{', ...' if len(those) > 3 else ''})"
-        for fault, those in faults
-        if those
+    problems = [
+        f"{len(examples)} {problem} ({', '.join(examples[:3])}{', ...' if len(examples) > 3 else ''})"
+        for problem, examples in mismatches
+        if examples
     ]
-    if told:
+    if problems:
         raise InvalidInputError(
-            f"{what} and the {len(names)} pictures of {images.name} do not match one to one: {'; '.join(told)}"
+            f"{what} and the {len(names)} pictures of {images.name} do not match one to one: {'; '.join(problems)}"
         )
     labels = dict(table)
     return [labels[name] for name in names], kind

@@ -1,4 +1,4 @@
-"""Which layers to read: presets and globs over what a trace of the forward pass found, and what their axes mean."""
+"""Choose layers by presets, names and globs, and determine the meaning of the axes of their outputs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,51 +9,51 @@ from torch import nn
 
 from repsim.errors import Argument, Function, InvalidInputError, Remedy, UnknownNameError
 from repsim.extractors.base import Axes, LayerSpec
-from repsim.extractors.hooks import Found, Trace
+from repsim.extractors.hooks import Trace, TracedTensor
 
-# Blocks are named by convention: *Block, *Bottleneck, Inception*, Mixed_*, *Cell, ... A module with a list of such
-# inside is a stage, unless its own name says that it is a block. What stands in the way (stems, poolings between
-# stages, heads) goes by names of its own. scripts/validation/sweep_timm holds this against all of timm's families; a
-# model that it does not fit falls back to its stages. RDNet's dense blocks only return what they add: the state is a
-# DenseStage's.
+# The class names of blocks follow conventions: *Block, *Bottleneck, Inception*, Mixed_*, *Cell, ... A module with a
+# list of blocks is a stage, unless its own name is that of a block. Other modules with children (stems, poolings
+# between stages, heads) are recognised by their names. scripts/validation/sweep_timm tests these rules on all families
+# of timm. For a model without blocks, the stages are used. The dense blocks of RDNet return only what they add to the
+# state; the state is the output of a DenseStage.
 _BLOCK = re.compile(
     r"Block|Bottleneck|Residual|Mixed|MBConv$|Inception([A-E]|$)|XceptionModule|RepDepthwiseSeparable|DenseStage|Cell|"
     r"DlaTree|Layer$",
     re.IGNORECASE,
 )
 _STAGE = re.compile(r"(?<!Dense)Stage|Level", re.IGNORECASE)
-_ASIDE = re.compile(r"stem|embed|down|head|norm|pool|classifier|pos_|^se$|attn$|mlp$", re.IGNORECASE)
-_MERGES = re.compile(r"PatchMerging")  # stand among the blocks in torchvision's Swin
+_NO_BLOCK = re.compile(r"stem|embed|down|head|norm|pool|classifier|pos_|^se$|attn$|mlp$", re.IGNORECASE)
+_MERGES = re.compile(r"PatchMerging")  # in the list of blocks of torchvision's Swin
 _NUMBERED = re.compile(r"(stage|layer|level|block)_?\d+")
 _CLASS_TOKEN = re.compile(r"(cls|class)_token")
 _STEMS = ("patch_embed", "stem", "patch_embeds.0", "embeds")
 
 
 def blocks(model: nn.Module) -> list[str]:
-    """Paths of the residual or transformer blocks: the outermost modules that repeat along the depth."""
+    """Return the paths of the residual or transformer blocks: the outermost modules that repeat along the depth."""
     paths: list[str] = []
 
     def walk(module: nn.Module, path: str) -> None:
         listed = isinstance(module, nn.Sequential | nn.ModuleList) or bool(_STAGE.search(type(module).__name__))
         for name, child in module.named_children():
-            here = f"{path}.{name}" if path else name
+            child_path = f"{path}.{name}" if path else name
             kind = type(child).__name__
             container = isinstance(child, nn.Sequential | nn.ModuleList) and kind != "DenseStage"
-            if _ASIDE.search(name) or _MERGES.search(kind) or not any(child.children()):
+            if _NO_BLOCK.search(name) or _MERGES.search(kind) or not any(child.children()):
                 continue
             stage = _STAGE.search(kind) or _lists_blocks(child)
             block = not stage and (_is_block(child) or (listed and not _lists_composites(child)))
             if (listed and _begins_with_block(child)) if container else block:
-                paths.append(here)
+                paths.append(child_path)
             else:
-                walk(child, here)
+                walk(child, child_path)
 
     walk(model, "")
     return paths
 
 
 def _lists_composites(module: nn.Module) -> bool:
-    """Whether the module holds a list of modules that themselves have children."""
+    """Return whether the module holds a list of modules that have children themselves."""
     lists = (c for c in module.children() if isinstance(c, nn.Sequential | nn.ModuleList))
     return any(any(any(m.children()) for m in c) for c in lists)
 
@@ -63,7 +63,7 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def _lists_blocks(module: nn.Module) -> bool:
-    """Whether a module is a stage whatever its name: FasterNet's Block, with a numbered list of ``blocks`` inside."""
+    """Return whether a module is a stage despite its name: FasterNet's Block has a numbered list of ``blocks``."""
     inner = getattr(module, "blocks", None)
     if not isinstance(inner, nn.Sequential) or not all(name.isdecimal() for name, _ in inner.named_children()):
         return False
@@ -71,17 +71,17 @@ def _lists_blocks(module: nn.Module) -> bool:
 
 
 def _begins_with_block(sequence: nn.Module) -> bool:
-    """Whether a sequence is one block: ConvMixer's are a residual over the positions and a convolution after it."""
+    """Return whether a sequence is one block: those of ConvMixer are a residual module and a convolution after it."""
     first, *others = sequence.children()
     after = [m for m in others if not any(m.children()) and any(True for _ in m.parameters())]
     return _is_block(first) and bool(after) and not any(map(_is_block, others))
 
 
 def presets(model: nn.Module, trace: Trace) -> dict[str, list[str]]:
-    """What ``blocks`` and ``stages`` stand for in this model."""
+    """Return the module paths that the presets ``blocks`` and ``stages`` stand for in this model."""
     modules = dict(model.named_modules())
     stages = [i["module"] for i in feature_info(model) if "module" in i]
-    if not stages or not all(stage in modules for stage in stages):  # in some families they are no modules
+    if not stages or not all(stage in modules for stage in stages):  # in some families the stages are not modules
         lists = (n for n in ("stages", "blocks", "layers") if isinstance(modules.get(n), nn.Sequential | nn.ModuleList))
         top = next(lists, None)
         stages = [f"{top}.{name}" for name, _ in modules[top].named_children()] if top else []
@@ -93,46 +93,54 @@ def presets(model: nn.Module, trace: Trace) -> dict[str, list[str]]:
 
 
 def feature_info(model: nn.Module) -> list[dict[str, Any]]:
-    """What timm says of the stages, from a plain model or a wrapped one."""
+    """Return timm's description of the stages, from a plain model or a wrapped one."""
     info = getattr(model, "feature_info", None) or []
     return [dict(i) for i in (info if isinstance(info, list) else info.info)]
 
 
 def _stem(trace: Trace, first_block: str) -> str | None:
-    """The stem or patch embedding: by its usual name, or else the last thing computed before the first block."""
+    """Return the path of the stem or patch embedding: a usual name, or else the last module before the first block."""
     begin = trace.started[first_block]
-    outputs = [f.site.module for f in trace.found if f.site.side == "output"]
+    outputs = [f.site.module for f in trace.tensors if f.site.side == "output"]
     before = [path for path in outputs if trace.finished[path] < begin]
     return next((name for name in _STEMS if name in before), before[-1] if before else None)
 
 
 def _end(trace: Trace, stage: str) -> str | None:
-    """A stage, or its last module where the model walks through the stage's list by itself."""
-    inside = [f.site.module for f in trace.found if f.site.module == stage or f.site.module.startswith(f"{stage}.")]
+    """Return the path of a stage, or of its last module if the model calls the modules of the stage one by one."""
+    inside = [f.site.module for f in trace.tensors if f.site.module == stage or f.site.module.startswith(f"{stage}.")]
     return stage if stage in inside else max(inside, key=trace.finished.__getitem__, default=None)
 
 
 def _resolutions(modules: Mapping[str, nn.Module], trace: Trace) -> list[str]:
-    """In a plain chain (VGG, AlexNet), what comes last at each resolution of the feature maps."""
+    """Return the last module at each resolution of the feature maps, for plain chains (VGG, AlexNet)."""
     last: dict[tuple[int, ...], str] = {}
-    for found in trace.found:
-        path, size = found.site.module, found.shape[1:]
-        if found.site.side == "output" and len(size) == 2 and size != (1, 1) and not any(modules[path].children()):
+    for tensor in trace.tensors:
+        path, size = tensor.site.module, tensor.shape[1:]
+        if tensor.site.side == "output" and len(size) == 2 and size != (1, 1) and not any(modules[path].children()):
             last[size] = path
     return list(last.values())
 
 
 def _pre_logits(trace: Trace) -> list[str]:
-    return ["pre_logits", *(found.name for found in trace.found if found.site.side == "input")]
+    return ["pre_logits", *(tensor.name for tensor in trace.tensors if tensor.site.side == "input")]
 
 
 def select(
     layers: Sequence[LayerSpec], spec: str, *, presets: Mapping[str, Sequence[str]], left_out: Mapping[str, str]
 ) -> tuple[LayerSpec, ...]:
-    """Choose layers by presets (``blocks``, ``stages``, ``all``), by name, or by globs, with commas between.
+    """Return the layers that match presets (``blocks``, ``stages``, ``all``), names, or globs, separated by commas.
 
-    In a glob ``*`` stays within one dotted part (``layer?.*`` is the 16 blocks of a ResNet-50, not its 204 submodules)
-    and ``**`` is any number of parts. A module's path means every call of it and every tensor that it returns.
+    In a glob, ``*`` matches within one part of a dotted path (``layer?.*`` matches the 16 blocks of a ResNet-50, not
+    its 204 submodules) and ``**`` matches any number of parts. The path of a module stands for all its calls and all
+    tensors that it returns.
+
+    Raises
+    ------
+    UnknownNameError
+        No layer matches; the message suggests similar names.
+    InvalidInputError
+        The spec is empty, the model has no blocks or stages, or nothing can be read at a module.
     """
     chosen: set[str] = set()
     for part in filter(None, (p.strip() for p in spec.split(","))):
@@ -145,8 +153,8 @@ def select(
             hits |= {layer.name for layer in layers if layer.name in presets[part]}
             if not hits:
                 raise InvalidInputError(
-                    f"found no {part} in this model",
-                    remedy=Remedy("name layers yourself, or use ", Argument("layers", "all")),
+                    f"this model has no {part} that repsim recognises",
+                    remedy=Remedy("name layers, or use ", Argument("layers", "all")),
                 )
         else:
             hits = {layer.name for layer in layers if part == layer.name or _matches(_module_path(layer), part)}
@@ -176,7 +184,7 @@ def _module_path(layer: LayerSpec) -> str:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """Match part by part."""
+    """Return whether a dotted path matches a glob, part by part."""
 
     def match(parts: list[str], patterns: list[str]) -> bool:
         if not patterns:
@@ -189,41 +197,44 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 class Geometry:
-    """What the axes of a model's tensors mean, worked out from the input size and what the model says of itself."""
+    """Meaning of the axes of a model's tensors, derived from the input size and the attributes of the model."""
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int]) -> None:
         self.height, self.width = input_size
         has_parameter = any(_CLASS_TOKEN.match(name.rpartition(".")[2]) for name, _ in model.named_parameters())
-        # SigLIP has neither class token nor registers; some models have registers and no class token
+        # SigLIP has neither class token nor registers; other models have registers but no class token
         self.class_token = bool(getattr(model, "has_class_token", has_parameter))
-        # CoaT, CrossViT, TNT and VOLO have class tokens and do not say how many prefix tokens that makes
+        # CoaT, CrossViT, TNT and VOLO have class tokens but no attribute with the number of prefix tokens
         self.prefix = int(getattr(model, "num_prefix_tokens", has_parameter))
         info = feature_info(model)
         self.reductions = {int(i["reduction"]) for i in info if i.get("reduction")}
         self.channels = {i["module"]: int(i["num_chs"]) for i in info if "module" in i}
-        self.unrolled = hasattr(model, "unroll")  # Hiera's tokens come by mask units, in no order of a grid
+        self.unrolled = hasattr(model, "unroll")  # Hiera orders its tokens by mask units, not as a grid
         self.channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
 
-    def describe(self, found: Found) -> LayerSpec:
-        """Work out axes, grid and prefix tokens of one tensor."""
-        shape = found.shape
+    def describe(self, tensor: TracedTensor) -> LayerSpec:
+        """Return the layer of one tensor, with its axes, grid and prefix tokens."""
+        shape = tensor.shape
         axes: Axes = "other"
         prefix: int | None = 0
         grid: tuple[int, int] | None = None
         if len(shape) == 1 or (len(shape) == 2 and shape[0] == 1) or (len(shape) == 3 and shape[1:] == (1, 1)):
-            axes = "NC"  # a single token and a map of a single position are vectors too
+            axes = "NC"  # a single token, or a feature map with a single position, is a vector
         elif len(shape) == 2:
             axes, prefix, grid = self._tokens(shape)
             grid = None if self.unrolled else grid
         elif len(shape) == 3:
-            axes, grid = self._map(found)
+            axes, grid = self._map(tensor)
         has_class = bool(axes == "NLC" and prefix and self.class_token)
-        return LayerSpec(found.name, found.type, shape, axes, prefix, has_class, grid, found.site)
+        return LayerSpec(tensor.name, tensor.type, shape, axes, prefix, has_class, grid, tensor.site)
 
     def _tokens(self, shape: tuple[int, ...]) -> tuple[Axes, int | None, tuple[int, int] | None]:
-        """(tokens, channels) or (channels, tokens): the axis whose length is a patch grid, with or without prefix."""
+        """Return axes, prefix tokens and grid of a (tokens, channels) or (channels, tokens) tensor.
+
+        The axis of tokens is the one whose length is that of a patch grid, with or without prefix tokens.
+        """
         prefixes = dict.fromkeys((self.prefix, 0))
-        for prefix in prefixes:  # the model's own strides first, any fitting grid after
+        for prefix in prefixes:  # first grids of the model's strides, then any grid that fits
             if grid := self._known_grid(shape[0] - prefix):
                 return "NLC", prefix, grid
         if grid := self._known_grid(shape[1]):
@@ -245,16 +256,21 @@ class Geometry:
         return (h, w) if h * w == tokens and self._same_aspect(h, w) else None
 
     def _same_aspect(self, h: int, w: int) -> bool:
-        """Whether a grid could come from the picture: the same aspect ratio, up to one step of rounding."""
+        """Return whether a grid has the aspect ratio of the picture, up to one step of rounding."""
         return abs(h * self.width - w * self.height) < max(self.height, self.width)
 
-    def _map(self, found: Found) -> tuple[Axes, tuple[int, int] | None]:
-        """Where the two spatial axes keep the picture's aspect ratio; what the model says of itself where both do."""
-        a, b, c = found.shape
+    def _map(self, tensor: TracedTensor) -> tuple[Axes, tuple[int, int] | None]:
+        """Return axes and grid of a tensor with three axes: two spatial ones with the picture's aspect ratio.
+
+        If both orders are possible, the attributes of the model decide.
+        """
+        a, b, c = tensor.shape
         first, last = self._same_aspect(b, c), self._same_aspect(a, b)
-        if not first and not last:  # NesT's tokens come in blocks: (blocks, tokens, channels), in no order of a grid
+        if not first and not last:  # NesT's tokens are (blocks, tokens, channels), not ordered as a grid
             return ("NHWC", None) if self._known_grid(a * b) else ("other", None)
         if first and last:
-            known = self.channels.get(found.site.module)
-            first = a == known if known is not None and (a == known) != (c == known) else not self.channels_last
+            expected = self.channels.get(tensor.site.module)
+            first = (
+                a == expected if expected is not None and (a == expected) != (c == expected) else not self.channels_last
+            )
         return ("NCHW", (b, c)) if first else ("NHWC", (a, b))

@@ -1,4 +1,4 @@
-"""Streaming: each picture is decoded once, every model that needs it reads it, and the device is never left waiting."""
+"""Stream pictures through several models at once: each picture is decoded once, and passes overlap with decoding."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,13 +22,13 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class StreamedModel(Protocol):
-    """What streaming needs of a model: `repsim.extractors.modules.ModuleExtractor` is one."""
+    """Attributes of a model that streaming uses; `repsim.extractors.modules.ModuleExtractor` has them."""
 
     name: str
     model: nn.Module
     transform: Transform
     preprocessing: Any
-    """Models of equal keys make equal pixels of a picture."""
+    """Key of the preprocessing: models with equal keys compute the same input from a picture."""
     readouts: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
     controls: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
 
@@ -40,14 +40,14 @@ def stream_together(
 
     Parameters
     ----------
-    extractors
-        Models of equal ``preprocessing``. They all are on ``how.device`` at once.
-    images
+    extractors : sequence of StreamedModel
+        Models with equal ``preprocessing``. All of them are on ``how.device`` at the same time.
+    images : ImageSource
         The pictures.
-    rows
-        Positions in ``images``, a sequence for each extractor: what that one still needs, without repetition. All are
-        parts of one common order, cut at its batches: whoever needs some row of a batch needs all of it.
-    how
+    rows : sequence of sequences of int
+        For each extractor, the positions in ``images`` that it still needs, without repetition. All sequences are parts
+        of one common order and consist of whole batches of it: an extractor that needs one row of a batch needs all.
+    how : Stream
         Batch size, workers, device, precision.
 
     Yields
@@ -58,9 +58,9 @@ def stream_together(
     Raises
     ------
     InvalidInputError
-        For extractors of unequal preprocessing, and rows that are not whole batches of one order.
+        The extractors differ in their preprocessing, or the rows are not whole batches of one order.
     ImageError
-        With the name of the first picture that cannot be read, once everything before it has been yielded.
+        A picture cannot be read. The message names the first such picture; all batches before it are yielded first.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def stream_together(
     if len({extractor.preprocessing for extractor in extractors}) > 1:
         raise InvalidInputError(
             f"{', '.join(extractor.name for extractor in extractors)} prepare pictures in different ways, "
-            "so they cannot share them"
+            "so they cannot be read in one pass"
         )
     batches, needed = _batches(rows, how.batch_size)
     return _stream(extractors, images, batches, needed, how) if batches else iter(())
@@ -83,7 +83,7 @@ def stream_together(
 def picture_loader(
     images: ImageSource, transform: Transform, batches: Sequence[Rows], how: Stream
 ) -> "DataLoader[tuple[tuple[int, ...], Tensor | ImageError]]":
-    """Batches of pictures, prepared: their positions, and (b, 3, H, W) or what is wrong with the first bad one."""
+    """Return a loader of prepared batches: positions, and a tensor (b, 3, H, W) or the first error."""
     return DataLoader(
         cast("Any", _Pictures(images, transform)),
         batch_sampler=cast("Any", batches),
@@ -112,25 +112,25 @@ def _stream(
         for extractor, model in zip(extractors, models, strict=True):
             stack.enter_context(hooks.evaluating(model))
             values.append(stack.enter_context(hooks.reading(model, extractor.readouts)))
-        # On a GPU one batch stays on its way, so that the next is computed while the caller is busy with this one.
+        # On a GPU one batch is held back, so that the next is computed while the caller processes this one.
         launched: list[tuple[int, _Copied]] = []
         for users, (positions, pictures) in zip(needed, loader, strict=False):
             if isinstance(pictures, ImageError):
                 fault = pictures
                 break
-            # here, and not on the device: the same on all, and a model may overwrite what it is given
+            # on the CPU: values are then the same on all devices, and a model may overwrite its input
             controls = {key: readout(pictures, layer) for key, (layer, readout) in extractors[0].controls.items()}
             pixels = pictures.to(device, non_blocking=cuda)
             before, launched = launched, []
             for k in users:
-                given = pixels if k == users[-1] else pixels.clone()  # a model may overwrite what it is given
+                batch_input = pixels if k == users[-1] else pixels.clone()  # a model may overwrite its input
                 autocast = torch.autocast(device.type, half) if how.amp else nullcontext()
-                with torch.no_grad(), autocast:  # not around the yield: the caller's code is no inference
-                    models[k](given)
+                with torch.no_grad(), autocast:  # not around the yield: the caller may need gradients
+                    models[k](batch_input)
                 hooks.check(values[k], extractors[k].readouts, len(positions))
                 values[k].update(controls)
                 launched.append((k, _Copied(positions, values[k], device)))
-            del pictures, pixels, given
+            del pictures, pixels, batch_input
             if not cuda:
                 before, launched = launched, []
             for k, copied in before:
@@ -142,7 +142,7 @@ def _stream(
 
 
 class _Copied:
-    """Readouts on their way to the host. They are there once the event is."""
+    """Readouts that are being copied to the host; the copy is complete when the event has occurred."""
 
     def __init__(self, rows: tuple[int, ...], values: dict[tuple[str, str], Tensor], device: torch.device) -> None:
         cuda = device.type == "cuda"
@@ -154,20 +154,20 @@ class _Copied:
             self._event.record(torch.cuda.current_stream(device))
 
     def batch(self) -> Batch:
-        """Wait for them."""
+        """Wait for the copy, and return the batch."""
         if self._event is not None:
             self._event.synchronize()
         return Batch(self._rows, self._values)
 
 
 def _batches(rows: Sequence[Sequence[int]], size: int) -> tuple[list[Rows], list[list[int]]]:
-    """Every batch once, in an order that agrees with everybody's, and who needs it.
+    """Return every batch once, in an order that agrees with all extractors, and the extractors that need it.
 
     >>> batches, needed = _batches([[4, 5, 6], [0, 1, 2, 3], [2, 3, 4, 5]], 2)
     >>> [batch.tolist() for batch in batches], needed
     ([[0, 1], [2, 3], [4, 5], [6]], [[1], [1, 2], [0, 2], [0]])
     """
-    wanted = [np.asarray(own, np.int64) for own in rows]  # 8 bytes a row, and views of them: workers get a batch each
+    wanted = [np.asarray(own, np.int64) for own in rows]  # arrays, as batches are then views without further memory
     cut = [[own[i : i + size] for i in range(0, len(own), size)] for own in wanted]
     if len(cut) == 1:
         return cut[0], [[0]] * len(cut[0])
@@ -175,7 +175,7 @@ def _batches(rows: Sequence[Sequence[int]], size: int) -> tuple[list[Rows], list
     needed: dict[int, list[int]] = defaultdict(list)
     order: TopologicalSorter[int] = TopologicalSorter()
     for k, own_batches in enumerate(cut):
-        firsts = [int(batch[0]) for batch in own_batches]  # a row is in one batch only, so its first row names it
+        firsts = [int(batch[0]) for batch in own_batches]  # each row is in one batch, so the first row identifies it
         for i, (first, batch) in enumerate(zip(firsts, own_batches, strict=True)):
             order.add(first, *firsts[max(0, i - 1) : i])
             needed[first].append(k)
@@ -185,19 +185,19 @@ def _batches(rows: Sequence[Sequence[int]], size: int) -> tuple[list[Rows], list
         sequence = list(order.static_order())
     except CycleError:
         raise InvalidInputError(
-            "rows are not parts of one order: what comes first in one comes last in another"
+            "rows are not parts of one order: two batches are in different orders in two sequences"
         ) from None
     if sequence and len(np.unique(everything := np.concatenate([batches[first] for first in sequence]))) < len(
         everything
     ):
-        raise InvalidInputError("rows are not whole batches of one order: some row is in two batches")
+        raise InvalidInputError("rows are not whole batches of one order: a row is in two batches")
     return [batches[first] for first in sequence], [needed[first] for first in sequence]
 
 
 class _Pictures(Dataset[tuple[int, Tensor | ImageError]]):
-    """One sample: its position in the source, and its pixels or what is wrong with it.
+    """Data set of samples: the position in the source, and the input tensor or the error of the picture.
 
-    A worker hands an error back as a value: raised there, it would come back wrapped in that process's traceback.
+    A worker process returns an error as a value, as a raised error would arrive with the traceback of that process.
     """
 
     def __init__(self, images: ImageSource, transform: Transform) -> None:
@@ -211,7 +211,7 @@ class _Pictures(Dataset[tuple[int, Tensor | ImageError]]):
 
 
 def _collate(samples: list[tuple[int, Tensor | ImageError]]) -> tuple[tuple[int, ...], Tensor | ImageError]:
-    """Stack a batch; the first sample that could not be read speaks for all of it."""
+    """Stack the samples of a batch; if a picture cannot be read, return its error in place of the tensor."""
     rows = tuple(row for row, _ in samples)
     wrong = next((pixels for _, pixels in samples if isinstance(pixels, ImageError)), None)
     return rows, torch.stack([p for _, p in samples if isinstance(p, Tensor)]) if wrong is None else wrong

@@ -1,4 +1,4 @@
-"""The extractor for any torch module: what timm's and torchvision's models share, and a model of your own has too."""
+"""Extractor of any torch module. The extractors of timm and torchvision models derive from it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,38 +19,39 @@ from repsim.labels import INPUT
 
 
 class ModuleExtractor:
-    """Reads layers of a torch module.
+    """Extractor of the layers of a torch module.
 
-    Making one traces the module with three pictures of noise, so everything that can be refused (a layer that does not
-    exist, a readout that it does not have) is refused before the first real picture. The module is in eval mode while
-    it is read, and each of its parts has its own mode again afterwards; it stays on the device on which it was read.
+    The constructor traces the module with three pictures of noise. Errors (a layer that does not exist, a readout that
+    the layer does not have) are therefore raised before the first real picture is read. The module is in eval mode
+    while it is read; afterwards every submodule is in its previous mode. The module stays on the device on which it
+    was read.
 
     Parameters
     ----------
-    model
-        Called with a batch (b, 3, H, W), or (b, 1, H, W) where timm says that it takes grey pictures. What it returns
-        does not matter.
-    transform
-        Makes a tensor (3, H, W), of one H and W, of a PIL picture in RGB. Not needed for a model of timm's, which says
-        itself how its pictures are prepared.
-    name
-        Names the store's file and the model in every result; by default the class's name in lower case.
-    layers
+    model : torch.nn.Module
+        Called with a batch (b, 3, H, W), or (b, 1, H, W) for a timm model that takes grey pictures. Its return value is
+        not used.
+    transform : callable, optional
+        Converts a PIL picture in RGB to a tensor (3, H, W), with the same H and W for all pictures. Not needed for a
+        timm model, whose configuration describes how its pictures are prepared.
+    name : str, optional
+        Names the file of the store and the model in every result. The default is the name of the class in lower case.
+    layers : str
         ``blocks``, ``stages``, ``all``, or globs (`repsim.extractors.layers.select`).
-    readout
-        One or several readouts, with commas between (`repsim.extractors.readouts.get`).
-    provenance
-        What else is to be recorded of it, as JSON values.
-    notes
-        What was chosen when it was made, for people.
+    readout : str
+        One or several readouts, separated by commas (`repsim.extractors.readouts.get`).
+    provenance : mapping, optional
+        Further entries of the provenance, as JSON values.
+    notes : sequence of str
+        Messages for the user about choices that were made when the model was loaded.
 
     Raises
     ------
     UnknownNameError
-        For a layer or readout of no known name; with the nearest ones.
+        A layer or readout does not exist; the message suggests similar names.
     InvalidInputError
-        For a transform that is missing or makes no (3, H, W), a module that cannot run on that, a layer that is never
-        called, and a readout that no chosen layer has (``cls`` of a ResNet).
+        The transform is missing or does not make a tensor (3, H, W), the module cannot run on such tensors, a layer is
+        never called, or no chosen layer has the readout (``cls`` of a ResNet).
 
     Examples
     --------
@@ -83,23 +84,23 @@ class ModuleExtractor:
         self.model, self.transform, self._channels = model, prepared.transform, prepared.channels
         self.name = (name or type(model).__name__.lower()).replace("/", "_").replace(":", "_")
         self.preprocessing = prepared.key
-        """Extractors of equal keys make equal pixels of a picture, and can share them (`stream_together`)."""
+        """Key of the preprocessing: extractors with equal keys can share decoded pictures (`stream_together`)."""
         self._record = {**prepared.record, **(provenance or {})}
-        seen, size = self._trace()
+        trace, size = self._trace()
         geometry = Geometry(model, size)
-        found = [geometry.describe(tensor) for tensor in seen.found]
-        self._layers = select(found, layers, presets=presets(model, seen), left_out=seen.left_out)
+        described = [geometry.describe(tensor) for tensor in trace.tensors]
+        self._layers = select(described, layers, presets=presets(model, trace), left_out=trace.left_out)
         self.readouts: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
         self.readouts, self.notes = plan(self._layers, readouts)
         entry = LayerSpec(
             INPUT[0], "input", (self._channels, *size), "NCHW", None, class_token=False, grid=size, site=Site("")
         )
         self.controls: Mapping[tuple[str, str], tuple[LayerSpec, Readout]] = {INPUT: (entry, Pixels())}
-        """What is read beside the layers, to hold them against: the model's input, at low resolution."""
+        """Arrays that are read in addition to the layers: the model's input at low resolution, as a control."""
         self.notes = [*notes, *prepared.notes, *self.notes]
-        """What is worth knowing before it is read."""
+        """Messages for the user, before the model is read."""
         self.notes += [
-            f"layer {layer.site.module} runs several times in one pass; each call is a layer of its own"
+            f"layer {layer.site.module} is called several times in a forward pass; each call is a layer of its own"
             for layer in self._layers
             if layer.name.partition("[")[0].endswith("#1")
         ]
@@ -111,29 +112,32 @@ class ModuleExtractor:
         with hooks.evaluating(self.model):
             try:
                 return hooks.trace(self.model, example.to(weight.device), self._classifiers()), (height, width)
-            except Exception as error:  # the code is the user's
+            except Exception as error:  # the code of the user may raise any exception
                 raise InvalidInputError(
                     f"{self.name} cannot run on a batch {tuple(example.shape)} of {example.dtype}, "
-                    f"which is what its transform makes: {reason(error)}"
+                    f"the output of its transform: {reason(error)}"
                 ) from error
 
     def _classifiers(self) -> list[str] | None:
-        """Paths of the modules that turn the pre-logits feature into logits; None where the model does not say."""
-        find: Any = getattr(self.model, "get_classifier", None)
-        if find is None:
+        """Return the paths of the modules that compute the logits from the pre-logits feature.
+
+        None if the model has no method ``get_classifier``.
+        """
+        get_classifier: Any = getattr(self.model, "get_classifier", None)
+        if get_classifier is None:
             return None
-        got = find()
+        classifier = get_classifier()
         heads: list[nn.Module] = []
-        for head in got if isinstance(got, tuple | list | nn.ModuleList) else [got]:
+        for head in classifier if isinstance(classifier, tuple | list | nn.ModuleList) else [classifier]:
             heads += list(head) if isinstance(head, nn.ModuleList) else [head]
         return [path for path, module in self.model.named_modules() if any(module is head for head in heads)]
 
     def layers(self) -> tuple[LayerSpec, ...]:
-        """The chosen layers, in the order in which the forward pass finishes them."""
+        """Return the chosen layers in the order in which the forward pass finishes them."""
         return self._layers
 
     def provenance(self) -> dict[str, Any]:
-        """Weights, preprocessing and versions, as plain JSON values."""
+        """Return the hash of the weights, the preprocessing and the versions, as JSON values."""
         kind = type(self.model)
         record = {
             "extractor": "module",
@@ -143,11 +147,17 @@ class ModuleExtractor:
             "torch_version": torch.__version__,
             "tf32": {"conv": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
         }
-        if "weights_sha256" not in record:  # now, and not when this was made: the user may train on
+        if "weights_sha256" not in record:  # not computed in the constructor, as the user may continue the training
             record["weights_sha256"] = fingerprint(self.model)
         return record
 
     def stream(self, images: ImageSource, rows: Sequence[int], how: Stream) -> Iterator[Batch]:
-        """Read the samples at ``rows`` of ``images``, in that order; the first unreadable one ends it with its name."""
+        """Yield the readouts of the samples at ``rows`` of ``images``, in this order, batch by batch.
+
+        Raises
+        ------
+        ImageError
+            A picture cannot be read; the message names the first such picture.
+        """
         for _, batch in stream_together([self], images, [rows], how):
             yield batch

@@ -1,4 +1,4 @@
-"""Options of a model: its picture size, normalisation, arguments, and which tensors of a file are its weights."""
+"""Options of a model: the weights in a file, the size and normalisation of its pictures, and its arguments."""
 
 import ast
 import math
@@ -14,7 +14,7 @@ INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
 
 
 class Choices(TypedDict, total=False):
-    """What `ModelOptions.read` takes, and with it every function that makes an extractor."""
+    """Keyword arguments of `ModelOptions.read`, and of every function that makes an extractor."""
 
     weights_key: str | None
     weights_prefix: str | None
@@ -29,10 +29,10 @@ class Choices(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """How a model is built and how its pictures are prepared, where that is not what its name says.
+    """Options of building a model and preparing its pictures that differ from the defaults of its name.
 
-    `read` makes one of what a user writes, on the command line, in a study file or in Python. None means: as the
-    weights say, and else as the architecture says.
+    `read` converts the values of the command line, of a study file or of Python. None means the default of the weights,
+    or else of the architecture.
 
     Examples
     --------
@@ -42,18 +42,20 @@ class ModelOptions:
     """
 
     weights_key: str | None = None
-    """Key of the set of weights inside a checkpoint; dots lead into nested ones."""
+    """Key of the set of weights in a checkpoint; dots separate the keys of nested mappings."""
     weights_prefix: str | None = None
-    """Only tensors whose names begin so are taken, without it."""
+    """Only tensors whose names begin with this prefix are used. It is removed from their names."""
     weights_match: Match = "names"
+    """Whether tensors of a file are matched with the network by name or by order."""
     img_size: tuple[int, int] | None = None
     """Height and width in pixels."""
     mean: tuple[float, ...] | None = None
-    """Of the pixels in [0, 1], one for all channels or one a channel."""
+    """Mean for the normalisation of pixels in [0, 1]: one number for all channels, or one per channel."""
     std: tuple[float, ...] | None = None
+    """Standard deviation for the normalisation, as ``mean``."""
     interpolation: str | None = None
     crop_pct: float | None = None
-    """The centre crop's share of the resized picture."""
+    """Share of the resized picture that the centre crop keeps, in (0, 1]."""
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the function that builds the model."""
 
@@ -71,25 +73,29 @@ class ModelOptions:
         crop_pct: float | str | None = None,
         model_kwargs: Mapping[str, Any] | Iterable[str] | None = None,
     ) -> Self:
-        """Read options from values, or from their texts.
+        """Return the options that the values, or their texts, describe.
 
         Parameters
         ----------
-        weights_key, weights_prefix, weights_match
-            Of a file: which of its sets of weights, which part of it, and ``names`` or ``order``.
-        img_size
-            Pixels: a number, (height, width), or ``HxW``.
-        mean, std
-            A number, three numbers, or a text of them with commas between.
-        interpolation, crop_pct
-            As timm names them: ``bicubic``, ``bilinear``, ...; a share between 0 and 1.
-        model_kwargs
-            A mapping, or texts ``KEY=VALUE``, whose values are Python literals or words.
+        weights_key, weights_prefix : str, optional
+            The set of weights in a file, and the prefix of its tensor names.
+        weights_match : {"names", "order"}
+            Match tensors of a file with the network by name or by order.
+        img_size : int, str or pair of int, optional
+            Size in pixels: a number, (height, width), or ``HxW``.
+        mean, std : float, str or sequence of float, optional
+            A number, three numbers, or a text of them separated by commas.
+        interpolation : str, optional
+            Name of the interpolation in timm: ``bicubic``, ``bilinear``, ...
+        crop_pct : float or str, optional
+            A number in (0, 1].
+        model_kwargs : mapping or iterable of str, optional
+            A mapping, or texts ``KEY=VALUE`` whose values are Python literals or words.
 
         Raises
         ------
         InvalidInputError, UnknownNameError
-            For a value that is none of these.
+            A value is not one of these.
         """
         if weights_match not in get_args(Match):
             raise UnknownNameError("way to match weights", str(weights_match), get_args(Match))
@@ -114,13 +120,13 @@ class ModelOptions:
         )
 
     @property
-    def of_file(self) -> list[Part]:
-        """Names of the options that were set and concern a file of weights only, with commas between, for a message."""
+    def file_options(self) -> list[Part]:
+        """Names of the options that were set and apply to a file of weights only, with commas between, for messages."""
         return self._set("weights_key", "weights_prefix", "weights_match")
 
     @property
     def chosen(self) -> list[Part]:
-        """Names of all options that were set, with commas between, for a message."""
+        """Names of all options that were set, with commas between, for messages."""
         return self._set(*(option.name for option in fields(self)))
 
     def _set(self, *names: str) -> list[Part]:
@@ -130,10 +136,10 @@ class ModelOptions:
         return parts[1:]
 
     def check_weights(self, weights: str) -> None:
-        """Raise `InvalidInputError` where an option of a file comes without a file."""
-        if weights in {"pretrained", "random"} and self.of_file:
+        """Raise `InvalidInputError` if an option of a weights file is set and ``weights`` is not a file."""
+        if weights in {"pretrained", "random"} and self.file_options:
             raise InvalidInputError(
-                *self.of_file,
+                *self.file_options,
                 ": for a file of weights only (",
                 Argument("weights", metavar="FILE"),
                 "), not for ",
@@ -142,7 +148,7 @@ class ModelOptions:
 
 
 def read_size(size: int | str | Sequence[int]) -> tuple[int, int]:
-    """Read a picture's height and width.
+    """Return the height and width of a picture from a number, a pair, or a text.
 
     >>> read_size(96), read_size("96x128"), read_size((96, 128))
     ((96, 96), (96, 128), (96, 128))
@@ -159,7 +165,7 @@ def read_size(size: int | str | Sequence[int]) -> tuple[int, int]:
 
 
 def _numbers(name: str, value: float | str | Sequence[float]) -> tuple[float, ...]:
-    """One number, or three."""
+    """Return one number or three, from numbers or from a text with commas."""
     try:
         if isinstance(value, str):
             numbers = tuple(float(part) for part in value.split(","))
@@ -168,12 +174,12 @@ def _numbers(name: str, value: float | str | Sequence[float]) -> tuple[float, ..
     except (TypeError, ValueError):
         numbers = ()
     if len(numbers) not in {1, 3} or not all(math.isfinite(number) for number in numbers):
-        raise InvalidArgumentError(name, "one number, or three with commas between (0.5, or 0.48,0.46,0.41)", value)
+        raise InvalidArgumentError(name, "one number, or three separated by commas (0.5, or 0.48,0.46,0.41)", value)
     return numbers
 
 
 def read_kwargs(texts: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
-    """Read arguments of the function that builds a model.
+    """Return the arguments of the function that builds a model, from a mapping or from texts ``KEY=VALUE``.
 
     >>> read_kwargs(["img_size=(96, 96)", "global_pool=avg", "class_token=False"])
     {'img_size': (96, 96), 'global_pool': 'avg', 'class_token': False}

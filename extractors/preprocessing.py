@@ -1,4 +1,4 @@
-"""From a decoded picture to a model's input: timm's own way, torchvision's own, or one that the user gives."""
+"""Convert decoded pictures to the input of a model, with the transform of timm, torchvision or the user."""
 
 import json
 import re
@@ -17,28 +17,28 @@ from torchvision.transforms import Compose, Grayscale
 from repsim.errors import InvalidInputError, reason
 
 Transform = Callable[[Image.Image], Tensor]
-"""A PIL picture, RGB, to (3, H, W); (1, H, W) for a network that takes grey ones."""
+"""Function from a PIL picture in RGB to a tensor (3, H, W), or (1, H, W) for a network that takes grey pictures."""
 
 _SIZES = ((320, 256), (256, 320), (288, 288))
-"""Of the pictures that a transform is tried on: wide, high and square."""
+"""Width and height of the pictures with which a transform is tested."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to a picture before a model sees it."""
+    """Preparation of a picture as the input of a model."""
 
     transform: Transform
     key: str
-    """Equal keys: equal pixels, so that models may share them."""
+    """Models with equal keys compute equal inputs from a picture, and can share them."""
     record: Mapping[str, Any]
-    """For the provenance, as JSON values."""
+    """Entries for the provenance, as JSON values."""
     channels: int = 3
     notes: tuple[str, ...] = ()
-    """What was chosen, for people."""
+    """Messages for the user about choices that were made."""
 
 
 def timm_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
-    """What timm does for evaluation, from a model's ``pretrained_cfg``: without weights, and without the model.
+    """Return timm's preprocessing for evaluation, from a model's ``pretrained_cfg``; the model itself is not needed.
 
     >>> timm_preprocessing({"input_size": (3, 64, 64), "crop_pct": 1.0}).record["preprocessing"]["interpolation"]
     'bicubic'
@@ -46,7 +46,9 @@ def timm_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
     config = resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
     channels = config["input_size"][0]
     if channels not in {1, 3}:
-        raise InvalidInputError(f"this model takes pictures of {channels} channels; repsim feeds RGB, or grey for 1")
+        raise InvalidInputError(
+            f"this model takes pictures of {channels} channels; repsim supports 3 channels (RGB) and 1 channel (grey)"
+        )
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
     transform: Transform = create_transform(**config, is_training=False)
     if channels == 1:
@@ -57,15 +59,20 @@ def timm_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
 
 
 def preset(transform: Transform) -> Preprocessing:
-    """A library's transform, whose text says all that it does."""
+    """Return the preprocessing of a library's transform, whose text describes it completely."""
     text = _text(transform)
     return Preprocessing(transform, text, {"transform": text})
 
 
 def choose_preprocessing(model: nn.Module, transform: Transform | Preprocessing | None) -> Preprocessing:
-    """The given transform; without one, timm's own for a model of timm's.
+    """Return the preprocessing of the user's transform, or else timm's preprocessing of a timm model.
 
-    A transform of the user's is equal to itself only: its text need not say all that it does.
+    The key of a user's transform contains its identity, as two transforms with the same text may differ.
+
+    Raises
+    ------
+    InvalidInputError
+        There is no transform, and the model is not a timm model.
     """
     if isinstance(transform, Preprocessing):
         return transform
@@ -75,15 +82,15 @@ def choose_preprocessing(model: nn.Module, transform: Transform | Preprocessing 
     config = getattr(model, "pretrained_cfg", None)
     if not isinstance(config, Mapping):
         raise InvalidInputError(
-            f"a {type(model).__name__} does not say how its pictures are prepared: pass transform=, "
-            "which makes (3, H, W) of a PIL picture"
+            f"a {type(model).__name__} has no preprocessing of its own: pass transform=, "
+            "a function from a PIL picture to a tensor (3, H, W)"
         )
-    overlay, notes = _as_built(model, config)
+    overlay, notes = _actual_input(model, config)
     return replace(timm_preprocessing({**config, **overlay}), notes=notes)
 
 
-def _as_built(model: nn.Module, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What a network of timm's was built for, where that is not what its ``pretrained_cfg`` says: size and channels."""
+def _actual_input(model: nn.Module, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the input size and channels of a timm network where its ``pretrained_cfg`` is wrong, and notes."""
     channels, *usual = config.get("input_size") or (3, 224, 224)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     built = tuple(size) if size is not None and config.get("fixed_input_size") else tuple(usual)
@@ -97,37 +104,38 @@ def _as_built(model: nn.Module, config: Mapping[str, Any]) -> tuple[dict[str, An
 
 
 def example_batch(transform: Transform, channels: int = 3) -> Tensor:
-    """Three pictures of noise, prepared: (3, ``channels``, H, W), whatever the size of the pictures.
+    """Return three prepared pictures of noise, a tensor (3, ``channels``, H, W).
+
+    The pictures differ in size, to test that the transform makes tensors of equal size.
 
     Raises
     ------
     InvalidInputError
-        Where the transform fails on a picture, does not give (``channels``, H, W), or gives another H and W for another
-        picture.
+        The transform fails, does not return a tensor (``channels``, H, W), or returns tensors of different H and W.
     """
     random = np.random.default_rng(0)
-    made: list[Tensor] = []
+    examples: list[Tensor] = []
     for width, height in _SIZES:
         picture = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
         try:
             pixels = transform(picture)
-        except Exception as error:  # the code is the user's
+        except Exception as error:  # the code of the user may raise any exception
             raise InvalidInputError(
                 f"transform fails on an RGB picture of {width} x {height} pixels: {reason(error)}"
             ) from error
         if not isinstance(pixels, Tensor) or pixels.ndim != 3 or len(pixels) != channels:
-            came = f"shape {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else f"a {type(pixels).__name__}"
-            raise InvalidInputError(f"transform must make a tensor ({channels}, H, W) of a picture, got {came}")
-        made.append(pixels)
-    sizes = [tuple(pixels.shape[1:]) for pixels in made]
+            got = f"shape {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else f"a {type(pixels).__name__}"
+            raise InvalidInputError(f"transform must return a tensor ({channels}, H, W) for a picture, got {got}")
+        examples.append(pixels)
+    sizes = [tuple(pixels.shape[1:]) for pixels in examples]
     if len(set(sizes)) > 1:
         raise InvalidInputError(
-            f"transform gives pictures of unequal size ({', '.join(map(str, sizes))} for pictures of "
-            f"{', '.join(f'{w} x {h}' for w, h in _SIZES)}); end it with a resize or a crop to one (H, W)"
+            f"transform returns tensors of different sizes ({', '.join(map(str, sizes))} for pictures of "
+            f"{', '.join(f'{w} x {h}' for w, h in _SIZES)}); end it with a resize or a crop to a fixed (H, W)"
         )
-    return torch.stack(made)
+    return torch.stack(examples)
 
 
 def _text(transform: Transform) -> str:
-    """On one line, without addresses in memory."""
+    """Return the text of a transform on one line, without memory addresses."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(transform).split()))

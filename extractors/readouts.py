@@ -1,8 +1,7 @@
-"""Readouts: how a layer's output (feature map, tokens, vector) becomes one vector of p values a sample.
+"""Readouts: convert a layer's output (feature map, tokens, vector) to one vector of p values per sample.
 
-`gram:B` and `sketch:M` are in compressed.py; the others are here.
-
-Every readout is computed on the device inside the hook, in float32, and owns its memory.
+This module has all readouts except `gram:B` and `sketch:M`, which are in compressed.py. Every readout is computed on
+the device inside the hook, in float32, and its result owns its memory.
 """
 
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ NAMES = ("mean", "max", "cls", "flatten", "grid:K", "gram:B", "sketch:M")
 
 
 def get(spec: str) -> Readout:
-    """Make a readout from its spec: ``mean``, ``max``, ``cls``, ``flatten``, ``grid:K``, ``gram:B`` or ``sketch:M``.
+    """Return the readout of a spec: ``mean``, ``max``, ``cls``, ``flatten``, ``grid:K``, ``gram:B`` or ``sketch:M``.
 
     >>> get("grid:2").name, get("gram:256").block
     ('grid:2', 256)
@@ -43,21 +42,21 @@ def get(spec: str) -> Readout:
 
 
 INPUT_PIXELS = 8
-"""Of the input so many pixels a side are kept: docs/store-format.md has the measurement."""
+"""Height and width to which the input is averaged; docs/store-format.md has the measurement behind this number."""
 
 
 def _number(spec: str, text: str, letter: str, least: int, example: int | str) -> int:
     name = spec.partition(":")[0]
     if not (text.isascii() and text.isdecimal()) or int(text) < least:
         raise InvalidInputError(
-            f"readout {spec!r}: write {name}:{letter} with a whole number {letter.rpartition(':')[2]} of at least "
+            f"readout {spec!r}: write {name}:{letter} with an integer {letter.rpartition(':')[2]} of at least "
             f"{least}, e.g. {name}:{example}"
         )
     return int(text)
 
 
 def get_several(specs: str) -> tuple[Readout, ...]:
-    """Read a list such as ``mean,cls``."""
+    """Return the readouts of a list such as ``mean,cls``, without repetitions."""
     readouts = tuple(get(s.strip()) for s in specs.split(",") if s.strip())
     if not readouts:
         raise InvalidInputError("no readout is named; the default is mean")
@@ -67,10 +66,10 @@ def get_several(specs: str) -> tuple[Readout, ...]:
 def plan(
     layers: tuple[LayerSpec, ...], readouts: tuple[Readout, ...]
 ) -> tuple[dict[tuple[str, str], tuple[LayerSpec, Readout]], list[str]]:
-    """Pair every layer with every readout that it has; say which pairs do not exist.
+    """Return all pairs of a layer and a readout that exist, and notes about those that do not.
 
-    A readout that none of the layers has is an error. One that only some have (``cls`` of a patch embedding among the
-    blocks of a ViT) is left out there, and said.
+    A readout that none of the layers has is an error. If only some layers have it (``cls`` is not defined for the patch
+    embedding among the blocks of a ViT), it is left out for the others, and a note lists them.
     """
     wanted: dict[tuple[str, str], tuple[LayerSpec, Readout]] = {}
     notes: list[str] = []
@@ -89,18 +88,18 @@ def plan(
             raise missing[0][1]
         if missing:
             names = ", ".join(layer.name for layer, _ in missing)
-            notes.append(f"readout {readout.name} is left out where there is none: {names}")
+            notes.append(f"readout {readout.name} is left out for layers that do not have it: {names}")
     order = {layer.name: i for i, layer in enumerate(layers)}
     return dict(sorted(wanted.items(), key=lambda item: order[item[0][0]])), notes
 
 
 def _vector(output: Tensor) -> Tensor:
-    """A layer that is one vector a sample already reads the same in every way."""
+    """Return the flattened output (b, p) as a float32 copy."""
     return output.flatten(1).to(torch.float32, copy=True)
 
 
 def _spatial(layer: LayerSpec, readout: str) -> tuple[int, ...]:
-    """The axes to reduce over, counting the batch as axis 0."""
+    """Return the axes to reduce over; the batch is axis 0."""
     if layer.axes == "other":
         raise InvalidInputError(
             f"readout {readout} of layer {layer.name!r}: an output of shape {layer.shape} has no spatial axes "
@@ -108,8 +107,8 @@ def _spatial(layer: LayerSpec, readout: str) -> tuple[int, ...]:
         )
     if layer.prefix_tokens is None:
         raise InvalidInputError(
-            f"readout {readout} of layer {layer.name!r}: cannot tell patch tokens from class and register tokens in "
-            f"{layer.shape[0]} tokens; use flatten"
+            f"readout {readout} of layer {layer.name!r}: patch tokens cannot be distinguished from class and register "
+            f"tokens among {layer.shape[0]} tokens; use flatten"
         )
     return {"NCHW": (2, 3), "NHWC": (1, 2), "NLC": (1,), "NCL": (2,)}[layer.axes]
 
@@ -122,18 +121,18 @@ class Pooled:
 
     @property
     def block(self) -> int:
-        """Each sample is a row of its own."""
+        """Number of samples of a row: 1."""
         return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
-        """(channels,)."""
+        """Return the shape of one row: (channels,)."""
         if layer.axes == "NC":
             return (prod(layer.shape),)
         _spatial(layer, self.name)
         return (layer.width,)
 
     def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
-        """Reduce in float32: a half-precision sum over thousands of positions loses digits."""
+        """Return an array (b, channels). Sums are in float32, as half precision loses digits over many positions."""
         if layer.axes == "NC":
             return _vector(output)
         axes = _spatial(layer, self.name)
@@ -151,11 +150,11 @@ class ClassToken:
 
     @property
     def block(self) -> int:
-        """Each sample is a row of its own."""
+        """Number of samples of a row: 1."""
         return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
-        """(channels,)."""
+        """Return the shape of one row: (channels,)."""
         if layer.axes == "NC":
             return (prod(layer.shape),)
         if not layer.class_token:
@@ -166,48 +165,48 @@ class ClassToken:
         return (layer.width,)
 
     def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
-        """Token 0: class tokens come first in every timm model."""
+        """Return token 0 as an array (b, channels): class tokens come first in every timm model."""
         return _vector(output if layer.axes == "NC" else output[:, 0])
 
 
 @dataclass(frozen=True)
 class Flatten:
-    """Every value, in the order of the layer's own axes."""
+    """All values of the output, in the order of the layer's axes."""
 
     name: str = "flatten"
 
     @property
     def block(self) -> int:
-        """Each sample is a row of its own."""
+        """Number of samples of a row: 1."""
         return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
-        """The layer's own shape."""
+        """Return the shape of the layer's output for one sample."""
         return layer.shape
 
     def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:  # noqa: ARG002 - the same for every layer
-        """Copy."""
+        """Return a copy of the output, of shape (b, p)."""
         return _vector(output)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Adaptive average to K x K positions, flattened as (channels, K, K); token grids and NHWC maps alike."""
+    """Adaptive average to K x K positions, flattened as (channels, K, K), for feature maps and grids of tokens."""
 
     k: int
 
     @property
     def name(self) -> str:
-        """grid:K."""
+        """Spec string: ``grid:K``."""
         return f"grid:{self.k}"
 
     @property
     def block(self) -> int:
-        """Each sample is a row of its own."""
+        """Number of samples of a row: 1."""
         return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
-        """(channels, K, K)."""
+        """Return the shape of one row: (channels, K, K), or (channels,) for a layer without positions."""
         if layer.axes == "NC":
             return (prod(layer.shape),)
         _spatial(layer, self.name)
@@ -218,7 +217,7 @@ class Grid:
         return (layer.width, self.k, self.k)
 
     def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
-        """Bring to NCHW, pool."""
+        """Return the averages as an array (b, channels K K)."""
         if layer.axes == "NC":
             return _vector(output)
         if layer.axes == "NHWC":
@@ -232,21 +231,21 @@ class Grid:
 
 @dataclass(frozen=True)
 class Pixels:
-    """The model's input, averaged to at most 8 x 8 pixels a channel: what any network could know without computing."""
+    """The model's input, averaged to at most 8 x 8 pixels per channel. It is the control for similarity of inputs."""
 
     name: str = INPUT[1]
 
     @property
     def block(self) -> int:
-        """Each sample is a row of its own."""
+        """Number of samples of a row: 1."""
         return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
-        """(3 h w,), with h and w at most 8."""
+        """Return the shape of one row: (channels h w,), with h and w at most 8."""
         channels, height, width = layer.shape
         return (channels * min(INPUT_PIXELS, height) * min(INPUT_PIXELS, width),)
 
     def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
-        """Average in float32."""
+        """Return the averages as an array (b, channels h w), computed in float32."""
         _, height, width = layer.shape
         return _vector(adaptive_avg_pool2d(output.float(), (min(INPUT_PIXELS, height), min(INPUT_PIXELS, width))))

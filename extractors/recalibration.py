@@ -1,7 +1,7 @@
-"""Batch norm of untrained networks: the statistics of the stimuli, in place of those of a network that saw nothing.
+"""Recalibrate the batch norm of untrained networks: set its running statistics to those of the pictures.
 
-Fresh from its initialisation batch norm has a running mean of 0 and a variance of 1: in eval mode it does nothing,
-activations grow or die with depth, and an untrained network is a poorer control than it has to be.
+After initialisation, batch norm has a running mean of 0 and a variance of 1, so in eval mode it changes nothing.
+Activations then grow or vanish with depth, and the untrained network is a poor control.
 """
 
 from collections import defaultdict
@@ -22,25 +22,25 @@ from repsim.extractors.preprocessing import Transform
 from repsim.extractors.sources import ImageSource
 
 SAMPLES = 512
-"""At most so many are looked at, spread evenly over the chosen ones."""
+"""Largest number of samples that are used. They are spread evenly over the chosen samples."""
 _BATCH = 32
-"""Of a size of its own, so that the statistics are the same for every batch size."""
+"""Batch size of the recalibration. It is fixed, so that the statistics do not depend on the batch size of the user."""
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
 """Path of a batch norm -> mean and unbiased variance of each channel."""
 
 
 def check_weights(weights: object) -> None:
-    """Refuse to replace statistics that were learnt."""
+    """Raise `InvalidInputError` unless the weights are random: trained networks keep their own statistics."""
     if weights != "random":
         raise InvalidInputError(
-            "recalibrating batch norm is for untrained networks, as trained ones have statistics of their own",
+            "recalibrating batch norm is for untrained networks; trained networks keep their own statistics",
             remedy=Remedy("use it with ", Argument("weights", "random")),
         )
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Every batch norm that has running statistics, libraries' own kinds among them, by its path."""
+    """Return all batch norms with running statistics by path, including subclasses that libraries define."""
     return {
         path: module
         for path, module in model.named_modules()
@@ -51,50 +51,55 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 def measure(
     model: nn.Module, transform: Transform, images: ImageSource, rows: Sequence[int], how: Stream
 ) -> Statistics:
-    """Find the mean and the variance of what every batch norm gets, over at most 512 of the samples; changes nothing.
+    """Estimate the mean and variance of the input of every batch norm over at most 512 samples.
 
-    One pass in float32, in which every batch norm normalises by its own batch, as in training, and all else is in eval
-    mode. Moments are pooled over the batches: a running average of the batches' variances, as torch keeps it, would
-    lack what differs between batches.
+    The model is not changed. In one pass in float32, every batch norm normalises by its own batch, as in training, and
+    all other modules are in eval mode. Moments are pooled over the batches, because a running average of the variances
+    of batches, as in torch, lacks the variance between batches.
 
     Parameters
     ----------
-    model, transform
-        The network, and what prepares its pictures.
-    images, rows
-        The pictures, and which of them: all that will be extracted.
-    how
-        Device and workers; batches have a size of their own.
+    model : torch.nn.Module
+        The network.
+    transform : callable
+        Converts a picture to the input of the network.
+    images : ImageSource
+        The pictures.
+    rows : sequence of int
+        Positions of the samples that will be extracted.
+    how : Stream
+        Device and workers. The batch size is fixed.
 
     Returns
     -------
     dict
-        For `assign`, on the CPU. A batch norm that this forward pass never calls is not in it.
+        Mapping from the path of a batch norm to mean and unbiased variance per channel, on the CPU, for `assign`. A
+        batch norm that the forward pass does not call is left out.
 
     Raises
     ------
     InvalidInputError
-        For fewer than two samples, which have no variance.
+        There are fewer than two samples, so the variance is undefined.
     ImageError
-        With the name of a picture that cannot be read.
+        A picture cannot be read; the message contains its name.
 
     Examples
     --------
     >>> from repsim.extractors import open_images
     >>> from repsim.extractors.timm_models import TimmExtractor
     >>> extractor = TimmExtractor("digits_resnet", weights="random")
-    >>> found = measure(extractor.model, extractor.transform, open_images("digits"), range(40), Stream())
-    >>> mean, variance = found["bn1"]
+    >>> statistics = measure(extractor.model, extractor.transform, open_images("digits"), range(40), Stream())
+    >>> mean, variance = statistics["bn1"]
     >>> mean.shape, bool((variance > 0).all())
     (torch.Size([64]), True)
-    >>> assign(extractor.model, found)
+    >>> assign(extractor.model, statistics)
     """
     chosen = np.asarray(rows, np.int64)[choose(len(rows), SAMPLES)]
     if len(chosen) < 2:
-        raise InvalidInputError("recalibrating batch norm takes at least 2 samples: one has no variance")
-    batches = np.array_split(chosen, -(-len(chosen) // _BATCH))  # of equal size but for one, so none has one sample
+        raise InvalidInputError("recalibrating batch norm needs at least 2 samples: one has no variance")
+    batches = np.array_split(chosen, -(-len(chosen) // _BATCH))  # sizes differ by at most 1, so no batch has 1 sample
     device = torch.device(how.device)
-    with _watching(model.to(device)) as moments, torch.no_grad():
+    with _collecting_moments(model.to(device)) as moments, torch.no_grad():
         for _, pictures in picture_loader(images, transform, batches, how):
             if isinstance(pictures, ImageError):
                 raise pictures
@@ -103,22 +108,22 @@ def measure(
 
 
 def assign(model: nn.Module, statistics: Statistics) -> None:
-    """Make them the running statistics of the model's batch norms."""
+    """Set the running statistics of the model's batch norms."""
     norms = batch_norms(model)
     for path, values in statistics.items():
         for running, value in zip((norms[path].running_mean, norms[path].running_var), values, strict=True):
-            assert running is not None, "batch_norms() chooses those that have them"
+            assert running is not None, "batch_norms() returns only batch norms with running statistics"
             running.copy_(value)
 
 
 class _Moments:
-    """Mean and sum of squared deviations over batches, each known by its own (Chan, Golub and LeVeque 1983)."""
+    """Mean and sum of squared deviations, updated batch by batch (Chan, Golub and LeVeque 1983)."""
 
     def __init__(self) -> None:
         self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, x: Tensor) -> None:
-        """One batch (b, channels, ...)."""
+        """Update the moments with one batch (b, channels, ...)."""
         variance, mean = (moment.double() for moment in torch.var_mean(x.float(), [0, *range(2, x.ndim)], correction=0))
         count = x.numel() // x.shape[1]
         total, change = self.count + count, mean - self.mean
@@ -127,19 +132,22 @@ class _Moments:
         self.count = total
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance, as torch keeps them."""
+        """Return mean and unbiased variance per channel, in float32."""
         return self.mean.float(), (self.squares / (self.count - 1)).float()
 
 
 @contextmanager
-def _watching(model: nn.Module) -> Iterator[dict[str, _Moments]]:
-    """Every batch norm normalises by the batch, and what it gets is summed up; afterwards all is as it was."""
+def _collecting_moments(model: nn.Module) -> Iterator[dict[str, _Moments]]:
+    """Make every batch norm normalise by the batch inside the block, and yield the moments of its inputs by path.
+
+    Afterwards all modules have their previous mode and settings.
+    """
     moments: dict[str, _Moments] = defaultdict(_Moments)
     with hooks.evaluating(model), ExitStack() as stack:
         for path, norm in batch_norms(model).items():
             norm.training = True
             stack.callback(setattr, norm, "track_running_stats", norm.track_running_stats)
             norm.track_running_stats = False
-            watch = norm.register_forward_pre_hook(lambda _, args, path=path: moments[path].add(args[0]))
-            stack.callback(watch.remove)
+            handle = norm.register_forward_pre_hook(lambda _, args, path=path: moments[path].add(args[0]))
+            stack.callback(handle.remove)
         yield moments

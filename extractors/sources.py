@@ -1,4 +1,4 @@
-"""What a source of pictures is: a fixed order, an id for each, a fingerprint of the contents, perhaps labels."""
+"""Base class of image sources: pictures in a fixed order, with ids, hashes of their contents, and optional labels."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -11,20 +11,20 @@ from PIL import Image
 from repsim.extractors.decoding import MAX_PIXELS
 
 DIGEST = 8
-"""Bytes that are kept of the SHA-256 of a picture."""
+"""Number of bytes of the SHA-256 of a picture that are kept."""
 
 
 class Content(NamedTuple):
-    """What looking at one picture gives."""
+    """Hash of one picture, and whether its file has more frames."""
 
     digest: bytes
     """The first 8 bytes of a SHA-256: of the file, or of the decoded pixels (`ImageSource.content_kind`)."""
     frames: bool = False
-    """Whether the file holds pictures after the first, which are not read."""
+    """Whether the file holds further pictures after the first. They are not read."""
 
 
 class LeftOut:
-    """What was not taken, by reason: how many, and the name of the first.
+    """Files that were left out, by reason: their number and the name of the first.
 
     >>> left_out = LeftOut()
     >>> for name in ("a.heic", "b.heic"):
@@ -37,13 +37,13 @@ class LeftOut:
         self.reasons: dict[str, tuple[int, str]] = {}
 
     def add(self, why: str, name: str) -> None:
-        """Count one more."""
+        """Count one more file that was left out for the reason ``why``."""
         count, first = self.reasons.get(why, (0, name))
         self.reasons[why] = count + 1, min(first, name)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many for each reason, the most frequent first."""
+        """Number of files for each reason, the most frequent first."""
         return {why: count for why, (count, _) in self._sorted()}
 
     def _sorted(self) -> list[tuple[str, tuple[int, str]]]:
@@ -64,55 +64,61 @@ class ImageSource(ABC):
     """Pictures in a fixed order, with ids and perhaps labels."""
 
     name: str
-    """What the user wrote, with the split."""
+    """Name of the data as the user wrote it, with the split."""
     ids: Sequence[str]
     labels: np.ndarray[Any, np.dtype[np.int64]] | None = None
     classes: Sequence[str] = ()
     """Class names, in the order of the label numbers."""
     label_record: Mapping[str, Any] = {}
-    """Where the labels come from, where that is not the source itself."""
+    """Origin of the labels, if they do not come from the source itself."""
     content_kind: str = "pixels"
-    """What is hashed of a picture: ``files``, their bytes, or ``pixels``, as they are decoded."""
+    """Content of a picture that is hashed: ``files`` (the bytes of the file) or ``pixels`` (the decoded pixels)."""
     max_pixels: int = MAX_PIXELS
-    """Larger pictures are refused."""
+    """Largest allowed number of pixels of a picture."""
 
     @property
     def left_out(self) -> LeftOut:
-        """What lies beside the pictures and was not taken."""
+        """Files beside the pictures that were left out."""
         return self.__dict__.setdefault("_left_out", LeftOut())  # type: ignore[no-any-return]
 
     @abstractmethod
     def load(self, index: int) -> Image.Image:
-        """Decode one picture as RGB, or raise `ImageError` with its name."""
+        """Return one picture, decoded to RGB.
+
+        Raises
+        ------
+        ImageError
+            The picture cannot be decoded; the message contains its name.
+        """
 
     @abstractmethod
     def sizes(self) -> Sequence[int]:
-        """Bytes of each picture as stored: with the ids, what `fingerprint` is made of."""
+        """Return the stored size of each picture in bytes. `fingerprint` uses the ids and these sizes."""
 
-    def examine(self, index: int, *, decode: bool = False) -> Content:  # noqa: ARG002 - here it always is
-        """Hash one picture; with ``decode``, also raise `ImageError` where it cannot be decoded."""
+    def examine(self, index: int, *, decode: bool = False) -> Content:  # noqa: ARG002 - this class always decodes
+        """Hash one picture; with ``decode``, raise `ImageError` if it cannot be decoded."""
         return pixel_content(self.load(index))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def fingerprint(self, rows: Sequence[int]) -> str:
-        """SHA-256 over the ids and sizes of these samples, in their order; `examine` sees what is in them."""
+        """Return the SHA-256 over the ids and sizes of these samples in their order; `examine` hashes the contents."""
         sizes = self.sizes()
-        whole = hashlib.sha256()
+        sha = hashlib.sha256()
         for row in rows:
-            whole.update(f"{self.ids[row]}\0{sizes[row]}\n".encode())
-        return whole.hexdigest()
+            sha.update(f"{self.ids[row]}\0{sizes[row]}\n".encode())
+        return sha.hexdigest()
 
 
 def pixel_content(picture: Image.Image) -> Content:
-    """Hash width, height, and the decoded pixels in RGB."""
+    """Return the hash of a picture's width, height, and decoded pixels in RGB."""
     return Content(digest(f"{picture.width} x {picture.height}\n".encode(), picture.tobytes()))
 
 
 def digest(*parts: bytes) -> bytes:
-    """Hash bytes: the first 8 bytes of their SHA-256."""
-    whole = hashlib.sha256()
+    """Return the first 8 bytes of the SHA-256 of the concatenated parts."""
+    sha = hashlib.sha256()
     for part in parts:
-        whole.update(part)
-    return whole.digest()[:DIGEST]
+        sha.update(part)
+    return sha.digest()[:DIGEST]

@@ -1,4 +1,4 @@
-"""The extractor for timm's classification models."""
+"""Extractor of timm's classification models."""
 
 import timm
 
@@ -10,31 +10,32 @@ from repsim.extractors.weights import load_model, suffix
 
 
 class TimmExtractor(ModuleExtractor):
-    """Reads layers of one timm model, with the preprocessing that belongs to its weights.
+    """Extractor of the layers of a timm model, with the preprocessing that belongs to its weights.
 
     Parameters
     ----------
-    model
+    model : str
         A timm name (``resnet50``, ``vit_base_patch16_224.augreg_in21k_ft_in1k``, ``digits_vit.seed0``).
-    weights
+    weights : str
         ``pretrained``, ``random``, or a ``.safetensors`` or ``.pth`` file.
-    seed
-        Of random weights.
-    options
-        Of which weights of a file, of which size and normalisation, built how (`repsim.extractors.options`).
-    layers
+    seed : int
+        Seed of random weights.
+    options : ModelOptions, optional
+        Choice of the weights in a file, size and normalisation of the pictures, and arguments of the model.
+    layers : str
         ``blocks``, ``stages``, ``all``, or globs (`repsim.extractors.layers.select`).
-    readout
-        One or several of ``mean``, ``max``, ``cls``, ``flatten``, ``grid:K``, with commas between.
+    readout : str
+        One or several of ``mean``, ``max``, ``cls``, ``flatten``, ``grid:K``, ``gram:B``, ``sketch:M``, separated by
+        commas.
 
     Raises
     ------
     UnknownNameError
-        For a model, tag, layer or readout of no known name; with the nearest ones.
+        A model, tag, layer or readout does not exist; the message suggests similar names.
     WeightsError
-        For weights that cannot be had, are damaged, hold code, or are another architecture's.
+        The weights are not available, are damaged, contain code, or belong to another architecture.
     InvalidInputError
-        For an option that the model does not know, a layer that is never called, and a readout that no chosen layer has
+        The model does not take one of the options, a layer is never called, or no chosen layer has the readout
         (``cls`` of a ResNet).
 
     Examples
@@ -58,7 +59,7 @@ class TimmExtractor(ModuleExtractor):
         layers: str = "blocks",
         readout: str = "mean",
     ) -> None:
-        get_several(readout)  # a slip of the hand there should not cost a download
+        get_several(readout)  # a typing error in the readout is reported before the download
         loaded, record, notes = load_model(model, weights, seed, options)
         super().__init__(
             loaded,

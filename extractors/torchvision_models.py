@@ -1,4 +1,4 @@
-"""The extractor for torchvision's classification models."""
+"""Extractor of torchvision's classification models."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,27 +16,27 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.transforms import InterpolationMode
 
 from repsim.errors import Argument, InvalidInputError, UnknownNameError, WeightsError, reason
-from repsim.extractors.checkpoints import Checkpoint, Contents, fits, read_checkpoint
+from repsim.extractors.checkpoints import Checkpoint, Contents, matching_share, read_checkpoint
 from repsim.extractors.fitting import (
     ARGS,
     ORDERED,
     Settings,
     args_size,
-    as_text,
-    asked,
     check_dtypes,
-    in_order,
-    misfit,
+    format_kwargs,
+    format_value,
+    match_in_order,
+    misfit_error,
+    preprocessing_choices,
     read_pair,
     shapes_of,
-    written,
 )
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import ModelOptions
 from repsim.extractors.preprocessing import Preprocessing, preset
 from repsim.extractors.readouts import get_several
 from repsim.extractors.weights import (
-    OTHERS,
+    ALTERNATIVES,
     check_hash,
     close_response,
     fingerprint,
@@ -47,38 +47,38 @@ from repsim.extractors.weights import (
 
 PREFIX = "torchvision/"
 _POSITIONS = "encoder.pos_embedding"
-"""The position embedding of its Vision Transformers."""
+"""Name of the position embedding of torchvision's Vision Transformers."""
 
-# These two normalise their input in the model, as their published weights expect; and torchvision warns that another
-# initialisation will be the default.
+# These two networks normalise their input themselves, as their published weights expect. torchvision warns unless
+# init_weights is set.
 _OPTIONS = {name: {"transform_input": True, "init_weights": True} for name in ("googlenet", "inception_v3")}
 
 
 class TorchvisionExtractor(ModuleExtractor):
-    """Reads layers of one of torchvision's classification models, prepared as for its default weights.
+    """Extractor of the layers of a torchvision classification model, with the preprocessing of its default weights.
 
     Parameters
     ----------
-    model
-        A name of torchvision's (``resnet50``), with ``torchvision/`` before it or not.
-    weights
-        ``pretrained`` (torchvision's default weights; the hash in the file's name is checked), ``random``, or a
+    model : str
+        A torchvision name (``resnet50``), with or without the prefix ``torchvision/``.
+    weights : str
+        ``pretrained`` (torchvision's default weights; the hash in the file name is checked), ``random``, or a
         ``.safetensors`` or ``.pth`` file.
-    seed
-        Of random weights.
-    options
-        Of which weights of a file, of which size and normalisation, built how (`repsim.extractors.options`).
-    layers, readout
-        As for every `ModuleExtractor`.
+    seed : int
+        Seed of random weights.
+    options : ModelOptions, optional
+        Choice of the weights in a file, size and normalisation of the pictures, and arguments of the model.
+    layers, readout : str
+        As in `ModuleExtractor`.
 
     Raises
     ------
     UnknownNameError
-        For a model, layer or readout of no known name; with the nearest ones.
+        A model, layer or readout does not exist; the message suggests similar names.
     WeightsError
-        For weights that cannot be had, are damaged, hold code, or are another architecture's.
+        The weights are not available, are damaged, contain code, or belong to another architecture.
     InvalidInputError
-        For a layer that is never called, and for a readout that no chosen layer has.
+        A layer is never called, or no chosen layer has the readout.
 
     Examples
     --------
@@ -97,7 +97,7 @@ class TorchvisionExtractor(ModuleExtractor):
         layers: str = "blocks",
         readout: str = "mean",
     ) -> None:
-        get_several(readout)  # a slip of the hand there should not cost a download
+        get_several(readout)  # a typing error in the readout is reported before the download
         name = check_name(model)
         loaded, record, notes, prepared = load_model(name, weights, seed, options)
         super().__init__(
@@ -117,17 +117,17 @@ class TorchvisionExtractor(ModuleExtractor):
 
 
 def names() -> list[str]:
-    """List torchvision's classification models.
+    """Return the names of torchvision's classification models.
 
     >>> "resnet50" in names(), "fasterrcnn_resnet50_fpn" in names()
     (True, False)
     """
-    found: list[str] = models.list_models(module=models)
-    return found
+    model_names: list[str] = models.list_models(module=models)
+    return model_names
 
 
 def family(architecture: str) -> str:
-    """The module that defines it.
+    """Return the name of the torchvision module that defines an architecture.
 
     >>> family("resnext50_32x4d")
     'resnet'
@@ -137,7 +137,13 @@ def family(architecture: str) -> str:
 
 
 def check_name(model: str) -> str:
-    """The name without its prefix; raises, with near names, unless torchvision knows it."""
+    """Return the name of a torchvision model without its prefix.
+
+    Raises
+    ------
+    UnknownNameError
+        torchvision has no such model; the message suggests similar names.
+    """
     name = model.removeprefix(PREFIX)
     if name not in names():
         raise UnknownNameError("torchvision model", name, names())
@@ -145,23 +151,23 @@ def check_name(model: str) -> str:
 
 
 def torchvision_preprocessing(model: str) -> Preprocessing:
-    """What torchvision does for its default weights of this model; needs no weights."""
+    """Return the preprocessing of torchvision's default weights of a model, without loading the weights."""
     return preset(models.get_model_weights(check_name(model)).DEFAULT.transforms())
 
 
 class Loaded(NamedTuple):
-    """A network with its weights, in eval mode on the CPU, and what prepares its pictures."""
+    """A network with its weights, in eval mode on the CPU, and the preprocessing of its pictures."""
 
     model: nn.Module
     record: dict[str, Any]
-    """What is recorded of its weights."""
+    """Entries about the weights for the provenance."""
     notes: list[str]
-    """What was chosen among several possibilities, for people."""
+    """Messages for the user about choices that were made."""
     preprocessing: Preprocessing
 
 
 def load_model(name: str, weights: str = "pretrained", seed: int = 0, options: ModelOptions | None = None) -> Loaded:
-    """Make a model in eval mode on the CPU, with its weights and its preprocessing."""
+    """Return a model in eval mode on the CPU, with its weights and its preprocessing."""
     options = options or ModelOptions()
     options.check_weights(weights)
     settings = Settings(dict(options.model_kwargs), record={"architecture": name, "weights": weights})
@@ -197,22 +203,22 @@ def load_model(name: str, weights: str = "pretrained", seed: int = 0, options: M
 
 
 def _size_key(name: str) -> str | None:
-    """The argument that fixes the size of an architecture's pictures, if one does."""
+    """Return the argument that sets the picture size of an architecture, or None if it takes any size."""
     return {"vision_transformer": "image_size", "maxvit": "input_size"}.get(family(name))
 
 
 def _preprocessing(
     name: str, options: ModelOptions, args: Mapping[str, Any], size: tuple[int, int] | None, settings: Settings
 ) -> Preprocessing:
-    """Prepare pictures as for the default weights, but for what was chosen, and for what a checkpoint's args say."""
+    """Return the preprocessing of the default weights, changed by the options of the user and of the checkpoint."""
     usual: Any = models.get_model_weights(name).DEFAULT.transforms()
     crop, resize = usual.crop_size[0], usual.resize_size[0]
-    why = "as asked" if options.img_size else "the weights"
+    why = "set by the user" if options.img_size else "the weights"
     if size is None and _size_key(name) is None and (size := args_size(args)):
         why = ARGS
     if size is not None and size[0] != size[1]:
         raise InvalidInputError(f"torchvision's models take square pictures, not {size[0]}x{size[1]} ({why})")
-    values = asked(options, args)
+    values = preprocessing_choices(options, args)
     share = values["crop_pct"][0] if "crop_pct" in values else crop / resize
     wanted: dict[str, Any] = {"crop_size": size[0] if size else crop}
     wanted["resize_size"] = round(wanted["crop_size"] / share)
@@ -230,7 +236,7 @@ def _preprocessing(
         settings.notes.append(f"pictures of {size[0]} x {size[1]} pixels{_because(why)}")
     for key in ("mean", "std", "interpolation", "crop_pct"):
         if key in changed or (key == "crop_pct" and key in values and "resize_size" in changed):
-            settings.notes.append(f"{key} {as_text(values[key][0])}{_because(values[key][1])}")
+            settings.notes.append(f"{key} {format_value(values[key][0])}{_because(values[key][1])}")
     settings.record["prepared"] = {key: value for key, (value, _) in values.items()} | (
         {"img_size": size} if size else {}
     )
@@ -238,7 +244,7 @@ def _preprocessing(
 
 
 def _because(why: str) -> str:
-    return f", {why}" if why == "as asked" else f": {why}"
+    return f", {why}" if why == "set by the user" else f": {why}"
 
 
 def _build(name: str, **options: Any) -> nn.Module:
@@ -247,7 +253,9 @@ def _build(name: str, **options: Any) -> nn.Module:
     except (TypeError, ValueError) as error:
         if not options:
             raise
-        raise InvalidInputError(f"{PREFIX}{name} cannot be built with {written(options)}: {reason(error)}") from None
+        raise InvalidInputError(
+            f"{PREFIX}{name} cannot be built with {format_kwargs(options)}: {reason(error)}"
+        ) from None
     return model
 
 
@@ -263,7 +271,9 @@ def _pretrained(name: str, chosen: Any, settings: Settings) -> nn.Module:
         why = reason(error)
         if type(error) is URLError:  # a 404 is a URLError too
             why = "they are not in the cache and their server cannot be reached"
-        raise WeightsError(f"no pretrained weights for {PREFIX}{name} ({file.name}): {why}", remedy=OTHERS) from error
+        raise WeightsError(
+            f"no pretrained weights for {PREFIX}{name} ({file.name}): {why}", remedy=ALTERNATIVES
+        ) from error
     if not kwargs:
         return model
     other, state = _build(name, **kwargs), dict(model.state_dict())
@@ -274,20 +284,19 @@ def _pretrained(name: str, chosen: Any, settings: Settings) -> nn.Module:
 
 
 def _resample(model: Any, state: dict[str, Tensor], size: int, settings: Settings) -> dict[str, Tensor]:
-    """Resample the position embedding of a Vision Transformer, as the user has asked for another size."""
+    """Return the tensors of a Vision Transformer with the position embedding resampled to the size of the user."""
     before = state[_POSITIONS].shape
     state = dict(interpolate_embeddings(size, model.patch_size, OrderedDict(state)))
     if state[_POSITIONS].shape != before:
         settings.record["resampled"] = [_POSITIONS]
         settings.notes.append(
-            f"resampled, as another size was asked for: {_POSITIONS} from {tuple(before)} to "
-            f"{tuple(state[_POSITIONS].shape)}"
+            f"resampled to the chosen size: {_POSITIONS} from {tuple(before)} to {tuple(state[_POSITIONS].shape)}"
         )
     return state
 
 
 def _from_file(name: str, contents: Contents, options: ModelOptions, settings: Settings) -> nn.Module:
-    """Load a state_dict with as many classes, and for pictures of the size, that it has."""
+    """Return a network with the tensors of a file; classes and picture size are those of the file."""
     kwargs, record, notes = settings.kwargs, settings.record, settings.notes
     base = _build(name, **kwargs)
     own = shapes_of(base)
@@ -296,7 +305,7 @@ def _from_file(name: str, contents: Contents, options: ModelOptions, settings: S
     notes += checkpoint.notes
     state = checkpoint.state
     if options.weights_match == "order":
-        state = in_order(state, own, checkpoint.name)
+        state = match_in_order(state, own, checkpoint.name)
         record["weights_match"] = "order"
         notes.append(ORDERED.format(len(state), checkpoint.name))
     check_dtypes(state, base, checkpoint.name, notes)
@@ -321,16 +330,16 @@ def _from_file(name: str, contents: Contents, options: ModelOptions, settings: S
             notes.append(f"built with image_size={side * patch}: {_POSITIONS} has {side} x {side} positions")
     model = _build(name, **built)
     head = last.removesuffix(".weight")
-    if f"{head}.bias" in own and fits(state, own) >= 0.5 and not {last, f"{head}.bias"} & set(state):
+    if f"{head}.bias" in own and matching_share(state, own) >= 0.5 and not {last, f"{head}.bias"} & set(state):
         model.set_submodule(head, nn.Identity())
-        notes.append(f"without {head}, the classifier: {checkpoint.name} has none")
+        notes.append(f"built without its classifier {head}, which {checkpoint.name} does not have")
     _load(model, replace(checkpoint, state=state), name)
     return model
 
 
 def _load(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
-    """Load tensors, or raise the one line that says why they do not fit."""
+    """Load the tensors into the model; raise `WeightsError` with the differences if they do not fit."""
     try:
         model.load_state_dict(checkpoint.state)
     except RuntimeError as error:
-        raise misfit(PREFIX + name, shapes_of(model), checkpoint, error) from None
+        raise misfit_error(PREFIX + name, shapes_of(model), checkpoint, error) from None

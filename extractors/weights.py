@@ -1,4 +1,4 @@
-"""Getting a timm model with its weights: timm's own, random, or from a file that cannot run code."""
+"""Load a timm model with its weights: pretrained, random, or from a file."""
 
 import contextlib
 import hashlib
@@ -23,17 +23,23 @@ from repsim.extractors import zoo as _zoo  # noqa: F401 - registers the embedded
 from repsim.extractors.checkpoints import read_checkpoint
 from repsim.extractors.options import ModelOptions
 
-OTHERS = Remedy(
+ALTERNATIVES = Remedy(
     "use ", Argument("weights", metavar="FILE"), " (.safetensors or .pth), or ", Argument("weights", "random")
 )
-"""What to do without pretrained weights."""
+"""Remedy of errors about pretrained weights that are not available."""
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def check_name(name: str) -> None:
-    """Raise, with near names, unless timm knows this architecture and tag."""
+    """Check that timm has this architecture and tag.
+
+    Raises
+    ------
+    UnknownNameError
+        timm has no such architecture or tag; the message suggests similar names.
+    """
     base, _, tag = name.partition(".")
-    if ":" in name:  # hf-hub:..., local-dir:...: timm resolves these itself
+    if ":" in name:  # timm resolves hf-hub:... and local-dir:... itself
         return
     if not timm.is_model(base):
         raise UnknownNameError(
@@ -49,9 +55,9 @@ class Loaded(NamedTuple):
 
     model: nn.Module
     record: dict[str, Any]
-    """What is recorded of its weights."""
+    """Entries about the weights for the provenance."""
     notes: list[str]
-    """What was chosen among several possibilities, for people."""
+    """Messages for the user about choices that were made."""
 
 
 def load_model(name: str, weights: str = "pretrained", seed: int = 0, options: ModelOptions | None = None) -> Loaded:
@@ -59,19 +65,19 @@ def load_model(name: str, weights: str = "pretrained", seed: int = 0, options: M
 
     Parameters
     ----------
-    name
-        Of timm.
-    weights
-        ``pretrained`` (timm's tag, from the hub or its cache), ``random`` (from ``seed``), or a file.
-    seed
-        Of random weights.
-    options
-        How it is built and how its pictures are prepared; its ``pretrained_cfg`` then says the same.
+    name : str
+        Name of the model in timm.
+    weights : str
+        ``pretrained`` (of timm's tag, from the hub or its cache), ``random``, or a file.
+    seed : int
+        Seed of random weights.
+    options : ModelOptions, optional
+        Options of building the model and of preparing its pictures; they are stored in its ``pretrained_cfg``.
 
     Returns
     -------
     Loaded
-        The model, what is to be recorded of its weights, and notes.
+        The model, the provenance of its weights, and notes.
 
     Examples
     --------
@@ -108,7 +114,7 @@ def load_model(name: str, weights: str = "pretrained", seed: int = 0, options: M
 
 
 def suffix(weights: str, seed: int, options: ModelOptions | None = None) -> str:
-    """What a model's name gets where its weights, or the size of its pictures, are not those that come with it.
+    """Return the suffix of a model's name for weights or a picture size that are not the defaults of the model.
 
     >>> suffix("random", 3), suffix("runs/epoch9.pth", 0), suffix("pretrained", 0)
     ('+random-seed3', '+epoch9', '')
@@ -128,7 +134,10 @@ def suffix(weights: str, seed: int, options: ModelOptions | None = None) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over every parameter and buffer, by sorted name; what else a module adds to its state does not count."""
+    """Return the SHA-256 over all parameters and buffers in the order of their names.
+
+    Other values that a module adds to its state_dict are not included.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not isinstance(tensor, torch.Tensor):
@@ -151,12 +160,12 @@ def _pretrained(name: str, options: ModelOptions) -> tuple[Any, fitting.Settings
         _check_cache(config.to_dict() if config else {})
         source = config and (config.hf_hub_id or config.url or (config.file and Path(config.file).name))
         if config and not source:
-            raise WeightsError(f"timm has no pretrained weights for {name}", remedy=OTHERS) from None
-        why, remedy = reason(error), OTHERS
+            raise WeightsError(f"timm has no pretrained weights for {name}", remedy=ALTERNATIVES) from None
+        why, remedy = reason(error), ALTERNATIVES
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, LocalEntryNotFoundError) or type(error) is URLError:  # a 404 is a URLError too
             why = "they are not in the cache and the hub cannot be reached"
-            remedy = Remedy(*OTHERS.parts, "; HF_HUB_OFFLINE=1 skips the wait for the network")
+            remedy = Remedy(*ALTERNATIVES.parts, "; HF_HUB_OFFLINE=1 skips the wait for the network")
         elif status in {401, 403}:
             why = (
                 f"the hub refuses access ({status}). If they exist, accept their terms on the hub's page and "
@@ -168,28 +177,28 @@ def _pretrained(name: str, options: ModelOptions) -> tuple[Any, fitting.Settings
 
 
 def close_response(error: Exception) -> None:
-    """A server's refusal holds its connection open, and whoever keeps the error would keep that too."""
+    """Close the connection of an HTTP error, which would stay open as long as the error exists."""
     if isinstance(error, HTTPError):
         error.close()
 
 
 def url_cache(url: str) -> Path:
-    """Where torch keeps what it downloads from there."""
+    """Return the path at which torch caches a downloaded file."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
 
 
 def check_hash(file: Path) -> None:
-    """Raise where ``file`` exists and is not what its name says: ``resnet18-f37072fd.pth`` ends in its SHA-256."""
-    named = re.search(r"-([0-9a-f]{8})\.", file.name)  # torch would take the 300e of IN1K-vit.h.14-300e.pth for one
+    """Raise `WeightsError` if ``file`` exists and its SHA-256 is not the one in its name, ``resnet18-f37072fd.pth``."""
+    named = re.search(r"-([0-9a-f]{8})\.", file.name)  # 8 digits: in IN1K-vit.h.14-300e.pth the 300e is not a hash
     if named and file.is_file():
         _compare(file, named[1])
 
 
 def _check_cache(config: Mapping[str, Any]) -> None:
-    """Raise where the weights are damaged in the cache.
+    """Raise `WeightsError` if the weights in the cache are damaged.
 
-    timm does not compare a hash unless told to; and the hub's client names large files by their SHA-256, but never
-    looks whether they still are that.
+    By default, timm does not check hashes. The client of the hub names large files by their SHA-256 but does not check
+    it when it reads them.
     """
     repo, _, revision = (config.get("hf_hub_id") or "").partition("@")
     if not repo and config.get("url"):
@@ -203,23 +212,23 @@ def _check_cache(config: Mapping[str, Any]) -> None:
 
 def _compare(file: Path, expected: str) -> None:
     with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if not found.startswith(expected):
+        actual = hashlib.file_digest(opened, "sha256").hexdigest()
+    if not actual.startswith(expected):
         raise WeightsError(
-            f"weights are damaged in the cache (SHA-256 {found[:8]}..., expected {expected[:8]}...); "
+            f"weights are damaged in the cache (SHA-256 {actual[:8]}..., expected {expected[:8]}...); "
             f"delete this file, and they will be downloaded again: {file}"
         )
 
 
 @contextlib.contextmanager
 def quiet_downloads() -> Iterator[None]:
-    """Keep the hub's retries off the terminal: one line at the end says what happened. And stdout is for results."""
+    """Hide the log messages of the hub's retries, and redirect output about downloads from stdout to stderr."""
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # where torch says that it is downloading
+        with contextlib.redirect_stdout(sys.stderr):  # torch prints a line when it downloads
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -1,12 +1,10 @@
-"""The embedded zoo: six small trained networks that come with the package, so that the whole chain works offline.
+"""Embedded zoo: six small trained networks that come with the package, so that examples run without a network.
 
-Comparing networks needs networks that have learnt something, and a machine without a model hub has none. These are two
-architectures, a narrow ResNet and a small ViT, each trained from three seeds on the even samples of scikit-learn's
-digits by ``scripts/maintenance/train_zoo.py``. Do two seeds of one architecture come to represent the digits
-alike, layer by layer, and how much of that was there before training? One can ask, and check, in seconds.
+There are two architectures, a narrow ResNet and a small ViT. Each was trained from three seeds on the even samples of
+scikit-learn's digits by ``scripts/maintenance/train_zoo.py``. With them one can test within seconds, for example,
+whether two seeds of one architecture represent the digits alike, and how much of the similarity exists before training.
 
-Importing this module makes them timm models like any other:
-``timm.create_model("digits_vit.seed1", pretrained=True)``.
+Importing this module registers them with timm: ``timm.create_model("digits_vit.seed1", pretrained=True)``.
 """
 
 from importlib.resources import files
@@ -19,14 +17,14 @@ from torch import nn
 
 SEEDS = (0, 1, 2)
 ZOO: tuple[str, ...] = tuple(f"{net}.seed{seed}" for net in ("digits_resnet", "digits_vit") for seed in SEEDS)
-"""The names that ``timm.create_model(name, pretrained=True)`` takes."""
+"""Names of the trained networks for ``timm.create_model(name, pretrained=True)``."""
 
-# a list: timm adds the names of the models it registers
+# a list, as timm appends the names of the models that it registers
 __all__ = ["SEEDS", "ZOO", "digits_resnet", "digits_vit", "weights_file"]
 
 
 def weights_file(name: str) -> str:
-    """Where the weights of one network of `ZOO` lie in the installed package.
+    """Return the path of the weights of one network of `ZOO` in the installed package.
 
     >>> weights_file("digits_vit.seed1").endswith("digits_vit.seed1.safetensors")
     True
@@ -35,7 +33,7 @@ def weights_file(name: str) -> str:
 
 
 def _cfg(name: str) -> dict[str, Any]:
-    """What timm knows about one set of weights: where they are, and the preprocessing they were trained with."""
+    """Return timm's configuration of one set of weights: their file, and the preprocessing of their training."""
     vit = name.startswith("digits_vit")
     return {
         "file": weights_file(name),
@@ -44,12 +42,12 @@ def _cfg(name: str) -> dict[str, Any]:
         "fixed_input_size": vit,  # timm then passes img_size, which a ResNet does not take
         "pool_size": None if vit else (4, 4),
         "interpolation": "bicubic",
-        "crop_pct": 1.0,  # the digits fill their 8 x 8 pixels: no border to cut off
-        "mean": (0.31, 0.31, 0.31),  # of the training half after resizing
+        "crop_pct": 1.0,  # the digits fill their 8 x 8 pixels: there is no border
+        "mean": (0.31, 0.31, 0.31),  # of the training samples after resizing
         "std": (0.35, 0.35, 0.35),
         "first_conv": "patch_embed.proj" if vit else "conv1",
         "classifier": "head" if vit else "fc",
-        "license": "cc-by-4.0",  # of the digits; see repsim/zoo/README.md
+        "license": "cc-by-4.0",  # licence of the digits; see repsim/zoo/README.md
         "label_names": tuple("0123456789"),
         "origin_url": "https://archive.ics.uci.edu/dataset/80",
     }
@@ -59,7 +57,7 @@ default_cfgs = generate_default_cfgs({name: _cfg(name) for name in ZOO})  # the 
 
 
 def digits_resnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-18, narrow: 24 to 64 channels where the original has 64 to 512.
+    """Create a narrow ResNet-18, with 24 to 64 channels instead of 64 to 512.
 
     Parameters
     ----------
@@ -73,8 +71,8 @@ def digits_resnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     nn.Module
         The network.
     """
-    # Feature maps of 8, 4, 4 and 4 pixels. With the usual strides the last stage would have a single pixel, where
-    # there is nothing for the spatial readouts to tell apart.
+    # The feature maps have 8, 4, 4 and 4 pixels. With the usual strides the last stage would have a single pixel, for
+    # which all spatial readouts are the same.
     args: dict[str, Any] = {
         "block": BasicBlock,
         "layers": (2, 2, 2, 2),
@@ -87,7 +85,7 @@ def digits_resnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 def digits_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Six-block ViT with a class token and 8 x 8 patches of 4 pixels: one patch for each pixel of the original digit.
+    """Create a ViT of six blocks with a class token and 8 x 8 patches of 4 pixels, one per pixel of the digit.
 
     Parameters
     ----------
@@ -102,13 +100,13 @@ def digits_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         The network.
     """
     args: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4}
-    # timm's default, normal with a spread of 0.02, suits widths of hundreds: at 64, blocks would start as identities
+    # timm's default (standard deviation 0.02) is for widths of several hundred: at 64, blocks would start as identities
     args |= {"mlp_ratio": 2.0, "weight_init": "jax", **kwargs}
     model: nn.Module = build_model_with_cfg(
         VisionTransformer,
         "digits_vit",
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,  # resamples the position embedding where another img_size is asked
+        pretrained_filter_fn=checkpoint_filter_fn,  # resamples the position embedding for another img_size
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
         **args,
     )
@@ -116,5 +114,5 @@ def digits_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 for _entry in (digits_resnet, digits_vit):
-    if not is_model(_entry.__name__):  # a reload would make timm warn that a model is overwritten
+    if not is_model(_entry.__name__):  # when this module is reloaded, timm would warn
         register_model(_entry)

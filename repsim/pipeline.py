@@ -1,4 +1,4 @@
-"""Do what a study file says, from models to figures: what `repsim.run_study` and `repsim run` do."""
+"""Run study files: extract the models, make the study, draw figures, and write the report page."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from repsim.study.universality import conduct
 
 @dataclass(frozen=True)
 class Studied:
-    """The study, which is saved at ``path``."""
+    """Event: the study is saved at ``path``."""
 
     study: xr.Dataset
     path: Path
@@ -38,7 +38,7 @@ class Studied:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure, or the report page; without a path the study gives no such figure, and ``what`` says why."""
+    """Event: a figure or the report page is saved; without a path, ``what`` is the reason why there is no figure."""
 
     name: str
     what: str
@@ -47,7 +47,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study file, read and checked: what it says, and where everything goes."""
+    """A study file after reading and checking: its content, and the folder for the results."""
 
     file: Path
     protocol: Protocol
@@ -61,42 +61,42 @@ class StudyPlan:
 
     @property
     def options(self) -> ExtractOptions:
-        """How the models are extracted. Stores of other settings are never replaced: they may be of another study."""
+        """Options of the extraction. Stores with other settings are not replaced: they may belong to another study."""
         return ExtractOptions(**fields_of(self.protocol, Passes))
 
 
 def run_study(
     file: str | os.PathLike[str], *, overwrite: bool = False, progress: Steps | Literal[False] | None = None
 ) -> xr.Dataset:
-    r"""Do what a study file says: extract its models, study how universal they are, draw what was found.
+    r"""Run a study file: extract its models, make the universality study, draw figures, and write the report page.
 
-    Leaves the stores, the study, figures, the report page and a copy of the file in one folder (docs/study-file.md).
-    The same call again goes on where an interrupted one stopped, and computes nothing that is there. Under torchrun the
-    processes share the extraction, and the first does the rest.
+    Stores, study, figures, report page and a copy of the file are saved in one folder (docs/study-file.md). The same
+    call continues an interrupted run, and does not compute existing results again. Under torchrun the processes share
+    the extraction, and the first process does the rest.
 
     Parameters
     ----------
-    file
+    file : path
         The study file.
-    overwrite
-        Replace a study of other settings; stores are kept.
-    progress
-        Called with the name of each step of the work; returns what is called with the number of steps done and of all.
-        By default a notebook shows bars; False is silent.
+    overwrite : bool
+        Replace a study with other settings; stores are kept.
+    progress : callable or False, optional
+        Called with the name of each step of the work. It returns a function that is called with the number of parts of
+        this step done and of all. By default a notebook shows progress bars; False shows nothing.
 
     Returns
     -------
     xarray.Dataset
-        The study, as `repsim.universality` gives it.
+        The study, as `repsim.universality` returns it.
 
     Raises
     ------
     InvalidInputError, UnknownNameError
-        The file says what cannot be meant; the message names the line.
+        The study file is not valid; the message names the line.
     OutputError
-        The folder holds a study, or stores, of other settings.
+        The folder holds a study, or stores, with other settings.
     RepsimError
-        As `repsim.extract` and `repsim.universality`.
+        As in `repsim.extract` and `repsim.universality`.
 
     Examples
     --------
@@ -113,14 +113,14 @@ def run_study(
     with ranks() as me:
         for _ in log_notes(study_steps(plan, overwrite=overwrite, progress=progress)):
             pass
-        me.wait()  # for the first, which alone makes the study
+        me.wait()  # for the first process, which alone makes the study
     return open_study(plan.target)
 
 
 def plan_study(file: Path) -> StudyPlan:
-    """Read a study file, and refuse what can be refused before anything is computed."""
+    """Read and check a study file, before anything is computed."""
     protocol, text = read_protocol(file)
-    for spec in protocol.metrics:  # a slip of the hand, here or below, should not cost an extraction
+    for spec in protocol.metrics:  # typing errors in metrics and memory are reported before the extraction
         metrics.select(spec)
     if isinstance(protocol.memory, str):
         parse_size(protocol.memory)
@@ -131,7 +131,7 @@ def plan_study(file: Path) -> StudyPlan:
 
 
 def planned_extractions(plan: StudyPlan, *, listeners: Listeners = lambda _: None) -> Iterator[Note | Extraction]:
-    """Yield what would be extracted, a model at a time; nothing is computed or written."""
+    """Yield the planned extraction of each model, and notes, without computing or writing anything."""
     protocol = plan.protocol
     return plan_extraction(protocol.models, protocol.data, plan.out / "acts", plan.options, listeners=listeners)
 
@@ -143,9 +143,9 @@ def study_steps(
     progress: Steps | Literal[False] | None = None,
     command: str | None = None,
 ) -> Iterator[Note | UpToDate | Extracted | Studied | Drawn]:
-    """Do a study, and yield what happens: stores, the study, figures and the report page, as each is finished.
+    """Run a study, and yield an event when a store, the study, a figure or the report page is finished.
 
-    Among the processes of torchrun only the first goes on after the extraction, and yields more than stores.
+    Under torchrun only the first process continues after the extraction; the others yield events of stores only.
     """
     protocol, target = plan.protocol, plan.target
     listeners: Listeners = progress if callable(progress) else lambda _: progress
@@ -158,12 +158,12 @@ def study_steps(
                 if isinstance(event, Extracted):
                     stores[event.model] = event.path
                 yield event
-        except OtherSettingsError as error:  # overwrite=True of a study replaces the study, and not this
+        except OtherSettingsError as error:  # overwrite=True of a study replaces the study, but no stores
             error.remedy = Remedy("delete it, or name another folder with the key `out`")
             raise
     if not me.first:
         return
-    with locked(target):  # for hours: a second run would find the study there at its end
+    with locked(target):  # a second run fails now and not after hours, when the study already exists
         study = None if overwrite or not target.exists() else _same_study(plan, list(stores.values()))
         if study is None:
             check_output(target, overwrite=overwrite)
@@ -201,7 +201,13 @@ def _keep_text(text: str, out: Path) -> None:
 
 
 def _same_study(plan: StudyPlan, stores: Sequence[Path]) -> xr.Dataset:
-    """The study that is there, if it is the one that the file describes; else an error that says what differs."""
+    """Return the existing study if it is the one that the file describes.
+
+    Raises
+    ------
+    OutputError
+        The existing study is another one; the message names the differences.
+    """
     target = plan.target
     study = open_study(target)
     text = study.attrs.get("study_file")
@@ -220,7 +226,7 @@ def _same_study(plan: StudyPlan, stores: Sequence[Path]) -> xr.Dataset:
                 differ.append(f"the store of {store.model}")
     if differ:
         raise OutputError(
-            f"{target} is of another study: {', '.join(differ)} differs",
+            f"{target} holds another study; differences: {', '.join(differ)}",
             path=target,
             remedy=Remedy(
                 "use ",
@@ -232,7 +238,7 @@ def _same_study(plan: StudyPlan, stores: Sequence[Path]) -> xr.Dataset:
 
 
 def _draw(study: xr.Dataset, protocol: Protocol, out: Path) -> Iterator[Drawn]:
-    """Draw figures and write the report page; those that are there are replaced."""
+    """Draw figures and write the report page, and yield an event for each; existing files are replaced."""
     if protocol.figures:
         for name, what, path in figures.save_all(study, out / "figures"):
             yield Drawn(name, what, path)

@@ -1,4 +1,4 @@
-"""Extraction end to end: real models, real pictures, real files; what is stored is what the model computes."""
+"""Extraction from models and pictures to files: the stored values are those that the model computes."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ Pictures = Callable[..., Path]
 
 
 def by_hand(name: str, folder: Path, modules: list[str], seed: int = 0) -> dict[str, torch.Tensor]:
-    """What a researcher writes: one picture after the other, a hook a module that keeps a copy."""
+    """Compute activations with plain hooks, one picture after the other."""
     torch.manual_seed(seed)
     model = timm.create_model(name).eval()
     transform: Any = create_transform(**resolve_model_data_config(model), is_training=False)
@@ -49,7 +49,7 @@ def by_hand(name: str, folder: Path, modules: list[str], seed: int = 0) -> dict[
 
 
 def test_what_is_stored_is_what_the_model_computes(tmp_path: Path, pictures: Pictures) -> None:
-    """A ResNet and a ViT on pictures; in batches that do not divide their number, and by two worker processes."""
+    """A ResNet and a ViT, in batches that do not divide the number of pictures, and with two worker processes."""
     folder = pictures(5)
     blocks = [f"layer{stage}.0" for stage in range(1, 5)]
     store = extract("test_resnet", folder, tmp_path / "acts", weights="random", seed=3, batch_size=2, workers=2)
@@ -76,7 +76,7 @@ def test_readouts_keep_their_shape(tmp_path: Path) -> None:
     np.testing.assert_allclose(store["layer1.0@grid:2"][:], grid, atol=1e-5)
 
 
-def test_everything_that_decided_the_numbers_is_recorded(tmp_path: Path, pictures: Pictures) -> None:
+def test_everything_that_determines_the_values_is_recorded(tmp_path: Path, pictures: Pictures) -> None:
     folder = pictures(names=["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"])
     store = extract("test_resnet", folder, tmp_path / "acts", weights="random", seed=5, batch_size=3)
     assert store.path == tmp_path / "acts" / "test_resnet+random-seed5.h5"
@@ -132,7 +132,7 @@ def truncate(path: Path) -> None:
 
 
 def test_an_unreadable_picture_stops_with_its_name(tmp_path: Path, pictures: Pictures) -> None:
-    """What was read before it is kept for the next run; with nothing read nothing is left."""
+    """Samples before it are kept for the next run; without any, no file is left."""
     folder = pictures(6)
     truncate(folder / "photo04.png")
     with pytest.raises(ImageError, match=r"photo04\.png.*skip_bad=True") as caught:
@@ -148,14 +148,14 @@ def test_an_unreadable_picture_stops_with_its_name(tmp_path: Path, pictures: Pic
 
 
 def test_skip_bad_leaves_it_out_and_lists_it(tmp_path: Path, pictures: Pictures) -> None:
-    """The others keep their own values: no picture stands in for another."""
+    """The values of the other pictures do not change: no picture replaces another."""
     folder = pictures(6)
-    whole = extract("test_resnet", folder, tmp_path / "whole", weights="random", layers="layer1.0")
+    complete = extract("test_resnet", folder, tmp_path / "whole", weights="random", layers="layer1.0")
     truncate(folder / "photo02.png")
     store = extract("test_resnet", folder, tmp_path / "acts", weights="random", layers="layer1.0", skip_bad=True)
     assert list(store.sample_ids) == [f"photo{i:02d}.png" for i in (0, 1, 3, 4, 5)]
     assert list(store.provenance["skipped"]) == ["photo02.png"]
-    np.testing.assert_allclose(store["layer1.0"][:], whole["layer1.0"][[0, 1, 3, 4, 5]], atol=1e-6)
+    np.testing.assert_allclose(store["layer1.0"][:], complete["layer1.0"][[0, 1, 3, 4, 5]], atol=1e-6)
 
 
 def test_nothing_readable_at_all(tmp_path: Path, pictures: Pictures) -> None:
@@ -181,7 +181,7 @@ def test_a_nan_activation_names_layer_and_sample(tmp_path: Path) -> None:
 
 
 class StoppedError(Exception):
-    """Of the tests: the program ends in the middle."""
+    """Simulates the end of the program in the middle of an extraction."""
 
 
 def stop_after(samples: int) -> Callable[[int, int], None]:
@@ -192,11 +192,11 @@ def stop_after(samples: int) -> Callable[[int, int], None]:
     return progress
 
 
-def test_the_same_call_goes_on_where_an_interrupted_one_stopped(tmp_path: Path, pictures: Pictures) -> None:
-    """To the same bits, and without another look at the pictures that are done."""
+def test_the_same_call_resumes_an_interrupted_extraction(tmp_path: Path, pictures: Pictures) -> None:
+    """The values are equal to the bit, and finished pictures are not decoded again."""
     options: dict[str, Any] = {"weights": "random", "readout": "mean,gram:4", "batch_size": 4, "recalibrate": True}
     folder = pictures(18)
-    whole = extract("test_resnet", folder, tmp_path / "whole", **options)
+    uninterrupted = extract("test_resnet", folder, tmp_path / "whole", **options)
     with pytest.raises(StoppedError):
         extract("test_resnet", folder, tmp_path / "acts", progress=stop_after(8), **options)
     (partial,) = (tmp_path / "acts").iterdir()
@@ -206,9 +206,9 @@ def test_the_same_call_goes_on_where_an_interrupted_one_stopped(tmp_path: Path, 
     store = extract("test_resnet", folder, tmp_path / "acts", progress=lambda *step: seen.append(step), **options)
     assert seen[0] == (count, 18)
     assert seen[-1] == (18, 18)
-    for name in whole.layers:
-        np.testing.assert_array_equal(store[name][:], whole[name][:])
-    np.testing.assert_array_equal(store.pixels, whole.pixels)
+    for name in uninterrupted.layers:
+        np.testing.assert_array_equal(store[name][:], uninterrupted[name][:])
+    np.testing.assert_array_equal(store.pixels, uninterrupted.pixels)
     for change, difference in ({"readout": "mean"}, "readouts"), ({"recalibrate": False}, "batch_norm"):
         with pytest.raises(OutputError, match=f"{difference}: .*before.*now"):
             extract("test_resnet", folder, tmp_path / "acts", **{**options, **change})
@@ -236,7 +236,7 @@ def counted() -> Any:
 
 
 def test_several_models_share_the_decoded_pictures(tmp_path: Path) -> None:
-    """Each store equals the one made alone, also where one of them has a part of it already."""
+    """Each store equals the one of a separate extraction, also if one of them is partly complete."""
     names = ["digits_resnet.seed0", "digits_vit.seed0", "digits_vit.seed1"]
 
     def jobs(folder: Path, images: Any) -> list[Extraction]:
@@ -281,7 +281,7 @@ def test_blocks_are_a_random_partition_and_the_same_for_every_model(tmp_path: Pa
 
 
 def block_means(x: np.ndarray, size: int) -> np.ndarray:
-    """(n, 3, H, W), cut into size x size blocks."""
+    """Return the means of (n, 3, H, W) over size x size blocks."""
     n, _, height, width = x.shape
     means: np.ndarray = x.reshape(n, 3, height // size, size, width // size, size).mean((3, 5))
     return means.reshape(n, -1)
@@ -289,7 +289,7 @@ def block_means(x: np.ndarray, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("readout", ["mean", "mean,gram:4"])
 def test_pixels_are_what_went_into_the_model(tmp_path: Path, pictures: Pictures, readout: str) -> None:
-    """After preprocessing, in the order of the samples whatever the order of reading; and they are no layer."""
+    """The pixels are those after preprocessing, in the order of the samples, and are not among the layers."""
     folder = pictures(10)
     options: dict[str, Any] = {"weights": "random", "layers": "layer1.0", "batch_size": 4}
     store = extract("test_resnet", folder, tmp_path / "acts", readout=readout, **options)
@@ -307,7 +307,7 @@ def test_pixels_are_what_went_into_the_model(tmp_path: Path, pictures: Pictures,
 
 @pytest.mark.parametrize(("size", "shape"), [((4, 6), (4, 6)), ((16, 6), (8, 6)), ((12, 20), (8, 8))])
 def test_pixels_of_small_and_of_odd_inputs(tmp_path: Path, size: tuple[int, int], shape: tuple[int, int]) -> None:
-    """None is invented, and a model that overwrites its input does not change them."""
+    """Small inputs are not enlarged, and a model that overwrites its input does not change the pixels."""
 
     class Overwrites(torch.nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -315,7 +315,7 @@ def test_pixels_of_small_and_of_odd_inputs(tmp_path: Path, size: tuple[int, int]
 
     torch.manual_seed(0)
     transform = transforms.Compose([transforms.Resize(size), transforms.ToTensor()])
-    model = Overwrites(OrderedDict(input=torch.nn.Conv2d(3, 2, 1)))  # and a layer of the same name is another thing
+    model = Overwrites(OrderedDict(input=torch.nn.Conv2d(3, 2, 1)))  # a layer of the same name is a different array
     store = extract(model, "digits", tmp_path, transform=transform, name="mine", layers="input", limit=5)
     assert store.pixels is not None
     assert store.layers == ("input",)
@@ -331,7 +331,7 @@ def test_pixels_of_small_and_of_odd_inputs(tmp_path: Path, size: tuple[int, int]
 
 
 def test_untrained_batch_norm_is_recalibrated(tmp_path: Path) -> None:
-    """On request, and recorded; the layers are then those of a network that has these statistics."""
+    """Recalibration is optional and recorded; the layers are those of a network with these statistics."""
     options: dict[str, Any] = {"weights": "random", "limit": 50, "layers": "layer4.1,pre_logits"}
     plain = extract("digits_resnet", "digits", tmp_path / "plain", **options)
     store = extract("digits_resnet", "digits", tmp_path / "acts", recalibrate=True, **options)
@@ -354,7 +354,7 @@ def test_untrained_batch_norm_is_recalibrated(tmp_path: Path) -> None:
 
 def test_only_untrained_networks_are_recalibrated(tmp_path: Path) -> None:
     for weights in ("pretrained", "no such file.pth"):  # refused before they are looked for
-        with pytest.raises(InvalidInputError, match="is for untrained networks, .*; use it with weights='random'"):
+        with pytest.raises(InvalidInputError, match="is for untrained networks; .*; use it with weights='random'"):
             extract("resnet18", "digits", tmp_path, weights=weights, recalibrate=True)
     extractor = TimmExtractor("digits_resnet.seed0", layers="layer1.0")
     with pytest.raises(InvalidInputError, match="is for untrained networks"):
@@ -419,7 +419,7 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
         ({"device": "cuda:99"}, InvalidInputError, "cannot be used; this machine has: "),
     ],
 )
-def test_the_users_mistakes_are_found_before_the_first_batch(
+def test_errors_of_the_user_are_raised_before_the_first_batch(
     tmp_path: Path, options: Any, error: type[Exception], message: str
 ) -> None:
     def never(*_: int) -> None:
@@ -438,7 +438,7 @@ def test_a_disk_without_room(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_plan_says_how_large_it_will_be(tmp_path: Path) -> None:
+def test_the_plan_has_the_size_of_the_store(tmp_path: Path) -> None:
     job = plan(tmp_path / "not" / "there")
     assert job.bytes_per_sample == 4 * (math.prod(job.arrays[0].shape) + 3 * 8 * 8)
     assert job.bytes == 7 * job.bytes_per_sample

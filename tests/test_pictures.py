@@ -1,4 +1,4 @@
-"""Pictures as people have them, from the command line to the store: what counts, what is said, what is refused."""
+"""Picture files of all kinds, from the command line to the store: which are read, left out, or refused."""
 
 import csv
 import os
@@ -63,7 +63,7 @@ def extracted(root: Path, out: Path, *options: str | Path) -> Result:
 
 
 def flip(path: Path) -> None:
-    """Another pixel, in a file of the same size."""
+    """Change one pixel of a picture in a file of the same size."""
     data = bytearray(path.read_bytes())
     data[100] ^= 255
     path.write_bytes(data)
@@ -74,7 +74,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_replaced_pictures_of_the_same_name_and_size_are_refused(tmp_path: Path, kind: str) -> None:
-    """By the same extraction again, and by a comparison."""
+    """Both the same extraction again and a comparison refuse them."""
     root = folder(tmp_path / "photos", *(f"{k}.bmp" for k in range(5)))
 
     def data() -> Path:
@@ -93,7 +93,7 @@ def test_replaced_pictures_of_the_same_name_and_size_are_refused(tmp_path: Path,
     third = repsim.write_store(
         tmp_path / "c.h5", {"x": before["layer1.0"][:]}, model="third", sample_ids=list(before.sample_ids)
     )
-    with pytest.raises(SampleMismatchError, match="behind the same names"):  # also where the first knows nothing
+    with pytest.raises(SampleMismatchError, match="behind the same names"):  # also if the first store has no hashes
         repsim.compare([third, before, after])
 
 
@@ -139,7 +139,7 @@ def test_the_hash_is_of_the_file_or_of_the_pixels(tmp_path: Path) -> None:
 
 
 def without_hashes(path: Path, store: Any) -> Path:
-    """The store as versions before wrote it: contents by names and sizes only."""
+    """Remove the hashes from a store, as earlier versions wrote it: with names and sizes only."""
     old = store.contents
     ids = SampleIds(old.sample_ids.ids, old.sample_ids.content)
     with StoreWriter(path, Contents(**{**vars(old), "sample_ids": ids}), overwrite=True) as writer:
@@ -151,7 +151,7 @@ def without_hashes(path: Path, store: Any) -> Path:
 
 
 def test_stores_made_before_contents_were_hashed_stay_usable(tmp_path: Path) -> None:
-    """Among themselves and with new ones, and are complete for the same command; what was not checked is said."""
+    """They can be compared and are complete for the same command; a note reports what was not checked."""
     root = folder(tmp_path / "photos", *(f"{k}.bmp" for k in range(6)))
     new = extract("test_resnet", root, tmp_path / "a", **OPTIONS)
     path = new.path
@@ -222,21 +222,21 @@ def test_a_study_refuses_stores_that_disagree_on_the_classes(tmp_path: Path) -> 
     from repsim.study.controls import classes  # noqa: PLC0415
     from repsim.study.design import design  # noqa: PLC0415
 
-    control = classes(design(stores[:2]))  # the same classes under other numbers
+    control = classes(design(stores[:2]))  # the same classes with other numbers
     assert control is not None
     assert control.features.shape == (12, 3)
     with pytest.raises(InvalidInputError, match=r"0\.h5 and .*2\.h5 give the same samples different class labels"):
         classes(design(stores))
 
 
-# --- what counts as a picture ----------------------------------------------------------------------------------------
+# --- which files are pictures ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 @pytest.mark.parametrize(
     "litter", [".ipynb_checkpoints", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "#recycle"]
 )
-def test_hidden_folders_are_no_classes_and_disarm_nothing(tmp_path: Path, kind: str, litter: str) -> None:
+def test_hidden_folders_are_no_classes_and_do_not_hide_splits(tmp_path: Path, kind: str, litter: str) -> None:
     names = ["train/cat/1.png", "val/cat/1.png", f"{litter}/1.png", f"train/{litter}/1.png", "train/cat/._1.png"]
     root = folder(tmp_path / "photos", *names)
     for name in ("Thumbs.db", ".DS_Store", "desktop.ini"):
@@ -277,26 +277,26 @@ def test_training_pictures_are_not_mixed_with_others(tmp_path: Path, kind: str, 
             open_images(data, split=nowhere)
 
 
-def test_folders_that_only_remind_of_splits_are_classes(tmp_path: Path) -> None:
+def test_folders_with_names_similar_to_splits_are_classes(tmp_path: Path) -> None:
     root = folder(tmp_path / "photos", "trains/1.png", "tests_of_time/1.png", "cars/test/1.png", "train_car/1.png")
     assert len(open_images(str(root))) == 4
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
-def test_whatever_pillow_opens_is_a_picture_and_the_rest_is_counted(tmp_path: Path, kind: str) -> None:
+def test_all_formats_of_pillow_are_pictures_and_other_files_are_counted(tmp_path: Path, kind: str) -> None:
     root = tmp_path / "photos"
-    made = []
+    files = []
     for suffix in ("jfif", "avif", "jpe", "jp2", "webp", "JPG", "tiff", "tga", "ppm", "qoi", "pcx", "mpo"):
         if f".{suffix.lower()}" in suffixes():
-            made.append(f"{suffix}.{suffix}")
-            picture(root / made[-1], format="JPEG" if suffix == "jfif" else None)
+            files.append(f"{suffix}.{suffix}")
+            picture(root / files[-1], format="JPEG" if suffix == "jfif" else None)
     for name in ("1.heic", "2.HEIC", "notes.txt", "README", "film.mpg", "page.eps", "store.h5", "depth.pfm"):
         (root / name).write_bytes(b"x")
     images = open_images(str(root if kind == "folder" else repack(root, tmp_path / "photos.tar")))
-    assert images.ids == sorted(made)
-    assert len(made) > 8
+    assert images.ids == sorted(files)
+    assert len(files) > 8
     contents, bad = examine(images, range(len(images)), skip_bad=True)
-    assert (len(contents), bad) == (len(made), {})
+    assert (len(contents), bad) == (len(files), {})
     assert images.left_out.counts == {
         ".heic": 2, ".eps": 1, ".h5": 1, ".mpg": 1, ".pfm": 1, ".txt": 1, "without a suffix": 1,
     }  # fmt: skip
@@ -316,14 +316,14 @@ def test_an_empty_name_is_not_the_working_folder() -> None:
 
 
 def test_a_disguised_document_is_no_picture(tmp_path: Path) -> None:
-    """Pillow would hand it to ghostscript, which runs what it says."""
+    """Pillow would pass it to ghostscript, which runs the program in it."""
     root = folder(tmp_path / "photos", "1.png")
     (root / "2.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n")
     with pytest.raises(ImageError, match=r"picture 2\.png: not a picture that can be decoded"):
         open_images(str(root)).load(1)
 
 
-def test_what_was_left_out_is_said_and_recorded_and_is_no_setting(tmp_path: Path) -> None:
+def test_files_that_are_left_out_are_noted_and_recorded_and_are_no_setting(tmp_path: Path) -> None:
     root = folder(tmp_path / "photos", "1.png", "2.png")
     (root / "3.heic").write_bytes(b"x")
     done = extracted(root, tmp_path / "a")
@@ -343,12 +343,12 @@ def test_what_was_left_out_is_said_and_recorded_and_is_no_setting(tmp_path: Path
         open_images(str(tmp_path / "only"))
 
 
-def test_crossed_links_multiply_nothing(tmp_path: Path) -> None:
+def test_crossed_links_do_not_duplicate_pictures(tmp_path: Path) -> None:
     root = folder(tmp_path / "photos", *(f"{'ab'[k % 2]}/{k}.png" for k in range(12)))
     (root / "a" / "to_b").symlink_to("../b")
     (root / "b" / "to_a").symlink_to("../a")
     (root / "a" / "up").symlink_to("..")
-    (root / "0_first").symlink_to("a")  # before what it leads to
+    (root / "0_first").symlink_to("a")  # sorted before its target
     (root / "a" / "again.png").symlink_to("0.png")
     (root / "b" / "out").symlink_to(tmp_path)
     images = open_images(str(root))
@@ -361,7 +361,7 @@ def test_crossed_links_multiply_nothing(tmp_path: Path) -> None:
 
 
 def test_links_that_lead_elsewhere_are_followed_once(tmp_path: Path) -> None:
-    """A folder of links to the pictures of a pool: each is taken; what leads nowhere stops with its name."""
+    """In a folder of links to pictures elsewhere, each is read; a broken link raises an error with its name."""
     pool = folder(tmp_path / "pool", "1.png", "2.png", "more/3.png")
     root = tmp_path / "photos"
     root.mkdir()
@@ -381,11 +381,11 @@ def test_links_that_lead_elsewhere_are_followed_once(tmp_path: Path) -> None:
 def test_pipes_sockets_and_folders_that_are_called_like_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opening a pipe would wait for ever."""
+    """Opening a pipe would block forever."""
     root = folder(tmp_path / "photos", "1.png", "2.jpg/3.png")
     os.mkfifo(root / "pipe.jpg")
     (root / "to_pipe.jpg").symlink_to("pipe.jpg")
-    monkeypatch.chdir(root)  # the name of a socket is short
+    monkeypatch.chdir(root)  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.png")
         images = open_images(str(root))
@@ -415,7 +415,7 @@ def test_names_that_are_no_text_have_ids_that_are(tmp_path: Path) -> None:
     assert list(store.sample_ids) == list(images.ids)
     assert open_images(str(repack(root, tmp_path / "photos.tar"))).ids == images.ids
     (root / "caf\\xe9.png").write_bytes(b"")
-    with pytest.raises(ImageError, match=r"two pictures of photos would both be called caf\\xe9\.png; rename one"):
+    with pytest.raises(ImageError, match=r"two pictures of photos would have the same id caf\\xe9\.png; rename one"):
         open_images(str(root))
     for name in (b"caf\xe9", b"\xff.png"):  # the folder itself
         folder(tmp_path / "next", "1.png")
@@ -437,7 +437,7 @@ def test_a_name_that_is_no_text_on_the_command_line(tmp_path: Path) -> None:
     assert "cannot read the picture b.png" in done.stderr
 
 
-def test_several_frames_are_one_picture_and_it_is_said(tmp_path: Path) -> None:
+def test_several_frames_are_one_picture_with_a_note(tmp_path: Path) -> None:
     root = folder(tmp_path / "photos", "still.gif", "still.png", "still.tif")
     frames = [Image.new("RGB", (9, 9), (k, 0, 0)) for k in (10, 200)]
     for name in ("film.gif", "pages.tif", "film.webp", "film.png"):
@@ -448,7 +448,7 @@ def test_several_frames_are_one_picture_and_it_is_said(tmp_path: Path) -> None:
     assert np.asarray(samples.images.load(place)).max() == 10
 
 
-# --- large ones ------------------------------------------------------------------------------------------------------
+# --- large pictures --------------------------------------------------------------------------------------------------
 
 
 def test_large_pictures_are_allowed_by_their_number_of_pixels(tmp_path: Path) -> None:
@@ -460,13 +460,13 @@ def test_large_pictures_are_allowed_by_their_number_of_pixels(tmp_path: Path) ->
     assert extracted(root, tmp_path / "a", "--max-pixels", "192").exit_code == 0
     (path,) = (tmp_path / "a").iterdir()
     assert open_store(path).provenance["max_pixels"] == 192
-    assert extracted(root, tmp_path / "a").exit_code == 0  # decides no value
+    assert extracted(root, tmp_path / "a").exit_code == 0  # max_pixels does not change values, so the store is complete
     with pytest.raises(InvalidInputError, match="max_pixels is at least 1, not 0"):
         open_images(str(root), max_pixels=0)
 
 
 def test_pillows_own_limits_neither_warn_nor_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warnings are errors in these tests; Pillow's limit is the user's, and stays."""
+    """Warnings are errors in these tests; Pillow's limit, a setting of the user, does not change."""
     root = folder(tmp_path / "photos", "1.png", "2.gif", "3.bmp")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     contents, bad = examine(open_images(str(root)), range(3), 2, skip_bad=True)
@@ -475,8 +475,8 @@ def test_pillows_own_limits_neither_warn_nor_refuse(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its size from /proc")
-def test_a_full_memory_is_no_fault_of_the_picture(tmp_path: Path) -> None:
-    """Left out as if it were damaged, it would be missing without a reason."""
+def test_a_picture_is_not_skipped_when_memory_runs_out(tmp_path: Path) -> None:
+    """A picture that is skipped as damaged would be missing without a reason."""
     Image.new("RGB", (6000, 6000)).save(tmp_path / "large.png")
     program = (
         "import resource, repsim.extractors.images as i; s = i.open_images({0!r}); "
@@ -523,14 +523,14 @@ def test_labels_of_a_file(tmp_path: Path, text: str, labels: list[int], classes:
     [
         ("1,x\n2,y\n", r"do not match one to one: 1 pictures without a label \(3\)$"),
         ("id,label\n1,x\n2,y\n3,x\n4,x\n5,x\n6,x\n7,x\n", r": 4 labels without a picture \(4, 5, 6, \.\.\.\)$"),
-        ("1,x\n2,y\n3,x\n3,y\n", r": 1 names that are there twice \(3\)$"),
-        ("0,x\n1,x\n2,y\n3,x\n", r": 1 labels without a picture \(0\)$"),  # and no head
-        ("1,0.5\n2,1\n3,1\n", "a class is a whole number from 0 or a text: a/1.png has 0.5"),
+        ("1,x\n2,y\n3,x\n3,y\n", r": 1 names that occur twice \(3\)$"),
+        ("0,x\n1,x\n2,y\n3,x\n", r": 1 labels without a picture \(0\)$"),  # without a header
+        ("1,0.5\n2,1\n3,1\n", "a class must be an integer from 0 or a text, but a/1.png has 0.5"),
         ("1,1.0\n2,0.0\n3,1.0\n", "a/1.png has 1.0"),
         ("1,-1\n2,1\n3,1\n", "sample 0 has -1, which is negative"),
         ("1,x\n2,\n3,x\n", r"a/2.png has no class \(''\)"),
         ("1,1\n2,NaN\n3,1\n", r"a/2.png has no class \('NaN'\)"),
-        ("id,w,h\n1,2,3\n2,3,4\n3,4,5\n", r"has 3 columns \(id, w, h\), and which holds the classes is not clear"),
+        ("id,w,h\n1,2,3\n2,3,4\n3,4,5\n", r"has 3 columns \(id, w, h\), and the column of classes is not clear"),
         ("1\n2\n3\n", "its lines do not all have the same two or more fields"),
         ("1,x\n2\n3,x\n", "its lines do not all have the same two or more fields"),
         ("", "its lines do not all"),
@@ -548,7 +548,11 @@ def test_labels_that_do_not_fit(tmp_path: Path, text: str, message: str) -> None
 def test_label_files_that_cannot_be_read(tmp_path: Path) -> None:
     root = folder(tmp_path / "photos", *NAMES)
     (tmp_path / "latin.csv").write_bytes("1,Löwe\n2,y\n3,x\n".encode("latin-1"))
-    for path, message in (("latin.csv", "not text in UTF-8"), ("nothing.csv", "is no file"), ("photos", "is no file")):
+    for path, message in (
+        ("latin.csv", "not text in UTF-8"),
+        ("nothing.csv", "is not a file"),
+        ("photos", "is not a file"),
+    ):
         done = extracted(root, tmp_path / "a", "--labels", tmp_path / path)
         assert (done.exit_code, message in done.stderr) == (2, True), done.stderr
 
@@ -583,7 +587,7 @@ def test_a_table_of_labels_is_recorded_and_taken_by_limit_and_split(tmp_path: Pa
     )
 
 
-# --- names of models, and options that are there twice ---------------------------------------------------------------
+# --- names of models, and repeated options ------------------------------------------------------------------------
 
 
 def test_a_model_and_its_store_have_the_name_that_is_given(tmp_path: Path) -> None:
@@ -612,19 +616,19 @@ def test_names_are_one_for_each_model(tmp_path: Path) -> None:
     root = folder(tmp_path / "photos", "1.png")
     models = ["extract", "test_resnet", "test_vit", "--data", str(root), "-o", str(tmp_path / "a")]
     assert "1 names for 2 models; give one for each, in their order" in run(*models, "--name", "a").stderr
-    assert "two models cannot both be called a" in run(*models, "--name", "a", "--name", "a").stderr
+    assert "two models have the name a" in run(*models, "--name", "a", "--name", "a").stderr
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_an_option_of_one_value_is_never_dropped(command: str, tmp_path: Path) -> None:
-    """click takes the last and says nothing."""
-    made = main.commands[command]
-    assert isinstance(made, Command)
-    for option in made.params:
+    """click silently takes the last value."""
+    declared = main.commands[command]
+    assert isinstance(declared, Command)
+    for option in declared.params:
         if getattr(option, "multiple", True) or getattr(option, "is_flag", False) or option.param_type_name != "option":
             continue
         flag = max(option.opts, key=len)
-        done = run(command, flag, "1", min(option.opts, key=len), "2")  # under both of its names
+        done = run(command, flag, "1", min(option.opts, key=len), "2")  # with both of its names
         assert done.exit_code == 2
         assert f"{flag} occurs 2 times, but takes one value" in done.stderr, done.stderr
 
@@ -648,14 +652,14 @@ def test_a_study_file_takes_what_the_command_takes(tmp_path: Path) -> None:
     data = read_protocol(path)[0].data
     assert (data.labels, data.max_pixels) == (str(tmp_path / "labels.csv"), 500)
     done = run("run", path)
-    assert "untrained" in done.stderr  # so no study; but its store is there
+    assert "untrained" in done.stderr  # no study is possible, but the store exists
     with open_store(tmp_path / "study" / "acts" / "mine.h5") as store:
         assert store.classes == ("x", "y")
 
 
 @pytest.mark.slow
-def test_nothing_hangs_and_nothing_warns_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """A pipe, damaged metadata, a name in Latin-1: the whole command."""
+def test_the_command_neither_hangs_nor_warns_in_a_separate_process(tmp_path: Path) -> None:
+    """The command runs on a pipe, damaged metadata, and a name in Latin-1."""
     root = folder(tmp_path / "photos", "a.png", "b.png")
     os.mkfifo(root / "pipe.jpg")
     os.rename(os.fsencode(root / "a.png"), os.fsencode(root) + b"/caf\xe9.png")  # noqa: PTH104
@@ -669,7 +673,7 @@ def test_nothing_hangs_and_nothing_warns_in_a_process_of_its_own(tmp_path: Path)
 
 
 def test_a_report_finds_the_pictures_of_one_split(tmp_path: Path) -> None:
-    """Its ids begin with the split, below a folder that holds others, too."""
+    """The ids begin with the split, and the folder holds other splits, too."""
     from repsim.report.pictures import thumbnails  # noqa: PLC0415
 
     root = folder(tmp_path / "photos", "train/a/1.png", "val/a/2.png", "val/a/3.png")

@@ -1,4 +1,4 @@
-"""Each verb in Python does all that its command does: killed, shared under torchrun, and equal to the bit."""
+"""Functions in Python equal their commands: when they are killed, shared under torchrun, and to the bit."""
 
 import inspect
 import os
@@ -36,7 +36,7 @@ from tests.commands.test_run_command import SMALL
 from tests.commands.test_stopping import ROOT, contents
 from tests.scripts.test_durability import torture  # noqa: F401 - a fixture
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # held to the bit against processes of one thread
+pytestmark = pytest.mark.usefixtures("one_thread")  # compared to the bit with processes of one thread
 
 METRIC = "cka:kernel=rbf,sigma=5.0"
 COMPARE = f"""
@@ -101,7 +101,7 @@ def launched(processes: int, script: str, *args: object) -> None:
 
 
 def same(a: Path, b: Path) -> None:
-    """Two results that differ in nothing but when, and by which command, they were made."""
+    """Check that two results differ only in their time and command."""
     both = [repsim.open_result(path) for path in (a, b)]
     for result in both:
         del result.attrs["created"], result.attrs["command"]
@@ -109,7 +109,7 @@ def same(a: Path, b: Path) -> None:
 
 
 def same_stores(a: Path, b: Path) -> None:
-    """Two stores that differ in nothing but the command that made them."""
+    """Check that two stores differ only in the command that made them."""
     with repsim.open_store(a) as one, repsim.open_store(b) as other:
         assert {**one.provenance, "command": None} == {**other.provenance, "command": None}
         assert one.layers == other.layers
@@ -212,7 +212,7 @@ def test_processes_of_torchrun_share_extractions(tmp_path: Path, monkeypatch: py
 
 
 def test_several_models_are_those_one_by_one_in_their_order(tmp_path: Path) -> None:
-    """Also where they prepare pictures in other ways, and so are read in another order; and modules among them."""
+    """Models with other preprocessing, which are read in another order, and torch modules are included."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
     prepared = Compose([Resize((4, 4)), ToTensor()])
@@ -232,7 +232,7 @@ def test_several_models_are_those_one_by_one_in_their_order(tmp_path: Path) -> N
     for wrong in ({"weights": ["a.pth", "b.pth"]}, {"seed": [1, 2]}, {"name": ["a"]}):
         with pytest.raises(InvalidInputError, match="give one for"):
             repsim.extract(names, "digits", tmp_path, **wrong)
-    with pytest.raises(InvalidInputError, match="is there twice"):
+    with pytest.raises(InvalidInputError, match="is named twice"):
         repsim.extract(["digits_vit.seed0"] * 2, "digits", tmp_path)
 
 
@@ -267,7 +267,7 @@ def test_a_killed_study_goes_on(tmp_path: Path) -> None:
     xr.testing.assert_identical(study, repsim.run_study(str(file), progress=steps.append))
     assert "permuting samples" not in steps, "it was done already"
     file.write_text(text.replace("seed: 4", "seed: 5"))
-    with pytest.raises(OutputError, match="the key seed differs"):
+    with pytest.raises(OutputError, match="differences: the key seed"):
         repsim.run_study(file)
 
 
@@ -297,9 +297,9 @@ def test_a_study_is_saved_as_the_command_saves_it(tmp_path: Path, four: list[Pat
     command("universality", *four, "-m", "cka", "--permutations", 19, "--seed", 3, "--family", "net=cnn*",
             "-o", tmp_path / "c.nc")  # fmt: skip
     saved = [repsim.open_study(tmp_path / name) for name in ("s.nc", "c.nc")]
-    for each in (*saved, study):
-        del each.attrs["command"]
-        each.attrs.pop("created", None)
+    for result in (*saved, study):
+        del result.attrs["command"]
+        result.attrs.pop("created", None)
     xr.testing.assert_identical(*saved)
     xr.testing.assert_equal(study, saved[0])
     with pytest.raises(OutputError, match="exists"):
@@ -315,8 +315,8 @@ def test_earlier_keywords_warn_and_work(tmp_path: Path, four: list[Path]) -> Non
     with pytest.warns(DeprecationWarning, match="parts"):
         repsim.compare(four[:2], parts=tmp_path / "parts")  # type: ignore[call-arg]
     with pytest.warns(DeprecationWarning, match="command"):
-        made = repsim.compare(four[:2], command="by hand")  # type: ignore[call-arg]
-    assert made.attrs["command"] == "by hand"
+        result = repsim.compare(four[:2], command="by hand")  # type: ignore[call-arg]
+    assert result.attrs["command"] == "by hand"
     steps: list[str] = []
     settings: dict[str, Any] = {"steps": steps.append, "untrained": 0, "folder": tmp_path, "command": "x"}
     with pytest.warns(DeprecationWarning, match=r"will be removed in repsim 0\.4\.0") as warned:
@@ -341,22 +341,24 @@ def test_earlier_keywords_warn_and_work(tmp_path: Path, four: list[Path]) -> Non
     ],
 )
 def test_signatures_are_those_of_the_options(verb: Any, keywords: Any, options: Any, apart: set[str]) -> None:
-    """Type checkers, ``help()`` and the options name the same keywords; each is described, with its default."""
+    """Type checkers, ``help()`` and the options have the same keywords, with descriptions and defaults."""
     expected = {
-        renamed.get(each.name, each.name): each
+        renamed.get(option.name, option.name): option
         for kind, renamed in options.items()
-        for each in options_of(kind)
-        if each.name not in apart and (kind, each.name) != (Model, "name")
+        for option in options_of(kind)
+        if option.name not in apart and (kind, option.name) != (Model, "name")
     }
     assert set(typing.get_type_hints(keywords)) == set(expected)
     signature = inspect.signature(verb).parameters
     assert "{options}" not in verb.__doc__
-    for name, each in expected.items():
-        assert signature[name].default == each.default
+    for name, option in expected.items():
+        assert signature[name].default == option.default
         assert f"    {name}\n        " in verb.__doc__
-        assert each.text, name
+        assert option.text, name
     with pytest.raises(TypeError, match=f"{verb.__name__}.. got an unexpected keyword argument 'progres'"):
-        verb(*"abc"[: sum(each.default is each.empty for each in signature.values()) or 1], progres=print)
+        verb(
+            *"abc"[: sum(parameter.default is parameter.empty for parameter in signature.values()) or 1], progres=print
+        )
 
 
 def test_commands_have_the_options_of_the_library() -> None:
@@ -364,17 +366,17 @@ def test_commands_have_the_options_of_the_library() -> None:
         "compare": (CompareOptions,), "universality": (UniversalityOptions,), "extract": (Model, Data, ExtractOptions),
     }  # fmt: skip
     for name, classes in kinds.items():
-        shown = {each.help for each in main.commands[name].params if isinstance(each, click.Option)}
+        shown = {option.help for option in main.commands[name].params if isinstance(option, click.Option)}
         for kind in classes:
-            for each in options_of(kind):
-                said = any(text and text.startswith(each.text.replace("`", "")) for text in shown)
-                assert said or each.name in {"name", "controls_folder", "draws"}, (name, each.name)
+            for option in options_of(kind):
+                shown_help = any(text and text.startswith(option.text.replace("`", "")) for text in shown)
+                assert shown_help or option.name in {"name", "controls_folder", "draws"}, (name, option.name)
 
 
 def test_an_option_is_written_once() -> None:
-    """What a study file, `repsim.extract` and `repsim.universality` share are the same options."""
-    keys = {each.name: each for each in options_of(Protocol)}
+    """Study files, `repsim.extract` and `repsim.universality` share the same options."""
+    keys = {option.name: option for option in options_of(Protocol)}
     for kind in (ExtractOptions, StatisticsOptions):
-        for each in options_of(kind):
-            assert each.name == "overwrite" or keys[each.name] == each
-    assert {each.name for each in options_of(Choices)} == set(ChoiceKeywords.__annotations__)
+        for option in options_of(kind):
+            assert option.name == "overwrite" or keys[option.name] == option
+    assert {option.name for option in options_of(Choices)} == set(ChoiceKeywords.__annotations__)

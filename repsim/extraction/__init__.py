@@ -1,4 +1,4 @@
-"""From models and pictures to activation stores. The names below load what they need when they are first used."""
+"""Extract the activations of models into stores. The modules behind the names below are imported on first use."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

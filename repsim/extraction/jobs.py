@@ -1,7 +1,7 @@
-"""Extract models that are loaded: choose samples, stream readouts, write them as they come.
+"""Extract activations of loaded models: choose samples, stream readouts, and write them batch by batch.
 
-Reading and decoding (worker processes), the forward pass and the readout (here), and writing (a thread) overlap. What
-is in memory at any time is a few batches, however many samples there are.
+Reading and decoding (worker processes), forward passes and readouts (this process), and writing (a thread) overlap. The
+memory holds a few batches at a time, for any number of samples.
 """
 
 import math
@@ -43,25 +43,27 @@ from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store
 from repsim.stores.writer import StoreWriter, count_stored
 
-_ON_THEIR_WAY = 4
-"""Batches that may wait to be written: enough to bridge a slow moment of the disk, few enough to be no burden."""
-_RETURN_SECONDS = 1.0
+_PENDING_BATCHES = 4
+"""Largest number of batches that wait to be written: a buffer for delays of the disk."""
+_RELEASE_SECONDS = 1.0
+"""Time in seconds between two calls that return free memory to the operating system."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Which pictures are read: the rows of an image source, and those that were left out because they are damaged."""
+    """Pictures to read: rows of an image source, and the pictures that were left out because they are damaged."""
 
     images: ImageSource
     rows: list[int]
+    """Positions of the pictures in ``images``."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """Id -> why it could not be read."""
+    """Mapping from id to the reason why the picture cannot be read."""
     contents: Mapping[int, Content] | None = None
-    """Row -> what looking at the picture gave; None: it is looked at when that is asked for."""
+    """Mapping from row to the hashed content of the picture. None: the pictures are hashed when `ids` is first used."""
 
     @cached_property
     def ids(self) -> SampleIds:
-        """Ids with the sizes of the pictures behind them, and hashes of what is in these."""
+        """Ids of the pictures, with a fingerprint of their sizes and hashes of their contents."""
         images, rows = self.images, self.rows
         contents = self.contents if self.contents is not None else examine(images, rows, cores())[0]
         hashes = b"".join(contents[row].digest for row in rows)
@@ -69,7 +71,7 @@ class Samples:
 
     @property
     def left_out(self) -> LeftOut:
-        """What the source left out, and the frames that are not read."""
+        """Files that the source left out, and pictures with further frames, which are not read."""
         left_out = LeftOut()
         left_out.reasons.update(self.images.left_out.reasons)
         contents = self.contents or {}
@@ -80,7 +82,7 @@ class Samples:
 
     @property
     def notes(self) -> list[str]:
-        """What was chosen without being asked for."""
+        """Messages for the user about files that were left out."""
         return [f"{self.images.name}: left out: {self.left_out}"] if self.left_out else []
 
 
@@ -93,19 +95,43 @@ def choose_samples(
     me: Ranks = ALONE,
     check: bool = True,
 ) -> Samples:
-    """Choose ``limit`` samples, spread evenly over the source; with ``skip_bad``, leave out those that do not decode.
+    """Choose ``limit`` samples, spread evenly over the source.
 
-    Every picture is read before the first forward pass: its contents are hashed, so that a store knows what it was made
-    from, and is not filled up with other pictures of the same names. With ``skip_bad`` it is decoded in the same pass,
-    and once more for the models: the size of every array is known in advance, and all models of one command see the
-    same samples. Several processes (``me``) share that work. Without ``check`` only names are chosen.
+    Every picture is read before the first forward pass and its contents are hashed, so that a store is not completed
+    with other pictures of the same names. With ``skip_bad`` pictures are also decoded in this pass. The size of every
+    array is then known in advance, and all models of one command read the same samples.
+
+    Parameters
+    ----------
+    images : ImageSource
+        The pictures.
+    limit : int, optional
+        Number of samples; by default all.
+    skip_bad : bool
+        Leave out pictures that cannot be decoded.
+    progress : callable, optional
+        Called with the numbers of pictures that were read and of all.
+    me : Ranks
+        Position of this process among those that share the work.
+    check : bool
+        If False (and ``skip_bad`` is False), no picture is read.
+
+    Returns
+    -------
+    Samples
+        The chosen samples.
+
+    Raises
+    ------
+    ImageError
+        A picture cannot be read, or with ``skip_bad`` none of them can.
     """
     rows = choose(len(images), limit)
     if not check and not skip_bad:
         return Samples(images, rows)
-    passes = me.gather(examine(images, rows[me.part(len(rows))], cores(), progress, skip_bad=skip_bad))
-    contents = {row: content for seen, _ in passes for row, content in seen.items()}
-    bad = {row: why for _, broken in passes for row, why in broken.items()}
+    parts = me.gather(examine(images, rows[me.part(len(rows))], cores(), progress, skip_bad=skip_bad))
+    contents = {row: content for part_contents, _ in parts for row, content in part_contents.items()}
+    bad = {row: why for _, part_bad in parts for row, why in part_bad.items()}
     rows = [row for row in rows if row in contents]
     if not rows:
         raise ImageError(
@@ -117,13 +143,13 @@ def choose_samples(
 def choose_stream(
     samples: Samples, *, readout: str, batch_size: int | None, workers: int | None, device: str, amp: bool
 ) -> Stream:
-    """Settle how the passes are run.
+    """Return the options of the forward passes, with defaults for those that are None.
 
-    By default one process a core decodes, none where starting them takes longer; batches are of 32 pictures, or of as
-    many as make whole blocks for the readouts that need such.
+    By default there is one decoding process per core (at most 8), and none for few pictures, for which starting the
+    processes would take longer. The default batch size is 32, rounded up to full blocks of readouts like ``gram:B``.
     """
     if batch_size is None:
-        block = math.lcm(*(each.block for each in get_several(readout)))
+        block = math.lcm(*(item.block for item in get_several(readout)))
         batch_size = block * -(-32 // block)
     if workers is None:
         short = len(samples.rows) <= 2 * batch_size or isinstance(samples.images, Digits)
@@ -133,7 +159,7 @@ def choose_stream(
 
 @dataclass(frozen=True)
 class Extraction:
-    """One model's extraction, planned: everything that can be refused has been, and nothing is computed yet."""
+    """Planned extraction of one model. All options have been checked, and nothing has been computed yet."""
 
     extractor: Extractor
     samples: Samples
@@ -144,9 +170,9 @@ class Extraction:
     recalibrate: bool = False
     """Give batch norm of random weights the statistics of the samples (`repsim.extractors.recalibration`)."""
     command: str | None = None
-    """Recorded as what made the store."""
+    """Command line that is recorded in the store as its origin."""
     name: str | None = None
-    """Names the store and the model in results; by default the extractor's name."""
+    """Name of the store, and of the model in results; by default the name of the extractor."""
 
     def __repr__(self) -> str:
         return (
@@ -161,37 +187,37 @@ class Extraction:
             check_weights(self.extractor.provenance().get("weights"))
             if not isinstance(self.extractor, ModuleExtractor):
                 raise InvalidInputError(
-                    f"{self.extractor.name} is no torch module whose batch norm can be recalibrated"
+                    f"{self.extractor.name} is not a torch module, so its batch norm cannot be recalibrated"
                 )
         for _, readout in self.extractor.readouts.values():
             if self.how.batch_size % readout.block:
                 raise InvalidInputError(
-                    f"readout {readout.name} needs batches of whole blocks: make the batch size a multiple of "
+                    f"readout {readout.name} needs batches of whole blocks: the batch size must be a multiple of "
                     f"{readout.block}, not {self.how.batch_size}"
                 )
 
     @property
     def notes(self) -> list[str]:
-        """What is worth knowing before it begins."""
+        """Messages for the user before the extraction starts."""
         n = len(self.samples.rows)
         left = {spec.block: n % spec.block for spec in self.arrays if n % spec.block}
         return [*getattr(self.extractor, "notes", ())] + [
-            f"gram:{block}: {rest} of {n} pictures make no whole block and are in none" for block, rest in left.items()
+            f"gram:{block}: {rest} of {n} pictures do not fill a block and are left out" for block, rest in left.items()
         ]
 
     @property
     def model(self) -> str:
-        """What the model is called."""
+        """Name of the model in results."""
         return self.name or self.extractor.name
 
     @property
     def path(self) -> Path:
-        """The store's file."""
+        """File of the store."""
         return self.folder / f"{self.model}.h5"
 
     @cached_property
     def arrays(self) -> tuple[ArraySpec, ...]:
-        """What will be written: layers in depth order, and what is stored beside them."""
+        """Arrays of the store: layers in depth order, then the controls."""
         return tuple(
             ArraySpec(
                 LayerKey(self.model, *key),
@@ -211,10 +237,10 @@ class Extraction:
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        """Positions of the samples in the order in which they are read.
+        """Positions of the samples in the order in which they are read, shape (n,).
 
-        Blocks of samples (``gram:B``) have to be a random partition, the same for every model: sorted by class, as many
-        folders are, neighbours would be of one class. Without blocks it is the samples' own order.
+        Blocks of samples (``gram:B``) must be a random partition that is the same for every model: in folders that are
+        sorted by class, neighbours are of one class. Without blocks the order is that of the samples.
         """
         n = len(self.samples.rows)
         blocks = any(spec.block > 1 for spec in self.arrays)
@@ -222,7 +248,7 @@ class Extraction:
 
     @cached_property
     def contents(self) -> Contents:
-        """Everything of the store but its values."""
+        """Description of the store without the values of its arrays."""
         images = self.samples.images
         return Contents(
             self.arrays,
@@ -237,7 +263,7 @@ class Extraction:
 
     @property
     def bytes_per_sample(self) -> float:
-        """Bytes that one picture takes in the store."""
+        """Bytes of one picture in the store."""
         return sum(spec.row_bytes(self.dtype) / spec.block for spec in self.arrays)
 
     @property
@@ -248,23 +274,23 @@ class Extraction:
 
     @property
     def bytes_free(self) -> int:
-        """Bytes on the disk that are free for the store, those counted that an interrupted run has taken for it."""
+        """Free bytes on the disk for the store, including those that an interrupted run has already reserved for it."""
         folder = next(p for p in (self.path.parent, *self.path.parent.absolute().parents) if p.is_dir())
         partial = partial_path(self.path)
-        taken = partial.stat().st_blocks * 512 if partial.exists() else 0
-        return shutil.disk_usage(folder).free + taken
+        reserved = partial.stat().st_blocks * 512 if partial.exists() else 0
+        return shutil.disk_usage(folder).free + reserved
 
-    def check_room(self, others: int = 0) -> None:
-        """Raise `OutputError` unless the disk has room for the store and 5 % more, beside what ``others`` will take."""
-        if self.bytes * 1.05 + others > self.bytes_free:
+    def check_disk_space(self, other_bytes: int = 0) -> None:
+        """Raise `OutputError` unless the disk has space for the store plus 5 %, and for ``other_bytes``."""
+        if self.bytes * 1.05 + other_bytes > self.bytes_free:
             raise OutputError(
                 f"{self.path} needs {format_size(self.bytes)} and the disk has {format_size(self.bytes_free)} free",
                 path=self.path,
-                remedy=Remedy("take fewer layers or samples, a smaller readout, or ", Argument("dtype", "float16")),
+                remedy=Remedy("use fewer layers or samples, a smaller readout, or ", Argument("dtype", "float16")),
             )
 
     def provenance(self) -> dict[str, Any]:
-        """Everything that decided the numbers, as JSON values."""
+        """Return everything that determines the values, as JSON values."""
         return {
             **self.extractor.provenance(),
             **({"batch_norm": self._batch_norm} if self.recalibrate else {}),
@@ -285,7 +311,7 @@ class Extraction:
 
     @property
     def _remarks(self) -> dict[str, Any]:
-        """What is recorded of the pictures only where there is something to record."""
+        """Entries about the pictures that are recorded only if they are not empty."""
         images, left_out = self.samples.images, self.samples.left_out
         entries: dict[str, Any] = {
             "left_out": left_out.counts,
@@ -296,97 +322,100 @@ class Extraction:
 
     @property
     def _batch_norm(self) -> str:
-        """What is recorded of it where it is recalibrated, known before that is done."""
+        """Provenance of recalibrated batch norm. It does not depend on the result, so that it can be planned."""
         if isinstance(self.extractor, ModuleExtractor) and batch_norms(self.extractor.model):
             return f"recalibrated on {min(SAMPLES, len(self.samples.rows))} samples"
         return "none in this network"
 
     def prepare(self, me: Ranks = ALONE) -> None:
-        """Recalibrate batch norm, if that is asked for: one process for all, so that none has other last digits."""
-        if self.recalibrate and isinstance(self.extractor, ModuleExtractor) and batch_norms(self.extractor.model):
-            model, samples = self.extractor.model, self.samples
-            found = measure(model, self.extractor.transform, samples.images, samples.rows, self.how) if me.first else {}
-            assign(model, me.broadcast(found))
+        """Recalibrate batch norm if the option is set.
 
-    def already(self) -> int:
-        """How many samples are stored already, by an earlier run of the same settings.
+        The first process computes the statistics for all processes, so that they are equal to the last digit.
+        """
+        if self.recalibrate and isinstance(self.extractor, ModuleExtractor) and batch_norms(self.extractor.model):
+            model, transform, samples = self.extractor.model, self.extractor.transform, self.samples
+            statistics = measure(model, transform, samples.images, samples.rows, self.how) if me.first else {}
+            assign(model, me.broadcast(statistics))
+
+    def samples_stored(self) -> int:
+        """Return the number of samples that an earlier run with the same settings has stored.
 
         Raises
         ------
         OutputError
-            What is there was made with other settings; the message says which.
+            The existing store was made with other settings; the message names them.
         """
         return count_stored(self.path, self.contents, overwrite=self.overwrite) if self._resume else 0
 
-    def contents_unchecked(self) -> bool:
-        """Whether what is stored already keeps no hashes that the pictures could be held against.
+    def lacks_hashes(self) -> bool:
+        """Return whether an existing store has no hashes with which the pictures could be compared.
 
-        Names and sizes of the files, which every store keeps, are the same: `already` refuses all else.
+        Names and sizes of the files are equal in any case, as `samples_stored` checks them.
         """
-        there = next((path for path in (self.path, partial_path(self.path)) if path.exists()), None)
-        return there is not None and not reader.read(there)[0].sample_ids.contents_known(self.samples.ids)
+        existing = next((path for path in (self.path, partial_path(self.path)) if path.exists()), None)
+        return existing is not None and not reader.read(existing)[0].sample_ids.contents_known(self.samples.ids)
 
     @property
     def _resume(self) -> bool:
-        """``overwrite`` starts anew, but not a second time where torchrun has to start the run again."""
+        """Whether to continue an existing store: without ``overwrite``, or when torchrun has restarted the run."""
         return not self.overwrite or restarted()
 
     def batches(self, written: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-        """Positions in `order`, a batch each, of what is not written yet.
+        """Return the positions in `order` of all samples that are not written yet, one array per batch.
 
-        The batches are the same however often the work is interrupted and however many processes share it, and so are
-        the numbers.
+        The batches, and so the values, do not depend on interruptions or on the number of processes.
         """
         size, n = self.how.batch_size, len(self.order)
         every = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
         return [batch for batch in every if not written[self.order[batch]].all()]
 
     def writer(self, *, first: bool) -> StoreWriter:
-        """Make the store's writer, which takes up what an earlier run has left."""
+        """Return the writer of the store, which continues an unfinished store."""
         return StoreWriter(self.path, self.contents, overwrite=self.overwrite, resume=self._resume, first=first)
 
     def run(self, progress: Progress | None = None, me: Ranks = ALONE) -> ActivationStore:
-        """Stream all samples through the model and write the store; see `run_together`."""
+        """Extract all samples, and return the finished store; see `run_together`."""
         return run_together([self], progress, me)[0]
 
 
 def run_together(
     jobs: Sequence[Extraction], progress: Progress | None = None, me: Ranks = ALONE
 ) -> list[ActivationStore]:
-    """Extract several models over the same samples, each picture decoded once; write a store each.
+    """Extract several models from the same samples, with each picture decoded once, and write one store per model.
 
-    What earlier runs of the same settings have stored is kept. Among several processes (``me``) each reads its share of
-    the pictures and writes its rows into the one file of each model.
+    Samples that earlier runs with the same settings have stored are kept. If several processes share the work (``me``),
+    each reads its part of the pictures and writes its rows into the file of each model.
 
     Parameters
     ----------
-    jobs
-        Over the same samples, in the same batches; where there are several, extractors with equal preprocessing.
-    progress
-        Called after each batch with the samples done and all that are to be done, over all jobs, by this process.
-    me
-        Which of the processes this one is.
+    jobs : sequence of Extraction
+        Extractions of the same samples, in the same batches.
+    progress : callable, optional
+        Called after each batch with the number of samples done and of all samples to do, summed over all jobs, by this
+        process.
+    me : Ranks
+        Position of this process among those that share the work.
 
     Returns
     -------
     list of ActivationStore
-        Finished, open for reading.
+        The finished stores, open for reading.
 
     Raises
     ------
     RepsimError
-        A picture that cannot be read, a value that is not finite, a disk that is full. What was written before is kept,
-        and the same call goes on from there.
+        A picture cannot be read, a value is not finite, or the disk is full. All samples written before are kept, and
+        the same call continues after them.
     """
     if len({job.path for job in jobs}) < len(jobs):
-        twice = next(job.path for i, job in enumerate(jobs) if job.path in [other.path for other in jobs[:i]])
-        raise InvalidInputError(f"two of the models would both be written to {twice}")
-    # only the first looks: on a file system of several machines, others may see for a while what was
-    needed = [job.already() < len(job.order) or not job.path.exists() for job in jobs] if me.first else []
+        twice = next(job.path for i, job in enumerate(jobs) if job.path in [earlier.path for earlier in jobs[:i]])
+        raise InvalidInputError(f"two models would be written to {twice}; give each a name of its own")
+    # only the first process looks: on a network file system other hosts may see stale metadata for a few seconds
+    needed = [job.samples_stored() < len(job.order) or not job.path.exists() for job in jobs] if me.first else []
     todo = [job for job, need in zip(jobs, me.broadcast(needed), strict=True) if need]
     if me.first:
         for i, job in enumerate(todo):
-            job.check_room(sum(other.bytes for other in todo[:i]))
+            job.check_disk_space(sum(earlier.bytes for earlier in todo[:i]))
     with ExitStack() as stack:
         writers = [job.writer(first=me.first) for job in todo]
         if me.first:
@@ -405,7 +434,7 @@ def run_together(
         if not me.first:
             for writer in writers:
                 writer.commit()
-        me.wait()  # the first closes the files as it leaves the block: all rows have to be there
+        me.wait()  # the first process closes the files at the end of the block, after all rows are written
     me.wait()
     return [open_store(job.path) for job in jobs]
 
@@ -417,12 +446,12 @@ def _fill(
     done: int,
     progress: Progress | None,
 ) -> None:
-    """Stream the samples in ``shares``, positions in each job's order, and write what comes in a thread of its own."""
+    """Stream the samples in ``shares`` (positions in each job's order), and write the readouts in a separate thread."""
     total = done + sum(len(batch) for share in shares for batch in share)
     if progress is not None and done:
         progress(done, total)
     waiting: deque[Future[int]] = deque()
-    # closed at once after an error: no hook may stay on a model of the user's
+    # closed at once after an error, so that no hook remains on a model of the user
     with closing(_stream(jobs, shares)) as batches, ThreadPoolExecutor(1, "repsim-writer") as thread:
 
         def settle(at_most: int) -> None:
@@ -432,21 +461,24 @@ def _fill(
                 if progress is not None:
                     progress(done, total)
 
-        returned = time.monotonic()
+        released = time.monotonic()
         for k, positions, batch in batches:
             waiting.append(thread.submit(_record, jobs[k], writers[k], positions, batch))
-            settle(_ON_THEIR_WAY)
+            settle(_PENDING_BATCHES)
             interrupts.check()
-            if time.monotonic() - returned > _RETURN_SECONDS:
+            if time.monotonic() - released > _RELEASE_SECONDS:
                 release_free_heap()
-                returned = time.monotonic()
+                released = time.monotonic()
         settle(0)
 
 
 def _stream(
     jobs: Sequence[Extraction], shares: Sequence[Sequence[NDArray[np.int64]]]
 ) -> Generator[tuple[int, NDArray[np.int64], Batch], None, None]:
-    """Which job, positions of samples, and what was read; pictures are decoded once where they can be shared."""
+    """Yield the number of the job, the positions of the samples, and their readouts, batch by batch.
+
+    Each picture is decoded once if all models have the same preprocessing.
+    """
     if not jobs:
         return
     extractors, images, how = [job.extractor for job in jobs], jobs[0].samples.images, jobs[0].how
@@ -462,12 +494,12 @@ def _stream(
     left = [iter(share) for share in shares]
     for k, batch in batches:
         positions = next(left[k])
-        assert batch.rows == tuple(jobs[k].samples.rows[i] for i in jobs[k].order[positions]), "not what was asked for"
+        assert batch.rows == tuple(jobs[k].samples.rows[i] for i in jobs[k].order[positions]), "unexpected samples"
         yield k, positions, batch
 
 
 def _record(job: Extraction, writer: StoreWriter, positions: NDArray[np.int64], batch: Batch) -> int:
-    """Write one batch; returns how many samples that makes."""
+    """Write one batch, and return its number of samples."""
     samples = job.order[positions]
     for spec in job.arrays:
         values = batch.values[spec.key.layer, spec.key.readout].numpy()

@@ -1,4 +1,4 @@
-"""Options of an extraction: `repsim.extract`, `repsim extract` and study files take them from here."""
+"""Options of an extraction, shared by `repsim.extract`, the command `repsim extract` and study files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,7 +13,7 @@ Argument = str | int | float | bool | None | list[str | int | float | bool | Non
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """How a model is built and its pictures are prepared, where that is not what its name or its weights say."""
+    """Options of building a model and preparing its pictures that differ from the defaults of its name and weights."""
 
     weights_key: Annotated[
         Text | None, option("Set of weights to take from a file with several, by its key.", unset="chosen")
@@ -57,13 +57,13 @@ class Choices:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """The same as keywords of `repsim.extractors.factory.make_extractor`."""
+        """Options of this class as keywords of `repsim.extractors.factory.make_extractor`."""
         return {choice.name: getattr(self, choice.name) for choice in fields(Choices)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Choices):
-    """One network."""
+    """A model: its name, its weights, and its name in results."""
 
     name: Annotated[Text, option("Name in timm, `torchvision/NAME`, or a network that comes with repsim.")]
     weights: Annotated[Text, option("`pretrained`, `random`, or a .safetensors or .pth file.", path=True)] = (
@@ -72,12 +72,12 @@ class Model(Choices):
     seed: Annotated[Count, option("Seed of random weights.")] = 0
     recalibrate: Annotated[
         bool,
-        option("Give batch norm of random weights the statistics of up to 512 of the pictures; "
-               "without, it does nothing."),
+        option("Set the statistics of batch norm of random weights to those of up to 512 of the pictures; "
+               "otherwise batch norm does nothing."),
     ] = False  # fmt: skip
     store: Annotated[
         Text | None,
-        option("Name of the model in results and of its store, NAME.h5.", unset="the name, with what was chosen"),
+        option("Name of the model in results and of its store, NAME.h5.", unset="the name, with the chosen options"),
     ] = None
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ class Model(Choices):
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """The pictures that every network sees."""
+    """Options of the pictures, which are the same for every model."""
 
     source: Annotated[
         Text, option("Folder of pictures, a .tar, `digits`, or a timm data set (torch/cifar10).", path=True)
@@ -96,9 +96,9 @@ class Data:
         option("Part of the data: a folder inside it (`.`: all of it), or `train`, `test`, ... of a data set.",
                unset="chosen by the source"),
     ] = None  # fmt: skip
-    root: Annotated[Text | None, option("Folder in which timm data sets lie.", unset="none", path=True)] = None
+    root: Annotated[Text | None, option("Folder of the timm data sets.", unset="none", path=True)] = None
     limit: Annotated[Positive | None, option("Number of pictures, spread evenly over the data.", unset="all")] = None
-    download: Annotated[bool, option("Download a timm data set that is not there yet.")] = False
+    download: Annotated[bool, option("Download the timm data set if it is missing.")] = False
     skip_bad: Annotated[bool, option("Leave out and list pictures that cannot be decoded, instead of stopping.")] = (
         False
     )
@@ -108,13 +108,13 @@ class Data:
                unset="those of the data", path=True),
     ] = None  # fmt: skip
     max_pixels: Annotated[
-        Positive | None, option("Refuse pictures of more pixels.", unset="178956970, 179 megapixels")
+        Positive | None, option("Refuse pictures with more pixels than this.", unset="178956970, 179 megapixels")
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """Which layers are read, and how the forward passes run."""
+    """Options of the layers, their readouts, and the forward passes."""
 
     layers: Annotated[Text, option("`blocks`, `stages`, `all`, or globs over module names: 'layer3.*,norm'.")] = (
         "blocks"
@@ -122,7 +122,7 @@ class Passes:
     readout: Annotated[
         Text,
         option("How a layer becomes an array: `mean`, `max`, `cls`, `flatten`, `grid:K`, `gram:B`, `sketch:M`; "
-               "several with commas."),
+               "separate several by commas."),
     ] = "mean"  # fmt: skip
     batch_size: Annotated[
         Positive | None, option("Pictures per forward pass.", unset="32; whole blocks for gram:B")
@@ -139,6 +139,6 @@ class Passes:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractOptions(Passes):
-    """All that an extraction depends on, beside models and pictures."""
+    """All options of an extraction except those of models and pictures."""
 
-    overwrite: Annotated[bool, option("Start anew, and replace existing stores.")] = False
+    overwrite: Annotated[bool, option("Start again, and replace existing stores.")] = False

@@ -1,4 +1,4 @@
-"""Extract the activations of one model or of many: what `repsim.extract` and `repsim extract` do."""
+"""Extract the activations of one model or several into stores: `repsim.extract` and the steps behind it."""
 
 import os
 import time
@@ -27,17 +27,17 @@ from repsim.runtime.progress import Listener, report_progress
 from repsim.stores.store import ActivationStore, open_store
 
 Models = list[str] | Sequence[nn.Module] | list[str | nn.Module] | tuple[str | nn.Module, ...]
-"""Several models; no sequence of texts, of which a single name is one."""
+"""Several models. `Sequence[str]` is not allowed, as a single name is a sequence of texts, too."""
 _KINDS = (Model, Data, ExtractOptions)
 _RENAMED = {"store": "name", "root": "data_root"}
-"""Options whose keyword in Python, and on the command line, has to be clear without its section of a study file."""
+"""Options with a longer keyword in Python and on the command line than in their section of a study file."""
 Listeners = Callable[[str], Listener]
-"""Called with the name of each step of the work; returns who is told about its progress."""
+"""Function from the name of a step of the work to the function that receives the progress of this step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PythonModel(Model):
-    """One network, as only Python can name it: perhaps a torch module, which has its own weights."""
+    """A model of a Python call, which may be a torch module."""
 
     module: nn.Module | None = None
     transform: Transform | None = None
@@ -48,18 +48,18 @@ class PythonModel(Model):
 
 @dataclass(frozen=True)
 class Extracted:
-    """A store that is finished."""
+    """Event: the store of a model is finished."""
 
     model: int
-    """Which of the models, by its position."""
+    """Position of the model among all models."""
     path: Path
     samples: int
     layers: int
     bytes: int
     new: int
-    """Samples that were computed now, and not by an earlier run."""
+    """Number of samples that this run has computed, in contrast to an earlier run."""
     seconds: float
-    """Time that this took for all models that were read together."""
+    """Time in seconds for all models that were read together."""
     device: str
 
 
@@ -73,22 +73,35 @@ def extract_steps(
     listeners: Listeners = lambda _: None,
     command: str | None = None,
 ) -> Iterator[Note | UpToDate | Extracted]:
-    """Extract models into ``out``, and yield what happens: a `Note`, an `UpToDate` store, an `Extracted` one.
+    """Extract models into stores in the folder ``out``, and yield events.
 
-    What an earlier run with the same settings has stored is kept. Among the processes of torchrun each does its share,
+    Samples that an earlier run with the same settings has stored are kept. The processes of torchrun share the work,
     and only the first yields notes.
 
     Parameters
     ----------
-    labels
-        Classes of the pictures, in place of ``data.labels``.
-    listeners
-        Who is told how far each step is.
-    command
-        Recorded as what made the stores.
+    models : sequence of Model
+        The models, with their weights and options.
+    data : Data
+        The pictures.
+    out : Path
+        Folder of the stores.
+    options : ExtractOptions
+        Layers, readouts, and options of the forward passes.
+    labels : path, mapping or sequence, optional
+        Classes of the pictures, which replace ``data.labels``.
+    listeners : callable
+        Function from the name of a step to the function that receives the progress of this step.
+    command : str, optional
+        Command line that is recorded in the stores as their origin.
+
+    Yields
+    ------
+    Note, UpToDate or Extracted
+        A message, a store that was complete already, or a store that is finished.
     """
     with ranks() as me:
-        for event in _planned(
+        for event in _plan_groups(
             models, data, out, options, labels=labels, listeners=listeners, command=command, check=True
         ):
             if isinstance(event, Note):
@@ -96,9 +109,9 @@ def extract_steps(
                     yield event
                 continue
             jobs = list(event.values())
-            before = me.broadcast([job.already() for job in jobs] if me.first else [])
+            before = me.broadcast([job.samples_stored() for job in jobs] if me.first else [])
             if me.first:
-                yield from _left_by_earlier_runs(jobs, before)
+                yield from _report_stored_samples(jobs, before)
             start = time.perf_counter()
             step = f"extracting {' + '.join(job.model for job in jobs)}"
             with report_progress(step, listeners(step)) as advance:
@@ -118,14 +131,14 @@ def plan_extraction(
     *,
     listeners: Listeners = lambda _: None,
 ) -> Iterator[Note | Extraction]:
-    """Yield what `extract_steps` would do, a model at a time; nothing is computed or written."""
+    """Yield the planned extraction of each model, and notes, without computing or writing anything."""
     with ranks() as me:
-        for event in _planned(models, data, out, options, listeners=listeners, check=False):
+        for event in _plan_groups(models, data, out, options, listeners=listeners, check=False):
             if me.first:
                 yield from [event] if isinstance(event, Note) else event.values()
 
 
-def _planned(
+def _plan_groups(
     models: Sequence[Model],
     data: Data,
     out: Path,
@@ -136,7 +149,10 @@ def _planned(
     command: str | None = None,
     check: bool,
 ) -> Iterator[Note | dict[int, Extraction]]:
-    """Load the models, at a time those that are read together, by position; ``check``: look at the pictures first."""
+    """Load the models, and yield notes and groups of extractions that run together, by position of the model.
+
+    With ``check``, all pictures are read and hashed first.
+    """
     check_models(models)
     images = open_images(
         data.source, split=data.split, root=data.root, download=data.download,
@@ -185,19 +201,25 @@ def _module(model: Model) -> nn.Module | None:
     return model.module if isinstance(model, PythonModel) else None
 
 
-def _left_by_earlier_runs(jobs: Sequence[Extraction], before: Sequence[int]) -> Iterator[Note | UpToDate]:
-    """What is stored already, and how far it was checked that it fits."""
+def _report_stored_samples(jobs: Sequence[Extraction], before: Sequence[int]) -> Iterator[Note | UpToDate]:
+    """Yield messages about samples that earlier runs have stored, and about how they were checked."""
     for job, done in zip(jobs, before, strict=True):
         if done == len(job.samples.rows):
             yield UpToDate(job.path, "is complete already")
         elif done:
             yield Note(f"{job.path}: going on after {done} of {len(job.samples.rows)} pictures")
-        if done and job.contents_unchecked():
+        if done and job.lacks_hashes():
             yield Note(f"note: {job.path} keeps no hashes of pictures: only their names and sizes were checked")
 
 
 def check_models(models: Sequence[Model]) -> None:
-    """Refuse what can be refused before anything is opened or downloaded."""
+    """Check names, weights and options of models before any file is opened or downloaded.
+
+    Raises
+    ------
+    UnknownNameError, InvalidInputError
+        A model or an option is not valid, or two models would have the same store.
+    """
     for model in models:
         if model.recalibrate:
             check_weights(model.weights)
@@ -208,22 +230,22 @@ def check_models(models: Sequence[Model]) -> None:
             check_model_name(model.store)
     twice = [name for name, count in Counter(model.store for model in models if model.store).items() if count > 1]
     if twice:
-        raise InvalidInputError(f"two models cannot both be called {twice[0]}: each has a store of its own")
+        raise InvalidInputError(f"two models have the name {twice[0]}; give each a name of its own")
     stores: dict[str, Model] = {}
     for model in models:
         name = model.store or model.name
         if model.store is None and _module(model) is None:
             name = store_name(model.name, model.weights, model.seed, **model.choices)
-        if (other := stores.setdefault(name, model)) is not model:
+        if (earlier := stores.setdefault(name, model)) is not model:
             raise InvalidInputError(
-                f"{model} is there twice; name it once"
-                if other == model
-                else f"{other} and {model} would have the same store, {name}.h5; give each a name of its own"
+                f"{model} is named twice; name it once"
+                if earlier == model
+                else f"{earlier} and {model} would have the same store, {name}.h5; give each a name of its own"
             )
 
 
 def _groups(models: Sequence[Model], together: int) -> list[list[int]]:
-    """Positions of models that prepare pictures alike, so many at most, in the order in which they are named."""
+    """Return groups of at most ``together`` models with the same preprocessing, as positions in ``models``."""
     kinds: dict[Any, list[int]] = {}
     for k, model in enumerate(models):
         kind: Any = _module(model) or preprocessing_of(model.name, model.weights, **model.choices)
@@ -231,8 +253,8 @@ def _groups(models: Sequence[Model], together: int) -> list[list[int]]:
     return [kind[i : i + together] for kind in kinds.values() for i in range(0, len(kind), together)]
 
 
-def _listed(values: Any) -> list[Any]:
-    """One value, or several, as a list."""
+def _as_list(values: Any) -> list[Any]:
+    """Return one value, several values, or None as a list."""
     return [] if values is None else [values] if isinstance(values, str | int) else list(values)
 
 
@@ -245,26 +267,29 @@ def pair_models(
     model_kwargs: Mapping[str, Any] | Iterable[str] | None = None,
     **common: Any,
 ) -> list[PythonModel]:
-    """Give every model its weights and seed, one for all or one for each in order, and its name in results.
+    """Return the models with their weights, seeds and names in results.
+
+    Weights and seeds are one value for all models, or one value per model in order.
 
     Raises
     ------
     InvalidInputError
-        There are neither one nor as many weights or seeds as models, or neither none nor as many names.
+        The number of weights or seeds is neither 1 nor that of the models, or the number of names is not that of the
+        models.
     """
     count = len(names)
-    words = [type(model).__name__ if isinstance(model, nn.Module) else model for model in names]
+    labels = [type(model).__name__ if isinstance(model, nn.Module) else model for model in names]
     for what, values in (("weights", weights), ("seeds", seed)):
         if len(values) > 1 and len(values) != count:
             raise InvalidInputError(
-                f"{len(values)} {what} for {count} model{'s' * (count > 1)} ({', '.join(words)}): "
+                f"{len(values)} {what} for {count} model{'s' * (count > 1)} ({', '.join(labels)}): "
                 "give one for all, or one for each, in order"
             )
     if store and len(store) != count:
         raise InvalidInputError(f"{len(store)} names for {count} models; give one for each, in their order, or none")
     return [
         PythonModel(
-            name=word,
+            name=label,
             module=model if isinstance(model, nn.Module) else None,
             weights=weights[k % len(weights)] if weights else "pretrained",
             seed=seed[k % len(seed)] if seed else 0,
@@ -272,12 +297,12 @@ def pair_models(
             model_kwargs=read_kwargs(model_kwargs or {}),
             **common,
         )
-        for k, (model, word) in enumerate(zip(names, words, strict=True))
+        for k, (model, label) in enumerate(zip(names, labels, strict=True))
     ]
 
 
 class ExtractKeywords(Choices, total=False):
-    """Keywords of `extract`, for type checkers; `Model`, `Data` and `ExtractOptions` say all else of them."""
+    """Keywords of `extract` for type checkers; `Model`, `Data` and `ExtractOptions` describe them."""
 
     weights: str | Sequence[str]
     seed: int | Sequence[int]
@@ -331,43 +356,44 @@ def extract(
     progress: Listener = None,
     **keywords: Unpack[ExtractKeywords],
 ) -> ActivationStore | list[ActivationStore]:
-    """Extract the activations of one model, or of several, into ``out/<model>.h5``.
+    """Extract the activations of one model or several into stores ``out/<model>.h5``.
 
-    What an earlier call with the same settings has stored, whole or in part, is kept, and only the rest is computed.
-    Under torchrun, where every process makes the same call, the processes share the work. Notes (pictures that were
-    left out, say) go to ``logging.getLogger("repsim")``.
+    Samples that an earlier call with the same settings has stored are kept, and only the others are computed. Under
+    torchrun, where every process makes the same call, the processes share the work. Notes, for example about pictures
+    that were left out, are logged by ``logging.getLogger("repsim")``.
 
-    Of several models, ``weights`` and ``seed`` are one for all or a list of one for each, and ``name`` is a list.
-    ``labels`` may also be a mapping, or a class for each picture in the order of the ids.
+    For several models, ``weights`` and ``seed`` are one value for all or a list with one value per model, and ``name``
+    is a list. ``labels`` may also be a mapping, or one class per picture in the order of the ids.
 
     Parameters
     ----------
-    model
-        A timm name, with a tag or without; ``torchvision/NAME``; or a torch module. Or a list of these: models that
-        prepare pictures in the same way are read together, each picture decoded once.
-    data
-        A folder of pictures (flat, or one folder a class), a ``.tar``, ``digits``, or a data set that timm opens by
-        name (``torch/cifar10``, found under ``data_root``).
-    out
+    model : str, torch.nn.Module, or list of these
+        A timm name with or without a tag, ``torchvision/NAME``, or a torch module. Models of a list that prepare
+        pictures in the same way are read together, and each picture is decoded once.
+    data : path
+        A folder of pictures (flat, or one folder per class), a ``.tar``, ``digits``, or a data set that timm opens by
+        name (``torch/cifar10``, in the folder ``data_root``).
+    out : path
         The folder for the stores.
-    transform
-        Makes the input (3, H, W) of a torch module of a PIL picture; a timm model knows its own.
-    progress
-        Called after each batch with the number of samples done and of all. By default a notebook shows a bar; False is
-        silent.
+    transform : callable, optional
+        For a torch module, the function from a PIL picture to its input, a tensor (3, H, W). timm models do not need
+        it.
+    progress : callable or False, optional
+        Called after each batch with the number of samples done and of all. By default a notebook shows a progress bar;
+        False shows nothing.
     {options}
 
     Returns
     -------
-    ActivationStore
-        The finished store, open for reading; of a list of models a list, in its order.
+    ActivationStore or list of ActivationStore
+        The finished store, open for reading; for a list of models the list of their stores in the same order.
 
     Raises
     ------
     RepsimError
-        An unknown model or layer, an impossible readout, weights or pictures that cannot be read, a NaN activation, a
-        place that cannot be written, a store that was made with other settings. What was computed until then is kept
-        for the next call.
+        A model or layer does not exist, a layer does not have the readout, weights or pictures cannot be read, an
+        activation is NaN, the folder cannot be written, or the store was made with other settings. Samples that were
+        computed before the error are kept for the next call.
 
     Examples
     --------
@@ -379,9 +405,9 @@ def extract(
     (('blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5'), (16, 64))
     ['digits_vit.seed1', 'digits_vit.seed2']
     """
-    one = isinstance(model, str | nn.Module)
-    named = [model] if isinstance(model, str | nn.Module) else list(model)
-    models, pictures, options, labels = read_keywords(named, data, keywords, transform=transform)
+    single = isinstance(model, str | nn.Module)
+    names = [model] if isinstance(model, str | nn.Module) else list(model)
+    models, pictures, options, labels = read_keywords(names, data, keywords, transform=transform)
 
     def listeners(step: str) -> Listener:
         return progress if step.startswith("extracting") or progress is None else False
@@ -389,7 +415,7 @@ def extract(
     steps = extract_steps(models, pictures, Path(out), options, labels=labels, listeners=listeners)
     paths = {event.model: event.path for event in log_notes(steps)}
     stores = [open_store(paths[k]) for k in range(len(models))]
-    return stores[0] if one else stores
+    return stores[0] if single else stores
 
 
 def read_keywords(
@@ -399,12 +425,12 @@ def read_keywords(
     *,
     transform: Transform | None = None,
 ) -> tuple[list[PythonModel], Data, ExtractOptions, Labels | None]:
-    """Read the keywords of `extract`, which are the options of its command: models, pictures, and how to extract."""
+    """Return the models, the pictures, the options of the extraction and the labels in the keywords of `extract`."""
     rest = dict(keywords)
     labels = rest.pop("labels", None)
-    if isinstance(labels, str | os.PathLike):  # the options hold a file; classes themselves have no place in them
+    if isinstance(labels, str | os.PathLike):  # `Data` has a file of labels; labels as values are separate
         rest["labels"], labels = os.fspath(labels), None
     of_models, of_data, options = sort_keywords("extract", rest, *_KINDS, renamed=_RENAMED)
-    weights, seed, store = (_listed(of_models.pop(name, None)) for name in ("weights", "seed", "store"))
-    made = pair_models(models, weights=weights, seed=seed, store=store, transform=transform, **of_models)
-    return made, Data(source=os.fspath(data), **of_data), ExtractOptions(**options), labels
+    weights, seed, store = (_as_list(of_models.pop(name, None)) for name in ("weights", "seed", "store"))
+    paired = pair_models(models, weights=weights, seed=seed, store=store, transform=transform, **of_models)
+    return paired, Data(source=os.fspath(data), **of_data), ExtractOptions(**options), labels

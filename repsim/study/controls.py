@@ -242,7 +242,7 @@ def _extract(member: Member, seed: int, samples: Samples, folder: Path, device: 
     dtype: DType = "float16" if member.store[member.arrays[0]].dtype == np.float16 else "float32"
     job = Extraction(extractor, samples, folder, how, dtype=dtype, recalibrate=True)
     try:
-        job.already()
+        job.samples_stored()
     except OtherSettingsError as error:  # overwrite=True of a study replaces only the study
         error.remedy = Remedy("delete it, and it is made anew")
         raise

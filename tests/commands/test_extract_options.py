@@ -84,7 +84,7 @@ def test_python_says_the_same_as_the_command_line(tmp_path: Path, checkpoints: l
         ),
         (("a", "b", "c", "--weights", "x", "--weights", "y"), "2 weights for 3 models (a, b, c): give one for all"),
         (("a", "b", "c", "--seed", 1, "--seed", 2), "2 seeds for 3 models (a, b, c): give one for all"),
-        (("test_vit", "test_vit", "--weights", "random"), "test_vit with random, seed 0 is there twice"),
+        (("test_vit", "test_vit", "--weights", "random"), "test_vit with random, seed 0 is named twice"),
         (("test_vit", "test_vit", "--weights", "a/w.pth", "--weights", "b/w.pth"), "would have the same store"),
         (("test_vit", "--weights", "random", "--weights-key", "model"), "--weights-key: for a file of weights only"),
         (("test_vit", "--img-size", "big"), "--img-size is a number of pixels"),

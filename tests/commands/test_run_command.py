@@ -79,7 +79,7 @@ def test_again_it_computes_nothing_and_a_change_is_named(done: Path, monkeypatch
         done.write_text(SMALL.replace(old, new))
         refused = run(done)
         assert refused.exit_code == 2
-        assert f"{message} differs; use --overwrite" in refused.stderr
+        assert f"differences: {message}; use --overwrite" in refused.stderr
     done.write_text(SMALL.replace("limit: 16", "limit: 20"))
     refused = run(done)
     assert (refused.exit_code, "other settings" in refused.stderr, "delete it" in refused.stderr) == (2, True, True)
@@ -97,7 +97,7 @@ def test_other_stores_are_another_study(done: Path) -> None:
     refused = run(done)
     target.write_bytes(kept)
     assert refused.exit_code == 2
-    assert f"the store of {stores[0]['model']} differs" in refused.stderr
+    assert f"differences: the store of {stores[0]['model']}" in refused.stderr
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:

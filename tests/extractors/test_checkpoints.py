@@ -1,4 +1,4 @@
-"""Checkpoints as training programs write them: activations are those of the saved network, or one line says why not.
+"""Checkpoints of training programs: activations equal those of the saved network, or an error explains why not.
 
 Every file is written by torch.save, and held against a forward pass of the saved network that knows nothing of repsim.
 """
@@ -35,16 +35,16 @@ ARGS = argparse.Namespace(model="test_vit", img_size=96, mean=[0.2], std=[0.1], 
 
 
 class Attributes(dict[str, Any]):
-    """A mapping as Lightning's."""
+    """A mapping class, as Lightning stores it."""
 
 
 class Kind(enum.Enum):
-    """A choice of a program."""
+    """An enum, as programs store it."""
 
     A = 1
 
 
-def made(name: str = "test_vit", **options: Any) -> Any:
+def make_model(name: str = "test_vit", **options: Any) -> Any:
     torch.manual_seed(7)
     model: Any = timm.create_model(name, **options)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def same(model: nn.Module, state: dict[str, Tensor]) -> bool:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three pictures in colour, larger than any network here wants them."""
+    """Create three colour pictures that are larger than the input of all networks in this file."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def features(extractor: Any, root: Path, layer: str) -> Tensor:
 
 
 def plain(model: Any, root: Path, size: int, mean: float, std: float, *, grey: bool = False) -> Tensor:
-    """blocks.5 of a forward pass: resized, cropped and normalised by timm's transform with these numbers."""
+    """Return blocks.5 of a plain forward pass, with timm's transform for this size, mean and std."""
     channels = 1 if grey else 3
     prepare = timm.data.create_transform(
         (channels, size, size), mean=(mean,) * channels, std=(std,) * channels, crop_pct=0.95, interpolation="bicubic"
@@ -104,7 +104,7 @@ def plain(model: Any, root: Path, size: int, mean: float, std: float, *, grey: b
 
 
 def test_a_vit_trained_at_another_size_and_normalisation_runs_as_it_was_trained(tmp_path: Path, root: Path) -> None:
-    model = made(img_size=96)
+    model = make_model(img_size=96)
     path = saved(tmp_path, {"state_dict": model.state_dict(), "args": ARGS, "epoch": 3})
     extractor: Any = make_extractor("test_vit", weights=path)
     torch.testing.assert_close(features(extractor, root, "blocks.5"), plain(model, root, 96, 0.2, 0.1), rtol=0, atol=0)
@@ -117,34 +117,35 @@ def test_a_vit_trained_at_another_size_and_normalisation_runs_as_it_was_trained(
         assert any(part in note for note in extractor.notes), part
 
 
-def test_the_size_comes_from_the_position_embedding_where_nothing_else_says_it(tmp_path: Path, root: Path) -> None:
-    model = made(img_size=96)
+def test_the_size_is_inferred_from_the_position_embedding(tmp_path: Path, root: Path) -> None:
+    model = make_model(img_size=96)
     extractor: Any = make_extractor("test_vit", weights=saved(tmp_path, model.state_dict()), mean=0.3, std="0.2")
     torch.testing.assert_close(features(extractor, root, "blocks.5"), plain(model, root, 96, 0.3, 0.2), rtol=0, atol=0)
 
 
 def test_a_network_that_resamples_in_every_pass_is_trained_on_pictures_of_its_args(tmp_path: Path, root: Path) -> None:
-    """timm trains with --img-size without building for it: the embedding stays that of 160 pixels."""
-    model = made()
+    """With --img-size, timm may train without rebuilding the network: the embedding is then still for 160 pixels."""
+    model = make_model()
     extractor: Any = make_extractor("test_vit", weights=saved(tmp_path, {"model": model.state_dict(), "args": ARGS}))
     torch.testing.assert_close(features(extractor, root, "blocks.5"), plain(model, root, 96, 0.2, 0.1), rtol=0, atol=0)
-    assert any("resamples it in every pass" in note for note in extractor.notes)
+    assert any("resamples it in every forward pass" in note for note in extractor.notes)
 
 
-def test_a_network_of_fixed_size_whose_args_say_another_is_refused(tmp_path: Path) -> None:
-    path = saved(tmp_path, {"model": made("test_vit3").state_dict(), "args": ARGS})
+def test_a_network_of_fixed_size_with_another_size_in_its_args_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"model": make_model("test_vit3").state_dict(), "args": ARGS})
     with pytest.raises(
-        WeightsError, match=r"args say pictures of 96 x 96, its tensors are of 160 x 160; say img_size='160x160'"
+        WeightsError,
+        match=r"have pictures of 96 x 96, but its tensors are for 160 x 160; set img_size='160x160'",
     ):
         load_model("test_vit3", path)
 
 
-def test_another_size_resamples_only_where_it_is_asked_for(tmp_path: Path, root: Path) -> None:
-    model = made()
+def test_another_size_resamples_only_on_request(tmp_path: Path, root: Path) -> None:
+    model = make_model()
     extractor: Any = make_extractor("test_vit", weights=saved(tmp_path, model.state_dict()), img_size=96)
     record = extractor.provenance()
     assert record["resampled"] == ["pos_embed"]
-    assert "resampled, as another size was asked for: pos_embed from (1, 101, 64) to (1, 37, 64)" in extractor.notes
+    assert "resampled to the chosen size: pos_embed from (1, 101, 64) to (1, 37, 64)" in extractor.notes
     assert extractor.name == "test_vit+w+96px"
     torch.save(model.state_dict(), tmp_path / "other.pth")
     expected: Any = timm.create_model(
@@ -154,18 +155,18 @@ def test_another_size_resamples_only_where_it_is_asked_for(tmp_path: Path, root:
     assert features(extractor, root, "blocks.5").shape == (3, 64)
 
 
-def test_an_argument_that_says_nothing_of_the_size_is_no_leave_to_resample(tmp_path: Path) -> None:
-    path = saved(tmp_path, made(img_size=96).state_dict())
+def test_an_argument_other_than_the_size_does_not_allow_resampling(tmp_path: Path) -> None:
+    path = saved(tmp_path, make_model(img_size=96).state_dict())
     options = ModelOptions.read(model_kwargs={"drop_rate": 0.1})
     assert load_model("test_vit", path, options=options).record["model_kwargs"]["img_size"] == (96, 96)
     assert load_model("test_vit", path, options=ModelOptions.read(model_kwargs={"img_size": 160})).record["resampled"]
-    table = made().state_dict() | {"pos_embed": torch.ones(1, 38, 64)}
+    table = make_model().state_dict() | {"pos_embed": torch.ones(1, 38, 64)}
     with pytest.raises(WeightsError, match="pos_embed has 38 positions"):
         load_model("test_vit", saved(tmp_path, table), options=options)
 
 
 def test_patches_of_another_size_are_not_resampled_either(tmp_path: Path) -> None:
-    path = saved(tmp_path, made(patch_size=8, pos_embed="none").state_dict())
+    path = saved(tmp_path, make_model(patch_size=8, pos_embed="none").state_dict())
     options = ModelOptions.read(model_kwargs={"pos_embed": "none"})
     with pytest.raises(
         WeightsError, match=r"patch_embed\.proj\.weight has shape \(64, 3, 8, 8\) .*timm would resample"
@@ -173,7 +174,7 @@ def test_patches_of_another_size_are_not_resampled_either(tmp_path: Path) -> Non
         load_model("test_vit", path, options=options)
 
 
-def test_pretrained_weights_at_another_size_say_that_they_are_resampled() -> None:
+def test_pretrained_weights_at_another_size_are_resampled_with_a_note() -> None:
     extractor: Any = make_extractor("digits_vit.seed0", img_size="64", mean=0.5, std=0.5)
     assert extractor.name == "digits_vit.seed0+64px"
     assert extractor.provenance()["resampled"] == ["pos_embed"]
@@ -185,28 +186,28 @@ def test_pretrained_weights_at_another_size_say_that_they_are_resampled() -> Non
 def test_a_module_of_timms_gets_the_pictures_that_it_was_built_for(root: Path) -> None:
     cases: list[tuple[dict[str, Any], int]] = [({"img_size": 96}, 96), ({"in_chans": 1}, 160)]
     for options, size in cases:
-        model = made(**options)
+        model = make_model(**options)
         extractor: Any = make_extractor(model, layers="blocks.5")
         expected = plain(model, root, size, 0.5, 0.5, grey="in_chans" in options)
         torch.testing.assert_close(features(extractor, root, "blocks.5"), expected, rtol=0, atol=1e-6)
         assert any("for which the network was built" in note for note in extractor.notes)
-    assert make_extractor(made(), layers="blocks.5").notes == []  # type: ignore[attr-defined]
+    assert make_extractor(make_model(), layers="blocks.5").notes == []  # type: ignore[attr-defined]
 
 
 def test_a_convolutional_network_takes_the_pictures_of_its_args(tmp_path: Path) -> None:
     extractor: Any = make_extractor(
-        "test_resnet", weights=saved(tmp_path, {"model": made("test_resnet").state_dict(), "args": ARGS})
+        "test_resnet", weights=saved(tmp_path, {"model": make_model("test_resnet").state_dict(), "args": ARGS})
     )
     assert extractor.provenance()["preprocessing"]["input_size"] == [3, 96, 96]
     assert extractor.provenance()["preprocessing"]["mean"] == [0.2] * 3
 
 
-def test_tables_that_fit_several_sizes_ask_which(tmp_path: Path) -> None:
-    """A window of 8 says nothing of the picture; at the size that is said the network is the one that was saved."""
+def test_tables_that_fit_several_sizes_need_the_size(tmp_path: Path) -> None:
+    """A window of 8 fits several picture sizes; with the right size the network equals the saved one."""
     name = "swin_tiny_patch4_window7_224"
-    model = made(name, img_size=256, window_size=8, depths=(1, 1, 1, 1))
+    model = make_model(name, img_size=256, window_size=8, depths=(1, 1, 1, 1))
     path = saved(tmp_path, model.state_dict())
-    with pytest.raises(WeightsError, match=r"which fits pictures of .*; say which with img_size="):
+    with pytest.raises(WeightsError, match=r"which fits pictures of .*; choose one with img_size="):
         load_model(name, path, options=ModelOptions.read(model_kwargs={"depths": (1, 1, 1, 1)}))
     loaded = load_model(name, path, options=ModelOptions.read(img_size=256, model_kwargs={"depths": (1, 1, 1, 1)}))
     assert same(loaded.model, model.state_dict())
@@ -215,10 +216,10 @@ def test_tables_that_fit_several_sizes_ask_which(tmp_path: Path) -> None:
 
 
 def test_a_window_of_any_picture_takes_that_of_the_args(tmp_path: Path) -> None:
-    """The tables of a Swin Transformer are the same for 224 and for 448 pixels; only the training's options tell."""
+    """The tables of a Swin Transformer are equal for 224 and 448 pixels; only the args of the training differ."""
     name, args = "swin_tiny_patch4_window7_224", argparse.Namespace(img_size=448)
     small = ModelOptions.read(model_kwargs={"depths": (1, 1, 1, 1)})
-    model = made(name, depths=(1, 1, 1, 1))
+    model = make_model(name, depths=(1, 1, 1, 1))
     loaded: Any = load_model(name, saved(tmp_path, {"model": model.state_dict(), "args": args}), options=small)
     assert loaded.record["model_kwargs"]["img_size"] == (448, 448)
     assert loaded.model.pretrained_cfg["input_size"] == (3, 448, 448)
@@ -230,16 +231,16 @@ def test_formats_of_the_authors_are_converted_as_before(tmp_path: Path) -> None:
     """Swin's downsampling is named by the stage before it; DINOv2 has a position for its class token."""
     name = "swin_tiny_patch4_window7_224"
     small: dict[str, Any] = {"depths": (1, 1, 1, 1)}
-    good = made(name, **small).state_dict()
+    good = make_model(name, **small).state_dict()
     official = {
-        re.sub(r"(\d+)\.downsample", lambda found: f"{int(found[1]) - 1}.downsample", key).replace("head.fc", "head"): v
+        re.sub(r"(\d+)\.downsample", lambda match: f"{int(match[1]) - 1}.downsample", key).replace("head.fc", "head"): v
         for key, v in good.items()
     }
     path = saved(tmp_path, {"model": official})
     assert same(load_model(name, path, options=ModelOptions.read(model_kwargs=small)).model, good)
     built: dict[str, Any] = {"reg_tokens": 4, "no_embed_class": True}
     for size in (160, 96):
-        good = made(img_size=size, num_classes=0, **built).state_dict()
+        good = make_model(img_size=size, num_classes=0, **built).state_dict()
         official = {key.replace("reg_token", "register_tokens"): value for key, value in good.items()}
         official["mask_token"] = torch.zeros(1, 64)
         official["pos_embed"] = torch.cat([torch.zeros(1, 1, 64), good["pos_embed"]], 1)
@@ -250,13 +251,13 @@ def test_formats_of_the_authors_are_converted_as_before(tmp_path: Path) -> None:
 
 
 def test_a_family_whose_tables_have_one_size_is_built_for_it(tmp_path: Path) -> None:
-    model = made("mixer_s32_224", img_size=96, num_classes=3)
+    model = make_model("mixer_s32_224", img_size=96, num_classes=3)
     loaded = load_model("mixer_s32_224", saved(tmp_path, model.state_dict()))
     assert same(loaded.model, model.state_dict())
     assert loaded.record["model_kwargs"]["img_size"] == (96, 96)
 
 
-# what is saved -> what is recorded of it beside the weights' hash, and what is said; "good" are the expected weights
+# the saved object -> the record besides the hash of the weights, and the note; "good" are the expected weights
 WRAPPED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], dict[str, Any], str]] = {
     "ema beside": (
         lambda good: {"state_dict": zeros(good), "state_dict_ema": good},
@@ -287,16 +288,20 @@ WRAPPED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], dict[str, Any], str
             "optimizer_states": [{"state": {0: {"step": torch.ones(1)}}}],
         },
         {"weights_prefix": "model."},
-        "without 'model.'; 1 under other names left out",
+        "prefix 'model.' removed; 1 under other names left out",
     ),
     "compiled in lightning": (
         lambda good: {"state_dict": before("net._orig_mod.", good)},
         {"weights_prefix": "net."},
-        "without 'net.'",
+        "prefix 'net.' removed",
     ),
-    "compiled": (lambda good: before("_orig_mod.", good), {}, "without '_orig_mod.'"),
-    "compiled, then parallel": (lambda good: before("module._orig_mod.", good), {}, "without 'module.'"),
-    "averaged": (lambda good: {"n_averaged": torch.tensor(3), **before("module.", good)}, {}, "without 'module.'"),
+    "compiled": (lambda good: before("_orig_mod.", good), {}, "prefix '_orig_mod.' removed"),
+    "compiled, then parallel": (lambda good: before("module._orig_mod.", good), {}, "prefix 'module.' removed"),
+    "averaged": (
+        lambda good: {"n_averaged": torch.tensor(3), **before("module.", good)},
+        {},
+        "prefix 'module.' removed",
+    ),
     "nested": (lambda good: {"state": {"model": good}, "step": 3}, {"weights_key": "state.model"}, "state.model of w"),
     "numpy beside": (
         lambda good: {
@@ -322,9 +327,9 @@ WRAPPED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], dict[str, Any], str
     "a decoder": (
         lambda good: {**good, "decoder_embed.weight": torch.ones(3, 3), "mask_token": torch.ones(1, 1, 3)},
         {"weights_left_out": 2},
-        "left out what serves the training only: decoder_embed.weight, mask_token",
+        "tensors that only the training uses are left out: decoder_embed.weight, mask_token",
     ),
-    "sharded": (lambda good: before("_fsdp_wrapped_module.", good), {}, "without '_fsdp_wrapped_module.'"),
+    "sharded": (lambda good: before("_fsdp_wrapped_module.", good), {}, "prefix '_fsdp_wrapped_module.' removed"),
     "sharded and recomputed inside": (
         lambda good: {
             key.replace(".attn.", "._fsdp_wrapped_module.attn._checkpoint_wrapped_module."): value
@@ -341,35 +346,35 @@ WRAPPED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], dict[str, Any], str
     "classes of other programs": (
         lambda good: {"state_dict": good, "hyper_parameters": Attributes(lr=0.1), "x": Kind.A, "on": datetime(1, 1, 1)},
         {},
-        "beside the weights of w.pth, and not read: datetime.datetime, ",
+        "objects in w.pth that were not read: datetime.datetime, ",
     ),
-    "a dict of another program": (Attributes, {}, "and not read: tests.extractors.test_checkpoints.Attributes"),
+    "a dict of another program": (Attributes, {}, "that were not read: tests.extractors.test_checkpoints.Attributes"),
     "a number in a tensor": (lambda good: {**good, "acc": torch.tensor(0.3)}, {}, "acc of w.pth left out: numbers"),
     "transformers": (lambda good: before("timm_model.", good), {"weights_prefix": "timm_model."}, "'timm_model.'"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("form", WRAPPED)
-def test_what_training_programs_wrap_is_taken_out_and_said(tmp_path: Path, form: str) -> None:
-    wrap, recorded, said = WRAPPED[form]
-    good = made().state_dict()
+def test_wrapped_weights_of_training_programs_are_read_with_a_note(tmp_path: Path, form: str) -> None:
+    wrap, record, note = WRAPPED[form]
+    good = make_model().state_dict()
     loaded = load_model("test_vit", saved(tmp_path, wrap(good)))
     assert same(loaded.model, good)
     usual = {"weights", "weights_file", "architecture", "timm_name", "weights_sha256"}
-    assert {key: value for key, value in loaded.record.items() if key not in usual} == recorded
-    assert said in " | ".join(loaded.notes)
-    assert bool(said) == bool(loaded.notes)
+    assert {key: value for key, value in loaded.record.items() if key not in usual} == record
+    assert note in " | ".join(loaded.notes)
+    assert bool(note) == bool(loaded.notes)
 
 
 def test_a_real_averaged_and_a_real_parallel_module_are_read(tmp_path: Path) -> None:
-    model = made("test_resnet")
+    model = make_model("test_resnet")
     for wrapped in (AveragedModel(model), nn.DataParallel(model)):
         loaded = load_model("test_resnet", saved(tmp_path, wrapped.state_dict()))
         assert same(loaded.model, model.state_dict())
 
 
 def test_a_set_of_weights_is_chosen_by_its_key_and_its_prefix(tmp_path: Path) -> None:
-    good = made().state_dict()
+    good = make_model().state_dict()
     path = saved(tmp_path, {"state_dict": good, "state_dict_ema": zeros(good)})
     extractor: Any = make_extractor("test_vit", weights=path, weights_key="state_dict")
     assert same(extractor.model, good)
@@ -382,7 +387,7 @@ def test_a_set_of_weights_is_chosen_by_its_key_and_its_prefix(tmp_path: Path) ->
 
 
 def test_dino_is_read_without_its_head(tmp_path: Path) -> None:
-    good = made(num_classes=0).state_dict()
+    good = make_model(num_classes=0).state_dict()
     teacher = {
         **before("backbone.", good),
         "head.mlp.0.weight": torch.ones(5, 64),
@@ -417,22 +422,22 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_names_and_shapes_say_is_built(tmp_path: Path, root: Path, variant: str) -> None:
+def test_the_network_is_built_from_names_and_shapes(tmp_path: Path, root: Path, variant: str) -> None:
     options, inferred = VARIANTS[variant]
-    model = made(**options)
+    model = make_model(**options)
     extractor: Any = make_extractor("test_vit", weights=saved(tmp_path, model.state_dict()), layers="blocks.5")
     assert same(extractor.model, model.state_dict())
     assert extractor.provenance().get("model_kwargs", {}) == inferred
     grey, size = "in_chans" in options, options.get("img_size", 160)
     expected = plain(model, root, size, 0.5, 0.5, grey=grey)
     torch.testing.assert_close(features(extractor, root, "blocks.5"), expected, rtol=0, atol=1e-6)
-    assert any("pictures as grey, of 1 channel" in note for note in extractor.notes) == grey
+    assert any("grey pictures of 1 channel" in note for note in extractor.notes) == grey
 
 
 @pytest.mark.slow
 def test_the_inference_form_of_a_network_is_built(tmp_path: Path) -> None:
     name = "mobileone_s0"
-    model: Any = reparameterize_model(made(name, num_classes=5))
+    model: Any = reparameterize_model(make_model(name, num_classes=5))
     loaded: Any = load_model(name, saved(tmp_path, {"state_dict": before("module.", model.state_dict())}))
     assert same(loaded.model, model.state_dict())
     assert loaded.record["reparameterised"] is True
@@ -442,7 +447,7 @@ def test_the_inference_form_of_a_network_is_built(tmp_path: Path) -> None:
 
 
 def test_weights_of_other_names_are_taken_in_order(tmp_path: Path) -> None:
-    good = made("test_resnet", num_classes=5).state_dict()
+    good = make_model("test_resnet", num_classes=5).state_dict()
     path = saved(tmp_path, {f"layer_{i}": value for i, value in enumerate(good.values())})
     with pytest.raises(WeightsError, match=r"its names are layer_0, layer_1, .* weights_match='order'"):
         load_model("test_resnet", path)
@@ -464,26 +469,26 @@ def test_weights_of_other_names_are_taken_in_order(tmp_path: Path) -> None:
     ],
 )
 def test_order_asserts_every_shape(tmp_path: Path, change: Any, message: str) -> None:
-    good = [value for key, value in made("test_resnet").state_dict().items() if "tracked" not in key]
+    good = [value for key, value in make_model("test_resnet").state_dict().items() if "tracked" not in key]
     path = saved(tmp_path, {f"p{i}": value for i, value in enumerate(change(good))})
     with pytest.raises(WeightsError, match=message):
         load_model("test_resnet", path, options=ModelOptions.read(weights_match="order"))
 
 
 def test_a_file_without_order_is_not_taken_in_order(tmp_path: Path) -> None:
-    save_file(made("test_resnet").state_dict(), tmp_path / "w.safetensors")
+    save_file(make_model("test_resnet").state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match="keeps no order of its tensors"):
         load_model("test_resnet", str(tmp_path / "w.safetensors"), options=ModelOptions.read(weights_match="order"))
 
 
 def refused() -> dict[str, tuple[Any, dict[str, Any], str]]:
-    good = made().state_dict()
-    whole = {key: (value * 50).to(torch.int8) for key, value in good.items()}
+    good = make_model().state_dict()
+    integers = {key: (value * 50).to(torch.int8) for key, value in good.items()}
     fewer = {key: value for key, value in good.items() if "blocks.5" not in key}
     more = good | {key.replace("blocks.5", "blocks.6"): value for key, value in good.items()}
     two = {"a": good, "b": zeros(good)}
     return {
-        "two that nothing tells apart": (two, {}, r"several sets of weights: a, b; say which with weights_key=KEY"),
+        "two that nothing tells apart": (two, {}, r"several sets of weights: a, b; choose one with weights_key=KEY"),
         "a key it lacks": (two, {"weights_key": "c"}, r"no weights under 'c'; weights_key takes a, b"),
         "a key of a bare one": (good, {"weights_key": "c"}, r"is a bare state_dict, without keys"),
         "a prefix it lacks": (good, {"weights_prefix": "c."}, r"no name in w\.pth begins with 'c\.'; .* cls_token, "),
@@ -500,25 +505,29 @@ def refused() -> dict[str, tuple[Any, dict[str, Any], str]]:
         "a block too few": (fewer, {}, r"12 missing: blocks\.5\.norm1\.weight, .*model_kwargs"),
         "a block too many": (more, {}, r"12 that the network does not have: blocks\.6\.norm1\.weight, "),
         "other widths": (
-            made(embed_dim=32).state_dict(),
+            make_model(embed_dim=32).state_dict(),
             {},
             r"cls_token has shape \(1, 1, 32\) in w\.pth and \(1, 1, 64\)",
         ),
         "other patches": (
-            made(patch_size=8).state_dict(),
+            make_model(patch_size=8).state_dict(),
             {},
             r"patches of 8 x 8 pixels, .* of 16 x 16; .*patch_size': 8",
         ),
-        "no square": (made(img_size=(64, 128)).state_dict(), {}, r"pos_embed has 33 positions.* img_size=HxW"),
-        "four channels": (made(in_chans=4).state_dict(), {}, r"pictures of 4 channels \(patch_embed\.proj\.weight"),
-        "integers": (whole, {}, r"cls_token is int8, not a plain real"),
+        "no square": (make_model(img_size=(64, 128)).state_dict(), {}, r"pos_embed has 33 positions.* img_size=HxW"),
+        "four channels": (
+            make_model(in_chans=4).state_dict(),
+            {},
+            r"pictures of 4 channels \(patch_embed\.proj\.weight",
+        ),
+        "integers": (integers, {}, r"cls_token is int8, not a plain real"),
         "an unknown argument": (good, {"model_kwargs": ["nonsense=3"]}, r"cannot be built with nonsense=3: "),
-        "no weights at all": ({"epoch": 3, "args": ARGS}, {}, r"is no state_dict: .*; its keys are epoch, args"),
+        "no weights at all": ({"epoch": 3, "args": ARGS}, {}, r"is not a state_dict: .*; its keys are epoch, args"),
     }
 
 
 @pytest.mark.parametrize("form", refused())
-def test_what_cannot_be_decided_is_one_line_with_the_keys_and_the_way(tmp_path: Path, form: str) -> None:
+def test_an_undecided_choice_raises_an_error_with_keys_and_options(tmp_path: Path, form: str) -> None:
     held, options, message = refused()[form]
     with pytest.raises(RepsimError, match=message) as caught:
         load_model("test_vit", saved(tmp_path, held), options=ModelOptions.read(**options))
@@ -527,7 +536,7 @@ def test_what_cannot_be_decided_is_one_line_with_the_keys_and_the_way(tmp_path: 
 
 
 def test_of_several_networks_in_one_the_averaged_or_the_backbone_is_taken(tmp_path: Path) -> None:
-    good = made().state_dict()
+    good = make_model().state_dict()
     for first, other in (("teacher.", "student."), ("backbone.", "student."), ("ema_model.", "model.")):
         loaded = load_model("test_vit", saved(tmp_path, before(other, zeros(good)) | before(first, good)))
         assert same(loaded.model, good)
@@ -537,22 +546,22 @@ def test_of_several_networks_in_one_the_averaged_or_the_backbone_is_taken(tmp_pa
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:
-    good = made().state_dict()
+    good = make_model().state_dict()
     good["head.weight"] = torch.quantize_per_tensor(good["head.weight"], 0.1, 0, torch.qint8)
     with pytest.raises(WeightsError, match=r"head\.weight is quantised"):
         load_model("test_vit", saved(tmp_path, good))
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_are_said(tmp_path: Path, kind: torch.dtype) -> None:
-    good = made().state_dict()
+def test_other_precisions_are_noted(tmp_path: Path, kind: torch.dtype) -> None:
+    good = make_model().state_dict()
     loaded = load_model("test_vit", saved(tmp_path, {key: value.to(kind) for key, value in good.items()}))
     assert same(loaded.model, {key: value.to(kind).float() for key, value in good.items()})
     assert loaded.notes == [f"weights: {str(kind).removeprefix('torch.')} in w.pth, float32 in the network"]
 
 
 def test_batch_norms_without_counters_are_read(tmp_path: Path) -> None:
-    good = made("test_resnet").state_dict()
+    good = make_model("test_resnet").state_dict()
     loaded = load_model("test_resnet", saved(tmp_path, {k: v for k, v in good.items() if "tracked" not in k}))
     assert same(loaded.model, good)
 
@@ -591,8 +600,8 @@ def test_options_of_a_file_need_one_and_names_are_checked(tmp_path: Path) -> Non
 
 
 def test_a_plain_file_is_recorded_as_it_always_was(tmp_path: Path) -> None:
-    """A store of an earlier version is complete for the same command, where nothing was chosen."""
-    record = load_model("test_vit", saved(tmp_path, {"state_dict": made().state_dict(), "epoch": 3})).record
+    """Without choices the record does not change, so a store of an earlier version is complete for the same command."""
+    record = load_model("test_vit", saved(tmp_path, {"state_dict": make_model().state_dict(), "epoch": 3})).record
     assert set(record) == {"weights", "weights_file", "architecture", "timm_name", "weights_sha256"}
     record = load_model("test_vit", "random").record
     assert set(record) == {"weights", "seed", "architecture", "timm_name", "weights_sha256"}
@@ -600,7 +609,7 @@ def test_a_plain_file_is_recorded_as_it_always_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["test_resnet", "torchvision/shufflenet_v2_x0_5"])
 def test_contrastive_networks_are_read_without_their_head(tmp_path: Path, name: str) -> None:
-    """MoCo: the query encoder, whose classifier became two layers; the key encoder is named."""
+    """MoCo: the query encoder, which has a classifier of two layers, is read; a note names the key encoder."""
     extractor: Any = make_extractor(name, weights="random", seed=3)
     body = {key: value for key, value in extractor.model.state_dict().items() if not key.startswith("fc.")}
     head = {"fc.0.weight": torch.ones(4, 4), "fc.2.weight": torch.ones(2, 4)}
@@ -610,13 +619,13 @@ def test_contrastive_networks_are_read_without_their_head(tmp_path: Path, name: 
         loaded: Any = make_extractor(name, weights=path, weights_prefix=prefix)
         assert same(loaded.model, body)
         assert loaded.provenance()["weights_prefix"] == "module.encoder_q."
-        assert any("a network under module.encoder_k. among them" in note for note in loaded.notes)
-        assert any("serves the training only: fc.0.weight, fc.2.weight" in note for note in loaded.notes)
+        assert any("among them a network under module.encoder_k." in note for note in loaded.notes)
+        assert any("only the training uses are left out: fc.0.weight, fc.2.weight" in note for note in loaded.notes)
     assert same(make_extractor(name, weights=path, weights_prefix="encoder_k").model, zeros(body))  # type: ignore[attr-defined]
 
 
 def test_every_prefix_that_would_fit_is_listed(tmp_path: Path) -> None:
-    good = made().state_dict()
+    good = make_model().state_dict()
     path = saved(tmp_path, before("a.net.", good) | before("b.", zeros(good)))
     with pytest.raises(WeightsError, match=r"weights_prefix='a\.net\.' or weights_prefix='b\.' would make them fit"):
         load_model("test_vit", path)
@@ -637,26 +646,26 @@ def test_the_size_of_torchvisions_own_training_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_file_is_read_for_what_it_is_whatever_its_suffix(tmp_path: Path) -> None:
-    good = made().state_dict()
+    good = make_model().state_dict()
     save_file(good, tmp_path / "w.bin")
     torch.save(good, tmp_path / "w.safetensors")
     for name in ("w.bin", "w.safetensors"):
         assert same(load_model("test_vit", str(tmp_path / name)).model, good)
 
 
-def test_a_file_of_another_kind_is_called_so(tmp_path: Path) -> None:
+def test_errors_name_the_kind_of_another_file(tmp_path: Path) -> None:
     kinds = {
         "w.pth.gz": (gzip.compress(b"0" * 99), "compressed: unpack it with gunzip"),
         "lfs.safetensors": (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS: `git lfs pull`"),
         "page.pth": (b"\n<!DOCTYPE html>", "a web page"),
-        "model.safetensors.index.json": (b'{"weight_map": {}}', "JSON: of weights in several files"),
+        "model.safetensors.index.json": (b'{"weight_map": {}}', "JSON, perhaps the index of weights in several files"),
     }
     for name, (data, message) in kinds.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(WeightsError, match=rf"^cannot read weights from {name}, is it damaged\? It is {message}"):
             load_model("test_vit", str(tmp_path / name))
     np.savez(tmp_path / "w.npz", a=np.ones(3))
-    with pytest.raises(WeightsError, match="It is an archive of numpy"):
+    with pytest.raises(WeightsError, match="It is a numpy archive"):
         load_model("test_vit", str(tmp_path / "w.npz"))
     with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
         archive.writestr("w/constants.pkl", b"")

@@ -1,4 +1,4 @@
-"""Gram matrices of blocks against float64 in plain numpy; sketches against what a signed permutation and chance say."""
+"""Gram matrices of blocks against float64 in numpy; sketches against signed permutations and their expectation."""
 
 from math import prod
 
@@ -34,7 +34,7 @@ def slow_grams(x: Tensor, size: int) -> Array:
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize("n", [12, 15, 3])
 def test_grams_are_those_of_the_blocks(n: int, offset: float) -> None:
-    """Across several pieces of features; a remainder is dropped; offsets far above the signal cost what they must.
+    """Features are processed in several pieces; a remainder is dropped; large offsets cost the expected digits.
 
     float32 keeps 1000 + x to 6e-5 and so, once, x; from there on nothing more is lost.
     """
@@ -73,7 +73,9 @@ def test_neither_autocast_nor_flags_degrade_the_products(dtype: torch.dtype) -> 
         with torch.autocast("cpu", torch.bfloat16):
             got = BlockGram(8)(x, layer).unflatten(1, (8, 8))
             sketched = Sketch(500)(x, layer)
-            assert torch.get_float32_matmul_precision() == "medium"  # the model's own products are as they were
+            assert (
+                torch.get_float32_matmul_precision() == "medium"
+            )  # the setting for the model's own products is restored
     finally:
         torch.set_float32_matmul_precision(before)
     np.testing.assert_allclose(got, slow_grams(x, 8), rtol=0, atol=3e-7)  # 1e-6 of the diagonal
@@ -81,7 +83,7 @@ def test_neither_autocast_nor_flags_degrade_the_products(dtype: torch.dtype) -> 
 
 
 def test_flags_are_set_for_the_products_and_put_back_even_after_an_error() -> None:
-    """What they do needs a GPU; that they are set needs none."""
+    """The effect of the flags needs a GPU; the test that they are set does not."""
     flags = torch.backends.cuda.matmul
     old = not hasattr(flags, "fp32_precision")
 
@@ -124,7 +126,7 @@ def test_a_compressed_readout_owns_its_memory(name: str) -> None:
 
 
 def matrices(p: int, m: int, name: str = "x", seed: int = 0) -> Tensor:
-    """Both sketches as matrices, (2, p, m): what the unit vectors become."""
+    """Return both sketches as matrices (2, p, m): the images of the unit vectors."""
     sketches: Tensor = Sketch(m, seed)(torch.eye(p), spec((p,), "NC", name)).unflatten(1, (2, -1))
     return sketches.transpose(0, 1)
 
@@ -138,7 +140,7 @@ def test_every_feature_has_a_sign_and_buckets_are_balanced(p: int, m: int) -> No
         assert set(draw.unique().tolist()) <= {-1.0, 0.0, 1.0}
         assert set(draw.abs().sum(0).tolist()) <= {float(p // size), float(-(-p // size))}
         if p > 30:
-            assert abs(draw.sum()) < 4 * p**0.5  # as many signs of one kind as of the other
+            assert abs(draw.sum()) < 4 * p**0.5  # about equal numbers of both signs
 
 
 def test_nothing_is_lost_where_the_sketch_is_wide_enough() -> None:
@@ -166,11 +168,11 @@ def test_inner_products_are_unbiased_and_vary_as_predicted() -> None:
     variance = terms[row[:, None] != row].sum() / m
     assert abs(products.mean() - x @ y) < 4 * np.sqrt(variance / (2 * seeds))
     assert products.var() == pytest.approx(variance, rel=0.15)
-    assert abs(np.corrcoef(products.T)[0, 1]) < 4 / np.sqrt(seeds)  # the two sketches know nothing of each other
+    assert abs(np.corrcoef(products.T)[0, 1]) < 4 / np.sqrt(seeds)  # the two sketches are independent
 
 
 def test_what_a_sketch_depends_on() -> None:
-    """On the seed, the layer's name, p and m, and on nothing else: neither the batch nor the model nor the day."""
+    """A sketch depends on the seed, the layer's name, p and m only, and not on the batch or the model."""
     first = matrices(200, 16)
     assert torch.equal(first, matrices(200, 16))
     for other in (matrices(200, 16, name="y"), matrices(200, 16, seed=1), first.flip(0)):
@@ -180,11 +182,11 @@ def test_what_a_sketch_depends_on() -> None:
     assert len({tuple(order.flatten().tolist()) for order in orders}) == 12  # every row of m has an order of its own
     x, layer = maps(7, 3, 8, 8), spec((3, 8, 8))
     readout = Sketch(16)
-    whole = readout(x, layer)
-    assert torch.equal(torch.cat([readout(x[:3], layer), readout(x[3:], layer)]), whole)
-    assert not torch.equal(readout(x, spec((3, 8, 8), name="y")), whole)  # one readout reads many layers
+    expected = readout(x, layer)
+    assert torch.equal(torch.cat([readout(x[:3], layer), readout(x[3:], layer)]), expected)
+    assert not torch.equal(readout(x, spec((3, 8, 8), name="y")), expected)  # one readout reads many layers
     torch.manual_seed(5)
-    assert torch.equal(Sketch(16)(x, layer), whole)
+    assert torch.equal(Sketch(16)(x, layer), expected)
 
 
 def test_half_precision_is_summed_in_float32() -> None:

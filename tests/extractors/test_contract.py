@@ -1,4 +1,4 @@
-"""The extractor of timm's models keeps the contract that others are held to; and the contract bites."""
+"""The extractor of timm models fulfils `ExtractorContract`, and wrong extractors fail it."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ class _Forgets(TimmExtractor):
 
 
 class _TurnsToTraining(TimmExtractor):
-    """Is in train mode from the second batch on, so that a sample's values hang on the others in its batch."""
+    """Is in train mode from the second batch on, so that the values of a sample depend on its batch."""
 
     def stream(self, *args: Any) -> Iterator[Batch]:
         for batch in super().stream(*args):
@@ -51,7 +51,7 @@ class _TurnsToTraining(TimmExtractor):
 
 
 class _Guesses(TimmExtractor):
-    """Says one thing and gives another."""
+    """Returns other values than it declares."""
 
     def stream(self, *args: Any) -> Iterator[Batch]:
         for batch in super().stream(*args):

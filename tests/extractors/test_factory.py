@@ -1,4 +1,4 @@
-"""From names and modules to extractors: timm's, torchvision's, and those of other packages."""
+"""Extractors made from names and modules: timm's, torchvision's, and those of other packages."""
 
 import sys
 from collections.abc import Iterator
@@ -23,17 +23,17 @@ TO_TENSOR = transforms.Compose([transforms.Resize((4, 4)), transforms.ToTensor()
 
 def test_each_kind_of_name_has_its_extractor() -> None:
     common = {"weights": "random", "seed": 4, "layers": "stages", "readout": "max"}
-    made: Any = make_extractor("test_resnet", **common)  # type: ignore[arg-type]
-    assert type(made) is TimmExtractor
-    assert (made.name, next(iter(made.readouts))) == ("test_resnet+random-seed4", ("act1", "max"))
-    made = make_extractor("torchvision/shufflenet_v2_x0_5", **common)  # type: ignore[arg-type]
-    assert type(made) is TorchvisionExtractor
-    assert made.name == "torchvision_shufflenet_v2_x0_5+random-seed4"
-    assert next(iter(made.readouts)) == ("stage2", "max")
+    extractor: Any = make_extractor("test_resnet", **common)  # type: ignore[arg-type]
+    assert type(extractor) is TimmExtractor
+    assert (extractor.name, next(iter(extractor.readouts))) == ("test_resnet+random-seed4", ("act1", "max"))
+    extractor = make_extractor("torchvision/shufflenet_v2_x0_5", **common)  # type: ignore[arg-type]
+    assert type(extractor) is TorchvisionExtractor
+    assert extractor.name == "torchvision_shufflenet_v2_x0_5+random-seed4"
+    assert next(iter(extractor.readouts)) == ("stage2", "max")
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
-    made = make_extractor(net, transform=TO_TENSOR, name="mine", layers="1", readout="flatten")
-    assert type(made) is ModuleExtractor
-    assert (made.name, list(made.readouts)) == ("mine", [("1", "flatten")])
+    extractor = make_extractor(net, transform=TO_TENSOR, name="mine", layers="1", readout="flatten")
+    assert type(extractor) is ModuleExtractor
+    assert (extractor.name, list(extractor.readouts)) == ("mine", [("1", "flatten")])
 
 
 @pytest.mark.parametrize(
@@ -44,19 +44,23 @@ def test_each_kind_of_name_has_its_extractor() -> None:
         (
             nn.Linear(48, 5),
             {"transform": TO_TENSOR, "weights": "w.pth"},
-            "a torch module has its weights: weights='w.pth'",
+            "a torch module has its weights already: weights='w.pth'",
         ),
-        (nn.Linear(48, 5), {"transform": TO_TENSOR, "seed": 1}, "a torch module has its weights: .* seed=1 cannot"),
+        (
+            nn.Linear(48, 5),
+            {"transform": TO_TENSOR, "seed": 1},
+            "a torch module has its weights already: .* seed=1 cannot",
+        ),
     ],
 )
-def test_options_that_would_be_passed_over_are_refused(model: Any, options: dict[str, Any], message: str) -> None:
+def test_options_that_would_have_no_effect_are_refused(model: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         make_extractor(model, **options)
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Install a package that announces a source of models called nets; as far as importlib can tell."""
+    """Install, for importlib, a package with an entry point for a source of models called nets."""
     (tmp_path / "other_package.py").write_text(
         "from torch import nn\n"
         "from torchvision import transforms as t\n"
@@ -80,9 +84,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_another_package_brings_its_models() -> None:
     check_name("nets/deep/one")
     assert preprocessing_of("nets/deep/one") is None
-    made: Any = make_extractor("nets/deep/one", weights="random", seed=3, layers="1", readout="max")
-    assert made.name == "deep_one-random-3"
-    assert list(made.readouts) == [("1", "max")]
+    extractor: Any = make_extractor("nets/deep/one", weights="random", seed=3, layers="1", readout="max")
+    assert extractor.name == "deep_one-random-3"
+    assert list(extractor.readouts) == [("1", "max")]
     with pytest.raises(UnknownNameError, match=r"^unknown source of models 'net'; did you mean nets\? \(in net/one\)$"):
         check_name("net/one")
 
@@ -97,9 +101,9 @@ def test_another_package_brings_its_models() -> None:
     ],
 )
 def test_names_that_do_not_exist(name: str, message: str) -> None:
-    for ask in (check_name, preprocessing_of, lambda each: make_extractor(each, weights="random")):
+    for check in (check_name, preprocessing_of, lambda name: make_extractor(name, weights="random")):
         with pytest.raises(UnknownNameError, match=message):
-            ask(name)
+            check(name)
 
 
 def test_names_that_exist() -> None:
@@ -107,7 +111,7 @@ def test_names_that_exist() -> None:
         check_name(name)
 
 
-# without their weights, on no device: what timm makes of each name, against what is said of it beforehand
+# extractors on the meta device, without weights, against the preprocessing computed from the name
 TIMM = [
     "resnet50", "resnet50.tv_in1k", "vit_base_patch16_224", "vit_small_patch16_384", "swin_tiny_patch4_window7_224",
     "convnext_tiny", "mixer_b16_224", "efficientnet_b0", "tf_efficientnet_b0.ns_jft_in1k", "mobilenetv3_small_100",
@@ -131,11 +135,11 @@ def test_the_preprocessing_of_a_timm_name_is_the_later_extractors() -> None:
 
 @pytest.mark.parametrize("name", ["test_vit", "digits_resnet", "torchvision/shufflenet_v2_x0_5"])
 def test_the_preprocessing_of_a_name_is_the_extractors(name: str) -> None:
-    made: Any = make_extractor(name, weights="random")
-    assert preprocessing_of(name) == made.preprocessing
+    extractor: Any = make_extractor(name, weights="random")
+    assert preprocessing_of(name) == extractor.preprocessing
 
 
-def test_what_only_the_weights_tell_is_not_guessed() -> None:
+def test_preprocessing_that_depends_on_the_weights_is_none() -> None:
     assert preprocessing_of("hf-hub:timm/resnet50.a1_in1k") is None
     assert preprocessing_of("torchvision/resnet18") == preprocessing_of("torchvision/densenet121")
     assert preprocessing_of("torchvision/resnet18") != preprocessing_of("torchvision/resnet50")

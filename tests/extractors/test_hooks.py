@@ -1,4 +1,4 @@
-"""Tracing and reading on small networks whose every number can be worked out by hand."""
+"""Tracing and reading of small networks whose values can be computed by hand."""
 
 from collections.abc import Mapping
 
@@ -51,13 +51,13 @@ Wanted = dict[tuple[str, str], tuple[LayerSpec, Readout]]
 def wanted(model: nn.Module, readout: Readout, shape: tuple[int, ...] = (1, 2, 2)) -> Wanted:
     seen = trace(model, torch.randn(3, *shape), ["head"])
     geometry = Geometry(model, (2, 2))
-    return {(found.name, readout.name): (geometry.describe(found), readout) for found in seen.found}
+    return {(traced.name, readout.name): (geometry.describe(traced), readout) for traced in seen.tensors}
 
 
 def test_a_trace_names_every_call_and_every_tensor_and_says_what_it_cannot_read() -> None:
     seen = trace(Odd(), torch.randn(3, 1, 2, 2), ["head"])
     names = ["shift#1", "relu#1", "shift#2", "relu#2", "pair[0]", "pair[1]", "pre_logits", "head"]
-    assert [found.name for found in seen.found] == names
+    assert [traced.name for traced in seen.tensors] == names
     assert seen.left_out == {
         "unused": "is never called in the forward pass",
         "windows": "returns shape (6, 1, 2, 2) for 3 samples (its first axis is not the samples)",
@@ -87,13 +87,13 @@ def test_each_call_and_each_tensor_is_read_before_it_is_overwritten(readout: Rea
             assert {name for name, _ in values} == set(expected)
             for (name, _), got in values.items():
                 target = expected[name].flatten(1)
-                whole = readout.name == "flatten" or name == "head"
-                torch.testing.assert_close(got, target if whole else target.amax(1, keepdim=True), rtol=0, atol=0)
+                unpooled = readout.name == "flatten" or name == "head"
+                torch.testing.assert_close(got, target if unpooled else target.amax(1, keepdim=True), rtol=0, atol=0)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 class Fickle(nn.Module):
-    """What it computes depends on its input."""
+    """A network whose modules and shapes depend on its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,8 +110,11 @@ class Fickle(nn.Module):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (200.0, "layer 'always' was not reached in this forward pass, though the trace saw it"),
-        (60.0, r"layer 'always' gave shape \(1,\) where the trace saw \(4,\): its output depends on the input"),
+        (200.0, "layer 'always' was not called in this forward pass, but in the trace it was"),
+        (
+            60.0,
+            r"layer 'always' gave shape \(1,\), but \(4,\) in the trace: the shape of its output depends on the input",
+        ),
         (-60.0, "layer 'sometimes' gave 1 rows for 5 samples"),
     ],
     ids=["not reached", "another shape", "no rows"],

@@ -1,4 +1,4 @@
-"""Weights from a hub, or from a server, through a stand-in for either that runs on this machine."""
+"""Weights from a model hub or a web server, both simulated on this machine."""
 
 import hashlib
 import io
@@ -29,21 +29,21 @@ from repsim.extractors import torchvision_models
 from repsim.extractors.weights import fingerprint, load_model
 
 
-def made(name: str = "test_resnet", seed: int = 7) -> Any:
+def make_model(name: str = "test_resnet", seed: int = 7) -> Any:
     torch.manual_seed(seed)
     return timm.create_model(name)
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the model hub's protocol as its client asks for: the head and the body of a file of a repository."""
+    """The part of the model hub's protocol that its client uses: head and body of a file of a repository."""
 
-    timeout = 10  # seconds that a silent client is waited for
+    timeout = 10  # seconds to wait for a silent client
     files: dict[str, bytes]
-    asked: list[str]
+    requests: list[str]
     refuses: Mapping[str, tuple[int, str]] = MappingProxyType({})
-    """Name of a model -> status and error code, where it wants a login."""
+    """Name of a model -> status and error code, for models that need a login."""
     etags: Mapping[str, str] = MappingProxyType({})
-    """What it says is the SHA-256 of a file, where that is not so."""
+    """Wrong SHA-256 that the hub sends for a file."""
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -53,11 +53,11 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self, *, body: bool) -> None:
         content = self.files.get(self.path)
-        self.asked.append(f"{self.command} {self.path}")
+        self.requests.append(f"{self.command} {self.path}")
         refused = next((self.refuses[name] for name in self.refuses if name in self.path), None)
         if refused or content is None:
-            known = any(path.rsplit("/", 1)[0] == self.path.rsplit("/", 1)[0] for path in self.files)
-            status, code = refused or (404, "EntryNotFound" if known else "RepoNotFound")
+            repo_exists = any(path.rsplit("/", 1)[0] == self.path.rsplit("/", 1)[0] for path in self.files)
+            status, code = refused or (404, "EntryNotFound" if repo_exists else "RepoNotFound")
             self.send_response(status)
             self.send_header("X-Error-Code", code)
             self.send_header("Content-Length", "0")
@@ -76,22 +76,22 @@ class Hub(BaseHTTPRequestHandler):
 
 
 def weights_of(model: str) -> str:
-    """Where the hub has them."""
+    """Return the path of a model's weights on the hub."""
     return f"/timm/{model}.r160_in1k/resolve/main/model.safetensors"
 
 
-NOBODY = "http://127.0.0.1:9"  # the port of a service that no machine runs any more
+NOBODY = "http://127.0.0.1:9"  # a port on which no service listens
 
 
-def standing() -> dict[str, bytes]:
-    return {weights_of("test_resnet"): save(made().state_dict())}
+def default_files() -> dict[str, bytes]:
+    return {weights_of("test_resnet"): save(make_model().state_dict())}
 
 
 @contextmanager
-def serving(files: dict[str, bytes]) -> Iterator[tuple[str, type[Hub]]]:
-    handler = type("ThisHub", (Hub,), {"files": files, "asked": []})
+def serve(files: dict[str, bytes]) -> Iterator[tuple[str, type[Hub]]]:
+    handler = type("ThisHub", (Hub,), {"files": files, "requests": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = False  # closing it waits for what it still has to say
+    server.daemon_threads = False  # closing the server waits for its open responses
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}", handler
@@ -102,8 +102,8 @@ def serving(files: dict[str, bytes]) -> Iterator[tuple[str, type[Hub]]]:
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, type[Hub]]]:
-    """Its address, and the handler, whose files can be changed."""
-    with serving(standing()) as running:
+    """Yield the address of a hub and its handler, whose files can be changed."""
+    with serve(default_files()) as running:
         yield running
 
 
@@ -120,7 +120,7 @@ for model in sys.argv[1:]:
 
 
 def run(cache: Path, *names: str, **environment: str) -> list[str]:
-    """What loading these models prints, a line each: the record, or why there is none.
+    """Load models in another process, and return one line per model: the record, or the error.
 
     In a process of its own: the hub's client reads its settings when it is imported.
     """
@@ -141,31 +141,31 @@ def run(cache: Path, *names: str, **environment: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, list[str]]]:
-    """A cache into which weights were loaded twice, the record that this gave, and what the hub was asked for."""
+    """Load weights twice, and yield the cache, the record, and the requests to the hub."""
     cache = tmp_path_factory.mktemp("cache")
-    with serving(standing()) as (address, handler):
+    with serve(default_files()) as (address, handler):
         first, second = run(cache, "test_resnet.r160_in1k", "test_resnet", HF_ENDPOINT=address)
         assert second == first  # the default tag is named
-        yield cache, first, handler.asked
+        yield cache, first, handler.requests
 
 
 @pytest.mark.slow
 def test_pretrained_weights_come_from_the_hub_and_then_from_its_cache(
     loaded: tuple[Path, str, list[str]], tmp_path: Path
 ) -> None:
-    cache, line, asked = loaded
+    cache, line, requests = loaded
     record = json.loads(line)
     assert record["weights"] == "pretrained"
     assert record["timm_name"] == "test_resnet.r160_in1k"
-    assert record["weights_sha256"] == fingerprint(made())
+    assert record["weights_sha256"] == fingerprint(make_model())
     file = weights_of("test_resnet")
-    # the second load asks whether the file is still the same, and does not fetch it again
-    assert [what for what in asked if what.endswith(file)] == [f"HEAD {file}", f"GET {file}", f"HEAD {file}"]
-    # the hub is gone; and with HF_HUB_OFFLINE it is not even asked
+    # the second load checks whether the file has changed, and does not download it again
+    assert [what for what in requests if what.endswith(file)] == [f"HEAD {file}", f"GET {file}", f"HEAD {file}"]
+    # without the hub; with HF_HUB_OFFLINE there is no request at all
     assert run(cache, "test_resnet", HF_ENDPOINT=NOBODY) == [line]
-    before = list(asked)
+    before = list(requests)
     assert run(cache, "test_resnet", HF_HUB_OFFLINE="1") == [line]
-    assert asked == before
+    assert requests == before
 
 
 @pytest.mark.slow
@@ -185,23 +185,23 @@ MISSING, CUT_OFF, ANOTHER = "test_byobnet", "test_convnext", "test_efficientnet"
 
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """Why each of these has no weights, all asked for by one process; and what the hub was asked for."""
-    whole = save(made().state_dict())
+    """Load models without weights in one process, and yield their errors and the requests to the hub."""
+    data = save(make_model().state_dict())
     names = [*REFUSED, MISSING, CUT_OFF, ANOTHER]
-    with serving({weights_of(CUT_OFF): whole[: len(whole) // 2], weights_of(ANOTHER): whole}) as (address, handler):
+    with serve({weights_of(CUT_OFF): data[: len(data) // 2], weights_of(ANOTHER): data}) as (address, handler):
         handler.refuses, handler.etags = REFUSED, {weights_of(ANOTHER): "a" * 64}
         lines = run(tmp_path_factory.mktemp("empty"), *names, HF_ENDPOINT=address)
-        yield dict(zip(names, lines, strict=True)), handler.asked
+        yield dict(zip(names, lines, strict=True)), handler.requests
 
 
 @pytest.mark.slow
 def test_a_model_that_the_hub_does_not_have(failed: tuple[dict[str, str], list[str]]) -> None:
-    said, asked = failed[0][MISSING], failed[1]
-    assert said.startswith(f"no pretrained weights for {MISSING} (timm/{MISSING}.r160_in1k): ")
-    assert "404" in said
-    assert "cannot be reached" not in said
-    assert said.endswith("use weights=FILE (.safetensors or .pth), or weights='random'")
-    assert any(MISSING in what for what in asked)
+    message, requests = failed[0][MISSING], failed[1]
+    assert message.startswith(f"no pretrained weights for {MISSING} (timm/{MISSING}.r160_in1k): ")
+    assert "404" in message
+    assert "cannot be reached" not in message
+    assert message.endswith("use weights=FILE (.safetensors or .pth), or weights='random'")
+    assert any(MISSING in what for what in requests)
 
 
 @pytest.mark.slow
@@ -212,10 +212,10 @@ def test_damaged_weights_from_the_hub(failed: tuple[dict[str, str], list[str]]) 
 
 
 @pytest.mark.slow
-def test_a_hub_that_sends_something_else_than_it_says_is_noticed(failed: tuple[dict[str, str], list[str]]) -> None:
-    said = failed[0][ANOTHER]
-    assert said.startswith("weights are damaged in the cache (SHA-256 ")
-    assert said.endswith("a" * 64)
+def test_a_file_that_differs_from_the_hash_of_the_hub_is_noticed(failed: tuple[dict[str, str], list[str]]) -> None:
+    message = failed[0][ANOTHER]
+    assert message.startswith("weights are damaged in the cache (SHA-256 ")
+    assert message.endswith("a" * 64)
 
 
 @pytest.mark.slow
@@ -229,17 +229,17 @@ def test_weights_that_need_a_login(failed: tuple[dict[str, str], list[str]]) -> 
 
 
 def damage(file: Path) -> None:
-    """Turn one bit in the middle: size and form stay right."""
+    """Flip one bit in the middle, so that size and format stay valid."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.chmod(0o644)
     file.write_bytes(content)
 
 
-def said_of(file: Path, digest: str) -> str:
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
+def damage_message(file: Path, digest: str) -> str:
+    actual = hashlib.sha256(file.read_bytes()).hexdigest()
     return (
-        f"weights are damaged in the cache (SHA-256 {found[:8]}..., expected {digest[:8]}...); "
+        f"weights are damaged in the cache (SHA-256 {actual[:8]}..., expected {digest[:8]}...); "
         f"delete this file, and they will be downloaded again: {file}"
     )
 
@@ -252,15 +252,15 @@ def test_a_file_damaged_in_the_hubs_cache_is_noticed(
     shutil.copytree(cache, tmp_path / "copy", symlinks=True)
     (blob,) = (file for file in (tmp_path / "copy").glob("hub/*/blobs/*") if len(file.name) == 64)
     damage(blob)
-    assert run(tmp_path / "copy", "test_resnet", HF_ENDPOINT=hub[0]) == [said_of(blob, blob.name)]
-    blob.write_bytes(blob.read_bytes()[:1000])  # so that it cannot be read at all: the reason is the same
-    assert run(tmp_path / "copy", "test_resnet", HF_HUB_OFFLINE="1") == [said_of(blob, blob.name)]
+    assert run(tmp_path / "copy", "test_resnet", HF_ENDPOINT=hub[0]) == [damage_message(blob, blob.name)]
+    blob.write_bytes(blob.read_bytes()[:1000])  # a file that cannot be read at all has the same error
+    assert run(tmp_path / "copy", "test_resnet", HF_HUB_OFFLINE="1") == [damage_message(blob, blob.name)]
     blob.unlink()
     assert run(tmp_path / "copy", "test_resnet", HF_ENDPOINT=hub[0]) == [line]
 
 
 def by_url(pretrained: bool = False, **options: Any) -> nn.Module:
-    """A model whose weights are at a URL and on no hub, as those of timm's gcvit and senet."""
+    """Register a model whose weights are at a URL and not on the hub, like timm's gcvit and senet."""
     options |= {"block": BasicBlock, "layers": (1, 1, 1, 1)}
     model: nn.Module = build_model_with_cfg(ResNet, "by_url", pretrained, **options)
     return model
@@ -273,7 +273,7 @@ register_model(by_url)
 def at(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, bytes, Callable[[str], Callable[[], dict[str, Any]]]]:
-    """A kind of model; a file of its weights; and what loads it when the file is at the given address.
+    """Return a kind of model, a file of its weights, and a function that loads it from an address.
 
     Only the address is ours: timm and torchvision fetch, compare and keep the file as they do any other.
     """
@@ -291,7 +291,7 @@ def at(
         return lambda: load_model("by_url")[1]
 
     buffer = io.BytesIO()
-    model = made("by_url") if kind == "timm" else models.get_model("shufflenet_v2_x0_5")
+    model = make_model("by_url") if kind == "timm" else models.get_model("shufflenet_v2_x0_5")
     torch.save(model.state_dict(), buffer)
     return kind, buffer.getvalue(), load
 
@@ -302,7 +302,7 @@ def refusal(load: Callable[[], dict[str, Any]]) -> str:
     return str(caught.value)
 
 
-def test_weights_at_a_url_are_fetched_once_and_held_against_the_hash_in_their_name(
+def test_weights_at_a_url_are_downloaded_once_and_compared_with_the_hash_in_their_name(
     hub: Any, at: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (address, handler), (_, content, loading) = hub, at
@@ -312,21 +312,21 @@ def test_weights_at_a_url_are_fetched_once_and_held_against_the_hash_in_their_na
     first, second = load(), load()
     assert first["weights"] == "pretrained"
     assert second == first
-    assert handler.asked == [f"GET /w-{digest[:8]}.pth"]
-    assert capsys.readouterr().out == ""  # torch says there that it downloads; --json is alone there
+    assert handler.requests == [f"GET /w-{digest[:8]}.pth"]
+    assert capsys.readouterr().out == ""  # torch prints a line about downloads, but stdout is for JSON only
     (file,) = tmp_path.glob("hub/checkpoints/*.pth")
     damage(file)
-    assert refusal(load) == said_of(file, digest)
+    assert refusal(load) == damage_message(file, digest)
 
 
 def test_weights_at_a_url_that_have_another_hash_than_their_name(hub: Any, at: Any, tmp_path: Path) -> None:
     (address, handler), (kind, content, loading) = hub, at
     handler.files = {"/w-0badc0de.pth": content}
-    said = refusal(loading(f"{address}/w-0badc0de.pth"))
+    message = refusal(loading(f"{address}/w-0badc0de.pth"))
     if kind == "timm":
-        assert said == said_of(tmp_path / "hub" / "checkpoints" / "w-0badc0de.pth", "0badc0de")
+        assert message == damage_message(tmp_path / "hub" / "checkpoints" / "w-0badc0de.pth", "0badc0de")
         return
-    assert said == (  # torch compares while it downloads, and keeps nothing
+    assert message == (  # torch compares the hash during the download, and keeps no file
         "no pretrained weights for torchvision/shufflenet_v2_x0_5 (w-0badc0de.pth): invalid hash value (expected "
         f'"0badc0de", got "{hashlib.sha256(content).hexdigest()}"); use weights=FILE (.safetensors or .pth), or '
         "weights='random'"
@@ -334,11 +334,13 @@ def test_weights_at_a_url_that_have_another_hash_than_their_name(hub: Any, at: A
     assert not list(tmp_path.glob("hub/checkpoints/*"))
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_a_server_that_is_not_there_or_has_no_such_file(hub: Any, at: Any, there: bool) -> None:
+@pytest.mark.parametrize("has_server", [False, True])
+def test_a_server_that_is_not_there_or_has_no_such_file(hub: Any, at: Any, has_server: bool) -> None:
     kind, _, loading = at
-    said = refusal(loading(f"{hub[0] if there else NOBODY}/w-0badc0de.pth"))
-    assert ("HTTP Error 404: Not Found; use weights=FILE" in said) is there
-    assert ("they are not in the cache and the" in said and "cannot be reached; use weights=FILE" in said) is not there
-    assert said.startswith("no pretrained weights for ")
-    assert ("w-0badc0de.pth" in said, "\n" in said) == (True, False), kind
+    message = refusal(loading(f"{hub[0] if has_server else NOBODY}/w-0badc0de.pth"))
+    assert ("HTTP Error 404: Not Found; use weights=FILE" in message) is has_server
+    assert (
+        "they are not in the cache and the" in message and "cannot be reached; use weights=FILE" in message
+    ) is not has_server
+    assert message.startswith("no pretrained weights for ")
+    assert ("w-0badc0de.pth" in message, "\n" in message) == (True, False), kind

@@ -1,4 +1,4 @@
-"""Where pictures come from, and what happens to those that cannot be read."""
+"""Image sources: folders, archives, digits and data sets, and pictures that cannot be read."""
 
 import os
 import struct
@@ -85,14 +85,14 @@ def test_splits(pictures: Any) -> None:
 
 
 def test_digits_split_into_halves() -> None:
-    whole, train, test = (open_images("digits", split=split) for split in (None, "train", "test"))
-    assert (len(whole), len(train), len(test)) == (1797, 899, 898)
-    assert sorted([*train.ids, *test.ids]) == list(whole.ids)
-    assert whole.labels is not None
+    complete, train, test = (open_images("digits", split=split) for split in (None, "train", "test"))
+    assert (len(complete), len(train), len(test)) == (1797, 899, 898)
+    assert sorted([*train.ids, *test.ids]) == list(complete.ids)
+    assert complete.labels is not None
     assert test.labels is not None
-    assert whole.labels[1::2].tolist() == test.labels.tolist()
-    assert np.asarray(test.load(3)).tolist() == np.asarray(whole.load(7)).tolist()
-    assert np.asarray(whole.load(0))[..., 0].max() <= 255
+    assert complete.labels[1::2].tolist() == test.labels.tolist()
+    assert np.asarray(test.load(3)).tolist() == np.asarray(complete.load(7)).tolist()
+    assert np.asarray(complete.load(0))[..., 0].max() <= 255
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_nothing_to_read(tmp_path: Path, names: list[str] | None, message: str) 
 
 def test_damaged_archives(pictures: Any, tmp_path: Path) -> None:
     path = make_tar(pictures(3), tmp_path / "all.tar")
-    whole = path.read_bytes()
+    complete = path.read_bytes()
     with tarfile.open(path) as archive:
         members = archive.getmembers()
     last = members[-1]
@@ -122,12 +122,12 @@ def test_damaged_archives(pictures: Any, tmp_path: Path) -> None:
         "inside a header": last.offset + 100,
     }
     for cut in cuts.values():
-        path.write_bytes(whole[:cut])
+        path.write_bytes(complete[:cut])
         with pytest.raises(ImageError, match=r"^all\.tar is damaged or cut off after [0-3] files: "):
             open_images(str(path))
     for content in (b"", b"no archive at all" * 99):
         path.write_bytes(content)
-        with pytest.raises(ImageError, match=r"^all\.tar is a file but no tar archive; give"):
+        with pytest.raises(ImageError, match=r"^all\.tar is a file but no tar archive; use"):
             open_images(str(path))
     with tarfile.open(path, "w"):
         pass
@@ -135,7 +135,7 @@ def test_damaged_archives(pictures: Any, tmp_path: Path) -> None:
         open_images(str(path))
     for name in ("all.tar.gz", "compressed.tar"):
         packed = make_tar(tmp_path / "photos", tmp_path / name, "w:gz")
-        with pytest.raises(ImageError, match="is compressed: .* unpack it"):
+        with pytest.raises(ImageError, match="is compressed, .* unpack it"):
             open_images(str(packed))
 
 
@@ -148,7 +148,7 @@ def test_a_hard_link_in_a_tar_is_the_picture_again(pictures: Any, tmp_path: Path
 
 
 def test_a_folder_that_cannot_be_listed_is_not_passed_over() -> None:
-    """As nobody, if the tests run as root: root may list everything."""
+    """The test runs as user nobody if the tests run as root, who may list every folder."""
     script = "import sys\nfrom repsim.extractors.images import open_images\n"
     script += "try: print(open_images(sys.argv[1]).ids)\nexcept OSError as error: print(error)"
     with tempfile.TemporaryDirectory() as name:
@@ -177,8 +177,8 @@ def test_choose_spreads_over_the_whole() -> None:
 @pytest.mark.parametrize("workers", [0, 3])
 def test_examine_finds_every_bad_picture_and_keeps_the_order(pictures: Any, workers: int) -> None:
     root = pictures(names=[f"{i}.jpg" for i in range(5)])
-    whole = (root / "1.jpg").read_bytes()
-    (root / "1.jpg").write_bytes(whole[: len(whole) // 2])
+    complete = (root / "1.jpg").read_bytes()
+    (root / "1.jpg").write_bytes(complete[: len(complete) // 2])
     (root / "3.jpg").write_bytes(b"hello")
     images = open_images(str(root))
     (root / "4.jpg").unlink()
@@ -191,7 +191,7 @@ def test_examine_finds_every_bad_picture_and_keeps_the_order(pictures: Any, work
     assert bad[4] == "cannot read the picture 4.jpg: No such file or directory"
     assert bad[3] == "cannot read the picture 3.jpg: not a picture that can be decoded"
     assert bad[1].startswith("cannot read the picture 1.jpg: image file is truncated")
-    assert not any("skip" in why for why in bad.values()), "what to do is done already"
+    assert not any("skip" in why for why in bad.values()), "the remedy is in use already"
     assert seen == [(i, 5) for i in range(1, 6)]
 
 
@@ -243,7 +243,7 @@ def test_exif_orientation_is_not_applied_as_in_timm(tmp_path: Path) -> None:
 
 
 def mnist(root: Path) -> list[Any]:
-    """The test half of a small MNIST, in the files that torchvision reads."""
+    """Write the test split of a small MNIST in the files that torchvision reads."""
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
@@ -267,7 +267,7 @@ def test_a_data_set_by_timms_name(tmp_path: Path) -> None:
 
 
 def test_other_pixels_in_a_data_set_are_other_pictures(tmp_path: Path) -> None:
-    """Its sizes are unknown, and its ids are numbers."""
+    """Only the hashes differ, as sizes are unknown and ids are numbers."""
     mnist(tmp_path)
     before = choose_samples(open_images("torch/mnist", root=str(tmp_path))).ids
     assert choose_samples(open_images("torch/mnist", root=str(tmp_path))).ids.difference(before) is None
@@ -282,8 +282,8 @@ def test_other_pixels_in_a_data_set_are_other_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("torch/cifar10", {}, r"not known where torch/cifar10 lies, .*with data_root=DIR"),
-        ("torch/cifar10", {"root": "ROOT"}, r"cannot open torch/cifar10 \[validation\].*download=True fetches"),
+        ("torch/cifar10", {}, r"the folder of torch/cifar10 is not set; set it with data_root=DIR"),
+        ("torch/cifar10", {"root": "ROOT"}, r"cannot open torch/cifar10 \[validation\].*download=True allows"),
         ("torch/nonsense", {"root": "ROOT"}, "Unknown torchvision dataset nonsense"),
         ("torch/mnist", {"root": "ROOT", "split": "tets"}, "unknown split 'tets'; did you mean"),
         ("torch/folder", {"root": "ROOT"}, "give the folder itself"),
@@ -292,14 +292,14 @@ def test_other_pixels_in_a_data_set_are_other_pictures(tmp_path: Path) -> None:
     ],
 )
 def test_data_sets_that_cannot_be_opened(tmp_path: Path, name: str, options: dict[str, str], message: str) -> None:
-    given: Any = {key: str(tmp_path) if value == "ROOT" else value for key, value in options.items()}
+    arguments: Any = {key: str(tmp_path) if value == "ROOT" else value for key, value in options.items()}
     with pytest.raises((ImageError, UnknownNameError), match=message) as caught:
-        open_images(name, **given)
+        open_images(name, **arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_a_sample_of_a_data_set_that_cannot_be_read_is_not_its_neighbour(tmp_path: Path) -> None:
-    """timm's own dataset returns the next sample there; an ImageFolder-like one is read item by item."""
+def test_an_unreadable_sample_of_a_data_set_is_not_replaced_by_the_next(tmp_path: Path) -> None:
+    """timm's own data set returns the next sample instead; repsim reads the items one by one."""
     mnist(tmp_path)
     images: Any = open_images("torch/mnist", root=str(tmp_path))
     images._dataset.data = images._dataset.data[:3]  # as if the file had lost its end
@@ -309,7 +309,7 @@ def test_a_sample_of_a_data_set_that_cannot_be_read_is_not_its_neighbour(tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # timm leaves its files open
-def test_what_the_models_see_is_what_timm_makes_of_the_file(pictures: Any) -> None:
+def test_the_input_of_models_equals_that_of_timm(pictures: Any) -> None:
     """The same pixels as timm's ImageDataset on the same folder, in the same order."""
     root = pictures(names=["a/1.png", "b/1.jpg"])
     theirs = ImageDataset(str(root), transform=transforms.PILToTensor())

@@ -1,4 +1,4 @@
-"""Which layers a spec means, and what the axes of timm's families are found to be."""
+"""Choice of layers by specs, and the axes of tensors in the families of timm."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.extractors.base import Site
-from repsim.extractors.hooks import Found
+from repsim.extractors.hooks import TracedTensor
 from repsim.extractors.layers import Geometry, blocks
 from repsim.extractors.timm_models import TimmExtractor
 
@@ -75,10 +75,10 @@ FAMILIES = {
 def test_default_layers_of_other_families(model: str) -> None:
     stem, blocks, heads = FAMILIES[model]
     extractor = TimmExtractor(model, weights="random")
-    found = [layer.name for layer in extractor.layers()]
-    assert found[0] == stem
-    assert found[-len(heads) :] == heads
-    assert len(found) == 1 + blocks + len(heads)
+    names = [layer.name for layer in extractor.layers()]
+    assert names[0] == stem
+    assert names[-len(heads) :] == heads
+    assert len(names) == 1 + blocks + len(heads)
     assert extractor.notes == []
     assert {readout for _, readout in extractor.readouts} == {"mean"}
 
@@ -100,12 +100,12 @@ BLOCKS = {
 @pytest.mark.parametrize("model", BLOCKS)
 def test_blocks_are_neither_stages_nor_parts_of_blocks(model: str) -> None:
     with torch.device("meta"):
-        found = blocks(timm.create_model(model))
-    assert (len(found), found[0], found[-1]) == BLOCKS[model]
+        names = blocks(timm.create_model(model))
+    assert (len(names), names[0], names[-1]) == BLOCKS[model]
 
 
 def layer(model: nn.Module, shape: tuple[int, ...], size: tuple[int, int] = (64, 64), module: str = "x") -> Any:
-    return Geometry(model, size).describe(Found(Site(module), module, "Block", shape))
+    return Geometry(model, size).describe(TracedTensor(Site(module), module, "Block", shape))
 
 
 def vit(**options: Any) -> nn.Module:
@@ -124,9 +124,9 @@ def vit(**options: Any) -> nn.Module:
     ],
 )
 def test_prefix_tokens_of_vits(options: dict[str, Any], tokens: int, prefix: int, class_token: bool) -> None:
-    found = layer(vit(**options), (tokens, 24))
-    assert (found.axes, found.prefix_tokens, found.class_token) == ("NLC", prefix, class_token)
-    assert (found.grid, found.width) == ((4, 4), 24)
+    described = layer(vit(**options), (tokens, 24))
+    assert (described.axes, described.prefix_tokens, described.class_token) == ("NLC", prefix, class_token)
+    assert (described.grid, described.width) == ((4, 4), 24)
     assert layer(vit(**options), (16, 24)).prefix_tokens == 0  # a patch embedding, or CaiT's blocks
     assert layer(vit(**options), (16, 24)).class_token is False
 
@@ -140,8 +140,8 @@ def test_blocks_of_cait_have_no_class_token_though_the_model_has() -> None:
 def test_tokens_of_hiera_have_a_mean_and_no_grid() -> None:
     """They are unrolled by mask units: a grid of them would mix up places (scripts/validation/sweep_timm noticed)."""
     model = hiera.Hiera(img_size=(64, 64), embed_dim=24, num_heads=1, stages=(1, 1, 1, 1), mask_unit_size=(2, 2))
-    found = layer(model, (256, 24))
-    assert (found.axes, found.prefix_tokens, found.grid) == ("NLC", 0, None)
+    described = layer(model, (256, 24))
+    assert (described.axes, described.prefix_tokens, described.grid) == ("NLC", 0, None)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_tokens_of_hiera_have_a_mean_and_no_grid() -> None:
     ],
 )
 def test_axes(shape: tuple[int, ...], axes: str, grid: tuple[int, int] | None) -> None:
-    found = layer(vit(), shape)
-    assert (found.axes, found.grid) == (axes, grid)
+    described = layer(vit(), shape)
+    assert (described.axes, described.grid) == (axes, grid)
 
 
 def test_a_wide_picture_has_a_wide_grid() -> None:

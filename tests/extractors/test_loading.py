@@ -1,4 +1,4 @@
-"""Several models on one stream: the same numbers as one by one, each picture decoded once, nothing read in vain."""
+"""Several models in one pass: the same values as one by one, and each picture decoded once."""
 
 import gc
 import weakref
@@ -38,7 +38,7 @@ class Counting(ImageSource):
 
 
 class Overwrites(nn.Module):
-    """Changes the batch that it is given."""
+    """Changes its input batch in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Overwrites(nn.Module):
 
 
 def read(passes: Any, count: int) -> list[tuple[list[int], Values]]:
-    """For each extractor, the rows that came and their values."""
+    """Return the rows and values of each extractor."""
     rows: list[list[int]] = [[] for _ in range(count)]
     values: list[list[Any]] = [[] for _ in range(count)]
     for k, batch in passes:
@@ -82,7 +82,7 @@ def test_together_is_the_same_as_one_by_one(workers: int) -> None:
             assert torch.equal(value, torch.cat([batch.values[key] for batch in batches])), key
 
 
-def test_every_picture_is_decoded_once_and_no_model_runs_in_vain() -> None:
+def test_every_picture_is_decoded_once_and_no_model_runs_without_need() -> None:
     images = Counting(open_images("digits"))
     models = [Overwrites() for _ in range(3)]
     extractors = [ModuleExtractor(model, TO_TENSOR, layers="body") for model in models]
@@ -117,9 +117,9 @@ def test_rows_may_repeat_for_one_extractor() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([[0, 1, 2, 3], [2, 3, 0, 1]], "not parts of one order: what comes first in one comes last in another"),
+        ([[0, 1, 2, 3], [2, 3, 0, 1]], "not parts of one order: two batches are in different orders in two sequences"),
         ([[0, 1, 2, 3], [0, 2]], "not whole batches of one order: two begin with 0 and differ"),
-        ([[0, 1, 2, 3], [1, 2]], "not whole batches of one order: some row is in two batches"),
+        ([[0, 1, 2, 3], [1, 2]], "not whole batches of one order: a row is in two batches"),
     ],
 )
 def test_rows_that_are_not_whole_batches_of_one_order_are_refused(rows: list[list[int]], message: str) -> None:
@@ -135,7 +135,7 @@ def test_models_that_prepare_pictures_differently_cannot_share_them() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_comes_before_an_unreadable_picture_is_still_given(pictures: Any, workers: int) -> None:
+def test_batches_before_an_unreadable_picture_are_yielded(pictures: Any, workers: int) -> None:
     root = pictures(5)
     (root / "photo03.png").write_bytes(b"no picture")
     extractors = [ModuleExtractor(Overwrites(), TO_TENSOR, layers="body") for _ in range(2)]
@@ -148,7 +148,7 @@ def test_what_comes_before_an_unreadable_picture_is_still_given(pictures: Any, w
 
 @pytest.mark.slow
 def test_no_activation_outlives_its_batch() -> None:
-    """Of a layer's output only the readout is kept, and of the readouts those that the caller keeps."""
+    """Only readouts are kept in memory, and only as long as the caller keeps them."""
     outputs: list[weakref.ref[Tensor]] = []
     readouts: list[weakref.ref[Tensor]] = []
     model = Overwrites()

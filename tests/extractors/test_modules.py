@@ -1,4 +1,4 @@
-"""A module of the user's own: what is found in it, what it is asked for, and that it is left as it was."""
+"""Extractors of torch modules: their layers, their errors, and the state of the module afterwards."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Not of timm's: no feature_info, no get_classifier, no pretrained_cfg; linear maps inside, and one at the end."""
+    """A network without timm's attributes: no feature_info, no get_classifier, no pretrained_cfg."""
 
     def __init__(self, tail: Callable[[Tensor], Tensor] = lambda x: x) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def test_layers_and_numbers_of_a_module() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tail", "there"),
+    ("tail", "has_logits"),
     [
         (lambda x: x, True),  # the model's output is the linear map's, the same object
         (lambda x: x.softmax(1), True),  # the last linear map's output has the shape of the model's
@@ -92,16 +92,16 @@ def test_layers_and_numbers_of_a_module() -> None:
     ],
     ids=["identity", "softmax", "sum", "dictionary", "no tensor"],
 )
-def test_pre_logits_is_what_the_last_linear_map_gets(tail: Any, there: bool) -> None:
+def test_pre_logits_is_what_the_last_linear_map_gets(tail: Any, has_logits: bool) -> None:
     extractor = ModuleExtractor(net(tail=tail), TO_TENSOR, layers="all")
     heads = [layer for layer in extractor.layers() if layer.site.side == "input"]
     assert [(layer.name, layer.site.module, layer.shape) for layer in heads] == (
-        [("pre_logits", "out", (4,))] if there else []
+        [("pre_logits", "out", (4,))] if has_logits else []
     )
 
 
 class Aside(nn.Module):
-    """The map whose output is returned is not the last to run."""
+    """A network that returns the output of a linear map that is not the last to run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,9 +126,9 @@ def test_a_timm_module_brings_its_own_transform() -> None:
     assert ours.preprocessing == theirs.preprocessing
     assert ours.provenance()["weights_sha256"] == theirs.provenance()["weights_sha256"]
     images = open_images("digits")
-    for mine, yours in zip(*(e.stream(images, range(4), Stream()) for e in (ours, theirs)), strict=True):
-        for key, value in yours.values.items():
-            assert torch.equal(mine.values[key], value), key
+    for ours_batch, theirs_batch in zip(*(e.stream(images, range(4), Stream()) for e in (ours, theirs)), strict=True):
+        for key, value in theirs_batch.values.items():
+            assert torch.equal(ours_batch.values[key], value), key
 
 
 def test_every_part_of_the_module_keeps_its_mode() -> None:
@@ -155,7 +155,7 @@ def hooked(model: nn.Module) -> list[nn.Module]:
 
 
 class Breaks(Net):
-    """Fails from the given call on."""
+    """A network that fails from a certain call on."""
 
     calls, last = 0, 99
 
@@ -181,7 +181,7 @@ def test_nothing_is_left_on_a_module_that_fails(last: int) -> None:
 
 
 def test_a_module_can_be_trained_after_it_was_read() -> None:
-    """What a module caches while it is read, a position embedding say, may take part in a later backward pass."""
+    """Tensors that a module caches while it is read (a position embedding) can be used in a later backward pass."""
 
     class Caches(Net):
         cache: Tensor | None = None
@@ -204,14 +204,17 @@ def colourless(picture: Image.Image) -> Tensor:
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
-        (None, r"^a Net does not say how its pictures are prepared: pass transform=, which makes \(3, H, W\) of a"),
-        (colourless, r"^transform must make a tensor \(3, H, W\) of a picture, got shape \(1, 256, 320\)$"),
-        (lambda picture: picture, r"^transform must make a tensor \(3, H, W\) of a picture, got a Image$"),
-        (transforms.ToTensor(), r"^transform gives pictures of unequal size \(\(256, 320\), \(320, 256\), .* one \(H"),
+        (None, r"^a Net has no preprocessing of its own: pass transform=, a function from a PIL picture to a"),
+        (colourless, r"^transform must return a tensor \(3, H, W\) for a picture, got shape \(1, 256, 320\)$"),
+        (lambda picture: picture, r"^transform must return a tensor \(3, H, W\) for a picture, got a Image$"),
+        (
+            transforms.ToTensor(),
+            r"^transform returns tensors of different sizes \(\(256, 320\), \(320, 256\), .* fixed \(H",
+        ),
         (lambda picture: picture.crop("x"), r"^transform fails on an RGB picture of 320 x 256 pixels: "),
         (
             transforms.Compose([transforms.Resize((2, 2)), transforms.ToTensor()]),
-            r"^net cannot run on a batch \(3, 3, 2, 2\) of torch\.float32, which is what its transform makes: Calc",
+            r"^net cannot run on a batch \(3, 3, 2, 2\) of torch\.float32, the output of its transform: Calc",
         ),
     ],
     ids=["none", "grey", "no tensor", "unequal", "raises", "too small"],
@@ -234,7 +237,7 @@ def test_provenance_says_what_was_read_and_holds_no_address() -> None:
     extractor = ModuleExtractor(model, TO_TENSOR)
     with torch.no_grad():
         model.out.bias.add_(1)
-    assert extractor.provenance()["weights_sha256"] != record["weights_sha256"]  # those of now
+    assert extractor.provenance()["weights_sha256"] != record["weights_sha256"]  # the current weights
 
 
 def test_a_name_of_ones_own() -> None:

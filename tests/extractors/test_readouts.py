@@ -1,4 +1,4 @@
-"""Readouts against arithmetic written out, and what they refuse."""
+"""Readouts against explicit computations, and the layers that they refuse."""
 
 import pytest
 import torch
@@ -87,7 +87,11 @@ def test_half_precision_is_summed_in_float32() -> None:
     [
         ("cls", spec("NCHW", (3, 4, 4)), "there is no class token in an output of axes NCHW"),
         ("mean", spec("other", (2, 3, 4, 4)), "has no spatial axes to reduce; use flatten"),
-        ("max", spec("NLC", (19, 3), None), "cannot tell patch tokens from class and register tokens in 19 tokens"),
+        (
+            "max",
+            spec("NLC", (19, 3), None),
+            "patch tokens cannot be distinguished from class and register tokens among 19 tokens",
+        ),
         ("grid:2", spec("NHWC", (2, 8, 3), 0, None), "its positions form no grid"),
     ],
 )
@@ -105,13 +109,13 @@ def test_specs() -> None:
         zip(names, (4, 1, 1), strict=True)
     )
     assert {get(name).block for name in ("mean", "max", "cls", "flatten", "grid:2")} == {1}
-    assert get("sketch:7:0") == get("sketch:7")  # 0 is the seed where none is given
+    assert get("sketch:7:0") == get("sketch:7")  # the default seed is 0
     for wrong, message in {
-        "gram": "write gram:B with a whole number B of at least 4, e.g. gram:256",
-        "gram:3": "write gram:B with a whole number B of at least 4, e.g. gram:256",
-        "sketch:0": "write sketch:M with a whole number M of at least 1, e.g. sketch:4096",
+        "gram": "write gram:B with an integer B of at least 4, e.g. gram:256",
+        "gram:3": "write gram:B with an integer B of at least 4, e.g. gram:256",
+        "sketch:0": "write sketch:M with an integer M of at least 1, e.g. sketch:4096",
         "sketch:²": "write sketch:M with",
-        "sketch:9:": "write sketch:M:SEED with a whole number SEED of at least 0, e.g. sketch:4096:1",
+        "sketch:9:": "write sketch:M:SEED with an integer SEED of at least 0, e.g. sketch:4096:1",
     }.items():
         with pytest.raises(InvalidInputError, match=message):
             get(wrong)
@@ -124,9 +128,9 @@ def test_specs() -> None:
         get_several(" ,")
 
 
-def test_a_readout_that_some_layers_lack_is_left_out_there_and_said() -> None:
+def test_a_readout_that_some_layers_lack_is_left_out_with_a_note() -> None:
     block = spec("NLC", (17, 3), 1)
     embed = LayerSpec("embed", "PatchEmbed", (16, 3), "NLC", 0, False, (4, 4), Site("embed"))
     wanted, notes = plan((embed, block), (get("cls"), get("mean")))
     assert list(wanted) == [("embed", "mean"), ("x", "cls"), ("x", "mean")]
-    assert notes == ["readout cls is left out where there is none: embed"]
+    assert notes == ["readout cls is left out for layers that do not have it: embed"]

@@ -1,4 +1,4 @@
-"""Batch norm of untrained networks: the statistics are those of the samples, and nothing else is touched."""
+"""Recalibrated batch norm: the statistics are those of the samples, and nothing else changes."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ Array = np.ndarray
 
 
 class Watched(ImageSource):
-    """Digits that count what is decoded; some cannot be."""
+    """Digits that count how often each is decoded; some cannot be decoded."""
 
     def __init__(self, bad: Sequence[int] = ()) -> None:
         self.images, self.bad, self.loads = open_images("digits"), bad, Counter[int]()
@@ -41,13 +41,13 @@ class Watched(ImageSource):
 
 
 def recalibrated(model: nn.Module, rows: Sequence[int], transform: Any = TO_TENSOR) -> dict[str, tuple[Tensor, Tensor]]:
-    found = measure(model, transform, open_images("digits"), rows, Stream())
-    assign(model, found)
-    return found
+    statistics = measure(model, transform, open_images("digits"), rows, Stream())
+    assign(model, statistics)
+    return statistics
 
 
 def inputs(model: nn.Module, transform: Any, rows: Sequence[int]) -> dict[str, Array]:
-    """What every batch norm gets in eval mode, over all calls: (channels, values) in float64."""
+    """Return the inputs of every batch norm in eval mode, over all calls: (channels, values) in float64."""
     kept: dict[str, list[Array]] = defaultdict(list)
     hooks = [
         norm.register_forward_pre_hook(
@@ -65,7 +65,7 @@ def inputs(model: nn.Module, transform: Any, rows: Sequence[int]) -> dict[str, A
 
 @pytest.mark.parametrize("n", [20, 33, 100])
 def test_the_first_batch_norm_has_the_moments_of_its_input(n: int) -> None:
-    """Of all samples together: 33 are two batches, and what differs between batches counts."""
+    """The moments are those of all samples: 33 samples are two batches, and the variance between them counts."""
     extractor = TimmExtractor("digits_resnet", weights="random", seed=1)
     rows = list(range(n))
     recalibrated(extractor.model, rows, extractor.transform)
@@ -77,19 +77,19 @@ def test_the_first_batch_norm_has_the_moments_of_its_input(n: int) -> None:
 
 @pytest.mark.parametrize("name", ["digits_resnet", pytest.param("test_efficientnet", marks=pytest.mark.slow)])
 def test_every_batch_norm_standardises(name: str) -> None:
-    """Before its affine part, over these samples: about, as the batches' own statistics served on the way there."""
+    """Outputs before the affine part are standardised, approximately, as earlier layers used statistics of batches."""
     extractor = TimmExtractor(name, weights="random")
     rows = list(range(0, 1797, 10))
     norms = batch_norms(extractor.model)
     assert len(norms) > 10
     assert name == "digits_resnet" or any(isinstance(norm, BatchNormAct2d) for norm in norms.values())
     far = inputs(extractor.model, extractor.transform, rows)
-    assert max(abs(x.var(1).mean() - 1) for x in far.values()) > 0.5  # without, they do nothing of the kind
+    assert max(abs(x.var(1).mean() - 1) for x in far.values()) > 0.5  # without recalibration they are not
     recalibrated(extractor.model, rows, extractor.transform)
     for path, x in inputs(extractor.model, extractor.transform, rows).items():
         mean, variance = (np.asarray(running) for running in (norms[path].running_mean, norms[path].running_var))
         out = (x - mean[:, None]) / np.sqrt(variance + norms[path].eps)[:, None]
-        shrunk = variance / (variance + norms[path].eps)  # a channel that hardly varies stays small
+        shrunk = variance / (variance + norms[path].eps)  # eps reduces a channel with little variance
         assert np.abs(out.mean(1)).max() < 0.1, path
         np.testing.assert_allclose(out.var(1), shrunk, rtol=0.15, err_msg=path)
 
@@ -112,10 +112,10 @@ class Kinds(nn.Module):
 def test_each_kind_of_batch_norm() -> None:
     model = Kinds().train()
     rows = list(range(33))
-    found = recalibrated(model, rows)
-    assert set(found) == {"twice", "vector"}
+    statistics = recalibrated(model, rows)
+    assert set(statistics) == {"twice", "vector"}
     seen = inputs(model, TO_TENSOR, rows)
-    for path, (mean, variance) in found.items():  # both calls are pooled; no dropout; vectors, too
+    for path, (mean, variance) in statistics.items():  # both calls are pooled; no dropout; vectors, too
         np.testing.assert_allclose(mean, seen[path].mean(1), rtol=1e-5)
         np.testing.assert_allclose(variance, seen[path].var(1, ddof=1), rtol=1e-5)
     assert seen["twice"].shape == (3, 2 * 33 * 64)
@@ -146,23 +146,23 @@ def test_at_most_512_samples_evenly_spread_and_whatever_the_batch_size() -> None
     model = Kinds()
     images = Watched()
     rows = list(range(3, 1797))
-    found = measure(model, TO_TENSOR, images, rows, Stream(batch_size=8))
+    statistics = measure(model, TO_TENSOR, images, rows, Stream(batch_size=8))
     assert images.loads == Counter(rows[i] for i in choose(len(rows), 512))
     again = measure(model, TO_TENSOR, images, rows, Stream(batch_size=300, workers=1))
-    assert all(torch.equal(a, b) for path in found for a, b in zip(found[path], again[path], strict=True))
+    assert all(torch.equal(a, b) for path in statistics for a, b in zip(statistics[path], again[path], strict=True))
 
 
 def test_few_samples_and_dead_channels() -> None:
-    """Two are enough for a variance; one is refused; a channel without any has 0, and stays finite."""
+    """Two samples are enough for a variance, one is refused; a constant channel has variance 0 and stays finite."""
     model = timm.create_model("test_resnet")
     first: Any = model.get_submodule("conv1")
     while not isinstance(first, nn.Conv2d):
         first = first[0]
     with torch.no_grad():
         first.weight[0] = 0
-    found = recalibrated(model, [3, 900])
-    assert all(torch.isfinite(value).all() and (value[1] >= 0).all() for value in map(torch.stack, found.values()))
-    assert min(float(variance.min()) for _, variance in found.values()) == 0
+    statistics = recalibrated(model, [3, 900])
+    assert all(torch.isfinite(value).all() and (value[1] >= 0).all() for value in map(torch.stack, statistics.values()))
+    assert min(float(variance.min()) for _, variance in statistics.values()) == 0
     with torch.no_grad():
         assert torch.isfinite(model.eval()(torch.randn(2, 3, 8, 8))).all()
     with pytest.raises(InvalidInputError, match="at least 2 samples"):

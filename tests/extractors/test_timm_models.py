@@ -1,4 +1,4 @@
-"""The streamed numbers against plain forward passes with hooks of the test's own, and against timm's own intermediates.
+"""Streamed values against plain forward passes with hooks of the test, and against timm's intermediates.
 
 No file here shares code with the extractor: references are forward passes of a model that the test makes by itself.
 """
@@ -26,7 +26,7 @@ N = 4
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
-    """Four colour pictures of unequal size and shape."""
+    """Create four colour pictures of different sizes and shapes."""
     root = tmp_path_factory.mktemp("pictures")
     random = np.random.default_rng(0)
     for i, size in enumerate([(40, 60), (300, 200), (64, 64), (90, 500)]):
@@ -42,7 +42,7 @@ def reference_input(extractor: TimmExtractor, images: ImageSource) -> Tensor:
 
 
 def reference(extractor: TimmExtractor, images: ImageSource) -> dict[tuple[str, int, int], Tensor]:
-    """(module, call, item) -> a clone of the output; ("pre_logits", i, 0) -> what the i-th classifier is given."""
+    """Return clones of all outputs by (module, call, item), and the input of classifier i as ("pre_logits", i, 0)."""
     model = timm.create_model(extractor.provenance()["architecture"], pretrained=False)
     model.load_state_dict(extractor.model.state_dict())
     model.eval()
@@ -81,7 +81,7 @@ def stream(extractor: TimmExtractor, images: ImageSource, how: Stream | None = N
 
 
 def mean(output: Tensor, form: str, prefix: int) -> Tensor:
-    """Written out by hand, per form, in float64."""
+    """Return the mean over positions, computed in float64 separately for each form."""
     output = output.double()
     if form == "NCHW":
         return output.sum((2, 3)) / (output.shape[2] * output.shape[3])
@@ -141,8 +141,8 @@ def test_every_default_layer_equals_a_plain_forward_pass(
         torch.testing.assert_close(got.double(), target, rtol=1e-5, atol=1e-5)
 
 
-def test_what_a_successor_overwrites_in_place_is_read_before(images: ImageSource) -> None:
-    """bn1 of a ResNet goes into an in-place ReLU: read afterwards it has no negative value, in truth it has many."""
+def test_an_output_is_read_before_it_is_overwritten_in_place(images: ImageSource) -> None:
+    """An in-place ReLU follows bn1 of a ResNet: read too late, bn1 would have no negative values."""
     extractor = TimmExtractor("test_resnet", weights="random", layers="**.bn1,**.conv1.*", readout="flatten")
     expected = reference(extractor, images)
     values = stream(extractor, images)
@@ -157,7 +157,7 @@ def test_all_layers_of_a_model_that_returns_lists_and_repeats_modules(images: Im
     extractor = TimmExtractor(
         "crossvit_tiny_240", weights="random", layers="pos_drop,blocks.0,norm.*", readout="mean,cls"
     )
-    assert "runs several times" in extractor.notes[-1]
+    assert "is called several times" in extractor.notes[-1]
     expected = reference(extractor, images)
     values = stream(extractor, images)
     sites = {"pos_drop#1": ("pos_drop", 0, 0), "pos_drop#2": ("pos_drop", 1, 0)}
@@ -176,12 +176,12 @@ def test_tokens_equal_timms_own_intermediates(images: ImageSource) -> None:
         "deit_tiny_distilled_patch16_224", weights="random", layers="stages", readout="mean,cls,max,grid:2"
     )
     with torch.no_grad():
-        found: Any = extractor.model.forward_intermediates(  # type: ignore[operator]
+        intermediates: Any = extractor.model.forward_intermediates(  # type: ignore[operator]
             reference_input(extractor, images), return_prefix_tokens=True, intermediates_only=True, output_fmt="NCHW"
         )
     values = stream(extractor, images)
-    assert len(found) == len(extractor.layers()) == 12
-    for layer, (patches, prefix) in zip(extractor.layers(), found, strict=True):
+    assert len(intermediates) == len(extractor.layers()) == 12
+    for layer, (patches, prefix) in zip(extractor.layers(), intermediates, strict=True):
         assert patches.shape[2:] == layer.grid == (14, 14)
         quarters = [patches[:, :, h : h + 7, w : w + 7].mean((2, 3)) for h in (0, 7) for w in (0, 7)]
         for readout, expected in {
@@ -196,12 +196,12 @@ def test_tokens_equal_timms_own_intermediates(images: ImageSource) -> None:
 def test_stages_equal_timms_own_intermediates(images: ImageSource) -> None:
     extractor = TimmExtractor("test_resnet", weights="random", layers="stages", readout="flatten,max")
     with torch.no_grad():
-        found: Any = extractor.model.forward_intermediates(  # type: ignore[operator]
+        intermediates: Any = extractor.model.forward_intermediates(  # type: ignore[operator]
             reference_input(extractor, images), intermediates_only=True
         )
     values = stream(extractor, images)
     assert [layer.name for layer in extractor.layers()] == ["act1", "layer1", "layer2", "layer3", "layer4"]
-    for layer, maps in zip(extractor.layers(), found, strict=True):
+    for layer, maps in zip(extractor.layers(), intermediates, strict=True):
         torch.testing.assert_close(values[layer.name, "flatten"], maps.flatten(1), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(values[layer.name, "max"], maps.amax((2, 3)), rtol=1e-5, atol=1e-5)
 
@@ -209,13 +209,13 @@ def test_stages_equal_timms_own_intermediates(images: ImageSource) -> None:
 def test_batches_workers_and_order_do_not_change_the_numbers(images: ImageSource) -> None:
     extractor = TimmExtractor("test_vit", weights="random", layers="blocks.5")
     key = ("blocks.5", "mean")
-    whole = stream(extractor, images, Stream(batch_size=4))[key]
+    expected = stream(extractor, images, Stream(batch_size=4))[key]
     for how in (Stream(batch_size=1), Stream(batch_size=3, workers=2)):
-        torch.testing.assert_close(stream(extractor, images, how)[key], whole, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(stream(extractor, images, how)[key], expected, rtol=1e-5, atol=1e-5)
     batch: Batch
     (batch,) = extractor.stream(images, [2, 0], Stream())
     assert batch.rows == (2, 0)
-    torch.testing.assert_close(batch.values[key], whole[[2, 0]], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(batch.values[key], expected[[2, 0]], rtol=1e-5, atol=1e-5)
 
 
 def test_amp_differs_by_what_bfloat16_rounds_and_no_more(images: ImageSource) -> None:
@@ -280,7 +280,7 @@ def test_names_and_provenance(tmp_path: Any) -> None:
 def test_impossible_requests_are_refused_before_the_first_picture() -> None:
     with pytest.raises(InvalidInputError, match=r"^readout cls of layer 'maxpool': there is no class token"):
         TimmExtractor("test_resnet", weights="random", readout="cls")
-    with pytest.raises(InvalidInputError, match="no class token"):  # a register is none
+    with pytest.raises(InvalidInputError, match="no class token"):  # a register is not a class token
         TimmExtractor("test_vit3", weights="random", layers="blocks.*", readout="cls")
     with pytest.raises(UnknownNameError, match=r"unknown layer 'layer3\.7'; did you mean layer3\.0"):
         TimmExtractor("test_resnet", weights="random", layers="layer3.7")
@@ -289,4 +289,4 @@ def test_impossible_requests_are_refused_before_the_first_picture() -> None:
     ):
         TimmExtractor("test_vit", weights="random", layers="blocks.0.attn.attn_drop")
     note = TimmExtractor("test_vit", weights="random", readout="mean,cls").notes
-    assert note == ["readout cls is left out where there is none: patch_embed"]
+    assert note == ["readout cls is left out for layers that do not have it: patch_embed"]

@@ -1,4 +1,4 @@
-"""torchvision's models against plain forward passes with hooks of the test's own, and what is found in each family."""
+"""torchvision's models against plain forward passes with hooks of the test, and the layers of each family."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ class TestShuffleNet(ExtractorContract):
         return TorchvisionExtractor("torchvision/shufflenet_v2_x0_5", weights="random", readout="mean,max")
 
 
-def made(name: str, **options: Any) -> Any:
+def make_model(name: str, **options: Any) -> Any:
     torch.manual_seed(7)
     return models.get_model(name, weights=None, **options).eval()
 
@@ -39,7 +39,7 @@ def test_default_layers_equal_a_plain_forward_pass(pictures: Any, name: str, blo
     extractor = TorchvisionExtractor(name, weights="random", seed=7)
     names = [layer.name for layer in extractor.layers()]
     assert names[1:] == [*blocks, "pre_logits"]
-    model, images = made(name), open_images(str(pictures(3)))
+    model, images = make_model(name), open_images(str(pictures(3)))
     got: dict[str, Tensor] = {}
     for path in names[:-1]:
         model.get_submodule(path).register_forward_hook(lambda _, __, out, path=path: got.update({path: out.clone()}))
@@ -77,9 +77,9 @@ FAMILIES = {
 def test_default_layers_of_each_family(name: str) -> None:
     stem, count, first, last, linear = FAMILIES[name]
     extractor = TorchvisionExtractor(name, weights="random")
-    found = [layer.name for layer in extractor.layers()]
-    blocks = found[1:-1] if linear else found[1:]
-    assert (found[0], len(blocks), blocks[0], blocks[-1], found[-1] == "pre_logits") == (
+    layers = [layer.name for layer in extractor.layers()]
+    blocks = layers[1:-1] if linear else layers[1:]
+    assert (layers[0], len(blocks), blocks[0], blocks[-1], layers[-1] == "pre_logits") == (
         stem,
         count,
         first,
@@ -102,7 +102,7 @@ def test_random_weights_come_from_their_seed() -> None:
     before = torch.get_rng_state()
     model, record, *_ = load_model("resnet18", "random", seed=7)
     assert torch.equal(torch.get_rng_state(), before)
-    expected = made("resnet18").state_dict()
+    expected = make_model("resnet18").state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
     assert (record["weights"], record["seed"], record["architecture"]) == ("random", 7, "resnet18")
     assert not model.training
@@ -112,7 +112,7 @@ def test_random_weights_come_from_their_seed() -> None:
 @pytest.mark.parametrize("form", ["safetensors", "pth"])
 def test_a_file_brings_its_own_number_of_classes(tmp_path: Path, name: str, classes: int, form: str) -> None:
     extra = {"init_weights": True} if name == "googlenet" else {}
-    state = made(name, num_classes=classes, **extra).state_dict()
+    state = make_model(name, num_classes=classes, **extra).state_dict()
     path = tmp_path / f"epoch.9.{form}"
     if form == "pth":
         torch.save({"model": {f"module.{key}": value for key, value in state.items()}, "epoch": 9}, path)
@@ -131,14 +131,14 @@ def test_a_file_brings_its_own_number_of_classes(tmp_path: Path, name: str, clas
 
 
 def test_the_models_that_normalise_by_themselves_do_so() -> None:
-    """Their published weights expect it, and the transform that goes with them is the usual one."""
+    """Their published weights expect it, and their transform is the usual one."""
     for name in ("googlenet", "inception_v3"):
         model: Any = load_model(name, "random")[0]
         assert model.transform_input is True
 
 
 def test_weights_of_another_model_are_one_clear_line(tmp_path: Path) -> None:
-    save_file(made("shufflenet_v2_x0_5").state_dict(), tmp_path / "w.safetensors")
+    save_file(make_model("shufflenet_v2_x0_5").state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match=r"^w\.safetensors does not fit torchvision/resnet18: its names are "):
         load_model("resnet18", str(tmp_path / "w.safetensors"))
     with pytest.raises(WeightsError, match=r"^no such weights file: .*absent\.pth"):
@@ -158,7 +158,7 @@ def test_names_and_provenance() -> None:
         TorchvisionExtractor("torchvision/fasterrcnn_resnet50_fpn")  # detects, and is called in another way
 
 
-def test_no_model_says_less_than_all_of_its_transform() -> None:
+def test_the_text_of_a_transform_shows_all_its_attributes() -> None:
     """Equal texts of torchvision's transforms mean equal transforms: the text shows every attribute."""
     for name in ("resnet18", "swin_v2_t", "efficientnet_v2_l"):
         transform: nn.Module = models.get_model_weights(name).DEFAULT.transforms()
@@ -167,9 +167,9 @@ def test_no_model_says_less_than_all_of_its_transform() -> None:
         assert all(f"{key}=" in str(transform) for key in own), (name, own)
 
 
-def test_pictures_are_prepared_as_asked() -> None:
-    asked = {"img_size": 96, "mean": 0.3, "std": (0.1, 0.2, 0.3), "interpolation": "bicubic"}
-    options = ModelOptions.read(**asked)  # type: ignore[arg-type]
+def test_pictures_are_prepared_with_the_options_of_the_user() -> None:
+    options_given = {"img_size": 96, "mean": 0.3, "std": (0.1, 0.2, 0.3), "interpolation": "bicubic"}
+    options = ModelOptions.read(**options_given)  # type: ignore[arg-type]
     extractor = TorchvisionExtractor("shufflenet_v2_x0_5", weights="random", options=options, layers="stages")
     prepare: Any = extractor.transform
     assert (prepare.crop_size, prepare.resize_size, prepare.mean) == ([96], [110], [0.3] * 3)  # 96 of 110 as 224 of 256
@@ -177,12 +177,12 @@ def test_pictures_are_prepared_as_asked() -> None:
     record = extractor.provenance()
     assert record["prepared"]["img_size"] == (96, 96)
     assert extractor.name == "torchvision_shufflenet_v2_x0_5+random-seed0+96px"
-    assert any("mean 0.3, as asked" in note for note in extractor.notes)
+    assert any("mean 0.3, set by the user" in note for note in extractor.notes)
     assert extractor.layers()[0].shape == (48, 12, 12)
 
 
 def test_checkpoints_are_read_as_those_of_timms_models(tmp_path: Path) -> None:
-    good = made("shufflenet_v2_x0_5").state_dict()
+    good = make_model("shufflenet_v2_x0_5").state_dict()
     zero = {key: value * 0 for key, value in good.items()}
     averaged = {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in good.items()}}
     torch.save({"model": zero, "model_ema": averaged}, tmp_path / "w.pth")

@@ -1,4 +1,4 @@
-"""Weights: random ones, and files that are whole, damaged, or hostile. Those from a hub are in test_hub.py."""
+"""Random weights, and intact, damaged and hostile files of weights. For weights from a hub see test_hub.py."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from repsim.errors import UnknownNameError, WeightsError
 from repsim.extractors.weights import check_name, fingerprint, load_model
 
 
-def made(name: str = "test_resnet", **options: Any) -> Any:
+def make_model(name: str = "test_resnet", **options: Any) -> Any:
     torch.manual_seed(7)
     return timm.create_model(name, **options)
 
@@ -40,7 +40,7 @@ def test_random_weights_come_from_their_seed_and_leave_the_callers_alone() -> No
 
 
 def test_the_fingerprint_sees_every_value_and_every_buffer() -> None:
-    model = made()
+    model = make_model()
     values = [fingerprint(model)]
     with torch.no_grad():
         model.fc.bias[3] += 1e-6
@@ -52,7 +52,7 @@ def test_the_fingerprint_sees_every_value_and_every_buffer() -> None:
 
 @pytest.mark.parametrize("form", ["safetensors", "pth", "training", "parallel", "ema"])
 def test_a_file_is_loaded_whatever_wraps_it(tmp_path: Path, form: str) -> None:
-    state = made().state_dict()
+    state = make_model().state_dict()
     path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
     if form == "safetensors":
         save_file(state, path)
@@ -69,13 +69,13 @@ def test_a_file_is_loaded_whatever_wraps_it(tmp_path: Path, form: str) -> None:
     model, record, _ = load_model("test_resnet", str(path))
     assert same(model, state)
     assert (record["weights"], record["weights_file"]) == ("file", path.name)
-    assert record["timm_name"] == "test_resnet"  # the tag's own weights are not these
-    assert record["weights_sha256"] == fingerprint(made())
+    assert record["timm_name"] == "test_resnet"  # these are not the weights of the tag
+    assert record["weights_sha256"] == fingerprint(make_model())
 
 
 @pytest.mark.parametrize(("name", "classes"), [("test_resnet", 10), ("test_convnext", 7), ("test_vit", 0)])
 def test_a_file_brings_its_own_number_of_classes(tmp_path: Path, name: str, classes: int) -> None:
-    state = made(name, num_classes=classes).state_dict()
+    state = make_model(name, num_classes=classes).state_dict()
     save_file(state, tmp_path / "w.safetensors")
     model: Any
     model, _, _ = load_model(name, str(tmp_path / "w.safetensors"))
@@ -84,7 +84,7 @@ def test_a_file_brings_its_own_number_of_classes(tmp_path: Path, name: str, clas
 
 
 class Hostile:
-    """What unpickling would run."""
+    """An object that runs code when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -96,35 +96,35 @@ class Hostile:
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare", "whole model"])
 def test_a_file_that_could_run_code_is_refused_and_runs_none(tmp_path: Path, form: str) -> None:
     trace, path = tmp_path / "was-run", tmp_path / "hostile.pth"
-    held = {**made().state_dict(), "extra": Hostile(trace)}
+    held = {**make_model().state_dict(), "extra": Hostile(trace)}
     if form == "bare":
         path.write_bytes(pickle.dumps(held["extra"], protocol=2))
     elif form == "whole model":
-        torch.save(made(), path)
+        torch.save(make_model(), path)
     else:
         torch.save(held, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(WeightsError, match=r"^hostile\.pth holds something else than tensors, .* refused\. Save its"):
+    with pytest.raises(WeightsError, match=r"^hostile\.pth holds objects other than tensors, .* refused\. Save its"):
         load_model("test_resnet", str(path))
     assert not trace.exists()
     if form == "bare":
-        pickle.loads(path.read_bytes())  # noqa: S301 - the file is hostile indeed
+        pickle.loads(path.read_bytes())  # noqa: S301 - shows that the file would run code
         assert trace.exists()
 
 
 def damaged(tmp_path: Path) -> dict[str, str]:
-    """File -> what is to be said of it."""
-    state = made().state_dict()
+    """Return damaged files by name, with the expected message."""
+    state = make_model().state_dict()
     save_file(state, tmp_path / "cut.safetensors")
     torch.save(state, tmp_path / "cut.pth")
     for name in ("cut.safetensors", "cut.pth"):
-        whole = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[: len(data) // 2])
     for name in ("empty.safetensors", "empty.pth"):
         (tmp_path / name).touch()
     (tmp_path / "text.pth").write_text("hello, these are no weights " * 20)
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "numbers.pth")
-    save_file(made("test_vit").state_dict(), tmp_path / "vit.safetensors")
+    save_file(make_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
     part = {name: value for name, value in state.items() if not name.startswith("layer4")}
     save_file(part, tmp_path / "part.safetensors")
     return {
@@ -133,8 +133,8 @@ def damaged(tmp_path: Path) -> dict[str, str]:
         "empty.safetensors": "cannot read weights from empty.safetensors, is it damaged?",
         "empty.pth": "cannot read weights from empty.pth, is it damaged?",
         "text.pth": "cannot read weights from text.pth, is it damaged?",
-        "list.pth": "list.pth is no state_dict",
-        "numbers.pth": "numbers.pth is no state_dict",
+        "list.pth": "list.pth is not a state_dict",
+        "numbers.pth": "numbers.pth is not a state_dict",
         "vit.safetensors": "vit.safetensors does not fit test_resnet: its names are ",
         "part.safetensors": "part.safetensors does not fit test_resnet: 15 missing: layer4.0.conv1.weight, ",
         "absent.pth": "no such weights file: ",
@@ -152,7 +152,7 @@ def test_a_file_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def hostile_headers() -> dict[str, bytes]:
-    """Files that promise what they do not hold."""
+    """Return safetensors files whose headers do not agree with their contents."""
 
     def framed(header: bytes, length: int | None = None) -> bytes:
         return (len(header) if length is None else length).to_bytes(8, "little") + header
@@ -181,8 +181,8 @@ def test_a_safetensors_file_that_lies_is_one_clear_line(tmp_path: Path, form: st
 
 
 def test_a_zip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
-    """A checkpoint of zeros, packed again and compressed: a file of a few kB can hold any number of them."""
-    state = {name: torch.zeros_like(value) for name, value in made().state_dict().items()}
+    """A compressed checkpoint of zeros: a file of a few kB can unpack to any size."""
+    state = {name: torch.zeros_like(value) for name, value in make_model().state_dict().items()}
     torch.save(state, tmp_path / "plain.pth")
     with (
         zipfile.ZipFile(tmp_path / "plain.pth") as plain,
@@ -209,13 +209,13 @@ def test_unknown_models_get_near_names() -> None:
 
 
 def without_weights() -> str:
-    """Some model whose authors never published any."""
+    """Return a model without published weights."""
     configs = ((name, timm.get_pretrained_cfg(name)) for name in timm.list_models("resnet*"))
     return str(next(name for name, config in configs if config and not (config.hf_hub_id or config.url)))
 
 
 def test_saved_weights_are_what_the_file_holds(tmp_path: Path) -> None:
-    """The tests' own instrument: what `same` compares is what safetensors gives back."""
-    save_file(made().state_dict(), tmp_path / "w.safetensors")
-    assert same(made(), load_file(tmp_path / "w.safetensors"))
-    assert not same(made(), {**made().state_dict(), "fc.bias": torch.ones(1000)})
+    """The helper `same` of these tests compares with the tensors that safetensors returns."""
+    save_file(make_model().state_dict(), tmp_path / "w.safetensors")
+    assert same(make_model(), load_file(tmp_path / "w.safetensors"))
+    assert not same(make_model(), {**make_model().state_dict(), "fc.bias": torch.ones(1000)})
