@@ -475,6 +475,7 @@ def test_pillows_own_limits_neither_warn_nor_refuse(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its size from /proc")
+@pytest.mark.slow
 def test_a_picture_is_not_skipped_when_memory_runs_out(tmp_path: Path) -> None:
     """A picture that is skipped as damaged would be missing without a reason."""
     Image.new("RGB", (6000, 6000)).save(tmp_path / "large.png")

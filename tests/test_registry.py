@@ -106,6 +106,7 @@ def test_every_error_is_ours_and_a_builtin_too() -> None:
             assert issubclass(error, (ValueError, LookupError, ArithmeticError, OSError, MemoryError, ImportError))
 
 
+@pytest.mark.slow
 def test_every_file_of_measures_is_found() -> None:
     """In a new interpreter no module of measures is imported yet."""
     code = "import repsim.metrics as m; print(*m.names())"
@@ -113,6 +114,7 @@ def test_every_file_of_measures_is_found() -> None:
     assert done.stdout.split() == repsim.metrics.names() == sorted(Metric.registry)
 
 
+@pytest.mark.slow
 def test_a_distribution_can_announce_a_measure(tmp_path: Path) -> None:
     """An entry point of the group repsim.metrics registers the measure of another distribution."""
     (tmp_path / "measure.py").write_text(

@@ -117,6 +117,7 @@ def same_stores(a: Path, b: Path) -> None:
             assert one[layer][:].tobytes() == other[layer][:].tobytes()
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on(
     tmp_path: Path,
     torture: ModuleType,  # noqa: F811

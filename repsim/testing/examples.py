@@ -224,7 +224,7 @@ def small_study(n: int = 40, metrics: Sequence[str] = ("mutual_knn:k=4", "procru
 
     Examples
     --------
-    >>> study = small_study(20, metrics=(), draws=5, permutations=5)
+    >>> study = small_study(20, metrics=["cka"], draws=5)
     >>> study["model"].values.tolist()
     ['cnn.seed0', 'cnn.seed1', 'vit.seed0', 'vit.seed1']
     """

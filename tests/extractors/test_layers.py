@@ -72,6 +72,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.slow
 def test_default_layers_of_other_families(model: str) -> None:
     stem, blocks, heads = FAMILIES[model]
     extractor = TimmExtractor(model, weights="random")

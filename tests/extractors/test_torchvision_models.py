@@ -74,6 +74,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_default_layers_of_each_family(name: str) -> None:
     stem, count, first, last, linear = FAMILIES[name]
     extractor = TorchvisionExtractor(name, weights="random")

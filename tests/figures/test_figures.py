@@ -301,7 +301,16 @@ def test_given_axes_are_used_and_nothing_else_is_touched() -> None:
     assert between.x1 < neighbour.x0
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(7, 7), (17, 13), (60, 55), (12, 30), (1, 1)])
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        (7, 7),
+        pytest.param(17, 13, marks=pytest.mark.slow),
+        pytest.param(60, 55, marks=pytest.mark.slow),
+        (12, 30),
+        (1, 1),
+    ],
+)
 def test_cells_are_square_and_nothing_is_cut_off(rows: int, columns: int) -> None:
     drawn = figure(result(rows, columns, models=(LONG, LONG), cka=CKA, svcca=SVCCA))
     printed(drawn)
@@ -519,6 +528,7 @@ print(*{"matplotlib.pyplot", "click", "rich", "torch"} & set(sys.modules))
     assert (run.returncode, run.stdout.strip()) == (0, ""), run.stderr
 
 
+@pytest.mark.slow
 def test_figures_of_comparisons_load_no_torch(tmp_path: Path) -> None:
     """Heatmaps with path and marks, grids, rank correlations and the command import no torch."""
     x = np.random.default_rng(0).normal(size=(20, 4))

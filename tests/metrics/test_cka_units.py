@@ -15,6 +15,7 @@ from repsim.testing.examples import RowsOnDisk
 from tests.metrics.references import cka_units, cosine, gram, u_centred
 
 
+@pytest.mark.slow
 def test_norms_of_sampled_units_are_right_on_average(rng: np.random.Generator) -> None:
     """p units w, drawn from N(0, I), of latent z: the mean of A / p is the U-centred Gram matrix of all units, ZZ'."""
     z = rng.normal(size=(30, 5))
@@ -31,7 +32,7 @@ def test_norms_of_sampled_units_are_right_on_average(rng: np.random.Generator) -
     assert np.mean(plain) - truth > 20 * error  # debiased CKA does not correct for units
 
 
-@pytest.mark.parametrize("units", [10, 40])
+@pytest.mark.parametrize("units", [pytest.param(10, marks=pytest.mark.slow), 40])
 def test_few_units_estimate_the_cka_of_all_units(rng: np.random.Generator, units: int) -> None:
     """The kernels of all units are ZZ' and (Z + noise)(Z + noise)', whatever units are drawn."""
     z = rng.normal(size=(100, 20))

@@ -31,6 +31,16 @@ class TestGeometryScore(WithEnoughSamples, MetricContract):
     )
     reference = staticmethod(references_topology.geometry_score)
 
+    @pytest.mark.parametrize(
+        ("n", "p", "q"),
+        [
+            (10, 20, 15),
+            *(pytest.param(*shape, marks=pytest.mark.slow) for shape in [(40, 6, 6), (41, 5, 9), (40, 9, 4)]),
+        ],
+    )
+    def test_agrees_with_the_reference(self, metric: Metric[Any], n: int, p: int, q: int) -> None:
+        super().test_agrees_with_the_reference(metric, n, p, q)
+
 
 class TestIMD(WithEnoughSamples, MetricContract):
     metrics = (IMD(), IMD(neighbours=2))

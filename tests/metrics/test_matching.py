@@ -133,6 +133,7 @@ def test_samples_needed_are_not_far_too_many(metric: Metric[Any], rng: np.random
     assert 0.17 < np.mean(values) < 0.205
 
 
+@pytest.mark.slow
 def test_names_of_measures_import_no_solvers() -> None:
     program = "import sys, repsim.metrics; repsim.metrics.names(); print(*{'ot', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

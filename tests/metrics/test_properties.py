@@ -309,6 +309,7 @@ def _awkward() -> dict[str, tuple[Array, Array]]:
 
 @every_measure
 @pytest.mark.parametrize("case", list(_awkward()))
+@pytest.mark.slow
 def test_awkward_layers_have_a_value_or_a_reason(metric: Metric[Any], case: str) -> None:
     for dtype in (np.float64, np.float32):
         x, y = (layer.astype(dtype) for layer in _awkward()[case])

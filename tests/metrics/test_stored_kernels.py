@@ -209,7 +209,10 @@ def test_the_error_is_the_predicted_one(m: int, kind: str) -> None:
     assert abs(run.values.mean() - run.truth) < 4 * run.values.std() / math.sqrt(300) + 2 * run.sd**2
 
 
-@pytest.mark.parametrize(("m", "kind"), CASES)
+@pytest.mark.parametrize(
+    ("m", "kind"),
+    [pytest.param(m, kind, marks=pytest.mark.slow if m > 128 else ()) for m, kind in CASES],
+)
 def test_products_of_one_sketch_with_the_other_are_unbiased(m: int, kind: str) -> None:
     run = simulated(m, kind)
     for ratio in (run.norms, run.products):

@@ -278,6 +278,7 @@ def test_a_changed_pyproject_is_installed_again(fresh: Project, tmp_path: Path) 
     assert log.read_text() == "called\n" * 2
 
 
+@pytest.mark.slow
 def test_pip_installs_if_uv_fails(fresh: Project) -> None:
     fresh.uv("0.9.1", "echo '  × No solution found:' >&2; echo '  more' >&2; exit 1")
     done = fresh.setup("base")
@@ -302,6 +303,7 @@ def test_pip_installs_if_uv_is_not_available(fresh: Project) -> None:
     assert fresh.has("needed")
 
 
+@pytest.mark.slow
 def test_an_interrupted_installation_starts_again(fresh: Project) -> None:
     fresh.uv("0.9.1", "kill -INT 0")  # like Ctrl-C: to all processes of scripts/setup
     assert fresh.setup("base").returncode == -signal.SIGINT
@@ -313,6 +315,7 @@ def test_an_interrupted_installation_starts_again(fresh: Project) -> None:
     assert not left.exists()
 
 
+@pytest.mark.slow
 def test_an_incomplete_virtual_environment_is_created_again(fresh: Project) -> None:
     fresh.uv("0.9.1", "")
     assert fresh.setup("base").returncode == 0
@@ -323,6 +326,7 @@ def test_an_incomplete_virtual_environment_is_created_again(fresh: Project) -> N
     assert fresh.has("pip")
 
 
+@pytest.mark.slow
 def test_a_failed_installation_does_not_count_as_done(fresh: Project) -> None:
     fresh.uv("0.9.1", "exit 1")
     hidden = fresh.wheels.rename(fresh.wheels.with_name("hidden"))

@@ -106,6 +106,7 @@ def test_a_file_has_float16_weights_and_integer_counters(name: str) -> None:
     assert_float16_and_integer_counters(weights_file(name))
 
 
+@pytest.mark.slow
 def test_timm_loads_the_zoo_without_a_network_connection(tmp_path: Path) -> None:
     code = (
         "import timm; from repsim.extractors.zoo import ZOO\n"

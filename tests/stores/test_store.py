@@ -341,6 +341,7 @@ def test_flipped_bits_in_arrays_are_reported_by_layer_and_row(tmp_path: Path, rn
             store["blocks.3"][[1, 31]]
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_detected(tmp_path: Path) -> None:
     """Checksums cover every byte of the file, and damage to HDF5's structures is an error."""
     path = tmp_path / "s.h5"
