@@ -191,7 +191,7 @@ def _caption(panels: Sequence[xr.DataArray], *, path: bool | None, marks: bool |
 
     counts = f", {n} samples" if (n := all_of("n_samples")) else ""
     readout = f", readout {names}" if (names := all_of("readout_a", "readout_b")) else ""
-    sentences = [f"{all_of('data') or 'Data not recorded'}{counts}{readout}. Layers by depth; bright is alike."]
+    sentences = [f"{all_of('data') or 'Data not recorded'}{counts}{readout}. Layers by depth; brighter: more similar."]
     if any(boundaries(panel[dim].values.tolist()) for panel in panels for dim in ("layer_a", "layer_b")):
         sentences.append("Dashed: stages.")
     sentences += explain_overlays(panels, path=path, marks=marks)

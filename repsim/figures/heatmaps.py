@@ -171,7 +171,7 @@ def figure(
     if not names:
         raise InvalidInputError("there is nothing to draw: expected at least one measure with dims (layer_a, layer_b)")
     panels = [check_dims(result[name]) for name in names]
-    reading = " ".join(["Bright is alike.", *explain_overlays(panels, path=path, marks=marks)])
+    reading = " ".join(["Brighter: more similar.", *explain_overlays(panels, path=path, marks=marks)])
     return _make_panels(panels, make_caption(panels[0], reading), stages=True, path=path, marks=marks)
 
 
@@ -389,7 +389,7 @@ def _make_panels(
     return figure
 
 
-def make_caption(da: xr.DataArray, reading: str = "Bright is alike.") -> list[str]:
+def make_caption(da: xr.DataArray, reading: str = "Brighter: more similar.") -> list[str]:
     """Return the lines of a caption: models, data, and how to read the figure."""
     counts = [f"{count} layer{'s' if count > 1 else ''}" for count in da.shape]
     a, b = (side_label(da, side, count) for side, count in zip("ab", counts, strict=True))
