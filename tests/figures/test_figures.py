@@ -349,7 +349,8 @@ def test_the_caption_says_what_was_compared() -> None:
     assert caption.split("\n") == [
         "Rows: resnet50, 7 layers, readout mean.",
         "Columns: vit_tiny, 5 layers, readout cls.",
-        "Data: imagenet-sample, 500 samples. Brighter: more similar.",
+        "Data: imagenet-sample, 500 samples. Brighter: more",
+        "similar.",
     ]
 
 
