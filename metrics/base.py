@@ -112,13 +112,16 @@ class Metric(ABC, Generic[F]):
             registered = cls.registry.setdefault(cls.name, cls)
             if registered.__qualname__ != cls.__qualname__ or registered.__module__ != cls.__module__:
                 raise TypeError(f"two measures are named {cls.name!r}: {registered.__module__} and {cls.__module__}")
-        if cls.__module__ != __name__ and Metric in cls.__bases__ and "value" in cls.__dict__:  # written for repsim 0.1
+        # by its bases: issubclass would be remembered, and they change
+        of_no_kind = cls.__module__ != __name__ and not {PairMetric, _SummedMetric} & set(cls.__mro__)
+        if of_no_kind and "value" in cls.__dict__:  # written before the three kinds of metric
             warnings.warn(
                 f"{cls.__qualname__} extends Metric: extend repsim.metrics.base.PairMetric instead",
                 DeprecationWarning,
                 stacklevel=3,
             )
-            cls.__bases__ = tuple(PairMetric if base is Metric else base for base in cls.__bases__)
+            bases = tuple(base for base in cls.__bases__ if base is not Metric)
+            cls.__bases__ = (*bases, PairMetric)
 
     @property
     @abstractmethod

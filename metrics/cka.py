@@ -200,9 +200,9 @@ class CKA(GramMetric[Kernels], MomentMetric[Kernels]):
         return super().scarcity(n, p, q)
 
     def chance(self, a: Kernels, b: Kernels) -> Chance | None:
-        """Return the chance level: 0, variance 2 / (n (n - 3)), debiased; tr(K) tr(L) / ((n - 1) ||K|| ||L||), biased.
+        """Return the chance level: 0, variance 2 / (n (n - 3)), debiased; tr K tr L / ((n - 1) ||K|| ||L||), biased.
 
-        K and L are the centred Gram matrices, K = HKH.
+        K and L are the centred Gram matrices.
         """
         if len(a.draws) > 1 or not isinstance(a, Gram) or not isinstance(b, Gram):
             return None

@@ -27,6 +27,11 @@ class Coordinates:
     norms: Float64[Tensor, " n"]
 
     @property
+    def n(self) -> int:
+        """Samples."""
+        return len(self.samples)
+
+    @property
     def nbytes(self) -> int:
         """Bytes held."""
         return self.samples.nbytes + self.norms.nbytes
@@ -201,6 +206,11 @@ class Features:
 
     values: Float[Tensor, "n p"]
     scale: float
+
+    @property
+    def n(self) -> int:
+        """Samples."""
+        return len(self.values)
 
     @property
     def nbytes(self) -> int:

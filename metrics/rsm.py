@@ -377,6 +377,11 @@ class DistanceMatrix:
     matrix: Float64[Tensor, "n n"]
 
     @property
+    def n(self) -> int:
+        """Samples."""
+        return len(self.matrix)
+
+    @property
     def nbytes(self) -> int:
         """Bytes held."""
         return self.matrix.nbytes

@@ -13,6 +13,7 @@ import xarray as xr
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.results.summary import closest, notes
 from repsim.results.versions import FORMAT, STUDY
+from repsim.runtime.deprecation import rename_keyword
 from repsim.runtime.text_tables import Table, card, paragraphs
 from repsim.study.tables import all_tables
 
@@ -150,6 +151,7 @@ def _picture(figure: "Figure", alternative: str) -> str:
     return f'<img style="max-width:100%" alt="{alternative}" src="data:image/png;base64,{data}">'
 
 
+@rename_keyword("found", "dataset", gone_in="0.3.0")
 def view(dataset: xr.Dataset) -> View:
     """Show a result or a study; the accessor ``.repsim`` of the data set returns the same view.
 

@@ -105,11 +105,14 @@ class SampleIds:
         """SHA-256 of the ids in their order, hexadecimal."""
         return hashlib.sha256("\n".join(self.ids).encode("utf-8", "surrogatepass")).hexdigest()
 
-    def difference(self, other: "SampleIds") -> str | None:
-        """Describe how ``other`` differs, with counts and the first differences; return None for equal samples."""
+    def difference(self, other: "SampleIds", sides: tuple[str, str] = ("in the first", "in the second")) -> str | None:
+        """Describe how ``other`` differs, with counts and the first differences; return None for equal samples.
+
+        ``sides`` are the words for these and for the other samples.
+        """
         missing = [
-            f"{len(only)} of {len(side)} only in the {which} ({', '.join(only[:3])}{', ...' if len(only) > 3 else ''})"
-            for which, side, only in (("first", self, self._not_in(other)), ("second", other, other._not_in(self)))
+            f"{len(only)} of {len(side)} only {which} ({', '.join(only[:3])}{', ...' if len(only) > 3 else ''})"
+            for which, side, only in ((sides[0], self, self._not_in(other)), (sides[1], other, other._not_in(self)))
             if only
         ]
         if missing:

@@ -400,7 +400,7 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
     assert len(extract("digits_resnet", "digits", tmp_path, **options)) == 4
     assert path.stat().st_mtime_ns == before
     with pytest.raises(
-        OutputError, match=r"made with other settings: samples: 2 of 4 only in the first.*data: .*overwrite=True"
+        OutputError, match=r"made with other settings: samples: 2 of 4 only before.*data: .*overwrite=True"
     ):
         extract("digits_resnet", "digits", tmp_path, **{**options, "limit": None}, split="test")
     with pytest.raises(RepsimError):

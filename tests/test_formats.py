@@ -151,14 +151,14 @@ def test_a_deprecation_names_the_release_and_shows_the_line_of_the_user() -> Non
     ours: dict[str, Any] = {"__name__": "repsim.somewhere", "warn_deprecated": warn_deprecated}
     code = """
 def inner():
-    warn_deprecated("inner()", instead="call outer()", gone_in="0.4.0")
+    warn_deprecated("inner()", instead="call outer()", gone_in="0.3.0")
 def outer():
     inner()
 """
     exec(compile(code, "somewhere.py", "exec"), ours)  # noqa: S102 - a module of repsim
     for function in (ours["inner"], ours["outer"]):
         with pytest.warns(
-            DeprecationWarning, match=r"^inner\(\) is deprecated and will be removed in repsim 0\.4\.0; call outer\(\)$"
+            DeprecationWarning, match=r"^inner\(\) is deprecated and will be removed in repsim 0\.3\.0; call outer\(\)$"
         ) as raised:
             function()
         assert [warning.filename for warning in raised] == [__file__]

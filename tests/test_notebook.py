@@ -281,13 +281,13 @@ def test_it_can_be_silenced_or_told_otherwise(kernel: Shown, stores: list[Activa
 
 def test_a_study_shows_one_bar_with_its_steps(kernel: Shown, stores: list[ActivationStore]) -> None:
     """The only bar is that of the study, even if a step is a function that shows its own bar when called alone."""
-    repsim.universality(stores, ["mutual_knn:k=5"], permutations=9, draws=9)
+    repsim.universality(stores, ["mutual_knn:k=5"], permutations=19, draws=9)
     (area,) = kernel
     steps = {text.split(":")[0] for text in area}
     assert {"preparing layers", "leaving out each sample", "permuting samples", "measuring mutual_knn"} <= steps
     assert area[-1].startswith("the study: ")
     kernel.clear()
-    repsim.universality(stores[:2], ["cka"], permutations=9, draws=9, progress=False)
+    repsim.universality(stores[:2], ["cka"], permutations=19, draws=9, progress=False)
     assert kernel == []
 
 

@@ -616,7 +616,7 @@ def test_names_that_cannot_be_a_models(tmp_path: Path, name: str) -> None:
 def test_names_are_one_for_each_model(tmp_path: Path) -> None:
     root = folder(tmp_path / "photos", "1.png")
     models = ["extract", "test_resnet", "test_vit", "--data", str(root), "-o", str(tmp_path / "a")]
-    assert "1 names for 2 models; give one for each, in their order" in run(*models, "--name", "a").stderr
+    assert "1 name for 2 models; give one for each, in their order" in run(*models, "--name", "a").stderr
     assert "two models have the name a" in run(*models, "--name", "a", "--name", "a").stderr
 
 

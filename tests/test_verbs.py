@@ -307,9 +307,42 @@ def test_a_study_is_saved_as_the_command_saves_it(tmp_path: Path, four: list[Pat
         repsim.universality(four, ["cka"], out=tmp_path / "s.nc", permutations=19)
 
 
+def test_renamed_keywords_warn_and_work(four: list[Path]) -> None:
+    result = repsim.compare(four[:2], metrics="cka")
+    for function in (repsim.to_frame, repsim.view):
+        with pytest.warns(DeprecationWarning, match=r"\(found=\.\.\.\) is deprecated .* write dataset=") as warned:
+            shown = function(found=result)  # type: ignore[call-arg]
+        assert str(shown) == str(function(result))
+        assert Path(warned[0].filename) == Path(__file__)
+
+
+def test_one_word_is_a_list_of_one(four: list[Path]) -> None:
+    single = repsim.compare(four[:2], metrics="cka", readouts="given")
+    xr.testing.assert_identical(single["cka"], repsim.compare(four[:2], metrics=["cka"], readouts=["given"])["cka"])
+    assert "nuclear" in repsim.universality(four, "nuclear", permutations=19)["measure"].values
+
+
+def test_options_have_the_same_limits_in_python(tmp_path: Path, four: list[Path]) -> None:
+    with pytest.raises(InvalidInputError, match="permutations is at least 19, not 3"):
+        repsim.universality(four, permutations=3)
+    with pytest.raises(InvalidInputError, match="seed is at least 0, not -1"):
+        repsim.extract("digits_vit", "digits", tmp_path, weights="random", seed=-1)
+    with pytest.raises(InvalidInputError, match="memory is a size above 0, not -1"):
+        repsim.compare(four, memory=-1)
+    with pytest.raises(InvalidInputError, match="controls is untrained:N, for example untrained:3, not 'foo'"):
+        repsim.universality(four, controls="foo")
+    with pytest.raises(TypeError, match="got both controls and untrained"):
+        repsim.universality(four, controls="untrained:1", untrained=1)  # type: ignore[call-arg]
+
+
+def test_weights_may_be_a_path(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nothing.safetensors"):
+        repsim.extract("digits_vit", "digits", tmp_path, weights=tmp_path / "nothing.safetensors")
+
+
 def test_earlier_keywords_warn_and_work(tmp_path: Path, four: list[Path]) -> None:
     both = repsim.compare(four[:2], metrics=["cka"])
-    message = r"compare\(known=\.\.\.\) is deprecated and will be removed in repsim 0\.4\.0; write out="
+    message = r"compare\(known=\.\.\.\) is deprecated and will be removed in repsim 0\.3\.0; write out="
     with pytest.warns(DeprecationWarning, match=message):
         grown = repsim.compare(four[:3], known=both)  # type: ignore[call-arg]
     xr.testing.assert_allclose(grown, repsim.compare(four[:3], metrics=["cka"]))
@@ -320,7 +353,7 @@ def test_earlier_keywords_warn_and_work(tmp_path: Path, four: list[Path]) -> Non
     assert result.attrs["command"] == "by hand"
     steps: list[str] = []
     settings: dict[str, Any] = {"steps": steps.append, "untrained": 0, "folder": tmp_path, "command": "x"}
-    with pytest.warns(DeprecationWarning, match=r"will be removed in repsim 0\.4\.0") as warned:
+    with pytest.warns(DeprecationWarning, match=r"will be removed in repsim 0\.3\.0") as warned:
         study = repsim.universality(four, ["cka"], permutations=19, **settings)
     assert [str(w.message).split("(")[1].split("=")[0] for w in warned] == ["steps", "untrained", "folder", "command"]
     assert steps

@@ -32,7 +32,11 @@ if TYPE_CHECKING:
         "source": ["--data"], "root": ["--data-root"], "store": ["--name"],
         "model_kwargs": ["--model-kwarg", "model_kwargs"],
     },
-    several=["weights", "seed", "store"],
+    several={
+        "weights": "One for all models, or one for each, in order.",
+        "seed": "One for all models, or one for each, in order.",
+        "store": "One for each model, in order.",
+    },
     without=["name"],
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show layers, shapes, sizes and free disk space; compute nothing.")

@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def options(
     *kinds: type,
     flags: Mapping[str, Sequence[str]] | None = None,
-    several: Collection[str] = (),
+    several: Mapping[str, str] | None = None,
     without: Collection[str] = (),
     complete: Mapping[str, Any] | None = None,
 ) -> Callable[[F], F]:
@@ -28,8 +28,9 @@ def options(
         Option classes.
     flags : mapping of str to sequence of str, optional
         Flags of the options whose flag is not ``--name``; a last entry without dashes is the keyword argument.
-    several : collection of str
-        Options that may be repeated; the command receives a tuple.
+    several : mapping of str to str, optional
+        Options that may be repeated although they have one value in the library, and a sentence that explains how the
+        command uses several. The command receives a tuple.
     without : collection of str
         Options to leave out, because the command takes their values in another way.
     complete : mapping of str to callable, optional
@@ -42,7 +43,7 @@ def options(
                 if entry.name not in without:
                     names = (flags or {}).get(entry.name, [f"--{entry.name.replace('_', '-')}"])
                     command = click.option(
-                        *names, **_option_settings(entry, several=entry.name in several),
+                        *names, **_option_settings(entry, several=(several or {}).get(entry.name)),
                         shell_complete=(complete or {}).get(entry.name),
                     )(command)  # fmt: skip
         return command
@@ -50,7 +51,7 @@ def options(
     return add
 
 
-def _option_settings(entry: Option, *, several: bool) -> dict[str, Any]:
+def _option_settings(entry: Option, *, several: str | None) -> dict[str, Any]:
     """Return the arguments of `click.option` for one option."""
     info = entry.type
     if isinstance(info, msgspec.inspect.BoolType):
@@ -58,16 +59,19 @@ def _option_settings(entry: Option, *, several: bool) -> dict[str, Any]:
     kind: Any = str
     if isinstance(info, msgspec.inspect.LiteralType):
         kind = click.Choice(list(info.values))
+    elif entry.extra.get("path") and not several:
+        kind = click.Path()  # completes names of files
     elif isinstance(info, msgspec.inspect.IntType):
         kind = int if info.ge is None else click.IntRange(min=info.ge)
-    several = several or isinstance(info, msgspec.inspect.ListType | msgspec.inspect.DictType)
+    if isinstance(info, msgspec.inspect.ListType | msgspec.inspect.DictType):
+        several = several or "Repeat the option for several."
     plain = not several and not entry.required and entry.default is not None
     note = "" if plain or entry.required or entry.default_text == "none" else f"  [default: {entry.default_text}]"
     settings: dict[str, Any] = {
         "type": kind,
-        "multiple": several,
+        "multiple": bool(several),
         "required": entry.required and not several,
-        "help": entry.text.replace("`", "") + note,
+        "help": " ".join(filter(None, [entry.text.replace("`", ""), several])) + note,
         "metavar": entry.extra.get("metavar"),
     }
     return settings | ({"default": entry.default, "show_default": True} if plain else {})

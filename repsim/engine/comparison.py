@@ -98,7 +98,7 @@ class CompareKeywords(TypedDict, total=False):
 def compare(
     a: StoreLike | Sequence[StoreLike],
     b: StoreLike | None = None,
-    metrics: Sequence[str | Metric[Any]] | None = None,
+    metrics: str | Sequence[str | Metric[Any]] | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
     progress: Listener = None,
@@ -116,7 +116,7 @@ def compare(
         Two stores, or their files, over the same samples in the same order: the result has the layers of a by the
         layers of b. A single store is compared with itself. A list of stores gives the matrix of all layers of all
         models.
-    metrics : sequence of str or Metric, optional
+    metrics : str, or sequence of str or Metric, optional
         Spec strings or metrics; each becomes one variable of the result. The default is ``cka``, or the metrics of the
         result in ``out``. ``all`` or the name of a group (``alignment``, ``rsm``, ``neighbours``, ``group:cca``,
         ``statistics``, ``topology``) stands for all measures of the group; ``all`` excludes topology, where one pair
@@ -170,10 +170,13 @@ def compare(
     values: dict[str, Any] = dict(keywords)
     deprecated = {name: values.pop(name) for name in _DEPRECATED_KEYWORDS if name in values}
     for name in deprecated:
-        warn_deprecated(f"compare({name}=...)", instead=_DEPRECATED_KEYWORDS[name], gone_in="0.4.0")
+        warn_deprecated(f"compare({name}=...)", instead=_DEPRECATED_KEYWORDS[name], gone_in="0.3.0")
+    if isinstance(values.get("readouts"), str):
+        values["readouts"] = [values["readouts"]]
     (options,) = sort_keywords("compare", values, CompareOptions)
+    selected = [metrics] if isinstance(metrics, str) else metrics
     steps = compare_steps(
-        a, b, metrics, CompareOptions(**options), out=None if out is None else Path(out), progress=progress,
+        a, b, selected, CompareOptions(**options), out=None if out is None else Path(out), progress=progress,
         command=deprecated.get("command"), earlier_result=deprecated.get("known"), parts=deprecated.get("parts"),
     )  # fmt: skip
     compared: Compared

@@ -13,7 +13,7 @@ class CompareOptions:
     metrics: Annotated[
         list[Text],
         option("Measures, as listed by `repsim metrics`; `all`, which excludes topology; or a group: alignment, rsm, "
-               "neighbours, group:cca, statistics, topology.", unset="cka, or the metrics of the result in `out`"),
+               "neighbours, group:cca, statistics, topology.", unset="cka, or the metrics of an existing result"),
     ] = field(default_factory=list)  # fmt: skip
     readouts: Annotated[
         list[Text],

@@ -254,8 +254,12 @@ def _groups(models: Sequence[Model], together: int) -> list[list[int]]:
 
 
 def _as_list(values: Any) -> list[Any]:
-    """Return one value, several values, or None as a list."""
-    return [] if values is None else [values] if isinstance(values, str | int) else list(values)
+    """Return one value, several values, or None as a list; paths as text."""
+    if values is None:
+        return []
+    if isinstance(values, str | int | os.PathLike):
+        values = [values]
+    return [os.fspath(value) if isinstance(value, os.PathLike) else value for value in values]
 
 
 def pair_models(
@@ -286,7 +290,8 @@ def pair_models(
                 "give one for all, or one for each, in order"
             )
     if store and len(store) != count:
-        raise InvalidInputError(f"{len(store)} names for {count} models; give one for each, in their order, or none")
+        numbers = f"{len(store)} name{'s' * (len(store) > 1)} for {count} model{'s' * (count > 1)}"
+        raise InvalidInputError(f"{numbers}; give one for each, in their order, or none")
     return [
         PythonModel(
             name=label,
@@ -304,7 +309,7 @@ def pair_models(
 class ExtractKeywords(Choices, total=False):
     """Keywords of `extract` for type checkers; `Model`, `Data` and `ExtractOptions` describe them."""
 
-    weights: str | Sequence[str]
+    weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     seed: int | Sequence[int]
     recalibrate: bool
     name: str | Sequence[str] | None

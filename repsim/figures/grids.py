@@ -18,6 +18,7 @@ from repsim.figures.scales import colour_bar_ends, label_colour_bar, norm_and_co
 from repsim.figures.selection import iterate_pairs, pick
 from repsim.presentation.scales import Scale, declared, scale_of
 from repsim.presentation.stages import boundaries
+from repsim.runtime.deprecation import rename_keyword
 
 _BAR = 0.75  # inches: the colour bar with its numbers and its label
 _CELL = 0.115  # inches: the name of a layer fits beside a cell of this height
@@ -25,6 +26,7 @@ _MAX_NAME = 1.0  # inches: a longer name of a layer is shortened
 _MIN_PANEL = 1.45  # inches: least width of a panel with its names
 
 
+@rename_keyword("found", "data", gone_in="0.3.0")
 def plot_grid(
     data: xr.Dataset | Sequence[xr.Dataset] | Sequence[xr.DataArray],
     measures: Sequence[str] | None = None,

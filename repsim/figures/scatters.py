@@ -16,10 +16,12 @@ from repsim.figures.heatmaps import check_dims, label_of, make_caption, select_v
 from repsim.figures.lettering import escape_text
 from repsim.figures.selection import pick
 from repsim.results.variables import RELATIONS
+from repsim.runtime.deprecation import rename_keyword
 
 _MAX_VECTOR_POINTS = 2000  # more points are rasterised, because viewers are slow with so many shapes
 
 
+@rename_keyword("found", "dataset", gone_in="0.3.0")
 def plot_measures(dataset: xr.Dataset, a: str, b: str, ax: Axes | None = None, *, width: float = COLUMN) -> Axes:
     """Draw one measure against another, with a point for every pair of layers of two models.
 

@@ -14,6 +14,7 @@ import xarray as xr
 
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.results.versions import FORMAT, STUDY
+from repsim.runtime.deprecation import rename_keyword
 from repsim.runtime.files import replacing
 
 RESULT_TABLE = "layers"
@@ -46,6 +47,7 @@ _LAYER_COLUMNS = {
 """Meanings of columns that describe the layers of one side; the file explains the other columns."""
 
 
+@rename_keyword("found", "dataset", gone_in="0.3.0")
 def to_frame(dataset: xr.Dataset, table: str | None = None) -> pd.DataFrame:
     """Convert a comparison or a study to a tidy table, with a row for each pair of layers, pair of models, and so on.
 

@@ -3,8 +3,14 @@
 CONTRIBUTING.md describes the deprecation policy.
 """
 
+import functools
 import sys
 import warnings
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def warn_deprecated(what: str, *, instead: str, gone_in: str) -> None:
@@ -24,12 +30,46 @@ def warn_deprecated(what: str, *, instead: str, gone_in: str) -> None:
     >>> import warnings
     >>> with warnings.catch_warnings(record=True) as raised:
     ...     warnings.simplefilter("always")
-    ...     warn_deprecated("compare(known=...)", instead="write out=", gone_in="0.4.0")
+    ...     warn_deprecated("compare(known=...)", instead="write out=", gone_in="0.3.0")
     >>> print(raised[0].message)
-    compare(known=...) is deprecated and will be removed in repsim 0.4.0; write out=
+    compare(known=...) is deprecated and will be removed in repsim 0.3.0; write out=
     """
     message = f"{what} is deprecated and will be removed in repsim {gone_in}; {instead}"
     warnings.warn(message, DeprecationWarning, stacklevel=user_level())
+
+
+def rename_keyword(old: str, new: str, *, gone_in: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator for a function whose keyword has a new name: it still takes the old one, and warns.
+
+    Parameters
+    ----------
+    old, new : str
+        The names of the keyword.
+    gone_in : str
+        The release in which the old name is removed.
+
+    Examples
+    --------
+    >>> @rename_keyword("found", "dataset", gone_in="0.3.0")
+    ... def size(dataset):
+    ...     return len(dataset)
+    >>> with warnings.catch_warnings(action="ignore"):
+    ...     size(found=[1, 2])
+    2
+    """
+
+    def rename(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if old in kwargs:
+                name = getattr(function, "__name__", "function")
+                warn_deprecated(f"{name}({old}=...)", instead=f"write {new}=", gone_in=gone_in)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return rename
 
 
 def user_level() -> int:

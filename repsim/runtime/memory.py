@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from repsim.errors import InvalidInputError
+from repsim.errors import InvalidArgumentError, InvalidInputError
 from repsim.runtime.processes import local_world
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -37,7 +37,10 @@ def memory_to_use(device: str, limit: int | str | None = None) -> int:
     The memory that is free at the moment is not considered, so that the same command always makes the same plan.
     """
     if limit is not None:
-        return parse_size(limit) if isinstance(limit, str) else limit
+        size = parse_size(limit) if isinstance(limit, str) else limit
+        if size <= 0:
+            raise InvalidArgumentError("memory", "a size above 0", limit)
+        return size
     if device.startswith("cuda"):
         return int(0.8 * torch.cuda.get_device_properties(device).total_memory)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -16,6 +16,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from repsim.errors import InvalidArgumentError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 Text = Annotated[str, Meta(pattern=r"\S")]
@@ -179,6 +181,8 @@ def sort_keywords(
     ------
     TypeError
         If a keyword belongs to no class.
+    InvalidArgumentError
+        If a number is below the smallest one that its option takes.
     """
     keyword_of = renamed or {}
     options = {keyword_of.get(field.name, field.name): (k, field.name) for k, kind in enumerate(kinds)
@@ -188,8 +192,15 @@ def sort_keywords(
         if keyword not in options:
             raise TypeError(f"{function}() got an unexpected keyword argument {keyword!r}")
         k, name = options[keyword]
+        _check_minimum(keyword, value, kinds[k], name)
         by_class[k][name] = value
     return by_class
+
+
+def _check_minimum(keyword: str, value: Any, kind: type, name: str) -> None:
+    (info,) = (entry.type for entry in options_of(kind) if entry.name == name)
+    if isinstance(info, msgspec.inspect.IntType) and info.ge is not None and isinstance(value, int) and value < info.ge:
+        raise InvalidArgumentError(keyword, f"at least {info.ge}", value)
 
 
 def fields_of(values: Any, kind: type) -> dict[str, Any]:

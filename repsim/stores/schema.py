@@ -15,7 +15,7 @@ from repsim.labels import OTHER_PICTURES, LayerKey, SampleIds
 
 FORMAT = "repsim-activations"
 VERSION = 2
-_NO_SETTINGS = frozenset({"command", "left_out", "labels", "max_pixels"})
+_NO_SETTINGS = frozenset({"command", "left_out", "labels", "max_pixels", "repsim_version"})
 """Entries of the provenance that do not affect values. The labels themselves are compared, not their source."""
 Array = NDArray[Any]
 
@@ -67,7 +67,7 @@ class Contents:
 
     def difference(self, other: "Contents") -> str | None:
         """Describe the settings in which ``other`` differs; None if both describe the same values, bit for bit."""
-        samples = self.sample_ids.difference(other.sample_ids)
+        samples = self.sample_ids.difference(other.sample_ids, ("before", "now"))
         differences = [samples if samples.startswith(OTHER_PICTURES) else f"samples: {samples}"] if samples else []
         settings, others = (_settings(contents.provenance) for contents in (self, other))
         for key in dict.fromkeys((*settings, *others)):

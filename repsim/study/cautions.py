@@ -21,7 +21,7 @@ def warnings(evidence: Evidence) -> Iterator[str]:
     yield from design.notes
     n = design.n
     if n < _FEW_SAMPLES:
-        yield f"{n} samples: intervals are wide, and their coverage was tested only from 200 samples on; take more"
+        yield f"{n} samples: intervals are wide; their coverage was tested only from 200 samples on; take more samples"
     if evidence.duplicates:
         twins = [f"{a} = {b}" for a, b in evidence.duplicates]
         yield (
@@ -61,7 +61,7 @@ def warnings(evidence: Evidence) -> Iterator[str]:
     if evidence.permutations < needed:
         yield (
             f"{evidence.permutations} permutations are too few for {len(design.pairs)} pairs of models: no p-value can "
-            f"be below {ALPHA} after Holm's correction; {needed} or more are needed"
+            f"be below {ALPHA} after Holm's correction; take {needed} permutations or more"
         )
     yield from _untrained_warnings(evidence)
     for result in evidence.measures:
@@ -76,7 +76,7 @@ def _untrained_warnings(evidence: Evidence) -> Iterator[str]:
     if not design.untrained:
         yield (
             "no untrained networks: it cannot be said how much of the similarity is learned; add "
-            "untrained controls, three of each architecture for instance"
+            "some of each architecture (controls untrained:3)"
         )
         return
     stale = [

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from repsim.errors import InvalidInputError
+from repsim.errors import InvalidArgumentError
 from repsim.runtime.options import Count, Device, Memory, Positive, Text, option
 
 METRICS = ("cka", "mutual_knn", "nuclear", "svcca")
@@ -50,7 +50,7 @@ class StatisticsOptions:
         if self.controls is None:
             return 0
         if not re.search(_CONTROLS, self.controls):
-            raise InvalidInputError(f"controls is written untrained:N (untrained:3), not {self.controls!r}")
+            raise InvalidArgumentError("controls", "untrained:N, for example untrained:3", self.controls)
         return int(self.controls.partition(":")[2])
 
 

@@ -211,6 +211,10 @@ class _Reader:
         values: dict[str, Any] = {}
         for name, key_node, value in self.items(node, what):
             if name == "untrained" and kind is Protocol:  # the key of the previous release
+                if "controls" in {other for other, *_ in self.items(node, what)}:
+                    raise InvalidInputError(
+                        f"{self.location(key_node)}: untrained is an earlier form of controls; keep one of the two"
+                    )
                 count = self.value(value, _UNTRAINED)
                 values |= {"controls": f"untrained:{count}"} if count else {}
                 continue

@@ -69,7 +69,7 @@ class UniversalityKeywords(TypedDict, total=False):
 @accept_options(UniversalityOptions, without=("metrics",))
 def universality(
     stores: Sequence[StoreLike],
-    metrics: Sequence[str | Metric[Any]] | None = None,
+    metrics: str | Sequence[str | Metric[Any]] | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
     progress: Steps | Literal[False] | None = None,
@@ -132,6 +132,7 @@ def universality(
     progress, command = values.pop("progress", progress), values.pop("command", None)
     set_values = {name: value for name, value in values.items() if value is not None}
     (options,) = sort_keywords("universality", set_values, UniversalityOptions)
+    metrics = [metrics] if isinstance(metrics, str) else metrics
     return conduct(stores, UniversalityOptions(**options), metrics=metrics, out=out, steps=progress, command=command)
 
 
@@ -167,10 +168,12 @@ def _without_earlier_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
         ("folder", "controls_folder", lambda folder: folder),
     ):
         if old in keywords:
-            warn_deprecated(f"universality({old}=...)", instead=f"write {new}=...", gone_in="0.4.0")
+            if new in keywords:
+                raise TypeError(f"universality() got both {new} and {old}, its earlier name")
+            warn_deprecated(f"universality({old}=...)", instead=f"write {new}=...", gone_in="0.3.0")
             keywords[new] = value(keywords.pop(old))
     if "command" in keywords:
-        warn_deprecated("universality(command=...)", instead="set study.attrs['command']", gone_in="0.4.0")
+        warn_deprecated("universality(command=...)", instead="set study.attrs['command']", gone_in="0.3.0")
     return keywords
 
 

@@ -416,7 +416,7 @@ def test_the_same_command_again(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == before
     message = fail(*command, "--batch-size", 5)
     assert f"{path} was made with other settings: batch_size: 32 before, 5 now; use --overwrite" in message
-    assert "samples: 5 of 6 only in the first" in fail(*command[:-1], 5)
+    assert "samples: 5 of 6 only before" in fail(*command[:-1], 5)
     succeed(*command, "--batch-size", 5, "--overwrite")
     assert open_store(path).provenance["batch_size"] == 5
 

@@ -131,6 +131,10 @@ def test_a_measure_written_for_the_base_of_0_1_works_and_warns(monkeypatch: pyte
     }
     with pytest.warns(DeprecationWarning, match=r"Old extends Metric: extend repsim\.metrics\.base\.PairMetric"):
         old: Any = dataclass(frozen=True)(type("Old", (Metric,), body))
+    base = type("Base", (Metric,), {})
+    with pytest.warns(DeprecationWarning, match="Derived extends Metric"):
+        derived: Any = dataclass(frozen=True)(type("Derived", (base,), body | {"name": "derived"}))
+    assert derived()(np.ones((4, 2)), np.zeros((4, 3))) == 8
     assert issubclass(old, PairMetric)
     assert old()(np.ones((4, 2)), np.zeros((4, 3))) == 8
     block = old().block([torch.tensor(1.0)], [torch.tensor(3.0), torch.tensor(0.0)])

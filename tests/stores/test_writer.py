@@ -150,6 +150,12 @@ def test_an_error_before_the_first_finished_sample_leaves_no_file(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_new_version_of_repsim_resumes_what_an_earlier_one_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "s.h5"
+    interrupted(path, contents(provenance={"seed": 3, "repsim_version": "0.1.0"}))
+    assert count_stored(path, contents(provenance={"seed": 3, "repsim_version": "0.2.0"})) == 6
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -159,7 +165,7 @@ def test_an_error_before_the_first_finished_sample_leaves_no_file(tmp_path: Path
         ({"dtype": "float16"}, "dtype: float32 before, float16 now"),
         ({"arrays": contents().arrays[:3]}, r"layers: 4 before, 3 now \(not in both: a@cls\)"),
         ({"arrays": tuple(ArraySpec(key, (5, 1)) for key in KEYS)}, "shapes of layers: b@mean, b@cls, a@mean, ..."),
-        ({"sample_ids": SampleIds(tuple(f"ü{i}.png" for i in range(1, 9)))}, "samples: 1 of 8 only in the first"),
+        ({"sample_ids": SampleIds(tuple(f"ü{i}.png" for i in range(1, 9)))}, "samples: 1 of 8 only before"),
         ({"sample_ids": SampleIds(contents().sample_ids.ids, "other pictures")}, None),
     ],
 )

@@ -328,4 +328,4 @@ def test_too_few_permutations_for_so_many_pairs(make_networks: MakeNetworks) -> 
     for count, lacking in ((118, True), (119, False)):  # 6 pairs: 6 / 120 is 0.05
         study = conduct(make_networks(20, models=TRAINED, depth=2), permutations=count)
         assert ("permutations are too few for 6 pairs of models" in warnings(study)) == lacking
-        assert "119 or more are needed" in warnings(study) or not lacking
+        assert "take 119 permutations or more" in warnings(study) or not lacking
