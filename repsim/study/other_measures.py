@@ -15,6 +15,8 @@ from repsim.engine.planning import LayerShape, Limits, plan
 from repsim.engine.preparation import Prepared, Source, prepare
 from repsim.engine.resampling import permuted, random_subsamples
 from repsim.metrics import Metric, Recipe
+from repsim.metrics.base import GramMetric
+from repsim.metrics.recipes.base import PermutableFactor
 from repsim.metrics.recipes.cost import NOMINAL
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
@@ -117,7 +119,11 @@ def measure(
         layers = read(pairs, metric.recipe_for("features"), device, metric.min_samples)
     prepared = layers.prepared
     result.notes += [f"layer {name}: {why}" for name, why in prepared.undefined.items()]
-    draws, halves = _affordable_counts(result, pairs, tested, n, len(orders))
+    # factors that cannot be permuted are prepared again for each permutation
+    permutable = isinstance(metric, GramMetric) or all(
+        isinstance(factor, PermutableFactor) for factor in prepared.factors.values()
+    )
+    draws, halves = _affordable_counts(result, pairs, tested, n, len(orders), permutable=permutable)
     tested_names = {pair.name for pair in tested}
     step = counter(len(pairs) + halves, progress)
     widths: list[tuple[int, int]] = []
@@ -129,7 +135,7 @@ def measure(
             continue
         defined = [(x, y) for x in a for y in b if x is not None and y is not None]
         result.cautions[pair.name] = {caution for x, y in defined if (caution := metric.caution(x, y))}
-        rows, columns = (
+        row_widths, column_widths = (
             [
                 metric.width(x, layers.features(name))
                 for name, x in zip(side.layers, factors, strict=True)
@@ -137,12 +143,21 @@ def measure(
             ]
             for side, factors in ((pair.a, a), (pair.b, b))
         )
-        widths += itertools.product(rows, columns)
+        widths += itertools.product(row_widths, column_widths)
         levels = [[metric.chance(x, y) if x is not None and y is not None else None for y in b] for x in a]
         result.chance[pair.name] = as_similarity(metric, _chance_values(levels, "mean"))
         result.chance_sd[pair.name] = _chance_values(levels, "sd")
         if draws:
-            result.permuted[pair.name] = as_similarity(metric, _permuted(metric, a, b, orders[:draws], memory))
+            columns = (
+                b
+                if permutable
+                else [
+                    layers.values[name] if factor is not None else None
+                    for name, factor in zip(pair.b.layers, b, strict=True)
+                ]
+            )
+            permuted_values = _permuted(metric, a, columns, orders[:draws], memory)
+            result.permuted[pair.name] = as_similarity(metric, permuted_values)
         step()
     if scarcity := metric.scarcity_of_all(n, widths):
         result.notes.append(scarcity)
@@ -154,13 +169,13 @@ def measure(
 
 
 def _affordable_counts(
-    result: MeasureResult, pairs: Sequence[Pair], tested: Sequence[Pair], n: int, count: int
+    result: MeasureResult, pairs: Sequence[Pair], tested: Sequence[Pair], n: int, count: int, *, permutable: bool
 ) -> tuple[int, int]:
     """Return how many of ``count`` permutations, and how many half-samples, to compute; add notes if fewer or none."""
     metric = result.metric
     if not metric.symmetric:
         result.notes.append("asymmetric: the first model of each pair given the second, and not the other way round")
-    draws = _affordable(metric, tested, n, count, prepared=True) if metric.paired else 0
+    draws = _affordable(metric, tested, n, count, prepared=permutable) if metric.paired else 0
     if not metric.paired:
         result.notes.append("not permuted: its value does not depend on the order of the samples")
     elif draws < count:

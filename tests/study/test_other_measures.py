@@ -66,6 +66,21 @@ def test_values_and_chance_of_neighbours(study: Design) -> None:
     assert set(measured.permuted) == set(measured.chance) == {pair.name}  # only tested pairs
 
 
+@pytest.mark.parametrize("metric", registry.select("all"), ids=lambda metric: metric.spec)
+def test_every_measure_can_be_part_of_a_study(study: Design, metric: Metric[Any]) -> None:
+    if metric.min_samples > N:
+        return
+    measured, (pair,) = run_measure(study, metric.spec), study.pairs
+    # cka_units: units of these layers have nothing in common
+    assert np.isfinite(measured.values[pair.name]).any() or metric.name == "cka_units"
+    if measured.permuted:
+        values = permuted(layers(study, 0), layers(study, 1), metric, ORDERS)
+        expected = values if metric.sense == "similarity" else -values
+        np.testing.assert_allclose(
+            measured.permuted[pair.name], expected[: len(measured.permuted[pair.name])], atol=1e-9
+        )
+
+
 def test_half_samples_keep_the_share_of_neighbours(study: Design) -> None:
     measured, (pair,) = run_measure(study, "mutual_knn:k=6"), study.pairs
     a, b, metric = layers(study, 0), layers(study, 1), registry.get("mutual_knn:k=3")
