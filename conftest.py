@@ -15,7 +15,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 # the same examples on every machine, no time limits, and no database of examples in the working folder
 reproducible = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", reproducible)
-settings.register_profile("quick", settings(reproducible, max_examples=20))
+settings.register_profile("quick", settings(reproducible, max_examples=15))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

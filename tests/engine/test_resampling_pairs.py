@@ -49,6 +49,7 @@ def by_hand(reference: Reference, rows: list[Array], columns: list[Array], order
 
 @pytest.mark.parametrize("spec", ALL)
 @pytest.mark.parametrize("n", [20, 75])
+@pytest.mark.slow
 def test_permuted(rng: np.random.Generator, spec: str, n: int) -> None:
     """The values are those of permuted arrays, with more rows than columns and vice versa."""
     arrays, orders, metric = layers(rng, n, 4, 30, 5, 3, 26), random_permutations(n, 5), get(spec)

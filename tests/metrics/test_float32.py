@@ -52,6 +52,7 @@ def value(metric: metrics.Metric[Any], x: Array, y: Array) -> float | str:
 
 
 @pytest.mark.parametrize("spec", [pytest.param(s, marks=pytest.mark.slow) if "rtd" in s else s for s in SPECS])
+@pytest.mark.slow
 def test_float32_is_float64_of_the_same_values(spec: str) -> None:
     """A difference would be an effect of the dtype, and not a property of the layer."""
     metric = metrics.get(spec)

@@ -96,6 +96,7 @@ sizes = st.integers(1, 20)
 @pytest.mark.parametrize("spec", SPECS)
 @settings(max_examples=25)
 @given(case=cases(), data=st.data())
+@pytest.mark.slow
 def test_any_cut_gives_the_reference(spec: str, case: Case, data: st.DataObject) -> None:
     options = SPECS[spec]
     metric = cka(spec)
@@ -159,6 +160,7 @@ def hard() -> list[Array]:
 
 @pytest.mark.parametrize("estimator", ["debiased", "biased"])
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.slow
 def test_float32_is_accurate_whatever_the_cut(hard: list[Array], kernel: str, estimator: str) -> None:
     expected = exact(hard, kernel, estimator)
     metric = cka(f"cka:kernel={kernel},estimator={estimator}")

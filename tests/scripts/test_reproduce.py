@@ -153,6 +153,7 @@ def test_layers_of_stores_are_identified(examine: Examine) -> None:
     assert examine("cka", without="l1").results["cka"].credit.shape == (3, 3, 2)
 
 
+@pytest.mark.slow
 def test_existing_values_are_not_computed_again(examine: Examine) -> None:
     examine("cka")
     assert [text.partition(":")[0] for text in examine.messages] == ["cka"]

@@ -249,6 +249,7 @@ def fresh(project: Project) -> Project:
     return project
 
 
+@pytest.mark.slow
 def test_uv_installs_each_level_once(fresh: Project, tmp_path: Path) -> None:
     log = tmp_path / "log"
     fresh.uv("0.9.1", f'echo "$UV_FIND_LINKS: $*" >> {log}')

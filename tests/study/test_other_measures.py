@@ -67,6 +67,7 @@ def test_values_and_chance_of_neighbours(study: Design) -> None:
 
 
 @pytest.mark.parametrize("metric", registry.select("all"), ids=lambda metric: metric.spec)
+@pytest.mark.slow
 def test_every_measure_can_be_part_of_a_study(study: Design, metric: Metric[Any]) -> None:
     if metric.min_samples > N:
         return

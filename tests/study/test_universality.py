@@ -102,6 +102,7 @@ def test_what_is_only_seen_is_not_claimed(seen: xr.Dataset) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2, 5))
+@pytest.mark.slow
 def test_no_claim_without_learning_in_other_draws(make_networks: MakeNetworks, seed: int) -> None:
     study = conduct(make_networks(40, seed, learned=0.0, seen=1.0, depth=2), permutations=19)
     low = float(study["learned_mean_low"].sel(kernel="cka given input", kind_of_pair="other family"))
