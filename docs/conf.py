@@ -50,7 +50,6 @@ nb_execution_show_tb = True
 # the API: signatures one parameter a line, with types as short as they are read
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": True}
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
