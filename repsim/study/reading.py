@@ -4,7 +4,6 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
-from scipy import stats
 
 ALPHA = 0.05
 """Significance level."""
@@ -16,6 +15,8 @@ def quantile(n: int, level: float = 0.95) -> float:
     >>> round(quantile(1000), 2)
     1.96
     """
+    from scipy import stats  # noqa: PLC0415 - takes long to import
+
     return float(stats.t.ppf((1 + level) / 2, n - 1))
 
 

@@ -69,7 +69,7 @@ def test_help_loads_nothing_heavy() -> None:
 def test_importing_repsim_loads_nothing_heavy() -> None:
     code = (
         "import sys, repsim; assert not {'torch', 'numpy', 'matplotlib', 'timm', 'h5py'} & set(sys.modules);"
-        "repsim.similarity"
+        "repsim.compare; assert not {'scipy', 'matplotlib', 'timm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
