@@ -1,4 +1,4 @@
-"""How Sphinx makes the site of the pages in this folder: `scripts/docs` calls it."""
+"""Configure Sphinx, which makes the site of the pages in this folder: `scripts/docs` calls it."""
 
 import inspect
 import re
@@ -59,7 +59,7 @@ napoleon_use_ivar = True
 
 
 def outside(_: Sphinx, __: str, text: list[str]) -> None:
-    """Links to files outside docs/ work on GitHub; from the site they lead to the copied notebooks, or to GitHub."""
+    """Point links to files outside docs/, which work on GitHub, to the copied notebooks or to GitHub."""
     text[0] = text[0].replace("](../examples/", "](examples/")
     text[0] = re.sub(r"\]\(\.\./([^)\s]+)", rf"]({SOURCES}\1", text[0])
 
@@ -72,7 +72,7 @@ ALIASES = {  # what autodoc writes out in full -> what the code says
 
 
 def signature(*said: Any) -> tuple[str | None, str | None]:
-    """Types as they are written in the code."""
+    """Write types as they are written in the code."""
     written, returned = (text and _short(text) for text in said[-2:])
     return written, returned
 
@@ -84,7 +84,7 @@ def _short(text: str) -> str:
 
 
 def described(_: Sphinx, context: click.Context, lines: list[str]) -> None:
-    """A command's help: its paragraphs, and its examples as a block of code."""
+    """Format the help of a command: its paragraphs, and its examples as a block of code."""
     lines.clear()
     for paragraph in inspect.cleandoc(context.command.help or "").split("\n\n"):
         if not paragraph.startswith("\b"):
@@ -96,7 +96,7 @@ def described(_: Sphinx, context: click.Context, lines: list[str]) -> None:
 
 
 def options(_: Sphinx, __: click.Context, lines: list[str]) -> None:
-    """Of an option, the default is what is typed."""
+    """Show the defaults of options as they are typed."""
     lines[:] = [
         re.sub(r"PosixPath\('(.*?)'\)", r"\1", line) if line.lstrip().startswith((".. ", ":")) else _plain(line)
         for line in lines
@@ -104,12 +104,12 @@ def options(_: Sphinx, __: click.Context, lines: list[str]) -> None:
 
 
 def _plain(line: str) -> str:
-    """Globs are no emphasis."""
+    """Escape the asterisks of globs, which are no emphasis."""
     return line.replace("*", r"\*")
 
 
 def copy_examples() -> None:
-    """Sphinx reads only what is in its folder."""
+    """Copy the notebooks of examples/, because Sphinx reads only its own folder."""
     folder = HERE / "examples"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -118,7 +118,7 @@ def copy_examples() -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Connect what is above."""
+    """Connect the functions above to the events of Sphinx."""
     copy_examples()
     app.connect("source-read", outside)
     app.connect("autodoc-process-signature", signature)

@@ -30,7 +30,7 @@ VERBS_IN_S = {
     "Suppress",
     "Bypass",
 }
-SOURCES = ("repsim", "metrics", "extractors", "scripts", "tests", "examples")
+SOURCES = ("repsim", "metrics", "extractors", "scripts", "tests", "examples", "docs")
 
 
 def is_linked(path: Path) -> bool:

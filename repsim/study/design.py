@@ -114,10 +114,6 @@ class Design:
         """All pairs of trained models."""
         return tuple(Pair(a, b) for a, b in combinations(self.trained, 2))
 
-    def pairs_with(self, relation: Relation) -> Iterator[tuple[int, Pair]]:
-        """Return the pairs of trained models with this relation, with their positions in `pairs`."""
-        return ((k, pair) for k, pair in enumerate(self.pairs) if pair.relation == relation)
-
     def controls_of(self, pair: Pair) -> tuple[Pair, ...]:
         """Return the pairs of untrained networks that are controls of a pair of trained models.
 

@@ -319,7 +319,7 @@ def test_rounding_errors_are_no_value(rng: np.random.Generator, dtype: type) -> 
 
 
 def test_sketches(rng: np.random.Generator) -> None:
-    """Of the two independent estimates of each matrix, each is only compared with the other."""
+    """Each matrix has two independent estimates, and a value compares one kind with the other."""
     n = 14
     x, y, z = (rng.normal(size=(n, 1, 6)) + rng.normal(size=(n, 2, 6)) / 3 for _ in range(3))
     rows, columns = ([TwoSketches()(torch.from_numpy(sketch)) for sketch in side] for side in ([x, z], [y, z, x]))

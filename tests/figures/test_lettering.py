@@ -65,7 +65,7 @@ def test_a_line_without_joints_is_folded_all_the_same() -> None:
 
 @pytest.mark.parametrize("names", [LONG, ["$x_1$ and $y$", "a\nb", "größer", "π·ρ → ∑", "x" * 90]], ids=["long", "odd"])
 def test_everything_is_inside_the_figure(names: list[str]) -> None:
-    """Where the layout has no room left, matplotlib warns, which is an error here."""
+    """matplotlib warns if the layout has no room left, and a warning is an error here."""
     figure = figures.figure(measured(names, names[:5], model="model_" + "x" * 60))
     width, height = figure.get_size_inches() * figure.dpi
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]

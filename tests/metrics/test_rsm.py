@@ -89,7 +89,7 @@ def clustered(rng: np.random.Generator, n: int, p: int) -> Array:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-7)])
 @pytest.mark.parametrize(("panel", "tile"), [(40, 40), (40, 7), (17, 17), (13, 5), (3, 1)])
 def test_any_cut_of_a_sweep(rng: np.random.Generator, panel: int, tile: int, dtype: Any, tolerance: float) -> None:
-    """Of layers in memory and in files, with duplicates and without: the dense formula."""
+    """The dense formula holds for layers in memory and in files, with duplicates and without."""
     layers = [layer.astype(dtype) for layer in (*related_layers(rng, 40, 3, 50), clustered(rng, 40, 30))]
     metric = DistanceCorrelation()
     factors = [metric.recipe(as_samples(layers[0])), *(metric.recipe(RowsOnDisk(layer)) for layer in layers[1:])]
@@ -256,7 +256,7 @@ def test_spectra_in_which_nothing_leads(rng: np.random.Generator, n: int) -> Non
 
 
 def test_layers_that_are_alike_keep_the_digits_of_their_difference(rng: np.random.Generator) -> None:
-    """Of float32 features, whose distances in float32 would leave 4 of 7 digits here."""
+    """The features are float32; distances in float32 would leave 4 of 7 digits here."""
     (x,) = related_layers(rng, 256, 64)
     near = x + 1e-3 * rng.normal(size=x.shape)
     x, near = x.astype(np.float32), near.astype(np.float32)
