@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from itertools import combinations
 
 import numpy as np
 import xarray as xr
@@ -11,13 +12,13 @@ from repsim.results.variables import describe
 from repsim.results.versions import STUDY, STUDY_VERSION
 from repsim.study import cautions, reading, words
 from repsim.study.chance import null_sd, pearson3, skewness
-from repsim.study.dataset_map import map_of_models, values_between_models
+from repsim.study.dataset_families import ceilings, pairs_of_families
+from repsim.study.dataset_map import map_of_models
 from repsim.study.dataset_pairs import kinds_of_pairs, pairs_of_models
-from repsim.study.design import Design
+from repsim.study.design import Pair
 from repsim.study.evidence import Evidence
 from repsim.study.indices import SHARES
 from repsim.study.inference import Inference
-from repsim.study.partial_cka import ceiling
 from repsim.study.uncertainty import jackknife
 
 
@@ -58,6 +59,7 @@ def study_dataset(evidence: Evidence, *, draws: int, seed: int, command: str) ->
             "draws": draws,
             "seed": seed,
             "untrained": json.dumps([member.name for member in design.untrained]),
+            "input_controls": json.dumps(list(evidence.controls)),
             "samples_fingerprint": design.ids.fingerprint,
             "stores": json.dumps(
                 [
@@ -68,7 +70,8 @@ def study_dataset(evidence: Evidence, *, draws: int, seed: int, command: str) ->
         },
     )
     parts = (
-        _layer_values, pairs_of_models, kinds_of_pairs, _share_values, _ceiling_values, map_of_models, _agreement,
+        _layer_values, pairs_of_models, kinds_of_pairs, pairs_of_families, _networks, _share_values, ceilings,
+        map_of_models, _agreement,
     )  # fmt: skip
     for part in parts:
         result = result.merge(part(inference))
@@ -89,13 +92,14 @@ def _layer_values(inference: Inference) -> xr.Dataset:
     row_of = {k: i for i, k in enumerate(inference.indices.layers.tolist())}
     rows = np.array([row_of[k] for k in layers], int)
     for m, kind in enumerate(inference.conditions.values()):
-        values = inference.indices.similarities(inference.indices.R, kind)[np.ix_(layers, layers)]
+        values = inference.indices.similarities(evidence.R, kind)[np.ix_(layers, layers)]
         table["value"][m] = values
-        margin = reading.quantile(n) * evidence.errors[kind][np.ix_(rows, rows)]
+        margin = reading.quantile(inference.units) * evidence.errors[kind][np.ix_(rows, rows)]
         table["low"][m], table["high"][m] = values - margin, values + margin
         table["chance"][m], table["chance_sd"][m] = 0, null_sd(n)
-    skewed = np.array([[skewness(a, b) for b in evidence.moments] for a in evidence.moments])
-    table["p"][0] = pearson3(table["value"][0], n, skewed)
+    if evidence.moments:
+        skewed = np.array([[skewness(a, b) for b in evidence.moments] for a in evidence.moments])
+        table["p"][0] = pearson3(table["value"][0], n, skewed)
     position = {name: k for k, name in enumerate(names)}
     for m, result in enumerate(evidence.measures, len(inference.conditions)):
         for pair in inference.design.pairs:
@@ -138,53 +142,36 @@ def _share_values(inference: Inference) -> xr.Dataset:
     return result
 
 
-def _ceiling_values(inference: Inference) -> xr.Dataset:
-    """Compute similarities within and across families, and their ratio to the ceiling."""
-    families = [member.family for member in inference.design.trained]
-    names = list(dict.fromkeys(families))
-    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
-    shape = len(inference.kernels), len(pairs)
-    table = {name: np.full(shape, np.nan) for name in ("across", "ceiling", "ratio", "ratio_low", "ratio_high")}
-    within = {
-        name: np.full((len(inference.kernels), len(names)), np.nan) for name in ("within", "within_low", "within_high")
-    }
-    for m, kind in enumerate(inference.kernels.values()):
-        C, without = (
-            values_between_models(inference, kind, inference.theta),
-            values_between_models(inference, kind, inference.evidence.left_out),
-        )
-        estimate, replicates = ceiling(C, families), ceiling(without, families)
-        for f in range(len(names)):
-            interval = jackknife(estimate.within[f], replicates.within[:, f])
-            within["within"][m, f] = estimate.within[f]
-            within["within_low"][m, f], within["within_high"][m, f] = interval.low, interval.high
-        for k, (i, j) in enumerate(pairs):
-            mask = np.array([[{a, b} == {names[i], names[j]} for b in families] for a in families])
-            table["across"][m, k] = C[mask].mean()
-            if within["within_low"][m, i] > 0 and within["within_low"][m, j] > 0:
-                table["ceiling"][m, k] = np.sqrt(estimate.within[i] * estimate.within[j])
-                interval = jackknife(estimate.pairs[i, j], replicates.pairs[:, i, j])
-                table["ratio"][m, k] = estimate.pairs[i, j]
-                table["ratio_low"][m, k], table["ratio_high"][m, k] = interval.low, interval.high
+def _networks(inference: Inference) -> xr.Dataset:
+    """Describe all networks, trained and untrained: similarities, energy that controls leave, effective dimension."""
+    members, kernels = inference.indices.members, inference.kernels
+    count = len(members)
+    similarity = np.full((len(kernels), count, count), np.nan)
+    left = np.ones((len(kernels), count))
+    for m, kind in enumerate(kernels.values()):
+        for (i, a), (j, b) in combinations(enumerate(members), 2):
+            similarity[m, i, j] = similarity[m, j, i] = inference.theta[inference.column(kind, Pair(a, b))]
+        if kind in inference.indices.energies:
+            left[m] = [inference.theta[inference.indices.column_of["left", kind, member.name]] for member in members]
+    dimensions = [
+        np.mean([inference.evidence.dimensions.get(layer, np.nan) for layer in member.layers]) for member in members
+    ]
+    names = [member.name for member in members]
     return xr.Dataset(
-        {name: (("kernel", "families"), values) for name, values in table.items()}
-        | {name: (("kernel", "one_family"), values) for name, values in within.items()},
+        {
+            "network_similarity": (("kernel", "network", "other_network"), similarity),
+            "energy_left": (("kernel", "network"), left),
+            "effective_dimension": ("network", np.array(dimensions, np.float64)),
+        },
         coords={
-            "families": [f"{names[i]} x {names[j]}" for i, j in pairs],
-            "one_family": names,
-            "ceiling_of": ("one_family", [_ceiling_origin(inference.design, name) for name in names]),
+            "kernel": list(kernels),
+            "network": names,
+            "other_network": names,
+            "network_family": ("network", [member.family for member in members]),
+            "network_architecture": ("network", [member.architecture for member in members]),
+            "network_state": ("network", ["trained" if member.trained else "untrained" for member in members]),
         },
     )
-
-
-def _ceiling_origin(design: Design, family: str) -> str:
-    """Return what the members of a family differ in, which is what sets its ceiling."""
-    members = [member for member in design.trained if member.family == family]
-    if len(members) < 2:
-        return "one model, no ceiling"
-    if len({member.architecture for member in members}) > 1:
-        return "other architectures of the family"
-    return "other seeds" if all(member.seed is not None for member in members) else "other recipes of one architecture"
 
 
 def _agreement(inference: Inference) -> xr.Dataset:
@@ -192,8 +179,14 @@ def _agreement(inference: Inference) -> xr.Dataset:
     pairs = [pair for pair in inference.pairs if pair.relation == "other family"] or inference.pairs
     if not pairs:
         return xr.Dataset()
-    rows = [
-        inference.influences[:, [inference.column(kind, pair) for pair in pairs]].mean(1)
-        for kind in inference.kernels.values()
-    ]
-    return xr.Dataset({"agreement": (("kernel", "sample"), np.stack(rows))}, coords={"kernel": list(inference.kernels)})
+    rows, signals = [], []
+    for kind in inference.kernels.values():
+        mean = inference.mean_of(kind, pairs)
+        of_units = inference.influences[:, list(mean)] @ np.array(list(mean.values()))
+        rows.append(of_units)
+        noise = 2 * inference.indices.degenerate_variance(inference.evidence.R, kind, mean, inference.units)
+        signals.append(float(of_units.var()) / inference.units / noise if noise > 0 else np.nan)
+    return xr.Dataset(
+        {"agreement": (("kernel", "sample"), np.stack(rows)), "agreement_signal": ("kernel", np.array(signals))},
+        coords={"kernel": list(inference.kernels)},
+    )

@@ -1,5 +1,6 @@
 """Build the map of models, their clusters and the map of layers, for the data set of a study."""
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,9 @@ import xarray as xr
 from jaxtyping import Float64
 
 from repsim.runtime import tuning
+from repsim.study.design import Pair
 from repsim.study.inference import Inference
-from repsim.study.layer_matching import nearest
+from repsim.study.layer_matching import mbm
 from repsim.study.model_map import clusters, common_share, embed, stability
 from repsim.study.other_measures import MeasureResult
 from repsim.study.uncertainty import jackknife
@@ -20,11 +22,22 @@ def values_between_models(
     """Return the similarities of all pairs of trained models (..., M, M) from rows of indices (..., T)."""
     count = len(inference.design.trained)
     similarity = np.broadcast_to(np.eye(count), (*rows.shape[:-1], count, count)).copy()
-    for i in range(count):
-        for j in range(i + 1, count):
-            column = inference.indices.column_of["models", kind, str(i), str(j)]
-            similarity[..., i, j] = similarity[..., j, i] = rows[..., column]
+    for (i, a), (j, b) in combinations(enumerate(inference.design.trained), 2):
+        similarity[..., i, j] = similarity[..., j, i] = rows[..., inference.column(kind, Pair(a, b))]
     return similarity
+
+
+def _noise_of_common_share(inference: Inference, kind: str, draws: int = 500) -> float:
+    """Return the 95 % point of the share of the first component if no two networks had anything in common.
+
+    Similarities are then normal with mean 0 and the standard errors of this study.
+    """
+    count = len(inference.design.trained)
+    se = np.zeros((count, count))
+    for (i, a), (j, b) in combinations(enumerate(inference.design.trained), 2):
+        se[i, j] = inference.estimate({inference.column(kind, Pair(a, b)): 1.0}, kind).se
+    noise = np.random.default_rng(inference.seed).normal(size=(draws, count, count)) * se
+    return float(np.quantile(common_share(np.eye(count) + noise + noise.swapaxes(-1, -2)), 0.95))
 
 
 def map_of_models(inference: Inference) -> xr.Dataset:
@@ -45,7 +58,10 @@ def map_of_models(inference: Inference) -> xr.Dataset:
     shape = len(maps), count
     coordinates, eigenvalues = np.full((*shape, count), np.nan), np.full(shape, np.nan)
     labels, together = np.full(shape, -1), np.full((*shape, count), np.nan)
-    single = {name: np.full(len(maps), np.nan) for name in ("common", "common_low", "common_high", "silhouette", "ari")}
+    single = {
+        name: np.full(len(maps), np.nan)
+        for name in ("common", "common_low", "common_high", "common_noise", "silhouette", "ari")
+    }
     similarity = np.stack([R for _, R, _ in maps])
     for k, (_, R, kind) in enumerate(maps):
         embedding, clustering = embed(R), clusters(R)
@@ -58,6 +74,7 @@ def map_of_models(inference: Inference) -> xr.Dataset:
                 common_share(R), common_share(values_between_models(inference, kind, inference.evidence.left_out))
             )
             single["common_low"][k], single["common_high"][k] = interval.low, interval.high
+            single["common_noise"][k] = _noise_of_common_share(inference, kind)
             stable = stability(
                 values_between_models(inference, kind, inference.drawn[: tuning.current().map_draws]), clustering.labels
             )
@@ -75,6 +92,7 @@ def map_of_models(inference: Inference) -> xr.Dataset:
             "common_share": ("map", single["common"]),
             "common_share_low": ("map", single["common_low"]),
             "common_share_high": ("map", single["common_high"]),
+            "common_share_noise": ("map", single["common_noise"]),
             "silhouette": ("map", single["silhouette"]),
             "cluster_stability": ("map", single["ari"]),
         },
@@ -87,14 +105,12 @@ def _from_pairs(inference: Inference, result: MeasureResult) -> Float64[np.ndarr
     models = [member.name for member in inference.design.trained]
     similarity = np.eye(len(models))
     for pair in inference.design.pairs:
-        values = result.values[pair.name]
-        rows, columns = (nearest(size, inference.indices.depths) for size in values.shape)
         i, j = models.index(pair.a.name), models.index(pair.b.name)
-        similarity[i, j] = similarity[j, i] = values[rows, columns].mean()
+        similarity[i, j] = similarity[j, i] = float(mbm(result.values[pair.name]))
     return similarity
 
 
 def _layer_coordinates(inference: Inference) -> Float64[np.ndarray, "layers 3"]:
-    R = inference.indices.R[np.ix_(inference.layers, inference.layers)]
+    R = inference.evidence.R[np.ix_(inference.layers, inference.layers)]
     coordinates = embed(R, 3).coordinates
     return np.pad(coordinates, ((0, 0), (0, 3 - coordinates.shape[1])))

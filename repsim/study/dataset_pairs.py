@@ -7,15 +7,20 @@ from jaxtyping import Float64
 from repsim.results.variables import RELATIONS
 from repsim.study.chance import calibrated, p_value, threshold
 from repsim.study.design import Pair
-from repsim.study.inference import Inference
+from repsim.study.inference import Estimate, Inference
 from repsim.study.layer_matching import Match, best_match, mbm, warp
 from repsim.study.multiple_tests import benjamini_hochberg, holm
 from repsim.study.other_measures import MeasureResult, identity_value
 from repsim.study.permutation_nulls import Null, null_of_values
-from repsim.study.uncertainty import half_samples, interval_of, jackknife
+from repsim.study.uncertainty import half_samples
 
+_MOST_OPTIMISM = 1 / 3
+"""Largest excess of the plain index over the split-half index, in standard errors, with which it has an interval.
+
+The plain index is a maximum, which grows by chance; an interval around it would not cover."""
 _COLUMNS = (
-    "index", "index_low", "index_high", "split_half", "largest", "p_index", "p_largest", "p_index_holm", "p_index_bh",
+    "index", "index_low", "index_high", "split_half", "split_half_low", "split_half_high", "energy", "energy_low",
+    "energy_high", "largest", "p_index", "p_largest", "p_index_holm", "p_index_bh",
     "threshold_index", "threshold_largest", "calibrated_index", "calibrated_largest", "permuted",
     "p_index_within_classes", "p_largest_within_classes", "calibrated_index_within_classes",
     "control", "learned", "learned_low", "learned_high", "warp",
@@ -61,30 +66,34 @@ def pairs_of_models(inference: Inference) -> xr.Dataset:
 
 def _row_of_cka(inference: Inference, kind: str, pair: Pair) -> tuple[dict[str, float], str, tuple[Match, Match]]:
     """Return the columns of the table, the best control, and the matches in both directions, for debiased CKA."""
-    k = inference.column(kind, pair)
-    interval = jackknife(inference.theta[k], inference.evidence.left_out[:, k])
-    row = {"index": inference.theta[k], "index_low": interval.low, "index_high": interval.high}
-    row["split_half"] = inference.evidence.halves.get((kind, pair.name), np.nan)
-    values = inference.indices.block(inference.indices.similarities(inference.indices.R, kind), pair)
+    half, plain = (inference.estimate({inference.column(kind, pair, what): 1.0}, kind) for what in ("index", "best"))
+    row = {"index": plain.value, "split_half": half.value, "split_half_low": half.low, "split_half_high": half.high}
+    if abs(plain.value - half.value) <= _MOST_OPTIMISM * plain.se:
+        row |= {"index_low": plain.low, "index_high": plain.high}
+    if kind in inference.indices.energies:
+        energy = inference.estimate({inference.column(kind, pair, "energy"): 1.0}, kind, in_energy=True)
+        row |= {"energy": energy.value, "energy_low": energy.low, "energy_high": energy.high}
+    values = inference.indices.block(inference.indices.similarities(inference.evidence.R, kind), pair)
     row["largest"] = _largest(values)
     if null := inference.evidence.nulls.get((kind, pair.name)):
         row |= _test_columns(null)
     if null := inference.evidence.within_classes.get((kind, pair.name)):
         row |= {f"{name}_within_classes": value for name, value in _test_columns(null).items()}
-    best, best_level = "", np.nan
-    for name, controls in inference.controls(pair, half=True):
-        columns = [inference.column(kind, control) for control in controls]
-        level = float(inference.theta[columns].mean())
-        if np.isnan(level) or level <= best_level:
-            continue
-        best, best_level = name, level
-        interval = interval_of(inference.drawn[:, k] - inference.drawn[:, columns].mean(1))
-        row |= {"learned_low": float(interval.low), "learned_high": float(interval.high)}
-    row |= {"control": best_level, "learned": float(inference.theta[k]) - best_level}
+    best = ""
+    if inference.is_controlled(pair):
+        levels, excess = inference.effects(kind, [pair])
+        if np.isfinite(list(levels.values())).all():
+            best = max(levels, key=lambda name: round(levels[name], 9))
+            row |= {
+                "control": levels[best],
+                "learned": half.value - levels[best],
+                "learned_low": min(estimate.low for estimate in excess.values()),
+                "learned_high": min(estimate.high for estimate in excess.values()),
+            }
     return (
         {name: value for name, value in row.items() if name in _COLUMNS},
         best,
-        inference.indices.matches[kind, pair.name],
+        (best_match(values), best_match(values.T)),
     )
 
 
@@ -102,13 +111,19 @@ def _row_of_other(
     if pair.name in result.permuted:
         row |= _test_columns(null_of_values(values, result.permuted[pair.name]), identity_value(result.metric))
     control = ""
-    for name, controls in inference.controls(pair, half=False):
-        control, level = name, float(np.mean([mbm(result.values[twins.name]) for twins in controls]))
-        row |= {"control": level, "learned": theta - level}
-        if halves is not None:
-            control_halves = np.mean([mbm(result.halves[twins.name]) for twins in controls], axis=0)
-            interval = half_samples(theta - level, halves - control_halves, inference.design.n)
-            row |= {"learned_low": float(interval.low), "learned_high": float(interval.high)}
+    if inference.is_controlled(pair):
+        controls = inference.controls(pair)
+        levels = {name: result.mean_index(result.values, pairs) for name, pairs in controls.items()}
+        if np.isfinite(list(levels.values())).all():
+            control = max(levels, key=lambda name: round(float(levels[name]), 9))
+            row |= {"control": float(levels[control]), "learned": theta - float(levels[control])}
+        if control and halves is not None:
+            intervals = [
+                half_samples(theta - levels[name], halves - result.mean_index(result.halves, pairs), inference.design.n)
+                for name, pairs in controls.items()
+            ]
+            row["learned_low"] = min(float(interval.low) for interval in intervals)
+            row["learned_high"] = min(float(interval.high) for interval in intervals)
     return row, control, (best_match(values), best_match(values.T))
 
 
@@ -130,32 +145,32 @@ def _test_columns(null: Null, maximum: float = 1) -> dict[str, float]:
 
 
 def kinds_of_pairs(inference: Inference) -> xr.Dataset:
-    """Compute means of debiased CKA over all pairs with the same relation, with joint intervals."""
-    names = ("index", "control", "learned")
+    """Compute means of debiased CKA over all pairs with the same relation, with joint intervals.
+
+    Control and learned effect are means over the pairs that have all of their controls, ``pairs_counted``.
+    """
+    names = ("index", "trained", "control", "learned")
     shape = len(inference.kernels), len(RELATIONS)
     table = {f"{name}_mean{end}": np.full(shape, np.nan) for name in names for end in ("", "_low", "_high")}
-    for m, kind in enumerate(inference.kernels.values()):
-        for r, relation in enumerate(RELATIONS):
-            pairs = [pair for pair in inference.pairs if pair.relation == relation]
-            if not pairs:
-                continue
-            own_columns = [inference.column(kind, pair) for pair in pairs]
-            columns = {"index": (inference.theta[own_columns].mean(), inference.drawn[:, own_columns].mean(1))}
-            candidates: dict[str, list[int]] = {}
-            for pair in pairs:
-                for title, controls in inference.controls(pair, half=True):
-                    candidates.setdefault(title, []).extend(inference.column(kind, control) for control in controls)
-            if candidates:
-                best = max(candidates.values(), key=lambda control: round(float(inference.theta[control].mean()), 9))
-                columns["control"] = inference.theta[best].mean(), inference.drawn[:, best].mean(1)
-                columns["learned"] = (
-                    columns["index"][0] - columns["control"][0], columns["index"][1] - columns["control"][1]
-                )  # fmt: skip
-            for name, (value, drawn) in columns.items():
-                table[f"{name}_mean"][m, r] = value
-                interval = interval_of(drawn)
-                table[f"{name}_mean_low"][m, r], table[f"{name}_mean_high"][m, r] = interval.low, interval.high
+    counted = np.zeros(len(RELATIONS), np.int64)
+    for r, relation in enumerate(RELATIONS):
+        pairs = [pair for pair in inference.pairs if pair.relation == relation]
+        controlled = [pair for pair in pairs if inference.is_controlled(pair)]
+        counted[r] = len(controlled)
+        for m, kind in enumerate(inference.kernels.values()):
+            estimates = {"index": inference.estimate(inference.mean_of(kind, pairs), kind)} if pairs else {}
+            if controlled:
+                levels, excess = inference.effects(kind, controlled)
+                best = max(levels, key=lambda name: round(levels[name], 9))
+                estimates["trained"] = inference.estimate(inference.mean_of(kind, controlled), kind)
+                estimates["control"] = inference.estimate(inference.mean_of_controls(kind, controlled, best), kind)
+                ends = (min(getattr(one, end) for one in excess.values()) for end in ("value", "se", "low", "high"))
+                estimates["learned"] = Estimate(*ends)
+            for name, estimate in estimates.items():
+                for end, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
+                    table[f"{name}_mean{end}"][m, r] = value
     return xr.Dataset(
-        {name: (("kernel", "kind_of_pair"), values) for name, values in table.items()},
+        {name: (("kernel", "kind_of_pair"), values) for name, values in table.items()}
+        | {"pairs_counted": ("kind_of_pair", counted)},
         coords={"kernel": list(inference.kernels), "kind_of_pair": list(RELATIONS)},
     )

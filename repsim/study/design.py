@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import combinations
+from itertools import combinations, product
 from typing import Literal
 
 from repsim.errors import Argument, InvalidInputError, Remedy
@@ -17,6 +17,8 @@ from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore
 
 Relation = Literal["other family", "same family", "same architecture"]
+CONTROL_PAIRS = ("both untrained", "first trained", "second trained")
+"""Controls of a pair of trained models: which of its two models are trained."""
 _SEED = re.compile(r"[.+_-]?(?:random-)?seed-?(\d+)$")
 
 
@@ -114,31 +116,27 @@ class Design:
         """All pairs of trained models."""
         return tuple(Pair(a, b) for a, b in combinations(self.trained, 2))
 
-    def controls_of(self, pair: Pair) -> tuple[Pair, ...]:
-        """Return the pairs of untrained networks that are controls of a pair of trained models.
+    def twins_of(self, member: Member) -> tuple[Member, ...]:
+        """Return the untrained networks of the architecture of a model."""
+        return tuple(twin for twin in self.untrained if twin.architecture == member.architecture)
 
-        If the two models have different architectures, the controls pair untrained networks of these architectures,
-        seed by seed. If they have the same, the controls are all pairs of untrained networks of it. a x b and b x a
-        have the same controls.
+    def controls_of(self, pair: Pair) -> dict[str, tuple[Pair, ...]]:
+        """Return the pairs of networks that are controls of a pair of trained models, by the name of the control.
+
+        Training of both models is removed, or of one of them: `CONTROL_PAIRS`. A control without networks is empty.
+        Every untrained network of an architecture is paired with every one of the other; of one architecture, with
+        every other one.
         """
-        order = sorted([pair.a.architecture, pair.b.architecture])
-        sides = [[m for m in self.untrained if m.architecture == architecture] for architecture in order]
-        if pair.a.architecture == pair.b.architecture:
-            return tuple(Pair(a, b) for a, b in combinations(sides[0], 2))
-        return tuple(map(Pair, *sides)) if min(map(len, sides)) else ()
+        a, b = self.twins_of(pair.a), self.twins_of(pair.b)
+        same = pair.a.architecture == pair.b.architecture
+        both = tuple(Pair(*twins) for twins in (combinations(a, 2) if same else product(a, b)))
+        of_pairs = both, tuple(Pair(pair.a, twin) for twin in b), tuple(Pair(twin, pair.b) for twin in a)
+        return dict(zip(CONTROL_PAIRS, of_pairs, strict=True))
 
 
 def is_twin(untrained: Member, trained: Member) -> bool:
     """Return whether the untrained network has the same architecture and layers as the trained one."""
     return (untrained.architecture, untrained.blocks) == (trained.architecture, trained.blocks)
-
-
-def half_trained(design: Design, pair: Pair) -> tuple[Pair, ...]:
-    """Return the pairs of one of the two models with an untrained network of the other's architecture."""
-    controls = []
-    for one, other in ((pair.a, pair.b), (pair.b, pair.a)):
-        controls += [Pair(one, twin) for twin in design.untrained if twin.architecture == other.architecture]
-    return tuple({frozenset({control.a.name, control.b.name}): control for control in controls}.values())
 
 
 def design(

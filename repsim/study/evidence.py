@@ -19,22 +19,37 @@ class Evidence:
 
     design: Design
     kernels: Kernels
+    R: Float64[np.ndarray, "L L"]
+    """Debiased CKA of all layers and controls."""
     indices: Indices
-    left_out: Float64[np.ndarray, "n T"]
-    """All indices, computed without each sample."""
+    """Indices along the mean maps of layers from halves of the samples, and along the best matches on all samples."""
+    theta: Float64[np.ndarray, " T"]
+    """All indices: matches come from one half of the samples and similarities from the other, mean over splits. Plain
+    indices ("best") and energies that are left come from all samples."""
+    theta_of_all: Float64[np.ndarray, " T"]
+    """All indices along the same maps, from all samples."""
+    left_out: Float64[np.ndarray, "units T"]
+    """All indices, computed without each sample or group of samples."""
     errors: dict[str, Float64[np.ndarray, "layers layers"]]
     """Standard errors of the similarities of layers, by the kind of control that is projected out."""
     moments: tuple[CubicMoments, ...]
-    """Moments of the layers of trained models."""
+    """Moments of the layers of trained models; empty if samples are in groups."""
+    dimensions: dict[str, float]
+    """Effective dimension of every layer, by its name."""
     nulls: dict[tuple[str, str], Null]
     """Null distributions from permutations of all samples, by (kind of control, name of the pair)."""
     within_classes: dict[tuple[str, str], Null]
     """The same from permutations within classes."""
-    halves: dict[tuple[str, str], float]
-    """Split-half indices, by (kind of control, name of the pair)."""
     measures: tuple[MeasureResult, ...]
     """Results of the measures other than debiased CKA."""
     permutations: int
     """Number of permutations."""
+    controls: tuple[str, ...]
+    """Names of the kernels that describe the input."""
     duplicates: tuple[tuple[str, str], ...]
     """Pairs of ids of samples that are equal."""
+
+    @property
+    def has_undeclared_groups(self) -> bool:
+        """Whether some samples are alike, but were not declared to be a group."""
+        return bool(self.duplicates)

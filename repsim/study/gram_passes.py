@@ -53,6 +53,7 @@ class Kernels:
     """Layers without a value (constant ones), with the reason; they are in none of the attributes above."""
     reduced: bool = False
     """Whether the layers were cut to their leading principal components by `reduce`."""
+    groups: None = None
 
     @property
     def n(self) -> int:
@@ -119,6 +120,8 @@ def kernels(
     lists = {member.name: [position[name] for name in member.layers if name in position] for member in design.members}
     for control in controls:
         lists.setdefault(control.kind, []).extend([position[control.name]] if control.name in position else [])
+    if lists.get("input") and lists.get("labels"):
+        lists["input and labels"] = lists["input"] + lists["labels"]
     positions = {name: np.array(layers, int) for name, layers in lists.items()}
     grams: list[Any] = [prepared.factors[name] for name in names]
     return Kernels(names, tuple(grams), positions, prepared.undefined)

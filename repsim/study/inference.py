@@ -1,19 +1,33 @@
-"""Compute intervals, influences and control pairs from the evidence of a study, once for all parts of its data set."""
+"""Compute estimates with intervals, and influences, from the evidence of a study, once for all parts of its data set."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float64
 
-from repsim.study.design import Design, Pair, half_trained
+from repsim.study.design import CONTROL_PAIRS, Design, Pair
 from repsim.study.evidence import Evidence
 from repsim.study.indices import RAW, TWINS, Indices
+from repsim.study.reading import quantile
 from repsim.study.uncertainty import influence, multiplier_bootstrap
 
-TITLES = {RAW: "cka", "input": "cka given input", "labels": "cka given labels", TWINS: "cka given untrained"}
+TITLES = {
+    RAW: "cka", "input": "cka given input", "labels": "cka given labels",
+    "input and labels": "cka given input and labels", TWINS: "cka given untrained",
+}  # fmt: skip
 """Names in results of debiased CKA and of partial CKA, by the control that is projected out."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Value with its standard error over samples and 95 % interval."""
+
+    value: float
+    se: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,22 +50,24 @@ class Inference:
         """Indices of the study, which are functions of the matrix R."""
         return self.evidence.indices
 
-    @cached_property
+    @property
     def theta(self) -> Float64[np.ndarray, " T"]:
-        """All indices, from all samples."""
-        return self.indices.evaluate(self.indices.R)
+        """All indices."""
+        return self.evidence.theta
+
+    @property
+    def units(self) -> int:
+        """Number of independent samples, or of groups of samples."""
+        return len(self.evidence.left_out)
 
     @cached_property
-    def influences(self) -> Float64[np.ndarray, "n T"]:
-        """Influence of every sample on every index."""
-        return influence(self.theta, self.evidence.left_out)
+    def influences(self) -> Float64[np.ndarray, "units T"]:
+        """Influence of every sample, or group of samples, on every index."""
+        return influence(self.evidence.theta_of_all, self.evidence.left_out)
 
     @cached_property
     def drawn(self) -> Float64[np.ndarray, "draws T"]:
-        """Bootstrap draws of all indices, with the same random weights of samples for all of them.
-
-        Fluctuations that two indices share therefore cancel in the draws of their difference.
-        """
+        """Bootstrap draws of all indices, with the same random weights of samples for all of them."""
         return multiplier_bootstrap(self.theta, self.influences, self.draws, self.seed)
 
     @cached_property
@@ -70,34 +86,95 @@ class Inference:
         return [*self.conditions, *(result.metric.spec for result in self.evidence.measures)]
 
     @cached_property
+    def _pair_names(self) -> dict[frozenset[str], str]:
+        return {frozenset({pair.a.name, pair.b.name}): pair.name for pair in self.indices.pairs}
+
+    @cached_property
     def pairs(self) -> list[Pair]:
         """Pairs of trained models that have an index."""
-        with_index = {pair.name for pair in self.indices.pairs}
-        return [pair for pair in self.design.pairs if pair.name in with_index]
+        return [pair for pair in self.design.pairs if self.has_index(pair)]
 
     @cached_property
     def layers(self) -> list[int]:
         """Positions in R of the layers of trained models."""
         return [int(k) for member in self.design.trained for k in self.indices.positions[member.name]]
 
-    def column(self, kind: str, pair: Pair) -> int:
-        """Return the column of the index (MBM) of a pair."""
-        return self.indices.column_of["mbm", kind, pair.name]
+    def has_index(self, pair: Pair) -> bool:
+        """Return whether both models of a pair have layers that can be compared."""
+        return frozenset({pair.a.name, pair.b.name}) in self._pair_names
 
-    def controls(self, pair: Pair, *, half: bool) -> Iterator[tuple[str, list[Pair]]]:
-        """Yield the control pairs of a pair of trained models, with their kind: "both untrained" or "one untrained".
+    def column(self, kind: str, pair: Pair, what: str = "index") -> int:
+        """Return the column of a pair of models, in either order: "index", "energy", or "best" for the plain index."""
+        return self.indices.column_of[what, kind, self._pair_names[frozenset({pair.a.name, pair.b.name})]]
+
+    def controls(self, pair: Pair) -> dict[str, list[Pair]]:
+        """Return the control pairs of a pair of trained models that have an index, by the name of the control."""
+        return {
+            name: [control for control in pairs if self.has_index(control)]
+            for name, pairs in self.design.controls_of(pair).items()
+        }
+
+    def is_controlled(self, pair: Pair) -> bool:
+        """Return whether a pair of trained models has all of its controls."""
+        return all(self.controls(pair).values())
+
+    def mean_of(self, kind: str, pairs: Sequence[Pair], what: str = "index") -> dict[int, float]:
+        """Return the coefficients, by column, of the mean over pairs of models."""
+        coefficients: dict[int, float] = {}
+        for pair in pairs:
+            column = self.column(kind, pair, what)
+            coefficients[column] = coefficients.get(column, 0.0) + 1 / len(pairs)
+        return coefficients
+
+    def mean_of_controls(self, kind: str, pairs: Sequence[Pair], name: str, what: str = "index") -> dict[int, float]:
+        """Return the coefficients, by column, of the mean over pairs of models of the mean over their controls."""
+        coefficients: dict[int, float] = {}
+        for pair in pairs:
+            for column, weight in self.mean_of(kind, self.controls(pair)[name], what).items():
+                coefficients[column] = coefficients.get(column, 0.0) + weight / len(pairs)
+        return coefficients
+
+    def estimate(self, coefficients: Mapping[int, float], kind: str, *, in_energy: bool = False) -> Estimate:
+        """Estimate a combination of columns of one kind of debiased CKA, with its jackknife interval over samples.
+
+        The jackknife counts the second-order part of the variance twice, all of it where networks are unrelated; that
+        part is subtracted (`Indices.degenerate_variance`). At least half of the jackknife's variance remains. With
+        groups of samples nothing is subtracted.
+        """
+        columns, weights = np.array(list(coefficients), int), np.array(list(coefficients.values()))
+        value = float(self.theta[columns] @ weights)
+        left_out = self.evidence.left_out[:, columns] @ weights
+        units = self.units
+        variance = (units - 1) / units * float(np.square(left_out - left_out.mean()).sum())
+        if np.isfinite(variance) and self.evidence.kernels.groups is None:
+            second = self.indices.degenerate_variance(self.evidence.R, kind, coefficients, units, in_energy=in_energy)
+            variance = max(variance - second, variance / 2)
+        se = float(np.sqrt(variance))
+        margin = quantile(units) * se
+        return Estimate(value, se, value - margin, value + margin)
+
+    def effects(
+        self, kind: str, pairs: Sequence[Pair], *, in_energy: bool = False
+    ) -> tuple[dict[str, float], dict[str, Estimate]]:
+        """Return the level of every control, and how far trained pairs of models exceed it, means over the pairs.
 
         Parameters
         ----------
-        pair
-            Pair of trained models.
-        half
-            Whether to include pairs of a trained network with an untrained one.
+        kind
+            Kind of debiased CKA.
+        pairs
+            Pairs of trained models, each with all of its controls.
+        in_energy
+            Whether values are in units of energy.
         """
-        with_index = {pair_with_index.name for pair_with_index in self.indices.pairs}
-        candidates = {"both untrained": self.design.controls_of(pair)}
-        if half:
-            candidates["one untrained"] = half_trained(self.design, pair)
-        for name, pairs in candidates.items():
-            if usable := [control for control in pairs if control.name in with_index]:
-                yield name, usable
+        what = "energy" if in_energy else "index"
+        trained = self.mean_of(kind, pairs, what)
+        levels, excess = {}, {}
+        for name in CONTROL_PAIRS:
+            control = self.mean_of_controls(kind, pairs, name, what)
+            levels[name] = float(sum(weight * self.theta[column] for column, weight in control.items()))
+            difference = {
+                column: trained.get(column, 0.0) - control.get(column, 0.0) for column in {*trained, *control}
+            }
+            excess[name] = self.estimate(dict(sorted(difference.items())), kind, in_energy=in_energy)
+        return levels, excess

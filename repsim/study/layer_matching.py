@@ -22,6 +22,52 @@ class Match:
     """The layer of B for each layer of A, never decreasing; -1 for layers that are left out, or if there is no map."""
 
 
+@dataclass(frozen=True, eq=False)
+class LayerMaps:
+    """Maps of the layers of two networks to each other, with weights: a mean of several maps has several targets."""
+
+    a_to_b: Float64[np.ndarray, "A B"]
+    """Weights of the layers of B for each layer of A, with sum 1; zeros for a layer that is left out."""
+    b_to_a: Float64[np.ndarray, "B A"]
+    """The same for each layer of B."""
+
+    @property
+    def weights(self) -> Float64[np.ndarray, "A B"]:
+        """Weights W whose sum of products with S is the mean similarity along both maps; they sum to 1, or are 0."""
+        sums = self.a_to_b.sum(), self.b_to_a.sum()
+        if 0 in sums:
+            return np.zeros(self.a_to_b.shape)
+        return np.asarray((self.a_to_b / sums[0] + self.b_to_a.T / sums[1]) / 2)
+
+
+def best_maps(S: ArrayLike) -> tuple[Float64[np.ndarray, "*batch A B"], Float64[np.ndarray, "*batch B A"]]:
+    """Return the best matches from A to B and from B to A (`best_match`) as weights of 0 and 1.
+
+    Parameters
+    ----------
+    S : array of shape (..., A, B)
+        Similarities, as in `best_match`.
+
+    Examples
+    --------
+    >>> a_to_b, b_to_a = best_maps([[0.8, 0.2], [0.3, 0.6], [0.1, 0.4]])
+    >>> a_to_b
+    array([[1., 0.],
+           [0., 1.],
+           [0., 1.]])
+    >>> LayerMaps(a_to_b, b_to_a).weights.round(3)
+    array([[0.417, 0.   ],
+           [0.   , 0.417],
+           [0.   , 0.167]])
+    """
+    S = _matrices(S)
+    one, other = (
+        (best_match(matrix).columns[..., None] == np.arange(matrix.shape[-1])).astype(np.float64)
+        for matrix in (S, S.swapaxes(-1, -2))
+    )
+    return one, other
+
+
 def best_match(S: ArrayLike) -> Match:
     """Map every layer of A to a layer of B, in order of depth, so that the mean similarity is largest.
 

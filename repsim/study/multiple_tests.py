@@ -38,6 +38,49 @@ def holm(p: ArrayLike) -> Float64[np.ndarray, "..."]:
     return ps.reshape(np.shape(p))
 
 
+def hommel(p: ArrayLike) -> Float64[np.ndarray, "..."]:
+    """Adjust p-values by Hommel's method, which controls the family-wise error rate.
+
+    It is the closed test whose intersections are tested by Simes' method, and rejects at least what Holm's method
+    does. All hypotheses are rejected if every p-value is at most alpha. The tests must be independent or positively
+    dependent.
+
+    Parameters
+    ----------
+    p : array of any shape
+        p-values, all of them of one family of tests. NaN stays NaN, and is not counted.
+
+    Returns
+    -------
+    array of the shape of p
+        Adjusted p-values.
+
+    References
+    ----------
+    Hommel. A stagewise rejective multiple test procedure based on a modified Bonferroni test. Biometrika 1988.
+    Wright. Adjusted p-values for simultaneous inference. Biometrics 1992 (the algorithm).
+
+    Examples
+    --------
+    >>> hommel([0.01, 0.04, np.nan, 0.03]).tolist()
+    [0.03, 0.04, nan, 0.04]
+    """
+    ps, defined, order = _sorted(p)
+    m = len(order)
+    if m:
+        sorted_p = ps[defined[order]]
+        lowest = np.full(m, np.min(m * sorted_p / np.arange(1, m + 1)))
+        adjusted = lowest.copy()
+        for size in range(m - 1, 1, -1):  # intersections of `size` hypotheses
+            last = m - size + 1
+            bound = np.min(size * sorted_p[last:] / np.arange(2, size + 1))
+            lowest[:last] = np.minimum(size * sorted_p[:last], bound)
+            lowest[last:] = lowest[last - 1]
+            adjusted = np.maximum(adjusted, lowest)
+        ps[defined[order]] = np.maximum(adjusted, sorted_p)
+    return ps.reshape(np.shape(p))
+
+
 def benjamini_hochberg(p: ArrayLike) -> Float64[np.ndarray, "..."]:
     """Adjust p-values by the method of Benjamini and Hochberg, which controls the false discovery rate.
 

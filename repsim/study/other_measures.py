@@ -22,6 +22,7 @@ from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 from repsim.study.design import Member, Pair
 from repsim.study.gram_passes import sources
+from repsim.study.layer_matching import mbm
 
 Values = Float64[np.ndarray, "a b"]
 MIN_PERMUTATIONS = 19
@@ -50,6 +51,18 @@ class MeasureResult:
     """Cautions of the measure about values of the pair."""
     notes: list[str] = field(default_factory=list)
     """Sentences about values that were not computed, or not in full."""
+
+    def of(self, values: Mapping[str, Float64[np.ndarray, "..."]], pair: Pair) -> Float64[np.ndarray, "*batch a b"]:
+        """Return the values of a pair of models, which may have been compared in the other order."""
+        if pair.name in values:
+            return values[pair.name]
+        return values[Pair(pair.b, pair.a).name].swapaxes(-1, -2)
+
+    def mean_index(
+        self, values: Mapping[str, Float64[np.ndarray, "..."]], pairs: Sequence[Pair]
+    ) -> Float64[np.ndarray, "..."]:
+        """Compute the mean over pairs of models of the mean similarity of best-matching layers."""
+        return np.asarray(np.mean([mbm(self.of(values, pair)) for pair in pairs], axis=0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ maximum. The statistics are the maximum and the mean along the best match (MBM).
 by the same permutation, which keeps the similarities of layers within a network.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +83,7 @@ def cka_nulls(
         return {}
     kernels = reduced_kernels(kernels, design)
     models = [kernels.positions[member.name] for member in design.trained]
-    controls = np.concatenate([kernels.positions[kind] for kind in kinds if kind != RAW] or [np.zeros(0, int)])
+    controls = np.array(_without_repetition(kernels.positions[kind] for kind in kinds if kind != RAW), int)
     R = kernels.values()
     rows, columns = (np.concatenate([*side, controls]) for side in (models[:-1], models[1:]))
     row_of, column_of = ({k: i for i, k in enumerate(side)} for side in (rows, columns))
@@ -123,8 +124,12 @@ def reduced_kernels(kernels: Kernels, design: Design) -> Kernels:
     if kernels.n <= tuning.current().exact_samples or kernels.reduced:
         return kernels
     names = [*(member.name for member in design.trained), *CONTROLS]
-    selected = np.concatenate([kernels.positions[name] for name in names if name in kernels.positions])
-    return kernels.reduce(selected.tolist())
+    return kernels.reduce(_without_repetition(kernels.positions[name] for name in names if name in kernels.positions))
+
+
+def _without_repetition(positions: Iterable[Int64[np.ndarray, " layers"]]) -> list[int]:
+    """Return all positions, each once; the input and the labels are controls alone and together."""
+    return list(dict.fromkeys(k for layers in positions for k in layers.tolist()))
 
 
 def null_of_values(observed: Float64[np.ndarray, "a b"], permuted: Float64[np.ndarray, "count a b"]) -> Null:

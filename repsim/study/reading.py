@@ -1,4 +1,7 @@
-"""Read conclusions from the data set of a study: its strictest kernel, the identified shares, the verdict."""
+"""Read conclusions from the data set of a study: its strictest kernel, the identified shares, what is claimed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -7,6 +10,9 @@ from numpy.typing import ArrayLike
 
 ALPHA = 0.05
 """Significance level."""
+Level = Literal["", "networks", "architectures"]
+"""What a claim is about: nothing, the networks of the study, or networks of these architectures."""
+LEVELS: tuple[Level, ...] = ("", "networks", "architectures")
 
 
 def quantile(n: int, level: float = 0.95) -> float:
@@ -20,21 +26,84 @@ def quantile(n: int, level: float = 0.95) -> float:
     return float(stats.t.ppf((1 + level) / 2, n - 1))
 
 
-def verdict(study: xr.Dataset) -> bool | None:
-    """Return whether something learned is shared across families; None if the study cannot say.
+def claimed_sets(
+    families: Sequence[str], pairs: Mapping[tuple[str, str], Level], level: Level
+) -> list[tuple[str, ...]]:
+    """Return the largest sets of families of which every pair is claimed at a level or a higher one.
 
-    The input is required: on ImageNet pictures, networks with random weights declared as trained were more alike than
-    untrained networks in plain CKA, and no longer so once the input was projected out.
+    Parameters
+    ----------
+    families
+        Names of all families.
+    pairs
+        Level of each pair of families, in the order of ``families``.
+    level
+        The lowest level that counts.
+
+    Examples
+    --------
+    >>> claimed_sets("abcd", {("a", "b"): "networks", ("a", "c"): "networks", ("b", "c"): "networks"}, "networks")
+    [('a', 'b', 'c')]
     """
-    if strictest(study) == "cka":
+    claimed = {
+        frozenset(pair) for pair, reached in pairs.items() if reached and LEVELS.index(reached) >= LEVELS.index(level)
+    }
+    largest: list[tuple[str, ...]] = []
+
+    def grow(members: tuple[str, ...], candidates: list[str], excluded: list[str]) -> None:
+        """Extend a set by every candidate that is claimed with all of its members (Bron and Kerbosch 1973)."""
+        if not candidates and not excluded and len(members) > 1:
+            largest.append(members)
+        for name in list(candidates):
+
+            def related(other: str, name: str = name) -> bool:
+                return frozenset({name, other}) in claimed
+
+            grow((*members, name), list(filter(related, candidates)), list(filter(related, excluded)))
+            candidates.remove(name)
+            excluded.append(name)
+
+    grow((), list(families), [])
+    return sorted(largest, key=lambda names: (-len(names), [families.index(name) for name in names]))
+
+
+def claims(study: xr.Dataset, level: Level = "networks") -> list[tuple[str, ...]]:
+    """Return the largest sets of families that share something learned, shown for every pair of them at this level.
+
+    Parameters
+    ----------
+    study
+        A study.
+    level
+        "networks": shown for the networks of the study; "architectures": for networks of these architectures.
+    """
+    families = list(dict.fromkeys(study["family"].values.tolist()))
+    levels = dict(
+        zip(
+            zip(study["family_a"].values.tolist(), study["family_b"].values.tolist(), strict=True),
+            study["claim_level"].values.tolist(),
+            strict=True,
+        )
+    )
+    return claimed_sets(families, levels, level)
+
+
+def verdict(study: xr.Dataset) -> bool | None:
+    """Return whether something learned is universal across all families; None if the study cannot say.
+
+    It is universal if every pair of families shares something learned, shown for networks of these architectures and
+    not for the networks of the study alone (`repsim.study.claims`). The study cannot say without the input, or without
+    controls of any pair of families.
+    """
+    families = list(dict.fromkeys(study["family"].values.tolist()))
+    if len(families) < 2 or strictest(study) == "cka" or np.isnan(study["effect"].sel(measure=strictest(study))).all():
         return None
-    low = float(study["learned_mean_low"].sel(kernel=strictest(study), kind_of_pair="other family"))
-    return None if np.isnan(low) else low > 0
+    return claims(study, "architectures") == [tuple(families)]
 
 
 def name_of(study: xr.Dataset, share: str) -> str:
     """Return the label of a share. It is called universal only if `verdict` is True."""
-    return "common to all families" if share == "universal" and not verdict(study) else share
+    return "common to families" if share == "universal" and not verdict(study) else share
 
 
 def known_shares(study: xr.Dataset) -> dict[str, str]:
@@ -89,7 +158,7 @@ def strictest(study: xr.Dataset) -> str:
 def means_over_pairs(
     study: xr.Dataset, what: str, kernel: str, relation: str = "other family"
 ) -> tuple[float, float, float]:
-    """Return the mean of "index", "control" or "learned" over pairs of one kind, and the ends of its interval."""
+    """Return the mean of "index", "trained", "control" or "learned" over pairs of one kind, and the ends of its interval."""
     selection = {"kernel": kernel, "kind_of_pair": relation}
     value, low, high = (float(study[f"{what}_mean{end}"].sel(selection)) for end in ("", "_low", "_high"))
     return value, low, high

@@ -1,7 +1,7 @@
 """Conduct a study: compute from stores of many models how universal their representations are."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -9,13 +9,13 @@ from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 
 from repsim import metrics as registry
-from repsim.engine.null_moments import cubic_moments
+from repsim.engine.null_moments import CubicMoments, cubic_moments
 from repsim.engine.planning import by_recipe
 from repsim.engine.resampling import random_permutations
-from repsim.errors import InvalidInputError, UndefinedValueError
+from repsim.errors import InvalidInputError
 from repsim.metrics import Metric
 from repsim.metrics.cka import CKA
 from repsim.results.files import save_result
@@ -25,17 +25,17 @@ from repsim.runtime.files import check_output, locked
 from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
 from repsim.runtime.options import accept_options, sort_keywords
-from repsim.runtime.progress import Progress, Steps, counter, report_steps
+from repsim.runtime.progress import Steps, counter, report_steps
 from repsim.stores.store import ActivationStore, as_stores, open_store
 from repsim.study import controls as control
 from repsim.study import permutation_nulls
 from repsim.study.chance import within_classes
 from repsim.study.dataset import study_dataset
 from repsim.study.design import Design, Pair, design
+from repsim.study.dimension import effective_dimension
 from repsim.study.evidence import Evidence
 from repsim.study.gram_passes import Kernels, kernels, symmetric
-from repsim.study.indices import Indices
-from repsim.study.layer_matching import split_half
+from repsim.study.indices import Indices, cross_fitted, matches_on
 from repsim.study.options import METRICS, UniversalityOptions
 from repsim.study.other_measures import MeasureResult, measure, read
 
@@ -248,14 +248,26 @@ def _collect_evidence(
         if not len(all_kernels.positions[member.name]):
             reason = all_kernels.undefined[member.layers[0]]
             raise InvalidInputError(f"{member.store.path}: none of its layers can be compared ({reason}); leave it out")
+    positions = all_kernels.positions
     sweep = all_kernels.leave_one_out(_LEAVE_ONE_OUT_MEMORY)
     runs = sweep.runs(counter(sweep.units, steps("leaving out each sample")))
     first = next(runs)
-    indices = Indices(study, dict(all_kernels.positions), symmetric(sweep.full_values))
-    left_out, errors = indices.without_each(values for _, values in chain([first], runs))
-    assert sweep.cubes is not None, "requested in Kernels.leave_one_out"
-    trained = np.concatenate([all_kernels.positions[member.name] for member in study.trained])
-    cubic = tuple(cubic_moments([all_kernels.grams[k] for k in trained], sweep.cubes[trained]))
+    R = symmetric(sweep.full_values)
+    splits = max(2, min(tuning.current().halvings, _SPLIT_SAMPLES // study.n))
+    step = counter(splits, steps("splitting samples"))
+    size = len(R)
+    cross, maps = cross_fitted(
+        lambda maps: Indices(study, positions, size, maps), _halves(all_kernels, splits, seed, step)
+    )
+    indices = Indices(study, positions, size, maps, matches_on(Indices(study, positions, size, {}), R))
+    of_all = indices.evaluate(R)
+    theta = _combined(indices, of_all, cross, Indices(study, positions, size, maps))
+    left_out, errors = indices.without_each(R, (values for _, values in chain([first], runs)))
+    trained = np.concatenate([positions[member.name] for member in study.trained])
+    cubic: tuple[CubicMoments, ...] = ()
+    if sweep.cubes is not None:
+        cubic = tuple(cubic_moments([all_kernels.grams[k] for k in trained], sweep.cubes[trained]))
+    dimensions = {all_kernels.names[k]: effective_dimension(all_kernels.grams[k]) for k in indices.layers.tolist()}
     del sweep, runs, first
 
     orders = random_permutations(study.n, permutations, seed)
@@ -268,7 +280,6 @@ def _collect_evidence(
         within = permutation_nulls.cka_nulls(
             reduced, indices, orders_within, memory=memory, progress=steps("permuting samples within classes")
         )
-    halves = _halves(study, all_kernels, indices, seed, steps("splitting samples"))
     results: dict[str, MeasureResult] = {}
     pairs, others = _pairs_to_measure(study), [metric for metric in selected if metric != CKA()]
     for recipe, sharing in by_recipe(others, "features"):  # measures with the same recipe read their layers once
@@ -281,48 +292,40 @@ def _collect_evidence(
             )  # fmt: skip
     measures = [results[metric.spec] for metric in others]
     return Evidence(
-        study, all_kernels, indices, left_out, errors, cubic, null, within, halves, tuple(measures), permutations,
-        tuple(control.duplicates(study)),
+        design=study, kernels=all_kernels, R=R, indices=indices, theta=theta, theta_of_all=of_all, left_out=left_out,
+        errors=errors, moments=cubic, dimensions=dimensions, nulls=null, within_classes=within,
+        measures=tuple(measures), permutations=permutations,
+        controls=tuple(one.name for one in controls if one.kind == "input"),
+        duplicates=tuple(control.duplicates(study)),
     )  # fmt: skip
 
 
+def _combined(
+    indices: Indices, of_all: Float64[np.ndarray, " T"], cross: Float64[np.ndarray, " t"], without_best: Indices
+) -> Float64[np.ndarray, " T"]:
+    """Return the values of the study: cross-fitted ones, but from all samples where no match is involved."""
+    values = of_all.copy()
+    for key, column in indices.column_of.items():
+        if key[0] not in {"best", "left"}:
+            values[column] = cross[without_best.column_of[key]]
+    return values
+
+
 def _pairs_to_measure(study: Design) -> list[Pair]:
-    """Return the pairs of trained models and of their untrained twins, each once."""
+    """Return the pairs of trained models and of their controls, each once."""
     unique: dict[frozenset[str], Pair] = {}
     for trained in study.pairs:
-        for pair in (trained, *study.controls_of(trained)):
+        for pair in (trained, *chain(*study.controls_of(trained).values())):
             unique.setdefault(frozenset({pair.a.name, pair.b.name}), pair)
     return list(unique.values())
 
 
 def _halves(
-    study: Design, kernels: Kernels, indices: Indices, seed: int, progress: Progress | None
-) -> dict[tuple[str, str], float]:
-    """Compute split-half indices of all pairs of trained models, by (kind of control, name of the pair).
-
-    Layers are matched on one half of the samples, and their similarity is measured on the other.
-    """
-    controls = [kernels.positions[kind] for kind in ("input", "labels") if kind in kernels.positions]
-    selected = np.concatenate([*(kernels.positions[member.name] for member in study.trained), *controls])
-    new = {k: i for i, k in enumerate(selected)}
-    positions: dict[str, Int64[np.ndarray, " layers"]] = {
-        name: np.array([new[k] for k in old if k in new], int) for name, old in kernels.positions.items()
-    }
-    splits = max(1, min(tuning.current().halvings, _SPLIT_SAMPLES // study.n))
-    step = counter(splits, progress)
-    by_pair: dict[tuple[str, str], list[float]] = {}
-    for order in random_permutations(study.n, splits, seed):
-        first, second = (np.sort(half) for half in (order[: study.n // 2], order[study.n // 2 :]))
-        halves: list[Float64[np.ndarray, "L L"]] = [kernels.values_on(half, selected) for half in (first, second)]
-        split = Indices(study, positions, halves[0])
-        for kind in indices.kernels:
-            try:
-                values = [split.similarities(R, kind) for R in halves]
-            except UndefinedValueError:  # a control is constant: no two samples of one class in this half
-                continue
-            for pair in study.pairs:
-                if len(positions[pair.a.name]) and len(positions[pair.b.name]):
-                    blocks = [split.block(half, pair) for half in values]
-                    by_pair.setdefault((kind, pair.name), []).append(float(split_half(*blocks)))
+    kernels: Kernels, splits: int, seed: int, step: Callable[[], None]
+) -> Iterator[tuple[Float64[np.ndarray, "L L"], Float64[np.ndarray, "L L"]]]:
+    """Yield debiased CKA of all layers and controls on both halves of the samples, for each of several splits."""
+    everything = np.arange(len(kernels.names))
+    for order in random_permutations(kernels.n, splits, seed):
+        first, second = (np.sort(half) for half in (order[: kernels.n // 2], order[kernels.n // 2 :]))
+        yield kernels.values_on(first, everything), kernels.values_on(second, everything)
         step()
-    return {key: float(np.mean(values)) for key, values in by_pair.items()}

@@ -1,6 +1,7 @@
 """Write the summary of a study: sentences that follow from its numbers by rule.
 
-The word "universal" is used only where the learned effect across families is above 0 with its whole interval.
+The word "universal" is used only of families of which every pair shares something learned, shown for networks of their
+architectures (`repsim.study.claims`).
 """
 
 from collections.abc import Iterator
@@ -10,25 +11,35 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from repsim.study.formatting import MOST_NAMES, listed, number
-from repsim.study.reading import ALPHA, extremes, means_over_pairs, name_of, strictest, verdict
+from repsim.study.formatting import MOST_NAMES, listed, number, probability
+from repsim.study.reading import ALPHA, claims, extremes, means_over_pairs, name_of, strictest
+
+_SIGNAL = 2.0
+"""Variance of the samples' influences, relative to that between unrelated networks, from which stimuli are named."""
 
 
 def summary(study: xr.Dataset) -> list[str]:
     """Return the sentences of the summary, each from numbers of the study."""
-    sentences = [_models(study), *_raw(study), *_learned(study), *_shares(study), *_ceilings(study), *_tested(study)]
-    sentences += [*_depth(study), *_map(study), *_stimuli(study)]
-    return sentences
+    parts = (
+        _models, _raw, _given_controls, _claimed, _refused, _measures, _dimensions, _shares, _ceilings, _tested, _depth,
+        _map, _stimuli,
+    )  # fmt: skip
+    return [sentence for part in parts for sentence in part(study)]
 
 
-def _models(study: xr.Dataset) -> str:
-    families: dict[str, int] = {}
+def _models(study: xr.Dataset) -> Iterator[str]:
+    families: dict[str, list[int]] = {}
     for family in study["family"].values.tolist():
-        families[family] = families.get(family, 0) + 1
-    counted = ", ".join(f"{family} ({count})" for family, count in families.items())
-    return (
-        f"{_counted(study.sizes['model'], 'trained model')} of {_counted(len(families), 'family', 'families')}: "
-        f"{counted}; {study['n_samples'].item()} samples of {study['data'].item()}, readout {study['readout'].item()}."
+        families.setdefault(family, [0, 0])[0] += 1
+    untrained = study["network_state"].values == "untrained"
+    for family in study["network_family"].values[untrained].tolist():
+        families.setdefault(family, [0, 0])[1] += 1
+    counted = ", ".join(f"{family} ({one} + {other})" for family, (one, other) in families.items())
+    number_of_families = len(set(study["family"].values.tolist()))
+    yield (
+        f"{_counted(study.sizes['model'], 'trained network')} of {_counted(number_of_families, 'family', 'families')}, "
+        f"and {int(untrained.sum())} untrained: {counted}; {study['n_samples'].item()} samples of "
+        f"{study['data'].item()}, readout {study['readout'].item()}."
     )
 
 
@@ -39,59 +50,165 @@ def _counted(count: int, one: str, several: str = "") -> str:
 def _raw(study: xr.Dataset) -> Iterator[str]:
     value = means_over_pairs(study, "index", "cka")
     if np.isnan(value[0]):
-        within = [
-            relation
-            for relation in ("same architecture", "same family")
-            if not np.isnan(means_over_pairs(study, "index", "cka", relation)[0])
-        ]
-        for relation in within:
-            yield (
-                f"Models of the {relation}: best-matching layers have a debiased CKA of "
-                f"{number(*means_over_pairs(study, 'index', 'cka', relation))}."
-            )
+        for relation in ("same architecture", "same family"):
+            of_relation = means_over_pairs(study, "index", "cka", relation)
+            if not np.isnan(of_relation[0]):
+                yield f"Models of the {relation}: matching layers have a debiased CKA of {number(*of_relation)}."
         return
-    text = f"Across families, best-matching layers have a debiased CKA of {number(*value)}"
     control, learned = means_over_pairs(study, "control", "cka"), means_over_pairs(study, "learned", "cka")
+    text = f"Across families, matching layers have a debiased CKA of {number(*value)}"
     if np.isnan(control[0]):
         yield f"{text}."
-    elif learned[1] > 0:
-        yield f"{text}; with untrained networks it is {number(*control)}."
-    elif learned[2] < 0:
-        yield f"{text}; with untrained networks it is {number(*control)}, which is more."
-    else:
-        yield (
-            f"{text}; with untrained networks it is {number(*control)}: raw similarity does not tell trained networks "
-            "from untrained ones here."
-        )
-
-
-def _learned(study: xr.Dataset) -> Iterator[str]:
-    kernel, is_shared = strictest(study), verdict(study)
-    learned, value, control = (means_over_pairs(study, name, kernel) for name in ("learned", "index", "control"))
-    if np.isnan(value[0]):
         return
-    if kernel == "cka":
+    relation = (
+        "which is less" if learned[1] > 0 else "which is more" if learned[2] < 0 else "which is no clear difference"
+    )
+    yield f"{text}; in the strongest control it is {number(*control)}, {relation}{_of_counted(study)}."
+
+
+def _of_counted(study: xr.Dataset) -> str:
+    """Return how many pairs of models the control is about, if it is not all of them."""
+    across = int((study["relation"].values == "other family").sum())
+    counted = int(study["pairs_counted"].sel(kind_of_pair="other family"))
+    if counted == across:
+        return ""
+    own = number(*means_over_pairs(study, "trained", "cka"))
+    return f" (only {counted} of {across} pairs of models have controls; their own value is {own})"
+
+
+def _given_controls(study: xr.Dataset) -> Iterator[str]:
+    if not study.sizes["families"]:
+        return
+    if strictest(study) == "cka":
         yield "What the input alone explains is not known, so it cannot be said how much of this is learned."
         return
-    text = f"With the input projected out, {number(*value)} is left"
-    if is_shared is None:
-        yield f"{text}; without untrained networks it cannot be said how much is learned."
+    for kernel in ("cka given input", "cka given input and labels"):
+        if kernel not in study["kernel"].values:
+            continue
+        value = means_over_pairs(study, "index", kernel)
+        energy = study["energy"].sel(measure=kernel).values[study["relation"].values == "other family"].mean()
+        left = [
+            number(float(study["energy_left"].sel(kernel=kernel).values[study["network_state"].values == state].mean()))
+            for state in dict.fromkeys(study["network_state"].values.tolist())
+        ]
+        removed = kernel.removeprefix("cka given ").replace("and labels", "and the class labels")
+        text = (
+            f"With the {removed} projected out it is {number(*value)}, and {number(float(energy))} in units of energy; "
+            f"left of the energy: {' of trained networks, '.join(left)} of "
+            f"{'untrained' if len(left) > 1 else 'trained'} ones."
+        )
+        control = means_over_pairs(study, "control", kernel)
+        if np.isnan(control[0]):
+            yield f"{text} Without untrained networks it cannot be said how much is learned."
+        else:
+            yield f"{text} In the strongest control it is {number(*control)}."
+
+
+def _effect(study: xr.Dataset, names: tuple[str, ...]) -> str:
+    """Describe the smallest effect of training over the pairs of a set of families."""
+    kernel = _claimed_kernel(study)
+    pairs = [" x ".join(pair) for pair in combinations(names, 2)]
+    of_pairs = study.sel(measure=kernel, kernel=kernel, families=pairs)
+    weakest = of_pairs.isel(families=int(np.argmin(of_pairs["effect"].values)))
+    value, energy = (
+        number(*(float(weakest[f"effect{unit}{end}"]) for end in ("", "_low", "_high"))) for unit in ("", "_energy")
+    )
+    which = "" if len(pairs) == 1 else f" (for {weakest['families'].item()}, the smallest)"
+    return f"more alike than the strongest control by {value}{which}, and by {energy} of the energy ({kernel})"
+
+
+def _claimed_kernel(study: xr.Dataset) -> str:
+    """Return the kind of debiased CKA with most controls that a claim rests on."""
+    both = "cka given input and labels"
+    return both if both in study["kernel"].values else strictest(study)
+
+
+def _claimed(study: xr.Dataset) -> Iterator[str]:
+    """Yield what is claimed, at the level of architectures and then of the networks."""
+    beyond = ", beyond the classes" if _claimed_kernel(study) != strictest(study) else ""
+    families = tuple(dict.fromkeys(study["family"].values.tolist()))
+    general = claims(study, "architectures")
+    for names in general:
+        across = "these families" if names == families else _joined(names)
+        pairs = [" x ".join(pair) for pair in combinations(names, 2)]
+        p = float(study["p_exchange"].sel(kernel=_claimed_kernel(study), families=pairs).max())
+        each = "every pair of " if len(names) > 2 else ""
+        yield (
+            f"To this extent what was learned is universal across {across}{beyond}: networks of {each}{_joined(names)} "
+            f"are {_effect(study, names)}. This holds for networks of these architectures: the interval over networks "
+            f"and samples is above 0, and exchanging trained and untrained networks gives p = {probability(p)}."
+        )
+    for names in claims(study, "networks"):
+        if any(set(names) <= set(larger) for larger in general):
+            continue
+        reasons = dict.fromkeys(
+            str(study["claim_reason"].sel(families=" x ".join(pair)).item()) for pair in combinations(names, 2)
+        )
+        networks = [str(name) for name, family in zip(study["model"].values, study["family"].values, strict=True)
+                    if family in names]  # fmt: skip
+        each = "of every pair of" if len(names) > 2 else "of"
+        yield (
+            f"These networks, on samples like these, share something learned{beyond}: {', '.join(networks)}. Those "
+            f"{each} {_joined(names)} are {_effect(study, names)}. Nothing is claimed of other networks of these "
+            f"architectures: {'; '.join(reason for reason in reasons if reason)}."
+        )
+
+
+def _refused(study: xr.Dataset) -> Iterator[str]:
+    """Yield the pairs of families for which nothing is claimed, with the reasons."""
+    if strictest(study) == "cka" or not study.sizes["families"]:
         return
-    text += f", and {number(*control)} with untrained networks: "
-    if is_shared:
+    by_reason: dict[str, list[str]] = {}
+    for name, level, reason in zip(
+        study["families"].values.tolist(), study["claim_level"].values.tolist(), study["claim_reason"].values.tolist(),
+        strict=True,
+    ):  # fmt: skip
+        if not level:
+            by_reason.setdefault(str(reason), []).append(str(name))
+    for reason, pairs in by_reason.items():
+        yield f"Nothing learned is shown to be shared by {listed(pairs, 6)}: {reason}."
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _measures(study: xr.Dataset) -> Iterator[str]:
+    """Yield whether the other measures of the study agree, each with its own controls."""
+    kernels = set(study["kernel"].values.tolist()) | {"cka given untrained"}
+    others = [name for name in study["measure"].values.tolist() if name not in kernels]
+    if not others or not study.sizes["families"]:
+        return
+    signs: dict[str, list[str]] = {"more": [], "less": [], "neither more nor less": []}
+    for name in others:
+        effects = study["effect"].sel(measure=name).values
+        if np.isnan(effects).all():
+            continue
+        low, high = (float(np.nanmin(study[f"effect{end}"].sel(measure=name).values)) for end in ("_low", "_high"))
+        sign = "more" if low > 0 else "less" if high < 0 else "neither more nor less"
+        signs[sign].append(f"{name} {number(float(np.nanmin(effects)))}")
+    parts = [f"{sign} alike under {', '.join(names)}" for sign, names in signs.items() if names]
+    if not parts:
+        return
+    claimed = bool(claims(study))
+    agree = not signs["less"] if claimed else not signs["more"]
+    yield (
+        f"Compared with the strongest control, trained networks are {'; '.join(parts)} (smallest difference of any pair "
+        f"of families, raw values). {'The measures agree.' if agree else 'The measures disagree.'}"
+    )
+
+
+def _dimensions(study: xr.Dataset) -> Iterator[str]:
+    states = study["network_state"].values
+    means = {
+        state: float(np.nanmean(study["effective_dimension"].values[states == state]))
+        for state in dict.fromkeys(states.tolist())
+        if np.isfinite(study["effective_dimension"].values[states == state]).any()
+    }
+    if "untrained" in means and "trained" in means:
         yield (
-            f"{text}the learned effect is {number(*learned)}, above 0. To this extent what was learned is universal "
-            "across these families."
-        )
-    elif learned[2] < 0:
-        yield (
-            f"{text}the difference is {number(*learned)}, below 0. Trained networks of different families are less "
-            "alike than the control; nothing learned is shown to be shared."
-        )
-    else:
-        yield (
-            f"{text}the learned effect is {number(*learned)}, which may be 0. Nothing learned is shown to be shared "
-            "across these families."
+            f"The effective dimension of layers is {means['trained']:.1f} in trained networks and "
+            f"{means['untrained']:.1f} in untrained ones, on average."
         )
 
 
@@ -122,21 +239,36 @@ def _ceilings(study: xr.Dataset) -> Iterator[str]:
     for k, (families, kinds) in enumerate(zip(study["families"].values.tolist(), origins, strict=True)):
         selection = {"kernel": kernel}
         ratio, low, high = (float(study[name].sel(selection)[k]) for name in ("ratio", "ratio_low", "ratio_high"))
-        if not np.isnan(ratio):
-            origin = " and ".join(sorted(set(kinds)))
+        if np.isnan(ratio):
+            continue
+        origin = " and ".join(sorted(set(kinds)))
+        if ratio < 1:
             yield f"{families}: {number(ratio, low, high)} of the ceiling that {origin} set ({kernel})."
+        else:  # the ratio estimates a cosine
+            yield (
+                f"{families}: as alike as {origin} allow; the ratio to the ceiling is not shown to be below 1, and at "
+                f"least {number(low)} ({kernel})."
+            )
 
 
 def _tested(study: xr.Dataset) -> Iterator[str]:
     if not study.sizes.get("pair"):
         return
-    p = study["p_index_holm"].sel(measure=strictest(study)).values
-    p = p[~np.isnan(p)]
-    if len(p):
+    of_kernel = study.sel(measure=strictest(study))
+    adjusted, permuted = of_kernel["p_index_holm"].values, of_kernel["permuted"].values
+    p = adjusted[~np.isnan(adjusted)]
+    if not len(p):
+        return
+    if len(p) / (np.nanmin(permuted) + 1) > ALPHA:
         yield (
-            f"{int((p <= ALPHA).sum())} of {len(p)} pairs of models are more alike than chance at 5 % (best match "
-            f"of all layers, {study.attrs['permutations']} permutations, Holm; {strictest(study)})."
+            f"Whether pairs of models are related cannot be tested with {int(np.nanmin(permuted))} permutations: among "
+            f"{len(p)} pairs no p-value can be below {ALPHA}."
         )
+        return
+    yield (
+        f"Independence is rejected for {int((p <= ALPHA).sum())} of {len(p)} pairs of models at 5 % (all layers, "
+        f"{int(np.nanmin(permuted))} permutations, Holm; {strictest(study)}); it says nothing about how alike they are."
+    )
 
 
 def _depth(study: xr.Dataset) -> Iterator[str]:
@@ -148,8 +280,8 @@ def _depth(study: xr.Dataset) -> Iterator[str]:
         if np.isnan(split):  # a control is undefined on the halves
             return
         yield (
-            f"Matches of layers found on one half of the samples hold on the other: {number(split)} there, "
-            f"{number(on_all)} on all ({kernel})."
+            f"Values are those of matches of layers found on one half of the samples and measured on the other: "
+            f"{number(split)}; found and measured on all samples it would be {number(on_all)} ({kernel})."
         )
 
 
@@ -160,7 +292,17 @@ def _map(study: xr.Dataset) -> Iterator[str]:
     selection = {"map": kernel if kernel in study["map"].values else study["map"].values[0]}
     labels = study["cluster"].sel(selection).values
     common = [float(study[f"common_share{end}"].sel(selection)) for end in ("", "_low", "_high")]
-    yield f"The first common component carries {number(*common)} of the energy of the models ({selection['map']})."
+    noise = float(study["common_share_noise"].sel(selection))
+    if common[0] > noise:
+        yield (
+            f"The first common component carries {number(*common)} of the energy of the models; of unrelated models it "
+            f"would carry up to {number(noise)} ({selection['map']})."
+        )
+    else:
+        yield (
+            f"The models have no common component: the first one carries {number(common[0])}, and of unrelated models it "
+            f"would carry up to {number(noise)} ({selection['map']})."
+        )
     if labels.max() < 1:
         yield "The models form no clear clusters."
         return
@@ -169,14 +311,17 @@ def _map(study: xr.Dataset) -> Iterator[str]:
     stability = (
         "" if np.isnan(ari) else f"; found again in resampled stimuli with an adjusted Rand index of {number(ari)}"
     )
-    title = "Candidate universality classes" if verdict(study) else "Clusters of models"
-    yield f"{title}: {' | '.join(listed(group, 4) for group in groups)}{stability}."
+    yield f"Clusters of models: {' | '.join(listed(group, 4) for group in groups)}{stability}."
 
 
 def _stimuli(study: xr.Dataset) -> Iterator[str]:
     if "agreement" not in study:
         return
     kernel = strictest(study)
+    index = means_over_pairs(study, "index", kernel)
+    if not (float(study["agreement_signal"].sel(kernel=kernel)) > _SIGNAL and (index[1] > 0 or np.isnan(index[1]))):
+        yield f"No stimuli stand out: what single samples add to the agreement is within noise ({kernel})."
+        return
     most, least = extremes(study["agreement"].sel(kernel=kernel).values, MOST_NAMES)
     names = study["sample"].values
     yield (

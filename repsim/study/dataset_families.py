@@ -1,0 +1,305 @@
+"""Build the tables of pairs of families for the data set of a study: effects of training, controls, tests, ceilings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float64
+from scipy import stats
+
+from repsim.study.claims import Case, decide
+from repsim.study.dataset_map import values_between_models
+from repsim.study.design import CONTROL_PAIRS, Design, Member, Pair
+from repsim.study.exchange import Networks, exchange_test, network_variance
+from repsim.study.inference import TITLES, Estimate, Inference
+from repsim.study.other_measures import MeasureResult
+from repsim.study.partial_cka import ceiling
+from repsim.study.uncertainty import half_samples, jackknife
+
+_ENDS = ("", "_low", "_high")
+_OF_MEASURES = ("trained_value", *(f"effect{end}" for end in _ENDS))
+_OF_KERNELS = (
+    "trained_energy", *(f"effect_energy{end}" for end in _ENDS), "effect_network_low", "effect_network_high",
+    "effect_energy_network_low", "effect_energy_network_high", "p_samples", "p_exchange",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class FamilyPair:
+    """Two families, the pairs of their trained models that have all controls, and the models that lack one."""
+
+    a: str
+    b: str
+    counted: tuple[Pair, ...]
+    """Pairs of a trained model of a (first) with one of b, each with all of its controls."""
+    without_twins: tuple[str, ...]
+    """Architectures of both families without an untrained network."""
+
+    @property
+    def name(self) -> str:
+        """Label of the pair, ``a x b``."""
+        return f"{self.a} x {self.b}"
+
+
+def family_pairs(inference: Inference) -> list[FamilyPair]:
+    """Return all pairs of families of trained models."""
+    design = inference.design
+    pairs = []
+    for a, b in combinations(dict.fromkeys(member.family for member in design.trained), 2):
+        sides = ([member for member in design.trained if member.family == family] for family in (a, b))
+        one, other = sides
+        of_families = [Pair(x, y) for x in one for y in other]
+        counted = tuple(pair for pair in of_families if inference.has_index(pair) and inference.is_controlled(pair))
+        lacking = dict.fromkeys(m.architecture for m in (*one, *other) if not design.twins_of(m))
+        pairs.append(FamilyPair(a, b, counted, tuple(lacking)))
+    return pairs
+
+
+def pairs_of_families(inference: Inference) -> xr.Dataset:
+    """Compute the effect of training on the similarity of two families, under every measure, and what may be claimed.
+
+    The effect is the mean similarity of trained networks minus that of the strongest control; every control has its own
+    interval, and the effect has the smallest lower and the smallest upper end of them.
+    """
+    pairs, titles, kernels = family_pairs(inference), inference.titles, inference.kernels
+    of_measures = {name: np.full((len(titles), len(pairs)), np.nan) for name in _OF_MEASURES}
+    of_kernels = {name: np.full((len(kernels), len(pairs)), np.nan) for name in _OF_KERNELS}
+    control_value = np.full((len(titles), len(pairs), len(CONTROL_PAIRS)), np.nan)
+    control_energy = np.full((len(kernels), len(pairs), len(CONTROL_PAIRS)), np.nan)
+    against = np.full((len(titles), len(pairs)), "", dtype=object)
+    least = np.full(len(pairs), np.nan)
+    for f, families in enumerate(pairs):
+        if not families.counted:
+            continue
+        sides = [_networks(inference, families, side) for side in (0, 1)]
+        for m, title in enumerate(titles):
+            if title in kernels:
+                row, levels = _row_of_kernel(inference, kernels[title], families.counted, sides)
+                k = list(kernels).index(title)
+                for name in _OF_KERNELS:
+                    of_kernels[name][k, f] = row.get(name, np.nan)
+                control_energy[k, f] = row.pop("control_energy", np.full(len(CONTROL_PAIRS), np.nan))
+                least[f] = row["p_exchange_least"]
+            elif title in inference.conditions:  # given untrained twins there are no controls
+                continue
+            else:
+                result = inference.evidence.measures[m - len(inference.conditions)]
+                row, levels = _row_of_measure(inference, result, families.counted)
+            for name in _OF_MEASURES:
+                of_measures[name][m, f] = row[name]
+            control_value[m, f] = levels
+            against[m, f] = "" if np.isnan(levels).all() else CONTROL_PAIRS[int(np.nanargmax(levels))]
+    dims = ("families",)
+    result = xr.Dataset(
+        {name: (("measure", *dims), values) for name, values in of_measures.items()}
+        | {name: (("kernel", *dims), values) for name, values in of_kernels.items()}
+        | {
+            "control_value": (("measure", *dims, "control_pair"), control_value),
+            "control_energy": (("kernel", *dims, "control_pair"), control_energy),
+            "effect_against": (("measure", *dims), against.astype(str)),
+            "p_exchange_least": (dims, least),
+        },
+        coords={
+            "measure": titles,
+            "kernel": list(kernels),
+            "families": [families.name for families in pairs],
+            "family_a": (dims, [families.a for families in pairs]),
+            "family_b": (dims, [families.b for families in pairs]),
+            "control_pair": list(CONTROL_PAIRS),
+        },
+    )
+    return result.merge(_claims(inference, pairs, result))
+
+
+def _row_of_kernel(
+    inference: Inference, kind: str, pairs: Sequence[Pair], sides: Sequence[tuple[list[Member], Networks]]
+) -> tuple[dict[str, float | np.ndarray], Float64[np.ndarray, " 3"]]:
+    """Return the columns of a kind of debiased CKA, and the level of every control."""
+    row: dict[str, float | np.ndarray] = {}
+    p_values, matrices = [], []
+    levels: Float64[np.ndarray, " 3"] = np.zeros(0)
+    for in_energy in (False, True) if kind in inference.indices.energies else (False,):
+        what, suffix = ("energy", "_energy") if in_energy else ("index", "")
+        by_control, excess = inference.effects(kind, pairs, in_energy=in_energy)
+        values = np.array([by_control[name] for name in CONTROL_PAIRS])
+        if in_energy:
+            row["control_energy"] = values
+        else:
+            levels = values
+        trained = sum(w * inference.theta[k] for k, w in inference.mean_of(kind, pairs, what).items())
+        row["trained_energy" if in_energy else "trained_value"] = float(trained)
+        estimates = [excess[name] for name in CONTROL_PAIRS]
+        for end, name in zip(_ENDS, ("value", "low", "high"), strict=True):
+            row[f"effect{suffix}{end}"] = min(getattr(estimate, name) for estimate in estimates)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = np.array([estimate.value / estimate.se for estimate in estimates])
+        p_values.append(float(np.max(stats.t.sf(t, inference.units - 1))))
+        matrix = _network_values(inference, kind, [members for members, _ in sides], what)
+        matrices.append(matrix)
+        low, high = _crossed(estimates, *network_variance(matrix, sides[0][1], sides[1][1]), inference.units)
+        row[f"effect{suffix}_network_low"], row[f"effect{suffix}_network_high"] = low, high
+    row["p_samples"] = max(p_values)
+    row["p_exchange"], row["p_exchange_least"] = exchange_test(matrices, sides[0][1], sides[1][1], seed=inference.seed)
+    return row, levels
+
+
+def _crossed(
+    estimates: Sequence[Estimate],
+    variance: Float64[np.ndarray, " 3"],
+    freedom: Float64[np.ndarray, " 3"],
+    units: int,
+) -> tuple[float, float]:
+    """Return the smallest ends over the controls of intervals that cross samples and networks.
+
+    The variances add up. What a network and a sample have together counts in both, so the intervals are rather long.
+    """
+    se2 = np.array([estimate.se**2 for estimate in estimates])
+    total = se2 + variance
+    with np.errstate(invalid="ignore", divide="ignore"):
+        df = total**2 / (se2**2 / (units - 1) + np.where(variance > 0, variance**2 / freedom, 0))
+    margin = stats.t.ppf(0.975, df) * np.sqrt(total)
+    values = np.array([estimate.value for estimate in estimates])
+    return float(np.min(values - margin)), float(np.min(values + margin))
+
+
+def _networks(inference: Inference, families: FamilyPair, side: int) -> tuple[list[Member], Networks]:
+    """Return the networks of one of the families, those of the counted pairs and their untrained twins."""
+    trained = list(dict.fromkeys((pair.a, pair.b)[side] for pair in families.counted))
+    architectures = list(dict.fromkeys(member.architecture for member in trained))
+    with_index = {member.name for member in inference.indices.members}
+    twins = dict.fromkeys(
+        twin for member in trained for twin in inference.design.twins_of(member) if twin.name in with_index
+    )
+    members = [*trained, *twins]
+    return members, Networks(
+        np.array([member.trained for member in members]),
+        np.array([architectures.index(member.architecture) for member in members]),
+    )
+
+
+def _network_values(
+    inference: Inference, kind: str, sides: Sequence[Sequence[Member]], what: str
+) -> Float64[np.ndarray, "A B"]:
+    a, b = sides
+    columns = [[inference.column(kind, Pair(x, y), what) for y in b] for x in a]
+    return np.asarray(inference.theta[np.array(columns)])
+
+
+def _row_of_measure(
+    inference: Inference, result: MeasureResult, pairs: Sequence[Pair]
+) -> tuple[dict[str, float], Float64[np.ndarray, " 3"]]:
+    """Return the columns of a measure other than debiased CKA, and the level of every control."""
+
+    def of_controls(values: Mapping[str, Float64[np.ndarray, "..."]], name: str) -> Float64[np.ndarray, "..."]:
+        return np.asarray(
+            np.mean([result.mean_index(values, inference.controls(pair)[name]) for pair in pairs], axis=0)
+        )
+
+    trained = float(result.mean_index(result.values, pairs))
+    levels = np.array([float(of_controls(result.values, name)) for name in CONTROL_PAIRS])
+    row = {"trained_value": trained, "effect": trained - float(np.max(levels))}
+    row |= {"effect_low": np.nan, "effect_high": np.nan}
+    if result.halves:
+        halves = result.mean_index(result.halves, pairs)
+        intervals = [
+            half_samples(trained - level, halves - of_controls(result.halves, name), inference.design.n)
+            for name, level in zip(CONTROL_PAIRS, levels, strict=True)
+        ]
+        row["effect_low"] = min(float(interval.low) for interval in intervals)
+        row["effect_high"] = min(float(interval.high) for interval in intervals)
+    return row, levels
+
+
+def _claims(inference: Inference, pairs: Sequence[FamilyPair], table: xr.Dataset) -> xr.Dataset:
+    """Return the level at which something learned is shared by each pair of families, and why it is no higher."""
+    required = [TITLES["input"]] if TITLES["input"] in table["kernel"].values else []
+    with_labels = TITLES["input and labels"]
+    others = [result.metric.spec for result in inference.evidence.measures]
+    cases = []
+    for f, families in enumerate(pairs):
+        of_pair = table.isel(families=f)
+        left = {
+            family: float(np.mean([
+                inference.theta[inference.indices.column_of["left", "input", member.name]]
+                for member in inference.indices.members if member.trained and member.family == family
+            ]))
+            for family in (families.a, families.b)
+        } if required else {}  # fmt: skip
+        cases.append(
+            Case(
+                families=(families.a, families.b),
+                without_twins=families.without_twins if not families.counted else (),
+                partly_without=families.without_twins if families.counted else (),
+                given_input=of_pair.sel(kernel=required[0], measure=required[0]) if required else None,
+                given_both=of_pair.sel(kernel=with_labels, measure=with_labels)
+                if with_labels in table["kernel"].values else None,
+                without_pixels=tuple(
+                    member.name for member in inference.design.trained
+                    if member.family in {families.a, families.b} and member.store.pixels is None
+                ),
+                energy_left=left,
+                contradicting=tuple(
+                    name for name in others if float(of_pair["effect_high"].sel(measure=name)) < 0
+                ),
+            )
+        )  # fmt: skip
+    decisions = decide(cases, dependent=inference.evidence.has_undeclared_groups)
+    return xr.Dataset(
+        {
+            "claim_level": ("families", np.array([decision.level for decision in decisions], dtype=object).astype(str)),
+            "claim_reason": (
+                "families", np.array([decision.reason for decision in decisions], dtype=object).astype(str)
+            ),
+        }
+    )  # fmt: skip
+
+
+def ceilings(inference: Inference) -> xr.Dataset:
+    """Compute similarities within and across families, and their ratio to the ceiling."""
+    families = [member.family for member in inference.design.trained]
+    names = list(dict.fromkeys(families))
+    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
+    shape = len(inference.kernels), len(pairs)
+    table = {name: np.full(shape, np.nan) for name in ("across", "ceiling", "ratio", "ratio_low", "ratio_high")}
+    within = {
+        name: np.full((len(inference.kernels), len(names)), np.nan) for name in ("within", "within_low", "within_high")
+    }
+    for m, kind in enumerate(inference.kernels.values()):
+        C, without = (
+            values_between_models(inference, kind, inference.theta),
+            values_between_models(inference, kind, inference.evidence.left_out),
+        )
+        estimate, replicates = ceiling(C, families), ceiling(without, families)
+        for f in range(len(names)):
+            interval = jackknife(estimate.within[f], replicates.within[:, f])
+            within["within"][m, f] = estimate.within[f]
+            within["within_low"][m, f], within["within_high"][m, f] = interval.low, interval.high
+        for k, (i, j) in enumerate(pairs):
+            mask = np.array([[{a, b} == {names[i], names[j]} for b in families] for a in families])
+            table["across"][m, k] = C[mask].mean()
+            if within["within_low"][m, i] > 0 and within["within_low"][m, j] > 0:
+                table["ceiling"][m, k] = np.sqrt(estimate.within[i] * estimate.within[j])
+                interval = jackknife(estimate.pairs[i, j], replicates.pairs[:, i, j])
+                table["ratio"][m, k] = estimate.pairs[i, j]
+                table["ratio_low"][m, k], table["ratio_high"][m, k] = interval.low, interval.high
+    return xr.Dataset(
+        {name: (("kernel", "families"), values) for name, values in table.items()}
+        | {name: (("kernel", "one_family"), values) for name, values in within.items()},
+        coords={
+            "families": [f"{names[i]} x {names[j]}" for i, j in pairs],
+            "one_family": names,
+            "ceiling_of": ("one_family", [_ceiling_origin(inference.design, name) for name in names]),
+        },
+    )
+
+
+def _ceiling_origin(design: Design, family: str) -> str:
+    """Return what the members of a family differ in, which is what sets its ceiling."""
+    members = [member for member in design.trained if member.family == family]
+    if len(members) < 2:
+        return "one model, no ceiling"
+    if len({member.architecture for member in members}) > 1:
+        return "other architectures of the family"
+    return "other seeds" if all(member.seed is not None for member in members) else "other recipes of one architecture"
