@@ -94,15 +94,17 @@ def _study_problems(study: xr.Dataset) -> Iterator[str]:
 
 def _inconsistencies(study: xr.Dataset) -> Iterator[str]:
     """Yield contradictions between variables, and names that the study does not have."""
-    value, chance, sd, z, index, control, learned, share, mean = (
+    value, chance, sd, z, index, half, control, learned, share, mean = (
         study[name].values
-        for name in ("value", "chance", "chance_sd", "z", "index", "control", "learned", "share", "mean_share")
-    )
+        for name in (
+            "value", "chance", "chance_sd", "z", "index", "split_half", "control", "learned", "share", "mean_share",
+        )
+    )  # fmt: skip
     with np.errstate(all="ignore"):
         if _differ(z * sd, value - chance):
             yield "z is not (value - chance) / chance_sd"
-        if _differ(learned, index - control):
-            yield "learned is not index - control"
+        if _differ(learned, np.where(np.isnan(half), index, half) - control):
+            yield "learned is not split_half (or index) - control"
         if _differ(share.mean(-1), mean):
             yield "mean_share is not the mean of share over depth"
     models, measures = set(study["model"].values.tolist()), set(study["measure"].values.tolist())

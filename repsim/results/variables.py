@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import xarray as xr
 
+CONTROL_PAIRS = ("both untrained", "first trained", "second trained")
+"""Controls of a pair of trained models: which of its two models are trained."""
 _ENDS = {"low": "lower end of the 95 % interval", "high": "upper end of the 95 % interval"}
 
 
@@ -126,13 +128,22 @@ VARIABLES = (
     Entry(
         _with_ends(index="mean similarity of best-matching layers"),
         _PAIRS,
-        "mean along the best order-preserving match of layers, both directions (MBM), with its 95 % interval",
+        "mean along the best order-preserving match of layers, both directions (MBM), match and similarity from all "
+        "samples; of debiased CKA with a 95 % interval only where the match adds no bias to speak of",
         needs=("index",),
     ),
     Entry(
-        {"split_half": "mean similarity of best-matching layers, split half"},
+        _with_ends(split_half="mean similarity of matching layers, split half"),
         _PAIRS,
-        "the match found on one half of the samples, measured on the other",
+        "the match found on one half of the samples, measured on the other, mean over random splits; with its 95 % "
+        "interval",
+        needs=("split_half",),
+    ),
+    Entry(
+        _with_ends(energy="mean similarity of matching layers in units of energy"),
+        _PAIRS,
+        "split_half not divided by the norms of what the controls leave: a share of the energy of the layers",
+        needs=("energy",),
     ),
     Entry({"largest": "largest similarity"}, _PAIRS, "the largest similarity of any two layers"),
     Entry(
@@ -185,21 +196,23 @@ VARIABLES = (
         "the calibrated index with permutations inside classes",
     ),
     Entry(
-        {"control": "index of the best control"},
+        {"control": "value of the strongest control"},
         _PAIRS,
-        "the index of the best control: both networks untrained or, of debiased CKA, one of them",
+        "split_half (of other measures index) of the strongest control of the pair: both networks untrained, or one of "
+        "them; only where all three exist",
     ),
     Entry(
-        {"control_name": "the best control"},
+        {"control_name": "the strongest control"},
         _PAIRS,
         "which control that is",
         kind="text",
-        only=("both untrained", "one untrained", ""),
+        only=(*CONTROL_PAIRS, ""),
     ),
     Entry(
         _with_ends(learned="learned effect"),
         _PAIRS,
-        "index minus control, and its joint 95 % interval",
+        "split_half (of other measures index) minus control; the smallest ends of the joint 95 % intervals over all "
+        "three controls",
         needs=("index", "control"),
     ),
     Entry(
@@ -215,14 +228,130 @@ VARIABLES = (
         "how much deeper in b the layers of a find their match, in relative depth",
     ),
     Entry(
-        _with_ends(index_mean="mean index", control_mean="mean control", learned_mean="mean learned effect"),
+        _with_ends(index_mean="mean similarity"),
         "kernel, kind_of_pair",
-        "means over pairs, with joint intervals",
+        "mean of split_half over pairs",
+    ),
+    Entry(
+        _with_ends(
+            trained_mean="mean similarity of trained pairs with controls",
+            control_mean="mean of the strongest control",
+            learned_mean="mean learned effect",
+        ),
+        "kernel, kind_of_pair",
+        "means over the pairs that have all of their controls, with joint intervals",
+    ),
+    Entry(
+        {"pairs_counted": "pairs with controls"},
+        "kind_of_pair",
+        "number of pairs with all of their controls",
+        kind="whole",
+        least=0,
+    ),
+    Entry(
+        {"trained_value": "similarity of trained networks"},
+        "measure, families",
+        "mean over pairs of trained networks of two families that have all of their controls",
+    ),
+    Entry(
+        {"control_value": "similarity of a control"},
+        "measure, families, control_pair",
+        "the same with untrained networks in place of both, of the second family's, or of the first's",
+    ),
+    Entry(
+        _with_ends(effect="effect of training"),
+        "measure, families",
+        "trained_value minus the largest control_value; the smallest ends of the joint 95 % intervals over samples of "
+        "all three controls",
+        needs=("effect",),
+    ),
+    Entry(
+        {"effect_against": "strongest control"},
+        "measure, families",
+        "which control is the largest",
+        kind="text",
+        only=(*CONTROL_PAIRS, ""),
+    ),
+    Entry(
+        {"trained_energy": "similarity of trained networks in units of energy"},
+        "kernel, families",
+        "trained_value in units of energy",
+    ),
+    Entry(
+        {"control_energy": "similarity of a control in units of energy"},
+        "kernel, families, control_pair",
+        "control_value in units of energy",
+    ),
+    Entry(
+        _with_ends(effect_energy="effect of training in units of energy"),
+        "kernel, families",
+        "effect in units of energy",
+        needs=("effect_energy",),
+    ),
+    Entry(
+        {
+            f"effect{unit}_network_{end}": f"effect of training{text}, over networks and samples, {_ENDS[end]}"
+            for unit, text in (("", ""), ("_energy", " in units of energy"))
+            for end in ("low", "high")
+        },
+        "kernel, families",
+        "smallest ends of the 95 % intervals over networks and samples; NaN if an architecture has a single trained or "
+        "untrained network",
+    ),
+    Entry(
+        {"p_samples": "p-value over samples"},
+        "kernel, families",
+        "largest one-sided p-value of the effect against each control, plain and in units of energy, with the standard "
+        "errors over samples",
+        least=0,
+        most=1,
+    ),
+    Entry(
+        {"p_exchange": "p-value over networks"},
+        "kernel, families",
+        "exact test that exchanges trained and untrained networks within architectures; the larger one of plain values "
+        "and units of energy",
+        least=0,
+        most=1,
+    ),
+    Entry(
+        {"p_exchange_least": "smallest p-value over networks"},
+        "families",
+        "the smallest p_exchange that is possible with these numbers of networks",
+        least=0,
+        most=1,
+    ),
+    Entry(
+        {"claim_level": "level of the claim"},
+        "families",
+        "whether something learned is shown to be shared by the networks of the study, by networks of these "
+        "architectures, or not at all",
+        kind="text",
+        only=("", "networks", "architectures"),
+    ),
+    Entry(
+        {"claim_reason": "why no more is claimed"}, "families", "why the level of the claim is no higher", kind="text"
+    ),
+    Entry(
+        {"network_similarity": "similarity of networks"},
+        "kernel, network, other_network",
+        "split-half similarity of matching layers of all networks, trained and untrained; NaN of a network with itself",
+    ),
+    Entry(
+        {"energy_left": "energy that is left"},
+        "kernel, network",
+        "mean over layers of the share of energy that is left once the controls are projected out",
+    ),
+    Entry(
+        {"effective_dimension": "effective dimension of layers"},
+        "network",
+        "mean over layers of the participation ratio of the covariance",
     ),
     Entry(
         _with_ends(share="share of representational energy"),
         "state, share_of, depth",
-        "where the energy of kernels comes from, with 95 % intervals; the four shares sum to 1; without pixels that of "
+        "where the energy of kernels comes from, along matching layers at the relative depths of each network, with "
+        "95 % intervals; the four shares sum to 1; without pixels that of "
         "the input is NaN, and part of what all families have",
         needs=("share",),
     ),
@@ -235,7 +364,7 @@ VARIABLES = (
     Entry(
         _with_ends(within="similarity within a family"),
         "kernel, one_family",
-        "similarity of the members of one family, mean over depth",
+        "similarity of the members of one family, mean over matching layers",
         needs=("within",),
     ),
     Entry(
@@ -248,7 +377,7 @@ VARIABLES = (
     Entry(
         {"model_similarity": "similarity of models"},
         "map, model, other_model",
-        "mean over matched depths",
+        "mean over matching layers",
         pairs_only=True,
     ),
     Entry(
@@ -274,6 +403,12 @@ VARIABLES = (
         "map",
         "how much of what the models have the first eigenvector of their similarities carries",
         needs=("common_share",),
+        pairs_only=True,
+    ),
+    Entry(
+        {"common_share_noise": "share of the first component of unrelated models"},
+        "map",
+        "95 % point of common_share if the models had nothing in common",
         pairs_only=True,
     ),
     Entry(
@@ -310,7 +445,14 @@ VARIABLES = (
     Entry(
         {"agreement": "influence on the agreement across families"},
         "kernel, sample",
-        "how much each sample adds to the agreement across families (influence values)",
+        "how much each sample adds to the agreement across families (influence values); with groups of samples a part "
+        "of what its group adds",
+        pairs_only=True,
+    ),
+    Entry(
+        {"agreement_signal": "spread of the influence on agreement"},
+        "kernel",
+        "variance of the influences, relative to that between unrelated networks",
         pairs_only=True,
     ),
 )
@@ -343,6 +485,16 @@ COORDINATES = {
     "share_of": Field("where the energy comes from", dim="share_of", unique=True),
     "depth": Field("relative depth", "number", dim="depth", least=0, most=1, unique=True),
     "families": Field("pair of families", dim="families", unique=True),
+    "family_a": Field("first family of the pair", dim="families"),
+    "family_b": Field("second family of the pair", dim="families"),
+    "control_pair": Field(
+        "which networks of the pair are trained", dim="control_pair", unique=True, only=CONTROL_PAIRS
+    ),
+    "network": Field("trained or untrained network", dim="network", unique=True),
+    "other_network": Field("trained or untrained network, the second", dim="other_network", unique=True),
+    "network_family": Field("family of the network", dim="network"),
+    "network_architecture": Field("architecture of the network", dim="network"),
+    "network_state": Field("whether the network is trained", dim="network", only=("trained", "untrained")),
     "one_family": Field("family", dim="one_family", unique=True),
     "ceiling_of": Field("what the members of the family differ in", dim="one_family"),
     "map": Field("measure of the map", dim="map", unique=True, required=False),
@@ -365,6 +517,7 @@ STUDY_ATTRIBUTES = {
     "warnings": Field("limits of the study and cautions, as sentences", "texts"),
     "stores": Field("the compared stores: `model`, `checksum` and `provenance` of each", "stores"),
     "untrained": Field("names of the untrained networks", "texts"),
+    "input_controls": Field("kernels that describe the input, and are projected out with it", "texts"),
     "permutations": Field("number of permutations of the samples, a setting", "whole", least=0),
     "draws": Field("number of draws of the bootstrap, a setting", "whole", least=0),
     "seed": Field("random seed of permutations and draws, a setting", "whole"),

@@ -1,22 +1,26 @@
 """Read results and studies of all versions of their formats (docs/result-format.md, docs/study-format.md).
 
-Each version has a reader. Versions differ in the file only: every reader returns a data set of the newest version.
+Each version has a reader. Every reader returns a data set of the newest version; what an earlier one lacks has no value there.
 """
 
+import json
 import warnings
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from repsim.errors import Function, MissingDigestWarning, Remedy, StoreError
+from repsim.results.variables import CONTROL_PAIRS, VARIABLES, describe
 from repsim.runtime.deprecation import user_level
 from repsim.runtime.formats import Readers
 
 FORMAT = "repsim-comparison"
 VERSION = 3
 STUDY = "repsim-study"
-STUDY_VERSION = 2
+STUDY_VERSION = 3
 
 Reader = Callable[[Path, xr.Dataset, bool], xr.Dataset]
 """Function of the path, the data set in the file, and whether the file ends in a digest."""
@@ -58,9 +62,54 @@ def _before_digests(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Datase
     return in_newest_version(data)
 
 
+@STUDIES.register(2)
+def _before_claims(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Dataset:
+    """Read a study without pairs of families; its sentences followed rules that have been replaced."""
+    return in_newest_version(_with_digest(path, data, has_digest))
+
+
 def in_newest_version(data: xr.Dataset) -> xr.Dataset:
     """Set the newest version on a result or a study of an earlier version; return other data sets unchanged."""
     readers = READERS.get(str(data.attrs.get("format")))
-    if readers is None or data.attrs.get("format_version") not in readers:
+    version = data.attrs.get("format_version")
+    if readers is None or version not in readers:
         return data
+    if readers is STUDIES and version < STUDY_VERSION:
+        data = _with_missing_variables(data)
     return data.assign_attrs(format_version=readers.newest)
+
+
+def _with_missing_variables(study: xr.Dataset) -> xr.Dataset:
+    """Add what studies of version 3 hold beyond earlier ones, without values, and remove the sentences."""
+    families = list(dict.fromkeys(study["family"].values.tolist()))
+    models, untrained = study["model"].values.tolist(), json.loads(study.attrs.get("untrained", "[]"))
+    networks, unknown = [*models, *untrained], [""] * len(untrained)
+    pairs = list(combinations(families, 2))
+    study = study.assign_coords(
+        {
+            "family_a": ("families", np.array([a for a, _ in pairs], str)),
+            "family_b": ("families", np.array([b for _, b in pairs], str)),
+            "control_pair": list(CONTROL_PAIRS),
+            "network": np.array(networks, str),
+            "other_network": np.array(networks, str),
+            "network_family": ("network", np.array([*study["family"].values.tolist(), *unknown], str)),
+            "network_architecture": ("network", np.array([*study["architecture"].values.tolist(), *unknown], str)),
+            "network_state": (
+                "network", np.array(["trained"] * len(models) + ["untrained"] * len(untrained), str)
+            ),
+        }
+    )  # fmt: skip
+    for entry in VARIABLES:
+        dims = tuple(entry.dims.split(", "))
+        for name in entry.names:
+            if name not in study and all(dim in study.sizes for dim in dims):
+                shape = [study.sizes[dim] for dim in dims]
+                empty = {"text": np.full(shape, "", "<U1"), "whole": np.zeros(shape, np.int64)}
+                study[name] = dims, empty.get(entry.kind, np.full(shape, np.nan))
+    study["control_name"] = study["control_name"].where(study["control_name"].isin(CONTROL_PAIRS), "").astype(str)
+    describe(study)
+    replaced = [
+        "The sentences of this study are not shown: it was made by an earlier version of repsim, whose rules have been "
+        "replaced. Conduct it again."
+    ]
+    return study.assign_attrs(summary=json.dumps(replaced), input_controls=json.dumps([]))

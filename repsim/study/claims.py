@@ -56,8 +56,8 @@ def decide(cases: Sequence[Case], *, dependent: bool) -> list[Decision]:
 
     Every part of a claim has to hold: the effect exceeds each control, given the input and, with labels, given both, in
     partial values and in units of energy. The largest p-value of the parts is that of the pair (intersection-union
-    test). Over pairs of families, p-values are adjusted by Hommel's method: all pairs are claimed if each has p <= 0.05
-    on its own.
+    test): over samples for the networks of the study, over samples and of the exact test for architectures. Over pairs
+    of families, p-values are adjusted by Hommel's method: all pairs are claimed if each has p <= 0.05 on its own.
 
     Parameters
     ----------
@@ -68,8 +68,10 @@ def decide(cases: Sequence[Case], *, dependent: bool) -> list[Decision]:
     """
     parts = [[part for part in (case.given_input, case.given_both) if part is not None] for case in cases]
     by_samples = [max((float(part["p_samples"]) for part in of_case), default=np.nan) for of_case in parts]
-    by_exchange = [max((float(part["p_exchange"]) for part in of_case), default=np.nan) for of_case in parts]
-    adjusted = zip(hommel(by_samples).tolist(), hommel(by_exchange).tolist(), strict=True)
+    by_both = [
+        max([p, *(float(part["p_exchange"]) for part in of_case)]) for p, of_case in zip(by_samples, parts, strict=True)
+    ]
+    adjusted = zip(hommel(by_samples).tolist(), hommel(by_both).tolist(), strict=True)
     decisions = []
     for case, of_case, p_values in zip(cases, parts, adjusted, strict=True):
         if dependent:
@@ -86,6 +88,11 @@ def decide(cases: Sequence[Case], *, dependent: bool) -> list[Decision]:
 
 def _objection(case: Case, p: float) -> str:
     """Return why it is not shown that the networks of two families share something learned; empty if it is shown."""
+    return _missing(case) or _not_shown(case, p)
+
+
+def _missing(case: Case) -> str:
+    """Return which control a pair of families lacks; empty if it has all."""
     if case.without_twins:
         return f"no untrained network of {listed(list(case.without_twins))}, so there is no control"
     if case.given_input is None:
@@ -95,6 +102,12 @@ def _objection(case: Case, p: float) -> str:
     if little := [family for family, left in case.energy_left.items() if not left >= LEAST_ENERGY]:
         left = " and ".join(f"{number(case.energy_left[family])} of {family}" for family in little)
         return f"the input explains almost all of the energy, and leaves {left}: too little to judge"
+    return ""
+
+
+def _not_shown(case: Case, p: float) -> str:
+    """Return in which part the claim is not shown; empty if it is in all."""
+    assert case.given_input is not None, "checked by _missing"
     if reason := _no_effect(case.given_input, p if case.given_both is None else 0.0):
         return f"given the input, {reason}"
     if case.given_both is not None and (reason := _no_effect(case.given_both, p)):

@@ -9,9 +9,10 @@ import xarray as xr
 from jaxtyping import Float64
 from scipy import stats
 
+from repsim.results.variables import CONTROL_PAIRS
 from repsim.study.claims import Case, decide
 from repsim.study.dataset_map import values_between_models
-from repsim.study.design import CONTROL_PAIRS, Design, Member, Pair
+from repsim.study.design import Design, Member, Pair
 from repsim.study.exchange import Networks, exchange_test, network_variance
 from repsim.study.inference import TITLES, Estimate, Inference
 from repsim.study.other_measures import MeasureResult
@@ -76,23 +77,23 @@ def pairs_of_families(inference: Inference) -> xr.Dataset:
         sides = [_networks(inference, families, side) for side in (0, 1)]
         for m, title in enumerate(titles):
             if title in kernels:
-                row, levels = _row_of_kernel(inference, kernels[title], families.counted, sides)
+                row, levels, in_energy = _row_of_kernel(inference, kernels[title], families.counted, sides)
                 k = list(kernels).index(title)
                 for name in _OF_KERNELS:
                     of_kernels[name][k, f] = row.get(name, np.nan)
-                control_energy[k, f] = row.pop("control_energy", np.full(len(CONTROL_PAIRS), np.nan))
+                control_energy[k, f] = in_energy
                 least[f] = row["p_exchange_least"]
             elif title in inference.conditions:  # given untrained twins there are no controls
                 continue
             else:
-                result = inference.evidence.measures[m - len(inference.conditions)]
-                row, levels = _row_of_measure(inference, result, families.counted)
+                other = inference.evidence.measures[m - len(inference.conditions)]
+                row, levels = _row_of_measure(inference, other, families.counted)
             for name in _OF_MEASURES:
                 of_measures[name][m, f] = row[name]
             control_value[m, f] = levels
             against[m, f] = "" if np.isnan(levels).all() else CONTROL_PAIRS[int(np.nanargmax(levels))]
     dims = ("families",)
-    result = xr.Dataset(
+    table = xr.Dataset(
         {name: (("measure", *dims), values) for name, values in of_measures.items()}
         | {name: (("kernel", *dims), values) for name, values in of_kernels.items()}
         | {
@@ -110,24 +111,20 @@ def pairs_of_families(inference: Inference) -> xr.Dataset:
             "control_pair": list(CONTROL_PAIRS),
         },
     )
-    return result.merge(_claims(inference, pairs, result))
+    return table.merge(_claims(inference, pairs, table))
 
 
 def _row_of_kernel(
     inference: Inference, kind: str, pairs: Sequence[Pair], sides: Sequence[tuple[list[Member], Networks]]
-) -> tuple[dict[str, float | np.ndarray], Float64[np.ndarray, " 3"]]:
-    """Return the columns of a kind of debiased CKA, and the level of every control."""
-    row: dict[str, float | np.ndarray] = {}
+) -> tuple[dict[str, float], Float64[np.ndarray, " 3"], Float64[np.ndarray, " 3"]]:
+    """Return the columns of a kind of debiased CKA, and the level of every control, plain and in units of energy."""
+    row: dict[str, float] = {}
     p_values, matrices = [], []
-    levels: Float64[np.ndarray, " 3"] = np.zeros(0)
+    levels = np.full((2, len(CONTROL_PAIRS)), np.nan)
     for in_energy in (False, True) if kind in inference.indices.energies else (False,):
         what, suffix = ("energy", "_energy") if in_energy else ("index", "")
         by_control, excess = inference.effects(kind, pairs, in_energy=in_energy)
-        values = np.array([by_control[name] for name in CONTROL_PAIRS])
-        if in_energy:
-            row["control_energy"] = values
-        else:
-            levels = values
+        levels[int(in_energy)] = [by_control[name] for name in CONTROL_PAIRS]
         trained = sum(w * inference.theta[k] for k, w in inference.mean_of(kind, pairs, what).items())
         row["trained_energy" if in_energy else "trained_value"] = float(trained)
         estimates = [excess[name] for name in CONTROL_PAIRS]
@@ -142,7 +139,7 @@ def _row_of_kernel(
         row[f"effect{suffix}_network_low"], row[f"effect{suffix}_network_high"] = low, high
     row["p_samples"] = max(p_values)
     row["p_exchange"], row["p_exchange_least"] = exchange_test(matrices, sides[0][1], sides[1][1], seed=inference.seed)
-    return row, levels
+    return row, *levels
 
 
 def _crossed(

@@ -13,12 +13,11 @@ from typing import Literal
 from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.extractors.factory import family_of
 from repsim.labels import SampleIds
+from repsim.results.variables import CONTROL_PAIRS
 from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore
 
 Relation = Literal["other family", "same family", "same architecture"]
-CONTROL_PAIRS = ("both untrained", "first trained", "second trained")
-"""Controls of a pair of trained models: which of its two models are trained."""
 _SEED = re.compile(r"[.+_-]?(?:random-)?seed-?(\d+)$")
 
 

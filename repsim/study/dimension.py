@@ -7,7 +7,7 @@ from repsim.metrics.recipes.rows import float64_device
 
 
 def effective_dimension(gram: Gram) -> float:
-    """Estimate the participation ratio of the covariance of a layer, tr(C)^2 / tr(C^2), without the bias of few samples.
+    """Estimate the participation ratio tr(C)^2 / tr(C^2) of the covariance C of a layer from few samples.
 
     tr(C) is estimated by sum_i g_i / (n - 1) and tr(C^2) by HSIC_1(K, K), where g_i are the squared norms of the n
     centred samples and K is their linear kernel. It is 1 if all samples lie on a line, and p if the layer varies

@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from repsim.study.design import CONTROL_PAIRS
+from repsim.results.variables import CONTROL_PAIRS
 
 MOST_CHOICES = 10_000
 """Number of choices up to which all are enumerated; of more, a random sample is taken."""

@@ -206,9 +206,10 @@ class Indices:
         """Return the entries of the similarity of two networks at a relative depth of one of them, both in turn."""
         maps, weights = self.maps[kind, pair.name], np.zeros(self.maps[kind, pair.name].weights.shape)
         i, j = (nearest(len(self.positions[side.name]), self.depths)[d] for side in (pair.a, pair.b))
-        for row, target in ((maps.a_to_b[i], weights[i]), (maps.b_to_a[j], weights[:, j])):
-            if total := row.sum():
-                target += row / total / 2
+        if total := maps.a_to_b[i].sum():
+            weights[i] += maps.a_to_b[i] / total
+        if total := maps.b_to_a[j].sum():
+            weights[:, j] += maps.b_to_a[j] / total
         if weights.sum():
             weights /= weights.sum() * count
         return self._weighted(weights, pair)
@@ -408,7 +409,10 @@ def cross_fitted(
 
 def _entries(sums: Sequence[tuple[Key, list[tuple[int, int, float]]]]) -> tuple[list[Key], Entries]:
     """Return the keys and the entries of sums; one without entries has no value and is NaN."""
-    rows, columns, weights, starts = [], [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    weights: list[float] = []
+    starts: list[int] = []
     for _, entries in sums:
         starts.append(len(rows))
         for row, column, weight in entries or [(0, 0, np.nan)]:

@@ -1,4 +1,4 @@
-"""Compute estimates with intervals, and influences, from the evidence of a study, once for all parts of its data set."""
+"""Compute estimates with intervals, and influences, from the evidence of a study."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float64
 
-from repsim.study.design import CONTROL_PAIRS, Design, Pair
+from repsim.results.variables import CONTROL_PAIRS
+from repsim.study.design import Design, Pair
 from repsim.study.evidence import Evidence
 from repsim.study.indices import RAW, TWINS, Indices
 from repsim.study.reading import quantile

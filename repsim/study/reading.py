@@ -158,7 +158,7 @@ def strictest(study: xr.Dataset) -> str:
 def means_over_pairs(
     study: xr.Dataset, what: str, kernel: str, relation: str = "other family"
 ) -> tuple[float, float, float]:
-    """Return the mean of "index", "trained", "control" or "learned" over pairs of one kind, and the ends of its interval."""
+    """Return the mean of "index", "trained", "control" or "learned" over pairs of one kind, and its interval."""
     selection = {"kernel": kernel, "kind_of_pair": relation}
     value, low, high = (float(study[f"{what}_mean{end}"].sel(selection)) for end in ("", "_low", "_high"))
     return value, low, high

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -255,13 +256,11 @@ def _collect_evidence(
     R = symmetric(sweep.full_values)
     splits = max(2, min(tuning.current().halvings, _SPLIT_SAMPLES // study.n))
     step = counter(splits, steps("splitting samples"))
-    size = len(R)
-    cross, maps = cross_fitted(
-        lambda maps: Indices(study, positions, size, maps), _halves(all_kernels, splits, seed, step)
-    )
-    indices = Indices(study, positions, size, maps, matches_on(Indices(study, positions, size, {}), R))
+    along_maps = partial(Indices, study, positions, len(R))
+    cross, maps = cross_fitted(along_maps, _halves(all_kernels, splits, seed, step))
+    indices = along_maps(maps, matches_on(along_maps({}), R))
     of_all = indices.evaluate(R)
-    theta = _combined(indices, of_all, cross, Indices(study, positions, size, maps))
+    theta = _combined(indices, of_all, cross, along_maps(maps))
     left_out, errors = indices.without_each(R, (values for _, values in chain([first], runs)))
     trained = np.concatenate([positions[member.name] for member in study.trained])
     cubic: tuple[CubicMoments, ...] = ()

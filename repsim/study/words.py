@@ -175,27 +175,34 @@ def _joined(names: tuple[str, ...]) -> str:
 
 def _measures(study: xr.Dataset) -> Iterator[str]:
     """Yield whether the other measures of the study agree, each with its own controls."""
-    kernels = set(study["kernel"].values.tolist()) | {"cka given untrained"}
-    others = [name for name in study["measure"].values.tolist() if name not in kernels]
-    if not others or not study.sizes["families"]:
-        return
-    signs: dict[str, list[str]] = {"more": [], "less": [], "neither more nor less": []}
-    for name in others:
-        effects = study["effect"].sel(measure=name).values
-        if np.isnan(effects).all():
+    own = {*study["kernel"].values.tolist(), "cka given untrained"}
+    kernel, others = strictest(study), [name for name in study["measure"].values.tolist() if name not in own]
+    for families in study["families"].values.tolist():
+        of_pair = study.sel(families=families)
+        if np.isnan(float(of_pair["effect"].sel(measure=kernel))):
             continue
-        low, high = (float(np.nanmin(study[f"effect{end}"].sel(measure=name).values)) for end in ("_low", "_high"))
-        sign = "more" if low > 0 else "less" if high < 0 else "neither more nor less"
-        signs[sign].append(f"{name} {number(float(np.nanmin(effects)))}")
-    parts = [f"{sign} alike under {', '.join(names)}" for sign, names in signs.items() if names]
-    if not parts:
-        return
-    claimed = bool(claims(study))
-    agree = not signs["less"] if claimed else not signs["more"]
-    yield (
-        f"Compared with the strongest control, trained networks are {'; '.join(parts)} (smallest difference of any pair "
-        f"of families, raw values). {'The measures agree.' if agree else 'The measures disagree.'}"
-    )
+        signs = {name: _sign(of_pair, name) for name in (kernel, *others)}
+        texts = {
+            name: f"{name} {sign} alike ({number(float(of_pair['effect'].sel(measure=name)))})"
+            for name, sign in signs.items()
+            if sign
+        }
+        if len(texts) < 2:
+            continue
+        shown = {sign == "more" for sign in signs.values() if sign}
+        verdict = "the measures agree" if len(shown) == 1 else "the measures disagree"
+        yield (
+            f"{families}: {verdict}. Trained networks are, compared with the strongest control of each measure, under "
+            f"{', '.join(texts.values())}."
+        )
+
+
+def _sign(of_pair: xr.Dataset, measure: str) -> str:
+    """Return whether trained networks are more alike than each control under a measure; empty without an interval."""
+    low, high = (float(of_pair[f"effect{end}"].sel(measure=measure)) for end in ("_low", "_high"))
+    if np.isnan(low):
+        return ""
+    return "more" if low > 0 else "less" if high < 0 else "not clearly more or less"
 
 
 def _dimensions(study: xr.Dataset) -> Iterator[str]:
@@ -300,8 +307,8 @@ def _map(study: xr.Dataset) -> Iterator[str]:
         )
     else:
         yield (
-            f"The models have no common component: the first one carries {number(common[0])}, and of unrelated models it "
-            f"would carry up to {number(noise)} ({selection['map']})."
+            f"The models have no common component: the first one carries {number(common[0])}, and of unrelated models "
+            f"it would carry up to {number(noise)} ({selection['map']})."
         )
     if labels.max() < 1:
         yield "The models form no clear clusters."
