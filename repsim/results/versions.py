@@ -1,6 +1,7 @@
 """Read results and studies of all versions of their formats (docs/result-format.md, docs/study-format.md).
 
-Each version has a reader. Every reader returns a data set of the newest version; what an earlier one lacks has no value there.
+Each version has a reader. Every reader returns a data set of the newest version; variables that an earlier one lacks
+have no values.
 """
 
 import json
@@ -71,7 +72,7 @@ def _before_claims(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Dataset
 def in_newest_version(data: xr.Dataset) -> xr.Dataset:
     """Set the newest version on a result or a study of an earlier version; return other data sets unchanged."""
     readers = READERS.get(str(data.attrs.get("format")))
-    version = data.attrs.get("format_version")
+    version = data.attrs.get("format_version", 0)
     if readers is None or version not in readers:
         return data
     if readers is STUDIES and version < STUDY_VERSION:
@@ -108,8 +109,8 @@ def _with_missing_variables(study: xr.Dataset) -> xr.Dataset:
                 study[name] = dims, empty.get(entry.kind, np.full(shape, np.nan))
     study["control_name"] = study["control_name"].where(study["control_name"].isin(CONTROL_PAIRS), "").astype(str)
     describe(study)
-    replaced = [
+    replaced = (
         "The sentences of this study are not shown: it was made by an earlier version of repsim, whose rules have been "
         "replaced. Conduct it again."
-    ]
-    return study.assign_attrs(summary=json.dumps(replaced), input_controls=json.dumps([]))
+    )
+    return study.assign_attrs(summary=json.dumps([replaced]), input_controls=json.dumps([]))
