@@ -61,7 +61,7 @@ def warnings(evidence: Evidence) -> Iterator[str]:
     if evidence.permutations < needed:
         yield (
             f"{evidence.permutations} permutations are too few for {len(design.pairs)} pairs of models: no p-value can "
-            f"be below {ALPHA} after Holm's correction; take {needed} permutations or more"
+            f"be below {ALPHA} after Holm's correction, so nothing is tested; take {needed} permutations or more"
         )
     yield from _untrained_warnings(evidence)
     for result in evidence.measures:

@@ -59,7 +59,7 @@ class UniversalityKeywords(TypedDict, total=False):
     data: str | None
     split: str | None
     data_root: str | None
-    permutations: int
+    permutations: int | None
     draws: int
     seed: int
     device: str
@@ -216,7 +216,7 @@ def _compute(
         evidence = _collect_evidence(
             study,
             selected,
-            permutations=options.permutations,
+            permutations=options.permutations or permutation_nulls.permutations_for(len(study.pairs)),
             seed=options.seed,
             device=device,
             memory=memory,
