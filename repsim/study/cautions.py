@@ -112,5 +112,5 @@ def _untrained_warnings(evidence: Evidence) -> Iterator[str]:
 
 def _has_equal_neighbours(evidence: Evidence, model: str) -> bool:
     layers = evidence.kernels.positions[model]
-    neighbours = evidence.R[layers[:-1], layers[1:]]
+    neighbours = evidence.estimates.R[layers[:-1], layers[1:]]
     return bool((neighbours > 1 - 1e-6).any())
