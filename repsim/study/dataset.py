@@ -132,7 +132,7 @@ def _share_values(inference: Inference) -> xr.Dataset:
             for d, columns in enumerate([*([k] for k in by_depth), by_depth]):
                 value, without = (
                     inference.theta[columns].mean(),
-                    inference.evidence.estimates.left_out[:, columns].mean(1),
+                    inference.left_out[:, columns].mean(1),
                 )
                 interval = jackknife(value, without)
                 for end, number in (("", value), ("_low", interval.low), ("_high", interval.high)):
@@ -187,7 +187,7 @@ def _agreement(inference: Inference) -> xr.Dataset:
         mean = inference.mean_of(kind, pairs)
         of_units = inference.influences[:, list(mean)] @ np.array(list(mean.values()))
         rows.append(of_units)
-        noise = 2 * inference.indices.degenerate_variance(inference.evidence.estimates.R, kind, mean, inference.units)
+        noise = 2 * inference.indices.degenerate_variance(inference.R, kind, mean, inference.units)
         signals.append(float(of_units.var()) / inference.units / noise if noise > 0 else np.nan)
     return xr.Dataset(
         {"agreement": (("kernel", "sample"), np.stack(rows)), "agreement_signal": ("kernel", np.array(signals))},
