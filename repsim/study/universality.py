@@ -40,10 +40,6 @@ from repsim.study.other_measures import MeasureResult, measure, read
 StoreLike = ActivationStore | str | os.PathLike[str]
 _MIN_SAMPLES = 8
 """Smallest number of samples: with fewer, intervals are meaningless."""
-_LEAVE_ONE_OUT_MEMORY = 2**29
-"""Bytes of leave-one-out values in memory at once."""
-_SPLIT_SAMPLES = 20_000
-"""Number of samples of all splits together: with many samples, fewer splits are as precise."""
 
 
 class UniversalityKeywords(TypedDict, total=False):
