@@ -209,8 +209,8 @@ def _row_of_measure(
     return row, levels
 
 
-def _claims(inference: Inference, pairs: Sequence[FamilyPair], table: xr.Dataset) -> xr.Dataset:
-    """Return the level at which something learned is shared by each pair of families, and why it is no higher."""
+def cases_of(inference: Inference, pairs: Sequence[FamilyPair], table: xr.Dataset) -> list[Case]:
+    """Return what the decision about each pair of families depends on, from the table of effects."""
     required = [TITLES["input"]] if TITLES["input"] in table["kernel"].values else []
     with_labels = TITLES["input and labels"]
     others = [result.metric.spec for result in inference.evidence.measures]
@@ -242,6 +242,12 @@ def _claims(inference: Inference, pairs: Sequence[FamilyPair], table: xr.Dataset
                 ),
             )
         )  # fmt: skip
+    return cases
+
+
+def _claims(inference: Inference, pairs: Sequence[FamilyPair], table: xr.Dataset) -> xr.Dataset:
+    """Return the level at which something learned is shared by each pair of families, and why it is no higher."""
+    cases = cases_of(inference, pairs, table)
     decisions = decide(cases, dependent=inference.evidence.has_undeclared_groups)
     return xr.Dataset(
         {

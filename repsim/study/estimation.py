@@ -63,7 +63,7 @@ def estimate(design: Design, kernels: Kernels, *, seed: int, steps: Steps) -> Es
     along_maps = partial(Indices, design, kernels.positions, len(R))
     splits = max(2, min(tuning.current().halvings, _SPLIT_SAMPLES // kernels.n))
     step = counter(splits, steps("splitting samples"))
-    cross, maps = cross_fitted(along_maps, _halves(kernels, splits, seed, step))
+    cross, maps = cross_fitted(along_maps, halves(kernels, splits, seed, step))
     indices = along_maps(maps, matches_on(along_maps({}), R))
     of_all = indices.evaluate(R)
     theta = of_all.copy()
@@ -74,7 +74,7 @@ def estimate(design: Design, kernels: Kernels, *, seed: int, steps: Steps) -> Es
     return Estimates(R, indices, theta, of_all, left_out, errors, sweep.cubes)
 
 
-def _halves(
+def halves(
     kernels: Kernels, splits: int, seed: int, step: Callable[[], None]
 ) -> Iterator[tuple[Float64[np.ndarray, "L L"], Float64[np.ndarray, "L L"]]]:
     """Yield debiased CKA of all layers and controls on both halves of the samples, for each of several splits."""

@@ -1,40 +1,60 @@
 #!/usr/bin/env python3
 """Validate the statistics of a study by simulation: see ``validate_statistics.py --help``."""
 
+import json
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import click
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import NDArray
 from scipy import special
+from simulated_studies import (
+    AnyKernels,
+    Array,
+    FeatureKernels,
+    evidence_of,
+    families,
+    gram_kernels,
+    inference,
+    member,
+    places,
+    some_of,
+)
 
 from repsim.engine.null_moments import cubic_moments
 from repsim.engine.resampling import random_permutations
-from repsim.labels import LayerKey
 from repsim.metrics.cka import CKA
-from repsim.metrics.recipes.gram import CentredGram
-from repsim.stores.store import ActivationStore
+from repsim.results.variables import CONTROL_PAIRS
+from repsim.runtime import tuning
 from repsim.study import permutation_nulls
 from repsim.study.chance import p_value, pearson3, skewness, z_value
-from repsim.study.design import Design, Member, Pair, half_trained
+from repsim.study.claims import decide
+from repsim.study.dataset_families import cases_of, family_pairs, pairs_of_families
+from repsim.study.dataset_pairs import pairs_of_models
+from repsim.study.design import Design, Pair
+from repsim.study.estimation import Estimates, halves
 from repsim.study.gram_passes import Kernels, permuted_values
-from repsim.study.indices import RAW, TWINS, Indices
+from repsim.study.indices import RAW, TWINS, Indices, Maps, cross_fitted, matches_on
+from repsim.study.inference import Inference
 from repsim.study.partial_cka import partial
-from repsim.study.uncertainty import Interval, influence, interval_of, jackknife, multiplier_bootstrap
+from repsim.study.reading import quantile
+from repsim.study.uncertainty import jackknife
 
-Array = NDArray[np.float64]
-Say = Callable[[str], None]
+Numbers = Mapping[str, float]
 
 _MEMORY = 2**30
 _ALPHAS = (0.05, 0.01, 0.001)
 _ANY = (-np.inf, np.inf)
+_COVERAGE = (0.93, 0.97)
 
 
 # --- results
@@ -83,32 +103,47 @@ def tables(cells: Sequence[Cell], seconds: dict[str, float]) -> str:
     return "\n\n".join([*blocks, f"Out of bounds (✗): {outside} of {bounded}. CPU seconds: {spent}."])
 
 
-# --- simulated networks
+# --- runs
 
 
-@dataclass(frozen=True)
-class Network:
-    """Substitute for a store: the attributes that a study needs, without activations."""
+@dataclass(eq=False)
+class Simulation:
+    """How a part is run: what it says while it works, how many runs it makes, and where their numbers are kept."""
 
-    model: str
-    provenance: dict[str, str]
-    layers: tuple[str, ...] = ("layer 0", "layer 1", "layer 2")
-    """Names of the layers, which are the same for an untrained twin."""
+    say: Callable[[str], None]
+    quick: bool = False
+    folder: Path | None = None
+    """Folder with a file for every case, to which each run adds a line; a later call continues."""
+    seconds: float = 0.0
+    """CPU seconds of earlier calls, whose runs are not repeated."""
 
-    def __getitem__(self, name: str) -> SimpleNamespace:
-        return SimpleNamespace(key=LayerKey(self.model, name, "mean"))
+    def runs(self, case: str, count: int, one: Callable[[int], Numbers]) -> dict[str, Array]:
+        """Return the numbers of all runs of a case, by name; each run is a function of its seed."""
+        path = None if self.folder is None else self.folder / f"{re.sub(r'[^a-z0-9.]+', '-', case.lower())}.jsonl"
+        lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        rows = {int(row.pop("run")): row for row in map(json.loads, lines)}
+        rows = {run: row for run, row in rows.items() if run < count}
+        self.seconds += sum(row["seconds"] for row in rows.values())
+        for run in range(count):
+            if run in rows:
+                continue
+            began = time.process_time()
+            rows[run] = dict(one(run))
+            rows[run]["seconds"] = round(time.process_time() - began, 3)
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a") as file:
+                    file.write(json.dumps({"run": run} | rows[run]) + "\n")
+            if (run + 1) % 50 == 0:
+                self.say(f"{case}: {run + 1} of {count}")
+        return {name: np.array([rows[run][name] for run in range(count)]) for name in rows[0]}
 
 
-def member(name: str, family: str, *, trained: bool = True) -> Member:
-    """Return a model of a study without a file."""
-    provenance = {"architecture": family} | ({} if trained else {"weights": "random"})
-    return Member(cast("ActivationStore", Network(name, provenance)), family, "mean")
+# --- 1. tests of the comparison of two networks
 
-
-def kernels(layers: Sequence[Array], of: dict[str, NDArray[np.int64]]) -> Kernels:
-    """Prepare layers for a study, in float32 as in a store."""
-    grams = tuple(cast("Any", CentredGram()(torch.from_numpy(x.astype(np.float32)))) for x in layers)
-    return Kernels(tuple(f"layer {k}" for k in range(len(layers))), grams, of, {})
+_DEPTHS = {"a": 8, "b": 10}
+_PAIR = Design(tuple(member(name, name.upper(), layers=depth) for name, depth in _DEPTHS.items()), ())
+_WIDTH = 40
 
 
 def spectrum(kind: str, count: int) -> Array:
@@ -116,13 +151,6 @@ def spectrum(kind: str, count: int) -> Array:
     if kind == "flat":
         return np.ones(count)
     return 1 / np.arange(1, count + 1) if kind == "1/i" else np.r_[1, np.full(count - 1, 0.2)]
-
-
-# --- 1. tests of the comparison of two networks
-
-_PAIR = Design((member("a", "A"), member("b", "B")), ())
-_DEPTHS = {"a": 8, "b": 10}
-_WIDTH = 40
 
 
 def unrelated(rng: np.random.Generator, kind: str, n: int, *, control: str | None) -> Kernels:
@@ -142,38 +170,35 @@ def unrelated(rng: np.random.Generator, kind: str, n: int, *, control: str | Non
             layers.append(np.hstack([own, seen]) if control else own)
     ends = np.cumsum([0, *_DEPTHS.values()])
     of = {name: np.arange(*ends[k : k + 2]) for k, name in enumerate(_DEPTHS)}
-    return kernels([*layers, u], of | {"input": np.array([ends[-1]])}) if control else kernels(layers, of)
+    return gram_kernels([*layers, u], of | {"input": np.array([ends[-1]])}) if control else gram_kernels(layers, of)
 
 
-def null(say: Say, runs: int, few: int, n: int = 100, count: int = 199) -> Iterator[Cell]:
+def null(simulation: Simulation, n: int = 100, count: int = 199) -> Iterator[Cell]:
     """Yield the rates at which the tests reject for networks that share nothing."""
-    part = "rejected at 5 %"
+    part, (runs, few) = "rejected at 5 %", (8, 2) if simulation.quick else (1000, 200)
     cases = [
         *((f"nothing shared, spectrum {kind}", kind, None, runs) for kind in ("flat", "1/i")),
         *((f"the input shared, and given; spectrum {kind}", kind, "the input", runs) for kind in ("flat", "1/i")),
         ("each network mixes the input in its own way, the input given; flat (no null)", "flat", "filtered", few),
     ]
     for seed, (row, kind, control, times) in enumerate(cases):
-        p_values = []
-        for run in range(times):
-            rng = np.random.default_rng([1, seed, run])
-            drawn = unrelated(rng, kind, n, control=control)
+
+        def one(run: int, seed: int = seed, kind: str = kind, control: str | None = control) -> Numbers:
+            drawn = unrelated(np.random.default_rng([1, seed, run]), kind, n, control=control)
             R, key = drawn.values(), ("input" if control else RAW, "a x b")
-            orders = random_permutations(n, count, run)
-            indices = Indices(_PAIR, dict(drawn.positions), R)
-            tested = permutation_nulls.cka_nulls(drawn, indices, orders, memory=_MEMORY)[key]
-            ps = [*p_value(tested.observed, tested.permuted)]
-            if not control:
-                ps.append(smallest(drawn, R))
-            p_values.append(ps)
-        rates = np.mean(np.array(p_values) <= 0.05, axis=0)
+            indices = Indices(_PAIR, drawn.positions, len(R), {})
+            tested = permutation_nulls.cka_nulls(drawn, indices, random_permutations(n, count, run), memory=_MEMORY)
+            ps = p_value(tested[key].observed, tested[key].permuted)
+            naive = {} if control else {"smallest p of a layer pair": smallest(drawn, R)}
+            return {"MBM": float(ps[0]), "maximum": float(ps[1])} | naive
+
+        p_values = simulation.runs(f"null {row}", times, one)
         low, high = (0.035, 0.065) if control != "filtered" else _ANY
         yield Cell(part, row, "runs", times, form="{:,}")
-        for column, rate in zip(("MBM", "maximum"), rates, strict=False):
-            yield Cell(part, row, column, float(rate), low, high)
-        if not control:
-            yield Cell(part, row, "smallest p of a layer pair", float(rates[2]))
-        say(f"null: {row}: {rates.round(3).tolist()}")
+        for column in ("MBM", "maximum", "smallest p of a layer pair"):
+            if column in p_values:
+                bounds = _ANY if "smallest" in column else (low, high)
+                yield Cell(part, row, column, float(np.mean(p_values[column] <= 0.05)), *bounds)
 
 
 def smallest(drawn: Kernels, R: Array) -> float:
@@ -187,13 +212,13 @@ def smallest(drawn: Kernels, R: Array) -> float:
 # --- 2. Pearson III
 
 
-def pearson(say: Say, count: int, n: int = 100) -> Iterator[Cell]:
+def pearson(simulation: Simulation, n: int = 100) -> Iterator[Cell]:
     """Yield the rates at which p-values of single layer pairs are at most alpha, over random permutations."""
-    part = "share of permutations with p at most alpha, over alpha"
+    part, count = "share of permutations with p at most alpha, over alpha", 10_000 if simulation.quick else 100_000
     for seed, kinds in enumerate([("flat", "flat"), ("1/i", "1/i"), ("flat", "1/i"), ("one direction",) * 2]):
         rng = np.random.default_rng([2, seed])
         layers = [rng.normal(size=(n, _WIDTH)) * spectrum(kind, _WIDTH) for kind in kinds]
-        pair = kernels(layers, {})
+        pair = gram_kernels(layers, {})
         gamma = skewness(*cubic_moments(pair.grams))
         a, b = np.array([[0], [1]])
         values = [
@@ -209,10 +234,10 @@ def pearson(say: Say, count: int, n: int = 100) -> Iterator[Cell]:
             yield Cell(part, row, f"Pearson III, {alpha}", rate, 1 / 1.5, 1.5, "{:.2f}")
         for alpha in _ALPHAS:
             yield Cell(part, row, f"normal, {alpha}", float((normal <= alpha).mean() / alpha), form="{:.2f}")
-        say(f"pearson: {row}, skewness {gamma:.2f}")
+        simulation.say(f"pearson: {row}, skewness {gamma:.2f}")
 
 
-# --- 3. coverage
+# --- 3. coverage of intervals over samples
 
 _SEEN = {True: (0.6, 0.45, 0.3), False: (0.75, 0.7, 0.65)}
 """Share of the input in the kernel of a layer, by depth; the key says whether the network is trained."""
@@ -245,10 +270,22 @@ class Population:
         unit = self.loads**2 / np.linalg.norm(self.loads**2, axis=1, keepdims=True)
         return np.asarray(unit @ unit.T)
 
-    def draw(self, rng: np.random.Generator, n: int) -> Kernels:
-        """Draw n samples of all layers."""
+    def layers(self, rng: np.random.Generator, n: int, *, heavy: bool = False) -> list[Array]:
+        """Draw n samples of all layers; with heavy tails, all latents of a sample have a common factor, and are t3."""
         z = rng.normal(size=(n, self.loads.shape[1]))
-        return kernels([z[:, a > 0] * a[a > 0] for a in self.loads], self.of)
+        if heavy:
+            z *= np.sqrt(3 / rng.chisquare(3, (n, 1)))
+        return [z[:, a > 0] * a[a > 0] for a in self.loads]
+
+    def draw(self, rng: np.random.Generator, n: int, *, heavy: bool = False) -> FeatureKernels:
+        """Draw the kernels of n samples of all layers."""
+        return FeatureKernels(tuple(self.layers(rng, n, heavy=heavy)), self.of)
+
+    def theta(self, design: Design) -> tuple[Indices, Array]:
+        """Return all indices of a study and their true values, along the best matches of the population."""
+        none = Indices(design, self.of, len(self.R), {})
+        exact = Indices(design, self.of, len(self.R), matches_on(none, self.R))
+        return exact, exact.evaluate(self.R)
 
 
 def population(kind: str) -> Population:
@@ -284,103 +321,402 @@ def population(kind: str) -> Population:
     return Population(np.stack([*loads, layer({("input", ""): 1.0})]), of)
 
 
-@dataclass(frozen=True)
-class Question:
-    """A number for which a study gives an interval: a mean of columns, minus a mean of other columns."""
+def truths(exact: Indices, theta: Array, kind: str, pair: Pair) -> dict[str, float]:
+    """Return true values of the columns of `repsim.study.dataset_pairs` for a pair and a kind of debiased CKA."""
 
-    row: str
-    columns: tuple[int, ...]
-    """Columns of `Indices.evaluate` whose mean is taken."""
-    minus: tuple[int, ...] = ()
-    """Columns whose mean is subtracted."""
+    def mean(what: str, pairs: Sequence[Pair]) -> float:
+        names = {frozenset({one.a.name, one.b.name}): one.name for one in exact.pairs}
+        columns = [exact.column_of[what, kind, names[frozenset({one.a.name, one.b.name})]] for one in pairs]
+        return float(theta[columns].mean())
 
-    def of(self, numbers: Array) -> Array:
-        """Return the number for one row of `Indices.evaluate`, or for every row of an array."""
-        less = numbers[..., list(self.minus)].mean(-1) if self.minus else 0
-        return np.asarray(numbers[..., list(self.columns)].mean(-1) - less)
-
-
-def questions(exact: Indices) -> list[Question]:
-    """Return MBM, shares and learned effects of a study."""
-    pair = next(pair for pair in _STUDY.pairs if pair.relation == "other family")
-    theta, asked = exact.evaluate(exact.R), []
-
-    def columns(kind: str, pairs: Sequence[Pair]) -> tuple[int, ...]:
-        return tuple(exact.column_of["mbm", kind, pair.name] for pair in pairs)
-
-    for kind in exact.kernels:
-        suffix = ", input given" if kind else ""
-        controls = [columns(kind, control_pairs(_STUDY, pair)) for control_pairs in (half_trained, Design.controls_of)]
-        best = max(controls, key=lambda where: round(float(theta[list(where)].mean()), 9))
-        asked += [
-            Question(f"MBM{suffix}", columns(kind, [pair])),
-            Question(f"learned effect{suffix}", columns(kind, [pair]), best),
-        ]
-    asked.append(Question("MBM, untrained twins given", columns(TWINS, [pair])))
-    for share in ("input", "universal", "family", "seed"):
-        where = tuple(exact.column_of["share", "trained", str(d), share] for d in range(exact.depths))
-        asked.append(Question(f"share: {share}, mean over depths", where))
-    return asked
+    values = {"index": mean("index", [pair]), "split_half": mean("index", [pair])}
+    if kind in exact.energies:
+        values["energy"] = mean("energy", [pair])
+    controls = exact.design.controls_of(pair)
+    if kind != TWINS and all(controls.values()):
+        values["learned"] = values["index"] - max(mean("index", pairs) for pairs in controls.values())
+    return values
 
 
-def coverage(say: Say, runs: int, cases: Sequence[tuple[str, int]]) -> Iterator[Cell]:
+_KINDS = {"cka": "", "cka given input": ", input given", "cka given untrained": ", untrained twins given"}
+_WORDS = {"split_half": "split-half index", "energy": "the same in units of energy", "learned": "effect of training"}
+
+
+def covered(low: float, value: float, high: float) -> float:
+    """Return whether an interval holds the true value, as a number."""
+    return float(low <= round(value, 9) + 0.0 <= high)
+
+
+def coverage(simulation: Simulation) -> Iterator[Cell]:
     """Yield the rates at which nominal 95 % intervals contain the true value, by spectrum and n."""
     part = "intervals of 95 % hold the truth"
-    for kind, n in cases:
+    for kind, n in _CASES[:1] if simulation.quick else _CASES:
         true = population(kind)
-        exact = Indices(_STUDY, true.of, true.R)
-        truth, inside = dict[str, float](), dict[str, list[bool]]()
-        for run in range(runs):
-            sample = true.draw(np.random.default_rng([3, len(kind), n, run]), n)
-            for row, value, interval in intervals(sample, exact, run):
-                truth[row] = value
-                inside.setdefault(row, []).append(bool(interval.low <= value <= interval.high))
-            if run % 100 == 99:
-                say(f"coverage: spectrum {kind}, n = {n:,}: {run + 1} of {runs}")
+        exact, theta = true.theta(_STUDY)
+        truth = dict[str, float]()
+
+        def one(run: int, n: int = n, true: Population = true, kind: str = kind) -> Numbers:
+            study = inference(_STUDY, true.draw(np.random.default_rng([3, len(kind), n, run]), n), run)
+            return {row: covered(low, truth[row], high) for row, low, high in intervals(study)}  # noqa: B023
+
+        truth |= true_values(exact, theta, true.R)
+        inside = simulation.runs(f"coverage {kind} {n}", 25 if simulation.quick else 600, one)
         for row, hits in inside.items():
-            yield Cell(part, row, "truth", truth[row], form="{:.3f}")
-            low, high = _ANY if "nothing shared" in row else (0.93, 0.97)
-            yield Cell(part, row, f"{kind}, n = {n:,}", float(np.mean(hits)), low, high)
+            if row == "seconds":
+                continue
+            yield Cell(part, row, "truth", truth[row] + 0.0, form="{:.3f}")
+            yield Cell(part, row, f"{kind}, n = {n:,}", float(np.mean(hits)), *_COVERAGE)
 
 
-def intervals(sample: Kernels, exact: Indices, seed: int) -> Iterator[tuple[str, float, Interval]]:
-    """Yield the name of every number, its true value, and its interval as `repsim.study.dataset` computes it."""
-    R = sample.values()
-    left = sample.leave_one_out(_MEMORY).left_out(lambda: None)
-    controls = sample.positions["input"].tolist()
-    matrices = (exact.R, R, left)
-    partials = [partial(matrix, controls) for matrix in matrices]
-    i, j, k, l = (sample.positions[name][1] for name in ("A0", "B0", "A.untrained", "B.untrained"))  # noqa: E741
-    numbers = {
-        "CKA of a layer pair": [matrix[..., i, j] for matrix in matrices],
-        "partial CKA of a layer pair, the input given": [matrix[..., i, j] for matrix in partials],
-        "the same of a pair with nothing shared but the input": [matrix[..., k, l] for matrix in partials],
+def true_values(exact: Indices, theta: Array, R: Array) -> dict[str, float]:
+    """Return the true value of every row of the table of coverage."""
+    pair = next(pair for pair in _STUDY.pairs if pair.relation == "other family")
+    i, j, k, l = (exact.positions[name][1] for name in ("A0", "B0", "A.untrained", "B.untrained"))  # noqa: E741
+    given = exact.similarities(R, "input")
+    values = {
+        "CKA of a layer pair": R[i, j],
+        "partial CKA of a layer pair, the input given": given[i, j],
+        "the same of a pair with nothing shared but the input": given[k, l],
     }
-    own, truth, effects = Indices(_STUDY, dict(sample.positions), R), exact.evaluate(exact.R), list[int]()
-    with_true_matches, with_own_matches = (evaluated(indices, R, left) for indices in (exact, own))
-    for question in questions(exact):
-        for title, estimates in (("population", with_true_matches), ("sample", with_own_matches)):
-            row = question.row if question.row.startswith("share") else f"{question.row}; best match of the {title}"
-            numbers[row] = [question.of(evaluation) for evaluation in (truth, *estimates)]
-            effects += [len(numbers) - 1] if question.minus else []
-    values, theta, without = (np.stack(column, -1) for column in zip(*numbers.values(), strict=True))
-    joint = jackknife(theta, without)
-    bootstrap = interval_of(multiplier_bootstrap(theta[effects], influence(theta, without)[:, effects], 1000, seed))
-    joint.low[effects], joint.high[effects] = bootstrap.low, bootstrap.high
-    for row, value, low, high, se in zip(numbers, values, joint.low, joint.high, joint.se, strict=True):
-        yield row, round(float(value), 9) + 0.0, Interval(low, high, se)
+    for title, suffix in _KINDS.items():
+        kind = {"cka": RAW, "cka given input": "input", "cka given untrained": TWINS}[title]
+        of_kind = truths(exact, theta, kind, pair)
+        values |= {f"{word}{suffix}": of_kind[column] for column, word in _WORDS.items() if column in of_kind}
+    for share in ("input", "universal", "family", "seed"):
+        columns = [exact.column_of["share", "trained", str(d), share] for d in range(exact.depths)]
+        values[f"share: {share}, mean over depths"] = theta[columns].mean()
+    return {row: float(value) for row, value in values.items()}
 
 
-def evaluated(indices: Indices, R: Array, left: Array) -> tuple[Array, Array]:
-    """Return all numbers for all samples, and without each sample."""
-    return indices.evaluate(R), indices.without_each(iter([left]))[0]
+def intervals(study: Inference) -> Iterator[tuple[str, float, float]]:
+    """Yield the name and the ends of the interval of every number, as a study computes them."""
+    indices, errors = study.indices, study.evidence.estimates.errors
+    place = {int(k): at for at, k in enumerate(indices.layers)}
+    layers = [place[int(indices.positions[name][1])] for name in ("A0", "B0", "A.untrained", "B.untrained")]
+    for row, kind, (i, j) in (
+        ("CKA of a layer pair", RAW, layers[:2]),
+        ("partial CKA of a layer pair, the input given", "input", layers[:2]),
+        ("the same of a pair with nothing shared but the input", "input", layers[2:]),
+    ):
+        value = indices.similarities(study.R, kind)[indices.layers[i], indices.layers[j]]
+        margin = quantile(study.units) * errors[kind][i, j]
+        yield row, value - margin, value + margin
+    table = pairs_of_models(study).assign_coords(measure=study.titles).sel(pair="A0 x B0")
+    for title, suffix in _KINDS.items():
+        for column, word in _WORDS.items():
+            low, high = (float(table[f"{column}_{end}"].sel(measure=title)) for end in ("low", "high"))
+            if np.isfinite(low):
+                yield f"{word}{suffix}", low, high
+    for share in ("input", "universal", "family", "seed"):
+        columns = [indices.column_of["share", "trained", str(d), share] for d in range(indices.depths)]
+        interval = jackknife(study.theta[columns].mean(), study.left_out[:, columns].mean(1))
+        yield f"share: {share}, mean over depths", float(interval.low), float(interval.high)
 
 
-# --- 4. power
+# --- 4. numbers of layers, and heavy tails
+
+_LAYERS = [
+    ("unrelated", 3, 100, False), ("unrelated", 6, 100, False), ("unrelated", 12, 100, False),
+    ("matched", 3, 100, False), ("matched", 6, 100, False), ("matched", 12, 100, False),
+    ("unrelated", 3, 200, True), ("matched", 3, 200, True), ("matched", 3, 1000, True),
+]  # fmt: skip
 
 
-def power(say: Say, runs: int) -> Iterator[Cell]:
+def layered(depth: int, *, matched: bool) -> Population:
+    """Return networks A and B whose layers have 20 latents of their own, and an untrained network of each.
+
+    Layers within a network are unrelated. Matched ones share another 20 latents with the layer at the same place, so
+    that their CKA is 1 / (1 + 0.7^4) = .806.
+    """
+    names = [f"{network} {d}" for network in ("A", "B", "A.untrained", "B.untrained") for d in range(depth)]
+    own = {name: slice(20 * k, 20 * k + 20) for k, name in enumerate(names)}
+    loads = np.zeros((len(names), 20 * (len(names) + depth)))
+    for k, name in enumerate(names):
+        loads[k, own[name]] = 0.7
+        if matched and "untrained" not in name:
+            first = 20 * (len(names) + int(name.split()[1]))
+            loads[k, first : first + 20] = 1
+    return Population(loads, places(families(2, 1, 1, layers=depth), 0))
+
+
+@dataclass(frozen=True)
+class LayeredCase:
+    """Networks of some number of layers (`layered`), and samples of them."""
+
+    depth: int
+    n: int
+    matched: bool
+    heavy: bool
+
+    @cached_property
+    def design(self) -> Design:
+        """Two families of one trained and one untrained network each."""
+        return families(2, 1, 1, layers=self.depth)
+
+    @cached_property
+    def population(self) -> Population:
+        """The networks, with infinitely many samples."""
+        return layered(self.depth, matched=self.matched)
+
+    @cached_property
+    def truth(self) -> dict[str, float]:
+        """True values of the pair of trained networks."""
+        return truths(*self.population.theta(self.design), RAW, self.design.pairs[0])
+
+    def intervals(self, run: int) -> Numbers:
+        """Draw samples; return the indices, and which intervals hold the truth."""
+        rng = np.random.default_rng([5, self.depth, self.n, self.heavy, self.matched, run])
+        study = inference(self.design, self.population.draw(rng, self.n, heavy=self.heavy), run)
+        row = pairs_of_models(study).isel(pair=0, measure=0)
+        numbers = {name: float(row[name]) for name in ("index", "split_half", "index_low", "index_high")}
+        always = study.estimate({study.column(RAW, self.design.pairs[0], "best"): 1.0}, RAW)
+        return {
+            "mean": numbers["split_half"],
+            "plain index": numbers["index"],
+            "printed": float(np.isfinite(numbers["index_low"])),
+            "plain, always": covered(always.low, self.truth["index"], always.high),
+            "plain, printed": covered(numbers["index_low"], self.truth["index"], numbers["index_high"]),
+        } | {
+            name: covered(float(row[f"{name}_low"]), self.truth[name], float(row[f"{name}_high"]))
+            for name in ("split_half", "learned")
+        }
+
+
+def layers(simulation: Simulation) -> Iterator[Cell]:
+    """Yield how often intervals hold the truth, by the number of layers, for unrelated and for matched layers."""
+    part = "numbers of layers"
+    for relation, depth, n, heavy in _LAYERS[:1] if simulation.quick else _LAYERS:
+        case = LayeredCase(depth, n, matched=relation == "matched", heavy=heavy)
+        row = f"{depth} {relation} layers, n = {n:,}" + (", t3 stimuli" if heavy else "")
+
+        def one(run: int, case: LayeredCase = case) -> Numbers:
+            return case.intervals(run)
+
+        numbers = simulation.runs(f"layers {row}", 25 if simulation.quick else 500, one)
+        yield Cell(part, row, "truth", case.truth["index"] + 0.0, form="{:.3f}")
+        yield Cell(part, row, "mean split-half index", float(numbers["mean"].mean()), form="{:.3f}")
+        yield Cell(part, row, "its interval holds the truth", float(numbers["split_half"].mean()), *_COVERAGE)
+        yield Cell(part, row, "effect of training", float(numbers["learned"].mean()), *_COVERAGE)
+        yield Cell(part, row, "mean plain index", float(numbers["plain index"].mean()), form="{:.3f}")
+        yield Cell(part, row, "its interval would hold the truth", float(numbers["plain, always"].mean()))
+        yield Cell(part, row, "is printed", float(numbers["printed"].mean()))
+        if numbers["printed"].any():
+            rate = numbers["plain, printed"].sum() / numbers["printed"].sum()
+            yield Cell(part, row, "and then holds the truth", float(rate))
+
+
+# --- 5. claims about networks that learned nothing
+
+
+def pixel_networks(rng: np.random.Generator, design: Design, n: int, width: int = 32) -> FeatureKernels:
+    """Draw random networks of three layers that see 12 pixels; those called trained are drawn like the others.
+
+    Each family has an activation function of its own: tanh, clipped linear, rectified linear. Weights have gain 2.5,
+    biases a standard deviation of 0.5.
+    """
+    functions: dict[str, Callable[[Array], Array]] = {
+        "A": np.tanh, "B": lambda h: np.clip(h, -1, 1), "C": lambda h: np.maximum(h, 0)
+    }  # fmt: skip
+    x = rng.normal(size=(n, 12))
+    layers = []
+    for network in design.members:
+        h = x
+        for _ in network.layers:
+            W = rng.normal(size=(h.shape[1], width)) * 2.5 / np.sqrt(h.shape[1])
+            h = functions[network.family](h @ W + 0.5 * rng.normal(size=width))
+            layers.append(h)
+    return FeatureKernels((*layers, x), places(design, 1))
+
+
+def latent_networks(rng: np.random.Generator, design: Design, n: int) -> FeatureKernels:
+    """Draw networks of one layer: 8 latents of the input, and 24 others with random loadings, alike within a family."""
+    z = rng.normal(size=(n, 32))
+    of_family = {network.family: rng.exponential(size=24) for network in design.members}
+    layers = [
+        z * np.r_[np.full(8, 0.9), np.sqrt(of_family[network.family] * rng.lognormal(0, 0.8, 24))]
+        for network in design.members
+    ]
+    return FeatureKernels((*layers, z[:, :8]), places(design, 1))
+
+
+def levels(study: Inference) -> dict[str, float]:
+    """Return how many pairs of families are claimed, each pair on its own as in a study of two families, and all."""
+    table, pairs = pairs_of_families(study), family_pairs(study)
+    alone = [decide([case], dependent=False)[0].level for case in cases_of(study, pairs, table)]
+    together = table["claim_level"].values.tolist()
+    counts = {
+        "pair, architectures": np.mean([level == "architectures" for level in alone]),
+        "pair, networks": np.mean([level != "" for level in alone]),
+        "any, architectures": "architectures" in together,
+        "any, networks": any(together),
+        "all, architectures": all(level == "architectures" for level in together),
+        "all, networks": all(together),
+    }
+    return {name: float(count) for name, count in counts.items()} | exchanged(table)
+
+
+def exchanged(table: xr.Dataset) -> dict[str, float]:
+    """Return the share of pairs of families for which the exact test rejects at 5 %."""
+    return {"exchange": float((table["p_exchange"].sel(kernel="cka given input") <= 0.05).mean())}
+
+
+def without_intervals(design: Design, kernels: AnyKernels, seed: int) -> Inference:
+    """Estimate the indices of a study on halves of the samples only: all that the exact test needs."""
+    of = cast("Kernels", kernels)
+    size = len(kernels.names)
+
+    def along(maps: Maps) -> Indices:
+        return Indices(design, kernels.positions, size, maps)
+
+    theta, maps = cross_fitted(along, halves(of, tuning.current().halvings, seed, lambda: None))
+    none = np.full((2, len(theta)), np.nan)
+    return evidence_of(
+        design, kernels, Estimates(np.full((size, size), np.nan), along(maps), theta, theta, none, {}, None)
+    )
+
+
+def by_the_rule_of_0_2(study: Inference) -> float:
+    """Return whether the rule of version 0.2 calls the networks universal: an interval over samples above 0.
+
+    It is that of the mean plain index of all pairs of trained networks of different families, given the input, minus
+    that of their best control, with the mean of both half-trained directions as one control.
+    """
+    pairs = [pair for pair in study.pairs if pair.relation == "other family"]
+    trained = study.mean_of("input", pairs, "best")
+    both, *half = (study.mean_of_controls("input", pairs, name, "best") for name in CONTROL_PAIRS)
+    halved = {column: sum(one.get(column, 0.0) for one in half) / 2 for column in {**half[0], **half[1]}}
+    level = [sum(study.theta[column] * weight for column, weight in control.items()) for control in (both, halved)]
+    best = both if level[0] >= level[1] else halved
+    columns = sorted({*trained, *best})
+    return float(study.estimate({c: trained.get(c, 0.0) - best.get(c, 0.0) for c in columns}, "input").low > 0)
+
+
+def claims(simulation: Simulation) -> Iterator[Cell]:
+    """Yield how often something learned is claimed of networks that learned nothing."""
+    part, design = "claims about networks that learned nothing", families(3, 2, 3)
+    flat = families(3, 2, 3, layers=1)
+    cases = [
+        ("networks of 12 pixels, n = 1,000", lambda rng: (design, pixel_networks(rng, design, 1000)), True),
+        ("networks of 12 pixels, n = 3,000", lambda rng: (design, pixel_networks(rng, design, 3000)), False),
+        ("networks of latents, n = 1,000", lambda rng: (flat, latent_networks(rng, flat, 1000)), True),
+        ("networks of latents, n = 3,000", lambda rng: (flat, latent_networks(rng, flat, 3000)), True),
+    ]
+    if simulation.quick:
+        cases = [("networks of latents, n = 1,000", lambda rng: (flat, latent_networks(rng, flat, 100)), True)]
+    for seed, (row, draw, complete) in enumerate(cases):
+
+        def one(run: int, seed: int = seed, draw: Any = draw, complete: bool = complete) -> Numbers:
+            with tuning.using(halvings=2):
+                of, kernels = draw(np.random.default_rng([6, seed, run]))
+                if not complete:
+                    return exchanged(pairs_of_families(without_intervals(of, kernels, run)))
+                study = inference(of, kernels, run)
+                return levels(study) | {"old": by_the_rule_of_0_2(study)}
+
+        runs = 20 if simulation.quick else 400
+        numbers = simulation.runs(f"claims {row}", runs, one)
+        yield Cell(part, row, "studies", runs, form="{:,}")
+        yield Cell(part, row, "exchange test, p <= 0.05", float(numbers["exchange"].mean()), 0, 0.065)
+        if complete:
+            for column, name in (
+                ("architectures, of two families", "pair, architectures"),
+                ("architectures, any of three", "any, architectures"),
+                ("architectures, all three", "all, architectures"),
+            ):
+                yield Cell(part, row, column, float(numbers[name].mean()), 0, 0.05)
+            for column, name in (
+                ("networks, of two families", "pair, networks"),
+                ("networks, all three", "all, networks"),
+                ("universal in version 0.2", "old"),
+            ):
+                yield Cell(part, row, column, float(numbers[name].mean()))
+
+
+# --- 6. networks as random draws: intervals over networks, and power
+
+_GIVEN = 0.4
+"""Share of the input in the energy of every layer."""
+_UNTRAINED = 0.5
+"""Mean of c of untrained networks, where two networks have a partial CKA of c c'."""
+_EFFECTS, _SPREADS = (0.0, 0.02, 0.05, 0.1, 0.2), (0.02, 0.05)
+_NUMBERS = ((2, 2), (2, 3), (3, 3), (4, 4), (5, 5))
+
+
+def level_of_trained(effect: float) -> float:
+    """Return the mean c of trained networks, so that their partial CKA exceeds every control by the effect at least.
+
+    The strongest control has one trained network: c_T^2 - c_T c_U = effect.
+    """
+    return float((_UNTRAINED + np.sqrt(_UNTRAINED**2 + 4 * effect)) / 2)
+
+
+def random_networks(rng: np.random.Generator, design: Design, n: int, effect: float, spread: float) -> FeatureKernels:
+    """Draw networks of one layer whose similarity with networks of other families varies from network to network.
+
+    The kernel of a layer is sqrt(.4) I + sqrt(.6) (c S + sqrt(1 - c^2) O): I is the input, S what all networks share
+    and O their own. The spread is the standard deviation, over networks, of the mean partial CKA of a trained network.
+    """
+    mean, sizes = level_of_trained(effect), {"input": 8, "shared": 8, "own": 10}
+    latents = {part: rng.normal(size=(n, size)) / size**0.25 for part, size in sizes.items() if part != "own"}
+    layers = []
+    for network in design.members:
+        c = float(np.clip(rng.normal(mean if network.trained else _UNTRAINED, spread / mean), 0.01, 0.99))
+        own = rng.normal(size=(n, sizes["own"])) / sizes["own"] ** 0.25
+        weights = _GIVEN, (1 - _GIVEN) * c**2, (1 - _GIVEN) * (1 - c**2)
+        parts = zip(weights, (latents["input"], latents["shared"], own), strict=True)
+        layers.append(np.hstack([weight**0.25 * part for weight, part in parts]))
+    return FeatureKernels((*layers, latents["input"]), places(design, 1))
+
+
+def networks(simulation: Simulation, n: int = 500) -> Iterator[Cell]:
+    """Yield how often a claim about architectures is made, and intervals over networks hold the truth."""
+    power, rates = "claims about architectures", "intervals over networks and samples hold the truth"
+    most = families(3, *_NUMBERS[-1], layers=1)
+    cases = [(0.1, 0.02)] if simulation.quick else [(effect, spread) for spread in _SPREADS for effect in _EFFECTS]
+    counts = _NUMBERS[1:2] if simulation.quick else _NUMBERS
+    designs = {
+        f"{trained} + {untrained}": Design(
+            tuple(member for member in most.trained if int(member.name[1:]) < trained),
+            tuple(member for member in most.untrained if int(member.name.split("untrained")[1]) < untrained),
+        )
+        for trained, untrained in counts
+    }
+    cells = []
+    for effect, spread in cases:
+
+        def one(run: int, effect: float = effect, spread: float = spread) -> Numbers:
+            rng = np.random.default_rng([7, round(100 * effect), round(100 * spread), run])
+            kernels, numbers = random_networks(rng, most, n, effect, spread), dict[str, float]()
+            for name, design in designs.items():
+                with tuning.using(halvings=2):
+                    study = inference(design, some_of(kernels, design), run)
+                of_kernel = pairs_of_families(study).sel(kernel="cka given input", measure="cka given input")
+                reached = levels(study)
+                low, high = (of_kernel[f"effect_network_{end}"].values for end in ("low", "high"))
+                numbers |= {f"{name}, {key}": value for key, value in reached.items()}
+                numbers[f"{name}, covered"] = float(np.mean((low <= effect) & (effect <= high)))
+                numbers[f"{name}, below"] = float(np.mean(high < effect))
+                numbers[f"{name}, width"] = float(np.mean(high - low))
+            return numbers
+
+        runs = 4 if simulation.quick else 100
+        numbers = simulation.runs(f"networks effect {effect} spread {spread}", runs, one)
+        for name in designs:
+            row, bounds = f"{name} networks a family, spread {spread}", (0, 0.05) if effect == 0 else _ANY
+            for families_, key in (("two families", "pair"), ("three families", "all")):
+                rate = float(numbers[f"{name}, {key}, architectures"].mean())
+                yield Cell(power, row, f"effect {effect:g}, {families_}", rate, *bounds, form="{:.0%}")
+            if effect:
+                cells.append(Cell(rates, row, f"effect {effect:g}", float(numbers[f"{name}, covered"].mean()), 0.93, 1))
+    yield from cells
+
+
+# --- 7. recovery of shared representations
+
+
+def recovery(simulation: Simulation) -> Iterator[Cell]:
     """Yield estimates for layers that share a known part of their kernels, with n < p and n > p."""
+    runs = 12 if simulation.quick else 600
     for seed, (n, p) in enumerate([(100, 240), (500, 60)]):
         part = f"shared, n = {n}, p = {p}"
         for r2 in (0.05, 0.25, 0.5):
@@ -389,7 +725,8 @@ def power(say: Say, runs: int) -> Iterator[Cell]:
             exact = np.array([R[0, 1], R[2, 3], partial(R, [4])[2, 3]])
             estimates, small = np.empty((runs, 4)), 0.0
             for run in range(runs):
-                sample = true.draw(np.random.default_rng([4, seed, round(100 * r2), run]), n)
+                rng = np.random.default_rng([4, seed, round(100 * r2), run])
+                sample = gram_kernels(true.layers(rng, n), {})
                 R = sample.values()
                 biased = CKA(estimator="biased").block(sample.grams[:1], sample.grams[1:2])[0, 0]
                 estimates[run] = R[0, 1], R[2, 3], partial(R, [4])[2, 3], biased
@@ -403,7 +740,7 @@ def power(say: Say, runs: int) -> Iterator[Cell]:
             row = f"CKA {exact[0]:.3g}"
             yield Cell(part, row, "biased CKA", mean[3], form="{:.4f}")
             yield Cell(part, row, "p <= 0.05 (Pearson III)", small / runs)
-            say(f"power: n = {n}, p = {p}, r^2 = {r2}: {(mean[:3] - exact).round(4).tolist()}")
+            simulation.say(f"recovery: n = {n}, p = {p}, r^2 = {r2}: {(mean[:3] - exact).round(4).tolist()}")
 
 
 def shared(r2: float, p: int) -> Population:
@@ -419,37 +756,46 @@ def shared(r2: float, p: int) -> Population:
 
 # --- command
 
-Part = Callable[[Say, bool], Iterator[Cell]]
+Part = Callable[[Simulation], Iterator[Cell]]
 PARTS: dict[str, Part] = {
-    "null": lambda say, quick: null(say, *((8, 2) if quick else (1000, 200))),
-    "pearson": lambda say, quick: pearson(say, 10_000 if quick else 100_000),
-    "coverage": lambda say, quick: coverage(say, *((25, _CASES[:1]) if quick else (1000, _CASES))),
-    "power": lambda say, quick: power(say, 12 if quick else 600),
+    "null": null,
+    "pearson": pearson,
+    "coverage": coverage,
+    "layers": layers,
+    "claims": claims,
+    "networks": networks,
+    "recovery": recovery,
 }
 
 
-def validate(names: Sequence[str], say: Say, *, quick: bool) -> tuple[list[Cell], dict[str, float]]:
+def validate(names: Sequence[str], simulation: Simulation) -> tuple[list[Cell], dict[str, float]]:
     """Run the named parts; return all cells of their tables, and the CPU seconds of each part."""
     cells, seconds = [], {}
     for name in names:
-        began = time.process_time()
-        cells += list(PARTS[name](say, quick))
-        seconds[name] = time.process_time() - began
+        began, before = time.process_time(), simulation.seconds
+        cells += list(PARTS[name](simulation))
+        seconds[name] = time.process_time() - began + simulation.seconds - before
     return cells, seconds
 
 
 @click.command()
 @click.argument("parts", nargs=-1, type=click.Choice(list(PARTS)))
 @click.option("--quick", is_flag=True, help="Few runs, to test the script; the bounds do not apply.")
+@click.option(
+    "--runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the numbers of every run; a later call with the same folder continues.",
+)
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the tables (Markdown).")
-def main(parts: Sequence[str], *, quick: bool, out: Path | None) -> None:
+def main(parts: Sequence[str], *, quick: bool, runs: Path | None, out: Path | None) -> None:
     """Simulate networks with known true values, and count how often the statistics of a study are correct.
 
-    This takes about a quarter of an hour on one core. The seeds are fixed: the same versions of torch and numpy give
-    the same tables. docs/statistics.md shows them.
+    This takes about an hour on one core. The seeds are fixed: the same versions of torch and numpy give the same
+    tables. docs/statistics.md shows them.
     """
     torch.set_num_threads(1)
-    cells, seconds = validate(parts or list(PARTS), lambda line: print(line, file=sys.stderr, flush=True), quick=quick)
+    simulation = Simulation(lambda line: print(line, file=sys.stderr, flush=True), quick, runs)
+    cells, seconds = validate(parts or list(PARTS), simulation)
     text = tables(cells, seconds)
     print(text)
     if out is not None:

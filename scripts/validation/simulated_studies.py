@@ -1,0 +1,258 @@
+"""Designs and kernels of simulated studies, for validate_statistics.py: without stores, and fast."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from repsim.labels import LayerKey
+from repsim.metrics.recipes.gram import CentredGram
+from repsim.runtime.progress import Steps
+from repsim.stores.store import ActivationStore
+from repsim.study.design import Design, Member
+from repsim.study.estimation import Estimates, estimate
+from repsim.study.evidence import Evidence
+from repsim.study.gram_passes import Kernels
+from repsim.study.inference import Inference
+
+Array = NDArray[np.float64]
+Places = Mapping[str, NDArray[np.int64]]
+
+_ROWS = 2**22
+"""Number of values that are multiplied at once."""
+
+
+# --- designs
+
+
+@dataclass(frozen=True)
+class Network:
+    """Substitute for a store: the attributes that a study needs, without activations."""
+
+    model: str
+    provenance: dict[str, str]
+    layers: tuple[str, ...]
+    """Names of the layers, which are the same for an untrained twin."""
+    pixels: str = "simulated"
+    """Substitute for the input, which is a control of its own."""
+
+    def __getitem__(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(key=LayerKey(self.model, name, "mean"))
+
+
+def member(name: str, family: str, *, trained: bool = True, layers: int = 3) -> Member:
+    """Return a model of a study without a file."""
+    provenance = {"architecture": family} | ({} if trained else {"weights": "random"})
+    network = Network(name, provenance, tuple(f"layer {k}" for k in range(layers)))
+    return Member(cast("ActivationStore", network), family, "mean")
+
+
+def families(count: int, trained: int, untrained: int, *, layers: int = 3) -> Design:
+    """Return a design of families A, B, ... of one architecture each."""
+    names = "ABCDEFGH"[:count]
+    return Design(
+        tuple(member(f"{family}{k}", family, layers=layers) for family in names for k in range(trained)),
+        tuple(
+            member(f"{family}.untrained{k}", family, trained=False, layers=layers)
+            for family in names for k in range(untrained)
+        ),
+    )  # fmt: skip
+
+
+def places(design: Design, controls: int) -> dict[str, NDArray[np.int64]]:
+    """Return the positions of the layers of all models, one after the other, and of the kernels of the input."""
+    ends = np.cumsum([0, *(len(member.layers) for member in design.members)])
+    of = {member.name: np.arange(*ends[k : k + 2]) for k, member in enumerate(design.members)}
+    return of | ({"input": np.arange(ends[-1], ends[-1] + controls)} if controls else {})
+
+
+# --- kernels
+
+
+def gram_kernels(layers: Sequence[Array], of: Places) -> Kernels:
+    """Prepare layers for a study as repsim does for those in a store, in float32."""
+    grams = tuple(cast("Any", CentredGram()(torch.from_numpy(x.astype(np.float32)))) for x in layers)
+    return Kernels(tuple(f"layer {k}" for k in range(len(layers))), grams, dict(of), {})
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Values of all samples and without each, in the form of `repsim.engine.jackknife.LeaveOneOut`."""
+
+    full_values: Array
+    left_out: Array
+    units: int = 1
+    cubes: None = None
+
+    def runs(self, step: Callable[[], None]) -> Iterator[tuple[slice, Array]]:
+        """Yield all values at once."""
+        step()
+        yield slice(0, len(self.left_out)), self.left_out
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureKernels:
+    """Substitute for `Kernels` that never forms a Gram matrix: debiased CKA from covariances of features, in float64.
+
+    With centred features, K = XX' and its diagonal d, n (n - 3) HSIC_1 = ||X'Y||^2 - n / (n - 2) d_X'd_Y +
+    tr K_X tr K_Y / ((n - 1) (n - 2)), and D_i of `LeaveOneOut` follows from x_i'X'Y y_i in the same way. With few
+    features this is many times faster than the passes over Gram matrices; a test shows that the values are the same.
+    """
+
+    layers: tuple[Array, ...]
+    """Features of all layers and controls, each of shape (n, p)."""
+    positions: Places
+    groups: None = None
+    kept: dict[bytes, Array] = field(default_factory=dict)
+    """Values on subsets of the samples, by the subset: studies of some of the networks use them again."""
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.layers[0])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers."""
+        return tuple(f"layer {k}" for k in range(len(self.layers)))
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(x.shape[1] for x in self.layers)])[:-1]
+
+    @cached_property
+    def _all(self) -> Array:
+        return np.hstack(self.layers)
+
+    def _centred(self, samples: NDArray[np.int64] | slice) -> Array:
+        x = self._all[samples]
+        return np.asarray(x - x.mean(0))
+
+    def _by_layer(self, values: Array, axis: int) -> Array:
+        return np.add.reduceat(values, self._starts, axis=axis)
+
+    def _products(self, x: Array, covariance: Array) -> Array:
+        n, squares = len(x), self._by_layer(self._by_layer(covariance**2, 0), 1)
+        d = self._by_layer(x**2, 1)
+        traces = d.sum(0)
+        return np.asarray(squares - n / (n - 2) * d.T @ d + np.outer(traces, traces) / ((n - 1) * (n - 2)))
+
+    def values_on(self, samples: NDArray[np.int64], selected: NDArray[np.int64]) -> Array:
+        """Compute debiased CKA of the selected layers on a subset of the samples."""
+        key = samples.tobytes()
+        if key not in self.kept:
+            x = self._centred(samples)
+            self.kept[key] = _cosines(self._products(x, x.T @ x))
+        return self.kept[key][np.ix_(selected, selected)]
+
+    def values(self) -> Array:
+        """Compute debiased CKA of all pairs."""
+        return self.values_on(np.arange(self.n), np.arange(len(self.layers)))
+
+    def leave_one_out(self, room: int) -> Sweep:
+        """Compute debiased CKA of all pairs, of all samples and without each."""
+        del room
+        return self._sweep
+
+    @cached_property
+    def _sweep(self) -> Sweep:
+        x, n = self._centred(slice(None)), self.n
+        covariance = x.T @ x
+        products, d = self._products(x, covariance), self._by_layer(x**2, 1)
+        # A_ij = K_ij - m_i - m_j for i != j, and the rows of K without its diagonal sum to -d
+        m = -d / (n - 2) + d.sum(0) / (2 * (n - 1) * (n - 2))
+        rest = m.sum(0) - m
+        # sum over j != i of K_ij m'_j, for every layer and every m'
+        crossed = np.stack([self._by_layer(x * (x.T @ m[:, k]), 1) for k in range(len(self.layers))], -1)
+        crossed -= d[:, :, None] * m[:, None]
+        lost = np.empty((n, *products.shape))
+        step = max(1, _ROWS // (len(covariance) * len(self.layers)))
+        for start in range(0, n, step):
+            i = slice(start, start + step)
+            left = np.empty((len(x[i]), len(self.layers), x.shape[1]))
+            for k, (first, last) in enumerate(zip(self._starts, [*self._starts[1:], x.shape[1]], strict=True)):
+                left[:, k] = x[i, first:last] @ covariance[first:last]
+            lost[i] = self._by_layer(left * x[i, None], 2)
+        lost -= d[:, :, None] * d[:, None]
+        lost -= crossed + crossed.transpose(0, 2, 1)
+        lost += d[:, :, None] * m[:, None] + m[:, :, None] * d[:, None]  # - m'_i sum_j K_ij = + m'_i d_i
+        lost += (n - 1) * m[:, :, None] * m[:, None] + m[:, :, None] * rest[:, None] + rest[:, :, None] * m[:, None]
+        lost += m.T @ m - m[:, :, None] * m[:, None]
+        return Sweep(_cosines(products), _cosines(products - 2 * (n - 2) / (n - 3) * lost))
+
+
+@dataclass(frozen=True, eq=False)
+class SomeOfThem:
+    """Kernels of some of the networks of a study, with the values that were computed for all of them."""
+
+    of: FeatureKernels
+    rows: NDArray[np.int64]
+    """Positions in ``of`` of the layers and controls."""
+    positions: Places
+    groups: None = None
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.of.n
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers."""
+        return tuple(f"layer {k}" for k in range(len(self.rows)))
+
+    def values_on(self, samples: NDArray[np.int64], selected: NDArray[np.int64]) -> Array:
+        """Select debiased CKA on a subset of the samples."""
+        return self.of.values_on(samples, self.rows[selected])
+
+    def leave_one_out(self, room: int) -> Sweep:
+        """Select debiased CKA of all samples and without each."""
+        sweep = self.of.leave_one_out(room)
+        where = np.ix_(self.rows, self.rows)
+        return Sweep(sweep.full_values[where], sweep.left_out[:, where[0], where[1]])
+
+
+def some_of(kernels: FeatureKernels, design: Design) -> SomeOfThem:
+    """Return the kernels of the models of a design, and of the input."""
+    names = [*(member.name for member in design.members), "input"]
+    rows = [kernels.positions[name] for name in names]
+    ends = np.cumsum([0, *map(len, rows)])
+    return SomeOfThem(
+        kernels, np.concatenate(rows), {name: np.arange(*ends[k : k + 2]) for k, name in enumerate(names)}
+    )
+
+
+def _cosines(products: Array) -> Array:
+    norms = np.sqrt(np.diagonal(products, axis1=-2, axis2=-1))
+    return np.asarray(products / norms[..., :, None] / norms[..., None, :])
+
+
+# --- inference
+
+AnyKernels = Kernels | FeatureKernels | SomeOfThem
+
+
+def silent(_: str) -> Callable[..., None]:
+    """Return a counter of steps that says nothing."""
+    return lambda *_: None
+
+
+def inference(design: Design, kernels: AnyKernels, seed: int = 0) -> Inference:
+    """Estimate all indices of a simulated study."""
+    return evidence_of(
+        design, kernels, estimate(design, cast("Kernels", kernels), seed=seed, steps=cast("Steps", silent))
+    )
+
+
+def evidence_of(design: Design, kernels: AnyKernels, estimates: Estimates) -> Inference:
+    """Return the inference from estimates, without permutations and other measures."""
+    evidence = Evidence(
+        design=design, kernels=cast("Kernels", kernels), estimates=estimates, moments=(), dimensions={}, nulls={},
+        within_classes={}, measures=(), permutations=0, controls=("input",), duplicates=(),
+    )  # fmt: skip
+    return Inference(evidence, draws=0, seed=0)
