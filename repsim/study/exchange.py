@@ -216,7 +216,7 @@ def _excess(
     """Compute `excess` from the weights of trained and untrained networks, and the shares of architectures."""
 
     def mean(left: np.ndarray, right: np.ndarray) -> Float64[np.ndarray, "*batch"]:
-        return np.asarray(np.einsum("...sa,ab,...tb,s,t->...", left, values, right, shares_a, shares_b, optimize=True))
+        return np.asarray(shares_a @ (left @ values @ right.swapaxes(-1, -2)) @ shares_b)
 
     (trained_a, untrained_a), (trained_b, untrained_b) = a, b
     controls = {

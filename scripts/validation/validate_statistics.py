@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import click
 import numpy as np
@@ -112,6 +112,8 @@ class Simulation:
 
     say: Callable[[str], None]
     quick: bool = False
+    share: float = 1.0
+    """Share of the runs that is made."""
     folder: Path | None = None
     """Folder with a file for every case, to which each run adds a line; a later call continues."""
     seconds: float = 0.0
@@ -119,6 +121,7 @@ class Simulation:
 
     def runs(self, case: str, count: int, one: Callable[[int], Numbers]) -> dict[str, Array]:
         """Return the numbers of all runs of a case, by name; each run is a function of its seed."""
+        count = max(1, round(count * self.share))
         path = None if self.folder is None else self.folder / f"{re.sub(r'[^a-z0-9.]+', '-', case.lower())}.jsonl"
         lines = path.read_text().splitlines() if path is not None and path.exists() else []
         rows = {int(row.pop("run")): row for row in map(json.loads, lines)}
@@ -194,7 +197,7 @@ def null(simulation: Simulation, n: int = 100, count: int = 199) -> Iterator[Cel
 
         p_values = simulation.runs(f"null {row}", times, one)
         low, high = (0.035, 0.065) if control != "filtered" else _ANY
-        yield Cell(part, row, "runs", times, form="{:,}")
+        yield Cell(part, row, "runs", len(p_values["MBM"]), form="{:,}")
         for column in ("MBM", "maximum", "smallest p of a layer pair"):
             if column in p_values:
                 bounds = _ANY if "smallest" in column else (low, high)
@@ -360,7 +363,7 @@ def coverage(simulation: Simulation) -> Iterator[Cell]:
             return {row: covered(low, truth[row], high) for row, low, high in intervals(study)}  # noqa: B023
 
         truth |= true_values(exact, theta, true.R)
-        inside = simulation.runs(f"coverage {kind} {n}", 25 if simulation.quick else 600, one)
+        inside = simulation.runs(f"coverage {kind} {n}", 25 if simulation.quick else 1000, one)
         for row, hits in inside.items():
             if row == "seconds":
                 continue
@@ -529,19 +532,19 @@ def pixel_networks(rng: np.random.Generator, design: Design, n: int, width: int 
 
 
 def latent_networks(rng: np.random.Generator, design: Design, n: int) -> FeatureKernels:
-    """Draw networks of one layer: 8 latents of the input, and 24 others with random loadings, alike within a family."""
-    z = rng.normal(size=(n, 32))
-    of_family = {network.family: rng.exponential(size=24) for network in design.members}
+    """Draw networks of one layer: 4 latents of the input, and 12 others with random loadings, alike within a family."""
+    z = rng.normal(size=(n, 16))
+    of_family = {network.family: rng.exponential(size=12) for network in design.members}
     layers = [
-        z * np.r_[np.full(8, 0.9), np.sqrt(of_family[network.family] * rng.lognormal(0, 0.8, 24))]
+        z * np.r_[np.full(4, 0.9), np.sqrt(of_family[network.family] * rng.lognormal(0, 0.8, 12))]
         for network in design.members
     ]
-    return FeatureKernels((*layers, z[:, :8]), places(design, 1))
+    return FeatureKernels((*layers, z[:, :4]), places(design, 1))
 
 
-def levels(study: Inference) -> dict[str, float]:
+def levels(study: Inference, table: xr.Dataset) -> dict[str, float]:
     """Return how many pairs of families are claimed, each pair on its own as in a study of two families, and all."""
-    table, pairs = pairs_of_families(study), family_pairs(study)
+    pairs = family_pairs(study)
     alone = [decide([case], dependent=False)[0].level for case in cases_of(study, pairs, table)]
     together = table["claim_level"].values.tolist()
     counts = {
@@ -591,31 +594,47 @@ def by_the_rule_of_0_2(study: Inference) -> float:
     return float(study.estimate({c: trained.get(c, 0.0) - best.get(c, 0.0) for c in columns}, "input").low > 0)
 
 
+@dataclass(frozen=True)
+class ClaimsCase:
+    """Networks that learned nothing, and whether all of the rule is applied to them or the exact test only."""
+
+    design: Design
+    draw: Callable[[np.random.Generator, Design, int], FeatureKernels]
+    n: int
+    complete: bool
+    seed: int
+
+    def claimed(self, run: int) -> Numbers:
+        """Draw networks and samples; return what is claimed."""
+        kernels = self.draw(np.random.default_rng([6, self.seed, run]), self.design, self.n)
+        with tuning.using(halvings=2):
+            if not self.complete:
+                return exchanged(pairs_of_families(without_intervals(self.design, kernels, run)))
+            study = inference(self.design, kernels, run)
+        return levels(study, pairs_of_families(study)) | {"old": by_the_rule_of_0_2(study)}
+
+
 def claims(simulation: Simulation) -> Iterator[Cell]:
     """Yield how often something learned is claimed of networks that learned nothing."""
     part, design = "claims about networks that learned nothing", families(3, 2, 3)
     flat = families(3, 2, 3, layers=1)
-    cases = [
-        ("networks of 12 pixels, n = 1,000", lambda rng: (design, pixel_networks(rng, design, 1000)), True),
-        ("networks of 12 pixels, n = 3,000", lambda rng: (design, pixel_networks(rng, design, 3000)), False),
-        ("networks of latents, n = 1,000", lambda rng: (flat, latent_networks(rng, flat, 1000)), True),
-        ("networks of latents, n = 3,000", lambda rng: (flat, latent_networks(rng, flat, 3000)), True),
+    cases: list[tuple[str, Design, Callable[..., FeatureKernels], int, bool]] = [
+        ("networks of latents, n = 1,000", flat, latent_networks, 1000, True),
+        ("networks of latents, n = 3,000", flat, latent_networks, 3000, True),
+        ("networks of 12 pixels, n = 1,000", design, pixel_networks, 1000, False),
+        ("networks of 12 pixels, n = 3,000", design, pixel_networks, 3000, False),
+        ("two families of networks of 12 pixels, n = 1,000", families(2, 2, 3), pixel_networks, 1000, True),
     ]
     if simulation.quick:
-        cases = [("networks of latents, n = 1,000", lambda rng: (flat, latent_networks(rng, flat, 100)), True)]
-    for seed, (row, draw, complete) in enumerate(cases):
+        cases = [("networks of latents, n = 1,000", flat, latent_networks, 100, True)]
+    for seed, (row, of, draw, n, complete) in enumerate(cases):
 
-        def one(run: int, seed: int = seed, draw: Any = draw, complete: bool = complete) -> Numbers:
-            with tuning.using(halvings=2):
-                of, kernels = draw(np.random.default_rng([6, seed, run]))
-                if not complete:
-                    return exchanged(pairs_of_families(without_intervals(of, kernels, run)))
-                study = inference(of, kernels, run)
-                return levels(study) | {"old": by_the_rule_of_0_2(study)}
+        def one(run: int, case: ClaimsCase = ClaimsCase(of, draw, n, complete, seed)) -> Numbers:
+            return case.claimed(run)
 
         runs = 20 if simulation.quick else 400
         numbers = simulation.runs(f"claims {row}", runs, one)
-        yield Cell(part, row, "studies", runs, form="{:,}")
+        yield Cell(part, row, "studies", len(numbers["exchange"]), form="{:,}")
         yield Cell(part, row, "exchange test, p <= 0.05", float(numbers["exchange"].mean()), 0, 0.065)
         if complete:
             for column, name in (
@@ -690,8 +709,9 @@ def networks(simulation: Simulation, n: int = 500) -> Iterator[Cell]:
             for name, design in designs.items():
                 with tuning.using(halvings=2):
                     study = inference(design, some_of(kernels, design), run)
-                of_kernel = pairs_of_families(study).sel(kernel="cka given input", measure="cka given input")
-                reached = levels(study)
+                table = pairs_of_families(study)
+                of_kernel = table.sel(kernel="cka given input", measure="cka given input")
+                reached = levels(study, table)
                 low, high = (of_kernel[f"effect_network_{end}"].values for end in ("low", "high"))
                 numbers |= {f"{name}, {key}": value for key, value in reached.items()}
                 numbers[f"{name}, covered"] = float(np.mean((low <= effect) & (effect <= high)))
@@ -699,7 +719,7 @@ def networks(simulation: Simulation, n: int = 500) -> Iterator[Cell]:
                 numbers[f"{name}, width"] = float(np.mean(high - low))
             return numbers
 
-        runs = 4 if simulation.quick else 100
+        runs = 4 if simulation.quick else 200
         numbers = simulation.runs(f"networks effect {effect} spread {spread}", runs, one)
         for name in designs:
             row, bounds = f"{name} networks a family, spread {spread}", (0, 0.05) if effect == 0 else _ANY
@@ -781,20 +801,21 @@ def validate(names: Sequence[str], simulation: Simulation) -> tuple[list[Cell], 
 @click.command()
 @click.argument("parts", nargs=-1, type=click.Choice(list(PARTS)))
 @click.option("--quick", is_flag=True, help="Few runs, to test the script; the bounds do not apply.")
+@click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Share of the runs to make.")
 @click.option(
     "--runs",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the numbers of every run; a later call with the same folder continues.",
 )
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the tables (Markdown).")
-def main(parts: Sequence[str], *, quick: bool, runs: Path | None, out: Path | None) -> None:
+def main(parts: Sequence[str], *, quick: bool, share: float, runs: Path | None, out: Path | None) -> None:
     """Simulate networks with known true values, and count how often the statistics of a study are correct.
 
     This takes about an hour on one core. The seeds are fixed: the same versions of torch and numpy give the same
     tables. docs/statistics.md shows them.
     """
     torch.set_num_threads(1)
-    simulation = Simulation(lambda line: print(line, file=sys.stderr, flush=True), quick, runs)
+    simulation = Simulation(lambda line: print(line, file=sys.stderr, flush=True), quick, share, runs)
     cells, seconds = validate(parts or list(PARTS), simulation)
     text = tables(cells, seconds)
     print(text)
