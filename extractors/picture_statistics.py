@@ -3,10 +3,10 @@
 They are computed from the prepared picture in full size, as the stored pixels are averages over cells and hold no
 contrast within a cell, no edge and no texture. Untrained convolutional networks mostly see those.
 
-The filters are fixed: differences of neighbours on a pyramid of averages, and a Fourier spectrum. A scattering transform
-(Bruna & Mallat 2013) measures the same at two orders. Its first order is what is computed here, oriented filters at
-several scales, of which the modulus is averaged; the second order takes several hundred filters per picture, more than
-the forward pass of a small network, and a library of its own.
+The filters are fixed: differences of neighbours on a pyramid of averages, and a Fourier spectrum. A scattering
+transform (Bruna & Mallat 2013) measures the same at two orders. Its first order is close to what is computed here:
+oriented filters at several scales, of which the modulus is averaged. The second order takes several hundred filters per
+picture, more than the forward pass of a small network, and a library of its own.
 
 References
 ----------
@@ -18,6 +18,7 @@ Bruna & Mallat. Invariant scattering convolution networks. IEEE TPAMI 2013.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -242,7 +243,7 @@ def _bands(height: int, width: int) -> Float[Tensor, "frequencies bands"]:
     within = torch.stack(
         [
             ((frequency >= low * (1 - 1e-9)) & (frequency < high * (1 - 1e-9))).flatten().float()
-            for low, high in zip(limits[:-1], limits[1:], strict=True)
+            for low, high in pairwise(limits)
         ],
         1,
     )

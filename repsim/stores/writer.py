@@ -577,9 +577,13 @@ def _add_statistics(keys: dict[LayerKey, Array], key: LayerKey, pixels: Array) -
     """Add the statistics of pictures to the arrays, and return the attributes of the new array; none for vectors."""
     if pixels.ndim != 4:
         return {}
-    import torch  # only for pictures
+    import torch  # noqa: PLC0415 - takes seconds to import, and only pictures need it
 
-    from repsim.extractors.picture_statistics import has_statistics, picture_statistics, statistic_names
+    from repsim.extractors.picture_statistics import (  # noqa: PLC0415
+        has_statistics,
+        picture_statistics,
+        statistic_names,
+    )  # fmt: skip
 
     if not has_statistics(pixels.shape[1:]):
         return {}

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float64, Int64
+from scipy.linalg.lapack import dpstrf
 
 Matrix = Float64[np.ndarray, "a b"]
 
@@ -54,13 +55,15 @@ class Products:
     @property
     def distances(self) -> Matrix:
         """Squared distances."""
-        return np.maximum(self.rows[:, None] + self.columns - 2 * self.cross, 0)
+        distances: Matrix = np.maximum(self.rows[:, None] + self.columns - 2 * self.cross, 0)
+        return distances
 
     @property
     def cosines(self) -> Matrix:
         """Cosines; 0 with a sample that is 0."""
         norms = np.sqrt(np.outer(self.rows, self.columns))
-        return np.clip(np.divide(self.cross, norms, out=np.zeros_like(norms), where=norms > 0), -1, 1)
+        cosines: Matrix = np.clip(np.divide(self.cross, norms, out=np.zeros_like(norms), where=norms > 0), -1, 1)
+        return cosines
 
 
 class Kernel(Protocol):
@@ -209,7 +212,7 @@ class Candidate:
             return root(self.matrix(every, every))
         landmarks = _random_subset(len(every), RANK)
         inverse = _inverse_root(self.matrix(landmarks, landmarks))
-        return self.matrix(every, landmarks) @ inverse
+        return np.asarray(self.matrix(every, landmarks) @ inverse)
 
 
 def products(x: Float64[np.ndarray, "a p"], y: Float64[np.ndarray, "b p"]) -> Products:
@@ -231,7 +234,7 @@ def scaled(x: Float64[np.ndarray, "n p"]) -> Float64[np.ndarray, "n p"]:
     centred = x - x.mean(0)
     norm = np.sqrt((centred**2).sum(1).mean())
     largest = np.abs(x).max(initial=0)
-    return centred / norm if norm > _ROUNDING * largest else np.zeros_like(centred)
+    return np.asarray(centred / norm if norm > _ROUNDING * largest else np.zeros_like(centred))
 
 
 def of_pixels(
@@ -298,7 +301,7 @@ def of_statistics(
         Name of the statistics in the names of the kernels.
     """
     values = np.asarray(values, np.float64)
-    positive = (values > 0).all(0)
+    positive = np.asarray((values > 0).all(0))
     columns = np.concatenate([values, np.log(values[:, positive])], 1)
     groups = [name.partition(":")[0] for name in names]
     groups += [group for group, logarithm in zip(groups, positive, strict=True) if logarithm]
@@ -425,8 +428,6 @@ def root(K: Float64[np.ndarray, "n n"]) -> Float64[np.ndarray, "n r"]:
            [ 1.,  2., -1.],
            [ 1., -1.,  2.]]))
     """
-    from scipy.linalg.lapack import dpstrf  # only if there is an input
-
     factor, pivot, rank, _ = dpstrf(K, lower=1, tol=_ROUNDING * np.diagonal(K).max())
     F = np.empty((len(K), rank))
     F[pivot - 1] = np.tril(factor)[:, :rank]
@@ -437,7 +438,7 @@ def _inverse_root(K: Float64[np.ndarray, "r r"]) -> Float64[np.ndarray, "r s"]:
     """Return B with B B' = K^+, without the eigenvectors that are rounding errors."""
     values, vectors = np.linalg.eigh(K)
     kept = values > _ROUNDING * values[-1]
-    return vectors[:, kept] / np.sqrt(values[kept])
+    return np.asarray(vectors[:, kept] / np.sqrt(values[kept]))
 
 
 def _random_subset(n: int, size: int) -> Int64[np.ndarray, " m"]:
