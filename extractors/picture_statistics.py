@@ -18,7 +18,7 @@ Bruna & Mallat. Invariant scattering convolution networks. IEEE TPAMI 2013.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 from jaxtyping import Float
@@ -32,7 +32,8 @@ MIN_SIZE = 16
 """Smallest height and width of a picture that has statistics; smaller ones are stored whole, or nearly so."""
 _SCALES = 5
 _EDGE_SCALES = 3
-_COLOUR_SCALES = 3
+_COLOUR_SCALES = (1, 2, 3)
+_DIRECTION_SCALES = (1, 3)
 _SMALLEST_SCALE = 4
 _BANDS = 6
 _SPECTRUM = 64
@@ -62,7 +63,7 @@ def statistic_names(shape: tuple[int, int, int]) -> tuple[str, ...]:
 
     >>> names = statistic_names((3, 224, 224))
     >>> len(names), names[0], names[-1]
-    (94, 'brightness: mean', 'spectrum: log power of band 6 of 6')
+    (120, 'brightness: mean', 'spectrum: log power of band 6 of 6')
     """
     return _names(*shape)
 
@@ -78,8 +79,9 @@ def picture_statistics(pictures: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s
     Of every channel and of the brightness (the mean of the channels) the mean, standard deviation and skewness, and the
     mean and standard deviation in the four quarters; of the channels their correlations, and the standard deviations of
     the contrasts of colours; on a pyramid of averages over 1, 2, 4, ... pixels the mean modulus of the differences in
-    four orientations, the root mean square of the gradient, the mean modulus of the Laplacian, the share of edges, and
-    the differences in colour; and the log power in bands of the radial frequency.
+    four orientations, the root mean square of the gradient, the mean modulus of the Laplacian, the share of edges, the
+    differences in colour, and the mean modulus of the channels, their sums and differences; and the log power in bands
+    of the radial frequency.
 
     Parameters
     ----------
@@ -89,7 +91,7 @@ def picture_statistics(pictures: Float[Tensor, "b c h w"]) -> Float[Tensor, "b s
     Returns
     -------
     tensor of shape (b, s)
-        In the order of `statistic_names`: 94 for three channels and at least 64 pixels. On a CPU each picture is
+        In the order of `statistic_names`: 120 for three channels and at least 64 pixels. On a CPU each picture is
         computed by itself, so that values do not depend on the others of its batch.
 
     Examples
@@ -132,7 +134,7 @@ def _statistics(x: Float[Tensor, "b c h w"]) -> Iterator[tuple[Sequence[str], Va
                 (power - shift.square()).clamp_(min=0).sqrt_(),
             )
     skewness = square.mul_(centred).mean((2, 3)) / (deviation.square() + _FLOOR) ** 1.5
-    yield [f"contrast: skewness{name}" for name in names], skewness
+    yield [f"skewness: skewness{name}" for name in names], skewness
     yield from _colours(centred[:, 1:], deviation[:, 1:])
     yield from _edges_by_scale(brightness[:, 0], x, deviation[:, :1])
     yield from _spectrum(brightness[:, 0])
@@ -162,18 +164,37 @@ def _edges_by_scale(
     brightness: Float[Tensor, "b h w"], x: Float[Tensor, "b c h w"], spread: Values
 ) -> Iterator[tuple[Sequence[str], Values]]:
     """Yield the edges of the brightness and of contrasts of colours on a pyramid of averages."""
-    level, colours = brightness, x if x.shape[1] == 3 else None
+    level, colours = brightness, x
     for k in range(_SCALES):
         if min(level.shape[1:]) < _SMALLEST_SCALE:
             return
         yield from _edges(level, 2**k, spread if k < _EDGE_SCALES else None)
-        if colours is not None and 1 <= k <= _COLOUR_SCALES:
-            right, down = _differences(colours)
+        if k in _COLOUR_SCALES and x.shape[1] == 3:
+            right, down = _differences(_opponents(colours))
             values = (_modulus(right) + _modulus(down)) / 2
             yield [f"colour: differences of {name} at scale {2**k}" for name in _OPPONENTS], values
-        level = _halved(level)
-        if colours is not None and k < _COLOUR_SCALES:
-            colours = _halved(colours) if k else _opponents(_halved(colours))
+        if k in _DIRECTION_SCALES and x.shape[1] <= 3:
+            names, signs = _directions(x.shape[1])
+            values = _modulus((signs.to(x.device) @ colours.flatten(2))[..., None])
+            yield [f"colour: mean modulus of {name} at scale {2**k}" for name in names], values
+        if k < max(_COLOUR_SCALES):
+            colours = _halved(colours)
+            level = colours.mean(1)
+        else:
+            level = _halved(level)
+
+
+@lru_cache
+def _directions(channels: int) -> tuple[tuple[str, ...], Float[Tensor, "directions c"]]:
+    """Return the channels, their sums and differences, as names and unit vectors: filters of one pixel."""
+    signs = [v for v in product((1, -1, 0), repeat=channels) if next(filter(None, v), 0) > 0]
+    names = [
+        " ".join(f"{'+' if sign > 0 else '-'} {k}" for k, sign in enumerate(v, 1) if sign).removeprefix("+ ")
+        for v in signs
+    ]
+    vectors = torch.tensor(signs, dtype=torch.float32)
+    label = "channel " if channels > 1 else "the picture"
+    return tuple(label + name if channels > 1 else label for name in names), vectors / vectors.norm(dim=1, keepdim=True)
 
 
 def _differences(x: Float[Tensor, "*b h w"]) -> tuple[Tensor, Tensor]:

@@ -84,15 +84,19 @@ def _distinct(arrays: Iterable[tuple[str, Values | None]]) -> dict[str, Values]:
 
 
 def _pixels(store: ActivationStore) -> Values | None:
-    """Return the stored pixels, (n, channels, positions); None if the store has none.
+    """Return the stored pixels, (n, channels, height, width), or (n, channels, positions); None if there are none.
 
-    Pixels from `repsim.extract` have three channels. Arrays given to `repsim.write_store` have those of their shape.
+    Pixels from `repsim.extract` are stored as vectors of three channels, of 8 x 8 pixels unless the picture is smaller.
+    Arrays given to `repsim.write_store` have their shape.
     """
     if store.pixels is None:
         return None
-    values = store.pixels[:]
-    channels = values.shape[1] if values.ndim > 2 else 3 if store.provenance.get("extractor") != "given" else 1
-    return np.ascontiguousarray(values.reshape(len(values), channels, -1), np.float64)
+    values = store.pixels[:].astype(np.float64)
+    if values.ndim > 2:
+        return values
+    values = values.reshape(len(values), 1 if store.provenance.get("extractor") == "given" else 3, -1)
+    side = round(values.shape[-1] ** 0.5)
+    return values.reshape(*values.shape[:2], side, side) if side**2 == values.shape[-1] > 1 else values
 
 
 def _statistics(store: ActivationStore) -> Values | None:

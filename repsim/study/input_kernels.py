@@ -41,6 +41,11 @@ _GAINS = (0.5, 1.0, 2.0, 4.0)
 _BIASES = (0.1, 0.5)
 _DEPTHS = (1, 2, 3)
 _POWERS = (2, 3, 4)
+_FILTERS = 128
+_SMALLEST_PICTURE = 5
+"""Height and width at which two layers of 3 x 3 filters fit."""
+_CONSTANT = 1e-6
+"""Statistics whose standard deviation is below this share of the largest value are constant up to rounding errors."""
 _COMPONENTS = 4
 
 
@@ -237,32 +242,56 @@ def scaled(x: Float64[np.ndarray, "n p"]) -> Float64[np.ndarray, "n p"]:
     return np.asarray(centred / norm if norm > _ROUNDING * largest else np.zeros_like(centred))
 
 
-def of_pixels(
-    pixels: Float64[np.ndarray, "n channels positions"], what: str = "pixels", *, mean: bool = True
-) -> Iterator[Candidate]:
+def of_pixels(pixels: Float64[np.ndarray, "n channels *positions"], what: str = "pixels") -> Iterator[Candidate]:
     """Yield the kernels of pixels: linear, of their mean over positions, and not linear.
 
     Those that are not linear are RBF kernels at four widths, powers of the cosine, and the kernels of infinitely wide
     untrained networks of one to three layers with erf and with ReLU, at four gains and two biases. Pixels are centred
-    and scaled to a mean squared norm of 1 before.
+    and scaled to a mean squared norm of 1 before. Pictures also have the kernels of random convolutions of 3 x 3 pixels
+    and ReLU, of one and two layers, averaged over positions.
 
     Parameters
     ----------
     pixels
-        (n, channels, positions).
+        (n, channels, positions), or (n, channels, height, width) of pictures.
     what
         Name of the pixels in the names of the kernels.
-    mean
-        Whether the mean over positions is a kernel of its own.
     """
     flat = scaled(pixels.reshape(len(pixels), -1))
     if not flat.any():
         return
     yield Candidate(what, flat, Linear(), required=True)
-    if mean and (average := scaled(pixels.mean(-1))).any():
+    average = scaled(pixels.reshape(*pixels.shape[:2], -1).mean(-1))
+    if average.any():
         yield Candidate(f"mean {what}", average, Linear(), required=True)
     for kernel in (*_rbf(flat, _WIDTHS), *map(Power, _POWERS), *_networks()):
         yield Candidate(kernel.describe(what), flat, kernel)
+    if pixels.ndim == 4 and min(pixels.shape[2:]) >= _SMALLEST_PICTURE:
+        for depth, x in enumerate(random_convolutions(pixels), 1):
+            yield Candidate(f"random convolutions of {_layers(depth)} on the {what}", scaled(x), Linear())
+
+
+def random_convolutions(pixels: Float64[np.ndarray, "n channels h w"]) -> list[Float64[np.ndarray, "n filters"]]:
+    """Compute two layers of an untrained convolutional network with ReLU, each averaged over positions.
+
+    The filters have 3 x 3 pixels, and weights and biases from a fixed seed. The kernel of the averages is that of all
+    pairs of positions, which has no closed form that is as cheap.
+    """
+    rng = np.random.default_rng(_SEED)
+    x = (pixels - pixels.mean()) / pixels.std()
+    layers = []
+    for _ in range(2):
+        fan_in = 9 * x.shape[1]
+        weights = rng.normal(size=(fan_in, _FILTERS)) * np.sqrt(2 / fan_in)
+        bias = 0.1 * rng.normal(size=_FILTERS)
+        parts = []
+        for part in np.array_split(x, max(1, len(x) // 256)):  # patches are nine times as large as the pictures
+            patches = np.lib.stride_tricks.sliding_window_view(part, (3, 3), (2, 3)).transpose(0, 2, 3, 1, 4, 5)
+            outputs = patches.reshape(*patches.shape[:3], fan_in) @ weights + bias
+            parts.append(np.maximum(outputs, 0).transpose(0, 3, 1, 2))
+        x = np.concatenate(parts)
+        layers.append(x.mean((2, 3)))
+    return layers
 
 
 def _networks() -> Iterator[Kernel]:
@@ -289,7 +318,10 @@ def of_statistics(
     """Yield the kernels of the statistics of pictures.
 
     Each statistic is standardised; of those that are positive, the logarithm is another one. There is a linear kernel
-    of all, one of each group, kernels of rank 1 of the leading principal components of all, and RBF kernels.
+    of all, RBF kernels of all at two widths, and kernels of rank 1 of the leading principal components and of their
+    sums in pairs. Together these span every kernel of features that are linear in the components: the activations of
+    untrained networks have few dimensions, and each network has its own. Each group of statistics has a linear kernel,
+    not standardised, as within a group all statistics have one unit.
 
     Parameters
     ----------
@@ -303,21 +335,22 @@ def of_statistics(
     values = np.asarray(values, np.float64)
     positive = np.asarray((values > 0).all(0))
     columns = np.concatenate([values, np.log(values[:, positive])], 1)
-    groups = [name.partition(":")[0] for name in names]
-    groups += [group for group, logarithm in zip(groups, positive, strict=True) if logarithm]
     spread = columns.std(0)
-    kept = spread > 1e-6 * np.abs(columns).max(0, initial=0)
-    z = (columns[:, kept] - columns[:, kept].mean(0)) / spread[kept]
-    if not z.size:
+    kept = spread > _CONSTANT * np.abs(columns).max(0, initial=0)
+    if not kept.any():
         return
-    group_of = np.array(groups)[kept]
-    every = scaled(z)
+    every = scaled((columns[:, kept] - columns[:, kept].mean(0)) / spread[kept])
     yield Candidate(what, every, Linear(), required=True)
-    for group in dict.fromkeys(group_of):
-        yield Candidate(f"{group}, {what}", scaled(z[:, group_of == group]), Linear())
+    groups = np.array([name.partition(":")[0] for name in names])
+    for group in dict.fromkeys(groups.tolist()):
+        yield Candidate(f"{what}: {group}", scaled(values[:, groups == group]), Linear())
     left, sizes, _ = np.linalg.svd(every, full_matrices=False)
-    for k in range(min(_COMPONENTS, int((sizes > _ROUNDING).sum()))):
-        yield Candidate(f"principal component {k + 1} of the {what}", scaled(left[:, k : k + 1]), Linear())
+    count = min(_COMPONENTS, int((sizes > _CONSTANT * sizes[0]).sum()))
+    for k in range(count):
+        yield Candidate(f"{what}: principal component {k + 1}", scaled(left[:, k : k + 1]), Linear())
+        for j in range(k):
+            both = scaled(left[:, [j]] + left[:, [k]])
+            yield Candidate(f"{what}: sum of the principal components {j + 1} and {k + 1}", both, Linear())
     for kernel in _rbf(every, (0.5, 1.0)):
         yield Candidate(kernel.describe(what), every, kernel)
 

@@ -1,5 +1,7 @@
 """Statistics of pictures against a slow reference in numpy, one picture and one position at a time."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,7 @@ def reference(picture: Array) -> dict[str, float]:  # noqa: PLR0912 - one statis
     for name, plane in planes.items():
         values[f"brightness: mean{name}"] = plane.mean()
         values[f"contrast: standard deviation{name}"] = plane.std()
-        values[f"contrast: skewness{name}"] = ((plane - plane.mean()) ** 3).mean() / (plane.var() + 1e-6) ** 1.5
+        values[f"skewness: skewness{name}"] = ((plane - plane.mean()) ** 3).mean() / (plane.var() + 1e-6) ** 1.5
         h, w = plane.shape[0] // 2, plane.shape[1] // 2
         quarters = {
             "upper left": plane[:h, :w],
@@ -91,6 +93,23 @@ def reference(picture: Array) -> dict[str, float]:  # noqa: PLR0912 - one statis
                 across = np.abs(small[:-1, 1:] - small[:-1, :-1]).mean()
                 along = np.abs(small[1:, :-1] - small[:-1, :-1]).mean()
                 values[f"colour: differences of {name} at scale {scale}"] = (across + along) / 2
+    for scale in (2, 8):
+        small = np.stack([blocks(plane, scale) for plane in picture])
+        if min(small.shape[1:]) < 4 or (scale == 8 and min(blocks(grey, 8).shape) < 4):
+            continue
+        names = ["the picture"] if len(picture) == 1 else [f"channel {k + 1}" for k in range(len(picture))]
+        for k, name in enumerate(names):
+            values[f"colour: mean modulus of {name} at scale {scale}"] = np.abs(small[k]).mean()
+        for i, j in itertools.combinations(range(len(picture)), 2):
+            for sign, symbol in ((1, "+"), (-1, "-")):
+                name = f"channel {i + 1} {symbol} {j + 1}"
+                plane = (small[i] + sign * small[j]) / np.sqrt(2)
+                values[f"colour: mean modulus of {name} at scale {scale}"] = np.abs(plane).mean()
+        if len(picture) == 3:
+            for second, third in itertools.product("+-", repeat=2):
+                plane = small[0] + small[1] * float(f"{second}1") + small[2] * float(f"{third}1")
+                name = f"channel 1 {second} 2 {third} 3"
+                values[f"colour: mean modulus of {name} at scale {scale}"] = np.abs(plane / np.sqrt(3)).mean()
     h, w = (min(64, size) for size in grey.shape)
     small = cells(grey, h, w)
     windows = [0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size) for size in (h, w)]
@@ -143,7 +162,8 @@ def test_a_constant_picture_has_finite_statistics() -> None:
     )
     assert all(np.isfinite(value) for value in values.values())
     assert values["brightness: mean"] == pytest.approx(0.3)
-    assert max(abs(value) for name, value in values.items() if not name.startswith(("brightness", "spectrum"))) < 1e-3
+    level = ("brightness", "spectrum", "colour: mean modulus")
+    assert max(abs(value) for name, value in values.items() if not name.startswith(level)) < 1e-3
 
 
 def test_small_pictures_and_vectors_have_none() -> None:
@@ -157,5 +177,5 @@ def test_names_have_a_group_and_are_unique() -> None:
         names = statistic_names(shape)
         assert len(set(names)) == len(names)
         groups = {name.split(": ")[0] for name in names}
-        assert groups <= {"brightness", "contrast", "colour", "orientation", "edges", "spectrum"}
+        assert groups <= {"brightness", "contrast", "skewness", "colour", "orientation", "edges", "spectrum"}
         assert not any(";" in name for name in names)
