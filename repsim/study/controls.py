@@ -92,9 +92,9 @@ def _pixels(store: ActivationStore) -> Values | None:
     if store.pixels is None:
         return None
     values = store.pixels[:].astype(np.float64)
-    if values.ndim > 2:
-        return values
-    values = values.reshape(len(values), 1 if store.provenance.get("extractor") == "given" else 3, -1)
+    if store.provenance.get("extractor") == "given":
+        return values if values.ndim > 2 else values[:, None]
+    values = values.reshape(len(values), 3, -1)
     side = round(values.shape[-1] ** 0.5)
     return values.reshape(*values.shape[:2], side, side) if side**2 == values.shape[-1] > 1 else values
 

@@ -12,9 +12,9 @@ Cho & Saul. Kernel methods for deep learning. NIPS 2009.
 Lee et al. Deep neural networks as Gaussian processes. ICLR 2018.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -28,8 +28,10 @@ RANK = 1024
 """Landmarks of the Nystrom approximation, for more samples."""
 SELECTION = 500
 """Samples, at most, from which the kernels are selected."""
-TOLERANCE = 1e-3
-"""The selected kernels leave less than this share of the energy of every kernel of the dictionary."""
+TOLERANCE = 3e-3
+"""The selected kernels leave less than this share of the energy of every kernel, unless there are too many."""
+MOST = 32
+"""Largest number of selected kernels."""
 CHANCE = 0.01
 """Share of the energy of an unrelated kernel that the selected kernels may explain by chance."""
 _SEED = 0
@@ -246,9 +248,9 @@ def of_pixels(pixels: Float64[np.ndarray, "n channels *positions"], what: str = 
     """Yield the kernels of pixels: linear, of their mean over positions, and not linear.
 
     Those that are not linear are RBF kernels at four widths, powers of the cosine, and the kernels of infinitely wide
-    untrained networks of one to three layers with erf and with ReLU, at four gains and two biases. Pixels are centred
-    and scaled to a mean squared norm of 1 before. Pictures also have the kernels of random convolutions of 3 x 3 pixels
-    and ReLU, of one and two layers, averaged over positions.
+    untrained networks of one to three layers with erf and with ReLU, at several gains and biases. Pixels are centred
+    and scaled to a mean squared norm of 1 before. Pictures also have the kernels of `random_convolutions`, which see
+    their local structure.
 
     Parameters
     ----------
@@ -261,18 +263,31 @@ def of_pixels(pixels: Float64[np.ndarray, "n channels *positions"], what: str = 
     if not flat.any():
         return
     yield Candidate(what, flat, Linear(), required=True)
-    average = scaled(pixels.reshape(*pixels.shape[:2], -1).mean(-1))
-    if average.any():
-        yield Candidate(f"mean {what}", average, Linear(), required=True)
+    average = pixels.reshape(*pixels.shape[:2], -1).mean(-1)
+    if np.ptp(average, axis=0).max() > _CONSTANT * np.abs(pixels).max():  # not if each picture was centred
+        yield Candidate(f"mean {what}", scaled(average), Linear(), required=True)
     for kernel in (*_rbf(flat, _WIDTHS), *map(Power, _POWERS), *_networks()):
         yield Candidate(kernel.describe(what), flat, kernel)
     if pixels.ndim == 4 and min(pixels.shape[2:]) >= _SMALLEST_PICTURE:
-        for depth, x in enumerate(random_convolutions(pixels), 1):
-            yield Candidate(f"random convolutions of {_layers(depth)} on the {what}", scaled(x), Linear())
+        for name, function in (("ReLU", _relu), ("tanh", _steep_tanh)):
+            for depth, x in enumerate(random_convolutions(pixels, function), 1):
+                layers = f"{name} network of {_layers(depth)} of random convolutions"
+                yield Candidate(f"{layers} on the {what}", scaled(x), Linear())
 
 
-def random_convolutions(pixels: Float64[np.ndarray, "n channels h w"]) -> list[Float64[np.ndarray, "n filters"]]:
-    """Compute two layers of an untrained convolutional network with ReLU, each averaged over positions.
+def _relu(x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+    return np.asarray(np.maximum(x, 0))
+
+
+def _steep_tanh(x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+    """Return tanh(4 x), for which contrast hardly matters, as in networks that normalise their activations."""
+    return np.asarray(np.tanh(4 * x))
+
+
+def random_convolutions(
+    pixels: Float64[np.ndarray, "n channels h w"], function: Callable[[Any], Any]
+) -> list[Float64[np.ndarray, "n filters"]]:
+    """Compute two layers of an untrained convolutional network, each averaged over positions.
 
     The filters have 3 x 3 pixels, and weights and biases from a fixed seed. The kernel of the averages is that of all
     pairs of positions, which has no closed form that is as cheap.
@@ -288,7 +303,7 @@ def random_convolutions(pixels: Float64[np.ndarray, "n channels h w"]) -> list[F
         for part in np.array_split(x, max(1, len(x) // 256)):  # patches are nine times as large as the pictures
             patches = np.lib.stride_tricks.sliding_window_view(part, (3, 3), (2, 3)).transpose(0, 2, 3, 1, 4, 5)
             outputs = patches.reshape(*patches.shape[:3], fan_in) @ weights + bias
-            parts.append(np.maximum(outputs, 0).transpose(0, 3, 1, 2))
+            parts.append(function(outputs).transpose(0, 3, 1, 2))
         x = np.concatenate(parts)
         layers.append(x.mean((2, 3)))
     return layers
@@ -363,8 +378,8 @@ def select(candidates: Sequence[Candidate], *, tolerance: float = TOLERANCE) -> 
     Required kernels come first, in their order. What is selected depends on the input alone, not on any network.
 
     With n samples, a control explains on average 2 / (n (n - 3)) of the energy of an unrelated kernel, as that is a
-    unit vector in the n (n - 3) / 2 dimensions of U-centred matrices. At most as many kernels are selected as explain
-    1 % by chance, and in any case those that are required.
+    unit vector in the n (n - 3) / 2 dimensions of U-centred matrices. At most 32 kernels are selected, with fewer than
+    62 samples at most as many as explain 1 % by chance, and in any case those that are required.
 
     Parameters
     ----------
@@ -383,7 +398,7 @@ def select(candidates: Sequence[Candidate], *, tolerance: float = TOLERANCE) -> 
     n = len(candidates[0].x)
     sample = _random_subset(n, SELECTION)
     usable, vectors = _unit_kernels(candidates, sample)
-    most = int(CHANCE * n * (n - 3) / 2)
+    most = min(MOST, int(CHANCE * n * (n - 3) / 2))
     return [usable[k] for k in pivots(vectors @ vectors.T, [c.required for c in usable], tolerance, most)]
 
 
