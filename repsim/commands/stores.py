@@ -46,6 +46,7 @@ def inspect(store: Path, *, as_json: bool) -> None:
             ]
             facts = {"model": opened.model, "data": opened.data, "samples": len(opened), "layers": rows}
             facts["pixels"] = None if opened.pixels is None else opened.pixels.shape
+            facts["statistics"] = opened.statistic_names
             click.echo(json.dumps(facts | {"provenance": opened.provenance}))
             return
         ids = opened.sample_ids.ids
@@ -55,6 +56,8 @@ def inspect(store: Path, *, as_json: bool) -> None:
         terminal.print_table(opened.table())
         if opened.pixels is not None:
             click.echo(f"pixels of the input: {times(opened.pixels.shape)}, a control beside the layers")
+        if opened.statistics is not None:
+            click.echo(f"statistics of the input: {times(opened.statistics.shape)}, a control beside the layers")
         for key, value in opened.provenance.items():
             if value not in (None, "", {}, []):
                 click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")

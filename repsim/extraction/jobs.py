@@ -29,6 +29,7 @@ from repsim.extractors.decoding import MAX_PIXELS
 from repsim.extractors.images import Digits, choose, examine
 from repsim.extractors.loading import stream_together
 from repsim.extractors.modules import ModuleExtractor
+from repsim.extractors.picture_statistics import PictureStatistics
 from repsim.extractors.readouts import get_several
 from repsim.extractors.recalibration import SAMPLES, assign, batch_norms, check_weights, measure
 from repsim.extractors.sources import Content, LeftOut
@@ -229,6 +230,7 @@ class Extraction:
                     "prefix_tokens": layer.prefix_tokens,
                     "class_token": layer.class_token,
                     "grid": layer.grid,
+                    **(readout.facts(layer) if isinstance(readout, PictureStatistics) else {}),
                 },
                 readout.block,
             )

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from repsim.errors import Remedy, StoreError, reason
-from repsim.labels import LayerKey, SampleIds
+from repsim.labels import NAME_SEPARATOR, STATISTICS, LayerKey, SampleIds
 from repsim.runtime.formats import Readers
 from repsim.stores.extents import Extent, Layout, read_rows
 from repsim.stores.schema import FORMAT, VERSION, Array, ArraySpec, Contents
@@ -63,6 +63,7 @@ def _stated_version(path: Path, file: h5py.File) -> Any:
     return header.attribute(file, "format_version") if "format_version" in file.attrs else None
 
 
+@READERS.register(2)  # has at most one control, the pixels
 @READERS.register(VERSION)
 class _Reader:
     """Reader of one file's structure, which refuses everything that a store written by repsim cannot hold."""
@@ -128,6 +129,10 @@ class _Reader:
                 if not isinstance(block, int) or block < 1 or array.shape[0] != n // block:
                     raise StoreError(f"{self.path}: {key} has {array.shape[0]} rows for {n} samples")
                 sums = self.extent(self.group(tables, layer), readout, array.shape[:1], "<u4")
+                if (layer, readout) == STATISTICS and len(str(facts.get("names")).split(NAME_SEPARATOR)) != array.shape[
+                    1
+                ]:
+                    raise StoreError(f"{self.path} is a damaged store: the names of {key} are not those of its columns")
                 yield ArraySpec(key, array.shape[1:], facts, block), array, sums
 
     def child(self, group: h5py.Group, name: str) -> Any:

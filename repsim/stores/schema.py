@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.labels import OTHER_PICTURES, LayerKey, SampleIds
+from repsim.labels import OTHER_PICTURES, STATISTICS, LayerKey, SampleIds
 
 FORMAT = "repsim-activations"
-VERSION = 2
+VERSION = 3
 _NO_SETTINGS = frozenset({"command", "left_out", "labels", "max_pixels", "repsim_version"})
 """Entries of the provenance that do not affect values. The labels themselves are compared, not their source."""
 Array = NDArray[Any]
@@ -42,7 +42,7 @@ class Contents:
     """Contents of a store without its values."""
 
     arrays: tuple[ArraySpec, ...]
-    """The layers in depth order, followed by the control, if there is one (`LayerKey.control`)."""
+    """The layers in depth order, followed by the controls, if there are any (`LayerKey.control`)."""
     sample_ids: SampleIds
     source: str
     """Description of the samples, for figures and reports."""
@@ -66,7 +66,10 @@ class Contents:
         return len(self.sample_ids) // spec.block
 
     def difference(self, other: "Contents") -> str | None:
-        """Describe the settings in which ``other`` differs; None if both describe the same values, bit for bit."""
+        """Describe the settings in which ``other`` differs; None if both describe the same values, bit for bit.
+
+        A store of an earlier version, which has no statistics of the input, is continued without them.
+        """
         samples = self.sample_ids.difference(other.sample_ids, ("before", "now"))
         differences = [samples if samples.startswith(OTHER_PICTURES) else f"samples: {samples}"] if samples else []
         settings, others = (_settings(contents.provenance) for contents in (self, other))
@@ -76,6 +79,8 @@ class Contents:
         if not samples and (classes := self._class_difference(other)):
             differences.append(f"labels: {classes}")
         old, new = ({spec.key.label: spec for spec in contents.arrays} for contents in (self, other))
+        if LayerKey(self.model, *STATISTICS).label not in old:
+            new.pop(LayerKey(other.model, *STATISTICS).label, None)
         if only_one := [*(label for label in old if label not in new), *(label for label in new if label not in old)]:
             differences.append(f"layers: {len(old)} before, {len(new)} now (not in both: {_first_names(only_one)})")
         elif changed := [label for label, spec in old.items() if new[label].shape != spec.shape]:
