@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.errors import InvalidInputError
+from repsim.runtime.arrays import as_groups
 
 LEAST = 4
 """Smallest number of groups: with three, no degree of freedom is left after centring."""
@@ -60,18 +60,12 @@ class Groups:
 
         Raises `InvalidInputError` if there is not one group for each sample, or a group is neither integer nor text.
         """
-        if isinstance(groups, Groups):
-            values, made = groups.numbers.numpy(), groups
-        else:
-            values, made = _values(groups), None
-        if n is not None and len(values) != n:
-            raise InvalidInputError(f"{len(values)} groups for {n} samples: give the group of every sample")
-        if made is not None:
-            return made
-        first, inverse = np.unique(values, return_index=True, return_inverse=True)[1:]
-        rank = np.empty(len(first), np.int64)
-        rank[first.argsort()] = np.arange(len(first))
-        return cls(torch.from_numpy(rank[inverse]), tuple(str(values[k]) for k in np.sort(first)))
+        if not isinstance(groups, Groups):
+            numbers, names = as_groups(groups, n)
+            return cls(torch.from_numpy(numbers), names)
+        if n is not None and groups.n != n:
+            raise InvalidInputError(f"{groups.n} groups for {n} samples: give the group of every sample")
+        return groups
 
     @property
     def n(self) -> int:
@@ -159,18 +153,3 @@ class Groups:
 
 GroupsLike = Groups | Sequence[int] | Sequence[str] | NDArray[Any] | Tensor
 """Groups, or one integer or text for each sample."""
-
-
-def _values(groups: Any) -> NDArray[Any]:
-    """Return the groups as an array of integers or of texts."""
-    if isinstance(groups, str | bytes) or not (hasattr(groups, "__len__") or hasattr(groups, "__array__")):
-        raise InvalidInputError("groups: expected a sequence of integers or texts, the group of each sample")
-    items = groups.tolist() if hasattr(groups, "tolist") else list(groups)
-    for k, item in enumerate(items):
-        if isinstance(item, bool) or not isinstance(item, str | int | np.integer):
-            raise InvalidInputError(f"groups: sample {k} has {item!r}; a group is an integer or a text")
-    if any(isinstance(item, str) for item in items):
-        if not all(isinstance(item, str) for item in items):
-            raise InvalidInputError("groups are integers or texts, not both")
-        return np.array(items, dtype=object if not items else str)
-    return np.array(items, np.int64)

@@ -83,8 +83,8 @@ def random_permutations(
     array([[2, 4, 3, 0, 1],
            [4, 1, 2, 0, 3]])
     >>> random_permutations(8, 2, groups=[0, 0, 1, 1, 2, 2, 3, 3])
-    array([[4, 5, 0, 1, 6, 7, 2, 3],
-           [6, 7, 2, 3, 0, 1, 4, 5]])
+    array([[4, 5, 0, 1, 2, 3, 6, 7],
+           [6, 7, 4, 5, 2, 3, 0, 1]])
     """
     if n < 1 or count < 1:
         raise InvalidInputError(f"expected at least 1 sample and 1 permutation, got n = {n} and count = {count}")

@@ -53,6 +53,7 @@ class UniversalityKeywords(TypedDict, total=False):
 
     families: Mapping[str, Sequence[str]] | None
     readout: str | None
+    groups: str | None
     controls: str | None
     controls_folder: str | os.PathLike[str] | None
     data: str | None
@@ -198,7 +199,7 @@ def _compute(
             store if isinstance(store, ActivationStore) else stack.enter_context(open_store(store))
             for store in as_stores(stores)
         ]
-        study = design(opened, families=families, readout=readout)
+        study = design(opened, families=families, readout=readout, groups=options.groups)
         if study.n < _MIN_SAMPLES:
             raise InvalidInputError(f"{study.n} samples are too few for a study: it needs at least {_MIN_SAMPLES}")
         if untrained:
@@ -211,7 +212,7 @@ def _compute(
                 stack.enter_context(store)
             opened_models = {store.model for store in opened}
             opened += [store for store in extracted if store.model not in opened_models]
-            study = design(opened, families=families, readout=readout)
+            study = design(opened, families=families, readout=readout, groups=options.groups)
         evidence = _collect_evidence(
             study,
             selected,
