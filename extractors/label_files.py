@@ -38,7 +38,7 @@ class Named(Protocol):
 
 @dataclass(frozen=True)
 class Noun:
-    """What a table says about pictures, in the words of messages: their classes, or their groups."""
+    """Words of messages for the contents of a table: classes of pictures, or groups of them."""
 
     one: str
     several: str
