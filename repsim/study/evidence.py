@@ -7,6 +7,7 @@ from jaxtyping import Float64
 
 from repsim.engine.null_moments import CubicMoments
 from repsim.study.design import Design
+from repsim.study.duplicates import NearDuplicates
 from repsim.study.gram_passes import Kernels
 from repsim.study.indices import Indices
 from repsim.study.other_measures import MeasureResult
@@ -36,5 +37,5 @@ class Evidence:
     """Results of the measures other than debiased CKA."""
     permutations: int
     """Number of permutations."""
-    duplicates: tuple[tuple[str, str], ...]
-    """Pairs of ids of samples that are equal."""
+    duplicates: NearDuplicates
+    """Pairs of samples that are nearly the same."""

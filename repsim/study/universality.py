@@ -32,6 +32,7 @@ from repsim.study import permutation_nulls
 from repsim.study.chance import within_classes
 from repsim.study.dataset import study_dataset
 from repsim.study.design import Design, Pair, design
+from repsim.study.duplicates import near_duplicates
 from repsim.study.evidence import Evidence
 from repsim.study.gram_passes import Kernels, kernels, symmetric
 from repsim.study.indices import Indices
@@ -283,7 +284,7 @@ def _collect_evidence(
     measures = [results[metric.spec] for metric in others]
     return Evidence(
         study, all_kernels, indices, left_out, errors, cubic, null, within, halves, tuple(measures), permutations,
-        tuple(control.duplicates(study)),
+        near_duplicates(study, device),
     )  # fmt: skip
 
 
