@@ -97,8 +97,8 @@ def near_duplicates(design: Design, device: str = "cpu") -> NearDuplicates:
 
     **Limits.** A group of more than 100 samples, or a quarter of all, is not found. Nor are pairs that are only
     somewhat more alike than neighbours are in this number of samples and dimensions, or that only one network of
-    several sees; of a group that is found, a few samples may be missed. Scenes that are alike at every depth are groups, whatever they are called. What is not found may still
-    depend: groups that are known should be declared.
+    several sees; of a group that is found, a few samples may be missed. Scenes that are alike at every depth are groups,
+    whatever they are called. What is not found may still depend: groups that are known should be declared.
 
     Parameters
     ----------
