@@ -53,6 +53,8 @@ def inspect(store: Path, *, as_json: bool) -> None:
         click.echo(f"{store}: {opened.model} on {opened.data}, {len(ids)} samples ({ids[0]} ... {ids[-1]})")
         if opened.labels is not None:
             click.echo(f"labels: {len(opened.classes) or len(set(opened.labels.tolist()))} classes")
+        if opened.groups is not None:
+            click.echo(f"groups: {len(opened.group_names)}, whose samples are not independent")
         terminal.print_table(opened.table())
         if opened.pixels is not None:
             click.echo(f"pixels of the input: {times(opened.pixels.shape)}, a control beside the layers")

@@ -97,6 +97,7 @@ class _Reader:
             self.texts(samples, "classes") if "classes" in samples else (),
             self.optional(samples, "order", n),
             created,
+            *self.groups(samples, n),
         )
         extents = {spec.key: extent for spec, extent, _ in arrays}
         return contents, Layout(extents, {spec.key: sums for spec, _, sums in arrays}, written, structure)
@@ -111,6 +112,18 @@ class _Reader:
         hashes = self.optional(samples, "content", len(ids), "<u8")
         assert hashes is not None, "content is in the group"
         return SampleIds(ids, sizes, hashes.tobytes(), self.text(samples, "content_kind"))
+
+    def groups(self, samples: h5py.Group, n: int) -> tuple[Array | None, tuple[str, ...]]:
+        """Read the groups of the samples and their names; stores without groups, and early ones, have neither."""
+        if ("group" in samples) != ("groups" in samples):
+            raise StoreError(f"{self.path} is a damaged store: group and groups of its samples go together")
+        numbers = self.optional(samples, "group", n)
+        if numbers is None:
+            return None, ()
+        names = self.texts(samples, "groups")
+        if numbers.min() < 0 or numbers.max() >= len(names):
+            raise StoreError(f"{self.path} is a damaged store: a sample is in a group without a name")
+        return numbers, names
 
     def arrays(self, parent: str, model: str, n: int) -> Iterator[tuple[ArraySpec, Extent, Extent]]:
         """Yield the description, the rows and the checksums of every array below ``layers`` or ``controls``."""

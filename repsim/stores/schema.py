@@ -15,8 +15,9 @@ from repsim.labels import OTHER_PICTURES, STATISTICS, LayerKey, SampleIds
 
 FORMAT = "repsim-activations"
 VERSION = 3
-_NO_SETTINGS = frozenset({"command", "left_out", "labels", "max_pixels", "repsim_version"})
-"""Entries of the provenance that do not affect values. The labels themselves are compared, not their source."""
+_NO_SETTINGS = frozenset({"command", "groups", "left_out", "labels", "max_pixels", "repsim_version"})
+"""Entries of the provenance that do not affect values. The labels and groups themselves are compared, not
+their source."""
 Array = NDArray[Any]
 
 
@@ -55,6 +56,9 @@ class Contents:
     array of blocks consists of the samples order[k * block : (k + 1) * block]."""
     created: str = ""
     """Time in ISO 8601, UTC; set when the file is created."""
+    groups: Array | None = None
+    """Group of each sample, from 0: samples of one group are not independent."""
+    group_names: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:
@@ -76,8 +80,10 @@ class Contents:
         for key in dict.fromkeys((*settings, *others)):
             if not (samples and key in {"samples", "data_fingerprint", "skipped"}):
                 differences += _differences(key, settings.get(key), others.get(key))
-        if not samples and (classes := self._class_difference(other)):
+        if not samples and (classes := self._difference_of_samples(self.class_of, other.class_of)):
             differences.append(f"labels: {classes}")
+        if not samples and (groups := self._difference_of_samples(self.group_of, other.group_of)):
+            differences.append(f"groups: {groups}")
         old, new = ({spec.key.label: spec for spec in contents.arrays} for contents in (self, other))
         if LayerKey(self.model, *STATISTICS).label not in old:
             new.pop(LayerKey(other.model, *STATISTICS).label, None)
@@ -89,16 +95,15 @@ class Contents:
             differences.append(f"dtype: {self.dtype} before, {other.dtype} now")
         return "; ".join(differences[:4]) + ("; ..." if len(differences) > 4 else "") if differences else None
 
-    def _class_difference(self, other: "Contents") -> str | None:
-        """Describe how the classes of the samples differ; None if they are equal."""
-        old, new = self.class_of, other.class_of
+    def _difference_of_samples(self, old: list[Any] | None, new: list[Any] | None) -> str | None:
+        """Describe how the classes or the groups of the samples differ; None if they are equal."""
         if old is None or new is None:
             return (
                 None
                 if old is new
                 else f"{'none' if old is None else 'some'} before, " + ("none now" if new is None else "some now")
             )
-        changed = [k for k, (old_class, new_class) in enumerate(zip(old, new, strict=True)) if old_class != new_class]
+        changed = [k for k, (before, now) in enumerate(zip(old, new, strict=True)) if before != now]
         if not changed:
             return None
         k = changed[0]
@@ -112,6 +117,11 @@ class Contents:
             return None
         names = dict(enumerate(self.classes))
         return [names.get(number, number) for number in np.asarray(self.labels).tolist()]
+
+    @property
+    def group_of(self) -> list[Any] | None:
+        """Name of the group of every sample; None without groups."""
+        return None if self.groups is None else [self.group_names[number] for number in self.groups.tolist()]
 
 
 def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -206,6 +206,19 @@ class ActivationStore:
         return self._contents.classes
 
     @property
+    def groups(self) -> Array | None:
+        """Group of each sample, (n,), numbered from 0; None if all samples are independent.
+
+        Samples of one group, such as the frames of a scene, are not independent.
+        """
+        return self._contents.groups
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """Names of the groups in the order of their numbers; empty without groups."""
+        return self._contents.group_names
+
+    @property
     def checksum(self) -> str:
         """Checksum of the file, including the checksums of all rows; two stores with the same one are equal."""
         return f"{int(self._read(self._layout.structure, 0, 1)[0]) - layout.COMPLETE:08x}"
@@ -309,10 +322,11 @@ class ActivationStore:
         recorded = self.provenance.get("weights")
         weights = f"weights {recorded}" if recorded else ""
         labels = "" if self.labels is None else f"{len(self.classes) or len(set(self.labels.tolist()))} classes"
+        groups = "" if self.groups is None else f"{len(self.group_names)} groups"
         pixels = "" if self.pixels is None else f"pixels of the input {times(self.pixels.shape[1:])}"
         statistics = "" if self.statistics is None else f"{self.statistics.shape[1]} statistics of the input"
         facts = [
-            weights, f"{len(self):,} samples of {self.data}", labels, pixels, statistics,
+            weights, f"{len(self):,} samples of {self.data}", labels, groups, pixels, statistics,
             f"{self.path.name}, {self._state}",
         ]  # fmt: skip
         return card(self.model, paragraphs(["; ".join(filter(None, facts))]), self.table().html())

@@ -35,7 +35,7 @@ from repsim.errors import (
 )
 from repsim.labels import INPUT, NAME_SEPARATOR, STATISTICS, LayerKey, SampleIds, check_name
 from repsim.runtime import interrupts
-from repsim.runtime.arrays import as_array, as_classes, is_tensor, same_rows
+from repsim.runtime.arrays import as_array, as_classes, as_groups, is_tensor, same_rows
 from repsim.runtime.files import check_output, lock, partial_path
 from repsim.stores import extents, layout, reader
 from repsim.stores.records import as_json
@@ -369,8 +369,12 @@ def _check(contents: Contents) -> None:
         check_name("sample id", name, _LONGEST_ID)
     for name in contents.classes:
         check_name("class", name)
+    for name in contents.group_names:
+        check_name("group", name)
     if contents.labels is not None and len(contents.labels) != len(ids):
         raise InvalidInputError(f"{len(contents.labels)} labels for {len(ids)} samples")
+    if contents.groups is not None and len(contents.groups) != len(ids):
+        raise InvalidInputError(f"{len(contents.groups)} groups for {len(ids)} samples")
     if all(spec.key.control for spec in contents.arrays):
         raise InvalidInputError("a store needs at least one layer")
     if contents.source != "":
@@ -393,6 +397,7 @@ def write_store(
     pixels: Any = None,
     sample_ids: Iterable[str | int] | None = None,
     labels: Any = None,
+    groups: Any = None,
     readout: str = "given",
     source: str = "given",
     provenance: Mapping[str, Any] | None = None,
@@ -424,6 +429,10 @@ def write_store(
         The class of each sample: an integer from 0, or a name. Names are stored as `ActivationStore.classes`, in
         alphabetical order, and their numbers as `ActivationStore.labels`. A pandas Categorical keeps the order of its
         categories; booleans become the classes False and True.
+    groups : sequence of int or str, optional
+        The group of each sample, if samples of one group are not independent: frames of a scene, near duplicates, crops
+        of a picture. Stored as `ActivationStore.groups` and `ActivationStore.group_names`, numbered by first
+        occurrence. `repsim.universality` then takes the groups as the units of its statistics.
     readout : str
         How a layer became an array, for figures.
     source : str
@@ -477,7 +486,7 @@ def write_store(
     dtype = _dtype(arrays)
     n = next(iter(shapes.values()))[0] if shapes else 0
     rows = {f"layer {name!r}": values for name, values in layers.items()}
-    names = same_rows(rows | {"pixels": pixels, "labels": labels})
+    names = same_rows(rows | {"pixels": pixels, "labels": labels, "groups": groups})
     ids = _ids(sample_ids, names, n)
     keys = {LayerKey(model, name, readout): values for name, values in arrays.items()}
     if reserved := next((key for key in keys if key.control), None):
@@ -493,7 +502,10 @@ def write_store(
     if not isinstance(provenance, Mapping | None):
         raise InvalidInputError(f"provenance: expected a dictionary, got {type(provenance).__name__}")
     record = {"extractor": "given", **_converted_dtypes(layers, arrays), **as_json(provenance or {}, "provenance")}
-    contents = Contents(specs, SampleIds(ids), source, record, dtype, numbers, classes)
+    group_numbers, group_names = (None, ()) if groups is None else as_groups(groups, n)
+    contents = Contents(
+        specs, SampleIds(ids), source, record, dtype, numbers, classes, groups=group_numbers, group_names=group_names
+    )
     with StoreWriter(store_path(path), contents, overwrite=overwrite) as writer:
         for key, values in keys.items():
             writer.write(key, slice(None), values)

@@ -22,12 +22,9 @@ def warnings(evidence: Evidence) -> Iterator[str]:
     n = design.n
     if n < _FEW_SAMPLES:
         yield f"{n} samples: intervals are wide; their coverage was tested only from 200 samples on; take more samples"
-    if evidence.duplicates:
-        twins = [f"{a} = {b}" for a, b in evidence.duplicates]
-        yield (
-            f"{len(twins)} samples are the same as another one ({listed(twins)}): equal samples raise every "
-            "similarity, and the samples are not independent; leave out one of each pair"
-        )
+    yield from evidence.notes
+    if evidence.duplicates.caution is not None:
+        yield evidence.duplicates.caution
     if "input" not in kernels.positions:
         yield (
             "no store holds the pixels that went into its network, so it is not known what the input alone explains; "

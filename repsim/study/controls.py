@@ -136,16 +136,6 @@ def _class_numbers(store: ActivationStore) -> NDArray[np.intp]:
     return np.argsort(np.argsort(first))[numbers]
 
 
-def duplicates(design: Design) -> list[tuple[str, str]]:
-    """Return the pairs of ids of samples with equal pixels, or, without pixels, equal values in the first layer."""
-    first = design.trained[0]
-    array = first.store.pixels if first.store.pixels is not None else first.store[first.arrays[0]]
-    values = np.ascontiguousarray(array[:].reshape(len(first.store), -1))
-    seen: dict[bytes, int] = {}
-    ids = design.ids.ids
-    return [(ids[k], ids[i]) for i, row in enumerate(values) if (k := seen.setdefault(row.tobytes(), i)) != i]
-
-
 def extract_untrained(
     design: Design,
     seeds: int,

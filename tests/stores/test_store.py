@@ -500,3 +500,57 @@ def test_arrays_with_another_number_of_rows(tmp_path: Path) -> None:
     edit(tmp_path / "s.h5", change)
     with pytest.raises(StoreError, match="5 rows for 4 samples"):
         open_store(tmp_path / "s.h5")
+
+
+def test_groups_are_read_back(tmp_path: Path, rng: np.random.Generator) -> None:
+    names = ["sea", "wood", "sea", "sea", "wood", "hill", "town"]
+    store = write_store(tmp_path / "s.h5", arrays(rng), model="net", groups=names)
+    assert store.groups is not None
+    assert store.groups.tolist() == [0, 1, 0, 0, 1, 2, 3]
+    assert store.group_names == ("sea", "wood", "hill", "town")
+    assert "4 groups" in store._repr_html_()
+    with h5py.File(tmp_path / "s.h5") as file:
+        assert file["samples/group"][:].tolist() == [0, 1, 0, 0, 1, 2, 3]
+        assert file["samples/groups"].asstr()[:].tolist() == ["sea", "wood", "hill", "town"]
+    numbered = write_store(tmp_path / "n.h5", arrays(rng), model="net", groups=np.array([9, 9, 9, 4, 4, 1, 1]))
+    assert numbered.group_names == ("9", "4", "1")
+    without = write_store(tmp_path / "w.h5", arrays(rng), model="net")
+    assert (without.groups, without.group_names) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([0, 1], "2 groups for 7 samples"),
+        (np.ones((7, 2), int), "groups of the shape"),
+        ([0.5] * 7, "a group is an integer or a text"),
+        (["a", 1, 1, 1, 1, 1, 1], "integers or texts, not both"),
+        (["a", "", "c", "d", "e", "f", "g"], "sample 1 has ''"),
+        ("abcdefg", "expected one a sample"),
+        (["a\n"] * 7, "control character"),
+    ],
+)
+def test_wrong_groups_are_refused(tmp_path: Path, rng: np.random.Generator, groups: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        write_store(tmp_path / "s.h5", arrays(rng), model="net", groups=groups)
+    assert not list(tmp_path.iterdir())
+
+
+def test_groups_without_names_are_damage(tmp_path: Path, rng: np.random.Generator) -> None:
+    write_store(tmp_path / "s.h5", arrays(rng), model="net", groups=[0, 0, 1, 1, 2, 2, 3]).close()
+    with h5py.File(tmp_path / "s.h5", "r+") as file:
+        file["samples/group"][3] = 4
+    with pytest.raises(StoreError, match="a sample is in a group without a name"):
+        open_store(tmp_path / "s.h5")
+    with h5py.File(tmp_path / "s.h5", "r+") as file:
+        del file["samples/groups"]
+    with pytest.raises(StoreError, match="group and groups of its samples go together"):
+        open_store(tmp_path / "s.h5")
+
+
+def test_a_change_of_the_groups_is_damage(tmp_path: Path, rng: np.random.Generator) -> None:
+    write_store(tmp_path / "s.h5", arrays(rng), model="net", groups=[0, 0, 1, 1, 2, 2, 3]).close()
+    with h5py.File(tmp_path / "s.h5", "r+") as file:
+        file["samples/group"][0] = 1
+    with pytest.raises(StoreError, match="damaged outside of its arrays"):
+        open_store(tmp_path / "s.h5")

@@ -15,7 +15,7 @@ from repsim.study import controls
 from repsim.study.design import design
 from repsim.study.gram_passes import kernels
 from repsim.study.partial_cka import residual
-from repsim.testing.examples import Array, unrelated_layers, write_network
+from repsim.testing.examples import unrelated_layers, write_network
 from tests.study.references import unit_kernel
 
 N = 20
@@ -136,19 +136,6 @@ def test_the_kernel_of_classes_is_1_within_a_class(tmp_path: Path, stack: ExitSt
 def test_one_class_is_no_control(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
     store = stack.enter_context(write_network(tmp_path, "a", unrelated_layers(rng, N, 6, 6, 6), labels=np.ones(N, int)))
     assert controls.classes(design([store])) is None
-
-
-# Duplicate samples
-
-
-@pytest.mark.parametrize("kept", [True, False])
-def test_duplicates_are_named(tmp_path: Path, stack: ExitStack, rng: np.random.Generator, kept: bool) -> None:
-    x = rng.normal(size=(N, 2, 3))
-    x[[4, 9, 7]] = x[[2, 2, 6]]
-    layers: list[Array] = [*([] if kept else [x.reshape(N, -1)]), *unrelated_layers(rng, N, 6, 6, 6)]
-    ids = [f"photo{k}" for k in range(N)]
-    store = stack.enter_context(write_network(tmp_path, "a", layers, sample_ids=ids, pixels=x if kept else None))
-    assert controls.duplicates(design([store])) == [("photo2", "photo4"), ("photo6", "photo7"), ("photo2", "photo9")]
 
 
 # Untrained networks
