@@ -275,3 +275,81 @@ def test_fast_and_slow_networks_are_one_class(tmp_path: Path) -> None:
     assert float(study["ratio"].sel(kernel="cka given input").item()) > 0.95
     assert study["cluster"].sel(map="cka given input").values.max() == 0
     assert claims(study)
+
+
+def scenes(world: World, of_each: int) -> Array:
+    """Return features that samples of one scene have almost in common."""
+    count = world.n // of_each
+    return 3 * np.repeat(world.rng.normal(size=(count, 20)), of_each, axis=0) + 0.3 * world.normal()
+
+
+@pytest.mark.parametrize("declared", [False, True])
+@pytest.mark.slow
+def test_frames_of_a_scene_relate_no_networks(tmp_path: Path, declared: bool) -> None:
+    """Case G: 30 scenes of 10 frames; the networks have nothing in common but that frames of a scene are alike."""
+    world = World(300)
+    world.pixels = np.repeat(world.rng.normal(size=(30, 12)), 10, axis=0) + 0.1 * world.normal(12)
+    families = {name: Family(world.layers(scenes(world, 10)), world.layers()) for name in "ab"}
+    groups = np.repeat(np.arange(30), 10)
+    study = conduct(tmp_path, world, families, untrained=3, stored={"groups": groups} if declared else {})
+    assert refused(study)
+    if declared:
+        row = study.sel(measure="cka given input", families="a x b")
+        assert row["effect_low"] < 0
+        assert abs(float(row["trained_value"])) < 0.2
+    else:
+        assert "not declared as groups" in reasons(study)["a x b"]
+        assert "declare them as groups" in " ".join(json.loads(study.attrs["warnings"]))
+
+
+@pytest.mark.slow
+def test_the_number_of_permutations_is_enough_for_all_pairs(tmp_path: Path) -> None:
+    """Case J: with 1,000 permutations Holm's smallest p-value of 55 pairs is above 0.05."""
+    world = World(60)
+    common = world.normal()
+    draw = world.layers(common, depth=1)
+    study = conduct(tmp_path, world, {"a": Family(draw, None)}, trained=11, untrained=0, permutations=None)
+    assert "Independence is rejected for 55 of 55 pairs of models" in " ".join(summary(study))
+    few = conduct(tmp_path / "few", world, {"a": Family(draw, None)}, trained=11, untrained=0, permutations=1000)
+    assert "cannot be tested with 1000 permutations" in " ".join(summary(few))
+
+
+@pytest.mark.slow
+def test_networks_without_their_input_are_not_controlled(tmp_path: Path) -> None:
+    """Case N: a text encoder beside networks of pictures."""
+    world = World(200)
+    common = world.normal()
+    families = {"a": world.family(common), "text": world.family(common)}
+    with ExitStack() as stack:
+        stores = []
+        for name, family in families.items():
+            pixels = None if name == "text" else world.pixels
+            for k, (layers, weights) in enumerate([(family.trained, "trained"), (family.untrained, "random")] * 2):
+                assert layers is not None
+                arrays = {f"layer{i}": x for i, x in enumerate(layers())}
+                model = f"{name}.{weights}{k}"
+                store = write_store(
+                    tmp_path / f"{model}.h5", arrays, model=model, pixels=pixels,
+                    provenance={"architecture": name, "weights": weights},
+                )  # fmt: skip
+                stores.append(stack.enter_context(store))
+        study = universality(stores, ["cka"], permutations=19, draws=20, progress=False)
+    assert refused(study)
+    assert reasons(study)["a x text"].startswith("the input of text.trained0, text.trained2 is not stored")
+
+
+@pytest.mark.slow
+def test_measures_that_disagree_are_said_to_disagree(tmp_path: Path) -> None:
+    """Case N: untrained networks are nearly one-dimensional and alike; trained ones share neighbours of samples."""
+    world = World(300)
+    common, contrast = world.normal(10), 8 * world.normal(1)
+    trained = lambda: [np.hstack([common, contrast / 4, world.normal()]) for _ in range(3)]  # noqa: E731
+    untrained = lambda: [np.hstack([contrast, 0.3 * world.normal()]) for _ in range(3)]  # noqa: E731
+    study = conduct(
+        tmp_path, world, {name: Family(trained, untrained) for name in "ab"}, untrained=3, metrics=["cka", "mutual_knn"]
+    )
+    (sentence,) = [text for text in summary(study) if text.startswith("a x b: the measures")]
+    assert "the measures disagree" in sentence
+    assert "cka given input less alike" in sentence
+    assert "mutual_knn more alike" in sentence
+    assert refused(study)
