@@ -257,8 +257,13 @@ class Matrix:
         columns: Sequence[str],
         values: NDArray[np.float64],
         factors: Mapping[str, Factor],
+        *,
+        differences: NDArray[np.float64] | None = None,
     ) -> None:
-        """Enter the values of a metric for these rows and columns, with reasons, cautions and diagnostics."""
+        """Enter the values of a metric for these rows and columns, with reasons, cautions and diagnostics.
+
+        ``differences`` are the values of the `ambiguity` of the metric.
+        """
         title = self.title(metric, self._by_name[rows[0]].key.readout)
         matrix = self.values[title]
         i, j = [self._position[0][name] for name in rows], [self._position[1][name] for name in columns]
@@ -276,8 +281,10 @@ class Matrix:
                 layers = [self._by_name[name].name for name in (a, b) if self._by_name[name].name in without_values]
                 what = f"layer {layers[0]}" if layers else f"layers {pair}"
                 self.undefined[title].add(f"{what}: {metric.reason(factors[a], factors[b])}")
-            elif caution := metric.caution(factors[a], factors[b]):
-                self.cautions[title].append(f"{pair}: {caution}")
+            else:
+                ambiguous = differences is not None and metric.ambiguous(differences[rows.index(a), columns.index(b)])
+                for caution in filter(None, (metric.caution(factors[a], factors[b]), ambiguous)):
+                    self.cautions[title].append(f"{pair}: {caution}")
         for name in {*rows, *columns}:
             for diagnostic, number in metric.diagnostics(factors[name]).items():
                 self.diagnostics[f"{title}.{diagnostic}"][name] = number
