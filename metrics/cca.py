@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ def mean_correlation(cross: Float64[Tensor, "r t"], *, exact: bool) -> Float64[T
     return mean
 
 
+@lru_cache(4096)  # the same for all layers of equal ranks
 def wachter(n: int, r: int, t: int) -> float:
     """Return the mean canonical correlation of unrelated Gaussian layers, of ranks r and t, in the limit of large n.
 

@@ -324,7 +324,7 @@ def test_pixels_of_small_and_of_odd_inputs(tmp_path: Path, size: tuple[int, int]
     assert store["input"].shape == (5, 2)
     x = torch.stack([transform(open_images("digits").load(row)) for row in choose(1797, 5)])
     # means of equal float32 numbers, whose sums are rounded in an order that the processor and its threads decide
-    np.testing.assert_allclose(store["input"][:], np.broadcast_to(model.input.bias.detach(), (5, 2)), rtol=1e-5)  # type: ignore[operator]
+    np.testing.assert_allclose(store["input"][:], np.broadcast_to(model.input.bias.detach(), (5, 2)), rtol=1e-5)  # type: ignore[operator, union-attr]
     assert store.pixels.shape == (5, 3 * math.prod(shape))
     cuts = [[slice(i * s // k, -(-(i + 1) * s // k)) for i in range(k)] for s, k in zip(size, shape, strict=True)]
     wanted = np.stack([x[:, :, a, b].mean((2, 3)) for a in cuts[0] for b in cuts[1]], -1).reshape(5, -1)
