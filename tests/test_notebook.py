@@ -120,7 +120,9 @@ def test_a_result_shows_the_closest_layers_and_a_heatmap(result: xr.Dataset) -> 
     tables_shown = [table.rows for table in view.tables]
     for rows, (name, pick) in zip(tables_shown, (("cka", np.argmax), ("procrustes", np.argmin)), strict=True):
         for row, values in zip(rows, result[name].values, strict=True):
-            levels = chance_of(result[name])[rows.index(row)]
+            by_pair = chance_of(result[name])
+            assert by_pair is not None
+            levels = by_pair[rows.index(row)]
             at = pick(values - levels)
             above = (values - levels)[at] * (1 if name == "cka" else -1) > 0
             layer = result["layer_b"].values[at] if above else "none is above chance"

@@ -259,3 +259,13 @@ def test_what_is_no_result_is_refused(tmp_path: Path, rng: np.random.Generator) 
 def test_the_public_names() -> None:
     assert repsim.compare is compare
     assert repsim.similarity is similarity
+
+
+def test_other_labels_of_the_same_samples_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    x, labels = rng.normal(size=(12, 3)), np.arange(12) % 3
+    named = np.array(["cat", "dog", "ant"])[labels]  # other numbers, the same classes
+    others = {"a": labels, "b": named, "c": np.roll(labels, 1) // 2, "d": None}
+    stores = {name: write_store(tmp_path / f"{name}.h5", {"x": x}, model=name, labels=y) for name, y in others.items()}
+    assert compare([stores[name] for name in "abd"])["cka"].shape == (3, 3)
+    with pytest.raises(SampleMismatchError, match=r"d?a.h5 and .*c.h5 give the same samples different class labels"):
+        compare([stores[name] for name in "dabc"])

@@ -69,7 +69,7 @@ def test_the_closest_layer_is_the_one_farthest_above_chance(result: xr.Dataset) 
         assert result[spec].values[0].argmax() == 1
         table = closest(result[spec])
         assert table.rows[0][1] == "seen"
-        assert table.columns[-1] == ">by chance"
+        assert table.heads[-1] == ">by chance"
         assert table.rows[0][3] == f"{result[spec + '.chance'].values[0, 0]:.4f}"
         assert "by the difference of the value and its chance level" in table.title
     below = result["svcca"].copy(data=result["svcca.chance"].values - 0.01)
@@ -84,7 +84,9 @@ def test_figures_pages_and_tables_show_chance(result: xr.Dataset) -> None:
     low, high = (f"{end:.3f}" for end in (result["svcca.chance"].min(), result["svcca.chance"].max()))
     assert f"by chance {low} to {high}" in " ".join(bar.ax.get_ylabel().split())
     (bracket,) = [line for line in bar.ax.lines if line.get_gid() == "chance"]
-    np.testing.assert_allclose(bracket.get_ydata(), [result["svcca.chance"].min(), result["svcca.chance"].max()])
+    np.testing.assert_allclose(
+        np.asarray(bracket.get_ydata(), float), [result["svcca.chance"].min(), result["svcca.chance"].max()]
+    )
     assert "Bracket at the colour bar" in " ".join(figure(result).get_supxlabel().split())
     part = parts.of_comparison(result, METRICS, "")
     assert [bool(packed) for packed in part["matrices"]["chance"]] == [True, True, False, True, True, True]
