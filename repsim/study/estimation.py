@@ -12,7 +12,7 @@ from repsim.runtime import tuning
 from repsim.runtime.progress import Steps, counter
 from repsim.study.design import Design
 from repsim.study.gram_passes import Kernels, symmetric
-from repsim.study.indices import Indices, cross_fitted, matches_on
+from repsim.study.indices import Indices, cross_fitted, matches_on, mean_over_splits
 
 _LEAVE_ONE_OUT_MEMORY = 2**29
 """Bytes of leave-one-out values in memory at once."""
@@ -33,6 +33,8 @@ class Estimates:
     indices ("best") and energies that are left come from all samples."""
     theta_of_all: Float64[np.ndarray, " T"]
     """All indices along the same maps, from all samples."""
+    splits: Float64[np.ndarray, "splits T"]
+    """All indices from each split of the samples; the number of splits is finite, so their mean varies at random."""
     left_out: Float64[np.ndarray, "units T"]
     """All indices, computed without each sample or group of samples."""
     errors: dict[str, Float64[np.ndarray, "layers layers"]]
@@ -65,12 +67,13 @@ def estimate(design: Design, kernels: Kernels, *, seed: int, steps: Steps) -> Es
     cross, maps = cross_fitted(along_maps, halves(kernels, splits, seed, step))
     indices = along_maps(maps, matches_on(along_maps({}), R))
     of_all = indices.evaluate(R)
-    theta = of_all.copy()
+    by_split = np.tile(of_all, (len(cross), 1))
     for column, key in enumerate(along_maps(maps).names):
         if key[0] != "left":  # no match is involved
-            theta[indices.column_of[key]] = cross[column]
+            by_split[:, indices.column_of[key]] = cross[:, column]
+    theta = mean_over_splits(by_split)
     left_out, errors = indices.without_each(R, (values for _, values in chain([first], runs)))
-    return Estimates(R, indices, theta, of_all, left_out, errors, sweep.cubes)
+    return Estimates(R, indices, theta, of_all, by_split, left_out, errors, sweep.cubes)
 
 
 def halves(

@@ -373,7 +373,7 @@ def matches_on(indices: Indices, R: Matrix) -> dict[tuple[str, str], LayerMaps]:
 
 def cross_fitted(
     make: Callable[[Maps], Indices], halves: Iterator[tuple[Matrix, Matrix]]
-) -> tuple[Float64[np.ndarray, " T"], dict[tuple[str, str], LayerMaps]]:
+) -> tuple[Float64[np.ndarray, "splits T"], dict[tuple[str, str], LayerMaps]]:
     """Compute indices whose matches come from one half of the samples and whose similarities come from the other.
 
     Parameters
@@ -386,7 +386,7 @@ def cross_fitted(
     Returns
     -------
     array
-        (T,): mean over both directions of all splits. NaN where no split has a value.
+        (splits, T): mean over both directions of each split. NaN where neither has a value.
     dict
         Mean maps of layers over both halves of all splits.
     """
@@ -400,11 +400,20 @@ def cross_fitted(
             for key, layers in of_half.items():
                 total = sums.get(key, (0.0, 0.0))
                 sums[key] = total[0] + layers.a_to_b, total[1] + layers.b_to_a
-    values = np.stack(rows)
+    both = np.stack(rows).reshape(len(rows) // 2, 2, -1)
+    return _mean(both, 1), {key: LayerMaps(a / len(rows), b / len(rows)) for key, (a, b) in sums.items()}
+
+
+def mean_over_splits(values: Float64[np.ndarray, "splits T"]) -> Float64[np.ndarray, " T"]:
+    """Return the mean over the splits of the samples in which an index has a value."""
+    return _mean(values, 0)
+
+
+def _mean(values: Float64[np.ndarray, "..."], axis: int) -> Float64[np.ndarray, "..."]:
+    """Return the mean of the values that are defined; NaN where none is."""
     defined = ~np.isnan(values)
-    counts = defined.sum(0)
-    mean = np.where(defined, values, 0).sum(0) / np.where(counts, counts, np.nan)
-    return mean, {key: LayerMaps(a / len(rows), b / len(rows)) for key, (a, b) in sums.items()}
+    counts = defined.sum(axis)
+    return np.asarray(np.where(defined, values, 0).sum(axis) / np.where(counts, counts, np.nan))
 
 
 def _entries(sums: Sequence[tuple[Key, list[tuple[int, int, float]]]]) -> tuple[list[Key], Entries]:

@@ -150,7 +150,8 @@ class Inference:
 
         The jackknife counts the second-order part of the variance twice, all of it where networks are unrelated; that
         part is subtracted (`Indices.degenerate_variance`). At least half of the jackknife's variance remains. With
-        groups of samples nothing is subtracted.
+        groups of samples nothing is subtracted. The variance of the mean over random splits of the samples is added:
+        for unrelated networks with many layers it is as large as the rest.
         """
         columns, weights = np.array(list(coefficients), int), np.array(list(coefficients.values()))
         value = float(self.theta[columns] @ weights)
@@ -160,6 +161,10 @@ class Inference:
         if np.isfinite(variance) and self.evidence.kernels.groups is None:
             second = self.indices.degenerate_variance(self.R, kind, coefficients, units, in_energy=in_energy)
             variance = max(variance - second, variance / 2)
+        by_split = self.evidence.estimates.splits[:, columns] @ weights
+        by_split = by_split[np.isfinite(by_split)]
+        if len(by_split) > 1:
+            variance += float(by_split.var(ddof=1)) / len(by_split)
         se = float(np.sqrt(variance))
         margin = quantile(units) * se
         return Estimate(value, se, value - margin, value + margin)

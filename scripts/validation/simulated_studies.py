@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from repsim.labels import LayerKey
+from repsim.engine.resampling import random_permutations
+from repsim.labels import LayerKey, SampleIds
 from repsim.metrics.recipes.gram import CentredGram
+from repsim.metrics.recipes.groups import Groups
 from repsim.runtime.progress import Steps
 from repsim.stores.store import ActivationStore
 from repsim.study.design import Design, Member
+from repsim.study.duplicates import NearDuplicates
 from repsim.study.estimation import Estimates, estimate
 from repsim.study.evidence import Evidence
 from repsim.study.gram_passes import Kernels
@@ -74,9 +77,10 @@ def places(design: Design, controls: int) -> dict[str, NDArray[np.int64]]:
 # --- kernels
 
 
-def gram_kernels(layers: Sequence[Array], of: Places) -> Kernels:
+def gram_kernels(layers: Sequence[Array], of: Places, groups: Groups | None = None) -> Kernels:
     """Prepare layers for a study as repsim does for those in a store, in float32."""
-    grams = tuple(cast("Any", CentredGram()(torch.from_numpy(x.astype(np.float32)))) for x in layers)
+    grams: Any = (CentredGram()(torch.from_numpy(x.astype(np.float32))) for x in layers)
+    grams = tuple(gram if groups is None else gram.grouped(groups) for gram in grams)
     return Kernels(tuple(f"layer {k}" for k in range(len(layers))), grams, dict(of), {})
 
 
@@ -120,6 +124,10 @@ class FeatureKernels:
     def names(self) -> tuple[str, ...]:
         """Names of the layers."""
         return tuple(f"layer {k}" for k in range(len(self.layers)))
+
+    def halves(self, count: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Draw random divisions of the samples into two halves."""
+        return halves_of(self.n, count, seed)
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
@@ -206,6 +214,10 @@ class SomeOfThem:
         """Names of the layers."""
         return tuple(f"layer {k}" for k in range(len(self.rows)))
 
+    def halves(self, count: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Draw random divisions of the samples into two halves."""
+        return halves_of(self.n, count, seed)
+
     def values_on(self, samples: NDArray[np.int64], selected: NDArray[np.int64]) -> Array:
         """Select debiased CKA on a subset of the samples."""
         return self.of.values_on(samples, self.rows[selected])
@@ -225,6 +237,12 @@ def some_of(kernels: FeatureKernels, design: Design) -> SomeOfThem:
     return SomeOfThem(
         kernels, np.concatenate(rows), {name: np.arange(*ends[k : k + 2]) for k, name in enumerate(names)}
     )
+
+
+def halves_of(n: int, count: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Draw random divisions of n samples into two halves, each in increasing order."""
+    orders = random_permutations(n, count, seed)
+    return [(np.sort(order[: n // 2]), np.sort(order[n // 2 :])) for order in orders]
 
 
 def _cosines(products: Array) -> Array:
@@ -253,6 +271,7 @@ def evidence_of(design: Design, kernels: AnyKernels, estimates: Estimates) -> In
     """Return the inference from estimates, without permutations and other measures."""
     evidence = Evidence(
         design=design, kernels=cast("Kernels", kernels), estimates=estimates, moments=(), dimensions={}, nulls={},
-        within_classes={}, measures=(), permutations=0, controls=("input",), duplicates=(),
+        within_classes={}, measures=(), permutations=0, controls=("input",),
+        duplicates=NearDuplicates(cast("SampleIds", None), (), 0, True),
     )  # fmt: skip
     return Inference(evidence, draws=0, seed=0)

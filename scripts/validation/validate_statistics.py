@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import cast
 
@@ -33,6 +34,7 @@ from simulated_studies import (
 from repsim.engine.null_moments import cubic_moments
 from repsim.engine.resampling import random_permutations
 from repsim.metrics.cka import CKA
+from repsim.metrics.recipes.groups import Groups
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.runtime import tuning
 from repsim.study import permutation_nulls
@@ -43,7 +45,7 @@ from repsim.study.dataset_pairs import pairs_of_models
 from repsim.study.design import Design, Pair
 from repsim.study.estimation import Estimates, halves
 from repsim.study.gram_passes import Kernels, permuted_values
-from repsim.study.indices import RAW, TWINS, Indices, Maps, cross_fitted, matches_on
+from repsim.study.indices import RAW, TWINS, Indices, Maps, cross_fitted, matches_on, mean_over_splits
 from repsim.study.inference import Inference
 from repsim.study.partial_cka import partial
 from repsim.study.reading import quantile
@@ -360,12 +362,14 @@ def coverage(simulation: Simulation) -> Iterator[Cell]:
 
         def one(run: int, n: int = n, true: Population = true, kind: str = kind) -> Numbers:
             study = inference(_STUDY, true.draw(np.random.default_rng([3, len(kind), n, run]), n), run)
-            return {row: covered(low, truth[row], high) for row, low, high in intervals(study)}  # noqa: B023
+            ends = {row: (low, high) for row, low, high in intervals(study)}
+            middles = {f"mean of {row}": (low + high) / 2 for row, (low, high) in ends.items()}
+            return {row: covered(low, truth[row], high) for row, (low, high) in ends.items()} | middles  # noqa: B023
 
         truth |= true_values(exact, theta, true.R)
         inside = simulation.runs(f"coverage {kind} {n}", 25 if simulation.quick else 1000, one)
         for row, hits in inside.items():
-            if row == "seconds":
+            if row not in truth:
                 continue
             yield Cell(part, row, "truth", truth[row] + 0.0, form="{:.3f}")
             yield Cell(part, row, f"{kind}, n = {n:,}", float(np.mean(hits)), *_COVERAGE)
@@ -508,10 +512,58 @@ def layers(simulation: Simulation) -> Iterator[Cell]:
             yield Cell(part, row, "and then holds the truth", float(rate))
 
 
-# --- 5. claims about networks that learned nothing
+# --- 5. samples in groups
 
 
-def pixel_networks(rng: np.random.Generator, design: Design, n: int, width: int = 32) -> FeatureKernels:
+def grouped_layers(rng: np.random.Generator, n: int, size: int, *, related: bool) -> list[Array]:
+    """Draw two layers of 20 latents of their own and, if related, 20 that they share; within groups, latents are alike.
+
+    The latents of two samples of a group have a correlation of .9. The CKA of related layers is 1 / (1 + 0.7^4).
+    """
+
+    def latents() -> Array:
+        common = np.repeat(rng.normal(size=(n // size, 20)), size, 0)
+        return np.asarray(np.sqrt(0.9) * common + np.sqrt(0.1) * rng.normal(size=(n, 20)))
+
+    shared = [latents()] if related else []
+    return [np.hstack([*shared, 0.7 * latents()]) for _ in range(2)]
+
+
+def grouped(simulation: Simulation, n: int = 400) -> Iterator[Cell]:
+    """Yield how often intervals hold the truth for samples in groups, declared or not."""
+    part, design = f"samples in groups, n = {n}", families(2, 1, 0, layers=1)
+    cases = (
+        [(True, 2)] if simulation.quick else [(related, size) for related in (True, False) for size in (1, 2, 4, 10)]
+    )
+    for related, size in cases:
+        truth = 1 / (1 + 0.7**4) if related else 0.0
+        row = f"{'related' if related else 'unrelated'} layers, groups of {size}"
+
+        def one(run: int, related: bool = related, size: int = size, truth: float = truth) -> Numbers:
+            layers = grouped_layers(np.random.default_rng([8, related, size, run]), n, size, related=related)
+            declared = Groups.of(np.repeat(np.arange(n // size), size).tolist())
+            numbers = {}
+            for name, groups in {"declared": declared if size > 1 else None, "not declared": None}.items():
+                if name == "declared" or size > 1:
+                    study = inference(design, gram_kernels(layers, places(design, 0), groups), run)
+                    estimate = study.estimate({study.column(RAW, design.pairs[0]): 1.0}, RAW)
+                    numbers |= {name: covered(estimate.low, truth, estimate.high), f"mean, {name}": estimate.value}
+            return numbers
+
+        numbers = simulation.runs(f"groups {row}", 10 if simulation.quick else 500, one)
+        yield Cell(part, row, "studies", len(numbers["declared"]), form="{:,}")
+        yield Cell(part, row, "truth", truth, form="{:.3f}")
+        for name in ("declared", "not declared"):
+            if name in numbers:
+                bounds = _COVERAGE if name == "declared" else _ANY
+                yield Cell(part, row, f"mean, groups {name}", float(numbers[f"mean, {name}"].mean()), form="{:.3f}")
+                yield Cell(part, row, f"interval holds the truth, {name}", float(numbers[name].mean()), *bounds)
+
+
+# --- 6. claims about networks that learned nothing
+
+
+def pixel_networks(rng: np.random.Generator, design: Design, n: int, width: int = 20) -> FeatureKernels:
     """Draw random networks of three layers that see 12 pixels; those called trained are drawn like the others.
 
     Each family has an activation function of its own: tanh, clipped linear, rectified linear. Weights have gain 2.5,
@@ -571,11 +623,10 @@ def without_intervals(design: Design, kernels: AnyKernels, seed: int) -> Inferen
     def along(maps: Maps) -> Indices:
         return Indices(design, kernels.positions, size, maps)
 
-    theta, maps = cross_fitted(along, halves(of, tuning.current().halvings, seed, lambda: None))
-    none = np.full((2, len(theta)), np.nan)
-    return evidence_of(
-        design, kernels, Estimates(np.full((size, size), np.nan), along(maps), theta, theta, none, {}, None)
-    )
+    by_split, maps = cross_fitted(along, halves(of, tuning.current().halvings, seed, lambda: None))
+    theta = mean_over_splits(by_split)
+    none, unknown = np.full((2, len(theta)), np.nan), np.full((size, size), np.nan)
+    return evidence_of(design, kernels, Estimates(unknown, along(maps), theta, theta, by_split, none, {}, None))
 
 
 def by_the_rule_of_0_2(study: Inference) -> float:
@@ -616,17 +667,16 @@ class ClaimsCase:
 
 def claims(simulation: Simulation) -> Iterator[Cell]:
     """Yield how often something learned is claimed of networks that learned nothing."""
-    part, design = "claims about networks that learned nothing", families(3, 2, 3)
-    flat = families(3, 2, 3, layers=1)
+    part, flat = "claims about networks that learned nothing", families(3, 2, 3, layers=1)
     cases: list[tuple[str, Design, Callable[..., FeatureKernels], int, bool]] = [
-        ("networks of latents, n = 1,000", flat, latent_networks, 1000, True),
-        ("networks of latents, n = 3,000", flat, latent_networks, 3000, True),
-        ("networks of 12 pixels, n = 1,000", design, pixel_networks, 1000, False),
-        ("networks of 12 pixels, n = 3,000", design, pixel_networks, 3000, False),
-        ("two families of networks of 12 pixels, n = 1,000", families(2, 2, 3), pixel_networks, 1000, True),
+        ("three families, networks of latents, n = 1,000", flat, latent_networks, 1000, True),
+        ("two families, networks of latents, n = 3,000", families(2, 2, 3, layers=1), latent_networks, 3000, True),
+        ("three families, networks of 12 pixels, n = 1,000", families(3, 2, 3), pixel_networks, 1000, False),
+        ("three families, networks of 12 pixels, n = 3,000", families(3, 2, 3), pixel_networks, 3000, False),
+        ("two families, networks of 12 pixels, n = 1,000", families(2, 2, 3), pixel_networks, 1000, True),
     ]
     if simulation.quick:
-        cases = [("networks of latents, n = 1,000", flat, latent_networks, 100, True)]
+        cases = [("three families, networks of latents, n = 1,000", flat, latent_networks, 100, True)]
     for seed, (row, of, draw, n, complete) in enumerate(cases):
 
         def one(run: int, case: ClaimsCase = ClaimsCase(of, draw, n, complete, seed)) -> Numbers:
@@ -651,7 +701,7 @@ def claims(simulation: Simulation) -> Iterator[Cell]:
                 yield Cell(part, row, column, float(numbers[name].mean()))
 
 
-# --- 6. networks as random draws: intervals over networks, and power
+# --- 7. networks as random draws: intervals over networks, and power
 
 _GIVEN = 0.4
 """Share of the input in the energy of every layer."""
@@ -731,7 +781,7 @@ def networks(simulation: Simulation, n: int = 500) -> Iterator[Cell]:
     yield from cells
 
 
-# --- 7. recovery of shared representations
+# --- 8. recovery of shared representations
 
 
 def recovery(simulation: Simulation) -> Iterator[Cell]:
@@ -782,6 +832,7 @@ PARTS: dict[str, Part] = {
     "pearson": pearson,
     "coverage": coverage,
     "layers": layers,
+    "groups": grouped,
     "claims": claims,
     "networks": networks,
     "recovery": recovery,
