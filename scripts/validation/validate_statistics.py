@@ -542,7 +542,7 @@ def grouped(simulation: Simulation, n: int = 400) -> Iterator[Cell]:
         def one(run: int, related: bool = related, size: int = size, truth: float = truth) -> Numbers:
             layers = grouped_layers(np.random.default_rng([8, related, size, run]), n, size, related=related)
             declared = Groups.of(np.repeat(np.arange(n // size), size).tolist())
-            numbers = {}
+            numbers = dict[str, float]()
             for name, groups in {"declared": declared if size > 1 else None, "not declared": None}.items():
                 if name == "declared" or size > 1:
                     study = inference(design, gram_kernels(layers, places(design, 0), groups), run)
@@ -599,9 +599,9 @@ def levels(study: Inference, table: xr.Dataset) -> dict[str, float]:
     pairs = family_pairs(study)
     alone = [decide([case], dependent=False)[0].level for case in cases_of(study, pairs, table)]
     together = table["claim_level"].values.tolist()
-    counts = {
-        "pair, architectures": np.mean([level == "architectures" for level in alone]),
-        "pair, networks": np.mean([level != "" for level in alone]),
+    counts: dict[str, float] = {
+        "pair, architectures": float(np.mean([level == "architectures" for level in alone])),
+        "pair, networks": float(np.mean([level != "" for level in alone])),
         "any, architectures": "architectures" in together,
         "any, networks": any(together),
         "all, architectures": all(level == "architectures" for level in together),
@@ -774,8 +774,8 @@ def networks(simulation: Simulation, n: int = 500) -> Iterator[Cell]:
         for name in designs:
             row, bounds = f"{name} networks a family, spread {spread}", (0, 0.05) if effect == 0 else _ANY
             for families_, key in (("two families", "pair"), ("three families", "all")):
-                rate = float(numbers[f"{name}, {key}, architectures"].mean())
-                yield Cell(power, row, f"effect {effect:g}, {families_}", rate, *bounds, form="{:.0%}")
+                column, rate = f"effect {effect:g}, {families_}", numbers[f"{name}, {key}, architectures"].mean()
+                yield Cell(power, row, column, float(rate), bounds[0], bounds[1], "{:.0%}")
             if effect:
                 cells.append(Cell(rates, row, f"effect {effect:g}", float(numbers[f"{name}, covered"].mean()), 0.93, 1))
     yield from cells
