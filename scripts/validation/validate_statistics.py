@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import cast
 
@@ -116,20 +115,22 @@ class Simulation:
     quick: bool = False
     share: float = 1.0
     """Share of the runs that is made."""
+    only_kept: bool = False
+    """Whether tables are made of the runs that are in the folder, without new ones."""
     folder: Path | None = None
     """Folder with a file for every case, to which each run adds a line; a later call continues."""
     seconds: float = 0.0
     """CPU seconds of earlier calls, whose runs are not repeated."""
 
     def runs(self, case: str, count: int, one: Callable[[int], Numbers]) -> dict[str, Array]:
-        """Return the numbers of all runs of a case, by name; each run is a function of its seed."""
+        """Return the numbers of all runs of a case, by name (none without runs); each run is a function of its seed."""
         count = max(1, round(count * self.share))
         path = None if self.folder is None else self.folder / f"{re.sub(r'[^a-z0-9.]+', '-', case.lower())}.jsonl"
         lines = path.read_text().splitlines() if path is not None and path.exists() else []
         rows = {int(row.pop("run")): row for row in map(json.loads, lines)}
         rows = {run: row for run, row in rows.items() if run < count}
         self.seconds += sum(row["seconds"] for row in rows.values())
-        for run in range(count):
+        for run in range(0 if self.only_kept else count):
             if run in rows:
                 continue
             began = time.process_time()
@@ -141,7 +142,8 @@ class Simulation:
                     file.write(json.dumps({"run": run} | rows[run]) + "\n")
             if (run + 1) % 50 == 0:
                 self.say(f"{case}: {run + 1} of {count}")
-        return {name: np.array([rows[run][name] for run in range(count)]) for name in rows[0]}
+        names = next(iter(rows.values()), {})
+        return {name: np.array([rows[run][name] for run in sorted(rows)]) for name in names}
 
 
 # --- 1. tests of the comparison of two networks
@@ -198,6 +200,8 @@ def null(simulation: Simulation, n: int = 100, count: int = 199) -> Iterator[Cel
             return {"MBM": float(ps[0]), "maximum": float(ps[1])} | naive
 
         p_values = simulation.runs(f"null {row}", times, one)
+        if not p_values:
+            continue
         low, high = (0.035, 0.065) if control != "filtered" else _ANY
         yield Cell(part, row, "runs", len(p_values["MBM"]), form="{:,}")
         for column in ("MBM", "maximum", "smallest p of a layer pair"):
@@ -368,6 +372,9 @@ def coverage(simulation: Simulation) -> Iterator[Cell]:
 
         truth |= true_values(exact, theta, true.R)
         inside = simulation.runs(f"coverage {kind} {n}", 25 if simulation.quick else 1000, one)
+        if inside:
+            yield Cell(part, "studies", "truth", 0, form="")
+            yield Cell(part, "studies", f"{kind}, n = {n:,}", len(inside["seconds"]), form="{:,}")
         for row, hits in inside.items():
             if row not in truth:
                 continue
@@ -500,6 +507,9 @@ def layers(simulation: Simulation) -> Iterator[Cell]:
             return case.intervals(run)
 
         numbers = simulation.runs(f"layers {row}", 25 if simulation.quick else 500, one)
+        if not numbers:
+            continue
+        yield Cell(part, row, "studies", len(numbers["mean"]), form="{:,}")
         yield Cell(part, row, "truth", case.truth["index"] + 0.0, form="{:.3f}")
         yield Cell(part, row, "mean split-half index", float(numbers["mean"].mean()), form="{:.3f}")
         yield Cell(part, row, "its interval holds the truth", float(numbers["split_half"].mean()), *_COVERAGE)
@@ -551,6 +561,8 @@ def grouped(simulation: Simulation, n: int = 400) -> Iterator[Cell]:
             return numbers
 
         numbers = simulation.runs(f"groups {row}", 10 if simulation.quick else 500, one)
+        if not numbers:
+            continue
         yield Cell(part, row, "studies", len(numbers["declared"]), form="{:,}")
         yield Cell(part, row, "truth", truth, form="{:.3f}")
         for name in ("declared", "not declared"):
@@ -684,6 +696,8 @@ def claims(simulation: Simulation) -> Iterator[Cell]:
 
         runs = 20 if simulation.quick else 400
         numbers = simulation.runs(f"claims {row}", runs, one)
+        if not numbers:
+            continue
         yield Cell(part, row, "studies", len(numbers["exchange"]), form="{:,}")
         yield Cell(part, row, "exchange test, p <= 0.05", float(numbers["exchange"].mean()), 0, 0.065)
         if complete:
@@ -771,6 +785,8 @@ def networks(simulation: Simulation, n: int = 500) -> Iterator[Cell]:
 
         runs = 4 if simulation.quick else 200
         numbers = simulation.runs(f"networks effect {effect} spread {spread}", runs, one)
+        if not numbers:
+            continue
         for name in designs:
             row, bounds = f"{name} networks a family, spread {spread}", (0, 0.05) if effect == 0 else _ANY
             for families_, key in (("two families", "pair"), ("three families", "all")):
@@ -852,6 +868,7 @@ def validate(names: Sequence[str], simulation: Simulation) -> tuple[list[Cell], 
 @click.command()
 @click.argument("parts", nargs=-1, type=click.Choice(list(PARTS)))
 @click.option("--quick", is_flag=True, help="Few runs, to test the script; the bounds do not apply.")
+@click.option("--only-kept", is_flag=True, help="Tables of the runs that are in the folder, without new ones.")
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Share of the runs to make.")
 @click.option(
     "--runs",
@@ -859,14 +876,16 @@ def validate(names: Sequence[str], simulation: Simulation) -> tuple[list[Cell], 
     help="Folder for the numbers of every run; a later call with the same folder continues.",
 )
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the tables (Markdown).")
-def main(parts: Sequence[str], *, quick: bool, share: float, runs: Path | None, out: Path | None) -> None:
+def main(
+    parts: Sequence[str], *, quick: bool, only_kept: bool, share: float, runs: Path | None, out: Path | None
+) -> None:
     """Simulate networks with known true values, and count how often the statistics of a study are correct.
 
     This takes about an hour on one core. The seeds are fixed: the same versions of torch and numpy give the same
     tables. docs/statistics.md shows them.
     """
     torch.set_num_threads(1)
-    simulation = Simulation(lambda line: print(line, file=sys.stderr, flush=True), quick, share, runs)
+    simulation = Simulation(lambda line: print(line, file=sys.stderr, flush=True), quick, share, only_kept, runs)
     cells, seconds = validate(parts or list(PARTS), simulation)
     text = tables(cells, seconds)
     print(text)
