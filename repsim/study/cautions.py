@@ -61,7 +61,7 @@ def warnings(evidence: Evidence) -> Iterator[str]:
     if evidence.permutations < needed:
         yield (
             f"{evidence.permutations} permutations are too few for {len(design.pairs)} pairs of models: no p-value can "
-            f"be below {ALPHA} after Holm's correction; take {needed} permutations or more"
+            f"be below {ALPHA} after Holm's correction, so nothing is tested; take {needed} permutations or more"
         )
     yield from _untrained_warnings(evidence)
     for result in evidence.measures:
@@ -112,5 +112,5 @@ def _untrained_warnings(evidence: Evidence) -> Iterator[str]:
 
 def _has_equal_neighbours(evidence: Evidence, model: str) -> bool:
     layers = evidence.kernels.positions[model]
-    neighbours = evidence.R[layers[:-1], layers[1:]]
+    neighbours = evidence.estimates.R[layers[:-1], layers[1:]]
     return bool((neighbours > 1 - 1e-6).any())

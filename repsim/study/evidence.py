@@ -2,13 +2,10 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Float64
-
 from repsim.engine.null_moments import CubicMoments
 from repsim.study.design import Design
+from repsim.study.estimation import Estimates
 from repsim.study.gram_passes import Kernels
-from repsim.study.indices import Indices
 from repsim.study.other_measures import MeasureResult
 from repsim.study.permutation_nulls import Null
 
@@ -19,19 +16,8 @@ class Evidence:
 
     design: Design
     kernels: Kernels
-    R: Float64[np.ndarray, "L L"]
-    """Debiased CKA of all layers and controls."""
-    indices: Indices
-    """Indices along the mean maps of layers from halves of the samples, and along the best matches on all samples."""
-    theta: Float64[np.ndarray, " T"]
-    """All indices: matches come from one half of the samples and similarities from the other, mean over splits. Plain
-    indices ("best") and energies that are left come from all samples."""
-    theta_of_all: Float64[np.ndarray, " T"]
-    """All indices along the same maps, from all samples."""
-    left_out: Float64[np.ndarray, "units T"]
-    """All indices, computed without each sample or group of samples."""
-    errors: dict[str, Float64[np.ndarray, "layers layers"]]
-    """Standard errors of the similarities of layers, by the kind of control that is projected out."""
+    estimates: Estimates
+    """All indices, and the values from which their intervals follow."""
     moments: tuple[CubicMoments, ...]
     """Moments of the layers of trained models; empty if samples are in groups."""
     dimensions: dict[str, float]

@@ -37,8 +37,10 @@ class StatisticsOptions:
                written="untrained:3", metavar="untrained:N"),
     ] = None  # fmt: skip
     permutations: Annotated[
-        Annotated[int, Meta(ge=19)], option("Number of permutations of the samples, for chance levels.")
-    ] = 1000
+        Annotated[int, Meta(ge=19)] | None,
+        option("Number of permutations of the samples, for chance levels.",
+               unset="1000, or as many as the correction for the number of pairs needs"),
+    ] = None  # fmt: skip
     draws: Annotated[Positive, option("Number of draws of the multiplier bootstrap, for joint intervals.")] = 2000
     seed: Annotated[Count, option("Seed of permutations, splits and draws.")] = 0
     device: Device = "auto"

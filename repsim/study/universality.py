@@ -1,16 +1,14 @@
 """Conduct a study: compute from stores of many models how universal their representations are."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float64
 
 from repsim import metrics as registry
 from repsim.engine.null_moments import CubicMoments, cubic_moments
@@ -20,7 +18,6 @@ from repsim.errors import InvalidInputError
 from repsim.metrics import Metric
 from repsim.metrics.cka import CKA
 from repsim.results.files import save_result
-from repsim.runtime import tuning
 from repsim.runtime.deprecation import warn_deprecated
 from repsim.runtime.files import check_output, locked
 from repsim.runtime.hardware import choose_device
@@ -34,19 +31,15 @@ from repsim.study.chance import within_classes
 from repsim.study.dataset import study_dataset
 from repsim.study.design import Design, Pair, design
 from repsim.study.dimension import effective_dimension
+from repsim.study.estimation import estimate
 from repsim.study.evidence import Evidence
-from repsim.study.gram_passes import Kernels, kernels, symmetric
-from repsim.study.indices import Indices, cross_fitted, matches_on
+from repsim.study.gram_passes import kernels
 from repsim.study.options import METRICS, UniversalityOptions
 from repsim.study.other_measures import MeasureResult, measure, read
 
 StoreLike = ActivationStore | str | os.PathLike[str]
 _MIN_SAMPLES = 8
 """Smallest number of samples: with fewer, intervals are meaningless."""
-_LEAVE_ONE_OUT_MEMORY = 2**29
-"""Bytes of leave-one-out values in memory at once."""
-_SPLIT_SAMPLES = 20_000
-"""Number of samples of all splits together: with many samples, fewer splits are as precise."""
 
 
 class UniversalityKeywords(TypedDict, total=False):
@@ -59,7 +52,7 @@ class UniversalityKeywords(TypedDict, total=False):
     data: str | None
     split: str | None
     data_root: str | None
-    permutations: int
+    permutations: int | None
     draws: int
     seed: int
     device: str
@@ -216,7 +209,7 @@ def _compute(
         evidence = _collect_evidence(
             study,
             selected,
-            permutations=options.permutations,
+            permutations=options.permutations or permutation_nulls.permutations_for(len(study.pairs)),
             seed=options.seed,
             device=device,
             memory=memory,
@@ -249,25 +242,13 @@ def _collect_evidence(
         if not len(all_kernels.positions[member.name]):
             reason = all_kernels.undefined[member.layers[0]]
             raise InvalidInputError(f"{member.store.path}: none of its layers can be compared ({reason}); leave it out")
-    positions = all_kernels.positions
-    sweep = all_kernels.leave_one_out(_LEAVE_ONE_OUT_MEMORY)
-    runs = sweep.runs(counter(sweep.units, steps("leaving out each sample")))
-    first = next(runs)
-    R = symmetric(sweep.full_values)
-    splits = max(2, min(tuning.current().halvings, _SPLIT_SAMPLES // study.n))
-    step = counter(splits, steps("splitting samples"))
-    along_maps = partial(Indices, study, positions, len(R))
-    cross, maps = cross_fitted(along_maps, _halves(all_kernels, splits, seed, step))
-    indices = along_maps(maps, matches_on(along_maps({}), R))
-    of_all = indices.evaluate(R)
-    theta = _combined(indices, of_all, cross, along_maps(maps))
-    left_out, errors = indices.without_each(R, (values for _, values in chain([first], runs)))
-    trained = np.concatenate([positions[member.name] for member in study.trained])
+    estimates = estimate(study, all_kernels, seed=seed, steps=steps)
+    indices = estimates.indices
+    trained = np.concatenate([all_kernels.positions[member.name] for member in study.trained])
     cubic: tuple[CubicMoments, ...] = ()
-    if sweep.cubes is not None:
-        cubic = tuple(cubic_moments([all_kernels.grams[k] for k in trained], sweep.cubes[trained]))
+    if estimates.cubes is not None:
+        cubic = tuple(cubic_moments([all_kernels.grams[k] for k in trained], estimates.cubes[trained]))
     dimensions = {all_kernels.names[k]: effective_dimension(all_kernels.grams[k]) for k in indices.layers.tolist()}
-    del sweep, runs, first
 
     orders = random_permutations(study.n, permutations, seed)
     reduced = permutation_nulls.reduced_kernels(all_kernels, study)
@@ -291,23 +272,11 @@ def _collect_evidence(
             )  # fmt: skip
     measures = [results[metric.spec] for metric in others]
     return Evidence(
-        design=study, kernels=all_kernels, R=R, indices=indices, theta=theta, theta_of_all=of_all, left_out=left_out,
-        errors=errors, moments=cubic, dimensions=dimensions, nulls=null, within_classes=within,
-        measures=tuple(measures), permutations=permutations,
+        design=study, kernels=all_kernels, estimates=estimates, moments=cubic, dimensions=dimensions, nulls=null,
+        within_classes=within, measures=tuple(measures), permutations=permutations,
         controls=tuple(one.name for one in controls if one.kind == "input"),
         duplicates=tuple(control.duplicates(study)),
     )  # fmt: skip
-
-
-def _combined(
-    indices: Indices, of_all: Float64[np.ndarray, " T"], cross: Float64[np.ndarray, " t"], without_best: Indices
-) -> Float64[np.ndarray, " T"]:
-    """Return the values of the study: cross-fitted ones, but from all samples where no match is involved."""
-    values = of_all.copy()
-    for key, column in indices.column_of.items():
-        if key[0] not in {"best", "left"}:
-            values[column] = cross[without_best.column_of[key]]
-    return values
 
 
 def _pairs_to_measure(study: Design) -> list[Pair]:
@@ -317,14 +286,3 @@ def _pairs_to_measure(study: Design) -> list[Pair]:
         for pair in (trained, *chain(*study.controls_of(trained).values())):
             unique.setdefault(frozenset({pair.a.name, pair.b.name}), pair)
     return list(unique.values())
-
-
-def _halves(
-    kernels: Kernels, splits: int, seed: int, step: Callable[[], None]
-) -> Iterator[tuple[Float64[np.ndarray, "L L"], Float64[np.ndarray, "L L"]]]:
-    """Yield debiased CKA of all layers and controls on both halves of the samples, for each of several splits."""
-    everything = np.arange(len(kernels.names))
-    for order in random_permutations(kernels.n, splits, seed):
-        first, second = (np.sort(half) for half in (order[: kernels.n // 2], order[kernels.n // 2 :]))
-        yield kernels.values_on(first, everything), kernels.values_on(second, everything)
-        step()
