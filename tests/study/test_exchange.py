@@ -150,7 +150,7 @@ def slow_variance(values: Array, a: Networks, b: Networks) -> tuple[Array, Array
             i, j = ([k for k in rows if family.architecture[k] == kind]
                     for rows, family, kind in ((kept[0], a, s), (kept[1], b, t)))  # fmt: skip
 
-            def mean(state_a: bool, state_b: bool, i: list[int] = i, j: list[int] = j) -> float:
+            def mean(state_a: bool, state_b: bool, i: list[Any] = i, j: list[Any] = j) -> float:
                 cells = [values[x, y] for x in i for y in j if (a.trained[x], b.trained[y]) == (state_a, state_b)]
                 return float(np.mean(cells))
 
