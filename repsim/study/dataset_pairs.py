@@ -164,7 +164,10 @@ def kinds_of_pairs(inference: Inference) -> xr.Dataset:
                 best = max(levels, key=lambda name: round(levels[name], 9))
                 estimates["trained"] = inference.estimate(inference.mean_of(kind, controlled), kind)
                 estimates["control"] = inference.estimate(inference.mean_of_controls(kind, controlled, best), kind)
-                ends = (min(getattr(one, end) for one in excess.values()) for end in ("value", "se", "low", "high"))
+                ends = (
+                    float(np.min([getattr(one, end) for one in excess.values()]))
+                    for end in ("value", "se", "low", "high")
+                )
                 estimates["learned"] = Estimate(*ends)
             for name, estimate in estimates.items():
                 for end, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):

@@ -77,6 +77,7 @@ LITTLE = {"effect_energy_low": 0.001, "effect_energy": 0.009, "effect_energy_hig
             "than untrained cnn with untrained vit (0.500): the effect in units of energy is 0.100 (0 to 0.200)",
         ),
         ({"given_input": values(effect_low=np.nan)}, "given the input, the effect has no interval"),
+        ({"given_input": values(effect_low=np.nan, control_value=[np.nan] * 3)}, "the effect has no interval"),
         ({"given_input": values(effect_energy_low=np.nan)}, "the effect in units of energy has no interval"),
         (
             {"given_input": values(**LITTLE)},
