@@ -84,7 +84,7 @@ class Slow:
         return np.array([np.mean(found[pair]) for pair in pairs]), np.array(left_out), mean
 
     def second_order(self, coefficients: dict[tuple[str, str], float], maps: dict[tuple[str, str], Maps]) -> float:
-        """Sum 2 / (n (n - 3)) w x (R_ac R_bd + R_ad R_bc) over pairs of layers (a, b) and (c, d), w times 1 - cosine^2."""
+        """Sum 2 / (n (n - 3)) w x (R_ac R_bd + R_ad R_bc) over pairs of layers (a, b), (c, d), w times 1 - cosine^2."""
         V, unit = (self.vectors(WHOLE, in_energy=energy) for energy in (self.in_energy, False))
         terms = []
         for (a, b), coefficient in coefficients.items():
