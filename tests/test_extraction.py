@@ -20,6 +20,7 @@ from repsim.errors import ImageError, InvalidInputError, OutputError, RepsimErro
 from repsim.extraction import Extraction, choose_samples, extract, run_together
 from repsim.extractors import Stream, open_images
 from repsim.extractors.images import choose
+from repsim.extractors.picture_statistics import picture_statistics, statistic_names
 from repsim.extractors.recalibration import assign, measure
 from repsim.extractors.timm_models import TimmExtractor
 from repsim.stores.store import open_store
@@ -303,6 +304,10 @@ def test_pixels_are_what_went_into_the_model(tmp_path: Path, pictures: Pictures,
     assert store.provenance["readouts"] == sorted(readout.split(","))
     narrow = extract("test_resnet", folder, tmp_path / "narrow", dtype="float16", **options)
     np.testing.assert_array_equal(narrow.pixels, np.asarray(store.pixels).astype(np.float16))
+    assert store.statistics is not None
+    expected = picture_statistics(torch.from_numpy(x).float())  # tests/extractors compares it with a reference
+    np.testing.assert_allclose(store.statistics, expected, atol=1e-4)
+    assert store.statistic_names == statistic_names(x.shape[1:])
 
 
 @pytest.mark.parametrize(("size", "shape"), [((4, 6), (4, 6)), ((16, 6), (8, 6)), ((12, 20), (8, 8))])
@@ -440,13 +445,14 @@ def test_a_disk_without_room(tmp_path: Path) -> None:
 
 def test_the_plan_has_the_size_of_the_store(tmp_path: Path) -> None:
     job = plan(tmp_path / "not" / "there")
-    assert job.bytes_per_sample == 4 * (math.prod(job.arrays[0].shape) + 3 * 8 * 8)
+    assert job.bytes_per_sample == 4 * (math.prod(job.arrays[0].shape) + 3 * 8 * 8 + 114)
     assert job.bytes == 7 * job.bytes_per_sample
     assert job.bytes_free > 0
     assert not job.folder.exists()
     store = job.run()
     assert store.pixels is not None
-    assert sum(array[:].nbytes for array in (store["layer1.0"], store.pixels)) == job.bytes
+    assert store.statistics is not None
+    assert sum(array[:].nbytes for array in (store["layer1.0"], store.pixels, store.statistics)) == job.bytes
 
 
 def plan(folder: Path) -> Extraction:

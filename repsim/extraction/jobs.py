@@ -29,11 +29,13 @@ from repsim.extractors.decoding import MAX_PIXELS
 from repsim.extractors.images import Digits, choose, examine
 from repsim.extractors.loading import stream_together
 from repsim.extractors.modules import ModuleExtractor
+from repsim.extractors.picture_statistics import PictureStatistics
 from repsim.extractors.readouts import get_several
 from repsim.extractors.recalibration import SAMPLES, assign, batch_norms, check_weights, measure
 from repsim.extractors.sources import Content, LeftOut
 from repsim.labels import LayerKey, SampleIds, check_model_name, partition
 from repsim.runtime import interrupts
+from repsim.runtime.arrays import as_groups
 from repsim.runtime.files import format_size, partial_path
 from repsim.runtime.hardware import choose_device, cores, release_free_heap
 from repsim.runtime.processes import ALONE, Ranks, restarted
@@ -229,6 +231,7 @@ class Extraction:
                     "prefix_tokens": layer.prefix_tokens,
                     "class_token": layer.class_token,
                     "grid": layer.grid,
+                    **(readout.facts(layer) if isinstance(readout, PictureStatistics) else {}),
                 },
                 readout.block,
             )
@@ -250,6 +253,10 @@ class Extraction:
     def contents(self) -> Contents:
         """Description of the store without the values of its arrays."""
         images = self.samples.images
+        groups: NDArray[np.int64] | None = None
+        group_names: tuple[str, ...] = ()
+        if images.groups is not None:  # numbered anew, without the groups of pictures that are left out
+            groups, group_names = as_groups([images.group_names[k] for k in images.groups[self.samples.rows]])
         return Contents(
             self.arrays,
             self.samples.ids,
@@ -259,6 +266,8 @@ class Extraction:
             None if images.labels is None else images.labels[self.samples.rows],
             tuple(images.classes),
             self.order if any(spec.block > 1 for spec in self.arrays) else None,
+            groups=groups,
+            group_names=group_names,
         )
 
     @property
@@ -316,6 +325,7 @@ class Extraction:
         entries: dict[str, Any] = {
             "left_out": left_out.counts,
             "labels": dict(images.label_record),
+            "groups": dict(images.group_record),
             "max_pixels": images.max_pixels if images.max_pixels != MAX_PIXELS else None,
         }
         return {key: value for key, value in entries.items() if value}

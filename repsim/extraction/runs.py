@@ -15,6 +15,7 @@ from repsim.extraction.jobs import Extraction, choose_samples, choose_stream, ru
 from repsim.extraction.options import Data, DType, ExtractOptions, Model
 from repsim.extractors import Extractor, open_images
 from repsim.extractors.factory import check_name, make_extractor, preprocessing_of, store_name
+from repsim.extractors.group_files import GroupsOfPictures
 from repsim.extractors.label_files import Labels
 from repsim.extractors.options import Choices, ModelOptions, read_kwargs
 from repsim.extractors.preprocessing import Transform
@@ -70,6 +71,7 @@ def extract_steps(
     options: ExtractOptions,
     *,
     labels: Labels | None = None,
+    groups: GroupsOfPictures | None = None,
     listeners: Listeners = lambda _: None,
     command: str | None = None,
 ) -> Iterator[Note | UpToDate | Extracted]:
@@ -90,6 +92,8 @@ def extract_steps(
         Layers, readouts, and options of the forward passes.
     labels : path, mapping or sequence, optional
         Classes of the pictures, which replace ``data.labels``.
+    groups : path, mapping or sequence, optional
+        Groups of the pictures, which replace ``data.groups``.
     listeners : callable
         Function from the name of a step to the function that receives the progress of this step.
     command : str, optional
@@ -102,8 +106,9 @@ def extract_steps(
     """
     with ranks() as me:
         for event in _plan_groups(
-            models, data, out, options, labels=labels, listeners=listeners, command=command, check=True
-        ):
+            models, data, out, options,
+            labels=labels, groups=groups, listeners=listeners, command=command, check=True,
+        ):  # fmt: skip
             if isinstance(event, Note):
                 if me.first:
                     yield event
@@ -145,6 +150,7 @@ def _plan_groups(
     options: ExtractOptions,
     *,
     labels: Labels | None = None,
+    groups: GroupsOfPictures | None = None,
     listeners: Listeners,
     command: str | None = None,
     check: bool,
@@ -156,7 +162,8 @@ def _plan_groups(
     check_models(models)
     images = open_images(
         data.source, split=data.split, root=data.root, download=data.download,
-        labels=data.labels if labels is None else labels, max_pixels=data.max_pixels,
+        labels=data.labels if labels is None else labels, groups=data.groups if groups is None else groups,
+        max_pixels=data.max_pixels,
     )  # fmt: skip
     with ranks() as me, report_progress(step := "checking pictures", listeners(step)) as advance:
         samples = choose_samples(images, limit=data.limit, skip_bad=data.skip_bad, progress=advance, me=me, check=check)
@@ -319,6 +326,7 @@ class ExtractKeywords(Choices, total=False):
     download: bool
     skip_bad: bool
     labels: Labels | None
+    groups: GroupsOfPictures | None
     max_pixels: int | None
     layers: str
     readout: str
@@ -368,7 +376,8 @@ def extract(
     that were left out, are logged by ``logging.getLogger("repsim")``.
 
     For several models, ``weights`` and ``seed`` are one value for all or a list with one value per model, and ``name``
-    is a list. ``labels`` may also be a mapping, or one class per picture in the order of the ids.
+    is a list. ``labels`` and ``groups`` may also be a mapping, or one class or group per picture in the order of the
+    ids. `repsim.universality` uses the groups; `repsim.compare` does not.
 
     Parameters
     ----------
@@ -412,12 +421,12 @@ def extract(
     """
     single = isinstance(model, str | nn.Module)
     names = [model] if isinstance(model, str | nn.Module) else list(model)
-    models, pictures, options, labels = read_keywords(names, data, keywords, transform=transform)
+    models, pictures, options, labels, groups = read_keywords(names, data, keywords, transform=transform)
 
     def listeners(step: str) -> Listener:
         return progress if step.startswith("extracting") or progress is None else False
 
-    steps = extract_steps(models, pictures, Path(out), options, labels=labels, listeners=listeners)
+    steps = extract_steps(models, pictures, Path(out), options, labels=labels, groups=groups, listeners=listeners)
     paths = {event.model: event.path for event in log_notes(steps)}
     stores = [open_store(paths[k]) for k in range(len(models))]
     return stores[0] if single else stores
@@ -429,13 +438,16 @@ def read_keywords(
     keywords: Mapping[str, Any],
     *,
     transform: Transform | None = None,
-) -> tuple[list[PythonModel], Data, ExtractOptions, Labels | None]:
-    """Return the models, the pictures, the options of the extraction and the labels in the keywords of `extract`."""
+) -> tuple[list[PythonModel], Data, ExtractOptions, Labels | None, GroupsOfPictures | None]:
+    """Return the models, pictures, options, labels and groups in the keywords of `extract`."""
     rest = dict(keywords)
     labels = rest.pop("labels", None)
     if isinstance(labels, str | os.PathLike):  # `Data` has a file of labels; labels as values are separate
         rest["labels"], labels = os.fspath(labels), None
+    groups = rest.pop("groups", None)
+    if isinstance(groups, str | os.PathLike):
+        rest["groups"], groups = os.fspath(groups), None
     of_models, of_data, options = sort_keywords("extract", rest, *_KINDS, renamed=_RENAMED)
     weights, seed, store = (_as_list(of_models.pop(name, None)) for name in ("weights", "seed", "store"))
     paired = pair_models(models, weights=weights, seed=seed, store=store, transform=transform, **of_models)
-    return paired, Data(source=os.fspath(data), **of_data), ExtractOptions(**options), labels
+    return paired, Data(source=os.fspath(data), **of_data), ExtractOptions(**options), labels, groups

@@ -102,7 +102,7 @@ class Tuning:
     takes 1 to 10 seconds below the threshold, and minutes above."""
 
     # Studies
-    study_seconds: float = 40.0
+    study_seconds: float = 10.0
     """Seconds that the permutations, and the half-samples, of one measure may take at nominal rates. This bounds the
     number of operations and not the time, so that a study does the same on every machine."""
     half_samples: int = 20

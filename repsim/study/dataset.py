@@ -186,7 +186,8 @@ def _agreement(inference: Inference) -> xr.Dataset:
     for kind in inference.kernels.values():
         mean = inference.mean_of(kind, pairs)
         of_units = inference.influences[:, list(mean)] @ np.array(list(mean.values()))
-        rows.append(of_units)
+        unit_of = inference.evidence.kernels.unit_of
+        rows.append(of_units[unit_of] / np.bincount(unit_of)[unit_of])
         noise = 2 * inference.indices.degenerate_variance(inference.R, kind, mean, inference.units)
         signals.append(float(of_units.var()) / inference.units / noise if noise > 0 else np.nan)
     return xr.Dataset(

@@ -12,10 +12,13 @@ from typing import Literal
 
 from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.extractors.factory import family_of
+from repsim.extractors.group_files import GroupsOfPictures
 from repsim.labels import SampleIds
+from repsim.metrics.recipes.groups import Groups
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore
+from repsim.study.sample_groups import groups_of
 
 Relation = Literal["other family", "same family", "same architecture"]
 _SEED = re.compile(r"[.+_-]?(?:random-)?seed-?(\d+)$")
@@ -94,6 +97,8 @@ class Design:
     untrained: tuple[Member, ...]
     notes: tuple[str, ...] = field(default=())
     """Sentences about questions that this choice of models cannot answer."""
+    groups: Groups | None = None
+    """Groups of samples that are not independent; None if every sample is."""
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -143,6 +148,7 @@ def design(
     *,
     families: Mapping[str, Sequence[str]] | None = None,
     readout: str | None = None,
+    groups: GroupsOfPictures | None = None,
 ) -> Design:
     """Build the study design from stores.
 
@@ -155,12 +161,15 @@ def design(
         that defines their architecture.
     readout : str, optional
         Readout of the arrays to compare; required if stores hold several.
+    groups : str, path, mapping or sequence, optional
+        Groups of samples that are not independent, as in `groups_of`; by default those that stores hold.
 
     Raises
     ------
     InvalidInputError
         If there is no trained model, two models have the same name, a glob matches no model, a model is in two
-        families, a store lacks the readout, or the readout is compressed (samples cannot be left out of it).
+        families, a store lacks the readout, the readout is compressed (samples cannot be left out of it), or
+        `groups_of` refuses the groups.
     SampleMismatchError
         If the stores have different samples, or another order.
     """
@@ -189,7 +198,7 @@ def design(
             f"all of these networks are untrained ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); "
             "add stores of trained ones"
         )
-    return Design(trained, untrained, (*_notes(trained), *view.notes))
+    return Design(trained, untrained, (*_notes(trained), *view.notes), groups_of(stores, groups))
 
 
 def _family(store: ActivationStore) -> str:

@@ -8,7 +8,6 @@ from itertools import chain
 import numpy as np
 from jaxtyping import Float64
 
-from repsim.engine.resampling import random_permutations
 from repsim.runtime import tuning
 from repsim.runtime.progress import Steps, counter
 from repsim.study.design import Design
@@ -79,7 +78,6 @@ def _halves(
 ) -> Iterator[tuple[Float64[np.ndarray, "L L"], Float64[np.ndarray, "L L"]]]:
     """Yield debiased CKA of all layers and controls on both halves of the samples, for each of several splits."""
     everything = np.arange(len(kernels.names))
-    for order in random_permutations(kernels.n, splits, seed):
-        first, second = (np.sort(half) for half in (order[: kernels.n // 2], order[kernels.n // 2 :]))
+    for first, second in kernels.halves(splits, seed):
         yield kernels.values_on(first, everything), kernels.values_on(second, everything)
         step()

@@ -4,10 +4,14 @@ from dataclasses import dataclass
 
 from repsim.engine.null_moments import CubicMoments
 from repsim.study.design import Design
+from repsim.study.duplicates import NearDuplicates
 from repsim.study.estimation import Estimates
 from repsim.study.gram_passes import Kernels
 from repsim.study.other_measures import MeasureResult
 from repsim.study.permutation_nulls import Null
+
+_MOST_ALIKE = 0.02
+"""Largest share of samples that may have a near duplicate without being declared as groups."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +36,16 @@ class Evidence:
     """Number of permutations."""
     controls: tuple[str, ...]
     """Names of the kernels that describe the input."""
-    duplicates: tuple[tuple[str, str], ...]
-    """Pairs of ids of samples that are equal."""
+    duplicates: NearDuplicates
+    """Pairs of samples that are nearly the same."""
+
+    notes: tuple[str, ...] = ()
+    """Sentences about what was not computed."""
 
     @property
     def has_undeclared_groups(self) -> bool:
-        """Whether some samples are alike, but were not declared to be a group."""
-        return bool(self.duplicates)
+        """Whether samples are alike that were not declared to be groups, and they are not only a few."""
+        if not self.duplicates.pairs or self.duplicates.covered:
+            return False
+        sizes = self.duplicates.groups.sizes
+        return bool(sizes[sizes > 1].sum() > _MOST_ALIKE * self.design.n)

@@ -61,6 +61,12 @@ class UniversalityOptions(StatisticsOptions):
     """Options of `repsim.universality`."""
 
     readout: Annotated[Text | None, option("Readout to compare, if stores hold several.")] = None
+    groups: Annotated[
+        Text | None,
+        option("Groups of samples that are not independent: `folders`, `re:PATTERN` over the ids with the group in its "
+               "first bracket, or a CSV file of id or file name, and group.",
+               unset="those that the stores hold", path=True, metavar="folders|re:PATTERN|PATH"),
+    ] = None  # fmt: skip
     controls_folder: Annotated[
         Text | None,
         option("Folder in which untrained networks are kept.", unset="NAME.controls beside NAME.nc, or controls"),

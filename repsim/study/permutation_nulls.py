@@ -93,7 +93,7 @@ def cka_nulls(
         Null distributions by (kind of control, name of the pair).
     """
     design, kinds = indices.design, indices.kernels
-    if not design.pairs:
+    if not design.pairs or not len(orders):
         return {}
     kernels = reduced_kernels(kernels, design)
     models = [kernels.positions[member.name] for member in design.trained]

@@ -306,6 +306,8 @@ class _Reader:
     def resolve(self, text: str) -> str:
         """Resolve a path relative to the folder of the file; names of weights and data sets stay unchanged."""
         path = self.path.parent / Path(text).expanduser()
+        if text == "folders" or text.startswith("re:"):  # groups that are no file
+            return text
         named = text in {"pretrained", "random", "digits"} or text.partition("/")[0].lower() in _NAMED_DATA
         return text if named and not (text not in {"pretrained", "random", "digits"} and path.exists()) else str(path)
 

@@ -9,11 +9,11 @@ from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Int64
 
 from repsim import metrics as registry
 from repsim.engine.null_moments import CubicMoments, cubic_moments
 from repsim.engine.planning import by_recipe
-from repsim.engine.resampling import random_permutations
 from repsim.errors import InvalidInputError
 from repsim.metrics import Metric
 from repsim.metrics.cka import CKA
@@ -27,13 +27,13 @@ from repsim.runtime.progress import Steps, counter, report_steps
 from repsim.stores.store import ActivationStore, as_stores, open_store
 from repsim.study import controls as control
 from repsim.study import permutation_nulls
-from repsim.study.chance import within_classes
 from repsim.study.dataset import study_dataset
 from repsim.study.design import Design, Pair, design
 from repsim.study.dimension import effective_dimension
+from repsim.study.duplicates import near_duplicates
 from repsim.study.estimation import estimate
 from repsim.study.evidence import Evidence
-from repsim.study.gram_passes import kernels
+from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.options import METRICS, UniversalityOptions
 from repsim.study.other_measures import MeasureResult, measure, read
 
@@ -47,6 +47,7 @@ class UniversalityKeywords(TypedDict, total=False):
 
     families: Mapping[str, Sequence[str]] | None
     readout: str | None
+    groups: str | None
     controls: str | None
     controls_folder: str | os.PathLike[str] | None
     data: str | None
@@ -192,7 +193,7 @@ def _compute(
             store if isinstance(store, ActivationStore) else stack.enter_context(open_store(store))
             for store in as_stores(stores)
         ]
-        study = design(opened, families=families, readout=readout)
+        study = design(opened, families=families, readout=readout, groups=options.groups)
         if study.n < _MIN_SAMPLES:
             raise InvalidInputError(f"{study.n} samples are too few for a study: it needs at least {_MIN_SAMPLES}")
         if untrained:
@@ -205,7 +206,7 @@ def _compute(
                 stack.enter_context(store)
             opened_models = {store.model for store in opened}
             opened += [store for store in extracted if store.model not in opened_models]
-            study = design(opened, families=families, readout=readout)
+            study = design(opened, families=families, readout=readout, groups=options.groups)
         evidence = _collect_evidence(
             study,
             selected,
@@ -250,13 +251,13 @@ def _collect_evidence(
         cubic = tuple(cubic_moments([all_kernels.grams[k] for k in trained], estimates.cubes[trained]))
     dimensions = {all_kernels.names[k]: effective_dimension(all_kernels.grams[k]) for k in indices.layers.tolist()}
 
-    orders = random_permutations(study.n, permutations, seed)
+    orders, notes = _permutations(all_kernels, permutations, seed)
     reduced = permutation_nulls.reduced_kernels(all_kernels, study)
     null = permutation_nulls.cka_nulls(reduced, indices, orders, memory=memory, progress=steps("permuting samples"))
     within: dict[tuple[str, str], permutation_nulls.Null] = {}
     if labels is not None and study.pairs and labels.features.sum(0).max() > 1:
-        classes = labels.features.argmax(1)
-        orders_within = within_classes(classes, permutations, seed)
+        orders_within, more = _permutations(all_kernels, permutations, seed, labels.features.argmax(1))
+        notes += [f"within classes, {note}" for note in more]
         within = permutation_nulls.cka_nulls(
             reduced, indices, orders_within, memory=memory, progress=steps("permuting samples within classes")
         )
@@ -267,7 +268,8 @@ def _collect_evidence(
         layers = read(pairs, recipe, device) if possible else None
         for metric in sharing:
             results[metric.spec] = measure(
-                metric, pairs, study.pairs, orders, device=device, memory=memory, seed=seed, layers=layers,
+                metric, pairs, study.pairs, orders, device=device, memory=memory, seed=seed, groups=study.groups,
+                layers=layers,
                 progress=steps(f"measuring {metric.spec}"),
             )  # fmt: skip
     measures = [results[metric.spec] for metric in others]
@@ -275,8 +277,18 @@ def _collect_evidence(
         design=study, kernels=all_kernels, estimates=estimates, moments=cubic, dimensions=dimensions, nulls=null,
         within_classes=within, measures=tuple(measures), permutations=permutations,
         controls=tuple(one.name for one in controls if one.kind == "input"),
-        duplicates=tuple(control.duplicates(study)),
+        duplicates=near_duplicates(study, device), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _permutations(
+    kernels: Kernels, count: int, seed: int, classes: Int64[np.ndarray, " n"] | None = None
+) -> tuple[Int64[np.ndarray, "count n"], list[str]]:
+    """Return permutations of the samples, or of whole groups; none, with a note, if too few rearrangements exist."""
+    try:
+        return kernels.permutations(count, seed, classes), []
+    except InvalidInputError as error:
+        return np.zeros((0, kernels.n), np.int64), [f"samples are not permuted: {error.problem}"]
 
 
 def _pairs_to_measure(study: Design) -> list[Pair]:
