@@ -210,9 +210,9 @@ class CKA(GramMetric[Kernels], MomentMetric[Kernels]):
             return None
         if self.unbiased:
             return Chance(0.0, math.sqrt(2 / (a.n // a.block * a.block * (a.block - 3))))
-        K, L = (gram.centred() for gram in (a, b))
-        norms = torch.linalg.matrix_norm(K) * torch.linalg.matrix_norm(L)
-        return Chance(float(K.trace() * L.trace() / norms) / (a.n - 1))
+        if a.concentration is None or b.concentration is None:
+            return None
+        return Chance(a.concentration * b.concentration / (a.n - 1))
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
         """Compute <A, B> / (||A|| ||B||) with a gradient, with sums over the minibatches if there are any."""

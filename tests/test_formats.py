@@ -199,12 +199,24 @@ def test_what_is_no_result_keeps_its_version() -> None:
 def test_an_earlier_study_that_lacks_something_is_refused(lost: str, missing: str, tmp_path: Path) -> None:
     """What is missing is said, and not filled in."""
     shutil.copy(FILES / "9a580e1" / "study.nc", tmp_path)
-    study = netcdf.from_bytes(bytearray((tmp_path / "study.nc").read_bytes().rpartition(b"\n")[0]), tmp_path)
+    study = netcdf.from_bytes(bytearray((tmp_path / "study.nc").read_bytes()[: -len(digest_line(b""))]), tmp_path)
     study = study.drop_vars(lost) if lost in study else study.assign_attrs(untrained="[3")
     data = netcdf.to_bytes(study)
     (tmp_path / "study.nc").write_bytes(data + digest_line(data))
     with pytest.raises(StoreError, match=missing):
         repsim.open_study(tmp_path / "study.nc")
+
+
+def test_an_earlier_study_has_effects_of_the_plain_index(tmp_path: Path) -> None:
+    """In studies of version 2 the learned effect was index - control, and there were split-half values beside it."""
+    data = (FILES / "9a580e1" / "study.nc").read_bytes()
+    study = netcdf.from_bytes(bytearray(data[: -len(digest_line(b""))]), tmp_path)
+    study["split_half"] = study["index"] - 0.05
+    study["control"] = study["index"] / 2
+    study["learned"] = study["index"] - study["control"]
+    data = netcdf.to_bytes(study)
+    (tmp_path / "study.nc").write_bytes(data + digest_line(data))
+    xr.testing.assert_equal(repsim.open_study(tmp_path / "study.nc")["learned"], study["learned"])
 
 
 def test_a_deprecation_names_the_release_and_shows_the_line_of_the_user() -> None:

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -26,6 +27,8 @@ from repsim.metrics.recipes.rows import Centred, Rows, column_means, cut, float6
 from repsim.runtime import tuning
 
 Kernel = Literal["linear", "rbf", "distance"]
+_ONE_MATRIX = 8192
+"""Largest number of samples for which a whole centred Gram matrix is made, for a chance level."""
 _FAR = 2.0**-10
 """Samples whose median squared norm is below this share of the mean lose half of the digits of float32."""
 NEAR = 2.0**-12
@@ -309,6 +312,14 @@ class Gram(KernelMatrix, MomentFactor):
         everything = slice(0, self.n)
         K = self._kernel(x @ x.T, x, x, everything, everything)
         return K - K.mean(0) - K.mean(1, keepdim=True) + K.mean()
+
+    @cached_property
+    def concentration(self) -> float | None:
+        """tr(HKH) / ||HKH||_F, the root of the participation ratio; None for a layer too large for one matrix."""
+        if self.n > _ONE_MATRIX or self.n * self.features.shape[1] > _ONE_MATRIX**2:
+            return None
+        K = self.centred()
+        return float(K.trace() / torch.linalg.matrix_norm(K))
 
     def offsets(self, *, unbiased: bool) -> Float64[Tensor, "blocks b"]:
         """Compute the offsets from the row sums; the diagonal is 0 for the RBF kernel, as it is held here, and for

@@ -157,8 +157,8 @@ def design(
     stores : sequence of ActivationStore
         Stores of different models, over the same samples in the same order.
     families : mapping, optional
-        Name of each family -> globs over names of models. Models that match no glob keep the family of the timm module
-        that defines their architecture.
+        Name of each family -> globs over names of models. The family of models that match no glob follows from the name
+        of their architecture (`repsim.extractors.families`), and a note says so.
     readout : str, optional
         Readout of the arrays to compare; required if stores hold several.
     groups : str, path, mapping or sequence, optional
@@ -198,12 +198,25 @@ def design(
             f"all of these networks are untrained ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); "
             "add stores of trained ones"
         )
-    return Design(trained, untrained, (*_notes(trained), *view.notes), groups_of(stores, groups))
+    by_name = [member for member in members if member.name not in named]
+    notes = (*_families_by_name(by_name), *_notes(trained), *view.notes)
+    return Design(trained, untrained, notes, groups_of(stores, groups))
 
 
 def _family(store: ActivationStore) -> str:
     member = Member(store, "", "")
     return family_of(member.architecture) or member.architecture
+
+
+def _families_by_name(members: Sequence[Member]) -> Iterator[str]:
+    """Yield a note on architectures that were put into a family of another name."""
+    families: dict[str, list[str]] = {}
+    for member in members:
+        if member.architecture != member.family:
+            families.setdefault(member.family, []).append(member.architecture)
+    if families:
+        listed = "; ".join(f"{family} ({', '.join(dict.fromkeys(names))})" for family, names in families.items())
+        yield f"families by the names of the architectures: {listed}"
 
 
 def _families_by_hand(names: Sequence[str], families: Mapping[str, Sequence[str]]) -> dict[str, str]:

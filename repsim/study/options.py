@@ -27,7 +27,7 @@ class StatisticsOptions:
         dict[str, list[Text]],
         option(
             "Families of models: for each family, globs over names of models.",
-            unset="timm's module (resnet, ...)",
+            unset="by the architecture (resnet, ...)",
             metavar="NAME=GLOB[,GLOB]",
         ),
     ] = field(default_factory=dict)

@@ -152,6 +152,9 @@ def measure(
             continue
         defined = [(x, y) for x in a for y in b if x is not None and y is not None]
         result.cautions[pair.name] = {caution for x, y in defined if (caution := metric.caution(x, y))}
+        if metric.ambiguity is not None:
+            largest = float(np.nan_to_num(_blocks(metric.ambiguity, a, b)).max(initial=0))
+            result.cautions[pair.name] |= {text for text in [metric.ambiguous(largest)] if text}
         row_widths, column_widths = (
             [
                 metric.width(x, layers.features(name))

@@ -76,7 +76,7 @@ data:
 layers: blocks
 readout: mean
 metrics: [cka, mutual_knn]
-families:                        # models whose names match; other models: their timm module
+families:                        # models whose names match; others: by their architecture
   resnet: ["digits_resnet*"]
   vit: ["digits_vit*"]
 controls: untrained:1            # of every architecture, as controls; 3 for a real study

@@ -342,9 +342,9 @@ def test_networks_without_their_input_are_not_controlled(tmp_path: Path) -> None
 def test_measures_that_disagree_are_said_to_disagree(tmp_path: Path) -> None:
     """Case N: untrained networks are nearly one-dimensional and alike; trained ones share neighbours of samples."""
     world = World(300)
-    common, contrast = world.normal(10), 8 * world.normal(1)
-    trained = lambda: [np.hstack([common, contrast / 4, world.normal()]) for _ in range(3)]  # noqa: E731
-    untrained = lambda: [np.hstack([contrast, 0.3 * world.normal()]) for _ in range(3)]  # noqa: E731
+    common, contrast = 1.5 * world.normal(10), 3.2 * world.normal(1)
+    trained = lambda: [np.hstack([common, world.normal()]) for _ in range(3)]  # noqa: E731
+    untrained = lambda: [np.hstack([contrast, world.normal()]) for _ in range(3)]  # noqa: E731
     study = conduct(
         tmp_path, world, {name: Family(trained, untrained) for name in "ab"}, untrained=3, metrics=["cka", "mutual_knn"]
     )

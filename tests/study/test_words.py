@@ -132,8 +132,8 @@ def test_what_is_universal(study: xr.Dataset) -> None:
     assert sentence(claimed, "universal across") == (
         "To this extent what was learned is universal across these families, beyond the classes: networks of cnn and "
         f"vit are more alike than the strongest control by {effect}, and by {three(study, 'effect_energy', **at)} of "
-        f"the energy ({BOTH}). This holds for networks of these architectures: the interval over networks and samples is "
-        f"above 0, and exchanging trained and untrained networks gives p = {p:.3f}."
+        f"the energy ({BOTH}). This holds for networks of these architectures: the interval over networks and samples "
+        f"is above 0, and exchanging trained and untrained networks gives p = {p:.3f}."
     )
     assert "universal " in sentence(claimed, " trained representations")
 
