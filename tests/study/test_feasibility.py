@@ -1,4 +1,4 @@
-"""What is said beforehand about a study: which claims its networks allow, and which networks to add."""
+"""Sentences before a study: which claims its networks allow, and which networks to add."""
 
 from contextlib import ExitStack
 from pathlib import Path
