@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from repsim.runtime import tuning
 from repsim.stores.writer import write_store
 from repsim.study import other_measures
 from repsim.study.chance import calibrated, p_value, threshold
-from repsim.study.design import Design, design
+from repsim.study.design import Design, Pair, design
 from repsim.study.layer_matching import mbm
 from repsim.study.other_measures import MeasureResult, measure
 from repsim.study.uncertainty import half_samples
@@ -48,7 +49,7 @@ def layers(study: Design, model: int) -> list[Array]:
 
 
 def run_measure(study: Design, spec: str, **options: Any) -> MeasureResult:
-    both = [*study.pairs, *study.controls_of(study.pairs[0])]
+    both = [*study.pairs, *chain(*study.controls_of(study.pairs[0]).values())]
     settings = {"device": "cpu", "memory": None, "seed": 3, **options}
     return measure(registry.get(spec), both, study.pairs, ORDERS, **settings)
 
@@ -63,8 +64,9 @@ def test_values_and_chance_of_neighbours(study: Design) -> None:
     drawn = permuted(a, b, metric, random_permutations(N, 300, 9))
     np.testing.assert_allclose(measured.chance_sd[pair.name], drawn.std(0), rtol=0.15)
     np.testing.assert_array_equal(measured.permuted[pair.name], permuted(a, b, metric, ORDERS))
-    twins = [name for name in measured.values if name != pair.name]
-    assert twins == ["cnn+random-seed0 x vit+random-seed0"]
+    assert [name for name in measured.values if name != pair.name] == [
+        "cnn+random-seed0 x vit+random-seed0", "cnn.seed0 x vit+random-seed0", "cnn+random-seed0 x vit.seed0",
+    ]  # fmt: skip
     assert set(measured.permuted) == set(measured.chance) == {pair.name}  # only tested pairs
 
 
@@ -90,7 +92,7 @@ def test_half_samples_keep_the_share_of_neighbours(study: Design) -> None:
     samples = random_subsamples(N, N // 2, HALVES, 3)
     expected = [[[metric(x[half], y[half]) for y in b] for x in a] for half in samples]
     np.testing.assert_allclose(measured.halves[pair.name], expected, atol=1e-12)
-    assert len(measured.halves) == 2  # untrained networks use the same halves
+    assert len(measured.halves) == 4  # untrained networks use the same halves
 
 
 def test_unaffordable_permutations_are_reported(study: Design, tuned: Callable[..., None]) -> None:
@@ -159,25 +161,43 @@ def test_a_distance_is_there_as_its_negative(study: Design, whole: xr.Dataset) -
 
 @pytest.mark.filterwarnings("ignore::repsim.errors.UnreliableValueWarning")
 def test_what_a_distance_has_learned(study: Design, whole: xr.Dataset) -> None:
-    """Trained networks are nearer than untrained ones, so the effect is above 0; its interval is from joint halves."""
+    """Trained networks are nearer than those of every control, so the effect is above 0.
+
+    It is that against the nearest control, and its interval has the smallest ends of those of all controls, from joint
+    halves.
+    """
     metric: Metric[Any] = registry.get("procrustes")
 
-    def index(rows: Any = slice(None)) -> tuple[float, float]:
-        trained, twins = (
-            mbm(-np.array([[metric(x[rows], y[rows]) for y in layers(study, b)] for x in layers(study, a)]))
-            for a, b in ((0, 1), (2, 3))
-        )
-        return float(trained), float(twins)
+    def indices(rows: Any = slice(None)) -> list[float]:
+        """Return the index of the trained networks, and that of each control."""
+        return [
+            float(mbm(-np.array([[metric(x[rows], y[rows]) for y in layers(study, b)] for x in layers(study, a)])))
+            for a, b in ((0, 1), (2, 3), (0, 3), (2, 1))
+        ]
 
     row = whole.sel(measure="procrustes", pair=study.pairs[0].name)
-    trained, twins = index()
-    assert row["control_name"] == "both untrained"
-    assert row["control"] == pytest.approx(twins, abs=1e-12)
-    assert row["learned"] == pytest.approx(trained - twins, abs=1e-12)
-    assert row["learned"] > 0.1
-    halves = np.array([index(half) for half in random_subsamples(N, N // 2, HALVES, 0)])
-    interval = half_samples(trained - twins, halves[:, 0] - halves[:, 1], N)
-    np.testing.assert_allclose([row["learned_low"], row["learned_high"]], [interval.low, interval.high], atol=1e-12)
+    trained, *levels = indices()
+    assert row["control_name"] == ("both untrained", "first trained", "second trained")[np.argmax(levels)]
+    assert row["control"] == pytest.approx(max(levels), abs=1e-12)
+    assert row["learned"] == pytest.approx(trained - max(levels), abs=1e-12)
+    assert row["learned"] > 0.05
+    halves = np.array([indices(half) for half in random_subsamples(N, N // 2, HALVES, 0)])
+    intervals = [half_samples(trained - level, halves[:, 0] - halves[:, k + 1], N) for k, level in enumerate(levels)]
+    ends = min(float(one.low) for one in intervals), min(float(one.high) for one in intervals)
+    np.testing.assert_allclose([row["learned_low"], row["learned_high"]], ends, atol=1e-12)
+    of_families = whole.sel(measure="procrustes", families="cnn x vit")
+    np.testing.assert_allclose(of_families["control_value"], levels, atol=1e-12)
+    assert of_families["trained_value"] == pytest.approx(trained, abs=1e-12)
+    np.testing.assert_allclose([of_families[f"effect{end}"] for end in ("_low", "_high")], ends, atol=1e-12)
+
+
+def test_a_pair_in_the_other_order_has_the_transposed_values(study: Design) -> None:
+    measured, (pair,) = run_measure(study, "mutual_knn:k=4"), study.pairs
+    reverse = Pair(pair.b, pair.a)
+    np.testing.assert_array_equal(measured.of(measured.values, reverse), measured.values[pair.name].T)
+    np.testing.assert_array_equal(measured.of(measured.halves, reverse), measured.halves[pair.name].transpose(0, 2, 1))
+    mean = measured.mean_index(measured.halves, [pair, reverse])
+    np.testing.assert_allclose(mean, mbm(measured.halves[pair.name]), atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore::repsim.errors.UnreliableValueWarning")
