@@ -27,14 +27,15 @@ from repsim.study.options import UniversalityOptions
 def universality(
     stores: Sequence[Path], out: Path | None, families: Sequence[str], *, as_json: bool, **chosen: Any
 ) -> None:
-    """Are the representations of models universal across architectures, and how much of that is learned?
+    """Do models of several architectures share something that they learned, and is it universal across them?
 
     Compares all models in STORES, layer by layer and as a whole. Each value is compared with chance (in closed form and
     by permuting samples), with what networks share without learning (their input, the classes, untrained networks),
     and with other seeds of the same architecture. A summary in plain sentences follows.
 
-    Use several trained models of two families or more, with several seeds or training recipes of each if you have them.
-    A similarity is called universal only if its whole 95 % interval is above every control.
+    Use several trained models of two families or more, with several seeds of each and untrained networks of every
+    architecture. What is learned is called universal only if every pair of families is more alike than each control,
+    shown for networks of these architectures. Of fewer networks, the summary claims less and says why.
 
     \b
     Examples:
