@@ -14,11 +14,23 @@ class About {
     const warnings = byId("warnings");
     warnings.hidden = !part.warnings.length;
     warnings.querySelector("ul").replaceChildren(...part.warnings.map((text) => element("li", {}, text)));
+    this.families();
     byId("findings-title").textContent = part.isStudy ? "Findings" : "Comparison";
     this.facts();
     byId("citation").textContent = data.citation.text;
     byId("bibtex").textContent = data.citation.bibtex;
     byId("sources").textContent = part.sources;
+  }
+
+  // Shows what pairs of families share that was learned, and raw, partial and energy values side by side.
+  families() {
+    const { claims, energies } = this.page.part;
+    byId("families").hidden = !claims?.rows.length;
+    if (byId("families").hidden) return;
+    byId("claims-note").textContent = claims.note;
+    byId("claims").replaceChildren(table(claims.columns, claims.rows, "Pairs of families", 5));
+    byId("energies").replaceChildren(table(energies.columns, energies.rows, "Trained networks and each control, side by side", 2));
+    byId("energies").hidden = !energies.rows.length;
   }
 
   facts() {

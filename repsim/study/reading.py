@@ -28,6 +28,17 @@ def quantile(n: int, level: float = 0.95) -> float:
     return float(stats.t.ppf((1 + level) / 2, n - 1))
 
 
+AGREEMENT_SIGNAL = 2.0
+"""Variance of the samples' influences, relative to that between unrelated networks, from which samples stand out."""
+
+
+def stands_out(study: xr.Dataset, kernel: str) -> bool:
+    """Return whether networks agree more on some samples than on others, beyond noise."""
+    index = means_over_pairs(study, "index", kernel)
+    signal = float(study["agreement_signal"].sel(kernel=kernel))
+    return signal > AGREEMENT_SIGNAL and (index[1] > 0 or bool(np.isnan(index[1])))
+
+
 def claimed_sets(
     families: Sequence[str], pairs: Mapping[tuple[str, str], Level], level: Level
 ) -> list[tuple[str, ...]]:
