@@ -24,13 +24,17 @@ class About {
 
   // Shows what pairs of families share that was learned, and raw, partial and energy values side by side.
   families() {
-    const { claims, energies } = this.page.part;
+    const { claims, effects, energies } = this.page.part;
     byId("families").hidden = !claims?.rows.length;
     if (byId("families").hidden) return;
     byId("claims-note").textContent = claims.note;
-    byId("claims").replaceChildren(table(claims.columns, claims.rows, "Pairs of families", 5));
-    byId("energies").replaceChildren(table(energies.columns, energies.rows, "Trained networks and each control, side by side", 2));
-    byId("energies").hidden = !energies.rows.length;
+    byId("claims").replaceChildren(table(claims.columns, claims.rows, "What is claimed of pairs of families", 3));
+    for (const [id, { columns, rows }, caption, words] of [
+      ["effects", effects, "Effects of training", 3], ["energies", energies, "Trained networks and each control, side by side", 2]]) {
+      byId(id).replaceChildren(table(columns, rows, caption, words));
+      byId(id).hidden = !rows.length;
+    }
+    byId("energies-note").hidden = !energies.rows.length;
   }
 
   facts() {

@@ -144,41 +144,45 @@ def _claim_tile(study: xr.Dataset) -> Iterator[dict[str, Any]]:
 
 
 def claims(study: xr.Dataset) -> dict[str, Any]:
-    """Return the note, columns and rows of the table of what pairs of families share that was learned."""
-    kernels = strictest_controlled(study)
-    columns = [
-        "Families", "Shared by", "Why no more", "Measure", "Strongest control", "Effect (95 %, samples)",
-        "95 %, networks and samples", "In units of energy (95 %)", "p, exchange", "smallest possible",
-    ]  # fmt: skip
-    rows = []
-    for families in study["families"].values.tolist() if study.sizes.get("families") else []:
-        of_pair = study.sel(families=families)
-        for kernel in kernels:
-            one = of_pair.sel(measure=kernel, kernel=kernel)
-            against = str(one["effect_against"].item())
-            of_families = str(one["family_a"].item()), str(one["family_b"].item())
-            first = [
-                families,
-                LEVEL_NAMES.get(str(one["claim_level"].item()), MISSING),
-                str(one["claim_reason"].item()),
-            ]
-            rows.append([
-                *(first if kernel == kernels[0] else [families, "", ""]),
-                kernel,
-                control_in_words(against, *of_families) if against else MISSING,
-                _within(one, "effect"),
-                interval(float(one["effect_network_low"]), float(one["effect_network_high"]), 3) or MISSING,
-                _within(one, "effect_energy"),
-                fixed(float(one["p_exchange"]), 3),
-                fixed(float(one["p_exchange_least"]), 3),
-            ])  # fmt: skip
+    """Return the note, columns and rows of the table of what is claimed of pairs of families, and why no more."""
+    names = ("families", "claim_level", "claim_reason")
+    rows = [
+        [str(families), LEVEL_NAMES.get(level, MISSING), reason]
+        for families, level, reason in zip(*(study[name].values.tolist() for name in names), strict=True)
+    ]
     note = (
         "The effect is the similarity of trained networks minus that of the strongest control. It is shown for these "
         "networks by intervals over samples, in partial values and in units of energy; for networks of these "
         "architectures also by the interval over networks and samples and by the exact test that exchanges trained "
         "and untrained networks. P-values are those of each pair of families; claims correct them for their number."
     )
-    return {"note": note, "columns": columns, "rows": rows}
+    return {"note": note, "columns": ["Families", "Shared by", "Why no more"], "rows": rows}
+
+
+def effects(study: xr.Dataset) -> dict[str, Any]:
+    """Return the columns and rows of the table of effects of training on pairs of families that have controls."""
+    columns = [
+        "Families", "Measure", "Strongest control", "Effect (95 %, samples)", "95 %, networks and samples",
+        "In units of energy (95 %)", "p, exchange", "smallest possible",
+    ]  # fmt: skip
+    rows = []
+    for families in study["families"].values.tolist():
+        for kernel in strictest_controlled(study):
+            one = study.sel(families=families, measure=kernel, kernel=kernel)
+            if not np.isfinite(float(one["effect"])):
+                continue
+            of_families = str(one["family_a"].item()), str(one["family_b"].item())
+            rows.append([
+                str(families),
+                kernel,
+                control_in_words(str(one["effect_against"].item()), *of_families),
+                _within(one, "effect"),
+                interval(float(one["effect_network_low"]), float(one["effect_network_high"]), 3) or MISSING,
+                _within(one, "effect_energy"),
+                fixed(float(one["p_exchange"]), 3),
+                fixed(float(one["p_exchange_least"]), 3),
+            ])  # fmt: skip
+    return {"columns": columns, "rows": rows}
 
 
 def _within(one: xr.Dataset, name: str) -> str:

@@ -67,6 +67,7 @@ def of_study(study: xr.Dataset) -> dict[str, Any]:
         "warnings": _json_list(study, "warnings"),
         "tiles": list(captions.tiles(study)),
         "claims": captions.claims(study),
+        "effects": captions.effects(study),
         "energies": captions.energies(study),
         "controls": packing.variable(reading.controls_of_pairs(study)),
         "sides": {side: _side(study, side) for side in "ab"},

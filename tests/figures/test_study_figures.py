@@ -85,13 +85,14 @@ def make_study(models: dict[str, str] | None = None, *, untrained: bool = True) 
     index = rng.uniform(0.4, 0.8, (4, len(pairs)))
     for name, shift in {"index": 0.0, "index_low": -0.1, "index_high": 0.12, "control": -0.2, "threshold_index": -0.3,
                         "split_half": -0.02, "split_half_low": -0.12, "split_half_high": 0.1, "energy": -0.1,
-                        "learned": -0.3, "calibrated_index": -0.05}.items():  # fmt: skip
+                        "calibrated_index": -0.05}.items():  # fmt: skip
         values = index + shift
-        if name in {"control", "learned"} and not untrained:
+        if name == "control" and not untrained:
             values[:] = np.nan
         elif name.startswith("split_half"):  # only debiased CKA has it
             values[2:] = np.nan
         study[name] = (("measure", "pair"), values)
+    study["learned"] = study["split_half"].fillna(study["index"]) - study["control"]
     study["control_name"] = (("measure", "pair"), np.full(index.shape, "both untrained" if untrained else ""))
     others = np.random.default_rng(1)
     study = with_networks(study, models, others, untrained=untrained)
@@ -151,6 +152,8 @@ def with_families(study: xr.Dataset, families: list[str], rng: np.random.Generat
         if end:
             study[f"effect_network{end}"] = (("kernel", "families"), effect[:2] + 2 * shift)
     study["claim_level"] = ("families", np.full(len(pairs), "", dtype="U13"))
+    strongest = np.array(CONTROL_PAIRS)[controls.argmax(-1)]
+    study["effect_against"] = (("measure", "families"), strongest if untrained else np.full_like(strongest, ""))
     return study
 
 
@@ -407,7 +410,7 @@ def test_the_forest_has_every_control_of_debiased_cka(study: xr.Dataset) -> None
     row = across.index("net.seed0 x vit.seed1")
     for name, value in expected.items():
         assert points(ax, name)[row, 0] == pytest.approx(value)
-    seeds = mean(cnn)  # of one architecture, a network is not compared with itself
+    seeds = mean((cnn[0], cnn[1]))  # of one architecture, a network is not compared with itself
     assert points(ax, "both untrained")[4, 0] == pytest.approx(seeds)
     others = figures.plot_pairs(study, "mutual_knn")
     assert not drawn_by(others, "first trained")
