@@ -204,8 +204,10 @@ def controls_of_pairs(study: xr.Dataset) -> xr.DataArray:
                 continue
             similarity = study["network_similarity"].values[kernels.index(measure)]
             of_control = (twins[a], twins[b]), (places[a], twins[b]), (twins[a], places[b])
-            for c, sides in enumerate(of_control):  # a network with itself is NaN, and not counted
-                values[m, p, c] = np.nanmean(similarity[np.ix_(*sides)])
+            for c, sides in enumerate(of_control):
+                of_pairs = similarity[np.ix_(*sides)]
+                if (other := of_pairs[~np.isnan(of_pairs)]).size:  # a network with itself is NaN
+                    values[m, p, c] = other.mean()
     return xr.DataArray(values, dims=dims, coords={dim: study[dim].values for dim in dims})
 
 
