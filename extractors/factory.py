@@ -16,6 +16,7 @@ from torch import nn
 from repsim.errors import Argument, InvalidInputError, Remedy, UnknownNameError
 from repsim.extractors import torchvision_models
 from repsim.extractors.base import Extractor
+from repsim.extractors.families import family_by_name
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import Choices, ModelOptions
 from repsim.extractors.preprocessing import Transform, timm_preprocessing
@@ -159,19 +160,17 @@ def preprocessing_of(model: str, weights: str = "pretrained", **choices: Unpack[
 
 
 def family_of(architecture: str) -> str | None:
-    """Return the family of an architecture: the name of the timm or torchvision module that defines it.
+    """Return the family of an architecture of timm or torchvision, by its name (`repsim.extractors.families`).
 
     None if neither library defines it: a network of the embedded zoo, or a torch module, is a family of its own.
 
     >>> family_of("resnet50"), family_of("vit_base_patch16_224"), family_of("vit_b_16"), family_of("digits_vit")
-    ('resnet', 'vision_transformer', 'vision_transformer', None)
+    ('resnet', 'vit', 'vit', None)
     """
     if timm.is_model(architecture):
-        home = timm.model_entrypoint(architecture).__module__
-        return home.rpartition(".")[2] if home.startswith("timm.") else None
-    if architecture in torchvision_models.names():
-        return torchvision_models.family(architecture)
-    return None
+        ours = timm.model_entrypoint(architecture).__module__.startswith("timm.")
+        return family_by_name(architecture) if ours else None
+    return family_by_name(architecture) if architecture in torchvision_models.names() else None
 
 
 def _entry_point(model: str) -> EntryPoint | None:

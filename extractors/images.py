@@ -16,6 +16,7 @@ from PIL import Image
 from repsim.errors import Argument, ImageError, InvalidArgumentError, Remedy, UnknownNameError, reason
 from repsim.extractors.decoding import MAX_PIXELS, as_rgb, decode, unreadable
 from repsim.extractors.folders import Folder, Tar
+from repsim.extractors.group_files import GroupsOfPictures, assign_groups
 from repsim.extractors.label_files import Labels, assign_labels
 from repsim.extractors.sources import Content, ImageSource, pixel_content
 from repsim.runtime import interrupts
@@ -34,6 +35,7 @@ def open_images(
     root: str | None = None,
     download: bool = False,
     labels: Labels | None = None,
+    groups: GroupsOfPictures | None = None,
     max_pixels: int | None = None,
 ) -> ImageSource:
     """Open ``digits``, a folder, a ``.tar`` file, or a data set by its timm name (``torch/cifar10``, under ``root``).
@@ -52,6 +54,8 @@ def open_images(
     labels : path, mapping or sequence, optional
         Classes of the pictures, which replace those of the source: a file of two columns (id or file name, and class);
         a mapping from id or file name to class; or one class per picture, in the order of the ids.
+    groups : str, path, mapping or sequence, optional
+        Groups of pictures that are not independent: ``folders``, ``re:PATTERN`` over the ids, or as labels.
     max_pixels : int, optional
         Refuse pictures with more pixels than this. The default is 178,956,970.
 
@@ -67,7 +71,8 @@ def open_images(
     UnknownNameError
         The split does not exist.
     InvalidInputError
-        No split is named and the folder holds training pictures beside others, or the labels do not fit the pictures.
+        No split is named and the folder holds training pictures beside others, or the labels or groups do not fit the
+        pictures.
 
     Examples
     --------
@@ -80,6 +85,8 @@ def open_images(
     images = _open(data, split, root, max_pixels or MAX_PIXELS, download=download)
     if labels is not None:
         assign_labels(images, labels)
+    if groups is not None:
+        assign_groups(images, groups)
     return images
 
 

@@ -10,8 +10,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,9 +23,37 @@ from repsim.runtime.arrays import as_classes
 Labels = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any] | np.ndarray[Any, Any]
 """Classes: a file, a mapping from id or file name to class, or a sequence in the order of the ids."""
 
+
+class Named(Protocol):
+    """Samples with ids, in a fixed order, and a name for messages."""
+
+    @property
+    def name(self) -> str:
+        """Name of the data."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Ids of the samples."""
+
+
+@dataclass(frozen=True)
+class Noun:
+    """Words of messages for the contents of a table: classes of pictures, or groups of them."""
+
+    one: str
+    several: str
+    value: str
+    values: str
+    argument: str
+    """Option that names the table."""
+    heads: frozenset[str]
+    """Words in the header of the column."""
+
+
 _LARGEST = 2**30
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", " ": "spaces"}
 _LABEL_HEADS = frozenset({"label", "labels", "class", "classes", "target", "category", "species", "y"})
+_CLASS = Noun("label", "labels", "class", "classes", "labels", _LABEL_HEADS)
 _NAME_HEADS = frozenset(
     {"id", "ids", "image", "img", "file", "filename", "filepath", "path", "name", "picture", "photo"}
 )
@@ -61,12 +90,12 @@ def assign_labels(images: ImageSource, labels: Labels) -> None:
     values: Any = labels
     if isinstance(labels, str | os.PathLike):
         path = Path(labels)
-        table, record = _read(path, images)
-        texts, record["matched_by"] = _match(images, table, path.name)
+        table, record = read_table(path, images, _CLASS)
+        texts, record["matched_by"] = match_names(images, table, path.name, _CLASS)
         values = _read_classes(texts, images.ids, path.name)
     elif isinstance(labels, Mapping):
         table = [(str(name), value) for name, value in labels.items()]
-        values, record["matched_by"] = _match(images, table, "labels")
+        values, record["matched_by"] = match_names(images, table, "labels", _CLASS)
     images.labels, images.classes = as_classes(values, len(images))
     images.label_record = record
 
@@ -84,12 +113,12 @@ def _read_classes(texts: Sequence[str], names: Sequence[str], what: str) -> list
     return list(texts)
 
 
-def _read(path: Path, images: ImageSource) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """Return the names and classes in a file, and the record of the file for the provenance."""
+def read_table(path: Path, images: Named, noun: Noun) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Return the names and classes (or groups) in a file, and the record of the file for the provenance."""
     if not path.is_file():
         raise InvalidInputError(
             f"{path} is not a file",
-            remedy=Remedy(Argument("labels"), " takes a CSV of two columns: id or file name, and class"),
+            remedy=Remedy(Argument(noun.argument), f" takes a CSV of two columns: id or file name, and {noun.value}"),
         )
     try:
         with path.open("rb") as file:
@@ -100,9 +129,9 @@ def _read(path: Path, images: ImageSource) -> tuple[list[tuple[str, str]], dict[
     except OSError as error:
         raise InvalidInputError(f"cannot read {path}: {reason(error)}") from None
     if len(raw) > _LARGEST:
-        raise InvalidInputError(f"{path} is not a table of labels: it has more than a gigabyte")
-    separator, rows = _rows(text, path)
-    name_column, label_column, has_head = _columns(rows, images, path)
+        raise InvalidInputError(f"{path} is not a table of {noun.several}: it has more than a gigabyte")
+    separator, rows = _rows(text, path, noun)
+    name_column, label_column, has_head = _columns(rows, images, path, noun)
     record: dict[str, Any] = {
         "file": path.name,
         "sha256": hashlib.sha256(raw).hexdigest(),
@@ -113,13 +142,13 @@ def _read(path: Path, images: ImageSource) -> tuple[list[tuple[str, str]], dict[
     return [(row[name_column], row[label_column]) for row in rows[has_head:]], record
 
 
-def _rows(text: str, path: Path) -> tuple[str, list[list[str]]]:
+def _rows(text: str, path: Path, noun: Noun) -> tuple[str, list[list[str]]]:
     """Return the separator and the fields of all lines.
 
     The separator is the first one that divides every line into the same number of two or more fields.
     """
     if "\0" in text:
-        raise InvalidInputError(f"{path} is not a table of labels: it holds null characters")
+        raise InvalidInputError(f"{path} is not a table of {noun.several}: it holds null characters")
     for separator in _SEPARATORS:
         try:
             lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
@@ -129,19 +158,19 @@ def _rows(text: str, path: Path) -> tuple[str, list[list[str]]]:
         if rows and len({len(row) for row in rows}) == 1 and len(rows[0]) > 1:
             return separator, rows
     raise InvalidInputError(
-        f"{path} is not a table of labels: its lines do not all have the same two or more fields, separated by commas, "
-        "tabs, semicolons, bars or spaces; quote a field that holds the separator"
+        f"{path} is not a table of {noun.several}: its lines do not all have the same two or more fields, separated by "
+        "commas, tabs, semicolons, bars or spaces; quote a field that holds the separator"
     )
 
 
-def _columns(rows: list[list[str]], images: ImageSource, path: Path) -> tuple[int, int, bool]:
-    """Return the column of names, the column of classes, and whether the first line is a header."""
+def _columns(rows: list[list[str]], images: Named, path: Path, noun: Noun) -> tuple[int, int, bool]:
+    """Return the column of names, the column of classes or groups, and whether the first line is a header."""
     keys = {key for names in _keys(images).values() for key in names}
     matches = [sum(row[k] in keys for row in rows) for k in range(len(rows[0]))]
     name_column = max(range(len(matches)), key=lambda k: (matches[k], -k))
     heads = [_words(field) for field in rows[0]]
     others = [k for k in range(len(heads)) if k != name_column]
-    called = [k for k in others if heads[k] & _LABEL_HEADS]
+    called = [k for k in others if heads[k] & noun.heads]
     has_head = (
         len(rows) > 1 and rows[0][name_column] not in keys and (bool(heads[name_column] & _NAME_HEADS) or bool(called))
     )
@@ -149,8 +178,8 @@ def _columns(rows: list[list[str]], images: ImageSource, path: Path) -> tuple[in
         others = called if has_head else []
     if len(others) != 1:
         raise InvalidInputError(
-            f"{path} has {len(rows[0])} columns ({', '.join(rows[0][:6])}), and the column of classes is not clear; "
-            f"name it label, or keep only two columns"
+            f"{path} has {len(rows[0])} columns ({', '.join(rows[0][:6])}), and the column of "
+            f"{noun.values} is not clear; name it {noun.one}, or keep only two columns"
         )
     return name_column, others[0], has_head
 
@@ -160,7 +189,7 @@ def _words(head: str) -> set[str]:
     return set(re.split(r"[\W_]+", head.lower()))
 
 
-def _keys(images: ImageSource) -> dict[str, list[str]]:
+def _keys(images: Named) -> dict[str, list[str]]:
     """Return the names that a table may use for the pictures, for each kind of name that is unique."""
     ids = list(images.ids)
     tops = {name.split("/", 1)[0] for name in ids}
@@ -173,16 +202,16 @@ def _keys(images: ImageSource) -> dict[str, list[str]]:
     return {kind: names for kind, names in kinds.items() if len(set(names)) == len(names)}
 
 
-def _match(images: ImageSource, table: Sequence[tuple[str, Any]], what: str) -> tuple[list[Any], str]:
-    """Return the classes in the order of the pictures, and the kind of name that matched."""
+def match_names(images: Named, table: Sequence[tuple[str, Any]], what: str, noun: Noun) -> tuple[list[Any], str]:
+    """Return the classes or groups in the order of the pictures, and the kind of name that matched."""
     counts = Counter(name for name, _ in table)
     kinds = _keys(images)
     kind = max(kinds, key=lambda kind: len(counts.keys() & set(kinds[kind])))  # the first of equals
     names = kinds[kind]
     pictures = set(names)
     mismatches = [
-        ("pictures without a label", [name for name in names if name not in counts]),
-        ("labels without a picture", [name for name in counts if name not in pictures]),
+        (f"pictures without a {noun.one}", [name for name in names if name not in counts]),
+        (f"{noun.several} without a picture", [name for name in counts if name not in pictures]),
         ("names that occur twice", [name for name, count in counts.items() if count > 1]),
     ]
     problems = [

@@ -16,6 +16,7 @@ from repsim.extractors import hooks
 from repsim.extractors.base import Batch, LayerSpec, Readout, Stream
 from repsim.extractors.preprocessing import Transform
 from repsim.extractors.sources import ImageSource
+from repsim.labels import STATISTICS
 from repsim.runtime import interrupts
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
@@ -118,9 +119,13 @@ def _stream(
             if isinstance(pictures, ImageError):
                 fault = pictures
                 break
-            # on the CPU: values are then the same on all devices, and a model may overwrite its input
-            controls = {key: readout(pictures, layer) for key, (layer, readout) in extractors[0].controls.items()}
             pixels = pictures.to(device, non_blocking=cuda)
+            # the pixels are averaged on the CPU, so that values are the same on all devices; statistics are equal up to
+            # rounding errors, and would slow a GPU down. Both come first, as a model may overwrite its input.
+            controls = {
+                key: readout(pixels if key == STATISTICS else pictures, layer)
+                for key, (layer, readout) in extractors[0].controls.items()
+            }
             before, launched = launched, []
             for k in users:
                 batch_input = pixels if k == users[-1] else pixels.clone()  # a model may overwrite its input

@@ -11,11 +11,12 @@ from repsim.extractors import hooks
 from repsim.extractors.base import Batch, LayerSpec, Readout, Site, Stream
 from repsim.extractors.layers import Geometry, presets, select
 from repsim.extractors.loading import stream_together
+from repsim.extractors.picture_statistics import PictureStatistics, has_statistics
 from repsim.extractors.preprocessing import Preprocessing, Transform, choose_preprocessing, example_batch
 from repsim.extractors.readouts import Pixels, get_several, plan
 from repsim.extractors.sources import ImageSource
 from repsim.extractors.weights import fingerprint
-from repsim.labels import INPUT
+from repsim.labels import INPUT, STATISTICS
 
 
 class ModuleExtractor:
@@ -96,7 +97,10 @@ class ModuleExtractor:
             INPUT[0], "input", (self._channels, *size), "NCHW", None, class_token=False, grid=size, site=Site("")
         )
         self.controls: Mapping[tuple[str, str], tuple[LayerSpec, Readout]] = {INPUT: (entry, Pixels())}
-        """Arrays that are read in addition to the layers: the model's input at low resolution, as a control."""
+        """Arrays that are read in addition to the layers, as controls: the model's input at low resolution, and
+        statistics of it in full size, unless it is small."""
+        if has_statistics(entry.shape):
+            self.controls = {**self.controls, STATISTICS: (entry, PictureStatistics())}
         self.notes = [*notes, *prepared.notes, *self.notes]
         """Messages for the user, before the model is read."""
         self.notes += [

@@ -30,13 +30,35 @@ Statistics = dict[str, tuple[Tensor, Tensor]]
 """Path of a batch norm -> mean and unbiased variance of each channel."""
 
 
-def check_weights(weights: object) -> None:
-    """Raise `InvalidInputError` unless the weights are random: trained networks keep their own statistics."""
+def check_weights(weights: object, *, module: bool = False) -> None:
+    """Raise `InvalidInputError` unless the weights are random: trained networks keep their own statistics.
+
+    Whether those of a torch ``module`` are, only the provenance that the user passes can tell.
+    """
     if weights != "random":
         raise InvalidInputError(
             "recalibrating batch norm is for untrained networks; trained networks keep their own statistics",
-            remedy=Remedy("use it with ", Argument("weights", "random")),
+            remedy=Remedy(
+                "use it with ",
+                Argument("provenance", {"weights": "random"}) if module else Argument("weights", "random"),
+            ),
         )
+
+
+def as_initialised(norm: _BatchNorm) -> bool:
+    """Return whether a batch norm has the statistics of its initialisation, with which it does nothing."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return not norm.running_mean.any() and bool((norm.running_var == 1).all())
+
+
+def statistics_of(model: nn.Module) -> Statistics:
+    """Return a copy of the running statistics of the model's batch norms, for `assign`."""
+    return {
+        path: (norm.running_mean.clone(), norm.running_var.clone())
+        for path, norm in batch_norms(model).items()
+        if norm.running_mean is not None and norm.running_var is not None
+    }
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:

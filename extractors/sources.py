@@ -71,6 +71,11 @@ class ImageSource(ABC):
     """Class names, in the order of the label numbers."""
     label_record: Mapping[str, Any] = {}
     """Origin of the labels, if they do not come from the source itself."""
+    groups: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    """Group of each picture, if pictures of one group are not independent."""
+    group_names: Sequence[str] = ()
+    group_record: Mapping[str, Any] = {}
+    """Origin of the groups."""
     content_kind: str = "pixels"
     """Content of a picture that is hashed: ``files`` (the bytes of the file) or ``pixels`` (the decoded pixels)."""
     max_pixels: int = MAX_PIXELS

@@ -126,14 +126,14 @@ def names() -> list[str]:
     return model_names
 
 
-def family(architecture: str) -> str:
+def home(architecture: str) -> str:
     """Return the name of the torchvision module that defines an architecture.
 
-    >>> family("resnext50_32x4d")
+    >>> home("resnext50_32x4d")
     'resnet'
     """
-    home: str = models.get_model_builder(architecture).__module__
-    return home.rpartition(".")[2]
+    module: str = models.get_model_builder(architecture).__module__
+    return module.rpartition(".")[2]
 
 
 def check_name(model: str) -> str:
@@ -204,7 +204,7 @@ def load_model(name: str, weights: str = "pretrained", seed: int = 0, options: M
 
 def _size_key(name: str) -> str | None:
     """Return the argument that sets the picture size of an architecture, or None if it takes any size."""
-    return {"vision_transformer": "image_size", "maxvit": "input_size"}.get(family(name))
+    return {"vision_transformer": "image_size", "maxvit": "input_size"}.get(home(name))
 
 
 def _preprocessing(

@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 Invariance = Literal["permutation", "orthogonal", "isotropic scaling", "translation", "invertible linear"]
+_NEGLIGIBLE = 1e-3
+"""Difference between the values that a pair could have up to which no warning is issued."""
 Group = Literal["rsm", "cca", "alignment", "neighbours", "statistics", "topology"]
 """Families of the ReSi benchmark (Klabunde et al. 2025), by the aspect of a representation that is compared."""
 
@@ -187,6 +189,11 @@ class Metric(ABC, Generic[F]):
     def chance(self, a: F, b: F) -> Chance | None:
         """Return the chance level of these two layers, or None if it is not known in closed form (docs/metrics.md)."""
 
+    def chance_mean(self, a: F, b: F) -> float | None:
+        """Return the mean of `chance`; override it if the mean alone takes much less time."""
+        level = self.chance(a, b)
+        return None if level is None else level.mean
+
     @property
     def min_samples(self) -> int:
         """Number of samples below which the value is undefined, or the same for all layers."""
@@ -194,6 +201,28 @@ class Metric(ABC, Generic[F]):
 
     def caution(self, a: F, b: F) -> str | None:
         """Return a warning, with the n that would be enough, if the value of this pair is unreliable, or None."""
+
+    @property
+    def ambiguity(self) -> "Metric[F] | None":
+        """Measure of the largest difference between values that a pair could have, if its value is not determined.
+
+        It is 0 for pairs whose value is determined, and computed together with this measure. None if all values are.
+        """
+        return None
+
+    def ambiguous(self, difference: float) -> str | None:
+        """Return a warning if the value of a pair is determined only up to this `ambiguity`, or None.
+
+        >>> import repsim.metrics
+        >>> repsim.metrics.get("pwcca").ambiguous(0.0123)
+        'the value is not determined, because several directions fit equally well: others may change it by up to 0.012'
+        """
+        if not difference > _NEGLIGIBLE:
+            return None
+        return (
+            "the value is not determined, because several directions fit equally well: others may change it by up to "
+            f"{difference:.2g}"
+        )
 
     def remark(self, n: int) -> str | None:
         """Return a note that holds for all values over n samples, or None."""
@@ -318,7 +347,8 @@ class Metric(ABC, Generic[F]):
         x, y = x.detach(), y.detach()
         a, b = self.recipe(x), self.recipe(y.to(x.device))
         scarcity = self.scarcity(len(x), self.width(a, x.shape[1]), self.width(b, y.shape[1]))
-        for caution in (self.caution(a, b), scarcity):
+        ambiguous = self.ambiguity and self.ambiguous(self.ambiguity.pair(a, b))
+        for caution in (self.caution(a, b), ambiguous, scarcity):
             if caution:
                 warnings.warn(f"{self.spec}: {caution}", UnreliableValueWarning, stacklevel=2)
         return self.pair(a, b)

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from functools import lru_cache
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -15,6 +16,11 @@ from repsim.metrics.base import Chance, Invariance
 from repsim.metrics.recipes.subspace import PrincipalSubspace, Subspace, refuse_ties
 from repsim.metrics.subspaces import SubspaceMetric, exact, saturation, singular_values
 
+_TIE, _TIE_FLOAT32 = 1e-9, 2e-6
+"""Differences up to which canonical correlations are equal: rounding errors of products of bases turn the directions of
+closer ones freely into each other.
+"""
+
 
 def mean_correlation(cross: Float64[Tensor, "r t"], *, exact: bool) -> Float64[Tensor, ""]:
     """Return the mean canonical correlation: the mean singular value of C = Q_a' Q_b, for orthonormal bases."""
@@ -22,6 +28,7 @@ def mean_correlation(cross: Float64[Tensor, "r t"], *, exact: bool) -> Float64[T
     return mean
 
 
+@lru_cache(4096)  # the same for all layers of equal ranks
 def wachter(n: int, r: int, t: int) -> float:
     """Return the mean canonical correlation of unrelated Gaussian layers, of ranks r and t, in the limit of large n.
 
@@ -126,8 +133,9 @@ class SVCCA(SubspaceMetric):
 
     Each layer is first reduced to its k leading singular directions, where k is the smallest number with
     sum_{i<=k} s_i^2 >= variance x sum s_i^2. The value is mean(rho) over min(k_X, k_Y) correlations. Note the squares:
-    implementations that apply the threshold to s itself keep another number of directions. Range [0, 1]. k_X and k_Y
-    are reported.
+    implementations that apply the threshold to s itself keep another number of directions. If s_k = s_{k+1}, up to
+    1e-6 s_1, which direction is the k-th is not determined: all directions that tie are kept, and a warning is issued.
+    Range [0, 1]. k_X and k_Y are reported.
 
     Parameters
     ----------
@@ -208,12 +216,51 @@ class SVCCA(SubspaceMetric):
         return Chance(wachter(a.n, k, m), exact=False)
 
     def caution(self, a: Subspace, b: Subspace) -> str | None:
-        """Warn of too few samples for the directions that are kept."""
-        return saturation(a.n, self._kept(a), self._kept(b), "components")
+        """Warn of too few samples for the directions that are kept, and of directions that tie with the last one."""
+        reasons = [saturation(a.n, self._kept(a), self._kept(b), "components")]
+        for layer in dict.fromkeys((a, b)):
+            if tied := layer.tied_at_cut(self.variance):
+                k = self._kept(layer)
+                reasons.append(
+                    f"component {k - tied}, with which a layer reaches {self.variance:.4g} of its variance, ties with "
+                    f"the next: which of them to keep is not determined, so all {k} are kept"
+                )
+        return "; ".join(filter(None, reasons)) or None
 
     def diagnostics(self, factor: Subspace) -> dict[str, int]:
         """Report k, the number of directions that are kept."""
         return {"components": self._kept(factor)}
+
+
+class _Weights(NamedTuple):
+    """Sums of the weights of PWCCA over canonical correlations that are equal, one entry for each set of them."""
+
+    mean: Float64[Tensor, " b"]
+    """Mean over all orthonormal bases of their directions: the weights themselves, where nothing ties."""
+    low: Float64[Tensor, " b"]
+    """Lower bound over all bases."""
+    high: Float64[Tensor, " b"]
+    """Upper bound over all bases."""
+
+
+def _weights(cross: Cross[Subspace]) -> tuple[_Weights, Float64[Tensor, " b"]]:
+    """Return the sums of weights of the layer of smaller rank, and the correlations to which they belong."""
+    if cross.a.rank > cross.b.rank:
+        cross = cross.swapped
+    assert cross.a.loadings is not None, "the recipe computed no loadings"
+    directions, rho, _ = torch.linalg.svd(cross.product, full_matrices=False)
+    rho = rho.clamp(max=1)
+    coefficients = directions.T @ cross.a.loadings
+    tied = rho[:-1] - rho[1:] <= (_TIE if exact(cross.a, cross.b) else _TIE_FLOAT32)
+    if not bool(tied.any()):
+        weights = coefficients.abs().sum(1)
+        return _Weights(weights, weights, weights), rho
+    sizes = torch.diff((~tied).nonzero()[:, 0] + 1, prepend=tied.new_zeros(1, dtype=torch.int64)).tolist()
+    sizes.append(len(rho) - sum(sizes))
+    low = torch.stack([torch.linalg.vector_norm(rows, dim=0).sum() for rows in coefficients.split(sizes)])
+    m = torch.tensor(sizes, dtype=torch.float64, device=low.device)
+    mean = m * (torch.lgamma(m / 2) - torch.lgamma((m + 1) / 2)).exp() / math.sqrt(math.pi)
+    return _Weights(mean * low, low, m.sqrt() * low), torch.stack([values.mean() for values in rho.split(sizes)])
 
 
 @dataclass(frozen=True)
@@ -227,9 +274,12 @@ class PWCCA(SubspaceMetric):
 
     Notes
     -----
-    If correlations tie, their directions are not determined, and neither are the weights. If rank X + rank Y exceeds n,
-    several correlations are exactly 1, and the value depends on rounding errors, perhaps in its third digit. The
-    warning about too few samples is then issued, too.
+    If m correlations are equal, as if both layers contain the same m columns, only the span of their variates is
+    determined, and with it l_j, the m coefficients of x_j in an orthonormal basis of this span. The published
+    definition then depends on rounding errors. Here the sum of their weights is its mean over all orthonormal bases,
+    c_m sum_j ||l_j||_2 with c_m = m Gamma(m / 2) / (sqrt(pi) Gamma((m + 1) / 2)), and c_1 = 1. A warning says by how
+    much the value for other bases may differ, at most: their sum is between 1 and sqrt(m) times sum_j ||l_j||_2.
+    Correlations are equal if they differ by at most 1e-9, or 2e-6 if the layers are float32.
 
     References
     ----------
@@ -270,13 +320,14 @@ class PWCCA(SubspaceMetric):
 
     def moment(self, cross: Cross[Subspace]) -> Tensor:
         """Return the value from the inner products of the two bases."""
-        if cross.a.rank > cross.b.rank:
-            cross = cross.swapped
-        assert cross.a.loadings is not None, "the recipe computed no loadings"
-        directions, rho, _ = torch.linalg.svd(cross.product, full_matrices=False)
-        weights = (directions.T @ cross.a.loadings).abs().sum(1)
-        value: Tensor = (weights * rho.clamp(max=1)).sum() / weights.sum()
+        weights, rho = cross.once(_weights)
+        value: Tensor = (weights.mean * rho).sum() / weights.mean.sum()
         return value
+
+    @property
+    def ambiguity(self) -> "PWCCAAmbiguity":
+        """Difference between the values that other bases of tied directions may give."""
+        return PWCCAAmbiguity()
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
         """Compute the value with a gradient; raise `UndefinedValueError` if correlations tie.
@@ -302,3 +353,24 @@ class PWCCA(SubspaceMetric):
     def diagnostics(self, factor: Subspace) -> dict[str, int]:
         """Report the rank of the layer."""
         return {"rank": factor.rank}
+
+
+class PWCCAAmbiguity(PWCCA):
+    """Upper bound for the difference between two values of PWCCA that bases of tied directions give; 0 without ties.
+
+    The value is the largest, or smallest, if the sums of weights are largest for all correlations above some threshold
+    and smallest for the others, or the other way round.
+    """
+
+    def moment(self, cross: Cross[Subspace]) -> Tensor:
+        """Return the bound from the inner products of the two bases."""
+        weights, rho = cross.once(_weights)
+
+        def values(first: Tensor, last: Tensor) -> Tensor:
+            """Return the values with the first weights for correlations above each threshold, and the last below."""
+            above = torch.ones(len(rho), len(rho), device=rho.device).tril().bool()
+            chosen = torch.where(above, first, last)
+            return (chosen @ rho) / chosen.sum(1)
+
+        spread: Tensor = values(weights.high, weights.low).max() - values(weights.low, weights.high).min()
+        return spread

@@ -168,6 +168,8 @@ class CKA(GramMetric[Kernels], MomentMetric[Kernels]):
         a, b, total = cross.a, cross.b, float(torch.linalg.vector_norm(cross.product)) ** 2
         if not self.unbiased:
             return total
+        if a.groups is not None or b.groups is not None:
+            raise InvalidInputError("CKA of samples in groups is computed from Gram matrices, not in feature space")
         n, g, h = a.n, a.squared_norms, b.squared_norms
         value = total - n / (n - 2) * float(g @ h) + float(g.sum()) * float(h.sum()) / ((n - 1) * (n - 2))
         noise = 100 * a.eps
@@ -204,13 +206,13 @@ class CKA(GramMetric[Kernels], MomentMetric[Kernels]):
 
         K and L are the centred Gram matrices.
         """
-        if len(a.draws) > 1 or not isinstance(a, Gram) or not isinstance(b, Gram):
+        if len(a.draws) > 1 or not isinstance(a, Gram) or not isinstance(b, Gram) or a.groups is not None:
             return None
         if self.unbiased:
             return Chance(0.0, math.sqrt(2 / (a.n // a.block * a.block * (a.block - 3))))
-        K, L = (gram.centred() for gram in (a, b))
-        norms = torch.linalg.matrix_norm(K) * torch.linalg.matrix_norm(L)
-        return Chance(float(K.trace() * L.trace() / norms) / (a.n - 1))
+        if a.concentration is None or b.concentration is None:
+            return None
+        return Chance(a.concentration * b.concentration / (a.n - 1))
 
     def with_gradient(self, x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Tensor:
         """Compute <A, B> / (||A|| ||B||) with a gradient, with sums over the minibatches if there are any."""

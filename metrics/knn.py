@@ -189,6 +189,11 @@ class MutualKNN(NeighbourMetric, PermutedAtOnce[Neighbours]):
         values[:, no_row] = values[:, :, no_column] = np.nan
         return values
 
+    @override
+    def chance_mean(self, a: Neighbours, b: Neighbours) -> float:
+        """Return k / (n - 1)."""
+        return self.k / (a.n - 1)
+
     def chance(self, a: Neighbours, b: Neighbours) -> Chance:
         """Return the chance level: k / (n - 1), exactly; its variance accounts for hubs and for mutual neighbours."""
         n, k = a.n, self.k

@@ -110,13 +110,13 @@ class DistanceCorrelation(GramMetric[Gram]):
         """Return 100 max(p, q); by chance its square is about 4p / (n + 4p) for Gaussian features."""
         return 100 * max(p, q)
 
-    def chance(self, a: Gram, b: Gram) -> Chance:
+    def chance(self, a: Gram, b: Gram) -> Chance | None:
         """Return the chance level: at most sqrt(tr(A) tr(B) / ((n - 1) ||A|| ||B||)), the root of the mean square,
         exact for any data.
         """
-        A, B = a.centred(), b.centred()
-        norms = torch.linalg.matrix_norm(A) * torch.linalg.matrix_norm(B)
-        return Chance(math.sqrt(float(A.trace() * B.trace() / norms) / (a.n - 1)), exact=False)
+        if a.concentration is None or b.concentration is None:
+            return None
+        return Chance(math.sqrt(a.concentration * b.concentration / (a.n - 1)), exact=False)
 
     @override
     def reason(self, a: Gram, b: Gram) -> str:

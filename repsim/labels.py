@@ -17,6 +17,10 @@ Form = Literal["features", "grams", "sketches"]
 
 INPUT = ("input", "pixels")
 """Layer and readout of the input of a model, which a store holds as a control beside the layers."""
+STATISTICS = ("input", "statistics")
+"""Layer and readout of the statistics of the input in full size, another control."""
+NAME_SEPARATOR = "; "
+"""Text between the names of statistics in a store."""
 
 OTHER_PICTURES = "other pictures behind the same names"
 _HASH_BYTES = 8
@@ -55,12 +59,12 @@ class LayerKey:
 
     @property
     def control(self) -> bool:
-        """Whether the array is the input of the model, a control for its layers.
+        """Whether the array is the input of the model or its statistics, controls for the layers.
 
         >>> LayerKey("resnet50", "input", "pixels").control, LayerKey("resnet50", "input", "mean").control
         (True, False)
         """
-        return (self.layer, self.readout) == INPUT
+        return (self.layer, self.readout) in {INPUT, STATISTICS}
 
     @property
     def size(self) -> int:

@@ -138,7 +138,7 @@ def test_the_shape_checks_bite() -> None:
     import torch  # noqa: PLC0415
     from jaxtyping import TypeCheckError  # noqa: PLC0415
 
-    from repsim.metrics.recipes.subspace import leading  # noqa: PLC0415
+    from repsim.metrics.recipes.truncation import leading  # noqa: PLC0415
 
     jaxtyping.config.update("jaxtyping_disable", True)  # the state after a fixture that used all checks
     for _ in range(2):  # as in two tests

@@ -20,9 +20,11 @@ from repsim.errors import ImageError, InvalidInputError, OutputError, RepsimErro
 from repsim.extraction import Extraction, choose_samples, extract, run_together
 from repsim.extractors import Stream, open_images
 from repsim.extractors.images import choose
+from repsim.extractors.picture_statistics import picture_statistics, statistic_names
 from repsim.extractors.recalibration import assign, measure
 from repsim.extractors.timm_models import TimmExtractor
 from repsim.stores.store import open_store
+from repsim.study.design import design, is_twin
 
 Pictures = Callable[..., Path]
 
@@ -303,6 +305,10 @@ def test_pixels_are_what_went_into_the_model(tmp_path: Path, pictures: Pictures,
     assert store.provenance["readouts"] == sorted(readout.split(","))
     narrow = extract("test_resnet", folder, tmp_path / "narrow", dtype="float16", **options)
     np.testing.assert_array_equal(narrow.pixels, np.asarray(store.pixels).astype(np.float16))
+    assert store.statistics is not None
+    expected = picture_statistics(torch.from_numpy(x).float())  # tests/extractors compares it with a reference
+    np.testing.assert_allclose(store.statistics, expected, atol=1e-4)
+    assert store.statistic_names == statistic_names(x.shape[1:])
 
 
 @pytest.mark.parametrize(("size", "shape"), [((4, 6), (4, 6)), ((16, 6), (8, 6)), ((12, 20), (8, 8))])
@@ -362,6 +368,72 @@ def test_only_untrained_networks_are_recalibrated(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="at least 2 samples"):
         extract("digits_resnet", "digits", tmp_path, weights="random", limit=1, recalibrate=True)
     assert list(tmp_path.iterdir()) == []
+
+
+SMALL = transforms.Compose([transforms.Resize((12, 12)), transforms.ToTensor()])
+
+
+SMALL = transforms.Compose([transforms.Resize((12, 12)), transforms.ToTensor()])
+
+
+def net_of_ones_own(seed: int) -> torch.nn.Sequential:
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)
+    )
+
+
+def test_a_study_knows_an_untrained_torch_module_by_its_provenance(tmp_path: Path) -> None:
+    models = [net_of_ones_own(seed) for seed in range(4)]
+    models[0][1].running_mean.add_(1)  # type: ignore[operator]
+    trained, *untrained = extract(
+        models,
+        "digits",
+        tmp_path,
+        transform=SMALL,
+        limit=20,
+        layers="0,1",
+        name=["mine", "new0", "new1", "new2"],
+        provenance=[{"architecture": "mynet"}, *[{"weights": "random", "architecture": "mynet"}] * 3],
+    )
+    study = design([trained, *untrained])
+    assert [member.name for member in study.untrained] == ["new0", "new1", "new2"]
+    assert all(is_twin(member, study.trained[0]) for member in study.untrained)
+    assert {member.family for member in study.members} == {"mynet"}
+    assert trained.provenance["batch_norm"] == "eval mode"
+    assert untrained[0].provenance["batch_norm"] == "eval mode, not recalibrated"
+
+
+def test_an_untrained_torch_module_is_recalibrated_and_keeps_its_own_statistics(tmp_path: Path) -> None:
+    model = net_of_ones_own(0)
+    options: dict[str, Any] = {"transform": SMALL, "limit": 40, "layers": "1", "name": "mine"}
+    store = extract(model, "digits", tmp_path, recalibrate=True, provenance={"weights": "random"}, **options)
+    assert store.provenance["batch_norm"] == "recalibrated on 40 samples"
+    # channel means over the pictures are 0 after batch norm with the statistics of these pictures
+    np.testing.assert_allclose(store["1"][:].mean(0), 0, atol=1e-5)
+    assert not model[1].running_mean.any()  # type: ignore[operator]
+    again = extract(model, "digits", tmp_path, recalibrate=True, provenance={"weights": "random"}, **options)
+    assert again.provenance == store.provenance
+
+
+def test_provenance_of_the_user_cannot_contradict_the_extraction(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"transform": SMALL, "limit": 4, "layers": "1"}
+    with pytest.raises(InvalidInputError, match="itself records data as 'digits', which contradicts 'photos'"):
+        extract(net_of_ones_own(0), "digits", tmp_path, provenance={"data": "photos"}, **options)
+    with pytest.raises(InvalidInputError, match="records weights as 'pretrained', which contradicts 'random'"):
+        extract("digits_vit.seed0", "digits", tmp_path, provenance={"weights": "random"}, limit=4)
+    with pytest.raises(InvalidInputError, match="use it with provenance={'weights': 'random'}"):
+        extract(net_of_ones_own(0), "digits", tmp_path, recalibrate=True, **options)
+    with pytest.raises(InvalidInputError, match="2 provenances for 1 model"):
+        extract([net_of_ones_own(0)], "digits", tmp_path, provenance=[{}, {}], **options)
+    with pytest.raises(InvalidInputError, match="expected a dictionary, got str"):
+        extract(net_of_ones_own(0), "digits", tmp_path, provenance="random", **options)  # type: ignore[call-overload]
+    with pytest.raises(InvalidInputError, match="provenance"):
+        extract(net_of_ones_own(0), "digits", tmp_path, provenance={"loss": float("nan")}, **options)
+    store = extract(
+        "digits_vit.seed0", "digits", tmp_path, provenance={"run": 7, "architecture": "digits_vit"}, limit=4
+    )
+    assert store.provenance["run"] == 7
 
 
 def test_batches_that_cut_blocks_are_refused(tmp_path: Path) -> None:
@@ -440,13 +512,14 @@ def test_a_disk_without_room(tmp_path: Path) -> None:
 
 def test_the_plan_has_the_size_of_the_store(tmp_path: Path) -> None:
     job = plan(tmp_path / "not" / "there")
-    assert job.bytes_per_sample == 4 * (math.prod(job.arrays[0].shape) + 3 * 8 * 8)
+    assert job.bytes_per_sample == 4 * (math.prod(job.arrays[0].shape) + 3 * 8 * 8 + 114)
     assert job.bytes == 7 * job.bytes_per_sample
     assert job.bytes_free > 0
     assert not job.folder.exists()
     store = job.run()
     assert store.pixels is not None
-    assert sum(array[:].nbytes for array in (store["layer1.0"], store.pixels)) == job.bytes
+    assert store.statistics is not None
+    assert sum(array[:].nbytes for array in (store["layer1.0"], store.pixels, store.statistics)) == job.bytes
 
 
 def plan(folder: Path) -> Extraction:

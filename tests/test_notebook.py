@@ -22,6 +22,7 @@ from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.extraction import Extraction, choose_samples
 from repsim.extractors import open_images
 from repsim.extractors.factory import make_extractor
+from repsim.results.chance import chance_of
 from repsim.results.summary import closest
 from repsim.results.variables import COORDINATES, VARIABLES
 from repsim.runtime import notebook
@@ -119,7 +120,14 @@ def test_a_result_shows_the_closest_layers_and_a_heatmap(result: xr.Dataset) -> 
     tables_shown = [table.rows for table in view.tables]
     for rows, (name, pick) in zip(tables_shown, (("cka", np.argmax), ("procrustes", np.argmin)), strict=True):
         for row, values in zip(rows, result[name].values, strict=True):
-            assert row[1:] == (result["layer_b"].values[pick(values)], f"{values[pick(values)]:.4f}")
+            by_pair = chance_of(result[name])
+            assert by_pair is not None
+            levels = by_pair[rows.index(row)]
+            at = pick(values - levels)
+            above = (values - levels)[at] * (1 if name == "cka" else -1) > 0
+            layer = result["layer_b"].values[at] if above else "none is above chance"
+            shown = values[at], *([levels[at]] if name == "procrustes" else [])
+            assert row[1:] == (layer, *(f"{number:.4f}" for number in shown))
     assert view.heading == "net.seed0 x other.seed0: 40 samples of given"
     assert view.heading in repr(view)
     assert view._repr_html_().count('src="data:image/png;base64,iVBOR') == 1
@@ -215,7 +223,8 @@ def test_of_layers_that_are_level_the_first_is_closest_and_zero_has_no_sign(resu
     cka.values[1] = noise
     rows = closest(cka).rows
     first = str(cka["layer_b"].values[0])
-    assert [row[1:] for row in rows[:3]] == [(first, "0.9000"), (first, "0.0000"), (first, "0.3000")]
+    level = first if noise > 0 else "none is above chance"
+    assert [row[1:] for row in rows[:3]] == [(first, "0.9000"), (level, "0.0000"), (first, "0.3000")]
 
 
 def test_plain_tables_align() -> None:

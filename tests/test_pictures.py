@@ -24,7 +24,7 @@ from repsim.extraction import choose_samples, extract
 from repsim.extractors import open_images
 from repsim.extractors.decoding import suffixes
 from repsim.extractors.images import examine
-from repsim.labels import LayerKey, SampleIds
+from repsim.labels import INPUT, STATISTICS, LayerKey, SampleIds
 from repsim.stores import reader
 from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import open_store
@@ -144,7 +144,8 @@ def without_hashes(path: Path, store: Any) -> Path:
     ids = SampleIds(old.sample_ids.ids, old.sample_ids.content)
     with StoreWriter(path, Contents(**{**vars(old), "sample_ids": ids}), overwrite=True) as writer:
         for spec in old.arrays:
-            array = store.pixels if spec.key.control else store[spec.key.layer]
+            control = {INPUT: store.pixels, STATISTICS: store.statistics}.get((spec.key.layer, spec.key.readout))
+            array = store[spec.key.layer] if control is None else control
             writer.write(spec.key, slice(None), array[:])
         writer.mark_done(slice(None))
     return path

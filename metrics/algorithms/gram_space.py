@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from repsim.metrics.algorithms.sweep import SummedMeasure, SummedSweep, Sums
-from repsim.metrics.recipes.gram import KernelMatrix
+from repsim.metrics.recipes.gram import KernelMatrix, common_groups
 from repsim.metrics.recipes.rows import cut, float64_device, prefetch
 from repsim.runtime import tuning
 
@@ -60,6 +60,7 @@ class GramSweep(SummedSweep[GramMeasure]):
         draws = [layer.draws for layer in self.layers]
         self.draws: list[KernelMatrix] = [draw for of_layers in zip(*draws, strict=True) for draw in of_layers]
         self.times = len(draws[0])
+        self.groups = common_groups(self.draws)
         self.tile, self.held = tile, held
         self.dtype = functools.reduce(torch.promote_types, (draw.dtype for draw in self.draws))
         self.device = self.draws[0].device
@@ -141,15 +142,16 @@ class GramSweep(SummedSweep[GramMeasure]):
         for i, j in tiles(left, right, self.draws[0].block, self.tile):
             shape = (len(self.draws), i.stop - i.start, j.stop - j.start)
             kernels, spare = (m[: math.prod(shape)].view(shape) for m in (memory[0], memory[-1]))
+            alike = None if self.groups is None else self.groups.same(i, j, self.device)
             for k, draw in enumerate(self.draws):
                 draw.tile(x[k][_within(i, left)], y[k][_within(j, right)], i, j, kernels[k])
                 if not several:  # while the tile is in the cache
-                    _centre(kernels[k], shifts[0][k], i, j, hollow=self.measures[0].unbiased)
+                    _centre(kernels[k], shifts[0][k], i, j, hollow=self.measures[0].unbiased, alike=alike)
             for m, measure in enumerate(self.measures):
                 if several:
                     spare.copy_(kernels)
                     for k in range(len(self.draws)):
-                        _centre(spare[k], shifts[m][k], i, j, hollow=measure.unbiased)
+                        _centre(spare[k], shifts[m][k], i, j, hollow=measure.unbiased, alike=alike)
                 self._collect(spare.unflatten(0, (self.times, layers)), i, j, products[m], squares[m])
         return torch.cat([products.flatten(1), squares], 1).flatten().cpu().numpy()
 
@@ -213,10 +215,13 @@ def _within(i: slice, panel: slice) -> slice:
     return slice(i.start - panel.start, i.stop - panel.start)
 
 
-def _centre(tile: Tensor, offsets: Tensor, i: slice, j: slice, *, hollow: bool) -> None:
+def _centre(tile: Tensor, offsets: Tensor, i: slice, j: slice, *, hollow: bool, alike: Tensor | None) -> None:
+    """Subtract the offsets; with ``hollow``, set the diagonal to 0, or the pairs ``alike``, which are in one group."""
     tile -= offsets[i, None]
     tile -= offsets[j]
-    if hollow and i == j:
+    if hollow and alike is not None:
+        tile.masked_fill_(alike, 0)
+    elif hollow and i == j:
         tile.fill_diagonal_(0)
 
 

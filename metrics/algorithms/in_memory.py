@@ -23,6 +23,7 @@ def compare_in_memory(rows: Sequence[Any], columns: Sequence[Any], measure: Any)
     sweeps: list[GramSweep | MomentSweep] = []
     if "gram" in measure.algorithms:
         sweeps.append(GramSweep(rows, columns, [measure], panel=settings.panel, tile=tile_side(len(layers), 4)))
-    if "moments" in measure.algorithms and all(isinstance(layer, MomentFactor) for layer in layers):
+    grouped = any(getattr(layer, "groups", None) is not None for layer in layers)  # feature space has every pair
+    if "moments" in measure.algorithms and not grouped and all(isinstance(layer, MomentFactor) for layer in layers):
         sweeps.append(MomentSweep(rows, columns, [measure], chunk=settings.run, room=settings.unit_memory_kept))
     return min(sweeps, key=lambda sweep: sweep.flop).run()[0]

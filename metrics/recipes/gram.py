@@ -9,22 +9,26 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from typing_extensions import override
 
-from repsim.errors import UndefinedValueError
+from repsim.errors import InvalidInputError, UndefinedValueError
 from repsim.labels import partition
 from repsim.metrics.recipes.base import Factor, MomentFactor, Recipe, StreamingRecipe
 from repsim.metrics.recipes.cost import Cost, LayerSize, Memory
+from repsim.metrics.recipes.groups import Groups
 from repsim.metrics.recipes.rows import Centred, Rows, column_means, cut, float64_device, in_memory, pieces
 from repsim.runtime import tuning
 
 Kernel = Literal["linear", "rbf", "distance"]
+_ONE_MATRIX = 8192
+"""Largest number of samples for which a whole centred Gram matrix is made, for a chance level."""
 _FAR = 2.0**-10
 """Samples whose median squared norm is below this share of the mean lose half of the digits of float32."""
 NEAR = 2.0**-12
@@ -80,8 +84,14 @@ class KernelMatrix(ABC):
     def offsets(self, *, unbiased: bool) -> Float64[Tensor, "blocks b"]:
         """Return the vector o of every block, such that the centred matrix is K_ij - o_i - o_j.
 
-        Biased: double centring H K H. Unbiased: U-centring (Szekely & Rizzo 2014), which leaves the diagonal out.
+        Biased: double centring H K H. Unbiased: U-centring (Szekely & Rizzo 2014), which leaves the diagonal out, or,
+        for samples in groups, all pairs within a group (`Groups`).
         """
+
+    @property
+    def groups(self) -> Groups | None:
+        """Groups of samples whose pairs do not count after U-centring; None if all samples are independent."""
+        return None
 
     @property
     def in_memory(self) -> bool:
@@ -104,6 +114,17 @@ class Kernels(Factor, Protocol):
 
 
 K_co = TypeVar("K_co", bound=Kernels, covariant=True)
+
+
+def common_groups(draws: Sequence[KernelMatrix]) -> Groups | None:
+    """Return the groups of samples of all kernel matrices; raise `InvalidInputError` if they differ."""
+    first = draws[0].groups
+    for draw in draws:
+        if draw.groups is not first and (
+            draw.groups is None or first is None or not torch.equal(draw.groups.numbers, first.numbers)
+        ):
+            raise InvalidInputError("the samples of these layers are in different groups; use the same groups for all")
+    return first
 
 
 class KernelRecipe(Recipe[K_co]):
@@ -154,12 +175,16 @@ class Gram(KernelMatrix, MomentFactor):
     """Samples of a minibatch, if the matrix is cut into minibatches."""
     source_dtype: torch.dtype | None = None
     """Dtype of the layer, if the features have a wider one."""
+    groups: Groups | None = None
+    """Groups of samples that are not independent; set by `grouped`."""
+    sums_within: Float64[Tensor, " n"] | None = None
+    """Sum of each row of the kernel over the sample's own group, itself included; None without groups."""
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        held = [t for t in (self.features, self.squared_norms, self.row_sums) if isinstance(t, Tensor)]
-        return sum(t.nbytes for t in held)
+        held = (self.features, self.squared_norms, self.row_sums, self.sums_within)
+        return sum(t.nbytes for t in held if isinstance(t, Tensor))
 
     @property
     def n(self) -> int:
@@ -288,13 +313,93 @@ class Gram(KernelMatrix, MomentFactor):
         K = self._kernel(x @ x.T, x, x, everything, everything)
         return K - K.mean(0) - K.mean(1, keepdim=True) + K.mean()
 
+    @cached_property
+    def concentration(self) -> float | None:
+        """tr(HKH) / ||HKH||_F, the root of the participation ratio; None for a layer too large for one matrix."""
+        if self.n > _ONE_MATRIX or self.n * self.features.shape[1] > _ONE_MATRIX**2:
+            return None
+        K = self.centred()
+        return float(K.trace() / torch.linalg.matrix_norm(K))
+
     def offsets(self, *, unbiased: bool) -> Float64[Tensor, "blocks b"]:
         """Compute the offsets from the row sums; the diagonal is 0 for the RBF kernel, as it is held here, and for
         distances.
         """
+        if unbiased and self.groups is not None:
+            assert self.sums_within is not None, "set together with the groups"
+            return self.groups.solve(self.row_sums - self.sums_within)[None]
         diagonal = self.squared_norms if self.kernel == "linear" else torch.zeros_like(self.squared_norms)
         blocks = (t.view(-1, self.block) for t in (self.row_sums, diagonal))
         return offsets(*blocks, unbiased=unbiased)
+
+    def grouped(self, groups: Groups | None) -> "Gram":
+        """Return the same kernel of samples in groups: pairs within a group do not count after U-centring.
+
+        Reads the layer once. Groups of single samples are no groups.
+
+        Raises
+        ------
+        InvalidInputError
+            If there are fewer than 4 groups, one has half of the samples or more, or the kernel is cut into
+            minibatches.
+        """
+        if groups is None or groups.trivial:
+            return dataclasses.replace(self, groups=None, sums_within=None)
+        if self.block != self.n:
+            raise InvalidInputError("minibatches have no estimator for samples in groups; take estimator=debiased")
+        if groups.n != self.n:
+            raise InvalidInputError(f"{groups.n} groups for {self.n} samples: give the group of every sample")
+        groups.check()
+        within = torch.empty_like(self.squared_norms)
+        for samples in whole_groups(groups, tuning.current().run):
+            part = self.select(samples)
+            within[samples.to(within.device)] = part.sums_of(groups.numbers[samples])
+        return dataclasses.replace(self, groups=groups, sums_within=within)
+
+    def select(self, samples: Tensor) -> "Gram":
+        """Return the kernel of some samples in this order, in memory, with the centre, scale and width of all samples.
+
+        Its row sums are 0, and it has no groups.
+        """
+        norms = self.squared_norms[samples.to(self.squared_norms.device)]
+        features = self.features[samples.to(self.device)]
+        return dataclasses.replace(
+            self, features=features, squared_norms=norms, row_sums=torch.zeros_like(norms), groups=None,
+            sums_within=None, size=None,
+        )  # fmt: skip
+
+    def sums_of(self, numbers: Int64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+        """Return the sum of each row of the kernel over the samples with the same number, itself included."""
+        place = self.squared_norms.device
+        sums = torch.zeros_like(self.squared_norms)
+        numbers = numbers.to(place)
+        if self.kernel == "linear":
+            labels, numbers = numbers.unique(return_inverse=True)
+            totals = torch.zeros(len(labels), self.p, dtype=torch.float64, device=place)
+            for i in cut(self.n, tuning.current().run):
+                totals.index_add_(0, numbers[i], self.features[i].to(totals))
+            for i in cut(self.n, tuning.current().run):
+                sums[i] = torch.linalg.vecdot(self.features[i].to(totals), totals[numbers[i]])
+            return sums
+        runs = list(cut(self.n, tuning.current().run))
+        for i in runs:
+            for j in runs:
+                tile = torch.empty(i.stop - i.start, j.stop - j.start, dtype=self.dtype, device=self.device)
+                self.tile(self.features[i], self.features[j], i, j, tile)
+                alike = numbers[i, None] == numbers[j]
+                sums[i] += tile.to(place).double().masked_fill_(~alike, 0).sum(1)
+        return sums
+
+
+def whole_groups(groups: Groups, size: int) -> Iterator[Int64[Tensor, " run"]]:
+    """Yield all samples in runs of whole groups: of at most ``size`` samples, or of one larger group."""
+    first = 0
+    while first < groups.count:
+        last = first + 1
+        while last < groups.count and int(groups.starts[last + 1] - groups.starts[first]) <= size:
+            last += 1
+        yield groups.order[int(groups.starts[first]) : int(groups.starts[last])]
+        first = last
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from repsim.metrics.recipes.products import column_pieces
 from repsim.metrics.recipes.rows import Centred, cut, pieces
+from repsim.metrics.recipes.truncation import with_ties
 from repsim.runtime import tuning
 
 _SHARE = 4
@@ -93,12 +94,15 @@ def leading_by_krylov(x: Centred, variance: float, floor: float) -> Leading | No
         explained = values.cumsum(0)
         if explained[-1] >= target:
             k = int((explained < target).sum()) + 1
-            vectors, values = vectors[:, :k], values[:k]
+            kept = with_ties(values.clamp(min=0).sqrt(), k)
+            ends = kept < size  # otherwise later values may be equal, too
+            vectors, values = vectors[:, :kept], values[:kept]
             residual = (images @ vectors).addcmul_(space @ vectors, values, value=-1).div_(values.sqrt())
             error = float(residual.square().sum().sqrt())
             fewer = math.sqrt(float(explained[k - 2])) if k > 1 else 0.0
             if (
-                error <= tuning.current().krylov_error * norm
+                ends
+                and error <= tuning.current().krylov_error * norm
                 and (fewer + error) ** 2 < target
                 and values[-1] > values[0] * floor**2
             ):

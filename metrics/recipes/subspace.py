@@ -26,6 +26,7 @@ from repsim.metrics.recipes.rows import (
     in_memory,
     pieces,
 )
+from repsim.metrics.recipes.truncation import enough, leading
 from repsim.runtime import tuning
 
 _ROUNDINGS = 1024
@@ -119,13 +120,21 @@ class Subspace(MomentFactor):
         return dataclasses.replace(self, basis=self.basis[order.to(self.device)])
 
     def components(self, variance: float) -> int:
-        """Return the smallest k with sum_{i<=k} s_i^2 >= variance sum s_i^2. Note the squares."""
+        """Return the smallest k with sum_{i<=k} s_i^2 >= variance sum s_i^2, and s_k > s_{k+1}. Note the squares.
+
+        If singular values are equal at the cut, all of them are kept: which directions belong to some of them is not
+        determined.
+        """
         if variance == 1:  # all directions, also those that add less than rounding errors
             assert self.complete, "the recipe kept fewer directions"
             return self.rank
         k = leading(self.singular_values, self.total, variance)
         assert self.complete or k < self.rank or self._explains(variance), "the recipe kept fewer directions"
         return k
+
+    def tied_at_cut(self, variance: float) -> int:
+        """Return how many directions are kept only because they tie with the last one that the share requires."""
+        return 0 if variance == 1 else self.components(variance) - enough(self.singular_values, self.total, variance)
 
     def _explains(self, variance: float) -> bool:
         s = self.singular_values
@@ -137,12 +146,6 @@ def refuse_ties(values: Float64[Tensor, " r"], what: str) -> None:
     values = values.detach()
     if bool((values[:-1] - values[1:] <= _TIE * values[:-1]).any()):
         raise UndefinedValueError(f"two {what} are equal, so their directions, and the gradient, are not determined")
-
-
-def leading(s: Float64[Tensor, " r"], total: float, variance: float) -> int:
-    """Return the smallest k with sum_{i<=k} (s_i / s_1)^2 >= variance x total."""
-    explained = (s / s[0]).square().cumsum(0)
-    return min(len(s), int((explained < variance * total).sum()) + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +229,8 @@ class PrincipalSubspace(StreamingRecipe[Subspace], DifferentiableRecipe[Subspace
     Parameters
     ----------
     variance : float
-        Keep the fewest directions that explain this share of the variance, in (0, 1]; 1 keeps all.
+        Keep the fewest directions that explain this share of the variance, in (0, 1], and those whose singular values
+        are equal to the last; 1 keeps all.
     loadings : bool
         Whether to compute loadings.
     centred : bool
@@ -390,7 +394,8 @@ class PrincipalSubspace(StreamingRecipe[Subspace], DifferentiableRecipe[Subspace
         kept, total, complete = self._kept(s, x.detach(), peak, vh.__getitem__)
         real = _more_than_noise(s, x.detach(), peak, vh.__getitem__)
         rotated = values @ (vh[real].T / s[real])
-        if complete:
+        cut = self.variance < 1 and enough(s[real], total, self.variance) < len(real)
+        if complete and not cut:
             basis = torch.linalg.qr(rotated)[0]
         else:
             refuse_ties(s[real], "singular values of the layer")

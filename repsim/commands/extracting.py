@@ -57,6 +57,7 @@ def extract(models: Sequence[str], data: str, out: Path, *, dry_run: bool, **key
       repsim extract vit_small_patch16_224 --weights my.pth --img-size 384 --mean 0.5 --data photos/
       repsim extract digits_resnet.seed0 --data digits --split test --limit 500
       repsim extract resnet18 --data photos/ --labels labels.csv --name 'my network'
+      repsim extract resnet18 --data frames/ --groups 're:scene(\\d+)'
       torchrun --nproc-per-node 4 -m repsim extract resnet50 --data photos/
     """
     from repsim.extraction.runs import Extracted, extract_steps, plan_extraction, read_keywords

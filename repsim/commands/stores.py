@@ -46,15 +46,20 @@ def inspect(store: Path, *, as_json: bool) -> None:
             ]
             facts = {"model": opened.model, "data": opened.data, "samples": len(opened), "layers": rows}
             facts["pixels"] = None if opened.pixels is None else opened.pixels.shape
+            facts["statistics"] = opened.statistic_names
             click.echo(json.dumps(facts | {"provenance": opened.provenance}))
             return
         ids = opened.sample_ids.ids
         click.echo(f"{store}: {opened.model} on {opened.data}, {len(ids)} samples ({ids[0]} ... {ids[-1]})")
         if opened.labels is not None:
             click.echo(f"labels: {len(opened.classes) or len(set(opened.labels.tolist()))} classes")
+        if opened.groups is not None:
+            click.echo(f"groups: {len(opened.group_names)}, whose samples are not independent")
         terminal.print_table(opened.table())
         if opened.pixels is not None:
             click.echo(f"pixels of the input: {times(opened.pixels.shape)}, a control beside the layers")
+        if opened.statistics is not None:
+            click.echo(f"statistics of the input: {times(opened.statistics.shape)}, a control beside the layers")
         for key, value in opened.provenance.items():
             if value not in (None, "", {}, []):
                 click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")

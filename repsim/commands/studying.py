@@ -23,9 +23,10 @@ from repsim.study.options import UniversalityOptions
     without=["controls_folder", "draws"],
     complete={"metrics": completing.metrics},
 )
+@click.option("--explain", is_flag=True, help="Tell what these stores can and cannot show, what to add, and end.")
 @JSON
 def universality(
-    stores: Sequence[Path], out: Path | None, families: Sequence[str], *, as_json: bool, **chosen: Any
+    stores: Sequence[Path], out: Path | None, families: Sequence[str], *, explain: bool, as_json: bool, **chosen: Any
 ) -> None:
     """Do models of several architectures share something that they learned, and is it universal across them?
 
@@ -34,19 +35,26 @@ def universality(
     and with other seeds of the same architecture. A summary in plain sentences follows.
 
     Use several trained models of two families or more, with several seeds of each and untrained networks of every
-    architecture. What is learned is called universal only if every pair of families is more alike than each control,
-    shown for networks of these architectures. Of fewer networks, the summary claims less and says why.
+    architecture. Something learned is called universal only of families of which every pair exceeds every one of its
+    controls, and only if enough networks of each architecture show it. Of fewer networks, the summary claims less and
+    says why. --explain tells what the stores can show, and what to add.
 
     \b
     Examples:
       repsim universality acts/*.h5 --controls untrained:3 -o study.nc
+      repsim universality acts/*.h5 --explain
       repsim universality acts/*.h5 --family cnn='*net*' --family vit='*vit*'
       repsim universality acts/*.h5 -m cka -m mutual_knn:k=5 --json
     """
     from repsim.results.export import study_as_json
+    from repsim.study.feasibility import explain_study
     from repsim.study.universality import conduct
 
     chosen["metrics"] = list(chosen["metrics"])
+    if explain:
+        sentences = explain_study(stores, families=_families(families), readout=chosen["readout"])
+        click.echo(json.dumps(sentences) if as_json else "\n".join(sentences))
+        return
     with terminal.progress_of_steps() as steps:
         study = conduct(
             stores, UniversalityOptions(families=_families(families), **chosen), out=out, steps=steps,

@@ -448,9 +448,11 @@ class Comparison:
         )
         if not rows or not columns:
             return
-        sweep = _sweep(stage, [factors[name] for name in rows], [factors[name] for name in columns])
+        ambiguities = {metric.spec: metric.ambiguity for metric in stage.metrics if metric.ambiguity is not None}
+        measures = [*stage.metrics, *ambiguities.values()]
+        sweep = _sweep(stage, measures, [factors[name] for name in rows], [factors[name] for name in columns])
         title = repr(
-            (__version__, stage.recipe, [m.spec for m in stage.metrics], stage.algorithm, stage.form, self.matrix.n)
+            (__version__, stage.recipe, [repr(m) for m in measures], stage.algorithm, stage.form, self.matrix.n)
         )
         title += repr(
             (stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept, self._device_type, self.tf32)
@@ -459,8 +461,9 @@ class Comparison:
         computed = compute_sweep(
             sweep, title, checkpoints=checkpoints, me=self.me, step=meter.comparing(stage, sweep.units)
         )
-        for metric, values in zip(stage.metrics, computed, strict=True):
-            self.matrix.enter(metric, rows, columns, values, factors)
+        differences = dict(zip(ambiguities, computed[len(stage.metrics) :], strict=True))
+        for metric, values in zip(stage.metrics, computed, strict=False):
+            self.matrix.enter(metric, rows, columns, values, factors, differences=differences.get(metric.spec))
 
     def _read(self, layer: Layer, min_samples: int) -> Rows | Tensor:
         if layer.key.form == "features":
@@ -524,8 +527,8 @@ def _precision(*, tf32: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(previous)
 
 
-def _sweep(stage: Stage, rows: list[Any], columns: list[Any]) -> Sweep[Any]:
-    measures: Sequence[Any] = stage.metrics  # the planner has checked that they support the algorithm
+def _sweep(stage: Stage, measures: Sequence[Any], rows: list[Any], columns: list[Any]) -> Sweep[Any]:
+    """Return the algorithm of a stage; the planner has checked that the measures support it."""
     if stage.algorithm == "gram":
         return GramSweep(rows, columns, measures, panel=stage.panel, tile=stage.tile, held=stage.held)
     if stage.algorithm == "moments":

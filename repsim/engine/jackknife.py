@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from typing_extensions import override
 
+from repsim.errors import InvalidInputError
 from repsim.metrics.algorithms.gram_space import GramMeasure, GramSweep, tile_side
 from repsim.metrics.recipes.rows import float64_device
 from repsim.runtime import tuning
@@ -60,6 +61,8 @@ class LeaveOneOut(GramSweep):
         panel, room = panel or tuning.current().panel, room or tuning.current().unit_memory
         tile = tile or tile_side(len({id(layer) for layer in [*rows, *columns]}), 4)
         super().__init__(rows, columns, [measure], panel=panel, tile=tile)
+        if self.groups is not None:
+            raise InvalidInputError("samples in groups are left out group by group (LeaveOneGroupOut)")
         n, sample = self.draws[0].n, 8 * (self.height * self.width + len(self.layers))
         self._twice = n * sample > room
         if self._twice:

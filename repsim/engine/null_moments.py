@@ -89,6 +89,8 @@ def cubic_moments(
     """
     if any(layer.block != layer.n for layer in layers):
         raise InvalidInputError("these Gram matrices are divided into minibatches; give Gram matrices of all samples")
+    if any(layer.groups is not None for layer in layers):
+        raise InvalidInputError("the moments are those of permutations of single samples, and these are in groups")
     if not layers:
         return []
     sweep = _Cubes(layers)

@@ -18,8 +18,11 @@ from repsim.labels import LayerKey
 from repsim.metrics import Factor, Metric
 from repsim.metrics import get as metric_of
 from repsim.results import schema
+from repsim.results.chance import chance_of
 from repsim.results.summary import split_cautions
+from repsim.results.variables import CHANCE
 from repsim.results.versions import FORMAT, VERSION
+from repsim.runtime import tuning
 from repsim.stores.store import ActivationStore
 
 Job = tuple[list[LayerShape], list[LayerShape], list[Metric[Any]]]
@@ -99,6 +102,8 @@ class Matrix:
         self.undefined: dict[str, set[str]] = defaultdict(set)
         self.cautions: dict[str, list[str]] = defaultdict(list)
         """Cautions about single pairs; `_cautions` adds the one about too few samples."""
+        self.chance: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.full(shape, np.nan))
+        """Mean values of unrelated layers, NaN where they are not known."""
         self.diagnostics: dict[str, dict[str, int]] = defaultdict(dict)
         """Diagnostics of layers: ``title.name`` -> unique name of the layer -> number."""
         self.left_out: list[str] = []
@@ -218,6 +223,8 @@ class Matrix:
             self.values[str(spec)][np.ix_(*positions)] = variable.values
             self.undefined[str(spec)] |= set(json.loads(variable.attrs["undefined"]))
             self.cautions[str(spec)] += split_cautions(json.loads(variable.attrs["cautions"]), result)[1]
+            levels = chance_of(variable)
+            self.chance[str(spec)][np.ix_(*positions)] = np.nan if levels is None else levels
             self._earlier_titles.add(str(spec))
         for name, coordinate in result.coords.items():
             for side, layers, side_names in zip("ab", (self.rows, self.columns), names, strict=True):
@@ -257,8 +264,13 @@ class Matrix:
         columns: Sequence[str],
         values: NDArray[np.float64],
         factors: Mapping[str, Factor],
+        *,
+        differences: NDArray[np.float64] | None = None,
     ) -> None:
-        """Enter the values of a metric for these rows and columns, with reasons, cautions and diagnostics."""
+        """Enter the values of a metric for these rows and columns, with reasons, cautions and diagnostics.
+
+        ``differences`` are the values of the `ambiguity` of the metric.
+        """
         title = self.title(metric, self._by_name[rows[0]].key.readout)
         matrix = self.values[title]
         i, j = [self._position[0][name] for name in rows], [self._position[1][name] for name in columns]
@@ -276,11 +288,44 @@ class Matrix:
                 layers = [self._by_name[name].name for name in (a, b) if self._by_name[name].name in without_values]
                 what = f"layer {layers[0]}" if layers else f"layers {pair}"
                 self.undefined[title].add(f"{what}: {metric.reason(factors[a], factors[b])}")
-            elif caution := metric.caution(factors[a], factors[b]):
-                self.cautions[title].append(f"{pair}: {caution}")
+            else:
+                ambiguous = differences is not None and metric.ambiguous(differences[rows.index(a), columns.index(b)])
+                for caution in filter(None, (metric.caution(factors[a], factors[b]), ambiguous)):
+                    self.cautions[title].append(f"{pair}: {caution}")
+        self._enter_chance(metric, title, pairs, factors)
         for name in {*rows, *columns}:
             for diagnostic, number in metric.diagnostics(factors[name]).items():
                 self.diagnostics[f"{title}.{diagnostic}"][name] = number
+
+    def _enter_chance(
+        self, metric: Metric[Any], title: str, pairs: Sequence[tuple[str, str]], factors: Mapping[str, Factor]
+    ) -> None:
+        """Enter the chance levels of pairs that have a value, unless there are too many of them."""
+        if not metric.paired or len(pairs) > tuning.current().chance_pairs:
+            return
+        levels, values = self.chance[title], self.values[title]
+        means: dict[tuple[str, str], float | None] = {}
+        for a, b in pairs:
+            at = self._position[0][a], self._position[1][b]
+            if math.isnan(values[at]):
+                continue
+            key = (min(a, b), max(a, b)) if metric.symmetric else (a, b)
+            if key not in means:
+                means[key] = metric.chance_mean(factors[a], factors[b])
+            if (mean := means[key]) is not None:
+                levels[at] = mean
+
+    def _with_chance(self, result: xr.Dataset, metric: Metric[Any], title: str) -> xr.Dataset:
+        """Add the chance levels of a variable, if all its values have one and it is not 0."""
+        levels = np.where(np.isnan(self.values[title]), np.nan, self.chance[title])
+        if not metric.paired:
+            kind = "undefined"
+        elif np.isnan(levels[~np.isnan(self.values[title])]).any():
+            kind = "unknown"
+        else:
+            kind = "known" if np.nanmax(np.abs(levels)) else "zero"
+        result[title].attrs["chance"] = kind
+        return result.assign_coords({title + CHANCE: (("layer_a", "layer_b"), levels)}) if kind == "known" else result
 
     def _layers_without_values(self, values: NDArray[np.float64]) -> set[str]:
         """Return layers whose values are all NaN: one reason for each is enough. If everything is NaN, return none."""
@@ -361,7 +406,7 @@ class Matrix:
                     continue
                 title = self.title(metric, readout)
                 result[title] = variable
-                result = self._with_diagnostics(result, title)
+                result = self._with_diagnostics(self._with_chance(result, metric, title), title)
             if len(failed) == max(1, len(self.readouts)) and metric.spec not in optional:
                 raise failed[0]
             self.left_out += map(str, failed)

@@ -6,6 +6,7 @@ from features it takes n p q, which is small for layers truncated to a few direc
 (`repsim.engine.shared_directions`).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +29,8 @@ from repsim.errors import InvalidInputError
 from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.algorithms.gram_space import GramMeasure
 from repsim.metrics.base import GramMetric, MomentMetric
-from repsim.metrics.recipes.gram import Gram, KernelMatrix
+from repsim.metrics.recipes.gram import Gram, KernelMatrix, common_groups
+from repsim.metrics.recipes.groups import Groups
 from repsim.metrics.recipes.rows import cut, float64_device
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
@@ -64,7 +66,8 @@ def permuted(
     -------
     array of shape (count, rows, columns)
     """
-    if "moments" in measure.algorithms and _shared_directions([*rows, *columns]) is not None:
+    shared = "moments" in measure.algorithms and _shared_directions([*rows, *columns]) is not None
+    if shared and _within_bytes(rows, columns) <= memory:
         return _from_directions(rows, columns, measure, orders, progress=progress)
     if _features_are_cheaper(rows, columns, measure, len(orders), memory):
         return _from_features(rows, columns, measure, orders, progress=progress)
@@ -80,7 +83,7 @@ def _features_are_cheaper(
         return False
     n, dtype, _ = common_properties(layers)
     p, q = (sum(layer.p for layer in side) for side in (rows, columns))
-    if 8 * n * (p + q) > memory:
+    if 8 * n * (p + q) + _within_bytes(rows, columns) > memory:
         return False
     smaller, larger = sorted((len(rows), len(columns)))
     try:
@@ -177,8 +180,12 @@ def _debiased_and_normalised(
     orders: Int64[Tensor, "count n"],
 ) -> Float64[np.ndarray, "count rows columns"]:
     """Return the values of the measure from ||X'PY||^2: subtract the bias, and divide by the norms."""
-    n = rows[0].n
-    if measure.unbiased:
+    n, groups = rows[0].n, common_groups([*rows, *columns])
+    if measure.unbiased and groups is not None:
+        within = _Within(rows, columns, groups)
+        for k, order in enumerate(orders):
+            values[k] -= within.products(order).cpu().numpy()
+    elif measure.unbiased:
         g, h = (
             torch.stack([layer.squared_norms for layer in side]).to(float64_device(rows[0].device))
             for side in (rows, columns)
@@ -190,6 +197,59 @@ def _debiased_and_normalised(
         values /= np.array([_norm(layer, measure) for layer in rows])[:, None]
         values /= np.array([_norm(layer, measure) for layer in columns])
     return measure.finish(values)
+
+
+class _Within:
+    """Pairs of samples within groups, which ||X'PY||^2 holds, and <A, P B P'> does not.
+
+    A is 0 within groups and orthogonal to offsets of rows and columns, and so <A, P B P'> = <A, P L P'> with the kernel
+    L of the columns. The rows of a centred linear kernel sum to 0, and only pairs within groups remain of the offsets:
+
+        <A, P L P'> = ||X'PY||^2 - sum over pairs within groups of (K_ij - r_i - r_j) L_pi(i)pi(j).
+
+    A permutation exchanges groups of one size. So the pairs of these are one array, in which groups are gathered.
+    """
+
+    def __init__(self, rows: Sequence[Gram], columns: Sequence[Gram], groups: Groups) -> None:
+        self._numbers = groups.numbers
+        self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        """For every size of groups: their first samples, their places among those of this size, and the pairs of the
+        rows, with offsets, and of the columns: (layers, groups, size^2)."""
+        for size in groups.sizes.unique().tolist():
+            alike = (groups.sizes == size).nonzero()[:, 0]
+            place = torch.zeros(groups.count, dtype=torch.int64)
+            place[alike] = torch.arange(len(alike))
+            members = torch.stack([groups.members(int(group)) for group in alike])
+            left, right = (torch.stack([_pairs_within(layer, members) for layer in side]) for side in (rows, columns))
+            for k, layer in enumerate(rows):
+                r = layer.offsets(unbiased=True)[0][members.to(left.device)]
+                left[k] -= r[:, :, None] + r[:, None]
+            self._parts.append((members[:, 0], place, left.flatten(2), right.flatten(2)))
+
+    def products(self, order: Int64[Tensor, " n"]) -> Float64[Tensor, "rows columns"]:
+        """Return the sum over pairs within groups, for one permutation."""
+        total = torch.zeros(())
+        for first, place, left, right in self._parts:
+            groups = place[self._numbers[order.cpu()[first]]].to(right.device)
+            total = total + left.flatten(1) @ right[:, groups].flatten(1).T
+        return total
+
+
+def _pairs_within(layer: Gram, members: Int64[Tensor, "groups size"]) -> Float64[Tensor, "groups size size"]:
+    """Return the linear kernel within groups of one size."""
+    place = float64_device(layer.device)
+    pairs = torch.empty(*members.shape, members.shape[1], dtype=torch.float64, device=place)
+    for run in cut(len(members), max(1, tuning.current().piece // (members.shape[1] * layer.p))):
+        x = layer.features[members[run].flatten().to(layer.device)].to(place, torch.float64)
+        x = x.view(-1, members.shape[1], layer.p)
+        pairs[run] = x @ x.mT
+    return pairs
+
+
+def _within_bytes(rows: Sequence[Any], columns: Sequence[Any]) -> int:
+    """Return the bytes of all pairs within groups (`_Within`); 0 without groups."""
+    groups = rows[0].draws[0].groups
+    return 0 if groups is None else 16 * (len(rows) + len(columns)) * int(groups.sizes.square().sum())
 
 
 def _shared_directions(layers: Sequence[Any]) -> Float64[Tensor, "n k"] | None:
@@ -229,6 +289,11 @@ def _from_directions(
 def _norm(layer: Gram, measure: GramMetric[Any]) -> float:
     """Return ||A||; NaN if it is not larger than its rounding errors."""
     assert isinstance(measure, MomentMetric), "this measure cannot be computed in feature space"
+    if layer.groups is not None and measure.unbiased:
+        x = layer.features[:].to(float64_device(layer.device), torch.float64)
+        total = float(torch.linalg.matrix_norm(x.T @ x if layer.p <= layer.n else x @ x.T)) ** 2
+        square = total - float(_Within([layer], [layer], layer.groups).products(torch.arange(layer.n)))
+        return float(np.sqrt(square)) if square > 100 * layer.eps * total else math.nan
     sweep = MomentSweep([layer], [layer], [measure], chunk=tuning.current().run, room=tuning.current().unit_memory_kept)
     return float(np.sqrt(np.sum(list(sweep.parts(sweep.order)), axis=0)[-1]))
 

@@ -8,7 +8,7 @@ import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -18,6 +18,14 @@ from torch import Tensor
 
 from repsim import metrics as registry
 from repsim.engine import permutation, subsampling
+from repsim.engine.grouped import (
+    LeaveOneGroupOut,
+    check_permutations,
+    check_subsample,
+    group_permutations,
+    random_group_subsamples,
+    subsample,
+)
 from repsim.engine.jackknife import LeaveOneOut
 from repsim.engine.preparation import Source, prepare
 from repsim.errors import InvalidInputError, UndefinedValueError, UnreliableValueWarning
@@ -25,7 +33,8 @@ from repsim.labels import Form
 from repsim.metrics import Factor, Metric
 from repsim.metrics.base import GramMetric, PermutedAtOnce, as_samples
 from repsim.metrics.recipes.base import MomentFactor, PermutableFactor, StreamingRecipe
-from repsim.metrics.recipes.gram import Kernels
+from repsim.metrics.recipes.gram import Gram, Kernels
+from repsim.metrics.recipes.groups import Groups, GroupsLike
 from repsim.metrics.recipes.rows import Rows
 from repsim.runtime.arrays import SupportsArray, as_array
 from repsim.runtime.hardware import choose_device
@@ -39,8 +48,10 @@ Layers = ActivationStore | Mapping[str, Any] | Sequence[Any]
 Values = Float64[np.ndarray, "count rows columns"]
 
 
-def random_permutations(n: int, count: int, seed: int = 0) -> Int64[np.ndarray, "count n"]:
-    """Draw permutations of n samples.
+def random_permutations(
+    n: int, count: int, seed: int = 0, *, groups: GroupsLike | None = None
+) -> Int64[np.ndarray, "count n"]:
+    """Draw permutations of n samples, or of groups of samples.
 
     The identity is not included; it is drawn with the same probability as any other permutation. A permutation test has
     to add the observed value itself.
@@ -53,41 +64,64 @@ def random_permutations(n: int, count: int, seed: int = 0) -> Int64[np.ndarray, 
         Number of permutations.
     seed : int
         Seed of the random generator.
+    groups : sequence of n int or str, optional
+        Group of each sample. Whole groups are then exchanged with groups of the same size, and the order within groups
+        is kept: samples of one group are not exchangeable with others.
 
     Returns
     -------
     array of shape (count, n)
+
+    Raises
+    ------
+    InvalidInputError
+        If there is not one group for each sample, or fewer than 20 distinct rearrangements of the groups exist.
 
     Examples
     --------
     >>> random_permutations(5, 2)
     array([[2, 4, 3, 0, 1],
            [4, 1, 2, 0, 3]])
+    >>> random_permutations(8, 2, groups=[0, 0, 1, 1, 2, 2, 3, 3])
+    array([[4, 5, 0, 1, 2, 3, 6, 7],
+           [6, 7, 4, 5, 2, 3, 0, 1]])
     """
     if n < 1 or count < 1:
         raise InvalidInputError(f"expected at least 1 sample and 1 permutation, got n = {n} and count = {count}")
+    if groups is not None:
+        return group_permutations(Groups.of(groups, n), count, seed)
     rng = np.random.default_rng(seed)
     return np.stack([rng.permutation(n) for _ in range(count)])
 
 
-def random_subsamples(n: int, m: int, count: int, seed: int = 0) -> Int64[np.ndarray, "count m"]:
-    """Draw subsamples of m of n samples without replacement.
+@overload
+def random_subsamples(n: int, m: int, count: int, seed: int = 0) -> Int64[np.ndarray, "count m"]: ...
+@overload
+def random_subsamples(
+    n: int, m: int, count: int, seed: int = 0, *, groups: GroupsLike
+) -> list[Int64[np.ndarray, " samples"]]: ...
+def random_subsamples(
+    n: int, m: int, count: int, seed: int = 0, *, groups: GroupsLike | None = None
+) -> Int64[np.ndarray, "count m"] | list[Int64[np.ndarray, " samples"]]:
+    """Draw subsamples of m of n samples, or of m groups of samples, without replacement.
 
     Parameters
     ----------
     n : int
         Number of samples.
     m : int
-        Number of samples to draw, from 4 to n.
+        Number of samples to draw, from 4 to n; of groups, if there are groups.
     count : int
         Number of subsamples.
     seed : int
         Seed of the random generator.
+    groups : sequence of n int or str, optional
+        Group of each sample; whole groups are drawn.
 
     Returns
     -------
     array of shape (count, m)
-        Each row in increasing order.
+        Each row in increasing order. With groups, which may have different sizes, a list of arrays.
 
     Examples
     --------
@@ -95,6 +129,8 @@ def random_subsamples(n: int, m: int, count: int, seed: int = 0) -> Int64[np.nda
     array([[2, 4, 5, 7],
            [0, 1, 5, 6]])
     """
+    if groups is not None:
+        return random_group_subsamples(Groups.of(groups, n), m, count, seed)
     if not (4 <= m <= n and count >= 1):
         raise InvalidInputError(f"expected 4 <= m <= n and at least 1 subsample, got m = {m}, n = {n}, count = {count}")
     rng = np.random.default_rng(seed)
@@ -106,10 +142,13 @@ def leave_one_out(
     columns: Layers,
     metric: str | Metric[Any] = "cka",
     *,
+    groups: GroupsLike | None = None,
     device: str = "auto",
     progress: Listener = None,
 ) -> Values:
-    """Compute debiased CKA of all pairs with each sample left out, exactly, at about the cost of one comparison.
+    """Compute debiased CKA of all pairs with each sample, or each group of samples, left out, exactly.
+
+    It takes about the time of one comparison.
 
     With A and B the U-centred Gram matrices of all n samples and D_i = sum_j A_ij B_ij, HSIC_1 without sample i is
     proportional to <A, B> - c D_i with c = 2 (n-2)/(n-3): leaving out a sample changes offsets of rows and columns, to
@@ -119,6 +158,10 @@ def leave_one_out(
 
     If the width of an RBF kernel is a fraction of the median distance, the width of all n samples is used.
 
+    Samples of one group, such as the frames of a scene, are not independent. With ``groups``, CKA is computed from
+    pairs of samples of different groups only, and whole groups are left out (`LeaveOneGroupOut`); a jackknife of these
+    values has the groups as its units.
+
     Parameters
     ----------
     rows, columns : ActivationStore, or list or mapping of layers
@@ -126,6 +169,9 @@ def leave_one_out(
         factors.
     metric : str or Metric
         Debiased `CKA` with any kernel.
+    groups : sequence of n int or str, optional
+        Group of each sample, as in ``store.groups``; by default every sample is independent, also if the stores hold
+        groups.
     device : str
         The device to compute on, as in `repsim.compare`. Factors stay on their device.
     progress : callable or False, optional
@@ -134,14 +180,16 @@ def leave_one_out(
 
     Returns
     -------
-    array of shape (n, rows, columns)
-        Value (i, a, b) compares row layer a with column layer b without sample i. In [-1, 1], and never clipped. NaN if
-        it is undefined: a layer is constant, or consists of rounding errors without the sample.
+    array of shape (n, rows, columns), or (groups, rows, columns)
+        Value (i, a, b) compares row layer a with column layer b without sample i, or without group i, in the order in
+        which groups first occur. In [-1, 1], and never clipped. NaN if it is undefined: a layer is constant, or
+        consists of rounding errors without the sample.
 
     Raises
     ------
     InvalidInputError
-        If the metric is another one, there are fewer than 5 samples, or the layers have different samples.
+        If the metric is another one, there are fewer than 5 samples or groups, the layers have different samples, or,
+        without another group, one group would have half of the samples or more.
 
     References
     ----------
@@ -155,18 +203,23 @@ def leave_one_out(
     >>> values = leave_one_out([x], [y])
     >>> values.shape, bool(np.isclose(values[7, 0, 0], registry.get("cka")(np.delete(x, 7, 0), np.delete(y, 7, 0))))
     ((20, 1, 1), True)
+    >>> leave_one_out([x], [y], groups=np.arange(20) // 2).shape
+    (10, 1, 1)
     """
     metric = _metric(metric)
-    sides = _Sides(rows, columns, metric, device)
+    sides = _Sides(rows, columns, metric, device, groups)
     if not (isinstance(metric, GramMetric) and sides.full_grams and metric.unbiased and metric.normalised):
         raise InvalidInputError(f"{metric.spec} has no exact leave-one-out; take debiased CKA: cka or cka:kernel=rbf")
     if sides.n < 5:
         raise InvalidInputError(f"{sides.n} samples are too few: with one left out, debiased CKA needs at least 4")
-    values, defined = sides.empty_values(sides.n)
+    units = sides.n if sides.groups is None else sides.groups.count
+    values, defined = sides.empty_values(units)
     sides.warn_if_scarce(metric, sides.n - 1)
     if sides.present:
-        sweep = LeaveOneOut(*sides.present, metric)
-        with report_progress("leaving out each sample", progress) as advance:
+        kind = LeaveOneOut if sides.groups is None else LeaveOneGroupOut
+        sweep = kind(*sides.present, metric)
+        what = "sample" if sides.groups is None else "group of samples"
+        with report_progress(f"leaving out each {what}", progress) as advance:
             values[defined] = sweep.left_out(counter(sweep.units, advance))
     return values
 
@@ -177,6 +230,7 @@ def permuted(
     metric: str | Metric[Any],
     permutations: ArrayLike,
     *,
+    groups: GroupsLike | None = None,
     device: str = "auto",
     memory: int | str | None = None,
     progress: Listener = None,
@@ -199,6 +253,10 @@ def permuted(
     For the CCA family the rows of an orthonormal basis are permuted, which gives a basis of the permuted layer. For all
     other measures the permuted layers are prepared again.
 
+    If the samples are in groups, such as the frames of a scene, only whole groups are exchangeable. With ``groups``,
+    debiased CKA is computed from pairs of samples of different groups; the values of all other measures are what they
+    are without groups, as they have no such estimator.
+
     Parameters
     ----------
     rows, columns : ActivationStore, or list or mapping of layers
@@ -207,6 +265,9 @@ def permuted(
         A spec string or a metric.
     permutations : array of shape (K, n)
         Each row is a permutation of 0 ... n - 1, applied to all layers of the columns.
+    groups : sequence of n int or str, optional
+        Group of each sample; each permutation then has to exchange whole groups of the same size, and keep the order
+        within groups (`random_permutations`). By default every sample is independent, also if the stores hold groups.
     device : str
         The device to compute on, as in `repsim.compare`. Factors stay on their device.
     memory : int or str, optional
@@ -226,9 +287,9 @@ def permuted(
     Raises
     ------
     InvalidInputError
-        If a row is not a permutation; the layers have different samples; not even one Gram matrix of each side fits
-        into the memory; factors are given where the layers themselves are needed; or the readout is ``gram:B``, whose
-        blocks cannot be permuted.
+        If a row is not a permutation, or moves samples out of their group; the layers have different samples; not even
+        one Gram matrix of each side fits into the memory; factors are given where the layers themselves are needed; or
+        the readout is ``gram:B``, whose blocks cannot be permuted.
     SampleMismatchError
         If stores have different samples, or the same samples in a different order.
 
@@ -241,10 +302,12 @@ def permuted(
     ((100, 1, 1), True)
     """
     metric = _metric(metric)
-    sides = _Sides(rows, columns, metric, device)
+    sides = _Sides(rows, columns, metric, device, groups)
     orders = _check_indices(permutations, sides.n, "permutations")
     if orders.shape[1] != sides.n:
         raise InvalidInputError(f"permutations of {orders.shape[1]} samples, but the layers have {sides.n}")
+    if sides.groups is not None:
+        check_permutations(sides.groups, orders)
     values, defined = sides.empty_values(len(orders))
     with report_progress("permuting samples", progress) as advance:
         if isinstance(metric, GramMetric) and sides.full_grams and sides.present:
@@ -266,8 +329,9 @@ def subsampled(
     rows: Layers,
     columns: Layers,
     metric: str | Metric[Any],
-    samples: ArrayLike,
+    samples: ArrayLike | Sequence[ArrayLike],
     *,
+    groups: GroupsLike | None = None,
     device: str = "auto",
     memory: int | str | None = None,
     progress: Listener = None,
@@ -284,6 +348,9 @@ def subsampled(
     kernel is a fraction of the median distance, the width of all n samples is used. Every other metric is computed from
     the subsampled layers.
 
+    With ``groups``, every subsample consists of whole groups, and debiased CKA is computed from pairs of samples of
+    different groups; the values of all other measures are what they are without groups.
+
     Parameters
     ----------
     rows, columns : ActivationStore, or list or mapping of layers
@@ -291,7 +358,9 @@ def subsampled(
     metric : str or Metric
         A spec string or a metric.
     samples : array of shape (K, m)
-        Each row has m >= 4 different samples out of 0 ... n - 1.
+        Each row has m >= 4 different samples out of 0 ... n - 1. With groups, rows may have different lengths.
+    groups : sequence of n int or str, optional
+        Group of each sample. By default every sample is independent, also if the stores hold groups.
     device : str
         As in `permuted`.
     memory : int or str, optional
@@ -310,7 +379,7 @@ def subsampled(
     ------
     InvalidInputError
         If a sample is drawn twice (the bootstrap would bring back the bias that the debiased estimator removes) or is
-        out of range; there are fewer samples than the metric needs; and as in `permuted`.
+        out of range; a part of a group is drawn; there are fewer samples than the metric needs; and as in `permuted`.
     SampleMismatchError
         If stores have different samples, or the same samples in a different order.
 
@@ -328,31 +397,53 @@ def subsampled(
     ((100, 1, 1), True)
     """
     metric = _metric(metric)
-    sides = _Sides(rows, columns, metric, device)
-    indices = _check_indices(samples, sides.n, "subsamples")
-    if indices.shape[1] < metric.min_samples:
+    sides = _Sides(rows, columns, metric, device, groups)
+    runs = _equally_long(samples, sides.n, ragged=sides.groups is not None)
+    smallest = min(indices.shape[1] for _, indices in runs)
+    if smallest < metric.min_samples:
         raise InvalidInputError(
-            f"subsamples of {indices.shape[1]} are too small: {metric.spec} needs at least {metric.min_samples} samples"
+            f"subsamples of {smallest} are too small: {metric.spec} needs at least {metric.min_samples} samples"
         )
-    values, defined = sides.empty_values(len(indices))
-    sides.warn_if_scarce(metric, indices.shape[1])
+    count = sum(len(indices) for _, indices in runs)
+    values, defined = sides.empty_values(count)
+    sides.warn_if_scarce(metric, smallest)
     with report_progress("drawing subsamples", progress) as advance:
-        if isinstance(metric, GramMetric) and sides.full_grams and sides.present:
+        whole = isinstance(metric, GramMetric) and sides.full_grams and not sides.grouped
+        if isinstance(metric, GramMetric) and whole and sides.present and len(runs) == 1:
             limit = memory_to_use(sides.device, memory)
-            values[defined] = subsampling.subsampled(*sides.present, metric, indices, memory=limit, progress=advance)
+            values[defined] = subsampling.subsampled(*sides.present, metric, runs[0][1], memory=limit, progress=advance)
         elif sides.present:
-            step = counter(len(indices), advance)
-            for k, subsample in enumerate(indices):
-                parts = {name: sides.part(name, subsample) for name in {*sides.rows, *sides.columns}}
-                values[k] = _block(metric, *([parts[name] for name in side] for side in (sides.rows, sides.columns)))
-                step()
+            step = counter(count, advance)
+            for place, indices in runs:
+                for k, chosen in zip(place, indices, strict=True):
+                    if sides.groups is not None:
+                        check_subsample(sides.groups, chosen, k)
+                    parts = {name: sides.part(name, chosen) for name in {*sides.rows, *sides.columns}}
+                    both = ([parts[name] for name in side] for side in (sides.rows, sides.columns))
+                    values[k] = _block(metric, *both)
+                    step()
     return values
+
+
+def _equally_long(samples: Any, n: int, *, ragged: bool) -> list[tuple[list[int], Int64[Tensor, "count m"]]]:
+    """Return subsamples of one length together, with their places among all; all at once if they are an array."""
+    lengths = {len(part) for part in samples} if ragged and hasattr(samples, "__len__") else set()
+    if len(lengths) <= 1:
+        indices = _check_indices(samples, n, "subsamples")
+        return [(list(range(len(indices))), indices)]
+    runs = []
+    for length in sorted(lengths):
+        places = [k for k, part in enumerate(samples) if len(part) == length]
+        runs.append((places, _check_indices([np.asarray(samples[k]) for k in places], n, "subsamples")))
+    return runs
 
 
 class _Sides:
     """Layers of both sides, each read and prepared once, even if it is on both sides."""
 
-    def __init__(self, rows: Layers, columns: Layers, metric: Metric[Any], device: str) -> None:
+    def __init__(
+        self, rows: Layers, columns: Layers, metric: Metric[Any], device: str, groups: GroupsLike | None = None
+    ) -> None:
         self.device = choose_device(device)
         if stores := [side for side in (rows, columns) if isinstance(side, ActivationStore)]:
             AlignedView(*stores)  # checks that they have the same samples in the same order
@@ -374,6 +465,21 @@ class _Sides:
         self.factors |= prepare(self._recipe, sources, keep=keep).factors
         self.full_grams = by_grams and self._have_full_grams(metric)
         """Whether all factors are Gram matrices of all samples, not of minibatches."""
+        self.groups = None if groups is None else Groups.of(groups, self.n)
+        """Groups of the samples; None if every sample is independent."""
+        if self.groups is not None and self.groups.trivial:
+            self.groups = None
+        self.grouped = self.groups is not None and isinstance(metric, GramMetric) and metric.unbiased
+        """Whether the measure is computed from pairs of samples of different groups."""
+        if self.grouped:
+            self.factors = {name: self._in_groups(factor) for name, factor in self.factors.items()}
+
+    def _in_groups(self, factor: Any) -> Gram:
+        if not isinstance(factor, Gram):
+            raise InvalidInputError(
+                "compressed readouts have no estimator for samples in groups; extract features (mean, cls, grid:K)"
+            )
+        return factor.grouped(self.groups)
 
     def _add_side(self, side: Layers, min_samples: int) -> list[str]:
         """Add the layers of a side, and return their names. The same object has the same name on both sides."""
@@ -472,6 +578,8 @@ class _Sides:
 
     def part(self, name: str, samples: Int64[Tensor, " m"]) -> Any:
         """Prepare a subset of the samples of a layer, and return the factor; None if it has none."""
+        if self.grouped:  # with the centre, and for an RBF kernel the width, of all samples
+            return subsample(self.factors[name], samples) if name in self.factors else None
         if name not in self._layers:
             raise InvalidInputError(
                 "this metric has to prepare the selected samples again: give the layers, and not factors"

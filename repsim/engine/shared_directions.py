@@ -70,7 +70,7 @@ def truncate(gram: Gram, share: float = 0.9999) -> Gram:
         features = vectors[:, :r] * values[:r].sqrt()
     rounded = features.to(gram.device, gram.dtype)
     squared_norms = rounded.to(features).square().sum(1)
-    return dataclasses.replace(gram, features=rounded, squared_norms=squared_norms)
+    return dataclasses.replace(gram, features=rounded, squared_norms=squared_norms).grouped(gram.groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,7 @@ def truncate_jointly(grams: Sequence[Gram], share: float = 0.9999) -> list[Gram]
     for gram, C in zip(truncated, loadings, strict=True):
         low_rank = LowRankFeatures(directions, C[:high].contiguous())
         norms = torch.cat([low_rank[i].square().sum(1) for i in cut(gram.n, _RUN)]).to(gram.squared_norms)
-        layers.append(dataclasses.replace(gram, features=low_rank, squared_norms=norms))
+        layers.append(dataclasses.replace(gram, features=low_rank, squared_norms=norms).grouped(gram.groups))
     return layers
 
 

@@ -67,6 +67,8 @@ def subsampled(
     -------
     array of shape (count, rows, columns)
     """
+    if measure.unbiased and any(draw.groups is not None for layer in [*rows, *columns] for draw in layer.draws):
+        raise InvalidInputError("samples in groups are subsampled by repsim.engine.grouped")
     n, dtype, times = common_properties([*rows, *columns])
 
     def size(n: int, r: int, c: int) -> int:
@@ -141,6 +143,7 @@ def centred(
     """Return the centred Gram matrix; only one triangle is computed, the other copied."""
     out = torch.empty(draw.n, draw.n, dtype=dtype, device=draw.device)
     offsets = draw.offsets(unbiased=unbiased).flatten().to(draw.device, dtype)
+    groups = draw.groups if unbiased else None
     runs = list(cut(draw.n, panel or tuning.current().panel))
     for k, left in enumerate(runs):
         x = draw.rows(left)
@@ -150,7 +153,8 @@ def centred(
                 piece = torch.empty(i.stop - i.start, j.stop - j.start, dtype=dtype, device=draw.device)
                 rows, columns = x[i.start - left.start : i.stop - left.start], y[j.start - right.start :]
                 draw.tile(rows, columns[: j.stop - j.start], i, j, piece)
-                out[i, j] = piece.sub_(offsets[i, None]).sub_(offsets[j])
+                piece.sub_(offsets[i, None]).sub_(offsets[j])
+                out[i, j] = piece if groups is None else piece.masked_fill_(groups.same(i, j, piece.device), 0)
                 if i != j:
                     out[j, i] = piece.T
     return out.fill_diagonal_(0) if unbiased else out

@@ -8,9 +8,9 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,16 +29,27 @@ from repsim.extractors.decoding import MAX_PIXELS
 from repsim.extractors.images import Digits, choose, examine
 from repsim.extractors.loading import stream_together
 from repsim.extractors.modules import ModuleExtractor
+from repsim.extractors.picture_statistics import PictureStatistics
 from repsim.extractors.readouts import get_several
-from repsim.extractors.recalibration import SAMPLES, assign, batch_norms, check_weights, measure
+from repsim.extractors.recalibration import (
+    SAMPLES,
+    as_initialised,
+    assign,
+    batch_norms,
+    check_weights,
+    measure,
+    statistics_of,
+)
 from repsim.extractors.sources import Content, LeftOut
 from repsim.labels import LayerKey, SampleIds, check_model_name, partition
 from repsim.runtime import interrupts
+from repsim.runtime.arrays import as_groups
 from repsim.runtime.files import format_size, partial_path
 from repsim.runtime.hardware import choose_device, cores, release_free_heap
 from repsim.runtime.processes import ALONE, Ranks, restarted
 from repsim.runtime.progress import Progress
 from repsim.stores import reader
+from repsim.stores.records import as_json
 from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store
 from repsim.stores.writer import StoreWriter, count_stored
@@ -173,6 +184,8 @@ class Extraction:
     """Command line that is recorded in the store as its origin."""
     name: str | None = None
     """Name of the store, and of the model in results; by default the name of the extractor."""
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the provenance that the user states, such as the architecture of a torch module."""
 
     def __repr__(self) -> str:
         return (
@@ -183,8 +196,15 @@ class Extraction:
     def __post_init__(self) -> None:
         if self.name is not None:
             check_model_name(self.name)
+        recorded = self._recorded() if self.stated or self.recalibrate else {}
+        for key, value in self.stated.items():
+            if key in recorded and recorded[key] != value:
+                raise InvalidInputError(
+                    f"provenance: the extraction itself records {key} as {recorded[key]!r}, which contradicts "
+                    f"{value!r}; leave it out"
+                )
         if self.recalibrate:
-            check_weights(self.extractor.provenance().get("weights"))
+            check_weights({**self.stated, **recorded}.get("weights"), module="weights" not in recorded)
             if not isinstance(self.extractor, ModuleExtractor):
                 raise InvalidInputError(
                     f"{self.extractor.name} is not a torch module, so its batch norm cannot be recalibrated"
@@ -229,6 +249,7 @@ class Extraction:
                     "prefix_tokens": layer.prefix_tokens,
                     "class_token": layer.class_token,
                     "grid": layer.grid,
+                    **(readout.facts(layer) if isinstance(readout, PictureStatistics) else {}),
                 },
                 readout.block,
             )
@@ -250,6 +271,10 @@ class Extraction:
     def contents(self) -> Contents:
         """Description of the store without the values of its arrays."""
         images = self.samples.images
+        groups: NDArray[np.int64] | None = None
+        group_names: tuple[str, ...] = ()
+        if images.groups is not None:  # numbered anew, without the groups of pictures that are left out
+            groups, group_names = as_groups([images.group_names[k] for k in images.groups[self.samples.rows]])
         return Contents(
             self.arrays,
             self.samples.ids,
@@ -259,6 +284,8 @@ class Extraction:
             None if images.labels is None else images.labels[self.samples.rows],
             tuple(images.classes),
             self.order if any(spec.block > 1 for spec in self.arrays) else None,
+            groups=groups,
+            group_names=group_names,
         )
 
     @property
@@ -290,10 +317,13 @@ class Extraction:
             )
 
     def provenance(self) -> dict[str, Any]:
-        """Return everything that determines the values, as JSON values."""
+        """Return everything that determines the values, and what the user states, as JSON values."""
+        return {**as_json(self.stated, "provenance"), **self._recorded()}
+
+    def _recorded(self) -> dict[str, Any]:
         return {
             **self.extractor.provenance(),
-            **({"batch_norm": self._batch_norm} if self.recalibrate else {}),
+            **self._batch_norm,
             "data": self.samples.images.name,
             "samples": len(self.samples.rows),
             "skipped": self.samples.skipped,
@@ -316,26 +346,46 @@ class Extraction:
         entries: dict[str, Any] = {
             "left_out": left_out.counts,
             "labels": dict(images.label_record),
+            "groups": dict(images.group_record),
             "max_pixels": images.max_pixels if images.max_pixels != MAX_PIXELS else None,
         }
         return {key: value for key, value in entries.items() if value}
 
     @property
-    def _batch_norm(self) -> str:
-        """Provenance of recalibrated batch norm. It does not depend on the result, so that it can be planned."""
-        if isinstance(self.extractor, ModuleExtractor) and batch_norms(self.extractor.model):
-            return f"recalibrated on {min(SAMPLES, len(self.samples.rows))} samples"
-        return "none in this network"
+    def _batch_norm(self) -> dict[str, str]:
+        """Provenance of the batch norm of an untrained network; it can be planned, as it does not depend on the result.
 
-    def prepare(self, me: Ranks = ALONE) -> None:
-        """Recalibrate batch norm if the option is set.
+        A network that is made by name records itself that its batch norm is not recalibrated.
+        """
+        norms = batch_norms(self.extractor.model) if isinstance(self.extractor, ModuleExtractor) else {}
+        if self.recalibrate:
+            record = (
+                f"recalibrated on {min(SAMPLES, len(self.samples.rows))} samples" if norms else "none in this network"
+            )
+        elif self.stated.get("weights") == "random" and any(map(as_initialised, norms.values())):
+            record = "eval mode, not recalibrated"
+        else:
+            return {}
+        return {"batch_norm": record}
+
+    @contextmanager
+    def prepared(self, me: Ranks = ALONE) -> Iterator[None]:
+        """Recalibrate batch norm during the block if the option is set; a module of the user keeps its own statistics.
 
         The first process computes the statistics for all processes, so that they are equal to the last digit.
         """
-        if self.recalibrate and isinstance(self.extractor, ModuleExtractor) and batch_norms(self.extractor.model):
-            model, transform, samples = self.extractor.model, self.extractor.transform, self.samples
+        if not (self.recalibrate and isinstance(self.extractor, ModuleExtractor)):
+            yield
+            return
+        model, transform, samples = self.extractor.model, self.extractor.transform, self.samples
+        own = statistics_of(model)
+        if own:
             statistics = measure(model, transform, samples.images, samples.rows, self.how) if me.first else {}
             assign(model, me.broadcast(statistics))
+        try:
+            yield
+        finally:
+            assign(model, own)
 
     def samples_stored(self) -> int:
         """Return the number of samples that an earlier run with the same settings has stored.
@@ -429,7 +479,7 @@ def run_together(
         shares = [batches[me.part(len(batches))] for batches in shares]
         before = sum(int(written.sum()) for written in marks) if me.world == 1 else 0
         for job in todo:
-            job.prepare(me)
+            stack.enter_context(job.prepared(me))
         _fill(todo, writers, shares, before, progress)
         if not me.first:
             for writer in writers:

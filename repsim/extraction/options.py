@@ -107,6 +107,12 @@ class Data:
         option("Classes of the pictures: a CSV file of two columns, id or file name, and class.",
                unset="those of the data", path=True),
     ] = None  # fmt: skip
+    groups: Annotated[
+        Text | None,
+        option("Groups of pictures that are not independent (frames of a scene, crops): `folders`, `re:PATTERN` over "
+               "the ids with the group in its first bracket, or a CSV file of id or file name, and group.",
+               unset="none: all are independent", path=True, metavar="folders|re:PATTERN|PATH"),
+    ] = None  # fmt: skip
     max_pixels: Annotated[
         Positive | None, option("Refuse pictures with more pixels than this.", unset="178956970, 179 megapixels")
     ] = None

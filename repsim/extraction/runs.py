@@ -4,7 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -15,6 +15,7 @@ from repsim.extraction.jobs import Extraction, choose_samples, choose_stream, ru
 from repsim.extraction.options import Data, DType, ExtractOptions, Model
 from repsim.extractors import Extractor, open_images
 from repsim.extractors.factory import check_name, make_extractor, preprocessing_of, store_name
+from repsim.extractors.group_files import GroupsOfPictures
 from repsim.extractors.label_files import Labels
 from repsim.extractors.options import Choices, ModelOptions, read_kwargs
 from repsim.extractors.preprocessing import Transform
@@ -28,6 +29,8 @@ from repsim.stores.store import ActivationStore, open_store
 
 Models = list[str] | Sequence[nn.Module] | list[str | nn.Module] | tuple[str | nn.Module, ...]
 """Several models. `Sequence[str]` is not allowed, as a single name is a sequence of texts, too."""
+Provenance = Mapping[str, Any]
+"""Entries of the provenance of a store, as JSON values."""
 _KINDS = (Model, Data, ExtractOptions)
 _RENAMED = {"store": "name", "root": "data_root"}
 """Options with a longer keyword in Python and on the command line than in their section of a study file."""
@@ -41,6 +44,7 @@ class PythonModel(Model):
 
     module: nn.Module | None = None
     transform: Transform | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return super().__str__() if self.module is None else f"the module {self.store or self.name}"
@@ -70,6 +74,7 @@ def extract_steps(
     options: ExtractOptions,
     *,
     labels: Labels | None = None,
+    groups: GroupsOfPictures | None = None,
     listeners: Listeners = lambda _: None,
     command: str | None = None,
 ) -> Iterator[Note | UpToDate | Extracted]:
@@ -90,6 +95,8 @@ def extract_steps(
         Layers, readouts, and options of the forward passes.
     labels : path, mapping or sequence, optional
         Classes of the pictures, which replace ``data.labels``.
+    groups : path, mapping or sequence, optional
+        Groups of the pictures, which replace ``data.groups``.
     listeners : callable
         Function from the name of a step to the function that receives the progress of this step.
     command : str, optional
@@ -102,8 +109,9 @@ def extract_steps(
     """
     with ranks() as me:
         for event in _plan_groups(
-            models, data, out, options, labels=labels, listeners=listeners, command=command, check=True
-        ):
+            models, data, out, options,
+            labels=labels, groups=groups, listeners=listeners, command=command, check=True,
+        ):  # fmt: skip
             if isinstance(event, Note):
                 if me.first:
                     yield event
@@ -145,6 +153,7 @@ def _plan_groups(
     options: ExtractOptions,
     *,
     labels: Labels | None = None,
+    groups: GroupsOfPictures | None = None,
     listeners: Listeners,
     command: str | None = None,
     check: bool,
@@ -156,7 +165,8 @@ def _plan_groups(
     check_models(models)
     images = open_images(
         data.source, split=data.split, root=data.root, download=data.download,
-        labels=data.labels if labels is None else labels, max_pixels=data.max_pixels,
+        labels=data.labels if labels is None else labels, groups=data.groups if groups is None else groups,
+        max_pixels=data.max_pixels,
     )  # fmt: skip
     with ranks() as me, report_progress(step := "checking pictures", listeners(step)) as advance:
         samples = choose_samples(images, limit=data.limit, skip_bad=data.skip_bad, progress=advance, me=me, check=check)
@@ -176,7 +186,7 @@ def _plan_groups(
                 extractor = _extractor(model, options)
             jobs[k] = Extraction(
                 extractor, samples, out, how, options.dtype, overwrite=options.overwrite,
-                recalibrate=model.recalibrate, command=command, name=model.store,
+                recalibrate=model.recalibrate, command=command, name=model.store, stated=_stated(model),
             )  # fmt: skip
             for note in jobs[k].notes:
                 yield Note(note, f"note: {model.name}: ")
@@ -201,6 +211,10 @@ def _module(model: Model) -> nn.Module | None:
     return model.module if isinstance(model, PythonModel) else None
 
 
+def _stated(model: Model) -> Mapping[str, Any]:
+    return model.provenance if isinstance(model, PythonModel) else {}
+
+
 def _report_stored_samples(jobs: Sequence[Extraction], before: Sequence[int]) -> Iterator[Note | UpToDate]:
     """Yield messages about samples that earlier runs have stored, and about how they were checked."""
     for job, done in zip(jobs, before, strict=True):
@@ -222,7 +236,8 @@ def check_models(models: Sequence[Model]) -> None:
     """
     for model in models:
         if model.recalibrate:
-            check_weights(model.weights)
+            module = _module(model) is not None
+            check_weights(_stated(model).get("weights") if module else model.weights, module=module)
         if _module(model) is None:
             check_name(model.name)
             ModelOptions.read(**model.choices).check_weights(model.weights)
@@ -268,22 +283,27 @@ def pair_models(
     weights: Sequence[str] = (),
     seed: Sequence[int] = (),
     store: Sequence[str] = (),
+    provenance: Provenance | Sequence[Provenance] = (),
     model_kwargs: Mapping[str, Any] | Iterable[str] | None = None,
     **common: Any,
 ) -> list[PythonModel]:
-    """Return the models with their weights, seeds and names in results.
+    """Return the models with their weights, seeds, provenance and names in results.
 
-    Weights and seeds are one value for all models, or one value per model in order.
+    Weights, seeds and provenance are one value for all models, or one value per model in order.
 
     Raises
     ------
     InvalidInputError
-        The number of weights or seeds is neither 1 nor that of the models, or the number of names is not that of the
-        models.
+        The number of weights, seeds or provenances is neither 1 nor that of the models, the number of names is not
+        that of the models, or a provenance is not a dictionary.
     """
     count = len(names)
+    stated = [provenance] if isinstance(provenance, Mapping) else list(provenance)
+    for entry in stated:
+        if not isinstance(entry, Mapping):
+            raise InvalidInputError(f"provenance: expected a dictionary, got {type(entry).__name__}")
     labels = [type(model).__name__ if isinstance(model, nn.Module) else model for model in names]
-    for what, values in (("weights", weights), ("seeds", seed)):
+    for what, values in (("weights", weights), ("seeds", seed), ("provenances", stated)):
         if len(values) > 1 and len(values) != count:
             raise InvalidInputError(
                 f"{len(values)} {what} for {count} model{'s' * (count > 1)} ({', '.join(labels)}): "
@@ -299,6 +319,7 @@ def pair_models(
             weights=weights[k % len(weights)] if weights else "pretrained",
             seed=seed[k % len(seed)] if seed else 0,
             store=store[k] if store else None,
+            provenance=stated[k % len(stated)] if stated else {},
             model_kwargs=read_kwargs(model_kwargs or {}),
             **common,
         )
@@ -319,6 +340,7 @@ class ExtractKeywords(Choices, total=False):
     download: bool
     skip_bad: bool
     labels: Labels | None
+    groups: GroupsOfPictures | None
     max_pixels: int | None
     layers: str
     readout: str
@@ -338,6 +360,7 @@ def extract(
     out: str | os.PathLike[str],
     *,
     transform: Transform | None = None,
+    provenance: Provenance | None = None,
     progress: Listener = None,
     **keywords: Unpack[ExtractKeywords],
 ) -> ActivationStore: ...
@@ -348,6 +371,7 @@ def extract(
     out: str | os.PathLike[str],
     *,
     transform: Transform | None = None,
+    provenance: Provenance | Sequence[Provenance] | None = None,
     progress: Listener = None,
     **keywords: Unpack[ExtractKeywords],
 ) -> list[ActivationStore]: ...
@@ -358,6 +382,7 @@ def extract(
     out: str | os.PathLike[str],
     *,
     transform: Transform | None = None,
+    provenance: Provenance | Sequence[Provenance] | None = None,
     progress: Listener = None,
     **keywords: Unpack[ExtractKeywords],
 ) -> ActivationStore | list[ActivationStore]:
@@ -367,8 +392,9 @@ def extract(
     torchrun, where every process makes the same call, the processes share the work. Notes, for example about pictures
     that were left out, are logged by ``logging.getLogger("repsim")``.
 
-    For several models, ``weights`` and ``seed`` are one value for all or a list with one value per model, and ``name``
-    is a list. ``labels`` may also be a mapping, or one class per picture in the order of the ids.
+    For several models, ``weights``, ``seed`` and ``provenance`` are one value for all or a list with one value per
+    model, and ``name`` is a list. ``labels`` and ``groups`` may also be a mapping, or one class or group per picture in
+    the order of the ids. `repsim.universality` uses the groups; `repsim.compare` does not.
 
     Parameters
     ----------
@@ -383,6 +409,11 @@ def extract(
     transform : callable, optional
         For a torch module, the function from a PIL picture to its input, a tensor (3, H, W). timm models do not need
         it.
+    provenance : dict, or list of these, optional
+        Further entries of the provenance of the store, as JSON values. Of a torch module only you know them:
+        ``{"weights": "random", "architecture": "mynet"}`` makes it an untrained network for studies, the control of
+        trained ones of the same architecture, and allows ``recalibrate``. Entries that the extraction records itself
+        cannot be contradicted.
     progress : callable or False, optional
         Called after each batch with the number of samples done and of all. By default a notebook shows a progress bar;
         False shows nothing.
@@ -412,12 +443,14 @@ def extract(
     """
     single = isinstance(model, str | nn.Module)
     names = [model] if isinstance(model, str | nn.Module) else list(model)
-    models, pictures, options, labels = read_keywords(names, data, keywords, transform=transform)
+    models, pictures, options, labels, groups = read_keywords(
+        names, data, keywords, transform=transform, provenance=provenance
+    )
 
     def listeners(step: str) -> Listener:
         return progress if step.startswith("extracting") or progress is None else False
 
-    steps = extract_steps(models, pictures, Path(out), options, labels=labels, listeners=listeners)
+    steps = extract_steps(models, pictures, Path(out), options, labels=labels, groups=groups, listeners=listeners)
     paths = {event.model: event.path for event in log_notes(steps)}
     stores = [open_store(paths[k]) for k in range(len(models))]
     return stores[0] if single else stores
@@ -429,13 +462,25 @@ def read_keywords(
     keywords: Mapping[str, Any],
     *,
     transform: Transform | None = None,
-) -> tuple[list[PythonModel], Data, ExtractOptions, Labels | None]:
-    """Return the models, the pictures, the options of the extraction and the labels in the keywords of `extract`."""
+    provenance: Provenance | Sequence[Provenance] | None = None,
+) -> tuple[list[PythonModel], Data, ExtractOptions, Labels | None, GroupsOfPictures | None]:
+    """Return the models, pictures, options, labels and groups in the keywords of `extract`."""
     rest = dict(keywords)
     labels = rest.pop("labels", None)
     if isinstance(labels, str | os.PathLike):  # `Data` has a file of labels; labels as values are separate
         rest["labels"], labels = os.fspath(labels), None
+    groups = rest.pop("groups", None)
+    if isinstance(groups, str | os.PathLike):
+        rest["groups"], groups = os.fspath(groups), None
     of_models, of_data, options = sort_keywords("extract", rest, *_KINDS, renamed=_RENAMED)
     weights, seed, store = (_as_list(of_models.pop(name, None)) for name in ("weights", "seed", "store"))
-    paired = pair_models(models, weights=weights, seed=seed, store=store, transform=transform, **of_models)
-    return paired, Data(source=os.fspath(data), **of_data), ExtractOptions(**options), labels
+    paired = pair_models(
+        models,
+        weights=weights,
+        seed=seed,
+        store=store,
+        transform=transform,
+        provenance=() if provenance is None else provenance,
+        **of_models,
+    )
+    return paired, Data(source=os.fspath(data), **of_data), ExtractOptions(**options), labels, groups

@@ -19,6 +19,7 @@ from repsim.figures.lettering import escape_text, set_fallback_fonts, shorten, t
 from repsim.figures.scales import add_colour_bar, norm_and_colormap
 from repsim.presentation.scales import Scale, declared, scale_of
 from repsim.presentation.stages import boundaries, runs
+from repsim.results.chance import chance_in_words, chance_of
 from repsim.study.layer_matching import best_match
 from repsim.study.multiple_tests import holm
 
@@ -252,7 +253,7 @@ def draw(
         _name_layers(da, axis, dim, inches, size, longest=names, stages=stages)
     ax.tick_params(axis="x", labelrotation=90)
     ax.spines[:].set_linewidth(0.6)
-    lines = [label_of(da)]
+    lines = [text for text in (label_of(da), chance_in_words(da)) if text]
     if undefined := int(np.isnan(values).sum()):
         # the image is transparent at NaN and shows the background of the axes
         ax.patch.set(facecolor="0.85", edgecolor="0.45", hatch="//////", linewidth=0)
@@ -263,7 +264,7 @@ def draw(
     if marks or (marks is None and "p" in da.coords):
         _draw_marks(da, ax, colours, cell)
     if scale is None:
-        add_colour_bar(image, colours, lines, height)
+        add_colour_bar(image, colours, lines, height, chance=chance_of(da) if chance_in_words(da) else None)
 
 
 def _name_layers(
@@ -409,6 +410,8 @@ def explain_overlays(panels: Sequence[xr.DataArray], *, path: bool | None, marks
     """Yield sentences that explain the path and the marks, if they are drawn."""
     if path or (path is None and any("match" in panel.coords for panel in panels)):
         yield "White line: the best order-preserving match of every row."
+    if any(chance_in_words(panel) and chance_of(panel) is not None for panel in panels):
+        yield "Bracket at the colour bar: the mean values of unrelated layers."
     if marks or (marks is None and any("p" in panel.coords for panel in panels)):
         yield f"Crosses: not above chance (p > {ALPHA}, Pearson III, after Holm over the cells of a panel)."
 

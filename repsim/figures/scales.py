@@ -9,6 +9,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap,
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2DBase, ScaledTranslation, blended_transform_factory
+from numpy.typing import NDArray
 
 from repsim.figures.canvas import NARROW, SMALL, TEXT
 from repsim.figures.lettering import wrap
@@ -45,13 +46,27 @@ def colour_bar_ends(scale: Scale) -> Extend:
     return _EXTEND[scale.below, scale.above]
 
 
-def add_colour_bar(image: AxesImage, scale: Scale, lines: Sequence[str], height: float) -> None:
-    """Add a colour bar of fixed width and the height of the axes, which with square cells is set when drawn."""
+def add_colour_bar(
+    image: AxesImage,
+    scale: Scale,
+    lines: Sequence[str],
+    height: float,
+    *,
+    chance: NDArray[np.float64] | None = None,
+) -> None:
+    """Add a colour bar of fixed width and the height of the axes, which with square cells is set when drawn.
+
+    A bracket beside it spans the ``chance`` levels, if there are any.
+    """
     ax = image.axes
     right = ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, cast("Affine2DBase", ax.transAxes))
     place = ax.inset_axes((0.1, 0, 0.13, 1), transform=blended_transform_factory(right, ax.transAxes))
     bar = ax.figure.colorbar(image, cax=place, extend=colour_bar_ends(scale), extendfrac=0.1 / height)
     label_colour_bar(bar, scale, SMALL)
+    if chance is not None:
+        ends = [min(max(float(end), scale.shown[0]), scale.shown[1]) for end in (np.nanmin(chance), np.nanmax(chance))]
+        (bracket,) = bar.ax.plot([0, 0], ends, color="black", linewidth=2.5, gid="chance", clip_on=False)
+        bracket.set(marker="_", markersize=7, markeredgewidth=1)
     bar.set_label(wrap(lines, max(height, NARROW), TEXT), fontsize=TEXT)
 
 

@@ -9,6 +9,7 @@ import xarray as xr
 from repsim.errors import UnknownNameError
 from repsim.figures.canvas import check_pairs, resolve_measure
 from repsim.presentation.measures import traits
+from repsim.results.variables import CHANCE
 
 
 def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArray:
@@ -57,7 +58,7 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
     a, b = (str(at[f"pair_{side}"].item()) for side in "ab")
     rows, columns = study["model_a"].values == a, study["model_b"].values == b
     declares = traits(measure)
-    table = at[["value", "p"]].isel(layer_a=rows, layer_b=columns)
+    table = at[[name for name in ("value", "chance", "p") if name in at]].isel(layer_a=rows, layer_b=columns)
     value = table["value"] if declares.sense == "similarity" else -table["value"]
     one = xr.DataArray(
         value.values,
@@ -71,6 +72,13 @@ def pick(study: xr.Dataset, pair: str, measure: str | None = None) -> xr.DataArr
             "valid_range": list(declares.valid_range),
         },
     )
+    if "chance" in table:
+        levels = table["chance"].values if declares.sense == "similarity" else -table["chance"].values
+        defined = levels[~np.isnan(value.values)]
+        kind = "unknown" if np.isnan(defined).any() else "known" if defined.any() else "zero"
+        one = one.assign_attrs(chance=kind)
+        if kind == "known":
+            one = one.assign_coords({measure + CHANCE: (one.dims, levels)})
     if not np.isnan(table["p"].values).all():
         one = one.assign_coords(p=(one.dims, table["p"].values))
     direction = 0

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from repsim.presentation.stages import boundaries, runs
 from repsim.report import captions, packing
 from repsim.report.packing import LAYERS
 from repsim.report.pictures import SHOWN
 from repsim.report.views import Palettes, about_result, about_study
+from repsim.results.chance import chance_in_words, chance_of
 from repsim.results.variables import RELATIONS
 from repsim.results.versions import STUDY
 from repsim.study import reading
@@ -19,8 +21,8 @@ from repsim.study.layer_matching import relative
 
 _REQUIRED = ("measure", "model", "layer_a", "layer_b", "pair", "pair_a", "pair_b", "relation")
 _COMPARISON_SUMMARY = (
-    "This comparison gives only the similarity of pairs of layers. A study also gives chance levels, intervals, "
-    "controls and the match of whole networks."
+    "This comparison gives only the similarity of pairs of layers, beside its chance level where that is known in "
+    "closed form. A study also gives intervals, controls and the match of whole networks."
 )
 
 
@@ -39,6 +41,11 @@ def of_comparison(result: xr.Dataset, names: Sequence[str], readout: str) -> dic
         for kind in ("undefined", "cautions", "remarks")
         for note in _json_list(variable, kind)
     ]
+    notes += [
+        f"{variable.attrs.get('spec', name)}: {text}"
+        for name, variable in zip(names, values, strict=True)
+        if chance_of(variable) is None and (text := chance_in_words(variable))
+    ]
     own = {str(name) for side in "ab" for name in np.atleast_1d(result.coords.get(f"readout_{side}", ""))} - {""}
     palettes = Palettes()
     measures = [about_result(variable, palettes) for variable in values]
@@ -50,8 +57,17 @@ def of_comparison(result: xr.Dataset, names: Sequence[str], readout: str) -> dic
         "palettes": palettes.stops,
         "coords": _pairs_of(sides),
         "variables": {},
-        "matrices": {"value": [packing.matrix(one.values, ~np.isnan(one.values), "f8") for one in values]},
+        "matrices": {
+            "value": [packing.matrix(one.values, ~np.isnan(one.values), "f8") for one in values],
+            "chance": [packing.matrix(chances(one), ~np.isnan(one.values)) for one in values],
+        },
     }
+
+
+def chances(variable: xr.DataArray) -> NDArray[np.float64]:
+    """Return the chance levels of a variable of a comparison, NaN if they are not known."""
+    levels = chance_of(variable)
+    return np.full(variable.shape, np.nan) if levels is None else levels
 
 
 def of_study(study: xr.Dataset) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import pandas as pd
 import xarray as xr
 
 from repsim.errors import InvalidInputError, UnknownNameError
+from repsim.results.chance import chance_of
+from repsim.results.variables import CHANCE
 from repsim.results.versions import FORMAT, STUDY
 from repsim.runtime.deprecation import rename_keyword
 from repsim.runtime.files import replacing
@@ -161,6 +163,8 @@ def _columns(data: xr.Dataset, dims: tuple[str, ...], over: tuple[str, ...] = ()
         name = str(key)
         if set(variable.dims) == set(dims):
             yield name, variable.transpose(*dims).values.ravel()
+            if name + CHANCE in data.coords:
+                yield name + CHANCE, data[name + CHANCE].transpose(*dims).values.ravel()
         elif over and variable.dims == over:
             yield name, repeated(variable.values, *over)
         elif variable.dims[:-1] == dims and variable.dims[-1] in _AXES:
@@ -204,6 +208,8 @@ def _depths(models: Any) -> Any:
 def _meaning(data: xr.Dataset, column: str) -> str:
     name = column if column in data.variables else re.sub(r"_\d+$", "", column)
     attrs = data[name].attrs if name in data.variables else {}
+    if name.endswith(CHANCE):
+        return f"mean value of {name.removesuffix(CHANCE)} for unrelated layers"
     if "label" in attrs:
         low, high = np.ravel(attrs["valid_range"])
         return f"{attrs['label']}: a {attrs['sense']}, from {low:g} to {high:g}"
@@ -320,7 +326,10 @@ def result_as_json(result: xr.Dataset) -> dict[str, Any]:
             for key, value in variable.attrs.items()
         }
         attrs |= {key: json.loads(attrs[key]) for key in ("undefined", "cautions", "remarks") if key in attrs}
-        return {**attrs, "values": nan_to_none(variable.values.tolist())}
+        tables = {"values": variable.values}
+        if (levels := chance_of(variable)) is not None and attrs["chance"] == "known":
+            tables["chance_values"] = levels
+        return attrs | {key: nan_to_none(table.tolist()) for key, table in tables.items()}
 
     sides = {
         side: {

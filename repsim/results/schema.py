@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from repsim.results.variables import (
+    CHANCE,
     COORDINATES,
     METRIC_ATTRIBUTES,
     RESULT_ATTRIBUTES,
@@ -167,7 +168,12 @@ def _coordinate_problems(data: xr.Dataset, fields: Mapping[str, Field]) -> Itera
         if field.kind == "number" and np.isnan(values).any():
             yield f"{name} has entries that are NaN; expected numbers"
     for name, coordinate in ((str(key), values) for key, values in data.coords.items()):
-        if name not in fields and (coordinate.ndim > 1 or not (coordinate.dtype.kind in "iuf" or _is_text(coordinate))):
+        if name.endswith(CHANCE):
+            if set(coordinate.dims) != {"layer_a", "layer_b"} or coordinate.dtype.kind != "f":
+                yield f"{name} is {_dtype_and_dims(coordinate)}; expected numbers along (layer_a, layer_b)"
+            continue
+        plain = coordinate.dtype.kind in "iuf" or _is_text(coordinate)
+        if name not in fields and (coordinate.ndim > 1 or not plain):
             yield (
                 f"the further coordinate {name} is {_dtype_and_dims(coordinate)}; expected numbers or text along one "
                 "dimension"

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
+from repsim.results.chance import chance_in_words, chance_of
 from repsim.runtime.text_tables import Table
 
 LEVEL = 1e-8
@@ -19,6 +21,9 @@ def closest(variable: xr.DataArray) -> Table:
     the value. For more models it has a row and a column for each model: the value of the closest layer, averaged over
     the layers of the model in the row.
 
+    If chance levels are known, the closest layer is that whose value is farthest above its chance level, and none if
+    no value is above it; the levels stand beside the values unless all are 0.
+
     Parameters
     ----------
     variable : xarray.DataArray
@@ -27,27 +32,46 @@ def closest(variable: xr.DataArray) -> Table:
     attrs = variable.attrs
     title = f"{attrs['label']}: {variable['n_samples'].item()} samples of {variable['data'].item()}"
     sign = 1 if attrs["sense"] == "similarity" else -1
-    similarity = sign * variable.values
+    levels = chance_of(variable)
+    beside = bool(chance_in_words(variable)) and levels is not None
+    if beside:
+        title += "; closest: by the difference of the value and its chance level"
+    elif note := chance_in_words(variable):
+        title += f"; {note}"
+    above = sign * (variable.values - (0 if levels is None else levels))
     models = [list(dict.fromkeys(variable[f"model_{side}"].values.tolist())) for side in "ab"]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     if len(models[0]) > 1:
         for a in models[0]:
-            of_model = similarity[variable["model_a"].values == a]
             cells = []
             for b in models[1]:
-                of_pair = of_model[:, variable["model_b"].values == b]
-                best = [np.nanmax(row) for row in of_pair if not np.isnan(row).all()]
-                cells.append(f"{np.mean(best) * sign:z.4f}" if best and a != b else "-")
+                block = np.ix_(variable["model_a"].values == a, variable["model_b"].values == b)
+                cell = [(i, _first_largest(row)) for i, row in enumerate(above[block]) if not np.isnan(row).all()]
+                means = [
+                    f"{np.mean([table[block][i, j] for i, j in cell]):z.4f}"
+                    for table in (variable.values, *([levels] if beside and levels is not None else []))
+                    if cell and a != b
+                ]
+                cells.append(" by chance ".join(means) or "-")
             rows.append((str(a), *cells))
         return Table(title, ("mean over layers of the closest", *(f">{model}" for model in models[1])), tuple(rows))
-    for layer, row in zip(variable["layer_a"].values, similarity, strict=True):
+    for i, (layer, row) in enumerate(zip(variable["layer_a"].values, above, strict=True)):
         if np.isnan(row).all():
-            rows.append((str(layer), "-", "undefined"))
+            cells = ["-", "undefined", *["-"] * beside]
         else:
-            # of identical layers report the first, not the one that rounding errors favour
-            at = int(np.argmax(row >= np.nanmax(row) - LEVEL * np.nanmax(np.abs(row))))
-            rows.append((str(layer), str(variable["layer_b"].values[at]), f"{row[at] * sign:z.4f}"))
-    return Table(title, (f"layer of {models[0][0]}", f"closest layer of {models[1][0]}", ">value"), tuple(rows))
+            at = _first_largest(row)
+            related = levels is None or row[at] > 0
+            name = str(variable["layer_b"].values[at]) if related else "none is above chance"
+            tables = [variable.values, *([levels] if beside and levels is not None else [])]
+            cells = [name, *(f"{table[i, at]:z.4f}" for table in tables)]
+        rows.append((str(layer), *cells))
+    columns = (f"layer of {models[0][0]}", f"closest layer of {models[1][0]}", ">value", *[">by chance"] * beside)
+    return Table(title, columns, tuple(rows))
+
+
+def _first_largest(row: NDArray[np.float64]) -> int:
+    """Return the position of the largest value; of equal ones the first, not the one that rounding errors favour."""
+    return int(np.argmax(row >= np.nanmax(row) - LEVEL * np.nanmax(np.abs(row))))
 
 
 def notes(result: xr.Dataset) -> Iterator[str]:

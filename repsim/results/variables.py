@@ -97,6 +97,8 @@ def _with_ends(**names: str) -> dict[str, str]:
 _LAYERS = "measure, layer_a, layer_b"
 _PAIRS = "measure, pair"
 
+CHANCE = ".chance"
+"""End of the names of coordinates that hold the chance levels of a variable of a result."""
 VARIABLES = (
     Entry(
         {"value": "similarity", "low": f"similarity, {_ENDS['low']}", "high": f"similarity, {_ENDS['high']}"},
@@ -590,6 +592,13 @@ METRIC_ATTRIBUTES = {
     "symmetric": Field("1 if exchanging the two sides does not change the value", "whole", least=0, most=1),
     "formula": Field("formula of the metric"),
     "citation": Field("reference of the metric"),
+    "chance": Field(
+        "mean value of unrelated layers, whose samples are permuted: `zero`; `known`, in the coordinate `NAME.chance` "
+        "(layer_a, layer_b); `unknown`, not computed; `undefined`, the order of samples does not matter. "
+        "Missing in files of earlier versions",
+        required=False,
+        only=("zero", "known", "unknown", "undefined"),
+    ),
     "undefined": Field("reasons for missing values, as sentences; empty if none is missing", "texts"),
     "cautions": Field("values that say little, with the reason", "texts"),
     "remarks": Field(

@@ -19,7 +19,7 @@ from repsim.runtime.deprecation import user_level
 from repsim.runtime.formats import Readers
 
 FORMAT = "repsim-comparison"
-VERSION = 3
+VERSION = 4
 STUDY = "repsim-study"
 STUDY_VERSION = 3
 
@@ -31,6 +31,7 @@ READERS = {FORMAT: RESULTS, STUDY: STUDIES}
 
 
 @RESULTS.register(VERSION)
+@RESULTS.register(3)  # without chance levels
 @STUDIES.register(STUDY_VERSION)
 def _with_digest(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Dataset:
     if not has_digest:
@@ -39,7 +40,7 @@ def _with_digest(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Dataset:
             path=path,
             remedy=Remedy("save it with ", Function("repsim.save_result")),
         )
-    return data
+    return in_newest_version(data)
 
 
 @RESULTS.register(2)

@@ -238,6 +238,54 @@ def as_classes(labels: Any, n: int) -> tuple[NDArray[np.int64], tuple[str, ...]]
     return _check_numbers(array), ()
 
 
+def as_groups(groups: Any, n: int | None = None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Convert the groups of samples to numbers, by first occurrence, and names.
+
+    Parameters
+    ----------
+    groups : array-like of shape (n,)
+        One integer or text for each sample.
+    n : int, optional
+        Number of samples.
+
+    Returns
+    -------
+    numbers : ndarray of shape (n,)
+        Group of each sample, from 0.
+    names : tuple of str
+        Names of the groups, in the order of the numbers.
+
+    Raises
+    ------
+    InvalidInputError
+        If the groups have another shape, or one is missing or neither an integer nor a text.
+
+    Examples
+    --------
+    >>> as_groups(["sea", "hill", "sea"])
+    (array([0, 1, 0]), ('sea', 'hill'))
+    """
+    if isinstance(groups, str | bytes):
+        raise InvalidInputError(f"groups: expected one a sample, got the single {groups!r}")
+    if isinstance(groups, Sequence | Iterator):
+        groups = list(groups)
+        kinds = {isinstance(group, str) for group in groups}
+        if len(kinds) > 1:
+            raise InvalidInputError("groups are integers or texts, not both")
+    array = as_array(groups, "groups") if is_tensor(groups) else _read(groups, "groups")
+    if array.ndim != 1 or (n is not None and len(array) != n):
+        expected = "" if n is None else f" for {n} samples"
+        got = f"{len(array)} groups" if array.ndim == 1 else f"groups of the shape {array.shape}"
+        raise InvalidInputError(f"{got}{expected}: give the group of every sample")
+    values = array.tolist()
+    for k, group in enumerate(values):
+        if isinstance(group, bool) or not isinstance(group, str | int) or group == "":
+            raise InvalidInputError(f"groups: sample {k} has {group!r}; a group is an integer or a text")
+    number_of: dict[str | int, int] = {}
+    numbers = [number_of.setdefault(group, len(number_of)) for group in values]
+    return np.array(numbers, np.int64), tuple(map(str, number_of))
+
+
 def _check_kinds(labels: Sequence[Any]) -> None:
     """Raise `InvalidInputError` for labels that numpy would convert to one type: 1 to "1", None to nan."""
     for k, label in enumerate(labels):

@@ -101,8 +101,12 @@ class Tuning:
     matrices by more than this times n, connected components are counted separately. With 500 samples the other method
     takes 1 to 10 seconds below the threshold, and minutes above."""
 
+    # Comparisons
+    chance_pairs: int = 100_000
+    """Largest number of pairs of layers for which a comparison computes chance levels, at up to 3 ms each."""
+
     # Studies
-    study_seconds: float = 40.0
+    study_seconds: float = 10.0
     """Seconds that the permutations, and the half-samples, of one measure may take at nominal rates. This bounds the
     number of operations and not the time, so that a study does the same on every machine."""
     half_samples: int = 20

@@ -33,7 +33,8 @@ class AlignedView:
     ------
     SampleMismatchError
         The stores hold different samples or the same samples in another order; the message counts the differences and
-        shows the first. Or two stores hold Gram matrices whose blocks consist of different samples.
+        shows the first. Or two stores put them into different classes, or hold Gram matrices whose blocks consist of
+        different samples.
     """
 
     def __init__(self, *stores: ActivationStore) -> None:
@@ -41,6 +42,7 @@ class AlignedView:
         first = stores[0]
         # one store for each kind of fingerprint of the pictures: only fingerprints of one kind can be compared
         references: dict[tuple[bool, str], ActivationStore] = {}
+        labelled: ActivationStore | None = None
         for store in stores:
             ids = store.sample_ids
             for reference in (first, *references.values()):
@@ -50,6 +52,14 @@ class AlignedView:
                         paths=(reference.path, store.path),
                         remedy=_ALIKE,
                     )
+            if labelled is None and store.labels is not None:
+                labelled = store
+            elif labelled is not None and store.labels is not None and _classes(store) != _classes(labelled):
+                raise SampleMismatchError(
+                    f"{labelled.path} and {store.path} give the same samples different class labels",
+                    paths=(labelled.path, store.path),
+                    remedy=Remedy("extract one of them again, with the same ", Argument("labels", of="extract")),
+                )
             references.setdefault((bool(ids.content), ids.hashed), store)
             if _has_grams(first) and _has_grams(store) and not np.array_equal(_order(first), _order(store)):
                 raise SampleMismatchError(
@@ -168,6 +178,12 @@ def _check_compressed(key: LayerKey, n: int, shape: tuple[int, ...]) -> None:
     expected = (n // key.size, key.size, key.size) if key.form == "grams" else (n, 2, min(key.size, shape[-1]))
     if shape != expected:
         raise InvalidInputError(f"expected the shape {expected} for {key.readout} of {n} samples, got {shape}")
+
+
+def _classes(store: ActivationStore) -> list[int]:
+    """Return the class of every sample, numbered by first occurrence: names and numbers of classes do not matter."""
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(label, len(numbers)) for label in np.asarray(store.labels).tolist()]
 
 
 def _has_grams(store: ActivationStore) -> bool:

@@ -128,6 +128,9 @@ def _write_structure(buffer: _SparseBuffer, contents: Contents) -> None:
             samples.create_dataset("classes", data=_texts(contents.classes))
         if contents.labels is not None:
             samples.create_dataset("label", data=np.asarray(contents.labels, "<i8"))
+        if contents.groups is not None:
+            samples.create_dataset("groups", data=_texts(contents.group_names))
+            samples.create_dataset("group", data=np.asarray(contents.groups, "<i8"))
         if contents.order is not None:
             samples.create_dataset("order", data=np.asarray(contents.order, "<i8"))
         checks = file.create_group("checks", track_order=True)

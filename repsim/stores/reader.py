@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from repsim.errors import Remedy, StoreError, reason
-from repsim.labels import LayerKey, SampleIds
+from repsim.labels import NAME_SEPARATOR, STATISTICS, LayerKey, SampleIds
 from repsim.runtime.formats import Readers
 from repsim.stores.extents import Extent, Layout, read_rows
 from repsim.stores.schema import FORMAT, VERSION, Array, ArraySpec, Contents
@@ -63,6 +63,7 @@ def _stated_version(path: Path, file: h5py.File) -> Any:
     return header.attribute(file, "format_version") if "format_version" in file.attrs else None
 
 
+@READERS.register(2)  # has at most one control, the pixels
 @READERS.register(VERSION)
 class _Reader:
     """Reader of one file's structure, which refuses everything that a store written by repsim cannot hold."""
@@ -96,6 +97,7 @@ class _Reader:
             self.texts(samples, "classes") if "classes" in samples else (),
             self.optional(samples, "order", n),
             created,
+            *self.groups(samples, n),
         )
         extents = {spec.key: extent for spec, extent, _ in arrays}
         return contents, Layout(extents, {spec.key: sums for spec, _, sums in arrays}, written, structure)
@@ -110,6 +112,18 @@ class _Reader:
         hashes = self.optional(samples, "content", len(ids), "<u8")
         assert hashes is not None, "content is in the group"
         return SampleIds(ids, sizes, hashes.tobytes(), self.text(samples, "content_kind"))
+
+    def groups(self, samples: h5py.Group, n: int) -> tuple[Array | None, tuple[str, ...]]:
+        """Read the groups of the samples and their names; stores without groups, and early ones, have neither."""
+        if ("group" in samples) != ("groups" in samples):
+            raise StoreError(f"{self.path} is a damaged store: group and groups of its samples go together")
+        numbers = self.optional(samples, "group", n)
+        if numbers is None:
+            return None, ()
+        names = self.texts(samples, "groups")
+        if numbers.min() < 0 or numbers.max() >= len(names):
+            raise StoreError(f"{self.path} is a damaged store: a sample is in a group without a name")
+        return numbers, names
 
     def arrays(self, parent: str, model: str, n: int) -> Iterator[tuple[ArraySpec, Extent, Extent]]:
         """Yield the description, the rows and the checksums of every array below ``layers`` or ``controls``."""
@@ -128,6 +142,10 @@ class _Reader:
                 if not isinstance(block, int) or block < 1 or array.shape[0] != n // block:
                     raise StoreError(f"{self.path}: {key} has {array.shape[0]} rows for {n} samples")
                 sums = self.extent(self.group(tables, layer), readout, array.shape[:1], "<u4")
+                if (layer, readout) == STATISTICS and len(str(facts.get("names")).split(NAME_SEPARATOR)) != array.shape[
+                    1
+                ]:
+                    raise StoreError(f"{self.path} is a damaged store: the names of {key} are not those of its columns")
                 yield ArraySpec(key, array.shape[1:], facts, block), array, sums
 
     def child(self, group: h5py.Group, name: str) -> Any:

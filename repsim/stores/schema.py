@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.labels import OTHER_PICTURES, LayerKey, SampleIds
+from repsim.labels import OTHER_PICTURES, STATISTICS, LayerKey, SampleIds
 
 FORMAT = "repsim-activations"
-VERSION = 2
-_NO_SETTINGS = frozenset({"command", "left_out", "labels", "max_pixels", "repsim_version"})
-"""Entries of the provenance that do not affect values. The labels themselves are compared, not their source."""
+VERSION = 3
+_NO_SETTINGS = frozenset({"command", "groups", "left_out", "labels", "max_pixels", "repsim_version"})
+"""Entries of the provenance that do not affect values. The labels and groups themselves are compared, not
+their source."""
 Array = NDArray[Any]
 
 
@@ -42,7 +43,7 @@ class Contents:
     """Contents of a store without its values."""
 
     arrays: tuple[ArraySpec, ...]
-    """The layers in depth order, followed by the control, if there is one (`LayerKey.control`)."""
+    """The layers in depth order, followed by the controls, if there are any (`LayerKey.control`)."""
     sample_ids: SampleIds
     source: str
     """Description of the samples, for figures and reports."""
@@ -55,6 +56,9 @@ class Contents:
     array of blocks consists of the samples order[k * block : (k + 1) * block]."""
     created: str = ""
     """Time in ISO 8601, UTC; set when the file is created."""
+    groups: Array | None = None
+    """Group of each sample, from 0: samples of one group are not independent."""
+    group_names: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:
@@ -66,16 +70,23 @@ class Contents:
         return len(self.sample_ids) // spec.block
 
     def difference(self, other: "Contents") -> str | None:
-        """Describe the settings in which ``other`` differs; None if both describe the same values, bit for bit."""
+        """Describe the settings in which ``other`` differs; None if both describe the same values, bit for bit.
+
+        A store of an earlier version, which has no statistics of the input, is continued without them.
+        """
         samples = self.sample_ids.difference(other.sample_ids, ("before", "now"))
         differences = [samples if samples.startswith(OTHER_PICTURES) else f"samples: {samples}"] if samples else []
         settings, others = (_settings(contents.provenance) for contents in (self, other))
         for key in dict.fromkeys((*settings, *others)):
             if not (samples and key in {"samples", "data_fingerprint", "skipped"}):
                 differences += _differences(key, settings.get(key), others.get(key))
-        if not samples and (classes := self._class_difference(other)):
+        if not samples and (classes := self._difference_of_samples(self.class_of, other.class_of)):
             differences.append(f"labels: {classes}")
+        if not samples and (groups := self._difference_of_samples(self.group_of, other.group_of)):
+            differences.append(f"groups: {groups}")
         old, new = ({spec.key.label: spec for spec in contents.arrays} for contents in (self, other))
+        if LayerKey(self.model, *STATISTICS).label not in old:
+            new.pop(LayerKey(other.model, *STATISTICS).label, None)
         if only_one := [*(label for label in old if label not in new), *(label for label in new if label not in old)]:
             differences.append(f"layers: {len(old)} before, {len(new)} now (not in both: {_first_names(only_one)})")
         elif changed := [label for label, spec in old.items() if new[label].shape != spec.shape]:
@@ -84,16 +95,15 @@ class Contents:
             differences.append(f"dtype: {self.dtype} before, {other.dtype} now")
         return "; ".join(differences[:4]) + ("; ..." if len(differences) > 4 else "") if differences else None
 
-    def _class_difference(self, other: "Contents") -> str | None:
-        """Describe how the classes of the samples differ; None if they are equal."""
-        old, new = self.class_of, other.class_of
+    def _difference_of_samples(self, old: list[Any] | None, new: list[Any] | None) -> str | None:
+        """Describe how the classes or the groups of the samples differ; None if they are equal."""
         if old is None or new is None:
             return (
                 None
                 if old is new
                 else f"{'none' if old is None else 'some'} before, " + ("none now" if new is None else "some now")
             )
-        changed = [k for k, (old_class, new_class) in enumerate(zip(old, new, strict=True)) if old_class != new_class]
+        changed = [k for k, (before, now) in enumerate(zip(old, new, strict=True)) if before != now]
         if not changed:
             return None
         k = changed[0]
@@ -107,6 +117,11 @@ class Contents:
             return None
         names = dict(enumerate(self.classes))
         return [names.get(number, number) for number in np.asarray(self.labels).tolist()]
+
+    @property
+    def group_of(self) -> list[Any] | None:
+        """Name of the group of every sample; None without groups."""
+        return None if self.groups is None else [self.group_names[number] for number in self.groups.tolist()]
 
 
 def _settings(provenance: Mapping[str, Any]) -> dict[str, Any]:

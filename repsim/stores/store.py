@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from repsim.errors import Function, InvalidInputError, Remedy, StoreError, UnknownNameError, reason
-from repsim.labels import LayerKey, SampleIds
+from repsim.labels import INPUT, NAME_SEPARATOR, STATISTICS, LayerKey, SampleIds
 from repsim.runtime.files import format_size
 from repsim.runtime.progress import Listener, report_progress
 from repsim.runtime.text_tables import Table, card, paragraphs, times
@@ -206,6 +206,19 @@ class ActivationStore:
         return self._contents.classes
 
     @property
+    def groups(self) -> Array | None:
+        """Group of each sample, (n,), numbered from 0; None if all samples are independent.
+
+        Samples of one group, such as the frames of a scene, are not independent.
+        """
+        return self._contents.groups
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """Names of the groups in the order of their numbers; empty without groups."""
+        return self._contents.group_names
+
+    @property
     def checksum(self) -> str:
         """Checksum of the file, including the checksums of all rows; two stores with the same one are equal."""
         return f"{int(self._read(self._layout.structure, 0, 1)[0]) - layout.COMPLETE:08x}"
@@ -224,7 +237,25 @@ class ActivationStore:
 
         It is no layer but a control: it measures what networks share because they see the same pictures.
         """
-        keys = (spec.key for spec in self._contents.arrays if spec.key.control)
+        return self._control(INPUT)
+
+    @property
+    def statistics(self) -> Activations | None:
+        """Statistics of the model's input in full size, (n, statistics); None if they are not stored.
+
+        Like `pixels` they are a control: brightness, contrast, colours, edges and frequencies, which networks see
+        without any learning. Stores of earlier versions have none.
+        """
+        return self._control(STATISTICS)
+
+    @property
+    def statistic_names(self) -> tuple[str, ...]:
+        """Names of the columns of `statistics`, ``group: statistic``; empty if they are not stored."""
+        facts = [spec.facts for spec in self._contents.arrays if (spec.key.layer, spec.key.readout) == STATISTICS]
+        return tuple(str(facts[0]["names"]).split(NAME_SEPARATOR)) if facts else ()
+
+    def _control(self, name: tuple[str, str]) -> Activations | None:
+        keys = (spec.key for spec in self._contents.arrays if (spec.key.layer, spec.key.readout) == name)
         return next((Activations(self, key) for key in keys), None)
 
     @property
@@ -291,8 +322,13 @@ class ActivationStore:
         recorded = self.provenance.get("weights")
         weights = f"weights {recorded}" if recorded else ""
         labels = "" if self.labels is None else f"{len(self.classes) or len(set(self.labels.tolist()))} classes"
+        groups = "" if self.groups is None else f"{len(self.group_names)} groups"
         pixels = "" if self.pixels is None else f"pixels of the input {times(self.pixels.shape[1:])}"
-        facts = [weights, f"{len(self):,} samples of {self.data}", labels, pixels, f"{self.path.name}, {self._state}"]
+        statistics = "" if self.statistics is None else f"{self.statistics.shape[1]} statistics of the input"
+        facts = [
+            weights, f"{len(self):,} samples of {self.data}", labels, groups, pixels, statistics,
+            f"{self.path.name}, {self._state}",
+        ]  # fmt: skip
         return card(self.model, paragraphs(["; ".join(filter(None, facts))]), self.table().html())
 
 

@@ -33,9 +33,9 @@ from repsim.errors import (
     StoreError,
     reason,
 )
-from repsim.labels import INPUT, LayerKey, SampleIds, check_name
+from repsim.labels import INPUT, NAME_SEPARATOR, STATISTICS, LayerKey, SampleIds, check_name
 from repsim.runtime import interrupts
-from repsim.runtime.arrays import as_array, as_classes, is_tensor, same_rows
+from repsim.runtime.arrays import as_array, as_classes, as_groups, is_tensor, same_rows
 from repsim.runtime.files import check_output, lock, partial_path
 from repsim.stores import extents, layout, reader
 from repsim.stores.records import as_json
@@ -158,6 +158,8 @@ class StoreWriter:
         OutputError
             The file cannot be written.
         """
+        if key not in self._layout.arrays and key.control:  # an interrupted run of an earlier version lacks statistics
+            return
         spec, extent = self._specs[key], self._layout.arrays[key]
         indices = np.arange(extent.shape[0])[rows]
         if not len(indices):  # a last batch with too few samples for a block
@@ -367,8 +369,12 @@ def _check(contents: Contents) -> None:
         check_name("sample id", name, _LONGEST_ID)
     for name in contents.classes:
         check_name("class", name)
+    for name in contents.group_names:
+        check_name("group", name)
     if contents.labels is not None and len(contents.labels) != len(ids):
         raise InvalidInputError(f"{len(contents.labels)} labels for {len(ids)} samples")
+    if contents.groups is not None and len(contents.groups) != len(ids):
+        raise InvalidInputError(f"{len(contents.groups)} groups for {len(ids)} samples")
     if all(spec.key.control for spec in contents.arrays):
         raise InvalidInputError("a store needs at least one layer")
     if contents.source != "":
@@ -391,6 +397,7 @@ def write_store(
     pixels: Any = None,
     sample_ids: Iterable[str | int] | None = None,
     labels: Any = None,
+    groups: Any = None,
     readout: str = "given",
     source: str = "given",
     provenance: Mapping[str, Any] | None = None,
@@ -412,7 +419,9 @@ def write_store(
         Name of the model, used in all results.
     pixels : array of shape (n, ...), optional
         Input of the model, best at low resolution. It is stored as `ActivationStore.pixels`, in the dtype of the
-        layers.
+        layers. From pictures, (n, channels, height, width) with a height and width of at least 16, statistics of
+        brightness, contrast, colours, edges and frequencies are computed and stored as `ActivationStore.statistics`,
+        as `repsim.extract` does: a study projects both out of the layers. Vectors have no statistics.
     sample_ids : sequence of str or int, optional
         One unique id for each sample. By default the names of the rows if the arrays are data frames or have
         coordinates. Otherwise samples are numbered, so that any two stores with the same number of samples match.
@@ -420,6 +429,10 @@ def write_store(
         The class of each sample: an integer from 0, or a name. Names are stored as `ActivationStore.classes`, in
         alphabetical order, and their numbers as `ActivationStore.labels`. A pandas Categorical keeps the order of its
         categories; booleans become the classes False and True.
+    groups : sequence of int or str, optional
+        The group of each sample, if samples of one group are not independent: frames of a scene, near duplicates, crops
+        of a picture. Stored as `ActivationStore.groups` and `ActivationStore.group_names`, numbered by first
+        occurrence. `repsim.universality` then takes the groups as the units of its statistics.
     readout : str
         How a layer became an array, for figures.
     source : str
@@ -473,21 +486,26 @@ def write_store(
     dtype = _dtype(arrays)
     n = next(iter(shapes.values()))[0] if shapes else 0
     rows = {f"layer {name!r}": values for name, values in layers.items()}
-    names = same_rows(rows | {"pixels": pixels, "labels": labels})
+    names = same_rows(rows | {"pixels": pixels, "labels": labels, "groups": groups})
     ids = _ids(sample_ids, names, n)
     keys = {LayerKey(model, name, readout): values for name, values in arrays.items()}
-    if any(key.control for key in keys):
+    if reserved := next((key for key in keys if key.control), None):
         raise InvalidInputError(
-            f"{'@'.join(INPUT)} is no layer; pass it as pixels, or use another name for the layer or the readout"
+            f"{reserved.label} is no layer; pass it as pixels, or use another name for the layer or the readout"
         )
+    facts: dict[LayerKey, Mapping[str, Any]] = {}
     if pixels is not None and keys:  # without layers the writer refuses the store
-        keys[LayerKey(model, *INPUT)] = _as_pixels(pixels, n)
-    specs = tuple(ArraySpec(key, values.shape[1:]) for key, values in keys.items())
+        keys[LayerKey(model, *INPUT)] = values = _as_pixels(pixels, n)
+        facts |= _add_statistics(keys, LayerKey(model, *STATISTICS), values)
+    specs = tuple(ArraySpec(key, values.shape[1:], facts.get(key, {})) for key, values in keys.items())
     numbers, classes = (None, ()) if labels is None else as_classes(labels, n)
     if not isinstance(provenance, Mapping | None):
         raise InvalidInputError(f"provenance: expected a dictionary, got {type(provenance).__name__}")
     record = {"extractor": "given", **_converted_dtypes(layers, arrays), **as_json(provenance or {}, "provenance")}
-    contents = Contents(specs, SampleIds(ids), source, record, dtype, numbers, classes)
+    group_numbers, group_names = (None, ()) if groups is None else as_groups(groups, n)
+    contents = Contents(
+        specs, SampleIds(ids), source, record, dtype, numbers, classes, groups=group_numbers, group_names=group_names
+    )
     with StoreWriter(store_path(path), contents, overwrite=overwrite) as writer:
         for key, values in keys.items():
             writer.write(key, slice(None), values)
@@ -565,3 +583,21 @@ def _as_pixels(pixels: Any, n: int) -> Array:
             f"pixels must be numbers of shape (n samples, ...) for {n} samples, got {values.dtype} {values.shape}"
         )
     return values
+
+
+def _add_statistics(keys: dict[LayerKey, Array], key: LayerKey, pixels: Array) -> dict[LayerKey, Mapping[str, Any]]:
+    """Add the statistics of pictures to the arrays, and return the attributes of the new array; none for vectors."""
+    if pixels.ndim != 4:
+        return {}
+    import torch  # noqa: PLC0415 - takes seconds to import, and only pictures need it
+
+    from repsim.extractors.picture_statistics import (  # noqa: PLC0415
+        has_statistics,
+        picture_statistics,
+        statistic_names,
+    )  # fmt: skip
+
+    if not has_statistics(pixels.shape[1:]):
+        return {}
+    keys[key] = picture_statistics(torch.from_numpy(pixels.astype(np.float32))).numpy()
+    return {key: {"names": NAME_SEPARATOR.join(statistic_names(pixels.shape[1:]))}}

@@ -22,12 +22,9 @@ def warnings(evidence: Evidence) -> Iterator[str]:
     n = design.n
     if n < _FEW_SAMPLES:
         yield f"{n} samples: intervals are wide; their coverage was tested only from 200 samples on; take more samples"
-    if evidence.duplicates:
-        twins = [f"{a} = {b}" for a, b in evidence.duplicates]
-        yield (
-            f"{len(twins)} samples are the same as another one ({listed(twins)}): equal samples raise every "
-            "similarity, and the samples are not independent; leave out one of each pair"
-        )
+    yield from evidence.notes
+    if evidence.duplicates.caution is not None:
+        yield evidence.duplicates.caution
     if "input" not in kernels.positions:
         yield (
             "no store holds the pixels that went into its network, so it is not known what the input alone explains; "
@@ -41,17 +38,18 @@ def warnings(evidence: Evidence) -> Iterator[str]:
         yield "the samples have no class labels: no permutations within classes, and no similarity given the labels"
     for name, reason in kernels.undefined.items():
         yield f"{name} is left out: {reason}"
+    layers = [k for member in design.members for k in kernels.positions[member.name]]
     dominated = [
         f"{kernels.names[k]} ({share:.0%})"
-        for k, gram in enumerate(kernels.grams)
-        if (share := float(gram.squared_norms.max() / gram.squared_norms.sum())) > _LEVERAGE
+        for k in layers
+        if (share := float(kernels.grams[k].squared_norms.max() / kernels.grams[k].squared_norms.sum())) > _LEVERAGE
     ]
     if dominated:
         yield (
             f"one sample carries more than a tenth of the variance of {listed(dominated)}: similarities of such a "
             "layer depend mostly on that sample"
         )
-    single = [name for name, gram in zip(kernels.names, kernels.grams, strict=True) if gram.p == 1]
+    single = [kernels.names[k] for k in layers if kernels.grams[k].p == 1]
     if single:
         yield (
             f"{listed(single)} has one feature: a kernel of rank 1, which is similar to any kernel with that one "
@@ -61,7 +59,7 @@ def warnings(evidence: Evidence) -> Iterator[str]:
     if evidence.permutations < needed:
         yield (
             f"{evidence.permutations} permutations are too few for {len(design.pairs)} pairs of models: no p-value can "
-            f"be below {ALPHA} after Holm's correction; take {needed} permutations or more"
+            f"be below {ALPHA} after Holm's correction, so nothing is tested; take {needed} permutations or more"
         )
     yield from _untrained_warnings(evidence)
     for result in evidence.measures:
@@ -112,5 +110,5 @@ def _untrained_warnings(evidence: Evidence) -> Iterator[str]:
 
 def _has_equal_neighbours(evidence: Evidence, model: str) -> bool:
     layers = evidence.kernels.positions[model]
-    neighbours = evidence.R[layers[:-1], layers[1:]]
+    neighbours = evidence.estimates.R[layers[:-1], layers[1:]]
     return bool((neighbours > 1 - 1e-6).any())

@@ -103,6 +103,9 @@ def skewness(a: CubicMoments, b: CubicMoments) -> float:
 def pearson3(value: ArrayLike, n: int, skewness: ArrayLike) -> Float64[np.ndarray, "..."]:
     """Compute p-values of debiased CKA from the Pearson III distribution with the three exact permutation moments.
 
+    The null hypothesis is that the two layers are independent, not that they are dissimilar: layers that share only the
+    contrast of the stimuli have a population CKA of 0 and are found too often (`p_value`).
+
     With skewness gamma > 0, k = 4 / gamma^2 and z the `z_value`, p = P(Gamma(k) > k + z sqrt(k)). With gamma < 0 it is
     the mirror image, P(Gamma(k) < k - z sqrt(k)), and with gamma = 0 the normal distribution, their limit.
 
@@ -158,6 +161,10 @@ def _saddlepoint(z: Float64[np.ndarray, " far"], gamma: Float64[np.ndarray, " fa
 
 def p_value(observed: ArrayLike, permuted: ArrayLike) -> Float64[np.ndarray, "..."]:
     """Compute permutation p-values (1 + #{T_k >= T}) / (K + 1) of an observed T and permuted statistics T_1 ... T_K.
+
+    The test rejects "independent", not "dissimilar". Layers whose rows have random directions, but common lengths, as
+    if networks shared nothing but the contrast of the stimuli, have a population CKA of 0, and yet p <= 0.05 in 14 % of
+    cases if the lengths are log-normal with sigma 0.4, and in 38 % with sigma 0.8 (docs/statistics.md).
 
     The 1 that is added counts the observed order of the samples, which under the null hypothesis is as likely as any
     other. p is therefore valid for any K, and never 0.

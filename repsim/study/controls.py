@@ -1,17 +1,18 @@
 """Provide the controls of a study: the input, the class labels, and untrained networks.
 
 They can make representations alike without any learning. The input and the classes are kernels like those of layers:
-of the pixels that went into the networks, stored at extraction, and of the class labels of the samples. Untrained
-networks of the same architectures are extracted on request.
+of the pixels that went into the networks and of the statistics of the pictures, both stored at extraction, and of the
+class labels of the samples. Untrained networks of the same architectures are extracted on request.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 
 from repsim.errors import Argument, InvalidInputError, OtherSettingsError, Remedy, RepsimError
@@ -22,53 +23,85 @@ from repsim.extractors.factory import make_extractor
 from repsim.extractors.options import Choices
 from repsim.stores.store import ActivationStore
 from repsim.study.design import Design, Member
+from repsim.study.input_kernels import of_pixels, of_statistics, scaled, select
 
 Kind = Literal["input", "labels"]
-_ROUNDING = 1e-5
-"""Mean pixels that differ by less than this share of the largest pixel are equal up to rounding errors."""
+Values = Float64[np.ndarray, "n *features"]
+_EQUAL = 1e-4
+"""Inputs that differ by less than this share, after centring and scaling, are one: devices differ in rounding."""
 
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """A kernel that is projected out of all layers: the remaining similarity is not due to it."""
+    """A kernel that is projected out of layers: the remaining similarity is not due to it."""
 
     kind: Kind
     name: str
     features: Float[np.ndarray, "n p"]
+    members: tuple[str, ...] = ()
+    """Names of the networks whose layers it is a control for: those whose input, or labels, are stored."""
 
 
 def inputs(design: Design) -> list[Control]:
-    """Return the input of the networks as controls, once for all networks with the same pixels.
+    """Return the input of the networks as a few controls that are not all linear in the pixels.
 
-    There are two kernels for each input: that of all pixels, and that of their mean over the picture, which a readout
-    that averages over positions depends on most. Stores without pixels have no input.
+    The dictionary of `repsim.study.input_kernels` is made of the pixels of every network and of the statistics of its
+    pictures; equal ones, and those that differ by an offset and a scale, are used once. The kernels that span it are
+    selected. The kernels of all pixels and of their mean over the picture come first, as a readout that averages over
+    positions depends on them most. Stores without pixels have no input; they are not among the ``members``.
     """
-    controls: list[Control] = []
-    for member in design.members:
-        values = _pixels(member.store)
+    seen = tuple(member.name for member in design.members if member.store.pixels is not None)
+    pixels = _distinct((member.name, _pixels(member.store)) for member in design.members)
+    statistics = _distinct((member.name, _statistics(member.store)) for member in design.members)
+    named = {member.name: member.store.statistic_names for member in design.members}
+    candidates = [
+        *chain.from_iterable(of_pixels(values, _of("pixels", name, pixels)) for name, values in pixels.items()),
+        *chain.from_iterable(
+            of_statistics(values, named[name], _of("statistics of the picture", name, statistics))
+            for name, values in statistics.items()
+        ),
+    ]
+    return [Control("input", kernel.name, kernel.features(), seen) for kernel in select(candidates)]
+
+
+def _of(what: str, name: str, all_inputs: Mapping[str, Any]) -> str:
+    """Return the name of an input: with that of its network only if there are several."""
+    return what if len(all_inputs) == 1 else f"{what} of {name}"
+
+
+def _distinct(arrays: Iterable[tuple[str, Values | None]]) -> dict[str, Values]:
+    """Return the arrays that differ from earlier ones by more than an offset of each feature and one scale."""
+    distinct: dict[str, Values] = {}
+    unit: list[Values] = []
+    for name, values in arrays:
         if values is None:
             continue
-        pixels = values.reshape(len(values), -1)
-        if any(np.array_equal(pixels, control.features) for control in controls):
-            continue
-        controls.append(Control("input", f"input of {member.name}", pixels))
-        mean = values.mean(-1)
-        if np.ptp(mean, axis=0).max() > _ROUNDING * np.abs(values).max():  # not if each picture was centred
-            controls.append(Control("input", f"mean input of {member.name}", mean))
-    return controls
+        x = scaled(values.reshape(len(values), -1))
+        if not any(x.shape == other.shape and np.abs(x - other).max() < _EQUAL for other in unit):
+            distinct[name] = values
+            unit.append(x)
+    return distinct
 
 
-def _pixels(store: ActivationStore) -> Float[np.ndarray, "n channels positions"] | None:
-    """Return the stored pixels by channel and position; None if the store has none.
+def _pixels(store: ActivationStore) -> Values | None:
+    """Return the stored pixels, (n, channels, height, width), or (n, channels, positions); None if there are none.
 
-    Pixels from `repsim.extract` have three channels. Arrays given to `repsim.write_store` have those of their shape.
+    Pixels from `repsim.extract` are stored as vectors of three channels, of 8 x 8 pixels unless the picture is smaller.
+    Arrays given to `repsim.write_store` have their shape.
     """
     if store.pixels is None:
         return None
-    values = store.pixels[:]
-    channels = values.shape[1] if values.ndim > 2 else 3 if store.provenance.get("extractor") != "given" else 1
-    values = values.astype(np.float64 if values.dtype == np.float64 else np.float32)
-    return np.ascontiguousarray(values.reshape(len(values), channels, -1))
+    values = store.pixels[:].astype(np.float64)
+    if store.provenance.get("extractor") == "given":
+        return values if values.ndim > 2 else values[:, None]
+    values = values.reshape(len(values), 3, -1)
+    side = round(values.shape[-1] ** 0.5)
+    return values.reshape(*values.shape[:2], side, side) if side**2 == values.shape[-1] > 1 else values
+
+
+def _statistics(store: ActivationStore) -> Values | None:
+    """Return the stored statistics of the pictures, (n, statistics); None if the store has none."""
+    return None if store.statistics is None else store.statistics[:].astype(np.float64)
 
 
 def classes(design: Design) -> Control | None:
@@ -92,23 +125,15 @@ def classes(design: Design) -> Control | None:
                 remedy=Remedy("extract one of them again, with the same ", Argument("labels", of="extract")),
             )
     count = numbers.max() + 1
-    return Control("labels", "class labels", np.eye(count)[numbers]) if 1 < count < design.n else None
+    if not 1 < count < design.n:
+        return None
+    return Control("labels", "class labels", np.eye(count)[numbers], tuple(member.name for member in design.members))
 
 
 def _class_numbers(store: ActivationStore) -> NDArray[np.intp]:
     """Return the class of every sample, numbered by first occurrence, so that the names of classes do not matter."""
     first, numbers = np.unique(np.asarray(store.labels), return_index=True, return_inverse=True)[1:]
     return np.argsort(np.argsort(first))[numbers]
-
-
-def duplicates(design: Design) -> list[tuple[str, str]]:
-    """Return the pairs of ids of samples with equal pixels, or, without pixels, equal values in the first layer."""
-    first = design.trained[0]
-    array = first.store.pixels if first.store.pixels is not None else first.store[first.arrays[0]]
-    values = np.ascontiguousarray(array[:].reshape(len(first.store), -1))
-    seen: dict[bytes, int] = {}
-    ids = design.ids.ids
-    return [(ids[k], ids[i]) for i, row in enumerate(values) if (k := seen.setdefault(row.tobytes(), i)) != i]
 
 
 def extract_untrained(

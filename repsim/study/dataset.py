@@ -92,9 +92,9 @@ def _layer_values(inference: Inference) -> xr.Dataset:
     row_of = {k: i for i, k in enumerate(inference.indices.layers.tolist())}
     rows = np.array([row_of[k] for k in layers], int)
     for m, kind in enumerate(inference.conditions.values()):
-        values = inference.indices.similarities(evidence.R, kind)[np.ix_(layers, layers)]
+        values = inference.indices.similarities(evidence.estimates.R, kind)[np.ix_(layers, layers)]
         table["value"][m] = values
-        margin = reading.quantile(inference.units) * evidence.errors[kind][np.ix_(rows, rows)]
+        margin = reading.quantile(inference.units) * evidence.estimates.errors[kind][np.ix_(rows, rows)]
         table["low"][m], table["high"][m] = values - margin, values + margin
         table["chance"][m], table["chance_sd"][m] = 0, null_sd(n)
     if evidence.moments:
@@ -130,7 +130,10 @@ def _share_values(inference: Inference) -> xr.Dataset:
         for h, share in enumerate(SHARES):
             by_depth = [inference.indices.column_of["share", state, str(d), share] for d in range(depths)]
             for d, columns in enumerate([*([k] for k in by_depth), by_depth]):
-                value, without = inference.theta[columns].mean(), inference.evidence.left_out[:, columns].mean(1)
+                value, without = (
+                    inference.theta[columns].mean(),
+                    inference.left_out[:, columns].mean(1),
+                )
                 interval = jackknife(value, without)
                 for end, number in (("", value), ("_low", interval.low), ("_high", interval.high)):
                     table[f"share{end}"][s, h, d] = number
@@ -183,8 +186,9 @@ def _agreement(inference: Inference) -> xr.Dataset:
     for kind in inference.kernels.values():
         mean = inference.mean_of(kind, pairs)
         of_units = inference.influences[:, list(mean)] @ np.array(list(mean.values()))
-        rows.append(of_units)
-        noise = 2 * inference.indices.degenerate_variance(inference.evidence.R, kind, mean, inference.units)
+        unit_of = inference.evidence.kernels.unit_of
+        rows.append(of_units[unit_of] / np.bincount(unit_of)[unit_of])
+        noise = 2 * inference.indices.degenerate_variance(inference.R, kind, mean, inference.units)
         signals.append(float(of_units.var()) / inference.units / noise if noise > 0 else np.nan)
     return xr.Dataset(
         {"agreement": (("kernel", "sample"), np.stack(rows)), "agreement_signal": ("kernel", np.array(signals))},

@@ -266,7 +266,7 @@ def ceilings(inference: Inference) -> xr.Dataset:
     for m, kind in enumerate(inference.kernels.values()):
         C, without = (
             values_between_models(inference, kind, inference.theta),
-            values_between_models(inference, kind, inference.evidence.left_out),
+            values_between_models(inference, kind, inference.left_out),
         )
         estimate, replicates = ceiling(C, families), ceiling(without, families)
         for f in range(len(names)):

@@ -71,7 +71,8 @@ def map_of_models(inference: Inference) -> xr.Dataset:
         single["common"][k] = common_share(R)
         if kind is not None:
             interval = jackknife(
-                common_share(R), common_share(values_between_models(inference, kind, inference.evidence.left_out))
+                common_share(R),
+                common_share(values_between_models(inference, kind, inference.left_out)),
             )
             single["common_low"][k], single["common_high"][k] = interval.low, interval.high
             single["common_noise"][k] = _noise_of_common_share(inference, kind)
@@ -111,6 +112,6 @@ def _from_pairs(inference: Inference, result: MeasureResult) -> Float64[np.ndarr
 
 
 def _layer_coordinates(inference: Inference) -> Float64[np.ndarray, "layers 3"]:
-    R = inference.evidence.R[np.ix_(inference.layers, inference.layers)]
+    R = inference.R[np.ix_(inference.layers, inference.layers)]
     coordinates = embed(R, 3).coordinates
     return np.pad(coordinates, ((0, 0), (0, 3 - coordinates.shape[1])))

@@ -12,10 +12,13 @@ from typing import Literal
 
 from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.extractors.factory import family_of
+from repsim.extractors.group_files import GroupsOfPictures
 from repsim.labels import SampleIds
+from repsim.metrics.recipes.groups import Groups
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore
+from repsim.study.sample_groups import groups_of
 
 Relation = Literal["other family", "same family", "same architecture"]
 _SEED = re.compile(r"[.+_-]?(?:random-)?seed-?(\d+)$")
@@ -94,6 +97,8 @@ class Design:
     untrained: tuple[Member, ...]
     notes: tuple[str, ...] = field(default=())
     """Sentences about questions that this choice of models cannot answer."""
+    groups: Groups | None = None
+    """Groups of samples that are not independent; None if every sample is."""
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -143,6 +148,7 @@ def design(
     *,
     families: Mapping[str, Sequence[str]] | None = None,
     readout: str | None = None,
+    groups: GroupsOfPictures | None = None,
 ) -> Design:
     """Build the study design from stores.
 
@@ -151,16 +157,19 @@ def design(
     stores : sequence of ActivationStore
         Stores of different models, over the same samples in the same order.
     families : mapping, optional
-        Name of each family -> globs over names of models. Models that match no glob keep the family of the timm module
-        that defines their architecture.
+        Name of each family -> globs over names of models. The family of models that match no glob follows from the name
+        of their architecture (`repsim.extractors.families`), and a note says so.
     readout : str, optional
         Readout of the arrays to compare; required if stores hold several.
+    groups : str, path, mapping or sequence, optional
+        Groups of samples that are not independent, as in `groups_of`; by default those that stores hold.
 
     Raises
     ------
     InvalidInputError
         If there is no trained model, two models have the same name, a glob matches no model, a model is in two
-        families, a store lacks the readout, or the readout is compressed (samples cannot be left out of it).
+        families, a store lacks the readout, the readout is compressed (samples cannot be left out of it), or
+        `groups_of` refuses the groups.
     SampleMismatchError
         If the stores have different samples, or another order.
     """
@@ -189,12 +198,25 @@ def design(
             f"all of these networks are untrained ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); "
             "add stores of trained ones"
         )
-    return Design(trained, untrained, (*_notes(trained), *view.notes))
+    by_name = [member for member in members if member.name not in named]
+    notes = (*_families_by_name(by_name), *_notes(trained), *view.notes)
+    return Design(trained, untrained, notes, groups_of(stores, groups))
 
 
 def _family(store: ActivationStore) -> str:
     member = Member(store, "", "")
     return family_of(member.architecture) or member.architecture
+
+
+def _families_by_name(members: Sequence[Member]) -> Iterator[str]:
+    """Yield a note on architectures that were put into a family of another name."""
+    families: dict[str, list[str]] = {}
+    for member in members:
+        if member.architecture != member.family:
+            families.setdefault(member.family, []).append(member.architecture)
+    if families:
+        listed = "; ".join(f"{family} ({', '.join(dict.fromkeys(names))})" for family, names in families.items())
+        yield f"families by the names of the architectures: {listed}"
 
 
 def _families_by_hand(names: Sequence[str], families: Mapping[str, Sequence[str]]) -> dict[str, str]:

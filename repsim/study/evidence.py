@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Float64
-
 from repsim.engine.null_moments import CubicMoments
 from repsim.study.design import Design
+from repsim.study.duplicates import NearDuplicates
+from repsim.study.estimation import Estimates
 from repsim.study.gram_passes import Kernels
-from repsim.study.indices import Indices
 from repsim.study.other_measures import MeasureResult
 from repsim.study.permutation_nulls import Null
+
+_MOST_ALIKE = 0.02
+"""Largest share of samples that may have a near duplicate without being declared as groups."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,19 +20,8 @@ class Evidence:
 
     design: Design
     kernels: Kernels
-    R: Float64[np.ndarray, "L L"]
-    """Debiased CKA of all layers and controls."""
-    indices: Indices
-    """Indices along the mean maps of layers from halves of the samples, and along the best matches on all samples."""
-    theta: Float64[np.ndarray, " T"]
-    """All indices: matches come from one half of the samples and similarities from the other, mean over splits. Plain
-    indices ("best") and energies that are left come from all samples."""
-    theta_of_all: Float64[np.ndarray, " T"]
-    """All indices along the same maps, from all samples."""
-    left_out: Float64[np.ndarray, "units T"]
-    """All indices, computed without each sample or group of samples."""
-    errors: dict[str, Float64[np.ndarray, "layers layers"]]
-    """Standard errors of the similarities of layers, by the kind of control that is projected out."""
+    estimates: Estimates
+    """All indices, and the values from which their intervals follow."""
     moments: tuple[CubicMoments, ...]
     """Moments of the layers of trained models; empty if samples are in groups."""
     dimensions: dict[str, float]
@@ -46,10 +36,16 @@ class Evidence:
     """Number of permutations."""
     controls: tuple[str, ...]
     """Names of the kernels that describe the input."""
-    duplicates: tuple[tuple[str, str], ...]
-    """Pairs of ids of samples that are equal."""
+    duplicates: NearDuplicates
+    """Pairs of samples that are nearly the same."""
+
+    notes: tuple[str, ...] = ()
+    """Sentences about what was not computed."""
 
     @property
     def has_undeclared_groups(self) -> bool:
-        """Whether some samples are alike, but were not declared to be a group."""
-        return bool(self.duplicates)
+        """Whether samples are alike that were not declared to be groups, and they are not only a few."""
+        if not self.duplicates.pairs or self.duplicates.covered:
+            return False
+        sizes = self.duplicates.groups.sizes
+        return bool(sizes[sizes > 1].sum() > _MOST_ALIKE * self.design.n)

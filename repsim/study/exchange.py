@@ -6,7 +6,7 @@ choices, and is exact for any number of networks.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -32,7 +32,8 @@ class Networks:
     @property
     def choices(self) -> int:
         """Number of ways to choose which networks of every architecture are called trained."""
-        return math.prod(math.comb(len(rows), int(self.trained[rows].sum())) for rows in self._rows())
+        sides = ((int(self.trained[rows].sum()), int((~self.trained[rows]).sum())) for rows in self._rows())
+        return choices_of(sides)
 
     def weights(self, trained: Bool[np.ndarray, "*batch networks"]) -> tuple[np.ndarray, np.ndarray]:
         """Return weights (..., architectures, networks) that average the networks called trained, and the others."""
@@ -59,6 +60,15 @@ class Networks:
     def _rows(self) -> Iterator[Int64[np.ndarray, " rows"]]:
         for k in range(self.architecture.max() + 1):
             yield np.flatnonzero(self.architecture == k)
+
+
+def choices_of(counts: Iterable[tuple[int, int]]) -> int:
+    """Return the number of choices of trained networks, from the numbers (trained, untrained) of each architecture.
+
+    >>> choices_of([(2, 3), (2, 3)])
+    100
+    """
+    return math.prod(math.comb(trained + untrained, trained) for trained, untrained in counts)
 
 
 def excess(

@@ -1,4 +1,8 @@
-"""Compute debiased CKA between all layers of a study: on all samples, without each sample, on subsets, permuted."""
+"""Compute debiased CKA between all layers of a study: on all samples, without each sample, on subsets, permuted.
+
+If samples are in groups, the groups are the units: CKA is computed from pairs of samples of different groups, and whole
+groups are left out, divided into halves, and permuted.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +13,17 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
+from repsim.engine.grouped import LeaveOneGroupOut, group_permutations
 from repsim.engine.jackknife import LeaveOneOut
 from repsim.engine.preparation import Source, prepare
-from repsim.engine.resampling import permuted
+from repsim.engine.resampling import permuted, random_permutations
 from repsim.engine.shared_directions import truncate_jointly
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import CentredGram, Gram
+from repsim.metrics.recipes.groups import Groups
 from repsim.runtime.progress import Progress
 from repsim.stores.alignment import AlignedView
+from repsim.study.chance import within_classes
 from repsim.study.controls import Control
 from repsim.study.design import Design, Member
 
@@ -53,15 +60,55 @@ class Kernels:
     """Layers without a value (constant ones), with the reason; they are in none of the attributes above."""
     reduced: bool = False
     """Whether the layers were cut to their leading principal components by `reduce`."""
-    groups: None = None
 
     @property
     def n(self) -> int:
         """Number of samples."""
         return self.grams[0].n
 
-    def leave_one_out(self, room: int) -> LeaveOneOut:
-        """Return a sweep that computes debiased CKA of all pairs without each sample, in ``room`` bytes at a time."""
+    @property
+    def groups(self) -> Groups | None:
+        """Groups of samples that are not independent; None if every sample is independent."""
+        return self.grams[0].groups
+
+    @property
+    def units(self) -> int:
+        """Number of independent units: groups of samples, or samples."""
+        return self.n if self.groups is None else self.groups.count
+
+    @property
+    def unit_of(self) -> Int64[np.ndarray, " n"]:
+        """Unit of each sample, (n,), from 0."""
+        return np.arange(self.n) if self.groups is None else self.groups.numbers.numpy()
+
+    def halves(self, count: int, seed: int) -> list[tuple[Int64[np.ndarray, " a"], Int64[np.ndarray, " b"]]]:
+        """Draw random divisions of the units into two halves: the samples of each, in increasing order.
+
+        With an odd number of units the second half has one more. Groups of different sizes give halves of different
+        numbers of samples.
+        """
+        unit_of, orders = self.unit_of, random_permutations(self.units, count, seed)
+        first = [np.isin(unit_of, order[: self.units // 2]) for order in orders]
+        return [(np.flatnonzero(half), np.flatnonzero(~half)) for half in first]
+
+    def permutations(
+        self, count: int, seed: int, classes: Int64[np.ndarray, " n"] | None = None
+    ) -> Int64[np.ndarray, "count n"]:
+        """Draw permutations of the samples, (count, n), that exchange whole units, perhaps only within classes.
+
+        Raises `InvalidInputError` if too few rearrangements exist (`group_permutations`, `within_classes`).
+        """
+        if self.groups is not None:
+            return group_permutations(self.groups, count, seed, classes=classes)
+        return random_permutations(self.n, count, seed) if classes is None else within_classes(classes, count, seed)
+
+    def leave_one_out(self, room: int) -> LeaveOneOut | LeaveOneGroupOut:
+        """Return a sweep that computes debiased CKA of all pairs without each unit, in ``room`` bytes at a time.
+
+        For groups its attribute ``cubes`` is None: third moments are those of permutations of single samples.
+        """
+        if self.groups is not None:
+            return LeaveOneGroupOut(self.grams, self.grams, _CKA, room=room)
         return LeaveOneOut(self.grams, self.grams, _CKA, room=room, cubes=True)
 
     def values(self) -> Float64[np.ndarray, "L L"]:
@@ -71,14 +118,19 @@ class Kernels:
     def values_on(
         self, samples: Int64[np.ndarray, " m"], selected: Int64[np.ndarray, " s"]
     ) -> Float64[np.ndarray, "s s"]:
-        """Compute debiased CKA of the selected layers on a subset of the samples; NaN for layers constant on it."""
+        """Compute debiased CKA of the selected layers on a subset of the samples; NaN for layers constant on it.
+
+        If samples are in groups, the subset consists of whole groups (`halves`).
+        """
         rows = torch.from_numpy(samples)
         subsets = [
             Source(self.names[k], self.names[k], partial(_select_samples, self.grams[k], rows)) for k in selected
         ]
         prepared = prepare(CentredGram(), subsets)
         defined = [k for k, source in enumerate(subsets) if source.name in prepared.factors]
-        grams: list[Any] = [prepared.factors[subsets[k].name] for k in defined]
+        groups = None if self.groups is None else self.groups.select(rows)
+        factors: list[Any] = [prepared.factors[subsets[k].name] for k in defined]
+        grams = [factor.grouped(groups) for factor in factors]
         values = np.full((len(selected), len(selected)), np.nan)
         values[np.ix_(defined, defined)] = symmetric(_CKA.block(grams, grams))
         return values
@@ -123,7 +175,8 @@ def kernels(
     if lists.get("input") and lists.get("labels"):
         lists["input and labels"] = lists["input"] + lists["labels"]
     positions = {name: np.array(layers, int) for name, layers in lists.items()}
-    grams: list[Any] = [prepared.factors[name] for name in names]
+    factors: list[Any] = [prepared.factors[name] for name in names]
+    grams = [factor if design.groups is None else factor.grouped(design.groups) for factor in factors]
     return Kernels(names, tuple(grams), positions, prepared.undefined)
 
 
@@ -145,14 +198,15 @@ def permuted_values(
     rows, columns
         Positions of layers in ``kernels``.
     orders
-        (count, n): permutations of the samples.
+        (count, n): permutations of the samples, which exchange whole groups if samples are in groups
+        (`Kernels.permutations`).
     memory
         Bytes that may be used; None for no limit.
     progress
         Called with the number of permutations done, and of all.
     """
     a, b = ([kernels.grams[k] for k in side] for side in (rows, columns))
-    return permuted(a, b, _CKA, orders, memory=memory, progress=progress)
+    return permuted(a, b, _CKA, orders, groups=kernels.groups, memory=memory, progress=progress)
 
 
 def symmetric(values: Float64[np.ndarray, "L L"]) -> Float64[np.ndarray, "L L"]:

@@ -49,22 +49,32 @@ class Inference:
     @property
     def indices(self) -> Indices:
         """Indices of the study, which are functions of the matrix R."""
-        return self.evidence.indices
+        return self.evidence.estimates.indices
 
     @property
     def theta(self) -> Float64[np.ndarray, " T"]:
         """All indices."""
-        return self.evidence.theta
+        return self.evidence.estimates.theta
+
+    @property
+    def R(self) -> Float64[np.ndarray, "L L"]:  # noqa: N802
+        """Debiased CKA of all layers and controls."""
+        return self.evidence.estimates.R
+
+    @property
+    def left_out(self) -> Float64[np.ndarray, "units T"]:
+        """All indices, without each sample or group of samples."""
+        return self.evidence.estimates.left_out
 
     @property
     def units(self) -> int:
         """Number of independent samples, or of groups of samples."""
-        return len(self.evidence.left_out)
+        return len(self.left_out)
 
     @cached_property
     def influences(self) -> Float64[np.ndarray, "units T"]:
         """Influence of every sample, or group of samples, on every index."""
-        return influence(self.evidence.theta_of_all, self.evidence.left_out)
+        return influence(self.evidence.estimates.theta_of_all, self.left_out)
 
     @cached_property
     def drawn(self) -> Float64[np.ndarray, "draws T"]:
@@ -144,11 +154,11 @@ class Inference:
         """
         columns, weights = np.array(list(coefficients), int), np.array(list(coefficients.values()))
         value = float(self.theta[columns] @ weights)
-        left_out = self.evidence.left_out[:, columns] @ weights
+        left_out = self.left_out[:, columns] @ weights
         units = self.units
         variance = (units - 1) / units * float(np.square(left_out - left_out.mean()).sum())
         if np.isfinite(variance) and self.evidence.kernels.groups is None:
-            second = self.indices.degenerate_variance(self.evidence.R, kind, coefficients, units, in_energy=in_energy)
+            second = self.indices.degenerate_variance(self.R, kind, coefficients, units, in_energy=in_energy)
             variance = max(variance - second, variance / 2)
         se = float(np.sqrt(variance))
         margin = quantile(units) * se

@@ -27,7 +27,7 @@ class StatisticsOptions:
         dict[str, list[Text]],
         option(
             "Families of models: for each family, globs over names of models.",
-            unset="timm's module (resnet, ...)",
+            unset="by the architecture (resnet, ...)",
             metavar="NAME=GLOB[,GLOB]",
         ),
     ] = field(default_factory=dict)
@@ -37,8 +37,10 @@ class StatisticsOptions:
                written="untrained:3", metavar="untrained:N"),
     ] = None  # fmt: skip
     permutations: Annotated[
-        Annotated[int, Meta(ge=19)], option("Number of permutations of the samples, for chance levels.")
-    ] = 1000
+        Annotated[int, Meta(ge=19)] | None,
+        option("Number of permutations of the samples, for chance levels.",
+               unset="1000, or as many as the correction for the number of pairs needs"),
+    ] = None  # fmt: skip
     draws: Annotated[Positive, option("Number of draws of the multiplier bootstrap, for joint intervals.")] = 2000
     seed: Annotated[Count, option("Seed of permutations, splits and draws.")] = 0
     device: Device = "auto"
@@ -59,6 +61,12 @@ class UniversalityOptions(StatisticsOptions):
     """Options of `repsim.universality`."""
 
     readout: Annotated[Text | None, option("Readout to compare, if stores hold several.")] = None
+    groups: Annotated[
+        Text | None,
+        option("Groups of samples that are not independent: `folders`, `re:PATTERN` over the ids with the group in its "
+               "first bracket, or a CSV file of id or file name, and group.",
+               unset="those that the stores hold", path=True, metavar="folders|re:PATTERN|PATH"),
+    ] = None  # fmt: skip
     controls_folder: Annotated[
         Text | None,
         option("Folder in which untrained networks are kept.", unset="NAME.controls beside NAME.nc, or controls"),

@@ -18,6 +18,7 @@ from repsim.metrics import Metric, Recipe
 from repsim.metrics.base import GramMetric
 from repsim.metrics.recipes.base import PermutableFactor
 from repsim.metrics.recipes.cost import NOMINAL
+from repsim.metrics.recipes.groups import Groups
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 from repsim.study.design import Member, Pair
@@ -94,6 +95,7 @@ def measure(
     device: str,
     memory: int | None,
     seed: int,
+    groups: Groups | None = None,
     layers: Layers | None = None,
     progress: Progress | None = None,
 ) -> MeasureResult:
@@ -115,6 +117,8 @@ def measure(
         Bytes that may be used.
     seed
         Seed of the half-samples.
+    groups
+        Groups of samples, which are in half-samples as a whole.
     layers
         Layers that have been read, and prepared with a recipe that serves this measure; by default they are read.
     progress
@@ -148,6 +152,9 @@ def measure(
             continue
         defined = [(x, y) for x in a for y in b if x is not None and y is not None]
         result.cautions[pair.name] = {caution for x, y in defined if (caution := metric.caution(x, y))}
+        if metric.ambiguity is not None:
+            largest = float(np.nan_to_num(_blocks(metric.ambiguity, a, b)).max(initial=0))
+            result.cautions[pair.name] |= {text for text in [metric.ambiguous(largest)] if text}
         row_widths, column_widths = (
             [
                 metric.width(x, layers.features(name))
@@ -175,7 +182,10 @@ def measure(
     if scarcity := metric.scarcity_of_all(n, widths):
         result.notes.append(scarcity)
     if halves:
-        samples = random_subsamples(n, n // 2, halves, seed)
+        if groups is None:
+            samples = list(random_subsamples(n, n // 2, halves, seed))
+        else:
+            samples = random_subsamples(n, groups.count // 2, halves, seed, groups=groups)
         for name, values in _on_halves(metric, pairs, layers.values, samples, n=n, step=step).items():
             result.halves[name] = as_similarity(metric, values)
     return result
@@ -266,7 +276,7 @@ def _on_halves(
     metric: Metric[Any],
     pairs: Sequence[Pair],
     layers: Mapping[str, torch.Tensor],
-    samples: Int64[np.ndarray, "count m"],
+    samples: Sequence[Int64[np.ndarray, " m"]],
     *,
     n: int,
     step: Callable[[], None],
@@ -274,7 +284,7 @@ def _on_halves(
     """Compute the values of all pairs on each half-sample, by the name of the pair."""
     metric = _on_half(metric, n)
     blocks: dict[str, list[Values]] = {pair.name: [] for pair in pairs}
-    for half in torch.from_numpy(samples):
+    for half in map(torch.from_numpy, samples):
         subsets = [Source(name, name, partial(_select_samples, x, half)) for name, x in layers.items()]
         factors = prepare(metric.recipe_for("features"), subsets).factors
         for pair in pairs:

@@ -5,6 +5,7 @@ maximum. The statistics are the maximum and the mean along the best match (MBM).
 by the same permutation, which keeps the similarities of layers within a network.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,7 +19,9 @@ from repsim.study.gram_passes import Kernels, permuted_values
 from repsim.study.indices import CONTROLS, RAW, Indices
 from repsim.study.layer_matching import mbm
 from repsim.study.partial_cka import MIN_ENERGY, TOLERANCE
+from repsim.study.reading import ALPHA
 
+_FEWEST, _MOST = 1000, 20_000
 STATISTICS = ("index", "largest")
 """The mean along the best match, and the maximum over pairs of layers."""
 
@@ -29,6 +32,17 @@ class Null:
 
     observed: Float64[np.ndarray, " two"]
     permuted: Float64[np.ndarray, "count two"]
+
+
+def permutations_for(tests: int) -> int:
+    """Return how many permutations are computed by default: 1,000, or as many as Holm's correction needs, up to 20,000.
+
+    The smallest p-value is 1 / (K + 1), and Holm's method multiplies it by the number of tests.
+
+    >>> permutations_for(6), permutations_for(55), permutations_for(4950)
+    (1000, 1099, 20000)
+    """
+    return min(_MOST, max(_FEWEST, math.ceil(tests / ALPHA) - 1))
 
 
 def statistics(S: Float64[np.ndarray, "*batch a b"]) -> Float64[np.ndarray, "*batch two"]:
@@ -79,7 +93,7 @@ def cka_nulls(
         Null distributions by (kind of control, name of the pair).
     """
     design, kinds = indices.design, indices.kernels
-    if not design.pairs:
+    if not design.pairs or not len(orders):
         return {}
     kernels = reduced_kernels(kernels, design)
     models = [kernels.positions[member.name] for member in design.trained]

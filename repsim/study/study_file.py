@@ -76,7 +76,7 @@ data:
 layers: blocks
 readout: mean
 metrics: [cka, mutual_knn]
-families:                        # models whose names match; other models: their timm module
+families:                        # models whose names match; others: by their architecture
   resnet: ["digits_resnet*"]
   vit: ["digits_vit*"]
 controls: untrained:1            # of every architecture, as controls; 3 for a real study
@@ -306,6 +306,8 @@ class _Reader:
     def resolve(self, text: str) -> str:
         """Resolve a path relative to the folder of the file; names of weights and data sets stay unchanged."""
         path = self.path.parent / Path(text).expanduser()
+        if text == "folders" or text.startswith("re:"):  # groups that are no file
+            return text
         named = text in {"pretrained", "random", "digits"} or text.partition("/")[0].lower() in _NAMED_DATA
         return text if named and not (text not in {"pretrained", "random", "digits"} and path.exists()) else str(path)
 

@@ -1,26 +1,23 @@
 """Conduct a study: compute from stores of many models how universal their representations are."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float64
+from jaxtyping import Int64
 
 from repsim import metrics as registry
 from repsim.engine.null_moments import CubicMoments, cubic_moments
 from repsim.engine.planning import by_recipe
-from repsim.engine.resampling import random_permutations
 from repsim.errors import InvalidInputError
 from repsim.metrics import Metric
 from repsim.metrics.cka import CKA
 from repsim.results.files import save_result
-from repsim.runtime import tuning
 from repsim.runtime.deprecation import warn_deprecated
 from repsim.runtime.files import check_output, locked
 from repsim.runtime.hardware import choose_device
@@ -30,23 +27,19 @@ from repsim.runtime.progress import Steps, counter, report_steps
 from repsim.stores.store import ActivationStore, as_stores, open_store
 from repsim.study import controls as control
 from repsim.study import permutation_nulls
-from repsim.study.chance import within_classes
 from repsim.study.dataset import study_dataset
 from repsim.study.design import Design, Pair, design
 from repsim.study.dimension import effective_dimension
+from repsim.study.duplicates import near_duplicates
+from repsim.study.estimation import estimate
 from repsim.study.evidence import Evidence
-from repsim.study.gram_passes import Kernels, kernels, symmetric
-from repsim.study.indices import Indices, cross_fitted, matches_on
+from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.options import METRICS, UniversalityOptions
 from repsim.study.other_measures import MeasureResult, measure, read
 
 StoreLike = ActivationStore | str | os.PathLike[str]
 _MIN_SAMPLES = 8
 """Smallest number of samples: with fewer, intervals are meaningless."""
-_LEAVE_ONE_OUT_MEMORY = 2**29
-"""Bytes of leave-one-out values in memory at once."""
-_SPLIT_SAMPLES = 20_000
-"""Number of samples of all splits together: with many samples, fewer splits are as precise."""
 
 
 class UniversalityKeywords(TypedDict, total=False):
@@ -54,12 +47,13 @@ class UniversalityKeywords(TypedDict, total=False):
 
     families: Mapping[str, Sequence[str]] | None
     readout: str | None
+    groups: str | None
     controls: str | None
     controls_folder: str | os.PathLike[str] | None
     data: str | None
     split: str | None
     data_root: str | None
-    permutations: int
+    permutations: int | None
     draws: int
     seed: int
     device: str
@@ -199,7 +193,7 @@ def _compute(
             store if isinstance(store, ActivationStore) else stack.enter_context(open_store(store))
             for store in as_stores(stores)
         ]
-        study = design(opened, families=families, readout=readout)
+        study = design(opened, families=families, readout=readout, groups=options.groups)
         if study.n < _MIN_SAMPLES:
             raise InvalidInputError(f"{study.n} samples are too few for a study: it needs at least {_MIN_SAMPLES}")
         if untrained:
@@ -212,11 +206,11 @@ def _compute(
                 stack.enter_context(store)
             opened_models = {store.model for store in opened}
             opened += [store for store in extracted if store.model not in opened_models]
-            study = design(opened, families=families, readout=readout)
+            study = design(opened, families=families, readout=readout, groups=options.groups)
         evidence = _collect_evidence(
             study,
             selected,
-            permutations=options.permutations,
+            permutations=options.permutations or permutation_nulls.permutations_for(len(study.pairs)),
             seed=options.seed,
             device=device,
             memory=memory,
@@ -249,33 +243,21 @@ def _collect_evidence(
         if not len(all_kernels.positions[member.name]):
             reason = all_kernels.undefined[member.layers[0]]
             raise InvalidInputError(f"{member.store.path}: none of its layers can be compared ({reason}); leave it out")
-    positions = all_kernels.positions
-    sweep = all_kernels.leave_one_out(_LEAVE_ONE_OUT_MEMORY)
-    runs = sweep.runs(counter(sweep.units, steps("leaving out each sample")))
-    first = next(runs)
-    R = symmetric(sweep.full_values)
-    splits = max(2, min(tuning.current().halvings, _SPLIT_SAMPLES // study.n))
-    step = counter(splits, steps("splitting samples"))
-    along_maps = partial(Indices, study, positions, len(R))
-    cross, maps = cross_fitted(along_maps, _halves(all_kernels, splits, seed, step))
-    indices = along_maps(maps, matches_on(along_maps({}), R))
-    of_all = indices.evaluate(R)
-    theta = _combined(indices, of_all, cross, along_maps(maps))
-    left_out, errors = indices.without_each(R, (values for _, values in chain([first], runs)))
-    trained = np.concatenate([positions[member.name] for member in study.trained])
+    estimates = estimate(study, all_kernels, seed=seed, steps=steps)
+    indices = estimates.indices
+    trained = np.concatenate([all_kernels.positions[member.name] for member in study.trained])
     cubic: tuple[CubicMoments, ...] = ()
-    if sweep.cubes is not None:
-        cubic = tuple(cubic_moments([all_kernels.grams[k] for k in trained], sweep.cubes[trained]))
+    if estimates.cubes is not None:
+        cubic = tuple(cubic_moments([all_kernels.grams[k] for k in trained], estimates.cubes[trained]))
     dimensions = {all_kernels.names[k]: effective_dimension(all_kernels.grams[k]) for k in indices.layers.tolist()}
-    del sweep, runs, first
 
-    orders = random_permutations(study.n, permutations, seed)
+    orders, notes = _permutations(all_kernels, permutations, seed)
     reduced = permutation_nulls.reduced_kernels(all_kernels, study)
     null = permutation_nulls.cka_nulls(reduced, indices, orders, memory=memory, progress=steps("permuting samples"))
     within: dict[tuple[str, str], permutation_nulls.Null] = {}
     if labels is not None and study.pairs and labels.features.sum(0).max() > 1:
-        classes = labels.features.argmax(1)
-        orders_within = within_classes(classes, permutations, seed)
+        orders_within, more = _permutations(all_kernels, permutations, seed, labels.features.argmax(1))
+        notes += [f"within classes, {note}" for note in more]
         within = permutation_nulls.cka_nulls(
             reduced, indices, orders_within, memory=memory, progress=steps("permuting samples within classes")
         )
@@ -286,28 +268,27 @@ def _collect_evidence(
         layers = read(pairs, recipe, device) if possible else None
         for metric in sharing:
             results[metric.spec] = measure(
-                metric, pairs, study.pairs, orders, device=device, memory=memory, seed=seed, layers=layers,
+                metric, pairs, study.pairs, orders, device=device, memory=memory, seed=seed, groups=study.groups,
+                layers=layers,
                 progress=steps(f"measuring {metric.spec}"),
             )  # fmt: skip
     measures = [results[metric.spec] for metric in others]
     return Evidence(
-        design=study, kernels=all_kernels, R=R, indices=indices, theta=theta, theta_of_all=of_all, left_out=left_out,
-        errors=errors, moments=cubic, dimensions=dimensions, nulls=null, within_classes=within,
-        measures=tuple(measures), permutations=permutations,
+        design=study, kernels=all_kernels, estimates=estimates, moments=cubic, dimensions=dimensions, nulls=null,
+        within_classes=within, measures=tuple(measures), permutations=permutations,
         controls=tuple(one.name for one in controls if one.kind == "input"),
-        duplicates=tuple(control.duplicates(study)),
+        duplicates=near_duplicates(study, device), notes=tuple(notes),
     )  # fmt: skip
 
 
-def _combined(
-    indices: Indices, of_all: Float64[np.ndarray, " T"], cross: Float64[np.ndarray, " t"], without_best: Indices
-) -> Float64[np.ndarray, " T"]:
-    """Return the values of the study: cross-fitted ones, but from all samples where no match is involved."""
-    values = of_all.copy()
-    for key, column in indices.column_of.items():
-        if key[0] not in {"best", "left"}:
-            values[column] = cross[without_best.column_of[key]]
-    return values
+def _permutations(
+    kernels: Kernels, count: int, seed: int, classes: Int64[np.ndarray, " n"] | None = None
+) -> tuple[Int64[np.ndarray, "count n"], list[str]]:
+    """Return permutations of the samples, or of whole groups; none, with a note, if too few rearrangements exist."""
+    try:
+        return kernels.permutations(count, seed, classes), []
+    except InvalidInputError as error:
+        return np.zeros((0, kernels.n), np.int64), [f"samples are not permuted: {error.problem}"]
 
 
 def _pairs_to_measure(study: Design) -> list[Pair]:
@@ -317,14 +298,3 @@ def _pairs_to_measure(study: Design) -> list[Pair]:
         for pair in (trained, *chain(*study.controls_of(trained).values())):
             unique.setdefault(frozenset({pair.a.name, pair.b.name}), pair)
     return list(unique.values())
-
-
-def _halves(
-    kernels: Kernels, splits: int, seed: int, step: Callable[[], None]
-) -> Iterator[tuple[Float64[np.ndarray, "L L"], Float64[np.ndarray, "L L"]]]:
-    """Yield debiased CKA of all layers and controls on both halves of the samples, for each of several splits."""
-    everything = np.arange(len(kernels.names))
-    for order in random_permutations(kernels.n, splits, seed):
-        first, second = (np.sort(half) for half in (order[: kernels.n // 2], order[kernels.n // 2 :]))
-        yield kernels.values_on(first, everything), kernels.values_on(second, everything)
-        step()

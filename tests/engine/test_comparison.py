@@ -74,6 +74,23 @@ def _tensor(x: Any) -> Any:
     return metrics.base.as_samples(x)
 
 
+def test_cautions_about_values_that_are_not_determined(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Layers with columns in common: their canonical correlations of 1 tie, and PWCCA weights their directions."""
+    shared = rng.normal(size=(300, 6))
+    layers = {
+        "x": np.c_[shared * range(1, 7), rng.normal(size=(300, 3))],
+        "y": np.c_[shared, rng.normal(size=(300, 4))],
+        "z": rng.normal(size=(300, 5)),
+    }
+    a = write_store(tmp_path / "a.h5", layers, model="a")
+    result = compare(a, a, ["pwcca", "cca"], out=tmp_path / "result.nc")
+    cautions = [text for text in json.loads(result["pwcca"].attrs["cautions"]) if "not determined" in text]
+    assert sorted(text.partition(":")[0] for text in cautions) == ["x and y", "y and x"]
+    assert not any("not determined" in text for text in json.loads(result["cca"].attrs["cautions"]))
+    grown = compare(a, a, ["svcca"], out=tmp_path / "result.nc")
+    assert [text for text in json.loads(grown["pwcca"].attrs["cautions"]) if "not determined" in text] == cautions
+
+
 @pytest.mark.parametrize("twice", ["one object", "one path", "two openings"])
 def test_a_store_with_itself(tmp_path: Path, rng: np.random.Generator, twice: str) -> None:
     a = store(tmp_path, "a", rng)
@@ -242,3 +259,13 @@ def test_what_is_no_result_is_refused(tmp_path: Path, rng: np.random.Generator) 
 def test_the_public_names() -> None:
     assert repsim.compare is compare
     assert repsim.similarity is similarity
+
+
+def test_other_labels_of_the_same_samples_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    x, labels = rng.normal(size=(12, 3)), np.arange(12) % 3
+    named = np.array(["cat", "dog", "ant"])[labels]  # other numbers, the same classes
+    others = {"a": labels, "b": named, "c": np.roll(labels, 1) // 2, "d": None}
+    stores = {name: write_store(tmp_path / f"{name}.h5", {"x": x}, model=name, labels=y) for name, y in others.items()}
+    assert compare([stores[name] for name in "abd"])["cka"].shape == (3, 3)
+    with pytest.raises(SampleMismatchError, match=r"d?a.h5 and .*c.h5 give the same samples different class labels"):
+        compare([stores[name] for name in "dabc"])

@@ -77,7 +77,7 @@ def test_together_is_the_same_as_one_by_one(workers: int) -> None:
     for k, (came, values) in enumerate(read(stream_together(extractors, images, rows, how), 3)):
         assert came == rows[k]
         batches = list(extractors[k].stream(images, rows[k], how))
-        assert set(values) == {*extractors[k].readouts, ("input", "pixels")}
+        assert set(values) == {*extractors[k].readouts, ("input", "pixels"), ("input", "statistics")}
         for key, value in values.items():
             assert torch.equal(value, torch.cat([batch.values[key] for batch in batches])), key
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from scipy.stats import ortho_group
 
 from repsim.errors import InvalidInputError, UnreliableValueWarning
 from repsim.metrics import get
@@ -121,3 +123,72 @@ def test_saturation_warns_from_its_beginning(rng: np.random.Generator, spec: str
 def test_a_variance_is_a_share(variance: float) -> None:
     with pytest.raises(InvalidInputError, match=r"variance is a share in \(0, 1\]"):
         SVCCA(variance=variance)
+
+
+def shared_columns(seed: int, shared: int = 8) -> tuple[Array, Array]:
+    """Return layers that have columns in common, so that as many canonical correlations are exactly 1."""
+    rng = np.random.default_rng(seed)
+    s = rng.normal(size=(1000, shared))
+    return np.c_[s * np.arange(1, shared + 1), rng.normal(size=(1000, 7))], np.c_[s, rng.normal(size=(1000, 10))]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_pwcca_is_invariant_where_correlations_tie(dtype: type) -> None:
+    x, y = shared_columns(0)
+    values = []
+    for scale in (1, 1.1, 3, 7):
+        with pytest.warns(UnreliableValueWarning, match="not determined.* up to 0.15"):
+            values.append(PWCCA()((x * scale).astype(dtype), y.astype(dtype)))
+    assert np.ptp(values) < (1e-12 if dtype is np.float64 else 1e-7)
+
+
+def test_pwcca_of_tied_correlations_is_the_mean_over_their_bases() -> None:
+    x, y = shared_columns(1, shared=3)
+    x, y = x - x.mean(0), y - y.mean(0)
+    q, r = np.linalg.qr(x)[0], np.linalg.qr(y)[0]
+    u, rho, _ = np.linalg.svd(q.T @ r, full_matrices=False)
+    rng, draws = np.random.default_rng(0), []
+    for _ in range(4000):
+        rotated = u.copy()
+        rotated[:, :3] = u[:, :3] @ ortho_group.rvs(3, random_state=rng)
+        weights = np.abs(rotated.T @ q.T @ x).sum(1)
+        draws.append((weights[:3].sum(), weights @ rho / weights.sum()))
+    tied, values = np.array(draws).T
+    weights = np.abs(u.T @ q.T @ x).sum(1)[3:]
+    expected = (tied.mean() + weights @ rho[3:]) / (tied.mean() + weights.sum())
+    a, b = (PrincipalSubspace(loadings=True)(torch.from_numpy(layer)) for layer in (x, y))
+    assert PWCCA().pair(a, b) == pytest.approx(expected, abs=4 * values.std() / np.sqrt(4000))
+    assert np.ptp(values) < PWCCA().ambiguity.pair(a, b) < 2.5 * np.ptp(values)
+
+
+def test_pwcca_is_determined_where_all_correlations_are_one() -> None:
+    x = shared_columns(2)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert PWCCA()(x, x @ np.random.default_rng(3).normal(size=(15, 15))) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_svcca_keeps_all_directions_that_tie_at_the_cut(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(400, 12))
+    q = np.linalg.qr(z - z.mean(0))[0]
+    x: Array = (q * ([3.0] + [1.0] * 10 + [0.01])).astype(dtype)  # .7 is reached within the ties
+    y = np.c_[x[:, :5], rng.normal(size=(400, 4)) / 20].astype(dtype)
+    values = []
+    for seed in range(4):
+        turned = x @ ortho_group.rvs(12, random_state=seed).astype(dtype)
+        with pytest.warns(UnreliableValueWarning, match="component 6, with which a layer reaches 0.7 .* all 11 are"):
+            values.append(SVCCA(variance=0.7)(turned, y))
+    assert np.ptp(values) < (1e-12 if dtype is np.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_generic_layers_have_no_ties(dtype: torch.dtype) -> None:
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        x, y = (rng.normal(size=(400, width)) for width in (12, 20))
+        y[:, :4] += x[:, :4]
+        a, b = (PrincipalSubspace(loadings=True)(torch.from_numpy(layer).to(dtype)) for layer in (x, y))
+        assert float(PWCCA().ambiguity.pair(a, b)) < 1e-3
+        assert SVCCA().caution(a, b) is SVCCA(variance=0.8).caution(a, b) is None

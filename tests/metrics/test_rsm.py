@@ -125,6 +125,7 @@ def test_of_equal_distances_every_order_is_the_same(rng: np.random.Generator) ->
     x, y = np.eye(12), rng.normal(size=(12, 3))
     metric = DistanceCorrelation()
     chance = metric.chance(*(metric.recipe(as_samples(side)) for side in (x, y)))
+    assert chance is not None
     assert metric(x, y) == pytest.approx(distance_correlation(x, y), abs=1e-12)
     assert metric(x, y) == pytest.approx(chance.mean, abs=1e-12)
     assert metric(x, 3 * x) == pytest.approx(1, abs=1e-12)
@@ -145,6 +146,7 @@ def test_the_mean_square_over_every_permutation(rng: np.random.Generator) -> Non
     orders = itertools.permutations(range(n))
     values = metric.block([a], [metric.recipe(as_samples(y[list(order)])) for order in orders])
     chance = metric.chance(a, b)
+    assert chance is not None
     assert not chance.exact
     assert (values**2).mean() == pytest.approx(chance.mean**2, rel=1e-12)
     assert values.mean() < chance.mean

@@ -227,7 +227,7 @@ def in_previous_format(path: Path, target: Path) -> Path:
     """Write the file in the previous format: by xarray, with text in HDF5's heaps and without a digest."""
     data = open_result_or_study(path)
     data.encoding = {}
-    data.attrs["format_version"] -= 1
+    data.attrs["format_version"] = {"repsim-comparison": 2, "repsim-study": 1}[data.attrs["format"]]
     data.to_netcdf(target, engine="h5netcdf")
     return target
 

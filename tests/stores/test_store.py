@@ -1,5 +1,6 @@
 """Test reading of stores: values are read back, also by plain h5py; damaged or malicious files are refused."""
 
+import dataclasses
 import json
 import os
 import zlib
@@ -16,7 +17,7 @@ from repsim.errors import InvalidInputError, OutputError, StoreError
 from repsim.labels import LayerKey, SampleIds
 from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store, verify
-from repsim.stores.writer import StoreWriter, write_store
+from repsim.stores.writer import StoreWriter, count_stored, write_store
 
 LAYERS = [f"blocks.{i}" for i in range(12)]
 
@@ -45,7 +46,7 @@ def test_plain_h5py_reads_it(tmp_path: Path, rng: np.random.Generator) -> None:
     layers = arrays(rng)
     write_store(tmp_path / "s.h5", layers, model="net", readout="mean").close()
     with h5py.File(tmp_path / "s.h5") as file:
-        expected = {"format": b"repsim-activations", "format_version": 2, "model": b"net"}
+        expected = {"format": b"repsim-activations", "format_version": 3, "model": b"net"}
         assert {key: file.attrs[key] for key in expected} == expected
         assert json.loads(file["provenance"].asstr()[0]) == {"extractor": "given"}
         assert list(file["layers"]) == LAYERS
@@ -220,13 +221,68 @@ def test_nothing_is_kept_in_the_heap_of_hdf5(tmp_path: Path) -> None:
     assert b"GCOL" not in (tmp_path / "s.h5").read_bytes()
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [1, 4])
 def test_another_format(tmp_path: Path, version: int) -> None:
     write_store(tmp_path / "s.h5", {"a": np.ones((4, 2))}, model="m").close()
     edit(tmp_path / "s.h5", attribute("/", "format_version", version))
     remedy = "extract it again" if version == 1 else "install a newer repsim"
-    with pytest.raises(StoreError, match=f"format {version}; this repsim reads 2; {remedy}"):
+    with pytest.raises(StoreError, match=f"format {version}; this repsim reads 2 and 3; {remedy}"):
         open_store(tmp_path / "s.h5")
+
+
+def test_statistics_of_pictures_are_stored_with_their_names(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Of pictures from 16 x 16 on; vectors and small pictures have none, and the store can be verified."""
+    x, pictures = rng.normal(size=(5, 2)).astype(np.float32), rng.integers(0, 256, (5, 3, 20, 16), dtype=np.uint8)
+    with write_store(tmp_path / "s.h5", {"a": x}, model="net", pixels=pictures) as store:
+        assert store.statistics is not None
+        assert store.pixels is not None
+        np.testing.assert_array_equal(store.pixels, pictures)
+        values = dict(zip(store.statistic_names, store.statistics[:].T, strict=True))
+        np.testing.assert_allclose(values["brightness: mean"], pictures.mean((1, 2, 3)), rtol=1e-5)
+        assert store.layers == ("a",)
+        assert len(store.table().rows) == 1
+        assert f"{len(values)} statistics of the input" in store._repr_html_()
+    assert not list(verify(tmp_path / "s.h5"))
+    for k, pixels in enumerate((pictures[:, :, :15], pictures.reshape(5, -1), None)):
+        with write_store(tmp_path / f"{k}.h5", {"a": x}, model="net", pixels=pixels) as store:
+            assert store.statistics is None
+            assert store.statistic_names == ()
+    with pytest.raises(InvalidInputError, match="input@statistics is no layer"):
+        write_store(tmp_path / "t.h5", {"input": x}, model="m", readout="statistics")
+
+
+def test_names_of_statistics_are_those_of_the_columns(tmp_path: Path, rng: np.random.Generator) -> None:
+    x, pictures = rng.normal(size=(5, 2)), rng.normal(size=(5, 3, 16, 16))
+    write_store(tmp_path / "s.h5", {"a": x}, model="net", pixels=pictures).close()
+    edit(tmp_path / "s.h5", attribute("/controls/input", "names", np.bytes_("one; two")))
+    with pytest.raises(StoreError, match="names of net input@statistics are not those of its columns"):
+        open_store(tmp_path / "s.h5")
+
+
+def test_a_store_without_statistics_is_complete(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Stores of earlier versions are not extracted again, and interrupted runs of earlier versions go on without."""
+    x, pictures = rng.normal(size=(5, 2)), rng.normal(size=(5, 3, 16, 16))
+    with write_store(tmp_path / "new.h5", {"a": x}, model="m", pixels=pictures) as store:
+        new = store.contents
+    specs = tuple(spec for spec in new.arrays if spec.key.readout != "statistics")
+    old = dataclasses.replace(new, arrays=specs)
+    assert old.difference(new) is None
+    assert "input@statistics" in str(new.difference(old))
+    path = tmp_path / "old.h5"
+    with suppress(KeyboardInterrupt), StoreWriter(path, old) as writer:  # an interrupted run
+        for spec in specs:
+            writer.write(spec.key, slice(0, 2), np.ones((2, *spec.shape)))
+        writer.mark_done(slice(0, 2))
+        raise KeyboardInterrupt
+    assert count_stored(path, new) == 2
+    with StoreWriter(path, new, resume=True) as writer:
+        for spec in new.arrays:
+            writer.write(spec.key, slice(2, 5), np.ones((3, *spec.shape)))
+        writer.mark_done(slice(2, 5))
+    with open_store(path) as store:
+        assert store.statistics is None
+        assert store.pixels is not None
+    assert count_stored(path, new) == 5
 
 
 def test_pixels_are_stored_beside_the_layers(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -443,4 +499,58 @@ def test_arrays_with_another_number_of_rows(tmp_path: Path) -> None:
 
     edit(tmp_path / "s.h5", change)
     with pytest.raises(StoreError, match="5 rows for 4 samples"):
+        open_store(tmp_path / "s.h5")
+
+
+def test_groups_are_read_back(tmp_path: Path, rng: np.random.Generator) -> None:
+    names = ["sea", "wood", "sea", "sea", "wood", "hill", "town"]
+    store = write_store(tmp_path / "s.h5", arrays(rng), model="net", groups=names)
+    assert store.groups is not None
+    assert store.groups.tolist() == [0, 1, 0, 0, 1, 2, 3]
+    assert store.group_names == ("sea", "wood", "hill", "town")
+    assert "4 groups" in store._repr_html_()
+    with h5py.File(tmp_path / "s.h5") as file:
+        assert file["samples/group"][:].tolist() == [0, 1, 0, 0, 1, 2, 3]
+        assert file["samples/groups"].asstr()[:].tolist() == ["sea", "wood", "hill", "town"]
+    numbered = write_store(tmp_path / "n.h5", arrays(rng), model="net", groups=np.array([9, 9, 9, 4, 4, 1, 1]))
+    assert numbered.group_names == ("9", "4", "1")
+    without = write_store(tmp_path / "w.h5", arrays(rng), model="net")
+    assert (without.groups, without.group_names) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([0, 1], "2 groups for 7 samples"),
+        (np.ones((7, 2), int), "groups of the shape"),
+        ([0.5] * 7, "a group is an integer or a text"),
+        (["a", 1, 1, 1, 1, 1, 1], "integers or texts, not both"),
+        (["a", "", "c", "d", "e", "f", "g"], "sample 1 has ''"),
+        ("abcdefg", "expected one a sample"),
+        (["a\n"] * 7, "control character"),
+    ],
+)
+def test_wrong_groups_are_refused(tmp_path: Path, rng: np.random.Generator, groups: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        write_store(tmp_path / "s.h5", arrays(rng), model="net", groups=groups)
+    assert not list(tmp_path.iterdir())
+
+
+def test_groups_without_names_are_damage(tmp_path: Path, rng: np.random.Generator) -> None:
+    write_store(tmp_path / "s.h5", arrays(rng), model="net", groups=[0, 0, 1, 1, 2, 2, 3]).close()
+    with h5py.File(tmp_path / "s.h5", "r+") as file:
+        file["samples/group"][3] = 4
+    with pytest.raises(StoreError, match="a sample is in a group without a name"):
+        open_store(tmp_path / "s.h5")
+    with h5py.File(tmp_path / "s.h5", "r+") as file:
+        del file["samples/groups"]
+    with pytest.raises(StoreError, match="group and groups of its samples go together"):
+        open_store(tmp_path / "s.h5")
+
+
+def test_a_change_of_the_groups_is_damage(tmp_path: Path, rng: np.random.Generator) -> None:
+    write_store(tmp_path / "s.h5", arrays(rng), model="net", groups=[0, 0, 1, 1, 2, 2, 3]).close()
+    with h5py.File(tmp_path / "s.h5", "r+") as file:
+        file["samples/group"][0] = 1
+    with pytest.raises(StoreError, match="damaged outside of its arrays"):
         open_store(tmp_path / "s.h5")

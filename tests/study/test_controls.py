@@ -14,7 +14,8 @@ from repsim.stores.store import ActivationStore, open_store
 from repsim.study import controls
 from repsim.study.design import design
 from repsim.study.gram_passes import kernels
-from repsim.testing.examples import Array, unrelated_layers, write_network
+from repsim.study.partial_cka import residual
+from repsim.testing.examples import unrelated_layers, write_network
 from tests.study.references import unit_kernel
 
 N = 20
@@ -40,19 +41,57 @@ def test_equal_pixels_are_one_input(tmp_path: Path, stack: ExitStack, rng: np.ra
         for model, values in (("a", pixels), ("b", pixels), ("c", 2 * pixels + 1), ("d", None), ("e", 2 * pixels + 1))
     ]
     inputs = controls.inputs(design(stores))
-    assert names(inputs) == ["input of a", "mean input of a", "input of c", "mean input of c"]
+    assert names(inputs)[:2] == ["pixels", "mean pixels"]
     assert {control.kind for control in inputs} == {"input"}
-    np.testing.assert_array_equal(inputs[0].features, pixels.reshape(N, -1))
-    np.testing.assert_allclose(inputs[1].features, pixels.mean((2, 3)), atol=1e-15)
+    assert {control.members for control in inputs} == {("a", "b", "c", "e")}  # d has no pixels
+    centred = pixels - pixels.mean(0)
+    for control, expected in zip(inputs, (centred.reshape(N, -1), centred.mean((2, 3))), strict=False):
+        ratio = np.linalg.norm(control.features) / np.linalg.norm(expected)
+        np.testing.assert_allclose(control.features, expected * ratio, atol=1e-12)
 
 
-def test_pixels_of_one_channel_are_averaged_over_all(
+def test_other_pixels_are_an_input_of_their_own(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
+    """Pictures of another crop have kernels of their own, and those that add nothing are left out."""
+    pixels, other = rng.normal(size=(2, 80, 3, 4, 4))
+    almost = pixels + 0.01 * rng.normal(size=pixels.shape)
+    stores = [
+        stack.enter_context(write_network(tmp_path, model, unrelated_layers(rng, 80, 6), pixels=values))
+        for model, values in (("a", pixels), ("b", other), ("c", almost))
+    ]
+    selected = names(controls.inputs(design(stores)))
+    assert selected[:4] == ["pixels of a", "mean pixels of a", "pixels of b", "mean pixels of b"]
+    assert not any(name.endswith("pixels of c") for name in selected)
+    assert "RBF of the pixels of a, width 1" in selected or "RBF of the pixels of a, width 0.5" in selected
+
+
+def test_the_mean_of_pixels_of_one_channel_is_over_all(
     tmp_path: Path, stack: ExitStack, rng: np.random.Generator
 ) -> None:
     pixels = rng.normal(size=(N, 8)).astype(np.float32)
     store = stack.enter_context(write_network(tmp_path, "a", unrelated_layers(rng, N, 6), pixels=pixels))
     inputs = controls.inputs(design([store]))
-    np.testing.assert_allclose(inputs[1].features, pixels.mean(1, keepdims=True), atol=1e-6)
+    expected = pixels.mean(1) - pixels.mean()
+    np.testing.assert_allclose(
+        inputs[1].features[:, 0] / inputs[1].features.std(), expected / expected.std(), atol=1e-5
+    )
+
+
+def test_statistics_of_pictures_are_an_input(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
+    """Contrast is no linear function of the pixels: a network that measures it has energy left without statistics."""
+    contrast = rng.uniform(0.5, 2, size=(80, 1, 1, 1))
+    checkerboard = np.resize([[1.0, -1], [-1, 1]], (32, 32))
+    signs = rng.choice([-1, 1], size=(80, 3, 1, 1))
+    pictures = signs * contrast * checkerboard + 0.1 * rng.normal(size=(80, 3, 32, 32))
+    layer = np.concatenate([contrast[:, :, 0, 0], 0.01 * rng.normal(size=(80, 3))], 1)
+    store = stack.enter_context(write_network(tmp_path, "a", [layer], pixels=pictures.astype(np.float64)))
+    inputs = controls.inputs(design([store]))
+    assert "statistics of the picture" in names(inputs)
+    energies = []
+    for selected in (inputs[:2], [control for control in inputs if "statistics" in control.name]):
+        measured = kernels(design([store]), selected, "cpu", keep=True, step=lambda: None)
+        energies.append(residual(measured.values(), measured.positions["input"].tolist())[0, 0])
+    assert energies[0] > 0.5  # of linear kernels of the pixels
+    assert energies[1] < 0.05
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -64,7 +103,9 @@ def test_pictures_without_a_mean_have_no_mean_input(
     pixels -= pixels.mean((2, 3), keepdims=True)
     layers = [x.astype(dtype) for x in unrelated_layers(rng, N, 6, 6, 6)]
     store = stack.enter_context(write_network(tmp_path, "a", layers, pixels=pixels))
-    assert names(controls.inputs(design([store]))) == ["input of a"]
+    selected = names(controls.inputs(design([store])))
+    assert selected[0] == "pixels"
+    assert "mean pixels" not in selected
 
 
 def test_no_pixels_no_input(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
@@ -95,19 +136,6 @@ def test_the_kernel_of_classes_is_1_within_a_class(tmp_path: Path, stack: ExitSt
 def test_one_class_is_no_control(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
     store = stack.enter_context(write_network(tmp_path, "a", unrelated_layers(rng, N, 6, 6, 6), labels=np.ones(N, int)))
     assert controls.classes(design([store])) is None
-
-
-# Duplicate samples
-
-
-@pytest.mark.parametrize("kept", [True, False])
-def test_duplicates_are_named(tmp_path: Path, stack: ExitStack, rng: np.random.Generator, kept: bool) -> None:
-    x = rng.normal(size=(N, 2, 3))
-    x[[4, 9, 7]] = x[[2, 2, 6]]
-    layers: list[Array] = [*([] if kept else [x.reshape(N, -1)]), *unrelated_layers(rng, N, 6, 6, 6)]
-    ids = [f"photo{k}" for k in range(N)]
-    store = stack.enter_context(write_network(tmp_path, "a", layers, sample_ids=ids, pixels=x if kept else None))
-    assert controls.duplicates(design([store])) == [("photo2", "photo4"), ("photo6", "photo7"), ("photo2", "photo9")]
 
 
 # Untrained networks
@@ -144,7 +172,7 @@ def test_untrained_networks_see_the_same_samples(trained: ActivationStore, stack
     assert not np.allclose(made[0][made[0].layers[0]][:], made[1][made[1].layers[0]][:])
     study = design([trained, *made])
     assert [member.architecture for member in study.untrained] == ["digits_vit"] * 2
-    assert len(controls.inputs(study)) == 2  # one input: all pixels, and their mean
+    assert names(controls.inputs(study))[:3] == ["pixels", "mean pixels", "statistics of the picture"]  # one input
 
 
 def test_untrained_networks_are_kept(trained: ActivationStore, stack: ExitStack, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from repsim import metrics as registry
 from repsim.engine.resampling import permuted, random_permutations, random_subsamples
 from repsim.metrics import Metric
 from repsim.runtime import tuning
+from repsim.stores.writer import write_store
 from repsim.study import other_measures
 from repsim.study.chance import calibrated, p_value, threshold
 from repsim.study.design import Design, design
@@ -193,3 +195,14 @@ def test_scales() -> None:
     assert other_measures.identity_value(registry.get("mutual_knn")) == 1
     assert other_measures.identity_value(registry.get("cknna")) == np.inf
     assert calibrated(0.5, 0.2) == pytest.approx(0.375)
+
+
+def test_values_that_are_not_determined_are_cautions_of_the_pair(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(N * 4, 4))
+    a = write_store(tmp_path / "a.h5", {"x": np.c_[shared * [1, 2, 3, 4], rng.normal(size=(N * 4, 2))]}, model="a")
+    b = write_store(tmp_path / "b.h5", {"x": np.c_[shared, rng.normal(size=(N * 4, 3))]}, model="b")
+    pairs = design([a, b]).pairs
+    orders = random_permutations(N * 4, COUNT, 0)
+    measured = measure(registry.get("pwcca"), pairs, pairs, orders, device="cpu", memory=None, seed=0)
+    assert [text.partition(",")[0] for text in measured.cautions["a x b"]] == ["the value is not determined"]

@@ -1,0 +1,61 @@
+"""Families of architectures, by their names in timm and torchvision.
+
+A family is a design: the networks that the field calls by one name. Sizes, patch sizes, kinds of attention within a
+block (SE, ECA, SK), normalisations, ways of training, and later versions of one block belong to it. So ResNeXt and
+Wide ResNet are ResNets, DeiT, BEiT and EVA are vision transformers, and Swin V2 is Swin. Versions of MobileNet are
+families of their own, because each has another block. The names of one design in two libraries give one family, as
+``mobilenet_v2`` and ``mobilenetv2_100``.
+"""
+
+import re
+
+_ORIGIN = re.compile(r"^(?:tf|gluon|legacy|test|quantized)_")
+"""Prefixes that say where a network comes from."""
+_VERSION = re.compile(r"_v(?=\d)")
+_STEM = re.compile(r"[a-z]+?(?=v?\d|_|$)")
+"""Letters in front of a version, a number or an underscore."""
+_RULES = tuple(
+    (re.compile(pattern), family)
+    for pattern, family in (
+        # names that contain the name of another family
+        (r"densenet|dla", r"\g<0>"),
+        (r".*botne[tx]", "botnet"),
+        (r".*halo(ne[tx]|regnet)", "halonet"),
+        (r"lambda_resnet", "lambdanet"),
+        (r"vit_\w+_(r\d*_s\d+|resnet\d+d?|mci)_", "vit_hybrid"),
+        (r"inception(?!_next)|googlenet", "inception"),
+        (r"coatne[tx]", "coatnet"),
+        (r"efficientvit_m\d", "efficientvit_msra"),  # another design of the same name
+        (r"inception_next|mobilenetv\d|mobilenet_edgetpu|tiny_vit|nasnet", r"\g<0>"),
+        # designs with several names
+        (r"\w*(resne[xs]?t|senet|res2ne[xt])", "resnet"),
+        (r"(vit|\w+_vit)_|vit\d*$|deit|beit|eva|aimv|flexivit|naflexvit|samvit", "vit"),
+        (r"sam2_hiera|hiera", "hiera"),
+        (r"\w*darknet|cs3\w*edgenet", "darknet"),
+        (r"maxx?vit", "maxvit"),
+        (r"g?mixer_", "mlp_mixer"),
+        (r"(eca_|dm_)?nfnet", "nfnet"),
+        (r"(eca_|ese_)?vovnet", "vovnet"),
+        (r"(se)?mnasnet", "mnasnet"),
+        (r"rexnet", "rexnet"),
+        (r"fbnet", "fbnet"),
+        (r"(nf_)?regnet", "regnet"),
+        (r"(gc_)?efficientnet", "efficientnet"),
+    )
+)
+
+
+def family_by_name(architecture: str) -> str:
+    """Return the family of an architecture: that of the first rule for its name, or the first letters of the name.
+
+    >>> [family_by_name(name) for name in ("mobilenetv2_100", "mobilenet_v2", "tf_efficientnet_lite0", "resnext50d")]
+    ['mobilenetv2', 'mobilenetv2', 'efficientnet', 'resnet']
+    >>> [family_by_name(name) for name in ("vit_b_16", "deit3_small_patch16_224", "swin_v2_t", "convnextv2_tiny")]
+    ['vit', 'vit', 'swin', 'convnext']
+    """
+    name = _VERSION.sub("v", _ORIGIN.sub("", architecture.lower()))
+    for pattern, family in _RULES:
+        if match := pattern.match(name):
+            return match.expand(family)
+    stem = _STEM.match(name)
+    return stem[0] if stem else architecture

@@ -1,0 +1,235 @@
+"""Find near duplicates among the samples of a study: pictures that are not independent, but are not declared as groups.
+
+Frames of a scene, copies and crops raise every similarity, and make every interval too short.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from repsim.labels import SampleIds
+from repsim.metrics.recipes.groups import Groups
+from repsim.metrics.recipes.rows import cut
+from repsim.study.design import Design
+from repsim.study.formatting import listed
+
+FALSE_ALARMS = 0.001
+"""Nominal probability of a false alarm if all samples are independent. It is far below 0.05 because the density of real
+samples is not even at the distance of neighbours: for t3 samples in two dimensions alarms are 30 times as frequent."""
+_NEIGHBOURS = 100
+"""Largest number of nearest neighbours that are examined: larger groups are not found."""
+_NETWORKS, _LAYERS = 6, 3
+"""Number of trained networks that are examined, and of layers of each."""
+_LARGEST = 2**28
+"""Values of the largest layer that is examined."""
+_ROUNDING = 1e-6
+"""Distances below this share of the root mean square are equal."""
+
+
+@dataclass(frozen=True, eq=False)
+class NearDuplicates:
+    """Pairs of samples that are far more alike than the other samples, and what follows."""
+
+    ids: SampleIds
+    pairs: tuple[tuple[int, int], ...]
+    """Positions of the samples of each pair."""
+    exact: int
+    """Number of samples that equal an earlier one in every pixel; without pixels, in the first layer."""
+    covered: bool
+    """Whether the two samples of every pair are in one of the groups that are declared already."""
+
+    @property
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """Ids of the samples of each pair."""
+        return tuple((self.ids.ids[a], self.ids.ids[b]) for a, b in self.pairs)
+
+    @property
+    def groups(self) -> Groups:
+        """Groups that these pairs propose: samples that are connected by pairs."""
+        parents = list(range(len(self.ids)))
+
+        def root(k: int) -> int:
+            while parents[k] != k:
+                parents[k] = parents[parents[k]]
+                k = parents[k]
+            return k
+
+        for a, b in self.pairs:
+            parents[max(root(a), root(b))] = min(root(a), root(b))
+        return Groups.of([root(k) for k in range(len(parents))])
+
+    @property
+    def caution(self) -> str | None:
+        """Sentence for the warnings of a study; None if there is nothing to report, or declared groups cover it."""
+        if not self.pairs or self.covered:
+            return None
+        sizes = self.groups.sizes[self.groups.sizes > 1]
+        pairs = [f"{a} = {b}" for a, b in self.names]
+        copies = f", {self.exact} of them the same as an earlier one" if self.exact else ""
+        return (
+            f"{int(sizes.sum())} samples are nearly the same as others{copies}, in {len(sizes)} "
+            f"group{'s' * (len(sizes) > 1)} ({listed(pairs)}): they raise every similarity and are not independent; "
+            "declare them as groups, or leave out all but one of each group"
+        )
+
+
+def near_duplicates(design: Design, device: str = "cpu") -> NearDuplicates:
+    """Find pairs of samples that are alike far beyond what is usual for these samples.
+
+    **One representation.** Let d_1 <= d_2 <= ... be the distances of a sample to its nearest neighbours. Where samples
+    are independent, and their density is even at this distance, l log(d_{l+1} / d_l) are independent exponential
+    variables with the mean 1/D, for the local dimension D (Renyi; Levina & Bickel 2004). A group of k + 1 near
+    duplicates leaves a gap behind the k-th neighbour. Its ratio to the mean of the other M - 1 spacings, t, has
+    P(ratio > t) = (1 + t / (M - 1))^-(M - 1), which is multiplied by k (k + 1), as any k may have the gap; the smallest
+    product selects the k neighbours. A pair is alike if each sample is among the selected neighbours of the other, at
+    the larger of the two p-values. It needs no scale and no dimension, and a cluster of a class is no gap if it is
+    spread like the other samples.
+
+    **A study.** Pixels are one representation. The layers of a network count together, by their largest p-value, at
+    three depths: classes are clusters in late layers only. Networks count by twice their median p-value, which is valid
+    however they depend on one another. The smaller of the p-values of pixels and networks, doubled, is compared by the
+    procedure of Benjamini and Hochberg over samples, at 0.001. Equal samples are always
+    reported.
+
+    **Limits.** A group of more than 100 samples, or a quarter of all, is not found. Nor are pairs that are only
+    somewhat more alike than neighbours are in this number of samples and dimensions, or that only one network of
+    several sees; of a group that is found, a few samples may be missed. Scenes alike at every depth are groups,
+    whatever they are called. What is not found may still depend: groups that are known should be declared.
+
+    Parameters
+    ----------
+    design
+        The models of the study; trained networks and their pixels are examined.
+    device
+        Device on which distances are computed.
+
+    References
+    ----------
+    Levina, Bickel. Maximum likelihood estimation of intrinsic dimension. NIPS 2004.
+    Benjamini, Hochberg. Controlling the false discovery rate. JRSS B 1995.
+    """
+    pixels = next((member.store.pixels for member in design.trained if member.store.pixels is not None), None)
+    first = design.trained[0]
+    exact = _equal(np.asarray((first.store[first.arrays[0]] if pixels is None else pixels)[:]))
+    evidence = [] if pixels is None else [pair_values(torch.from_numpy(np.asarray(pixels[:])).flatten(1), device)]
+    networks = [_least(pair_values(x, device) for x in layers) for layers in _networks(design)]
+    if networks:
+        evidence.append(_median(networks))
+    pairs = set(exact)
+    if evidence and design.n >= 8:
+        pairs |= select(_smallest(evidence), design.n)
+    ordered = tuple(sorted(pairs))
+    numbers = None if design.groups is None else design.groups.numbers.tolist()
+    covered = numbers is not None and all(numbers[a] == numbers[b] for a, b in ordered)
+    return NearDuplicates(design.ids, ordered, len({b for _, b in exact}), covered)
+
+
+PairValues = dict[tuple[int, int], float]
+"""p-values of the pairs that are alike; of all other pairs it is 1."""
+
+
+def _networks(design: Design) -> Iterator[Iterator[Tensor]]:
+    """Yield the examined layers of trained networks, as many architectures as possible."""
+    firsts = {member.architecture: member for member in reversed(design.trained)}
+    members = [*reversed(firsts.values()), *(m for m in design.trained if m not in firsts.values())][:_NETWORKS]
+    for member in members:
+        depths = dict.fromkeys(np.linspace(0, len(member.arrays) - 1, _LAYERS).round().astype(int).tolist())
+        names = [member.arrays[k] for k in depths if np.prod(member.store[member.arrays[k]].shape) <= _LARGEST]
+        if names:
+            yield (torch.from_numpy(np.asarray(member.store[name][:])).flatten(1) for name in names)
+
+
+def pair_values(x: Tensor, device: str = "cpu") -> PairValues:
+    """Return the p-values of pairs of samples that are alike in one representation, (n, p)."""
+    n = len(x)
+    x = x.to(device).float()
+    x = x - x.mean(0)
+    scale = float(x.square().sum(1).mean().sqrt())
+    if not scale > 0 or n < 8:
+        return {}
+    count = min(_NEIGHBOURS, n // 4) + 1
+    distances, neighbours = _nearest(x / scale, count)
+    logs = np.log(np.maximum(distances, _ROUNDING))
+    rank = np.arange(1, count)
+    spacings = rank * np.diff(logs, axis=1)
+    others = count - 2
+    mean = (spacings.sum(1, keepdims=True) - spacings) / others
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(spacings > 0, spacings / mean, 0)
+    p = -others * np.log1p(t / others) + np.log(rank * (rank + 1))
+    best = p.argmin(1)
+    value = np.exp(np.minimum(p[np.arange(n), best], 0))
+    selected = [dict.fromkeys(row[: k + 1].tolist()) for row, k in zip(neighbours, best, strict=True)]
+    pairs: PairValues = {}
+    for a in np.flatnonzero(value < 1).tolist():
+        for b in selected[a]:
+            if a < b and value[b] < 1 and a in selected[b]:
+                pairs[a, b] = float(max(value[a], value[b]))
+    return pairs
+
+
+def _nearest(x: Tensor, count: int) -> tuple[Float64[np.ndarray, "n count"], Int64[np.ndarray, "n count"]]:
+    """Return the distances to the nearest neighbours, in increasing order, and which they are.
+
+    They are selected by products in float32, and their distances then computed from differences.
+    """
+    n, p = x.shape
+    norms = x.square().sum(1)
+    distances, neighbours = np.empty((n, count)), np.empty((n, count), np.int64)
+    for i in cut(n, max(1, min(1024, 2**24 // n))):
+        squared = torch.addmm(norms, x[i], x.T, alpha=-2)
+        squared[torch.arange(len(squared)), torch.arange(i.start, i.stop)] = torch.inf
+        nearest = squared.topk(count, dim=1, largest=False).indices
+        for run in cut(len(nearest), max(1, 2**24 // (count * p))):
+            exact = (x[i][run, None] - x[nearest[run]]).norm(dim=2).double()
+            exact, order = exact.sort(dim=1)
+            rows = slice(i.start + run.start, i.start + run.stop)
+            distances[rows], neighbours[rows] = exact.cpu().numpy(), nearest[run].gather(1, order).cpu().numpy()
+    return distances, neighbours
+
+
+def _least(layers: Iterator[PairValues]) -> PairValues:
+    """Return the largest p-value of each pair over the layers of a network."""
+    total = next(layers)
+    for values in layers:
+        total = {pair: max(p, values[pair]) for pair, p in total.items() if pair in values}
+        if not total:
+            break
+    return total
+
+
+def _median(networks: Sequence[PairValues]) -> PairValues:
+    """Return twice the median p-value of each pair over networks; the value itself for one network."""
+    needed = (len(networks) + 1) // 2
+    every = {pair: sorted(v[pair] for v in networks if pair in v) for pair in set().union(*networks)}
+    times = 1 if len(networks) == 1 else 2
+    return {pair: min(1.0, times * p[needed - 1]) for pair, p in every.items() if len(p) >= needed}
+
+
+def _smallest(evidence: Sequence[PairValues]) -> PairValues:
+    """Return the smallest p-value of each pair, times the number of kinds of evidence."""
+    pairs = set().union(*evidence)
+    return {pair: min(1.0, len(evidence) * min(v.get(pair, 1.0) for v in evidence)) for pair in pairs}
+
+
+def select(values: PairValues, n: int) -> set[tuple[int, int]]:
+    """Select the pairs that are significant by the procedure of Benjamini and Hochberg over n samples."""
+    best = np.ones(n)
+    for pair, p in values.items():
+        for k in pair:
+            best[k] = min(best[k], p)
+    ordered = np.sort(best)
+    passing = np.flatnonzero(ordered <= FALSE_ALARMS * np.arange(1, n + 1) / n)
+    limit = ordered[passing[-1]] if len(passing) else -1.0
+    return {pair for pair, p in values.items() if p <= limit}
+
+
+def _equal(values: np.ndarray) -> set[tuple[int, int]]:
+    """Return the pairs of a sample with an earlier one that has the same bytes."""
+    rows = np.ascontiguousarray(values.reshape(len(values), -1))
+    seen: dict[bytes, int] = {}
+    return {(k, i) for i, row in enumerate(rows) if (k := seen.setdefault(row.tobytes(), i)) != i}

@@ -1,0 +1,83 @@
+"""Estimate all indices of a study from its kernels: from halves of the samples, from all, and without each."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+import numpy as np
+from jaxtyping import Float64
+
+from repsim.runtime import tuning
+from repsim.runtime.progress import Steps, counter
+from repsim.study.design import Design
+from repsim.study.gram_passes import Kernels, symmetric
+from repsim.study.indices import Indices, cross_fitted, matches_on
+
+_LEAVE_ONE_OUT_MEMORY = 2**29
+"""Bytes of leave-one-out values in memory at once."""
+_SPLIT_SAMPLES = 20_000
+"""Number of samples of all splits together: with many samples, fewer splits are as precise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Estimates:
+    """All indices of a study, and the values from which their intervals follow."""
+
+    R: Float64[np.ndarray, "L L"]
+    """Debiased CKA of all layers and controls."""
+    indices: Indices
+    """Indices along the mean maps of layers from halves of the samples, and along the best matches on all samples."""
+    theta: Float64[np.ndarray, " T"]
+    """All indices: matches come from one half of the samples and similarities from the other, mean over splits. Plain
+    indices ("best") and energies that are left come from all samples."""
+    theta_of_all: Float64[np.ndarray, " T"]
+    """All indices along the same maps, from all samples."""
+    left_out: Float64[np.ndarray, "units T"]
+    """All indices, computed without each sample or group of samples."""
+    errors: dict[str, Float64[np.ndarray, "layers layers"]]
+    """Standard errors of the similarities of layers, by the kind of control that is projected out."""
+    cubes: Float64[np.ndarray, " L"] | None
+    """Sums of cubes of the Gram matrices, from which third moments follow; None if samples are in groups."""
+
+
+def estimate(design: Design, kernels: Kernels, *, seed: int, steps: Steps) -> Estimates:
+    """Estimate all indices of a study.
+
+    Parameters
+    ----------
+    design
+        The models of the study.
+    kernels
+        Kernels of all layers and controls.
+    seed
+        Seed of the random halves of the samples.
+    steps
+        Called with the name of each step of the work.
+    """
+    sweep = kernels.leave_one_out(_LEAVE_ONE_OUT_MEMORY)
+    runs = sweep.runs(counter(sweep.units, steps("leaving out each sample")))
+    first = next(runs)
+    R = symmetric(sweep.full_values)
+    along_maps = partial(Indices, design, kernels.positions, len(R))
+    splits = max(2, min(tuning.current().halvings, _SPLIT_SAMPLES // kernels.n))
+    step = counter(splits, steps("splitting samples"))
+    cross, maps = cross_fitted(along_maps, _halves(kernels, splits, seed, step))
+    indices = along_maps(maps, matches_on(along_maps({}), R))
+    of_all = indices.evaluate(R)
+    theta = of_all.copy()
+    for column, key in enumerate(along_maps(maps).names):
+        if key[0] != "left":  # no match is involved
+            theta[indices.column_of[key]] = cross[column]
+    left_out, errors = indices.without_each(R, (values for _, values in chain([first], runs)))
+    return Estimates(R, indices, theta, of_all, left_out, errors, sweep.cubes)
+
+
+def _halves(
+    kernels: Kernels, splits: int, seed: int, step: Callable[[], None]
+) -> Iterator[tuple[Float64[np.ndarray, "L L"], Float64[np.ndarray, "L L"]]]:
+    """Yield debiased CKA of all layers and controls on both halves of the samples, for each of several splits."""
+    everything = np.arange(len(kernels.names))
+    for first, second in kernels.halves(splits, seed):
+        yield kernels.values_on(first, everything), kernels.values_on(second, everything)
+        step()
