@@ -18,6 +18,7 @@ from repsim.metrics import Metric, Recipe
 from repsim.metrics.base import GramMetric
 from repsim.metrics.recipes.base import PermutableFactor
 from repsim.metrics.recipes.cost import NOMINAL
+from repsim.metrics.recipes.groups import LEAST, Groups
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 from repsim.study.design import Member, Pair
@@ -82,6 +83,7 @@ def measure(
     memory: int | None,
     seed: int,
     layers: Layers | None = None,
+    groups: Groups | None = None,
     progress: Progress | None = None,
 ) -> MeasureResult:
     """Compare the layers of all pairs of models.
@@ -104,6 +106,9 @@ def measure(
         Seed of the half-samples.
     layers
         Layers that have been read, and prepared with a recipe that serves this measure; by default they are read.
+    groups
+        Groups of samples that are not independent: half-samples then consist of whole groups. The orders have to
+        exchange whole groups, too. The values are those without groups.
     progress
         Called with the number of steps done, and of all.
     """
@@ -124,6 +129,9 @@ def measure(
         isinstance(factor, PermutableFactor) for factor in prepared.factors.values()
     )
     draws, halves = _affordable_counts(result, pairs, tested, n, len(orders), permutable=permutable)
+    if halves and groups is not None and groups.count < 2 * LEAST:
+        result.notes.append(f"no interval: {groups.count} groups of samples are too few to be halved")
+        halves = 0
     tested_names = {pair.name for pair in tested}
     step = counter(len(pairs) + halves, progress)
     widths: list[tuple[int, int]] = []
@@ -162,7 +170,11 @@ def measure(
     if scarcity := metric.scarcity_of_all(n, widths):
         result.notes.append(scarcity)
     if halves:
-        samples = random_subsamples(n, n // 2, halves, seed)
+        samples: Sequence[Int64[np.ndarray, " m"]]
+        if groups is None:
+            samples = list(random_subsamples(n, n // 2, halves, seed))
+        else:
+            samples = random_subsamples(n, groups.count // 2, halves, seed, groups=groups)
         for name, values in _on_halves(metric, pairs, layers.values, samples, n=n, step=step).items():
             result.halves[name] = as_similarity(metric, values)
     return result
@@ -253,7 +265,7 @@ def _on_halves(
     metric: Metric[Any],
     pairs: Sequence[Pair],
     layers: Mapping[str, torch.Tensor],
-    samples: Int64[np.ndarray, "count m"],
+    samples: Sequence[Int64[np.ndarray, " m"]],
     *,
     n: int,
     step: Callable[[], None],
@@ -261,7 +273,7 @@ def _on_halves(
     """Compute the values of all pairs on each half-sample, by the name of the pair."""
     metric = _on_half(metric, n)
     blocks: dict[str, list[Values]] = {pair.name: [] for pair in pairs}
-    for half in torch.from_numpy(samples):
+    for half in map(torch.from_numpy, samples):
         subsets = [Source(name, name, partial(_select_samples, x, half)) for name, x in layers.items()]
         factors = prepare(metric.recipe_for("features"), subsets).factors
         for pair in pairs:

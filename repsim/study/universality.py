@@ -279,6 +279,7 @@ def _collect_evidence(
         for metric in sharing:
             results[metric.spec] = measure(
                 metric, pairs, study.pairs, orders, device=device, memory=memory, seed=seed, layers=layers,
+                groups=study.groups,
                 progress=steps(f"measuring {metric.spec}"),
             )  # fmt: skip
     measures = [results[metric.spec] for metric in others]
