@@ -18,7 +18,7 @@ from repsim.metrics import Metric, Recipe
 from repsim.metrics.base import GramMetric
 from repsim.metrics.recipes.base import PermutableFactor
 from repsim.metrics.recipes.cost import NOMINAL
-from repsim.metrics.recipes.groups import Groups
+from repsim.metrics.recipes.groups import LEAST, Groups
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 from repsim.study.design import Member, Pair
@@ -97,6 +97,7 @@ def measure(
     seed: int,
     groups: Groups | None = None,
     layers: Layers | None = None,
+    groups: Groups | None = None,
     progress: Progress | None = None,
 ) -> MeasureResult:
     """Compare the layers of all pairs of models.
@@ -121,6 +122,9 @@ def measure(
         Groups of samples, which are in half-samples as a whole.
     layers
         Layers that have been read, and prepared with a recipe that serves this measure; by default they are read.
+    groups
+        Groups of samples that are not independent: half-samples then consist of whole groups. The orders have to
+        exchange whole groups, too. The values are those without groups.
     progress
         Called with the number of steps done, and of all.
     """
@@ -141,6 +145,9 @@ def measure(
         isinstance(factor, PermutableFactor) for factor in prepared.factors.values()
     )
     draws, halves = _affordable_counts(result, pairs, tested, n, len(orders), permutable=permutable)
+    if halves and groups is not None and groups.count < 2 * LEAST:
+        result.notes.append(f"no interval: {groups.count} groups of samples are too few to be halved")
+        halves = 0
     tested_names = {pair.name for pair in tested}
     step = counter(len(pairs) + halves, progress)
     widths: list[tuple[int, int]] = []
@@ -182,6 +189,7 @@ def measure(
     if scarcity := metric.scarcity_of_all(n, widths):
         result.notes.append(scarcity)
     if halves:
+        samples: Sequence[Int64[np.ndarray, " m"]]
         if groups is None:
             samples = list(random_subsamples(n, n // 2, halves, seed))
         else:
