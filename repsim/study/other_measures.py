@@ -97,7 +97,6 @@ def measure(
     seed: int,
     groups: Groups | None = None,
     layers: Layers | None = None,
-    groups: Groups | None = None,
     progress: Progress | None = None,
 ) -> MeasureResult:
     """Compare the layers of all pairs of models.
@@ -119,12 +118,10 @@ def measure(
     seed
         Seed of the half-samples.
     groups
-        Groups of samples, which are in half-samples as a whole.
-    layers
-        Layers that have been read, and prepared with a recipe that serves this measure; by default they are read.
-    groups
         Groups of samples that are not independent: half-samples then consist of whole groups. The orders have to
         exchange whole groups, too. The values are those without groups.
+    layers
+        Layers that have been read, and prepared with a recipe that serves this measure; by default they are read.
     progress
         Called with the number of steps done, and of all.
     """
@@ -157,11 +154,7 @@ def measure(
         if pair.name not in tested_names:
             step()
             continue
-        defined = [(x, y) for x in a for y in b if x is not None and y is not None]
-        result.cautions[pair.name] = {caution for x, y in defined if (caution := metric.caution(x, y))}
-        if metric.ambiguity is not None:
-            largest = float(np.nan_to_num(_blocks(metric.ambiguity, a, b)).max(initial=0))
-            result.cautions[pair.name] |= {text for text in [metric.ambiguous(largest)] if text}
+        result.cautions[pair.name] = _cautions(metric, a, b)
         row_widths, column_widths = (
             [
                 metric.width(x, layers.features(name))
@@ -189,14 +182,27 @@ def measure(
     if scarcity := metric.scarcity_of_all(n, widths):
         result.notes.append(scarcity)
     if halves:
-        samples: Sequence[Int64[np.ndarray, " m"]]
-        if groups is None:
-            samples = list(random_subsamples(n, n // 2, halves, seed))
-        else:
-            samples = random_subsamples(n, groups.count // 2, halves, seed, groups=groups)
+        samples = _half_samples(n, halves, seed, groups)
         for name, values in _on_halves(metric, pairs, layers.values, samples, n=n, step=step).items():
             result.halves[name] = as_similarity(metric, values)
     return result
+
+
+def _cautions(metric: Metric[Any], a: Sequence[Any], b: Sequence[Any]) -> set[str]:
+    """Return the cautions of the measure about the values of two networks."""
+    pairs = [(x, y) for x in a for y in b if x is not None and y is not None]
+    cautions = {metric.caution(x, y) for x, y in pairs}
+    if metric.ambiguity is not None:
+        largest = float(np.nan_to_num(_blocks(metric.ambiguity, a, b)).max(initial=0))
+        cautions.add(metric.ambiguous(largest))
+    return {caution for caution in cautions if caution}
+
+
+def _half_samples(n: int, count: int, seed: int, groups: Groups | None) -> list[Int64[np.ndarray, " m"]]:
+    """Draw random halves of the samples, or of the groups of samples."""
+    if groups is None:
+        return list(random_subsamples(n, n // 2, count, seed))
+    return random_subsamples(n, groups.count // 2, count, seed, groups=groups)
 
 
 def _affordable_counts(

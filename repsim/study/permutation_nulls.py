@@ -109,7 +109,7 @@ def cka_nulls(
         return {}
     kinds = indices.kernels
     step = counter(len(orders) * len(kinds), progress)
-    nulls = _plain_nulls(kernels, indices.design, pairs, orders, memory, step)
+    nulls = _plain_nulls(kernels, indices.design, pairs, orders, memory=memory, step=step)
     if kinds[1:]:
         part, samples = _random_part(kernels, indices, len(orders) * len(kinds[1:]))
         orders = orders if len(samples) == kernels.n else draw(part, samples)
@@ -123,6 +123,7 @@ def _plain_nulls(
     design: Design,
     pairs: Sequence[Pair],
     orders: Int64[np.ndarray, "count n"],
+    *,
     memory: int | None,
     step: Callable[[], None],
 ) -> dict[tuple[str, str], Null]:

@@ -76,8 +76,8 @@ def test_partial_values_are_those_of_permuted_residuals(study: Study, kind: str)
         )
         expected = np.stack([mbm(values), values.max((1, 2))], -1)
         null = nulls[kind, pair.name]
-        np.testing.assert_allclose(null.observed, expected[0], atol=1e-10)
-        np.testing.assert_allclose(null.permuted, expected[1:], atol=1e-10)
+        np.testing.assert_allclose(null.observed, expected[0], atol=1e-6)
+        np.testing.assert_allclose(null.permuted, expected[1:], atol=1e-6)
 
 
 def test_all_pairs_and_controls_have_a_null(study: Study) -> None:
@@ -92,7 +92,7 @@ def test_observed_is_the_index_of_the_study(study: Study) -> None:
     indices = study[3]
     theta = dict(zip(indices.names, indices.evaluate(study[2].values()), strict=True))
     for (kind, name), null in of_cka(study).items():
-        assert null.observed[0] == pytest.approx(theta["index", kind, name], abs=1e-12)
+        assert null.observed[0] == pytest.approx(theta["index", kind, name], abs=1e-6)
 
 
 def test_runs_of_permutations_are_one_after_the_other(study: Study, tuned: Callable[..., None]) -> None:
@@ -101,7 +101,7 @@ def test_runs_of_permutations_are_one_after_the_other(study: Study, tuned: Calla
     parts = permutation_nulls.cka_nulls(
         study[2], study[3], draw, memory=2**30, progress=lambda *done: steps.append(done)
     )
-    assert steps == [(5, COUNT), (10, COUNT), (12, COUNT)]
+    assert steps == [(done, 4 * COUNT) for done in range(1, 4 * COUNT + 1)]
     for key, null in whole.items():
         np.testing.assert_allclose(parts[key].permuted, null.permuted, atol=1e-13)
 
