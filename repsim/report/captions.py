@@ -77,10 +77,10 @@ def tiles(study: xr.Dataset) -> Iterator[dict[str, Any]]:
     if relation is None:
         return
     for measure in dict.fromkeys(("cka", kernel)):
-        given = "" if measure == "cka" else f", {measure.removeprefix('cka ')}"
+        condition = "" if measure == "cka" else f", {measure.removeprefix('cka ')}"
         labels = {
-            "index": f"Debiased CKA of matching layers, {_WHERE[relation]}{given}",
-            "control": f"The same in the strongest control{given}",
+            "index": f"Debiased CKA of matching layers, {_WHERE[relation]}{condition}",
+            "control": f"The same in the strongest control{condition}",
         }
         for variable, label in labels.items():
             value, low, high = means_over_pairs(study, variable, measure, relation)
@@ -194,14 +194,14 @@ def _within(one: xr.Dataset, name: str) -> str:
 
 def energies(study: xr.Dataset) -> dict[str, Any]:
     """Return the columns and rows of the table of raw, partial and energy values, and of what energy was left."""
-    given = [kernel for kernel in strictest_controlled(study) if kernel != "cka"]
+    conditions = [kernel for kernel in strictest_controlled(study) if kernel != "cka"]
     columns = ["Families", "Networks", "Raw (cka)"]
-    for kernel in given:
+    for kernel in conditions:
         columns += [kernel.removeprefix("cka "), "in units of energy", "energy left of the first", "of the second"]
     rows = []
     for row in side_by_side(study):
         cells = [fixed(row.by_kernel["cka"].value, 3)]
-        for kernel in given:
+        for kernel in conditions:
             one = row.by_kernel[kernel]
             cells += [fixed(value, 3) for value in (one.value, one.energy, *one.left)]
         rows.append([row.families, row.networks, *cells])

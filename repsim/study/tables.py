@@ -119,17 +119,17 @@ def reasons(study: xr.Dataset) -> Table:
 
 def controls(study: xr.Dataset) -> Table:
     """Return the table of raw values, values given controls, units of energy, and energy left, side by side."""
-    given = [kernel for kernel in strictest_controlled(study) if kernel != "cka"]
+    conditions = [kernel for kernel in strictest_controlled(study) if kernel != "cka"]
     heads = ["families", "networks", ">raw (cka)"]
     heads += [
-        head for kernel in given
+        head for kernel in conditions
         for head in (f">{kernel.removeprefix('cka ')}", ">in units of energy", ">energy left of each")
     ]  # fmt: skip
     rows: list[tuple[str, ...]] = []
     ends, last = set(), ""
     for row in side_by_side(study):
         cells = [number(row.by_kernel["cka"].value)]
-        for kernel in given:
+        for kernel in conditions:
             one = row.by_kernel[kernel]
             cells += [number(one.value), number(one.energy), ", ".join(map(number, one.left))]
         if last and row.families != last:
