@@ -5,14 +5,14 @@ import xarray as xr
 
 from repsim.runtime.text_tables import Table
 from repsim.study.formatting import number, probability
-from repsim.study.reading import LEVEL_NAMES, headline, known_shares, strictest, strictest_controlled
+from repsim.study.reading import LEVEL_NAMES, headline, is_decided, known_shares, strictest, strictest_controlled
 from repsim.study.side_by_side import control_in_words, side_by_side
 
 
 def all_tables(study: xr.Dataset) -> list[Table]:
     """Return the tables of a study, without those that would be empty."""
     tables = [pairs(study), by_measure(study)] if study.sizes.get("pair") else []
-    tables += [families(study), reasons(study), controls(study)] if study.sizes.get("families") else []
+    tables += [families(study), reasons(study), controls(study)] if is_decided(study) else []
     tables += [shares(study)] if study.sizes.get("state") else []
     return [table for table in tables if table.rows]
 

@@ -182,6 +182,23 @@ def test_effects_and_energies_are_those_of_the_study(study: xr.Dataset) -> None:
     assert untrained[5] == second[5] == f"{of_cnn:.3f}"
 
 
+def test_what_an_earlier_study_does_not_hold_is_left_out(study: xr.Dataset) -> None:
+    earlier = study.copy(deep=True)
+    for name in ("claim_level", "claim_reason"):
+        earlier[name] = ("families", np.full(study.sizes["families"], ""))
+    for name in ("trained_mean", "common_share_noise", "agreement_signal"):
+        earlier[name][:] = np.nan
+    earlier["pairs_counted"][:] = 0
+    part = payload([earlier])["parts"][0]
+    assert part["claims"]["rows"] == []
+    assert not any("something learned" in one["label"] for one in part["tiles"])
+    texts = str([part["tiles"], part["maps"], part["stimuli"]])
+    assert "only 0" not in texts
+    assert "unrelated networks" not in texts
+    assert "stand out" not in texts
+    assert "stand out" in str(payload([study])["parts"][0]["stimuli"])
+
+
 def test_every_control_of_a_pair_is_in_the_page(study: xr.Dataset) -> None:
     packed = payload([study])["parts"][0]["controls"]
     assert packed["dims"] == ["measure", "pair", "control_pair"]
