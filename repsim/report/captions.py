@@ -13,6 +13,7 @@ from repsim.study.reading import (
     LEVEL_NAMES,
     axis_shares,
     headline,
+    is_decided,
     means_over_pairs,
     stands_out,
     strictest,
@@ -77,10 +78,10 @@ def tiles(study: xr.Dataset) -> Iterator[dict[str, Any]]:
     if relation is None:
         return
     for measure in dict.fromkeys(("cka", kernel)):
-        given = "" if measure == "cka" else f", {measure.removeprefix('cka ')}"
+        condition = "" if measure == "cka" else f", {measure.removeprefix('cka ')}"
         labels = {
-            "index": f"Debiased CKA of matching layers, {_WHERE[relation]}{given}",
-            "control": f"The same in the strongest control{given}",
+            "index": f"Debiased CKA of matching layers, {_WHERE[relation]}{condition}",
+            "control": f"The same in the strongest control{condition}",
         }
         for variable, label in labels.items():
             value, low, high = means_over_pairs(study, variable, measure, relation)
@@ -127,15 +128,15 @@ def _counted(study: xr.Dataset, measure: str, relation: str) -> str:
         int((study["relation"].values == relation).sum()),
         int(study["pairs_counted"].sel(kind_of_pair=relation)),
     )
-    if counted == total:
+    own = means_over_pairs(study, "trained", measure, relation)[0]
+    if counted == total or not math.isfinite(own):
         return ""
-    own = fixed(means_over_pairs(study, "trained", measure, relation)[0], 3)
-    return f"only {counted} of {total} pairs have controls: trained, they have {own}"
+    return f"only {counted} of {total} pairs have controls: trained, they have {fixed(own, 3)}"
 
 
 def _claim_tile(study: xr.Dataset) -> Iterator[dict[str, Any]]:
     """Yield the tile that counts the pairs of families of which something is claimed, by level."""
-    if strictest(study) == "cka":  # without the input nothing is claimed
+    if strictest(study) == "cka" or not is_decided(study):  # without the input nothing is claimed
         return
     levels = study["claim_level"].values.tolist()
     general, any_level = levels.count("architectures"), sum(map(bool, levels))
@@ -147,8 +148,9 @@ def claims(study: xr.Dataset) -> dict[str, Any]:
     """Return the note, columns and rows of the table of what is claimed of pairs of families, and why no more."""
     names = ("families", "claim_level", "claim_reason")
     rows = [
-        [str(families), LEVEL_NAMES.get(level, MISSING), reason]
+        [str(families), LEVEL_NAMES[level], reason]
         for families, level, reason in zip(*(study[name].values.tolist() for name in names), strict=True)
+        if is_decided(study)
     ]
     note = (
         "The effect is the similarity of trained networks minus that of the strongest control. It is shown for these "
@@ -194,14 +196,14 @@ def _within(one: xr.Dataset, name: str) -> str:
 
 def energies(study: xr.Dataset) -> dict[str, Any]:
     """Return the columns and rows of the table of raw, partial and energy values, and of what energy was left."""
-    given = [kernel for kernel in strictest_controlled(study) if kernel != "cka"]
+    conditions = [kernel for kernel in strictest_controlled(study) if kernel != "cka"]
     columns = ["Families", "Networks", "Raw (cka)"]
-    for kernel in given:
+    for kernel in conditions:
         columns += [kernel.removeprefix("cka "), "in units of energy", "energy left of the first", "of the second"]
     rows = []
     for row in side_by_side(study):
         cells = [fixed(row.by_kernel["cka"].value, 3)]
-        for kernel in given:
+        for kernel in conditions:
             one = row.by_kernel[kernel]
             cells += [fixed(value, 3) for value in (one.value, one.energy, *one.left)]
         rows.append([row.families, row.networks, *cells])
@@ -249,11 +251,9 @@ def map_of(study: xr.Dataset, name: str) -> dict[str, Any]:
     common, low, high = (float(at[f"common_share{end}"]) for end in ("", "_low", "_high"))
     if math.isfinite(common):
         within = f" ({spread})" if (spread := interval(low, high, 3)) else ""
-        noise = fixed(float(at["common_share_noise"]), 3)
-        clusters += (
-            f" The share of the first common component is {fixed(common, 3)}{within}; of unrelated networks it would "
-            f"be up to {noise}."
-        )
+        clusters += f" The share of the first common component is {fixed(common, 3)}{within}"
+        noise = float(at["common_share_noise"])
+        clusters += f"; of unrelated networks it would be up to {fixed(noise, 3)}." if math.isfinite(noise) else "."
     note = f"Points that are close are similar ({name}, mean over matching layers; of layers cka). {clusters}"
     return {"axes": labels, "note": note}
 

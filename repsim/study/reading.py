@@ -32,10 +32,12 @@ AGREEMENT_SIGNAL = 2.0
 """Variance of the samples' influences, relative to that between unrelated networks, from which samples stand out."""
 
 
-def stands_out(study: xr.Dataset, kernel: str) -> bool:
-    """Return whether networks agree more on some samples than on others, beyond noise."""
+def stands_out(study: xr.Dataset, kernel: str) -> bool | None:
+    """Return whether networks agree more on some samples than on others, beyond noise; None if it is not known."""
     index = means_over_pairs(study, "index", kernel)
     signal = float(study["agreement_signal"].sel(kernel=kernel))
+    if np.isnan(signal):
+        return None
     return signal > AGREEMENT_SIGNAL and (index[1] > 0 or bool(np.isnan(index[1])))
 
 
@@ -99,6 +101,14 @@ def claims(study: xr.Dataset, level: Level = "networks") -> list[tuple[str, ...]
         )
     )
     return claimed_sets(families, levels, level)
+
+
+def is_decided(study: xr.Dataset) -> bool:
+    """Return whether it was decided what may be claimed; studies of earlier versions did not.
+
+    Whatever is not claimed has a reason.
+    """
+    return any(study["claim_level"].values.tolist()) or any(study["claim_reason"].values.tolist())
 
 
 def verdict(study: xr.Dataset) -> bool | None:

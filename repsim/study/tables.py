@@ -5,14 +5,14 @@ import xarray as xr
 
 from repsim.runtime.text_tables import Table
 from repsim.study.formatting import number, probability
-from repsim.study.reading import LEVEL_NAMES, headline, known_shares, strictest, strictest_controlled
+from repsim.study.reading import LEVEL_NAMES, headline, is_decided, known_shares, strictest, strictest_controlled
 from repsim.study.side_by_side import control_in_words, side_by_side
 
 
 def all_tables(study: xr.Dataset) -> list[Table]:
     """Return the tables of a study, without those that would be empty."""
     tables = [pairs(study), by_measure(study)] if study.sizes.get("pair") else []
-    tables += [families(study), reasons(study), controls(study)] if study.sizes.get("families") else []
+    tables += [families(study), reasons(study), controls(study)] if is_decided(study) else []
     tables += [shares(study)] if study.sizes.get("state") else []
     return [table for table in tables if table.rows]
 
@@ -119,17 +119,17 @@ def reasons(study: xr.Dataset) -> Table:
 
 def controls(study: xr.Dataset) -> Table:
     """Return the table of raw values, values given controls, units of energy, and energy left, side by side."""
-    given = [kernel for kernel in strictest_controlled(study) if kernel != "cka"]
+    conditions = [kernel for kernel in strictest_controlled(study) if kernel != "cka"]
     heads = ["families", "networks", ">raw (cka)"]
     heads += [
-        head for kernel in given
+        head for kernel in conditions
         for head in (f">{kernel.removeprefix('cka ')}", ">in units of energy", ">energy left of each")
     ]  # fmt: skip
     rows: list[tuple[str, ...]] = []
     ends, last = set(), ""
     for row in side_by_side(study):
         cells = [number(row.by_kernel["cka"].value)]
-        for kernel in given:
+        for kernel in conditions:
             one = row.by_kernel[kernel]
             cells += [number(one.value), number(one.energy), ", ".join(map(number, one.left))]
         if last and row.families != last:

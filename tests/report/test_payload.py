@@ -164,17 +164,39 @@ def test_effects_and_energies_are_those_of_the_study(study: xr.Dataset) -> None:
         "trained cnn, trained vit", "untrained cnn, untrained vit", "trained cnn, untrained vit",
         "untrained cnn, trained vit",
     ]  # fmt: skip
-    given = study.sel(measure=kernels[0], kernel=kernels[0], families="cnn x vit")
+    given_input = study.sel(measure=kernels[0], kernel=kernels[0], families="cnn x vit")
     assert trained[2:5] == [
         f"{float(value):z.3f}"
-        for value in (study["trained_value"].sel(measure="cka").item(), given["trained_value"], given["trained_energy"])
+        for value in (
+            study["trained_value"].sel(measure="cka").item(),
+            given_input["trained_value"],
+            given_input["trained_energy"],
+        )
     ]
     assert first[3:5] == [
-        f"{float(given[name].sel(control_pair='first trained')):z.3f}" for name in ("control_value", "control_energy")
+        f"{float(given_input[name].sel(control_pair='first trained')):z.3f}"
+        for name in ("control_value", "control_energy")
     ]
     left = study["energy_left"].sel(kernel=kernels[0])
     of_cnn = left.values[(study["network_family"] == "cnn") & (study["network_state"] == "untrained")].mean()
     assert untrained[5] == second[5] == f"{of_cnn:.3f}"
+
+
+def test_what_an_earlier_study_does_not_hold_is_left_out(study: xr.Dataset) -> None:
+    earlier = study.copy(deep=True)
+    for name in ("claim_level", "claim_reason"):
+        earlier[name] = ("families", np.full(study.sizes["families"], ""))
+    for name in ("trained_mean", "common_share_noise", "agreement_signal"):
+        earlier[name][:] = np.nan
+    earlier["pairs_counted"][:] = 0
+    part = payload([earlier])["parts"][0]
+    assert part["claims"]["rows"] == []
+    assert not any("something learned" in one["label"] for one in part["tiles"])
+    texts = str([part["tiles"], part["maps"], part["stimuli"]])
+    assert "only 0" not in texts
+    assert "unrelated networks" not in texts
+    assert "stand out" not in texts
+    assert "stand out" in str(payload([study])["parts"][0]["stimuli"])
 
 
 def test_every_control_of_a_pair_is_in_the_page(study: xr.Dataset) -> None:
@@ -182,10 +204,10 @@ def test_every_control_of_a_pair_is_in_the_page(study: xr.Dataset) -> None:
     assert packed["dims"] == ["measure", "pair", "control_pair"]
     values = numbers(packed).reshape(packed["shape"])
     strongest = np.where(np.isnan(values), -np.inf, values).max(-1)
-    known = np.isfinite(study["control"].values)
-    assert known.any()
-    np.testing.assert_allclose(strongest[known], study["control"].values[known], atol=1e-12)
-    assert np.isnan(values[~known]).all()
+    controlled = np.isfinite(study["control"].values)
+    assert controlled.any()
+    np.testing.assert_allclose(strongest[controlled], study["control"].values[controlled], atol=1e-12)
+    assert np.isnan(values[~controlled]).all()
     assert np.isfinite(values[: study.sizes["kernel"] - 1]).all()  # of debiased CKA all three are known
 
 
