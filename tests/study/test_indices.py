@@ -42,6 +42,7 @@ def soft_maps(indices: Indices) -> dict[tuple[str, str], LayerMaps]:
         a_to_b, b_to_a = rng.dirichlet(np.ones(b), a), rng.dirichlet(np.ones(a), b)
         if k % 2:
             a_to_b[k % a] = 0
+        b_to_a[k % b] /= 2  # left out on half of the splits
         maps[kind, pair.name] = LayerMaps(a_to_b, b_to_a)
     return maps
 
@@ -134,10 +135,10 @@ class Slow:
         return next(pair for pair in self.case.indices.pairs if pair.name == name)
 
     def along_maps(self, S: Array, maps: LayerMaps) -> float:
-        """Compute the mean over both directions of the mean, over layers with a match, of the mean over targets."""
+        """Compute the mean over both directions of the mean over the targets of all layers, as often as they match."""
         means = []
         for weights, values in ((maps.a_to_b, S), (maps.b_to_a, S.T)):
-            means.append(np.mean([row @ s for row, s in zip(weights, values, strict=True) if row.any()]))
+            means.append(sum(row @ s for row, s in zip(weights, values, strict=True)) / weights.sum())
         return float(np.mean(means))
 
     def at_depth(self, member: Member, d: int) -> int:
