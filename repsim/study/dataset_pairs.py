@@ -145,7 +145,7 @@ def _test_columns(null: Null, maximum: float = 1) -> dict[str, float]:
 
 
 def _by_name(pair: Pair) -> Pair:
-    """Return a pair in alphabetical order, so that its controls do not depend on the order of the stores."""
+    """Return a pair with its families in alphabetical order: a control does not depend on the order of the stores."""
     return Pair(*sorted((pair.a, pair.b), key=lambda member: (member.family, member.name)))
 
 

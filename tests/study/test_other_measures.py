@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from repsim import metrics as registry
 from repsim.engine.resampling import permuted, random_permutations, random_subsamples
 from repsim.metrics import Metric
+from repsim.metrics.recipes.groups import Groups
 from repsim.runtime import tuning
 from repsim.stores.writer import write_store
 from repsim.study import other_measures
@@ -22,7 +24,7 @@ from repsim.study.layer_matching import mbm
 from repsim.study.other_measures import MeasureResult, measure
 from repsim.study.uncertainty import half_samples
 from repsim.study.universality import universality
-from repsim.testing.examples import TRAINED, UNTRAINED, Array, write_networks
+from repsim.testing.examples import TRAINED, UNTRAINED, Array, unrelated_layers, write_network, write_networks
 
 N, COUNT, HALVES = 26, 19, 8
 ORDERS = random_permutations(N, COUNT, 0)
@@ -226,3 +228,32 @@ def test_values_that_are_not_determined_are_cautions_of_the_pair(tmp_path: Path)
     orders = random_permutations(N * 4, COUNT, 0)
     measured = measure(registry.get("pwcca"), pairs, pairs, orders, device="cpu", memory=None, seed=0)
     assert [text.partition(",")[0] for text in measured.cautions["a x b"]] == ["the value is not determined"]
+
+
+def test_half_samples_are_of_whole_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair of samples in one group is in each half, or in none."""
+    rng, groups = np.random.default_rng(0), Groups.of(np.arange(40) // 2)
+    with ExitStack() as stack:
+        stores = [
+            stack.enter_context(write_network(tmp_path, model, unrelated_layers(rng, 40, 6, 6))) for model in "ab"
+        ]
+        halves: list[list[int]] = []
+        select = other_measures._select_samples
+
+        def record(x: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+            halves.append(samples.tolist())
+            return select(x, samples)
+
+        monkeypatch.setattr(other_measures, "_select_samples", record)
+        orders = random_permutations(40, 19, groups=np.arange(40) // 2)
+        result = run(design(stores), orders, groups)
+        assert halves
+        assert all({k ^ 1 for k in half} == set(half) and len(half) == 20 for half in halves)
+        assert result.halves["a x b"].shape[1:] == (2, 2)
+        few = run(design(stores), orders, Groups.of(np.arange(40) // 6))
+        assert "no interval: 7 groups of samples are too few to be halved" in few.notes
+
+
+def run(study: Design, orders: np.ndarray, groups: Groups) -> MeasureResult:
+    pairs, metric = study.pairs, registry.get("procrustes")
+    return measure(metric, pairs, pairs, orders, device="cpu", memory=None, seed=0, groups=groups)
