@@ -234,7 +234,7 @@ def _collect_evidence(
     controls = [*control.inputs(study)]
     labels = control.classes(study)
     if labels is not None:
-        controls.append(labels)
+        controls += control.class_geometry(study, labels)
     size = sum(4 * study.n * int(np.prod(m.store[array].shape[1:])) for m in study.members for array in m.arrays)
     count = sum(len(m.arrays) for m in study.members) + len(controls)
     all_kernels = kernels(

@@ -196,6 +196,19 @@ def test_classes_alone_are_not_universal(tmp_path: Path) -> None:
     assert "not beyond the classes" in reasons(study)["a x b"]
 
 
+@pytest.mark.slow
+def test_which_classes_are_alike_is_not_beyond_the_classes(tmp_path: Path) -> None:
+    """Case D: the networks share random centres of the classes, and so which classes are near each other."""
+    world = World(300)
+    labels = world.rng.integers(0, 10, 300)
+    by_class = 2 * world.rng.normal(size=(10, 5))[labels]
+    study = conduct(
+        tmp_path, world, {name: world.family(by_class) for name in "ab"}, untrained=3, stored={"labels": labels}
+    )
+    assert refused(study)
+    assert "not beyond the classes" in reasons(study)["a x b"]
+
+
 def random_network(
     x: Array,
     activation: Callable[[Array], Array],
