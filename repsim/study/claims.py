@@ -121,10 +121,10 @@ def _no_effect(values: xr.Dataset, p: float) -> str:
     """Return why the effect is not shown for the networks of the study; empty if it is."""
     for suffix, unit in (("", ""), ("_energy", " in units of energy")):
         effect, low, high = (float(values[f"effect{suffix}{end}"]) for end in ("", "_low", "_high"))
+        if np.isnan(low):
+            return f"the effect{unit} has no interval"
         if not low > 0:
             control = _strongest(values, suffix)
-            if np.isnan(low):
-                return f"the effect{unit} has no interval"
             relation = "are less alike than" if high < 0 else "are not shown to be more alike than"
             text = number(effect, low, high)
             return f"trained networks {relation} {control}: the effect{unit} is {text}"

@@ -61,7 +61,10 @@ def inputs(design: Design) -> list[Control]:
             for name, values in statistics.items()
         ),
     ]
-    return [Control("input", kernel.name, kernel.features(), seen) for kernel in select(candidates)]
+    # computed in float64; in the precision of the pixels, products with layers need no conversion
+    wide = any(member.store.pixels is not None and member.store.pixels.dtype == np.float64 for member in design.members)
+    dtype = np.float64 if wide else np.float32
+    return [Control("input", kernel.name, kernel.features().astype(dtype), seen) for kernel in select(candidates)]
 
 
 def _of(what: str, name: str, all_inputs: Mapping[str, Any]) -> str:

@@ -379,7 +379,7 @@ def select(candidates: Sequence[Candidate], *, tolerance: float = TOLERANCE) -> 
 
     With n samples, a control explains on average 2 / (n (n - 3)) of the energy of an unrelated kernel, as that is a
     unit vector in the n (n - 3) / 2 dimensions of U-centred matrices. At most 32 kernels are selected, with fewer than
-    62 samples at most as many as explain 1 % by chance, and in any case those that are required.
+    82 samples at most as many as explain 1 % by chance, and in any case those that are required.
 
     Parameters
     ----------

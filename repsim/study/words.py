@@ -86,12 +86,15 @@ def _given_controls(study: xr.Dataset) -> Iterator[str]:
         if kernel not in study["kernel"].values:
             continue
         value = means_over_pairs(study, "index", kernel)
+        removed = kernel.removeprefix("cka given ").replace("and labels", "and the class labels")
+        if np.isnan(value[0]):
+            yield f"With the {removed} projected out, nothing is left on half of the samples: they are too few."
+            continue
         energy = study["energy"].sel(measure=kernel).values[study["relation"].values == "other family"].mean()
         left = [
             number(float(study["energy_left"].sel(kernel=kernel).values[study["network_state"].values == state].mean()))
             for state in dict.fromkeys(study["network_state"].values.tolist())
         ]
-        removed = kernel.removeprefix("cka given ").replace("and labels", "and the class labels")
         text = (
             f"With the {removed} projected out it is {number(*value)}, and {number(float(energy))} in units of energy; "
             f"left of the energy: {' of trained networks, '.join(left)} of "
