@@ -22,7 +22,7 @@ LEAST_EFFECT = 0.01
 
 @dataclass(frozen=True)
 class Decision:
-    """What may be claimed of a pair of families."""
+    """Level of the claim about a pair of families, and the reason why it is no higher."""
 
     level: Level
     """Highest level at which something learned is shared; empty if it is not shown."""
@@ -32,7 +32,7 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What the decision about a pair of families depends on."""
+    """Facts on which the decision about a pair of families depends."""
 
     families: tuple[str, str]
     without_twins: Sequence[str]

@@ -135,9 +135,9 @@ def _claimed(study: xr.Dataset) -> Iterator[str]:
         across = "these families" if names == families else _joined(names)
         pairs = [" x ".join(pair) for pair in combinations(names, 2)]
         p = float(study["p_exchange"].sel(kernel=_claimed_kernel(study), families=pairs).max())
-        each = "every pair of " if len(names) > 2 else ""
+        all_ = "every pair of " if len(names) > 2 else ""
         yield (
-            f"To this extent what was learned is universal across {across}{beyond}: networks of {each}{_joined(names)} "
+            f"To this extent what was learned is universal across {across}{beyond}: networks of {all_}{_joined(names)} "
             f"are {_effect(study, names)}. This holds for networks of these architectures: the interval over networks "
             f"and samples is above 0, and exchanging trained and untrained networks gives p = {probability(p)}."
         )
@@ -149,10 +149,10 @@ def _claimed(study: xr.Dataset) -> Iterator[str]:
         )
         networks = [str(name) for name, family in zip(study["model"].values, study["family"].values, strict=True)
                     if family in names]  # fmt: skip
-        each = "of every pair of" if len(names) > 2 else "of"
+        all_ = "of every pair of" if len(names) > 2 else "of"
         yield (
             f"These networks, on samples like these, share something learned{beyond}: {', '.join(networks)}. Those "
-            f"{each} {_joined(names)} are {_effect(study, names)}. Nothing is claimed of other networks of these "
+            f"{all_} {_joined(names)} are {_effect(study, names)}. Nothing is claimed of other networks of these "
             f"architectures: {'; '.join(reason for reason in reasons if reason)}."
         )
 

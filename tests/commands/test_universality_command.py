@@ -115,6 +115,17 @@ def test_what_is_only_seen_is_printed_without_the_word(tmp_path: Path) -> None:
     assert "common to families" in " ".join(outcome.stdout.split())
 
 
+def test_what_stores_can_show_is_explained_without_a_study(stores: list[Path], tmp_path: Path) -> None:
+    """Nothing is computed or written."""
+    outcome = succeed(*stores, "--explain", "-o", tmp_path / "study.nc")
+    assert not list(tmp_path.iterdir())
+    lines = outcome.stdout.splitlines()
+    assert lines[0].startswith("Family ")
+    assert lines[-1].endswith("samples: intervals are tested from 200 samples on; take more.")
+    as_json = json.loads(succeed(*stores, "--explain", "--json").stdout)
+    assert as_json == lines
+
+
 def test_families_by_hand(stores: list[Path], tmp_path: Path) -> None:
     succeed(*stores[:4], *FAST, "--family", "first=*.seed0", "--family", "second=cnn.seed1,vit.seed1", "-o",
             tmp_path / "study.nc")  # fmt: skip

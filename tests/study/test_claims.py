@@ -1,4 +1,4 @@
-"""What is claimed of pairs of families: every level and every reason, reached by made-up values of one change each."""
+"""Claims about pairs of families: every level and every reason is reached by made-up values with one change."""
 
 from collections.abc import Callable
 from dataclasses import replace

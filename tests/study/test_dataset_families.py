@@ -66,7 +66,7 @@ class Slow:
 
     def similarities(self, pairs: list[tuple[str, str]]) -> tuple[Array, Array, dict[tuple[str, str], Maps]]:
         """Return split-half values of pairs of networks, values without each sample, and the mean maps of layers."""
-        found: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
+        measured_by_pair: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
         maps: dict[tuple[str, str], list[Maps]] = {pair: [] for pair in pairs}
         for order in random_permutations(N, SPLITS, SEED):
             halves = [np.sort(order[: N // 2]), np.sort(order[N // 2 :])]
@@ -74,14 +74,14 @@ class Slow:
                 matched, measured = self.vectors(first, in_energy=False), self.vectors(second, in_energy=self.in_energy)
                 for a, b in pairs:
                     maps[a, b].append(best_maps(matched[a] @ matched[b].T))
-                    found[a, b].append(along(measured[a] @ measured[b].T, maps[a, b][-1]))
+                    measured_by_pair[a, b].append(along(measured[a] @ measured[b].T, maps[a, b][-1]))
         mean = {pair: (np.mean([one for one, _ in of], axis=0), np.mean([two for _, two in of], axis=0))
                 for pair, of in maps.items()}  # fmt: skip
         left_out = []
         for i in range(N):
             V = self.vectors(np.delete(WHOLE, i), in_energy=self.in_energy)
             left_out.append([along(V[a] @ V[b].T, mean[a, b]) for a, b in pairs])
-        return np.array([np.mean(found[pair]) for pair in pairs]), np.array(left_out), mean
+        return np.array([np.mean(measured_by_pair[pair]) for pair in pairs]), np.array(left_out), mean
 
     def second_order(self, coefficients: dict[tuple[str, str], float], maps: dict[tuple[str, str], Maps]) -> float:
         """Sum 2 / (n (n - 3)) w x (R_ac R_bd + R_ad R_bc) over pairs of layers (a, b), (c, d), w times 1 - cosine^2."""

@@ -331,12 +331,12 @@ def test_matches_come_from_one_half_and_values_from_the_other(case: Case) -> Non
         for halves in slow:
             for first, second in (halves, halves[::-1]):
                 S, T = (half.block(kind, a, b) for half in (first, second))
-                there, back = best_path(S), best_path(S.T)
-                forth.append([[float(j == k) for k in range(len(b.layers))] for j in there])
-                measured.append((along(T, there) + along(T.T, back)) / 2)
+                forward, back = best_path(S), best_path(S.T)
+                forth.append([[float(j == k) for k in range(len(b.layers))] for j in forward])
+                measured.append((along(T, forward) + along(T.T, back)) / 2)
                 if kind in case.indices.energies:
                     C = second.energies(kind, a, b)
-                    energies.append((along(C, there) + along(C.T, back)) / 2)
+                    energies.append((along(C, forward) + along(C.T, back)) / 2)
         name = Pair(a, b).name
         assert values[column_of["index", kind, name]] == pytest.approx(np.mean(measured), abs=1e-10)
         if energies:
