@@ -279,9 +279,9 @@ def stimuli_note(study: xr.Dataset, kernel: str) -> str:
     """Return the note on the samples that networks agree on most and least."""
     scope = "across families" if len(set(study["family"].values)) > 1 else "of all pairs"
     note = f"The number under a stimulus is its contribution to the mean index {scope} ({kernel})."
-    return (
-        note if stands_out(study, kernel) else f"{note} No stimuli stand out: what each of them adds is within noise."
-    )
+    if stands_out(study, kernel) is not False:  # None: not known of an earlier study
+        return note
+    return f"{note} No stimuli stand out: what each of them adds is within noise."
 
 
 def networks(models: Sequence[Mapping[str, Any]], *, study: bool) -> dict[str, list[Any]]:

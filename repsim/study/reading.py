@@ -1,5 +1,6 @@
 """Read conclusions from the data set of a study: its strictest kernel, the identified shares, what is claimed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -38,7 +39,7 @@ def stands_out(study: xr.Dataset, kernel: str) -> bool | None:
     signal = float(study["agreement_signal"].sel(kernel=kernel))
     if np.isnan(signal):
         return None
-    return signal > AGREEMENT_SIGNAL and (index[1] > 0 or bool(np.isnan(index[1])))
+    return signal > AGREEMENT_SIGNAL and (index[1] > 0 or math.isnan(index[1]))
 
 
 def claimed_sets(
