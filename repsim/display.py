@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_STUDY_FIGURES = {"pairs": "How alike all pairs of models are", "shares": "Shares of energy by depth"}
+_STUDY_FIGURES = {
+    "pairs": "How alike all pairs of models are",
+    "families": "What pairs of families share that was learned",
+    "shares": "Shares of energy by depth",
+}
 """Figures of a study that a notebook shows, with their alternative texts."""
 _MAX_OPEN = 4
 """Number of measures up to which all tables are open and every measure has a picture."""
@@ -124,7 +128,7 @@ class StudyView(View):
 
     @property
     def tables(self) -> list[Table]:
-        """Tables of pairs of models, measures and shares."""
+        """Tables of pairs of models, measures, pairs of families, controls and shares."""
         return all_tables(self._dataset)
 
     @property

@@ -1,7 +1,9 @@
 """Tests that stores, results and studies of earlier revisions open with their original values."""
 
+import json
 import shutil
 import warnings
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,16 @@ import xarray as xr
 
 import repsim
 from repsim.cli import main
-from repsim.errors import FormatVersionError, MissingDigestWarning, Remedy
+from repsim.errors import FormatVersionError, MissingDigestWarning, Remedy, StoreError
 from repsim.results import netcdf
 from repsim.results.digest import digest_line
+from repsim.results.schema import problem
+from repsim.results.variables import CONTROL_PAIRS
 from repsim.results.versions import RESULTS, STUDIES, in_newest_version
 from repsim.runtime.deprecation import warn_deprecated
 from repsim.runtime.formats import Readers
 from repsim.stores.reader import READERS as STORES
+from repsim.study import reading
 
 FILES = Path(__file__).parent / "files"
 REVISIONS = sorted(folder.name for folder in FILES.iterdir() if folder.is_dir() and folder.name != "__pycache__")
@@ -58,13 +63,49 @@ def test_earlier_results_and_studies_open_with_equal_values(revision: str, file:
         data = opened(FILES / revision / file)
     assert [warning.category for warning in raised] == [MissingDigestWarning] * (revision == WITHOUT_DIGEST)
     assert all(warning.filename == __file__ for warning in raised)
-    assert {str(name) for name in data.variables} == expected.keys()
+    names = {str(name) for name in data.variables}
+    if file == "study.nc":
+        assert expected.keys() <= names
+        assert is_empty(data[[str(name) for name in data.data_vars if name not in expected]])
+        before = expected.pop("control_name")  # it named controls that are no longer distinguished like this
+        assert (data["control_name"].values == np.where(np.isin(before, CONTROL_PAIRS), before, "")).all()
+    else:
+        assert expected.keys() == names
     for name, array in expected.items():
         np.testing.assert_array_equal(data[name].values, array, err_msg=name)
     repsim.save_result(data, tmp_path / file)
     again = opened(tmp_path / file)
     assert again.attrs["format_version"] == (RESULTS if file == "result.nc" else STUDIES).newest
     xr.testing.assert_identical(again, data)
+
+
+def is_empty(data: xr.Dataset) -> bool:
+    """Return whether no variable has a value: numbers are NaN or 0, and texts empty."""
+    variables = [variable.values for variable in data.data_vars.values()]
+    return bool(variables) and all(
+        np.isnan(values).all() if values.dtype.kind == "f" else not values.any() for values in variables
+    )
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+@pytest.mark.filterwarnings("ignore::repsim.errors.MissingDigestWarning")
+def test_earlier_studies_claim_nothing(revision: str) -> None:
+    """Their sentences followed other rules, and are replaced by one that says so."""
+    study = repsim.open_study(FILES / revision / "study.nc")
+    (sentence,) = json.loads(study.attrs["summary"])
+    assert sentence.startswith("The sentences of this study are not shown: it was made by an earlier version of repsim")
+    assert sentence.endswith("Conduct it again.")
+    assert problem(study) is None
+    families = list(dict.fromkeys(study["family"].values.tolist()))
+    pairs = list(combinations(families, 2))
+    assert study["families"].values.tolist() == [f"{a} x {b}" for a, b in pairs]
+    assert list(zip(study["family_a"].values.tolist(), study["family_b"].values.tolist(), strict=True)) == pairs
+    untrained = json.loads(study.attrs["untrained"])
+    assert study["network"].values.tolist() == [*study["model"].values.tolist(), *untrained]
+    assert study["network_state"].values.tolist() == ["trained"] * study.sizes["model"] + ["untrained"] * len(untrained)
+    assert reading.claims(study) == []
+    assert not reading.verdict(study)
+    assert all(study[name].attrs["description"] for name in ("effect", "claim_level", "split_half_low"))
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
@@ -144,6 +185,36 @@ def test_what_is_no_result_keeps_its_version() -> None:
         in_newest_version(xr.Dataset(attrs={"format": "repsim-study", "format_version": 1})).attrs["format_version"]
         == STUDIES.newest
     )
+
+
+@pytest.mark.filterwarnings("ignore::repsim.errors.MissingDigestWarning")
+@pytest.mark.parametrize("lost", ["family", "architecture", "families", "control_name", "untrained"])
+def test_an_earlier_study_that_lacks_something_is_refused(lost: str, tmp_path: Path) -> None:
+    """Nothing is filled in that depends on it."""
+    shutil.copy(FILES / "9a580e1" / "study.nc", tmp_path)
+    study = netcdf.from_bytes(bytearray((tmp_path / "study.nc").read_bytes()[: -len(digest_line(b""))]), tmp_path)
+    study = study.drop_vars(lost) if lost in study else study.assign_attrs(untrained="[3")
+    data = netcdf.to_bytes(study)
+    (tmp_path / "study.nc").write_bytes(data + digest_line(data))
+    with pytest.raises(StoreError, match="is no valid study: .* is missing|attribute untrained"):
+        repsim.open_study(tmp_path / "study.nc")
+
+
+def test_an_earlier_study_has_effects_of_the_plain_index(tmp_path: Path) -> None:
+    """In studies of version 2 the learned effect was index - control, and there were split-half values beside it."""
+    original = (FILES / "9a580e1" / "study.nc").read_bytes()
+    study = netcdf.from_bytes(bytearray(original[: -len(digest_line(b""))]), tmp_path)
+    study["split_half"] = study["index"] - 0.05
+    study["control"] = study["index"] / 2
+    study["learned"] = study["index"] - study["control"]
+    data = netcdf.to_bytes(study)
+    (tmp_path / "study.nc").write_bytes(data + digest_line(data))
+    xr.testing.assert_equal(repsim.open_study(tmp_path / "study.nc")["learned"], study["learned"])
+    study["learned"] = study["learned"] + 0.01
+    data = netcdf.to_bytes(study)
+    (tmp_path / "study.nc").write_bytes(data + digest_line(data))
+    with pytest.raises(StoreError, match="learned is not split_half"):
+        repsim.open_study(tmp_path / "study.nc")
 
 
 def test_a_deprecation_names_the_release_and_shows_the_line_of_the_user() -> None:

@@ -96,7 +96,8 @@ def figures(study: Path, out: Path, form: str, width: float | None) -> None:
     """Draw every figure of a STUDY of `repsim universality`, each into its own file.
 
     The figures are: heatmaps of all pairs, matching depths, similarity along depth, all pairs with their controls,
-    shares, the map of models, and measure against measure. A figure that the study has no data for is reported.
+    pairs of families with what is claimed of them, shares, the map of models, and measure against measure. A figure
+    that the study has no data for is reported.
 
     \b
     Examples:

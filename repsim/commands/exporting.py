@@ -15,9 +15,9 @@ from repsim.runtime.files import check_output
 @click.option("-o", "--out", type=PATH, help="OUT.csv or OUT.json; - is the terminal.  [default: CSV on the terminal]")
 @click.option(
     "--table",
-    help="Table of a study: pairs, layers, matches, means, shares, mean_shares, families, ceilings, models, "
-    "model_pairs, maps, layer_map, samples.  [default: pairs in CSV; in JSON, what `--json` of the other commands "
-    "prints]",
+    help="Table of a study: pairs, layers, matches, means, shares, mean_shares, families, controls, within, networks, "
+    "network_pairs, models, model_pairs, maps, layer_map, samples, agreement.  [default: pairs in CSV; in JSON, what "
+    "`--json` of the other commands prints]",
 )
 @click.option(
     "--format", "form", type=click.Choice(["csv", "json"]), help="Format of a table on the terminal.  [default: csv]"
@@ -33,7 +33,7 @@ def export(result: Path, out: Path | None, table: str | None, form: str | None, 
     Examples:
       repsim export result.nc -o result.csv
       repsim export study.nc -o layers.csv --table layers
-      repsim export study.nc --table shares
+      repsim export study.nc --table families
       repsim export study.nc -o study.json
     """
     file = None if out is None or str(out) == "-" else out

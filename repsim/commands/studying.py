@@ -28,15 +28,16 @@ from repsim.study.options import UniversalityOptions
 def universality(
     stores: Sequence[Path], out: Path | None, families: Sequence[str], *, explain: bool, as_json: bool, **chosen: Any
 ) -> None:
-    """Are the representations of models universal across architectures, and how much of that is learned?
+    """Do models of several architectures share something that they learned, and is it universal across them?
 
     Compares all models in STORES, layer by layer and as a whole. Each value is compared with chance (in closed form and
     by permuting samples), with what networks share without learning (their input, the classes, untrained networks),
     and with other seeds of the same architecture. A summary in plain sentences follows.
 
-    Use several trained models of two families or more, with several seeds or training recipes of each if you have them.
-    Something learned is called universal only of families of which every pair exceeds every one of its controls, and
-    only if enough networks of each architecture show it. --explain tells what the stores can show, and what to add.
+    Use several trained models of two families or more, with several seeds of each and untrained networks of every
+    architecture. Something learned is called universal only of families of which every pair exceeds every one of its
+    controls, and only if enough networks of each architecture show it. Of fewer networks, the summary claims less and
+    says why. --explain tells what the stores can show, and what to add.
 
     \b
     Examples:

@@ -212,7 +212,11 @@ def _contiguous(layer: Any, groups: Groups) -> Gram:
     assert layer.sums_within is not None, "set together with the groups"
     place = order.to(layer.squared_norms.device)
     features = layer.features
-    features = features[order.to(features.device)] if isinstance(features, Tensor) else Reordered(features, order)
+    features = (
+        features[order.to(features.device)]
+        if isinstance(features, Tensor)
+        else Reordered(features, order.to(features.device))
+    )
     return dataclasses.replace(
         layer, features=features, squared_norms=layer.squared_norms[place], row_sums=layer.row_sums[place],
         groups=Groups(layer.groups.numbers[order], layer.groups.names), sums_within=layer.sums_within[place],

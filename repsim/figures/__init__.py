@@ -7,7 +7,7 @@ used: no pyplot and no display, and no global setting is changed.
 from repsim.figures.canvas import FORMATS, png, save
 from repsim.figures.depths import plot_depths
 from repsim.figures.figure_set import FEW, draw_all, save_all
-from repsim.figures.forests import plot_pairs
+from repsim.figures.forests import plot_families, plot_pairs
 from repsim.figures.grids import plot_grid
 from repsim.figures.heatmaps import figure, heatmap
 from repsim.figures.maps import plot_map
@@ -25,6 +25,7 @@ __all__ = [
     "heatmap",
     "pick",
     "plot_depths",
+    "plot_families",
     "plot_grid",
     "plot_map",
     "plot_measures",

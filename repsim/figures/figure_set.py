@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from repsim.errors import Argument, Function, Hint, InvalidInputError, Remedy
 from repsim.figures.canvas import COLUMN, resolve_measure, save
 from repsim.figures.depths import plot_depths
-from repsim.figures.forests import plot_pairs
+from repsim.figures.forests import plot_families, plot_pairs
 from repsim.figures.grids import plot_grid
 from repsim.figures.maps import plot_map
 from repsim.figures.scatters import plot_measures
@@ -53,6 +53,9 @@ def draw_all(
             lambda: _figure_of(plot_depths(study, show="similarity", width=column)),
         ),
         "pairs": ("how alike models are, and their controls", lambda: _figure_of(plot_pairs(study, width=column))),
+        "families": (
+            "what pairs of families share that was learned", lambda: _figure_of(plot_families(study, width=column))
+        ),
         "shares": ("where the energy of kernels comes from", lambda: _figure_of(plot_shares(study, width=column))),
         "map": ("the map of models", lambda: _figure_of(plot_map(study, width=column))),
     }  # fmt: skip

@@ -85,7 +85,7 @@ def plot_map(study: xr.Dataset, measure: str | None = None, ax: Axes | None = No
     ax.margins(0.22)
     _add_legend(ax, distinct_families, width)
     if own:
-        label = f"{escape_text(traits(measure).label)}, mean over matched depths."
+        label = f"{escape_text(traits(measure).label)}, mean over matching layers."
         finish_layout(ax.figure.figure, footnote(study, label, _explanation(at, several=several)))
     _name_points(ax, places, models)
     return ax

@@ -24,6 +24,8 @@ from repsim.study.reading import known_shares, share_places
 def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COLUMN) -> Axes:
     """Draw the shares of representational energy by depth, of trained networks and of untrained ones.
 
+    Layers that match are compared, at the relative depths that they have in each network.
+
     The shares are lines and not stacked areas: they are estimated without bias and may be a little below 0, which a
     stack would hide. Shares that the models of the study cannot separate are drawn as their sum. Bands are 95 %
     intervals.
@@ -89,6 +91,7 @@ def plot_shares(study: xr.Dataset, ax: Axes | None = None, *, width: float = COL
         )
         sums = " Sums: these models cannot tell the parts apart." if any("_and_" in name for name in shares) else ""
         finish_layout(
-            ax.figure.figure, footnote(study, f"Debiased linear kernels. {lines} Bands: 95 % intervals.{sums}")
+            ax.figure.figure,
+            footnote(study, f"Debiased linear kernels, along matching layers. {lines} Bands: 95 % intervals.{sums}"),
         )
     return ax

@@ -14,11 +14,27 @@ class About {
     const warnings = byId("warnings");
     warnings.hidden = !part.warnings.length;
     warnings.querySelector("ul").replaceChildren(...part.warnings.map((text) => element("li", {}, text)));
+    this.families();
     byId("findings-title").textContent = part.isStudy ? "Findings" : "Comparison";
     this.facts();
     byId("citation").textContent = data.citation.text;
     byId("bibtex").textContent = data.citation.bibtex;
     byId("sources").textContent = part.sources;
+  }
+
+  // Shows what pairs of families share that was learned, and raw, partial and energy values side by side.
+  families() {
+    const { claims, effects, energies } = this.page.part;
+    byId("families").hidden = !claims?.rows.length;
+    if (byId("families").hidden) return;
+    byId("claims-note").textContent = claims.note;
+    byId("claims").replaceChildren(table(claims.columns, claims.rows, "What is claimed of pairs of families", 3));
+    for (const [id, { columns, rows }, caption, words] of [
+      ["effects", effects, "Effects of training", 3], ["energies", energies, "Trained networks and each control, side by side", 2]]) {
+      byId(id).replaceChildren(table(columns, rows, caption, words));
+      byId(id).hidden = !rows.length;
+    }
+    byId("energies-note").hidden = !energies.rows.length;
   }
 
   facts() {

@@ -6,9 +6,20 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from repsim.presentation.measures import GIVEN
-from repsim.study.reading import axis_shares, means_over_pairs, strictest
+from repsim.study.reading import (
+    LEVEL_NAMES,
+    axis_shares,
+    headline,
+    is_decided,
+    means_over_pairs,
+    stands_out,
+    strictest,
+    strictest_controlled,
+)
+from repsim.study.side_by_side import control_in_words, side_by_side
 
 MISSING = "–"
 _WHERE = {
@@ -24,6 +35,8 @@ _COLUMNS = {
     "weights_sha256": "Weights, SHA-256",
     "checksum": "Checksum of the store",
     "batch_norm": "Batch norm",
+    "effective_dimension": "Effective dimension",
+    "energy_left": "Energy left given the input",
     "device": "Device",
 }
 """Keys of the provenance in the table of networks, with their headings."""
@@ -64,39 +77,162 @@ def tiles(study: xr.Dataset) -> Iterator[dict[str, Any]]:
     relation = next((name for name in _WHERE if np.isfinite(means_over_pairs(study, "index", "cka", name)[0])), None)
     if relation is None:
         return
-    shown = [
-        ("index", "cka", f"Debiased CKA of best-matching layers, {_WHERE[relation]}"),
-        ("control", "cka", "The same with untrained networks"),
-    ]
-    if kernel != "cka":
-        shown.append(("index", kernel, f"Debiased CKA {kernel.removeprefix('cka ')}"))
-        shown.append(("control", kernel, f"Untrained networks, {kernel.removeprefix('cka ')}"))
-    shown.append(("learned", kernel, f"Learned effect ({kernel})"))
-    for variable, measure, label in shown:
-        value, low, high = means_over_pairs(study, variable, measure, relation)
+    for measure in dict.fromkeys(("cka", kernel)):
+        condition = "" if measure == "cka" else f", {measure.removeprefix('cka ')}"
+        labels = {
+            "index": f"Debiased CKA of matching layers, {_WHERE[relation]}{condition}",
+            "control": f"The same in the strongest control{condition}",
+        }
+        for variable, label in labels.items():
+            value, low, high = means_over_pairs(study, variable, measure, relation)
+            if np.isfinite(value):
+                more = [interval(low, high, 3)]
+                if variable == "control" and (counted := _counted(study, measure, relation)):
+                    more.append(counted)
+                yield _tile(label, fixed(value, 3), "; ".join(filter(None, more)))
+    if relation == "other family":
+        yield from _claim_tile(study)
+    else:
+        value, low, high = means_over_pairs(study, "learned", kernel, relation)
         if np.isfinite(value):
-            tile = {"label": label, "value": fixed(value, 3), "interval": interval(low, high, 3)}
-            yield tile | {"strong": variable == "learned"}
+            yield _tile(
+                f"Learned effect, these networks ({kernel})", fixed(value, 3), interval(low, high, 3), strong=True
+            )
+    for name, label in (
+        ("energy_left", "Energy that the input leaves"),
+        ("effective_dimension", "Effective dimension"),
+    ):
+        if name == "energy_left" and kernel == "cka":
+            continue
+        values = study[name].sel(kernel=kernel) if name == "energy_left" else study[name]
+        means = {
+            state: _mean(values.values[study["network_state"].values == state]) for state in ("trained", "untrained")
+        }
+        if np.isfinite(means["trained"]):
+            digits = 3 if name == "energy_left" else 1
+            other = f"untrained networks {fixed(means['untrained'], digits)}" if np.isfinite(means["untrained"]) else ""
+            yield _tile(f"{label}, trained networks", fixed(means["trained"], digits), other)
+
+
+def _tile(label: str, value: str, more: str, *, strong: bool = False) -> dict[str, Any]:
+    return {"label": label, "value": value, "interval": more, "strong": strong}
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+
+
+def _counted(study: xr.Dataset, measure: str, relation: str) -> str:
+    """Return how many pairs of networks have controls, and their own similarity, if it is not all of them."""
+    total, counted = (
+        int((study["relation"].values == relation).sum()),
+        int(study["pairs_counted"].sel(kind_of_pair=relation)),
+    )
+    own = means_over_pairs(study, "trained", measure, relation)[0]
+    if counted == total or not math.isfinite(own):
+        return ""
+    return f"only {counted} of {total} pairs have controls: trained, they have {fixed(own, 3)}"
+
+
+def _claim_tile(study: xr.Dataset) -> Iterator[dict[str, Any]]:
+    """Yield the tile that counts the pairs of families of which something is claimed, by level."""
+    if strictest(study) == "cka" or not is_decided(study):  # without the input nothing is claimed
+        return
+    levels = study["claim_level"].values.tolist()
+    general, any_level = levels.count("architectures"), sum(map(bool, levels))
+    more = f"for networks of these architectures: {general}" if any_level else "shown for none"
+    yield _tile("Pairs of families that share something learned", f"{any_level} of {len(levels)}", more, strong=True)
+
+
+def claims(study: xr.Dataset) -> dict[str, Any]:
+    """Return the note, columns and rows of the table of what is claimed of pairs of families, and why no more."""
+    names = ("families", "claim_level", "claim_reason")
+    rows = [
+        [str(families), LEVEL_NAMES[level], reason]
+        for families, level, reason in zip(*(study[name].values.tolist() for name in names), strict=True)
+        if is_decided(study)
+    ]
+    note = (
+        "The effect is the similarity of trained networks minus that of the strongest control. It is shown for these "
+        "networks by intervals over samples, in partial values and in units of energy; for networks of these "
+        "architectures also by the interval over networks and samples and by the exact test that exchanges trained "
+        "and untrained networks. P-values are those of each pair of families; claims correct them for their number."
+    )
+    return {"note": note, "columns": ["Families", "Shared by", "Why no more"], "rows": rows}
+
+
+def effects(study: xr.Dataset) -> dict[str, Any]:
+    """Return the columns and rows of the table of effects of training on pairs of families that have controls."""
+    columns = [
+        "Families", "Measure", "Strongest control", "Effect (95 %, samples)", "95 %, networks and samples",
+        "In units of energy (95 %)", "p, exchange", "smallest possible",
+    ]  # fmt: skip
+    rows = []
+    for families in study["families"].values.tolist():
+        for kernel in strictest_controlled(study):
+            one = study.sel(families=families, measure=kernel, kernel=kernel)
+            if not np.isfinite(float(one["effect"])):
+                continue
+            of_families = str(one["family_a"].item()), str(one["family_b"].item())
+            rows.append([
+                str(families),
+                kernel,
+                control_in_words(str(one["effect_against"].item()), *of_families),
+                _within(one, "effect"),
+                interval(float(one["effect_network_low"]), float(one["effect_network_high"]), 3) or MISSING,
+                _within(one, "effect_energy"),
+                fixed(float(one["p_exchange"]), 3),
+                fixed(float(one["p_exchange_least"]), 3),
+            ])  # fmt: skip
+    return {"columns": columns, "rows": rows}
+
+
+def _within(one: xr.Dataset, name: str) -> str:
+    """Format a value with its interval."""
+    value, low, high = (float(one[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    ends = interval(low, high, 3)
+    return f"{fixed(value, 3)} ({ends})" if ends else fixed(value, 3)
+
+
+def energies(study: xr.Dataset) -> dict[str, Any]:
+    """Return the columns and rows of the table of raw, partial and energy values, and of what energy was left."""
+    conditions = [kernel for kernel in strictest_controlled(study) if kernel != "cka"]
+    columns = ["Families", "Networks", "Raw (cka)"]
+    for kernel in conditions:
+        columns += [kernel.removeprefix("cka "), "in units of energy", "energy left of the first", "of the second"]
+    rows = []
+    for row in side_by_side(study):
+        cells = [fixed(row.by_kernel["cka"].value, 3)]
+        for kernel in conditions:
+            one = row.by_kernel[kernel]
+            cells += [fixed(value, 3) for value in (one.value, one.energy, *one.left)]
+        rows.append([row.families, row.networks, *cells])
+    return {"columns": columns, "rows": rows}
 
 
 def pairs_note(study: xr.Dataset, measure: str) -> str:
     """Return the note that explains the figure of all pairs under one measure."""
+    value = (
+        "The mean similarity along matching layers, matched on one half of the samples and measured on the other."
+        if headline(study, measure) == "split_half"
+        else "The mean similarity along the best match of layers, on all samples."
+    )
     if np.isfinite(study["control"].sel(measure=measure).values).any():
         reading = (
-            "Filled: the pair, with its 95 % interval. Hollow: its best control. The difference of the two is the "
-            "learned effect."
+            "Filled: the pair, with its 95 % interval over samples. Hollow: its controls, as far as they are known "
+            "under this measure. The difference to the strongest one is the learned effect of these networks."
         )
     else:
         reading = "With 95 % intervals. There is no control under this measure, hence no learned effect."
-    return "The index of every pair: the mean along its best order-preserving match of layers, both ways. " + reading
+    return f"{value} {reading}"
 
 
 def shares_note(states: Sequence[str]) -> str:
     """Return the note that explains the figure of shares."""
     both = ", for trained networks and untrained ones of the same architectures" if len(states) > 1 else ""
     return (
-        f"Shares of representational energy by relative depth, with 95 % intervals{both}. They sum to 1; an estimate "
-        "can be a little below 0."
+        f"Shares of representational energy along matching layers, by relative depth, with 95 % intervals{both}. They "
+        "sum to 1; an estimate can be a little below 0."
     )
 
 
@@ -115,8 +251,10 @@ def map_of(study: xr.Dataset, name: str) -> dict[str, Any]:
     common, low, high = (float(at[f"common_share{end}"]) for end in ("", "_low", "_high"))
     if math.isfinite(common):
         within = f" ({spread})" if (spread := interval(low, high, 3)) else ""
-        clusters += f" The share of the first common component is {fixed(common, 3)}{within}."
-    note = f"Points that are close are similar ({name} for networks, cka for layers). {clusters}"
+        clusters += f" The share of the first common component is {fixed(common, 3)}{within}"
+        noise = float(at["common_share_noise"])
+        clusters += f"; of unrelated networks it would be up to {fixed(noise, 3)}." if math.isfinite(noise) else "."
+    note = f"Points that are close are similar ({name}, mean over matching layers; of layers cka). {clusters}"
     return {"axes": labels, "note": note}
 
 
@@ -128,10 +266,22 @@ def ceilings(study: xr.Dataset, kernel: str) -> dict[str, Any]:
          interval(float(at["ratio_low"][k]), float(at["ratio_high"][k]), 4) or MISSING]
         for k, families in enumerate(at["families"].values)
     ]  # fmt: skip
-    note = "Similarity of two families, divided by the ceiling that the similarity within each family sets."
+    note = (
+        "Similarity of two families along matching layers, divided by the ceiling that the similarity within each "
+        "family sets. Where the ratio is not clearly below 1, they are as alike as the members of one family."
+    )
     if not np.isfinite(at["ratio"].values).all():
         note += " The ratio is missing if a family has only one network, or if the ceiling is not clearly above 0."
     return {"note": note, "rows": rows}
+
+
+def stimuli_note(study: xr.Dataset, kernel: str) -> str:
+    """Return the note on the samples that networks agree on most and least."""
+    scope = "across families" if len(set(study["family"].values)) > 1 else "of all pairs"
+    note = f"The number under a stimulus is its contribution to the mean index {scope} ({kernel})."
+    if stands_out(study, kernel) is not False:  # None: not known of an earlier study
+        return note
+    return f"{note} No stimuli stand out: what each of them adds is within noise."
 
 
 def networks(models: Sequence[Mapping[str, Any]], *, study: bool) -> dict[str, list[Any]]:

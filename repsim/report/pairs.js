@@ -1,9 +1,11 @@
 // Shows pairs of networks: one in detail, all as a table and as a forest plot.
 
+const CONTROL_SYMBOLS = ["diamond-open", "triangle-left-open", "triangle-right-open"];
+
 class Pairs {
   constructor(page) {
     this.page = page;
-    this.order = { key: "index", down: true };
+    this.order = { key: "value", down: true };
   }
 
   get part() {
@@ -14,6 +16,22 @@ class Pairs {
     return this.part.scalar(name, { measure, pair }) ?? NaN;
   }
 
+  // Returns the main value of a pair under a measure, or an end of its interval: split half, or else all samples.
+  value(pair, end = "", measure = this.page.measure) {
+    return this.number(`${this.part.measure(measure).headline}${end}`, pair, measure);
+  }
+
+  // Returns the value of all samples if it is not the main one.
+  onAll(pair, measure = this.page.measure) {
+    return this.part.measure(measure).headline === "index" ? NaN : this.number("index", pair, measure);
+  }
+
+  // Returns the names and values of the controls of a pair, as far as they are known.
+  controls(pair, measure = this.page.measure) {
+    const values = this.part.select("every_control", { measure, pair });
+    return this.part.coords.control_pair.map((name, k) => [name, values[k] ?? NaN]).filter(([, value]) => Number.isFinite(value));
+  }
+
   detail() {
     const { part } = this;
     const { pair, measure } = this.page;
@@ -22,11 +40,14 @@ class Pairs {
     const at = (name) => this.number(name, pair.name);
     const within = at("p_index_within_classes");
     byId("details-title").textContent = `${pair.a} × ${pair.b} (${pair.relation})`;
+    const controls = this.controls(pair.name).map(([name, value]) => `${name} ${fixed(value)}`);
+    const half = part.measure(measure).headline === "split_half";
     byId("details-facts").replaceChildren(
-      tile(`Index (${measure})`, fixed(at("index")), interval(at("index_low"), at("index_high")), true),
-      tile("Split half", fixed(at("split_half")), "match from one half of the samples, value from the other"),
+      tile(`${half ? "Split half" : "Index"} (${measure})`, fixed(this.value(pair.name)), interval(this.value(pair.name, "_low"), this.value(pair.name, "_high")), true),
+      ...(half ? [tile("Index, all samples", fixed(at("index")), interval(at("index_low"), at("index_high")) || "a maximum, so without an interval")] : []),
+      ...(Number.isFinite(at("energy")) ? [tile("In units of energy", fixed(at("energy")), interval(at("energy_low"), at("energy_high")))] : []),
       tile("p (index)", probability(at("p_index")), Number.isFinite(at("p_index_holm")) ? `Holm ${probability(at("p_index_holm"))}; ${at("permuted")} permutations` : ""),
-      tile("Control", fixed(at("control")), part.scalar("control_name", { measure, pair: pair.name }) || part.uncontrolled),
+      tile("Strongest control", fixed(at("control")), controls.join("; ") || part.uncontrolled),
       tile("Learned effect", fixed(at("learned")), Number.isFinite(at("learned")) ? interval(at("learned_low"), at("learned_high")) : "needs a control"),
       tile("Calibrated index", fixed(at("calibrated_index")), Number.isFinite(at("threshold_index")) ? `above ${fixed(at("threshold_index"))}` : ""),
       tile("Largest of any two layers", fixed(at("largest")), Number.isFinite(at("calibrated_largest")) ? `calibrated ${fixed(at("calibrated_largest"))}` : ""),
@@ -36,24 +57,27 @@ class Pairs {
     const rows = part.measures.map(({ name }) => {
       const number = (variable) => this.number(variable, pair.name, name);
       const spread = (variable) => valueWithin(number(variable), number(`${variable}_low`), number(`${variable}_high`));
+      const main = part.measure(name).headline;
       return [
-        name, spread("index"), fixed(number("split_half")), fixed(number("calibrated_index")), probability(number("p_index_holm")),
+        name, spread(main), fixed(this.onAll(pair.name, name)), spread("energy"), fixed(number("calibrated_index")), probability(number("p_index_holm")),
         fixed(number("control")), spread("learned")];
     });
     byId("details-measures").replaceChildren(table(
-      ["Measure", "Index (95 %)", "Split half", "Calibrated", "p (Holm)", "Control", "Learned (95 %)"], rows, "This pair under every measure"));
+      ["Measure", "Value (95 %)", "All samples", "Units of energy (95 %)", "Calibrated", "p (Holm)", "Control", "Learned (95 %)"], rows, "This pair under every measure"));
   }
 
   // The table
 
   get columns() {
     const at = (name) => (pair) => this.number(name, pair.name);
+    const half = this.part.measure(this.page.measure).headline === "split_half";
     const spread = (name) => (_, pair) => valueWithin(at(name)(pair), at(`${name}_low`)(pair), at(`${name}_high`)(pair));
     return [
       { key: "name", label: "Pair", value: (pair) => pair.name },
       { key: "relation", label: "Relation", value: (pair) => pair.relation, show: (text) => text },
-      { key: "index", label: "Index (95 %)", value: at("index"), show: spread("index") },
-      { key: "split_half", label: "Split half", value: at("split_half"), show: (value) => fixed(value) },
+      { key: "value", label: half ? "Split half (95 %)" : "Index (95 %)", value: (pair) => this.value(pair.name), show: spread(half ? "split_half" : "index") },
+      { key: "index", label: "All samples", value: (pair) => this.onAll(pair.name), show: (value) => fixed(value) },
+      { key: "energy", label: "Units of energy", value: at("energy"), show: (value) => fixed(value) },
       { key: "calibrated_index", label: "Calibrated", value: at("calibrated_index"), show: (value) => fixed(value) },
       { key: "p_index_holm", label: "p (Holm)", value: at("p_index_holm"), show: probability },
       { key: "control", label: "Control", value: at("control"), show: (value) => fixed(value) },
@@ -113,18 +137,21 @@ class Pairs {
     const box = byId("forest");
     const colours = lineColours();
     const ordered = part.relations.flatMap((relation) => part.pairs.filter((pair) => pair.relation === relation)
-      .sort((a, b) => (this.number("index", b.name) || 0) - (this.number("index", a.name) || 0)));
+      .sort((a, b) => (this.value(b.name) || 0) - (this.value(a.name) || 0)));
     const at = (name, pairs) => pairs.map((pair) => this.number(name, pair.name));
     const y = (pairs) => pairs.map((pair) => -ordered.indexOf(pair));
-    const shown = (pair) => escapeMarkup([
-      pair.name, `${this.page.measure} ${fixed(this.number("index", pair.name))}`,
-      interval(this.number("index_low", pair.name), this.number("index_high", pair.name)) && `95 % interval ${interval(this.number("index_low", pair.name), this.number("index_high", pair.name))}`,
-      Number.isFinite(this.number("control", pair.name)) ? `control ${fixed(this.number("control", pair.name))} (${part.scalar("control_name", { measure: this.page.measure, pair: pair.name })})` : "",
-    ].filter(Boolean).join("\n")).replace(/\n/g, "<br>");
+    const shown = (pair) => {
+      const spread = interval(this.value(pair.name, "_low"), this.value(pair.name, "_high"));
+      return escapeMarkup([
+        pair.name, `${this.page.measure} ${fixed(this.value(pair.name))}`, spread && `95 % interval ${spread}`,
+        ...this.controls(pair.name).map(([name, value]) => `control, ${name}: ${fixed(value)}`),
+      ].filter(Boolean).join("\n")).replace(/\n/g, "<br>");
+    };
     const traces = part.relations.flatMap((relation) => {
       const k = part.coords.kind_of_pair.indexOf(relation);
       const pairs = ordered.filter((pair) => pair.relation === relation);
-      const [value, low, high, control] = ["index", "index_low", "index_high", "control"].map((name) => at(name, pairs));
+      const [value, low, high] = ["", "_low", "_high"].map((end) => pairs.map((pair) => this.value(pair.name, end)));
+      const control = at("control", pairs);
       const both = pairs.flatMap((_, i) => (Number.isFinite(control[i]) ? [[value[i], y(pairs)[i]], [control[i], y(pairs)[i]], [null, null]] : []));
       return [
         { type: "scatter", mode: "lines", x: both.map(([x]) => x), y: both.map(([, v]) => v), line: { color: withAlpha(colours[k], 0.45), width: 1.5 }, hoverinfo: "skip", showlegend: false },
@@ -133,16 +160,25 @@ class Pairs {
           marker: { color: colours[k], symbol: SYMBOLS[k], size: 9 },
           error_x: { type: "data", symmetric: false, array: high.map((v, i) => v - value[i]), arrayminus: low.map((v, i) => value[i] - v), color: colours[k], thickness: 2, width: 4 },
         },
-        { type: "scatter", mode: "markers", x: control, y: y(pairs), hoverinfo: "skip", showlegend: false, marker: { color: colours[k], symbol: `${SYMBOLS[k]}-open`, size: 9, line: { width: 1.6 } } },
       ];
+    });
+    part.coords.control_pair.forEach((name, k) => { // a triangle points at the network that is trained
+      const marks = ordered.flatMap((pair) => this.controls(pair.name).filter(([control]) => control === name).map(([, value]) => [value, pair]));
+      if (!marks.length) return;
+      traces.push({
+        type: "scatter", mode: "markers", name: `control: ${name}`, x: marks.map(([value]) => value), y: y(marks.map(([, pair]) => pair)), hoverinfo: "skip",
+        marker: { color: cssVariable("ink"), symbol: CONTROL_SYMBOLS[k], size: 8, line: { width: 1.4 } },
+      });
     });
     const width = Math.max(box.clientWidth, 260);
     const most = width < 640 ? 24 : 44;
     const left = 12 + Math.max(...ordered.map(({ name }) => widthOf(shorten(name, most), 11)));
+    const entries = traces.filter(({ showlegend }) => showlegend !== false).length;
+    const top = 12 + 20 * Math.ceil(entries / Math.max(1, Math.floor((width - left) / 170))); // rows of the legend
     Plotly.react(box, traces, layoutOf({
       width,
-      height: 62 + 19 * ordered.length + 24,
-      margin: { l: left, r: 16, t: 30, b: 46 },
+      height: top + 32 + 19 * ordered.length + 24,
+      margin: { l: left, r: 16, t: top, b: 46 },
       legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, font: { color: cssVariable("ink") } },
       xaxis: { title: { text: escapeMarkup(this.page.measure) }, zeroline: true },
       yaxis: { tickvals: ordered.map((_, i) => -i), ticktext: ordered.map(({ name }) => escapeMarkup(shorten(name, most))), range: [-ordered.length + 0.4, 0.6], showgrid: false, tickfont: { size: 11 }, zeroline: false },

@@ -5,6 +5,7 @@ class Part {
     Object.assign(this, raw);
     this.cache = new Map();
     this.arrays = new Map();
+    if (raw.controls) this.variables = { ...raw.variables, every_control: raw.controls };
     this.runs = { a: raw.sides.a.runs, b: raw.sides.b.runs };
     this.rows = raw.sides.a.layers.length;
     this.columns = raw.sides.b.layers.length;

@@ -82,6 +82,10 @@ def of_study(study: xr.Dataset) -> dict[str, Any]:
         "summary": _json_list(study, "summary"),
         "warnings": _json_list(study, "warnings"),
         "tiles": list(captions.tiles(study)),
+        "claims": captions.claims(study),
+        "effects": captions.effects(study),
+        "energies": captions.energies(study),
+        "controls": packing.variable(reading.controls_of_pairs(study)),
         "sides": {side: _side(study, side) for side in "ab"},
         "palettes": palettes.stops,
         "uncontrolled": "none of this pair under this measure" if untrained else "no untrained networks",
@@ -132,12 +136,10 @@ def _stimuli(study: xr.Dataset) -> dict[str, dict[str, Any]]:
     """Select, for every kernel, the samples that networks agree on most and least."""
     if "agreement" not in study:
         return {}
-    scope = "across families" if len(set(study["family"].values)) > 1 else "of all pairs"
     chosen = {}
     for kernel in study["kernel"].values.tolist():
         most, least = reading.extremes(study["agreement"].sel(kernel=kernel).values, SHOWN)
-        note = f"The number under a stimulus is its contribution to the mean index {scope} ({kernel})."
-        chosen[kernel] = {"most": most, "least": least, "note": note}
+        chosen[kernel] = {"most": most, "least": least, "note": captions.stimuli_note(study, kernel)}
     return chosen
 
 
@@ -179,6 +181,7 @@ def _models(result: xr.Dataset, stores: Sequence[Mapping[str, Any]]) -> Iterator
     columns = [_plain(result[name].values) for name in ("model", "family")] if is_study(result) else ([], [])
     families = dict(zip(*columns, strict=True))
     untrained = _json_list(result, "untrained")
+    computed = _computed(result) if is_study(result) else {}
     seen: set[str] = set()
     for store in stores:
         name, provenance = str(store.get("model", "")), store.get("provenance") or {}
@@ -186,12 +189,30 @@ def _models(result: xr.Dataset, stores: Sequence[Mapping[str, Any]]) -> Iterator
             continue
         seen.add(name)
         origin = {str(key): str(value) for key, value in provenance.items() if value is not None}
-        yield origin | {
-            "name": name,
-            "family": families.get(name, ""),
-            "trained": name not in untrained,
-            "checksum": str(store.get("checksum", "")),
-        }
+        yield (
+            origin
+            | computed.get(name, {})
+            | {
+                "name": name,
+                "family": families.get(name, ""),
+                "trained": name not in untrained,
+                "checksum": str(store.get("checksum", "")),
+            }
+        )
+
+
+def _computed(study: xr.Dataset) -> dict[str, dict[str, str]]:
+    """Return the effective dimension of every network, and the energy that the input leaves if it is known."""
+    kernel = reading.strictest(study)
+    left = study["energy_left"].sel(kernel=kernel).values.tolist()
+    columns: dict[str, dict[str, str]] = {}
+    for name, dimension, energy in zip(
+        _plain(study["network"].values), study["effective_dimension"].values.tolist(), left, strict=True
+    ):
+        columns[name] = {"effective_dimension": captions.fixed(dimension, 1)}
+        if kernel != "cka":
+            columns[name]["energy_left"] = captions.fixed(energy, 3)
+    return columns
 
 
 def _facts(result: xr.Dataset) -> dict[str, str]:

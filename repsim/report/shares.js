@@ -59,7 +59,7 @@ class Shares {
       element("h3", {}, "Similarity relative to its ceiling"),
       element("p", { class: "note" }, note),
       element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Ceilings" },
-        table(["Families", "Across", "Ceiling", "Ratio", "95 % interval"], rows, `${kernel}, mean over matched depths`)),
+        table(["Families", "Across", "Ceiling", "Ratio", "95 % interval"], rows, `${kernel}, mean over matching layers`)),
     ] : []));
   }
 }

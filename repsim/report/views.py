@@ -61,6 +61,7 @@ def about_study(study: xr.Dataset, measure: str, palettes: Palettes) -> dict[str
         "views": views,
         "kernel": kernel,
         "map": next((name for name in (measure, kernel, *maps[:1]) if name in maps), None),
+        "headline": reading.headline(study, measure),
         "pairs_note": captions.pairs_note(study, measure),
     }
 

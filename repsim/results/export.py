@@ -28,15 +28,24 @@ STUDY_TABLES: dict[str, tuple[str, ...]] = {
     "means": ("kernel", "kind_of_pair"),
     "shares": ("state", "share_of", "depth"),
     "mean_shares": ("state", "share_of"),
-    "families": ("kernel", "one_family"),
-    "ceilings": ("kernel", "families"),
+    "families": ("measure", "families"),
+    "controls": ("measure", "families", "control_pair"),
+    "within": ("kernel", "one_family"),
+    "networks": ("kernel", "network"),
+    "network_pairs": ("kernel", "network", "other_network"),
     "models": ("map", "model"),
     "model_pairs": ("map", "model", "other_model"),
     "maps": ("map",),
     "layer_map": ("layer_a",),
     "samples": ("kernel", "sample"),
+    "agreement": ("kernel",),
 }
-"""Tables of a study -> dimensions of their rows. Every variable with exactly these dimensions is a column."""
+"""Tables of a study -> dimensions of their rows. Every variable with exactly these dimensions is a column.
+
+Columns are also the variables of kernels in a table of measures that has families (empty for other measures), and those
+of `_REPEATED`."""
+_REPEATED = {"families": ("families",), "means": ("kind_of_pair",), "networks": ("network",)}
+"""Tables -> dimensions of variables that are repeated in them."""
 _AXES = {"axis", "layer_axis"}
 """Dimensions whose entries become columns, so that a point of a map is one row."""
 _FORMULA = ("=", "+", "-", "@", "\t")
@@ -99,7 +108,8 @@ def to_frame(dataset: xr.Dataset, table: str | None = None) -> pd.DataFrame:
     dims = tables[name]
     if missing := [dim for dim in dims if dim not in dataset.sizes]:
         raise InvalidInputError(f"this study has no table {name!r}: there is no {missing[0]} in it")
-    frame = pd.DataFrame(dict(_columns(dataset, dims)))
+    complete = dataset if "families" not in dims else _with_kernels_as_measures(dataset)
+    frame = pd.DataFrame(dict(_columns(complete, dims, _REPEATED.get(name, ()))))
     frame.attrs = {
         "table": name,
         "data": dataset["data"].item(),
@@ -127,8 +137,18 @@ def tables_of(data: xr.Dataset) -> dict[str, tuple[str, ...]]:
     )
 
 
-def _columns(data: xr.Dataset, dims: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Yield names and values of the columns: first those that identify the row, then the variables."""
+def _with_kernels_as_measures(study: xr.Dataset) -> xr.Dataset:
+    """Return the study with variables of kernels and pairs of families as variables of measures."""
+    of_both = [name for name, values in study.data_vars.items() if {"kernel", "families"} <= set(values.dims)]
+    spread = {name: study[name].reindex(kernel=study["measure"].values).rename(kernel="measure") for name in of_both}
+    return study.drop_vars(of_both).assign(spread)
+
+
+def _columns(data: xr.Dataset, dims: tuple[str, ...], over: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield names and values of the columns: first those that identify the row, then the variables.
+
+    Variables with the dimensions ``over`` are repeated along the others.
+    """
     shape = tuple(data.sizes[dim] for dim in dims)
 
     def repeated(values: Any, *over: str) -> Any:
@@ -145,6 +165,8 @@ def _columns(data: xr.Dataset, dims: tuple[str, ...]) -> Iterator[tuple[str, Any
             yield name, variable.transpose(*dims).values.ravel()
             if name + CHANCE in data.coords:
                 yield name + CHANCE, data[name + CHANCE].transpose(*dims).values.ravel()
+        elif over and variable.dims == over:
+            yield name, repeated(variable.values, *over)
         elif variable.dims[:-1] == dims and variable.dims[-1] in _AXES:
             for k in range(variable.shape[-1]):
                 yield f"{name}_{k + 1}", variable.values[..., k].ravel()

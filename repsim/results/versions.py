@@ -82,11 +82,20 @@ def in_newest_version(data: xr.Dataset) -> xr.Dataset:
 
 
 def _with_missing_variables(study: xr.Dataset) -> xr.Dataset:
-    """Add what studies of version 3 hold beyond earlier ones, without values, and remove the sentences."""
+    """Add what studies of version 3 hold beyond earlier ones, without values, and remove the sentences.
+
+    A study without the names of its models and families stays as it is: `repsim.results.schema` says what is missing.
+    """
+    untrained = _texts(study.attrs.get("untrained"))
+    of_models = all(name in study and study[name].dims == ("model",) for name in ("model", "family", "architecture"))
+    if untrained is None or not of_models or "control_name" not in study:
+        return study
     families = list(dict.fromkeys(study["family"].values.tolist()))
-    models, untrained = study["model"].values.tolist(), json.loads(study.attrs.get("untrained", "[]"))
+    models = study["model"].values.tolist()
     networks, unknown = [*models, *untrained], [""] * len(untrained)
     pairs = list(combinations(families, 2))
+    if study.sizes.get("families") != len(pairs):
+        return study
     study = study.assign_coords(
         {
             "family_a": ("families", np.array([a for a, _ in pairs], str)),
@@ -115,3 +124,12 @@ def _with_missing_variables(study: xr.Dataset) -> xr.Dataset:
         "replaced. Conduct it again."
     )
     return study.assign_attrs(summary=json.dumps([replaced]), input_controls=json.dumps([]))
+
+
+def _texts(value: object) -> list[str] | None:
+    """Parse a list of texts from JSON; return None for everything else."""
+    try:
+        texts = json.loads(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else None

@@ -63,7 +63,7 @@ class Readers(Generic[Reader]):
         """Return the reader of a version; raise `FormatVersionError` about the file ``path`` if there is none."""
         if isinstance(version, int) and version in self._readers:
             return self._readers[version]
-        versions = " and ".join(map(str, sorted(self._readers)))
+        versions = " and ".join(", ".join(map(str, sorted(self._readers))).rsplit(", ", 1))
         newer = isinstance(version, int) and version > self.newest
         text = " ".join(repr(version).split())
         raise FormatVersionError(

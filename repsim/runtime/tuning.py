@@ -111,6 +111,9 @@ class Tuning:
     number of operations and not the time, so that a study does the same on every machine."""
     half_samples: int = 20
     """Number of half-samples for measures without a leave-one-out formula."""
+    permuted_products: float = 4e11
+    """Products of entries that the permutations of residual kernels may take; a random part of the samples is used if
+    all samples take more."""
     permutations_at_once: int = 100
     """Number of permutations whose values are in memory at once."""
     exact_samples: int = 500

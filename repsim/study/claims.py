@@ -22,7 +22,7 @@ LEAST_EFFECT = 0.01
 
 @dataclass(frozen=True)
 class Decision:
-    """What may be claimed of a pair of families."""
+    """Level of the claim about a pair of families, and the reason why it is no higher."""
 
     level: Level
     """Highest level at which something learned is shared; empty if it is not shown."""
@@ -32,7 +32,7 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What the decision about a pair of families depends on."""
+    """Facts on which the decision about a pair of families depends."""
 
     families: tuple[str, str]
     without_twins: Sequence[str]
@@ -121,10 +121,10 @@ def _no_effect(values: xr.Dataset, p: float) -> str:
     """Return why the effect is not shown for the networks of the study; empty if it is."""
     for suffix, unit in (("", ""), ("_energy", " in units of energy")):
         effect, low, high = (float(values[f"effect{suffix}{end}"]) for end in ("", "_low", "_high"))
+        if np.isnan(low):
+            return f"the effect{unit} has no interval"
         if not low > 0:
             control = _strongest(values, suffix)
-            if np.isnan(low):
-                return f"the effect{unit} has no interval"
             relation = "are less alike than" if high < 0 else "are not shown to be more alike than"
             text = number(effect, low, high)
             return f"trained networks {relation} {control}: the effect{unit} is {text}"

@@ -23,10 +23,12 @@ from repsim.extractors.factory import make_extractor
 from repsim.extractors.options import Choices
 from repsim.stores.store import ActivationStore
 from repsim.study.design import Design, Member
-from repsim.study.input_kernels import of_pixels, of_statistics, scaled, select
+from repsim.study.input_kernels import Candidate, Linear, of_pixels, of_statistics, root, scaled, select
 
 Kind = Literal["input", "labels"]
 Values = Float64[np.ndarray, "n *features"]
+_SAMPLES_A_CLASS, _MOST_OF_CLASSES = 5, 12
+"""Mean number of samples of a class from which class means are controls, and the largest number of these controls."""
 _EQUAL = 1e-4
 """Inputs that differ by less than this share, after centring and scaling, are one: devices differ in rounding."""
 
@@ -61,7 +63,10 @@ def inputs(design: Design) -> list[Control]:
             for name, values in statistics.items()
         ),
     ]
-    return [Control("input", kernel.name, kernel.features(), seen) for kernel in select(candidates)]
+    # computed in float64; in the precision of the pixels, products with layers need no conversion
+    wide = any(member.store.pixels is not None and member.store.pixels.dtype == np.float64 for member in design.members)
+    dtype = np.float64 if wide else np.float32
+    return [Control("input", kernel.name, kernel.features().astype(dtype), seen) for kernel in select(candidates)]
 
 
 def _of(what: str, name: str, all_inputs: Mapping[str, Any]) -> str:
@@ -128,6 +133,41 @@ def classes(design: Design) -> Control | None:
     if not 1 < count < design.n:
         return None
     return Control("labels", "class labels", np.eye(count)[numbers], tuple(member.name for member in design.members))
+
+
+def class_geometry(design: Design, labels: Control) -> list[Control]:
+    """Return the class labels as controls that also hold which classes are alike.
+
+    Two networks can share more than the classes without sharing anything else about the samples: that cats are closer
+    to dogs than to ships. Every trained layer has a kernel of its class means, which is a function of the classes of
+    two samples only. The kernels that span those of all layers are selected (`repsim.study.input_kernels.select`), and
+    "same class" is the first. With fewer than 5 samples a class on average, class means are hardly means, and "same
+    class" is the only control.
+
+    Parameters
+    ----------
+    design
+        The models of the study.
+    labels
+        The class labels as from `classes`.
+    """
+    numbers, sizes = labels.features.argmax(1), labels.features.sum(0)
+    if design.n < _SAMPLES_A_CLASS * len(sizes):
+        return [labels]
+    candidates = [Candidate(labels.name, scaled(np.asarray(labels.features, np.float64)), Linear(), required=True)]
+    for member in design.trained:
+        for array, layer in zip(member.arrays, member.layers, strict=True):
+            x = np.asarray(member.store[array][:], np.float64).reshape(design.n, -1)
+            means = labels.features.T @ x / sizes[:, None]
+            means -= means.mean(0)
+            if np.abs(means).max() > 0:
+                candidates.append(
+                    Candidate(f"class means of {layer}", scaled(root(means @ means.T)[numbers]), Linear())
+                )
+    return [
+        Control("labels", kernel.name, kernel.features(), labels.members)
+        for kernel in select(candidates, most=_MOST_OF_CLASSES)
+    ]
 
 
 def _class_numbers(store: ActivationStore) -> NDArray[np.intp]:

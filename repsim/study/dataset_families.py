@@ -129,7 +129,7 @@ def _row_of_kernel(
         row["trained_energy" if in_energy else "trained_value"] = float(trained)
         estimates = [excess[name] for name in CONTROL_PAIRS]
         for end, name in zip(_ENDS, ("value", "low", "high"), strict=True):
-            row[f"effect{suffix}{end}"] = min(getattr(estimate, name) for estimate in estimates)
+            row[f"effect{suffix}{end}"] = float(np.min([getattr(estimate, name) for estimate in estimates]))
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.array([estimate.value / estimate.se for estimate in estimates])
         p_values.append(float(np.max(stats.t.sf(t, inference.units - 1))))
@@ -204,8 +204,8 @@ def _row_of_measure(
             half_samples(trained - level, halves - of_controls(result.halves, name), inference.design.n)
             for name, level in zip(CONTROL_PAIRS, levels, strict=True)
         ]
-        row["effect_low"] = min(float(interval.low) for interval in intervals)
-        row["effect_high"] = min(float(interval.high) for interval in intervals)
+        row["effect_low"] = float(np.min([interval.low for interval in intervals]))
+        row["effect_high"] = float(np.min([interval.high for interval in intervals]))
     return row, levels
 
 

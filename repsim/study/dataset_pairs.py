@@ -144,6 +144,11 @@ def _test_columns(null: Null, maximum: float = 1) -> dict[str, float]:
     }  # fmt: skip
 
 
+def _by_name(pair: Pair) -> Pair:
+    """Return a pair with its families in alphabetical order: a control does not depend on the order of the stores."""
+    return Pair(*sorted((pair.a, pair.b), key=lambda member: (member.family, member.name)))
+
+
 def kinds_of_pairs(inference: Inference) -> xr.Dataset:
     """Compute means of debiased CKA over all pairs with the same relation, with joint intervals.
 
@@ -155,7 +160,7 @@ def kinds_of_pairs(inference: Inference) -> xr.Dataset:
     counted = np.zeros(len(RELATIONS), np.int64)
     for r, relation in enumerate(RELATIONS):
         pairs = [pair for pair in inference.pairs if pair.relation == relation]
-        controlled = [pair for pair in pairs if inference.is_controlled(pair)]
+        controlled = [_by_name(pair) for pair in pairs if inference.is_controlled(pair)]
         counted[r] = len(controlled)
         for m, kind in enumerate(inference.kernels.values()):
             estimates = {"index": inference.estimate(inference.mean_of(kind, pairs), kind)} if pairs else {}
@@ -164,7 +169,10 @@ def kinds_of_pairs(inference: Inference) -> xr.Dataset:
                 best = max(levels, key=lambda name: round(levels[name], 9))
                 estimates["trained"] = inference.estimate(inference.mean_of(kind, controlled), kind)
                 estimates["control"] = inference.estimate(inference.mean_of_controls(kind, controlled, best), kind)
-                ends = (min(getattr(one, end) for one in excess.values()) for end in ("value", "se", "low", "high"))
+                ends = (
+                    float(np.min([getattr(one, end) for one in excess.values()]))
+                    for end in ("value", "se", "low", "high")
+                )
                 estimates["learned"] = Estimate(*ends)
             for name, estimate in estimates.items():
                 for end, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):

@@ -5,6 +5,9 @@ import torch
 from repsim.metrics.recipes.gram import Gram
 from repsim.metrics.recipes.rows import float64_device
 
+_ROUNDING = 1e-12
+"""Share of tr(C)^2 that rounding errors can add to tr(C^2)."""
+
 
 def effective_dimension(gram: Gram) -> float:
     """Estimate the participation ratio tr(C)^2 / tr(C^2) of the covariance C of a layer from few samples.
@@ -21,7 +24,7 @@ def effective_dimension(gram: Gram) -> float:
     Returns
     -------
     float
-        At least about 1; NaN if the estimate of tr(C^2) is not above 0.
+        At least about 1; NaN if the estimate of tr(C^2) is not above 0, beyond rounding errors.
 
     References
     ----------
@@ -41,4 +44,5 @@ def effective_dimension(gram: Gram) -> float:
     total = g.sum()
     norm2 = product.square().sum() - n / (n - 2) * g.square().sum() + total.square() / ((n - 1) * (n - 2))
     trace_of_square = float(norm2) / (n * (n - 3))
-    return float(total / (n - 1)) ** 2 / trace_of_square if trace_of_square > 0 else float("nan")
+    squared_trace = float(total / (n - 1)) ** 2
+    return squared_trace / trace_of_square if trace_of_square > _ROUNDING * squared_trace else float("nan")

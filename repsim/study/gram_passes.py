@@ -4,7 +4,7 @@ If samples are in groups, the groups are the units: CKA is computed from pairs o
 groups are left out, divided into halves, and permuted.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -122,18 +122,40 @@ class Kernels:
 
         If samples are in groups, the subset consists of whole groups (`halves`).
         """
-        rows = torch.from_numpy(samples)
-        subsets = [
-            Source(self.names[k], self.names[k], partial(_select_samples, self.grams[k], rows)) for k in selected
-        ]
-        prepared = prepare(CentredGram(), subsets)
-        defined = [k for k, source in enumerate(subsets) if source.name in prepared.factors]
-        groups = None if self.groups is None else self.groups.select(rows)
-        factors: list[Any] = [prepared.factors[subsets[k].name] for k in defined]
-        grams = [factor.grouped(groups) for factor in factors]
+        part = self.part(samples, selected)
+        position = {name: k for k, name in enumerate(part.names)}
+        defined = [i for i, k in enumerate(selected) if self.names[k] in position]
         values = np.full((len(selected), len(selected)), np.nan)
-        values[np.ix_(defined, defined)] = symmetric(_CKA.block(grams, grams))
+        values[np.ix_(defined, defined)] = part.values()
         return values
+
+    def part(self, samples: Int64[np.ndarray, " m"], selected: Iterable[int]) -> "Kernels":
+        """Return the selected layers on a subset of the samples, without layers that are constant on it."""
+        rows, layers = torch.from_numpy(samples), list(selected)
+        sources = [Source(self.names[k], self.names[k], partial(_select_samples, self.grams[k], rows)) for k in layers]
+        factors: Mapping[str, Any] = prepare(CentredGram(), sources).factors
+        groups = None if self.groups is None else self.groups.select(rows)
+        defined = [k for k in layers if self.names[k] in factors]
+        grams = tuple(factors[self.names[k]].grouped(groups) for k in defined)
+        new = {k: i for i, k in enumerate(defined)}
+        positions = {name: np.array([new[k] for k in old if k in new], int) for name, old in self.positions.items()}
+        return Kernels(tuple(self.names[k] for k in defined), grams, positions, self.undefined)
+
+    def unit_kernels(self) -> Float64[np.ndarray, "L n n"]:
+        """Return the centred kernels of all layers, each divided by its norm; for few samples."""
+        everything = slice(0, self.n)
+        excluded = (
+            torch.eye(self.n, dtype=torch.bool)
+            if self.groups is None
+            else self.groups.same(everything, everything, torch.device("cpu"))
+        )
+        kernels = np.empty((len(self.grams), self.n, self.n))
+        for k, gram in enumerate(self.grams):
+            x = gram.features[:].cpu().double()
+            o = gram.offsets(unbiased=True).flatten().cpu()
+            A = (x @ x.T - o - o[:, None]).masked_fill_(excluded, 0)
+            kernels[k] = (A / A.norm()).numpy()
+        return kernels
 
     def reduce(self, selected: Sequence[int]) -> "Kernels":
         """Return the selected layers, each cut to the leading components with almost all of its kernel's energy.

@@ -370,7 +370,7 @@ def of_statistics(
         yield Candidate(kernel.describe(what), every, kernel)
 
 
-def select(candidates: Sequence[Candidate], *, tolerance: float = TOLERANCE) -> list[Candidate]:
+def select(candidates: Sequence[Candidate], *, tolerance: float = TOLERANCE, most: int = MOST) -> list[Candidate]:
     """Select kernels that span all others, up to a share of the energy of each.
 
     A pivoted Cholesky decomposition of the matrix of debiased CKA of all kernels: the kernel with the most energy left
@@ -379,7 +379,7 @@ def select(candidates: Sequence[Candidate], *, tolerance: float = TOLERANCE) -> 
 
     With n samples, a control explains on average 2 / (n (n - 3)) of the energy of an unrelated kernel, as that is a
     unit vector in the n (n - 3) / 2 dimensions of U-centred matrices. At most 32 kernels are selected, with fewer than
-    62 samples at most as many as explain 1 % by chance, and in any case those that are required.
+    82 samples at most as many as explain 1 % by chance, and in any case those that are required.
 
     Parameters
     ----------
@@ -387,6 +387,8 @@ def select(candidates: Sequence[Candidate], *, tolerance: float = TOLERANCE) -> 
         The dictionary. Candidates with the same features follow each other.
     tolerance
         Share of the energy of a unit kernel.
+    most
+        Largest number of kernels.
 
     Returns
     -------
@@ -398,7 +400,7 @@ def select(candidates: Sequence[Candidate], *, tolerance: float = TOLERANCE) -> 
     n = len(candidates[0].x)
     sample = _random_subset(n, SELECTION)
     usable, vectors = _unit_kernels(candidates, sample)
-    most = min(MOST, int(CHANCE * n * (n - 3) / 2))
+    most = min(most, int(CHANCE * n * (n - 3) / 2))
     return [usable[k] for k in pivots(vectors @ vectors.T, [c.required for c in usable], tolerance, most)]
 
 

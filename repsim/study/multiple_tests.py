@@ -69,11 +69,11 @@ def hommel(p: ArrayLike) -> Float64[np.ndarray, "..."]:
     m = len(order)
     if m:
         sorted_p = ps[defined[order]]
-        lowest = np.full(m, np.min(m * sorted_p / np.arange(1, m + 1)))
+        lowest = np.full(m, np.min(m / np.arange(1, m + 1) * sorted_p))  # m / m * p is p, without rounding
         adjusted = lowest.copy()
         for size in range(m - 1, 1, -1):  # intersections of `size` hypotheses
             last = m - size + 1
-            bound = np.min(size * sorted_p[last:] / np.arange(2, size + 1))
+            bound = np.min(size / np.arange(2, size + 1) * sorted_p[last:])
             lowest[:last] = np.minimum(size * sorted_p[:last], bound)
             lowest[last:] = lowest[last - 1]
             adjusted = np.maximum(adjusted, lowest)

@@ -18,7 +18,7 @@ from repsim.metrics import Metric, Recipe
 from repsim.metrics.base import GramMetric
 from repsim.metrics.recipes.base import PermutableFactor
 from repsim.metrics.recipes.cost import NOMINAL
-from repsim.metrics.recipes.groups import Groups
+from repsim.metrics.recipes.groups import LEAST, Groups
 from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 from repsim.study.design import Member, Pair
@@ -118,7 +118,8 @@ def measure(
     seed
         Seed of the half-samples.
     groups
-        Groups of samples, which are in half-samples as a whole.
+        Groups of samples that are not independent: half-samples then consist of whole groups. The orders have to
+        exchange whole groups, too. The values are those without groups.
     layers
         Layers that have been read, and prepared with a recipe that serves this measure; by default they are read.
     progress
@@ -141,6 +142,9 @@ def measure(
         isinstance(factor, PermutableFactor) for factor in prepared.factors.values()
     )
     draws, halves = _affordable_counts(result, pairs, tested, n, len(orders), permutable=permutable)
+    if halves and groups is not None and groups.count < 2 * LEAST:
+        result.notes.append(f"no interval: {groups.count} groups of samples are too few to be halved")
+        halves = 0
     tested_names = {pair.name for pair in tested}
     step = counter(len(pairs) + halves, progress)
     widths: list[tuple[int, int]] = []
@@ -150,11 +154,7 @@ def measure(
         if pair.name not in tested_names:
             step()
             continue
-        defined = [(x, y) for x in a for y in b if x is not None and y is not None]
-        result.cautions[pair.name] = {caution for x, y in defined if (caution := metric.caution(x, y))}
-        if metric.ambiguity is not None:
-            largest = float(np.nan_to_num(_blocks(metric.ambiguity, a, b)).max(initial=0))
-            result.cautions[pair.name] |= {text for text in [metric.ambiguous(largest)] if text}
+        result.cautions[pair.name] = _cautions(metric, a, b)
         row_widths, column_widths = (
             [
                 metric.width(x, layers.features(name))
@@ -182,13 +182,27 @@ def measure(
     if scarcity := metric.scarcity_of_all(n, widths):
         result.notes.append(scarcity)
     if halves:
-        if groups is None:
-            samples = list(random_subsamples(n, n // 2, halves, seed))
-        else:
-            samples = random_subsamples(n, groups.count // 2, halves, seed, groups=groups)
+        samples = _half_samples(n, halves, seed, groups)
         for name, values in _on_halves(metric, pairs, layers.values, samples, n=n, step=step).items():
             result.halves[name] = as_similarity(metric, values)
     return result
+
+
+def _cautions(metric: Metric[Any], a: Sequence[Any], b: Sequence[Any]) -> set[str]:
+    """Return the cautions of the measure about the values of two networks."""
+    pairs = [(x, y) for x in a for y in b if x is not None and y is not None]
+    cautions = {metric.caution(x, y) for x, y in pairs}
+    if metric.ambiguity is not None:
+        largest = float(np.nan_to_num(_blocks(metric.ambiguity, a, b)).max(initial=0))
+        cautions.add(metric.ambiguous(largest))
+    return {caution for caution in cautions if caution}
+
+
+def _half_samples(n: int, count: int, seed: int, groups: Groups | None) -> list[Int64[np.ndarray, " m"]]:
+    """Draw random halves of the samples, or of the groups of samples."""
+    if groups is None:
+        return list(random_subsamples(n, n // 2, count, seed))
+    return random_subsamples(n, groups.count // 2, count, seed, groups=groups)
 
 
 def _affordable_counts(

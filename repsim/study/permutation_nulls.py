@@ -6,15 +6,15 @@ by the same permutation, which keeps the similarities of layers within a network
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from repsim.runtime import tuning
-from repsim.runtime.progress import Progress
-from repsim.study.design import Design
+from repsim.runtime.progress import Progress, counter
+from repsim.study.design import Design, Pair
 from repsim.study.gram_passes import Kernels, permuted_values
 from repsim.study.indices import CONTROLS, RAW, Indices
 from repsim.study.layer_matching import mbm
@@ -22,8 +22,15 @@ from repsim.study.partial_cka import MIN_ENERGY, TOLERANCE
 from repsim.study.reading import ALPHA
 
 _FEWEST, _MOST = 1000, 20_000
+_FEWEST_SAMPLES, _FEWEST_UNITS = 100, 8
+"""Smallest random part of the samples, in samples and in groups of samples."""
 STATISTICS = ("index", "largest")
 """The mean along the best match, and the maximum over pairs of layers."""
+
+
+Draw = Callable[[Kernels, Int64[np.ndarray, " part"]], Int64[np.ndarray, "count part"]]
+"""Function that draws permutations of some of the samples, given their kernels and positions; none if there are too
+few rearrangements."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,19 +67,19 @@ def statistics(S: Float64[np.ndarray, "*batch a b"]) -> Float64[np.ndarray, "*ba
 def cka_nulls(
     kernels: Kernels,
     indices: Indices,
-    orders: Int64[np.ndarray, "count n"],
+    draw: Draw,
     *,
     memory: int | None,
     progress: Progress | None = None,
 ) -> dict[tuple[str, str], Null]:
     """Compute the null distributions of debiased CKA and partial CKA for all pairs of trained models.
 
-    Partial CKA compares residuals w = v - sum_z beta_z v_z, and permuting those of b is linear in permuted kernels:
-    <w_a, P w_b P'> = S_ab - beta_a' S_Zb - S_aZ beta_b + beta_a' S_ZZ beta_b, with S = <., P . P'> of layers and
-    controls. The null hypothesis is that the residual of b is unrelated to the residual of a.
+    Partial CKA compares residual kernels w = v - sum_z beta_z v_z, and the samples of those of b are permuted. The null
+    hypothesis is that the residual of b is unrelated to the residual of a.
 
-    With more than 500 samples the layers are cut to the components that carry 99.9 % of their kernels' energy, for
-    the statistic as for its permutations: a permutation test is exact for any statistic.
+    With more than 500 samples, layers are cut to the components that carry 99.9 % of their kernels' energy. Residual
+    kernels, which no few components carry, are those of a random part of the samples: of at most 500, and of fewer if
+    the models have many layers. A permutation test is exact for any statistic, and the observed value is the same one.
 
     Parameters
     ----------
@@ -80,8 +87,8 @@ def cka_nulls(
         Gram matrices of all layers and controls.
     indices
         Indices of the study.
-    orders
-        (count, n): permutations of the samples.
+    draw
+        Draws permutations; they exchange samples of one class only, if the null hypothesis is about classes.
     memory
         Bytes that may be used.
     progress
@@ -92,58 +99,120 @@ def cka_nulls(
     dict
         Null distributions by (kind of control, name of the pair).
     """
-    design, kinds = indices.design, indices.kernels
-    if not design.pairs or not len(orders):
+    pairs = [
+        pair
+        for pair in indices.design.pairs
+        if len(kernels.positions[pair.a.name]) and len(kernels.positions[pair.b.name])
+    ]
+    orders = draw(kernels, np.arange(kernels.n))
+    if not pairs or not len(orders):
         return {}
+    kinds = indices.kernels
+    step = counter(len(orders) * len(kinds), progress)
+    nulls = _plain_nulls(kernels, indices.design, pairs, orders, memory=memory, step=step)
+    if kinds[1:]:
+        part, samples = _random_part(kernels, indices, len(orders) * len(kinds[1:]))
+        orders = orders if len(samples) == kernels.n else draw(part, samples)
+        for kind in kinds[1:] if len(orders) else ():
+            nulls |= _partial_nulls(part, kind, pairs, orders, step)
+    return nulls
+
+
+def _plain_nulls(
+    kernels: Kernels,
+    design: Design,
+    pairs: Sequence[Pair],
+    orders: Int64[np.ndarray, "count n"],
+    *,
+    memory: int | None,
+    step: Callable[[], None],
+) -> dict[tuple[str, str], Null]:
+    """Compute the null distributions of debiased CKA."""
     kernels = reduced_kernels(kernels, design)
     models = [kernels.positions[member.name] for member in design.trained]
-    controls = np.array(_without_repetition(kernels.positions[kind] for kind in kinds if kind != RAW), int)
-    R = kernels.values()
-    rows, columns = (np.concatenate([*side, controls]) for side in (models[:-1], models[1:]))
+    rows, columns = np.concatenate(models[:-1]), np.concatenate(models[1:])
     row_of, column_of = ({k: i for i, k in enumerate(side)} for side in (rows, columns))
-    observed: dict[tuple[str, str], Float64[np.ndarray, " two"]] = {}
-    permuted: dict[tuple[str, str], list[Float64[np.ndarray, "batch two"]]] = {}
-    tested = [
-        pair for pair in design.pairs if len(kernels.positions[pair.a.name]) and len(kernels.positions[pair.b.name])
-    ]
+    places = {
+        pair.name: np.ix_(
+            [row_of[k] for k in kernels.positions[pair.a.name]],
+            [column_of[k] for k in kernels.positions[pair.b.name]],
+        )
+        for pair in pairs
+    }
+    R = kernels.values()[np.ix_(rows, columns)]
+    permuted: dict[str, list[Float64[np.ndarray, "batch two"]]] = {pair.name: [] for pair in pairs}
     for start in range(0, len(orders), tuning.current().permutations_at_once):
         batch = orders[start : start + tuning.current().permutations_at_once]
         values = permuted_values(kernels, rows, columns, batch, memory=memory, progress=None)
-        if progress is not None:
-            progress(start + len(batch), len(orders))
-        for kind in kinds:
-            Z = kernels.positions[kind] if kind != RAW else np.zeros(0, int)
-            beta, energy = _projection(R, Z)
-            for pair in tested:
-                a, b = kernels.positions[pair.a.name], kernels.positions[pair.b.name]
-                i, j = np.array([row_of[k] for k in a]), np.array([column_of[k] for k in b])
-                u, v = np.array([row_of[k] for k in Z], int), np.array([column_of[k] for k in Z], int)
-                norms = np.sqrt(energy[a][:, None] * energy[b])
-                if start == 0:
-                    plain = R[np.ix_(a, b)] - R[np.ix_(a, Z)] @ beta[:, b]
-                    observed[kind, pair.name] = statistics(plain / norms)
-                S = values[:, i[:, None], j]
-                if len(Z):
-                    S = S - beta[:, a].T @ values[:, u[:, None], j] - values[:, i[:, None], v] @ beta[:, b]
-                    S = S + beta[:, a].T @ values[:, u[:, None], v] @ beta[:, b]
-                permuted.setdefault((kind, pair.name), []).append(statistics(S / norms))
-    return {key: Null(observed[key], np.concatenate(batches)) for key, batches in permuted.items()}
+        for name, (i, j) in places.items():
+            permuted[name].append(statistics(values[:, i, j]))
+        for _ in batch:
+            step()
+    return {(RAW, name): Null(statistics(R[place]), np.concatenate(permuted[name])) for name, place in places.items()}
+
+
+def _random_part(kernels: Kernels, indices: Indices, count: int) -> tuple[Kernels, Int64[np.ndarray, " part"]]:
+    """Return trained models and controls on a random part of the samples, small enough for ``count`` permutations."""
+    names = [*(member.name for member in indices.design.trained), *CONTROLS]
+    selected = list(
+        dict.fromkeys(k for name in names if name in kernels.positions for k in kernels.positions[name].tolist())
+    )
+    layers = sum(len(kernels.positions[member.name]) for member in indices.design.trained)
+    allowed = math.isqrt(round(tuning.current().permuted_products / (count * layers**2)))
+    most = max(_FEWEST_SAMPLES, min(tuning.current().exact_samples, allowed))
+    samples = np.arange(kernels.n)
+    if kernels.n > most:
+        unit_of = kernels.unit_of
+        order = np.random.default_rng(0).permutation(kernels.units)
+        sizes = np.bincount(unit_of)[order].cumsum()
+        samples = np.flatnonzero(np.isin(unit_of, order[: max(_FEWEST_UNITS, int((sizes <= most).sum()))]))
+    return kernels.part(samples, selected), samples
+
+
+def _partial_nulls(
+    kernels: Kernels,
+    kind: str,
+    pairs: Sequence[Pair],
+    orders: Int64[np.ndarray, "count n"],
+    step: Callable[[], None],
+) -> dict[tuple[str, str], Null]:
+    """Compute the null distributions of partial CKA from residual kernels, which are permuted."""
+    models = list(dict.fromkeys(member.name for pair in pairs for member in (pair.a, pair.b)))
+    Z, n = kernels.positions[kind], kernels.n
+    if not len(Z):
+        return {}
+    units = kernels.unit_kernels().reshape(len(kernels.names), n * n)
+    R = units @ units.T
+    beta, energy = _projection(R, Z)
+    layers = np.concatenate([kernels.positions[name] for name in models])
+    residuals = (units[layers] - beta[:, layers].T @ units[Z]) / np.sqrt(energy[layers])[:, None]
+    place = {k: i for i, k in enumerate(layers.tolist())}
+    positions = {name: np.array([place[k] for k in kernels.positions[name].tolist()], int) for name in models}
+    i, j = np.triu_indices(n, 1)  # the diagonal is 0, and the matrices are symmetric
+    left = np.ascontiguousarray(np.float32(residuals[:, i * n + j]))
+    right = np.ascontiguousarray(np.float32(residuals.T))  # the layers of an entry lie side by side
+    tables = [2 * (left @ right[i * n + j]).astype(np.float64)]
+    for order in orders:
+        tables.append(2 * (left @ right[order[i] * n + order[j]]).astype(np.float64))
+        step()
+    values = np.stack(tables)
+    nulls = {}
+    for pair in pairs:
+        a, b = positions[pair.a.name], positions[pair.b.name]
+        if len(a) and len(b):
+            both = statistics(values[:, a[:, None], b])
+            nulls[kind, pair.name] = Null(both[0], both[1:])
+    return nulls
 
 
 def reduced_kernels(kernels: Kernels, design: Design) -> Kernels:
-    """Return the kernels of trained models and controls, cut to leading components if there are many samples.
+    """Return the kernels of trained models, cut to leading components if there are many samples.
 
     With few samples, or kernels that are reduced already, return the kernels themselves.
     """
     if kernels.n <= tuning.current().exact_samples or kernels.reduced:
         return kernels
-    names = [*(member.name for member in design.trained), *CONTROLS]
-    return kernels.reduce(_without_repetition(kernels.positions[name] for name in names if name in kernels.positions))
-
-
-def _without_repetition(positions: Iterable[Int64[np.ndarray, " layers"]]) -> list[int]:
-    """Return all positions, each once; the input and the labels are controls alone and together."""
-    return list(dict.fromkeys(k for layers in positions for k in layers.tolist()))
+    return kernels.reduce(np.concatenate([kernels.positions[member.name] for member in design.trained]).tolist())
 
 
 def null_of_values(observed: Float64[np.ndarray, "a b"], permuted: Float64[np.ndarray, "count a b"]) -> Null:

@@ -1,5 +1,6 @@
 """Read conclusions from the data set of a study: its strictest kernel, the identified shares, what is claimed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -13,6 +14,8 @@ ALPHA = 0.05
 Level = Literal["", "networks", "architectures"]
 """What a claim is about: nothing, the networks of the study, or networks of these architectures."""
 LEVELS: tuple[Level, ...] = ("", "networks", "architectures")
+LEVEL_NAMES: dict[str, str] = {"": "not shown", "networks": "these networks", "architectures": "these architectures"}
+"""Levels in the words of tables, figures and pages."""
 
 
 def quantile(n: int, level: float = 0.95) -> float:
@@ -24,6 +27,19 @@ def quantile(n: int, level: float = 0.95) -> float:
     from scipy import stats  # noqa: PLC0415 - takes long to import
 
     return float(stats.t.ppf((1 + level) / 2, n - 1))
+
+
+AGREEMENT_SIGNAL = 2.0
+"""Variance of the samples' influences, relative to that between unrelated networks, from which samples stand out."""
+
+
+def stands_out(study: xr.Dataset, kernel: str) -> bool | None:
+    """Return whether networks agree more on some samples than on others, beyond noise; None if it is not known."""
+    index = means_over_pairs(study, "index", kernel)
+    signal = float(study["agreement_signal"].sel(kernel=kernel))
+    if np.isnan(signal):
+        return None
+    return signal > AGREEMENT_SIGNAL and (index[1] > 0 or math.isnan(index[1]))
 
 
 def claimed_sets(
@@ -86,6 +102,14 @@ def claims(study: xr.Dataset, level: Level = "networks") -> list[tuple[str, ...]
         )
     )
     return claimed_sets(families, levels, level)
+
+
+def is_decided(study: xr.Dataset) -> bool:
+    """Return whether it was decided what may be claimed; studies of earlier versions did not.
+
+    Whatever is not claimed has a reason.
+    """
+    return any(study["claim_level"].values.tolist()) or any(study["claim_reason"].values.tolist())
 
 
 def verdict(study: xr.Dataset) -> bool | None:
@@ -153,6 +177,49 @@ def extremes(agreement: ArrayLike, count: int) -> tuple[list[int], list[int]]:
 def strictest(study: xr.Dataset) -> str:
     """Return the strictest kernel of a study: CKA given the input, or plain CKA if no pixels are stored."""
     return "cka given input" if "cka given input" in study["kernel"].values else "cka"
+
+
+def headline(study: xr.Dataset, measure: str) -> str:
+    """Return the variable with the main value of pairs of models under a measure: "split_half", or else "index"."""
+    return "split_half" if study["split_half"].sel(measure=measure).notnull().any() else "index"
+
+
+def strictest_controlled(study: xr.Dataset) -> list[str]:
+    """Return the kernels that a claim rests on: given the input and, with labels, given both; plain CKA without input.
+
+    The last one has the most controls.
+    """
+    both = "cka given input and labels"
+    return [strictest(study), *([both] if both in study["kernel"].values else [])]
+
+
+def controls_of_pairs(study: xr.Dataset) -> xr.DataArray:
+    """Return the values of all controls of every pair of trained models: (measure, pair, control_pair).
+
+    Only debiased CKA has values of all networks; of other measures the strongest control alone is known.
+    """
+    dims = ("measure", "pair", "control_pair")
+    names = study["control_pair"].values.tolist()
+    values = np.full([study.sizes[dim] for dim in dims], np.nan)
+    kernels, kinds = study["kernel"].values.tolist(), study["control_name"].values
+    networks, owners = study["network"].values.tolist(), study["network_architecture"].values
+    untrained = study["network_state"].values == "untrained"
+    places = {name: np.array([networks.index(name)]) for name in study["model"].values.tolist()}
+    twins = {name: np.flatnonzero(untrained & (owners == owners[place])) for name, place in places.items()}
+    for m, measure in enumerate(study["measure"].values.tolist()):
+        for p, (a, b) in enumerate(zip(study["pair_a"].values.tolist(), study["pair_b"].values.tolist(), strict=True)):
+            if kinds[m, p] not in names:
+                continue
+            if measure not in kernels:
+                values[m, p, names.index(kinds[m, p])] = study["control"].values[m, p]
+                continue
+            similarity = study["network_similarity"].values[kernels.index(measure)]
+            of_control = (twins[a], twins[b]), (places[a], twins[b]), (twins[a], places[b])
+            for c, sides in enumerate(of_control):
+                of_pairs = similarity[np.ix_(*sides)]
+                if (other := of_pairs[~np.isnan(of_pairs)]).size:  # a network with itself is NaN
+                    values[m, p, c] = other.mean()
+    return xr.DataArray(values, dims=dims, coords={dim: study[dim].values for dim in dims})
 
 
 def means_over_pairs(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -233,7 +234,7 @@ def _collect_evidence(
     controls = [*control.inputs(study)]
     labels = control.classes(study)
     if labels is not None:
-        controls.append(labels)
+        controls += control.class_geometry(study, labels)
     size = sum(4 * study.n * int(np.prod(m.store[array].shape[1:])) for m in study.members for array in m.arrays)
     count = sum(len(m.arrays) for m in study.members) + len(controls)
     all_kernels = kernels(
@@ -251,16 +252,19 @@ def _collect_evidence(
         cubic = tuple(cubic_moments([all_kernels.grams[k] for k in trained], estimates.cubes[trained]))
     dimensions = {all_kernels.names[k]: effective_dimension(all_kernels.grams[k]) for k in indices.layers.tolist()}
 
-    orders, notes = _permutations(all_kernels, permutations, seed)
-    reduced = permutation_nulls.reduced_kernels(all_kernels, study)
-    null = permutation_nulls.cka_nulls(reduced, indices, orders, memory=memory, progress=steps("permuting samples"))
+    notes: list[str] = []
+    draw = partial(_permutations, count=permutations, seed=seed, notes=notes)
+    null = permutation_nulls.cka_nulls(all_kernels, indices, draw, memory=memory, progress=steps("permuting samples"))
     within: dict[tuple[str, str], permutation_nulls.Null] = {}
     if labels is not None and study.pairs and labels.features.sum(0).max() > 1:
-        orders_within, more = _permutations(all_kernels, permutations, seed, labels.features.argmax(1))
-        notes += [f"within classes, {note}" for note in more]
         within = permutation_nulls.cka_nulls(
-            reduced, indices, orders_within, memory=memory, progress=steps("permuting samples within classes")
+            all_kernels,
+            indices,
+            partial(draw, classes=labels.features.argmax(1)),
+            memory=memory,
+            progress=steps("permuting samples within classes"),
         )
+    orders = draw(all_kernels, np.arange(study.n))
     results: dict[str, MeasureResult] = {}
     pairs, others = _pairs_to_measure(study), [metric for metric in selected if metric != CKA()]
     for recipe, sharing in by_recipe(others, "features"):  # measures with the same recipe read their layers once
@@ -282,13 +286,22 @@ def _collect_evidence(
 
 
 def _permutations(
-    kernels: Kernels, count: int, seed: int, classes: Int64[np.ndarray, " n"] | None = None
-) -> tuple[Int64[np.ndarray, "count n"], list[str]]:
-    """Return permutations of the samples, or of whole groups; none, with a note, if too few rearrangements exist."""
+    kernels: Kernels,
+    samples: Int64[np.ndarray, " n"],
+    *,
+    count: int,
+    seed: int,
+    notes: list[str],
+    classes: Int64[np.ndarray, " all"] | None = None,
+) -> Int64[np.ndarray, "count n"]:
+    """Draw permutations of samples, or of whole groups; none, with a note, if too few rearrangements exist."""
     try:
-        return kernels.permutations(count, seed, classes), []
+        return kernels.permutations(count, seed, None if classes is None else classes[samples])
     except InvalidInputError as error:
-        return np.zeros((0, kernels.n), np.int64), [f"samples are not permuted: {error.problem}"]
+        note = f"samples are not permuted{'' if classes is None else ' within classes'}: {error.problem}"
+        if note not in notes:
+            notes.append(note)
+        return np.zeros((0, kernels.n), np.int64)
 
 
 def _pairs_to_measure(study: Design) -> list[Pair]:

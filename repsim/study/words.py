@@ -86,12 +86,15 @@ def _given_controls(study: xr.Dataset) -> Iterator[str]:
         if kernel not in study["kernel"].values:
             continue
         value = means_over_pairs(study, "index", kernel)
+        removed = kernel.removeprefix("cka given ").replace("and labels", "and the class labels")
+        if np.isnan(value[0]):
+            yield f"With the {removed} projected out, nothing is left on half of the samples: they are too few."
+            continue
         energy = study["energy"].sel(measure=kernel).values[study["relation"].values == "other family"].mean()
         left = [
             number(float(study["energy_left"].sel(kernel=kernel).values[study["network_state"].values == state].mean()))
             for state in dict.fromkeys(study["network_state"].values.tolist())
         ]
-        removed = kernel.removeprefix("cka given ").replace("and labels", "and the class labels")
         text = (
             f"With the {removed} projected out it is {number(*value)}, and {number(float(energy))} in units of energy; "
             f"left of the energy: {' of trained networks, '.join(left)} of "
@@ -132,9 +135,9 @@ def _claimed(study: xr.Dataset) -> Iterator[str]:
         across = "these families" if names == families else _joined(names)
         pairs = [" x ".join(pair) for pair in combinations(names, 2)]
         p = float(study["p_exchange"].sel(kernel=_claimed_kernel(study), families=pairs).max())
-        each = "every pair of " if len(names) > 2 else ""
+        all_ = "every pair of " if len(names) > 2 else ""
         yield (
-            f"To this extent what was learned is universal across {across}{beyond}: networks of {each}{_joined(names)} "
+            f"To this extent what was learned is universal across {across}{beyond}: networks of {all_}{_joined(names)} "
             f"are {_effect(study, names)}. This holds for networks of these architectures: the interval over networks "
             f"and samples is above 0, and exchanging trained and untrained networks gives p = {probability(p)}."
         )
@@ -146,10 +149,10 @@ def _claimed(study: xr.Dataset) -> Iterator[str]:
         )
         networks = [str(name) for name, family in zip(study["model"].values, study["family"].values, strict=True)
                     if family in names]  # fmt: skip
-        each = "of every pair of" if len(names) > 2 else "of"
+        all_ = "of every pair of" if len(names) > 2 else "of"
         yield (
             f"These networks, on samples like these, share something learned{beyond}: {', '.join(networks)}. Those "
-            f"{each} {_joined(names)} are {_effect(study, names)}. Nothing is claimed of other networks of these "
+            f"{all_} {_joined(names)} are {_effect(study, names)}. Nothing is claimed of other networks of these "
             f"architectures: {'; '.join(reason for reason in reasons if reason)}."
         )
 

@@ -57,8 +57,10 @@ def test_it_prints_warnings_tables_and_the_summary(stores: list[Path]) -> None:
     assert "note: 40 samples: intervals are wide" in outcome.stderr
     text = " ".join(outcome.stdout.split())
     for part in (
-        "cka given input: mean along the best match",
+        "cka given input: mean along matching layers",
         "every measure, mean over",
+        "what pairs of families share that was learned",
+        "trained networks and each control, side by side",
         "where the energy of kernels",
     ):
         assert part in text
@@ -110,7 +112,18 @@ def test_what_is_only_seen_is_printed_without_the_word(tmp_path: Path) -> None:
     low = float(open_study(out)["learned_mean_low"].sel(kernel="cka given input", kind_of_pair="other family"))
     assert low <= 0
     assert "universal" not in outcome.output
-    assert "common to all families" in " ".join(outcome.stdout.split())
+    assert "common to families" in " ".join(outcome.stdout.split())
+
+
+def test_what_stores_can_show_is_explained_without_a_study(stores: list[Path], tmp_path: Path) -> None:
+    """Nothing is computed or written."""
+    outcome = succeed(*stores, "--explain", "-o", tmp_path / "study.nc")
+    assert not list(tmp_path.iterdir())
+    lines = outcome.stdout.splitlines()
+    assert lines[0].startswith("Family ")
+    assert lines[-1].endswith("samples: intervals are tested from 200 samples on; take more.")
+    as_json = json.loads(succeed(*stores, "--explain", "--json").stdout)
+    assert as_json == lines
 
 
 def test_families_by_hand(stores: list[Path], tmp_path: Path) -> None:
@@ -207,7 +220,7 @@ def test_a_comparison_command_refuses_a_study(stores: list[Path], tmp_path: Path
     study = open_study(out)
     study.attrs["format_version"] = 99
     save_result(study, tmp_path / "new.nc")
-    with pytest.raises(OSError, match="has study format 99; this repsim reads 1 and 2; install a newer repsim"):
+    with pytest.raises(OSError, match="has study format 99; this repsim reads 1, 2 and 3; install a newer repsim"):
         open_study(tmp_path / "new.nc")
 
 
@@ -216,10 +229,10 @@ def test_progress_in_a_log(stores: list[Path], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(terminal, "LOG_SECONDS", 0.0)
     log = succeed(*stores[:2], *FAST, "-m", "procrustes").stderr
     for line in (
-        r"preparing layers: 7 of 7, [\d.]+ a second",  # 2 x 2, the input twice, classes
+        r"preparing layers: 12 of 12, [\d.]+ a second",
         r"leaving out each sample: ",
-        r"permuting samples: 119 of 119, ",
-        r"permuting samples within classes: 119 of 119, ",
+        r"permuting samples: 476 of 476, ",  # 119 permutations of four kernels
+        r"permuting samples within classes: \d+ of \d+, ",
         r"splitting samples: 8 of 8, ",
         r"measuring procrustes: ",
     ):

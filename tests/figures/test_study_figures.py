@@ -24,13 +24,16 @@ from repsim import figures
 from repsim.cli import main
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.results.files import save_result
-from repsim.results.variables import RELATIONS, STUDY_ATTRIBUTES, VARIABLES
+from repsim.results.variables import CONTROL_PAIRS, RELATIONS, STUDY_ATTRIBUTES, VARIABLES
 from repsim.results.versions import STUDY_VERSION
 from repsim.study.layer_matching import best_match
 from repsim.study.multiple_tests import holm
 
 PAGE = Path(__file__).parents[2] / "docs" / "figures.md"
-DRAWN = ("heatmap", "figure", "plot_grid", "plot_depths", "plot_pairs", "plot_shares", "plot_map", "plot_measures")
+DRAWN = (
+    "heatmap", "figure", "plot_grid", "plot_depths", "plot_pairs", "plot_families", "plot_shares", "plot_map",
+    "plot_measures",
+)  # fmt: skip
 MODELS = {"net.seed0": "cnn", "net.seed1": "cnn", "vit.seed0": "vit", "vit.seed1": "vit"}
 CNN = ("stem", "layer1.0", "layer1.1", "layer2.0", "layer2.1")
 VIT = ("patch_embed", "blocks.0", "blocks.1")
@@ -81,11 +84,19 @@ def make_study(models: dict[str, str] | None = None, *, untrained: bool = True) 
     )  # fmt: skip
     index = rng.uniform(0.4, 0.8, (4, len(pairs)))
     for name, shift in {"index": 0.0, "index_low": -0.1, "index_high": 0.12, "control": -0.2, "threshold_index": -0.3,
-                        "split_half": -0.02, "calibrated_index": -0.05}.items():  # fmt: skip
-        values = np.full_like(index, np.nan) if name == "control" and not untrained else index + shift
+                        "split_half": -0.02, "split_half_low": -0.12, "split_half_high": 0.1, "energy": -0.1,
+                        "calibrated_index": -0.05}.items():  # fmt: skip
+        values = index + shift
+        if name == "control" and not untrained:
+            values[:] = np.nan
+        elif name.startswith("split_half"):  # only debiased CKA has it
+            values[2:] = np.nan
         study[name] = (("measure", "pair"), values)
+    study["learned"] = study["split_half"].fillna(study["index"]) - study["control"]
     study["control_name"] = (("measure", "pair"), np.full(index.shape, "both untrained" if untrained else ""))
-    study["learned_mean_low"] = (("kernel", "kind_of_pair"), np.full((2, 3), -0.1))
+    others = np.random.default_rng(1)
+    study = with_networks(study, models, others, untrained=untrained)
+    study = with_families(study, list(dict.fromkeys(models.values())), others, untrained=untrained)
     states = ["trained", "untrained"][: 1 + untrained]
     share = rng.uniform(-0.1, 0.6, (len(states), 6, 4))
     dims = ("state", "share_of", "depth")
@@ -101,6 +112,51 @@ def make_study(models: dict[str, str] | None = None, *, untrained: bool = True) 
     return study
 
 
+def with_networks(
+    study: xr.Dataset, models: dict[str, str], rng: np.random.Generator, *, untrained: bool
+) -> xr.Dataset:
+    """Add all networks: the trained ones, and two untrained ones of every architecture."""
+    twins = {f"{family}+random-seed{k}": family for family in models.values() for k in range(2 * untrained)}
+    everyone = models | twins
+    similarity = rng.uniform(0, 1, (2, len(everyone), len(everyone)))
+    similarity = (similarity + similarity.swapaxes(1, 2)) / 2
+    similarity[:, range(len(everyone)), range(len(everyone))] = np.nan
+    study["network_similarity"] = (("kernel", "network", "other_network"), similarity)
+    return study.assign_coords(
+        network=list(everyone),
+        other_network=list(everyone),
+        network_family=("network", list(everyone.values())),
+        network_architecture=("network", list(everyone.values())),
+        network_state=("network", ["trained"] * len(models) + ["untrained"] * len(twins)),
+    )
+
+
+def with_families(study: xr.Dataset, families: list[str], rng: np.random.Generator, *, untrained: bool) -> xr.Dataset:
+    """Add effects of training on pairs of families, each with three controls; nothing is claimed."""
+    pairs = list(combinations(families, 2))
+    study = study.assign_coords(
+        families=[f"{a} x {b}" for a, b in pairs],
+        family_a=("families", [a for a, _ in pairs]),
+        family_b=("families", [b for _, b in pairs]),
+        control_pair=list(CONTROL_PAIRS),
+    )
+    trained = rng.uniform(0.5, 0.8, (4, len(pairs)))
+    controls = rng.uniform(0, 0.4, (4, len(pairs), 3))
+    effect = trained - controls.max(-1)
+    if not untrained:
+        trained[:] = controls[:] = effect[:] = np.nan
+    study["trained_value"] = (("measure", "families"), trained)
+    study["control_value"] = (("measure", "families", "control_pair"), controls)
+    for end, shift in (("", 0.0), ("_low", -0.1), ("_high", 0.1)):
+        study[f"effect{end}"] = (("measure", "families"), effect + shift)
+        if end:
+            study[f"effect_network{end}"] = (("kernel", "families"), effect[:2] + 2 * shift)
+    study["claim_level"] = ("families", np.full(len(pairs), "", dtype="U13"))
+    strongest = np.array(CONTROL_PAIRS)[controls.argmax(-1)]
+    study["effect_against"] = (("measure", "families"), strongest if untrained else np.full_like(strongest, ""))
+    return study
+
+
 def complete(study: xr.Dataset) -> xr.Dataset:
     """Add the variables that a study file must have and figures do not need, as NaN."""
     study = study.assign_coords(
@@ -108,7 +164,6 @@ def complete(study: xr.Dataset) -> xr.Dataset:
         other_model=study["model"].values,
         sample=[str(k) for k in range(120)],
         direction=["a to b", "b to a"],
-        families=["cnn x vit"],
         one_family=["cnn", "vit"],
         ceiling_of=("one_family", ["one model, no ceiling"] * 2),
     )
@@ -116,7 +171,8 @@ def complete(study: xr.Dataset) -> xr.Dataset:
     for entry in VARIABLES:
         dims = entry.dims.split(", ")
         for name in entry.names.keys() - study.data_vars.keys():
-            study[name] = (dims, np.full([sizes[dim] for dim in dims], np.nan))
+            fill = {"number": np.nan, "whole": 0, "text": ""}[entry.kind]
+            study[name] = (dims, np.full([sizes[dim] for dim in dims], fill))
     for name, field in STUDY_ATTRIBUTES.items():
         value = {"text": "", "whole": 0, "texts": "[]", "stores": ""}[field.kind]
         study.attrs.setdefault(name, value)
@@ -316,23 +372,88 @@ def test_pairs_run_from_the_family_named_first() -> None:
 # Pairs
 
 
-def test_the_forest_is_the_table(study: xr.Dataset) -> None:
-    ax = figures.plot_pairs(study, "cka")
-    at = study.sel(measure="cka")
+@pytest.mark.parametrize("measure", ["cka", "mutual_knn"])
+def test_the_forest_is_the_table(study: xr.Dataset, measure: str) -> None:
+    value = "split_half" if measure == "cka" else "index"
+    ax = figures.plot_pairs(study, measure)
+    at = study.sel(measure=measure)
     order = np.argsort([RELATIONS.index(relation) for relation in study["relation"].values], kind="stable")
-    for name in ("index", "control", "threshold_index", "split_half"):
+    for name in {value, "index", "threshold_index"}:
         marks = points(ax, name)
         np.testing.assert_array_equal(marks[:, 0], at[name].values[order])
         assert marks[:, 1].tolist() == [1, 2, 3, 4, 6, 7]
     ends = [np.asarray(interval.get_xdata()).tolist() for interval in drawn_by(ax, "interval")]
-    np.testing.assert_array_equal(ends, np.stack([at["index_low"], at["index_high"]], 1)[order])
+    np.testing.assert_array_equal(ends, np.stack([at[f"{value}_low"], at[f"{value}_high"]], 1)[order])
     labels = [label.get_text().replace("\n", " ") for label in ax.get_yticklabels()]
     pairs = [pair.replace(" x ", " \N{MULTIPLICATION SIGN} ") for pair in study["pair"].values[order].tolist()]
     assert labels == ["other family", *pairs[:4], "same architecture", *pairs[4:]]
     beside = [text.get_text() for text in ax.texts]
-    assert [f"{value:.2f}" for value in at["calibrated_index"].values[order]] == [
-        t for t in beside if t != "calibrated"
-    ]
+    assert [f"{number:.2f}" for number in at["learned"].values[order]] == [t for t in beside if t != "learned"]
+
+
+def test_the_forest_has_every_control_of_debiased_cka(study: xr.Dataset) -> None:
+    ax = figures.plot_pairs(study, "cka")
+    similarity = study["network_similarity"].sel(kernel="cka").values
+    networks = study["network"].values.tolist()
+
+    def mean(*pairs: tuple[str, str]) -> float:
+        return float(np.mean([similarity[networks.index(a), networks.index(b)] for a, b in pairs]))
+
+    cnn, vit = (tuple(f"{family}+random-seed{k}" for k in range(2)) for family in ("cnn", "vit"))
+    expected = {
+        "both untrained": mean(*((a, b) for a in cnn for b in vit)),
+        "first trained": mean(*(("net.seed0", twin) for twin in vit)),
+        "second trained": mean(*((twin, "vit.seed1") for twin in cnn)),
+    }
+    across = [pair for pair, relation in zip(study["pair"].values, study["relation"].values, strict=True)
+              if relation == "other family"]  # fmt: skip
+    row = across.index("net.seed0 x vit.seed1")
+    for name, value in expected.items():
+        assert points(ax, name)[row, 0] == pytest.approx(value)
+    seeds = mean((cnn[0], cnn[1]))  # of one architecture, a network is not compared with itself
+    assert points(ax, "both untrained")[4, 0] == pytest.approx(seeds)
+    others = figures.plot_pairs(study, "mutual_knn")
+    assert not drawn_by(others, "first trained")
+    np.testing.assert_array_equal(np.sort(points(others, "both untrained")[:, 0]),
+                                  np.sort(study["control"].sel(measure="mutual_knn").values))  # fmt: skip
+
+
+# Families
+
+
+@pytest.mark.parametrize("measure", ["cka given input", "mutual_knn"])
+def test_effects_of_families_are_those_of_the_study(measure: str) -> None:
+    three = make_study({"a.seed0": "a", "b.seed0": "b", "c.seed0": "c"})
+    three["claim_level"][:2] = ["architectures", "networks"]
+    ax = figures.plot_families(three, measure)
+    at = three.sel(measure=measure)
+    np.testing.assert_array_equal(points(ax, "effect"), np.stack([at["effect"], np.arange(3)], 1))
+    for k, name in enumerate(CONTROL_PAIRS):
+        np.testing.assert_allclose(points(ax, name)[:, 0], at["trained_value"] - at["control_value"][:, k])
+    samples = [np.asarray(interval.get_xdata()).tolist() for interval in drawn_by(ax, "samples")]
+    np.testing.assert_array_equal(samples, np.stack([at["effect_low"], at["effect_high"]], 1))
+    networks = [np.asarray(interval.get_xdata()).tolist() for interval in drawn_by(ax, "networks")]
+    if measure == "mutual_knn":
+        assert not networks
+    else:
+        ends = three.sel(kernel=measure)
+        np.testing.assert_array_equal(networks, np.stack([ends["effect_network_low"], ends["effect_network_high"]], 1))
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]  # type: ignore[union-attr]
+    assert legend[:3] == ["claimed of these architectures", "claimed of these networks", "not shown"]
+    fills = {tuple(np.round(mark.get_facecolors()[0], 2)) for mark in drawn_by(ax, "effect")}
+    assert len(fills) == 3
+
+
+def test_effects_given_the_labels_are_drawn_where_there_are_labels() -> None:
+    study = make_study()
+    both = {"cka": "cka given input", "cka given input": "cka given input and labels"}
+    renamed = study.assign_coords(
+        measure=[both.get(name, name) for name in study["measure"].values],
+        kernel=[both.get(name, name) for name in study["kernel"].values],
+    )
+    assert "given input and labels" in figures.plot_families(renamed).get_xlabel().replace("\n", " ")
+    with pytest.raises(InvalidInputError, match="no pair of families has untrained networks of both"):
+        figures.plot_families(make_study(untrained=False))
 
 
 # Shares
@@ -347,7 +468,7 @@ def test_shares_are_lines_that_may_go_below_0(study: xr.Dataset) -> None:
     assert study["share"].min() < 0
     assert ax.get_ylim()[0] < study["share_low"].min()
     labels = [text.get_text() for text in ax.get_legend().get_texts()]  # type: ignore[union-attr]
-    assert labels == ["input", "common to all families", "family", "seed", "untrained"]
+    assert labels == ["input", "common to families", "family", "seed", "untrained"]
 
 
 def test_what_cannot_be_told_apart_is_its_sum() -> None:
@@ -356,11 +477,11 @@ def test_what_cannot_be_told_apart_is_its_sum() -> None:
         alone["share"].loc[{"share_of": name}] = np.nan
     ax = figures.plot_shares(alone)
     labels = [text.get_text() for text in ax.get_legend().get_texts()]  # type: ignore[union-attr]
-    assert labels == ["input", "seed", "common to all families + family"]
+    assert labels == ["input", "seed", "common to families + family"]
     assert "Only trained networks" in ax.figure.get_supxlabel().replace("\n", " ")
     alone["share"].loc[{"share_of": "input"}] = np.nan
     labels = [text.get_text() for text in figures.plot_shares(alone).get_legend().get_texts()]  # type: ignore[union-attr]
-    assert labels == ["seed", "input + common to all families + family"]
+    assert labels == ["seed", "input + common to families + family"]
 
 
 # The map
@@ -435,8 +556,8 @@ def test_equal_studies_give_equal_files(study: xr.Dataset, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("models", "missing"),
     [
-        ({"net.seed0": "cnn"}, {"heatmaps", "depths", "similarity", "pairs", "shares", "map", "measures"}),
-        ({"net.seed0": "cnn", "net.seed1": "cnn"}, set()),
+        ({"net.seed0": "cnn"}, {"heatmaps", "depths", "similarity", "pairs", "families", "shares", "map", "measures"}),
+        ({"net.seed0": "cnn", "net.seed1": "cnn"}, {"families"}),
     ],
     ids=["one model", "one family"],
 )
@@ -451,13 +572,13 @@ def test_what_a_study_cannot_show_is_said_in_a_line(models: dict[str, str], miss
 
 def test_missing_values_leave_the_rest(study: xr.Dataset) -> None:
     holed = study.copy(deep=True)
-    for name in ("index_low", "split_half", "threshold_index", "calibrated_index"):
+    for name in ("index_low", "split_half", "threshold_index", "learned", "trained_value", "effect", "effect_low"):
         holed[name][:, 0] = np.nan
     holed["value"][:, 0] = np.nan
     holed["match"][:, 0] = -1
-    assert all(drawn is not None for _, _, drawn in figures.draw_all(holed))
+    assert {name for name, _, drawn in figures.draw_all(holed) if drawn is None} == {"families"}  # there is one pair
     nothing = study.copy(deep=True)
-    nothing["index"][:] = nothing["value"][:] = np.nan
+    nothing["index"][:] = nothing["split_half"][:] = nothing["value"][:] = np.nan
     nothing["match"][:] = -1
     for draw in (figures.plot_pairs, figures.plot_depths):
         with pytest.raises(InvalidInputError, match="nothing to draw"):
@@ -489,7 +610,7 @@ def test_the_commands_draw_studies(tmp_path: Path) -> None:
     save_result(study, tmp_path / "study.nc")
     done = run("figures", tmp_path / "study.nc", "-o", tmp_path / "out", "--format", "svg", "--width", "3.3")
     assert done.exit_code == 0, done.output
-    assert done.output.count(".svg  ") == 7
+    assert done.output.count(".svg  ") == 8
     pair = ("--pair", "net.seed0 x vit.seed0")
     assert run("heatmap", tmp_path / "study.nc", "-o", tmp_path / "a.png", *pair, "--no-path").exit_code == 0
     for args, message in (

@@ -53,10 +53,15 @@ def hostile(study: xr.Dataset) -> xr.Dataset:
         name: (study[name].dims, [renamed(label) for label in study[name].values.tolist()])
         for name in ("model", "other_model", "layer_a", "layer_b", "model_a", "model_b", "pair_a", "pair_b")
     }
-    for name in ("family", "sample", "pair", "one_family", "families", "architecture"):
+    networks = [models.get(name, f"{HOSTILE} {name}") for name in study["network"].values.tolist()]
+    changed |= {name: (study[name].dims, networks) for name in ("network", "other_network")}
+    for name in (
+        "family", "sample", "pair", "one_family", "families", "family_a", "family_b", "network_family", "architecture",
+    ):  # fmt: skip
         changed[name] = (study[name].dims, text(study[name].values).astype(str))
     study = study.assign_coords(**changed, readout=HOSTILE, data=HOSTILE)
-    study["control_name"] = (study["control_name"].dims, text(study["control_name"].values).astype(str))
+    for name in ("control_name", "claim_reason"):
+        study[name] = (study[name].dims, text(study[name].values).astype(str))
     sentences = '["' + HOSTILE.replace('"', '\\"') + '"]'
     return study.assign_attrs(summary=sentences, warnings=sentences, command=HOSTILE)
 

@@ -13,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim import write_report
+from repsim.study.reading import controls_of_pairs
 from tests.report.conftest import HOSTILE, NAMES, hostile
 
 pytestmark = pytest.mark.slow
@@ -35,7 +36,7 @@ def folder(
     write_report(comparison, pages / "comparison.html")
     write_report(hostile(readouts[0]), pages / "hostile.html", title=HOSTILE)
     empty = readouts[0].map(lambda data: data * np.nan if data.dtype.kind == "f" else data, keep_attrs=True)
-    write_report(empty.drop_vars(["control_name", "map_coordinates", "mean_share"]), pages / "empty.html")
+    write_report(empty.drop_vars(["map_coordinates", "mean_share"]), pages / "empty.html")
     return pages
 
 
@@ -151,7 +152,7 @@ def check_calibrated(values: NDArray[np.float64], at: xr.Dataset, most: float, r
         expected = np.maximum(0, (at["value"].values[block] - tau) / (most - tau))
         np.testing.assert_allclose(values[block], expected, atol=1e-12)
         if readout == "given":  # the values of the other readout are artificial
-            assert values[block].max() == pytest.approx(float(at["calibrated_largest"][k]))
+            assert values[block].max() == pytest.approx(float(at["calibrated_largest"][k]), abs=1e-6)
     same = at["model_a"].values[:, None] == at["model_b"].values
     assert np.isnan(values[same]).all()
 
@@ -169,11 +170,25 @@ def test_the_pair_is_that_block_and_its_details_are_the_numbers_of_the_file(page
             )
             np.testing.assert_allclose(shown(page, "one-map"), block, atol=1e-13)
             details_text = page.inner_text("#details")
-            for name in ("index", "index_low", "index_high", "largest", "warp", "calibrated_index", "learned"):
+            main = "split_half" if measure == "cka given input" else "index"
+            shown_names = [
+                main,
+                f"{main}_low",
+                f"{main}_high",
+                "index",
+                "largest",
+                "warp",
+                "calibrated_index",
+                "learned",
+            ]
+            for name in [*shown_names, *(["energy", "energy_low"] if main == "split_half" else [])]:
                 assert four(at[name]) in details_text, name
-            assert str(at["control_name"].values) in details_text
+            controls = controls_of_pairs(study).sel(measure=measure).isel(pair=k)
+            for name, value in zip(controls["control_pair"].values.tolist(), controls.values.tolist(), strict=True):
+                assert np.isnan(value) or f"{name} {four(value)}" in details_text
+            assert np.isfinite(controls.values).sum() == (3 if main == "split_half" else 1)
             row = page.inner_text(f"#details-measures tr:has(th:text-is('{measure}'))")
-            assert f"{four(at['index'])} ({four(at['index_low'])} to {four(at['index_high'])})" in row
+            assert f"{four(at[main])} ({four(at[f'{main}_low'])} to {four(at[f'{main}_high'])})" in row
             assert four(at["p_index_holm"]) in row
 
 
@@ -245,18 +260,40 @@ def test_the_best_match_can_be_followed(page: Any, study: xr.Dataset) -> None:
 def test_the_table_of_pairs_sorts_and_opens(page: Any, study: xr.Dataset) -> None:
     choose(page, measure="cka")
     rows = "#pairs-table tbody tr"
-    index = dict(zip(study["pair"].values, study.sel(measure="cka")["index"].values, strict=True))
+    index = dict(zip(study["pair"].values, study.sel(measure="cka")["split_half"].values, strict=True))
     names = page.locator(f"{rows} th").all_inner_texts()
     assert names == sorted(index, key=lambda name: -index[name])
-    page.click("#pairs-table thead button:text('Index')")
+    page.click("#pairs-table thead button:text('Split half')")
     assert page.locator(f"{rows} th").all_inner_texts() == names[::-1]
-    assert page.get_attribute("#pairs-table th:has(button:text('Index'))", "aria-sort") == "ascending"
+    assert page.get_attribute("#pairs-table th:has(button:text('Split half'))", "aria-sort") == "ascending"
     page.click("#pairs-table thead button:text-is('Pair')")
     assert page.locator(f"{rows} th").all_inner_texts() == sorted(names)
     page.click(f"{rows}:nth-child(3) button")
     assert page.input_value("#pair") == sorted(names)[2]
     first = page.inner_text(f"{rows}:nth-child(3)")
     assert four(index[sorted(names)[2]]) in first
+
+
+def test_the_page_shows_what_is_claimed_and_every_control(page: Any, study: xr.Dataset) -> None:
+    claims = page.inner_text("#claims")
+    assert study["claim_reason"].item() in claims
+    assert "cnn x vit" in claims
+    of_pair = study.isel(families=0)
+    for kernel in ("cka given input", "cka given input and labels"):
+        row = page.inner_text(f"#effects tr:has(td:text-is('{kernel}'))")
+        assert f"{float(of_pair['effect'].sel(measure=kernel)):.3f}" in row
+    assert page.locator("#energies tbody tr").count() == 4
+    dimension = float(study["effective_dimension"].sel(network="cnn.seed0"))
+    assert f"{dimension:.1f}" in page.inner_text("#networks tr:has(th:text-is('cnn.seed0'))")
+    choose(page, measure="cka given input")
+    until(page, "document.getElementById('pairs-note').textContent.includes('one half')")
+    marks = page.evaluate(
+        "document.getElementById('forest').data.filter(x => x.name?.startsWith('control')).map(x => [x.name, ...x.x])"
+    )
+    controls = controls_of_pairs(study).sel(measure="cka given input")
+    assert [name for name, *_ in marks] == [f"control: {name}" for name in study["control_pair"].values]
+    for (_, *values), name in zip(marks, study["control_pair"].values, strict=True):
+        np.testing.assert_allclose(np.sort(values), np.sort(controls.sel(control_pair=name)))
 
 
 def test_choosing_on_the_map_marks_rows_of_the_table(page: Any, study: xr.Dataset) -> None:
@@ -421,7 +458,7 @@ def test_heatmaps_are_seen_before_the_library_is_there_and_a_failure_is_told(
 def test_tab_reaches_everything_in_reading_order(open_page: Open) -> None:
     page = open_page("study")
     order: list[str] = []
-    for _ in range(60):
+    for _ in range(80):
         page.keyboard.press("Tab")
         where = page.evaluate(
             "(() => { const x = document.activeElement; return x.id || x.closest('[id]')?.id || x.tagName })()"
@@ -430,9 +467,9 @@ def test_tab_reaches_everything_in_reading_order(open_page: Open) -> None:
             break
         order.append(where)
     reached = list(dict.fromkeys(order))
-    expected = ["theme", "measure", "readout", "view", "pair", "all-map", "all", "csv", "one-map", "direction", "step",
-                "one", "details-measures", "pairs-table", "depth", "chosen", "maps", "axes", "networks", "bibtex",
-                "copy"]  # fmt: skip
+    expected = ["theme", "claims", "effects", "energies", "measure", "readout", "view", "pair", "all-map", "all", "csv",
+                "one-map", "direction", "step", "one", "details-measures", "pairs-table", "depth", "chosen", "maps",
+                "axes", "networks", "bibtex", "copy"]  # fmt: skip
     assert [name for name in reached if name in expected] == expected
     page.focus("#measure")
     page.keyboard.press("Shift+Tab")

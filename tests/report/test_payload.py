@@ -104,12 +104,115 @@ def labels(study: xr.Dataset) -> dict[str, str]:
     return {share["name"]: share["label"] for share in payload([study])["parts"][0]["shares"]}
 
 
+def claimed(study: xr.Dataset, level: str) -> xr.Dataset:
+    """Return the study with this level of claim for every pair of families."""
+    changed = study.copy()
+    changed["claim_level"] = ("families", np.full(study.sizes["families"], level, dtype="U13"))
+    reason = "" if level == "architectures" else "too few networks"
+    changed["claim_reason"] = ("families", np.full(study.sizes["families"], reason))
+    return changed
+
+
+def tile(study: xr.Dataset, label: str) -> dict[str, Any]:
+    tiles: list[dict[str, Any]] = payload([study])["parts"][0]["tiles"]
+    return next(one for one in tiles if one["label"].startswith(label))
+
+
 def test_names_of_shares_claim_no_more_than_the_verdict(study: xr.Dataset) -> None:
-    assert reading.verdict(study) is True
-    assert labels(study)["universal"] == "universal"
-    modest = study.copy(deep=True)
-    modest["learned_mean_low"][:] = -0.1
-    assert labels(modest)["universal"] == "common to all families"
+    for level, name in (("architectures", "universal"), ("networks", "common to families"), ("", "common to families")):
+        changed = claimed(study, level)
+        assert reading.verdict(changed) is (level == "architectures")
+        assert labels(changed)["universal"] == name
+
+
+def test_nothing_of_the_page_says_universal_unless_the_study_may(study: xr.Dataset) -> None:
+    part = payload([claimed(study, "networks").assign_attrs(summary="[]", command="")])["parts"][0]
+    texts = {name: value for name, value in part.items() if name not in {"matrices", "variables", "coords", "shares"}}
+    assert "universal" not in str(texts)
+
+
+def test_the_tile_of_claims_says_at_which_level(study: xr.Dataset) -> None:
+    label = "Pairs of families that share something learned"
+    shown = {level: tile(claimed(study, level), label) for level in ("", "networks", "architectures")}
+    assert [one["value"] for one in shown.values()] == ["0 of 1", "1 of 1", "1 of 1"]
+    assert [one["interval"] for one in shown.values()] == [
+        "shown for none", "for networks of these architectures: 0", "for networks of these architectures: 1"
+    ]  # fmt: skip
+    rows = payload([claimed(study, "networks")])["parts"][0]["claims"]["rows"]
+    assert rows == [["cnn x vit", "these networks", "too few networks"]]
+
+
+def test_a_control_of_some_pairs_is_said_to_be_one_of_some(study: xr.Dataset) -> None:
+    assert "only" not in tile(study, "The same in the strongest control")["interval"]
+    fewer = study.copy(deep=True)
+    fewer["pairs_counted"].loc[{"kind_of_pair": "other family"}] = 1
+    own = float(study["trained_mean"].sel(kernel="cka", kind_of_pair="other family"))
+    text = tile(fewer, "The same in the strongest control")["interval"]
+    assert text.endswith(f"only 1 of 4 pairs have controls: trained, they have {own:.3f}")
+
+
+def test_effects_and_energies_are_those_of_the_study(study: xr.Dataset) -> None:
+    part = payload([study])["parts"][0]
+    kernels = ["cka given input", "cka given input and labels"]
+    assert [row[1] for row in part["effects"]["rows"]] == kernels
+    for kernel, row in zip(kernels, part["effects"]["rows"], strict=True):
+        at = study.sel(kernel=kernel, measure=kernel, families="cnn x vit")
+        low, high = (float(at[f"effect_network_{end}"]) for end in ("low", "high"))
+        assert row[3].startswith(f"{float(at['effect']):.3f} ({float(at['effect_low']):.3f} to ")
+        assert row[4] == f"{low:.3f} to {high:.3f}"
+        assert row[6:] == [f"{float(at[name]):.3f}" for name in ("p_exchange", "p_exchange_least")]
+    trained, untrained, first, second = part["energies"]["rows"]
+    assert [row[1] for row in part["energies"]["rows"]] == [
+        "trained cnn, trained vit", "untrained cnn, untrained vit", "trained cnn, untrained vit",
+        "untrained cnn, trained vit",
+    ]  # fmt: skip
+    given_input = study.sel(measure=kernels[0], kernel=kernels[0], families="cnn x vit")
+    assert trained[2:5] == [
+        f"{float(value):z.3f}"
+        for value in (
+            study["trained_value"].sel(measure="cka").item(),
+            given_input["trained_value"],
+            given_input["trained_energy"],
+        )
+    ]
+    assert first[3:5] == [
+        f"{float(given_input[name].sel(control_pair='first trained')):z.3f}"
+        for name in ("control_value", "control_energy")
+    ]
+    left = study["energy_left"].sel(kernel=kernels[0])
+    of_cnn = left.values[(study["network_family"] == "cnn") & (study["network_state"] == "untrained")].mean()
+    assert untrained[5] == second[5] == f"{of_cnn:.3f}"
+
+
+def test_what_an_earlier_study_does_not_hold_is_left_out(study: xr.Dataset) -> None:
+    earlier = study.copy(deep=True)
+    for name in ("claim_level", "claim_reason"):
+        earlier[name] = ("families", np.full(study.sizes["families"], ""))
+    for name in ("trained_mean", "common_share_noise", "agreement_signal"):
+        earlier[name][:] = np.nan
+    earlier["pairs_counted"][:] = 0
+    part = payload([earlier])["parts"][0]
+    assert part["claims"]["rows"] == []
+    assert not any("something learned" in one["label"] for one in part["tiles"])
+    texts = str([part["tiles"], part["maps"], part["stimuli"]])
+    assert "only 0" not in texts
+    assert "unrelated networks" not in texts
+    assert "stand out" not in texts
+    noise = study.copy(deep=True)
+    noise["agreement_signal"][:] = 1.0
+    assert str(payload([noise])["parts"][0]["stimuli"]).count("stand out") == study.sizes["kernel"]
+
+
+def test_every_control_of_a_pair_is_in_the_page(study: xr.Dataset) -> None:
+    packed = payload([study])["parts"][0]["controls"]
+    assert packed["dims"] == ["measure", "pair", "control_pair"]
+    values = numbers(packed).reshape(packed["shape"])
+    strongest = np.where(np.isnan(values), -np.inf, values).max(-1)
+    controlled = np.isfinite(study["control"].values)
+    assert controlled.any()
+    np.testing.assert_allclose(strongest[controlled], study["control"].values[controlled], atol=1e-12)
+    assert np.isnan(values[~controlled]).all()
+    assert np.isfinite(values[: study.sizes["kernel"] - 1]).all()  # of debiased CKA all three are known
 
 
 def test_files_of_different_things_are_refused(study: xr.Dataset, comparison: xr.Dataset) -> None:
@@ -143,7 +246,7 @@ def test_attributes_that_are_not_what_they_should_be_are_named(study: xr.Dataset
 
 
 def test_what_is_missing_is_named(study: xr.Dataset, comparison: xr.Dataset) -> None:
-    for name in ("value", "chance", "learned_mean_low", "family", "readout", "model_a"):
+    for name in ("value", "chance", "control_mean_low", "effect", "family", "readout", "model_a"):
         with pytest.raises(StoreError, match=f"not a complete study: .*{name}.*; make it again$"):
             payload([study.drop_vars(name)])
     with pytest.raises(StoreError, match="not a complete result"):

@@ -65,10 +65,27 @@ def test_every_number_of_a_study_is_in_a_table(study: tuple[xr.Dataset, Path]) -
         frame = repsim.to_frame(data, table)
         assert len(frame) == np.prod([data.sizes[dim] for dim in dims])
         in_table = {name for name in missing if any(str(name) in {c, c.rpartition("_")[0]} for c in frame.columns)}
-        for name in in_table & set(frame.columns):
+        for name in {name for name in in_table & set(frame.columns) if set(data[name].dims) == set(dims)}:
             np.testing.assert_array_equal(frame[name], data[name].transpose(*dims).values.ravel())
         missing -= in_table
     assert not missing
+
+
+def test_a_row_of_families_has_the_effects_the_values_of_kernels_and_the_claim(study: tuple[xr.Dataset, Path]) -> None:
+    data, _ = study
+    frame = repsim.to_frame(data, "families")
+    assert list(frame.columns[:4]) == ["measure", "families", "family_a", "family_b"]
+    for row in frame.itertuples():
+        at = data.sel(measure=row.measure, families=row.families)
+        np.testing.assert_equal(row.effect_low, at["effect_low"].item())
+        of_kernel = at["ratio"].sel(kernel=row.measure).item() if row.measure in data["kernel"].values else np.nan
+        np.testing.assert_equal(row.ratio, of_kernel)
+        assert row.claim_reason == at["claim_reason"].item()
+    assert frame["ratio"].notna().any()
+    controls = repsim.to_frame(data, "controls")
+    assert controls["control_pair"].tolist()[:3] == data["control_pair"].values.tolist()
+    networks = repsim.to_frame(data, "networks")
+    np.testing.assert_array_equal(networks["effective_dimension"][: data.sizes["network"]], data["effective_dimension"])
 
 
 def test_labels_of_a_row_select_its_value_in_the_file(study: tuple[xr.Dataset, Path]) -> None:
@@ -136,7 +153,7 @@ def test_json_equals_the_output_of_the_other_commands(
 def test_json_has_null_and_never_nan(study: tuple[xr.Dataset, Path]) -> None:
     data, path = study
     json.loads(run("export", path, "--format", "json"), parse_constant=pytest.fail)
-    frame, rows = repsim.to_frame(data, "ceilings"), to_json(data, "ceilings")["rows"]
+    frame, rows = repsim.to_frame(data, "families"), to_json(data, "families")["rows"]
     missing = frame.isna().to_numpy()
     assert [[value is None for value in row.values()] for row in rows] == missing.tolist()
 

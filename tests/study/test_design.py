@@ -12,7 +12,7 @@ from repsim import extract
 from repsim.errors import InvalidInputError, SampleMismatchError
 from repsim.stores.store import ActivationStore
 from repsim.stores.writer import write_store
-from repsim.study.design import Design, Pair, design, half_trained
+from repsim.study.design import Design, Pair, design
 
 MODELS = {  # model -> its provenance
     "resnet50.a1_in1k": {"architecture": "resnet50", "weights": "a1_in1k"},
@@ -99,30 +99,45 @@ def test_relations(built: Design) -> None:
     assert len(same_architecture) == 2
 
 
+def controls(built: Design, pair: Pair) -> dict[str, list[str]]:
+    return {name: [control.name for control in pairs] for name, pairs in built.controls_of(pair).items()}
+
+
+def test_controls_are_all_pairs_of_untrained_networks_and_of_one_trained(built: Design) -> None:
+    resnet, vit = built.trained[:2]
+    r, v = "resnet50+random-seed", "vit_base_patch16_224+random-seed"
+    assert controls(built, Pair(resnet, vit)) == {
+        "both untrained": [f"{r}0 x {v}0", f"{r}1 x {v}0"],
+        "first trained": [f"resnet50.a1_in1k x {v}0"],
+        "second trained": [f"{r}0 x vit_base_patch16_224.augreg", f"{r}1 x vit_base_patch16_224.augreg"],
+    }
+
+
 def test_a_pair_and_its_reverse_have_the_same_controls(built: Design) -> None:
     """The controls of ResNet x ViT and ViT x ResNet do not depend on the order of the stores."""
-    resnet, vit, other = built.trained[:3]
-    assert (resnet.architecture, other.architecture) == ("resnet50", "resnet50")
-    first, second = (built.controls_of(pair) for pair in (Pair(resnet, vit), Pair(vit, other)))
-    assert [pair.name for pair in first] == ["resnet50+random-seed0 x vit_base_patch16_224+random-seed0"]
-    assert [pair.name for pair in first] == [pair.name for pair in second]
+    resnet, vit = built.trained[:2]
+    turned = {"both untrained": "both untrained", "first trained": "second trained", "second trained": "first trained"}
+    one, other = controls(built, Pair(resnet, vit)), controls(built, Pair(vit, resnet))
+    for name, opposite in turned.items():
+        assert {frozenset(pair.split(" x ")) for pair in one[name]} == {
+            frozenset(pair.split(" x ")) for pair in other[opposite]
+        }
 
 
-def test_controls(built: Design) -> None:
-    resnet, vit, other, small = built.trained[:4]
-    assert [pair.name for pair in built.controls_of(Pair(resnet, other))] == [
-        "resnet50+random-seed0 x resnet50+random-seed1"
-    ]
-    assert built.controls_of(Pair(resnet, small)) == ()
-    assert [pair.name for pair in half_trained(built, Pair(resnet, vit))] == [
-        "resnet50.a1_in1k x vit_base_patch16_224+random-seed0",
-        "vit_base_patch16_224.augreg x resnet50+random-seed0",
-        "vit_base_patch16_224.augreg x resnet50+random-seed1",
-    ]
-    assert [pair.name for pair in half_trained(built, Pair(resnet, small))] == [
-        "resnet18 x resnet50+random-seed0",
-        "resnet18 x resnet50+random-seed1",
-    ]
+def test_controls_within_an_architecture_and_without_untrained_networks(built: Design) -> None:
+    """Two networks of one architecture: an untrained one is not paired with itself."""
+    resnet, _, other, small = built.trained[:4]
+    r = "resnet50+random-seed"
+    assert controls(built, Pair(resnet, other)) == {
+        "both untrained": [f"{r}0 x {r}1"],
+        "first trained": [f"resnet50.a1_in1k x {r}0", f"resnet50.a1_in1k x {r}1"],
+        "second trained": [f"{r}0 x resnet50.tv_in1k", f"{r}1 x resnet50.tv_in1k"],
+    }
+    assert controls(built, Pair(resnet, small)) == {
+        "both untrained": [], "first trained": [], "second trained": [f"{r}0 x resnet18", f"{r}1 x resnet18"],
+    }  # fmt: skip
+    assert [twin.name for twin in built.twins_of(resnet)] == [f"{r}0", f"{r}1"]
+    assert built.twins_of(small) == ()
 
 
 def test_families_by_hand(stores: list[ActivationStore]) -> None:

@@ -43,7 +43,7 @@ def test_the_matrix_and_the_positions_of_layers(study: tuple[Design, list[Contro
     np.testing.assert_allclose(passes.values(), V @ V.T, atol=1e-12)
     assert np.array_equal(np.diagonal(passes.values()), np.ones(len(V)))
     assert {name: where.tolist() for name, where in passes.positions.items()} == {
-        "a": [0, 1, 2], "b": [3, 4], "input": [5, 6], "labels": [7],
+        "a": [0, 1, 2], "b": [3, 4], "input": [5, 6], "labels": [7], "input and labels": [5, 6, 7],
     }  # fmt: skip
     assert passes.names[1:4] == ("a/block1", "a/block2", "b/block1")
     assert list(passes.undefined) == ["b/block0"]
@@ -89,6 +89,7 @@ def test_reduce(study: tuple[Design, list[Control]]) -> None:
         "a": [2],
         "b": [1],
         "labels": [0],
+        "input and labels": [0],
     }
     np.testing.assert_allclose(cut.values(), full.values()[np.ix_([7, 4, 0], [7, 4, 0])], atol=5e-3)
 

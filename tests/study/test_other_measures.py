@@ -2,26 +2,29 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from repsim import metrics as registry
 from repsim.engine.resampling import permuted, random_permutations, random_subsamples
 from repsim.metrics import Metric
+from repsim.metrics.recipes.groups import Groups
 from repsim.runtime import tuning
 from repsim.stores.writer import write_store
 from repsim.study import other_measures
 from repsim.study.chance import calibrated, p_value, threshold
-from repsim.study.design import Design, design
+from repsim.study.design import Design, Pair, design
 from repsim.study.layer_matching import mbm
 from repsim.study.other_measures import MeasureResult, measure
 from repsim.study.uncertainty import half_samples
 from repsim.study.universality import universality
-from repsim.testing.examples import TRAINED, UNTRAINED, Array, write_networks
+from repsim.testing.examples import TRAINED, UNTRAINED, Array, unrelated_layers, write_network, write_networks
 
 N, COUNT, HALVES = 26, 19, 8
 ORDERS = random_permutations(N, COUNT, 0)
@@ -48,7 +51,7 @@ def layers(study: Design, model: int) -> list[Array]:
 
 
 def run_measure(study: Design, spec: str, **options: Any) -> MeasureResult:
-    both = [*study.pairs, *study.controls_of(study.pairs[0])]
+    both = [*study.pairs, *chain(*study.controls_of(study.pairs[0]).values())]
     settings = {"device": "cpu", "memory": None, "seed": 3, **options}
     return measure(registry.get(spec), both, study.pairs, ORDERS, **settings)
 
@@ -63,8 +66,9 @@ def test_values_and_chance_of_neighbours(study: Design) -> None:
     drawn = permuted(a, b, metric, random_permutations(N, 300, 9))
     np.testing.assert_allclose(measured.chance_sd[pair.name], drawn.std(0), rtol=0.15)
     np.testing.assert_array_equal(measured.permuted[pair.name], permuted(a, b, metric, ORDERS))
-    twins = [name for name in measured.values if name != pair.name]
-    assert twins == ["cnn+random-seed0 x vit+random-seed0"]
+    assert [name for name in measured.values if name != pair.name] == [
+        "cnn+random-seed0 x vit+random-seed0", "cnn.seed0 x vit+random-seed0", "cnn+random-seed0 x vit.seed0",
+    ]  # fmt: skip
     assert set(measured.permuted) == set(measured.chance) == {pair.name}  # only tested pairs
 
 
@@ -90,7 +94,7 @@ def test_half_samples_keep_the_share_of_neighbours(study: Design) -> None:
     samples = random_subsamples(N, N // 2, HALVES, 3)
     expected = [[[metric(x[half], y[half]) for y in b] for x in a] for half in samples]
     np.testing.assert_allclose(measured.halves[pair.name], expected, atol=1e-12)
-    assert len(measured.halves) == 2  # untrained networks use the same halves
+    assert len(measured.halves) == 4  # untrained networks use the same halves
 
 
 def test_unaffordable_permutations_are_reported(study: Design, tuned: Callable[..., None]) -> None:
@@ -159,25 +163,43 @@ def test_a_distance_is_there_as_its_negative(study: Design, whole: xr.Dataset) -
 
 @pytest.mark.filterwarnings("ignore::repsim.errors.UnreliableValueWarning")
 def test_what_a_distance_has_learned(study: Design, whole: xr.Dataset) -> None:
-    """Trained networks are nearer than untrained ones, so the effect is above 0; its interval is from joint halves."""
+    """Trained networks are nearer than those of every control, so the effect is above 0.
+
+    It is that against the nearest control, and its interval has the smallest ends of those of all controls, from joint
+    halves.
+    """
     metric: Metric[Any] = registry.get("procrustes")
 
-    def index(rows: Any = slice(None)) -> tuple[float, float]:
-        trained, twins = (
-            mbm(-np.array([[metric(x[rows], y[rows]) for y in layers(study, b)] for x in layers(study, a)]))
-            for a, b in ((0, 1), (2, 3))
-        )
-        return float(trained), float(twins)
+    def indices(rows: Any = slice(None)) -> list[float]:
+        """Return the index of the trained networks, and that of each control."""
+        return [
+            float(mbm(-np.array([[metric(x[rows], y[rows]) for y in layers(study, b)] for x in layers(study, a)])))
+            for a, b in ((0, 1), (2, 3), (0, 3), (2, 1))
+        ]
 
     row = whole.sel(measure="procrustes", pair=study.pairs[0].name)
-    trained, twins = index()
-    assert row["control_name"] == "both untrained"
-    assert row["control"] == pytest.approx(twins, abs=1e-12)
-    assert row["learned"] == pytest.approx(trained - twins, abs=1e-12)
-    assert row["learned"] > 0.1
-    halves = np.array([index(half) for half in random_subsamples(N, N // 2, HALVES, 0)])
-    interval = half_samples(trained - twins, halves[:, 0] - halves[:, 1], N)
-    np.testing.assert_allclose([row["learned_low"], row["learned_high"]], [interval.low, interval.high], atol=1e-12)
+    trained, *levels = indices()
+    assert row["control_name"] == ("both untrained", "first trained", "second trained")[np.argmax(levels)]
+    assert row["control"] == pytest.approx(max(levels), abs=1e-12)
+    assert row["learned"] == pytest.approx(trained - max(levels), abs=1e-12)
+    assert row["learned"] > 0.05
+    halves = np.array([indices(half) for half in random_subsamples(N, N // 2, HALVES, 0)])
+    intervals = [half_samples(trained - level, halves[:, 0] - halves[:, k + 1], N) for k, level in enumerate(levels)]
+    ends = min(float(one.low) for one in intervals), min(float(one.high) for one in intervals)
+    np.testing.assert_allclose([row["learned_low"], row["learned_high"]], ends, atol=1e-12)
+    of_families = whole.sel(measure="procrustes", families="cnn x vit")
+    np.testing.assert_allclose(of_families["control_value"], levels, atol=1e-12)
+    assert of_families["trained_value"] == pytest.approx(trained, abs=1e-12)
+    np.testing.assert_allclose([of_families[f"effect{end}"] for end in ("_low", "_high")], ends, atol=1e-12)
+
+
+def test_a_pair_in_the_other_order_has_the_transposed_values(study: Design) -> None:
+    measured, (pair,) = run_measure(study, "mutual_knn:k=4"), study.pairs
+    reverse = Pair(pair.b, pair.a)
+    np.testing.assert_array_equal(measured.of(measured.values, reverse), measured.values[pair.name].T)
+    np.testing.assert_array_equal(measured.of(measured.halves, reverse), measured.halves[pair.name].transpose(0, 2, 1))
+    mean = measured.mean_index(measured.halves, [pair, reverse])
+    np.testing.assert_allclose(mean, mbm(measured.halves[pair.name]), atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore::repsim.errors.UnreliableValueWarning")
@@ -206,3 +228,32 @@ def test_values_that_are_not_determined_are_cautions_of_the_pair(tmp_path: Path)
     orders = random_permutations(N * 4, COUNT, 0)
     measured = measure(registry.get("pwcca"), pairs, pairs, orders, device="cpu", memory=None, seed=0)
     assert [text.partition(",")[0] for text in measured.cautions["a x b"]] == ["the value is not determined"]
+
+
+def test_half_samples_are_of_whole_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair of samples in one group is in each half, or in none."""
+    rng, groups = np.random.default_rng(0), Groups.of(np.arange(40) // 2)
+    with ExitStack() as stack:
+        stores = [
+            stack.enter_context(write_network(tmp_path, model, unrelated_layers(rng, 40, 6, 6))) for model in "ab"
+        ]
+        halves: list[list[int]] = []
+        select = other_measures._select_samples
+
+        def record(x: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+            halves.append(samples.tolist())
+            return select(x, samples)
+
+        monkeypatch.setattr(other_measures, "_select_samples", record)
+        orders = random_permutations(40, 19, groups=np.arange(40) // 2)
+        result = run(design(stores), orders, groups)
+        assert halves
+        assert all({k ^ 1 for k in half} == set(half) and len(half) == 20 for half in halves)
+        assert result.halves["a x b"].shape[1:] == (2, 2)
+        few = run(design(stores), orders, Groups.of(np.arange(40) // 6))
+        assert "no interval: 7 groups of samples are too few to be halved" in few.notes
+
+
+def run(study: Design, orders: np.ndarray, groups: Groups) -> MeasureResult:
+    pairs, metric = study.pairs, registry.get("procrustes")
+    return measure(metric, pairs, pairs, orders, device="cpu", memory=None, seed=0, groups=groups)

@@ -61,11 +61,13 @@ def test_stores_that_disagree_are_refused(tmp_path: Path, stack: ExitStack) -> N
         design(stores, groups=GROUPS[1:])
 
 
-@pytest.fixture
-def grouped(tmp_path: Path, stack: ExitStack) -> tuple[Kernels, list[np.ndarray]]:
+@pytest.fixture(params=[True, False], ids=["kept", "read again"])
+def grouped(tmp_path: Path, stack: ExitStack, request: pytest.FixtureRequest) -> tuple[Kernels, list[np.ndarray]]:
     stores = written(stack, tmp_path, a=GROUPS, b=GROUPS)
     control = np.random.default_rng(1).normal(size=(N, 2))
-    passes = kernels(design(stores), [Control("input", "input of a", control)], "cpu", keep=True, step=lambda: None)
+    passes = kernels(
+        design(stores), [Control("input", "input of a", control)], "cpu", keep=request.param, step=lambda: None
+    )
     return passes, [*(np.asarray(store[name][:]) for store in stores for name in store.layers), control]
 
 

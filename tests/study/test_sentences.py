@@ -196,21 +196,32 @@ def test_classes_alone_are_not_universal(tmp_path: Path) -> None:
     assert "not beyond the classes" in reasons(study)["a x b"]
 
 
-def random_network(
-    x: Array,
-    activation: Callable[[Array], Array],
-    rng: np.random.Generator,
-    *,
-    gain: float,
-    bias: float,
-    width: int = 256,
-) -> list[Array]:
-    """Return the layers of a network with random weights that never saw data."""
-    layers = [x]
-    for _ in range(3):
-        weights = rng.normal(size=(layers[-1].shape[1], width)) * gain / np.sqrt(layers[-1].shape[1])
-        layers.append(activation(layers[-1] @ weights + bias * rng.normal(size=width)))
-    return layers[1:]
+@pytest.mark.slow
+def test_which_classes_are_alike_is_not_beyond_the_classes(tmp_path: Path) -> None:
+    """Case D: the networks share random centres of the classes, and so which classes are near each other."""
+    world = World(300)
+    labels = world.rng.integers(0, 10, 300)
+    by_class = 2 * world.rng.normal(size=(10, 5))[labels]
+    study = conduct(
+        tmp_path, world, {name: world.family(by_class) for name in "ab"}, untrained=3, stored={"labels": labels}
+    )
+    assert refused(study)
+    assert "not beyond the classes" in reasons(study)["a x b"]
+
+
+def random_networks(
+    world: World, activation: Callable[[Array], Array], *, gain: float, bias: float, width: int = 256
+) -> Layers:
+    """Return layers of networks with random weights, which never saw data."""
+
+    def draw() -> list[Array]:
+        layers = [world.pixels]
+        for _ in range(3):
+            weights = world.rng.normal(size=(layers[-1].shape[1], width)) * gain / np.sqrt(layers[-1].shape[1])
+            layers.append(activation(layers[-1] @ weights + bias * world.rng.normal(size=width)))
+        return layers[1:]
+
+    return draw
 
 
 def clip(x: Array) -> Array:
@@ -223,10 +234,7 @@ def test_random_networks_of_another_gain_learned_nothing(tmp_path: Path, gain: f
     """Case E: a linear kernel of the input does not explain them."""
     world = World(300)
     families = {
-        name: Family(
-            lambda act=act: random_network(world.pixels, act, world.rng, gain=gain, bias=0.5),
-            lambda act=act: random_network(world.pixels, act, world.rng, gain=0.5, bias=0.1),
-        )
+        name: Family(random_networks(world, act, gain=gain, bias=0.5), random_networks(world, act, gain=0.5, bias=0.1))
         for name, act in (("a", np.tanh), ("b", clip))
     }
     assert refused(conduct(tmp_path, world, families, untrained=3))
@@ -238,7 +246,7 @@ def test_fresh_draws_of_untrained_networks_are_not_trained(tmp_path: Path, seed:
     """Case F: docs/statistics.md shows how often this goes wrong."""
     world = World(300, seed)
     families = {
-        name: Family(*[lambda act=act: random_network(world.pixels, act, world.rng, gain=1.5, bias=0.3)] * 2)
+        name: Family(*[random_networks(world, act, gain=1.5, bias=0.3)] * 2)
         for name, act in (("a", np.tanh), ("b", clip))
     }
     study = conduct(tmp_path, world, families, untrained=3)

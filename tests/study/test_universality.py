@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,9 @@ from repsim.errors import InvalidInputError, StoreError
 from repsim.results.files import open_result, open_study, save_result
 from repsim.stores.store import ActivationStore
 from repsim.stores.writer import write_store
-from repsim.study import tables
-from repsim.study.layer_matching import mbm
+from repsim.study import reading, tables
 from repsim.study.universality import universality
-from repsim.testing.examples import TRAINED, UNTRAINED, unrelated_layers, write_network, write_networks
-from tests.study.references import unit_kernel
+from repsim.testing.examples import TRAINED, UNTRAINED, append_features, unrelated_layers, write_network, write_networks
 
 N = 60
 MakeNetworks = Callable[..., list[ActivationStore]]
@@ -83,7 +82,12 @@ def test_what_was_learned_is_found(learned: tuple[list[ActivationStore], xr.Data
     at = {"kernel": "cka given input", "kind_of_pair": "other family"}
     low, value, high = (float(learned[1][f"learned_mean{end}"].sel(at)) for end in ("_low", "", "_high"))
     assert 0.2 < low < value < high < 1
-    assert "To this extent what was learned is universal across these families." in summary(learned[1])
+    assert "To this extent what was learned is universal across these families, beyond the classes" in summary(
+        learned[1]
+    )
+    assert learned[1]["claim_level"].values.tolist() == ["architectures"]
+    assert reading.verdict(learned[1]) is True
+    assert reading.claims(learned[1], "architectures") == [("cnn", "vit")]
     across = learned[1]["relation"].values == "other family"
     assert (learned[1]["p_index_holm"].sel(measure="cka given input").values[across] <= 0.05).all()
     assert (learned[1]["calibrated_index"].sel(measure="cka").values > 0.1).all()
@@ -97,48 +101,88 @@ def test_what_is_only_seen_is_not_claimed(seen: xr.Dataset) -> None:
     assert float(seen["learned_mean_low"].sel(at)) <= 0
     assert abs(float(seen["index_mean"].sel(at))) < 0.1
     assert "universal" not in summary(seen) + warnings(seen)
-    assert "common to all families" in summary(seen)
-    assert "raw similarity does not tell trained networks from untrained ones here" in summary(seen)
+    assert "common to families" in summary(seen)
+    assert "in the strongest control it is" in summary(seen)
+    assert "Nothing learned is shown to be shared by cnn x vit: given the input, trained networks are not" in summary(
+        seen
+    )
+    assert seen["claim_level"].values.tolist() == [""]
+    assert reading.verdict(seen) is False
+    assert reading.claims(seen) == []
 
 
 @pytest.mark.parametrize("seed", range(2, 5))
 @pytest.mark.slow
 def test_no_claim_without_learning_in_other_draws(make_networks: MakeNetworks, seed: int) -> None:
     study = conduct(make_networks(40, seed, learned=0.0, seen=1.0, depth=2), permutations=19)
-    low = float(study["learned_mean_low"].sel(kernel="cka given input", kind_of_pair="other family"))
-    assert ("universal" in summary(study)) == (low > 0)
-    assert low < 0.05
+    assert "universal" not in summary(study)
+    assert float(study["effect_low"].sel(measure="cka given input", families="cnn x vit")) < 0.05
+
+
+def test_one_network_of_each_is_a_claim_about_these_networks(make_networks: MakeNetworks) -> None:
+    """The word universal needs several networks of each architecture, trained and untrained."""
+    study = conduct(make_networks(60, models=TRAINED[::2] + UNTRAINED[::2]), permutations=19)
+    assert study["claim_level"].values.tolist() == ["networks"]
+    text = summary(study)
+    assert (
+        "These networks, on samples like these, share something learned, beyond the classes: cnn.seed0, vit.se" in text
+    )
+    assert "the exact test cannot reach 0.05 (its smallest p is 0.250)" in text
+    assert "universal" not in text
+    assert (reading.verdict(study), reading.claims(study)) == (False, [("cnn", "vit")])
+
+
+def test_what_only_the_classes_share_is_not_claimed(tmp_path: Path) -> None:
+    """Trained networks tell the classes apart, all classes equally, and are alike in nothing else."""
+    rng, n = np.random.default_rng(4), 80
+    labels, pixels = np.arange(n) % 4, rng.normal(size=(n, 3, 2, 2))
+    with ExitStack() as stack:
+        stores = []
+        for model in TRAINED + UNTRAINED:
+            layers = append_features(unrelated_layers(rng, n, 6, 6), 2 * np.eye(4)[labels] * ("+random" not in model))
+            stores.append(stack.enter_context(write_network(tmp_path, model, layers, labels=labels, pixels=pixels)))
+        study = conduct(stores, permutations=19)
+    assert float(study["effect_low"].sel(measure="cka given input", families="cnn x vit")) > 0.1
+    assert study["claim_level"].values.tolist() == [""]
+    assert str(study["claim_reason"].values[0]).startswith(
+        "not beyond the classes: given the input and the class labels"
+    )
+    assert "universal" not in summary(study)
 
 
 def test_intervals_hold_their_values(learned: tuple[list[ActivationStore], xr.Dataset], seen: xr.Dataset) -> None:
     for study in (learned[1], seen):
         for low in (str(name) for name in study.data_vars if str(name).endswith("low")):
-            name = {"low": "value"}.get(low, low.removesuffix("_low"))
+            name = {"low": "value"}.get(low, low.removesuffix("_low")).removesuffix("_network")
             value, least, most = (study[variable].values for variable in (name, low, low[:-3] + "high"))
+            if name == "effect" and low != "effect_low":
+                value = study[name].sel(measure=study["kernel"].values).values
             defined = ~np.isnan(least)
             assert (least[defined] <= value[defined] + 1e-12).all(), name
             assert (value[defined] <= most[defined] + 1e-12).all(), name
 
 
-def test_the_control_is_the_best_of_two(learned: tuple[list[ActivationStore], xr.Dataset]) -> None:
-    """The control is both untrained, seed by seed, or one trained with untrained networks of the other's kind."""
-    stores, study = learned
-    kernels = {store.model: np.stack([unit_kernel(store[name][:]) for name in store.layers]) for store in stores}
+def test_the_control_is_the_strongest_of_three(learned: tuple[list[ActivationStore], xr.Dataset]) -> None:
+    """Both are untrained, or one of them: each is the mean over all pairs of such networks, in split-half values."""
+    study = learned[1]
+    similarity = study["network_similarity"].sel(kernel="cka")
 
-    def index(a: str, b: str) -> float:
-        return float(mbm(kernels[a] @ kernels[b].T))
+    def mean(a: list[str], b: list[str]) -> float:
+        values = [float(similarity.sel(network=x, other_network=y)) for x, y in product(a, b) if x != y]
+        return float(np.mean(values))
 
-    both = np.mean([index(f"cnn+random-seed{k}", f"vit+random-seed{k}") for k in (0, 1)])
-    one = np.mean([index("cnn.seed0", f"vit+random-seed{k}") for k in (0, 1)] +
-                  [index("vit.seed0", f"cnn+random-seed{k}") for k in (0, 1)])  # fmt: skip
-    row = study.sel(measure="cka", pair="cnn.seed0 x vit.seed0")
-    assert row["control"] == pytest.approx(max(both, one), abs=1e-10)
-    assert row["control_name"] == ("both untrained" if both > one else "one untrained")
-    assert row["learned"] == pytest.approx(index("cnn.seed0", "vit.seed0") - max(both, one), abs=1e-10)
-    one_seed_each = index("cnn+random-seed0", "cnn+random-seed1")
-    half = np.mean([index(f"cnn.seed{i}", f"cnn+random-seed{k}") for i in (0, 1) for k in (0, 1)])
-    within = study.sel(measure="cka", pair="cnn.seed0 x cnn.seed1")
-    assert within["control"] == pytest.approx(max(one_seed_each, half), abs=1e-10)
+    untrained = {family: [f"{family}+random-seed{k}" for k in (0, 1)] for family in ("cnn", "vit")}
+    for a, b in (("cnn.seed0", "vit.seed0"), ("cnn.seed1", "vit.seed0"), ("cnn.seed0", "cnn.seed1")):
+        row = study.sel(measure="cka", pair=f"{a} x {b}")
+        levels = {
+            "both untrained": mean(untrained[a[:3]], untrained[b[:3]]),
+            "first trained": mean([a], untrained[b[:3]]),
+            "second trained": mean(untrained[a[:3]], [b]),
+        }
+        assert row["control"] == pytest.approx(max(levels.values()), abs=1e-10)
+        assert row["control_name"] == max(levels, key=lambda name: levels[name])
+        assert row["learned"] == pytest.approx(float(row["split_half"]) - max(levels.values()), abs=1e-10)
+        assert row["split_half"] == pytest.approx(mean([a], [b]), abs=1e-10)
 
 
 def test_no_pair_loses_its_control_to_the_order_of_the_stores(make_networks: MakeNetworks) -> None:
@@ -147,14 +191,22 @@ def test_no_pair_loses_its_control_to_the_order_of_the_stores(make_networks: Mak
     study, other = conduct(stores, permutations=19), conduct(mixed, permutations=19)
 
     def controls(study: xr.Dataset) -> dict[frozenset[str], tuple[float, str]]:
-        cka = study.sel(measure="cka")
-        values = zip(cka["control"].values.round(9).tolist(), cka["control_name"].values.tolist(), strict=True)
-        return {frozenset(name.split(" x ")): value for name, value in zip(cka["pair"].values, values, strict=True)}
+        """Return the control of each pair of models: its value, and which of the two is trained in it."""
+        cka, result = study.sel(measure="cka"), {}
+        for a, b, value, name in zip(
+            cka["pair_a"].values.tolist(), cka["pair_b"].values.tolist(), cka["control"].values.tolist(),
+            cka["control_name"].values.tolist(), strict=True,
+        ):  # fmt: skip
+            trained = {"both untrained": "none", "first trained": a, "second trained": b}[name]
+            result[frozenset({a, b})] = round(value, 9), trained
+        return result
 
     assert controls(study) == controls(other)
     at = {"kernel": "cka given input", "kind_of_pair": "other family"}
     for name in ("index_mean", "control_mean", "learned_mean"):
         assert float(study[name].sel(at)) == pytest.approx(float(other[name].sel(at)), abs=1e-12)
+    for name in ("p_exchange", "effect_network_low"):
+        np.testing.assert_allclose(study[name].values, other[name].values, atol=1e-9)
 
 
 # Properties of the data set
@@ -210,7 +262,16 @@ def test_models_and_layers_are_named_whatever_their_names(tmp_path: Path) -> Non
 
 # Missing models, controls and samples
 
-INDEX = {"index", "index_low", "index_high", "split_half", "largest", "p_index", "p_largest", "calibrated_index"}
+INDEX = {
+    "index",
+    "split_half",
+    "split_half_low",
+    "split_half_high",
+    "largest",
+    "p_index",
+    "p_largest",
+    "calibrated_index",
+}
 
 
 def _columns(study: xr.Dataset) -> list[str]:
@@ -224,7 +285,11 @@ def test_one_model(make_networks: MakeNetworks) -> None:
     assert np.isfinite(study["value"].sel(measure="cka")).all()
     assert np.isfinite(study["low"].sel(measure="cka given input")).all()
     assert "one trained model (cnn.seed0)" in warnings(study)
-    assert summary(study) == "1 trained model of 1 family: cnn (1); 40 samples of given, readout given."
+    assert summary(study) == (
+        "1 trained network of 1 family, and 0 untrained: cnn (1 + 0); 40 samples of given, readout given."
+    )
+    assert study.sizes["families"] == 0
+    assert reading.verdict(study) is None
     assert "affordable" not in warnings(study)
 
 
@@ -236,9 +301,9 @@ def test_one_family(make_networks: MakeNetworks) -> None:
     identified = shares.sel(share_of=["input", "seed", "universal_and_family"])
     assert np.isnan(shares.sel(share_of=["universal", "family"])).all()
     assert float(identified.sum()) == pytest.approx(1, abs=1e-10)
-    assert "common to all families + family" in summary(study)
+    assert "common to families + family" in summary(study)
     assert "universal" not in summary(study) + warnings(study)
-    assert _columns(study) == ["networks", "depth", "input", "seed", "common to all families + family"]
+    assert _columns(study) == ["networks", "depth", "input", "seed", "common to families + family"]
 
 
 def test_one_seed_of_each(make_networks: MakeNetworks) -> None:
@@ -248,7 +313,7 @@ def test_one_seed_of_each(make_networks: MakeNetworks) -> None:
     assert {"ceiling", "ratio", "within"} <= gaps(study)
     assert "family + seed" in summary(study)
     assert study["ceiling_of"].values.tolist() == ["one model, no ceiling"] * 2
-    assert _columns(study) == ["networks", "depth", "input", "universal", "family + seed"]
+    assert _columns(study) == ["networks", "depth", "input", "common to families", "family + seed"]
 
 
 def test_no_labels_no_pixels_no_untrained(make_networks: MakeNetworks) -> None:
@@ -258,9 +323,11 @@ def test_no_labels_no_pixels_no_untrained(make_networks: MakeNetworks) -> None:
         assert part in lines
     assert study["measure"].values.tolist() == ["cka"]
     assert not INDEX & gaps(study)
-    assert {"learned", "learned_mean", "p_index_within_classes"} <= gaps(study)
+    assert {"learned", "learned_mean", "p_index_within_classes", "effect", "energy", "p_exchange"} <= gaps(study)
+    assert study["claim_reason"].values.tolist() == ["no untrained network of cnn, vit, so there is no control"]
+    assert reading.verdict(study) is None
     assert np.isnan(study["mean_share"].sel(share_of="input")).all()  # and not 0
-    assert "input + common to all families" in summary(study)
+    assert "input + common to families" in summary(study)
     assert "universal" not in summary(study) + lines
 
 
@@ -270,7 +337,9 @@ def test_without_the_input_nothing_is_claimed(make_networks: MakeNetworks) -> No
     assert float(study["learned_mean_low"].sel(kernel="cka", kind_of_pair="other family")) > 0
     summary = " ".join(json.loads(study.attrs["summary"]))
     assert "What the input alone explains is not known" in summary
-    assert "universal" not in summary.lower().replace("universality classes", "")
+    assert "universal" not in summary.lower()
+    assert study["claim_reason"].values.tolist() == ["the input is not known"]
+    assert reading.verdict(study) is None
 
 
 def test_every_sample_of_another_class(make_networks: MakeNetworks) -> None:
@@ -282,7 +351,7 @@ def test_every_sample_of_another_class(make_networks: MakeNetworks) -> None:
 def test_few_samples(make_networks: MakeNetworks, n: int) -> None:
     study = conduct(make_networks(n), ["cka", "mutual_knn"], permutations=119)
     assert f"{n} samples: intervals are wide" in warnings(study)
-    assert not (INDEX | {"learned", "learned_low", "share", "share_low", "agreement"}) & gaps(study)
+    assert not (INDEX | {"learned", "learned_low", "share", "share_low", "agreement", "effect_low"}) & gaps(study)
     assert ("mutual_knn: 8 samples are too few: it needs at least 12" in warnings(study)) == (n == 8)
     assert np.isnan(study["index"].sel(measure="mutual_knn")).all() == (n == 8)
     assert "nan" not in summary(study)
@@ -323,8 +392,29 @@ def test_a_constant_layer_is_left_out(tmp_path: Path) -> None:
 def test_an_architecture_without_untrained_networks(make_networks: MakeNetworks) -> None:
     study = conduct(make_networks(30, models=TRAINED + UNTRAINED[:2]), permutations=19)
     assert "no untrained network of vit: pairs with it have no control" in warnings(study)
-    assert not np.isnan(study["control"].sel(measure="cka", pair="cnn.seed0 x vit.seed0"))
-    assert np.isnan(study["control"].sel(measure="cka", pair="vit.seed0 x vit.seed1"))
+    controls = study["control"].sel(measure="cka")
+    assert np.isfinite(controls.sel(pair="cnn.seed0 x cnn.seed1"))
+    assert np.isnan(controls.sel(pair=["cnn.seed0 x vit.seed0", "vit.seed0 x vit.seed1"])).all()  # not all of them
+    assert study["pairs_counted"].sel(kind_of_pair=["other family", "same architecture"]).values.tolist() == [0, 1]
+    assert "Nothing learned is shown to be shared by cnn x vit: no untrained network of vit" in summary(study)
+
+
+def test_one_of_several_architectures_without_untrained_networks(tmp_path: Path) -> None:
+    """Pairs of models with it are left out of the effect, and nothing is claimed of the architectures."""
+    rng, n = np.random.default_rng(2), 60
+    pixels, common = rng.normal(size=(n, 3, 2, 2)), rng.normal(size=(n, 5))
+    with ExitStack() as stack:
+        stores = []
+        for model in (*TRAINED, "big", *UNTRAINED):
+            layers = append_features(unrelated_layers(rng, n, 6, 6), common * ("+random" not in model))
+            stores.append(stack.enter_context(write_network(tmp_path, model, layers, pixels=pixels)))
+        study = universality(stores, ["cka"], permutations=19, draws=50, families={"vit": ["vit*", "big"]})
+    assert study["claim_level"].values.tolist() == ["networks"]
+    assert study["claim_reason"].values.tolist() == ["no untrained network of big"]
+    counted = study["network_similarity"].sel(kernel="cka", network=list(TRAINED[:2]), other_network=list(TRAINED[2:]))
+    assert study["trained_value"].sel(measure="cka").item() == pytest.approx(float(counted.mean()), abs=1e-12)
+    assert int(study["pairs_counted"].sel(kind_of_pair="other family")) == 4
+    assert "only 4 of 6 pairs of models have controls; their own value is" in summary(study)
 
 
 def test_too_few_permutations_for_so_many_pairs(make_networks: MakeNetworks) -> None:

@@ -48,94 +48,182 @@ def sentence(study: xr.Dataset, start: str) -> str:
 
 GIVEN_INPUT = {"kernel": "cka given input", "kind_of_pair": "other family"}
 RAW = {"kernel": "cka", "kind_of_pair": "other family"}
+BOTH = "cka given input and labels"
 
 
 def test_the_summary_is_in_the_study(study: xr.Dataset) -> None:
     assert json.loads(study.attrs["summary"]) == words.summary(study)
 
 
-def test_every_number_is_one_of_the_study(study: xr.Dataset) -> None:
-    assert sentence(study, "trained models of") == (
-        "4 trained models of 2 families: cnn (2), vit (2); 40 samples of given, readout given."
+def test_every_number_of_similarities_is_one_of_the_study(study: xr.Dataset) -> None:
+    assert sentence(study, "trained networks of 2") == (
+        "4 trained networks of 2 families, and 4 untrained: cnn (2 + 2), vit (2 + 2); 40 samples of given, readout "
+        "given."
     )
     assert sentence(study, "Across families") == (
-        f"Across families, best-matching layers have a debiased CKA of {three(study, 'index_mean', **RAW)}; with "
-        f"untrained networks it is {three(study, 'control_mean', **RAW)}."
+        f"Across families, matching layers have a debiased CKA of {three(study, 'index_mean', **RAW)}; in the "
+        f"strongest control it is {three(study, 'control_mean', **RAW)}, which is less."
     )
-    assert sentence(study, "With the input projected out").startswith(
-        f"With the input projected out, {three(study, 'index_mean', **GIVEN_INPUT)} is left, and "
-        f"{three(study, 'control_mean', **GIVEN_INPUT)} with untrained networks: the learned effect is "
-        f"{three(study, 'learned_mean', **GIVEN_INPUT)}, above 0."
-    )
+    across = study["relation"].values == "other family"
+    for kernel, start in (("cka given input", "With the input projected"), (BOTH, "With the input and the class")):
+        at = {**GIVEN_INPUT, "kernel": kernel}
+        energy = short(float(study["energy"].sel(measure=kernel).values[across].mean()))
+        left = study["energy_left"].sel(kernel=kernel).values
+        trained, untrained = (short(left[study["network_state"].values == s].mean()) for s in ("trained", "untrained"))
+        text = sentence(study, start)
+        assert text.endswith(
+            f" projected out it is {three(study, 'index_mean', **at)}, and {energy} in units of energy; left of the "
+            f"energy: {trained} of trained networks, {untrained} of untrained ones. In the strongest control it is "
+            f"{three(study, 'control_mean', **at)}."
+        )
+
+
+def test_every_number_of_parts_is_one_of_the_study(study: xr.Dataset) -> None:
     for state in ("trained", "untrained"):
         shares = study["mean_share"].sel(state=state)
-        parts = [
-            f"{name} {short(float(shares.sel(share_of=name)))}" for name in ("input", "universal", "family", "seed")
-        ]
+        names = ("input", "universal", "family", "seed")
+        parts = [f"{reading.name_of(study, name)} {short(float(shares.sel(share_of=name)))}" for name in names]
         assert sentence(study, f" {state} representations").endswith(f"mean over depth: {', '.join(parts)}.")
-    ratio = [float(study[name].sel(kernel="cka given input", families="cnn x vit"))
-             for name in ("ratio", "ratio_low", "ratio_high")]  # fmt: skip
-    assert sentence(study, "ceiling") == (
-        f"cnn x vit: {with_interval(ratio)} of the ceiling that other seeds set (cka given input)."
+    dimensions = study["effective_dimension"].values
+    trained, untrained = (dimensions[study["network_state"].values == s].mean() for s in ("trained", "untrained"))
+    assert sentence(study, "effective dimension") == (
+        f"The effective dimension of layers is {trained:.1f} in trained networks and {untrained:.1f} in untrained "
+        "ones, on average."
     )
     p = study["p_index_holm"].sel(measure="cka given input").values
-    assert sentence(study, "more alike than chance").startswith(f"{(p <= 0.05).sum()} of 6 pairs")
+    assert sentence(study, "Independence is rejected").startswith(
+        f"Independence is rejected for {(p <= 0.05).sum()} of 6 pairs of models at 5 % (all layers, 119 permutations"
+    )
     given_input = study.sel(measure="cka given input").isel(pair=study["relation"].values == "other family")
     half, whole = (short(given_input[name].values.mean()) for name in ("split_half", "index"))
-    assert sentence(study, "one half").endswith(f"hold on the other: {half} there, {whole} on all (cka given input).")
+    assert sentence(study, "on one half").endswith(
+        f"measured on the other: {half}; found and measured on all samples it would be {whole} (cka given input)."
+    )
     assert three(study, "common_share", map="cka given input") in sentence(study, "first common component")
     agreement = study["agreement"].sel(kernel="cka given input")
     ranked = agreement.sortby(agreement)["sample"].values.tolist()
-    assert sentence(study, "agree most") == (
+    many = altered(study, {"kernel": "cka given input"}, agreement_signal=3.0)
+    assert sentence(many, "agree most") == (
         f"Networks agree most on {', '.join(ranked[:-4:-1])}, and least on {', '.join(ranked[:3])} (cka given input)."
     )
 
 
-def altered(study: xr.Dataset, at: dict[str, str], **values: float) -> xr.Dataset:
+def altered(study: xr.Dataset, at: dict[str, str], **values: float | str) -> xr.Dataset:
     result = study.copy(deep=True)
     for name, value in values.items():
+        if isinstance(value, str):
+            result[name] = result[name].astype(object)
         result[name].loc[at] = value
+        if isinstance(value, str):
+            result[name] = result[name].astype(str)
     return result
+
+
+FAMILIES = {"families": "cnn x vit"}
+
+
+def test_what_is_universal(study: xr.Dataset) -> None:
+    claimed = altered(study, FAMILIES, claim_level="architectures", claim_reason="")
+    at = {**FAMILIES, "kernel": BOTH}
+    effect = with_interval(
+        [float(study[f"effect{end}"].sel({**FAMILIES, "measure": BOTH})) for end in ("", "_low", "_high")]
+    )
+    p = float(study["p_exchange"].sel(at))
+    assert sentence(claimed, "universal across") == (
+        "To this extent what was learned is universal across these families, beyond the classes: networks of cnn and "
+        f"vit are more alike than the strongest control by {effect}, and by {three(study, 'effect_energy', **at)} of "
+        f"the energy ({BOTH}). This holds for networks of these architectures: the interval over networks and samples "
+        f"is above 0, and exchanging trained and untrained networks gives p = {p:.3f}."
+    )
+    assert "universal " in sentence(claimed, " trained representations")
+
+
+def test_what_is_shared_by_these_networks(study: xr.Dataset) -> None:
+    claimed = altered(study, FAMILIES, claim_level="networks", claim_reason="exchanging gives p = 0.200")
+    text = sentence(claimed, "These networks")
+    assert text.startswith(
+        "These networks, on samples like these, share something learned, beyond the classes: cnn.seed0, cnn.seed1, "
+        "vit.seed0, vit.seed1. Those of cnn and vit are more alike than the strongest control by "
+    )
+    assert text.endswith("Nothing is claimed of other networks of these architectures: exchanging gives p = 0.200.")
+    assert "universal" not in " ".join(words.summary(claimed))
+
+
+def test_what_is_not_shown(study: xr.Dataset) -> None:
+    refused = altered(study, FAMILIES, claim_level="", claim_reason="there is no control")
+    assert sentence(refused, "Nothing learned") == (
+        "Nothing learned is shown to be shared by cnn x vit: there is no control."
+    )
+    assert "universal" not in " ".join(words.summary(refused))
 
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
-        (1e-9, 0.2, "above 0. To this extent what was learned is universal"),
-        (0.0, 0.2, "which may be 0. Nothing learned is shown to be shared"),
-        (-0.1, 0.2, "which may be 0. Nothing learned is shown to be shared"),
-        (-0.2, 0.0, "which may be 0. Nothing learned is shown to be shared"),
-        (-0.2, -1e-9, "below 0. Trained networks of different families are less alike than the control"),
-        (np.nan, np.nan, "without untrained networks it cannot be said how much is learned"),
+        (1e-9, 0.2, ", which is less."), (0.0, 0.2, ", which is no clear difference."),
+        (-0.1, 0.2, ", which is no clear difference."), (-0.2, 0.0, ", which is no clear difference."),
+        (-0.2, -1e-9, ", which is more."),
     ],
-)
-def test_the_verdict_is_that_of_the_interval(study: xr.Dataset, low: float, high: float, expected: str) -> None:
-    other = altered(study, GIVEN_INPUT, learned_mean_low=low, learned_mean_high=high)
-    assert expected in sentence(other, "With the input projected out")
-    text = " ".join(words.summary(other))
-    assert ("universal" in text) == (low > 0)
-    assert (reading.name_of(other, "universal") == "universal") == (low > 0)
-    assert reading.name_of(other, "family") == "family"
-    assert reading.verdict(other) is (None if np.isnan(low) else low > 0)
+)  # fmt: skip
+def test_how_raw_similarity_compares_with_the_control(
+    study: xr.Dataset, low: float, high: float, expected: str
+) -> None:
+    other = altered(study, RAW, learned_mean_low=low, learned_mean_high=high)
+    assert sentence(other, "Across families").endswith(expected)
 
 
-def test_raw_similarity_that_does_not_tell(study: xr.Dataset) -> None:
-    may = altered(study, RAW, learned_mean_low=-0.1, learned_mean_high=0.1)
-    assert "raw similarity does not tell trained networks from untrained ones here" in sentence(may, "Across families")
-    below = altered(study, RAW, learned_mean_low=-0.2, learned_mean_high=-0.1)
-    assert sentence(below, "Across families").endswith(", which is more.")
-
-
-def test_clusters_are_universality_classes_only_where_something_is(study: xr.Dataset) -> None:
-    grouped = study.copy(deep=True)
-    grouped["cluster"].loc[{"map": "cka given input"}] = [0, 1, 0, 1]
-    grouped["cluster_stability"].loc[{"map": "cka given input"}] = 0.875
-    assert "Candidate universality classes: cnn.seed0, vit.seed0 | cnn.seed1, vit.seed1; found again" in " ".join(
-        words.summary(grouped)
+def test_without_controls_nothing_is_compared(study: xr.Dataset) -> None:
+    no_control = altered(study, RAW, control_mean=np.nan)
+    assert sentence(no_control, "Across families") == (
+        f"Across families, matching layers have a debiased CKA of {three(study, 'index_mean', **RAW)}."
     )
-    other = altered(grouped, GIVEN_INPUT, learned_mean_low=-0.1)
-    assert sentence(other, "Clusters").endswith("with an adjusted Rand index of 0.875.")
-    assert "universal" not in " ".join(words.summary(other))
+    given_input = altered(study, GIVEN_INPUT, control_mean=np.nan)
+    assert sentence(given_input, "With the input projected").endswith(
+        "Without untrained networks it cannot be said how much is learned."
+    )
+    undefined = altered(study, GIVEN_INPUT, index_mean=np.nan)
+    assert sentence(undefined, "With the input projected") == (
+        "With the input projected out, nothing is left on half of the samples: they are too few."
+    )
+
+
+def test_stimuli_are_named_only_above_noise(study: xr.Dataset) -> None:
+    quiet = altered(study, {"kernel": "cka given input"}, agreement_signal=1.9)
+    assert "No stimuli stand out" in " ".join(words.summary(quiet))
+    assert "agree most" not in " ".join(words.summary(quiet))
+
+
+def test_clusters_of_models(study: xr.Dataset) -> None:
+    at = {"map": "cka given input"}
+    grouped = altered(study, at, cluster_stability=0.875)
+    grouped["cluster"].loc[at] = [0, 1, 0, 1]
+    assert sentence(grouped, "Clusters of models") == (
+        "Clusters of models: cnn.seed0, vit.seed0 | cnn.seed1, vit.seed1; found again in resampled stimuli with an "
+        "adjusted Rand index of 0.875."
+    )
+    grouped["cluster"].loc[at] = 0
+    assert "The models form no clear clusters." in words.summary(grouped)
+
+
+def test_no_common_component(study: xr.Dataset) -> None:
+    at = {"map": "cka given input"}
+    noise = altered(study, at, common_share=0.3, common_share_noise=0.31)
+    assert sentence(noise, "common component") == (
+        "The models have no common component: the first one carries 0.300, and of unrelated models it would carry up "
+        "to 0.310 (cka given input)."
+    )
+
+
+def test_ceilings(study: xr.Dataset) -> None:
+    at = {"kernel": "cka given input", "families": "cnn x vit"}
+    below = altered(study, at, ratio=0.5, ratio_low=0.4, ratio_high=0.6)
+    assert sentence(below, "of the ceiling") == (
+        "cnn x vit: 0.500 (0.400 to 0.600) of the ceiling that other seeds set (cka given input)."
+    )
+    above = altered(study, at, ratio=1.2, ratio_low=0.9, ratio_high=1.5)
+    assert "cnn x vit: as alike as other seeds allow; the ratio to the ceiling is not shown to be below 1" in " ".join(
+        words.summary(above)
+    )
 
 
 def test_ceilings_are_named_for_the_families_of_the_pair(study: xr.Dataset) -> None:
