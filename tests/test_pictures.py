@@ -226,8 +226,8 @@ def test_a_study_refuses_stores_that_disagree_on_the_classes(tmp_path: Path) -> 
     control = classes(design(stores[:2]))  # the same classes with other numbers
     assert control is not None
     assert control.features.shape == (12, 3)
-    with pytest.raises(InvalidInputError, match=r"0\.h5 and .*2\.h5 give the same samples different class labels"):
-        classes(design(stores))
+    with pytest.raises(SampleMismatchError, match=r"0\.h5 and .*2\.h5 give the same samples different class labels"):
+        design(stores)
 
 
 # --- which files are pictures ----------------------------------------------------------------------------------------

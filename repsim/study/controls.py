@@ -112,23 +112,13 @@ def _statistics(store: ActivationStore) -> Values | None:
 def classes(design: Design) -> Control | None:
     """Return the class labels as a control: the linear kernel of one-hot labels.
 
-    None if no store has labels, all samples are of one class, or every sample is of another class.
-
-    Raises
-    ------
-    InvalidInputError
-        If stores give the same samples different labels.
+    None if no store has labels, all samples are of one class, or every sample is of another class. Stores that put the
+    same samples into different classes are refused before (`AlignedView`).
     """
     labelled = [member.store for member in design.members if member.store.labels is not None]
     if not labelled:
         return None
     numbers = _class_numbers(labelled[0])
-    for store in labelled[1:]:
-        if not np.array_equal(_class_numbers(store), numbers):
-            raise InvalidInputError(
-                f"{labelled[0].path} and {store.path} give the same samples different class labels",
-                remedy=Remedy("extract one of them again, with the same ", Argument("labels", of="extract")),
-            )
     count = numbers.max() + 1
     if not 1 < count < design.n:
         return None

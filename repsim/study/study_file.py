@@ -180,8 +180,8 @@ def _check_events(text: str, path: Path) -> None:
 def schema() -> dict[str, Any]:
     """Return the JSON schema of study files, with which editors complete and check keys.
 
-    >>> schema()["$defs"]["Protocol"]["properties"]["permutations"]["minimum"]
-    19
+    >>> schema()["$defs"]["Protocol"]["properties"]["draws"]["minimum"]
+    1
     """
     document = msgspec.json.schema(Protocol)
     for section in document["$defs"].values():

@@ -12,10 +12,7 @@ import numpy as np
 import xarray as xr
 
 from repsim.study.formatting import MOST_NAMES, listed, number, probability
-from repsim.study.reading import ALPHA, claims, extremes, means_over_pairs, name_of, strictest
-
-_SIGNAL = 2.0
-"""Variance of the samples' influences, relative to that between unrelated networks, from which stimuli are named."""
+from repsim.study.reading import ALPHA, claims, extremes, means_over_pairs, name_of, stands_out, strictest
 
 
 def summary(study: xr.Dataset) -> list[str]:
@@ -328,8 +325,7 @@ def _stimuli(study: xr.Dataset) -> Iterator[str]:
     if "agreement" not in study:
         return
     kernel = strictest(study)
-    index = means_over_pairs(study, "index", kernel)
-    if not (float(study["agreement_signal"].sel(kernel=kernel)) > _SIGNAL and (index[1] > 0 or np.isnan(index[1]))):
+    if not stands_out(study, kernel):
         yield f"No stimuli stand out: what single samples add to the agreement is within noise ({kernel})."
         return
     most, least = extremes(study["agreement"].sel(kernel=kernel).values, MOST_NAMES)
