@@ -113,8 +113,11 @@ class Indices:
 
     def similarities(self, R: Float64[np.ndarray, "*batch L L"], kind: str) -> Float64[np.ndarray, "*batch L L"]:
         """Compute debiased CKA from R, or partial CKA where ``kind`` names a control that is projected out."""
-        if kind == TWINS:
-            return partial_of_two(R, self._twins)
+        if kind == TWINS:  # controls of the input take no part
+            layers = np.ix_(self.layers, self.layers)
+            values = np.full(R.shape, np.nan)
+            values[..., layers[0], layers[1]] = partial_of_two(R[..., layers[0], layers[1]], self._twins[layers])
+            return values
         return R if kind == RAW else _normalised(self.residuals(R, kind))
 
     def residuals(self, R: Float64[np.ndarray, "*batch L L"], kind: str) -> Float64[np.ndarray, "*batch L L"]:

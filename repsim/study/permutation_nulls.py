@@ -113,8 +113,10 @@ def cka_nulls(
     if kinds[1:]:
         part, samples = _random_part(kernels, indices, len(orders) * len(kinds[1:]))
         orders = orders if len(samples) == kernels.n else draw(part, samples)
-        for kind in kinds[1:] if len(orders) else ():
-            nulls |= _partial_nulls(part, kind, pairs, orders, step)
+        if len(orders):
+            units = part.unit_kernels().reshape(len(part.names), -1)
+            for kind in kinds[1:]:
+                nulls |= _partial_nulls(part, kind, pairs, units, orders, step=step)
     return nulls
 
 
@@ -173,15 +175,16 @@ def _partial_nulls(
     kernels: Kernels,
     kind: str,
     pairs: Sequence[Pair],
+    units: Float64[np.ndarray, "L nn"],
     orders: Int64[np.ndarray, "count n"],
+    *,
     step: Callable[[], None],
 ) -> dict[tuple[str, str], Null]:
-    """Compute the null distributions of partial CKA from residual kernels, which are permuted."""
+    """Compute the null distributions of partial CKA from residuals of the unit kernels, which are permuted."""
     models = list(dict.fromkeys(member.name for pair in pairs for member in (pair.a, pair.b)))
     Z, n = kernels.positions[kind], kernels.n
     if not len(Z):
         return {}
-    units = kernels.unit_kernels().reshape(len(kernels.names), n * n)
     R = units @ units.T
     beta, energy = _projection(R, Z)
     layers = np.concatenate([kernels.positions[name] for name in models])

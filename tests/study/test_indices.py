@@ -13,7 +13,7 @@ import pytest
 from repsim.study import controls
 from repsim.study.design import Design, Member, Pair, design
 from repsim.study.gram_passes import Kernels, kernels
-from repsim.study.indices import RAW, TWINS, Indices, cross_fitted, matches_on
+from repsim.study.indices import RAW, TWINS, Indices, cross_fitted, matches_on, mean_over_splits
 from repsim.study.layer_matching import LayerMaps
 from repsim.study.uncertainty import jackknife
 from repsim.study.universality import universality
@@ -322,7 +322,8 @@ def test_matches_come_from_one_half_and_values_from_the_other(case: Case) -> Non
     def along_maps(maps: Any) -> Indices:
         return Indices(case.design, case.kernels.positions, len(case.R), maps)
 
-    values, maps = cross_fitted(along_maps, iter([(one, other) for one, other in matrices]))
+    by_split, maps = cross_fitted(along_maps, iter([(one, other) for one, other in matrices]))
+    values = mean_over_splits(by_split)
     column_of = along_maps(maps).column_of
     slow = [[Slow(case, np.asarray(keep)) for keep in halves] for halves in kept]
     a, b = case.design.trained[1], case.design.trained[2]
@@ -357,7 +358,7 @@ def test_a_split_without_a_value_does_not_count(case: Case) -> None:
             return Indices(case.design, case.kernels.positions, len(case.R), maps)
 
         numbers, maps = cross_fitted(along_maps, iter(halves))
-        return dict(zip(along_maps(maps).names, numbers, strict=True))
+        return dict(zip(along_maps(maps).names, mean_over_splits(numbers), strict=True))
 
     complete, partly, never = values(whole), values(whole, lost), values(lost)
     with_first, others = ("index", RAW, "cnn.seed0 x vit.seed0"), ("index", RAW, "cnn.seed1 x vit.seed0")
