@@ -142,7 +142,7 @@ class Simulation:
                     file.write(json.dumps({"run": run} | rows[run]) + "\n")
             if (run + 1) % 50 == 0:
                 self.say(f"{case}: {run + 1} of {count}")
-        names = next(iter(rows.values()), {})
+        names = list(next(iter(rows.values()))) if rows else []
         return {name: np.array([rows[run][name] for run in sorted(rows)]) for name in names}
 
 
@@ -194,7 +194,9 @@ def null(simulation: Simulation, n: int = 100, count: int = 199) -> Iterator[Cel
             drawn = unrelated(np.random.default_rng([1, seed, run]), kind, n, control=control)
             R, key = drawn.values(), ("input" if control else RAW, "a x b")
             indices = Indices(_PAIR, drawn.positions, len(R), {})
-            tested = permutation_nulls.cka_nulls(drawn, indices, random_permutations(n, count, run), memory=_MEMORY)
+            tested = permutation_nulls.cka_nulls(
+                drawn, indices, lambda of, _: of.permutations(count, run), memory=_MEMORY
+            )
             ps = p_value(tested[key].observed, tested[key].permuted)
             naive = {} if control else {"smallest p of a layer pair": smallest(drawn, R)}
             return {"MBM": float(ps[0]), "maximum": float(ps[1])} | naive

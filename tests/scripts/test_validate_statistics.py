@@ -97,13 +97,14 @@ def test_kernels_from_features_are_those_of_a_study(both: tuple[Any, Any]) -> No
     of_features, of_grams = both
     np.testing.assert_allclose(of_features.values(), of_grams.values(), atol=1e-6)
     sweeps = of_features.leave_one_out(0), of_grams.leave_one_out(2**29)
-    left_out = [np.concatenate([values for _, values in sweep.runs(lambda: None)]) for sweep in sweeps]
-    np.testing.assert_allclose(*left_out, atol=1e-6)
+    one, other = (np.concatenate([values for _, values in sweep.runs(lambda: None)]) for sweep in sweeps)
+    np.testing.assert_allclose(one, other, atol=1e-6)
     np.testing.assert_allclose(sweeps[0].full_values, sweeps[1].full_values, atol=1e-6)
     halves = of_features.halves(2, 5), of_grams.halves(2, 5)
     np.testing.assert_array_equal(*halves)
     selected = np.array([0, 3, 4])
-    np.testing.assert_allclose(*(k.values_on(halves[0][1][0], selected) for k in both), atol=1e-6)
+    one, other = (k.values_on(halves[0][1][0], selected) for k in both)
+    np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_some_of_the_networks_have_the_values_of_all(script: ModuleType, both: tuple[Any, Any]) -> None:
