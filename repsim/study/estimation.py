@@ -29,8 +29,9 @@ class Estimates:
     indices: Indices
     """Indices along the mean maps of layers from halves of the samples, and along the best matches on all samples."""
     theta: Float64[np.ndarray, " T"]
-    """All indices: matches come from one half of the samples and similarities from the other, mean over splits. Plain
-    indices ("best") and energies that are left come from all samples."""
+    """All indices: matches come from one half of the samples and similarities from the other, mean over splits, minus
+    the jackknife's estimate of the bias that a ratio has in half of the samples. Plain indices ("best") and energies
+    that are left come from all samples."""
     theta_of_all: Float64[np.ndarray, " T"]
     """All indices along the same maps, from all samples."""
     splits: Float64[np.ndarray, "splits T"]
@@ -71,8 +72,12 @@ def estimate(design: Design, kernels: Kernels, *, seed: int, steps: Steps) -> Es
     for column, key in enumerate(along_maps(maps).names):
         if key[0] != "left":  # no match is involved
             by_split[:, indices.column_of[key]] = cross[:, column]
-    theta = mean_over_splits(by_split)
     left_out, errors = indices.without_each(R, (values for _, values in chain([first], runs)))
+    with np.errstate(invalid="ignore"):
+        bias = (len(left_out) - 1) * (left_out.mean(0) - of_all)  # of a ratio; twice as large from half of the samples
+    of_halves = np.array([key[0] not in {"best", "left"} for key in indices.names])
+    by_split -= 2 * np.where(of_halves & np.isfinite(bias), bias, 0)
+    theta = mean_over_splits(by_split)
     return Estimates(R, indices, theta, of_all, by_split, left_out, errors, sweep.cubes)
 
 

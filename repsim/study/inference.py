@@ -149,8 +149,9 @@ class Inference:
         """Estimate a combination of columns of one kind of debiased CKA, with its jackknife interval over samples.
 
         The jackknife counts the second-order part of the variance twice, all of it where networks are unrelated; that
-        part is subtracted (`Indices.degenerate_variance`). At least half of the jackknife's variance remains. With
-        groups of samples nothing is subtracted. The variance of the mean over random splits of the samples is added:
+        part, q, is subtracted (`Indices.degenerate_variance`), times 2 q / v if the jackknife's variance v is larger:
+        q is that of unrelated networks, and too large for others. At least v / 2 remains. With groups of samples
+        nothing is subtracted. The variance of the mean over random splits of the samples is added:
         for unrelated networks with many layers it is as large as the rest.
         """
         columns, weights = np.array(list(coefficients), int), np.array(list(coefficients.values()))
@@ -160,7 +161,7 @@ class Inference:
         variance = (units - 1) / units * float(np.square(left_out - left_out.mean()).sum())
         if np.isfinite(variance) and self.evidence.kernels.groups is None:
             second = self.indices.degenerate_variance(self.R, kind, coefficients, units, in_energy=in_energy)
-            variance = max(variance - second, variance / 2)
+            variance -= second * min(1, 2 * second / variance) if 2 * second < variance else variance / 2
         by_split = self.evidence.estimates.splits[:, columns] @ weights
         by_split = by_split[np.isfinite(by_split)]
         if len(by_split) > 1:
