@@ -335,6 +335,17 @@ VARIABLES = (
         {"claim_reason": "why no more is claimed"}, "families", "why the level of the claim is no higher", kind="text"
     ),
     Entry(
+        {
+            "p_networks": "p-value of a claim about the networks",
+            "p_architectures": "p-value of a claim about the architectures",
+        },
+        "families",
+        "largest p_samples, and largest p_samples or p_exchange, given the input and given input and labels; adjusted "
+        "for the number of pairs of families (Hommel)",
+        least=0,
+        most=1,
+    ),
+    Entry(
         {"network_similarity": "similarity of networks"},
         "kernel, network, other_network",
         "split-half similarity of matching layers of all networks, trained and untrained; NaN of a network with itself",

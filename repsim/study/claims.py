@@ -28,6 +28,10 @@ class Decision:
     """Highest level at which something learned is shared; empty if it is not shown."""
     reason: str
     """Why it is no higher; empty at the highest level."""
+    p_networks: float = np.nan
+    """p-value over samples, adjusted for the number of pairs of families."""
+    p_architectures: float = np.nan
+    """The larger one of the p-values over samples and over networks, adjusted likewise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +82,11 @@ def decide(cases: Sequence[Case], *, dependent: bool) -> list[Decision]:
             reason = "some samples are alike and not declared as groups, so there is no interval that holds"
         else:
             reason = _objection(case, p_values[0])
-        if reason:
-            decisions.append(Decision("", reason))
-            continue
-        objection = _objection_to_architectures(case, of_case, p_values[1])
-        decisions.append(Decision("networks", objection) if objection else Decision("architectures", ""))
+        level: Level = ""
+        if not reason:
+            reason = _objection_to_architectures(case, of_case, p_values[1])
+            level = "networks" if reason else "architectures"
+        decisions.append(Decision(level, reason, *p_values))
     return decisions
 
 

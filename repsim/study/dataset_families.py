@@ -255,6 +255,10 @@ def _claims(inference: Inference, pairs: Sequence[FamilyPair], table: xr.Dataset
             "claim_reason": (
                 "families", np.array([decision.reason for decision in decisions], dtype=object).astype(str)
             ),
+            "p_networks": ("families", np.array([decision.p_networks for decision in decisions], np.float64)),
+            "p_architectures": (
+                "families", np.array([decision.p_architectures for decision in decisions], np.float64)
+            ),
         }
     )  # fmt: skip
 

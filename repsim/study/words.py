@@ -131,12 +131,13 @@ def _claimed(study: xr.Dataset) -> Iterator[str]:
     for names in general:
         across = "these families" if names == families else _joined(names)
         pairs = [" x ".join(pair) for pair in combinations(names, 2)]
-        p = float(study["p_exchange"].sel(kernel=_claimed_kernel(study), families=pairs).max())
+        p = float(study["p_architectures"].sel(families=pairs).max())
         all_ = "every pair of " if len(names) > 2 else ""
         yield (
             f"To this extent what was learned is universal across {across}{beyond}: networks of {all_}{_joined(names)} "
             f"are {_effect(study, names)}. This holds for networks of these architectures: the interval over networks "
-            f"and samples is above 0, and exchanging trained and untrained networks gives p = {probability(p)}."
+            f"and samples is above 0, and exchanging trained and untrained networks gives p = {probability(p)}"
+            f"{' (Hommel)' if study.sizes['families'] > 1 else ''}."
         )
     for names in claims(study, "networks"):
         if any(set(names) <= set(larger) for larger in general):
@@ -144,14 +145,21 @@ def _claimed(study: xr.Dataset) -> Iterator[str]:
         reasons = dict.fromkeys(
             str(study["claim_reason"].sel(families=" x ".join(pair)).item()) for pair in combinations(names, 2)
         )
-        networks = [str(name) for name, family in zip(study["model"].values, study["family"].values, strict=True)
-                    if family in names]  # fmt: skip
+        networks = _counted_networks(study, names)
         all_ = "of every pair of" if len(names) > 2 else "of"
         yield (
             f"These networks, on samples like these, share something learned{beyond}: {', '.join(networks)}. Those "
             f"{all_} {_joined(names)} are {_effect(study, names)}. Nothing is claimed of other networks of these "
             f"architectures: {'; '.join(reason for reason in reasons if reason)}."
         )
+
+
+def _counted_networks(study: xr.Dataset, families: tuple[str, ...]) -> list[str]:
+    """Return the trained networks of these families that have untrained ones of their architecture as controls."""
+    untrained = study["network_state"].values == "untrained"
+    controlled = set(study["network_architecture"].values[untrained].tolist())
+    models = zip(study["model"].values, study["family"].values, study["architecture"].values, strict=True)
+    return [str(name) for name, family, architecture in models if family in families and architecture in controlled]
 
 
 def _refused(study: xr.Dataset) -> Iterator[str]:
