@@ -883,7 +883,7 @@ def main(
 ) -> None:
     """Simulate networks with known true values, and count how often the statistics of a study are correct.
 
-    This takes about an hour on one core. The seeds are fixed: the same versions of torch and numpy give the same
+    This takes about two hours on one core. The seeds are fixed: the same versions of torch and numpy give the same
     tables. docs/statistics.md shows them.
     """
     torch.set_num_threads(1)
