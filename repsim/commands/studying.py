@@ -20,7 +20,7 @@ from repsim.study.options import UniversalityOptions
 @options(
     UniversalityOptions,
     flags={"metrics": ["-m", "--metric", "metrics"], "families": ["--family", "families"]},
-    without=["controls_folder", "draws"],
+    without=["draws"],
     complete={"metrics": completing.metrics},
 )
 @click.option("--explain", is_flag=True, help="Tell what these stores can and cannot show, what to add, and end.")

@@ -179,7 +179,8 @@ def extract_untrained(
 ) -> list[ActivationStore]:
     """Extract untrained networks of every trained architecture, on the same samples, into ``folder``.
 
-    Batch norm is recalibrated on the samples; as initialised it would have no effect. Stores that an earlier call made
+    Architectures without a name, such as a torch module, are left out if untrained networks of them are among the
+    stores. Batch norm is recalibrated on the samples; as initialised it would have no effect. Stores that an earlier call made
     are kept.
 
     Parameters
@@ -200,20 +201,23 @@ def extract_untrained(
     Raises
     ------
     InvalidInputError
-        If the pictures are not those of the stores, or a model was not extracted by its name.
+        If the pictures are not those of the stores, or a model was not extracted by its name and has no untrained
+        networks yet.
     OutputError
         If a store in the folder was made with other settings.
     """
-    examples = {member.architecture: member for member in reversed(design.trained)}
-    for member in examples.values():
-        if member.store.provenance.get("extractor") not in {"timm", "torchvision"}:
+    examples = _examples(design)
+    for member in examples:
+        if not _has_name(member):
             raise InvalidInputError(
                 f"{member.store.path} was not extracted from a model's name, so no untrained network can be made; "
                 "write the store of an untrained one yourself, with weights='random' in its provenance, and add it"
             )
-    samples = _same_samples(_images(design.trained[0], data, split, data_root), design.trained[0])
+    if not examples:
+        return []
+    samples = _same_samples(_images(examples[0], data, split, data_root), examples[0])
     stores = []
-    for member in reversed(examples.values()):
+    for member in examples:
         for seed in range(seeds):
             stores.append(_extract(member, seed, samples, folder, device))
             step()
@@ -221,8 +225,21 @@ def extract_untrained(
 
 
 def count_architectures(design: Design) -> int:
-    """Return the number of architectures of the trained models."""
-    return len({member.architecture for member in design.trained})
+    """Return the number of architectures of which untrained networks are extracted."""
+    return len(_examples(design))
+
+
+def _examples(design: Design) -> list[Member]:
+    """Return a trained model of every architecture, without those that have no name but untrained networks already."""
+    by_architecture: dict[str, Member] = {}
+    for member in design.trained:
+        by_architecture.setdefault(member.architecture, member)
+    return [member for member in by_architecture.values() if _has_name(member) or not design.twins_of(member)]
+
+
+def _has_name(member: Member) -> bool:
+    """Return whether a model was extracted by the name of its architecture, so that it can be made again."""
+    return member.store.provenance.get("extractor") in {"timm", "torchvision"}
 
 
 def _images(member: Member, data: str | None, split: str | None, root: str | None) -> ImageSource:
