@@ -237,3 +237,20 @@ def test_networks_without_a_name_cannot_be_made(stack: ExitStack, tmp_path: Path
     store = stack.enter_context(write_network(tmp_path, "mine", unrelated_layers(rng, N, 6, 6, 6)))
     with pytest.raises(InvalidInputError, match=r"mine\.h5 was not extracted from a model's name"):
         make(store, stack, 1, tmp_path)
+
+
+def test_networks_with_untrained_ones_need_no_name(trained: ActivationStore, stack: ExitStack, tmp_path: Path) -> None:
+    """A text encoder with untrained networks beside a model of timm: only those of the model are made."""
+    n, rng = len(trained), np.random.default_rng(0)
+    stores = [
+        stack.enter_context(
+            write_network(
+                tmp_path, model, unrelated_layers(rng, n, 6, 6), sample_ids=list(trained.sample_ids), readout="mean"
+            )
+        )
+        for model in ("text", "text+random-seed0")
+    ]
+    study = design([trained, *stores])
+    assert controls.count_architectures(study) == 1
+    made = [stack.enter_context(store) for store in controls.extract_untrained(study, 1, tmp_path / "made")]
+    assert [store.model for store in made] == ["digits_vit+random-seed0"]
