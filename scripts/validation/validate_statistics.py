@@ -109,7 +109,7 @@ def tables(cells: Sequence[Cell], seconds: dict[str, float]) -> str:
 
 @dataclass(eq=False)
 class Simulation:
-    """How a part is run: what it says while it works, how many runs it makes, and where their numbers are kept."""
+    """Settings of all parts: what they say while they work, how many runs they make, where the numbers are kept."""
 
     say: Callable[[str], None]
     quick: bool = False
@@ -388,11 +388,11 @@ def true_values(exact: Indices, theta: Array, R: Array) -> dict[str, float]:
     """Return the true value of every row of the table of coverage."""
     pair = next(pair for pair in _STUDY.pairs if pair.relation == "other family")
     i, j, k, l = (exact.positions[name][1] for name in ("A0", "B0", "A.untrained", "B.untrained"))  # noqa: E741
-    given = exact.similarities(R, "input")
+    residuals = exact.similarities(R, "input")
     values = {
         "CKA of a layer pair": R[i, j],
-        "partial CKA of a layer pair, the input given": given[i, j],
-        "the same of a pair with nothing shared but the input": given[k, l],
+        "partial CKA of a layer pair, the input given": residuals[i, j],
+        "the same of a pair with nothing shared but the input": residuals[k, l],
     }
     for title, suffix in _KINDS.items():
         kind = {"cka": RAW, "cka given input": "input", "cka given untrained": TWINS}[title]

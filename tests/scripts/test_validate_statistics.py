@@ -64,9 +64,9 @@ def test_random_networks_have_the_effect_on_average(script: ModuleType) -> None:
     """Without a spread, partial CKA of trained networks exceeds the strongest control by the effect."""
     design = script.families(2, 2, 2, layers=1)
     drawn = script.random_networks(np.random.default_rng(0), design, 4000, 0.1, 0.0)
-    given = script.partial(drawn.values(), drawn.positions["input"].tolist())
+    residuals = script.partial(drawn.values(), drawn.positions["input"].tolist())
     A, B, untrained_A = (int(drawn.positions[name][0]) for name in ("A0", "B0", "A.untrained0"))
-    assert given[A, B] - given[untrained_A, B] == pytest.approx(0.1, abs=0.02)
+    assert residuals[A, B] - residuals[untrained_A, B] == pytest.approx(0.1, abs=0.02)
 
 
 def test_layered_networks_match_at_equal_depth(script: ModuleType) -> None:
