@@ -180,8 +180,8 @@ def extract_untrained(
     """Extract untrained networks of every trained architecture, on the same samples, into ``folder``.
 
     Architectures without a name, such as a torch module, are left out if untrained networks of them are among the
-    stores. Batch norm is recalibrated on the samples; as initialised it would have no effect. Stores that an earlier call made
-    are kept.
+    stores. Batch norm is recalibrated on the samples; as initialised it would have no effect. Stores that an earlier
+    call made are kept.
 
     Parameters
     ----------

@@ -40,6 +40,8 @@ class Estimates:
     """All indices, computed without each sample or group of samples."""
     errors: dict[str, Float64[np.ndarray, "layers layers"]]
     """Standard errors of the similarities of layers, by the kind of control that is projected out."""
+    null_variance: float
+    """Variance of debiased CKA of unrelated layers; NaN if it is not known."""
     cubes: Float64[np.ndarray, " L"] | None
     """Sums of cubes of the Gram matrices, from which third moments follow; None if samples are in groups."""
 
@@ -78,7 +80,8 @@ def estimate(design: Design, kernels: Kernels, *, seed: int, steps: Steps) -> Es
     of_halves = np.array([key[0] not in {"best", "left"} for key in indices.names])
     by_split -= 2 * np.where(of_halves & np.isfinite(bias), bias, 0)
     theta = mean_over_splits(by_split)
-    return Estimates(R, indices, theta, of_all, by_split, left_out, errors, sweep.cubes)
+    null_variance = kernels.null_variance(indices.layers.tolist(), seed)
+    return Estimates(R, indices, theta, of_all, by_split, left_out, errors, null_variance, sweep.cubes)
 
 
 def halves(

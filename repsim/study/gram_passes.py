@@ -18,6 +18,7 @@ from repsim.engine.jackknife import LeaveOneOut
 from repsim.engine.preparation import Source, prepare
 from repsim.engine.resampling import permuted, random_permutations
 from repsim.engine.shared_directions import truncate_jointly
+from repsim.errors import InvalidInputError
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import CentredGram, Gram
 from repsim.metrics.recipes.groups import Groups
@@ -140,6 +141,23 @@ class Kernels:
         new = {k: i for i, k in enumerate(defined)}
         positions = {name: np.array([new[k] for k in old if k in new], int) for name, old in self.positions.items()}
         return Kernels(tuple(self.names[k] for k in defined), grams, positions, self.undefined)
+
+    def null_variance(self, layers: Sequence[int], seed: int) -> float:
+        """Return the variance of debiased CKA of unrelated layers: 2 / (n (n - 3)), or with groups its estimate.
+
+        With groups it depends on how alike the samples of a group are. It is the mean square over 200 permutations of
+        whole groups, and over pairs of at most 12 of the layers; NaN if too few rearrangements exist.
+        """
+        if self.groups is None:
+            return 2 / (self.n * (self.n - 3))
+        try:
+            orders = self.permutations(200, seed)
+        except InvalidInputError:
+            return float("nan")
+        places = np.unique(np.linspace(0, len(layers) - 1, 12).round().astype(int))
+        some_layers = np.asarray(layers)[places]
+        values = permuted_values(self, some_layers, some_layers, orders, memory=None)
+        return float(np.square(values).mean())
 
     def unit_kernels(self) -> Float64[np.ndarray, "L n n"]:
         """Return the centred kernels of all layers, each divided by its norm; for few samples."""

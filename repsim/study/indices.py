@@ -270,12 +270,12 @@ class Indices:
         return [by_name[name] for name in SHARES]
 
     def degenerate_variance(
-        self, R: Matrix, kind: str, coefficients: Mapping[int, float], units: int, *, in_energy: bool = False
+        self, R: Matrix, kind: str, coefficients: Mapping[int, float], null_variance: float, *, in_energy: bool = False
     ) -> float:
         """Compute the second-order part of the variance of a combination of columns of one kind.
 
-        If networks are unrelated, Var = 4 / (u (u - 3)) tr(Q R Q R) for the combination <Q, R>, as the covariance of
-        debiased CKA of (a, b) and of (c, d) over permutations is 2 / (u (u - 3)) R_ac R_bd. For related layers each
+        If networks are unrelated, Var = 2 v tr(Q R Q R) for the combination <Q, R>, as the covariance of debiased CKA
+        of (a, b) and of (c, d) over permutations is v R_ac R_bd, with v = 2 / (n (n - 3)). For related layers each
         entry counts 1 - R_ab^2, as for the correlation of two normal variables. The jackknife counts this part twice.
 
         Parameters
@@ -286,8 +286,8 @@ class Indices:
             Kind of debiased CKA of all columns.
         coefficients
             Coefficient by column (`column_of`).
-        units
-            u, the number of independent samples.
+        null_variance
+            v (`Kernels.null_variance`).
         in_energy
             Whether the columns are in units of energy.
         """
@@ -302,7 +302,7 @@ class Indices:
         norms = np.sqrt(np.maximum(np.diagonal(values), MIN_ENERGY))
         cosines = values / norms / norms[:, None]
         QR = Q[np.ix_(used, used)] * (1 - np.minimum(cosines**2, 1)) @ values
-        return float(4 / (units * (units - 3)) * np.sum(QR * QR.T))
+        return float(2 * null_variance * np.sum(QR * QR.T))
 
     def without_each(
         self, R: Matrix, runs: Iterator[Float64[np.ndarray, "run L L"]]

@@ -150,17 +150,17 @@ class Inference:
 
         The jackknife counts the second-order part of the variance twice, all of it where networks are unrelated; that
         part, q, is subtracted (`Indices.degenerate_variance`), times 2 q / v if the jackknife's variance v is larger:
-        q is that of unrelated networks, and too large for others. At least v / 2 remains. With groups of samples
-        nothing is subtracted. The variance of the mean over random splits of the samples is added:
-        for unrelated networks with many layers it is as large as the rest.
+        q is that of unrelated networks, and too large for others. At least v / 2 remains. The variance of the mean over
+        random splits of the samples is added: for unrelated networks with many layers it is as large as the rest.
         """
         columns, weights = np.array(list(coefficients), int), np.array(list(coefficients.values()))
         value = float(self.theta[columns] @ weights)
         left_out = self.left_out[:, columns] @ weights
         units = self.units
         variance = (units - 1) / units * float(np.square(left_out - left_out.mean()).sum())
-        if np.isfinite(variance) and self.evidence.kernels.groups is None:
-            second = self.indices.degenerate_variance(self.R, kind, coefficients, units, in_energy=in_energy)
+        null_variance = self.evidence.estimates.null_variance
+        if np.isfinite(variance) and np.isfinite(null_variance):
+            second = self.indices.degenerate_variance(self.R, kind, coefficients, null_variance, in_energy=in_energy)
             variance -= second * min(1, 2 * second / variance) if 2 * second < variance else variance / 2
         by_split = self.evidence.estimates.splits[:, columns] @ weights
         by_split = by_split[np.isfinite(by_split)]

@@ -640,7 +640,7 @@ def without_intervals(design: Design, kernels: AnyKernels, seed: int) -> Inferen
     by_split, maps = cross_fitted(along, halves(of, tuning.current().halvings, seed, lambda: None))
     theta = mean_over_splits(by_split)
     none, unknown = np.full((2, len(theta)), np.nan), np.full((size, size), np.nan)
-    return evidence_of(design, kernels, Estimates(unknown, along(maps), theta, theta, by_split, none, {}, None))
+    return evidence_of(design, kernels, Estimates(unknown, along(maps), theta, theta, by_split, none, {}, np.nan, None))
 
 
 def by_the_rule_of_0_2(study: Inference) -> float:

@@ -412,7 +412,7 @@ def test_variance_of_unrelated_networks_is_that_of_all_permutations(
             coefficients[indices.column_of[what, kind, pair.name]] = coefficient
             weights = coefficient * indices.maps[kind, pair.name].weights
             expected += exact_variance(V[pair.a.name], V[pair.b.name], weights)
-        variance = indices.degenerate_variance(R, kind, coefficients, n, in_energy=in_energy)
+        variance = indices.degenerate_variance(R, kind, coefficients, 2 / (n * (n - 3)), in_energy=in_energy)
         assert variance == pytest.approx(expected, rel=1e-9)
 
 
@@ -428,7 +428,7 @@ def test_variance_of_two_layers(tmp_path: Path, r: float, rng: np.random.Generat
             built, positions, 2, {(RAW, built.pairs[0].name): LayerMaps(np.ones((1, 1)), np.ones((1, 1)))}
         )
         R = np.array([[1, r], [r, 1]])
-        variance = indices.degenerate_variance(R, RAW, {0: 1.0}, 20)
+        variance = indices.degenerate_variance(R, RAW, {0: 1.0}, 2 / (20 * 17))
         assert variance == pytest.approx(2 / (20 * 17) * (1 + r**2) * (1 - r**2) ** 2, abs=1e-15)
 
 
