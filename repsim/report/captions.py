@@ -141,7 +141,7 @@ def _claim_tile(study: xr.Dataset) -> Iterator[dict[str, Any]]:
     levels = study["claim_level"].values.tolist()
     general, any_level = levels.count("architectures"), sum(map(bool, levels))
     more = f"for networks of these architectures: {general}" if any_level else "shown for none"
-    yield _tile("Pairs of families that share something learned", f"{any_level} of {len(levels)}", more, strong=True)
+    yield _tile("Pairs of families that exceed each control", f"{any_level} of {len(levels)}", more, strong=True)
 
 
 def claims(study: xr.Dataset) -> dict[str, Any]:

@@ -326,8 +326,8 @@ VARIABLES = (
     Entry(
         {"claim_level": "level of the claim"},
         "families",
-        "whether something learned is shown to be shared by the networks of the study, by networks of these "
-        "architectures, or not at all",
+        "networks: the trained networks of the study are more alike than each control, on samples like these; "
+        "architectures: training makes networks of these architectures alike; or empty",
         kind="text",
         only=("", "networks", "architectures"),
     ),

@@ -148,9 +148,9 @@ def _claimed(study: xr.Dataset) -> Iterator[str]:
         networks = _counted_networks(study, names)
         all_ = "of every pair of" if len(names) > 2 else "of"
         yield (
-            f"These networks, on samples like these, share something learned{beyond}: {', '.join(networks)}. Those "
-            f"{all_} {_joined(names)} are {_effect(study, names)}. Nothing is claimed of other networks of these "
-            f"architectures: {'; '.join(reason for reason in reasons if reason)}."
+            f"These trained networks are more alike than each of their controls{beyond}, on samples like these: "
+            f"{', '.join(networks)}. Those {all_} {_joined(names)} are {_effect(study, names)}. Whether training makes "
+            f"networks of these architectures alike is not shown: {'; '.join(reason for reason in reasons if reason)}."
         )
 
 

@@ -132,7 +132,7 @@ def test_nothing_of_the_page_says_universal_unless_the_study_may(study: xr.Datas
 
 
 def test_the_tile_of_claims_says_at_which_level(study: xr.Dataset) -> None:
-    label = "Pairs of families that share something learned"
+    label = "Pairs of families that exceed each control"
     shown = {level: tile(claimed(study, level), label) for level in ("", "networks", "architectures")}
     assert [one["value"] for one in shown.values()] == ["0 of 1", "1 of 1", "1 of 1"]
     assert [one["interval"] for one in shown.values()] == [
@@ -193,7 +193,7 @@ def test_what_an_earlier_study_does_not_hold_is_left_out(study: xr.Dataset) -> N
     earlier["pairs_counted"][:] = 0
     part = payload([earlier])["parts"][0]
     assert part["claims"]["rows"] == []
-    assert not any("something learned" in one["label"] for one in part["tiles"])
+    assert not any("exceed each control" in one["label"] for one in part["tiles"])
     texts = str([part["tiles"], part["maps"], part["stimuli"]])
     assert "only 0" not in texts
     assert "unrelated networks" not in texts

@@ -140,12 +140,14 @@ def test_what_is_universal(study: xr.Dataset) -> None:
 
 def test_what_is_shared_by_these_networks(study: xr.Dataset) -> None:
     claimed = altered(study, FAMILIES, claim_level="networks", claim_reason="exchanging gives p = 0.200")
-    text = sentence(claimed, "These networks")
+    text = sentence(claimed, "These trained networks")
     assert text.startswith(
-        "These networks, on samples like these, share something learned, beyond the classes: cnn.seed0, cnn.seed1, "
-        "vit.seed0, vit.seed1. Those of cnn and vit are more alike than the strongest control by "
+        "These trained networks are more alike than each of their controls, beyond the classes, on samples like these: "
+        "cnn.seed0, cnn.seed1, vit.seed0, vit.seed1. Those of cnn and vit are more alike than the strongest control by "
     )
-    assert text.endswith("Nothing is claimed of other networks of these architectures: exchanging gives p = 0.200.")
+    assert text.endswith(
+        "Whether training makes networks of these architectures alike is not shown: exchanging gives p = 0.200."
+    )
     assert "universal" not in " ".join(words.summary(claimed))
 
 
