@@ -49,6 +49,8 @@ class Case:
     """Values with the input and the class labels projected out; None without labels."""
     without_pixels: Sequence[str]
     """Trained models whose input is not stored."""
+    common_twins: Sequence[str]
+    """Untrained networks that are controls of both families, because an architecture is in both."""
     energy_left: Mapping[str, float]
     """Energy that the input leaves of the trained networks of each family."""
     contradicting: Sequence[str]
@@ -156,6 +158,8 @@ def _objection_to_architectures(case: Case, parts: Sequence[xr.Dataset], p: floa
     """Return why a claim is limited to the networks of the study; empty if it is not."""
     if case.partly_without:
         return f"no untrained network of {listed(list(case.partly_without))}"
+    if case.common_twins:
+        return f"the untrained networks are those of both families ({listed(list(case.common_twins))})"
     least = float(parts[0]["p_exchange_least"])
     if not least <= ALPHA:
         return f"with so few networks the exact test cannot reach 0.05 (its smallest p is {probability(least)})"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import xarray as xr
@@ -180,8 +180,11 @@ def _network_values(
     inference: Inference, kind: str, sides: Sequence[Sequence[Member]], what: str
 ) -> Float64[np.ndarray, "A B"]:
     a, b = sides
-    columns = [[inference.column(kind, Pair(x, y), what) for y in b] for x in a]
-    return np.asarray(inference.theta[np.array(columns)])
+    values = np.full((len(a), len(b)), np.nan)
+    for (i, x), (j, y) in product(enumerate(a), enumerate(b)):
+        if x.name != y.name:  # an architecture can be in both families, and then they have twins in common
+            values[i, j] = inference.theta[inference.column(kind, Pair(x, y), what)]
+    return values
 
 
 def _row_of_measure(
@@ -235,6 +238,11 @@ def cases_of(inference: Inference, pairs: Sequence[FamilyPair], table: xr.Datase
                 without_pixels=tuple(
                     member.name for member in inference.design.trained
                     if member.family in {families.a, families.b} and member.store.pixels is None
+                ),
+                common_twins=tuple(
+                    twin.name for twin in inference.design.untrained
+                    if {families.a, families.b} <= {m.family for m in inference.design.trained
+                                                    if m.architecture == twin.architecture}
                 ),
                 energy_left=left,
                 contradicting=tuple(

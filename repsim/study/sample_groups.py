@@ -10,6 +10,9 @@ from repsim.extractors.group_files import GroupsOfPictures, read_groups
 from repsim.metrics.recipes.groups import Groups
 from repsim.stores.store import ActivationStore
 
+_FEWEST = 8
+"""Smallest number of groups: each half of the samples needs four."""
+
 
 @dataclass(frozen=True)
 class _Samples:
@@ -34,17 +37,18 @@ def groups_of(stores: Sequence[ActivationStore], groups: GroupsOfPictures | None
     Raises
     ------
     InvalidInputError
-        If stores have different groups, there are fewer than 4 groups, or one has half of the samples or more.
+        If stores have different groups, there are fewer than 8 groups (4 in each half of the samples), or one has half
+        of the samples or more.
 
     Examples
     --------
     >>> import repsim, tempfile
-    >>> names = [f"scene{k // 2}/frame{k % 2}" for k in range(12)]
+    >>> names = [f"scene{k // 2}/frame{k % 2}" for k in range(16)]
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     x = torch.arange(24.0).view(12, 2)
+    ...     x = torch.arange(32.0).view(16, 2)
     ...     store = repsim.write_store(f"{folder}/a.h5", {"out": x}, model="a", sample_ids=names)
     ...     groups_of([store]), groups_of([store], r"re:scene(\d+)").count, groups_of([store], "folders").name(0)
-    (None, 6, 'scene0')
+    (None, 8, 'scene0')
     """
     if groups is not None:
         values, _ = read_groups(_Samples(str(stores[0].path), stores[0].sample_ids.ids), groups)
@@ -64,6 +68,10 @@ def groups_of(stores: Sequence[ActivationStore], groups: GroupsOfPictures | None
     if chosen.trivial:
         return None
     chosen.check()
+    if chosen.count < _FEWEST:
+        raise InvalidInputError(
+            f"{chosen.count} groups are too few for a study, which divides them into halves: it needs {_FEWEST} or more"
+        )
     return chosen
 
 

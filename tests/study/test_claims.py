@@ -30,7 +30,8 @@ def values(**changes: Any) -> xr.Dataset:
 def case(**changes: Any) -> Case:
     settings: dict[str, Any] = {
         "families": ("cnn", "vit"), "without_twins": (), "partly_without": (), "given_input": values(),
-        "given_both": values(), "without_pixels": (), "energy_left": {"cnn": 0.6, "vit": 0.7}, "contradicting": (),
+        "given_both": values(), "without_pixels": (),
+        "common_twins": (), "energy_left": {"cnn": 0.6, "vit": 0.7}, "contradicting": (),
     }  # fmt: skip
     return Case(**settings | changes)
 
@@ -172,3 +173,9 @@ def test_pairs_without_a_test_do_not_count() -> None:
     untested = case(given_input=None, given_both=None)
     levels = [one.level for one in decide([case(given_input=values(p_samples=0.02)), untested], dependent=False)]
     assert levels == ["architectures", ""]
+
+
+def test_twins_of_both_families_cannot_be_exchanged() -> None:
+    shared = decision(case(common_twins=("vit+random-seed0",)))
+    assert shared.level == "networks"
+    assert shared.reason == "the untrained networks are those of both families (vit+random-seed0)"

@@ -61,6 +61,7 @@ def conduct(
     untrained: int = 2,
     metrics: Sequence[str] = ("cka",),
     stored: Mapping[str, Any] | None = None,
+    by_hand: Mapping[str, Sequence[str]] | None = None,
     **options: Any,
 ) -> xr.Dataset:
     with ExitStack() as stack:
@@ -77,7 +78,8 @@ def conduct(
             for k in range(untrained if family.untrained else 0):
                 assert family.untrained is not None
                 write(f"{name}.untrained{k}", family.untrained(), architecture=name, weights="random")
-        return universality(stores, metrics, **{"permutations": 19, "draws": 20, "progress": False, **options})
+        settings = {"permutations": 19, "draws": 20, "progress": False, "families": by_hand, **options}
+        return universality(stores, metrics, **settings)
 
 
 def summary(study: xr.Dataset) -> list[str]:
@@ -359,3 +361,15 @@ def test_measures_that_disagree_are_said_to_disagree(tmp_path: Path) -> None:
     assert "cka given input less alike" in sentence
     assert "mutual_knn more alike" in sentence
     assert refused(study)
+
+
+@pytest.mark.slow
+def test_one_architecture_in_two_families_shares_its_untrained_networks(tmp_path: Path) -> None:
+    """Supervised and self-supervised networks of one architecture, as two families by hand."""
+    world = World(150)
+    common = world.normal()
+    families = {"vit": world.family(common)}
+    by_hand = {"supervised": ["vit.seed0", "vit.seed1"], "other": ["vit.seed2", "vit.seed3"]}
+    study = conduct(tmp_path, world, families, trained=4, untrained=3, by_hand=by_hand)
+    assert levels(study) == {"supervised x other": "networks"}
+    assert "the untrained networks are those of both families" in reasons(study)["supervised x other"]
