@@ -10,8 +10,10 @@ from repsim.study.gram_passes import Kernels
 from repsim.study.other_measures import MeasureResult
 from repsim.study.permutation_nulls import Null
 
-_MOST_ALIKE = 0.02
-"""Largest share of samples that may have a near duplicate without being declared as groups."""
+_MOST_ALIKE, _FEW_ALIKE = 0.02, 5
+"""Share of the samples, and number of them, that may have a near duplicate without being declared as groups.
+
+They change trained networks and controls alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,4 +50,4 @@ class Evidence:
         if not self.duplicates.pairs or self.duplicates.covered:
             return False
         sizes = self.duplicates.groups.sizes
-        return bool(sizes[sizes > 1].sum() > _MOST_ALIKE * self.design.n)
+        return bool(sizes[sizes > 1].sum() > max(_FEW_ALIKE, _MOST_ALIKE * self.design.n))

@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from repsim import metrics as registry
 from repsim.engine.null_moments import CubicMoments, cubic_moments
 from repsim.engine.planning import by_recipe
-from repsim.errors import InvalidInputError
+from repsim.errors import InvalidInputError, Remedy
 from repsim.metrics import Metric
 from repsim.metrics.cka import CKA
 from repsim.results.files import save_result
@@ -32,13 +32,15 @@ from repsim.study.dataset import study_dataset
 from repsim.study.design import Design, Pair, design
 from repsim.study.dimension import effective_dimension
 from repsim.study.duplicates import near_duplicates
-from repsim.study.estimation import estimate
+from repsim.study.estimation import Estimates, estimate
 from repsim.study.evidence import Evidence
 from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.options import METRICS, UniversalityOptions
 from repsim.study.other_measures import MeasureResult, measure, read
 
 StoreLike = ActivationStore | str | os.PathLike[str]
+_EQUAL = 1e-9
+"""Layers whose debiased CKA is closer to 1 are equal."""
 _MIN_SAMPLES = 8
 """Smallest number of samples: with fewer, intervals are meaningless."""
 
@@ -245,6 +247,7 @@ def _collect_evidence(
             reason = all_kernels.undefined[member.layers[0]]
             raise InvalidInputError(f"{member.store.path}: none of its layers can be compared ({reason}); leave it out")
     estimates = estimate(study, all_kernels, seed=seed, steps=steps)
+    _check_no_copies(estimates)
     indices = estimates.indices
     trained = np.concatenate([all_kernels.positions[member.name] for member in study.trained])
     cubic: tuple[CubicMoments, ...] = ()
@@ -283,6 +286,18 @@ def _collect_evidence(
         controls=tuple(one.name for one in controls if one.kind == "input"),
         duplicates=near_duplicates(study, device), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _check_no_copies(estimates: Estimates) -> None:
+    """Refuse a network that is in the study twice, under two names: it would count as two networks."""
+    for pair in estimates.indices.pairs:
+        block = estimates.indices.block(estimates.R, pair)
+        if block.shape[0] == block.shape[1] and (np.diagonal(block) > 1 - _EQUAL).all():
+            a, b = pair.a.store.path, pair.b.store.path
+            raise InvalidInputError(
+                f"{a} and {b} hold the same network: all of their layers are equal; a study takes every network once",
+                remedy=Remedy("leave out one of them"),
+            )
 
 
 def _permutations(
