@@ -111,6 +111,8 @@ class Tuning:
     number of operations and not the time, so that a study does the same on every machine."""
     half_samples: int = 20
     """Number of half-samples for measures without a leave-one-out formula."""
+    residual_samples: int = 300
+    """Largest number of samples on which residual kernels are permuted; of more, a random part is used."""
     permuted_products: float = 4e11
     """Products of entries that the permutations of residual kernels may take; a random part of the samples is used if
     all samples take more."""

@@ -69,6 +69,7 @@ def cka_nulls(
     indices: Indices,
     draw: Draw,
     *,
+    without: Sequence[str] = (),
     memory: int | None,
     progress: Progress | None = None,
 ) -> dict[tuple[str, str], Null]:
@@ -78,7 +79,7 @@ def cka_nulls(
     hypothesis is that the residual of b is unrelated to the residual of a.
 
     With more than 500 samples, layers are cut to the components that carry 99.9 % of their kernels' energy. Residual
-    kernels, which no few components carry, are those of a random part of the samples: of at most 500, and of fewer if
+    kernels, which no few components carry, are those of a random part of the samples: of at most 300, and of fewer if
     the models have many layers. A permutation test is exact for any statistic, and the observed value is the same one.
 
     Parameters
@@ -89,6 +90,8 @@ def cka_nulls(
         Indices of the study.
     draw
         Draws permutations; they exchange samples of one class only, if the null hypothesis is about classes.
+    without
+        Kinds of controls without a null distribution.
     memory
         Bytes that may be used.
     progress
@@ -107,7 +110,7 @@ def cka_nulls(
     orders = draw(kernels, np.arange(kernels.n))
     if not pairs or not len(orders):
         return {}
-    kinds = indices.kernels
+    kinds = [kind for kind in indices.kernels if kind not in without]
     step = counter(len(orders) * len(kinds), progress)
     nulls = _plain_nulls(kernels, indices.design, pairs, orders, memory=memory, step=step)
     if kinds[1:]:
@@ -161,7 +164,7 @@ def _random_part(kernels: Kernels, indices: Indices, count: int) -> tuple[Kernel
     )
     layers = sum(len(kernels.positions[member.name]) for member in indices.design.trained)
     allowed = math.isqrt(round(tuning.current().permuted_products / (count * layers**2)))
-    most = max(_FEWEST_SAMPLES, min(tuning.current().exact_samples, allowed))
+    most = max(_FEWEST_SAMPLES, min(tuning.current().residual_samples, allowed))
     samples = np.arange(kernels.n)
     if kernels.n > most:
         unit_of = kernels.unit_of

@@ -264,6 +264,7 @@ def _collect_evidence(
             all_kernels,
             indices,
             partial(draw, classes=labels.features.argmax(1)),
+            without=("labels", "input and labels"),  # the classes are controlled for already
             memory=memory,
             progress=steps("permuting samples within classes"),
         )
