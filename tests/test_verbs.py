@@ -314,6 +314,8 @@ def test_renamed_keywords_warn_and_work(four: list[Path]) -> None:
             shown = function(found=result)  # type: ignore[call-arg]
         assert str(shown) == str(function(result))
         assert Path(warned[0].filename) == Path(__file__)
+        with pytest.raises(TypeError, match="got both dataset and found, its earlier name"):
+            function(dataset=result, found=result)  # type: ignore[call-arg]
 
 
 def test_one_word_is_a_list_of_one(four: list[Path]) -> None:

@@ -63,6 +63,8 @@ def rename_keyword(old: str, new: str, *, gone_in: str) -> Callable[[Callable[P,
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if old in kwargs:
                 name = getattr(function, "__name__", "function")
+                if new in kwargs:
+                    raise TypeError(f"{name}() got both {new} and {old}, its earlier name")
                 warn_deprecated(f"{name}({old}=...)", instead=f"write {new}=", gone_in=gone_in)
                 kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)

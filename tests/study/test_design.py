@@ -94,9 +94,7 @@ def test_relations(built: Design) -> None:
     assert relations["vit_base_patch16_224.augreg x torchvision-vit"] == "same family"
     assert relations["mine-seed7 x mine-seed8"] == "same architecture"
     assert sum(relation == "other family" for relation in relations.values()) == 28 - 5
-    same_architecture = [(k, pair) for k, pair in enumerate(built.pairs) if pair.relation == "same architecture"]
-    assert [built.pairs[k].name for k, _ in same_architecture] == [pair.name for _, pair in same_architecture]
-    assert len(same_architecture) == 2
+    assert sum(relation == "same architecture" for relation in relations.values()) == 2
 
 
 def controls(built: Design, pair: Pair) -> dict[str, list[str]]:
