@@ -167,9 +167,9 @@ def design(
     Raises
     ------
     InvalidInputError
-        If there is no trained model, two models have the same name, a glob matches no model, a model is in two
-        families, a store lacks the readout, the readout is compressed (samples cannot be left out of it), or
-        `groups_of` refuses the groups.
+        If there is no trained model, two models have the same name, a family's name makes sentences ambiguous (`a x b`
+        or `universal`), a glob matches no model, a model is in two families, a store lacks the readout, the readout is
+        compressed (samples cannot be left out of it), or `groups_of` refuses the groups.
     SampleMismatchError
         If the stores have different samples, or another order.
     """
@@ -204,8 +204,30 @@ def design(
 
 
 def _family(store: ActivationStore) -> str:
+    """Return the family that follows from the architecture; its name is one that `_check_name` accepts."""
     member = Member(store, "", "")
-    return family_of(member.architecture) or member.architecture
+    name = (family_of(member.architecture) or member.architecture).strip() or member.name.strip()
+    if _is_ambiguous(name):
+        name = "-".join(name.split())
+    return "family universal" if name.lower() == "universal" else name
+
+
+def _is_ambiguous(family: str) -> bool:
+    """Return whether a label ``a x b`` with this name can be read in two ways."""
+    return "x" in family.split() and family.strip() != "x"
+
+
+def _check_name(family: str) -> None:
+    """Refuse a name with which the labels of two pairs of families can be equal, or a sentence looks like a claim."""
+    if not family.strip():
+        raise InvalidInputError("a family has an empty name; give it one")
+    if _is_ambiguous(family):
+        raise InvalidInputError(
+            f"family {family!r}: a name may not contain a separate x, because a pair of families is called a x b; "
+            "write a*b or a-x-b"
+        )
+    if family.strip().lower() == "universal":
+        raise InvalidInputError(f"family {family!r}: this word is kept for claims; give the family another name")
 
 
 def _families_by_name(members: Sequence[Member]) -> Iterator[str]:
@@ -223,6 +245,7 @@ def _families_by_hand(names: Sequence[str], families: Mapping[str, Sequence[str]
     """Return the family of each model whose family is named by hand."""
     family_by_model: dict[str, str] = {}
     for family, globs in families.items():
+        _check_name(family)
         for glob in globs:
             matches = [name for name in names if fnmatchcase(name, glob)]
             if not matches:

@@ -228,3 +228,25 @@ def test_what_the_models_cannot_tell(make_store: StoreMaker, models: list[str], 
 def refuse(message: str, *stores: ActivationStore, **options: Any) -> None:
     with pytest.raises(InvalidInputError, match=message):
         design(stores, **options)
+
+
+@pytest.mark.parametrize("name", ["a x b", "x b", "a x", "", " ", "universal", "Universal "])
+def test_names_of_families_that_make_sentences_ambiguous_are_refused(make_store: StoreMaker, name: str) -> None:
+    """The pairs ("a x b", "c") and ("a", "b x c") would have the same label."""
+    store = make_store("mine-seed7")
+    with pytest.raises(InvalidInputError, match="name") as error:
+        design([store], families={name: ["mine*"]})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "family"),
+    [
+        ("a x b", "a-x-b"), ("a x x b", "a-x-x-b"), ("x b", "x-b"), ("a x", "a-x"), ("axb", "axb"), ("x", "x"),
+        ("max xl", "max xl"), ("universal", "family universal"), ("universal-net", "universal-net"),
+    ],
+)  # fmt: skip
+def test_default_names_of_families_are_never_ambiguous(make_store: StoreMaker, architecture: str, family: str) -> None:
+    built = design([make_store("mine-seed7", provenance={"architecture": architecture})])
+    assert [member.family for member in built.trained] == [family]
+    assert family == "x" or "x" not in family.split()
