@@ -14,6 +14,7 @@ from torch import Tensor
 from repsim.labels import SampleIds
 from repsim.metrics.recipes.groups import Groups
 from repsim.metrics.recipes.rows import cut
+from repsim.study.controls import classes
 from repsim.study.design import Design
 from repsim.study.formatting import listed
 
@@ -89,13 +90,20 @@ def near_duplicates(design: Design, device: str = "cpu") -> NearDuplicates:
     below the median distance across the gaps, as two outliers may be apart from all others without being near. Its
     p-value is the larger of those of its samples. Scale and dimension of the representation do not matter.
 
+    **Classes.** Trained networks bring the samples of a class together, to nearly one point at their end, and these
+    samples are not near duplicates. Where there are class labels, the neighbours of a sample are therefore examined up
+    to the median one of its class only: it has to stand out from the samples of its class. Nor does a sample count that
+    fewer than half of its selected neighbours select, as one that lies among those of another class.
+
     **A study.** Pixels are one representation. The layers of a network count together, by their largest p-value, at
     three depths: classes are clusters in late layers only. Networks count by twice their median p-value, which is valid
     however they depend on one another. The smaller of the p-values of pixels and networks, doubled, is compared by the
     procedure of Benjamini and Hochberg over samples, at 0.01: if all samples are independent, this is the probability
     that any pair is reported. Equal samples are always reported.
 
-    **Limits.** A group of more than 100 samples, or a quarter of all, is not found. Nor are pairs that are only
+    **Limits.** A group of more than 100 samples, or a quarter of all, is not found; with class labels, a group that is
+    half of its class is not, unless its samples are equal, and a class of which half is misclassified may raise a false
+    alarm. Nor are pairs that are only
     somewhat more alike than neighbours are in this number of samples and dimensions, or that only one network of
     several sees; of a group that is found, a few samples may be missed. Scenes that are alike at every depth are
     groups, whatever they are called. What is not found may still depend: groups that are known should be declared.
@@ -115,16 +123,20 @@ def near_duplicates(design: Design, device: str = "cpu") -> NearDuplicates:
     pixels = next((member.store.pixels for member in design.trained if member.store.pixels is not None), None)
     first = design.trained[0]
     exact = _equal(np.asarray((first.store[first.arrays[0]] if pixels is None else pixels)[:]))
-    evidence = [] if pixels is None else [pair_values(torch.from_numpy(np.asarray(pixels[:])).flatten(1), device)]
-    networks = [_least(pair_values(x, device) for x in layers) for layers in _networks(design)]
+    labels = classes(design)
+    numbers = None if labels is None else labels.features.argmax(1)
+    evidence = []
+    if pixels is not None:
+        evidence.append(pair_values(torch.from_numpy(np.asarray(pixels[:])).flatten(1), device, numbers))
+    networks = [_least(pair_values(x, device, numbers) for x in layers) for layers in _networks(design)]
     if networks:
         evidence.append(_median(networks))
     pairs = set(exact)
     if evidence and design.n >= 8:
         pairs |= select(_smallest(evidence), design.n)
     ordered = tuple(sorted(pairs))
-    numbers = None if design.groups is None else design.groups.numbers.tolist()
-    covered = numbers is not None and all(numbers[a] == numbers[b] for a, b in ordered)
+    groups = None if design.groups is None else design.groups.numbers.tolist()
+    covered = groups is not None and all(groups[a] == groups[b] for a, b in ordered)
     return NearDuplicates(design.ids, ordered, len({b for _, b in exact}), covered)
 
 
@@ -143,8 +155,8 @@ def _networks(design: Design) -> Iterator[Iterator[Tensor]]:
             yield (torch.from_numpy(np.asarray(member.store[name][:])).flatten(1) for name in names)
 
 
-def pair_values(x: Tensor, device: str = "cpu") -> PairValues:
-    """Return the p-values of pairs of samples that are alike in one representation, (n, p)."""
+def pair_values(x: Tensor, device: str = "cpu", classes: Int64[np.ndarray, " n"] | None = None) -> PairValues:
+    """Return the p-values of pairs of samples that are alike in one representation, (n, p), perhaps within classes."""
     n = len(x)
     x = x.to(device).float()
     x = x - x.mean(0)
@@ -153,25 +165,40 @@ def pair_values(x: Tensor, device: str = "cpu") -> PairValues:
         return {}
     count = min(_NEIGHBOURS, n // 4) + 1
     distances, neighbours = _nearest(x / scale, count)
+    lengths = np.full(n, count) if classes is None else _up_to_classmates(neighbours, classes)
     logs = np.log(np.maximum(distances, _ROUNDING))
     rank = np.arange(1, count)
-    spacings = rank * np.diff(logs, axis=1)
-    others = count - 2
+    examined = rank < lengths[:, None]
+    spacings = np.where(examined, rank * np.diff(logs, axis=1), 0)
+    others = np.maximum(lengths[:, None] - 2, 1)
     mean = (spacings.sum(1, keepdims=True) - spacings) / others
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(spacings > 0, spacings / mean, 0)
-    p = -others * np.log1p(t / others) + np.log(rank * (rank + 1))
+    p = np.where(examined, -others * np.log1p(t / others) + np.log(rank * (rank + 1)), np.inf)
     best = p.argmin(1)
-    value = np.exp(np.minimum(p[np.arange(n), best], 0))
-    limit = np.median(distances[np.arange(n), best + 1])  # of the distances across the gap
+    value = np.where(lengths > 2, np.exp(np.minimum(p[np.arange(n), best], 0)), 1)
+    limit = np.median(distances[np.arange(n), np.minimum(best + 1, count - 1)])  # of the distances across the gap
     near = (np.arange(count) <= best[:, None]) & (distances <= limit)
     selected = [set(row[inside].tolist()) for row, inside in zip(neighbours, near, strict=True)]
-    pairs: PairValues = {}
-    for a in np.flatnonzero(value < 1).tolist():
-        for b in selected[a]:
-            if a < b and value[b] < 1 and a in selected[b]:
-                pairs[a, b] = float(max(value[a], value[b]))
-    return pairs
+    mutual = [{b for b in of_a if a in selected[b]} for a, of_a in enumerate(selected)]
+    # what lies among the samples of another class, as a misclassified one does, selects them and is not selected
+    alike = [value[a] < 1 and 2 * len(mutual[a]) > best[a] for a in range(n)]
+    return {
+        (a, b): float(max(value[a], value[b])) for a in range(n) for b in mutual[a] if a < b and alike[a] and alike[b]
+    }
+
+
+def _up_to_classmates(
+    neighbours: Int64[np.ndarray, "n count"], classes: Int64[np.ndarray, " n"]
+) -> Int64[np.ndarray, " n"]:
+    """Return how many neighbours of each sample are examined: up to the median one of its class.
+
+    A class that is nearly one point leaves a gap behind its last sample, which is thereby not seen.
+    """
+    count = neighbours.shape[1]
+    mates = np.bincount(classes)[classes] - 1
+    reached = np.cumsum(classes[neighbours] == classes[:, None], axis=1) > (mates // 2)[:, None]
+    return np.asarray(np.where(reached.any(1) & (mates > 0), reached.argmax(1) + 1, count))
 
 
 def _nearest(x: Tensor, count: int) -> tuple[Float64[np.ndarray, "n count"], Int64[np.ndarray, "n count"]]:

@@ -107,6 +107,47 @@ def test_clusters_in_late_layers_are_no_duplicates(tmp_path: Path, stack: ExitSt
     assert not near_duplicates(design(networks(stack, tmp_path, layers))).pairs
 
 
+def collapsed(rng: np.random.Generator, positions: Array, features: int = 20) -> Array:
+    """Return a layer in which every class is nearly one point."""
+    return np.hstack([8 * np.eye(positions.max() + 1)[positions], 0.1 * rng.normal(size=(len(positions), features))])
+
+
+@pytest.mark.parametrize(("classes", "misclassified"), [(10, 0.0), (10, 0.2), (60, 0.0), (150, 0.0)])
+def test_collapsed_classes_are_no_duplicates(
+    tmp_path: Path, stack: ExitStack, rng: np.random.Generator, classes: int, misclassified: float
+) -> None:
+    """Trained networks bring a class to one point; a single layer is stored, so no earlier one says otherwise."""
+    labels = rng.integers(0, classes, 300)
+    positions = np.where(rng.random(300) < misclassified, rng.integers(0, classes, 300), labels)
+    stores = networks(stack, tmp_path, [[collapsed(rng, positions)] for _ in range(2)], labels=labels)
+    assert not near_duplicates(design(stores)).pairs
+
+
+@pytest.mark.parametrize("tight", [False, True])
+def test_duplicates_within_a_class_are_found(
+    tmp_path: Path, stack: ExitStack, rng: np.random.Generator, tight: bool
+) -> None:
+    labels = np.arange(300) % 10
+    layers = [[collapsed(rng, labels) if tight else rng.normal(size=(300, 20))] for _ in range(2)]
+    for (x,) in layers:
+        x[13] = x[3] + 0.002 * rng.normal(size=x.shape[1])  # of one class
+        if not tight:
+            x[41] = x[70] + 0.02 * rng.normal(size=20)  # of two classes
+    duplicates = near_duplicates(design(networks(stack, tmp_path, layers, labels=labels)))
+    assert duplicates.names == (("photo3", "photo13"), *([] if tight else [("photo41", "photo70")]))
+
+
+def test_duplicates_in_pixels_are_found_in_small_tight_classes(
+    tmp_path: Path, stack: ExitStack, rng: np.random.Generator
+) -> None:
+    """Five pictures a class are too few for the layers to tell; their pixels are not collapsed."""
+    labels = np.arange(300) % 60
+    pixels = rng.normal(size=(300, 3, 4, 4))
+    pixels[63] = pixels[3] + 0.01 * rng.normal(size=(3, 4, 4))
+    stores = networks(stack, tmp_path, [[collapsed(rng, labels)] for _ in range(2)], pixels, labels=labels)
+    assert near_duplicates(design(stores)).names == (("photo3", "photo63"),)
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_equal_samples_are_named(tmp_path: Path, stack: ExitStack, rng: np.random.Generator, kept: bool) -> None:
     x = rng.normal(size=(20, 2, 3))
