@@ -101,12 +101,12 @@ def near_duplicates(design: Design, device: str = "cpu") -> NearDuplicates:
     procedure of Benjamini and Hochberg over samples, at 0.01: if all samples are independent, this is the probability
     that any pair is reported. Equal samples are always reported.
 
-    **Limits.** A group of more than 100 samples, or a quarter of all, is not found; with class labels, a group that is
+    **Limits.** A group of more than 100 samples, or a quarter of all, is not found. With class labels, a group that is
     half of its class is not, unless its samples are equal, and a class of which half is misclassified may raise a false
-    alarm. Nor are pairs that are only
-    somewhat more alike than neighbours are in this number of samples and dimensions, or that only one network of
-    several sees; of a group that is found, a few samples may be missed. Scenes that are alike at every depth are
-    groups, whatever they are called. What is not found may still depend: groups that are known should be declared.
+    alarm. Nor are pairs found that are only somewhat more alike than neighbours are in this number of samples and
+    dimensions, or that only one network of several sees; of a group that is found, a few samples may be missed. Without
+    labels, classes that are tight at every depth are groups. What is not found may still depend: groups that are known
+    should be declared.
 
     Parameters
     ----------

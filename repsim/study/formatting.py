@@ -5,21 +5,29 @@ import numpy as np
 MOST_NAMES = 3
 """Number of samples, layers and the like that a sentence names."""
 
+_MOST_DIGITS = 9
+"""Number of digits after the point of the smallest interval that is not shown as 0."""
+
 
 def number(value: float, low: float | None = None, high: float | None = None) -> str:
-    """Format a value, with its interval if there is one.
+    """Format a value, with its interval if there is one; an interval of tiny numbers has more than three digits.
 
     >>> number(0.4182), number(0.4182, 0.401, 0.436), number(-0.0012)
     ('0.418', '0.418 (0.401 to 0.436)', '-0.001')
+    >>> number(0.0003, 0.0001, 0.0004)
+    '0.0003 (0.0001 to 0.0004)'
     """
 
-    def plain(x: float) -> str:
-        text = f"{x:.3f}"
-        return "0" if text in {"0.000", "-0.000"} else text
+    def plain(x: float, digits: int = 3) -> str:
+        text = f"{x:.{digits}f}"
+        return "0" if float(text) == 0 else text
 
     if low is None or high is None or np.isnan(low):
         return plain(value)
-    return f"{plain(value)} ({plain(low)} to {plain(high)})"
+    digits = 3
+    while digits < _MOST_DIGITS and {plain(x, digits) for x in (value, low, high)} == {"0"} and (low or high):
+        digits += 1
+    return f"{plain(value, digits)} ({plain(low, digits)} to {plain(high, digits)})"
 
 
 def probability(p: float) -> str:

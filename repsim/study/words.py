@@ -4,6 +4,7 @@ The word "universal" is used only of families of which every pair shares somethi
 architectures (`repsim.study.claims`).
 """
 
+import re
 from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
@@ -21,7 +22,31 @@ def summary(study: xr.Dataset) -> list[str]:
         _models, _raw, _given_controls, _claimed, _refused, _measures, _dimensions, _shares, _ceilings, _tested, _depth,
         _map, _stimuli,
     )  # fmt: skip
-    return [sentence for part in parts for sentence in part(study)]
+    return [_quoted(study, sentence) for part in parts for sentence in part(study)]
+
+
+def _quoted(study: xr.Dataset, sentence: str) -> str:
+    """Put names that contain the word universal into quotation marks: a name is no claim."""
+    names = {
+        str(name)
+        for of in (
+            "family",
+            "architecture",
+            "model",
+            "network",
+            "network_family",
+            "network_architecture",
+            "sample",
+            "data",
+        )
+        if of in study.coords
+        for name in np.atleast_1d(study[of].values).tolist()
+        if "universal" in str(name).lower()
+    }
+    if not names:
+        return sentence
+    longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return re.sub(rf'(?<![\w"])(?:{longest_first})(?![\w"])', r'"\g<0>"', sentence)
 
 
 def _models(study: xr.Dataset) -> Iterator[str]:
@@ -53,14 +78,39 @@ def _raw(study: xr.Dataset) -> Iterator[str]:
                 yield f"Models of the {relation}: matching layers have a debiased CKA of {number(*of_relation)}."
         return
     control, learned = means_over_pairs(study, "control", "cka"), means_over_pairs(study, "learned", "cka")
-    text = f"Across families, matching layers have a debiased CKA of {number(*value)}"
+    text = f"Across families, matching layers have a debiased CKA of {number(*value)}{_over_pairs(study, 'cka')}"
     if np.isnan(control[0]):
         yield f"{text}."
         return
-    relation = (
-        "which is less" if learned[1] > 0 else "which is more" if learned[2] < 0 else "which is no clear difference"
-    )
+    signs = [_sign(study.sel(families=families), "cka") for families in study["families"].values.tolist()]
+    signs = [sign for sign in signs if sign]
+    if len(signs) > 1:  # one mean would hide pairs of families
+        counts = [f"{sign} alike in {signs.count(sign)}" for sign in dict.fromkeys(signs)]
+        relation = f"and trained networks are {listed(counts)} of {len(signs)} pairs of families"
+    else:
+        relation = (
+            "which is less" if learned[1] > 0 else "which is more" if learned[2] < 0 else "which is no clear difference"
+        )
     yield f"{text}; in the strongest control it is {number(*control)}, {relation}{_of_counted(study)}."
+
+
+def _over_pairs(study: xr.Dataset, kernel: str) -> str:
+    """Return between which pairs of families a mean over pairs of models lies; empty if there is only one."""
+    if study.sizes["families"] < 2:
+        return ""
+    family_of = dict(zip(study["model"].values.tolist(), study["family"].values.tolist(), strict=True))
+    values = study["split_half"].sel(measure=kernel).values
+    pairs = zip(study["pair_a"].values.tolist(), study["pair_b"].values.tolist(), values.tolist(), strict=True)
+    by_families: dict[frozenset[str], list[float]] = {}
+    for a, b, value in pairs:
+        by_families.setdefault(frozenset({family_of[a], family_of[b]}), []).append(value)
+    families = zip(study["family_a"].values.tolist(), study["family_b"].values.tolist(), strict=True)
+    means = {f"{a} x {b}": float(np.mean(by_families.get(frozenset({a, b}), [np.nan]))) for a, b in families}
+    means = {name: mean for name, mean in means.items() if not np.isnan(mean)}
+    if len(means) < 2:
+        return ""
+    low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    return f" on average, from {number(means[low])} for {low} to {number(means[high])} for {high}"
 
 
 def _of_counted(study: xr.Dataset) -> str:
@@ -93,8 +143,8 @@ def _given_controls(study: xr.Dataset) -> Iterator[str]:
             for state in dict.fromkeys(study["network_state"].values.tolist())
         ]
         text = (
-            f"With the {removed} projected out it is {number(*value)}, and {number(float(energy))} in units of energy; "
-            f"left of the energy: {' of trained networks, '.join(left)} of "
+            f"With the {removed} projected out it is {number(*value)}{_over_pairs(study, kernel)}, and "
+            f"{number(float(energy))} in units of energy; left of the energy: {' of trained networks, '.join(left)} of "
             f"{'untrained' if len(left) > 1 else 'trained'} ones."
         )
         control = means_over_pairs(study, "control", kernel)
@@ -137,14 +187,12 @@ def _claimed(study: xr.Dataset) -> Iterator[str]:
             f"To this extent what was learned is universal across {across}{beyond}: networks of {all_}{_joined(names)} "
             f"are {_effect(study, names)}. This holds for networks of these architectures: the interval over networks "
             f"and samples is above 0, and exchanging trained and untrained networks gives p = {probability(p)}"
-            f"{' (Hommel)' if study.sizes['families'] > 1 else ''}."
+            f"{_adjusted(study, 'p_architectures')}."
         )
     for names in claims(study, "networks"):
         if any(set(names) <= set(larger) for larger in general):
             continue
-        reasons = dict.fromkeys(
-            str(study["claim_reason"].sel(families=" x ".join(pair)).item()) for pair in combinations(names, 2)
-        )
+        reasons = dict.fromkeys(_reason(study, " x ".join(pair)) for pair in combinations(names, 2))
         networks = _counted_networks(study, names)
         all_ = "of every pair of" if len(names) > 2 else "of"
         yield (
@@ -162,19 +210,53 @@ def _counted_networks(study: xr.Dataset, families: tuple[str, ...]) -> list[str]
     return [str(name) for name, family, architecture in models if family in families and architecture in controlled]
 
 
+def _adjusted(study: xr.Dataset, p: str) -> str:
+    """Return for how many pairs of families p-values are adjusted; empty if there is only one."""
+    count = int(np.isfinite(study[p].values).sum())
+    return f", adjusted for {count} pairs of families" if count > 1 else ""
+
+
+def _reason(study: xr.Dataset, families: str) -> str:
+    """Return why no more is claimed of a pair of families, with what its p-value is adjusted for."""
+    reason = str(study["claim_reason"].sel(families=families).item())
+    if "adjusted for" in reason:
+        return reason
+    level = str(study["claim_level"].sel(families=families).item())
+    adjusted = _adjusted(study, "p_architectures" if level else "p_networks")
+    return re.sub(r"\bp = [\d.]+|\bp < [\d.]+", rf"\g<0>{adjusted}", reason)
+
+
+_DETAILS = (
+    (
+        r"trained networks.*? are (not shown to be more|less) alike than .*",
+        r"trained networks are \1 alike than a control",
+    ),
+    (r" \(p = .*?\)", ""),
+    (r"the effect is .* of the energy, which is too little", "the effect on the energy is too little"),
+    (r", and leaves .*: too little to judge", ", and leaves too little to judge"),
+    (r"no untrained network of .*, so there", "an architecture has no untrained network, so there"),
+    (r"the input of .* is not stored, so it", "the input of a network is not stored, so it"),
+)
+"""Details of reasons, and what stands in their place in a sentence about several pairs of families."""
+
+
 def _refused(study: xr.Dataset) -> Iterator[str]:
-    """Yield the pairs of families for which nothing is claimed, with the reasons."""
+    """Yield the pairs of families for which nothing is claimed, with the reasons: pairs with one kind together."""
     if strictest(study) == "cka" or not study.sizes["families"]:
         return
-    by_reason: dict[str, list[str]] = {}
-    for name, level, reason in zip(
-        study["families"].values.tolist(), study["claim_level"].values.tolist(), study["claim_reason"].values.tolist(),
-        strict=True,
-    ):  # fmt: skip
-        if not level:
-            by_reason.setdefault(str(reason), []).append(str(name))
-    for reason, pairs in by_reason.items():
-        yield f"Nothing learned is shown to be shared by {listed(pairs, 6)}: {reason}."
+    by_kind: dict[str, dict[str, str]] = {}
+    names, levels = study["families"].values.tolist(), study["claim_level"].values.tolist()
+    for name in (name for name, level in zip(names, levels, strict=True) if not level):
+        reason = kind = _reason(study, name)
+        for pattern, general in _DETAILS:
+            kind = re.sub(pattern, general, kind)
+        by_kind.setdefault(kind, {})[name] = reason
+    for kind, reasons in by_kind.items():
+        text = f"Nothing learned is shown to be shared by {listed(list(reasons), 6)}"
+        if len(set(reasons.values())) == 1:
+            yield f"{text}: {next(iter(reasons.values()))}."
+        else:
+            yield f"{text}: {kind} (the tables have the numbers of these {len(reasons)} pairs of families)."
 
 
 def _joined(names: tuple[str, ...]) -> str:
@@ -197,8 +279,12 @@ def _measures(study: xr.Dataset) -> Iterator[str]:
         }
         if len(texts) < 2:
             continue
-        shown = {sign == "more" for sign in signs.values() if sign}
-        verdict = "the measures agree" if len(shown) == 1 else "the measures disagree"
+        shown = {sign for sign in signs.values() if sign}
+        verdict = (
+            "the measures agree" if len(shown) == 1
+            else "the measures disagree" if {"more", "less"} <= shown
+            else "the measures are not equally clear"
+        )  # fmt: skip
         yield (
             f"{families}: {verdict}. Trained networks are, compared with the strongest control of each measure, under "
             f"{', '.join(texts.values())}."
@@ -228,24 +314,35 @@ def _dimensions(study: xr.Dataset) -> Iterator[str]:
 
 
 def _shares(study: xr.Dataset) -> Iterator[str]:
+    shared = name_of(study, "universal")
+    with_input = "" if "cka given input" in study["kernel"].values else "input + "
     for state in study["state"].values.tolist():
         shares: dict[str, Any] = {
             name: study["mean_share"].sel(state=state, share_of=name).item()
             for name in study["share_of"].values.tolist()
         }
-        with_input = "" if "cka given input" in study["kernel"].values else "input + "
-        parts = [] if with_input else [f"input {number(shares['input'])}"]
-        parts += [
-            f"{with_input if name == 'universal' else ''}{name_of(study, name)} {number(shares[name])}"
-            for name in ("universal", "family", "seed")
-            if not np.isnan(shares[name])
-        ]
-        if np.isnan(shares["universal"]) and not np.isnan(shares["universal_and_family"]):
-            shared = name_of(study, "universal")
-            parts.append(f"{with_input}{shared} + family {number(shares['universal_and_family'])}")
-        if np.isnan(shares["family"]) and not np.isnan(shares["family_and_seed"]):
-            parts.append(f"family + seed {number(shares['family_and_seed'])}")
-        yield f"Shares of the energy of {state} representations, mean over depth: {', '.join(parts)}."
+        no_part = _is_no_part(study, state, shares["family"])
+        labels = {} if with_input else {"input": "input"}
+        if no_part or np.isnan(shares["universal"]):
+            labels["universal_and_family"] = f"{with_input}{shared} + family"
+        else:
+            labels |= {"universal": f"{with_input}{shared}", "family": "family"}
+        labels |= {"family_and_seed": "family + seed"} if np.isnan(shares["seed"]) else {"seed": "seed"}
+        parts = [f"{label} {number(shares[name])}" for name, label in labels.items() if not np.isnan(shares[name])]
+        note = " (networks of one family are no more alike than those of different ones)" if no_part else ""
+        yield f"Shares of the energy of {state} representations, mean over depth: {', '.join(parts)}{note}."
+
+
+def _is_no_part(study: xr.Dataset, state: str, family: float) -> bool:
+    """Return whether the share of families is negative, beyond noise or because families are mixed: it is no share."""
+    if not family < 0:
+        return False
+    of_state = study["network_state"].values == state
+    networks = zip(study["network_family"].values, study["network_architecture"].values, strict=True)
+    pairs = {pair for pair, counts in zip(networks, of_state, strict=True) if counts}
+    is_mixed = len(pairs) > len({name for name, _ in pairs})
+    high = float(study["mean_share_high"].sel(state=state, share_of="family"))
+    return high < 0 or (is_mixed and number(family) != "0")
 
 
 def _ceilings(study: xr.Dataset) -> Iterator[str]:
@@ -257,13 +354,15 @@ def _ceilings(study: xr.Dataset) -> Iterator[str]:
         if np.isnan(ratio):
             continue
         origin = " and ".join(sorted(set(kinds)))
-        if ratio < 1:
-            yield f"{families}: {number(ratio, low, high)} of the ceiling that {origin} set ({kernel})."
-        else:  # the ratio estimates a cosine
+        if ratio < 1:  # it estimates a cosine, which is at most 1
+            yield f"{families}: {number(ratio, low, min(high, 1.0))} of the ceiling that {origin} set ({kernel})."
+        elif low < 1:
             yield (
                 f"{families}: as alike as {origin} allow; the ratio to the ceiling is not shown to be below 1, and at "
                 f"least {number(low)} ({kernel})."
             )
+        else:
+            yield f"{families}: more alike than {origin} are, which therefore set no ceiling ({kernel})."
 
 
 def _tested(study: xr.Dataset) -> Iterator[str]:

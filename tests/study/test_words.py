@@ -255,7 +255,23 @@ def test_ceilings_are_named_for_the_families_of_the_pair(study: xr.Dataset) -> N
 def test_numbers(value: float, text: str) -> None:
     assert formatting.number(value) == text
     assert formatting.number(value, np.nan, np.nan) == text
-    assert formatting.number(value, value, value) == f"{text} ({text} to {text})"
+    if text != "0":
+        assert formatting.number(value, value, value) == f"{text} ({text} to {text})"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0.0004, 0.0001, 0.0006), "0 (0 to 0.001)"),
+        ((0.0002, 0.0001, 0.0004), "0.0002 (0.0001 to 0.0004)"),
+        ((2e-6, -3e-6, 4e-6), "0.000002 (-0.000003 to 0.000004)"),
+        ((-0.0004, -0.0004, 0), "-0.0004 (-0.0004 to 0)"), ((0.0, 0.0, 0.0), "0 (0 to 0)"),
+        ((0.0, -1e-12, 1e-12), "0 (0 to 0)"), ((0.0001, -0.002, 0.003), "0 (-0.002 to 0.003)"),
+    ],
+)  # fmt: skip
+def test_intervals_of_tiny_numbers(values: tuple[float, float, float], text: str) -> None:
+    """Nothing is above "0 (0 to 0)"."""
+    assert formatting.number(*values) == text
 
 
 def test_probabilities_are_never_0() -> None:
