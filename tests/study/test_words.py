@@ -228,6 +228,18 @@ def test_ceilings(study: xr.Dataset) -> None:
     )
 
 
+def test_no_ratio_to_a_ceiling_above_1_is_printed(study: xr.Dataset) -> None:
+    """It estimates a cosine."""
+    at = {"kernel": "cka given input", "families": "cnn x vit"}
+    below = altered(study, at, ratio=0.99, ratio_low=0.95, ratio_high=1.03)
+    assert "cnn x vit: 0.990 (0.950 to 1.000) of the ceiling" in sentence(below, "of the ceiling")
+    above = altered(study, at, ratio=1.2, ratio_low=1.097, ratio_high=1.3)
+    assert sentence(above, "no ceiling") == (
+        "cnn x vit: more alike than other seeds are, which therefore set no ceiling (cka given input)."
+    )
+    assert not re.search(r"1\.0*[1-9]", " ".join(text for text in words.summary(above) if "ceiling" in text))
+
+
 def test_ceilings_are_named_for_the_families_of_the_pair(study: xr.Dataset) -> None:
     three = xr.Dataset(
         {name: (("kernel", "families"), np.full((2, 3), value)) for name, value in
