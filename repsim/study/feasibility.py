@@ -3,13 +3,14 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import combinations
+from itertools import combinations, product
 
 from repsim.stores.store import ActivationStore, as_stores, open_store
 from repsim.study import controls
 from repsim.study.design import Design, design
-from repsim.study.exchange import choices_of
+from repsim.study.exchange import MOST_CHOICES, choices_of
 from repsim.study.formatting import listed, probability
+from repsim.study.multiple_tests import hommel
 from repsim.study.reading import ALPHA
 
 _ENOUGH_SAMPLES = 200
@@ -74,43 +75,112 @@ def _sentences(study: Design) -> Iterator[str]:
     yield from study.notes
     if len(families) < 2:
         yield "With one family nothing can be said across families: add networks of another one."
-    for a, b in combinations(families, 2):
-        yield _about_pair(study, a, b)
+    pairs = list(combinations(families, 2))
+    tested = sum(all(any(untrained for _, untrained in _counts(study, f).values()) for f in pair) for pair in pairs)
+    by_text: dict[str, list[str]] = {}
+    for a, b in pairs:
+        by_text.setdefault(_about_pair(study, a, b, tested), []).append(f"{a} x {b}")
+    for text, names in by_text.items():
+        yield f"{listed(names, 6)}: {text}"
     yield from _about_samples(study)
 
 
-def _about_pair(study: Design, a: str, b: str) -> str:
-    """Explain what can be claimed of two families."""
-    trained = [member for member in study.trained if member.family in {a, b}]
-    architectures = list(dict.fromkeys(member.architecture for member in trained))
-    counts = {
-        name: (sum(m.architecture == name for m in trained), sum(m.architecture == name for m in study.untrained))
-        for name in architectures
+def _counts(study: Design, family: str) -> dict[str, tuple[int, int]]:
+    """Return the numbers of trained networks of a family and of untrained ones, by architecture."""
+    trained = [member.architecture for member in study.trained if member.family == family]
+    return {
+        name: (trained.count(name), sum(m.architecture == name for m in study.untrained))
+        for name in dict.fromkeys(trained)
     }
+
+
+def _about_pair(study: Design, a: str, b: str, tested: int) -> str:
+    """Explain what can be claimed of two families, where so many pairs of families are tested."""
+    sides = [_counts(study, family) for family in (a, b)]
+    counts = sides[0] | sides[1]
     lacking = [name for name, (_, untrained) in counts.items() if not untrained]
+    add = f"add three untrained networks of {listed(lacking)} (controls untrained:3)"
+    controlled = [{name: both for name, both in side.items() if both[1]} for side in sides]
+    if not all(controlled):
+        return f"nothing can be claimed: without untrained networks there is no control; {add}."
     if lacking:
         return (
-            f"{a} x {b}: without untrained networks of {listed(lacking)} the pairs of models with it are not held "
-            "against anything; add three of each (controls untrained:3)."
+            f"a claim can be about networks of {listed([*(controlled[0] | controlled[1])])} only, on samples like "
+            f"these: those of {listed(lacking)} have no control; {add}."
         )
-    least = 1 / choices_of(counts.values())
-    few = [name for name, both in counts.items() if min(both) < 2]
-    if few or least > ALPHA:
-        text = f"{a} x {b}: a claim can be about these networks only, on samples like these. "
-        text += f"The exact test over networks cannot give less than p = {probability(least)}"
-        add = listed(few or architectures)
-        return f"{text}. For a claim about architectures, take at least two trained and three untrained ones of {add}."
+    if reasons := list(_only_networks(*sides)):
+        few = [name for name, both in counts.items() if min(both) < 2]
+        return (
+            f"a claim can be about these networks only, on samples like these: {', and '.join(reasons)}. For a claim "
+            f"about architectures, take at least two trained and three untrained ones of {listed(few or [*counts])}."
+        )
+    return _about_architectures(_least(*sides), tested)
+
+
+_Counts = Mapping[str, tuple[int, int]]
+"""Numbers of trained and untrained networks, by architecture."""
+
+
+def _least(a: _Counts, b: _Counts) -> float:
+    """Return the smallest p of the exact test over networks that every pair of architectures can reach."""
+    return max(1 / min(choices_of(pair), MOST_CHOICES) for pair in product(a.values(), b.values()))
+
+
+def _only_networks(a: _Counts, b: _Counts) -> Iterator[str]:
+    """Yield why nothing can be claimed of the architectures of two families, of which each has its controls."""
+    if common := [name for name in a if name in b]:
+        yield f"the untrained networks of {listed(common)} are those of both families"
+    if few := [name for name, both in {**a, **b}.items() if min(both) < 2]:
+        yield (
+            f"without a second trained and a second untrained network of {listed(few)} there is no interval over "
+            "networks"
+        )
+    if (least := _least(a, b)) > ALPHA:
+        yield f"the exact test over networks cannot give less than p = {probability(least)}"
+
+
+def _about_architectures(least: float, tested: int) -> str:
+    """Explain what the exact test can show, of this pair of families alone and if others hold, too."""
+    text = f"the smallest p of the exact test over networks is {probability(least)}"
+    if tested < 2:
+        return f"a claim can be about these architectures; {text}."
+    alone = float(hommel([least, *[1.0] * (tested - 1)])[0])
+    text = f"{text}, and {probability(alone)} adjusted for {tested} pairs of families if only one of them holds"
+    if alone <= ALPHA:
+        return f"a claim can be about these architectures; {text}."
     return (
-        f"{a} x {b}: a claim can be about these architectures; the smallest p of the exact test over networks is "
-        f"{probability(least)}."
+        f"a claim can be about these architectures if other pairs of families hold, too; {text}. For a claim about a "
+        f"single pair, take {_enough(tested)} networks of every architecture."
     )
 
 
+def _enough(tested: int) -> str:
+    """Return numbers of networks with which a single one of so many pairs of families can be claimed."""
+    trained, untrained = 2, 3
+    while tested / choices_of([(trained, untrained)] * 2) > ALPHA:
+        trained, untrained = untrained, max(untrained, trained + 1)
+    return f"{trained} trained and {untrained} untrained"
+
+
 def _about_samples(study: Design) -> Iterator[str]:
-    without = [member.name for member in study.members if member.store.pixels is None]
-    if without:
-        yield f"The input of {listed(without)} is not stored: nothing can be claimed of them. Extract them again."
+    without = [member for member in study.members if member.store.pixels is None]
+    trained = [member.name for member in without if member.trained]
+    if len(without) == len(study.members):
+        yield "No store holds the input of its network: nothing can be claimed. Extract them again."
+    elif trained:
+        yield f"The input of {listed(trained)} is not stored: nothing can be claimed of them. Extract them again."
+    elif without:
+        names = listed([member.name for member in without])
+        yield f"The input of {names} is not stored; it is taken to be that of the other networks."
     if controls.classes(study) is None:
-        yield "There are no class labels, so it cannot be said whether anything goes beyond the classes."
+        labelled = any(member.store.labels is not None for member in study.members)
+        why = "The labels put all samples into one class, or each into its own" if labelled else (
+            "There are no class labels")  # fmt: skip
+        yield f"{why}, so it cannot be said whether anything goes beyond the classes."
+    if study.groups is None:
+        yield (
+            "Near duplicates (frames of a scene, copies, crops) are looked for by the study. If there are more than a "
+            "few, nothing is claimed until they are declared as groups, or all but one of each are left out."
+        )
     if study.n < _ENOUGH_SAMPLES:
         yield f"{study.n} samples: intervals are tested from {_ENOUGH_SAMPLES} samples on; take more."
