@@ -99,7 +99,7 @@ def test_one_trained_network_has_no_interval_over_networks(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("families", "trained", "untrained", "expected"),
     [
-        ("abcd", 2, 3, ("if other pairs of families hold, too; the smallest p of the exact test over networks is 0.010, "
+        ("abcd", 2, 3, ("other pairs of families hold, too; the smallest p of the exact test over networks is 0.010, "
          "and 0.060 adjusted for 6 pairs of families if only one of them holds. For a claim about a single pair, take "
          "3 trained and 3 untrained networks of every architecture.")),
         ("abc", 2, 3, ("a claim can be about these architectures; the smallest p of the exact test over networks is "
