@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.study.design import Design, Pair
 from repsim.study.evidence import Evidence
+from repsim.study.gram_passes import Matrices
 from repsim.study.indices import RAW, TWINS, Indices
 from repsim.study.reading import quantile
 from repsim.study.uncertainty import influence, multiplier_bootstrap
@@ -57,9 +58,9 @@ class Inference:
         return self.evidence.estimates.theta
 
     @property
-    def R(self) -> Float64[np.ndarray, "L L"]:  # noqa: N802
-        """Debiased CKA of all layers and controls."""
-        return self.evidence.estimates.R
+    def matrices(self) -> Matrices:
+        """Debiased CKA of all layers and controls and, with classes, similarities within classes."""
+        return self.evidence.estimates.matrices
 
     @property
     def left_out(self) -> Float64[np.ndarray, "units T"]:
@@ -158,9 +159,9 @@ class Inference:
         left_out = self.left_out[:, columns] @ weights
         units = self.units
         variance = (units - 1) / units * float(np.square(left_out - left_out.mean()).sum())
-        null_variance = self.evidence.estimates.null_variance
-        if np.isfinite(variance) and np.isfinite(null_variance):
-            second = self.indices.degenerate_variance(self.R, kind, coefficients, null_variance, in_energy=in_energy)
+        null = self.evidence.estimates.null_variances
+        if np.isfinite(variance) and np.isfinite(null).all():
+            second = self.indices.degenerate_variance(self.matrices, kind, coefficients, null, in_energy=in_energy)
             variance -= second * min(1, 2 * second / variance) if 2 * second < variance else variance / 2
         by_split = self.evidence.estimates.splits[:, columns] @ weights
         by_split = by_split[np.isfinite(by_split)]
