@@ -130,6 +130,17 @@ def objection_to_classes(design: Design) -> str:
     return _objection(Groups(torch.from_numpy(_class_numbers(labelled[0]))), design.groups) if labelled else ""
 
 
+def unjudged_classes(design: Design) -> str:
+    """Return why it cannot be told what goes beyond the classes; empty if it can, or if there are no classes.
+
+    One class of all samples, and classes of single samples, are not classes that networks could share.
+    """
+    held = next((member.store for member in design.members if member.store.labels is not None), None)
+    if held is None or len(np.unique(np.asarray(held.labels))) in {1, design.n}:
+        return ""
+    return objection_to_classes(design)
+
+
 def _objection(labels: Groups, groups: Groups | None) -> str:
     if labels.count == 1:
         return "all samples are of one class"

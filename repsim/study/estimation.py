@@ -64,7 +64,7 @@ def estimate(design: Design, kernels: Kernels, *, seed: int, steps: Steps) -> Es
     runs = sweep.runs(counter(sweep.units, steps("leaving out each sample")))
     first = next(runs)
     matrices = sweep.full_values
-    along_maps = partial(Indices, design, kernels.positions, len(kernels.names), kernels.classes is not None)
+    along_maps = partial(Indices, design, kernels.positions, len(kernels.names), classes=kernels.classes is not None)
     splits = max(2, min(tuning.current().halvings, _SPLIT_SAMPLES // kernels.n))
     step = counter(splits, steps("splitting samples"))
     cross, maps = cross_fitted(along_maps, halves(kernels, splits, seed, step))
@@ -84,9 +84,7 @@ def estimate(design: Design, kernels: Kernels, *, seed: int, steps: Steps) -> Es
     return Estimates(matrices, indices, theta, of_all, by_split, left_out, errors, null_variances, sweep.cubes)
 
 
-def halves(
-    kernels: Kernels, splits: int, seed: int, step: Callable[[], None]
-) -> Iterator[tuple[Matrices, Matrices]]:
+def halves(kernels: Kernels, splits: int, seed: int, step: Callable[[], None]) -> Iterator[tuple[Matrices, Matrices]]:
     """Yield the matrices of all layers and controls on both halves of the samples, for each of several splits."""
     everything = np.arange(len(kernels.names))
     for first, second in kernels.halves(splits, seed):

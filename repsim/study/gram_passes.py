@@ -146,9 +146,7 @@ class Kernels:
         energies = np.array([_energy(gram) for gram in self.grams]) / self.degrees_of_freedom
         return np.stack([R, in_units(mean_products(self.class_centred), energies)])
 
-    def values_on(
-        self, samples: Int64[np.ndarray, " m"], selected: Int64[np.ndarray, " s"]
-    ) -> Matrices:
+    def values_on(self, samples: Int64[np.ndarray, " m"], selected: Int64[np.ndarray, " s"]) -> Matrices:
         """Compute the matrices of the selected layers on a subset of the samples; NaN for layers constant on it.
 
         If samples are in groups, the subset consists of whole groups (`halves`).

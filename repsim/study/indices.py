@@ -73,12 +73,12 @@ class Indices:
     """Positions in R of the layers of each model, by its name, and of the controls of the input ("input")."""
     size: int
     """Number of layers and controls: rows of R."""
-    classes: bool
-    """Whether there is a matrix of similarities within classes."""
     maps: Maps
     """Maps of layers for indices, energies and shares."""
     best: Maps | None = None
     """Best matches on all samples, for the plain index; None if it is not wanted."""
+    classes: bool = False
+    """Whether there is a matrix of similarities within classes."""
 
     @cached_property
     def kernels(self) -> tuple[str, ...]:

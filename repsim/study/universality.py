@@ -239,8 +239,9 @@ def _collect_evidence(
     size = sum(4 * study.n * int(np.prod(m.store[array].shape[1:])) for m in study.members for array in m.arrays)
     count = sum(len(m.arrays) for m in study.members) + len(controls)
     all_kernels = kernels(
-        study, controls, device, classes=classes, keep=size <= memory // 2, step=counter(count, steps("preparing layers"))
-    )
+        study, controls, device, classes=classes, keep=size <= memory // 2,
+        step=counter(count, steps("preparing layers")),
+    )  # fmt: skip
     for member in study.members:
         if not len(all_kernels.positions[member.name]):
             reason = all_kernels.undefined[member.layers[0]]
