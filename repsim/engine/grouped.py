@@ -87,6 +87,10 @@ class LeaveOneGroupOut(GramSweep):
         self._panel, self._room = panel or tuning.current().panel, room or tuning.current().unit_memory
         self.full_values = np.full((self.height, len(self._columns)), np.nan)
         """Values of all samples, of shape (rows, columns); set with the first run."""
+        self.squares = np.zeros(len(self.layers))
+        """||A||^2 of every layer, of all samples; set with the first run."""
+        self.squares_left = np.zeros((0, len(self.layers)))
+        """||A||^2 of every layer without each group of the latest run."""
         self._runs = list(self._cut_groups())
 
     @property
@@ -127,6 +131,7 @@ class LeaveOneGroupOut(GramSweep):
         for first, last in self._runs:
             lost, lost_squares = self._lost(first, last)
             remaining = squares - lost_squares
+            self.squares, self.squares_left = squares, remaining
             norms = np.sqrt(np.where(remaining > noise, remaining, np.nan))
             yield slice(first, last), self._values(products - lost, norms)
             step()

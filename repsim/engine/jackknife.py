@@ -61,8 +61,7 @@ class LeaveOneOut(GramSweep):
         panel, room = panel or tuning.current().panel, room or tuning.current().unit_memory
         tile = tile or tile_side(len({id(layer) for layer in [*rows, *columns]}), 4)
         super().__init__(rows, columns, [measure], panel=panel, tile=tile)
-        if self.groups is not None:
-            raise InvalidInputError("samples in groups are left out group by group (LeaveOneGroupOut)")
+        self._check_groups()
         n, sample = self.draws[0].n, 8 * (self.height * self.width + len(self.layers))
         self._twice = n * sample > room
         if self._twice:
@@ -71,10 +70,18 @@ class LeaveOneOut(GramSweep):
             self._pairs = [(i, j) for i in range(count) for j in range(count)]
         self.full_values = np.full((self.height, len(self._columns)), np.nan)
         """Values with all samples, of shape (rows, columns); set with the first run."""
+        self.squares = np.zeros(len(self.layers))
+        """||A||^2 of every layer, of all samples; set with the first run."""
+        self.squares_left = np.zeros((0, len(self.layers)))
+        """||A||^2 of every layer without each sample of the latest run."""
         self.cubes = np.zeros(len(self.layers)) if cubes else None
         """sum_ij A_ij^3 of every layer, complete after the last run; None if not requested."""
         self._run = slice(0, 0)
         self._products = self._squares = torch.empty(0)
+
+    def _check_groups(self) -> None:
+        if self.groups is not None:
+            raise InvalidInputError("samples in groups are left out group by group (LeaveOneGroupOut)")
 
     def left_out(self, step: Callable[[], None]) -> Float64[np.ndarray, "n rows columns"]:
         """Return the values of all samples: value (i, a, b) is that of row a and column b without sample i."""
@@ -129,6 +136,7 @@ class LeaveOneOut(GramSweep):
         n = self.draws[0].n
         c = 2 * (n - 2) / (n - 3)
         squares_without = squares - c * self._squares.cpu().numpy()
+        self.squares, self.squares_left = squares, squares_without
         eps = np.array([draw.eps for draw in self.draws]).reshape(self.times, -1).max(0)
         noise = np.maximum(self._noise(self.measures[0]), 100 * eps * abs(squares))  # cancellation in the difference
         self.full_values = self._values(products, np.sqrt(np.where(squares > noise, squares, np.nan)))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from repsim.study.controls import objection_to_classes
 from repsim.study.design import is_twin
 from repsim.study.evidence import Evidence
 from repsim.study.formatting import listed
@@ -34,8 +35,12 @@ def warnings(evidence: Evidence) -> Iterator[str]:
         lacking = [member.name for member in design.members if member.store.pixels is None]
         if lacking:
             yield f"the pixels that went into {listed(lacking)} are not stored; the input of the other models is used"
-    if "labels" not in kernels.positions:
-        yield "the samples have no class labels: no permutations within classes, and no similarity given the labels"
+    if kernels.classes is None:
+        reason = objection_to_classes(design)
+        yield (
+            f"{reason or 'the samples have no class labels'}: no permutations within classes, and no similarity "
+            "given the labels"
+        )
     for name, reason in kernels.undefined.items():
         yield f"{name} is left out: {reason}"
     layers = [k for member in design.members for k in kernels.positions[member.name]]
@@ -110,5 +115,5 @@ def _untrained_warnings(evidence: Evidence) -> Iterator[str]:
 
 def _has_equal_neighbours(evidence: Evidence, model: str) -> bool:
     layers = evidence.kernels.positions[model]
-    neighbours = evidence.estimates.R[layers[:-1], layers[1:]]
+    neighbours = evidence.estimates.matrices[0, layers[:-1], layers[1:]]
     return bool((neighbours > 1 - 1e-6).any())

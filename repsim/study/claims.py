@@ -6,9 +6,9 @@ networks of the same architectures would share it, too. docs/what-universality-m
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import xarray as xr
 
 from repsim.study.formatting import listed, number, probability
 from repsim.study.multiple_tests import hommel
@@ -18,6 +18,8 @@ LEAST_ENERGY = 0.1
 """Share of the energy of trained networks that the input has to leave; of less it is not said that it was learned."""
 LEAST_EFFECT = 0.01
 """Smallest effect, as a share of all energy, that is claimed."""
+LEAST_SUPPORT = 5.0
+"""Smallest number of samples on which the interval of an effect may rest (`Estimate.support`)."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,49 @@ class Decision:
     p_networks: float = np.nan
     """p-value over samples, adjusted for the number of pairs of families."""
     p_architectures: float = np.nan
-    """The larger one of the p-values over samples and over networks, adjusted likewise."""
+    """The largest one of the p-values over samples, of the exact test over networks, and over both, adjusted likewise.
+    """
+
+
+Subject = Literal["architectures", "trained network", "untrained network"]
+"""What a part of a claim is about."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the comparisons that a claim rests on: some of the trained networks of two families, and their controls.
+
+    A claim is about every pair of architectures, every trained network, and every untrained network: means over a
+    family would hide a network that shares nothing, or an untrained network that is the best control.
+    """
+
+    of: Subject
+    name: str
+    """Names of the architectures or of the network; empty if each family has a single architecture."""
+    kind: str
+    """What is controlled for in all layers: a kind of debiased CKA (`Indices.kernels`)."""
+    in_energy: bool
+    """Whether the effect is in units of energy."""
+    value: float
+    """Effect: how far trained networks exceed the strongest control."""
+    low: float
+    high: float
+    """Smallest ends over the controls of the 95 % intervals over samples."""
+    control: str
+    """The strongest control, with its value."""
+    p_samples: float
+    """One-sided p-value over samples, the largest over the controls."""
+    support: float
+    """Number of samples on which the interval rests, the smallest over the controls."""
+    p_exchange: float = np.nan
+    """p-value of the exact test over networks; only of architectures."""
+    p_exchange_least: float = np.nan
+    """Smallest p-value that the exact test can have."""
+    network_low: float = np.nan
+    network_high: float = np.nan
+    """Ends of the 95 % interval over networks and samples; NaN with a single network of a kind."""
+    p_crossed: float = np.nan
+    """Two-sided p-value that belongs to this interval."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +87,10 @@ class Case:
     """Architectures without an untrained network, if no pair of models has all of its controls."""
     partly_without: Sequence[str]
     """Architectures whose models are left out, because they have no untrained network."""
-    given_input: xr.Dataset | None
-    """Values with the input projected out; None if it is not known."""
-    given_both: xr.Dataset | None
-    """Values with the input and the class labels projected out; None without labels."""
+    parts: Sequence[Part]
+    """All parts of the claim, first those of architectures; none if the input is not known."""
+    classes_unknown: str
+    """Why similarity within classes is not known although there are classes; empty otherwise."""
     without_pixels: Sequence[str]
     """Trained models whose input is not stored."""
     common_twins: Sequence[str]
@@ -56,14 +100,21 @@ class Case:
     contradicting: Sequence[str]
     """Measures under which trained networks are less alike than a control, with the whole interval."""
 
+    @property
+    def of_architectures(self) -> list[Part]:
+        """Parts about pairs of architectures."""
+        return [part for part in self.parts if part.of == "architectures"]
+
 
 def decide(cases: Sequence[Case], *, dependent: bool) -> list[Decision]:
     """Decide about all pairs of families.
 
-    Every part of a claim has to hold: the effect exceeds each control, given the input and, with labels, given both, in
-    partial values and in units of energy. The largest p-value of the parts is that of the pair (intersection-union
-    test): over samples for the networks of the study, over samples and of the exact test for architectures. Over pairs
-    of families, p-values are adjusted by Hommel's method: all pairs are claimed if each has p <= 0.05 on its own.
+    Every part of a claim has to hold: of every pair of architectures, every trained and every untrained network, the
+    effect exceeds each control, given the input and, with labels, given both, in partial values and in units of energy.
+    The largest p-value of the pairs of architectures is that of the pair of families (intersection-union test): over
+    samples for the networks of the study; over samples, of the exact test, and over networks and samples together for
+    architectures. Over pairs of families, p-values are adjusted by Hommel's method: all pairs are claimed if each has
+    p <= 0.05 on its own.
 
     Parameters
     ----------
@@ -72,102 +123,112 @@ def decide(cases: Sequence[Case], *, dependent: bool) -> list[Decision]:
     dependent : bool
         Whether some samples are alike, but not declared as groups: intervals over samples then mean nothing.
     """
-    parts = [[part for part in (case.given_input, case.given_both) if part is not None] for case in cases]
-    by_samples = [max((float(part["p_samples"]) for part in of_case), default=np.nan) for of_case in parts]
+    by_samples = [max((part.p_samples for part in case.of_architectures), default=np.nan) for case in cases]
     by_both = [
-        max([p, *(float(part["p_exchange"]) for part in of_case)]) for p, of_case in zip(by_samples, parts, strict=True)
+        float(np.max([p, *(x for part in case.of_architectures for x in (part.p_exchange, part.p_crossed))]))
+        for p, case in zip(by_samples, cases, strict=True)
     ]
     adjusted = zip(hommel(by_samples).tolist(), hommel(by_both).tolist(), strict=True)
+    among = f"adjusted for {len(cases)} pairs of families" if len(cases) > 1 else ""
     decisions = []
-    for case, of_case, p_values in zip(cases, parts, adjusted, strict=True):
+    for case, p_values in zip(cases, adjusted, strict=True):
         if dependent:
             reason = "some samples are alike and not declared as groups, so there is no interval that holds"
         else:
-            reason = _objection(case, p_values[0])
+            reason = _missing(case) or _not_shown(case, p_values[0], among)
         level: Level = ""
         if not reason:
-            reason = _objection_to_architectures(case, of_case, p_values[1])
+            reason = _objection_to_architectures(case, p_values[1], among)
             level = "networks" if reason else "architectures"
         decisions.append(Decision(level, reason, *p_values))
     return decisions
-
-
-def _objection(case: Case, p: float) -> str:
-    """Return why it is not shown that the networks of two families share something learned; empty if it is shown."""
-    return _missing(case) or _not_shown(case, p)
 
 
 def _missing(case: Case) -> str:
     """Return which control a pair of families lacks; empty if it has all."""
     if case.without_twins:
         return f"no untrained network of {listed(list(case.without_twins))}, so there is no control"
-    if case.given_input is None:
+    if not case.parts:
         return "the input is not known"
     if case.without_pixels:
         return f"the input of {listed(list(case.without_pixels))} is not stored, so it is not controlled for"
+    if case.classes_unknown:
+        return f"it cannot be told whether anything goes beyond the classes: {case.classes_unknown}"
     if little := [family for family, left in case.energy_left.items() if not left >= LEAST_ENERGY]:
         left = " and ".join(f"{number(case.energy_left[family])} of {family}" for family in little)
         return f"the input explains almost all of the energy, and leaves {left}: too little to judge"
     return ""
 
 
-def _not_shown(case: Case, p: float) -> str:
+def _not_shown(case: Case, p: float, among: str) -> str:
     """Return in which part the claim is not shown; empty if it is in all."""
-    assert case.given_input is not None, "checked by _missing"
-    if reason := _no_effect(case.given_input, p if case.given_both is None else 0.0):
-        return f"given the input, {reason}"
-    if case.given_both is not None and (reason := _no_effect(case.given_both, p)):
-        return f"not beyond the classes: given the input and the class labels, {reason}"
+    objections = {kind: [_objection(part) for part in case.parts if part.kind == kind] for kind in CLAIMED}
+    for kind, prefix in CLAIMED.items():
+        if reason := next(filter(None, objections[kind]), ""):
+            return f"{prefix}, {reason}"
+    if not p <= ALPHA / 2:
+        value = ", ".join(filter(None, [f"p = {probability(p)}", among]))
+        return f"the effect is above 0, but not beyond doubt ({value})"
     if case.contradicting:
         return f"the measures disagree: under {listed(list(case.contradicting))} a control is more alike"
     return ""
 
 
-def _no_effect(values: xr.Dataset, p: float) -> str:
-    """Return why the effect is not shown for the networks of the study; empty if it is."""
-    for suffix, unit in (("", ""), ("_energy", " in units of energy")):
-        effect, low, high = (float(values[f"effect{suffix}{end}"]) for end in ("", "_low", "_high"))
-        if np.isnan(low):
-            return f"the effect{unit} has no interval"
-        if not low > 0:
-            control = _strongest(values, suffix)
-            relation = "are less alike than" if high < 0 else "are not shown to be more alike than"
-            text = number(effect, low, high)
-            return f"trained networks {relation} {control}: the effect{unit} is {text}"
-        if suffix and effect < LEAST_EFFECT:
-            return f"the effect is {number(effect, low, high)} of the energy, which is too little to be called anything"
-    if not p <= ALPHA / 2:
-        return f"the effect is above 0, but not beyond doubt among so many pairs of families (p = {probability(p)})"
+CLAIMED = {
+    "input": "given the input",
+    "input and labels": "not beyond the classes: given the input and the class labels",
+}
+"""Kinds of debiased CKA on which a claim rests, in the words of a refusal."""
+
+
+def _objection(part: Part) -> str:
+    """Return why the effect of a part is not shown for the networks of the study; empty if it is."""
+    unit = " in units of energy" if part.in_energy else ""
+    if np.isnan(part.low):
+        return f"the effect{unit} has no interval"
+    text = number(part.value, part.low, part.high)
+    if not part.low > 0:
+        relation = "are less alike than" if part.high < 0 else "are not shown to be more alike than"
+        which = "trained networks"
+        if part.of == "trained network":
+            which, relation = part.name, relation.replace("are ", "is ", 1)
+        elif part.of == "architectures" and part.name:
+            which = f"trained networks of {part.name}"
+        return f"{which} {relation} {part.control}: the effect{unit} is {text}"
+    if part.of == "architectures" and part.in_energy and part.value < LEAST_EFFECT:
+        return f"the effect is {text} of the energy, which is too little to be called anything"
+    if part.support < LEAST_SUPPORT:
+        return f"the interval of the effect rests on few samples, as if there were {part.support:.1f}"
     return ""
 
 
-def _strongest(values: xr.Dataset, suffix: str) -> str:
-    """Describe the control with the largest value."""
-    levels = values["control_energy" if suffix else "control_value"].values
-    a, b = str(values["family_a"].item()), str(values["family_b"].item())
-    by_control = {
-        "both untrained": f"untrained {a} with untrained {b}",
-        "first trained": f"trained {a} with untrained {b}",
-        "second trained": f"untrained {a} with trained {b}",
-    }
-    name = str(values["control_pair"].values[int(np.nanargmax(levels))])
-    return f"{by_control[name]} ({number(float(np.nanmax(levels)))})"
-
-
-def _objection_to_architectures(case: Case, parts: Sequence[xr.Dataset], p: float) -> str:
+def _objection_to_architectures(case: Case, p: float, among: str) -> str:
     """Return why a claim is limited to the networks of the study; empty if it is not."""
     if case.partly_without:
         return f"no untrained network of {listed(list(case.partly_without))}"
     if case.common_twins:
         return f"the untrained networks are those of both families ({listed(list(case.common_twins))})"
-    least = float(parts[0]["p_exchange_least"])
-    if not least <= ALPHA:
-        return f"with so few networks the exact test cannot reach 0.05 (its smallest p is {probability(least)})"
-    lows = [float(part[f"effect{suffix}_network_low"]) for part in parts for suffix in ("", "_energy")]
-    if np.isnan(lows).any():
+    return _too_few_networks(case.of_architectures) or _not_shown_over_networks(case.of_architectures, p, among)
+
+
+def _too_few_networks(parts: Sequence[Part]) -> str:
+    """Return why the networks are too few for a claim about architectures; empty if they are not."""
+    worst = max(parts, key=lambda part: part.p_exchange_least)
+    if not worst.p_exchange_least <= ALPHA:
+        of, least = f" of {worst.name}" if worst.name else "", probability(worst.p_exchange_least)
+        return f"with so few networks{of} the exact test cannot reach 0.05 (its smallest p is {least})"
+    if np.isnan([part.network_low for part in parts]).any():
         return "an architecture has a single trained or a single untrained network"
+    return ""
+
+
+def _not_shown_over_networks(parts: Sequence[Part], p: float, among: str) -> str:
+    """Return why the effect is not shown for other networks of the architectures; empty if it is."""
+    exchange = float(np.max([part.p_exchange for part in parts]))
+    if not exchange <= ALPHA:
+        return f"exchanging trained and untrained networks gives p = {probability(exchange)}"
+    if not (low := min(part.network_low for part in parts)) > 0:
+        return f"the interval over networks and samples begins at {number(low)}"
     if not p <= ALPHA:
-        return f"exchanging trained and untrained networks gives p = {probability(p)}"
-    if not min(lows) > 0:
-        return f"the interval over networks and samples begins at {number(min(lows))}"
+        return ", ".join(filter(None, [f"p = {probability(p)} over networks and samples", among]))
     return ""

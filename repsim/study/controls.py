@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 
@@ -21,14 +22,14 @@ from repsim.extraction.options import DType
 from repsim.extractors import ImageSource, open_images
 from repsim.extractors.factory import make_extractor
 from repsim.extractors.options import Choices
+from repsim.metrics.recipes.groups import Groups
 from repsim.stores.store import ActivationStore
 from repsim.study.design import Design, Member
-from repsim.study.input_kernels import Candidate, Linear, of_pixels, of_statistics, root, scaled, select
+from repsim.study.input_kernels import of_pixels, of_statistics, scaled, select
 
-Kind = Literal["input", "labels"]
 Values = Float64[np.ndarray, "n *features"]
-_SAMPLES_A_CLASS, _MOST_OF_CLASSES = 5, 12
-"""Mean number of samples of a class from which class means are controls, and the largest number of these controls."""
+_LEAST_WITHIN = 8
+"""Smallest number of samples, beyond one for each class, from which similarity within classes is computed."""
 _EQUAL = 1e-4
 """Inputs that differ by less than this share, after centring and scaling, are one: devices differ in rounding."""
 
@@ -37,11 +38,10 @@ _EQUAL = 1e-4
 class Control:
     """A kernel that is projected out of layers: the remaining similarity is not due to it."""
 
-    kind: Kind
     name: str
     features: Float[np.ndarray, "n p"]
     members: tuple[str, ...] = ()
-    """Names of the networks whose layers it is a control for: those whose input, or labels, are stored."""
+    """Names of the networks whose layers it is a control for: those whose input is stored."""
 
 
 def inputs(design: Design) -> list[Control]:
@@ -66,7 +66,7 @@ def inputs(design: Design) -> list[Control]:
     # computed in float64; in the precision of the pixels, products with layers need no conversion
     wide = any(member.store.pixels is not None and member.store.pixels.dtype == np.float64 for member in design.members)
     dtype = np.float64 if wide else np.float32
-    return [Control("input", kernel.name, kernel.features().astype(dtype), seen) for kernel in select(candidates)]
+    return [Control(kernel.name, kernel.features().astype(dtype), seen) for kernel in select(candidates)]
 
 
 def _of(what: str, name: str, all_inputs: Mapping[str, Any]) -> str:
@@ -109,55 +109,48 @@ def _statistics(store: ActivationStore) -> Values | None:
     return None if store.statistics is None else store.statistics[:].astype(np.float64)
 
 
-def classes(design: Design) -> Control | None:
-    """Return the class labels as a control: the linear kernel of one-hot labels.
+def classes(design: Design) -> Groups | None:
+    """Return the classes of the samples, if similarity within classes can be computed (`objection_to_classes`).
 
-    None if no store has labels, all samples are of one class, or every sample is of another class. Stores that put the
-    same samples into different classes are refused before (`AlignedView`).
+    Stores that put the same samples into different classes are refused before (`AlignedView`).
     """
     labelled = [member.store for member in design.members if member.store.labels is not None]
     if not labelled:
         return None
-    numbers = _class_numbers(labelled[0])
-    count = numbers.max() + 1
-    if not 1 < count < design.n:
-        return None
-    return Control("labels", "class labels", np.eye(count)[numbers], tuple(member.name for member in design.members))
+    numbers = Groups(torch.from_numpy(_class_numbers(labelled[0])))
+    return None if _objection(numbers, design.groups) else numbers
 
 
-def class_geometry(design: Design, labels: Control) -> list[Control]:
-    """Return the class labels as controls that also hold which classes are alike.
+def objection_to_classes(design: Design) -> str:
+    """Return why similarity within classes is not computed though labels are stored; empty if it is.
 
-    Two networks can share more than the classes without sharing anything else about the samples: that cats are closer
-    to dogs than to ships. Every trained layer has a kernel of its class means, which is a function of the classes of
-    two samples only. The kernels that span those of all layers are selected (`repsim.study.input_kernels.select`), and
-    "same class" is the first. With fewer than 5 samples a class on average, class means are hardly means, and "same
-    class" is the only control.
-
-    Parameters
-    ----------
-    design
-        The models of the study.
-    labels
-        The class labels as from `classes`.
+    It needs classes with several samples: within classes at least 8 degrees of freedom are left to the features.
     """
-    numbers, sizes = labels.features.argmax(1), labels.features.sum(0)
-    if design.n < _SAMPLES_A_CLASS * len(sizes):
-        return [labels]
-    candidates = [Candidate(labels.name, scaled(np.asarray(labels.features, np.float64)), Linear(), required=True)]
-    for member in design.trained:
-        for array, layer in zip(member.arrays, member.layers, strict=True):
-            x = np.asarray(member.store[array][:], np.float64).reshape(design.n, -1)
-            means = labels.features.T @ x / sizes[:, None]
-            means -= means.mean(0)
-            if np.abs(means).max() > 0:
-                candidates.append(
-                    Candidate(f"class means of {layer}", scaled(root(means @ means.T)[numbers]), Linear())
-                )
-    return [
-        Control("labels", kernel.name, kernel.features(), labels.members)
-        for kernel in select(candidates, most=_MOST_OF_CLASSES)
-    ]
+    labelled = [member.store for member in design.members if member.store.labels is not None]
+    return _objection(Groups(torch.from_numpy(_class_numbers(labelled[0]))), design.groups) if labelled else ""
+
+
+def unjudged_classes(design: Design) -> str:
+    """Return why it cannot be told what goes beyond the classes; empty if it can, or if there are no classes.
+
+    One class of all samples, and classes of single samples, are not classes that networks could share.
+    """
+    held = next((member.store for member in design.members if member.store.labels is not None), None)
+    if held is None or len(np.unique(np.asarray(held.labels))) in {1, design.n}:
+        return ""
+    return objection_to_classes(design)
+
+
+def _objection(labels: Groups, groups: Groups | None) -> str:
+    if labels.count == 1:
+        return "all samples are of one class"
+    if labels.trivial:
+        return "every sample is of a class of its own"
+    if labels.n - labels.count < _LEAST_WITHIN or int((labels.sizes > 1).sum()) < 2:
+        return f"the {labels.n} samples are of {labels.count} classes, with too few samples in each"
+    if groups is not None and len(np.unique(np.stack([groups.numbers, labels.numbers]), axis=1).T) > groups.count:
+        return "some groups have samples of several classes"
+    return ""
 
 
 def _class_numbers(store: ActivationStore) -> NDArray[np.intp]:

@@ -92,7 +92,7 @@ def _layer_values(inference: Inference) -> xr.Dataset:
     row_of = {k: i for i, k in enumerate(inference.indices.layers.tolist())}
     rows = np.array([row_of[k] for k in layers], int)
     for m, kind in enumerate(inference.conditions.values()):
-        values = inference.indices.similarities(evidence.estimates.R, kind)[np.ix_(layers, layers)]
+        values = inference.indices.similarities(evidence.estimates.matrices, kind)[np.ix_(layers, layers)]
         table["value"][m] = values
         margin = reading.quantile(inference.units) * evidence.estimates.errors[kind][np.ix_(rows, rows)]
         table["low"][m], table["high"][m] = values - margin, values + margin
@@ -188,8 +188,8 @@ def _agreement(inference: Inference) -> xr.Dataset:
         of_units = inference.influences[:, list(mean)] @ np.array(list(mean.values()))
         unit_of = inference.evidence.kernels.unit_of
         rows.append(of_units[unit_of] / np.bincount(unit_of)[unit_of])
-        variance = inference.evidence.estimates.null_variance
-        noise = 2 * inference.indices.degenerate_variance(inference.R, kind, mean, variance)
+        variances = inference.evidence.estimates.null_variances
+        noise = 2 * inference.indices.degenerate_variance(inference.matrices, kind, mean, variances)
         signals.append(float(of_units.var()) / inference.units / noise if noise > 0 else np.nan)
     return xr.Dataset(
         {"agreement": (("kernel", "sample"), np.stack(rows)), "agreement_signal": ("kernel", np.array(signals))},

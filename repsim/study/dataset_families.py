@@ -1,20 +1,19 @@
 """Build the tables of pairs of families for the data set of a study: effects of training, controls, tests, ceilings."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float64
-from scipy import stats
 
 from repsim.results.variables import CONTROL_PAIRS
-from repsim.study.claims import Case, decide
+from repsim.study.claim_parts import FamilyPair, parts_of_architectures, parts_of_networks
+from repsim.study.claims import CLAIMED, Case, Part, decide
+from repsim.study.controls import unjudged_classes
 from repsim.study.dataset_map import values_between_models
-from repsim.study.design import Design, Member, Pair
-from repsim.study.exchange import Networks, exchange_test, network_variance
-from repsim.study.inference import TITLES, Estimate, Inference
+from repsim.study.design import Design, Pair
+from repsim.study.inference import Inference
 from repsim.study.other_measures import MeasureResult
 from repsim.study.partial_cka import ceiling
 from repsim.study.uncertainty import half_samples, jackknife
@@ -25,23 +24,6 @@ _OF_KERNELS = (
     "trained_energy", *(f"effect_energy{end}" for end in _ENDS), "effect_network_low", "effect_network_high",
     "effect_energy_network_low", "effect_energy_network_high", "p_samples", "p_exchange",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class FamilyPair:
-    """Two families, the pairs of their trained models that have all controls, and the models that lack one."""
-
-    a: str
-    b: str
-    counted: tuple[Pair, ...]
-    """Pairs of a trained model of a (first) with one of b, each with all of its controls."""
-    without_twins: tuple[str, ...]
-    """Architectures of both families without an untrained network."""
-
-    @property
-    def name(self) -> str:
-        """Label of the pair, ``a x b``."""
-        return f"{self.a} x {self.b}"
 
 
 def family_pairs(inference: Inference) -> list[FamilyPair]:
@@ -71,13 +53,17 @@ def pairs_of_families(inference: Inference) -> xr.Dataset:
     control_energy = np.full((len(kernels), len(pairs), len(CONTROL_PAIRS)), np.nan)
     against = np.full((len(titles), len(pairs)), "", dtype=object)
     least = np.full(len(pairs), np.nan)
+    parts: dict[str, list[Part]] = {families.name: [] for families in pairs}
     for f, families in enumerate(pairs):
         if not families.counted:
             continue
-        sides = [_networks(inference, families, side) for side in (0, 1)]
         for m, title in enumerate(titles):
             if title in kernels:
-                row, levels, in_energy = _row_of_kernel(inference, kernels[title], families.counted, sides)
+                of_architectures = parts_of_architectures(inference, kernels[title], families)
+                row, levels, in_energy = _row_of_kernel(inference, kernels[title], families, of_architectures)
+                if kernels[title] in CLAIMED:
+                    parts[families.name] += of_architectures
+                    parts[families.name] += parts_of_networks(inference, kernels[title], families)
                 k = list(kernels).index(title)
                 for name in _OF_KERNELS:
                     of_kernels[name][k, f] = row.get(name, np.nan)
@@ -111,80 +97,32 @@ def pairs_of_families(inference: Inference) -> xr.Dataset:
             "control_pair": list(CONTROL_PAIRS),
         },
     )
-    return table.merge(_claims(inference, pairs, table))
+    return table.merge(_claims(inference, pairs, parts, table))
 
 
 def _row_of_kernel(
-    inference: Inference, kind: str, pairs: Sequence[Pair], sides: Sequence[tuple[list[Member], Networks]]
+    inference: Inference, kind: str, families: FamilyPair, parts: Sequence[Part]
 ) -> tuple[dict[str, float], Float64[np.ndarray, " 3"], Float64[np.ndarray, " 3"]]:
-    """Return the columns of a kind of debiased CKA, and the level of every control, plain and in units of energy."""
+    """Return the columns of a kind of debiased CKA, and the level of every control, plain and in units of energy.
+
+    The p-values and the ends of intervals over networks are the least favourable ones over pairs of architectures.
+    """
     row: dict[str, float] = {}
-    p_values, matrices = [], []
     levels = np.full((2, len(CONTROL_PAIRS)), np.nan)
     for in_energy in (False, True) if kind in inference.indices.energies else (False,):
         what, suffix = ("energy", "_energy") if in_energy else ("index", "")
-        by_control, excess = inference.effects(kind, pairs, in_energy=in_energy)
+        by_control, excess = inference.effects(kind, families.counted, in_energy=in_energy)
         levels[int(in_energy)] = [by_control[name] for name in CONTROL_PAIRS]
-        trained = sum(w * inference.theta[k] for k, w in inference.mean_of(kind, pairs, what).items())
+        trained = sum(w * inference.theta[k] for k, w in inference.mean_of(kind, families.counted, what).items())
         row["trained_energy" if in_energy else "trained_value"] = float(trained)
-        estimates = [excess[name] for name in CONTROL_PAIRS]
         for end, name in zip(_ENDS, ("value", "low", "high"), strict=True):
-            row[f"effect{suffix}{end}"] = float(np.min([getattr(estimate, name) for estimate in estimates]))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.array([estimate.value / estimate.se for estimate in estimates])
-        p_values.append(float(np.max(stats.t.sf(t, inference.units - 1))))
-        matrix = _network_values(inference, kind, [members for members, _ in sides], what)
-        matrices.append(matrix)
-        low, high = _crossed(estimates, *network_variance(matrix, sides[0][1], sides[1][1]), inference.units)
-        row[f"effect{suffix}_network_low"], row[f"effect{suffix}_network_high"] = low, high
-    row["p_samples"] = max(p_values)
-    row["p_exchange"], row["p_exchange_least"] = exchange_test(matrices, sides[0][1], sides[1][1], seed=inference.seed)
+            row[f"effect{suffix}{end}"] = float(np.min([getattr(estimate, name) for estimate in excess.values()]))
+        for end in ("network_low", "network_high"):
+            ends = [getattr(part, end) for part in parts if part.in_energy == in_energy]
+            row[f"effect{suffix}_{end}"] = float(np.min(ends))
+    for name in ("p_samples", "p_exchange", "p_exchange_least"):
+        row[name] = float(np.max([getattr(part, name) for part in parts]))
     return row, *levels
-
-
-def _crossed(
-    estimates: Sequence[Estimate],
-    variance: Float64[np.ndarray, " 3"],
-    freedom: Float64[np.ndarray, " 3"],
-    units: int,
-) -> tuple[float, float]:
-    """Return the smallest ends over the controls of intervals that cross samples and networks.
-
-    The variances add up. What a network and a sample have together counts in both, so the intervals are rather long.
-    """
-    se2 = np.array([estimate.se**2 for estimate in estimates])
-    total = se2 + variance
-    with np.errstate(invalid="ignore", divide="ignore"):
-        df = total**2 / (se2**2 / (units - 1) + np.where(variance > 0, variance**2 / freedom, 0))
-    margin = stats.t.ppf(0.975, df) * np.sqrt(total)
-    values = np.array([estimate.value for estimate in estimates])
-    return float(np.min(values - margin)), float(np.min(values + margin))
-
-
-def _networks(inference: Inference, families: FamilyPair, side: int) -> tuple[list[Member], Networks]:
-    """Return the networks of one of the families, those of the counted pairs and their untrained twins."""
-    trained = list(dict.fromkeys((pair.a, pair.b)[side] for pair in families.counted))
-    architectures = list(dict.fromkeys(member.architecture for member in trained))
-    with_index = {member.name for member in inference.indices.members}
-    twins = dict.fromkeys(
-        twin for member in trained for twin in inference.design.twins_of(member) if twin.name in with_index
-    )
-    members = [*trained, *twins]
-    return members, Networks(
-        np.array([member.trained for member in members]),
-        np.array([architectures.index(member.architecture) for member in members]),
-    )
-
-
-def _network_values(
-    inference: Inference, kind: str, sides: Sequence[Sequence[Member]], what: str
-) -> Float64[np.ndarray, "A B"]:
-    a, b = sides
-    values = np.full((len(a), len(b)), np.nan)
-    for (i, x), (j, y) in product(enumerate(a), enumerate(b)):
-        if x.name != y.name:  # an architecture can be in both families, and then they have twins in common
-            values[i, j] = inference.theta[inference.column(kind, Pair(x, y), what)]
-    return values
 
 
 def _row_of_measure(
@@ -212,10 +150,11 @@ def _row_of_measure(
     return row, levels
 
 
-def cases_of(inference: Inference, pairs: Sequence[FamilyPair], table: xr.Dataset) -> list[Case]:
-    """Return what the decision about each pair of families depends on, from the table of effects."""
-    required = [TITLES["input"]] if TITLES["input"] in table["kernel"].values else []
-    with_labels = TITLES["input and labels"]
+def cases_of(
+    inference: Inference, pairs: Sequence[FamilyPair], parts: Mapping[str, Sequence[Part]], table: xr.Dataset
+) -> list[Case]:
+    """Return what the decision about each pair of families depends on."""
+    has_input = "input" in inference.indices.kernels
     others = [result.metric.spec for result in inference.evidence.measures]
     cases = []
     for f, families in enumerate(pairs):
@@ -226,15 +165,14 @@ def cases_of(inference: Inference, pairs: Sequence[FamilyPair], table: xr.Datase
                 for member in inference.indices.members if member.trained and member.family == family
             ]))
             for family in (families.a, families.b)
-        } if required else {}  # fmt: skip
+        } if has_input else {}  # fmt: skip
         cases.append(
             Case(
                 families=(families.a, families.b),
                 without_twins=families.without_twins if not families.counted else (),
                 partly_without=families.without_twins if families.counted else (),
-                given_input=of_pair.sel(kernel=required[0], measure=required[0]) if required else None,
-                given_both=of_pair.sel(kernel=with_labels, measure=with_labels)
-                if with_labels in table["kernel"].values else None,
+                parts=parts[families.name],
+                classes_unknown=unjudged_classes(inference.design),
                 without_pixels=tuple(
                     member.name for member in inference.design.trained
                     if member.family in {families.a, families.b} and member.store.pixels is None
@@ -253,9 +191,11 @@ def cases_of(inference: Inference, pairs: Sequence[FamilyPair], table: xr.Datase
     return cases
 
 
-def _claims(inference: Inference, pairs: Sequence[FamilyPair], table: xr.Dataset) -> xr.Dataset:
+def _claims(
+    inference: Inference, pairs: Sequence[FamilyPair], parts: Mapping[str, Sequence[Part]], table: xr.Dataset
+) -> xr.Dataset:
     """Return the level at which something learned is shared by each pair of families, and why it is no higher."""
-    cases = cases_of(inference, pairs, table)
+    cases = cases_of(inference, pairs, parts, table)
     decisions = decide(cases, dependent=inference.evidence.has_undeclared_groups)
     return xr.Dataset(
         {

@@ -112,6 +112,6 @@ def _from_pairs(inference: Inference, result: MeasureResult) -> Float64[np.ndarr
 
 
 def _layer_coordinates(inference: Inference) -> Float64[np.ndarray, "layers 3"]:
-    R = inference.R[np.ix_(inference.layers, inference.layers)]
+    R = inference.matrices[0][np.ix_(inference.layers, inference.layers)]
     coordinates = embed(R, 3).coordinates
     return np.pad(coordinates, ((0, 0), (0, 3 - coordinates.shape[1])))

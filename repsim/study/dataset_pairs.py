@@ -73,7 +73,7 @@ def _row_of_cka(inference: Inference, kind: str, pair: Pair) -> tuple[dict[str, 
     if kind in inference.indices.energies:
         energy = inference.estimate({inference.column(kind, pair, "energy"): 1.0}, kind, in_energy=True)
         row |= {"energy": energy.value, "energy_low": energy.low, "energy_high": energy.high}
-    values = inference.indices.block(inference.indices.similarities(inference.R, kind), pair)
+    values = inference.indices.block(inference.indices.similarities(inference.matrices, kind), pair)
     row["largest"] = _largest(values)
     if null := inference.evidence.nulls.get((kind, pair.name)):
         row |= _test_columns(null)

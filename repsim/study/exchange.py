@@ -1,14 +1,13 @@
 """Test whether training makes networks of two architectures alike, with networks as the units.
 
-If training changes nothing that two families share, trained and untrained networks of an architecture can be exchanged:
+If training changes nothing that they share, trained and untrained networks of an architecture can be exchanged:
 every choice of the same number of networks to be called trained is as likely as the true one. The test enumerates these
 choices, and is exact for any number of networks.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Iterable, Sequence
+from itertools import combinations, islice
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -19,47 +18,6 @@ MOST_CHOICES = 10_000
 """Number of choices up to which all are enumerated; of more, a random sample is taken."""
 _TIE = 1e-12
 """Values of the statistic that differ by less are ties."""
-
-
-@dataclass(frozen=True, eq=False)
-class Networks:
-    """The networks of one family, trained and untrained, by architecture."""
-
-    trained: Bool[np.ndarray, " networks"]
-    architecture: Int64[np.ndarray, " networks"]
-    """Number of each network's architecture. Each has a trained and an untrained network at least."""
-
-    @property
-    def choices(self) -> int:
-        """Number of ways to choose which networks of every architecture are called trained."""
-        sides = ((int(self.trained[rows].sum()), int((~self.trained[rows]).sum())) for rows in self._rows())
-        return choices_of(sides)
-
-    def weights(self, trained: Bool[np.ndarray, "*batch networks"]) -> tuple[np.ndarray, np.ndarray]:
-        """Return weights (..., architectures, networks) that average the networks called trained, and the others."""
-        member = np.stack([self.architecture == k for k in range(self.architecture.max() + 1)])
-        sides = [member * side[..., None, :] for side in (trained, ~trained)]
-        one, other = (side / np.maximum(side.sum(-1, keepdims=True), 1) for side in sides)
-        return one, other
-
-    @property
-    def shares(self) -> Float64[np.ndarray, " architectures"]:
-        """Share of the trained networks that are of each architecture."""
-        counts = np.bincount(self.architecture[self.trained], minlength=self.architecture.max() + 1)
-        return np.asarray(counts / counts.sum())
-
-    def choice(self, number: int) -> Bool[np.ndarray, " networks"]:
-        """Return which networks are called trained in the choice with this number."""
-        chosen = np.zeros(len(self.trained), bool)
-        for rows in self._rows():
-            lists = list(combinations(rows.tolist(), int(self.trained[rows].sum())))
-            number, k = divmod(number, len(lists))
-            chosen[list(lists[k])] = True
-        return chosen
-
-    def _rows(self) -> Iterator[Int64[np.ndarray, " rows"]]:
-        for k in range(self.architecture.max() + 1):
-            yield np.flatnonzero(self.architecture == k)
 
 
 def choices_of(counts: Iterable[tuple[int, int]]) -> int:
@@ -73,30 +31,33 @@ def choices_of(counts: Iterable[tuple[int, int]]) -> int:
 
 def excess(
     values: Float64[np.ndarray, "A B"],
-    a: Networks,
-    b: Networks,
     trained_a: Bool[np.ndarray, "*batch A"],
     trained_b: Bool[np.ndarray, "*batch B"],
 ) -> Float64[np.ndarray, "*batch 3"]:
-    """Compute how much more alike trained networks of two families are than each control (`CONTROL_PAIRS`).
+    """Compute how much more alike trained networks of two architectures are than each control (`CONTROL_PAIRS`).
 
-    For every pair of architectures it is the mean over trained networks of both, minus the mean over the networks of
-    the control; then the mean over pairs of architectures, weighted by their numbers of trained networks.
+    It is the mean over trained networks of both, minus the mean over the networks of the control.
 
     Parameters
     ----------
     values
-        (A, B): similarities of the networks of family a with those of family b.
-    a, b
-        The networks.
+        (A, B): similarities of the networks of one architecture with those of the other.
     trained_a, trained_b
         Which of them are called trained.
     """
-    return _excess(values, a.weights(trained_a), b.weights(trained_b), a.shares, b.shares)
+    of_a, of_b = ([side / side.sum(-1, keepdims=True) for side in (one, ~one)] for one in (trained_a, trained_b))
+    means = {
+        (i, j): np.einsum("...a,ab,...b->...", of_a[i], values, of_b[j]) for i in range(2) for j in range(2)
+    }  # 0: trained, 1: untrained
+    controls = {"both untrained": (1, 1), "first trained": (0, 1), "second trained": (1, 0)}
+    return np.stack([means[0, 0] - means[controls[name]] for name in CONTROL_PAIRS], -1)
 
 
 def exchange_test(
-    values: Sequence[Float64[np.ndarray, "A B"]], a: Networks, b: Networks, seed: int = 0
+    values: Sequence[Float64[np.ndarray, "A B"]],
+    trained_a: Bool[np.ndarray, " A"],
+    trained_b: Bool[np.ndarray, " B"],
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Test the null hypothesis that trained and untrained networks of two families can be exchanged.
 
@@ -106,9 +67,9 @@ def exchange_test(
     Parameters
     ----------
     values : sequence of arrays of shape (A, B)
-        Similarities of the networks of family a with those of family b, of one or several kinds.
-    a, b : Networks
-        The networks of both families.
+        Similarities of the networks of one architecture with those of the other, of one or several kinds.
+    trained_a, trained_b : arrays of shape (A,) and (B,)
+        Which networks are trained.
     seed : int
         Seed of the random choices, if there are more than 10,000.
 
@@ -119,8 +80,10 @@ def exchange_test(
 
     Notes
     -----
-    With two trained and three untrained networks of one architecture in each family there are 10 x 10 choices. The test
-    is valid however the similarities of networks depend on each other and on the samples.
+    With two trained and three untrained networks of each architecture there are 10 x 10 choices. The test is exact,
+    however the similarities of networks depend on each other and on the samples, if training changes nothing in either
+    architecture. If it does change one of them, only not in the direction of the other, p can be too small: a claim
+    also needs the interval over networks and samples (`network_variance`).
 
     References
     ----------
@@ -130,33 +93,45 @@ def exchange_test(
 
     Examples
     --------
-    >>> trained = Networks(np.array([True, True, False, False, False]), np.zeros(5, int))
+    >>> trained = np.array([True, True, False, False, False])
     >>> alike = np.zeros((5, 5))
     >>> alike[:2, :2] = 0.8
     >>> exchange_test([alike], trained, trained)
     (0.01, 0.01)
     """
-    total = a.choices * b.choices
+    counts = [(int(side.sum()), int((~side).sum())) for side in (trained_a, trained_b)]
+    total, of_b = choices_of(counts), choices_of(counts[1:])
     numbers = np.arange(total)
     if total > MOST_CHOICES:
-        drawn = np.random.default_rng(seed).integers(0, total, MOST_CHOICES - 1)  # below 2**63 for any real study
-        numbers = drawn
-    first, second = np.divmod(numbers, b.choices)
-    of_a = {int(k): a.choice(int(k)) for k in np.unique(first)}
-    of_b = {int(k): b.choice(int(k)) for k in np.unique(second)}
-    chosen_a, chosen_b = np.stack([of_a[int(k)] for k in first]), np.stack([of_b[int(k)] for k in second])
+        numbers = np.random.default_rng(seed).integers(0, total, MOST_CHOICES - 1)  # below 2**63 for any real study
+    chosen_a, chosen_b = (
+        _choices(side, which) for side, which in zip((trained_a, trained_b), np.divmod(numbers, of_b), strict=True)
+    )
     largest = 0.0
     for matrix in values:
-        observed = excess(matrix, a, b, a.trained, b.trained).min()
-        statistics = excess(matrix, a, b, chosen_a, chosen_b).min(-1)
+        observed = excess(matrix, trained_a, trained_b).min()
+        statistics = excess(matrix, chosen_a, chosen_b).min(-1)
         as_large = int((statistics >= observed - _TIE).sum())
         p = as_large / total if total <= MOST_CHOICES else (1 + as_large) / MOST_CHOICES
         largest = max(largest, p) if np.isfinite(observed) else np.nan
     return largest, 1 / min(total, MOST_CHOICES)
 
 
+def _choices(
+    trained: Bool[np.ndarray, " networks"], numbers: Int64[np.ndarray, " drawn"]
+) -> Bool[np.ndarray, "drawn networks"]:
+    """Return which networks are called trained in the choices with these numbers."""
+    used, places = np.unique(numbers, return_inverse=True)
+    last, wanted = int(used[-1]), set(used.tolist())
+    chosen = np.zeros((len(used), len(trained)), bool)
+    every = combinations(range(len(trained)), int(trained.sum()))
+    for row, of_choice in enumerate(names for k, names in enumerate(islice(every, last + 1)) if k in wanted):
+        chosen[row, list(of_choice)] = True
+    return chosen[places]
+
+
 def network_variance(
-    values: Float64[np.ndarray, "A B"], a: Networks, b: Networks
+    values: Float64[np.ndarray, "A B"], trained_a: Bool[np.ndarray, " A"], trained_b: Bool[np.ndarray, " B"]
 ) -> tuple[Float64[np.ndarray, " 3"], Float64[np.ndarray, " 3"]]:
     """Compute the variance of `excess` due to the choice of networks, and its degrees of freedom, for each control.
 
@@ -167,9 +142,9 @@ def network_variance(
     Parameters
     ----------
     values : array of shape (A, B)
-        Similarities of the networks of family a with those of family b.
-    a, b : Networks
-        The networks.
+        Similarities of the networks of one architecture with those of the other.
+    trained_a, trained_b : arrays of shape (A,) and (B,)
+        Which networks are trained.
 
     Returns
     -------
@@ -182,46 +157,21 @@ def network_variance(
     Satterthwaite. An approximate distribution of estimates of variance components. Biometrics Bulletin 1946.
     """
     variances, freedoms = [], []
-    for side, networks in enumerate((a, b)):
-        for architecture in range(networks.architecture.max() + 1):
-            for state in (True, False):
-                rows = np.flatnonzero((networks.architecture == architecture) & (networks.trained == state))
-                m = len(rows)
-                if m < 2:
-                    return np.full(3, np.nan), np.full(3, np.nan)
-                without = []
-                for row in rows:
-                    keep = np.delete(np.arange(len(networks.trained)), row)
-                    fewer = Networks(networks.trained[keep], networks.architecture[keep])
-                    one, other = (fewer, b) if side == 0 else (a, fewer)
-                    part = values[keep] if side == 0 else values[:, keep]
-                    weights = one.weights(one.trained), other.weights(other.trained)
-                    without.append(_excess(part, *weights, a.shares, b.shares))  # the shares of the full families
-                deviations = np.stack(without) - np.mean(without, axis=0)
-                variances.append((m - 1) / m * np.square(deviations).sum(0))
-                freedoms.append(m - 1)
+    for side, trained in enumerate((trained_a, trained_b)):
+        for state in (True, False):
+            rows = np.flatnonzero(trained == state)
+            m = len(rows)
+            if m < 2:
+                return np.full(3, np.nan), np.full(3, np.nan)
+            without = []
+            for row in rows:
+                fewer = np.delete(trained, row)
+                both = (fewer, trained_b) if side == 0 else (trained_a, fewer)
+                without.append(excess(np.delete(values, row, side), *both))
+            deviations = np.stack(without) - np.mean(without, axis=0)
+            variances.append((m - 1) / m * np.square(deviations).sum(0))
+            freedoms.append(m - 1)
     v, df = np.stack(variances), np.array(freedoms)[:, None]
     total = v.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return total, np.where(total > 0, total**2 / (v**2 / df).sum(0), df.sum())
-
-
-def _excess(
-    values: Float64[np.ndarray, "A B"],
-    a: tuple[np.ndarray, np.ndarray],
-    b: tuple[np.ndarray, np.ndarray],
-    shares_a: Float64[np.ndarray, " architectures"],
-    shares_b: Float64[np.ndarray, " architectures"],
-) -> Float64[np.ndarray, "*batch 3"]:
-    """Compute `excess` from the weights of trained and untrained networks, and the shares of architectures."""
-
-    def mean(left: np.ndarray, right: np.ndarray) -> Float64[np.ndarray, "*batch"]:
-        return np.asarray(shares_a @ (left @ values @ right.swapaxes(-1, -2)) @ shares_b)
-
-    (trained_a, untrained_a), (trained_b, untrained_b) = a, b
-    controls = {
-        "both untrained": (untrained_a, untrained_b),
-        "first trained": (trained_a, untrained_b),
-        "second trained": (untrained_a, trained_b),
-    }
-    return np.stack([mean(trained_a, trained_b) - mean(*controls[name]) for name in CONTROL_PAIRS], -1)

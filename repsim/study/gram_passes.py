@@ -1,12 +1,15 @@
 """Compute debiased CKA between all layers of a study: on all samples, without each sample, on subsets, permuted.
 
+With class labels it is computed twice: for all that layers hold, and for what they hold within classes, in units of the
+energy of the whole (`repsim.metrics.recipes.within_classes`). Both matrices are stacked, (2, L, L).
+
 If samples are in groups, the groups are the units: CKA is computed from pairs of samples of different groups, and whole
 groups are left out, divided into halves, and permuted.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -18,17 +21,23 @@ from repsim.engine.jackknife import LeaveOneOut
 from repsim.engine.preparation import Source, prepare
 from repsim.engine.resampling import permuted, random_permutations
 from repsim.engine.shared_directions import truncate_jointly
+from repsim.engine.within_classes import LeaveOneOutWithinClasses, mean_products
 from repsim.errors import InvalidInputError
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.gram import CentredGram, Gram
 from repsim.metrics.recipes.groups import Groups
+from repsim.metrics.recipes.rows import cut
+from repsim.metrics.recipes.within_classes import WithinClasses, degrees_of_freedom, within_classes
+from repsim.runtime import tuning
 from repsim.runtime.progress import Progress
 from repsim.stores.alignment import AlignedView
-from repsim.study.chance import within_classes
+from repsim.study import chance
 from repsim.study.controls import Control
 from repsim.study.design import Design, Member
 
 _CKA = CKA()
+Matrices = Float64[np.ndarray, "*batch kinds L L"]
+"""Debiased CKA of all layers and controls and, with classes, inner products within classes in units of all energy."""
 KEPT_SHARE = 0.999
 """Share of sum_i s_i^4 that the kept principal components carry, where s_i are the singular values of a layer."""
 
@@ -56,9 +65,11 @@ class Kernels:
     names: tuple[str, ...]
     grams: tuple[Gram, ...]
     positions: Mapping[str, Int64[np.ndarray, " layers"]]
-    """Positions in ``grams`` of the layers of each model, by its name, and of the controls of each kind."""
+    """Positions in ``grams`` of the layers of each model, by its name, and of the controls of the input ("input")."""
     undefined: Mapping[str, str]
     """Layers without a value (constant ones), with the reason; they are in none of the attributes above."""
+    classes: Groups | None = None
+    """Classes of the samples; None if similarity within classes is not computed."""
     reduced: bool = False
     """Whether the layers were cut to their leading principal components by `reduce`."""
 
@@ -101,33 +112,51 @@ class Kernels:
         """
         if self.groups is not None:
             return group_permutations(self.groups, count, seed, classes=classes)
-        return random_permutations(self.n, count, seed) if classes is None else within_classes(classes, count, seed)
+        if classes is None:
+            return random_permutations(self.n, count, seed)
+        return chance.within_classes(classes, count, seed)
 
-    def leave_one_out(self, room: int) -> LeaveOneOut | LeaveOneGroupOut:
-        """Return a sweep that computes debiased CKA of all pairs without each unit, in ``room`` bytes at a time.
+    @cached_property
+    def class_centred(self) -> tuple[WithinClasses, ...]:
+        """Kernels within classes of all layers and controls; none without classes."""
+        return () if self.classes is None else tuple(within_classes(gram, self.classes) for gram in self.grams)
 
-        For groups its attribute ``cubes`` is None: third moments are those of permutations of single samples.
-        """
-        if self.groups is not None:
-            return LeaveOneGroupOut(self.grams, self.grams, _CKA, room=room)
-        return LeaveOneOut(self.grams, self.grams, _CKA, room=room, cubes=True)
+    @property
+    def degrees_of_freedom(self) -> float:
+        """Degrees of freedom of a centred kernel: n (n - 3), or fewer without pairs within groups."""
+        pairs = self.n**2 - (self.n if self.groups is None else int(self.groups.sizes.square().sum()))
+        return float(pairs - 2 * self.n)
 
-    def values(self) -> Float64[np.ndarray, "L L"]:
+    def leave_one_out(self, room: int) -> "LeftOut":
+        """Return a sweep that computes the matrices of all pairs without each unit, in ``room`` bytes at a time."""
+        return LeftOut(self, room)
+
+    def cka(self) -> Float64[np.ndarray, "L L"]:
         """Compute debiased CKA of all pairs, (L, L): positive semidefinite, with 1 on the diagonal."""
         return symmetric(_CKA.block(self.grams, self.grams))
 
-    def values_on(
-        self, samples: Int64[np.ndarray, " m"], selected: Int64[np.ndarray, " s"]
-    ) -> Float64[np.ndarray, "s s"]:
-        """Compute debiased CKA of the selected layers on a subset of the samples; NaN for layers constant on it.
+    def values(self) -> Matrices:
+        """Compute debiased CKA of all pairs, with 1 on the diagonal, and with classes the similarity within classes.
+
+        Both are positive semidefinite. The diagonal of the second is the share of the energy within classes.
+        """
+        R = self.cka()
+        if self.classes is None:
+            return R[None]
+        energies = np.array([_energy(gram) for gram in self.grams]) / self.degrees_of_freedom
+        return np.stack([R, in_units(mean_products(self.class_centred), energies)])
+
+    def values_on(self, samples: Int64[np.ndarray, " m"], selected: Int64[np.ndarray, " s"]) -> Matrices:
+        """Compute the matrices of the selected layers on a subset of the samples; NaN for layers constant on it.
 
         If samples are in groups, the subset consists of whole groups (`halves`).
         """
         part = self.part(samples, selected)
         position = {name: k for k, name in enumerate(part.names)}
         defined = [i for i, k in enumerate(selected) if self.names[k] in position]
-        values = np.full((len(selected), len(selected)), np.nan)
-        values[np.ix_(defined, defined)] = part.values()
+        of_part = part.values()
+        values = np.full((len(of_part), len(selected), len(selected)), np.nan)
+        values[:, np.array(defined)[:, None], defined] = of_part
         return values
 
     def part(self, samples: Int64[np.ndarray, " m"], selected: Iterable[int]) -> "Kernels":
@@ -140,9 +169,19 @@ class Kernels:
         grams = tuple(factors[self.names[k]].grouped(groups) for k in defined)
         new = {k: i for i, k in enumerate(defined)}
         positions = {name: np.array([new[k] for k in old if k in new], int) for name, old in self.positions.items()}
-        return Kernels(tuple(self.names[k] for k in defined), grams, positions, self.undefined)
+        names = tuple(self.names[k] for k in defined)
+        classes = None if self.classes is None else self.classes.select(rows)
+        return Kernels(names, grams, positions, self.undefined, classes)
 
-    def null_variance(self, layers: Sequence[int], seed: int) -> float:
+    def null_variances(self, layers: Sequence[int], seed: int) -> tuple[float, ...]:
+        """Return the variance of the similarity of unrelated layers: of debiased CKA and, with classes, within them."""
+        variance = self._null_variance(layers, seed)
+        if self.classes is None:
+            return (variance,)
+        within = float(degrees_of_freedom(self.classes.sizes))
+        return variance, variance * self.degrees_of_freedom / within
+
+    def _null_variance(self, layers: Sequence[int], seed: int) -> float:
         """Return the variance of debiased CKA of unrelated layers: 2 / (n (n - 3)), or with groups its estimate.
 
         With groups it depends on how alike the samples of a group are. It is the mean square over 200 permutations of
@@ -186,8 +225,94 @@ class Kernels:
         return Kernels(tuple(self.names[k] for k in selected), grams, positions, self.undefined, reduced=True)
 
 
+@dataclass(eq=False)
+class LeftOut:
+    """Matrices of all pairs of layers with each unit left out."""
+
+    kernels: Kernels
+    room: int
+    """Bytes for sums of single samples."""
+
+    def __post_init__(self) -> None:
+        grams, groups = self.kernels.grams, self.kernels.groups
+        self._sweep: LeaveOneOut | LeaveOneGroupOut = (
+            LeaveOneOut(grams, grams, _CKA, room=self.room, cubes=True)
+            if groups is None
+            else LeaveOneGroupOut(grams, grams, _CKA, room=self.room)
+        )
+        layers = self.kernels.class_centred
+        self._within = LeaveOneOutWithinClasses(layers, self.kernels.unit_of, room=self.room) if layers else None
+        self.full_values: Matrices = np.zeros((0, 0, 0))
+        """Matrices of all samples; set with the first run."""
+
+    @property
+    def units(self) -> int:
+        """Number of parts of the work."""
+        return self._sweep.units + (0 if self._within is None else self._within.units)
+
+    @property
+    def cubes(self) -> Float64[np.ndarray, " L"] | None:
+        """Sums of cubes of the Gram matrices, complete after the last run.
+
+        None for groups: third moments are those of permutations of single samples.
+        """
+        return self._sweep.cubes
+
+    def runs(self, step: Callable[[], None]) -> Iterator[Float64[np.ndarray, "run kinds L L"]]:
+        """Yield the matrices without each unit of a run, one run of units after the other."""
+        for run, R in self._sweep.runs(step):
+            if self._within is None:
+                self.full_values = symmetric(self._sweep.full_values)[None]
+                yield R[:, None]
+                continue
+            if not self.full_values.size:
+                energies = self._sweep.squares / self.kernels.degrees_of_freedom
+                within = in_units(mean_products(self.kernels.class_centred), energies)
+                self.full_values = np.stack([symmetric(self._sweep.full_values), within])
+            energies = self._sweep.squares_left / self._degrees_of_freedom(run)[:, None]
+            yield np.stack([R, in_units(self._within.without(run, step), energies)], 1)
+
+    def _degrees_of_freedom(self, run: slice) -> Float64[np.ndarray, " run"]:
+        """Return the degrees of freedom of centred kernels without each unit of the run."""
+        groups, n = self.kernels.groups, self.kernels.n
+        if groups is None:
+            return np.full(run.stop - run.start, (n - 1) * (n - 4.0))
+        sizes = groups.sizes.numpy().astype(np.float64)
+        left = n - sizes[run]
+        return np.asarray(left**2 - (np.square(sizes).sum() - np.square(sizes[run])) - 2 * left)
+
+
+def in_units(
+    products: Float64[np.ndarray, "*batch L L"], energies: Float64[np.ndarray, "*batch L"]
+) -> Float64[np.ndarray, "*batch L L"]:
+    """Divide inner products within classes by the roots of the energies of both layers, classes included."""
+    norms = np.sqrt(np.where(energies > 0, energies, np.nan))
+    return np.asarray(products / norms[..., :, None] / norms[..., None, :])
+
+
+def _energy(gram: Gram) -> float:
+    """Return ||A||^2 of the centred kernel, from one run of rows after the other."""
+    o, total = gram.offsets(unbiased=True).flatten(), 0.0
+    everything = slice(0, gram.n)
+    columns = gram.features[:]
+    for i in cut(gram.n, tuning.current().tile):
+        A = (columns[i] @ columns.T).to(o) - o[i, None] - o
+        if gram.groups is None:
+            A.diagonal(i.start).zero_()
+        else:
+            A.masked_fill_(gram.groups.same(i, everything, A.device), 0)
+        total += float(A.square().sum())
+    return total
+
+
 def kernels(
-    design: Design, controls: Sequence[Control], device: str, *, keep: bool, step: Callable[[], None]
+    design: Design,
+    controls: Sequence[Control],
+    device: str,
+    *,
+    classes: Groups | None = None,
+    keep: bool,
+    step: Callable[[], None],
 ) -> Kernels:
     """Compute the centred Gram matrices of all layers of all models, and of the controls.
 
@@ -199,6 +324,8 @@ def kernels(
         Kernels that can be projected out of all layers.
     device
         Device on which the Gram matrices are computed.
+    classes
+        Classes of the samples, if similarity within classes is wanted.
     keep
         Whether layers stay in memory; otherwise they are read again for each pass.
     step
@@ -210,14 +337,12 @@ def kernels(
     names = tuple(source.name for source in inputs if source.name in prepared.factors)
     position = {name: k for k, name in enumerate(names)}
     lists = {member.name: [position[name] for name in member.layers if name in position] for member in design.members}
-    for control in controls:
-        lists.setdefault(control.kind, []).extend([position[control.name]] if control.name in position else [])
-    if lists.get("input") and lists.get("labels"):
-        lists["input and labels"] = lists["input"] + lists["labels"]
+    if controls:
+        lists["input"] = [position[control.name] for control in controls if control.name in position]
     positions = {name: np.array(layers, int) for name, layers in lists.items()}
     factors: list[Any] = [prepared.factors[name] for name in names]
     grams = [factor if design.groups is None else factor.grouped(design.groups) for factor in factors]
-    return Kernels(names, tuple(grams), positions, prepared.undefined)
+    return Kernels(names, tuple(grams), positions, prepared.undefined, classes)
 
 
 def permuted_values(

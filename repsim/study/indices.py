@@ -1,5 +1,6 @@
 """Indices of a study, computed from one matrix R: debiased CKA of all layers and controls.
 
+With class labels there is a second matrix, of similarities within classes; both are stacked (`gram_passes.Matrices`).
 As every index is a function of R, it can also be computed from R without one sample, or from R of half of the samples.
 Leave-one-out values give confidence intervals of indices and of their differences, and the influence of every stimulus.
 """
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float64, Int64
 from repsim.errors import UndefinedValueError
 from repsim.runtime import tuning
 from repsim.study.design import Design, Member, Pair, is_twin
+from repsim.study.gram_passes import Matrices
 from repsim.study.layer_matching import LayerMaps, best_maps, nearest
 from repsim.study.partial_cka import MIN_ENERGY, partial_of_two, residual
 
@@ -23,7 +25,8 @@ RAW = ""
 TWINS = "untrained"
 """Kind of debiased CKA in which each layer's untrained twins are projected out."""
 CONTROLS = ("input", "labels", "input and labels")
-"""Kinds of controls that are the same for all layers."""
+"""Kinds of controls that are the same for all layers: the input is projected out, and classes are centred."""
+_OF_CLASSES = CONTROLS[1:]
 SHARES = ("input", "universal", "family", "seed", "family_and_seed", "universal_and_family")
 _DEPTHS = 10
 _LEFT = "left"
@@ -67,18 +70,22 @@ class Indices:
 
     design: Design
     positions: Mapping[str, Int64[np.ndarray, " layers"]]
-    """Positions in R of the layers of each model, by its name, and of the controls of each kind."""
+    """Positions in R of the layers of each model, by its name, and of the controls of the input ("input")."""
     size: int
     """Number of layers and controls: rows of R."""
     maps: Maps
     """Maps of layers for indices, energies and shares."""
     best: Maps | None = None
     """Best matches on all samples, for the plain index; None if it is not wanted."""
+    classes: bool = False
+    """Whether there is a matrix of similarities within classes."""
 
     @cached_property
     def kernels(self) -> tuple[str, ...]:
-        """Kinds of debiased CKA with one control for all layers: none, the input, the class labels, both."""
-        return kinds_of_controls(self.positions)
+        """Kinds of debiased CKA with one control for all layers: none, the input, the classes, both."""
+        has_input = bool(len(self.positions.get("input", ())))
+        kinds = {"input": has_input, "labels": self.classes, "input and labels": has_input and self.classes}
+        return (RAW, *(kind for kind in CONTROLS if kinds[kind]))
 
     @cached_property
     def conditions(self) -> tuple[str, ...]:
@@ -111,21 +118,25 @@ class Indices:
         """Number of relative depths at which shares are computed: the fewest layers of any model, at most ten."""
         return max(2, min(_DEPTHS, *(len(self.positions[member.name]) for member in self.design.members)))
 
-    def similarities(self, R: Float64[np.ndarray, "*batch L L"], kind: str) -> Float64[np.ndarray, "*batch L L"]:
-        """Compute debiased CKA from R, or partial CKA where ``kind`` names a control that is projected out."""
+    def similarities(self, matrices: Matrices, kind: str) -> Float64[np.ndarray, "*batch L L"]:
+        """Compute debiased CKA from the matrices, or partial CKA where ``kind`` names what is controlled for."""
+        R = matrices[..., 0, :, :]
         if kind == TWINS:  # controls of the input take no part
             layers = np.ix_(self.layers, self.layers)
             values = np.full(R.shape, np.nan)
             values[..., layers[0], layers[1]] = partial_of_two(R[..., layers[0], layers[1]], self._twins[layers])
             return values
-        return R if kind == RAW else _normalised(self.residuals(R, kind))
+        return R if kind == RAW else _normalised(self.residuals(matrices, kind))
 
-    def residuals(self, R: Float64[np.ndarray, "*batch L L"], kind: str) -> Float64[np.ndarray, "*batch L L"]:
-        """Compute inner products after a control is projected out, in units of energy; NaN if it has no value."""
+    def residuals(self, matrices: Matrices, kind: str) -> Float64[np.ndarray, "*batch L L"]:
+        """Compute inner products given a control, in units of energy; NaN if it has no value."""
+        values = matrices[..., _place(kind), :, :]
+        if kind == "labels":  # nothing to project out: features are centred within classes
+            return values
         try:
-            return residual(R, self.positions[kind].tolist())
+            return residual(values, self.positions["input"].tolist())
         except UndefinedValueError:  # on half of the samples a control can be constant
-            return np.full(R.shape, np.nan)
+            return np.full(values.shape, np.nan)
 
     @cached_property
     def _twins(self) -> Matrix:
@@ -234,17 +245,18 @@ class Indices:
         """Column of each key of `names`."""
         return {name: k for k, name in enumerate(self.names)}
 
-    def evaluate(self, R: Float64[np.ndarray, "*batch L L"]) -> Float64[np.ndarray, "*batch T"]:
-        """Compute all indices of one matrix R, or of each matrix of a batch."""
+    def evaluate(self, matrices: Matrices) -> Float64[np.ndarray, "*batch T"]:
+        """Compute all indices of the matrices of the same samples, or of each of a batch."""
         parts = []
-        residuals = {kind: self.residuals(R, kind) for kind in self.energies}
+        R = matrices[..., 0, :, :]
+        residuals = {kind: self.residuals(matrices, kind) for kind in self.energies}
         for (kind, in_energy), (_, entries) in self._sources.items():
             if in_energy:
                 values = residuals[kind]
             elif kind in residuals:
                 values = _normalised(residuals[kind])
             else:
-                values = self.similarities(R, kind)
+                values = self.similarities(matrices, kind)
             parts.append(entries.sums(values))
         keys, entries = self._share_sums
         if keys:
@@ -270,7 +282,13 @@ class Indices:
         return [by_name[name] for name in SHARES]
 
     def degenerate_variance(
-        self, R: Matrix, kind: str, coefficients: Mapping[int, float], null_variance: float, *, in_energy: bool = False
+        self,
+        matrices: Matrices,
+        kind: str,
+        coefficients: Mapping[int, float],
+        null_variances: Sequence[float],
+        *,
+        in_energy: bool = False,
     ) -> float:
         """Compute the second-order part of the variance of a combination of columns of one kind.
 
@@ -280,14 +298,14 @@ class Indices:
 
         Parameters
         ----------
-        R
-            Debiased CKA of all layers and controls.
+        matrices
+            Debiased CKA of all layers and controls and, with classes, similarities within classes.
         kind
             Kind of debiased CKA of all columns.
         coefficients
             Coefficient by column (`column_of`).
-        null_variance
-            v (`Kernels.null_variance`).
+        null_variances
+            v of both matrices (`Kernels.null_variances`).
         in_energy
             Whether the columns are in units of energy.
         """
@@ -297,24 +315,24 @@ class Indices:
             by_sum[k] = coefficients.get(self.column_of[key], 0.0)
         Q = entries.matrix(by_sum, self.size)
         used = np.flatnonzero(np.abs(Q).sum(0))
-        values = np.nan_to_num(self.residuals(R, kind) if in_energy else self.similarities(R, kind))
+        values = np.nan_to_num(self.residuals(matrices, kind) if in_energy else self.similarities(matrices, kind))
         values = values[np.ix_(used, used)]
         norms = np.sqrt(np.maximum(np.diagonal(values), MIN_ENERGY))
         cosines = values / norms / norms[:, None]
         QR = Q[np.ix_(used, used)] * (1 - np.minimum(cosines**2, 1)) @ values
-        return float(2 * null_variance * np.sum(QR * QR.T))
+        return float(2 * null_variances[_place(kind)] * np.sum(QR * QR.T))
 
     def without_each(
-        self, R: Matrix, runs: Iterator[Float64[np.ndarray, "run L L"]]
+        self, matrices: Matrices, runs: Iterator[Matrices]
     ) -> tuple[Float64[np.ndarray, "units T"], dict[str, Float64[np.ndarray, "layers layers"]]]:
         """Compute all indices without each sample, and jackknife standard errors of all similarities of layers.
 
         Parameters
         ----------
-        R
-            The matrix from all samples.
+        matrices
+            The matrices from all samples.
         runs
-            Matrices R without each sample, or each group of samples, several at a time.
+            Those without each sample, or each group of samples, several at a time.
 
         Returns
         -------
@@ -324,8 +342,8 @@ class Indices:
             Standard errors of the similarities of layers, by kind of control.
         """
         rows, moments = [], {kind: np.zeros((3, len(self.layers), len(self.layers))) for kind in self.conditions}
-        all_samples = {kind: self._between_layers(R, kind) for kind in self.conditions}
-        step = max(1, tuning.current().jackknife_memory // (8 * R.size))
+        all_samples = {kind: self._between_layers(matrices, kind) for kind in self.conditions}
+        step = max(1, tuning.current().jackknife_memory // (8 * matrices.size))
         for run in runs:
             for start in range(0, len(run), step):
                 batch = run[start : start + step]
@@ -341,21 +359,19 @@ class Indices:
         }
         return np.concatenate(rows), errors
 
-    def _between_layers(
-        self, R: Float64[np.ndarray, "*batch L L"], kind: str
-    ) -> Float64[np.ndarray, "*batch layers layers"]:
-        return self.similarities(R, kind)[..., self.layers[:, None], self.layers]
+    def _between_layers(self, matrices: Matrices, kind: str) -> Float64[np.ndarray, "*batch layers layers"]:
+        return self.similarities(matrices, kind)[..., self.layers[:, None], self.layers]
 
 
 _SUMS = ("own", "across", "within")
 
 
-def kinds_of_controls(positions: Mapping[str, Int64[np.ndarray, " layers"]]) -> tuple[str, ...]:
-    """Return the kinds of debiased CKA with one control for all layers that the positions allow; `RAW` is the first."""
-    return (RAW, *(kind for kind in CONTROLS if len(positions.get(kind, ()))))
+def _place(kind: str) -> int:
+    """Return the place of the matrix from which a kind of debiased CKA is computed: of all, or within classes."""
+    return int(kind in _OF_CLASSES)
 
 
-def matches_on(indices: Indices, R: Matrix) -> dict[tuple[str, str], LayerMaps]:
+def matches_on(indices: Indices, matrices: Matrices) -> dict[tuple[str, str], LayerMaps]:
     """Return the best matches of layers of all pairs of models under every kind of debiased CKA.
 
     Pairs whose models have equal numbers of layers are matched together, which is much faster.
@@ -366,7 +382,7 @@ def matches_on(indices: Indices, R: Matrix) -> dict[tuple[str, str], LayerMaps]:
         by_shape.setdefault(shape, []).append(pair)
     maps = {}
     for kind in indices.conditions:
-        values = indices.similarities(R, kind)
+        values = indices.similarities(matrices, kind)
         for pairs in by_shape.values():
             blocks = np.stack([indices.block(values, pair) for pair in pairs])
             for pair, a_to_b, b_to_a in zip(pairs, *best_maps(blocks), strict=True):
@@ -375,7 +391,7 @@ def matches_on(indices: Indices, R: Matrix) -> dict[tuple[str, str], LayerMaps]:
 
 
 def cross_fitted(
-    make: Callable[[Maps], Indices], halves: Iterator[tuple[Matrix, Matrix]]
+    make: Callable[[Maps], Indices], halves: Iterator[tuple[Matrices, Matrices]]
 ) -> tuple[Float64[np.ndarray, "splits T"], dict[tuple[str, str], LayerMaps]]:
     """Compute indices whose matches come from one half of the samples and whose similarities come from the other.
 
@@ -384,7 +400,7 @@ def cross_fitted(
     make
         Function that returns the indices along maps of layers.
     halves
-        Matrices R of both halves of the samples, for each of several splits.
+        Matrices of both halves of the samples, for each of several splits.
 
     Returns
     -------
@@ -396,10 +412,10 @@ def cross_fitted(
     rows: list[Float64[np.ndarray, " T"]] = []
     sums: dict[tuple[str, str], tuple[Float64[np.ndarray, "A B"], Float64[np.ndarray, "B A"]]] = {}
     empty = make({})
-    for pair_of_matrices in halves:
-        maps = [matches_on(empty, R) for R in pair_of_matrices]
-        for of_half, R in zip(maps, reversed(pair_of_matrices), strict=True):
-            rows.append(make(of_half).evaluate(R))
+    for both_halves in halves:
+        maps = [matches_on(empty, of_half) for of_half in both_halves]
+        for of_half, other in zip(maps, reversed(both_halves), strict=True):
+            rows.append(make(of_half).evaluate(other))
             for key, layers in of_half.items():
                 total = sums.get(key, (0.0, 0.0))
                 sums[key] = total[0] + layers.a_to_b, total[1] + layers.b_to_a

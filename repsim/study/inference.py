@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float64
 
 from repsim.results.variables import CONTROL_PAIRS
-from repsim.study.design import Design, Pair
+from repsim.study.design import Design, Member, Pair
 from repsim.study.evidence import Evidence
+from repsim.study.gram_passes import Matrices
 from repsim.study.indices import RAW, TWINS, Indices
 from repsim.study.reading import quantile
 from repsim.study.uncertainty import influence, multiplier_bootstrap
@@ -29,6 +30,8 @@ class Estimate:
     se: float
     low: float
     high: float
+    support: float = np.nan
+    """Number of equally influential samples that would give as uneven influences, (sum d^2)^2 / sum d^4."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +60,9 @@ class Inference:
         return self.evidence.estimates.theta
 
     @property
-    def R(self) -> Float64[np.ndarray, "L L"]:  # noqa: N802
-        """Debiased CKA of all layers and controls."""
-        return self.evidence.estimates.R
+    def matrices(self) -> Matrices:
+        """Debiased CKA of all layers and controls and, with classes, similarities within classes."""
+        return self.evidence.estimates.matrices
 
     @property
     def left_out(self) -> Float64[np.ndarray, "units T"]:
@@ -114,6 +117,10 @@ class Inference:
         """Return whether both models of a pair have layers that can be compared."""
         return frozenset({pair.a.name, pair.b.name}) in self._pair_names
 
+    def is_in_study(self, member: Member) -> bool:
+        """Return whether a model has layers that can be compared."""
+        return bool(len(self.indices.positions[member.name]))
+
     def column(self, kind: str, pair: Pair, what: str = "index") -> int:
         """Return the column of a pair of models, in either order: "index", "energy", or "best" for the plain index."""
         return self.indices.column_of[what, kind, self._pair_names[frozenset({pair.a.name, pair.b.name})]]
@@ -137,11 +144,19 @@ class Inference:
             coefficients[column] = coefficients.get(column, 0.0) + 1 / len(pairs)
         return coefficients
 
-    def mean_of_controls(self, kind: str, pairs: Sequence[Pair], name: str, what: str = "index") -> dict[int, float]:
-        """Return the coefficients, by column, of the mean over pairs of models of the mean over their controls."""
+    def mean_of_controls(
+        self, kind: str, pairs: Sequence[Pair], name: str, what: str = "index", *, only: Member | None = None
+    ) -> dict[int, float]:
+        """Return the coefficients, by column, of the mean over pairs of models of the mean over their controls.
+
+        With ``only`` a control counts if it has this untrained network; the coefficients are empty if none does.
+        """
         coefficients: dict[int, float] = {}
         for pair in pairs:
-            for column, weight in self.mean_of(kind, self.controls(pair)[name], what).items():
+            controls = self.controls(pair)[name]
+            if only is not None:
+                controls = [control for control in controls if only.name in {control.a.name, control.b.name}]
+            for column, weight in self.mean_of(kind, controls, what).items():
                 coefficients[column] = coefficients.get(column, 0.0) + weight / len(pairs)
         return coefficients
 
@@ -157,10 +172,13 @@ class Inference:
         value = float(self.theta[columns] @ weights)
         left_out = self.left_out[:, columns] @ weights
         units = self.units
-        variance = (units - 1) / units * float(np.square(left_out - left_out.mean()).sum())
-        null_variance = self.evidence.estimates.null_variance
-        if np.isfinite(variance) and np.isfinite(null_variance):
-            second = self.indices.degenerate_variance(self.R, kind, coefficients, null_variance, in_energy=in_energy)
+        squares = np.square(left_out - left_out.mean())
+        variance = (units - 1) / units * float(squares.sum())
+        with np.errstate(invalid="ignore"):
+            support = float(squares.sum() ** 2 / np.square(squares).sum())
+        null = self.evidence.estimates.null_variances
+        if np.isfinite(variance) and np.isfinite(null).all():
+            second = self.indices.degenerate_variance(self.matrices, kind, coefficients, null, in_energy=in_energy)
             variance -= second * min(1, 2 * second / variance) if 2 * second < variance else variance / 2
         by_split = self.evidence.estimates.splits[:, columns] @ weights
         by_split = by_split[np.isfinite(by_split)]
@@ -168,10 +186,10 @@ class Inference:
             variance += float(by_split.var(ddof=1)) / len(by_split)
         se = float(np.sqrt(variance))
         margin = quantile(units) * se
-        return Estimate(value, se, value - margin, value + margin)
+        return Estimate(value, se, value - margin, value + margin, support)
 
     def effects(
-        self, kind: str, pairs: Sequence[Pair], *, in_energy: bool = False
+        self, kind: str, pairs: Sequence[Pair], *, in_energy: bool = False, only: Member | None = None
     ) -> tuple[dict[str, float], dict[str, Estimate]]:
         """Return the level of every control, and how far trained pairs of models exceed it, means over the pairs.
 
@@ -183,12 +201,16 @@ class Inference:
             Pairs of trained models, each with all of its controls.
         in_energy
             Whether values are in units of energy.
+        only
+            An untrained network that is a control of all pairs: only controls with this network count.
         """
         what = "energy" if in_energy else "index"
         trained = self.mean_of(kind, pairs, what)
         levels, excess = {}, {}
         for name in CONTROL_PAIRS:
-            control = self.mean_of_controls(kind, pairs, name, what)
+            control = self.mean_of_controls(kind, pairs, name, what, only=only)
+            if not control:
+                continue
             levels[name] = float(sum(weight * self.theta[column] for column, weight in control.items()))
             difference = {
                 column: trained.get(column, 0.0) - control.get(column, 0.0) for column in {*trained, *control}

@@ -16,7 +16,7 @@ from repsim.runtime import tuning
 from repsim.runtime.progress import Progress, counter
 from repsim.study.design import Design, Pair
 from repsim.study.gram_passes import Kernels, permuted_values
-from repsim.study.indices import CONTROLS, RAW, Indices
+from repsim.study.indices import RAW, Indices
 from repsim.study.layer_matching import mbm
 from repsim.study.partial_cka import MIN_ENERGY, TOLERANCE
 from repsim.study.reading import ALPHA
@@ -27,6 +27,9 @@ _FEWEST_SAMPLES, _FEWEST_UNITS = 100, 8
 STATISTICS = ("index", "largest")
 """The mean along the best match, and the maximum over pairs of layers."""
 
+
+_KINDS = (RAW, "input")
+"""Kinds of debiased CKA that are permuted; what is left within classes is not."""
 
 Draw = Callable[[Kernels, Int64[np.ndarray, " part"]], Int64[np.ndarray, "count part"]]
 """Function that draws permutations of some of the samples, given their kernels and positions; none if there are too
@@ -69,7 +72,6 @@ def cka_nulls(
     indices: Indices,
     draw: Draw,
     *,
-    without: Sequence[str] = (),
     memory: int | None,
     progress: Progress | None = None,
 ) -> dict[tuple[str, str], Null]:
@@ -90,8 +92,6 @@ def cka_nulls(
         Indices of the study.
     draw
         Draws permutations; they exchange samples of one class only, if the null hypothesis is about classes.
-    without
-        Kinds of controls without a null distribution.
     memory
         Bytes that may be used.
     progress
@@ -110,16 +110,15 @@ def cka_nulls(
     orders = draw(kernels, np.arange(kernels.n))
     if not pairs or not len(orders):
         return {}
-    kinds = [kind for kind in indices.kernels if kind not in without]
+    kinds = [kind for kind in indices.kernels if kind in _KINDS]
     step = counter(len(orders) * len(kinds), progress)
     nulls = _plain_nulls(kernels, indices.design, pairs, orders, memory=memory, step=step)
     if kinds[1:]:
-        part, samples = _random_part(kernels, indices, len(orders) * len(kinds[1:]))
+        part, samples = _random_part(kernels, indices, len(orders))
         orders = orders if len(samples) == kernels.n else draw(part, samples)
         if len(orders):
             units = part.unit_kernels().reshape(len(part.names), -1)
-            for kind in kinds[1:]:
-                nulls |= _partial_nulls(part, kind, pairs, units, orders, step=step)
+            nulls |= _partial_nulls(part, pairs, units, orders, step=step)
     return nulls
 
 
@@ -144,7 +143,7 @@ def _plain_nulls(
         )
         for pair in pairs
     }
-    R = kernels.values()[np.ix_(rows, columns)]
+    R = kernels.cka()[np.ix_(rows, columns)]
     permuted: dict[str, list[Float64[np.ndarray, "batch two"]]] = {pair.name: [] for pair in pairs}
     for start in range(0, len(orders), tuning.current().permutations_at_once):
         batch = orders[start : start + tuning.current().permutations_at_once]
@@ -158,7 +157,7 @@ def _plain_nulls(
 
 def _random_part(kernels: Kernels, indices: Indices, count: int) -> tuple[Kernels, Int64[np.ndarray, " part"]]:
     """Return trained models and controls on a random part of the samples, small enough for ``count`` permutations."""
-    names = [*(member.name for member in indices.design.trained), *CONTROLS]
+    names = [*(member.name for member in indices.design.trained), "input"]
     selected = list(
         dict.fromkeys(k for name in names if name in kernels.positions for k in kernels.positions[name].tolist())
     )
@@ -176,7 +175,6 @@ def _random_part(kernels: Kernels, indices: Indices, count: int) -> tuple[Kernel
 
 def _partial_nulls(
     kernels: Kernels,
-    kind: str,
     pairs: Sequence[Pair],
     units: Float64[np.ndarray, "L nn"],
     orders: Int64[np.ndarray, "count n"],
@@ -185,7 +183,7 @@ def _partial_nulls(
 ) -> dict[tuple[str, str], Null]:
     """Compute the null distributions of partial CKA from residuals of the unit kernels, which are permuted."""
     models = list(dict.fromkeys(member.name for pair in pairs for member in (pair.a, pair.b)))
-    Z, n = kernels.positions[kind], kernels.n
+    Z, n = kernels.positions["input"], kernels.n
     if not len(Z):
         return {}
     R = units @ units.T
@@ -207,7 +205,7 @@ def _partial_nulls(
         a, b = positions[pair.a.name], positions[pair.b.name]
         if len(a) and len(b):
             both = statistics(values[:, a[:, None], b])
-            nulls[kind, pair.name] = Null(both[0], both[1:])
+            nulls["input", pair.name] = Null(both[0], both[1:])
     return nulls
 
 

@@ -35,6 +35,7 @@ from repsim.study.duplicates import near_duplicates
 from repsim.study.estimation import Estimates, estimate
 from repsim.study.evidence import Evidence
 from repsim.study.gram_passes import Kernels, kernels
+from repsim.study.indices import RAW
 from repsim.study.options import METRICS, UniversalityOptions
 from repsim.study.other_measures import MeasureResult, measure, read
 
@@ -234,14 +235,13 @@ def _collect_evidence(
 ) -> Evidence:
     """Run all passes over the data."""
     controls = [*control.inputs(study)]
-    labels = control.classes(study)
-    if labels is not None:
-        controls += control.class_geometry(study, labels)
+    classes = control.classes(study)
     size = sum(4 * study.n * int(np.prod(m.store[array].shape[1:])) for m in study.members for array in m.arrays)
     count = sum(len(m.arrays) for m in study.members) + len(controls)
     all_kernels = kernels(
-        study, controls, device, keep=size <= memory // 2, step=counter(count, steps("preparing layers"))
-    )
+        study, controls, device, classes=classes, keep=size <= memory // 2,
+        step=counter(count, steps("preparing layers")),
+    )  # fmt: skip
     for member in study.members:
         if not len(all_kernels.positions[member.name]):
             reason = all_kernels.undefined[member.layers[0]]
@@ -259,12 +259,11 @@ def _collect_evidence(
     draw = partial(_permutations, count=permutations, seed=seed, notes=notes)
     null = permutation_nulls.cka_nulls(all_kernels, indices, draw, memory=memory, progress=steps("permuting samples"))
     within: dict[tuple[str, str], permutation_nulls.Null] = {}
-    if labels is not None and study.pairs and labels.features.sum(0).max() > 1:
+    if classes is not None and study.pairs:
         within = permutation_nulls.cka_nulls(
             all_kernels,
             indices,
-            partial(draw, classes=labels.features.argmax(1)),
-            without=("labels", "input and labels"),  # the classes are controlled for already
+            partial(draw, classes=classes.numbers.numpy()),
             memory=memory,
             progress=steps("permuting samples within classes"),
         )
@@ -284,15 +283,16 @@ def _collect_evidence(
     return Evidence(
         design=study, kernels=all_kernels, estimates=estimates, moments=cubic, dimensions=dimensions, nulls=null,
         within_classes=within, measures=tuple(measures), permutations=permutations,
-        controls=tuple(one.name for one in controls if one.kind == "input"),
+        controls=tuple(one.name for one in controls),
         duplicates=near_duplicates(study, device), notes=tuple(notes),
     )  # fmt: skip
 
 
 def _check_no_copies(estimates: Estimates) -> None:
     """Refuse a network that is in the study twice, under two names: it would count as two networks."""
+    similarities = estimates.indices.similarities(estimates.matrices, RAW)
     for pair in estimates.indices.pairs:
-        block = estimates.indices.block(estimates.R, pair)
+        block = estimates.indices.block(similarities, pair)
         if block.shape[0] == block.shape[1] and (np.diagonal(block) > 1 - _EQUAL).all():
             a, b = pair.a.store.path, pair.b.store.path
             raise InvalidInputError(

@@ -15,7 +15,6 @@ from repsim.results.variables import CONTROL_PAIRS
 from repsim.runtime import tuning
 from repsim.study import controls
 from repsim.study.design import design
-from repsim.study.exchange import Networks
 from repsim.study.universality import universality
 from repsim.testing.examples import Array, write_networks
 from tests.study.references import all_choices, slow_excess, slow_variance, unit_kernel, without
@@ -132,7 +131,7 @@ def controls_of(a: str, b: str) -> dict[str, list[tuple[str, str]]]:
 def test_effects_intervals_and_tests_of_a_pair_of_families(study: Study, kernel: str) -> None:
     data, layers, inputs = study
     row = data.sel(families="cnn x vit", kernel=kernel, measure=kernel)
-    a, b = (Networks(np.array(["+" not in name for name in names]), np.zeros(len(names), int)) for names in (CNN, VIT))
+    a, b = (np.array(["+" not in name for name in names]) for names in (CNN, VIT))
     pairs = list(product(CNN, VIT))
     exchange_p, sample_p = [], []
     for in_energy in (False, True) if kernel != "cka" else (False,):
@@ -176,8 +175,8 @@ def test_effects_intervals_and_tests_of_a_pair_of_families(study: Study, kernel:
         ):
             assert row[name.replace("effect", f"effect{suffix}")] == pytest.approx(expected, abs=1e-8), name
         sample_p.append(max(stats.t.sf(t, N - 1)))
-        observed = slow_excess(matrix, a, b, a.trained, b.trained).min()
-        drawn = [slow_excess(matrix, a, b, x, y).min() for x in all_choices(a) for y in all_choices(b)]
+        observed = slow_excess(matrix, a, b).min()
+        drawn = [slow_excess(matrix, x, y).min() for x in all_choices(a) for y in all_choices(b)]
         exchange_p.append(np.mean(np.array(drawn) >= observed - 1e-12))
     assert row["p_samples"] == pytest.approx(max(sample_p), rel=1e-6)
     assert row["p_exchange"] == pytest.approx(max(exchange_p), abs=1e-12)

@@ -6,50 +6,39 @@ from scipy import stats
 
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.study import exchange
-from repsim.study.exchange import Networks, excess, exchange_test, network_variance
-from tests.study.references import Array, all_choices, slow_excess, slow_variance
+from repsim.study.exchange import excess, exchange_test, network_variance
+from tests.study.references import Array, Flags, all_choices, slow_excess, slow_variance
 
 
-def networks(*numbers: tuple[int, int]) -> Networks:
-    """Return a family with (trained, untrained) networks of each architecture; those of one are not all in a row."""
-    rows = [(k, i < trained) for k, (trained, untrained) in enumerate(numbers) for i in range(trained + untrained)]
-    rows = rows[::2] + rows[1::2]
-    return Networks(np.array([state for _, state in rows]), np.array([k for k, _ in rows]))
+def networks(trained: int, untrained: int) -> Flags:
+    """Return which networks of an architecture are trained; those are not all in a row."""
+    rows = [True] * trained + [False] * untrained
+    return np.array(rows[::2] + rows[1::2])
 
 
-FAMILIES = [
-    (networks((2, 3)), networks((2, 3))),
-    (networks((1, 1)), networks((3, 2))),
-    (networks((2, 1), (1, 2)), networks((1, 3))),
-    (networks((3, 1), (1, 1)), networks((1, 2), (2, 1))),
+ARCHITECTURES = [
+    (networks(2, 3), networks(2, 3)),
+    (networks(1, 1), networks(3, 2)),
+    (networks(3, 3), networks(1, 3)),
 ]
 
 
-@pytest.mark.parametrize(("a", "b"), FAMILIES)
-def test_excess_is_the_difference_of_means_over_architectures(
-    a: Networks, b: Networks, rng: np.random.Generator
-) -> None:
-    values = rng.normal(size=(len(a.trained), len(b.trained)))
-    for trained_a, trained_b in ((a.trained, b.trained), (all_choices(a)[-1], all_choices(b)[-1])):
-        expected = slow_excess(values, a, b, trained_a, trained_b)
-        np.testing.assert_allclose(excess(values, a, b, trained_a, trained_b), expected, atol=1e-12)
+@pytest.mark.parametrize(("a", "b"), ARCHITECTURES)
+def test_excess_is_the_difference_of_means(a: Flags, b: Flags, rng: np.random.Generator) -> None:
+    values = rng.normal(size=(len(a), len(b)))
+    for trained_a, trained_b in ((a, b), (all_choices(a)[-1], all_choices(b)[-1])):
+        expected = slow_excess(values, trained_a, trained_b)
+        np.testing.assert_allclose(excess(values, trained_a, trained_b), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", [a for pair in FAMILIES for a in pair])
-def test_every_choice_has_a_number(family: Networks) -> None:
-    choices = {tuple(family.choice(k)) for k in range(family.choices)}
-    assert choices == {tuple(choice) for choice in all_choices(family)}
-    assert len(choices) == family.choices
-
-
-@pytest.mark.parametrize(("a", "b"), FAMILIES)
-def test_p_is_the_share_of_choices(a: Networks, b: Networks, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(("a", "b"), ARCHITECTURES)
+def test_p_is_the_share_of_choices(a: Flags, b: Flags, rng: np.random.Generator) -> None:
     """Over several matrices of values the largest p counts."""
-    matrices = [rng.normal(size=(len(a.trained), len(b.trained))) + np.outer(a.trained, b.trained) for _ in range(2)]
+    matrices = [rng.normal(size=(len(a), len(b))) + np.outer(a, b) for _ in range(2)]
     shares = []
     for values in matrices:
-        observed = slow_excess(values, a, b, a.trained, b.trained).min()
-        drawn = [slow_excess(values, a, b, x, y).min() for x in all_choices(a) for y in all_choices(b)]
+        observed = slow_excess(values, a, b).min()
+        drawn = [slow_excess(values, x, y).min() for x in all_choices(a) for y in all_choices(b)]
         shares.append(np.mean(np.array(drawn) >= observed - 1e-12))
     p, least = exchange_test(matrices, a, b)
     assert p == pytest.approx(max(shares), abs=1e-12)
@@ -58,14 +47,14 @@ def test_p_is_the_share_of_choices(a: Networks, b: Networks, rng: np.random.Gene
 
 
 def test_equal_values_are_ties() -> None:
-    a = networks((2, 2))
+    a = networks(2, 2)
     assert exchange_test([np.full((4, 4), 0.3)], a, a)[0] == 1
     assert np.isnan(exchange_test([np.full((4, 4), np.nan)], a, a)[0])
 
 
 def test_p_is_uniform_if_networks_can_be_exchanged() -> None:
     """The rows and the columns depend on each other, as all similarities of one network do."""
-    rng, a, b = np.random.default_rng(1), networks((2, 2)), networks((2, 1))
+    rng, a, b = np.random.default_rng(1), networks(2, 2), networks(2, 1)
     p = []
     for _ in range(400):
         values = rng.normal(size=(4, 1)) + rng.normal(size=(1, 3)) + 0.5 * rng.normal(size=(4, 3))
@@ -77,8 +66,8 @@ def test_p_is_uniform_if_networks_can_be_exchanged() -> None:
 
 def test_of_many_choices_a_sample_is_taken(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     """The true choice always counts, so that p is never 0."""
-    a = networks((3, 3))
-    values = rng.normal(size=(6, 6)) + 0.7 * np.outer(a.trained, a.trained)
+    a = networks(3, 3)
+    values = rng.normal(size=(6, 6)) + 0.7 * np.outer(a, a)
     exact, least = exchange_test([values], a, a)
     assert least == 1 / 400
     monkeypatch.setattr(exchange, "MOST_CHOICES", 200)
@@ -88,12 +77,12 @@ def test_of_many_choices_a_sample_is_taken(monkeypatch: pytest.MonkeyPatch, rng:
     assert abs(sampled - exact) < 4 * np.sqrt(exact * (1 - exact) / 200) + 1 / 200
     assert sampled == exchange_test([values], a, a, seed=1)[0]
     assert sampled * 200 == pytest.approx(round(sampled * 200))
-    assert exchange_test([100 * np.outer(a.trained, a.trained)], a, a, seed=3)[0] >= 1 / 200
+    assert exchange_test([100 * np.outer(a, a)], a, a, seed=3)[0] >= 1 / 200
 
 
 def test_more_than_ten_thousand_choices() -> None:
-    a = networks((5, 5))  # 252 x 252 choices
-    alike = np.outer(a.trained, a.trained).astype(float)
+    a = networks(5, 5)  # 252 x 252 choices
+    alike = np.outer(a, a).astype(float)
     p = [exchange_test([alike], a, a, seed)[0] for seed in range(3)]
     assert min(p) == exchange_test([alike], a, a)[1] == 1e-4
     assert max(p) < 1e-3  # the true choice can be drawn again
@@ -104,22 +93,22 @@ def test_more_than_ten_thousand_choices() -> None:
 
 @pytest.mark.parametrize(
     ("a", "b"),
-    [(networks((2, 3)), networks((3, 2))), (networks((2, 3), (4, 2)), networks((3, 2)))],
+    [(networks(2, 3), networks(3, 2)), (networks(4, 2), networks(3, 2))],
 )
-def test_network_variance_leaves_every_network_out(a: Networks, b: Networks, rng: np.random.Generator) -> None:
-    values = rng.normal(size=(len(a.trained), len(b.trained)))
+def test_network_variance_leaves_every_network_out(a: Flags, b: Flags, rng: np.random.Generator) -> None:
+    values = rng.normal(size=(len(a), len(b)))
     for fast, slow in zip(network_variance(values, a, b), slow_variance(values, a, b), strict=True):
         np.testing.assert_allclose(fast, slow, rtol=1e-10)
 
 
 def test_network_variance_of_additive_effects_is_that_of_means(rng: np.random.Generator) -> None:
     """With S_ij = x_i + y_j each difference of means is one of x or y: its variance is s^2 / m of each sample."""
-    a, b = networks((3, 4)), networks((2, 5))
+    a, b = networks(3, 4), networks(2, 5)
     x, y = rng.normal(size=7), rng.normal(size=7)
     variance, freedom = network_variance(x[:, None] + y, a, b)
 
-    def terms(effects: Array, family: Networks) -> list[tuple[float, int]]:
-        samples = [effects[family.trained == state] for state in (True, False)]
+    def terms(effects: Array, family: Flags) -> list[tuple[float, int]]:
+        samples = [effects[family == state] for state in (True, False)]
         return [(float(sample.var(ddof=1)) / len(sample), len(sample) - 1) for sample in samples]
 
     by_control = {
@@ -135,15 +124,14 @@ def test_network_variance_of_additive_effects_is_that_of_means(rng: np.random.Ge
 
 
 def test_a_single_network_has_no_variance(rng: np.random.Generator) -> None:
-    for a, b in ((networks((1, 3)), networks((2, 2))), (networks((2, 2)), networks((2, 1))),
-                 (networks((2, 2), (1, 2)), networks((2, 2)))):  # fmt: skip
-        variance, freedom = network_variance(rng.normal(size=(len(a.trained), len(b.trained))), a, b)
+    for a, b in ((networks(1, 3), networks(2, 2)), (networks(2, 2), networks(2, 1))):
+        variance, freedom = network_variance(rng.normal(size=(len(a), len(b))), a, b)
         assert np.isnan(variance).all()
         assert np.isnan(freedom).all()
 
 
 def test_equal_networks_have_no_variance() -> None:
-    a = networks((2, 3))
+    a = networks(2, 3)
     variance, freedom = network_variance(np.full((5, 5), 0.25), a, a)
     np.testing.assert_array_equal(variance, 0)
     np.testing.assert_array_equal(freedom, 1 + 2 + 1 + 2)

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from repsim.metrics.recipes.groups import Groups
 from repsim.study.controls import Control
 from repsim.study.design import Design, design
 from repsim.study.gram_passes import Kernels, kernels, sources
 from repsim.testing.examples import unrelated_layers, write_network
-from tests.study.references import unit_kernel
+from tests.study.references import kernel_within, unit_kernel
 
 N = 30
 
@@ -24,8 +26,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Design, li
         layers["a"][1][: N // 2] = 1
         layers["b"][0][:] = 1
         stores = [stack.enter_context(write_network(folder, model, arrays)) for model, arrays in layers.items()]
-        names = ("input", "input of a"), ("input", "mean input of a"), ("labels", "class labels")
-        yield design(stores), [Control(kind, name, rng.normal(size=(N, 2))) for kind, name in names]  # type: ignore[arg-type]
+        yield design(stores), [Control(f"input {k}", rng.normal(size=(N, 2))) for k in range(3)]
 
 
 def prepared(study: tuple[Design, list[Control]], *, keep: bool = True) -> Kernels:
@@ -40,10 +41,10 @@ def features(study: tuple[Design, list[Control]]) -> list[np.ndarray]:
 def test_the_matrix_and_the_positions_of_layers(study: tuple[Design, list[Control]]) -> None:
     passes = prepared(study)
     V = np.stack([unit_kernel(x) for x in features(study)])
-    np.testing.assert_allclose(passes.values(), V @ V.T, atol=1e-12)
-    assert np.array_equal(np.diagonal(passes.values()), np.ones(len(V)))
+    np.testing.assert_allclose(passes.values()[0], V @ V.T, atol=1e-12)
+    assert np.array_equal(np.diagonal(passes.values()[0]), np.ones(len(V)))
     assert {name: where.tolist() for name, where in passes.positions.items()} == {
-        "a": [0, 1, 2], "b": [3, 4], "input": [5, 6], "labels": [7], "input and labels": [5, 6, 7],
+        "a": [0, 1, 2], "b": [3, 4], "input": [5, 6, 7],
     }  # fmt: skip
     assert passes.names[1:4] == ("a/block1", "a/block2", "b/block1")
     assert list(passes.undefined) == ["b/block0"]
@@ -59,8 +60,8 @@ def test_values_on_a_subset_of_the_samples(study: tuple[Design, list[Control]]) 
     passes, where = prepared(study), np.array([1, 0, 4, 7])
     late = np.arange(N // 2 - 3, N)
     V = np.stack([unit_kernel(features(study)[k][late]) for k in where])
-    np.testing.assert_allclose(passes.values_on(late, where), V @ V.T, atol=1e-12)
-    early = passes.values_on(np.arange(N // 2), where)
+    np.testing.assert_allclose(passes.values_on(late, where)[0], V @ V.T, atol=1e-12)
+    early = passes.values_on(np.arange(N // 2), where)[0]
     assert np.isnan(early[0]).all()
     assert np.isnan(early[:, 0]).all()
     V = np.stack([unit_kernel(features(study)[k][: N // 2]) for k in where[1:]])
@@ -69,12 +70,12 @@ def test_values_on_a_subset_of_the_samples(study: tuple[Design, list[Control]]) 
 
 def test_without_each_sample(study: tuple[Design, list[Control]]) -> None:
     sweep = prepared(study).leave_one_out(6_000)
-    runs = [values for _, values in sweep.runs(lambda: None)]
+    runs = list(sweep.runs(lambda: None))
     assert len(runs) > 1
-    values = np.concatenate(runs)
+    values = np.concatenate(runs)[:, 0]
     V = np.stack([unit_kernel(x) for x in features(study)])
-    np.testing.assert_allclose(sweep.full_values, V @ V.T, atol=1e-12)
-    assert np.linalg.eigvalsh(sweep.full_values).min() > -1e-12
+    np.testing.assert_allclose(sweep.full_values[0], V @ V.T, atol=1e-12)
+    assert np.linalg.eigvalsh(sweep.full_values[0]).min() > -1e-12
     for i in (0, 15, 29):
         V = np.stack([unit_kernel(np.delete(x, i, 0)) for x in features(study)])
         np.testing.assert_allclose(values[i], V @ V.T, atol=1e-11)
@@ -84,17 +85,57 @@ def test_reduce(study: tuple[Design, list[Control]]) -> None:
     """Select layers in another order, each reduced to its leading components."""
     full = prepared(study)
     cut = full.reduce([7, 4, 0])
-    assert cut.names == ("class labels", "b/block2", "a/block0")
+    assert cut.names == ("input 2", "b/block2", "a/block0")
     assert {name: where.tolist() for name, where in cut.positions.items() if len(where)} == {
         "a": [2],
         "b": [1],
-        "labels": [0],
-        "input and labels": [0],
+        "input": [0],
     }
-    np.testing.assert_allclose(cut.values(), full.values()[np.ix_([7, 4, 0], [7, 4, 0])], atol=5e-3)
+    np.testing.assert_allclose(cut.values()[0], full.values()[0][np.ix_([7, 4, 0], [7, 4, 0])], atol=5e-3)
 
 
 def test_every_layer_is_a_source(study: tuple[Design, list[Control]]) -> None:
     layer_sources = sources(study[0].members, "cpu")
     assert [source.name for source in layer_sources] == [f"{model}/block{k}" for model in "ab" for k in range(3)]
     np.testing.assert_array_equal(layer_sources[2].rows()[:], study[0].members[0].store["block2"][:])
+
+
+CLASSES = np.array([0] * 2 + [1] * 2 + [2, 3] * 5 + [4] * (N - 15) + [5])
+
+
+def test_similarity_within_classes(study: tuple[Design, list[Control]]) -> None:
+    """Of all samples, of a subset and without each sample, also the only one of its class."""
+    passes = kernels(*study, "cpu", classes=Groups.of(CLASSES), keep=True, step=lambda: None)
+
+    def expected(rows: np.ndarray) -> np.ndarray:
+        V = np.stack([kernel_within(x[rows], CLASSES[rows]) for x in features(study)])
+        return np.asarray(V @ V.T)
+
+    np.testing.assert_allclose(passes.values()[1], expected(np.arange(N)), atol=1e-12)
+    part = np.flatnonzero(np.arange(N) % 3 > 0)
+    np.testing.assert_allclose(passes.values_on(part, np.arange(len(passes.names)))[1], expected(part), atol=1e-12)
+    for room in (2**20, 6_000):
+        sweep = passes.leave_one_out(room)
+        values = np.concatenate(list(sweep.runs(lambda: None)))[:, 1]
+        np.testing.assert_allclose(sweep.full_values[1], passes.values()[1], atol=1e-12)
+        for i in range(N):
+            np.testing.assert_allclose(values[i], expected(np.delete(np.arange(N), i)), atol=1e-11)
+
+
+def test_similarity_within_classes_without_a_group(study: tuple[Design, list[Control]]) -> None:
+    """It is exact for groups of equal samples, whose similarity is that of one sample of each."""
+    built, study_controls = study
+    twice, classes = np.repeat(np.arange(N // 2), 2), np.repeat(np.arange(N // 2) % 4, 2)
+    layers = [Control(control.name, control.features[twice]) for control in study_controls]
+    grouped = replace(built, groups=Groups.of(twice), trained=(), untrained=())
+    passes = kernels(grouped, layers, "cpu", classes=Groups.of(classes), keep=True, step=lambda: None)
+    values = np.concatenate(list(passes.leave_one_out(2**20).runs(lambda: None)))[:, 1]
+
+    def cosines(W: np.ndarray) -> np.ndarray:
+        norms = np.sqrt(np.diagonal(W))
+        return np.asarray(W / norms / norms[:, None])
+
+    for group in range(N // 2):
+        rest = np.flatnonzero(twice != group)
+        V = np.stack([kernel_within(layer.features[rest], classes[rest]) for layer in layers])
+        np.testing.assert_allclose(cosines(values[group]), cosines(V @ V.T), atol=1e-11)

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from repsim.study.layer_matching import LayerMaps
 from repsim.study.uncertainty import jackknife
 from repsim.study.universality import universality
 from repsim.testing.examples import TRAINED, UNTRAINED, Array, append_features, unrelated_layers, write_network
-from tests.study.references import cosines, unit_kernel, without
+from tests.study.references import cosines, kernel_within, unit_kernel, without
 
 N = 30
 DEPTHS = {"cnn": 4, "vit": 3}
@@ -59,11 +59,11 @@ def make(folder: Any, stack: ExitStack, models: tuple[str, ...], *, with_control
             layers = append_features(layers, common)
         stores.append(stack.enter_context(write_network(folder, model, layers, **options)))
     study = design(stores)
-    study_controls = [*controls.inputs(study), *filter(None, [controls.classes(study)])]
-    passes = kernels(study, study_controls, "cpu", keep=True, step=lambda: None)
+    study_controls, classes = controls.inputs(study), controls.classes(study)
+    passes = kernels(study, study_controls, "cpu", classes=classes, keep=True, step=lambda: None)
     R = passes.values()
-    empty = Indices(study, passes.positions, len(R), {})
-    indices = Indices(study, passes.positions, len(R), soft_maps(empty), matches_on(empty, R))
+    empty = Indices(study, passes.positions, len(passes.names), {}, classes=with_controls)
+    indices = replace(empty, maps=soft_maps(empty), best=matches_on(empty, R))
     return Case(study, study_controls, passes, R, indices)
 
 
@@ -98,16 +98,25 @@ class Slow:
             for member in self.case.design.members
             for layer, array in zip(member.layers, member.arrays, strict=True)
         }
-        controls_by_kind: dict[str, list[Array]] = {RAW: []}
-        for control in self.case.controls:
-            kernel = unit_kernel(control.features[self.keep].astype(float))
-            controls_by_kind.setdefault(control.kind, []).append(kernel)
-        if "labels" in controls_by_kind:
-            controls_by_kind["input and labels"] = controls_by_kind["input"] + controls_by_kind["labels"]
-        self.left = {
-            kind: dict(zip(self.unit, without(np.stack(list(self.unit.values())), np.array(Z)), strict=True))
-            for kind, Z in controls_by_kind.items()
+        classes = (np.arange(N) % 3)[self.keep]
+        layers = {
+            layer: np.asarray(member.store[array][:])[self.keep]
+            for member in self.case.design.members
+            for layer, array in zip(member.layers, member.arrays, strict=True)
         }
+        pixels = [control.features[self.keep].astype(float) for control in self.case.controls]
+
+        def left_by(kernel: Callable[[Array], Array], inputs: list[Array]) -> dict[str, Array]:
+            V, Z = np.stack([kernel(x) for x in layers.values()]), np.array([kernel(x) for x in inputs])
+            return dict(zip(layers, without(V, Z), strict=True))
+
+        def within(x: Array) -> Array:
+            return kernel_within(x, classes)
+
+        self.left = {RAW: left_by(unit_kernel, [])}
+        if pixels:
+            self.left |= {"input": left_by(unit_kernel, pixels)}
+            self.left |= {"labels": left_by(within, []), "input and labels": left_by(within, pixels)}
 
     def twin(self, layer: str) -> Array:
         """Return the mean unit kernel of the same layer of the untrained networks."""
@@ -241,7 +250,7 @@ def test_a_twin_of_both_layers_is_projected_out_once(case: Case) -> None:
 
 
 def runs(case: Case, room: int) -> Iterator[Array]:
-    return (values for _, values in case.kernels.leave_one_out(room).runs(lambda: None))
+    return case.kernels.leave_one_out(room).runs(lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -315,12 +324,12 @@ def test_few_models_and_no_controls(tmp_path: Any, models: tuple[str, ...], numb
 
 def test_matches_come_from_one_half_and_values_from_the_other(case: Case) -> None:
     """Every split gives two values, one for each half on which layers are matched; the maps are their means."""
-    everywhere, rng = np.arange(len(case.R)), np.random.default_rng(0)
+    everywhere, rng = np.arange(len(case.kernels.names)), np.random.default_rng(0)
     kept = [(order < N // 2, order >= N // 2) for order in (rng.permutation(N) for _ in range(2))]
     matrices = [[case.kernels.values_on(np.flatnonzero(keep), everywhere) for keep in halves] for halves in kept]
 
     def along_maps(maps: Any) -> Indices:
-        return Indices(case.design, case.kernels.positions, len(case.R), maps)
+        return replace(case.indices, maps=maps, best=None)
 
     by_split, maps = cross_fitted(along_maps, iter([(one, other) for one, other in matrices]))
     values = mean_over_splits(by_split)
@@ -347,15 +356,15 @@ def test_matches_come_from_one_half_and_values_from_the_other(case: Case) -> Non
 
 def test_a_split_without_a_value_does_not_count(case: Case) -> None:
     """On half of the samples a layer can be constant; where no split has a value there is none."""
-    everywhere = np.arange(len(case.R))
+    everywhere = np.arange(len(case.kernels.names))
     whole = [case.kernels.values_on(np.arange(N)[k::2], everywhere) for k in (0, 1)]
     lost = [R.copy() for R in whole]
     first = case.kernels.positions["cnn.seed0"]
-    lost[0][first], lost[0][:, first] = np.nan, np.nan
+    lost[0][:, first], lost[0][..., first] = np.nan, np.nan
 
     def values(*halves: Any) -> dict[tuple[str, ...], float]:
         def along_maps(maps: Any) -> Indices:
-            return Indices(case.design, case.kernels.positions, len(case.R), maps)
+            return replace(case.indices, maps=maps, best=None)
 
         numbers, maps = cross_fitted(along_maps, iter(halves))
         return dict(zip(along_maps(maps).names, mean_over_splits(numbers), strict=True))
@@ -412,7 +421,7 @@ def test_variance_of_unrelated_networks_is_that_of_all_permutations(
             coefficients[indices.column_of[what, kind, pair.name]] = coefficient
             weights = coefficient * indices.maps[kind, pair.name].weights
             expected += exact_variance(V[pair.a.name], V[pair.b.name], weights)
-        variance = indices.degenerate_variance(R, kind, coefficients, 2 / (n * (n - 3)), in_energy=in_energy)
+        variance = indices.degenerate_variance(R[None], kind, coefficients, (2 / (n * (n - 3)),), in_energy=in_energy)
         assert variance == pytest.approx(expected, rel=1e-9)
 
 
@@ -428,7 +437,7 @@ def test_variance_of_two_layers(tmp_path: Path, r: float, rng: np.random.Generat
             built, positions, 2, {(RAW, built.pairs[0].name): LayerMaps(np.ones((1, 1)), np.ones((1, 1)))}
         )
         R = np.array([[1, r], [r, 1]])
-        variance = indices.degenerate_variance(R, RAW, {0: 1.0}, 2 / (20 * 17))
+        variance = indices.degenerate_variance(R[None], RAW, {0: 1.0}, (2 / (20 * 17),))
         assert variance == pytest.approx(2 / (20 * 17) * (1 + r**2) * (1 - r**2) ** 2, abs=1e-15)
 
 

@@ -1,0 +1,114 @@
+"""Inner products of kernels within classes, with each sample left out, exactly, for the jackknife."""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+from typing_extensions import override
+
+from repsim.engine.jackknife import LeaveOneOut
+from repsim.metrics.algorithms.gram_space import GramSweep, tile_side
+from repsim.metrics.cka import CKA
+from repsim.metrics.recipes.groups import Groups
+from repsim.metrics.recipes.rows import float64_device
+from repsim.metrics.recipes.within_classes import WithinClasses, degrees_of_freedom
+from repsim.runtime import tuning
+
+
+def mean_products(layers: Sequence[WithinClasses]) -> Float64[np.ndarray, "L L"]:
+    """Return <A, B> of all pairs of kernels within the same classes, for each degree of freedom.
+
+    NaN if the classes leave none.
+    """
+    sweep = GramSweep(layers, layers, [CKA()], panel=tuning.current().panel, tile=tile_side(len(layers), 4))
+    sums = functools.reduce(np.add, sweep.parts(sweep.order))
+    assert layers[0].groups is not None, "these are the classes"
+    return _per_degree(sums[: len(layers) ** 2].reshape(len(layers), -1), layers[0].groups.sizes)
+
+
+class LeaveOneOutWithinClasses(LeaveOneOut):
+    """Inner products <A, B> of kernels within classes, for each degree of freedom, with each unit left out.
+
+    Without sample i of a class of m samples, the mean of its class changes, and the others move by x_i / (m - 1). As
+    the deviations of a class sum to 0, the result is exactly
+
+        <A, B>_(-i) = <A, B> - 2 m / (m - 1) D_i, D_i = sum_j A_ij B_ij.
+
+    Of a group of k samples of the class, all left out at once, it is between <A, B> - 2 sum_i D_i (1 + 1 / (m - k)) for
+    samples with nothing in common and <A, B> - 2 m / (m - k) sum_i D_i for equal ones; the latter is used, with which
+    intervals are rather long. Nothing moves if no sample of the class is left.
+
+    Parameters
+    ----------
+    layers : sequence of WithinClasses
+        Kernels within the same classes.
+    unit_of : array of shape (n,)
+        Unit of each sample, from 0: the sample itself, or its group, whose samples are all of one class.
+    room : int
+        Bytes for the sums of single samples; those of groups are always kept.
+    """
+
+    def __init__(self, layers: Sequence[WithinClasses], unit_of: Int64[np.ndarray, " n"], *, room: int) -> None:
+        assert layers[0].groups is not None, "these are the classes"
+        self._classes: Groups = layers[0].groups
+        self._unit_of = torch.from_numpy(unit_of)
+        count = int(unit_of.max()) + 1
+        self._single = count == len(unit_of)
+        numbers = self._classes.numbers
+        self._class_of = torch.zeros(count, dtype=torch.int64).index_copy_(0, self._unit_of, numbers)
+        self._taken = torch.bincount(self._unit_of)
+        self._rest = self._classes.sizes[self._class_of] - self._taken
+        super().__init__(layers, layers, CKA(), room=room if self._single else sys.maxsize)
+        self._total: Float64[np.ndarray, "L L"] | None = None
+        self._computed: slice | None = None
+
+    @override
+    def _check_groups(self) -> None:
+        """Accept the classes, in whose place the engine has groups."""
+
+    def without(self, run: slice, step: Callable[[], None]) -> Float64[np.ndarray, "run L L"]:
+        """Return the inner products without each unit of the run, for each degree of freedom that is left."""
+        if self._total is None:
+            self._total = self._totals()[0][:, self._columns]
+        if self._twice:
+            self._sum(run, [u for u, (i, _) in enumerate(self._pairs) if self._panels_of[i] == run], step)
+            start = run.start
+        else:
+            start = 0
+            if self._computed is None:
+                self._computed = slice(0, len(self._taken))
+                self._sum(self._computed, self.order, step)
+        lost = self._products[run.start - start : run.stop - start].cpu().numpy()[..., self._columns]
+        sizes = self._classes.sizes.repeat(run.stop - run.start, 1)
+        sizes[torch.arange(len(sizes)), self._class_of[run]] = self._rest[run]
+        return _per_degree(self._total - lost, sizes)
+
+    @override
+    def _sum(self, run: slice, units: Sequence[int], step: Callable[[], None]) -> None:
+        """Compute what is lost without each unit of a run."""
+        self._run = run if self._twice else slice(0, self.draws[0].n)
+        count, place = run.stop - run.start, float64_device(self.device)
+        self._products = torch.zeros(count, self.height, self.width, dtype=torch.float64, device=place)
+        for _ in self.parts(units):
+            step()
+
+    @override
+    def _add(self, stack: Tensor, i: slice) -> None:
+        place, units = self._products.device, self._unit_of[i]
+        rest, taken = self._rest[units].double(), self._taken[units].double()
+        weights = (2 + torch.where(rest > 0, 2 * taken / rest, 0)).to(place)
+        by_row = stack[0].transpose(0, 1)
+        pairs = (by_row[:, : self.height] @ by_row[:, self.first :].mT).to(place).double()
+        start = self._run.start if self._twice else 0
+        self._products.index_add_(0, (units - start).to(place), pairs * weights[:, None, None])
+
+
+def _per_degree(
+    products: Float64[np.ndarray, "*batch L L"], sizes: Int64[Tensor, "*batch classes"]
+) -> Float64[np.ndarray, "*batch L L"]:
+    degrees = degrees_of_freedom(sizes).numpy()
+    return np.asarray(products / np.where(degrees > 0, degrees, np.nan)[..., None, None])
