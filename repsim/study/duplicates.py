@@ -14,7 +14,6 @@ from torch import Tensor
 from repsim.labels import SampleIds
 from repsim.metrics.recipes.groups import Groups
 from repsim.metrics.recipes.rows import cut
-from repsim.study.controls import classes
 from repsim.study.design import Design
 from repsim.study.formatting import listed
 
@@ -123,8 +122,8 @@ def near_duplicates(design: Design, device: str = "cpu") -> NearDuplicates:
     pixels = next((member.store.pixels for member in design.trained if member.store.pixels is not None), None)
     first = design.trained[0]
     exact = _equal(np.asarray((first.store[first.arrays[0]] if pixels is None else pixels)[:]))
-    labels = classes(design)
-    numbers = None if labels is None else labels.features.argmax(1)
+    labels = next((member.store.labels for member in design.members if member.store.labels is not None), None)
+    numbers = None if labels is None else np.unique(np.asarray(labels), return_inverse=True)[1]
     evidence = []
     if pixels is not None:
         evidence.append(pair_values(torch.from_numpy(np.asarray(pixels[:])).flatten(1), device, numbers))

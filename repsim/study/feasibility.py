@@ -76,7 +76,7 @@ def _sentences(study: Design) -> Iterator[str]:
     if len(families) < 2:
         yield "With one family nothing can be said across families: add networks of another one."
     pairs = list(combinations(families, 2))
-    tested = sum(all(any(untrained for _, untrained in _counts(study, f).values()) for f in pair) for pair in pairs)
+    tested = sum(all(_is_tested(_counts(study, family)) for family in pair) for pair in pairs)
     by_text: dict[str, list[str]] = {}
     for a, b in pairs:
         by_text.setdefault(_about_pair(study, a, b, tested), []).append(f"{a} x {b}")
@@ -119,6 +119,12 @@ def _about_pair(study: Design, a: str, b: str, tested: int) -> str:
 
 _Counts = Mapping[str, tuple[int, int]]
 """Numbers of trained and untrained networks, by architecture."""
+
+
+def _is_tested(counts: _Counts) -> bool:
+    """Return whether those architectures of a family that have controls, if any, have intervals over networks."""
+    controlled = [both for both in counts.values() if both[1]]
+    return bool(controlled) and all(min(both) > 1 for both in controlled)
 
 
 def _least(a: _Counts, b: _Counts) -> float:
@@ -172,11 +178,11 @@ def _about_samples(study: Design) -> Iterator[str]:
     elif without:
         names = listed([member.name for member in without])
         yield f"The input of {names} is not stored; it is taken to be that of the other networks."
-    if controls.classes(study) is None:
-        labelled = any(member.store.labels is not None for member in study.members)
-        why = "The labels put all samples into one class, or each into its own" if labelled else (
-            "There are no class labels")  # fmt: skip
-        yield f"{why}, so it cannot be said whether anything goes beyond the classes."
+    if reason := controls.unjudged_classes(study):
+        yield f"It cannot be told whether anything goes beyond the classes, so nothing can be claimed: {reason}."
+    elif controls.classes(study) is None:
+        reason = controls.objection_to_classes(study) or "there are no class labels"
+        yield f"It cannot be said whether anything goes beyond classes: {reason}."
     if study.groups is None:
         yield (
             "Near duplicates (frames of a scene, copies, crops) are looked for by the study. If there are more than a "

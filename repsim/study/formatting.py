@@ -39,6 +39,16 @@ def probability(p: float) -> str:
     return "< 0.001" if p < 0.0005 else number(p)  # three digits would show 0
 
 
+def p_value(p: float) -> str:
+    """Format a p-value with its name.
+
+    >>> p_value(0.04), p_value(0.0002)
+    ('p = 0.040', 'p < 0.001')
+    """
+    text = probability(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
 def listed(names: list[str], most: int = MOST_NAMES) -> str:
     """Join the first names, and count the others.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from repsim.study.formatting import MOST_NAMES, listed, number, probability
+from repsim.study.formatting import MOST_NAMES, listed, number, p_value
 from repsim.study.reading import ALPHA, claims, extremes, means_over_pairs, name_of, stands_out, strictest
 
 
@@ -186,13 +186,15 @@ def _claimed(study: xr.Dataset) -> Iterator[str]:
         yield (
             f"To this extent what was learned is universal across {across}{beyond}: networks of {all_}{_joined(names)} "
             f"are {_effect(study, names)}. This holds for networks of these architectures: the interval over networks "
-            f"and samples is above 0, and exchanging trained and untrained networks gives p = {probability(p)}"
-            f"{_adjusted(study, 'p_architectures')}."
+            f"and samples is above 0, and the exact test over networks and this interval give {p_value(p)}"
+            f"{_adjusted(study)}."
         )
     for names in claims(study, "networks"):
         if any(set(names) <= set(larger) for larger in general):
             continue
-        reasons = dict.fromkeys(_reason(study, " x ".join(pair)) for pair in combinations(names, 2))
+        reasons = dict.fromkeys(
+            str(study["claim_reason"].sel(families=" x ".join(pair)).item()) for pair in combinations(names, 2)
+        )
         networks = _counted_networks(study, names)
         all_ = "of every pair of" if len(names) > 2 else "of"
         yield (
@@ -210,29 +212,20 @@ def _counted_networks(study: xr.Dataset, families: tuple[str, ...]) -> list[str]
     return [str(name) for name, family, architecture in models if family in families and architecture in controlled]
 
 
-def _adjusted(study: xr.Dataset, p: str) -> str:
-    """Return for how many pairs of families p-values are adjusted; empty if there is only one."""
-    count = int(np.isfinite(study[p].values).sum())
+def _adjusted(study: xr.Dataset) -> str:
+    """Return for how many pairs of families p-values of architectures are adjusted; empty if there is only one."""
+    count = int(np.isfinite(study["p_architectures"].values).sum())
     return f", adjusted for {count} pairs of families" if count > 1 else ""
-
-
-def _reason(study: xr.Dataset, families: str) -> str:
-    """Return why no more is claimed of a pair of families, with what its p-value is adjusted for."""
-    reason = str(study["claim_reason"].sel(families=families).item())
-    if "adjusted for" in reason:
-        return reason
-    level = str(study["claim_level"].sel(families=families).item())
-    adjusted = _adjusted(study, "p_architectures" if level else "p_networks")
-    return re.sub(r"\bp = [\d.]+|\bp < [\d.]+", rf"\g<0>{adjusted}", reason)
 
 
 _DETAILS = (
     (
-        r"trained networks.*? are (not shown to be more|less) alike than .*",
-        r"trained networks are \1 alike than a control",
+        r"(given .*?, ).*? (?:is|are) (not shown to be more|less) alike than .*",
+        r"\1networks are \2 alike than a control",
     ),
-    (r" \(p = .*?\)", ""),
+    (r" \(p [=<] .*?\)", ""),
     (r"the effect is .* of the energy, which is too little", "the effect on the energy is too little"),
+    (r", as if there were .*", ""),
     (r", and leaves .*: too little to judge", ", and leaves too little to judge"),
     (r"no untrained network of .*, so there", "an architecture has no untrained network, so there"),
     (r"the input of .* is not stored, so it", "the input of a network is not stored, so it"),
@@ -245,9 +238,11 @@ def _refused(study: xr.Dataset) -> Iterator[str]:
     if strictest(study) == "cka" or not study.sizes["families"]:
         return
     by_kind: dict[str, dict[str, str]] = {}
-    names, levels = study["families"].values.tolist(), study["claim_level"].values.tolist()
-    for name in (name for name, level in zip(names, levels, strict=True) if not level):
-        reason = kind = _reason(study, name)
+    columns = (study[name].values.tolist() for name in ("families", "claim_level", "claim_reason"))
+    for name, level, reason in zip(*columns, strict=True):
+        if level:
+            continue
+        kind = reason
         for pattern, general in _DETAILS:
             kind = re.sub(pattern, general, kind)
         by_kind.setdefault(kind, {})[name] = reason

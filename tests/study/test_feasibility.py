@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from repsim.stores.writer import write_store
 from repsim.study.feasibility import explain_study
@@ -53,7 +54,7 @@ def test_what_can_be_claimed(models: tuple[str, ...], sentence: str, tmp_path: P
 def test_what_is_lacking(tmp_path: Path) -> None:
     text = explained(tmp_path, TRAINED[::2], 200, pixels=None, labels=None)
     assert "No store holds the input of its network: nothing can be claimed." in text
-    assert "There are no class labels" in text
+    assert "beyond classes: there are no class labels." in text
     assert "Near duplicates (frames of a scene, copies, crops) are looked for by the study." in text
     assert "take more" not in text
     assert "Family cnn: cnn (1 trained, 0 untrained)." in text
@@ -118,11 +119,11 @@ def test_what_is_possible_if_only_one_pair_of_families_holds(
     assert ("a x c" in text) == (len(families) > 2)
 
 
-def test_pairs_without_controls_are_not_adjusted_for(tmp_path: Path) -> None:
-    sentences = explained_networks(tmp_path, *networks("abc", 2, 3), *networks("d", 2, 0))
+def test_pairs_without_controls_or_intervals_are_not_adjusted_for(tmp_path: Path) -> None:
+    sentences = explained_networks(tmp_path, *networks("abc", 2, 3), *networks("d", 2, 0), *networks("e", 1, 3))
     assert "adjusted for 3 pairs of families" in starting(sentences, "a x b")
     assert starting(sentences, "a x d") == (
-        "a x d, b x d, c x d: nothing can be claimed: without untrained networks there is no control; add three "
+        "a x d, b x d, c x d, d x e: nothing can be claimed: without untrained networks there is no control; add three "
         "untrained networks of d (controls untrained:3)."
     )
 
@@ -171,9 +172,21 @@ def test_input_that_is_partly_stored(tmp_path: Path) -> None:
     )
 
 
-def test_labels_that_are_no_classes_are_said_to_be_stored(tmp_path: Path) -> None:
-    labels: dict[str, Any] = {"labels": np.arange(200)}
-    stores = [(name, state, 2, labels) for name in "ab" for state in ("trained", "random")]
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (
+            np.arange(200),
+            "It cannot be said whether anything goes beyond classes: every sample is of a class of its own.",
+        ),
+        (
+            np.arange(200) % 198,
+            "It cannot be told whether anything goes beyond the classes, so nothing can be claimed: ",
+        ),
+    ],
+)
+def test_labels_that_are_hardly_classes(tmp_path: Path, labels: NDArray[np.int64], expected: str) -> None:
+    stores = [(name, state, 2, {"labels": labels}) for name in "ab" for state in ("trained", "random")]
     sentences = explained_networks(tmp_path, *stores)
-    assert starting(sentences, "The labels put all samples into one class, or each into its own, so it cannot be said")
-    assert not any("There are no class labels" in text for text in sentences)
+    assert starting(sentences, expected)
+    assert not any("no class labels" in text for text in sentences)

@@ -68,7 +68,7 @@ def test_refusals_say_for_how_many_pairs_they_are_adjusted(tmp_path: Path) -> No
     study = conduct(tmp_path, world, families)
     assert levels(study)["a x b"] == "networks"
     (claim,) = claims(study)
-    assert re.search(r"p = 0\.\d+, adjusted for 3 pairs of families\.", claim)
+    assert re.search(r"p = 0\.\d+ over networks and samples, adjusted for 3 pairs of families\.", claim)
 
 
 def test_measures_agree_only_if_all_say_the_same(two_of_four: xr.Dataset) -> None:
