@@ -223,9 +223,9 @@ def test_a_study_refuses_stores_that_disagree_on_the_classes(tmp_path: Path) -> 
     from repsim.study.controls import classes  # noqa: PLC0415
     from repsim.study.design import design  # noqa: PLC0415
 
-    control = classes(design(stores[:2]))  # the same classes with other numbers
-    assert control is not None
-    assert control.features.shape == (12, 3)
+    groups = classes(design(stores[:2]))  # the same classes with other numbers
+    assert groups is not None
+    assert groups.numbers.tolist() == [0, 1, 2] * 4
     with pytest.raises(SampleMismatchError, match=r"0\.h5 and .*2\.h5 give the same samples different class labels"):
         design(stores)
 

@@ -279,7 +279,8 @@ def group_permutations(
     if possible < LEAST_REARRANGEMENTS:
         within = "of the same size" if names is None else "of the same size and classes"
         raise InvalidInputError(
-            f"only {possible} rearrangements of the {groups.count} groups exist, as whole groups are exchanged with "
+            f"only {possible} rearrangement{'s' * (possible > 1)} of the {groups.count} groups "
+            f"exist{'s' * (possible == 1)}, as whole groups are exchanged with "
             f"groups {within}: no p-value can be below {1 / (possible + 1):.2f}; take the same number of samples from "
             "every group, or divide large groups"
         )

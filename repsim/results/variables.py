@@ -297,8 +297,8 @@ VARIABLES = (
             for end in ("low", "high")
         },
         "kernel, families",
-        "smallest ends of the 95 % intervals over networks and samples; NaN if an architecture has a single trained or "
-        "untrained network",
+        "smallest ends of the 95 % intervals over networks and samples, over all pairs of architectures; NaN if an "
+        "architecture has a single trained or untrained network",
     ),
     Entry(
         {"p_samples": "p-value over samples"},
@@ -311,8 +311,8 @@ VARIABLES = (
     Entry(
         {"p_exchange": "p-value over networks"},
         "kernel, families",
-        "exact test that exchanges trained and untrained networks within architectures; the larger one of plain values "
-        "and units of energy",
+        "exact test that exchanges trained and untrained networks of two architectures; the largest one over pairs of "
+        "architectures, plain and in units of energy",
         least=0,
         most=1,
     ),
@@ -340,8 +340,9 @@ VARIABLES = (
             "p_architectures": "p-value of a claim about the architectures",
         },
         "families",
-        "largest p_samples, and largest p_samples or p_exchange, given the input and given input and labels; adjusted "
-        "for the number of pairs of families (Hommel)",
+        "largest p_samples over pairs of architectures, and largest p over samples, of the exact test over networks "
+        "and of the interval over both, given the input and given input and labels; adjusted for the number of pairs "
+        "of families (Hommel)",
         least=0,
         most=1,
     ),

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from scipy import stats
 
 from repsim.results.variables import CONTROL_PAIRS
-from repsim.study.claims import Part, Subject
+from repsim.study.claims import CLAIMED, Part, Subject
 from repsim.study.design import Member, Pair
 from repsim.study.exchange import exchange_test, network_variance
 from repsim.study.formatting import number
@@ -53,7 +53,19 @@ class _Compared:
     """The untrained network, if it alone is the control."""
 
 
-def parts_of_architectures(inference: Inference, kind: str, families: FamilyPair) -> list[Part]:
+def parts_of(inference: Inference, families: FamilyPair) -> list[Part]:
+    """Return all parts: about pairs of architectures for all kinds, about networks for those that a claim rests on."""
+    if not families.counted:
+        return []
+    parts = []
+    for kind in inference.indices.kernels:
+        parts += _parts_of_architectures(inference, kind, families)
+        if kind in CLAIMED:
+            parts += _parts_of_networks(inference, kind, families)
+    return parts
+
+
+def _parts_of_architectures(inference: Inference, kind: str, families: FamilyPair) -> list[Part]:
     """Return the parts about pairs of architectures, in partial values and in units of energy."""
     by_architectures = families.by_architectures
     parts = []
@@ -71,7 +83,7 @@ def parts_of_architectures(inference: Inference, kind: str, families: FamilyPair
     return parts
 
 
-def parts_of_networks(inference: Inference, kind: str, families: FamilyPair) -> Iterator[Part]:
+def _parts_of_networks(inference: Inference, kind: str, families: FamilyPair) -> Iterator[Part]:
     """Yield the parts about each trained network, then about each untrained network, which is a control of its own."""
     twins_of = inference.design.twins_of
     trained = dict.fromkeys(member for pair in families.counted for member in (pair.a, pair.b))
@@ -107,7 +119,7 @@ def _over_samples(
     part = Part(
         compared.of, compared.name, kind, in_energy, value, low, high,
         control=_strongest(levels, families, compared.only),
-        p_samples=float(np.max(stats.t.sf(t, inference.units - 1))), support=support,
+        p_samples=float(np.max(stats.t.sf(t, inference.units - 1))), support=support, units=inference.units,
     )  # fmt: skip
     return part, excess
 

@@ -18,8 +18,10 @@ LEAST_ENERGY = 0.1
 """Share of the energy of trained networks that the input has to leave; of less it is not said that it was learned."""
 LEAST_EFFECT = 0.01
 """Smallest effect, as a share of all energy, that is claimed."""
-LEAST_SUPPORT = 5.0
-"""Smallest number of samples on which the interval of an effect may rest (`Estimate.support`)."""
+LEAST_SUPPORT, _SUPPORT_OF_FEW = 5.0, 1 / 8
+"""Smallest number of samples on which the interval of an effect may rest (`Estimate.support`), or share of few ones.
+
+Influences of equal variance give a third of the number of samples, or of groups of samples."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Part:
     """One-sided p-value over samples, the largest over the controls."""
     support: float
     """Number of samples on which the interval rests, the smallest over the controls."""
+    units: int
+    """Number of independent samples, or of groups of samples."""
     p_exchange: float = np.nan
     """p-value of the exact test over networks; only of architectures."""
     p_exchange_least: float = np.nan
@@ -129,19 +133,24 @@ def decide(cases: Sequence[Case], *, dependent: bool) -> list[Decision]:
         for p, case in zip(by_samples, cases, strict=True)
     ]
     adjusted = zip(hommel(by_samples).tolist(), hommel(by_both).tolist(), strict=True)
-    among = f"adjusted for {len(cases)} pairs of families" if len(cases) > 1 else ""
     decisions = []
     for case, p_values in zip(cases, adjusted, strict=True):
         if dependent:
             reason = "some samples are alike and not declared as groups, so there is no interval that holds"
         else:
-            reason = _missing(case) or _not_shown(case, p_values[0], among)
+            reason = _missing(case) or _not_shown(case, p_values[0], _among(by_samples))
         level: Level = ""
         if not reason:
-            reason = _objection_to_architectures(case, p_values[1], among)
+            reason = _objection_to_architectures(case, p_values[1], _among(by_both))
             level = "networks" if reason else "architectures"
         decisions.append(Decision(level, reason, *p_values))
     return decisions
+
+
+def _among(p: Sequence[float]) -> str:
+    """Return for how many pairs of families p-values are adjusted; empty if there is only one."""
+    count = int(np.isfinite(p).sum())
+    return f"adjusted for {count} pairs of families" if count > 1 else ""
 
 
 def _missing(case: Case) -> str:
@@ -174,9 +183,11 @@ def _not_shown(case: Case, p: float, among: str) -> str:
     return ""
 
 
+BEYOND = "not beyond the classes"
+"""Beginning of the reason why nothing is claimed of networks that share something given the input alone."""
 CLAIMED = {
     "input": "given the input",
-    "input and labels": "not beyond the classes: given the input and the class labels",
+    "input and labels": f"{BEYOND}: given the input and the class labels",
 }
 """Kinds of debiased CKA on which a claim rests, in the words of a refusal."""
 
@@ -197,7 +208,7 @@ def _objection(part: Part) -> str:
         return f"{which} {relation} {part.control}: the effect{unit} is {text}"
     if part.of == "architectures" and part.in_energy and part.value < LEAST_EFFECT:
         return f"the effect is {text} of the energy, which is too little to be called anything"
-    if part.support < LEAST_SUPPORT:
+    if part.support < min(LEAST_SUPPORT, _SUPPORT_OF_FEW * part.units):
         return f"the interval of the effect rests on few samples, as if there were {part.support:.1f}"
     return ""
 

@@ -8,7 +8,7 @@ import xarray as xr
 from jaxtyping import Float64
 
 from repsim.results.variables import CONTROL_PAIRS
-from repsim.study.claim_parts import FamilyPair, parts_of_architectures, parts_of_networks
+from repsim.study.claim_parts import FamilyPair, parts_of
 from repsim.study.claims import CLAIMED, Case, Part, decide
 from repsim.study.controls import unjudged_classes
 from repsim.study.dataset_map import values_between_models
@@ -53,17 +53,13 @@ def pairs_of_families(inference: Inference) -> xr.Dataset:
     control_energy = np.full((len(kernels), len(pairs), len(CONTROL_PAIRS)), np.nan)
     against = np.full((len(titles), len(pairs)), "", dtype=object)
     least = np.full(len(pairs), np.nan)
-    parts: dict[str, list[Part]] = {families.name: [] for families in pairs}
+    parts = [parts_of(inference, families) for families in pairs]
     for f, families in enumerate(pairs):
         if not families.counted:
             continue
         for m, title in enumerate(titles):
             if title in kernels:
-                of_architectures = parts_of_architectures(inference, kernels[title], families)
-                row, levels, in_energy = _row_of_kernel(inference, kernels[title], families, of_architectures)
-                if kernels[title] in CLAIMED:
-                    parts[families.name] += of_architectures
-                    parts[families.name] += parts_of_networks(inference, kernels[title], families)
+                row, levels, in_energy = _row_of_kernel(inference, kernels[title], families, parts[f])
                 k = list(kernels).index(title)
                 for name in _OF_KERNELS:
                     of_kernels[name][k, f] = row.get(name, np.nan)
@@ -109,6 +105,7 @@ def _row_of_kernel(
     """
     row: dict[str, float] = {}
     levels = np.full((2, len(CONTROL_PAIRS)), np.nan)
+    parts = [part for part in parts if part.of == "architectures" and part.kind == kind]
     for in_energy in (False, True) if kind in inference.indices.energies else (False,):
         what, suffix = ("energy", "_energy") if in_energy else ("index", "")
         by_control, excess = inference.effects(kind, families.counted, in_energy=in_energy)
@@ -151,7 +148,7 @@ def _row_of_measure(
 
 
 def cases_of(
-    inference: Inference, pairs: Sequence[FamilyPair], parts: Mapping[str, Sequence[Part]], table: xr.Dataset
+    inference: Inference, pairs: Sequence[FamilyPair], parts: Sequence[Sequence[Part]], table: xr.Dataset
 ) -> list[Case]:
     """Return what the decision about each pair of families depends on."""
     has_input = "input" in inference.indices.kernels
@@ -171,7 +168,7 @@ def cases_of(
                 families=(families.a, families.b),
                 without_twins=families.without_twins if not families.counted else (),
                 partly_without=families.without_twins if families.counted else (),
-                parts=parts[families.name],
+                parts=[part for part in parts[f] if part.kind in CLAIMED],
                 classes_unknown=unjudged_classes(inference.design),
                 without_pixels=tuple(
                     member.name for member in inference.design.trained
@@ -192,7 +189,7 @@ def cases_of(
 
 
 def _claims(
-    inference: Inference, pairs: Sequence[FamilyPair], parts: Mapping[str, Sequence[Part]], table: xr.Dataset
+    inference: Inference, pairs: Sequence[FamilyPair], parts: Sequence[Sequence[Part]], table: xr.Dataset
 ) -> xr.Dataset:
     """Return the level at which something learned is shared by each pair of families, and why it is no higher."""
     cases = cases_of(inference, pairs, parts, table)

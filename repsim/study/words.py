@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from repsim.study.claims import BEYOND
 from repsim.study.formatting import MOST_NAMES, listed, number, p_value
 from repsim.study.reading import ALPHA, claims, extremes, means_over_pairs, name_of, stands_out, strictest
 
@@ -220,7 +221,7 @@ def _adjusted(study: xr.Dataset) -> str:
 
 _DETAILS = (
     (
-        r"(given .*?, ).*? (?:is|are) (not shown to be more|less) alike than .*",
+        r"(given the .*?, ).*? (?:is|are) (not shown to be more|less) alike than .*",
         r"\1networks are \2 alike than a control",
     ),
     (r" \(p [=<] .*?\)", ""),
@@ -247,11 +248,18 @@ def _refused(study: xr.Dataset) -> Iterator[str]:
             kind = re.sub(pattern, general, kind)
         by_kind.setdefault(kind, {})[name] = reason
     for kind, reasons in by_kind.items():
-        text = f"Nothing learned is shown to be shared by {listed(list(reasons), 6)}"
+        names = listed(list(reasons), 6)
+        text = f"Nothing learned is shown to be shared by {names}"
+        if kind.startswith(BEYOND):
+            effects = study["effect"].sel(measure=strictest(study), families=list(reasons)).values
+            by = " to ".join(dict.fromkeys(number(float(end)) for end in (effects.min(), effects.max())))
+            text = f"Given the input, {names} is more alike than the strongest control by {by}, but {BEYOND}"
         if len(set(reasons.values())) == 1:
-            yield f"{text}: {next(iter(reasons.values()))}."
+            reason = next(iter(reasons.values()))
+            more = "."
         else:
-            yield f"{text}: {kind} (the tables have the numbers of these {len(reasons)} pairs of families)."
+            reason, more = kind, f" (the tables have the numbers of these {len(reasons)} pairs of families)."
+        yield f"{text}: {reason.removeprefix(f'{BEYOND}: ')}{more}"
 
 
 def _joined(names: tuple[str, ...]) -> str:

@@ -86,17 +86,17 @@ def gram_kernels(layers: Sequence[Array], of: Places, groups: Groups | None = No
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """Values of all samples and without each, in the form of `repsim.engine.jackknife.LeaveOneOut`."""
+    """Values of all samples and without each, in the form of `repsim.study.gram_passes.LeftOut`."""
 
     full_values: Array
     left_out: Array
     units: int = 1
     cubes: None = None
 
-    def runs(self, step: Callable[[], None]) -> Iterator[tuple[slice, Array]]:
+    def runs(self, step: Callable[[], None]) -> Iterator[Array]:
         """Yield all values at once."""
         step()
-        yield slice(0, len(self.left_out)), self.left_out
+        yield self.left_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +112,7 @@ class FeatureKernels:
     """Features of all layers and controls, each of shape (n, p)."""
     positions: Places
     groups: None = None
+    classes: None = None
     kept: dict[bytes, Array] = field(default_factory=dict)
     """Values on subsets of the samples, by the subset: studies of some of the networks use them again."""
 
@@ -124,6 +125,11 @@ class FeatureKernels:
     def names(self) -> tuple[str, ...]:
         """Names of the layers."""
         return tuple(f"layer {k}" for k in range(len(self.layers)))
+
+    def null_variances(self, layers: Sequence[int], seed: int) -> tuple[float]:
+        """Return the variance of debiased CKA of unrelated layers."""
+        del layers, seed
+        return (2 / (self.n * (self.n - 3)),)
 
     def halves(self, count: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Draw random divisions of the samples into two halves."""
@@ -156,7 +162,7 @@ class FeatureKernels:
         if key not in self.kept:
             x = self._centred(samples)
             self.kept[key] = _cosines(self._products(x, x.T @ x))
-        return self.kept[key][np.ix_(selected, selected)]
+        return self.kept[key][np.ix_(selected, selected)][None]
 
     def values(self) -> Array:
         """Compute debiased CKA of all pairs."""
@@ -191,7 +197,7 @@ class FeatureKernels:
         lost += d[:, :, None] * m[:, None] + m[:, :, None] * d[:, None]  # - m'_i sum_j K_ij = + m'_i d_i
         lost += (n - 1) * m[:, :, None] * m[:, None] + m[:, :, None] * rest[:, None] + rest[:, :, None] * m[:, None]
         lost += m.T @ m - m[:, :, None] * m[:, None]
-        return Sweep(_cosines(products), _cosines(products - 2 * (n - 2) / (n - 3) * lost))
+        return Sweep(_cosines(products)[None], _cosines(products - 2 * (n - 2) / (n - 3) * lost)[:, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +209,7 @@ class SomeOfThem:
     """Positions in ``of`` of the layers and controls."""
     positions: Places
     groups: None = None
+    classes: None = None
 
     @property
     def n(self) -> int:
@@ -213,6 +220,11 @@ class SomeOfThem:
     def names(self) -> tuple[str, ...]:
         """Names of the layers."""
         return tuple(f"layer {k}" for k in range(len(self.rows)))
+
+    def null_variances(self, layers: Sequence[int], seed: int) -> tuple[float]:
+        """Return the variance of debiased CKA of unrelated layers."""
+        del layers, seed
+        return (2 / (self.n * (self.n - 3)),)
 
     def halves(self, count: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Draw random divisions of the samples into two halves."""
@@ -225,8 +237,8 @@ class SomeOfThem:
     def leave_one_out(self, room: int) -> Sweep:
         """Select debiased CKA of all samples and without each."""
         sweep = self.of.leave_one_out(room)
-        where = np.ix_(self.rows, self.rows)
-        return Sweep(sweep.full_values[where], sweep.left_out[:, where[0], where[1]])
+        rows, columns = np.ix_(self.rows, self.rows)
+        return Sweep(sweep.full_values[:, rows, columns], sweep.left_out[..., rows, columns])
 
 
 def some_of(kernels: FeatureKernels, design: Design) -> SomeOfThem:

@@ -38,6 +38,7 @@ from repsim.results.variables import CONTROL_PAIRS
 from repsim.runtime import tuning
 from repsim.study import permutation_nulls
 from repsim.study.chance import p_value, pearson3, skewness, z_value
+from repsim.study.claim_parts import parts_of
 from repsim.study.claims import decide
 from repsim.study.dataset_families import cases_of, family_pairs, pairs_of_families
 from repsim.study.dataset_pairs import pairs_of_models
@@ -192,7 +193,7 @@ def null(simulation: Simulation, n: int = 100, count: int = 199) -> Iterator[Cel
 
         def one(run: int, seed: int = seed, kind: str = kind, control: str | None = control) -> Numbers:
             drawn = unrelated(np.random.default_rng([1, seed, run]), kind, n, control=control)
-            R, key = drawn.values(), ("input" if control else RAW, "a x b")
+            R, key = drawn.cka(), ("input" if control else RAW, "a x b")
             indices = Indices(_PAIR, drawn.positions, len(R), {})
             tested = permutation_nulls.cka_nulls(
                 drawn, indices, lambda of, _: of.permutations(count, run), memory=_MEMORY
@@ -294,9 +295,9 @@ class Population:
 
     def theta(self, design: Design) -> tuple[Indices, Array]:
         """Return all indices of a study and their true values, along the best matches of the population."""
-        none = Indices(design, self.of, len(self.R), {})
-        exact = Indices(design, self.of, len(self.R), matches_on(none, self.R))
-        return exact, exact.evaluate(self.R)
+        none, matrices = Indices(design, self.of, len(self.R), {}), self.R[None]
+        exact = Indices(design, self.of, len(self.R), matches_on(none, matrices))
+        return exact, exact.evaluate(matrices)
 
 
 def population(kind: str) -> Population:
@@ -388,7 +389,7 @@ def true_values(exact: Indices, theta: Array, R: Array) -> dict[str, float]:
     """Return the true value of every row of the table of coverage."""
     pair = next(pair for pair in _STUDY.pairs if pair.relation == "other family")
     i, j, k, l = (exact.positions[name][1] for name in ("A0", "B0", "A.untrained", "B.untrained"))  # noqa: E741
-    residuals = exact.similarities(R, "input")
+    residuals = exact.similarities(R[None], "input")
     values = {
         "CKA of a layer pair": R[i, j],
         "partial CKA of a layer pair, the input given": residuals[i, j],
@@ -414,7 +415,7 @@ def intervals(study: Inference) -> Iterator[tuple[str, float, float]]:
         ("partial CKA of a layer pair, the input given", "input", layers[:2]),
         ("the same of a pair with nothing shared but the input", "input", layers[2:]),
     ):
-        value = indices.similarities(study.R, kind)[indices.layers[i], indices.layers[j]]
+        value = indices.similarities(study.matrices, kind)[indices.layers[i], indices.layers[j]]
         margin = quantile(study.units) * errors[kind][i, j]
         yield row, value - margin, value + margin
     table = pairs_of_models(study).assign_coords(measure=study.titles).sel(pair="A0 x B0")
@@ -611,7 +612,8 @@ def latent_networks(rng: np.random.Generator, design: Design, n: int) -> Feature
 def levels(study: Inference, table: xr.Dataset) -> dict[str, float]:
     """Return how many pairs of families are claimed, each pair on its own as in a study of two families, and all."""
     pairs = family_pairs(study)
-    alone = [decide([case], dependent=False)[0].level for case in cases_of(study, pairs, table)]
+    cases = cases_of(study, pairs, [parts_of(study, families) for families in pairs], table)
+    alone = [decide([case], dependent=False)[0].level for case in cases]
     together = table["claim_level"].values.tolist()
     counts: dict[str, float] = {
         "pair, architectures": float(np.mean([level == "architectures" for level in alone])),
@@ -639,8 +641,10 @@ def without_intervals(design: Design, kernels: AnyKernels, seed: int) -> Inferen
 
     by_split, maps = cross_fitted(along, halves(of, tuning.current().halvings, seed, lambda: None))
     theta = mean_over_splits(by_split)
-    none, unknown = np.full((2, len(theta)), np.nan), np.full((size, size), np.nan)
-    return evidence_of(design, kernels, Estimates(unknown, along(maps), theta, theta, by_split, none, {}, np.nan, None))
+    none, unknown = np.full((2, len(theta)), np.nan), np.full((1, size, size), np.nan)
+    return evidence_of(
+        design, kernels, Estimates(unknown, along(maps), theta, theta, by_split, none, {}, (np.nan,), None)
+    )
 
 
 def by_the_rule_of_0_2(study: Inference) -> float:
@@ -815,7 +819,7 @@ def recovery(simulation: Simulation) -> Iterator[Cell]:
             for run in range(runs):
                 rng = np.random.default_rng([4, seed, round(100 * r2), run])
                 sample = gram_kernels(true.layers(rng, n), {})
-                R = sample.values()
+                R = sample.cka()
                 biased = CKA(estimator="biased").block(sample.grams[:1], sample.grams[1:2])[0, 0]
                 estimates[run] = R[0, 1], R[2, 3], partial(R, [4])[2, 3], biased
                 small += float(pearson3(R[0, 1], n, skewness(*cubic_moments(sample.grams[:2])))) <= 0.05

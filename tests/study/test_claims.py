@@ -15,8 +15,8 @@ def part(kind: str = "input", **changes: Any) -> Part:
     """Make a part of which everything can be claimed."""
     settings: dict[str, Any] = {
         "of": "architectures", "name": "", "kind": kind, "in_energy": False, "value": 0.3, "low": 0.2, "high": 0.4,
-        "control": CONTROL, "p_samples": 0.001, "support": 100.0, "p_exchange": 0.01, "p_exchange_least": 0.01,
-        "network_low": 0.1, "network_high": 0.5, "p_crossed": 0.001,
+        "control": CONTROL, "p_samples": 0.001, "support": 100.0, "units": 300,
+        "p_exchange": 0.01, "p_exchange_least": 0.01, "network_low": 0.1, "network_high": 0.5, "p_crossed": 0.001,
     }  # fmt: skip
     return Part(**settings | changes)
 
@@ -184,6 +184,11 @@ def test_the_p_over_samples_counts_for_architectures_too() -> None:
         "networks", "networks", "networks",
     ]  # fmt: skip
     assert decide([case(parts=parts()), other, other], dependent=False)[0].level == "architectures"
+
+
+def test_of_few_groups_a_part_is_enough() -> None:
+    assert decision(case(parts=parts(support=1.25, units=10))).level == "architectures"
+    assert "rests on few samples" in decision(case(parts=parts(support=1.2, units=10))).reason
 
 
 def test_single_networks_do_not_enter_the_p_values() -> None:
