@@ -43,6 +43,7 @@ class Network:
     """Names of the layers, which are the same for an untrained twin."""
     pixels: str = "simulated"
     """Substitute for the input, which is a control of its own."""
+    labels: None = None
 
     def __getitem__(self, name: str) -> SimpleNamespace:
         return SimpleNamespace(key=LayerKey(self.model, name, "mean"))
