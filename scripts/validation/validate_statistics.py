@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -575,7 +575,50 @@ def grouped(simulation: Simulation, n: int = 400) -> Iterator[Cell]:
                 yield Cell(part, row, f"interval holds the truth, {name}", float(numbers[name].mean()), *bounds)
 
 
-# --- 6. claims about networks that learned nothing
+# --- 6. samples in classes
+
+
+def layers_of_classes(rng: np.random.Generator, classes: NDArray[np.int64], *, related: bool) -> list[Array]:
+    """Draw two layers of class means, which are three times as large, 10 latents of their own and 10 that both share.
+
+    Within classes, the CKA of related layers is 1 / (1 + 0.7^4); class means are the same in both layers.
+    """
+    n, means = len(classes), 3 * rng.normal(size=(int(classes.max()) + 1, 5))
+    shared = [rng.normal(size=(n, 10))] if related else []
+    return [np.hstack([means[classes], *shared, 0.7 * rng.normal(size=(n, 10))]) for _ in range(2)]
+
+
+def within(simulation: Simulation, n: int = 400) -> Iterator[Cell]:
+    """Yield how often intervals hold the similarity within classes."""
+    part, design = f"similarity within classes, n = {n}", families(2, 1, 0, layers=1)
+    cases = (
+        [(True, 10)] if simulation.quick else [(related, count) for related in (True, False) for count in (5, 10, 100)]
+    )
+    for related, count in cases:
+        truth = 1 / (1 + 0.7**4) if related else 0.0
+        row = f"{'related' if related else 'unrelated'} layers, {count} classes"
+
+        def one(run: int, related: bool = related, count: int = count, truth: float = truth) -> Numbers:
+            rng = np.random.default_rng([9, related, count, run])
+            classes = rng.integers(0, count, n)
+            kernels = gram_kernels(layers_of_classes(rng, classes, related=related), places(design, 0))
+            study = inference(design, replace(kernels, classes=Groups.of(classes)), run)
+            estimate = study.estimate({study.column("labels", design.pairs[0]): 1.0}, "labels")
+            raw = study.estimate({study.column(RAW, design.pairs[0]): 1.0}, RAW)
+            inside = covered(estimate.low, truth, estimate.high)
+            return {"inside": inside, "mean": estimate.value, "raw": raw.value}
+
+        numbers = simulation.runs(f"classes {row}", 10 if simulation.quick else 500, one)
+        if not numbers:
+            continue
+        yield Cell(part, row, "studies", len(numbers["inside"]), form="{:,}")
+        yield Cell(part, row, "truth", truth, form="{:.3f}")
+        yield Cell(part, row, "mean given the labels", float(numbers["mean"].mean()), form="{:.3f}")
+        yield Cell(part, row, "interval holds the truth", float(numbers["inside"].mean()), *_COVERAGE)
+        yield Cell(part, row, "mean without control", float(numbers["raw"].mean()), form="{:.3f}")
+
+
+# --- 7. claims about networks that learned nothing
 
 
 def pixel_networks(rng: np.random.Generator, design: Design, n: int, width: int = 20) -> FeatureKernels:
@@ -721,7 +764,7 @@ def claims(simulation: Simulation) -> Iterator[Cell]:
                 yield Cell(part, row, column, float(numbers[name].mean()))
 
 
-# --- 7. networks as random draws: intervals over networks, and power
+# --- 8. networks as random draws: intervals over networks, and power
 
 _GIVEN = 0.4
 """Share of the input in the energy of every layer."""
@@ -803,7 +846,7 @@ def networks(simulation: Simulation, n: int = 500) -> Iterator[Cell]:
     yield from cells
 
 
-# --- 8. recovery of shared representations
+# --- 9. recovery of shared representations
 
 
 def recovery(simulation: Simulation) -> Iterator[Cell]:
@@ -855,6 +898,7 @@ PARTS: dict[str, Part] = {
     "coverage": coverage,
     "layers": layers,
     "groups": grouped,
+    "classes": within,
     "claims": claims,
     "networks": networks,
     "recovery": recovery,

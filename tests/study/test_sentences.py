@@ -210,6 +210,93 @@ def test_which_classes_are_alike_is_not_beyond_the_classes(tmp_path: Path) -> No
     assert "not beyond the classes" in reasons(study)["a x b"]
 
 
+@pytest.mark.parametrize(("n", "classes", "depth"), [(150, 60, 2), (200, 10, 12)])
+@pytest.mark.slow
+def test_no_number_of_class_embeddings_is_beyond_the_classes(tmp_path: Path, n: int, classes: int, depth: int) -> None:
+    """Case D: few samples a class, or another embedding of the classes in every layer, shared by both families."""
+    world = World(n)
+    labels = world.rng.integers(0, classes, n)
+    embeddings = [2 * world.rng.normal(size=(classes, 5))[labels] for _ in range(depth)]
+
+    def layers() -> Sequence[Array]:
+        return [np.hstack([world.pixels, by_class, 0.7 * world.normal()]) for by_class in embeddings]
+
+    families = {name: Family(layers, world.layers(depth=depth)) for name in "ab"}
+    study = conduct(tmp_path, world, families, untrained=3, stored={"labels": labels})
+    assert refused(study)
+    assert "not beyond the classes" in reasons(study)["a x b"]
+    (sentence,) = (text for text in summary(study) if "not beyond the classes" in text)
+    assert sentence.startswith("Given the input, a x b is more alike than the strongest control by ")
+
+
+@pytest.mark.slow
+def test_classes_of_single_samples_are_no_classes(tmp_path: Path) -> None:
+    """The claim says nothing about classes, and a warning says that labels are not used."""
+    world = World(150)
+    common = world.normal()
+    families = {name: world.family(common) for name in "ab"}
+    study = conduct(tmp_path, world, families, untrained=3, stored={"labels": np.arange(150)})
+    (claim,) = claims(study)
+    assert "classes" not in claim
+    assert "every sample is of a class of its own" in study.attrs["warnings"]
+
+
+@pytest.mark.slow
+def test_classes_that_cannot_be_judged_forbid_a_claim(tmp_path: Path) -> None:
+    world = World(150)
+    common = world.normal()
+    families = {name: world.family(common) for name in "ab"}
+    labels = np.maximum(np.arange(150), 5)
+    study = conduct(tmp_path, world, families, untrained=3, stored={"labels": labels})
+    assert refused(study)
+    assert "it cannot be told whether anything goes beyond the classes" in reasons(study)["a x b"]
+
+
+@pytest.mark.slow
+def test_an_architecture_that_shares_nothing_is_not_hidden_in_its_family(tmp_path: Path) -> None:
+    world = World(200)
+    common = world.normal()
+    families = {"a1": world.family(common), "a2": world.family(world.normal()), "b": world.family(common)}
+    study = conduct(tmp_path, world, families, untrained=3, by_hand={"a": ["a1*", "a2*"]})
+    assert refused(study)
+    assert "trained networks of a2 with b are not shown to be more alike" in reasons(study)["a x b"]
+
+
+@pytest.mark.slow
+def test_a_network_that_shares_nothing_is_not_hidden_among_its_seeds(tmp_path: Path) -> None:
+    world = World(200)
+    common = world.normal()
+    draws = iter([[common], [common], []])
+    one = Family(lambda: world.layers(*next(draws))(), world.layers())  # noqa: PLW0108 - each network draws its own
+    study = conduct(tmp_path, world, {"a": one, "b": world.family(common)}, trained=3, untrained=3)
+    assert refused(study)
+    assert "a.seed2 is not shown to be more alike" in reasons(study)["a x b"]
+
+
+@pytest.mark.slow
+def test_the_strongest_untrained_network_counts(tmp_path: Path) -> None:
+    """One of three untrained networks, at another gain say, holds already what is learned."""
+    world = World(200)
+    common = world.normal()
+    families = {}
+    for name in "ab":
+        draws = iter([[common], [], []])
+        families[name] = Family(world.layers(common), lambda draws=draws: world.layers(*next(draws))())  # type: ignore[misc]
+    study = conduct(tmp_path, world, families, untrained=3)
+    assert refused(study)
+    assert "untrained0) (" in reasons(study)["a x b"]
+
+
+@pytest.mark.slow
+def test_one_sample_is_no_evidence(tmp_path: Path) -> None:
+    """The layers of both families share one sample that is far from all others."""
+    world = World(200)
+    far = np.zeros((200, 20))
+    far[0] = 60
+    families = {name: world.family(far) for name in "ab"}
+    assert refused(conduct(tmp_path, world, families, untrained=3))
+
+
 def random_networks(
     world: World, activation: Callable[[Array], Array], *, gain: float, bias: float, width: int = 256
 ) -> Layers:
