@@ -124,6 +124,9 @@ def _of_counted(study: xr.Dataset) -> str:
     return f" (only {counted} of {across} pairs of models have controls; their own value is {own})"
 
 
+_WITHIN = "Within the classes, and with the input projected out,"
+
+
 def _given_controls(study: xr.Dataset) -> Iterator[str]:
     if not study.sizes["families"]:
         return
@@ -134,9 +137,9 @@ def _given_controls(study: xr.Dataset) -> Iterator[str]:
         if kernel not in study["kernel"].values:
             continue
         value = means_over_pairs(study, "index", kernel)
-        removed = kernel.removeprefix("cka given ").replace("and labels", "and the class labels")
+        setting = "With the input projected out" if kernel == "cka given input" else _WITHIN
         if np.isnan(value[0]):
-            yield f"With the {removed} projected out, nothing is left on half of the samples: they are too few."
+            yield f"{setting} nothing is left on half of the samples: they are too few."
             continue
         energy = study["energy"].sel(measure=kernel).values[study["relation"].values == "other family"].mean()
         left = [
@@ -144,7 +147,7 @@ def _given_controls(study: xr.Dataset) -> Iterator[str]:
             for state in dict.fromkeys(study["network_state"].values.tolist())
         ]
         text = (
-            f"With the {removed} projected out it is {number(*value)}{_over_pairs(study, kernel)}, and "
+            f"{setting} it is {number(*value)}{_over_pairs(study, kernel)}, and "
             f"{number(float(energy))} in units of energy; left of the energy: {' of trained networks, '.join(left)} of "
             f"{'untrained' if len(left) > 1 else 'trained'} ones."
         )
@@ -253,7 +256,9 @@ def _refused(study: xr.Dataset) -> Iterator[str]:
         if kind.startswith(BEYOND):
             effects = study["effect"].sel(measure=strictest(study), families=list(reasons)).values
             by = " to ".join(dict.fromkeys(number(float(end)) for end in (effects.min(), effects.max())))
-            text = f"Given the input, {names} is more alike than the strongest control by {by}, but {BEYOND}"
+            text = (
+                f"Given the input, networks of {names} are more alike than the strongest control by {by}, but {BEYOND}"
+            )
         if len(set(reasons.values())) == 1:
             reason = next(iter(reasons.values()))
             more = "."

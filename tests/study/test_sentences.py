@@ -226,7 +226,7 @@ def test_no_number_of_class_embeddings_is_beyond_the_classes(tmp_path: Path, n: 
     assert refused(study)
     assert "not beyond the classes" in reasons(study)["a x b"]
     (sentence,) = (text for text in summary(study) if "not beyond the classes" in text)
-    assert sentence.startswith("Given the input, a x b is more alike than the strongest control by ")
+    assert sentence.startswith("Given the input, networks of a x b are more alike than the strongest control by ")
 
 
 @pytest.mark.slow
