@@ -188,8 +188,7 @@ def _agreement(inference: Inference) -> xr.Dataset:
         of_units = inference.influences[:, list(mean)] @ np.array(list(mean.values()))
         unit_of = inference.evidence.kernels.unit_of
         rows.append(of_units[unit_of] / np.bincount(unit_of)[unit_of])
-        variances = inference.evidence.estimates.null_variances
-        noise = 2 * inference.indices.degenerate_variance(inference.matrices, kind, mean, variances)
+        noise = 2 * inference.second_order_variance(mean, kind)
         signals.append(float(of_units.var()) / inference.units / noise if noise > 0 else np.nan)
     return xr.Dataset(
         {"agreement": (("kernel", "sample"), np.stack(rows)), "agreement_signal": ("kernel", np.array(signals))},

@@ -46,14 +46,23 @@ def pairs_of_families(inference: Inference) -> xr.Dataset:
     The effect is the mean similarity of trained networks minus that of the strongest control; every control has its own
     interval, and the effect has the smallest lower and the smallest upper end of them.
     """
-    pairs, titles, kernels = family_pairs(inference), inference.titles, inference.kernels
+    pairs = family_pairs(inference)
+    parts = [parts_of(inference, families) for families in pairs]
+    table = effects_of_families(inference, pairs, parts)
+    return table.merge(_claims(inference, pairs, parts, table))
+
+
+def effects_of_families(
+    inference: Inference, pairs: Sequence[FamilyPair], parts: Sequence[Sequence[Part]]
+) -> xr.Dataset:
+    """Compute the table of effects, from the parts of the claim about each pair of families."""
+    titles, kernels = inference.titles, inference.kernels
     of_measures = {name: np.full((len(titles), len(pairs)), np.nan) for name in _OF_MEASURES}
     of_kernels = {name: np.full((len(kernels), len(pairs)), np.nan) for name in _OF_KERNELS}
     control_value = np.full((len(titles), len(pairs), len(CONTROL_PAIRS)), np.nan)
     control_energy = np.full((len(kernels), len(pairs), len(CONTROL_PAIRS)), np.nan)
     against = np.full((len(titles), len(pairs)), "", dtype=object)
     least = np.full(len(pairs), np.nan)
-    parts = [parts_of(inference, families) for families in pairs]
     for f, families in enumerate(pairs):
         if not families.counted:
             continue
@@ -75,7 +84,7 @@ def pairs_of_families(inference: Inference) -> xr.Dataset:
             control_value[m, f] = levels
             against[m, f] = "" if np.isnan(levels).all() else CONTROL_PAIRS[int(np.nanargmax(levels))]
     dims = ("families",)
-    table = xr.Dataset(
+    return xr.Dataset(
         {name: (("measure", *dims), values) for name, values in of_measures.items()}
         | {name: (("kernel", *dims), values) for name, values in of_kernels.items()}
         | {
@@ -93,7 +102,6 @@ def pairs_of_families(inference: Inference) -> xr.Dataset:
             "control_pair": list(CONTROL_PAIRS),
         },
     )
-    return table.merge(_claims(inference, pairs, parts, table))
 
 
 def _row_of_kernel(

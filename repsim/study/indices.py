@@ -283,7 +283,7 @@ class Indices:
 
     def degenerate_variance(
         self,
-        matrices: Matrices,
+        values: Matrix,
         kind: str,
         coefficients: Mapping[int, float],
         null_variances: Sequence[float],
@@ -298,8 +298,8 @@ class Indices:
 
         Parameters
         ----------
-        matrices
-            Debiased CKA of all layers and controls and, with classes, similarities within classes.
+        values
+            Similarities of this kind of all layers (`similarities`), or in units of energy inner products (`residuals`).
         kind
             Kind of debiased CKA of all columns.
         coefficients
@@ -310,13 +310,12 @@ class Indices:
             Whether the columns are in units of energy.
         """
         keys, entries = self._sources[kind, in_energy]
-        by_sum = np.zeros(len(keys))
-        for k, key in enumerate(keys):
-            by_sum[k] = coefficients.get(self.column_of[key], 0.0)
+        first, by_sum = self.column_of[keys[0]], np.zeros(len(keys))  # the columns of a source follow one another
+        for column, coefficient in coefficients.items():
+            by_sum[column - first] = coefficient
         Q = entries.matrix(by_sum, self.size)
         used = np.flatnonzero(np.abs(Q).sum(0))
-        values = np.nan_to_num(self.residuals(matrices, kind) if in_energy else self.similarities(matrices, kind))
-        values = values[np.ix_(used, used)]
+        values = np.nan_to_num(values[np.ix_(used, used)])
         norms = np.sqrt(np.maximum(np.diagonal(values), MIN_ENERGY))
         cosines = values / norms / norms[:, None]
         QR = Q[np.ix_(used, used)] * (1 - np.minimum(cosines**2, 1)) @ values

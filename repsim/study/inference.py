@@ -178,7 +178,7 @@ class Inference:
             support = float(squares.sum() ** 2 / np.square(squares).sum())
         null = self.evidence.estimates.null_variances
         if np.isfinite(variance) and np.isfinite(null).all():
-            second = self.indices.degenerate_variance(self.matrices, kind, coefficients, null, in_energy=in_energy)
+            second = self.second_order_variance(coefficients, kind, in_energy=in_energy)
             variance -= second * min(1, 2 * second / variance) if 2 * second < variance else variance / 2
         by_split = self.evidence.estimates.splits[:, columns] @ weights
         by_split = by_split[np.isfinite(by_split)]
@@ -187,6 +187,20 @@ class Inference:
         se = float(np.sqrt(variance))
         margin = quantile(units) * se
         return Estimate(value, se, value - margin, value + margin, support)
+
+    def second_order_variance(self, coefficients: Mapping[int, float], kind: str, *, in_energy: bool = False) -> float:
+        """Compute the second-order part of the variance of a combination of columns of one kind."""
+        if (kind, in_energy) not in self._values:
+            compute = self.indices.residuals if in_energy else self.indices.similarities
+            self._values[kind, in_energy] = compute(self.matrices, kind)
+        variances = self.evidence.estimates.null_variances
+        values = self._values[kind, in_energy]
+        return self.indices.degenerate_variance(values, kind, coefficients, variances, in_energy=in_energy)
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, bool], Float64[np.ndarray, "L L"]]:
+        """Similarities of all layers that were computed already, by kind and by whether they are in units of energy."""
+        return {}
 
     def effects(
         self, kind: str, pairs: Sequence[Pair], *, in_energy: bool = False, only: Member | None = None

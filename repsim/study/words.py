@@ -139,7 +139,7 @@ def _given_controls(study: xr.Dataset) -> Iterator[str]:
         value = means_over_pairs(study, "index", kernel)
         setting = "With the input projected out" if kernel == "cka given input" else _WITHIN
         if np.isnan(value[0]):
-            yield f"{setting} nothing is left on half of the samples: they are too few."
+            yield f"{setting.removesuffix(',')}, nothing is left on half of the samples: they are too few."
             continue
         energy = study["energy"].sel(measure=kernel).values[study["relation"].values == "other family"].mean()
         left = [

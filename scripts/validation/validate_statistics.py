@@ -40,7 +40,7 @@ from repsim.study import permutation_nulls
 from repsim.study.chance import p_value, pearson3, skewness, z_value
 from repsim.study.claim_parts import parts_of
 from repsim.study.claims import decide
-from repsim.study.dataset_families import cases_of, family_pairs, pairs_of_families
+from repsim.study.dataset_families import cases_of, effects_of_families, family_pairs, pairs_of_families
 from repsim.study.dataset_pairs import pairs_of_models
 from repsim.study.design import Design, Pair
 from repsim.study.estimation import Estimates, halves
@@ -652,12 +652,17 @@ def latent_networks(rng: np.random.Generator, design: Design, n: int) -> Feature
     return FeatureKernels((*layers, z[:, :4]), places(design, 1))
 
 
-def levels(study: Inference, table: xr.Dataset) -> dict[str, float]:
-    """Return how many pairs of families are claimed, each pair on its own as in a study of two families, and all."""
+def levels(study: Inference) -> tuple[dict[str, float], xr.Dataset]:
+    """Return how many pairs of families are claimed, each pair on its own as in a study of two families, and all.
+
+    The table of effects comes with it.
+    """
     pairs = family_pairs(study)
-    cases = cases_of(study, pairs, [parts_of(study, families) for families in pairs], table)
+    parts = [parts_of(study, families) for families in pairs]
+    table = effects_of_families(study, pairs, parts)
+    cases = cases_of(study, pairs, parts, table)
     alone = [decide([case], dependent=False)[0].level for case in cases]
-    together = table["claim_level"].values.tolist()
+    together = [decision.level for decision in decide(cases, dependent=False)]
     counts: dict[str, float] = {
         "pair, architectures": float(np.mean([level == "architectures" for level in alone])),
         "pair, networks": float(np.mean([level != "" for level in alone])),
@@ -666,7 +671,7 @@ def levels(study: Inference, table: xr.Dataset) -> dict[str, float]:
         "all, architectures": all(level == "architectures" for level in together),
         "all, networks": all(together),
     }
-    return {name: float(count) for name, count in counts.items()} | exchanged(table)
+    return {name: float(count) for name, count in counts.items()} | exchanged(table), table
 
 
 def exchanged(table: xr.Dataset) -> dict[str, float]:
@@ -723,7 +728,7 @@ class ClaimsCase:
             if not self.complete:
                 return exchanged(pairs_of_families(without_intervals(self.design, kernels, run)))
             study = inference(self.design, kernels, run)
-        return levels(study, pairs_of_families(study)) | {"old": by_the_rule_of_0_2(study)}
+        return levels(study)[0] | {"old": by_the_rule_of_0_2(study)}
 
 
 def claims(simulation: Simulation) -> Iterator[Cell]:
@@ -822,9 +827,8 @@ def networks(simulation: Simulation, n: int = 500) -> Iterator[Cell]:
             for name, design in designs.items():
                 with tuning.using(halvings=2):
                     study = inference(design, some_of(kernels, design), run)
-                table = pairs_of_families(study)
+                reached, table = levels(study)
                 of_kernel = table.sel(kernel="cka given input", measure="cka given input")
-                reached = levels(study, table)
                 low, high = (of_kernel[f"effect_network_{end}"].values for end in ("low", "high"))
                 numbers |= {f"{name}, {key}": value for key, value in reached.items()}
                 numbers[f"{name}, covered"] = float(np.mean((low <= effect) & (effect <= high)))

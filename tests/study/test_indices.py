@@ -421,7 +421,8 @@ def test_variance_of_unrelated_networks_is_that_of_all_permutations(
             coefficients[indices.column_of[what, kind, pair.name]] = coefficient
             weights = coefficient * indices.maps[kind, pair.name].weights
             expected += exact_variance(V[pair.a.name], V[pair.b.name], weights)
-        variance = indices.degenerate_variance(R[None], kind, coefficients, (2 / (n * (n - 3)),), in_energy=in_energy)
+        values = (indices.residuals if in_energy else indices.similarities)(R[None], kind)
+        variance = indices.degenerate_variance(values, kind, coefficients, (2 / (n * (n - 3)),), in_energy=in_energy)
         assert variance == pytest.approx(expected, rel=1e-9)
 
 
@@ -437,7 +438,7 @@ def test_variance_of_two_layers(tmp_path: Path, r: float, rng: np.random.Generat
             built, positions, 2, {(RAW, built.pairs[0].name): LayerMaps(np.ones((1, 1)), np.ones((1, 1)))}
         )
         R = np.array([[1, r], [r, 1]])
-        variance = indices.degenerate_variance(R[None], RAW, {0: 1.0}, (2 / (20 * 17),))
+        variance = indices.degenerate_variance(R, RAW, {0: 1.0}, (2 / (20 * 17),))
         assert variance == pytest.approx(2 / (20 * 17) * (1 + r**2) * (1 - r**2) ** 2, abs=1e-15)
 
 

@@ -65,14 +65,14 @@ def test_every_number_of_similarities_is_one_of_the_study(study: xr.Dataset) -> 
         f"strongest control it is {three(study, 'control_mean', **RAW)}, which is less."
     )
     across = study["relation"].values == "other family"
-    for kernel, start in (("cka given input", "With the input projected"), (BOTH, "With the input and the class")):
+    for kernel, start in (("cka given input", "With the input projected"), (BOTH, "Within the classes")):
         at = {**GIVEN_INPUT, "kernel": kernel}
         energy = short(float(study["energy"].sel(measure=kernel).values[across].mean()))
         left = study["energy_left"].sel(kernel=kernel).values
         trained, untrained = (short(left[study["network_state"].values == s].mean()) for s in ("trained", "untrained"))
         text = sentence(study, start)
         assert text.endswith(
-            f" projected out it is {three(study, 'index_mean', **at)}, and {energy} in units of energy; left of the "
+            f" it is {three(study, 'index_mean', **at)}, and {energy} in units of energy; left of the "
             f"energy: {trained} of trained networks, {untrained} of untrained ones. In the strongest control it is "
             f"{three(study, 'control_mean', **at)}."
         )
