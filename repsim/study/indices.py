@@ -299,7 +299,7 @@ class Indices:
         Parameters
         ----------
         values
-            Similarities of this kind of all layers (`similarities`), or in units of energy inner products (`residuals`).
+            Similarities of this kind (`similarities`), or inner products (`residuals`), of all layers and controls.
         kind
             Kind of debiased CKA of all columns.
         coefficients
