@@ -127,10 +127,18 @@ class Inference:
 
     def controls(self, pair: Pair) -> dict[str, list[Pair]]:
         """Return the control pairs of a pair of trained models that have an index, by the name of the control."""
-        return {
-            name: [control for control in pairs if self.has_index(control)]
-            for name, pairs in self.design.controls_of(pair).items()
-        }
+        names = pair.a.name, pair.b.name
+        if names not in self._controls:
+            self._controls[names] = {
+                name: [control for control in pairs if self.has_index(control)]
+                for name, pairs in self.design.controls_of(pair).items()
+            }
+        return self._controls[names]
+
+    @cached_property
+    def _controls(self) -> dict[tuple[str, str], dict[str, list[Pair]]]:
+        """Control pairs that were looked up already, by the names of both models."""
+        return {}
 
     def is_controlled(self, pair: Pair) -> bool:
         """Return whether a pair of trained models has all of its controls."""
