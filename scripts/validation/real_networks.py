@@ -268,7 +268,7 @@ def main(*, pictures: Path, work: Path, out: Path | None) -> None:
     named = [f"--family={family}={','.join(names)}" for family, names in families(NETWORKS).items()]
     together = work / "with_text.nc"
     if not together.exists():
-        run("universality", *stores, *texts, *named, "-o", together)
+        run("universality", *stores, *texts, *named, "-m", "cka", "-m", "mutual_knn", "-o", together)
     lines += ["", *dimension_table([*stores, *texts])]
     for title, study in (("Networks of pictures", work / "vision" / "study.nc"), ("With the encoder", together)):
         lines += ["", f"### {title}", "", *sentences(study)]
