@@ -14,7 +14,7 @@ from repsim.engine.jackknife import LeaveOneOut
 from repsim.metrics.algorithms.gram_space import GramSweep, tile_side
 from repsim.metrics.cka import CKA
 from repsim.metrics.recipes.groups import Groups
-from repsim.metrics.recipes.rows import float64_device
+from repsim.metrics.recipes.rows import cut, float64_device
 from repsim.metrics.recipes.within_classes import WithinClasses, degrees_of_freedom
 from repsim.runtime import tuning
 
@@ -38,9 +38,11 @@ class LeaveOneOutWithinClasses(LeaveOneOut):
 
         <A, B>_(-i) = <A, B> - 2 m / (m - 1) D_i, D_i = sum_j A_ij B_ij.
 
-    Of a group of k samples of the class, all left out at once, it is between <A, B> - 2 sum_i D_i (1 + 1 / (m - k)) for
-    samples with nothing in common and <A, B> - 2 m / (m - k) sum_i D_i for equal ones; the latter is used, with which
-    intervals are rather long. Nothing moves if no sample of the class is left.
+    Without a group u of k samples of the class, a_j = sum_(i in u) A_ij and b_j likewise, it is exactly
+
+        <A, B>_(-u) = <A, B> - 2 sum_(i in u) D_i - 2 / (m - k) sum_j a_j b_j.
+
+    Nothing moves if no sample of the class is left.
 
     Parameters
     ----------
@@ -83,6 +85,8 @@ class LeaveOneOutWithinClasses(LeaveOneOut):
                 self._computed = slice(0, len(self._taken))
                 self._sum(self._computed, self.order, step)
         lost = self._products[run.start - start : run.stop - start].cpu().numpy()[..., self._columns]
+        if not self._single:
+            lost = lost + self._of_sums(run)
         sizes = self._classes.sizes.repeat(run.stop - run.start, 1)
         sizes[torch.arange(len(sizes)), self._class_of[run]] = self._rest[run]
         return _per_degree(self._total - lost, sizes)
@@ -99,12 +103,35 @@ class LeaveOneOutWithinClasses(LeaveOneOut):
     @override
     def _add(self, stack: Tensor, i: slice) -> None:
         place, units = self._products.device, self._unit_of[i]
-        rest, taken = self._rest[units].double(), self._taken[units].double()
-        weights = (2 + torch.where(rest > 0, 2 * taken / rest, 0)).to(place)
+        weights = torch.full((len(units),), 2.0, dtype=torch.float64, device=place)
+        if self._single:  # the sums over a group are those of its only sample
+            rest = self._rest[units].double()
+            weights += torch.where(rest > 0, 2 / rest, 0).to(place)
         by_row = stack[0].transpose(0, 1)
         pairs = (by_row[:, : self.height] @ by_row[:, self.first :].mT).to(place).double()
         start = self._run.start if self._twice else 0
         self._products.index_add_(0, (units - start).to(place), pairs * weights[:, None, None])
+
+    def _of_sums(self, run: slice) -> Float64[np.ndarray, "run L L"]:
+        """Return 2 / (m - k) sum_j a_j b_j of all pairs of layers, for a run of groups."""
+        count, place = run.stop - run.start, float64_device(self.device)
+        inside = (self._unit_of >= run.start) & (self._unit_of < run.stop)
+        members = inside.nonzero()[:, 0]
+        sums = []
+        for draw in self.draws:
+            assert isinstance(draw, WithinClasses), "the constructor takes no others"
+            total = torch.zeros(count, draw.p, dtype=draw.dtype, device=self.device)
+            place_of = (self._unit_of[members] - run.start).to(self.device)
+            sums.append(total.index_add_(0, place_of, draw.features[members]))
+        products = torch.zeros(count, len(sums), len(sums), dtype=torch.float64, device=place)
+        for j in cut(self.draws[0].n, self.tile):
+            rows = torch.stack([total @ draw.rows(j).T for total, draw in zip(sums, self.draws, strict=True)], 1)
+            alike = self._class_of[run, None] == self._classes.numbers[j]
+            rows.masked_fill_(alike[:, None].to(self.device), 0)
+            products += (rows @ rows.mT).to(place).double()
+        rest = self._rest[run].double()
+        products *= torch.where(rest > 0, 2 / rest, 0).to(place)[:, None, None]
+        return products[:, : self.height].cpu().numpy()[..., [self.first + k for k in self._columns]]
 
 
 def _per_degree(

@@ -128,23 +128,30 @@ def decide(cases: Sequence[Case], *, dependent: bool) -> list[Decision]:
         Whether some samples are alike, but not declared as groups: intervals over samples then mean nothing.
     """
     by_samples = [max((part.p_samples for part in case.of_architectures), default=np.nan) for case in cases]
+    refusals = [
+        _DEPENDENT if dependent else _missing(case) or _not_shown(case, p, _among(by_samples))
+        for case, p in zip(cases, hommel(by_samples).tolist(), strict=True)
+    ]
     by_both = [
-        float(np.max([p, *(x for part in case.of_architectures for x in (part.p_exchange, part.p_crossed))]))
-        for p, case in zip(by_samples, cases, strict=True)
+        _largest_p(case, p) if not refusal or np.isnan(p) else 1.0  # what is refused cannot support another claim
+        for case, p, refusal in zip(cases, by_samples, refusals, strict=True)
     ]
     adjusted = zip(hommel(by_samples).tolist(), hommel(by_both).tolist(), strict=True)
     decisions = []
-    for case, p_values in zip(cases, adjusted, strict=True):
-        if dependent:
-            reason = "some samples are alike and not declared as groups, so there is no interval that holds"
-        else:
-            reason = _missing(case) or _not_shown(case, p_values[0], _among(by_samples))
-        level: Level = ""
-        if not reason:
-            reason = _objection_to_architectures(case, p_values[1], _among(by_both))
-            level = "networks" if reason else "architectures"
-        decisions.append(Decision(level, reason, *p_values))
+    for case, refusal, p_values in zip(cases, refusals, adjusted, strict=True):
+        objection = refusal or _objection_to_architectures(case, p_values[1], _among(by_both))
+        level: Level = "" if refusal else "networks" if objection else "architectures"
+        decisions.append(Decision(level, objection, *p_values))
     return decisions
+
+
+_DEPENDENT = "some samples are alike and not declared as groups, so there is no interval that holds"
+
+
+def _largest_p(case: Case, by_samples: float) -> float:
+    """Return the largest p-value of a claim about architectures; NaN if one is not known."""
+    over_networks = [p for part in case.of_architectures for p in (part.p_exchange, part.p_crossed)]
+    return float(np.max([by_samples, *over_networks]))
 
 
 def _among(p: Sequence[float]) -> str:
@@ -162,7 +169,7 @@ def _missing(case: Case) -> str:
     if case.without_pixels:
         return f"the input of {listed(list(case.without_pixels))} is not stored, so it is not controlled for"
     if case.classes_unknown:
-        return f"it cannot be told whether anything goes beyond the classes: {case.classes_unknown}"
+        return f"{_UNTOLD}: {case.classes_unknown}"
     if little := [family for family, left in case.energy_left.items() if not left >= LEAST_ENERGY]:
         left = " and ".join(f"{number(case.energy_left[family])} of {family}" for family in little)
         return f"the input explains almost all of the energy, and leaves {left}: too little to judge"
@@ -172,7 +179,10 @@ def _missing(case: Case) -> str:
 def _not_shown(case: Case, p: float, among: str) -> str:
     """Return in which part the claim is not shown; empty if it is in all."""
     objections = {kind: [_objection(part) for part in case.parts if part.kind == kind] for kind in CLAIMED}
+    unknown = [part for part in case.parts if part.kind == BOTH and np.isnan(part.low)]
     for kind, prefix in CLAIMED.items():
+        if kind == BOTH and unknown:
+            return f"{_UNTOLD}: given the input and the class labels, the effect has no interval"
         if reason := next(filter(None, objections[kind]), ""):
             return f"{prefix}, {reason}"
     if not p <= ALPHA / 2:
@@ -185,9 +195,11 @@ def _not_shown(case: Case, p: float, among: str) -> str:
 
 BEYOND = "not beyond the classes"
 """Beginning of the reason why nothing is claimed of networks that share something given the input alone."""
+BOTH = "input and labels"
+_UNTOLD = "it cannot be told whether anything goes beyond the classes"
 CLAIMED = {
     "input": "given the input",
-    "input and labels": f"{BEYOND}: given the input and the class labels",
+    BOTH: f"{BEYOND}: given the input and the class labels",
 }
 """Kinds of debiased CKA on which a claim rests, in the words of a refusal."""
 
@@ -208,7 +220,7 @@ def _objection(part: Part) -> str:
         return f"{which} {relation} {part.control}: the effect{unit} is {text}"
     if part.of == "architectures" and part.in_energy and part.value < LEAST_EFFECT:
         return f"the effect is {text} of the energy, which is too little to be called anything"
-    if part.support < min(LEAST_SUPPORT, _SUPPORT_OF_FEW * part.units):
+    if part.of == "architectures" and part.support < min(LEAST_SUPPORT, _SUPPORT_OF_FEW * part.units):
         return f"the interval of the effect rests on few samples, as if there were {part.support:.1f}"
     return ""
 

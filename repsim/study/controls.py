@@ -1,8 +1,8 @@
-"""Provide the controls of a study: the input, the class labels, and untrained networks.
+"""Make the controls of a study: the input of the networks, the classes of their samples, untrained networks.
 
-They can make representations alike without any learning. The input and the classes are kernels like those of layers:
-of the pixels that went into the networks and of the statistics of the pictures, both stored at extraction, and of the
-class labels of the samples. Untrained networks of the same architectures are extracted on request.
+They can make representations alike without any learning. The input is a set of kernels like those of layers: of the
+pixels that went into the networks and of the statistics of the pictures, both stored at extraction. Classes are
+controlled for by comparing within them. Untrained networks of the same architectures are extracted on request.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -28,8 +28,9 @@ from repsim.study.design import Design, Member
 from repsim.study.input_kernels import of_pixels, of_statistics, scaled, select
 
 Values = Float64[np.ndarray, "n *features"]
-_LEAST_WITHIN = 8
-"""Smallest number of samples, beyond one for each class, from which similarity within classes is computed."""
+_LEAST_WITHIN = 4
+"""Smallest number of samples, beyond one for each class, in half of the samples: what similarity within classes needs.
+"""
 _EQUAL = 1e-4
 """Inputs that differ by less than this share, after centring and scaling, are one: devices differ in rounding."""
 
@@ -124,7 +125,7 @@ def classes(design: Design) -> Groups | None:
 def objection_to_classes(design: Design) -> str:
     """Return why similarity within classes is not computed though labels are stored; empty if it is.
 
-    It needs classes with several samples: within classes at least 8 degrees of freedom are left to the features.
+    It needs classes with several samples, also in half of the samples.
     """
     labelled = [member.store for member in design.members if member.store.labels is not None]
     return _objection(Groups(torch.from_numpy(_class_numbers(labelled[0]))), design.groups) if labelled else ""
@@ -146,7 +147,9 @@ def _objection(labels: Groups, groups: Groups | None) -> str:
         return "all samples are of one class"
     if labels.trivial:
         return "every sample is of a class of its own"
-    if labels.n - labels.count < _LEAST_WITHIN or int((labels.sizes > 1).sum()) < 2:
+    sizes = labels.sizes.double()
+    in_half = sizes / 2 - 1 + 0.5**sizes  # samples of a class beyond the first, in half of all, on average
+    if float(in_half.sum()) < _LEAST_WITHIN or int((sizes > 1).sum()) < 2:
         return f"the {labels.n} samples are of {labels.count} classes, with too few samples in each"
     if groups is not None and len(np.unique(np.stack([groups.numbers, labels.numbers]), axis=1).T) > groups.count:
         return "some groups have samples of several classes"

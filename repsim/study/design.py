@@ -5,7 +5,7 @@ All of these are read from the provenance of the stores. Families can also be na
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import combinations, product
 from typing import Literal
@@ -192,13 +192,21 @@ def design(
                 remedy=Remedy("extract with ", Argument("readout", "mean", of="extract"), ", cls or grid:K"),
             )
     trained = tuple(member for member in members if member.trained)
-    untrained = tuple(member for member in members if not member.trained)
+    of_trained: dict[str, str] = {}
+    for member in trained:
+        of_trained.setdefault(member.architecture, member.family)
+    untrained = tuple(  # in the family of their trained twins, unless it is named by hand
+        member if member.name in named else replace(member, family=of_trained.get(member.architecture, member.family))
+        for member in members
+        if not member.trained
+    )
     if not trained:
         raise InvalidInputError(
             f"all of these networks are untrained ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); "
             "add stores of trained ones"
         )
-    by_name = [member for member in members if member.name not in named]
+    by_name = [member for member in (*trained, *untrained) if member.name not in named]
+    by_name = [member for member in by_name if member.trained or member.architecture not in of_trained]
     notes = (*_families_by_name(by_name), *_notes(trained), *view.notes)
     return Design(trained, untrained, notes, groups_of(stores, groups))
 

@@ -139,6 +139,10 @@ def network_variance(
     networks. Every network is left out in turn; each sample adds v = (m - 1) / m sum (excess_(-i) - mean)^2. The
     degrees of freedom are those of Satterthwaite, (sum v)^2 / sum (v^2 / (m - 1)).
 
+    Networks can also be alike in pairs, say those of the same seed, while all have the same mean. The variance is at
+    least that of the mean of trained pairs if these were independent given the means of rows and columns, s^2 / (A B),
+    where s^2 is the mean square of their interaction, with (A - 1)(B - 1) degrees of freedom.
+
     Parameters
     ----------
     values : array of shape (A, B)
@@ -174,4 +178,9 @@ def network_variance(
     v, df = np.stack(variances), np.array(freedoms)[:, None]
     total = v.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return total, np.where(total > 0, total**2 / (v**2 / df).sum(0), df.sum())
+        freedom = np.where(total > 0, total**2 / (v**2 / df).sum(0), df.sum())
+    pairs = values[np.ix_(trained_a, trained_b)]
+    interaction = pairs - pairs.mean(0) - pairs.mean(1, keepdims=True) + pairs.mean()
+    of_pairs = (pairs.shape[0] - 1) * (pairs.shape[1] - 1)
+    least = float(np.square(interaction).sum()) / of_pairs / pairs.size
+    return np.maximum(total, least), np.where(total < least, of_pairs, freedom)

@@ -186,7 +186,8 @@ def _about_samples(study: Design) -> Iterator[str]:
     if study.groups is None:
         yield (
             "Near duplicates (frames of a scene, copies, crops) are looked for by the study. If there are more than a "
-            "few, nothing is claimed until they are declared as groups, or all but one of each are left out."
+            "few, nothing is claimed until they are declared as groups, or all but one of each are left out. Pictures "
+            "of a scene that are only somewhat alike are not recognised: declare their groups."
         )
     if study.n < _ENOUGH_SAMPLES:
         yield f"{study.n} samples: intervals are tested from {_ENOUGH_SAMPLES} samples on; take more."

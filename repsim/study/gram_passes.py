@@ -38,6 +38,7 @@ from repsim.study.design import Design, Member
 _CKA = CKA()
 Matrices = Float64[np.ndarray, "*batch kinds L L"]
 """Debiased CKA of all layers and controls and, with classes, inner products within classes in units of all energy."""
+_ONE_SAMPLE = "the layer is constant but for one sample: the others have the same features"
 KEPT_SHARE = 0.999
 """Share of sum_i s_i^4 that the kept principal components carry, where s_i are the singular values of a layer."""
 
@@ -290,6 +291,15 @@ def in_units(
     return np.asarray(products / norms[..., :, None] / norms[..., None, :])
 
 
+def _varies_in_one_sample(gram: Any) -> bool:
+    """Return whether all samples but one are equal: the kernel without its diagonal is then 0 after centring."""
+    farthest = int(gram.squared_norms.argmax())
+    if gram.squared_norms[farthest] < 0.5 * gram.squared_norms.sum():
+        return False
+    others = gram.features[torch.arange(gram.n)[torch.arange(gram.n) != farthest]]
+    return bool((others.amax(0) - others.amin(0)).max() <= 10 * gram.eps * others.abs().max())
+
+
 def _energy(gram: Gram) -> float:
     """Return ||A||^2 of the centred kernel, from one run of rows after the other."""
     o, total = gram.offsets(unbiased=True).flatten(), 0.0
@@ -334,7 +344,9 @@ def kernels(
     inputs = sources(design.members, device)
     inputs += [Source(control.name, control.name, partial(_control_features, control, device)) for control in controls]
     prepared = prepare(CentredGram(), inputs, device=device, keep=keep, step=step)
-    names = tuple(source.name for source in inputs if source.name in prepared.factors)
+    single = {name: _ONE_SAMPLE for name, factor in prepared.factors.items() if _varies_in_one_sample(factor)}
+    undefined = {**prepared.undefined, **single}
+    names = tuple(source.name for source in inputs if source.name not in undefined)
     position = {name: k for k, name in enumerate(names)}
     lists = {member.name: [position[name] for name in member.layers if name in position] for member in design.members}
     if controls:
@@ -342,7 +354,7 @@ def kernels(
     positions = {name: np.array(layers, int) for name, layers in lists.items()}
     factors: list[Any] = [prepared.factors[name] for name in names]
     grams = [factor if design.groups is None else factor.grouped(design.groups) for factor in factors]
-    return Kernels(names, tuple(grams), positions, prepared.undefined, classes)
+    return Kernels(names, tuple(grams), positions, undefined, classes)
 
 
 def permuted_values(

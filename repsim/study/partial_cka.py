@@ -35,7 +35,8 @@ def residual(R: ArrayLike, controls: Sequence[int]) -> Matrices:
     R : array of shape (..., L, L)
         Debiased CKA of all layers and controls: positive semidefinite with a unit diagonal.
     controls : sequence of int
-        Z, the positions of the controls among the L: the input, labels, untrained networks. Their own rows become 0.
+        Z, the positions of the controls among the L: kernels of the input, or untrained networks. Their own rows become
+        0.
 
     Returns
     -------

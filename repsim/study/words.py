@@ -202,9 +202,10 @@ def _claimed(study: xr.Dataset) -> Iterator[str]:
         networks = _counted_networks(study, names)
         all_ = "of every pair of" if len(names) > 2 else "of"
         yield (
-            f"These trained networks are more alike than each of their controls{beyond}, on samples like these: "
-            f"{', '.join(networks)}. Those {all_} {_joined(names)} are {_effect(study, names)}. Whether training makes "
-            f"networks of these architectures alike is not shown: {'; '.join(reason for reason in reasons if reason)}."
+            f"These trained networks are, on average over their pairs, more alike than each of their controls{beyond}, "
+            f"on samples like these: {', '.join(networks)}. Those {all_} {_joined(names)} are {_effect(study, names)}. "
+            "Whether training makes networks of these architectures alike is not shown: "
+            f"{'; '.join(reason for reason in reasons if reason)}."
         )
 
 

@@ -89,4 +89,9 @@ def slow_variance(values: Array, trained_a: Flags, trained_b: Flags) -> tuple[Ar
         parts.append((m - 1) / m * ((np.array(left_out) - np.mean(left_out, axis=0)) ** 2).sum(0))
         freedoms.append(m - 1)
     v = np.array(parts)
-    return v.sum(0), v.sum(0) ** 2 / sum(part**2 / df for part, df in zip(v, freedoms, strict=True))
+    total, freedom = v.sum(0), v.sum(0) ** 2 / sum(part**2 / df for part, df in zip(v, freedoms, strict=True))
+    S = values[trained_a][:, trained_b]
+    A, B = S.shape
+    squares = sum((S[i, j] - S[i].mean() - S[:, j].mean() + S.mean()) ** 2 for i in range(A) for j in range(B))
+    of_pairs = squares / ((A - 1) * (B - 1)) / (A * B)
+    return np.maximum(total, of_pairs), np.where(total < of_pairs, (A - 1) * (B - 1), freedom)

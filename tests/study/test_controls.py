@@ -120,9 +120,9 @@ def test_no_pixels_no_input(tmp_path: Path, stack: ExitStack, rng: np.random.Gen
         (np.arange(N) // 10, np.arange(N) // 2, ""),
         (np.ones(N, int), None, "all samples are of one class"),
         (np.arange(N), None, "every sample is of a class of its own"),
-        (np.arange(N) // 2 * 2, None, ""),
+        (np.arange(N) // 2 * 2, None, f"the {N} samples are of {N // 2} classes, with too few samples in each"),
         (np.maximum(np.arange(N), 8), None, f"the {N} samples are of {N - 8} classes, with too few samples in each"),
-        (np.maximum(np.arange(N), 5) // 2, None, ""),
+        (np.maximum(np.arange(N), 5) // 3, None, ""),
         (np.where(np.arange(N) < 15, 0, np.arange(N)), None, "of 6 classes, with too few samples in each"),
     ],
 )

@@ -135,3 +135,13 @@ def test_equal_networks_have_no_variance() -> None:
     variance, freedom = network_variance(np.full((5, 5), 0.25), a, a)
     np.testing.assert_array_equal(variance, 0)
     np.testing.assert_array_equal(freedom, 1 + 2 + 1 + 2)
+
+
+def test_networks_that_are_alike_in_pairs_have_the_variance_of_pairs() -> None:
+    """Networks of one seed are alike and all others not, so that the means of all rows and columns are equal."""
+    a = networks(3, 3)
+    values = np.zeros((6, 6))
+    values[np.flatnonzero(a), np.flatnonzero(a)] = 0.9
+    variance, freedom = network_variance(values, a, a)
+    np.testing.assert_allclose(variance, np.square(0.9 * (np.eye(3) - 1 / 3)).sum() / 4 / 9)
+    np.testing.assert_array_equal(freedom, 4)

@@ -123,19 +123,34 @@ def test_similarity_within_classes(study: tuple[Design, list[Control]]) -> None:
 
 
 def test_similarity_within_classes_without_a_group(study: tuple[Design, list[Control]]) -> None:
-    """It is exact for groups of equal samples, whose similarity is that of one sample of each."""
+    """Groups of one to three samples; one class is a single group."""
     built, study_controls = study
-    twice, classes = np.repeat(np.arange(N // 2), 2), np.repeat(np.arange(N // 2) % 4, 2)
-    layers = [Control(control.name, control.features[twice]) for control in study_controls]
-    grouped = replace(built, groups=Groups.of(twice), trained=(), untrained=())
-    passes = kernels(grouped, layers, "cpu", classes=Groups.of(classes), keep=True, step=lambda: None)
-    values = np.concatenate(list(passes.leave_one_out(2**20).runs(lambda: None)))[:, 1]
+    groups = np.repeat(np.arange(15), [1, 2, 3] * 5)
+    classes = np.where(groups == 14, 4, groups % 4)
+    grouped = replace(built, groups=Groups.of(groups), trained=(), untrained=())
+    passes = kernels(grouped, study_controls, "cpu", classes=Groups.of(classes), keep=True, step=lambda: None)
+    sweep = passes.leave_one_out(2**20)
+    values = np.concatenate(list(sweep.runs(lambda: None)))[:, 1]
 
-    def cosines(W: np.ndarray) -> np.ndarray:
-        norms = np.sqrt(np.diagonal(W))
-        return np.asarray(W / norms / norms[:, None])
+    def expected(rows: np.ndarray) -> np.ndarray:
+        part = passes.part(rows, range(len(study_controls)))
+        V = np.stack([kernel_within(control.features[rows], classes[rows]) for control in study_controls])
+        norms = np.sqrt(np.diagonal(part.values()[1]) / np.square(V).sum(1))  # in units of energy between groups
+        return np.asarray(V @ V.T * norms * norms[:, None])
 
-    for group in range(N // 2):
-        rest = np.flatnonzero(twice != group)
-        V = np.stack([kernel_within(layer.features[rest], classes[rest]) for layer in layers])
-        np.testing.assert_allclose(cosines(values[group]), cosines(V @ V.T), atol=1e-11)
+    np.testing.assert_allclose(sweep.full_values[1], passes.values()[1], atol=1e-12)
+    for group in range(15):
+        np.testing.assert_allclose(values[group], expected(np.flatnonzero(groups != group)), atol=1e-11)
+
+
+def test_layers_that_vary_in_one_sample_are_left_out(rng: np.random.Generator) -> None:
+    """Their energy is all on the diagonal of the kernel, which does not count."""
+    x = np.ones((N, 3))
+    x[4] = 7
+    other = x.copy()
+    other[9] = 5
+    layers = [Control("one", x), Control("two", other), Control("all", x + rng.normal(size=x.shape))]
+    passes = kernels(Design((), ()), layers, "cpu", keep=True, step=lambda: None)
+    assert passes.names == ("two", "all")
+    assert "constant but for one sample" in passes.undefined["one"]
+    assert np.isfinite(passes.values()).all()

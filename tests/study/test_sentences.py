@@ -274,6 +274,22 @@ def test_a_network_that_shares_nothing_is_not_hidden_among_its_seeds(tmp_path: P
 
 
 @pytest.mark.slow
+def test_networks_of_one_seed_are_no_evidence_about_architectures(tmp_path: Path) -> None:
+    """Networks share something with that of the same number only, so that each has a mean above 0."""
+    world = World(200)
+    shared = [world.normal() for _ in range(3)]
+    families = {}
+    for name in "ab":
+        draws = iter(shared)
+        families[name] = Family(lambda draws=draws: world.layers(next(draws))(), world.layers())  # type: ignore[misc]
+    study = conduct(tmp_path, world, families, trained=3, untrained=3)
+    assert levels(study) == {"a x b": "networks"}
+    (claim,) = claims(study)
+    assert "on average over their pairs" in claim
+    assert "the interval over networks and samples begins at -" in claim
+
+
+@pytest.mark.slow
 def test_the_strongest_untrained_network_counts(tmp_path: Path) -> None:
     """One of three untrained networks, at another gain say, holds already what is learned."""
     world = World(200)

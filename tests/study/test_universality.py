@@ -124,7 +124,7 @@ def test_one_network_of_each_is_a_claim_about_these_networks(make_networks: Make
     study = conduct(make_networks(60, models=TRAINED[::2] + UNTRAINED[::2]), permutations=19)
     assert study["claim_level"].values.tolist() == ["networks"]
     text = summary(study)
-    assert "These trained networks are more alike than each of their controls, beyond the classes, on samples" in text
+    assert "These trained networks are, on average over their pairs, more alike than each of their controls, " in text
     assert "the exact test cannot reach 0.05 (its smallest p is 0.250)" in text
     assert "universal" not in text
     assert (reading.verdict(study), reading.claims(study)) == (False, [("cnn", "vit")])

@@ -142,7 +142,8 @@ def test_what_is_shared_by_these_networks(study: xr.Dataset) -> None:
     claimed = altered(study, FAMILIES, claim_level="networks", claim_reason="exchanging gives p = 0.200")
     text = sentence(claimed, "These trained networks")
     assert text.startswith(
-        "These trained networks are more alike than each of their controls, beyond the classes, on samples like these: "
+        "These trained networks are, on average over their pairs, more alike than each of their controls, beyond the "
+        "classes, on samples like these: "
         "cnn.seed0, cnn.seed1, vit.seed0, vit.seed1. Those of cnn and vit are more alike than the strongest control by "
     )
     assert text.endswith(
