@@ -173,8 +173,9 @@ class Inference:
 
         The jackknife counts the second-order part of the variance twice, all of it where networks are unrelated; that
         part, q, is subtracted (`Indices.degenerate_variance`), times 2 q / v if the jackknife's variance v is larger:
-        q is that of unrelated networks, and too large for others. At least v / 2 remains. The variance of the mean over
-        random splits of the samples is added: for unrelated networks with many layers it is as large as the rest.
+        q is that of unrelated networks, and too large for others. At least v / 2 remains. Given untrained twins the
+        formula does not hold, and nothing is subtracted. The variance of the mean over random splits of the samples is
+        added: for unrelated networks with many layers it is as large as the rest.
         """
         columns, weights = np.array(list(coefficients), int), np.array(list(coefficients.values()))
         value = float(self.theta[columns] @ weights)
@@ -185,7 +186,7 @@ class Inference:
         with np.errstate(invalid="ignore"):
             support = float(squares.sum() ** 2 / np.square(squares).sum())
         null = self.evidence.estimates.null_variances
-        if np.isfinite(variance) and np.isfinite(null).all():
+        if kind != TWINS and np.isfinite(variance) and np.isfinite(null).all():
             second = self.second_order_variance(coefficients, kind, in_energy=in_energy)
             variance -= second * min(1, 2 * second / variance) if 2 * second < variance else variance / 2
         by_split = self.evidence.estimates.splits[:, columns] @ weights
