@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
 from repsim.errors import InvalidInputError
@@ -200,6 +201,7 @@ def _finish_rows(ax: Axes, count: int, seen: Mapping[str, Artist], right: float)
     ax.set_ylim(count - 0.3, -0.6)
     ax.margins(x=0.08)
     ax.axvline(0, color="0.6", linewidth=0.6, zorder=0)
+    ax.xaxis.set_major_locator(MaxNLocator(5))  # more labels of small numbers would overlap
     ax.legend(
         [*seen.values()], [*seen], fontsize=NOTE, frameon=False, ncols=2, loc="lower right",
         bbox_to_anchor=(right, 1.0), handletextpad=0.2, columnspacing=0.8, borderpad=0.1,
