@@ -149,7 +149,7 @@ def test_untrained_networks_on_demand(digits: list[Path], tmp_path: Path) -> Non
     study = open_study(out)
     assert json.loads(study.attrs["untrained"]) == ["digits_resnet+random-seed0", "digits_vit+random-seed0"]
     assert np.isfinite(study["learned"][:3]).all()
-    assert np.isfinite(study["index_low"]).all()
+    assert np.isfinite(study["split_half_low"]).all()
     # given their untrained copies, nothing remains of untrained networks
     assert study["control_name"].values.ravel().tolist()[3] == ""
     assert study["measure"].values.tolist() == ["cka", "cka given input", "cka given labels", "cka given untrained"]
