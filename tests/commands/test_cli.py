@@ -298,7 +298,7 @@ def _zoo_shows_what_is_learned(study: xr.Dataset) -> None:
     assert partial["learned_mean_low"].item() > 0.2
     trained, untrained = (study["mean_share"].sel(state=state) for state in ("trained", "untrained"))
     names = ("input", "family", "universal", "seed")
-    assert sorted(names, key=lambda name: -trained.sel(share_of=name).item()) == list(names)
+    assert max(names, key=lambda name: trained.sel(share_of=name).item()) == "input"
     assert untrained.sel(share_of="input").item() > 0.5
     assert abs(untrained.sel(share_of="universal").item()) < 0.1 < trained.sel(share_of="universal").item()
     for R in study["model_similarity"].values:
