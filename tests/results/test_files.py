@@ -137,7 +137,9 @@ def test_random_damage(script: ModuleType, folder: Path, tmp_path: Path) -> None
     for name in ("family0.seed0.h5", "family1.seed0.h5"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     files = [folder / "result.nc", folder / "study.nc"]
-    assert {outcome for _, outcome in script.trials(files, script.DAMAGED, 120, 1, tmp_path)} == {"refused in one line"}
+    outcomes = {outcome for _, outcome in script.trials(files, script.DAMAGED, 120, 1, tmp_path)}
+    assert "refused in one line" in outcomes
+    assert outcomes <= {"refused in one line", "equal"}  # a byte that no array uses can change without harm
     outcomes = {outcome for _, outcome in script.trials(files, script.FORGED, 24, 1, tmp_path)}
     assert outcomes <= {"refused in one line", "read with other values", "equal"}
 
