@@ -217,15 +217,15 @@ def test_other_labels_are_other_settings(tmp_path: Path) -> None:
 def test_a_study_refuses_stores_that_disagree_on_the_classes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     stores = [
-        repsim.write_store(tmp_path / f"{k}.h5", {"x": rng.normal(size=(12, 4))}, model=str(k), labels=labels)
-        for k, labels in enumerate([np.arange(12) % 3, (np.arange(12) + 1) % 3, np.arange(12) // 4])
+        repsim.write_store(tmp_path / f"{k}.h5", {"x": rng.normal(size=(24, 4))}, model=str(k), labels=labels)
+        for k, labels in enumerate([np.arange(24) % 3, (np.arange(24) + 1) % 3, np.arange(24) // 8])
     ]
     from repsim.study.controls import classes  # noqa: PLC0415
     from repsim.study.design import design  # noqa: PLC0415
 
     groups = classes(design(stores[:2]))  # the same classes with other numbers
     assert groups is not None
-    assert groups.numbers.tolist() == [0, 1, 2] * 4
+    assert groups.numbers.tolist() == [0, 1, 2] * 8
     with pytest.raises(SampleMismatchError, match=r"0\.h5 and .*2\.h5 give the same samples different class labels"):
         design(stores)
 
