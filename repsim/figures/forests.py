@@ -145,7 +145,11 @@ def plot_families(
     InvalidInputError
         If no pair of families has all of its controls.
     """
-    measure = resolve_measure(study, measure or strictest_controlled(study)[-1])
+    if measure is None:  # of few samples, nothing may be left within the classes
+        kernels = strictest_controlled(study)
+        with_effect = [name for name in kernels if study["effect"].sel(measure=name).notnull().any()]
+        measure = (with_effect or kernels)[-1]
+    measure = resolve_measure(study, measure)
     at = study.sel(measure=measure)
     if not study.sizes.get("families") or np.isnan(at["effect"].values).all():
         raise InvalidInputError(
