@@ -126,7 +126,10 @@ def demo(acts: Path) -> Path:
     stores = sorted(acts.glob("*.h5"))
     for name, (a, b) in {"resnet_seed0_vs_seed1": (0, 1), "resnet_vs_vit": (0, 2)}.items():
         repsim.save_result(repsim.compare(stores[a], stores[b], ["cka", "svcca"]), folder / f"{name}.nc")
-    repsim.save_result(repsim.universality(stores, ["cka", "mutual_knn"], permutations=19), folder / "study.nc")
+    study = repsim.universality(
+        stores, ["cka", "mutual_knn"], controls="untrained:1", controls_folder=folder / "controls", permutations=19
+    )
+    repsim.save_result(study, folder / "study.nc")
     return folder
 
 
