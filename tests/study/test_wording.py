@@ -10,6 +10,8 @@ import xarray as xr
 
 from tests.study.test_sentences import World, claims, conduct, levels, reasons, summary
 
+pytestmark = pytest.mark.slow
+
 
 def sentence(study: xr.Dataset, start: str) -> str:
     (match,) = [text for text in summary(study) if text.startswith(start)]
