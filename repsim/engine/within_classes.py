@@ -72,10 +72,16 @@ class LeaveOneOutWithinClasses(LeaveOneOut):
     def _check_groups(self) -> None:
         """Accept the classes, in whose place the engine has groups."""
 
-    def without(self, run: slice, step: Callable[[], None]) -> Float64[np.ndarray, "run L L"]:
-        """Return the inner products without each unit of the run, for each degree of freedom that is left."""
+    def products(self) -> Float64[np.ndarray, "L L"]:
+        """Return the inner products of all samples, for each degree of freedom."""
         if self._total is None:
             self._total = self._totals()[0][:, self._columns]
+        return _per_degree(self._total, self._classes.sizes)
+
+    def without(self, run: slice, step: Callable[[], None]) -> Float64[np.ndarray, "run L L"]:
+        """Return the inner products without each unit of the run, for each degree of freedom that is left."""
+        self.products()
+        assert self._total is not None, "set by `products`"
         if self._twice:
             self._sum(run, [u for u, (i, _) in enumerate(self._pairs) if self._panels_of[i] == run], step)
             start = run.start

@@ -40,7 +40,7 @@ class Decision:
 
 
 Subject = Literal["architectures", "trained network", "untrained network"]
-"""What a part of a claim is about."""
+"""Subject of a part of a claim."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Part:
     name: str
     """Names of the architectures or of the network; empty if each family has a single architecture."""
     kind: str
-    """What is controlled for in all layers: a kind of debiased CKA (`Indices.kernels`)."""
+    """Kind of debiased CKA, named after what is controlled for in all layers (`Indices.kernels`)."""
     in_energy: bool
     """Whether the effect is in units of energy."""
     value: float

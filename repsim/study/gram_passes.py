@@ -268,7 +268,7 @@ class LeftOut:
                 continue
             if not self.full_values.size:
                 energies = self._sweep.squares / self.kernels.degrees_of_freedom
-                within = in_units(mean_products(self.kernels.class_centred), energies)
+                within = in_units(self._within.products(), energies)
                 self.full_values = np.stack([symmetric(self._sweep.full_values), within])
             energies = self._sweep.squares_left / self._degrees_of_freedom(run)[:, None]
             yield np.stack([R, in_units(self._within.without(run, step), energies)], 1)

@@ -104,7 +104,7 @@ CLASSES = np.array([0] * 2 + [1] * 2 + [2, 3] * 5 + [4] * (N - 15) + [5])
 
 
 def test_similarity_within_classes(study: tuple[Design, list[Control]]) -> None:
-    """Of all samples, of a subset and without each sample, also the only one of its class."""
+    """All samples, a subset, and without each sample, also the only one of its class."""
     passes = kernels(*study, "cpu", classes=Groups.of(CLASSES), keep=True, step=lambda: None)
 
     def expected(rows: np.ndarray) -> np.ndarray:
