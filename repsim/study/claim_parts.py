@@ -76,7 +76,7 @@ def _parts_of_architectures(inference: Inference, kind: str, families: FamilyPai
         for in_energy in _units(inference, kind):
             part, excess = _over_samples(inference, kind, families, compared, in_energy=in_energy)
             values = _network_values(inference, kind, sides, "energy" if in_energy else "index")
-            p, least = exchange_test([values], trained_a, trained_b, seed=inference.seed)
+            p, least = exchange_test(values, trained_a, trained_b, seed=inference.seed)
             low, high, p_crossed = _crossed(excess, *network_variance(values, trained_a, trained_b), inference.units)
             part = replace(
                 part, p_exchange=p, p_exchange_least=least, p_crossed=p_crossed, network_low=low, network_high=high
