@@ -35,9 +35,15 @@ def training(runs: Sequence[str] = ("a", "b"), *, every_point: bool = False) -> 
     }
     to["previous"][step == 0] = np.nan
     similarity = np.stack([np.stack([STRENGTH[m] * to[c] for c in comparisons]) for m in MEASURES])
-    series = _series(points, "step", LAYERS, depth, comparisons, similarity, [len(LAYERS)] * len(points))
+    series = _series(
+        points=points, axis="step", layers=LAYERS, depth=depth, comparisons=comparisons, similarity=similarity,
+        counts=[len(LAYERS)] * len(points),
+    )  # fmt: skip
     if every_point:
-        distance = np.abs(learned[:, None] - learned[None]) + 0.3 * (series["run"].values[:, None] != series["run"].values)[..., None]
+        distance = (
+            np.abs(learned[:, None] - learned[None])
+            + 0.3 * (series["run"].values[:, None] != series["run"].values)[..., None]
+        )
         table = np.array([STRENGTH[m] for m in MEASURES])[:, None, None, None] * np.exp(-distance)
         series = series.assign_coords(other_point=series["point"].values)
         series["every_point"] = ("measure", "point", "other_point", "layer"), table
@@ -55,13 +61,17 @@ def widths() -> xr.Dataset:
     to = np.minimum(1, rise[:, None] - 0.1 * depth * (np.arange(len(WIDTHS)) < len(WIDTHS) - 1)[:, None])
     to[-1] = 1
     similarity = np.stack([STRENGTH[m] * to[None] for m in MEASURES])
-    series = _series(points, "width", names, depth, COMPARISONS[:1], similarity, counts)
+    series = _series(
+        points=points, axis="width", layers=names, depth=depth, comparisons=COMPARISONS[:1], similarity=similarity,
+        counts=counts,
+    )  # fmt: skip
     series = series.assign_coords(axis_parameters=("point", np.array(WIDTHS) ** 2 * 10))
     describe_series(series)
     return series
 
 
 def _series(
+    *,
     points: Sequence[tuple[str, str, float]],
     axis: str,
     layers: Sequence[str],

@@ -146,7 +146,7 @@ def is_study(path: str | os.PathLike[str]) -> bool:
 
 
 def is_result_or_study(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file claims to be a result, a study or a series: it has a digest line, or ends in .nc and is no store."""
+    """Return whether a file claims to hold a data set: it has a digest line, or ends in .nc and is no store."""
     path = Path(path)
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Check that a result, a study or a series has the form that its format requires: names, dimensions, dtypes, ranges, consistency.
+"""Check that data sets have the form that their format requires: names, dimensions, dtypes, ranges, consistency.
 
 A checksum only shows that a file was not changed, not that its contents are valid. `repsim.results.variables` and
 `repsim.results.series_variables` list the allowed variables and attributes; `problem` describes the first violation.

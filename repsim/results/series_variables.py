@@ -48,8 +48,8 @@ SERIES_VARIABLES = (
     Entry(
         {"blocks": "similarity of all pairs of layers"},
         "measure, comparison, point, own_layer, other_layer",
-        "every layer of the point by every layer of what it is compared with, counted from 0; NaN beyond the last layer "
-        "of a network; of `other runs` the mean over the other runs",
+        "every layer of the point by every layer of what it is compared with, counted from 0; NaN beyond the last "
+        "layer of a network; of `other runs` the mean over the other runs",
     ),
     Entry(
         {"within": "similarity of the layers of one network"},
@@ -104,12 +104,16 @@ SERIES_COORDINATES = {
     "point": Field("network of the series", dim="point", unique=True),
     "value": Field("value of the axis", "number", dim="point"),
     "run": Field("run of the network; empty if the series has one run", dim="point"),
-    "layer": Field("layer by which networks are matched; relative depth if they differ in depth", dim="layer", unique=True),
+    "layer": Field(
+        "layer by which networks are matched; relative depth if they differ in depth", dim="layer", unique=True
+    ),
     "depth": Field("relative depth of the layer, from 0 (first) to 1 (last)", "number", dim="layer", least=0, most=1),
     "measure": Field("measure", dim="measure", unique=True),
     "comparison": Field("what each point is compared with", dim="comparison", unique=True, only=COMPARISONS),
     "own_layer": Field("layer of the point, counted from 0", "whole", dim="own_layer", least=0, unique=True),
-    "other_layer": Field("layer of the other network, counted from 0", "whole", dim="other_layer", least=0, unique=True),
+    "other_layer": Field(
+        "layer of the other network, counted from 0", "whole", dim="other_layer", least=0, unique=True
+    ),
     "layer_name": Field("name of each layer of each point; empty beyond its last layer", dim="point, own_layer"),
     "one_run": Field("run", dim="one_run", unique=True),
     "trend_of": Field("network (mean over layers), or a layer", dim="trend_of", unique=True),

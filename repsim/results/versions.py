@@ -75,7 +75,7 @@ def _before_claims(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Dataset
 
 
 def in_newest_version(data: xr.Dataset) -> xr.Dataset:
-    """Set the newest version on a result, a study or a series of an earlier version; return other data sets unchanged."""
+    """Set the newest version on data sets of an earlier version of their format; return others unchanged."""
     readers = READERS.get(str(data.attrs.get("format")))
     version = data.attrs.get("format_version", 0)
     if readers is None or version not in readers:
