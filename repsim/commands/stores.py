@@ -27,6 +27,7 @@ def inspect(store: Path, *, as_json: bool) -> None:
       repsim inspect result.nc
     """
     from repsim.results.files import is_result_or_study
+    from repsim.stores import axes
     from repsim.stores.store import open_store
 
     if is_result_or_study(store):
@@ -44,13 +45,21 @@ def inspect(store: Path, *, as_json: bool) -> None:
                 | opened.facts(name)
                 for name in opened.layers
             ]
-            facts = {"model": opened.model, "data": opened.data, "samples": len(opened), "layers": rows}
+            facts = {
+                "model": opened.model,
+                "axes": opened.axes,
+                "data": opened.data,
+                "samples": len(opened),
+                "layers": rows,
+            }
             facts["pixels"] = None if opened.pixels is None else opened.pixels.shape
             facts["statistics"] = opened.statistic_names
             click.echo(json.dumps(facts | {"provenance": opened.provenance}))
             return
         ids = opened.sample_ids.ids
         click.echo(f"{store}: {opened.model} on {opened.data}, {len(ids)} samples ({ids[0]} ... {ids[-1]})")
+        if opened.axes:
+            click.echo(f"axes: {axes.in_words(opened.axes)}")
         if opened.labels is not None:
             click.echo(f"labels: {len(opened.classes) or len(set(opened.labels.tolist()))} classes")
         if opened.groups is not None:
@@ -61,7 +70,7 @@ def inspect(store: Path, *, as_json: bool) -> None:
         if opened.statistics is not None:
             click.echo(f"statistics of the input: {times(opened.statistics.shape)}, a control beside the layers")
         for key, value in opened.provenance.items():
-            if value not in (None, "", {}, []):
+            if value not in (None, "", {}, []) and not (key == axes.ENTRY and opened.axes):
                 click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
 
 

@@ -19,6 +19,7 @@ from repsim.runtime.files import format_size
 from repsim.runtime.progress import Listener, report_progress
 from repsim.runtime.text_tables import Table, card, paragraphs, times
 from repsim.stores import extents, layout, reader
+from repsim.stores.axes import AxisValue, axes_of, in_words
 from repsim.stores.extents import Extent
 from repsim.stores.schema import Array, Contents
 
@@ -186,6 +187,11 @@ class ActivationStore:
         return dict(self._contents.provenance)
 
     @property
+    def axes(self) -> dict[str, AxisValue]:
+        """Coordinates of the model, such as its training step or width: values by the name of the axis."""
+        return axes_of(self._contents.provenance)
+
+    @property
     def data(self) -> str:
         """Description of the samples, for figures and reports."""
         return self._contents.source
@@ -326,7 +332,7 @@ class ActivationStore:
         pixels = "" if self.pixels is None else f"pixels of the input {times(self.pixels.shape[1:])}"
         statistics = "" if self.statistics is None else f"{self.statistics.shape[1]} statistics of the input"
         facts = [
-            weights, f"{len(self):,} samples of {self.data}", labels, groups, pixels, statistics,
+            weights, in_words(self.axes), f"{len(self):,} samples of {self.data}", labels, groups, pixels, statistics,
             f"{self.path.name}, {self._state}",
         ]  # fmt: skip
         return card(self.model, paragraphs(["; ".join(filter(None, facts))]), self.table().html())

@@ -5,7 +5,7 @@ pixels that went into the networks and of the statistics of the pictures, both s
 controlled for by comparing within them. Untrained networks of the same architectures are extracted on request.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -45,7 +45,7 @@ class Control:
     """Names of the networks whose layers it is a control for: those whose input is stored."""
 
 
-def inputs(design: Design) -> list[Control]:
+def inputs(stores: Sequence[ActivationStore]) -> list[Control]:
     """Return the input of the networks as a few controls that are not all linear in the pixels.
 
     The dictionary of `repsim.study.input_kernels` is made of the pixels of every network and of the statistics of its
@@ -53,10 +53,10 @@ def inputs(design: Design) -> list[Control]:
     selected. The kernels of all pixels and of their mean over the picture come first, as a readout that averages over
     positions depends on them most. Stores without pixels have no input; they are not among the ``members``.
     """
-    seen = tuple(member.name for member in design.members if member.store.pixels is not None)
-    pixels = _distinct((member.name, _pixels(member.store)) for member in design.members)
-    statistics = _distinct((member.name, _statistics(member.store)) for member in design.members)
-    named = {member.name: member.store.statistic_names for member in design.members}
+    seen = tuple(store.model for store in stores if store.pixels is not None)
+    pixels = _distinct((store.model, _pixels(store)) for store in stores)
+    statistics = _distinct((store.model, _statistics(store)) for store in stores)
+    named = {store.model: store.statistic_names for store in stores}
     candidates = [
         *chain.from_iterable(of_pixels(values, _of("pixels", name, pixels)) for name, values in pixels.items()),
         *chain.from_iterable(
@@ -65,7 +65,7 @@ def inputs(design: Design) -> list[Control]:
         ),
     ]
     # computed in float64; in the precision of the pixels, products with layers need no conversion
-    wide = any(member.store.pixels is not None and member.store.pixels.dtype == np.float64 for member in design.members)
+    wide = any(store.pixels is not None and store.pixels.dtype == np.float64 for store in stores)
     dtype = np.float64 if wide else np.float32
     return [Control(kernel.name, kernel.features().astype(dtype), seen) for kernel in select(candidates)]
 

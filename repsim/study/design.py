@@ -106,6 +106,11 @@ class Design:
         return (*self.trained, *self.untrained)
 
     @property
+    def stores(self) -> tuple[ActivationStore, ...]:
+        """Stores of all models."""
+        return tuple(member.store for member in self.members)
+
+    @property
     def ids(self) -> SampleIds:
         """Sample ids, which are the same in every store."""
         return self.members[0].store.sample_ids

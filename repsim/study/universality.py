@@ -234,7 +234,7 @@ def _collect_evidence(
     steps: Steps,
 ) -> Evidence:
     """Run all passes over the data."""
-    controls = [*control.inputs(study)]
+    controls = [*control.inputs(study.stores)]
     classes = control.classes(study)
     size = sum(4 * study.n * int(np.prod(m.store[array].shape[1:])) for m in study.members for array in m.arrays)
     count = sum(len(m.arrays) for m in study.members) + len(controls)
