@@ -36,8 +36,8 @@ def training(runs: Sequence[str] = ("a", "b"), *, every_point: bool = False) -> 
     }
     to["previous"][step == 0] = np.nan
     order = np.repeat(np.arange(len(runs)), len(STEPS))[:, None]
-    for name in to:  # runs differ a little, except in what they are compared with
-        to[name] = 1 - (1 - to[name]) * (1 + 0.15 * order * (name != "other runs"))
+    for name in ("reference", "previous"):  # runs differ a little
+        to[name] = 1 - (1 - to[name]) * (1 + 0.15 * order)
     similarity = np.stack([np.stack([STRENGTH[m] * to[c] for c in comparisons]) for m in MEASURES])
     series = _series(
         points=points, axis="step", layers=LAYERS, depth=depth, comparisons=comparisons, similarity=similarity,
@@ -100,15 +100,17 @@ def _series(
     near = np.exp(-2 * np.abs(own[:, :, None] - own[:, None, :]))
     final = np.exp(-2 * np.abs(own[:, :, None] - own[-1][None, None, :]))
     level = similarity.mean(-1)[..., None, None]
+    first = np.array([run.tolist().index(one) for one in run])
     names_of_layers = np.full((len(points), largest), "", "<U20")
     for row, count in zip(names_of_layers, counts, strict=True):
         row[:count] = layers if count == len(layers) and axis == "step" else [f"block{i}" for i in range(count)]
     speed = np.arccos(np.clip(similarity[:, min(1, len(comparisons) - 1)], -1, 1)) / 10
     settled = np.stack([np.outer(1 + 0.5 * np.arange(len(runs)), 10 ** (1 + 2.5 * depth)) for _ in MEASURES])
-    settled = np.clip(settled, value.min(), value.max())
+    least, most = (float(end) for end in (value.min(), value.max()))
+    settled = np.clip(settled, least, most)
     trend_of = ["network", *layers]
     size = len(MEASURES), len(comparisons), len(trend_of)
-    series_of = np.concatenate([np.nanmean(similarity, -1, keepdims=True), similarity], -1)
+    series_of = np.concatenate([similarity.mean(-1, keepdims=True), similarity], -1)
     tau, p, slope = (np.full(size, np.nan) for _ in range(3))
     for at in np.ndindex(*size):
         y = series_of[at[0], at[1], :, at[2]]
@@ -120,9 +122,16 @@ def _series(
     along = {
         "similarity": similarity, "similarity_low": low, "similarity_high": high,
         "network": similarity.mean(-1), "network_low": low.mean(-1), "network_high": high.mean(-1),
+        **{
+            f"gain{end}": values.mean(-1) - similarity.mean(-1)[..., first]
+            for end, values in (("", similarity), ("_low", low), ("_high", high))
+        },
         "threshold": threshold, "calibrated": np.maximum(0, (similarity - threshold) / (1 - threshold)),
         "blocks": final * level, "within": np.stack([STRENGTH[m] * near for m in MEASURES]),
-        "speed": speed, "settled": settled, "settled_low": settled * 0.8, "settled_high": settled * 1.3,
+        "speed": speed, "settled": settled, "settled_low": settled * 0.8,
+        "settled_high": np.clip(settled * 1.3, least, most),
+        **{f"depth_order{end}": np.full((len(MEASURES), len(runs)), by) for end, by in (("", 0.9), ("_low", 0.7),
+                                                                                        ("_high", 1.0))},
         "trend_tau": tau, "trend_p": p,
         "trend_slope": slope, "trend_exponent": -slope,
         "trend_slope_low": slope[..., None] - width, "trend_slope_high": slope[..., None] + width,
@@ -143,7 +152,9 @@ def _series(
             "format": "repsim-series", "format_version": 1, "created": "2026-11-29T12:00:00+00:00",
             "repsim_version": "0.2.0", "command": "repsim series 'acts/*.h5' -o series.nc",
             "samples_fingerprint": "0" * 64, "stores": json.dumps(stores), "axis": axis, "reference": "last",
-            "settled_at": 0.9,
+            "settled_at": 0.9, "scale": "log", "points": "networks" if axis == "width" else "states",
+            "run_axis": "run" if len(runs) > 1 else "", "readout": "mean", "seed": 0, "input_controls": '["pixels"]',
+            "matched_by": "names" if axis == "step" else "relative depth",
             "summary": json.dumps([f"Similarity to the last point rises with the {axis}."]),
             "warnings": json.dumps(["Two runs are few: intervals over runs are wide."]),
         },

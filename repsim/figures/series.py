@@ -12,21 +12,23 @@ from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.figures.canvas import COLOURS, COLUMN, MARKERS, NOTE, finish_layout, make_axes, style_axes
 from repsim.figures.lettering import escape_text, wrap
 from repsim.figures.series_axes import (
+    FEW_LINES,
     Selection,
     check_series,
     draw_table,
     inches_of,
     name_lines,
+    samples,
     select,
     set_axis_scale,
 )
 from repsim.presentation.series import (
     compared_with,
     is_logarithmic,
+    itself,
     label_of,
     ramp,
     run_name,
-    trend_name,
     value_texts,
 )
 from repsim.results.series_variables import NETWORK
@@ -50,8 +52,8 @@ def plot_trajectories(
 ) -> Axes:
     """Draw the similarity of every layer along the axis, with 95 % intervals over pictures as bands.
 
-    Lines are dark for the first layer and bright for the last. The axis is logarithmic if its values span more than
-    two decades; then 0 has its place on a short linear part with a break mark.
+    Lines are dark for the first layer and bright for the last. The axis has the scale of the series. If it is
+    logarithmic, 0 has its place on a short linear part with a break mark.
 
     docs/figures.md has an example and its picture.
 
@@ -94,17 +96,17 @@ def plot_trajectories(
 def _draw_layers(ax: Axes, series: xr.Dataset, at: Selection, show: Show) -> bool:
     """Draw a line for every layer along the axis; return whether there are bands."""
     x, layers = at.values, at.points["layer"].values.tolist()
-    set_axis_scale(ax, "x", x, inches=inches_of(ax)[0])
+    set_axis_scale(ax, "x", x, series)
     lines, bands = [], False
     for k, colour in enumerate(ramp(len(layers))):
         layer = at.points.isel(layer=k)
         lines += ax.plot(x, layer[show], color=colour, linewidth=1.1, gid=f"layer {layers[k]}", **_marks(len(x)))
         low, high = layer["similarity_low"].values, layer["similarity_high"].values
         if show == "similarity" and np.isfinite(low).any():
-            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+            ax.fill_between(x, low, high, color=colour, alpha=_shade(len(layers)), linewidth=0)
             bands = True
     _limit(ax, at.points[show].values)
-    name_lines(ax, lines, layers, _layers_title(series), np.asarray(series["depth"].values))
+    name_lines(ax, lines, layers, _layers_title(series))
     return bands
 
 
@@ -170,17 +172,17 @@ def plot_convergence(
         error = np.nan_to_num(np.abs(np.stack([value - low, high - value])))
         ax.errorbar(
             depth + shift, value, error, color=colour, marker=marker, markersize=3.2, linewidth=1.1, elinewidth=0.8,
-            capsize=1.6, label=escape_text(run_name(run)), gid=f"run {run}",
+            capsize=1.6, label=escape_text(run_name(series, run)), gid=f"run {run}",
         )  # fmt: skip
     drawn = np.concatenate([settled[f"settled{end}"].values.ravel() for end in ("", "_low", "_high")])
-    set_axis_scale(ax, "y", drawn, inches=inches_of(ax)[1])
+    set_axis_scale(ax, "y", drawn, series)
     ax.set_xlim(-0.04, 1.04)
     if len(runs) > 1:
         _legend(ax)
     if own:
         count = int(np.isnan(settled["settled"].values).sum())
         late = f" {count} layer{'s' * (count > 1)} of a run without a value: not drawn." if count else ""
-        on = escape_text(f"{label_of(at.measure)}; {series['n_samples'].item()} samples of {series['data'].item()}.")
+        on = escape_text(f"{label_of(at.measure)}; {samples(series)}.")
         sentence = f"Settled: similarity to the last point stays above {percent} of the way there."
         finish_layout(ax.figure.figure, [f"{on} {sentence} Bars: 95 % intervals over pictures.{late}"])
     return ax
@@ -198,9 +200,9 @@ def plot_trend(
     """Draw the similarity of networks against the value of the axis, with the trend and its interval.
 
     A point is a network, with its 95 % interval over pictures; colours and markers are runs. The line has the slope of
-    the series, for a factor of 10 of the axis, through the median of the points; the band lies between the lines with
-    the ends of the interval of the slope, over runs if it is known, otherwise over pictures. Points at 0 or below have
-    no logarithm and are not part of the line.
+    the series, on the scale of the axis, through the mean of the points; the band lies between the lines with the ends
+    of the interval of the slope, over runs if it is known, otherwise over pictures. As in the slope, a point that is
+    its own reference does not count, and on a logarithmic axis none at 0.
 
     docs/figures.md has an example and its picture. Parameters, return value and errors are those of
     `plot_trajectories`; ``layer`` draws one layer instead of the mean over layers.
@@ -219,39 +221,43 @@ def plot_trend(
     ax = make_axes(width, 0.62 * width) if ax is None else ax
     of_what = "" if layer is not None else ", mean over layers"
     style_axes(ax, escape_text(series.attrs["axis"]), at.similarity_label + (of_what or escape_text(f", {layer}")))
-    set_axis_scale(ax, "x", at.values, inches=inches_of(ax)[0])
+    set_axis_scale(ax, "x", at.values, series)
     runs = series["one_run"].values.tolist()
+    own_reference = itself(series) & (at.comparison == "reference")
     for k, run in enumerate(runs):
-        mine = one["run"].values == run
         colour, marker = _look(k)
-        error = np.nan_to_num(np.abs(np.stack([y - low, high - y])[:, mine]))
-        ax.errorbar(
-            at.values[mine], y[mine], error, color=colour, marker=marker, markersize=3.2, linestyle="none",
-            elinewidth=0.8, label=escape_text(run_name(run)), gid=f"run {run}",
-        )  # fmt: skip
+        error = np.nan_to_num(np.abs(np.stack([y - low, high - y])))
+        for open_mark in (False, True):
+            mine = (one["run"].values == run) & (own_reference == open_mark)
+            ax.errorbar(
+                at.values[mine], y[mine], error[:, mine], color=colour, marker=marker, markersize=3.2, linestyle="none",
+                elinewidth=0.8, label=None if open_mark else escape_text(run_name(series, run)),
+                markerfacecolor="white" if open_mark else colour, markeredgewidth=0.8,
+                gid=f"{'reference' if open_mark else 'run'} {run}",
+            )  # fmt: skip
     trend = at.points.sel(trend_of=trend_of)
-    over = _draw_trend(ax, trend, at.values, y)
-    ax.set_title(wrap(_trend_in_words(trend), inches_of(ax)[0], NOTE), fontsize=NOTE, loc="left", pad=4)
+    reading = _draw_trend(ax, series, at, trend, np.where(own_reference, np.nan, y))
+    reading += " Open: compared with itself, no part of the trend." if own_reference.any() else ""
+    ax.set_title(wrap(_trend_in_words(series, trend), inches_of(ax)[0], NOTE), fontsize=NOTE, loc="left", pad=4)
     if len(runs) > 1:
         _legend(ax, loc="lower right")
     if own:
-        band = f" Line: the trend; its band: the 95 % interval of the slope over {over}." if over else ""
-        finish_layout(ax.figure.figure, [f"{at.footnote} Bars: 95 % intervals over pictures.{band}"])
+        finish_layout(ax.figure.figure, [f"{at.footnote} Bars: 95 % intervals over pictures.{reading}"])
     return ax
 
 
-def _draw_trend(ax: Axes, trend: xr.Dataset, x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
+def _draw_trend(ax: Axes, series: xr.Dataset, at: Selection, trend: xr.Dataset, y: NDArray[np.float64]) -> str:
     """Draw the line of the trend and its band; return what the interval is over, empty if there is no line."""
-    slope = float(trend["trend_slope"])
-    use = (x > 0) & np.isfinite(y)
+    log, slope = is_logarithmic(series), float(trend["trend_slope"])
+    use = np.isfinite(y) & ((at.values > 0) | (not log))
     if not np.isfinite(slope) or use.sum() < 2:
         return ""
-    ends = np.geomspace(x[use].min(), x[use].max(), 50)
-    middle = float(np.median(np.log10(x[use])))
-    level = float(np.median(y[use] - slope * (np.log10(x[use]) - middle)))
+    x = np.log10(at.values[use]) if log else at.values[use]
+    along, middle = np.linspace(x.min(), x.max(), 50), float(x.mean())
+    ends, level = 10**along if log else along, float(y[use].mean())
 
     def line(steepness: float) -> NDArray[np.float64]:
-        return level + steepness * (np.log10(ends) - middle)
+        return level + steepness * (along - middle)
 
     ax.plot(ends, line(slope), color="0.25", linewidth=1.1, zorder=1, gid="trend")
     for over in ("runs", "pictures"):
@@ -259,11 +265,11 @@ def _draw_trend(ax: Axes, trend: xr.Dataset, x: NDArray[np.float64], y: NDArray[
         if np.isfinite(low) and np.isfinite(high):
             edges = np.sort([line(low), line(high)], axis=0)
             ax.fill_between(ends, *edges, color="0.25", alpha=0.15, linewidth=0, zorder=0)
-            return over
-    return "an unknown number of runs"
+            return f" Line: the trend; band: the 95 % interval of its slope over {over}."
+    return " Line: the trend."
 
 
-def _trend_in_words(trend: xr.Dataset) -> list[str]:
+def _trend_in_words(series: xr.Dataset, trend: xr.Dataset) -> list[str]:
     """Return lines: tau, its p-value and the slope; the intervals of the slope."""
     tau, p, slope = (float(trend[f"trend_{name}"]) for name in ("tau", "p", "slope"))
     if not np.isfinite(tau):
@@ -276,12 +282,11 @@ def _trend_in_words(trend: xr.Dataset) -> list[str]:
         low, high = (float(trend[f"trend_slope_{end}"].sel(over=over)) for end in ("low", "high"))
         if np.isfinite(low):
             ends.append(f"{number(low)} to {number(high)} ({over})")
-    return [f"{line}; {number(slope)} for a factor of 10", *([f"95 %: {', '.join(ends)}"] if ends else [])]
+    unit = "a factor of 10" if is_logarithmic(series) else f"one {series.attrs['axis']}"
+    return [escape_text(f"{line}; {number(slope)} for {unit}"), *([f"95 %: {', '.join(ends)}"] if ends else [])]
 
 
-def plot_runs(
-    series: xr.Dataset, ax: Axes | None = None, *, measure: str | None = None, width: float = COLUMN
-) -> Axes:
+def plot_runs(series: xr.Dataset, ax: Axes | None = None, *, measure: str | None = None, width: float = COLUMN) -> Axes:
     """Draw the similarity of different runs at equal values of the axis, by layer.
 
     With two runs, bands are 95 % intervals over pictures. With more, lines are means over the runs, each compared with
@@ -301,7 +306,7 @@ def plot_runs(
     style_axes(ax, escape_text(series.attrs["axis"]), at.similarity_label)
     has_value = np.isfinite(table.values).any(axis=-1)
     x = np.unique(at.values[has_value])
-    set_axis_scale(ax, "x", x, inches=inches_of(ax)[0])
+    set_axis_scale(ax, "x", x, series)
     two, layers, lines = series.sizes["one_run"] == 2, series["layer"].values.tolist(), []
     names = ("similarity", "similarity_low", "similarity_high")
     for k, colour in enumerate(ramp(len(layers))):
@@ -316,11 +321,13 @@ def plot_runs(
             )
         lines += ax.plot(x, mean, color=colour, linewidth=1.1, gid=f"layer {layers[k]}", **_marks(len(x)))
         if np.isfinite(low).any():
-            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+            ax.fill_between(x, low, high, color=colour, alpha=_shade(len(layers)), linewidth=0)
     _limit(ax, table.values)
-    name_lines(ax, lines, layers, _layers_title(series), np.asarray(series["depth"].values))
+    name_lines(ax, lines, layers, _layers_title(series))
     if own:
-        finish_layout(ax.figure.figure, [f"{at.footnote} {_BANDS if two else 'Lines: means over runs; bands: their range.'}"])
+        finish_layout(
+            ax.figure.figure, [f"{at.footnote} {_BANDS if two else 'Lines: means over runs; bands: their range.'}"]
+        )
     return ax
 
 
@@ -360,7 +367,13 @@ def plot_every_point(
     runs = at.points["run"].values
     starts = [0, *(np.flatnonzero(runs[1:] != runs[:-1]) + 1).tolist(), len(runs)]
     for first, end in pairwise(starts if len(starts) > 2 else []):
-        ax.text((first + end - 1) / 2, len(runs) - 0.3, escape_text(run_name(runs[first])), fontsize=NOTE, ha="center")
+        ax.text(
+            (first + end - 1) / 2,
+            len(runs) - 0.3,
+            escape_text(run_name(series, runs[first])),
+            fontsize=NOTE,
+            ha="center",
+        )
         if first:
             ax.axhline(first - 0.5, color="white", linewidth=0.9)
             ax.axvline(first - 0.5, color="white", linewidth=0.9)
@@ -369,7 +382,7 @@ def plot_every_point(
         several = len(set(runs.tolist()))
         order = f" of {several} runs, one after the other" if several > 1 else ""
         which = "Mean over layers." if layer is None else escape_text(f"Layer {layer}.")
-        on = escape_text(f"{count} points{order}; {series['n_samples'].item()} samples of {series['data'].item()}.")
+        on = escape_text(f"{count} points{order}; {samples(series)}.")
         finish_layout(ax.figure.figure, [f"{on} {which} Brighter: more similar."])
     return ax
 
@@ -404,13 +417,11 @@ def plot_drift(
         drift, low, high = (1 - point[f"similarity{end}"].values for end in ("", "_high", "_low"))
         lines += ax.plot(depth, drift, color=colour, linewidth=1.1, gid=f"point {k}", **_marks(len(depth)))
         if np.isfinite(low).any():
-            ax.fill_between(depth, low, high, color=colour, alpha=0.12, linewidth=0)
+            ax.fill_between(depth, low, high, color=colour, alpha=_shade(count), linewidth=0)
             bands = True
     ax.set_xlim(-0.03, 1.03)
     ax.axhline(0, color="0.6", linewidth=0.6, zorder=0)
-    values = at.values
-    levels = np.log10(values) if is_logarithmic(values) and (values > 0).all() else values
-    name_lines(ax, lines, value_texts(values.tolist()), escape_text(series.attrs["axis"]), levels)
+    name_lines(ax, lines, value_texts(at.values.tolist()), escape_text(series.attrs["axis"]))
     if own:
         finish_layout(
             ax.figure.figure, [f"{at.footnote} 0: equal to {escape_text(to)}.{' ' + _BANDS if bands else ''}"]
@@ -427,20 +438,24 @@ def _look(k: int) -> tuple[str, str]:
     return COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
 
 
+def _shade(count: int) -> float:
+    """Return the opacity of the bands of so many lines: many bands would cover each other."""
+    return 0.15 if count <= FEW_LINES else 0.06
+
+
 def _marks(count: int) -> dict[str, Any]:
     return {"marker": "o", "markersize": 2.4} if count <= _FEW_POINTS else {}
 
 
 def _limit(ax: Axes, values: NDArray[np.float64]) -> None:
-    """Let the axis of similarity end at 1, or at 0 if no value is below, where values come near."""
+    """Let the axis of similarity span 0 to 1 if all values do."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    if 0 <= low and high <= 1:
-        ax.set_ylim(min(0.0, low) - 0.02, 1.02)
+    if low >= 0 and high <= 1:
+        ax.set_ylim(-0.02, 1.02)
 
 
 def _layers_title(series: xr.Dataset) -> str:
-    names = series["layer"].values.tolist()
-    return "relative depth" if all(name == f"{depth:.2f}" for name, depth in zip(names, series["depth"].values, strict=True)) else "layer"
+    return "layer" if series.attrs["matched_by"] == "names" else "relative depth"
 
 
 def _legend(ax: Axes, loc: str = "best") -> None:

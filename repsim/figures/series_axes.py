@@ -7,14 +7,14 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.figures.canvas import NOTE
-from repsim.figures.lettering import escape_text, shorten
+from repsim.figures.lettering import escape_text, shorten, text_width
 from repsim.figures.scales import add_colour_bar, norm_and_colormap
 from repsim.presentation.scales import scale_of
 from repsim.presentation.series import compared_with, is_logarithmic, label_of, ramp, range_of, run_name, value_texts
@@ -25,8 +25,8 @@ FEW_LINES = 9
 """Largest number of lines that a legend names; more get a colour bar."""
 _NAME = 0.95  # inches: longer names in a legend are shortened
 _LOG_TICK = {"x": 0.42, "y": 0.2}  # inches: least distance of the labels of a logarithmic axis
-_DECADE = 10
-_TICK = 0.3  # inches: least distance of the labels of columns
+_TICK = 0.06  # inches: least distance between the labels of columns
+_ROW = 0.11  # inches: least distance of the labels of rows
 
 
 class Selection(NamedTuple):
@@ -58,7 +58,12 @@ def check_series(series: xr.Dataset) -> None:
 
 
 def select(
-    series: xr.Dataset, measure: str | None, comparison: str | None = None, run: str | None = None, *, runs: bool = False
+    series: xr.Dataset,
+    measure: str | None,
+    comparison: str | None = None,
+    run: str | None = None,
+    *,
+    runs: bool = False,
 ) -> Selection:
     """Select a measure, a comparison and a run of a series.
 
@@ -89,12 +94,16 @@ def select(
     if not every:
         at = at.isel(point=series["run"].values == run)
     count = at.sizes["point"]
-    of = f" of {len(runs_of)} runs" if every else f" of {run_name(run)}" if several else ""
+    of = f" of {len(runs_of)} runs" if every else f" of {run_name(series, run)}" if several else ""
     first = f" (the first of {len(runs_of)})" if several and not every and run == runs_of[0] else ""
     points = f"{count} point{'s' * (count != 1)}{of}{first}"
     to = compared_with(series, comparison)
-    on = f"{series['n_samples'].item()} samples of {series['data'].item()}"
-    return Selection(at, measure, comparison, run, escape_text(f"{points}, compared with {to}; {on}."))
+    return Selection(at, measure, comparison, run, escape_text(f"{points}, compared with {to}; {samples(series)}."))
+
+
+def samples(series: xr.Dataset) -> str:
+    """Return the number and the data set of the samples, and the readout."""
+    return f"{series['n_samples'].item()} samples of {series['data'].item()}, readout {series.attrs['readout']}"
 
 
 def _named(series: xr.Dataset, dim: str, name: str | None) -> str:
@@ -108,46 +117,49 @@ def _named(series: xr.Dataset, dim: str, name: str | None) -> str:
     return name
 
 
-def set_axis_scale(ax: Axes, name: str, values: NDArray[np.float64], *, inches: float) -> None:
-    """Set the scale of one axis, ``x`` or ``y``, for values of the axis of a series.
+def set_axis_scale(ax: Axes, name: str, values: NDArray[np.float64], series: xr.Dataset) -> None:
+    """Set the scale of one axis of a figure, ``x`` or ``y``, for values of the axis of a series.
 
     A logarithmic axis has no place for 0. If 0 is among the values, the axis is linear from 0 to the smallest positive
     value and logarithmic beyond, with a mark on the line of the axis where the scale changes.
     """
     finite = values[np.isfinite(values)]
-    if not is_logarithmic(finite):
-        return
-    axis = ax.xaxis if name == "x" else ax.yaxis
     positive = finite[finite > 0]
+    if not is_logarithmic(series) or not len(positive) or (finite < 0).any():
+        return
+    axis, inches = (ax.xaxis, inches_of(ax)[0]) if name == "x" else (ax.yaxis, inches_of(ax)[1])
     least, most = float(positive.min()), float(positive.max())
     if with_zero := bool((finite == 0).any()):
         set_scale = ax.set_xscale if name == "x" else ax.set_yscale
         set_scale("symlog", linthresh=least, linscale=0.6)
     else:
         ax.set(**{f"{name}scale": "log"})
-    ticks = _log_ticks(least, most, max(2, int(inches / _LOG_TICK[name])))
+    ticks = _log_ticks(least, most, series["value"].values, max(2, int(inches / _LOG_TICK[name])))
     axis.set_major_locator(FixedLocator([0.0, *ticks] if with_zero else ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: value_texts([value])[0]))
     decades = 10.0 ** np.arange(np.floor(np.log10(least)), np.ceil(np.log10(most)))
     between = np.outer(decades, np.arange(1, 10)).ravel()
-    ranges_over_decades = most / least >= _DECADE
-    shown = between[(between >= least) & (between <= most)] if ranges_over_decades else np.zeros(0)
-    axis.set_minor_locator(FixedLocator(shown.tolist()))
+    of_ten = all(np.isclose(np.log10(tick) % 1, 0) for tick in ticks)
+    axis.set_minor_locator(FixedLocator(between[(between >= least) & (between <= most)].tolist() if of_ten else []))
     axis.set_minor_formatter(NullFormatter())
     ax.tick_params(axis=name, which="minor", length=1.5, width=0.4)
     if with_zero:
         _mark_break(ax, name, least)
 
 
-def _log_ticks(least: float, most: float, room: int) -> list[float]:
-    """Return ticks of a logarithmic axis: powers of ten, or of two for a short axis whose values are such powers."""
-    if most / least <= 100 and np.log2(least) % 1 == 0:
-        powers = 2.0 ** np.arange(np.log2(least), np.floor(np.log2(most)) + 1)
-    else:
-        powers = 10.0 ** np.arange(np.ceil(np.log10(least)), np.floor(np.log10(most)) + 1)
-    if len(powers) < 2:
-        powers = np.array([least, most])
-    return [float(power) for power in powers[:: int(np.ceil(len(powers) / room))]]
+def _log_ticks(least: float, most: float, values: NDArray[np.float64], room: int) -> list[float]:
+    """Return ticks of a logarithmic axis from ``least`` to ``most``.
+
+    They are the values of the series if these are evenly spaced, such as 16, 32, 64; else powers of ten, or 1, 2 and 5
+    times these if there are fewer than three.
+    """
+    own = np.unique(values[values > 0])
+    powers = 10.0 ** np.arange(np.floor(np.log10(least)), np.ceil(np.log10(most)) + 1)
+    choices = [own] if len(own) > 2 and np.allclose(np.diff(np.log(own), 2), 0, atol=0.02) else []
+    choices += [powers, np.outer(powers, [1, 2, 5]).ravel()]
+    inside = [ticks[(ticks >= 0.999 * least) & (ticks <= 1.001 * most)] for ticks in choices]
+    ticks = next((marks for marks in inside if len(marks) > 2), np.array([least, most]))
+    return [float(tick) for tick in ticks[:: int(np.ceil(len(ticks) / room))]]
 
 
 def _mark_break(ax: Axes, name: str, least: float) -> None:
@@ -161,20 +173,20 @@ def _mark_break(ax: Axes, name: str, least: float) -> None:
         ax.plot([0, 0], [along, along * 1.25], transform=ax.get_yaxis_transform(), **style)
 
 
-def name_lines(
-    ax: Axes, lines: Sequence[Line2D], names: Sequence[str], title: str, levels: NDArray[np.float64]
-) -> None:
+def name_lines(ax: Axes, lines: Sequence[Line2D], names: Sequence[str], title: str) -> None:
     """Name lines that are in a sequence: in a legend beside the axes, or by a colour bar if there are many."""
+    texts = shorten([escape_text(name) for name in names], _NAME, NOTE)
     if len(lines) <= FEW_LINES:
-        texts = shorten([escape_text(name) for name in names], _NAME, NOTE)
         ax.legend(
-            list(reversed(lines)), list(reversed(texts)), title=title, fontsize=NOTE, title_fontsize=NOTE, frameon=False,
-            alignment="left", loc="upper left", bbox_to_anchor=(1.0, 1.04), handlelength=1.4, borderpad=0.2, labelspacing=0.35,
+            list(reversed(lines)), list(reversed(texts)), title=title, fontsize=NOTE, title_fontsize=NOTE,
+            frameon=False, alignment="left", loc="upper left", bbox_to_anchor=(1.0, 1.04), handlelength=1.4,
+            borderpad=0.2, labelspacing=0.35,
         )  # fmt: skip
         return
-    colours = LinearSegmentedColormap.from_list("", ramp(64))
-    norm = Normalize(float(levels.min()), float(levels.max()))
-    bar = ax.figure.colorbar(ScalarMappable(norm, colours), ax=ax, aspect=25, pad=0.02, fraction=0.06)
+    colours = ScalarMappable(Normalize(0, len(lines) - 1), ListedColormap(ramp(len(lines))))
+    bar = ax.figure.colorbar(colours, cax=ax.inset_axes((1.03, 0, 0.04, 1)))
+    at = np.unique(np.linspace(0, len(lines) - 1, FEW_LINES // 2 + 1).round().astype(int))
+    bar.set_ticks(at.tolist(), labels=[texts[k] for k in at])
     bar.set_label(title, fontsize=NOTE)
     bar.ax.tick_params(labelsize=NOTE, length=2.5, width=0.6)
     bar.outline.set_linewidth(0.6)
@@ -211,7 +223,8 @@ def draw_table(
     if undefined := int(np.isnan(table).sum()):
         ax.patch.set(facecolor="0.85", edgecolor="0.45", hatch="//////", linewidth=0)
         lines.append(f"hatched: no value ({undefined} of {table.size})")
-    for axis, names, inches, least in ((ax.xaxis, across, size[0], _TICK), (ax.yaxis, up, size[1], 0.11)):
+    widest = max(text_width(name, NOTE) for name in across) / 72 + _TICK
+    for axis, names, inches, least in ((ax.xaxis, across, 0.8 * size[0], widest), (ax.yaxis, up, size[1], _ROW)):
         every = max(1, int(np.ceil(len(names) * least / inches)))
         at = list(range(0, len(names), every))
         axis.set_ticks(at, shorten([escape_text(names[k]) for k in at], _NAME, NOTE))
@@ -226,5 +239,3 @@ def inches_of(ax: Axes) -> tuple[float, float]:
     """Return the width and height of axes in inches."""
     box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
     return float(box.width), float(box.height)
-
-

@@ -9,34 +9,14 @@ from numpy.typing import NDArray
 from repsim.errors import RepsimError
 from repsim.presentation.measures import traits
 from repsim.presentation.scales import MAGMA, mixed
-from repsim.results.series_variables import NETWORK
 
-_DECADES = 100.0
-"""Ratio of the largest to the smallest value from which on an axis is logarithmic."""
-_EVEN = 8.0
-"""The same ratio if the values are evenly spaced on a logarithmic axis, such as 16, 32, 64, 128."""
 _RAMP = 0.08, 0.82
 """Part of magma for lines: its ends are too close to black text and to white paper."""
 
 
-def is_logarithmic(values: NDArray[np.float64]) -> bool:
-    """Return whether an axis with these values is better logarithmic.
-
-    It is if the positive values span more than two decades, or are evenly spaced on a logarithmic axis and span a
-    factor of 8. Values below 0 have a linear axis.
-
-    >>> is_logarithmic(np.array([0, 1, 10, 1000])), is_logarithmic(np.array([16, 32, 64, 128]))
-    (True, True)
-    >>> is_logarithmic(np.array([0, 1, 2, 3, 4]))
-    False
-    """
-    positive = np.unique(values[values > 0])
-    if len(positive) < 2 or (values < 0).any():
-        return False
-    ratio = positive[-1] / positive[0]
-    gaps = np.diff(np.log(positive))
-    even = len(gaps) > 1 and np.allclose(gaps, gaps[0], rtol=0.05) and not (values == 0).any()
-    return bool(ratio > _DECADES or (even and ratio >= _EVEN))
+def is_logarithmic(series: xr.Dataset) -> bool:
+    """Return whether the axis of a series is logarithmic, as for its slopes."""
+    return str(series.attrs["scale"]) == "log"
 
 
 def ramp(count: int) -> list[str]:
@@ -82,14 +62,24 @@ def compared_with(series: xr.Dataset, comparison: str) -> str:
     return f"the {reference} point" if reference in {"first", "last"} else reference
 
 
-def run_name(run: str) -> str:
-    """Return the name of a run for a legend; a series of one run has no name for it."""
-    return f"run {run}" if run else "the run"
+def run_name(series: xr.Dataset, run: str) -> str:
+    """Return the name of a run for a legend; the only run of a series has none.
+
+    >>> run_name(xr.Dataset(attrs={"run_axis": "seed"}), "0"), run_name(xr.Dataset(attrs={"run_axis": ""}), "")
+    ('seed 0', '')
+    """
+    return f"{series.attrs['run_axis']} {run}".strip()
 
 
-def trend_name(trend_of: str) -> str:
-    """Return the name of what a trend is about."""
-    return "mean over layers" if trend_of == NETWORK else trend_of
+def itself(series: xr.Dataset) -> NDArray[np.bool_]:
+    """Return which points of a series are their own reference, so that they have no part in trends."""
+    run, points = series["run"].values, series["point"].values
+    reference = str(series.attrs["reference"])
+    if reference == "first":
+        return np.array([k == 0 or run[k - 1] != run[k] for k in range(len(run))])
+    if reference == "last":
+        return np.array([k == len(run) - 1 or run[k + 1] != run[k] for k in range(len(run))])
+    return np.asarray(points == reference)
 
 
 def value_texts(values: Sequence[float]) -> list[str]:
