@@ -34,9 +34,14 @@ SERIES_VARIABLES = (
         "mean of the similarity over matching layers, and its 95 % interval over pictures",
     ),
     Entry(
+        with_ends(gain="change since the first point"),
+        "measure, comparison, point",
+        "network minus its value at the first point of the run, and its 95 % interval over pictures",
+    ),
+    Entry(
         {"threshold": "similarity that unrelated layers reach"},
         _LAYERS,
-        "95 % point of the similarity of unrelated layers, whose pictures are permuted",
+        "95 % point of the similarity of unrelated layers, or slightly more; NaN where it is not known in closed form",
     ),
     Entry(
         {"calibrated": "calibrated similarity"},
@@ -59,7 +64,8 @@ SERIES_VARIABLES = (
     Entry(
         {"speed": "speed of change"},
         "measure, point, layer",
-        "arccos of the similarity to the previous point of the run, in radians, for each unit of the axis",
+        "arccos of the similarity to the previous point of the run, in radians, for each unit of the axis; of "
+        "debiased CKA only",
         least=0,
     ),
     Entry(
@@ -69,18 +75,35 @@ SERIES_VARIABLES = (
         "`settled_at` of the way from its first value to 1, and its 95 % interval over pictures",
     ),
     Entry(
-        {"trend_tau": "monotone trend"},
-        _TRENDS,
-        "Kendall's tau-b of the similarity and the value of the axis, over all points",
+        with_ends(depth_order="order in which layers settle"),
+        "measure, one_run",
+        "Kendall's tau of depth and `settled`: 1 if lower layers settle first, -1 if higher ones do; with its 95 % "
+        "interval over pictures",
         least=-1,
         most=1,
     ),
-    Entry({"trend_p": "p-value of the trend"}, _TRENDS, "two-sided p-value of trend_tau", least=0, most=1),
+    Entry(
+        {"trend_tau": "monotone trend"},
+        _TRENDS,
+        "Kendall's tau of the similarity and the value of the axis: concordant minus discordant pairs of points of a "
+        "run, divided by their number; a point that is compared with itself does not count",
+        least=-1,
+        most=1,
+    ),
+    Entry(
+        {"trend_p": "p-value of the trend"},
+        _TRENDS,
+        "two-sided: if every point is a network of its own, of trend_tau, exact, if all orders of the points of a run "
+        "are equally likely; if the points of a run are states of one network, of a mean slope of 0 over runs "
+        "(Student's t), NaN with one run",
+        least=0,
+        most=1,
+    ),
     Entry(
         {"trend_slope": "slope of the trend", "trend_exponent": "exponent of the trend"},
         _TRENDS,
-        "trend_slope: change of the similarity for a factor of 10 of the axis; trend_exponent: power of the axis by "
-        "which 1 - similarity changes",
+        "means over runs. trend_slope: change of the similarity for a factor of 10 of the axis, or on a linear scale "
+        "for one unit; trend_exponent: alpha of 1 - similarity ~ value^(-alpha)",
     ),
     Entry(
         {
@@ -89,7 +112,8 @@ SERIES_VARIABLES = (
             for end in ("low", "high")
         },
         f"{_TRENDS}, over",
-        "95 % intervals of trend_slope and trend_exponent over pictures and over runs",
+        "95 % intervals of trend_slope and trend_exponent: over pictures, for these networks (jackknife), and over "
+        "runs (Student's t)",
     ),
     Entry(
         {"every_point": "similarity of all pairs of points"},
@@ -133,6 +157,16 @@ SERIES_ATTRIBUTES = {
     "stores": Field("the compared stores: `model`, `checksum` and `provenance` of each", "stores"),
     "axis": Field("name of the axis, such as `step`"),
     "reference": Field("what `reference` is: `first`, `last`, or the name of a point or of another network"),
+    "scale": Field("scale of the axis for slopes", only=("linear", "log")),
+    "points": Field(
+        "`states` of one network in each run, or `networks` of their own: what trends are tested against",
+        only=("states", "networks"),
+    ),
+    "run_axis": Field("axis that tells runs apart; empty if the series has one run"),
+    "matched_by": Field("how layers match", only=("names", "relative depth")),
+    "readout": Field("how a layer becomes one vector"),
+    "input_controls": Field("kernels that describe the input, and are projected out with it", "texts"),
+    "seed": Field("random seed of the draws of intervals, a setting", "whole"),
     "settled_at": Field("share of the way at which a layer has settled, a setting", "number", least=0, most=1),
 }
 """Attributes of a series."""
