@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from repsim.stores.store import ActivationStore, open_store, verify
     from repsim.stores.writer import write_store
     from repsim.study.universality import universality
+    from repsim.trends.series import series
 
 _MODULES = {
     "ActivationStore": "repsim.stores.store",
@@ -40,6 +41,7 @@ _MODULES = {
     "random_subsamples": "repsim.engine.resampling",
     "run_study": "repsim.pipeline",
     "save_result": "repsim.results.files",
+    "series": "repsim.trends.series",
     "similarity": "repsim.engine.comparison",
     "subsampled": "repsim.engine.resampling",
     "to_frame": "repsim.results.export",
@@ -50,7 +52,7 @@ _MODULES = {
     "write_store": "repsim.stores.writer",
 }
 
-_NEED_ACCESSOR = {"compare", "open_result", "open_series", "open_study", "run_study", "universality", "view"}
+_NEED_ACCESSOR = {"compare", "open_result", "open_series", "open_study", "run_study", "series", "universality", "view"}
 """Functions that return data sets with the accessor ``.repsim``, which `repsim.display` registers."""
 
 __all__ = [
@@ -70,6 +72,7 @@ __all__ = [
     "random_subsamples",
     "run_study",
     "save_result",
+    "series",
     "similarity",
     "subsampled",
     "to_frame",

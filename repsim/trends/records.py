@@ -27,7 +27,7 @@ from repsim.metrics.recipes.groups import Groups
 from repsim.runtime import tuning
 from repsim.runtime.processes import Ranks
 from repsim.runtime.progress import Steps, counter
-from repsim.series.arrangement import Pair, Point
+from repsim.trends.arrangement import Pair, Point
 from repsim.stores.alignment import AlignedView
 from repsim.study.controls import Control
 from repsim.study.gram_passes import ONE_SAMPLE, varies_in_one_sample

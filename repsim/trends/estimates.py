@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from repsim.series.arrangement import Arrangement, Point
-from repsim.series.records import Record, Records
+from repsim.trends.arrangement import Arrangement, Point
+from repsim.trends.records import Record, Records
 
 GIVEN_INPUT = "cka given input"
 Values = Float64[np.ndarray, "points G"]

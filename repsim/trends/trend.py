@@ -161,9 +161,37 @@ def over_runs(values: Float64[np.ndarray, " runs"]) -> Mean:
     mean = float(values.mean())
     if len(values) < 2:
         return Mean(mean, math.nan, math.nan, math.nan)
-    error = float(values.std(ddof=1) / math.sqrt(len(values)))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, len(values) - 1)) if error > 0 else math.nan
+    return _with_error(mean, float(values.std(ddof=1) / math.sqrt(len(values))), len(values) - 1)
+
+
+def over_pairs_of_runs(values: Float64[np.ndarray, " runs"]) -> Mean:
+    """Return the mean over pairs of runs from u_r, the mean over the pairs of each run r, with a 95 % interval.
+
+    Pairs that share a run are dependent, so that runs are left out and not pairs: without run r the mean over pairs is
+    (R theta - 2 u_r) / (R - 2), which gives the jackknife's variance of a U-statistic, with Student's t of R - 1
+    degrees of freedom. There is no interval of fewer than three runs.
+
+    References
+    ----------
+    Arvesen. Jackknifing U-statistics. Annals of Mathematical Statistics 1969.
+
+    Examples
+    --------
+    >>> over_pairs_of_runs(np.array([1.0, 2.0, 3.0])).mean
+    2.0
+    """
+    values = values[np.isfinite(values)]
+    runs = len(values)
+    mean = float(values.mean()) if runs else math.nan
+    if runs < 3:
+        return Mean(mean, math.nan, math.nan, math.nan)
+    error = 2 / (runs - 2) * math.sqrt((runs - 1) / runs * float(((values - mean) ** 2).sum()))
+    return _with_error(mean, error, runs - 1)
+
+
+def _with_error(mean: float, error: float, freedom: int) -> Mean:
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, freedom)) if error > 0 else math.nan
     return Mean(mean, mean - half, mean + half, p)
 
 
