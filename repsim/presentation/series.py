@@ -13,8 +13,8 @@ from repsim.trends.words import reference_in_words
 
 _ZERO = 0.5
 """Distance of 0 from the smallest positive value on a logarithmic axis, in decades."""
-_RAMP = 0.08, 0.82
-"""Part of magma for lines: its ends are too close to black text and to white paper."""
+_RAMP = {False: (0.08, 0.82), True: (0.36, 1.0)}
+"""Part of magma for lines on white paper, and on a dark page, from which its ends would not stand out."""
 
 
 def is_logarithmic(series: xr.Dataset) -> bool:
@@ -22,13 +22,13 @@ def is_logarithmic(series: xr.Dataset) -> bool:
     return str(series.attrs["scale"]) == "log"
 
 
-def ramp(count: int) -> list[str]:
+def ramp(count: int, *, dark: bool = False) -> list[str]:
     """Return colours for an ordered set of lines, dark to bright; colour-blind readers see their order, too.
 
-    >>> ramp(3)
-    ['#0f0928', '#86277f', '#feab75']
+    >>> ramp(3), ramp(3, dark=True)[0]
+    (['#0f0b2c', '#a2307e', '#feab74'], '#782181')
     """
-    first, last = _RAMP
+    first, last = _RAMP[dark]
     shares = np.linspace(first, last, count) if count > 1 else np.array([(first + last) / 2])
     at = shares * (len(MAGMA) - 1)
     return [mixed(MAGMA[int(k)], MAGMA[min(int(k) + 1, len(MAGMA) - 1)], float(k % 1)) for k in at]
