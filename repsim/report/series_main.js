@@ -86,9 +86,9 @@ class SeriesPage extends Frame {
   }
 
   tables() {
-    const { part, measure, comparison } = this;
+    const { part, comparison } = this;
     const { columns, rows, title, words } = part.trends;
-    byId("trends").replaceChildren(...(rows.length ? [table(columns, rows, title, words)] : []));
+    byId("trends").replaceChildren(...(rows.length ? [table(columns.map(capitalised), rows, capitalised(title), words)] : []));
     const further = Object.keys(part.points[0].axes);
     const several = part.runs.length > 1;
     const heads = ["Point", ...(several ? ["Run"] : []), part.axis, ...further, ...part.measures.map(({ name }) => `${name} (95 %)`)];
@@ -99,7 +99,7 @@ class SeriesPage extends Frame {
         const at = { measure: name, comparison, point: k };
         return valueWithin(part.scalar("network", at), part.scalar("network_low", at), part.scalar("network_high", at));
       })]);
-    byId("points").replaceChildren(table(heads, listed, `Similarity with ${this.comparedWith}, mean over layers; chosen: ${measure}`));
+    byId("points").replaceChildren(table(heads, listed, `Similarity with ${this.comparedWith}, mean over layers`));
     this.mark();
   }
 
@@ -126,5 +126,8 @@ class SeriesPage extends Frame {
     this.listenToFrame();
   }
 }
+
+// Begins a heading with a capital letter, except the name of a quantity such as p.
+const capitalised = (text) => (text.length > 1 ? text.charAt(0).toUpperCase() + text.slice(1) : text);
 
 start(SeriesPage);
