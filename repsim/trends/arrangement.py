@@ -146,7 +146,9 @@ class Arrangement:
     @property
     def comparisons(self) -> tuple[str, ...]:
         """Kinds of comparisons that exist."""
-        return tuple(kind for kind in (REFERENCE, PREVIOUS, OTHER_RUNS) if any(self.partners(p)[kind] for p in self.points))
+        return tuple(
+            kind for kind in (REFERENCE, PREVIOUS, OTHER_RUNS) if any(self.partners(p)[kind] for p in self.points)
+        )
 
     def pair(self, a: Point, b: Point, *, whole: bool = True) -> Pair:
         """Return the pair of two points in the order of the series, so that each pair is computed once."""
@@ -251,7 +253,9 @@ def _readout(stores: Sequence[ActivationStore], readout: str | None) -> str:
     if readout is not None:
         for path, others in of_stores.items():
             if readout not in others:
-                raise InvalidInputError(f"{path} holds no layer that is read out by {readout}, only by {', '.join(others)}")
+                raise InvalidInputError(
+                    f"{path} holds no layer that is read out by {readout}, only by {', '.join(others)}"
+                )
         return readout
     if not common:
         raise InvalidInputError("the stores hold no readout in common: " + _first_two(of_stores))
@@ -328,7 +332,9 @@ def _check_points(points: Sequence[Point], axis: str, run_axis: str | None) -> N
             told = f"; they differ in {', '.join(differing)}" if differing else ""
             raise InvalidInputError(
                 f"two models stand at {axis}={a.value:g}{f' of {run_axis}={a.run}' if run_axis else ''}: {a} and {b}{told}",
-                remedy=Remedy("name the axis that tells runs apart with ", Argument("run"), ", or leave one of them out"),
+                remedy=Remedy(
+                    "name the axis that tells runs apart with ", Argument("run"), ", or leave one of them out"
+                ),
             )
     if len({point.value for point in points}) < 2:
         raise InvalidInputError(

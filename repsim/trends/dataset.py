@@ -14,15 +14,15 @@ from repsim._version import __version__
 from repsim.metrics import Metric
 from repsim.results.series_variables import NETWORK, OVER, describe_series
 from repsim.results.versions import SERIES, SERIES_VERSION
+from repsim.stores.axes import AxisValue
+from repsim.study.other_measures import identity_value
+from repsim.study.uncertainty import influence, jackknife, multiplier_bootstrap
 from repsim.trends.arrangement import OTHER_RUNS, PREVIOUS, REFERENCE, Arrangement, Point
 from repsim.trends.estimates import GIVEN_INPUT, Estimate, Measured, estimate, every_point, mean_over_layers, within
 from repsim.trends.options import SeriesOptions
 from repsim.trends.records import Records, Work
 from repsim.trends.trend import Scale, exponent, kendall, over_pairs_of_runs, over_runs, settled, slope
 from repsim.trends.words import summary, warnings
-from repsim.stores.axes import AxisValue
-from repsim.study.other_measures import identity_value
-from repsim.study.uncertainty import influence, jackknife, multiplier_bootstrap
 
 _LEVEL = (2.5, 97.5)
 _DRAWS = 1000
@@ -158,7 +158,9 @@ def _trends(
             if name == "slope" and finished.states:
                 values["p"][k] = means.p
             if len(left_out) and np.isfinite(means.mean):
-                without = np.nanmean([fit(run, left_out[:, run, k]) for run in runs if np.isfinite(fit(run, y[run, k]))], 0)
+                without = np.nanmean(
+                    [fit(run, left_out[:, run, k]) for run in runs if np.isfinite(fit(run, y[run, k]))], 0
+                )
                 interval = jackknife(means.mean, without)
                 ends[f"{name}_low"][k, 0], ends[f"{name}_high"][k, 0] = float(interval.low), float(interval.high)
     return {f"trend_{name}": of_all for name, of_all in (values | ends).items()}
@@ -177,9 +179,7 @@ def _of_measure(finished: Finished, estimates: Mapping[str, Estimate], measured:
     return values
 
 
-def _speed(
-    finished: Finished, previous: Estimate | None, measured: Measured
-) -> Float64[np.ndarray, "points G"]:
+def _speed(finished: Finished, previous: Estimate | None, measured: Measured) -> Float64[np.ndarray, "points G"]:
     """Return the angle to the previous point for each unit of the axis; only of cosines."""
     shape = len(finished.arranged.points), len(finished.arranged.layers)
     if previous is None or measured.spec != "cka":
@@ -292,10 +292,7 @@ def _attributes(finished: Finished, command: str) -> dict[str, Any]:
         "summary": "[]",
         "warnings": "[]",
         "stores": json.dumps(
-            [
-                {"model": p.name, "checksum": p.checksum, "provenance": p.store.provenance}
-                for p in arranged.everything
-            ]
+            [{"model": p.name, "checksum": p.checksum, "provenance": p.store.provenance} for p in arranged.everything]
         ),
         "axis": arranged.axis,
         "scale": finished.scale.name,
@@ -315,4 +312,3 @@ def selected_metrics(metrics: Sequence[Metric[Any]], n: int) -> tuple[list[Metri
     kept = [metric for metric in metrics if metric.spec != "cka"]
     notes = [f"{m.spec} is left out: it needs at least {m.min_samples} samples" for m in kept if m.min_samples > n]
     return [metric for metric in kept if metric.min_samples <= n], notes
-

@@ -27,12 +27,12 @@ from repsim.metrics.recipes.groups import Groups
 from repsim.runtime import tuning
 from repsim.runtime.processes import Ranks
 from repsim.runtime.progress import Steps, counter
-from repsim.trends.arrangement import Pair, Point
 from repsim.stores.alignment import AlignedView
 from repsim.study.controls import Control
-from repsim.study.gram_passes import ONE_SAMPLE, varies_in_one_sample
+from repsim.study.gram_passes import varies_in_one_sample
 from repsim.study.other_measures import as_similarity
 from repsim.study.partial_cka import MIN_ENERGY
+from repsim.trends.arrangement import Pair, Point
 
 Kinds = Float64[np.ndarray, "kinds ..."]
 _UNRELATED_SD = 2.02
@@ -220,7 +220,9 @@ def _compute(
             yield ("cka", pair), record
     for recipe, metrics in by_recipe(list(work.metrics), "features"):
         pairs = list(dict.fromkeys(pair for metric in metrics for pair in wanted[metric.spec]))
-        sources = [source for point in _models(pairs) for source in _sources(point, work.device, recipe_samples(metrics))]
+        sources = [
+            source for point in _models(pairs) for source in _sources(point, work.device, recipe_samples(metrics))
+        ]
         factors: Mapping[str, Any] = prepare(recipe, sources, device=work.device).factors
         for metric in metrics:
             for pair in wanted[metric.spec]:
@@ -309,9 +311,7 @@ def _cka(work: Work, pairs: Sequence[Pair], step: Callable[[], None]) -> dict[Pa
     models_of = {
         name: _Model(own[name], with_controls.get(name), sweep.noise[slices[name]], inputs, work) for name in slices
     }
-    return {
-        pair: _record(pair, between.get(pair, own[pair.a.name]), models_of, defined, work) for pair in pairs
-    }
+    return {pair: _record(pair, between.get(pair, own[pair.a.name]), models_of, defined, work) for pair in pairs}
 
 
 def _range(s: slice) -> Int64[np.ndarray, " d"]:

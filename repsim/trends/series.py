@@ -20,15 +20,15 @@ from repsim.runtime.memory import memory_to_use
 from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import Ranks, ranks
 from repsim.runtime.progress import Steps, report_steps
+from repsim.stores.alignment import AlignedView
+from repsim.stores.store import ActivationStore, as_stores, open_store
+from repsim.study import controls
+from repsim.study.sample_groups import groups_of
 from repsim.trends.arrangement import TIME_AXES, Arrangement, arrange
 from repsim.trends.dataset import Finished, selected_metrics, series_dataset
 from repsim.trends.options import METRICS, SeriesOptions
 from repsim.trends.records import Work, records
 from repsim.trends.trend import Scale
-from repsim.stores.alignment import AlignedView
-from repsim.stores.store import ActivationStore, as_stores, open_store
-from repsim.study import controls
-from repsim.study.sample_groups import groups_of
 
 StoreLike = ActivationStore | str | os.PathLike[str]
 _MIN_SAMPLES = 8
@@ -194,7 +194,9 @@ def _compute(
             arranged.everything, tuple(others), tuple(controls.inputs(opened)), groups, device,
             memory_to_use(device, options.memory),
         )  # fmt: skip
-        of_pairs = records(work, arranged.pairs(all_pairs=options.all_pairs), checkpoints=checkpoints, me=me, steps=step)
+        of_pairs = records(
+            work, arranged.pairs(all_pairs=options.all_pairs), checkpoints=checkpoints, me=me, steps=step
+        )
         scale = Scale.of(np.array(arranged.values)) if options.scale is None else Scale(options.scale == "log")
         states = options.axis in TIME_AXES if options.points is None else options.points == "states"
         finished = Finished(

@@ -11,10 +11,10 @@ import numpy as np
 import xarray as xr
 
 from repsim.results.series_variables import NETWORK
+from repsim.study.formatting import listed, number, p_value
 from repsim.trends.arrangement import OTHER_RUNS, REFERENCE
 from repsim.trends.estimates import GIVEN_INPUT
 from repsim.trends.trend import Mean, kendall, over_runs
-from repsim.study.formatting import listed, number, p_value
 
 ALPHA = 0.05
 _KINDS = {"cka": "debiased CKA", GIVEN_INPUT: "debiased CKA given the input"}
@@ -265,4 +265,3 @@ def _undefined(series: xr.Dataset) -> Iterator[str]:
     ]
     if missing:
         yield f"{len(missing)} values are undefined, because a layer is constant: {listed(missing)}."
-
