@@ -49,6 +49,7 @@ from repsim.runtime.hardware import choose_device, cores, release_free_heap
 from repsim.runtime.processes import ALONE, Ranks, restarted
 from repsim.runtime.progress import Progress
 from repsim.stores import reader
+from repsim.stores.axes import ENTRY, Axes, check_axes
 from repsim.stores.records import as_json
 from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store
@@ -186,6 +187,8 @@ class Extraction:
     """Name of the store, and of the model in results; by default the name of the extractor."""
     stated: Mapping[str, Any] = field(default_factory=dict)
     """Entries of the provenance that the user states, such as the architecture of a torch module."""
+    axes: Axes = field(default_factory=dict)
+    """Coordinates of the model that the user states, such as its training step."""
 
     def __repr__(self) -> str:
         return (
@@ -318,7 +321,8 @@ class Extraction:
 
     def provenance(self) -> dict[str, Any]:
         """Return everything that determines the values, and what the user states, as JSON values."""
-        return {**as_json(self.stated, "provenance"), **self._recorded()}
+        axes = {ENTRY: check_axes(self.axes)} if self.axes else {}
+        return {**as_json(self.stated, "provenance"), **self._recorded(), **axes}
 
     def _recorded(self) -> dict[str, Any]:
         return {

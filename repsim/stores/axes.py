@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from repsim.errors import Argument, InvalidInputError, Remedy, RepsimError
+from repsim.errors import Argument, InvalidArgumentError, InvalidInputError, Remedy, RepsimError
 from repsim.labels import check_name
 
 AxisValue = float | int | str
@@ -109,6 +109,24 @@ def read_value(text: str) -> AxisValue:
     if len(text) <= _LONGEST and _NUMBER.fullmatch(text):
         return int(text) if text.lstrip("+-").isdecimal() else float(text)
     return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def read_texts(axes: Any) -> dict[str, AxisValue]:
+    """Return axes from a mapping or from texts ``NAME=VALUE``, with texts that write a number as numbers.
+
+    >>> read_texts(["step=1000", "lr=1e-3"]), read_texts({"step": "1000", "run": "a"})
+    ({'step': 1000, 'lr': 0.001}, {'step': 1000, 'run': 'a'})
+    """
+    if not isinstance(axes, Mapping):
+        pairs = [str(text).partition("=") for text in axes]
+        for name, equals, value in pairs:
+            if not (name.strip() and equals and value.strip()):
+                raise InvalidArgumentError("axes", "NAME=VALUE (step=1000, run=a)", name + equals + value)
+        names = [name.strip() for name, _, _ in pairs]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InvalidInputError(Argument("axes"), f": {twice} is given twice")
+        axes = {name: value for name, (_, _, value) in zip(names, pairs, strict=True)}
+    return check_axes({name: read_value(value) if isinstance(value, str) else value for name, value in axes.items()})
 
 
 def axes_of(provenance: Mapping[str, Any]) -> dict[str, AxisValue]:
