@@ -15,6 +15,7 @@ from repsim.extraction.options import Model
 from repsim.extraction.patterns import expand_patterns
 from repsim.extractors import zoo as _zoo  # noqa: F401 - registers the networks of digits
 from repsim.pipeline import plan_study
+from repsim.stores.axes import axes_of
 from repsim.stores.axes_files import read_axes
 from repsim.study.study_file import parse_protocol
 from tests.commands.calls import fail, run, succeed
@@ -31,6 +32,10 @@ def touch(folder: Path, *names: str) -> None:
 
 def expand(folder: Path, pattern: str, **keywords: Any) -> list[Model]:
     return expand_patterns([Model(name="digits_vit", weights=str(folder / pattern), **keywords)])
+
+
+def stated(store: repsim.ActivationStore) -> dict[str, Any]:
+    return dict(axes_of(store.provenance))
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +55,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_axes_are_stated_for_all_models_or_for_each(tmp_path: Path) -> None:
     names = ["digits_vit.seed0", "digits_vit.seed1"]
     stores = repsim.extract(names, "digits", tmp_path, axes=[{"seed": 0, "lr": np.float32(0.5)}, {"seed": 1}], **COMMON)
-    assert [store.axes for store in stores] == [{"seed": 0, "lr": 0.5}, {"seed": 1}]
+    assert [stated(store) for store in stores] == [{"seed": 0, "lr": 0.5}, {"seed": 1}]
     again = repsim.extract(names[0], "digits", tmp_path / "all", axes={"width": 64}, **COMMON)
-    assert again.axes == {"width": 64}
+    assert stated(again) == {"width": 64}
     assert np.array_equal(again["blocks.0"][:], stores[0]["blocks.0"][:])
     with pytest.raises(InvalidInputError, match="2 axes for 1 model"):
         repsim.extract(names[:1], "digits", tmp_path, axes=[{}, {}], **COMMON)
@@ -61,7 +66,7 @@ def test_axes_are_stated_for_all_models_or_for_each(tmp_path: Path) -> None:
 def test_axes_of_the_command_line_are_numbers_or_texts(tmp_path: Path) -> None:
     succeed("extract", "digits_vit.seed0", *OPTIONS, "--axes", "step=001000", "--axes", "run='7'", "-o", tmp_path)
     with repsim.open_store(tmp_path / "digits_vit.seed0.h5") as store:
-        assert store.axes == {"step": 1000, "run": "7"}
+        assert stated(store) == {"step": 1000, "run": "7"}
     for axes, message in {
         ("step",): "--axes is NAME=VALUE (step=1000, run=a), not 'step'",
         ("step=",): "--axes is NAME=VALUE",
@@ -99,7 +104,7 @@ def test_a_pattern_is_one_store_per_file(tmp_path: Path, runs: Path) -> None:
         weights = tmp_path / "alone.pt"
         alone = repsim.extract("digits_vit", "digits", tmp_path / "alone", weights=weights, overwrite=True, **COMMON)
         with repsim.open_store(tmp_path / f"{name}.h5") as store:
-            assert store.axes == axes
+            assert stated(store) == axes
             assert np.array_equal(store["blocks.0"][:], alone["blocks.0"][:])
     again = succeed("extract", "digits_vit", "--weights", pattern, *OPTIONS, "-o", tmp_path)
     assert again.stderr.count("is complete already") == 5
@@ -111,7 +116,7 @@ def test_patterns_in_python_give_a_list(tmp_path: Path, runs: Path) -> None:
         repsim.extract("digits_vit", "digits", tmp_path, weights=pattern, **COMMON)
     stores = repsim.extract(["digits_vit"], "digits", tmp_path, weights=pattern, name=["net"], axes={"lr": 1}, **COMMON)
     assert [store.model for store in stores] == ["net.step-0", "net.step-90", "net.step-1000"]
-    assert stores[1].axes == {"lr": 1, "step": 90}
+    assert stated(stores[1]) == {"lr": 1, "step": 90}
     with pytest.raises(InvalidInputError, match="step is 5, but 0 in its name; state it once"):
         repsim.extract(["digits_vit"], "digits", tmp_path, weights=pattern, axes={"step": 5}, **COMMON)
 
@@ -175,8 +180,8 @@ def test_a_csv_file_says_axes_by_file_of_weights(tmp_path: Path, runs: Path, cap
     stores = repsim.extract(["digits_vit"], "digits", tmp_path, weights=str(runs / "{run}" / "step_{step:d}.pt"),
                             axes_file=table, **COMMON)  # fmt: skip
     assert [store.axes.get("lr") for store in stores] == [0.1, 0.1, 0.1, 0.01, None]
-    assert stores[0].axes == {"run": "a", "step": 0, "lr": 0.1, "note": "first"}
-    assert stores[3].axes == {"run": "b", "step": 0, "lr": 0.01}
+    assert stated(stores[0]) == {"run": "a", "step": 0, "lr": 0.1, "note": "first"}
+    assert stated(stores[3]) == {"run": "b", "step": 0, "lr": 0.01}
     assert "lines without a model: c/none.pt" in caplog.text
     assert "models without a line: digits_vit.run-b.step-90" in caplog.text
 
@@ -185,7 +190,7 @@ def test_a_csv_file_says_axes_by_model(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("width;model\n64;digits_vit.seed0\n032;net\n")
     succeed("extract", "digits_vit.seed0", *OPTIONS, "--axes-file", tmp_path / "m.csv", "-o", tmp_path)
     with repsim.open_store(tmp_path / "digits_vit.seed0.h5") as store:
-        assert store.axes == {"width": 64}
+        assert stated(store) == {"width": 64}
     assert read_axes(tmp_path / "m.csv") == {"digits_vit.seed0": {"width": 64}, "net": {"width": 32}}
 
 

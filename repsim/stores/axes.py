@@ -21,6 +21,8 @@ Axes = Mapping[str, AxisValue]
 
 ENTRY = "axes"
 """Entry of the provenance with the axes that the user has stated."""
+COMPUTED = "computed"
+"""Entry of the provenance with axes that the extraction has computed: the size of the network."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LARGEST = 2**63
 """Integers of this modulus or above do not fit into the files of results."""
@@ -129,16 +131,16 @@ def read_texts(axes: Any) -> dict[str, AxisValue]:
     return check_axes({name: read_value(value) if isinstance(value, str) else value for name, value in axes.items()})
 
 
-def axes_of(provenance: Mapping[str, Any]) -> dict[str, AxisValue]:
-    """Return the axes in the provenance of a store; none if it has no such entry, or one of another meaning.
+def axes_of(provenance: Mapping[str, Any], entry: str = ENTRY) -> dict[str, AxisValue]:
+    """Return the axes in an entry of the provenance of a store; none if it is missing, or of another meaning.
 
-    Before stores had axes, a user may have recorded anything under this name.
+    Before stores had axes, a user may have recorded anything under these names.
 
     >>> axes_of({"axes": {"step": 3}}), axes_of({"axes": "NCHW"}), axes_of({})
     ({'step': 3}, {}, {})
     """
     try:
-        return check_axes(provenance.get(ENTRY, {}))
+        return check_axes(provenance.get(entry, {}))
     except RepsimError:
         return {}
 
@@ -157,4 +159,6 @@ def in_words(axes: Axes) -> str:
     >>> in_words({"step": 1000, "run": "a"})
     'step=1000, run=a'
     """
-    return ", ".join(f"{name}={value}" for name, value in axes.items())
+    return ", ".join(
+        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in axes.items()
+    )
