@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
+from scipy import stats
 
 from repsim.results.series_variables import COMPARISONS, OVER, SERIES_VARIABLES, describe_series
 
@@ -34,6 +35,9 @@ def training(runs: Sequence[str] = ("a", "b"), *, every_point: bool = False) -> 
         "other runs": 0.9 * start + (0.85 - 0.9 * start) * learned,
     }
     to["previous"][step == 0] = np.nan
+    order = np.repeat(np.arange(len(runs)), len(STEPS))[:, None]
+    for name in ("reference", "previous"):  # runs differ a little
+        to[name] = 1 - (1 - to[name]) * (1 + 0.15 * order)
     similarity = np.stack([np.stack([STRENGTH[m] * to[c] for c in comparisons]) for m in MEASURES])
     series = _series(
         points=points, axis="step", layers=LAYERS, depth=depth, comparisons=comparisons, similarity=similarity,
@@ -96,23 +100,39 @@ def _series(
     near = np.exp(-2 * np.abs(own[:, :, None] - own[:, None, :]))
     final = np.exp(-2 * np.abs(own[:, :, None] - own[-1][None, None, :]))
     level = similarity.mean(-1)[..., None, None]
+    first = np.array([run.tolist().index(one) for one in run])
     names_of_layers = np.full((len(points), largest), "", "<U20")
     for row, count in zip(names_of_layers, counts, strict=True):
         row[:count] = layers if count == len(layers) and axis == "step" else [f"block{i}" for i in range(count)]
     speed = np.arccos(np.clip(similarity[:, min(1, len(comparisons) - 1)], -1, 1)) / 10
     settled = np.stack([np.outer(1 + 0.5 * np.arange(len(runs)), 10 ** (1 + 2.5 * depth)) for _ in MEASURES])
-    settled = np.clip(settled, value.min(), value.max())
+    least, most = (float(end) for end in (value.min(), value.max()))
+    settled = np.clip(settled, least, most)
     trend_of = ["network", *layers]
     size = len(MEASURES), len(comparisons), len(trend_of)
-    slope = np.linspace(0.02, 0.2, np.prod(size)).reshape(size)
-    width = np.array([0.01, 0.04]) * (np.nan if len(runs) < 2 and len(points) < 3 else 1)
+    series_of = np.concatenate([similarity.mean(-1, keepdims=True), similarity], -1)
+    tau, p, slope = (np.full(size, np.nan) for _ in range(3))
+    for at in np.ndindex(*size):
+        y = series_of[at[0], at[1], :, at[2]]
+        use = np.isfinite(y)
+        tau[at], p[at] = stats.kendalltau(value[use].astype(float), y[use])
+        use &= value.astype(float) > 0
+        slope[at] = stats.theilslopes(y[use], np.log10(value[use].astype(float))).slope
+    width = np.array([0.01, 0.03 if len(runs) > 1 else np.nan])
     along = {
         "similarity": similarity, "similarity_low": low, "similarity_high": high,
         "network": similarity.mean(-1), "network_low": low.mean(-1), "network_high": high.mean(-1),
+        **{
+            f"gain{end}": values.mean(-1) - similarity.mean(-1)[..., first]
+            for end, values in (("", similarity), ("_low", low), ("_high", high))
+        },
         "threshold": threshold, "calibrated": np.maximum(0, (similarity - threshold) / (1 - threshold)),
         "blocks": final * level, "within": np.stack([STRENGTH[m] * near for m in MEASURES]),
-        "speed": speed, "settled": settled, "settled_low": settled * 0.8, "settled_high": settled * 1.3,
-        "trend_tau": np.tanh(5 * slope), "trend_p": np.exp(-20 * slope),
+        "speed": speed, "settled": settled, "settled_low": settled * 0.8,
+        "settled_high": np.clip(settled * 1.3, least, most),
+        **{f"depth_order{end}": np.full((len(MEASURES), len(runs)), by) for end, by in (("", 0.9), ("_low", 0.7),
+                                                                                        ("_high", 1.0))},
+        "trend_tau": tau, "trend_p": p,
         "trend_slope": slope, "trend_exponent": -slope,
         "trend_slope_low": slope[..., None] - width, "trend_slope_high": slope[..., None] + width,
         "trend_exponent_low": -slope[..., None] - width, "trend_exponent_high": -slope[..., None] + width,
@@ -126,13 +146,15 @@ def _series(
             "layer": np.array(layers), "depth": ("layer", depth), "measure": list(MEASURES),
             "comparison": list(comparisons), "own_layer": np.arange(largest), "other_layer": np.arange(largest),
             "layer_name": (("point", "own_layer"), names_of_layers), "one_run": runs, "trend_of": trend_of,
-            "over": list(OVER), "n_samples": 500, "data": "500 pictures of CIFAR-10 (test)",
+            "over": list(OVER), "n_samples": 500, "data": "cifar10-test",
         },
         {
             "format": "repsim-series", "format_version": 1, "created": "2026-11-29T12:00:00+00:00",
             "repsim_version": "0.2.0", "command": "repsim series 'acts/*.h5' -o series.nc",
             "samples_fingerprint": "0" * 64, "stores": json.dumps(stores), "axis": axis, "reference": "last",
-            "settled_at": 0.9,
+            "settled_at": 0.9, "scale": "log", "points": "networks" if axis == "width" else "states",
+            "run_axis": "run" if len(runs) > 1 else "", "readout": "mean", "seed": 0, "input_controls": '["pixels"]',
+            "matched_by": "names" if axis == "step" else "relative depth",
             "summary": json.dumps([f"Similarity to the last point rises with the {axis}."]),
             "warnings": json.dumps(["Two runs are few: intervals over runs are wide."]),
         },

@@ -82,7 +82,7 @@ def test_a_series_is_read_as_it_was_saved(name: str, tmp_path: Path) -> None:
     assert run("verify", path).stdout == f"{path}: OK: the digest matches\n"
     inspected = run("inspect", path)
     assert inspected.exit_code == 0
-    assert "repsim-series on 500 pictures" in inspected.stdout
+    assert "repsim-series on cifar10-test" in inspected.stdout
 
 
 @pytest.mark.parametrize("name", INVALID)
