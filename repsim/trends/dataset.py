@@ -1,7 +1,7 @@
 """Make the data set of a series from the similarities of its points."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -144,13 +144,14 @@ def _trends(
     values = {name: np.full(columns, np.nan) for name in ("tau", "p", "slope", "exponent")}
     ends = {f"{name}_{end}": np.full((columns, len(OVER)), np.nan) for name in ("slope", "exponent") for end in _ENDS}
     runs = [np.array(finished.positions(run)) for run in arranged.runs]
+    fits: dict[str, Callable[[Any, Any], Any]] = {
+        "slope": lambda positions, of_points: slope(x[positions], of_points),
+        "exponent": lambda positions, of_points: exponent(finished.x[positions], of_points, measured.identity),
+    }
     for k in range(columns):
         rank = kendall([(finished.x[run], y[run, k]) for run in runs])
         values["tau"][k], values["p"][k] = rank.tau, np.nan if finished.states else rank.p
-        for name, fit in (
-            ("slope", lambda positions, v: slope(x[positions], v)),
-            ("exponent", lambda positions, v: exponent(finished.x[positions], v, measured.identity)),
-        ):
+        for name, fit in fits.items():
             of_runs = np.array([fit(run, y[run, k]) for run in runs])
             means = over_pairs_of_runs(of_runs) if comparison == OTHER_RUNS else over_runs(of_runs)
             values[name][k] = means.mean
@@ -158,9 +159,8 @@ def _trends(
             if name == "slope" and finished.states:
                 values["p"][k] = means.p
             if len(left_out) and np.isfinite(means.mean):
-                without = np.nanmean(
-                    [fit(run, left_out[:, run, k]) for run in runs if np.isfinite(fit(run, y[run, k]))], 0
-                )
+                fitted = [run for run, value in zip(runs, of_runs, strict=True) if np.isfinite(value)]
+                without = np.mean([fit(run, left_out[:, run, k]) for run in fitted], axis=0)
                 interval = jackknife(means.mean, without)
                 ends[f"{name}_low"][k, 0], ends[f"{name}_high"][k, 0] = float(interval.low), float(interval.high)
     return {f"trend_{name}": of_all for name, of_all in (values | ends).items()}
@@ -188,7 +188,7 @@ def _speed(finished: Finished, previous: Estimate | None, measured: Measured) ->
     for run in finished.arranged.runs:
         positions = finished.positions(run)
         distance[positions[1:]] = np.diff(finished.x[positions])
-    return np.arccos(np.clip(previous.values, -1, 1)) / distance[:, None]
+    return np.asarray(np.arccos(np.clip(previous.values, -1, 1)) / distance[:, None])
 
 
 def _settled(finished: Finished, reference: Estimate | None, measured: Measured) -> Values:

@@ -24,7 +24,7 @@ def test_kendall_of_two_runs_counts_all_orders(rng: np.random.Generator) -> None
 
     def total(orders: tuple[tuple[int, ...], ...]) -> float:
         pairs = itertools.combinations(range(4), 2)
-        return sum(np.sign(order[j] - order[i]) for i, j in pairs for order in orders)
+        return float(sum(np.sign(order[j] - order[i]) for i, j in pairs for order in orders))
 
     observed = total(tuple(tuple(stats.rankdata(y)) for y in ys))
     everything = [total(orders) for orders in itertools.product(itertools.permutations(range(4)), repeat=2)]
