@@ -16,9 +16,7 @@ from repsim.trends.options import SeriesOptions
 @click.command(cls=Command)
 @click.argument("stores", nargs=-1, required=True, type=PATH, shell_complete=completing.files(".h5"))
 @click.option("-o", "--out", type=PATH, help="Save the series here, as netCDF (.nc).")
-@options(
-    SeriesOptions, flags={"metrics": ["-m", "--metric", "metrics"]}, complete={"metrics": completing.metrics}
-)
+@options(SeriesOptions, flags={"metrics": ["-m", "--metric", "metrics"]}, complete={"metrics": completing.metrics})
 @JSON
 def series(stores: Sequence[Path], out: Path | None, *, as_json: bool, **chosen: Any) -> None:
     """Compare models along an axis: training time, width, depth, size, corruption level.

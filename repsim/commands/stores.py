@@ -58,8 +58,11 @@ def inspect(store: Path, *, as_json: bool) -> None:
             return
         ids = opened.sample_ids.ids
         click.echo(f"{store}: {opened.model} on {opened.data}, {len(ids)} samples ({ids[0]} ... {ids[-1]})")
-        if opened.axes:
-            click.echo(f"axes: {axes.in_words(opened.axes)}")
+        if stated := axes.axes_of(opened.provenance):
+            click.echo(f"axes: {axes.in_words(stated)}")
+        if opened.computed_axes:
+            rule = f" ({opened.prediction_rule})" if opened.accuracy is not None else ""
+            click.echo(f"computed axes: {axes.in_words(opened.computed_axes)}{rule}")
         if opened.labels is not None:
             click.echo(f"labels: {len(opened.classes) or len(set(opened.labels.tolist()))} classes")
         if opened.groups is not None:
@@ -69,8 +72,9 @@ def inspect(store: Path, *, as_json: bool) -> None:
             click.echo(f"pixels of the input: {times(opened.pixels.shape)}, a control beside the layers")
         if opened.statistics is not None:
             click.echo(f"statistics of the input: {times(opened.statistics.shape)}, a control beside the layers")
+        shown = {key for key in (axes.ENTRY, axes.COMPUTED) if axes.axes_of(opened.provenance, key)}
         for key, value in opened.provenance.items():
-            if value not in (None, "", {}, []) and not (key == axes.ENTRY and opened.axes):
+            if value not in (None, "", {}, []) and key not in shown:
                 click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
 
 

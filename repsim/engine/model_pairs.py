@@ -38,7 +38,7 @@ class Block:
     """Whether sums of all pairs of layers are needed, and not only those of the matched ones."""
     products: Float64[np.ndarray, "rows columns"] = field(default_factory=lambda: np.zeros((0, 0)))
     """<A, B> of all pairs of layers; NaN if only the matched ones were needed."""
-    of_samples: Float64[np.ndarray, "n *pairs"] = field(default_factory=lambda: np.zeros((0, 0)))
+    of_samples: Float64[np.ndarray, "samples ..."] = field(default_factory=lambda: np.zeros((0, 0)))
     """D_i = sum_j A_ij B_ij of the matched pairs, (n, m), or of all pairs, (n, rows, columns)."""
 
     def matched_products(self) -> Float64[np.ndarray, " m"]:
@@ -90,22 +90,22 @@ class ModelPairs(GramSweep):
     def _collect(self, stack: Tensor, i: slice, j: slice, products: Tensor, squares: Tensor) -> None:
         tiles = stack[0]
         once = i == j
-        for block, (sums, of_samples) in zip(self.blocks, self._sums, strict=True):
+        for block, (totals, of_samples) in zip(self.blocks, self._sums, strict=True):
             if block.whole or block.matched is None:
                 a, b = (self._side(tiles, side) for side in (block.rows, block.columns))
                 by_row = a.transpose(0, 1) @ b.permute(1, 2, 0)  # (i, rows, columns): short sums, in float32
-                of_rows = by_row.to(sums.device).double()
-                sums += (1 if once else 2) * of_rows.sum(0)
+                of_rows = by_row.to(of_samples.device).double()
+                totals.add_((1 if once else 2) * of_rows.sum(0))
                 if block.matched is None:
                     of_samples[i] += of_rows
                     if not once:
-                        of_samples[j] += (a.permute(2, 0, 1) @ b.permute(2, 1, 0)).to(sums.device).double()
+                        of_samples[j] += (a.permute(2, 0, 1) @ b.permute(2, 1, 0)).to(of_samples.device).double()
             if block.matched is not None:
                 for k, (row, column) in enumerate(zip(*map(np.ndarray.tolist, block.matched), strict=True)):
                     both = tiles[row] * tiles[column]
-                    of_samples[i, k] += both.sum(1).to(sums.device).double()
+                    of_samples[i, k] += both.sum(1).to(of_samples.device).double()
                     if not once:
-                        of_samples[j, k] += both.sum(0).to(sums.device).double()
+                        of_samples[j, k] += both.sum(0).to(of_samples.device).double()
 
     @staticmethod
     def _side(tiles: Tensor, layers: slice) -> Tensor:

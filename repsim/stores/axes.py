@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from repsim.errors import Argument, InvalidInputError, Remedy, RepsimError
+from repsim.errors import Argument, InvalidArgumentError, InvalidInputError, Remedy, RepsimError
 from repsim.labels import check_name
 
 AxisValue = float | int | str
@@ -21,6 +21,8 @@ Axes = Mapping[str, AxisValue]
 
 ENTRY = "axes"
 """Entry of the provenance with the axes that the user has stated."""
+COMPUTED = "computed"
+"""Entry of the provenance with axes that the extraction has computed: the size of the network."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LARGEST = 2**63
 """Integers of this modulus or above do not fit into the files of results."""
@@ -111,16 +113,34 @@ def read_value(text: str) -> AxisValue:
     return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
-def axes_of(provenance: Mapping[str, Any]) -> dict[str, AxisValue]:
-    """Return the axes in the provenance of a store; none if it has no such entry, or one of another meaning.
+def read_texts(axes: Any) -> dict[str, AxisValue]:
+    """Return axes from a mapping or from texts ``NAME=VALUE``, with texts that write a number as numbers.
 
-    Before stores had axes, a user may have recorded anything under this name.
+    >>> read_texts(["step=1000", "lr=1e-3"]), read_texts({"step": "1000", "run": "a"})
+    ({'step': 1000, 'lr': 0.001}, {'step': 1000, 'run': 'a'})
+    """
+    if not isinstance(axes, Mapping):
+        pairs = [str(text).partition("=") for text in axes]
+        for name, equals, value in pairs:
+            if not (name.strip() and equals and value.strip()):
+                raise InvalidArgumentError("axes", "NAME=VALUE (step=1000, run=a)", name + equals + value)
+        names = [name.strip() for name, _, _ in pairs]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InvalidInputError(Argument("axes"), f": {twice} is given twice")
+        axes = {name: value for name, (_, _, value) in zip(names, pairs, strict=True)}
+    return check_axes({name: read_value(value) if isinstance(value, str) else value for name, value in axes.items()})
+
+
+def axes_of(provenance: Mapping[str, Any], entry: str = ENTRY) -> dict[str, AxisValue]:
+    """Return the axes in an entry of the provenance of a store; none if it is missing, or of another meaning.
+
+    Before stores had axes, a user may have recorded anything under these names.
 
     >>> axes_of({"axes": {"step": 3}}), axes_of({"axes": "NCHW"}), axes_of({})
     ({'step': 3}, {}, {})
     """
     try:
-        return check_axes(provenance.get(ENTRY, {}))
+        return check_axes(provenance.get(entry, {}))
     except RepsimError:
         return {}
 
@@ -139,4 +159,6 @@ def in_words(axes: Axes) -> str:
     >>> in_words({"step": 1000, "run": "a"})
     'step=1000, run=a'
     """
-    return ", ".join(f"{name}={value}" for name, value in axes.items())
+    return ", ".join(
+        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in axes.items()
+    )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
+from itertools import chain, combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -146,7 +146,9 @@ class Arrangement:
     @property
     def comparisons(self) -> tuple[str, ...]:
         """Kinds of comparisons that exist."""
-        return tuple(kind for kind in (REFERENCE, PREVIOUS, OTHER_RUNS) if any(self.partners(p)[kind] for p in self.points))
+        return tuple(
+            kind for kind in (REFERENCE, PREVIOUS, OTHER_RUNS) if any(self.partners(p)[kind] for p in self.points)
+        )
 
     def pair(self, a: Point, b: Point, *, whole: bool = True) -> Pair:
         """Return the pair of two points in the order of the series, so that each pair is computed once."""
@@ -158,7 +160,7 @@ class Arrangement:
         by_value = sorted(self.points, key=lambda point: (point.value, point.run))
         pairs: dict[tuple[str, str], Pair] = {}
         for point in (*([self.outside] if self.outside else []), *by_value):
-            partners = [point] if point is self.outside else [point, *sum(self.partners(point).values(), [])]
+            partners = [point] if point is self.outside else [point, *chain(*self.partners(point).values())]
             for partner in partners:
                 pair = self.pair(point, partner)
                 pairs.setdefault((pair.a.name, pair.b.name), pair)
@@ -251,7 +253,9 @@ def _readout(stores: Sequence[ActivationStore], readout: str | None) -> str:
     if readout is not None:
         for path, others in of_stores.items():
             if readout not in others:
-                raise InvalidInputError(f"{path} holds no layer that is read out by {readout}, only by {', '.join(others)}")
+                raise InvalidInputError(
+                    f"{path} holds no layer that is read out by {readout}, only by {', '.join(others)}"
+                )
         return readout
     if not common:
         raise InvalidInputError("the stores hold no readout in common: " + _first_two(of_stores))
@@ -322,13 +326,16 @@ def _natural(name: str) -> tuple[int, float, str]:
 
 def _check_points(points: Sequence[Point], axis: str, run_axis: str | None) -> None:
     """Refuse fewer than two values, and two models at one value of a run."""
-    for a, b in zip(points, points[1:], strict=False):
+    for a, b in pairwise(points):
         if (a.run, a.value) == (b.run, b.value):
             differing = [name for name in a.axes if name != axis and a.axes[name] != b.axes.get(name)]
             told = f"; they differ in {', '.join(differing)}" if differing else ""
+            place = f"{axis}={a.value:g}{f' of {run_axis}={a.run}' if run_axis else ''}"
             raise InvalidInputError(
-                f"two models stand at {axis}={a.value:g}{f' of {run_axis}={a.run}' if run_axis else ''}: {a} and {b}{told}",
-                remedy=Remedy("name the axis that tells runs apart with ", Argument("run"), ", or leave one of them out"),
+                f"two models stand at {place}: {a} and {b}{told}",
+                remedy=Remedy(
+                    "name the axis that tells runs apart with ", Argument("run"), ", or leave one of them out"
+                ),
             )
     if len({point.value for point in points}) < 2:
         raise InvalidInputError(

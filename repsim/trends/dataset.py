@@ -1,7 +1,7 @@
 """Make the data set of a series from the similarities of its points."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,15 +14,15 @@ from repsim._version import __version__
 from repsim.metrics import Metric
 from repsim.results.series_variables import NETWORK, OVER, describe_series
 from repsim.results.versions import SERIES, SERIES_VERSION
+from repsim.stores.axes import AxisValue
+from repsim.study.other_measures import identity_value
+from repsim.study.uncertainty import influence, jackknife, multiplier_bootstrap
 from repsim.trends.arrangement import OTHER_RUNS, PREVIOUS, REFERENCE, Arrangement, Point
 from repsim.trends.estimates import GIVEN_INPUT, Estimate, Measured, estimate, every_point, mean_over_layers, within
 from repsim.trends.options import SeriesOptions
 from repsim.trends.records import Records, Work
 from repsim.trends.trend import Scale, exponent, kendall, over_pairs_of_runs, over_runs, settled, slope
 from repsim.trends.words import summary, warnings
-from repsim.stores.axes import AxisValue
-from repsim.study.other_measures import identity_value
-from repsim.study.uncertainty import influence, jackknife, multiplier_bootstrap
 
 _LEVEL = (2.5, 97.5)
 _DRAWS = 1000
@@ -144,13 +144,14 @@ def _trends(
     values = {name: np.full(columns, np.nan) for name in ("tau", "p", "slope", "exponent")}
     ends = {f"{name}_{end}": np.full((columns, len(OVER)), np.nan) for name in ("slope", "exponent") for end in _ENDS}
     runs = [np.array(finished.positions(run)) for run in arranged.runs]
+    fits: dict[str, Callable[[Any, Any], Any]] = {
+        "slope": lambda positions, of_points: slope(x[positions], of_points),
+        "exponent": lambda positions, of_points: exponent(finished.x[positions], of_points, measured.identity),
+    }
     for k in range(columns):
         rank = kendall([(finished.x[run], y[run, k]) for run in runs])
         values["tau"][k], values["p"][k] = rank.tau, np.nan if finished.states else rank.p
-        for name, fit in (
-            ("slope", lambda positions, v: slope(x[positions], v)),
-            ("exponent", lambda positions, v: exponent(finished.x[positions], v, measured.identity)),
-        ):
+        for name, fit in fits.items():
             of_runs = np.array([fit(run, y[run, k]) for run in runs])
             means = over_pairs_of_runs(of_runs) if comparison == OTHER_RUNS else over_runs(of_runs)
             values[name][k] = means.mean
@@ -158,7 +159,8 @@ def _trends(
             if name == "slope" and finished.states:
                 values["p"][k] = means.p
             if len(left_out) and np.isfinite(means.mean):
-                without = np.nanmean([fit(run, left_out[:, run, k]) for run in runs if np.isfinite(fit(run, y[run, k]))], 0)
+                fitted = [run for run, value in zip(runs, of_runs, strict=True) if np.isfinite(value)]
+                without = np.mean([fit(run, left_out[:, run, k]) for run in fitted], axis=0)
                 interval = jackknife(means.mean, without)
                 ends[f"{name}_low"][k, 0], ends[f"{name}_high"][k, 0] = float(interval.low), float(interval.high)
     return {f"trend_{name}": of_all for name, of_all in (values | ends).items()}
@@ -177,9 +179,7 @@ def _of_measure(finished: Finished, estimates: Mapping[str, Estimate], measured:
     return values
 
 
-def _speed(
-    finished: Finished, previous: Estimate | None, measured: Measured
-) -> Float64[np.ndarray, "points G"]:
+def _speed(finished: Finished, previous: Estimate | None, measured: Measured) -> Float64[np.ndarray, "points G"]:
     """Return the angle to the previous point for each unit of the axis; only of cosines."""
     shape = len(finished.arranged.points), len(finished.arranged.layers)
     if previous is None or measured.spec != "cka":
@@ -188,7 +188,7 @@ def _speed(
     for run in finished.arranged.runs:
         positions = finished.positions(run)
         distance[positions[1:]] = np.diff(finished.x[positions])
-    return np.arccos(np.clip(previous.values, -1, 1)) / distance[:, None]
+    return np.asarray(np.arccos(np.clip(previous.values, -1, 1)) / distance[:, None])
 
 
 def _settled(finished: Finished, reference: Estimate | None, measured: Measured) -> Values:
@@ -292,10 +292,7 @@ def _attributes(finished: Finished, command: str) -> dict[str, Any]:
         "summary": "[]",
         "warnings": "[]",
         "stores": json.dumps(
-            [
-                {"model": p.name, "checksum": p.checksum, "provenance": p.store.provenance}
-                for p in arranged.everything
-            ]
+            [{"model": p.name, "checksum": p.checksum, "provenance": p.store.provenance} for p in arranged.everything]
         ),
         "axis": arranged.axis,
         "scale": finished.scale.name,
@@ -315,4 +312,3 @@ def selected_metrics(metrics: Sequence[Metric[Any]], n: int) -> tuple[list[Metri
     kept = [metric for metric in metrics if metric.spec != "cka"]
     notes = [f"{m.spec} is left out: it needs at least {m.min_samples} samples" for m in kept if m.min_samples > n]
     return [metric for metric in kept if metric.min_samples <= n], notes
-

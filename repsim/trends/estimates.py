@@ -74,9 +74,7 @@ class _Oriented:
     block: Float64[np.ndarray, "own other"]
 
 
-def _oriented(
-    records: Records, measured: Measured, arranged: Arrangement, point: Point, partner: Point
-) -> _Oriented:
+def _oriented(records: Records, measured: Measured, arranged: Arrangement, point: Point, partner: Point) -> _Oriented:
     pair = arranged.pair(point, partner)
     record = records[measured.spec, pair]
     block = record.blocks[measured.kind]
@@ -120,4 +118,3 @@ def mean_over_layers(values: Float64[np.ndarray, "*batch G"], depth_axis: int = 
     sums = np.where(defined, values, 0).sum(depth_axis)
     counts = defined.sum(depth_axis)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-

@@ -27,12 +27,12 @@ from repsim.metrics.recipes.groups import Groups
 from repsim.runtime import tuning
 from repsim.runtime.processes import Ranks
 from repsim.runtime.progress import Steps, counter
-from repsim.trends.arrangement import Pair, Point
 from repsim.stores.alignment import AlignedView
 from repsim.study.controls import Control
-from repsim.study.gram_passes import ONE_SAMPLE, varies_in_one_sample
+from repsim.study.gram_passes import varies_in_one_sample
 from repsim.study.other_measures import as_similarity
 from repsim.study.partial_cka import MIN_ENERGY
+from repsim.trends.arrangement import Pair, Point
 
 Kinds = Float64[np.ndarray, "kinds ..."]
 _UNRELATED_SD = 2.02
@@ -220,17 +220,13 @@ def _compute(
             yield ("cka", pair), record
     for recipe, metrics in by_recipe(list(work.metrics), "features"):
         pairs = list(dict.fromkeys(pair for metric in metrics for pair in wanted[metric.spec]))
-        sources = [source for point in _models(pairs) for source in _sources(point, work.device, recipe_samples(metrics))]
+        least = max(metric.min_samples for metric in metrics)
+        sources = [source for point in _models(pairs) for source in _sources(point, work.device, least)]
         factors: Mapping[str, Any] = prepare(recipe, sources, device=work.device).factors
         for metric in metrics:
             for pair in wanted[metric.spec]:
                 yield (metric.spec, pair), _other(metric, pair, factors)
             step()
-
-
-def recipe_samples(metrics: Sequence[Metric[Any]]) -> int:
-    """Return the smallest number of samples with which all measures are defined."""
-    return max(metric.min_samples for metric in metrics)
 
 
 def _models(pairs: Sequence[Pair]) -> list[Point]:
@@ -275,11 +271,14 @@ def _cka(work: Work, pairs: Sequence[Pair], step: Callable[[], None]) -> dict[Pa
     ]
     sources = [source for point in models for source in _sources(point, work.device)]
     size = sum(4 * work.n * int(np.prod(p.store[name].shape[1:])) for p in models for name in p.arrays)
-    prepared = prepare(CentredGram(), [*sources, *control_sources], device=work.device, keep=size <= work.memory // 2)
+    keep = size <= work.memory // 2
+    grams: Mapping[str, Any] = prepare(
+        CentredGram(), [*sources, *control_sources], device=work.device, keep=keep
+    ).factors
     factors: dict[str, Any] = {
-        name: factor if work.groups is None else factor.grouped(work.groups)
-        for name, factor in prepared.factors.items()
-        if name.startswith("input/") or not varies_in_one_sample(factor)
+        name: gram if work.groups is None else gram.grouped(work.groups)
+        for name, gram in grams.items()
+        if name.startswith("input/") or not varies_in_one_sample(gram)
     }
     layers: list[Gram] = []
     slices: dict[str, slice] = {}
@@ -309,9 +308,7 @@ def _cka(work: Work, pairs: Sequence[Pair], step: Callable[[], None]) -> dict[Pa
     models_of = {
         name: _Model(own[name], with_controls.get(name), sweep.noise[slices[name]], inputs, work) for name in slices
     }
-    return {
-        pair: _record(pair, between.get(pair, own[pair.a.name]), models_of, defined, work) for pair in pairs
-    }
+    return {pair: _record(pair, between.get(pair, own[pair.a.name]), models_of, defined, work) for pair in pairs}
 
 
 def _range(s: slice) -> Int64[np.ndarray, " d"]:
@@ -402,10 +399,7 @@ def _record(
     here = defined[pair.a.name], defined[pair.b.name]
     of_layers = _matched(pair, {pair.a.name: _at(here[0]), pair.b.name: _at(here[1])}, defined)
     places = np.array([np.isin(m, d) for m, d in zip((pair.a.matched, pair.b.matched), here, strict=True)]).all(0)
-    if pair.a is pair.b:
-        of_samples = block.of_samples[:, of_layers[0]]
-    else:
-        of_samples = block.of_samples
+    of_samples = block.of_samples[:, of_layers[0]] if pair.a is pair.b else block.of_samples
     total = of_samples.sum(0)
     sums = total[None]
     if pair.whole:

@@ -59,13 +59,24 @@ def layers(series: xr.Dataset) -> Table:
                 cells.append(f"{float(of_layer['settled'].mean()):.4g}")
         rows.append((str(layer), number(float(series["depth"].values[k])), *cells))
     share = f"{100 * series.attrs['settled_at']:g} %"
-    return Table(f"{axis} at which layers have gone {share} of the way to their last form, mean over runs", heads, tuple(rows))
+    return Table(
+        f"{axis} at which layers have gone {share} of the way to their last form, mean over runs", heads, tuple(rows)
+    )
 
 
 def trends(series: xr.Dataset) -> Table:
     """Return the table of trends of the mean over layers."""
     scale = "a factor of 10" if series.attrs["scale"] == "log" else "one unit"
-    heads = ("measure", "with", ">Kendall's tau", ">p", f">slope for {scale}", ">over pictures", ">over runs", ">exponent")
+    heads = (
+        "measure",
+        "with",
+        ">Kendall's tau",
+        ">p",
+        f">slope for {scale}",
+        ">over pictures",
+        ">over runs",
+        ">exponent",
+    )
     rows = []
     for comparison in (c for c in (REFERENCE, OTHER_RUNS) if c in series["comparison"].values):
         for measure in series["measure"].values.tolist():

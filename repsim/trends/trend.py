@@ -100,9 +100,9 @@ def kendall(runs: "list[tuple[Float64[np.ndarray, ' points'], Float64[np.ndarray
     """
     total, pairs, tied = 0, 0, False
     counts: dict[int, float] = {0: 1.0}
-    for x, y in runs:
-        used = np.isfinite(x) & np.isfinite(y)
-        x, y = x[used], y[used]
+    for all_x, all_y in runs:
+        used = np.isfinite(all_x) & np.isfinite(all_y)
+        x, y = all_x[used], all_y[used]
         signs = np.sign(x[:, None] - x) * np.sign(y[:, None] - y)
         total += int(np.tril(signs, -1).sum())
         pairs += len(x) * (len(x) - 1) // 2

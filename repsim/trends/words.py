@@ -11,10 +11,10 @@ import numpy as np
 import xarray as xr
 
 from repsim.results.series_variables import NETWORK
+from repsim.study.formatting import listed, number, p_value
 from repsim.trends.arrangement import OTHER_RUNS, REFERENCE
 from repsim.trends.estimates import GIVEN_INPUT
 from repsim.trends.trend import Mean, kendall, over_runs
-from repsim.study.formatting import listed, number, p_value
 
 ALPHA = 0.05
 _KINDS = {"cka": "debiased CKA", GIVEN_INPUT: "debiased CKA given the input"}
@@ -160,16 +160,17 @@ def _other_runs(series: xr.Dataset) -> Iterator[str]:
     for measure in _own(series):
         start, end = (_mean(series, "network", measure, OTHER_RUNS, value) for value in (first, last))
         if len(values) == 1:
-            yield f"Two runs at {at(series, first)} have a {measure_name(measure)} of {start}, mean over layers and pairs."
+            what = f"a {measure_name(measure)} of {start}, mean over layers and pairs of runs"
+            yield f"Two runs at {at(series, first)} have {what}."
             continue
-        change = _change(series, measure, first, last)
+        change = _change(series, measure, last)
         yield (
             f"Two runs at equal {series.attrs['axis']} have a {measure_name(measure)} of {start} at "
             f"{at(series, first)} and {end} at {at(series, last)}, mean over layers and pairs of runs: {change}."
         )
 
 
-def _change(series: xr.Dataset, measure: str, first: float, last: float) -> str:
+def _change(series: xr.Dataset, measure: str, last: float) -> str:
     """Return how the similarity of runs changes, with an interval over pictures: pairs of runs share runs."""
     chosen = series.sel(measure=measure, comparison=OTHER_RUNS)
     at_last = chosen["value"].values == last
@@ -265,4 +266,3 @@ def _undefined(series: xr.Dataset) -> Iterator[str]:
     ]
     if missing:
         yield f"{len(missing)} values are undefined, because a layer is constant: {listed(missing)}."
-
