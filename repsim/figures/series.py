@@ -308,17 +308,17 @@ def plot_runs(series: xr.Dataset, ax: Axes | None = None, *, measure: str | None
     x = np.unique(at.values[has_value])
     set_axis_scale(ax, "x", x, series)
     two, layers, lines = series.sizes["one_run"] == 2, series["layer"].values.tolist(), []
-    names = ("similarity", "similarity_low", "similarity_high")
+
+    def of_runs(name: str, layer: int) -> list[NDArray[np.float64]]:
+        """Return the values of all runs at every value of the axis."""
+        values = at.points[name].values[:, layer]
+        return [values[has_value & (at.values == value)] for value in x]
+
     for k, colour in enumerate(ramp(len(layers))):
-        mean, low, high = (
-            np.array([step(at.points[name].values[has_value & (at.values == value), k]) for value in x])
-            for name, step in zip(names, (np.mean, np.min, np.max), strict=True)
-        )
-        if not two:
-            low, high = (
-                np.array([step(table.values[has_value & (at.values == value), k]) for value in x])
-                for step in (np.min, np.max)
-            )
+        mean = np.array([values.mean() for values in of_runs("similarity", k)])
+        ends = ("similarity_low", "similarity_high") if two else ("similarity", "similarity")  # the pair of two runs
+        low = np.array([values.min() for values in of_runs(ends[0], k)])
+        high = np.array([values.max() for values in of_runs(ends[1], k)])
         lines += ax.plot(x, mean, color=colour, linewidth=1.1, gid=f"layer {layers[k]}", **_marks(len(x)))
         if np.isfinite(low).any():
             ax.fill_between(x, low, high, color=colour, alpha=_shade(len(layers)), linewidth=0)
@@ -458,5 +458,5 @@ def _layers_title(series: xr.Dataset) -> str:
     return "layer" if series.attrs["matched_by"] == "names" else "relative depth"
 
 
-def _legend(ax: Axes, loc: str = "best") -> None:
+def _legend(ax: Axes, loc: Literal["best", "lower right"] = "best") -> None:
     ax.legend(fontsize=NOTE, frameon=False, loc=loc, handlelength=1.6, borderpad=0.2, labelspacing=0.35)
