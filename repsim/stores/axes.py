@@ -23,6 +23,8 @@ ENTRY = "axes"
 """Entry of the provenance with the axes that the user has stated."""
 COMPUTED = "computed"
 """Entry of the provenance with axes that the extraction has computed: the size of the network."""
+SIZES = ("parameters", "depth", "width")
+"""Axes that say how large a network is, which the extraction computes."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LARGEST = 2**63
 """Integers of this modulus or above do not fit into the files of results."""
