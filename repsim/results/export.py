@@ -323,7 +323,7 @@ def study_as_json(data: xr.Dataset) -> dict[str, Any]:
         "warnings": json.loads(data.attrs["warnings"]),
         "samples": data["n_samples"].item(),
         "data": data["data"].item(),
-        "axes": _axes_by_model(data, "model", ""),
+        **_axes_by_model(data, "model", ""),
         "coordinates": {
             str(dim): data[dim].values.tolist()
             for dim in data.dims
@@ -333,8 +333,8 @@ def study_as_json(data: xr.Dataset) -> dict[str, Any]:
     }
 
 
-def _axes_by_model(data: xr.Dataset, models: str, end: str) -> dict[str, dict[str, Any]]:
-    """Return the axes of every model: those that have a value."""
+def _axes_by_model(data: xr.Dataset, models: str, end: str) -> dict[str, Any]:
+    """Return the entry ``axes``: for every model the axes on which it has a value; no entry if no model has axes."""
     axes: dict[str, dict[str, Any]] = {model: {} for model in data[models].values.tolist()}
     dims = data[models].dims
     for name in (str(key) for key, values in data.coords.items() if values.dims == dims):
@@ -342,7 +342,7 @@ def _axes_by_model(data: xr.Dataset, models: str, end: str) -> dict[str, dict[st
             for model, value in zip(data[models].values.tolist(), data[name].values.tolist(), strict=True):
                 if value == value and value != "":  # noqa: PLR0124 - NaN is not equal to itself
                     axes[model][name[len(AXIS) : len(name) - len(end)]] = value
-    return axes
+    return {"axes": axes} if any(axes.values()) else {}
 
 
 def result_as_json(result: xr.Dataset) -> dict[str, Any]:
@@ -363,7 +363,7 @@ def result_as_json(result: xr.Dataset) -> dict[str, Any]:
         side: {
             "models": list(dict.fromkeys(result[f"model_{side}"].values.tolist())),
             "layers": result[f"layer_{side}"].values.tolist(),
-            "axes": _axes_by_model(result, f"model_{side}", f"_{side}"),
+            **_axes_by_model(result, f"model_{side}", f"_{side}"),
         }
         | ({"readouts": result[f"readout_{side}"].values.tolist()} if f"readout_{side}" in result.coords else {})
         for side in "ab"
