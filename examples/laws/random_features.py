@@ -21,7 +21,7 @@ Refutation
 
 import numpy as np
 from matplotlib.figure import Figure
-from shared import COLOURS, Floats, Numbers, digits, finish, interval, main, panels, points, show, table
+from shared import COLOURS, Floats, Numbers, digits, finish, interval, log_axis, main, panels, points, show, table
 
 import repsim
 
@@ -84,7 +84,8 @@ def draw(numbers: Numbers) -> Figure:
     ratio, rows = numbers["participation_ratio"], numbers["rows"]
     ax.plot(widths, predict(ratio, widths), color=COLOURS[6], linewidth=0.8, label="1 / (1 + (1 + PR) / m)")
     points(ax, [row["width"] for row in rows], [row["cka"] for row in rows], 0, "measured, 95 % interval")
-    ax.set(xscale="log", ylim=(0.35, 1.02))
+    log_axis(ax, list(PAIRS))
+    ax.set_ylim(0.35, 1.02)
     return finish([ax])
 
 

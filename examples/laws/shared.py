@@ -67,10 +67,15 @@ def table(rows: Iterable[Mapping[str, object]]) -> str:
 
 
 def panels(*labels: tuple[str, str], height: float = 1.7) -> list[Axes]:
-    """Return the axes of a new figure, one column of a paper wide, from top to bottom, with these axis labels."""
-    axes = make_figure(COLUMN, height * len(labels)).subplots(len(labels), squeeze=False)[:, 0]
+    """Return the axes of a new figure, one column of a paper wide, from top to bottom, with these axis labels.
+
+    `finish` gives the upper panel this height in inches.
+    """
+    figure = make_figure(COLUMN, height * len(labels))
+    axes = figure.subplots(len(labels), squeeze=False)[:, 0]
     for ax, (x, y) in zip(axes, labels, strict=True):
         style_axes(ax, x, y)
+    figure.set_figheight(height)
     return list(axes)
 
 
@@ -86,6 +91,13 @@ def band(ax: Axes, x: Sequence[float], intervals: Sequence[Sequence[float]], k: 
     mean, low, high = np.transpose(intervals)
     ax.plot(x, mean, color=COLOURS[k], marker=MARKERS[k], markersize=2.5, linewidth=0.9, label=label)
     ax.fill_between(x, low, high, color=COLOURS[k], alpha=0.2, linewidth=0)
+
+
+def log_axis(ax: Axes, ticks: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic, with these numbers at its ticks."""
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xticks([], minor=True)
 
 
 def finish(axes: Sequence[Axes], caption: str = "") -> Figure:
