@@ -27,11 +27,11 @@ Refutation
     more than 2 %, of any mode, width or seed. After a large start: a CKA with the closed form above 0.9.
 """
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 from shared import (
-    COLOURS,
-    MARKERS,
     Floats,
     Numbers,
     digits,
@@ -46,6 +46,7 @@ from shared import (
 )
 
 import repsim
+from repsim.figures.canvas import COLOURS, MARKERS
 
 WIDTHS = (16, 64, 256)
 COMPONENTS = 40
@@ -110,7 +111,7 @@ def crossing(values: Floats) -> float:
     """Return the time at which values at every step first reach 1/2, by linear interpolation."""
     after = int(np.argmax(values >= 0.5))
     assert after > 0, "the mode is not learned by the end of training"
-    return STEP * (after - (values[after] - 0.5) / (values[after] - values[after - 1]))
+    return float(STEP * (after - (values[after] - 0.5) / (values[after] - values[after - 1])))
 
 
 def measure(quick: bool) -> Numbers:
@@ -171,7 +172,7 @@ def draw(numbers: Numbers) -> Figure:
         s, a = curves["s"][mode], curves["a"][mode]
         upper.plot(fine, s / (1 + (s / a - 1) * np.exp(-2 * s * fine)), color=COLOURS[6], linewidth=0.8)
         values = s * np.array(curves["modes"][mode])
-        style = {"color": COLOURS[k], "marker": MARKERS[k], "markersize": 3.0, "linestyle": "none"}
+        style: dict[str, Any] = {"color": COLOURS[k], "marker": MARKERS[k], "markersize": 3.0, "linestyle": "none"}
         upper.plot(np.arange(len(values)) * SHOWN * STEP, values, label=f"mode {mode + 1}", **style)
     for k, kind in enumerate(SCALES):
         rows = [row for row in numbers["rows"] if row["start"] == kind]

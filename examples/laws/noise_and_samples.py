@@ -35,9 +35,10 @@ Refutation
 
 import numpy as np
 from matplotlib.figure import Figure
-from shared import COLOURS, Floats, Numbers, band, finish, interval, log_axis, main, panels, points, show, table
+from shared import Floats, Numbers, band, finish, interval, log_axis, main, panels, points, show, table
 
 import repsim
+from repsim.figures.canvas import COLOURS
 
 P, K, NEW = 50, 10, 1000
 SAMPLES = (10, 20, 30, 40, 50, 60, 75, 100, 200, 400)
@@ -48,7 +49,9 @@ PENALTIES = (0.0, 1.0, 12.5)
 
 def solver(x: Floats, penalty: float) -> Floats:
     """Return the matrix A of ridge regression, by which W = A Y."""
-    return np.linalg.solve(x.T @ x + penalty * np.eye(P), x.T) if penalty else np.linalg.pinv(x)
+    if not penalty:
+        return np.asarray(np.linalg.pinv(x), dtype=np.float64)
+    return np.asarray(np.linalg.solve(x.T @ x + penalty * np.eye(P), x.T), dtype=np.float64)
 
 
 def predict(x: Floats, teacher: Floats, noise: float, penalty: float) -> float:
@@ -76,12 +79,15 @@ def align(n: int, signal_to_noise: float, penalty: float, seed: int, same_inputs
     return measured, predict(first, teacher, noise, penalty)
 
 
-def over_seeds(
-    n: int, signal_to_noise: float, penalty: float, seeds: int, same_inputs: bool = True
-) -> dict[str, object]:
+def over_seeds(n: int, signal_to_noise: float, penalty: float, seeds: int, same_inputs: bool = True) -> Numbers:
     """Return a row of numbers, with the interval over seeds."""
     values = np.array([align(n, signal_to_noise, penalty, seed, same_inputs) for seed in range(seeds)])
-    row = {"n": n, "signal_to_noise": signal_to_noise, "penalty": penalty, "cka": interval(values[:, 0])}
+    row: dict[str, object] = {
+        "n": n,
+        "signal_to_noise": signal_to_noise,
+        "penalty": penalty,
+        "cka": interval(values[:, 0]),
+    }
     return row | ({"predicted": float(values[:, 1].mean())} if same_inputs else {})
 
 
@@ -111,7 +117,7 @@ def report(numbers: Numbers) -> str:
     return "\n\n".join(
         (
             "Signal to noise 4. Measured, with interval; predicted:",
-            table({"n": n} | samples[n] | other[n] for n in samples),
+            table({"n": str(n)} | samples[n] | other[n] for n in samples),
             "Penalty 1. Measured, with interval; predicted:",
             table({"signal to noise": f"{ratio:g}"} | row for ratio, row in noise.items()),
         )

@@ -21,9 +21,10 @@ Refutation
 
 import numpy as np
 from matplotlib.figure import Figure
-from shared import COLOURS, Floats, Numbers, digits, finish, interval, log_axis, main, panels, points, show, table
+from shared import Floats, Numbers, digits, finish, interval, log_axis, main, panels, points, show, table
 
 import repsim
+from repsim.figures.canvas import COLOURS
 
 PAIRS = {16: 1600, 64: 400, 256: 60, 1024: 12}
 """Pairs of seeds at every width: narrow layers vary more."""
@@ -82,7 +83,13 @@ def draw(numbers: Numbers) -> Figure:
     (ax,) = panels(("width m", "debiased CKA of two seeds"))
     widths = np.geomspace(10, 1500, 100)
     ratio, rows = numbers["participation_ratio"], numbers["rows"]
-    ax.plot(widths, predict(ratio, widths), color=COLOURS[6], linewidth=0.8, label="1 / (1 + (1 + PR) / m)")
+    ax.plot(
+        widths,
+        [predict(ratio, width) for width in widths],
+        color=COLOURS[6],
+        linewidth=0.8,
+        label="1 / (1 + (1 + PR) / m)",
+    )
     points(ax, [row["width"] for row in rows], [row["cka"] for row in rows], 0, "measured, 95 % interval")
     log_axis(ax, list(PAIRS))
     ax.set_ylim(0.35, 1.02)
