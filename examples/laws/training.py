@@ -49,11 +49,11 @@ def initialise(sizes: Sequence[int], seed: int) -> Weights:
     return [torch.randn(p, q, generator=generator, dtype=torch.float64) * (2 / p) ** 0.5 for p, q in pairs]
 
 
-def perceptron(weights: Weights, x: Tensor) -> list[Tensor]:
-    """Return all layers of a perceptron without biases: ReLU, and a linear last layer."""
+def perceptron(weights: Weights, x: Tensor, activation: Callable[[Tensor], Tensor] = torch.relu) -> list[Tensor]:
+    """Return all layers of a perceptron without biases; the last layer is linear."""
     outputs = []
     for w in weights[:-1]:
-        x = torch.relu(x @ w)
+        x = activation(x @ w)
         outputs.append(x)
     return [*outputs, x @ weights[-1]]
 
