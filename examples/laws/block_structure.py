@@ -9,31 +9,35 @@ Prediction
 Source
     Nguyen, Raghu and Kornblith: Do wide and deep networks learn the same things? (2021, arXiv 2010.15327).
 Measured
-    Perceptrons with ReLU, of 4 or 12 hidden layers, trained with Adam for 200 steps on few or many digits. Block: the
-    upper two thirds of the layers. Debiased CKA within a network between layers of the block that are at least half of
-    the block apart; the same without the first principal component of each layer; the share of that component in the
-    variance; CKA of equal layers of two seeds, in the block and in the lower third. Intervals over independent pairs
-    of seeds.
+    A large network, 12 layers of width 64 trained on 60 digits, against networks with less capacity for their data:
+    4 layers, width 16, or 1200 digits. Two architectures: plain perceptrons, and perceptrons with residual blocks
+    x + relu(normalise(x) W), as most networks of the paper were residual. Adam, 300 steps. Block: the upper two
+    thirds of the layers. Debiased CKA within a network between layers of the block that are at least half of the block
+    apart; the same without the first principal component of each layer; the share of that component in the variance;
+    CKA of equal layers of two seeds, in the block and in the lower third. Intervals over independent pairs of seeds.
 Refutation
-    1: an interval of the difference that is not above 0, for CKA far apart or the share of the first component, when
-    layers are added, widened, or pictures taken away. 2: a first component with less than half of the variance, or no
-    fall without it. 3: seeds that are as similar in the block as below it.
+    1: an interval of large minus small that is not above 0, for CKA far apart or for the share of the first component.
+    2: a first component with less than half of the variance, or an interval of the fall without it that is not above
+    0. 3: an interval of the similarity of seeds below the block minus that in the block that is not above 0.
 """
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from shared import Floats, Numbers, interval, main, show, table
 from torch import Tensor
-from training import accuracy, adam, initialise, outputs, perceptron, pictures, run, similarities, train
+from torch.nn.functional import layer_norm
+from training import Weights, accuracy, adam, initialise, outputs, perceptron, pictures, run, similarities, train
 
-from repsim.figures.canvas import COLUMN, NOTE, finish_layout, make_figure, style_axes
+from repsim.figures.canvas import COLUMN, NOTE, make_figure, style_axes
 
-GRID = [(width, depth, count) for count in (60, 1200) for depth in (4, 12) for width in (16, 64)]
-"""Width, number of hidden layers, and number of training pictures."""
-SHOWN = (16, 12, 60)
+LARGE = (64, 12, 60)
+"""Width, number of layers, and number of training pictures."""
+SMALL = {"fewer layers": (64, 4, 60), "narrower layers": (16, 12, 60), "more pictures": (64, 12, 1200)}
+RATES = {"plain": 0.002, "residual": 0.03}
 PAIRS, QUICK_PAIRS = 5, 3
-STEPS, RATE, BATCH = 200, 0.002, 60
+STEPS, BATCH = 300, 60
 VALUES = {
     "share": "first component",
     "far": "CKA far apart",
@@ -43,12 +47,24 @@ VALUES = {
 }
 
 
-def network(width: int, depth: int, count: int, seed: int) -> tuple[list[Tensor], float]:
+def residual(weights: Weights, x: Tensor) -> list[Tensor]:
+    """Return all layers of a perceptron with residual blocks: x W_0, then x + relu(normalise(x) W), and the logits."""
+    x = x @ weights[0]
+    layers = []
+    for w in weights[1:-1]:
+        x = x + torch.relu(layer_norm(x, x.shape[1:]) @ w)
+        layers.append(x)
+    return [*layers, x @ weights[-1]]
+
+
+def network(kind: str, width: int, depth: int, count: int, seed: int) -> tuple[list[Tensor], float]:
     """Train a network on some pictures; return its hidden layers for the test pictures, and its accuracy."""
     data = pictures(count)
-    weights = initialise([64, *[width] * depth, 10], seed)
-    run(train(weights, data, adam(weights, [RATE] * len(weights)), batch=BATCH, seed=seed), STEPS)
-    *hidden, logits = outputs(weights, data.test_x, perceptron)
+    forward = residual if kind == "residual" else perceptron
+    weights = initialise([64, *[width] * (depth + (kind == "residual")), 10], seed)
+    optimizer = adam(weights, [RATES[kind]] * len(weights))
+    run(train(weights, data, optimizer, batch=BATCH, seed=seed, forward=forward), STEPS)
+    *hidden, logits = outputs(weights, data.test_x, forward)
     return hidden, accuracy(logits, data.test_y)
 
 
@@ -66,9 +82,9 @@ def far_apart(R: Floats) -> float:
     return float(R[start:, start:][np.triu_indices(size, max(1, size // 2))].mean())
 
 
-def pair_of_seeds(width: int, depth: int, count: int, pair: int) -> tuple[dict[str, float], dict[str, Floats]]:
+def pair_of_seeds(kind: str, width: int, depth: int, count: int, pair: int) -> tuple[dict[str, float], dict[str, Floats]]:
     """Train two networks; return the measured values, and matrices of layers by layers."""
-    (a, accurate), (b, _) = (network(width, depth, count, 2 * pair + k) for k in range(2))
+    (a, accurate), (b, _) = (network(kind, width, depth, count, 2 * pair + k) for k in range(2))
     split = [first_component(x) for x in a]
     matrices = {
         "within": similarities(a, a),
@@ -87,80 +103,77 @@ def pair_of_seeds(width: int, depth: int, count: int, pair: int) -> tuple[dict[s
 
 
 def measure(quick: bool) -> Numbers:
-    """Measure all sizes of networks and data."""
-    values, matrices = {}, {}
-    for width, depth, count in GRID:
-        results = [pair_of_seeds(width, depth, count, pair) for pair in range(QUICK_PAIRS if quick else PAIRS)]
-        key = f"{width} {depth} {count}"
-        values[key] = {name: np.array([result[0][name] for result in results]) for name in results[0][0]}
-        matrices[key] = {name: matrix.tolist() for name, matrix in results[0][1].items()}
-    changes = {}
-    for name, other in {"more layers": (0, 12, 0), "wider layers": (64, 0, 0), "fewer pictures": (0, 0, 60)}.items():
-        small = [size for size in GRID if all(not new or size[k] != new for k, new in enumerate(other))]
-        for size in small:
-            large = tuple(new or size[k] for k, new in enumerate(other))
-            a, b = (values["{} {} {}".format(*key)] for key in (size, large))
-            changes[f"{name}: {size} to {large}"] = {
-                value: interval(b[value] - a[value]) for value in ("share", "far")
-            }
-    return {
-        "rows": [
-            {"width": w, "layers": d, "pictures": n, **{k: interval(v) for k, v in values[f"{w} {d} {n}"].items()}}
-            for w, d, n in GRID
-        ],
-        "changes": changes,
-        "fall": interval(np.subtract(*(values["{} {} {}".format(*SHOWN)][k] for k in ("far", "far_without")))),
-        "below_minus_block": interval(
-            np.subtract(*(values["{} {} {}".format(*SHOWN)][k] for k in ("seeds_below", "seeds")))
-        ),
-        "shown": {"few": matrices["{} {} {}".format(*SHOWN)], "many": matrices["{} {} 1200".format(*SHOWN)]},
-    }
+    """Measure the large network and smaller ones, in both architectures."""
+    rows, changes, shown = [], {}, {}
+    for kind in RATES:
+        values = {}
+        for size in (LARGE, *SMALL.values()):
+            results = [pair_of_seeds(kind, *size, pair) for pair in range(QUICK_PAIRS if quick else PAIRS)]
+            values[size] = {name: np.array([result[0][name] for result in results]) for name in results[0][0]}
+            names = dict(zip(("architecture", "width", "layers", "pictures"), (kind, *size), strict=True))
+            rows.append(names | {name: interval(column) for name, column in values[size].items()})
+            if size == LARGE:
+                shown[kind] = {name: matrix.tolist() for name, matrix in results[0][1].items()}
+        large = values[LARGE]
+        changes[kind] = {
+            **{
+                name: {value: interval(large[value] - values[size][value]) for value in ("share", "far")}
+                for name, size in SMALL.items()
+            },
+            "fall": interval(large["far"] - large["far_without"]),
+            "below_minus_block": interval(large["seeds_below"] - large["seeds"]),
+        }
+    return {"rows": rows, "changes": changes, "shown": shown}
 
 
 def report(numbers: Numbers) -> str:
-    """Return the tables of sizes and of differences between them."""
+    """Return the tables of networks, and of differences between them."""
     rows = [
         {
-            **{name: row[name] for name in ("width", "layers", "pictures")},
+            **{name: row[name] for name in ("architecture", "width", "layers", "pictures")},
             **{text: show(row[name], 2) for name, text in VALUES.items()},
             "accuracy": show(row["accuracy"][0], 2),
         }
         for row in numbers["rows"]
     ]
     changes = [
-        {"change": name, "first component": show(change["share"], 2), "CKA far apart": show(change["far"], 2)}
-        for name, change in numbers["changes"].items()
+        {
+            "architecture": kind,
+            "large minus": name,
+            "first component": show(change[name]["share"], 2),
+            "CKA far apart": show(change[name]["far"], 2),
+        }
+        for kind, change in numbers["changes"].items()
+        for name in SMALL
     ]
-    width, depth, count = SHOWN
-    return (
-        f"{table(rows)}\n\n{table(changes)}\n\nWidth {width}, {depth} layers, {count} pictures: fall without the first "
-        f"component {show(numbers['fall'], 2)}; similarity of seeds, below minus block "
-        f"{show(numbers['below_minus_block'], 2)}"
+    rest = "\n".join(
+        f"Large, {kind}: fall without the first component {show(change['fall'], 2)}; similarity of seeds below the "
+        f"block minus in the block {show(change['below_minus_block'], 2)}"
+        for kind, change in numbers["changes"].items()
     )
+    return f"{table(rows)}\n\n{table(changes)}\n\n{rest}"
 
 
 def draw(numbers: Numbers) -> Figure:
-    """Draw matrices of layers by layers of one network."""
-    figure = make_figure(COLUMN, 1.3)
-    shown, count = numbers["shown"], SHOWN[2]
-    titles = {
-        f"{count} pictures": shown["few"]["within"],
-        "without the first component": shown["few"]["without"],
-        "1200 pictures": shown["many"]["within"],
-        f"two seeds, {count} pictures": shown["few"]["seeds"],
-    }
-    axes = figure.subplots(2, 2).ravel()
-    for ax, (title, matrix) in zip(axes, titles.items(), strict=True):
-        image = ax.imshow(matrix, vmin=0, vmax=1, origin="lower", cmap="viridis")
-        style_axes(ax, "layer", "layer")
-        ticks = range(1, len(matrix), 4)
-        ax.set_xticks(ticks, [str(tick + 1) for tick in ticks])
-        ax.set_yticks(ticks, [str(tick + 1) for tick in ticks])
-        ax.set_title(title, fontsize=NOTE + 0.5)
-    bar = figure.colorbar(image, ax=list(axes), shrink=0.6)
-    bar.ax.tick_params(labelsize=NOTE)
+    """Draw matrices of layers by layers of the large network, in both architectures."""
+    figure = make_figure(COLUMN, 1.0)
+    axes = figure.subplots(2, 3, sharex=True, sharey=True)
+    titles = {"within": "one network", "without": "without first\ncomponent", "seeds": "two seeds"}
+    for line, (kind, matrices) in zip(axes, numbers["shown"].items(), strict=True):
+        for ax, (name, title) in zip(line, titles.items(), strict=True):
+            image = ax.imshow(matrices[name], vmin=0, vmax=1, origin="lower", cmap="viridis")
+            style_axes(ax, "layer" if line is axes[1] else "", f"{kind}, layer" if name == "within" else "")
+            ticks = [0, 5, 11]
+            ax.set_xticks(ticks, [str(tick + 1) for tick in ticks])
+            ax.set_yticks(ticks, [str(tick + 1) for tick in ticks])
+            if line is axes[0]:
+                ax.set_title(title, fontsize=NOTE)
+    bar = figure.colorbar(image, ax=list(axes.ravel()), orientation="horizontal", aspect=40, pad=0.02)
+    bar.ax.tick_params(labelsize=NOTE, length=2.5)
     bar.set_label("debiased CKA", fontsize=NOTE + 0.5)
-    finish_layout(figure, [])
+    layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04)
+    figure.set_figheight(2.7)
+    layout.execute(figure)
     return figure
 
 

@@ -33,7 +33,9 @@ import repsim
 COUNT, WIDTH, GOAL = 200, 32, 0.03
 STEP_SIZES = (0.05, 0.1, 0.2, 0.3)
 BATCHES = (COUNT, 50, 20, 10)
-BATCH_STEP = 0.05
+BATCH_STEP = 0.1
+WAYS = [("step size", size, COUNT) for size in STEP_SIZES] + [("batch", BATCH_STEP, batch) for batch in BATCHES[1:]]
+QUICK_WAYS = [WAYS[k] for k in (1, 3, 6)]
 PAIRS, QUICK_PAIRS = 5, 3
 MOST_STEPS = 6000
 POWER_STEPS = 50
@@ -76,7 +78,7 @@ def network(data: Pictures, seed: int, step_size: float, batch: int) -> tuple[Te
 def measure(quick: bool) -> Numbers:
     """Train pairs of networks in every way, all from the same starts, to the same loss."""
     data = pictures(COUNT)
-    ways = [("step size", size, COUNT) for size in STEP_SIZES] + [("batch", BATCH_STEP, batch) for batch in BATCHES[1:]]
+    ways = QUICK_WAYS if quick else WAYS
     results = []
     for pair in range(QUICK_PAIRS if quick else PAIRS):
         reference: list[Tensor] = []
@@ -90,9 +92,11 @@ def measure(quick: bool) -> Numbers:
             rows.append(row)
         results.append(rows)
     values = {name: np.array([[row[name] for row in rows] for rows in results]) for name in results[0][0]}
+    last_batch, all_pictures = ways.index(("batch", BATCH_STEP, BATCHES[-1])), ways.index(("step size", BATCH_STEP, COUNT))
+    ends = {"step size": (0, ways.index(WAYS[3])), "batch": (all_pictures, last_batch)}
     changes = {
-        "step size": interval(values["seeds"][:, len(STEP_SIZES) - 1] - values["seeds"][:, 0]),
-        "batch": interval(values["seeds"][:, -1] - values["seeds"][:, 0]),
+        series: {name: interval(values[name][:, last] - values[name][:, first]) for name in ("seeds", "sharpness")}
+        for series, (first, last) in ends.items()
     }
     return {
         "ways": [
@@ -100,7 +104,7 @@ def measure(quick: bool) -> Numbers:
             | {name: interval(column[:, k]) for name, column in values.items()}
             for k, (series, size, batch) in enumerate(ways)
         ],
-        "change_between_seeds": changes,
+        "changes": changes,
     }
 
 
@@ -119,8 +123,11 @@ def report(numbers: Numbers) -> str:
         }
         for row in numbers["ways"]
     ]
-    changes = "; ".join(f"{name} {show(change)}" for name, change in numbers["change_between_seeds"].items())
-    return f"{table(rows)}\n\nChange of CKA between seeds from the first to the last of a series: {changes}"
+    changes = [
+        f"{series}: CKA between seeds {show(change['seeds'])}, sharpness {show(change['sharpness'], 1)}"
+        for series, change in numbers["changes"].items()
+    ]
+    return f"{table(rows)}\n\nChange from the first to the last of a series: {'; '.join(changes)}"
 
 
 def draw(numbers: Numbers) -> Figure:
