@@ -35,6 +35,7 @@ from repsim.figures.canvas import COLUMN, NOTE, make_figure, style_axes
 LARGE = (64, 12, 60)
 """Width, number of layers, and number of training pictures."""
 SMALL = {"fewer layers": (64, 4, 60), "narrower layers": (16, 12, 60), "more pictures": (64, 12, 1200)}
+QUICK_SMALL = ("more pictures",)
 RATES = {"plain": 0.002, "residual": 0.03}
 PAIRS, QUICK_PAIRS = 5, 3
 STEPS, BATCH = 300, 60
@@ -82,32 +83,38 @@ def far_apart(R: Floats) -> float:
     return float(R[start:, start:][np.triu_indices(size, max(1, size // 2))].mean())
 
 
-def pair_of_seeds(kind: str, width: int, depth: int, count: int, pair: int) -> tuple[dict[str, float], dict[str, Floats]]:
-    """Train two networks; return the measured values, and matrices of layers by layers."""
-    (a, accurate), (b, _) = (network(kind, width, depth, count, 2 * pair + k) for k in range(2))
-    split = [first_component(x) for x in a]
-    matrices = {
-        "within": similarities(a, a),
-        "without": similarities([x for _, x in split], [x for _, x in split]),
-        "seeds": similarities(a, b),
-    }
-    block, equal = depth // 3, np.diag(matrices["seeds"])
+def within(layers: list[Tensor]) -> tuple[dict[str, float], dict[str, Floats]]:
+    """Measure one network: values of its block, and matrices of layers by layers."""
+    block = len(layers) // 3
+    shares, rest = zip(*map(first_component, layers), strict=True)
+    matrices = {"within": similarities(layers, layers), "without": similarities(rest, rest)}
+    values = {"far": far_apart(matrices["within"]), "far_without": far_apart(matrices["without"])}
+    return values | {"share": float(np.mean(shares[block:]))}, matrices
+
+
+def pair_of_seeds(
+    kind: str, width: int, depth: int, count: int, pair: int
+) -> tuple[dict[str, float], dict[str, Floats]]:
+    """Train two networks; return mean values of both, and matrices of the first one and of the pair."""
+    (a, accurate_a), (b, accurate_b) = (network(kind, width, depth, count, 2 * pair + k) for k in range(2))
+    (values_a, matrices), (values_b, _) = within(a), within(b)
+    matrices["seeds"] = similarities(a, b)
+    equal = np.diag(matrices["seeds"])
     return {
-        "share": float(np.mean([share for share, _ in split[block:]])),
-        "far": far_apart(matrices["within"]),
-        "far_without": far_apart(matrices["without"]),
-        "seeds": float(equal[block:].mean()),
-        "seeds_below": float(equal[:block].mean()),
-        "accuracy": accurate,
+        **{name: (values_a[name] + values_b[name]) / 2 for name in values_a},
+        "seeds": float(equal[depth // 3 :].mean()),
+        "seeds_below": float(equal[: depth // 3].mean()),
+        "accuracy": (accurate_a + accurate_b) / 2,
     }, matrices
 
 
 def measure(quick: bool) -> Numbers:
     """Measure the large network and smaller ones, in both architectures."""
     rows, changes, shown = [], {}, {}
+    small = {name: size for name, size in SMALL.items() if not quick or name in QUICK_SMALL}
     for kind in RATES:
         values = {}
-        for size in (LARGE, *SMALL.values()):
+        for size in (LARGE, *small.values()):
             results = [pair_of_seeds(kind, *size, pair) for pair in range(QUICK_PAIRS if quick else PAIRS)]
             values[size] = {name: np.array([result[0][name] for result in results]) for name in results[0][0]}
             names = dict(zip(("architecture", "width", "layers", "pictures"), (kind, *size), strict=True))
@@ -118,7 +125,7 @@ def measure(quick: bool) -> Numbers:
         changes[kind] = {
             **{
                 name: {value: interval(large[value] - values[size][value]) for value in ("share", "far")}
-                for name, size in SMALL.items()
+                for name, size in small.items()
             },
             "fall": interval(large["far"] - large["far_without"]),
             "below_minus_block": interval(large["seeds_below"] - large["seeds"]),
@@ -145,6 +152,7 @@ def report(numbers: Numbers) -> str:
         }
         for kind, change in numbers["changes"].items()
         for name in SMALL
+        if name in change
     ]
     rest = "\n".join(
         f"Large, {kind}: fall without the first component {show(change['fall'], 2)}; similarity of seeds below the "
@@ -159,20 +167,19 @@ def draw(numbers: Numbers) -> Figure:
     figure = make_figure(COLUMN, 1.0)
     axes = figure.subplots(2, 3, sharex=True, sharey=True)
     titles = {"within": "one network", "without": "without first\ncomponent", "seeds": "two seeds"}
-    for line, (kind, matrices) in zip(axes, numbers["shown"].items(), strict=True):
-        for ax, (name, title) in zip(line, titles.items(), strict=True):
+    for i, (kind, matrices) in enumerate(numbers["shown"].items()):
+        for ax, (name, title) in zip(axes[i], titles.items(), strict=True):
             image = ax.imshow(matrices[name], vmin=0, vmax=1, origin="lower", cmap="viridis")
-            style_axes(ax, "layer" if line is axes[1] else "", f"{kind}, layer" if name == "within" else "")
-            ticks = [0, 5, 11]
-            ax.set_xticks(ticks, [str(tick + 1) for tick in ticks])
-            ax.set_yticks(ticks, [str(tick + 1) for tick in ticks])
-            if line is axes[0]:
-                ax.set_title(title, fontsize=NOTE)
+            style_axes(ax, "layer" if i else "", "")
+            ax.set_xticks([0, 5, 11], ["1", "6", "12"])
+            ax.set_yticks([0, 5, 11], ["1", "6", "12"])
+            ax.set_title("" if i else title, fontsize=NOTE)
+        axes[i, 0].set_ylabel(f"{kind}: layer", fontsize=NOTE + 0.5)
     bar = figure.colorbar(image, ax=list(axes.ravel()), orientation="horizontal", aspect=40, pad=0.02)
     bar.ax.tick_params(labelsize=NOTE, length=2.5)
     bar.set_label("debiased CKA", fontsize=NOTE + 0.5)
     layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04)
-    figure.set_figheight(2.7)
+    figure.set_figheight(2.8)
     layout.execute(figure)
     return figure
 

@@ -1,13 +1,13 @@
 """Exploratory: batch size, step size and the edge of stability. No published law predicts similarity.
 
-Known
-    Gradient descent with step size s makes the loss sharper until the largest eigenvalue of its Hessian is about 2 / s,
-    and then stays at this edge of stability (Cohen, Kaur, Li, Kolter and Talwalkar 2021, arXiv 2103.00065). Small
-    batches also end at flatter minima (Keskar et al. 2017, arXiv 1609.04836). Neither says what happens to the
-    similarity of representations.
-Question
-    At equal training loss, are networks that trained with large steps or small batches as similar to each other as
-    those that trained with small steps or all pictures? And how far did they go from networks with the same start?
+Prediction
+    None about similarity. Known is: gradient descent with step size s makes the loss sharper until the largest
+    eigenvalue of its Hessian is about 2 / s, and stays at this edge of stability; small batches also end at flatter
+    minima. Open is: at equal training loss, are networks that trained with large steps or small batches as similar to
+    each other as those that trained with small steps on all pictures? How far are they from these?
+Source
+    Cohen, Kaur, Li, Kolter and Talwalkar (2021, arXiv 2103.00065) for the edge of stability; Keskar et al. (2017, arXiv
+    1609.04836) for batches.
 Measured
     Perceptrons with two hidden layers of 32 tanh units, squared error, 200 digits; training stops once the loss on all
     training pictures is below 0.03. Two series: all pictures at once with growing step size; and one step size
@@ -63,10 +63,13 @@ def network(data: Pictures, seed: int, step_size: float, batch: int) -> tuple[Te
     weights = [w.requires_grad_() for w in initialise([64, WIDTH, WIDTH, 10], seed)]
     optimizer = torch.optim.SGD(weights, step_size)
     training = train(weights, data, optimizer, batch=batch, seed=seed, forward=tanh, loss=squared_error)
-    for step, loss in enumerate(training):
-        if batch < len(data.x) and step % 5 == 0:  # the loss of all pictures costs more than the step
+    loss = float("inf")
+    for step, loss_of_batch in enumerate(training):
+        if batch == len(data.x):
+            loss = loss_of_batch
+        elif step % 5 == 0:  # the loss of all pictures costs more than the step
             loss = float(squared_error(outputs(weights, data.x, tanh)[-1], data.y))
-        if (batch == len(data.x) or step % 5 == 0) and loss < GOAL:
+        if loss < GOAL:
             break
         assert step < MOST_STEPS, f"step size {step_size}, batch {batch}: the loss is still {loss:.3f}"
     _, layer, logits = outputs(weights, data.test_x, tanh)
@@ -92,8 +95,7 @@ def measure(quick: bool) -> Numbers:
             rows.append(row)
         results.append(rows)
     values = {name: np.array([[row[name] for row in rows] for rows in results]) for name in results[0][0]}
-    last_batch, all_pictures = ways.index(("batch", BATCH_STEP, BATCHES[-1])), ways.index(("step size", BATCH_STEP, COUNT))
-    ends = {"step size": (0, ways.index(WAYS[3])), "batch": (all_pictures, last_batch)}
+    ends = {"step size": (0, ways.index(WAYS[3])), "batch": (ways.index(("step size", BATCH_STEP, COUNT)), -1)}
     changes = {
         series: {name: interval(values[name][:, last] - values[name][:, first]) for name in ("seeds", "sharpness")}
         for series, (first, last) in ends.items()

@@ -90,7 +90,7 @@ def measure(quick: bool) -> Numbers:
         accurate.append([quality for _, quality in networks])
         values.append(
             [
-                [raw_and_calibrated([x[:n] for x, _ in networks], reference[:n], metric) for metric in MEASURES.values()]
+                [raw_and_calibrated([x[:n] for x, _ in networks], reference[:n], spec) for spec in MEASURES.values()]
                 for n in SAMPLES
             ]
         )
@@ -120,7 +120,10 @@ def measure(quick: bool) -> Numbers:
                 "pictures": count,
                 "accuracy": interval(qualities[:, i]),
                 "similarity": {
-                    str(n): {name: [interval(similar[:, j, k, c, i]) for c in range(3)] for k, name in enumerate(MEASURES)}
+                    str(n): {
+                        name: [interval(similar[:, j, k, form, i]) for form in range(3)]
+                        for k, name in enumerate(MEASURES)
+                    }
                     for j, n in enumerate(SAMPLES)
                 },
             }

@@ -82,7 +82,7 @@ def panels(*labels: tuple[str, str], height: float = 1.7) -> list[Axes]:
 def points(ax: Axes, x: Sequence[float], intervals: Sequence[Sequence[float]], k: int, label: str = "") -> None:
     """Draw means with their intervals, in the k-th colour and marker."""
     mean, low, high = np.transpose(intervals)
-    style = {"color": COLOURS[k], "marker": MARKERS[k], "markersize": 3.0, "linewidth": 0.8}
+    style: dict[str, Any] = {"color": COLOURS[k], "marker": MARKERS[k], "markersize": 3.0, "linewidth": 0.8}
     ax.errorbar(x, mean, [mean - low, high - mean], **style, label=label, linestyle="none", capsize=1.5)
 
 

@@ -6,7 +6,7 @@ threads. Random numbers come from generators with fixed seeds.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -45,8 +45,7 @@ def pictures(train: int = 1200, test: int = 400) -> Pictures:
 def initialise(sizes: Sequence[int], seed: int) -> Weights:
     """Draw weights of a perceptron with these layer sizes: normal, with variance 2 / inputs (He et al. 2015)."""
     generator = torch.Generator().manual_seed(seed)
-    pairs = zip(sizes[:-1], sizes[1:], strict=True)
-    return [torch.randn(p, q, generator=generator, dtype=torch.float64) * (2 / p) ** 0.5 for p, q in pairs]
+    return [torch.randn(p, q, generator=generator, dtype=torch.float64) * (2 / p) ** 0.5 for p, q in pairwise(sizes)]
 
 
 def perceptron(weights: Weights, x: Tensor, activation: Callable[[Tensor], Tensor] = torch.relu) -> list[Tensor]:

@@ -94,7 +94,11 @@ def measure(quick: bool) -> Numbers:
     means = {"raw": raw.mean(-1), "given the input": given_input.mean(-1), "accuracy": np.array(accurate)}
     shares = {name: [(c - c[0]) / (c[-1] - c[0]) for c in curves] for name, curves in means.items()}
     tenth = checkpoints.index(max(step for step in checkpoints if step <= checkpoints[-1] / 8))
-    settled: dict[str, list[list[float]]] = {"CKA above 0.9": [], "CKA, 90 % of the way": [], "SVCCA, 90 % of the way": []}
+    settled: dict[str, list[list[float]]] = {
+        "CKA above 0.9": [],
+        "CKA, 90 % of the way": [],
+        "SVCCA, 90 % of the way": [],
+    }
     for cka, cca in zip(own, svcca, strict=True):
         for name, curves, level in zip(settled, (cka, cka, cca), (None, 0.9, 0.9), strict=True):
             levels = [0.9 if level is None else c[0] + level * (c[-1] - c[0]) for c in curves.T]
@@ -120,9 +124,7 @@ def measure(quick: bool) -> Numbers:
 def report(numbers: Numbers) -> str:
     """Return a table of alignment by step, and one of the steps at which layers settle."""
     mean, checkpoints = numbers["mean"], numbers["checkpoints"]
-    first = [
-        {"step": step, **{name: show(mean[name][j]) for name in mean}} for j, step in enumerate(checkpoints)
-    ]
+    first = [{"step": step, **{name: show(mean[name][j]) for name in mean}} for j, step in enumerate(checkpoints)]
     second = [
         {
             "layer": k + 1,
