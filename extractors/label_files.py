@@ -120,6 +120,19 @@ def read_table(path: Path, images: Named, noun: Noun) -> tuple[list[tuple[str, s
             f"{path} is not a file",
             remedy=Remedy(Argument(noun.argument), f" takes a CSV of two columns: id or file name, and {noun.value}"),
         )
+    separator, rows, digest = read_rows(path, noun.several)
+    name_column, label_column, has_head = _columns(rows, images, path, noun)
+    record: dict[str, Any] = {"file": path.name, "sha256": digest, "separated_by": _SEPARATORS[separator]}
+    if has_head:
+        record["columns"] = [rows[0][name_column], rows[0][label_column]]
+    return [(row[name_column], row[label_column]) for row in rows[has_head:]], record
+
+
+def read_rows(path: Path, several: str) -> tuple[str, list[list[str]], str]:
+    """Return the separator and the fields of all lines of a text file, and the SHA-256 of the file.
+
+    ``several`` names the contents in messages: a table of labels, groups or pairs.
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(_LARGEST + 1)
@@ -129,26 +142,17 @@ def read_table(path: Path, images: Named, noun: Noun) -> tuple[list[tuple[str, s
     except OSError as error:
         raise InvalidInputError(f"cannot read {path}: {reason(error)}") from None
     if len(raw) > _LARGEST:
-        raise InvalidInputError(f"{path} is not a table of {noun.several}: it has more than a gigabyte")
-    separator, rows = _rows(text, path, noun)
-    name_column, label_column, has_head = _columns(rows, images, path, noun)
-    record: dict[str, Any] = {
-        "file": path.name,
-        "sha256": hashlib.sha256(raw).hexdigest(),
-        "separated_by": _SEPARATORS[separator],
-    }
-    if has_head:
-        record["columns"] = [rows[0][name_column], rows[0][label_column]]
-    return [(row[name_column], row[label_column]) for row in rows[has_head:]], record
+        raise InvalidInputError(f"{path} is not a table of {several}: it has more than a gigabyte")
+    return *_rows(text, path, several), hashlib.sha256(raw).hexdigest()
 
 
-def _rows(text: str, path: Path, noun: Noun) -> tuple[str, list[list[str]]]:
+def _rows(text: str, path: Path, several: str) -> tuple[str, list[list[str]]]:
     """Return the separator and the fields of all lines.
 
     The separator is the first one that divides every line into the same number of two or more fields.
     """
     if "\0" in text:
-        raise InvalidInputError(f"{path} is not a table of {noun.several}: it holds null characters")
+        raise InvalidInputError(f"{path} is not a table of {several}: it holds null characters")
     for separator in _SEPARATORS:
         try:
             lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
@@ -158,7 +162,7 @@ def _rows(text: str, path: Path, noun: Noun) -> tuple[str, list[list[str]]]:
         if rows and len({len(row) for row in rows}) == 1 and len(rows[0]) > 1:
             return separator, rows
     raise InvalidInputError(
-        f"{path} is not a table of {noun.several}: its lines do not all have the same two or more fields, separated by "
+        f"{path} is not a table of {several}: its lines do not all have the same two or more fields, separated by "
         "commas, tabs, semicolons, bars or spaces; quote a field that holds the separator"
     )
 
