@@ -43,6 +43,8 @@ class Trace:
     """Module path -> position, among all starts and ends of calls, of the start of its first call."""
     finished: Mapping[str, int]
     """Module path -> position, among all starts and ends of calls, of the end of its first call."""
+    outputs: int | None = None
+    """Number of outputs of the model; None unless it returns one vector for each sample."""
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -122,7 +124,8 @@ def trace(model: nn.Module, example: Tensor, classifiers: Sequence[str] | None =
     types = {path: type(module).__name__ for path, module in model.named_modules()}
     traced, left_out = _name_tensors(order, output_shapes, inputs, types, len(example))
     left_out |= {path: "is never called in the forward pass" for path in types if path and not calls[path]}
-    return Trace(traced, left_out, started, finished)
+    vectors = isinstance(result, Tensor) and result.ndim == 2 and len(result) == len(example)
+    return Trace(traced, left_out, started, finished, result.shape[1] if vectors else None)
 
 
 def _name_tensors(
@@ -196,7 +199,7 @@ def reading(
         for site, key, layer, readout in sites[place]:
             if site.call == call:  # the pre-logits feature is the input of the classifier's first call
                 items = tensors(value) if items is None else items
-                values[key] = _read(items[site.item] if site.item < len(items) else None, layer, readout)
+                values[key] = read_out(items[site.item] if site.item < len(items) else None, layer, readout)
 
     def begin(*_: Any) -> None:
         values.clear()
@@ -228,7 +231,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _read(output: Tensor | None, layer: LayerSpec, readout: Readout) -> Tensor:
+def read_out(output: Any, layer: LayerSpec, readout: Readout) -> Tensor:
+    """Return the readout of one output of a module; raise `InvalidInputError` for another shape than in the trace."""
+    output = output if isinstance(output, Tensor) else None
     if output is None or tuple(output.shape[1:]) != layer.shape:
         got = "nothing" if output is None else f"shape {tuple(output.shape[1:])}"
         raise InvalidInputError(

@@ -3,9 +3,6 @@
 Names and pictures must match one to one; nothing is truncated, filled in or guessed. A class is an integer or a text.
 """
 
-import csv
-import hashlib
-import io
 import os
 import re
 from collections import Counter
@@ -16,9 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from repsim.errors import Argument, InvalidInputError, Remedy, reason
+from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.extractors.sources import ImageSource
 from repsim.runtime.arrays import as_classes
+from repsim.runtime.csv_files import read_csv
 
 Labels = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any] | np.ndarray[Any, Any]
 """Classes: a file, a mapping from id or file name to class, or a sequence in the order of the ids."""
@@ -50,8 +48,6 @@ class Noun:
     """Words in the header of the column."""
 
 
-_LARGEST = 2**30
-_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", " ": "spaces"}
 _LABEL_HEADS = frozenset({"label", "labels", "class", "classes", "target", "category", "species", "y"})
 _CLASS = Noun("label", "labels", "class", "classes", "labels", _LABEL_HEADS)
 _NAME_HEADS = frozenset(
@@ -120,51 +116,17 @@ def read_table(path: Path, images: Named, noun: Noun) -> tuple[list[tuple[str, s
             f"{path} is not a file",
             remedy=Remedy(Argument(noun.argument), f" takes a CSV of two columns: id or file name, and {noun.value}"),
         )
-    separator, rows, digest = read_rows(path, noun.several)
+    file = read_csv(path, noun.several)
+    rows = file.rows
     name_column, label_column, has_head = _columns(rows, images, path, noun)
-    record: dict[str, Any] = {"file": path.name, "sha256": digest, "separated_by": _SEPARATORS[separator]}
+    record: dict[str, Any] = {
+        "file": path.name,
+        "sha256": file.sha256,
+        "separated_by": file.separated_by,
+    }
     if has_head:
         record["columns"] = [rows[0][name_column], rows[0][label_column]]
     return [(row[name_column], row[label_column]) for row in rows[has_head:]], record
-
-
-def read_rows(path: Path, several: str) -> tuple[str, list[list[str]], str]:
-    """Return the separator and the fields of all lines of a text file, and the SHA-256 of the file.
-
-    ``several`` names the contents in messages: a table of labels, groups or pairs.
-    """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST + 1)
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InvalidInputError(f"{path} is not text in UTF-8; save it in this encoding") from None
-    except OSError as error:
-        raise InvalidInputError(f"cannot read {path}: {reason(error)}") from None
-    if len(raw) > _LARGEST:
-        raise InvalidInputError(f"{path} is not a table of {several}: it has more than a gigabyte")
-    return *_rows(text, path, several), hashlib.sha256(raw).hexdigest()
-
-
-def _rows(text: str, path: Path, several: str) -> tuple[str, list[list[str]]]:
-    """Return the separator and the fields of all lines.
-
-    The separator is the first one that divides every line into the same number of two or more fields.
-    """
-    if "\0" in text:
-        raise InvalidInputError(f"{path} is not a table of {several}: it holds null characters")
-    for separator in _SEPARATORS:
-        try:
-            lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
-            rows = [[field.strip() for field in row] for row in lines if any(field.strip() for field in row)]
-        except csv.Error:
-            continue
-        if rows and len({len(row) for row in rows}) == 1 and len(rows[0]) > 1:
-            return separator, rows
-    raise InvalidInputError(
-        f"{path} is not a table of {several}: its lines do not all have the same two or more fields, separated by "
-        "commas, tabs, semicolons, bars or spaces; quote a field that holds the separator"
-    )
 
 
 def _columns(rows: list[list[str]], images: Named, path: Path, noun: Noun) -> tuple[int, int, bool]:

@@ -16,7 +16,7 @@ from repsim.extractors import hooks
 from repsim.extractors.base import Batch, LayerSpec, Readout, Stream
 from repsim.extractors.preprocessing import Transform
 from repsim.extractors.sources import ImageSource
-from repsim.labels import STATISTICS
+from repsim.labels import PREDICTION, STATISTICS
 from repsim.runtime import interrupts
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
@@ -125,17 +125,20 @@ def _stream(
             controls = {
                 key: readout(pixels if key == STATISTICS else pictures, layer)
                 for key, (layer, readout) in extractors[0].controls.items()
+                if key != PREDICTION
             }
             before, launched = launched, []
             for k in users:
                 batch_input = pixels if k == users[-1] else pixels.clone()  # a model may overwrite its input
                 autocast = torch.autocast(device.type, half) if how.amp else nullcontext()
                 with torch.no_grad(), autocast:  # not around the yield: the caller may need gradients
-                    models[k](batch_input)
+                    output = models[k](batch_input)
                 hooks.check(values[k], extractors[k].readouts, len(positions))
                 values[k].update(controls)
+                if (prediction := extractors[k].controls.get(PREDICTION)) is not None:
+                    values[k][PREDICTION] = hooks.read_out(output, *prediction)
                 launched.append((k, _Copied(positions, values[k], device)))
-            del pictures, pixels, batch_input
+            del pictures, pixels, batch_input, output
             if not cuda:
                 before, launched = launched, []
             for k, copied in before:

@@ -9,14 +9,15 @@ from torch import nn
 from repsim.errors import InvalidInputError, reason
 from repsim.extractors import hooks
 from repsim.extractors.base import Batch, LayerSpec, Readout, Site, Stream
+from repsim.extractors.classification import sizes
 from repsim.extractors.layers import Geometry, presets, select
 from repsim.extractors.loading import stream_together
 from repsim.extractors.picture_statistics import PictureStatistics, has_statistics
 from repsim.extractors.preprocessing import Preprocessing, Transform, choose_preprocessing, example_batch
-from repsim.extractors.readouts import Pixels, get_several, plan
+from repsim.extractors.readouts import Pixels, Prediction, get_several, plan
 from repsim.extractors.sources import ImageSource
 from repsim.extractors.weights import fingerprint
-from repsim.labels import INPUT, STATISTICS
+from repsim.labels import INPUT, PREDICTION, STATISTICS
 
 
 class ModuleExtractor:
@@ -97,10 +98,17 @@ class ModuleExtractor:
             INPUT[0], "input", (self._channels, *size), "NCHW", None, class_token=False, grid=size, site=Site("")
         )
         self.controls: Mapping[tuple[str, str], tuple[LayerSpec, Readout]] = {INPUT: (entry, Pixels())}
-        """Arrays that are read in addition to the layers, as controls: the model's input at low resolution, and
-        statistics of it in full size, unless it is small."""
+        """Arrays that are read in addition to the layers, as controls: the model's input at low resolution,
+        statistics of it in full size, unless it is small, and the number of the largest output of a classifier."""
         if has_statistics(entry.shape):
             self.controls = {**self.controls, STATISTICS: (entry, PictureStatistics())}
+        if trace.outputs and getattr(model, "num_classes", None) != 0:  # 0: timm's networks without a classifier
+            logits = LayerSpec(
+                PREDICTION[0], "output", (trace.outputs,), "NC", None, class_token=False, grid=None, site=Site("")
+            )
+            self.controls = {**self.controls, PREDICTION: (logits, Prediction())}
+        features = [layer.shape[-1] for layer in trace.tensors if layer.name == "pre_logits"]
+        self._sizes = sizes(model, features[0] if features else None)
         self.notes = [*notes, *prepared.notes, *self.notes]
         """Messages for the user, before the model is read."""
         self.notes += [
@@ -149,6 +157,7 @@ class ModuleExtractor:
             "batch_norm": "eval mode",
             **self._record,
             "torch_version": torch.__version__,
+            "computed": self._sizes,
             "tf32": {"conv": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
         }
         if "weights_sha256" not in record:  # not computed in the constructor, as the user may continue the training

@@ -14,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.extractors.base import LayerSpec, Readout
 from repsim.extractors.compressed import BlockGram, Sketch
-from repsim.labels import INPUT
+from repsim.labels import INPUT, PREDICTION
 
 NAMES = ("mean", "max", "cls", "flatten", "grid:K", "gram:B", "sketch:M")
 
@@ -249,3 +249,23 @@ class Pixels:
         """Return the averages as an array (b, channels h w), computed in float32."""
         _, height, width = layer.shape
         return _vector(adaptive_avg_pool2d(output.float(), (min(INPUT_PIXELS, height), min(INPUT_PIXELS, width))))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The number of the largest output of a classifier, which is the class that it predicts."""
+
+    name: str = PREDICTION[1]
+
+    @property
+    def block(self) -> int:
+        """Number of samples of a row: 1."""
+        return 1
+
+    def shape(self, layer: LayerSpec) -> tuple[int, ...]:  # noqa: ARG002 - the same for every classifier
+        """Return the shape of one row: (1,)."""
+        return (1,)
+
+    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:  # noqa: ARG002 - the same for every classifier
+        """Return the numbers as an array (b, 1), the first of equal outputs; float32 holds every integer to 2^24."""
+        return output.argmax(1, keepdim=True).float()

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from repsim.pipeline import run_study
     from repsim.report.page import write_report
     from repsim.results.export import to_frame
-    from repsim.results.files import open_result, open_study, save_result
+    from repsim.results.files import open_result, open_series, open_study, save_result
     from repsim.stores.store import ActivationStore, open_store, verify
     from repsim.stores.writer import write_store
     from repsim.study.universality import universality
+    from repsim.trends.series import series
 
 _MODULES = {
     "ActivationStore": "repsim.stores.store",
@@ -32,6 +33,7 @@ _MODULES = {
     "heatmap": "repsim.figures",
     "leave_one_out": "repsim.engine.resampling",
     "open_result": "repsim.results.files",
+    "open_series": "repsim.results.files",
     "open_store": "repsim.stores.store",
     "open_study": "repsim.results.files",
     "permuted": "repsim.engine.resampling",
@@ -39,6 +41,7 @@ _MODULES = {
     "random_subsamples": "repsim.engine.resampling",
     "run_study": "repsim.pipeline",
     "save_result": "repsim.results.files",
+    "series": "repsim.trends.series",
     "similarity": "repsim.engine.comparison",
     "subsampled": "repsim.engine.resampling",
     "to_frame": "repsim.results.export",
@@ -49,7 +52,7 @@ _MODULES = {
     "write_store": "repsim.stores.writer",
 }
 
-_NEED_ACCESSOR = {"compare", "open_result", "open_study", "run_study", "universality", "view"}
+_NEED_ACCESSOR = {"compare", "open_result", "open_series", "open_study", "run_study", "series", "universality", "view"}
 """Functions that return data sets with the accessor ``.repsim``, which `repsim.display` registers."""
 
 __all__ = [
@@ -61,6 +64,7 @@ __all__ = [
     "heatmap",
     "leave_one_out",
     "open_result",
+    "open_series",
     "open_store",
     "open_study",
     "permuted",
@@ -68,6 +72,7 @@ __all__ = [
     "random_subsamples",
     "run_study",
     "save_result",
+    "series",
     "similarity",
     "subsampled",
     "to_frame",

@@ -19,6 +19,10 @@ INPUT = ("input", "pixels")
 """Layer and readout of the input of a model, which a store holds as a control beside the layers."""
 STATISTICS = ("input", "statistics")
 """Layer and readout of the statistics of the input in full size, another control."""
+PREDICTION = ("output", "prediction")
+"""Layer and readout of the class that a classifier predicts, a third control, from which its accuracy follows."""
+CONTROLS = frozenset({INPUT, STATISTICS, PREDICTION})
+"""Arrays beside the layers, which no comparison reads as a layer."""
 NAME_SEPARATOR = "; "
 """Text between the names of statistics in a store."""
 
@@ -59,12 +63,12 @@ class LayerKey:
 
     @property
     def control(self) -> bool:
-        """Whether the array is the input of the model or its statistics, controls for the layers.
+        """Whether the array is no layer: the input of the model, its statistics, or the predicted class.
 
         >>> LayerKey("resnet50", "input", "pixels").control, LayerKey("resnet50", "input", "mean").control
         (True, False)
         """
-        return (self.layer, self.readout) in {INPUT, STATISTICS}
+        return (self.layer, self.readout) in CONTROLS
 
     @property
     def size(self) -> int:

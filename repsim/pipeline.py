@@ -12,7 +12,8 @@ import xarray as xr
 from repsim import figures, metrics
 from repsim.errors import Argument, Function, OtherSettingsError, OutputError, Remedy
 from repsim.extraction.jobs import Extraction
-from repsim.extraction.options import ExtractOptions, Passes
+from repsim.extraction.options import ExtractOptions, Model, Passes
+from repsim.extraction.patterns import expand_patterns
 from repsim.extraction.runs import Extracted, Listeners, extract_steps, plan_extraction
 from repsim.report.page import write_report
 from repsim.results.files import open_study, save_result
@@ -53,6 +54,8 @@ class StudyPlan:
     protocol: Protocol
     text: str
     out: Path
+    models: Sequence[Model]
+    """Models of the protocol; weights that are a pattern stand for one model per file."""
 
     @property
     def target(self) -> Path:
@@ -127,13 +130,12 @@ def plan_study(file: Path) -> StudyPlan:
     out = Path(protocol.out) if protocol.out else file.with_suffix("")
     if out == file or out.is_file():
         raise OutputError(f"{out} is a file; name another folder with the key `out`")
-    return StudyPlan(file, protocol, text, out)
+    return StudyPlan(file, protocol, text, out, expand_patterns(protocol.models))
 
 
 def planned_extractions(plan: StudyPlan, *, listeners: Listeners = lambda _: None) -> Iterator[Note | Extraction]:
     """Yield the planned extraction of each model, and notes, without computing or writing anything."""
-    protocol = plan.protocol
-    return plan_extraction(protocol.models, protocol.data, plan.out / "acts", plan.options, listeners=listeners)
+    return plan_extraction(plan.models, plan.protocol.data, plan.out / "acts", plan.options, listeners=listeners)
 
 
 def study_steps(
@@ -153,7 +155,7 @@ def study_steps(
     with ranks() as me:
         try:
             for event in extract_steps(
-                protocol.models, protocol.data, plan.out / "acts", plan.options, listeners=listeners, command=command
+                plan.models, protocol.data, plan.out / "acts", plan.options, listeners=listeners, command=command
             ):
                 if isinstance(event, Extracted):
                     stores[event.model] = event.path

@@ -512,14 +512,16 @@ def test_a_disk_without_room(tmp_path: Path) -> None:
 
 def test_the_plan_has_the_size_of_the_store(tmp_path: Path) -> None:
     job = plan(tmp_path / "not" / "there")
-    assert job.bytes_per_sample == 4 * (math.prod(job.arrays[0].shape) + 3 * 8 * 8 + 114)
+    assert job.bytes_per_sample == 4 * (math.prod(job.arrays[0].shape) + 3 * 8 * 8 + 114 + 1)
     assert job.bytes == 7 * job.bytes_per_sample
     assert job.bytes_free > 0
     assert not job.folder.exists()
     store = job.run()
     assert store.pixels is not None
     assert store.statistics is not None
-    assert sum(array[:].nbytes for array in (store["layer1.0"], store.pixels, store.statistics)) == job.bytes
+    assert store.predicted is not None
+    arrays = (store["layer1.0"], store.pixels, store.statistics, store.predicted)
+    assert sum(array[:].nbytes for array in arrays) == job.bytes
 
 
 def plan(folder: Path) -> Extraction:

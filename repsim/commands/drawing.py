@@ -1,4 +1,4 @@
-"""Define `repsim heatmap` and `repsim figures`, which draw results and studies."""
+"""Define `repsim heatmap` and `repsim figures`, which draw results, studies and series."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ def heatmap(
     from repsim import figures
     from repsim.errors import InvalidInputError
     from repsim.results.files import open_result_or_study
-    from repsim.results.versions import STUDY
+    from repsim.results.versions import SERIES, STUDY
 
     if out.suffix == ".html":
         from repsim.report.page import write_report
@@ -61,6 +61,8 @@ def heatmap(
         return
     measures = list(specs) or None
     opened = [open_result_or_study(file) for file in files]
+    if any(data.attrs["format"] == SERIES for data in opened):
+        raise InvalidInputError("a series is no heatmap of two networks; `repsim figures` draws its figures")
     if any(data.attrs["format"] == STUDY for data in opened):
         if len(files) > 1:
             raise InvalidInputError(
@@ -84,7 +86,7 @@ def heatmap(
 
 
 @click.command(cls=Command)
-@click.argument("study", type=PATH, shell_complete=completing.files(".nc"))
+@click.argument("file", metavar="FILE", type=PATH, shell_complete=completing.files(".nc"))
 @click.option("-o", "--out", type=PATH, required=True, help="Folder for the figures; existing ones are replaced.")
 @click.option(
     "--format", "form", type=click.Choice(["png", "pdf", "svg"]), default="png", show_default=True, help="File format."
@@ -92,20 +94,28 @@ def heatmap(
 @click.option(
     "--width", type=WIDTH, metavar="INCHES", help="Width of every figure.  [default: one column, 3.3; heatmaps 7]"
 )
-def figures(study: Path, out: Path, form: str, width: float | None) -> None:
-    """Draw every figure of a STUDY of `repsim universality`, each into its own file.
+def figures(file: Path, out: Path, form: str, width: float | None) -> None:
+    """Draw every figure of FILE, a study of `repsim universality` or a series of `repsim series`.
 
-    The figures are: heatmaps of all pairs, matching depths, similarity along depth, all pairs with their controls,
-    pairs of families with what is claimed of them, shares, the map of models, and measure against measure. A figure
-    that the study has no data for is reported.
+    Each figure has its own file. Of a study: heatmaps of all pairs, matching depths, similarity along depth, all pairs
+    with their controls, pairs of families with what is claimed of them, shares, the map of models, and measure against
+    measure. Of a series: similarity of layers along the axis, as lines and as a heatmap, where layers settle, the trend
+    of whole networks, runs at equal values, all pairs of points, and the distance from the reference by depth. A figure
+    that the file has no data for is reported.
 
     \b
     Examples:
       repsim figures study.nc -o figures/
+      repsim figures series.nc -o figures/
       repsim figures study.nc -o figures/ --format pdf --width 7
     """
+    from repsim.errors import InvalidInputError
     from repsim.figures import save_all
-    from repsim.results.files import open_study
+    from repsim.results.files import open_result_or_study
+    from repsim.results.versions import FORMAT
 
-    for name, description, path in save_all(open_study(study), out, form=form, width=width):
+    data = open_result_or_study(file)
+    if data.attrs["format"] == FORMAT:
+        raise InvalidInputError(f"{file} is a comparison, not a study or a series; `repsim heatmap` draws comparisons")
+    for name, description, path in save_all(data, out, form=form, width=width):
         click.echo(f"{path}  {description}" if path else f"no {name}: {render_for_cli(description)}")

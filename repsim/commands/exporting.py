@@ -1,4 +1,4 @@
-"""Define `repsim export`, which writes results and studies as CSV or JSON tables."""
+"""Define `repsim export`, which writes results, studies and series as CSV or JSON tables."""
 
 from pathlib import Path
 
@@ -16,24 +16,26 @@ from repsim.runtime.files import check_output
 @click.option(
     "--table",
     help="Table of a study: pairs, layers, matches, means, shares, mean_shares, families, controls, within, networks, "
-    "network_pairs, models, model_pairs, maps, layer_map, samples, agreement.  [default: pairs in CSV; in JSON, what "
-    "`--json` of the other commands prints]",
+    "network_pairs, models, model_pairs, maps, layer_map, samples, agreement. Table of a series: points, layers, "
+    "trends, settled, blocks, within, every_point.  [default: the first of these in CSV; in JSON, what `--json` of the "
+    "other commands prints]",
 )
 @click.option(
     "--format", "form", type=click.Choice(["csv", "json"]), help="Format of a table on the terminal.  [default: csv]"
 )
 @OVERWRITE
 def export(result: Path, out: Path | None, table: str | None, form: str | None, *, overwrite: bool) -> None:
-    """Write RESULT, the output of `repsim compare` or `repsim universality`, as CSV or JSON.
+    """Write RESULT, the output of `repsim compare`, `universality` or `series`, as CSV or JSON.
 
-    Each row is a pair of layers or of models, each column a measure. Every number is read back exactly. In CSV, a name
-    that a spreadsheet would interpret as a formula gets an apostrophe in front.
+    Each row is a pair of layers or of models, or a point of a series, each column a measure. Every number is read back
+    exactly. In CSV, a name that a spreadsheet would interpret as a formula gets an apostrophe in front.
 
     \b
     Examples:
       repsim export result.nc -o result.csv
       repsim export study.nc -o layers.csv --table layers
       repsim export study.nc --table families
+      repsim export series.nc --table settled
       repsim export study.nc -o study.json
     """
     file = None if out is None or str(out) == "-" else out

@@ -63,6 +63,8 @@ def _option_settings(entry: Option, *, several: str | None) -> dict[str, Any]:
         kind = click.Path()  # completes names of files
     elif isinstance(info, msgspec.inspect.IntType):
         kind = int if info.ge is None else click.IntRange(min=info.ge)
+    elif isinstance(info, msgspec.inspect.FloatType):
+        kind = click.FloatRange(min=info.gt, max=info.lt, min_open=True, max_open=True)
     if isinstance(info, msgspec.inspect.ListType | msgspec.inspect.DictType):
         several = several or "Repeat the option for several."
     plain = not several and not entry.required and entry.default is not None

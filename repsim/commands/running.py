@@ -69,7 +69,7 @@ def _plan(file: Path) -> None:
     protocol, target = plan.protocol, plan.target
     if is_first_process():
         click.echo(
-            f"then a study of {len(protocol.models)} models, with {protocol.untrained} untrained of every "
+            f"then a study of {len(plan.models)} models, with {protocol.untrained} untrained of every "
             f"architecture, {protocol.permutations} permutations: {target}{', which exists' * target.exists()}"
         )
 

@@ -27,6 +27,7 @@ def inspect(store: Path, *, as_json: bool) -> None:
       repsim inspect result.nc
     """
     from repsim.results.files import is_result_or_study
+    from repsim.stores import axes
     from repsim.stores.store import open_store
 
     if is_result_or_study(store):
@@ -44,13 +45,24 @@ def inspect(store: Path, *, as_json: bool) -> None:
                 | opened.facts(name)
                 for name in opened.layers
             ]
-            facts = {"model": opened.model, "data": opened.data, "samples": len(opened), "layers": rows}
+            facts = {
+                "model": opened.model,
+                "axes": opened.axes,
+                "data": opened.data,
+                "samples": len(opened),
+                "layers": rows,
+            }
             facts["pixels"] = None if opened.pixels is None else opened.pixels.shape
             facts["statistics"] = opened.statistic_names
             click.echo(json.dumps(facts | {"provenance": opened.provenance}))
             return
         ids = opened.sample_ids.ids
         click.echo(f"{store}: {opened.model} on {opened.data}, {len(ids)} samples ({ids[0]} ... {ids[-1]})")
+        if stated := axes.axes_of(opened.provenance):
+            click.echo(f"axes: {axes.in_words(stated)}")
+        if opened.computed_axes:
+            rule = f" ({opened.prediction_rule})" if opened.accuracy is not None else ""
+            click.echo(f"computed axes: {axes.in_words(opened.computed_axes)}{rule}")
         if opened.labels is not None:
             click.echo(f"labels: {len(opened.classes) or len(set(opened.labels.tolist()))} classes")
         if opened.groups is not None:
@@ -60,8 +72,9 @@ def inspect(store: Path, *, as_json: bool) -> None:
             click.echo(f"pixels of the input: {times(opened.pixels.shape)}, a control beside the layers")
         if opened.statistics is not None:
             click.echo(f"statistics of the input: {times(opened.statistics.shape)}, a control beside the layers")
+        shown = {key for key in (axes.ENTRY, axes.COMPUTED) if axes.axes_of(opened.provenance, key)}
         for key, value in opened.provenance.items():
-            if value not in (None, "", {}, []):
+            if value not in (None, "", {}, []) and key not in shown:
                 click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
 
 

@@ -6,7 +6,7 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -228,9 +228,20 @@ def print_study(dataset: "xr.Dataset") -> None:
     """Print the results of a study: warnings on stderr, tables, and the summary at the end."""
     from repsim.study.tables import all_tables
 
+    _print_tables_and_texts(dataset, all_tables(dataset))
+
+
+def print_series(dataset: "xr.Dataset") -> None:
+    """Print a series: warnings on stderr, tables, and the summary at the end."""
+    from repsim.trends.tables import all_tables
+
+    _print_tables_and_texts(dataset, all_tables(dataset))
+
+
+def _print_tables_and_texts(dataset: "xr.Dataset", tables: "Iterable[Plain]") -> None:
     for text in json.loads(dataset.attrs["warnings"]):
         click.echo(f"note: {text}", err=True)
-    for table in all_tables(dataset):
+    for table in tables:
         print_table(table)
     for text in json.loads(dataset.attrs["summary"]):
         click.echo(textwrap.fill(text, min(make_console().width, PROSE), subsequent_indent="  "))

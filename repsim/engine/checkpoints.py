@@ -35,10 +35,12 @@ class Checkpoints:
     ----------
     folder : Path, optional
         The folder of the parts; without it, nothing is stored.
+    keep : bool
+        Whether parts are kept after the run, for a later one that needs the same and more.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None = None, *, keep: bool = False) -> None:
+        self.folder, self.keep = folder, keep
 
     @contextmanager
     def locked(self, *, first: bool = True) -> Iterator[None]:
@@ -69,7 +71,8 @@ class Checkpoints:
                 if note := self._keep_or_clear():
                     error.add_note(note)
                 raise
-            self._clear()
+            if not self.keep:
+                self._clear()
         finally:
             os.close(file)
 
@@ -98,6 +101,13 @@ class Checkpoints:
             with suppress(OSError, ValueError, MemoryError):
                 parts[int(path.stem.rpartition("-")[2])] = _read(path, shape)
         return parts
+
+    def load_unit(self, sweep: str, unit: int, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
+        """Return one stored part; None if it is missing, damaged, or of another shape."""
+        if self.folder is not None:
+            with suppress(OSError, ValueError, MemoryError):
+                return _read(self.folder / f"{_hash(sweep)}-{unit}.part", shape)
+        return None
 
     def save(self, sweep: str, unit: int, part: NDArray[np.float64]) -> None:
         """Write one part to disk."""

@@ -25,6 +25,7 @@ from repsim._version import __version__
 from repsim.errors import Argument, ImageError, InvalidInputError, OutputError, Remedy
 from repsim.extraction.options import DType
 from repsim.extractors import Batch, Extractor, ImageSource, Stream
+from repsim.extractors.classification import Classes, classes_of_outputs
 from repsim.extractors.decoding import MAX_PIXELS
 from repsim.extractors.images import Digits, choose, examine
 from repsim.extractors.loading import stream_together
@@ -41,7 +42,7 @@ from repsim.extractors.recalibration import (
     statistics_of,
 )
 from repsim.extractors.sources import Content, LeftOut
-from repsim.labels import LayerKey, SampleIds, check_model_name, partition
+from repsim.labels import PREDICTION, LayerKey, SampleIds, check_model_name, partition
 from repsim.runtime import interrupts
 from repsim.runtime.arrays import as_groups
 from repsim.runtime.files import format_size, partial_path
@@ -49,6 +50,7 @@ from repsim.runtime.hardware import choose_device, cores, release_free_heap
 from repsim.runtime.processes import ALONE, Ranks, restarted
 from repsim.runtime.progress import Progress
 from repsim.stores import reader
+from repsim.stores.axes import ENTRY, Axes, check_axes
 from repsim.stores.records import as_json
 from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store
@@ -56,6 +58,8 @@ from repsim.stores.writer import StoreWriter, count_stored
 
 _PENDING_BATCHES = 4
 """Largest number of batches that wait to be written: a buffer for delays of the disk."""
+_FLOAT16_INTEGERS = 2**11
+"""Largest number of consecutive integers from 0 that float16 holds exactly."""
 _RELEASE_SECONDS = 1.0
 """Time in seconds between two calls that return free memory to the operating system."""
 
@@ -186,6 +190,8 @@ class Extraction:
     """Name of the store, and of the model in results; by default the name of the extractor."""
     stated: Mapping[str, Any] = field(default_factory=dict)
     """Entries of the provenance that the user states, such as the architecture of a torch module."""
+    axes: Axes = field(default_factory=dict)
+    """Coordinates of the model that the user states, such as its training step."""
 
     def __repr__(self) -> str:
         return (
@@ -237,7 +243,12 @@ class Extraction:
 
     @cached_property
     def arrays(self) -> tuple[ArraySpec, ...]:
-        """Arrays of the store: layers in depth order, then the controls."""
+        """Arrays of the store: layers in depth order, then the controls; a predicted class only if it has a label."""
+        controls = {
+            key: control
+            for key, control in getattr(self.extractor, "controls", {}).items()
+            if key != PREDICTION or self.classes is not None
+        }
         return tuple(
             ArraySpec(
                 LayerKey(self.model, *key),
@@ -250,11 +261,23 @@ class Extraction:
                     "class_token": layer.class_token,
                     "grid": layer.grid,
                     **(readout.facts(layer) if isinstance(readout, PictureStatistics) else {}),
+                    **({"classes": self.classes.rule} if key == PREDICTION and self.classes is not None else {}),
                 },
                 readout.block,
             )
-            for key, (layer, readout) in {**self.extractor.readouts, **getattr(self.extractor, "controls", {})}.items()
+            for key, (layer, readout) in {**self.extractor.readouts, **controls}.items()
         )
+
+    @cached_property
+    def classes(self) -> Classes | None:
+        """Classes of the labels that the outputs of the model stand for; None if it does not classify the pictures."""
+        control, images = getattr(self.extractor, "controls", {}).get(PREDICTION), self.samples.images
+        if control is None or images.labels is None:
+            return None
+        count = len(images.classes) or int(images.labels.max()) + 1
+        if self.dtype == "float16" and count > _FLOAT16_INTEGERS:  # the number of a class would be rounded
+            return None
+        return classes_of_outputs(control[0].shape[0], images.classes, count)
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
@@ -318,7 +341,8 @@ class Extraction:
 
     def provenance(self) -> dict[str, Any]:
         """Return everything that determines the values, and what the user states, as JSON values."""
-        return {**as_json(self.stated, "provenance"), **self._recorded()}
+        axes = {ENTRY: check_axes(self.axes)} if self.axes else {}
+        return {**as_json(self.stated, "provenance"), **self._recorded(), **axes}
 
     def _recorded(self) -> dict[str, Any]:
         return {
@@ -553,6 +577,8 @@ def _record(job: Extraction, writer: StoreWriter, positions: NDArray[np.int64], 
     samples = job.order[positions]
     for spec in job.arrays:
         values = batch.values[spec.key.layer, spec.key.readout].numpy()
+        if job.classes is not None and (spec.key.layer, spec.key.readout) == PREDICTION:
+            values = job.classes.numbers[values.astype(np.int64)]
         first = int(positions[0]) // spec.block
         writer.write(spec.key, samples if spec.block == 1 else slice(first, first + len(values)), values)
     writer.mark_done(samples)

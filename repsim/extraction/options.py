@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from repsim.runtime.options import Count, Device, Positive, Text, option
+from repsim.stores.axes import read_texts
 
 DType = Literal["float32", "float16"]
 Number = int | float
@@ -66,15 +67,22 @@ class Model(Choices):
     """A model: its name, its weights, and its name in results."""
 
     name: Annotated[Text, option("Name in timm, `torchvision/NAME`, or a network that comes with repsim.")]
-    weights: Annotated[Text, option("`pretrained`, `random`, or a .safetensors or .pth file.", path=True)] = (
-        "pretrained"
-    )
+    weights: Annotated[
+        Text,
+        option("`pretrained`, `random`, or a .safetensors or .pth file. A pattern stands for one model per file, with "
+               "axes from the names: 'runs/{run}/step_{step}.pt'; `*` matches anything.", path=True),
+    ] = "pretrained"  # fmt: skip
     seed: Annotated[Count, option("Seed of random weights.")] = 0
     recalibrate: Annotated[
         bool,
         option("Set the statistics of batch norm of random weights to those of up to 512 of the pictures; "
                "otherwise batch norm does nothing."),
     ] = False  # fmt: skip
+    axes: Annotated[
+        Mapping[str, int | float | str],
+        option("Coordinates of the model among others (step=1000, width=64, run=a).", metavar="NAME=VALUE",
+               check=read_texts),
+    ] = field(default_factory=dict)  # fmt: skip
     store: Annotated[
         Text | None,
         option("Name of the model in results and of its store, NAME.h5.", unset="the name, with the chosen options"),
@@ -120,7 +128,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """Options of the layers, their readouts, and the forward passes."""
+    """Options of the layers, their readouts, the forward passes, and the axes of all models."""
 
     layers: Annotated[Text, option("`blocks`, `stages`, `all`, or globs over module names: 'layer3.*,norm'.")] = (
         "blocks"
@@ -141,6 +149,11 @@ class Passes:
     device: Device = "auto"
     amp: Annotated[bool, option("Half precision in the forward pass (float16 on cuda, bfloat16 elsewhere).")] = False
     dtype: Annotated[DType, option("Type in which activations are stored.")] = "float32"
+    axes_file: Annotated[
+        Text | None,
+        option("CSV file of axes: one column per axis, and the column `model` (names of stores) or `weights` (files "
+               "relative to the CSV, or patterns).", unset="none", path=True),
+    ] = None  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

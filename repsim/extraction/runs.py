@@ -10,9 +10,10 @@ from typing import Any, Unpack, overload
 
 from torch import nn
 
-from repsim.errors import InvalidInputError
+from repsim.errors import InvalidInputError, Remedy
 from repsim.extraction.jobs import Extraction, choose_samples, choose_stream, run_together
 from repsim.extraction.options import Data, DType, ExtractOptions, Model
+from repsim.extraction.patterns import add_axes, expand_patterns, is_pattern
 from repsim.extractors import Extractor, open_images
 from repsim.extractors.factory import check_name, make_extractor, preprocessing_of, store_name
 from repsim.extractors.group_files import GroupsOfPictures
@@ -25,6 +26,7 @@ from repsim.runtime.events import Note, UpToDate, log_notes
 from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import ranks
 from repsim.runtime.progress import Listener, report_progress
+from repsim.stores.axes import Axes, check_axes, read_texts, refuse_axes_in
 from repsim.stores.store import ActivationStore, open_store
 
 Models = list[str] | Sequence[nn.Module] | list[str | nn.Module] | tuple[str | nn.Module, ...]
@@ -163,6 +165,9 @@ def _plan_groups(
     With ``check``, all pictures are read and hashed first.
     """
     check_models(models)
+    if options.axes_file is not None:
+        models, notes = add_axes(models, [store_of(model) for model in models], options.axes_file)
+        yield from (Note(note, "note: ") for note in notes)
     images = open_images(
         data.source, split=data.split, root=data.root, download=data.download,
         labels=data.labels if labels is None else labels, groups=data.groups if groups is None else groups,
@@ -178,6 +183,7 @@ def _plan_groups(
         yield Note(f"skipped {name}: {why}")
     for note in samples.notes:
         yield Note(note, "note: ")
+    models_by_weights: dict[str, str] = {}
     for group in _groups(models, options.together):
         jobs = {}
         for k in group:
@@ -187,9 +193,13 @@ def _plan_groups(
             jobs[k] = Extraction(
                 extractor, samples, out, how, options.dtype, overwrite=options.overwrite,
                 recalibrate=model.recalibrate, command=command, name=model.store, stated=_stated(model),
+                axes=model.axes,
             )  # fmt: skip
             for note in jobs[k].notes:
                 yield Note(note, f"note: {model.name}: ")
+            weights = str(extractor.provenance().get("weights_sha256", jobs[k].model))
+            if (earlier := models_by_weights.setdefault(weights, jobs[k].model)) != jobs[k].model:
+                yield Note(f"{jobs[k].model} has the same weights as {earlier}", "note: ")
         yield jobs
 
 
@@ -243,20 +253,27 @@ def check_models(models: Sequence[Model]) -> None:
             ModelOptions.read(**model.choices).check_weights(model.weights)
         if model.store is not None:
             check_model_name(model.store)
+        check_axes(model.axes, f"axes of {model.name}")
+        refuse_axes_in(_stated(model))
     twice = [name for name, count in Counter(model.store for model in models if model.store).items() if count > 1]
     if twice:
         raise InvalidInputError(f"two models have the name {twice[0]}; give each a name of its own")
     stores: dict[str, Model] = {}
     for model in models:
-        name = model.store or model.name
-        if model.store is None and _module(model) is None:
-            name = store_name(model.name, model.weights, model.seed, **model.choices)
+        name = store_of(model)
         if (earlier := stores.setdefault(name, model)) is not model:
             raise InvalidInputError(
                 f"{model} is named twice; name it once"
                 if earlier == model
                 else f"{earlier} and {model} would have the same store, {name}.h5; give each a name of its own"
             )
+
+
+def store_of(model: Model) -> str:
+    """Return the name of a model's store; extractors of other packages may choose another."""
+    if model.store is not None or _module(model) is not None:
+        return model.store or model.name
+    return store_name(model.name, model.weights, model.seed, **model.choices)
 
 
 def _groups(models: Sequence[Model], together: int) -> list[list[int]]:
@@ -284,12 +301,13 @@ def pair_models(
     seed: Sequence[int] = (),
     store: Sequence[str] = (),
     provenance: Provenance | Sequence[Provenance] = (),
+    axes: Any = (),
     model_kwargs: Mapping[str, Any] | Iterable[str] | None = None,
     **common: Any,
 ) -> list[PythonModel]:
-    """Return the models with their weights, seeds, provenance and names in results.
+    """Return the models with their weights, seeds, axes, provenance and names in results.
 
-    Weights, seeds and provenance are one value for all models, or one value per model in order.
+    Weights, seeds, axes and provenance are one value for all models, or one value per model in order.
 
     Raises
     ------
@@ -302,8 +320,10 @@ def pair_models(
     for entry in stated:
         if not isinstance(entry, Mapping):
             raise InvalidInputError(f"provenance: expected a dictionary, got {type(entry).__name__}")
+    coordinates = _axes_by_model(axes)
     labels = [type(model).__name__ if isinstance(model, nn.Module) else model for model in names]
-    for what, values in (("weights", weights), ("seeds", seed), ("provenances", stated)):
+    lists = (("weights", weights), ("seeds", seed), ("provenances", stated), ("axes", coordinates))
+    for what, values in lists:
         if len(values) > 1 and len(values) != count:
             raise InvalidInputError(
                 f"{len(values)} {what} for {count} model{'s' * (count > 1)} ({', '.join(labels)}): "
@@ -320,11 +340,22 @@ def pair_models(
             seed=seed[k % len(seed)] if seed else 0,
             store=store[k] if store else None,
             provenance=stated[k % len(stated)] if stated else {},
+            axes=coordinates[k % len(coordinates)] if coordinates else {},
             model_kwargs=read_kwargs(model_kwargs or {}),
             **common,
         )
         for k, (model, label) in enumerate(zip(names, labels, strict=True))
     ]
+
+
+def _axes_by_model(axes: Any) -> list[Axes]:
+    """Return the axes of all models, or of each: from a mapping, a list of mappings, or texts ``NAME=VALUE``."""
+    if axes is None or isinstance(axes, Mapping):
+        return [check_axes(axes)] if axes else []
+    entries = [axes] if isinstance(axes, str) or not isinstance(axes, Iterable) else list(axes)
+    if entries and all(isinstance(entry, str) for entry in entries):
+        return [read_texts(entries)]
+    return [check_axes({} if entry is None else entry) for entry in entries]
 
 
 class ExtractKeywords(Choices, total=False):
@@ -333,6 +364,7 @@ class ExtractKeywords(Choices, total=False):
     weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     seed: int | Sequence[int]
     recalibrate: bool
+    axes: Axes | Sequence[Axes] | None
     name: str | Sequence[str] | None
     split: str | None
     data_root: str | None
@@ -350,6 +382,7 @@ class ExtractKeywords(Choices, total=False):
     device: str
     amp: bool
     dtype: DType
+    axes_file: str | os.PathLike[str] | None
     overwrite: bool
 
 
@@ -392,9 +425,11 @@ def extract(
     torchrun, where every process makes the same call, the processes share the work. Notes, for example about pictures
     that were left out, are logged by ``logging.getLogger("repsim")``.
 
-    For several models, ``weights``, ``seed`` and ``provenance`` are one value for all or a list with one value per
-    model, and ``name`` is a list. ``labels`` and ``groups`` may also be a mapping, or one class or group per picture in
-    the order of the ids. `repsim.universality` uses the groups; `repsim.compare` does not.
+    For several models, ``weights``, ``seed``, ``axes`` and ``provenance`` are one value for all or a list with one
+    value per model, and ``name`` is a list. Weights that are a pattern of names of files (docs/axes.md) stand for one
+    model per file; the model is named in a list then, as in ``extract(["resnet18"], weights="step_{step}.pt", ...)``.
+    ``labels`` and ``groups`` may also be a mapping, or one class or group per picture in the order of the ids.
+    `repsim.universality` uses the groups; `repsim.compare` does not.
 
     Parameters
     ----------
@@ -443,6 +478,13 @@ def extract(
     """
     single = isinstance(model, str | nn.Module)
     names = [model] if isinstance(model, str | nn.Module) else list(model)
+    if single and any(
+        isinstance(weights, str) and is_pattern(weights) for weights in _as_list(keywords.get("weights"))
+    ):
+        raise InvalidInputError(
+            f"weights={keywords.get('weights')!r} is a pattern, which stands for several models",
+            remedy=Remedy("name the model in a list, [", repr(model), "], to get a list of stores"),
+        )
     models, pictures, options, labels, groups = read_keywords(
         names, data, keywords, transform=transform, provenance=provenance
     )
@@ -473,6 +515,8 @@ def read_keywords(
     if isinstance(groups, str | os.PathLike):
         rest["groups"], groups = os.fspath(groups), None
     of_models, of_data, options = sort_keywords("extract", rest, *_KINDS, renamed=_RENAMED)
+    if "axes_file" in options and options["axes_file"] is not None:
+        options["axes_file"] = os.fspath(options["axes_file"])
     weights, seed, store = (_as_list(of_models.pop(name, None)) for name in ("weights", "seed", "store"))
     paired = pair_models(
         models,
@@ -483,4 +527,4 @@ def read_keywords(
         provenance=() if provenance is None else provenance,
         **of_models,
     )
-    return paired, Data(source=os.fspath(data), **of_data), ExtractOptions(**options), labels, groups
+    return expand_patterns(paired), Data(source=os.fspath(data), **of_data), ExtractOptions(**options), labels, groups

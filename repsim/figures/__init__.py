@@ -1,4 +1,4 @@
-"""Draw results and studies as matplotlib figures in the sizes and colours of printed papers.
+"""Draw results, studies and series as matplotlib figures in the sizes and colours of printed papers.
 
 Each figure is a function that draws on given Axes or on a figure of its own. Only matplotlib's object interface is
 used: no pyplot and no display, and no global setting is changed.
@@ -13,6 +13,15 @@ from repsim.figures.heatmaps import figure, heatmap
 from repsim.figures.maps import plot_map
 from repsim.figures.scatters import plot_measures
 from repsim.figures.selection import pick
+from repsim.figures.series import (
+    plot_convergence,
+    plot_drift,
+    plot_every_point,
+    plot_layers_by_step,
+    plot_runs,
+    plot_trajectories,
+    plot_trend,
+)
 from repsim.figures.shares import plot_shares
 from repsim.presentation.stages import boundaries
 
@@ -24,13 +33,20 @@ __all__ = [
     "figure",
     "heatmap",
     "pick",
+    "plot_convergence",
     "plot_depths",
+    "plot_drift",
+    "plot_every_point",
     "plot_families",
     "plot_grid",
+    "plot_layers_by_step",
     "plot_map",
     "plot_measures",
     "plot_pairs",
+    "plot_runs",
     "plot_shares",
+    "plot_trajectories",
+    "plot_trend",
     "png",
     "save",
     "save_all",

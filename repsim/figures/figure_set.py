@@ -1,4 +1,4 @@
-"""Draw and save all figures of a study."""
+"""Draw and save all figures of a study or a series."""
 
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -14,8 +14,20 @@ from repsim.figures.forests import plot_families, plot_pairs
 from repsim.figures.grids import plot_grid
 from repsim.figures.maps import plot_map
 from repsim.figures.scatters import plot_measures
+from repsim.figures.series import (
+    plot_convergence,
+    plot_drift,
+    plot_every_point,
+    plot_layers_by_step,
+    plot_runs,
+    plot_trajectories,
+    plot_trend,
+)
 from repsim.figures.shares import plot_shares
+from repsim.results.versions import SERIES
 
+Figures = dict[str, tuple[str, Callable[[], Figure]]]
+"""Names of figures -> their subject, and the function that draws them."""
 FEW = 60
 """Largest number of pairs of models whose heatmaps fit on a page."""
 
@@ -23,12 +35,12 @@ FEW = 60
 def draw_all(
     study: xr.Dataset, *, width: float | None = None, among: Collection[str] | None = None
 ) -> Iterator[tuple[str, str, Figure | None]]:
-    """Draw every figure for which a study has data.
+    """Draw every figure for which a study or a series has data.
 
     Parameters
     ----------
     study : xarray.Dataset
-        Study of `repsim.universality`.
+        Study of `repsim.universality`, or series of `repsim.series`.
     width : float, optional
         Width of every figure in inches; by default one column, and one page for the grid of heatmaps.
     among : collection of str, optional
@@ -42,10 +54,42 @@ def draw_all(
         Subject of the figure, or the reason why it cannot be drawn.
     figure : Figure or None
     """
+    is_series = study.attrs.get("format") == SERIES
+    for name, (description, make) in (_of_series if is_series else _of_study)(study, width).items():
+        if among is not None and name not in among:
+            continue
+        try:
+            figure = make()
+        except InvalidInputError as error:
+            yield name, Hint(error.problem, remedy=error.remedy), None
+        else:
+            yield name, description, figure
+
+
+def _of_series(series: xr.Dataset, width: float | None) -> Figures:
+    """Return the figures of a series, with their subjects."""
+    subjects: dict[str, tuple[str, Callable[..., Axes]]] = {
+        "trajectories": ("similarity of layers along the axis", plot_trajectories),
+        "layers": ("layers by values of the axis", plot_layers_by_step),
+        "convergence": ("where layers settle, by depth", plot_convergence),
+        "trend": ("similarity of networks and its trend", plot_trend),
+        "runs": ("runs at equal values of the axis", plot_runs),
+        "every_point": ("every point with every point", plot_every_point),
+        "drift": ("distance from the reference, by depth", plot_drift),
+    }
+    column = width or COLUMN
+    return {
+        name: (subject, lambda plot=plot: _figure_of(plot(series, width=column)))  # type: ignore[misc]
+        for name, (subject, plot) in subjects.items()
+    }
+
+
+def _of_study(study: xr.Dataset, width: float | None) -> Figures:
+    """Return the figures of a study, with their subjects."""
     measure = resolve_measure(study, None)
     column = width or COLUMN
     others = [name for name in study["measure"].values.tolist() if name != "cka"]
-    drawn: dict[str, tuple[str, Callable[[], Figure]]] = {
+    drawn: Figures = {
         "heatmaps": ("every layer with every layer", lambda: _grid(study, measure, width)),
         "depths": ("which depth matches which", lambda: _figure_of(plot_depths(study, width=column))),
         "similarity": (
@@ -63,26 +107,18 @@ def draw_all(
         drawn["measures"] = (
             f"cka against {others[-1]}", lambda: _figure_of(plot_measures(study, "cka", others[-1], width=column))
         )  # fmt: skip
-    for name, (description, make) in drawn.items():
-        if among is not None and name not in among:
-            continue
-        try:
-            figure = make()
-        except InvalidInputError as error:
-            yield name, Hint(error.problem, remedy=error.remedy), None
-        else:
-            yield name, description, figure
+    return drawn
 
 
 def save_all(
     study: xr.Dataset, folder: str | Path, *, form: str = "png", width: float | None = None
 ) -> Iterator[tuple[str, str, Path | None]]:
-    """Save every figure of a study in a folder, each in its own file.
+    """Save every figure of a study or a series in a folder, each in its own file.
 
     Parameters
     ----------
     study : xarray.Dataset
-        Study of `repsim.universality`.
+        Study of `repsim.universality`, or series of `repsim.series`.
     folder : path
         Folder for the files.
     form : {"png", "pdf", "svg"}

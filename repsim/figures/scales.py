@@ -53,21 +53,24 @@ def add_colour_bar(
     height: float,
     *,
     chance: NDArray[np.float64] | None = None,
+    sizes: tuple[float, float] = (SMALL, TEXT),
 ) -> None:
     """Add a colour bar of fixed width and the height of the axes, which with square cells is set when drawn.
 
-    A bracket beside it spans the ``chance`` levels, if there are any.
+    A bracket beside it spans the ``chance`` levels, if there are any. ``sizes`` are the font sizes of numbers and of
+    the label in points.
     """
     ax = image.axes
     right = ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, cast("Affine2DBase", ax.transAxes))
     place = ax.inset_axes((0.1, 0, 0.13, 1), transform=blended_transform_factory(right, ax.transAxes))
     bar = ax.figure.colorbar(image, cax=place, extend=colour_bar_ends(scale), extendfrac=0.1 / height)
-    label_colour_bar(bar, scale, SMALL)
+    label_colour_bar(bar, scale, sizes[0])
     if chance is not None:
         ends = [min(max(float(end), scale.shown[0]), scale.shown[1]) for end in (np.nanmin(chance), np.nanmax(chance))]
         (bracket,) = bar.ax.plot([0, 0], ends, color="black", linewidth=2.5, gid="chance", clip_on=False)
         bracket.set(marker="_", markersize=7, markeredgewidth=1)
-    bar.set_label(wrap(lines, max(height, NARROW), TEXT), fontsize=TEXT)
+    least = NARROW if sizes[1] >= TEXT else 0.8
+    bar.set_label(wrap(lines, max(height, least), sizes[1]), fontsize=sizes[1])
 
 
 def label_colour_bar(bar: Colorbar, scale: Scale, size: float) -> None:

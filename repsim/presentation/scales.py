@@ -51,7 +51,7 @@ class Scale(NamedTuple):
         magma = list(zip(positions, ramp, strict=True))
         if not (self.signed and least < 0):
             return magma
-        return [(0.0, _mixed(*GREEN, 1 - least / self.low)), (round(zero, 4), GREEN[1]), *magma]
+        return [(0.0, mixed(*GREEN, 1 - least / self.low)), (round(zero, 4), GREEN[1]), *magma]
 
 
 def scale_of(values: NDArray[np.float64], valid_range: tuple[float, float], sense: str = "similarity") -> Scale:
@@ -101,7 +101,7 @@ def declared(attrs: Mapping[str, Any]) -> tuple[tuple[float, float], str]:
     return (low, high), str(attrs.get("sense", "similarity"))
 
 
-def _mixed(first: str, second: str, share: float) -> str:
+def mixed(first: str, second: str, share: float) -> str:
     """Mix two colours; ``share`` is the weight of the second, in [0, 1]."""
     pairs = zip(*(bytes.fromhex(colour[1:]) for colour in (first, second)), strict=True)
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Convert results and studies to tables of pandas, CSV and JSON (docs/reading-stores.md)."""
+"""Convert results, studies and series to tables of pandas, CSV and JSON (docs/reading-stores.md)."""
 
 import json
 import math
@@ -15,7 +15,7 @@ import xarray as xr
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.results.chance import chance_of
 from repsim.results.variables import CHANCE
-from repsim.results.versions import FORMAT, STUDY
+from repsim.results.versions import FORMAT, SERIES, STUDY
 from repsim.runtime.deprecation import rename_keyword
 from repsim.runtime.files import replacing
 
@@ -44,10 +44,27 @@ STUDY_TABLES: dict[str, tuple[str, ...]] = {
 
 Columns are also the variables of kernels in a table of measures that has families (empty for other measures), and those
 of `_REPEATED`."""
-_REPEATED = {"families": ("families",), "means": ("kind_of_pair",), "networks": ("network",)}
+SERIES_TABLES: dict[str, tuple[str, ...]] = {
+    "points": ("measure", "comparison", "point"),
+    "layers": ("measure", "comparison", "point", "layer"),
+    "trends": ("measure", "comparison", "trend_of"),
+    "settled": ("measure", "one_run", "layer"),
+    "blocks": ("measure", "comparison", "point", "own_layer", "other_layer"),
+    "within": ("measure", "point", "own_layer", "other_layer"),
+    "every_point": ("measure", "point", "other_point", "layer"),
+}
+"""Tables of a series -> dimensions of their rows. ``layers`` has the speed, too."""
+_REPEATED = {
+    "families": ("families",),
+    "means": ("kind_of_pair",),
+    "networks": ("network",),
+    "layers": ("measure", "point", "layer"),
+}
 """Tables -> dimensions of variables that are repeated in them."""
 _AXES = {"axis", "layer_axis"}
 """Dimensions whose entries become columns, so that a point of a map is one row."""
+_OVER = "over"
+"""Dimension whose entries become columns with their names, such as ``trend_slope_low_runs``."""
 _FORMULA = ("=", "+", "-", "@", "\t")
 """First characters of formulas in spreadsheets."""
 
@@ -60,7 +77,7 @@ _LAYER_COLUMNS = {
 
 @rename_keyword("found", "dataset", gone_in="0.3.0")
 def to_frame(dataset: xr.Dataset, table: str | None = None) -> pd.DataFrame:
-    """Convert a comparison or a study to a tidy table, with a row for each pair of layers, pair of models, and so on.
+    """Convert a comparison, a study or a series to a tidy table, with a row for each pair of layers, point, and so on.
 
     Each variable is a column. Rows are in the order of the file; the first dimension of the table varies slowest. The
     first columns identify the row, the others hold its values, which are exactly those of the file.
@@ -68,11 +85,12 @@ def to_frame(dataset: xr.Dataset, table: str | None = None) -> pd.DataFrame:
     Parameters
     ----------
     dataset : xarray.Dataset
-        A result of `repsim.compare` or `repsim.open_result`, or a study of `repsim.universality` or
-        `repsim.open_study`.
+        A result of `repsim.compare` or `repsim.open_result`, a study of `repsim.universality` or `repsim.open_study`,
+        or a series of `repsim.series` or `repsim.open_series`.
     table : str, optional
         For a comparison ``layers``, with a row for each pair of layers and a column for each metric. For a study one of
-        `STUDY_TABLES`; by default ``pairs``, with a row for each measure and pair of models.
+        `STUDY_TABLES`; by default ``pairs``, with a row for each measure and pair of models. For a series one of
+        `SERIES_TABLES`; by default ``points``, with a row for each measure, comparison and point.
 
     Returns
     -------
@@ -85,7 +103,7 @@ def to_frame(dataset: xr.Dataset, table: str | None = None) -> pd.DataFrame:
     UnknownNameError
         There is no such table; the message lists the nearest names.
     InvalidInputError
-        The data set is neither a comparison nor a study, or the study lacks the table (for example with one model).
+        The data set is no comparison, study or series, or lacks the table (for example a study of one model).
 
     Examples
     --------
@@ -107,7 +125,8 @@ def to_frame(dataset: xr.Dataset, table: str | None = None) -> pd.DataFrame:
         raise UnknownNameError("table", name, tables, where=f"there are {', '.join(tables)}")
     dims = tables[name]
     if missing := [dim for dim in dims if dim not in dataset.sizes]:
-        raise InvalidInputError(f"this study has no table {name!r}: there is no {missing[0]} in it")
+        kind = "series" if tables is SERIES_TABLES else "study"
+        raise InvalidInputError(f"this {kind} has no table {name!r}: there is no {missing[0]} in it")
     complete = dataset if "families" not in dims else _with_kernels_as_measures(dataset)
     frame = pd.DataFrame(dict(_columns(complete, dims, _REPEATED.get(name, ()))))
     frame.attrs = {
@@ -120,20 +139,23 @@ def to_frame(dataset: xr.Dataset, table: str | None = None) -> pd.DataFrame:
 
 
 def tables_of(data: xr.Dataset) -> dict[str, tuple[str, ...]]:
-    """Return the names of the tables of a comparison or a study, with the dimensions of their rows; the default first.
+    """Return the names of the tables of a data set, with the dimensions of their rows; the default first.
 
     Raises
     ------
     InvalidInputError
-        The data set is neither a comparison nor a study.
+        The data set is no comparison, study or series.
     """
     form = data.attrs.get("format")
     if form == STUDY:
         return STUDY_TABLES
+    if form == SERIES:
+        return SERIES_TABLES
     if form == FORMAT:
         return {RESULT_TABLE: ("layer_a", "layer_b")}
     raise InvalidInputError(
-        f"expected a result of repsim.compare or a study of repsim.universality; the attribute 'format' is {form!r}"
+        "expected a result of repsim.compare, a study of repsim.universality or a series of repsim.series; the "
+        f"attribute 'format' is {form!r}"
     )
 
 
@@ -170,6 +192,9 @@ def _columns(data: xr.Dataset, dims: tuple[str, ...], over: tuple[str, ...] = ()
         elif variable.dims[:-1] == dims and variable.dims[-1] in _AXES:
             for k in range(variable.shape[-1]):
                 yield f"{name}_{k + 1}", variable.values[..., k].ravel()
+        elif variable.dims == (*dims, _OVER):
+            for k, over_what in enumerate(data[_OVER].values):
+                yield f"{name}_{over_what}", variable.values[..., k].ravel()
 
 
 def _labels(data: xr.Dataset, dim: str) -> Iterator[tuple[str, Any]]:
@@ -206,7 +231,10 @@ def _depths(models: Any) -> Any:
 
 
 def _meaning(data: xr.Dataset, column: str) -> str:
-    name = column if column in data.variables else re.sub(r"_\d+$", "", column)
+    name = column
+    if column not in data.variables:  # spread along a dimension whose entries are columns
+        ends = [*map(re.escape, data[_OVER].values), r"\d+"] if _OVER in data.coords else [r"\d+"]
+        name = re.sub(rf"_({'|'.join(ends)})$", "", column)
     attrs = data[name].attrs if name in data.variables else {}
     if name.endswith(CHANCE):
         return f"mean value of {name.removesuffix(CHANCE)} for unrelated layers"
@@ -244,9 +272,9 @@ def _without_formula(cell: Any) -> Any:
 
 
 def to_json(data: xr.Dataset, table: str | None = None) -> dict[str, Any]:
-    """Convert a result, a study, or one table of it, to JSON values; NaN becomes null.
+    """Convert a result, a study, a series, or one table of it, to JSON values; NaN becomes null.
 
-    Without ``table`` the value is the one that ``repsim compare --json`` and ``repsim universality --json`` print.
+    Without ``table`` the value is the one that the command prints with ``--json``.
     """
     if table is not None:
         frame = to_frame(data, table)
@@ -254,18 +282,19 @@ def to_json(data: xr.Dataset, table: str | None = None) -> dict[str, Any]:
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return {**{str(key): value for key, value in frame.attrs.items()}, "rows": rows}
     tables_of(data)  # raises an error for other data sets
-    return study_as_json(data) if data.attrs["format"] == STUDY else result_as_json(data)
+    convert = {STUDY: study_as_json, SERIES: series_as_json, FORMAT: result_as_json}[data.attrs["format"]]
+    return convert(data)
 
 
 def export(
     data: xr.Dataset, path: str | os.PathLike[str], table: str | None = None, *, overwrite: bool = False
 ) -> None:
-    """Save a result or a study, or one table of it, as CSV or JSON.
+    """Save a result, a study or a series, or one table of it, as CSV or JSON.
 
     Parameters
     ----------
     data : xarray.Dataset
-        The result or the study.
+        The result, the study or the series.
     path : str or path
         The file; its suffix, ``.csv`` or ``.json``, decides the format.
     table : str, optional
@@ -297,11 +326,6 @@ def as_text(data: xr.Dataset, form: str, table: str | None = None) -> str:
 
 def study_as_json(data: xr.Dataset) -> dict[str, Any]:
     """Convert a study to JSON values: its sentences and all variables except those of layers and samples."""
-
-    def plain(name: str) -> dict[str, Any]:
-        variable = data[name]
-        return {"dims": list(variable.dims), "values": nan_to_none(variable.values.tolist())}
-
     small = [str(name) for name, values in data.data_vars.items() if not {"layer_a", "sample"} & set(values.dims)]
     return {
         "summary": json.loads(data.attrs["summary"]),
@@ -313,8 +337,29 @@ def study_as_json(data: xr.Dataset) -> dict[str, Any]:
             for dim in data.dims
             if dim in data.coords and dim not in {"sample", "layer_a", "layer_b"}
         },
-        "variables": {name: plain(name) for name in small},
+        "variables": {name: _as_json(data[name]) for name in small},
     }
+
+
+def series_as_json(data: xr.Dataset) -> dict[str, Any]:
+    """Convert a series to JSON values: its sentences, and all variables except those of pairs."""
+    large = {"own_layer", "other_layer", "other_point"}
+    small = [name for name, values in data.variables.items() if not large & set(values.dims)]
+    return {
+        "summary": json.loads(data.attrs["summary"]),
+        "warnings": json.loads(data.attrs["warnings"]),
+        "samples": data["n_samples"].item(),
+        "data": data["data"].item(),
+        "axis": data.attrs["axis"],
+        "reference": data.attrs["reference"],
+        "settled_at": data.attrs["settled_at"],
+        "coordinates": {str(name): _as_json(data[name]) for name in small if name in data.coords and data[name].ndim},
+        "variables": {str(name): _as_json(data[name]) for name in small if name in data.data_vars},
+    }
+
+
+def _as_json(variable: xr.DataArray) -> dict[str, Any]:
+    return {"dims": list(variable.dims), "values": nan_to_none(variable.values.tolist())}
 
 
 def result_as_json(result: xr.Dataset) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Save and open results of comparisons and studies, which are `xarray.Dataset` objects, as netCDF files.
+"""Save and open results of comparisons, studies and series, which are `xarray.Dataset` objects, as netCDF files.
 
-docs/result-format.md and docs/study-format.md describe the files.
+docs/result-format.md, docs/study-format.md and docs/series-format.md describe the files.
 """
 
 import os
@@ -13,34 +13,36 @@ from repsim.errors import Function, InvalidInputError, MissingDigestWarning, Par
 from repsim.results import digest, netcdf, schema
 from repsim.results.earlier import read_earlier
 from repsim.results.hdf5 import SIGNATURE
-from repsim.results.versions import FORMAT, READERS, STUDY, in_newest_version
+from repsim.results.versions import FORMAT, READERS, SERIES, STUDY, in_newest_version
 from repsim.runtime.files import check_output, replacing
 from repsim.stores.reader import stated_format
 from repsim.stores.schema import FORMAT as STORE_FORMAT
 
-_COMPARE, _UNIVERSALITY = Function("repsim.compare"), Function("repsim.universality")
+_COMPARE, _UNIVERSALITY, _SERIES = map(Function, ("repsim.compare", "repsim.universality", "repsim.series"))
 _KINDS: dict[str, tuple[Part, ...]] = {
     FORMAT: ("result of ", _COMPARE),
     STUDY: ("study of ", _UNIVERSALITY),
+    SERIES: ("series of ", _SERIES),
 }
-_EITHER: tuple[Part, ...] = ("result or study of ", _COMPARE, " or ", _UNIVERSALITY)
+_ANY: tuple[Part, ...] = ("result, study or series of ", _COMPARE, ", ", _UNIVERSALITY, " or ", _SERIES)
 _REMEDIES = {
     STORE_FORMAT: Remedy("it is an activation store: give it to ", _COMPARE),
     FORMAT: Remedy("it is a comparison: give it to ", Function("repsim.heatmap")),
     STUDY: Remedy("it is a study of ", _UNIVERSALITY),
+    SERIES: Remedy("it is a series of ", _SERIES),
 }
 """Format of a file that is not the expected one -> what to do with it."""
 
 
 def save_result(result: xr.Dataset, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Save a result or a study as a netCDF-4 file with a digest at its end.
+    """Save a result, a study or a series as a netCDF-4 file with a digest at its end.
 
     Parameters
     ----------
     result : xarray.Dataset
-        A data set that `repsim.compare`, `repsim.universality`, `open_result` or `open_study` has returned. Changes are
-        allowed if it still has the form that docs/result-format.md or docs/study-format.md describes; further
-        attributes are kept.
+        A data set that `repsim.compare`, `repsim.universality`, `repsim.series`, `open_result`, `open_study` or
+        `open_series` has returned. Changes are allowed if it still has the form that the page of its format describes
+        (docs/result-format.md, docs/study-format.md, docs/series-format.md); further attributes are kept.
     path : str or path
         The file. It is written under a temporary name and renamed when it is complete.
     overwrite : bool
@@ -49,7 +51,7 @@ def save_result(result: xr.Dataset, path: str | os.PathLike[str], *, overwrite: 
     Raises
     ------
     InvalidInputError
-        The data set is neither a result nor a study, or does not have the form that its format requires; nothing is
+        The data set is no result, study or series, or does not have the form that its format requires; nothing is
         written.
     OutputError
         The file exists or cannot be written.
@@ -108,8 +110,28 @@ def open_study(path: str | os.PathLike[str]) -> xr.Dataset:
     return _open(Path(path), STUDY)
 
 
+def open_series(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a series into memory, with the same checks as `open_result`.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+
+    Returns
+    -------
+    xarray.Dataset
+
+    Raises
+    ------
+    StoreError
+        The file is missing, damaged, or no series.
+    """
+    return _open(Path(path), SERIES)
+
+
 def open_result_or_study(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a result or a study, with the same checks as `open_result`; raise `StoreError` for other files."""
+    """Read a result, a study or a series, with the same checks as `open_result`; raise `StoreError` for other files."""
     return _open(Path(path))
 
 
@@ -124,7 +146,7 @@ def is_study(path: str | os.PathLike[str]) -> bool:
 
 
 def is_result_or_study(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file claims to be a result or a study: it has a digest line, or ends in .nc and is no store."""
+    """Return whether a file claims to hold a data set: it has a digest line, or ends in .nc and is no store."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -137,12 +159,12 @@ def is_result_or_study(path: str | os.PathLike[str]) -> bool:
 
 
 def verify_result_or_study(path: str | os.PathLike[str]) -> bool:
-    """Check a result or a study, and return whether it has a digest.
+    """Check a result, a study or a series, and return whether it has a digest.
 
     Raises
     ------
     StoreError
-        The file is damaged, or neither a result nor a study.
+        The file is damaged, or no result, study or series.
     """
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", MissingDigestWarning)
@@ -151,7 +173,7 @@ def verify_result_or_study(path: str | os.PathLike[str]) -> bool:
 
 
 def _open(path: Path, form: str | None = None) -> xr.Dataset:
-    expected = _KINDS.get(str(form), _EITHER)
+    expected = _KINDS.get(str(form), _ANY)
     if not path.is_file():
         if path.is_dir() or not path.exists():
             raise StoreError(
@@ -203,9 +225,9 @@ def _open(path: Path, form: str | None = None) -> xr.Dataset:
 
 
 def _kind_name(result: xr.Dataset) -> str:
-    """Return ``result`` or ``study``, according to the format that a data set claims to have."""
+    """Return ``result``, ``study`` or ``series``, according to the format that a data set claims to have."""
     readers = READERS.get(str(result.attrs.get("format")))
-    return "result or study" if readers is None else readers.what
+    return "result, study or series" if readers is None else readers.what
 
 
 def _without_digest(path: Path, data: bytearray) -> xr.Dataset:

@@ -1,19 +1,20 @@
-"""Check that a result or a study has the form that its format requires: names, dimensions, dtypes, ranges, consistency.
+"""Check that data sets have the form that their format requires: names, dimensions, dtypes, ranges, consistency.
 
-A checksum only shows that a file was not changed, not that its contents are valid. `repsim.results.variables` lists the
-allowed variables and attributes; `problem` describes the first violation. Further attributes, and coordinates along one
-dimension, are allowed, so that users can add notes to results.
+A checksum only shows that a file was not changed, not that its contents are valid. `repsim.results.variables` and
+`repsim.results.series_variables` list the allowed variables and attributes; `problem` describes the first violation.
+Further attributes, and coordinates along one dimension, are allowed, so that users can add notes to results.
 """
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from repsim.results.series_variables import NETWORK, SERIES_ATTRIBUTES, SERIES_COORDINATES, SERIES_VARIABLES
 from repsim.results.variables import (
     CHANCE,
     COORDINATES,
@@ -38,13 +39,16 @@ _BOTH_SIDES = {
 
 
 def problem(data: xr.Dataset) -> str | None:
-    """Describe the first violation of the format of a result or a study; None if it is valid.
+    """Describe the first violation of the format of a result, a study or a series; None if it is valid.
 
     >>> problem(xr.Dataset(attrs={"format": "repsim-comparison", "format_version": "three"}))
     "attribute format_version is 'three'; expected an integer"
     """
-    is_study = data.attrs.get("format") == STUDY_ATTRIBUTES["format"].only[0]
-    return next(_study_problems(data) if is_study else _result_problems(data), None)
+    form = data.attrs.get("format")
+    if form == STUDY_ATTRIBUTES["format"].only[0]:
+        return next(_study_problems(data), None)
+    is_series = form == SERIES_ATTRIBUTES["format"].only[0]
+    return next(_series_problems(data) if is_series else _result_problems(data), None)
 
 
 def _result_problems(result: xr.Dataset) -> Iterator[str]:
@@ -77,20 +81,50 @@ def _result_problems(result: xr.Dataset) -> Iterator[str]:
 def _study_problems(study: xr.Dataset) -> Iterator[str]:
     yield from _attribute_problems(study.attrs, STUDY_ATTRIBUTES, "")
     yield from _coordinate_problems(study, COORDINATES)
-    entries = {name: entry for entry in VARIABLES for name in entry.names}
-    if further := [str(name) for name in study.data_vars if name not in entries]:
-        yield f"{further[0]} is no variable of a study; save it in another file"
-    for name, entry in entries.items():
-        if name in study.data_vars:
-            yield from _variable_problems(study, name, entry)
-        elif not entry.pairs_only or study.sizes["pair" if name == "agreement" else "model"] > (name != "agreement"):
+    for name, entry in (yield from _all_variables_problems(study, VARIABLES, "study")):
+        if not entry.pairs_only or study.sizes["pair" if name == "agreement" else "model"] > (name != "agreement"):
             yield f"the variable {name} is missing"
-    for name in entries:
-        if f"{name}_low" in entries or name == "value":
-            ends = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
-            if ends[0] in study.data_vars and (study[ends[0]].values > study[ends[1]].values).any():
-                yield f"{ends[0]} is above {ends[1]}"
     yield from _inconsistencies(study)
+
+
+def _series_problems(series: xr.Dataset) -> Iterator[str]:
+    yield from _attribute_problems(series.attrs, SERIES_ATTRIBUTES, "")
+    yield from _coordinate_problems(series, SERIES_COORDINATES)
+    for name, entry in (yield from _all_variables_problems(series, SERIES_VARIABLES, "series")):
+        if entry.required:
+            yield f"the variable {name} is missing"
+    yield from _contradictions_of_series(series)
+
+
+def _all_variables_problems(
+    data: xr.Dataset, entries: Iterable[Entry], kind: str
+) -> Generator[str, None, list[tuple[str, Entry]]]:
+    """Yield violations by the variables of a study or a series; return the variables that it lacks."""
+    by_name = {name: entry for entry in entries for name in entry.names}
+    if further := [str(name) for name in data.data_vars if name not in by_name]:
+        yield f"{further[0]} is no variable of a {kind}; save it in another file"
+    for name, entry in by_name.items():
+        if name in data.data_vars:
+            yield from _variable_problems(data, name, entry)
+    for low in (name for name in by_name if name == "low" or name.endswith("_low")):
+        high = f"{low.removesuffix('low')}high"
+        if {low, high} <= data.data_vars.keys() and (data[low].values > data[high].values).any():
+            yield f"{low} is above {high}"
+    return [(name, entry) for name, entry in by_name.items() if name not in data.data_vars]
+
+
+def _contradictions_of_series(series: xr.Dataset) -> Iterator[str]:
+    """Yield contradictions between variables of a series, and names that it does not have."""
+    similarity, threshold, calibrated = (series[name].values for name in ("similarity", "threshold", "calibrated"))
+    with np.errstate(all="ignore"):
+        if _differ(calibrated, np.maximum(0, (similarity - threshold) / (1 - threshold))):
+            yield "calibrated is not max(0, (similarity - threshold) / (1 - threshold))"
+    if set(series["one_run"].values.tolist()) != set(series["run"].values.tolist()):
+        yield "one_run does not list the runs of the points"
+    if series["trend_of"].values.tolist() != [NETWORK, *series["layer"].values.tolist()]:
+        yield f"trend_of is not {NETWORK!r} and then the layers"
+    if "other_point" in series.coords and (series["other_point"].values != series["point"].values).any():
+        yield "point and other_point are not the same points"
 
 
 def _inconsistencies(study: xr.Dataset) -> Iterator[str]:
@@ -153,7 +187,7 @@ def _coordinate_problems(data: xr.Dataset, fields: Mapping[str, Field]) -> Itera
                 yield f"the coordinate {name} is missing"
             continue
         coordinate = data[name]
-        dims = (field.dim,) if field.dim else ()
+        dims = tuple(field.dim.split(", ")) if field.dim else ()
         kinds = {
             "number": coordinate.dtype.kind == "f", "whole": coordinate.dtype.kind in "iu", "text": _is_text(coordinate)
         }  # fmt: skip
@@ -219,6 +253,9 @@ def _is_of_kind(value: Any, field: Field) -> bool:
     if field.kind == "whole":
         is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         return is_whole and bool(field.least <= value <= field.most)
+    if field.kind == "number":
+        is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        return is_number and bool(field.least <= value <= field.most)
     if field.kind == "range":
         numbers = np.asarray(value)
         return numbers.shape == (2,) and numbers.dtype.kind in "iuf" and bool(numbers[0] <= numbers[1])

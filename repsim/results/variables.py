@@ -6,7 +6,7 @@ families; only the sentences of `repsim.study.words` may, if the values support 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import xarray as xr
@@ -18,7 +18,7 @@ _ENDS = {"low": "lower end of the 95 % interval", "high": "upper end of the 95 %
 
 @dataclass(frozen=True)
 class Entry:
-    """Variables of a study that share dimensions, type and meaning."""
+    """Variables of a study or a series that share dimensions, type and meaning."""
 
     names: Mapping[str, str]
     """Name of a variable -> long name."""
@@ -38,6 +38,8 @@ class Entry:
     """Allowed texts; any text if empty."""
     pairs_only: bool = False
     """Whether the variables are missing in a study of one model."""
+    required: bool = True
+    """Whether the variables have to exist."""
 
     @property
     def values(self) -> str:
@@ -47,14 +49,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Field:
-    """Coordinate or attribute of a result or a study."""
+    """Coordinate or attribute of a result, a study or a series."""
 
     meaning: str
-    """Description; for coordinates of a study the long name in files."""
+    """Description; for coordinates of a study or a series the long name in files."""
     kind: str = "text"
     """``text``, ``number``, ``whole``, ``range``, or JSON: ``texts``, ``stores``, ``object``."""
     dim: str = ""
-    """Dimension of a coordinate; empty for a single value."""
+    """Dimensions of a coordinate, separated by commas; empty for a single value."""
     least: float = -math.inf
     """Smallest allowed value."""
     most: float = math.inf
@@ -85,7 +87,7 @@ def _in_words(kind: str, least: float, most: float, only: tuple[str, ...]) -> st
     return f"{words}, {least:g} or more" if math.isfinite(least) else words
 
 
-def _with_ends(**names: str) -> dict[str, str]:
+def with_ends(**names: str) -> dict[str, str]:
     """Return variables and the two ends of their intervals, with long names."""
     return {
         f"{name}{end and '_' + end}": f"{long}{end and ', ' + _ENDS[end]}"
@@ -128,21 +130,21 @@ VARIABLES = (
         needs=("value",),
     ),
     Entry(
-        _with_ends(index="mean similarity of best-matching layers"),
+        with_ends(index="mean similarity of best-matching layers"),
         _PAIRS,
         "mean along the best order-preserving match of layers, both directions (MBM), match and similarity from all "
         "samples; of debiased CKA with a 95 % interval only where the match adds no bias to speak of",
         needs=("index",),
     ),
     Entry(
-        _with_ends(split_half="mean similarity of matching layers, split half"),
+        with_ends(split_half="mean similarity of matching layers, split half"),
         _PAIRS,
         "the match found on one half of the samples, measured on the other, mean over random splits; with its 95 % "
         "interval",
         needs=("split_half",),
     ),
     Entry(
-        _with_ends(energy="mean similarity of matching layers in units of energy"),
+        with_ends(energy="mean similarity of matching layers in units of energy"),
         _PAIRS,
         "split_half not divided by the norms of what the controls leave: a share of the energy of the layers",
         needs=("energy",),
@@ -211,7 +213,7 @@ VARIABLES = (
         only=(*CONTROL_PAIRS, ""),
     ),
     Entry(
-        _with_ends(learned="learned effect"),
+        with_ends(learned="learned effect"),
         _PAIRS,
         "split_half (of other measures index) minus control; the smallest ends of the joint 95 % intervals over all "
         "three controls",
@@ -230,12 +232,12 @@ VARIABLES = (
         "how much deeper in b the layers of a find their match, in relative depth",
     ),
     Entry(
-        _with_ends(index_mean="mean similarity"),
+        with_ends(index_mean="mean similarity"),
         "kernel, kind_of_pair",
         "mean of split_half over pairs",
     ),
     Entry(
-        _with_ends(
+        with_ends(
             trained_mean="mean similarity of trained pairs with controls",
             control_mean="mean of the strongest control",
             learned_mean="mean learned effect",
@@ -261,7 +263,7 @@ VARIABLES = (
         "the same with untrained networks in place of both, of the second family's, or of the first's",
     ),
     Entry(
-        _with_ends(effect="effect of training"),
+        with_ends(effect="effect of training"),
         "measure, families",
         "trained_value minus the largest control_value; the smallest ends of the joint 95 % intervals over samples of "
         "all three controls",
@@ -285,7 +287,7 @@ VARIABLES = (
         "control_value in units of energy",
     ),
     Entry(
-        _with_ends(effect_energy="effect of training in units of energy"),
+        with_ends(effect_energy="effect of training in units of energy"),
         "kernel, families",
         "effect in units of energy",
         needs=("effect_energy",),
@@ -362,7 +364,7 @@ VARIABLES = (
         "mean over layers of the participation ratio of the covariance",
     ),
     Entry(
-        _with_ends(share="share of representational energy"),
+        with_ends(share="share of representational energy"),
         "state, share_of, depth",
         "where the energy of kernels comes from, along matching layers at the relative depths of each network, with "
         "95 % intervals; the four shares sum to 1; without pixels that of "
@@ -370,20 +372,20 @@ VARIABLES = (
         needs=("share",),
     ),
     Entry(
-        _with_ends(mean_share="share of representational energy, mean over depth"),
+        with_ends(mean_share="share of representational energy, mean over depth"),
         "state, share_of",
         "their mean over depth",
         needs=("mean_share",),
     ),
     Entry(
-        _with_ends(within="similarity within a family"),
+        with_ends(within="similarity within a family"),
         "kernel, one_family",
         "similarity of the members of one family, mean over matching layers",
         needs=("within",),
     ),
     Entry(
         {"across": "similarity across two families", "ceiling": "ceiling of the similarity across two families"}
-        | _with_ends(ratio="share of the ceiling that is reached"),
+        | with_ends(ratio="share of the ceiling that is reached"),
         "kernel, families",
         "similarity across two families, the most that their members' own likeness allows, and the ratio (NaN where "
         "the ceiling is not above 0 with its whole interval)",
@@ -413,7 +415,7 @@ VARIABLES = (
         pairs_only=True,
     ),
     Entry(
-        _with_ends(common_share="share of the first common component"),
+        with_ends(common_share="share of the first common component"),
         "map",
         "how much of what the models have the first eigenvector of their similarities carries",
         needs=("common_share",),
@@ -515,18 +517,18 @@ COORDINATES = {
 }
 """Coordinates of a study; their meaning is their long name in files."""
 
-_ORIGIN = {
+ORIGIN = {
     "created": Field("time of the computation: ISO 8601, UTC"),
     "repsim_version": Field("version of repsim"),
     "command": Field("the command line; empty if it was computed in Python"),
     "samples_fingerprint": Field("SHA-256 of the sample ids, or of the list of pairs"),
 }
-"""Attributes of results and studies that record where they come from."""
+"""Attributes of results, studies and series that record where they come from."""
 
 STUDY_ATTRIBUTES = {
     "format": Field("name of the format", only=("repsim-study",)),
     "format_version": Field("version of the format", "whole"),
-    **_ORIGIN,
+    **ORIGIN,
     "summary": Field("conclusions, as sentences", "texts"),
     "warnings": Field("limits of the study and cautions, as sentences", "texts"),
     "stores": Field("the compared stores: `model`, `checksum` and `provenance` of each", "stores"),
@@ -568,7 +570,7 @@ RESULT_COORDINATES = {
 RESULT_ATTRIBUTES = {
     "format": Field("name of the format", only=("repsim-comparison",)),
     "format_version": Field("version of the format", "whole"),
-    **_ORIGIN,
+    **ORIGIN,
     "pairing": Field(
         "how samples were paired; missing if the stores hold the same samples: `by` (`id`, `file` or `list`), `file`, "
         "the number of `pairs`, `sha256` of the list of pairs (JSON), `other_contents` (number of pairs whose two "
@@ -629,17 +631,23 @@ METRIC_ATTRIBUTES = {
 
 def describe(study: xr.Dataset) -> None:
     """Write long names and descriptions into the attributes of all variables and coordinates of a study."""
-    for entry in VARIABLES:
-        for name in entry.names.keys() & study.data_vars.keys():
-            study[name].attrs |= {"long_name": entry.names[name], "description": entry.meaning}
-    for name in COORDINATES.keys() & study.coords.keys():
-        study[name].attrs["long_name"] = COORDINATES[name].meaning
+    describe_as(study, VARIABLES, COORDINATES)
 
 
-def rows() -> Iterator[tuple[str, str, str, str]]:
-    """Yield a row for each entry of `VARIABLES`, for docs/study-format.md: names, dimensions, values, meaning."""
-    for entry in VARIABLES:
-        yield ", ".join(f"`{name}`" for name in entry.names), entry.dims, entry.values, entry.meaning
+def describe_as(data: xr.Dataset, entries: Iterable[Entry], fields: Mapping[str, Field]) -> None:
+    """Write the long names and descriptions of these definitions into the attributes of a data set."""
+    for entry in entries:
+        for name in entry.names.keys() & data.data_vars.keys():
+            data[name].attrs |= {"long_name": entry.names[name], "description": entry.meaning}
+    for name in fields.keys() & data.coords.keys():
+        data[name].attrs["long_name"] = fields[name].meaning
+
+
+def rows(entries: Iterable[Entry]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield a row for each entry, for the page of a format: names, dimensions, values, meaning."""
+    for entry in entries:
+        values = entry.values if entry.required else f"{entry.values}; may be missing"
+        yield ", ".join(f"`{name}`" for name in entry.names), entry.dims, values, entry.meaning
 
 
 def field_rows(fields: Mapping[str, Field], *, dims: bool = False) -> Iterator[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Read results and studies of all versions of their formats (docs/result-format.md, docs/study-format.md).
+"""Read results, studies and series of all versions of their formats (docs/result-format.md and its neighbours).
 
 Each version has a reader. Every reader returns a data set of the newest version; variables that an earlier one lacks
 have no values.
@@ -22,17 +22,21 @@ FORMAT = "repsim-comparison"
 VERSION = 4
 STUDY = "repsim-study"
 STUDY_VERSION = 3
+SERIES = "repsim-series"
+SERIES_VERSION = 1
 
 Reader = Callable[[Path, xr.Dataset, bool], xr.Dataset]
 """Function of the path, the data set in the file, and whether the file ends in a digest."""
 RESULTS = Readers[Reader]("result", Remedy("make it again with ", Function("repsim.compare")))
 STUDIES = Readers[Reader]("study", Remedy("make it again with ", Function("repsim.universality")))
-READERS = {FORMAT: RESULTS, STUDY: STUDIES}
+SERIES_FILES = Readers[Reader]("series", Remedy("make it again with ", Function("repsim.series")))
+READERS = {FORMAT: RESULTS, STUDY: STUDIES, SERIES: SERIES_FILES}
 
 
 @RESULTS.register(VERSION)
 @RESULTS.register(3)  # without chance levels
 @STUDIES.register(STUDY_VERSION)
+@SERIES_FILES.register(SERIES_VERSION)
 def _with_digest(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Dataset:
     if not has_digest:
         raise StoreError(
@@ -71,7 +75,7 @@ def _before_claims(path: Path, data: xr.Dataset, has_digest: bool) -> xr.Dataset
 
 
 def in_newest_version(data: xr.Dataset) -> xr.Dataset:
-    """Set the newest version on a result or a study of an earlier version; return other data sets unchanged."""
+    """Set the newest version on data sets of an earlier version of their format; return others unchanged."""
     readers = READERS.get(str(data.attrs.get("format")))
     version = data.attrs.get("format_version", 0)
     if readers is None or version not in readers:

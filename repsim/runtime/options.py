@@ -6,6 +6,7 @@ such a class.
 """
 
 import inspect
+import math
 import re
 import textwrap
 import typing
@@ -201,6 +202,10 @@ def _check_minimum(keyword: str, value: Any, kind: type, name: str) -> None:
     (info,) = (entry.type for entry in options_of(kind) if entry.name == name)
     if isinstance(info, msgspec.inspect.IntType) and info.ge is not None and isinstance(value, int) and value < info.ge:
         raise InvalidArgumentError(keyword, f"at least {info.ge}", value)
+    if isinstance(info, msgspec.inspect.FloatType) and isinstance(value, int | float):
+        low, high = (-math.inf if info.gt is None else info.gt), (math.inf if info.lt is None else info.lt)
+        if not low < value < high:
+            raise InvalidArgumentError(keyword, f"a number between {low:g} and {high:g}", value)
 
 
 def fields_of(values: Any, kind: type) -> dict[str, Any]:

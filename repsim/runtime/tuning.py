@@ -130,6 +130,15 @@ class Tuning:
     halvings: int = 8
     """Number of random splits of the samples: one half selects the best match of layers, the other evaluates it."""
 
+    # Series of models: sizes that do not depend on the number of models or on memory, as values would in the last bits
+    series_panel: int = 1024
+    """Samples whose features are read at once."""
+    series_tile: int = 256
+    """Side of a tile of a Gram matrix, in samples."""
+    series_models: int = 8
+    """Number of models that are compared in one pass over the Gram matrices, beside those that they are compared with,
+    and after which finished work is kept on disk."""
+
     # Progress bars in notebooks
     bar_after: float = 0.5
     """Seconds before a bar is shown."""

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repsim.errors import Argument, InvalidInputError, Remedy, SampleMismatchError
-from repsim.extractors.label_files import read_rows
 from repsim.labels import SampleIds
+from repsim.runtime.csv_files import read_csv
 from repsim.stores.store import ActivationStore
 
 PairBy = str | os.PathLike[str] | Sequence[tuple[str, str]]
@@ -204,7 +204,7 @@ def _read_pairs(path: Path, stores: Sequence[ActivationStore]) -> list[tuple[str
     """Read pairs from a file whose header names the columns; return them as (first store, second store)."""
     if not path.is_file():
         raise InvalidInputError(f"{path} is not a file", remedy=_FORM)
-    _, (header, *lines), _ = read_rows(path, "pairs")
+    header, *lines = read_csv(path, "pairs").rows
     models = tuple(store.model for store in stores)
     names = list(dict.fromkeys([_SIDES if models[0] == models[1] else models, _SIDES]))
     for sides in names:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.labels import OTHER_PICTURES, STATISTICS, LayerKey, SampleIds
+from repsim.labels import OTHER_PICTURES, PREDICTION, STATISTICS, LayerKey, SampleIds
 
 FORMAT = "repsim-activations"
 VERSION = 3
-_NO_SETTINGS = frozenset({"command", "groups", "left_out", "labels", "max_pixels", "repsim_version"})
+_NO_SETTINGS = frozenset({"command", "computed", "groups", "left_out", "labels", "max_pixels", "repsim_version"})
 """Entries of the provenance that do not affect values. The labels and groups themselves are compared, not
 their source."""
 Array = NDArray[Any]
@@ -72,7 +72,8 @@ class Contents:
     def difference(self, other: "Contents") -> str | None:
         """Describe the settings in which ``other`` differs; None if both describe the same values, bit for bit.
 
-        A store of an earlier version, which has no statistics of the input, is continued without them.
+        A store of an earlier version, which has no statistics of the input or no predicted classes, is continued
+        without them.
         """
         samples = self.sample_ids.difference(other.sample_ids, ("before", "now"))
         differences = [samples if samples.startswith(OTHER_PICTURES) else f"samples: {samples}"] if samples else []
@@ -85,8 +86,9 @@ class Contents:
         if not samples and (groups := self._difference_of_samples(self.group_of, other.group_of)):
             differences.append(f"groups: {groups}")
         old, new = ({spec.key.label: spec for spec in contents.arrays} for contents in (self, other))
-        if LayerKey(self.model, *STATISTICS).label not in old:
-            new.pop(LayerKey(other.model, *STATISTICS).label, None)
+        for control in (STATISTICS, PREDICTION):
+            if LayerKey(self.model, *control).label not in old:
+                new.pop(LayerKey(other.model, *control).label, None)
         if only_one := [*(label for label in old if label not in new), *(label for label in new if label not in old)]:
             differences.append(f"layers: {len(old)} before, {len(new)} now (not in both: {_first_names(only_one)})")
         elif changed := [label for label, spec in old.items() if new[label].shape != spec.shape]:

@@ -8,17 +8,19 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from repsim.errors import Function, InvalidInputError, Remedy, StoreError, UnknownNameError, reason
-from repsim.labels import INPUT, NAME_SEPARATOR, STATISTICS, LayerKey, SampleIds
+from repsim.labels import INPUT, NAME_SEPARATOR, PREDICTION, STATISTICS, LayerKey, SampleIds
 from repsim.runtime.files import format_size
 from repsim.runtime.progress import Listener, report_progress
 from repsim.runtime.text_tables import Table, card, paragraphs, times
 from repsim.stores import extents, layout, reader
+from repsim.stores.axes import COMPUTED, AxisValue, axes_of, in_words
 from repsim.stores.extents import Extent
 from repsim.stores.schema import Array, Contents
 
@@ -234,6 +236,32 @@ class ActivationStore:
         return dict(self._contents.provenance)
 
     @property
+    def axes(self) -> dict[str, AxisValue]:
+        """Coordinates of the model, such as its training step or width: values by the name of the axis.
+
+        What was stated comes first, and replaces what was computed: `computed_axes`.
+        """
+        stated = axes_of(self._contents.provenance)
+        return stated | {name: value for name, value in self.computed_axes.items() if name not in stated}
+
+    @property
+    def computed_axes(self) -> dict[str, AxisValue]:
+        """Coordinates that the extraction computed: ``parameters``, ``depth``, ``width`` and ``accuracy``.
+
+        The number of parameters; the number of convolutions and linear maps; the number of features before the
+        classifier; and the share of samples whose predicted class is their label, if the model classifies them.
+        """
+        accuracy = {} if self.accuracy is None else {"accuracy": self.accuracy}
+        return axes_of(self._contents.provenance, COMPUTED) | accuracy
+
+    @cached_property
+    def accuracy(self) -> float | None:
+        """Share of samples whose `predicted` class is their label, from 0 to 1; None if it is not known."""
+        if self.predicted is None or self.labels is None:
+            return None
+        return float(np.mean(self.predicted[:].ravel() == self.labels))
+
+    @property
     def data(self) -> str:
         """Description of the samples, for figures and reports."""
         return self._contents.source
@@ -302,6 +330,20 @@ class ActivationStore:
         facts = [spec.facts for spec in self._contents.arrays if (spec.key.layer, spec.key.readout) == STATISTICS]
         return tuple(str(facts[0]["names"]).split(NAME_SEPARATOR)) if facts else ()
 
+    @property
+    def predicted(self) -> Activations | None:
+        """Class that the model predicts for each sample, (n, 1): its number, or -1 for none of the labels' classes.
+
+        None if the model does not classify the samples, or the store is of an earlier version. It is no layer.
+        """
+        return self._control(PREDICTION)
+
+    @property
+    def prediction_rule(self) -> str:
+        """Sentence that says which class each output of the model stands for; empty if nothing is `predicted`."""
+        facts = [spec.facts for spec in self._contents.arrays if (spec.key.layer, spec.key.readout) == PREDICTION]
+        return str(facts[0].get("classes", "")) if facts else ""
+
     def _control(self, name: tuple[str, str]) -> Activations | None:
         keys = (spec.key for spec in self._contents.arrays if (spec.key.layer, spec.key.readout) == name)
         return next((Activations(self, key) for key in keys), None)
@@ -367,14 +409,15 @@ class ActivationStore:
         )
 
     def _repr_html_(self) -> str:
-        recorded = self.provenance.get("weights")
-        weights = f"weights {recorded}" if recorded else ""
+        recorded = self.provenance
+        weights = f"weights {recorded['weights']}" if recorded.get("weights") else ""
         labels = "" if self.labels is None else f"{len(self.classes) or len(set(self.labels.tolist()))} classes"
         groups = "" if self.groups is None else f"{len(self.group_names)} groups"
         pixels = "" if self.pixels is None else f"pixels of the input {times(self.pixels.shape[1:])}"
         statistics = "" if self.statistics is None else f"{self.statistics.shape[1]} statistics of the input"
         facts = [
-            weights, f"{len(self):,} samples of {self.data}", labels, groups, pixels, statistics,
+            weights, in_words(axes_of(recorded)), f"{len(self):,} samples of {self.data}", labels, groups, pixels,
+            statistics,
             f"{self.path.name}, {self._state}",
         ]  # fmt: skip
         return card(self.model, paragraphs(["; ".join(filter(None, facts))]), self.table().html())

@@ -38,6 +38,7 @@ from repsim.runtime import interrupts
 from repsim.runtime.arrays import as_array, as_classes, as_groups, is_tensor, same_rows
 from repsim.runtime.files import check_output, lock, partial_path
 from repsim.stores import extents, layout, reader
+from repsim.stores.axes import ENTRY, Axes, check_axes, refuse_axes_in
 from repsim.stores.records import as_json
 from repsim.stores.schema import Array, ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store, store_path
@@ -400,6 +401,7 @@ def write_store(
     groups: Any = None,
     readout: str = "given",
     source: str = "given",
+    axes: Axes | None = None,
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> ActivationStore:
@@ -437,6 +439,9 @@ def write_store(
         How a layer became an array, for figures.
     source : str
         Description of the samples, for figures.
+    axes : dict of str to number or str, optional
+        Coordinates of the model among others, such as ``{"step": 1000, "width": 64, "run": "a"}``. A name is an
+        identifier in lower case, and a value a finite number or a text. Stored as `ActivationStore.axes`.
     provenance : dict, optional
         Further settings to record, as JSON values; numbers and arrays of numpy, paths and dates are converted.
     overwrite : bool
@@ -452,7 +457,7 @@ def write_store(
     InvalidInputError
         Arrays have different lengths or dtypes, no floating dtype, or are masked or sparse; values are NaN or infinite;
         labels are missing, one-hot or otherwise no classes; names contain control characters; the provenance is no
-        JSON; or data frames have different row names.
+        JSON; axes have other names or values; or data frames have different row names.
     OutputError
         The file exists, or cannot be written.
 
@@ -501,7 +506,9 @@ def write_store(
     numbers, classes = (None, ()) if labels is None else as_classes(labels, n)
     if not isinstance(provenance, Mapping | None):
         raise InvalidInputError(f"provenance: expected a dictionary, got {type(provenance).__name__}")
+    refuse_axes_in(provenance or {})
     record = {"extractor": "given", **_converted_dtypes(layers, arrays), **as_json(provenance or {}, "provenance")}
+    record |= {ENTRY: stated} if (stated := check_axes(axes or {})) else {}
     group_numbers, group_names = (None, ()) if groups is None else as_groups(groups, n)
     contents = Contents(
         specs, SampleIds(ids), source, record, dtype, numbers, classes, groups=group_numbers, group_names=group_names

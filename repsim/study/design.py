@@ -11,7 +11,6 @@ from itertools import combinations, product
 from typing import Literal
 
 from repsim.errors import Argument, InvalidInputError, Remedy
-from repsim.extractors.factory import family_of
 from repsim.extractors.group_files import GroupsOfPictures
 from repsim.labels import SampleIds
 from repsim.metrics.recipes.groups import Groups
@@ -104,6 +103,11 @@ class Design:
     def members(self) -> tuple[Member, ...]:
         """All models: the trained ones, then the untrained ones."""
         return (*self.trained, *self.untrained)
+
+    @property
+    def stores(self) -> tuple[ActivationStore, ...]:
+        """Stores of all models."""
+        return tuple(member.store for member in self.members)
 
     @property
     def ids(self) -> SampleIds:
@@ -214,6 +218,8 @@ def design(
 def _family(store: ActivationStore) -> str:
     """Return the family that follows from the architecture; its name is one that `_check_name` accepts."""
     member = Member(store, "", "")
+    from repsim.extractors.factory import family_of  # noqa: PLC0415 - timm takes seconds; a series needs no models
+
     name = (family_of(member.architecture) or member.architecture).strip() or member.name.strip()
     if _is_ambiguous(name):
         name = "-".join(name.split())

@@ -38,7 +38,7 @@ from repsim.study.design import Design, Member
 _CKA = CKA()
 Matrices = Float64[np.ndarray, "*batch kinds L L"]
 """Debiased CKA of all layers and controls and, with classes, inner products within classes in units of all energy."""
-_ONE_SAMPLE = "the layer is constant but for one sample: the others have the same features"
+ONE_SAMPLE = "the layer is constant but for one sample: the others have the same features"
 KEPT_SHARE = 0.999
 """Share of sum_i s_i^4 that the kept principal components carry, where s_i are the singular values of a layer."""
 
@@ -291,7 +291,7 @@ def in_units(
     return np.asarray(products / norms[..., :, None] / norms[..., None, :])
 
 
-def _varies_in_one_sample(gram: Any) -> bool:
+def varies_in_one_sample(gram: Any) -> bool:
     """Return whether all samples but one are equal: the kernel without its diagonal is then 0 after centring."""
     farthest = int(gram.squared_norms.argmax())
     if gram.squared_norms[farthest] < 0.5 * gram.squared_norms.sum():
@@ -344,7 +344,7 @@ def kernels(
     inputs = sources(design.members, device)
     inputs += [Source(control.name, control.name, partial(_control_features, control, device)) for control in controls]
     prepared = prepare(CentredGram(), inputs, device=device, keep=keep, step=step)
-    single = {name: _ONE_SAMPLE for name, factor in prepared.factors.items() if _varies_in_one_sample(factor)}
+    single = {name: ONE_SAMPLE for name, factor in prepared.factors.items() if varies_in_one_sample(factor)}
     undefined = {**prepared.undefined, **single}
     names = tuple(source.name for source in inputs if source.name not in undefined)
     position = {name: k for k, name in enumerate(names)}

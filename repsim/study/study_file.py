@@ -252,9 +252,13 @@ class _Reader:
             return [self.part(part, kind.item_type.cls, key.name) for part in parts]
         if isinstance(kind, DictType):
             inner = typing.get_args(key.annotation)[1]
-            return {
+            entries = {
                 name: self.convert(value, inner, f"{key.name}: {name}") for name, _, value in self.items(node, key.name)
             }
+            try:
+                return key.extra.get("check", dict)(entries)
+            except InvalidInputError as error:
+                raise InvalidInputError(f"{self.location(node)}: {error.problem}", remedy=error.remedy) from None
         value = self.convert(node, key.hint, key.name, key.extra.get("written"))
         return self.resolve(value) if key.extra.get("path") and isinstance(value, str) else value
 

@@ -38,6 +38,7 @@ from repsim.study.gram_passes import Kernels, kernels
 from repsim.study.indices import RAW
 from repsim.study.options import METRICS, UniversalityOptions
 from repsim.study.other_measures import MeasureResult, measure, read
+from repsim.study.untrained_networks import count_architectures, extract_untrained
 
 StoreLike = ActivationStore | str | os.PathLike[str]
 _EQUAL = 1e-9
@@ -201,10 +202,10 @@ def _compute(
         if study.n < _MIN_SAMPLES:
             raise InvalidInputError(f"{study.n} samples are too few for a study: it needs at least {_MIN_SAMPLES}")
         if untrained:
-            extracted = control.extract_untrained(
+            extracted = extract_untrained(
                 study, untrained, folder, data=options.data, split=options.split, data_root=options.data_root,
                 device=options.device,
-                step=counter(untrained * control.count_architectures(study), step("extracting untrained networks")),
+                step=counter(untrained * count_architectures(study), step("extracting untrained networks")),
             )  # fmt: skip
             for store in extracted:
                 stack.enter_context(store)
@@ -234,7 +235,7 @@ def _collect_evidence(
     steps: Steps,
 ) -> Evidence:
     """Run all passes over the data."""
-    controls = [*control.inputs(study)]
+    controls = [*control.inputs(study.stores)]
     classes = control.classes(study)
     size = sum(4 * study.n * int(np.prod(m.store[array].shape[1:])) for m in study.members for array in m.arrays)
     count = sum(len(m.arrays) for m in study.members) + len(controls)

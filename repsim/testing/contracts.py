@@ -388,8 +388,8 @@ class ExtractorContract:
 
     def _assert_same(self, arrays: dict[tuple[str, str], Array], expected: dict[tuple[str, str], Array]) -> None:
         for key, values in expected.items():
-            error = np.abs(arrays[key] - values).max()
-            assert error <= self.tolerance * np.abs(values).max(), f"{key} differs by {error}"
+            error = np.abs(arrays[key] - values).max(initial=0)
+            assert error <= self.tolerance * np.abs(values).max(initial=0), f"{key} differs by {error}"
 
     def test_layers_and_readouts_are_declared_in_depth_order(self) -> None:
         extractor = self.extractor()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the generated parts of docs/metrics.md, conformance.md, study-format.md and result-format.md.
+"""Write the generated parts of docs/metrics.md, conformance.md and the pages of the formats.
 
 The text comes from the measures and from the definitions of variables and attributes. A generated part stands between
 the marks ``<!-- NAME ... -->`` and ``<!-- /NAME -->``. The other parts of the pages are written by hand and are kept.
@@ -24,7 +24,7 @@ try:
 
     from repsim.metrics import describe
     from repsim.metrics.base import Metric
-    from repsim.results import variables
+    from repsim.results import series_variables, variables
     from repsim.testing import MetricContract
     from tests.metrics import oracles
 except ModuleNotFoundError as missing:  # not the interpreter of .venv: run again with it, once
@@ -45,8 +45,15 @@ def pages() -> dict[Path, str]:
         "conformance.md": {"data": data(), "numbers": numbers(), "without": without(), "references": references()},
         "study-format.md": {
             "coordinates": _fields("coordinate", variables.COORDINATES, dims=True),
-            "variables": table(("variable", "dimensions", "values", "what it is"), variables.rows()),
+            "variables": table(("variable", "dimensions", "values", "what it is"), variables.rows(variables.VARIABLES)),
             "attributes": _fields("attribute of the file", variables.STUDY_ATTRIBUTES),
+        },
+        "series-format.md": {
+            "coordinates": _fields("coordinate", series_variables.SERIES_COORDINATES, dims=True),
+            "variables": table(
+                ("variable", "dimensions", "values", "what it is"), variables.rows(series_variables.SERIES_VARIABLES)
+            ),
+            "attributes": _fields("attribute of the file", series_variables.SERIES_ATTRIBUTES),
         },
         "result-format.md": {
             "coordinates": _fields("coordinate", variables.RESULT_COORDINATES, dims=True),

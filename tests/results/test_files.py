@@ -498,7 +498,7 @@ def test_the_page_lists_all_variables_of_studies() -> None:
 def test_a_data_set_that_is_neither_result_nor_study(tmp_path: Path) -> None:
     assert schema.problem(xr.Dataset()) == "attribute format is missing"
     with pytest.raises(
-        InvalidInputError, match="the data set is no valid result or study: attribute format is missing"
+        InvalidInputError, match="the data set is no valid result, study or series: attribute format is missing"
     ):
         save_result(xr.Dataset({"x": 1.0}), tmp_path / "x.nc")
 

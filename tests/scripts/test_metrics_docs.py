@@ -18,7 +18,7 @@ from repsim.metrics import describe
 from tests.metrics.oracles import AWAITED
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("metrics.md", "conformance.md", "study-format.md", "result-format.md")
+PAGES = ("metrics.md", "conformance.md", "study-format.md", "series-format.md", "result-format.md")
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 

@@ -36,7 +36,7 @@ def test_equal_pixels_are_one_input(tmp_path: Path, stack: ExitStack, rng: np.ra
         stack.enter_context(write_network(tmp_path, model, unrelated_layers(rng, N, 6, 6, 6), pixels=values))
         for model, values in (("a", pixels), ("b", pixels), ("c", 2 * pixels + 1), ("d", None), ("e", 2 * pixels + 1))
     ]
-    inputs = controls.inputs(design(stores))
+    inputs = controls.inputs(design(stores).stores)
     assert names(inputs)[:2] == ["pixels", "mean pixels"]
     assert {control.members for control in inputs} == {("a", "b", "c", "e")}  # d has no pixels
     centred = pixels - pixels.mean(0)
@@ -53,7 +53,7 @@ def test_other_pixels_are_an_input_of_their_own(tmp_path: Path, stack: ExitStack
         stack.enter_context(write_network(tmp_path, model, unrelated_layers(rng, 80, 6), pixels=values))
         for model, values in (("a", pixels), ("b", other), ("c", almost))
     ]
-    selected = names(controls.inputs(design(stores)))
+    selected = names(controls.inputs(design(stores).stores))
     assert selected[:4] == ["pixels of a", "mean pixels of a", "pixels of b", "mean pixels of b"]
     assert not any(name.endswith("pixels of c") for name in selected)
     assert "RBF of the pixels of a, width 1" in selected or "RBF of the pixels of a, width 0.5" in selected
@@ -64,7 +64,7 @@ def test_the_mean_of_pixels_of_one_channel_is_over_all(
 ) -> None:
     pixels = rng.normal(size=(N, 8)).astype(np.float32)
     store = stack.enter_context(write_network(tmp_path, "a", unrelated_layers(rng, N, 6), pixels=pixels))
-    inputs = controls.inputs(design([store]))
+    inputs = controls.inputs([store])
     expected = pixels.mean(1) - pixels.mean()
     np.testing.assert_allclose(
         inputs[1].features[:, 0] / inputs[1].features.std(), expected / expected.std(), atol=1e-5
@@ -79,7 +79,7 @@ def test_statistics_of_pictures_are_an_input(tmp_path: Path, stack: ExitStack, r
     pictures = signs * contrast * checkerboard + 0.1 * rng.normal(size=(80, 3, 32, 32))
     layer = np.concatenate([contrast[:, :, 0, 0], 0.01 * rng.normal(size=(80, 3))], 1)
     store = stack.enter_context(write_network(tmp_path, "a", [layer], pixels=pictures.astype(np.float64)))
-    inputs = controls.inputs(design([store]))
+    inputs = controls.inputs([store])
     assert "statistics of the picture" in names(inputs)
     energies = []
     for selected in (inputs[:2], [control for control in inputs if "statistics" in control.name]):
@@ -98,14 +98,14 @@ def test_pictures_without_a_mean_have_no_mean_input(
     pixels -= pixels.mean((2, 3), keepdims=True)
     layers = [x.astype(dtype) for x in unrelated_layers(rng, N, 6, 6, 6)]
     store = stack.enter_context(write_network(tmp_path, "a", layers, pixels=pixels))
-    selected = names(controls.inputs(design([store])))
+    selected = names(controls.inputs([store]))
     assert selected[0] == "pixels"
     assert "mean pixels" not in selected
 
 
 def test_no_pixels_no_input(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
     study = design([stack.enter_context(write_network(tmp_path, "a", unrelated_layers(rng, N, 6, 6, 6)))])
-    assert controls.inputs(study) == []
+    assert controls.inputs(study.stores) == []
     assert controls.classes(study) is None
 
 

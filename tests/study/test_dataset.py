@@ -62,7 +62,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
         stores = [stack.enter_context(s) for s in write_networks(folder, rng, N, learned=0.7, seen=0.5)]
         study = universality(stores, ["mutual_knn:k=4"], permutations=COUNT, draws=300, seed=2)
         layers = {store.model: [store[name][:] for name in store.layers] for store in stores[:4]}
-        yield Case(study, layers, [control.features for control in controls.inputs(design(stores))])
+        yield Case(study, layers, [control.features for control in controls.inputs(design(stores).stores)])
 
 
 def stacked(case: Case) -> list[Array]:

@@ -115,7 +115,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
             for store in write_networks(folder, rng, N, learned=0.9, seen=0.4, models=MODELS, depth=DEPTH)
         ]
         layers = {store.model: [store[name][:] for name in store.layers] for store in stores}
-        inputs = [control.features for control in controls.inputs(design(stores))]
+        inputs = [control.features for control in controls.inputs(design(stores).stores)]
         yield universality(stores, ["cka"], permutations=19, draws=20, seed=SEED), layers, inputs
 
 

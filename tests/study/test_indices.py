@@ -59,7 +59,7 @@ def make(folder: Any, stack: ExitStack, models: tuple[str, ...], *, with_control
             layers = append_features(layers, common)
         stores.append(stack.enter_context(write_network(folder, model, layers, **options)))
     study = design(stores)
-    study_controls, classes = controls.inputs(study), controls.classes(study)
+    study_controls, classes = controls.inputs(study.stores), controls.classes(study)
     passes = kernels(study, study_controls, "cpu", classes=classes, keep=True, step=lambda: None)
     R = passes.values()
     empty = Indices(study, passes.positions, len(passes.names), {}, classes=with_controls)

@@ -27,7 +27,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
         rng, folder = np.random.default_rng(4), tmp_path_factory.mktemp("stores")
         stores = write_networks(folder, rng, N, learned=0.6, seen=0.8, models=(*TRAINED[:3], UNTRAINED[0]))
         built = design([stack.enter_context(store) for store in stores])
-        study_controls = controls.inputs(built)
+        study_controls = controls.inputs(built.stores)
         passes = kernels(built, study_controls, "cpu", keep=True, step=lambda: None)
         empty = Indices(built, passes.positions, len(passes.names), {})
         matches = matches_on(empty, passes.values())
