@@ -54,7 +54,8 @@ class Field:
     meaning: str
     """Description; for coordinates of a study or a series the long name in files."""
     kind: str = "text"
-    """``text``, ``number``, ``whole``, ``range``, ``axis`` (numbers or text), or JSON: ``texts``, ``stores``."""
+    """``text``, ``number``, ``whole``, ``range``, ``axis`` (numbers or text), or JSON: ``texts``, ``stores``,
+    ``object``."""
     dim: str = ""
     """Dimensions of a coordinate, separated by commas; empty for a single value."""
     least: float = -math.inf
@@ -78,7 +79,7 @@ class Field:
 def _in_words(kind: str, least: float, most: float, only: tuple[str, ...]) -> str:
     words = {
         "number": "number", "whole": "integer", "text": "text", "range": "two numbers", "texts": "JSON list of texts",
-        "stores": "JSON list of objects", "axis": "numbers or text",
+        "stores": "JSON list of objects", "object": "JSON object", "axis": "numbers or text",
     }[kind]  # fmt: skip
     if only:
         return f"{words}: {', '.join(f'`{value}`' for value in only if value)}{', or empty' if '' in only else ''}"
@@ -529,7 +530,7 @@ ORIGIN = {
     "created": Field("time of the computation: ISO 8601, UTC"),
     "repsim_version": Field("version of repsim"),
     "command": Field("the command line; empty if it was computed in Python"),
-    "samples_fingerprint": Field("SHA-256 of the sample ids"),
+    "samples_fingerprint": Field("SHA-256 of the sample ids, or of the list of pairs"),
 }
 """Attributes of results, studies and series that record where they come from."""
 
@@ -586,6 +587,13 @@ RESULT_ATTRIBUTES = {
     "format": Field("name of the format", only=("repsim-comparison",)),
     "format_version": Field("version of the format", "whole"),
     **ORIGIN,
+    "pairing": Field(
+        "how samples were paired; missing if the stores hold the same samples: `by` (`id`, `file` or `list`), `file`, "
+        "the number of `pairs`, `sha256` of the list of pairs (JSON), `other_contents` (number of pairs whose two "
+        "pictures differ, null if unknown), and `left_out`: `model`, `checksum`, `count` and `ids` of each store",
+        "object",
+        required=False,
+    ),
     "readouts": Field("selected readouts; missing if none was selected", "texts", required=False),
     "left_out": Field(
         "measures of a selected group that are undefined for these layers, need more samples, or take too much "

@@ -1,4 +1,4 @@
-"""Time one series, or a loop, in a process of its own: read settings as JSON, print measurements as one line of JSON."""
+"""Time one series, or a loop, in a process of its own: read settings as JSON, print one line of JSON."""
 
 import json
 import shutil
