@@ -17,7 +17,16 @@ from repsim.figures.canvas import NOTE
 from repsim.figures.lettering import escape_text, shorten, text_width
 from repsim.figures.scales import add_colour_bar, norm_and_colormap
 from repsim.presentation.scales import scale_of
-from repsim.presentation.series import compared_with, is_logarithmic, label_of, ramp, range_of, run_name, value_texts
+from repsim.presentation.series import (
+    compared_with,
+    is_logarithmic,
+    label_of,
+    log_ticks,
+    ramp,
+    range_of,
+    run_name,
+    value_texts,
+)
 from repsim.results.series_variables import COMPARISONS
 from repsim.results.versions import SERIES
 
@@ -134,7 +143,7 @@ def set_axis_scale(ax: Axes, name: str, values: NDArray[np.float64], series: xr.
         set_scale("symlog", linthresh=least, linscale=0.6)
     else:
         ax.set(**{f"{name}scale": "log"})
-    ticks = _log_ticks(least, most, series["value"].values, max(2, int(inches / _LOG_TICK[name])))
+    ticks = log_ticks(least, most, series["value"].values, max(2, int(inches / _LOG_TICK[name])))
     axis.set_major_locator(FixedLocator([0.0, *ticks] if with_zero else ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: value_texts([value])[0]))
     decades = 10.0 ** np.arange(np.floor(np.log10(least)), np.ceil(np.log10(most)))
@@ -145,21 +154,6 @@ def set_axis_scale(ax: Axes, name: str, values: NDArray[np.float64], series: xr.
     ax.tick_params(axis=name, which="minor", length=1.5, width=0.4)
     if with_zero:
         _mark_break(ax, name, least)
-
-
-def _log_ticks(least: float, most: float, values: NDArray[np.float64], room: int) -> list[float]:
-    """Return ticks of a logarithmic axis from ``least`` to ``most``.
-
-    They are the values of the series if these are evenly spaced, such as 16, 32, 64; else powers of ten, or 1, 2 and 5
-    times these if there are fewer than three.
-    """
-    own = np.unique(values[values > 0])
-    powers = 10.0 ** np.arange(np.floor(np.log10(least)), np.ceil(np.log10(most)) + 1)
-    choices = [own] if len(own) > 2 and np.allclose(np.diff(np.log(own), 2), 0, atol=0.02) else []
-    choices += [powers, np.outer(powers, [1, 2, 5]).ravel()]
-    inside = [ticks[(ticks >= 0.999 * least) & (ticks <= 1.001 * most)] for ticks in choices]
-    ticks = next((marks for marks in inside if len(marks) > 2), np.array([least, most]))
-    return [float(tick) for tick in ticks[:: int(np.ceil(len(ticks) / room))]]
 
 
 def _mark_break(ax: Axes, name: str, least: float) -> None:
