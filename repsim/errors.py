@@ -239,10 +239,15 @@ class MissingExtraError(RepsimError, ImportError):
 
 
 class SampleMismatchError(RepsimError, ValueError):
-    """Two stores with different samples, or with the same samples in another order; ``paths`` are their files."""
+    """Two stores with different samples, or with the same samples in another order; ``paths`` are their files.
 
-    def __init__(self, *problem: Part, paths: Iterable[Path] = (), remedy: Remedy | None = None) -> None:
-        self.paths = tuple(paths)
+    ``by_samples`` is False if the samples are the same, but not their classes or blocks.
+    """
+
+    def __init__(
+        self, *problem: Part, paths: Iterable[Path] = (), by_samples: bool = False, remedy: Remedy | None = None
+    ) -> None:
+        self.paths, self.by_samples = tuple(paths), by_samples
         super().__init__(*problem, remedy=remedy)
 
 

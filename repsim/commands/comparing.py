@@ -40,8 +40,9 @@ def compare(
     """Compare the layers of STORES.
 
     With two stores, every layer of one is compared with every layer of the other. With more, all layers are compared
-    with all layers. A single store is compared with itself. All stores must hold the same samples in the same order.
-    Values are exact at any size: data that do not fit into memory are read again when they are needed.
+    with all layers. A single store is compared with itself. All stores must hold the same samples in the same order,
+    unless --pair-by pairs them. Values are exact at any size: data that do not fit into memory are read again when they
+    are needed.
 
     With -o, the same command resumes an interrupted run. If the result exists already, only new stores and metrics are
     computed and added. Several processes share the work when torchrun starts them.
@@ -53,6 +54,7 @@ def compare(
       repsim compare acts/a.h5 acts/b.h5 -m all -o all.nc
       repsim compare acts/a.h5 acts/b.h5 --readout mean --readout cls -o both.nc
       repsim compare acts/*.h5 -o all.nc --memory 2GiB --explain
+      repsim compare clean/net.h5 blurred/net.h5 --pair-by id
       torchrun --nproc-per-node 4 -m repsim compare acts/*.h5 -o all.nc
     """
     from repsim.engine.comparison import Compared, compare_steps

@@ -22,7 +22,7 @@ from repsim.engine.options import CompareOptions
 from repsim.engine.pair_matrix import Layer, Matrix
 from repsim.engine.planning import Limits, Meter, Plan, Stage, plan
 from repsim.engine.preparation import Source, prepare
-from repsim.errors import InvalidInputError, TooLittleMemoryError
+from repsim.errors import Argument, InvalidInputError, Remedy, SampleMismatchError, TooLittleMemoryError
 from repsim.metrics import Metric
 from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.algorithms.gram_space import GramSweep
@@ -40,6 +40,7 @@ from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import ALONE, Ranks, ranks
 from repsim.runtime.progress import Listener, Progress, report_progress
 from repsim.stores.alignment import AlignedView
+from repsim.stores.pairing import ID, PairBy, is_pairable, pair
 from repsim.stores.store import ActivationStore, as_stores, open_store, store_path
 
 StoreLike = ActivationStore | str | os.PathLike[str]
@@ -87,6 +88,7 @@ class CompareKeywords(TypedDict, total=False):
     """Keywords of `compare`, for type checkers; `CompareOptions` describes them."""
 
     readouts: Sequence[str]
+    pair_by: PairBy | None
     memory: int | str | None
     device: str
     tf32: bool
@@ -113,9 +115,9 @@ def compare(
     Parameters
     ----------
     a, b : ActivationStore or path, or (a alone) a list of them
-        Two stores, or their files, over the same samples in the same order: the result has the layers of a by the
-        layers of b. A single store is compared with itself. A list of stores gives the matrix of all layers of all
-        models.
+        Two stores, or their files, over the same samples in the same order, unless ``pair_by`` pairs them: the result
+        has the layers of a by the layers of b. A single store is compared with itself. A list of stores gives the
+        matrix of all layers of all models.
     metrics : str, or sequence of str or Metric, optional
         Spec strings or metrics; each becomes one variable of the result. The default is ``cka``, or the metrics of the
         result in ``out``. ``all`` or the name of a group (``alignment``, ``rsm``, ``neighbours``, ``group:cca``,
@@ -139,10 +141,10 @@ def compare(
     Raises
     ------
     SampleMismatchError
-        If the stores hold different samples, or the same samples in a different order.
+        If the stores hold different samples, or the same samples in a different order, unless ``pair_by`` pairs them.
     InvalidInputError
-        If there are too few samples, activations are NaN or infinite, two models have one name, or a store lacks a
-        readout.
+        If a list of pairs names an unknown sample or a sample twice, there are too few samples, activations are NaN or
+        infinite, two models have one name, or a store lacks a readout.
     TooLittleMemoryError
         If not even the smallest plan fits into the memory.
     StoreError
@@ -236,7 +238,7 @@ def compare_steps(
                 check_output(out, overwrite=options.overwrite or grows)
         with Comparison(
             a, b, metrics, device=options.device, memory=options.memory, tf32=options.tf32, readouts=options.readouts,
-            earlier_result=earlier_result, me=me,
+            pair_by=options.pair_by, earlier_result=earlier_result, me=me,
         ) as planned:  # fmt: skip
             notes = [f"note: {note}" for note in planned.view.notes]
             if options.explain or dry_run:
@@ -276,7 +278,7 @@ class Comparison:
 
     Parameters
     ----------
-    a, b, metrics, device, memory, tf32, readouts
+    a, b, metrics, device, memory, tf32, readouts, pair_by
         As in `compare`.
     earlier_result : xarray.Dataset, optional
         An earlier result over some of the same stores, whose values are copied; only the rest is computed.
@@ -294,6 +296,7 @@ class Comparison:
         memory: int | str | None = None,
         tf32: bool = False,
         readouts: Sequence[str] = (),
+        pair_by: PairBy | None = None,
         earlier_result: xr.Dataset | None = None,
         me: Ranks = ALONE,
     ) -> None:
@@ -306,8 +309,8 @@ class Comparison:
         self.metrics, self.optional = _select_metrics(metrics)
         with ExitStack() as stack:
             stores_a, stores_b = _open(a, b, stack)
-            self.view = AlignedView(*dict.fromkeys((*stores_a, *stores_b)))
-            self.matrix = Matrix(stores_a, stores_b, len(self.view.sample_ids), readouts)
+            self.view = _align([*dict.fromkeys((*stores_a, *stores_b))], pair_by)
+            self.matrix = Matrix(stores_a, stores_b, self.view, readouts)
             self._drop_metrics_without_enough_samples()
             if earlier_result is not None:
                 self.metrics = self.matrix.add_earlier_result(earlier_result, self.metrics)
@@ -422,7 +425,7 @@ class Comparison:
             "command": command,
             "device": self._device_type,
             "tf32": int(self.tf32 or self._was_tf32),
-            "samples_fingerprint": self.view.sample_ids.fingerprint,
+            "samples_fingerprint": self.view.fingerprint,
         }
 
     @property
@@ -457,7 +460,8 @@ class Comparison:
         title += repr(
             (stage.panel, stage.tile, stage.chunk, stage.room, stage.group, stage.kept, self._device_type, self.tf32)
         )
-        title += repr([self.matrix.identity(name) for side in (rows, columns) for name in side])
+        identities = [self.matrix.identity(name) for side in (rows, columns) for name in side]
+        title += repr([self.view.fingerprint, *identities])
         computed = compute_sweep(
             sweep, title, checkpoints=checkpoints, me=self.me, step=meter.comparing(stage, sweep.units)
         )
@@ -514,6 +518,20 @@ def _open(
     if not stores:
         raise InvalidInputError("name at least one store")
     return stores, stores
+
+
+def _align(stores: list[ActivationStore], pair_by: PairBy | None) -> AlignedView:
+    """Return the stores with their samples checked, or paired; advise to pair samples that can be paired by id."""
+    if pair_by is not None:
+        return AlignedView(*stores, pairing=pair(stores, pair_by))
+    try:
+        return AlignedView(*stores)
+    except SampleMismatchError as error:
+        advice = error.remedy.parts if error.remedy else ()
+        if advice and error.by_samples and is_pairable(stores):
+            advice += (", or pair equal ids deliberately with ", Argument("pair_by", ID))
+            error.remedy = Remedy(*advice)
+        raise
 
 
 @contextmanager

@@ -20,6 +20,13 @@ class CompareOptions:
         option("Compare only arrays of these readouts, each with arrays of the same readout; several readouts give "
                "one variable for each metric and readout.", unset="all arrays with all arrays"),
     ] = field(default_factory=list)  # fmt: skip
+    pair_by: Annotated[
+        str | list[tuple[str, str]] | None,  # not Text: msgspec 0.22 crashes on a constrained text beside a list
+        option("Pair samples deliberately if the stores hold other samples, or another order: `id` pairs equal sample "
+               "ids and leaves the others out; a CSV file pairs any ids: its first line names the columns (the models, "
+               "or a,b), and each further line holds the ids of a pair. In Python also a list of pairs.",
+               unset="all stores have to hold the same samples in the same order", metavar="id|FILE.csv"),
+    ] = None  # fmt: skip
     memory: Memory = None
     device: Device = "auto"
     tf32: Annotated[bool, option("Let a GPU round products to TensorFloat-32: faster, errors of 1e-3.")] = False

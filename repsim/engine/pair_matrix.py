@@ -19,10 +19,13 @@ from repsim.metrics import Factor, Metric
 from repsim.metrics import get as metric_of
 from repsim.results import schema
 from repsim.results.chance import chance_of
+from repsim.results.coordinates import axis_coordinates
 from repsim.results.summary import split_cautions
-from repsim.results.variables import CHANCE
+from repsim.results.variables import AXIS, CHANCE
 from repsim.results.versions import FORMAT, VERSION
 from repsim.runtime import tuning
+from repsim.stores.alignment import AlignedView
+from repsim.stores.axes import Axes
 from repsim.stores.store import ActivationStore
 
 Job = tuple[list[LayerShape], list[LayerShape], list[Metric[Any]]]
@@ -65,20 +68,27 @@ class Matrix:
     ----------
     stores_a, stores_b : sequence of ActivationStore
         Stores of the rows and of the columns; the same sequence for a square matrix.
-    n : int
-        Number of samples.
+    view : AlignedView
+        The samples of the stores, or pairs of samples.
     readouts : sequence of str
         The readouts to compare; () for all arrays.
+
+    Raises
+    ------
+    InvalidInputError
+        If two models have one name, a store lacks a readout, or pairs of samples change the samples of the blocks of
+        Gram matrices.
     """
 
     def __init__(
         self,
         stores_a: Sequence[ActivationStore],
         stores_b: Sequence[ActivationStore],
-        n: int,
+        view: AlignedView,
         readouts: Sequence[str] = (),
     ) -> None:
-        self.n, self.stores = n, (list(stores_a), list(stores_b))
+        self.n, self.stores = len(view.sample_ids), (list(stores_a), list(stores_b))
+        self._fingerprint, self._pairing = view.fingerprint, view.pairing
         self.readouts = tuple(dict.fromkeys(readouts))
         distinct = list(dict.fromkeys((*stores_a, *stores_b)))
         self.several = len(stores_a) > 1
@@ -90,6 +100,7 @@ class Matrix:
         of_store = {store: self._layers(store, k) for k, store in enumerate(distinct)}
         self.rows, self.columns = ([layer for store in side for layer in of_store[store]] for side in self.stores)
         self.layers = [layer for layers in of_store.values() for layer in layers]
+        self._check_blocks()
         self._names = tuple(list(dict.fromkeys(layer.name for layer in side)) for side in (self.rows, self.columns))
         """Names of the rows and columns of the result; with ``readouts``, one name may stand for several arrays."""
         self._position = tuple(
@@ -112,6 +123,18 @@ class Matrix:
         """Unique names of the layers of the earlier result."""
         self._earlier_titles: set[str] = set()
         """Variables of the earlier result."""
+
+    def _check_blocks(self) -> None:
+        """Refuse Gram matrices of blocks if pairs are not all samples in their order: blocks cannot be taken apart."""
+        if self._pairing is None or self._pairing.whole:
+            return
+        for layer in self.layers:
+            if layer.key.form == "grams":
+                raise InvalidInputError(
+                    f"{layer.store.path}: {layer.key.readout} keeps blocks of samples, which cannot be taken apart to "
+                    "pair the samples in another order or without some of them",
+                    remedy=Remedy("name readouts of single samples with ", Argument("readouts"), ", or extract them"),
+                )
 
     def _layers(self, store: ActivationStore, k: int) -> list[Layer]:
         """Return the arrays of a store that are compared."""
@@ -156,6 +179,10 @@ class Matrix:
     def _checksums(self) -> dict[ActivationStore, str]:
         return {layer.store: layer.store.checksum for layer in self.layers}
 
+    @cached_property
+    def _axes(self) -> dict[ActivationStore, Axes]:
+        return {store: store.axes for store in dict.fromkeys(layer.store for layer in self.layers)}
+
     def identity(self, name: str) -> str:
         """Return a text that identifies the activations of a layer: the checksum of its store, and its name there."""
         layer = self._by_name[name]
@@ -176,8 +203,10 @@ class Matrix:
         problem = schema.problem(result) if form == FORMAT else f"its 'format' is {form!r}"
         if problem:
             raise InvalidInputError("the earlier result is no result of ", Function("repsim.compare"), f": {problem}")
-        if result.attrs["samples_fingerprint"] != self.stores[0][0].sample_ids.fingerprint:
-            raise InvalidInputError("the earlier result is about other samples", remedy=_ANOTHER)
+        if result.attrs["samples_fingerprint"] != self._fingerprint:
+            paired = self._pairing is not None or "pairing" in result.attrs
+            kind = "other pairs of samples" if paired else "other samples"
+            raise InvalidInputError(f"the earlier result is about {kind}", remedy=_ANOTHER)
         before = [
             {store["model"]: store["checksum"] for store in json.loads(result.attrs[f"stores_{side}"])} for side in "ab"
         ]
@@ -380,7 +409,10 @@ class Matrix:
         sides: dict[str, Any] = {}
         for side, names, layers in zip("ab", self._names, (self.rows, self.columns), strict=True):
             dim, first = f"layer_{side}", {layer.name: layer for layer in reversed(layers)}
-            sides |= {dim: names, f"model_{side}": (dim, [first[name].store.model for name in names])}
+            stores = [first[name].store for name in names]
+            sides |= {dim: names, f"model_{side}": (dim, [store.model for store in stores])}
+            axes = axis_coordinates([self._axes[store] for store in stores])
+            sides |= {f"{name}_{side}": (dim, values) for name, values in axes.items()}
             for readout in self.readouts or [""]:
                 by_name = {layer.name: layer for layer in layers if readout in {"", layer.key.readout}}
                 features = [by_name[name].features if name in by_name else -1 for name in names]
@@ -390,10 +422,12 @@ class Matrix:
                     sides[f"features_{side}"] = (dim, features)
                     sides[f"readout_{side}"] = (dim, [by_name[name].key.readout for name in names])
         result = xr.Dataset(
-            coords={**sides, "n_samples": self.n, "data": self.stores[0][0].data},
+            coords={**sides, "n_samples": self.n, "data": self._data()},
             attrs={"format": FORMAT, "format_version": VERSION, **attrs}
             | {f"stores_{side}": self._store_attribute(stores) for side, stores in zip("ab", self.stores, strict=True)},
         )
+        if self._pairing is not None:
+            result.attrs["pairing"] = json.dumps(self._pairing.record)
         if self.readouts:
             result.attrs["readouts"] = json.dumps(self.readouts)
         for metric in metrics:
@@ -417,8 +451,13 @@ class Matrix:
             stem, _, side = name.rpartition("_")
             quantity = stem if side in {"a", "b"} else name
             suffix = f" ({side})" if quantity == stem else ""
-            result[name].attrs["long_name"] = _LONG_NAMES.get(quantity, quantity) + suffix
+            result[name].attrs["long_name"] = _LONG_NAMES.get(quantity, quantity.removeprefix(AXIS)) + suffix
         return result
+
+    def _data(self) -> str:
+        """Return the description of the samples; of pairs, those of all stores."""
+        sources = dict.fromkeys(store.data for side in self.stores for store in side)
+        return self.stores[0][0].data if self._pairing is None else " paired with ".join(sources)
 
     def _with_diagnostics(self, result: xr.Dataset, title: str) -> xr.Dataset:
         for name, numbers in self.diagnostics.items():

@@ -239,6 +239,7 @@ def _attribute_problems(attrs: Mapping[Any, Any], fields: Mapping[str, Field], w
         expected = {
             "text": "a text", "whole": "an integer", "number": "a number", "range": "two numbers, the smaller first",
             "texts": "a list of texts, as JSON", "stores": "a list of objects, as JSON",
+            "object": "an object, as JSON",
         }[field.kind]  # fmt: skip
         if not _is_of_kind(value, field):
             yield f"attribute {name}{where} is {short(value)}; expected {expected}"
@@ -259,6 +260,8 @@ def _is_of_kind(value: Any, field: Field) -> bool:
         numbers = np.asarray(value)
         return numbers.shape == (2,) and numbers.dtype.kind in "iuf" and bool(numbers[0] <= numbers[1])
     items = _json(value)
+    if field.kind == "object":
+        return isinstance(items, dict)
     if field.kind == "texts":
         return isinstance(items, list) and all(isinstance(item, str) for item in items)
     return isinstance(items, list) and bool(items) and all(map(_is_store, items))

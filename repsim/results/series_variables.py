@@ -14,8 +14,6 @@ NETWORK = "network"
 """Entry of `trend_of` for the mean over layers; the others are names of layers."""
 OVER = ("pictures", "runs")
 """What intervals of trends are taken over."""
-AXIS = "axis_"
-"""Begin of the names of coordinates that hold further axes of the points, such as ``axis_width``."""
 
 _LAYERS = "measure, comparison, point, layer"
 _TRENDS = "measure, comparison, trend_of"

@@ -1,4 +1,4 @@
-"""Check that stores hold the same samples in the same order, and read their layers as tensors."""
+"""Check that stores hold the same samples in the same order, or pair them, and read their layers as tensors."""
 
 import math
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from repsim.errors import Argument, InvalidInputError, Remedy, SampleMismatchError
 from repsim.labels import LayerKey, SampleIds
 from repsim.metrics.base import as_samples
+from repsim.stores.pairing import Pairing
 from repsim.stores.store import Activations, ActivationStore
 
 _ALIKE = Remedy(
@@ -28,6 +29,9 @@ class AlignedView:
     ----------
     *stores : ActivationStore
         The open stores, at least one.
+    pairing : Pairing, optional
+        Which rows of the stores belong together, if their samples are paired deliberately; the rows of the view are
+        then the pairs, and samples without partner are left out.
 
     Raises
     ------
@@ -37,12 +41,20 @@ class AlignedView:
         different samples.
     """
 
-    def __init__(self, *stores: ActivationStore) -> None:
-        self.stores = stores
-        first = stores[0]
+    def __init__(self, *stores: ActivationStore, pairing: Pairing | None = None) -> None:
+        self.stores, self.pairing = stores, pairing
+        self._class_notes: list[str] = []
+        if pairing is None:
+            self._check_samples()
+        self._check_classes()
+        if pairing is None or pairing.whole:
+            self._check_blocks()
+
+    def _check_samples(self) -> None:
+        """Check that all stores hold the same samples in the same order."""
+        stores, first = self.stores, self.stores[0]
         # one store for each kind of fingerprint of the pictures: only fingerprints of one kind can be compared
         references: dict[tuple[bool, str], ActivationStore] = {}
-        labelled: ActivationStore | None = None
         for store in stores:
             ids = store.sample_ids
             for reference in (first, *references.values()):
@@ -50,17 +62,31 @@ class AlignedView:
                     raise SampleMismatchError(
                         f"{reference.path} and {store.path} do not hold the same samples: {difference}",
                         paths=(reference.path, store.path),
+                        by_samples=True,
                         remedy=_ALIKE,
                     )
-            if labelled is None and store.labels is not None:
-                labelled = store
-            elif labelled is not None and store.labels is not None and _classes(store) != _classes(labelled):
-                raise SampleMismatchError(
-                    f"{labelled.path} and {store.path} give the same samples different class labels",
-                    paths=(labelled.path, store.path),
-                    remedy=Remedy("extract one of them again, with the same ", Argument("labels", of="extract")),
-                )
             references.setdefault((bool(ids.content), ids.hashed), store)
+
+    def _check_classes(self) -> None:
+        """Check that all stores put the samples into the same classes; pairs of different ids may be of two classes."""
+        labelled = [store for store in self.stores if store.labels is not None]
+        for store in labelled[1:]:
+            if self._classes(store) == self._classes(labelled[0]):
+                continue
+            if self.pairing is not None and not self.pairing.same_ids:
+                names = f"{labelled[0].path.name} and {store.path.name}"
+                self._class_notes = [f"{names} put the pairs into different classes; this changes no value"]
+                continue
+            raise SampleMismatchError(
+                f"{labelled[0].path} and {store.path} give the same samples different class labels",
+                paths=(labelled[0].path, store.path),
+                remedy=Remedy("extract one of them again, with the same ", Argument("labels", of="extract")),
+            )
+
+    def _check_blocks(self) -> None:
+        """Check that the blocks of Gram matrices consist of the same samples in all stores."""
+        first = self.stores[0]
+        for store in self.stores:
             if _has_grams(first) and _has_grams(store) and not np.array_equal(_order(first), _order(store)):
                 raise SampleMismatchError(
                     f"{first.path} and {store.path} hold Gram matrices whose blocks are not of the same samples: the "
@@ -71,7 +97,9 @@ class AlignedView:
 
     @property
     def notes(self) -> list[str]:
-        """Notes on checks that were not possible: pictures are compared only if all stores keep hashes of them."""
+        """Notes on the pairs, or on checks that were not possible for lack of hashes of the pictures."""
+        if self.pairing is not None:
+            return [*self.pairing.notes, *self._class_notes]
         first = self.stores[0].sample_ids
         hashed = [store for store in self.stores if store.sample_ids.hashes]
         if not hashed or all(first.contents_known(store.sample_ids) for store in self.stores):
@@ -84,8 +112,23 @@ class AlignedView:
 
     @property
     def sample_ids(self) -> SampleIds:
-        """Sample ids, the same for every store."""
-        return self.stores[0].sample_ids
+        """Sample ids, the same for every store; of pairs those of the first store."""
+        return self.stores[0].sample_ids if self.pairing is None else self.pairing.sample_ids
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the sample ids, or of the list of pairs."""
+        return self.sample_ids.fingerprint if self.pairing is None else self.pairing.fingerprint
+
+    def _rows(self, store: ActivationStore) -> NDArray[np.int64] | None:
+        """Return the rows of a store in the order of the view, (n,); None if they are all its rows in their order."""
+        return None if self.pairing is None or self.pairing.whole else self.pairing.rows[store]
+
+    def _classes(self, store: ActivationStore) -> list[int]:
+        """Return the class of every sample, numbered by first occurrence: names and numbers of classes do not count."""
+        rows, numbers = self._rows(store), dict[int, int]()
+        labels = np.asarray(store.labels)
+        return [numbers.setdefault(label, len(numbers)) for label in labels[... if rows is None else rows].tolist()]
 
     def __repr__(self) -> str:
         models = ", ".join(store.model for store in self.stores)
@@ -117,7 +160,8 @@ class AlignedView:
         try:
             if key.form == "features":
                 return self.stream(store, name, "cpu", min_samples=min_samples)[:]
-            values = torch.from_numpy(store[name][:])
+            rows = self._rows(store)
+            values = torch.from_numpy(store[name][:] if rows is None else store[name][rows])
             n, shape = len(self.sample_ids), tuple(values.shape)
             _check_compressed(key, n, shape)
             return as_samples(values.flatten(1), 1 if key.form == "grams" else min_samples).view(shape)
@@ -126,31 +170,42 @@ class AlignedView:
 
     def stream(self, store: ActivationStore, name: str, device: str, *, min_samples: int = 1) -> "StoredRows":
         """Return the features of a layer, (n, p), as `StoredRows`, which read rows from the file when indexed."""
-        if len(store) < min_samples:
+        n, kind = len(self.sample_ids), "samples" if self.pairing is None else "pairs of samples"
+        if n < min_samples:
             raise InvalidInputError(
-                f"{store.path}, layer {name}: {len(store)} samples are too few: this measure needs at least "
-                f"{min_samples}"
+                f"{store.path}, layer {name}: {n} {kind} are too few: this measure needs at least {min_samples}"
             )
-        return StoredRows(store[name], torch.device(device))
+        return StoredRows(store[name], torch.device(device), self._rows(store))
 
 
 class StoredRows:
     """Layer of a store whose rows are read from the file when indexed (`repsim.metrics.recipes.rows.Rows`).
 
     Rows that are read for the first time are checked: the checksum has to match, and all values have to be finite.
+
+    Parameters
+    ----------
+    array : Activations
+        The array of the layer.
+    device : torch.device
+        Device of the tensors.
+    order : array of shape (n,), optional
+        Rows of the array that are the rows of the layer, in this order; by default all of them.
     """
 
-    def __init__(self, array: Activations, device: torch.device) -> None:
-        self._array = array
+    def __init__(self, array: Activations, device: torch.device, order: NDArray[np.int64] | None = None) -> None:
+        self._array, self._order = array, order
         self.device = device
-        self.shape = (len(array), math.prod(array.shape[1:]))
+        self.shape = (len(array) if order is None else len(order), math.prod(array.shape[1:]))
         self.dtype = torch.float64 if array.dtype == np.float64 else torch.float32
         self._checked = np.zeros(len(array), bool)
 
     def __getitem__(self, rows: slice | Tensor) -> Float[Tensor, "rows p"]:
         if isinstance(rows, Tensor):
             indices = rows.cpu().numpy()
-            values = np.concatenate([self._read(int(i), int(i) + 1) for i in indices])
+            values = self._read_indices(indices if self._order is None else self._order[indices])
+        elif self._order is not None:
+            values = self._read_indices(self._order[rows])
         else:
             start, stop, step = rows.indices(len(self._array))
             values = self._read(start, max(start, stop))[::step]
@@ -163,12 +218,23 @@ class StoredRows:
         checked = bool(self._checked[start:stop].all())
         values = self._array.read_rows(start, stop, check=not checked)
         if not checked:
-            finite = np.isfinite(values)
-            if not finite.all():
-                first = start + int(np.argwhere(~finite)[0, 0])
-                raise InvalidInputError(f"{(~finite).sum()} values are NaN or infinite, the first in sample {first}")
-            self._checked[start:stop] = True
+            self._check_finite(values, np.arange(start, start + len(values)))
         return values
+
+    def _read_indices(self, indices: NDArray[np.int64]) -> NDArray[Any]:
+        checked = bool(self._checked[indices].all())
+        values = self._array.read_indices(indices, check=not checked)
+        if not checked:
+            self._check_finite(values, indices)
+        return values
+
+    def _check_finite(self, values: NDArray[Any], indices: NDArray[np.int64]) -> None:
+        """Check that the rows with these indices are finite, and remember that they are checked."""
+        finite = np.isfinite(values)
+        if not finite.all():
+            first = int(indices[np.argwhere(~finite)[0, 0]])
+            raise InvalidInputError(f"{(~finite).sum()} values are NaN or infinite, the first in sample {first}")
+        self._checked[indices] = True
 
 
 def _check_compressed(key: LayerKey, n: int, shape: tuple[int, ...]) -> None:
@@ -178,12 +244,6 @@ def _check_compressed(key: LayerKey, n: int, shape: tuple[int, ...]) -> None:
     expected = (n // key.size, key.size, key.size) if key.form == "grams" else (n, 2, min(key.size, shape[-1]))
     if shape != expected:
         raise InvalidInputError(f"expected the shape {expected} for {key.readout} of {n} samples, got {shape}")
-
-
-def _classes(store: ActivationStore) -> list[int]:
-    """Return the class of every sample, numbered by first occurrence: names and numbers of classes do not matter."""
-    numbers: dict[int, int] = {}
-    return [numbers.setdefault(label, len(numbers)) for label in np.asarray(store.labels).tolist()]
 
 
 def _has_grams(store: ActivationStore) -> bool:

@@ -25,7 +25,9 @@ from repsim.stores.extents import Extent
 from repsim.stores.schema import Array, Contents
 
 _PIECE = 2**24
-"""Bytes of an array that `verify` reads at once."""
+"""Bytes of an array that are read at once by `verify`, and for rows that are not consecutive."""
+_GAP = 2**16
+"""Bytes between two rows up to which both are read at once: to read them takes no longer than a second system call."""
 
 
 class Activations:
@@ -53,16 +55,50 @@ class Activations:
         if first is Ellipsis or first is None:  # indexes other axes than the first
             return np.asarray(self[:][rows])
         indices = np.arange(len(self))[first]
-        values = self._read(np.atleast_1d(indices).ravel()).reshape(*indices.shape, *self.shape[1:])
+        values = self.read_indices(np.atleast_1d(indices).ravel()).reshape(*indices.shape, *self.shape[1:])
         return values[(*[slice(None)] * indices.ndim, *rest)] if rest else values
 
-    def _read(self, indices: Array) -> Array:
-        """Read rows in any order; consecutive rows are read together."""
+    def read_indices(self, indices: Array, *, check: bool = True) -> Array:
+        """Read rows in any order, in the order of the file; rows that lie close together are read at once.
+
+        Parameters
+        ----------
+        indices : array of shape (m,)
+            Rows of the array; a row may occur several times.
+        check : bool
+            Check the checksums of these rows, as in `read_rows`.
+
+        Returns
+        -------
+        array of shape (m, ...)
+
+        Raises
+        ------
+        StoreError
+            A checksum does not match, or the file cannot be read.
+        """
         values = np.empty((len(indices), *self.shape[1:]), self.dtype)
-        for run in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(indices) != 1) + 1):
-            if len(run):
-                values[run[0] : run[-1] + 1] = self.read_rows(int(indices[run[0]]), int(indices[run[-1]]) + 1)
+        order = np.argsort(indices, kind="stable")
+        in_file = np.asarray(indices)[order]
+        for places, start, stop in self._reads(in_file):
+            rows, wanted = self._store._read(self._extent, start, stop), in_file[places]
+            if (np.diff(wanted) != 1).any():
+                rows = rows[wanted - start]
+            if check:
+                self._raise_if_damaged(self._damaged(rows, wanted))
+            values[order[places]] = rows
         return values
+
+    def _reads(self, in_file: Array) -> Iterator[tuple[slice, int, int]]:
+        """Yield the places of sorted rows that one read fetches, and the range of rows that it reads."""
+        row_bytes = max(1, self._extent.row_bytes)
+        most = max(1, _PIECE // row_bytes)
+        first = 0
+        for cut in [*(np.flatnonzero(np.diff(in_file) > 1 + _GAP // row_bytes) + 1), len(in_file)]:
+            while first < cut:  # a long run is read in pieces, so that the rows between take no memory to speak of
+                last = int(np.searchsorted(in_file[first:cut], in_file[first] + most)) + first
+                yield slice(first, last), int(in_file[first]), int(in_file[last - 1]) + 1
+                first = last
 
     def read_rows(self, start: int, stop: int, *, check: bool = True) -> Array:
         """Read the rows start:stop.
@@ -86,6 +122,11 @@ class Activations:
         if not check:
             return self._store._read(self._extent, start, stop)
         values, damaged = self.read_and_check(start, stop)
+        self._raise_if_damaged(damaged)
+        return values
+
+    def _raise_if_damaged(self, damaged: list[int]) -> None:
+        """Raise an error that names the damaged rows, if there are any."""
         if damaged:
             raise StoreError(
                 f"{self._store.path}: {self.key} is damaged in {rows_in_words(damaged)}: the checksum does not match",
@@ -96,14 +137,21 @@ class Activations:
                     " lists all damage)",
                 ),
             )
-        return values
 
     def read_and_check(self, start: int, stop: int) -> tuple[Array, list[int]]:
         """Read the rows start:stop, and return them with the indices of the rows whose checksum does not match."""
         values = self._store._read(self._extent, start, stop)
-        checksums = self._store._read(self._checksums, start, stop)
+        return values, self._damaged(values, np.arange(start, start + len(values)))
+
+    def _damaged(self, values: Array, indices: Array) -> list[int]:
+        """Return the indices of the rows whose values do not match their checksum; indices are sorted."""
+        if not len(indices):
+            return []
+        first = int(indices[0])
+        checksums = self._store._read(self._checksums, first, int(indices[-1]) + 1)
         lines = values.reshape(len(values), -1)
-        return values, [start + i for i, line in enumerate(lines) if zlib.crc32(extents.as_bytes(line)) != checksums[i]]
+        pairs = zip(indices.tolist(), lines, strict=True)
+        return sorted({i for i, line in pairs if zlib.crc32(extents.as_bytes(line)) != checksums[i - first]})
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.asarray(self[:], dtype=dtype)
@@ -395,6 +443,40 @@ def as_stores(stores: Any) -> list[Any]:
     if isinstance(stores, bytes | Mapping) or hasattr(stores, "__array__") or not isinstance(stores, Iterable):
         store_path(stores)
     return list(stores)
+
+
+def same_weights(stores: Iterable[ActivationStore]) -> list[list[str]]:
+    """Return the models whose weights are equal to the bit, as groups of two or more names.
+
+    Two steps of a training run with equal weights are one step, saved twice. Stores without a hash of the weights, such
+    as those of `repsim.write_store`, are left out.
+
+    Parameters
+    ----------
+    stores : iterable of ActivationStore
+        The stores.
+
+    Returns
+    -------
+    list of list of str
+        Names of models, in the order of the stores.
+
+    Examples
+    --------
+    >>> import repsim, tempfile
+    >>> with tempfile.TemporaryDirectory() as where:
+    ...     same_weights(
+    ...         repsim.write_store(f"{where}/{name}.h5", {"out": np.ones((3, 2))}, model=name,
+    ...                            provenance={"weights_sha256": digest})
+    ...         for name, digest in {"step.0": "aa", "step.1": "bb", "step.2": "aa"}.items()
+    ...     )
+    [['step.0', 'step.2']]
+    """
+    groups: dict[str, list[str]] = {}
+    for store in stores:
+        if digest := store.provenance.get("weights_sha256"):
+            groups.setdefault(str(digest), []).append(store.model)
+    return [models for models in groups.values() if len(models) > 1]
 
 
 def open_store(path: str | os.PathLike[str]) -> ActivationStore:

@@ -12,9 +12,9 @@ from jaxtyping import Float64
 
 from repsim._version import __version__
 from repsim.metrics import Metric
+from repsim.results.coordinates import axis_coordinates
 from repsim.results.series_variables import NETWORK, OVER, describe_series
 from repsim.results.versions import SERIES, SERIES_VERSION
-from repsim.stores.axes import AxisValue
 from repsim.study.other_measures import identity_value
 from repsim.study.uncertainty import influence, jackknife, multiplier_bootstrap
 from repsim.trends.arrangement import OTHER_RUNS, PREVIOUS, REFERENCE, Arrangement, Point
@@ -268,16 +268,9 @@ def _coordinates(finished: Finished) -> dict[str, Any]:
 
 
 def _further_axes(points: Sequence[Point], axis: str) -> dict[str, Any]:
-    """Return a coordinate for every further axis: numbers, NaN where a point lacks it, or texts."""
-    names = dict.fromkeys(name for point in points for name in point.axes if name != axis)
-    columns = {name: [point.axes.get(name) for point in points] for name in names}
-    return {f"axis_{name}": ("point", _column(values)) for name, values in columns.items()}
-
-
-def _column(values: Sequence[AxisValue | None]) -> Any:
-    if any(isinstance(value, str) for value in values):
-        return np.array(["" if value is None else str(value) for value in values])
-    return np.array([np.nan if value is None else float(value) for value in values])
+    """Return a coordinate for every axis but that of the series."""
+    further = [{name: value for name, value in point.axes.items() if name != axis} for point in points]
+    return {name: ("point", values) for name, values in axis_coordinates(further).items()}
 
 
 def _attributes(finished: Finished, command: str) -> dict[str, Any]:

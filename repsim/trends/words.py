@@ -139,6 +139,7 @@ def _order_sentence(series: xr.Dataset, measure: str) -> str:
         mean, subject, over = Mean(float(taus[0]), low, high, np.nan), "In this run", "over pictures"
     else:
         mean, subject, over = over_runs(taus), f"Over {len(runs)} runs", "over runs"
+    mean = Mean(mean.mean, max(-1, mean.low), min(1, mean.high), mean.p)
     p = kendall([(chosen["depth"].values, settled) for settled in chosen["settled"].values]).p
     tested = f", {p_value(p)}" if np.isfinite(p) else ""
     value = f"Kendall's tau of depth and settling is {number(mean.mean, mean.low, mean.high)}, interval {over}{tested}"
