@@ -36,6 +36,8 @@ from repsim.study.formatting import number, p_value
 
 _FEW_POINTS = 30
 """Largest number of points that have markers."""
+_SLACK = 0.05
+"""Distance beyond 0 and 1 of similarities that are drawn on an axis from 0 to 1."""
 _BANDS = "Bands: 95 % intervals over pictures."
 Show = Literal["similarity", "calibrated"]
 
@@ -237,6 +239,7 @@ def plot_trend(
             )  # fmt: skip
     trend = at.points.sel(trend_of=trend_of)
     reading = _draw_trend(ax, series, at, trend, np.where(own_reference, np.nan, y))
+    _limit_to(ax, np.concatenate([low, y, high]))
     reading += " Open: compared with itself, no part of the trend." if own_reference.any() else ""
     ax.set_title(wrap(_trend_in_words(series, trend), inches_of(ax)[0], NOTE), fontsize=NOTE, loc="left", pad=4)
     if len(runs) > 1:
@@ -448,10 +451,19 @@ def _marks(count: int) -> dict[str, Any]:
 
 
 def _limit(ax: Axes, values: NDArray[np.float64]) -> None:
-    """Let the axis of similarity span 0 to 1 if all values do."""
+    """Let the axis of similarity span 0 to 1 if all values do, but for rounding and debiasing."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    if low >= 0 and high <= 1:
-        ax.set_ylim(-0.02, 1.02)
+    if low >= -_SLACK and high <= 1 + _SLACK:
+        ax.set_ylim(min(0.0, low) - 0.02, 1.02)
+
+
+def _limit_to(ax: Axes, values: NDArray[np.float64]) -> None:
+    """Let the vertical axis show these values and all lines; a wide band may be cut."""
+    lines = [np.asarray(line.get_ydata(), np.float64) for line in ax.lines if line.get_gid() == "trend"]
+    finite = np.concatenate([values[np.isfinite(values)], *lines])
+    low, high = float(finite.min()), float(finite.max())
+    margin = 0.06 * (high - low or 1)
+    ax.set_ylim(low - margin, high + margin)
 
 
 def _layers_title(series: xr.Dataset) -> str:
