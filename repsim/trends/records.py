@@ -42,7 +42,7 @@ _UNRELATED_SD = 2.02
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What is measured of a pair of models: debiased CKA (kinds: raw, and given the input) or another measure."""
+    """Measurements of a pair of models: debiased CKA (kinds: raw, and given the input) or another measure."""
 
     values: Float64[np.ndarray, "kinds G"]
     """Similarities of the matching layers."""
@@ -77,7 +77,7 @@ Records = Mapping[tuple[str, Pair], Record]
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Everything on which the records of a series depend, beside their two models."""
+    """Settings and data on which the records of a series depend, beside their two models."""
 
     points: tuple[Point, ...]
     metrics: tuple[Metric[Any], ...]
