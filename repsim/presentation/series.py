@@ -96,15 +96,19 @@ def log_ticks(least: float, most: float, values: NDArray[np.float64], room: int)
     """Return at most ``room`` ticks of a logarithmic axis from ``least`` to ``most``.
 
     They are the ``values`` of the series if these are evenly spaced, such as 16, 32, 64; else powers of ten, or 1, 2
-    and 5 times these if there are fewer than three.
+    and 5 times these if there are fewer than three, or multiples of such a number on a short axis.
 
     >>> log_ticks(1, 1000, np.array([1.0, 5, 1000]), 9), log_ticks(16, 128, np.array([16.0, 32, 64, 128]), 9)
     ([1.0, 10.0, 100.0, 1000.0], [16.0, 32.0, 64.0, 128.0])
+    >>> log_ticks(66, 91, np.array([1.0, 5, 100]), 9)
+    [70.0, 75.0, 80.0, 85.0, 90.0]
     """
     own = np.unique(values[values > 0])
     powers = 10.0 ** np.arange(np.floor(np.log10(least)), np.ceil(np.log10(most)) + 1)
     choices = [own] if len(own) > 2 and np.allclose(np.diff(np.log(own), 2), 0, atol=0.02) else []
-    choices += [powers, np.outer(powers, [1, 2, 5]).ravel()]
+    steps = np.outer(powers, [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]).ravel()
+    step = steps[np.argmin(np.abs(steps - (most - least) / 5))] if most > least else least
+    choices += [powers, np.outer(powers, [1, 2, 5]).ravel(), step * np.arange(1, np.ceil(most / step) + 1)]
     inside = [ticks[(ticks >= 0.999 * least) & (ticks <= 1.001 * most)] for ticks in choices]
     ticks = next((marks for marks in inside if len(marks) > 2), np.array([least, most]))
     return [float(tick) for tick in ticks[:: int(np.ceil(len(ticks) / room))]]

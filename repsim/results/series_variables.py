@@ -12,6 +12,8 @@ COMPARISONS = ("reference", "previous", "other runs")
 """Networks that a point of a series is compared with."""
 NETWORK = "network"
 """Entry of `trend_of` for the mean over layers; the others are names of layers."""
+AXIS = "axis_"
+"""Begin of the names of coordinates that hold further axes of the points, such as ``axis_width``."""
 OVER = ("pictures", "runs")
 """What intervals of trends are taken over."""
 
