@@ -24,7 +24,7 @@ from repsim.presentation.stages import boundaries
 from repsim.report import captions, packing
 from repsim.report.parts import facts_of, models_of
 from repsim.report.views import Palettes, texts_of
-from repsim.results.series_variables import AXIS
+from repsim.results.variables import AXIS
 from repsim.results.versions import SERIES
 from repsim.runtime.text_tables import Table
 from repsim.trends import tables
@@ -149,8 +149,8 @@ def _others(series: xr.Dataset, k: int) -> dict[str, list[str]]:
         table = series["blocks"].sel(comparison=comparison).isel(point=k).values
         count = int(np.isfinite(table).any(axis=(0, 1)).sum())  # layers beyond the last have no value
         other = compared[comparison]
-        known = [] if other is None else [name for name in series["layer_name"].values[other].tolist() if name]
-        names[comparison] = known if len(known) >= count else [f"layer {i + 1}" for i in range(count)]
+        layers = [] if other is None else [name for name in series["layer_name"].values[other].tolist() if name]
+        names[comparison] = layers if len(layers) >= count else [f"layer {i + 1}" for i in range(count)]
     return names
 
 

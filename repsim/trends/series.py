@@ -22,7 +22,7 @@ from repsim.runtime.processes import Ranks, ranks
 from repsim.runtime.progress import Steps, report_steps
 from repsim.stores.alignment import AlignedView
 from repsim.stores.axes_files import read_axes
-from repsim.stores.store import ActivationStore, as_stores, open_store
+from repsim.stores.store import ActivationStore, as_stores, open_store, same_weights
 from repsim.study import controls
 from repsim.study.sample_groups import groups_of
 from repsim.trends.arrangement import TIME_AXES, Arrangement, arrange
@@ -209,13 +209,7 @@ def _compute(
 
 def _same_weights(arranged: Arrangement) -> list[str]:
     """Return a warning if models at different places hold the same weights."""
-    by_hash: dict[str, list[str]] = {}
-    for point in arranged.everything:
-        digest = point.store.provenance.get("weights_sha256")
-        if digest:
-            by_hash.setdefault(str(digest), []).append(point.name)
     return [
         f"{' and '.join(names)} hold the same weights, at different places on the axis"
-        for names in by_hash.values()
-        if len(names) > 1
+        for names in same_weights(point.store for point in arranged.everything)
     ]

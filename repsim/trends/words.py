@@ -64,11 +64,11 @@ def _what(series: xr.Dataset) -> Iterator[str]:
     axis, runs = series.attrs["axis"], _runs(series)
     values = series["value"].values
     counts = {run: int((series["run"].values == run).sum()) for run in runs}
-    each = set(counts.values())
+    numbers = set(counts.values())
     if len(runs) == 1:
         models = f"{len(values)} models"
-    elif len(each) == 1:
-        models = f"{each.pop()} models of each of {len(runs)} runs"
+    elif len(numbers) == 1:
+        models = f"{numbers.pop()} models of each of {len(runs)} runs"
     else:
         models = f"{len(values)} models of {len(runs)} runs ({min(counts.values())} to {max(counts.values())} each)"
     layers = series.sizes["layer"]

@@ -41,7 +41,7 @@ def write(settings: dict[str, Any]) -> None:
     pixels = rng.standard_normal((n, 3, 8, 8), dtype=np.float32)
     flat = pixels.reshape(n, -1)
     layers = [f"layer{k:02d}" for k in range(settings["layers"])]
-    ends = {
+    ends: dict[str, list[Array]] = {
         name: [
             flat @ rng.standard_normal((192, p), dtype=np.float32) / 14,
             rng.standard_normal((n, p), dtype=np.float32),
@@ -52,11 +52,11 @@ def write(settings: dict[str, Any]) -> None:
         folder = Path(settings["folder"], "input" if inputs else "bare")
         folder.mkdir()
         for step in range(settings["checkpoints"]):
-            values = {}
+            values: dict[str, Array] = {}
             for k, (name, (start, end)) in enumerate(ends.items()):
                 share = step / (step + 2 + k)
                 noise = np.random.default_rng([step, k]).standard_normal((n, p), dtype=np.float32)
-                values[name] = (1 - share) * start + share * end + np.float32(0.1) * noise
+                values[name] = np.float32(1 - share) * start + np.float32(share) * end + np.float32(0.1) * noise
             write_store(
                 folder / f"step{step:03d}.h5", values, model=f"step{step:03d}", axes={"step": step},
                 pixels=pixels if inputs else None,

@@ -51,7 +51,7 @@ def test_an_interval_covers_the_mean_at_its_level(laws: dict[str, ModuleType]) -
 
 
 def test_the_participation_ratio_is_exactly_that_of_the_derivation(laws: dict[str, ModuleType]) -> None:
-    """U-centred kernels of random features have the mean square that the formula gives, even for 9 samples of 5 inputs."""
+    """U-centred kernels of random features have the mean square that the formula gives, even for 9 samples."""
     rng, width, draws = np.random.default_rng(0), 4, 40_000
     x = rng.normal(size=(9, 5))
     weights = rng.normal(size=(draws, 5, width)) / width**0.5
@@ -145,7 +145,7 @@ def test_noise_and_samples(laws: dict[str, ModuleType]) -> None:
     for rows, depth in ((weak, 0.3), (strong, 0.08)):
         along = {row["n"]: row["cka"][0] for row in rows}
         lowest = min(along, key=along.__getitem__)
-        assert 30 <= lowest <= 75
+        assert 30 <= lowest <= 70
         assert along[lowest] < along[10] - depth
         assert along[lowest] < along[400] - depth
     spike = {row["n"]: row["cka"][0] for row in numbers["samples"] if row["penalty"] == 0}

@@ -42,9 +42,9 @@ def test_similarities_are_those_of_single_comparisons(write: Write) -> None:
     paths = write()
     series = repsim.series(paths)
     names, R, count = _matrix(paths)
-    given = partial(R, list(range(count, len(R))))
+    of_input = partial(R, list(range(count, len(R))))
     place = {name: k for k, name in enumerate(names)}
-    for measure, values in (("cka", R), ("cka given input", given)):
+    for measure, values in (("cka", R), ("cka given input", of_input)):
         for k, point in enumerate(series["point"].values):
             run = str(point).split(".")[0]
             step = STEPS.index(int(series["value"].values[k]))
@@ -83,8 +83,8 @@ def test_intervals_are_those_of_leaving_out_samples_by_brute_force(write: Write,
     a, b = (([place[f"run0.step{step}/{layer}"] for layer in LAYERS]) for step in (0, 50))
 
     def values(matrix: Any) -> Any:
-        given = partial(matrix, list(range(count, len(matrix))))
-        return np.stack([matrix[a, b], given[a, b]])
+        of_input = partial(matrix, list(range(count, len(matrix))))
+        return np.stack([matrix[a, b], of_input[a, b]])
 
     n = 61
     left_out = np.array([values(_matrix(paths, np.delete(np.arange(n), i))[1]) for i in range(n)])
