@@ -24,6 +24,7 @@ from repsim.figures.series_axes import (
 )
 from repsim.presentation.series import (
     compared_with,
+    drift_of,
     is_logarithmic,
     itself,
     label_of,
@@ -399,7 +400,7 @@ def plot_drift(
     run: str | None = None,
     width: float = COLUMN,
 ) -> Axes:
-    """Draw the drift, 1 - similarity to the reference, by depth, with a line for every point.
+    """Draw the drift, 1 - similarity to the reference or the distance from it, by depth, with a line for every point.
 
     For a fine-tuned network and its base, or clients of federated learning and their common model, it shows at which
     depth networks have moved. Bands are 95 % intervals over pictures.
@@ -412,12 +413,13 @@ def plot_drift(
     own = ax is None
     ax = make_axes(width, 0.62 * width) if ax is None else ax
     to = compared_with(series, at.comparison)
-    style_axes(ax, "relative depth of the layer", f"drift: 1 \N{MINUS SIGN} {at.similarity_label}")
+    most, label = drift_of(at.measure)
+    style_axes(ax, "relative depth of the layer", escape_text(f"drift: {label}"))
     depth, count = at.points["depth"].values, at.points.sizes["point"]
     lines, bands = [], False
     for k, colour in enumerate(ramp(count)):
         point = at.points.isel(point=k)
-        drift, low, high = (1 - point[f"similarity{end}"].values for end in ("", "_high", "_low"))
+        drift, low, high = (most - point[f"similarity{end}"].values for end in ("", "_high", "_low"))
         lines += ax.plot(depth, drift, color=colour, linewidth=1.1, gid=f"point {k}", **_marks(len(depth)))
         if np.isfinite(low).any():
             ax.fill_between(depth, low, high, color=colour, alpha=_shade(count), linewidth=0)

@@ -26,7 +26,7 @@ def ramp(count: int, *, dark: bool = False) -> list[str]:
     """Return colours for an ordered set of lines, dark to bright; colour-blind readers see their order, too.
 
     >>> ramp(3), ramp(3, dark=True)[0]
-    (['#0f0b2c', '#a2307e', '#feab74'], '#782181')
+    (['#0f0b2c', '#a2307e', '#feab74'], '#7d2481')
     """
     first, last = _RAMP[dark]
     shares = np.linspace(first, last, count) if count > 1 else np.array([(first + last) / 2])
@@ -35,11 +35,33 @@ def ramp(count: int, *, dark: bool = False) -> list[str]:
 
 
 def label_of(measure: str) -> str:
-    """Return the label of a measure for figures: its name if its package is not installed."""
+    """Return the label of a measure for figures: its name if its package is not installed.
+
+    A series holds the negative of a distance, as a study does.
+
+    >>> label_of("cka"), label_of("procrustes").endswith("(its negative)")
+    ('CKA (linear, debiased)', True)
+    """
     try:
-        return traits(measure).label
+        declares = traits(measure)
     except RepsimError:
         return measure
+    return declares.label if declares.sense == "similarity" else f"{declares.label} (its negative)"
+
+
+def drift_of(measure: str) -> tuple[float, str]:
+    """Return the similarity of equal layers, and the label of its difference to a similarity, the drift.
+
+    >>> drift_of("cka")
+    (1.0, '1 \N{MINUS SIGN} CKA (linear, debiased)')
+    >>> drift_of("procrustes")[0]
+    0.0
+    """
+    most = range_of(measure)[1]
+    if most == 0:  # the drift is the distance itself
+        return 0.0, traits(measure).label
+    most = most if np.isfinite(most) else 1.0
+    return most, f"{most:g} \N{MINUS SIGN} {label_of(measure)}"
 
 
 def range_of(measure: str) -> tuple[float, float]:

@@ -186,6 +186,17 @@ def test_drift_is_1_minus_the_similarity(series: xr.Dataset) -> None:
         np.testing.assert_allclose(band(ax, k)[:, 1].max(), 1 - at["similarity_low"].values[k].min())
 
 
+def test_the_drift_of_a_distance_is_the_distance(series: xr.Dataset) -> None:
+    """A series holds the negative of a distance."""
+    distances = series.sel(measure=["cka"]).assign_coords(measure=["procrustes"])
+    distances["similarity"] = distances["similarity"] - 1
+    drawn = figures.plot_drift(distances)
+    np.testing.assert_allclose(heights(lines(drawn, "point ")[0]), -distances["similarity"].values[0, 0, 0])
+    assert drawn.get_ylabel().startswith("drift: ")
+    assert "\N{MINUS SIGN}" not in drawn.get_ylabel()
+    assert "(its negative)" in figures.plot_trajectories(distances).get_ylabel().replace("\n", " ")
+
+
 def test_many_layers_have_a_colour_bar_instead_of_a_legend() -> None:
     few = widths()
     many = few.isel(layer=np.tile(np.arange(5), 5)).assign_coords(
