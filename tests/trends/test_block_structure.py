@@ -13,7 +13,7 @@ from repsim.errors import InvalidInputError
 from repsim.study.uncertainty import jackknife
 from repsim.trends import block_structure as module
 from repsim.trends.block_structure import alike_blocks, block_structure
-from scripts.validation.block_structure import SCENARIOS, make
+from scripts.validation.simulated_blocks import SCENARIOS, make
 
 Array = NDArray[np.float64]
 
@@ -111,7 +111,7 @@ def test_the_result_does_not_depend_on_scale_shift_rotation_and_direction(rng: n
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_verdict_where_the_truth_is_known(scenario: str, rng: np.random.Generator) -> None:
-    """`scripts/validation/block_structure` has the rates of errors of more networks (docs/blocks.md)."""
+    """`scripts/validation/simulated_blocks` has the rates of errors of more networks (docs/blocks.md)."""
     truth = SCENARIOS[scenario]
     for _ in range(4):
         made = block_structure(make(scenario, rng, n=200))
