@@ -33,10 +33,22 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from shared import Floats, Numbers, interval, main, show, table
+from shared import Floats, Numbers, interval, show, table
 from torch import Tensor
 from torch.nn.functional import layer_norm
-from training import Weights, accuracy, adam, initialise, outputs, perceptron, pictures, run, similarities, train
+from training import (
+    Weights,
+    accuracy,
+    adam,
+    initialise,
+    main_with_one_thread,
+    outputs,
+    perceptron,
+    pictures,
+    run,
+    similarities,
+    train,
+)
 
 from repsim.figures.canvas import COLUMN, NOTE, make_figure, style_axes
 
@@ -194,4 +206,4 @@ def draw(numbers: Numbers) -> Figure:
 
 
 if __name__ == "__main__":
-    main(__file__, measure, report, draw)
+    main_with_one_thread(__file__, measure, report, draw)

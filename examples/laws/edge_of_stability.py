@@ -30,9 +30,20 @@ from functools import partial
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from shared import Numbers, band, finish, interval, log_axis, main, panels, show, table
+from shared import Numbers, band, finish, interval, log_axis, panels, show, table
 from torch import Tensor
-from training import Pictures, Weights, accuracy, initialise, outputs, perceptron, pictures, squared_error, train
+from training import (
+    Pictures,
+    Weights,
+    accuracy,
+    initialise,
+    main_with_one_thread,
+    outputs,
+    perceptron,
+    pictures,
+    squared_error,
+    train,
+)
 
 import repsim
 
@@ -155,4 +166,4 @@ def draw(numbers: Numbers) -> Figure:
 
 
 if __name__ == "__main__":
-    main(__file__, measure, report, draw)
+    main_with_one_thread(__file__, measure, report, draw)
