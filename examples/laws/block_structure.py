@@ -33,22 +33,10 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from shared import Floats, Numbers, interval, show, table
+from shared import Floats, Numbers, interval, main, show, table
 from torch import Tensor
 from torch.nn.functional import layer_norm
-from training import (
-    Weights,
-    accuracy,
-    adam,
-    initialise,
-    main_with_one_thread,
-    outputs,
-    perceptron,
-    pictures,
-    run,
-    similarities,
-    train,
-)
+from training import Weights, accuracy, adam, initialise, outputs, perceptron, pictures, run, similarities, train
 
 from repsim.figures.canvas import COLUMN, NOTE, make_figure, style_axes
 
@@ -206,4 +194,4 @@ def draw(numbers: Numbers) -> Figure:
 
 
 if __name__ == "__main__":
-    main_with_one_thread(__file__, measure, report, draw)
+    main(__file__, measure, report, draw)

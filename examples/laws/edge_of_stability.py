@@ -30,20 +30,9 @@ from functools import partial
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from shared import Numbers, band, finish, interval, log_axis, panels, show, table
+from shared import Numbers, band, finish, interval, log_axis, main, panels, show, table
 from torch import Tensor
-from training import (
-    Pictures,
-    Weights,
-    accuracy,
-    initialise,
-    main_with_one_thread,
-    outputs,
-    perceptron,
-    pictures,
-    squared_error,
-    train,
-)
+from training import Pictures, Weights, accuracy, initialise, outputs, perceptron, pictures, squared_error, train
 
 import repsim
 
@@ -166,4 +155,4 @@ def draw(numbers: Numbers) -> Figure:
 
 
 if __name__ == "__main__":
-    main_with_one_thread(__file__, measure, report, draw)
+    main(__file__, measure, report, draw)

@@ -32,21 +32,10 @@ import warnings
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
-from shared import Floats, Numbers, finish, interval, panels, show, table
+from shared import Floats, Numbers, finish, interval, main, panels, show, table
 from torch import Tensor
 from torch.nn.functional import leaky_relu
-from training import (
-    Weights,
-    accuracy,
-    adam,
-    initialise,
-    main_with_one_thread,
-    outputs,
-    perceptron,
-    pictures,
-    run,
-    train,
-)
+from training import Weights, accuracy, adam, initialise, outputs, perceptron, pictures, run, train
 
 import repsim
 from repsim.errors import UnreliableValueWarning
@@ -206,4 +195,4 @@ def draw(numbers: Numbers) -> Figure:
 
 
 if __name__ == "__main__":
-    main_with_one_thread(__file__, measure, report, draw)
+    main(__file__, measure, report, draw)

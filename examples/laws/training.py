@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from shared import Floats, Numbers, digits, main
+from shared import Floats, digits
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -121,11 +120,3 @@ def similarities(a: Sequence[Tensor], b: Sequence[Tensor], metric: str = "cka") 
     prepare = measure.recipe_for("features")
     values: Floats = measure.block([prepare(x) for x in a], [prepare(x) for x in b])
     return values
-
-
-def main_with_one_thread(
-    script: str, measure: Callable[[bool], Numbers], report: Callable[[Numbers], str], draw: Callable[[Numbers], Figure]
-) -> None:
-    """Run a law from the command line with one thread: matrices are small, and threads would wait for each other."""
-    torch.set_num_threads(1)
-    main(script, measure, report, draw)

@@ -32,20 +32,9 @@ import warnings
 
 import numpy as np
 from matplotlib.figure import Figure
-from shared import Floats, Numbers, band, finish, interval, panels, show, table
+from shared import Floats, Numbers, band, finish, interval, main, panels, show, table
 from torch import Tensor
-from training import (
-    Pictures,
-    accuracy,
-    adam,
-    initialise,
-    main_with_one_thread,
-    outputs,
-    perceptron,
-    pictures,
-    similarities,
-    train,
-)
+from training import Pictures, accuracy, adam, initialise, outputs, perceptron, pictures, similarities, train
 
 from repsim.errors import UnreliableValueWarning
 from repsim.study.partial_cka import partial
@@ -178,4 +167,4 @@ def draw(numbers: Numbers) -> Figure:
 
 
 if __name__ == "__main__":
-    main_with_one_thread(__file__, measure, report, draw)
+    main(__file__, measure, report, draw)

@@ -25,21 +25,9 @@ Result
 
 import numpy as np
 from matplotlib.figure import Figure
-from shared import Floats, Numbers, band, finish, interval, log_axis, panels, show, table
+from shared import Floats, Numbers, band, finish, interval, log_axis, main, panels, show, table
 from torch import Tensor
-from training import (
-    Pictures,
-    accuracy,
-    adam,
-    initialise,
-    main_with_one_thread,
-    outputs,
-    perceptron,
-    pictures,
-    run,
-    similarities,
-    train,
-)
+from training import Pictures, accuracy, adam, initialise, outputs, perceptron, pictures, run, similarities, train
 
 WIDTHS = (16, 32, 64, 128, 256)
 WIDEST, BASE = 512, 64
@@ -119,4 +107,4 @@ def draw(numbers: Numbers) -> Figure:
 
 
 if __name__ == "__main__":
-    main_with_one_thread(__file__, measure, report, draw)
+    main(__file__, measure, report, draw)
