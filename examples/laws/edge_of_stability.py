@@ -56,7 +56,7 @@ def sharpness(weights: Weights, data: Pictures) -> float:
     v = [torch.randn(w.shape, generator=generator, dtype=w.dtype) for w in weights]
     value = 0.0
     for _ in range(POWER_STEPS):
-        norm = torch.sqrt(sum((a * a).sum() for a in v))
+        norm = sum(float((a * a).sum()) for a in v) ** 0.5
         v = [a / norm for a in v]
         product = torch.autograd.grad(gradients, weights, v, retain_graph=True)
         value = float(sum((a * b).sum() for a, b in zip(v, product, strict=True)))

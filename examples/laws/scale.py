@@ -32,13 +32,14 @@ import warnings
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
-from shared import COLOURS, MARKERS, Floats, Numbers, finish, interval, main, panels, show, table
+from shared import Floats, Numbers, finish, interval, main, panels, show, table
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 from training import Weights, accuracy, adam, initialise, outputs, perceptron, pictures, run, train
 
 import repsim
 from repsim.errors import UnreliableValueWarning
+from repsim.figures.canvas import COLOURS, MARKERS
 
 PICTURES = (20, 40, 80, 150, 300, 600, 1200)
 WIDTHS = (4, 8, 16, 32, 128)

@@ -1,9 +1,9 @@
 """Arrange models along an axis: their values, their runs, which layers match, and which models are compared."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, combinations, pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -67,8 +67,6 @@ class Pair:
 
     a: Point
     b: Point
-    whole: bool = True
-    """Whether all pairs of layers are wanted, and values without each sample, or only the matching layers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,12 +148,12 @@ class Arrangement:
             kind for kind in (REFERENCE, PREVIOUS, OTHER_RUNS) if any(self.partners(p)[kind] for p in self.points)
         )
 
-    def pair(self, a: Point, b: Point, *, whole: bool = True) -> Pair:
+    def pair(self, a: Point, b: Point) -> Pair:
         """Return the pair of two points in the order of the series, so that each pair is computed once."""
         order = self.everything
-        return Pair(a, b, whole) if order.index(a) <= order.index(b) else Pair(b, a, whole)
+        return Pair(a, b) if order.index(a) <= order.index(b) else Pair(b, a)
 
-    def pairs(self, *, all_pairs: bool = False) -> list[Pair]:
+    def pairs(self) -> list[Pair]:
         """Return all pairs that are computed, ordered so that neighbours have a model in common."""
         by_value = sorted(self.points, key=lambda point: (point.value, point.run))
         pairs: dict[tuple[str, str], Pair] = {}
@@ -164,22 +162,7 @@ class Arrangement:
             for partner in partners:
                 pair = self.pair(point, partner)
                 pairs.setdefault((pair.a.name, pair.b.name), pair)
-        if all_pairs:
-            for a, b in _in_squares(by_value):
-                pair = self.pair(a, b, whole=False)
-                pairs.setdefault((pair.a.name, pair.b.name), pair)
         return list(pairs.values())
-
-
-def _in_squares(points: Sequence[Point], side: int = 4) -> Iterator[tuple[Point, Point]]:
-    """Yield all pairs, square by square, so that a batch of few models has many pairs."""
-    runs = [points[k : k + side] for k in range(0, len(points), side)]
-    for i, rows in enumerate(runs):
-        for columns in runs[i:]:
-            if rows is columns:
-                yield from combinations(rows, 2)
-            else:
-                yield from ((a, b) for a in rows for b in columns)
 
 
 def arrange(

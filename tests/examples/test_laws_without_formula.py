@@ -13,6 +13,8 @@ import torch
 
 import repsim
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # the matrices are small: threads would wait for each other
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "laws"
 PICTURES = ROOT / "docs" / "pictures" / "laws"

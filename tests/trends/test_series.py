@@ -240,3 +240,22 @@ def test_references(write: Write, pixels: Any, tmp_path: Path) -> None:
         repsim.series(paths, reference="run0.step100")["similarity"].sel({**raw, "point": of_run0}),
         to_last["similarity"].sel({**raw, "point": of_run0}),
     )
+
+
+def test_all_pairs_of_points_are_those_of_single_comparisons(write: Write) -> None:
+    paths = write(steps=(0, 10, 100))
+    series = repsim.series(paths, ["svcca"], all_pairs=True)
+    names, R, count = _matrix(paths)
+    of_input = partial(R, list(range(count, len(R))))
+    svcca = repsim.compare(paths, metrics=["svcca"])["svcca"]
+    for k, layer in enumerate(LAYERS):
+        rows = [names.index(f"{point}/{layer}") for point in series["point"].values]
+        labels = [f"{point}/{layer}" for point in series["point"].values]
+        for measure, expected in (
+            ("cka", R[np.ix_(rows, rows)]),
+            ("cka given input", of_input[np.ix_(rows, rows)]),
+            ("svcca", svcca.sel(layer_a=labels, layer_b=labels).values),
+        ):
+            np.testing.assert_allclose(
+                series["every_point"].sel(measure=measure).values[..., k], expected, rtol=0, atol=1e-6
+            )
