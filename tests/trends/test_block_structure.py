@@ -1,7 +1,11 @@
 """Test the search for blocks of alike layers, the removal of first components, and how often the verdict is wrong."""
 
+import importlib.util
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,9 +17,23 @@ from repsim.errors import InvalidInputError
 from repsim.study.uncertainty import jackknife
 from repsim.trends import block_structure as module
 from repsim.trends.block_structure import alike_blocks, block_structure
-from scripts.validation.block_structure import SCENARIOS, make
 
 Array = NDArray[np.float64]
+SCRIPT = Path(__file__).parents[2] / "scripts" / "validation" / "block_structure.py"
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("block_structure_rates", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look there
+    spec.loader.exec_module(script)
+    return script
+
+
+script = load(SCRIPT)
+make: Callable[..., dict[str, Array]] = script.make
+SCENARIOS: dict[str, Any] = script.SCENARIOS
 
 
 def slow_blocks(s: Array, threshold: float, least: int) -> set[tuple[int, int]]:
@@ -111,7 +129,7 @@ def test_the_result_does_not_depend_on_scale_shift_rotation_and_direction(rng: n
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_verdict_where_the_truth_is_known(scenario: str, rng: np.random.Generator) -> None:
-    """`scripts/validation/block_structure` has the rates of errors of more networks (docs/blocks.md)."""
+    """`scripts/validation/block_structure.py` has the rates of errors of more networks (docs/blocks.md)."""
     truth = SCENARIOS[scenario]
     for _ in range(4):
         made = block_structure(make(scenario, rng, n=200))
