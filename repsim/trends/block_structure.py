@@ -212,7 +212,7 @@ def _of_layers(
     without_left_out = np.zeros_like(left_out)
     if len(kept):
         without[np.ix_(kept, kept)], values = _cka([components[k][0] for k in kept], groups, device)
-        without_left_out[(slice(None), *np.ix_(kept, kept))] = values
+        without_left_out[:, kept[:, None], kept] = values
     blocks = alike_blocks(similarity, threshold, size)
     shares_left = [_left(block, (similarity, without), (left_out, without_left_out)) for block in blocks]
     data = _dataset(names, similarity, blocks, shares_left, model=model, threshold=threshold, least=size)

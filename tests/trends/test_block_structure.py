@@ -74,7 +74,7 @@ def test_values_are_those_of_a_slow_reference(rng: np.random.Generator) -> None:
     def without(x: Array) -> Array:
         x = x - x.mean(0)
         u, s, v = np.linalg.svd(x, full_matrices=False)
-        return x - s[0] * np.outer(u[:, 0], v[0])
+        return np.asarray(x - s[0] * np.outer(u[:, 0], v[0]))
 
     cut = {name: without(x) for name, x in layers.items()}
     for a in names:
@@ -180,4 +180,4 @@ def test_bad_input_is_one_line(tmp_path: Path, rng: np.random.Generator) -> None
         (repsim.compare(a, metrics="svcca"), {}, "with debiased CKA"),
     ):
         with pytest.raises(InvalidInputError, match=message):
-            block_structure(network, **options)  # type: ignore[arg-type]
+            block_structure(network, **options)
