@@ -60,7 +60,7 @@ napoleon_use_ivar = True
 
 def outside(_: Sphinx, __: str, text: list[str]) -> None:
     """Point links to files outside docs/, which work on GitHub, to the copied notebooks or to GitHub."""
-    text[0] = text[0].replace("](../examples/", "](examples/")
+    text[0] = re.sub(r"\]\(\.\./(examples/[^)\s]+\.ipynb)", r"](\1", text[0])
     text[0] = re.sub(r"\]\(\.\./([^)\s]+)", rf"]({SOURCES}\1", text[0])
 
 

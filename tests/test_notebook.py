@@ -30,6 +30,7 @@ from repsim.runtime.progress import report_progress
 from repsim.runtime.text_tables import FOLDED, Table
 from repsim.stores.alignment import AlignedView
 from repsim.study import tables
+from tests.series_example import training
 
 N = 40
 HOSTILE = '<script>"&'
@@ -188,8 +189,25 @@ def test_a_study_shows_the_figures_that_it_has(study: xr.Dataset) -> None:
     assert re.findall('alt="([^"]*)"', alone) == ["Shares of energy by depth"]
 
 
+def test_a_series_shows_its_sentences_tables_and_figures(tmp_path: Path) -> None:
+    repsim.save_result(training(), tmp_path / "series.nc")
+    view = repsim.open_series(tmp_path / "series.nc").repsim
+    text = repr(view)
+    assert text.startswith("A series of 16 networks along step: 500 samples of cifar10-test")
+    for sentence in (*view.summary, *view.warnings):
+        assert sentence in text
+    assert [table.title for table in view.tables]
+    assert re.findall('alt="([^"]*)" src="data:image/png;base64,iVBOR', view._repr_html_()) == [
+        "Similarity of layers along the axis",
+        "Where layers settle, by depth",
+        "Similarity of networks along the axis",
+    ]
+
+
 def test_other_data_sets_have_nothing_to_show() -> None:
-    with pytest.raises(InvalidInputError, match="neither a result of repsim.compare nor a study"):
+    with pytest.raises(
+        InvalidInputError, match=r"no result of repsim\.compare, study of repsim\.universality or series"
+    ):
         repsim.view(xr.Dataset())
 
 

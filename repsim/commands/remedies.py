@@ -10,6 +10,7 @@ from repsim.errors import SAME_CALL, Argument, Function, Hint, RepsimError
 from repsim.runtime.events import Note
 
 _OPTION_NAMES = {
+    "families": "family",
     "metrics": "metric",
     "model_kwargs": "model-kwarg",
     "pairs": "pair",

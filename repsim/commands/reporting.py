@@ -1,4 +1,4 @@
-"""Define `repsim report`, which writes studies and results as one interactive page."""
+"""Define `repsim report`, which writes studies, results and series as one interactive page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from repsim.runtime.files import format_size
 @click.option("--title", help="Title of the page.")
 @OVERWRITE
 def report(files: Sequence[Path], out: Path, thumbnails: str | None, title: str | None, *, overwrite: bool) -> None:
-    """Make one interactive page of FILES: a study of `repsim universality`, or a result of `repsim compare`.
+    """Make one interactive page of FILES: a study of `repsim universality`, or a result of `compare` or `series`.
 
     The page is a single file that opens from disk and makes no network requests. Several studies of the same models
     and samples, one per readout, share one page with a menu of readouts.
@@ -29,6 +29,7 @@ def report(files: Sequence[Path], out: Path, thumbnails: str | None, title: str 
     \b
     Examples:
       repsim report study.nc -o report.html
+      repsim report series.nc -o training.html
       repsim report study.nc -o report.html --thumbnails photos/
       repsim report mean.nc cls.nc -o readouts.html --title "ResNets and ViTs"
     """

@@ -44,6 +44,7 @@ def universality(
       repsim universality acts/*.h5 --controls untrained:3 -o study.nc
       repsim universality acts/*.h5 --explain
       repsim universality acts/*.h5 --family cnn='*net*' --family vit='*vit*'
+      repsim universality acts/*.h5 --family-by width
       repsim universality acts/*.h5 -m cka -m mutual_knn:k=5 --json
     """
     from repsim.results.export import study_as_json
@@ -52,7 +53,9 @@ def universality(
 
     chosen["metrics"] = list(chosen["metrics"])
     if explain:
-        sentences = explain_study(stores, families=_families(families), readout=chosen["readout"])
+        sentences = explain_study(
+            stores, families=_families(families), family_by=chosen["family_by"], readout=chosen["readout"]
+        )
         click.echo(json.dumps(sentences) if as_json else "\n".join(sentences))
         return
     with terminal.progress_of_steps() as steps:

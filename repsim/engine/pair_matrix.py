@@ -19,11 +19,13 @@ from repsim.metrics import Factor, Metric
 from repsim.metrics import get as metric_of
 from repsim.results import schema
 from repsim.results.chance import chance_of
+from repsim.results.coordinates import axis_coordinates
 from repsim.results.summary import split_cautions
-from repsim.results.variables import CHANCE
+from repsim.results.variables import AXIS, CHANCE
 from repsim.results.versions import FORMAT, VERSION
 from repsim.runtime import tuning
 from repsim.stores.alignment import AlignedView
+from repsim.stores.axes import Axes
 from repsim.stores.store import ActivationStore
 
 Job = tuple[list[LayerShape], list[LayerShape], list[Metric[Any]]]
@@ -176,6 +178,10 @@ class Matrix:
     @cached_property
     def _checksums(self) -> dict[ActivationStore, str]:
         return {layer.store: layer.store.checksum for layer in self.layers}
+
+    @cached_property
+    def _axes(self) -> dict[ActivationStore, Axes]:
+        return {store: store.axes for store in dict.fromkeys(layer.store for layer in self.layers)}
 
     def identity(self, name: str) -> str:
         """Return a text that identifies the activations of a layer: the checksum of its store, and its name there."""
@@ -403,7 +409,10 @@ class Matrix:
         sides: dict[str, Any] = {}
         for side, names, layers in zip("ab", self._names, (self.rows, self.columns), strict=True):
             dim, first = f"layer_{side}", {layer.name: layer for layer in reversed(layers)}
-            sides |= {dim: names, f"model_{side}": (dim, [first[name].store.model for name in names])}
+            stores = [first[name].store for name in names]
+            sides |= {dim: names, f"model_{side}": (dim, [store.model for store in stores])}
+            axes = axis_coordinates([self._axes[store] for store in stores])
+            sides |= {f"{name}_{side}": (dim, values) for name, values in axes.items()}
             for readout in self.readouts or [""]:
                 by_name = {layer.name: layer for layer in layers if readout in {"", layer.key.readout}}
                 features = [by_name[name].features if name in by_name else -1 for name in names]
@@ -442,7 +451,7 @@ class Matrix:
             stem, _, side = name.rpartition("_")
             quantity = stem if side in {"a", "b"} else name
             suffix = f" ({side})" if quantity == stem else ""
-            result[name].attrs["long_name"] = _LONG_NAMES.get(quantity, quantity) + suffix
+            result[name].attrs["long_name"] = _LONG_NAMES.get(quantity, quantity.removeprefix(AXIS)) + suffix
         return result
 
     def _data(self) -> str:

@@ -184,6 +184,7 @@ def _plan_groups(
     for note in samples.notes:
         yield Note(note, "note: ")
     models_by_weights: dict[str, str] = {}
+    said: set[tuple[str, str]] = set()
     for group in _groups(models, options.together):
         jobs = {}
         for k in group:
@@ -196,7 +197,9 @@ def _plan_groups(
                 axes=model.axes,
             )  # fmt: skip
             for note in jobs[k].notes:
-                yield Note(note, f"note: {model.name}: ")
+                if (model.name, note) not in said:  # of a hundred checkpoints of one network, once
+                    said.add((model.name, note))
+                    yield Note(note, f"note: {model.name}: ")
             weights = str(extractor.provenance().get("weights_sha256", jobs[k].model))
             if (earlier := models_by_weights.setdefault(weights, jobs[k].model)) != jobs[k].model:
                 yield Note(f"{jobs[k].model} has the same weights as {earlier}", "note: ")

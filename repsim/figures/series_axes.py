@@ -1,7 +1,7 @@
 """Select the part of a series that a figure draws, and draw what its figures have in common: axes and footnotes."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -17,7 +17,16 @@ from repsim.figures.canvas import NOTE
 from repsim.figures.lettering import escape_text, shorten, text_width
 from repsim.figures.scales import add_colour_bar, norm_and_colormap
 from repsim.presentation.scales import scale_of
-from repsim.presentation.series import compared_with, is_logarithmic, label_of, ramp, range_of, run_name, value_texts
+from repsim.presentation.series import (
+    compared_with,
+    is_logarithmic,
+    label_of,
+    log_ticks,
+    ramp,
+    range_of,
+    run_name,
+    value_texts,
+)
 from repsim.results.series_variables import COMPARISONS
 from repsim.results.versions import SERIES
 
@@ -117,7 +126,7 @@ def _named(series: xr.Dataset, dim: str, name: str | None) -> str:
     return name
 
 
-def set_axis_scale(ax: Axes, name: str, values: NDArray[np.float64], series: xr.Dataset) -> None:
+def set_axis_scale(ax: Axes, name: Literal["x", "y"], values: NDArray[np.float64], series: xr.Dataset) -> None:
     """Set the scale of one axis of a figure, ``x`` or ``y``, for values of the axis of a series.
 
     A logarithmic axis has no place for 0. If 0 is among the values, the axis is linear from 0 to the smallest positive
@@ -134,7 +143,7 @@ def set_axis_scale(ax: Axes, name: str, values: NDArray[np.float64], series: xr.
         set_scale("symlog", linthresh=least, linscale=0.6)
     else:
         ax.set(**{f"{name}scale": "log"})
-    ticks = _log_ticks(least, most, series["value"].values, max(2, int(inches / _LOG_TICK[name])))
+    ticks = log_ticks(least, most, series["value"].values, max(2, int(inches / _LOG_TICK[name])))
     axis.set_major_locator(FixedLocator([0.0, *ticks] if with_zero else ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: value_texts([value])[0]))
     decades = 10.0 ** np.arange(np.floor(np.log10(least)), np.ceil(np.log10(most)))
@@ -147,25 +156,10 @@ def set_axis_scale(ax: Axes, name: str, values: NDArray[np.float64], series: xr.
         _mark_break(ax, name, least)
 
 
-def _log_ticks(least: float, most: float, values: NDArray[np.float64], room: int) -> list[float]:
-    """Return ticks of a logarithmic axis from ``least`` to ``most``.
-
-    They are the values of the series if these are evenly spaced, such as 16, 32, 64; else powers of ten, or 1, 2 and 5
-    times these if there are fewer than three.
-    """
-    own = np.unique(values[values > 0])
-    powers = 10.0 ** np.arange(np.floor(np.log10(least)), np.ceil(np.log10(most)) + 1)
-    choices = [own] if len(own) > 2 and np.allclose(np.diff(np.log(own), 2), 0, atol=0.02) else []
-    choices += [powers, np.outer(powers, [1, 2, 5]).ravel()]
-    inside = [ticks[(ticks >= 0.999 * least) & (ticks <= 1.001 * most)] for ticks in choices]
-    ticks = next((marks for marks in inside if len(marks) > 2), np.array([least, most]))
-    return [float(tick) for tick in ticks[:: int(np.ceil(len(ticks) / room))]]
-
-
 def _mark_break(ax: Axes, name: str, least: float) -> None:
     """Mark the part of an axis that is linear, between 0 and the smallest positive value."""
     along = least / 2
-    style = {"marker": [(-0.6, -1), (0.6, 1)], "markersize": 5, "color": "black", "linestyle": "none",
+    style: dict[str, Any] = {"marker": [(-0.6, -1), (0.6, 1)], "markersize": 5, "color": "black", "linestyle": "none",
              "markeredgewidth": 0.7, "clip_on": False, "gid": "break"}  # fmt: skip
     if name == "x":
         ax.plot([along, along * 1.25], [0, 0], transform=ax.get_xaxis_transform(), **style)

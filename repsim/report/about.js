@@ -7,15 +7,15 @@ class About {
 
   draw() {
     const { part, data } = this.page;
-    byId("kind").textContent = part.isStudy ? "study" : "comparison";
+    byId("kind").textContent = part.kind;
     byId("subtitle").textContent = part.subtitle;
     byId("tiles").replaceChildren(...(part.tiles ?? []).map(({ label, value, interval, strong }) => tile(label, value, interval, strong)));
     byId("summary").replaceChildren(...part.summary.map((text) => element("p", {}, text)));
     const warnings = byId("warnings");
     warnings.hidden = !part.warnings.length;
     warnings.querySelector("ul").replaceChildren(...part.warnings.map((text) => element("li", {}, text)));
-    this.families();
-    byId("findings-title").textContent = part.isStudy ? "Findings" : "Comparison";
+    if (part.isStudy) this.families();
+    byId("findings-title").textContent = part.kind === "comparison" ? "Comparison" : "Findings";
     this.facts();
     byId("citation").textContent = data.citation.text;
     byId("bibtex").textContent = data.citation.bibtex;

@@ -16,6 +16,7 @@ from typing import Any
 import xarray as xr
 
 from repsim._version import __version__
+from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.report.payload import payload
 from repsim.report.pictures import thumbnails as thumbnails_of
 from repsim.report.pictures import without_pictures
@@ -24,9 +25,14 @@ from repsim.runtime.files import check_output, replacing
 
 Source = xr.Dataset | str | os.PathLike[str]
 
-SCRIPTS = ("unpacking", "text", "colours", "state", "part", "heatmap", "layers", "pairs", "shares", "maps", "stimuli",
-           "about", "main")  # fmt: skip
-"""Files of the page's script, in the order in which they are joined."""
+_COMMON = ("unpacking", "variables", "text", "colours", "state", "heatmap", "about", "frame")
+SCRIPTS = {
+    "study": (*_COMMON, "part", "layers", "pairs", "shares", "maps", "stimuli", "study_main"),
+    "series": (*_COMMON, "series_part", "series_layers", "series_axis", "settling", "series_main"),
+}
+"""Kinds of pages, with the files of their script in the order in which they are joined. A comparison is shown by the
+page of a study. Each kind has its sections and its glossary, ``KIND.html`` and ``KIND_glossary.html``, in frame.html.
+"""
 _URL = "https://github.com/repsim/repsim-toolkit"
 _NAME = "repsim: do two neural networks represent the world in the same way?"
 _HTML_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}
@@ -40,17 +46,17 @@ def write_report(
     title: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write studies or comparisons as one interactive page, a single HTML file that opens from disk.
+    """Write studies, comparisons or a series as one interactive page, a single HTML file that opens from disk.
 
     The page makes no network requests: plotly.js, all numbers and all pictures are in the file. Similarities of layers
-    are stored in double precision; their intervals and chance levels in single precision. Equal input gives equal
-    bytes.
+    are stored in double precision; their intervals and chance levels, and all pairs of layers of a series, in single
+    precision. Equal input gives equal bytes.
 
     Parameters
     ----------
     studies : Dataset, path, or sequence of these
         Study of `repsim.universality`, several studies of the same models and samples under different readouts, or
-        result of `repsim.compare`; as data sets or as files.
+        result of `repsim.compare`, or one series of `repsim.series`; as data sets or as files.
     path : path
         File of the page, ``.html``.
     thumbnails : path, optional
@@ -65,9 +71,10 @@ def write_report(
     Raises
     ------
     StoreError
-        If a file is missing or damaged, or is neither a study nor a result.
+        If a file is missing or damaged, or is no study, result or series.
     InvalidInputError
-        If the files have different models, or two files have the same readout.
+        If the files have different models, two files have the same readout, or a series is not alone or has
+        thumbnails.
     SampleMismatchError
         If the files have different samples.
     ImageError
@@ -93,6 +100,10 @@ def write_report(
     data = payload([source if isinstance(source, xr.Dataset) else open_result_or_study(source) for source in sources])
     data |= {"title": title or data["title"], "citation": _citation()}
     data["files"] = {f"{file.name} (SHA-256)": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    if thumbnails is not None and data["parts"][0]["kind"] == "series":
+        raise InvalidInputError(
+            "the page of a series shows no pictures", remedy=Remedy("leave out ", Argument("thumbnails"))
+        )
     data |= without_pictures() if thumbnails is None else thumbnails_of(data["parts"], os.fspath(thumbnails))
     page = render(data)
     with replacing(path, overwrite=overwrite) as partial:
@@ -102,11 +113,17 @@ def write_report(
 def render(data: Mapping[str, Any]) -> str:
     """Return the HTML text of a page with this payload."""
     folder = resources.files("repsim.report")
-    files = {name: folder.joinpath(name).read_text("utf-8") for name in ("page.html", "page.css")}
-    parts = [folder.joinpath(f"{name}.js").read_text("utf-8") for name in SCRIPTS]
+    kind = "series" if data["parts"][0]["kind"] == "series" else "study"
+    files = {
+        name: folder.joinpath(name).read_text("utf-8")
+        for name in ("frame.html", f"{kind}.html", f"{kind}_glossary.html", "page.css")
+    }
+    parts = [folder.joinpath(f"{name}.js").read_text("utf-8") for name in SCRIPTS[kind]]
     script = "\n".join(['"use strict";', "(() => {", *parts, "})();"])
     library, packed = _library()
-    return Template(files["page.html"]).substitute(
+    return Template(files["frame.html"]).substitute(
+        sections=files[f"{kind}.html"],
+        glossary=files[f"{kind}_glossary.html"],
         csp=policy(script, library),
         version=__version__,
         title=html.escape(str(data["title"])),

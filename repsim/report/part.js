@@ -1,10 +1,9 @@
 // One part of the page: a study or a comparison under one readout.
 
-class Part {
+class Part extends Variables {
   constructor(raw) {
-    Object.assign(this, raw);
+    super(raw);
     this.cache = new Map();
-    this.arrays = new Map();
     if (raw.controls) this.variables = { ...raw.variables, every_control: raw.controls };
     this.runs = { a: raw.sides.a.runs, b: raw.sides.b.runs };
     this.rows = raw.sides.a.layers.length;
@@ -23,32 +22,6 @@ class Part {
 
   run(side, name) {
     return this.runs[side].find((run) => run.model === name);
-  }
-
-  measure(name) {
-    return this.measures.find((measure) => measure.name === name) ?? this.measures[0];
-  }
-
-  // Returns the values of a variable at labels or positions of some dimensions, in the order of the other dimensions.
-  select(name, at = {}) {
-    const variable = this.variables[name];
-    if (!variable) return [];
-    if (!this.arrays.has(name)) this.arrays.set(name, unpackArray(variable));
-    let offsets = [0];
-    variable.dims.forEach((dim, k) => {
-      const stride = variable.shape.slice(k + 1).reduce((a, b) => a * b, 1);
-      const indices = dim in at ? [this.place(dim, at[dim])] : [...Array(variable.shape[k]).keys()];
-      offsets = indices.includes(-1) ? [] : offsets.flatMap((offset) => indices.map((i) => offset + i * stride));
-    });
-    return offsets.map((i) => this.arrays.get(name)[i]);
-  }
-
-  scalar(name, at) {
-    return this.select(name, at)[0];
-  }
-
-  place(dim, label) {
-    return typeof label === "number" ? label : (this.coords[dim] ?? []).indexOf(label);
   }
 
   // Returns a matrix over all pairs of layers: value, low, high, chance, chance_sd, z, p, or calibrated.

@@ -112,14 +112,14 @@ def _common(
     result: xr.Dataset, readout: str, stores: Sequence[Mapping[str, Any]], measures: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Make the entries that parts of studies and of comparisons share."""
-    facts = _facts(result)
+    facts = facts_of(result)
     return {
         "kind": "study" if is_study(result) else "comparison",
         "readout": readout,
         "subtitle": captions.subtitle(readout, facts),
         "measures": measures,
         "sources": captions.sources(measures),
-        "networks": captions.networks(list(_models(result, stores)), study=is_study(result)),
+        "networks": captions.networks(list(models_of(result, stores)), study=is_study(result)),
         "facts": facts,
     }
 
@@ -176,7 +176,7 @@ def _side(result: xr.Dataset, side: str) -> dict[str, Any]:
     return {"models": models, "layers": layers, "runs": along}
 
 
-def _models(result: xr.Dataset, stores: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def models_of(result: xr.Dataset, stores: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield a description of every network once; only a study knows families and training."""
     columns = [_plain(result[name].values) for name in ("model", "family")] if is_study(result) else ([], [])
     families = dict(zip(*columns, strict=True))
@@ -215,7 +215,7 @@ def _computed(study: xr.Dataset) -> dict[str, dict[str, str]]:
     return columns
 
 
-def _facts(result: xr.Dataset) -> dict[str, str]:
+def facts_of(result: xr.Dataset) -> dict[str, str]:
     """List the facts about how a file was made, in the order of the page."""
     facts: dict[str, Any] = {
         "data": result.coords.get("data"),

@@ -1,7 +1,7 @@
-"""Convert studies or comparisons to the JSON value that a page shows.
+"""Convert studies, comparisons or a series to the JSON value that a page shows.
 
-Python (`repsim.report.parts`) chooses the contents, their order, labels and colour scales; the scripts in this folder
-only draw them.
+Python (`repsim.report.parts`, `repsim.report.series_part`) chooses the contents, their order, labels and colour scales;
+the scripts in this folder only draw them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ import xarray as xr
 from repsim.errors import InvalidInputError, RepsimError, SampleMismatchError, StoreError, reason
 from repsim.report.packing import LAYERS
 from repsim.report.parts import is_study, of_comparison, of_study
+from repsim.report.series_part import is_series, of_series, title_of
 from repsim.results import schema
 from repsim.study import formatting
 
@@ -23,17 +24,19 @@ def payload(results: Sequence[xr.Dataset]) -> dict[str, Any]:
     Parameters
     ----------
     results : sequence of Dataset
-        Studies of `repsim.universality` of the same models under different readouts, or results of `repsim.compare`.
+        Studies of `repsim.universality` of the same models under different readouts, results of `repsim.compare`, or
+        one series of `repsim.series`.
 
     Returns
     -------
     dict
-        ``title`` and ``parts``, one for every readout, with all labels and the packed numbers.
+        ``title`` and ``parts``, one for every readout or for the series, with all labels and the packed numbers.
 
     Raises
     ------
     InvalidInputError
-        If there is no result or no measure, if the models differ, or if two results have the same readout.
+        If there is no result or no measure, if the models differ, if two results have the same readout, or if there is
+        a series beside other results.
     SampleMismatchError
         If the samples differ.
     StoreError
@@ -52,6 +55,10 @@ def payload(results: Sequence[xr.Dataset]) -> dict[str, Any]:
     """
     if not results:
         raise InvalidInputError("there is nothing to report: pass at least one study or result")
+    if any(is_series(result) for result in results):
+        if len(results) > 1:
+            raise InvalidInputError("one page shows one series and nothing else; make a page of each file")
+        return {"title": title_of(results[0]), "parts": _read(results[0])}
     parts = [part for result in results for part in _read(result)]
     _check(results, parts)
     return {"title": _title(parts[0]), "parts": parts}
@@ -95,7 +102,7 @@ def _read(result: xr.Dataset) -> list[dict[str, Any]]:
     except RepsimError:
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # written by another program
-        kind = "study" if is_study(result) else "result"
+        kind = "study" if is_study(result) else "series" if is_series(result) else "result"
         name = Path(result.encoding.get("source", f"this {kind}")).name
         missing = schema.problem(result) if isinstance(error, KeyError) else None  # xarray's text lists all variables
         cause = missing or reason(error)
@@ -104,8 +111,8 @@ def _read(result: xr.Dataset) -> list[dict[str, Any]]:
 
 def _parts(result: xr.Dataset) -> Iterator[dict[str, Any]]:
     """Yield one part for every readout."""
-    if is_study(result):
-        yield of_study(result)
+    if is_study(result) or is_series(result):
+        yield (of_study if is_study(result) else of_series)(result)
         return
     variables = [str(name) for name, one in result.data_vars.items() if set(one.dims) == set(LAYERS)]
     if not variables:

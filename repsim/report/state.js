@@ -1,6 +1,6 @@
 // The state of the page, which the address contains after #, so that a view can be linked.
 
-const IN_ADDRESS = ["measure", "readout", "view", "pair", "theme"];
+const IN_ADDRESS = ["measure", "readout", "view", "pair", "comparison", "run", "point", "theme"];
 
 class State {
   constructor(first) {

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from repsim.errors import RepsimError
 from repsim.presentation.measures import traits
 from repsim.presentation.scales import declared, scale_of
+from repsim.presentation.series import range_of
 from repsim.report import captions
 from repsim.study import reading
 
@@ -36,17 +37,9 @@ def about_study(study: xr.Dataset, measure: str, palettes: Palettes) -> dict[str
 
     The entry ``most`` is the value of equal layers, which the calibrated view maps to 1.
     """
-    about: dict[str, Any] = {"name": measure, "label": measure, "formula": "", "citation": "", "most": 1}
-    bounds = -math.inf, math.inf
-    try:
-        declares = traits(measure)
-    except RepsimError:  # the package of the measure is not installed
-        pass
-    else:
-        bounds = declares.similarity_range
-        sign = "" if declares.sense == "similarity" else " (a distance, shown as its negative: more is more alike)"
-        about["label"] = declares.label + sign
-        about |= {"formula": declares.formula, "citation": declares.citation}
+    about: dict[str, Any] = {"name": measure, "most": 1, **texts_of(measure)}
+    bounds = range_of(measure)
+    if _is_installed(measure):
         about["most"] = bounds[1] if math.isfinite(bounds[1]) else None
     at = study.sel(measure=measure)
     value, z = at["value"].values, at["z"].values
@@ -64,6 +57,24 @@ def about_study(study: xr.Dataset, measure: str, palettes: Palettes) -> dict[str
         "headline": reading.headline(study, measure),
         "pairs_note": captions.pairs_note(study, measure),
     }
+
+
+def _is_installed(measure: str) -> bool:
+    """Return whether the package of a measure is installed."""
+    try:
+        traits(measure)
+    except RepsimError:
+        return False
+    return True
+
+
+def texts_of(measure: str) -> dict[str, str]:
+    """Return label, formula and citation of a measure; its name if its package is not installed."""
+    if not _is_installed(measure):
+        return {"label": measure, "formula": "", "citation": ""}
+    declares = traits(measure)
+    sign = "" if declares.sense == "similarity" else " (a distance, shown as its negative: more is more alike)"
+    return {"label": declares.label + sign, "formula": declares.formula, "citation": declares.citation}
 
 
 def about_result(variable: xr.DataArray, palettes: Palettes) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import xarray as xr
 
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.results.chance import chance_of
-from repsim.results.variables import CHANCE
+from repsim.results.variables import AXIS, CHANCE
 from repsim.results.versions import FORMAT, SERIES, STUDY
 from repsim.runtime.deprecation import rename_keyword
 from repsim.runtime.files import replacing
@@ -204,6 +204,10 @@ def _labels(data: xr.Dataset, dim: str) -> Iterator[tuple[str, Any]]:
         return
     others = sorted(str(name) for name, values in data.coords.items() if values.dims == (dim,) and name != dim)
     side = dim.removeprefix("layer")
+    if dim == "pair":
+        yield from ((name, data[name].values) for name in (dim, *others))
+        yield from _axes_of_pairs(data)
+        return
     if side not in {"_a", "_b"}:
         yield from ((name, data[name].values) for name in (dim, *others))
         return
@@ -212,6 +216,15 @@ def _labels(data: xr.Dataset, dim: str) -> Iterator[tuple[str, Any]]:
     yield dim, _without_model(data[dim].values, models)
     yield f"depth{side}", _depths(models)
     yield from ((name, data[name].values) for name in others if name != f"model{side}")
+
+
+def _axes_of_pairs(study: xr.Dataset) -> Iterator[tuple[str, Any]]:
+    """Yield the axes of both models of each pair of a study: ``axis_step_a``, ``axis_step_b``."""
+    position = {model: k for k, model in enumerate(study["model"].values.tolist())}
+    for name in sorted(str(key) for key, values in study.coords.items() if values.dims == ("model",)):
+        for side in "ab" if name.startswith(AXIS) else "":
+            models = study[f"pair_{side}"].values.tolist()
+            yield f"{name}_{side}", study[name].values[[position[model] for model in models]]
 
 
 def _without_model(layers: Any, models: Any) -> Any:
@@ -244,6 +257,8 @@ def _meaning(data: xr.Dataset, column: str) -> str:
     prefix, _, side = column.rpartition("_")
     if prefix in _LAYER_COLUMNS:
         return _LAYER_COLUMNS[prefix].format(side)
+    if not attrs and prefix.startswith(AXIS):
+        return f"{prefix.removeprefix(AXIS)} of model {side}"
     return ": ".join(attrs[key] for key in ("long_name", "description") if key in attrs)
 
 
@@ -332,6 +347,7 @@ def study_as_json(data: xr.Dataset) -> dict[str, Any]:
         "warnings": json.loads(data.attrs["warnings"]),
         "samples": data["n_samples"].item(),
         "data": data["data"].item(),
+        **_axes_by_model(data, "model", ""),
         "coordinates": {
             str(dim): data[dim].values.tolist()
             for dim in data.dims
@@ -362,6 +378,18 @@ def _as_json(variable: xr.DataArray) -> dict[str, Any]:
     return {"dims": list(variable.dims), "values": nan_to_none(variable.values.tolist())}
 
 
+def _axes_by_model(data: xr.Dataset, models: str, end: str) -> dict[str, Any]:
+    """Return the entry ``axes``: for every model the axes on which it has a value; no entry if no model has axes."""
+    axes: dict[str, dict[str, Any]] = {model: {} for model in data[models].values.tolist()}
+    dims = data[models].dims
+    for name in (str(key) for key, values in data.coords.items() if values.dims == dims):
+        if name.startswith(AXIS) and name.endswith(end):
+            for model, value in zip(data[models].values.tolist(), data[name].values.tolist(), strict=True):
+                if value == value and value != "":  # noqa: PLR0124 - NaN is not equal to itself
+                    axes[model][name[len(AXIS) : len(name) - len(end)]] = value
+    return {"axes": axes} if any(axes.values()) else {}
+
+
 def result_as_json(result: xr.Dataset) -> dict[str, Any]:
     """Convert a result to JSON values."""
 
@@ -380,6 +408,7 @@ def result_as_json(result: xr.Dataset) -> dict[str, Any]:
         side: {
             "models": list(dict.fromkeys(result[f"model_{side}"].values.tolist())),
             "layers": result[f"layer_{side}"].values.tolist(),
+            **_axes_by_model(result, f"model_{side}", f"_{side}"),
         }
         | ({"readouts": result[f"readout_{side}"].values.tolist()} if f"readout_{side}" in result.coords else {})
         for side in "ab"

@@ -250,11 +250,9 @@ def _attribute_problems(attrs: Mapping[Any, Any], fields: Mapping[str, Field], w
 def _is_of_kind(value: Any, field: Field) -> bool:
     if field.kind == "text":
         return isinstance(value, str)
-    if field.kind == "whole":
-        is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        return is_whole and bool(field.least <= value <= field.most)
-    if field.kind == "number":
-        is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if field.kind in {"whole", "number"}:
+        kinds = int | np.integer if field.kind == "whole" else int | float | np.number
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
         return is_number and bool(field.least <= value <= field.most)
     if field.kind == "range":
         numbers = np.asarray(value)

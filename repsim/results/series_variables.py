@@ -12,10 +12,10 @@ COMPARISONS = ("reference", "previous", "other runs")
 """Networks that a point of a series is compared with."""
 NETWORK = "network"
 """Entry of `trend_of` for the mean over layers; the others are names of layers."""
-OVER = ("pictures", "runs")
-"""What intervals of trends are taken over."""
 AXIS = "axis_"
 """Begin of the names of coordinates that hold further axes of the points, such as ``axis_width``."""
+OVER = ("pictures", "runs")
+"""What intervals of trends are taken over."""
 
 _LAYERS = "measure, comparison, point, layer"
 _TRENDS = "measure, comparison, trend_of"

@@ -54,7 +54,8 @@ class Field:
     meaning: str
     """Description; for coordinates of a study or a series the long name in files."""
     kind: str = "text"
-    """``text``, ``number``, ``whole``, ``range``, or JSON: ``texts``, ``stores``, ``object``."""
+    """``text``, ``number``, ``whole``, ``range``, ``axis`` (numbers or text), or JSON: ``texts``, ``stores``,
+    ``object``."""
     dim: str = ""
     """Dimensions of a coordinate, separated by commas; empty for a single value."""
     least: float = -math.inf
@@ -78,7 +79,7 @@ class Field:
 def _in_words(kind: str, least: float, most: float, only: tuple[str, ...]) -> str:
     words = {
         "number": "number", "whole": "integer", "text": "text", "range": "two numbers", "texts": "JSON list of texts",
-        "stores": "JSON list of objects", "object": "JSON object",
+        "stores": "JSON list of objects", "object": "JSON object", "axis": "numbers or text",
     }[kind]  # fmt: skip
     if only:
         return f"{words}: {', '.join(f'`{value}`' for value in only if value)}{', or empty' if '' in only else ''}"
@@ -99,6 +100,8 @@ def with_ends(**names: str) -> dict[str, str]:
 _LAYERS = "measure, layer_a, layer_b"
 _PAIRS = "measure, pair"
 
+AXIS = "axis_"
+"""Beginning of the names of coordinates that hold the axes of models."""
 CHANCE = ".chance"
 """End of the names of coordinates that hold the chance levels of a variable of a result."""
 VARIABLES = (
@@ -482,6 +485,12 @@ COORDINATES = {
     "model": Field("trained model", dim="model", unique=True),
     "family": Field("family of the model", dim="model"),
     "architecture": Field("architecture of the model", dim="model"),
+    "axis_NAME": Field(
+        "value of the model on the axis NAME, such as `axis_step` ([axes](axes.md)); NaN or empty if it has none",
+        "axis",
+        dim="model",
+        required=False,
+    ),
     "other_model": Field("trained model, the second", dim="other_model", unique=True, required=False),
     "sample": Field("sample", dim="sample", unique=True),
     "n_samples": Field("number of samples", "whole", least=1),
@@ -560,6 +569,13 @@ RESULT_COORDINATES = {
         "whole",
         dim="layer_a",
         least=-1,
+        required=False,
+    ),
+    "axis_NAME_a": Field(
+        "value of each layer's model on the axis NAME, such as `axis_step_a` ([axes](axes.md)); NaN or empty if it has "
+        "none",
+        "axis",
+        dim="layer_a",
         required=False,
     ),
     "n_samples": Field("number of samples", "whole", least=1),
@@ -641,6 +657,8 @@ def describe_as(data: xr.Dataset, entries: Iterable[Entry], fields: Mapping[str,
             data[name].attrs |= {"long_name": entry.names[name], "description": entry.meaning}
     for name in fields.keys() & data.coords.keys():
         data[name].attrs["long_name"] = fields[name].meaning
+    for name in filter(lambda name: name.startswith(AXIS), map(str, data.coords)):
+        data[name].attrs["long_name"] = f"{name.removeprefix(AXIS)} of the model"
 
 
 def rows(entries: Iterable[Entry]) -> Iterator[tuple[str, str, str, str]]:

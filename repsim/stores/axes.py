@@ -9,10 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from repsim.errors import Argument, InvalidArgumentError, InvalidInputError, Remedy, RepsimError
-from repsim.labels import check_name
 
 AxisValue = float | int | str
 """Value of a model on one axis."""
@@ -23,6 +20,8 @@ ENTRY = "axes"
 """Entry of the provenance with the axes that the user has stated."""
 COMPUTED = "computed"
 """Entry of the provenance with axes that the extraction has computed: the size of the network."""
+SIZES = ("parameters", "depth", "width")
+"""Axes that say how large a network is, which the extraction computes."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LARGEST = 2**63
 """Integers of this modulus or above do not fit into the files of results."""
@@ -37,7 +36,7 @@ def check_axes(axes: Any, where: str = "axes") -> dict[str, AxisValue]:
     Parameters
     ----------
     axes : mapping of str to number or str
-        Values by the name of the axis; numbers of numpy are converted.
+        Values by the name of the axis; numbers of numpy are converted, and arrays of one number without axes.
     where : str
         Beginning of error messages.
 
@@ -48,6 +47,7 @@ def check_axes(axes: Any, where: str = "axes") -> dict[str, AxisValue]:
 
     Examples
     --------
+    >>> import numpy as np
     >>> check_axes({"step": np.int64(1000), "lr": np.float32(0.5), "run": "a"})
     {'step': 1000, 'lr': 0.5, 'run': 'a'}
     >>> check_axes({"step": True})
@@ -89,8 +89,10 @@ def check_axis_name(name: Any, where: str = "axes") -> str:
 
 
 def _check_value(name: str, value: Any, where: str) -> AxisValue:
-    plain = value.item() if isinstance(value, np.generic) else value
+    plain = value.item() if type(value).__module__ == "numpy" and hasattr(value, "dtype") and not value.shape else value
     if isinstance(plain, str) and plain.strip():
+        from repsim.labels import check_name  # noqa: PLC0415 - imports numpy, and `repsim --help` reads this module
+
         check_name(f"{where}: the value of {name}", plain, _LONGEST)
         return str(plain)
     if isinstance(plain, int) and not isinstance(plain, bool) and abs(plain) < _LARGEST:

@@ -445,6 +445,40 @@ def as_stores(stores: Any) -> list[Any]:
     return list(stores)
 
 
+def same_weights(stores: Iterable[ActivationStore]) -> list[list[str]]:
+    """Return the models whose weights are equal to the bit, as groups of two or more names.
+
+    Two steps of a training run with equal weights are one step, saved twice. Stores without a hash of the weights, such
+    as those of `repsim.write_store`, are left out.
+
+    Parameters
+    ----------
+    stores : iterable of ActivationStore
+        The stores.
+
+    Returns
+    -------
+    list of list of str
+        Names of models, in the order of the stores.
+
+    Examples
+    --------
+    >>> import repsim, tempfile
+    >>> with tempfile.TemporaryDirectory() as where:
+    ...     same_weights(
+    ...         repsim.write_store(f"{where}/{name}.h5", {"out": np.ones((3, 2))}, model=name,
+    ...                            provenance={"weights_sha256": digest})
+    ...         for name, digest in {"step.0": "aa", "step.1": "bb", "step.2": "aa"}.items()
+    ...     )
+    [['step.0', 'step.2']]
+    """
+    groups: dict[str, list[str]] = {}
+    for store in stores:
+        if digest := store.provenance.get("weights_sha256"):
+            groups.setdefault(str(digest), []).append(store.model)
+    return [models for models in groups.values() if len(models) > 1]
+
+
 def open_store(path: str | os.PathLike[str]) -> ActivationStore:
     """Open a store for reading.
 

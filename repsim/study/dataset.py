@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from repsim._version import __version__
+from repsim.results.coordinates import axis_coordinates
 from repsim.results.variables import describe
 from repsim.results.versions import STUDY, STUDY_VERSION
 from repsim.study import cautions, reading, words
@@ -44,6 +45,10 @@ def study_dataset(evidence: Evidence, *, draws: int, seed: int, command: str) ->
             "model": [member.name for member in design.trained],
             "family": ("model", [member.family for member in design.trained]),
             "architecture": ("model", [member.architecture for member in design.trained]),
+            **{
+                name: ("model", values)
+                for name, values in axis_coordinates([member.store.axes for member in design.trained]).items()
+            },
             "sample": list(design.ids.ids),
             "n_samples": design.n,
             "data": design.trained[0].store.data,

@@ -16,6 +16,7 @@ from repsim.labels import SampleIds
 from repsim.metrics.recipes.groups import Groups
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.stores.alignment import AlignedView
+from repsim.stores.axes import SIZES, check_axis_name, in_words
 from repsim.stores.store import ActivationStore
 from repsim.study.sample_groups import groups_of
 
@@ -30,6 +31,8 @@ class Member:
     store: ActivationStore
     family: str
     readout: str
+    variant: str = ""
+    """Size that tells networks of one architecture apart, such as ``width=64``; empty if families are no sizes."""
 
     @property
     def name(self) -> str:
@@ -43,8 +46,12 @@ class Member:
 
     @property
     def architecture(self) -> str:
-        """Name of the architecture in timm; if the store has none, the model's name without a seed at its end."""
-        return str(self.store.provenance.get("architecture") or _SEED.sub("", self.name))
+        """Name of the architecture in timm; if the store has none, the model's name without a seed at its end.
+
+        Architectures of several sizes have the size at the end of their names: `variant`.
+        """
+        name = str(self.store.provenance.get("architecture") or _SEED.sub("", self.name))
+        return f"{name} {self.variant}" if self.variant else name
 
     @property
     def seed(self) -> int | None:
@@ -151,6 +158,7 @@ def design(
     stores: Sequence[ActivationStore],
     *,
     families: Mapping[str, Sequence[str]] | None = None,
+    family_by: str | None = None,
     readout: str | None = None,
     groups: GroupsOfPictures | None = None,
 ) -> Design:
@@ -163,6 +171,10 @@ def design(
     families : mapping, optional
         Name of each family -> globs over names of models. The family of models that match no glob follows from the name
         of their architecture (`repsim.extractors.families`), and a note says so.
+    family_by : str, optional
+        Axis of the stores whose values are the families of the trained models, instead of ``families``. If it is a size
+        (``parameters``, ``depth``, ``width``), networks of one architecture and of different sizes are architectures of
+        their own, each with its own untrained networks.
     readout : str, optional
         Readout of the arrays to compare; required if stores hold several.
     groups : str, path, mapping or sequence, optional
@@ -172,8 +184,8 @@ def design(
     ------
     InvalidInputError
         If there is no trained model, two models have the same name, a family's name makes sentences ambiguous (`a x b`
-        or `universal`), a glob matches no model, a model is in two families, a store lacks the readout, the readout is
-        compressed (samples cannot be left out of it), or `groups_of` refuses the groups.
+        or `universal`), a glob matches no model, a model is in two families, a store lacks the axis of the families or
+        the readout, the readout is compressed (samples cannot be left out of it), or `groups_of` refuses the groups.
     SampleMismatchError
         If the stores have different samples, or another order.
     """
@@ -185,8 +197,16 @@ def design(
         raise InvalidInputError(f"{files} are all of a model named {twice[0]!r}; a study takes every model once")
     view = AlignedView(*stores)
     named = _families_by_hand(names, families or {})
+    variants: dict[str, str] = {}
+    if family_by is not None:
+        if families:
+            raise InvalidInputError(Argument("families"), " and ", Argument("family_by"), ": state one of them")
+        named, variants = _families_by_axis(stores, check_axis_name(family_by, "family_by"))
     chosen = _readout(stores, readout)
-    members = [Member(store, named.get(store.model) or _family(store), chosen) for store in stores]
+    members = [
+        Member(store, named.get(store.model) or _family(store), chosen, variants.get(store.model, ""))
+        for store in stores
+    ]
     for member in members:
         forms = {member.store[array].key.form for array in member.arrays}
         if forms != {"features"}:
@@ -211,7 +231,8 @@ def design(
         )
     by_name = [member for member in (*trained, *untrained) if member.name not in named]
     by_name = [member for member in by_name if member.trained or member.architecture not in of_trained]
-    notes = (*_families_by_name(by_name), *_notes(trained), *view.notes)
+    axis_note = [] if family_by is None else [_families_in_words(trained, family_by)]
+    notes = (*axis_note, *_families_by_name(by_name), *_notes(trained), *view.notes)
     return Design(trained, untrained, notes, groups_of(stores, groups))
 
 
@@ -270,6 +291,44 @@ def _families_by_hand(names: Sequence[str], families: Mapping[str, Sequence[str]
                 if (earlier := family_by_model.setdefault(name, family)) != family:
                     raise InvalidInputError(f"{name} is in two families, {earlier} and {family}; make one narrower")
     return family_by_model
+
+
+def _families_by_axis(stores: Sequence[ActivationStore], axis: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the families of trained models by their values on an axis, and the variants of all models (`Member`)."""
+    axes = {store.model: store.axes for store in stores}
+    members = [Member(store, "", "") for store in stores]
+    for member in members:
+        own = axes[member.name]
+        if member.trained and axis not in own:
+            raise InvalidInputError(
+                f"{member.store.path} has no axis {axis}, which is to name its family; it has "
+                f"{in_words(own) or 'no axes'}",
+                remedy=Remedy("state it with ", Argument("axes", of="extract"), ", or leave the model out"),
+            )
+    families = {m.name: f"{axis}={axes[m.name][axis]}" for m in members if m.trained}
+    for family in families.values():
+        _check_name(family)
+    sizes: dict[str, set[str]] = {}
+    for member in members:
+        if member.trained and axis in SIZES:
+            sizes.setdefault(member.architecture, set()).add(families[member.name])
+    several = {architecture for architecture, values in sizes.items() if len(values) > 1}
+    for member in members:
+        if member.architecture in several and axis not in axes[member.name]:
+            raise InvalidInputError(
+                f"{member.store.path} has no axis {axis}, and {member.architecture} has several of them",
+                remedy=Remedy("state it with ", Argument("axes", of="extract"), ", or leave the model out"),
+            )
+    variants = {m.name: f"{axis}={axes[m.name][axis]}" for m in members if m.architecture in several}
+    return families, variants
+
+
+def _families_in_words(trained: Sequence[Member], axis: str) -> str:
+    counts: dict[str, int] = {}
+    for member in trained:
+        counts[member.family] = counts.get(member.family, 0) + 1
+    listed = ", ".join(f"{family} ({count} model{'s' * (count > 1)})" for family, count in counts.items())
+    return f"families by the axis {axis}: {listed}"
 
 
 def _readout(stores: Sequence[ActivationStore], requested: str | None) -> str:

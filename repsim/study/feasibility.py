@@ -21,6 +21,7 @@ def explain_study(
     stores: Sequence[ActivationStore | str | os.PathLike[str]],
     *,
     families: Mapping[str, Sequence[str]] | None = None,
+    family_by: str | None = None,
     readout: str | None = None,
 ) -> list[str]:
     """Explain what a study of these stores can and cannot show, and what to add; nothing is computed.
@@ -31,6 +32,8 @@ def explain_study(
         The stores, as for `repsim.universality`.
     families : mapping, optional
         Families by hand, as for `repsim.universality`.
+    family_by : str, optional
+        Axis whose values are the families, as for `repsim.universality`.
     readout : str, optional
         Readout to compare, if stores hold several.
 
@@ -58,7 +61,7 @@ def explain_study(
             store if isinstance(store, ActivationStore) else stack.enter_context(open_store(store))
             for store in as_stores(stores)
         ]
-        return list(_sentences(design(opened, families=families, readout=readout)))
+        return list(_sentences(design(opened, families=families, family_by=family_by, readout=readout)))
 
 
 def _sentences(study: Design) -> Iterator[str]:

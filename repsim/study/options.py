@@ -31,6 +31,10 @@ class StatisticsOptions:
             metavar="NAME=GLOB[,GLOB]",
         ),
     ] = field(default_factory=dict)
+    family_by: Annotated[
+        Text | None,
+        option("Axis whose values are the families: with width the families width=32, width=64, ...", unset="none"),
+    ] = None
     controls: Annotated[
         Annotated[str, Meta(pattern=_CONTROLS)] | None,
         option("untrained:N extracts N untrained networks of each architecture as controls, batch norm recalibrated.",

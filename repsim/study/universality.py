@@ -51,6 +51,7 @@ class UniversalityKeywords(TypedDict, total=False):
     """Keywords of `universality`, for type checkers. `UniversalityOptions` describes them."""
 
     families: Mapping[str, Sequence[str]] | None
+    family_by: str | None
     readout: str | None
     groups: str | None
     controls: str | None
@@ -189,7 +190,8 @@ def _compute(
     selected: list[Metric[Any]] = []
     for metric in metrics or options.metrics or METRICS:
         selected += [metric] if isinstance(metric, Metric) else registry.select(metric)
-    untrained, readout, families = options.untrained, options.readout, options.families
+    untrained = options.untrained
+    chosen: dict[str, Any] = {"families": options.families, "family_by": options.family_by, "readout": options.readout}
     device = choose_device(options.device)
     memory = memory_to_use(device, options.memory)
     with ExitStack() as stack:
@@ -198,7 +200,7 @@ def _compute(
             store if isinstance(store, ActivationStore) else stack.enter_context(open_store(store))
             for store in as_stores(stores)
         ]
-        study = design(opened, families=families, readout=readout, groups=options.groups)
+        study = design(opened, **chosen, groups=options.groups)
         if study.n < _MIN_SAMPLES:
             raise InvalidInputError(f"{study.n} samples are too few for a study: it needs at least {_MIN_SAMPLES}")
         if untrained:
@@ -211,7 +213,7 @@ def _compute(
                 stack.enter_context(store)
             opened_models = {store.model for store in opened}
             opened += [store for store in extracted if store.model not in opened_models]
-            study = design(opened, families=families, readout=readout, groups=options.groups)
+            study = design(opened, **chosen, groups=options.groups)
         evidence = _collect_evidence(
             study,
             selected,

@@ -150,7 +150,7 @@ def _recorded_choices(provenance: Mapping[str, Any]) -> Choices:
 def _extract(member: Member, seed: int, samples: Samples, folder: Path, device: str) -> ActivationStore:
     provenance = member.store.provenance
     prefix = "torchvision/" if provenance.get("extractor") == "torchvision" else ""
-    name = prefix + str(provenance.get("timm_name") or member.architecture)
+    name = prefix + str(provenance.get("timm_name") or provenance.get("architecture") or member.architecture)
     layers = [member.store[array].key.layer for array in member.arrays]
     extractor = make_extractor(
         name,
@@ -162,7 +162,8 @@ def _extract(member: Member, seed: int, samples: Samples, folder: Path, device: 
     )
     how = choose_stream(samples, readout=member.readout, batch_size=None, workers=None, device=device, amp=False)
     dtype: DType = "float16" if member.store[member.arrays[0]].dtype == np.float16 else "float32"
-    job = Extraction(extractor, samples, folder, how, dtype=dtype, recalibrate=True)
+    named = f"{extractor.name}.{member.variant.replace('=', '-')}" if member.variant else None
+    job = Extraction(extractor, samples, folder, how, dtype=dtype, recalibrate=True, name=named)
     try:
         job.samples_stored()
     except OtherSettingsError as error:  # overwrite=True of a study replaces only the study

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
+from itertools import chain, combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -160,7 +160,7 @@ class Arrangement:
         by_value = sorted(self.points, key=lambda point: (point.value, point.run))
         pairs: dict[tuple[str, str], Pair] = {}
         for point in (*([self.outside] if self.outside else []), *by_value):
-            partners = [point] if point is self.outside else [point, *sum(self.partners(point).values(), [])]
+            partners = [point] if point is self.outside else [point, *chain(*self.partners(point).values())]
             for partner in partners:
                 pair = self.pair(point, partner)
                 pairs.setdefault((pair.a.name, pair.b.name), pair)
@@ -326,12 +326,13 @@ def _natural(name: str) -> tuple[int, float, str]:
 
 def _check_points(points: Sequence[Point], axis: str, run_axis: str | None) -> None:
     """Refuse fewer than two values, and two models at one value of a run."""
-    for a, b in zip(points, points[1:], strict=False):
+    for a, b in pairwise(points):
         if (a.run, a.value) == (b.run, b.value):
             differing = [name for name in a.axes if name != axis and a.axes[name] != b.axes.get(name)]
             told = f"; they differ in {', '.join(differing)}" if differing else ""
+            place = f"{axis}={a.value:g}{f' of {run_axis}={a.run}' if run_axis else ''}"
             raise InvalidInputError(
-                f"two models stand at {axis}={a.value:g}{f' of {run_axis}={a.run}' if run_axis else ''}: {a} and {b}{told}",
+                f"two models stand at {place}: {a} and {b}{told}",
                 remedy=Remedy(
                     "name the axis that tells runs apart with ", Argument("run"), ", or leave one of them out"
                 ),

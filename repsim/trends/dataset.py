@@ -1,7 +1,7 @@
 """Make the data set of a series from the similarities of its points."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -12,9 +12,9 @@ from jaxtyping import Float64
 
 from repsim._version import __version__
 from repsim.metrics import Metric
+from repsim.results.coordinates import axis_coordinates
 from repsim.results.series_variables import NETWORK, OVER, describe_series
 from repsim.results.versions import SERIES, SERIES_VERSION
-from repsim.stores.axes import AxisValue
 from repsim.study.other_measures import identity_value
 from repsim.study.uncertainty import influence, jackknife, multiplier_bootstrap
 from repsim.trends.arrangement import OTHER_RUNS, PREVIOUS, REFERENCE, Arrangement, Point
@@ -144,13 +144,14 @@ def _trends(
     values = {name: np.full(columns, np.nan) for name in ("tau", "p", "slope", "exponent")}
     ends = {f"{name}_{end}": np.full((columns, len(OVER)), np.nan) for name in ("slope", "exponent") for end in _ENDS}
     runs = [np.array(finished.positions(run)) for run in arranged.runs]
+    fits: dict[str, Callable[[Any, Any], Any]] = {
+        "slope": lambda positions, of_points: slope(x[positions], of_points),
+        "exponent": lambda positions, of_points: exponent(finished.x[positions], of_points, measured.identity),
+    }
     for k in range(columns):
         rank = kendall([(finished.x[run], y[run, k]) for run in runs])
         values["tau"][k], values["p"][k] = rank.tau, np.nan if finished.states else rank.p
-        for name, fit in (
-            ("slope", lambda positions, v: slope(x[positions], v)),
-            ("exponent", lambda positions, v: exponent(finished.x[positions], v, measured.identity)),
-        ):
+        for name, fit in fits.items():
             of_runs = np.array([fit(run, y[run, k]) for run in runs])
             means = over_pairs_of_runs(of_runs) if comparison == OTHER_RUNS else over_runs(of_runs)
             values[name][k] = means.mean
@@ -158,9 +159,8 @@ def _trends(
             if name == "slope" and finished.states:
                 values["p"][k] = means.p
             if len(left_out) and np.isfinite(means.mean):
-                without = np.nanmean(
-                    [fit(run, left_out[:, run, k]) for run in runs if np.isfinite(fit(run, y[run, k]))], 0
-                )
+                fitted = [run for run, value in zip(runs, of_runs, strict=True) if np.isfinite(value)]
+                without = np.mean([fit(run, left_out[:, run, k]) for run in fitted], axis=0)
                 interval = jackknife(means.mean, without)
                 ends[f"{name}_low"][k, 0], ends[f"{name}_high"][k, 0] = float(interval.low), float(interval.high)
     return {f"trend_{name}": of_all for name, of_all in (values | ends).items()}
@@ -188,7 +188,7 @@ def _speed(finished: Finished, previous: Estimate | None, measured: Measured) ->
     for run in finished.arranged.runs:
         positions = finished.positions(run)
         distance[positions[1:]] = np.diff(finished.x[positions])
-    return np.arccos(np.clip(previous.values, -1, 1)) / distance[:, None]
+    return np.asarray(np.arccos(np.clip(previous.values, -1, 1)) / distance[:, None])
 
 
 def _settled(finished: Finished, reference: Estimate | None, measured: Measured) -> Values:
@@ -268,16 +268,9 @@ def _coordinates(finished: Finished) -> dict[str, Any]:
 
 
 def _further_axes(points: Sequence[Point], axis: str) -> dict[str, Any]:
-    """Return a coordinate for every further axis: numbers, NaN where a point lacks it, or texts."""
-    names = dict.fromkeys(name for point in points for name in point.axes if name != axis)
-    columns = {name: [point.axes.get(name) for point in points] for name in names}
-    return {f"axis_{name}": ("point", _column(values)) for name, values in columns.items()}
-
-
-def _column(values: Sequence[AxisValue | None]) -> Any:
-    if any(isinstance(value, str) for value in values):
-        return np.array(["" if value is None else str(value) for value in values])
-    return np.array([np.nan if value is None else float(value) for value in values])
+    """Return a coordinate for every axis but that of the series."""
+    further = [{name: value for name, value in point.axes.items() if name != axis} for point in points]
+    return {name: ("point", values) for name, values in axis_coordinates(further).items()}
 
 
 def _attributes(finished: Finished, command: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def estimate(arranged: Arrangement, records: Records, measured: Measured, compar
 
 @dataclass(frozen=True, eq=False)
 class _Oriented:
-    """A record of one kind, with the point first."""
+    """Record of one kind, with the point first."""
 
     values: Float64[np.ndarray, " G"]
     left_out: Float64[np.ndarray, "units G"]

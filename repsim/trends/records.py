@@ -42,7 +42,7 @@ _UNRELATED_SD = 2.02
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What is measured of a pair of models: debiased CKA (kinds: raw, and given the input) or another measure."""
+    """Measurements of a pair of models: debiased CKA (kinds: raw, and given the input) or another measure."""
 
     values: Float64[np.ndarray, "kinds G"]
     """Similarities of the matching layers."""
@@ -77,7 +77,7 @@ Records = Mapping[tuple[str, Pair], Record]
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Everything on which the records of a series depend, beside their two models."""
+    """Settings and data on which the records of a series depend, beside their two models."""
 
     points: tuple[Point, ...]
     metrics: tuple[Metric[Any], ...]
@@ -220,19 +220,13 @@ def _compute(
             yield ("cka", pair), record
     for recipe, metrics in by_recipe(list(work.metrics), "features"):
         pairs = list(dict.fromkeys(pair for metric in metrics for pair in wanted[metric.spec]))
-        sources = [
-            source for point in _models(pairs) for source in _sources(point, work.device, recipe_samples(metrics))
-        ]
+        least = max(metric.min_samples for metric in metrics)
+        sources = [source for point in _models(pairs) for source in _sources(point, work.device, least)]
         factors: Mapping[str, Any] = prepare(recipe, sources, device=work.device).factors
         for metric in metrics:
             for pair in wanted[metric.spec]:
                 yield (metric.spec, pair), _other(metric, pair, factors)
             step()
-
-
-def recipe_samples(metrics: Sequence[Metric[Any]]) -> int:
-    """Return the smallest number of samples with which all measures are defined."""
-    return max(metric.min_samples for metric in metrics)
 
 
 def _models(pairs: Sequence[Pair]) -> list[Point]:
@@ -256,19 +250,6 @@ def _layer(point: Point, array: str) -> str:
     return f"{point.name}/{array}"
 
 
-@dataclass(eq=False)
-class _Sums:
-    """Sums of one model of a batch."""
-
-    defined: Int64[np.ndarray, " d"]
-    """Positions of the layers that have a Gram matrix, among all layers of the model."""
-    own: Block
-    """The layers, each with itself."""
-    controls: Block
-    """The layers with all controls."""
-    noise: Float64[np.ndarray, " d"]
-
-
 def _cka(work: Work, pairs: Sequence[Pair], step: Callable[[], None]) -> dict[Pair, Record]:
     """Compute debiased CKA of the pairs, raw and given the input, with each sample or group left out."""
     models = _models(pairs)
@@ -277,11 +258,14 @@ def _cka(work: Work, pairs: Sequence[Pair], step: Callable[[], None]) -> dict[Pa
     ]
     sources = [source for point in models for source in _sources(point, work.device)]
     size = sum(4 * work.n * int(np.prod(p.store[name].shape[1:])) for p in models for name in p.arrays)
-    prepared = prepare(CentredGram(), [*sources, *control_sources], device=work.device, keep=size <= work.memory // 2)
+    keep = size <= work.memory // 2
+    grams: Mapping[str, Any] = prepare(
+        CentredGram(), [*sources, *control_sources], device=work.device, keep=keep
+    ).factors
     factors: dict[str, Any] = {
-        name: factor if work.groups is None else factor.grouped(work.groups)
-        for name, factor in prepared.factors.items()
-        if name.startswith("input/") or not varies_in_one_sample(factor)
+        name: gram if work.groups is None else gram.grouped(work.groups)
+        for name, gram in grams.items()
+        if name.startswith("input/") or not varies_in_one_sample(gram)
     }
     layers: list[Gram] = []
     slices: dict[str, slice] = {}
@@ -399,13 +383,10 @@ def _record(
     a, b = models[pair.a.name], models[pair.b.name]
     shapes = work.shapes("cka", pair)
     values, blocks, left_out = (np.full(shape, np.nan) for shape in shapes[:3])
-    here = defined[pair.a.name], defined[pair.b.name]
-    of_layers = _matched(pair, {pair.a.name: _at(here[0]), pair.b.name: _at(here[1])}, defined)
-    places = np.array([np.isin(m, d) for m, d in zip((pair.a.matched, pair.b.matched), here, strict=True)]).all(0)
-    if pair.a is pair.b:
-        of_samples = block.of_samples[:, of_layers[0]]
-    else:
-        of_samples = block.of_samples
+    own = defined[pair.a.name], defined[pair.b.name]
+    of_layers = _matched(pair, {pair.a.name: _at(own[0]), pair.b.name: _at(own[1])}, defined)
+    places = np.array([np.isin(m, d) for m, d in zip((pair.a.matched, pair.b.matched), own, strict=True)]).all(0)
+    of_samples = block.of_samples[:, of_layers[0]] if pair.a is pair.b else block.of_samples
     total = of_samples.sum(0)
     sums = total[None]
     if pair.whole:
@@ -423,7 +404,7 @@ def _record(
         if pair.whole:
             left_out[kind][:, places] = similarities[1:]
             norms = np.sqrt(a.energies[kind][0][:, None] * b.energies[kind][0])
-            blocks[kind][np.ix_(*here)] = whole / norms
+            blocks[kind][np.ix_(*own)] = whole / norms
     units = work.units
     chance = np.stack([np.zeros(work.layers), np.full(work.layers, _UNRELATED_SD * np.sqrt(2 / (units * (units - 3))))])
     return Record(values, blocks, left_out, chance)

@@ -21,7 +21,8 @@ from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import Ranks, ranks
 from repsim.runtime.progress import Steps, report_steps
 from repsim.stores.alignment import AlignedView
-from repsim.stores.store import ActivationStore, as_stores, open_store
+from repsim.stores.axes_files import read_axes
+from repsim.stores.store import ActivationStore, as_stores, open_store, same_weights
 from repsim.study import controls
 from repsim.study.sample_groups import groups_of
 from repsim.trends.arrangement import TIME_AXES, Arrangement, arrange
@@ -124,7 +125,7 @@ def series(
     >>> result["network"].sel(measure="cka", comparison="reference").round(2).values.tolist()
     [0.56, 0.84, 0.97, 1.0]
     """
-    values = dict(keywords)
+    values: dict[str, Any] = dict(keywords)
     if isinstance(values.get("axes_file"), os.PathLike):
         values["axes_file"] = os.fspath(values["axes_file"])
     (options,) = sort_keywords("series", {k: v for k, v in values.items() if v is not None}, SeriesOptions)
@@ -144,7 +145,7 @@ def conduct(
     """Compute a series like `series`, with checked options; ``command`` is recorded as its origin."""
     with ranks() as me:
         if out is None:
-            return _compute(stores, options, metrics, Checkpoints(), me, steps, command)
+            return _compute(stores, options, metrics, checkpoints=Checkpoints(), me=me, steps=steps, command=command)
         path = Path(out)
         if path.suffix != ".nc":  # a typing mistake must not replace a store
             raise InvalidInputError(f"a series is netCDF: name it .nc, not {path.name}")
@@ -152,7 +153,7 @@ def conduct(
             check_output(path, overwrite=options.overwrite)
         checkpoints = Checkpoints(path.with_name(f"{path.name}.parts"), keep=True)
         with locked(path) if me.first else nullcontext(), checkpoints.locked(first=me.first):
-            result = _compute(stores, options, metrics, checkpoints, me, steps, command)
+            result = _compute(stores, options, metrics, checkpoints=checkpoints, me=me, steps=steps, command=command)
             if me.first:
                 save_result(result, path, overwrite=options.overwrite)
             me.wait()
@@ -163,6 +164,7 @@ def _compute(
     stores: Sequence[StoreLike],
     options: SeriesOptions,
     metrics: Sequence[str | Metric[Any]] | None,
+    *,
     checkpoints: Checkpoints,
     me: Ranks,
     steps: Steps | Literal[False] | None,
@@ -179,7 +181,7 @@ def _compute(
         ]
         if not opened:
             raise InvalidInputError("name at least two stores")
-        stated = None
+        stated = None if options.axes_file is None else read_axes(options.axes_file)
         arranged = arrange(
             opened, options.axis, run=options.run, reference=options.reference, readout=options.readout, axes=stated
         )
@@ -207,13 +209,7 @@ def _compute(
 
 def _same_weights(arranged: Arrangement) -> list[str]:
     """Return a warning if models at different places hold the same weights."""
-    by_hash: dict[str, list[str]] = {}
-    for point in arranged.everything:
-        digest = point.store.provenance.get("weights_sha256")
-        if digest:
-            by_hash.setdefault(str(digest), []).append(point.name)
     return [
         f"{' and '.join(names)} hold the same weights, at different places on the axis"
-        for names in by_hash.values()
-        if len(names) > 1
+        for names in same_weights(point.store for point in arranged.everything)
     ]

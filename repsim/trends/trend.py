@@ -78,7 +78,8 @@ class Kendall:
     tau: float
     """Concordant minus discordant pairs of points of one run, divided by their number; NaN without pairs."""
     p: float
-    """Two-sided p-value if all orders of the points of a run are equally likely; NaN if similarities are tied."""
+    """Two-sided p-value if all orders of the points of a run are equally likely. With ties, or many points, that of a
+    normal distribution with the variance of S and a correction for continuity."""
 
 
 def kendall(runs: "list[tuple[Float64[np.ndarray, ' points'], Float64[np.ndarray, ' points']]]") -> Kendall:
@@ -98,27 +99,31 @@ def kendall(runs: "list[tuple[Float64[np.ndarray, ' points'], Float64[np.ndarray
     >>> kendall([(np.arange(5.0), np.array([1.0, 2, 3, 4, 5]))])  # 2 / 5!
     Kendall(tau=1.0, p=0.01666...)
     """
-    total, pairs, tied = 0, 0, False
+    total, pairs, variance, tied = 0, 0, 0.0, False
     counts: dict[int, float] = {0: 1.0}
-    for x, y in runs:
-        used = np.isfinite(x) & np.isfinite(y)
-        x, y = x[used], y[used]
+    for all_x, all_y in runs:
+        used = np.isfinite(all_x) & np.isfinite(all_y)
+        x, y = all_x[used], all_y[used]
         signs = np.sign(x[:, None] - x) * np.sign(y[:, None] - y)
         total += int(np.tril(signs, -1).sum())
         pairs += len(x) * (len(x) - 1) // 2
-        tied |= len(np.unique(y)) < len(y)
+        ties = np.unique(y, return_counts=True)[1]
+        tied |= len(ties) < len(y)
+        variance += (_weight(len(x)) - sum(map(_weight, ties.tolist()))) / 18
         if sum(len(run[0]) for run in runs) <= _EXACT_POINTS:
             counts = _convolved(counts, _inversions(len(x)))
     if not pairs:
         return Kendall(math.nan, math.nan)
-    if tied:
-        return Kendall(total / pairs, math.nan)
-    if sum(len(run[0]) for run in runs) > _EXACT_POINTS:
-        variance = sum(len(x) * (len(x) - 1) * (2 * len(x) + 5) / 18 for x, _ in runs)
-        p = 2 * stats.norm.sf(max(0, abs(total) - 1) / math.sqrt(variance))
+    if tied or sum(len(run[0]) for run in runs) > _EXACT_POINTS:
+        p = 2 * stats.norm.sf(max(0, abs(total) - 1) / math.sqrt(variance)) if variance > 0 else math.nan
     else:
         p = sum(weight for s, weight in counts.items() if abs(s) >= abs(total))
-    return Kendall(total / pairs, min(1.0, float(p)))
+    return Kendall(total / pairs, float(np.minimum(1.0, p)))
+
+
+def _weight(n: int) -> int:
+    """Return n (n - 1) (2n + 5): 18 times the variance of S of n points, or what a tie of n points takes from it."""
+    return n * (n - 1) * (2 * n + 5)
 
 
 @lru_cache

@@ -64,11 +64,11 @@ def _what(series: xr.Dataset) -> Iterator[str]:
     axis, runs = series.attrs["axis"], _runs(series)
     values = series["value"].values
     counts = {run: int((series["run"].values == run).sum()) for run in runs}
-    each = set(counts.values())
+    numbers = set(counts.values())
     if len(runs) == 1:
         models = f"{len(values)} models"
-    elif len(each) == 1:
-        models = f"{each.pop()} models of each of {len(runs)} runs"
+    elif len(numbers) == 1:
+        models = f"{numbers.pop()} models of each of {len(runs)} runs"
     else:
         models = f"{len(values)} models of {len(runs)} runs ({min(counts.values())} to {max(counts.values())} each)"
     layers = series.sizes["layer"]
@@ -139,6 +139,7 @@ def _order_sentence(series: xr.Dataset, measure: str) -> str:
         mean, subject, over = Mean(float(taus[0]), low, high, np.nan), "In this run", "over pictures"
     else:
         mean, subject, over = over_runs(taus), f"Over {len(runs)} runs", "over runs"
+    mean = Mean(mean.mean, max(-1, mean.low), min(1, mean.high), mean.p)
     p = kendall([(chosen["depth"].values, settled) for settled in chosen["settled"].values]).p
     tested = f", {p_value(p)}" if np.isfinite(p) else ""
     value = f"Kendall's tau of depth and settling is {number(mean.mean, mean.low, mean.high)}, interval {over}{tested}"
@@ -160,16 +161,17 @@ def _other_runs(series: xr.Dataset) -> Iterator[str]:
     for measure in _own(series):
         start, end = (_mean(series, "network", measure, OTHER_RUNS, value) for value in (first, last))
         if len(values) == 1:
-            yield f"Two runs at {at(series, first)} have a {measure_name(measure)} of {start}, mean over layers and pairs."
+            what = f"a {measure_name(measure)} of {start}, mean over layers and pairs of runs"
+            yield f"Two runs at {at(series, first)} have {what}."
             continue
-        change = _change(series, measure, first, last)
+        change = _change(series, measure, last)
         yield (
             f"Two runs at equal {series.attrs['axis']} have a {measure_name(measure)} of {start} at "
             f"{at(series, first)} and {end} at {at(series, last)}, mean over layers and pairs of runs: {change}."
         )
 
 
-def _change(series: xr.Dataset, measure: str, first: float, last: float) -> str:
+def _change(series: xr.Dataset, measure: str, last: float) -> str:
     """Return how the similarity of runs changes, with an interval over pictures: pairs of runs share runs."""
     chosen = series.sel(measure=measure, comparison=OTHER_RUNS)
     at_last = chosen["value"].values == last

@@ -37,7 +37,7 @@ def checkpoint_steps(last: int, count: int = 20) -> list[int]:
 @click.option("--epochs", default=16, show_default=True)
 @click.option("--batch", default=128, show_default=True)
 @click.option("--model", "models", multiple=True, default=list(MODELS), show_default=True)
-def main(pictures: Path, out: Path, seeds: int, epochs: int, batch: int, models: list[str]) -> None:
+def main(pictures: Path, out: Path, *, seeds: int, epochs: int, batch: int, models: list[str]) -> None:
     """Train every model with every seed on PICTURES/train, a tar file or folder; write OUT/MODEL/seed_S/step_N.pt."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as unpacked:
@@ -90,7 +90,10 @@ def train(name: str, seed: int, pictures: Path, out: Path, *, epochs: int, batch
             save()
         model.eval()
         with torch.inference_mode():
-            right = [int((model(p).argmax(1) == t).sum()) for p, t in zip(x["test"].split(500), y["test"].split(500))]
+            right = [
+                int((model(p).argmax(1) == t).sum())
+                for p, t in zip(x["test"].split(500), y["test"].split(500), strict=True)
+            ]
         print(f"{name} seed {seed} epoch {epoch + 1}: accuracy {sum(right) / len(y['test']):.3f}", flush=True)
 
 

@@ -38,7 +38,7 @@ def test_a_store_without_axes_has_none(tmp_path: Path) -> None:
         {"Step": 1}, {"": 1}, {"1x": 1}, {"a b": 1}, {"a-b": 1}, {"_a": 1}, {3: 1}, {"a\n": 1}, {"é": 1},
         {"step": True}, {"step": np.bool_(0)}, {"step": math.nan}, {"step": -math.inf}, {"step": np.float32("nan")},
         {"step": None}, {"step": ""}, {"step": " "}, {"step": "a\nb"}, {"step": 10**400}, {"step": 2**63},
-        {"step": 1j}, {"step": [1]}, {"step": np.array(3)}, {"step": Decimal(1)}, {"step": b"a"}, {"step": "x" * 201},
+        {"step": 1j}, {"step": [1]}, {"step": np.array([3])}, {"step": Decimal(1)}, {"step": b"a"}, {"step": "x" * 201},
         [("step", 1)], "step=1", {"a" * 300: 1},
     ],
 )  # fmt: skip

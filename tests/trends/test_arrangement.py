@@ -25,26 +25,29 @@ def store(tmp_path: Path) -> Any:
     return written
 
 
-CASES = {
+CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "no store has it": ([{"width": 1}, {"width": 2}], {}, "no store has the axis step; they have width"),
-    "one lacks it": ([{"step": 1}, {"width": 2}], {}, r"m1.h5 does not say where it stands on the axis step \(width=2\)"),
+    "one lacks it": ([{"step": 1}, {"width": 2}], {}, r"m1.h5 does not say .* axis step \(width=2\)"),
     "no axes at all": ([{"step": 1}, {}], {}, r"m1.h5 does not say where it stands .* \(it has no axes\)"),
     "text": ([{"step": 1}, {"step": "late"}], {}, "m1.h5 has step='late', a text; a series needs numbers"),
-    "one place": ([{"step": 3, "run": "a"}, {"step": 3, "run": "b"}], {}, "two values of step or more, and all 2 models"),
+    "one place": ([{"step": 3, "run": "a"}, {"step": 3, "run": "b"}], {}, "two values of step or more"),
     "twice": (
-        [{"step": 1, "lr": 0.1}, {"step": 1, "lr": 0.2}, {"step": 2, "lr": 0.2}], {},
+        [{"step": 1, "lr": 0.1}, {"step": 1, "lr": 0.2}, {"step": 2, "lr": 0.2}],
+        {},
         r"two models stand at step=1: .*m0.h5 \(step=1, lr=0.1\) and .*m1.h5 .*; they differ in lr",
     ),
     "mixed runs": ([{"step": 1, "run": "a"}, {"step": 2}], {}, "1 of 2 models have no run, which tells runs apart"),
     "no such run axis": ([{"step": 1}, {"step": 2}], {"run": "lr"}, "2 of 2 models have no lr"),
     "run is the axis": ([{"step": 1}, {"step": 2}], {"run": "step"}, "runs need another axis"),
-    "no such reference": ([{"step": 1}, {"step": 2}], {"reference": "best"}, "'best' is none of these models; write first"),
+    "no such reference": ([{"step": 1}, {"step": 2}], {"reference": "best"}, "'best' is none of these models"),
     "no such reference run": (
-        [{"step": 1, "run": "a"}, {"step": 2, "run": "a"}], {"reference": "run=b"}, "no run is named 'b'; there are 'a'",
+        [{"step": 1, "run": "a"}, {"step": 2, "run": "a"}],
+        {"reference": "run=b"},
+        "no run is named 'b'; there are 'a'",
     ),
-    "no such readout": ([{"step": 1}, {"step": 2}], {"readout": "cls"}, "holds no layer that is read out by cls, only by"),
+    "no such readout": ([{"step": 1}, {"step": 2}], {"readout": "cls"}, "no layer that is read out by cls"),
     "a share of 1": ([{"step": 1}, {"step": 2}], {"settled_at": 1.0}, "settled_at"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -19,11 +19,11 @@ from repsim.trends import block_structure as module
 from repsim.trends.block_structure import alike_blocks, block_structure
 
 Array = NDArray[np.float64]
-SCRIPT = Path(__file__).parents[2] / "scripts" / "validation" / "block_structure.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "validation" / "simulated_blocks.py"
 
 
 def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("block_structure_rates", path)
+    spec = importlib.util.spec_from_file_location("simulated_blocks", path)
     assert spec is not None
     assert spec.loader is not None
     script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look there
@@ -129,7 +129,7 @@ def test_the_result_does_not_depend_on_scale_shift_rotation_and_direction(rng: n
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_verdict_where_the_truth_is_known(scenario: str, rng: np.random.Generator) -> None:
-    """`scripts/validation/block_structure.py` has the rates of errors of more networks (docs/blocks.md)."""
+    """`scripts/validation/simulated_blocks.py` has the rates of errors of more networks (docs/blocks.md)."""
     truth = SCENARIOS[scenario]
     for _ in range(4):
         made = block_structure(make(scenario, rng, n=200))

@@ -42,9 +42,9 @@ def test_similarities_are_those_of_single_comparisons(write: Write) -> None:
     paths = write()
     series = repsim.series(paths)
     names, R, count = _matrix(paths)
-    given = partial(R, list(range(count, len(R))))
+    of_input = partial(R, list(range(count, len(R))))
     place = {name: k for k, name in enumerate(names)}
-    for measure, values in (("cka", R), ("cka given input", given)):
+    for measure, values in (("cka", R), ("cka given input", of_input)):
         for k, point in enumerate(series["point"].values):
             run = str(point).split(".")[0]
             step = STEPS.index(int(series["value"].values[k]))
@@ -83,8 +83,8 @@ def test_intervals_are_those_of_leaving_out_samples_by_brute_force(write: Write,
     a, b = (([place[f"run0.step{step}/{layer}"] for layer in LAYERS]) for step in (0, 50))
 
     def values(matrix: Any) -> Any:
-        given = partial(matrix, list(range(count, len(matrix))))
-        return np.stack([matrix[a, b], given[a, b]])
+        of_input = partial(matrix, list(range(count, len(matrix))))
+        return np.stack([matrix[a, b], of_input[a, b]])
 
     n = 61
     left_out = np.array([values(_matrix(paths, np.delete(np.arange(n), i))[1]) for i in range(n)])
@@ -141,9 +141,10 @@ def test_a_series_that_is_killed_keeps_finished_pairs(
         save(self, name, unit, part)
 
     out = tmp_path / "series.nc"
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(Checkpoints, "save", save_some)
-        repsim.series(paths, out=out)
+        with pytest.raises(KeyboardInterrupt):
+            repsim.series(paths, out=out)
     assert not out.exists()
     assert len(list((tmp_path / "series.nc.parts").glob("*.part"))) == 9
     again: list[str] = []
@@ -193,7 +194,7 @@ def test_a_constant_layer_is_undefined_and_said(write: Write, pixels: Any, tmp_p
     repsim.write_store(constant, layers, model="run0.step0", axes={"step": 0}, pixels=pixels).close()
     series = repsim.series([constant, *paths[1:]])
     first = series.sel(measure="cka", comparison="reference", point="run0.step0")
-    assert np.isnan(first["similarity"]).values.tolist() == [True, False, False]
+    assert np.isnan(first["similarity"].values).tolist() == [True, False, False]
     assert np.isfinite(first["network"])
     assert any("undefined" in text and "a of run0.step0" in text for text in json.loads(series.attrs["warnings"]))
 

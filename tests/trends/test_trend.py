@@ -24,7 +24,7 @@ def test_kendall_of_two_runs_counts_all_orders(rng: np.random.Generator) -> None
 
     def total(orders: tuple[tuple[int, ...], ...]) -> float:
         pairs = itertools.combinations(range(4), 2)
-        return sum(np.sign(order[j] - order[i]) for i, j in pairs for order in orders)
+        return float(sum(np.sign(order[j] - order[i]) for i, j in pairs for order in orders))
 
     observed = total(tuple(tuple(stats.rankdata(y)) for y in ys))
     everything = [total(orders) for orders in itertools.product(itertools.permutations(range(4)), repeat=2)]
@@ -39,7 +39,10 @@ def test_kendall_of_many_points_and_of_ties() -> None:
     single = [stats.kendalltau(x, y, method="exact").statistic * 780 for x, y in runs]
     sd = np.sqrt(2 * 40 * 39 * 85 / 18)
     assert kendall(runs).p == pytest.approx(2 * stats.norm.sf((abs(sum(single)) - 1) / sd))
-    assert np.isnan(kendall([(np.arange(3.0), np.array([1.0, 1, 2]))]).p)
+    tied = np.array([1.0, 1, 2, 3, 4, 4, 5, 6])
+    variance = (8 * 7 * 21 - 2 * 2 * 9) / 18
+    assert kendall([(np.arange(8.0), tied)]).p == pytest.approx(2 * stats.norm.sf(25 / np.sqrt(variance)))
+    assert np.isnan(kendall([(np.arange(3.0), np.ones(3))]).p)
     assert np.isnan(kendall([(np.array([1.0]), np.array([1.0]))]).tau)
 
 

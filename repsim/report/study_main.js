@@ -1,13 +1,11 @@
-// The page: its controls, and the functions that redraw it after a change.
+// The page of studies and comparisons: its controls, and the functions that redraw it after a change.
 
-class Page {
+class Page extends Frame {
   constructor(data) {
-    this.data = data;
+    super(data);
     this.parts = data.parts.map((raw) => new Part(raw));
     const requested = viewFromAddress();
-    const theme = ["light", "dark"].includes(requested.theme) ? requested.theme : "";
-    this.state = new State({ chosen: "", ...requested, theme });
-    this.dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    this.state = new State({ chosen: "", ...requested, theme: this.requestedTheme });
     this.resolveState();
     this.about = new About(this);
     this.layers = new Layers(this);
@@ -54,13 +52,6 @@ class Page {
     return new Set(this.state.get("chosen").split("\0").filter(Boolean));
   }
 
-  applyTheme() {
-    const theme = this.state.get("theme") || (this.dark ? "dark" : "light");
-    document.documentElement.dataset.theme = theme;
-    byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
-    byId("theme").setAttribute("aria-label", `${theme === "dark" ? "Light" : "Dark"} colours`);
-  }
-
   updateControls() {
     const { part } = this;
     offerOptions(byId("measure"), part.measures.map(({ name }) => [name, name]), this.measure);
@@ -105,11 +96,6 @@ class Page {
     this.pairs.list();
   }
 
-  drawAll() {
-    this.drawMatrix();
-    this.drawRest();
-  }
-
   listen() {
     const { state } = this;
     state.listen(["readout"], () => {
@@ -134,81 +120,9 @@ class Page {
       this.maps.networks();
       this.pairs.mark();
     });
-    state.listen(["theme"], () => {
-      this.applyTheme();
-      this.drawAll();
-    });
     for (const name of ["measure", "readout", "pair"]) byId(name).addEventListener("change", (event) => state.set({ [name]: event.target.value }));
-    byId("controls").addEventListener("submit", (event) => event.preventDefault());
-    byId("theme").addEventListener("click", () => state.set({ theme: document.documentElement.dataset.theme === "dark" ? "light" : "dark" }));
-    byId("copy").addEventListener("click", () => this.about.copy());
-    addEventListener("hashchange", () => {
-      if (location.hash === state.address || !Object.keys(viewFromAddress()).length) return;
-      state.set(viewFromAddress(), { address: false });
-    });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", ({ matches }) => {
-      this.dark = matches;
-      this.applyTheme();
-      this.drawAll();
-    });
-    addEventListener("keydown", ({ key }) => key === "Escape" && hideTip());
-    this.listenToSizes();
-  }
-
-  listenToSizes() {
-    let width = innerWidth;
-    let timer = 0;
-    addEventListener("resize", () => {
-      if (innerWidth === width || this.printing) return;
-      width = innerWidth;
-      clearTimeout(timer);
-      timer = setTimeout(() => this.drawAll(), 120);
-    });
-    addEventListener("beforeprint", () => this.print());
-    addEventListener("afterprint", () => this.endPrint());
-  }
-
-  // Prepares the page for printing: light colours, the width of A4 within margins, all sections open.
-  print() {
-    this.printing = true;
-    this.closed = [...document.querySelectorAll("details:not(.data):not([open])")];
-    for (const details of this.closed) details.open = true;
-    document.documentElement.dataset.theme = "light";
-    document.body.style.width = "180mm";
-    this.drawAll();
-  }
-
-  endPrint() {
-    for (const details of this.closed) details.open = false;
-    document.body.style.width = "";
-    this.printing = false;
-    this.applyTheme();
-    this.drawAll();
+    this.listenToFrame();
   }
 }
 
-async function start() {
-  const library = inflate(byId("library").textContent); // runs in the background
-  const data = JSON.parse(byId("data").textContent);
-  const page = new Page(data);
-  page.about.draw();
-  page.updateControls();
-  page.drawMatrix();
-  const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-  await painted();
-  performance.mark("seen");
-  document.head.append(element("script", {}, await library));
-  page.drawMatrix();
-  page.listen();
-  performance.mark("drawn");
-  await painted();
-  page.drawRest();
-  performance.mark("complete");
-  document.documentElement.dataset.ready = "";
-}
-
-start().catch((error) => {
-  byId("failure").hidden = false;
-  byId("failure").textContent = `This page could not be drawn: ${error.message}. It needs a browser of 2023 or newer.`;
-  throw error;
-});
+start(Page);
