@@ -186,7 +186,7 @@ def test_damage_matters_only_in_rows_that_are_paired(tmp_path: Path) -> None:
     assert compare(a, b.path, pair_by=others)["cka"].item() > 0
     for pairs in ("id", [(str(k), str(k)) for k in range(5, N)], [(str(k), str(N - 1 - k)) for k in range(N)]):
         with pytest.raises(StoreError, match="is damaged in row 10"):
-            compare(a, b.path, pair_by=pairs)  # type: ignore[arg-type]
+            compare(a, b.path, pair_by=pairs)
 
 
 # --- bad input
