@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from repsim.errors import RepsimError
 from repsim.presentation.measures import traits
 from repsim.presentation.scales import MAGMA, mixed
-from repsim.trends.words import reference_in_words
+from repsim.trends.names import reference_in_words
 
 _ZERO = 0.5
 """Distance of 0 from the smallest positive value on a logarithmic axis, in decades."""

@@ -10,11 +10,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from repsim.errors import Argument, InvalidInputError, Remedy
+from repsim.results.series_variables import OTHER_RUNS, PREVIOUS, REFERENCE
 from repsim.stores.axes import AxisValue, in_words
 from repsim.stores.store import ActivationStore
 
-REFERENCE, PREVIOUS, OTHER_RUNS = "reference", "previous", "other runs"
-"""What a point is compared with: the reference, the point before it, and the same point of other runs."""
 RUN_AXES = ("run", "seed")
 """Axes that tell runs apart if the user names none, the first that all models have."""
 TIME_AXES = ("step", "epoch", "iteration", "tokens", "samples", "round", "time")

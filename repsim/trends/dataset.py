@@ -13,12 +13,13 @@ from jaxtyping import Float64
 from repsim._version import __version__
 from repsim.metrics import Metric
 from repsim.results.coordinates import axis_coordinates
-from repsim.results.series_variables import NETWORK, OVER, describe_series
+from repsim.results.series_variables import NETWORK, OTHER_RUNS, OVER, PREVIOUS, REFERENCE, describe_series
 from repsim.results.versions import SERIES, SERIES_VERSION
 from repsim.study.other_measures import identity_value
 from repsim.study.uncertainty import influence, jackknife, multiplier_bootstrap
-from repsim.trends.arrangement import OTHER_RUNS, PREVIOUS, REFERENCE, Arrangement, Point
-from repsim.trends.estimates import GIVEN_INPUT, Estimate, Measured, estimate, mean_over_layers, within
+from repsim.trends.arrangement import Arrangement, Point
+from repsim.trends.estimates import Estimate, Measured, estimate, mean_over_layers, within
+from repsim.trends.names import GIVEN_INPUT
 from repsim.trends.options import SeriesOptions
 from repsim.trends.trend import Scale, exponent, kendall, over_pairs_of_runs, over_runs, settled, slope
 from repsim.trends.words import summary, warnings

@@ -8,7 +8,6 @@ from jaxtyping import Float64
 from repsim.trends.arrangement import Arrangement, Point
 from repsim.trends.work import Records
 
-GIVEN_INPUT = "cka given input"
 Values = Float64[np.ndarray, "points G"]
 
 

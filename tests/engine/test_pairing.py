@@ -174,7 +174,7 @@ def test_rows_far_apart_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sum(amounts) < 4 * x[0].nbytes
 
 
-def test_damage_and_nan_matter_only_in_rows_that_are_paired(tmp_path: Path) -> None:
+def test_damage_matters_only_in_rows_that_are_paired(tmp_path: Path) -> None:
     x, y = array(1), array(2)
     a = save(tmp_path, "a", x, [str(k) for k in range(N)])
     b = save(tmp_path, "b", y, [str(k) for k in range(N)])
@@ -184,8 +184,9 @@ def test_damage_and_nan_matter_only_in_rows_that_are_paired(tmp_path: Path) -> N
     b.path.write_bytes(raw[:at] + b"\1\2" + raw[at + 2 :])
     others = [(str(k), str(k)) for k in range(N) if k != 10]
     assert compare(a, b.path, pair_by=others)["cka"].item() > 0
-    with pytest.raises(StoreError, match="is damaged in row 10"):
-        compare(a, b.path, pair_by="id")
+    for pairs in ("id", [(str(k), str(k)) for k in range(5, N)], [(str(k), str(N - 1 - k)) for k in range(N)]):
+        with pytest.raises(StoreError, match="is damaged in row 10"):
+            compare(a, b.path, pair_by=pairs)
 
 
 # --- bad input
