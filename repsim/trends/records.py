@@ -80,6 +80,8 @@ class Work:
     """Settings and data on which the records of a series depend, beside their two models."""
 
     points: tuple[Point, ...]
+    view: AlignedView
+    """Their stores, whose rows belong together."""
     metrics: tuple[Metric[Any], ...]
     """Measures beside debiased CKA."""
     controls: tuple[Control, ...]
@@ -91,7 +93,7 @@ class Work:
     @property
     def n(self) -> int:
         """Number of samples."""
-        return len(self.points[0].store)
+        return len(self.view.sample_ids)
 
     @property
     def units(self) -> int:
@@ -129,8 +131,17 @@ class Work:
 
     def name(self, spec: str, pair: Pair) -> str:
         """Return a text that identifies a record."""
-        sides = [(point.checksum, point.arrays, point.matched.tolist()) for point in (pair.a, pair.b)]
+        sides = [
+            (point.checksum, point.arrays, point.matched.tolist(), *self._selected(point)) for point in (pair.a, pair.b)
+        ]
         return repr((self._settings, spec, sides, pair.whole))
+
+    def _selected(self, point: Point) -> list[str]:
+        """Return a text that identifies the rows of a store that are paired, unless they are all, in their order."""
+        rows = self.view.rows(point.store)
+        if rows is None or np.array_equal(rows, np.arange(len(point.store))):
+            return []
+        return [hashlib.sha256(rows.tobytes()).hexdigest()]
 
     def shapes(self, spec: str, pair: Pair) -> list[tuple[int, ...]]:
         """Return the shapes of the parts of a record."""
@@ -221,7 +232,7 @@ def _compute(
     for recipe, metrics in by_recipe(list(work.metrics), "features"):
         pairs = list(dict.fromkeys(pair for metric in metrics for pair in wanted[metric.spec]))
         least = max(metric.min_samples for metric in metrics)
-        sources = [source for point in _models(pairs) for source in _sources(point, work.device, least)]
+        sources = [source for point in _models(pairs) for source in _sources(point, work, least)]
         factors: Mapping[str, Any] = prepare(recipe, sources, device=work.device).factors
         for metric in metrics:
             for pair in wanted[metric.spec]:
@@ -234,13 +245,13 @@ def _models(pairs: Sequence[Pair]) -> list[Point]:
     return list({point.name: point for pair in pairs for point in (pair.a, pair.b)}.values())
 
 
-def _sources(point: Point, device: str, min_samples: int = 4) -> list[Source]:
+def _sources(point: Point, work: Work, min_samples: int = 4) -> list[Source]:
     """Return a source for every layer of a point."""
     return [
         Source(
             _layer(point, array),
             _layer(point, array),
-            partial(AlignedView(point.store).stream, point.store, array, device, min_samples=min_samples),
+            partial(work.view.stream, point.store, array, work.device, min_samples=min_samples),
         )
         for array in point.arrays
     ]
@@ -256,7 +267,7 @@ def _cka(work: Work, pairs: Sequence[Pair], step: Callable[[], None]) -> dict[Pa
     control_sources = [
         Source(f"input/{k}", c.name, partial(_control_features, c, work.device)) for k, c in enumerate(work.controls)
     ]
-    sources = [source for point in models for source in _sources(point, work.device)]
+    sources = [source for point in models for source in _sources(point, work)]
     size = sum(4 * work.n * int(np.prod(p.store[name].shape[1:])) for p in models for name in p.arrays)
     keep = size <= work.memory // 2
     grams: Mapping[str, Any] = prepare(
