@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from repsim.stores.store import ActivationStore, open_store, verify
     from repsim.stores.writer import write_store
     from repsim.study.universality import universality
+    from repsim.trends.block_structure import block_structure
     from repsim.trends.series import series
+    from repsim.trends.spans import removable_spans
 
 _MODULES = {
     "ActivationStore": "repsim.stores.store",
     "RepsimError": "repsim.errors",
+    "block_structure": "repsim.trends.block_structure",
     "compare": "repsim.engine.comparison",
     "extract": "repsim.extraction.runs",
     "heatmap": "repsim.figures",
@@ -39,6 +42,7 @@ _MODULES = {
     "permuted": "repsim.engine.resampling",
     "random_permutations": "repsim.engine.resampling",
     "random_subsamples": "repsim.engine.resampling",
+    "removable_spans": "repsim.trends.spans",
     "run_study": "repsim.pipeline",
     "save_result": "repsim.results.files",
     "series": "repsim.trends.series",
@@ -59,6 +63,7 @@ __all__ = [
     "ActivationStore",
     "RepsimError",
     "__version__",
+    "block_structure",
     "compare",
     "extract",
     "heatmap",
@@ -70,6 +75,7 @@ __all__ = [
     "permuted",
     "random_permutations",
     "random_subsamples",
+    "removable_spans",
     "run_study",
     "save_result",
     "series",

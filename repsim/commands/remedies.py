@@ -28,6 +28,7 @@ _COMMAND_TEXTS = {
     "repsim.metrics.names": "`repsim metrics`",
     "repsim.study.study_file.EXAMPLE": "`repsim run --example`",
     "repsim.run_study": "`repsim run`",
+    "repsim.removable_spans": "`repsim spans`",
     "repsim.series": "`repsim series`",
     "repsim.universality": "`repsim universality`",
     "repsim.verify": "`repsim verify`",

@@ -23,6 +23,7 @@ from repsim.figures.series import (
     plot_trend,
 )
 from repsim.figures.shares import plot_shares
+from repsim.figures.spans import plot_spans
 from repsim.presentation.stages import boundaries
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "plot_pairs",
     "plot_runs",
     "plot_shares",
+    "plot_spans",
     "plot_trajectories",
     "plot_trend",
     "png",

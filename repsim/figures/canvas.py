@@ -70,12 +70,18 @@ def save(figure: Figure, path: str | Path) -> None:
         If the file cannot be written.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise InvalidInputError(f"{path.name!r} has none of the suffixes {', '.join(FORMATS)}; use one of them")
+    suffix = check_format(path)
     fixed: dict[Any, Any] = {"svg.hashsalt": "repsim", "svg.fonttype": "none", "pdf.fonttype": 42}
     with replacing(path, overwrite=True) as partial, mpl.rc_context(fixed):
         figure.savefig(partial, format=suffix[1:], dpi=200, metadata=FORMATS[suffix])
+
+
+def check_format(path: Path) -> str:
+    """Return the suffix of a figure's file in lower case; raise `InvalidInputError` if it is none of `FORMATS`."""
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise InvalidInputError(f"{path.name!r} has none of the suffixes {', '.join(FORMATS)}; use one of them")
+    return suffix
 
 
 def resize_to_panels(figure: Figure, layout: ConstrainedLayoutEngine, width: float, height: float) -> None:

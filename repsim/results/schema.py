@@ -258,11 +258,11 @@ def _is_of_kind(value: Any, field: Field) -> bool:
         both = np.asarray(value)
         return both.shape == (2,) and both.dtype.kind in "iuf" and bool(both[0] <= both[1])
     items = _json(value)
-    if field.kind == "object":
-        return isinstance(items, dict)
-    if field.kind == "texts":
-        return isinstance(items, list) and all(isinstance(item, str) for item in items)
-    return isinstance(items, list) and bool(items) and all(map(_is_store, items))
+    if field.kind == "object" or not isinstance(items, list):
+        return field.kind == "object" and isinstance(items, dict)
+    return (
+        all(isinstance(x, str) for x in items) if field.kind == "texts" else bool(items) and all(map(_is_store, items))
+    )
 
 
 def _is_store(item: Any) -> bool:
