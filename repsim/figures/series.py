@@ -36,6 +36,8 @@ from repsim.study.formatting import number, p_value
 
 _FEW_POINTS = 30
 """Largest number of points that have markers."""
+_ROUNDING = 1e-6
+"""Similarities of equal layers may be this much above 1."""
 _BANDS = "Bands: 95 % intervals over pictures."
 Show = Literal["similarity", "calibrated"]
 
@@ -240,7 +242,7 @@ def plot_trend(
     reading += " Open: compared with itself, no part of the trend." if own_reference.any() else ""
     ax.set_title(wrap(_trend_in_words(series, trend), inches_of(ax)[0], NOTE), fontsize=NOTE, loc="left", pad=4)
     if len(runs) > 1:
-        _legend(ax, loc="lower right")
+        _legend(ax, loc="upper right" if float(trend["trend_slope"]) < 0 else "lower right")
     if own:
         finish_layout(ax.figure.figure, [f"{at.footnote} Bars: 95 % intervals over pictures.{reading}"])
     return ax
@@ -450,7 +452,7 @@ def _marks(count: int) -> dict[str, Any]:
 def _limit(ax: Axes, values: NDArray[np.float64]) -> None:
     """Let the axis of similarity span 0 to 1 if all values do."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    if low >= 0 and high <= 1:
+    if low >= 0 and high <= 1 + _ROUNDING:
         ax.set_ylim(-0.02, 1.02)
 
 

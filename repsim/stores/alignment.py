@@ -179,7 +179,7 @@ class AlignedView:
         return StoredRows(store[name], torch.device(device), self.rows(store))
 
 
-def align(stores: Sequence[ActivationStore], pair_by: PairBy | None) -> AlignedView:
+def align(stores: Sequence[ActivationStore], pair_by: PairBy | Any) -> AlignedView:
     """Return the stores with their samples checked, or paired; advise to pair samples that can be paired by id."""
     if pair_by is not None:
         return AlignedView(*stores, pairing=pair(stores, pair_by))

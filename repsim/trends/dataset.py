@@ -270,7 +270,7 @@ def _coordinates(finished: Finished) -> dict[str, Any]:
 def _data(arranged: Arrangement) -> str:
     """Return what the samples are; of pairs of several sets, the first set and how many are paired with it."""
     first, *others = dict.fromkeys(point.store.data for point in arranged.everything)
-    return f"{first} paired with {len(others)} other set{'s' * (len(others) > 1)}" if others else first
+    return f"{first} (paired with {len(others)} other set{'s' * (len(others) > 1)})" if others else first
 
 
 def _further_axes(points: Sequence[Point], axis: str) -> dict[str, Any]:
