@@ -1,21 +1,23 @@
-"""Show results and studies in a notebook or as plain text: ``result.repsim`` and ``study.repsim``.
+"""Show results, studies and series in a notebook or as plain text: ``result.repsim`` and the like.
 
-Both are `xarray.Dataset`, whose own representation lists variables; the view of this module shows the findings.
+They are `xarray.Dataset`, whose own representation lists variables; the view of this module shows the findings.
 `repsim` imports this module with the first function that returns or opens such a data set.
 """
 
 import base64
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import xarray as xr
 
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.results.summary import closest, notes
-from repsim.results.versions import FORMAT, STUDY
+from repsim.results.versions import FORMAT, SERIES, STUDY
 from repsim.runtime.deprecation import rename_keyword
 from repsim.runtime.text_tables import Table, card, paragraphs
 from repsim.study.tables import all_tables
+from repsim.trends import tables as series_tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +29,12 @@ _STUDY_FIGURES = {
     "shares": "Shares of energy by depth",
 }
 """Figures of a study that a notebook shows, with their alternative texts."""
+_SERIES_FIGURES = {
+    "trajectories": "Similarity of layers along the axis",
+    "convergence": "Where layers settle, by depth",
+    "trend": "Similarity of networks along the axis",
+}
+"""Figures of a series that a notebook shows, with their alternative texts."""
 _MAX_OPEN = 4
 """Number of measures up to which all tables are open and every measure has a picture."""
 
@@ -116,20 +124,11 @@ class ResultView(View):
         return _picture(figures.figure(self._dataset, self._measures[:_MAX_OPEN]), "Heatmap of all pairs of layers")
 
 
-class StudyView(View):
-    """View of a study of `repsim.universality`: its sentences and its tables."""
+class _SentencesView(View):
+    """View of a data set with sentences: those of its summary and its warnings, its tables, and some of its figures."""
 
-    @property
-    def heading(self) -> str:
-        """Number of models and of samples, and data."""
-        samples = f"{self._dataset['n_samples'].item():,} samples of {self._dataset['data'].item()}"
-        count = self._dataset.sizes["model"]
-        return f"A universality study of {count} model{'s' * (count > 1)}: {samples}"
-
-    @property
-    def tables(self) -> list[Table]:
-        """Tables of pairs of models, measures, pairs of families, controls and shares."""
-        return all_tables(self._dataset)
+    figures: Mapping[str, str]
+    """Names of the figures that are shown, with their alternative texts."""
 
     @property
     def summary(self) -> list[str]:
@@ -144,8 +143,43 @@ class StudyView(View):
     def _pictures(self) -> str:
         from repsim import figures  # noqa: PLC0415 - loads matplotlib
 
-        drawn = {name: figure for name, _, figure in figures.draw_all(self._dataset, among=_STUDY_FIGURES) if figure}
-        return "".join(_picture(figure, _STUDY_FIGURES[name]) for name, figure in drawn.items())
+        drawn = {name: figure for name, _, figure in figures.draw_all(self._dataset, among=self.figures) if figure}
+        return "".join(_picture(figure, self.figures[name]) for name, figure in drawn.items())
+
+
+class StudyView(_SentencesView):
+    """View of a study of `repsim.universality`: its sentences and its tables."""
+
+    figures = _STUDY_FIGURES
+
+    @property
+    def heading(self) -> str:
+        """Number of models and of samples, and data."""
+        samples = f"{self._dataset['n_samples'].item():,} samples of {self._dataset['data'].item()}"
+        count = self._dataset.sizes["model"]
+        return f"A universality study of {count} model{'s' * (count > 1)}: {samples}"
+
+    @property
+    def tables(self) -> list[Table]:
+        """Tables of pairs of models, measures, pairs of families, controls and shares."""
+        return all_tables(self._dataset)
+
+
+class SeriesView(_SentencesView):
+    """View of a series of `repsim.series`: its sentences and its tables."""
+
+    figures = _SERIES_FIGURES
+
+    @property
+    def heading(self) -> str:
+        """Number of networks and of samples, the axis, and data."""
+        samples = f"{self._dataset['n_samples'].item():,} samples of {self._dataset['data'].item()}"
+        return f"A series of {self._dataset.sizes['point']} networks along {self._dataset.attrs['axis']}: {samples}"
+
+    @property
+    def tables(self) -> list[Table]:
+        """Tables of points, layers and trends."""
+        return series_tables.all_tables(self._dataset)
 
 
 def _picture(figure: "Figure", alternative: str) -> str:
@@ -157,12 +191,13 @@ def _picture(figure: "Figure", alternative: str) -> str:
 
 @rename_keyword("found", "dataset", gone_in="0.3.0")
 def view(dataset: xr.Dataset) -> View:
-    """Show a result or a study; the accessor ``.repsim`` of the data set returns the same view.
+    """Show a result, a study or a series; the accessor ``.repsim`` of the data set returns the same view.
 
     Parameters
     ----------
     dataset : xarray.Dataset
-        Result of `repsim.compare` or study of `repsim.universality`, returned or opened from a file.
+        Result of `repsim.compare`, study of `repsim.universality` or series of `repsim.series`, returned or opened from
+        a file.
 
     Returns
     -------
@@ -173,7 +208,7 @@ def view(dataset: xr.Dataset) -> View:
     Raises
     ------
     InvalidInputError
-        If the data set is neither a result nor a study.
+        If the data set is no result, study or series.
 
     Examples
     --------
@@ -189,11 +224,11 @@ def view(dataset: xr.Dataset) -> View:
     in          in                  1.0000
     out         out                 1.0000
     """
-    kinds = {FORMAT: ResultView, STUDY: StudyView}
+    kinds: dict[str, type[View]] = {FORMAT: ResultView, STUDY: StudyView, SERIES: SeriesView}
     kind = dataset.attrs.get("format")
     if kind not in kinds:
         raise InvalidInputError(
-            "this data set is neither a result of repsim.compare nor a study of repsim.universality: "
+            "this data set is no result of repsim.compare, study of repsim.universality or series of repsim.series: "
             f"its 'format' is {kind!r}"
         )
     return kinds[kind](dataset)

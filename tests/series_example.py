@@ -98,7 +98,7 @@ def _series(
     for row, count in zip(own, counts, strict=True):
         row[:count] = np.linspace(0, 1, count)
     near = np.exp(-2 * np.abs(own[:, :, None] - own[:, None, :]))
-    final = np.exp(-2 * np.abs(own[:, :, None] - own[-1][None, None, :]))
+    final = np.exp(-2 * np.abs(own[:, :, None] - own[-1][None, None, :])) * (1 - 0.2 * own[:, :, None])
     level = similarity.mean(-1)[..., None, None]
     first = np.array([run.tolist().index(one) for one in run])
     names_of_layers = np.full((len(points), largest), "", "<U20")

@@ -6,6 +6,7 @@ A comment on the line before a block, invisible to readers, says how to run it:
 ``<!-- given: acts -->``     before the block runs, ``acts/`` holds stores of four networks (``no acts``: nothing)
 ``<!-- given: demo -->``     before the block runs, ``demo/`` holds comparisons and a study of these, like `repsim demo`
 ``<!-- given: study -->``    before the block runs, ``study.nc`` is that study
+``<!-- given: series -->``   before the block runs, ``series.nc`` is a series of two training runs
 ``<!-- not run: WHY -->``    the block cannot run; `REASONS` lists the permitted reasons
 
 The Python blocks of a page share their variables. The output of ``>>>`` blocks and ``console`` blocks is compared. A
@@ -45,6 +46,7 @@ from repsim.cli import main
 from repsim.extractors.zoo import SEEDS
 from repsim.metrics.base import Metric
 from repsim.testing.examples import write_pictures
+from tests.series_example import training
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -277,11 +279,13 @@ class Page:
     def run(self, block: Block) -> None:
         where = f"{self.path.name}, line {block.line}"
         if block.key == "given":
-            assert block.value in {"acts", "no acts", "demo", "study"}, where
+            assert block.value in {"acts", "no acts", "demo", "study", "series"}, where
             folder = block.value.removeprefix("no ")
             shutil.rmtree(folder, ignore_errors=True)
             if folder == "study":
                 shutil.copy(self.fixture("demo") / "study.nc", ".")
+            elif folder == "series":
+                repsim.save_result(training(every_point=True), "series.nc", overwrite=True)
             elif folder == block.value:
                 shutil.copytree(self.fixture(folder), folder)
         if block.key == "not run":

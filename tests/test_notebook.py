@@ -30,6 +30,7 @@ from repsim.runtime.progress import report_progress
 from repsim.runtime.text_tables import FOLDED, Table
 from repsim.stores.alignment import AlignedView
 from repsim.study import tables
+from tests.series_example import training
 
 N = 40
 HOSTILE = '<script>"&'
@@ -108,7 +109,7 @@ def test_views_plans_and_extractions_are_told_in_a_line(stores: list[ActivationS
     extractor = make_extractor("digits_vit.seed0", layers="blocks.*")
     job = Extraction(extractor, choose_samples(open_images("digits", split="test"), limit=16), tmp_path)
     assert repr(job) == (
-        "<Extraction of digits_vit.seed0: 8 arrays, 16 samples of digits [test], 44.2 kB for digits_vit.seed0.h5>"
+        "<Extraction of digits_vit.seed0: 9 arrays, 16 samples of digits [test], 44.2 kB for digits_vit.seed0.h5>"
     )
 
 
@@ -188,22 +189,40 @@ def test_a_study_shows_the_figures_that_it_has(study: xr.Dataset) -> None:
     assert re.findall('alt="([^"]*)"', alone) == ["Shares of energy by depth"]
 
 
+def test_a_series_shows_its_sentences_tables_and_figures(tmp_path: Path) -> None:
+    repsim.save_result(training(), tmp_path / "series.nc")
+    view = repsim.open_series(tmp_path / "series.nc").repsim
+    text = repr(view)
+    assert text.startswith("A series of 16 networks along step: 500 samples of cifar10-test")
+    for sentence in (*view.summary, *view.warnings):
+        assert sentence in text
+    assert [table.title for table in view.tables]
+    assert re.findall('alt="([^"]*)" src="data:image/png;base64,iVBOR', view._repr_html_()) == [
+        "Similarity of layers along the axis",
+        "Where layers settle, by depth",
+        "Similarity of networks along the axis",
+    ]
+
+
 def test_other_data_sets_have_nothing_to_show() -> None:
-    with pytest.raises(InvalidInputError, match="neither a result of repsim.compare nor a study"):
+    with pytest.raises(
+        InvalidInputError, match=r"no result of repsim\.compare, study of repsim\.universality or series"
+    ):
         repsim.view(xr.Dataset())
 
 
 def test_everything_in_a_study_says_what_it_is(study: xr.Dataset, tmp_path: Path) -> None:
     entries = {name: (entry.names[name], entry.dims, entry.meaning) for entry in VARIABLES for name in entry.names}
     assert set(entries) == set(study.data_vars)
-    assert set(COORDINATES) == set(study.coords)
+    coordinates = {name: field for name, field in COORDINATES.items() if name != "axis_NAME"}  # of models with axes
+    assert set(coordinates) == set(study.coords)
     repsim.save_result(study, tmp_path / "study.nc")
     saved = repsim.open_study(tmp_path / "study.nc")
     for name, (long, dims, said) in entries.items():
         assert saved[name].attrs == {"long_name": long, "description": said}
         assert ", ".join(map(str, saved[name].dims)) == dims
-    longs = {name: field.meaning for name, field in COORDINATES.items()}
-    assert {name: saved[name].attrs["long_name"] for name in COORDINATES} == longs
+    longs = {name: field.meaning for name, field in coordinates.items()}
+    assert {name: saved[name].attrs["long_name"] for name in coordinates} == longs
     assert len({long for long, _, _ in entries.values()}) == len(entries), "two variables of one name"
     texts: list[str] = [*longs.values(), *(text for entry in entries.values() for text in entry)]
     assert "universal" not in " ".join(texts), "claims what only the words of a study may"

@@ -19,10 +19,18 @@ Refutation
     1: an interval of large minus small that is not above 0, for CKA far apart or for the share of the first component.
     2: a first component with less than half of the variance, or an interval of the fall without it that is not above
     0. 3: an interval of the similarity of seeds below the block minus that in the block that is not above 0.
+Result
+    1 holds in part, 5 pairs. The first component has more of the variance when pictures are fewer (by 0.11 and 0.12)
+    and, in plain networks, when layers are more (by 0.18). It has *less* in wider plain layers, against the prediction.
+    Similarity of layers far apart does not rise in any of these: all networks on digits have it. 2 holds in part:
+    without the component similarity falls in plain networks (by 0.15) and not beyond doubt in residual ones, which copy
+    every direction from layer to layer; its share is 0.4 and not above half. 3 holds: seeds are less alike in the block
+    by 0.23 and 0.17. These networks and data are small; the paper used convolutional networks and CIFAR.
 """
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from shared import Floats, Numbers, interval, main, show, table
@@ -165,11 +173,12 @@ def report(numbers: Numbers) -> str:
 def draw(numbers: Numbers) -> Figure:
     """Draw matrices of layers by layers of the large network, in both architectures."""
     figure = make_figure(COLUMN, 1.0)
+    colours = colormaps["viridis"].resampled(20)  # steps of 0.05, so that few colours suffice
     axes = figure.subplots(2, 3, sharex=True, sharey=True)
     titles = {"within": "one network", "without": "without first\ncomponent", "seeds": "two seeds"}
     for i, (kind, matrices) in enumerate(numbers["shown"].items()):
         for ax, (name, title) in zip(axes[i], titles.items(), strict=True):
-            image = ax.imshow(matrices[name], vmin=0, vmax=1, origin="lower", cmap="viridis")
+            image = ax.imshow(matrices[name], vmin=0, vmax=1, origin="lower", cmap=colours)
             style_axes(ax, "layer" if i else "", "")
             ax.set_xticks([0, 5, 11], ["1", "6", "12"])
             ax.set_yticks([0, 5, 11], ["1", "6", "12"])

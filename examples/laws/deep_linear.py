@@ -15,7 +15,7 @@ Prediction
     these modes take away when they saturate (Gram-Schmidt). Without this correction, times are wrong by several percent
     when there are few hidden units for 9 modes.
 
-    From large random weights, neither holds: the weights hardly move, and the kernel remains that of the start.
+    From large random weights, neither holds: the kernel remains close to that of the start, the closer the wider.
 Source
     Saxe, McClelland, Ganguli, arXiv:1312.6120 (2014); Braun et al., NeurIPS 2022; Domine et al., arXiv:2409.14623.
     The start of random weights is derived here.

@@ -17,6 +17,12 @@ Measured
 Refutation
     Nothing is predicted, so nothing can be refuted. A claim to test on other data would be a trend that is stated below
     and whose interval excludes 0; a larger study in which it is absent would refute it.
+Result
+    What was seen, 5 pairs. Below the edge the step size does not matter: networks from one start are equal (CKA 1.000)
+    at steps of 0.05 and 0.1. At the edge (sharpness times step / 2 is 0.92) they have left the path of small steps:
+    0.81 at a step of 0.3, with sharpness 6 instead of 10. Small batches do the same more gently: 0.93 with batch 10,
+    with sharpness 8. Similarity between seeds does not change beyond its interval in either series; a change by
+    0.1 would not have been noticed.
 """
 
 from functools import partial
@@ -50,7 +56,7 @@ def sharpness(weights: Weights, data: Pictures) -> float:
     v = [torch.randn(w.shape, generator=generator, dtype=w.dtype) for w in weights]
     value = 0.0
     for _ in range(POWER_STEPS):
-        norm = torch.sqrt(sum((a * a).sum() for a in v))
+        norm = sum(float((a * a).sum()) for a in v) ** 0.5
         v = [a / norm for a in v]
         product = torch.autograd.grad(gradients, weights, v, retain_graph=True)
         value = float(sum((a * b).sum() for a, b in zip(v, product, strict=True)))
@@ -139,10 +145,10 @@ def draw(numbers: Numbers) -> Figure:
     full = [row for row in numbers["ways"] if row["series"] == "step size"]
     start = [row for row in full if row["step_size"] == BATCH_STEP]
     small = start + [row for row in numbers["ways"] if row["series"] == "batch"]
-    names = {"seeds": "between seeds", "same_start": "same start, smallest step on all pictures"}
+    names = {"seeds": "between seeds", "same_start": "same start, smallest step"}
     for k, (name, text) in enumerate(names.items()):
-        band(upper, [row["step_size"] for row in full], [row[name] for row in full], k, text)
-        band(lower, [row["batch"] for row in small], [row[name] for row in small], k)
+        band(upper, [row["step_size"] for row in full], [row[name] for row in full], k)
+        band(lower, [row["batch"] for row in small], [row[name] for row in small], k, text)
     log_axis(upper, STEP_SIZES)
     log_axis(lower, BATCHES)
     return finish([upper, lower])

@@ -12,7 +12,7 @@ Prediction
 
     The mean of a ratio is replaced by the ratio of the means, which is what "within 0.01" has to cover.
 Source
-    Moments of Wishart matrices (Muirhead, Aspects of Multivariate Statistical Theory, 1982, section 3.2).
+    Moments of Wishart matrices (Muirhead, Aspects of Multivariate Statistical Theory, 1982, chapter 3).
 Measured
     Debiased CKA of pairs of seeds, on all digits, with `repsim.similarity`. No seed is in two pairs.
 Refutation

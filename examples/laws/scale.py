@@ -18,6 +18,12 @@ Measured
 Refutation
     1: an interval of the rank correlation of mutual neighbours that is not above 0, or an interval of its change by
     calibration that is below 0. 2: an interval of the change of CKA's trend by calibration that is not below 0.
+Result
+    1 holds, 5 seeds: rank correlations are 0.76 (400 pictures) and 0.92 (64), raw and calibrated alike. 2 does not hold
+    here: calibration leaves the rank correlation of CKA as it is (0.90 and 0.90; 0.85 and 0.86) and makes the gain
+    larger. The cause that was proposed is there: on 64 pictures the chance level of biased CKA rises from 0.11 to 0.16
+    with the width. But trained on the same data, these networks are far above chance (0.60 to 0.93), so that it does
+    not matter. The paper compared networks for pictures and for text, whose CKA is close to chance.
 """
 
 import math
@@ -26,13 +32,14 @@ import warnings
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
-from shared import COLOURS, MARKERS, Floats, Numbers, finish, interval, main, panels, show, table
+from shared import Floats, Numbers, finish, interval, main, panels, show, table
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 from training import Weights, accuracy, adam, initialise, outputs, perceptron, pictures, run, train
 
 import repsim
 from repsim.errors import UnreliableValueWarning
+from repsim.figures.canvas import COLOURS, MARKERS
 
 PICTURES = (20, 40, 80, 150, 300, 600, 1200)
 WIDTHS = (4, 8, 16, 32, 128)

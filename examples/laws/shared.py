@@ -132,7 +132,7 @@ def main(
     parser.add_argument("--out", type=Path, default=Path(), help=f"folder for {name}.png and {name}.json")
     parser.add_argument("--quick", action="store_true", help="fewer seeds, in a few seconds")
     options = parser.parse_args()
-    torch.set_num_threads(min(2, torch.get_num_threads()))  # the matrices are small
+    torch.set_num_threads(1)  # the matrices are small: more threads would only wait for each other
     start = time.perf_counter()
     numbers = measure(options.quick)
     print(report(numbers))

@@ -85,7 +85,7 @@ def train(
     for rows in batches(len(data.x), batch, seed):
         optimizer.zero_grad()
         value = loss(forward(weights, data.x[rows])[-1], data.y[rows])
-        value.backward()  # type: ignore[no-untyped-call]  # torch's has no annotations
+        value.backward()
         yield value.item()
         optimizer.step()
 

@@ -15,9 +15,17 @@ Measured
     settled when debiased CKA with its own final form stays above 0.9, or above 90 % of the way from its first to its
     last value, and SVCCA likewise. Intervals are over independent pairs, or over networks.
 Refutation
-    1: less than 90 % of the final gain in alignment after a tenth of the steps, or accuracy that is final earlier.
+    1: less than 90 % of the final gain in alignment after an eighth of the steps, or less of it than of the gain in
+    accuracy.
     2: an interval of the difference between the times at which the highest and the lowest layer settle that is not
     above 0. 3: an interval of alignment given the input, before training, that is as high as that of raw alignment.
+Result
+    1 does not hold as stated: after an eighth of the steps (2 epochs) alignment has 77 % of its gain, and accuracy 93 %
+    of its own; alignment follows accuracy here. It is early only in the sense that half of the final value is there
+    before any training: 0.39 of 0.75. 2 holds for similarity with the final form (0.9 is reached at steps 0, 25, 43, 59
+    and 67 from the bottom up), but it says as much about the start as about learning: as a share of their own way,
+    lower layers are *later* by CKA, and SVCCA does not decide. 3 holds: given the input, alignment rises from 0.02 to
+    0.33; the lowest layer, most alike in raw value, has least beyond the input (0.14).
 """
 
 import warnings
@@ -93,7 +101,7 @@ def measure(quick: bool) -> Numbers:
     raw, given_input = np.moveaxis(np.array(aligned), 2, 0)  # (pairs, checkpoints, layers)
     means = {"raw": raw.mean(-1), "given the input": given_input.mean(-1), "accuracy": np.array(accurate)}
     shares = {name: [(c - c[0]) / (c[-1] - c[0]) for c in curves] for name, curves in means.items()}
-    tenth = checkpoints.index(max(step for step in checkpoints if step <= checkpoints[-1] / 8))
+    eighth = checkpoints.index(max(step for step in checkpoints if step <= checkpoints[-1] / 8))
     settled: dict[str, list[list[float]]] = {
         "CKA above 0.9": [],
         "CKA, 90 % of the way": [],
@@ -107,8 +115,8 @@ def measure(quick: bool) -> Numbers:
         "checkpoints": list(checkpoints),
         "pairs": len(own),
         "mean": {name: [interval(column) for column in curves.T] for name, curves in means.items()},
-        "early": checkpoints[tenth],
-        "gained_early": {name: interval([c[tenth] for c in curves]) for name, curves in shares.items()},
+        "early": checkpoints[eighth],
+        "gained_early": {name: interval([c[eighth] for c in curves]) for name, curves in shares.items()},
         "of_layers": {
             "raw": [[interval(raw[:, j, k]) for j in range(len(steps))] for k in range(DEPTH)],
             "given the input": [[interval(given_input[:, j, k]) for j in range(len(steps))] for k in range(DEPTH)],

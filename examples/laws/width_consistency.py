@@ -17,6 +17,10 @@ Measured
 Refutation
     Under muP, similarity that does not rise from one width to the next, or at a width above 64 an interval of the
     difference between muP and standard that is not above 0.
+Result
+    It holds, 5 pairs. From width 64 on, muP is 0.022 to 0.030 above standard, every interval above 0, and both rise
+    with every width. Two networks of width 512 are at 0.979 under muP and at 0.949 in the standard parametrisation, at
+    equal accuracy. "Earlier" (0.9 at width 60 instead of 84) has intervals that overlap.
 """
 
 import numpy as np

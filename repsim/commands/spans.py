@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -67,7 +68,7 @@ def spans(
         facts = {name: value for name, value in frame.attrs.items() if name != "valid_range"}  # may be infinite
         click.echo(json.dumps({**facts, "spans": lines}))
         return
-    shown = frame if k is not None else frame[frame["best"]]
+    shown: Any = (frame if k is not None else frame[frame["best"]]).itertuples()
     rows = [
         (
             str(span.k), span.first if span.k == 1 else f"{span.first} to {span.last}", f"{span.similarity:.3f}",
@@ -75,7 +76,7 @@ def spans(
             *("" if isnan(number) else f"{number:.3f}" for number in (span.angular_distance, span.block_influence)),
             "best" if span.best and k is not None else "",
         )
-        for span in shown.itertuples()
+        for span in shown
     ]  # fmt: skip
     attrs = frame.attrs
     title = f"{attrs['label']}: {attrs['model']}, {attrs['n_samples']:,} samples of {attrs['data']}"

@@ -26,7 +26,7 @@ from repsim.runtime.events import Note, UpToDate, log_notes
 from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import ranks
 from repsim.runtime.progress import Listener, report_progress
-from repsim.stores.axes import Axes, check_axes, read_texts, refuse_axes_in
+from repsim.stores.axes import Axes, StatedAxes, check_axes, read_texts, refuse_axes_in
 from repsim.stores.store import ActivationStore, open_store
 
 Models = list[str] | Sequence[nn.Module] | list[str | nn.Module] | tuple[str | nn.Module, ...]
@@ -367,7 +367,7 @@ class ExtractKeywords(Choices, total=False):
     weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     seed: int | Sequence[int]
     recalibrate: bool
-    axes: Axes | Sequence[Axes] | None
+    axes: StatedAxes | Sequence[StatedAxes] | None
     name: str | Sequence[str] | None
     split: str | None
     data_root: str | None

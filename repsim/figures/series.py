@@ -24,6 +24,7 @@ from repsim.figures.series_axes import (
 )
 from repsim.presentation.series import (
     compared_with,
+    drift_of,
     is_logarithmic,
     itself,
     label_of,
@@ -36,8 +37,8 @@ from repsim.study.formatting import number, p_value
 
 _FEW_POINTS = 30
 """Largest number of points that have markers."""
-_ROUNDING = 1e-6
-"""Similarities of equal layers may be this much above 1."""
+_SLACK = 0.05
+"""Distance beyond 0 and 1 of similarities that are drawn on an axis from 0 to 1."""
 _BANDS = "Bands: 95 % intervals over pictures."
 Show = Literal["similarity", "calibrated"]
 
@@ -239,6 +240,7 @@ def plot_trend(
             )  # fmt: skip
     trend = at.points.sel(trend_of=trend_of)
     reading = _draw_trend(ax, series, at, trend, np.where(own_reference, np.nan, y))
+    _limit_to(ax, np.concatenate([low, y, high]))
     reading += " Open: compared with itself, no part of the trend." if own_reference.any() else ""
     ax.set_title(wrap(_trend_in_words(series, trend), inches_of(ax)[0], NOTE), fontsize=NOTE, loc="left", pad=4)
     if len(runs) > 1:
@@ -310,17 +312,17 @@ def plot_runs(series: xr.Dataset, ax: Axes | None = None, *, measure: str | None
     x = np.unique(at.values[has_value])
     set_axis_scale(ax, "x", x, series)
     two, layers, lines = series.sizes["one_run"] == 2, series["layer"].values.tolist(), []
-    names = ("similarity", "similarity_low", "similarity_high")
+
+    def of_runs(name: str, layer: int) -> list[NDArray[np.float64]]:
+        """Return the values of all runs at every value of the axis."""
+        values = at.points[name].values[:, layer]
+        return [values[has_value & (at.values == value)] for value in x]
+
     for k, colour in enumerate(ramp(len(layers))):
-        mean, low, high = (
-            np.array([step(at.points[name].values[has_value & (at.values == value), k]) for value in x])
-            for name, step in zip(names, (np.mean, np.min, np.max), strict=True)
-        )
-        if not two:
-            low, high = (
-                np.array([step(table.values[has_value & (at.values == value), k]) for value in x])
-                for step in (np.min, np.max)
-            )
+        mean = np.array([values.mean() for values in of_runs("similarity", k)])
+        ends = ("similarity_low", "similarity_high") if two else ("similarity", "similarity")  # the pair of two runs
+        low = np.array([values.min() for values in of_runs(ends[0], k)])
+        high = np.array([values.max() for values in of_runs(ends[1], k)])
         lines += ax.plot(x, mean, color=colour, linewidth=1.1, gid=f"layer {layers[k]}", **_marks(len(x)))
         if np.isfinite(low).any():
             ax.fill_between(x, low, high, color=colour, alpha=_shade(len(layers)), linewidth=0)
@@ -398,7 +400,7 @@ def plot_drift(
     run: str | None = None,
     width: float = COLUMN,
 ) -> Axes:
-    """Draw the drift, 1 - similarity to the reference, by depth, with a line for every point.
+    """Draw the drift, 1 - similarity to the reference or the distance from it, by depth, with a line for every point.
 
     For a fine-tuned network and its base, or clients of federated learning and their common model, it shows at which
     depth networks have moved. Bands are 95 % intervals over pictures.
@@ -411,12 +413,13 @@ def plot_drift(
     own = ax is None
     ax = make_axes(width, 0.62 * width) if ax is None else ax
     to = compared_with(series, at.comparison)
-    style_axes(ax, "relative depth of the layer", f"drift: 1 \N{MINUS SIGN} {at.similarity_label}")
+    most, label = drift_of(at.measure)
+    style_axes(ax, "relative depth of the layer", escape_text(f"drift: {label}"))
     depth, count = at.points["depth"].values, at.points.sizes["point"]
     lines, bands = [], False
     for k, colour in enumerate(ramp(count)):
         point = at.points.isel(point=k)
-        drift, low, high = (1 - point[f"similarity{end}"].values for end in ("", "_high", "_low"))
+        drift, low, high = (most - point[f"similarity{end}"].values for end in ("", "_high", "_low"))
         lines += ax.plot(depth, drift, color=colour, linewidth=1.1, gid=f"point {k}", **_marks(len(depth)))
         if np.isfinite(low).any():
             ax.fill_between(depth, low, high, color=colour, alpha=_shade(count), linewidth=0)
@@ -450,15 +453,24 @@ def _marks(count: int) -> dict[str, Any]:
 
 
 def _limit(ax: Axes, values: NDArray[np.float64]) -> None:
-    """Let the axis of similarity span 0 to 1 if all values do."""
+    """Let the axis of similarity span 0 to 1 if all values do, but for rounding and debiasing."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    if low >= 0 and high <= 1 + _ROUNDING:
-        ax.set_ylim(-0.02, 1.02)
+    if low >= -_SLACK and high <= 1 + _SLACK:
+        ax.set_ylim(min(0.0, low) - 0.02, 1.02)
+
+
+def _limit_to(ax: Axes, values: NDArray[np.float64]) -> None:
+    """Let the vertical axis show these values and all lines; a wide band may be cut."""
+    lines = [np.asarray(line.get_ydata(), np.float64) for line in ax.lines if line.get_gid() == "trend"]
+    finite = np.concatenate([values[np.isfinite(values)], *lines])
+    low, high = float(finite.min()), float(finite.max())
+    margin = 0.06 * (high - low or 1)
+    ax.set_ylim(low - margin, high + margin)
 
 
 def _layers_title(series: xr.Dataset) -> str:
     return "layer" if series.attrs["matched_by"] == "names" else "relative depth"
 
 
-def _legend(ax: Axes, loc: str = "best") -> None:
+def _legend(ax: Axes, loc: Literal["best", "lower right", "upper right"] = "best") -> None:
     ax.legend(fontsize=NOTE, frameon=False, loc=loc, handlelength=1.6, borderpad=0.2, labelspacing=0.35)

@@ -1,7 +1,7 @@
 """Select the part of a series that a figure draws, and draw what its figures have in common: axes and footnotes."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -126,7 +126,7 @@ def _named(series: xr.Dataset, dim: str, name: str | None) -> str:
     return name
 
 
-def set_axis_scale(ax: Axes, name: str, values: NDArray[np.float64], series: xr.Dataset) -> None:
+def set_axis_scale(ax: Axes, name: Literal["x", "y"], values: NDArray[np.float64], series: xr.Dataset) -> None:
     """Set the scale of one axis of a figure, ``x`` or ``y``, for values of the axis of a series.
 
     A logarithmic axis has no place for 0. If 0 is among the values, the axis is linear from 0 to the smallest positive
@@ -159,7 +159,7 @@ def set_axis_scale(ax: Axes, name: str, values: NDArray[np.float64], series: xr.
 def _mark_break(ax: Axes, name: str, least: float) -> None:
     """Mark the part of an axis that is linear, between 0 and the smallest positive value."""
     along = least / 2
-    style = {"marker": [(-0.6, -1), (0.6, 1)], "markersize": 5, "color": "black", "linestyle": "none",
+    style: dict[str, Any] = {"marker": [(-0.6, -1), (0.6, 1)], "markersize": 5, "color": "black", "linestyle": "none",
              "markeredgewidth": 0.7, "clip_on": False, "gid": "break"}  # fmt: skip
     if name == "x":
         ax.plot([along, along * 1.25], [0, 0], transform=ax.get_xaxis_transform(), **style)

@@ -1,5 +1,7 @@
 """Draw how much every span of consecutive blocks changes the representation of a network."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -46,7 +48,8 @@ def plot_spans(spans: pd.DataFrame, ax: Axes | None = None, *, width: float = CO
         raise InvalidInputError(
             "expected the table of ", Function("repsim.removable_spans"), remedy=Remedy("keep its attrs if you copy it")
         )
-    attrs, blocks, lengths = spans.attrs, spans.attrs["layers"][1:], sorted(set(spans["k"]))
+    attrs: dict[str, Any] = {str(name): value for name, value in spans.attrs.items()}
+    blocks, lengths = attrs["layers"][1:], sorted(set(spans["k"]))
     values = np.full((len(lengths), len(blocks)), np.nan)
     rows, columns = spans["k"].map(lengths.index), spans["first"].map(blocks.index)
     values[rows, columns] = spans["similarity"]

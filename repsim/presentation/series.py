@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from repsim.errors import RepsimError
 from repsim.presentation.measures import traits
 from repsim.presentation.scales import MAGMA, mixed
-from repsim.trends.words import reference_in_words
+from repsim.trends.names import reference_in_words
 
 _ZERO = 0.5
 """Distance of 0 from the smallest positive value on a logarithmic axis, in decades."""
@@ -26,7 +26,7 @@ def ramp(count: int, *, dark: bool = False) -> list[str]:
     """Return colours for an ordered set of lines, dark to bright; colour-blind readers see their order, too.
 
     >>> ramp(3), ramp(3, dark=True)[0]
-    (['#0f0b2c', '#a2307e', '#feab74'], '#782181')
+    (['#0f0b2c', '#a2307e', '#feab74'], '#7d2481')
     """
     first, last = _RAMP[dark]
     shares = np.linspace(first, last, count) if count > 1 else np.array([(first + last) / 2])
@@ -35,11 +35,33 @@ def ramp(count: int, *, dark: bool = False) -> list[str]:
 
 
 def label_of(measure: str) -> str:
-    """Return the label of a measure for figures: its name if its package is not installed."""
+    """Return the label of a measure for figures: its name if its package is not installed.
+
+    A series holds the negative of a distance, as a study does.
+
+    >>> label_of("cka"), label_of("procrustes").endswith("(its negative)")
+    ('CKA (linear, debiased)', True)
+    """
     try:
-        return traits(measure).label
+        declares = traits(measure)
     except RepsimError:
         return measure
+    return declares.label if declares.sense == "similarity" else f"{declares.label} (its negative)"
+
+
+def drift_of(measure: str) -> tuple[float, str]:
+    """Return the similarity of equal layers, and the label of its difference to a similarity, the drift.
+
+    >>> drift_of("cka")
+    (1.0, '1 \N{MINUS SIGN} CKA (linear, debiased)')
+    >>> drift_of("procrustes")[0]
+    0.0
+    """
+    most = range_of(measure)[1]
+    if most == 0:  # the drift is the distance itself
+        return 0.0, traits(measure).label
+    most = most if np.isfinite(most) else 1.0
+    return most, f"{most:g} \N{MINUS SIGN} {label_of(measure)}"
 
 
 def range_of(measure: str) -> tuple[float, float]:
@@ -96,15 +118,19 @@ def log_ticks(least: float, most: float, values: NDArray[np.float64], room: int)
     """Return at most ``room`` ticks of a logarithmic axis from ``least`` to ``most``.
 
     They are the ``values`` of the series if these are evenly spaced, such as 16, 32, 64; else powers of ten, or 1, 2
-    and 5 times these if there are fewer than three.
+    and 5 times these if there are fewer than three, or multiples of such a number on a short axis.
 
     >>> log_ticks(1, 1000, np.array([1.0, 5, 1000]), 9), log_ticks(16, 128, np.array([16.0, 32, 64, 128]), 9)
     ([1.0, 10.0, 100.0, 1000.0], [16.0, 32.0, 64.0, 128.0])
+    >>> log_ticks(66, 91, np.array([1.0, 5, 100]), 9)
+    [70.0, 75.0, 80.0, 85.0, 90.0]
     """
     own = np.unique(values[values > 0])
     powers = 10.0 ** np.arange(np.floor(np.log10(least)), np.ceil(np.log10(most)) + 1)
     choices = [own] if len(own) > 2 and np.allclose(np.diff(np.log(own), 2), 0, atol=0.02) else []
-    choices += [powers, np.outer(powers, [1, 2, 5]).ravel()]
+    steps = np.outer(powers, [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]).ravel()
+    step = steps[np.argmin(np.abs(steps - (most - least) / 5))] if most > least else least
+    choices += [powers, np.outer(powers, [1, 2, 5]).ravel(), step * np.arange(1, np.ceil(most / step) + 1)]
     inside = [ticks[(ticks >= 0.999 * least) & (ticks <= 1.001 * most)] for ticks in choices]
     ticks = next((marks for marks in inside if len(marks) > 2), np.array([least, most]))
     return [float(tick) for tick in ticks[:: int(np.ceil(len(ticks) / room))]]

@@ -221,6 +221,7 @@ def facts_of(result: xr.Dataset) -> dict[str, str]:
         "data": result.coords.get("data"),
         "samples": result.coords.get("n_samples"),
         "samples fingerprint (SHA-256 of their ids)": result.attrs.get("samples_fingerprint"),
+        "pairs of samples": _pairs(result),
         "command": result.attrs.get("command"),
         "created": result.attrs.get("created"),
         "repsim version": result.attrs.get("repsim_version"),
@@ -231,6 +232,16 @@ def facts_of(result: xr.Dataset) -> dict[str, str]:
     }
     values = {key: value.item() if hasattr(value, "item") else value for key, value in facts.items()}
     return {key: str(value) for key, value in values.items() if value is not None and value != ""}
+
+
+def _pairs(result: xr.Dataset) -> str | None:
+    """Return how samples were paired, and how many were left out; None if all stores hold the same samples."""
+    if "pairing" not in result.attrs:
+        return None
+    pairing = json.loads(result.attrs["pairing"])
+    left_out = ", ".join(f"{side['count']:,} of {side['model']}" for side in pairing["left_out"] if side["count"])
+    by = {"id": "by equal ids", "list": "by a list"}.get(pairing["by"], f"by {pairing.get('file')}")
+    return f"{pairing['pairs']:,}, {by}{f'; left out: {left_out}' if left_out else ''}"
 
 
 def _json_list(data: xr.Dataset | xr.DataArray, name: str, kind: type = str) -> list[Any]:

@@ -18,7 +18,7 @@ class SeriesAxis {
   draw() {
     const { part } = this.page;
     byId("along-title").textContent = `Along ${part.axis}`;
-    byId("along-note").textContent = `Similarity of matching layers with ${this.page.comparedWith}. Lines are ${document.documentElement.dataset.theme === "dark" ? "dim for the first layer and bright for the last" : "dark for the first layer and bright for the last"}; bands are 95 % intervals over pictures. Click a point to see its layers above.`;
+    byId("along-note").textContent = `Similarity of matching layers with ${this.page.comparedWith}. The deeper a layer, the brighter its line; bands are 95 % intervals over pictures. Click a point to see its layers above.`;
     this.trajectories();
     this.table();
   }
@@ -43,7 +43,7 @@ class SeriesAxis {
       xaxis: axis, yaxis: { title: { text: escapeMarkup(calibrated ? `${measure}, calibrated` : measure) }, zeroline: false },
       annotations: marks, shapes: this.cursor(),
     }), { ...CONFIG, displayModeBar: false });
-    this.listen(box, points, part.layers.length);
+    this.listen(box);
     offerTable(box.parentElement, () => table(
       [part.layers_title, ...points.map((k) => `${part.axis} ${part.points[k].text}`)],
       part.layers.map((layer, k) => [layer, ...values(this.variable, k).map((value) => fixed(value))]), `${measure}, ${this.page.view}${run ? `, ${this.page.runLabel}` : ""}`));

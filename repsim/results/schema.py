@@ -251,12 +251,12 @@ def _is_of_kind(value: Any, field: Field) -> bool:
     if field.kind == "text":
         return isinstance(value, str)
     if field.kind in {"whole", "number"}:
-        numbers = (int, np.integer) if field.kind == "whole" else (int, float, np.number)
-        is_number = isinstance(value, numbers) and not isinstance(value, bool)
+        kinds = int | np.integer if field.kind == "whole" else int | float | np.number
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
         return is_number and bool(field.least <= value <= field.most)
     if field.kind == "range":
-        both = np.asarray(value)
-        return both.shape == (2,) and both.dtype.kind in "iuf" and bool(both[0] <= both[1])
+        numbers = np.asarray(value)
+        return numbers.shape == (2,) and numbers.dtype.kind in "iuf" and bool(numbers[0] <= numbers[1])
     items = _json(value)
     if field.kind == "object" or not isinstance(items, list):
         return field.kind == "object" and isinstance(items, dict)

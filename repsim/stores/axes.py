@@ -7,7 +7,7 @@ a text that is not empty.
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 from repsim.errors import Argument, InvalidArgumentError, InvalidInputError, Remedy, RepsimError
 
@@ -15,6 +15,8 @@ AxisValue = float | int | str
 """Value of a model on one axis."""
 Axes = Mapping[str, AxisValue]
 """Values of a model by the name of the axis."""
+StatedAxes = Mapping[str, SupportsFloat | str]
+"""Axes as a user states them, with numbers of Python or numpy."""
 
 ENTRY = "axes"
 """Entry of the provenance with the axes that the user has stated."""

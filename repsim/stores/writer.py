@@ -38,7 +38,7 @@ from repsim.runtime import interrupts
 from repsim.runtime.arrays import as_array, as_classes, as_groups, is_tensor, same_rows
 from repsim.runtime.files import check_output, lock, partial_path
 from repsim.stores import extents, layout, reader
-from repsim.stores.axes import ENTRY, Axes, check_axes, refuse_axes_in
+from repsim.stores.axes import ENTRY, StatedAxes, check_axes, refuse_axes_in
 from repsim.stores.records import as_json
 from repsim.stores.schema import Array, ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store, store_path
@@ -401,7 +401,7 @@ def write_store(
     groups: Any = None,
     readout: str = "given",
     source: str = "given",
-    axes: Axes | None = None,
+    axes: StatedAxes | None = None,
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> ActivationStore:

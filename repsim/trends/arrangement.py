@@ -1,20 +1,19 @@
 """Arrange models along an axis: their values, their runs, which layers match, and which models are compared."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, combinations, pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
 from repsim.errors import Argument, InvalidInputError, Remedy
+from repsim.results.series_variables import OTHER_RUNS, PREVIOUS, REFERENCE
 from repsim.stores.axes import AxisValue, in_words
 from repsim.stores.store import ActivationStore
 
-REFERENCE, PREVIOUS, OTHER_RUNS = "reference", "previous", "other runs"
-"""What a point is compared with: the reference, the point before it, and the same point of other runs."""
 RUN_AXES = ("run", "seed")
 """Axes that tell runs apart if the user names none, the first that all models have."""
 TIME_AXES = ("step", "epoch", "iteration", "tokens", "samples", "round", "time")
@@ -67,8 +66,6 @@ class Pair:
 
     a: Point
     b: Point
-    whole: bool = True
-    """Whether all pairs of layers are wanted, and values without each sample, or only the matching layers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,12 +147,12 @@ class Arrangement:
             kind for kind in (REFERENCE, PREVIOUS, OTHER_RUNS) if any(self.partners(p)[kind] for p in self.points)
         )
 
-    def pair(self, a: Point, b: Point, *, whole: bool = True) -> Pair:
+    def pair(self, a: Point, b: Point) -> Pair:
         """Return the pair of two points in the order of the series, so that each pair is computed once."""
         order = self.everything
-        return Pair(a, b, whole) if order.index(a) <= order.index(b) else Pair(b, a, whole)
+        return Pair(a, b) if order.index(a) <= order.index(b) else Pair(b, a)
 
-    def pairs(self, *, all_pairs: bool = False) -> list[Pair]:
+    def pairs(self) -> list[Pair]:
         """Return all pairs that are computed, ordered so that neighbours have a model in common."""
         by_value = sorted(self.points, key=lambda point: (point.value, point.run))
         pairs: dict[tuple[str, str], Pair] = {}
@@ -164,22 +161,7 @@ class Arrangement:
             for partner in partners:
                 pair = self.pair(point, partner)
                 pairs.setdefault((pair.a.name, pair.b.name), pair)
-        if all_pairs:
-            for a, b in _in_squares(by_value):
-                pair = self.pair(a, b, whole=False)
-                pairs.setdefault((pair.a.name, pair.b.name), pair)
         return list(pairs.values())
-
-
-def _in_squares(points: Sequence[Point], side: int = 4) -> Iterator[tuple[Point, Point]]:
-    """Yield all pairs, square by square, so that a batch of few models has many pairs."""
-    runs = [points[k : k + side] for k in range(0, len(points), side)]
-    for i, rows in enumerate(runs):
-        for columns in runs[i:]:
-            if rows is columns:
-                yield from combinations(rows, 2)
-            else:
-                yield from ((a, b) for a in rows for b in columns)
 
 
 def arrange(

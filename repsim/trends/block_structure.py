@@ -16,7 +16,7 @@ from torch import Tensor
 
 from repsim import metrics as registry
 from repsim.engine.resampling import leave_one_out, permuted, subsampled
-from repsim.errors import Function, InvalidArgumentError, InvalidInputError
+from repsim.errors import Function, InvalidInputError
 from repsim.metrics.base import as_samples
 from repsim.metrics.recipes.rows import Rows
 from repsim.results.versions import FORMAT
@@ -121,7 +121,7 @@ def block_structure(
     ('layer0', 'layer3', 1)
     """
     if not 0 < threshold <= 1:
-        raise InvalidArgumentError("threshold", "above 0 and at most 1", threshold)
+        raise InvalidInputError(f"threshold is above 0 and at most 1, not {threshold}")
     if isinstance(network, xr.Dataset):
         return _of_result(network, threshold, least)
     if isinstance(network, Mapping):
@@ -212,7 +212,7 @@ def _of_layers(
     without_left_out = np.zeros_like(left_out)
     if len(kept):
         without[np.ix_(kept, kept)], values = _cka([components[k][0] for k in kept], groups, device)
-        without_left_out[(slice(None), *np.ix_(kept, kept))] = values
+        without_left_out[:, kept[:, None], kept] = values
     blocks = alike_blocks(similarity, threshold, size)
     shares_left = [_left(block, (similarity, without), (left_out, without_left_out)) for block in blocks]
     data = _dataset(names, similarity, blocks, shares_left, model=model, threshold=threshold, least=size)
@@ -244,7 +244,7 @@ def _least(least: int | None, layers: int) -> int:
     if layers < 3:
         raise InvalidInputError(f"{layers} layers are too few: a block consists of several among others")
     if least is not None and least < 2:
-        raise InvalidArgumentError("least", "at least 2", least)
+        raise InvalidInputError(f"least is at least 2, not {least}")
     return max(3, math.ceil(layers / 4)) if least is None else least
 
 

@@ -13,16 +13,17 @@ from jaxtyping import Float64
 from repsim._version import __version__
 from repsim.metrics import Metric
 from repsim.results.coordinates import axis_coordinates
-from repsim.results.series_variables import NETWORK, OVER, describe_series
+from repsim.results.series_variables import NETWORK, OTHER_RUNS, OVER, PREVIOUS, REFERENCE, describe_series
 from repsim.results.versions import SERIES, SERIES_VERSION
 from repsim.study.other_measures import identity_value
 from repsim.study.uncertainty import influence, jackknife, multiplier_bootstrap
-from repsim.trends.arrangement import OTHER_RUNS, PREVIOUS, REFERENCE, Arrangement, Point
-from repsim.trends.estimates import GIVEN_INPUT, Estimate, Measured, estimate, every_point, mean_over_layers, within
+from repsim.trends.arrangement import Arrangement, Point
+from repsim.trends.estimates import Estimate, Measured, estimate, mean_over_layers, within
+from repsim.trends.names import GIVEN_INPUT
 from repsim.trends.options import SeriesOptions
-from repsim.trends.records import Records, Work
 from repsim.trends.trend import Scale, exponent, kendall, over_pairs_of_runs, over_runs, settled, slope
 from repsim.trends.words import summary, warnings
+from repsim.trends.work import Records, Work
 
 _LEVEL = (2.5, 97.5)
 _DRAWS = 1000
@@ -43,6 +44,8 @@ class Finished:
     """Whether the points of a run are states of one network."""
     notes: tuple[str, ...]
     """Warnings from before the computation."""
+    every_point: Mapping[str, Float64[np.ndarray, "kinds points points G"]] | None = None
+    """Similarities of all pairs of points, by the spec of the measure."""
 
     @property
     def measures(self) -> list[Measured]:
@@ -174,8 +177,8 @@ def _of_measure(finished: Finished, estimates: Mapping[str, Estimate], measured:
         "speed": _speed(finished, estimates.get(PREVIOUS), measured),
         **_settled(finished, estimates.get(REFERENCE), measured),
     }
-    if finished.options.all_pairs:
-        values["every_point"] = every_point(arranged, finished.records, measured)
+    if finished.every_point is not None:
+        values["every_point"] = finished.every_point[measured.spec][measured.kind]
     return values
 
 
@@ -262,7 +265,7 @@ def _coordinates(finished: Finished) -> dict[str, Any]:
         "n_samples": finished.work.n,
         "data": _data(arranged),
     }
-    if finished.options.all_pairs:
+    if finished.every_point is not None:
         coordinates["other_point"] = points
     return coordinates
 

@@ -1,15 +1,13 @@
 """Collect the similarities of all points of a series from the records of pairs, with values without each sample."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
 
 from repsim.trends.arrangement import Arrangement, Point
-from repsim.trends.records import Record, Records
+from repsim.trends.work import Records
 
-GIVEN_INPUT = "cka given input"
 Values = Float64[np.ndarray, "points G"]
 
 
@@ -95,21 +93,6 @@ def within(arranged: Arrangement, records: Records, measured: Measured) -> Float
         block = record.blocks[measured.kind]
         blocks[k, : len(block), : len(block)] = block
     return blocks
-
-
-def every_point(arranged: Arrangement, records: Records, measured: Measured) -> Float64[np.ndarray, "points points G"]:
-    """Return the similarities of the matching layers of all pairs of points."""
-    by_models: Mapping[tuple[str, str], Record] = {
-        (pair.a.name, pair.b.name): record for (spec, pair), record in records.items() if spec == measured.spec
-    }
-    names = [point.name for point in arranged.points]
-    values = np.full((len(names), len(names), len(arranged.layers)), np.nan)
-    for i, a in enumerate(names):
-        for j, b in enumerate(names):
-            record = by_models.get((a, b)) or by_models.get((b, a))
-            if record is not None:
-                values[i, j] = record.values[measured.kind]
-    return values
 
 
 def mean_over_layers(values: Float64[np.ndarray, "*batch G"], depth_axis: int = -1) -> Float64[np.ndarray, "*batch"]:

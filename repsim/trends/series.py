@@ -26,11 +26,13 @@ from repsim.stores.pairing import Pairing
 from repsim.stores.store import ActivationStore, as_stores, open_store, same_weights
 from repsim.study import controls
 from repsim.study.sample_groups import groups_of
+from repsim.trends.all_points import every_point
 from repsim.trends.arrangement import TIME_AXES, Arrangement, arrange
 from repsim.trends.dataset import Finished, selected_metrics, series_dataset
 from repsim.trends.options import METRICS, SeriesOptions
-from repsim.trends.records import Work, records
+from repsim.trends.records import records
 from repsim.trends.trend import Scale
+from repsim.trends.work import Work
 
 StoreLike = ActivationStore | str | os.PathLike[str]
 _MIN_SAMPLES = 8
@@ -199,20 +201,14 @@ def _compute(
             arranged.everything, view, tuple(others), tuple(controls.inputs(opened, view)), groups, device,
             memory_to_use(device, options.memory),
         )  # fmt: skip
-        of_pairs = records(
-            work, arranged.pairs(all_pairs=options.all_pairs), checkpoints=checkpoints, me=me, steps=step
-        )
+        of_pairs = records(work, arranged.pairs(), checkpoints=checkpoints, me=me, steps=step)
         scale = Scale.of(np.array(arranged.values)) if options.scale is None else Scale(options.scale == "log")
         states = options.axis in TIME_AXES if options.points is None else options.points == "states"
-        finished = Finished(
-            arranged,
-            of_pairs,
-            work,
-            options,
-            scale,
-            states,
-            (*view.notes, *notes, *_same_weights(arranged, view.pairing)),
-        )
+        of_all = None
+        if options.all_pairs:
+            of_all = every_point(work, len(arranged.points), checkpoints=checkpoints, me=me, steps=step)
+        warnings = (*view.notes, *notes, *_same_weights(arranged, view.pairing))
+        finished = Finished(arranged, of_pairs, work, options, scale, states, warnings, of_all)
         return series_dataset(finished, command or "")
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import xarray as xr
 
+from repsim.results.series_variables import OTHER_RUNS, REFERENCE
 from repsim.runtime.text_tables import Table
 from repsim.study.formatting import number, probability
-from repsim.trends.arrangement import OTHER_RUNS, REFERENCE
-from repsim.trends.words import measure_name, reference_in_words
+from repsim.trends.names import measure_name, reference_in_words
 
 _MOST_ROWS = 40
 

@@ -11,14 +11,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from repsim.results.series_variables import NETWORK
+from repsim.results.series_variables import NETWORK, OTHER_RUNS, REFERENCE
 from repsim.study.formatting import listed, number, p_value
-from repsim.trends.arrangement import OTHER_RUNS, REFERENCE
-from repsim.trends.estimates import GIVEN_INPUT
+from repsim.trends.names import GIVEN_INPUT, KINDS, at, measure_name, reference_in_words, sentence_start
 from repsim.trends.trend import Mean, kendall, over_runs
 
 ALPHA = 0.05
-_KINDS = {"cka": "debiased CKA", GIVEN_INPUT: "debiased CKA given the input"}
 
 
 def summary(series: xr.Dataset) -> list[str]:
@@ -31,34 +29,8 @@ def warnings(series: xr.Dataset) -> list[str]:
     return [sentence for part in (_matching, _few_runs, _ends, _no_input, _undefined) for sentence in part(series)]
 
 
-def measure_name(measure: str) -> str:
-    """Return the name of a measure in sentences."""
-    return _KINDS.get(measure, measure)
-
-
-def _beginning(measure: str) -> str:
-    """Return the name of a measure as the beginning of a sentence."""
-    return f"The {_KINDS[measure]}" if measure in _KINDS else measure
-
-
-def at(series: xr.Dataset, value: float) -> str:
-    """Return a place on the axis in words, such as ``step 100``."""
-    return f"{series.attrs['axis']} {value:.4g}"
-
-
 def _runs(series: xr.Dataset) -> list[str]:
     return [str(run) for run in series["one_run"].values]
-
-
-def reference_in_words(series: xr.Dataset) -> str:
-    """Return what points are compared with, in words."""
-    reference, run_axis = series.attrs["reference"], series.attrs["run_axis"]
-    of_run = " of its run" if run_axis else ""
-    if reference in {"first", "last"}:
-        return f"the {reference} point{of_run}"
-    if reference.startswith("run="):
-        return f"the same point of {run_axis} {reference.removeprefix('run=')}"
-    return str(reference)
 
 
 def _what(series: xr.Dataset) -> Iterator[str]:
@@ -81,7 +53,7 @@ def _what(series: xr.Dataset) -> Iterator[str]:
 
 
 def _own(series: xr.Dataset) -> list[str]:
-    return [m for m in series["measure"].values.tolist() if m in _KINDS]
+    return [m for m in series["measure"].values.tolist() if m in KINDS]
 
 
 def _mean(series: xr.Dataset, name: str, measure: str, comparison: str, value: float) -> str:
@@ -115,7 +87,7 @@ def _reference(series: xr.Dataset) -> Iterator[str]:
         texts = [_mean(series, "network", measure, REFERENCE, float(value)) for value in dict.fromkeys(shown)]
         places = [f"at {at(series, float(value))}" for value in dict.fromkeys(shown)]
         parts = " and ".join(f"{text} {place}" for text, place in zip(texts, places, strict=True))
-        yield f"{_beginning(measure)} with {reference_in_words(series)}, mean over layers{where}: {parts}."
+        yield f"{sentence_start(measure)} with {reference_in_words(series)}, mean over layers{where}: {parts}."
 
 
 def _order(series: xr.Dataset) -> Iterator[str]:
@@ -221,7 +193,7 @@ def _trend(series: xr.Dataset, measure: str, comparison: str) -> str:
     if not clear:
         return f"No trend of {measure_name(measure)} {with_what} along {axis} is shown: {facts}."
     verb = "rises" if slope > 0 else "falls"
-    return f"{_beginning(measure)} {with_what} {verb} along {axis}: {facts}."
+    return f"{sentence_start(measure)} {with_what} {verb} along {axis}: {facts}."
 
 
 def _matching(series: xr.Dataset) -> Iterator[str]:

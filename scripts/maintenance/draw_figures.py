@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Draw the pictures of docs/figures.md again with the code of that page: draw_figures.py DEMO.
+"""Draw the pictures of docs/figures.md again with the code of that page: draw_figures.py DEMO SERIES.
 
-DEMO is the folder that `repsim demo` wrote.
+DEMO is the folder that `repsim demo` wrote, SERIES a file of `repsim series --all-pairs`.
 """
 
 import os
@@ -16,12 +16,13 @@ from PIL import Image
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def draw(demo: Path) -> list[Path]:
+def draw(demo: Path, series: Path) -> list[Path]:
     """Run the Python code of the page in a temporary folder, save the pictures in docs/, and return their paths."""
     page = (DOCS / "figures.md").read_text()
     wanted = re.findall(r"\]\(pictures/(.+?)\)", page)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "demo").symlink_to(demo.resolve())
+        (Path(folder) / "series.nc").symlink_to(series.resolve())
         os.chdir(folder)
         names: dict[str, Any] = {}
         for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
@@ -34,5 +35,5 @@ def draw(demo: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    for picture in draw(Path(sys.argv[1])):
+    for picture in draw(*map(Path, sys.argv[1:3])):
         print(f"{picture.relative_to(DOCS.parent)}  {picture.stat().st_size / 1000:.0f} kB")

@@ -4,6 +4,7 @@
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -13,7 +14,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch.nn.functional import cross_entropy
 from torchvision.datasets import ImageFolder
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "test_resnet": {"size": 48, "create": {}},
     "test_vit": {"size": 32, "create": {"img_size": 32, "patch_size": 4}},
 }

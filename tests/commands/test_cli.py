@@ -29,7 +29,7 @@ from tests.commands.calls import fail, run
 
 COMMANDS = [
     "compare", "completion", "demo", "export", "extract", "figures", "heatmap", "inspect", "layers", "metrics",
-    "models", "report", "run", "universality", "verify",
+    "models", "report", "run", "series", "spans", "universality", "verify",
 ]  # fmt: skip
 
 

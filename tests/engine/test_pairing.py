@@ -175,7 +175,7 @@ def test_rows_far_apart_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sum(amounts) < 4 * x[0].nbytes
 
 
-def test_damage_and_nan_matter_only_in_rows_that_are_paired(tmp_path: Path) -> None:
+def test_damage_matters_only_in_rows_that_are_paired(tmp_path: Path) -> None:
     x, y = array(1), array(2)
     a = save(tmp_path, "a", x, [str(k) for k in range(N)])
     b = save(tmp_path, "b", y, [str(k) for k in range(N)])
@@ -185,8 +185,9 @@ def test_damage_and_nan_matter_only_in_rows_that_are_paired(tmp_path: Path) -> N
     b.path.write_bytes(raw[:at] + b"\1\2" + raw[at + 2 :])
     others = [(str(k), str(k)) for k in range(N) if k != 10]
     assert compare(a, b.path, pair_by=others)["cka"].item() > 0
-    with pytest.raises(StoreError, match="is damaged in row 10"):
-        compare(a, b.path, pair_by="id")
+    for pairs in ("id", [(str(k), str(k)) for k in range(5, N)], [(str(k), str(N - 1 - k)) for k in range(N)]):
+        with pytest.raises(StoreError, match="is damaged in row 10"):
+            compare(a, b.path, pair_by=pairs)
 
 
 # --- bad input
@@ -405,8 +406,8 @@ def test_clean_and_blurred_digits(tmp_path: Path) -> None:
 
 def test_notes_count_the_pictures_of_two_stores_and_of_several(tmp_path: Path) -> None:
     stores = [
-        repsim.write_store(tmp_path / f"{name}.h5", {"out": np.eye(12)[:, :3]}, model=name, sample_ids=list("abcdefghijkl"))
+        write_store(tmp_path / f"{name}.h5", {"out": np.eye(12)[:, :3]}, model=name, sample_ids=list("abcdefghijkl"))
         for name in "xyz"
-    ]  # fmt: skip
+    ]
     for count, words in ((2, "the two pictures differ in 5 of them"), (3, "their pictures differ in 5 of them")):
         assert words in replace(pair(stores[:count], "id"), other_contents=5).notes[0]

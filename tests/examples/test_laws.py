@@ -51,9 +51,9 @@ def test_an_interval_covers_the_mean_at_its_level(laws: dict[str, ModuleType]) -
 
 
 def test_the_participation_ratio_is_exactly_that_of_the_derivation(laws: dict[str, ModuleType]) -> None:
-    """U-centred kernels of random features have the mean square of the formula, even for 9 samples of 5 inputs."""
+    """U-centred kernels of random features have the mean square that the formula gives, even for 6 samples."""
     rng, width, draws = np.random.default_rng(0), 4, 40_000
-    x = rng.normal(size=(9, 5))
+    x = rng.normal(size=(6, 5))
     weights = rng.normal(size=(draws, 5, width)) / width**0.5
     squares = (u_centred((x @ weights) @ (x @ weights).transpose(0, 2, 1)) ** 2).sum((1, 2))
     ratio = squares / (u_centred((x @ x.T)[None]) ** 2).sum()
@@ -136,6 +136,20 @@ def test_neural_collapse(laws: dict[str, ModuleType]) -> None:
     assert numbers["not_normalised"]["classes"][-1][0] < 0.85  # 0.72 with 8 seeds
 
 
+@pytest.mark.parametrize(("n", "noise", "penalty"), [(50, 4.0, 1.0), (20, 0.25, 0.0), (75, 1.0, 12.5)])
+def test_the_alignment_of_noisy_students_is_a_ratio_of_means(
+    n: int, noise: float, penalty: float, laws: dict[str, ModuleType]
+) -> None:
+    """Means over noise of both products of kernels, simulated; a standard error is some 0.2 % of them."""
+    law, rng = laws["noise_and_samples"], np.random.default_rng(n)
+    x, teacher = rng.normal(size=(n, law.P)), rng.normal(size=(law.P, law.K)) / law.P**0.5
+    targets = x @ teacher + noise**0.5 * rng.normal(size=(2, 4000, n, law.K))
+    first, second = law.solver(x, penalty) @ targets
+    both = ((first.transpose(0, 2, 1) @ second) ** 2).sum((1, 2)).mean()
+    own = ((first.transpose(0, 2, 1) @ first) ** 2).sum((1, 2)).mean()
+    assert law.predict(x, teacher, noise, penalty) == pytest.approx(both / own, rel=0.01)
+
+
 @pytest.mark.slow
 def test_noise_and_samples(laws: dict[str, ModuleType]) -> None:
     numbers = laws["noise_and_samples"].measure(quick=True)
@@ -145,7 +159,7 @@ def test_noise_and_samples(laws: dict[str, ModuleType]) -> None:
     for rows, depth in ((weak, 0.3), (strong, 0.08)):
         along = {row["n"]: row["cka"][0] for row in rows}
         lowest = min(along, key=along.__getitem__)
-        assert 30 <= lowest <= 75
+        assert 30 <= lowest <= 70
         assert along[lowest] < along[10] - depth
         assert along[lowest] < along[400] - depth
     spike = {row["n"]: row["cka"][0] for row in numbers["samples"] if row["penalty"] == 0}

@@ -17,6 +17,7 @@ from repsim.extractors import ImageSource, Stream, open_images
 from repsim.extractors.loading import stream_together
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.timm_models import TimmExtractor
+from repsim.labels import INPUT, PREDICTION, STATISTICS
 
 Values = dict[tuple[str, str], Tensor]
 TO_TENSOR = transforms.Compose([transforms.Resize((8, 8)), transforms.ToTensor()])
@@ -77,7 +78,7 @@ def test_together_is_the_same_as_one_by_one(workers: int) -> None:
     for k, (came, values) in enumerate(read(stream_together(extractors, images, rows, how), 3)):
         assert came == rows[k]
         batches = list(extractors[k].stream(images, rows[k], how))
-        assert set(values) == {*extractors[k].readouts, ("input", "pixels"), ("input", "statistics")}
+        assert set(values) == {*extractors[k].readouts, INPUT, STATISTICS, PREDICTION}
         for key, value in values.items():
             assert torch.equal(value, torch.cat([batch.values[key] for batch in batches])), key
 

@@ -9,6 +9,7 @@ import xarray as xr
 from click.testing import CliRunner
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -36,6 +37,20 @@ def lines(ax: Axes, gid: str) -> list[Line2D]:
 
 def text_of(ax: Axes) -> str:
     return str(ax.figure.figure.get_supxlabel()).replace("\n", " ")
+
+
+def bars(ax: Axes) -> dict[str, Any]:
+    """Return the points with error bars of a figure, by the id of their marks."""
+    return {str(item.lines[0].get_gid()): item for item in ax.containers if isinstance(item, ErrorbarContainer)}
+
+
+def image(ax: Axes) -> Any:
+    """Return the values of the image of a figure, NaN where they are missing."""
+    return np.ma.filled(np.ma.asarray(ax.images[0].get_array()), np.nan)
+
+
+def heights(line: Line2D) -> Any:
+    return np.asarray(line.get_ydata(), float)
 
 
 def band(ax: Axes, k: int) -> Any:
@@ -82,10 +97,10 @@ def test_the_ticks_of_widths_are_the_widths() -> None:
 def test_layers_by_step_is_the_table_with_missing_values_hatched(series: xr.Dataset) -> None:
     at = series.sel(measure="cka", comparison="previous").isel(point=slice(0, 8))
     ax = figures.plot_layers_by_step(series, comparison="previous")
-    np.testing.assert_array_equal(np.ma.filled(ax.images[0].get_array(), np.nan), at["similarity"].values.T)
+    np.testing.assert_array_equal(image(ax), at["similarity"].values.T)
     assert ax.patch.get_hatch()
     assert ax.images[0].norm.vmin == -1  # the declared range, not that of the values
-    shown = figures.plot_layers_by_step(series, show="calibrated").images[0].get_array()
+    shown = image(figures.plot_layers_by_step(series, show="calibrated"))
     np.testing.assert_array_equal(shown, series["calibrated"].sel(measure="cka", comparison="reference")[:8].T)
 
 
@@ -94,11 +109,11 @@ def test_convergence_has_a_line_for_every_run_and_leaves_out_what_has_not_settle
     changed["settled"][0, 1, 2] = np.nan
     ax = figures.plot_convergence(changed)
     for run, one in zip("ab", changed["settled"][0].values, strict=True):
-        (container,) = (item for item in ax.containers if item.lines[0].get_gid() == f"run {run}")
+        container = bars(ax)[f"run {run}"]
         np.testing.assert_array_equal(container.lines[0].get_ydata(), one)
-        bars = np.array([segment[:, 1] for segment in container.lines[2][0].get_segments() if len(segment)])
+        drawn = np.array([segment[:, 1] for segment in container.lines[2][0].get_segments() if len(segment)])
         ends = [series[f"settled_{end}"].sel(one_run=run)[0].values[np.isfinite(one)] for end in ("low", "high")]
-        np.testing.assert_allclose(bars, np.transpose(ends))
+        np.testing.assert_allclose(drawn, np.transpose(ends))
     assert ax.get_yscale() == "log"
     assert "1 layer of a run without a value" in text_of(ax)
 
@@ -129,7 +144,7 @@ def test_the_line_of_the_trend_has_its_slope_and_goes_through_the_mean_of_the_po
 
 def test_points_that_are_their_own_reference_are_open(series: xr.Dataset) -> None:
     ax = figures.plot_trend(series)
-    marks = {str(item.lines[0].get_gid()): item.lines[0] for item in ax.containers}
+    marks = {name: item.lines[0] for name, item in bars(ax).items()}
     assert marks["reference a"].get_xdata().tolist() == [5000]
     assert marks["reference a"].get_markerfacecolor() == "white"
     assert marks["run a"].get_xdata().tolist() == list(STEPS[:-1])
@@ -143,12 +158,12 @@ def test_runs_are_compared_at_equal_values(series: xr.Dataset) -> None:
     at = series["similarity"].sel(measure="cka", comparison="other runs").values
     ax = figures.plot_runs(series)
     for k, line in enumerate(lines(ax, "layer ")):
-        np.testing.assert_allclose(line.get_ydata(), (at[:8, k] + at[8:, k]) / 2)
+        np.testing.assert_allclose(heights(line), (at[:8, k] + at[8:, k]) / 2)
     three = training(("a", "b", "c"))
     three["similarity"][0, 2, 16:] -= 0.1  # the third run is less similar to the others
     ax = figures.plot_runs(three)
     at = three["similarity"].sel(measure="cka", comparison="other runs").values.reshape(3, 8, -1)
-    np.testing.assert_allclose(lines(ax, "layer ")[2].get_ydata(), at[..., 2].mean(0))
+    np.testing.assert_allclose(heights(lines(ax, "layer ")[2]), at[..., 2].mean(0))
     ends = band(ax, 2)
     np.testing.assert_allclose([ends[:, 1].min(), ends[:, 1].max()], [at[..., 2].min(), at[..., 2].max()])
     assert "bands: their range" in text_of(ax)
@@ -156,9 +171,9 @@ def test_runs_are_compared_at_equal_values(series: xr.Dataset) -> None:
 
 def test_every_point_shows_one_layer_or_the_mean(series: xr.Dataset) -> None:
     table = series["every_point"].sel(measure="cka")
-    np.testing.assert_allclose(figures.plot_every_point(series).images[0].get_array(), table.mean("layer"))
+    np.testing.assert_allclose(image(figures.plot_every_point(series)), table.mean("layer"))
     one = figures.plot_every_point(series, layer="fc", run="b")
-    np.testing.assert_array_equal(one.images[0].get_array(), table.sel(layer="fc")[8:, 8:])
+    np.testing.assert_array_equal(image(one), table.sel(layer="fc")[8:, 8:])
     assert "Layer fc." in text_of(one)
 
 
@@ -167,8 +182,19 @@ def test_drift_is_1_minus_the_similarity(series: xr.Dataset) -> None:
     ax = figures.plot_drift(series)
     for k, line in enumerate(lines(ax, "point ")):
         np.testing.assert_array_equal(line.get_xdata(), series["depth"])
-        np.testing.assert_allclose(line.get_ydata(), 1 - at["similarity"].values[k])
+        np.testing.assert_allclose(heights(line), 1 - at["similarity"].values[k])
         np.testing.assert_allclose(band(ax, k)[:, 1].max(), 1 - at["similarity_low"].values[k].min())
+
+
+def test_the_drift_of_a_distance_is_the_distance(series: xr.Dataset) -> None:
+    """A series holds the negative of a distance."""
+    distances = series.sel(measure=["cka"]).assign_coords(measure=["procrustes"])
+    distances["similarity"] = distances["similarity"] - 1
+    drawn = figures.plot_drift(distances)
+    np.testing.assert_allclose(heights(lines(drawn, "point ")[0]), -distances["similarity"].values[0, 0, 0])
+    assert drawn.get_ylabel().startswith("drift: ")
+    assert "\N{MINUS SIGN}" not in drawn.get_ylabel()
+    assert "(its negative)" in figures.plot_trajectories(distances).get_ylabel().replace("\n", " ")
 
 
 def test_many_layers_have_a_colour_bar_instead_of_a_legend() -> None:
@@ -223,12 +249,6 @@ def test_the_command_draws_all_figures_and_reports_what_it_cannot_draw(series: x
     refused = CliRunner().invoke(main, ["heatmap", str(tmp_path / "widths.nc"), "-o", str(tmp_path / "x.png")])
     assert refused.exit_code == 2
     assert "`repsim figures` draws its figures" in refused.stderr
-
-
-def test_rounding_of_equal_layers_leaves_the_axis_from_0_to_1(series: xr.Dataset) -> None:
-    series["similarity"] = series["similarity"].clip(0, 1 + 3e-16)
-    series["similarity"].values[0, 0, len(STEPS) - 1] = 1 + 3e-16
-    assert figures.plot_trajectories(series, run="a").get_ylim() == (-0.02, 1.02)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -110,7 +110,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, series: xr.Dataset) -> Path
     pages = tmp_path_factory.mktemp("pages")
     write_report(series, pages / "training.html")
     write_report(widths(), pages / "widths.html")
-    names = {name: [f"{HOSTILE} {label}" for label in series[name].values.tolist()] for name in ("point", "layer")}
+    names: dict[str, Any] = {
+        name: [f"{HOSTILE} {label}" for label in series[name].values.tolist()] for name in ("point", "layer")
+    }
     strange = series.assign_coords(**names, data=HOSTILE).assign_attrs(axis=HOSTILE, command=HOSTILE)
     write_report(strange.assign_attrs(summary=json.dumps([HOSTILE])), pages / "hostile.html", title=HOSTILE)
     return pages

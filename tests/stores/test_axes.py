@@ -10,14 +10,14 @@ import pytest
 
 import repsim
 from repsim.errors import InvalidInputError
-from repsim.stores.axes import axes_of, check_axes, read_value
+from repsim.stores.axes import StatedAxes, axes_of, check_axes, read_value
 from tests.commands.calls import run
 
 X = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 
 
 def test_a_store_keeps_axes_with_their_types(tmp_path: Path) -> None:
-    axes = {"step": np.int32(1000), "lr": np.float64(0.1), "width": 64, "run": "a"}
+    axes: StatedAxes = {"step": np.int32(1000), "lr": np.float64(0.1), "width": 64, "run": "a"}
     repsim.write_store(tmp_path / "a.h5", {"out": X}, model="a", axes=axes).close()
     with repsim.open_store(tmp_path / "a.h5") as store:
         assert store.axes == {"step": 1000, "lr": 0.1, "width": 64, "run": "a"}

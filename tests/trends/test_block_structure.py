@@ -1,7 +1,11 @@
 """Test the search for blocks of alike layers, the removal of first components, and how often the verdict is wrong."""
 
+import importlib.util
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,9 +17,23 @@ from repsim.errors import InvalidInputError
 from repsim.study.uncertainty import jackknife
 from repsim.trends import block_structure as module
 from repsim.trends.block_structure import alike_blocks, block_structure
-from scripts.validation.block_structure import SCENARIOS, make
 
 Array = NDArray[np.float64]
+SCRIPT = Path(__file__).parents[2] / "scripts" / "validation" / "simulated_blocks.py"
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("simulated_blocks", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look there
+    spec.loader.exec_module(script)
+    return script
+
+
+script = load(SCRIPT)
+make: Callable[..., dict[str, Array]] = script.make
+SCENARIOS: dict[str, Any] = script.SCENARIOS
 
 
 def slow_blocks(s: Array, threshold: float, least: int) -> set[tuple[int, int]]:
@@ -56,7 +74,7 @@ def test_values_are_those_of_a_slow_reference(rng: np.random.Generator) -> None:
     def without(x: Array) -> Array:
         x = x - x.mean(0)
         u, s, v = np.linalg.svd(x, full_matrices=False)
-        return x - s[0] * np.outer(u[:, 0], v[0])
+        return np.asarray(x - s[0] * np.outer(u[:, 0], v[0]))
 
     cut = {name: without(x) for name, x in layers.items()}
     for a in names:
@@ -111,7 +129,7 @@ def test_the_result_does_not_depend_on_scale_shift_rotation_and_direction(rng: n
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_verdict_where_the_truth_is_known(scenario: str, rng: np.random.Generator) -> None:
-    """`scripts/validation/block_structure` has the rates of errors of more networks (docs/blocks.md)."""
+    """`scripts/validation/simulated_blocks.py` has the rates of errors of more networks (docs/blocks.md)."""
     truth = SCENARIOS[scenario]
     for _ in range(4):
         made = block_structure(make(scenario, rng, n=200))
@@ -162,4 +180,4 @@ def test_bad_input_is_one_line(tmp_path: Path, rng: np.random.Generator) -> None
         (repsim.compare(a, metrics="svcca"), {}, "with debiased CKA"),
     ):
         with pytest.raises(InvalidInputError, match=message):
-            block_structure(network, **options)  # type: ignore[arg-type]
+            block_structure(network, **options)

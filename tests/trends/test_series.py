@@ -274,8 +274,9 @@ def test_samples_are_paired_by_id(write: Write, pixels: Any, tmp_path: Path) -> 
     with pytest.raises(SampleMismatchError, match="pair_by"):
         repsim.series(paired, axis="noise", reference="first")
     out = tmp_path / "paired.nc"
-    of_pairs = repsim.series(paired, axis="noise", reference="first", pair_by="id", metrics="mutual_knn", out=out)
-    of_same = repsim.series(plain, axis="noise", reference="first", pair_by="id", metrics="mutual_knn")
+    options: dict[str, Any] = {"axis": "noise", "reference": "first", "metrics": "mutual_knn", "all_pairs": True}
+    of_pairs = repsim.series(paired, pair_by="id", out=out, **options)
+    of_same = repsim.series(plain, pair_by="id", **options)
     for name in of_same.data_vars:
         np.testing.assert_allclose(of_pairs[name], of_same[name], rtol=1e-5, atol=1e-6, err_msg=str(name))
     assert (np.diff(of_pairs["network"].sel(measure="cka", comparison="reference")) < 0).all()
@@ -311,3 +312,22 @@ def test_pairs_of_other_rows_are_computed_again(write: Write, pixels: Any, tmp_p
     files = sum(path.stat().st_size for path in tmp_path.glob("series.nc.parts/**/*") if path.is_file())
     assert (computed("abc") == first).all()
     assert sum(path.stat().st_size for path in tmp_path.glob("series.nc.parts/**/*") if path.is_file()) == files
+
+
+def test_all_pairs_of_points_are_those_of_single_comparisons(write: Write) -> None:
+    paths = write(steps=(0, 10, 100))
+    series = repsim.series(paths, ["svcca"], all_pairs=True)
+    names, R, count = _matrix(paths)
+    of_input = partial(R, list(range(count, len(R))))
+    svcca = repsim.compare(paths, metrics=["svcca"])["svcca"]
+    for k, layer in enumerate(LAYERS):
+        rows = [names.index(f"{point}/{layer}") for point in series["point"].values]
+        labels = [f"{point}/{layer}" for point in series["point"].values]
+        for measure, expected in (
+            ("cka", R[np.ix_(rows, rows)]),
+            ("cka given input", of_input[np.ix_(rows, rows)]),
+            ("svcca", svcca.sel(layer_a=labels, layer_b=labels).values),
+        ):
+            np.testing.assert_allclose(
+                series["every_point"].sel(measure=measure).values[..., k], expected, rtol=0, atol=1e-6
+            )

@@ -33,7 +33,8 @@ def test_every_span_is_compared_by_the_layers_around_it(network: ActivationStore
     spans = repsim.removable_spans(network)
     names = list(network.layers)
     assert len(spans) == 4 + 3 + 2 + 1
-    for span in spans.itertuples():
+    rows: Any = spans.itertuples()
+    for span in rows:
         first, last = names.index(span.first), names.index(span.last)
         assert (span.before, span.after, last - first + 1) == (names[first - 1], names[last], span.k)
         x, y = network[span.before][:], network[span.after][:]
@@ -131,7 +132,8 @@ def test_the_figure_has_a_cell_for_each_span(network: ActivationStore) -> None:
     assert values is not None
     assert (~np.ma.getmaskarray(np.ma.masked_invalid(values))).sum() == len(spans)
     assert values[0, 1] == spans["similarity"][1]
-    assert [round(patch.get_x() + 0.5) for patch in ax.patches] == [
+    frames: Any = ax.patches
+    assert [round(frame.get_x() + 0.5) for frame in frames] == [
         ["block1", "block2", "block3", "block4"].index(name) for name in spans[spans["best"]]["first"]
     ]
     with pytest.raises(InvalidInputError, match="expected the table of repsim.removable_spans"):
@@ -140,7 +142,8 @@ def test_the_figure_has_a_cell_for_each_span(network: ActivationStore) -> None:
 
 def test_skipping_the_best_and_the_worst_span_of_a_trained_network(tmp_path: Path) -> None:
     """The table of docs/blocks.md: accuracy on the test digits without the most and the least similar span."""
-    images, extractor = open_images("digits", split="test"), make_extractor("digits_vit.seed0")
+    images = open_images("digits", split="test")
+    extractor: Any = make_extractor("digits_vit.seed0")
     network: Any = extractor.model.eval()
     blocks = list(network.blocks)
     x = torch.stack([extractor.transform(images.load(i)) for i in range(len(images))])
@@ -152,10 +155,8 @@ def test_skipping_the_best_and_the_worst_span_of_a_trained_network(tmp_path: Pat
 
     store = repsim.extract("digits_vit.seed0", "digits", tmp_path, split="test", layers="patch_embed,blocks.*")
     spans = repsim.removable_spans(store)
-    spans["accuracy"] = [
-        accuracy(range(int(span.first.removeprefix("blocks.")), int(span.last.removeprefix("blocks.")) + 1))
-        for span in spans.itertuples()
-    ]
+    ends = [[int(name.removeprefix("blocks.")) for name in spans[side]] for side in ("first", "last")]
+    spans["accuracy"] = [accuracy(range(first, last + 1)) for first, last in zip(*ends, strict=True)]
     assert accuracy() == pytest.approx(0.979, abs=0.005)
     by_length = spans[spans["k"] <= 3].groupby("k")["similarity"]
     best, worst = spans.loc[by_length.idxmax()], spans.loc[by_length.idxmin()]

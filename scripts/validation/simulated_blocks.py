@@ -1,6 +1,6 @@
 """Count how often `repsim.block_structure` is wrong, on networks of which the truth is known (docs/blocks.md).
 
-Usage: python scripts/validation/block_structure.py [--networks 200] [--samples 200]
+Usage: python scripts/validation/simulated_blocks.py [--networks 200] [--samples 200]
 """
 
 from dataclasses import dataclass
