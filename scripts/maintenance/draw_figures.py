@@ -22,6 +22,7 @@ def draw(demo: Path, series: Path) -> list[Path]:
     wanted = re.findall(r"\]\(pictures/(.+?)\)", page)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "demo").symlink_to(demo.resolve())
+        (Path(folder) / "acts").symlink_to(demo.resolve() / "acts")
         (Path(folder) / "series.nc").symlink_to(series.resolve())
         os.chdir(folder)
         names: dict[str, Any] = {}

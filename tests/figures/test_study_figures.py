@@ -33,7 +33,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "figures.md"
 DRAWN = (
     "heatmap", "figure", "plot_grid", "plot_depths", "plot_pairs", "plot_families", "plot_shares", "plot_map",
     "plot_measures", "plot_trajectories", "plot_layers_by_step", "plot_convergence", "plot_trend", "plot_runs",
-    "plot_every_point", "plot_drift",
+    "plot_every_point", "plot_drift", "plot_spans",
 )  # fmt: skip
 MODELS = {"net.seed0": "cnn", "net.seed1": "cnn", "vit.seed0": "vit", "vit.seed1": "vit"}
 CNN = ("stem", "layer1.0", "layer1.1", "layer2.0", "layer2.1")
