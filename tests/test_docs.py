@@ -61,7 +61,7 @@ SHELL = {"", "sh", "bash", "console"}
 SHOWN_ONLY = {"text", "bibtex"}
 COMMAND = re.compile(r"\$ |repsim |torchrun |pip |scripts/|srun |sbatch |python |pytest |git |cd |mkdir |export |apt")
 FENCE = re.compile(
-    r"^(?:<!-- (?P<key>[a-z ]+?)(?:: (?P<value>.*?))? -->\n)?^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$",
+    r"^(?:<!-- (?P<key>[a-z ]+?)(?:: (?P<value>[^\n]*?))? -->\n)?^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 SMALL: dict[str, dict[str, Any]] = {

@@ -22,7 +22,7 @@ from repsim.engine.options import CompareOptions
 from repsim.engine.pair_matrix import Layer, Matrix
 from repsim.engine.planning import Limits, Meter, Plan, Stage, plan
 from repsim.engine.preparation import Source, prepare
-from repsim.errors import Argument, InvalidInputError, Remedy, SampleMismatchError, TooLittleMemoryError
+from repsim.errors import InvalidInputError, TooLittleMemoryError
 from repsim.metrics import Metric
 from repsim.metrics.algorithms.feature_space import MomentSweep
 from repsim.metrics.algorithms.gram_space import GramSweep
@@ -39,8 +39,8 @@ from repsim.runtime.memory import memory_now, memory_peak, memory_to_use
 from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import ALONE, Ranks, ranks
 from repsim.runtime.progress import Listener, Progress, report_progress
-from repsim.stores.alignment import AlignedView
-from repsim.stores.pairing import ID, PairBy, is_pairable, pair
+from repsim.stores.alignment import align
+from repsim.stores.pairing import PairBy
 from repsim.stores.store import ActivationStore, as_stores, open_store, store_path
 
 StoreLike = ActivationStore | str | os.PathLike[str]
@@ -309,7 +309,7 @@ class Comparison:
         self.metrics, self.optional = _select_metrics(metrics)
         with ExitStack() as stack:
             stores_a, stores_b = _open(a, b, stack)
-            self.view = _align([*dict.fromkeys((*stores_a, *stores_b))], pair_by)
+            self.view = align([*dict.fromkeys((*stores_a, *stores_b))], pair_by)
             self.matrix = Matrix(stores_a, stores_b, self.view, readouts)
             self._drop_metrics_without_enough_samples()
             if earlier_result is not None:
@@ -518,20 +518,6 @@ def _open(
     if not stores:
         raise InvalidInputError("name at least one store")
     return stores, stores
-
-
-def _align(stores: list[ActivationStore], pair_by: PairBy | None) -> AlignedView:
-    """Return the stores with their samples checked, or paired; advise to pair samples that can be paired by id."""
-    if pair_by is not None:
-        return AlignedView(*stores, pairing=pair(stores, pair_by))
-    try:
-        return AlignedView(*stores)
-    except SampleMismatchError as error:
-        advice = error.remedy.parts if error.remedy else ()
-        if advice and error.by_samples and is_pairable(stores):
-            advice += (", or pair equal ids deliberately with ", Argument("pair_by", ID))
-            error.remedy = Remedy(*advice)
-        raise
 
 
 @contextmanager

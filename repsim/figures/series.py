@@ -244,7 +244,7 @@ def plot_trend(
     reading += " Open: compared with itself, no part of the trend." if own_reference.any() else ""
     ax.set_title(wrap(_trend_in_words(series, trend), inches_of(ax)[0], NOTE), fontsize=NOTE, loc="left", pad=4)
     if len(runs) > 1:
-        _legend(ax, loc="lower right")
+        _legend(ax, loc="upper right" if float(trend["trend_slope"]) < 0 else "lower right")
     if own:
         finish_layout(ax.figure.figure, [f"{at.footnote} Bars: 95 % intervals over pictures.{reading}"])
     return ax
@@ -472,5 +472,5 @@ def _layers_title(series: xr.Dataset) -> str:
     return "layer" if series.attrs["matched_by"] == "names" else "relative depth"
 
 
-def _legend(ax: Axes, loc: Literal["best", "lower right"] = "best") -> None:
+def _legend(ax: Axes, loc: Literal["best", "lower right", "upper right"] = "best") -> None:
     ax.legend(fontsize=NOTE, frameon=False, loc=loc, handlelength=1.6, borderpad=0.2, labelspacing=0.35)

@@ -166,6 +166,12 @@ SERIES_ATTRIBUTES = {
     "matched_by": Field("how layers match", only=("names", "relative depth")),
     "readout": Field("how a layer becomes one vector"),
     "input_controls": Field("kernels that describe the input, and are projected out with it", "texts"),
+    "pairing": Field(
+        "how samples were paired; missing if the stores hold the same samples; as in results "
+        "([pairing](result-format.md))",
+        "object",
+        required=False,
+    ),
     "seed": Field("random seed of the draws of intervals, a setting", "whole"),
     "settled_at": Field("share of the way at which a layer has settled, a setting", "number", least=0, most=1),
 }

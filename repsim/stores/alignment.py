@@ -1,6 +1,7 @@
 """Check that stores hold the same samples in the same order, or pair them, and read their layers as tensors."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from repsim.errors import Argument, InvalidInputError, Remedy, SampleMismatchError
 from repsim.labels import LayerKey, SampleIds
 from repsim.metrics.base import as_samples
-from repsim.stores.pairing import Pairing
+from repsim.stores.pairing import ID, PairBy, Pairing, is_pairable, pair
 from repsim.stores.store import Activations, ActivationStore
 
 _ALIKE = Remedy(
@@ -120,13 +121,13 @@ class AlignedView:
         """SHA-256 of the sample ids, or of the list of pairs."""
         return self.sample_ids.fingerprint if self.pairing is None else self.pairing.fingerprint
 
-    def _rows(self, store: ActivationStore) -> NDArray[np.int64] | None:
+    def rows(self, store: ActivationStore) -> NDArray[np.int64] | None:
         """Return the rows of a store in the order of the view, (n,); None if they are all its rows in their order."""
         return None if self.pairing is None or self.pairing.whole else self.pairing.rows[store]
 
     def _classes(self, store: ActivationStore) -> list[int]:
         """Return the class of every sample, numbered by first occurrence: names and numbers of classes do not count."""
-        rows, numbers = self._rows(store), dict[int, int]()
+        rows, numbers = self.rows(store), dict[int, int]()
         labels = np.asarray(store.labels)
         return [numbers.setdefault(label, len(numbers)) for label in labels[... if rows is None else rows].tolist()]
 
@@ -160,7 +161,7 @@ class AlignedView:
         try:
             if key.form == "features":
                 return self.stream(store, name, "cpu", min_samples=min_samples)[:]
-            rows = self._rows(store)
+            rows = self.rows(store)
             values = torch.from_numpy(store[name][:] if rows is None else store[name][rows])
             n, shape = len(self.sample_ids), tuple(values.shape)
             _check_compressed(key, n, shape)
@@ -175,7 +176,21 @@ class AlignedView:
             raise InvalidInputError(
                 f"{store.path}, layer {name}: {n} {kind} are too few: this measure needs at least {min_samples}"
             )
-        return StoredRows(store[name], torch.device(device), self._rows(store))
+        return StoredRows(store[name], torch.device(device), self.rows(store))
+
+
+def align(stores: Sequence[ActivationStore], pair_by: PairBy | Any) -> AlignedView:
+    """Return the stores with their samples checked, or paired; advise to pair samples that can be paired by id."""
+    if pair_by is not None:
+        return AlignedView(*stores, pairing=pair(stores, pair_by))
+    try:
+        return AlignedView(*stores)
+    except SampleMismatchError as error:
+        advice = error.remedy.parts if error.remedy else ()
+        if advice and error.by_samples and is_pairable(stores):
+            advice += (", or pair equal ids deliberately with ", Argument("pair_by", ID))
+            error.remedy = Remedy(*advice)
+        raise
 
 
 class StoredRows:

@@ -84,7 +84,8 @@ class Pairing:
         way = "by their ids" if self.same_ids else f"by {self.file or 'a list'}"
         contents = ""
         if self.other_contents is not None:
-            contents = f"; the two pictures differ in {self.other_contents:,} of them"
+            which = "the two" if len(self.rows) == 2 else "their"
+            contents = f"; {which} pictures differ in {self.other_contents:,} of them"
         notes = [f"samples are paired {way}: {len(self):,} pairs{contents}"]
         for store, ids in self.left_out.items():
             if ids:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 
 from repsim.metrics.recipes.groups import Groups
+from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore
 from repsim.study.design import Design
 from repsim.study.input_kernels import of_pixels, of_statistics, scaled, select
@@ -38,17 +39,23 @@ class Control:
     """Names of the networks whose layers it is a control for: those whose input is stored."""
 
 
-def inputs(stores: Sequence[ActivationStore]) -> list[Control]:
+def inputs(stores: Sequence[ActivationStore], view: AlignedView | None = None) -> list[Control]:
     """Return the input of the networks as a few controls that are not all linear in the pixels.
 
     The dictionary of `repsim.study.input_kernels` is made of the pixels of every network and of the statistics of its
     pictures; equal ones, and those that differ by an offset and a scale, are used once. The kernels that span it are
     selected. The kernels of all pixels and of their mean over the picture come first, as a readout that averages over
     positions depends on them most. Stores without pixels have no input; they are not among the ``members``.
+    If samples are paired, ``view`` says which rows of the stores belong together.
     """
     seen = tuple(store.model for store in stores if store.pixels is not None)
-    pixels = _distinct((store.model, _pixels(store)) for store in stores)
-    statistics = _distinct((store.model, _statistics(store)) for store in stores)
+
+    def of_samples(store: ActivationStore, values: Values | None) -> Values | None:
+        rows = None if view is None else view.rows(store)
+        return values if values is None or rows is None else values[rows]
+
+    pixels = _distinct((store.model, of_samples(store, _pixels(store))) for store in stores)
+    statistics = _distinct((store.model, of_samples(store, _statistics(store))) for store in stores)
     named = {store.model: store.statistic_names for store in stores}
     candidates = [
         *chain.from_iterable(of_pixels(values, _of("pixels", name, pixels)) for name, values in pixels.items()),

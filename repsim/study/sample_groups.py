@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.extractors.group_files import GroupsOfPictures, read_groups
 from repsim.metrics.recipes.groups import Groups
+from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore
 
 _FEWEST = 8
@@ -22,7 +24,9 @@ class _Samples:
     ids: Sequence[str]
 
 
-def groups_of(stores: Sequence[ActivationStore], groups: GroupsOfPictures | None = None) -> Groups | None:
+def groups_of(
+    stores: Sequence[ActivationStore], groups: GroupsOfPictures | None = None, view: AlignedView | None = None
+) -> Groups | None:
     r"""Return the groups of the samples that all stores share; None if every sample is independent.
 
     Parameters
@@ -33,6 +37,8 @@ def groups_of(stores: Sequence[ActivationStore], groups: GroupsOfPictures | None
         ``folders``, ``re:PATTERN`` over the ids, a CSV file, or one group for each sample
         (`repsim.extractors.group_files.read_groups`). By default the groups that stores hold; a store without groups
         says nothing.
+    view : AlignedView, optional
+        The stores with their samples paired; by default their samples are the same, in the same order.
 
     Raises
     ------
@@ -51,15 +57,16 @@ def groups_of(stores: Sequence[ActivationStore], groups: GroupsOfPictures | None
     (None, 8, 'scene0')
     """
     if groups is not None:
-        values, _ = read_groups(_Samples(str(stores[0].path), stores[0].sample_ids.ids), groups)
-        chosen = Groups.of(values, len(stores[0]))
+        ids = (stores[0] if view is None else view).sample_ids.ids
+        values, _ = read_groups(_Samples(str(stores[0].path), ids), groups)
+        chosen = Groups.of(values, len(ids))
     else:
         held = [store for store in stores if store.groups is not None]
         if not held:
             return None
-        chosen = _held(held[0])
+        chosen = _held(held[0], view)
         for store in held[1:]:
-            if not torch.equal(_held(store).numbers, chosen.numbers):
+            if not torch.equal(_held(store, view).numbers, chosen.numbers):
                 raise InvalidInputError(
                     f"{held[0].path} and {store.path} put the same samples into different groups",
                     remedy=Remedy("extract one of them again, with the same ", Argument("groups", of="extract"),
@@ -75,6 +82,10 @@ def groups_of(stores: Sequence[ActivationStore], groups: GroupsOfPictures | None
     return chosen
 
 
-def _held(store: ActivationStore) -> Groups:
+def _held(store: ActivationStore, view: AlignedView | None) -> Groups:
     assert store.groups is not None, "only stores with groups"
+    rows = None if view is None else view.rows(store)
+    if rows is not None:
+        numbers = np.asarray(store.groups)[rows].tolist()
+        return Groups.of([store.group_names[k] for k in numbers] if store.group_names else numbers)
     return Groups(Groups.of(store.groups).numbers, store.group_names)

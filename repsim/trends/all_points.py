@@ -15,7 +15,7 @@ from repsim.runtime.progress import Steps, counter
 from repsim.study.gram_passes import symmetric, varies_in_one_sample
 from repsim.study.other_measures import as_similarity
 from repsim.study.partial_cka import partial as given_controls
-from repsim.trends.work import Work, control_sources, source_of
+from repsim.trends.work import Work, control_sources
 
 Values = Float64[np.ndarray, "kinds points points"]
 
@@ -63,7 +63,7 @@ def every_point(
 
 def _sources(work: Work, count: int, layer: int, min_samples: int = 4) -> list[Source]:
     """Return one common layer of every point."""
-    return [source_of(p, p.arrays[p.matched[layer]], work.device, min_samples) for p in work.points[:count]]
+    return [work.source(p, p.arrays[p.matched[layer]], min_samples) for p in work.points[:count]]
 
 
 def _cka(work: Work, count: int, layer: int) -> Values:

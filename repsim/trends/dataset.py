@@ -263,11 +263,17 @@ def _coordinates(finished: Finished) -> dict[str, Any]:
         "trend_of": [NETWORK, *arranged.layers],
         "over": list(OVER),
         "n_samples": finished.work.n,
-        "data": arranged.points[0].store.data,
+        "data": _data(arranged),
     }
     if finished.every_point is not None:
         coordinates["other_point"] = points
     return coordinates
+
+
+def _data(arranged: Arrangement) -> str:
+    """Return what the samples are; of pairs of several sets, the first set and how many are paired with it."""
+    first, *others = dict.fromkeys(point.store.data for point in arranged.everything)
+    return f"{first} (paired with {len(others)} other set{'s' * (len(others) > 1)})" if others else first
 
 
 def _further_axes(points: Sequence[Point], axis: str) -> dict[str, Any]:
@@ -278,13 +284,15 @@ def _further_axes(points: Sequence[Point], axis: str) -> dict[str, Any]:
 
 def _attributes(finished: Finished, command: str) -> dict[str, Any]:
     arranged = finished.arranged
+    pairing = finished.work.view.pairing
     return {
         "format": SERIES,
         "format_version": SERIES_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "repsim_version": __version__,
         "command": command,
-        "samples_fingerprint": arranged.points[0].store.sample_ids.fingerprint,
+        "samples_fingerprint": finished.work.view.fingerprint,
+        **({} if pairing is None else {"pairing": json.dumps(pairing.record)}),
         "summary": "[]",
         "warnings": "[]",
         "stores": json.dumps(

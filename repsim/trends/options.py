@@ -59,6 +59,11 @@ class SeriesOptions:
                "first bracket, or a CSV file of id or file name, and group.",
                unset="those that the stores hold", path=True, metavar="folders|re:PATTERN|PATH"),
     ] = None  # fmt: skip
+    pair_by: Annotated[
+        Literal["id"] | None,
+        option("Pair samples deliberately if the stores hold other samples, or another order: `id` pairs equal sample "
+               "ids and leaves the others out.", unset="all stores have to hold the same samples in the same order"),
+    ] = None  # fmt: skip
     all_pairs: Annotated[bool, option("Compare every point with every other, too: matching layers.")] = False
     seed: Annotated[Count, option("Seed of the random draws of intervals.")] = 0
     device: Device = "auto"

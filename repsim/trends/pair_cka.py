@@ -13,7 +13,7 @@ from repsim.metrics.recipes.groups import Groups
 from repsim.study.gram_passes import varies_in_one_sample
 from repsim.study.partial_cka import MIN_ENERGY
 from repsim.trends.arrangement import Pair
-from repsim.trends.work import Record, Work, control_sources, layer_name, models_of, source_of
+from repsim.trends.work import Record, Work, control_sources, layer_name, models_of
 
 _UNRELATED_SD = 2.02
 """95 % point of debiased CKA of unrelated layers in standard deviations, at most: it depends on their skewness, and is
@@ -24,7 +24,7 @@ def cka_of_pairs(work: Work, pairs: Sequence[Pair], step: Callable[[], None]) ->
     """Compute debiased CKA of the pairs, raw and given the input, with each sample or group left out."""
     models = models_of(pairs)
     inputs = control_sources(work)
-    sources = [source_of(point, array, work.device) for point in models for array in point.arrays]
+    sources = [work.source(point, array) for point in models for array in point.arrays]
     size = sum(4 * work.n * int(np.prod(p.store[name].shape[1:])) for p in models for name in p.arrays)
     keep = size <= work.memory // 2
     grams: Mapping[str, Any] = prepare(CentredGram(), [*sources, *inputs], device=work.device, keep=keep).factors

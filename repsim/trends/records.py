@@ -19,7 +19,7 @@ from repsim.runtime.progress import Steps, counter
 from repsim.trends.arrangement import Pair
 from repsim.trends.pair_cka import cka_of_pairs
 from repsim.trends.pair_measures import measure_pair
-from repsim.trends.work import Record, Work, models_of, source_of
+from repsim.trends.work import Record, Work, models_of
 
 
 def records(
@@ -105,7 +105,7 @@ def _compute(
     for recipe, metrics in by_recipe(list(work.metrics), "features"):
         pairs = list(dict.fromkeys(pair for metric in metrics for pair in wanted[metric.spec]))
         least = max(metric.min_samples for metric in metrics)
-        sources = [source_of(point, array, work.device, least) for point in models_of(pairs) for array in point.arrays]
+        sources = [work.source(point, array, least) for point in models_of(pairs) for array in point.arrays]
         factors: Mapping[str, Any] = prepare(recipe, sources, device=work.device).factors
         for metric in metrics:
             for pair in wanted[metric.spec]:

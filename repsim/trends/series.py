@@ -20,8 +20,9 @@ from repsim.runtime.memory import memory_to_use
 from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import Ranks, ranks
 from repsim.runtime.progress import Steps, report_steps
-from repsim.stores.alignment import AlignedView
+from repsim.stores.alignment import align
 from repsim.stores.axes_files import read_axes
+from repsim.stores.pairing import Pairing
 from repsim.stores.store import ActivationStore, as_stores, open_store, same_weights
 from repsim.study import controls
 from repsim.study.sample_groups import groups_of
@@ -50,6 +51,7 @@ class SeriesKeywords(TypedDict, total=False):
     axes_file: str | os.PathLike[str] | None
     readout: str | None
     groups: str | None
+    pair_by: Literal["id"] | None
     all_pairs: bool
     seed: int
     device: str
@@ -80,7 +82,8 @@ def series(
     Parameters
     ----------
     stores : sequence of ActivationStore or path
-        Stores over the same samples in the same order. Their ``axes`` say where they stand.
+        Stores over the same samples in the same order, unless ``pair_by`` pairs them. Their ``axes`` say where they
+        stand.
     metrics : sequence of str or Metric, optional
         Spec strings, groups (as in `repsim.compare`) or metrics beside debiased CKA. They have no interval over
         pictures.
@@ -103,7 +106,7 @@ def series(
         If no store has the axis, or one lacks it; a value is a text; there are fewer than two places; two models of a
         run stand at one place; models of some runs do not say which; or there are fewer than 8 samples.
     SampleMismatchError
-        If the stores have different samples, or another order.
+        If the stores have different samples, or another order, unless ``pair_by`` pairs them.
     OutputError
         If ``out`` exists and may not be replaced, or another process is writing it.
 
@@ -187,15 +190,15 @@ def _compute(
         arranged = arrange(
             opened, options.axis, run=options.run, reference=options.reference, readout=options.readout, axes=stated
         )
-        view = AlignedView(*opened)
+        view = align(list(dict.fromkeys(opened)), options.pair_by)
         n = len(view.sample_ids)
         if n < _MIN_SAMPLES:
             raise InvalidInputError(f"{n} samples are too few for a series: it needs at least {_MIN_SAMPLES}")
-        groups = groups_of(opened, options.groups)
+        groups = groups_of(opened, options.groups, view)
         others, notes = selected_metrics(selected, n)
         device = choose_device(options.device)
         work = Work(
-            arranged.everything, tuple(others), tuple(controls.inputs(opened)), groups, device,
+            arranged.everything, view, tuple(others), tuple(controls.inputs(opened, view)), groups, device,
             memory_to_use(device, options.memory),
         )  # fmt: skip
         of_pairs = records(work, arranged.pairs(), checkpoints=checkpoints, me=me, steps=step)
@@ -204,13 +207,15 @@ def _compute(
         of_all = None
         if options.all_pairs:
             of_all = every_point(work, len(arranged.points), checkpoints=checkpoints, me=me, steps=step)
-        warnings = (*view.notes, *notes, *_same_weights(arranged))
+        warnings = (*view.notes, *notes, *_same_weights(arranged, view.pairing))
         finished = Finished(arranged, of_pairs, work, options, scale, states, warnings, of_all)
         return series_dataset(finished, command or "")
 
 
-def _same_weights(arranged: Arrangement) -> list[str]:
-    """Return a warning if models at different places hold the same weights."""
+def _same_weights(arranged: Arrangement, pairing: Pairing | None) -> list[str]:
+    """Return a warning if models at different places hold the same weights, and have seen the same pictures."""
+    if pairing is not None and pairing.other_contents != 0:
+        return []
     return [
         f"{' and '.join(names)} hold the same weights, at different places on the axis"
         for names in same_weights(point.store for point in arranged.everything)

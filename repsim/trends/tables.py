@@ -42,11 +42,11 @@ def _thinned(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def layers(series: xr.Dataset) -> Table:
-    """Return the table of layers: where they have settled, mean over runs, and the trend of each."""
+    """Return the table of layers: where they have settled, mean over runs; empty for networks of their own."""
     axis = series.attrs["axis"]
     measures = [m for m in series["measure"].values.tolist() if np.isfinite(series["settled"].sel(measure=m)).any()]
     heads = ("layer", ">depth", *(f">settled, {measure_name(m)}" for m in measures))
-    if not measures:
+    if not measures or series.attrs["points"] != "states":
         return Table("layers", heads, ())
     rows = []
     for k, layer in enumerate(series["layer"].values.tolist()):

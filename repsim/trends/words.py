@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from repsim.results.series_variables import NETWORK, OTHER_RUNS, REFERENCE
 from repsim.study.formatting import listed, number, p_value
@@ -57,7 +58,7 @@ def _own(series: xr.Dataset) -> list[str]:
 
 def _mean(series: xr.Dataset, name: str, measure: str, comparison: str, value: float) -> str:
     """Return the mean over the runs at one value, with the interval over pictures if there is one run."""
-    at_value = series["value"].values == value
+    at_value = _others(series, comparison) & (series["value"].values == value)
     select = {"measure": measure, "comparison": comparison}
     mean, low, high = (series[f"{name}{end}"].sel(select).values[at_value] for end in ("", "_low", "_high"))
     if at_value.sum() == 1:
@@ -65,15 +66,23 @@ def _mean(series: xr.Dataset, name: str, measure: str, comparison: str, value: f
     return number(float(np.nanmean(mean)))
 
 
+def _others(series: xr.Dataset, comparison: str) -> NDArray[np.bool_]:
+    """Return which points are compared with another network, (point,): not the named reference, nor its run."""
+    reference = series.attrs["reference"]
+    itself = (series["point"].values == reference) | ("run=" + series["run"].values.astype(object) == reference)
+    return np.asarray(~itself if comparison == REFERENCE else np.ones_like(itself))
+
+
 def _reference(series: xr.Dataset) -> Iterator[str]:
     """Yield how similar the first point, and the one next to the reference, are to it."""
     if REFERENCE not in series["comparison"].values:
         return
-    values = np.unique(series["value"].values)
+    of_points = series["value"].values[_others(series, REFERENCE)]
+    values = np.unique(of_points)
     reference = series.attrs["reference"]
     shown = {"last": (values[0], values[-2]), "first": (values[1], values[-1])}.get(reference, (values[0], values[-1]))
-    runs = len(_runs(series))
-    where = f", mean of {runs} runs" if runs > 1 else ""
+    runs = {int((of_points == value).sum()) for value in shown}
+    where = "" if runs == {1} else f", mean of {runs.pop()} runs" if len(runs) == 1 else ", mean over runs"
     for measure in _own(series):
         texts = [_mean(series, "network", measure, REFERENCE, float(value)) for value in dict.fromkeys(shown)]
         places = [f"at {at(series, float(value))}" for value in dict.fromkeys(shown)]
@@ -82,8 +91,8 @@ def _reference(series: xr.Dataset) -> Iterator[str]:
 
 
 def _order(series: xr.Dataset) -> Iterator[str]:
-    """Yield when layers settle, and whether lower ones do first."""
-    if not np.isfinite(series["settled"].values).any():
+    """Yield when layers settle, and whether lower ones do first; networks of their own have no final form."""
+    if series.attrs["points"] != "states" or not np.isfinite(series["settled"].values).any():
         return
     share = f"{100 * series.attrs['settled_at']:g} %"
     for measure in _own(series):

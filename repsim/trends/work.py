@@ -60,6 +60,8 @@ class Work:
     """Settings and data on which the records of a series depend, beside their two models."""
 
     points: tuple[Point, ...]
+    view: AlignedView
+    """Their stores, whose rows belong together."""
     metrics: tuple[Metric[Any], ...]
     """Measures beside debiased CKA."""
     controls: tuple[Control, ...]
@@ -71,7 +73,7 @@ class Work:
     @property
     def n(self) -> int:
         """Number of samples."""
-        return len(self.points[0].store)
+        return len(self.view.sample_ids)
 
     @property
     def units(self) -> int:
@@ -109,12 +111,25 @@ class Work:
 
     def name(self, spec: str, pair: Pair) -> str:
         """Return a text that identifies a record."""
-        sides = [(point.checksum, point.arrays, point.matched.tolist()) for point in (pair.a, pair.b)]
+        sides = [(*self._rows(point), point.arrays, point.matched.tolist()) for point in (pair.a, pair.b)]
         return repr((self.settings, spec, sides))
 
-    def identity(self, point: Point, layer: int) -> tuple[str, str]:
+    def identity(self, point: Point, layer: int) -> tuple[str, ...]:
         """Return what identifies a common layer of a point."""
-        return point.checksum, point.arrays[point.matched[layer]]
+        return *self._rows(point), point.arrays[point.matched[layer]]
+
+    def _rows(self, point: Point) -> tuple[str, ...]:
+        """Return what identifies the store of a point, and its rows if these are not all of them, in their order."""
+        rows = self.view.rows(point.store)
+        if rows is None or np.array_equal(rows, np.arange(len(point.store))):
+            return (point.checksum,)
+        return point.checksum, hashlib.sha256(rows.tobytes()).hexdigest()
+
+    def source(self, point: Point, array: str, min_samples: int = 4) -> Source:
+        """Return a layer of a point, which is read on demand."""
+        name = layer_name(point, array)
+        read = partial(self.view.stream, point.store, array, self.device, min_samples=min_samples)
+        return Source(name, name, read)
 
     def shapes(self, spec: str, pair: Pair) -> list[tuple[int, ...]]:
         """Return the shapes of the parts of a record."""
@@ -125,13 +140,6 @@ class Work:
 def models_of(pairs: Sequence[Pair]) -> list[Point]:
     """Return all points of the pairs, each once."""
     return list({point.name: point for pair in pairs for point in (pair.a, pair.b)}.values())
-
-
-def source_of(point: Point, array: str, device: str, min_samples: int = 4) -> Source:
-    """Return a layer of a point, which is read on demand."""
-    name = layer_name(point, array)
-    read = partial(AlignedView(point.store).stream, point.store, array, device, min_samples=min_samples)
-    return Source(name, name, read)
 
 
 def layer_name(point: Point, array: str) -> str:

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -401,3 +402,12 @@ def test_clean_and_blurred_digits(tmp_path: Path) -> None:
     assert open_result(tmp_path / "pairs.nc").attrs["pairing"] == pairs.attrs["pairing"]
     with pytest.raises(SampleMismatchError, match=r"other pictures .*pair_by='id'"):
         compare(stores[0], stores[1])
+
+
+def test_notes_count_the_pictures_of_two_stores_and_of_several(tmp_path: Path) -> None:
+    stores = [
+        write_store(tmp_path / f"{name}.h5", {"out": np.eye(12)[:, :3]}, model=name, sample_ids=list("abcdefghijkl"))
+        for name in "xyz"
+    ]
+    for count, words in ((2, "the two pictures differ in 5 of them"), (3, "their pictures differ in 5 of them")):
+        assert words in replace(pair(stores[:count], "id"), other_contents=5).notes[0]

@@ -249,3 +249,13 @@ def test_the_command_draws_all_figures_and_reports_what_it_cannot_draw(series: x
     refused = CliRunner().invoke(main, ["heatmap", str(tmp_path / "widths.nc"), "-o", str(tmp_path / "x.png")])
     assert refused.exit_code == 2
     assert "`repsim figures` draws its figures" in refused.stderr
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_legend_of_a_trend_stands_where_the_trend_is_not(series: xr.Dataset, sign: int) -> None:
+    series["trend_slope"] = sign * abs(series["trend_slope"])
+    ax = figures.plot_trend(series)
+    legend = ax.get_legend()
+    assert legend is not None
+    box = legend.get_window_extent().transformed(ax.transAxes.inverted())
+    assert (box.y0 + box.y1 < 1) == (sign > 0)

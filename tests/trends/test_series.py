@@ -11,11 +11,12 @@ import pytest
 
 import repsim
 from repsim.engine.checkpoints import Checkpoints
+from repsim.errors import SampleMismatchError
 from repsim.runtime import tuning
 from repsim.study import controls
 from repsim.study.partial_cka import partial
 from repsim.study.uncertainty import jackknife
-from tests.trends.conftest import LAYERS, STEPS, Write
+from tests.trends.conftest import LAYERS, STEPS, Write, step_layers
 
 
 def _matrix(paths: list[Path], samples: Any = None) -> tuple[list[str], Any, int]:
@@ -240,6 +241,77 @@ def test_references(write: Write, pixels: Any, tmp_path: Path) -> None:
         repsim.series(paths, reference="run0.step100")["similarity"].sel({**raw, "point": of_run0}),
         to_last["similarity"].sel({**raw, "point": of_run0}),
     )
+
+
+def test_samples_are_paired_by_id(write: Write, pixels: Any, tmp_path: Path) -> None:
+    """Stores with other pictures, another order or a part of the samples give the values of the same samples."""
+    n = len(pixels)
+    names = np.array([f"{k}.png" for k in range(n)])
+    groups = np.array([f"scene{k // 2}" for k in range(n)])
+    random = np.random.default_rng(3)
+
+    def stores(folder: str, rows: dict[int, Any], noise: dict[int, Any], **more: Any) -> list[Path]:
+        paths = []
+        for level in (0, 1, 2):
+            of_level = rows[level]
+            seen = (pixels + noise[level])[of_level]
+            layers = {name: x[of_level] for name, x in step_layers(pixels + noise[level], 3, 0).items()}
+            path = tmp_path / folder / f"noise{level}.h5"
+            path.parent.mkdir(exist_ok=True)
+            repsim.write_store(
+                path, layers, model=path.stem, axes={"noise": level}, pixels=seen, sample_ids=names[of_level].tolist(),
+                provenance={"weights_sha256": "aa"}, **{k: v[of_level] for k, v in more.items()},
+            ).close()  # fmt: skip
+            paths.append(path)
+        return paths
+
+    kept = np.sort(random.permutation(n)[:50])
+    noise = {level: level * random.normal(size=pixels.shape).astype(np.float32) / 2 for level in (0, 1, 2)}
+    paired = stores(
+        "paired", {0: np.arange(n), 1: random.permutation(n), 2: random.permutation(kept)}, noise, groups=groups
+    )
+    plain = stores("plain", dict.fromkeys((0, 1, 2), kept), noise, groups=groups)
+    with pytest.raises(SampleMismatchError, match="pair_by"):
+        repsim.series(paired, axis="noise", reference="first")
+    out = tmp_path / "paired.nc"
+    options: dict[str, Any] = {"axis": "noise", "reference": "first", "metrics": "mutual_knn", "all_pairs": True}
+    of_pairs = repsim.series(paired, pair_by="id", out=out, **options)
+    of_same = repsim.series(plain, pair_by="id", **options)
+    for name in of_same.data_vars:
+        np.testing.assert_allclose(of_pairs[name], of_same[name], rtol=1e-5, atol=1e-6, err_msg=str(name))
+    assert (np.diff(of_pairs["network"].sel(measure="cka", comparison="reference")) < 0).all()
+    record = json.loads(repsim.open_series(out).attrs["pairing"])
+    assert (record["by"], record["pairs"], [side["count"] for side in record["left_out"]]) == ("id", 50, [11, 11, 0])
+    assert of_pairs.attrs["samples_fingerprint"] == record["sha256"]
+    assert "on 50 samples of given" in json.loads(of_pairs.attrs["summary"])[0]
+    warned = json.loads(of_pairs.attrs["warnings"])
+    assert any("samples are paired by their ids: 50 pairs" in sentence for sentence in warned)
+    assert not any("same weights" in sentence for sentence in warned)
+
+
+def test_pairs_of_other_rows_are_computed_again(write: Write, pixels: Any, tmp_path: Path) -> None:
+    """What is kept on disk of two stores is not taken for other rows of them; equal rows are not computed again."""
+    n, out = len(pixels), tmp_path / "series.nc"
+    names = np.array([f"{k}.png" for k in range(n)])
+    random, paths = np.random.default_rng(3), {}
+    for name, rows in {"a": np.arange(n), "b": np.arange(n), "c": np.arange(50), "d": np.arange(n - 50, n)}.items():
+        paths[name] = tmp_path / f"{name}.h5"
+        x = (pixels + len(paths) * random.normal(size=pixels.shape)).reshape(n, -1)[rows]
+        repsim.write_store(paths[name], {"out": x}, model=name, sample_ids=names[rows].tolist(),
+                           axes={"noise": len(paths)}).close()  # fmt: skip
+
+    def computed(stores: str) -> np.ndarray:
+        options: dict[str, Any] = {"axis": "noise", "reference": "first", "pair_by": "id"}
+        kept = repsim.series([paths[name] for name in stores], out=out, overwrite=True, **options)
+        fresh = repsim.series([paths[name] for name in stores], **options)
+        np.testing.assert_array_equal(kept["similarity"], fresh["similarity"])
+        return kept["similarity"].sel(measure="cka", comparison="reference", point="b").values
+
+    first, second = computed("abc"), computed("abd")
+    assert abs(first - second).min() > 0.001
+    files = sum(path.stat().st_size for path in tmp_path.glob("series.nc.parts/**/*") if path.is_file())
+    assert (computed("abc") == first).all()
+    assert sum(path.stat().st_size for path in tmp_path.glob("series.nc.parts/**/*") if path.is_file()) == files
 
 
 def test_all_pairs_of_points_are_those_of_single_comparisons(write: Write) -> None:

@@ -1,6 +1,7 @@
 """Sentences on series whose truth is known; scripts/validation/simulated_series.py counts how often they are wrong."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import repsim
+from repsim.trends import tables
 from tests.trends.conftest import STEPS, step_layers
 
 
@@ -84,3 +86,48 @@ def test_the_same_weights_at_two_places_are_said(tmp_path: Path, pixels: Any) ->
         ).close()  # fmt: skip
     series = repsim.series([tmp_path / "1.h5", tmp_path / "2.h5"])
     assert "m1 and m2 hold the same weights, at different places on the axis" in series.attrs["warnings"]
+
+
+@pytest.mark.parametrize("reference", ["r1.100", "run=r1"])
+def test_a_reference_is_no_part_of_the_mean_that_is_compared_with_it(
+    tmp_path: Path, pixels: Any, reference: str
+) -> None:
+    """The value of a network with itself, 1, is neither shown nor part of a mean, and networks are counted right."""
+    paths = []
+    for run in (0, 1, 2):
+        for step in (1, 10, 100):
+            paths.append(tmp_path / f"r{run}.{step}.h5")
+            repsim.write_store(paths[-1], step_layers(pixels, step, run), model=paths[-1].stem,
+                               axes={"step": step, "run": f"r{run}"}).close()  # fmt: skip
+    series = repsim.series(paths, reference=reference)
+    (text,) = (s for s in json.loads(series.attrs["summary"]) if "mean over layers, mean" in s)
+    of_network = series["network"].sel(measure="cka", comparison="reference").to_series()
+    first = of_network[["r0.1", "r2.1"] if reference == "run=r1" else ["r0.1", "r1.1", "r2.1"]].mean()
+    last = of_network[["r0.100", "r2.100"]].mean()
+    assert f"{first:.3f} at step 1 and {last:.3f} at step 100" in text
+    assert ("mean of 2 runs" if reference == "run=r1" else "mean over runs") in text
+
+
+def test_one_network_at_the_end_is_said_with_its_interval(tmp_path: Path, pixels: Any) -> None:
+    """A reference in a run of its own, at the end of the axis, is not said to be like itself."""
+    paths = []
+    for run, step in ((0, 1), (0, 10), (1, 2), (1, 20), ("good", 100)):
+        paths.append(tmp_path / f"{run}.{step}.h5")
+        repsim.write_store(paths[-1], step_layers(pixels, step, 0), model=paths[-1].stem,
+                           axes={"accuracy": step, "seed": run}).close()  # fmt: skip
+    series = repsim.series(paths, axis="accuracy", reference="good.100")
+    text = _summary(series)
+    assert re.search(
+        r"with good.100, mean over layers: 0.\d{3} \(.*\) at accuracy 1 and 0.\d{3} \(.*\) at accuracy 20", text
+    )
+
+
+def test_networks_of_growing_width_do_not_settle(tmp_path: Path, pixels: Any) -> None:
+    """The widest network is no final form of the others."""
+    paths = _written(tmp_path, pixels, 3, (3, 10, 30))
+    networks = repsim.series(paths, points="networks")
+    assert np.isfinite(networks["settled"]).any()
+    assert "final form" not in _summary(networks)
+    assert "settle" not in _summary(networks)
+    assert not tables.layers(networks).rows
+    assert tables.layers(repsim.series(paths)).rows
