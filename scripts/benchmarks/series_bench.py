@@ -13,7 +13,6 @@ LOOPS = {
     "features, matching": "loop over checkpoints and layers, published function in feature space: matching layers",
     "features, all": "the same: all layers with all layers",
     "grams, matching": "loop over checkpoints and layers, textbook function of Gram matrices: matching layers",
-    "grams, all": "the same: all layers with all layers",
 }
 """Loops with one similarity for each pair of layers, with the last checkpoint, and no interval."""
 SERIES = {
@@ -27,7 +26,7 @@ SERIES = {
 @click.option("--checkpoints", type=click.IntRange(3), default=50, show_default=True)
 @click.option("--layers", type=click.IntRange(1), default=12, show_default=True)
 @click.option("--width", type=click.IntRange(4), default=256, show_default=True)
-@click.option("--samples", type=click.IntRange(50), default=2000, show_default=True)
+@click.option("--samples", type=click.IntRange(50), default=1000, show_default=True)
 @click.option("--contender", "contenders", multiple=True, type=click.Choice([*LOOPS, *SERIES]), help="Only these.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--threads", default=torch.get_num_threads(), show_default=True)
