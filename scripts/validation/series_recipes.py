@@ -56,7 +56,8 @@ class Size:
 
 def to_tensor(picture: Image.Image) -> Tensor:
     """Return a digit as the networks of this page read it: (3, 8, 8), with mean 0 and variance 1."""
-    return (pil_to_tensor(picture.convert("RGB").resize((8, 8))) / 255 - 0.31) / 0.38
+    pixels: Tensor = pil_to_tensor(picture.convert("RGB").resize((8, 8)))
+    return (pixels / 255 - 0.31) / 0.38
 
 
 def digits(split: str, transform: Callable[[Image.Image], Tensor] = to_tensor) -> tuple[Tensor, Tensor]:
@@ -68,10 +69,10 @@ def digits(split: str, transform: Callable[[Image.Image], Tensor] = to_tensor) -
 def perceptron(width: int, depth: int) -> nn.Sequential:
     """Return a perceptron with this number of hidden layers."""
     sizes = [3 * 64, *[width] * depth]
-    hidden = [nn.Sequential(nn.Linear(p, q), nn.ReLU()) for p, q in pairwise(sizes)]
-    for block in hidden:
-        nn.init.kaiming_normal_(block[0].weight, nonlinearity="relu")
-    return _named(hidden, [nn.Linear(width, 10)], first=[nn.Flatten()])
+    maps = [nn.Linear(p, q) for p, q in pairwise(sizes)]
+    for linear in maps:
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+    return _named([nn.Sequential(linear, nn.ReLU()) for linear in maps], [nn.Linear(width, 10)], first=[nn.Flatten()])
 
 
 def small_cnn(width: int = 24) -> nn.Sequential:
@@ -149,16 +150,15 @@ def side_by_side(count: int, height: float = 1.9, **options: Any) -> list[Axes]:
 
 
 def finish(axes: Sequence[Axes], path: Path, caption: str) -> None:
-    """Add the caption, fix the layout, and save the figure with few colours."""
-    figure = axes[0].figure.figure
-    finish_layout(figure, [caption])
+    """Add the caption, fix the layout, and save the figure."""
+    finish_layout(axes[0].figure.figure, [caption])
+    keep_figure(axes[0], path)
+
+
+def keep_figure(ax: Axes, path: Path) -> None:
+    """Save the figure of these axes with few colours, as a small file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save(figure, path)
-    shrink(path)
-
-
-def shrink(path: Path) -> None:
-    """Save a picture again with 128 colours."""
+    save(ax.figure.figure, path)
     with Image.open(path) as image:
         image.convert("RGB").quantize(128).save(path, dpi=(200, 200), optimize=True)
 
@@ -227,7 +227,7 @@ def fine_tuning(folder: Path, out: Path, size: Size) -> Numbers:
     x, y = digits("train", lambda picture: transform(Image.eval(picture.convert("RGB"), lambda v: 255 - v)))
     keep = sorted({size.of(step) for step in (1, 3, 10, 30, 90)})
     models: dict[str, nn.Module] = {}
-    axes = []
+    axes: list[dict[str, Any]] = []
     for run in range(size.seeds):
         model = deepcopy(base)
         for step in train(model, x, y, keep[-1], seed=run, rate=1e-3, batch=32):
@@ -239,11 +239,7 @@ def fine_tuning(folder: Path, out: Path, size: Size) -> Numbers:
         name=["base", *models], axes=[{}, *axes],
     )  # fmt: skip
     series = repsim.series(stores, axis="step", reference="base")
-    one = next(iter(series["one_run"].values.tolist()))
-    ax = figures.plot_drift(series, run=one)
-    (out / "fine_tuning.png").parent.mkdir(parents=True, exist_ok=True)
-    save(ax.figure.figure, out / "fine_tuning.png")
-    shrink(out / "fine_tuning.png")
+    keep_figure(figures.plot_drift(series, run="0"), out / "fine_tuning.png")
     last = series.isel(point=series["value"].values == keep[-1]).sel(measure="cka", comparison="reference")
     return {
         "sentences": sentences(series),
@@ -371,9 +367,7 @@ def corruption(folder: Path, out: Path, size: Size) -> Numbers:
         )  # fmt: skip
     series = repsim.series(stores, axis="noise", reference="first", points="states", pair_by="id")
     result = repsim.compare(stores[0], stores[levels.index(0.4) * size.seeds], pair_by="id")
-    ax = figures.plot_trajectories(series, run="0")
-    save(ax.figure.figure, out / "noise.png")
-    shrink(out / "noise.png")
+    keep_figure(figures.plot_trajectories(series, run="0"), out / "noise.png")
     return {
         "sentences": sentences(series),
         "reference": mean_by_value(series, "reference"),
