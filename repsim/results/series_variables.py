@@ -86,7 +86,8 @@ SERIES_VARIABLES = (
         {"trend_tau": "monotone trend"},
         _TRENDS,
         "Kendall's tau of the similarity and the value of the axis: concordant minus discordant pairs of points of a "
-        "run, divided by their number; a point that is compared with itself does not count",
+        "run, divided by their number; a point that is compared with itself does not count. Of `other runs`, whose "
+        "values share pairs of runs, that of their mean at each value",
         least=-1,
         most=1,
     ),

@@ -152,7 +152,10 @@ def _trends(
         "exponent": lambda positions, of_points: exponent(finished.x[positions], of_points, measured.identity),
     }
     for k in range(columns):
-        rank = kendall([(finished.x[run], y[run, k]) for run in runs])
+        if comparison == OTHER_RUNS:  # values of runs share pairs of runs, so that their mean is ranked, once
+            rank = kendall([mean_over_runs(finished.x, y[:, k])])
+        else:
+            rank = kendall([(finished.x[run], y[run, k]) for run in runs])
         values["tau"][k], values["p"][k] = rank.tau, np.nan if finished.states else rank.p
         for name, fit in fits.items():
             of_runs = np.array([fit(run, y[run, k]) for run in runs])
@@ -167,6 +170,19 @@ def _trends(
                 interval = jackknife(means.mean, without)
                 ends[f"{name}_low"][k, 0], ends[f"{name}_high"][k, 0] = float(interval.low), float(interval.high)
     return {f"trend_{name}": of_all for name, of_all in (values | ends).items()}
+
+
+def mean_over_runs(
+    x: Float64[np.ndarray, " points"], y: Float64[np.ndarray, " points"]
+) -> tuple[Float64[np.ndarray, " places"], Float64[np.ndarray, " places"]]:
+    """Return the places on the axis, and the mean of the points at each that have a value.
+
+    >>> mean_over_runs(np.array([1.0, 2.0, 1.0, 2.0]), np.array([0.25, 0.5, 0.75, np.nan]))
+    (array([1., 2.]), array([0.5, 0.5]))
+    """
+    defined = np.isfinite(y)
+    places, inverse = np.unique(x[defined], return_inverse=True)
+    return places, np.bincount(inverse, y[defined], len(places)) / np.bincount(inverse, minlength=len(places))
 
 
 def _of_measure(finished: Finished, estimates: Mapping[str, Estimate], measured: Measured) -> Values:

@@ -27,13 +27,15 @@ def mixed(start: Any, end: Any, share: float, noise: Any) -> Any:
     return (1 - share) * start + share * end + 0.3 * noise
 
 
-def networks_without_trend(rng: np.random.Generator) -> Iterator[tuple[dict[str, Any], Layers]]:
+def networks_without_trend(rng: np.random.Generator, seeds: int) -> Iterator[tuple[dict[str, Any], Layers]]:
     """Yield networks of growing width that share one signal, equally much whatever the width."""
     signal = rng.normal(size=(LAYERS, SAMPLES, WIDTH))
-    for width in STEPS:
-        share = rng.uniform(0.4, 0.6)  # of the network: what its seed makes of it
-        noise = rng.normal(size=signal.shape)
-        yield {"width": width}, {f"layer{k}": mixed(noise[k], signal[k], share, 0 * noise[k]) for k in range(LAYERS)}
+    for seed in range(seeds):
+        for width in STEPS:
+            share = rng.uniform(0.4, 0.6)  # of the network: what its seed makes of it
+            noise = rng.normal(size=signal.shape)
+            layers = {f"layer{k}": mixed(noise[k], signal[k], share, 0 * noise[k]) for k in range(LAYERS)}
+            yield {"width": width, "seed": seed}, layers
 
 
 def runs_with_trends_of_either_sign(rng: np.random.Generator) -> Iterator[tuple[dict[str, Any], Layers]]:
@@ -65,7 +67,8 @@ def layers_in_any_order(rng: np.random.Generator, runs: int) -> Iterator[tuple[d
 
 
 CASES: dict[str, tuple[Callable[[np.random.Generator], Iterator[tuple[dict[str, Any], Layers]]], dict[str, Any]]] = {
-    "width without a trend": (networks_without_trend, {"axis": "width"}),
+    "width without a trend": (lambda rng: networks_without_trend(rng, 1), {"axis": "width"}),
+    "width without a trend, three seeds": (lambda rng: networks_without_trend(rng, 3), {"axis": "width"}),
     "three runs, trends of either sign": (runs_with_trends_of_either_sign, {"reference": "model0"}),
     "one run, layers in any order": (lambda rng: layers_in_any_order(rng, 1), {}),
     "three runs, layers in any order": (lambda rng: layers_in_any_order(rng, 3), {}),

@@ -131,3 +131,20 @@ def test_networks_of_growing_width_do_not_settle(tmp_path: Path, pixels: Any) ->
     assert "settle" not in _summary(networks)
     assert not tables.layers(networks).rows
     assert tables.layers(repsim.series(paths)).rows
+
+
+def test_pairs_of_runs_are_no_more_evidence_than_their_mean(tmp_path: Path) -> None:
+    """Of two runs both have the same similarity with the other: it counts once."""
+    rng = np.random.default_rng(0)
+    signal, paths = rng.normal(size=(200, 20)), []
+    for k, width in enumerate((8, 16, 32, 64)):
+        for seed in (0, 1):
+            noise = rng.normal(size=signal.shape) * (1.5 - 0.3 * k)
+            paths.append(tmp_path / f"{width}.{seed}.h5")
+            axes = {"width": width, "seed": seed}
+            repsim.write_store(paths[-1], {"out": signal + noise}, model=paths[-1].stem, axes=axes).close()
+    series = repsim.series(paths, axis="width")
+    trend = series.sel(measure="cka", comparison="other runs", trend_of="network")
+    assert float(trend["trend_tau"]) == 1
+    assert float(trend["trend_p"]) == pytest.approx(2 / 24)
+    assert "No trend of debiased CKA of different runs" in _summary(series)
