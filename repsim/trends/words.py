@@ -153,14 +153,15 @@ def _other_runs(series: xr.Dataset) -> Iterator[str]:
 
 
 def _change(series: xr.Dataset, measure: str, last: float) -> str:
-    """Return how the similarity of runs changes, with an interval over pictures: pairs of runs share runs."""
+    """Return how the similarity of runs changes, with the ends of all intervals over pictures."""
     chosen = series.sel(measure=measure, comparison=OTHER_RUNS)
     at_last = chosen["value"].values == last
     gains, lows, highs = (chosen[f"gain{end}"].values[at_last] for end in ("", "_low", "_high"))
     if not np.isfinite(gains).any():
         return "a change that has no interval"
     low, high = float(np.nanmin(lows)), float(np.nanmax(highs))
-    text = f"for these runs a change of {number(float(np.nanmean(gains)), low, high)} over pictures"
+    text = f"for these runs a change of {number(float(np.nanmean(gains)))}, between {number(low)} and {number(high)}"
+    text += " by their intervals over pictures"
     return text if low > 0 or high < 0 else f"{text}, which is no clear change"
 
 

@@ -174,7 +174,7 @@ def title(ax: Axes, text: str) -> None:
 def width_and_depth(folder: Path, out: Path, size: Size) -> Numbers:
     """Compare networks of growing width, and of growing depth."""
     x, y = digits("train")
-    widths, depths = (8, 32, 128, 512), (4, 6, 10, 16)
+    widths, depths = (8, 16, 32, 128, 512), (4, 6, 8, 11, 16)
     numbers: Numbers = {}
     results: dict[str, xr.Dataset] = {}
     for axis, shapes in {"width": [(w, 6) for w in widths], "depth": [(64, d) for d in depths]}.items():

@@ -1,8 +1,10 @@
 """Series against independent references: single comparisons, brute force, and runs that are interrupted or grow."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -157,15 +159,36 @@ def test_a_series_that_is_killed_keeps_finished_pairs(
 
 
 @pytest.mark.slow
-def test_torchrun_gives_the_same_series_to_the_bit(write: Write, tmp_path: Path) -> None:
-    paths = write()
-    alone, shared = tmp_path / "alone.nc", tmp_path / "shared.nc"
-    command = ["-m", "repsim", "series", *map(str, paths), "-m", "mutual_knn", "-o"]
-    subprocess.run([sys.executable, *command, str(alone)], check=True, capture_output=True)
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command, str(shared)]
-    done = subprocess.run(run, check=True, capture_output=True, text=True)
-    assert done.stdout.count("saved") == 1
-    _equal(repsim.open_series(alone), repsim.open_series(shared))
+def test_fifty_checkpoints_killed_resumed_grown_and_shared_are_equal_to_the_bit(write: Write, tmp_path: Path) -> None:
+    paths = write(runs=1, steps=tuple(range(50)))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def command(out: Path, stores: list[Path] = paths, *more: str) -> list[str]:
+        return ["-m", "repsim", "series", *map(str, stores), "-m", "mutual_knn", "-o", str(out), *more]
+
+    killed, shared, grown, alone = (tmp_path / f"{name}.nc" for name in ("killed", "shared", "grown", "alone"))
+    process = subprocess.Popen([sys.executable, *command(killed)], env=environment, stderr=subprocess.DEVNULL)
+    parts = tmp_path / "killed.nc.parts"
+    while process.poll() is None and len(list(parts.glob("*.part"))) < 20:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not killed.exists(), "the machine was too fast to kill it"
+    kept = {path: path.stat().st_mtime_ns for path in parts.glob("*.part")}
+    assert len(kept) >= 20
+    for arguments in (
+        [sys.executable, *command(killed)],
+        [sys.executable, *command(alone)],
+        [sys.executable, *command(grown, paths[:20] + paths[21:])],
+        [sys.executable, *command(grown, paths, "--overwrite")],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command(shared)],
+    ):
+        done = subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment)
+        assert done.stdout.count("saved") == 1
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished pairs were computed again"
+    expected = repsim.open_series(alone)
+    for other in (killed, grown, shared):
+        _equal(expected, repsim.open_series(other))
 
 
 def test_groups_of_samples_are_left_out_together(write: Write, pixels: Any, tmp_path: Path) -> None:
