@@ -40,7 +40,7 @@ def records(
     steps : callable
         Called with the name of each step of the work.
     """
-    specs = [*(["cka"] if work.cka else []), *(metric.spec for metric in work.metrics)]
+    specs = ["cka", *(metric.spec for metric in work.metrics)]
     done: dict[tuple[str, Pair], Record] = {}
     for spec in specs:
         for pair in pairs:
@@ -93,13 +93,13 @@ def _batches(pairs: Sequence[Pair], most: int) -> Iterator[list[Pair]]:
 
 def _count_steps(work: Work, batches: Sequence[Sequence[Pair]]) -> int:
     panels = -(-work.n // tuning.current().series_panel)
-    return len(batches) * (work.cka * panels * (panels + 1) // 2 + len(work.metrics))
+    return len(batches) * (panels * (panels + 1) // 2 + len(work.metrics))
 
 
 def _compute(
     work: Work, wanted: Mapping[str, Sequence[Pair]], step: Callable[[], None]
 ) -> Iterator[tuple[tuple[str, Pair], Record]]:
-    if work.cka and wanted["cka"]:
+    if wanted["cka"]:
         for pair, record in cka_of_pairs(work, wanted["cka"], step).items():
             yield ("cka", pair), record
     for recipe, metrics in by_recipe(list(work.metrics), "features"):

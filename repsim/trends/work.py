@@ -68,7 +68,6 @@ class Work:
     groups: Groups | None
     device: str
     memory: int
-    cka: bool = True
 
     @property
     def n(self) -> int:
