@@ -91,6 +91,8 @@ class ModelPairs(GramSweep):
         tiles = stack[0]
         once = i == j
         for block, (totals, of_samples) in zip(self.blocks, self._sums, strict=True):
+            if not totals.numel():  # none of the layers of a model has a Gram matrix
+                continue
             if block.whole or block.matched is None:
                 a, b = (self._side(tiles, side) for side in (block.rows, block.columns))
                 by_row = a.transpose(0, 1) @ b.permute(1, 2, 0)  # (i, rows, columns): short sums, in float32

@@ -8,6 +8,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -48,7 +49,7 @@ def expand_patterns(models: Sequence[AnyModel]) -> list[AnyModel]:
 
 
 def _expand(model: AnyModel) -> Iterator[AnyModel]:
-    pattern = str(Path(model.weights).expanduser())
+    pattern = str(_expanded(Path(model.weights)))
     fields = _fields(pattern)
     shell = re.sub(r"\{[^{}]*\}", "*", pattern)
     axes_of = {path: axes for path in sorted(_paths(shell)) if Path(path).is_file()
@@ -127,8 +128,21 @@ def _regex(pattern: str, end: str) -> str:
         elif shell:
             parts.append(_SHELL[shell].replace("*", f"*{end}"))
         else:
-            parts.append(f"[^{letters[2:]}" if letters[1:2] == "!" else letters or re.escape(literal))
+            parts.append(_one_of(letters) if letters else re.escape(literal))
     return "".join(parts)
+
+
+def _expanded(path: Path) -> Path:
+    """Return a path with the home folder for ``~``; unchanged if there is no such user."""
+    with suppress(RuntimeError):
+        return path.expanduser()
+    return path
+
+
+def _one_of(letters: str) -> str:
+    """Return the regular expression of letters in brackets, as a shell reads them."""
+    inside = re.sub(r"([\\\[&~|^])", r"\\\1", letters[1:-1].removeprefix("!"))
+    return f"[^{inside}]" if letters[1] == "!" else f"[{inside}]"
 
 
 def _paths(shell: str) -> list[str]:
@@ -222,7 +236,7 @@ def _positions(table: AxesFile, line: str, models: Sequence[Model], names: Seque
     if table.key == "model":
         yield from (k for k, name in enumerate(names) if name == line)
         return
-    file = table.path.parent / Path(line).expanduser()
+    file = table.path.parent / _expanded(Path(line))
     paths = {os.path.realpath(path) for path in ([file] if file.exists() else _paths(str(file)))}
     for k, model in enumerate(models):
         if model.weights not in {"pretrained", "random"} and os.path.realpath(model.weights) in paths:

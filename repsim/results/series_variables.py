@@ -166,6 +166,7 @@ SERIES_ATTRIBUTES = {
     "run_axis": Field("axis that tells runs apart; empty if the series has one run"),
     "matched_by": Field("how layers match", only=("names", "relative depth")),
     "readout": Field("how a layer becomes one vector"),
+    "distances": Field("measures that are distances; their values are negative, so that larger is more alike", "texts"),
     "input_controls": Field("kernels that describe the input, and are projected out with it", "texts"),
     "pairing": Field(
         "how samples were paired; missing if the stores hold the same samples; as in results "

@@ -202,6 +202,8 @@ def _check_minimum(keyword: str, value: Any, kind: type, name: str) -> None:
     (info,) = (entry.type for entry in options_of(kind) if entry.name == name)
     if isinstance(info, msgspec.inspect.IntType) and info.ge is not None and isinstance(value, int) and value < info.ge:
         raise InvalidArgumentError(keyword, f"at least {info.ge}", value)
+    if isinstance(info, msgspec.inspect.LiteralType) and value is not None and value not in info.values:
+        raise InvalidArgumentError(keyword, " or ".join(map(repr, info.values)), value)
     if isinstance(info, msgspec.inspect.FloatType) and isinstance(value, int | float):
         low, high = (-math.inf if info.gt is None else info.gt), (math.inf if info.lt is None else info.lt)
         if not low < value < high:

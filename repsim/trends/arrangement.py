@@ -1,6 +1,8 @@
 """Arrange models along an axis: their values, their runs, which layers match, and which models are compared."""
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, pairwise
@@ -10,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from repsim.errors import Argument, InvalidInputError, Remedy
-from repsim.results.series_variables import OTHER_RUNS, PREVIOUS, REFERENCE
+from repsim.results.series_variables import NETWORK, OTHER_RUNS, PREVIOUS, REFERENCE
 from repsim.stores.axes import AxisValue, in_words
 from repsim.stores.store import ActivationStore
 
@@ -300,10 +302,10 @@ def _value(
 
 def _natural(name: str) -> tuple[int, float, str]:
     """Return a key that orders numbers by size, and before texts."""
-    try:
-        return (0, float(name), name)
-    except ValueError:
-        return (1, 0.0, name)
+    with suppress(ValueError):
+        if math.isfinite(number := float(name)):
+            return (0, number, name)
+    return (1, 0.0, name)
 
 
 def _check_points(points: Sequence[Point], axis: str, run_axis: str | None) -> None:
@@ -353,8 +355,10 @@ def _match(points: Sequence[Point]) -> tuple[tuple[str, ...], str, list[Int64[np
     """
     first = points[0].layers
     if all(point.layers == first for point in points):
-        return first, "names", [np.arange(len(first)) for _ in points]
+        names = tuple(f"{name} (layer)" if name == NETWORK else name for name in first)
+        return names, "names", [np.arange(len(first)) for _ in points]
     count = min(len(point.layers) for point in points)
     depths = np.linspace(0, 1, count) if count > 1 else np.zeros(1)
     places = [np.floor(depths * (len(point.layers) - 1) + 0.5).astype(int) for point in points]
-    return tuple(f"{depth:.2f}" for depth in depths), "relative depth", places
+    digits = max(2, len(str(count)))  # enough for names that differ
+    return tuple(f"{depth:.{digits}f}" for depth in depths), "relative depth", places

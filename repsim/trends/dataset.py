@@ -18,7 +18,7 @@ from repsim.results.versions import SERIES, SERIES_VERSION
 from repsim.study.other_measures import identity_value
 from repsim.study.uncertainty import influence, jackknife, multiplier_bootstrap
 from repsim.trends.arrangement import Arrangement, Point
-from repsim.trends.estimates import Estimate, Measured, estimate, mean_over_layers, within
+from repsim.trends.estimates import Estimate, Measured, common_layers, estimate, mean_over_layers, within
 from repsim.trends.names import GIVEN_INPUT
 from repsim.trends.options import SeriesOptions
 from repsim.trends.trend import Scale, exponent, kendall, over_pairs_of_runs, over_runs, settled, slope
@@ -53,7 +53,10 @@ class Finished:
         own = [Measured("cka", "cka", 0, 1.0)]
         if self.work.kinds > 1:
             own.append(Measured(GIVEN_INPUT, "cka", 1, 1.0))
-        return [*own, *(Measured(m.spec, m.spec, 0, identity_value(m)) for m in self.work.metrics)]
+        return [
+            *own,
+            *(Measured(m.spec, m.spec, 0, identity_value(m), directed=not m.symmetric) for m in self.work.metrics),
+        ]
 
     @property
     def x(self) -> Float64[np.ndarray, " points"]:
@@ -114,7 +117,8 @@ def _of_comparison(finished: Finished, estimates: Estimate, comparison: str, mea
     """Return all variables of one measure and one kind of comparison."""
     similarity, left_out = estimates.values, estimates.left_out
     threshold = estimates.threshold if measured.identity == 1 else np.full_like(similarity, np.nan)
-    network, network_left = mean_over_layers(similarity), mean_over_layers(left_out)
+    layers = common_layers(similarity)
+    network, network_left = mean_over_layers(similarity, layers), mean_over_layers(left_out, layers)
     first = np.array([finished.positions(point.run)[0] for point in finished.arranged.points])
     trend = _trends(finished, comparison, np.column_stack([network, similarity]),
                     np.concatenate([network_left[..., None], left_out], -1), measured)  # fmt: skip
@@ -142,6 +146,9 @@ def _trends(
     arranged = finished.arranged
     itself = np.array([comparison == REFERENCE and arranged.reference_of(p) is p for p in arranged.points])
     y, left_out = np.where(itself[:, None], np.nan, y), np.where(itself[:, None], np.nan, left_out)
+    if comparison == OTHER_RUNS:  # a place that only some runs have is the mean of other pairs
+        partial = np.array([len(arranged.others(p)) < len(arranged.runs) - 1 for p in arranged.points])
+        y, left_out = np.where(partial[:, None], np.nan, y), np.where(partial[:, None], np.nan, left_out)
     x = finished.scale(finished.x)
     columns = y.shape[1]
     values = {name: np.full(columns, np.nan) for name in ("tau", "p", "slope", "exponent")}
@@ -217,7 +224,8 @@ def _settled(finished: Finished, reference: Estimate | None, measured: Measured)
     shape = len(arranged.runs), layers
     values = {f"settled{end}": np.full(shape, np.nan) for end in ("", "_low", "_high")}
     order = {f"depth_order{end}": np.full(shape[0], np.nan) for end in ("", "_low", "_high")}
-    if reference is None or options.reference != "last" or arranged.outside is not None:
+    bounded = np.isfinite(measured.identity)
+    if reference is None or options.reference != "last" or arranged.outside is not None or not bounded:
         return values | order
     for k, run in enumerate(arranged.runs):
         positions = finished.positions(run)
@@ -322,6 +330,7 @@ def _attributes(finished: Finished, command: str) -> dict[str, Any]:
         "matched_by": arranged.matched_by,
         "settled_at": finished.options.settled_at,
         "readout": arranged.points[0].readout,
+        "distances": json.dumps([metric.spec for metric in finished.work.metrics if metric.sense == "distance"]),
         "input_controls": json.dumps([control.name for control in finished.work.controls]),
         "seed": finished.options.seed,
     }
@@ -331,4 +340,8 @@ def selected_metrics(metrics: Sequence[Metric[Any]], n: int) -> tuple[list[Metri
     """Return the measures beside debiased CKA that have enough samples, and notes on those that have not."""
     kept = [metric for metric in metrics if metric.spec != "cka"]
     notes = [f"{m.spec} is left out: it needs at least {m.min_samples} samples" for m in kept if m.min_samples > n]
-    return [metric for metric in kept if metric.min_samples <= n], notes
+    used = [metric for metric in kept if metric.min_samples <= n]
+    notes += [f"{m.spec} is asymmetric: of each point, given what it is compared with" for m in used if not m.symmetric]
+    notes += [f"{m.spec} is a distance: values are negative, so that larger is more alike" for m in used
+              if m.sense == "distance"]  # fmt: skip
+    return used, notes

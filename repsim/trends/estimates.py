@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from repsim.trends.arrangement import Arrangement, Point
 from repsim.trends.work import Records
@@ -34,6 +34,8 @@ class Measured:
     kind: int
     identity: float
     """Similarity of equal layers."""
+    directed: bool = False
+    """Whether the measure is asymmetric: the values are those of the point, given what it is compared with."""
 
 
 def estimate(arranged: Arrangement, records: Records, measured: Measured, comparison: str) -> Estimate:
@@ -75,10 +77,11 @@ class _Oriented:
 def _oriented(records: Records, measured: Measured, arranged: Arrangement, point: Point, partner: Point) -> _Oriented:
     pair = arranged.pair(point, partner)
     record = records[measured.spec, pair]
-    block = record.blocks[measured.kind]
+    kind = measured.kind + (measured.directed and pair.a is not point)
+    block = record.blocks[kind]
     return _Oriented(
-        record.values[measured.kind],
-        record.left_out[measured.kind],
+        record.values[kind],
+        record.left_out[kind],
         record.chance[1],
         block if pair.a is point else block.T,
     )
@@ -95,9 +98,14 @@ def within(arranged: Arrangement, records: Records, measured: Measured) -> Float
     return blocks
 
 
-def mean_over_layers(values: Float64[np.ndarray, "*batch G"], depth_axis: int = -1) -> Float64[np.ndarray, "*batch"]:
-    """Return the mean over the layers that have a value; NaN if none has."""
+def common_layers(values: Values) -> Bool[np.ndarray, " G"]:
+    """Return which layers have a value at all points that have any: a mean over others would mix layers and points."""
     defined = np.isfinite(values)
-    sums = np.where(defined, values, 0).sum(depth_axis)
-    counts = defined.sum(depth_axis)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return np.asarray(defined[defined.any(1)].all(0))
+
+
+def mean_over_layers(
+    values: Float64[np.ndarray, "*batch G"], layers: Bool[np.ndarray, " G"]
+) -> Float64[np.ndarray, "*batch"]:
+    """Return the mean over these layers; NaN if there are none."""
+    return np.asarray(values[..., layers].mean(-1) if layers.any() else np.full(values.shape[:-1], np.nan))

@@ -20,7 +20,8 @@ def sentence_start(measure: str) -> str:
 
 def at(series: xr.Dataset, value: float) -> str:
     """Return a place on the axis in words, such as ``step 100``."""
-    return f"{series.attrs['axis']} {value:.4g}"
+    exact = bool((series["value"].values == value).any())  # interpolated places have fewer digits
+    return f"{series.attrs['axis']} {value:{'.10g' if exact else '.4g'}}"
 
 
 def reference_in_words(series: xr.Dataset) -> str:

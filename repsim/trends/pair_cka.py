@@ -28,10 +28,11 @@ def cka_of_pairs(work: Work, pairs: Sequence[Pair], step: Callable[[], None]) ->
     size = sum(4 * work.n * int(np.prod(p.store[name].shape[1:])) for p in models for name in p.arrays)
     keep = size <= work.memory // 2
     grams: Mapping[str, Any] = prepare(CentredGram(), [*sources, *inputs], device=work.device, keep=keep).factors
+    of_input = {source.name for source in inputs}
     factors: dict[str, Any] = {
         name: gram if work.groups is None else gram.grouped(work.groups)
         for name, gram in grams.items()
-        if name.startswith("input/") or not varies_in_one_sample(gram)
+        if name in of_input or not varies_in_one_sample(gram)
     }
     layers: list[Gram] = []
     slices: dict[str, slice] = {}
@@ -44,6 +45,8 @@ def cka_of_pairs(work: Work, pairs: Sequence[Pair], step: Callable[[], None]) ->
     controls = slice(len(layers), len(layers) + len([source for source in inputs if source.name in factors]))
     layers += [factors[source.name] for source in inputs if source.name in factors]
 
+    if not layers:
+        return {pair: Record(*(np.full(shape, np.nan) for shape in work.shapes("cka", pair))) for pair in pairs}
     wholes = {pair.a.name for pair in pairs if pair.a is pair.b}
     own = {name: Block(s, s, (_range(s), _range(s)), whole=name in wholes) for name, s in slices.items()}
     with_controls = {name: Block(s, controls) for name, s in slices.items()} if work.controls else {}

@@ -1,7 +1,7 @@
 """Compare models along an axis: `repsim.series`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -11,7 +11,7 @@ import xarray as xr
 
 from repsim import metrics as registry
 from repsim.engine.checkpoints import Checkpoints
-from repsim.errors import InvalidInputError
+from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.metrics import Metric
 from repsim.results.files import save_result
 from repsim.runtime.files import check_output, locked
@@ -21,6 +21,7 @@ from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import Ranks, ranks
 from repsim.runtime.progress import Steps, report_steps
 from repsim.stores.alignment import align
+from repsim.stores.axes import Axes
 from repsim.stores.axes_files import read_axes
 from repsim.stores.pairing import Pairing
 from repsim.stores.store import ActivationStore, as_stores, open_store, same_weights
@@ -186,7 +187,7 @@ def _compute(
         ]
         if not opened:
             raise InvalidInputError("name at least two stores")
-        stated = None if options.axes_file is None else read_axes(options.axes_file)
+        stated = {} if options.axes_file is None else read_axes(options.axes_file)
         arranged = arrange(
             opened, options.axis, run=options.run, reference=options.reference, readout=options.readout, axes=stated
         )
@@ -201,15 +202,41 @@ def _compute(
             arranged.everything, view, tuple(others), tuple(controls.inputs(opened, view)), groups, device,
             memory_to_use(device, options.memory),
         )  # fmt: skip
+        scale = _scale(arranged, options)
         of_pairs = records(work, arranged.pairs(), checkpoints=checkpoints, me=me, steps=step)
-        scale = Scale.of(np.array(arranged.values)) if options.scale is None else Scale(options.scale == "log")
+        scale = _scale(arranged, options)
         states = options.axis in TIME_AXES if options.points is None else options.points == "states"
         of_all = None
         if options.all_pairs:
             of_all = every_point(work, len(arranged.points), checkpoints=checkpoints, me=me, steps=step)
-        warnings = (*view.notes, *notes, *_same_weights(arranged, view.pairing))
+        warnings = (*view.notes, *notes, *_notes(arranged, options, stated), *_same_weights(arranged, view.pairing))
         finished = Finished(arranged, of_pairs, work, options, scale, states, warnings, of_all)
         return series_dataset(finished, command or "")
+
+
+def _scale(arranged: Arrangement, options: SeriesOptions) -> Scale:
+    """Return the scale of the axis; refuse logarithms of negative values."""
+    if options.scale == "log" and min(arranged.values) < 0:
+        raise InvalidInputError(
+            f"the axis {arranged.axis} has values below 0, the least {min(arranged.values):g}, which have no logarithm",
+            remedy=Remedy("use ", Argument("scale", "linear")),
+        )
+    return Scale.of(np.array(arranged.values)) if options.scale is None else Scale(options.scale == "log")
+
+
+def _notes(arranged: Arrangement, options: SeriesOptions, stated: Mapping[str, Axes]) -> list[str]:
+    """Return what was picked among several readouts, and lines of the table of axes that are about no model."""
+    notes = []
+    models = {point.name for point in arranged.everything}
+    if unused := [name for name in stated if name not in models]:
+        notes.append(f"{len(unused)} models of {options.axes_file} are not among the stores, the first {unused[0]}")
+    store, readout = arranged.points[0].store, arranged.points[0].readout
+    others = {store[name].key.readout for name in store.layers} - {readout}
+    if options.readout is None and others:
+        notes.append(
+            f"stores hold several readouts; compared is {readout}, the first, and not {', '.join(sorted(others))}"
+        )
+    return notes
 
 
 def _same_weights(arranged: Arrangement, pairing: Pairing | None) -> list[str]:

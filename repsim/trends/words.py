@@ -4,6 +4,7 @@ A trend, an order or a change is stated only if its interval is on one side of 0
 needs several runs; of one run, the sentence names that run.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,10 +68,16 @@ def _mean(series: xr.Dataset, name: str, measure: str, comparison: str, value: f
 
 
 def _others(series: xr.Dataset, comparison: str) -> NDArray[np.bool_]:
-    """Return which points are compared with another network, (point,): not the named reference, nor its run."""
-    reference = series.attrs["reference"]
-    itself = (series["point"].values == reference) | ("run=" + series["run"].values.astype(object) == reference)
-    return np.asarray(~itself if comparison == REFERENCE else np.ones_like(itself))
+    """Return which points are compared with another network, (point,), and not with themselves, and have a value."""
+    network = series["network"].sel(measure="cka", comparison=comparison).values
+    if comparison != REFERENCE:
+        return np.asarray(np.isfinite(network))
+    reference, run = series.attrs["reference"], series["run"].values
+    itself = (series["point"].values == reference) | ("run=" + run.astype(object) == reference)
+    if reference in {"first", "last"}:  # points are ordered by run, and then by value
+        change = np.append(run[1:] != run[:-1], True)
+        itself |= change if reference == "last" else np.roll(change, 1)
+    return np.asarray(~itself & np.isfinite(network))
 
 
 def _reference(series: xr.Dataset) -> Iterator[str]:
@@ -78,9 +85,9 @@ def _reference(series: xr.Dataset) -> Iterator[str]:
     if REFERENCE not in series["comparison"].values:
         return
     of_points = series["value"].values[_others(series, REFERENCE)]
-    values = np.unique(of_points)
-    reference = series.attrs["reference"]
-    shown = {"last": (values[0], values[-2]), "first": (values[1], values[-1])}.get(reference, (values[0], values[-1]))
+    if not len(of_points):
+        return
+    shown = of_points.min(), of_points.max()
     runs = {int((of_points == value).sum()) for value in shown}
     where = "" if runs == {1} else f", mean of {runs.pop()} runs" if len(runs) == 1 else ", mean over runs"
     for measure in _own(series):
@@ -101,10 +108,11 @@ def _order(series: xr.Dataset) -> Iterator[str]:
             continue
         first, last = settled.idxmin("layer").item(), settled.idxmax("layer").item()
         low, high = (float(settled.sel(layer=layer)) for layer in (first, last))
-        yield (
-            f"By {measure_name(measure)}, layers have gone {share} of the way to their final form by "
-            f"{at(series, low)} ({first}, the earliest) to {at(series, high)} ({last}, the latest)."
-        )
+        gone = f"By {measure_name(measure)}, layers have gone {share} of the way to their final form by "
+        if first == last:
+            yield f"{gone}{at(series, low)} ({first})."
+            continue
+        yield f"{gone}{at(series, low)} ({first}, the earliest) to {at(series, high)} ({last}, the latest)."
         yield _order_sentence(series, measure)
 
 
@@ -114,13 +122,16 @@ def _order_sentence(series: xr.Dataset, measure: str) -> str:
     Ranks are coarse: of two or three runs with the same order an interval has no width.
     """
     chosen = series.sel(measure=measure)
-    taus, runs = chosen["depth_order"].values, _runs(series)
-    if len(runs) == 1:
-        low, high = float(chosen["depth_order_low"].values[0]), float(chosen["depth_order_high"].values[0])
-        mean, subject, over = Mean(float(taus[0]), low, high, np.nan), "In this run", "over pictures"
+    having = np.flatnonzero(np.isfinite(chosen["depth_order"].values))
+    taus, runs = chosen["depth_order"].values[having], _runs(series)
+    if len(having) == 1:
+        low, high = (float(chosen[f"depth_order_{end}"].values[having[0]]) for end in ("low", "high"))
+        subject = "In this run" if len(runs) == 1 else f"In the only run with points enough, {runs[having[0]]}"
+        mean, over = Mean(float(taus[0]), low, high, np.nan), "over pictures"
     else:
-        mean, subject, over = over_runs(taus), f"Over {len(runs)} runs", "over runs"
-    mean = Mean(mean.mean, max(-1, mean.low), min(1, mean.high), mean.p)
+        mean, subject, over = over_runs(taus), f"Over {len(having)} runs", "over runs"
+    low, high = (float(np.clip(end, -1, 1)) for end in (mean.low, mean.high))
+    mean = Mean(mean.mean, low, high, mean.p)
     p = kendall([(chosen["depth"].values, settled) for settled in chosen["settled"].values]).p
     tested = f", {p_value(p)}" if np.isfinite(p) else ""
     value = f"Kendall's tau of depth and settling is {number(mean.mean, mean.low, mean.high)}, interval {over}{tested}"
@@ -140,29 +151,41 @@ def _other_runs(series: xr.Dataset) -> Iterator[str]:
         return
     first, last = float(values[0]), float(values[-1])
     for measure in _own(series):
-        start, end = (_mean(series, "network", measure, OTHER_RUNS, value) for value in (first, last))
         if len(values) == 1:
+            start = _mean(series, "network", measure, OTHER_RUNS, first)
             what = f"a {measure_name(measure)} of {start}, mean over layers and pairs of runs"
             yield f"Two runs at {at(series, first)} have {what}."
             continue
-        change = _change(series, measure, last)
-        yield (
-            f"Two runs at equal {series.attrs['axis']} have a {measure_name(measure)} of {start} at "
-            f"{at(series, first)} and {end} at {at(series, last)}, mean over layers and pairs of runs: {change}."
-        )
+        if sentence := _change(series, measure, first, last):
+            yield sentence
 
 
-def _change(series: xr.Dataset, measure: str, last: float) -> str:
-    """Return how the similarity of runs changes, with the ends of all intervals over pictures."""
+def _change(series: xr.Dataset, measure: str, first: float, last: float) -> str:
+    """Return how similar the runs that stand at both values are there, and how that changes.
+
+    Pairs of runs share runs, so that the change has the ends of all intervals over pictures.
+    """
     chosen = series.sel(measure=measure, comparison=OTHER_RUNS)
-    at_last = chosen["value"].values == last
-    gains, lows, highs = (chosen[f"gain{end}"].values[at_last] for end in ("", "_low", "_high"))
-    if not np.isfinite(gains).any():
-        return "a change that has no interval"
-    low, high = float(np.nanmin(lows)), float(np.nanmax(highs))
-    text = f"for these runs a change of {number(float(np.nanmean(gains)))}, between {number(low)} and {number(high)}"
-    text += " by their intervals over pictures"
-    return text if low > 0 or high < 0 else f"{text}, which is no clear change"
+    network, value, run = chosen["network"].values, chosen["value"].values, chosen["run"].values
+    places = [{r: k for k, r in enumerate(run) if value[k] == v and np.isfinite(network[k])} for v in (first, last)]
+    both = [r for r in places[0] if r in places[1]]
+    if not both:
+        return ""
+    start, end = (np.array([of_runs[r] for r in both]) for of_runs in places)
+    change = float((network[end] - network[start]).mean())
+    of_all = "" if len(both) == len(_runs(series)) else f" (of {len(both)} runs that stand at both)"
+    what = f"Two runs at equal {series.attrs['axis']} have a {measure_name(measure)}"
+    ends = [f"{number(network[k].mean())} at {at(series, v)}" for k, v in ((start, first), (end, last))]
+    text = (
+        f"{what} of {' and '.join(ends)}, mean over layers and pairs of runs{of_all}: for these runs a change of "
+        f"{number(change)}"
+    )
+    lows, highs = (chosen[f"gain_{which}"].values[end] for which in ("low", "high"))
+    if not np.allclose(chosen["gain"].values[end], network[end] - network[start], equal_nan=False):
+        return f"{text}."  # a run has an earlier point, from which gains are counted
+    low, high = float(lows.min()), float(highs.max())
+    text += f", between {number(low)} and {number(high)} by their intervals over pictures"
+    return f"{text}." if low > 0 or high < 0 else f"{text}, which is no clear change."
 
 
 def _trends(series: xr.Dataset) -> Iterator[str]:
@@ -191,10 +214,11 @@ def _trend(series: xr.Dataset, measure: str, comparison: str) -> str:
         if np.isfinite(low)
         else f"{number(slope)} for {unit}; Kendall's tau {number(tau)}{tested}"
     )
+    minus = "minus " if measure in json.loads(series.attrs["distances"]) else ""  # larger is always more alike
     if not clear:
-        return f"No trend of {measure_name(measure)} {with_what} along {axis} is shown: {facts}."
+        return f"No trend of {minus}{measure_name(measure)} {with_what} along {axis} is shown: {facts}."
     verb = "rises" if slope > 0 else "falls"
-    return f"{sentence_start(measure)} {with_what} {verb} along {axis}: {facts}."
+    return f"{minus}{sentence_start(measure)} {with_what} {verb} along {axis}: {facts}."
 
 
 def _matching(series: xr.Dataset) -> Iterator[str]:
@@ -240,7 +264,7 @@ def _undefined(series: xr.Dataset) -> Iterator[str]:
     if REFERENCE not in series["comparison"].values:
         return
     similarity: Any = series["similarity"].sel(measure="cka", comparison=REFERENCE).values
-    has_reference = np.isfinite(similarity).any(1)
+    has_reference = np.isfinite(similarity).any(1) | (not series.attrs["reference"].startswith("run="))
     missing = [
         f"{layer} of {point}"
         for k, point in enumerate(series["point"].values.tolist())
@@ -248,4 +272,7 @@ def _undefined(series: xr.Dataset) -> Iterator[str]:
         if has_reference[k] and np.isnan(similarity[k, j])
     ]
     if missing:
-        yield f"{len(missing)} values are undefined, because a layer is constant: {listed(missing)}."
+        yield (
+            f"{len(missing)} values are undefined, because a layer is constant: {listed(missing)}. Means over layers "
+            "are of the layers that have a value at all points."
+        )

@@ -132,8 +132,10 @@ class Work:
 
     def shapes(self, spec: str, pair: Pair) -> list[tuple[int, ...]]:
         """Return the shapes of the parts of a record."""
-        is_cka = spec == "cka"
-        return Record.shapes(pair, self.kinds if is_cka else 1, self.units if is_cka else 0, self.layers)
+        if spec == "cka":
+            return Record.shapes(pair, self.kinds, self.units, self.layers)
+        metric = next(metric for metric in self.metrics if metric.spec == spec)
+        return Record.shapes(pair, 1 if metric.symmetric else 2, 0, self.layers)
 
 
 def models_of(pairs: Sequence[Pair]) -> list[Point]:
@@ -147,9 +149,9 @@ def layer_name(point: Point, array: str) -> str:
 
 
 def control_sources(work: Work) -> list[Source]:
-    """Return the controls of the input as layers."""
+    """Return the controls of the input as layers, under names that no model can have."""
     return [
-        Source(f"input/{k}", control.name, partial(_features, control, work.device))
+        Source(f"\0input/{k}", control.name, partial(_features, control, work.device))
         for k, control in enumerate(work.controls)
     ]
 
