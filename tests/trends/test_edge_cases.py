@@ -36,7 +36,7 @@ def test_names_of_models_and_layers_do_not_collide_with_those_of_controls(store:
     for name in ("input", "other"):
         paths = [store(f"{name}{k or ''}", values_of, {"step": k}, pixels=pixels) for k, values_of in enumerate(layers)]
         values.append(repsim.series(paths)["similarity"].values)
-    np.testing.assert_array_equal(*values)
+    np.testing.assert_array_equal(values[0], values[1])
 
 
 def test_a_layer_may_be_called_network(store: Any) -> None:
