@@ -204,7 +204,7 @@ def width_and_depth(folder: Path, out: Path, size: Size) -> Numbers:
     for ax, series in zip(axes_of, results.values(), strict=True):
         figures.plot_trend(series, ax, comparison="other runs")
     finish(axes_of, out / "width_depth.png", "Two seeds of one architecture, mean over layers.")
-    axes_of = side_by_side(len(depths), height=1.25)
+    axes_of = side_by_side(len(depths), height=1.1)
     within = results["depth"]["within"].sel(measure="cka")
     for ax, depth in zip(axes_of, depths, strict=True):
         table = within.sel(point=f"depth{depth}-seed0").values[:depth, :depth]
