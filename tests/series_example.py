@@ -154,6 +154,7 @@ def _series(
             "samples_fingerprint": "0" * 64, "stores": json.dumps(stores), "axis": axis, "reference": "last",
             "settled_at": 0.9, "scale": "log", "points": "networks" if axis == "width" else "states",
             "run_axis": "run" if len(runs) > 1 else "", "readout": "mean", "seed": 0, "input_controls": '["pixels"]',
+            "distances": "[]",
             "matched_by": "names" if axis == "step" else "relative depth",
             "summary": json.dumps([f"Similarity to the last point rises with the {axis}."]),
             "warnings": json.dumps(["Two runs are few: intervals over runs are wide."]),

@@ -116,7 +116,7 @@ def test_every_argument_that_is_named_is_an_option_of_a_command() -> None:
         assert render_for_cli(Hint("x", remedy=Remedy(Argument(name)))).removeprefix("x; ") in options, name
     keys = {field for kind in (Protocol, Data, Model) for field in kind.__dataclass_fields__}
     renamed = {"metrics", "pair_by", "pairs", "readouts"}  # no message of an extraction or a study names them
-    of_series_and_pages = {"run", "thumbnails"}  # nor these
+    of_series_and_pages = {"run", "scale", "thumbnails"}  # nor these
     of_functions = {"overwrite", "memory"} | of_python_only
     of_model = {"labels", "download", "skip_bad"}
     for name in names - renamed - of_functions - of_model - of_series_and_pages:

@@ -129,7 +129,7 @@ def series(
     ...     ]
     ...     result = series(stores)
     >>> result["network"].sel(measure="cka", comparison="reference").round(2).values.tolist()
-    [0.56, 0.84, 0.97, 1.0]
+    [0.64, 0.89, 0.98, 1.0]
     """
     values: dict[str, Any] = dict(keywords)
     if isinstance(values.get("axes_file"), os.PathLike):

@@ -103,7 +103,7 @@ def removable_spans(
     >>> network = {"stem": x, "block1": x + 0.01 * other, "block2": other, "block3": other - x}
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     spans = removable_spans(repsim.write_store(f"{folder}/net.h5", network, model="net"), k=1)
-    >>> spans[["first", "before", "after", "best"]].values.tolist()[0], round(spans["similarity"][0], 2)
+    >>> spans[["first", "before", "after", "best"]].values.tolist()[0], round(float(spans["similarity"][0]), 2)
     (['block1', 'stem', 'block1', True], 1.0)
     """
     if isinstance(store, ActivationStore):

@@ -49,7 +49,7 @@ def slope(x: Float64[np.ndarray, " points"], y: Batch) -> Float64[np.ndarray, "*
 
     sum_k (x_k - mean x) y_k / sum_k (x_k - mean x)^2; NaN with fewer than two different x.
 
-    >>> float(slope(np.array([1.0, 2.0, 4.0]), np.array([3.0, 5.0, 9.0])))
+    >>> round(float(slope(np.array([1.0, 2.0, 4.0]), np.array([3.0, 5.0, 9.0]))), 6)
     2.0
     """
     used = np.isfinite(x) & np.isfinite(y.reshape(-1, y.shape[-1])).all(0)
