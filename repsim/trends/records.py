@@ -41,27 +41,28 @@ def records(
         Called with the name of each step of the work.
     """
     specs = ["cka", *(metric.spec for metric in work.metrics)]
-    done: dict[tuple[str, Pair], Record] = {}
+    place = {pair: k for k, pair in enumerate(pairs)}  # other processes have other objects for the same pair
+    done: dict[tuple[str, int], Record] = {}
     for spec in specs:
-        for pair in pairs:
+        for pair, k in place.items():
             shapes = work.shapes(spec, pair)
             size = sum(int(np.prod(shape)) for shape in shapes)
             if (numbers := checkpoints.load_unit(work.name(spec, pair), 0, (size,))) is not None:
-                done[spec, pair] = Record.from_flat(numbers, shapes)
+                done[spec, k] = Record.from_flat(numbers, shapes)
     done = me.broadcast(done)
-    missing = [pair for pair in pairs if any((spec, pair) not in done for spec in specs)]
+    missing = [pair for pair, k in place.items() if any((spec, k) not in done for spec in specs)]
     batches = list(_batches(missing, _most_models(work)))
     own = batches[me.rank :: me.world]
-    computed: dict[tuple[str, Pair], Record] = {}
+    computed: dict[tuple[str, int], Record] = {}
     step = counter(_count_steps(work, own), steps("comparing models of the series")) if own else lambda: None
     for batch in own:
-        wanted = {spec: [pair for pair in batch if (spec, pair) not in done] for spec in specs}
+        wanted = {spec: [pair for pair in batch if (spec, place[pair]) not in done] for spec in specs}
         for (spec, pair), record in _compute(work, wanted, step):
-            computed[spec, pair] = record
+            computed[spec, place[pair]] = record
             checkpoints.save(work.name(spec, pair), 0, record.flat())
     for of_process in me.gather(computed):
         done |= of_process
-    return done
+    return {(spec, pairs[k]): record for (spec, k), record in done.items()}
 
 
 def _most_models(work: Work) -> int:
