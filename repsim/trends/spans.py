@@ -46,8 +46,8 @@ def removable_spans(
 
     The angular distance and the block influence compare the rows themselves, with no invariance but scale:
 
-        d = mean over samples of arccos(x_i . y_i / (|x_i| |y_i|)) / pi           (Gromov et al.)
-        BI = 1 - mean over samples of x_i . y_i / (|x_i| |y_i|)                   (Men et al., over all k blocks)
+        d = mean over samples of arccos(x_i . y_i / (||x_i|| ||y_i||)) / pi           (Gromov et al.)
+        BI = 1 - mean over samples of x_i . y_i / (||x_i|| ||y_i||)                   (Men et al., over all k blocks)
 
     Gromov et al. take the last token of a text, Men et al. all tokens. Here x_i is the row of the store: the mean of
     the tokens, or another readout such as ``cls``.
