@@ -107,6 +107,7 @@ def _equal(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(a[name].values, b[name].values, err_msg=name)
 
 
+@pytest.mark.slow
 def test_growth_a_resumed_run_and_other_batches_are_equal_to_the_bit(write: Write, tmp_path: Path) -> None:
     paths = write()
     metrics = ["mutual_knn", "svcca", "nuclear"]

@@ -140,6 +140,7 @@ def test_the_figure_has_a_cell_for_each_span(network: ActivationStore) -> None:
         plot_spans(spans.drop(columns="best"))
 
 
+@pytest.mark.slow
 def test_skipping_the_best_and_the_worst_span_of_a_trained_network(tmp_path: Path) -> None:
     """The table of docs/blocks.md: accuracy on the test digits without the most and the least similar span."""
     images = open_images("digits", split="test")
