@@ -9,13 +9,13 @@ import xarray as xr
 from repsim.results.variables import ORIGIN, Entry, Field, describe_as, with_ends
 
 COMPARISONS = REFERENCE, PREVIOUS, OTHER_RUNS = "reference", "previous", "other runs"
-"""What a point of a series is compared with: the reference, the point before it, the same point of other runs."""
+"""Networks that a point is compared with: the reference, the point before it, the same point of other runs."""
 NETWORK = "network"
 """Entry of `trend_of` for the mean over layers; the others are names of layers."""
 AXIS = "axis_"
 """Begin of the names of coordinates that hold further axes of the points, such as ``axis_width``."""
 OVER = ("pictures", "runs")
-"""What intervals of trends are taken over."""
+"""Units over which intervals of trends are taken."""
 
 _LAYERS = "measure, comparison, point, layer"
 _TRENDS = "measure, comparison, trend_of"

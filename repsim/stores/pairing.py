@@ -22,7 +22,7 @@ from repsim.runtime.csv_files import read_csv
 from repsim.stores.store import ActivationStore
 
 PairBy = str | os.PathLike[str] | Sequence[tuple[str, str]]
-"""How samples are paired: `id`, the name of a CSV file, or pairs of sample ids."""
+"""Rule by which samples are paired: `id`, the name of a CSV file, or pairs of sample ids."""
 ID = "id"
 _SIDES = ("a", "b")
 _FORM = Remedy(
@@ -36,7 +36,7 @@ class Pairing:
     """Rows of stores that belong together, one row of every store for each pair."""
 
     by: str
-    """How pairs were made: `id`, `file` or `list`."""
+    """Rule by which pairs were made: `id`, `file` or `list`."""
     file: str
     """Name of the file; empty without one."""
     rows: Mapping[ActivationStore, NDArray[np.int64]]

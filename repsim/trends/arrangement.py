@@ -29,7 +29,7 @@ class Point:
 
     store: ActivationStore
     value: float
-    """Where it stands; NaN for a reference that is not on the axis."""
+    """Place on the axis; NaN for a reference that is not on the axis."""
     run: str
     """Name of its run; empty if there is one run."""
     axes: Mapping[str, AxisValue]

@@ -128,7 +128,6 @@ class _Model:
         inputs: _Inputs | None,
         work: Work,
     ) -> None:
-        self.start = own.rows.start
         total = own.matched_products()
         squares = np.concatenate([total[None], total - _factor(work) * _unit_sums(own.of_samples, work.groups)])
         raw = np.where(squares > noise, squares, np.nan)

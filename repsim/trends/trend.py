@@ -157,7 +157,7 @@ class Mean:
 def over_runs(values: Float64[np.ndarray, " runs"]) -> Mean:
     """Return the mean over runs; without an interval if there are fewer than two.
 
-    >>> over_runs(np.array([1.0, 2.0, 3.0])).low.__round__(3)
+    >>> round(over_runs(np.array([1.0, 2.0, 3.0])).low, 3)
     -0.484
     """
     values = values[np.isfinite(values)]

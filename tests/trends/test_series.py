@@ -314,7 +314,7 @@ def test_samples_are_paired_by_id(write: Write, pixels: Any, tmp_path: Path) -> 
 
 
 def test_pairs_of_other_rows_are_computed_again(write: Write, pixels: Any, tmp_path: Path) -> None:
-    """What is kept on disk of two stores is not taken for other rows of them; equal rows are not computed again."""
+    """Values that are kept of two stores are not taken for other rows of them; equal rows are not computed again."""
     n, out = len(pixels), tmp_path / "series.nc"
     names = np.array([f"{k}.png" for k in range(n)])
     random, paths = np.random.default_rng(3), {}

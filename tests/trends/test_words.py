@@ -134,7 +134,7 @@ def test_networks_of_growing_width_do_not_settle(tmp_path: Path, pixels: Any) ->
 
 
 def test_pairs_of_runs_are_no_more_evidence_than_their_mean(tmp_path: Path) -> None:
-    """Of two runs both have the same similarity with the other: it counts once."""
+    """The similarity of two runs is that of both of them: it counts once."""
     rng = np.random.default_rng(0)
     signal, paths = rng.normal(size=(200, 20)), []
     for k, width in enumerate((8, 16, 32, 64)):
