@@ -7,6 +7,7 @@ stores.
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -443,6 +444,14 @@ def as_stores(stores: Any) -> list[Any]:
     if isinstance(stores, bytes | Mapping) or hasattr(stores, "__array__") or not isinstance(stores, Iterable):
         store_path(stores)
     return list(stores)
+
+
+def open_all(stores: Any, stack: ExitStack) -> list[ActivationStore]:
+    """Return one store or several, open: those that are named are opened, and closed by ``stack``."""
+    return [
+        store if isinstance(store, ActivationStore) else stack.enter_context(open_store(store))
+        for store in as_stores(stores)
+    ]
 
 
 def same_weights(stores: Iterable[ActivationStore]) -> list[list[str]]:

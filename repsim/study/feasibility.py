@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import combinations, product
 
-from repsim.stores.store import ActivationStore, as_stores, open_store
+from repsim.stores.store import ActivationStore, open_all
 from repsim.study import controls
 from repsim.study.design import Design, design
 from repsim.study.exchange import MOST_CHOICES, choices_of
@@ -57,10 +57,7 @@ def explain_study(
     '40 samples: intervals are tested from 200 samples on; take more.'
     """
     with ExitStack() as stack:
-        opened = [
-            store if isinstance(store, ActivationStore) else stack.enter_context(open_store(store))
-            for store in as_stores(stores)
-        ]
+        opened = open_all(stores, stack)
         return list(_sentences(design(opened, families=families, family_by=family_by, readout=readout)))
 
 

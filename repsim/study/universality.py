@@ -25,7 +25,7 @@ from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
 from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.progress import Steps, counter, report_steps
-from repsim.stores.store import ActivationStore, as_stores, open_store
+from repsim.stores.store import ActivationStore, open_all
 from repsim.study import controls as control
 from repsim.study import permutation_nulls
 from repsim.study.dataset import study_dataset
@@ -196,10 +196,7 @@ def _compute(
     memory = memory_to_use(device, options.memory)
     with ExitStack() as stack:
         step = stack.enter_context(report_steps("the study", steps))
-        opened = [
-            store if isinstance(store, ActivationStore) else stack.enter_context(open_store(store))
-            for store in as_stores(stores)
-        ]
+        opened = open_all(stores, stack)
         study = design(opened, **chosen, groups=options.groups)
         if study.n < _MIN_SAMPLES:
             raise InvalidInputError(f"{study.n} samples are too few for a study: it needs at least {_MIN_SAMPLES}")

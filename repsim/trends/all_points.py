@@ -97,5 +97,6 @@ def _other(work: Work, count: int, layer: int, spec: str) -> Values:
     used = [k for k, source in enumerate(sources) if source.name in factors]
     of_used = [factors[sources[k].name] for k in used]
     values = np.full((1, count, count), np.nan)
-    values[0][np.ix_(used, used)] = as_similarity(metric, metric.block(of_used, of_used))
+    if used:
+        values[0][np.ix_(used, used)] = as_similarity(metric, metric.block(of_used, of_used))
     return values

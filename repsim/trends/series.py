@@ -24,7 +24,7 @@ from repsim.stores.alignment import align
 from repsim.stores.axes import Axes
 from repsim.stores.axes_files import read_axes
 from repsim.stores.pairing import Pairing
-from repsim.stores.store import ActivationStore, as_stores, open_store, same_weights
+from repsim.stores.store import ActivationStore, open_all, same_weights
 from repsim.study import controls
 from repsim.study.sample_groups import groups_of
 from repsim.trends.all_points import every_point
@@ -181,10 +181,7 @@ def _compute(
         selected += [metric] if isinstance(metric, Metric) else registry.select(metric)
     with ExitStack() as stack:
         step = stack.enter_context(report_steps("the series", steps))
-        opened = [
-            store if isinstance(store, ActivationStore) else stack.enter_context(open_store(store))
-            for store in as_stores(stores)
-        ]
+        opened = open_all(stores, stack)
         if not opened:
             raise InvalidInputError("name at least two stores")
         stated = {} if options.axes_file is None else read_axes(options.axes_file)

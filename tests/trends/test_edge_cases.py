@@ -80,8 +80,10 @@ def test_networks_without_a_defined_layer_have_no_value(store: Any) -> None:
     assert np.isnan(series["similarity"].sel({**RAW, "point": "m0"})).all()
     assert float(series["similarity"].sel({**RAW, "point": "m2"}).item()) == pytest.approx(1)
     assert "out of m0" in _texts(series, "warnings")
-    everything = repsim.series([store(f"c{k}", constant, {"step": k}) for k in range(2)])
+    empty = [store(f"c{k}", constant, {"step": k}) for k in range(2)]
+    everything = repsim.series(empty, ["mutual_knn", "svcca"], all_pairs=True)
     assert np.isnan(everything["similarity"]).all()
+    assert np.isnan(everything["every_point"]).all()
 
 
 def test_many_layers_of_other_depth_have_names_of_their_own(store: Any) -> None:
