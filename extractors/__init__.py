@@ -10,8 +10,8 @@ import importlib
 import warnings
 
 from repsim.extractors.base import Batch, Extractor, LayerSpec, Readout, Stream
-from repsim.extractors.images import open_images
-from repsim.extractors.sources import ImageSource
+from repsim.extractors.samples.opening import open_images
+from repsim.extractors.samples.source import ImageSource
 from repsim.runtime import notebook
 
 if notebook.running():

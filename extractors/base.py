@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from repsim.errors import InvalidInputError
-from repsim.extractors.sources import ImageSource
+from repsim.extractors.samples.source import ImageSource
 from repsim.runtime.hardware import choose_device
 
 Axes = Literal["NC", "NCHW", "NHWC", "NLC", "NCL", "other"]

@@ -15,7 +15,7 @@ from repsim.errors import ImageError, InvalidInputError
 from repsim.extractors import hooks
 from repsim.extractors.base import Batch, LayerSpec, Readout, Stream
 from repsim.extractors.preprocessing import Transform
-from repsim.extractors.sources import ImageSource
+from repsim.extractors.samples.source import ImageSource
 from repsim.labels import PREDICTION, STATISTICS
 from repsim.runtime import interrupts
 

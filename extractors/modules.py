@@ -15,7 +15,7 @@ from repsim.extractors.loading import stream_together
 from repsim.extractors.picture_statistics import PictureStatistics, has_statistics
 from repsim.extractors.preprocessing import Preprocessing, Transform, choose_preprocessing, example_batch
 from repsim.extractors.readouts import Pixels, Prediction, get_several, plan
-from repsim.extractors.sources import ImageSource
+from repsim.extractors.samples.source import ImageSource
 from repsim.extractors.weights import fingerprint
 from repsim.labels import INPUT, PREDICTION, STATISTICS
 

@@ -16,10 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from repsim.errors import Argument, ImageError, InvalidInputError, Remedy
 from repsim.extractors import hooks
 from repsim.extractors.base import Stream
-from repsim.extractors.images import choose
 from repsim.extractors.loading import picture_loader
 from repsim.extractors.preprocessing import Transform
-from repsim.extractors.sources import ImageSource
+from repsim.extractors.samples.opening import choose
+from repsim.extractors.samples.source import ImageSource
 
 SAMPLES = 512
 """Largest number of samples that are used. They are spread evenly over the chosen samples."""

@@ -291,7 +291,11 @@ class WeightsError(RepsimError, OSError):
     """Weights that cannot be loaded: not cached and no network, damaged, or of another architecture."""
 
 
-class ImageError(RepsimError, OSError):
+class SampleError(RepsimError, OSError):
+    """Sample, or source of samples, that cannot be read."""
+
+
+class ImageError(SampleError):
     """Picture that cannot be read, or a source without pictures."""
 
 

@@ -19,9 +19,9 @@ from torchvision import transforms
 from repsim.errors import ImageError, InvalidInputError, OutputError, RepsimError, UnknownNameError
 from repsim.extraction import Extraction, choose_samples, extract, run_together
 from repsim.extractors import Stream, open_images
-from repsim.extractors.images import choose
 from repsim.extractors.picture_statistics import picture_statistics, statistic_names
 from repsim.extractors.recalibration import assign, measure
+from repsim.extractors.samples.opening import choose
 from repsim.extractors.timm_models import TimmExtractor
 from repsim.stores.store import open_store
 from repsim.study.design import design, is_twin

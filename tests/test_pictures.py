@@ -22,8 +22,8 @@ from repsim.commands.shared import Command
 from repsim.errors import ImageError, InvalidInputError, OutputError, SampleMismatchError, StoreError, UnknownNameError
 from repsim.extraction import choose_samples, extract
 from repsim.extractors import open_images
-from repsim.extractors.decoding import suffixes
-from repsim.extractors.images import examine
+from repsim.extractors.samples.decoding import suffixes
+from repsim.extractors.samples.opening import examine
 from repsim.labels import INPUT, STATISTICS, LayerKey, SampleIds
 from repsim.stores import reader
 from repsim.stores.schema import ArraySpec, Contents
@@ -481,7 +481,7 @@ def test_a_picture_is_not_skipped_when_memory_runs_out(tmp_path: Path) -> None:
     """A picture that is skipped as damaged would be missing without a reason."""
     Image.new("RGB", (6000, 6000)).save(tmp_path / "large.png")
     program = (
-        "import resource, repsim.extractors.images as i; s = i.open_images({0!r}); "
+        "import resource, repsim.extractors.samples.opening as i; s = i.open_images({0!r}); "
         "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize(); "
         "resource.setrlimit(resource.RLIMIT_AS, (size + 2**26,) * 2); print(i.examine(s, [0], skip_bad=True))"
     )

@@ -26,8 +26,6 @@ from repsim.errors import Argument, ImageError, InvalidInputError, OutputError, 
 from repsim.extraction.options import DType
 from repsim.extractors import Batch, Extractor, ImageSource, Stream
 from repsim.extractors.classification import Classes, classes_of_outputs
-from repsim.extractors.decoding import MAX_PIXELS
-from repsim.extractors.images import Digits, choose, examine
 from repsim.extractors.loading import stream_together
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.picture_statistics import PictureStatistics
@@ -41,7 +39,9 @@ from repsim.extractors.recalibration import (
     measure,
     statistics_of,
 )
-from repsim.extractors.sources import Content, LeftOut
+from repsim.extractors.samples.decoding import MAX_PIXELS
+from repsim.extractors.samples.opening import Digits, choose, examine
+from repsim.extractors.samples.source import Content, LeftOut
 from repsim.labels import PREDICTION, LayerKey, SampleIds, check_model_name, partition
 from repsim.runtime import interrupts
 from repsim.runtime.arrays import as_groups

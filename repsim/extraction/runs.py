@@ -16,11 +16,11 @@ from repsim.extraction.options import Data, DType, ExtractOptions, Model
 from repsim.extraction.patterns import add_axes, expand_patterns, is_pattern
 from repsim.extractors import Extractor, open_images
 from repsim.extractors.factory import check_name, make_extractor, preprocessing_of, store_name
-from repsim.extractors.group_files import GroupsOfPictures
-from repsim.extractors.label_files import Labels
 from repsim.extractors.options import Choices, ModelOptions, read_kwargs
 from repsim.extractors.preprocessing import Transform
 from repsim.extractors.recalibration import check_weights
+from repsim.extractors.samples.group_files import GroupsOfPictures
+from repsim.extractors.samples.label_files import Labels
 from repsim.labels import check_model_name
 from repsim.runtime.events import Note, UpToDate, log_notes
 from repsim.runtime.options import accept_options, sort_keywords

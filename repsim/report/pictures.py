@@ -9,9 +9,9 @@ from typing import Any
 from PIL import Image
 
 from repsim.errors import ImageError
-from repsim.extractors.folders import EVERYTHING, Folder
-from repsim.extractors.images import open_images
-from repsim.extractors.sources import ImageSource
+from repsim.extractors.samples.folders import EVERYTHING, Folder
+from repsim.extractors.samples.opening import open_images
+from repsim.extractors.samples.source import ImageSource
 
 SHOWN = 12
 """Number of pictures of either kind."""

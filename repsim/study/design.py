@@ -11,7 +11,7 @@ from itertools import combinations, product
 from typing import Literal
 
 from repsim.errors import Argument, InvalidInputError, Remedy
-from repsim.extractors.group_files import GroupsOfPictures
+from repsim.extractors.samples.group_files import GroupsOfPictures
 from repsim.labels import SampleIds
 from repsim.metrics.recipes.groups import Groups
 from repsim.results.variables import CONTROL_PAIRS

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from repsim.errors import Argument, InvalidInputError, Remedy
-from repsim.extractors.group_files import GroupsOfPictures, read_groups
+from repsim.extractors.samples.group_files import GroupsOfPictures, read_groups
 from repsim.metrics.recipes.groups import Groups
 from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore
@@ -35,7 +35,7 @@ def groups_of(
         Stores of the same samples.
     groups : str, path, mapping or sequence, optional
         ``folders``, ``re:PATTERN`` over the ids, a CSV file, or one group for each sample
-        (`repsim.extractors.group_files.read_groups`). By default the groups that stores hold; a store without groups
+        (`repsim.extractors.samples.group_files.read_groups`). By default the groups that stores hold; a store without groups
         says nothing.
     view : AlignedView, optional
         The stores with their samples paired; by default their samples are the same, in the same order.

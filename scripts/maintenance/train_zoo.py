@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
 from repsim.errors import OutputError
-from repsim.extractors.images import Digits
+from repsim.extractors.samples.picture_sets import Digits
 from repsim.extractors.weights import load_model
 from repsim.extractors.zoo import ZOO, weights_file
 

@@ -9,7 +9,7 @@ import pytest
 from repsim import extract
 from repsim.errors import InvalidInputError, OtherSettingsError
 from repsim.extractors import open_images
-from repsim.extractors.group_files import read_groups
+from repsim.extractors.samples.group_files import read_groups
 from repsim.testing.examples import write_pictures
 
 NAMES = ("a/scene0_f0.png", "a/scene0_f1.png", "b/scene1_f0.png", "b/scene2_f0.png")

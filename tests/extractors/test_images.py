@@ -17,8 +17,8 @@ from torchvision import transforms
 
 from repsim.errors import ImageError, InvalidInputError, UnknownNameError
 from repsim.extraction import choose_samples
-from repsim.extractors.images import choose, examine, open_images
-from repsim.extractors.sources import ImageSource
+from repsim.extractors.samples.opening import choose, examine, open_images
+from repsim.extractors.samples.source import ImageSource
 
 CLASSES = ["cat/b.png", "cat/a.JPG", "dog/x.png", "ant/deep/1.png"]
 
@@ -149,7 +149,7 @@ def test_a_hard_link_in_a_tar_is_the_picture_again(pictures: Any, tmp_path: Path
 
 def test_a_folder_that_cannot_be_listed_is_not_passed_over() -> None:
     """The test runs as user nobody if the tests run as root, who may list every folder."""
-    script = "import sys\nfrom repsim.extractors.images import open_images\n"
+    script = "import sys\nfrom repsim.extractors.samples.opening import open_images\n"
     script += "try: print(open_images(sys.argv[1]).ids)\nexcept OSError as error: print(error)"
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over() -> None:
         (root / "closed").chmod(0)
         python = [sys.executable, "-c", script, name]
         if os.geteuid() == 0:
-            drop = "import os, sys; import repsim.extractors.images; os.setuid(65534); sys.argv[:] = sys.argv[1:]\n"
+            drop = "import os, sys; import repsim.extractors.samples.opening; os.setuid(65534); sys.argv[:] = sys.argv[1:]\n"
             python = [sys.executable, "-c", drop + script, "", name]
         done = subprocess.run(python, capture_output=True, text=True, check=True)
         (root / "closed").chmod(0o755)

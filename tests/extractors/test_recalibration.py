@@ -15,8 +15,8 @@ from torchvision import transforms
 
 from repsim.errors import ImageError, InvalidInputError
 from repsim.extractors import ImageSource, Stream, open_images
-from repsim.extractors.images import choose
 from repsim.extractors.recalibration import assign, batch_norms, measure
+from repsim.extractors.samples.opening import choose
 from repsim.extractors.timm_models import TimmExtractor
 
 TO_TENSOR = transforms.Compose([transforms.Resize((8, 8)), transforms.ToTensor()])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from repsim.errors import ImageError, InvalidInputError, UnknownNameError
 from repsim.extractors import Batch, Stream, open_images
-from repsim.extractors.sources import ImageSource
+from repsim.extractors.samples.source import ImageSource
 from repsim.extractors.timm_models import TimmExtractor
 
 N = 4

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from repsim import metrics
 from repsim.extractors.base import Stream
-from repsim.extractors.images import Digits
+from repsim.extractors.samples.picture_sets import Digits
 from repsim.extractors.timm_models import TimmExtractor
 from repsim.extractors.weights import fingerprint, load_model
 from repsim.extractors.zoo import ZOO, weights_file

@@ -13,7 +13,7 @@ import torch
 import repsim
 from repsim.errors import InvalidInputError
 from repsim.extractors.factory import make_extractor
-from repsim.extractors.images import open_images
+from repsim.extractors.samples.opening import open_images
 from repsim.figures import plot_spans
 from repsim.stores.store import ActivationStore
 from repsim.study.uncertainty import jackknife

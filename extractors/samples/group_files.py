@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from repsim.errors import InvalidInputError
-from repsim.extractors.label_files import Named, Noun, match_names, read_table
-from repsim.extractors.sources import ImageSource
+from repsim.extractors.samples.label_files import Named, Noun, match_names, read_table
+from repsim.extractors.samples.source import ImageSource
 from repsim.runtime.arrays import as_groups
 
 GroupsOfPictures = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any] | np.ndarray[Any, Any]

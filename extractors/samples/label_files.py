@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from repsim.errors import Argument, InvalidInputError, Remedy
-from repsim.extractors.sources import ImageSource
+from repsim.extractors.samples.source import ImageSource
 from repsim.runtime.arrays import as_classes
 from repsim.runtime.csv_files import read_csv
 

@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from repsim.errors import Argument, ImageError, InvalidInputError, Remedy, UnknownNameError, reason
-from repsim.extractors.decoding import MAX_PIXELS, decode, has_frames, suffixes, suffixes_of_frames, unreadable
-from repsim.extractors.sources import Content, ImageSource, LeftOut, digest
+from repsim.extractors.samples.decoding import MAX_PIXELS, decode, has_frames, suffixes, suffixes_of_frames, unreadable
+from repsim.extractors.samples.source import Content, ImageSource, LeftOut, digest
 
 EVERYTHING = "."
 """Value of ``split`` that takes all pictures, even if folders are named like splits."""
