@@ -29,12 +29,10 @@ from repsim.errors import InvalidInputError
 from repsim.extractors.base import LayerSpec, Readout, Site
 from repsim.labels import CHARACTERS, EMBEDDINGS, NAME_SEPARATOR, STATISTICS, TOKENS
 
-COLUMNS = 1024
-"""Number of columns of hashed counts: docs/input-controls.md shows why."""
+CHARACTER_COLUMNS = (128, 384, 512)
+"""Number of columns of the hashed counts of single characters, pairs and triples: docs/input-controls.md shows why."""
 DIGIT = 2048
 """Base of the two digits in which the id of a token is stored."""
-LETTERS = 3
-"""Number of characters of an n-gram."""
 _BETWEEN = 0
 """Code point that ends a text in the concatenation of several; n-grams across it are left out."""
 _SHORT_WORD = 3
@@ -61,7 +59,7 @@ Points = UInt32[np.ndarray, " k"]
 Rows = Int64[np.ndarray, " k"]
 
 
-def hashed_bag(rows: Rows, items: UInt64[np.ndarray, " k"], n: int, columns: int = COLUMNS) -> Float[Tensor, "n m"]:
+def hashed_bag(rows: Rows, items: UInt64[np.ndarray, " k"], n: int, columns: int) -> Float[Tensor, "n m"]:
     """Count items in n texts, in columns that are chosen by a hash, with a sign each.
 
     Parameters
@@ -73,7 +71,7 @@ def hashed_bag(rows: Rows, items: UInt64[np.ndarray, " k"], n: int, columns: int
     n
         Number of texts.
     columns
-        Number of columns, a power of 2.
+        Number of columns.
 
     Returns
     -------
@@ -82,7 +80,7 @@ def hashed_bag(rows: Rows, items: UInt64[np.ndarray, " k"], n: int, columns: int
 
     Examples
     --------
-    >>> bags = hashed_bag(np.array([0, 0, 1]), np.array([7, 7, 7], np.uint64), 2)
+    >>> bags = hashed_bag(np.array([0, 0, 1]), np.array([7, 7, 7], np.uint64), 2, 8)
     >>> bags.abs().sum(1), float(bags[0] @ bags[1])
     (tensor([2., 1.]), 2.0)
     """
@@ -139,7 +137,7 @@ def words_as_tokens(texts: Sequence[str]) -> list[Rows]:
     Numbers are checksums: of two different words, one pair in four million has the same.
 
     >>> [ids.tolist() for ids in words_as_tokens(["A dog", "a"])]
-    [[3043011, 2396361], [3043011]]
+    [[3653187, 2898301], [3653187]]
     """
     words = [text.lower().split() for text in texts]
     return [
@@ -161,27 +159,29 @@ def _digits(rows: Rows, ids: Rows, n: int, longest: int) -> Float[Tensor, "n 2 L
     return torch.from_numpy(digits)
 
 
-def bag_of_characters(texts: Sequence[str]) -> Float[Tensor, "n m"]:
-    """Return the hashed bags of the sequences of three characters of texts.
+def bag_of_characters(texts: Sequence[str]) -> Float[Tensor, "n 1024"]:
+    """Return the hashed counts of single characters, of pairs and of triples of neighbours in texts.
 
     Texts are in lower case, as what networks share about capitals is in `text_statistics`; and begin and end with a
-    space, so that the first letters of a text and those of its other words are equal n-grams. Runs of white space are
-    one space.
+    space, so that the first letters of a text and those of its other words are equal. Runs of white space are one
+    space.
 
     Examples
     --------
     >>> bags = bag_of_characters(["The cat", "the  CAT", "a dog"])
-    >>> float((bags[0] - bags[1]).abs().sum()), float(bags[0].abs().sum())
+    >>> float((bags[0] - bags[1]).abs().sum()), float(bags[0, 512:].abs().sum())  # 7 triples
     (0.0, 7.0)
     """
     points, owner = _code_points([f" {' '.join(text.lower().split())} " for text in texts])
-    items = np.zeros(max(0, len(points) - LETTERS + 1), np.uint64)
-    whole = np.ones(len(items), bool)
-    for k in range(LETTERS):  # 21 bits hold every code point
-        part = points[k : k + len(items)]
-        items = (items << np.uint64(21)) | part.astype(np.uint64)
-        whole &= part != _BETWEEN
-    return hashed_bag(owner[: len(items)][whole], items[whole], len(texts))
+    items, whole = np.zeros(len(points), np.uint64), np.ones(len(points), bool)
+    parts = []
+    for k, columns in enumerate(CHARACTER_COLUMNS):
+        following = points[k:]
+        items, whole = items[: len(following)] << np.uint64(21), whole[: len(following)]  # 21 bits hold a code point
+        items |= following.astype(np.uint64)
+        whole = whole & (following != _BETWEEN)
+        parts.append(hashed_bag(owner[: len(items)][whole], items[whole], len(texts), columns))
+    return torch.cat(parts, 1)
 
 
 def _code_points(texts: Sequence[str]) -> tuple[Points, Rows]:
@@ -334,19 +334,18 @@ class TokenIds(_OneRow):
 
 @dataclass(frozen=True, kw_only=True)
 class CharacterBag(_OneRow):
-    """The hashed bag of the sequences of three characters of the text, in lower case."""
+    """The hashed counts of characters, of pairs and of triples of them, in lower case."""
 
     name: str = CHARACTERS[1]
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:  # noqa: ARG002 - the same for every text
         """Return the shape of one row: (columns,)."""
-        return (COLUMNS,)
+        return (sum(CHARACTER_COLUMNS),)
 
     def facts(self, layer: LayerSpec) -> dict[str, str]:  # noqa: ARG002 - the same for every text
         """Return what the columns are, which the store records."""
-        return {
-            "characters": f"counts of {LETTERS} characters in lower case in {COLUMNS} columns by SplitMix64 with signs"
-        }
+        sizes = ", ".join(map(str, CHARACTER_COLUMNS))
+        return {"characters": f"signed counts of characters, pairs and triples in {sizes} columns by SplitMix64"}
 
     def __call__(self, batch: Mapping[str, Any], layer: LayerSpec) -> Tensor:  # noqa: ARG002 - the same for every text
         """Return the bags as an array (b, columns), float32."""

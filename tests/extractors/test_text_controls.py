@@ -69,15 +69,18 @@ def test_the_hash_is_splitmix64() -> None:
 
 
 def test_characters_are_counted_in_columns() -> None:
-    expected = np.zeros((len(TEXTS), controls.COLUMNS))
-    for row, text in enumerate(TEXTS):
-        padded = f" {' '.join(text.lower().split())} "
-        for triple in Counter(padded[k : k + 3] for k in range(len(padded) - 2)).elements():
-            number = sum(ord(letter) << (21 * (2 - k)) for k, letter in enumerate(triple))
-            hashed = slow_hash(number)
-            expected[row, hashed % controls.COLUMNS] += -1 if hashed >> 63 else 1
     values = controls.CharacterBag()(batch([[1]] * len(TEXTS), TEXTS), ENTRY)
-    np.testing.assert_array_equal(values, expected)
+    sizes = controls.CHARACTER_COLUMNS
+    assert values.shape == (len(TEXTS), sum(sizes)) == (len(TEXTS), *controls.CharacterBag().shape(ENTRY))
+    for length, part in enumerate(values.split(sizes, 1), 1):
+        expected = np.zeros(part.shape)
+        for row, text in enumerate(TEXTS):
+            padded = f" {' '.join(text.lower().split())} "
+            for letters in Counter(padded[k : k + length] for k in range(len(padded) - length + 1)).elements():
+                number = sum(ord(letter) << (21 * (length - 1 - k)) for k, letter in enumerate(letters))
+                hashed = slow_hash(number)
+                expected[row, hashed % sizes[length - 1]] += -1 if hashed >> 63 else 1
+        np.testing.assert_array_equal(part, expected)
 
 
 def test_inner_products_of_hashed_counts_are_those_of_the_counts_on_average() -> None:
