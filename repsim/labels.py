@@ -2,7 +2,7 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -26,12 +26,34 @@ CONTROLS = frozenset({INPUT, STATISTICS, PREDICTION})
 NAME_SEPARATOR = "; "
 """Text between the names of statistics in a store."""
 
+Modality = Literal["image", "text", "tensor", "other"]
+"""Kind of what a model reads: pictures, texts, arrays, or what a module of the user takes."""
+NOUNS: Mapping[str, tuple[str, str]] = {
+    "image": ("picture", "pictures"),
+    "text": ("text", "texts"),
+    "tensor": ("array", "arrays"),
+    "other": ("sample", "samples"),
+}
+"""Singular and plural of the samples of a modality, for messages."""
+
 OTHER_PICTURES = "other pictures behind the same names"
 _HASH_BYTES = 8
 _MAX_FILE_NAME = 200
 """Largest length of a model's name in bytes, so that `.h5.partial` can be appended."""
 _PARTITION_SEED = 0
 _FORMS: dict[str, Form] = {"gram": "grams", "sketch": "sketches"}
+
+
+def noun_of(modalities: Iterable[str], *, count: int = 2) -> str:
+    """Return the word for samples of these modalities: the noun if all are of one, else sample or samples.
+
+    An empty modality is one that is not known.
+
+    >>> noun_of(["text", "text"]), noun_of(["image"], count=1), noun_of(["image", "text"]), noun_of([""])
+    ('texts', 'picture', 'samples', 'samples')
+    """
+    distinct = set(modalities)
+    return NOUNS[next(iter(distinct)) if len(distinct) == 1 and distinct <= NOUNS.keys() else "other"][count != 1]
 
 
 @dataclass(frozen=True)
