@@ -472,6 +472,16 @@ def open_all(stores: Any, stack: ExitStack) -> list[ActivationStore]:
     ]
 
 
+def is_other_view(a: ActivationStore, b: ActivationStore) -> bool:
+    """Return whether two stores hold different views of their samples: other modalities, or other columns of a table.
+
+    A picture and its caption are two views of a sample, and so are two captions. Their contents cannot be compared.
+    """
+    return any(
+        first and second and first != second for first, second in ((a.modality, b.modality), (a.column, b.column))
+    )
+
+
 def same_weights(stores: Iterable[ActivationStore]) -> list[list[str]]:
     """Return the models whose weights are equal to the bit, as groups of two or more names.
 
