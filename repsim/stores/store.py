@@ -268,6 +268,24 @@ class ActivationStore:
         return self._contents.source
 
     @property
+    def column(self) -> str:
+        """Column of the table that the samples come from; empty without one."""
+        return str(self._contents.provenance.get("column") or "")
+
+    @property
+    def modality(self) -> str:
+        """Kind of what the model reads: ``image``, ``text``, ``tensor`` or ``other``; empty if it is not known.
+
+        It is recorded at extraction, or in the provenance that `repsim.write_store` takes. Networks that were extracted
+        by earlier versions read pictures, and so do those whose stored pixels have channels, a height and a width.
+        """
+        recorded = self._contents.provenance
+        if stated := recorded.get("modality"):
+            return str(stated)
+        extracted = str(recorded.get("extractor") or "given") != "given"
+        return "image" if extracted or (self.pixels is not None and len(self.pixels.shape) == 4) else ""
+
+    @property
     def sample_ids(self) -> SampleIds:
         """Ids of the samples, in the order of the rows."""
         return self._contents.sample_ids
@@ -477,6 +495,16 @@ def open_all(stores: Any, stack: ExitStack) -> list[ActivationStore]:
         store if isinstance(store, ActivationStore) else stack.enter_context(open_store(store))
         for store in as_stores(stores)
     ]
+
+
+def is_other_view(a: ActivationStore, b: ActivationStore) -> bool:
+    """Return whether two stores hold different views of their samples: other modalities, or other columns of a table.
+
+    A picture and its caption are two views of a sample, and so are two captions. Their contents cannot be compared.
+    """
+    return any(
+        first and second and first != second for first, second in ((a.modality, b.modality), (a.column, b.column))
+    )
 
 
 def same_weights(stores: Iterable[ActivationStore]) -> list[list[str]]:
