@@ -31,6 +31,7 @@ from repsim.extractors.samples.source import Content, ImageSource, SampleSource,
 from repsim.extractors.samples.texts import open_lines, open_list
 from repsim.extractors.samples.web_dataset import open_shards
 from repsim.runtime import interrupts
+from repsim.runtime.deprecation import rename_keyword
 from repsim.runtime.progress import Progress
 
 _RUN = 4096
@@ -250,7 +251,7 @@ def _with_ids(source: SampleSource, roles: Roles) -> SampleSource:
     """Replace the ids of a source by those that the user gave."""
     if roles.ids is not None:
         source.ids = check_ids(roles.ids, len(source), source.name)
-        source.record = {**source.record, "ids": "given"}
+        source.record = {**source.record, "ids_from": "given"}
     return source
 
 
@@ -342,6 +343,7 @@ def choose(total: int, limit: int | None) -> list[int]:
     return [i * total // limit for i in range(limit)]
 
 
+@rename_keyword("images", "source", gone_in="0.4.0")
 def examine(
     source: SampleSource,
     rows: Sequence[int],
