@@ -21,7 +21,17 @@ STATISTICS = ("input", "statistics")
 """Layer and readout of the statistics of the input in full size, another control."""
 PREDICTION = ("output", "prediction")
 """Layer and readout of the class that a classifier predicts, a third control, from which its accuracy follows."""
-CONTROLS = frozenset({INPUT, STATISTICS, PREDICTION})
+TOKENS = ("input", "tokens")
+"""Layer and readout of the hashed bag of the tokens of a text."""
+CHARACTERS = ("input", "characters")
+"""Layer and readout of the hashed bag of the character n-grams of a text."""
+EMBEDDINGS = ("input", "embeddings")
+"""Layer and readout of the mean of the model's static embeddings of the tokens of a text."""
+VALUES = ("input", "values")
+"""Layer and readout of an input that is a small array, as it is."""
+INPUTS = (INPUT, STATISTICS, TOKENS, CHARACTERS, EMBEDDINGS, VALUES)
+"""Arrays that describe the input of a model, from which a study makes its controls."""
+CONTROLS = frozenset({*INPUTS, PREDICTION})
 """Arrays beside the layers, which no comparison reads as a layer."""
 NAME_SEPARATOR = "; "
 """Text between the names of statistics in a store."""
