@@ -110,7 +110,7 @@ def make_extractor(
         return ModuleExtractor(model, prepared, name=name, layers=layers, readout=readout)
     if transform is not None or name is not None:
         raise InvalidInputError(f"transform= and name= are for a torch module; {model} has its own")
-    if not (forward is collate is mask is None):
+    if any(option is not None for option in (forward, collate, mask)):
         raise InvalidInputError(f"forward=, collate= and mask= are for a torch module; {model} has its own")
     if samples is not None and samples.modality != "image":
         raise InvalidInputError(f"{model} reads pictures, and {samples.name} has {samples.noun}")
@@ -135,7 +135,7 @@ def _prepare(
 ) -> Transform | Preparation | None:
     """Return the preparation of a module's samples; of pictures that are called as usual, their transform."""
     pictures = samples is None or (samples.modality == "image" and samples.collate is None)
-    if samples is None or (pictures and forward is collate is mask is None):
+    if samples is None or (pictures and forward is None and collate is None and mask is None):
         return transform
     if pictures and transform is None:
         raise InvalidInputError(

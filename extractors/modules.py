@@ -15,10 +15,10 @@ from repsim.extractors.loading import stream_together
 from repsim.extractors.picture_statistics import PictureStatistics, has_statistics
 from repsim.extractors.preparation import Preparation, copy, move, samples_in, shapes_of
 from repsim.extractors.preprocessing import Preprocessing, Transform, prepare_pictures
-from repsim.extractors.readouts import Pixels, Prediction, get_several, plan
+from repsim.extractors.readouts import MOST_VALUES, Pixels, Prediction, Values, get_several, plan
 from repsim.extractors.samples.source import SampleSource
 from repsim.extractors.weights import fingerprint
-from repsim.labels import INPUT, PREDICTION, STATISTICS
+from repsim.labels import INPUT, PREDICTION, STATISTICS, VALUES
 from repsim.runtime.deprecation import rename_keyword
 
 
@@ -111,8 +111,8 @@ class ModuleExtractor:
             **self.preparation.controls,
         }
         """Arrays that are read in addition to the layers, as controls: of pictures the model's input at low resolution
-        and, unless they are small, statistics of it in full size; what the preparation names; and the number of the
-        largest output of a classifier."""
+        and, unless they are small, statistics of it in full size; of other small arrays their values; what the
+        preparation names; and the number of the largest output of a classifier."""
         if trace.outputs and getattr(model, "num_classes", None) != 0:  # 0: timm's networks without a classifier
             logits = _control(PREDICTION[0], "output", (trace.outputs,), "NC")
             self.controls = {**self.controls, PREDICTION: (logits, Prediction())}
@@ -149,6 +149,8 @@ class ModuleExtractor:
             entry = _control(INPUT[0], "input", tuple(example.shape[1:]), "NCHW", grid=size)
             statistics = {STATISTICS: (entry, PictureStatistics())} if has_statistics(entry.shape) else {}
             return {INPUT: (entry, Pixels()), **statistics}
+        if isinstance(example, Tensor) and example.is_floating_point() and example[0].numel() <= MOST_VALUES:
+            return {VALUES: (_control(VALUES[0], "input", tuple(example.shape[1:]), "other"), Values())}
         return {}
 
     def _trace(self, example: Any) -> hooks.Trace:

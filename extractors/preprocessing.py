@@ -101,7 +101,7 @@ def prepare_pictures(model: nn.Module, transform: Transform | Preprocessing | No
     chosen = choose_preprocessing(model, transform)
     return Preparation(
         transform=chosen.transform,
-        collate=torch.stack,  # type: ignore[arg-type]
+        collate=torch.stack,
         key=chosen.key,
         record=chosen.record,
         notes=chosen.notes,

@@ -15,7 +15,7 @@ from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.extractors.base import LayerSpec, Readout
 from repsim.extractors.compressed import BlockGram, Sketch
 from repsim.extractors.tokens import left_aligned, token_at
-from repsim.labels import INPUT, PREDICTION
+from repsim.labels import INPUT, PREDICTION, VALUES
 
 NAMES = ("mean", "max", "cls", "last", "flatten", "grid:K", "gram:B", "sketch:M")
 
@@ -45,6 +45,10 @@ def get(spec: str) -> Readout:
 
 INPUT_PIXELS = 8
 """Height and width to which the input is averaged; docs/store-format.md has the measurement behind this number."""
+
+
+MOST_VALUES = 4096
+"""Largest number of values of an input that is stored as it is."""
 
 
 def _number(spec: str, text: str, letter: str, least: int, example: int | str) -> int:
@@ -296,6 +300,26 @@ class Pixels:
         """Return the averages as an array (b, channels h w), computed in float32."""
         _, height, width = layer.shape
         return _vector(adaptive_avg_pool2d(output.float(), (min(INPUT_PIXELS, height), min(INPUT_PIXELS, width))))
+
+
+@dataclass(frozen=True)
+class Values:
+    """The model's input as it is, if it has at most `MOST_VALUES` numbers: the control for similarity of inputs."""
+
+    name: str = VALUES[1]
+
+    @property
+    def block(self) -> int:
+        """Number of samples of a row: 1."""
+        return 1
+
+    def shape(self, layer: LayerSpec) -> tuple[int, ...]:
+        """Return the shape of the input of one sample."""
+        return layer.shape
+
+    def __call__(self, output: Tensor, layer: LayerSpec, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Return a copy of the input, of shape (b, p), in float32."""
+        return _vector(output)
 
 
 @dataclass(frozen=True)

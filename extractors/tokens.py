@@ -3,7 +3,7 @@
 from torch import Tensor, arange
 
 from repsim.errors import InvalidInputError
-from repsim.extractors.base import LayerSpec
+from repsim.extractors.base import LayerSpec, Readout
 
 
 def token_at(output: Tensor, positions: Tensor) -> Tensor:
@@ -28,3 +28,9 @@ def left_aligned(output: Tensor, mask: Tensor, layer: LayerSpec) -> Tensor:
     aligned = output.new_zeros(len(output), longest, output.shape[2])
     aligned[arange(longest, device=output.device) < counts[:, None]] = output[mask]
     return aligned
+
+
+def padding_of(readout: Readout) -> str:
+    """Return what a readout does with padding, for the attributes of a layer of tokens."""
+    name = readout.name.partition(":")[0]
+    return "behind the real tokens, as zeros" if name in {"flatten", "gram", "sketch"} else "left out"

@@ -42,10 +42,11 @@ from repsim.extractors.recalibration import (
 from repsim.extractors.samples.decoding import MAX_PIXELS
 from repsim.extractors.samples.opening import choose, examine
 from repsim.extractors.samples.source import Content, LeftOut, SampleSource
+from repsim.extractors.tokens import padding_of
 from repsim.labels import PREDICTION, LayerKey, SampleIds, check_model_name, partition
 from repsim.runtime import interrupts
 from repsim.runtime.arrays import as_groups
-from repsim.runtime.deprecation import rename_keyword
+from repsim.runtime.deprecation import rename_keyword, warn_deprecated
 from repsim.runtime.files import format_size, partial_path
 from repsim.runtime.hardware import choose_device, cores, release_free_heap
 from repsim.runtime.processes import ALONE, Ranks, restarted
@@ -76,6 +77,12 @@ class Samples:
     """Mapping from id to the reason why the sample cannot be read."""
     contents: Mapping[int, Content] | None = None
     """Mapping from row to the hashed content of the sample. None: the samples are hashed when `ids` is first used."""
+
+    @property
+    def images(self) -> SampleSource:
+        """Source of the samples, by its earlier name."""
+        warn_deprecated("Samples.images", instead="write source", gone_in="0.4.0")
+        return self.source
 
     @cached_property
     def ids(self) -> SampleIds:
@@ -266,6 +273,7 @@ class Extraction:
                     "prefix_tokens": layer.prefix_tokens,
                     "class_token": layer.class_token,
                     "grid": layer.grid,
+                    **({"padding": padding_of(readout)} if layer.axes == "NTC" else {}),
                     **(readout.facts(layer) if isinstance(readout, PictureStatistics) else {}),
                     **({"classes": self.classes.rule} if key == PREDICTION and self.classes is not None else {}),
                 },
