@@ -1,8 +1,9 @@
 """Pictures as the bytes of files: in folders, in tar archives, in tables and in data sets of other libraries."""
 
 import io
+import posixpath
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from repsim.errors import reason
 from repsim.extractors.samples.decoding import MAX_PIXELS, decode, has_frames, suffixes_of_frames, unreadable
 from repsim.extractors.samples.source import Content, ImageSource, digest
+from repsim.runtime import interrupts
 
 _decode = decode
 
@@ -112,3 +114,20 @@ def picture_parts(cell: Any) -> tuple[bytes | None, str | None]:
     if isinstance(cell, dict):
         return cell.get("bytes"), cell.get("path")
     return None, cell
+
+
+def picture_keys(cell: Callable[[int], Any], n: int) -> list[Hashable]:
+    """Return what identifies the picture of each of ``n`` cells: its path, or the hash of its bytes.
+
+    >>> picture_keys(["a/../b.png", "b.png", b"...", None].__getitem__, 4)
+    ['b.png', 'b.png', 'ab5df625bc76dbd4', 'empty cell 3']
+    """
+    keys: list[Hashable] = []
+    for row in range(n):
+        data, path = picture_parts(cell(row))
+        if data is not None:
+            keys.append(digest(data).hex())
+        else:
+            keys.append(posixpath.normpath(path) if path else f"empty cell {row}")
+        interrupts.check()
+    return keys

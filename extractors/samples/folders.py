@@ -297,54 +297,11 @@ class Tar(_PictureTree):
 
     def __init__(self, path: Path, split: str | None = None, max_pixels: int = MAX_PIXELS) -> None:
         self.path, self.max_pixels = path, max_pixels
-        self._members = self._pictures(self._list())
+        self._members = self._pictures(dict(list_members(path, self.left_out)))
         tops = {name.split("/", 1)[0] for name in self._members if "/" in name}
         if split not in {None, EVERYTHING}:
             self._members = {name: extent for name, extent in self._members.items() if name.startswith(f"{split}/")}
         super().__init__(path.name, self._members, split, tops)
-
-    def _list(self) -> dict[str, tuple[int, int]]:
-        """Return offset and size of every file by name, including hard links to files of the archive."""
-        path, name = self.path, printable(self.path.name)
-        try:
-            is_tar = tarfile.is_tarfile(path)
-        except OSError as error:
-            raise ImageError(f"cannot read {name}: {error.strerror}") from None
-        if not is_tar:
-            raise ImageError(f"{name} is a file but no tar archive; use a folder of pictures or a .tar")
-        try:
-            archive = tarfile.open(path, "r:")  # noqa: SIM115 - closed below; an error here means compression
-        except tarfile.TarError:
-            raise ImageError(
-                f"{name} is compressed, so its pictures cannot be read individually; unpack it, or make a plain .tar"
-            ) from None
-        damaged = f"{name} is damaged or cut off"
-        members: dict[str, tuple[int, int]] = {}
-        links: dict[str, str] = {}
-        with archive, path.open("rb") as file:
-            try:
-                for member in archive:
-                    inner = _plain(member.name)
-                    if member.isfile() and not member.issparse():
-                        members[inner] = (member.offset_data, member.size)
-                    elif member.islnk() and (target := _plain(member.linkname)) in members:
-                        members[inner] = members[target]  # the same file under a second name
-                    elif member.issym():
-                        links[inner] = posixpath.normpath(posixpath.join(posixpath.dirname(inner), member.linkname))
-                    elif not member.isdir() and not _any_hidden(inner) and _has_suffix(inner, suffixes(), LeftOut()):
-                        self.left_out.add("no regular files", printable(inner))
-            except (tarfile.TarError, OSError) as error:
-                raise ImageError(f"{damaged} after {len(members)} files: {reason(error)}") from None
-            file.seek(archive.offset)  # tarfile does not notice a cut between two members or within a header
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise ImageError(f"{damaged} after {len(members)} files: it has no end mark")
-        for link in sorted(links):
-            if _any_hidden(link) or link in members or not _has_suffix(link, suffixes(), LeftOut()):
-                continue
-            inside = links[link] in members
-            why = "links to pictures that are taken already" if inside else "links that lead out of the archive"
-            self.left_out.add(why, printable(link))
-        return members
 
     def _pictures(self, members: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
         endings = suffixes()
@@ -367,6 +324,79 @@ class Tar(_PictureTree):
     def sizes(self) -> Sequence[int]:
         """Return the sizes of the members in bytes."""
         return [self._members[path][1] for path in self.paths]
+
+
+def holds_texts(root: Path) -> bool:
+    """Return whether a folder holds text files and no pictures. The search ends at the first picture."""
+    endings = suffixes()
+    texts = False
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for file in files:
+            suffix = posixpath.splitext(file)[1].lower()
+            if is_hidden(file):
+                continue
+            if suffix in endings:
+                return False
+            texts = texts or suffix in TEXT_SUFFIXES
+        if any(Path(folder, name).is_symlink() for name in folders):  # may lead to pictures
+            return False
+    return texts
+
+
+def list_members(path: Path, left_out: LeftOut) -> list[tuple[str, tuple[int, int]]]:
+    """Return name, offset and size of every file of a tar archive in its order, hard links to these included.
+
+    Links and devices with the suffix of a picture are counted in ``left_out``.
+
+    Raises
+    ------
+    ImageError
+        The file is no tar archive, compressed, damaged or cut off.
+    """
+    name = printable(path.name)
+    try:
+        is_tar = tarfile.is_tarfile(path)
+    except OSError as error:
+        raise ImageError(f"cannot read {name}: {error.strerror}") from None
+    if not is_tar:
+        raise ImageError(f"{name} is a file but no tar archive; use a folder of pictures or a .tar")
+    try:
+        archive = tarfile.open(path, "r:")  # noqa: SIM115 - closed below; an error here means compression
+    except tarfile.TarError:
+        raise ImageError(
+            f"{name} is compressed, so its files cannot be read individually; unpack it, or make a plain .tar"
+        ) from None
+    damaged = f"{name} is damaged or cut off"
+    members: list[tuple[str, tuple[int, int]]] = []
+    extents: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
+    with archive, path.open("rb") as file:
+        try:
+            for member in archive:
+                inner = _plain(member.name)
+                if member.isfile() and not member.issparse():
+                    extents[inner] = (member.offset_data, member.size)
+                    members.append((inner, extents[inner]))
+                elif member.islnk() and (target := _plain(member.linkname)) in extents:
+                    extents[inner] = extents[target]  # the same file under a second name
+                    members.append((inner, extents[inner]))
+                elif member.issym():
+                    links[inner] = posixpath.normpath(posixpath.join(posixpath.dirname(inner), member.linkname))
+                elif not member.isdir() and not _any_hidden(inner) and _has_suffix(inner, suffixes(), LeftOut()):
+                    left_out.add("no regular files", printable(inner))
+        except (tarfile.TarError, OSError) as error:
+            raise ImageError(f"{damaged} after {len(extents)} files: {reason(error)}") from None
+        file.seek(archive.offset)  # tarfile does not notice a cut between two members or within a header
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise ImageError(f"{damaged} after {len(extents)} files: it has no end mark")
+    for link in sorted(links):
+        if _any_hidden(link) or link in extents or not _has_suffix(link, suffixes(), LeftOut()):
+            continue
+        inside = links[link] in extents
+        why = "links to pictures that are taken already" if inside else "links that lead out of the archive"
+        left_out.add(why, printable(link))
+    return members
 
 
 def _refuse_splits(name: str, paths: Sequence[str]) -> None:
