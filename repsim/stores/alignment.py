@@ -108,10 +108,10 @@ class AlignedView:
             return [*self.pairing.notes, *self._class_notes]
         notes = [note for stores in self._views for note in _unchecked(stores)]
         if len(self._views) > 1:
-            views = "; ".join(f"{noun_of(_known(view))} of {view[0].data} in {_first(view)}" for view in self._views)
+            views = " and ".join(f"{_first(view)} ({noun_of(_known(view))} of {view[0].data})" for view in self._views)
             notes.append(
-                f"samples are matched by their ids alone: {views}. Not checked: whether what has the same id belongs "
-                "together"
+                f"samples are matched by their ids alone across {views}; not checked: whether what has the same id "
+                "belongs together"
             )
         return notes
 
