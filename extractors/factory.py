@@ -7,11 +7,12 @@ the prefix of the names of its models, and its value is a function that makes th
     zoo = "my_package:make"      # `repsim extract zoo/net` calls make("net", weights=, seed=, layers=, readout=)
 """
 
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Unpack
+from typing import Any, Unpack
 
 import timm
-from torch import nn
+from torch import Tensor, nn
 
 from repsim.errors import Argument, InvalidInputError, Remedy, UnknownNameError
 from repsim.extractors import torchvision_models
@@ -19,13 +20,18 @@ from repsim.extractors.base import Extractor
 from repsim.extractors.families import family_by_name
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import Choices, ModelOptions
+from repsim.extractors.preparation import Preparation, prepare_samples
 from repsim.extractors.preprocessing import Transform, timm_preprocessing
+from repsim.extractors.samples.source import SampleSource
 from repsim.extractors.timm_models import TimmExtractor
 from repsim.extractors.torchvision_models import TorchvisionExtractor
 from repsim.extractors.weights import check_name as check_timm_name
 from repsim.extractors.weights import suffix
 
 GROUP = "repsim.extractors"
+Forward = Callable[[nn.Module, Any], Any]
+Collate = Callable[[list[Any]], Any]
+Mask = str | Callable[[Any], Tensor | None]
 
 
 def make_extractor(
@@ -37,6 +43,10 @@ def make_extractor(
     readout: str = "mean",
     transform: Transform | None = None,
     name: str | None = None,
+    samples: SampleSource | None = None,
+    forward: Forward | None = None,
+    collate: Collate | None = None,
+    mask: Mask | None = None,
     **choices: Unpack[Choices],
 ) -> Extractor:
     """Make the extractor of a model.
@@ -53,7 +63,12 @@ def make_extractor(
     layers, readout : str
         The layers to read, and their readouts.
     transform, name : optional
-        For a torch module only: the function that prepares its pictures, and the name of the model.
+        For a torch module only: the function that prepares its samples, and the name of the model.
+    samples : SampleSource, optional
+        The samples that the model will read; by default pictures. A model that cannot read their kind is refused.
+    forward, collate, mask : optional
+        For a torch module only: how it is called, how batches are made, and the mask of their tokens
+        (`repsim.extractors.preparation.prepare_samples`).
     **choices
         For models of timm and torchvision only: ``weights_key``, ``weights_prefix`` and ``weights_match`` of a weights
         file; ``img_size``, ``mean``, ``std``, ``interpolation`` and ``crop_pct`` of the pictures; ``model_kwargs`` of
@@ -91,9 +106,14 @@ def make_extractor(
             raise InvalidInputError(
                 f"a torch module has its weights already: weights={weights!r}, seed={seed} cannot be used with it"
             )
-        return ModuleExtractor(model, transform, name=name, layers=layers, readout=readout)
+        prepared = _prepare(samples, transform, forward, collate, mask)
+        return ModuleExtractor(model, prepared, name=name, layers=layers, readout=readout)
     if transform is not None or name is not None:
         raise InvalidInputError(f"transform= and name= are for a torch module; {model} has its own")
+    if not (forward is collate is mask is None):
+        raise InvalidInputError(f"forward=, collate= and mask= are for a torch module; {model} has its own")
+    if samples is not None and samples.modality != "image":
+        raise InvalidInputError(f"{model} reads pictures, and {samples.name} has {samples.noun}")
     if model.startswith(torchvision_models.PREFIX):
         return TorchvisionExtractor(model, weights=weights, seed=seed, options=options, layers=layers, readout=readout)
     if entry := _entry_point(model):
@@ -104,6 +124,25 @@ def make_extractor(
         )
         return extractor
     return TimmExtractor(model, weights=weights, seed=seed, options=options, layers=layers, readout=readout)
+
+
+def _prepare(
+    samples: SampleSource | None,
+    transform: Transform | None,
+    forward: Forward | None,
+    collate: Collate | None,
+    mask: Mask | None,
+) -> Transform | Preparation | None:
+    """Return the preparation of a module's samples; of pictures that are called as usual, their transform."""
+    pictures = samples is None or (samples.modality == "image" and samples.collate is None)
+    if samples is None or (pictures and forward is collate is mask is None):
+        return transform
+    if pictures and transform is None:
+        raise InvalidInputError(
+            "a module with forward= or collate= has no preprocessing of its own: pass transform=, a function from a "
+            "PIL picture to a tensor"
+        )
+    return prepare_samples(samples, transform=transform, collate=collate, forward=forward, mask=mask)
 
 
 def check_name(model: str) -> None:

@@ -8,6 +8,7 @@ error; it does not mean the whole folder.
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from repsim.errors import ImageError, InvalidArgumentError, SampleError
 from repsim.extractors.samples.decoding import MAX_PIXELS
@@ -17,6 +18,7 @@ from repsim.extractors.samples.label_files import Labels, assign_labels
 from repsim.extractors.samples.picture_sets import Digits, TimmDataset
 from repsim.extractors.samples.source import Content, ImageSource, SampleSource, content_of
 from repsim.runtime import interrupts
+from repsim.runtime.deprecation import rename_keyword
 from repsim.runtime.progress import Progress
 
 _RUN = 4096
@@ -85,6 +87,12 @@ def open_images(
     return images
 
 
+def open_samples(data: Any, *, split: str | None = None, root: str | None = None, **options: Any) -> SampleSource:
+    """Open pictures, until the other sources land."""
+    options = {key: options.get(key) for key in ("download", "labels", "groups", "max_pixels")}
+    return data if isinstance(data, SampleSource) else open_images(data, split=split, root=root, **options)
+
+
 def _open(data: str, split: str | None, root: str | None, max_pixels: int, *, download: bool) -> ImageSource:
     if data == "digits":
         return Digits(split)
@@ -118,6 +126,7 @@ def choose(total: int, limit: int | None) -> list[int]:
     return [i * total // limit for i in range(limit)]
 
 
+@rename_keyword("images", "source", gone_in="0.4.0")
 def examine(
     source: SampleSource,
     rows: Sequence[int],

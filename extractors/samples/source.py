@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -11,19 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from repsim.extractors.samples.decoding import MAX_PIXELS
+from repsim.labels import NOUNS as NOUNS  # noqa: PLC0414 - also imported from this file
+from repsim.labels import Modality as Modality  # noqa: PLC0414
 
 DIGEST = 8
 """Number of bytes of the SHA-256 of a sample that are kept."""
-
-Modality = Literal["image", "text", "tensor", "other"]
-"""Kind of what a model reads: pictures, texts, arrays, or what a module of the user takes."""
-NOUNS: Mapping[str, tuple[str, str]] = {
-    "image": ("picture", "pictures"),
-    "text": ("text", "texts"),
-    "tensor": ("array", "arrays"),
-    "other": ("sample", "samples"),
-}
-"""Singular and plural of the samples of a modality, for messages."""
 
 
 class Content(NamedTuple):
