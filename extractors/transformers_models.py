@@ -8,15 +8,17 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from PIL import Image
 from torch import nn
 
 from repsim.errors import (
     Argument,
+    Hint,
     InvalidInputError,
     MissingExtraError,
     Part,
@@ -25,15 +27,30 @@ from repsim.errors import (
     WeightsError,
     reason,
 )
+from repsim.extractors import hooks
 from repsim.extractors.checkpoints import abbreviate, read_checkpoint
 from repsim.extractors.fitting import format_kwargs, shapes_of
+from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import ModelOptions
+from repsim.extractors.preparation import Preparation
+from repsim.extractors.preprocessing import Preprocessing, prepare_pictures
+from repsim.extractors.readouts import get_several
 from repsim.extractors.repositories import CONFIG, PREFIX, Repository, locate
-from repsim.extractors.tokenized import FAST, SENTENCE_LIMIT, SMALL_FILES, VOCABULARIES
-from repsim.extractors.weights import ALTERNATIVES, fingerprint
+from repsim.extractors.tokenized import (
+    FAST,
+    SENTENCE_LIMIT,
+    SMALL_FILES,
+    VOCABULARIES,
+    Tokenization,
+    make_tokenization,
+    read_tokenizer,
+)
+from repsim.extractors.transformer_layers import find_inputs, stacks, transformer_presets
+from repsim.extractors.weights import ALTERNATIVES, fingerprint, suffix
+from repsim.labels import NOUNS
 
 Tower = Literal["text", "vision"]
-INPUTS = {"input_ids": "text", "pixel_values": "vision"}
+_INPUTS: Mapping[str, Tower] = {"input_ids": "text", "pixel_values": "vision"}
 """Main input of the models that are read -> the tower that reads it."""
 _MODALITIES: Mapping[str, Tower] = {"text": "text", "image": "vision"}
 _PICTURES = ("preprocessor_config.json", "processor_config.json")
@@ -42,6 +59,81 @@ _FOR_MODEL = {"use_safetensors", "attn_implementation"}
 """Entries of ``model_kwargs`` that are not entries of the configuration."""
 _FULL_TEXTS = {"siglip", "siglip_text_model"}
 """Types of models that were trained on texts padded to one length, with the padding seen."""
+
+
+class TransformersExtractor(ModuleExtractor):
+    """Extractor of the layers of a model of transformers, or of one of its towers, for texts or for pictures.
+
+    Texts are tokenized by the tokenizer of the model, cut to its number of tokens, and padded on the right; no value
+    depends on the padding. Pictures are prepared by the image processor of the model.
+
+    The preset ``blocks`` has the input of the first block, all blocks, and the norm after the last one: every entry of
+    ``output_hidden_states``. Of an encoder-decoder it has those of both; the decoder reads the same text, shifted right
+    by one token. Poolers and projections are layers, but not in this preset.
+
+    Parameters
+    ----------
+    model : str
+        ``hf/OWNER/NAME``, ``hf/NAME``, ``hf/NAME@REVISION``, or ``hf/./FOLDER``; the prefix may be left out.
+    modality : {"text", "image"}, optional
+        Modality of the data; by default what the model reads, and text for a model of two towers.
+    weights : str
+        ``pretrained``, ``random`` (from the configuration), or a ``.safetensors`` or ``.pth`` file.
+    seed : int
+        Seed of random weights.
+    options : ModelOptions, optional
+        ``max_length``, ``weights_key`` and ``weights_prefix`` of a file, and ``model_kwargs``: entries of the
+        configuration, ``attn_implementation``, or ``use_safetensors=False``.
+    layers, readout : str
+        As in `ModuleExtractor`.
+
+    Raises
+    ------
+    UnknownNameError
+        A folder, layer or readout does not exist; the message suggests similar names.
+    WeightsError
+        A file is missing, damaged or needs code of its repository, the hub cannot be reached, or the weights do not fit.
+    InvalidInputError
+        The model does not read data of this modality or does not take an option, or no chosen layer has the readout.
+    MissingExtraError
+        transformers is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        modality: str | None = None,
+        *,
+        weights: str = "pretrained",
+        seed: int = 0,
+        options: ModelOptions | None = None,
+        layers: str = "blocks",
+        readout: str = "mean",
+    ) -> None:
+        get_several(readout)  # a typing error in the readout is reported before the download
+        loaded = load_model(model, modality, weights, seed, options)
+        network, label = loaded.model, loaded.repository.label
+        prepared = _prepare_texts(loaded, options) if loaded.tower == "text" else _prepare_pictures(loaded)
+        firsts = [paths[0] for paths in stacks(network)]
+        with hooks.evaluating(network):
+            sources = find_inputs(network, prepared.examples[0], prepared.forward, firsts)
+        self._inputs = {path: f"{path}.input" for path in firsts if path not in sources}
+        self._stems = {**sources, **self._inputs}
+        super().__init__(
+            network,
+            prepared,
+            name=label + (f"+{loaded.record['tower']}" if loaded.record["tower"] else "") + suffix(weights, seed, options),
+            layers=layers,
+            readout=readout,
+            provenance={"extractor": "transformers", **loaded.record},
+            notes=loaded.notes,
+        )
+
+    def _presets(self, trace: hooks.Trace) -> dict[str, list[str]]:
+        return transformer_presets(self.model, trace, self._stems)
+
+    def _classifiers(self) -> list[str]:
+        return []
 
 
 class Loaded(NamedTuple):
@@ -95,7 +187,7 @@ def quiet() -> Iterator[None]:
 
 def load_model(
     name: str,
-    modality: str = "text",
+    modality: str | None = None,
     weights: str = "pretrained",
     seed: int = 0,
     options: ModelOptions | None = None,
@@ -106,8 +198,9 @@ def load_model(
     ----------
     name : str
         ``hf/OWNER/NAME``, ``hf/NAME@REVISION``, or ``hf/./FOLDER`` (`repsim.extractors.repositories.locate`).
-    modality : str
-        Modality of the data, ``text`` or ``image``: it decides which tower of a model with two is read.
+    modality : str, optional
+        Modality of the data, ``text`` or ``image``: it decides which tower of a model with two is read. By default what
+        the model reads, and text for a model of two towers.
     weights : str
         ``pretrained``, ``random`` (from the configuration), or a ``.safetensors`` or ``.pth`` file.
     seed : int
@@ -153,6 +246,7 @@ def load_model(
             _fetch_tokenizer(repository)
         else:
             repository.find_all(_PICTURES)
+    model.config.use_cache = False  # one pass over a text needs no cache of keys and values
     record["attention"] = getattr(model.config, "_attn_implementation", None) or "eager"
     if repository.revision:
         record["revision"] = repository.revision
@@ -160,11 +254,18 @@ def load_model(
         record["model_kwargs"] = dict(options.model_kwargs)
     two = hasattr(config, "text_config") and hasattr(config, "vision_config")
     if two:
+        _check_towers(repository.name, model, tower)
         model, config = TowerModel(model, tower), getattr(config, f"{tower}_config")
     record["architecture"] = architecture_of(config)
     record["tower"] = tower if two else ""
     record["weights_sha256"] = fingerprint(model)
     return Loaded(model.eval(), config, tower, repository, record, notes)
+
+
+def _check_towers(name: str, model: Any, tower: Tower) -> None:
+    """Raise `InvalidInputError` unless a model with two inputs has a network for each, as CLIP and SigLIP have."""
+    if not all(hasattr(model, f"{part}_model") for part in ("text", "vision")):
+        raise InvalidInputError(f"{PREFIX}{name} reads texts and pictures in one network, so it has no {tower} tower")
 
 
 class TowerModel(nn.Module):
@@ -182,12 +283,12 @@ class TowerModel(nn.Module):
         if isinstance(projection := getattr(model, self._projection, None), nn.Module):
             self.add_module(self._projection, projection)
 
-    def forward(self, **inputs: Any) -> Any:
-        """Return the output of the tower with its projection, a tensor (b, p), or without one what the tower returns."""
-        output = self.get_submodule(self._tower)(**inputs)
-        if self._projection not in self._modules:
-            return output
-        return self.get_submodule(self._projection)(output.pooler_output)
+    def forward(self, **inputs: Any) -> dict[str, Any]:
+        """Return the outputs of the tower, with the projection (b, p) of the pooled one if the model has it."""
+        outputs = dict(self.get_submodule(self._tower)(**inputs))
+        if self._projection in self._modules:
+            outputs["projection"] = self.get_submodule(self._projection)(outputs["pooler_output"])
+        return outputs
 
 
 def architecture_of(config: Any) -> str:
@@ -200,12 +301,11 @@ def architecture_of(config: Any) -> str:
     return f"{kind}-{layers}x{width}" if layers and width else kind
 
 
-def positions_of(model: nn.Module) -> int | None:
+def positions_of(model: nn.Module, config: Any) -> int | None:
     """Return the number of positions that a model can give to tokens, or None if it has no limit.
 
     RoBERTa and its relatives do not use the first rows of their position embedding, up to that of the padding.
     """
-    config: Any = model.config
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
         return None
@@ -270,19 +370,24 @@ def _explain_config(path: Path, error: Exception) -> str:
     ) else reason(error)
 
 
-def _choose_tower(name: str, config: Any, modality: str) -> Tower:
+def _choose_tower(name: str, config: Any, modality: str | None) -> Tower:
     """Return the tower that reads data of a modality; raise `InvalidInputError` if the model has none."""
-    wanted = _MODALITIES.get(modality)
     inputs = _main_input(name, config)
-    if wanted is not None and hasattr(config, f"{wanted}_config") and hasattr(config, "vision_config"):
-        return wanted
-    own = INPUTS.get(inputs)
-    if own is None:
+    if hasattr(config, "text_config") and hasattr(config, "vision_config"):
+        towers: list[Tower] = ["text", "vision"]
+    elif inputs in _INPUTS:
+        towers = [_INPUTS[inputs]]
+    else:
         raise InvalidInputError(f"{PREFIX}{name} takes {inputs}; repsim reads models over texts and over pictures")
-    if wanted != own:
+    if modality is None:
+        return towers[0]
+    if (wanted := _MODALITIES.get(modality)) not in towers:
         words = {"text": "texts", "vision": "pictures"}
-        data = {"text": "texts", "image": "pictures", "tensor": "arrays"}.get(modality, "something else")
-        raise InvalidInputError(f"{PREFIX}{name} reads {words[own]}, and the data are {data}")
+        raise InvalidInputError(
+            f"{PREFIX}{name} reads {' or '.join(words[tower] for tower in towers)}, and the data are "
+            f"{NOUNS.get(modality, NOUNS['other'])[1]}"
+        )
+    assert wanted is not None, "a tower of the model"
     return wanted
 
 
@@ -443,3 +548,103 @@ def _fetch_tokenizer(repository: Repository) -> None:
     if repository.find(FAST, needed=False) is None:
         repository.find_all(VOCABULARIES)
     repository.find_all(SMALL_FILES)
+
+
+def _prepare_texts(loaded: Loaded, options: ModelOptions | None) -> Preparation:
+    """Return the preparation of texts for a model, with the limit on their number of tokens."""
+    network: Any = loaded.model
+    config, name = loaded.config, f"{PREFIX}{loaded.repository.name}"
+    folder = loaded.repository.folder
+    assert folder is not None, "the configuration was read"
+    asked = options.max_length if options else None
+    start = None
+    if getattr(config, "is_encoder_decoder", False):
+        start = getattr(config, "decoder_start_token_id", None)
+        start = config.pad_token_id if start is None else start
+    with quiet():
+        made = make_tokenization(
+            read_tokenizer(folder, name),
+            name=name,
+            words=_embedding(network).num_embeddings,
+            positions=positions_of(network, config),
+            sentences=sentence_limit(loaded.repository),
+            asked=asked,
+            start=start,
+            full=config.model_type in _FULL_TEXTS,
+        )
+        examples = made.examples()
+    first = made.tokenizer.cls_token_id
+    encoder = not (getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False))
+    class_token = encoder and first is not None and bool((examples[0]["input_ids"][:, 0] == first).all())
+    note = f"texts are read up to {made.limit} tokens, the limit of {made.limited_by}" if made.limit else "texts are not cut"
+    return Preparation(
+        collate=made.batch,
+        forward=TextForward(made),
+        key=made.key,
+        record=made.record(),
+        notes=() if asked else (Hint(note, remedy=Remedy(Argument("max_length"), " sets another limit")),),
+        examples=examples,
+        modality="text",
+        class_token=class_token,
+        longest=made.limit,
+        lengths=made.lengths,
+    )
+
+
+@dataclass(frozen=True)
+class TextForward:
+    """Call of a model with the tensors of a batch of texts."""
+
+    tokenization: Tokenization
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
+        """Return the output of the model."""
+        return model(**self.tokenization.inputs(batch))
+
+
+def _embedding(network: Any) -> Any:
+    """Return the embedding of the tokens."""
+    tower = network.get_submodule("text_model") if isinstance(network, TowerModel) else network
+    return tower.get_input_embeddings()
+
+
+def _prepare_pictures(loaded: Loaded) -> Preparation:
+    """Return the preparation of pictures by the image processor of the model."""
+    network: Any = loaded.model
+    folder, name = loaded.repository.folder, f"{PREFIX}{loaded.repository.name}"
+    with quiet():
+        try:
+            processor = require_transformers().AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, backend="pil"
+            )
+        except Exception as error:
+            raise WeightsError(f"the image processor of {name} cannot be read: {reason(error)}") from None
+    names = [path.rpartition(".")[2] for path, _ in network.named_parameters()]
+    network.has_class_token = any(part in {"cls_token", "class_embedding"} for part in names)
+    network.num_prefix_tokens = (
+        network.has_class_token
+        + ("distillation_token" in names)
+        + (getattr(loaded.config, "num_register_tokens", 0) if "register_tokens" in names else 0)
+    )
+    entries = json.loads(json.dumps(processor.to_dict(), default=str))
+    record = {"preprocessing": {"processor": type(processor).__name__, **entries}}
+    key = f"transformers {json.dumps(record, sort_keys=True)}"
+    prepared = prepare_pictures(network, Preprocessing(ProcessorTransform(processor), key, record))
+    return replace(prepared, forward=call_with_pixels)
+
+
+@dataclass(frozen=True)
+class ProcessorTransform:
+    """Preparation of one picture by an image processor of transformers."""
+
+    processor: Any
+
+    def __call__(self, picture: Image.Image) -> torch.Tensor:
+        """Return the prepared picture, (3, H, W)."""
+        pixels: torch.Tensor = self.processor(images=picture, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+
+def call_with_pixels(model: nn.Module, pixels: torch.Tensor) -> Any:
+    """Call a model of transformers with a batch of pictures."""
+    return model(pixel_values=pixels)

@@ -114,7 +114,7 @@ def load_model(name: str, weights: str = "pretrained", seed: int = 0, options: M
 
 
 def suffix(weights: str, seed: int, options: ModelOptions | None = None) -> str:
-    """Return the suffix of a model's name for weights or a picture size that are not the defaults of the model.
+    """Return the suffix of a model's name for weights, a picture size or a text length that are not its defaults.
 
     >>> suffix("random", 3), suffix("runs/epoch9.pth", 0), suffix("pretrained", 0)
     ('+random-seed3', '+epoch9', '')
@@ -130,6 +130,8 @@ def suffix(weights: str, seed: int, options: ModelOptions | None = None) -> str:
     if options.img_size is not None:
         height, width = options.img_size
         text += f"+{height}px" if height == width else f"+{height}x{width}px"
+    if options.max_length is not None:
+        text += f"+{options.max_length}tokens"
     return text
 
 
