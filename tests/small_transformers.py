@@ -92,7 +92,9 @@ def configuration(kind: str, **changes: Any) -> Any:
     return getattr(transformers, name)(**{**arguments, **changes})
 
 
-def make_folder(folder: Path, kind: str, *, seed: int = 0, tokenizer: Any = None, model: Any = None, **changes: Any) -> Path:
+def make_folder(
+    folder: Path, kind: str, *, seed: int = 0, tokenizer: Any = None, model: Any = None, **changes: Any
+) -> Path:
     """Write a small model with its tokenizer, its preparation of pictures, or both, and return the folder."""
     config = configuration(kind, **changes)
     with torch.random.fork_rng(devices=[]):

@@ -370,10 +370,10 @@ class ActivationStore:
         ----------
         layer, readout : str
             Name of the control. ``("input", "pixels")`` and ``("input", "statistics")`` are `pixels` and `statistics`,
-            ``("output", "prediction")`` is `predicted`. Of texts: ``("input", "tokens")`` and
-            ``("input", "characters")`` are hashed bags of tokens and of character n-grams, and
-            ``("input", "embeddings")`` the mean of the static embeddings. ``("input", "values")`` is an input that is a
-            small array. docs/store-format.md describes all of them.
+            ``("output", "prediction")`` is `predicted`. Of texts, ``("input", "tokens")`` are the ids of tokens,
+            ``("input", "characters")`` hashed counts of character n-grams, and ``("input", "embeddings")`` means of
+            static embeddings. ``("input", "values")`` is an input that is a small array, as it is.
+            docs/store-format.md describes all of them.
 
         Returns
         -------

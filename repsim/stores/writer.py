@@ -33,12 +33,13 @@ from repsim.errors import (
     StoreError,
     reason,
 )
-from repsim.labels import INPUT, NAME_SEPARATOR, STATISTICS, LayerKey, SampleIds, check_name
+from repsim.labels import LayerKey, SampleIds, check_name
 from repsim.runtime import interrupts
 from repsim.runtime.arrays import as_array, as_classes, as_groups, is_tensor, same_rows
 from repsim.runtime.files import check_output, lock, partial_path
 from repsim.stores import extents, layout, reader
 from repsim.stores.axes import ENTRY, StatedAxes, check_axes, refuse_axes_in
+from repsim.stores.inputs import given_inputs
 from repsim.stores.records import as_json
 from repsim.stores.schema import Array, ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store, store_path
@@ -396,6 +397,7 @@ def write_store(
     *,
     model: str,
     pixels: Any = None,
+    controls: Mapping[str, Any] | None = None,
     sample_ids: Iterable[str | int] | None = None,
     labels: Any = None,
     groups: Any = None,
@@ -424,6 +426,12 @@ def write_store(
         layers. From pictures, (n, channels, height, width) with a height and width of at least 16, statistics of
         brightness, contrast, colours, edges and frequencies are computed and stored as `ActivationStore.statistics`,
         as `repsim.extract` does: a study projects both out of the layers. Vectors have no statistics.
+    controls : dict of str to array or sequence, optional
+        Other inputs of the model, which a study projects out of the layers, too (`ActivationStore.control`). ``texts``:
+        n texts, of which sequences of characters and statistics such as lengths are stored, not the texts. ``tokens``:
+        the ids of the model's tokens of each sample, n sequences of integers without special tokens; negative ids are
+        padding. Without them, the words of the texts stand for tokens. ``embeddings``: the mean of the static
+        embeddings of the tokens, (n, p). ``values``: an input that is a small array, (n, ...).
     sample_ids : sequence of str or int, optional
         One unique id for each sample. By default the names of the rows if the arrays are data frames or have
         coordinates. Otherwise samples are numbered, so that any two stores with the same number of samples match.
@@ -473,6 +481,12 @@ def write_store(
     ...     store = write_store(f"{folder}/a.h5", {"out": x[:3]}, model="mine", labels=["dog", "cat", "dog"])
     ...     store.classes, store.labels.tolist()
     (('cat', 'dog'), [1, 0, 1])
+    >>> texts, tokens = ["a dog", "two dogs"], [[1, 2], [3, 2, 4]]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     inputs = {"texts": texts, "tokens": tokens}
+    ...     store = write_store(f"{folder}/a.h5", {"out": x[:2]}, model="m", controls=inputs)
+    ...     store.control("input", "tokens").shape, store.control("input", "characters").shape
+    ((2, 2, 3), (2, 1024))
     """
     if not isinstance(layers, Mapping):
         raise InvalidInputError(
@@ -496,13 +510,14 @@ def write_store(
     keys = {LayerKey(model, name, readout): values for name, values in arrays.items()}
     if reserved := next((key for key in keys if key.control), None):
         raise InvalidInputError(
-            f"{reserved.label} is no layer; pass it as pixels, or use another name for the layer or the readout"
+            f"{reserved.label} is no layer; pass it as pixels or in controls, or use another name for the layer or the "
+            "readout"
         )
-    facts: dict[LayerKey, Mapping[str, Any]] = {}
-    if pixels is not None and keys:  # without layers the writer refuses the store
-        keys[LayerKey(model, *INPUT)] = values = _as_pixels(pixels, n)
-        facts |= _add_statistics(keys, LayerKey(model, *STATISTICS), values)
-    specs = tuple(ArraySpec(key, values.shape[1:], facts.get(key, {})) for key, values in keys.items())
+    specs = tuple(ArraySpec(key, values.shape[1:]) for key, values in keys.items())
+    if keys:  # without layers the writer refuses the store
+        inputs, of_inputs = given_inputs(model, pixels, controls, n)
+        keys |= inputs
+        specs += of_inputs
     numbers, classes = (None, ()) if labels is None else as_classes(labels, n)
     if not isinstance(provenance, Mapping | None):
         raise InvalidInputError(f"provenance: expected a dictionary, got {type(provenance).__name__}")
@@ -578,33 +593,3 @@ def _shapes_in_words(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return the first shape for each number of samples as text, at most four."""
     firsts = {shape[:1] if len(shape) > 1 and 0 not in shape else shape: name for name, shape in shapes.items()}
     return ", ".join(f"{shapes[name]} for {name!r}" for name in list(firsts.values())[:4])
-
-
-def _as_pixels(pixels: Any, n: int) -> Array:
-    try:
-        values = as_array(pixels, "pixels")
-    except InvalidInputError as error:
-        raise InvalidInputError(f"pixels must be numbers of shape (n samples, ...) for {n} samples: {error}") from None
-    if values.dtype.kind not in "uif" or values.ndim < 2 or len(values) != n or not values.size:
-        raise InvalidInputError(
-            f"pixels must be numbers of shape (n samples, ...) for {n} samples, got {values.dtype} {values.shape}"
-        )
-    return values
-
-
-def _add_statistics(keys: dict[LayerKey, Array], key: LayerKey, pixels: Array) -> dict[LayerKey, Mapping[str, Any]]:
-    """Add the statistics of pictures to the arrays, and return the attributes of the new array; none for vectors."""
-    if pixels.ndim != 4:
-        return {}
-    import torch  # noqa: PLC0415 - takes seconds to import, and only pictures need it
-
-    from repsim.extractors.picture_statistics import (  # noqa: PLC0415
-        has_statistics,
-        picture_statistics,
-        statistic_names,
-    )  # fmt: skip
-
-    if not has_statistics(pixels.shape[1:]):
-        return {}
-    keys[key] = picture_statistics(torch.from_numpy(pixels.astype(np.float32))).numpy()
-    return {key: {"names": NAME_SEPARATOR.join(statistic_names(pixels.shape[1:]))}}

@@ -78,7 +78,9 @@ def test_a_text_without_tokens_is_an_error_that_shows_it() -> None:
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="^net has 30 token embeddings, but its tokenizer gives token ids up to"):
+    with pytest.raises(
+        InvalidInputError, match="^net has 30 token embeddings, but its tokenizer gives token ids up to"
+    ):
         make_tokenization(word_tokenizer(), name="net", words=30)
 
 
