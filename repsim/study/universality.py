@@ -25,7 +25,8 @@ from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
 from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.progress import Steps, counter, report_steps
-from repsim.stores.store import ActivationStore, open_all
+from repsim.stores.opening import open_all
+from repsim.stores.store import ActivationStore
 from repsim.study import controls as control
 from repsim.study import permutation_nulls
 from repsim.study.dataset import study_dataset

@@ -23,8 +23,9 @@ from repsim.runtime.progress import Steps, report_steps
 from repsim.stores.alignment import align
 from repsim.stores.axes import Axes
 from repsim.stores.axes_files import read_axes
+from repsim.stores.opening import open_all
 from repsim.stores.pairing import Pairing
-from repsim.stores.store import ActivationStore, open_all, same_weights
+from repsim.stores.store import ActivationStore, same_weights
 from repsim.study import controls
 from repsim.study.sample_groups import groups_of
 from repsim.trends.all_points import every_point
