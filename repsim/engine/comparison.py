@@ -130,7 +130,7 @@ def compare(
         result in ``out``. ``all`` or the name of a group (``alignment``, ``rsm``, ``neighbours``, ``group:cca``,
         ``statistics``, ``topology``) stands for all measures of the group; ``all`` excludes topology, where one pair
         may take minutes. Measures of a group that cannot be computed are left out, and the result says why.
-    ids : sequence of str or int, optional
+    ids : iterable of str or int, optional
         Ids of the samples of all arrays in memory, which have to be those of the stores beside them. By default the row
         names of data frames, or else numbers: row k of every array is then taken as the same sample. The provenance in
         the result says which (``sample_ids``).
@@ -515,9 +515,12 @@ def _select_metrics(specs: Sequence[str | Metric[Any]]) -> tuple[list[Metric[Any
     return list(metrics.values()), set(metrics) - named
 
 
-def _open(a: Any, b: Any, ids: Ids | None, stack: ExitStack) -> tuple[list[ActivationStore], list[ActivationStore]]:
+def _open(
+    a: Any, b: StoreLike | ArraysLike | None, ids: Ids | None, stack: ExitStack
+) -> tuple[list[ActivationStore], list[ActivationStore]]:
     """Return the open stores of both sides. One file is opened once, so that its layers are prepared once."""
     opened: list[ActivationStore] = []
+    ids = list(ids) if isinstance(ids, Iterator) else ids
 
     def open_once(entry: StoreLike) -> ActivationStore:
         store = entry if isinstance(entry, ActivationStore) else None

@@ -99,7 +99,7 @@ class StoreInMemory(ActivationStore):
                 raise InvalidInputError(f"{key}: {bad} values are NaN or infinite, the first in sample {name}")
 
     @cached_property
-    def checksum(self) -> str:  # type: ignore[override]
+    def checksum(self) -> str:
         """Checksum of ids, labels, groups, names and values; two stores with the same one hold the same."""
         contents = self._contents
         described = [

@@ -1,7 +1,7 @@
 """Open what a user names as stores: files, open stores, and dictionaries of arrays."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,7 +13,7 @@ StoreLike = ActivationStore | str | os.PathLike[str]
 """A store that is open, or its file."""
 ArraysLike = Mapping[str, Any]
 """Arrays in memory: a dictionary of layers, or a dictionary of models, each a dictionary of layers."""
-Ids = Sequence[str | int]
+Ids = Iterable[str | int]
 """Ids of the samples of arrays in memory."""
 _FORM = "write {'net': {'layer1': x, ...}, ...}"
 
@@ -42,10 +42,10 @@ def as_stores(stores: Any, ids: Ids | None = None) -> list[StoreLike]:
     return [store for entry in stores for store in (_models(entry, ids) if isinstance(entry, Mapping) else [entry])]
 
 
-def as_one_store(store: Any, name: str, ids: Ids | None = None) -> StoreLike:
+def as_one_store(store: StoreLike | ArraysLike, name: str, ids: Ids | None = None) -> StoreLike:
     """Return one store as it is; a dictionary of layers becomes a store in memory whose model is called ``name``."""
     if not isinstance(store, Mapping):
-        return store  # type: ignore[no-any-return] - `store_path` checks it when it is opened
+        return store
     if not _are_models(store):
         return as_store(_layers(store, "the dictionary of layers"), model=name, sample_ids=ids)
     if len(store) > 1:

@@ -107,14 +107,14 @@ def test_ids_and_stores_in_files(tmp_path: Path, models: dict[str, Layers], capl
     expected = repsim.compare(stores)
     mixed = repsim.compare([{"net": models["net"]}, stores[1].path], ids=ids)
     check_equal(mixed, expected)
-    check_equal(repsim.compare(models, ids=stores[0].sample_ids), expected)
+    check_equal(repsim.compare(models, ids=iter(ids)), expected)
     assert "row k of" not in caplog.text
     pair = repsim.compare(stores[0], models["other"], ids=stores[0].sample_ids)
-    np.testing.assert_array_equal(pair["cka"].values, repsim.compare(*stores)["cka"].values)
+    np.testing.assert_array_equal(pair["cka"].values, repsim.compare(stores[0], stores[1])["cka"].values)
     with pytest.raises(SampleMismatchError, match=r"do not hold the same samples: .*; arrays in memory take.* ids="):
         repsim.compare(models["net"], stores[1])
     with pytest.raises(InvalidInputError, match="ids are those of arrays in memory"):
-        repsim.compare(*stores, ids=ids)
+        repsim.compare(stores[0], stores[1], ids=iter(ids))
     reordered = {"x": models["net"]["conv"][::-1]}
     paired = repsim.compare(stores[0], reordered, ids=ids[::-1], pair_by="id")
     assert paired["cka"].sel(layer_a="conv", layer_b="x").item() == pytest.approx(1)
