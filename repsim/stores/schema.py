@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.labels import CONTROLS, INPUT, OTHER_PICTURES, LayerKey, SampleIds
+from repsim.labels import CONTROLS, INPUT, OTHER_CONTENTS, OTHER_PICTURES, LayerKey, SampleIds
 
 FORMAT = "repsim-activations"
 VERSION = 3
@@ -75,7 +75,8 @@ class Contents:
         A store of an earlier version, which lacks a control other than the pixels, is continued without it.
         """
         samples = self.sample_ids.difference(other.sample_ids, ("before", "now"))
-        differences = [samples if samples.startswith(OTHER_PICTURES) else f"samples: {samples}"] if samples else []
+        by_content = samples is not None and samples.startswith((OTHER_PICTURES, OTHER_CONTENTS))
+        differences = [samples if by_content else f"samples: {samples}"] if samples else []
         settings, others = (_settings(contents.provenance) for contents in (self, other))
         for key in dict.fromkeys((*settings, *others)):
             if not (samples and key in {"samples", "data_fingerprint", "skipped"}):

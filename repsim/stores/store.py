@@ -6,8 +6,7 @@ stores.
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -187,11 +186,22 @@ class ActivationStore:
         except BaseException:
             self.close()
             raise
+        self._name_arrays()
+
+    def _name_arrays(self) -> None:
+        """Name the layers: by their readout, too, if there are several readouts."""
         specs = [spec for spec in self._contents.arrays if not spec.key.control]
         several = len({spec.key.readout for spec in specs}) > 1
         names = [spec.key.label if several else spec.key.layer for spec in specs]
-        self._arrays = {name: Activations(self, spec.key) for name, spec in zip(names, specs, strict=True)}
+        self._arrays = {name: self._activations(spec.key) for name, spec in zip(names, specs, strict=True)}
         self._facts = {name: spec.facts for name, spec in zip(names, specs, strict=True)}
+
+    def _activations(self, key: LayerKey) -> Activations:
+        return Activations(self, key)
+
+    def is_file(self, path: Path) -> bool:
+        """Return whether this file is the store's own, perhaps under another name."""
+        return path.exists() and self.path.samefile(path)
 
     def _check_structure(self) -> None:
         stored = int(self._read(self._layout.structure, 0, 1)[0])
@@ -266,6 +276,24 @@ class ActivationStore:
     def data(self) -> str:
         """Description of the samples, for figures and reports."""
         return self._contents.source
+
+    @property
+    def column(self) -> str:
+        """Column of the table that the samples come from; empty without one."""
+        return str(self._contents.provenance.get("column") or "")
+
+    @property
+    def modality(self) -> str:
+        """Kind of what the model reads: ``image``, ``text``, ``tensor`` or ``other``; empty if it is not known.
+
+        It is recorded at extraction, or in the provenance that `repsim.write_store` takes. Networks that were extracted
+        by earlier versions read pictures, and so do those whose stored pixels have channels, a height and a width.
+        """
+        recorded = self._contents.provenance
+        if stated := recorded.get("modality"):
+            return str(stated)
+        extracted = str(recorded.get("extractor") or "given") != "given"
+        return "image" if extracted or (self.pixels is not None and len(self.pixels.shape) == 4) else ""
 
     @property
     def sample_ids(self) -> SampleIds:
@@ -372,7 +400,7 @@ class ActivationStore:
         ((4, 3), None)
         """
         keys = (spec.key for spec in self._contents.arrays if spec.key.control)
-        return next((Activations(self, key) for key in keys if (key.layer, key.readout) == (layer, readout)), None)
+        return next((self._activations(key) for key in keys if (key.layer, key.readout) == (layer, readout)), None)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -454,29 +482,22 @@ def store_path(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike) or isinstance(path, bytes) or not str(path):
         kind = "empty text" if isinstance(path, str) else f"a {type(path).__name__}"
         raise InvalidInputError(
-            f"expected a store or the name of its file, got {kind}; compare arrays with repsim.similarity, or write "
-            "them to a store with repsim.write_store"
+            f"expected a store or the name of its file, got {kind}; name arrays in a dictionary, "
+            "{'layer': x}, compare two of them with repsim.similarity, or write a store with repsim.write_store"
         )
     if "\0" in str(path):
         raise InvalidInputError(f"a file name holds no null character: {str(path)!r}")
     return Path(path)
 
 
-def as_stores(stores: Any) -> list[Any]:
-    """Return one store or several, open or by name, as a list; raise `InvalidInputError` for arrays and other types."""
-    if isinstance(stores, ActivationStore | str | os.PathLike):
-        return [stores]
-    if isinstance(stores, bytes | Mapping) or hasattr(stores, "__array__") or not isinstance(stores, Iterable):
-        store_path(stores)
-    return list(stores)
+def is_other_view(a: ActivationStore, b: ActivationStore) -> bool:
+    """Return whether two stores hold different views of their samples: other modalities, or other columns of a table.
 
-
-def open_all(stores: Any, stack: ExitStack) -> list[ActivationStore]:
-    """Return one store or several, open: those that are named are opened, and closed by ``stack``."""
-    return [
-        store if isinstance(store, ActivationStore) else stack.enter_context(open_store(store))
-        for store in as_stores(stores)
-    ]
+    A picture and its caption are two views of a sample, and so are two captions. Their contents cannot be compared.
+    """
+    return any(
+        first and second and first != second for first, second in ((a.modality, b.modality), (a.column, b.column))
+    )
 
 
 def same_weights(stores: Iterable[ActivationStore]) -> list[list[str]]:

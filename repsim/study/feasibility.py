@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import combinations, product
 
-from repsim.stores.store import ActivationStore, open_all
+from repsim.stores.opening import open_all
+from repsim.stores.store import ActivationStore
 from repsim.study import controls
 from repsim.study.design import Design, design
 from repsim.study.exchange import MOST_CHOICES, choices_of

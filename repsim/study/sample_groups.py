@@ -35,8 +35,8 @@ def groups_of(
         Stores of the same samples.
     groups : str, path, mapping or sequence, optional
         ``folders``, ``re:PATTERN`` over the ids, a CSV file, or one group for each sample
-        (`repsim.extractors.samples.group_files.read_groups`). By default the groups that stores hold; a store without groups
-        says nothing.
+        (`repsim.extractors.samples.group_files.read_groups`). By default the groups that stores hold; a store without
+        groups says nothing.
     view : AlignedView, optional
         The stores with their samples paired; by default their samples are the same, in the same order.
 

@@ -160,7 +160,8 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over() -> None:
         (root / "closed").chmod(0)
         python = [sys.executable, "-c", script, name]
         if os.geteuid() == 0:
-            drop = "import os, sys; import repsim.extractors.samples.opening; os.setuid(65534); sys.argv[:] = sys.argv[1:]\n"
+            drop = "import os, sys; import repsim.extractors.samples.opening; os.setuid(65534); "
+            drop += "sys.argv[:] = sys.argv[1:]\n"
             python = [sys.executable, "-c", drop + script, "", name]
         done = subprocess.run(python, capture_output=True, text=True, check=True)
         (root / "closed").chmod(0o755)

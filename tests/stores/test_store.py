@@ -557,6 +557,32 @@ def test_a_change_of_the_groups_is_damage(tmp_path: Path, rng: np.random.Generat
         open_store(tmp_path / "s.h5")
 
 
+@pytest.mark.parametrize(
+    ("provenance", "expected"),
+    [
+        ({"modality": "text", "extractor": "transformers"}, "text"),
+        ({"extractor": "timm"}, "image"),  # an earlier version
+        ({}, ""),
+        ({"modality": "tensor"}, "tensor"),
+    ],
+)
+def test_a_store_says_what_its_model_reads(tmp_path: Path, provenance: dict[str, Any], expected: str) -> None:
+    store = write_store(tmp_path / "s.h5", {"out": np.ones((3, 2))}, model="net", provenance=provenance)
+    assert store.modality == expected
+    assert store.column == ""
+
+
+def test_stored_pixels_of_pictures_say_that_the_model_reads_pictures(tmp_path: Path, rng: np.random.Generator) -> None:
+    pictures, vectors = rng.normal(size=(3, 3, 8, 8)), rng.normal(size=(3, 8))
+    stores = {name: write_store(tmp_path / f"{name}.h5", {"out": np.ones((3, 2))}, model=name, pixels=pixels,
+                               provenance={"column": name})
+             for name, pixels in (("pictures", pictures), ("vectors", vectors))}  # fmt: skip
+    assert {name: (store.modality, store.column) for name, store in stores.items()} == {
+        "pictures": ("image", "pictures"),
+        "vectors": ("", "vectors"),
+    }
+
+
 # The inputs of texts
 
 
