@@ -73,8 +73,8 @@ def test_pairs_have_the_same_ids_labels_and_groups(tmp_path: Path, kind: str) ->
         assert list(source.notes) == [
             f"pairs.{kind}: labels are those of the column class; label_column=NAME takes another",
             (
-                f"pairs.{kind}: groups are the 3 pictures of the column picture, which repeat in 6 rows; group_column=NAME "
-                "takes other groups"
+                f"pairs.{kind}: groups are the 3 pictures of the column picture, which repeat in 6 rows; "
+                "group_column=NAME takes other groups"
             ),
         ]
     scenes = open_samples(path, column="caption", group_column="scene", label_column="scene", id_column="key")
@@ -134,7 +134,7 @@ def test_lists_of_numbers_are_arrays(tmp_path: Path, kind: str) -> None:
     rows[2]["x"] = [1.0]
     with pytest.raises(SampleError, match=r"no column of a\.\w+ holds pictures, texts or numbers alone: x; name the"):
         open_samples(write_table(tmp_path / f"a.{kind}", rows))
-    with pytest.raises(SampleError, match=r"the column x of a\.\w+ cannot be read: .* arrays of equal shape"):
+    with pytest.raises(SampleError, match=r"the column x of a\.\w+ cannot be read: .* numbers in equal shapes"):
         open_samples(tmp_path / f"a.{kind}", column="x")
 
 
