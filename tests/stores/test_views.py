@@ -53,12 +53,10 @@ def make(tmp_path: Path) -> Iterator[Maker]:
 def test_pictures_and_texts_of_equal_ids_are_the_same_samples(make: Maker) -> None:
     pictures, texts = make("vision", "image", "image"), make("language", "text", "caption")
     view = AlignedView(pictures, texts)
-    assert view.notes == [
-        (
-            "samples are matched by their ids alone: pictures of pairs.jsonl [image] in vision.h5; texts of pairs.jsonl "
-            "[caption] in language.h5. Not checked: whether what has the same id belongs together"
-        )
-    ]
+    assert " ".join(view.notes) == (
+        "samples are matched by their ids alone across vision.h5 (pictures of pairs.jsonl [image]) and language.h5 "
+        "(texts of pairs.jsonl [caption]); not checked: whether what has the same id belongs together"
+    )
     result = repsim.compare(pictures, texts, "cka")
     assert result["data"].item() == view.data == "pairs.jsonl [image] and pairs.jsonl [caption]"
     assert np.isfinite(result["cka"].values).all()
@@ -68,7 +66,7 @@ def test_two_columns_of_texts_are_two_views(make: Maker) -> None:
     captions, titles = make("captions", "text", "caption"), make("titles", "text", "title")
     assert is_other_view(captions, titles)
     (note,) = AlignedView(captions, titles).notes
-    assert "texts of pairs.jsonl [caption] in captions.h5; texts of pairs.jsonl [title] in titles.h5" in note
+    assert "captions.h5 (texts of pairs.jsonl [caption]) and titles.h5 (texts of pairs.jsonl [title])" in note
 
 
 @pytest.mark.parametrize(
@@ -97,12 +95,12 @@ def test_ids_decide_across_views(make: Maker) -> None:
 
 
 def test_a_store_of_unknown_modality_is_no_other_view(make: Maker, tmp_path: Path) -> None:
-    known = make("vision", "image", "")
+    pictures = make("vision", "image", "")
     unknown = repsim.write_store(tmp_path / "mine.h5", {"out": np.ones((8, 2))}, model="mine", sample_ids=IDS)
-    assert not is_other_view(known, unknown)
-    assert AlignedView(known, unknown).notes == [
+    assert not is_other_view(pictures, unknown)
+    assert AlignedView(pictures, unknown).notes == [
         (
-            "not checked: whether sample ids name the same pictures in all stores; there are no hashes of the pictures in "
-            "mine.h5; extract again to add them"
+            "not checked: whether sample ids name the same pictures in all stores; there are no hashes of the "
+            "pictures in mine.h5; extract again to add them"
         )
     ]
