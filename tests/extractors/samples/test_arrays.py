@@ -18,7 +18,7 @@ from repsim.extractors.samples.arrays import Arrays
 from repsim.extractors.samples.opening import examine, open_samples
 from tests.extractors.samples.source_contract import check_one_change, check_source, digests
 
-Array = np.ndarray[Any, Any]
+Array = Any
 
 
 def write_zarr(path: Path, arrays: dict[str, Array]) -> None:

@@ -92,7 +92,7 @@ def test_items_of_a_data_set_are_not_interpreted() -> None:
             "parts is a label"
         )
     ]
-    labelled = open_samples(TensorDataset(X, Y), labels=Y, ids=[f"s{k}" for k in range(8)])
+    labelled = open_samples(TensorDataset(X, Y), labels=Y.tolist(), ids=[f"s{k}" for k in range(8)])
     assert labelled.labels is not None
     assert (labelled.labels.tolist(), labelled.ids[7]) == (Y.tolist(), "s7")
 

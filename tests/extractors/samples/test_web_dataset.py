@@ -103,7 +103,7 @@ def test_a_tar_without_a_column_is_one_of_pictures(tmp_path: Path) -> None:
 
 def test_fields_of_json_are_ids_labels_and_groups(tmp_path: Path) -> None:
     pattern = write_shards(tmp_path, [sample(k) for k in range(N)])
-    options = {"id_column": "json.n", "label_column": "json.caption", "group_column": "cls"}
+    options: dict[str, Any] = {"id_column": "json.n", "label_column": "json.caption", "group_column": "cls"}
     source = open_samples(pattern, column="txt", **options)
     assert (list(source.ids), list(source.classes)) == ([str(k) for k in range(N)], [f"json {k}" for k in range(N)])
     assert source.groups is not None
