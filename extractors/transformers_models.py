@@ -36,6 +36,7 @@ from repsim.extractors.preparation import Preparation
 from repsim.extractors.preprocessing import Preprocessing, prepare_pictures
 from repsim.extractors.readouts import get_several
 from repsim.extractors.repositories import CONFIG, PREFIX, Repository, locate
+from repsim.extractors.text_controls import controls_of_text
 from repsim.extractors.tokenized import (
     FAST,
     SENTENCE_LIMIT,
@@ -587,6 +588,7 @@ def _prepare_texts(loaded: Loaded, options: ModelOptions | None) -> Preparation:
         modality="text",
         class_token=class_token,
         longest=made.limit,
+        controls=controls_of_text(_embedding(network), made.tokenizer, made.limit),
         lengths=made.lengths,
     )
 
