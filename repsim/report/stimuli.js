@@ -12,9 +12,11 @@ class Stimuli {
     if (!chosen?.most.length) return;
     byId("stimuli-note").textContent = [chosen.note, data.stimuli_note].filter(Boolean).join(" ");
     const values = part.select("agreement", { kernel });
-    const words = Object.values(data.stimuli).some((views) => views.some(({ text }) => text !== undefined));
+    const shown = Object.values(data.stimuli);
+    const has = (key, views) => views.some((view) => view[key] !== undefined);
     const list = (id, samples) => {
-      byId(id).classList.toggle("words", words);
+      byId(id).classList.toggle("words", shown.some((views) => has("text", views)));
+      byId(id).classList.toggle("pairs", shown.some((views) => has("url", views) && has("text", views)));
       byId(id).replaceChildren(...samples.map((k) => this.card(part.coords.sample[k], values[k])));
     };
     list("most", chosen.most);
@@ -23,7 +25,7 @@ class Stimuli {
 
   card(name, value) {
     const views = (this.page.data.stimuli[name] ?? []).map((view) => this.view(name, view));
-    return element("li", {}, ...views, name, element("b", {}, `${value > 0 ? "+" : ""}${fixed(value)}`));
+    return element("li", {}, ...views, element("span", {}, name), element("b", {}, `${value > 0 ? "+" : ""}${fixed(value)}`));
   }
 
   view(name, { url, text, missing }) {

@@ -171,3 +171,32 @@ def test_the_command_takes_tables_and_columns(texts: xr.Dataset, table: Path, tm
     assert failed.exit_code == 2
     assert "nothing" in failed.output
     assert "Traceback" not in failed.output
+
+
+@pytest.mark.slow
+def test_the_browser_shows_texts_and_pictures_as_they_are(
+    browser: Any, texts: xr.Dataset, table: Path, tmp_path: Path
+) -> None:
+    write_report(texts, tmp_path / "page.html", thumbnails=table)
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(f"file://{tmp_path / 'page.html'}")
+    page.wait_for_selector("html[data-ready]", state="attached")
+    assert page.evaluate("[...document.querySelectorAll('.pictures li')].length") == 24
+    cards = page.evaluate(
+        "[...document.querySelectorAll('#most li')].slice(0, 4).map(x => x.innerText.split('\\n')[0])"
+    )
+    assert cards == [shortened(text) for text in TEXTS[:4]]
+    assert page.evaluate("[...document.querySelectorAll('.pictures img')].every(x => x.naturalWidth === 96)")
+    assert page.evaluate("window.hurt") is None
+    assert page.locator(".pictures.pairs blockquote").count() == 24
+    beside = page.evaluate(
+        "(() => { const [a, b] = ['img', 'blockquote'].map(x => document.querySelector(`#most ${x}`)"
+        ".getBoundingClientRect()); return a.right <= b.left && a.top < b.bottom && b.top < a.bottom; })()"
+    )
+    assert beside
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert problems == []
+    page.close()
