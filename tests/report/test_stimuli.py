@@ -26,8 +26,8 @@ TEXTS = [HOSTILE, "a 'quoted' \"text\" & more", "عربي \u202eevil", " word" *
 
 
 def payload_of(path: Path) -> dict[str, Any]:
-    found = re.findall(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)
-    return dict(json.loads(found[0]))
+    blocks = re.findall(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)
+    return dict(json.loads(blocks[0]))
 
 
 @pytest.fixture(scope="module")
