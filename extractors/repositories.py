@@ -96,7 +96,9 @@ class Repository:
             parts: list[Part] = ["check the name, ", *_COPY.parts]
             if Argument("weights", "random") in remedy.arguments:
                 parts += remedy.parts[remedy.parts.index(Argument("weights", "random")) + 1 :]
-            raise WeightsError(f"{PREFIX}{self.name} cannot be loaded ({name}): {why}", remedy=Remedy(*parts)) from error
+            raise WeightsError(
+                f"{PREFIX}{self.name} cannot be loaded ({name}): {why}", remedy=Remedy(*parts)
+            ) from error
         finally:
             if shown:
                 enable_progress_bars()
@@ -152,7 +154,9 @@ def locate(name: str) -> Repository:
             beside = sorted(p.name for p in parent.iterdir() if (p / CONFIG).is_file()) if parent.is_dir() else []
             raise UnknownNameError("folder", name, beside, where=f"in {PREFIX}{name}")
         if not (path / CONFIG).is_file():
-            raise InvalidInputError(f"{PREFIX}{name}: this folder has no {CONFIG}, so it holds no model of transformers")
+            raise InvalidInputError(
+                f"{PREFIX}{name}: this folder has no {CONFIG}, so it holds no model of transformers"
+            )
         return Repository(name, path)
     if name and (path / CONFIG).is_file():
         return Repository(name, path, notes=[f"{PREFIX}{name} is the folder {name}; the hub is not asked"])

@@ -123,7 +123,9 @@ class TransformersExtractor(ModuleExtractor):
         super().__init__(
             network,
             prepared,
-            name=label + (f"+{loaded.record['tower']}" if loaded.record["tower"] else "") + suffix(weights, seed, options),
+            name=label
+            + (f"+{loaded.record['tower']}" if loaded.record["tower"] else "")
+            + suffix(weights, seed, options),
             layers=layers,
             readout=readout,
             provenance={"extractor": "transformers", **loaded.record},
@@ -335,8 +337,11 @@ def _check_options(name: str, options: ModelOptions, weights: str) -> None:
     options.check_weights(weights)
     pictures = replace(options, weights_key=None, weights_prefix=None, max_length=None, model_kwargs={})
     if pictures.chosen:
-        raise InvalidInputError(*pictures.chosen, f": not for {name}; models of transformers take max_length, model_kwargs, and weights_key and weights_prefix of a "
-            "file")
+        raise InvalidInputError(
+            *pictures.chosen,
+            f": not for {name}; models of transformers take max_length, model_kwargs, and weights_key and weights_prefix of a "
+            "file",
+        )
     if refused := {"trust_remote_code", "code_revision"} & set(options.model_kwargs):
         raise InvalidInputError(f"{min(refused)}: repsim runs no code of a repository")
 
@@ -352,7 +357,9 @@ def _read_config(repository: Repository, options: ModelOptions) -> tuple[Any, di
     except Exception as error:
         raise WeightsError(f"{PREFIX}{repository.name} cannot be loaded: {_explain_config(path, error)}") from None
     if unknown := sorted(set(unused) & set(entries)):
-        raise UnknownNameError("entry of the configuration", unknown[0], config.to_dict(), where=f"of {repository.name}")
+        raise UnknownNameError(
+            "entry of the configuration", unknown[0], config.to_dict(), where=f"of {repository.name}"
+        )
     return config, {key: value for key, value in options.model_kwargs.items() if key in _FOR_MODEL}
 
 
@@ -366,9 +373,11 @@ def _explain_config(path: Path, error: Exception) -> str:
         return f"its {CONFIG} names no model_type, so it is no model of transformers"
     if "auto_map" in content:
         return "it needs code of its repository, and repsim runs none"
-    return f"transformers {require_transformers().__version__} has no models of type {content['model_type']!r}" if (
-        "does not recognize this architecture" in str(error)
-    ) else reason(error)
+    return (
+        f"transformers {require_transformers().__version__} has no models of type {content['model_type']!r}"
+        if ("does not recognize this architecture" in str(error))
+        else reason(error)
+    )
 
 
 def _choose_tower(name: str, config: Any, modality: str | None) -> Tower:
@@ -577,7 +586,11 @@ def _prepare_texts(loaded: Loaded, options: ModelOptions | None) -> Preparation:
     first = made.tokenizer.cls_token_id
     encoder = not (getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False))
     class_token = encoder and first is not None and bool((examples[0]["input_ids"][:, 0] == first).all())
-    note = f"texts are read up to {made.limit} tokens, the limit of {made.limited_by}" if made.limit else "texts are not cut"
+    note = (
+        f"texts are read up to {made.limit} tokens, the limit of {made.limited_by}"
+        if made.limit
+        else "texts are not cut"
+    )
     return Preparation(
         collate=made.batch,
         forward=TextForward(made),
