@@ -55,8 +55,8 @@ def make_extractor(
     Parameters
     ----------
     model : str or torch.nn.Module
-        A timm name (``resnet50``), ``torchvision/NAME``, ``hf/NAME`` of transformers, ``PREFIX/NAME`` of a package with an entry point, or a torch
-        module.
+        A timm name (``resnet50``), ``torchvision/NAME``, ``hf/NAME`` of transformers, ``PREFIX/NAME`` of a package with
+        an entry point, or a torch module.
     weights : str
         ``pretrained``, ``random``, or a file. Only for a model that is named: a module has its weights already.
     seed : int

@@ -1,7 +1,7 @@
 """Models of transformers against plain forward passes with ``output_hidden_states``; the models are made here."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import ModelOptions
 from repsim.extractors.preparation import Preparation
 from repsim.extractors.samples.texts import open_list
-from repsim.extractors.transformers_models import TransformersExtractor, load_model, quiet
+from repsim.extractors.transformer_weights import load_model
+from repsim.extractors.transformers_models import TransformersExtractor
 from tests.small_transformers import TEXTS, byte_tokenizer, make_folder, word_tokenizer
 
 ENCODERS = ("bert", "roberta", "mpnet", "distilbert")
@@ -32,7 +33,7 @@ Folder = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folder]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """Return a function that makes the folder of a small model, once in the module."""
     root = tmp_path_factory.mktemp("models")
 
@@ -42,8 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folder]:
             make_folder(path, kind, **changes)
         return path
 
-    with quiet():
-        yield make
+    return make
 
 
 def read(extractor: Any, texts: Any = TEXTS, batch_size: int = 3, order: Any = None) -> dict[Any, np.ndarray[Any, Any]]:
@@ -461,6 +461,8 @@ def test_architectures_have_families() -> None:
 
 
 def test_nothing_is_printed(folder: Folder, capfd: pytest.CaptureFixture[str]) -> None:
-    read(TransformersExtractor(f"hf/{folder('bert', 'masked', model=transformers.BertForMaskedLM)}"))
-    read(TransformersExtractor(f"hf/{folder('vit')}"), open_images("digits"), order=[0, 1])
+    path, other = folder("bert", "masked", model=transformers.BertForMaskedLM), folder("vit")
+    capfd.readouterr()
+    read(TransformersExtractor(f"hf/{path}"))
+    read(TransformersExtractor(f"hf/{other}"), open_images("digits"), order=[0, 1])
     assert capfd.readouterr() == ("", "")
