@@ -184,6 +184,10 @@ class TowerModel(nn.Module):
         if isinstance(projection := getattr(model, self._projection, None), nn.Module):
             self.add_module(self._projection, projection)
 
+    def get_input_embeddings(self) -> Any:
+        """Return the embedding of the tokens of the tower over texts."""
+        return self.get_submodule(self._tower).get_input_embeddings()
+
     def forward(self, **inputs: Any) -> dict[str, Any]:
         """Return the outputs of the tower, with the projection (b, p) of the pooled one if the model has it."""
         outputs = dict(self.get_submodule(self._tower)(**inputs))

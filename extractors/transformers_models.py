@@ -17,11 +17,16 @@ from repsim.extractors.preparation import Preparation
 from repsim.extractors.preprocessing import Preprocessing, prepare_pictures
 from repsim.extractors.readouts import get_several
 from repsim.extractors.repositories import PREFIX, Repository, locate
+from repsim.extractors.samples.source import SampleSource
+from repsim.extractors.text_controls import controls_of_text
 from repsim.extractors.tokenized import SENTENCE_LIMIT, Tokenization, make_tokenization, read_tokenizer
 from repsim.extractors.transformer_layers import find_inputs, stacks, transformer_presets
-from repsim.extractors.transformer_weights import Loaded, TowerModel, load_model, quiet, require_transformers
+from repsim.extractors.transformer_weights import Loaded, load_model, quiet, require_transformers
 from repsim.extractors.weights import suffix
+from repsim.labels import TOKENS
 
+_SHORT = 512
+"""Limit of tokens up to which arrays of all tokens are as long as the limit, whatever the data."""
 _FULL_TEXTS = {"siglip", "siglip_text_model"}
 """Types of models that were trained on texts padded to one length, with the padding seen."""
 
@@ -42,6 +47,9 @@ class TransformersExtractor(ModuleExtractor):
         ``hf/OWNER/NAME``, ``hf/NAME``, ``hf/NAME@REVISION``, or ``hf/./FOLDER``; the prefix may be left out.
     modality : {"text", "image"}, optional
         Modality of the data; by default what the model reads, and text for a model of two towers.
+    samples : SampleSource, optional
+        The data. Of a model that reads long texts, their largest number of tokens is then the first axis of layers of
+        tokens; otherwise it is the limit of the model.
     weights : str
         ``pretrained``, ``random`` (from the configuration), or a ``.safetensors`` or ``.pth`` file.
     seed : int
@@ -69,6 +77,7 @@ class TransformersExtractor(ModuleExtractor):
         model: str,
         modality: str | None = None,
         *,
+        samples: SampleSource | None = None,
         weights: str = "pretrained",
         seed: int = 0,
         options: ModelOptions | None = None,
@@ -76,10 +85,10 @@ class TransformersExtractor(ModuleExtractor):
         readout: str = "mean",
     ) -> None:
         get_several(readout)  # a typing error in the readout is reported before the download
-        loaded = load_model(model, modality, weights, seed, options)
+        loaded = load_model(model, samples.modality if samples else modality, weights, seed, options)
         network = loaded.model
         tower = f"+{loaded.record['tower']}" if loaded.record["tower"] else ""
-        prepared = _prepare_texts(loaded, options) if loaded.tower == "text" else _prepare_pictures(loaded)
+        prepared = _prepare_texts(loaded, options, samples) if loaded.tower == "text" else _prepare_pictures(loaded)
         firsts = [paths[0] for paths in stacks(network)]
         with hooks.evaluating(network):
             sources = find_inputs(network, prepared.examples[0], prepared.forward, firsts)
@@ -141,7 +150,7 @@ def sentence_limit(repository: Repository) -> int | None:
     return limit if isinstance(limit, int) else None
 
 
-def _prepare_texts(loaded: Loaded, options: ModelOptions | None) -> Preparation:
+def _prepare_texts(loaded: Loaded, options: ModelOptions | None, samples: SampleSource | None) -> Preparation:
     """Return the preparation of texts for a model, with the limit on their number of tokens."""
     network: Any = loaded.model
     config, name = loaded.config, f"{PREFIX}{loaded.repository.name}"
@@ -156,7 +165,7 @@ def _prepare_texts(loaded: Loaded, options: ModelOptions | None) -> Preparation:
         made = make_tokenization(
             read_tokenizer(folder, name),
             name=name,
-            words=_embedding(network).num_embeddings,
+            words=network.get_input_embeddings().num_embeddings,
             positions=positions_of(network, config),
             sentences=sentence_limit(loaded.repository),
             asked=asked,
@@ -164,6 +173,8 @@ def _prepare_texts(loaded: Loaded, options: ModelOptions | None) -> Preparation:
             full=config.model_type in _FULL_TEXTS,
         )
         examples = made.examples()
+        longest = _longest(made, samples)
+    controls = controls_of_text(network, made.tokenizer, longest or 1)
     first = made.tokenizer.cls_token_id
     encoder = not (getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False))
     class_token = encoder and first is not None and bool((examples[0]["input_ids"][:, 0] == first).all())
@@ -179,9 +190,21 @@ def _prepare_texts(loaded: Loaded, options: ModelOptions | None) -> Preparation:
         examples=examples,
         modality="text",
         class_token=class_token,
-        longest=made.limit,
+        longest=longest,
+        controls={key: control for key, control in controls.items() if longest is not None or key != TOKENS},
         lengths=made.lengths,
     )
+
+
+def _longest(made: Tokenization, samples: SampleSource | None) -> int | None:
+    """Return the largest number of tokens of a text that the model will read; None if it is not known.
+
+    A limit of thousands of tokens says nothing about the data, and would make large arrays of tokens.
+    """
+    if samples is None or (made.limit is not None and made.limit <= _SHORT):
+        return made.limit
+    longest = max(made.lengths([text for _, text in samples.read(range(len(samples)))]))
+    return longest if made.limit is None else min(longest, made.limit)
 
 
 @dataclass(frozen=True)
@@ -193,12 +216,6 @@ class TextForward:
     def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
         """Return the output of the model."""
         return model(**self.tokenization.inputs(batch))
-
-
-def _embedding(network: Any) -> Any:
-    """Return the embedding of the tokens."""
-    tower = network.get_submodule("text_model") if isinstance(network, TowerModel) else network
-    return tower.get_input_embeddings()
 
 
 def _prepare_pictures(loaded: Loaded) -> Preparation:
