@@ -182,9 +182,8 @@ def choose_limit(
     """
     if asked is not None:
         if positions is not None and asked > positions:
-            raise InvalidArgumentError(
-                "max_length", f"at most {positions}, the number of positions of this model", asked
-            )
+            most = f"at most {positions}, the number of positions of this model"
+            raise InvalidArgumentError("max_length", most, asked)
         return asked, "set by the user"
     limits = [
         (positions, "its positions"),
