@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from repsim.errors import Argument, InvalidInputError, MissingExtraError, Remedy, UnknownNameError
+from repsim.errors import Argument, InvalidInputError, MissingExtraError, OutputError, Remedy, UnknownNameError
 from repsim.runtime import interrupts
-from repsim.runtime.files import check_output, replacing, replacing_folder
+from repsim.runtime.files import replacing, replacing_folder
 from repsim.stores import extents
 from repsim.stores.foreign import RECORD
 from repsim.stores.in_memory import ROW_NUMBERS
@@ -207,8 +207,8 @@ def _write_zarr(store: ActivationStore, names: Sequence[str], path: Path, *, ove
         import zarr  # noqa: PLC0415 - in the extra `data` only
     except ImportError:
         raise MissingExtraError("writing zarr", "zarr", extra="data") from None
-    if path.exists() and not path.is_dir():
-        check_output(path, overwrite=False)
+    if path.is_dir() and not (path / "zarr.json").exists():  # a mistyped name must not replace a folder
+        raise OutputError(f"{path} is a folder, and no zarr group; name another", path=path)
     with replacing_folder(path, overwrite=overwrite) as partial:
         group = zarr.create_group(partial, attributes={RECORD: json.loads(json.dumps(_record(store, names)))})
         for name in names:
