@@ -150,7 +150,7 @@ def read_safetensors(path: Path) -> Foreign:
                 source.left_out[name] = f"of the type {kind}"
                 continue
             whole = partial(file.get_tensor, name)
-            source.add(ForeignLayer(name, shape, _SAFETENSORS[kind], partial(_slices, part, shape[:1]), whole))
+            source.add(ForeignLayer(name, shape, _SAFETENSORS[kind], partial(_slices, part, shape[0] if shape else 0), whole))
     except Exception as error:  # noqa: BLE001 - damaged files raise anything
         raise _unreadable(path, error) from None
     source.record = record
@@ -158,8 +158,8 @@ def read_safetensors(path: Path) -> Foreign:
     return source
 
 
-def _slices(part: Any, shape: tuple[int, ...], rows: int) -> Iterator[Any]:
-    for start in range(0, *shape, rows):
+def _slices(part: Any, n: int, rows: int) -> Iterator[Any]:
+    for start in range(0, n, rows):
         yield part[start : start + rows]
 
 

@@ -22,7 +22,7 @@ import repsim
 from repsim.errors import InvalidInputError, OutputError, StoreError, UnknownNameError
 from repsim.stores import importing
 
-Layers = dict[str, np.ndarray]
+Layers = dict[str, Any]
 N = 12
 IDS = [f"photos/{k}.jpg" for k in range(N)]
 
