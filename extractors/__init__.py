@@ -1,6 +1,6 @@
-"""Extractors: read the activations of a model's layers for the pictures of an image source.
+"""Extractors: read the activations of a model's layers for the samples of a source.
 
-``repsim.extractors.open_images`` opens the pictures; `repsim.extractors.timm_models.TimmExtractor` reads timm models.
+``repsim.extractors.open_samples`` opens the samples; `repsim.extractors.timm_models.TimmExtractor` reads timm models.
 """
 
 if __name__ != "repsim.extractors":
@@ -10,8 +10,8 @@ import importlib
 import warnings
 
 from repsim.extractors.base import Batch, Extractor, LayerSpec, Readout, Stream
-from repsim.extractors.samples.opening import open_images
-from repsim.extractors.samples.source import ImageSource
+from repsim.extractors.samples.opening import open_images, open_samples
+from repsim.extractors.samples.source import ImageSource, SampleSource
 from repsim.runtime import notebook
 
 if notebook.running():
@@ -19,4 +19,14 @@ if notebook.running():
         warnings.filterwarnings("ignore", "IProgress not found")
         importlib.import_module("tqdm.auto")
 
-__all__ = ["Batch", "Extractor", "ImageSource", "LayerSpec", "Readout", "Stream", "open_images"]
+__all__ = [
+    "Batch",
+    "Extractor",
+    "ImageSource",
+    "LayerSpec",
+    "Readout",
+    "SampleSource",
+    "Stream",
+    "open_images",
+    "open_samples",
+]

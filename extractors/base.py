@@ -8,10 +8,12 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from repsim.errors import InvalidInputError
-from repsim.extractors.samples.source import ImageSource
+from repsim.extractors.samples.source import SampleSource
 from repsim.runtime.hardware import choose_device
 
-Axes = Literal["NC", "NCHW", "NHWC", "NLC", "NCL", "other"]
+Axes = Literal["NC", "NCHW", "NHWC", "NLC", "NCL", "NTC", "other"]
+"""Axes of a layer's output: samples N, channels C, height H, width W, positions L, and T tokens of a sequence, whose
+number differs between batches and which a mask tells apart from padding."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class LayerSpec:
     second tensor of a module that returns several, ``pre_logits`` for the input of the classifier."""
     type: str
     shape: tuple[int, ...]
-    """Shape of the output for one sample."""
+    """Shape of the output for one sample; of tokens (``NTC``) with the largest number of them."""
     axes: Axes
     prefix_tokens: int | None
     """Number of class and register tokens before the patch tokens; None where it could not be determined."""
@@ -56,7 +58,7 @@ class Batch:
     """Readouts of one batch of samples."""
 
     rows: tuple[int, ...]
-    """Positions of the samples in the image source."""
+    """Positions of the samples in their source."""
     values: Mapping[tuple[str, str], Tensor]
     """(layer, readout) -> (b // block, p) in float32, on the CPU. Includes the controls of the extractor, if any."""
 
@@ -81,16 +83,17 @@ class Readout(Protocol):
             The readout is not defined for this layer.
         """
 
-    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
+    def __call__(self, output: Tensor, layer: LayerSpec, mask: Tensor | None = None) -> Tensor:
         """Return an array of shape (b // block, p), float32.
 
-        The result must own its memory: the model may overwrite ``output`` as soon as this returns.
+        ``mask`` (b, T) is true for the real tokens of a layer of tokens, and None for other layers. The result must own
+        its memory: the model may overwrite ``output`` as soon as this returns.
         """
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Options of a pass over the images; a device that this machine does not have raises an error at once."""
+    """Options of a pass over the samples; a device that this machine does not have raises an error at once."""
 
     batch_size: int = 32
     workers: int = 0
@@ -109,8 +112,9 @@ class Stream:
 class Extractor(Protocol):
     """A model whose layers can be read. `repsim.testing.ExtractorContract` tests that a class follows this protocol.
 
-    An extractor may have two more attributes: ``notes``, a list of remarks that are shown before the extraction starts,
-    and ``controls``, a mapping like `readouts` with the arrays that are stored in addition to the layers.
+    An extractor may have three more attributes: ``notes``, a list of remarks that are shown before the extraction
+    starts; ``controls``, a mapping like `readouts` with the arrays that are stored in addition to the layers; and
+    ``lengths``, a function from samples to their numbers of tokens, by which batches are sorted.
     """
 
     @property
@@ -124,13 +128,13 @@ class Extractor(Protocol):
     def layers(self) -> tuple[LayerSpec, ...]:
         """Return the chosen layers in the order in which the forward pass computes them."""
 
-    def stream(self, images: ImageSource, rows: range | list[int], how: Stream) -> Iterator[Batch]:
-        """Yield the readouts of the samples at positions ``rows`` of ``images``, in this order, batch by batch.
+    def stream(self, samples: SampleSource, rows: range | list[int], how: Stream) -> Iterator[Batch]:
+        """Yield the readouts of the samples at positions ``rows`` of their source, in this order, batch by batch.
 
         Raises
         ------
-        ImageError
-            A picture cannot be read; the message names the first such picture.
+        SampleError
+            A sample cannot be read; the message names the first such sample.
         """
 
     def provenance(self) -> dict[str, Any]:

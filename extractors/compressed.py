@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from repsim.extractors.base import LayerSpec
+from repsim.extractors.tokens import left_aligned
 
 _PIECE = 2**12
 """Number of features that are processed at once, so that a large output is never copied in full."""
@@ -50,11 +51,12 @@ class BlockGram:
         """Return the shape of one row: (B, B)."""
         return (self.size, self.size)
 
-    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:  # noqa: ARG002 - the same for every layer
+    def __call__(self, output: Tensor, layer: LayerSpec, mask: Tensor | None = None) -> Tensor:
         """Return the Gram matrices (b // B, B B) of an output (b, ...); a remainder of less than B samples is dropped.
 
         Sums are in float64, or in float32 on mps; the result is float32.
         """
+        output = output if mask is None else left_aligned(output, mask, layer)
         count = len(output) // self.size
         x: Tensor = output[: count * self.size].flatten(1).unflatten(0, (count, self.size))
         wide = torch.float32 if x.device.type == "mps" else torch.float64  # mps has no float64
@@ -106,9 +108,9 @@ class Sketch:
         """Return the shape of one row: (2, m)."""
         return (2, min(self.size, prod(layer.shape)))
 
-    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
+    def __call__(self, output: Tensor, layer: LayerSpec, mask: Tensor | None = None) -> Tensor:
         """Return both projections (b, 2 m) of an output (b, ...), summed in float32."""
-        x = output.flatten(1)
+        x = (output if mask is None else left_aligned(output, mask, layer)).flatten(1)
         return torch.cat([self._project(x, *draw) for draw in self._draws(layer, x.shape[1], x.device)], dim=1)
 
     def _project(self, x: Tensor, features: Tensor, signs: Tensor) -> Tensor:

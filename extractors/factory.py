@@ -7,25 +7,32 @@ the prefix of the names of its models, and its value is a function that makes th
     zoo = "my_package:make"      # `repsim extract zoo/net` calls make("net", weights=, seed=, layers=, readout=)
 """
 
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Unpack
+from typing import Any, Unpack
 
 import timm
-from torch import nn
+from torch import Tensor, nn
 
 from repsim.errors import Argument, InvalidInputError, Remedy, UnknownNameError
-from repsim.extractors import torchvision_models
+from repsim.extractors import torchvision_models, transformers_models
 from repsim.extractors.base import Extractor
-from repsim.extractors.families import family_by_name
+from repsim.extractors.families import family_by_name, family_of_transformer
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import Choices, ModelOptions
+from repsim.extractors.preparation import Preparation, prepare_samples
 from repsim.extractors.preprocessing import Transform, timm_preprocessing
+from repsim.extractors.repositories import locate
+from repsim.extractors.samples.source import SampleSource
 from repsim.extractors.timm_models import TimmExtractor
 from repsim.extractors.torchvision_models import TorchvisionExtractor
 from repsim.extractors.weights import check_name as check_timm_name
 from repsim.extractors.weights import suffix
 
 GROUP = "repsim.extractors"
+Forward = Callable[[nn.Module, Any], Any]
+Collate = Callable[[list[Any]], Any]
+Mask = str | Callable[[Any], Tensor | None]
 
 
 def make_extractor(
@@ -37,6 +44,10 @@ def make_extractor(
     readout: str = "mean",
     transform: Transform | None = None,
     name: str | None = None,
+    samples: SampleSource | None = None,
+    forward: Forward | None = None,
+    collate: Collate | None = None,
+    mask: Mask | None = None,
     **choices: Unpack[Choices],
 ) -> Extractor:
     """Make the extractor of a model.
@@ -44,7 +55,7 @@ def make_extractor(
     Parameters
     ----------
     model : str or torch.nn.Module
-        A timm name (``resnet50``), ``torchvision/NAME``, ``PREFIX/NAME`` of a package with an entry point, or a torch
+        A timm name (``resnet50``), ``torchvision/NAME``, ``hf/NAME`` of transformers, ``PREFIX/NAME`` of a package with an entry point, or a torch
         module.
     weights : str
         ``pretrained``, ``random``, or a file. Only for a model that is named: a module has its weights already.
@@ -53,7 +64,12 @@ def make_extractor(
     layers, readout : str
         The layers to read, and their readouts.
     transform, name : optional
-        For a torch module only: the function that prepares its pictures, and the name of the model.
+        For a torch module only: the function that prepares its samples, and the name of the model.
+    samples : SampleSource, optional
+        The samples that the model will read; by default pictures. A model that cannot read their kind is refused.
+    forward, collate, mask : optional
+        For a torch module only: how it is called, how batches are made, and the mask of their tokens
+        (`repsim.extractors.preparation.prepare_samples`).
     **choices
         For models of timm and torchvision only: ``weights_key``, ``weights_prefix`` and ``weights_match`` of a weights
         file; ``img_size``, ``mean``, ``std``, ``interpolation`` and ``crop_pct`` of the pictures; ``model_kwargs`` of
@@ -91,9 +107,21 @@ def make_extractor(
             raise InvalidInputError(
                 f"a torch module has its weights already: weights={weights!r}, seed={seed} cannot be used with it"
             )
-        return ModuleExtractor(model, transform, name=name, layers=layers, readout=readout)
+        prepared = _prepare(samples, transform, forward, collate, mask)
+        return ModuleExtractor(model, prepared, name=name, layers=layers, readout=readout)
     if transform is not None or name is not None:
         raise InvalidInputError(f"transform= and name= are for a torch module; {model} has its own")
+    if any(option is not None for option in (forward, collate, mask)):
+        raise InvalidInputError(f"forward=, collate= and mask= are for a torch module; {model} has its own")
+    if model.startswith(transformers_models.PREFIX):
+        return transformers_models.TransformersExtractor(
+            model, samples and samples.modality,
+            weights=weights, seed=seed, options=options, layers=layers, readout=readout,
+        )  # fmt: skip
+    if options.max_length is not None:
+        raise InvalidInputError(Argument("max_length"), f": {model} reads pictures, which have no tokens")
+    if samples is not None and samples.modality != "image":
+        raise InvalidInputError(f"{model} reads pictures, and {samples.name} has {samples.noun}")
     if model.startswith(torchvision_models.PREFIX):
         return TorchvisionExtractor(model, weights=weights, seed=seed, options=options, layers=layers, readout=readout)
     if entry := _entry_point(model):
@@ -104,6 +132,25 @@ def make_extractor(
         )
         return extractor
     return TimmExtractor(model, weights=weights, seed=seed, options=options, layers=layers, readout=readout)
+
+
+def _prepare(
+    samples: SampleSource | None,
+    transform: Transform | None,
+    forward: Forward | None,
+    collate: Collate | None,
+    mask: Mask | None,
+) -> Transform | Preparation | None:
+    """Return the preparation of a module's samples; of pictures that are called as usual, their transform."""
+    pictures = samples is None or (samples.modality == "image" and samples.collate is None)
+    if samples is None or (pictures and forward is None and collate is None and mask is None):
+        return transform
+    if pictures and transform is None:
+        raise InvalidInputError(
+            "a module with forward= or collate= has no preprocessing of its own: pass transform=, a function from a "
+            "PIL picture to a tensor"
+        )
+    return prepare_samples(samples, transform=transform, collate=collate, forward=forward, mask=mask)
 
 
 def check_name(model: str) -> None:
@@ -123,6 +170,8 @@ def check_name(model: str) -> None:
     """
     if model.startswith(torchvision_models.PREFIX):
         torchvision_models.check_name(model)
+    elif model.startswith(transformers_models.PREFIX):
+        transformers_models.check_name(model)
     elif not _entry_point(model):
         check_timm_name(model)
 
@@ -134,6 +183,8 @@ def store_name(model: str, weights: str = "pretrained", seed: int = 0, **choices
     ('digits_vit.seed1', 'digits_vit+epoch9')
     """
     end = suffix(weights, seed, ModelOptions.read(**choices))
+    if model.startswith(transformers_models.PREFIX):
+        return locate(model).label.replace("/", "_") + end
     if weights != "pretrained" and "/" not in model and ":" not in model:
         model = model.partition(".")[0]
     return model.replace("/", "_").replace(":", "_") + end
@@ -152,6 +203,9 @@ def preprocessing_of(model: str, weights: str = "pretrained", **choices: Unpack[
         return None
     if model.startswith(torchvision_models.PREFIX):
         return torchvision_models.torchvision_preprocessing(model).key
+    if model.startswith(transformers_models.PREFIX):
+        transformers_models.check_name(model)
+        return None
     if ":" in model or _entry_point(model):  # hf-hub:..., local-dir:...: in a file beside the weights
         return None
     check_timm_name(model)
@@ -160,17 +214,21 @@ def preprocessing_of(model: str, weights: str = "pretrained", **choices: Unpack[
 
 
 def family_of(architecture: str) -> str | None:
-    """Return the family of an architecture of timm or torchvision, by its name (`repsim.extractors.families`).
+    """Return the family of an architecture of timm, torchvision or transformers (`repsim.extractors.families`).
 
-    None if neither library defines it: a network of the embedded zoo, or a torch module, is a family of its own.
+    None if none of them defines it: a network of the embedded zoo, or a torch module, is a family of its own.
 
     >>> family_of("resnet50"), family_of("vit_base_patch16_224"), family_of("vit_b_16"), family_of("digits_vit")
     ('resnet', 'vit', 'vit', None)
+    >>> family_of("roberta-12x768"), family_of("gpt2-12x768"), family_of("clip_vision-12x768")
+    ('bert', 'gpt2', 'vit')
     """
     if timm.is_model(architecture):
         ours = timm.model_entrypoint(architecture).__module__.startswith("timm.")
         return family_by_name(architecture) if ours else None
-    return family_by_name(architecture) if architecture in torchvision_models.names() else None
+    if architecture in torchvision_models.names():
+        return family_by_name(architecture)
+    return family_of_transformer(architecture)
 
 
 def _entry_point(model: str) -> EntryPoint | None:
@@ -180,5 +238,5 @@ def _entry_point(model: str) -> EntryPoint | None:
         return None
     sources = {entry.name: entry for entry in entry_points(group=GROUP)}
     if prefix not in sources:
-        raise UnknownNameError("source of models", prefix, ["torchvision", *sources], where=f"in {model}")
+        raise UnknownNameError("source of models", prefix, ["torchvision", "hf", *sources], where=f"in {model}")
     return sources[prefix]

@@ -274,3 +274,57 @@ class Geometry:
                 a == expected if expected is not None and (a == expected) != (c == expected) else not self.channels_last
             )
         return ("NCHW", (b, c)) if first else ("NHWC", (a, b))
+
+
+class SampleGeometry:
+    """Meaning of the axes of a model's tensors for samples other than pictures.
+
+    It follows from one trace, or from two with different numbers of tokens: an axis that changes with the number of
+    tokens is that of the tokens.
+
+    Parameters
+    ----------
+    traces : sequence of Trace
+        One trace, or two.
+    longest : int, optional
+        Largest number of tokens of a sample; by default the largest in the traces.
+    class_token : bool
+        Whether the first token is a class token.
+    """
+
+    def __init__(self, traces: Sequence[Trace], *, longest: int | None = None, class_token: bool = False) -> None:
+        self.first, *others = traces
+        self.tokens, self.class_token = [trace.tokens for trace in traces], class_token
+        self.others = [{tensor.name: tensor.shape for tensor in trace.tensors} for trace in others]
+        self.longest = longest or max((tokens or 0 for tokens in self.tokens), default=0)
+        self._one_dimensional: set[tuple[int, ...]] = set()
+
+    def describe(self, tensor: TracedTensor) -> LayerSpec | None:
+        """Return the layer of one tensor; None if its shape depends on the tokens in another way than their number."""
+        shapes = [tensor.shape, *(other.get(tensor.name) for other in self.others)]
+        axes, shape, prefix, grid = self._axes(tensor, shapes)
+        if axes is None:
+            return None
+        has_class = axes == "NTC" and self.class_token
+        return LayerSpec(tensor.name, tensor.type, shape, axes, prefix, has_class, grid, tensor.site)
+
+    def _axes(
+        self, tensor: TracedTensor, shapes: Sequence[tuple[int, ...] | None]
+    ) -> tuple[Axes | None, tuple[int, ...], int | None, tuple[int, int] | None]:
+        shape = tensor.shape
+        if all(
+            tokens and own is not None and len(own) == 2 and own == (tokens, shape[1])
+            for own, tokens in zip(shapes, self.tokens, strict=True)
+        ):
+            return "NTC", (self.longest, shape[1]), 0, None
+        if len(set(shapes)) > 1:
+            return None, shape, None, None
+        if len(shape) == 1 or (len(shape) == 2 and shape[0] == 1):
+            return "NC", shape, 0, None
+        if len(shape) == 2:  # leaves say which axis is which: convolutions of sequences put the channels first
+            if "1d" in tensor.type:
+                self._one_dimensional.add(shape)
+            return ("NCL" if shape in self._one_dimensional else "NLC"), shape, 0, None
+        if len(shape) == 3 and shape[1:] == (1, 1):
+            return "NC", shape, 0, None
+        return ("NCHW", shape, 0, (shape[1], shape[2])) if len(shape) == 3 else ("other", shape, 0, None)

@@ -1,7 +1,7 @@
-"""Stream pictures through several models at once: each picture is decoded once, and passes overlap with decoding."""
+"""Stream samples through several models at once: each is prepared once, and passes overlap with the preparation."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Protocol, cast
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from repsim.errors import ImageError, InvalidInputError
+from repsim.errors import InvalidInputError, SampleError
 from repsim.extractors import hooks
 from repsim.extractors.base import Batch, LayerSpec, Readout, Stream
-from repsim.extractors.preprocessing import Transform
-from repsim.extractors.samples.source import ImageSource
-from repsim.labels import PREDICTION, STATISTICS
+from repsim.extractors.picture_statistics import PictureStatistics
+from repsim.extractors.preparation import Preparation, copy, move
+from repsim.extractors.samples.source import SampleSource
+from repsim.labels import PREDICTION
 from repsim.runtime import interrupts
+from repsim.runtime.deprecation import rename_keyword
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -27,27 +29,28 @@ class StreamedModel(Protocol):
 
     name: str
     model: nn.Module
-    transform: Transform
-    preprocessing: Any
-    """Key of the preprocessing: models with equal keys compute the same input from a picture."""
+    preparation: Preparation
+    """Preparation of the samples: models with equal keys compute the same input from a sample."""
     readouts: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
     controls: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
 
 
+@rename_keyword("images", "samples", gone_in="0.4.0")
 def stream_together(
-    extractors: Sequence[StreamedModel], images: ImageSource, rows: Sequence[Sequence[int]], how: Stream
+    extractors: Sequence[StreamedModel], samples: SampleSource, rows: Sequence[Sequence[int]], how: Stream
 ) -> Iterator[tuple[int, Batch]]:
-    """Read several models in one pass over the pictures, each of which is decoded once.
+    """Read several models in one pass over the samples, each of which is prepared once.
 
     Parameters
     ----------
     extractors : sequence of StreamedModel
-        Models with equal ``preprocessing``. All of them are on ``how.device`` at the same time.
-    images : ImageSource
-        The pictures.
+        Models whose ``preparation`` has equal keys. All of them are on ``how.device`` at the same time.
+    samples : SampleSource
+        The samples.
     rows : sequence of sequences of int
-        For each extractor, the positions in ``images`` that it still needs, without repetition. All sequences are parts
-        of one common order and consist of whole batches of it: an extractor that needs one row of a batch needs all.
+        For each extractor, the positions in ``samples`` that it still needs, without repetition. All sequences are
+        parts of one common order and consist of whole batches of it: an extractor that needs one row of a batch needs
+        all.
     how : Stream
         Batch size, workers, device, precision.
 
@@ -59,9 +62,9 @@ def stream_together(
     Raises
     ------
     InvalidInputError
-        The extractors differ in their preprocessing, or the rows are not whole batches of one order.
-    ImageError
-        A picture cannot be read. The message names the first such picture; all batches before it are yielded first.
+        The extractors differ in their preparation, or the rows are not whole batches of one order.
+    SampleError
+        A sample cannot be read. The message names the first such sample; all batches before it are yielded first.
 
     Examples
     --------
@@ -72,73 +75,92 @@ def stream_together(
     >>> [(k, batch.rows) for k, batch in passes]
     [(0, (0, 1, 2, 3)), (0, (4, 5)), (1, (4, 5))]
     """
-    if len({extractor.preprocessing for extractor in extractors}) > 1:
+    if len({extractor.preparation.key for extractor in extractors}) > 1:
         raise InvalidInputError(
-            f"{', '.join(extractor.name for extractor in extractors)} prepare pictures in different ways, "
+            f"{', '.join(extractor.name for extractor in extractors)} prepare {samples.noun} in different ways, "
             "so they cannot be read in one pass"
         )
     batches, needed = _batches(rows, how.batch_size)
-    return _stream(extractors, images, batches, needed, how) if batches else iter(())
+    return _stream(extractors, samples, batches, needed, how) if batches else iter(())
 
 
-def picture_loader(
-    images: ImageSource, transform: Transform, batches: Sequence[Rows], how: Stream
-) -> "DataLoader[tuple[tuple[int, ...], Tensor | ImageError]]":
-    """Return a loader of prepared batches: positions, and a tensor (b, 3, H, W) or the first error."""
+def sample_loader(
+    source: SampleSource, preparation: Preparation, batches: Sequence[Rows], how: Stream
+) -> Iterable[tuple[tuple[int, ...], Any]]:
+    """Return an iterable of prepared batches: positions, and a batch or the first error."""
+    if not source.indexable:
+        return _in_order(source, preparation, batches)
     return DataLoader(
-        cast("Any", _Pictures(images, transform)),
+        cast("Any", _Prepared(source, preparation)),
         batch_sampler=cast("Any", batches),
         num_workers=how.workers,
-        collate_fn=_collate,
+        collate_fn=_Collate(preparation.collate),
         worker_init_fn=interrupts.leave_to_parent,
         pin_memory=torch.device(how.device).type == "cuda",
     )
 
 
+def _in_order(
+    source: SampleSource, preparation: Preparation, batches: Sequence[Rows]
+) -> Iterator[tuple[tuple[int, ...], Any]]:
+    """Yield the prepared batches of samples that can only be read in their order."""
+    collate, prepared = _Collate(preparation.collate), _Prepared(source, preparation)
+    samples = source.read(int(row) for batch in batches for row in batch)
+    for batch in batches:
+        yield collate([prepared.prepare(*next(samples)) for _ in batch])
+
+
 def _stream(
     extractors: Sequence[StreamedModel],
-    images: ImageSource,
+    source: SampleSource,
     batches: list[Rows],
     needed: list[list[int]],
     how: Stream,
 ) -> Iterator[tuple[int, Batch]]:
     device = torch.device(how.device)
     cuda = device.type == "cuda"
-    loader = picture_loader(images, extractors[0].transform, batches, how)
+    preparation = extractors[0].preparation
+    loader = sample_loader(source, preparation, batches, how)
     half = torch.bfloat16 if device.type == "cpu" else torch.float16  # CPUs have no kernels for float16
     fault = None
     with ExitStack() as stack:
         models = [extractor.model.to(device) for extractor in extractors]
-        values: list[dict[tuple[str, str], Tensor]] = []
+        values: list[hooks.Readings] = []
         for extractor, model in zip(extractors, models, strict=True):
             stack.enter_context(hooks.evaluating(model))
             values.append(stack.enter_context(hooks.reading(model, extractor.readouts)))
         # On a GPU one batch is held back, so that the next is computed while the caller processes this one.
         launched: list[tuple[int, _Copied]] = []
-        for users, (positions, pictures) in zip(needed, loader, strict=False):
-            if isinstance(pictures, ImageError):
-                fault = pictures
+        for users, (positions, batch) in zip(needed, loader, strict=False):
+            if isinstance(batch, SampleError):
+                fault = batch
                 break
-            pixels = pictures.to(device, non_blocking=cuda)
+            on_device = move(batch, device, non_blocking=cuda)
             # the pixels are averaged on the CPU, so that values are the same on all devices; statistics are equal up to
             # rounding errors, and would slow a GPU down. Both come first, as a model may overwrite its input.
             controls = {
-                key: readout(pixels if key == STATISTICS else pictures, layer)
+                key: readout(on_device if isinstance(readout, PictureStatistics) else batch, layer)
                 for key, (layer, readout) in extractors[0].controls.items()
                 if key != PREDICTION
             }
+            mask = preparation.mask(on_device)
+            if mask is not None and not bool(mask.any(1).all()):
+                empty = source.ids[positions[int((~mask.any(1)).nonzero()[0])]]
+                raise InvalidInputError(f"the sample {empty} has no token: its mask is empty")
             before, launched = launched, []
             for k in users:
-                batch_input = pixels if k == users[-1] else pixels.clone()  # a model may overwrite its input
+                batch_input = on_device if k == users[-1] else copy(on_device)  # a model may overwrite its input
                 autocast = torch.autocast(device.type, half) if how.amp else nullcontext()
+                values[k].mask = mask
                 with torch.no_grad(), autocast:  # not around the yield: the caller may need gradients
-                    output = models[k](batch_input)
+                    output = extractors[k].preparation.forward(models[k], batch_input)
                 hooks.check(values[k], extractors[k].readouts, len(positions))
-                values[k].update(controls)
+                readings = {**values[k], **controls}
                 if (prediction := extractors[k].controls.get(PREDICTION)) is not None:
-                    values[k][PREDICTION] = hooks.read_out(output, *prediction)
-                launched.append((k, _Copied(positions, values[k], device)))
-            del pictures, pixels, batch_input, output
+                    readings[PREDICTION] = hooks.read_out(output, *prediction)
+                values[k].clear()
+                launched.append((k, _Copied(positions, readings, device)))
+            del batch, on_device, batch_input, output
             if not cuda:
                 before, launched = launched, []
             for k, copied in before:
@@ -202,24 +224,33 @@ def _batches(rows: Sequence[Sequence[int]], size: int) -> tuple[list[Rows], list
     return [batches[first] for first in sequence], [needed[first] for first in sequence]
 
 
-class _Pictures(Dataset[tuple[int, Tensor | ImageError]]):
-    """Data set of samples: the position in the source, and the input tensor or the error of the picture.
+class _Prepared(Dataset[tuple[int, Any]]):
+    """Data set of samples: the position in the source, and the prepared sample or the error of the sample.
 
     A worker process returns an error as a value, as a raised error would arrive with the traceback of that process.
     """
 
-    def __init__(self, images: ImageSource, transform: Transform) -> None:
-        self.images, self.transform = images, transform
+    def __init__(self, source: SampleSource, preparation: Preparation) -> None:
+        self.source, self.transform = source, preparation.transform
 
-    def __getitem__(self, row: int) -> tuple[int, Tensor | ImageError]:
+    def __getitem__(self, row: int) -> tuple[int, Any]:
         try:
-            return int(row), self.transform(self.images.load(int(row)))
-        except ImageError as error:
+            return self.prepare(int(row), self.source.load(int(row)))
+        except SampleError as error:
             return int(row), error
 
+    def prepare(self, row: int, sample: Any) -> tuple[int, Any]:
+        """Return the position of a sample, and the prepared sample."""
+        return row, self.transform(sample)
 
-def _collate(samples: list[tuple[int, Tensor | ImageError]]) -> tuple[tuple[int, ...], Tensor | ImageError]:
-    """Stack the samples of a batch; if a picture cannot be read, return its error in place of the tensor."""
-    rows = tuple(row for row, _ in samples)
-    wrong = next((pixels for _, pixels in samples if isinstance(pixels, ImageError)), None)
-    return rows, torch.stack([p for _, p in samples if isinstance(p, Tensor)]) if wrong is None else wrong
+
+class _Collate:
+    """Function that makes a batch of prepared samples, or returns the error of one that cannot be read."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[tuple[int, Any]]) -> tuple[tuple[int, ...], Any]:
+        rows = tuple(row for row, _ in samples)
+        wrong = next((item for _, item in samples if isinstance(item, SampleError)), None)
+        return rows, self.collate([item for _, item in samples]) if wrong is None else wrong

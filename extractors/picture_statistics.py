@@ -292,6 +292,6 @@ class PictureStatistics:
         channels, height, width = layer.shape
         return {"names": NAME_SEPARATOR.join(statistic_names((channels, height, width)))}
 
-    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:  # noqa: ARG002 - the same for every layer
+    def __call__(self, output: Tensor, layer: LayerSpec, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return the statistics as an array (b, statistics), float32."""
         return picture_statistics(output)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import Compose, Grayscale
 
 from repsim.errors import InvalidInputError, reason
+from repsim.extractors.preparation import Preparation
 
 Transform = Callable[[Image.Image], Tensor]
 """Function from a PIL picture in RGB to a tensor (3, H, W), or (1, H, W) for a network that takes grey pictures."""
@@ -87,6 +88,26 @@ def choose_preprocessing(model: nn.Module, transform: Transform | Preprocessing 
         )
     overlay, notes = _actual_input(model, config)
     return replace(timm_preprocessing({**config, **overlay}), notes=notes)
+
+
+def prepare_pictures(model: nn.Module, transform: Transform | Preprocessing | None) -> Preparation:
+    """Return the preparation of pictures for a network; its example is three pictures of noise.
+
+    Raises
+    ------
+    InvalidInputError
+        There is no transform and the model is not a timm model, or the transform fails or returns no picture.
+    """
+    chosen = choose_preprocessing(model, transform)
+    return Preparation(
+        transform=chosen.transform,
+        collate=torch.stack,
+        key=chosen.key,
+        record=chosen.record,
+        notes=chosen.notes,
+        examples=(example_batch(chosen.transform, chosen.channels),),
+        modality="image",
+    )
 
 
 def _actual_input(model: nn.Module, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

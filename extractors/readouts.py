@@ -14,13 +14,14 @@ from torch.nn.functional import adaptive_avg_pool2d
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.extractors.base import LayerSpec, Readout
 from repsim.extractors.compressed import BlockGram, Sketch
-from repsim.labels import INPUT, PREDICTION
+from repsim.extractors.tokens import left_aligned, token_at
+from repsim.labels import INPUT, PREDICTION, VALUES
 
-NAMES = ("mean", "max", "cls", "flatten", "grid:K", "gram:B", "sketch:M")
+NAMES = ("mean", "max", "cls", "last", "flatten", "grid:K", "gram:B", "sketch:M")
 
 
 def get(spec: str) -> Readout:
-    """Return the readout of a spec: ``mean``, ``max``, ``cls``, ``flatten``, ``grid:K``, ``gram:B`` or ``sketch:M``.
+    """Return the readout of a spec, one of `NAMES`; ``tokens:flatten`` is another name of ``flatten``.
 
     >>> get("grid:2").name, get("gram:256").block
     ('grid:2', 256)
@@ -34,7 +35,8 @@ def get(spec: str) -> Readout:
         size, colon, seed = option.partition(":")
         number = _number(spec, size, "M", 1, 4096)
         return Sketch(number, _number(spec, seed, "M:SEED", 0, "4096:1") if colon else 0)
-    simple: tuple[Readout, ...] = (Pooled("mean"), Pooled("max"), ClassToken(), Flatten())
+    spec = spec.removeprefix("tokens:")
+    simple: tuple[Readout, ...] = (Pooled("mean"), Pooled("max"), ClassToken(), LastToken(), Flatten())
     for readout in simple:
         if spec == readout.name:
             return readout
@@ -43,6 +45,10 @@ def get(spec: str) -> Readout:
 
 INPUT_PIXELS = 8
 """Height and width to which the input is averaged; docs/store-format.md has the measurement behind this number."""
+
+
+MOST_VALUES = 4096
+"""Largest number of values of an input that is stored as it is."""
 
 
 def _number(spec: str, text: str, letter: str, least: int, example: int | str) -> int:
@@ -110,12 +116,16 @@ def _spatial(layer: LayerSpec, readout: str) -> tuple[int, ...]:
             f"readout {readout} of layer {layer.name!r}: patch tokens cannot be distinguished from class and register "
             f"tokens among {layer.shape[0]} tokens; use flatten"
         )
-    return {"NCHW": (2, 3), "NHWC": (1, 2), "NLC": (1,), "NCL": (2,)}[layer.axes]
+    return {"NCHW": (2, 3), "NHWC": (1, 2), "NLC": (1,), "NCL": (2,), "NTC": (1,)}[layer.axes]
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """Mean or maximum over all positions of a feature map, or over the patch tokens (no class, no register tokens)."""
+    """Mean or maximum over all positions of a feature map, over the patch tokens, or over the real tokens of a text.
+
+    Class and register tokens of pictures are left out. Of a text all tokens that are no padding count, special tokens
+    such as its class token too.
+    """
 
     name: str
 
@@ -131,10 +141,15 @@ class Pooled:
         _spatial(layer, self.name)
         return (layer.width,)
 
-    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
+    def __call__(self, output: Tensor, layer: LayerSpec, mask: Tensor | None = None) -> Tensor:
         """Return an array (b, channels). Sums are in float32, as half precision loses digits over many positions."""
         if layer.axes == "NC":
             return _vector(output)
+        if mask is not None:
+            padding = ~mask[:, :, None]
+            if self.name == "max":
+                return output.float().masked_fill(padding, -torch.inf).amax(1)
+            return output.float().masked_fill(padding, 0).sum(1) / mask.sum(1, keepdim=True)
         axes = _spatial(layer, self.name)
         patches = output[:, layer.prefix_tokens :] if layer.axes == "NLC" else output
         if self.name == "mean":
@@ -144,7 +159,7 @@ class Pooled:
 
 @dataclass(frozen=True)
 class ClassToken:
-    """The class token of a transformer."""
+    """The class token of a transformer: the first token, or the first real token of a text."""
 
     name: str = "cls"
 
@@ -164,14 +179,50 @@ class ClassToken:
             )
         return (layer.width,)
 
-    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
+    def __call__(self, output: Tensor, layer: LayerSpec, mask: Tensor | None = None) -> Tensor:
         """Return token 0 as an array (b, channels): class tokens come first in every timm model."""
+        if mask is not None:
+            return _vector(token_at(output, mask.int().argmax(1)))
         return _vector(output if layer.axes == "NC" else output[:, 0])
 
 
 @dataclass(frozen=True)
+class LastToken:
+    """The last real token of a sequence: in a causal model, the only one that has seen all others."""
+
+    name: str = "last"
+
+    @property
+    def block(self) -> int:
+        """Number of samples of a row: 1."""
+        return 1
+
+    def shape(self, layer: LayerSpec) -> tuple[int, ...]:
+        """Return the shape of one row: (channels,)."""
+        if layer.axes == "NC":
+            return (prod(layer.shape),)
+        if layer.axes != "NTC":
+            raise InvalidInputError(
+                f"readout last of layer {layer.name!r}: an output of axes {layer.axes}, shape {layer.shape} is no "
+                "sequence of tokens with a mask; use mean"
+            )
+        return (layer.width,)
+
+    def __call__(self, output: Tensor, layer: LayerSpec, mask: Tensor | None = None) -> Tensor:
+        """Return the last token that is no padding as an array (b, channels)."""
+        if layer.axes == "NC":
+            return _vector(output)
+        assert mask is not None, "layers of tokens have a mask"
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        return _vector(token_at(output, (mask * positions).argmax(1)))
+
+
+@dataclass(frozen=True)
 class Flatten:
-    """All values of the output, in the order of the layer's axes."""
+    """All values of the output, in the order of the layer's axes.
+
+    Of tokens: those that are no padding in their order, and zeros up to the largest number of tokens.
+    """
 
     name: str = "flatten"
 
@@ -184,9 +235,9 @@ class Flatten:
         """Return the shape of the layer's output for one sample."""
         return layer.shape
 
-    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:  # noqa: ARG002 - the same for every layer
+    def __call__(self, output: Tensor, layer: LayerSpec, mask: Tensor | None = None) -> Tensor:
         """Return a copy of the output, of shape (b, p)."""
-        return _vector(output)
+        return _vector(output if mask is None else left_aligned(output, mask, layer))
 
 
 @dataclass(frozen=True)
@@ -216,7 +267,7 @@ class Grid:
             )
         return (layer.width, self.k, self.k)
 
-    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
+    def __call__(self, output: Tensor, layer: LayerSpec, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return the averages as an array (b, channels K K)."""
         if layer.axes == "NC":
             return _vector(output)
@@ -245,10 +296,30 @@ class Pixels:
         channels, height, width = layer.shape
         return (channels * min(INPUT_PIXELS, height) * min(INPUT_PIXELS, width),)
 
-    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:
+    def __call__(self, output: Tensor, layer: LayerSpec, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return the averages as an array (b, channels h w), computed in float32."""
         _, height, width = layer.shape
         return _vector(adaptive_avg_pool2d(output.float(), (min(INPUT_PIXELS, height), min(INPUT_PIXELS, width))))
+
+
+@dataclass(frozen=True)
+class Values:
+    """The model's input as it is, if it has at most `MOST_VALUES` numbers: the control for similarity of inputs."""
+
+    name: str = VALUES[1]
+
+    @property
+    def block(self) -> int:
+        """Number of samples of a row: 1."""
+        return 1
+
+    def shape(self, layer: LayerSpec) -> tuple[int, ...]:
+        """Return the shape of the input of one sample."""
+        return layer.shape
+
+    def __call__(self, output: Tensor, layer: LayerSpec, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Return a copy of the input, of shape (b, p), in float32."""
+        return _vector(output)
 
 
 @dataclass(frozen=True)
@@ -266,6 +337,11 @@ class Prediction:
         """Return the shape of one row: (1,)."""
         return (1,)
 
-    def __call__(self, output: Tensor, layer: LayerSpec) -> Tensor:  # noqa: ARG002 - the same for every classifier
+    def __call__(
+        self,
+        output: Tensor,
+        layer: LayerSpec,  # noqa: ARG002 - the same for every classifier
+        mask: Tensor | None = None,  # noqa: ARG002 - the same
+    ) -> Tensor:
         """Return the numbers as an array (b, 1), the first of equal outputs; float32 holds every integer to 2^24."""
         return output.argmax(1, keepdim=True).float()

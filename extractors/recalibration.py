@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from repsim.errors import Argument, ImageError, InvalidInputError, Remedy
+from repsim.errors import Argument, InvalidInputError, Remedy, SampleError
 from repsim.extractors import hooks
 from repsim.extractors.base import Stream
-from repsim.extractors.loading import picture_loader
-from repsim.extractors.preprocessing import Transform
+from repsim.extractors.loading import sample_loader
+from repsim.extractors.preparation import Preparation, move
 from repsim.extractors.samples.opening import choose
-from repsim.extractors.samples.source import ImageSource
+from repsim.extractors.samples.source import SampleSource
 
 SAMPLES = 512
 """Largest number of samples that are used. They are spread evenly over the chosen samples."""
@@ -71,7 +71,7 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def measure(
-    model: nn.Module, transform: Transform, images: ImageSource, rows: Sequence[int], how: Stream
+    model: nn.Module, preparation: Preparation, samples: SampleSource, rows: Sequence[int], how: Stream
 ) -> Statistics:
     """Estimate the mean and variance of the input of every batch norm over at most 512 samples.
 
@@ -83,10 +83,10 @@ def measure(
     ----------
     model : torch.nn.Module
         The network.
-    transform : callable
-        Converts a picture to the input of the network.
-    images : ImageSource
-        The pictures.
+    preparation : Preparation
+        The preparation of the samples.
+    samples : SampleSource
+        The samples.
     rows : sequence of int
         Positions of the samples that will be extracted.
     how : Stream
@@ -102,15 +102,15 @@ def measure(
     ------
     InvalidInputError
         There are fewer than two samples, so the variance is undefined.
-    ImageError
-        A picture cannot be read; the message contains its name.
+    SampleError
+        A sample cannot be read; the message contains its name.
 
     Examples
     --------
     >>> from repsim.extractors import open_images
     >>> from repsim.extractors.timm_models import TimmExtractor
     >>> extractor = TimmExtractor("digits_resnet", weights="random")
-    >>> statistics = measure(extractor.model, extractor.transform, open_images("digits"), range(40), Stream())
+    >>> statistics = measure(extractor.model, extractor.preparation, open_images("digits"), range(40), Stream())
     >>> mean, variance = statistics["bn1"]
     >>> mean.shape, bool((variance > 0).all())
     (torch.Size([64]), True)
@@ -122,10 +122,10 @@ def measure(
     batches = np.array_split(chosen, -(-len(chosen) // _BATCH))  # sizes differ by at most 1, so no batch has 1 sample
     device = torch.device(how.device)
     with _collecting_moments(model.to(device)) as moments, torch.no_grad():
-        for _, pictures in picture_loader(images, transform, batches, how):
-            if isinstance(pictures, ImageError):
-                raise pictures
-            model(pictures.to(device))
+        for _, batch in sample_loader(samples, preparation, batches, how):
+            if isinstance(batch, SampleError):
+                raise batch
+            preparation.forward(model, move(batch, device))
     return {path: pooled.statistics() for path, pooled in moments.items()}
 
 

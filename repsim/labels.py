@@ -2,7 +2,7 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -21,17 +21,49 @@ STATISTICS = ("input", "statistics")
 """Layer and readout of the statistics of the input in full size, another control."""
 PREDICTION = ("output", "prediction")
 """Layer and readout of the class that a classifier predicts, a third control, from which its accuracy follows."""
-CONTROLS = frozenset({INPUT, STATISTICS, PREDICTION})
+TOKENS = ("input", "tokens")
+"""Layer and readout of the ids of the tokens of a text, in two digits."""
+CHARACTERS = ("input", "characters")
+"""Layer and readout of the hashed counts of the character n-grams of a text."""
+EMBEDDINGS = ("input", "embeddings")
+"""Layer and readout of the mean of the model's static embeddings of the tokens of a text."""
+VALUES = ("input", "values")
+"""Layer and readout of an input that is a small array, as it is."""
+INPUTS = (INPUT, STATISTICS, TOKENS, CHARACTERS, EMBEDDINGS, VALUES)
+"""Arrays that describe the input of a model, from which a study makes its controls."""
+CONTROLS = frozenset({*INPUTS, PREDICTION})
 """Arrays beside the layers, which no comparison reads as a layer."""
 NAME_SEPARATOR = "; "
 """Text between the names of statistics in a store."""
 
-OTHER_PICTURES = "other pictures behind the same names"
+Modality = Literal["image", "text", "tensor", "other"]
+"""Kind of what a model reads: pictures, texts, arrays, or what a module of the user takes."""
+NOUNS: Mapping[str, tuple[str, str]] = {
+    "image": ("picture", "pictures"),
+    "text": ("text", "texts"),
+    "tensor": ("array", "arrays"),
+    "other": ("sample", "samples"),
+}
+"""Singular and plural of the samples of a modality, for messages."""
+
+OTHER_PICTURES, OTHER_CONTENTS = (f"other {what} behind the same names" for what in ("pictures", "contents"))
 _HASH_BYTES = 8
 _MAX_FILE_NAME = 200
 """Largest length of a model's name in bytes, so that `.h5.partial` can be appended."""
 _PARTITION_SEED = 0
 _FORMS: dict[str, Form] = {"gram": "grams", "sketch": "sketches"}
+
+
+def noun_of(modalities: Iterable[str], *, count: int = 2) -> str:
+    """Return the word for samples of these modalities: the noun if all are of one, else sample or samples.
+
+    An empty modality is one that is not known.
+
+    >>> noun_of(["text", "text"]), noun_of(["image"], count=1), noun_of(["image", "text"]), noun_of([""])
+    ('texts', 'picture', 'samples', 'samples')
+    """
+    distinct = set(modalities)
+    return NOUNS[next(iter(distinct)) if len(distinct) == 1 and distinct <= NOUNS.keys() else "other"][count != 1]
 
 
 @dataclass(frozen=True)
@@ -89,11 +121,11 @@ class SampleIds:
 
     ids: tuple[str, ...]
     content: str = ""
-    """Fingerprint of the ids and the sizes of the files, if known: equal ids can belong to different pictures."""
+    """Fingerprint of the ids and the sizes of the files, if known: equal ids can belong to different samples."""
     hashes: bytes = b""
-    """Hashes of the contents of the pictures, eight bytes per sample, if known."""
+    """Hashes of the contents of the samples, eight bytes per sample, if known."""
     hashed: str = ""
-    """Hashed contents: `files` or `pixels`. Only hashes of the same kind can be compared."""
+    """Hashed contents: `files`, `pixels` or `values`. Only hashes of the same kind can be compared."""
 
     def __post_init__(self) -> None:
         if self.hashes and len(self.hashes) != _HASH_BYTES * len(self.ids):
@@ -113,10 +145,16 @@ class SampleIds:
         """SHA-256 of the ids in their order, hexadecimal."""
         return hashlib.sha256("\n".join(self.ids).encode("utf-8", "surrogatepass")).hexdigest()
 
-    def difference(self, other: "SampleIds", sides: tuple[str, str] = ("in the first", "in the second")) -> str | None:
+    def difference(
+        self,
+        other: "SampleIds",
+        sides: tuple[str, str] = ("in the first", "in the second"),
+        *,
+        contents: bool = True,
+    ) -> str | None:
         """Describe how ``other`` differs, with counts and the first differences; return None for equal samples.
 
-        ``sides`` are the words for these and for the other samples.
+        ``sides`` are the words for these and for the other samples. Without ``contents`` only ids are compared.
         """
         missing = [
             f"{len(only)} of {len(side)} only {which} ({', '.join(only[:3])}{', ...' if len(only) > 3 else ''})"
@@ -128,16 +166,19 @@ class SampleIds:
         if self.ids != other.ids:
             row = next(i for i, (a, b) in enumerate(zip(self.ids, other.ids, strict=False)) if a != b)
             return f"the same {len(self)} in another order, from row {row} on ({self.ids[row]} / {other.ids[row]})"
+        if not contents:
+            return None
+        what = OTHER_CONTENTS if "values" in (self.hashed, other.hashed) else OTHER_PICTURES
         if self.contents_known(other):
             changed = np.flatnonzero(np.frombuffer(self.hashes, "<u8") != np.frombuffer(other.hashes, "<u8"))
             if len(changed):
-                return f"{OTHER_PICTURES}, the first: {self.ids[changed[0]]} ({len(changed)} of {len(self)})"
+                return f"{what}, the first: {self.ids[changed[0]]} ({len(changed)} of {len(self)})"
         elif self.content and other.content and self.content != other.content:
-            return f"{OTHER_PICTURES}: the sizes of the files of the {len(self)} samples differ"
+            return f"{what}: the sizes of the files of the {len(self)} samples differ"
         return None
 
     def contents_known(self, other: "SampleIds") -> bool:
-        """Return whether `difference` can detect different pictures with equal names and sizes."""
+        """Return whether `difference` can detect different samples with equal names and sizes."""
         return bool(self.hashes and other.hashes) and self.hashed == other.hashed
 
     def _not_in(self, other: "SampleIds") -> list[str]:

@@ -347,7 +347,7 @@ def test_untrained_batch_norm_is_recalibrated(tmp_path: Path) -> None:
     extractor = TimmExtractor("digits_resnet", weights="random", layers=options["layers"])
     images = open_images("digits")
     rows = choose(len(images), 50)
-    assign(extractor.model, measure(extractor.model, extractor.transform, images, rows, Stream()))
+    assign(extractor.model, measure(extractor.model, extractor.preparation, images, rows, Stream()))
     batches = list(extractor.stream(images, rows, Stream(batch_size=32)))
     for name in store.layers:
         wanted = torch.cat([batch.values[name, "mean"] for batch in batches])

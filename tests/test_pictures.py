@@ -445,8 +445,8 @@ def test_several_frames_are_one_picture_with_a_note(tmp_path: Path) -> None:
         frames[0].save(root / name, save_all=True, append_images=frames[1:])
     samples = choose_samples(open_images(str(root)))
     assert samples.left_out.counts == {"with further frames, of which the first is taken": 4}
-    place = list(samples.images.ids).index("pages.tif")
-    assert np.asarray(samples.images.load(place)).max() == 10
+    place = list(samples.source.ids).index("pages.tif")
+    assert np.asarray(samples.source.load(place)).max() == 10
 
 
 # --- large pictures --------------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""What models read: pictures, texts, arrays, and the data sets of other libraries, as sources with a fixed order."""
+"""Sources of samples for models: pictures, texts, arrays, and the data sets of other libraries, in a fixed order."""

@@ -1,11 +1,10 @@
-"""Read the pictures of a folder or a tar archive: their files, ids, classes and splits.
+"""Read the pictures or texts of a folder, or the pictures of a tar archive: their files, ids, classes and splits.
 
-A file is a picture if it is a regular file with a suffix of a format that Pillow opens. Hidden files and folders, and
-those that operating systems create, are ignored and are no classes. All other files that are left out are counted
-(`ImageSource.left_out`).
+A file is a picture if it is a regular file with a suffix of a format that Pillow opens, and a text if its suffix is
+``.txt``. Hidden files and folders, and those that operating systems create, are ignored and are no classes. All other
+files that are left out are counted (`SampleSource.left_out`).
 """
 
-import io
 import os
 import posixpath
 import re
@@ -14,14 +13,18 @@ import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 
-from repsim.errors import Argument, ImageError, InvalidInputError, Remedy, UnknownNameError, reason
-from repsim.extractors.samples.decoding import MAX_PIXELS, decode, has_frames, suffixes, suffixes_of_frames, unreadable
-from repsim.extractors.samples.source import Content, ImageSource, LeftOut, digest
+from repsim.errors import Argument, ImageError, InvalidInputError, Remedy, SampleError, UnknownNameError, reason
+from repsim.extractors.samples.decoding import MAX_PIXELS, suffixes, unreadable
+from repsim.extractors.samples.encoded_pictures import EncodedPictures
+from repsim.extractors.samples.source import NOUNS, LeftOut, SampleSource
+from repsim.extractors.samples.texts import check_text, decode_text
 
+TEXT_SUFFIXES = frozenset({".txt"})
+"""Suffixes of text files in lower case."""
 EVERYTHING = "."
 """Value of ``split`` that takes all pictures, even if folders are named like splits."""
 _SYSTEM_NAMES = frozenset({
@@ -82,8 +85,8 @@ def _is_control(char: str) -> bool:
     return ord(char) < 32 or 127 <= ord(char) < 160
 
 
-class _Tree(ImageSource):
-    """Pictures by relative path: a flat list, or one folder per class.
+class _Tree(SampleSource):
+    """Files by relative path: a flat list, or one folder per class.
 
     Parameters
     ----------
@@ -92,22 +95,26 @@ class _Tree(ImageSource):
     paths : iterable of str
         Relative paths with ``/`` between their parts.
     split : str, optional
-        Only pictures below this folder are kept.
+        Only files below this folder are kept.
     tops : iterable of str
         Names of the folders at the top, for the message about an unknown split.
     """
 
-    content_kind = "files"
+    problem: ClassVar[type[SampleError]] = SampleError
+    """Class of the errors."""
+    wanted: ClassVar[str] = ""
+    """Description of the files that are read, for messages."""
 
     def __init__(self, name: str, paths: Iterable[str], split: str | None, tops: Iterable[str] = ()) -> None:
         name = printable(name)
+        one, several = NOUNS[self.modality]
         self.paths = sorted(paths)
         left_out = f"; left out: {self.left_out}" if self.left_out else ""
         inside = split if split not in {None, EVERYTHING} else None
         if inside is not None and (not self.paths or _invalid(inside)):
             folders = sorted({*tops, *(path.split("/", 1)[0] for path in self.paths if "/" in path)})
             if inside in folders:
-                raise ImageError(f"no picture found in {name} [{inside}]{left_out}")
+                raise self.problem(f"no {one} found in {name} [{inside}]{left_out}")
             raise UnknownNameError(
                 "split",
                 inside,
@@ -115,64 +122,48 @@ class _Tree(ImageSource):
                 remedy=Remedy(Argument("split"), f" names a folder directly inside {name}"),
             )
         if not self.paths:
-            raise ImageError(
-                f"no picture found in {name} (looked for .jpg, .png, .webp and all other formats of Pillow){left_out}"
-            )
+            raise self.problem(f"no {one} found in {name} (looked for {self.wanted}){left_out}")
         if split is None:
             _refuse_splits(name, self.paths)
         self.name = name if split is None else f"{name} [{split}]"
         self.ids = [printable(path) for path in self.paths]
         if len(set(self.ids)) < len(self.ids):
             twice = next(a for a, b in zip(sorted(self.ids), sorted(self.ids)[1:], strict=False) if a == b)
-            raise ImageError(f"two pictures of {name} would have the same id {twice}; rename one")
+            raise self.problem(f"two {several} of {name} would have the same id {twice}; rename one")
         start = len(inside) + 1 if inside else 0
         parents = [path[start:].rpartition("/")[0] for path in self.ids]
-        if all(parents):  # if a picture lies beside the folders, these are not classes
+        if all(parents):  # if a file lies beside the folders, these are not classes
             self.classes = sorted(set(parents))
             number = {c: i for i, c in enumerate(self.classes)}
             self.labels = np.array([number[parent] for parent in parents], dtype=np.int64)
 
-    def _read(self, index: int) -> bytes:
-        """Return all bytes of one file."""
-        raise NotImplementedError
 
-    def load(self, index: int) -> Image.Image:
-        """Return one picture, decoded to RGB."""
-        return decode(io.BytesIO(self._read(index)), self.ids[index], self.max_pixels)
+class _PictureTree(_Tree, EncodedPictures):
+    """Pictures by relative path."""
 
-    def examine(self, index: int, *, decode: bool = False) -> Content:
-        """Hash the bytes of one file; with ``decode``, raise `ImageError` if it cannot be decoded."""
-        data = self._read(index)
-        if decode:
-            _decode(io.BytesIO(data), self.ids[index], self.max_pixels)
-        frames = Path(self.ids[index]).suffix.lower() in suffixes_of_frames() and has_frames(data)
-        return Content(digest(data), frames)
+    problem = ImageError
+    wanted = ".jpg, .png, .webp and all other formats of Pillow"
+
+    def file_name(self, index: int) -> str:
+        """Return the relative path of one picture."""
+        return self.ids[index]
 
 
-_decode = decode
+class _FolderTree(_Tree):
+    """Files of a folder, which is read recursively; links are followed."""
 
-
-class Folder(_Tree):
-    """A folder of pictures, flat or with one folder per class. It is read recursively, and links are followed."""
-
-    def __init__(self, root: Path, split: str | None = None, max_pixels: int = MAX_PIXELS) -> None:
-        self.root, self.max_pixels = root, max_pixels
+    def _walk(self, root: Path, split: str | None, endings: frozenset[str]) -> None:
+        self.root = root
         inside = split if split not in {None, EVERYTHING} else ""
         paths: list[str] = []
         if not (inside and (_invalid(inside) or not (root / inside).is_dir())):
-            paths = _Walk(root, self.left_out).run(inside or "")
+            paths = _Walk(root, self.left_out, endings, self.noun).run(inside or "")
         tops = [entry.name for entry in _entries(str(root)) if _is_folder(entry) and not is_hidden(entry.name)]
         super().__init__(root.name or str(root), paths, split, tops if inside else ())
 
     def path(self, index: int) -> Path:
-        """Return the path of one picture."""
+        """Return the path of one file."""
         return self.root / self.paths[index]
-
-    def _read(self, index: int) -> bytes:
-        try:
-            return self.path(index).read_bytes()
-        except OSError as error:
-            raise unreadable(self.ids[index], reason(error)) from None
 
     def sizes(self) -> Sequence[int]:
         """Return the file sizes in bytes; 0 for a broken link."""
@@ -180,14 +171,50 @@ class Folder(_Tree):
         return [file.stat().st_size if file.exists() else 0 for file in files]
 
 
+class Folder(_FolderTree, _PictureTree):
+    """A folder of pictures, flat or with one folder per class. It is read recursively, and links are followed."""
+
+    def __init__(self, root: Path, split: str | None = None, max_pixels: int = MAX_PIXELS) -> None:
+        self.max_pixels = max_pixels
+        self._walk(root, split, suffixes())
+
+    def read_bytes(self, index: int) -> bytes:
+        """Return the bytes of one file."""
+        try:
+            return self.path(index).read_bytes()
+        except OSError as error:
+            raise unreadable(self.ids[index], reason(error)) from None
+
+
+class TextFolder(_FolderTree):
+    """A folder of text files, flat or with one folder per class; each file is one text."""
+
+    modality = "text"
+    quick = True
+    wanted = ".txt"
+
+    def __init__(self, root: Path, split: str | None = None) -> None:
+        self._walk(root, split, TEXT_SUFFIXES)
+        self.record = {"ids_from": "file names"}
+
+    def load(self, index: int) -> str:
+        """Return the text of one file, without the line ends after its last line."""
+        name = self.ids[index]
+        try:
+            raw = self.path(index).read_bytes()
+        except OSError as error:
+            raise SampleError(f"cannot read the text {name}: {reason(error)}") from None
+        return check_text(decode_text(raw, name).rstrip("\r\n"), name)
+
+
 class _Walk:
-    """Recursive listing of the pictures below a folder, with every folder and file listed once despite links.
+    """Recursive listing of files below a folder by suffix, with every folder and file listed once despite links.
 
     Real folders are read first. A link is followed if its target has not been read yet.
     """
 
-    def __init__(self, root: Path, left_out: LeftOut) -> None:
-        self.root, self.left_out, self.suffixes = str(root), left_out, suffixes()
+    def __init__(self, root: Path, left_out: LeftOut, endings: frozenset[str], noun: str) -> None:
+        self.root, self.left_out, self.suffixes, self.noun = str(root), left_out, endings, noun
         real = Path(os.path.realpath(root))
         self.above = {key for folder in (real, *real.parents) if (key := _key(str(folder)))}
         self.seen: set[_Key] = set()
@@ -196,7 +223,7 @@ class _Walk:
         self.files: list[str] = []
 
     def run(self, start: str) -> list[str]:
-        """Return the relative paths of the pictures below ``start``, unordered."""
+        """Return the relative paths of the files below ``start``, unordered."""
         self._descend(start)
         while self.folder_links:
             self.folder_links.sort(key=lambda link: (link.count("/"), link), reverse=True)
@@ -232,7 +259,7 @@ class _Walk:
                     self._add_link(path, is_folder=_is_folder(entry))
                 elif entry.is_dir(follow_symlinks=False):
                     waiting.append(path)
-                elif self._is_picture(path):
+                elif self._is_wanted(path):
                     if entry.is_file(follow_symlinks=False):
                         self.files.append(path)
                     else:
@@ -241,10 +268,10 @@ class _Walk:
     def _add_link(self, path: str, *, is_folder: bool) -> None:
         if is_folder:
             self.folder_links.append(path)
-        elif self._is_picture(path):
+        elif self._is_wanted(path):
             self.file_links.append(path)
 
-    def _is_picture(self, path: str) -> bool:
+    def _is_wanted(self, path: str) -> bool:
         return _has_suffix(path, self.suffixes, self.left_out)
 
     def _follow_files(self) -> None:
@@ -259,65 +286,22 @@ class _Walk:
             if not regular:
                 self.left_out.add("no regular files", printable(link))
             elif real in targets:
-                self.left_out.add("links to pictures that are taken already", printable(link))
+                self.left_out.add(f"links to {self.noun} that are taken already", printable(link))
             else:
                 targets.add(real)
                 self.files.append(link)
 
 
-class Tar(_Tree):
+class Tar(_PictureTree):
     """A tar archive of pictures. It is not unpacked: each member is read at its offset."""
 
     def __init__(self, path: Path, split: str | None = None, max_pixels: int = MAX_PIXELS) -> None:
         self.path, self.max_pixels = path, max_pixels
-        self._members = self._pictures(self._list())
+        self._members = self._pictures(dict(list_members(path, self.left_out)))
         tops = {name.split("/", 1)[0] for name in self._members if "/" in name}
         if split not in {None, EVERYTHING}:
             self._members = {name: extent for name, extent in self._members.items() if name.startswith(f"{split}/")}
         super().__init__(path.name, self._members, split, tops)
-
-    def _list(self) -> dict[str, tuple[int, int]]:
-        """Return offset and size of every file by name, including hard links to files of the archive."""
-        path, name = self.path, printable(self.path.name)
-        try:
-            is_tar = tarfile.is_tarfile(path)
-        except OSError as error:
-            raise ImageError(f"cannot read {name}: {error.strerror}") from None
-        if not is_tar:
-            raise ImageError(f"{name} is a file but no tar archive; use a folder of pictures or a .tar")
-        try:
-            archive = tarfile.open(path, "r:")  # noqa: SIM115 - closed below; an error here means compression
-        except tarfile.TarError:
-            raise ImageError(
-                f"{name} is compressed, so its pictures cannot be read individually; unpack it, or make a plain .tar"
-            ) from None
-        damaged = f"{name} is damaged or cut off"
-        members: dict[str, tuple[int, int]] = {}
-        links: dict[str, str] = {}
-        with archive, path.open("rb") as file:
-            try:
-                for member in archive:
-                    inner = _plain(member.name)
-                    if member.isfile() and not member.issparse():
-                        members[inner] = (member.offset_data, member.size)
-                    elif member.islnk() and (target := _plain(member.linkname)) in members:
-                        members[inner] = members[target]  # the same file under a second name
-                    elif member.issym():
-                        links[inner] = posixpath.normpath(posixpath.join(posixpath.dirname(inner), member.linkname))
-                    elif not member.isdir() and not _any_hidden(inner) and _has_suffix(inner, suffixes(), LeftOut()):
-                        self.left_out.add("no regular files", printable(inner))
-            except (tarfile.TarError, OSError) as error:
-                raise ImageError(f"{damaged} after {len(members)} files: {reason(error)}") from None
-            file.seek(archive.offset)  # tarfile does not notice a cut between two members or within a header
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise ImageError(f"{damaged} after {len(members)} files: it has no end mark")
-        for link in sorted(links):
-            if _any_hidden(link) or link in members or not _has_suffix(link, suffixes(), LeftOut()):
-                continue
-            inside = links[link] in members
-            why = "links to pictures that are taken already" if inside else "links that lead out of the archive"
-            self.left_out.add(why, printable(link))
-        return members
 
     def _pictures(self, members: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
         endings = suffixes()
@@ -327,7 +311,8 @@ class Tar(_Tree):
             if not _any_hidden(name) and _has_suffix(name, endings, self.left_out)
         }
 
-    def _read(self, index: int) -> bytes:
+    def read_bytes(self, index: int) -> bytes:
+        """Return the bytes of one member."""
         offset, size = self._members[self.paths[index]]
         try:
             with self.path.open("rb") as file:
@@ -339,6 +324,79 @@ class Tar(_Tree):
     def sizes(self) -> Sequence[int]:
         """Return the sizes of the members in bytes."""
         return [self._members[path][1] for path in self.paths]
+
+
+def holds_texts(root: Path) -> bool:
+    """Return whether a folder holds text files and no pictures. The search ends at the first picture."""
+    endings = suffixes()
+    texts = False
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for file in files:
+            suffix = posixpath.splitext(file)[1].lower()
+            if is_hidden(file):
+                continue
+            if suffix in endings:
+                return False
+            texts = texts or suffix in TEXT_SUFFIXES
+        if any(Path(folder, name).is_symlink() for name in folders):  # may lead to pictures
+            return False
+    return texts
+
+
+def list_members(path: Path, left_out: LeftOut) -> list[tuple[str, tuple[int, int]]]:
+    """Return name, offset and size of every file of a tar archive in its order, hard links to these included.
+
+    Links and devices with the suffix of a picture are counted in ``left_out``.
+
+    Raises
+    ------
+    ImageError
+        The file is no tar archive, compressed, damaged or cut off.
+    """
+    name = printable(path.name)
+    try:
+        is_tar = tarfile.is_tarfile(path)
+    except OSError as error:
+        raise ImageError(f"cannot read {name}: {error.strerror}") from None
+    if not is_tar:
+        raise ImageError(f"{name} is a file but no tar archive; use a folder of pictures or a .tar")
+    try:
+        archive = tarfile.open(path, "r:")  # noqa: SIM115 - closed below; an error here means compression
+    except tarfile.TarError:
+        raise ImageError(
+            f"{name} is compressed, so its files cannot be read individually; unpack it, or make a plain .tar"
+        ) from None
+    damaged = f"{name} is damaged or cut off"
+    members: list[tuple[str, tuple[int, int]]] = []
+    extents: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
+    with archive, path.open("rb") as file:
+        try:
+            for member in archive:
+                inner = _plain(member.name)
+                if member.isfile() and not member.issparse():
+                    extents[inner] = (member.offset_data, member.size)
+                    members.append((inner, extents[inner]))
+                elif member.islnk() and (target := _plain(member.linkname)) in extents:
+                    extents[inner] = extents[target]  # the same file under a second name
+                    members.append((inner, extents[inner]))
+                elif member.issym():
+                    links[inner] = posixpath.normpath(posixpath.join(posixpath.dirname(inner), member.linkname))
+                elif not member.isdir() and not _any_hidden(inner) and _has_suffix(inner, suffixes(), LeftOut()):
+                    left_out.add("no regular files", printable(inner))
+        except (tarfile.TarError, OSError) as error:
+            raise ImageError(f"{damaged} after {len(extents)} files: {reason(error)}") from None
+        file.seek(archive.offset)  # tarfile does not notice a cut between two members or within a header
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise ImageError(f"{damaged} after {len(extents)} files: it has no end mark")
+    for link in sorted(links):
+        if _any_hidden(link) or link in extents or not _has_suffix(link, suffixes(), LeftOut()):
+            continue
+        inside = links[link] in extents
+        why = "links to pictures that are taken already" if inside else "links that lead out of the archive"
+        left_out.add(why, printable(link))
+    return members
 
 
 def _refuse_splits(name: str, paths: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
-"""Assign groups to pictures: by their folders, by a regular expression over their ids, or by a CSV file.
+"""Assign groups to samples: by their folders, by a regular expression over their ids, or by a CSV file.
 
-Pictures of one group, such as the frames of a scene, are not independent. A group is a name; `repsim` compares groups
+Samples of one group, such as the frames of a scene, are not independent. A group is a name; `repsim` compares groups
 only for equality.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from repsim.errors import InvalidInputError
 from repsim.extractors.samples.label_files import Named, Noun, match_names, read_table
-from repsim.extractors.samples.source import ImageSource
+from repsim.extractors.samples.source import SampleSource
 from repsim.runtime.arrays import as_groups
 
 GroupsOfPictures = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any] | np.ndarray[Any, Any]
@@ -25,12 +25,12 @@ _GROUP = Noun(
 )
 
 
-def assign_groups(images: ImageSource, groups: GroupsOfPictures) -> None:
-    r"""Set the groups of an image source, and record their origin.
+def assign_groups(samples: SampleSource, groups: GroupsOfPictures) -> None:
+    r"""Set the groups of a source, and record their origin.
 
     Parameters
     ----------
-    images : ImageSource
+    samples : SampleSource
         The source, whose groups are replaced.
     groups : str, path, mapping or sequence
         As in `read_groups`.
@@ -42,9 +42,9 @@ def assign_groups(images: ImageSource, groups: GroupsOfPictures) -> None:
     >>> images.ids[13], images.group_names[images.groups[13]]
     ('digits/0013', '00')
     """
-    values, record = read_groups(images, groups)
-    images.groups, images.group_names = as_groups(values, len(images.ids))
-    images.group_record = record
+    values, record = read_groups(samples, groups)
+    samples.groups, samples.group_names = as_groups(values, len(samples.ids))
+    samples.group_record = record
 
 
 def read_groups(samples: Named, groups: GroupsOfPictures) -> tuple[Any, dict[str, Any]]:
@@ -55,14 +55,14 @@ def read_groups(samples: Named, groups: GroupsOfPictures) -> tuple[Any, dict[str
     samples : Named
         Ids of the samples, and the name of the data for messages.
     groups : str, path, mapping or sequence
-        ``folders``: the folder of each picture. ``re:PATTERN``: what the first bracket of a regular expression matches
+        ``folders``: the folder of each sample. ``re:PATTERN``: what the first bracket of a regular expression matches
         in the id, as in ``re:scene(\d+)``. Any other text is a table of two columns, id or file name, and group. A
         mapping from id or file name to group, or one integer or text for each sample.
 
     Raises
     ------
     InvalidInputError
-        The pattern is none, has no bracket, or does not match every id; no picture is in a folder; or the table and
+        The pattern is none, has no bracket, or does not match every id; no sample is in a folder; or the table and
         the samples do not match one to one. The message contains counts and the first names.
     """
     if isinstance(groups, Mapping):

@@ -1,6 +1,6 @@
-"""Assign classes to pictures from a CSV file, a mapping from names to classes, or a sequence of classes.
+"""Assign classes to samples from a CSV file, a mapping from names to classes, or a sequence of classes.
 
-Names and pictures must match one to one; nothing is truncated, filled in or guessed. A class is an integer or a text.
+Names and samples must match one to one; nothing is truncated, filled in or guessed. A class is an integer or a text.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from repsim.errors import Argument, InvalidInputError, Remedy
-from repsim.extractors.samples.source import ImageSource
+from repsim.extractors.samples.source import NOUNS, SampleSource
 from repsim.runtime.arrays import as_classes
 from repsim.runtime.csv_files import read_csv
 
@@ -36,7 +36,7 @@ class Named(Protocol):
 
 @dataclass(frozen=True)
 class Noun:
-    """Words of messages for the contents of a table: classes of pictures, or groups of them."""
+    """Words of messages for the contents of a table: classes of samples, or groups of them."""
 
     one: str
     several: str
@@ -48,8 +48,9 @@ class Noun:
     """Words in the header of the column."""
 
 
-_LABEL_HEADS = frozenset({"label", "labels", "class", "classes", "target", "category", "species", "y"})
-_CLASS = Noun("label", "labels", "class", "classes", "labels", _LABEL_HEADS)
+LABEL_HEADS = frozenset({"label", "labels", "class", "classes", "target", "category", "species", "y"})
+"""Names of columns of classes, in lower case."""
+_CLASS = Noun("label", "labels", "class", "classes", "labels", LABEL_HEADS)
 _NAME_HEADS = frozenset(
     {"id", "ids", "image", "img", "file", "filename", "filepath", "path", "name", "picture", "photo"}
 )
@@ -58,21 +59,21 @@ _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")  # 007 is a text: as a number it wo
 _FLOAT = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=e))(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
-def assign_labels(images: ImageSource, labels: Labels) -> None:
-    """Set the labels and classes of an image source, and record their origin.
+def assign_labels(samples: SampleSource, labels: Labels) -> None:
+    """Set the labels and classes of a source, and record their origin.
 
     Parameters
     ----------
-    images : ImageSource
+    samples : SampleSource
         The source, whose labels are replaced.
     labels : path, mapping or sequence
         The table. Its names are ids, ids without the split, file names, or file names without suffix: the first kind
-        of name that matches all pictures.
+        of name that matches all samples.
 
     Raises
     ------
     InvalidInputError
-        The table cannot be read; a picture has no class, a class has no picture, or a name occurs twice; a class is
+        The table cannot be read; a sample has no class, a class has no sample, or a name occurs twice; a class is
         neither an integer nor a text. The message contains counts and the first names.
 
     Examples
@@ -86,21 +87,21 @@ def assign_labels(images: ImageSource, labels: Labels) -> None:
     values: Any = labels
     if isinstance(labels, str | os.PathLike):
         path = Path(labels)
-        table, record = read_table(path, images, _CLASS)
-        texts, record["matched_by"] = match_names(images, table, path.name, _CLASS)
-        values = _read_classes(texts, images.ids, path.name)
+        table, record = read_table(path, samples, _CLASS)
+        texts, record["matched_by"] = match_names(samples, table, path.name, _CLASS)
+        values = read_classes(texts, samples.ids, path.name)
     elif isinstance(labels, Mapping):
         table = [(str(name), value) for name, value in labels.items()]
-        values, record["matched_by"] = match_names(images, table, "labels", _CLASS)
-    images.labels, images.classes = as_classes(values, len(images))
-    images.label_record = record
+        values, record["matched_by"] = match_names(samples, table, "labels", _CLASS)
+    samples.labels, samples.classes = as_classes(values, len(samples))
+    samples.label_record = record
 
 
-def _read_classes(texts: Sequence[str], names: Sequence[str], what: str) -> list[int] | list[str]:
+def read_classes(texts: Sequence[str], names: Sequence[str], what: str) -> list[int] | list[str]:
     """Return the classes of a file as integers if all of them are, else as texts; real numbers are refused."""
     for name, text in zip(names, texts, strict=True):
         if text.lower() in _MISSING:
-            raise InvalidInputError(f"{what}: {name} has no class ({text!r}); add one, or leave the picture out")
+            raise InvalidInputError(f"{what}: {name} has no class ({text!r}); add one, or leave it out")
     if all(_WHOLE.fullmatch(text) for text in texts):
         return [int(text) for text in texts]
     if all(_WHOLE.fullmatch(text) or _FLOAT.fullmatch(text) for text in texts):
@@ -109,7 +110,7 @@ def _read_classes(texts: Sequence[str], names: Sequence[str], what: str) -> list
     return list(texts)
 
 
-def read_table(path: Path, images: Named, noun: Noun) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+def read_table(path: Path, samples: Named, noun: Noun) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """Return the names and classes (or groups) in a file, and the record of the file for the provenance."""
     if not path.is_file():
         raise InvalidInputError(
@@ -118,7 +119,7 @@ def read_table(path: Path, images: Named, noun: Noun) -> tuple[list[tuple[str, s
         )
     file = read_csv(path, noun.several)
     rows = file.rows
-    name_column, label_column, has_head = _columns(rows, images, path, noun)
+    name_column, label_column, has_head = _columns(rows, samples, path, noun)
     record: dict[str, Any] = {
         "file": path.name,
         "sha256": file.sha256,
@@ -129,9 +130,9 @@ def read_table(path: Path, images: Named, noun: Noun) -> tuple[list[tuple[str, s
     return [(row[name_column], row[label_column]) for row in rows[has_head:]], record
 
 
-def _columns(rows: list[list[str]], images: Named, path: Path, noun: Noun) -> tuple[int, int, bool]:
+def _columns(rows: list[list[str]], samples: Named, path: Path, noun: Noun) -> tuple[int, int, bool]:
     """Return the column of names, the column of classes or groups, and whether the first line is a header."""
-    keys = {key for names in _keys(images).values() for key in names}
+    keys = {key for names in _keys(samples).values() for key in names}
     matches = [sum(row[k] in keys for row in rows) for k in range(len(rows[0]))]
     name_column = max(range(len(matches)), key=lambda k: (matches[k], -k))
     heads = [_words(field) for field in rows[0]]
@@ -155,9 +156,9 @@ def _words(head: str) -> set[str]:
     return set(re.split(r"[\W_]+", head.lower()))
 
 
-def _keys(images: Named) -> dict[str, list[str]]:
-    """Return the names that a table may use for the pictures, for each kind of name that is unique."""
-    ids = list(images.ids)
+def _keys(samples: Named) -> dict[str, list[str]]:
+    """Return the names that a table may use for the samples, for each kind of name that is unique."""
+    ids = list(samples.ids)
     tops = {name.split("/", 1)[0] for name in ids}
     files = [name.rpartition("/")[2] for name in ids]
     kinds = {"id": ids}
@@ -168,16 +169,17 @@ def _keys(images: Named) -> dict[str, list[str]]:
     return {kind: names for kind, names in kinds.items() if len(set(names)) == len(names)}
 
 
-def match_names(images: Named, table: Sequence[tuple[str, Any]], what: str, noun: Noun) -> tuple[list[Any], str]:
-    """Return the classes or groups in the order of the pictures, and the kind of name that matched."""
+def match_names(samples: Named, table: Sequence[tuple[str, Any]], what: str, noun: Noun) -> tuple[list[Any], str]:
+    """Return the classes or groups in the order of the samples, and the kind of name that matched."""
     counts = Counter(name for name, _ in table)
-    kinds = _keys(images)
+    kinds = _keys(samples)
     kind = max(kinds, key=lambda kind: len(counts.keys() & set(kinds[kind])))  # the first of equals
     names = kinds[kind]
-    pictures = set(names)
+    own = set(names)
+    one, several = NOUNS[getattr(samples, "modality", "other")]
     mismatches = [
-        (f"pictures without a {noun.one}", [name for name in names if name not in counts]),
-        (f"{noun.several} without a picture", [name for name in counts if name not in pictures]),
+        (f"{several} without a {noun.one}", [name for name in names if name not in counts]),
+        (f"{noun.several} without a {one}", [name for name in counts if name not in own]),
         ("names that occur twice", [name for name, count in counts.items() if count > 1]),
     ]
     problems = [
@@ -187,7 +189,7 @@ def match_names(images: Named, table: Sequence[tuple[str, Any]], what: str, noun
     ]
     if problems:
         raise InvalidInputError(
-            f"{what} and the {len(names)} pictures of {images.name} do not match one to one: {'; '.join(problems)}"
+            f"{what} and the {len(names)} {several} of {samples.name} do not match one to one: {'; '.join(problems)}"
         )
     labels = dict(table)
     return [labels[name] for name in names], kind

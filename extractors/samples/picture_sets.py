@@ -20,6 +20,7 @@ class Digits(ImageSource):
     The split ``train`` has the samples at even positions, ``test`` those at odd positions.
     """
 
+    quick = True
     splits: ClassVar[dict[str | None, slice]] = {
         None: slice(None),
         "train": slice(0, None, 2),

@@ -3,27 +3,20 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
+from repsim.errors import SampleError
 from repsim.extractors.samples.decoding import MAX_PIXELS
+from repsim.labels import NOUNS as NOUNS  # noqa: PLC0414 - also imported from this file
+from repsim.labels import Modality as Modality  # noqa: PLC0414
+from repsim.runtime.arrays import as_array
 
 DIGEST = 8
 """Number of bytes of the SHA-256 of a sample that are kept."""
-
-Modality = Literal["image", "text", "tensor", "other"]
-"""Kind of what a model reads: pictures, texts, arrays, or what a module of the user takes."""
-NOUNS: Mapping[str, tuple[str, str]] = {
-    "image": ("picture", "pictures"),
-    "text": ("text", "texts"),
-    "tensor": ("array", "arrays"),
-    "other": ("sample", "samples"),
-}
-"""Singular and plural of the samples of a modality, for messages."""
 
 
 class Content(NamedTuple):
@@ -185,6 +178,11 @@ def pixel_content(picture: Image.Image) -> Content:
 def content_of(sample: Any) -> Content:
     """Return the hash of the values of a sample: text, array, picture, number, or a nest of these.
 
+    Raises
+    ------
+    SampleError
+        A part of the sample is an object without contents that could be hashed, such as a function.
+
     >>> content_of({"text": "a", "ids": np.arange(3)}) == content_of({"text": "a", "ids": np.arange(3)})
     True
     """
@@ -214,14 +212,23 @@ def _pieces(sample: Any) -> Iterator[bytes]:
             yield from _pieces(value)
     elif isinstance(sample, Tensor | np.ndarray | np.generic):
         if isinstance(sample, Tensor):
-            sample = sample.detach().cpu()
-            sample = sample.float().numpy() if sample.dtype == torch.bfloat16 else sample.numpy()
+            sample = as_array(sample, "a sample")
         array = np.ascontiguousarray(sample)
-        yield f"array {array.dtype} {array.shape}\n".encode()
+        if array.dtype.hasobject:
+            raise SampleError("a sample holds an array of Python objects, whose contents cannot be hashed")
+        yield f"array {array.dtype} {np.shape(sample)}\n".encode()
         yield array.tobytes()
-    elif hasattr(sample, "__dict__") and not callable(sample):
+    else:
+        yield from _pieces_of_object(sample)
+
+
+def _pieces_of_object(sample: Any) -> Iterator[bytes]:
+    """Yield bytes that determine an object by its attributes, or else by its text."""
+    if hasattr(sample, "__dict__") and not callable(sample):
         yield f"{type(sample).__name__}\n".encode()
         yield from _pieces(vars(sample))
+    elif type(sample).__repr__ is object.__repr__ or callable(sample):  # an address in memory, and no value
+        raise SampleError(f"a sample holds a {type(sample).__name__}, whose contents cannot be hashed")
     else:
         yield f"{type(sample).__name__} {sample!r}\n".encode()
 

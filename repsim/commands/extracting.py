@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show layers, shapes, sizes and free disk space; compute nothing.")
 def extract(models: Sequence[str], data: str, out: Path, *, dry_run: bool, **keywords: Any) -> None:
-    """Extract activations of timm or torchvision MODELS on the same pictures, into one HDF5 store per model.
+    """Extract activations of MODELS of timm, torchvision or transformers on the same samples, into one HDF5 store each.
 
     The same command resumes an interrupted run and keeps finished stores as they are. Several processes share the work,
     on one machine or on several with a shared file system, when torchrun starts them.
@@ -58,6 +58,8 @@ def extract(models: Sequence[str], data: str, out: Path, *, dry_run: bool, **key
       repsim extract digits_resnet.seed0 --data digits --split test --limit 500
       repsim extract resnet18 --data photos/ --labels labels.csv --name 'my network'
       repsim extract resnet18 --data frames/ --groups 're:scene(\\d+)'
+      repsim extract hf/sentence-transformers/all-MiniLM-L6-v2 --data captions.jsonl --column text
+      repsim extract resnet50 --data captions.jsonl --column image
       torchrun --nproc-per-node 4 -m repsim extract resnet50 --data photos/
     """
     from repsim.extraction.runs import Extracted, extract_steps, plan_extraction, read_keywords
@@ -65,7 +67,7 @@ def extract(models: Sequence[str], data: str, out: Path, *, dry_run: bool, **key
 
     ignore_metadata_of_pictures()
     request = read_keywords(models, data, keywords)[:3]
-    with terminal.progress_of_steps("images/s") as steps:
+    with terminal.progress_of_steps("samples/s") as steps:
         if dry_run:
             for planned in plan_extraction(*request[:2], out, request[2], listeners=steps):
                 show_plan(planned)
@@ -80,9 +82,11 @@ def extract(models: Sequence[str], data: str, out: Path, *, dry_run: bool, **key
 
 def show_store(store: "Extracted") -> None:
     """Print the contents of a new store and the speed of its extraction, in the first process only."""
-    rate = f", {store.new / store.seconds:.1f} images/s on {store.device}" if store.new else ""
+    rate = f", {store.new / store.seconds:.1f} {store.noun}/s on {store.device}" if store.new else ""
     if is_first_process():
-        click.echo(f"{store.path}  {store.samples} pictures x {store.layers} layers, {format_size(store.bytes)}{rate}")
+        click.echo(
+            f"{store.path}  {store.samples} {store.noun} x {store.layers} layers, {format_size(store.bytes)}{rate}"
+        )
 
 
 def ignore_metadata_of_pictures() -> None:
@@ -96,7 +100,7 @@ def show_plan(job: "Extraction | Note") -> None:
         print_note(job.text)
         return
     table = terminal.make_table(
-        "layer", "type", "output shape", "readout", "readout shape", ">bytes a picture", title=str(job.path)
+        "layer", "type", "output shape", "readout", "readout shape", ">bytes a sample", title=str(job.path)
     )
     for spec in job.arrays:
         facts = spec.facts
@@ -106,6 +110,6 @@ def show_plan(job: "Extraction | Note") -> None:
     terminal.make_console().print(table)
     verdict = "enough room" if job.bytes * 1.05 <= job.bytes_free else "NOT ENOUGH ROOM"
     click.echo(
-        f"{format_size(job.bytes_per_sample)} a picture, {format_size(job.bytes)} for {len(job.samples.rows)} "
-        f"pictures; {format_size(job.bytes_free)} free: {verdict}"
+        f"{format_size(job.bytes_per_sample)} a sample, {format_size(job.bytes)} for {len(job.samples.rows)} "
+        f"{job.samples.source.noun}; {format_size(job.bytes_free)} free: {verdict}"
     )

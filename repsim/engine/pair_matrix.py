@@ -88,7 +88,7 @@ class Matrix:
         readouts: Sequence[str] = (),
     ) -> None:
         self.n, self.stores = len(view.sample_ids), (list(stores_a), list(stores_b))
-        self._fingerprint, self._pairing = view.fingerprint, view.pairing
+        self._fingerprint, self._pairing, self._data = view.fingerprint, view.pairing, view.data
         self.readouts = tuple(dict.fromkeys(readouts))
         distinct = list(dict.fromkeys((*stores_a, *stores_b)))
         self.several = len(stores_a) > 1
@@ -422,7 +422,7 @@ class Matrix:
                     sides[f"features_{side}"] = (dim, features)
                     sides[f"readout_{side}"] = (dim, [by_name[name].key.readout for name in names])
         result = xr.Dataset(
-            coords={**sides, "n_samples": self.n, "data": self._data()},
+            coords={**sides, "n_samples": self.n, "data": self._data},
             attrs={"format": FORMAT, "format_version": VERSION, **attrs}
             | {f"stores_{side}": self._store_attribute(stores) for side, stores in zip("ab", self.stores, strict=True)},
         )
@@ -453,11 +453,6 @@ class Matrix:
             suffix = f" ({side})" if quantity == stem else ""
             result[name].attrs["long_name"] = _LONG_NAMES.get(quantity, quantity.removeprefix(AXIS)) + suffix
         return result
-
-    def _data(self) -> str:
-        """Return the description of the samples; of pairs, those of all stores."""
-        sources = dict.fromkeys(store.data for side in self.stores for store in side)
-        return self.stores[0][0].data if self._pairing is None else " paired with ".join(sources)
 
     def _with_diagnostics(self, result: xr.Dataset, title: str) -> xr.Dataset:
         for name, numbers in self.diagnostics.items():

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from repsim._version import __version__
-from repsim.errors import Argument, ImageError, InvalidInputError, OutputError, Remedy
+from repsim.errors import Argument, ImageError, InvalidInputError, OutputError, Remedy, SampleError
 from repsim.extraction.options import DType
 from repsim.extractors import Batch, Extractor, ImageSource, Stream
 from repsim.extractors.classification import Classes, classes_of_outputs
@@ -40,11 +40,13 @@ from repsim.extractors.recalibration import (
     statistics_of,
 )
 from repsim.extractors.samples.decoding import MAX_PIXELS
-from repsim.extractors.samples.opening import Digits, choose, examine
-from repsim.extractors.samples.source import Content, LeftOut
+from repsim.extractors.samples.opening import choose, examine
+from repsim.extractors.samples.source import Content, LeftOut, SampleSource
+from repsim.extractors.tokens import padding_of
 from repsim.labels import PREDICTION, LayerKey, SampleIds, check_model_name, partition
 from repsim.runtime import interrupts
 from repsim.runtime.arrays import as_groups
+from repsim.runtime.deprecation import rename_keyword, warn_deprecated
 from repsim.runtime.files import format_size, partial_path
 from repsim.runtime.hardware import choose_device, cores, release_free_heap
 from repsim.runtime.processes import ALONE, Ranks, restarted
@@ -66,43 +68,51 @@ _RELEASE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures to read: rows of an image source, and the pictures that were left out because they are damaged."""
+    """Samples to read: rows of a source, and the samples that were left out because they are damaged."""
 
-    images: ImageSource
+    source: SampleSource
     rows: list[int]
-    """Positions of the pictures in ``images``."""
+    """Positions of the samples in ``source``."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """Mapping from id to the reason why the picture cannot be read."""
+    """Mapping from id to the reason why the sample cannot be read."""
     contents: Mapping[int, Content] | None = None
-    """Mapping from row to the hashed content of the picture. None: the pictures are hashed when `ids` is first used."""
+    """Mapping from row to the hashed content of the sample. None: the samples are hashed when `ids` is first used."""
+
+    @property
+    def images(self) -> SampleSource:
+        """Source of the samples, by its earlier name."""
+        warn_deprecated("Samples.images", instead="write source", gone_in="0.4.0")
+        return self.source
 
     @cached_property
     def ids(self) -> SampleIds:
-        """Ids of the pictures, with a fingerprint of their sizes and hashes of their contents."""
-        images, rows = self.images, self.rows
-        contents = self.contents if self.contents is not None else examine(images, rows, cores())[0]
+        """Ids of the samples, with a fingerprint of their sizes and hashes of their contents."""
+        source, rows = self.source, self.rows
+        contents = self.contents if self.contents is not None else examine(source, rows, cores())[0]
         hashes = b"".join(contents[row].digest for row in rows)
-        return SampleIds(tuple(images.ids[row] for row in rows), images.fingerprint(rows), hashes, images.content_kind)
+        return SampleIds(tuple(source.ids[row] for row in rows), source.fingerprint(rows), hashes, source.content_kind)
 
     @property
     def left_out(self) -> LeftOut:
         """Files that the source left out, and pictures with further frames, which are not read."""
         left_out = LeftOut()
-        left_out.reasons.update(self.images.left_out.reasons)
+        left_out.reasons.update(self.source.left_out.reasons)
         contents = self.contents or {}
         for row in self.rows if contents else ():
             if contents[row].frames:
-                left_out.add("with further frames, of which the first is taken", self.images.ids[row])
+                left_out.add("with further frames, of which the first is taken", self.source.ids[row])
         return left_out
 
     @property
     def notes(self) -> list[str]:
-        """Messages for the user about files that were left out."""
-        return [f"{self.images.name}: left out: {self.left_out}"] if self.left_out else []
+        """Messages for the user about choices that were made, and about files that were left out."""
+        left_out = [f"{self.source.name}: left out: {self.left_out}"] if self.left_out else []
+        return [*self.source.notes, *left_out]
 
 
+@rename_keyword("images", "source", gone_in="0.4.0")
 def choose_samples(
-    images: ImageSource,
+    source: SampleSource,
     *,
     limit: int | None = None,
     skip_bad: bool = False,
@@ -112,24 +122,24 @@ def choose_samples(
 ) -> Samples:
     """Choose ``limit`` samples, spread evenly over the source.
 
-    Every picture is read before the first forward pass and its contents are hashed, so that a store is not completed
-    with other pictures of the same names. With ``skip_bad`` pictures are also decoded in this pass. The size of every
+    Every sample is read before the first forward pass and its contents are hashed, so that a store is not completed
+    with other samples of the same names. With ``skip_bad`` samples are also decoded in this pass. The size of every
     array is then known in advance, and all models of one command read the same samples.
 
     Parameters
     ----------
-    images : ImageSource
-        The pictures.
+    source : SampleSource
+        The samples.
     limit : int, optional
         Number of samples; by default all.
     skip_bad : bool
-        Leave out pictures that cannot be decoded.
+        Leave out samples that cannot be decoded.
     progress : callable, optional
-        Called with the numbers of pictures that were read and of all.
+        Called with the numbers of samples that were read and of all.
     me : Ranks
         Position of this process among those that share the work.
     check : bool
-        If False (and ``skip_bad`` is False), no picture is read.
+        If False (and ``skip_bad`` is False), no sample is read.
 
     Returns
     -------
@@ -138,21 +148,22 @@ def choose_samples(
 
     Raises
     ------
-    ImageError
-        A picture cannot be read, or with ``skip_bad`` none of them can.
+    SampleError
+        A sample cannot be read, or with ``skip_bad`` none of them can.
     """
-    rows = choose(len(images), limit)
+    rows = choose(len(source), limit)
     if not check and not skip_bad:
-        return Samples(images, rows)
-    parts = me.gather(examine(images, rows[me.part(len(rows))], cores(), progress, skip_bad=skip_bad))
+        return Samples(source, rows)
+    parts = me.gather(examine(source, rows[me.part(len(rows))], cores(), progress, skip_bad=skip_bad))
     contents = {row: content for part_contents, _ in parts for row, content in part_contents.items()}
     bad = {row: why for _, part_bad in parts for row, why in part_bad.items()}
     rows = [row for row in rows if row in contents]
     if not rows:
-        raise ImageError(
-            f"none of the {len(bad)} pictures of {images.name} can be read; the first: {next(iter(bad.values()))}"
+        kind = ImageError if source.modality == "image" else SampleError
+        raise kind(
+            f"none of the {len(bad)} {source.noun} of {source.name} can be read; the first: {next(iter(bad.values()))}"
         )
-    return Samples(images, rows, {images.ids[row]: why for row, why in bad.items()}, contents)
+    return Samples(source, rows, {source.ids[row]: why for row, why in bad.items()}, contents)
 
 
 def choose_stream(
@@ -160,14 +171,15 @@ def choose_stream(
 ) -> Stream:
     """Return the options of the forward passes, with defaults for those that are None.
 
-    By default there is one decoding process per core (at most 8), and none for few pictures, for which starting the
-    processes would take longer. The default batch size is 32, rounded up to full blocks of readouts like ``gram:B``.
+    By default there is one process per core (at most 8) that prepares samples, and none for few samples or for those
+    that are in memory, for which starting the processes would take longer. The default batch size is that of a source
+    with batches of its own, else 32, rounded up to full blocks of readouts like ``gram:B``.
     """
     if batch_size is None:
         block = math.lcm(*(item.block for item in get_several(readout)))
-        batch_size = block * -(-32 // block)
+        batch_size = block * -(-(samples.source.batch_size or 32) // block)
     if workers is None:
-        short = len(samples.rows) <= 2 * batch_size or isinstance(samples.images, Digits)
+        short = len(samples.rows) <= 2 * batch_size or samples.source.quick
         workers = 0 if short else min(8, cores())
     return Stream(batch_size=batch_size, workers=workers, device=choose_device(device), amp=amp)
 
@@ -196,7 +208,7 @@ class Extraction:
     def __repr__(self) -> str:
         return (
             f"<Extraction of {self.model}: {len(self.arrays)} arrays, {len(self.samples.rows)} samples of "
-            f"{self.samples.images.name}, {format_size(self.bytes)} for {self.path.name}>"
+            f"{self.samples.source.name}, {format_size(self.bytes)} for {self.path.name}>"
         )
 
     def __post_init__(self) -> None:
@@ -226,9 +238,10 @@ class Extraction:
     def notes(self) -> list[str]:
         """Messages for the user before the extraction starts."""
         n = len(self.samples.rows)
+        noun = self.samples.source.noun
         left = {spec.block: n % spec.block for spec in self.arrays if n % spec.block}
-        return [*getattr(self.extractor, "notes", ())] + [
-            f"gram:{block}: {rest} of {n} pictures do not fill a block and are left out" for block, rest in left.items()
+        return [*getattr(self.extractor, "notes", ()), *self._truncation_notes] + [
+            f"gram:{block}: {rest} of {n} {noun} do not fill a block and are left out" for block, rest in left.items()
         ]
 
     @property
@@ -260,6 +273,7 @@ class Extraction:
                     "prefix_tokens": layer.prefix_tokens,
                     "class_token": layer.class_token,
                     "grid": layer.grid,
+                    **({"padding": padding_of(readout)} if layer.axes == "NTC" else {}),
                     **(readout.facts(layer) if isinstance(readout, PictureStatistics) else {}),
                     **({"classes": self.classes.rule} if key == PREDICTION and self.classes is not None else {}),
                 },
@@ -270,42 +284,73 @@ class Extraction:
 
     @cached_property
     def classes(self) -> Classes | None:
-        """Classes of the labels that the outputs of the model stand for; None if it does not classify the pictures."""
-        control, images = getattr(self.extractor, "controls", {}).get(PREDICTION), self.samples.images
-        if control is None or images.labels is None:
+        """Classes of the labels that the outputs of the model stand for; None if it does not classify the samples."""
+        control, source = getattr(self.extractor, "controls", {}).get(PREDICTION), self.samples.source
+        if control is None or source.labels is None:
             return None
-        count = len(images.classes) or int(images.labels.max()) + 1
+        count = len(source.classes) or int(source.labels.max()) + 1
         if self.dtype == "float16" and count > _FLOAT16_INTEGERS:  # the number of a class would be rounded
             return None
-        return classes_of_outputs(control[0].shape[0], images.classes, count)
+        return classes_of_outputs(control[0].shape[0], source.classes, count)
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
         """Positions of the samples in the order in which they are read, shape (n,).
 
         Blocks of samples (``gram:B``) must be a random partition that is the same for every model: in folders that are
-        sorted by class, neighbours are of one class. Without blocks the order is that of the samples.
+        sorted by class, neighbours are of one class. Without blocks the order is that of the samples, or texts are
+        sorted by their numbers of tokens, the longest first, as a batch is padded to its longest text.
         """
         n = len(self.samples.rows)
-        blocks = any(spec.block > 1 for spec in self.arrays)
-        return partition(n) if blocks else np.arange(n)
+        if any(spec.block > 1 for spec in self.arrays):
+            return partition(n)
+        if self.lengths is None or not self.samples.source.indexable:
+            return np.arange(n)
+        return np.argsort(-self.lengths, kind="stable")
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64] | None:
+        """Number of tokens of each sample before truncation, (n,); None if the model has no tokens."""
+        count = getattr(self.extractor, "lengths", None)
+        if count is None:
+            return None
+        samples = [sample for _, sample in self.samples.source.read(self.samples.rows)]
+        return np.asarray(count(samples), np.int64)
+
+    @property
+    def _tokens(self) -> dict[str, int]:
+        """Provenance of the numbers of tokens: those of the longest sample, and the samples that are cut."""
+        if self.lengths is None or not isinstance(self.extractor, ModuleExtractor):
+            return {}
+        longest = self.extractor.preparation.longest
+        cut = 0 if longest is None else int((self.lengths > longest).sum())
+        return {"longest": int(self.lengths.max()), "truncated": cut}
+
+    @property
+    def _truncation_notes(self) -> list[str]:
+        tokens = self._tokens
+        if not tokens.get("truncated") or not isinstance(self.extractor, ModuleExtractor):
+            return []
+        most, noun = self.extractor.preparation.longest, self.samples.source.noun
+        share = f"{tokens['truncated']} of {len(self.samples.rows)} {noun}"
+        return [f"{share} have more than {most} tokens and are cut there; the longest has {tokens['longest']}"]
 
     @cached_property
     def contents(self) -> Contents:
         """Description of the store without the values of its arrays."""
-        images = self.samples.images
+        source = self.samples.source
         groups: NDArray[np.int64] | None = None
         group_names: tuple[str, ...] = ()
-        if images.groups is not None:  # numbered anew, without the groups of pictures that are left out
-            groups, group_names = as_groups([images.group_names[k] for k in images.groups[self.samples.rows]])
+        if source.groups is not None:  # numbered anew, without the groups of samples that are left out
+            groups, group_names = as_groups([source.group_names[k] for k in source.groups[self.samples.rows]])
         return Contents(
             self.arrays,
             self.samples.ids,
-            images.name,
+            source.name,
             self.provenance(),
             self.dtype,
-            None if images.labels is None else images.labels[self.samples.rows],
-            tuple(images.classes),
+            None if source.labels is None else source.labels[self.samples.rows],
+            tuple(source.classes),
             self.order if any(spec.block > 1 for spec in self.arrays) else None,
             groups=groups,
             group_names=group_names,
@@ -313,7 +358,7 @@ class Extraction:
 
     @property
     def bytes_per_sample(self) -> float:
-        """Bytes of one picture in the store."""
+        """Bytes of one sample in the store."""
         return sum(spec.row_bytes(self.dtype) / spec.block for spec in self.arrays)
 
     @property
@@ -348,7 +393,10 @@ class Extraction:
         return {
             **self.extractor.provenance(),
             **self._batch_norm,
-            "data": self.samples.images.name,
+            "data": self.samples.source.name,
+            **self._modality,
+            **self.samples.source.record,
+            **self._tokens,
             "samples": len(self.samples.rows),
             "skipped": self.samples.skipped,
             "data_fingerprint": self.samples.ids.content,
@@ -364,14 +412,21 @@ class Extraction:
         }
 
     @property
+    def _modality(self) -> dict[str, str]:
+        """Modality of the samples; pictures are what a store without this entry is made of."""
+        modality = self.samples.source.modality
+        return {} if modality == "image" else {"modality": modality}
+
+    @property
     def _remarks(self) -> dict[str, Any]:
-        """Entries about the pictures that are recorded only if they are not empty."""
-        images, left_out = self.samples.images, self.samples.left_out
+        """Entries about the samples that are recorded only if they are not empty."""
+        source, left_out = self.samples.source, self.samples.left_out
+        max_pixels = source.max_pixels if isinstance(source, ImageSource) else MAX_PIXELS
         entries: dict[str, Any] = {
             "left_out": left_out.counts,
-            "labels": dict(images.label_record),
-            "groups": dict(images.group_record),
-            "max_pixels": images.max_pixels if images.max_pixels != MAX_PIXELS else None,
+            "labels": dict(source.label_record),
+            "groups": dict(source.group_record),
+            "max_pixels": max_pixels if max_pixels != MAX_PIXELS else None,
         }
         return {key: value for key, value in entries.items() if value}
 
@@ -401,10 +456,10 @@ class Extraction:
         if not (self.recalibrate and isinstance(self.extractor, ModuleExtractor)):
             yield
             return
-        model, transform, samples = self.extractor.model, self.extractor.transform, self.samples
+        model, preparation, samples = self.extractor.model, self.extractor.preparation, self.samples
         own = statistics_of(model)
         if own:
-            statistics = measure(model, transform, samples.images, samples.rows, self.how) if me.first else {}
+            statistics = measure(model, preparation, samples.source, samples.rows, self.how) if me.first else {}
             assign(model, me.broadcast(statistics))
         try:
             yield
@@ -422,7 +477,7 @@ class Extraction:
         return count_stored(self.path, self.contents, overwrite=self.overwrite) if self._resume else 0
 
     def lacks_hashes(self) -> bool:
-        """Return whether an existing store has no hashes with which the pictures could be compared.
+        """Return whether an existing store has no hashes with which the samples could be compared.
 
         Names and sizes of the files are equal in any case, as `samples_stored` checks them.
         """
@@ -455,10 +510,10 @@ class Extraction:
 def run_together(
     jobs: Sequence[Extraction], progress: Progress | None = None, me: Ranks = ALONE
 ) -> list[ActivationStore]:
-    """Extract several models from the same samples, with each picture decoded once, and write one store per model.
+    """Extract several models from the same samples, with each of which is prepared once, and write one store per model.
 
     Samples that earlier runs with the same settings have stored are kept. If several processes share the work (``me``),
-    each reads its part of the pictures and writes its rows into the file of each model.
+    each reads its part of the samples and writes its rows into the file of each model.
 
     Parameters
     ----------
@@ -478,7 +533,7 @@ def run_together(
     Raises
     ------
     RepsimError
-        A picture cannot be read, a value is not finite, or the disk is full. All samples written before are kept, and
+        A sample cannot be read, a value is not finite, or the disk is full. All samples written before are kept, and
         the same call continues after them.
     """
     if len({job.path for job in jobs}) < len(jobs):
@@ -551,20 +606,20 @@ def _stream(
 ) -> Generator[tuple[int, NDArray[np.int64], Batch], None, None]:
     """Yield the number of the job, the positions of the samples, and their readouts, batch by batch.
 
-    Each picture is decoded once if all models have the same preprocessing.
+    Each sample is prepared once if all models have the same preparation.
     """
     if not jobs:
         return
-    extractors, images, how = [job.extractor for job in jobs], jobs[0].samples.images, jobs[0].how
+    extractors, source, how = [job.extractor for job in jobs], jobs[0].samples.source, jobs[0].how
     rows = [
         [job.samples.rows[i] for batch in share for i in job.order[batch]]
         for job, share in zip(jobs, shares, strict=True)
     ]
     alike = [e for e in extractors if isinstance(e, ModuleExtractor)]
     if len(alike) == len(jobs) and len({e.preprocessing for e in alike}) == 1:
-        batches = stream_together(alike, images, rows, how)
+        batches = stream_together(alike, source, rows, how)
     else:
-        batches = ((k, b) for k, e in enumerate(extractors) for b in e.stream(images, rows[k], how))
+        batches = ((k, b) for k, e in enumerate(extractors) for b in e.stream(source, rows[k], how))
     left = [iter(share) for share in shares]
     for k, batch in batches:
         positions = next(left[k])

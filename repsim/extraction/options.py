@@ -14,7 +14,7 @@ Argument = str | int | float | bool | None | list[str | int | float | bool | Non
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """Options of building a model and preparing its pictures that differ from the defaults of its name and weights."""
+    """Options of building a model and preparing its samples that differ from the defaults of its name and weights."""
 
     weights_key: Annotated[
         Text | None, option("Set of weights to take from a file with several, by its key.", unset="chosen")
@@ -51,6 +51,11 @@ class Choices:
         Number | str | None,
         option("Share of the resized picture that the crop takes.", unset="as the weights", metavar="X"),
     ] = None
+    max_length: Annotated[
+        Positive | None,
+        option("Largest number of tokens of a text, special tokens included; longer texts are cut.",
+               unset="the model's own limit"),
+    ] = None  # fmt: skip
     model_kwargs: Annotated[
         Mapping[str, Argument],
         option("Arguments of the function that builds the model (global_pool=avg).", metavar="KEY=VALUE"),
@@ -66,7 +71,10 @@ class Choices:
 class Model(Choices):
     """A model: its name, its weights, and its name in results."""
 
-    name: Annotated[Text, option("Name in timm, `torchvision/NAME`, or a network that comes with repsim.")]
+    name: Annotated[
+        Text,
+        option("Name in timm, `torchvision/NAME`, `hf/NAME` of transformers, or a network that comes with repsim."),
+    ]
     weights: Annotated[
         Text,
         option("`pretrained`, `random`, or a .safetensors or .pth file. A pattern stands for one model per file, with "
@@ -94,30 +102,48 @@ class Model(Choices):
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Options of the pictures, which are the same for every model."""
+    """Options of the samples, which are the same for every model."""
 
     source: Annotated[
-        Text, option("Folder of pictures, a .tar, `digits`, or a timm data set (torch/cifar10).", path=True)
-    ]
+        Text,
+        option("Folder of pictures, a .tar, `digits`, or a timm data set (torch/cifar10); texts (.txt) or a table "
+               "(.csv, .jsonl, .parquet); arrays (.npy, .npz, .safetensors, .pt, .zarr); docs/samples.md lists all.",
+               path=True),
+    ]  # fmt: skip
+    column: Annotated[
+        Text | None,
+        option("Column of a table, array of a file, or extension in webdataset shards that is read: 'image', 'text'.",
+               unset="the only one that can be read"),
+    ] = None  # fmt: skip
+    id_column: Annotated[
+        Text | None, option("Column of a table with the ids of the samples.", unset="id or key, else line numbers")
+    ] = None
+    label_column: Annotated[
+        Text | None,
+        option("Column of a table with the classes of the samples.", unset="label or class, if there is one"),
+    ] = None
+    group_column: Annotated[
+        Text | None,
+        option("Column of a table with groups of samples that are not independent.",
+               unset="the pictures, if several lines have the same"),
+    ] = None  # fmt: skip
     split: Annotated[
         Text | None,
         option("Part of the data: a folder inside it (`.`: all of it), or `train`, `test`, ... of a data set.",
                unset="chosen by the source"),
     ] = None  # fmt: skip
     root: Annotated[Text | None, option("Folder of the timm data sets.", unset="none", path=True)] = None
-    limit: Annotated[Positive | None, option("Number of pictures, spread evenly over the data.", unset="all")] = None
+    limit: Annotated[Positive | None, option("Number of samples, spread evenly over the data.", unset="all")] = None
     download: Annotated[bool, option("Download the timm data set if it is missing.")] = False
-    skip_bad: Annotated[bool, option("Leave out and list pictures that cannot be decoded, instead of stopping.")] = (
-        False
-    )
+    skip_bad: Annotated[bool, option("Leave out and list samples that cannot be decoded, instead of stopping.")] = False
     labels: Annotated[
         Text | None,
-        option("Classes of the pictures: a CSV file of two columns, id or file name, and class.",
+        option("Classes of the samples: a CSV file of two columns, id or file name, and class.",
                unset="those of the data", path=True),
     ] = None  # fmt: skip
     groups: Annotated[
         Text | None,
-        option("Groups of pictures that are not independent (frames of a scene, crops): `folders`, `re:PATTERN` over "
+        option("Groups of samples that are not independent (frames of a scene, crops): `folders`, `re:PATTERN` over "
                "the ids with the group in its first bracket, or a CSV file of id or file name, and group.",
                unset="none: all are independent", path=True, metavar="folders|re:PATTERN|PATH"),
     ] = None  # fmt: skip
@@ -135,16 +161,16 @@ class Passes:
     )
     readout: Annotated[
         Text,
-        option("How a layer becomes an array: `mean`, `max`, `cls`, `flatten`, `grid:K`, `gram:B`, `sketch:M`; "
+        option("How a layer becomes an array: `mean`, `max`, `cls`, `last`, `flatten`, `grid:K`, `gram:B`, `sketch:M`; "
                "separate several by commas."),
     ] = "mean"  # fmt: skip
-    batch_size: Annotated[
-        Positive | None, option("Pictures per forward pass.", unset="32; whole blocks for gram:B")
-    ] = None
-    workers: Annotated[Count | None, option("Processes that decode pictures.", unset="one per core")] = None
+    batch_size: Annotated[Positive | None, option("Samples per forward pass.", unset="32; whole blocks for gram:B")] = (
+        None
+    )
+    workers: Annotated[Count | None, option("Processes that prepare samples.", unset="one per core")] = None
     together: Annotated[
         Positive,
-        option("Models in memory at once; those that prepare pictures in the same way share the decoding."),
+        option("Models in memory at once; those that prepare samples in the same way share the work."),
     ] = 4  # fmt: skip
     device: Device = "auto"
     amp: Annotated[bool, option("Half precision in the forward pass (float16 on cuda, bfloat16 elsewhere).")] = False
@@ -158,6 +184,6 @@ class Passes:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractOptions(Passes):
-    """All options of an extraction except those of models and pictures."""
+    """All options of an extraction except those of models and samples."""
 
     overwrite: Annotated[bool, option("Start again, and replace existing stores.")] = False

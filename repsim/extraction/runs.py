@@ -14,13 +14,22 @@ from repsim.errors import InvalidInputError, Remedy
 from repsim.extraction.jobs import Extraction, choose_samples, choose_stream, run_together
 from repsim.extraction.options import Data, DType, ExtractOptions, Model
 from repsim.extraction.patterns import add_axes, expand_patterns, is_pattern
-from repsim.extractors import Extractor, open_images
-from repsim.extractors.factory import check_name, make_extractor, preprocessing_of, store_name
+from repsim.extractors import Extractor
+from repsim.extractors.factory import (
+    Collate,
+    Forward,
+    Mask,
+    check_name,
+    make_extractor,
+    preprocessing_of,
+    store_name,
+)
 from repsim.extractors.options import Choices, ModelOptions, read_kwargs
-from repsim.extractors.preprocessing import Transform
 from repsim.extractors.recalibration import check_weights
 from repsim.extractors.samples.group_files import GroupsOfPictures
 from repsim.extractors.samples.label_files import Labels
+from repsim.extractors.samples.opening import open_samples
+from repsim.extractors.samples.source import SampleSource
 from repsim.labels import check_model_name
 from repsim.runtime.events import Note, UpToDate, log_notes
 from repsim.runtime.options import accept_options, sort_keywords
@@ -45,11 +54,25 @@ class PythonModel(Model):
     """A model of a Python call, which may be a torch module."""
 
     module: nn.Module | None = None
-    transform: Transform | None = None
+    transform: Callable[[Any], Any] | None = None
+    forward: Forward | None = None
+    collate: Collate | None = None
+    mask: Mask | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return super().__str__() if self.module is None else f"the module {self.store or self.name}"
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Samples of a Python call, and what it says of them in values instead of names of files and columns."""
+
+    samples: Any = None
+    """A source, a data set, a loader, a list of texts, or an array (`open_samples`)."""
+    ids: Sequence[str] | None = None
+    labels: Labels | None = None
+    groups: GroupsOfPictures | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,8 @@ class Extracted:
     """Position of the model among all models."""
     path: Path
     samples: int
+    noun: str
+    """Plural of the samples: pictures, texts, arrays, samples."""
     layers: int
     bytes: int
     new: int
@@ -75,8 +100,7 @@ def extract_steps(
     out: Path,
     options: ExtractOptions,
     *,
-    labels: Labels | None = None,
-    groups: GroupsOfPictures | None = None,
+    memory: InMemory | None = None,
     listeners: Listeners = lambda _: None,
     command: str | None = None,
 ) -> Iterator[Note | UpToDate | Extracted]:
@@ -90,15 +114,13 @@ def extract_steps(
     models : sequence of Model
         The models, with their weights and options.
     data : Data
-        The pictures.
+        The samples.
     out : Path
         Folder of the stores.
     options : ExtractOptions
         Layers, readouts, and options of the forward passes.
-    labels : path, mapping or sequence, optional
-        Classes of the pictures, which replace ``data.labels``.
-    groups : path, mapping or sequence, optional
-        Groups of the pictures, which replace ``data.groups``.
+    memory : InMemory, optional
+        Samples, ids, labels and groups of a Python call, which replace those that ``data`` names.
     listeners : callable
         Function from the name of a step to the function that receives the progress of this step.
     command : str, optional
@@ -112,7 +134,7 @@ def extract_steps(
     with ranks() as me:
         for event in _plan_groups(
             models, data, out, options,
-            labels=labels, groups=groups, listeners=listeners, command=command, check=True,
+            memory=memory, listeners=listeners, command=command, check=True,
         ):  # fmt: skip
             if isinstance(event, Note):
                 if me.first:
@@ -130,7 +152,9 @@ def extract_steps(
             for (k, job), done, store in zip(event.items(), before, stores, strict=True):
                 with store:
                     n, layers = len(store), len(store.layers)
-                yield Extracted(k, job.path, n, layers, job.bytes, n - done, seconds, job.how.device)
+                yield Extracted(
+                    k, job.path, n, job.samples.source.noun, layers, job.bytes, n - done, seconds, job.how.device
+                )
 
 
 def plan_extraction(
@@ -154,27 +178,22 @@ def _plan_groups(
     out: Path,
     options: ExtractOptions,
     *,
-    labels: Labels | None = None,
-    groups: GroupsOfPictures | None = None,
+    memory: InMemory | None = None,
     listeners: Listeners,
     command: str | None = None,
     check: bool,
 ) -> Iterator[Note | dict[int, Extraction]]:
     """Load the models, and yield notes and groups of extractions that run together, by position of the model.
 
-    With ``check``, all pictures are read and hashed first.
+    With ``check``, all samples are read and hashed first.
     """
     check_models(models)
     if options.axes_file is not None:
         models, notes = add_axes(models, [store_of(model) for model in models], options.axes_file)
         yield from (Note(note, "note: ") for note in notes)
-    images = open_images(
-        data.source, split=data.split, root=data.root, download=data.download,
-        labels=data.labels if labels is None else labels, groups=data.groups if groups is None else groups,
-        max_pixels=data.max_pixels,
-    )  # fmt: skip
-    with ranks() as me, report_progress(step := "checking pictures", listeners(step)) as advance:
-        samples = choose_samples(images, limit=data.limit, skip_bad=data.skip_bad, progress=advance, me=me, check=check)
+    source = open_data(data, memory)
+    with ranks() as me, report_progress(step := f"checking {source.noun}", listeners(step)) as advance:
+        samples = choose_samples(source, limit=data.limit, skip_bad=data.skip_bad, progress=advance, me=me, check=check)
     how = choose_stream(
         samples, readout=options.readout, batch_size=options.batch_size, workers=options.workers,
         device=options.device, amp=options.amp,
@@ -190,7 +209,7 @@ def _plan_groups(
         for k in group:
             model = models[k]
             with report_progress(step := f"loading {model}", listeners(step)):  # a download takes a while
-                extractor = _extractor(model, options)
+                extractor = _extractor(model, options, source)
             jobs[k] = Extraction(
                 extractor, samples, out, how, options.dtype, overwrite=options.overwrite,
                 recalibrate=model.recalibrate, command=command, name=model.store, stated=_stated(model),
@@ -206,16 +225,34 @@ def _plan_groups(
         yield jobs
 
 
-def _extractor(model: Model, options: ExtractOptions) -> Extractor:
+def open_data(data: Data, memory: InMemory | None = None) -> SampleSource:
+    """Open the samples that the options name, or those of a Python call."""
+    memory = memory or InMemory()
+    return open_samples(
+        data.source if memory.samples is None else memory.samples,
+        split=data.split, root=data.root, download=data.download,
+        labels=data.labels if memory.labels is None else memory.labels,
+        groups=data.groups if memory.groups is None else memory.groups,
+        max_pixels=data.max_pixels, column=data.column, id_column=data.id_column, label_column=data.label_column,
+        group_column=data.group_column, ids=memory.ids,
+    )  # fmt: skip
+
+
+def _extractor(model: Model, options: ExtractOptions, samples: SampleSource) -> Extractor:
     module = _module(model)
+    own = model if isinstance(model, PythonModel) else PythonModel(name=model.name)
     return make_extractor(
         model.name if module is None else module,
         weights=model.weights,
         seed=model.seed,
         layers=options.layers,
         readout=options.readout,
-        transform=model.transform if isinstance(model, PythonModel) else None,
+        transform=own.transform,
         name=None if module is None else model.store,
+        samples=samples,
+        forward=own.forward,
+        collate=own.collate,
+        mask=own.mask,
         **model.choices,
     )
 
@@ -234,9 +271,10 @@ def _report_stored_samples(jobs: Sequence[Extraction], before: Sequence[int]) ->
         if done == len(job.samples.rows):
             yield UpToDate(job.path, "is complete already")
         elif done:
-            yield Note(f"{job.path}: going on after {done} of {len(job.samples.rows)} pictures")
+            yield Note(f"{job.path}: going on after {done} of {len(job.samples.rows)} {job.samples.source.noun}")
         if done and job.lacks_hashes():
-            yield Note(f"note: {job.path} keeps no hashes of pictures: only their names and sizes were checked")
+            noun = job.samples.source.noun
+            yield Note(f"note: {job.path} keeps no hashes of {noun}: only their names and sizes were checked")
 
 
 def check_models(models: Sequence[Model]) -> None:
@@ -377,6 +415,10 @@ class ExtractKeywords(Choices, total=False):
     labels: Labels | None
     groups: GroupsOfPictures | None
     max_pixels: int | None
+    column: str | None
+    id_column: str | None
+    label_column: str | None
+    group_column: str | None
     layers: str
     readout: str
     batch_size: int | None
@@ -392,10 +434,14 @@ class ExtractKeywords(Choices, total=False):
 @overload
 def extract(
     model: str | nn.Module,
-    data: str | os.PathLike[str],
+    data: Any,
     out: str | os.PathLike[str],
     *,
-    transform: Transform | None = None,
+    transform: Callable[[Any], Any] | None = None,
+    forward: Forward | None = None,
+    collate: Collate | None = None,
+    mask: Mask | None = None,
+    ids: Sequence[str] | None = None,
     provenance: Provenance | None = None,
     progress: Listener = None,
     **keywords: Unpack[ExtractKeywords],
@@ -403,10 +449,14 @@ def extract(
 @overload
 def extract(
     model: Models,
-    data: str | os.PathLike[str],
+    data: Any,
     out: str | os.PathLike[str],
     *,
-    transform: Transform | None = None,
+    transform: Callable[[Any], Any] | None = None,
+    forward: Forward | None = None,
+    collate: Collate | None = None,
+    mask: Mask | None = None,
+    ids: Sequence[str] | None = None,
     provenance: Provenance | Sequence[Provenance] | None = None,
     progress: Listener = None,
     **keywords: Unpack[ExtractKeywords],
@@ -414,10 +464,14 @@ def extract(
 @accept_options(*_KINDS, renamed=_RENAMED, without=("name", "source"))
 def extract(
     model: str | nn.Module | Models,
-    data: str | os.PathLike[str],
+    data: Any,
     out: str | os.PathLike[str],
     *,
-    transform: Transform | None = None,
+    transform: Callable[[Any], Any] | None = None,
+    forward: Forward | None = None,
+    collate: Collate | None = None,
+    mask: Mask | None = None,
+    ids: Sequence[str] | None = None,
     provenance: Provenance | Sequence[Provenance] | None = None,
     progress: Listener = None,
     **keywords: Unpack[ExtractKeywords],
@@ -425,28 +479,40 @@ def extract(
     """Extract the activations of one model or several into stores ``out/<model>.h5``.
 
     Samples that an earlier call with the same settings has stored are kept, and only the others are computed. Under
-    torchrun, where every process makes the same call, the processes share the work. Notes, for example about pictures
+    torchrun, where every process makes the same call, the processes share the work. Notes, for example about samples
     that were left out, are logged by ``logging.getLogger("repsim")``.
 
     For several models, ``weights``, ``seed``, ``axes`` and ``provenance`` are one value for all or a list with one
     value per model, and ``name`` is a list. Weights that are a pattern of names of files (docs/axes.md) stand for one
     model per file; the model is named in a list then, as in ``extract(["resnet18"], weights="step_{step}.pt", ...)``.
-    ``labels`` and ``groups`` may also be a mapping, or one class or group per picture in the order of the ids.
+    ``labels`` and ``groups`` may also be a mapping, or one class or group per sample in the order of the ids.
     `repsim.universality` uses the groups; `repsim.compare` does not.
 
     Parameters
     ----------
     model : str, torch.nn.Module, or list of these
-        A timm name with or without a tag, ``torchvision/NAME``, or a torch module. Models of a list that prepare
-        pictures in the same way are read together, and each picture is decoded once.
-    data : path
+        A timm name with or without a tag, ``torchvision/NAME``, ``hf/NAME`` of transformers, or a torch module. Models
+        of a list that prepare samples in the same way are read together, and each sample is prepared once.
+    data : path, or samples
         A folder of pictures (flat, or one folder per class), a ``.tar``, ``digits``, or a data set that timm opens by
-        name (``torch/cifar10``, in the folder ``data_root``).
+        name (``torch/cifar10``, in the folder ``data_root``); texts, tables and arrays in files; or, in memory, a torch
+        ``Dataset`` or ``DataLoader``, a data set of Hugging Face, a list of texts, an array or tensor (n, ...), or a
+        `repsim.extractors.SampleSource` (docs/samples.md).
     out : path
         The folder for the stores.
     transform : callable, optional
-        For a torch module, the function from a PIL picture to its input, a tensor (3, H, W). timm models do not need
-        it.
+        For a torch module, the function from a sample to what is put into batches. Of a PIL picture it makes a tensor
+        (3, H, W). Models with a name do not need it.
+    forward : callable, optional
+        For a torch module, the function ``forward(module, batch)`` that calls it; by default ``module(batch)``.
+    collate : callable, optional
+        For a torch module, the function from a list of samples to a batch; by default that of the ``DataLoader``, or
+        `torch.utils.data.default_collate`.
+    mask : str or callable, optional
+        For a torch module, the entry of a batch, or the function of it, that is the mask (b, L) of tokens that are no
+        padding. By default the entry ``attention_mask`` of a batch that is a mapping. Readouts ignore padding.
+    ids : sequence of str, optional
+        Ids of the samples in memory; by default their numbers.
     provenance : dict, or list of these, optional
         Further entries of the provenance of the store, as JSON values. Of a torch module only you know them:
         ``{"weights": "random", "architecture": "mynet"}`` makes it an untrained network for studies, the control of
@@ -488,14 +554,15 @@ def extract(
             f"weights={keywords.get('weights')!r} is a pattern, which stands for several models",
             remedy=Remedy("name the model in a list, [", repr(model), "], to get a list of stores"),
         )
-    models, pictures, options, labels, groups = read_keywords(
-        names, data, keywords, transform=transform, provenance=provenance
-    )
+    models, samples, options, memory = read_keywords(
+        names, data, keywords, transform=transform, forward=forward, collate=collate, mask=mask, ids=ids,
+        provenance=provenance,
+    )  # fmt: skip
 
     def listeners(step: str) -> Listener:
         return progress if step.startswith("extracting") or progress is None else False
 
-    steps = extract_steps(models, pictures, Path(out), options, labels=labels, groups=groups, listeners=listeners)
+    steps = extract_steps(models, samples, Path(out), options, memory=memory, listeners=listeners)
     paths = {event.model: event.path for event in log_notes(steps)}
     stores = [open_store(paths[k]) for k in range(len(models))]
     return stores[0] if single else stores
@@ -503,13 +570,14 @@ def extract(
 
 def read_keywords(
     models: Sequence[str | nn.Module],
-    data: str | os.PathLike[str],
+    data: Any,
     keywords: Mapping[str, Any],
     *,
-    transform: Transform | None = None,
+    ids: Sequence[str] | None = None,
     provenance: Provenance | Sequence[Provenance] | None = None,
-) -> tuple[list[PythonModel], Data, ExtractOptions, Labels | None, GroupsOfPictures | None]:
-    """Return the models, pictures, options, labels and groups in the keywords of `extract`."""
+    **of_module: Any,
+) -> tuple[list[PythonModel], Data, ExtractOptions, InMemory]:
+    """Return the models, samples and options in the keywords of `extract`, and what has values in memory."""
     rest = dict(keywords)
     labels = rest.pop("labels", None)
     if isinstance(labels, str | os.PathLike):  # `Data` has a file of labels; labels as values are separate
@@ -526,8 +594,11 @@ def read_keywords(
         weights=weights,
         seed=seed,
         store=store,
-        transform=transform,
         provenance=() if provenance is None else provenance,
+        **of_module,
         **of_models,
     )
-    return expand_patterns(paired), Data(source=os.fspath(data), **of_data), ExtractOptions(**options), labels, groups
+    named = isinstance(data, str | os.PathLike)
+    source = os.fspath(data) if named else type(data).__name__
+    memory = InMemory(None if named else data, ids, labels, groups)
+    return expand_patterns(paired), Data(source=source, **of_data), ExtractOptions(**options), memory

@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from repsim.errors import InvalidInputError, UnknownNameError
 from repsim.figures.lettering import escape_text, set_fallback_fonts, wrap
-from repsim.results.variables import RELATIONS
+from repsim.results.variables import KINDS_OF_PAIRS
 from repsim.runtime.files import replacing
 from repsim.study.reading import strictest
 
@@ -136,7 +136,7 @@ def style_axes(ax: Axes, x: str, y: str) -> None:
 
 def style(relation: str) -> dict[str, Any]:
     """Return the colour, marker and line style of a relation, equal in all figures."""
-    k = RELATIONS.index(relation) if relation in RELATIONS else len(RELATIONS)
+    k = KINDS_OF_PAIRS.index(relation) if relation in KINDS_OF_PAIRS else len(KINDS_OF_PAIRS) - 1
     return {"color": COLOURS[k], "marker": MARKERS[k], "linestyle": (*_LINES, "-.")[k]}
 
 

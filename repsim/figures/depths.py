@@ -23,7 +23,7 @@ from repsim.figures.canvas import (
 from repsim.figures.lettering import escape_text, wrap
 from repsim.figures.selection import pick
 from repsim.presentation.measures import traits
-from repsim.results.variables import RELATIONS
+from repsim.results.variables import ACROSS_FAMILIES, RELATIONS
 from repsim.study.layer_matching import relative
 
 
@@ -122,7 +122,7 @@ def _curves(study: xr.Dataset, measure: str) -> Iterator[Curve]:
     for k, relation in enumerate(study["relation"].values.tolist()):
         pair = str(study["pair"].values[k])
         a, b = (families[str(study[f"pair_{side}"].values[k])] for side in "ab")
-        if relation == "other family" and order.index(a) > order.index(b):
+        if relation in ACROSS_FAMILIES and order.index(a) > order.index(b):
             pair, a, b = " x ".join(reversed(pair.split(" x "))), b, a
         panel = pick(study, pair, measure)
         match_depth = relative(panel["match"].values, panel.shape[1])
@@ -130,5 +130,5 @@ def _curves(study: xr.Dataset, measure: str) -> Iterator[Curve]:
         rows = np.flatnonzero(~np.isnan(match_depth) & ~np.isnan(depth))
         if rows.size:
             value = panel.values[rows, panel["match"].values[rows]]
-            group = f"{a} \N{RIGHTWARDS ARROW} {b}" if relation == "other family" and len(order) == 2 else relation
+            group = f"{a} \N{RIGHTWARDS ARROW} {b}" if relation in ACROSS_FAMILIES and len(order) == 2 else relation
             yield Curve(group, relation, depth[rows], match_depth[rows], value)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim.presentation.measures import GIVEN
+from repsim.results.variables import ACROSS_FAMILIES, OTHER_MODALITY
 from repsim.study.reading import (
     LEVEL_NAMES,
     axis_shares,
@@ -24,11 +26,14 @@ from repsim.study.side_by_side import control_in_words, side_by_side
 MISSING = "–"
 _WHERE = {
     "other family": "across families",
+    OTHER_MODALITY: "across modalities",
     "same architecture": "of one architecture",
     "same family": "within families",
 }
-"""Relations of pairs in the words of the tiles, which use the first relation that a study has."""
+"""Relations of pairs in the words of the tiles, which show those across families, or else the first of a study."""
 _COLUMNS = {
+    "modality": "Modality",
+    "data": "Data",
     "architecture": "Architecture",
     "weights": "Weights",
     "seed": "Seed",
@@ -74,14 +79,18 @@ def subtitle(readout: str, facts: Mapping[str, str]) -> str:
 def tiles(study: xr.Dataset) -> Iterator[dict[str, Any]]:
     """Yield the tiles with the main numbers of a study."""
     kernel = strictest(study)
-    relation = next((name for name in _WHERE if np.isfinite(means_over_pairs(study, "index", "cka", name)[0])), None)
-    if relation is None:
+    has = [name for name in _WHERE if np.isfinite(means_over_pairs(study, "index", "cka", name)[0])]
+    if not has:
         return
-    for measure in dict.fromkeys(("cka", kernel)):
+    across = [name for name in has if name in ACROSS_FAMILIES]
+    shown = across or has[:1]
+    for relation, measure in product(shown, dict.fromkeys(("cka", kernel))):
         condition = "" if measure == "cka" else f", {measure.removeprefix('cka ')}"
+        several = len(shown) > 1
+        where = _WHERE[relation] + (" of one modality" if several and relation != OTHER_MODALITY else "")
         labels = {
-            "index": f"Debiased CKA of matching layers, {_WHERE[relation]}{condition}",
-            "control": f"The same in the strongest control{condition}",
+            "index": f"Debiased CKA of matching layers, {where}{condition}",
+            "control": f"The same in the strongest control{f', {where}' if several else ''}{condition}",
         }
         for variable, label in labels.items():
             value, low, high = means_over_pairs(study, variable, measure, relation)
@@ -90,10 +99,10 @@ def tiles(study: xr.Dataset) -> Iterator[dict[str, Any]]:
                 if variable == "control" and (counted := _counted(study, measure, relation)):
                     more.append(counted)
                 yield _tile(label, fixed(value, 3), "; ".join(filter(None, more)))
-    if relation == "other family":
+    if across:
         yield from _claim_tile(study)
     else:
-        value, low, high = means_over_pairs(study, "learned", kernel, relation)
+        value, low, high = means_over_pairs(study, "learned", kernel, has[0])
         if np.isfinite(value):
             yield _tile(
                 f"Learned effect, these networks ({kernel})", fixed(value, 3), interval(low, high, 3), strong=True

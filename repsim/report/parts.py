@@ -20,6 +20,8 @@ from repsim.study import reading
 from repsim.study.layer_matching import relative
 
 _REQUIRED = ("measure", "model", "layer_a", "layer_b", "pair", "pair_a", "pair_b", "relation")
+_OF_SAMPLES = ("modality", "data")
+"""Entries of the provenance that the table of networks shows only if they differ."""
 _COMPARISON_SUMMARY = (
     "This comparison gives only the similarity of pairs of layers, beside its chance level where that is known in "
     "closed form. A study also gives intervals, controls and the match of whole networks."
@@ -182,13 +184,15 @@ def models_of(result: xr.Dataset, stores: Sequence[Mapping[str, Any]]) -> Iterat
     families = dict(zip(*columns, strict=True))
     untrained = _json_list(result, "untrained")
     computed = _computed(result) if is_study(result) else {}
+    records = [store.get("provenance") or {} for store in stores]
+    same = {key for key in _OF_SAMPLES if len({str(record.get(key) or "") for record in records}) < 2}
     seen: set[str] = set()
     for store in stores:
         name, provenance = str(store.get("model", "")), store.get("provenance") or {}
         if name in seen:
             continue
         seen.add(name)
-        origin = {str(key): str(value) for key, value in provenance.items() if value is not None}
+        origin = {str(key): str(value) for key, value in provenance.items() if value is not None and key not in same}
         yield (
             origin
             | computed.get(name, {})

@@ -476,8 +476,13 @@ VARIABLES = (
     ),
 )
 
-RELATIONS = ("other family", "same family", "same architecture")
-"""Relations of the models of a pair, the most distant first."""
+OTHER_MODALITY = "other modality"
+RELATIONS = (OTHER_MODALITY, "other family", "same family", "same architecture")
+"""Relations of the models of a pair, the most distant first. Models of other modalities are also of other families."""
+KINDS_OF_PAIRS = (*RELATIONS[1:], OTHER_MODALITY)
+"""Relations in the order of `kind_of_pair`, which is also that of their colours: it is equal in all studies."""
+ACROSS_FAMILIES = RELATIONS[:2]
+"""Relations of models of different families."""
 
 COORDINATES = {
     "measure": Field("measure", dim="measure", unique=True),
@@ -485,6 +490,11 @@ COORDINATES = {
     "model": Field("trained model", dim="model", unique=True),
     "family": Field("family of the model", dim="model"),
     "architecture": Field("architecture of the model", dim="model"),
+    "modality": Field(
+        "kind of what the model reads: `image`, `text`, `tensor` or `other`; empty if it is not known",
+        dim="model",
+        required=False,
+    ),
     "axis_NAME": Field(
         "value of the model on the axis NAME, such as `axis_step` ([axes](axes.md)); NaN or empty if it has none",
         "axis",
@@ -505,7 +515,12 @@ COORDINATES = {
     "pair_b": Field("second model of the pair", dim="pair"),
     "relation": Field("what the models of the pair have in common", dim="pair", only=RELATIONS),
     "direction": Field("from which model layers are matched", dim="direction", unique=True, only=("a to b", "b to a")),
-    "kind_of_pair": Field("what the models of a pair have in common", dim="kind_of_pair", unique=True, only=RELATIONS),
+    "kind_of_pair": Field(
+        "what the models of a pair have in common; without `other modality` if all read samples of one kind",
+        dim="kind_of_pair",
+        unique=True,
+        only=RELATIONS,
+    ),
     "state": Field("whether networks are trained", dim="state", unique=True, only=("trained", "untrained")),
     "share_of": Field("where the energy comes from", dim="share_of", unique=True),
     "depth": Field("relative depth", "number", dim="depth", least=0, most=1, unique=True),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.errors import Argument, InvalidInputError, Remedy, SampleMismatchError
-from repsim.labels import LayerKey, SampleIds
+from repsim.labels import LayerKey, SampleIds, noun_of
 from repsim.metrics.base import as_samples
 from repsim.stores.in_memory import ROW_NUMBERS, ArrayInMemory, StoreInMemory
 from repsim.stores.pairing import ID, PairBy, Pairing, is_pairable, pair
-from repsim.stores.store import Activations, ActivationStore
+from repsim.stores.store import Activations, ActivationStore, is_other_view
 
 _ALIKE = Remedy(
     "extract both from the same ", Argument("data", of="extract"), " with the same ", Argument("limit", of="extract"),
     " and ", Argument("split", of="extract"),
 )  # fmt: skip
+_UNCHECKED = "not checked: whether sample ids name the same {} in all stores"
 _IDS = Remedy("arrays in memory take the sample ids of a store with ", Argument("ids", metavar="store.sample_ids"))
-_UNCHECKED = "not checked: whether sample ids name the same pictures in all stores"
 
 
 class AlignedView:
     """Stores whose rows are the same samples in the same order; `load` and `stream` read their layers.
+
+    Stores of different modalities, or of different columns of a table, hold different views of a sample, such as a
+    picture and its caption. Their samples are compared by ids alone, and `notes` says so.
 
     Parameters
     ----------
@@ -56,19 +60,20 @@ class AlignedView:
     def _check_samples(self) -> None:
         """Check that all stores hold the same samples in the same order."""
         stores, first = self.stores, self.stores[0]
-        # one store for each kind of fingerprint of the pictures: only fingerprints of one kind can be compared
-        references: dict[tuple[bool, str], ActivationStore] = {}
+        # one store for each view and kind of fingerprint of the samples: only fingerprints of one kind can be compared
+        references: dict[tuple[str, str, bool, str], ActivationStore] = {}
         for store in stores:
             ids = store.sample_ids
             for reference in (first, *references.values()):
-                if difference := reference.sample_ids.difference(ids):
+                contents = not is_other_view(reference, store)
+                if difference := reference.sample_ids.difference(ids, contents=contents):
                     raise SampleMismatchError(
                         f"{reference.path} and {store.path} do not hold the same samples: {difference}",
                         paths=(reference.path, store.path),
                         by_samples=True,
                         remedy=_IDS if any(isinstance(other, StoreInMemory) for other in stores) else _ALIKE,
                     )
-            references.setdefault((bool(ids.content), ids.hashed), store)
+            references.setdefault((store.modality, store.column, bool(ids.content), ids.hashed), store)
 
     def _check_classes(self) -> None:
         """Check that all stores put the samples into the same classes; pairs of different ids may be of two classes."""
@@ -100,20 +105,38 @@ class AlignedView:
 
     @property
     def notes(self) -> list[str]:
-        """Notes on the pairs, or on checks that were not possible for lack of hashes of the pictures."""
+        """Notes on the pairs, or on what was not checked: hashes are missing, or samples are of different views."""
         if self.pairing is not None:
             return [*self.pairing.notes, *self._class_notes]
         if any(store.provenance.get("sample_ids") == ROW_NUMBERS for store in self.stores):
             return ["no sample ids were given: row k of every array is taken as the same sample"]
-        first = self.stores[0].sample_ids
-        hashed = [store for store in self.stores if store.sample_ids.hashes]
-        if not hashed or all(first.contents_known(store.sample_ids) for store in self.stores):
-            return []
-        bare = [store.path.name for store in self.stores if not store.sample_ids.hashes]
-        if not bare:
-            return [f"{_UNCHECKED}; some stores hash the files and others the pixels"]
-        missing = f"{', '.join(bare[:3])}{', ...' if len(bare) > 3 else ''}"
-        return [f"{_UNCHECKED}; there are no hashes of the pictures in {missing}; extract again to add them"]
+        notes = [note for stores in self._views for note in _unchecked(stores)]
+        if len(self._views) > 1:
+            views = " and ".join(f"{_first(view)} ({noun_of(_known(view))} of {view[0].data})" for view in self._views)
+            notes.append(
+                f"samples are matched by their ids alone across {views}; not checked: whether what has the same id "
+                "belongs together"
+            )
+        return notes
+
+    @cached_property
+    def _views(self) -> list[list[ActivationStore]]:
+        """Stores by the view of the samples that they hold."""
+        views: list[list[ActivationStore]] = []
+        for store in self.stores:
+            own = next((view for view in views if not any(is_other_view(other, store) for other in view)), None)
+            if own is None:
+                views.append([store])
+            else:
+                own.append(store)
+        return views
+
+    @property
+    def data(self) -> str:
+        """Description of the samples: that of every view, and of all stores whose samples are paired."""
+        if self.pairing is not None:
+            return " paired with ".join(dict.fromkeys(store.data for store in self.stores))
+        return " and ".join(dict.fromkeys(view[0].data for view in self._views))
 
     @property
     def sample_ids(self) -> SampleIds:
@@ -137,7 +160,7 @@ class AlignedView:
 
     def __repr__(self) -> str:
         models = ", ".join(store.model for store in self.stores)
-        return f"<AlignedView of {len(self.sample_ids)} samples of {self.stores[0].data}: {models}>"
+        return f"<AlignedView of {len(self.sample_ids)} samples of {self.data}: {models}>"
 
     def load(self, store: ActivationStore, name: str, *, min_samples: int = 1) -> Float[Tensor, "rows ..."]:
         """Read one layer into memory, and check that it is finite and has enough samples.
@@ -262,6 +285,31 @@ def _check_compressed(key: LayerKey, n: int, shape: tuple[int, ...]) -> None:
     expected = (n // key.size, key.size, key.size) if key.form == "grams" else (n, 2, min(key.size, shape[-1]))
     if shape != expected:
         raise InvalidInputError(f"expected the shape {expected} for {key.readout} of {n} samples, got {shape}")
+
+
+def _unchecked(stores: Sequence[ActivationStore]) -> list[str]:
+    """Return a note if it was not checked that stores of one view have the same samples, for lack of hashes."""
+    first = stores[0].sample_ids
+    hashed = [store for store in stores if store.sample_ids.hashes]
+    if not hashed or all(first.contents_known(store.sample_ids) for store in stores):
+        return []
+    noun = noun_of(_known(stores))
+    unchecked = _UNCHECKED.format(noun)
+    bare = [store for store in stores if not store.sample_ids.hashes]
+    if not bare:
+        kinds = "the files and others the pixels" if noun == "pictures" else "other contents than others"
+        return [f"{unchecked}; some stores hash {kinds}"]
+    return [f"{unchecked}; there are no hashes of the {noun} in {_first(bare)}; extract again to add them"]
+
+
+def _known(stores: Sequence[ActivationStore]) -> set[str]:
+    """Return the modalities of stores, as far as they are known."""
+    return {store.modality for store in stores} - {""}
+
+
+def _first(stores: Sequence[ActivationStore]) -> str:
+    """Return the names of the first three stores."""
+    return ", ".join(store.path.name for store in stores[:3]) + (", ..." if len(stores) > 3 else "")
 
 
 def _has_grams(store: ActivationStore) -> bool:

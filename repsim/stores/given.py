@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from repsim.errors import InvalidInputError
-from repsim.labels import INPUT, NAME_SEPARATOR, STATISTICS, LayerKey, SampleIds, check_name
+from repsim.labels import LayerKey, SampleIds, check_name
 from repsim.runtime.arrays import as_array, as_classes, as_groups, is_tensor, same_rows
 from repsim.stores.axes import ENTRY, StatedAxes, check_axes, refuse_axes_in
+from repsim.stores.inputs import given_inputs
 from repsim.stores.records import as_json
-from repsim.stores.schema import Array, ArraySpec, Contents
+from repsim.stores.schema import ArraySpec, Contents
 
 _LONGEST_ID = 4096
 """Largest number of bytes of a sample id, the longest path of Linux. Each id of a store takes as many bytes as the
@@ -47,6 +48,7 @@ def describe(
     *,
     model: str,
     pixels: Any,
+    controls: Mapping[str, Any] | None,
     sample_ids: Iterable[str | int] | None,
     labels: Any,
     groups: Any,
@@ -65,7 +67,7 @@ def describe(
         The layers as the user passed them; data frames have names of rows.
     dtype : str
         Name of the type of the stored values.
-    model, pixels, sample_ids, labels, groups, readout, source, axes, provenance
+    model, pixels, controls, sample_ids, labels, groups, readout, source, axes, provenance
         As in `repsim.write_store`.
 
     Raises
@@ -89,13 +91,14 @@ def describe(
     keys = {LayerKey(model, name, readout): values for name, values in arrays.items()}
     if reserved := next((key for key in keys if key.control), None):
         raise InvalidInputError(
-            f"{reserved.label} is no layer; pass it as pixels, or use another name for the layer or the readout"
+            f"{reserved.label} is no layer; pass it as pixels or in controls, or use another name for the layer or the "
+            "readout"
         )
-    facts: dict[LayerKey, Mapping[str, Any]] = {}
-    if pixels is not None and keys:  # without layers the writer refuses the store
-        keys[LayerKey(model, *INPUT)] = values = _as_pixels(pixels, n)
-        facts |= _add_statistics(keys, LayerKey(model, *STATISTICS), values)
-    specs = tuple(ArraySpec(key, tuple(values.shape[1:]), facts.get(key, {})) for key, values in keys.items())
+    specs = tuple(ArraySpec(key, tuple(values.shape[1:])) for key, values in keys.items())
+    if keys:  # without layers the writer refuses the store
+        inputs, of_inputs = given_inputs(model, pixels, controls, n)
+        keys |= inputs
+        specs += of_inputs
     numbers, classes = (None, ()) if labels is None else as_classes(labels, n)
     if not isinstance(provenance, Mapping | None):
         raise InvalidInputError(f"provenance: expected a dictionary, got {type(provenance).__name__}")
@@ -203,33 +206,3 @@ def _shapes_in_words(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return the first shape for each number of samples as text, at most four."""
     firsts = {shape[:1] if len(shape) > 1 and 0 not in shape else shape: name for name, shape in shapes.items()}
     return ", ".join(f"{shapes[name]} for {name!r}" for name in list(firsts.values())[:4])
-
-
-def _as_pixels(pixels: Any, n: int) -> Array:
-    try:
-        values = as_array(pixels, "pixels")
-    except InvalidInputError as error:
-        raise InvalidInputError(f"pixels must be numbers of shape (n samples, ...) for {n} samples: {error}") from None
-    if values.dtype.kind not in "uif" or values.ndim < 2 or len(values) != n or not values.size:
-        raise InvalidInputError(
-            f"pixels must be numbers of shape (n samples, ...) for {n} samples, got {values.dtype} {values.shape}"
-        )
-    return values
-
-
-def _add_statistics(keys: dict[LayerKey, Array], key: LayerKey, pixels: Array) -> dict[LayerKey, Mapping[str, Any]]:
-    """Add the statistics of pictures to the arrays, and return the attributes of the new array; none for vectors."""
-    if pixels.ndim != 4:
-        return {}
-    import torch  # noqa: PLC0415 - takes seconds to import, and only pictures need it
-
-    from repsim.extractors.picture_statistics import (  # noqa: PLC0415
-        has_statistics,
-        picture_statistics,
-        statistic_names,
-    )  # fmt: skip
-
-    if not has_statistics(pixels.shape[1:]):
-        return {}
-    keys[key] = picture_statistics(torch.from_numpy(pixels.astype(np.float32))).numpy()
-    return {key: {"names": NAME_SEPARATOR.join(statistic_names(pixels.shape[1:]))}}

@@ -122,6 +122,7 @@ def as_store(
     *,
     model: str,
     pixels: Any = None,
+    controls: Mapping[str, Any] | None = None,
     sample_ids: Iterable[str | int] | None = None,
     labels: Any = None,
     groups: Any = None,
@@ -143,7 +144,7 @@ def as_store(
         dtypes. Integers become float64; bfloat16 and 8-bit floats become float32. These are the only copies.
     model : str
         Name of the model, used in all results.
-    pixels, sample_ids, labels, groups, readout, source, axes, provenance
+    pixels, controls, sample_ids, labels, groups, readout, source, axes, provenance
         As in `repsim.write_store`.
 
     Returns
@@ -168,8 +169,8 @@ def as_store(
     kinds = {_name(values.dtype) for values in tensors.values()}
     described = describe(
         tensors, layers, np.result_type(*kinds).name if kinds else "float32", model=model, pixels=pixels,
-        sample_ids=sample_ids, labels=labels, groups=groups, readout=readout, source=source, axes=axes,
-        provenance=provenance,
+        controls=controls, sample_ids=sample_ids, labels=labels, groups=groups, readout=readout, source=source,
+        axes=axes, provenance=provenance,
     )  # fmt: skip
     contents, arrays = described.contents, dict(described.arrays)
     for key, values in described.arrays.items():

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repsim.errors import Argument, InvalidInputError, Remedy, SampleMismatchError
-from repsim.labels import SampleIds
+from repsim.labels import SampleIds, noun_of
 from repsim.runtime.csv_files import read_csv
 from repsim.stores.store import ActivationStore
 
@@ -48,7 +48,7 @@ class Pairing:
     left_out: Mapping[ActivationStore, tuple[str, ...]]
     """Samples of every store without partner."""
     other_contents: int | None
-    """Number of pairs whose pictures have different hashes; None if not all pictures have hashes of one kind."""
+    """Number of pairs whose samples have different hashes; None if not all samples have hashes of one kind."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -80,12 +80,13 @@ class Pairing:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about the pairs: their number, how many have different pictures, and what is left out."""
+        """Sentences about the pairs: their number, how many have different contents, and what is left out."""
         way = "by their ids" if self.same_ids else f"by {self.file or 'a list'}"
         contents = ""
         if self.other_contents is not None:
             which = "the two" if len(self.rows) == 2 else "their"
-            contents = f"; {which} pictures differ in {self.other_contents:,} of them"
+            noun = noun_of({store.modality for store in self.rows} - {""})
+            contents = f"; {which} {noun} differ in {self.other_contents:,} of them"
         notes = [f"samples are paired {way}: {len(self):,} pairs{contents}"]
         for store, ids in self.left_out.items():
             if ids:
@@ -193,7 +194,7 @@ def _pairing(stores: Sequence[ActivationStore], sides: Sequence[Sequence[str]], 
 
 
 def _other_contents(rows: Mapping[ActivationStore, NDArray[np.int64]]) -> int | None:
-    """Return the number of pairs whose pictures are not all the same; None if that is not known."""
+    """Return the number of pairs whose samples are not all the same; None if that is not known."""
     stores = list(rows)
     if not all(stores[0].sample_ids.contents_known(store.sample_ids) for store in stores):
         return None

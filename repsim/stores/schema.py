@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.labels import OTHER_PICTURES, PREDICTION, STATISTICS, LayerKey, SampleIds
+from repsim.labels import CONTROLS, INPUT, OTHER_CONTENTS, OTHER_PICTURES, LayerKey, SampleIds
 
 FORMAT = "repsim-activations"
 VERSION = 3
@@ -72,11 +72,11 @@ class Contents:
     def difference(self, other: "Contents") -> str | None:
         """Describe the settings in which ``other`` differs; None if both describe the same values, bit for bit.
 
-        A store of an earlier version, which has no statistics of the input or no predicted classes, is continued
-        without them.
+        A store of an earlier version, which lacks a control other than the pixels, is continued without it.
         """
         samples = self.sample_ids.difference(other.sample_ids, ("before", "now"))
-        differences = [samples if samples.startswith(OTHER_PICTURES) else f"samples: {samples}"] if samples else []
+        by_content = samples is not None and samples.startswith((OTHER_PICTURES, OTHER_CONTENTS))
+        differences = [samples if by_content else f"samples: {samples}"] if samples else []
         settings, others = (_settings(contents.provenance) for contents in (self, other))
         for key in dict.fromkeys((*settings, *others)):
             if not (samples and key in {"samples", "data_fingerprint", "skipped"}):
@@ -86,7 +86,7 @@ class Contents:
         if not samples and (groups := self._difference_of_samples(self.group_of, other.group_of)):
             differences.append(f"groups: {groups}")
         old, new = ({spec.key.label: spec for spec in contents.arrays} for contents in (self, other))
-        for control in (STATISTICS, PREDICTION):
+        for control in CONTROLS - {INPUT}:
             if LayerKey(self.model, *control).label not in old:
                 new.pop(LayerKey(other.model, *control).label, None)
         if only_one := [*(label for label in old if label not in new), *(label for label in new if label not in old)]:

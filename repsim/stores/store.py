@@ -278,6 +278,24 @@ class ActivationStore:
         return self._contents.source
 
     @property
+    def column(self) -> str:
+        """Column of the table that the samples come from; empty without one."""
+        return str(self._contents.provenance.get("column") or "")
+
+    @property
+    def modality(self) -> str:
+        """Kind of what the model reads: ``image``, ``text``, ``tensor`` or ``other``; empty if it is not known.
+
+        It is recorded at extraction, or in the provenance that `repsim.write_store` takes. Networks that were extracted
+        by earlier versions read pictures, and so do those whose stored pixels have channels, a height and a width.
+        """
+        recorded = self._contents.provenance
+        if stated := recorded.get("modality"):
+            return str(stated)
+        extracted = str(recorded.get("extractor") or "given") != "given"
+        return "image" if extracted or (self.pixels is not None and len(self.pixels.shape) == 4) else ""
+
+    @property
     def sample_ids(self) -> SampleIds:
         """Ids of the samples, in the order of the rows."""
         return self._contents.sample_ids
@@ -324,7 +342,7 @@ class ActivationStore:
 
         It is no layer but a control: it measures what networks share because they see the same pictures.
         """
-        return self._control(INPUT)
+        return self.control(*INPUT)
 
     @property
     def statistics(self) -> Activations | None:
@@ -333,7 +351,7 @@ class ActivationStore:
         Like `pixels` they are a control: brightness, contrast, colours, edges and frequencies, which networks see
         without any learning. Stores of earlier versions have none.
         """
-        return self._control(STATISTICS)
+        return self.control(*STATISTICS)
 
     @property
     def statistic_names(self) -> tuple[str, ...]:
@@ -347,7 +365,7 @@ class ActivationStore:
 
         None if the model does not classify the samples, or the store is of an earlier version. It is no layer.
         """
-        return self._control(PREDICTION)
+        return self.control(*PREDICTION)
 
     @property
     def prediction_rule(self) -> str:
@@ -355,9 +373,34 @@ class ActivationStore:
         facts = [spec.facts for spec in self._contents.arrays if (spec.key.layer, spec.key.readout) == PREDICTION]
         return str(facts[0].get("classes", "")) if facts else ""
 
-    def _control(self, name: tuple[str, str]) -> Activations | None:
-        keys = (spec.key for spec in self._contents.arrays if (spec.key.layer, spec.key.readout) == name)
-        return next((self._activations(key) for key in keys), None)
+    def control(self, layer: str, readout: str) -> Activations | None:
+        """Return a control, an array beside the layers; None if it is not stored.
+
+        Parameters
+        ----------
+        layer, readout : str
+            Name of the control. ``("input", "pixels")`` and ``("input", "statistics")`` are `pixels` and `statistics`,
+            ``("output", "prediction")`` is `predicted`. Of texts, ``("input", "tokens")`` are the ids of tokens,
+            ``("input", "characters")`` hashed counts of character n-grams, and ``("input", "embeddings")`` means of
+            static embeddings. ``("input", "values")`` is an input that is a small array, as it is.
+            docs/store-format.md describes all of them.
+
+        Returns
+        -------
+        Activations or None
+            The array, (n, ...).
+
+        Examples
+        --------
+        >>> import numpy as np, repsim, tempfile
+        >>> x = np.ones((4, 3), np.float32)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with repsim.write_store(f"{folder}/a.h5", {"out": x}, model="a", pixels=x) as store:
+        ...         store.control("input", "pixels").shape, store.control("input", "tokens")
+        ((4, 3), None)
+        """
+        keys = (spec.key for spec in self._contents.arrays if spec.key.control)
+        return next((self._activations(key) for key in keys if (key.layer, key.readout) == (layer, readout)), None)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -445,6 +488,16 @@ def store_path(path: Any) -> Path:
     if "\0" in str(path):
         raise InvalidInputError(f"a file name holds no null character: {str(path)!r}")
     return Path(path)
+
+
+def is_other_view(a: ActivationStore, b: ActivationStore) -> bool:
+    """Return whether two stores hold different views of their samples: other modalities, or other columns of a table.
+
+    A picture and its caption are two views of a sample, and so are two captions. Their contents cannot be compared.
+    """
+    return any(
+        first and second and first != second for first, second in ((a.modality, b.modality), (a.column, b.column))
+    )
 
 
 def same_weights(stores: Iterable[ActivationStore]) -> list[list[str]]:

@@ -363,6 +363,7 @@ def write_store(
     *,
     model: str,
     pixels: Any = None,
+    controls: Mapping[str, Any] | None = None,
     sample_ids: Iterable[str | int] | None = None,
     labels: Any = None,
     groups: Any = None,
@@ -391,6 +392,12 @@ def write_store(
         layers. From pictures, (n, channels, height, width) with a height and width of at least 16, statistics of
         brightness, contrast, colours, edges and frequencies are computed and stored as `ActivationStore.statistics`,
         as `repsim.extract` does: a study projects both out of the layers. Vectors have no statistics.
+    controls : dict of str to array or sequence, optional
+        Other inputs of the model, which a study projects out of the layers, too (`ActivationStore.control`). ``texts``:
+        n texts, of which sequences of characters and statistics such as lengths are stored, not the texts. ``tokens``:
+        the ids of the model's tokens of each sample, n sequences of integers without special tokens; negative ids are
+        padding. Without them, the words of the texts stand for tokens. ``embeddings``: the mean of the static
+        embeddings of the tokens, (n, p). ``values``: an input that is a small array, (n, ...).
     sample_ids : sequence of str or int, optional
         One unique id for each sample. By default the names of the rows if the arrays are data frames or have
         coordinates. Otherwise samples are numbered, so that any two stores with the same number of samples match.
@@ -440,12 +447,18 @@ def write_store(
     ...     store = write_store(f"{folder}/a.h5", {"out": x[:3]}, model="mine", labels=["dog", "cat", "dog"])
     ...     store.classes, store.labels.tolist()
     (('cat', 'dog'), [1, 0, 1])
+    >>> texts, tokens = ["a dog", "two dogs"], [[1, 2], [3, 2, 4]]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     inputs = {"texts": texts, "tokens": tokens}
+    ...     store = write_store(f"{folder}/a.h5", {"out": x[:2]}, model="m", controls=inputs)
+    ...     store.control("input", "tokens").shape, store.control("input", "characters").shape
+    ((2, 2, 3), (2, 1024))
     """
     arrays = convert_layers(layers, as_array)
     dtype = common_dtype({name: values.dtype.name for name, values in arrays.items()})
     described = describe(
-        arrays, layers, dtype, model=model, pixels=pixels, sample_ids=sample_ids, labels=labels, groups=groups,
-        readout=readout, source=source, axes=axes, provenance=provenance,
+        arrays, layers, dtype, model=model, pixels=pixels, controls=controls, sample_ids=sample_ids, labels=labels,
+        groups=groups, readout=readout, source=source, axes=axes, provenance=provenance,
     )  # fmt: skip
     with StoreWriter(store_path(path), described.contents, overwrite=overwrite) as writer:
         for key, values in described.arrays.items():

@@ -45,13 +45,14 @@ def study_dataset(evidence: Evidence, *, draws: int, seed: int, command: str) ->
             "model": [member.name for member in design.trained],
             "family": ("model", [member.family for member in design.trained]),
             "architecture": ("model", [member.architecture for member in design.trained]),
+            "modality": ("model", [member.modality for member in design.trained]),
             **{
                 name: ("model", values)
                 for name, values in axis_coordinates([member.store.axes for member in design.trained]).items()
             },
             "sample": list(design.ids.ids),
             "n_samples": design.n,
-            "data": design.trained[0].store.data,
+            "data": design.data,
             "readout": design.trained[0].readout,
         },
         attrs={
@@ -184,7 +185,7 @@ def _networks(inference: Inference) -> xr.Dataset:
 
 def _agreement(inference: Inference) -> xr.Dataset:
     """Compute the influence of each sample on the mean index across families, or across models of a single family."""
-    pairs = [pair for pair in inference.pairs if pair.relation == "other family"] or inference.pairs
+    pairs = [pair for pair in inference.pairs if pair.across_families] or inference.pairs
     if not pairs:
         return xr.Dataset()
     rows, signals = [], []

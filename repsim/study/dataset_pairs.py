@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float64
 
-from repsim.results.variables import RELATIONS
+from repsim.results.variables import KINDS_OF_PAIRS, OTHER_MODALITY
 from repsim.study.chance import calibrated, p_value, threshold
 from repsim.study.design import Pair
 from repsim.study.inference import Estimate, Inference
@@ -155,10 +155,12 @@ def kinds_of_pairs(inference: Inference) -> xr.Dataset:
     Control and learned effect are means over the pairs that have all of their controls, ``pairs_counted``.
     """
     names = ("index", "trained", "control", "learned")
-    shape = len(inference.kernels), len(RELATIONS)
+    several = len(inference.design.modalities) > 1
+    kinds = [relation for relation in KINDS_OF_PAIRS if several or relation != OTHER_MODALITY]
+    shape = len(inference.kernels), len(kinds)
     table = {f"{name}_mean{end}": np.full(shape, np.nan) for name in names for end in ("", "_low", "_high")}
-    counted = np.zeros(len(RELATIONS), np.int64)
-    for r, relation in enumerate(RELATIONS):
+    counted = np.zeros(len(kinds), np.int64)
+    for r, relation in enumerate(kinds):
         pairs = [pair for pair in inference.pairs if pair.relation == relation]
         controlled = [_by_name(pair) for pair in pairs if inference.is_controlled(pair)]
         counted[r] = len(controlled)
@@ -180,5 +182,5 @@ def kinds_of_pairs(inference: Inference) -> xr.Dataset:
     return xr.Dataset(
         {name: (("kernel", "kind_of_pair"), values) for name, values in table.items()}
         | {"pairs_counted": ("kind_of_pair", counted)},
-        coords={"kernel": list(inference.kernels), "kind_of_pair": list(RELATIONS)},
+        coords={"kernel": list(inference.kernels), "kind_of_pair": kinds},
     )

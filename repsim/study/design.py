@@ -4,7 +4,7 @@ All of these are read from the provenance of the stores. Families can also be na
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import combinations, product
@@ -12,7 +12,7 @@ from typing import Literal
 
 from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.extractors.samples.group_files import GroupsOfPictures
-from repsim.labels import SampleIds
+from repsim.labels import SampleIds, noun_of
 from repsim.metrics.recipes.groups import Groups
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.stores.alignment import AlignedView
@@ -20,7 +20,7 @@ from repsim.stores.axes import SIZES, check_axis_name, in_words
 from repsim.stores.store import ActivationStore
 from repsim.study.sample_groups import groups_of
 
-Relation = Literal["other family", "same family", "same architecture"]
+Relation = Literal["other modality", "other family", "same family", "same architecture"]
 _SEED = re.compile(r"[.+_-]?(?:random-)?seed-?(\d+)$")
 
 
@@ -32,12 +32,17 @@ class Member:
     family: str
     readout: str
     variant: str = ""
-    """Size that tells networks of one architecture apart, such as ``width=64``; empty if families are no sizes."""
+    """Words that tell networks of one architecture apart: their size, such as ``width=64``, or what they read."""
 
     @property
     def name(self) -> str:
         """Name of the model."""
         return self.store.model
+
+    @property
+    def modality(self) -> str:
+        """Kind of what the model reads: ``image``, ``text``, ``tensor`` or ``other``; empty if it is not known."""
+        return self.store.modality
 
     @property
     def trained(self) -> bool:
@@ -48,7 +53,7 @@ class Member:
     def architecture(self) -> str:
         """Name of the architecture in timm; if the store has none, the model's name without a seed at its end.
 
-        Architectures of several sizes have the size at the end of their names: `variant`.
+        Architectures of several sizes, or of several modalities, have `variant` at the end of their names.
         """
         name = str(self.store.provenance.get("architecture") or _SEED.sub("", self.name))
         return f"{name} {self.variant}" if self.variant else name
@@ -84,10 +89,16 @@ class Pair:
 
     @property
     def relation(self) -> Relation:
-        """Relation of the two models: "other family", "same family" or "same architecture"."""
-        if self.a.family != self.b.family:
-            return "other family"
+        """Relation of the two models: "other modality", "other family", "same family" or "same architecture"."""
+        if self.across_families:
+            modalities = {self.a.modality, self.b.modality} - {""}
+            return "other modality" if len(modalities) > 1 else "other family"
         return "same architecture" if self.a.architecture == self.b.architecture else "same family"
+
+    @property
+    def across_families(self) -> bool:
+        """Whether the models are of different families. Those of different modalities always are."""
+        return self.a.family != self.b.family
 
     @property
     def name(self) -> str:
@@ -115,6 +126,16 @@ class Design:
     def stores(self) -> tuple[ActivationStore, ...]:
         """Stores of all models."""
         return tuple(member.store for member in self.members)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities of the trained models, as far as they are known, each once."""
+        return tuple(dict.fromkeys(member.modality for member in self.trained if member.modality))
+
+    @property
+    def data(self) -> str:
+        """Description of the samples; of several modalities, that of each."""
+        return AlignedView(*self.stores).data
 
     @property
     def ids(self) -> SampleIds:
@@ -184,7 +205,8 @@ def design(
     ------
     InvalidInputError
         If there is no trained model, two models have the same name, a family's name makes sentences ambiguous (`a x b`
-        or `universal`), a glob matches no model, a model is in two families, a store lacks the axis of the families or
+        or `universal`), a glob matches no model, a model is in two families, a family that is named by hand has models
+        of several modalities, a store lacks the axis of the families or
         the readout, the readout is compressed (samples cannot be left out of it), or `groups_of` refuses the groups.
     SampleMismatchError
         If the stores have different samples, or another order.
@@ -203,10 +225,13 @@ def design(
             raise InvalidInputError(Argument("families"), " and ", Argument("family_by"), ": state one of them")
         named, variants = _families_by_axis(stores, check_axis_name(family_by, "family_by"))
     chosen = _readout(stores, readout)
-    members = [
-        Member(store, named.get(store.model) or _family(store), chosen, variants.get(store.model, ""))
-        for store in stores
-    ]
+    members = _by_modality(
+        [
+            Member(store, named.get(store.model) or _family(store), chosen, variants.get(store.model, ""))
+            for store in stores
+        ],
+        fixed=() if family_by is not None else named,
+    )
     for member in members:
         forms = {member.store[array].key.form for array in member.arrays}
         if forms != {"features"}:
@@ -245,6 +270,39 @@ def _family(store: ActivationStore) -> str:
     if _is_ambiguous(name):
         name = "-".join(name.split())
     return "family universal" if name.lower() == "universal" else name
+
+
+def _by_modality(members: Sequence[Member], fixed: Container[str]) -> list[Member]:
+    """Give networks of different modalities families and architectures of their own.
+
+    Two towers of one model have the same architecture, and yet are neither a family nor twins of each other. Families
+    of the models in ``fixed`` are named by the user, and are not changed.
+    """
+
+    def read_by(name: str, of: Callable[[Member], str]) -> list[str]:
+        return list(dict.fromkeys(member.modality for member in members if of(member) == name and member.modality))
+
+    apart = []
+    for member in members:
+        own = member
+        if len(kinds := read_by(member.family, lambda other: other.family)) > 1:
+            if member.name in fixed:
+                examples = (
+                    next(m.name for m in members if (m.family, m.modality) == (member.family, k)) for k in kinds
+                )
+                listed = " and ".join(
+                    f"{name} reads {noun_of([kind])}" for name, kind in zip(examples, kinds, strict=True)
+                )
+                raise InvalidInputError(
+                    f"family {member.family!r}: {listed}; networks of different modalities are no family, because what "
+                    "they share is the question: name them apart"
+                )
+            reads = f" ({noun_of([member.modality])})" if member.modality else ""
+            own = replace(own, family=f"{member.family}{reads}")
+        if len(read_by(member.architecture, lambda other: other.architecture)) > 1:
+            own = replace(own, variant=f"{member.variant} {noun_of([member.modality])}".strip())
+        apart.append(own)
+    return apart
 
 
 def _is_ambiguous(family: str) -> bool:

@@ -170,7 +170,7 @@ def _enough(tested: int) -> str:
 
 
 def _about_samples(study: Design) -> Iterator[str]:
-    without = [member for member in study.members if member.store.pixels is None]
+    without = [member for member in study.members if not controls.has_input(member.store)]
     trained = [member.name for member in without if member.trained]
     if len(without) == len(study.members):
         yield "No store holds the input of its network: nothing can be claimed. Extract them again."

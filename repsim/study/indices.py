@@ -202,8 +202,8 @@ class Indices:
         for state, models in self.states():
             names = {model.name for model in models}
             of_state = [pair for pair in self.pairs if {pair.a.name, pair.b.name} <= names]
-            across = [pair for pair in of_state if pair.relation == "other family"]
-            within = [pair for pair in of_state if pair.relation != "other family"]
+            across = [pair for pair in of_state if pair.across_families]
+            within = [pair for pair in of_state if not pair.across_families]
             for d in range(self.depths):
                 own = [(int(k), int(k), 1 / len(models)) for k in (self._at_depth(model, d) for model in models)]
                 sums.append(((state, str(d), "own"), own))

@@ -112,6 +112,16 @@ def is_decided(study: xr.Dataset) -> bool:
     return any(study["claim_level"].values.tolist()) or any(study["claim_reason"].values.tolist())
 
 
+def modalities(study: xr.Dataset) -> dict[str, str]:
+    """Return the modality of each family; empty for families of which it is not known, and of earlier studies."""
+    if "modality" not in study.coords:
+        return dict.fromkeys(study["family"].values.tolist(), "")
+    of_family: dict[str, str] = {}
+    for family, modality in zip(study["family"].values.tolist(), study["modality"].values.tolist(), strict=True):
+        of_family[family] = of_family.get(family) or modality
+    return of_family
+
+
 def verdict(study: xr.Dataset) -> bool | None:
     """Return whether something learned is universal across all families; None if the study cannot say.
 
@@ -225,7 +235,12 @@ def controls_of_pairs(study: xr.Dataset) -> xr.DataArray:
 def means_over_pairs(
     study: xr.Dataset, what: str, kernel: str, relation: str = "other family"
 ) -> tuple[float, float, float]:
-    """Return the mean of "index", "trained", "control" or "learned" over pairs of one kind, and its interval."""
+    """Return the mean of "index", "trained", "control" or "learned" over pairs of one kind, and its interval.
+
+    They are NaN if the study has no such pairs.
+    """
+    if relation not in study["kind_of_pair"].values:
+        return np.nan, np.nan, np.nan
     selection = {"kernel": kernel, "kind_of_pair": relation}
     value, low, high = (float(study[f"{what}_mean{end}"].sel(selection)) for end in ("", "_low", "_high"))
     return value, low, high

@@ -12,9 +12,20 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from repsim.labels import NOUNS
+from repsim.results.variables import ACROSS_FAMILIES, OTHER_MODALITY
 from repsim.study.claims import BEYOND
 from repsim.study.formatting import MOST_NAMES, listed, number, p_value
-from repsim.study.reading import ALPHA, claims, extremes, means_over_pairs, name_of, stands_out, strictest
+from repsim.study.reading import (
+    ALPHA,
+    claims,
+    extremes,
+    means_over_pairs,
+    modalities,
+    name_of,
+    stands_out,
+    strictest,
+)  # fmt: skip
 
 
 def summary(study: xr.Dataset) -> list[str]:
@@ -71,42 +82,93 @@ def _counted(count: int, one: str, several: str = "") -> str:
 
 
 def _raw(study: xr.Dataset) -> Iterator[str]:
-    value = means_over_pairs(study, "index", "cka")
-    if np.isnan(value[0]):
-        for relation in ("same architecture", "same family"):
-            of_relation = means_over_pairs(study, "index", "cka", relation)
-            if not np.isnan(of_relation[0]):
-                yield f"Models of the {relation}: matching layers have a debiased CKA of {number(*of_relation)}."
+    relations = _relations_across(study)
+    for relation in relations:
+        yield _raw_across(study, relation)
+    if relations:
         return
-    control, learned = means_over_pairs(study, "control", "cka"), means_over_pairs(study, "learned", "cka")
-    text = f"Across families, matching layers have a debiased CKA of {number(*value)}{_over_pairs(study, 'cka')}"
+    for relation in ("same architecture", "same family"):
+        of_relation = means_over_pairs(study, "index", "cka", relation)
+        if not np.isnan(of_relation[0]):
+            yield f"Models of the {relation}: matching layers have a debiased CKA of {number(*of_relation)}."
+
+
+def _relations_across(study: xr.Dataset) -> list[str]:
+    """Return the relations of pairs of different families that the study has."""
+    return [
+        relation
+        for relation in ("other family", OTHER_MODALITY)
+        if not np.isnan(means_over_pairs(study, "index", "cka", relation)[0])
+    ]
+
+
+def _across(study: xr.Dataset, relation: str) -> str:
+    """Return between which networks pairs with a relation lie; networks of several modalities are named."""
+    several = len(_kinds(study)) > 1
+    if relation == OTHER_MODALITY:
+        return f"across modalities ({_networks_in_words(_kinds(study))})"
+    return "across families of one modality" if several else "across families"
+
+
+def _kinds(study: xr.Dataset) -> list[str]:
+    """Return the known modalities of a study, each once."""
+    return list(dict.fromkeys(filter(None, modalities(study).values())))
+
+
+def _networks_in_words(kinds: list[str]) -> str:
+    """Return the names of networks of these modalities.
+
+    >>> _networks_in_words(["image", "text", "other"])
+    'picture networks, text networks and other networks'
+    """
+    names = [f"{'other' if kind == 'other' else NOUNS[kind][0]} networks" if kind in NOUNS else kind for kind in kinds]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _pairs_of_families(study: xr.Dataset, relation: str) -> list[tuple[str, str, str]]:
+    """Return the pairs of families with a relation: name, first and second family."""
+    of = modalities(study)
+    columns = (study[name].values.tolist() for name in ("families", "family_a", "family_b"))
+    return [
+        (name, a, b)
+        for name, a, b in zip(*columns, strict=True)
+        if (relation == OTHER_MODALITY) == bool(of[a] and of[b] and of[a] != of[b])
+    ]
+
+
+def _raw_across(study: xr.Dataset, relation: str) -> str:
+    value, control, learned = (
+        means_over_pairs(study, what, "cka", relation) for what in ("index", "control", "learned")
+    )
+    between = _across(study, relation)
+    text = (
+        f"{between[0].upper()}{between[1:]}, matching layers have a debiased CKA of {number(*value)}"
+        f"{_over_pairs(study, 'cka', relation)}"
+    )
     if np.isnan(control[0]):
-        yield f"{text}."
-        return
-    signs = [_sign(study.sel(families=families), "cka") for families in study["families"].values.tolist()]
+        return f"{text}."
+    signs = [_sign(study.sel(families=name), "cka") for name, _, _ in _pairs_of_families(study, relation)]
     signs = [sign for sign in signs if sign]
     if len(signs) > 1:  # one mean would hide pairs of families
         counts = [f"{sign} alike in {signs.count(sign)}" for sign in dict.fromkeys(signs)]
-        relation = f"and trained networks are {listed(counts)} of {len(signs)} pairs of families"
+        comparison = f"and trained networks are {listed(counts)} of {len(signs)} pairs of families"
     else:
-        relation = (
+        comparison = (
             "which is less" if learned[1] > 0 else "which is more" if learned[2] < 0 else "which is no clear difference"
         )
-    yield f"{text}; in the strongest control it is {number(*control)}, {relation}{_of_counted(study)}."
+    return f"{text}; in the strongest control it is {number(*control)}, {comparison}{_of_counted(study, relation)}."
 
 
-def _over_pairs(study: xr.Dataset, kernel: str) -> str:
+def _over_pairs(study: xr.Dataset, kernel: str, relation: str) -> str:
     """Return between which pairs of families a mean over pairs of models lies; empty if there is only one."""
-    if study.sizes["families"] < 2:
-        return ""
     family_of = dict(zip(study["model"].values.tolist(), study["family"].values.tolist(), strict=True))
     values = study["split_half"].sel(measure=kernel).values
     pairs = zip(study["pair_a"].values.tolist(), study["pair_b"].values.tolist(), values.tolist(), strict=True)
     by_families: dict[frozenset[str], list[float]] = {}
     for a, b, value in pairs:
         by_families.setdefault(frozenset({family_of[a], family_of[b]}), []).append(value)
-    families = zip(study["family_a"].values.tolist(), study["family_b"].values.tolist(), strict=True)
-    means = {f"{a} x {b}": float(np.mean(by_families.get(frozenset({a, b}), [np.nan]))) for a, b in families}
+    families = _pairs_of_families(study, relation)
+    means = {f"{a} x {b}": float(np.mean(by_families.get(frozenset({a, b}), [np.nan]))) for _, a, b in families}
     means = {name: mean for name, mean in means.items() if not np.isnan(mean)}
     if len(means) < 2:
         return ""
@@ -114,14 +176,14 @@ def _over_pairs(study: xr.Dataset, kernel: str) -> str:
     return f" on average, from {number(means[low])} for {low} to {number(means[high])} for {high}"
 
 
-def _of_counted(study: xr.Dataset) -> str:
+def _of_counted(study: xr.Dataset, relation: str) -> str:
     """Return how many pairs of models the control is about, if it is not all of them."""
-    across = int((study["relation"].values == "other family").sum())
-    counted = int(study["pairs_counted"].sel(kind_of_pair="other family"))
-    if counted == across:
+    of_relation = int((study["relation"].values == relation).sum())
+    counted = int(study["pairs_counted"].sel(kind_of_pair=relation))
+    if counted == of_relation:
         return ""
-    own = number(*means_over_pairs(study, "trained", "cka"))
-    return f" (only {counted} of {across} pairs of models have controls; their own value is {own})"
+    own = number(*means_over_pairs(study, "trained", "cka", relation))
+    return f" (only {counted} of {of_relation} pairs of models have controls; their own value is {own})"
 
 
 _WITHIN = "Within the classes, and with the input projected out,"
@@ -134,28 +196,32 @@ def _given_controls(study: xr.Dataset) -> Iterator[str]:
         yield "What the input alone explains is not known, so it cannot be said how much of this is learned."
         return
     for kernel in ("cka given input", "cka given input and labels"):
-        if kernel not in study["kernel"].values:
-            continue
-        value = means_over_pairs(study, "index", kernel)
-        setting = "With the input projected out" if kernel == "cka given input" else _WITHIN
-        if np.isnan(value[0]):
-            yield f"{setting.removesuffix(',')}, nothing is left on half of the samples: they are too few."
-            continue
-        energy = study["energy"].sel(measure=kernel).values[study["relation"].values == "other family"].mean()
-        left = [
-            number(float(study["energy_left"].sel(kernel=kernel).values[study["network_state"].values == state].mean()))
-            for state in dict.fromkeys(study["network_state"].values.tolist())
-        ]
-        text = (
-            f"{setting} it is {number(*value)}{_over_pairs(study, kernel)}, and "
-            f"{number(float(energy))} in units of energy; left of the energy: {' of trained networks, '.join(left)} of "
-            f"{'untrained' if len(left) > 1 else 'trained'} ones."
-        )
-        control = means_over_pairs(study, "control", kernel)
-        if np.isnan(control[0]):
-            yield f"{text} Without untrained networks it cannot be said how much is learned."
-        else:
-            yield f"{text} In the strongest control it is {number(*control)}."
+        if kernel in study["kernel"].values:
+            for relation in _relations_across(study) or ["other family"]:
+                yield _given_kernel(study, kernel, relation)
+
+
+def _given_kernel(study: xr.Dataset, kernel: str, relation: str) -> str:
+    value = means_over_pairs(study, "index", kernel, relation)
+    setting = "With the input projected out" if kernel == "cka given input" else _WITHIN
+    if len(_kinds(study)) > 1:
+        setting = f"{setting.removesuffix(',')}, {_across(study, relation)},"
+    if np.isnan(value[0]):
+        return f"{setting.removesuffix(',')}, nothing is left on half of the samples: they are too few."
+    energy = study["energy"].sel(measure=kernel).values[study["relation"].values == relation].mean()
+    left = [
+        number(float(study["energy_left"].sel(kernel=kernel).values[study["network_state"].values == state].mean()))
+        for state in dict.fromkeys(study["network_state"].values.tolist())
+    ]
+    text = (
+        f"{setting} it is {number(*value)}{_over_pairs(study, kernel, relation)}, and "
+        f"{number(float(energy))} in units of energy; left of the energy: {' of trained networks, '.join(left)} of "
+        f"{'untrained' if len(left) > 1 else 'trained'} ones."
+    )
+    control = means_over_pairs(study, "control", kernel, relation)
+    if np.isnan(control[0]):
+        return f"{text} Without untrained networks it cannot be said how much is learned."
+    return f"{text} In the strongest control it is {number(*control)}."
 
 
 def _effect(study: xr.Dataset, names: tuple[str, ...]) -> str:
@@ -183,7 +249,7 @@ def _claimed(study: xr.Dataset) -> Iterator[str]:
     families = tuple(dict.fromkeys(study["family"].values.tolist()))
     general = claims(study, "architectures")
     for names in general:
-        across = "these families" if names == families else _joined(names)
+        across = _extent(study, names) or ("these families" if names == families else _joined(names))
         pairs = [" x ".join(pair) for pair in combinations(names, 2)]
         p = float(study["p_architectures"].sel(families=pairs).max())
         all_ = "every pair of " if len(names) > 2 else ""
@@ -191,7 +257,7 @@ def _claimed(study: xr.Dataset) -> Iterator[str]:
             f"To this extent what was learned is universal across {across}{beyond}: networks of {all_}{_joined(names)} "
             f"are {_effect(study, names)}. This holds for networks of these architectures: the interval over networks "
             f"and samples is above 0, and the exact test over networks and this interval give {p_value(p)}"
-            f"{_adjusted(study)}."
+            f"{_adjusted(study)}.{_limit(study, names)}"
         )
     for names in claims(study, "networks"):
         if any(set(names) <= set(larger) for larger in general):
@@ -201,12 +267,45 @@ def _claimed(study: xr.Dataset) -> Iterator[str]:
         )
         networks = _counted_networks(study, names)
         all_ = "of every pair of" if len(names) > 2 else "of"
+        read = list(dict.fromkeys(kind for name in names if (kind := modalities(study)[name])))
+        kinds = f" ({_networks_in_words(read)})" if len(_kinds(study)) > 1 and read else ""
         yield (
             f"These trained networks are, on average over their pairs, more alike than each of their controls{beyond}, "
-            f"on samples like these: {', '.join(networks)}. Those {all_} {_joined(names)} are {_effect(study, names)}. "
+            f"on samples like these: {', '.join(networks)}. Those {all_} {_joined(names)}{kinds} are "
+            f"{_effect(study, names)}. "
             "Whether training makes networks of these architectures alike is not shown: "
-            f"{'; '.join(reason for reason in reasons if reason)}."
+            f"{'; '.join(reason for reason in reasons if reason)}.{_limit(study, names)}"
         )
+
+
+def _extent(study: xr.Dataset, names: tuple[str, ...]) -> str:
+    """Return across what a claim holds that is about families of several modalities; empty in a study of one.
+
+    Nothing holds across modalities unless a claimed pair of families is of two.
+    """
+    if len(_kinds(study)) < 2:
+        return ""
+    of = modalities(study)
+    by_kind = {kind: [name for name in names if of[name] == kind] for kind in (*_kinds(study), "")}
+    groups = [
+        f"{_networks_in_words([kind]) if kind else 'networks of unknown samples'} ({', '.join(members)})"
+        for kind, members in by_kind.items()
+        if members
+    ]
+    return f"{'modalities, ' if _is_across_modalities(study, names) else ''}{' and '.join(groups)}"
+
+
+def _is_across_modalities(study: xr.Dataset, names: tuple[str, ...]) -> bool:
+    """Return whether families read samples of several known kinds."""
+    of = modalities(study)
+    return len({of[name] for name in names} - {""}) > 1
+
+
+def _limit(study: xr.Dataset, names: tuple[str, ...]) -> str:
+    """Return a sentence if a study of several modalities claims something of one of them."""
+    if len(_kinds(study)) < 2 or _is_across_modalities(study, names):
+        return ""
+    return " Nothing follows from this across modalities."
 
 
 def _counted_networks(study: xr.Dataset, families: tuple[str, ...]) -> list[str]:
@@ -252,7 +351,7 @@ def _refused(study: xr.Dataset) -> Iterator[str]:
             kind = re.sub(pattern, general, kind)
         by_kind.setdefault(kind, {})[name] = reason
     for kind, reasons in by_kind.items():
-        names = listed(list(reasons), 6)
+        names = listed([_named(study, pair) for pair in reasons], 6)
         text = f"Nothing learned is shown to be shared by {names}"
         if kind.startswith(BEYOND):
             effects = study["effect"].sel(measure=strictest(study), families=list(reasons)).values
@@ -266,6 +365,12 @@ def _refused(study: xr.Dataset) -> Iterator[str]:
         else:
             reason, more = kind, f" (the tables have the numbers of these {len(reasons)} pairs of families)."
         yield f"{text}: {reason.removeprefix(f'{BEYOND}: ')}{more}"
+
+
+def _named(study: xr.Dataset, pair: str) -> str:
+    """Return the name of a pair of families; one of two modalities says so."""
+    across = {name for name, _, _ in _pairs_of_families(study, OTHER_MODALITY)}
+    return f"{pair} (across modalities)" if pair in across else pair
 
 
 def _joined(names: tuple[str, ...]) -> str:
@@ -396,7 +501,7 @@ def _tested(study: xr.Dataset) -> Iterator[str]:
 
 def _depth(study: xr.Dataset) -> Iterator[str]:
     kernel = strictest(study)
-    across = study["relation"].values == "other family" if study.sizes.get("pair") else np.zeros(0, bool)
+    across = np.isin(study["relation"].values, ACROSS_FAMILIES) if study.sizes.get("pair") else np.zeros(0, bool)
     if across.any():
         split = float(study["split_half"].sel(measure=kernel).values[across].mean())
         on_all = float(study["index"].sel(measure=kernel).values[across].mean())

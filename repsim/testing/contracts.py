@@ -24,9 +24,10 @@ import pytest
 import torch
 
 import repsim.metrics
-from repsim.errors import ImageError, InvalidInputError, UndefinedValueError, UnreliableValueWarning
-from repsim.extractors import Extractor, ImageSource, LayerSpec, Readout, Stream, open_images
+from repsim.errors import InvalidInputError, SampleError, UndefinedValueError, UnreliableValueWarning
+from repsim.extractors import Extractor, LayerSpec, Readout, SampleSource, Stream, open_images
 from repsim.metrics.base import Array, Group, Invariance, Metric, as_samples
+from repsim.runtime.deprecation import warn_deprecated
 
 INVARIANCES: tuple[Invariance, ...] = get_args(Invariance)
 
@@ -374,12 +375,16 @@ class ExtractorContract:
         """Return a new extractor."""
         raise NotImplementedError
 
-    def images(self) -> ImageSource:
-        """Return at least six pictures that the extractor can read."""
-        return open_images("digits")
+    def samples(self) -> SampleSource:
+        """Return at least six samples that the extractor can read; by default pictures."""
+        images: Callable[[], SampleSource] | None = getattr(self, "images", None)
+        if images is None:
+            return open_images("digits")
+        warn_deprecated("ExtractorContract.images", instead="define samples()", gone_in="0.4.0")
+        return images()
 
     def _read(self, extractor: Extractor, rows: Sequence[int], batch_size: int) -> dict[tuple[str, str], Array]:
-        batches = list(extractor.stream(self.images(), list(rows), Stream(batch_size=batch_size)))
+        batches = list(extractor.stream(self.samples(), list(rows), Stream(batch_size=batch_size)))
         assert [row for batch in batches for row in batch.rows] == list(rows), (
             "the rows are not the requested samples in their order"
         )
@@ -431,15 +436,15 @@ class ExtractorContract:
         assert record
         assert json.loads(json.dumps(record)) == record
 
-    def test_an_unreadable_picture_ends_the_stream(self) -> None:
-        class Damaged(type(self.images())):  # type: ignore[misc]
+    def test_an_unreadable_sample_ends_the_stream(self) -> None:
+        class Damaged(type(self.samples())):  # type: ignore[misc]
             def load(self, index: int) -> Any:
-                raise ImageError(f"cannot read the picture {index}")
+                raise SampleError(f"cannot read the sample {index}")
 
-        images = self.images()
-        images.__class__ = Damaged
-        with pytest.raises(ImageError, match="picture 3"):
-            list(self.extractor().stream(images, [3, 4], Stream(batch_size=2)))
+        samples = self.samples()
+        samples.__class__ = Damaged
+        with pytest.raises(SampleError, match="sample 3"):
+            list(self.extractor().stream(samples, [3, 4], Stream(batch_size=2)))
 
 
 def _declared(extractor: Extractor) -> dict[tuple[str, str], tuple[LayerSpec, Readout]]:

@@ -140,7 +140,8 @@ def write_network(
     folder : str or path
         Folder of the store.
     model : str
-        Name of the model. ``NAME+random-...`` is recorded as an untrained network of the architecture ``NAME``.
+        Name of the model. ``NAME+random-...`` is recorded as an untrained network of the architecture ``NAME``, unless
+        the provenance in the options names another one.
     layers : dict of str to array, or sequence of array
         Arrays of shape (n, ...) in depth order; without names they are called ``block0``, ``block1``, ...
     **options
@@ -149,7 +150,8 @@ def write_network(
     if not isinstance(layers, Mapping):
         layers = {f"block{k}": layer for k, layer in enumerate(layers)}
     if "+random" in model:
-        options["provenance"] = {"weights": "random", "architecture": model.partition("+")[0]}
+        untrained = {"weights": "random", "architecture": model.partition("+")[0]}
+        options["provenance"] = untrained | options.get("provenance", {})
     return write_store(Path(folder) / f"{model}.h5", layers, model=model, **options)
 
 

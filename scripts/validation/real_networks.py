@@ -107,7 +107,7 @@ def extract_text(model_folder: Path, like: Path, out: Path, *, seed: int | None 
     tokens = tokens_of(captions(ids), return_tensors="pt", padding=True)
     mask = tokens["attention_mask"].unsqueeze(-1)
     with torch.inference_mode():
-        hidden = network.eval()(**tokens, output_hidden_states=True).hidden_states
+        hidden = network(**tokens, output_hidden_states=True).hidden_states
     layers = {
         "embeddings" if k == 0 else f"layer.{k - 1}": ((state * mask).sum(1) / mask.sum(1)).numpy()
         for k, state in enumerate(hidden)

@@ -44,6 +44,7 @@ class Network:
     pixels: str = "simulated"
     """Substitute for the input, which is a control of its own."""
     labels: None = None
+    modality: str = ""
 
     def __getitem__(self, name: str) -> SimpleNamespace:
         return SimpleNamespace(key=LayerKey(self.model, name, "mean"))

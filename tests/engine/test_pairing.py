@@ -406,8 +406,11 @@ def test_clean_and_blurred_digits(tmp_path: Path) -> None:
 
 def test_notes_count_the_pictures_of_two_stores_and_of_several(tmp_path: Path) -> None:
     stores = [
-        write_store(tmp_path / f"{name}.h5", {"out": np.eye(12)[:, :3]}, model=name, sample_ids=list("abcdefghijkl"))
+        write_store(
+            tmp_path / f"{name}.h5", {"out": np.eye(12)[:, :3]}, model=name, sample_ids=list("abcdefghijkl"),
+            provenance={"modality": "image"},
+        )
         for name in "xyz"
-    ]
+    ]  # fmt: skip
     for count, words in ((2, "the two pictures differ in 5 of them"), (3, "their pictures differ in 5 of them")):
         assert words in replace(pair(stores[:count], "id"), other_contents=5).notes[0]

@@ -52,7 +52,7 @@ def test_groups_of_a_file(tmp_path: Path, separator: str, head: str) -> None:
         ("re:scene", "has no bracket"),
         (r"re:scene([01])", r"names no group of 1 of 4 samples of frames \(b/scene2_f0.png\)"),
         ("nowhere.csv", "nowhere.csv is not a file"),
-        ({NAMES[0]: 1}, "3 pictures without a group"),
+        ({NAMES[0]: 1}, "3 samples without a group"),
     ],
 )
 def test_groups_that_do_not_fit_are_refused(groups: Any, message: str) -> None:

@@ -15,6 +15,7 @@ from torchvision import transforms
 
 from repsim.errors import ImageError, InvalidInputError
 from repsim.extractors import ImageSource, Stream, open_images
+from repsim.extractors.preprocessing import prepare_pictures
 from repsim.extractors.recalibration import assign, batch_norms, measure
 from repsim.extractors.samples.opening import choose
 from repsim.extractors.timm_models import TimmExtractor
@@ -41,7 +42,7 @@ class Watched(ImageSource):
 
 
 def recalibrated(model: nn.Module, rows: Sequence[int], transform: Any = TO_TENSOR) -> dict[str, tuple[Tensor, Tensor]]:
-    statistics = measure(model, transform, open_images("digits"), rows, Stream())
+    statistics = measure(model, prepare_pictures(model, transform), open_images("digits"), rows, Stream())
     assign(model, statistics)
     return statistics
 
@@ -131,7 +132,7 @@ def test_measuring_changes_nothing() -> None:
     settings = [(m.training, getattr(m, "momentum", 0), getattr(m, "track_running_stats", 0)) for m in model.modules()]
     for images in (Watched(), Watched(bad=[5])):
         try:
-            measure(model, TO_TENSOR, images, range(9), Stream())
+            measure(model, prepare_pictures(model, TO_TENSOR), images, range(9), Stream())
             assert not images.bad
         except ImageError as error:
             assert str(error) == "cannot read the picture 5"  # noqa: PT017 - the loop is what both have in common
@@ -146,9 +147,9 @@ def test_at_most_512_samples_evenly_spread_and_whatever_the_batch_size() -> None
     model = Kinds()
     images = Watched()
     rows = list(range(3, 1797))
-    statistics = measure(model, TO_TENSOR, images, rows, Stream(batch_size=8))
+    statistics = measure(model, prepare_pictures(model, TO_TENSOR), images, rows, Stream(batch_size=8))
     assert images.loads == Counter(rows[i] for i in choose(len(rows), 512))
-    again = measure(model, TO_TENSOR, images, rows, Stream(batch_size=300, workers=1))
+    again = measure(model, prepare_pictures(model, TO_TENSOR), images, rows, Stream(batch_size=300, workers=1))
     assert all(torch.equal(a, b) for path in statistics for a, b in zip(statistics[path], again[path], strict=True))
 
 
