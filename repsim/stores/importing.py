@@ -216,7 +216,7 @@ def _write(
     """Copy layers to a new store, a few megabytes at a time."""
     named = {layer.name: layer for layer in layers}
     dtype = np.result_type(*(layer.stored_as for layer in layers)).name
-    described = describe(named, named, dtype, pixels=None, **settings)
+    described = describe(named, named, dtype, pixels=None, controls=None, **settings)
     contents = record_ids(described.contents)
     with (
         report_progress(f"reading {path.name}", progress) as advance,
