@@ -273,7 +273,7 @@ class Extraction:
                     "class_token": layer.class_token,
                     "grid": layer.grid,
                     **({"padding": padding_of(readout)} if layer.axes == "NTC" else {}),
-                    **(facts(layer) if (facts := getattr(readout, "facts", None)) else {}),
+                    **(readout.facts(layer) if hasattr(readout, "facts") else {}),  # names of columns, seeds
                     **({"classes": self.classes.rule} if key == PREDICTION and self.classes is not None else {}),
                 },
                 readout.block,
