@@ -10,7 +10,7 @@ import json
 import posixpath
 import re
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +175,7 @@ class TextTable(Table):
 
     def source(self, column: str, modality: Modality) -> SampleSource:
         """Open a column."""
-        places = [self.place(row) for row in range(self.n)]
-        return source_of_cells(self.name, self._cells[column], places, modality, self._folder, self._max_pixels)
+        return source_of_cells(self.name, self._cells[column], self.place, modality, self._folder, self._max_pixels)
 
 
 def kind_of_cells(cells: Sequence[Any]) -> Modality | None:
@@ -229,7 +228,7 @@ def _number(text: str) -> int | float:
 def source_of_cells(  # noqa: PLR0917 - the parts of a column
     name: str,
     cells: Sequence[Any],
-    places: Sequence[str],
+    places: Callable[[int], str],
     modality: Modality,
     folder: Path | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -246,7 +245,7 @@ def source_of_cells(  # noqa: PLR0917 - the parts of a column
         return Texts(name, cells, (), places)
     if modality == "tensor":
         return Arrays(name, ArrayRows(_as_numbers(cells, dtype)))
-    pictures = PicturesOfTable(cells.__getitem__, places.__getitem__, folder, max_pixels)
+    pictures = PicturesOfTable(cells.__getitem__, places, folder, max_pixels)
     paths = [path for cell in cells if (path := picture_parts(cell)[1]) and picture_parts(cell)[0] is None]
     if len(paths) == len(cells) and not any(((folder or Path()) / path).exists() for path in paths):
         raise ImageError(
@@ -299,14 +298,13 @@ class ParquetTable(Table):
 
     def source(self, column: str, modality: Modality) -> SampleSource:
         """Open a column."""
-        places = [self.place(row) for row in range(self.n)]
         kind = self._schema.field(column).type
         if modality == "image" and (_is_binary(kind) or _is_picture_struct(kind)):
             cells = ParquetCells(self._path, column)
-            return PicturesOfTable(cells, places.__getitem__, self._path.parent, self._max_pixels)
+            return PicturesOfTable(cells, self.place, self._path.parent, self._max_pixels)
         folder = self._path.parent
         dtype = _number_type(kind) if modality == "tensor" else None
-        return source_of_cells(self.name, self.values(column), places, modality, folder, self._max_pixels, dtype)
+        return source_of_cells(self.name, self.values(column), self.place, modality, folder, self._max_pixels, dtype)
 
 
 class ParquetCells:
