@@ -28,7 +28,7 @@ from tests.commands import calls
 from tests.commands.calls import fail, run
 
 COMMANDS = [
-    "compare", "completion", "demo", "export", "extract", "figures", "heatmap", "inspect", "layers", "metrics",
+    "compare", "completion", "demo", "export", "extract", "figures", "heatmap", "import", "inspect", "layers", "metrics",
     "models", "report", "run", "series", "spans", "universality", "verify",
 ]  # fmt: skip
 
