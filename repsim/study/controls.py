@@ -69,7 +69,7 @@ def inputs(stores: Sequence[ActivationStore], view: AlignedView | None = None) -
     return [Control(kernel.name, kernel.features().astype(dtype), seen) for kernel in selected]
 
 
-_MOST = {INPUT: MOST, TOKENS: 2 * MOST, VALUES: MOST}
+_MOST = {INPUT: MOST, TOKENS: 3 * MOST, VALUES: MOST}
 """Largest number of kernels that are selected for each kind of input; what networks can make of texts is more varied.
 
 Each of these inputs alone determines what a network sees, or nearly so."""
