@@ -15,13 +15,14 @@ import timm
 from torch import Tensor, nn
 
 from repsim.errors import Argument, InvalidInputError, Remedy, UnknownNameError
-from repsim.extractors import torchvision_models
+from repsim.extractors import torchvision_models, transformers_models
 from repsim.extractors.base import Extractor
-from repsim.extractors.families import family_by_name
+from repsim.extractors.families import family_by_name, family_of_transformer
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import Choices, ModelOptions
 from repsim.extractors.preparation import Preparation, prepare_samples
 from repsim.extractors.preprocessing import Transform, timm_preprocessing
+from repsim.extractors.repositories import locate
 from repsim.extractors.samples.source import SampleSource
 from repsim.extractors.timm_models import TimmExtractor
 from repsim.extractors.torchvision_models import TorchvisionExtractor
@@ -54,7 +55,7 @@ def make_extractor(
     Parameters
     ----------
     model : str or torch.nn.Module
-        A timm name (``resnet50``), ``torchvision/NAME``, ``PREFIX/NAME`` of a package with an entry point, or a torch
+        A timm name (``resnet50``), ``torchvision/NAME``, ``hf/NAME`` of transformers, ``PREFIX/NAME`` of a package with an entry point, or a torch
         module.
     weights : str
         ``pretrained``, ``random``, or a file. Only for a model that is named: a module has its weights already.
@@ -112,6 +113,13 @@ def make_extractor(
         raise InvalidInputError(f"transform= and name= are for a torch module; {model} has its own")
     if any(option is not None for option in (forward, collate, mask)):
         raise InvalidInputError(f"forward=, collate= and mask= are for a torch module; {model} has its own")
+    if model.startswith(transformers_models.PREFIX):
+        return transformers_models.TransformersExtractor(
+            model, samples and samples.modality,
+            weights=weights, seed=seed, options=options, layers=layers, readout=readout,
+        )  # fmt: skip
+    if options.max_length is not None:
+        raise InvalidInputError(Argument("max_length"), f": {model} reads pictures, which have no tokens")
     if samples is not None and samples.modality != "image":
         raise InvalidInputError(f"{model} reads pictures, and {samples.name} has {samples.noun}")
     if model.startswith(torchvision_models.PREFIX):
@@ -162,6 +170,8 @@ def check_name(model: str) -> None:
     """
     if model.startswith(torchvision_models.PREFIX):
         torchvision_models.check_name(model)
+    elif model.startswith(transformers_models.PREFIX):
+        transformers_models.check_name(model)
     elif not _entry_point(model):
         check_timm_name(model)
 
@@ -173,6 +183,8 @@ def store_name(model: str, weights: str = "pretrained", seed: int = 0, **choices
     ('digits_vit.seed1', 'digits_vit+epoch9')
     """
     end = suffix(weights, seed, ModelOptions.read(**choices))
+    if model.startswith(transformers_models.PREFIX):
+        return locate(model).label.replace("/", "_") + end
     if weights != "pretrained" and "/" not in model and ":" not in model:
         model = model.partition(".")[0]
     return model.replace("/", "_").replace(":", "_") + end
@@ -191,6 +203,9 @@ def preprocessing_of(model: str, weights: str = "pretrained", **choices: Unpack[
         return None
     if model.startswith(torchvision_models.PREFIX):
         return torchvision_models.torchvision_preprocessing(model).key
+    if model.startswith(transformers_models.PREFIX):
+        transformers_models.check_name(model)
+        return None
     if ":" in model or _entry_point(model):  # hf-hub:..., local-dir:...: in a file beside the weights
         return None
     check_timm_name(model)
@@ -199,17 +214,21 @@ def preprocessing_of(model: str, weights: str = "pretrained", **choices: Unpack[
 
 
 def family_of(architecture: str) -> str | None:
-    """Return the family of an architecture of timm or torchvision, by its name (`repsim.extractors.families`).
+    """Return the family of an architecture of timm, torchvision or transformers (`repsim.extractors.families`).
 
-    None if neither library defines it: a network of the embedded zoo, or a torch module, is a family of its own.
+    None if none of them defines it: a network of the embedded zoo, or a torch module, is a family of its own.
 
     >>> family_of("resnet50"), family_of("vit_base_patch16_224"), family_of("vit_b_16"), family_of("digits_vit")
     ('resnet', 'vit', 'vit', None)
+    >>> family_of("roberta-12x768"), family_of("gpt2-12x768"), family_of("clip_vision-12x768")
+    ('bert', 'gpt2', 'vit')
     """
     if timm.is_model(architecture):
         ours = timm.model_entrypoint(architecture).__module__.startswith("timm.")
         return family_by_name(architecture) if ours else None
-    return family_by_name(architecture) if architecture in torchvision_models.names() else None
+    if architecture in torchvision_models.names():
+        return family_by_name(architecture)
+    return family_of_transformer(architecture)
 
 
 def _entry_point(model: str) -> EntryPoint | None:
@@ -219,5 +238,5 @@ def _entry_point(model: str) -> EntryPoint | None:
         return None
     sources = {entry.name: entry for entry in entry_points(group=GROUP)}
     if prefix not in sources:
-        raise UnknownNameError("source of models", prefix, ["torchvision", *sources], where=f"in {model}")
+        raise UnknownNameError("source of models", prefix, ["torchvision", "hf", *sources], where=f"in {model}")
     return sources[prefix]

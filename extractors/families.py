@@ -1,4 +1,4 @@
-"""Families of architectures, by their names in timm and torchvision.
+"""Families of architectures, by their names in timm, torchvision and transformers.
 
 A family is a design: the networks that the field calls by one name. Sizes, patch sizes, kinds of attention within a
 block (SE, ECA, SK), normalisations, ways of training, and later versions of one block belong to it. So ResNeXt and
@@ -59,3 +59,30 @@ def family_by_name(architecture: str) -> str:
             return match.expand(family)
     stem = _STEM.match(name)
     return stem[0] if stem else architecture
+
+
+_TRANSFORMER = re.compile(r"(\w[\w-]*?)-\d+x\d+")
+"""Architecture of a model of transformers: its type, the number of its blocks, and their width."""
+_TRANSFORMERS = {
+    "bert": ("bert", "roberta", "distilbert", "camembert", "xlm-roberta", "xlm-roberta-xl", "electra", "mobilebert",
+             "roberta-prelayernorm", "data2vec-text", "albert", "ernie"),
+    "llama": ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo", "olmo2"),
+    "gpt2": ("gpt2", "gpt_bigcode", "openai-gpt"),
+    "t5": ("t5", "mt5", "umt5", "longt5"),
+    "bart": ("bart", "mbart", "blenderbot", "pegasus"),
+    "vit": ("vit", "deit", "beit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip_vision", "siglip_vision",
+            "vit_mae", "vit_msn", "ijepa", "data2vec-vision"),
+}  # fmt: skip
+"""Families of transformers, and the types of their members; any other type is a family of its own."""
+
+
+def family_of_transformer(architecture: str) -> str | None:
+    """Return the family of an architecture of transformers (``bert-6x384``), or None for any other name.
+
+    >>> [family_of_transformer(name) for name in ("distilbert-6x768", "clip_text-12x512", "opt-12x768", "mynet")]
+    ['bert', 'clip_text', 'opt', None]
+    """
+    match = _TRANSFORMER.fullmatch(architecture)
+    if match is None:
+        return None
+    return next((family for family, types in _TRANSFORMERS.items() if match[1] in types), match[1])

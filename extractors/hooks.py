@@ -95,6 +95,7 @@ def trace(
     forward: Callable[[nn.Module, Any], Any] = call,
     samples: int | None = None,
     tokens: int | None = None,
+    inputs_of: Mapping[str, str] | None = None,
 ) -> Trace:
     """Run ``example`` through the model once and record every module's calls, outputs and shapes.
 
@@ -113,6 +114,8 @@ def trace(
         Number of samples in the example; by default its length.
     tokens : int, optional
         Number of tokens in the example, padding included.
+    inputs_of : mapping, optional
+        Path of a module -> name of the layer that is its input.
 
     Returns
     -------
@@ -128,7 +131,8 @@ def trace(
     inputs: dict[str, tuple[int, ...]] = {}
     order: list[Site] = []
     linear = [path for path, module in model.named_modules() if path and isinstance(module, nn.Linear)]
-    candidates = frozenset(linear if classifiers is None else classifiers)
+    named = {} if inputs_of is None else dict(inputs_of)
+    candidates = frozenset({*(linear if classifiers is None else classifiers), *named})
     outputs: dict[str, ref[Tensor]] = {}  # candidate -> weak reference to its output, in the order of the last calls
 
     def before(path: str, args: tuple[Any, ...]) -> None:
@@ -160,11 +164,12 @@ def trace(
         result = forward(model, example)
     samples = len(example) if samples is None else samples
     heads = [_find_head(tensors(result)[:1], outputs, output_shapes)] if classifiers is None else classifiers
-    inputs = {path: shape for path, shape in inputs.items() if path in heads}
+    named |= _pre_logits([path for path in inputs if path in heads], output_shapes)
+    inputs = {path: shape for path, shape in inputs.items() if path in named}
     order = [site for site in order if site.side == "output" or site.module in inputs]
 
     types = {path: type(module).__name__ for path, module in model.named_modules()}
-    traced, left_out = _name_tensors(order, output_shapes, labels, inputs, types, samples)
+    traced, left_out = _name_tensors(order, output_shapes, labels, inputs, named, types, samples)
     left_out |= {path: "is never called in the forward pass" for path in types if path and not calls[path]}
     vectors = isinstance(result, Tensor) and result.ndim == 2 and len(result) == samples
     return Trace(traced, left_out, started, finished, result.shape[1] if vectors else None, tokens)
@@ -175,6 +180,7 @@ def _name_tensors(  # noqa: PLR0917 - what one trace has recorded
     output_shapes: Mapping[str, Sequence[Sequence[tuple[int, ...]]]],
     labels: Mapping[str, Sequence[Sequence[str]]],
     inputs: Mapping[str, tuple[int, ...]],
+    named: Mapping[str, str],
     types: Mapping[str, str],
     samples: int,
 ) -> tuple[tuple[TracedTensor, ...], dict[str, str]]:
@@ -184,10 +190,8 @@ def _name_tensors(  # noqa: PLR0917 - what one trace has recorded
     for site in order:
         path = site.module
         if site.side == "input":
-            # VGG has a module named pre_logits, whose output is the same tensor
-            if len(inputs[path]) > 1 and inputs[path][0] == samples and "pre_logits" not in output_shapes:
-                name = "pre_logits" if len(inputs) == 1 else f"pre_logits[{list(inputs).index(path)}]"
-                traced.append(TracedTensor(site, name, f"input of {types[path]}", inputs[path][1:]))
+            if len(inputs[path]) > 1 and inputs[path][0] == samples:
+                traced.append(TracedTensor(site, named[path], f"input of {types[path]}", inputs[path][1:]))
             continue
         shapes = output_shapes[path][site.call]
         good = [i for i, shape in enumerate(shapes) if len(shape) > 1 and shape[0] == samples]
@@ -200,6 +204,13 @@ def _name_tensors(  # noqa: PLR0917 - what one trace has recorded
             name = f"{path}{call}[{labels[path][site.call][i]}]" if len(shapes) > 1 else f"{path}{call}"
             traced.append(TracedTensor(Site(path, site.call, i), name, types[path], shapes[i][1:]))
     return tuple(traced), left_out
+
+
+def _pre_logits(heads: Sequence[str], output_shapes: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of the layers that are the inputs of the classifiers."""
+    if "pre_logits" in output_shapes:  # VGG has a module of this name, whose output is the same tensor
+        return {}
+    return {path: "pre_logits" if len(heads) == 1 else f"pre_logits[{k}]" for k, path in enumerate(heads)}
 
 
 def _find_head(

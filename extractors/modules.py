@@ -103,7 +103,7 @@ class ModuleExtractor:
                 described.append(layer)
             else:
                 left_out[tensor.site.module] = "has an output whose shape depends on the number of tokens"
-        self._layers = select(described, layers, presets=presets(model, trace), left_out=left_out)
+        self._layers = select(described, layers, presets=self._presets(trace), left_out=left_out)
         self.readouts: Mapping[tuple[str, str], tuple[LayerSpec, Readout]]
         self.readouts, self.notes = plan(self._layers, readouts)
         self.controls: Mapping[tuple[str, str], tuple[LayerSpec, Readout]] = {
@@ -125,6 +125,13 @@ class ModuleExtractor:
             for layer in self._layers
             if layer.name.partition("[")[0].endswith("#1")
         ]
+
+    _inputs: Mapping[str, str] = {}
+    """Path of a module -> name of the layer that is its input, for layers that are the output of no module."""
+
+    def _presets(self, trace: hooks.Trace) -> dict[str, list[str]]:
+        """Return the module paths and names of layers that the presets stand for."""
+        return presets(self.model, trace)
 
     @property
     def transform(self) -> Any:
@@ -161,7 +168,7 @@ class ModuleExtractor:
                 return hooks.trace(
                     self.model, copy(move(example, weight.device)), self._classifiers(),
                     forward=self.preparation.forward, samples=samples_in(example),
-                    tokens=None if mask is None else mask.shape[1],
+                    tokens=None if mask is None else mask.shape[1], inputs_of=self._inputs,
                 )  # fmt: skip
             except Exception as error:  # the code of the user may raise any exception
                 source = "the output of its transform" if isinstance(example, Tensor) else "made of the first samples"

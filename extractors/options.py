@@ -1,4 +1,4 @@
-"""Options of a model: the weights in a file, the size and normalisation of its pictures, and its arguments."""
+"""Options of a model: the weights in a file, how its pictures and texts are prepared, and its arguments."""
 
 import ast
 import math
@@ -24,6 +24,7 @@ class Choices(TypedDict, total=False):
     std: float | str | Sequence[float] | None
     interpolation: str | None
     crop_pct: float | str | None
+    max_length: int | str | None
     model_kwargs: Mapping[str, Any] | Iterable[str] | None
 
 
@@ -56,6 +57,8 @@ class ModelOptions:
     interpolation: str | None = None
     crop_pct: float | None = None
     """Share of the resized picture that the centre crop keeps, in (0, 1]."""
+    max_length: int | None = None
+    """Largest number of tokens of a text, special tokens included; longer texts are cut at their end."""
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the function that builds the model."""
 
@@ -71,6 +74,7 @@ class ModelOptions:
         std: float | str | Sequence[float] | None = None,
         interpolation: str | None = None,
         crop_pct: float | str | None = None,
+        max_length: int | str | None = None,
         model_kwargs: Mapping[str, Any] | Iterable[str] | None = None,
     ) -> Self:
         """Return the options that the values, or their texts, describe.
@@ -89,6 +93,8 @@ class ModelOptions:
             Name of the interpolation in timm: ``bicubic``, ``bilinear``, ...
         crop_pct : float or str, optional
             A number in (0, 1].
+        max_length : int or str, optional
+            A number of tokens of at least 1.
         model_kwargs : mapping or iterable of str, optional
             A mapping, or texts ``KEY=VALUE`` whose values are Python literals or words.
 
@@ -116,6 +122,7 @@ class ModelOptions:
             std=chosen,
             interpolation=interpolation,
             crop_pct=None if share is None else share[0],
+            max_length=None if max_length is None else _count("max_length", max_length),
             model_kwargs=read_kwargs(model_kwargs or {}),
         )
 
@@ -162,6 +169,14 @@ def read_size(size: int | str | Sequence[int]) -> tuple[int, int]:
     if len(parts) not in {1, 2} or any(isinstance(p, bool) or not isinstance(p, int) or p < 1 for p in parts):
         raise InvalidArgumentError("img_size", "a number of pixels, or HEIGHTxWIDTH (224, 256x320)", size)
     return parts[0], parts[-1]
+
+
+def _count(name: str, value: int | str) -> int:
+    """Return a whole number of at least 1, from a number or its text."""
+    text = str(value).strip()
+    if isinstance(value, bool) or not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise InvalidArgumentError(name, "a whole number of at least 1", value)
+    return int(text)
 
 
 def _numbers(name: str, value: float | str | Sequence[float]) -> tuple[float, ...]:

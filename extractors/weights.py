@@ -114,7 +114,7 @@ def load_model(name: str, weights: str = "pretrained", seed: int = 0, options: M
 
 
 def suffix(weights: str, seed: int, options: ModelOptions | None = None) -> str:
-    """Return the suffix of a model's name for weights or a picture size that are not the defaults of the model.
+    """Return the suffix of a model's name for weights, a picture size or a text length that are not its defaults.
 
     >>> suffix("random", 3), suffix("runs/epoch9.pth", 0), suffix("pretrained", 0)
     ('+random-seed3', '+epoch9', '')
@@ -130,6 +130,8 @@ def suffix(weights: str, seed: int, options: ModelOptions | None = None) -> str:
     if options.img_size is not None:
         height, width = options.img_size
         text += f"+{height}px" if height == width else f"+{height}x{width}px"
+    if options.max_length is not None:
+        text += f"+{options.max_length}tokens"
     return text
 
 
@@ -161,19 +163,25 @@ def _pretrained(name: str, options: ModelOptions) -> tuple[Any, fitting.Settings
         source = config and (config.hf_hub_id or config.url or (config.file and Path(config.file).name))
         if config and not source:
             raise WeightsError(f"timm has no pretrained weights for {name}", remedy=ALTERNATIVES) from None
-        why, remedy = reason(error), ALTERNATIVES
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if isinstance(error, LocalEntryNotFoundError) or type(error) is URLError:  # a 404 is a URLError too
-            why = "they are not in the cache and the hub cannot be reached"
-            remedy = Remedy(*ALTERNATIVES.parts, "; HF_HUB_OFFLINE=1 skips the wait for the network")
-        elif status in {401, 403}:
-            why = (
-                f"the hub refuses access ({status}). If they exist, accept their terms on the hub's page and "
-                "log in (`hf auth login`, or HF_TOKEN)"
-            )
+        why, remedy = explain_download(error)
         raise WeightsError(f"no pretrained weights for {name} ({source or name}): {why}", remedy=remedy) from error
     _check_cache(model.pretrained_cfg)
     return model, settings
+
+
+def explain_download(error: Exception) -> tuple[str, Remedy]:
+    """Return why a file could not be downloaded, and what to do."""
+    if isinstance(error, LocalEntryNotFoundError) or type(error) is URLError:  # a 404 is a URLError too
+        remedy = Remedy(*ALTERNATIVES.parts, "; HF_HUB_OFFLINE=1 skips the wait for the network")
+        return "they are not in the cache and the hub cannot be reached", remedy
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in {401, 403}:
+        why = (
+            f"the hub refuses access ({status}). If they exist, accept their terms on the hub's page and "
+            "log in (`hf auth login`, or HF_TOKEN)"
+        )
+        return why, ALTERNATIVES
+    return reason(error), ALTERNATIVES
 
 
 def close_response(error: Exception) -> None:
@@ -205,9 +213,15 @@ def _check_cache(config: Mapping[str, Any]) -> None:
         check_hash(url_cache(config["url"]))
     for name in (config.get("hf_hub_filename"), *_HUB_FILES) if repo else ():
         cached = try_to_load_from_cache(repo, name, revision=revision or None) if name else None
-        blob = Path(cached).resolve() if isinstance(cached, str) else None
-        if blob is not None and re.fullmatch("[0-9a-f]{64}", blob.name):
-            _compare(blob, blob.name)
+        if isinstance(cached, str):
+            check_blob(Path(cached))
+
+
+def check_blob(cached: Path) -> None:
+    """Raise `WeightsError` if a file in the cache of the hub's client has another SHA-256 than in its name."""
+    blob = cached.resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name):
+        _compare(blob, blob.name)
 
 
 def _compare(file: Path, expected: str) -> None:

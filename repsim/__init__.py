@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from repsim.report.page import write_report
     from repsim.results.export import to_frame
     from repsim.results.files import open_result, open_series, open_study, save_result
+    from repsim.stores.in_memory import as_store
     from repsim.stores.store import ActivationStore, open_store, verify
     from repsim.stores.writer import write_store
     from repsim.study.universality import universality
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "ActivationStore": "repsim.stores.store",
     "RepsimError": "repsim.errors",
+    "as_store": "repsim.stores.in_memory",
     "block_structure": "repsim.trends.block_structure",
     "compare": "repsim.engine.comparison",
     "extract": "repsim.extraction.runs",
@@ -63,6 +65,7 @@ __all__ = [
     "ActivationStore",
     "RepsimError",
     "__version__",
+    "as_store",
     "block_structure",
     "compare",
     "extract",

@@ -22,9 +22,9 @@ STATISTICS = ("input", "statistics")
 PREDICTION = ("output", "prediction")
 """Layer and readout of the class that a classifier predicts, a third control, from which its accuracy follows."""
 TOKENS = ("input", "tokens")
-"""Layer and readout of the hashed bag of the tokens of a text."""
+"""Layer and readout of the ids of the tokens of a text, in two digits."""
 CHARACTERS = ("input", "characters")
-"""Layer and readout of the hashed bag of the character n-grams of a text."""
+"""Layer and readout of the hashed counts of the character n-grams of a text."""
 EMBEDDINGS = ("input", "embeddings")
 """Layer and readout of the mean of the model's static embeddings of the tokens of a text."""
 VALUES = ("input", "values")

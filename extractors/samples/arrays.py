@@ -120,7 +120,7 @@ class Arrays(SampleSource):
         self.name, self._rows = name, rows
         self.ids = numbered(range(rows.shape[0])) if ids is None else ids
         self.quick = rows.in_memory
-        self.record = {"ids": "positions", "shape": [int(size) for size in rows.shape]}
+        self.record = {"ids_from": "positions"}
 
     def load(self, index: int) -> Tensor:
         """Return one sample."""

@@ -131,7 +131,7 @@ def open_column(table: Table, roles: Roles) -> SampleSource:
     source = table.source(column, modality)
     source.name = f"{table.name} [{column}]"
     source.ids, origin = _ids(table, id_column, roles.ids)
-    source.record = {**source.record, "column": column, "ids": origin}
+    source.record = {**source.record, "column": column, "ids_from": origin}
     if label_column is not None and label_column != column:
         _set_labels(source, table, label_column, notes, asked=roles.label_column is not None)
     _set_groups(source, table, roles.group_column, notes)

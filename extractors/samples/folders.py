@@ -195,7 +195,7 @@ class TextFolder(_FolderTree):
 
     def __init__(self, root: Path, split: str | None = None) -> None:
         self._walk(root, split, TEXT_SUFFIXES)
-        self.record = {"ids": "file names"}
+        self.record = {"ids_from": "file names"}
 
     def load(self, index: int) -> str:
         """Return the text of one file, without the line ends after its last line."""

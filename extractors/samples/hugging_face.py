@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from repsim.errors import (
     Argument,
     Hint,
@@ -91,7 +93,7 @@ def open_hugging_face(
         dataset, name = dataset[split], f"{name} [{split}]"
     elif split is not None:
         raise InvalidInputError(Argument("split"), f" does not apply to {name}, which is one split")
-    if not hasattr(dataset, "__getitem__"):
+    if isinstance(dataset, sys.modules["datasets"].IterableDataset):
         source = _open_streamed(dataset, roles, name)
     elif dataset.format["type"] == "custom":  # rows are made by a function of the user
         for parameter in roles.named:
@@ -161,7 +163,7 @@ class FeatureTable(Table):
         if kind == "Image":
             return "image"
         if kind.startswith("Array") or self._is_list(column):
-            return "tensor" if self._is_numeric(self._features[column]) else None
+            return "tensor" if _innermost(self._features[column]).startswith(_NUMBERS) else None
         if kind == "ClassLabel":
             return None
         if kind in {"string", "large_string"} or kind.startswith(_NUMBERS):
@@ -170,13 +172,6 @@ class FeatureTable(Table):
 
     def _is_list(self, column: str) -> bool:
         return type(self._features[column]).__name__ in {"Sequence", "LargeList", "List", "list"}
-
-    def _is_numeric(self, feature: Any) -> bool:
-        """Return whether the innermost values of lists and arrays are numbers."""
-        if isinstance(feature, list):
-            return len(feature) == 1 and self._is_numeric(feature[0])
-        inner = getattr(feature, "feature", None)
-        return self._is_numeric(inner) if inner is not None else str(getattr(feature, "dtype", "")).startswith(_NUMBERS)
 
     def values(self, column: str) -> Sequence[Any]:
         """Return the cells of a column."""
@@ -212,8 +207,17 @@ class FeatureTable(Table):
             cells = Cells(self._raw(column), column)
             return PicturesOfTable(cells, places.__getitem__, None, self._max_pixels)
         if modality == "tensor" and (self._is_list(column) or self._kind(column).startswith("Array")):
-            return Arrays(self.name, CellRows(self._raw(column).with_format("numpy"), column, self.name))
+            dtype = _innermost(self._features[column])
+            return Arrays(self.name, CellRows(self._raw(column), column, np.dtype(dtype), self.name))
         return source_of_cells(self.name, self.values(column), places, modality, None, self._max_pixels)
+
+
+def _innermost(feature: Any) -> str:
+    """Return the type of the innermost values of lists and arrays; empty for features that are no values."""
+    if isinstance(feature, list):
+        return _innermost(feature[0]) if len(feature) == 1 else ""
+    inner = getattr(feature, "feature", None)
+    return _innermost(inner) if inner is not None else str(getattr(feature, "dtype", ""))
 
 
 class Cells:
@@ -228,13 +232,26 @@ class Cells:
 
 
 class CellRows(Rows):
-    """Lists of numbers of one column of a data set, all of the shape of the first."""
+    """Lists of numbers of one column of a data set, all of the shape of the first.
+
+    Parameters
+    ----------
+    dataset : datasets.Dataset
+        The data set.
+    column : str
+        Name of the column.
+    dtype : numpy.dtype
+        Type of the numbers, which Python's lists do not keep.
+    name : str
+        Name of the data, for messages.
+    """
 
     in_memory = False
 
-    def __init__(self, dataset: Any, column: str, name: str) -> None:
-        self._cells, self._name, self._column = Cells(dataset, column), name, column
-        self.shape = (len(dataset), *as_tensor(self._cells(0)).shape)
+    def __init__(self, dataset: Any, column: str, dtype: Any, name: str) -> None:
+        self._cells, self._name, self._column, self._dtype = Cells(dataset, column), name, column, dtype
+        self.shape = (len(dataset),)
+        self.shape = (len(dataset), *self.row(0).shape)
 
     def row(self, index: int) -> Any:
         """Return one row.
@@ -242,10 +259,15 @@ class CellRows(Rows):
         Raises
         ------
         SampleError
-            Its shape is not that of the first row.
+            It is missing, its lists have different lengths, or its shape is not that of the first row.
         """
-        row = as_tensor(self._cells(index))
-        if tuple(row.shape) != self.shape[1:]:
+        try:
+            row = as_tensor(np.asarray(self._cells(index), self._dtype))
+        except (ValueError, TypeError):
+            raise SampleError(
+                f"row {index} of the column {self._column} of {self._name} is missing, or its lists differ in length"
+            ) from None
+        if len(self.shape) > 1 and tuple(row.shape) != self.shape[1:]:
             raise SampleError(
                 f"row {index} of the column {self._column} of {self._name} has the shape {tuple(row.shape)}, and the "
                 f"first has {self.shape[1:]}"

@@ -117,7 +117,7 @@ class StreamItems(SampleSource):
             raise SampleError(f"{name} gives no items")
         n = len(self._digests)
         self.ids = numbered(range(n)) if ids is None else check_ids(ids, n, name)
-        self.record = {"ids": "positions" if ids is None else "given", "streamed": True}
+        self.record = {"ids_from": "positions" if ids is None else "given", "streamed": True}
 
     def _iterate(self) -> Iterator[tuple[int, Any]]:
         iterator = iter(self._items)
@@ -263,7 +263,6 @@ def open_loader(loader: "DataLoader[Any]", *, ids: Sequence[str] | None = None) 
         order, size = _order(loader, sampler, name)
         source = _open_items(loader.dataset, order, ids, name)
     source.collate, source.batch_size = loader.collate_fn, size
-    source.record = {**source.record, "batch_size": size}
     if loader.num_workers:
         source.notes = (
             *source.notes,
@@ -355,7 +354,7 @@ def _open_items(dataset: Any, order: list[int] | None, ids: Sequence[str] | None
         )
     kinds = {"text": TextItems, "image": PictureItems, "tensor": TensorItems, "other": Items}
     source = kinds[_kind(first)](name, dataset, order, texts)
-    source.record = {"ids": origin}
+    source.record = {"ids_from": origin}
     source.notes = _notes(name, first)
     return source
 

@@ -41,7 +41,7 @@ _ROLES = ("column", "id_column", "label_column", "group_column", "ids")
 """Options that apply to tables."""
 _READABLE = (
     "a folder of pictures, of .txt files or of datasets' save_to_disk, a .zarr folder, or a file .tar, .txt, .csv, "
-    ".tsv, .jsonl, .parquet, .npy, .npz, .safetensors or .pt"
+    ".tsv, .jsonl, .parquet, .npy, .npz, .safetensors or .pt; or digits, or timm's torch/cifar10 and the like"
 )
 
 
@@ -251,7 +251,7 @@ def _with_ids(source: SampleSource, roles: Roles) -> SampleSource:
     """Replace the ids of a source by those that the user gave."""
     if roles.ids is not None:
         source.ids = check_ids(roles.ids, len(source), source.name)
-        source.record = {**source.record, "ids": "given"}
+        source.record = {**source.record, "ids_from": "given"}
     return source
 
 
@@ -261,7 +261,10 @@ def _open_path(  # noqa: PLR0911 - one for each kind
     """Open a file, a folder, or a data set by its name."""
     path, suffix = Path(data), Path(data).suffix.lower()
     max_pixels = options["max_pixels"] or MAX_PIXELS
-    if data == "digits" or not data or not (path.exists() or "{" in data):
+    is_name = data == "digits" or (data.partition("/")[0].lower() in _TIMM and "/" in data and not path.exists())
+    if not data or not (is_name or path.exists() or "{" in data):
+        raise SampleError(f"no such folder or file: {data or '(an empty name)'}; samples are {_READABLE}")
+    if is_name:
         _refuse(data, options, "split", "root", "download", "max_pixels")
         return _open_pictures(data, options["split"], options["root"], max_pixels, download=bool(options["download"]))
     if path.is_dir():

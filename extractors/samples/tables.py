@@ -208,13 +208,22 @@ def _is_number(text: str) -> bool:
     return "_" not in text
 
 
-def _as_numbers(cells: Sequence[Any]) -> np.ndarray[Any, Any] | None:
-    """Return numbers, or lists of equal length, as one array, or None."""
+def _as_numbers(cells: Sequence[Any], dtype: Any = None) -> np.ndarray[Any, Any] | None:
+    """Return numbers, or lists of equal length, as one array, or None.
+
+    Text files do not say the type of real numbers; they become float32, the type of the weights of most models.
+    """
     try:
-        array = np.asarray([float(cell) if isinstance(cell, str) else cell for cell in cells])
-    except ValueError:  # lists of different lengths
+        array = np.asarray([_number(cell) if isinstance(cell, str) else cell for cell in cells], dtype)
+    except (ValueError, TypeError, OverflowError):  # lists of different lengths
         return None
-    return array if array.dtype.kind in "biuf" else None
+    if array.dtype.kind not in "biuf":
+        return None
+    return array.astype(np.float32) if array.dtype.kind == "f" and dtype is None else array
+
+
+def _number(text: str) -> int | float:
+    return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else float(text)
 
 
 def source_of_cells(  # noqa: PLR0917 - the parts of a column
@@ -224,8 +233,9 @@ def source_of_cells(  # noqa: PLR0917 - the parts of a column
     modality: Modality,
     folder: Path | None = None,
     max_pixels: int = MAX_PIXELS,
+    dtype: Any = None,
 ) -> SampleSource:
-    """Open a column whose cells are in memory.
+    """Open a column whose cells are in memory; ``dtype`` is the type of numbers, of which Python's lists know nothing.
 
     Raises
     ------
@@ -235,7 +245,7 @@ def source_of_cells(  # noqa: PLR0917 - the parts of a column
     if modality == "text":
         return Texts(name, cells, (), places)
     if modality == "tensor":
-        return Arrays(name, ArrayRows(_as_numbers(cells)))
+        return Arrays(name, ArrayRows(_as_numbers(cells, dtype)))
     pictures = PicturesOfTable(cells.__getitem__, places.__getitem__, folder, max_pixels)
     paths = [path for cell in cells if (path := picture_parts(cell)[1]) and picture_parts(cell)[0] is None]
     if len(paths) == len(cells) and not any(((folder or Path()) / path).exists() for path in paths):
@@ -295,7 +305,8 @@ class ParquetTable(Table):
             cells = ParquetCells(self._path, column)
             return PicturesOfTable(cells, places.__getitem__, self._path.parent, self._max_pixels)
         folder = self._path.parent
-        return source_of_cells(self.name, self.values(column), places, modality, folder, self._max_pixels)
+        dtype = _number_type(kind) if modality == "tensor" else None
+        return source_of_cells(self.name, self.values(column), places, modality, folder, self._max_pixels, dtype)
 
 
 class ParquetCells:
@@ -351,6 +362,13 @@ def _open_parquet(path: Path) -> Any:
         return parquet.ParquetFile(path)
     except Exception as error:  # noqa: BLE001 - arrow raises errors of its own
         raise SampleError(f"cannot read {path.name}: {reason(error)}") from None
+
+
+def _number_type(kind: Any) -> Any:
+    """Return numpy's type of the innermost values of lists; None for numbers that are written as texts."""
+    while hasattr(kind, "value_type"):
+        kind = kind.value_type
+    return None if "string" in str(kind) else kind.to_pandas_dtype()
 
 
 def _is_binary(kind: Any) -> bool:

@@ -126,7 +126,7 @@ def open_lines(path: Path) -> Texts:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             source.left_out.add("empty lines", f"line {number}")
-    source.record = {"ids": "line numbers"}
+    source.record = {"ids_from": "line numbers"}
     return source
 
 
@@ -147,5 +147,5 @@ def open_list(texts: Sequence[Any]) -> Texts:
                 "a torch Dataset or a DataLoader"
             )
     source = Texts("texts", list(texts), numbered(range(len(texts))), [f"text {k}" for k in range(len(texts))])
-    source.record = {"ids": "positions"}
+    source.record = {"ids_from": "positions"}
     return source

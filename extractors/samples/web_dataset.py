@@ -65,7 +65,7 @@ def open_shards(pattern: str, roles: Roles, max_pixels: int = MAX_PIXELS) -> Sam
     table = ShardTable(Path(pattern).name, shard_paths(pattern), max_pixels)
     source = open_column(table, roles)
     source.record = {**source.record, "shards": len(table.paths)}
-    if table.prefixed and source.record["ids"] == "keys":
+    if table.prefixed and source.record["ids_from"] == "keys":
         source.notes = (*source.notes, f"{table.name}: keys repeat in several shards; ids are shard/key")
     return source
 

@@ -26,7 +26,7 @@ def inspect(store: Path, *, as_json: bool) -> None:
       repsim inspect acts/resnet50.h5
       repsim inspect result.nc
     """
-    from repsim.labels import noun_of
+    from repsim.labels import INPUTS, noun_of
     from repsim.results.files import is_result_or_study
     from repsim.stores import axes
     from repsim.stores.store import open_store
@@ -74,8 +74,9 @@ def inspect(store: Path, *, as_json: bool) -> None:
         terminal.print_table(opened.table())
         if opened.pixels is not None:
             click.echo(f"pixels of the input: {times(opened.pixels.shape)}, a control beside the layers")
-        if opened.statistics is not None:
-            click.echo(f"statistics of the input: {times(opened.statistics.shape)}, a control beside the layers")
+        for layer, readout in INPUTS[1:]:
+            if (values := opened.control(layer, readout)) is not None:
+                click.echo(f"{readout} of the {layer}: {times(values.shape)}, a control beside the layers")
         shown = {key for key in (axes.ENTRY, axes.COMPUTED) if axes.axes_of(opened.provenance, key)}
         for key, value in opened.provenance.items():
             if value not in (None, "", {}, []) and key not in shown:

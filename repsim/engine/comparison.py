@@ -40,10 +40,11 @@ from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.processes import ALONE, Ranks, ranks
 from repsim.runtime.progress import Listener, Progress, report_progress
 from repsim.stores.alignment import align
+from repsim.stores.in_memory import StoreInMemory
+from repsim.stores.opening import ArraysLike, Ids, StoreLike, as_one_store, as_stores, is_one_store
 from repsim.stores.pairing import PairBy
-from repsim.stores.store import ActivationStore, as_stores, open_store, store_path
+from repsim.stores.store import ActivationStore, open_store, store_path
 
-StoreLike = ActivationStore | str | os.PathLike[str]
 _STEP = 2**26
 """Bytes to which the memory of the process before the comparison is rounded up."""
 
@@ -98,15 +99,18 @@ class CompareKeywords(TypedDict, total=False):
 
 @accept_options(CompareOptions, without=("metrics",))
 def compare(
-    a: StoreLike | Sequence[StoreLike],
-    b: StoreLike | None = None,
+    a: StoreLike | ArraysLike | Sequence[StoreLike | ArraysLike],
+    b: StoreLike | ArraysLike | None = None,
     metrics: str | Sequence[str | Metric[Any]] | None = None,
     *,
+    ids: Ids | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: Listener = None,
     **keywords: Unpack[CompareKeywords],
 ) -> xr.Dataset:
     """Compare every layer of one store with every layer of another, or all layers of many stores with one another.
+
+    Arrays in memory need no store: dictionaries of layers stand for stores, and are read in place.
 
     With ``out``, an interrupted call is resumed by the same call, and an existing result is extended: only what is new
     (further stores, further metrics) is computed and added. Under torchrun every process makes the same call; the
@@ -114,15 +118,22 @@ def compare(
 
     Parameters
     ----------
-    a, b : ActivationStore or path, or (a alone) a list of them
+    a, b : ActivationStore, path or dict of arrays, or (a alone) a list of them
         Two stores, or their files, over the same samples in the same order, unless ``pair_by`` pairs them: the result
         has the layers of a by the layers of b. A single store is compared with itself. A list of stores gives the
-        matrix of all layers of all models.
+        matrix of all layers of all models. A dictionary of layers, ``{"layer1": x, ...}``, is a store of arrays in
+        memory (n, ...): of numpy, torch (on any device), jax, pandas or xarray, as `repsim.as_store` takes them; its
+        model is called ``a`` or ``b``. A dictionary of models, ``{"net": {"layer1": x, ...}, ...}``, is a list of
+        stores, and may also be an entry of a list beside stores. Maps (n, channels, height, width) are flattened.
     metrics : str, or sequence of str or Metric, optional
         Spec strings or metrics; each becomes one variable of the result. The default is ``cka``, or the metrics of the
         result in ``out``. ``all`` or the name of a group (``alignment``, ``rsm``, ``neighbours``, ``group:cca``,
         ``statistics``, ``topology``) stands for all measures of the group; ``all`` excludes topology, where one pair
         may take minutes. Measures of a group that cannot be computed are left out, and the result says why.
+    ids : iterable of str or int, optional
+        Ids of the samples of all arrays in memory, which have to be those of the stores beside them. By default the row
+        names of data frames, or else numbers: row k of every array is then taken as the same sample. The provenance in
+        the result says which (``sample_ids``).
     out : path, optional
         Save the result to this netCDF file (.nc). Until it is complete, finished parts are kept beside it, in
         NAME.nc.parts.
@@ -168,6 +179,13 @@ def compare(
     ...     sorted(compare([a, b], metrics=["cka", "svcca"], out=f"{folder}/result.nc"))  # only svcca is computed
     1.0
     ['cka', 'svcca']
+
+    Arrays in memory:
+
+    >>> compare({"net": {"in": x, "out": x[:, :4]}, "other": {"all": 2 * x}})["cka"].round(2).values.tolist()
+    [[1.0, 0.65, 1.0], [0.65, 1.0, 0.65], [1.0, 0.65, 1.0]]
+    >>> compare({"in": x}, {"all": 2 * x})["cka"].round(6).item()
+    1.0
     """
     values: dict[str, Any] = dict(keywords)
     deprecated = {name: values.pop(name) for name in _DEPRECATED_KEYWORDS if name in values}
@@ -178,7 +196,7 @@ def compare(
     (options,) = sort_keywords("compare", values, CompareOptions)
     selected = [metrics] if isinstance(metrics, str) else metrics
     steps = compare_steps(
-        a, b, selected, CompareOptions(**options), out=None if out is None else Path(out), progress=progress,
+        a, b, selected, CompareOptions(**options), ids=ids, out=None if out is None else Path(out), progress=progress,
         command=deprecated.get("command"), earlier_result=deprecated.get("known"), parts=deprecated.get("parts"),
     )  # fmt: skip
     compared: Compared
@@ -196,11 +214,12 @@ class Compared:
 
 
 def compare_steps(
-    a: StoreLike | Sequence[StoreLike],
-    b: StoreLike | None,
+    a: StoreLike | ArraysLike | Sequence[StoreLike | ArraysLike],
+    b: StoreLike | ArraysLike | None,
     metrics: Sequence[str | Metric[Any]] | None,
     options: CompareOptions,
     *,
+    ids: Ids | None = None,
     out: Path | None = None,
     dry_run: bool = False,
     progress: Listener = None,
@@ -214,7 +233,7 @@ def compare_steps(
 
     Parameters
     ----------
-    a, b, metrics, out, progress
+    a, b, metrics, ids, out, progress
         As in `compare`.
     options : CompareOptions
         The remaining options of `compare`.
@@ -238,7 +257,7 @@ def compare_steps(
                 check_output(out, overwrite=options.overwrite or grows)
         with Comparison(
             a, b, metrics, device=options.device, memory=options.memory, tf32=options.tf32, readouts=options.readouts,
-            pair_by=options.pair_by, earlier_result=earlier_result, me=me,
+            pair_by=options.pair_by, ids=ids, earlier_result=earlier_result, me=me,
         ) as planned:  # fmt: skip
             notes = [f"note: {note}" for note in planned.view.notes]
             if options.explain or dry_run:
@@ -278,7 +297,7 @@ class Comparison:
 
     Parameters
     ----------
-    a, b, metrics, device, memory, tf32, readouts, pair_by
+    a, b, metrics, device, memory, tf32, readouts, pair_by, ids
         As in `compare`.
     earlier_result : xarray.Dataset, optional
         An earlier result over some of the same stores, whose values are copied; only the rest is computed.
@@ -288,8 +307,8 @@ class Comparison:
 
     def __init__(
         self,
-        a: StoreLike | Sequence[StoreLike],
-        b: StoreLike | None = None,
+        a: StoreLike | ArraysLike | Sequence[StoreLike | ArraysLike],
+        b: StoreLike | ArraysLike | None = None,
         metrics: Sequence[str | Metric[Any]] | None = None,
         *,
         device: str = "auto",
@@ -297,6 +316,7 @@ class Comparison:
         tf32: bool = False,
         readouts: Sequence[str] = (),
         pair_by: PairBy | None = None,
+        ids: Ids | None = None,
         earlier_result: xr.Dataset | None = None,
         me: Ranks = ALONE,
     ) -> None:
@@ -308,7 +328,9 @@ class Comparison:
             raise InvalidInputError("name at least one metric")
         self.metrics, self.optional = _select_metrics(metrics)
         with ExitStack() as stack:
-            stores_a, stores_b = _open(a, b, stack)
+            stores_a, stores_b = _open(a, b, ids, stack)
+            if ids is not None and not any(isinstance(s, StoreInMemory) for s in (*stores_a, *stores_b)):
+                raise InvalidInputError("ids are those of arrays in memory; stores in files have their own")
             self.view = align([*dict.fromkeys((*stores_a, *stores_b))], pair_by)
             self.matrix = Matrix(stores_a, stores_b, self.view, readouts)
             self._drop_metrics_without_enough_samples()
@@ -494,27 +516,28 @@ def _select_metrics(specs: Sequence[str | Metric[Any]]) -> tuple[list[Metric[Any
 
 
 def _open(
-    a: StoreLike | Sequence[StoreLike], b: StoreLike | None, stack: ExitStack
+    a: Any, b: StoreLike | ArraysLike | None, ids: Ids | None, stack: ExitStack
 ) -> tuple[list[ActivationStore], list[ActivationStore]]:
     """Return the open stores of both sides. One file is opened once, so that its layers are prepared once."""
     opened: list[ActivationStore] = []
+    ids = list(ids) if isinstance(ids, Iterator) else ids
 
-    def open_once(store_or_path: StoreLike) -> ActivationStore:
-        path = store_or_path.path if isinstance(store_or_path, ActivationStore) else store_path(store_or_path)
-        for store in opened:
-            if store is store_or_path or (path.exists() and store.path.samefile(path)):
-                return store
-        if not isinstance(store_or_path, ActivationStore):
-            store_or_path = stack.enter_context(open_store(path))
-        opened.append(store_or_path)
+    def open_once(entry: StoreLike) -> ActivationStore:
+        store = entry if isinstance(entry, ActivationStore) else None
+        path = store_path(entry) if store is None else store.path
+        in_a_file = store is None or store.is_file(path)
+        for earlier in opened:
+            if earlier is store or (in_a_file and earlier.is_file(path)):
+                return earlier
+        opened.append(stack.enter_context(open_store(path)) if store is None else store)
         return opened[-1]
 
-    if isinstance(a, ActivationStore | str | os.PathLike):
-        first = open_once(a)
-        return [first], [first if b is None else open_once(b)]
-    if b is not None:
-        raise InvalidInputError("give two stores, or one list of them")
-    stores = list(dict.fromkeys(map(open_once, as_stores(a))))
+    if b is not None or is_one_store(a):
+        if b is not None and isinstance(a, list | tuple):
+            raise InvalidInputError("give two stores, or one list of them")
+        first = open_once(as_one_store(a, "a", ids))
+        return [first], [first if b is None else open_once(as_one_store(b, "b", ids))]
+    stores = list(dict.fromkeys(map(open_once, as_stores(a, ids))))
     if not stores:
         raise InvalidInputError("name at least one store")
     return stores, stores

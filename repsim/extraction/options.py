@@ -51,6 +51,11 @@ class Choices:
         Number | str | None,
         option("Share of the resized picture that the crop takes.", unset="as the weights", metavar="X"),
     ] = None
+    max_length: Annotated[
+        Positive | None,
+        option("Largest number of tokens of a text, special tokens included; longer texts are cut.",
+               unset="the model's own limit"),
+    ] = None  # fmt: skip
     model_kwargs: Annotated[
         Mapping[str, Argument],
         option("Arguments of the function that builds the model (global_pool=avg).", metavar="KEY=VALUE"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from repsim.errors import Argument, InvalidInputError, Remedy, SampleMismatchError
 from repsim.labels import LayerKey, SampleIds, noun_of
 from repsim.metrics.base import as_samples
+from repsim.stores.in_memory import ROW_NUMBERS, ArrayInMemory, StoreInMemory
 from repsim.stores.pairing import ID, PairBy, Pairing, is_pairable, pair
 from repsim.stores.store import Activations, ActivationStore, is_other_view
 
@@ -22,6 +23,7 @@ _ALIKE = Remedy(
     " and ", Argument("split", of="extract"),
 )  # fmt: skip
 _UNCHECKED = "not checked: whether sample ids name the same {} in all stores"
+_IDS = Remedy("arrays in memory take the sample ids of a store with ", Argument("ids", metavar="store.sample_ids"))
 
 
 class AlignedView:
@@ -69,7 +71,7 @@ class AlignedView:
                         f"{reference.path} and {store.path} do not hold the same samples: {difference}",
                         paths=(reference.path, store.path),
                         by_samples=True,
-                        remedy=_ALIKE,
+                        remedy=_IDS if any(isinstance(other, StoreInMemory) for other in stores) else _ALIKE,
                     )
             references.setdefault((store.modality, store.column, bool(ids.content), ids.hashed), store)
 
@@ -106,6 +108,8 @@ class AlignedView:
         """Notes on the pairs, or on what was not checked: hashes are missing, or samples are of different views."""
         if self.pairing is not None:
             return [*self.pairing.notes, *self._class_notes]
+        if any(store.provenance.get("sample_ids") == ROW_NUMBERS for store in self.stores):
+            return ["no sample ids were given: row k of every array is taken as the same sample"]
         notes = [note for stores in self._views for note in _unchecked(stores)]
         if len(self._views) > 1:
             views = " and ".join(f"{_first(view)} ({noun_of(_known(view))} of {view[0].data})" for view in self._views)
@@ -239,40 +243,39 @@ class StoredRows:
         self._checked = np.zeros(len(array), bool)
 
     def __getitem__(self, rows: slice | Tensor) -> Float[Tensor, "rows p"]:
+        step = 1
         if isinstance(rows, Tensor):
             indices = rows.cpu().numpy()
-            values = self._read_indices(indices if self._order is None else self._order[indices])
+            wanted = indices if self._order is None else self._order[indices]
         elif self._order is not None:
-            values = self._read_indices(self._order[rows])
+            wanted = self._order[rows]
         else:
             start, stop, step = rows.indices(len(self._array))
-            values = self._read(start, max(start, stop))[::step]
-        tensor = torch.from_numpy(np.ascontiguousarray(values)).flatten(1)
-        if self.device.type == "cuda":
+            wanted = slice(start, max(start, stop))
+        tensor = self._read(wanted)[::step].flatten(1).contiguous()
+        if self.device.type == "cuda" and not tensor.is_cuda:
             tensor = tensor.pin_memory()  # only pinned memory is copied while the GPU computes
         return tensor.to(self.device, non_blocking=True).to(self.dtype)
 
-    def _read(self, start: int, stop: int) -> NDArray[Any]:
-        checked = bool(self._checked[start:stop].all())
-        values = self._array.read_rows(start, stop, check=not checked)
+    def _read(self, rows: slice | NDArray[np.int64]) -> Tensor:
+        """Read consecutive rows, or rows in any order; check those that are read for the first time."""
+        checked = bool(self._checked[rows].all())
+        array = self._array
+        if isinstance(array, ArrayInMemory):
+            tensor = array.read_in_place(rows)
+        elif isinstance(rows, slice):
+            tensor = torch.from_numpy(array.read_rows(rows.start, rows.stop, check=not checked))
+        else:
+            tensor = torch.from_numpy(array.read_indices(rows, check=not checked))
         if not checked:
-            self._check_finite(values, np.arange(start, start + len(values)))
-        return values
-
-    def _read_indices(self, indices: NDArray[np.int64]) -> NDArray[Any]:
-        checked = bool(self._checked[indices].all())
-        values = self._array.read_indices(indices, check=not checked)
-        if not checked:
-            self._check_finite(values, indices)
-        return values
-
-    def _check_finite(self, values: NDArray[Any], indices: NDArray[np.int64]) -> None:
-        """Check that the rows with these indices are finite, and remember that they are checked."""
-        finite = np.isfinite(values)
-        if not finite.all():
-            first = int(indices[np.argwhere(~finite)[0, 0]])
-            raise InvalidInputError(f"{(~finite).sum()} values are NaN or infinite, the first in sample {first}")
-        self._checked[indices] = True
+            finite = torch.isfinite(tensor)
+            if not finite.all():
+                first = int(np.arange(len(array))[rows][int(torch.nonzero(~finite)[0, 0])])
+                raise InvalidInputError(
+                    f"{int((~finite).sum())} values are NaN or infinite, the first in sample {first}"
+                )
+            self._checked[rows] = True
+        return tensor
 
 
 def _check_compressed(key: LayerKey, n: int, shape: tuple[int, ...]) -> None:

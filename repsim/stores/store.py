@@ -6,8 +6,7 @@ stores.
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,17 @@ from typing import Any, Self
 import numpy as np
 
 from repsim.errors import Function, InvalidInputError, Remedy, StoreError, UnknownNameError, reason
-from repsim.labels import INPUT, NAME_SEPARATOR, PREDICTION, STATISTICS, LayerKey, SampleIds, noun_of
+from repsim.labels import (
+    CHARACTERS,
+    INPUT,
+    NAME_SEPARATOR,
+    PREDICTION,
+    STATISTICS,
+    TOKENS,
+    LayerKey,
+    SampleIds,
+    noun_of,
+)
 from repsim.runtime.files import format_size
 from repsim.runtime.progress import Listener, report_progress
 from repsim.runtime.text_tables import Table, card, paragraphs, times
@@ -187,11 +196,22 @@ class ActivationStore:
         except BaseException:
             self.close()
             raise
+        self._name_arrays()
+
+    def _name_arrays(self) -> None:
+        """Name the layers: by their readout, too, if there are several readouts."""
         specs = [spec for spec in self._contents.arrays if not spec.key.control]
         several = len({spec.key.readout for spec in specs}) > 1
         names = [spec.key.label if several else spec.key.layer for spec in specs]
-        self._arrays = {name: Activations(self, spec.key) for name, spec in zip(names, specs, strict=True)}
+        self._arrays = {name: self._activations(spec.key) for name, spec in zip(names, specs, strict=True)}
         self._facts = {name: spec.facts for name, spec in zip(names, specs, strict=True)}
+
+    def _activations(self, key: LayerKey) -> Activations:
+        return Activations(self, key)
+
+    def is_file(self, path: Path) -> bool:
+        """Return whether this file is the store's own, perhaps under another name."""
+        return path.exists() and self.path.samefile(path)
 
     def _check_structure(self) -> None:
         stored = int(self._read(self._layout.structure, 0, 1)[0])
@@ -278,12 +298,15 @@ class ActivationStore:
 
         It is recorded at extraction, or in the provenance that `repsim.write_store` takes. Networks that were extracted
         by earlier versions read pictures, and so do those whose stored pixels have channels, a height and a width.
+        Those with tokens or characters of texts read texts. With both it is not known.
         """
         recorded = self._contents.provenance
         if stated := recorded.get("modality"):
             return str(stated)
         extracted = str(recorded.get("extractor") or "given") != "given"
-        return "image" if extracted or (self.pixels is not None and len(self.pixels.shape) == 4) else ""
+        pictures = extracted or (self.pixels is not None and len(self.pixels.shape) == 4)
+        texts = self._control(TOKENS) is not None or self._control(CHARACTERS) is not None
+        return "" if pictures == texts else "image" if pictures else "text"
 
     @property
     def sample_ids(self) -> SampleIds:
@@ -370,10 +393,10 @@ class ActivationStore:
         ----------
         layer, readout : str
             Name of the control. ``("input", "pixels")`` and ``("input", "statistics")`` are `pixels` and `statistics`,
-            ``("output", "prediction")`` is `predicted`. Of texts: ``("input", "tokens")`` and
-            ``("input", "characters")`` are hashed bags of tokens and of character n-grams, and
-            ``("input", "embeddings")`` the mean of the static embeddings. ``("input", "values")`` is an input that is a
-            small array. docs/store-format.md describes all of them.
+            ``("output", "prediction")`` is `predicted`. Of texts, ``("input", "tokens")`` are the ids of tokens,
+            ``("input", "characters")`` hashed counts of character n-grams, and ``("input", "embeddings")`` means of
+            static embeddings. ``("input", "values")`` is an input that is a small array, as it is.
+            docs/store-format.md describes all of them.
 
         Returns
         -------
@@ -390,7 +413,7 @@ class ActivationStore:
         ((4, 3), None)
         """
         keys = (spec.key for spec in self._contents.arrays if spec.key.control)
-        return next((Activations(self, key) for key in keys if (key.layer, key.readout) == (layer, readout)), None)
+        return next((self._activations(key) for key in keys if (key.layer, key.readout) == (layer, readout)), None)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -473,29 +496,12 @@ def store_path(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike) or isinstance(path, bytes) or not str(path):
         kind = "empty text" if isinstance(path, str) else f"a {type(path).__name__}"
         raise InvalidInputError(
-            f"expected a store or the name of its file, got {kind}; compare arrays with repsim.similarity, or write "
-            "them to a store with repsim.write_store"
+            f"expected a store or the name of its file, got {kind}; name arrays in a dictionary, "
+            "{'layer': x}, compare two of them with repsim.similarity, or write a store with repsim.write_store"
         )
     if "\0" in str(path):
         raise InvalidInputError(f"a file name holds no null character: {str(path)!r}")
     return Path(path)
-
-
-def as_stores(stores: Any) -> list[Any]:
-    """Return one store or several, open or by name, as a list; raise `InvalidInputError` for arrays and other types."""
-    if isinstance(stores, ActivationStore | str | os.PathLike):
-        return [stores]
-    if isinstance(stores, bytes | Mapping) or hasattr(stores, "__array__") or not isinstance(stores, Iterable):
-        store_path(stores)
-    return list(stores)
-
-
-def open_all(stores: Any, stack: ExitStack) -> list[ActivationStore]:
-    """Return one store or several, open: those that are named are opened, and closed by ``stack``."""
-    return [
-        store if isinstance(store, ActivationStore) else stack.enter_context(open_store(store))
-        for store in as_stores(stores)
-    ]
 
 
 def is_other_view(a: ActivationStore, b: ActivationStore) -> bool:

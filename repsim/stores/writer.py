@@ -11,7 +11,6 @@ One process creates and completes the file and holds a lock on it. Other process
 import os
 import time
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,19 +32,16 @@ from repsim.errors import (
     StoreError,
     reason,
 )
-from repsim.labels import INPUT, NAME_SEPARATOR, STATISTICS, LayerKey, SampleIds, check_name
+from repsim.labels import LayerKey
 from repsim.runtime import interrupts
-from repsim.runtime.arrays import as_array, as_classes, as_groups, is_tensor, same_rows
+from repsim.runtime.arrays import as_array
 from repsim.runtime.files import check_output, lock, partial_path
 from repsim.stores import extents, layout, reader
-from repsim.stores.axes import ENTRY, StatedAxes, check_axes, refuse_axes_in
-from repsim.stores.records import as_json
+from repsim.stores.axes import StatedAxes
+from repsim.stores.given import check_contents, common_dtype, convert_layers, describe
 from repsim.stores.schema import Array, ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store, store_path
 
-_LONGEST_ID = 4096
-"""Largest number of bytes of a sample id, the longest path of Linux. Each id of a store takes as many bytes as the
-longest one."""
 COMMIT_SECONDS = 2.0
 """Seconds between two commits: work that is lost at most, apart from batches that are not written yet."""
 
@@ -84,7 +80,7 @@ class StoreWriter:
     ) -> None:
         self.path, self.partial, self.contents = path, partial_path(path), contents
         self.overwrite, self.resume, self.first = overwrite, resume, first
-        _check(contents)
+        check_contents(contents)
         self._specs = {spec.key: spec for spec in contents.arrays}
         self._file: int | None = None
         self._cleanup: int | None = None
@@ -361,41 +357,13 @@ def _read_partial(path: Path) -> tuple[Contents, extents.Layout]:
         ) from None
 
 
-def _check(contents: Contents) -> None:
-    ids = contents.sample_ids.ids
-    if len(set(ids)) < len(ids):
-        repeated = next(name for name, count in Counter(ids).items() if count > 1)
-        raise InvalidInputError(f"sample id {repeated!r} occurs twice; ids must be unique")
-    for name in ids:
-        check_name("sample id", name, _LONGEST_ID)
-    for name in contents.classes:
-        check_name("class", name)
-    for name in contents.group_names:
-        check_name("group", name)
-    if contents.labels is not None and len(contents.labels) != len(ids):
-        raise InvalidInputError(f"{len(contents.labels)} labels for {len(ids)} samples")
-    if contents.groups is not None and len(contents.groups) != len(ids):
-        raise InvalidInputError(f"{len(contents.groups)} groups for {len(ids)} samples")
-    if all(spec.key.control for spec in contents.arrays):
-        raise InvalidInputError("a store needs at least one layer")
-    if contents.source != "":
-        check_name("the source", contents.source, _LONGEST_ID)
-    for spec in contents.arrays:
-        check_name("the model", spec.key.model)
-        for what, part in (("layer", spec.key.layer), ("readout", spec.key.readout)):
-            check_name(what, part)
-            if "/" in part or part == ".":
-                raise InvalidInputError(f"{part!r} cannot name a {what}: it may not hold a slash (use dots)")
-        if not contents.rows(spec):
-            raise InvalidInputError(f"{spec.key} needs at least {spec.block} samples, got {len(ids)}")
-
-
 def write_store(
     path: str | os.PathLike[str],
     layers: Mapping[str, Any],
     *,
     model: str,
     pixels: Any = None,
+    controls: Mapping[str, Any] | None = None,
     sample_ids: Iterable[str | int] | None = None,
     labels: Any = None,
     groups: Any = None,
@@ -424,6 +392,12 @@ def write_store(
         layers. From pictures, (n, channels, height, width) with a height and width of at least 16, statistics of
         brightness, contrast, colours, edges and frequencies are computed and stored as `ActivationStore.statistics`,
         as `repsim.extract` does: a study projects both out of the layers. Vectors have no statistics.
+    controls : dict of str to array or sequence, optional
+        Other inputs of the model, which a study projects out of the layers, too (`ActivationStore.control`). ``texts``:
+        n texts, of which sequences of characters and statistics such as lengths are stored, not the texts. ``tokens``:
+        the ids of the model's tokens of each sample, n sequences of integers without special tokens; negative ids are
+        padding. Without them, the words of the texts stand for tokens. ``embeddings``: the mean of the static
+        embeddings of the tokens, (n, p). ``values``: an input that is a small array, (n, ...).
     sample_ids : sequence of str or int, optional
         One unique id for each sample. By default the names of the rows if the arrays are data frames or have
         coordinates. Otherwise samples are numbered, so that any two stores with the same number of samples match.
@@ -473,138 +447,21 @@ def write_store(
     ...     store = write_store(f"{folder}/a.h5", {"out": x[:3]}, model="mine", labels=["dog", "cat", "dog"])
     ...     store.classes, store.labels.tolist()
     (('cat', 'dog'), [1, 0, 1])
+    >>> texts, tokens = ["a dog", "two dogs"], [[1, 2], [3, 2, 4]]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     inputs = {"texts": texts, "tokens": tokens}
+    ...     store = write_store(f"{folder}/a.h5", {"out": x[:2]}, model="m", controls=inputs)
+    ...     store.control("input", "tokens").shape, store.control("input", "characters").shape
+    ((2, 2, 3), (2, 1024))
     """
-    if not isinstance(layers, Mapping):
-        raise InvalidInputError(
-            f"layers: expected a dictionary {{name: array (n samples, ...)}}, got {type(layers).__name__}"
-        )
-    for kind, name in (("the model", model), ("readout", readout), *(("layer", name) for name in layers)):
-        check_name(kind, name)
-    arrays = {str(name): as_array(values, f"layer {name!r}") for name, values in layers.items()}
-    shapes = {name: values.shape for name, values in arrays.items()}
-    if len({shape[:1] for shape in shapes.values()}) > 1 or any(
-        len(shape) < 2 or 0 in shape for shape in shapes.values()
-    ):
-        raise InvalidInputError(
-            f"every layer must be (n samples, features ...) with the same n, got {_shapes_in_words(shapes)}"
-        )
-    dtype = _dtype(arrays)
-    n = next(iter(shapes.values()))[0] if shapes else 0
-    rows = {f"layer {name!r}": values for name, values in layers.items()}
-    names = same_rows(rows | {"pixels": pixels, "labels": labels, "groups": groups})
-    ids = _ids(sample_ids, names, n)
-    keys = {LayerKey(model, name, readout): values for name, values in arrays.items()}
-    if reserved := next((key for key in keys if key.control), None):
-        raise InvalidInputError(
-            f"{reserved.label} is no layer; pass it as pixels, or use another name for the layer or the readout"
-        )
-    facts: dict[LayerKey, Mapping[str, Any]] = {}
-    if pixels is not None and keys:  # without layers the writer refuses the store
-        keys[LayerKey(model, *INPUT)] = values = _as_pixels(pixels, n)
-        facts |= _add_statistics(keys, LayerKey(model, *STATISTICS), values)
-    specs = tuple(ArraySpec(key, values.shape[1:], facts.get(key, {})) for key, values in keys.items())
-    numbers, classes = (None, ()) if labels is None else as_classes(labels, n)
-    if not isinstance(provenance, Mapping | None):
-        raise InvalidInputError(f"provenance: expected a dictionary, got {type(provenance).__name__}")
-    refuse_axes_in(provenance or {})
-    record = {"extractor": "given", **_converted_dtypes(layers, arrays), **as_json(provenance or {}, "provenance")}
-    record |= {ENTRY: stated} if (stated := check_axes(axes or {})) else {}
-    group_numbers, group_names = (None, ()) if groups is None else as_groups(groups, n)
-    contents = Contents(
-        specs, SampleIds(ids), source, record, dtype, numbers, classes, groups=group_numbers, group_names=group_names
-    )
-    with StoreWriter(store_path(path), contents, overwrite=overwrite) as writer:
-        for key, values in keys.items():
+    arrays = convert_layers(layers, as_array)
+    dtype = common_dtype({name: values.dtype.name for name, values in arrays.items()})
+    described = describe(
+        arrays, layers, dtype, model=model, pixels=pixels, controls=controls, sample_ids=sample_ids, labels=labels,
+        groups=groups, readout=readout, source=source, axes=axes, provenance=provenance,
+    )  # fmt: skip
+    with StoreWriter(store_path(path), described.contents, overwrite=overwrite) as writer:
+        for key, values in described.arrays.items():
             writer.write(key, slice(None), values)
         writer.mark_done(slice(None))
     return open_store(path)
-
-
-def _dtype(arrays: Mapping[str, Array]) -> str:
-    """Return the common dtype of all layers; refuse layers with different dtypes."""
-    kinds = {name: values.dtype.name for name, values in arrays.items()}
-    wrong = next((name for name, kind in kinds.items() if kind not in {"float16", "float32", "float64"}), None)
-    if wrong is not None:
-        raise InvalidInputError(
-            f"layers must all be float16, float32 or float64, got {kinds[wrong]} in layer {wrong!r}; convert it with "
-            "astype, as in x.astype('float32')"
-        )
-    first = next(iter(kinds), "")
-    different = next((name for name, kind in kinds.items() if kind != kinds[first]), None)
-    if different is not None:
-        raise InvalidInputError(
-            f"layers must all be float16, float32 or float64, the same for all, got {kinds[first]} in layer {first!r} "
-            f"and {kinds[different]} in layer {different!r}; convert them to the widest with astype"
-        )
-    return kinds.get(first, "float32")
-
-
-def _ids(sample_ids: Any, names: tuple[str, ...] | None, n: int) -> tuple[str, ...]:
-    """Return the sample ids of the user, or else the names of rows, or else numbers."""
-    if sample_ids is None:
-        return names or tuple(map(str, range(n)))
-    if isinstance(sample_ids, str | bytes | set | frozenset | Mapping):
-        raise InvalidInputError(f"sample_ids: expected a sequence of {n} ids, got a {type(sample_ids).__name__}")
-    if is_tensor(sample_ids) or isinstance(sample_ids, np.ma.MaskedArray):
-        sample_ids = as_array(sample_ids, "sample_ids").tolist()
-    try:
-        ids = list(sample_ids)
-    except TypeError as error:
-        raise InvalidInputError(f"sample_ids: expected a sequence of {n} ids: {error}") from None
-    for k, name in enumerate(ids):
-        if isinstance(name, bool) or not isinstance(name, str | int | np.integer | os.PathLike):
-            raise InvalidInputError(
-                f"sample_ids are text or whole numbers; sample {k} has {name!r} of type {type(name).__name__}"
-            )
-    if len(ids) != n:
-        raise InvalidInputError(f"{len(ids)} sample ids for {n} samples")
-    if names is not None and tuple(map(str, ids)) != names:
-        k = next(k for k, (a, b) in enumerate(zip(ids, names, strict=True)) if str(a) != b)
-        raise InvalidInputError(
-            f"sample_ids and the row names of the arrays differ: sample {k} is {str(ids[k])!r} in sample_ids and "
-            f"{names[k]!r} in the arrays; leave sample_ids out, or pass arrays without row names (to_numpy())"
-        )
-    return tuple(map(str, ids))
-
-
-def _converted_dtypes(layers: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
-    """Return an entry for the provenance: the original dtypes of layers that were converted to float32."""
-    before = {name: str(getattr(layers[name], "dtype", "")).removeprefix("torch.") for name in arrays}
-    changed = {name: kind for name, kind in before.items() if kind == "bfloat16" or kind.startswith("float8")}
-    return {"converted_from": changed} if changed else {}
-
-
-def _shapes_in_words(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return the first shape for each number of samples as text, at most four."""
-    firsts = {shape[:1] if len(shape) > 1 and 0 not in shape else shape: name for name, shape in shapes.items()}
-    return ", ".join(f"{shapes[name]} for {name!r}" for name in list(firsts.values())[:4])
-
-
-def _as_pixels(pixels: Any, n: int) -> Array:
-    try:
-        values = as_array(pixels, "pixels")
-    except InvalidInputError as error:
-        raise InvalidInputError(f"pixels must be numbers of shape (n samples, ...) for {n} samples: {error}") from None
-    if values.dtype.kind not in "uif" or values.ndim < 2 or len(values) != n or not values.size:
-        raise InvalidInputError(
-            f"pixels must be numbers of shape (n samples, ...) for {n} samples, got {values.dtype} {values.shape}"
-        )
-    return values
-
-
-def _add_statistics(keys: dict[LayerKey, Array], key: LayerKey, pixels: Array) -> dict[LayerKey, Mapping[str, Any]]:
-    """Add the statistics of pictures to the arrays, and return the attributes of the new array; none for vectors."""
-    if pixels.ndim != 4:
-        return {}
-    import torch  # noqa: PLC0415 - takes seconds to import, and only pictures need it
-
-    from repsim.extractors.picture_statistics import (  # noqa: PLC0415
-        has_statistics,
-        picture_statistics,
-        statistic_names,
-    )  # fmt: skip
-
-    if not has_statistics(pixels.shape[1:]):
-        return {}
-    keys[key] = picture_statistics(torch.from_numpy(pixels.astype(np.float32))).numpy()
-    return {key: {"names": NAME_SEPARATOR.join(statistic_names(pixels.shape[1:]))}}

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from repsim.study.controls import objection_to_classes
+from repsim.study.controls import has_input, objection_to_classes
 from repsim.study.design import is_twin
 from repsim.study.evidence import Evidence
 from repsim.study.formatting import listed
@@ -28,13 +28,13 @@ def warnings(evidence: Evidence) -> Iterator[str]:
         yield evidence.duplicates.caution
     if "input" not in kernels.positions:
         yield (
-            "no store holds the pixels that went into its network, so it is not known what the input alone explains; "
-            "extract the models again, or give write_store(..., pixels=)"
+            "no store holds the input of its network, so it is not known what the input alone explains; extract the "
+            "models again, or give write_store(..., pixels=) or controls="
         )
     else:
-        lacking = [member.name for member in design.members if member.store.pixels is None]
+        lacking = [member.name for member in design.members if not has_input(member.store)]
         if lacking:
-            yield f"the pixels that went into {listed(lacking)} are not stored; the input of the other models is used"
+            yield f"the input of {listed(lacking)} is not stored; that of the other models is used"
     if kernels.classes is None:
         reason = objection_to_classes(design)
         yield (

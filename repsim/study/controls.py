@@ -1,11 +1,11 @@
 """Make the controls of a study from its stores: the input of the networks, and the classes of their samples.
 
 They can make representations alike without any learning. The input is a set of kernels like those of layers: of the
-pixels that went into the networks and of the statistics of the pictures, both stored at extraction. Classes are
+pixels or tokens that went into the networks and of statistics of pictures or texts, stored at extraction. Classes are
 controlled for by comparing within them. `repsim.study.untrained_networks` extracts the third kind of controls.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -15,11 +15,13 @@ import torch
 from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 
+from repsim.labels import CHARACTERS, EMBEDDINGS, INPUT, INPUTS, STATISTICS, TOKENS, VALUES
 from repsim.metrics.recipes.groups import Groups
 from repsim.stores.alignment import AlignedView
 from repsim.stores.store import ActivationStore
 from repsim.study.design import Design
-from repsim.study.input_kernels import of_pixels, of_statistics, scaled, select
+from repsim.study.input_kernels import MOST, Candidate, of_pixels, of_statistics, scaled, select
+from repsim.study.text_kernels import of_characters, of_embeddings, of_tokens, read_tokens
 
 Values = Float64[np.ndarray, "n *features"]
 _LEAST_WITHIN = 4
@@ -39,40 +41,77 @@ class Control:
     """Names of the networks whose layers it is a control for: those whose input is stored."""
 
 
-def inputs(stores: Sequence[ActivationStore], view: AlignedView | None = None) -> list[Control]:
-    """Return the input of the networks as a few controls that are not all linear in the pixels.
+def has_input(store: ActivationStore) -> bool:
+    """Return whether a store holds the input of its network: pixels, tokens, or an input that is an array.
 
-    The dictionary of `repsim.study.input_kernels` is made of the pixels of every network and of the statistics of its
-    pictures; equal ones, and those that differ by an offset and a scale, are used once. The kernels that span it are
-    selected. The kernels of all pixels and of their mean over the picture come first, as a readout that averages over
-    positions depends on them most. Stores without pixels have no input; they are not among the ``members``.
+    Statistics, characters and embeddings alone say too little of it.
+    """
+    return any(store.control(*key) is not None for key in _ENOUGH)
+
+
+def inputs(stores: Sequence[ActivationStore], view: AlignedView | None = None) -> list[Control]:
+    """Return the input of the networks as a few controls that are not all linear in it.
+
+    The dictionaries of `repsim.study.input_kernels` and `repsim.study.text_kernels` are made of the input of every
+    network: pixels and statistics of pictures; tokens, characters, statistics and static embeddings of texts; arrays.
+    Equal ones, and those that differ by an offset and a scale, are used once. The kernels that span all are selected.
+    So if some networks see pictures and others texts, both are controls of all layers. Stores without an input are not
+    among the ``members``.
     If samples are paired, ``view`` says which rows of the stores belong together.
     """
-    seen = tuple(store.model for store in stores if store.pixels is not None)
+    seen = tuple(store.model for store in stores if has_input(store))
+    candidates: list[Candidate] = []
+    modalities = 0
+    for keys in _MODALITIES:
+        of_modality = list(chain.from_iterable(_candidates(key, stores, view) for key in keys))
+        modalities += any(candidate.required for candidate in of_modality)
+        candidates += of_modality
+    # computed in float64; in the precision of the inputs, products with layers need no conversion
+    kinds = [values.dtype for store in stores for key in INPUTS if (values := store.control(*key)) is not None]
+    dtype = np.float64 if np.float64 in kinds else np.float32
+    selected = select(candidates, most=MOST * max(1, modalities))
+    return [Control(kernel.name, kernel.features().astype(dtype), seen) for kernel in selected]
 
-    def of_samples(store: ActivationStore, values: Values | None) -> Values | None:
+
+_ENOUGH = (INPUT, TOKENS, VALUES)
+"""Inputs of which each one alone determines what a network sees, or nearly so."""
+_MODALITIES = ((INPUT, STATISTICS), (TOKENS, CHARACTERS, EMBEDDINGS), (VALUES,))
+"""Inputs that describe samples of one kind; for each kind, so many kernels are selected at most."""
+
+
+def _candidates(
+    key: tuple[str, str], stores: Sequence[ActivationStore], view: AlignedView | None
+) -> Iterator[Candidate]:
+    """Yield the kernels of one kind of input of all stores."""
+    if key == EMBEDDINGS:  # those of untrained networks are random features of the tokens
+        stores = [store for store in stores if store.provenance.get("weights") != "random"]
+    by_model = {store.model: store for store in stores}
+
+    def of_samples(store: ActivationStore) -> Values | None:
+        values = _READERS[key](store)
         rows = None if view is None else view.rows(store)
         return values if values is None or rows is None else values[rows]
 
-    pixels = _distinct((store.model, of_samples(store, _pixels(store))) for store in stores)
-    statistics = _distinct((store.model, of_samples(store, _statistics(store))) for store in stores)
-    named = {store.model: store.statistic_names for store in stores}
-    candidates = [
-        *chain.from_iterable(of_pixels(values, _of("pixels", name, pixels)) for name, values in pixels.items()),
-        *chain.from_iterable(
-            of_statistics(values, named[name], _of("statistics of the picture", name, statistics))
-            for name, values in statistics.items()
-        ),
-    ]
-    # computed in float64; in the precision of the pixels, products with layers need no conversion
-    wide = any(store.pixels is not None and store.pixels.dtype == np.float64 for store in stores)
-    dtype = np.float64 if wide else np.float32
-    return [Control(kernel.name, kernel.features().astype(dtype), seen) for kernel in select(candidates)]
+    arrays = _distinct((store.model, of_samples(store)) for store in stores)
+    named = {name: _name(key, by_model[name]) for name in arrays}
+    for name, values in arrays.items():
+        what = _of(named[name], name, list(named.values()))
+        if key == STATISTICS:
+            yield from of_statistics(values, by_model[name].statistic_names, what)
+        else:
+            yield from _KERNELS[key](values, what)
 
 
-def _of(what: str, name: str, all_inputs: Mapping[str, Any]) -> str:
+def _name(key: tuple[str, str], store: ActivationStore) -> str:
+    """Return a readable name of one kind of input."""
+    if key == STATISTICS:
+        return f"statistics of the {'picture' if store.control(*TOKENS) is None else 'text'}"
+    return "static embeddings" if key == EMBEDDINGS else key[1]
+
+
+def _of(what: str, name: str, all_inputs: Sequence[str]) -> str:
     """Return the name of an input: with that of its network only if there are several."""
-    return what if len(all_inputs) == 1 else f"{what} of {name}"
+    return what if all_inputs.count(what) == 1 else f"{what} of {name}"
 
 
 def _distinct(arrays: Iterable[tuple[str, Values | None]]) -> dict[str, Values]:
@@ -105,9 +144,38 @@ def _pixels(store: ActivationStore) -> Values | None:
     return values.reshape(*values.shape[:2], side, side) if side**2 == values.shape[-1] > 1 else values
 
 
-def _statistics(store: ActivationStore) -> Values | None:
-    """Return the stored statistics of the pictures, (n, statistics); None if the store has none."""
-    return None if store.statistics is None else store.statistics[:].astype(np.float64)
+def _tokens(store: ActivationStore) -> Values | None:
+    """Return the stored ids of tokens, (n, tokens), with -1 after the last one; None if there are none."""
+    digits = _values(TOKENS)(store)
+    return None if digits is None else read_tokens(digits.reshape(len(digits), 2, -1))
+
+
+def _values(key: tuple[str, str]) -> Callable[[ActivationStore], Values | None]:
+    """Return a function that reads one kind of input from a store, in float64."""
+
+    def read(store: ActivationStore) -> Values | None:
+        values = store.control(*key)
+        return None if values is None else values[:].astype(np.float64)
+
+    return read
+
+
+def _of_values(values: Values, what: str) -> Iterator[Candidate]:
+    return of_pixels(values if values.ndim > 2 else values[:, None], what)
+
+
+_READERS: dict[tuple[str, str], Callable[[ActivationStore], Values | None]] = {
+    **{key: _values(key) for key in INPUTS},
+    INPUT: _pixels,
+    TOKENS: _tokens,
+}
+_KERNELS: dict[tuple[str, str], Callable[[Any, str], Iterator[Candidate]]] = {
+    INPUT: of_pixels,
+    TOKENS: of_tokens,
+    CHARACTERS: of_characters,
+    EMBEDDINGS: of_embeddings,
+    VALUES: _of_values,
+}
 
 
 def classes(design: Design) -> Groups | None:

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from repsim.results.variables import CONTROL_PAIRS
 from repsim.study.claim_parts import FamilyPair, parts_of
 from repsim.study.claims import CLAIMED, Case, Part, decide
-from repsim.study.controls import unjudged_classes
+from repsim.study.controls import has_input, unjudged_classes
 from repsim.study.dataset_map import values_between_models
 from repsim.study.design import Design, Pair
 from repsim.study.inference import Inference
@@ -159,7 +159,7 @@ def cases_of(
     inference: Inference, pairs: Sequence[FamilyPair], parts: Sequence[Sequence[Part]], table: xr.Dataset
 ) -> list[Case]:
     """Return what the decision about each pair of families depends on."""
-    has_input = "input" in inference.indices.kernels
+    input_known = "input" in inference.indices.kernels
     others = [result.metric.spec for result in inference.evidence.measures]
     cases = []
     for f, families in enumerate(pairs):
@@ -170,7 +170,7 @@ def cases_of(
                 for member in inference.indices.members if member.trained and member.family == family
             ]))
             for family in (families.a, families.b)
-        } if has_input else {}  # fmt: skip
+        } if input_known else {}  # fmt: skip
         cases.append(
             Case(
                 families=(families.a, families.b),
@@ -180,7 +180,7 @@ def cases_of(
                 classes_unknown=unjudged_classes(inference.design),
                 without_pixels=tuple(
                     member.name for member in inference.design.trained
-                    if member.family in {families.a, families.b} and member.store.pixels is None
+                    if member.family in {families.a, families.b} and not has_input(member.store)
                 ),
                 common_twins=tuple(
                     twin.name for twin in inference.design.untrained

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import combinations, product
 
-from repsim.stores.store import ActivationStore, open_all
+from repsim.stores.opening import open_all
+from repsim.stores.store import ActivationStore
 from repsim.study import controls
 from repsim.study.design import Design, design
 from repsim.study.exchange import MOST_CHOICES, choices_of
@@ -169,7 +170,7 @@ def _enough(tested: int) -> str:
 
 
 def _about_samples(study: Design) -> Iterator[str]:
-    without = [member for member in study.members if member.store.pixels is None]
+    without = [member for member in study.members if not controls.has_input(member.store)]
     trained = [member.name for member in without if member.trained]
     if len(without) == len(study.members):
         yield "No store holds the input of its network: nothing can be claimed. Extract them again."

@@ -266,7 +266,7 @@ def of_pixels(pixels: Float64[np.ndarray, "n channels *positions"], what: str = 
     average = pixels.reshape(*pixels.shape[:2], -1).mean(-1)
     if np.ptp(average, axis=0).max() > _CONSTANT * np.abs(pixels).max():  # not if each picture was centred
         yield Candidate(f"mean {what}", scaled(average), Linear(), required=True)
-    for kernel in (*_rbf(flat, _WIDTHS), *map(Power, _POWERS), *_networks()):
+    for kernel in (*rbf(flat), *powers(), *networks()):
         yield Candidate(kernel.describe(what), flat, kernel)
     if pixels.ndim == 4 and min(pixels.shape[2:]) >= _SMALLEST_PICTURE:
         for name, function in (("ReLU", _relu), ("tanh", _steep_tanh)):
@@ -309,7 +309,13 @@ def random_convolutions(
     return layers
 
 
-def _networks() -> Iterator[Kernel]:
+def powers() -> Iterator[Kernel]:
+    """Yield the powers of the cosine in the dictionary."""
+    yield from map(Power, _POWERS)
+
+
+def networks() -> Iterator[Kernel]:
+    """Yield the kernels of untrained networks in the dictionary."""
     for depth in _DEPTHS:
         for bias in (0.0, *_BIASES):
             yield ReluNetwork(depth, bias)
@@ -319,7 +325,8 @@ def _networks() -> Iterator[Kernel]:
                 yield ErfNetwork(depth, gain, bias)
 
 
-def _rbf(x: Float64[np.ndarray, "n p"], widths: Sequence[float]) -> Iterator[Kernel]:
+def rbf(x: Float64[np.ndarray, "n p"], widths: Sequence[float] = _WIDTHS) -> Iterator[Kernel]:
+    """Yield RBF kernels of features, whose widths are shares of the root of their median squared distance."""
     sample = x[_random_subset(len(x), SELECTION)]
     distances = products(sample, sample).distances[np.triu_indices(len(sample), 1)]
     median = float(np.median(distances)) or float(distances.mean())
@@ -366,7 +373,7 @@ def of_statistics(
         for j in range(k):
             both = scaled(left[:, [j]] + left[:, [k]])
             yield Candidate(f"{what}: sum of the principal components {j + 1} and {k + 1}", both, Linear())
-    for kernel in _rbf(every, (0.5, 1.0)):
+    for kernel in rbf(every, (0.5, 1.0)):
         yield Candidate(kernel.describe(what), every, kernel)
 
 

@@ -25,7 +25,7 @@ from repsim.runtime.hardware import choose_device
 from repsim.runtime.memory import memory_to_use
 from repsim.runtime.options import accept_options, sort_keywords
 from repsim.runtime.progress import Steps, counter, report_steps
-from repsim.stores.store import ActivationStore, open_all
+from repsim.stores.opening import ArraysLike, StoreLike, open_all
 from repsim.study import controls as control
 from repsim.study import permutation_nulls
 from repsim.study.dataset import study_dataset
@@ -40,7 +40,6 @@ from repsim.study.options import METRICS, UniversalityOptions
 from repsim.study.other_measures import MeasureResult, measure, read
 from repsim.study.untrained_networks import count_architectures, extract_untrained
 
-StoreLike = ActivationStore | str | os.PathLike[str]
 _EQUAL = 1e-9
 """Layers whose debiased CKA is closer to 1 are equal."""
 _MIN_SAMPLES = 8
@@ -69,7 +68,7 @@ class UniversalityKeywords(TypedDict, total=False):
 
 @accept_options(UniversalityOptions, without=("metrics",))
 def universality(
-    stores: Sequence[StoreLike],
+    stores: Sequence[StoreLike | ArraysLike] | ArraysLike,
     metrics: str | Sequence[str | Metric[Any]] | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
@@ -84,9 +83,9 @@ def universality(
 
     Parameters
     ----------
-    stores : sequence of ActivationStore or path
-        Stores over the same samples in the same order: of trained models, if possible several of each family, and of
-        untrained ones (``repsim extract --weights random --recalibrate``).
+    stores : sequence of ActivationStore or path, or dict of models
+        Stores over the same samples in the same order, in files or in memory (`repsim.as_store`): of trained models, if
+        possible several of each family, and of untrained ones (``repsim extract --weights random --recalibrate``).
     metrics : sequence of str or Metric, optional
         Spec strings, groups (as in `repsim.compare`) or metrics; by default debiased CKA, mutual kNN, the nuclear norm
         (Procrustes), and SVCCA. Debiased CKA is always included.
@@ -138,7 +137,7 @@ def universality(
 
 
 def conduct(
-    stores: Sequence[StoreLike],
+    stores: Sequence[StoreLike | ArraysLike] | ArraysLike,
     options: UniversalityOptions,
     *,
     metrics: Sequence[str | Metric[Any]] | None = None,
@@ -179,7 +178,7 @@ def _without_earlier_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compute(
-    stores: Sequence[StoreLike],
+    stores: Sequence[StoreLike | ArraysLike] | ArraysLike,
     options: UniversalityOptions,
     metrics: Sequence[str | Metric[Any]] | None,
     *,

@@ -23,8 +23,9 @@ from repsim.runtime.progress import Steps, report_steps
 from repsim.stores.alignment import align
 from repsim.stores.axes import Axes
 from repsim.stores.axes_files import read_axes
+from repsim.stores.opening import StoreLike, open_all
 from repsim.stores.pairing import Pairing
-from repsim.stores.store import ActivationStore, open_all, same_weights
+from repsim.stores.store import same_weights
 from repsim.study import controls
 from repsim.study.sample_groups import groups_of
 from repsim.trends.all_points import every_point
@@ -35,7 +36,6 @@ from repsim.trends.records import records
 from repsim.trends.trend import Scale
 from repsim.trends.work import Work
 
-StoreLike = ActivationStore | str | os.PathLike[str]
 _MIN_SAMPLES = 8
 """Smallest number of samples: with fewer, intervals are meaningless."""
 

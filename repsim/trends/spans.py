@@ -9,10 +9,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from repsim import metrics as registry
-from repsim.engine.comparison import StoreLike, compare
+from repsim.engine.comparison import compare
 from repsim.engine.resampling import leave_one_out, subsampled
 from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.metrics.base import GramMetric, Metric
+from repsim.stores.opening import StoreLike
 from repsim.stores.store import ActivationStore, open_store
 from repsim.study.uncertainty import jackknife
 

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from repsim.cli import main
 from repsim.errors import InvalidInputError, OutputError, StoreError
+from repsim.extractors.text_controls import bag_of_characters
 from repsim.labels import LayerKey, SampleIds
 from repsim.stores.schema import ArraySpec, Contents
 from repsim.stores.store import ActivationStore, open_store, verify
@@ -575,6 +576,9 @@ def test_a_store_says_what_its_model_reads(tmp_path: Path, provenance: dict[str,
 
 def test_stored_pixels_of_pictures_say_that_the_model_reads_pictures(tmp_path: Path, rng: np.random.Generator) -> None:
     pictures, vectors = rng.normal(size=(3, 3, 8, 8)), rng.normal(size=(3, 8))
+    layers, texts = {"out": np.ones((3, 2))}, {"texts": ["a", "b", "c"]}
+    assert write_store(tmp_path / "texts.h5", layers, model="t", controls=texts).modality == "text"
+    assert write_store(tmp_path / "both.h5", layers, model="b", controls=texts, pixels=pictures).modality == ""
     stores = {name: write_store(tmp_path / f"{name}.h5", {"out": np.ones((3, 2))}, model=name, pixels=pixels,
                                provenance={"column": name})
              for name, pixels in (("pictures", pictures), ("vectors", vectors))}  # fmt: skip
@@ -595,3 +599,81 @@ def test_the_display_of_a_store_names_its_samples_and_data(tmp_path: Path) -> No
     assert done.output.splitlines()[0] == f"{store.path}: net on pairs.jsonl [caption], 3 texts (0 ... 2)"
     shown = json.loads(CliRunner().invoke(main, ["inspect", str(store.path), "--json"]).output)
     assert (shown["data"], shown["modality"], shown["column"]) == ("pairs.jsonl [caption]", "text", "caption")
+
+
+# The inputs of texts
+
+
+def test_inputs_of_texts_are_stored_beside_the_layers(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Tokens are exact in half precision; characters and statistics are those of the texts, which are not stored."""
+    texts, tokens = ["A dog!", "two cats", "", "x"], [[1, 250_000, -1], [3], [], [4, 5]]
+    embeddings = rng.normal(size=(4, 3))
+    layers = {"a": rng.normal(size=(4, 2)).astype(np.float16)}
+    inputs = {"texts": texts, "tokens": tokens, "embeddings": embeddings, "values": np.arange(8).reshape(4, 2)}
+    with write_store(tmp_path / "s.h5", layers, model="net", controls=inputs) as store:
+        assert store.layers == ("a",)
+        digits = np.asarray(store.control("input", "tokens"), np.float64)
+        ids = np.where(digits[:, 0] < 0, -1, 2048 * digits[:, 0] + digits[:, 1])
+        np.testing.assert_array_equal(ids, [[1, 250_000], [3, -1], [-1, -1], [4, 5]])
+        np.testing.assert_array_equal(store.control("input", "characters"), bag_of_characters(texts))
+        np.testing.assert_array_equal(store.control("input", "embeddings"), embeddings.astype(np.float16))
+        np.testing.assert_array_equal(store.control("input", "values"), inputs["values"])
+        assert store.statistics is not None
+        by_name = dict(zip(store.statistic_names, store.statistics[:].T.tolist(), strict=True))
+        assert by_name["length: tokens"] == [2, 1, 0, 2]
+        assert by_name["length: characters"] == [6, 8, 0, 1]
+        assert store.pixels is None
+        assert store.control("output", "prediction") is None
+    assert verify(tmp_path / "s.h5") == []
+    assert b"two cats" not in (tmp_path / "s.h5").read_bytes()
+
+
+def test_words_stand_for_tokens(tmp_path: Path, rng: np.random.Generator) -> None:
+    controls = {"texts": ["A dog", "the a"]}
+    with write_store(tmp_path / "s.h5", {"a": rng.normal(size=(2, 2))}, model="net", controls=controls) as store:
+        digits = np.asarray(store.control("input", "tokens"))
+        np.testing.assert_array_equal(digits[0, :, 0], digits[1, :, 1])
+        assert (digits[0, :, 1] != digits[1, :, 0]).any()
+        assert "length: tokens" not in store.statistic_names
+
+
+def test_statistics_of_pictures_and_of_texts_stand_side_by_side(tmp_path: Path, rng: np.random.Generator) -> None:
+    pictures, x = rng.normal(size=(3, 3, 16, 16)), rng.normal(size=(3, 2))
+    with write_store(
+        tmp_path / "s.h5", {"a": x}, model="m", pixels=pictures, controls={"texts": ["a", "b c", "d"]}
+    ) as s:
+        assert s.statistics is not None
+        column = s.statistic_names.index("length: words")
+        assert "contrast: standard deviation" in s.statistic_names[:column]
+        assert s.statistics[:, column].tolist() == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("controls", "message"),
+    [
+        ({"pixels": np.ones((3, 2))}, "'pixels' is none of them; they are texts, tokens, embeddings, values"),
+        ({"texts": ["a", "b"]}, "2 texts for 3 samples"),
+        ({"texts": "abc"}, "texts: expected a sequence of 3, got str"),
+        ({"texts": ["a", "b", 3]}, "texts: expected texts, got int"),
+        ({"tokens": [[1], [2], 3]}, "whole numbers for each sample; sample 2 has none"),
+        ({"tokens": [[1], [2.5], [3]]}, "whole numbers for each sample; sample 1 has none"),
+        ({"tokens": 7}, "tokens: expected a sequence of 3, got int"),
+        ({"values": np.ones(3)}, "values must be numbers of shape"),
+        ({"embeddings": np.ones((2, 3))}, "embeddings must be numbers of shape"),
+        (["a"], "controls: expected a dictionary, got list"),
+    ],
+)
+def test_wrong_inputs_are_refused(tmp_path: Path, rng: np.random.Generator, controls: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        write_store(tmp_path / "s.h5", {"a": rng.normal(size=(3, 2))}, model="net", controls=controls)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("control", ["tokens", "characters", "values"])
+def test_a_store_without_a_new_control_is_complete(tmp_path: Path, rng: np.random.Generator, control: str) -> None:
+    inputs = {"texts": ["a", "b c"], "values": rng.normal(size=(2, 3))}
+    with write_store(tmp_path / "s.h5", {"a": rng.normal(size=(2, 2))}, model="net", controls=inputs) as store:
+        new = store.contents
+    old = dataclasses.replace(new, arrays=tuple(spec for spec in new.arrays if spec.key.readout != control))
+    assert old.difference(new) is None
+    assert f"input@{control}" in str(new.difference(old))

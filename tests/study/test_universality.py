@@ -317,7 +317,7 @@ def test_one_seed_of_each(make_networks: MakeNetworks) -> None:
 def test_no_labels_no_pixels_no_untrained(make_networks: MakeNetworks) -> None:
     study = conduct(make_networks(40, models=TRAINED, pixels=None, labels=None), permutations=119)
     lines = warnings(study)
-    for part in ("no store holds the pixels", "the samples have no class labels", "no untrained networks: it cannot"):
+    for part in ("no store holds the input", "the samples have no class labels", "no untrained networks: it cannot"):
         assert part in lines
     assert study["measure"].values.tolist() == ["cka"]
     assert not INDEX & gaps(study)

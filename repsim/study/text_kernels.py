@@ -1,0 +1,132 @@
+"""Describe texts by kernels: of their bag of tokens, of characters, and of untrained networks that see them.
+
+A network without any training adds up what it knows of each token: its kernel is near that of the bag of tokens. Which
+tokens two texts share is known exactly, as stores hold the ids; docs/input-controls.md describes the kernels.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from scipy import sparse
+
+from repsim.extractors.text_controls import DIGIT
+from repsim.study.input_kernels import EXACT, Candidate, Linear, networks, powers, rbf, root, scaled
+
+_COLUMNS = 2048
+"""Largest number of columns of counts; more are replaced by features with the same inner products, or hashed."""
+_SEED = 0
+Ids = Int64[np.ndarray, "n L"]
+Features = Float64[np.ndarray, "n p"]
+
+
+def read_tokens(digits: Float64[np.ndarray, "n 2 L"]) -> Ids:
+    """Return the ids of tokens from their digits; -1 after the last token of a text.
+
+    >>> read_tokens(np.array([[[0.0, 1.0, -1.0], [5.0, 1.0, -1.0]]])).tolist()
+    [[5, 2049]]
+    """
+    ids = np.where(digits[:, 0] < 0, -1, digits[:, 0] * DIGIT + digits[:, 1]).astype(np.int64)
+    return ids[:, : max(1, int((ids >= 0).sum(1).max(initial=0)))]
+
+
+def of_tokens(ids: Ids, what: str = "tokens") -> Iterator[Candidate]:
+    """Yield the kernels of the tokens of texts.
+
+    Linear kernels of the counts of each token, of their shares of the text, which is what a mean over tokens sees, and
+    of shares weighted by the logarithm of the inverse document frequency, at unit length; of pairs of neighbours, and
+    of the first and of the last token; and those of pixels that are not linear, of the shares.
+
+    Parameters
+    ----------
+    ids
+        Ids of the tokens, (n, L), with -1 after the last one.
+    what
+        Name of the tokens in the names of the kernels.
+    """
+    counts = count(ids)
+    if not counts.shape[1]:
+        return
+    shares = _over_rows(counts, counts.sum(1))
+    flat = dense(shares)
+    if not flat.any():
+        return
+    yield Candidate(f"shares of the {what}", flat, Linear(), required=True)
+    for kernel in (*rbf(flat), *powers(), *networks()):
+        yield Candidate(kernel.describe(f"shares of the {what}"), flat, kernel)
+    yield Candidate(f"counts of the {what}", dense(counts), Linear(), required=True)
+    frequency = np.log(len(ids) / np.bincount(counts.indices, minlength=counts.shape[1]))
+    weighted = sparse.csr_array(shares.multiply(frequency[None]))
+    rare = dense(_over_rows(weighted, np.sqrt(weighted.multiply(weighted).sum(1))))
+    yield Candidate(f"rare {what}", rare, Linear())
+    for kernel in rbf(rare):
+        yield Candidate(kernel.describe(f"rare {what}"), rare, kernel)
+    pairs = np.where(ids[:, 1:] >= 0, ids[:, :-1] * DIGIT**2 + ids[:, 1:], -1)
+    last = np.take_along_axis(ids, np.maximum((ids >= 0).sum(1) - 1, 0)[:, None], 1)
+    for name, items in (("pairs of neighbouring", pairs), ("first of the", ids[:, :1]), ("last of the", last)):
+        bag = count(items)
+        if bag.shape[1] > 1:
+            yield Candidate(f"{name} {what}", dense(bag), Linear())
+
+
+def of_characters(counts: Float64[np.ndarray, "n m"], what: str = "characters") -> Iterator[Candidate]:
+    """Yield the kernels of hashed counts of sequences of characters: linear, and of the counts at unit length."""
+    flat = scaled(counts)
+    if not flat.any():
+        return
+    yield Candidate(what, flat, Linear(), required=True)
+    norms = np.linalg.norm(counts, axis=1, keepdims=True)
+    unit = scaled(np.divide(counts, norms, out=np.zeros_like(counts), where=norms > 0))
+    yield Candidate(f"{what} at unit length", unit, Linear())
+    for kernel in (*rbf(unit), *powers()):
+        yield Candidate(kernel.describe(f"{what} at unit length"), unit, kernel)
+
+
+def of_embeddings(means: Float64[np.ndarray, "n p"], what: str = "static embeddings") -> Iterator[Candidate]:
+    """Yield the kernels of means of static embeddings: linear, and those of pixels that are not linear."""
+    flat = scaled(means)
+    if not flat.any():
+        return
+    yield Candidate(what, flat, Linear(), required=True)
+    for kernel in (*rbf(flat), *powers(), *networks()):
+        yield Candidate(kernel.describe(what), flat, kernel)
+
+
+def count(ids: Ids) -> Any:
+    """Return how often each id occurs in each row, as a sparse array (n, different ids); negative ids are none.
+
+    >>> count(np.array([[7, 9, 7], [9, -1, -1]])).toarray().tolist()
+    [[2.0, 1.0], [0.0, 1.0]]
+    """
+    real = ids >= 0
+    unique, columns = np.unique(ids[real], return_inverse=True)
+    rows = real.nonzero()[0]
+    shape = len(ids), len(unique)
+    return sparse.csr_array(sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape))
+
+
+def dense(X: Any) -> Features:
+    """Return centred features whose inner products are those of a sparse array: exactly, or for many samples nearly.
+
+    Counts of more tokens than 2,048 are replaced by a square root of their kernel matrix; beyond 2,000 samples, their
+    columns are added up in 2,048 ones with random signs, from a fixed seed.
+    """
+    n, columns = X.shape
+    if columns <= _COLUMNS:
+        return scaled(X.toarray())
+    if n <= EXACT:
+        K = (X @ X.T).toarray()
+        K = K - K.mean(0) - K.mean(1)[:, None] + K.mean()
+        return scaled(root(K))
+    rng = np.random.default_rng(_SEED)
+    places = rng.integers(_COLUMNS, size=columns), rng.choice([-1.0, 1.0], columns)
+    sketch = sparse.csr_array((places[1], (np.arange(columns), places[0])), (columns, _COLUMNS))
+    return scaled((X @ sketch).toarray())
+
+
+def _over_rows(X: Any, sizes: Any) -> Any:
+    """Return a sparse array whose rows are divided by their sizes; rows of size 0 stay 0."""
+    sizes = np.asarray(sizes, np.float64).ravel()
+    inverse = np.divide(1, sizes, out=np.zeros_like(sizes), where=sizes > 0)
+    return sparse.csr_array(X.multiply(inverse[:, None]))
