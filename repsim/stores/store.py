@@ -305,7 +305,7 @@ class ActivationStore:
             return str(stated)
         extracted = str(recorded.get("extractor") or "given") != "given"
         pictures = extracted or (self.pixels is not None and len(self.pixels.shape) == 4)
-        texts = self._control(TOKENS) is not None or self._control(CHARACTERS) is not None
+        texts = any(self.control(*name) is not None for name in (TOKENS, CHARACTERS))
         return "" if pictures == texts else "image" if pictures else "text"
 
     @property
