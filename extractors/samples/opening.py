@@ -390,7 +390,8 @@ def examine(
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for start in range(0, len(rows), _RUN):
             part = rows[start : start + _RUN]
-            for done, (row, outcome) in enumerate(zip(part, pool.map(examine_row, part), strict=True), start + 1):
+            outcomes = map(examine_row, part) if source.quick else pool.map(examine_row, part)
+            for done, (row, outcome) in enumerate(zip(part, outcomes, strict=True), start + 1):
                 if isinstance(outcome, Content):
                     contents[row] = outcome
                 elif skip_bad:
