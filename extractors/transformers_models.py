@@ -174,7 +174,7 @@ def _prepare_texts(loaded: Loaded, options: ModelOptions | None, samples: Sample
         )
         examples = made.examples()
         longest = _longest(made, samples)
-    controls = controls_of_text(network, made.tokenizer, longest or 1)
+    controls = controls_of_text(network.get_input_embeddings(), made.tokenizer, longest or 1)
     first = made.tokenizer.cls_token_id
     encoder = not (getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False))
     class_token = encoder and first is not None and bool((examples[0]["input_ids"][:, 0] == first).all())

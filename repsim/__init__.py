@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from repsim.report.page import write_report
     from repsim.results.export import to_frame
     from repsim.results.files import open_result, open_series, open_study, save_result
+    from repsim.stores.exporting import export_activations
+    from repsim.stores.importing import read_activations
     from repsim.stores.in_memory import as_store
     from repsim.stores.store import ActivationStore, open_store, verify
     from repsim.stores.writer import write_store
@@ -34,6 +36,7 @@ _MODULES = {
     "as_store": "repsim.stores.in_memory",
     "block_structure": "repsim.trends.block_structure",
     "compare": "repsim.engine.comparison",
+    "export_activations": "repsim.stores.exporting",
     "extract": "repsim.extraction.runs",
     "heatmap": "repsim.figures",
     "leave_one_out": "repsim.engine.resampling",
@@ -44,6 +47,7 @@ _MODULES = {
     "permuted": "repsim.engine.resampling",
     "random_permutations": "repsim.engine.resampling",
     "random_subsamples": "repsim.engine.resampling",
+    "read_activations": "repsim.stores.importing",
     "removable_spans": "repsim.trends.spans",
     "run_study": "repsim.pipeline",
     "save_result": "repsim.results.files",
@@ -68,6 +72,7 @@ __all__ = [
     "as_store",
     "block_structure",
     "compare",
+    "export_activations",
     "extract",
     "heatmap",
     "leave_one_out",
@@ -78,6 +83,7 @@ __all__ = [
     "permuted",
     "random_permutations",
     "random_subsamples",
+    "read_activations",
     "removable_spans",
     "run_study",
     "save_result",

@@ -42,8 +42,8 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 OF_THE_COMMAND_LINE = re.compile(rf"(?<![\w-])--[a-z]|\brepsim ({'|'.join(main.commands)})\b")
 DESCRIPTIONS = {"option", "Field"}
 """Functions whose texts describe formats, for the documentation; no message is made of them."""
-FOREIGN = {"repsim/stores/reader.py", "repsim/study/study_file.py"}
-"""Files that read messages of HDF5 and msgspec, which have no field for what is wrong."""
+FOREIGN = {"repsim/stores/reader.py", "repsim/study/study_file.py", "repsim/stores/foreign_arrays.py"}
+"""Files that read messages of HDF5, msgspec, numpy and torch, which have no field for what is wrong."""
 
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -117,7 +117,7 @@ def test_every_argument_that_is_named_is_an_option_of_a_command() -> None:
     keys = {field for kind in (Protocol, Data, Model) for field in kind.__dataclass_fields__}
     renamed = {"metrics", "pair_by", "pairs", "readouts"}  # no message of an extraction or a study names them
     of_series_and_pages = {"run", "scale", "thumbnails"}  # nor these
-    of_functions = {"overwrite", "memory"} | of_python_only
+    of_functions = {"overwrite", "memory", "ids"} | of_python_only
     of_model = {"labels", "download", "skip_bad"}
     for name in names - renamed - of_functions - of_model - of_series_and_pages:
         key = render_for_cli(Hint("x", remedy=Remedy(Argument(name))), click.Command("run"))

@@ -1,5 +1,6 @@
-"""Define `repsim export`, which writes results, studies and series as CSV or JSON tables."""
+"""Define `repsim export`, which writes results, studies and series as tables, and activations to other formats."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,8 +12,18 @@ from repsim.runtime.files import check_output
 
 
 @click.command(cls=Command)
-@click.argument("result", type=PATH, shell_complete=completing.files(".nc"))
+@click.argument("result", type=PATH, shell_complete=completing.files(".nc", ".h5"))
 @click.option("-o", "--out", type=PATH, help="OUT.csv or OUT.json; - is the terminal.  [default: CSV on the terminal]")
+@click.option(
+    "--activations",
+    is_flag=True,
+    help="RESULT is a store; write its layers to OUT.safetensors, OUT.parquet or OUT.zarr.",
+)
+@click.option(
+    "--layers",
+    multiple=True,
+    help="With --activations: layer, or glob such as 'block*'; repeat it for several.  [default: all]",
+)
 @click.option(
     "--table",
     help="Table of a study: pairs, layers, matches, means, shares, mean_shares, families, controls, within, networks, "
@@ -24,11 +35,23 @@ from repsim.runtime.files import check_output
     "--format", "form", type=click.Choice(["csv", "json"]), help="Format of a table on the terminal.  [default: csv]"
 )
 @OVERWRITE
-def export(result: Path, out: Path | None, table: str | None, form: str | None, *, overwrite: bool) -> None:
+def export(
+    result: Path,
+    out: Path | None,
+    layers: Sequence[str],
+    table: str | None,
+    form: str | None,
+    *,
+    activations: bool,
+    overwrite: bool,
+) -> None:
     """Write RESULT, the output of `repsim compare`, `universality` or `series`, as CSV or JSON.
 
     Each row is a pair of layers or of models, or a point of a series, each column a measure. Every number is read back
     exactly. In CSV, a name that a spreadsheet would interpret as a formula gets an apostrophe in front.
+
+    With --activations, write the layers of a store as safetensors, parquet or zarr; `repsim import` reads them back,
+    equal to the bit.
 
     \b
     Examples:
@@ -37,7 +60,15 @@ def export(result: Path, out: Path | None, table: str | None, form: str | None, 
       repsim export study.nc --table families
       repsim export series.nc --table settled
       repsim export study.nc -o study.json
+      repsim export --activations acts/resnet50.h5 -o resnet50.safetensors --layers 'layer4.*'
     """
+    if activations:
+        if table is not None or form is not None:
+            raise InvalidInputError("--activations writes layers, and takes neither --table nor --format")
+        _export_activations(result, out, layers, overwrite=overwrite)
+        return
+    if layers:
+        raise InvalidInputError("--layers is for --activations; choose a table with --table layers")
     file = None if out is None or str(out) == "-" else out
     if file is not None:
         if form is not None and file.suffix != f".{form}":
@@ -63,3 +94,18 @@ def export(result: Path, out: Path | None, table: str | None, form: str | None, 
         return
     export.export(dataset, file, table, overwrite=overwrite)
     click.echo(f"saved {file}")
+
+
+def _export_activations(store: Path, out: Path | None, layers: Sequence[str], *, overwrite: bool) -> None:
+    """Write the layers of a store, and print what was written and what is left out."""
+    from repsim.stores.exporting import SUFFIXES, export_activations
+    from repsim.stores.store import open_store
+
+    if out is None:
+        raise InvalidInputError(f"name the file with -o: OUT{', OUT'.join(SUFFIXES[:-1])} or OUT{SUFFIXES[-1]}")
+    with open_store(store) as opened:
+        names = export_activations(opened, out, layers=layers or None, overwrite=overwrite)
+        controls = [str(spec.key.label) for spec in opened.contents.arrays if spec.key.control]
+    if controls:
+        print_note(f"note: left out, as they are no layers: {', '.join(controls)}")
+    click.echo(f"saved {out}: {len(names)} layer{'' if len(names) == 1 else 's'}")

@@ -25,6 +25,7 @@ _COMMAND_TEXTS = {
     "repsim.compare": "`repsim compare`",
     "repsim.extractors.factory.make_extractor": "`repsim layers MODEL`",
     "repsim.heatmap": "`repsim heatmap`",
+    "repsim.read_activations": "`repsim import`",
     "repsim.metrics.names": "`repsim metrics`",
     "repsim.study.study_file.EXAMPLE": "`repsim run --example`",
     "repsim.run_study": "`repsim run`",

@@ -16,6 +16,7 @@ from typing import TypeVar
 from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.extraction.options import Model
 from repsim.extractors.factory import store_name
+from repsim.runtime.files import natural_key
 from repsim.stores.axes import AxisValue, check_axes, check_axis_name, in_words, read_value
 from repsim.stores.axes_files import AxesFile, read_axes_file
 
@@ -64,7 +65,9 @@ def _expand(model: AnyModel) -> Iterator[AnyModel]:
                 "own, as in runs/{run}/step_{step}.pt"
             )
     names: dict[str, str] = {}
-    for path in sorted(axes_of, key=lambda path: ([_rank(value) for value in axes_of[path].values()], _natural(path))):
+    for path in sorted(
+        axes_of, key=lambda path: ([_rank(value) for value in axes_of[path].values()], natural_key(path))
+    ):
         name = _name(model, path, axes_of[path])
         if (earlier := names.setdefault(name, path)) != path:
             raise InvalidInputError(
@@ -155,21 +158,16 @@ def _contents(shell: str) -> str:
     for k in range(len(parts) - 1, -1, -1):
         folders = [path for path in _paths(str(Path(*parts[:k]))) if Path(path).is_dir()]
         if folders:
-            folder = Path(min(folders, key=_natural))
+            folder = Path(min(folders, key=natural_key))
             break
-    names = sorted((path.name + "/" * path.is_dir() for path in folder.iterdir()), key=_natural)
+    names = sorted((path.name + "/" * path.is_dir() for path in folder.iterdir()), key=natural_key)
     where = folder.absolute() if folder == Path() else folder
     return f"{where} holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else f"{where} is empty"
 
 
 def _rank(value: AxisValue) -> tuple[int, float, list[tuple[int, int, str]]]:
     """Return a key by which numbers come before texts."""
-    return (1, 0.0, _natural(value)) if isinstance(value, str) else (0, value, [])
-
-
-def _natural(text: str) -> list[tuple[int, int, str]]:
-    """Return a key by which ``step_9`` comes before ``step_10``."""
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text)]
+    return (1, 0.0, natural_key(value)) if isinstance(value, str) else (0, value, [])
 
 
 def _name(model: Model, path: str, axes: Mapping[str, AxisValue]) -> str:

@@ -1,6 +1,9 @@
 """Write files atomically: under a temporary name first, renamed when complete, locked against other processes."""
 
+import hashlib
 import os
+import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -119,6 +122,47 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
             remove()
 
 
+@contextmanager
+def replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield the path of a new folder to write to, and rename it to ``path`` if the block ends without an exception."""
+    interrupts.check()
+    partial = partial_path(path)
+
+    def check() -> None:
+        if path.is_dir():
+            if not overwrite:
+                raise OutputError(
+                    f"{path} exists",
+                    path=path,
+                    remedy=Remedy("use ", Argument("overwrite", value=True), " to replace it, or name another"),
+                )
+        else:
+            check_output(path, overwrite=False)
+
+    def remove() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+
+    check()
+    with locked(path), interrupts.cleaned_up(remove):
+        check()  # another process may have written it in the meantime
+        remove()  # what a killed process left
+        try:
+            yield partial
+            if path.is_dir():
+                earlier = path.with_name(f"{path.name}.earlier")
+                path.replace(earlier)
+                partial.replace(path)
+                shutil.rmtree(earlier)
+            else:
+                partial.replace(path)
+        except OSError as error:
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"cannot write {path}: {reason(error)}") from None
+        finally:
+            remove()
+
+
 def remove_partial(path: Path) -> None:
     """Remove the temporary file that a killed process left beside ``path``, unless another process is writing it."""
     with suppress(OutputError), locked(path):
@@ -148,3 +192,21 @@ def format_duration(seconds: float) -> str:
         return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Return a key by which ``step_9`` comes before ``step_10``.
+
+    >>> sorted(["layer10", "layer2"], key=natural_key)
+    ['layer2', 'layer10']
+    """
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text)]
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of all files of a folder, as a hexadecimal number."""
+    if path.is_dir():
+        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        return hashlib.sha256("\n".join(f"{sha256_of(path / name)}  {name}" for name in names).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,7 +23,7 @@ from repsim.runtime.files import format_size
 from repsim.stores import extents
 from repsim.stores.axes import StatedAxes
 from repsim.stores.given import Described, check_contents, convert_layers, describe
-from repsim.stores.schema import Array
+from repsim.stores.schema import Array, Contents
 from repsim.stores.store import Activations, ActivationStore
 
 IN_MEMORY = "arrays in memory"
@@ -176,9 +176,14 @@ def as_store(
     for key, values in described.arrays.items():
         if key.control:  # a file has the controls in the dtype of the layers
             arrays[key] = torch.from_numpy(np.array(values, contents.dtype))
+    return StoreInMemory(Described(record_ids(contents), arrays))
+
+
+def record_ids(contents: Contents) -> Contents:
+    """Add to the provenance whether the samples have ids, or are only numbered."""
     numbered = contents.sample_ids.ids == tuple(map(str, range(len(contents.sample_ids))))
     record = {**contents.provenance, "sample_ids": ROW_NUMBERS if numbered else "given"}
-    return StoreInMemory(Described(dataclasses.replace(contents, provenance=record), arrays))
+    return dataclasses.replace(contents, provenance=record)
 
 
 def _as_tensor(values: Any, what: str) -> Tensor:

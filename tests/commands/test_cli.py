@@ -28,7 +28,7 @@ from tests.commands import calls
 from tests.commands.calls import fail, run
 
 COMMANDS = [
-    "compare", "completion", "demo", "export", "extract", "figures", "heatmap", "inspect", "layers", "metrics",
+    "compare", "completion", "demo", "export", "extract", "figures", "heatmap", "import", "inspect", "layers", "metrics",
     "models", "report", "run", "series", "spans", "universality", "verify",
 ]  # fmt: skip
 
@@ -337,7 +337,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
 
 def test_no_picture_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.txt").write_text("hello")
+    (tmp_path / "empty" / "notes.md").write_text("hello")
     assert "no picture found in empty" in fail(
         "extract", "resnet18", "--data", tmp_path / "empty", "-o", tmp_path / "acts"
     )

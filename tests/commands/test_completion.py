@@ -50,7 +50,7 @@ def test_bash_completes_commands_options_models_and_files(folder: Path) -> None:
     assert "--dry-run" in complete(folder, "repsim", "run", "--d")
     assert complete(folder, "repsim", "extract", "resnet5") == sorted(timm.list_models("resnet5*"))
     assert complete(folder, "repsim", "compare", "o") == ["one.h5"]
-    assert complete(folder, "repsim", "export", "") == ["result.nc"]
+    assert complete(folder, "repsim", "export", "") == ["one.h5", "result.nc", "two.h5"]
     assert complete(folder, "repsim", "export", "./r") == ["./result.nc"]
     assert complete(folder, "repsim", "compare", "one.h5", "--metric", "mutual") == ["mutual_knn"]
 
