@@ -190,8 +190,12 @@ def _write_parquet(store: ActivationStore, names: Sequence[str], path: Path, *, 
     kinds = {name: pa.list_(pa.from_numpy_dtype(store[name].dtype), size) for name, size in sizes.items()}
     kinds = {name: pa.array(values[:1]).type for name, values in columns.items()} | kinds
     schema = pa.schema(kinds.items(), metadata={RECORD: json.dumps(record)})
-    rows = max(1, 4 * _PIECE // sum(sizes[name] * store[name].dtype.itemsize for name in names))
-    with replacing(path, overwrite=overwrite) as partial, pq.ParquetWriter(partial, schema) as writer:
+    rows = max(1, _PIECE // sum(sizes[name] * store[name].dtype.itemsize for name in names))
+    texts = [name for name in columns if name in COLUMNS]  # a dictionary of real numbers only takes memory
+    with (
+        replacing(path, overwrite=overwrite) as partial,
+        pq.ParquetWriter(partial, schema, use_dictionary=texts) as writer,
+    ):
         for start in range(0, len(store), rows):
             interrupts.check()
             stop = min(start + rows, len(store))

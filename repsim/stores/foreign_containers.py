@@ -261,7 +261,8 @@ def _batches(path: Path, names: list[str], rows: int) -> Iterator[Any]:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     with pq.ParquetFile(path) as table:
-        yield from table.iter_batches(batch_size=rows, columns=names)
+        for group in range(table.num_row_groups):  # over all groups at once, the library reads them all ahead
+            yield from table.iter_batches(batch_size=rows, row_groups=[group], columns=names)
 
 
 def _list_size(table: Any, name: str, path: Path) -> int:

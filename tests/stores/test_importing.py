@@ -40,7 +40,8 @@ def write_npz(path: Path, layers: Layers) -> Path:
 
 
 def write_packed_npz(path: Path, layers: Layers) -> Path:
-    np.savez_compressed(path / "net.npz", **{name: np.asfortranarray(x) for name, x in layers.items()})
+    by_columns: Layers = {name: np.asfortranarray(x) for name, x in layers.items()}
+    np.savez_compressed(path / "net.npz", **by_columns)
     return path / "net.npz"
 
 
