@@ -223,7 +223,7 @@ def read_parquet(path: Path) -> Foreign:
         source.left_out |= dict.fromkeys(names, "one value a sample")
     index = (schema.pandas_metadata or {}).get("index_columns", [])
     named = [name for name in [*index, *IDS] if isinstance(name, str) and name in source.columns]
-    if named and not record.get("numbered"):
+    if named:
         source.ids, source.ids_from = source.columns[named[0]], named[0]
     for entry, column in (("labels", "label"), ("groups", "group")):
         if column in record.get("columns", ()) and column in source.columns:
