@@ -55,8 +55,8 @@ def make_extractor(
     Parameters
     ----------
     model : str or torch.nn.Module
-        A timm name (``resnet50``), ``torchvision/NAME``, ``hf/NAME`` of transformers, ``PREFIX/NAME`` of a package with an entry point, or a torch
-        module.
+        A timm name (``resnet50``), ``torchvision/NAME``, ``hf/NAME`` of transformers, ``PREFIX/NAME`` of a package with
+        an entry point, or a torch module.
     weights : str
         ``pretrained``, ``random``, or a file. Only for a model that is named: a module has its weights already.
     seed : int
@@ -115,8 +115,7 @@ def make_extractor(
         raise InvalidInputError(f"forward=, collate= and mask= are for a torch module; {model} has its own")
     if model.startswith(transformers_models.PREFIX):
         return transformers_models.TransformersExtractor(
-            model, samples and samples.modality,
-            weights=weights, seed=seed, options=options, layers=layers, readout=readout,
+            model, samples=samples, weights=weights, seed=seed, options=options, layers=layers, readout=readout
         )  # fmt: skip
     if options.max_length is not None:
         raise InvalidInputError(Argument("max_length"), f": {model} reads pictures, which have no tokens")

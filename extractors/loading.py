@@ -138,11 +138,7 @@ def _stream(
             on_device = move(batch, device, non_blocking=cuda)
             # the pixels are averaged on the CPU, so that values are the same on all devices; statistics are equal up to
             # rounding errors, and would slow a GPU down. Both come first, as a model may overwrite its input.
-            controls = {
-                key: readout(on_device if isinstance(readout, PictureStatistics) else batch, layer)
-                for key, (layer, readout) in extractors[0].controls.items()
-                if key != PREDICTION
-            }
+            controls = _controls([extractors[k] for k in users], batch, on_device)
             mask = preparation.mask(on_device)
             if mask is not None and not bool(mask.any(1).all()):
                 empty = source.ids[positions[int((~mask.any(1)).nonzero()[0])]]
@@ -155,7 +151,7 @@ def _stream(
                 with torch.no_grad(), autocast:  # not around the yield: the caller may need gradients
                     output = extractors[k].preparation.forward(models[k], batch_input)
                 hooks.check(values[k], extractors[k].readouts, len(positions))
-                readings = {**values[k], **controls}
+                readings = {**values[k], **controls.pop(0)}
                 if (prediction := extractors[k].controls.get(PREDICTION)) is not None:
                     readings[PREDICTION] = hooks.read_out(output, *prediction)
                 values[k].clear()
@@ -169,6 +165,20 @@ def _stream(
             yield k, copied.batch()
     if fault is not None:
         raise fault
+
+
+def _controls(extractors: Sequence[StreamedModel], batch: Any, on_device: Any) -> list[dict[tuple[str, str], Tensor]]:
+    """Return the controls of each model that are read from its input; those that models share are computed once."""
+    computed: dict[tuple[tuple[str, str], Readout], Tensor] = {}
+    of_models = []
+    for extractor in extractors:
+        for key, (layer, readout) in extractor.controls.items():
+            if key != PREDICTION and (key, readout) not in computed:
+                values = on_device if isinstance(readout, PictureStatistics) else batch
+                computed[key, readout] = readout(values, layer)
+        own = {key: readout for key, (_, readout) in extractor.controls.items() if key != PREDICTION}
+        of_models.append({key: computed[key, readout] for key, readout in own.items()})
+    return of_models
 
 
 class _Copied:

@@ -1,7 +1,8 @@
 """Files of a model of transformers: in a folder on this machine, or in a repository of the hub at one commit."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +17,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, validate_repo_id
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
-from repsim.errors import Argument, InvalidInputError, Part, Remedy, UnknownNameError, WeightsError
-from repsim.extractors.weights import check_blob, explain_download, quiet_downloads
+from repsim.errors import InvalidInputError, Remedy, UnknownNameError, WeightsError
+from repsim.extractors.weights import ALTERNATIVES, check_blob, explain_download, quiet_downloads
 
 PREFIX = "hf/"
 CONFIG = "config.json"
-_COPY = Remedy("or copy its files to a folder, and name that: hf/./FOLDER")
 
 
 @dataclass
@@ -78,47 +78,66 @@ class Repository:
             assert self.folder is not None
             path = self.folder / name
             return path if path.is_file() else None
-        shown = not are_progress_bars_disabled()
-        disable_progress_bars()
         try:
-            with quiet_downloads():
-                if self.folder is None:
-                    _check_connection(self.repo, name, self.asked)
-                # after the first file the commit is known: all files are of one commit, and none is asked for twice
-                path = Path(hf_hub_download(self.repo, name, revision=self.revision or self.asked))
+            with quiet_downloads(), _without_bars():
+                path = _download(self.repo, name, self.revision or self.asked)
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError) and needed:
+                raise self._unavailable(name, error) from error
+            return None
+        except RevisionNotFoundError:
+            raise WeightsError(f"{PREFIX}{self.repo} has no revision {self.asked!r}") from None
         except Exception as error:
-            missing = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
-            if missing or (isinstance(error, LocalEntryNotFoundError) and not needed):
-                return None
-            if isinstance(error, RevisionNotFoundError):
-                raise WeightsError(f"{PREFIX}{self.repo} has no revision {self.asked!r}") from None
-            why, remedy = explain_download(error)
-            parts: list[Part] = ["check the name, ", *_COPY.parts]
-            if Argument("weights", "random") in remedy.arguments:
-                parts += remedy.parts[remedy.parts.index(Argument("weights", "random")) + 1 :]
-            raise WeightsError(f"{PREFIX}{self.name} cannot be loaded ({name}): {why}", remedy=Remedy(*parts)) from error
-        finally:
-            if shown:
-                enable_progress_bars()
+            raise self._unavailable(name, error) from error
         check_blob(path)
-        self.folder = path.parents[name.count("/")]
+        self.folder = path.parents[name.count("/")]  # of the commit, from which all other files are read
         return path
+
+    def _unavailable(self, name: str, error: Exception) -> WeightsError:
+        """Return the error for a file that the hub does not give."""
+        why, remedy = explain_download(error)
+        rest = remedy.parts[len(ALTERNATIVES.parts) :]  # weights= does not help, as the model is defined by its files
+        return WeightsError(
+            f"{PREFIX}{self.name} cannot be loaded ({name}): {why}",
+            remedy=Remedy("check the name, or copy its files to a folder, and name that: hf/./FOLDER", *rest),
+        )
 
     def find_all(self, names: Sequence[str]) -> list[Path]:
         """Return the paths of those of the files that exist; none of them is necessary."""
         return [path for name in names if (path := self.find(name, needed=False)) is not None]
 
 
-def _check_connection(repo: str, name: str, revision: str | None) -> None:
-    """Raise the error of the hub if a file is neither in the cache nor on the hub; its client retries for 20 seconds."""
-    if isinstance(try_to_load_from_cache(repo, name, revision=revision), str):
-        return
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide the progress bars of the hub's client."""
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
     try:
-        get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=10)
-    except HfHubHTTPError:
-        raise
-    except Exception as error:
-        raise LocalEntryNotFoundError("no connection") from error
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
+
+
+def _download(repo: str, name: str, revision: str | None) -> Path:
+    """Return the path of a file in the cache, downloaded if necessary.
+
+    Raises
+    ------
+    LocalEntryNotFoundError
+        The file is not in the cache, and there is no connection. The client of the hub would try for 20 seconds.
+    """
+    cached = try_to_load_from_cache(repo, name, revision=revision)
+    if isinstance(cached, str) and Path(cached).parent.name == revision:  # files of a commit do not change
+        return Path(cached)
+    if not isinstance(cached, str):
+        try:
+            get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=10)
+        except HfHubHTTPError:
+            raise
+        except Exception as error:
+            raise LocalEntryNotFoundError("there is no connection") from error
+    return Path(hf_hub_download(repo, name, revision=revision))
 
 
 def locate(name: str) -> Repository:
@@ -152,7 +171,7 @@ def locate(name: str) -> Repository:
             beside = sorted(p.name for p in parent.iterdir() if (p / CONFIG).is_file()) if parent.is_dir() else []
             raise UnknownNameError("folder", name, beside, where=f"in {PREFIX}{name}")
         if not (path / CONFIG).is_file():
-            raise InvalidInputError(f"{PREFIX}{name}: this folder has no {CONFIG}, so it holds no model of transformers")
+            raise InvalidInputError(f"{PREFIX}{name}: this folder has no {CONFIG}, so it is no model of transformers")
         return Repository(name, path)
     if name and (path / CONFIG).is_file():
         return Repository(name, path, notes=[f"{PREFIX}{name} is the folder {name}; the hub is not asked"])

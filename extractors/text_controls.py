@@ -29,12 +29,12 @@ from repsim.errors import InvalidInputError
 from repsim.extractors.base import LayerSpec, Readout, Site
 from repsim.labels import CHARACTERS, EMBEDDINGS, NAME_SEPARATOR, STATISTICS, TOKENS
 
-COLUMNS = 1024
-"""Number of columns of hashed counts: docs/input-controls.md shows why."""
+CHARACTER_COLUMNS = (128, 384, 512)
+"""Number of columns of the hashed counts of single characters, pairs and triples: docs/input-controls.md shows why."""
+LONGEST = 512
+"""Largest number of tokens of a text that are stored."""
 DIGIT = 2048
 """Base of the two digits in which the id of a token is stored."""
-LETTERS = 3
-"""Number of characters of an n-gram."""
 _BETWEEN = 0
 """Code point that ends a text in the concatenation of several; n-grams across it are left out."""
 _SHORT_WORD = 3
@@ -61,7 +61,7 @@ Points = UInt32[np.ndarray, " k"]
 Rows = Int64[np.ndarray, " k"]
 
 
-def hashed_bag(rows: Rows, items: UInt64[np.ndarray, " k"], n: int, columns: int = COLUMNS) -> Float[Tensor, "n m"]:
+def hashed_bag(rows: Rows, items: UInt64[np.ndarray, " k"], n: int, columns: int) -> Float[Tensor, "n m"]:
     """Count items in n texts, in columns that are chosen by a hash, with a sign each.
 
     Parameters
@@ -73,7 +73,7 @@ def hashed_bag(rows: Rows, items: UInt64[np.ndarray, " k"], n: int, columns: int
     n
         Number of texts.
     columns
-        Number of columns, a power of 2.
+        Number of columns.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def hashed_bag(rows: Rows, items: UInt64[np.ndarray, " k"], n: int, columns: int
 
     Examples
     --------
-    >>> bags = hashed_bag(np.array([0, 0, 1]), np.array([7, 7, 7], np.uint64), 2)
+    >>> bags = hashed_bag(np.array([0, 0, 1]), np.array([7, 7, 7], np.uint64), 2, 8)
     >>> bags.abs().sum(1), float(bags[0] @ bags[1])
     (tensor([2., 1.]), 2.0)
     """
@@ -101,25 +101,24 @@ def _hash(x: UInt64[np.ndarray, " k"]) -> UInt64[np.ndarray, " k"]:
     return x ^ (x >> np.uint64(31))
 
 
-def token_digits(tokens: Sequence[Iterable[int]], longest: int | None = None) -> Float[Tensor, "n 2 L"]:
+def token_digits(tokens: Sequence[Iterable[int]]) -> Float[Tensor, "n 2 L"]:
     """Write ids of tokens as two digits each, so that every floating-point type of a store holds them exactly.
 
     Parameters
     ----------
     tokens
         Ids of the tokens of n texts; negative ones are padding and are left out.
-    longest
-        L, the largest number of tokens of a text; by default that of these texts, at least 1.
 
     Returns
     -------
     tensor of shape (n, 2, L)
-        id // 2048 and id % 2048, and -1 after the last token. float16 holds every integer up to 2048.
+        id // 2048 and id % 2048, and -1 after the last token. float16 holds every integer up to 2048. L is the largest
+        number of tokens of a text, at least 1.
 
     Raises
     ------
     InvalidInputError
-        If a text has more than L tokens, or an id is 2048^2 or more.
+        If an id is 2048^2 or more.
 
     Examples
     --------
@@ -130,7 +129,7 @@ def token_digits(tokens: Sequence[Iterable[int]], longest: int | None = None) ->
     ids = [one[one >= 0] for one in ids]
     sizes = np.array([len(one) for one in ids], np.int64)
     every = np.concatenate(ids) if ids else np.zeros(0, np.int64)
-    return _digits(np.repeat(np.arange(len(ids)), sizes), every, len(ids), longest or int(sizes.max(initial=1)))
+    return _digits(np.repeat(np.arange(len(ids)), sizes), every, len(ids), int(sizes.max(initial=1)))
 
 
 def words_as_tokens(texts: Sequence[str]) -> list[Rows]:
@@ -139,7 +138,7 @@ def words_as_tokens(texts: Sequence[str]) -> list[Rows]:
     Numbers are checksums: of two different words, one pair in four million has the same.
 
     >>> [ids.tolist() for ids in words_as_tokens(["A dog", "a"])]
-    [[3043011, 2396361], [3043011]]
+    [[3653187, 2898301], [3653187]]
     """
     words = [text.lower().split() for text in texts]
     return [
@@ -149,39 +148,40 @@ def words_as_tokens(texts: Sequence[str]) -> list[Rows]:
 
 
 def _digits(rows: Rows, ids: Rows, n: int, longest: int) -> Float[Tensor, "n 2 L"]:
-    """Return the digits of ids that are sorted by the text to which they belong."""
+    """Return the digits of the first ids of each text, which are sorted by the text to which they belong."""
     if ids.max(initial=0) >= DIGIT**2:
         raise InvalidInputError(f"the id {ids.max()} of a token is too large; ids are below {DIGIT**2:,}")
     sizes = np.bincount(rows, minlength=n)
-    if sizes.max(initial=0) > longest:
-        raise InvalidInputError(f"a text has {sizes.max()} tokens, more than {longest}, the largest number announced")
     places = np.arange(len(ids)) - (sizes.cumsum() - sizes)[rows]
+    rows, ids, places = (values[places < longest] for values in (rows, ids, places))
     digits = np.full((n, 2, longest), -1, np.float32)
     digits[rows, 0, places], digits[rows, 1, places] = ids // DIGIT, ids % DIGIT
     return torch.from_numpy(digits)
 
 
-def bag_of_characters(texts: Sequence[str]) -> Float[Tensor, "n m"]:
-    """Return the hashed bags of the sequences of three characters of texts.
+def bag_of_characters(texts: Sequence[str]) -> Float[Tensor, "n 1024"]:
+    """Return the hashed counts of single characters, of pairs and of triples of neighbours in texts.
 
     Texts are in lower case, as what networks share about capitals is in `text_statistics`; and begin and end with a
-    space, so that the first letters of a text and those of its other words are equal n-grams. Runs of white space are
-    one space.
+    space, so that the first letters of a text and those of its other words are equal. Runs of white space are one
+    space.
 
     Examples
     --------
     >>> bags = bag_of_characters(["The cat", "the  CAT", "a dog"])
-    >>> float((bags[0] - bags[1]).abs().sum()), float(bags[0].abs().sum())
+    >>> float((bags[0] - bags[1]).abs().sum()), float(bags[0, 512:].abs().sum())  # 7 triples
     (0.0, 7.0)
     """
     points, owner = _code_points([f" {' '.join(text.lower().split())} " for text in texts])
-    items = np.zeros(max(0, len(points) - LETTERS + 1), np.uint64)
-    whole = np.ones(len(items), bool)
-    for k in range(LETTERS):  # 21 bits hold every code point
-        part = points[k : k + len(items)]
-        items = (items << np.uint64(21)) | part.astype(np.uint64)
-        whole &= part != _BETWEEN
-    return hashed_bag(owner[: len(items)][whole], items[whole], len(texts))
+    items, whole = np.zeros(len(points), np.uint64), np.ones(len(points), bool)
+    parts = []
+    for k, columns in enumerate(CHARACTER_COLUMNS):
+        following = points[k:]
+        items, whole = items[: len(following)] << np.uint64(21), whole[: len(following)]  # 21 bits hold a code point
+        items |= following.astype(np.uint64)
+        whole = whole & (following != _BETWEEN)
+        parts.append(hashed_bag(owner[: len(items)][whole], items[whole], len(texts), columns))
+    return torch.cat(parts, 1)
 
 
 def _code_points(texts: Sequence[str]) -> tuple[Points, Rows]:
@@ -317,8 +317,8 @@ class _OneRow:
 class TokenIds(_OneRow):
     """The ids of the model's tokens in their order, without special ones such as the class token."""
 
-    longest: int
-    """Largest number of tokens of a text."""
+    longest: int = LONGEST
+    """Number of tokens of a text that are stored; of a longer text, the first ones."""
     special: frozenset[int] = frozenset()
     """Ids of the special tokens."""
     name: str = TOKENS[1]
@@ -327,28 +327,31 @@ class TokenIds(_OneRow):
         """Return the shape of one row: (2, longest), the digits of `token_digits`."""
         return (2, self.longest)
 
-    def __call__(self, batch: Mapping[str, Any], layer: LayerSpec) -> Tensor:  # noqa: ARG002 - the same for every text
+    def facts(self, layer: LayerSpec) -> dict[str, str]:  # noqa: ARG002 - the same for every text
+        """Return what the rows are, which the store records."""
+        return {"tokens": f"ids in base {DIGIT}, of the first {self.longest} tokens of a text"}
+
+    def __call__(self, batch: Mapping[str, Any], layer: LayerSpec, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return the digits as an array (b, 2 longest), float32."""
         return _digits(*_real_tokens(batch, self.special), self.longest).flatten(1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CharacterBag(_OneRow):
-    """The hashed bag of the sequences of three characters of the text, in lower case."""
+    """The hashed counts of characters, of pairs and of triples of them, in lower case."""
 
     name: str = CHARACTERS[1]
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:  # noqa: ARG002 - the same for every text
         """Return the shape of one row: (columns,)."""
-        return (COLUMNS,)
+        return (sum(CHARACTER_COLUMNS),)
 
     def facts(self, layer: LayerSpec) -> dict[str, str]:  # noqa: ARG002 - the same for every text
         """Return what the columns are, which the store records."""
-        return {
-            "characters": f"counts of {LETTERS} characters in lower case in {COLUMNS} columns by SplitMix64 with signs"
-        }
+        sizes = ", ".join(map(str, CHARACTER_COLUMNS))
+        return {"characters": f"signed counts of characters, pairs and triples in {sizes} columns by SplitMix64"}
 
-    def __call__(self, batch: Mapping[str, Any], layer: LayerSpec) -> Tensor:  # noqa: ARG002 - the same for every text
+    def __call__(self, batch: Mapping[str, Any], layer: LayerSpec, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return the bags as an array (b, columns), float32."""
         return bag_of_characters(batch["texts"])
 
@@ -369,7 +372,7 @@ class TextStatistics(_OneRow):
         """Return the names of the statistics, which the store records."""
         return {"names": NAME_SEPARATOR.join(text_statistic_names(tokens=True))}
 
-    def __call__(self, batch: Mapping[str, Any], layer: LayerSpec) -> Tensor:  # noqa: ARG002 - the same for every text
+    def __call__(self, batch: Mapping[str, Any], layer: LayerSpec, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return the statistics as an array (b, statistics), float32."""
         rows, ids, n = _real_tokens(batch, self.special)
         return text_statistics(batch["texts"], np.split(ids, np.searchsorted(rows, np.arange(1, n))))
@@ -392,7 +395,7 @@ class StaticEmbeddings(_OneRow):
         """Return the shape of one row: (width,)."""
         return (int(self.embeddings.weight.shape[1]),)  # type: ignore[union-attr,arg-type,call-overload]
 
-    def __call__(self, batch: Mapping[str, Any], layer: LayerSpec) -> Tensor:  # noqa: ARG002 - the same for every text
+    def __call__(self, batch: Mapping[str, Any], layer: LayerSpec, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return the means as an array (b, width), float32; 0 for a text without tokens."""
         real = batch["attention_mask"].cpu().bool()
         ids, table = batch["input_ids"].cpu()[real], self._table
@@ -404,18 +407,18 @@ class StaticEmbeddings(_OneRow):
 
 
 def controls_of_text(
-    model: nn.Module, tokenizer: Any, longest: int
+    embeddings: nn.Module, tokenizer: Any, limit: int | None = None
 ) -> Mapping[tuple[str, str], tuple[LayerSpec, Readout]]:
     """Return the controls that are read from each batch of texts: tokens, characters, statistics, static embeddings.
 
     Parameters
     ----------
-    model
-        A model of transformers; without a table of embeddings, that control is left out.
+    embeddings
+        The table of the model's static embeddings, whose ``weight`` is (tokens, width).
     tokenizer
         Its tokenizer. Special tokens are left out, but for the one that stands for unknown words.
-    longest
-        Largest number of tokens of a text, after truncation.
+    limit
+        Largest number of tokens of a text after truncation, if there is one; at most 512 are stored.
 
     Returns
     -------
@@ -425,13 +428,12 @@ def controls_of_text(
     """
     entry = LayerSpec("input", "input", (), "other", None, class_token=False, grid=None, site=Site(""))
     special = special_ids(tokenizer)
-    readouts: dict[tuple[str, str], Any] = {
-        TOKENS: TokenIds(longest=longest, special=special),
+    readouts: dict[tuple[str, str], Readout] = {
+        TOKENS: TokenIds(longest=min(limit or LONGEST, LONGEST), special=special),
         CHARACTERS: CharacterBag(),
         STATISTICS: TextStatistics(special=special),
+        EMBEDDINGS: StaticEmbeddings(embeddings=embeddings),
     }
-    if isinstance(getattr(table := model.get_input_embeddings(), "weight", None), Tensor):  # type: ignore[operator]
-        readouts[EMBEDDINGS] = StaticEmbeddings(embeddings=table)
     return {key: (entry, readout) for key, readout in readouts.items()}
 
 

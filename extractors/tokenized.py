@@ -73,8 +73,7 @@ class Tokenization:
         lengths = [len(ids) for ids in encoded["input_ids"]]
         if not all(lengths):
             raise InvalidInputError(
-                f"a text has no tokens for this tokenizer, so there is nothing to read: "
-                f"{texts[lengths.index(0)]!r}"
+                f"a text has no tokens for this tokenizer, so there is nothing to read: {texts[lengths.index(0)]!r}"
             )
         longest = self.limit if self.full and self.limit is not None else max(lengths)
         batch: dict[str, Any] = {}
@@ -118,9 +117,7 @@ class Tokenization:
     def _encode(self, texts: Sequence[str], *, cut: bool) -> dict[str, list[list[int]]]:
         cutting = {"truncation": True, "max_length": self.limit} if cut and self.limit is not None else {}
         with _without_threads():
-            encoded = self.tokenizer(
-                list(texts), padding=False, return_attention_mask=False, verbose=False, **cutting
-            )
+            encoded = self.tokenizer(list(texts), padding=False, return_attention_mask=False, verbose=False, **cutting)
         return dict(encoded)
 
 
@@ -157,7 +154,9 @@ def read_tokenizer(folder: Path, name: str) -> Any:
         raise WeightsError(f"the tokenizer of {name} cannot be read: {reason(error)}") from error
 
 
-def choose_limit(asked: int | None, positions: int | None, own: int | None, sentences: int | None) -> tuple[int | None, str]:
+def choose_limit(
+    asked: int | None, positions: int | None, own: int | None, sentences: int | None
+) -> tuple[int | None, str]:
     """Return the largest number of tokens of a text, and its origin.
 
     Parameters
@@ -183,9 +182,14 @@ def choose_limit(asked: int | None, positions: int | None, own: int | None, sent
     """
     if asked is not None:
         if positions is not None and asked > positions:
-            raise InvalidArgumentError("max_length", f"at most {positions}, the number of positions of this model", asked)
+            most = f"at most {positions}, the number of positions of this model"
+            raise InvalidArgumentError("max_length", most, asked)
         return asked, "set by the user"
-    limits = [(positions, "its positions"), (own, "its tokenizer"), (sentences, "its sentence-transformers configuration")]
+    limits = [
+        (positions, "its positions"),
+        (own, "its tokenizer"),
+        (sentences, "its sentence-transformers configuration"),
+    ]
     usable = [(limit, origin) for limit, origin in limits if limit is not None and 0 < limit < _UNLIMITED]
     return min(usable, key=lambda pair: pair[0], default=(None, "there is none"))
 

@@ -9,8 +9,12 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-WORDS = ("one two three four five six seven eight nine a short words and of more them dog cat runs the red over big "
-         "small . ,").split()  # fmt: skip
+from repsim.extractors.transformer_weights import quiet
+
+WORDS = (
+    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "a", "short", "words", "and", "of", "more",
+    "them", "dog", "cat", "runs", "the", "red", "over", "big", "small", ".", ",",
+)  # fmt: skip
 TEXTS = (
     "the cat runs",
     "the big red dog runs over the small cat , and the cat runs over nine of them .",
@@ -30,7 +34,7 @@ _SIZES = MappingProxyType(
 def word_tokenizer(**options: Any) -> Any:
     """Return a tokenizer of words with the special tokens of BERT."""
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106 - a token of text
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -56,9 +60,8 @@ def byte_tokenizer(*, ends: bool = False, **options: Any) -> Any:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<|start|> $A <|end|>", special_tokens=[("<|start|>", 0), ("<|end|>", 1)]
         )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|start|>", eos_token="<|end|>", padding_side="left", **options
-    )
+    special = {"bos_token": "<|start|>", "eos_token": "<|end|>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special, **options)
 
 
 def configuration(kind: str, **changes: Any) -> Any:
@@ -73,7 +76,8 @@ def configuration(kind: str, **changes: Any) -> Any:
         "bert": ("BertConfig", bert),
         "roberta": ("RobertaConfig", {**bert, "pad_token_id": 0, "max_position_embeddings": 41}),
         "mpnet": ("MPNetConfig", {**bert, "pad_token_id": 1, "max_position_embeddings": 42}),
-        "distilbert": ("DistilBertConfig", {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}),
+        "distilbert": ("DistilBertConfig", {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 2,
+                                            "hidden_dim": 32}),
         "gpt2": ("GPT2Config", {**words, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 200}),
         "llama": ("LlamaConfig", {**tower, **words, "max_position_embeddings": 200}),
         "opt": ("OPTConfig", {**words, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -96,19 +100,19 @@ def make_folder(
     folder: Path, kind: str, *, seed: int = 0, tokenizer: Any = None, model: Any = None, **changes: Any
 ) -> Path:
     """Write a small model with its tokenizer, its preparation of pictures, or both, and return the folder."""
-    config = configuration(kind, **changes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = (model or transformers.AutoModel.from_config)(config)
-        for weight in model.parameters():  # norms of an untrained network are 1 and 0, and hide errors
-            torch.nn.init.normal_(weight, std=0.3)
-    model.save_pretrained(folder)
-    if kind in {"clip", "siglip", "vit", "dinov2"}:
-        size = 28 if kind == "dinov2" else 32
-        processor = transformers.ViTImageProcessor(size={"height": size, "width": size})
-        processor.save_pretrained(folder)
-    if kind not in {"vit", "dinov2"}:
-        bert = kind in {"bert", "roberta", "mpnet", "distilbert"}
-        ends = kind in {"clip", "siglip", "t5", "bart"}
-        (tokenizer or (word_tokenizer() if bert else byte_tokenizer(ends=ends))).save_pretrained(folder)
+    with quiet():
+        config = configuration(kind, **changes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = (model or transformers.AutoModel.from_config)(config)
+            for weight in network.parameters():  # norms of an untrained network are 1 and 0, and hide errors
+                torch.nn.init.normal_(weight, std=0.3)
+        network.save_pretrained(folder)
+        if kind in {"clip", "siglip", "vit", "dinov2"}:
+            size = 28 if kind == "dinov2" else 32
+            transformers.ViTImageProcessor(size={"height": size, "width": size}).save_pretrained(folder)
+        if kind not in {"vit", "dinov2"}:
+            bert = kind in {"bert", "roberta", "mpnet", "distilbert"}
+            ends = kind in {"clip", "siglip", "t5", "bart"}
+            (tokenizer or (word_tokenizer() if bert else byte_tokenizer(ends=ends))).save_pretrained(folder)
     return folder

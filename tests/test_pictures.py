@@ -676,11 +676,11 @@ def test_the_command_neither_hangs_nor_warns_in_a_separate_process(tmp_path: Pat
 
 def test_a_report_finds_the_pictures_of_one_split(tmp_path: Path) -> None:
     """The ids begin with the split, and the folder holds other splits, too."""
-    from repsim.report.pictures import thumbnails  # noqa: PLC0415
+    from repsim.report.stimuli import stimuli_of  # noqa: PLC0415
 
     root = folder(tmp_path / "photos", "train/a/1.png", "val/a/2.png", "val/a/3.png")
     names = list(open_images(str(root), split="val").ids)
     part = {"stimuli": {"linear": {"most": [0], "least": [1]}}, "coords": {"sample": names}}
-    pictures = thumbnails([part], str(root))["pictures"]
+    pictures = stimuli_of([part], str(root))["stimuli"]
     assert sorted(pictures) == names
-    assert all("url" in entry for entry in pictures.values())
+    assert all("url" in view for (view,) in pictures.values())

@@ -4,6 +4,7 @@ No file is unpickled: object arrays of numpy and pickled Python objects of torch
 """
 
 import pickle
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -208,6 +209,12 @@ class ArrayFile(Table):
             raise InvalidInputError(f"{self.name}: {column} has the shape {shape}, not one entry for each of {self.n}")
         return self._arrays[column].values()
 
+    def why_not(self, column: str) -> str:
+        """Return why an array cannot be read."""
+        if self._kinds[column] == "O":
+            return "it holds Python objects, which repsim does not unpickle"
+        return f"it has the shape {self._arrays[column].shape}, and the file has {self.n:,} samples"
+
     def source(self, column: str, modality: Modality) -> SampleSource:
         """Open one array."""
         if modality == "text":
@@ -355,7 +362,9 @@ def _load_torch(path: Path) -> Any:
     """Load a file of ``torch.save`` without unpickling objects, mapped to memory if its format allows it."""
     try:
         zipped = zipfile.is_zipfile(path)  # files in the format before torch 1.6 cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():  # about the protocol of pickles, which are refused below
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError:
         raise SampleError(
             f"{path.name} cannot be read as tensors alone: it is damaged, or holds Python objects, which repsim does "

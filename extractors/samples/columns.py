@@ -81,6 +81,13 @@ class Table(ABC):
         """Return the name of a row for messages."""
         return f"{self.name}, row {row}" if self.lines is None else f"{self.name}, line {self.lines[row]}"
 
+    def why_not(self, column: str) -> str:
+        """Return why a column cannot be read."""
+        cell = next((value for value in self.values(column) if value is not None), None)
+        if cell is None:
+            return "its cells are empty"
+        return f"its cells are neither pictures, nor texts, nor numbers in equal shapes (the first: {cell!r:.40})"
+
     def default_ids(self) -> tuple[list[str], str]:
         """Return ids for a table without a column of ids, and what they are."""
         if self.lines is None:
@@ -125,7 +132,7 @@ def open_column(table: Table, roles: Roles) -> SampleSource:
     modality = table.modality(column)
     if modality is None:
         raise SampleError(
-            f"the column {column} of {table.name} cannot be read: {_why_not(table, column)}",
+            f"the column {column} of {table.name} cannot be read: {table.why_not(column)}",
             remedy=_choose_column(table, column),
         )
     source = table.source(column, modality)
@@ -173,13 +180,6 @@ def _choose_column(table: Table, column: str) -> Remedy | None:
     if not readable:
         return None
     return Remedy(Argument("column", metavar="NAME"), f" takes one of: {_listed(readable)}")
-
-
-def _why_not(table: Table, column: str) -> str:
-    cell = next((value for value in table.values(column)[:1000] if value is not None), None)
-    if cell is None:
-        return "its cells are empty"
-    return f"its cells are not pictures, texts or numbers in arrays of equal shape throughout (the first: {cell!r:.40})"
 
 
 def _ids(table: Table, column: str | None, ids: Sequence[str] | None) -> tuple[list[str], str]:

@@ -227,7 +227,7 @@ def _pieces_of_object(sample: Any) -> Iterator[bytes]:
     if hasattr(sample, "__dict__") and not callable(sample):
         yield f"{type(sample).__name__}\n".encode()
         yield from _pieces(vars(sample))
-    elif type(sample).__repr__ is object.__repr__ or callable(sample):  # an address in memory, and no value
+    elif callable(sample) or repr(sample) == object.__repr__(sample):  # an address in memory, and no value
         raise SampleError(f"a sample holds a {type(sample).__name__}, whose contents cannot be hashed")
     else:
         yield f"{type(sample).__name__} {sample!r}\n".encode()

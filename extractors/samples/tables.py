@@ -328,7 +328,9 @@ class ParquetCells:
         self._open()
 
     def _open(self) -> None:
-        self._lock, self._group, self._values, self._file = threading.Lock(), -1, None, None
+        self._lock, self._group = threading.Lock(), -1
+        self._values: Any = None
+        self._file: Any = None
 
     def __call__(self, row: int) -> Any:
         """Return one cell."""

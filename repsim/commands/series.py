@@ -22,8 +22,8 @@ def series(stores: Sequence[Path], out: Path | None, *, as_json: bool, **chosen:
     """Compare models along an axis: training time, width, depth, size, corruption level.
 
     Every model in STORES says where it stands (`repsim extract --axes`, or --axes-file here). It is compared with a
-    reference, with the model before it, and with other runs at the same place. Layers have intervals over pictures;
-    trends have intervals over pictures and over runs. A summary in plain sentences follows.
+    reference, with the model before it, and with other runs at the same place. Layers have intervals over samples;
+    trends have intervals over samples and over runs. A summary in plain sentences follows.
 
     With -o, finished pairs of models are kept beside the file. The same command resumes an interrupted run, and with
     one more checkpoint (and --overwrite) computes only what is new.

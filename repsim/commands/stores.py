@@ -26,7 +26,7 @@ def inspect(store: Path, *, as_json: bool) -> None:
       repsim inspect acts/resnet50.h5
       repsim inspect result.nc
     """
-    from repsim.labels import INPUTS
+    from repsim.labels import INPUTS, noun_of
     from repsim.results.files import is_result_or_study
     from repsim.stores import axes
     from repsim.stores.store import open_store
@@ -50,6 +50,8 @@ def inspect(store: Path, *, as_json: bool) -> None:
                 "model": opened.model,
                 "axes": opened.axes,
                 "data": opened.data,
+                "modality": opened.modality,
+                "column": opened.column,
                 "samples": len(opened),
                 "layers": rows,
             }
@@ -58,7 +60,8 @@ def inspect(store: Path, *, as_json: bool) -> None:
             click.echo(json.dumps(facts | {"provenance": opened.provenance}))
             return
         ids = opened.sample_ids.ids
-        click.echo(f"{store}: {opened.model} on {opened.data}, {len(ids)} samples ({ids[0]} ... {ids[-1]})")
+        noun = noun_of([opened.modality], count=len(ids))
+        click.echo(f"{store}: {opened.model} on {opened.data}, {len(ids)} {noun} ({ids[0]} ... {ids[-1]})")
         if stated := axes.axes_of(opened.provenance):
             click.echo(f"axes: {axes.in_words(stated)}")
         if opened.computed_axes:

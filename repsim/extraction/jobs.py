@@ -28,7 +28,6 @@ from repsim.extractors import Batch, Extractor, ImageSource, Stream
 from repsim.extractors.classification import Classes, classes_of_outputs
 from repsim.extractors.loading import stream_together
 from repsim.extractors.modules import ModuleExtractor
-from repsim.extractors.picture_statistics import PictureStatistics
 from repsim.extractors.readouts import get_several
 from repsim.extractors.recalibration import (
     SAMPLES,
@@ -274,7 +273,7 @@ class Extraction:
                     "class_token": layer.class_token,
                     "grid": layer.grid,
                     **({"padding": padding_of(readout)} if layer.axes == "NTC" else {}),
-                    **(readout.facts(layer) if isinstance(readout, PictureStatistics) else {}),
+                    **(readout.facts(layer) if hasattr(readout, "facts") else {}),  # names of columns, seeds
                     **({"classes": self.classes.rule} if key == PREDICTION and self.classes is not None else {}),
                 },
                 readout.block,

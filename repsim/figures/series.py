@@ -32,14 +32,15 @@ from repsim.presentation.series import (
     run_name,
     value_texts,
 )
-from repsim.results.series_variables import NETWORK
+from repsim.results.modalities import samples_of
+from repsim.results.series_variables import NETWORK, PICTURES
 from repsim.study.formatting import number, p_value
+from repsim.trends.names import over_in_words
 
 _FEW_POINTS = 30
 """Largest number of points that have markers."""
 _SLACK = 0.05
 """Distance beyond 0 and 1 of similarities that are drawn on an axis from 0 to 1."""
-_BANDS = "Bands: 95 % intervals over pictures."
 Show = Literal["similarity", "calibrated"]
 
 
@@ -92,7 +93,7 @@ def plot_trajectories(
     style_axes(ax, escape_text(series.attrs["axis"]), label)
     bands = _draw_layers(ax, series, at, show)
     if own:
-        finish_layout(ax.figure.figure, [f"{at.footnote} {_BANDS}" if bands else at.footnote])
+        finish_layout(ax.figure.figure, [f"{at.footnote} {_bands(series)}" if bands else at.footnote])
     return ax
 
 
@@ -187,7 +188,7 @@ def plot_convergence(
         late = f" {count} layer{'s' * (count > 1)} of a run without a value: not drawn." if count else ""
         on = escape_text(f"{label_of(at.measure)}; {samples(series)}.")
         sentence = f"Settled: similarity to the last point stays above {percent} of the way there."
-        finish_layout(ax.figure.figure, [f"{on} {sentence} Bars: 95 % intervals over pictures.{late}"])
+        finish_layout(ax.figure.figure, [f"{on} {sentence} Bars: 95 % intervals over {samples_of(series)}.{late}"])
     return ax
 
 
@@ -246,7 +247,7 @@ def plot_trend(
     if len(runs) > 1:
         _legend(ax, loc="upper right" if float(trend["trend_slope"]) < 0 else "lower right")
     if own:
-        finish_layout(ax.figure.figure, [f"{at.footnote} Bars: 95 % intervals over pictures.{reading}"])
+        finish_layout(ax.figure.figure, [f"{at.footnote} Bars: 95 % intervals over {samples_of(series)}.{reading}"])
     return ax
 
 
@@ -264,13 +265,17 @@ def _draw_trend(ax: Axes, series: xr.Dataset, at: Selection, trend: xr.Dataset, 
         return level + steepness * (along - middle)
 
     ax.plot(ends, line(slope), color="0.25", linewidth=1.1, zorder=1, gid="trend")
-    for over in ("runs", "pictures"):
+    for over in ("runs", PICTURES):
         low, high = (float(trend[f"trend_slope_{end}"].sel(over=over)) for end in ("low", "high"))
         if np.isfinite(low) and np.isfinite(high):
             edges = np.sort([line(low), line(high)], axis=0)
             ax.fill_between(ends, *edges, color="0.25", alpha=0.15, linewidth=0, zorder=0)
-            return f" Line: the trend; band: the 95 % interval of its slope over {over}."
+            return f" Line: the trend; band: the 95 % interval of its slope over {over_in_words(series, over)}."
     return " Line: the trend."
+
+
+def _bands(series: xr.Dataset) -> str:
+    return f"Bands: 95 % intervals over {samples_of(series)}."
 
 
 def _trend_in_words(series: xr.Dataset, trend: xr.Dataset) -> list[str]:
@@ -285,7 +290,7 @@ def _trend_in_words(series: xr.Dataset, trend: xr.Dataset) -> list[str]:
     for over in trend["over"].values.tolist():
         low, high = (float(trend[f"trend_slope_{end}"].sel(over=over)) for end in ("low", "high"))
         if np.isfinite(low):
-            ends.append(f"{number(low)} to {number(high)} ({over})")
+            ends.append(f"{number(low)} to {number(high)} ({over_in_words(series, over)})")
     unit = "a factor of 10" if is_logarithmic(series) else f"one {series.attrs['axis']}"
     return [escape_text(f"{line}; {number(slope)} for {unit}"), *([f"95 %: {', '.join(ends)}"] if ends else [])]
 
@@ -330,7 +335,8 @@ def plot_runs(series: xr.Dataset, ax: Axes | None = None, *, measure: str | None
     name_lines(ax, lines, layers, _layers_title(series))
     if own:
         finish_layout(
-            ax.figure.figure, [f"{at.footnote} {_BANDS if two else 'Lines: means over runs; bands: their range.'}"]
+            ax.figure.figure,
+            [f"{at.footnote} {_bands(series) if two else 'Lines: means over runs; bands: their range.'}"],
         )
     return ax
 
@@ -429,7 +435,7 @@ def plot_drift(
     name_lines(ax, lines, value_texts(at.values.tolist()), escape_text(series.attrs["axis"]))
     if own:
         finish_layout(
-            ax.figure.figure, [f"{at.footnote} 0: equal to {escape_text(to)}.{' ' + _BANDS if bands else ''}"]
+            ax.figure.figure, [f"{at.footnote} 0: equal to {escape_text(to)}.{' ' + _bands(series) if bands else ''}"]
         )
     return ax
 

@@ -18,8 +18,7 @@ import xarray as xr
 from repsim._version import __version__
 from repsim.errors import Argument, InvalidInputError, Remedy
 from repsim.report.payload import payload
-from repsim.report.pictures import thumbnails as thumbnails_of
-from repsim.report.pictures import without_pictures
+from repsim.report.stimuli import stimuli_of, without_stimuli
 from repsim.results.files import open_result_or_study
 from repsim.runtime.files import check_output, replacing
 
@@ -42,15 +41,16 @@ def write_report(
     studies: Source | Sequence[Source],
     path: str | os.PathLike[str],
     *,
-    thumbnails: str | os.PathLike[str] | None = None,
+    thumbnails: Any = None,
+    column: str | Sequence[str] = (),
     title: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write studies, comparisons or a series as one interactive page, a single HTML file that opens from disk.
 
-    The page makes no network requests: plotly.js, all numbers and all pictures are in the file. Similarities of layers
-    are stored in double precision; their intervals and chance levels, and all pairs of layers of a series, in single
-    precision. Equal input gives equal bytes.
+    The page makes no network requests: plotly.js, all numbers and all samples that are shown are in the file.
+    Similarities of layers are stored in double precision; their intervals and chance levels, and all pairs of layers of
+    a series, in single precision. Equal input gives equal bytes.
 
     Parameters
     ----------
@@ -59,10 +59,14 @@ def write_report(
         result of `repsim.compare`, or one series of `repsim.series`; as data sets or as files.
     path : path
         File of the page, ``.html``.
-    thumbnails : path, optional
-        Source of small copies of the pictures that networks agree on most and least: the folder or ``.tar`` that
-        activations were extracted from, or ``digits``. By default the page shows only the names of the pictures, which
-        may be private.
+    thumbnails : str, path or object, optional
+        Samples of which those are shown that networks agree on most and least: the data that activations were extracted
+        from, as for `repsim.extract` (a folder, a table, ``digits``, a list of texts, a Dataset, ...). Of pictures the
+        page gets small copies; texts are shortened; a sample of a table is shown in its columns, side by side. By
+        default the page shows only the names of the samples, which may be private.
+    column : str or sequence of str
+        Columns of a table that are shown. By default the column of pictures and that of texts if the table has no more
+        of either, and otherwise those that the networks have read. The page says which.
     title : str, optional
         Title of the page.
     overwrite : bool
@@ -77,8 +81,11 @@ def write_report(
         thumbnails.
     SampleMismatchError
         If the files have different samples.
-    ImageError
-        If there are no pictures at ``thumbnails``.
+    SampleError
+        If there are no samples at ``thumbnails`` (`ImageError` of pictures), or it is not clear which columns of them
+        are to be shown.
+    UnknownNameError
+        If a column does not exist.
     OutputError
         If the file exists or cannot be written.
 
@@ -104,7 +111,14 @@ def write_report(
         raise InvalidInputError(
             "the page of a series shows no pictures", remedy=Remedy("leave out ", Argument("thumbnails"))
         )
-    data |= without_pictures() if thumbnails is None else thumbnails_of(data["parts"], os.fspath(thumbnails))
+    if thumbnails is None:
+        if column:
+            raise InvalidInputError(
+                "columns are shown of the samples of a table", remedy=Remedy("name it with ", Argument("thumbnails"))
+            )
+        data |= without_stimuli(data["parts"])
+    else:
+        data |= stimuli_of(data["parts"], thumbnails, column)
     page = render(data)
     with replacing(path, overwrite=overwrite) as partial:
         partial.write_text(page, encoding="utf-8", errors="replace", newline="\n")
@@ -123,7 +137,9 @@ def render(data: Mapping[str, Any]) -> str:
     library, packed = _library()
     return Template(files["frame.html"]).substitute(
         sections=files[f"{kind}.html"],
-        glossary=files[f"{kind}_glossary.html"],
+        glossary=Template(files[f"{kind}_glossary.html"]).substitute(
+            {name: html.escape(str(data["parts"][0][name])) for name in ("sample", "samples")}
+        ),
         csp=policy(script, library),
         version=__version__,
         title=html.escape(str(data["title"])),

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from repsim.presentation.stages import boundaries, runs
 from repsim.report import captions, packing
 from repsim.report.packing import LAYERS
-from repsim.report.pictures import SHOWN
+from repsim.report.stimuli import SHOWN
 from repsim.report.views import Palettes, about_result, about_study
 from repsim.results.chance import chance_in_words, chance_of
+from repsim.results.modalities import samples_of
 from repsim.results.variables import RELATIONS
 from repsim.results.versions import STUDY
 from repsim.study import reading
@@ -100,6 +101,17 @@ def of_study(study: xr.Dataset) -> dict[str, Any]:
             for name in (study["map"].values.tolist() if "map_coordinates" in study else ())
         },
         "stimuli": _stimuli(study),
+        "columns": list(
+            dict.fromkeys(
+                filter(
+                    None,
+                    (
+                        str((store.get("provenance") or {}).get("column") or "")
+                        for store in _json_list(study, "stores", dict)
+                    ),
+                )
+            )
+        ),
         "coords": {
             str(name): _plain(labels.values)
             for name, labels in study.coords.items()
@@ -117,6 +129,8 @@ def _common(
     facts = facts_of(result)
     return {
         "kind": "study" if is_study(result) else "comparison",
+        "sample": samples_of(result, count=1),
+        "samples": samples_of(result),
         "readout": readout,
         "subtitle": captions.subtitle(readout, facts),
         "measures": measures,

@@ -18,7 +18,7 @@ class SeriesAxis {
   draw() {
     const { part } = this.page;
     byId("along-title").textContent = `Along ${part.axis}`;
-    byId("along-note").textContent = `Similarity of matching layers with ${this.page.comparedWith}. The deeper a layer, the brighter its line; bands are 95 % intervals over pictures. Click a point to see its layers above.`;
+    byId("along-note").textContent = `Similarity of matching layers with ${this.page.comparedWith}. The deeper a layer, the brighter its line; bands are 95 % intervals over ${this.page.part.samples}. Click a point to see its layers above.`;
     this.trajectories();
     this.table();
   }
@@ -115,6 +115,6 @@ class SeriesAxis {
     }), { ...CONFIG, displayModeBar: false });
     this.listen(box);
     const open = comparison === "reference" && part.points.some(({ itself }) => itself) ? " Open marks are compared with themselves and are no part of trends." : "";
-    byId("networks-note").textContent = `Similarity with ${this.page.comparedWith}, mean over layers; bars are 95 % intervals over pictures.${open}`;
+    byId("networks-note").textContent = `Similarity with ${this.page.comparedWith}, mean over layers; bars are 95 % intervals over ${this.page.part.samples}.${open}`;
   }
 }

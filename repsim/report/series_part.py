@@ -24,6 +24,7 @@ from repsim.presentation.stages import boundaries
 from repsim.report import captions, packing
 from repsim.report.parts import facts_of, models_of
 from repsim.report.views import Palettes, texts_of
+from repsim.results.modalities import samples_of
 from repsim.results.variables import AXIS
 from repsim.results.versions import SERIES
 from repsim.runtime.text_tables import Table
@@ -61,6 +62,8 @@ def of_series(series: xr.Dataset) -> dict[str, Any]:
     layers = series["layer"].values.tolist()
     return {
         "kind": "series",
+        "sample": samples_of(series, count=1),
+        "samples": samples_of(series),
         "readout": readout,
         "subtitle": captions.subtitle(readout, facts),
         "summary": json.loads(series.attrs["summary"]),

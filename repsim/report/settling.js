@@ -11,7 +11,7 @@ class Settling {
     const known = part.select("settled", { measure }).some(Number.isFinite);
     byId("settling").hidden = !known;
     if (!known) return;
-    byId("settling-note").textContent = `Value of ${part.axis} from which on the similarity of a layer with the last point of its run stays above ${part.settled_at} of the way there. Bands are 95 % intervals over pictures. A line that rises means that lower layers settle first.`;
+    byId("settling-note").textContent = `Value of ${part.axis} from which on the similarity of a layer with the last point of its run stays above ${part.settled_at} of the way there. Bands are 95 % intervals over ${this.page.part.samples}. A line that rises means that lower layers settle first.`;
     const colours = lineColours();
     const traces = part.runs.flatMap(({ name, label }, r) => {
       const at = { measure, one_run: name };

@@ -14,8 +14,9 @@ NETWORK = "network"
 """Entry of `trend_of` for the mean over layers; the others are names of layers."""
 AXIS = "axis_"
 """Begin of the names of coordinates that hold further axes of the points, such as ``axis_width``."""
-OVER = ("pictures", "runs")
-"""Units over which intervals of trends are taken."""
+PICTURES = "pictures"
+OVER = (PICTURES, "runs")
+"""Units over which intervals of trends are taken. Samples are called pictures in files, whatever they are."""
 
 _LAYERS = "measure, comparison, point, layer"
 _TRENDS = "measure, comparison, trend_of"

@@ -605,7 +605,7 @@ RESULT_ATTRIBUTES = {
     "pairing": Field(
         "how samples were paired; missing if the stores hold the same samples: `by` (`id`, `file` or `list`), `file`, "
         "the number of `pairs`, `sha256` of the list of pairs (JSON), `other_contents` (number of pairs whose two "
-        "pictures differ, null if unknown), and `left_out`: `model`, `checksum`, `count` and `ids` of each store",
+        "samples differ, null if unknown), and `left_out`: `model`, `checksum`, `count` and `ids` of each store",
         "object",
         required=False,
     ),

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from repsim.errors import Function, InvalidInputError, Remedy, StoreError, UnknownNameError, reason
-from repsim.labels import INPUT, NAME_SEPARATOR, PREDICTION, STATISTICS, LayerKey, SampleIds
+from repsim.labels import INPUT, NAME_SEPARATOR, PREDICTION, STATISTICS, LayerKey, SampleIds, noun_of
 from repsim.runtime.files import format_size
 from repsim.runtime.progress import Listener, report_progress
 from repsim.runtime.text_tables import Table, card, paragraphs, times
@@ -458,8 +458,8 @@ class ActivationStore:
 
     def __repr__(self) -> str:
         return (
-            f"<ActivationStore {self.path.name}: {self.model}, {len(self.layers)} layers, {len(self)} samples of "
-            f"{self.data} ({self._state})>"
+            f"<ActivationStore {self.path.name}: {self.model}, {len(self.layers)} layers, {len(self)} "
+            f"{noun_of([self.modality], count=len(self))} of {self.data} ({self._state})>"
         )
 
     def _repr_html_(self) -> str:
@@ -469,8 +469,9 @@ class ActivationStore:
         groups = "" if self.groups is None else f"{len(self.group_names)} groups"
         pixels = "" if self.pixels is None else f"pixels of the input {times(self.pixels.shape[1:])}"
         statistics = "" if self.statistics is None else f"{self.statistics.shape[1]} statistics of the input"
+        noun = noun_of([self.modality], count=len(self))
         facts = [
-            weights, in_words(axes_of(recorded)), f"{len(self):,} samples of {self.data}", labels, groups, pixels,
+            weights, in_words(axes_of(recorded)), f"{len(self):,} {noun} of {self.data}", labels, groups, pixels,
             statistics,
             f"{self.path.name}, {self._state}",
         ]  # fmt: skip

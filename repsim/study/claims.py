@@ -1,6 +1,6 @@
 """Decide what may be claimed of pairs of families: whether they share something learned, and at which level.
 
-There are two levels. *Networks*: the networks of the study share it, on pictures like these. *Architectures*: other
+There are two levels. *Networks*: the networks of the study share it, on samples like these. *Architectures*: other
 networks of the same architectures would share it, too. docs/what-universality-means.md describes the rule.
 """
 

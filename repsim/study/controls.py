@@ -46,7 +46,7 @@ def has_input(store: ActivationStore) -> bool:
 
     Statistics, characters and embeddings alone say too little of it.
     """
-    return any(store.control(*key) is not None for key in _ENOUGH)
+    return any(store.control(*key) is not None for key in _MOST)
 
 
 def inputs(stores: Sequence[ActivationStore], view: AlignedView | None = None) -> list[Control]:
@@ -60,23 +60,19 @@ def inputs(stores: Sequence[ActivationStore], view: AlignedView | None = None) -
     If samples are paired, ``view`` says which rows of the stores belong together.
     """
     seen = tuple(store.model for store in stores if has_input(store))
-    candidates: list[Candidate] = []
-    modalities = 0
-    for keys in _MODALITIES:
-        of_modality = list(chain.from_iterable(_candidates(key, stores, view) for key in keys))
-        modalities += any(candidate.required for candidate in of_modality)
-        candidates += of_modality
+    candidates = [*chain.from_iterable(_candidates(key, stores, view) for key in INPUTS)]
+    most = sum(most for key, most in _MOST.items() if any(store.control(*key) is not None for store in stores))
     # computed in float64; in the precision of the inputs, products with layers need no conversion
     kinds = [values.dtype for store in stores for key in INPUTS if (values := store.control(*key)) is not None]
     dtype = np.float64 if np.float64 in kinds else np.float32
-    selected = select(candidates, most=MOST * max(1, modalities))
+    selected = select(candidates, most=most or MOST)
     return [Control(kernel.name, kernel.features().astype(dtype), seen) for kernel in selected]
 
 
-_ENOUGH = (INPUT, TOKENS, VALUES)
-"""Inputs of which each one alone determines what a network sees, or nearly so."""
-_MODALITIES = ((INPUT, STATISTICS), (TOKENS, CHARACTERS, EMBEDDINGS), (VALUES,))
-"""Inputs that describe samples of one kind; for each kind, so many kernels are selected at most."""
+_MOST = {INPUT: MOST, TOKENS: 2 * MOST, VALUES: MOST}
+"""Largest number of kernels that are selected for each kind of input; what networks can make of texts is more varied.
+
+Each of these inputs alone determines what a network sees, or nearly so."""
 
 
 def _candidates(

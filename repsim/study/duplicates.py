@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from repsim.labels import SampleIds
+from repsim.labels import TOKENS, SampleIds
 from repsim.metrics.recipes.groups import Groups
 from repsim.metrics.recipes.rows import cut
 from repsim.study.design import Design
@@ -38,7 +38,7 @@ class NearDuplicates:
     pairs: tuple[tuple[int, int], ...]
     """Positions of the samples of each pair."""
     exact: int
-    """Number of samples that equal an earlier one in every pixel; without pixels, in the first layer."""
+    """Number of samples that equal an earlier one in every pixel; without pixels in every token, or in the first layer."""
     covered: bool
     """Whether the two samples of every pair are in one of the groups that are declared already."""
 
@@ -98,7 +98,7 @@ def near_duplicates(design: Design, device: str = "cpu") -> NearDuplicates:
     three depths: classes are clusters in late layers only. Networks count by twice their median p-value, which is valid
     however they depend on one another. The smaller of the p-values of pixels and networks, doubled, is compared by the
     procedure of Benjamini and Hochberg over samples, at 0.01: if all samples are independent, this is the probability
-    that any pair is reported. Equal samples are always reported.
+    that any pair is reported. Samples with equal pixels or equal tokens are always reported.
 
     **Limits.** A group of more than 100 samples, or a quarter of all, is not found. With class labels, a group that is
     half of its class is not, unless its samples are equal, and a class of which half is misclassified may raise a false
@@ -121,7 +121,9 @@ def near_duplicates(design: Design, device: str = "cpu") -> NearDuplicates:
     """
     pixels = next((member.store.pixels for member in design.trained if member.store.pixels is not None), None)
     first = design.trained[0]
-    exact = _equal(np.asarray((first.store[first.arrays[0]] if pixels is None else pixels)[:]))
+    tokens = next((ids for member in design.trained if (ids := member.store.control(*TOKENS)) is not None), None)
+    seen = next(values for values in (pixels, tokens, first.store[first.arrays[0]]) if values is not None)
+    exact = _equal(np.asarray(seen[:]))
     labels = next((member.store.labels for member in design.members if member.store.labels is not None), None)
     numbers = None if labels is None else np.unique(np.asarray(labels), return_inverse=True)[1]
     evidence = []

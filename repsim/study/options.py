@@ -77,8 +77,11 @@ class UniversalityOptions(StatisticsOptions):
     ] = None
     data: Annotated[
         Text | None,
-        option("The pictures that untrained networks see.", unset="those that the stores were made from"),
+        option(
+            "The samples that untrained networks see, such as a table of pairs, of which each reads its column.",
+            unset="those that the stores were made from",
+        ),
     ] = None
-    split: Annotated[Text | None, option("Split of these pictures.")] = None
+    split: Annotated[Text | None, option("Split of these samples.")] = None
     data_root: Annotated[Text | None, option("Folder of the timm data sets.")] = None
     overwrite: Annotated[bool, option("Replace an existing study.")] = False

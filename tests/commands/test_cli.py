@@ -337,7 +337,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
 
 def test_no_picture_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.txt").write_text("hello")
+    (tmp_path / "empty" / "notes.md").write_text("hello")
     assert "no picture found in empty" in fail(
         "extract", "resnet18", "--data", tmp_path / "empty", "-o", tmp_path / "acts"
     )

@@ -27,6 +27,7 @@ from torchvision import models
 from repsim.errors import WeightsError
 from repsim.extractors import torchvision_models
 from repsim.extractors.weights import fingerprint, load_model
+from tests.small_transformers import make_folder
 
 
 def make_model(name: str = "test_resnet", seed: int = 7) -> Any:
@@ -64,7 +65,7 @@ class Hub(BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_response(200)
-        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{self.etags.get(self.path) or hashlib.sha256(content).hexdigest()}"')
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -107,6 +108,9 @@ def hub() -> Iterator[tuple[str, type[Hub]]]:
         yield running
 
 
+COMMIT = "0" * 40
+"""Commit of every file of the hub."""
+
 SCRIPT = """
 import json, sys
 from repsim.errors import WeightsError
@@ -119,14 +123,14 @@ for model in sys.argv[1:]:
 """
 
 
-def run(cache: Path, *names: str, **environment: str) -> list[str]:
+def run(cache: Path, *names: str, script: str = SCRIPT, **environment: str) -> list[str]:
     """Load models in another process, and return one line per model: the record, or the error.
 
     In a process of its own: the hub's client reads its settings when it is imported.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *names],
+        [sys.executable, "-c", script, *names],
         env={**inherited, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", **environment},
         capture_output=True,
         text=True,
@@ -226,6 +230,60 @@ def test_weights_that_need_a_login(failed: tuple[dict[str, str], list[str]]) -> 
             f"({status}). If they exist, accept their terms on the hub's page and log in (`hf auth login`, or "
             "HF_TOKEN); use weights=FILE (.safetensors or .pth), or weights='random'"
         )
+
+
+TRANSFORMER = """
+import json, sys
+from repsim.errors import RepsimError
+from repsim.extractors.transformers_models import TransformersExtractor
+for model in sys.argv[1:]:
+    try:
+        print(json.dumps(TransformersExtractor(model).provenance()))
+    except RepsimError as error:
+        print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Return the files of a small transformer on the hub; only the branch v1 is named, all others go by the commit."""
+    folder = make_folder(tmp_path_factory.mktemp("repository") / "bert", "bert")
+    files = {f"/me/tiny/resolve/{COMMIT}/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    return {**files, "/me/tiny/resolve/v1/config.json": (folder / "config.json").read_bytes()}
+
+
+@pytest.mark.slow
+def test_a_transformer_comes_from_one_commit_of_its_repository_and_then_from_the_cache(
+    repository: dict[str, bytes], tmp_path: Path
+) -> None:
+    with serve(repository) as (address, handler):
+        (line,) = run(tmp_path, "hf/me/tiny@v1", script=TRANSFORMER, HF_ENDPOINT=address)
+        record = json.loads(line)
+        assert (record["revision"], record["transformers_name"]) == (COMMIT, "me/tiny@v1")
+        asked = [what for what in handler.requests if "/resolve/" in what]
+        downloads = [what.rpartition("/")[2] for what in asked if what.startswith("GET")]
+        assert sorted(downloads) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        others = {"special_tokens_map.json", "added_tokens.json", "sentence_bert_config.json"}  # asked for, not there
+        assert {what.rpartition("/")[2] for what in asked} == {*downloads, *others}
+    assert run(tmp_path, "hf/me/tiny@v1", script=TRANSFORMER, HF_ENDPOINT=NOBODY) == [line]
+    assert run(tmp_path, "hf/me/tiny@v1", script=TRANSFORMER, HF_HUB_OFFLINE="1") == [line]
+    (blob,) = (file for file in tmp_path.glob("hub/*/blobs/*") if file.stat().st_size > 20_000)
+    damage(blob)
+    assert run(tmp_path, "hf/me/tiny@v1", script=TRANSFORMER, HF_HUB_OFFLINE="1") == [damage_message(blob, blob.name)]
+
+
+@pytest.mark.slow
+def test_a_transformer_that_the_hub_does_not_give(repository: dict[str, bytes], tmp_path: Path) -> None:
+    without = {path: content for path, content in repository.items() if not path.endswith("model.safetensors")}
+    with serve(without) as (address, handler):
+        handler.refuses = {"gated": (403, "GatedRepo"), "tiny/resolve/v2": (404, "RevisionNotFound")}
+        names = ("hf/me/tiny@v1", "hf/me/tiny@v2", "hf/me/gated", "hf/me/none")
+        lines = run(tmp_path, *names, script=TRANSFORMER, HF_ENDPOINT=address)
+    assert lines[0].startswith("hf/me/tiny@v1 has no weights as model.safetensors; use weights=FILE")
+    assert lines[1] == "hf/me/tiny has no revision 'v2'"
+    assert lines[2].startswith("hf/me/gated cannot be loaded (config.json): the hub refuses access (403). If they ")
+    assert lines[3].startswith("hf/me/none cannot be loaded (config.json): ")
+    assert "404" in lines[3]
 
 
 def damage(file: Path) -> None:

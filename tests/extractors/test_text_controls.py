@@ -44,12 +44,14 @@ def test_digits_are_exact_in_half_precision() -> None:
     assert (digits[0, 0] * controls.DIGIT + digits[0, 1]).tolist() == ids[0]
 
 
-@pytest.mark.parametrize(
-    ("tokens", "message"), [([[1, 2, 3]], "3 tokens, more than 2"), ([[2**22]], "4194304 of a token")]
-)
-def test_tokens_that_cannot_be_stored_are_refused(tokens: list[list[int]], message: str) -> None:
-    with pytest.raises(InvalidInputError, match=message):
-        controls.token_digits(tokens, 2)
+def test_ids_that_cannot_be_stored_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="the id 4194304 of a token is too large"):
+        controls.token_digits([[1], [2**22]])
+
+
+def test_of_long_texts_the_first_tokens_are_stored() -> None:
+    values = controls.TokenIds(longest=2)(batch([[5, 6, 7], [8], [9, 5, 5, 5]], [""] * 3), ENTRY)
+    assert values.reshape(3, 2, 2)[:, 1].tolist() == [[5, 6], [8, -1], [9, 5]]
 
 
 def slow_hash(x: int) -> int:
@@ -69,15 +71,18 @@ def test_the_hash_is_splitmix64() -> None:
 
 
 def test_characters_are_counted_in_columns() -> None:
-    expected = np.zeros((len(TEXTS), controls.COLUMNS))
-    for row, text in enumerate(TEXTS):
-        padded = f" {' '.join(text.lower().split())} "
-        for triple in Counter(padded[k : k + 3] for k in range(len(padded) - 2)).elements():
-            number = sum(ord(letter) << (21 * (2 - k)) for k, letter in enumerate(triple))
-            hashed = slow_hash(number)
-            expected[row, hashed % controls.COLUMNS] += -1 if hashed >> 63 else 1
     values = controls.CharacterBag()(batch([[1]] * len(TEXTS), TEXTS), ENTRY)
-    np.testing.assert_array_equal(values, expected)
+    sizes = controls.CHARACTER_COLUMNS
+    assert values.shape == (len(TEXTS), sum(sizes)) == (len(TEXTS), *controls.CharacterBag().shape(ENTRY))
+    for length, part in enumerate(values.split(sizes, 1), 1):
+        expected = np.zeros(part.shape)
+        for row, text in enumerate(TEXTS):
+            padded = f" {' '.join(text.lower().split())} "
+            for letters in Counter(padded[k : k + length] for k in range(len(padded) - length + 1)).elements():
+                number = sum(ord(letter) << (21 * (length - 1 - k)) for k, letter in enumerate(letters))
+                hashed = slow_hash(number)
+                expected[row, hashed % sizes[length - 1]] += -1 if hashed >> 63 else 1
+        np.testing.assert_array_equal(part, expected)
 
 
 def test_inner_products_of_hashed_counts_are_those_of_the_counts_on_average() -> None:
@@ -139,10 +144,9 @@ def test_static_embeddings_are_averaged_over_real_tokens(dtype: torch.dtype) -> 
 
 def test_a_text_does_not_depend_on_its_batch() -> None:
     tokens = [[2, 3], [4, 5, 6, 7], [8], [9, 2, 2], [3], [4]]
-    model = SimpleNamespace(get_input_embeddings=lambda: table)
     table = nn.Embedding(100, 6)
     tokenizer = SimpleNamespace(all_special_ids=[0, 1], cls_token_id=0, unk_token_id=1)
-    readouts = controls.controls_of_text(model, tokenizer, 4)  # type: ignore[arg-type]
+    readouts = controls.controls_of_text(table, tokenizer, 4)
     assert set(readouts) == {TOKENS, CHARACTERS, STATISTICS, EMBEDDINGS}
     for layer, readout in readouts.values():
         together: Any = readout(batch(tokens, TEXTS), layer)  # type: ignore[arg-type]

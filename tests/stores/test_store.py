@@ -12,7 +12,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from repsim.cli import main
 from repsim.errors import InvalidInputError, OutputError, StoreError
 from repsim.extractors.text_controls import bag_of_characters
 from repsim.labels import LayerKey, SampleIds
@@ -659,3 +661,16 @@ def test_a_store_without_a_new_control_is_complete(tmp_path: Path, rng: np.rando
     old = dataclasses.replace(new, arrays=tuple(spec for spec in new.arrays if spec.key.readout != control))
     assert old.difference(new) is None
     assert f"input@{control}" in str(new.difference(old))
+
+
+def test_the_display_of_a_store_names_its_samples_and_data(tmp_path: Path) -> None:
+    record = {"modality": "text", "column": "caption"}
+    store = write_store(
+        tmp_path / "s.h5", {"out": np.ones((3, 2))}, model="net", provenance=record, source="pairs.jsonl [caption]"
+    )
+    assert "3 texts of pairs.jsonl [caption]" in repr(store)
+    assert "3 texts of pairs.jsonl [caption]" in store._repr_html_()
+    done = CliRunner().invoke(main, ["inspect", str(store.path)])
+    assert done.output.splitlines()[0] == f"{store.path}: net on pairs.jsonl [caption], 3 texts (0 ... 2)"
+    shown = json.loads(CliRunner().invoke(main, ["inspect", str(store.path), "--json"]).output)
+    assert (shown["data"], shown["modality"], shown["column"]) == ("pairs.jsonl [caption]", "text", "caption")

@@ -186,3 +186,16 @@ def test_independent_samples_raise_no_alarm(
         layers = [[np.hstack([shared, 0.7 * draw(features)]) for _ in range(2)] for _ in range(2)]
         alarms += bool(near_duplicates(design(networks(stack, tmp_path / str(seed), layers, draw(12)))).pairs)
     assert alarms < 2
+
+
+def test_equal_texts_are_found_though_their_layers_differ_by_rounding(
+    tmp_path: Path, stack: ExitStack, rng: np.random.Generator
+) -> None:
+    tokens = [[k, k + 1, k + 2] for k in range(60)]
+    tokens[7], tokens[30] = tokens[3], [32, 31, 30]  # the second is another order of the same tokens
+    x = rng.normal(size=(60, 8))
+    x[7] = x[3] + 1e-7
+    store = stack.enter_context(write_network(tmp_path, "reader", [x], controls={"tokens": tokens}))
+    duplicates = near_duplicates(design([store]))
+    assert duplicates.exact == 1
+    assert (3, 7) in duplicates.pairs
