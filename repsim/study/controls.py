@@ -127,8 +127,8 @@ def _distinct(arrays: Iterable[tuple[str, Values | None]]) -> dict[str, Values]:
 def _pixels(store: ActivationStore) -> Values | None:
     """Return the stored pixels, (n, channels, height, width), or (n, channels, positions); None if there are none.
 
-    Pixels from `repsim.extract` are stored as vectors of three channels or one, of 8 x 8 pixels unless the picture is smaller.
-    Arrays given to `repsim.write_store` have their shape.
+    Pixels from `repsim.extract` are stored as vectors of three channels or one, of 8 x 8 pixels unless the picture is
+    smaller. Arrays given to `repsim.write_store` have their shape.
     """
     if store.pixels is None:
         return None

@@ -175,7 +175,10 @@ def _about_samples(study: Design) -> Iterator[str]:
     if len(without) == len(study.members):
         yield "No store holds the input of its network: nothing can be claimed. Extract them again."
     elif trained:
-        yield f"The input of {listed(trained)} is not stored: nothing can be claimed of them. Extract them again, or write them with their input."
+        yield (
+            f"The input of {listed(trained)} is not stored: nothing can be claimed of them. Extract them again, or write "
+            "them with their input."
+        )
     elif without:
         names = listed([member.name for member in without])
         yield f"The input of {names} is not stored; it is taken to be that of the other networks."
