@@ -176,8 +176,8 @@ def _about_samples(study: Design) -> Iterator[str]:
         yield "No store holds the input of its network: nothing can be claimed. Extract them again."
     elif trained:
         yield (
-            f"The input of {listed(trained)} is not stored: nothing can be claimed of them. Extract them again, or write "
-            "them with their input."
+            f"The input of {listed(trained)} is not stored: nothing can be claimed of them. Extract them again, or "
+            "write them with their input."
         )
     elif without:
         names = listed([member.name for member in without])
