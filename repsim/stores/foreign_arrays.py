@@ -150,7 +150,9 @@ def read_safetensors(path: Path) -> Foreign:
                 source.left_out[name] = f"of the type {kind}"
                 continue
             whole = partial(file.get_tensor, name)
-            source.add(ForeignLayer(name, shape, _SAFETENSORS[kind], partial(_slices, part, shape[0] if shape else 0), whole))
+            source.add(
+                ForeignLayer(name, shape, _SAFETENSORS[kind], partial(_slices, part, shape[0] if shape else 0), whole)
+            )
     except Exception as error:  # noqa: BLE001 - damaged files raise anything
         raise _unreadable(path, error) from None
     source.record = record
