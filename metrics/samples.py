@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.errors import InvalidInputError
-from repsim.runtime.arrays import as_array, check_tensor
+from repsim.runtime.arrays import as_array, check_exact, check_tensor
 
 Array = NDArray[Any]
 _COMPLEX = "complex features cannot be compared; take their real and imaginary parts as features"
@@ -18,10 +18,8 @@ def _from_numpy(array: Array, what: str) -> Tensor:
     """Return the array as a tensor; copy what torch does not support (float128, big-endian, read-only, reversed)."""
     if array.dtype.kind == "c":
         raise InvalidInputError(_COMPLEX)
-    if array.dtype.kind in "iu" and array.size and max(abs(int(array.min())), abs(int(array.max()))) > 2**53:
-        raise InvalidInputError(
-            f"{what} holds whole numbers beyond 2**53, which float64 cannot distinguish; take them as categories"
-        )
+    if array.dtype.kind in "iu":
+        check_exact(array, what)
     if array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     if min(array.strides, default=1) < 0:  # a single reversed column is contiguous for numpy, but not for torch

@@ -83,6 +83,14 @@ def as_array(values: Any, what: str) -> Array:
     return array
 
 
+def check_exact(values: Any, what: str) -> None:
+    """Raise `InvalidInputError` if an array or tensor holds integers that float64 cannot represent."""
+    if values.dtype.itemsize >= 8 and math.prod(values.shape) and max(-int(values.min()), int(values.max())) > _EXACT:
+        raise InvalidInputError(
+            f"{what} holds whole numbers beyond 2**53, which float64 cannot distinguish; take them as categories"
+        )
+
+
 def is_tensor(values: Any) -> bool:
     """Return whether an object is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")

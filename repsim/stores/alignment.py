@@ -253,9 +253,10 @@ class StoredRows:
             start, stop, step = rows.indices(len(self._array))
             wanted = slice(start, max(start, stop))
         tensor = self._read(wanted)[::step].flatten(1).contiguous()
-        if self.device.type == "cuda" and not tensor.is_cuda:
+        to_gpu = self.device.type == "cuda" and not tensor.is_cuda
+        if to_gpu:
             tensor = tensor.pin_memory()  # only pinned memory is copied while the GPU computes
-        return tensor.to(self.device, non_blocking=True).to(self.dtype)
+        return tensor.to(self.device, non_blocking=to_gpu).to(self.dtype)  # a copy from a GPU has to be waited for
 
     def _read(self, rows: slice | NDArray[np.int64]) -> Tensor:
         """Read consecutive rows, or rows in any order; check those that are read for the first time."""

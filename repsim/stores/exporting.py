@@ -14,7 +14,6 @@ from repsim.runtime import interrupts
 from repsim.runtime.files import replacing, replacing_folder
 from repsim.stores import extents
 from repsim.stores.foreign import RECORD
-from repsim.stores.in_memory import ROW_NUMBERS
 from repsim.stores.schema import Array
 from repsim.stores.store import Activations, ActivationStore, open_store, store_path
 
@@ -116,7 +115,6 @@ def _record(store: ActivationStore, names: Sequence[str]) -> dict[str, Any]:
     """Return the description of the samples and layers that stands beside the values."""
     contents = store.contents
     readouts = {name: store[name].key.readout for name in names}
-    numbered = store.provenance.get("sample_ids") == ROW_NUMBERS
     return {
         "model": store.model,
         "data": store.data,
@@ -124,7 +122,7 @@ def _record(store: ActivationStore, names: Sequence[str]) -> dict[str, Any]:
         "readout": next(iter(readouts.values())) if len(set(readouts.values())) == 1 else "",
         "readouts": readouts,
         "shapes": {name: store[name].shape[1:] for name in names},
-        "ids": None if numbered else list(store.sample_ids),
+        "ids": list(store.sample_ids),
         "ids_fingerprint": store.sample_ids.fingerprint,
         "labels": contents.class_of,
         "groups": contents.group_of,
@@ -184,14 +182,18 @@ def _write_parquet(store: ActivationStore, names: Sequence[str], path: Path, *, 
     record = _record(store, names)
     columns = {"id": list(store.sample_ids), "label": record.pop("labels"), "group": record.pop("groups")}
     columns = {name: values for name, values in columns.items() if values is not None}
-    numbered = record.pop("ids") is None
-    record |= {"numbered": numbered, "columns": list(columns)}
+    del record["ids"]
+    record["columns"] = list(columns)
     sizes = {name: int(np.prod(store[name].shape[1:], dtype=np.int64)) for name in names}
     kinds = {name: pa.list_(pa.from_numpy_dtype(store[name].dtype), size) for name, size in sizes.items()}
     kinds = {name: pa.array(values[:1]).type for name, values in columns.items()} | kinds
     schema = pa.schema(kinds.items(), metadata={RECORD: json.dumps(record)})
-    rows = max(1, 4 * _PIECE // sum(sizes[name] * store[name].dtype.itemsize for name in names))
-    with replacing(path, overwrite=overwrite) as partial, pq.ParquetWriter(partial, schema) as writer:
+    rows = max(1, _PIECE // sum(sizes[name] * store[name].dtype.itemsize for name in names))
+    texts = [name for name in columns if name in COLUMNS]  # a dictionary of real numbers only takes memory
+    with (
+        replacing(path, overwrite=overwrite) as partial,
+        pq.ParquetWriter(partial, schema, use_dictionary=texts) as writer,
+    ):
         for start in range(0, len(store), rows):
             interrupts.check()
             stop = min(start + rows, len(store))

@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 
 from repsim.errors import InvalidInputError
-from repsim.runtime.arrays import as_array
+from repsim.runtime.arrays import as_array, check_exact
 from repsim.stores.schema import Array
 
 IDS = ("ids", "sample_ids", "id", "sample_id", "file_names", "filenames", "names")
 """Names under which a file may hold the sample ids."""
 RECORD = "repsim"
 """Name of the entry with which repsim describes the files that it exports."""
-_EXACT = 2**53
-"""Above this, float64 cannot represent every integer."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +110,7 @@ def as_floats(block: Any, name: str) -> Array:
     values = as_array(block, f"layer {name!r}")
     if values.dtype.kind == "f":
         return values
-    if values.dtype.itemsize == 8 and values.size and max(-int(values.min()), int(values.max())) > _EXACT:
-        raise InvalidInputError(f"layer {name!r} holds whole numbers beyond 2**53, which float64 cannot distinguish")
+    check_exact(values, f"layer {name!r}")
     return values.astype("float64" if values.dtype.itemsize >= 4 else "float32")
 
 

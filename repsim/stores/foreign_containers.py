@@ -223,7 +223,7 @@ def read_parquet(path: Path) -> Foreign:
         source.left_out |= dict.fromkeys(names, "one value a sample")
     index = (schema.pandas_metadata or {}).get("index_columns", [])
     named = [name for name in [*index, *IDS] if isinstance(name, str) and name in source.columns]
-    if named and not record.get("numbered"):
+    if named:
         source.ids, source.ids_from = source.columns[named[0]], named[0]
     for entry, column in (("labels", "label"), ("groups", "group")):
         if column in record.get("columns", ()) and column in source.columns:
@@ -261,7 +261,8 @@ def _batches(path: Path, names: list[str], rows: int) -> Iterator[Any]:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     with pq.ParquetFile(path) as table:
-        yield from table.iter_batches(batch_size=rows, columns=names)
+        for group in range(table.num_row_groups):  # over all groups at once, the library reads them all ahead
+            yield from table.iter_batches(batch_size=rows, row_groups=[group], columns=names)
 
 
 def _list_size(table: Any, name: str, path: Path) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from repsim.errors import InvalidInputError
 from repsim.labels import LayerKey, check_model_name
-from repsim.runtime.arrays import as_array, check_tensor
+from repsim.runtime.arrays import as_array, check_exact, check_tensor
 from repsim.runtime.files import format_size
 from repsim.stores import extents
 from repsim.stores.axes import StatedAxes
@@ -205,6 +205,7 @@ def _as_tensor(values: Any, what: str) -> Tensor:
         raise InvalidInputError(f"{what} is complex; take its real and imaginary parts as features")
     if tensor.is_floating_point():
         return tensor if _name(tensor.dtype) in _DTYPES else tensor.float()
+    check_exact(tensor, what)
     return tensor.double()
 
 

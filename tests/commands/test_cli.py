@@ -28,8 +28,8 @@ from tests.commands import calls
 from tests.commands.calls import fail, run
 
 COMMANDS = [
-    "compare", "completion", "demo", "export", "extract", "figures", "heatmap", "import", "inspect", "layers", "metrics",
-    "models", "report", "run", "series", "spans", "universality", "verify",
+    "compare", "completion", "demo", "export", "extract", "figures", "heatmap", "import", "inspect", "layers",
+    "metrics", "models", "report", "run", "series", "spans", "universality", "verify",
 ]  # fmt: skip
 
 

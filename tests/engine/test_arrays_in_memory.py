@@ -237,7 +237,9 @@ def test_a_study_takes_arrays(tmp_path: Path, rng: np.random.Generator) -> None:
     assert study.attrs["summary"] == expected.attrs["summary"]
     for name in expected.data_vars:
         np.testing.assert_array_equal(study[name].values, expected[name].values)
+    copies = {name: {layer: x.copy() for layer, x in layers.items()} for name, layers in models.items()}
     plain = repsim.universality(models, ["cka"], permutations=99)
+    assert all((models[name][layer] == copies[name][layer]).all() for name in models for layer in models[name])
     assert plain.sizes["pair"] == study.sizes["pair"]
 
 
@@ -249,6 +251,19 @@ def test_the_store_shows_itself(models: dict[str, Layers]) -> None:
         assert same is store
     assert store.checksum == repsim.as_store(models["net"], model="net").checksum
     assert store.checksum != repsim.as_store(models["net"], model="net", sample_ids=range(1, 61)).checksum
+
+
+def test_other_functions_take_arrays(tmp_path: Path, models: dict[str, Layers]) -> None:
+    memory = [repsim.as_store(layers, model=name, axes={"step": k}) for k, (name, layers) in enumerate(models.items())]
+    files = write(tmp_path, models)
+    np.testing.assert_array_equal(repsim.leave_one_out(memory[0], memory[1]), repsim.leave_one_out(files[0], files[1]))
+    orders = repsim.random_permutations(60, 5)
+    np.testing.assert_array_equal(
+        repsim.permuted(memory[0], memory[1], "cka", orders), repsim.permuted(files[0], files[1], "cka", orders)
+    )
+    third = repsim.as_store(models["net"], model="third", axes={"step": 7})
+    series = repsim.series([repsim.as_store(models["net"], model="first", axes={"step": 1}), third])
+    assert series.sizes["point"] == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -327,7 +327,7 @@ def test_provenance_that_json_cannot_represent_is_refused(tmp_path: Path, record
     refused(tmp_path, message, provenance=record)
 
 
-@pytest.mark.parametrize("value", [X, {"a": X}, [X, X], 3, b"a", "", "a\0b", None, [None]])
+@pytest.mark.parametrize("value", [X, [X, X], 3, b"a", "", "a\0b", None, [None]])
 def test_values_that_are_not_stores_are_refused(value: Any) -> None:
     for call in (repsim.compare, repsim.universality):
         with pytest.raises(InvalidInputError, match="expected a store or the name of its file, got |null character"):

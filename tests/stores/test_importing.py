@@ -40,7 +40,8 @@ def write_npz(path: Path, layers: Layers) -> Path:
 
 
 def write_packed_npz(path: Path, layers: Layers) -> Path:
-    np.savez_compressed(path / "net.npz", **{name: np.asfortranarray(x) for name, x in layers.items()})
+    by_columns: Layers = {name: np.asfortranarray(x) for name, x in layers.items()}
+    np.savez_compressed(path / "net.npz", **by_columns)
     return path / "net.npz"
 
 
@@ -306,6 +307,13 @@ def test_dtypes(dtype: str, tmp_path: Path, rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(memory["x"][:], values.astype(np.float64))
 
 
+def test_large_integers_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "net.npy", np.full((N, 2), 2**53 + 1))
+    for out in (None, tmp_path / "out.h5"):
+        with pytest.raises(InvalidInputError, match=r"layer 'net' holds whole numbers beyond 2\*\*53"):
+            repsim.read_activations(tmp_path / "net.npy", out)
+
+
 def test_half_precision_of_torch(tmp_path: Path, rng: np.random.Generator) -> None:
     x = torch.from_numpy(rng.normal(size=(N, 3))).bfloat16()
     torch.save({"x": x}, tmp_path / "net.pt")
@@ -415,9 +423,10 @@ def test_no_file_runs_code(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         zarr = pytest.importorskip("zarr")
         zarr.create_group(path, zarr_format=2).create_array("x", data=np.ones((N, 2)))
         described = json.loads((path / "x/.zarray").read_text())
-        described["filters"] = [{"id": "p\u0069ckle", "protocol": 5}]
+        described |= {"filters": [{"id": "pickle", "protocol": 5}], "compressor": None}
         (path / "x/.zarray").write_text(json.dumps(described).replace("pickle", "p\\u0069ckle"))
-    with pytest.raises((InvalidInputError, StoreError), match=r"pickle|Python objects") as caught:
+        (path / "x/0.0").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises((InvalidInputError, StoreError), match=r"pickles? |Python objects") as caught:
         repsim.read_activations(path, tmp_path / "out.h5")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "exploded").exists()
