@@ -487,7 +487,9 @@ def test_a_store_of_texts_is_in_their_order_and_says_what_was_cut(folder: Folder
         words = word_tokenizer()("the cat")["input_ids"]
         with repsim.extract(name, ["the cat", "a dog"], tmp_path / "two") as two:
             own = model.get_input_embeddings().weight[words].mean(0).detach().numpy()
-            np.testing.assert_allclose(two.control("input", "embeddings")[:][0], own, atol=CLOSE)
+            control = two.control("input", "embeddings")
+            assert control is not None
+            np.testing.assert_allclose(control[:][0], own, atol=CLOSE)
 
 
 def test_arrays_of_tokens_are_as_long_as_the_longest_text_of_a_model_that_reads_long_ones(folder: Folder) -> None:
