@@ -31,8 +31,6 @@ from repsim.labels import CHARACTERS, EMBEDDINGS, NAME_SEPARATOR, STATISTICS, TO
 
 CHARACTER_COLUMNS = (128, 384, 512)
 """Number of columns of the hashed counts of single characters, pairs and triples: docs/input-controls.md shows why."""
-LONGEST = 512
-"""Largest number of tokens of a text that are stored."""
 DIGIT = 2048
 """Base of the two digits in which the id of a token is stored."""
 _BETWEEN = 0
@@ -148,12 +146,12 @@ def words_as_tokens(texts: Sequence[str]) -> list[Rows]:
 
 
 def _digits(rows: Rows, ids: Rows, n: int, longest: int) -> Float[Tensor, "n 2 L"]:
-    """Return the digits of the first ids of each text, which are sorted by the text to which they belong."""
+    """Return the digits of ids that are sorted by the text to which they belong."""
     if ids.max(initial=0) >= DIGIT**2:
         raise InvalidInputError(f"the id {ids.max()} of a token is too large; ids are below {DIGIT**2:,}")
     sizes = np.bincount(rows, minlength=n)
+    assert sizes.max(initial=0) <= longest, "the largest number of tokens is known before"
     places = np.arange(len(ids)) - (sizes.cumsum() - sizes)[rows]
-    rows, ids, places = (values[places < longest] for values in (rows, ids, places))
     digits = np.full((n, 2, longest), -1, np.float32)
     digits[rows, 0, places], digits[rows, 1, places] = ids // DIGIT, ids % DIGIT
     return torch.from_numpy(digits)
@@ -317,8 +315,8 @@ class _OneRow:
 class TokenIds(_OneRow):
     """The ids of the model's tokens in their order, without special ones such as the class token."""
 
-    longest: int = LONGEST
-    """Number of tokens of a text that are stored; of a longer text, the first ones."""
+    longest: int
+    """Largest number of tokens of a text."""
     special: frozenset[int] = frozenset()
     """Ids of the special tokens."""
     name: str = TOKENS[1]
@@ -329,7 +327,7 @@ class TokenIds(_OneRow):
 
     def facts(self, layer: LayerSpec) -> dict[str, str]:  # noqa: ARG002 - the same for every text
         """Return what the rows are, which the store records."""
-        return {"tokens": f"ids in base {DIGIT}, of the first {self.longest} tokens of a text"}
+        return {"tokens": f"ids of the tokens of a text in their order, in base {DIGIT}"}
 
     def __call__(self, batch: Mapping[str, Any], layer: LayerSpec, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return the digits as an array (b, 2 longest), float32."""
@@ -407,7 +405,7 @@ class StaticEmbeddings(_OneRow):
 
 
 def controls_of_text(
-    embeddings: nn.Module, tokenizer: Any, limit: int | None = None
+    embeddings: nn.Module, tokenizer: Any, longest: int
 ) -> Mapping[tuple[str, str], tuple[LayerSpec, Readout]]:
     """Return the controls that are read from each batch of texts: tokens, characters, statistics, static embeddings.
 
@@ -417,8 +415,8 @@ def controls_of_text(
         The table of the model's static embeddings, whose ``weight`` is (tokens, width).
     tokenizer
         Its tokenizer. Special tokens are left out, but for the one that stands for unknown words.
-    limit
-        Largest number of tokens of a text after truncation, if there is one; at most 512 are stored.
+    longest
+        Largest number of tokens of a text, after truncation.
 
     Returns
     -------
@@ -429,7 +427,7 @@ def controls_of_text(
     entry = LayerSpec("input", "input", (), "other", None, class_token=False, grid=None, site=Site(""))
     special = special_ids(tokenizer)
     readouts: dict[tuple[str, str], Readout] = {
-        TOKENS: TokenIds(longest=min(limit or LONGEST, LONGEST), special=special),
+        TOKENS: TokenIds(longest=longest, special=special),
         CHARACTERS: CharacterBag(),
         STATISTICS: TextStatistics(special=special),
         EMBEDDINGS: StaticEmbeddings(embeddings=embeddings),

@@ -218,8 +218,7 @@ class ArrayFile(Table):
     def source(self, column: str, modality: Modality) -> SampleSource:
         """Open one array."""
         if modality == "text":
-            places = [f"{column} {row} of {self.name}" for row in range(self.n)]
-            return Texts(self.name, self.values(column), (), places)
+            return Texts(self.name, self.values(column), (), self.place)
         return Arrays(f"{self.name} [{column}]", self._arrays[column])
 
 

@@ -7,7 +7,7 @@ the record of the source.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from repsim.errors import Argument, Hint, InvalidInputError, Remedy, SampleError, UnknownNameError
 from repsim.extractors.samples.label_files import LABEL_HEADS, read_classes
 from repsim.extractors.samples.source import NOUNS, Modality, SampleSource
-from repsim.extractors.samples.texts import numbered
+from repsim.extractors.samples.texts import Places, numbered
 from repsim.runtime.arrays import as_classes, as_groups
 
 ID_NAMES = ("id", "key", "__key__", "sample_id")
@@ -77,9 +77,10 @@ class Table(ABC):
         """Return what identifies the picture of each row; None for other columns, or if pictures are not compared."""
         return None
 
-    def place(self, row: int) -> str:
-        """Return the name of a row for messages."""
-        return f"{self.name}, row {row}" if self.lines is None else f"{self.name}, line {self.lines[row]}"
+    @property
+    def place(self) -> Callable[[int], str]:
+        """Function from a row to its name in messages, without the table."""
+        return Places(f"{self.name}, {'row' if self.lines is None else 'line'} ", self.lines)
 
     def why_not(self, column: str) -> str:
         """Return why a column cannot be read."""
@@ -270,7 +271,7 @@ def _class_values(table: Table, column: str, names: Sequence[str] | None) -> Seq
         if value is None or isinstance(value, list | dict) or (names and value == -1):
             raise InvalidInputError(f"{table.place(row)} has no class in the column {column}: {value!r:.40}")
     if all(isinstance(value, str) for value in values):
-        return read_classes(values, [table.place(row) for row in range(table.n)], f"column {column}")
+        return read_classes(values, [*map(table.place, range(table.n))], f"column {column}")
     return values
 
 

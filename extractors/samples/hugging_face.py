@@ -202,14 +202,13 @@ class FeatureTable(Table):
 
     def source(self, column: str, modality: Modality) -> SampleSource:
         """Open a column."""
-        places = [self.place(row) for row in range(self.n)]
         if self._kind(column) == "Image":
             cells = Cells(self._raw(column), column)
-            return PicturesOfTable(cells, places.__getitem__, None, self._max_pixels)
+            return PicturesOfTable(cells, self.place, None, self._max_pixels)
         if modality == "tensor" and (self._is_list(column) or self._kind(column).startswith("Array")):
             dtype = _innermost(self._features[column])
             return Arrays(self.name, CellRows(self._raw(column), column, np.dtype(dtype), self.name))
-        return source_of_cells(self.name, self.values(column), places, modality, None, self._max_pixels)
+        return source_of_cells(self.name, self.values(column), self.place, modality, None, self._max_pixels)
 
 
 def _innermost(feature: Any) -> str:

@@ -52,7 +52,22 @@ LABEL_HEADS = frozenset({"label", "labels", "class", "classes", "target", "categ
 """Names of columns of classes, in lower case."""
 _CLASS = Noun("label", "labels", "class", "classes", "labels", LABEL_HEADS)
 _NAME_HEADS = frozenset(
-    {"id", "ids", "image", "img", "file", "filename", "filepath", "path", "name", "picture", "photo"}
+    {
+        "id",
+        "ids",
+        "image",
+        "img",
+        "file",
+        "filename",
+        "filepath",
+        "path",
+        "name",
+        "picture",
+        "photo",
+        "key",
+        "sample",
+        "text",
+    }
 )
 _MISSING = frozenset({"", "nan"})
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")  # 007 is a text: as a number it would be the class 7

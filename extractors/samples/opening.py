@@ -67,7 +67,7 @@ def open_samples(
     data : str, path or object
         A path or name: a folder of pictures, or of ``.txt`` files; a folder that ``save_to_disk`` of datasets wrote; a
         ``.zarr`` folder; a file ``.txt`` (one text a line), ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``, ``.npy``,
-        ``.npz``, ``.safetensors``, ``.pt``, or ``.tar`` (pictures; with ``column`` a webdataset); shards of a
+        ``.npz``, ``.safetensors``, ``.pt``, or ``.tar`` (pictures; with a named column a webdataset); shards of a
         webdataset in braces, ``shards-{000..003}.tar``; ``digits``; or a timm name (``torch/cifar10``). Or an object:
         a list of texts, an array or tensor (n, ...), a Dataset or DataLoader of torch, a data set of Hugging Face, or a
         source.
@@ -119,7 +119,11 @@ def open_samples(
     _check_max_pixels(max_pixels)
     if isinstance(data, os.PathLike):
         data = os.fspath(data)
-    for values, by_column, what in ((labels, label_column, "labels"), (groups, group_column, "groups")):
+    for values, by_column, what in (
+        (labels, label_column, "labels"),
+        (groups, group_column, "groups"),
+        (ids, id_column, "ids"),
+    ):
         if values is not None and by_column is not None:
             raise InvalidInputError(f"{what} are given twice: by themselves, and by the column {by_column}")
     options = {
@@ -269,7 +273,7 @@ def _open_path(  # noqa: PLR0911 - one for each kind
         return _open_pictures(data, options["split"], options["root"], max_pixels, download=bool(options["download"]))
     if path.is_dir():
         return _open_folder(path, options, roles)
-    if suffix == ".tar" and (roles.column is not None or not path.exists()):
+    if suffix == ".tar" and (roles.named or not path.exists()):
         _refuse(path.name, options, "max_pixels", *_ROLES)
         return open_shards(data, roles, max_pixels)
     if suffix in TEXT_SUFFIXES:
@@ -390,7 +394,8 @@ def examine(
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for start in range(0, len(rows), _RUN):
             part = rows[start : start + _RUN]
-            for done, (row, outcome) in enumerate(zip(part, pool.map(examine_row, part), strict=True), start + 1):
+            outcomes = map(examine_row, part) if source.quick else pool.map(examine_row, part)  # threads cost more
+            for done, (row, outcome) in enumerate(zip(part, outcomes, strict=True), start + 1):
                 if isinstance(outcome, Content):
                     contents[row] = outcome
                 elif skip_bad:

@@ -10,7 +10,7 @@ import json
 import posixpath
 import re
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from repsim.extractors.samples.texts import Texts, read_text
 
 SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"})
 """Suffixes of the files of this module, in lower case."""
+_JSON = frozenset({".jsonl", ".ndjson"})
 _FIELD = 2**30
 """Largest number of characters of a field of a CSV file."""
 
@@ -42,7 +43,7 @@ def open_table(path: Path, max_pixels: int = MAX_PIXELS) -> Table:
     if suffix == ".parquet":
         return ParquetTable(path, max_pixels)
     text = read_text(path)
-    columns, lines = read_json_lines(text, path.name) if suffix in {".jsonl", ".ndjson"} else read_csv(text, path)
+    columns, lines = read_json_lines(text, path.name) if suffix in _JSON else read_csv(text, path)
     return TextTable(path, columns, lines, max_pixels)
 
 
@@ -160,10 +161,11 @@ class TextTable(Table):
         self.name, self.n, self.lines = path.name, len(lines), lines
         self._folder, self._cells, self._max_pixels = path.parent, columns, max_pixels
         self.columns = list(columns)
+        self._typed = path.suffix.lower() in _JSON
 
     def modality(self, column: str) -> Modality | None:
         """Return what the cells of a column are."""
-        return kind_of_cells(self._cells[column])
+        return kind_of_cells(self._cells[column], typed=self._typed)
 
     def values(self, column: str) -> Sequence[Any]:
         """Return the cells of a column."""
@@ -175,17 +177,18 @@ class TextTable(Table):
 
     def source(self, column: str, modality: Modality) -> SampleSource:
         """Open a column."""
-        places = [self.place(row) for row in range(self.n)]
-        return source_of_cells(self.name, self._cells[column], places, modality, self._folder, self._max_pixels)
+        return source_of_cells(self.name, self._cells[column], self.place, modality, self._folder, self._max_pixels)
 
 
-def kind_of_cells(cells: Sequence[Any]) -> Modality | None:
+def kind_of_cells(cells: Sequence[Any], *, typed: bool = True) -> Modality | None:
     """Return what the cells of a column are: pictures by path, texts, numbers or lists of numbers; else None.
+
+    Texts that write numbers are numbers if the file has no types (``typed=False``), as CSV.
 
     >>> kind_of_cells(["a.png", "b/c.JPG"]), kind_of_cells(["a cat", None]), kind_of_cells([[1, 2], [3, 4]])
     ('image', 'text', 'tensor')
-    >>> kind_of_cells(["1", "2.5"]), kind_of_cells([1, "a"])
-    ('tensor', None)
+    >>> kind_of_cells(["1", "2.5"]), kind_of_cells(["1", "2.5"], typed=False), kind_of_cells([1, "a"])
+    ('text', 'tensor', None)
     """
     present = [cell for cell in cells if cell is not None]
     if not present:
@@ -194,7 +197,7 @@ def kind_of_cells(cells: Sequence[Any]) -> Modality | None:
         endings = suffixes()
         if all(posixpath.splitext(cell)[1].lower() in endings and "://" not in cell for cell in present):
             return "image"
-        return "tensor" if len(present) == len(cells) and all(map(_is_number, present)) else "text"
+        return "tensor" if not typed and len(present) == len(cells) and all(map(_is_number, present)) else "text"
     if len(present) < len(cells) or any(isinstance(cell, str | dict | bytes) for cell in present):
         return None
     return None if _as_numbers(cells) is None else "tensor"
@@ -229,7 +232,7 @@ def _number(text: str) -> int | float:
 def source_of_cells(  # noqa: PLR0917 - the parts of a column
     name: str,
     cells: Sequence[Any],
-    places: Sequence[str],
+    places: Callable[[int], str],
     modality: Modality,
     folder: Path | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -246,7 +249,7 @@ def source_of_cells(  # noqa: PLR0917 - the parts of a column
         return Texts(name, cells, (), places)
     if modality == "tensor":
         return Arrays(name, ArrayRows(_as_numbers(cells, dtype)))
-    pictures = PicturesOfTable(cells.__getitem__, places.__getitem__, folder, max_pixels)
+    pictures = PicturesOfTable(cells.__getitem__, places, folder, max_pixels)
     paths = [path for cell in cells if (path := picture_parts(cell)[1]) and picture_parts(cell)[0] is None]
     if len(paths) == len(cells) and not any(((folder or Path()) / path).exists() for path in paths):
         raise ImageError(
@@ -299,14 +302,13 @@ class ParquetTable(Table):
 
     def source(self, column: str, modality: Modality) -> SampleSource:
         """Open a column."""
-        places = [self.place(row) for row in range(self.n)]
         kind = self._schema.field(column).type
         if modality == "image" and (_is_binary(kind) or _is_picture_struct(kind)):
             cells = ParquetCells(self._path, column)
-            return PicturesOfTable(cells, places.__getitem__, self._path.parent, self._max_pixels)
+            return PicturesOfTable(cells, self.place, self._path.parent, self._max_pixels)
         folder = self._path.parent
         dtype = _number_type(kind) if modality == "tensor" else None
-        return source_of_cells(self.name, self.values(column), places, modality, folder, self._max_pixels, dtype)
+        return source_of_cells(self.name, self.values(column), self.place, modality, folder, self._max_pixels, dtype)
 
 
 class ParquetCells:
@@ -367,10 +369,10 @@ def _open_parquet(path: Path) -> Any:
 
 
 def _number_type(kind: Any) -> Any:
-    """Return numpy's type of the innermost values of lists; None for numbers that are written as texts."""
+    """Return numpy's type of the innermost values of lists."""
     while hasattr(kind, "value_type"):
         kind = kind.value_type
-    return None if "string" in str(kind) else kind.to_pandas_dtype()
+    return kind.to_pandas_dtype()
 
 
 def _is_binary(kind: Any) -> bool:

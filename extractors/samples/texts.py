@@ -1,11 +1,35 @@
 """Texts in a fixed order: the lines of a file, a list, or a column of a table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from repsim.errors import SampleError, reason
 from repsim.extractors.samples.source import SampleSource
+
+
+class Places:
+    """Names of samples in messages, made when they are needed.
+
+    Parameters
+    ----------
+    prefix : str
+        Beginning of the names.
+    numbers : sequence of int, optional
+        Numbers of the samples, such as those of lines; by default their positions.
+
+    Examples
+    --------
+    >>> Places("captions.csv, line ", [2, 5])(1)
+    'captions.csv, line 5'
+    """
+
+    def __init__(self, prefix: str, numbers: Sequence[int] | None = None) -> None:
+        self._prefix, self._numbers = prefix, numbers
+
+    def __call__(self, row: int) -> str:
+        """Return the name of one sample."""
+        return f"{self._prefix}{row if self._numbers is None else self._numbers[row]}"
 
 
 class Texts(SampleSource):
@@ -19,8 +43,9 @@ class Texts(SampleSource):
         The texts. One that is empty, or no text, raises an error when it is read.
     ids : sequence of str
         Ids of the texts.
-    places : sequence of str, optional
-        Names of the texts in messages, such as ``captions.csv, line 5``; by default their ids.
+    places : callable, optional
+        Function from a position to the name of the text in messages, such as ``captions.csv, line 5``; by default its
+        id.
 
     Examples
     --------
@@ -33,13 +58,13 @@ class Texts(SampleSource):
     quick = True
 
     def __init__(
-        self, name: str, texts: Sequence[Any], ids: Sequence[str], places: Sequence[str] | None = None
+        self, name: str, texts: Sequence[Any], ids: Sequence[str], places: Callable[[int], str] | None = None
     ) -> None:
         self.name, self.texts, self.ids, self._places = name, texts, ids, places
 
     def load(self, index: int) -> str:
         """Return one text."""
-        return check_text(self.texts[index], (self._places or self.ids)[index])
+        return check_text(self.texts[index], self._places(index) if self._places else self.ids[index])
 
     def sizes(self) -> Sequence[int]:
         """Return the numbers of bytes of the texts in UTF-8."""
@@ -121,8 +146,8 @@ def open_lines(path: Path) -> Texts:
     numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
     if not numbers:
         raise SampleError(f"no text in {path.name}: it has no line that is not empty")
-    places = [f"{path.name}, line {number}" for number in numbers]
-    source = Texts(path.name, [lines[number - 1] for number in numbers], numbered(numbers), places)
+    texts = [lines[number - 1] for number in numbers]
+    source = Texts(path.name, texts, numbered(numbers), Places(f"{path.name}, line ", numbers))
     for number, line in enumerate(lines, 1):
         if not line.strip():
             source.left_out.add("empty lines", f"line {number}")
@@ -146,6 +171,6 @@ def open_list(texts: Sequence[Any]) -> Texts:
                 f"a list of samples holds texts, but element {k} is a {type(text).__name__}; give an array, a tensor, "
                 "a torch Dataset or a DataLoader"
             )
-    source = Texts("texts", list(texts), numbered(range(len(texts))), [f"text {k}" for k in range(len(texts))])
+    source = Texts("texts", list(texts), numbered(range(len(texts))), Places("text "))
     source.record = {"ids_from": "positions"}
     return source

@@ -8,7 +8,7 @@ offset. Fields of JSON files are columns of their own, ``json.caption``.
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +158,10 @@ class ShardTable(Table):
         """Return the bytes of a column."""
         return Members(self.paths, self._extents[column])
 
-    def place(self, row: int) -> str:
-        """Return shard and key of a sample."""
-        shard, key = self._keys[row]
-        return f"{self.paths[shard].name}: {printable(key)}"
+    @property
+    def place(self) -> Callable[[int], str]:
+        """Function from a row to its shard and key."""
+        return MemberNames(self.paths, self._keys)
 
     def default_ids(self) -> tuple[list[str], str]:
         """Return the keys, with the name of the shard if keys repeat in several shards."""
@@ -200,16 +200,38 @@ class ShardTable(Table):
 
     def source(self, column: str, modality: Modality) -> SampleSource:
         """Open a column."""
-        places = [f"{self.place(row)}.{column}" for row in range(self.n)]
+        places = MemberNames(self.paths, self._keys, f".{column}")
         if column not in self._extents:
             return source_of_cells(
                 self.name, self.values(column), places, modality, self.paths[0].parent, self._max_pixels
             )
         if modality == "image":
-            return PicturesOfTable(self.members(column), places.__getitem__, None, self._max_pixels)
+            return PicturesOfTable(self.members(column), places, None, self._max_pixels)
         if modality == "text":
             return Texts(self.name, self.values(column), (), places)
-        return Arrays(self.name, MemberRows(self.members(column), places))
+        return Arrays(self.name, MemberRows(self.members(column), places, self.n))
+
+
+class MemberNames:
+    """Names of the members of one column, for messages.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        The shards.
+    keys : sequence of tuple
+        Number of the shard and key of each sample.
+    ending : str
+        Dot and name of the column.
+    """
+
+    def __init__(self, paths: Sequence[Path], keys: Sequence[tuple[int, str]], ending: str = "") -> None:
+        self._paths, self._keys, self._ending = paths, keys, ending
+
+    def __call__(self, row: int) -> str:
+        """Return the name of one member."""
+        shard, key = self._keys[row]
+        return f"{self._paths[shard].name}: {printable(key)}{self._ending}"
 
 
 class MemberRows(Rows):
@@ -217,10 +239,10 @@ class MemberRows(Rows):
 
     in_memory = False
 
-    def __init__(self, members: Members, places: Sequence[str]) -> None:
+    def __init__(self, members: Members, places: Callable[[int], str], n: int) -> None:
         self._members, self._places = members, places
-        self.shape = (len(places),)
-        self.shape = (len(places), *self.row(0).shape)
+        self.shape = (n,)
+        self.shape = (n, *self.row(0).shape)
 
     def row(self, index: int) -> Any:
         """Return one array.
@@ -232,14 +254,14 @@ class MemberRows(Rows):
         """
         raw = self._members(index)
         if raw is None:
-            raise SampleError(f"{self._places[index]} is missing")
+            raise SampleError(f"{self._places(index)} is missing")
         try:
             row = as_tensor(np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False))
         except (ValueError, TypeError, EOFError) as error:
-            raise SampleError(f"cannot read {self._places[index]}: {reason(error)}") from None
+            raise SampleError(f"cannot read {self._places(index)}: {reason(error)}") from None
         if len(self.shape) > 1 and tuple(row.shape) != self.shape[1:]:
             raise SampleError(
-                f"{self._places[index]} has the shape {tuple(row.shape)}, and the first has {self.shape[1:]}"
+                f"{self._places(index)} has the shape {tuple(row.shape)}, and the first has {self.shape[1:]}"
             )
         return row
 

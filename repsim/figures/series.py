@@ -54,7 +54,7 @@ def plot_trajectories(
     show: Show = "similarity",
     width: float = COLUMN,
 ) -> Axes:
-    """Draw the similarity of every layer along the axis, with 95 % intervals over pictures as bands.
+    """Draw the similarity of every layer along the axis, with 95 % intervals over samples as bands.
 
     Lines are dark for the first layer and bright for the last. The axis has the scale of the series. If it is
     logarithmic, 0 has its place on a short linear part with a break mark.
@@ -153,7 +153,7 @@ def plot_convergence(
 
     A layer has settled where its similarity to the last point of its run has gone the share ``settled_at`` of the way
     from its first value to 1, and stays there. A rising line means that lower layers settle first, as in Figure 2 of
-    Raghu et al., SVCCA (NeurIPS 2017). Bars are 95 % intervals over pictures. Layers that have not settled are left
+    Raghu et al., SVCCA (NeurIPS 2017). Bars are 95 % intervals over samples. Layers that have not settled are left
     out.
 
     docs/figures.md has an example and its picture. Parameters, return value and errors are those of
@@ -203,9 +203,9 @@ def plot_trend(
 ) -> Axes:
     """Draw the similarity of networks against the value of the axis, with the trend and its interval.
 
-    A point is a network, with its 95 % interval over pictures; colours and markers are runs. The line has the slope of
+    A point is a network, with its 95 % interval over samples; colours and markers are runs. The line has the slope of
     the series, on the scale of the axis, through the mean of the points; the band lies between the lines with the ends
-    of the interval of the slope, over runs if it is known, otherwise over pictures. As in the slope, a point that is
+    of the interval of the slope, over runs if it is known, otherwise over samples. As in the slope, a point that is
     its own reference does not count, and on a logarithmic axis none at 0.
 
     docs/figures.md has an example and its picture. Parameters, return value and errors are those of
@@ -298,7 +298,7 @@ def _trend_in_words(series: xr.Dataset, trend: xr.Dataset) -> list[str]:
 def plot_runs(series: xr.Dataset, ax: Axes | None = None, *, measure: str | None = None, width: float = COLUMN) -> Axes:
     """Draw the similarity of different runs at equal values of the axis, by layer.
 
-    With two runs, bands are 95 % intervals over pictures. With more, lines are means over the runs, each compared with
+    With two runs, bands are 95 % intervals over samples. With more, lines are means over the runs, each compared with
     the others, and bands span the runs.
 
     docs/figures.md has an example and its picture. Parameters, return value and errors are those of
@@ -409,7 +409,7 @@ def plot_drift(
     """Draw the drift, 1 - similarity to the reference or the distance from it, by depth, with a line for every point.
 
     For a fine-tuned network and its base, or clients of federated learning and their common model, it shows at which
-    depth networks have moved. Bands are 95 % intervals over pictures.
+    depth networks have moved. Bands are 95 % intervals over samples.
 
     docs/figures.md has an example and its picture. Parameters, return value and errors are those of
     `plot_trajectories`.

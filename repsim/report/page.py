@@ -82,8 +82,7 @@ def write_report(
     SampleMismatchError
         If the files have different samples.
     SampleError
-        If there are no samples at ``thumbnails`` (`ImageError` of pictures), or it is not clear which columns of them
-        are to be shown.
+        If there are no samples at ``thumbnails``, or it is not clear which columns of them are to be shown.
     UnknownNameError
         If a column does not exist.
     OutputError

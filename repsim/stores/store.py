@@ -15,7 +15,17 @@ from typing import Any, Self
 import numpy as np
 
 from repsim.errors import Function, InvalidInputError, Remedy, StoreError, UnknownNameError, reason
-from repsim.labels import INPUT, NAME_SEPARATOR, PREDICTION, STATISTICS, LayerKey, SampleIds, noun_of
+from repsim.labels import (
+    CHARACTERS,
+    INPUT,
+    NAME_SEPARATOR,
+    PREDICTION,
+    STATISTICS,
+    TOKENS,
+    LayerKey,
+    SampleIds,
+    noun_of,
+)
 from repsim.runtime.files import format_size
 from repsim.runtime.progress import Listener, report_progress
 from repsim.runtime.text_tables import Table, card, paragraphs, times
@@ -288,12 +298,15 @@ class ActivationStore:
 
         It is recorded at extraction, or in the provenance that `repsim.write_store` takes. Networks that were extracted
         by earlier versions read pictures, and so do those whose stored pixels have channels, a height and a width.
+        Those with tokens or characters of texts read texts. With both it is not known.
         """
         recorded = self._contents.provenance
         if stated := recorded.get("modality"):
             return str(stated)
         extracted = str(recorded.get("extractor") or "given") != "given"
-        return "image" if extracted or (self.pixels is not None and len(self.pixels.shape) == 4) else ""
+        pictures = extracted or (self.pixels is not None and len(self.pixels.shape) == 4)
+        texts = any(self.control(*name) is not None for name in (TOKENS, CHARACTERS))
+        return "" if pictures == texts else "image" if pictures else "text"
 
     @property
     def sample_ids(self) -> SampleIds:

@@ -32,7 +32,7 @@ from repsim.errors import (
     StoreError,
     reason,
 )
-from repsim.labels import LayerKey
+from repsim.labels import LayerKey, noun_of
 from repsim.runtime import interrupts
 from repsim.runtime.arrays import as_array
 from repsim.runtime.files import check_output, lock, partial_path
@@ -234,7 +234,8 @@ class StoreWriter:
             return None
         kept = f"{count} of {len(self.contents.sample_ids)} samples are kept in {self.partial}"
         if not self.overwrite:
-            return Hint(kept, remedy=Remedy(SAME_CALL, " on the same pictures goes on from there"))
+            noun = noun_of([str(self.contents.provenance.get("modality") or "image")])
+            return Hint(kept, remedy=Remedy(SAME_CALL, f" on the same {noun} goes on from there"))
         if self.path.exists():  # then a run needs overwrite=True, which does not resume
             return Hint(f"{self.path} is unchanged")
         return Hint(

@@ -69,7 +69,7 @@ def inputs(stores: Sequence[ActivationStore], view: AlignedView | None = None) -
     return [Control(kernel.name, kernel.features().astype(dtype), seen) for kernel in selected]
 
 
-_MOST = {INPUT: MOST, TOKENS: 2 * MOST, VALUES: MOST}
+_MOST = {INPUT: MOST, TOKENS: 3 * MOST, VALUES: MOST}
 """Largest number of kernels that are selected for each kind of input; what networks can make of texts is more varied.
 
 Each of these inputs alone determines what a network sees, or nearly so."""
@@ -127,15 +127,17 @@ def _distinct(arrays: Iterable[tuple[str, Values | None]]) -> dict[str, Values]:
 def _pixels(store: ActivationStore) -> Values | None:
     """Return the stored pixels, (n, channels, height, width), or (n, channels, positions); None if there are none.
 
-    Pixels from `repsim.extract` are stored as vectors of three channels, of 8 x 8 pixels unless the picture is smaller.
-    Arrays given to `repsim.write_store` have their shape.
+    Pixels from `repsim.extract` are stored as vectors of three channels or one, of 8 x 8 pixels unless the picture is
+    smaller. Arrays given to `repsim.write_store` have their shape.
     """
     if store.pixels is None:
         return None
     values = store.pixels[:].astype(np.float64)
     if store.provenance.get("extractor") == "given":
         return values if values.ndim > 2 else values[:, None]
-    values = values.reshape(len(values), 3, -1)
+    shapes = [spec.facts.get("output_shape") for spec in store.contents.arrays if spec.key.readout == INPUT[1]]
+    channels = int(shapes[0][0]) if shapes and shapes[0] is not None else 3  # 1 of a network that takes grey pictures
+    values = values.reshape(len(values), channels, -1)
     side = round(values.shape[-1] ** 0.5)
     return values.reshape(*values.shape[:2], side, side) if side**2 == values.shape[-1] > 1 else values
 

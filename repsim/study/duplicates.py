@@ -38,7 +38,7 @@ class NearDuplicates:
     pairs: tuple[tuple[int, int], ...]
     """Positions of the samples of each pair."""
     exact: int
-    """Number of samples that equal an earlier one in every pixel; without pixels in every token, or in the first layer."""
+    """Number of samples that equal an earlier one in every pixel, or else every token, or else in the first layer."""
     covered: bool
     """Whether the two samples of every pair are in one of the groups that are declared already."""
 

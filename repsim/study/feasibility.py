@@ -175,7 +175,10 @@ def _about_samples(study: Design) -> Iterator[str]:
     if len(without) == len(study.members):
         yield "No store holds the input of its network: nothing can be claimed. Extract them again."
     elif trained:
-        yield f"The input of {listed(trained)} is not stored: nothing can be claimed of them. Extract them again."
+        yield (
+            f"The input of {listed(trained)} is not stored: nothing can be claimed of them. Extract them again, or "
+            "write them with their input."
+        )
     elif without:
         names = listed([member.name for member in without])
         yield f"The input of {names} is not stored; it is taken to be that of the other networks."
@@ -185,10 +188,11 @@ def _about_samples(study: Design) -> Iterator[str]:
         reason = controls.objection_to_classes(study) or "there are no class labels"
         yield f"It cannot be said whether anything goes beyond classes: {reason}."
     if study.groups is None:
+        alike = "Pictures of a scene" if set(study.modalities) <= {"image"} else "Samples"
         yield (
             "Near duplicates (frames of a scene, copies, crops) are looked for by the study. If there are more than a "
-            "few, nothing is claimed until they are declared as groups, or all but one of each are left out. Pictures "
-            "of a scene that are only somewhat alike are not recognised: declare their groups."
+            "few, nothing is claimed until they are declared as groups, or all but one of each are left out. "
+            f"{alike} that are only somewhat alike are not recognised: declare their groups."
         )
     if study.n < _ENOUGH_SAMPLES:
         yield f"{study.n} samples: intervals are tested from {_ENOUGH_SAMPLES} samples on; take more."

@@ -46,7 +46,7 @@ class Protocol(Passes, StatisticsOptions):
     """Contents of a study file."""
 
     models: Annotated[list[Model], option("The networks: each a name, or keys of a model.")]
-    data: Annotated[Data, option("The pictures: their source, or keys of the data.")]
+    data: Annotated[Data, option("The samples: their source, or keys of the data.")]
     out: Annotated[Text | None, option("Folder for all output.", unset="named like the file", path=True)] = None
     figures: Annotated[bool, option("Draw the figures.")] = True
     report: Annotated[bool, option("Write the report page.")] = True
@@ -70,7 +70,7 @@ models:
   - name: digits_vit.seed1       # or keys of a model: weights, seed, recalibrate
     weights: pretrained
 data:
-  source: digits                 # a folder of pictures, a .tar, or a timm data set
+  source: digits                 # pictures, texts, arrays: docs/samples.md
   split: test
   limit: 200
 layers: blocks

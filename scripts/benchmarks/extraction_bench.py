@@ -1,4 +1,4 @@
-"""`scripts/bench extract` and `scripts/bench memory`: run extraction_worker.py in turns, and print the tables."""
+"""`scripts/bench extract` and `scripts/bench memory`: run extraction_worker.py and text_worker.py in turns."""
 
 import os
 import shutil
@@ -17,6 +17,7 @@ from rich.table import Table
 from turns import Result, median, ratios, run_in_fresh_process, show, table
 
 WORKER = Path(__file__).with_name("extraction_worker.py")
+TEXT_WORKER = Path(__file__).with_name("text_worker.py")
 MODELS = {"resnet18": 1024, "resnet50": 512, "vit_small_patch16_224": 512}
 """Models, and the number of images that takes about half a minute on a few cores."""
 MADE = 128
@@ -69,6 +70,40 @@ def workplace(data: Path | None) -> Iterator[tuple[Path, list[Path]]]:
         yield folder, pictures
 
 
+def time_texts(texts: int, rounds: int, threads: int, device: str) -> Table:
+    """Return the table of texts: a bare loop, repsim with one layer, and repsim with all blocks, in turns."""
+    import text_worker  # noqa: PLC0415 - transformers takes seconds
+
+    names = list(text_worker.CONTENDERS)
+    results: dict[str, list[Result]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory(prefix="repsim-bench-") as folder:
+        text_worker.make_folder(Path(folder) / "model", texts)
+        for turn in range(rounds):
+            for name in names[:: -1 if turn % 2 else 1]:
+                with tempfile.TemporaryDirectory(dir=folder) as out:
+                    settings = {"contender": name, "folder": f"{folder}/model", "out": out, "device": device}
+                    results[name].append(
+                        run_in_fresh_process(
+                            TEXT_WORKER, settings, python=sys.executable, threads=threads, label=f"{name} on texts"
+                        )
+                    )
+    result_table = table(
+        f"{texts:,} texts of 4 to 40 words, an encoder of the size of MiniLM, batch 32, {device}, {threads} threads, "
+        f"medians of {rounds}",
+        *("texts/s", "total texts/s", "CPU ms/text", "of bare loop", "CPU of bare loop"),
+    )
+    for name, runs in results.items():
+        relative = [ratios(runs, results["bare"], "steady"), ratios(results["bare"], runs, "cpu")]
+        result_table.add_row(
+            name,
+            f"{median(runs, 'steady'):,.1f}",
+            f"{median(runs, 'whole'):,.1f}",
+            f"{median(runs, 'cpu') * 1e3:.2f}",
+            *(f"{ratio:.3f}" if name != "bare" else "" for ratio in relative),
+        )
+    return result_table
+
+
 def run(python: str, threads: int, **settings: Any) -> Result:
     """Run one extraction in a new process that writes to a folder of its own, and return its result."""
     label = f"{settings['contender']} on {settings['model']}"
@@ -119,6 +154,7 @@ def add_rows(result_table: Table, results: dict[str, list[Result]]) -> None:
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--amp/--no-amp", default=None, help="Half precision.  [default: on cuda only]")
 @click.option("--peer-python", help="Python of a separate environment with thingsvision.")
+@click.option("--texts", type=click.IntRange(0), default=3000, show_default=True, help="Texts per run; 0: none.")
 def extract(  # noqa: PLR0917 - click passes by name
     models: str,
     data: Path | None,
@@ -130,18 +166,21 @@ def extract(  # noqa: PLR0917 - click passes by name
     device: str,
     amp: bool | None,
     peer_python: str | None,
+    texts: int,
 ) -> None:
     """Measure the images per second of `repsim extract` (all blocks, mean), a bare forward loop and the machine limits.
 
     The bare loop decodes, prepares and batches the same images in the same way, and discards the outputs. The
     steady state begins with the forward pass of the second batch and ends with the finished store. The total also
     includes creating and tracing the model, hashing its weights and creating the store. Ratios are medians over
-    rounds.
+    rounds. For texts, both read an encoder of the size of MiniLM with random weights; the bare loop tokenizes, sorts by
+    length, and takes the mean of the last layer over the mask. The steady state begins when the model is loaded.
 
     \b
     scripts/bench extract                                            as in docs/benchmarks.md
     scripts/bench extract --models resnet18 --images 128 --rounds 1  a quick test
     scripts/bench extract --peer-python ~/tv/bin/python              with thingsvision and its own bare loop
+    scripts/bench extract --models ''                                texts only
     """
     cuda = device.startswith("cuda")
     batch_size = batch_size or (256 if cuda else 32)
@@ -155,7 +194,7 @@ def extract(  # noqa: PLR0917 - click passes by name
         *("images/s", "total images/s", "CPU ms/image", "MB written", "of bare loop", "total"),
     )
     with workplace(data) as (folder, pictures):
-        for model in models.split(","):
+        for model in filter(None, models.split(",")):
             n = images or MODELS.get(model, 512) * (16 if cuda else 1)
             settings = {
                 "model": model,
@@ -173,7 +212,10 @@ def extract(  # noqa: PLR0917 - click passes by name
                     results[name].append(run(python, threads, contender=contender, **settings))
             result_table.add_row(f"{model}, {n:,} images")
             add_rows(result_table, results)
-    show(result_table)
+    if models:
+        show(result_table)
+    if texts:
+        show(time_texts(texts, rounds, threads, device))
 
 
 @click.command()

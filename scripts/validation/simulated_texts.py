@@ -7,6 +7,7 @@ those of tests/study/worlds_of_texts.py.
 """
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -101,19 +102,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=20)
     parser.add_argument("--samples", type=int, nargs="+", default=[200])
+    parser.add_argument("--trained", type=int, default=3, help="trained networks of each family, beside 3 untrained")
+    parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(CASES))), help="numbers from 0")
     arguments = parser.parse_args()
     print("| networks share | n | studies | universal | these networks | mean effect, energy | largest |")
     print("| --- | --: | --: | --: | --: | --: | --: |")
-    for name, make in CASES.items():
+    for name, make in [list(CASES.items())[k] for k in arguments.cases]:
         for n in arguments.samples:
             levels, effects = [], []
             for seed in range(arguments.studies):
                 world, families = make(n, seed)
                 with tempfile.TemporaryDirectory() as folder:
-                    study = conduct(Path(folder), world, families, trained=3)
+                    study = conduct(Path(folder), world, families, trained=arguments.trained)
                 levels += study["claim_level"].values.tolist()
                 kind = "cka given input"
                 effects.append(float(study["effect_energy"].sel(kernel=kind).item()))
+                print(name, n, seed, levels[-1], effects[-1], file=sys.stderr, flush=True)
             shares = [np.mean([level == one for level in levels]) for one in ("architectures", "networks")]
             row = [name, f"{n:,}", len(levels), *(f"{share:.0%}" for share in shares)]
             print("|", *(f"{cell} |" for cell in [*row, f"{np.mean(effects):.4f}", f"{max(effects):.4f}"]), flush=True)

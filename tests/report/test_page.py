@@ -15,7 +15,7 @@ from PIL import Image
 
 from repsim import write_report
 from repsim.cli import main
-from repsim.errors import ImageError, InvalidInputError, OutputError, StoreError
+from repsim.errors import InvalidInputError, OutputError, SampleError, StoreError
 from repsim.report.page import SCRIPTS
 from repsim.results.files import save_result
 from repsim.testing.examples import write_network
@@ -87,7 +87,7 @@ def test_a_page_is_never_overwritten_unasked_nor_half_written(study: xr.Dataset,
     assert text_of(path) == "mine"
     with pytest.raises(InvalidInputError):
         write_report([study, study], path, overwrite=True)
-    with pytest.raises(ImageError):
+    with pytest.raises(SampleError, match="no such folder or file"):
         write_report(study, path, thumbnails=tmp_path / "nothing", overwrite=True)
     assert text_of(path) == "mine"
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]

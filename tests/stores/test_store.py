@@ -576,6 +576,9 @@ def test_a_store_says_what_its_model_reads(tmp_path: Path, provenance: dict[str,
 
 def test_stored_pixels_of_pictures_say_that_the_model_reads_pictures(tmp_path: Path, rng: np.random.Generator) -> None:
     pictures, vectors = rng.normal(size=(3, 3, 8, 8)), rng.normal(size=(3, 8))
+    layers, texts = {"out": np.ones((3, 2))}, {"texts": ["a", "b", "c"]}
+    assert write_store(tmp_path / "texts.h5", layers, model="t", controls=texts).modality == "text"
+    assert write_store(tmp_path / "both.h5", layers, model="b", controls=texts, pixels=pictures).modality == ""
     stores = {name: write_store(tmp_path / f"{name}.h5", {"out": np.ones((3, 2))}, model=name, pixels=pixels,
                                provenance={"column": name})
              for name, pixels in (("pictures", pictures), ("vectors", vectors))}  # fmt: skip

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 
+import repsim
 from repsim.study import controls
 from repsim.study.design import design
 from repsim.study.gram_passes import kernels
@@ -142,3 +144,14 @@ def test_when_similarity_within_classes_is_known(
     assert controls.unjudged_classes(study) == (
         "" if reason in of_no_importance else controls.objection_to_classes(study)
     )
+
+
+def test_networks_of_grey_pictures_have_controls(tmp_path: Path) -> None:
+    network = timm.create_model("test_resnet", in_chans=1, num_classes=10)
+    store = repsim.extract(network, "digits", tmp_path, name="grey", limit=40, layers="layer1")
+    first, *_ = controls.inputs([store])
+    assert (first.name, first.members) == ("pixels", ("grey",))
+    expected = np.asarray(store.pixels, np.float64).reshape(40, -1)
+    centred = expected - expected.mean(0)
+    kernel, other = first.features @ first.features.T, centred @ centred.T
+    np.testing.assert_allclose(kernel / np.trace(kernel), other / np.trace(other), atol=1e-5)

@@ -168,7 +168,8 @@ def test_input_that_is_partly_stored(tmp_path: Path) -> None:
         tmp_path, *networks("a", 2, 2), ("b", "trained", 2, without), ("b", "random", 2, without)
     )
     assert starting(sentences, "The input of") == (
-        "The input of b.trained0, b.trained1 is not stored: nothing can be claimed of them. Extract them again."
+        "The input of b.trained0, b.trained1 is not stored: nothing can be claimed of them. Extract them again, or "
+        "write them with their input."
     )
 
 

@@ -208,6 +208,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
         ([{"text": "x", "g": "a"}, {"text": "y"}], {"group_column": "g"}, r"line 2 has no group in the column g"),
         ([{"text": "x"}, {"text": 3}], {"column": "text"}, r"the column text of t\.jsonl cannot be read"),
         ([{"text": "x"}], {"labels": ["a"], "label_column": "text"}, "labels are given twice"),
+        ([{"text": "x"}], {"ids": ["a"], "id_column": "text"}, "ids are given twice"),
         ([{"text": "x"}], {"split": "train"}, r"split does not apply to t\.jsonl"),
         ([{"text": "x"}], {"root": "data"}, r"root does not apply to t\.jsonl"),
     ],
@@ -217,6 +218,13 @@ def test_what_cannot_be_chosen(tmp_path: Path, rows: list[dict[str, Any]], optio
         open_samples(write_table(tmp_path / "t.jsonl", rows), **options)
     assert isinstance(raised.value, SampleError | InvalidInputError | UnknownNameError)
     assert "\n" not in str(raised.value)
+
+
+def test_numbers_that_are_written_as_texts(tmp_path: Path) -> None:
+    """CSV has no types; JSON and parquet have."""
+    rows = [{"text": "7"}, {"text": "12"}]
+    kinds = {kind: open_samples(write_table(tmp_path / f"a.{kind}", rows)).modality for kind in KINDS}
+    assert kinds == {"csv": "tensor", "tsv": "tensor", "jsonl": "text", "parquet": "text"}
 
 
 def test_choices_are_said_and_recorded(tmp_path: Path) -> None:

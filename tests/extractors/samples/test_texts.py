@@ -87,6 +87,9 @@ def test_a_folder_with_pictures_is_one_of_pictures(tmp_path: Path) -> None:
     assert digests(source) == digests(open_images(str(root)))
     with pytest.raises(SampleError, match=r"no picture found in a .*left out: \.txt: 1"):
         open_images(str(root / "a"))
+    write_texts(tmp_path / "other", {"notes.md": "-", "b/.hidden.txt": "-"})
+    with pytest.raises(SampleError, match="no picture found in other"):
+        open_samples(tmp_path / "other")
 
 
 def test_damaged_texts_of_a_folder_can_be_left_out(tmp_path: Path) -> None:

@@ -97,6 +97,9 @@ def test_a_tar_without_a_column_is_one_of_pictures(tmp_path: Path) -> None:
         SampleError, match=r"has 3 columns that can be read: png \(pictures\), txt \(texts\), json.caption"
     ):
         open_samples(write_shards(tmp_path / "more", [sample(0)], 1))
+    assert open_samples(tmp_path / "shard-000.tar", id_column="json.n", column="txt").ids[2] == "2"
+    with pytest.raises(SampleError, match="has 3 columns that can be read"):
+        open_samples(tmp_path / "shard-000.tar", label_column="cls")
     with pytest.raises(InvalidInputError, match="split does not apply to shard-000.tar"):
         open_samples(tmp_path / "shard-000.tar", column="png", split="train")
 
