@@ -284,7 +284,7 @@ def _main_input(name: str, config: Any) -> str:
 
 @dataclass
 class _Loading:
-    """What loading the weights of one model needs, and what it records and notes."""
+    """Weights of one model while they are loaded, with the record and the notes about them."""
 
     repository: Repository
     config: Any

@@ -484,7 +484,7 @@ def test_a_store_of_texts_is_in_their_order_and_says_what_was_cut(folder: Folder
         embeddings = store.control("input", "embeddings")
         assert embeddings is not None
         model: Any = transformers.AutoModel.from_pretrained(folder("bert"))
-        words = word_tokenizer()("the cat", add_special_tokens=False)["input_ids"]
+        words = word_tokenizer()("the cat")["input_ids"]
         with repsim.extract(name, ["the cat", "a dog"], tmp_path / "two") as two:
             own = model.get_input_embeddings().weight[words].mean(0).detach().numpy()
             np.testing.assert_allclose(two.control("input", "embeddings")[:][0], own, atol=CLOSE)
