@@ -426,7 +426,7 @@ def controls_of_text(
     """
     entry = LayerSpec("input", "input", (), "other", None, class_token=False, grid=None, site=Site(""))
     special = special_ids(tokenizer)
-    readouts: dict[tuple[str, str], Readout] = {
+    readouts: dict[tuple[str, str], Any] = {  # a batch of texts is no tensor
         TOKENS: TokenIds(longest=longest, special=special),
         CHARACTERS: CharacterBag(),
         STATISTICS: TextStatistics(special=special),

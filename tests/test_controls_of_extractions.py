@@ -34,7 +34,7 @@ def test_each_network_has_its_own_embeddings(tmp_path: Path) -> None:
         table = transformers.AutoModel.from_pretrained(tmp_path / name).get_input_embeddings().weight.detach().numpy()
         every = [np.r_[2, row[row >= 0], 3] for row in ids]  # with the class token and the end
         expected = np.stack([table[row].mean(0) for row in every])
-        np.testing.assert_allclose(store.control("input", "embeddings"), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.asarray(store.control("input", "embeddings")), expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(store.control("input", "characters"), bag_of_characters(TEXTS))
         assert store.statistics is not None
         assert store.statistic_names[0] == "length: characters"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 
@@ -190,7 +190,7 @@ def _untrained(member: Member, seed: int, samples: Samples) -> Extractor:
     choices = _recorded_choices(provenance)
     layers = [member.store[array].key.layer for array in member.arrays]
 
-    def make(**more: Unpack[Choices]) -> Extractor:
+    def make() -> Extractor:
         return make_extractor(
             _PREFIXES.get(str(provenance.get("extractor")), "") + name,
             weights="random",
@@ -198,13 +198,14 @@ def _untrained(member: Member, seed: int, samples: Samples) -> Extractor:
             layers=",".join(layers),
             readout=member.readout,
             samples=samples.source,
-            **{**choices, **more},
+            **choices,
         )
 
     extractor = make()
     length = provenance.get("max_length")
     if length is not None and extractor.provenance().get("max_length") != length:  # the user chose it
-        extractor = make(max_length=length)
+        choices["max_length"] = length
+        extractor = make()
     return extractor
 
 

@@ -56,7 +56,7 @@ def of_topics(n: int, seed: int) -> tuple[World, Mapping[str, Family]]:
     """Return networks of random functions of pictures and of texts, both of which depend on topics."""
     world = World(n, seed, topics=1.0)
     seen = {"eye": standardised(world.pixels), "reader": standardised(world.counts)}
-    functions = {"eye": np.tanh, "reader": clip}
+    functions: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {"eye": np.tanh, "reader": clip}
     return world, {
         name: Family(
             world.network(x, functions[name], gain=LEARNED[0], bias=LEARNED[1]),
