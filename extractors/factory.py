@@ -22,6 +22,7 @@ from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import Choices, ModelOptions
 from repsim.extractors.preparation import Preparation, prepare_samples
 from repsim.extractors.preprocessing import Transform, timm_preprocessing
+from repsim.extractors.repositories import PREFIX as HUB_PREFIX
 from repsim.extractors.repositories import locate
 from repsim.extractors.samples.source import SampleSource
 from repsim.extractors.timm_models import TimmExtractor
@@ -113,7 +114,7 @@ def make_extractor(
         raise InvalidInputError(f"transform= and name= are for a torch module; {model} has its own")
     if any(option is not None for option in (forward, collate, mask)):
         raise InvalidInputError(f"forward=, collate= and mask= are for a torch module; {model} has its own")
-    if model.startswith(transformers_models.PREFIX):
+    if model.startswith(HUB_PREFIX):
         return transformers_models.TransformersExtractor(
             model, samples=samples, weights=weights, seed=seed, options=options, layers=layers, readout=readout
         )  # fmt: skip
@@ -169,7 +170,7 @@ def check_name(model: str) -> None:
     """
     if model.startswith(torchvision_models.PREFIX):
         torchvision_models.check_name(model)
-    elif model.startswith(transformers_models.PREFIX):
+    elif model.startswith(HUB_PREFIX):
         transformers_models.check_name(model)
     elif not _entry_point(model):
         check_timm_name(model)
@@ -182,7 +183,7 @@ def store_name(model: str, weights: str = "pretrained", seed: int = 0, **choices
     ('digits_vit.seed1', 'digits_vit+epoch9')
     """
     end = suffix(weights, seed, ModelOptions.read(**choices))
-    if model.startswith(transformers_models.PREFIX):
+    if model.startswith(HUB_PREFIX):
         return locate(model).label.replace("/", "_") + end
     if weights != "pretrained" and "/" not in model and ":" not in model:
         model = model.partition(".")[0]
@@ -202,7 +203,7 @@ def preprocessing_of(model: str, weights: str = "pretrained", **choices: Unpack[
         return None
     if model.startswith(torchvision_models.PREFIX):
         return torchvision_models.torchvision_preprocessing(model).key
-    if model.startswith(transformers_models.PREFIX):
+    if model.startswith(HUB_PREFIX):
         transformers_models.check_name(model)
         return None
     if ":" in model or _entry_point(model):  # hf-hub:..., local-dir:...: in a file beside the weights

@@ -14,8 +14,8 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, validate_repo_id
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from repsim.errors import InvalidInputError, Remedy, UnknownNameError, WeightsError
 from repsim.extractors.weights import ALTERNATIVES, check_blob, explain_download, quiet_downloads

@@ -186,7 +186,8 @@ class TowerModel(nn.Module):
 
     def get_input_embeddings(self) -> Any:
         """Return the embedding of the tokens of the tower over texts."""
-        return self.get_submodule(self._tower).get_input_embeddings()
+        tower: Any = self.get_submodule(self._tower)
+        return tower.get_input_embeddings()
 
     def forward(self, **inputs: Any) -> dict[str, Any]:
         """Return the outputs of the tower, with the projection (b, p) of the pooled one if the model has it."""
@@ -284,7 +285,7 @@ def _main_input(name: str, config: Any) -> str:
 
 @dataclass
 class _Loading:
-    """What loading the weights of one model needs, and what it records and notes."""
+    """Weights of one model while they are loaded, with the record and the notes about them."""
 
     repository: Repository
     config: Any

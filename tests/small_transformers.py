@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from repsim.extractors.transformer_weights import quiet
 
+FAST: Any = transformers.PreTrainedTokenizerFast
 WORDS = (
     "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "a", "short", "words", "and", "of", "more",
     "them", "dog", "cat", "runs", "the", "red", "over", "big", "small", ".", ",",
@@ -42,7 +43,7 @@ def word_tokenizer(**options: Any) -> Any:
     )
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
                "mask_token": "[MASK]"}  # fmt: skip
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)
+    return FAST(tokenizer_object=tokenizer, **special, **options)
 
 
 def byte_tokenizer(*, ends: bool = False, **options: Any) -> Any:
@@ -61,7 +62,7 @@ def byte_tokenizer(*, ends: bool = False, **options: Any) -> Any:
             single="<|start|> $A <|end|>", special_tokens=[("<|start|>", 0), ("<|end|>", 1)]
         )
     special = {"bos_token": "<|start|>", "eos_token": "<|end|>"}
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special, **options)
+    return FAST(tokenizer_object=tokenizer, padding_side="left", **special, **options)
 
 
 def configuration(kind: str, **changes: Any) -> Any:

@@ -185,7 +185,7 @@ def test_extract_inspect_compare_heatmap(tmp_path: Path) -> None:
     assert facts["provenance"]["weights"] == "pretrained"
     assert facts["provenance"]["command"].startswith("repsim")
     assert (facts["pixels"], "input" in [layer["layer"] for layer in facts["layers"]]) == ([40, 192], False)
-    assert "digits [test], 40 samples" in succeed("inspect", b)
+    assert "digits [test], 40 pictures" in succeed("inspect", b)
     assert "\npixels of the input: 40 x 192, a control beside the layers\n" in succeed("inspect", b)
     text = succeed("compare", a, b, "-m", "cka", "-m", "svcca", "-o", tmp_path / "r.nc")
     result = open_result(tmp_path / "r.nc")
@@ -208,7 +208,7 @@ def test_a_log_file_gets_a_line_of_progress_now_and_then(tmp_path: Path, monkeyp
     expected = [f"checking pictures: {done} of 6" for done in range(1, 7)]
     expected += [f"extracting digits_vit.seed0: {done} of 6" for done in (2, 4, 6)]
     assert [line.split(",")[0] for line in lines] == expected
-    assert all(line.endswith((" images/s", " each")) for line in lines)
+    assert all(line.endswith((" samples/s", " each")) for line in lines)
 
 
 def test_dry_run_computes_nothing(tmp_path: Path) -> None:

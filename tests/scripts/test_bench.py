@@ -404,6 +404,21 @@ def test_limits_are_those_of_the_model(worker: ModuleType, settings: dict[str, A
     assert list(Path(settings["out"]).iterdir()) == []
 
 
+def test_the_bare_loop_over_texts_computes_what_repsim_stores(bench: ModuleType, tmp_path: Path) -> None:
+    worker = importlib.import_module("text_worker")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 16}
+    worker.make_folder(tmp_path / "model", 50, words=30, **sizes)
+    for contender, run in worker.CONTENDERS.items():
+        (tmp_path / contender).mkdir()
+        result = run(worker.Settings(contender, str(tmp_path / "model"), str(tmp_path / contender)))
+        assert result["steady"] > result["whole"] > 0
+    means = np.load(tmp_path / "bare" / "means.npy")
+    for contender, layers in (("repsim", 1), ("repsim, all blocks", 7)):
+        with open_store(tmp_path / contender / "model.h5") as store:
+            assert len(store.layers) == layers
+            np.testing.assert_allclose(store["encoder.layer.5"][:], means, atol=1e-5)
+
+
 def test_ratios_compare_the_runs_of_one_round(bench: ModuleType) -> None:
     ours, theirs = ([{"steady": x} for x in side] for side in ((9.0, 90.0, 50.0), (10.0, 100.0, 40.0)))
     assert bench.extraction_bench.ratios(ours, theirs, "steady") == 0.9
