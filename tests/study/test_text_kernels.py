@@ -1,6 +1,7 @@
 """Kernels of texts against loops over tokens."""
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -33,7 +34,7 @@ def test_linear_kernels_are_those_of_loops() -> None:
     weighted = [{t: c * frequency[t] for t, c in bag.items()} for bag in bags]
     sizes = [np.sqrt(sum(v**2 for v in bag.values())) for bag in weighted]
     pairs = [Counter(pairwise(ids)) for ids in LISTED]
-    expected = {
+    expected: dict[str, Callable[[int, int], float]] = {
         "counts of the tokens": lambda i, j: sum(bags[i][t] * bags[j][t] for t in bags[i]),
         "presence of the tokens": lambda i, j: len(bags[i].keys() & bags[j].keys()),
         "shares of the tokens": lambda i, j: sum(
@@ -48,7 +49,7 @@ def test_linear_kernels_are_those_of_loops() -> None:
     }
     every = np.arange(n)
     for name, entry in expected.items():
-        K = np.array([[entry(i, j) for j in range(n)] for i in range(n)], float)
+        K = np.array([[entry(i, j) for j in range(n)] for i in range(n)], np.float64)
         np.testing.assert_allclose(unit(candidates[name].matrix(every, every)), unit(K), atol=1e-12, err_msg=name)
 
 
