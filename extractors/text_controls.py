@@ -301,7 +301,6 @@ def _real_tokens(batch: Mapping[str, Any], special: Collection[int]) -> tuple[Ro
     return real.nonzero()[0], ids[real].astype(np.int64), len(ids)
 
 
-@dataclass(frozen=True, kw_only=True)
 class _OneRow:
     """A readout of a batch of texts that gives one row for each text."""
 

@@ -10,7 +10,11 @@ import transformers
 
 import repsim
 from repsim.errors import InvalidInputError
+from repsim.extractors import Stream, open_samples
+from repsim.extractors.factory import make_extractor
+from repsim.extractors.loading import stream_together
 from repsim.extractors.text_controls import bag_of_characters, text_statistics
+from repsim.labels import EMBEDDINGS, TOKENS
 from repsim.study.design import design
 from repsim.study.untrained_networks import extract_untrained
 from repsim.testing.examples import write_pictures
@@ -124,3 +128,17 @@ def test_a_study_of_pictures_and_texts_controls_for_both_inputs(tmp_path: Path, 
         assert any(name in control for control in controls)
     assert "not stored" not in study.attrs["warnings"]
     assert not any("not stored" in reason for reason in study["claim_reason"].values.tolist())
+
+
+def test_models_that_share_a_batch_read_their_own_embeddings(tmp_path: Path) -> None:
+    extractors = [
+        make_extractor(f"hf/{make_folder(tmp_path / str(seed), 'bert', seed=seed)}", samples=open_samples(list(TEXTS)))
+        for seed in range(2)
+    ]
+    rows = [list(range(len(TEXTS)))] * 2
+    values: dict[int, Any] = {}
+    for k, batch in stream_together(extractors, open_samples(list(TEXTS)), rows, Stream(batch_size=8)):  # type: ignore[arg-type]
+        values[k] = batch.values
+    tokens, embeddings = ([values[k][key].numpy() for k in range(2)] for key in (TOKENS, EMBEDDINGS))
+    np.testing.assert_array_equal(*tokens)
+    assert np.abs(embeddings[0] - embeddings[1]).max() > 0.1
