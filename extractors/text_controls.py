@@ -96,7 +96,7 @@ def _hash(x: UInt64[np.ndarray, " k"]) -> UInt64[np.ndarray, " k"]:
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return np.asarray(x ^ (x >> np.uint64(31)))
 
 
 def token_digits(tokens: Sequence[Iterable[int]]) -> Float[Tensor, "n 2 L"]:
@@ -268,7 +268,7 @@ def text_statistics(
 
 
 def _share(part: Any, of: Any) -> Float64[np.ndarray, " n"]:
-    return np.divide(part, of, out=np.zeros(len(of)), where=of > 0)
+    return np.asarray(np.divide(part, of, out=np.zeros(len(of)), where=of > 0))
 
 
 def _kinds(points: Points) -> Bool[np.ndarray, "5 k"]:
@@ -387,11 +387,11 @@ class StaticEmbeddings(_OneRow):
     @cached_property
     def _table(self) -> Tensor:
         # read at the first batch, when weights are loaded; on the CPU, where batches are
-        return self.embeddings.weight.detach().cpu()  # type: ignore[union-attr,operator,no-any-return]
+        return self.embeddings.get_parameter("weight").detach().cpu()
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:  # noqa: ARG002 - the same for every text
         """Return the shape of one row: (width,)."""
-        return (int(self.embeddings.weight.shape[1]),)  # type: ignore[union-attr,arg-type,call-overload]
+        return (int(self.embeddings.get_parameter("weight").shape[1]),)
 
     def __call__(self, batch: Mapping[str, Any], layer: LayerSpec, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return the means as an array (b, width), float32; 0 for a text without tokens."""

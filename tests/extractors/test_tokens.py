@@ -1,5 +1,6 @@
 """Layers of tokens: masks, padding on either side, and modules that take and return nests of tensors."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -133,9 +134,8 @@ def test_values_are_those_of_each_sequence_alone_whatever_the_padding(causal: bo
             ):  # fmt: skip
                 alone.setdefault((name, readout), []).append(value)
     for side in ("right", "left"):
-        made = extractor(
-            lambda items, side=side: padded(items, side, 11), readout="mean,max,last,flatten", causal=causal
-        )
+        collate = functools.partial(padded, side=side, length=11)
+        made = extractor(collate, readout="mean,max,last,flatten", causal=causal)
         for size in (1, 5, 24):
             for key, values in rows(made, size).items():
                 np.testing.assert_allclose(values, np.stack(alone[key]), atol=1e-5, err_msg=f"{key} {side} {size}")
@@ -316,12 +316,16 @@ def test_outputs_of_a_module_have_the_names_of_their_keys_and_fields() -> None:
 
 
 def test_batches_of_any_nest_are_moved_and_copied() -> None:
-    batch = {"a": torch.ones(2), "b": [torch.zeros(2), "text"], "c": Output(torch.ones(1), torch.ones(1))}
+    batch: dict[str, Any] = {
+        "a": torch.ones(2),
+        "b": [torch.zeros(2), "text"],
+        "c": Output(torch.ones(1), torch.ones(1)),
+    }
     copied = copy(batch)
     copied["a"][0] = 5
     copied["c"].hidden[0] = 5
-    assert batch["a"].tolist() == [1, 1]  # type: ignore[union-attr]
-    assert batch["c"].hidden.tolist() == [1]  # type: ignore[union-attr]
+    assert batch["a"].tolist() == [1, 1]
+    assert batch["c"].hidden.tolist() == [1]
     assert move(batch, torch.device("cpu"))["b"][1] == "text"
     assert samples_in(batch) == 2
     with pytest.raises(InvalidInputError, match="must hold a tensor"):
