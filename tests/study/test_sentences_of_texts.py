@@ -47,7 +47,7 @@ def test_what_pictures_and_texts_share_beyond_both_is_universal(tmp_path: Path) 
     study = conduct(tmp_path, world, families, trained=3)
     assert study["claim_level"].values.tolist() == ["architectures"]
     controls = json.loads(study.attrs["input_controls"])
-    assert {"pixels", "shares of the tokens", "counts of the tokens", "characters"} <= set(controls)
+    assert {"pixels", "shares of the tokens", "counts of the tokens", "triples of characters"} <= set(controls)
 
 
 # What is false is not claimed
@@ -111,11 +111,11 @@ def test_brightness_and_length_are_inputs(tmp_path: Path) -> None:
         values = getattr(world, name)
         setattr(world, name, [values[by_length[place]] for place in brightness])
     world.counts = world.counts[[by_length[place] for place in brightness]]
-    length = world.counts.sum(1, keepdims=True) / 2
-    bright = 15 * world.pixels.mean(1, keepdims=True)
+    length, bright = world.counts.sum(1, keepdims=True), world.pixels.mean(1, keepdims=True)
+    length, bright = (5 * (x - x.mean()) / x.std() for x in (length, bright))
     families = {
-        "eye": Family(world.layers(world.pixels, bright, bright**2), world.layers(world.pixels), "pictures"),
-        "reader": Family(world.layers(world.counts, length, length**2), world.layers(world.counts)),
+        "eye": Family(world.layers(world.pixels, bright, np.abs(bright)), world.layers(world.pixels), "pictures"),
+        "reader": Family(world.layers(world.counts, length, np.abs(length)), world.layers(world.counts)),
     }
     study = conduct(tmp_path, world, families)
     assert refused(study)
