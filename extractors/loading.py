@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from repsim.labels import PREDICTION
 from repsim.runtime import interrupts
 from repsim.runtime.deprecation import rename_keyword
 
+T = TypeVar("T")
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -120,7 +122,12 @@ def _stream(
     device = torch.device(how.device)
     cuda = device.type == "cuda"
     preparation = extractors[0].preparation
-    loader = sample_loader(source, preparation, batches, how)
+    loaded: Iterator[tuple[tuple[int, ...], Any, list[dict[tuple[str, str], Tensor]]]] = (
+        (positions, batch, [] if isinstance(batch, SampleError) else _controls([extractors[k] for k in users], batch))
+        for users, (positions, batch) in zip(needed, sample_loader(source, preparation, batches, how), strict=False)
+    )
+    if preparation.lengths is not None:  # texts are tokenized, and their controls computed, while the model runs
+        loaded = _ahead(loaded)
     half = torch.bfloat16 if device.type == "cpu" else torch.float16  # CPUs have no kernels for float16
     fault = None
     with ExitStack() as stack:
@@ -131,15 +138,15 @@ def _stream(
             values.append(stack.enter_context(hooks.reading(model, extractor.readouts)))
         # On a GPU one batch is held back, so that the next is computed while the caller processes this one.
         launched: list[tuple[int, _Copied]] = []
-        for users, (positions, batch) in zip(needed, loader, strict=False):
+        for users, (positions, batch, of_input) in zip(needed, loaded, strict=False):
             if isinstance(batch, SampleError):
                 fault = batch
                 break
             on_device = move(batch, device, non_blocking=cuda)
-            # the pixels are averaged on the CPU, so that values are the same on all devices; statistics are equal up to
-            # rounding errors, and would slow a GPU down. Both come first, as a model may overwrite its input.
-            controls = _controls([extractors[k] for k in users], batch, on_device)
+            # before the model runs, which may overwrite its input
+            statistics = _statistics([extractors[k] for k in users], on_device)
             mask = preparation.mask(on_device)
+            mask = None if mask is None else mask.bool().clone()
             if mask is not None and not bool(mask.any(1).all()):
                 empty = source.ids[positions[int((~mask.any(1)).nonzero()[0])]]
                 raise InvalidInputError(f"the sample {empty} has no token: its mask is empty")
@@ -151,7 +158,7 @@ def _stream(
                 with torch.no_grad(), autocast:  # not around the yield: the caller may need gradients
                     output = extractors[k].preparation.forward(models[k], batch_input)
                 hooks.check(values[k], extractors[k].readouts, len(positions))
-                readings = {**values[k], **controls.pop(0)}
+                readings = {**values[k], **of_input.pop(0), **statistics.pop(0)}
                 if (prediction := extractors[k].controls.get(PREDICTION)) is not None:
                     readings[PREDICTION] = hooks.read_out(output, *prediction)
                 values[k].clear()
@@ -167,17 +174,37 @@ def _stream(
         raise fault
 
 
-def _controls(extractors: Sequence[StreamedModel], batch: Any, on_device: Any) -> list[dict[tuple[str, str], Tensor]]:
-    """Return the controls of each model that are read from its input; those that models share are computed once."""
+def _ahead(batches: Iterator[T]) -> Iterator[T]:
+    """Yield what ``batches`` yields, and compute the next one in a thread meanwhile."""
+    with ThreadPoolExecutor(1, "repsim-ahead") as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
+
+
+def _controls(extractors: Sequence[StreamedModel], batch: Any) -> list[dict[tuple[str, str], Tensor]]:
+    """Return the controls of each model that are read from the batch on the CPU, so that all devices give the same."""
+    return _read_input(extractors, batch, lambda readout: not isinstance(readout, PictureStatistics))
+
+
+def _statistics(extractors: Sequence[StreamedModel], on_device: Any) -> list[dict[tuple[str, str], Tensor]]:
+    """Return the statistics of pictures, which would slow a GPU down on the CPU; devices differ by rounding errors."""
+    return _read_input(extractors, on_device, lambda readout: isinstance(readout, PictureStatistics))
+
+
+def _read_input(
+    extractors: Sequence[StreamedModel], batch: Any, chosen: Callable[[Readout], bool]
+) -> list[dict[tuple[str, str], Tensor]]:
+    """Return the chosen controls of each model; those that models share are computed once."""
     computed: dict[tuple[tuple[str, str], Readout], Tensor] = {}
     of_models = []
     for extractor in extractors:
-        for key, (layer, readout) in extractor.controls.items():
-            if key != PREDICTION and (key, readout) not in computed:
-                values = on_device if isinstance(readout, PictureStatistics) else batch
-                computed[key, readout] = readout(values, layer)
-        own = {key: readout for key, (_, readout) in extractor.controls.items() if key != PREDICTION}
-        of_models.append({key: computed[key, readout] for key, readout in own.items()})
+        own = {key: control for key, control in extractor.controls.items() if key != PREDICTION and chosen(control[1])}
+        for key, (layer, readout) in own.items():
+            if (key, readout) not in computed:
+                computed[key, readout] = readout(batch, layer)
+        of_models.append({key: computed[key, readout] for key, (_, readout) in own.items()})
     return of_models
 
 

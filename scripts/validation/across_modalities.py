@@ -14,7 +14,7 @@ from real_networks import ENCODER, extract_texts, run, sentences, write_pairs, w
 import repsim
 from repsim.stores.store import ActivationStore
 
-PERMUTATIONS = 999
+PERMUTATIONS = 199
 MEASURES = {"mutual_knn:k=10": "mutual kNN (k = 10)", "cka": "debiased CKA"}
 SHOWN = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "mobilenet_v1")
 """Networks whose weights are those of ImageNet."""

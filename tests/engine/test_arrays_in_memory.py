@@ -51,7 +51,7 @@ def test_values_are_those_of_stores(tmp_path: Path, models: dict[str, Layers], m
     assert [path.name for path in tmp_path.iterdir()] == ["acts"]  # no file is written
 
 
-@pytest.mark.parametrize("convert", [torch.from_numpy, lambda x: torch.from_numpy(x).requires_grad_(), list], ids=str)
+@pytest.mark.parametrize("convert", [torch.from_numpy, lambda x: torch.from_numpy(x).requires_grad_(), list])
 def test_arrays_of_other_libraries(convert: Any, models: dict[str, Layers]) -> None:
     plain = {name: {"x": np.ascontiguousarray(next(iter(layers.values())))} for name, layers in models.items()}
     converted = {name: {"x": convert(layers["x"])} for name, layers in plain.items()}
