@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from repsim.errors import ImageError, InvalidInputError
+from repsim.extraction import choose_samples
 from repsim.extractors import ImageSource, Stream, open_images
 from repsim.extractors.loading import stream_together
 from repsim.extractors.modules import ModuleExtractor
@@ -161,3 +162,15 @@ def test_no_activation_outlives_its_batch() -> None:
         assert [output() for output in outputs] == [None] * len(readouts)
         assert [readout() is None for readout in readouts[:-1]] == [True] * (len(readouts) - 1)
     assert len(outputs) == 4
+
+
+def test_the_keyword_images_warns_for_one_release() -> None:
+    extractor = TimmExtractor("digits_vit", weights="random")
+    digits = open_images("digits")
+    with pytest.warns(DeprecationWarning, match=r"stream\(images=...\) is deprecated .* write samples="):
+        batches = list(extractor.stream(images=digits, rows=range(3), how=Stream()))  # type: ignore[call-arg]
+    assert [batch.rows for batch in batches] == [(0, 1, 2)]
+    with pytest.warns(DeprecationWarning, match="write source="):
+        samples = choose_samples(images=digits, limit=2, check=False)  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match=r"Samples.images is deprecated"):
+        assert samples.images is digits
