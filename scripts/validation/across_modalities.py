@@ -15,7 +15,7 @@ import repsim
 from repsim.stores.store import ActivationStore
 
 PERMUTATIONS = 199
-MEASURES = {"mutual_knn:k=10": "mutual kNN (k = 10)", "cka": "debiased CKA"}
+MEASURES = {"mutual_knn": "mutual kNN (k = 10)", "cka": "debiased CKA"}
 SHOWN = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "mobilenet_v1")
 """Networks whose weights are those of ImageNet."""
 Values = NDArray[np.float64]
