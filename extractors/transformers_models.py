@@ -147,8 +147,8 @@ def depends_on_padding(network: nn.Module, prepared: Preparation) -> bool:
         return False
     alone = prepared.collate([batch["texts"][row]])
     with torch.no_grad():
-        both = [hooks.tensors(prepared.forward(network, each)) for each in (batch, alone)]
-    padded, single = both[0][0][row : row + 1, :width].double(), both[1][0][:, :width].double()
+        outputs = [hooks.tensors(prepared.forward(network, inputs)) for inputs in (batch, alone)]
+    padded, single = outputs[0][0][row : row + 1, :width].double(), outputs[1][0][:, :width].double()
     if padded.ndim != 3 or padded.shape != single.shape:
         return False
     return bool((padded - single).norm() > _PADDING_ERROR * single.norm())
