@@ -33,7 +33,27 @@ def call(model: nn.Module, batch: Any) -> Any:
 def mask_in(batch: Any) -> Tensor | None:
     """Return the entry ``attention_mask`` of a batch that is a mapping, as booleans (b, L); else None."""
     mask = batch.get(MASK) if isinstance(batch, Mapping) else None
-    return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    return as_mask(mask, MASK) if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def as_mask(mask: Tensor, name: str) -> Tensor:
+    """Return a mask as booleans, true for real tokens.
+
+    Raises
+    ------
+    InvalidInputError
+        It holds other values than 0 and 1, such as a mask of 0 and -inf that is added to the attention: there 0 stands
+        for real tokens.
+
+    >>> as_mask(torch.tensor([[1.0, 1.0, 0.0]]), "attention_mask").tolist()
+    [[True, True, False]]
+    """
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise InvalidInputError(
+            f"mask: {name} holds other values than 0 and 1; pass mask=, a function of the batch that returns true for "
+            "real tokens"
+        )
+    return mask.bool()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +168,7 @@ def function_text(function: Any) -> str:
 def _mask(mask: str | Callable[[Any], Tensor | None] | None) -> Callable[[Any], Tensor | None]:
     if mask is None:
         return mask_in
-    return _Entry(mask) if isinstance(mask, str) else mask
+    return _Entry(mask) if isinstance(mask, str) else _Function(mask)
 
 
 @dataclass(frozen=True)
@@ -165,7 +185,26 @@ class _Entry:
             raise InvalidInputError(f"mask: a batch has no entry {self.name!r}{entries}") from None
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             raise InvalidInputError(f"mask: the entry {self.name!r} is no tensor (samples, tokens)")
-        return mask.bool()
+        return as_mask(mask, f"the entry {self.name!r}") if mask.is_floating_point() else mask.bool()
+
+
+@dataclass(frozen=True)
+class _Function:
+    """Mask that a function of the user returns."""
+
+    function: Callable[[Any], Tensor | None]
+
+    def __call__(self, batch: Any) -> Tensor | None:
+        try:
+            mask = self.function(batch)
+        except Exception as error:  # the code of the user may raise any exception
+            raise InvalidInputError(f"mask: the function fails on a batch: {reason(error)}") from error
+        if mask is None:
+            return None
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            what = f"a tensor {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+            raise InvalidInputError(f"mask: the function returns {what}, not a tensor (samples, tokens)")
+        return as_mask(mask, "what the function returns")
 
 
 def _examples(

@@ -78,7 +78,10 @@ def transformer_presets(model: nn.Module, trace: Trace, inputs: Mapping[str, str
         Path of the first block of a stack -> name of the layer that is its input.
     """
     chosen: list[str] = []
-    shapes = {tensor.site.module: tensor.shape for tensor in trace.tensors if tensor.site.side == "output"}
+    shapes: dict[str, tuple[int, ...]] = {}  # of the first tensor: blocks may return a tuple, with attention weights
+    for tensor in trace.tensors:
+        if tensor.site.side == "output":
+            shapes.setdefault(tensor.site.module, tensor.shape)
     for paths in stacks(model):
         if paths[0] not in trace.started:
             continue

@@ -396,7 +396,7 @@ class _Loading:
         if unused:
             self.record["weights_left_out"] = len(unused)
             self.notes.append(
-                f"weights: {len(unused)} tensors of heads that the base model does not have are left out: "
+                f"weights: {len(unused)} tensors that the base model does not have are left out: "
                 f"{abbreviate(unused, 3)}"
             )
         return model

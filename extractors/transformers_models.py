@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from repsim.errors import Argument, Hint, Remedy, WeightsError, reason
+from repsim.errors import Argument, Hint, InvalidInputError, Remedy, SampleError, WeightsError, reason
 from repsim.extractors import hooks
 from repsim.extractors.modules import ModuleExtractor
 from repsim.extractors.options import ModelOptions
-from repsim.extractors.preparation import Preparation
+from repsim.extractors.preparation import MASK, Preparation
 from repsim.extractors.preprocessing import Preprocessing, prepare_pictures
 from repsim.extractors.readouts import get_several
 from repsim.extractors.repositories import PREFIX, Repository, locate
@@ -25,9 +25,11 @@ from repsim.extractors.transformer_weights import Loaded, load_model, quiet, req
 from repsim.extractors.weights import suffix
 from repsim.labels import TOKENS
 
+_PADDING_ERROR = 1e-3
+"""Largest relative difference of the values of a text alone and in a padded batch that is due to rounding."""
 _SHORT = 512
 """Limit of tokens up to which arrays of all tokens are as long as the limit, whatever the data."""
-_FULL_TEXTS = {"siglip", "siglip_text_model"}
+_FULL_TEXTS = {"siglip", "siglip_text_model", "siglip2", "siglip2_text_model"}
 """Types of models that were trained on texts padded to one length, with the padding seen."""
 
 
@@ -90,8 +92,18 @@ class TransformersExtractor(ModuleExtractor):
         tower = f"+{loaded.record['tower']}" if loaded.record["tower"] else ""
         prepared = _prepare_texts(loaded, options, samples) if loaded.tower == "text" else _prepare_pictures(loaded)
         firsts = [paths[0] for paths in stacks(network)]
+        self.depends_on_padding = False
+        """Whether values of real tokens change with the padding of a batch, so that each text has to be read alone."""
         with hooks.evaluating(network):
-            sources = find_inputs(network, prepared.examples[0], prepared.forward, firsts)
+            try:
+                sources = find_inputs(network, prepared.examples[0], prepared.forward, firsts)
+                if loaded.tower == "text":
+                    self.depends_on_padding = depends_on_padding(network, prepared)
+            except Exception as error:
+                name = f"{PREFIX}{loaded.repository.name}"
+                raise InvalidInputError(
+                    f"{name} cannot run on a batch of texts or pictures: {reason(error)}"
+                ) from error
         self._inputs = {path: f"{path}.input" for path in firsts if path not in sources}
         self._stems = {**sources, **self._inputs}
         super().__init__(
@@ -120,6 +132,26 @@ def check_name(model: str) -> None:
         There is no such folder, or the hub cannot have such a name.
     """
     locate(model)
+
+
+def depends_on_padding(network: nn.Module, prepared: Preparation) -> bool:
+    """Return whether a model gives other values to the real tokens of a text if its batch is padded.
+
+    Some models do not mask the padding in all of their operations: Fourier transforms (FNet) and convolutions over
+    tokens (ConvBERT) read it.
+    """
+    batch = prepared.examples[0]
+    lengths = batch[MASK].sum(1)
+    row, width = int(lengths.argmin()), int(lengths.min())
+    if width == batch[MASK].shape[1]:
+        return False
+    alone = prepared.collate([batch["texts"][row]])
+    with torch.no_grad():
+        outputs = [hooks.tensors(prepared.forward(network, inputs)) for inputs in (batch, alone)]
+    padded, single = outputs[0][0][row : row + 1, :width].double(), outputs[1][0][:, :width].double()
+    if padded.ndim != 3 or padded.shape != single.shape:
+        return False
+    return bool((padded - single).norm() > _PADDING_ERROR * single.norm())
 
 
 def positions_of(model: nn.Module, config: Any) -> int | None:
@@ -165,7 +197,7 @@ def _prepare_texts(loaded: Loaded, options: ModelOptions | None, samples: Sample
         made = make_tokenization(
             read_tokenizer(folder, name),
             name=name,
-            words=network.get_input_embeddings().num_embeddings,
+            words=_embeddings(network, name).num_embeddings,
             positions=positions_of(network, config),
             sentences=sentence_limit(loaded.repository),
             asked=asked,
@@ -174,7 +206,7 @@ def _prepare_texts(loaded: Loaded, options: ModelOptions | None, samples: Sample
         )
         examples = made.examples()
         longest = _longest(made, samples)
-    controls = controls_of_text(network.get_input_embeddings(), made.tokenizer, longest or 1)
+    controls = controls_of_text(_embeddings(network, name), made.tokenizer, longest or 1)
     first = made.tokenizer.cls_token_id
     encoder = not (getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False))
     class_token = encoder and first is not None and bool((examples[0]["input_ids"][:, 0] == first).all())
@@ -196,6 +228,17 @@ def _prepare_texts(loaded: Loaded, options: ModelOptions | None, samples: Sample
     )
 
 
+def _embeddings(network: Any, name: str) -> Any:
+    """Return the embedding of the tokens; raise `InvalidInputError` for a model without one, such as CANINE."""
+    try:
+        embeddings = network.get_input_embeddings()
+    except NotImplementedError:
+        embeddings = None
+    if not hasattr(embeddings, "num_embeddings"):
+        raise InvalidInputError(f"{name} has no embedding of tokens, so repsim cannot read it")
+    return embeddings
+
+
 def _longest(made: Tokenization, samples: SampleSource | None) -> int | None:
     """Return the largest number of tokens of a text that the model will read; None if it is not known.
 
@@ -203,8 +246,23 @@ def _longest(made: Tokenization, samples: SampleSource | None) -> int | None:
     """
     if samples is None or (made.limit is not None and made.limit <= _SHORT):
         return made.limit
-    longest = max(made.lengths([text for _, text in samples.read(range(len(samples)))]))
+    longest = max(made.lengths(_readable(samples)) or [0]) or None
+    if longest is None:
+        return made.limit
     return longest if made.limit is None else min(longest, made.limit)
+
+
+def _readable(samples: SampleSource) -> list[str]:
+    """Return the texts that can be read; the extraction reports the others, or leaves them out."""
+    if not samples.indexable:
+        return [text for _, text in samples.read(range(len(samples)))]
+    texts: list[str] = []
+    for row in range(len(samples)):
+        try:
+            texts.append(samples.load(row))
+        except SampleError:
+            continue
+    return texts
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 
 import repsim
+from repsim.errors import InvalidInputError
 
 N = 48
 MODULE = '''
@@ -224,3 +227,19 @@ def test_pairs_give_stores_whose_ids_and_groups_agree(tmp_path: Path, pictures: 
     assert (of_text.modality, of_image.modality) == ("text", "image")
     result = repsim.compare(of_text, of_image, "mutual_knn:k=3")
     assert np.isfinite(result["mutual_knn:k=3"]).all()
+
+
+class Rows(IterableDataset):
+    """A stream of vectors."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(torch.arange(24.0).reshape(8, 3))
+
+
+def test_blocks_of_a_stream_are_refused(tmp_path: Path) -> None:
+    """Blocks are a random partition of the samples, and a stream has one order."""
+    stream = Rows()
+    with pytest.raises(InvalidInputError, match=r"gram:4 reads samples in a random order"):
+        repsim.extract(
+            nn.Sequential(nn.Linear(3, 2)), stream, tmp_path, name="net", layers="all", readout="gram:4", batch_size=4
+        )

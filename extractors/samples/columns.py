@@ -7,7 +7,7 @@ the record of the source.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,6 +230,8 @@ def check_ids(ids: Sequence[Any], n: int, name: str) -> list[str]:
     """
     if isinstance(ids, str | bytes):
         raise InvalidInputError(f"ids: expected one for each sample of {name}, got the single {ids!r:.40}")
+    if isinstance(ids, Set | Mapping):
+        raise InvalidInputError(f"ids: expected a sequence in the order of the samples, got a {type(ids).__name__}")
     values = list(ids.tolist() if hasattr(ids, "tolist") else ids)
     if len(values) != n:
         raise InvalidInputError(f"{len(values):,} ids for the {n:,} samples of {name}")

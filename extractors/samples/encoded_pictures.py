@@ -85,7 +85,10 @@ class PicturesOfTable(EncodedPictures):
         if path is None:
             raise unreadable(self.place(index), "the cell is empty")
         try:
-            return ((self._folder or Path()) / path).read_bytes()
+            file = (self._folder or Path()) / path
+            if file.exists() and not file.is_file():  # a device or a pipe may have no end
+                raise unreadable(self.place(index), "it is no file")
+            return file.read_bytes()
         except OSError as error:
             raise unreadable(self.place(index), reason(error)) from None
 

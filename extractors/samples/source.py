@@ -1,11 +1,18 @@
 """Sources of samples: pictures, texts, arrays or anything else in a fixed order, with ids, labels and groups."""
 
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import fractions
 import hashlib
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +24,11 @@ from repsim.runtime.arrays import as_array
 
 DIGEST = 8
 """Number of bytes of the SHA-256 of a sample that are kept."""
+
+
+_EXACT = (bool, int, float, complex, type(None), dt.date, dt.time, dt.timedelta, decimal.Decimal,
+          fractions.Fraction, uuid.UUID, enum.Enum, torch.dtype, torch.device, torch.Size, range)  # fmt: skip
+"""Types whose texts hold all of their value."""
 
 
 class Content(NamedTuple):
@@ -201,6 +213,8 @@ def _pieces(sample: Any) -> Iterator[bytes]:
     elif isinstance(sample, Image.Image):
         yield f"picture {sample.mode} {sample.width} x {sample.height}\n".encode()
         yield sample.tobytes()
+        if sample.mode in {"P", "PA"}:
+            yield repr((sample.getpalette("RGBA"), sample.info.get("transparency"))).encode()
     elif isinstance(sample, Mapping):
         yield f"mapping {len(sample)}\n".encode()
         for key, value in sample.items():
@@ -211,15 +225,24 @@ def _pieces(sample: Any) -> Iterator[bytes]:
         for value in sample:
             yield from _pieces(value)
     elif isinstance(sample, Tensor | np.ndarray | np.generic):
-        if isinstance(sample, Tensor):
-            sample = as_array(sample, "a sample")
-        array = np.ascontiguousarray(sample)
-        if array.dtype.hasobject:
-            raise SampleError("a sample holds an array of Python objects, whose contents cannot be hashed")
-        yield f"array {array.dtype} {np.shape(sample)}\n".encode()
-        yield array.tobytes()
+        yield from _pieces_of_array(sample)
     else:
         yield from _pieces_of_object(sample)
+
+
+def _pieces_of_array(sample: Any) -> Iterator[bytes]:
+    """Yield bytes that determine a tensor or an array, with its mask if it has one."""
+    if isinstance(sample, Tensor):
+        sample = as_array(sample, "a sample")
+    if isinstance(sample, np.ma.MaskedArray):
+        yield b"mask\n"
+        yield from _pieces(np.ma.getmaskarray(sample))
+        sample = sample.data
+    array = np.ascontiguousarray(sample)
+    if array.dtype.hasobject:
+        raise SampleError("a sample holds an array of Python objects, whose contents cannot be hashed")
+    yield f"array {array.dtype} {np.shape(sample)}\n".encode()
+    yield array.tobytes()
 
 
 def _pieces_of_object(sample: Any) -> Iterator[bytes]:
@@ -227,10 +250,15 @@ def _pieces_of_object(sample: Any) -> Iterator[bytes]:
     if hasattr(sample, "__dict__") and not callable(sample):
         yield f"{type(sample).__name__}\n".encode()
         yield from _pieces(vars(sample))
-    elif callable(sample) or repr(sample) == object.__repr__(sample):  # an address in memory, and no value
+    elif callable(sample):
         raise SampleError(f"a sample holds a {type(sample).__name__}, whose contents cannot be hashed")
-    else:
+    elif isinstance(sample, _EXACT):
         yield f"{type(sample).__name__} {sample!r}\n".encode()
+    elif dataclasses.is_dataclass(sample):
+        yield f"{type(sample).__name__}\n".encode()
+        yield from _pieces({entry.name: getattr(sample, entry.name) for entry in dataclasses.fields(sample)})
+    else:  # its text may leave values out
+        raise SampleError(f"a sample holds a {type(sample).__name__}, whose contents cannot be hashed")
 
 
 def digest(*parts: bytes) -> bytes:

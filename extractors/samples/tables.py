@@ -130,7 +130,7 @@ def read_json_lines(text: str, name: str) -> tuple[dict[str, list[Any]], list[in
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SampleError(f"{name}, line {number}: not valid JSON: {reason(error)}") from None
         if not isinstance(row, dict):
             raise SampleError(f"{name}, line {number}: a JSON object is expected, not a {type(row).__name__}")
@@ -267,6 +267,9 @@ class ParquetTable(Table):
         self._file = _open_parquet(path)
         self._schema = self._file.schema_arrow
         self.columns = list(self._schema.names)
+        if len(set(self.columns)) < len(self.columns):
+            twice = next(name for name in self.columns if self.columns.count(name) > 1)
+            raise SampleError(f"{self.name}: two columns have the same name: {twice}")
         self.n = self._file.metadata.num_rows
         self._cells: dict[str, list[Any]] = {}
 

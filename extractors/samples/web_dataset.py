@@ -149,7 +149,7 @@ class ShardTable(Table):
                 raw = read(row)
                 try:
                     cells.append(None if raw is None else json.loads(decode_text(raw, f"{self.place(row)}.{column}")))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise SampleError(f"{self.place(row)}.{column}: not valid JSON: {reason(error)}") from None
             self._cells[column] = cells
         return self._cells[column]

@@ -226,11 +226,21 @@ class Extraction:
                 raise InvalidInputError(
                     f"{self.extractor.name} is not a torch module, so its batch norm cannot be recalibrated"
                 )
+        if getattr(self.extractor, "depends_on_padding", False) and self.how.batch_size > 1:
+            raise InvalidInputError(
+                f"{self.extractor.name} reads the padding of a batch, so its values would depend on the other texts",
+                remedy=Remedy("read each text alone with ", Argument("batch_size", 1)),
+            )
         for _, readout in self.extractor.readouts.values():
             if self.how.batch_size % readout.block:
                 raise InvalidInputError(
                     f"readout {readout.name} needs batches of whole blocks: the batch size must be a multiple of "
                     f"{readout.block}, not {self.how.batch_size}"
+                )
+            if readout.block > 1 and not self.samples.source.indexable:
+                raise InvalidInputError(
+                    f"readout {readout.name} reads samples in a random order, and {self.samples.source.name} can only "
+                    "be read from its beginning; use another readout, or data with an index"
                 )
 
     @property

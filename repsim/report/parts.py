@@ -101,17 +101,10 @@ def of_study(study: xr.Dataset) -> dict[str, Any]:
             for name in (study["map"].values.tolist() if "map_coordinates" in study else ())
         },
         "stimuli": _stimuli(study),
-        "columns": list(
-            dict.fromkeys(
-                filter(
-                    None,
-                    (
-                        str((store.get("provenance") or {}).get("column") or "")
-                        for store in _json_list(study, "stores", dict)
-                    ),
-                )
-            )
-        ),
+        "columns": _recorded(study, "column"),
+        "id_columns": [
+            name.removeprefix("column ") for name in _recorded(study, "ids_from") if name.startswith("column ")
+        ],
         "coords": {
             str(name): _plain(labels.values)
             for name, labels in study.coords.items()
@@ -120,6 +113,12 @@ def of_study(study: xr.Dataset) -> dict[str, Any]:
         "variables": {name: packing.variable(one) for name, one in small.items()},
         "matrices": packing.matrices(study),
     }
+
+
+def _recorded(study: xr.Dataset, key: str) -> list[str]:
+    """Return the different values of an entry of the provenance of the stores."""
+    records = [store.get("provenance") or {} for store in _json_list(study, "stores", dict)]
+    return list(dict.fromkeys(str(record[key]) for record in records if record.get(key)))
 
 
 def _common(

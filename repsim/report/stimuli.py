@@ -109,7 +109,9 @@ def _open(data: Any, columns: Sequence[str], parts: Sequence[Mapping[str, Any]])
     """Open the data, and of a table the columns that are shown, pictures first."""
     data = os.fspath(data) if isinstance(data, os.PathLike) else data
     columns = columns or _columns_of(data, parts)
-    sources = [open_samples(data, column=name) for name in columns] or [_open_all(data)]
+    named = list(dict.fromkeys(name for part in parts for name in part.get("id_columns", ())))
+    ids = named[0] if len(named) == 1 else None  # the ids of the study, which may be in another order than others
+    sources = [open_samples(data, column=name, id_column=ids) for name in columns] or [_open_all(data)]
     if wrong := next((source for source in sources if source.modality == "tensor"), None):
         raise InvalidInputError(f"{wrong.name} holds arrays, which a page cannot show; give pictures or texts")
     return sorted(sources, key=lambda source: source.modality != "image")

@@ -102,6 +102,8 @@ def sliced(name: str, array: Any, *, mapped: bool = True, dtype: str | None = No
             yield array[start : start + rows]
 
     kind = dtype or str(getattr(array.dtype, "name", array.dtype)).removeprefix("torch.")
+    if isinstance(array.dtype, np.dtype) and array.dtype.kind in "SUV":  # numpy does not read their names back
+        kind = array.dtype.str
     return ForeignLayer(name, tuple(array.shape), kind, blocks, (lambda: array) if mapped else None)
 
 

@@ -128,9 +128,18 @@ def read_mat(path: Path) -> Foreign:
         source.ids, source.ids_from = lambda: names, "the names of the variables"
         return source
     for name, values in contents.items():
-        array = np.asarray(values)
+        array = _texts_of_mat(np.asarray(values))
         source.add(sliced(name, array.ravel() if array.ndim == 2 and 1 in array.shape else array))
     return source
+
+
+def _texts_of_mat(array: Array) -> Array:
+    """Return cells of MATLAB that hold one text each as texts, and rows of letters without the spaces at their ends."""
+    if array.dtype.kind == "O" and all(
+        np.size(cell) == 1 and np.asarray(cell).dtype.kind == "U" for cell in array.flat
+    ):
+        array = np.array([np.asarray(cell).item() for cell in array.flat])
+    return np.char.rstrip(array, " ") if array.dtype.kind == "U" else array
 
 
 def read_safetensors(path: Path) -> Foreign:

@@ -277,6 +277,7 @@ def _read_folder(folder: Path) -> tuple[Foreign, list[Path]]:
             else [child]
         )
         if child.name in _NAMES and child.is_file():
+            _check_inside(child, folder)
             source.ids, source.ids_from = _reader_of_ids(child), child.name
             files.append(child)
         elif child.is_dir() and (not parts or child.suffix in READERS):
@@ -292,6 +293,7 @@ def _read_folder(folder: Path) -> tuple[Foreign, list[Path]]:
                 files.append(part)
             names = child / _NAMES[0]
             if child.is_dir() and source.ids is None and names.is_file():
+                _check_inside(names, folder)
                 source.ids, source.ids_from = _reader_of_ids(names), f"{child.name}/{names.name}"
                 files.append(names)
     if forms:

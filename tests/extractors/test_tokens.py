@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from repsim.errors import InvalidInputError, SampleError
@@ -343,3 +344,69 @@ def test_batches_of_any_nest_are_moved_and_copied() -> None:
 def test_contents_that_differ_have_different_hashes(a: Any, b: Any) -> None:
     assert content_of(a) == content_of(a)
     assert content_of(a) != content_of(b)
+
+
+ADDED = {"added": lambda real: (1 - real.float()) * -1e4, "segments": lambda real: real * 2,
+         "infinite": lambda real: torch.where(real > 0, 0.0, -torch.inf)}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ADDED)
+@pytest.mark.parametrize("given", ["entry", "function"])
+def test_masks_with_other_values_than_0_and_1_are_refused(kind: str, given: str) -> None:
+    """A mask that is added to the attention has 0 for real tokens: as a boolean it would be inverted."""
+    source = Sentences()
+
+    def collate(items: list[Tensor]) -> dict[str, Tensor]:
+        batch = padded(items, length=14)  # no sample is full, so no mask is empty
+        return {**batch, "attention_mask": ADDED[kind](batch["attention_mask"])}
+
+    choice = None if given == "entry" else lambda batch: batch["attention_mask"]
+    with pytest.raises(InvalidInputError, match="other values than 0 and 1"):
+        prepare_samples(source, collate=collate, mask=choice)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda batch: batch["nothing"], "the function fails on a batch"),
+        (lambda batch: batch["attention_mask"].numpy(), "returns a ndarray"),
+        (lambda batch: batch["attention_mask"][:, None], "not a tensor \\(samples, tokens\\)"),
+    ],
+)
+def test_functions_that_return_no_mask_are_refused(function: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        prepare_samples(Sentences(), collate=padded, mask=function)
+
+
+class Slotted:
+    """An object whose text does not show its value."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "Slotted"
+
+
+@dataclass(slots=True)
+class Record:
+    """A dataclass without a dictionary of its attributes."""
+
+    values: Tensor
+
+
+def test_the_hash_of_a_sample_holds_palettes_masks_and_slots() -> None:
+    palettes = [Image.new("P", (4, 4)) for _ in range(2)]
+    for k, picture in enumerate(palettes):
+        picture.putpalette([255 * k, 0, 0] * 256)
+    masked = [np.ma.array([1, 2], mask=[False, last]) for last in (False, True)]
+    long = torch.arange(5000)
+    records = [Record(long), Record(torch.where(long == 2000, 0, long))]
+    for first, second in (palettes, masked, records):
+        assert content_of([first]) == content_of([first])
+        assert content_of([first]) != content_of([second])
+    for sample in (Slotted(1), {"a", "b"}):
+        with pytest.raises(SampleError, match="cannot be hashed"):
+            content_of(sample)

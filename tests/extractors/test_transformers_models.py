@@ -27,7 +27,7 @@ from repsim.testing import ExtractorContract
 from tests.small_transformers import TEXTS, byte_tokenizer, make_folder, word_tokenizer
 
 ENCODERS = ("bert", "roberta", "mpnet", "distilbert")
-DECODERS = ("gpt2", "llama", "opt", "gpt_neox")
+DECODERS = ("gpt2", "gpt_neo", "llama", "opt", "gpt_neox")
 BOTH = ("t5", "bart")
 CLOSE = 1e-5
 """Tolerance for float32 with sums in another order; the values are of the order of 1."""
@@ -228,7 +228,7 @@ def test_a_pooler_without_weights_is_left_out_and_heads_are_not_read(folder: Fol
     assert "built without its pooler, of which model.safetensors has no weights" in loaded.notes
     assert loaded.record["left_out"] == "pooler"
     assert loaded.record["weights_left_out"] == 5
-    assert any("5 tensors of heads that the base model does not have are left out: cls." in n for n in loaded.notes)
+    assert any("5 tensors that the base model does not have are left out: cls." in n for n in loaded.notes)
     assert not [key for key in loaded.model.state_dict() if "pooler" in key]
     read(TransformersExtractor(f"hf/{path}"))
 
@@ -544,3 +544,49 @@ def test_sentence_embeddings_of_minilm_are_those_of_its_authors() -> None:
     means = (tokens * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
     np.testing.assert_allclose(ours, torch.nn.functional.normalize(means, p=2, dim=1), atol=CLOSE)
     assert ours[0] @ ours[1] > 0.5 > ours[0] @ ours[2]
+
+
+def test_a_model_that_reads_the_padding_is_read_one_text_at_a_time(folder: Folder, tmp_path: Path) -> None:
+    """The Fourier transform of FNet mixes all positions, with or without a mask."""
+    path = folder("fnet", tokenizer=byte_tokenizer(ends=True))
+    with pytest.raises(InvalidInputError, match=r"reads the padding of a batch.*batch_size=1"):
+        repsim.extract(f"hf/{path}", list(TEXTS), tmp_path)
+    store = repsim.extract(f"hf/{path}", list(TEXTS), tmp_path, batch_size=1)
+    states = hidden_states(path)["hidden_states"]
+    for name, own in zip(store.layers, states, strict=True):
+        np.testing.assert_allclose(store[name][:], [state.mean(0) for state in own], atol=CLOSE)
+
+
+@pytest.mark.parametrize("kind", [*ENCODERS, *DECODERS, *BOTH, "clip"])
+def test_models_with_a_mask_do_not_depend_on_padding(folder: Folder, kind: str) -> None:
+    assert not TransformersExtractor(f"hf/{folder(kind)}", "text").depends_on_padding
+
+
+def test_a_model_without_an_embedding_of_tokens_is_one_line(folder: Folder) -> None:
+    with pytest.raises(InvalidInputError, match="has no embedding of tokens"):
+        TransformersExtractor(f"hf/{folder('canine', tokenizer=byte_tokenizer(ends=True))}")
+
+
+def test_a_model_that_cannot_run_on_the_examples_is_one_line(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise ValueError("wrong length")
+
+    monkeypatch.setattr(transformers.BertModel, "forward", fails)
+    with pytest.raises(InvalidInputError, match=r"cannot run on a batch .* wrong length"):
+        TransformersExtractor(f"hf/{folder('bert')}")
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_texts_that_cannot_be_read_are_left_out_of_models_of_long_texts(
+    folder: Folder, kind: str, tmp_path: Path
+) -> None:
+    """The longest text of the data is looked for before the extraction, without those that are left out."""
+    long = {"n_positions": 1000} if kind == "gpt2" else {}
+    path, table = folder(kind, f"long_{kind}", **long), tmp_path / "texts.jsonl"
+    texts = ["the cat runs", "", "a dog", "red"]
+    table.write_text("".join(json.dumps({"id": f"t{k}", "text": text}) + "\n" for k, text in enumerate(texts)))
+    store = repsim.extract(f"hf/{path}", table, tmp_path / "acts", skip_bad=True)
+    expected = repsim.extract(f"hf/{path}", [text for text in texts if text], tmp_path / "good")
+    assert store.sample_ids.ids == ("t0", "t2", "t3")
+    for name in store.layers:
+        np.testing.assert_allclose(store[name][:], expected[name][:], atol=CLOSE)

@@ -16,6 +16,7 @@ from PIL import Image
 from repsim import write_report
 from repsim.cli import main
 from repsim.errors import InvalidInputError, SampleError, UnknownNameError
+from repsim.report.parts import of_study
 from repsim.report.stimuli import LENGTH, shortened, stimuli_of
 from repsim.results.files import save_result
 from repsim.study.universality import universality
@@ -200,3 +201,24 @@ def test_the_browser_shows_texts_and_pictures_as_they_are(
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert problems == []
     page.close()
+
+
+def test_samples_are_found_by_the_ids_of_the_study(part: Mapping[str, Any], tmp_path: Path) -> None:
+    """A column id may hold the same names in another order than the column of ids that the networks have read."""
+    path = tmp_path / "captions.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "key", "caption"])
+        writer.writerows(zip([*NAMES[1:], NAMES[0]], NAMES, TEXTS, strict=True))
+    shown = stimuli_of([{**part, "id_columns": ["key"]}], str(path))["stimuli"]
+    by_name = dict(zip(NAMES, TEXTS, strict=True))
+    assert shown
+    assert all(view["text"] == shortened(by_name[name]) for name, (view,) in shown.items())
+
+
+def test_a_page_knows_the_column_of_ids_of_its_networks() -> None:
+    record = {"modality": "text", "column": "caption", "ids_from": "column key"}
+    rng = np.random.default_rng(8)
+    with opened_networks(rng, 40, learned=0.7, seen=0.5, sample_ids=NAMES, provenance=record) as stores:
+        study = universality(stores, ["cka"], permutations=19, draws=20)
+    assert of_study(study)["id_columns"] == ["key"]

@@ -513,3 +513,29 @@ def test_other_input_is_one_clear_line(tmp_path: Path, layers: Layers) -> None:
     with pytest.raises(OutputError, match="exists"):
         repsim.read_activations(write_npz(tmp_path, layers), tmp_path / "out.h5")
     assert repsim.read_activations(write_npz(tmp_path, layers), tmp_path / "out.h5", overwrite=True).layers
+
+
+def test_texts_in_mat_files_are_ids(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Rows of letters are filled with spaces; a cell holds an array with one text."""
+    x, ids = rng.normal(size=(11, 3)), [f"s{k}" for k in range(11)]
+    for name, values in (("rows", np.array(ids)), ("cells", np.array(ids, dtype=object))):
+        savemat(tmp_path / f"{name}.mat", {"x": x, "ids": values})
+        store = repsim.read_activations(tmp_path / f"{name}.mat")
+        assert store.sample_ids.ids == tuple(ids)
+        np.testing.assert_array_equal(store["x"][:], x)
+
+
+def test_arrays_of_records_are_no_layer(tmp_path: Path) -> None:
+    np.save(tmp_path / "records.npy", np.zeros((12, 2), dtype=[("a", "f4"), ("b", "f4")]))
+    with pytest.raises(InvalidInputError, match="no layer"):
+        repsim.read_activations(tmp_path / "records.npy")
+
+
+def test_links_to_files_of_ids_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    folder = tmp_path / "net"
+    folder.mkdir()
+    np.save(folder / "layer1.npy", rng.normal(size=(2, 3)))
+    (tmp_path / "secret.txt").write_text("one\ntwo\n")
+    (folder / "ids.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(StoreError, match=r"ids.txt is a link to another file"):
+        repsim.read_activations(folder)

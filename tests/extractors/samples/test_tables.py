@@ -278,3 +278,31 @@ def test_addresses_are_texts(tmp_path: Path) -> None:
     """Nothing is downloaded."""
     source = open_samples(write_table(tmp_path / "a.csv", [{"url": "https://example.org/a.png"}]))
     assert source.modality == "text"
+
+
+def test_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
+    import pyarrow as pa  # noqa: PLC0415
+    from pyarrow import parquet  # noqa: PLC0415
+
+    parquet.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "twice.parquet")
+    with pytest.raises(SampleError, match="two columns have the same name: text"):
+        open_samples(tmp_path / "twice.parquet")
+
+
+def test_json_that_is_nested_too_deeply_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "deep.jsonl").write_text('{"text": "a"}\n{"text": ' + "[" * 200_000 + "]" * 200_000 + "}\n")
+    with pytest.raises(SampleError, match=r"deep.jsonl, line 2: not valid JSON"):
+        open_samples(tmp_path / "deep.jsonl")
+
+
+@pytest.mark.parametrize("ids", [{"p", "q"}, {"p": 1, "q": 2}])
+def test_ids_without_an_order_are_refused(ids: Any) -> None:
+    with pytest.raises(InvalidInputError, match="expected a sequence in the order of the samples"):
+        open_samples(["a", "b"], ids=ids)
+
+
+def test_pictures_that_are_no_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "pairs.csv").write_text("image\nfolder.png\n")
+    with pytest.raises(ImageError, match="it is no file"):
+        open_samples(tmp_path / "pairs.csv").load(0)
