@@ -229,7 +229,7 @@ def test_pairs_give_stores_whose_ids_and_groups_agree(tmp_path: Path, pictures: 
     assert np.isfinite(result["mutual_knn:k=3"]).all()
 
 
-class Rows(IterableDataset):
+class Rows(IterableDataset[torch.Tensor]):
     """A stream of vectors."""
 
     def __iter__(self) -> Iterator[torch.Tensor]:
