@@ -346,8 +346,11 @@ def test_contents_that_differ_have_different_hashes(a: Any, b: Any) -> None:
     assert content_of(a) != content_of(b)
 
 
-ADDED: dict[str, Callable[[Tensor], Tensor]] = {"added": lambda real: (1 - real.float()) * -1e4, "segments": lambda real: real * 2,
-         "infinite": lambda real: torch.where(real > 0, 0.0, -torch.inf)}  # fmt: skip
+ADDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "added": lambda real: (1 - real.float()) * -1e4,
+    "segments": lambda real: real * 2,
+    "infinite": lambda real: torch.where(real > 0, 0.0, -torch.inf),
+}
 
 
 @pytest.mark.parametrize("kind", ADDED)
