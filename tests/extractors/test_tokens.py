@@ -354,8 +354,8 @@ ADDED: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("kind", ADDED)
-@pytest.mark.parametrize("given", ["entry", "function"])
-def test_masks_with_other_values_than_0_and_1_are_refused(kind: str, given: str) -> None:
+@pytest.mark.parametrize("way", ["entry", "function"])
+def test_masks_with_other_values_than_0_and_1_are_refused(kind: str, way: str) -> None:
     """A mask that is added to the attention has 0 for real tokens: as a boolean it would be inverted."""
     source = Sentences()
 
@@ -363,7 +363,7 @@ def test_masks_with_other_values_than_0_and_1_are_refused(kind: str, given: str)
         batch = padded(items, length=14)  # no sample is full, so no mask is empty
         return {**batch, "attention_mask": ADDED[kind](batch["attention_mask"])}
 
-    choice = None if given == "entry" else lambda batch: batch["attention_mask"]
+    choice = None if way == "entry" else lambda batch: batch["attention_mask"]
     with pytest.raises(InvalidInputError, match="other values than 0 and 1"):
         prepare_samples(source, collate=collate, mask=choice)
 
