@@ -139,7 +139,12 @@ def _columns_of(data: Any, parts: Sequence[Mapping[str, Any]]) -> list[str]:
     }  # fmt: skip
     if len(kinds) == len(set(kinds.values())):
         return list(kinds)
-    return [name for name in read if name in kinds]
+    chosen = [name for name in read if name in kinds]
+    modalities = {modality for part in parts for modality in part["coords"].get("modality", ())}
+    for modality in modalities - {kinds[name] for name in chosen}:  # pictures may have been read from their folder
+        own = [name for name, kind in kinds.items() if kind == modality]
+        chosen += own if len(own) == 1 else []
+    return sorted(chosen, key=lambda name: kinds[name] != "image")
 
 
 def _has_column(data: Any, name: str) -> bool:

@@ -122,6 +122,18 @@ def test_of_several_columns_of_texts_those_that_networks_read(part: Mapping[str,
         stimuli_of([{**part, "columns": []}], table)
 
 
+def test_pictures_of_networks_that_read_a_folder_are_those_of_the_only_column(
+    part: Mapping[str, Any], tmp_path: Path, pictures: Any
+) -> None:
+    root = pictures(names=[f"{k}.png" for k in range(40)])
+    paths = [str(root / f"{k}.png") for k in range(40)]
+    table = write_table(tmp_path / "t.csv", image=paths, caption=TEXTS, address=[f"street {k}" for k in range(40)])
+    of_both = {**part, "coords": {**part["coords"], "modality": ["image", "text"]}}
+    entries = stimuli_of([of_both], table)
+    assert entries["stimuli_note"] == "Shown: the columns image and caption of t.csv."
+    assert "street" not in json.dumps(entries)
+
+
 def test_samples_in_memory_and_nests_of_them(part: Mapping[str, Any]) -> None:
     names = {"coords": {"sample": ["0", "1", "2", "9"]}, "stimuli": {"cka": {"most": [0, 1], "least": [2, 3]}}}
     entries = stimuli_of([{**part, **names}], ["one", "two", "three"])
