@@ -16,6 +16,8 @@ from repsim.extractors.samples.source import Modality, SampleSource
 
 MASK = "attention_mask"
 """Entry of a batch that is taken as the mask, by the convention of transformers."""
+_ORDERED = 16
+"""Number of samples with which the order in a batch is checked."""
 _TRIES = 16
 """Number of batches that are made to look for two with different numbers of tokens."""
 
@@ -136,6 +138,7 @@ def prepare_samples(
     collate = collate or source.collate or default_collate
     choose = _mask(mask)
     examples = tuple(_examples(source, transform, collate, choose, samples))
+    _check_order(source, transform, collate)
     return Preparation(
         transform=transform,
         collate=collate,
@@ -244,6 +247,28 @@ def _examples(
             yield batch
             return
         width, items = tokens.shape[1], []
+
+
+def _check_order(source: SampleSource, transform: Callable[[Any], Any], collate: Callable[[list[Any]], Any]) -> None:
+    """Refuse functions that make batches whose rows are not the samples in their order.
+
+    A function that sorts a batch by length, as for `torch.nn.utils.rnn.pack_padded_sequence`, gives the same rows for
+    the same samples in reverse: values would be stored at the wrong samples.
+    """
+    try:
+        items = [transform(sample) for _, sample in source.read(range(min(len(source), _ORDERED)))]
+        forward, backward = collate(list(items)), collate(items[::-1])
+    except Exception:  # noqa: BLE001 - reported where the samples are read
+        return
+    for a, b in zip(_tensors(forward), _tensors(backward), strict=False):
+        if a.ndim < 2 or a.shape != b.shape or len(a) != len(items) or torch.equal(a.flip(0), b):
+            continue
+        rows = [sorted(row.tobytes() for row in x.detach().cpu().float().numpy()) for x in (a, b)]
+        if rows[0] == rows[1]:
+            raise InvalidInputError(
+                "collate changes the order of the samples of a batch, so that values would be stored at the wrong "
+                "samples; pass collate=, a function that keeps it (pack_padded_sequence takes enforce_sorted=False)"
+            )
 
 
 def move(batch: Any, device: torch.device, *, non_blocking: bool = False) -> Any:
