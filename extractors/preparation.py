@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -219,16 +220,18 @@ def _examples(
 ) -> Iterator[Any]:
     """Yield a batch of the first samples, and one with another number of tokens if there is one among the first."""
     width = None
-    items: list[Any] = []
-    for row, sample in source.read(range(min(len(source), samples * _TRIES))):
-        try:
-            items.append(transform(sample))
-        except (SampleError, InvalidInputError):
-            raise
-        except Exception as error:  # the code of the user may raise any exception
-            raise InvalidInputError(f"transform fails on the sample {source.ids[row]}: {reason(error)}") from error
-        if len(items) < samples and row + 1 < len(source):
-            continue
+    readable = _readable(source, samples * _TRIES)
+
+    def prepared() -> Iterator[Any]:
+        for row, sample in islice(readable, samples):
+            try:
+                yield transform(sample)
+            except (SampleError, InvalidInputError):
+                raise
+            except Exception as error:  # the code of the user may raise any exception
+                raise InvalidInputError(f"transform fails on the sample {source.ids[row]}: {reason(error)}") from error
+
+    while items := list(prepared()):
         items = [items[k % len(items)] for k in range(samples)]
         try:
             batch = collate(items)
@@ -246,7 +249,31 @@ def _examples(
         elif tokens.shape[1] != width:
             yield batch
             return
-        width, items = tokens.shape[1], []
+        width = tokens.shape[1]
+
+
+def _readable(source: SampleSource, most: int) -> Iterator[tuple[int, Any]]:
+    """Yield the first samples that can be read, with their positions; the extraction reports or leaves out the others.
+
+    Raises
+    ------
+    SampleError
+        None of them can be read.
+    """
+    rows = range(min(len(source), most))
+    if not source.indexable:
+        yield from source.read(rows)
+        return
+    faults: list[SampleError] = []
+    for row in rows:
+        try:
+            sample = source.load(row)
+        except SampleError as error:
+            faults.append(error)
+            continue
+        yield row, sample
+    if faults and len(faults) == len(rows):
+        raise faults[0]
 
 
 def _check_order(source: SampleSource, transform: Callable[[Any], Any], collate: Callable[[list[Any]], Any]) -> None:
@@ -256,7 +283,7 @@ def _check_order(source: SampleSource, transform: Callable[[Any], Any], collate:
     the same samples in reverse: values would be stored at the wrong samples.
     """
     try:
-        items = [transform(sample) for _, sample in source.read(range(min(len(source), _ORDERED)))]
+        items = [transform(sample) for _, sample in _readable(source, _ORDERED)]
         forward, backward = collate(list(items)), collate(items[::-1])
     except Exception:  # noqa: BLE001 - reported where the samples are read
         return
