@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from repsim.extractors.samples.source import Modality, SampleSource
 
 MASK = "attention_mask"
 """Entry of a batch that is taken as the mask, by the convention of transformers."""
+_ORDERED = 16
+"""Number of samples with which the order in a batch is checked."""
 _TRIES = 16
 """Number of batches that are made to look for two with different numbers of tokens."""
 
@@ -136,6 +139,7 @@ def prepare_samples(
     collate = collate or source.collate or default_collate
     choose = _mask(mask)
     examples = tuple(_examples(source, transform, collate, choose, samples))
+    _check_order(source, transform, collate)
     return Preparation(
         transform=transform,
         collate=collate,
@@ -216,16 +220,18 @@ def _examples(
 ) -> Iterator[Any]:
     """Yield a batch of the first samples, and one with another number of tokens if there is one among the first."""
     width = None
-    items: list[Any] = []
-    for row, sample in source.read(range(min(len(source), samples * _TRIES))):
-        try:
-            items.append(transform(sample))
-        except (SampleError, InvalidInputError):
-            raise
-        except Exception as error:  # the code of the user may raise any exception
-            raise InvalidInputError(f"transform fails on the sample {source.ids[row]}: {reason(error)}") from error
-        if len(items) < samples and row + 1 < len(source):
-            continue
+    readable = _readable(source, samples * _TRIES)
+
+    def prepared() -> Iterator[Any]:
+        for row, sample in islice(readable, samples):
+            try:
+                yield transform(sample)
+            except (SampleError, InvalidInputError):
+                raise
+            except Exception as error:  # the code of the user may raise any exception
+                raise InvalidInputError(f"transform fails on the sample {source.ids[row]}: {reason(error)}") from error
+
+    while items := list(prepared()):
         items = [items[k % len(items)] for k in range(samples)]
         try:
             batch = collate(items)
@@ -243,7 +249,53 @@ def _examples(
         elif tokens.shape[1] != width:
             yield batch
             return
-        width, items = tokens.shape[1], []
+        width = tokens.shape[1]
+
+
+def _readable(source: SampleSource, most: int) -> Iterator[tuple[int, Any]]:
+    """Yield the first samples that can be read, with their positions; the extraction reports or leaves out the others.
+
+    Raises
+    ------
+    SampleError
+        None of them can be read.
+    """
+    rows = range(min(len(source), most))
+    if not source.indexable:
+        yield from source.read(rows)
+        return
+    faults: list[SampleError] = []
+    for row in rows:
+        try:
+            sample = source.load(row)
+        except SampleError as error:
+            faults.append(error)
+            continue
+        yield row, sample
+    if faults and len(faults) == len(rows):
+        raise faults[0]
+
+
+def _check_order(source: SampleSource, transform: Callable[[Any], Any], collate: Callable[[list[Any]], Any]) -> None:
+    """Refuse functions that make batches whose rows are not the samples in their order.
+
+    A function that sorts a batch by length, as for `torch.nn.utils.rnn.pack_padded_sequence`, gives the same rows for
+    the same samples in reverse: values would be stored at the wrong samples.
+    """
+    try:
+        items = [transform(sample) for _, sample in _readable(source, _ORDERED)]
+        forward, backward = collate(list(items)), collate(items[::-1])
+    except Exception:  # noqa: BLE001 - reported where the samples are read
+        return
+    for a, b in zip(_tensors(forward), _tensors(backward), strict=False):
+        if a.ndim < 2 or a.shape != b.shape or len(a) != len(items) or torch.equal(a.flip(0), b):
+            continue
+        rows = [sorted(row.tobytes() for row in x.detach().cpu().float().numpy()) for x in (a, b)]
+        if rows[0] == rows[1]:
+            raise InvalidInputError(
+                "collate changes the order of the samples of a batch, so that values would be stored at the wrong "
+                "samples; pass collate=, a function that keeps it (pack_padded_sequence takes enforce_sorted=False)"
+            )
 
 
 def move(batch: Any, device: torch.device, *, non_blocking: bool = False) -> Any:

@@ -117,7 +117,12 @@ class Tokenization:
     def _encode(self, texts: Sequence[str], *, cut: bool) -> dict[str, list[list[int]]]:
         cutting = {"truncation": True, "max_length": self.limit} if cut and self.limit is not None else {}
         with _without_threads():
-            encoded = self.tokenizer(list(texts), padding=False, return_attention_mask=False, verbose=False, **cutting)
+            try:
+                encoded = self.tokenizer(
+                    list(texts), padding=False, return_attention_mask=False, verbose=False, **cutting
+                )
+            except Exception as error:  # the library of tokenizers raises plain exceptions
+                raise WeightsError(f"the tokenizer cannot read a text: {reason(error)}") from error
         return dict(encoded)
 
 

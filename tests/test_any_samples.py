@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 import repsim
-from repsim.errors import InvalidInputError
+from repsim.errors import InvalidInputError, SampleError
 
 N = 48
 MODULE = '''
@@ -243,3 +243,17 @@ def test_blocks_of_a_stream_are_refused(tmp_path: Path) -> None:
         repsim.extract(
             nn.Sequential(nn.Linear(3, 2)), stream, tmp_path, name="net", layers="all", readout="gram:4", batch_size=4
         )
+
+
+def test_samples_that_cannot_be_read_are_left_out_of_the_examples_of_a_module(tmp_path: Path) -> None:
+    """A module is traced with the first samples; those that are left out are not among them."""
+    texts = ["", "ab", "cd", "ef", "gh"]
+    table = tmp_path / "texts.jsonl"
+    table.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options: dict[str, Any] = {
+        "name": "net", "layers": "0", "transform": lambda text: torch.tensor([float(ord(letter)) for letter in text])
+    }  # fmt: skip
+    net = nn.Sequential(nn.Linear(2, 3))
+    with pytest.raises(SampleError, match=r"texts.jsonl, line 1 is empty"):
+        repsim.extract(net, table, tmp_path / "all", **options)
+    assert repsim.extract(net, table, tmp_path / "acts", skip_bad=True, **options).sample_ids.ids == tuple("2345")

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from repsim.errors import InvalidArgumentError, InvalidInputError, WeightsError
 from repsim.extractors.tokenized import choose_limit, make_tokenization, read_tokenizer
@@ -107,3 +109,12 @@ def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     words().batch(TEXTS)
     assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+
+
+def test_a_tokenizer_without_a_token_for_unknown_words_is_one_line() -> None:
+    """The library of tokenizers raises a plain exception."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"cat": 0}, unk_token="<unk>"))  # noqa: S106 - a token of text
+    )
+    with pytest.raises(WeightsError, match="the tokenizer cannot read a text"):
+        make_tokenization(tokenizer, name="net", words=40).batch(["dog"])

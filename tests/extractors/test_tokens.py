@@ -413,3 +413,17 @@ def test_the_hash_of_a_sample_holds_palettes_masks_and_slots() -> None:
     for sample in (Slotted(1), {"a", "b"}):
         with pytest.raises(SampleError, match="cannot be hashed"):
             content_of(sample)
+
+
+def by_length(items: list[Tensor]) -> dict[str, Tensor]:
+    """Sort a batch, as for packed sequences."""
+    items.sort(key=len, reverse=True)
+    return padded(items)
+
+
+def test_batches_in_another_order_are_refused() -> None:
+    """Rows of a sorted batch would be stored at the wrong samples."""
+    with pytest.raises(InvalidInputError, match="changes the order of the samples of a batch"):
+        prepare_samples(Sentences(), collate=by_length)
+    for collate in (padded, functools.partial(padded, side="left")):
+        prepare_samples(Sentences(), collate=collate)
