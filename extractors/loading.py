@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from repsim.errors import InvalidInputError, SampleError
+from repsim.errors import InvalidInputError, RepsimError, SampleError, reason
 from repsim.extractors import hooks
 from repsim.extractors.base import Batch, LayerSpec, Readout, Stream
 from repsim.extractors.picture_statistics import PictureStatistics
@@ -156,7 +156,7 @@ def _stream(
                 autocast = torch.autocast(device.type, half) if how.amp else nullcontext()
                 values[k].mask = mask
                 with torch.no_grad(), autocast:  # not around the yield: the caller may need gradients
-                    output = extractors[k].preparation.forward(models[k], batch_input)
+                    output = _call(extractors[k], models[k], batch_input, [source.ids[row] for row in positions])
                 hooks.check(values[k], extractors[k].readouts, len(positions))
                 readings = {**values[k], **of_input.pop(0), **statistics.pop(0)}
                 if (prediction := extractors[k].controls.get(PREDICTION)) is not None:
@@ -172,6 +172,17 @@ def _stream(
             yield k, copied.batch()
     if fault is not None:
         raise fault
+
+
+def _call(extractor: StreamedModel, model: nn.Module, batch: Any, ids: Sequence[str]) -> Any:
+    """Call a model; raise `InvalidInputError` with the samples if its code fails, but not if memory is short."""
+    try:
+        return extractor.preparation.forward(model, batch)
+    except (RepsimError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the code of the user may raise any exception
+        span = ids[0] if len(ids) == 1 else f"{ids[0]} ... {ids[-1]}"
+        raise InvalidInputError(f"{extractor.name} cannot run on the samples {span}: {reason(error)}") from error
 
 
 def _ahead(batches: Iterator[T]) -> Iterator[T]:

@@ -427,3 +427,14 @@ def test_batches_in_another_order_are_refused() -> None:
         prepare_samples(Sentences(), collate=by_length)
     for collate in (padded, functools.partial(padded, side="left")):
         prepare_samples(Sentences(), collate=collate)
+
+
+def test_a_module_that_fails_on_some_samples_names_them() -> None:
+    def forward(module: nn.Module, batch: dict[str, Tensor]) -> Any:
+        if len(batch["tokens"]) == 2:
+            raise KeyError("two")
+        return module(**batch)
+
+    made: Any = make_extractor(Network(), name="net", samples=Sentences(14), forward=forward, collate=padded)
+    with pytest.raises(InvalidInputError, match=r"net cannot run on the samples 12 ... 13: "):
+        list(made.stream(Sentences(14), range(14), Stream(batch_size=4)))
