@@ -1,9 +1,9 @@
 """Stream samples through several models at once: each is prepared once, and passes overlap with the preparation."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Protocol, TypeVar, cast
 
@@ -122,7 +122,7 @@ def _stream(
     device = torch.device(how.device)
     cuda = device.type == "cuda"
     preparation = extractors[0].preparation
-    loaded: Iterator[tuple[tuple[int, ...], Any, list[dict[tuple[str, str], Tensor]]]] = (
+    loaded: Generator[tuple[tuple[int, ...], Any, list[dict[tuple[str, str], Tensor]]], None, None] = (
         (positions, batch, [] if isinstance(batch, SampleError) else _controls([extractors[k] for k in users], batch))
         for users, (positions, batch) in zip(needed, sample_loader(source, preparation, batches, how), strict=False)
     )
@@ -131,6 +131,7 @@ def _stream(
     half = torch.bfloat16 if device.type == "cpu" else torch.float16  # CPUs have no kernels for float16
     fault = None
     with ExitStack() as stack:
+        stack.enter_context(closing(loaded))  # ends the worker processes, also if an error keeps this frame
         models = [extractor.model.to(device) for extractor in extractors]
         values: list[hooks.Readings] = []
         for extractor, model in zip(extractors, models, strict=True):
@@ -185,7 +186,7 @@ def _call(extractor: StreamedModel, model: nn.Module, batch: Any, ids: Sequence[
         raise InvalidInputError(f"{extractor.name} cannot run on the samples {span}: {reason(error)}") from error
 
 
-def _ahead(batches: Iterator[T]) -> Iterator[T]:
+def _ahead(batches: Iterator[T]) -> Generator[T, None, None]:
     """Yield what ``batches`` yields, and compute the next one in a thread meanwhile."""
     with ThreadPoolExecutor(1, "repsim-ahead") as thread:
         coming = thread.submit(next, batches, None)

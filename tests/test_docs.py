@@ -20,6 +20,7 @@ import functools
 import glob
 import importlib
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -158,6 +159,12 @@ def folder(
 ) -> Iterator[Path]:
     """Make the working folder of a page, and undo its registrations, imports and plots afterwards."""
     shutil.copytree(photos, tmp_path / "photos")
+    pairs = [
+        {"id": path.name, "image": str(path.relative_to(tmp_path)), "text": f"a photo of {path.parent.name}"}
+        for path in sorted((tmp_path / "photos").glob("*/*"))
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    (tmp_path / "captions.txt").write_text("".join(f"{pair['text']}\n" for pair in pairs))
     weights = next(hub.glob("*--resnet50.*/snapshots/*/*"))
     (tmp_path / "my_model.safetensors").symlink_to(weights)
     state = load_file(weights)

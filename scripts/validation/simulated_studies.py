@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from repsim.engine.resampling import random_permutations
-from repsim.labels import LayerKey, SampleIds
+from repsim.labels import INPUT, LayerKey, SampleIds
 from repsim.metrics.recipes.gram import CentredGram
 from repsim.metrics.recipes.groups import Groups
 from repsim.runtime.progress import Steps
@@ -41,10 +41,12 @@ class Network:
     provenance: dict[str, str]
     layers: tuple[str, ...]
     """Names of the layers, which are the same for an untrained twin."""
-    pixels: str = "simulated"
-    """Substitute for the input, which is a control of its own."""
     labels: None = None
     modality: str = ""
+
+    def control(self, layer: str, readout: str) -> str | None:
+        """Return a substitute for the pixels, which are a control of their own, and no other control."""
+        return "simulated" if (layer, readout) == INPUT else None
 
     def __getitem__(self, name: str) -> SimpleNamespace:
         return SimpleNamespace(key=LayerKey(self.model, name, "mean"))

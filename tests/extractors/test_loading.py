@@ -1,6 +1,7 @@
 """Several models in one pass: the same values as one by one, and each picture decoded once."""
 
 import gc
+import multiprocessing
 import weakref
 from collections import Counter
 from collections.abc import Sequence
@@ -174,3 +175,26 @@ def test_the_keyword_images_warns_for_one_release() -> None:
         samples = choose_samples(images=digits, limit=2, check=False)  # type: ignore[call-arg]
     with pytest.warns(DeprecationWarning, match=r"Samples.images is deprecated"):
         assert samples.images is digits
+
+
+def test_an_error_whose_frames_are_kept_leaves_no_worker_process() -> None:
+    """A process that stays would keep what it has inherited open, such as pipes of other programs."""
+
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.calls = nn.Flatten(), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls > 2:
+                raise ValueError("third")
+            out: Tensor = self.layer(x)
+            return out
+
+    extractor = ModuleExtractor(Fails(), TO_TENSOR, layers="layer")
+    with pytest.raises(InvalidInputError, match="third") as kept:
+        list(extractor.stream(open_images("digits"), range(64), Stream(batch_size=4, workers=2)))
+    assert kept.value.__traceback__ is not None
+    assert [process for process in multiprocessing.active_children() if process.name.startswith("pt_data")] == []
+    assert multiprocessing.active_children() == []
