@@ -91,6 +91,7 @@ def test_a_store_with_other_axes_is_kept_and_named(tmp_path: Path) -> None:
     assert (tmp_path / "digits_vit.seed0.h5").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_pattern_is_one_store_per_file(tmp_path: Path, runs: Path) -> None:
     pattern = runs / "{run}" / "step_{step}.pt"
     result = succeed("extract", "digits_vit", "--weights", pattern, *OPTIONS, "-o", tmp_path)

@@ -72,6 +72,7 @@ def extracted(folder: Path, table: Path, kind: str, column: str, **options: Any)
     return store
 
 
+@pytest.mark.slow
 def test_untrained_twins_of_pictures_and_texts_read_their_columns(tmp_path: Path, pairs: Path) -> None:
     """One table serves both; twins see its samples, and have equal layers, other weights and own controls."""
     stores = [
@@ -117,6 +118,7 @@ def test_other_texts_of_the_same_names_are_refused(tmp_path: Path, pairs: Path) 
     assert not (tmp_path / "twins").exists()
 
 
+@pytest.mark.slow
 def test_a_study_of_pictures_and_texts_controls_for_both_inputs(tmp_path: Path, pairs: Path) -> None:
     stores = [extracted(tmp_path, pairs, "bert", "caption"), extracted(tmp_path, pairs, "vit", "picture")]
     study = repsim.universality(

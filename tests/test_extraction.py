@@ -149,6 +149,7 @@ def test_an_unreadable_picture_stops_with_its_name(tmp_path: Path, pictures: Pic
     assert list((tmp_path / "none").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_skip_bad_leaves_it_out_and_lists_it(tmp_path: Path, pictures: Pictures) -> None:
     """The values of the other pictures do not change: no picture replaces another."""
     folder = pictures(6)
@@ -194,6 +195,7 @@ def stop_after(samples: int) -> Callable[[int, int], None]:
     return progress
 
 
+@pytest.mark.slow
 def test_the_same_call_resumes_an_interrupted_extraction(tmp_path: Path, pictures: Pictures) -> None:
     """The values are equal to the bit, and finished pictures are not decoded again."""
     options: dict[str, Any] = {"weights": "random", "readout": "mean,gram:4", "batch_size": 4, "recalibrate": True}
@@ -237,6 +239,7 @@ def counted() -> Any:
     return images
 
 
+@pytest.mark.slow
 def test_several_models_share_the_decoded_pictures(tmp_path: Path) -> None:
     """Each store equals the one of a separate extraction, also if one of them is partly complete."""
     names = ["digits_resnet.seed0", "digits_vit.seed0", "digits_vit.seed1"]
@@ -289,6 +292,7 @@ def block_means(x: np.ndarray, size: int) -> np.ndarray:
     return means.reshape(n, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readout", ["mean", "mean,gram:4"])
 def test_pixels_are_what_went_into_the_model(tmp_path: Path, pictures: Pictures, readout: str) -> None:
     """The pixels are those after preprocessing, in the order of the samples, and are not among the layers."""

@@ -52,6 +52,7 @@ def test_earlier_stores_open_with_equal_values(revision: str, file: str) -> None
             np.testing.assert_array_equal(store[layer][:], array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["result.nc", "study.nc"])
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_earlier_results_and_studies_open_with_equal_values(revision: str, file: str, tmp_path: Path) -> None:
@@ -87,6 +88,7 @@ def is_empty(data: xr.Dataset) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", REVISIONS)
 @pytest.mark.filterwarnings("ignore::repsim.errors.MissingDigestWarning")
 def test_earlier_studies_claim_nothing(revision: str) -> None:
@@ -108,6 +110,7 @@ def test_earlier_studies_claim_nothing(revision: str) -> None:
     assert all(study[name].attrs["description"] for name in ("effect", "claim_level", "split_half_low"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", REVISIONS)
 @pytest.mark.filterwarnings("ignore::repsim.errors.MissingDigestWarning")
 def test_earlier_files_are_used_as_new_ones(revision: str, tmp_path: Path) -> None:
@@ -235,6 +238,7 @@ def outer():
         assert [warning.filename for warning in raised] == [__file__]
 
 
+@pytest.mark.slow
 def test_the_command_line_reads_them_too() -> None:
     for file in ("store.h5", "result.nc", "study.nc"):
         for revision in REVISIONS:

@@ -42,6 +42,7 @@ def notes(variable: xr.DataArray, kind: str) -> list[str]:
     return sorted(json.loads(variable.attrs[kind]))
 
 
+@pytest.mark.slow
 def test_every_block_is_the_comparison_of_two(stores: list[ActivationStore]) -> None:
     result = compare(stores, metrics=SPECS)
     assert result["layer_a"].values.tolist() == [f"{s.model}/{layer}" for s in stores for layer in s.layers]
@@ -202,6 +203,7 @@ def streamed(stores: list[ActivationStore], spec: str) -> xr.DataArray:
                 return tight.run()[spec]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-6)])
 def test_layers_read_again_give_the_same_values(tmp_path: Path, dtype: Any, tolerance: float) -> None:
     """This holds for both algorithms, and for a basis that is computed whenever it is needed."""

@@ -157,6 +157,7 @@ def test_parts_of_a_result_and_what_users_add_are_no_trouble(result: xr.Dataset)
     assert "<img" not in empty.repsim._repr_html_()
 
 
+@pytest.mark.slow
 def test_a_study_shows_its_sentences_and_the_tables_of_the_terminal(
     study: xr.Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -311,6 +312,7 @@ def test_it_can_be_silenced_or_told_otherwise(kernel: Shown, stores: list[Activa
         assert calls[-1][0] == calls[-1][1] > 0
 
 
+@pytest.mark.slow
 def test_a_study_shows_one_bar_with_its_steps(kernel: Shown, stores: list[ActivationStore]) -> None:
     """The only bar is that of the study, even if a step is a function that shows its own bar when called alone."""
     repsim.universality(stores, ["mutual_knn:k=5"], permutations=19, draws=9)

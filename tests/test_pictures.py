@@ -592,6 +592,7 @@ def test_a_table_of_labels_is_recorded_and_taken_by_limit_and_split(tmp_path: Pa
 # --- names of models, and repeated options ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_model_and_its_store_have_the_name_that_is_given(tmp_path: Path) -> None:
     root = folder(tmp_path / "photos", "1.png", "2.png")
     done = extracted(root, tmp_path / "a", "--name", "mine (epoch 3)")

@@ -212,6 +212,7 @@ def test_processes_of_torchrun_share_extractions(tmp_path: Path, monkeypatch: py
         same_stores(Path("acts", name), Path("whole", name))
 
 
+@pytest.mark.slow
 def test_several_models_are_those_one_by_one_in_their_order(tmp_path: Path) -> None:
     """Models with other preprocessing, which are read in another order, and torch modules are included."""
     torch.manual_seed(0)
@@ -292,6 +293,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
+@pytest.mark.slow
 def test_a_study_is_saved_as_the_command_saves_it(tmp_path: Path, four: list[Path]) -> None:
     options: dict[str, Any] = {"permutations": 19, "seed": 3, "families": {"net": ["cnn*"]}}
     study = repsim.universality(four, ["cka"], out=tmp_path / "s.nc", **options)

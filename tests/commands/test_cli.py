@@ -161,6 +161,7 @@ def test_a_metric_is_explained_to_programs() -> None:
     assert "did you mean svcca" in fail("metrics", "svca", "--json")
 
 
+@pytest.mark.slow
 def test_extract_inspect_compare_heatmap(tmp_path: Path) -> None:
     """The commands of the README work."""
     out = succeed(

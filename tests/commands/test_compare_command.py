@@ -69,6 +69,7 @@ def test_explain_says_the_plan_and_what_it_took(tmp_path: Path, stores: list[Pat
     assert re.fullmatch(r"took: .+ s, [\d.]+ [MG]B of memory at most", lines[7])
 
 
+@pytest.mark.slow
 def test_a_dry_run_computes_and_writes_nothing(tmp_path: Path, stores: list[Path]) -> None:
     before = names(tmp_path)
     done = succeed(*stores, "-o", tmp_path / "new" / "r.nc", "--dry-run")

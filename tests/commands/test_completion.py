@@ -45,6 +45,7 @@ def complete(folder: Path, *words: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if line]
 
 
+@pytest.mark.slow
 def test_bash_completes_commands_options_models_and_files(folder: Path) -> None:
     assert complete(folder, "repsim", "ex") == ["export", "extract"]
     assert "--dry-run" in complete(folder, "repsim", "run", "--d")

@@ -39,6 +39,7 @@ def provenance(folder: Path, name: str) -> dict[str, Any]:
         return dict(store.provenance)
 
 
+@pytest.mark.slow
 def test_each_model_gets_its_own_weights(tmp_path: Path, checkpoints: list[str]) -> None:
     out = tmp_path / "acts"
     pairs = [part for path in checkpoints for part in ("--weights", path)]

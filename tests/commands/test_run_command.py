@@ -62,6 +62,7 @@ def test_the_file_can_be_had_back(done: Path, tmp_path: Path) -> None:
     assert (out / "study.yaml").read_text() == SMALL == run("--from", out / "study.nc").stdout
 
 
+@pytest.mark.slow
 def test_again_it_computes_nothing_and_a_change_is_named(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = done.with_suffix("")
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if "figures" not in path.parts}

@@ -124,6 +124,7 @@ def test_a_stopped_command_says_in_one_line_how_to_start_again(start: Start, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["repsim"]
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_end_is_given_up(start: Start, tmp_path: Path) -> None:
     process = start("stuck")
     ready(process)

@@ -26,6 +26,7 @@ def stores(tmp_path: Path, rng: np.random.Generator) -> list[str]:
     return paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("charset", ESCAPED)
 def test_names_that_the_terminal_cannot_show_are_escaped(stores: list[str], tmp_path: Path, charset: str) -> None:
     out = str(tmp_path / "größe.nc")
@@ -57,6 +58,7 @@ def test_errors_are_one_line_in_any_encoding(charset: str, command: list[str]) -
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_process_whose_terminal_is_ascii(stores: list[str]) -> None:
     """Only a real process shows the combined effect of the environment on Python, click and rich."""
     surroundings = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

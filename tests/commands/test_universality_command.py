@@ -51,6 +51,7 @@ def test_help() -> None:
         assert word in text
 
 
+@pytest.mark.slow
 def test_it_prints_warnings_tables_and_the_summary(stores: list[Path]) -> None:
     outcome = succeed(*stores, *FAST, "-m", "procrustes")
     assert all(line.startswith("note: ") for line in outcome.stderr.splitlines() if "samples" in line)
@@ -69,6 +70,7 @@ def test_it_prints_warnings_tables_and_the_summary(stores: list[Path]) -> None:
     assert text.count("cnn.seed0 x vit.seed1") == 1
 
 
+@pytest.mark.slow
 def test_the_study_is_saved(stores: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "new" / "study.nc"
     outcome = succeed(*stores, *FAST, "-o", out)
@@ -106,6 +108,7 @@ def test_few_models_are_printed_without_the_word(tmp_path: Path, models: tuple[s
     assert "nan" not in outcome.stdout
 
 
+@pytest.mark.slow
 def test_what_is_only_seen_is_printed_without_the_word(tmp_path: Path) -> None:
     out = tmp_path / "study.nc"
     outcome = succeed(*make(tmp_path / "acts", learned=0.0, seen=1.0), *FAST, "-o", out)
@@ -214,6 +217,7 @@ def test_what_is_there_is_not_replaced(stores: list[Path], tmp_path: Path) -> No
     assert open_study(out)["pair"].size == 1
 
 
+@pytest.mark.slow
 def test_a_comparison_command_refuses_a_study(stores: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "study.nc"
     succeed(*stores[:2], *FAST, "-o", out)
@@ -226,6 +230,7 @@ def test_a_comparison_command_refuses_a_study(stores: list[Path], tmp_path: Path
         open_study(tmp_path / "new.nc")
 
 
+@pytest.mark.slow
 def test_progress_in_a_log(stores: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a terminal, every step prints lines without control characters."""
     monkeypatch.setattr(terminal, "LOG_SECONDS", 0.0)

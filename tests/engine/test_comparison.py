@@ -243,6 +243,7 @@ def test_a_result_is_saved_and_read_back(tmp_path: Path, rng: np.random.Generato
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "b.h5", "r.nc"]
 
 
+@pytest.mark.slow
 def test_what_is_no_result_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     with pytest.raises(StoreError, match="no such file"):
         open_result(tmp_path / "r.nc")

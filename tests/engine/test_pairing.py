@@ -121,6 +121,7 @@ def test_many_stores_share_the_ids_of_all(tmp_path: Path) -> None:
         compare(stores, pair_by=[("1", "1")])
 
 
+@pytest.mark.slow
 def test_layers_that_are_read_in_panels_give_the_same_values(tmp_path: Path, tuned: Callable[..., None]) -> None:
     tuned(panel=64, tile=64)
     n = 700
@@ -342,6 +343,7 @@ def test_parts_of_other_pairs_are_not_resumed(tmp_path: Path) -> None:
 # --- compressed readouts
 
 
+@pytest.mark.slow
 def test_blocks_of_samples_cannot_be_paired_in_another_order(tmp_path: Path, pictures: Callable[..., Path]) -> None:
     names = [f"{k:02d}.png" for k in range(24)]
     clean = pictures(names=names, folder="clean")
@@ -375,6 +377,7 @@ def test_blocks_of_samples_cannot_be_paired_in_another_order(tmp_path: Path, pic
 # --- real pictures
 
 
+@pytest.mark.slow
 def test_clean_and_blurred_digits(tmp_path: Path) -> None:
     """Mild blur changes little, strong blur much, and pairs at random are at the level of chance."""
     digits = load_digits().images[:400:2]

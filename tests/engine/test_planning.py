@@ -250,6 +250,7 @@ def amount(error: TooLittleMemoryError) -> int:
     return parse_size(match[1])
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(shapes, samples, st.lists(st.sampled_from(SPECS), min_size=1, max_size=3, unique=True), limited)
 def test_a_plan_fits_or_the_error_names_enough_memory(

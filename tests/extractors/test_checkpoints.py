@@ -202,6 +202,7 @@ def test_a_convolutional_network_takes_the_pictures_of_its_args(tmp_path: Path) 
     assert extractor.provenance()["preprocessing"]["mean"] == [0.2] * 3
 
 
+@pytest.mark.slow
 def test_tables_that_fit_several_sizes_need_the_size(tmp_path: Path) -> None:
     """A window of 8 fits several picture sizes; with the right size the network equals the saved one."""
     name = "swin_tiny_patch4_window7_224"
@@ -250,6 +251,7 @@ def test_formats_of_the_authors_are_converted_as_before(tmp_path: Path) -> None:
         assert "resampled" not in loaded.record
 
 
+@pytest.mark.slow
 def test_a_family_whose_tables_have_one_size_is_built_for_it(tmp_path: Path) -> None:
     model = make_model("mixer_s32_224", img_size=96, num_classes=3)
     loaded = load_model("mixer_s32_224", saved(tmp_path, model.state_dict()))

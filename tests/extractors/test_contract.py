@@ -58,6 +58,7 @@ class _Guesses(TimmExtractor):
             yield dataclasses.replace(batch, values={key: values[:, :-1] for key, values in batch.values.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [_Swaps, _Forgets, _TurnsToTraining, _Guesses])
 def test_the_contract_bites(wrong: type[TimmExtractor]) -> None:
     class Contract(ExtractorContract):

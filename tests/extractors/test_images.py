@@ -147,6 +147,7 @@ def test_a_hard_link_in_a_tar_is_the_picture_again(pictures: Any, tmp_path: Path
     assert np.array_equal(np.asarray(images.load(0)), np.asarray(images.load(1)))
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_listed_is_not_passed_over() -> None:
     """The test runs as user nobody if the tests run as root, who may list every folder."""
     script = "import sys\nfrom repsim.extractors.samples.opening import open_images\n"

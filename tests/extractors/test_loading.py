@@ -66,6 +66,7 @@ def read(passes: Any, count: int) -> list[tuple[list[int], Values]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_together_is_the_same_as_one_by_one(workers: int) -> None:
     images = open_images("digits")

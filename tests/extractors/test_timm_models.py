@@ -113,6 +113,7 @@ MODELS = [
 LARGE = {"swin_tiny_patch4_window7_224", "convnext_tiny", "mixer_s16_224", "resnet50"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [pytest.param(case, id=case[0], marks=[pytest.mark.slow] if case[0] in LARGE else []) for case in MODELS],
@@ -255,6 +256,7 @@ def test_the_first_unreadable_picture_stops_the_stream_with_its_name(pictures: A
         next(running)
 
 
+@pytest.mark.slow
 def test_each_model_has_its_own_preprocessing(images: ImageSource) -> None:
     extractors = [TimmExtractor(name, weights="random") for name in ("test_vit", "mixer_s32_224")]
     sides = [extractor.provenance()["preprocessing"]["input_size"] for extractor in extractors]
@@ -262,6 +264,7 @@ def test_each_model_has_its_own_preprocessing(images: ImageSource) -> None:
     assert all("Normalize" in extractor.provenance()["transform"] for extractor in extractors)
 
 
+@pytest.mark.slow
 def test_names_and_provenance(tmp_path: Any) -> None:
     first, again, other = (TimmExtractor("test_vit2", weights="random", seed=seed) for seed in (0, 0, 1))
     assert (first.name, other.name) == ("test_vit2+random-seed0", "test_vit2+random-seed1")

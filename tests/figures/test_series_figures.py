@@ -169,6 +169,7 @@ def test_runs_are_compared_at_equal_values(series: xr.Dataset) -> None:
     assert "bands: their range" in text_of(ax)
 
 
+@pytest.mark.slow
 def test_every_point_shows_one_layer_or_the_mean(series: xr.Dataset) -> None:
     table = series["every_point"].sel(measure="cka")
     np.testing.assert_allclose(image(figures.plot_every_point(series)), table.mean("layer"))
@@ -235,6 +236,7 @@ def test_names_that_look_like_formulas_are_shown_as_they_are(series: xr.Dataset)
     ax.figure.figure.canvas.draw()
 
 
+@pytest.mark.slow
 def test_the_command_draws_all_figures_and_reports_what_it_cannot_draw(series: xr.Dataset, tmp_path: Path) -> None:
     save_result(series, tmp_path / "training.nc")
     save_result(widths(), tmp_path / "widths.nc")

@@ -538,6 +538,7 @@ def test_text_can_be_read_at_column_width_and_nothing_is_cut_off(study: xr.Datas
         assert "120 samples of digits, readout mean" in drawn.get_supxlabel().replace("\n", " ") or name == "heatmaps"
 
 
+@pytest.mark.slow
 def test_hostile_names_are_shown_as_they_are() -> None:
     names = {"$x$ <b>": "cnn", "a_{b": "cnn", "$": "$f^$"}
     for _, what, drawn in figures.draw_all(make_study(names)):
@@ -545,6 +546,7 @@ def test_hostile_names_are_shown_as_they_are() -> None:
         texts(drawn)
 
 
+@pytest.mark.slow
 def test_equal_studies_give_equal_files(study: xr.Dataset, tmp_path: Path) -> None:
     for k in range(2):
         again = study.copy(deep=True)

@@ -183,6 +183,7 @@ def test_svcca_keeps_all_directions_that_tie_at_the_cut(dtype: type) -> None:
     assert np.ptp(values) < (1e-12 if dtype is np.float64 else 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_generic_layers_have_no_ties(dtype: torch.dtype) -> None:
     for seed in range(200):

@@ -32,6 +32,7 @@ def test_norms_of_sampled_units_are_right_on_average(rng: np.random.Generator) -
     assert np.mean(plain) - truth > 20 * error  # debiased CKA does not correct for units
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("units", [pytest.param(10, marks=pytest.mark.slow), 40])
 def test_few_units_estimate_the_cka_of_all_units(rng: np.random.Generator, units: int) -> None:
     """The kernels of all units are ZZ' and (Z + noise)(Z + noise)', whatever units are drawn."""

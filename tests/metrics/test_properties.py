@@ -174,6 +174,7 @@ def test_a_value_or_a_reason(metric: Metric[Any], layers: Layers) -> None:
     value(metric, x, x)
 
 
+@pytest.mark.slow
 @every_measure
 @few
 @given(layers=any_layers, exponent=st.integers(-6, 6), move=st.sampled_from([1.0, 1e3, 1e6]), exchanged=st.booleans())
@@ -219,6 +220,7 @@ def test_order_of_samples_does_not_matter(metric: Metric[Any], layers: Layers) -
     assert error(metric, value(metric, x[order], y[order]), value(metric, x, y), x, y) <= rounding(x, y) + 1e-8
 
 
+@pytest.mark.slow
 @every_measure
 @few
 @given(layers=any_layers)

@@ -46,6 +46,7 @@ def test_what_counts_as_rows() -> None:
 # Cutting
 
 
+@pytest.mark.slow
 @given(st.integers(0, 200), st.integers(1, 250), st.integers(0, 50))
 def test_a_cut_is_one_of_few_equal_runs(n: int, size: int, start: int) -> None:
     runs = list(cut(n, size, start))

@@ -47,6 +47,7 @@ def prepared(x: Array) -> Any:
 # Gram matrices of blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "size"), [(103, 16), (40, 4), (1300, 600)], ids=["a rest", "smallest", "many tiles"])
 @pytest.mark.parametrize("estimator", ["debiased", "biased"])
 def test_grams_give_minibatch_cka(rng: np.random.Generator, estimator: str, n: int, size: int) -> None:

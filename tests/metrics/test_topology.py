@@ -204,6 +204,7 @@ def test_tied_neighbours_warn() -> None:
         IMD()(x, cloud(1, 40))
 
 
+@pytest.mark.slow
 def test_the_largest_distance_is_that_between_pairs_and_a_complete_graph() -> None:
     """Eigenvalues 0 and 2, and about 1."""
     pairs = torch.tensor([[1], [0]] * 500) + 2 * torch.arange(500).repeat_interleave(2)[:, None]

@@ -73,6 +73,7 @@ def test_stages_are_those_of_the_figure(layers: list[str]) -> None:
         assert page_stages(payload([result])["parts"][0], "a", "b") == figure_stages(figures.heatmap(result["m"]))
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(NAME, min_size=1, max_size=8, unique=True))
 def test_stages_are_those_of_the_figure_whatever_layers_are_called(layers: list[str]) -> None:

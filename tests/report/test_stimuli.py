@@ -228,6 +228,7 @@ def test_samples_are_found_by_the_ids_of_the_study(part: Mapping[str, Any], tmp_
     assert all(view["text"] == shortened(by_name[name]) for name, (view,) in shown.items())
 
 
+@pytest.mark.slow
 def test_a_page_knows_the_column_of_ids_of_its_networks() -> None:
     record = {"modality": "text", "column": "caption", "ids_from": "column key"}
     rng = np.random.default_rng(8)

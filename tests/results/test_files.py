@@ -234,6 +234,7 @@ def in_previous_format(path: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_a_file_of_the_previous_format_is_read_with_a_warning(path: Path, tmp_path: Path) -> None:
     old = in_previous_format(path, tmp_path / path.name)
     with pytest.warns(MissingDigestWarning, match="has no digest, so damage cannot be detected; save it again"):
@@ -291,6 +292,7 @@ def test_a_process_that_does_not_end_is_stopped(folder: Path, tmp_path: Path, mo
         open_result_or_study(old)
 
 
+@pytest.mark.slow
 def test_a_file_of_another_program(path: Path, tmp_path: Path) -> None:
     data = open_result_or_study(path)
     data.encoding = {}
@@ -506,6 +508,7 @@ def test_a_data_set_that_is_neither_result_nor_study(tmp_path: Path) -> None:
 # Commands
 
 
+@pytest.mark.slow
 def test_verify(folder: Path, tmp_path: Path) -> None:
     path = folder / "study.nc"
     assert verify_result_or_study(path)
@@ -546,6 +549,7 @@ def test_no_warning_of_a_file_with_a_digest(path: Path) -> None:
 # Changes by other programs, or by attackers
 
 
+@pytest.mark.slow
 def test_structures_with_circular_references(path: Path, tmp_path: Path) -> None:
     """The HDF5 library crashes or never returns if the checksums of such structures match."""
     original = path.read_bytes()[: -digest.SIZE]

@@ -293,6 +293,7 @@ def test_pip_installs_if_uv_fails(fresh: Project) -> None:
     assert fresh.has("tested")
 
 
+@pytest.mark.slow
 def test_pip_installs_if_uv_is_not_available(fresh: Project) -> None:
     fresh.uv("0.4.22", "exit 3")  # too old
     done = fresh.setup("base")

@@ -155,6 +155,7 @@ def test_positions_without_a_mean_fail(sweep: ModuleType) -> None:
     assert compare_readouts(sweep, read, {"layer": ([0], 1)}).error == "layer, shape (10, 5), has positions but no mean"
 
 
+@pytest.mark.slow
 def test_encoders_are_not_read(sweep: ModuleType) -> None:
     (row,) = sweep.work("gemma4_vit")
     assert (row.model, row.classes, row.layers, row.error) == ("gemma4_vit_167m", 0, [], "")

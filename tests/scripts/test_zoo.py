@@ -65,6 +65,7 @@ def metadata(path: str | Path) -> dict[str, Any]:
     return facts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_a_network_classifies_digits_that_were_not_used_for_training(name: str, test_digits: Split) -> None:
     assert len(test_digits[0]) == 898
@@ -79,6 +80,7 @@ def test_a_network_classifies_digits_that_were_not_used_for_training(name: str, 
     assert f"| `{name}` | {facts['test_accuracy']:.4f} |" in readme
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_random_weights_guess(name: str, seed: int, test_digits: Split) -> None:
@@ -155,6 +157,7 @@ def _diagonal_lead(matrix: NDArray[np.float64]) -> float:
     return float(matrix[on].mean() - matrix[~on].mean())
 
 
+@pytest.mark.slow
 def test_trained_resnets_agree_layer_by_layer_and_untrained_ones_do_not() -> None:
     block = metrics.get("cka").block
     trained = block(*(_grams(f"digits_resnet.seed{seed}", 0, "pretrained") for seed in (0, 1)))
@@ -249,6 +252,7 @@ def test_the_script_trains_rounds_tests_and_writes(invoke: Invoke, test_digits: 
     assert run.output.startswith("digits_resnet.seed1  epoch  1/1  loss ")
 
 
+@pytest.mark.slow
 def test_wrong_names_and_folders_are_one_line_errors(invoke: Invoke, tmp_path: Path) -> None:
     run = invoke(["digits_resnet.seed7", "-o", str(tmp_path)])
     assert run.exit_code == 2

@@ -245,6 +245,7 @@ def write_h5ad(path: Path, layers: Layers, x: Any) -> Path:
     return path / "net.h5ad"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convert", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
 def test_h5ad(convert: Callable[[Any], Any], tmp_path: Path, layers: Layers) -> None:
     x = np.round(layers["norm"].reshape(N, -1))

@@ -94,6 +94,7 @@ def many_permutations(rng: np.random.Generator, x: Array, y: Array, count: int) 
     return np.asarray(np.concatenate(batches) / np.prod(norms))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["heavy", "steep"])
 def test_pearson3_has_the_tail_of_permutations_where_the_normal_distribution_fails(
     rng: np.random.Generator, shape: str

@@ -73,6 +73,7 @@ def test_the_mean_of_pixels_of_one_channel_is_over_all(
     )
 
 
+@pytest.mark.slow
 def test_statistics_of_pictures_are_an_input(tmp_path: Path, stack: ExitStack, rng: np.random.Generator) -> None:
     """Contrast is no linear function of the pixels: a network that measures it has energy left without statistics."""
     contrast = rng.uniform(0.5, 2, size=(80, 1, 1, 1))

@@ -64,6 +64,7 @@ def test_other_axes_leave_architectures_as_they_are(nets: list[Path]) -> None:
     assert {member.architecture for member in same.members} == {"net"}, "one width is no variant"
 
 
+@pytest.mark.slow
 def test_the_verb_and_the_command_agree(tmp_path: Path, nets: list[Path]) -> None:
     study = repsim.universality(nets, ["cka"], family_by="width", permutations=19, draws=20)
     assert study["family"].values.tolist() == ["width=8", "width=8", "width=16", "width=16"]
@@ -102,6 +103,7 @@ def test_a_study_file_has_the_key(tmp_path: Path) -> None:
     assert parse_protocol(text).differences(parse_protocol("models: [a]\ndata: digits\n")) == ["family_by"]
 
 
+@pytest.mark.slow
 def test_untrained_networks_of_every_width_are_made(tmp_path: Path) -> None:
     for width in (32, 48):
         torch.manual_seed(width)

@@ -49,6 +49,7 @@ def network(  # noqa: PLR0917
     return layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize(("gain", "bias"), [(0.5, 0.1), (4.0, 0.5)])
 def test_closed_forms_are_those_of_wide_networks(

@@ -106,6 +106,7 @@ def refused(study: xr.Dataset) -> bool:
 # What is true is claimed
 
 
+@pytest.mark.slow
 def test_what_three_families_share_is_universal(tmp_path: Path) -> None:
     world = World(200)
     common = world.normal()
@@ -116,6 +117,7 @@ def test_what_three_families_share_is_universal(tmp_path: Path) -> None:
     assert "networks of every pair of a, b and c" in claim
 
 
+@pytest.mark.slow
 def test_two_of_three_families_are_named(tmp_path: Path) -> None:
     """Case A: the mean over pairs of families hid which of them share something."""
     world = World(200)

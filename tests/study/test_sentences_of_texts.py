@@ -26,6 +26,7 @@ def reason(study: xr.Dataset) -> str:
 # What is true is claimed
 
 
+@pytest.mark.slow
 def test_what_networks_of_texts_share_beyond_their_tokens_is_universal(tmp_path: Path) -> None:
     world = World()
     seen, common = world.counts, world.normal()

@@ -183,6 +183,7 @@ def test_the_control_is_the_strongest_of_three(learned: tuple[list[ActivationSto
         assert row["split_half"] == pytest.approx(mean([a], [b]), abs=1e-10)
 
 
+@pytest.mark.slow
 def test_no_pair_loses_its_control_to_the_order_of_the_stores(make_networks: MakeNetworks) -> None:
     stores = make_networks(30, depth=2)
     mixed = [stores[k] for k in (0, 2, 1, 3, 6, 4, 5, 7)]
@@ -210,6 +211,7 @@ def test_no_pair_loses_its_control_to_the_order_of_the_stores(make_networks: Mak
 # Properties of the data set
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_study_to_the_bit(
     learned: tuple[list[ActivationStore], xr.Dataset],
 ) -> None:
@@ -345,6 +347,7 @@ def test_every_sample_of_another_class(make_networks: MakeNetworks) -> None:
     assert "cka given labels" not in study["measure"].values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [8, 20])
 def test_few_samples(make_networks: MakeNetworks, n: int) -> None:
     study = conduct(make_networks(n), ["cka", "mutual_knn"], permutations=119)
@@ -369,6 +372,7 @@ def test_duplicates_are_warned_of(make_networks: MakeNetworks) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_constant_layer_is_left_out(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     with ExitStack() as stack:

@@ -127,6 +127,7 @@ def test_the_result_does_not_depend_on_scale_shift_rotation_and_direction(rng: n
     assert backwards["left"].item() == pytest.approx(before["left"].item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_verdict_where_the_truth_is_known(scenario: str, rng: np.random.Generator) -> None:
     """`scripts/validation/simulated_blocks.py` has the rates of errors of more networks (docs/blocks.md)."""

@@ -41,6 +41,7 @@ def _matrix(paths: list[Path], samples: Any = None) -> tuple[list[str], Any, int
     return names, V @ V.T, len(names)
 
 
+@pytest.mark.slow
 def test_similarities_are_those_of_single_comparisons(write: Write) -> None:
     paths = write()
     series = repsim.series(paths)
@@ -76,6 +77,7 @@ def test_similarities_are_those_of_single_comparisons(write: Write) -> None:
     np.testing.assert_allclose(series["network"].sel(measure="cka", comparison="reference"), reference.mean("layer"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [False, True])
 def test_intervals_are_those_of_leaving_out_samples_by_brute_force(write: Write, *, small: bool) -> None:
     paths = write(runs=1, steps=(0, 5, 50))
@@ -240,6 +242,7 @@ def test_networks_of_other_depth_match_by_relative_depth(write: Write, pixels: A
     assert series["layer_name"].sel(point="shallow").values.tolist() == ["a", "b", "c", "", ""]
 
 
+@pytest.mark.slow
 def test_references(write: Write, pixels: Any, tmp_path: Path) -> None:
     paths = write()
     base = tmp_path / "base.h5"
@@ -267,6 +270,7 @@ def test_references(write: Write, pixels: Any, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_samples_are_paired_by_id(write: Write, pixels: Any, tmp_path: Path) -> None:
     """Stores with other pictures, another order or a part of the samples give the values of the same samples."""
     n = len(pixels)

@@ -29,6 +29,7 @@ def network(tmp_path: Path, rng: np.random.Generator) -> ActivationStore:
     return repsim.write_store(tmp_path / "net.h5", layers, model="net", source="photos", groups=None)
 
 
+@pytest.mark.slow
 def test_every_span_is_compared_by_the_layers_around_it(network: ActivationStore) -> None:
     spans = repsim.removable_spans(network)
     names = list(network.layers)

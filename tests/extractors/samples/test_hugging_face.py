@@ -48,6 +48,7 @@ def make(folder: Path, texts: list[str] | None = None) -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", [True, False])
 def test_features_decide_what_is_read(tmp_path: Path, *, saved: bool) -> None:
     data = make(tmp_path)

@@ -99,6 +99,7 @@ def test_one_changed_cell_changes_one_hash(tmp_path: Path, kind: str) -> None:
         check_one_change(hashes, digests(open_samples(path, column=column)), 3)
 
 
+@pytest.mark.slow
 def test_pictures_of_a_table_have_the_hashes_of_a_folder(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "photos", ["0.png", "1.png", "2.png"])
     rows = [{"image": f"photos/{k}.png"} for k in range(3)]
