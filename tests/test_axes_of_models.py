@@ -174,6 +174,7 @@ def test_patterns_that_cannot_be_meant_are_one_line(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "acts").exists()
 
 
+@pytest.mark.slow
 def test_a_csv_file_says_axes_by_file_of_weights(tmp_path: Path, runs: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "repsim")
     table = runs / "runs.csv"

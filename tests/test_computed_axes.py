@@ -83,6 +83,7 @@ def test_accuracy_is_that_of_the_largest_output(tmp_path: Path) -> None:
     assert repsim.verify(store.path) == []
 
 
+@pytest.mark.slow
 def test_trained_networks_classify_the_digits(tmp_path: Path) -> None:
     for dtype in ("float32", "float16"):
         store = repsim.extract("digits_vit.seed0", "digits", tmp_path / dtype, split="test", dtype=dtype, **COMMON)

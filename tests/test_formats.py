@@ -140,6 +140,7 @@ def set_version(path: Path, version: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "readers", "remake"),
     [

@@ -190,6 +190,7 @@ def test_a_study_shows_the_figures_that_it_has(study: xr.Dataset) -> None:
     assert re.findall('alt="([^"]*)"', alone) == ["Shares of energy by depth"]
 
 
+@pytest.mark.slow
 def test_a_series_shows_its_sentences_tables_and_figures(tmp_path: Path) -> None:
     repsim.save_result(training(), tmp_path / "series.nc")
     view = repsim.open_series(tmp_path / "series.nc").repsim

@@ -200,6 +200,7 @@ def test_extract_inspect_compare_heatmap(tmp_path: Path) -> None:
     assert "SVCCA" in (tmp_path / "r.svg").read_text()
 
 
+@pytest.mark.slow
 def test_a_log_file_gets_a_line_of_progress_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--data", "digits", "--limit", 6, "--batch-size", 2, "-o", tmp_path, "--overwrite")
     monkeypatch.setattr("repsim.commands.terminal.LOG_SECONDS", 1e9)  # however busy the machine is

@@ -113,6 +113,7 @@ def test_of_many_models_the_mean_of_the_closest_is_shown(stores: list[Path]) -> 
     assert rows["net_b"][1] == "-"
 
 
+@pytest.mark.slow
 def test_a_result_grows(tmp_path: Path, stores: list[Path]) -> None:
     out = tmp_path / "r.nc"
     succeed(*stores[:2], "--all", "-o", out)

@@ -122,6 +122,7 @@ def test_a_study_file_says_the_same(tmp_path: Path) -> None:
     assert first != second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "message"),
     [

@@ -150,6 +150,7 @@ def test_a_second_signal_stops_at_once(start: Start, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["repsim"]
 
 
+@pytest.mark.slow
 def test_the_same_signal_from_two_senders_is_one(start: Start) -> None:
     """``timeout``, torchrun and terminals send a signal a second time."""
     process = start("stuck", settings="interrupts.GRACE_SECONDS, interrupts._SAME_SECONDS = 600, 600")

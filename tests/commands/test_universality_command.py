@@ -129,6 +129,7 @@ def test_what_stores_can_show_is_explained_without_a_study(stores: list[Path], t
     assert as_json == lines
 
 
+@pytest.mark.slow
 def test_families_by_hand(stores: list[Path], tmp_path: Path) -> None:
     succeed(*stores[:4], *FAST, "--family", "first=*.seed0", "--family", "second=cnn.seed1,vit.seed1", "-o",
             tmp_path / "study.nc")  # fmt: skip
@@ -208,6 +209,7 @@ def test_bad_input_is_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.h5", "flipped.h5", "notes.txt", "truncated.h5"]
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_replaced(stores: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "study.nc"
     out.write_text("precious")

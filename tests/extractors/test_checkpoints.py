@@ -216,6 +216,7 @@ def test_tables_that_fit_several_sizes_need_the_size(tmp_path: Path) -> None:
     assert "resampled" not in loaded.record
 
 
+@pytest.mark.slow
 def test_a_window_of_any_picture_takes_that_of_the_args(tmp_path: Path) -> None:
     """The tables of a Swin Transformer are equal for 224 and 448 pixels; only the args of the training differ."""
     name, args = "swin_tiny_patch4_window7_224", argparse.Namespace(img_size=448)

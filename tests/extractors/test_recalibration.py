@@ -76,6 +76,7 @@ def test_the_first_batch_norm_has_the_moments_of_its_input(n: int) -> None:
     np.testing.assert_allclose(first.running_var, x.var(1, ddof=1), rtol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits_resnet", pytest.param("test_efficientnet", marks=pytest.mark.slow)])
 def test_every_batch_norm_standardises(name: str) -> None:
     """Outputs before the affine part are standardised, approximately, as earlier layers used statistics of batches."""

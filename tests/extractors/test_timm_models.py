@@ -153,6 +153,7 @@ def test_an_output_is_read_before_it_is_overwritten_in_place(images: ImageSource
     assert (values["bn1", "flatten"] < 0).float().mean() > 0.2
 
 
+@pytest.mark.slow
 def test_all_layers_of_a_model_that_returns_lists_and_repeats_modules(images: ImageSource) -> None:
     """CrossViT: blocks return two tensors, and one dropout module serves both branches."""
     extractor = TimmExtractor(

@@ -148,6 +148,7 @@ def test_dollars_are_no_formula() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attrs", "limits"),
     [(CKA, (-1, 1)), (SVCCA, (0, 1)), (PROCRUSTES, (0, 34 / 35 * 3)), ({}, (0, 34 / 35 * 3))],
@@ -301,6 +302,7 @@ def test_given_axes_are_used_and_nothing_else_is_touched() -> None:
     assert between.x1 < neighbour.x0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "columns"),
     [

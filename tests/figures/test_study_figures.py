@@ -573,6 +573,7 @@ def test_what_a_study_cannot_show_is_said_in_a_line(models: dict[str, str], miss
     assert all("\n" not in text for text, _ in results.values())
 
 
+@pytest.mark.slow
 def test_missing_values_leave_the_rest(study: xr.Dataset) -> None:
     holed = study.copy(deep=True)
     for name in ("index_low", "split_half", "threshold_index", "learned", "trained_value", "effect", "effect_low"):

@@ -77,6 +77,7 @@ def test_unrelated_gaussians(rng: np.random.Generator, n: int, p: int, q: int) -
     assert min(debiased) < 0 < max(debiased)  # never clipped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["cka", "cka:kernel=rbf"])
 def test_moments_over_every_permutation(rng: np.random.Generator, spec: str) -> None:
     """Mean exactly 0 and variance exactly 2 / (n (n - 3)), for any data."""

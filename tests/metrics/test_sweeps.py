@@ -316,6 +316,7 @@ class Sums:
         return values
 
 
+@pytest.mark.slow
 @given(st.integers(1, 6), st.integers(1, 6), sizes, sizes, st.booleans())
 def test_every_pair_of_samples_counts_once(blocks: int, size: int, panel: int, tile: int, unbiased: bool) -> None:
     """Whole, or in blocks; the diagonal, too, unless it is left out."""

@@ -215,6 +215,7 @@ def test_every_control_of_a_pair_is_in_the_page(study: xr.Dataset) -> None:
     assert np.isfinite(values[: study.sizes["kernel"] - 1]).all()  # of debiased CKA all three are known
 
 
+@pytest.mark.slow
 def test_files_of_different_things_are_refused(study: xr.Dataset, comparison: xr.Dataset) -> None:
     with pytest.raises(InvalidInputError, match="pass at least one study or result"):
         payload([])

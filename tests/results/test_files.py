@@ -144,6 +144,7 @@ def test_random_damage(script: ModuleType, folder: Path, tmp_path: Path) -> None
     assert outcomes <= {"refused in one line", "read with other values", "equal"}
 
 
+@pytest.mark.slow
 def test_manipulated_heaps_with_a_matching_digest_are_not_read(path: Path, script: ModuleType, tmp_path: Path) -> None:
     """HDF5 would not finish reading a heap with such an object; repsim does not read heaps."""
     original = path.read_bytes()

@@ -270,6 +270,7 @@ def test_uv_installs_each_level_once(fresh: Project, tmp_path: Path) -> None:
     assert not fresh.has("needed")  # the fake uv installs nothing, and pip was not called
 
 
+@pytest.mark.slow
 def test_a_changed_pyproject_is_installed_again(fresh: Project, tmp_path: Path) -> None:
     log = tmp_path / "log"
     fresh.uv("0.9.1", f"echo called >> {log}")

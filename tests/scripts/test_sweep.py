@@ -63,6 +63,7 @@ def test_the_families_are_those_of_timm_only(sweep: ModuleType) -> None:
     assert sweep.families(["convn*", "vgg"]) == ["convnext", "vgg"]
 
 
+@pytest.mark.slow
 def test_the_smallest_is_the_one_with_the_fewest_parameters(sweep: ModuleType) -> None:
     real = {n: sum(p.numel() for p in timm.create_model(n).parameters()) for n in timm.list_models(module="repghost")}
     name, parameters, classes = sweep.smallest("repghost")

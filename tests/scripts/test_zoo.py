@@ -225,6 +225,7 @@ def test_jitter_moves_the_digit_and_fills_with_background(script: ModuleType) ->
     assert moved.amin() >= -1.0001
 
 
+@pytest.mark.slow
 def test_equal_weights_give_equal_files(script: ModuleType, tmp_path: Path) -> None:
     model = load_model("digits_resnet", "random")[0]
     files = [script.write("digits_resnet.seed0", model, tmp_path / str(i))[0].read_bytes() for i in range(2)]

@@ -265,6 +265,7 @@ def test_without_each_sample_everything_is_recomputed(case: Case, left_out: tupl
         np.testing.assert_allclose(left_out[0][i], Slow(case, all_but(i)).row(), atol=1e-10)
 
 
+@pytest.mark.slow
 def test_errors_of_layers_are_those_of_the_replicates(case: Case, left_out: tuple[Array, dict[str, Array]]) -> None:
     indices, every = case.indices, np.array([Slow(case, all_but(i)) for i in range(N)])
     layers = [case.kernels.names[k] for k in indices.layers]

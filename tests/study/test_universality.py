@@ -130,6 +130,7 @@ def test_one_network_of_each_is_a_claim_about_these_networks(make_networks: Make
     assert (reading.verdict(study), reading.claims(study)) == (False, [("cnn", "vit")])
 
 
+@pytest.mark.slow
 def test_what_only_the_classes_share_is_not_claimed(tmp_path: Path) -> None:
     """Trained networks tell the classes apart, all classes equally, and are alike in nothing else."""
     rng, n = np.random.default_rng(4), 80
@@ -224,6 +225,7 @@ def test_the_same_seed_is_the_same_study_to_the_bit(
     np.testing.assert_array_equal(study["index"], other["index"])
 
 
+@pytest.mark.slow
 def test_saved_and_opened_it_is_equal(
     learned: tuple[list[ActivationStore], xr.Dataset], tmp_path: Path, make_networks: MakeNetworks
 ) -> None:
@@ -306,6 +308,7 @@ def test_one_family(make_networks: MakeNetworks) -> None:
     assert _columns(study) == ["networks", "depth", "input", "seed", "common to families + family"]
 
 
+@pytest.mark.slow
 def test_one_seed_of_each(make_networks: MakeNetworks) -> None:
     study = conduct(make_networks(40, models=TRAINED[::2] + UNTRAINED[::2]), permutations=19)
     assert "one model of cnn, vit: the shares of family and seed cannot be told apart there" in warnings(study)
@@ -342,6 +345,7 @@ def test_without_the_input_nothing_is_claimed(make_networks: MakeNetworks) -> No
     assert reading.verdict(study) is None
 
 
+@pytest.mark.slow
 def test_every_sample_of_another_class(make_networks: MakeNetworks) -> None:
     study = conduct(make_networks(20, labels=np.arange(20)), permutations=19)
     assert "cka given labels" not in study["measure"].values
@@ -391,6 +395,7 @@ def test_a_constant_layer_is_left_out(tmp_path: Path) -> None:
             conduct(stores)
 
 
+@pytest.mark.slow
 def test_an_architecture_without_untrained_networks(make_networks: MakeNetworks) -> None:
     study = conduct(make_networks(30, models=TRAINED + UNTRAINED[:2]), permutations=19)
     assert "no untrained network of vit: pairs with it have no control" in warnings(study)
@@ -419,6 +424,7 @@ def test_one_of_several_architectures_without_untrained_networks(tmp_path: Path)
     assert "only 4 of 6 pairs of models have controls; their own value is" in summary(study)
 
 
+@pytest.mark.slow
 def test_too_few_permutations_for_so_many_pairs(make_networks: MakeNetworks) -> None:
     for count, lacking in ((118, True), (119, False)):  # 6 pairs: 6 / 120 is 0.05
         study = conduct(make_networks(20, models=TRAINED, depth=2), permutations=count)

@@ -65,6 +65,7 @@ def test_blocks_are_those_of_a_slow_search(rng: np.random.Generator) -> None:
     assert len(counts) > 2
 
 
+@pytest.mark.slow
 def test_values_are_those_of_a_slow_reference(rng: np.random.Generator) -> None:
     common = 3 * rng.normal(size=(40, 1))
     layers = {f"l{k}": common @ rng.normal(size=(1, p)) + rng.normal(size=(40, p)) for k, p in enumerate((5, 9, 60))}

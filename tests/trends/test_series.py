@@ -133,6 +133,7 @@ def test_growth_a_resumed_run_and_other_batches_are_equal_to_the_bit(write: Writ
         _equal(at_once, repsim.series(paths, metrics, all_pairs=True))
 
 
+@pytest.mark.slow
 def test_a_series_that_is_killed_keeps_finished_pairs(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
