@@ -255,6 +255,7 @@ def test_models_of_a_study_file_have_axes_and_patterns(tmp_path: Path, runs: Pat
             parse_protocol(f"models:\n  - {{name: net, axes: {axes}}}\ndata: digits\n", tmp_path / "study.yaml")
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_pattern_lists_every_file(tmp_path: Path, runs: Path) -> None:
     result = run("extract", "digits_vit", "--weights", runs / "*" / "step_*.pt", *OPTIONS, "-o", tmp_path / "acts")
     assert "would have the same store" in result.stderr

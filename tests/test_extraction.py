@@ -50,6 +50,7 @@ def by_hand(name: str, folder: Path, modules: list[str], seed: int = 0) -> dict[
     return {module: torch.cat(values) for module, values in kept.items()}
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_what_the_model_computes(tmp_path: Path, pictures: Pictures) -> None:
     """A ResNet and a ViT, in batches that do not divide the number of pictures, and with two worker processes."""
     folder = pictures(5)
@@ -340,6 +341,7 @@ def test_pixels_of_small_and_of_odd_inputs(tmp_path: Path, size: tuple[int, int]
     np.testing.assert_allclose(store.pixels, wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_untrained_batch_norm_is_recalibrated(tmp_path: Path) -> None:
     """Recalibration is optional and recorded; the layers are those of a network with these statistics."""
     options: dict[str, Any] = {"weights": "random", "limit": 50, "layers": "layer4.1,pre_logits"}

@@ -204,6 +204,7 @@ def test_an_earlier_study_that_lacks_something_is_refused(lost: str, tmp_path: P
         repsim.open_study(tmp_path / "study.nc")
 
 
+@pytest.mark.slow
 def test_an_earlier_study_has_effects_of_the_plain_index(tmp_path: Path) -> None:
     """In studies of version 2 the learned effect was index - control, and there were split-half values beside it."""
     original = (FILES / "9a580e1" / "study.nc").read_bytes()

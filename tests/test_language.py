@@ -82,7 +82,6 @@ def odd_beginnings(tree: ast.AST) -> Iterator[str]:
             yield f"{getattr(node, 'lineno', 1)}: {name}: {text.splitlines()[0]}"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_names_and_docstrings_are_plain(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))

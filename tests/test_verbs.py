@@ -320,6 +320,7 @@ def test_renamed_keywords_warn_and_work(four: list[Path]) -> None:
             function(dataset=result, found=result)  # type: ignore[call-arg]
 
 
+@pytest.mark.slow
 def test_one_word_is_a_list_of_one(four: list[Path]) -> None:
     single = repsim.compare(four[:2], metrics="cka", readouts="given")
     xr.testing.assert_identical(single["cka"], repsim.compare(four[:2], metrics=["cka"], readouts=["given"])["cka"])

@@ -100,6 +100,7 @@ def test_python_m_repsim_is_the_command() -> None:
 # --- what it does
 
 
+@pytest.mark.slow
 def test_models_lists_timm_and_the_zoo() -> None:
     tags = json.loads(succeed("models", "*", "--json"))
     assert tags["digits_vit"] == ["seed0", "seed1", "seed2"]

@@ -57,6 +57,7 @@ def names(folder: Path) -> list[str]:
 # --- plans
 
 
+@pytest.mark.slow
 def test_explain_says_the_plan_and_what_it_took(tmp_path: Path, stores: list[Path]) -> None:
     lines = succeed(*stores, "-m", "cka", "-m", "svcca", "--explain").stderr.splitlines()
     with Comparison(stores, None, ["cka", "svcca"]) as planned:

@@ -56,6 +56,7 @@ def test_bash_completes_commands_options_models_and_files(folder: Path) -> None:
     assert complete(folder, "repsim", "compare", "one.h5", "--metric", "mutual") == ["mutual_knn"]
 
 
+@pytest.mark.slow
 def test_models_and_measures_are_those_that_there_are(folder: Path) -> None:
     assert complete(folder, "repsim", "metrics", "") == metrics.names()
     modules = {name: timm.models.model_entrypoint(name).__module__ for name in timm.list_models()}

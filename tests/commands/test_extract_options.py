@@ -57,6 +57,7 @@ def test_each_model_gets_its_own_weights(tmp_path: Path, checkpoints: list[str])
     assert provenance(out, "test_vit+epoch0.state_dict")["weights_sha256"] != first["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_python_says_the_same_as_the_command_line(tmp_path: Path, checkpoints: list[str]) -> None:
     options = ("--img-size", "64", "--mean", "0.3,0.4,0.5", "--std", "0.2", "--interpolation", "bilinear")
     more = ("--crop-pct", "0.8", "--model-kwarg", "drop_rate=0.1", "--weights-key", "state_dict")

@@ -88,6 +88,7 @@ def test_again_it_computes_nothing_and_a_change_is_named(done: Path, monkeypatch
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+@pytest.mark.slow
 def test_other_stores_are_another_study(done: Path) -> None:
     target = done.with_suffix("") / "study.nc"
     kept = target.read_bytes()

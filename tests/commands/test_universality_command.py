@@ -83,6 +83,7 @@ def test_the_study_is_saved(stores: list[Path], tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["study.nc"]
 
 
+@pytest.mark.slow
 def test_json_is_json(stores: list[Path], tmp_path: Path) -> None:
     outcome = succeed(*stores[:3], *FAST, "--json", "-o", tmp_path / "study.nc")
 

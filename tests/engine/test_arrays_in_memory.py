@@ -151,6 +151,7 @@ def test_arrays_are_read_in_place(models: dict[str, Layers]) -> None:
     assert np.shares_memory(view.stream(store, "conv", "cpu")[:].numpy(), layers["conv"])
 
 
+@pytest.mark.slow
 def test_arrays_are_not_changed(models: dict[str, Layers]) -> None:
     before = {name: {layer: x.copy() for layer, x in layers.items()} for name, layers in models.items()}
     repsim.compare(models, metrics=["all"])

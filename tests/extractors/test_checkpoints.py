@@ -131,6 +131,7 @@ def test_a_network_that_resamples_in_every_pass_is_trained_on_pictures_of_its_ar
     assert any("resamples it in every forward pass" in note for note in extractor.notes)
 
 
+@pytest.mark.slow
 def test_a_network_of_fixed_size_with_another_size_in_its_args_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, {"model": make_model("test_vit3").state_dict(), "args": ARGS})
     with pytest.raises(
@@ -155,6 +156,7 @@ def test_another_size_resamples_only_on_request(tmp_path: Path, root: Path) -> N
     assert features(extractor, root, "blocks.5").shape == (3, 64)
 
 
+@pytest.mark.slow
 def test_an_argument_other_than_the_size_does_not_allow_resampling(tmp_path: Path) -> None:
     path = saved(tmp_path, make_model(img_size=96).state_dict())
     options = ModelOptions.read(model_kwargs={"drop_rate": 0.1})
@@ -376,6 +378,7 @@ def test_a_real_averaged_and_a_real_parallel_module_are_read(tmp_path: Path) -> 
         assert same(loaded.model, model.state_dict())
 
 
+@pytest.mark.slow
 def test_a_set_of_weights_is_chosen_by_its_key_and_its_prefix(tmp_path: Path) -> None:
     good = make_model().state_dict()
     path = saved(tmp_path, {"state_dict": good, "state_dict_ema": zeros(good)})
@@ -538,6 +541,7 @@ def test_an_undecided_choice_raises_an_error_with_keys_and_options(tmp_path: Pat
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.slow
 def test_of_several_networks_in_one_the_averaged_or_the_backbone_is_taken(tmp_path: Path) -> None:
     good = make_model().state_dict()
     for first, other in (("teacher.", "student."), ("backbone.", "student."), ("ema_model.", "model.")):

@@ -172,6 +172,7 @@ def test_all_layers_of_a_model_that_returns_lists_and_repeats_modules(images: Im
         torch.testing.assert_close(values[name, "cls"], expected[site][:, 0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_tokens_equal_timms_own_intermediates(images: ImageSource) -> None:
     """Two prefix tokens, a class token and a distillation token: mean has neither of them, cls has the first."""
     extractor = TimmExtractor(
@@ -208,6 +209,7 @@ def test_stages_equal_timms_own_intermediates(images: ImageSource) -> None:
         torch.testing.assert_close(values[layer.name, "max"], maps.amax((2, 3)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_batches_workers_and_order_do_not_change_the_numbers(images: ImageSource) -> None:
     extractor = TimmExtractor("test_vit", weights="random", layers="blocks.5")
     key = ("blocks.5", "mean")
@@ -281,6 +283,7 @@ def test_names_and_provenance(tmp_path: Any) -> None:
     assert str(tmp_path) not in json.dumps(loaded.provenance())
 
 
+@pytest.mark.slow
 def test_impossible_requests_are_refused_before_the_first_picture() -> None:
     with pytest.raises(InvalidInputError, match=r"^readout cls of layer 'maxpool': there is no class token"):
         TimmExtractor("test_resnet", weights="random", readout="cls")

@@ -96,6 +96,7 @@ def test_models_share_batches_if_tokenizer_and_limit_are_equal() -> None:
     assert before.fingerprint == words().fingerprint
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_vocabulary_has_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(WeightsError, match=r"^hf/net has no tokenizer \(tokenizer.json or vocab.txt, "):

@@ -31,6 +31,7 @@ RESNET = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
 TRANSFORMER = [f"encoder.layers.encoder_layer_{i}" for i in range(12)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "blocks", "head"),
     [("resnet18", RESNET, "fc"), pytest.param("vit_b_32", TRANSFORMER, "heads.head", marks=pytest.mark.slow)],

@@ -247,6 +247,7 @@ def test_without_nan_nothing_is_said_of_it() -> None:
     assert ax.images[0].colorbar.ax.get_ylabel().count("\n") == 0  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_names_of_120_layers_are_thinned_evenly_and_do_not_overlap() -> None:
     data = result(120, 110)["cka"]
     ax = heatmap(data)
@@ -334,6 +335,7 @@ def test_few_layers_against_many_are_not_a_thread() -> None:
     assert box.width / box.height == pytest.approx(4, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_figure_has_a_titled_panel_a_measure_in_their_order() -> None:
     data = result(cka=CKA, svcca=SVCCA, procrustes=PROCRUSTES)
     assert [ax.get_title() for ax in figure(data).axes] == [

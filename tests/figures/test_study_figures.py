@@ -556,6 +556,7 @@ def test_equal_studies_give_equal_files(study: xr.Dataset, tmp_path: Path) -> No
     assert (tmp_path / "map0.svg").read_bytes() == (tmp_path / "map1.svg").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("models", "missing"),
     [

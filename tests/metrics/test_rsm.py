@@ -201,6 +201,7 @@ def test_ties_are_ties(rng: np.random.Generator, dtype: type[np.floating[Any]]) 
         assert RSA()(tied, layer) == pytest.approx(exact, abs=1e-9 if dtype == np.float64 else 1e-6)
 
 
+@pytest.mark.slow
 def test_rsa_over_every_permutation(rng: np.random.Generator) -> None:
     """Mean exactly 0, and the variance of the docstring exactly, for any data; hubs or none."""
     n, metric = 6, RSA()

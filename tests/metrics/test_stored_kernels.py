@@ -236,6 +236,7 @@ def test_two_sketches_undo_the_shrinkage_of_one(m: int, kind: str) -> None:
     assert abs(run.values.mean() - run.truth) < 0.25 * (1 - factor)
 
 
+@pytest.mark.slow
 def test_layers_that_share_their_sketches_are_not_biased_for_it(rng: np.random.Generator) -> None:
     """Layers of one name and width in two models: products of equal sketches would be biased, those taken are not."""
     signal = rng.normal(size=(60, 8))

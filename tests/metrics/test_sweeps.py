@@ -217,6 +217,7 @@ def prepared() -> list[Gram]:
     return [recipe(RowsOnDisk(x) if k % 2 else torch.from_numpy(x)) for k, x in enumerate(layers)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @settings(max_examples=8)
 @given(data=st.data())
@@ -599,6 +600,7 @@ def test_block_grams_in_any_cut(panel: int, tile: int, held: int, estimator: str
     np.testing.assert_allclose(sweep.run()[0], expected, rtol=0, atol=1e-11)
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(panel=sizes, tile=sizes, held=st.integers(1, 5), several=st.booleans())
 def test_two_sketches_in_any_cut(panel: int, tile: int, held: int, several: bool) -> None:

@@ -89,6 +89,7 @@ def drawn() -> xr.Dataset:
     return study
 
 
+@pytest.mark.slow
 def test_stages_of_every_pair_of_a_study_are_those_of_its_figure(drawn: xr.Dataset) -> None:
     (part,) = payload([drawn])["parts"]
     boundaries = 0

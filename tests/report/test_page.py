@@ -93,6 +93,7 @@ def test_a_page_is_never_overwritten_unasked_nor_half_written(study: xr.Dataset,
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_page_and_says_what_is_wrong(
     study: xr.Dataset, comparison: xr.Dataset, tmp_path: Path
 ) -> None:

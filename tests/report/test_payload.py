@@ -131,6 +131,7 @@ def test_nothing_of_the_page_says_universal_unless_the_study_may(study: xr.Datas
     assert "universal" not in str(texts)
 
 
+@pytest.mark.slow
 def test_the_tile_of_claims_says_at_which_level(study: xr.Dataset) -> None:
     label = "Pairs of families that exceed each control"
     shown = {level: tile(claimed(study, level), label) for level in ("", "networks", "architectures")}
@@ -246,6 +247,7 @@ def test_attributes_that_are_not_what_they_should_be_are_named(study: xr.Dataset
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named(study: xr.Dataset, comparison: xr.Dataset) -> None:
     for name in ("value", "chance", "control_mean_low", "effect", "family", "readout", "model_a"):
         with pytest.raises(StoreError, match=f"not a complete study: .*{name}.*; make it again$"):

@@ -174,6 +174,7 @@ def test_nothing_is_shown_unless_it_is_asked_for(texts: xr.Dataset, part: Mappin
     )
 
 
+@pytest.mark.slow
 def test_the_command_takes_tables_and_columns(texts: xr.Dataset, table: Path, tmp_path: Path) -> None:
     save_result(texts, tmp_path / "study.nc")
     words = ["report", str(tmp_path / "study.nc"), "-o", str(tmp_path / "page.html"), "--thumbnails", str(table)]

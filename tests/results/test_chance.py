@@ -78,6 +78,7 @@ def test_the_closest_layer_is_the_one_farthest_above_chance(result: xr.Dataset) 
     assert "chance" not in closest(result["cka"]).title
 
 
+@pytest.mark.slow
 def test_figures_pages_and_tables_show_chance(result: xr.Dataset) -> None:
     bar = heatmap(result["svcca"]).images[0].colorbar
     assert bar is not None

@@ -214,6 +214,7 @@ def test_help_names_every_table() -> None:
     assert ", ".join(STUDY_TABLES) in listed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_full_disk_is_reported_in_one_line(result: tuple[xr.Dataset, Path]) -> None:
     command = [sys.executable, "-m", "repsim", "export", str(result[1])]

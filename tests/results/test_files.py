@@ -252,6 +252,7 @@ def test_a_file_of_the_previous_format_is_read_with_a_warning(path: Path, tmp_pa
     assert line.startswith(f"warning: {old} has ")
 
 
+@pytest.mark.slow
 def test_endless_heaps_in_a_file_of_the_previous_format(path: Path, script: ModuleType, tmp_path: Path) -> None:
     old = in_previous_format(path, tmp_path / path.name)
     original = old.read_bytes()

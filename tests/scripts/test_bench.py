@@ -207,6 +207,7 @@ def test_stores_give_the_values_of_arrays(
     np.testing.assert_allclose(tables.values_of_pairs(together, [("m1/y", "m2/w")]), exact[1, 1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_all_implementations_of_svcca_agree(compare: ModuleType, tables: ModuleType, tmp_path: Path) -> None:
     stores = job(tables, tmp_path).stores({f"m{seed}": (SMALL[seed - 1], seed) for seed in (1, 2)}, 200)
     settings = compare.Settings("any", stores=stores, metric="svcca", pairs=[("y", "v"), ("x", "w")])

@@ -146,6 +146,7 @@ def examine(script: ModuleType, stores: list[repsim.ActivationStore], tmp_path: 
     return Examine(script, stores, tmp_path / "result.nc")
 
 
+@pytest.mark.slow
 def test_layers_of_stores_are_identified(examine: Examine) -> None:
     column = examine("cka", "pwcca")
     assert {spec: result.accuracy for spec, result in column.results.items()} == {"cka": 100, "pwcca": 100}
@@ -161,6 +162,7 @@ def test_existing_values_are_not_computed_again(examine: Examine) -> None:
     assert [text.partition(":")[0] for text in examine.messages] == ["cka", "cca"]
 
 
+@pytest.mark.slow
 def test_measures_that_take_too_long_are_left_out_with_a_note(script: ModuleType, examine: Examine) -> None:
     column = examine("cka", minutes=0)
     assert column.left["cka"].startswith("would take about ")

@@ -182,6 +182,7 @@ def test_two_towers_of_one_architecture_are_no_twins(tmp_path: Path) -> None:
         assert {pair.relation for pair in made.pairs} == {"other modality", "same architecture"}
 
 
+@pytest.mark.slow
 def test_a_study_of_texts_alone_has_the_relations_and_words_of_any_study(tmp_path: Path) -> None:
     with ExitStack() as stack:
         stores = write(tmp_path, {"bert": "text", "gpt": "text"})

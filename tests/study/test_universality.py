@@ -119,6 +119,7 @@ def test_no_claim_without_learning_in_other_draws(make_networks: MakeNetworks, s
     assert float(study["effect_low"].sel(measure="cka given input", families="cnn x vit")) < 0.05
 
 
+@pytest.mark.slow
 def test_one_network_of_each_is_a_claim_about_these_networks(make_networks: MakeNetworks) -> None:
     """The word universal needs several networks of each architecture, trained and untrained."""
     study = conduct(make_networks(60, models=TRAINED[::2] + UNTRAINED[::2]), permutations=19)
@@ -295,6 +296,7 @@ def test_one_model(make_networks: MakeNetworks) -> None:
     assert "affordable" not in warnings(study)
 
 
+@pytest.mark.slow
 def test_one_family(make_networks: MakeNetworks) -> None:
     study = conduct(make_networks(40, models=TRAINED[:2] + UNTRAINED[:2]), permutations=19)
     assert "all trained models are of one family (cnn)" in warnings(study)
@@ -334,6 +336,7 @@ def test_no_labels_no_pixels_no_untrained(make_networks: MakeNetworks) -> None:
     assert "universal" not in summary(study) + lines
 
 
+@pytest.mark.slow
 def test_without_the_input_nothing_is_claimed(make_networks: MakeNetworks) -> None:
     """Nothing is claimed even if trained networks are much more alike than untrained ones."""
     study = conduct(make_networks(80, models=(*TRAINED, *UNTRAINED), pixels=None), permutations=119)
@@ -406,6 +409,7 @@ def test_an_architecture_without_untrained_networks(make_networks: MakeNetworks)
     assert "Nothing learned is shown to be shared by cnn x vit: no untrained network of vit" in summary(study)
 
 
+@pytest.mark.slow
 def test_one_of_several_architectures_without_untrained_networks(tmp_path: Path) -> None:
     """Pairs of models with it are left out of the effect, and nothing is claimed of the architectures."""
     rng, n = np.random.default_rng(2), 60

@@ -99,6 +99,7 @@ def test_compressed_readouts_are_refused(tmp_path: Path) -> None:
         repsim.series(stores)
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_and_sentences(write: Write, tmp_path: Path) -> None:
     paths = write()
     out = tmp_path / "series.nc"

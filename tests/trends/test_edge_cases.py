@@ -86,6 +86,7 @@ def test_networks_without_a_defined_layer_have_no_value(store: Any) -> None:
     assert np.isnan(everything["every_point"]).all()
 
 
+@pytest.mark.slow
 def test_many_layers_of_other_depth_have_names_of_their_own(store: Any) -> None:
     paths = [store(f"d{n}", {f"l{k}": rng.normal(size=(12, 2)) for k in range(n)}, {"depth": n}) for n in (102, 103)]
     series = repsim.series(paths, axis="depth")

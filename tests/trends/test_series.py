@@ -195,6 +195,7 @@ def test_fifty_checkpoints_killed_resumed_grown_and_shared_are_equal_to_the_bit(
         _equal(expected, repsim.open_series(other))
 
 
+@pytest.mark.slow
 def test_groups_of_samples_are_left_out_together(write: Write, pixels: Any, tmp_path: Path) -> None:
     """Every sample twice: with groups, intervals are about those of single samples, and not narrower."""
     once = write(runs=1, steps=(0, 5, 50))
@@ -318,6 +319,7 @@ def test_samples_are_paired_by_id(write: Write, pixels: Any, tmp_path: Path) -> 
     assert not any("same weights" in sentence for sentence in warned)
 
 
+@pytest.mark.slow
 def test_pairs_of_other_rows_are_computed_again(write: Write, pixels: Any, tmp_path: Path) -> None:
     """Values that are kept of two stores are not taken for other rows of them; equal rows are not computed again."""
     n, out = len(pixels), tmp_path / "series.nc"
@@ -343,6 +345,7 @@ def test_pairs_of_other_rows_are_computed_again(write: Write, pixels: Any, tmp_p
     assert sum(path.stat().st_size for path in tmp_path.glob("series.nc.parts/**/*") if path.is_file()) == files
 
 
+@pytest.mark.slow
 def test_all_pairs_of_points_are_those_of_single_comparisons(write: Write) -> None:
     paths = write(steps=(0, 10, 100))
     series = repsim.series(paths, ["svcca"], all_pairs=True)

@@ -122,6 +122,7 @@ def test_one_network_at_the_end_is_said_with_its_interval(tmp_path: Path, pixels
     )
 
 
+@pytest.mark.slow
 def test_networks_of_growing_width_do_not_settle(tmp_path: Path, pixels: Any) -> None:
     """The widest network is no final form of the others."""
     paths = _written(tmp_path, pixels, 3, (3, 10, 30))

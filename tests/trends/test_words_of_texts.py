@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 import repsim
 from repsim.figures import plot_trajectories
 from repsim.report.page import render
@@ -12,6 +14,7 @@ from repsim.trends import tables
 from tests.trends.conftest import Write
 
 
+@pytest.mark.slow
 def test_a_series_of_text_networks_says_texts(write: Write, tmp_path: Path) -> None:
     series = repsim.series(write(runs=2, provenance={"modality": "text"}), out=tmp_path / "series.nc")
     assert samples_of(series) == samples_of(repsim.open_series(tmp_path / "series.nc")) == "texts"
