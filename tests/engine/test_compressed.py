@@ -18,6 +18,8 @@ from repsim.stores.store import ActivationStore
 from repsim.stores.writer import StoreWriter, write_store
 from tests.metrics.references import minibatch_cka, sketch_error
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("digits_resnet.seed0", "digits_vit.seed0")
 N = 100
 

@@ -24,6 +24,8 @@ from repsim.study.chance import calibrated
 from tests.figures.test_study_figures import complete, make_study
 from tests.report.test_payload import matrix
 
+pytestmark = pytest.mark.slow
+
 VIT = ["patch_embed", *(f"blocks.{k}" for k in range(4)), "norm"]
 AWKWARD = {
     "ViT": VIT,
