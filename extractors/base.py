@@ -91,6 +91,15 @@ class Readout(Protocol):
         """
 
 
+class OneRow:
+    """Part of a readout that makes one row of each sample."""
+
+    @property
+    def block(self) -> int:
+        """Number of samples of a row: 1."""
+        return 1
+
+
 @dataclass(frozen=True)
 class Stream:
     """Options of a pass over the samples; a device that this machine does not have raises an error at once."""

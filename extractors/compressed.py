@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from repsim.extractors.base import LayerSpec
+from repsim.extractors.base import LayerSpec, OneRow
 from repsim.extractors.tokens import left_aligned
 
 _PIECE = 2**12
@@ -70,7 +70,7 @@ class BlockGram:
 
 
 @dataclass(frozen=True)
-class Sketch:
+class Sketch(OneRow):
     """Two independent random projections of the flattened features to m = min(M, p) values each.
 
     Each projection is a balanced count sketch: features get random signs and are divided into rows of m; each row is
@@ -98,11 +98,6 @@ class Sketch:
     def name(self) -> str:
         """Spec string: ``sketch:M``, or ``sketch:M:SEED`` if the seed is not 0."""
         return f"sketch:{self.size}:{self.seed}" if self.seed else f"sketch:{self.size}"
-
-    @property
-    def block(self) -> int:
-        """Number of samples of a row: 1."""
-        return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
         """Return the shape of one row: (2, m)."""

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from repsim.extractors.base import LayerSpec
+from repsim.extractors.base import LayerSpec, OneRow
 from repsim.labels import NAME_SEPARATOR, STATISTICS
 
 MIN_SIZE = 16
@@ -272,15 +272,10 @@ def _bands(height: int, width: int) -> Float[Tensor, "frequencies bands"]:
 
 
 @dataclass(frozen=True)
-class PictureStatistics:
+class PictureStatistics(OneRow):
     """The statistics of the model's input in full size. They are a control for the similarity of pictures."""
 
     name: str = STATISTICS[1]
-
-    @property
-    def block(self) -> int:
-        """Number of samples of a row: 1."""
-        return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
         """Return the shape of one row: (statistics,)."""

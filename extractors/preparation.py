@@ -163,7 +163,7 @@ def prepare_samples(
 
 def function_text(function: Any) -> str:
     """Return a name of a function for the provenance, without memory addresses; empty for the defaults."""
-    if function in {None, keep, call, mask_in, default_collate}:
+    if any(function is usual for usual in (None, keep, call, mask_in, default_collate)):  # may have no hash
         return ""
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     return f"{getattr(function, '__module__', None) or type(function).__module__}.{name}"

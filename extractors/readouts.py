@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from repsim.errors import InvalidInputError, UnknownNameError
-from repsim.extractors.base import LayerSpec, Readout
+from repsim.extractors.base import LayerSpec, OneRow, Readout
 from repsim.extractors.compressed import BlockGram, Sketch
 from repsim.extractors.tokens import left_aligned, token_at
 from repsim.labels import INPUT, PREDICTION, VALUES
@@ -120,7 +120,7 @@ def _spatial(layer: LayerSpec, readout: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Pooled:
+class Pooled(OneRow):
     """Mean or maximum over all positions of a feature map, over the patch tokens, or over the real tokens of a text.
 
     Class and register tokens of pictures are left out. Of a text all tokens that are no padding count, special tokens
@@ -128,11 +128,6 @@ class Pooled:
     """
 
     name: str
-
-    @property
-    def block(self) -> int:
-        """Number of samples of a row: 1."""
-        return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
         """Return the shape of one row: (channels,)."""
@@ -158,15 +153,10 @@ class Pooled:
 
 
 @dataclass(frozen=True)
-class ClassToken:
+class ClassToken(OneRow):
     """The class token of a transformer: the first token, or the first real token of a text."""
 
     name: str = "cls"
-
-    @property
-    def block(self) -> int:
-        """Number of samples of a row: 1."""
-        return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
         """Return the shape of one row: (channels,)."""
@@ -187,15 +177,10 @@ class ClassToken:
 
 
 @dataclass(frozen=True)
-class LastToken:
+class LastToken(OneRow):
     """The last real token of a sequence: in a causal model, the only one that has seen all others."""
 
     name: str = "last"
-
-    @property
-    def block(self) -> int:
-        """Number of samples of a row: 1."""
-        return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
         """Return the shape of one row: (channels,)."""
@@ -218,18 +203,13 @@ class LastToken:
 
 
 @dataclass(frozen=True)
-class Flatten:
+class Flatten(OneRow):
     """All values of the output, in the order of the layer's axes.
 
     Of tokens: those that are no padding in their order, and zeros up to the largest number of tokens.
     """
 
     name: str = "flatten"
-
-    @property
-    def block(self) -> int:
-        """Number of samples of a row: 1."""
-        return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
         """Return the shape of the layer's output for one sample."""
@@ -241,7 +221,7 @@ class Flatten:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(OneRow):
     """Adaptive average to K x K positions, flattened as (channels, K, K), for feature maps and grids of tokens."""
 
     k: int
@@ -250,11 +230,6 @@ class Grid:
     def name(self) -> str:
         """Spec string: ``grid:K``."""
         return f"grid:{self.k}"
-
-    @property
-    def block(self) -> int:
-        """Number of samples of a row: 1."""
-        return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
         """Return the shape of one row: (channels, K, K), or (channels,) for a layer without positions."""
@@ -281,15 +256,10 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(OneRow):
     """The model's input, averaged to at most 8 x 8 pixels per channel. It is the control for similarity of inputs."""
 
     name: str = INPUT[1]
-
-    @property
-    def block(self) -> int:
-        """Number of samples of a row: 1."""
-        return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
         """Return the shape of one row: (channels h w,), with h and w at most 8."""
@@ -303,15 +273,10 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Values:
+class Values(OneRow):
     """The model's input as it is, if it has at most `MOST_VALUES` numbers: the control for similarity of inputs."""
 
     name: str = VALUES[1]
-
-    @property
-    def block(self) -> int:
-        """Number of samples of a row: 1."""
-        return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:
         """Return the shape of the input of one sample."""
@@ -323,15 +288,10 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(OneRow):
     """The number of the largest output of a classifier, which is the class that it predicts."""
 
     name: str = PREDICTION[1]
-
-    @property
-    def block(self) -> int:
-        """Number of samples of a row: 1."""
-        return 1
 
     def shape(self, layer: LayerSpec) -> tuple[int, ...]:  # noqa: ARG002 - the same for every classifier
         """Return the shape of one row: (1,)."""

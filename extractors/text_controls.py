@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 from repsim.errors import InvalidInputError
-from repsim.extractors.base import LayerSpec, Readout, Site
+from repsim.extractors.base import LayerSpec, OneRow, Readout, Site
 from repsim.labels import CHARACTERS, EMBEDDINGS, NAME_SEPARATOR, STATISTICS, TOKENS
 
 CHARACTER_COLUMNS = (128, 384, 512)
@@ -301,17 +301,8 @@ def _real_tokens(batch: Mapping[str, Any], special: Collection[int]) -> tuple[Ro
     return real.nonzero()[0], ids[real].astype(np.int64), len(ids)
 
 
-class _OneRow:
-    """A readout of a batch of texts that gives one row for each text."""
-
-    @property
-    def block(self) -> int:
-        """Number of samples of a row: 1."""
-        return 1
-
-
 @dataclass(frozen=True, kw_only=True)
-class TokenIds(_OneRow):
+class TokenIds(OneRow):
     """The ids of the model's tokens in their order, without special ones such as the class token."""
 
     longest: int
@@ -334,7 +325,7 @@ class TokenIds(_OneRow):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CharacterBag(_OneRow):
+class CharacterBag(OneRow):
     """The hashed counts of characters, of pairs and of triples of them, in lower case."""
 
     name: str = CHARACTERS[1]
@@ -354,7 +345,7 @@ class CharacterBag(_OneRow):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextStatistics(_OneRow):
+class TextStatistics(OneRow):
     """Statistics of the text: lengths, and shares of kinds of words, characters and tokens."""
 
     special: frozenset[int] = frozenset()
@@ -376,7 +367,7 @@ class TextStatistics(_OneRow):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class StaticEmbeddings(_OneRow):
+class StaticEmbeddings(OneRow):
     """The mean of the model's static embeddings over the real tokens: what it knows of words without their context."""
 
     embeddings: nn.Module = field(repr=False)

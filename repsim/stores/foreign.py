@@ -52,7 +52,7 @@ class Foreign:
     """Format, for the provenance."""
     layers: list[ForeignLayer] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
-    """What is no layer, with the reason."""
+    """Arrays that are no layers, with the reason."""
     columns: dict[str, Callable[[], Any]] = field(default_factory=dict)
     """Values of the samples by name, such as classes: functions that read them."""
     ids: Callable[[], Any] | None = None

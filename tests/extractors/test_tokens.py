@@ -438,3 +438,16 @@ def test_a_module_that_fails_on_some_samples_names_them() -> None:
     made: Any = make_extractor(Network(), name="net", samples=Sentences(14), forward=forward, collate=padded)
     with pytest.raises(InvalidInputError, match=r"net cannot run on the samples 12 ... 13: "):
         list(made.stream(Sentences(14), range(14), Stream(batch_size=4)))
+
+
+def test_a_transform_without_a_hash() -> None:
+    @dataclass
+    class Cut:
+        most: int
+
+        def __call__(self, tokens: Tensor) -> Tensor:
+            return tokens[: self.most]
+
+    prepared = prepare_samples(Sentences(), transform=Cut(2), collate=padded)
+    assert prepared.examples[0]["tokens"].shape == (3, 2)
+    assert prepared.record["transform"].endswith("Cut")

@@ -33,7 +33,7 @@ class World:
     n: int = 200
     seed: int = 0
     topics: float = 0.0
-    """How much both inputs depend on the topics."""
+    """Weight of the topics in both inputs."""
     labels: NDArray[np.int64] | None = None
     pixels: Array = field(init=False)
 
