@@ -111,7 +111,7 @@ class GramSweep(SummedSweep[GramMeasure]):
         noise = (removed * (100 * eps) ** 2).unflatten(0, (self.times, len(self.layers))).amax(0).numpy()
         return noise
 
-    def _read(self, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    def _read(self, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[Any, Any]]:
         """Yield the data for the tiles of each pair of panels; panels in memory are not read again.
 
         If there is no room, the panel whose next use is farthest away is removed.
@@ -120,18 +120,22 @@ class GramSweep(SummedSweep[GramMeasure]):
         for when, pair in enumerate(pairs):
             for i in pair:
                 uses[i].append(when)
-        kept: dict[int, list[Tensor]] = {}
+        kept: dict[int, Any] = {}
         for pair in pairs:
             for i in pair:
                 if i not in kept:
                     if len(kept) >= max(2, self.held):
                         others = (old for old in kept if old not in pair)
                         del kept[max(others, key=lambda old: uses[old][0] if uses[old] else len(pairs))]
-                    kept[i] = [draw.rows(self._panels_of[i]) for draw in self.draws]
+                    kept[i] = self._rows(i)
                 uses[i].popleft()
             yield kept[pair[0]], kept[pair[1]]
 
-    def _part(self, left: slice, right: slice, x: list[Tensor], y: list[Tensor], shifts: list[Tensor]) -> Sums:
+    def _rows(self, panel: int) -> Any:
+        """Return the data of all layers for tiles with the samples of a panel."""
+        return [draw.rows(self._panels_of[panel]) for draw in self.draws]
+
+    def _part(self, left: slice, right: slice, x: Any, y: Any, shifts: list[Tensor]) -> Sums:
         layers, several = len(self.layers), len(self.measures) > 1
         place = float64_device(self.device)
         products = torch.zeros(len(self.measures), self.height, self.width, dtype=torch.float64, device=place)

@@ -1,0 +1,542 @@
+"""Sum the Gram matrices of layers over single samples, over halves of the samples, and within classes, in one pass.
+
+A study needs debiased CKA of all samples, without each sample, on random halves, and within classes. All of these are
+sums over the same tiles, and making the tiles takes most of the time. So every tile is made once and used for all.
+
+Sums are kept as whole numbers of a tiny unit. Whole numbers can be added in any order with the same result, so the sums
+are equal to the bit however the tiles are shared among processes.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+from typing_extensions import override
+
+from repsim.errors import InvalidInputError
+from repsim.metrics.algorithms.gram_space import GramSweep, tile_side
+from repsim.metrics.algorithms.sweep import Sums
+from repsim.metrics.cka import CKA
+from repsim.metrics.recipes.gram import Gram
+from repsim.metrics.recipes.groups import Groups
+from repsim.metrics.recipes.rows import cut, float64_device, pieces
+from repsim.metrics.recipes.within_classes import degrees_of_freedom
+from repsim.runtime import tuning
+
+_BITS = 61
+"""Bits of the largest possible sum, so that no sum of whole numbers overflows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    """Inner products of centred kernels of the rows with those of the columns, and of each layer with itself."""
+
+    pairs: Float64[np.ndarray, "*batch rows columns"]
+    own: Float64[np.ndarray, "*batch layers"]
+    """||A||^2 of all layers, those of the rows first; NaN for a layer that consists of rounding errors."""
+
+
+@dataclass(eq=False)
+class _Panel:
+    """Features of a run of samples, of all layers, and what follows from them; samples are sorted by their cell."""
+
+    features: list[Tensor]
+    """(samples, p) of each layer."""
+    of_classes: list[Tensor]
+    """H (samples, classes) of each layer, such that A_ij - H[i, class of j] - H[j, class of i] is centred within
+    classes."""
+    transposed: list[Tensor]
+    """The same, (classes, samples)."""
+    own_class: Float64[Tensor, "layers subsets samples"]
+    """H of the sample's own class, centred within classes of each subset of the samples."""
+
+
+class SampleSums(GramSweep):
+    """Sums over the tiles of U-centred Gram matrices, for pairs of rows and columns.
+
+    Let A and B be the U-centred kernels of two layers, A_ij = x_i'x_j - o_i - o_j off the diagonal and A_ii = 0.
+
+    **Single samples.** D_i = sum_j A_ij B_ij. Without sample i, <A, B> becomes <A, B> - 2 (n-2)/(n-3) D_i
+    (`repsim.engine.jackknife`).
+
+    **Subsets.** Samples are divided into cells, and a subset S consists of cells; half of the cells are a half of the
+    samples. With a_i = sum_(j in S) A_ij and m samples in S, debiased HSIC of the subset is, up to a factor,
+
+        sum_(i, j in S) A_ij B_ij + (sum_i a_i)(sum_i b_i) / ((m-1)(m-2)) - 2/(m-2) sum_i a_i b_i,
+
+    because it is invariant to offsets of rows and columns. The first sum is one of sums over pairs of cells.
+
+    **Within classes.** Kernels of features minus the mean of their class, in pairs of different classes
+    (`repsim.metrics.recipes.within_classes`). With K_ij = A_ij and K_ii = x_i'x_i - 2 o_i, the mean G_ic of K_ij over the
+    samples j of class c, and M_cc' that of G_ic' over those of class c, the centred kernel is
+
+        W_ij = K_ij - H_i,c(j) - H_j,c(i), with H_ic = G_ic - M_c(i)c / 2.
+
+    Sums over single samples are made of W. Those over subsets, on which the means are others, follow from
+
+        sum_(i, j in S) W_ij V_ij = sum_(i, j in S) K_ij L_ij - 2 sum_ic n_c G_ic F_ic + sum_cc' n_c n_c' M_cc' N_cc',
+
+    for two layers with kernels K and L, minus the sum over pairs of the same class.
+
+    Parameters
+    ----------
+    rows, columns : sequence of Gram
+        Linear kernels of all samples, without groups of samples.
+    cells : array of shape (n,)
+        Cell of each sample, from 0.
+    subsets : array of shape (subsets, cells)
+        Which cells each subset has. Without subsets there are none.
+    classes : Groups, optional
+        Classes of the samples.
+    keep : bool
+        Whether sums of single samples are kept.
+    cubes : bool
+        Whether sum_ij A_ij^3 of every layer is computed as well.
+    panel, tile, held : int
+        As in `GramSweep`; 0 for the settings of `tuning`.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Gram],
+        columns: Sequence[Gram],
+        *,
+        cells: Int64[np.ndarray, " n"],
+        subsets: Bool[np.ndarray, "subsets cells"],
+        classes: Groups | None = None,
+        keep: bool = True,
+        cubes: bool = False,
+        panel: int = 0,
+        tile: int = 0,
+        held: int = 2,
+    ) -> None:
+        settings = tuning.current()
+        count = len({id(layer) for layer in [*rows, *columns]})
+        panel, tile = panel or settings.panel, tile or tile_side(count * (1 if classes is None else 2), 4)
+        super().__init__(rows, columns, [CKA()], panel=panel, tile=min(tile, panel), held=held)
+        if self.groups is not None or any(layer.kernel != "linear" or layer.size for layer in self.layers):
+            raise InvalidInputError("sums of single samples are those of linear kernels of independent samples")
+        self._n, self._place = self.draws[0].n, float64_device(self.device)
+        self._classes, self._subsets = classes, np.asarray(subsets, bool)
+        self._cells = torch.from_numpy(np.asarray(cells, np.int64))
+        self._order = torch.cat([i.start + self._cells[i].argsort(stable=True) for i in self._panels_of])
+        """Samples in the order in which they are read: within each panel, cell after cell."""
+        self._numbers = None if classes is None else classes.numbers[self._order]
+        self._square = self.first == 0 and self.height == len(self.layers)
+        bits = 2 * math.ceil(math.log2(self._n))
+        self._unit, self._cube_unit = 2.0 ** (bits - _BITS), 2.0 ** (bits * 3 / 2 - _BITS)
+        shape, layers, parts = (self.height, self.width), len(self.layers), self._subsets.shape[1]
+        self._sums: dict[str, Int64[Tensor, "..."]] = {}
+
+        def whole(name: str, *size: int) -> None:
+            self._sums[name] = torch.zeros(size, dtype=torch.int64, device=self._place)
+
+        self._keep, self._cubes = keep, cubes
+        whole("cells", parts, parts, *shape)
+        whole("own of cells", parts, parts, layers)
+        if keep:
+            whole("samples", self._n, *shape)
+            whole("own of samples", self._n, 0 if self._square else layers)
+        if cubes:
+            whole("cubes", layers)
+        if classes is not None:
+            if keep:
+                whole("within", self._n, *shape)
+                whole("own within", self._n, 0 if self._square else layers)
+            subsets_and_all = 1 + len(self._subsets)
+            whole("same class", subsets_and_all, *shape)
+            whole("own same class", subsets_and_all, layers)
+            whole("class means", subsets_and_all, *shape)
+            whole("own class means", subsets_and_all, layers)
+        self._offsets64 = torch.stack(self._offsets(self.measures[0])).to(self._place)
+        self._shifts = self._offsets64[:, self._order.to(self._place)].to(self.device, self.dtype)
+        self._with_all = np.concatenate([np.ones((1, parts), bool), self._subsets])
+        """All samples, and then the subsets, as cells."""
+        self._members = torch.from_numpy(self._with_all[:, np.asarray(cells, np.int64)]).to(self._place)
+        """Whether each sample is in all samples, and in each subset."""
+        self._cell_sums: list[Float64[Tensor, "cells classes p"]] = []
+        self._means: list[Float[Tensor, "subsets classes p"]] = []
+
+    # The sums
+
+    def prepare(self, gather: Callable[[dict[int, Any]], list[dict[int, Any]]], part: slice | None = None) -> None:
+        """Sum the features of every layer over cells and classes, in one pass over each layer.
+
+        Parameters
+        ----------
+        gather : callable
+            Function that exchanges results among processes.
+        part : slice, optional
+            Layers that this process reads; by default all.
+        """
+        if not self._subsets.size and self._classes is None:
+            return
+        own = range(len(self.layers))[part or slice(None)]
+        sums = {k: self._sum_features(self.layers[k]) for k in own}
+        exchanged = {k: values for part_of in gather(sums) for k, values in part_of.items()}
+        self._cell_sums = [exchanged[k].to(self._place) for k in range(len(self.layers))]
+        if self._classes is None:
+            return
+        members = torch.from_numpy(self._with_all).to(self._place, torch.float64)
+        sizes = self._class_sizes().clamp(min=1)[..., None]
+        self._means = [
+            (torch.einsum("sk,kcp->scp", members, sums) / sizes).to(self.device, self.dtype)
+            for sums in self._cell_sums
+        ]
+
+    def _sum_features(self, layer: Gram) -> Float64[Tensor, "cells classes p"]:
+        classes = 1 if self._classes is None else self._classes.count
+        place = (self._cells if self._classes is None else self._cells * classes + self._classes.numbers).to(self._place)
+        total = torch.zeros(self._subsets.shape[1] * classes, layer.p, dtype=torch.float64, device=self._place)
+        for i in pieces(layer.features):
+            total.index_add_(0, place[i], layer.features[i].to(total))
+        return total.unflatten(0, (-1, classes)).cpu()
+
+    @functools.cache  # noqa: B019 - lives as long as the sweep
+    def _class_sizes(self) -> Float64[Tensor, "subsets classes"]:
+        """Return the number of samples of each class in all samples, and in each subset."""
+        assert self._classes is not None, "there are classes"
+        sizes = self._members.new_zeros(len(self._members), self._classes.count, dtype=torch.float64)
+        return sizes.index_add_(1, self._classes.numbers.to(self._place), self._members.double())
+
+    @functools.cache  # noqa: B019
+    def _class_offsets(self) -> Float64[Tensor, "layers subsets classes"]:
+        """Return the mean offset of every class in all samples, and in each subset."""
+        assert self._classes is not None, "there are classes"
+        weighted = self._offsets64[:, None] * self._members
+        sums = weighted.new_zeros(*weighted.shape[:2], self._classes.count)
+        sums.index_add_(2, self._classes.numbers.to(self._place), weighted)
+        return sums / self._class_sizes().clamp(min=1)
+
+    def accumulate(self, units: Sequence[int], step: Callable[[], None]) -> None:
+        """Add the tiles of these units to the sums; ``step`` is called after each unit."""
+        for _ in self.parts(units):
+            step()
+
+    def exchange(self, add: Callable[[Tensor], Tensor]) -> None:
+        """Add the sums of all processes; ``add`` does this for one array."""
+        for name, values in self._sums.items():
+            self._sums[name] = add(values)
+
+    @property
+    def state(self) -> Mapping[str, Int64[Tensor, "..."]]:
+        """All sums, as whole numbers."""
+        return self._sums
+
+    @override
+    def _rows(self, panel: int) -> Any:
+        i = self._panels_of[panel]
+        order = self._order[i] - i.start
+        features = [draw.rows(i)[order.to(self.device)] for draw in self.draws]
+        if self._classes is None:
+            return _Panel(features, [], [], torch.empty(0))
+        assert self._numbers is not None, "set together with the classes"
+        samples, numbers = self._order[i].to(self._place), self._numbers[i].to(self.device)
+        offsets, of_classes = self._offsets64[:, samples], self._class_offsets()
+        tables, own = [], []
+        for k, x in enumerate(features):
+            means, shifts = self._means[k], of_classes[k].to(self.device, self.dtype)
+            G = x @ means[0].T - offsets[k, :, None].to(x) - shifts[0]
+            M = (means[0] @ means[0].T) - shifts[0] - shifts[0][:, None]
+            tables.append((G - M[numbers] / 2).contiguous())
+            matching = torch.stack([torch.linalg.vecdot(mean[numbers], x) for mean in means])
+            matching -= offsets[k].to(x) + shifts[:, numbers]
+            diagonal = means.square().sum(2) - 2 * shifts
+            own.append(matching - diagonal[:, numbers] / 2)
+        return _Panel(features, tables, [H.T.contiguous() for H in tables], torch.stack(own))
+
+    @override
+    def _part(self, left: slice, right: slice, x: Any, y: Any, shifts: list[Tensor]) -> Sums:
+        layers, within = len(self.layers), self._classes is not None
+        side = min(self.tile, max(left.stop - left.start, right.stop - right.start))
+        kept = within and self._keep
+        memory = torch.empty(2 + 2 * kept, layers * side**2, dtype=self.dtype, device=self.device)
+        if left == right and within:
+            self._add_class_means(left, x)
+        for i, j in self._tiles(left, right):
+            shape = (layers, i.stop - i.start, j.stop - j.start)
+            spare = [m[: math.prod(shape)] for m in memory]
+            stack = spare[0].view(shape)
+            rows, columns = slice(i.start - left.start, i.stop - left.start), slice(j.start - right.start, j.stop - right.start)
+            weight = 1 if i == j else 2
+            if within:
+                assert self._numbers is not None, "set together with the classes"
+                ci, cj = (self._numbers[side].to(self.device) for side in (i, j))
+                differ = (ci[:, None] != cj).to(self.dtype)
+            for k, draw in enumerate(self.draws):
+                draw.tile(x.features[k][rows], y.features[k][columns], i, j, stack[k])
+                stack[k].sub_(self._shifts[k, i, None]).sub_(self._shifts[k, j])
+                if i == j:
+                    stack[k].fill_diagonal_(0)
+                if self._cubes:
+                    cube = torch.linalg.vecdot(stack[k].square(), stack[k])
+                    self._sums["cubes"][k] += weight * (cube.double().sum() / self._cube_unit).round().long()
+                if kept:  # while the tile is in the cache
+                    centred = spare[2].view(shape)[k]
+                    torch.sub(stack[k], x.of_classes[k][rows].index_select(1, cj), out=centred)
+                    centred.sub_(y.transposed[k][:, columns].index_select(0, ci)).mul_(differ)
+            self._add_tile(stack, i, j, self._names("samples"), spare[1], weight)
+            if kept:
+                self._add_tile(spare[2].view(shape), i, j, self._names("within"), spare[3], 0)
+            if within:
+                self._add_same_class(stack, i, j, rows, columns, x, y, differ == 0, weight)
+        return np.zeros(0)
+
+    @staticmethod
+    def _names(what: str) -> tuple[str, str]:
+        return what, "own of samples" if what == "samples" else "own within"
+
+    def _tiles(self, left: slice, right: slice) -> Iterator[tuple[slice, slice]]:
+        from repsim.metrics.algorithms.gram_space import tiles  # noqa: PLC0415
+
+        yield from tiles(left, right, self._n, self.tile)
+
+    def _cell_runs(self, i: slice) -> Iterator[tuple[int, slice]]:
+        """Yield the cells of a run of samples, with their places within the run."""
+        cells = self._cells[self._order[i]]
+        values, counts = cells.unique_consecutive(return_counts=True)
+        start = 0
+        for cell, count in zip(values.tolist(), counts.tolist(), strict=True):
+            yield cell, slice(start, start + count)
+            start += count
+
+    def _add_tile(
+        self, stack: Tensor, i: slice, j: slice, names: tuple[str, str], spare: Tensor, weight: int
+    ) -> None:
+        """Add a tile to the sums of its rows' samples and, off the diagonal, to those of its columns' samples.
+
+        With a ``weight``, also to the sums over pairs of cells, which only the rows add.
+        """
+        self._add_rows(stack, i, j, names, weight)
+        if i == j or not self._keep:
+            return
+        transposed = spare.view(stack.shape[0], stack.shape[2], stack.shape[1])
+        for source, target in zip(stack, transposed, strict=True):
+            target.copy_(source.T)  # one matrix at a time, because torch then transposes in blocks
+        self._add_rows(transposed, j, i, names, 0)
+
+    def _add_rows(self, stack: Tensor, i: slice, j: slice, names: tuple[str, str], weight: int) -> None:
+        by_row = stack.transpose(0, 1)
+        columns = list(self._cell_runs(j)) if weight else [(0, slice(0, j.stop - j.start))]
+        for cell, part in columns:
+            piece = by_row[:, :, part]
+            pairs = self._whole(piece[:, : self.height] @ piece[:, self.first :].mT)
+            if self._square:
+                own = pairs.diagonal(dim1=1, dim2=2)
+            else:
+                own = self._whole(torch.linalg.vecdot(piece, piece))
+            if self._keep:
+                self._sums[names[0]][i] += pairs
+                if not self._square:
+                    self._sums[names[1]][i] += own
+            if weight:
+                for other, rows in self._cell_runs(i):
+                    self._sums["cells"][other, cell] += weight * pairs[rows].sum(0)
+                    self._sums["own of cells"][other, cell] += weight * own[rows].sum(0)
+
+    def _whole(self, values: Tensor) -> Int64[Tensor, "..."]:
+        """Return values as whole numbers of the unit."""
+        if values.dtype == torch.float64:
+            return values.div(self._unit).round_().long().to(self._place)
+        return values.div_(self._unit).long().to(self._place)  # division by a power of two rounds nothing
+
+    def _add_same_class(
+        self, stack: Tensor, i: slice, j: slice, rows: slice, columns: slice, x: _Panel, y: _Panel, alike: Tensor,
+        weight: int,
+    ) -> None:  # fmt: skip
+        """Add the pairs of different samples of one class, centred within the classes of each subset."""
+        if i == j:
+            alike = alike.clone().fill_diagonal_(False)  # noqa: FBT003
+        r, c = alike.nonzero(as_tuple=True)
+        if not len(r):
+            return
+        places = (self._order[i].to(r.device)[r], self._order[j].to(r.device)[c])
+        values = stack[:, r, c]
+        left, right = x.own_class[:, :, rows], y.own_class[:, :, columns]
+        for s, member in enumerate(self._members):
+            both = (member.to(r.device)[places[0]] & member.to(r.device)[places[1]]).nonzero()[:, 0]
+            if not len(both):
+                continue
+            for run in cut(len(both), max(1, 2**24 // len(self.layers))):
+                chosen = both[run]
+                W = values[:, chosen] - left[:, s, r[chosen]] - right[:, s, c[chosen]]
+                self._add_products("same class", s, W, weight)
+
+    def _add_products(self, name: str, s: int, W: Float[Tensor, "layers entries"], weight: float) -> None:
+        """Add the inner products of rows and columns, over some entries of their kernels."""
+        W = W.to(self._place, torch.float64)
+        pairs, own = W[: self.height] @ W[self.first :].T, torch.linalg.vecdot(W, W)
+        self._sums[name][s] += (weight * pairs / self._unit).round_().long()
+        self._sums[f"own {name}"][s] += (weight * own / self._unit).round_().long()
+
+    def _add_class_means(self, i: slice, x: _Panel) -> None:
+        """Add sum_ic n_c G_ic F_ic over the samples of a panel, and the diagonals of pairs of one class."""
+        assert self._numbers is not None, "set together with the classes"
+        samples = self._order[i].to(self._place)
+        sizes, of_classes = self._class_sizes(), self._class_offsets()
+        squared = torch.stack([layer.squared_norms.to(self._place)[samples] for layer in self.layers])
+        diagonal = squared - 2 * self._offsets64[:, samples]
+        for s in range(len(self._members)):
+            inside = self._members[s, samples].nonzero()[:, 0]
+            W = diagonal[:, inside] - 2 * x.own_class[:, s, inside.to(self.device)].to(self._place, torch.float64)
+            self._add_products("same class", s, W, 1)
+            classes = sizes.shape[1]
+            for run in cut(len(inside), max(1, 2**24 // (classes * len(self.layers)))):
+                rows = inside[run]
+                G = torch.stack([
+                    (features[rows.to(self.device)] @ self._means[k][s].T).to(self._place, torch.float64)
+                    - self._offsets64[k, samples[rows], None] - of_classes[k, s]
+                    for k, features in enumerate(x.features)
+                ])  # fmt: skip
+                self._add_products("class means", s, (G * sizes[s].sqrt()).flatten(1), 1)
+
+    # What follows from the sums
+
+    def _float(self, name: str) -> Float64[np.ndarray, "..."]:
+        return np.asarray(self._sums[name].cpu().numpy() * self._unit)
+
+    def _over_cells(self, s: int) -> Products:
+        """Return the sums over pairs of different samples of all samples (0), or of a subset (from 1)."""
+        inside = np.flatnonzero(self._with_all[s])
+        chosen = np.ix_(inside, inside)
+        pairs, own = (self._sums[name].cpu().numpy() for name in ("cells", "own of cells"))
+        # a pair of cells was seen once, in either order, with the weight of both
+        return Products(pairs[chosen].sum((0, 1)) * self._unit, own[chosen].sum((0, 1)) * self._unit)
+
+    @functools.cached_property
+    def noise_of_all(self) -> Float64[np.ndarray, " layers"]:
+        """Largest ||A||^2 of each layer that is only rounding errors."""
+        return self._noise(self.measures[0])
+
+    @functools.cached_property
+    def all(self) -> Products:
+        """Inner products over all samples."""
+        sums = self._over_cells(0)
+        return Products(sums.pairs, np.where(sums.own > self.noise_of_all, sums.own, np.nan))
+
+    def subset(self, s: int) -> Products:
+        """Return the debiased inner products on a subset of the samples, numbered from 0."""
+        sums, members = self._over_cells(1 + s), self._members[1 + s]
+        m = int(members.sum())
+        a = self._row_sums(1 + s)
+        total = a.sum(1)
+        scale = (m - 1) * (m - 2)
+        left, right = a[: self.height], a[self.first :]
+        pairs = sums.pairs + (torch.outer(total[: self.height], total[self.first :]) / scale).cpu().numpy()
+        pairs -= (2 / (m - 2) * left @ right.T).cpu().numpy()
+        own = sums.own + (total.square() / scale - 2 / (m - 2) * a.square().sum(1)).cpu().numpy()
+        noise = self._eps * (sums.own + 2 / m * a.square().sum(1).cpu().numpy())
+        return Products(pairs, np.where(own > noise, own, np.nan))
+
+    @functools.cached_property
+    def _eps(self) -> Float64[np.ndarray, " layers"]:
+        return 100 * np.array([draw.eps for draw in self.draws])
+
+    def _row_sums(self, s: int) -> Float64[Tensor, "layers members"]:
+        """Return a_i = sum_j A_ij over the other samples of a subset, for its samples."""
+        inside = self._members[s].nonzero()[:, 0]
+        weights = torch.from_numpy(self._with_all[s]).to(self._place, torch.float64)
+        rows = []
+        for k, layer in enumerate(self.layers):
+            total = torch.einsum("k,kcp->p", weights, self._cell_sums[k])
+            products = torch.cat([layer.features[i].to(total) @ total for i in pieces(layer.features)])[inside]
+            o = self._offsets64[k, inside]
+            rows.append(products - layer.squared_norms.to(self._place)[inside] - (len(inside) - 2) * o - o.sum())
+        return torch.stack(rows)
+
+    def within(self, s: int) -> Products:
+        """Return inner products within classes over all samples (0), or over a subset (from 1), per degree of freedom.
+
+        NaN if the classes leave no degree of freedom.
+        """
+        sums, members = self._over_cells(s), self._members[s]
+        squared = torch.stack([layer.squared_norms.to(self._place) for layer in self.layers])
+        d = ((squared - 2 * self._offsets64) * members).cpu().numpy()
+        sizes = self._class_sizes()[s]
+        means = self._mean_products(s, sizes)
+        parts = [
+            (sums.pairs, sums.own), (d[: self.height] @ d[self.first :].T, np.square(d).sum(1)), means,
+        ]  # fmt: skip
+        pairs, own = (sum(part) for part in zip(*parts, strict=True))
+        for name, weight in (("class means", 2), ("same class", 1)):
+            pairs, own = pairs - weight * self._float(name)[s], own - weight * self._float(f"own {name}")[s]
+        degrees = float(degrees_of_freedom(sizes.cpu().long()))
+        degrees = degrees if degrees > 0 else math.nan
+        return Products(np.asarray(pairs / degrees), np.asarray(own / degrees))
+
+    def _mean_products(
+        self, s: int, sizes: Float64[Tensor, " classes"]
+    ) -> tuple[Float64[np.ndarray, "rows columns"], Float64[np.ndarray, " layers"]]:
+        """Return sum_cc' n_c n_c' M_cc' N_cc' of all pairs, and of every layer with itself."""
+        offsets, layers = self._class_offsets()[:, s], len(self.layers)
+        pairs = torch.zeros(self.height, self.width, dtype=torch.float64, device=self._place)
+        own = torch.zeros(layers, dtype=torch.float64, device=self._place)
+        for run in cut(len(sizes), max(1, 2**24 // (len(sizes) * layers))):
+            M = torch.stack([
+                self._means[k][s][run].double() @ self._means[k][s].double().T - offsets[k, run, None] - offsets[k]
+                for k in range(layers)
+            ])  # fmt: skip
+            M = (M * (sizes[run, None] * sizes).sqrt()).flatten(1)
+            pairs += M[: self.height] @ M[self.first :].T
+            own += torch.linalg.vecdot(M, M)
+        return pairs.cpu().numpy(), own.cpu().numpy()
+
+    @property
+    def cubes(self) -> Float64[np.ndarray, " layers"]:
+        """sum_ij A_ij^3 of every layer."""
+        return np.asarray(self._sums["cubes"].cpu().numpy() * self._cube_unit)
+
+    @functools.cached_property
+    def _place_of(self) -> Int64[Tensor, " n"]:
+        return self._order.argsort()
+
+    def without(self, run: slice) -> Products:
+        """Return <A, B> without each sample of a run."""
+        c = 2 * (self._n - 2) / (self._n - 3)
+        pairs, own = self._of_samples("samples", "own of samples", run)
+        own = self._over_cells(0).own - c * own
+        noise = np.maximum(self.noise_of_all, self._eps * np.abs(self._over_cells(0).own))
+        return Products(self.all.pairs - c * pairs, np.where(own > noise, own, np.nan))
+
+    def within_without(self, run: slice) -> Products:
+        """Return inner products within classes without each sample of a run, for each degree of freedom that is left.
+
+        Without sample i of a class of m samples, the mean of its class changes, and the others move by x_i / (m - 1).
+        As the deviations of a class sum to 0, the result is exactly <W, V> - 2 m / (m - 1) D_i, D_i = sum_j W_ij V_ij.
+        Nothing moves if no sample of the class is left.
+        """
+        assert self._classes is not None, "there are classes"
+        class_of = self._classes.numbers[run]
+        sizes = self._classes.sizes.repeat(len(class_of), 1)
+        rest = sizes[torch.arange(len(sizes)), class_of] - 1
+        sizes[torch.arange(len(sizes)), class_of] = rest
+        weights = (2 + torch.where(rest > 0, 2 / rest.double(), 0)).numpy()
+        pairs, own = self._of_samples("within", "own within", run)
+        whole = self._within_totals
+        degrees = degrees_of_freedom(sizes).numpy()
+        degrees = np.where(degrees > 0, degrees, np.nan)
+        return Products(
+            (whole.pairs - weights[:, None, None] * pairs) / degrees[:, None, None],
+            (whole.own - weights[:, None] * own) / degrees[:, None],
+        )
+
+    @functools.cached_property
+    def _within_totals(self) -> Products:
+        """Inner products within classes over all samples, as sums over single samples."""
+        pairs = self._sums["within"].sum(0)
+        own = pairs.diagonal() if self._square else self._sums["own within"].sum(0)
+        return Products(pairs.cpu().numpy() * self._unit, own.cpu().numpy() * self._unit)
+
+    def _of_samples(
+        self, name: str, own_name: str, run: slice
+    ) -> tuple[Float64[np.ndarray, "run rows columns"], Float64[np.ndarray, "run layers"]]:
+        place = self._place_of[run].to(self._place)
+        pairs = self._sums[name][place].cpu().numpy() * self._unit
+        own = np.diagonal(pairs, axis1=1, axis2=2) if self._square else self._sums[own_name][place].cpu().numpy() * self._unit
+        return pairs, own
